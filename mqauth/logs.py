@@ -93,7 +93,7 @@ _TABLE: Final = (
     ("messages", logging.ERROR, "handler.failed"),
     ("pipeline", logging.WARNING, "claim.not_renewed observer.failed"),
     ("policy", logging.WARNING, "policy.unsafe"),
-    ("rollout", logging.WARNING, "rollout.not_awaited rollout.wired_in"),
+    ("rollout", logging.WARNING, "rollout.alias rollout.not_awaited rollout.wired_in"),
     ("rollout", logging.CRITICAL, "rollout.mark_void"),
     (
         "rabbitmq",

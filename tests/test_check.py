@@ -330,6 +330,14 @@ def redis(url: str) -> Change:
     return edits(('"memory"', f'"{url}"'))
 
 
+def moved(signed_for: str) -> Change:
+    """Return an edit that takes messages that were signed for elsewhere."""
+    table = (
+        f'[[consumer.accept_as]]\nat = "rabbitmq:/billing"\nsigned_for = ["{signed_for}"]\n\n[[consumer.issuers]]'
+    )
+    return lambda world: setattr(world, "text", world.text.replace("[[consumer.issuers]]", table, 1))
+
+
 def case(code: str, key: str, bad: Change, good: Change = NOTHING) -> Any:
     """Return a case as a parameter."""
     return pytest.param(Case(code=code, key=key, bad=bad, good=good), id=f"{code}-{key}")
@@ -379,6 +387,11 @@ CASES = [
          edits(("leeway = 5", "leeway = 15"))),
     case("append_without_evidence", "consumer.append_evidence", edits(('append_evidence = "interceptor"\n', "")),
          edits(('append_evidence = "interceptor"\n', ""), ('"rabbitmq:shop/orders.#", ', ""))),
+    case("allow_unsigned_headers_broad", "consumer.allow_unsigned_headers",
+         edits(("[consumer]\n", '[consumer]\nallow_unsigned_headers = ["x-trac*"]\n')),
+         edits(("[consumer]\n", '[consumer]\nallow_unsigned_headers = ["x-trace-*", "sw8"]\n'))),
+    case("accept_as_broad", "consumer.accept_as", moved("rabbitmq:shop/orders.#"),
+         moved("rabbitmq:shop/orders.*")),
     case("unsigned_headers_hidden", "consumer.unsigned_headers", edits(('"reject"', '"hide"'))),
     # issuers and rules
     case("issuer_unbound", "consumer.issuers[0].subjects", no_binding,

@@ -16,7 +16,7 @@ LIMITS = {
     ("kafka/consumer", "kafka/poller", "kafka/client:check_client,session_of,rebalance_patience"): 190,
     ("confluent/consumer", "confluent/poller", "confluent/client:check_consumer,membership_of,_check_kind"): 200,
     ("aiokafka/consumer", "aiokafka/poller"): 200,
-    ("aiokafka/client",): 90,
+    ("aiokafka/client",): 100,
     ("aiokafka/producer:Producer",): 100,
     ("aiokafka/confirmed:DeadLetters,AuditTopic,confirming",): 55,
     ("aiokafka/translate",): 50,

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from mqauth.errors import ConfigurationError
+from mqauth.logs import emit
 
 DEFAULT_DELIVERY_LIMIT: Final = 20
 """RabbitMQ 4's own default; a lower one condemns healthy messages in ordinary network failures."""
@@ -68,3 +69,9 @@ async def is_stream(refusal: Callable[[dict[str, Any]], Awaitable[str]]) -> bool
         argument, value, kind = differs.groups()
         wanted[argument] = int(value) if value.isdigit() and kind != "longstr" else value
     return False
+
+
+def warn_of_shared_connection(queue: str) -> None:
+    """Warn that the dead letters of a queue go over its consumer's connection."""
+    text = "%s: dead letters share its connection; under a memory alarm acks will stall"
+    emit("client.shared_connection", text, queue)

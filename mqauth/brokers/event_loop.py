@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import Context, copy_context
 from functools import wraps
 from typing import Any
 
 from mqauth.flow import is_async
+from mqauth.judging.unverified import Unverifieds
 
 Timer = Callable[[float, Callable[[], None]], Any]
 """Calls a function after so many seconds: ``call_later``, or a test's own."""
@@ -46,6 +47,13 @@ def on_thread(handler: Callable[..., Any]) -> Callable[..., Any]:
             return await running
 
     return handle
+
+
+def on_threads(unverified: Unverifieds | None) -> Unverifieds | None:
+    """Return what takes an ``Unverified``, on threads as ``on_thread``."""
+    if isinstance(unverified, Mapping):
+        return {kind: on_thread(handler) for kind, handler in unverified.items()}
+    return None if unverified is None else on_thread(unverified)
 
 
 async def first_of(*wanted: Awaitable[Any]) -> None:

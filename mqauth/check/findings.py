@@ -140,6 +140,12 @@ _TABLE: Final = (
     Code("unsigned_headers_hidden", NOTE,
          "Unsigned headers are hidden from Verified.headers, but code that reads .native still sees them.",
          'unsigned_headers = "reject", where nothing on the way adds headers of its own.'),
+    Code("allow_unsigned_headers_broad", ERROR,
+         "A beginning that ends within a word may be that of an application's header, which then stands unsigned.",
+         'Names, or beginnings up to a hyphen, such as "x-acme-trace-*".'),
+    Code("accept_as_broad", WARNING,
+         "With # messages that were signed for any destination of an exchange are taken for this one.",
+         "The destinations that are moved here, one by one."),
     # Issuers, their keys, and rules.
     Code("issuer_unbound", ERROR,
          "A key that names no subject is refused, because it could sign for any producer of its issuer.",

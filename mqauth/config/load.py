@@ -171,7 +171,8 @@ class Configuration:
             issuer.issuer: Issuer(keys=_key_source(issuer, self._clock), **issuer.arguments(Issuer))
             for issuer in found.issuers
         }
-        verifier = Verifier(keys=issuers, release=self._releases(found.leeway), **found.arguments(Verifier))
+        settings = found.arguments(Verifier) | {"accept_as": [each.alias for each in found.accept_as]}
+        verifier = Verifier(keys=issuers, release=self._releases(found.leeway), **settings)
         return Pipeline(
             verifier=verifier, policy=Allow([rule.rule for rule in found.allow]), replay=self._store(),
             scope=found.scope, exception_messages=found.exception_messages, clock=self._clock, **more,

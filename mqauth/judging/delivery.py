@@ -227,6 +227,8 @@ def _extra(delivery: Delivery) -> dict[str, Any]:
     if delivery.rejection is not None:
         halves = {"found": delivery.rejection.found, "expected": delivery.rejection.expected}
         found |= {name: dict(said) for name, said in halves.items() if said}
+    verified, arrived = delivery.verified, delivery.message.destination
+    found |= {} if verified is None or verified.destination == arrived else {"signed_for": verified.destination}
     rung = delivery.rung
     return found if rung is None or delivery.unverified is None else found | {"rung": rung.label}
 

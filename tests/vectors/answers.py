@@ -45,11 +45,30 @@ def answers() -> dict[str, Any]:
     return {"profile": 1} | found | {"consumer": consumer}
 
 
+TRACED: Final = (
+    "b3", "X-B3-TraceId", "sentry-trace", "x-datadog-trace-id", "uber-trace-id", "uberctx-user", "X-Amzn-Trace-Id",
+    "x-cloud-trace-context", "newrelic", "elastic-apm-traceparent", "x-shovelled", "x-shovelled-timestamp",
+    "x-received-from", "x-original-exchange", "x-original-routing-key",
+)  # fmt: skip
+
+
+def traced(value: bytes = b"1") -> Message:
+    """Return a message with the headers that tracing systems and shovels add."""
+    return kafka(headers=(("tenant", b"acme"), *((name, value) for name in TRACED)))
+
+
+def retraced(sealed: Message) -> Message:
+    """Return a sealed message whose tracing headers all have changed on the way."""
+    return replace(sealed, headers=(*traced(b"2").headers, sealed.headers[-1]))
+
+
 def accepted() -> list[Case]:
     """Return messages that are verified and handled."""
     found = [
         ("a covered name of transports that stays absent", FORGE.seal(kafka(), cover=["tenant", "X-Death"])),
         ("another name of transports in upper case", added(FORGE.seal(kafka()), "X-Death", b"1")),
+        ("names of tracing are left out, so that they may change", retraced(FORGE.seal(traced()))),
+        ("a covered b3 that stays as it was", FORGE.seal(traced(), cover=["b3"])),
         ("letters beyond ASCII have no case", added(FORGE.seal(named("\u00c4")), "\u00e4", b"2")),
         ("the Kelvin sign is no k", added(FORGE.seal(named("key")), "\u212aey", b"2")),
         ("the Kelvin sign in the token's name", added(FORGE.seal(kafka()), "mqauth-to\u212aen", b"2")),

@@ -25,7 +25,7 @@ from mqauth.delivery.health import Health
 from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Backoff, Partition
 from mqauth.errors import require
-from mqauth.flow import Flow, Waiting, arun, begin, is_awaitable, resume
+from mqauth.flow import Flow, Waiting, arun, begin, is_awaitable, resume, settled
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds, listed
 from mqauth.letters.dead_letter import DeadLetterSink
@@ -77,6 +77,7 @@ class AsyncLogConsumer:
         self._work = LogWork(
             guard, self._assignment, breathing(handler), self._sink, decode=decode, answer=answer,
             unverified={kind: breathing(each) for kind, each in listed(unverified).items()} or None,
+            on_loop=True,
         )  # fmt: skip
         self._workers = workers
         self._grace = grace
@@ -135,6 +136,7 @@ class AsyncLogConsumer:
         require(self._polling is None, "a consumer runs once: make another one")
         self._unsubscribe = self._guard.on_change(partial(self._keys_changed, asyncio.get_running_loop()))
         self._running = True
+        self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name)
         self._polling = asyncio.create_task(self._poll_until_stopped())
         return self
 
@@ -244,6 +246,9 @@ class AsyncLogConsumer:
         finally:
             self.calls.close()
             self._running = False
+            self._guard.journal.stopped(self.calls.scope, self._assignment.counts)
+            if isinstance(self._dead_letters, TransactionalLetters):
+                await settled(self._dead_letters.closed())
 
     async def _end_polls(self) -> None:
         """Wait for the poll task; it may wait for a rebalance that does not end."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
 from pika import BlockingConnection
 
-from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT
+from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, warn_of_shared_connection
 from mqauth.brokers.background import BackgroundRun
-from mqauth.brokers.event_loop import Sleep, on_thread
+from mqauth.brokers.event_loop import Sleep, on_thread, on_threads
 from mqauth.brokers.pika.link import Link, drive, link_of, tell
 from mqauth.brokers.pika.producer import Producer, as_responder
 from mqauth.brokers.pika.queue import Queue
@@ -21,7 +21,6 @@ from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetterSink
-from mqauth.logs import emit
 from mqauth.signer import Signer
 
 DEFAULT_PREFETCH: Final = 10
@@ -94,7 +93,7 @@ class Consumer(BackgroundRun):
             dead_letters=dead_letters, prefetch=prefetch, coalesce_acks=coalesce_acks, grace=grace, hold=hold,
             consumer_timeout=consumer_timeout, delivery_limit=delivery_limit, max_held=max_held,
             decode=decode, responder=as_responder(replies, dead_letters), sleep=sleep,
-            unverified=_on_threads(unverified),
+            unverified=on_threads(unverified),
         )  # fmt: skip
         self._links = [link, *_links(dead_letters, guard.audit)]
         self._watched = [*self._links, *_links(replies)]
@@ -102,11 +101,7 @@ class Consumer(BackgroundRun):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = False
         if link in self._links[1:]:
-            emit(
-                "client.shared_connection",
-                "%s: dead letters share its connection; under a memory alarm acks will stall",
-                queue,
-            )
+            warn_of_shared_connection(queue)
 
     def run(self, *, signals: bool = False) -> None:
         """Consume until ``stop`` is called, then stop gracefully; the connections are the caller's again.
@@ -145,12 +140,6 @@ class Consumer(BackgroundRun):
 
     def _stop(self) -> None:
         self._stopping = asyncio.ensure_future(self._engine.stop())
-
-
-def _on_threads(unverified: Unverifieds | None) -> Unverifieds | None:
-    if isinstance(unverified, Mapping):
-        return {kind: on_thread(handler) for kind, handler in unverified.items()}
-    return None if unverified is None else on_thread(unverified)
 
 
 def _links(*wrappers: object) -> list[Link]:

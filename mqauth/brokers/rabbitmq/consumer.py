@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from aio_pika.abc import AbstractQueue
 
-from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, stream_refused
+from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, stream_refused, warn_of_shared_connection
 from mqauth.brokers.event_loop import Sleep
 from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.rabbitmq.channel import share_connection
@@ -107,11 +107,7 @@ def _check(queue: AbstractQueue, dead_letters: DeadLetterSink) -> None:
     if (getattr(queue, "arguments", None) or {}).get("x-queue-type") == "stream":
         raise stream_refused(queue.name)
     if share_connection(queue.channel, getattr(dead_letters, "channel", None)):
-        emit(
-            "client.shared_connection",
-            "%s: dead letters share its connection; under a memory alarm acks will stall",
-            queue.name,
-        )
+        warn_of_shared_connection(queue.name)
     if _is_classic(queue):
         emit(
             "client.classic_queue",
