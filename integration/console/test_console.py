@@ -93,7 +93,7 @@ def log_in(seen: Browser, token: str) -> None:
     seen.go("/")
     seen.look("login")
     seen.find("#token").send_keys("x" * 43)
-    seen.press("Log in")
+    seen.press("Sign in")
     seen.wait_for("not one of this console")
     log_in_as(seen, token)
     seen.wait_for("All dead letters are read")
@@ -107,7 +107,7 @@ def log_in_as(seen: Browser, token: str) -> None:
     """Log in with a token, and look at the job."""
     seen.go("/login")
     seen.find("#token").send_keys(token)
-    seen.press("Log in")
+    seen.press("Sign in")
     seen.go("/job")
 
 
