@@ -1,8 +1,8 @@
 """Writes the generated reference, `python -m integration.reference`: pages that repeat what the code says.
 
-`docs/reference/` holds commands, exit codes, reasons, metrics, audit records and the API. `docs/configuration.md`
-and its schema come from `integration.settings`, which this command runs as well. A test compares all of them with
-the code.
+`docs/reference/` holds commands, exit codes, reasons, the glossary, metrics, audit records and the API.
+`docs/configuration.md` and its schema come from `integration.settings`, which this command runs as well. A test
+compares all of them with the code.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import typer.main
 from integration import settings
 from integration.documentation import ROOT
 from mqauth.cli import app as command_line
-from mqauth.console.display import EXPLANATIONS
 from mqauth.errors import Cause, Reason
+from mqauth.review.glossary import EXPLANATIONS, TERMS
 from mqauth.telemetry import METRICS, Telemetry
 
 FOLDER: Final = ROOT / "docs" / "reference"
@@ -40,6 +40,8 @@ _LABELS: Final = {
     "mqauth.stalled": "`consumer`",
     "mqauth.key_set.age": "`issuer`",
     "mqauth.replay.size": "`store`",
+    "mqauth.rollout.rung": "`destination`",
+    "mqauth.rollout.days_left": "`destination`",
 }
 
 
@@ -119,6 +121,13 @@ def reasons() -> str:
         "| --- | --- | --- |\n"
         f"{causes}"
     )
+
+
+def glossary() -> str:
+    """Return the page of words: each term of the console, ``mqauth dlq`` and the manual, with its meaning."""
+    head = f"# Glossary\n\nLook up a word of the console, of `mqauth dlq` and of this manual. {_WRITTEN}"
+    rows = "".join(f"| **{term}** | {_cell(meaning)} |\n" for term, meaning in sorted(TERMS.items()))
+    return f"{head}\n| Term | Meaning |\n| --- | --- |\n{rows}"
 
 
 class _Meter:
@@ -234,6 +243,7 @@ PAGES: Final[dict[str, Callable[[], str]]] = {
     "exit-codes.md": exit_codes,
     "metrics.md": metrics,
     "reasons.md": reasons,
+    "glossary.md": glossary,
 }
 
 

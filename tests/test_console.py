@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import html
 import re
 import threading
@@ -20,7 +21,7 @@ from mqauth.brokers import memory
 from mqauth.console import Backend, Sessions, Tokens, application
 from mqauth.console.application import HEADERS
 from mqauth.console.backend import BusyError
-from mqauth.console.display import EXPLANATIONS, MAX_BODY, MAX_GROUPS, body, visible
+from mqauth.console.display import MAX_BODY, MAX_GROUPS, body, visible
 from mqauth.console.site import IDLE, LONGEST, MAX_SESSIONS, token_file
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.judging.pipeline import Pipeline
@@ -30,6 +31,7 @@ from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.review import ALL, Filter, Plan, Session
+from mqauth.review.glossary import EXPLANATIONS, LABELS, REPLACED
 from mqauth.review.letterbox import BATCH
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
@@ -218,6 +220,66 @@ def test_large_body_is_cut(room: Room) -> None:
     assert body(None, "text").note
 
 
+def screens(room: Room) -> Iterator[str]:
+    """Yield what people read on every page, in the course of a review."""
+    yield words_of(room.client(None).get("/login").text)
+    yield words_of(room.client().get("/").text)
+    room.send(*room.late(2), rabbitmq_message(body=b"bare"))
+    room.backend.files = (Path(__file__),)
+    client, path = room.client(), f"/letter/{mark_of(room)}"
+    pages = ["/", "/letters", "/letters?reason=none", path, "/letters?reason=expired", "/account", "/nothing"]
+    yield from (words_of(client.get(page).text) for page in (*pages, "/job", "/act/redrive", "/act/discard"))
+    for form, fields in (
+        ("/judge", {}), ("/act/redrive", {"why": "x", "waive": "expired"}), ("/confirm", {}),
+        ("/act/discard", {"why": "x"}), ("/confirm", {}),
+    ):  # fmt: skip
+        post(client, form, job=room.backend.job.id if room.backend.job else "", **fields)
+        room.wait()
+        yield words_of(client.get("/job").text)
+
+
+def words_of(page: str) -> str:
+    """Return the words that people see or hear: text, titles and labels."""
+    said = re.findall(r'(?:aria-label|title|data-label|placeholder)="([^"]*)"', page)
+    return " | ".join([*said, html.unescape(re.sub(r"<[^>]+>", " ", page))])
+
+
+def test_old_words_are_on_no_page(room: Room) -> None:
+    """No page has a word that the glossary replaced."""
+    seen = " | ".join(screens(room))
+    found = {old: re.findall(f".{{0,30}}(?:{old})", seen) for old in REPLACED}
+    assert {old: places for old, places in found.items() if places} == {}
+    missing = {label for label in LABELS.values() if label not in seen}
+    # These are seen only where a broker is lost, or a provider is there.
+    assert missing <= {LABELS["lost"], LABELS["switch"]} | {LABELS["refused"], LABELS["progress"]}
+
+
+@pytest.mark.parametrize("page", ["docs/console.md", "docs/review.md"])
+def test_old_words_are_not_in_the_manual(page: str) -> None:
+    """What screens are called has the same name in the manual."""
+    text = (Path(__file__).parent.parent / page).read_text("utf-8")
+    assert [found[0] for old in REPLACED if (found := re.search(old, text))] == []
+
+
+def test_old_words_are_not_in_the_command() -> None:
+    """Neither the help of ``mqauth dlq`` and ``mqauth console`` nor what they print has an old word."""
+    folder = Path(__file__).parent.parent / "mqauth" / "cli"
+    texts = [
+        found.value
+        for name in ("dlq.py", "console.py", "letter_tables.py")
+        for found in ast.walk(ast.parse((folder / name).read_text("utf-8")))
+        if isinstance(found, ast.Constant) and isinstance(found.value, str)
+    ]
+    # A text of one word is a name of the code or of JSON.
+    said = [text for text in texts if " " in text]
+    assert [text for text in said for old in REPLACED if re.search(old, text)] == []
+
+
+def test_a_proof_is_explained_as_a_place_in_a_batch() -> None:
+    """``proof_invalid`` speaks of the message's place in its batch, not of a proof of a key."""
+    assert "place in its batch" in EXPLANATIONS[Reason.PROOF_INVALID].meaning
+
+
 def test_every_reason_is_explained() -> None:
     """No reason is left without words."""
     assert set(EXPLANATIONS) == set(Reason)
@@ -236,7 +298,7 @@ def test_viewer_cannot_act(room: Room, path: str) -> None:
     room.send(*room.late(1))
     answer = post(room.client("viewer"), path, why="because")
     assert answer.status_code == 403
-    assert "may look, not act" in answer.text
+    assert "can look, but not act" in answer.text
     assert len(room.broker.waiting(DEAD)) == 1
 
 

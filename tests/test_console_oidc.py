@@ -377,7 +377,7 @@ def test_tokens_switched_off(room: Room) -> None:
 
 def test_nobody_could_log_in(room: Room) -> None:
     """A console without tokens and without a provider is refused."""
-    with pytest.raises(ConfigurationError, match="nobody could log in"):
+    with pytest.raises(ConfigurationError, match="nobody could sign in"):
         application(room.backend, hosts=[HOST], reviewer="ada")
 
 

@@ -124,7 +124,7 @@ def find_and_judge(seen: Browser) -> None:
     seen.press("Check again")
     seen.wait_for("3 of 3 dead letters would pass now")
     seen.look("judged")
-    seen.press("See the letters")
+    seen.press("See the dead letters")
     seen.press("Redrive")
     seen.find("#why").send_keys("the key arrived late")
     seen.look("act")
@@ -150,7 +150,7 @@ def redrive_and_cancel(seen: Browser, scene: Scene) -> int:
     seen.press("Cancel")
     seen.wait_for("then cancelled")
     seen.wait_for("See what is left")
-    found = re.search(r"(\d+) of (\d+) letters redriven, then cancelled", seen.text)
+    found = re.search(r"(\d+) of (\d+) dead letters redriven, then cancelled", seen.text)
     assert found is not None
     done = int(found[1])
     assert 2 <= done < LATE
@@ -182,7 +182,7 @@ def discard_rest(seen: Browser) -> None:
     seen.press("Preview")
     seen.wait_for("would be discarded for good")
     seen.press("Discard")
-    seen.wait_for("Each letter is in the audit.")
+    seen.wait_for("Each dead letter is in the audit log.")
     assert EVIL in seen.text
     seen.go("/")
     seen.wait_for("No dead letters")

@@ -148,7 +148,7 @@ def log_in(seen: Browser, login: str) -> None:
 
 
 def log_out(seen: Browser) -> None:
-    """Log out of the console, and by its link of the provider."""
+    """Sign out of the console, and by its link of the provider."""
     seen.click("header form button")
     seen.wait_for("To log in as somebody else")
     seen.click("p.hint a")

@@ -49,13 +49,13 @@ def console(
         Path | None, typer.Option("--audit", help="The reviewer's own audit file; without it, only looking.")
     ] = None,
     files: Annotated[
-        list[Path] | None, typer.Option("--audit-file", help="An audit file for the account; may be repeated.")
+        list[Path] | None, typer.Option("--audit-file", help="An audit file for the balance; may be repeated.")
     ] = None,
     token_file: Annotated[
         Path | None, typer.Option("--token-file", help="Keeps the login tokens; made with mode 0600.")
     ] = None,
     oidc: Annotated[
-        Path | None, typer.Option("--oidc", help="TOML file of the OpenID provider where people log in.")
+        Path | None, typer.Option("--oidc", help="TOML file of the OpenID provider where people sign in.")
     ] = None,
     tokens: Annotated[
         bool, typer.Option("--tokens/--no-tokens", help="Local tokens beside --oidc, or none.")
@@ -121,7 +121,7 @@ def console(
 def _tried_name(releaser: MakeReleaser, read_key: Callable[[], Key], reviewer: str | None, *, tokens: bool) -> str:
     """Return the name of whoever logs in with the local token, for whom the key must be good."""
     if not tokens and reviewer is None:
-        # Everybody logs in under a name of their own. Any name that the key speaks for shows that it is good.
+        # Everybody signs in under a name of their own. Any name that the key speaks for shows that it is good.
         reviewer = min(read_key().subjects or (), default=None)
     name = reviewer_of(read_key, reviewer)
     releaser(name)
@@ -131,7 +131,7 @@ def _tried_name(releaser: MakeReleaser, read_key: Callable[[], Key], reviewer: s
 def _provider(path: Path) -> Provider:
     """Return the OpenID provider, asked once.
 
-    Wrong settings are told now. A provider out of reach stops no start, since it may come back.
+    Wrong settings are told now. A provider that cannot be reached stops no start, since it may come back.
 
     Raises:
         ConfigurationError: its file, or what it publishes of itself, cannot be used.
@@ -172,7 +172,7 @@ def _hosts(listener: socket.socket, names: Sequence[str], provider: Provider | N
 def _lines(
     *, url: str, tokens: dict[str, str], redirect_uri: str | None = None, kept: Path | None
 ) -> Iterator[str]:
-    """Yield what people have to know to log in."""
+    """Yield what people have to know to sign in."""
     yield f"console at {url}"
     if redirect_uri is not None:
         yield f"redirect URI at the identity provider: {redirect_uri}"

@@ -72,21 +72,21 @@ from mqauth.review import (
 app: Final = group("List, judge, redrive and discard dead letters.", "mqauth dlq groups")
 _WORD: Final = re.compile(r"\w*")
 Id = Annotated[str | None, typer.Option("--id", help="Id of a letter, or its beginning.")]
-Rejected = Annotated[str | None, typer.Option("--reason", help="Letters rejected for this reason.")]
-Issuer = Annotated[str | None, typer.Option("--issuer", help="Letters that claim this issuer.")]
-Kid = Annotated[str | None, typer.Option("--kid", help="Letters that claim this key.")]
-Subject = Annotated[str | None, typer.Option("--subject", help="Letters that claim this producer.")]
-Destination = Annotated[str | None, typer.Option("--destination", help="Letters sent to this destination.")]
-Sound = Annotated[bool | None, typer.Option("--sound/--unsound", help="Letters whose id and digest hold, or not.")]
+Rejected = Annotated[str | None, typer.Option("--reason", help="Dead letters rejected for this reason.")]
+Issuer = Annotated[str | None, typer.Option("--issuer", help="Dead letters that claim this issuer.")]
+Kid = Annotated[str | None, typer.Option("--kid", help="Dead letters that claim this key.")]
+Subject = Annotated[str | None, typer.Option("--subject", help="Dead letters that claim this producer.")]
+Destination = Annotated[str | None, typer.Option("--destination", help="Dead letters sent to this destination.")]
+Sound = Annotated[bool | None, typer.Option("--sound/--unsound", help="Dead letters that are intact, or not.")]
 RejectedOrWhy = Annotated[
     str | None,
-    typer.Option("--reason", help="Letters rejected for this reason; or, in several words, why you act."),
+    typer.Option("--reason", help="Dead letters rejected for this reason; or, in several words, why you act."),
 ]
 Why = Annotated[str | None, typer.Option("--why", help="Why you act, one line; required.")]
 Audit = Annotated[Path | None, typer.Option("--audit", help="The reviewer's own audit file.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
-Rate = Annotated[float | None, typer.Option("--rate", help="Letters a second at most.")]
+Rate = Annotated[float | None, typer.Option("--rate", help="Rate limit (dead letters per second).")]
 
 
 @app.command("list")
@@ -124,7 +124,7 @@ def show(
     broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None,
     as_json: Json = False, broker_settings: BrokerFile = None,
 ) -> None:  # fmt: skip
-    """Print one letter whole, as JSON: what it says, whether it is sound, and the original message."""
+    """Print one letter whole, as JSON: what it says, whether it is intact, and the original message."""
     with _surveyed(_place(broker, queue, topic, broker_settings, config), True) as (_, index):
         whole = pick(letter, (id for id, _ in index.ids()), option="letter")
         for row in index.page(Filter(id=whole)):
@@ -222,7 +222,7 @@ def import_letters(
     *, broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None,
     as_json: Json = False, broker_settings: BrokerFile = None,
 ) -> None:  # fmt: skip
-    """Publish exported letters from standard input; the first that is not sound ends it."""
+    """Publish exported letters from standard input; the first that is not intact ends it."""
     with opened(_place(broker, queue, topic, broker_settings, config)) as session:
         forms = (text.parse() for text in read_texts(standard_input(), lines=True))
         count = session.run(take_in(session.box, forms))

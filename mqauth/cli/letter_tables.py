@@ -73,7 +73,7 @@ def _title(session: Session, index: Index, total: int) -> str:
 def print_rehearsal(act: str, counts: Counter[str], *, as_json: bool) -> None:
     """Print what an act would do."""
     refused = Counter({reason: count for reason, count in counts.items() if reason != "accepted"})
-    lines = [f"{count} would be refused: {reason}" for reason, count in refused.most_common()]
+    lines = [f"{count} will not be redriven: {reason}" for reason, count in refused.most_common()]
     told = {"dry_run": act, "would": counts["accepted"], "refused": dict(refused)}
     answer(as_json, told, f"would {act} {counts['accepted']} of {counts.total()} letters", *lines)
 

@@ -49,7 +49,7 @@ MAX_AT_ONCE: Final = 8
 """Logins that wait for the provider at once. A slow provider must not take every thread of the console."""
 _ERRORS: Final = {
     "access_denied": "The login was cancelled, or the identity provider denied it.",
-    "login_required": "The identity provider wants you to log in there first.",
+    "login_required": "The identity provider wants you to sign in there first.",
     "temporarily_unavailable": "The identity provider is not available just now.",
 }
 _NO_PAGE: Final = "There is no such page."
@@ -85,7 +85,7 @@ def application(
     """
     require(
         tokens is not None or provider is not None,
-        "nobody could log in: without tokens there must be an OpenID provider",
+        "nobody could sign in: without tokens there must be an OpenID provider",
     )
     site = Site(backend, sessions or Sessions(), Cookie(name="mqauth", tls=tls))
     login = Login(
@@ -316,7 +316,7 @@ class Login:
     async def _ask(self, question: Any, *arguments: Any) -> Any:
         """Ask the provider on a thread, with a bound on how many do so at once."""
         if self._waiting >= MAX_AT_ONCE:
-            raise _LoginError(503, "Too many people log in at this moment. Try again.")
+            raise _LoginError(503, "Too many people sign in at this moment. Try again.")
         self._waiting += 1
         try:
             return await run_in_threadpool(question, *arguments)
@@ -340,7 +340,7 @@ class Login:
         label = None if self._provider is None else self._provider.settings.label
         return self._site.page(
             "login.html", None, status=status, place=self._site.backend.session.box.name, trouble=trouble,
-            tokens=self._tokens is not None, label=label, start=self._origin + START, leave=self._log_out_url(),
+            tokens=self._tokens is not None, provider=label, start=self._origin + START, leave=self._log_out_url(),
         )  # fmt: skip
 
     def _log_out_url(self) -> str | None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from mqauth.console.display import Overview, overview
-from mqauth.console.glossary import TERMS
 from mqauth.errors import Cause, MqauthError, Unavailable, require
 from mqauth.logs import emit
 from mqauth.review import (
@@ -33,14 +32,15 @@ from mqauth.review import (
     Selection,
     Session,
 )
+from mqauth.review.glossary import LABELS
 
 READ: Final = "read"
 JUDGE: Final = "judge"
 REHEARSE: Final = "rehearse"
 ACCOUNT: Final = "account"
 TITLES: Final = {
-    READ: "Reading dead letters", JUDGE: "Checking again", REHEARSE: TERMS["preview"], ACCOUNT: TERMS["balance"],
-    REDRIVE: "Redrive", DISCARD: "Discard",
+    READ: "Reading dead letters", JUDGE: LABELS["check"], REHEARSE: LABELS["preview"], ACCOUNT: LABELS["balance"],
+    REDRIVE: LABELS["redrive"], DISCARD: LABELS["discard"],
 }  # fmt: skip
 """The kinds of jobs, as pages name them."""
 WAITS: Final = (1.0, 2.0, 5.0)
@@ -300,7 +300,7 @@ class Backend:
         with self._lock:
             found = self.job
             if found is None or found.id != id or not found.confirmable or found.by != by or found.plan is None:
-                raise BusyError("this plan is no longer the newest: make it again")
+                raise BusyError("this preview is no longer the newest: make it again")
             job = Job(kind=found.plan.act, by=by, plan=found.plan, selection=found.selection)
             job.total = len(found.selection or ())
             return self._start(job, self._act)

@@ -21,12 +21,13 @@ from mqauth.console.site import Session, Site
 from mqauth.errors import SIGNED_REASONS, ConfigurationError, MqauthError, Reason, require
 from mqauth.letters.release import WAIVABLE
 from mqauth.review import ACTS, DIMENSIONS, Filter, Plan, waivable
+from mqauth.review.glossary import explain
 
 PAGE: Final = 100
 MAX_FORM: Final = 16 * 1024
 TEXTS: Final = (*DIMENSIONS, "mark", "today", "id")
 SEE_OTHER: Final = 303
-_LOOK_ONLY: Final = "Your role may look, not act."
+_LOOK_ONLY: Final = "Your role can look, but not act."
 _NOT_OURS: Final = "this is no form of this console"
 Fields = ImmutableMultiDict[str, str]
 Shown = Callable[["Pages", Request, Session], Awaitable[Response]]
@@ -111,10 +112,10 @@ def _rate(text: str) -> float | None:
     try:
         rate = float(text)
     except ValueError as error:
-        raise BadRequestError("the rate is a number of dead letters per second") from error
+        raise BadRequestError("the rate limit is a number of dead letters per second") from error
     require(
         0.01 <= rate <= 1_000_000,
-        "the rate is 0.01 to 1000000 dead letters per second",
+        "the rate limit is 0.01 to 1000000 dead letters per second",
         BadRequestError,
     )
     return rate
@@ -142,7 +143,7 @@ def posted(*, viewers: bool = False) -> Callable[[Posted], Endpoint]:
         async def answered(self: Pages, request: Request) -> Response:
             session = self.site.session(request)
             if session is None:
-                return self.site.error(403, "You are not logged in any more.")
+                return self.site.error(403, "You are not signed in any more.")
             if not session.may_act and not viewers:
                 return self.site.error(403, _LOOK_ONLY, session)
             fields = await read_form(request)
@@ -200,7 +201,7 @@ class Pages:
         """Show one letter."""
         found = await run_in_threadpool(self._backend.letters.letter, request.path_params["mark"])
         if found is None:
-            text = "No such dead letter is open: it was resolved, or the list was refreshed."
+            text = "No such dead letter is open. It may have been resolved since."
             return self.site.error(404, text, session)
         row, reading = found
         today, fault = None, None
@@ -211,13 +212,13 @@ class Pages:
         original, form = reading.original, request.query_params.get("view", "text")
         return self._filtered(
             "letter.html", session, Filter(mark=row.mark), row=row, reading=reading, today=today, fault=fault,
-            words=display.explain(reading.reason), claims=display.claims(reading),
+            advice=explain(reading.reason), claims=display.claims(reading),
             # Only where today's verifier found the signature to hold are the claims the signer's own.
             holds=today == "accepted" or today in SIGNED_REASONS,
             body=None if original is None else display.body(original.body, form),
             headers=[] if original is None else display.headers(original),
             properties=[] if original is None else display.properties(original),
-            now=display.explain(str(today)) if today in set(Reason) else None,
+            now=explain(str(today)) if today in set(Reason) else None,
         )  # fmt: skip
 
     @posted(viewers=True)

@@ -23,9 +23,9 @@ from starlette.responses import HTMLResponse, Response
 from mqauth.audit.disk import open_private
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.console.backend import TITLES, Backend
-from mqauth.console.display import COLUMNS, explain, moment
-from mqauth.console.glossary import TERMS
+from mqauth.console.display import COLUMNS, moment
 from mqauth.errors import ConfigurationError, require
+from mqauth.review.glossary import LABELS, TERMS, explain
 
 VIEWER: Final = "viewer"
 REVIEWER: Final = "reviewer"
@@ -203,7 +203,9 @@ def _environment() -> Environment:
         auto_reload=False, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     made.filters |= {"moment": moment, "count": _count, "plain": lambda reason: reason.replace("_", " ")}
-    made.globals |= {"explain": explain, "doing": TITLES.__getitem__, "columns": COLUMNS, "term": TERMS}
+    made.globals |= {
+        "explain": explain, "doing": TITLES.__getitem__, "columns": COLUMNS, "label": LABELS, "terms": TERMS,
+    }  # fmt: skip
     return made
 
 
