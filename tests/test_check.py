@@ -942,7 +942,6 @@ def test_command_shows_people_a_table(shell: World) -> None:
     [
         (("nowhere.toml",), "mqauth: nowhere.toml: No such file or directory"),
         (("keys",), "mqauth: keys: "),
-        (("mqauth.toml", "--online"), "mqauth: --online: not in this version"),
         (("jwks.json", "--nonsense"), "mqauth: No such option"),
         (("jwks.json",), "mqauth: jwks.json: not TOML: "),
     ],

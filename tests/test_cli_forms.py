@@ -132,7 +132,7 @@ def test_every_command_takes_the_same_times(arguments: list[str], ended: Exit) -
 # --- tables -----------------------------------------------------------------------------------------------
 
 WIDEST = {
-    "letter": "a1b2c3d4e5f6" + "0" * 52, "kid": "K1d-K1d_K1dK" + "x" * 31, "letters": "1234567", "sound": "yes",
+    "letter": "a1b2c3d4e5f6" + "0" * 52, "kid": "K1d-K1d_K1dK" + "x" * 31, "letters": "1234567", "intact": "yes",
     "reason": "message_malformed", "verdict now": "message_malformed", "time (UTC)": "2025-11-27 02:04",
     "first (UTC)": "2025-11-27 02:04", "last (UTC)": "2025-11-27 02:04", "subject": "s" * 256,
     "issuer": "https://" + "i" * 248, "destination": "rabbitmq:" + "d" * 500,

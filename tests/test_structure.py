@@ -32,7 +32,7 @@ LINES = 400
 STATEMENTS = (
     15_100
     # The command: one file, init, ids, times, tables that fit a terminal, check --online.
-    + 850
+    + 910
     # Rollout: rungs, marks, exemptions, the judge below enforce, counts, records, detectors, commands.
     + 1160
     # A log in an event loop.

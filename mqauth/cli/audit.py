@@ -153,6 +153,7 @@ def stats(
     json: Json = False,
 ) -> None:
     """Count records by reason, issuer, kid, subject, destination, verdict, alert or time, drawn as bars."""
+    require(by in DIMENSIONS, f"--by: must be {', '.join(DIMENSIONS)}")
     wanted = Selection(since=since, until=until)
     found = count(filter(wanted.holds, read_records(with_parts(files))), by)
     rows = _time_line(found, by) if by in TIMES else found.most_common()

@@ -14,9 +14,9 @@ from rich.text import Text
 
 from mqauth.check import Finding, Report, Severity
 from mqauth.check import check as check_file
-from mqauth.cli.app import Json, one_line, print_json
-from mqauth.cli.settings import file_of
-from mqauth.errors import require
+from mqauth.cli.app import Json, answer, one_line, print_json
+from mqauth.cli.online import ask
+from mqauth.cli.settings import file_of, settings_of
 
 _STYLES: Final = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 _WIDTH: Final = 120
@@ -31,20 +31,24 @@ def check(
     ] = None,
     as_json: Json = False,
     strict: Annotated[bool, typer.Option("--strict", help="Count warnings as errors.")] = False,
-    online: Annotated[bool, typer.Option("--online", help="Not in this version.")] = False,
+    online: Annotated[
+        bool, typer.Option("--online", help="Ask issuers and brokers too; changes nothing.")
+    ] = False,
 ) -> int:
     """Find the pitfalls of a configuration file; exits with 1 where one of them is an error."""
-    require(not online, "--online: not in this version; the file is checked without using a network")
     # The library logs some pitfalls when it loads a file. Here each of them is a finding already.
     logging.getLogger("mqauth").addHandler(logging.NullHandler())
     file = file_of(file)
     report = check_file(file)
     report = report.strict() if strict else report
+    asked = list(ask(settings_of(file))) if online else []
     if as_json:
-        print_json(report.as_dict())
+        print_json(report.as_dict() | ({"online": [one._asdict() for one in asked]} if online else {}))
     else:
         _print_table(file, report)
-    return 1 if report.count(Severity.ERROR) else 0
+        answer(False, None, *(one_line(f"{one.what}: {one.said}") for one in asked))
+    codes = {one.code for one in asked} | ({1} if report.count(Severity.ERROR) else set())
+    return 1 if 1 in codes else max(codes, default=0)
 
 
 def _print_table(file: Path, report: Report) -> None:

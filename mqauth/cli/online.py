@@ -1,0 +1,93 @@
+"""What ``mqauth check --online`` asks the network: each issuer for its keys, each broker for its dead letters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from mqauth.cli.broker import Place, opened, place_of, reached
+from mqauth.clock import SYSTEM_CLOCK
+from mqauth.config.settings import FileSettings, SourceSettings
+from mqauth.errors import ConfigurationError, MqauthError, require
+from mqauth.keystore.remote.connection import Endpoint, FetchFailed, tls_context
+from mqauth.keystore.remote.fetch import DiscoveredFetch, URLFetch
+
+_SECONDS = 5.0
+
+
+class Asked(NamedTuple):
+    """One question to the network, and its answer.
+
+    Args:
+        what: whom was asked.
+        code: 0 where all is well, 1 where the answer is wrong, 3 where none came.
+        said: in words.
+    """
+
+    what: str
+    code: int
+    said: str
+
+
+def ask(settings: FileSettings) -> Iterator[Asked]:
+    """Ask every remote issuer, release authority and broker of a file; nothing is changed anywhere."""
+    consumer, release = settings.consumer, settings.release
+    sources = (*(consumer.issuers if consumer else ()), *(release.authorities if release else ()))
+    for source in sources:
+        if source.file is None:
+            yield _issuer(source)
+    names = [*([None] if settings.broker is not None else []), *(settings.brokers or {})]
+    for name in names:
+        yield _broker(name, settings)
+
+
+def _issuer(source: SourceSettings) -> Asked:
+    what, loopback = f"issuer {source.issuer}", source.unsafe_http_loopback
+    given: dict[str, Any] = {"timeout": _SECONDS, "clock": SYSTEM_CLOCK}
+    try:
+        given["context"] = tls_context(source.ca)
+        fetch = (
+            DiscoveredFetch(source.issuer, unsafe_http_loopback=loopback, **given)
+            if source.jwks is None
+            else URLFetch(Endpoint.parse(source.jwks, unsafe_http_loopback=loopback), **given)
+        )
+        found = fetch(None).keys
+    except FetchFailed as error:
+        return Asked(what, 3, f"no keys: {error}")
+    except ConfigurationError as error:
+        return Asked(what, 1, str(error))
+    keys = () if found is None else tuple(found.keys)
+    unbound = sum(key.subjects is None for key in keys)
+    if not keys:
+        return Asked(what, 1, "its set has no key that can be used")
+    said = f"{len(keys)} {'key' if len(keys) == 1 else 'keys'}"
+    return Asked(what, 0, f"{said}, {unbound} without a subject" if unbound else said)
+
+
+def _broker(name: str | None, settings: FileSettings) -> Asked:
+    what = "[broker]" if name is None else f"[brokers.{name}]"
+    try:
+        place = place_of(name, None, None, None, settings)
+        if place.on_kafka:
+            _topic(place)
+        else:
+            # It looks for the queue, and reads nothing yet.
+            with opened(place):
+                pass
+    except MqauthError as error:
+        return Asked(what, 3 if getattr(error, "exit_code", 1) == 3 else 1, str(error))
+    return Asked(what, 0, f"reached; {place.topic or place.queue} is there")
+
+
+def _topic(place: Place) -> None:
+    """Look for the topic. A review session would create the topic of resolutions beside it."""
+    import kafka
+
+    client: Any = kafka  # its classes have no types
+    servers = place.broker.partition("://")[2].strip("/").split(",")
+    with (
+        reached(place.broker, user=place.settings.user),
+        contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(servers))) as admin,
+    ):
+        require(place.topic in admin.list_topics(), f"there is no topic {place.topic}")
