@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,6 +71,7 @@ def names() -> set[str]:
     return {vector["name"] for file in files for kind in kinds for vector in file.get(kind, ())}
 
 
+@cache
 def functions() -> set[str]:
     """Return the names of all tests, and of the files they are in."""
     found: set[str] = set()
