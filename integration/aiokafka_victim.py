@@ -10,10 +10,11 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from integration.kafka_victim import Doom
+from integration.kafka_victim import Doom, DoomedCommits
 from mqauth import Allow, AuditFile, Issuer, MemoryReplayStore, Pipeline, Verified, Verifier
 from mqauth.brokers import aiokafka
 from mqauth.letters.dead_letter import DeadLetter
@@ -36,6 +37,10 @@ class DoomedLetters(aiokafka.DeadLetters):
         self.doom.at("letter")
 
 
+class DoomedTransactions(DoomedCommits, aiokafka.TransactionalDeadLetters):
+    """Transactions around whose commit the process may die."""
+
+
 def note(path: str, verified: Verified) -> None:
     """Write down what was handled."""
     with Path(path).open("ab", buffering=0) as file:
@@ -47,7 +52,7 @@ def key_set(path: str) -> KeySet:
     return load_key_set(Path(path).read_bytes())
 
 
-async def main(places: Sequence[str], doom: Doom, *, slow: bool) -> None:
+async def main(places: Sequence[str], doom: Doom, transactional: str, *, slow: bool) -> None:
     """Consume until told to end."""
     url, topic, dead, group, keys, handled, audit = places
     servers = url.partition("://")[2]
@@ -57,11 +62,17 @@ async def main(places: Sequence[str], doom: Doom, *, slow: bool) -> None:
         doom.at("handler")
         await asyncio.sleep(SLOW if slow else 0)
 
-    letters = DoomedLetters(producer := AIOKafkaProducer(bootstrap_servers=servers, acks="all"), dead)
+    producer = AIOKafkaProducer(bootstrap_servers=servers, acks="all")
+    letters: Any = DoomedLetters(producer, dead)
+    if transactional:
+        letters = DoomedTransactions(
+            lambda: AIOKafkaProducer(bootstrap_servers=servers, transactional_id=transactional), dead, 10
+        )
     letters.doom = doom
     client = AIOKafkaConsumer(
         topic, bootstrap_servers=servers, group_id=group, enable_auto_commit=False, auto_offset_reset="earliest",
         session_timeout_ms=6000, heartbeat_interval_ms=300, max_poll_records=8,
+        isolation_level="read_committed",
     )  # fmt: skip
     with AuditFile(audit, fsync=False) as sink:
         guard = Pipeline(
@@ -75,5 +86,5 @@ async def main(places: Sequence[str], doom: Doom, *, slow: bool) -> None:
 
 
 if __name__ == "__main__":
-    *_places, _moment, _after, _ = sys.argv[1:]
-    asyncio.run(main(_places, Doom(_moment, int(_after)), slow=_moment == "slow"))
+    *_places, _moment, _after, _transactional = sys.argv[1:]
+    asyncio.run(main(_places, Doom(_moment, int(_after)), _transactional, slow=_moment == "slow"))

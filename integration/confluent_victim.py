@@ -6,6 +6,7 @@ handler takes its time. Ends on SIGTERM.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections.abc import Sequence
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Consumer, Producer
+from confluent_kafka.aio import AIOConsumer
 
 from integration.kafka_victim import Doom, DoomedCommits
 from mqauth import Allow, AuditFile, Issuer, MemoryReplayStore, Pipeline, Verified, Verifier
 from mqauth.brokers import confluent
+from mqauth.brokers.event_loop import on_thread
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
 from mqauth.wire.jwk import load_key_set
@@ -52,8 +55,14 @@ def dead_letters(servers: dict[str, Any], dead: str, transactional: str, doom: D
     return letters
 
 
-def main(places: Sequence[str], doom: Doom, transactional: str, *, slow: bool) -> None:
-    """Consume until told to end."""
+async def in_event_loop(settings: dict[str, Any], guard: Pipeline, handler: Any, **rest: Any) -> None:
+    """Consume in an event loop until told to end."""
+    async with AIOConsumer(settings) as client:
+        await confluent.AIOConsumer(client, guard, on_thread(handler), **rest).run(signals=True)
+
+
+def main(places: Sequence[str], doom: Doom, transactional: str, *, slow: bool, aio: bool = False) -> None:
+    """Consume until told to end, in an event loop or not."""
     url, topic, dead, group, keys, handled, audit = places
     servers = {"bootstrap.servers": url.partition("://")[2], "log_level": 2}
 
@@ -63,12 +72,10 @@ def main(places: Sequence[str], doom: Doom, transactional: str, *, slow: bool) -
         doom.at("handler")
         time.sleep(SLOW if slow else 0)
 
-    client = Consumer(
-        servers | {
-            "group.id": group, "enable.auto.offset.store": False, "auto.offset.reset": "earliest",
-            "session.timeout.ms": 6000, "heartbeat.interval.ms": 300,
-        }
-    )  # fmt: skip
+    settings = servers | {
+        "group.id": group, "enable.auto.offset.store": False, "auto.offset.reset": "earliest",
+        "session.timeout.ms": 6000, "heartbeat.interval.ms": 300,
+    }  # fmt: skip
     letters = dead_letters(servers, dead, transactional, doom)
     with AuditFile(audit, fsync=False) as sink:
         guard = Pipeline(
@@ -79,8 +86,13 @@ def main(places: Sequence[str], doom: Doom, transactional: str, *, slow: bool) -
             replay=MemoryReplayStore(),
             audit=sink,
         )
-        confluent.Consumer(client, guard, handler, topics=[topic], dead_letters=letters).run(signals=True)
-    client.close()
+        rest: Any = {"topics": [topic], "dead_letters": letters}
+        if aio:
+            asyncio.run(in_event_loop(settings, guard, handler, **rest))
+        else:
+            client = Consumer(settings)
+            confluent.Consumer(client, guard, handler, **rest).run(signals=True)
+            client.close()
     if not transactional:
         letters.client.close()
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka.aio import AIOConsumer
 
 from integration.relay_kafka import Relay
 from mqauth.brokers import confluent
+from mqauth.brokers.event_loop import on_thread
 from mqauth.judging.pipeline import Handler, Pipeline
-from mqauth.testing.stage_confluent import ConfluentClients
+from mqauth.testing.loop_thread import ThreadedConsumer
+from mqauth.testing.stage import wait_until
+from mqauth.testing.stage_confluent import ConfluentClients, ConfluentStage
 from mqauth.testing.stage_kafka_log import (
     HEARTBEAT_MS,
     SESSION_MS,
@@ -51,7 +57,7 @@ class WatchedConsumer(Consumer):
 class ConfluentMember(LogMember):
     """A consumer in the background, behind a relay of its own."""
 
-    def __init__(self, stage: ConfluentLogStage, consumer: Callable[[Any, Any], confluent.Consumer]) -> None:
+    def __init__(self, stage: ConfluentLogStage, consumer: Callable[[Any, Any], Any]) -> None:
         self._relay = Relay(stage.servers[0])
         clients = ConfluentClients([self._relay.server], stage.group)
         times = {"session_timeout_ms": SESSION_MS, "heartbeat_interval_ms": HEARTBEAT_MS, **POLLING}
@@ -87,6 +93,13 @@ class ConfluentMember(LogMember):
         self._relay.close()
 
 
+class WatchedAIOConsumer(AIOConsumer):
+    """A ``confluent_kafka.aio.AIOConsumer`` around a client of ours."""
+
+    def __init__(self, client: Consumer) -> None:
+        self._consumer = client
+
+
 class ConfluentLogStage(KafkaLogStage):
     """A source of four partitions and one group, on a broker that runs already.
 
@@ -102,13 +115,14 @@ class ConfluentLogStage(KafkaLogStage):
     def second(self, guard: Pipeline, handler: Handler, *, workers: int = 1) -> Any:
         """Start one more consumer of the group."""
         backoff = confluent.Backoff(first=0.3, longest=1)
+        settings: Any = {"topics": [self.topic], "workers": workers, "backoff": backoff}
+        return ConfluentMember(self, partial(self.wrapper, guard, handler, settings))
 
-        def consumer(client: Any, letters: Any) -> confluent.Consumer:
-            return confluent.Consumer(
-                client, guard, handler, topics=[self.topic], dead_letters=letters, workers=workers, backoff=backoff
-            )
-
-        return ConfluentMember(self, consumer)
+    def wrapper(
+        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, letters: Any
+    ) -> Any:
+        """Return the wrapper of a client."""
+        return confluent.Consumer(client, guard, handler, dead_letters=letters, **settings)
 
     def rebalance(self) -> None:
         """Have a stranger join the group, and leave it."""
@@ -120,3 +134,37 @@ class ConfluentLogStage(KafkaLogStage):
                 stranger.consume(1, 1.0)
         finally:
             stranger.close()
+
+
+class AIOConfluentLogStage(ConfluentLogStage):
+    """The same with consumers in event loops."""
+
+    def wrapper(
+        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, letters: Any
+    ) -> Any:
+        """Return the wrapper of a client."""
+        return ThreadedConsumer(
+            lambda: confluent.AIOConsumer(
+                WatchedAIOConsumer(client), guard, on_thread(handler), dead_letters=letters, **settings
+            )
+        )
+
+
+class AIOConfluentStage(ConfluentStage):
+    """A source topic and a dead-letter topic, whose consumer is in an event loop."""
+
+    def consume(self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool], **settings: Any) -> None:
+        """Run the consumer wrapper until the condition holds."""
+        asyncio.run(self._consume(guard, on_thread(handler), until, settings))
+
+    async def _consume(
+        self, guard: Pipeline, handler: Handler, until: Callable[[], bool], settings: dict[str, Any]
+    ) -> None:
+        letters = self.clients.letters(self.dead)
+        async with AIOConsumer(self.clients.consumer_settings()) as client:
+            wrapped = confluent.AIOConsumer(
+                client, guard, handler, topics=[self.topic], dead_letters=letters, **settings
+            )
+            async with wrapped:
+                await asyncio.to_thread(wait_until, until, lambda: not wrapped.failed)
+        letters.client.close()

@@ -14,19 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import CommitFailedError
+from aiokafka.protocol.commit import OffsetFetchRequest
 from kafka import TopicPartition as Place
 
 from integration.relay_kafka import Relay
 from integration.services import Kafka
 from integration.stage_aiokafka import AiokafkaLogStage
 from integration.test_kafka_kill import FORGED, HONEST, Scene, killed_and_started_again
+from integration.test_kafka_transaction import killed_in_a_transaction
 from integration.test_kafka_wrapper import NotUtf8
 from mqauth import MemoryReplayStore, Pipeline, cli
 from mqauth.audit.file import AuditFile
 from mqauth.bench import aiokafka as aiokafka_bench
 from mqauth.bench.contenders import Effort
 from mqauth.brokers import aiokafka
+from mqauth.brokers.aiokafka import membership
+from mqauth.brokers.aiokafka.membership import Membership
+from mqauth.brokers.log.transaction import TransactionContent
 from mqauth.judging.verified import Verified
 from mqauth.testing.delivery_contract import LogPlay
 from mqauth.testing.forge import Forge
@@ -174,6 +180,7 @@ def test_handler_that_stops_its_consumer(world: World) -> None:
     assert world.handled == [b"0"]
 
 
+@pytest.mark.slow
 def test_handlers_that_never_wait(world: World) -> None:
     """Synchronous handlers that take longer than the session, one after the other, cost no rebalance."""
     world.send(*(b"%d" % number for number in range(64)))
@@ -223,6 +230,111 @@ def test_answer(world: World) -> None:
     verifier = world.forge.verifier()
     verified = verifier.verify(message, verifier.open(message), world.forge.keys, world.forge.clock.now())
     assert (verified.body, verified.properties) == (b"yes", {"correlation-id": "7"})
+
+
+def forged(world: World, *bodies: bytes) -> None:
+    """Send messages without tokens."""
+    for body in bodies:
+        world.stage.inject(Message(destination=world.stage.destination, body=body, key=b"k"))
+
+
+async def letters_of(world: World, name: str) -> aiokafka.TransactionalDeadLetters:
+    """Return transactional letters."""
+    servers, group = world.stage.servers, world.stage.group
+    return aiokafka.TransactionalDeadLetters(
+        lambda: AIOKafkaProducer(bootstrap_servers=servers, transactional_id=f"{group}.{name}"),
+        world.stage.dead, 10,
+    )  # fmt: skip
+
+
+async def transactional(
+    world: World, name: str, letters: aiokafka.TransactionalDeadLetters | None = None
+) -> tuple[Any, aiokafka.Consumer, aiokafka.TransactionalDeadLetters]:
+    """Return a client, a consumer on it that runs, and its transactional letters."""
+    clients = AiokafkaClients(world.stage.servers, world.stage.group)
+    client = await clients.consumer(world.stage.topic, session_timeout_ms=6000, isolation_level="read_committed")
+    world.started.append(client)
+    letters = letters or await letters_of(world, name)
+    consumer = aiokafka.Consumer(client, world.guard, world.handle, dead_letters=letters)
+    return client, await consumer.__aenter__(), letters
+
+
+def test_transaction(world: World) -> None:
+    """Letters are committed with their offsets, in their order, one too large for the broker in a smaller form."""
+    world.stage.remove_dead_letters()
+    world.stage.create(world.stage.dead, config={"max.message.bytes": "4000"})
+    forged(world, b"a", b"x" * 5000, b"b")
+    world.send(b"0")
+    _, consumer, _ = world.call(transactional(world, "a"))
+    wait_until(lambda: world.committed() == 4, lambda: not consumer.failed)
+    world.call(consumer.stop())
+    bodies = [letter.body for letter in world.stage.letters()]
+    assert (len(bodies), bodies[0], bodies[2], world.handled) == (3, b"a", b"b", [b"0"])
+    assert bodies[1] != b"x" * 5000
+
+
+def test_fenced(world: World) -> None:
+    """A second consumer with the same transactional id shuts the first one out, which stops at once."""
+    forged(world, b"a")
+    client, old, _ = world.call(transactional(world, "same"))
+    wait_until(lambda: len(world.stage.letters()) == 1, lambda: not old.failed)
+
+    letters = world.call(letters_of(world, "same"))
+    letters.prepare()
+    forged(world, b"b")
+    wait_until(lambda: old.failed)
+    with pytest.raises(aiokafka.ProducerFatalError, match="transactional id"):
+        world.call(old.__aexit__(None, None, None))
+    world.call(client.stop())
+    _, heir, _ = world.call(transactional(world, "same", letters))
+    wait_until(lambda: len(world.stage.letters()) == 2, lambda: not heir.failed)
+    world.call(heir.stop())
+    assert [letter.body for letter in world.stage.letters()] == [b"a", b"b"]
+
+
+def test_transaction_of_a_former_member(world: World) -> None:
+    """The broker refuses letters with offsets of a consumer of a generation that is over."""
+    forged(world, b"a")
+    _, consumer, letters = world.call(transactional(world, "former"))
+    wait_until(lambda: world.committed() == 1, lambda: not consumer.failed)
+    member = consumer.calls.membership()
+    content = TransactionContent(
+        offsets={TopicPartition(world.stage.topic, 0): 7},
+        group=Membership(str(member), member.generation - 1, member.member),
+    )
+    world.call(consumer.stop())
+    letters.prepare()
+    with pytest.raises(CommitFailedError):
+        letters.write(content)
+    letters.discard()
+    world.call(letters.closed())
+    assert world.committed() == 1
+
+
+def test_offsets_are_final(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a transaction that would commit an offset is open its partition is not begun, and then behind it."""
+    world.send(b"0", b"1")
+    asked: list[type] = []
+    send = membership._send
+
+    async def noting(theirs: Any, request: Any) -> Any:
+        asked.append(type(request))
+        return await send(theirs, request)
+
+    monkeypatch.setattr(membership, "_send", noting)
+    letters = world.call(letters_of(world, "other"))
+    letters.prepare()
+    place = TopicPartition(world.stage.topic, 0)
+    letters.write(TransactionContent(offsets={place: 1}, group=Membership(world.stage.group, -1, "")))
+    _, consumer, _ = world.call(transactional(world, "reader"))
+    wait_until(lambda: asked.count(OffsetFetchRequest) > 3)
+    assert world.handled == []
+    letters.commit()
+    wait_until(lambda: world.committed() == 2, lambda: not consumer.failed)
+    world.call(consumer.stop())
+    letters.discard()
+    world.call(letters.closed())
+    assert world.handled == [b"1"]
 
 
 def test_audit_topic(world: World) -> None:
@@ -275,6 +387,13 @@ def scene(kafka: Kafka, tmp_path: Path) -> Iterator[AiokafkaScene]:
 def test_killed_and_started_again(scene: AiokafkaScene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Killed twice between handler and commit, or dead letter and commit: sent = handled + dead-lettered."""
     killed_and_started_again(scene, moment, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["written", "committing", "committed"])
+def test_killed_in_a_transaction(scene: AiokafkaScene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Killed around the commit of a transaction, letters are neither lost nor doubled."""
+    killed_in_a_transaction(scene, moment, capsys)
 
 
 @pytest.mark.slow

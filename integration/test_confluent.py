@@ -283,6 +283,11 @@ def test_killed_in_a_transaction(scene: ConfluentScene, moment: str, capsys: pyt
 @pytest.mark.slow
 def test_paused_beyond_the_session(scene: ConfluentScene, capsys: pytest.CaptureFixture[str]) -> None:
     """A process that stands still beyond its session, while another goes on, loses and condemns nothing."""
+    paused_beyond_the_session(scene, capsys)
+
+
+def paused_beyond_the_session(scene: ConfluentScene, capsys: pytest.CaptureFixture[str]) -> None:
+    """Have a process stand still, and another go on."""
     first = scene.victim("slow", 0)
     wait_until(lambda: scene.seen().total() > 2)
     first.send_signal(signal.SIGSTOP)
@@ -376,7 +381,11 @@ def test_stopped_in_a_rebalance(kafka: Kafka, tmp_path: Path) -> None:
 @pytest.mark.parametrize("assignor", ["range", "cooperative-sticky"])
 def test_storm(kafka: Kafka, tmp_path: Path, assignor: str, capsys: pytest.CaptureFixture[str]) -> None:
     """While four members join and leave nothing is lost or condemned, and each key is handled in order."""
-    stage = ConfluentLogStage(kafka.url, partition_assignment_strategy=assignor)
+    weathered(ConfluentLogStage(kafka.url, partition_assignment_strategy=assignor), tmp_path, assignor, capsys)
+
+
+def weathered(stage: ConfluentLogStage, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Have members join and leave for a minute."""
     with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
         play = LogPlay(stage, audit)
         play.watch_commits()
@@ -407,6 +416,6 @@ def test_storm(kafka: Kafka, tmp_path: Path, assignor: str, capsys: pytest.Captu
     stage.close()
     with capsys.disabled():
         print(
-            f"\nstorm ({assignor}): {joined} joined, sent {len(bodies)}, handled {len(first)}"
+            f"\nstorm ({name}): {joined} joined, sent {len(bodies)}, handled {len(first)}"
             f" (+{len(play.handled) - len(first)}), lost 0, condemned 0"
         )

@@ -40,7 +40,7 @@ def named(name: str) -> Block:
 
 def settle_in(reader: Reader) -> None:
     """Make the keys and files the README's examples import."""
-    keys = next(block for block in blocks("README.md") if block.language == "sh" and block.mark == "")
+    keys = next(block for block in blocks("README.md") if block.text.startswith("mqauth keys new"))
     reader.run(keys)
     for name in ("trust.py", "identity.py"):
         reader.write(named(name))
@@ -86,11 +86,12 @@ def forget_rabbitmq(url: str) -> None:
 
 async def _forget_rabbitmq(url: str) -> None:
     async with await aio_pika.connect(url) as connection:
-        for name in ("billing", "billing.unparseable", "orders.dead"):
+        for name in ("billing", "billing.unparseable", "orders.dead", "orders-api.dead"):
             with suppress(AMQPChannelError):
                 await (await connection.channel()).queue_delete(name)
-        with suppress(AMQPChannelError):
-            await (await connection.channel()).exchange_delete("shop")
+        for name in ("shop", "orders-api"):
+            with suppress(AMQPChannelError):
+                await (await connection.channel()).exchange_delete(name)
 
 
 @pytest.fixture
@@ -104,7 +105,8 @@ def kafka_reader(kafka: Kafka, tmp_path: Path) -> Iterator[Reader]:
 def forget_kafka(url: str) -> None:
     """Delete what the pages create."""
     with client.KafkaAdminClient(bootstrap_servers=url.partition("://")[2]) as admin:
-        present = {"orders", "orders.dead", "orders.dead.reviewed"} & set(admin.list_topics())
+        ours = {f"{topic}{end}" for topic in ("orders", "orders-api") for end in ("", ".dead", ".dead.reviewed")}
+        present = ours & set(admin.list_topics())
         if present:
             admin.delete_topics(sorted(present))
 
@@ -160,13 +162,14 @@ def test_kafka_examples(kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> N
     assert rejections(tmp_path) == ["token_missing"]
 
 
-@pytest.mark.parametrize("client_of", ["confluent", "aiokafka"])
-def test_examples_on_kafka(client_of: str, kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> None:
-    """The page's consumer on another client handles what its producer sent, and dead-letters a forgery."""
+@pytest.mark.parametrize("door", ["confluent", "confluent_aio", "aiokafka"])
+def test_examples_on_kafka(door: str, kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> None:
+    """The pages' consumers on other clients handle what their producers sent, and dead-letter a forgery."""
     settle_in(kafka_reader)
     for block in marked("docs/operations.md", "kafka"):
         kafka_reader.run(block)
-    producer, consumer = marked(f"docs/{client_of}.md", "kafka")
+    found = {block.name: block for block in marked(f"docs/{door.partition('_')[0]}.md", "kafka")}
+    producer, consumer = found[f"{door}_producer.py"], found[f"{door}_consumer.py"]
     kafka_reader.run(producer)
     with consuming(kafka_reader, consumer) as next_line:
         assert next_line() == HANDLED + "b'acme'\n"

@@ -100,7 +100,7 @@ class MqauthError(Exception):
 
 
 class Rejection(MqauthError):
-    """The message is refused, for ever, and it is its own fault.
+    """The message is refused for good: something is wrong with the message itself.
 
     Args:
         reason: the stable reason.

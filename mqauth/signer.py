@@ -12,6 +12,7 @@ from mqauth.errors import Cause, ConfigurationError, KeyChanged, MalformedMessag
 from mqauth.wire import base64url, batch, claims, destination, envelope, jws, template
 from mqauth.wire.claims import MAX_BATCH, Batch, Binding, Claims
 from mqauth.wire.envelope import Encoder
+from mqauth.wire.header_names import HeaderNames
 from mqauth.wire.keys import ALGORITHMS, MAX_KID, Key, SigningKey, SigningKeySource
 from mqauth.wire.memo import Memo
 from mqauth.wire.message import Form, Message, form_of, message_of
@@ -68,6 +69,8 @@ class Signer:
         audiences: another audience by canonical destination.
         lifetime: seconds a token lives, 1 to 86,400; consumers accept 3,600 unless told otherwise.
         cover: names of the headers to cover; by default every application header present.
+        leave_unsigned: names, or at least 4 characters and a ``*``, in any case, of headers that tracing and
+            transport add or change on the way; they are not covered by default.
 
     Raises:
         ConfigurationError: an argument is out of its limits, or the key cannot sign.
@@ -83,6 +86,7 @@ class Signer:
         audiences: Mapping[str, str] | None = None,
         lifetime: int = 60,
         cover: Iterable[str] | None = None,
+        leave_unsigned: Iterable[str] = (),
         clock: Clock = SYSTEM_CLOCK,
         randomness: Randomness = SYSTEM_RANDOMNESS,
     ) -> None:
@@ -99,6 +103,7 @@ class Signer:
         self.lifetime = lifetime
         self._audience = audience
         self._audiences = _check_audiences(audiences or {})
+        self._left = HeaderNames("leave_unsigned", leave_unsigned)
         self._cover = None if cover is None else tuple(dict.fromkeys(cover))
         self._clock = clock
         self._randomness = randomness
@@ -190,7 +195,7 @@ class Signer:
         """
         destination.parse(form[0])
         envelope.refuse_token(form[1])
-        names = envelope.application_headers(form) if self._cover is None else self._cover
+        names = self._left.without(envelope.application_headers(form)) if self._cover is None else self._cover
         envelope.refuse_case_twins(form, names)
         return names
 

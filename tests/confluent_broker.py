@@ -11,9 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.aio import AIOConsumer
 
 from mqauth.brokers import confluent
+from mqauth.brokers.event_loop import on_thread
 from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.testing.loop_thread import ThreadedConsumer
 from tests.log_broker import Broker, MemoryLogStage, Record, RunningMember, Wire
 from tests.log_broker import TopicPartition as Place
 
@@ -209,6 +212,29 @@ class ConfluentMemoryStage(MemoryLogStage):
             backoff=confluent.Backoff(first=0.3, longest=1),
         )  # fmt: skip
         return RunningMember(consumer, client)  # type: ignore[arg-type]
+
+
+class FakeAIOConsumer(AIOConsumer):
+    """A ``confluent_kafka.aio.AIOConsumer`` around a client of ours."""
+
+    def __init__(self, client: Any) -> None:
+        self._consumer = client
+
+
+class AIOConfluentMemoryStage(MemoryLogStage):
+    """The stage of the broker in memory, with clients like confluent-kafka's for an event loop."""
+
+    def second(self, guard: Pipeline, handler: Handler, *, workers: int = 1) -> Any:
+        client, letters = FakeConsumer(self.broker), FakeProducer(self.broker)
+
+        def make() -> confluent.AIOConsumer:
+            return confluent.AIOConsumer(
+                FakeAIOConsumer(client), guard, on_thread(handler), topics=[self.broker.topic], workers=workers,
+                dead_letters=confluent.DeadLetters(letters, "orders.dead", timeout=1, config={}),
+                backoff=confluent.Backoff(first=0.3, longest=1),
+            )  # fmt: skip
+
+        return RunningMember(ThreadedConsumer(make), client)  # type: ignore[arg-type]
 
 
 def _place(partition: Any) -> Any:

@@ -14,6 +14,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListen
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.errors import (
     CommitFailedError,
+    GroupLoadInProgressError,
     IllegalStateError,
     KafkaConnectionError,
     KafkaTimeoutError,
@@ -22,20 +23,25 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
 )
+from aiokafka.protocol.commit import OffsetFetchRequest
+from aiokafka.protocol.transaction import TxnOffsetCommitRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
 from mqauth import MemoryReplayStore, Pipeline, Verdict, Verified
 from mqauth.brokers import aiokafka
 from mqauth.brokers.aiokafka import client as aiokafka_client
+from mqauth.brokers.aiokafka import membership
 from mqauth.brokers.aiokafka import poller as polling
 from mqauth.brokers.aiokafka.confirmed import DeadLetters
+from mqauth.brokers.aiokafka.membership import Membership
 from mqauth.brokers.aiokafka.poller import Poller
 from mqauth.brokers.aiokafka.replies import Replies
 from mqauth.brokers.aiokafka.translate import carries
 from mqauth.brokers.log import event_loop
 from mqauth.brokers.log.event_loop import breathing
 from mqauth.brokers.log.poison import PoisonPolicy
+from mqauth.brokers.log.transaction import TransactionContent
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.log_work import LogWork
@@ -341,6 +347,27 @@ async def test_batch_in_order(client: Client, forge: Forge) -> None:
     assert [sent["value"] for sent in client.sent] == [b"%d" % number for number in range(6)]
 
 
+async def test_batches_in_order(client: Client, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the client has no room for a batch, the next one waits behind it."""
+    producer = aiokafka.Producer(client, forge.signer(), batch=2, linger=10)
+    client.deaf = True
+    await producer.send("orders", b"0")
+    room, send = asyncio.Event(), client.send
+
+    async def slow(topic: Any, value: Any = None, key: Any = None, **record: Any) -> Any:
+        if value == b"1":
+            await room.wait()
+        return await send(topic, value, key, **record)
+
+    monkeypatch.setattr(client, "send", slow)
+    tasks = [asyncio.create_task(producer.send("orders", b"%d" % number)) for number in range(1, 5)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    room.set()
+    await asyncio.gather(*tasks)
+    assert [sent["value"] for sent in client.sent] == [b"%d" % number for number in range(5)]
+
+
 async def test_lingers(client: Client, forge: Forge) -> None:
     """A batch that does not fill is sent after ``linger``."""
     producer = aiokafka.Producer(client, forge.signer(), batch=4, linger=0)
@@ -505,6 +532,151 @@ async def test_answers(outcome: Any, raised: Any, client: Client, forge: Forge) 
     else:
         with pytest.raises(raised):
             await answering
+
+
+# Transactional letters
+
+
+class Transactional(Client):
+    """A client that can do transactions, and notes what it is asked."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(transactional_id="a", **settings)
+
+    async def start(self) -> None:
+        self.calls.append("start")
+
+    async def send_offsets_to_transaction(self, offsets: Any, group_id: Any) -> None:
+        self.calls.append(f"{group_id} {[each.topic for each in offsets]}")
+
+
+async def test_transaction() -> None:
+    """A transaction has its letters and then its offsets; a client that failed is thrown away, and made anew."""
+    clients = [Transactional(transaction_timeout_ms=5000), Transactional()]
+    first, second = clients
+    sink = aiokafka.TransactionalDeadLetters(lambda: clients.pop(0), "dead", 1)  # type: ignore[arg-type, return-value]
+    content = TransactionContent(letters=[letter()], offsets={PLACE: 4}, group=Membership("billing", 3, "me"))
+
+    def once() -> None:
+        sink.prepare()
+        sink.write(content)
+        sink.commit()
+        sink.discard()
+        sink.prepare()
+
+    await asyncio.to_thread(once)
+    await sink.closed()
+    assert first.calls == ["start", "begin", "billing ['orders']", "commit", "stop"]
+    assert (sink.longest, [sent["topic"] for sent in first.sent], second.calls) == (5, ["dead"], ["start"])
+
+
+async def test_transaction_too_large() -> None:
+    """Where all letters of a request fail for the largest of them, that one alone is made smaller."""
+    client = Transactional()
+    sink = aiokafka.TransactionalDeadLetters(lambda: client, "dead", 1)  # type: ignore[arg-type, return-value]
+    client.outcomes = [MessageSizeTooLargeError(), MessageSizeTooLargeError()]
+    content = TransactionContent(letters=[letter(), letter(b"x" * 5000)], offsets={PLACE: 4}, group="billing")
+    with pytest.raises(MessageSizeTooLargeError):
+        await asyncio.to_thread(sink.write, content)
+    await asyncio.to_thread(sink.write, content)
+    assert [len(sent["value"]) == 5000 for sent in client.sent] == [False, True, False, False]
+    assert client.sent[2]["value"] == b"x"
+
+
+async def test_transaction_unanswered() -> None:
+    """A call that is not answered in time ends the attempt, and not the thread."""
+    client = Transactional()
+    sink = aiokafka.TransactionalDeadLetters(lambda: client, "dead", 0.01)  # type: ignore[arg-type, return-value]
+    client.deaf = True
+    content = TransactionContent(letters=[letter()], offsets={PLACE: 4}, group="billing")
+    with pytest.raises(TimeoutError):
+        await asyncio.to_thread(sink.write, content)
+
+
+@pytest.mark.parametrize(
+    ("error", "first", "fenced"),
+    [
+        (ProducerFenced(), None, True),
+        (KafkaTimeoutError(), ProducerFenced(), True),
+        (KafkaTimeoutError(), None, False),
+    ],
+)
+async def test_fenced(error: Exception, first: Any, fenced: bool) -> None:
+    """What another producer with the same transactional id does is told from an outage."""
+    client = Transactional()
+    sink = aiokafka.TransactionalDeadLetters(lambda: client, "dead")  # type: ignore[arg-type, return-value]
+    client._message_accumulator._exception = first
+    assert sink.fenced(error) is fenced
+
+
+async def test_transactions_refused(client: Client, guard: Pipeline) -> None:
+    """No transactional id, a consumer that reads open transactions, a letter without its offset: refused."""
+    with pytest.raises(ConfigurationError, match="transactional_id"):
+        aiokafka.TransactionalDeadLetters(lambda: client, "dead")  # type: ignore[arg-type, return-value]
+    sink = aiokafka.TransactionalDeadLetters(Transactional, "dead")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="read_committed"):
+        aiokafka.Consumer(started("orders"), guard, print, dead_letters=sink)
+    with pytest.raises(ConfigurationError, match="mqauth's Consumer"):
+        sink.publish(letter())
+
+
+def test_repairs_are_needed() -> None:
+    """aiokafka still names no member in a transaction, and asks for no final offsets: else drop ``membership``."""
+    assert max(each.API_VERSION for each in TxnOffsetCommitRequest._CLASSES) < 3
+    assert max(each.API_VERSION for each in OffsetFetchRequest._CLASSES) < 7
+
+
+@pytest.mark.parametrize(("code", "error"), [(0, None), (22, CommitFailedError), (25, CommitFailedError)])
+async def test_former_member(code: int, error: Any) -> None:
+    """Offsets go with the member's generation; where the broker does not know it the transaction fails."""
+    producer: Any = Transactional()
+    state, asked = producer._txn_manager, []
+    membership.fence(producer)
+
+    async def send(_node: int, request: Any, **_: Any) -> Any:
+        asked.append(request.prepare({28: (0, 3)}))
+        answer = membership.TxnOffsetCommitResponse(0, [("orders", [(0, code, {})], {})], {})
+        return membership.TxnOffsetCommitResponse.decode(answer.encode())
+
+    async def coordinator(_kind: Any, group: str) -> int:
+        assert group == "billing"
+        return 1
+
+    producer._sender._find_coordinator, producer._sender.client = coordinator, SimpleNamespace(send=send)
+    state.set_pid_and_epoch(7, 1)
+    state.begin_transaction()
+    offset = SimpleNamespace(offset=4, metadata="")
+    future = state.add_offsets_to_txn({PLACE: offset}, Membership("billing", 3, "me"))
+    await producer._sender._do_txn_offset_commit({PLACE: offset}, Membership("billing", 3, "me"))
+    (request,) = asked
+    assert request.encode() == bytes.fromhex(
+        "02610862696c6c696e67 0000000000000007 0001 00000003 036d65 00"
+        "02 076f7264657273 02 00000000 0000000000000004 ffffffff 01 00 00 00"
+    )
+    assert (type(future.exception()) if error else future.result()) == error
+
+
+async def test_final_offsets() -> None:
+    """An offset of which a transaction is open is asked for again; other requests pass as they are."""
+    client = started("orders")
+    asked: list[Any] = []
+
+    async def theirs(request: Any) -> Any:
+        asked.append(request)
+        found = [("orders", [(0, 4, -1, "", 0, {}), (1, -1, -1, "", 88, {})], {})]
+        answer = membership.OffsetFetchResponse(0, found, 0, {})
+        return membership.OffsetFetchResponse.decode(answer.encode())
+
+    client._coordinator._send_req = theirs
+    membership.require_stable(client)
+    found = await client._coordinator._send_req(OffsetFetchRequest("billing", [("orders", [0, 1])]))
+    assert found.topics == [("orders", [(0, 4, "", 0), (1, -1, "", GroupLoadInProgressError.errno)])]
+    assert GroupLoadInProgressError.retriable
+    sent = asked.pop().prepare({9: (0, 7)}).encode()
+    assert sent == bytes.fromhex("0862696c6c696e67 02 076f7264657273 03 00000000 00000001 00 01 00")
+    other = object()
+    await client._coordinator._send_req(other)
+    assert asked == [other]
 
 
 # The poller
@@ -724,6 +896,32 @@ async def test_their_listener(guard: Pipeline) -> None:
     assert desk.listener is theirs
     await ours.on_partitions_revoked({PLACE})
     assert desk.happened == ["settled"]
+
+
+async def test_membership(desk: Desk) -> None:
+    """Letters are committed as the member of this generation; while there is none they wait."""
+    desk.client._coordinator.member_id = "me"
+    member: Any = desk.poller.membership()
+    assert (member, member.generation, member.member) == ("billing", 3, "me")
+    desk.client._coordinator.generation = -1
+    assert desk.poller.membership() is None
+
+
+async def test_begins_at_final_offsets(desk: Desk) -> None:
+    """Partitions that were assigned before transactions were looked at begin anew at their final offsets."""
+    found: dict[Any, Any] = {PLACE: 5, OTHER: None}
+    desk.client._coordinator._send_req = None
+    desk.client.committed = failing(KafkaConnectionError())
+    desk.poller.require_stable()
+    assert await desk.poller.fetch(0, False) == {}
+
+    async def committed(place: Any) -> Any:
+        return found[place]
+
+    desk.client.committed = committed
+    await desk.poller.fetch(0, False)
+    assert (desk.position(PLACE), desk.position(OTHER), len(desk.asked)) == (5, None, 1)
+    assert await desk.poller.committed(PLACE) == 5
 
 
 # Records that cannot be parsed

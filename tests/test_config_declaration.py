@@ -36,7 +36,7 @@ from mqauth.config.kinds import (
     url,
     whole,
 )
-from mqauth.config.rollout_settings import RolloutSettings, UnsignedSettings
+from mqauth.config.rollout_settings import AcceptAsSettings, RolloutSettings, RuleSettings, UnsignedSettings
 from mqauth.config.settings import (
     AuditSettings,
     AuthoritySettings,
@@ -49,10 +49,10 @@ from mqauth.config.settings import (
     ProducerSettings,
     ReleaseSettings,
     ReplaySettings,
-    RuleSettings,
 )
 from mqauth.config.toml_file import RefusedSetting, Table
 from mqauth.console.oidc import OIDCSettings, RoleSettings
+from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Rule
 from mqauth.judging.rollout import Exemption, RolloutEntry
@@ -71,6 +71,7 @@ OBJECTS: dict[type[Settings], tuple[tuple[Callable[..., object], ...], set[str]]
     RuleSettings: ((Rule,), set()),
     RolloutSettings: ((RolloutEntry,), {"from", "accepted"}),
     UnsignedSettings: ((Exemption,), set()),
+    AcceptAsSettings: ((AcceptAs,), set()),
     MisuseSettings: ((Thresholds,), set()),
     ReplaySettings: ((MemoryReplayStore,), {"store"}),
     AuditSettings: (

@@ -6,7 +6,7 @@ import pytest
 
 from mqauth.testing.delivery_contract import LogDeliveryContract
 from mqauth.testing.delivery_stage import LogStage
-from tests.confluent_broker import ConfluentMemoryStage
+from tests.confluent_broker import AIOConfluentMemoryStage, ConfluentMemoryStage
 
 
 class TestConfluentInMemory(LogDeliveryContract):
@@ -16,5 +16,16 @@ class TestConfluentInMemory(LogDeliveryContract):
     def stage(self) -> Iterator[LogStage]:
         """Yield a fresh stage."""
         stage = ConfluentMemoryStage()
+        yield stage
+        stage.close()
+
+
+class TestAIOConfluentInMemory(LogDeliveryContract):
+    """The same in an event loop."""
+
+    @pytest.fixture
+    def stage(self) -> Iterator[LogStage]:
+        """Yield a fresh stage."""
+        stage = AIOConfluentMemoryStage()
         yield stage
         stage.close()

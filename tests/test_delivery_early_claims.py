@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from mqauth.audit.record import AuditRecord
 from mqauth.delivery.log_work import IN_PROCESS_BATCH, MAX_VERDICT_AGE, EarlyClaims
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
-from mqauth.flow import run
+from mqauth.flow import arun, run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Issuer
@@ -66,6 +67,18 @@ class Keys:
     def refresh(self, _kid: str, _received: float) -> KeySet:
         """Find nothing out."""
         raise Unavailable(Cause.KEYS_UNAVAILABLE, "told to")
+
+
+@dataclass
+class LookedFor(Keys):
+    """The same, counting the looks."""
+
+    looks: int = 0
+
+    def refresh(self, kid: str, received: float) -> KeySet:
+        """Count a look."""
+        self.looks += 1
+        return super().refresh(kid, received)
 
 
 @dataclass
@@ -190,6 +203,46 @@ def test_forged_cost_no_claim(bench: Bench) -> None:
     assert (bench.store.batches, bench.records) == ([2], [])
     outcomes = bench.work(waiting, EarlyClaims(bench.guard))
     assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED, Verdict.REJECTED, Verdict.ACCEPTED]
+
+
+class AsyncPolicy:
+    """A policy that has to be awaited."""
+
+    version = "1"
+
+    def __init__(self, policy: Any) -> None:
+        self._policy = policy
+
+    async def decide(self, verified: Verified) -> Any:
+        """Decide."""
+        return self._policy.decide(verified)
+
+
+def on_loop(guard: Pipeline, deliveries: list[Delivery], bench: Bench) -> list[Verdict]:
+    """Judge ahead in an event loop, and carry each to its end."""
+
+    async def work() -> list[Verdict]:
+        EarlyClaims(guard, on_loop=True).judge_ahead(deliveries)
+        return [(await arun(guard.process(each, bench.handle, bench))).verdict for each in deliveries]
+
+    return asyncio.run(work())
+
+
+def test_awaited_policy(bench: Bench) -> None:
+    """In an event loop a policy may be asynchronous: then each is judged and claimed when it is processed."""
+    guard = bench.pipeline(policy=AsyncPolicy(bench.forge.policy("kafka:orders")))
+    assert on_loop(guard, bench.batch([bench.sealed(0), bench.sealed(1)]), bench) == [Verdict.ACCEPTED] * 2
+    assert (bench.store.batches, bench.store.single) == ([], 2)
+
+
+def test_key_not_looked_for_ahead(bench: Bench) -> None:
+    """In an event loop nobody looks for a key ahead: the look may block, and its turn has one that does not."""
+    keys = LookedFor(KeySet([]))
+    guard = bench.pipeline(verifier=bench.forge.verifier(keys={ISSUER: Issuer(keys=keys)}))
+    EarlyClaims(guard, on_loop=True).judge_ahead(bench.batch([bench.sealed(0), bench.sealed(1)]))
+    assert (keys.looks, bench.store.batches) == (0, [])
+    EarlyClaims(guard).judge_ahead(bench.batch([bench.sealed(0), bench.sealed(1)]))
+    assert keys.looks == 1
 
 
 def test_store_down(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import tomllib
@@ -266,3 +267,14 @@ def test_lock_holds_every_dependency() -> None:
 
 def version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())
+
+
+@pytest.mark.parametrize("page", ["docs/clients.md", "docs/pika.md"])
+def test_conversions_count_their_lines(page: str) -> None:
+    """A conversion has as many lines before and after as the page says of them, its imports aside."""
+    found = re.findall(r"(?:Before|After), (\d+) lines.*?```python\n(.*?)```", read(page), re.DOTALL)
+    assert len(found) >= 2
+    for said, code in found:
+        (function,) = (node for node in ast.parse(code).body if not isinstance(node, ast.ImportFrom | ast.Import))
+        lines = code.splitlines()[function.lineno - 1 : function.end_lineno]
+        assert sum(bool(line.strip()) for line in lines) == int(said), code

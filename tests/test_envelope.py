@@ -18,6 +18,9 @@ Maker = Callable[..., Message]
 TRANSPORT = (
     "x-death", "x-first-death-queue", "x-last-death-reason", "x-delivery-count", "x-acquired-count", "x-delay",
     "x-stream-offset", "x-opt-anything", "timestamp_in_ms", "BCC", "traceparent", "tracestate", "baggage",
+    "b3", "B3", "x-b3-traceid", "X-B3-Sampled", "sentry-trace", "x-datadog-trace-id", "uber-trace-id", "uberctx-a",
+    "X-Amzn-Trace-Id", "x-cloud-trace-context", "newrelic", "elastic-apm-traceparent", "x-shovelled",
+    "x-shovelled-timestamp", "x-received-from", "x-original-exchange", "x-original-routing-key",
     "mqauth-token", "mqauth-dead-id", "MQAUTH-anything", "X-Opt-A", "X-Death", "Traceparent",
 )  # fmt: skip
 APPLICATION = (
@@ -26,6 +29,10 @@ APPLICATION = (
     "bcc",
     "x-my",
     "x-deaths",
+    "b3x",
+    "x-b3",
+    "x-shovelled-by",
+    "sentry-trace-id",
     "content-type",
     "timestamp",
     "mqauth",

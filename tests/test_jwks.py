@@ -231,6 +231,12 @@ def test_a_new_key_is_found_at_once(warm: Bench, look: Callable[[Bench, str], Ke
     assert len(warm.issuer.asked) == 2
 
 
+def test_an_unknown_kid_is_in_no_request(warm: Bench) -> None:
+    """An issuer is asked with the entity tag alone: what a sender wrote stands in no URL."""
+    warm.refresh("../../evil?kid=x")
+    assert warm.issuer.asked[-1] == '"1"'
+
+
 def test_a_kid_the_issuer_lacks_is_unknown(warm: Bench, look: Callable[[Bench, str], KeySet]) -> None:
     """After one look the set comes back without the kid, and a second message makes no second look."""
     for _ in range(20):

@@ -33,17 +33,23 @@ STATEMENTS = (
     15_100
     # The command: one file, init, ids, times, tables that fit a terminal, check --online.
     + 850
-    # Rollout: rungs, marks, exemptions, the judge below enforce.
-    + 530
+    # Rollout: rungs, marks, exemptions, the judge below enforce, counts, records, detectors, commands.
+    + 1160
     # A log in an event loop.
     + 190
     # Logs as records: one module, rate, details, health.
     + 420
+    # Health as one shape, probes.
+    + 110
+    # Headers that stand unsigned, and messages that arrive elsewhere than they were signed for.
+    + 90
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")
 """Clients beyond the first of each broker, each with a limit of its own."""
 STATEMENTS_OF_A_CLIENT = 700
+FURTHER_DOORS = {"brokers/confluent": 60}
+"""What a second kind of consumer of the same client may take: the ``AIOConsumer`` of confluent-kafka."""
 
 
 def statements(source: str) -> int:
@@ -89,7 +95,7 @@ def test_the_library_is_small() -> None:
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_client_is_small(client: str) -> None:
     """What a further client takes has a limit of its own."""
-    assert 0 < count(client) <= STATEMENTS_OF_A_CLIENT
+    assert 0 < count(client) <= STATEMENTS_OF_A_CLIENT + FURTHER_DOORS.get(client, 0)
 
 
 def test_what_counts() -> None:

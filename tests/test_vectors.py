@@ -9,13 +9,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.errors import ConfigurationError, MalformedMessage, Reason
-from mqauth.flow import run
-from mqauth.judging.pipeline import Outcome, Pipeline
-from mqauth.judging.policy import Allow
-from mqauth.judging.verifier import Verifier
-from mqauth.replay.memory import MemoryReplayStore
-from mqauth.testing import FakeClock
+from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason
 from mqauth.testing.batchforge import leaf_hash, leaf_of
 from mqauth.wire import base64url, destination, envelope, jwk
 from mqauth.wire import strict_json as strictjson
@@ -23,6 +17,7 @@ from mqauth.wire.batch import Proven
 from mqauth.wire.json_form import from_form, to_form
 from tests.test_merkle import inclusion, mth
 from tests.vectors import generate as generator
+from tests.vectors.consumers import Consumer
 
 FOLDER = Path(__file__).parent / "vectors"
 
@@ -34,32 +29,10 @@ def load(name: str) -> Any:
 
 TOKENS, BATCH, ANSWERS = load("tokens.json"), load("batch.json"), load("answers.json")
 HDS, DESTINATIONS = load("hds.json"), load("destinations.json")
+SETTINGS = load("settings.json")
 CLAIMS, JWKS, FORMS = load("claims.json"), load("jwks.json"), load("forms.json")
 VECTORS = [*TOKENS["vectors"], *({**vector, "name": f"batch: {vector['name']}"} for vector in BATCH["vectors"])]
-SEQUENCES = [*TOKENS["sequences"], *BATCH["sequences"]]
-
-
-def guard(vectors: Any = TOKENS) -> Pipeline:
-    """Return the consumer that a file of vectors describes, with an empty store."""
-    clock, consumer = FakeClock(vectors["received"]), vectors["consumer"]
-    keys = jwk.load_key_set(consumer["jwks"])
-    assert keys.skipped == ()
-    return Pipeline(
-        verifier=Verifier(
-            keys={consumer["issuer"]: keys}, audience=consumer["audience"], leeway=consumer["leeway"],
-            max_lifetime=consumer["max_lifetime"], user_id=consumer.get("user_id"),
-        ),
-        policy=Allow(consumer["allow"]), replay=MemoryReplayStore(clock=clock), clock=clock,
-    )  # fmt: skip
-
-
-def judge(pipeline: Pipeline, form: Any) -> Outcome:
-    """Judge a message in the JSON form, and confirm it where it was accepted."""
-    delivery = pipeline.receive(from_form(form))
-    outcome = run(pipeline.judge(delivery))
-    if outcome.reason is None:
-        run(pipeline.confirm(delivery))
-    return outcome
+SEQUENCES = [*TOKENS["sequences"], *BATCH["sequences"], *SETTINGS["sequences"]]
 
 
 def test_the_files_are_what_the_generator_makes() -> None:
@@ -74,34 +47,39 @@ def test_the_files_are_what_the_generator_makes() -> None:
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
 def test_each_message_gets_its_verdict(vector: Any) -> None:
     """Positive and negative vectors alike."""
-    outcome = judge(guard(), vector["message"])
-    assert (outcome.verdict.value, outcome.reason) == (vector["verdict"], vector["reason"])
+    Consumer(TOKENS).check(vector)
 
 
 @pytest.mark.parametrize("vector", ANSWERS["vectors"], ids=lambda vector: vector["name"])
 def test_each_question_has_its_answer(vector: Any) -> None:
     """What another implementation might take otherwise has one verdict."""
-    outcome = judge(guard(ANSWERS), vector["message"])
-    assert (outcome.verdict.value, outcome.reason) == (vector["verdict"], vector["reason"])
+    Consumer(ANSWERS).check(vector)
+
+
+@pytest.mark.parametrize("vector", SETTINGS["vectors"], ids=lambda vector: vector["name"])
+def test_each_consumer_gives_its_verdict(vector: Any) -> None:
+    """A consumer with settings of its own accepts, rejects and defers by them."""
+    Consumer(SETTINGS, vector["consumer"], vector["received"]).check(vector)
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES, ids=lambda sequence: sequence["name"])
 def test_each_sequence_of_deliveries_gets_its_verdicts(sequence: Any) -> None:
     """Copies are told from redeliveries."""
-    pipeline = guard()
+    first = sequence["deliveries"][0]
+    consumer = Consumer(SETTINGS if "consumer" in first else TOKENS, first.get("consumer"), first.get("received"))
     for delivery in sequence["deliveries"]:
-        outcome = judge(pipeline, delivery["message"])
-        assert (outcome.verdict.value, outcome.reason) == (delivery["verdict"], delivery["reason"])
+        consumer.check(delivery)
 
 
-def test_the_vectors_cover_every_reason_a_default_consumer_gives() -> None:
-    """Each reason but those of settings, releases and handlers has a vector."""
-    found = {vector["reason"] for vector in VECTORS} - {None}
-    found |= {delivery["reason"] for sequence in SEQUENCES for delivery in sequence["deliveries"]} - {None}
-    assert set(Reason) - {Reason(reason) for reason in found} == {
-        Reason.QUEUE_AGE_EXCEEDED, Reason.COVERAGE_INSUFFICIENT, Reason.RELEASE_INVALID,
-        Reason.MESSAGE_MALFORMED, Reason.HANDLER_FAILED,
+def test_the_vectors_cover_every_reason_and_every_cause_of_a_verdict() -> None:
+    """Each has a vector, but those that come after the verdict."""
+    deliveries = [delivery for sequence in SEQUENCES for delivery in sequence["deliveries"]]
+    found = [*VECTORS, *ANSWERS["vectors"], *SETTINGS["vectors"], *deliveries]
+    assert set(Reason) - {vector["reason"] for vector in found} == {Reason.HANDLER_FAILED}
+    assert set(Cause) - {vector.get("cause") for vector in found} == {
+        Cause.AUDIT_UNAVAILABLE, Cause.DEAD_LETTER_UNAVAILABLE, Cause.HANDLER_DEFERRED, Cause.BROKER_UNAVAILABLE,
     }  # fmt: skip
+    assert {vector["verdict"] for vector in found} == {"accepted", "rejected", "deferred", "duplicate"}
 
 
 @pytest.mark.parametrize("vector", HDS["vectors"], ids=lambda vector: vector["name"])
@@ -113,6 +91,19 @@ def test_each_headers_digest_is_of_its_bytes(vector: Any) -> None:
     assert raw.startswith(b"mqauth-hds-1h")
 
 
+@pytest.mark.parametrize("vector", HDS["covers"], ids=lambda vector: vector["name"])
+def test_a_producer_covers_the_headers_of_its_vector(vector: Any) -> None:
+    """Every header of the application is covered, and none that a transport adds, changes or removes."""
+    assert list(envelope.bind(from_form(vector["message"])).hdr) == vector["hdr"]
+
+
+@pytest.mark.parametrize("vector", HDS["refused"], ids=lambda vector: vector["name"])
+def test_a_producer_signs_nothing_that_has_no_encoding(vector: Any) -> None:
+    """What no consumer could verify is refused before it is sent."""
+    with pytest.raises(MalformedMessage):
+        envelope.bind(from_form(vector["message"]))
+
+
 def test_both_files_describe_one_consumer() -> None:
     """Messages with tokens of their own and messages of batches are judged side by side."""
     assert (BATCH["consumer"], BATCH["received"]) == (TOKENS["consumer"], TOKENS["received"])
@@ -122,10 +113,9 @@ def test_both_files_describe_one_consumer() -> None:
 def test_no_verdict_depends_on_the_vectors_before_it(file: Any) -> None:
     """All vectors of a file through one consumer, and again in reverse: no verdict becomes another one."""
     for order in (file["vectors"], file["vectors"][::-1]):
-        pipeline = guard(file)
+        consumer = Consumer(file)
         for vector in order:
-            outcome = judge(pipeline, vector["message"])
-            assert (outcome.verdict.value, outcome.reason) == (vector["verdict"], vector["reason"]), vector["name"]
+            consumer.check(vector)
 
 
 @pytest.mark.parametrize("vector", BATCH["leaves"], ids=lambda vector: vector["name"])

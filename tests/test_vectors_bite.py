@@ -16,8 +16,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 
 from mqauth.errors import ConfigurationError
-from mqauth.judging import token
+from mqauth.judging import judge, token
 from mqauth.judging.verifier import Issuer, Verifier
+from mqauth.letters import release
+from mqauth.letters.authorities import ReleaseAuthorities, _check_bindings, _signed
 from mqauth.replay import rules
 from mqauth.wire import (
     base64url,
@@ -36,9 +38,10 @@ from mqauth.wire.memo import Memo
 from tests import test_vectors
 from tests.test_ed25519 import BASE, FIELD, add, encoded, even, number, times
 from tests.vectors.answers import P256
+from tests.vectors.consumers import Consumer
 
 Patch = Callable[[pytest.MonkeyPatch], None]
-FILES: Final = (test_vectors.TOKENS, test_vectors.ANSWERS, test_vectors.BATCH)
+FILES: Final = (test_vectors.TOKENS, test_vectors.ANSWERS, test_vectors.BATCH, test_vectors.SETTINGS)
 MESSAGES: Final = {vector["name"]: (file, vector) for file in FILES for vector in file["vectors"]}
 
 
@@ -55,8 +58,7 @@ class Fault:
 def judged(name: str) -> None:
     """Judge the message of a vector."""
     file, vector = MESSAGES[name]
-    outcome = test_vectors.judge(test_vectors.guard(file), vector["message"])
-    assert (outcome.verdict.value, outcome.reason) == (vector["verdict"], vector["reason"])
+    Consumer(file, vector.get("consumer"), vector.get("received")).check(vector)
 
 
 def found(vectors: Any, name: str) -> Any:
@@ -229,7 +231,7 @@ MESSAGE_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
     ("retired later", edit(judge_times, ">= key.expires", "> key.expires"), "issued the second its key retired"),
     ("retired by the clock", edit(judge_times, "claims.iat if appended", "received if appended"),
      "issued a second before its key retired"),
-    ("audience unchecked", edit(believe, "claims.aud not in self._audiences", "False"),
+    ("audience unchecked", edit(believe, "claims.aud not in self.audiences", "False"),
      "the audience before the times"),
     ("no leeway of iat", edit(judge_times, "claims.iat > moment + self.leeway", "claims.iat > moment"),
      "issued at the edge of the leeway"),
@@ -277,6 +279,80 @@ MESSAGE_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
     ("suffix of direct reply-to", edit(envelope._encoded, 'text.startswith(_DIRECT_REPLY + ".")', "False"),
      "direct reply-to with the broker's suffix"),
 )  # fmt: skip
+believed, authorities = "if claims.aud not in self.audiences", ReleaseAuthorities.verify
+times_first = "self.times.check(claims, key, message, received, waived); "
+coverage, evidence = Verifier._check_coverage, token.Times.evidence
+SETTINGS_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
+    ("times before the audience", edit(believe, believed, f"{times_first}\n    {believed}"),
+     "the audience before the times"),
+    ("destination after the body", edit(check, "binding.dst != message.destination",
+     "message.body == b'' or binding.dst != message.destination"), "the body before the headers"),
+    ("append time of a producer", edit(evidence, 'or origin.timestamp_type != "append"', ""),
+     "a time that its producer wrote"),
+    ("append time at consume", edit(evidence, 'self.at == "consume" or ', ""),
+     "append time before a revocation, at consume"),
+    ("interceptor unasked", edit(evidence, 'self.append_evidence != "interceptor"', "False"),
+     "on RabbitMQ where anybody may write the time"),
+    ("append time rounded up", edit(evidence, "origin.timestamp_ms / 1000", "-(-origin.timestamp_ms // 1000)"),
+     "appended half a second before its end"),
+    ("no append time, so that of receipt", edit(judge_times, 'self.evidence(message) if self.at == "append" else',
+     "self.evidence(message) or"), "no time at all"),
+    ("age unchecked", edit(judge_times, "received - moment > self.max_queue_age", "False"),
+     "a millisecond too old"),
+    ("revoked despite the evidence", edit(token.is_revoked, "appended is None or ", "True or "),
+     "appended before its key was revoked"),
+    ("required, whether covered or not", edit(coverage, "bool(message.occurrences(name)) and name in covered",
+     "bool(message.occurrences(name))"), "a required header that is not covered"),
+    ("required, whether present or not", edit(coverage, "bool(message.occurrences(name)) and name in covered",
+     "name in covered"), "a required header that is covered and absent"),
+    ("a required property taken for a header", edit(coverage, "name in PROTECTED_PROPERTIES", "False"),
+     "a required property on RabbitMQ"),
+    ("uncovered headers let in", edit(coverage, "self._reject_unsigned and", "False and"),
+     "a header added and not covered"),
+    ("users beyond the table", edit(Verifier._check_user, ".get(user)", ".get(user, user)"),
+     "a user that the table does not have"),
+    ("the JWK widens a pin", edit(Issuer.speaks_for, "pinned is not None and subject not in pinned", "False"),
+     "the JWK widens no pin"),
+    ("a pin widens the JWK", edit(Issuer.speaks_for, "if key.subjects is not None:",
+     "if key.subjects is not None and pinned is None:"), "a pin widens no JWK"),
+    ("an outage condemns", edit(judge._refuse, "isinstance(error, OUR_FAULT)", "False"), "no policy"),
+    ("unknown keys condemned", edit(judge._looked_up,
+     "raise Unavailable(error.cause, error.detail, party) from error",
+     'raise Rejection(Reason.KEY_UNKNOWN, "") from error'), "an unknown key while none can be asked for"),
+    ("a release asks before the signature", edit(judge.Judge._claim_released,
+     "self._verifier.authenticate(message, candidate.token, keys, received)", "pass"),
+     "a forged message asks for no authority's keys"),
+    ("a release for any scope", edit(judge.Judge._claim_released,
+     "release.scope != self.scope_of(message)", "False"),
+     "a release for another scope"),
+    ("a release before the audience", edit(believe, "claims.aud not in self.audiences",
+     "claims.aud not in self.audiences and not waived"), "another audience, and a release that waives all"),
+    ("the first of two releases", edit(release._value, "len(found) == 1 and ", ""), "a release twice"),
+    ("a release of tokens' type", edit(release.open_release, "typ=RELEASE_TYPE", 'typ="mqauth+jwt"'),
+     "a release of the type of tokens"),
+    ("claims of a release ignored", edit(release.parse, 'not found.keys() - {*_REQUIRED, "past"}', "True"),
+     "a release with an unknown claim"),
+    ("waived beyond what is granted", edit(authorities, "release.waive <= self._authority(release).waive", "True"),
+     "a release that waives what is not granted"),
+    ("a release lives as it says", edit(authorities, "release.exp - release.iat <= self._max_lifetime", "True"),
+     "a release that lives a second too long"),
+    ("a release from the future", edit(authorities, "release.iat <= received + self._leeway", "True"),
+     "a release from the future"),
+    ("a release for ever", edit(authorities, "release.exp + self._leeway > received and ", ""),
+     "a release past its end"),
+    ("a release of any reviewer", edit(_signed, "subjects is None or release.sub in subjects", "True"),
+     "a release by a reviewer whom the key does not name"),
+    ("a release by a revoked key", edit(_signed, "revocation is None or revocation.revoked_at > received", "True"),
+     "a release by a revoked key, made before"),
+    ("a release by a retired key", edit(_signed, "not (expires is not None and release.iat >= expires)", "True"),
+     "a release made the second its key retired"),
+    ("a release of any token", edit(_check_bindings, "release.tok == base64url.digest(token)", "True"),
+     "a release of another token"),
+    ("a release that covers less", edit(_check_bindings, "release.mqa.hdr == covered", "True"),
+     "a release that covers less"),
+    ("more hops than letters", edit(release.parse_past, "max(1, len(hops))", "1"),
+     "a past of fewer letters than hops"),
+)  # fmt: skip
 load, end, collect = jwk.load_key, jwk._end, jwk._collect
 COPIES: Final[tuple[tuple[str, Patch, str], ...]] = (
     ("any place is a re-read", edit(rules.judge, "entry.place != request.place", "False"),
@@ -289,12 +365,29 @@ COPIES: Final[tuple[tuple[str, Patch, str], ...]] = (
      "the id of another producer's message is no copy of it"),
     ("the rest of a path unread", edit(batch.Proven.proves, "met[0] != node or met[1] != rest", "met[0] != node"),
      "a path altered in its tail after a sibling was proven"),
+    ("what is held is a copy", edit(rules.judge, "_FRESH if entry.lease_ends <= now else ClaimStatus.HELD",
+     "ClaimStatus.REPLAYED"), "RabbitMQ: a redelivery waits while the message is held"),
+    ("partitions mixed up", edit(rules.judge, "entry.place != request.place",
+     "entry.place and entry.place[3] != request.place[3]"),
+     "Kafka: the same offset of another partition is another place"),
+    ("one scope for all", edit(judge.Judge._request,
+     "self._scope or origin.scope or self.scope_of(delivery.message)", '"one"'),
+     "each group handles a message once"),
+    ("forgotten before the leeway ends", edit(judge.Judge._request, "claims.exp + self._retention", "claims.exp"),
+     "a copy is known to the end of the longest leeway"),
+    ("a release forgotten before its end", edit(judge.Judge._claim_release,
+     "max(claim.expires, float(release.exp + self._verifier.retention))", "claim.expires"),
+     "a release is good for once"),
+    ("a replay waived unasked", edit(judge.Judge._claim_release, "or Reason.REPLAYED in release.waive", "or True"),
+     "what was handled is no news, whoever releases it"),
+    ("a held release is a copy", edit(judge.Judge._claim_release, "redelivered=True", "redelivered=False"),
+     "a release that is held"),
 )  # fmt: skip
 FAULTS: Final = (
     *(Fault(*found, delivered) for found in COPIES),
     Fault("index in little endian", edit(rules.batch_id, '"big"', '"little"'), "messages", claimed),
     Fault("a release claimed as a message", edit(rules.release_id, "_NO_MESSAGE + ", ""), "releases", claimed),
-    *(Fault(*found, judged) for found in MESSAGE_FAULTS),
+    *(Fault(*found, judged) for found in (*MESSAGE_FAULTS, *SETTINGS_FAULTS)),
     Fault("use ignored", edit(load, 'members.get("use", "sig") == "sig"', "True"), "use enc", read_jwk),
     Fault("key_ops ignored", edit(load, '"verify" in operations', "True"), "key_ops without verify", read_jwk),
     Fault("private keys", constant("_PRIVATE", frozenset(), jwk), "private", read_jwk),

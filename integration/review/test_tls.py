@@ -13,7 +13,8 @@ import pytest
 from integration.keyserver import Authority
 from integration.review.scene import Scene
 from integration.review.tunnel import Tunnel
-from mqauth.cli import broker, main
+from mqauth.cli import main
+from mqauth.config import broker
 
 Dlq = Callable[..., tuple[int, str, str]]
 

@@ -9,6 +9,7 @@ from contextvars import Context, copy_context
 from functools import wraps
 from typing import Any
 
+from mqauth.clock import Clock
 from mqauth.flow import is_async
 from mqauth.judging.unverified import Unverifieds
 
@@ -65,6 +66,37 @@ async def first_of(*wanted: Awaitable[Any]) -> None:
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
+
+
+class LoopBeat:
+    """Tells for how long an event loop has not moved; it is asked from any thread, and moves the loop to answer.
+
+    Args:
+        clock: tells the time.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._asked: float | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Watch a loop."""
+        self._loop = loop
+
+    def silent(self) -> float:
+        """Return the seconds since which the loop owes an answer; the first call asks for one."""
+        loop, asked = self._loop, self._asked
+        if loop is None or loop.is_closed():
+            return 0.0
+        if asked is not None:
+            return self._clock.monotonic() - asked
+        self._asked = self._clock.monotonic()
+        loop.call_soon_threadsafe(self._answer)
+        return 0.0
+
+    def _answer(self) -> None:
+        self._asked = None
 
 
 class DeliveryTasks:

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 from mqauth.check.findings import Finding, finding, on
 from mqauth.check.target import Target, few, unless_refused
 from mqauth.config.kinds import is_url
-from mqauth.config.settings import ConsumerSettings, IssuerSettings, RuleSettings, SourceSettings
+from mqauth.config.rollout_settings import RuleSettings
+from mqauth.config.settings import ConsumerSettings, IssuerSettings, SourceSettings
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.judging.verifier import Issuer
 from mqauth.keystore import Keystore

@@ -26,6 +26,7 @@ from mqauth.keystore.disk import files
 from mqauth.keystore.disk.ring import KeyRing
 from mqauth.signer import MAX_LIFETIME
 from mqauth.wire.destination import is_kafka
+from mqauth.wire.header_names import HeaderNames
 from mqauth.wire.keys import MIN_RSA_BITS
 
 _LIMITS: Final = (
@@ -99,6 +100,15 @@ def trust(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
             ("consumer", "append_evidence"),
             'at = "append" without append_evidence, and a rule names RabbitMQ',
         )
+    broad = HeaderNames("allow_unsigned_headers", consumer.allow_unsigned_headers).broad
+    if broad:
+        yield finding(
+            "allow_unsigned_headers_broad", ("consumer", "allow_unsigned_headers"),
+            f"{', '.join(broad)} ends within a word",
+        )  # fmt: skip
+    wide = [pattern for each in consumer.accept_as for pattern in each.alias.broad]
+    if wide:
+        yield finding("accept_as_broad", ("consumer", "accept_as"), f"{', '.join(wide)} takes any number of words")
     if consumer.unsigned_headers == "hide":
         yield finding(
             "unsigned_headers_hidden", ("consumer", "unsigned_headers"), "unsigned headers are hidden, not refused"

@@ -38,10 +38,12 @@ VERBS: Final = {
     "init": ("init", "init", "Write a producer, a consumer, keys, settings and topology, overwriting nothing."),
     "sign": ("sign", "sign", "Read messages as JSON and print them with a token in their headers."),
     "verify": ("sign", "verify", "Read messages as JSON and print the verdict on each."),
+    "health": ("health", "health", "Ask a process how its consumers are; for probes without curl."),
     "check": ("check", "check", "Find the pitfalls of a configuration file."),
     "keys": ("keys", "app", "Make, list and publish a producer's keys."),
     "audit": ("audit", "app", "Check, read and search audit files."),
     "dlq": ("dlq", "app", "List, judge, redrive and discard dead letters."),
+    "rollout": ("rollout", "app", "See who does not sign yet, and go up or down the ladder."),
     "config": ("config", "app", "Show the settings that commands take, and where each comes from."),
     "console": ("console", "console", "Review dead letters in a browser, until it is stopped."),
     "bench": (

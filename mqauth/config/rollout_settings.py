@@ -1,4 +1,4 @@
-"""The declarations of ``[[rollout]]`` and ``[[consumer.unsigned]]``: what is not enforced yet, and until when."""
+"""The declarations of ``[[consumer.allow]]`` and ``accept_as``; of what is not enforced yet, and until when."""
 
 # No ``from __future__ import annotations``, as in ``settings``.
 
@@ -11,6 +11,8 @@ from mqauth.config.declaration import Settings
 from mqauth.config.kinds import DATE, MOMENT, NAME, choice, entries, many, span, table_or
 from mqauth.config.toml_file import RefusedSetting, Table
 from mqauth.errors import ConfigurationError
+from mqauth.judging.accept_as import AcceptAs
+from mqauth.judging.policy import Rule
 from mqauth.judging.rollout import EVERYWHERE, WEEK, Exemption, LogMark, RolloutEntry, Rung
 from mqauth.wire.destination import is_kafka
 
@@ -148,3 +150,50 @@ class UnsignedSettings(Settings):
             _ = self.exemption
         except ConfigurationError as error:
             yield self.table.refuse("kinds" if EVERYWHERE in self.kinds else "destination", str(error))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleSettings(Settings):
+    """One of ``[[consumer.allow]]``: the arguments of ``Rule``."""
+
+    subject: Annotated[str, NAME, "The producer, letter for letter."]
+    issuer: Annotated[str | None, NAME, "Its issuer; required where several are configured."] = None
+    destinations: Annotated[
+        tuple[str, ...],
+        many(NAME, 1),
+        "Where it may publish: destinations whose dotted words may be `*` (one word) or `#` (any number).",
+    ]
+
+    @property
+    def rule(self) -> Rule:
+        """The rule for the policy."""
+        return Rule(**self.arguments(Rule))
+
+    def refusals(self) -> Iterator[RefusedSetting]:
+        """Yield the refusal of a destination that is not one."""
+        try:
+            _ = self.rule
+        except ConfigurationError as error:
+            yield self.table.refuse("destinations", str(error))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptAsSettings(Settings):
+    """One of ``[[consumer.accept_as]]``: the arguments of ``AcceptAs``."""
+
+    at: Annotated[str, NAME, "Where the messages arrive: a destination, exact."]
+    signed_for: Annotated[
+        tuple[str, ...], many(NAME, 1), "Where they were published first: patterns as in `[[consumer.allow]]`."
+    ]
+
+    @property
+    def alias(self) -> AcceptAs:
+        """The alias for the verifier."""
+        return AcceptAs(**self.arguments(AcceptAs))
+
+    def refusals(self) -> Iterator[RefusedSetting]:
+        """Yield the refusal of a destination that is not one."""
+        try:
+            _ = self.alias
+        except ConfigurationError as error:
+            yield self.table.refuse("signed_for", str(error))

@@ -38,10 +38,9 @@ from mqauth.config.kinds import (
     url,
     whole,
 )
-from mqauth.config.rollout_settings import RolloutSettings, UnsignedSettings
+from mqauth.config.rollout_settings import AcceptAsSettings, RolloutSettings, RuleSettings, UnsignedSettings
 from mqauth.config.toml_file import RefusedSetting
-from mqauth.errors import ConfigurationError, Reason
-from mqauth.judging.policy import Rule
+from mqauth.errors import Reason
 from mqauth.judging.token import MAX_LEEWAY, At
 from mqauth.keystore.remote.rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
 from mqauth.letters.release import WAIVABLE
@@ -91,6 +90,11 @@ class ProducerSettings(Settings):
     ] = None
     keys: Annotated[Path, PATH, "The private key: a keystore folder, whose rotation is followed, or a PEM file."]
     lifetime: Annotated[int, whole(1, MAX_LIFETIME), "Seconds a token lives."] = 60
+    leave_unsigned: Annotated[
+        tuple[str, ...],
+        many(NAME),
+        "Names, or beginnings and a `*`, of headers that tracing and transport add: not signed.",
+    ] = ()
     batch: Annotated[int, whole(1, MAX_BATCH), "Messages under one signature, at most; 1 is a token each."] = 1
     linger: Annotated[
         float, number(0, MAX_LINGER), "Seconds a message may wait for others to share a signature with."
@@ -147,31 +151,6 @@ class IssuerSettings(SourceSettings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RuleSettings(Settings):
-    """One of ``[[consumer.allow]]``: the arguments of ``Rule``."""
-
-    subject: Annotated[str, NAME, "The producer, letter for letter."]
-    issuer: Annotated[str | None, NAME, "Its issuer; required where several are configured."] = None
-    destinations: Annotated[
-        tuple[str, ...],
-        many(NAME, 1),
-        "Where it may publish: destinations whose dotted words may be `*` (one word) or `#` (any number).",
-    ]
-
-    @property
-    def rule(self) -> Rule:
-        """The rule for the policy."""
-        return Rule(**self.arguments(Rule))
-
-    def refusals(self) -> Iterator[RefusedSetting]:
-        """Yield the refusal of a destination that is not one."""
-        try:
-            _ = self.rule
-        except ConfigurationError as error:
-            yield self.table.refuse("destinations", str(error))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerSettings(Settings):
     """``[consumer]``: the arguments of ``Verifier``, the rules of ``Allow``, and the scope."""
 
@@ -203,6 +182,16 @@ class ConsumerSettings(Settings):
     unsigned_headers: Annotated[
         Literal["hide", "reject"], choice(("hide", "reject")), "What happens to headers that no token covers."
     ] = "hide"
+    allow_unsigned_headers: Annotated[
+        tuple[str, ...],
+        many(NAME),
+        "Names, or beginnings and a `*`, of headers that tracing and transport add: hidden, never rejected.",
+    ] = ()
+    accept_as: Annotated[
+        tuple[AcceptAsSettings, ...],
+        inners(AcceptAsSettings, 0, "at"),
+        "Where messages arrive that were signed for another destination: mirrors, shovels, moved queues.",
+    ] = ()
     require_headers: Annotated[tuple[str, ...], many(NAME), "Headers that must be present and covered."] = ()
     user_id: Annotated[
         Literal["subject"] | Mapping[str, str] | None,

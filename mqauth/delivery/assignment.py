@@ -45,7 +45,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from mqauth.clock import Clock
-from mqauth.delivery.health import Counts, Health, Stall
+from mqauth.delivery.health import NO_RUNGS, Counts, LogHealth, Rungs, Stall
 from mqauth.delivery.partition import Backoff, ClientCalls, Partition, TopicPartition, offset_of
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
@@ -352,12 +352,16 @@ class Assignment:
             seek = {place: offset for place, offset in opened.items() if offset is not None and place in held}
             return ClientCalls(pause=frozenset(), resume=paused & self._paused, seek=seek)
 
-    def health(self, consuming: bool) -> Health:
-        """Return how the consumer is doing; ``consuming`` says whether it runs."""
+    def health(self, consuming: bool, rollout: Rungs = NO_RUNGS) -> LogHealth:
+        """Return how the consumer is doing: whether it runs, and what is not enforced, is told."""
         with self._lock:
             found = [partition.stall or partition.unsent for partition in self._partitions.values()]
             stalls = sorted((stall for stall in found if stall is not None), key=lambda stall: stall.since)
-            return Health(consuming=consuming, in_flight=len(self._running), stalls=tuple(stalls))
+            beat = self._beats or (self._clock.monotonic(),)
+            return LogHealth.of(
+                stalls, consuming=consuming, in_flight=len(self._running), at=self._clock.now(),
+                silent=self._clock.monotonic() - beat[0], counts=self.counts, rollout=rollout,
+            )  # fmt: skip
 
     def _went_back(self, partition: Partition, offset: int) -> Partition:
         """Return a new partition in place of one that is read again from an earlier offset, by a user's seek.

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Final, TypeAlias
 
 from mqauth.errors import Cause
 from mqauth.judging.delivery import Outcome
+from mqauth.judging.rollout import Rollout
 from mqauth.judging.unverified import Verdict
+
+Rungs: TypeAlias = Mapping[str, str]
+NO_RUNGS: Final[Rungs] = {}
+STALLED_AFTER: Final = 60.0
+"""Seconds of waiting after which a consumer is stalled."""
+
+
+def rungs(rollout: Rollout | None) -> Rungs:
+    """Return the rung of each pattern of destinations that is below ``enforce``."""
+    entries = () if rollout is None else rollout.below
+    return {pattern: entry.rung.label for entry in entries for pattern in entry.destinations}
 
 
 @dataclass(slots=True)
@@ -54,54 +68,103 @@ class Stall:
     since: float
 
 
+class State(StrEnum):
+    """How a consumer is, in one word."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    STALLED = "stalled"
+    STOPPED = "stopped"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """The state of a consumer of a log.
+    """The state of a consumer of either broker; a subclass adds what only that broker has.
 
     Args:
-        consuming: whether it runs.
-        in_flight: partitions that are being worked on.
-        stalls: partitions that are deferred, the longest waiting first.
+        consuming: whether it runs and takes new messages; one of a queue does not while it holds all it may.
+        in_flight: deliveries, of a log partitions, that are processed or held.
+        deferred: how many of them wait.
+        stalled_since: UTC seconds since which something waits, ``None`` where nothing does.
+        cause: why the longest waiting one waits; ``broker_unavailable`` where none does, and for a minute nothing
+            could be consumed or the broker has blocked the connection.
+        detail: one line that explains it and names what is out of reach; also where an error ended the consumer.
+        running: whether it was started, and neither stopped nor ended by an error.
+        at: UTC seconds of this look.
+        silent: seconds since its loop or poll thread last moved.
+        counts: what became of its deliveries since it started.
+        rollout: the rung of each pattern of destinations that is not enforced.
     """
 
     consuming: bool
     in_flight: int
-    stalls: tuple[Stall, ...]
+    deferred: int
+    stalled_since: float | None
+    cause: Cause | None
+    detail: str | None
+    running: bool = True
+    at: float = 0.0
+    silent: float = 0.0
+    counts: Counts = field(default_factory=Counts)
+    rollout: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def deferred(self) -> int:
-        """How many partitions are deferred."""
-        return len(self.stalls)
+    def state(self) -> State:
+        """``stopped``; ``stalled`` where something waits for over a minute; ``degraded``, anything is amiss."""
+        if not self.running:
+            return State.STOPPED
+        if self.stalled_since is not None and self.at - self.stalled_since > STALLED_AFTER:
+            return State.STALLED
+        amiss = self.deferred or self.cause is not None or self.rollout or self.silent > STALLED_AFTER
+        return State.DEGRADED if amiss else State.OK
 
     @property
-    def stalled_since(self) -> float | None:
-        """UTC seconds since when the longest deferred one waits, ``None`` where none does."""
-        return self.stalls[0].since if self.stalls else None
+    def reasons(self) -> tuple[str, ...]:
+        """Lines for people on why it is not ``ok``."""
+        lines = [] if self.running else ["not running"]
+        if self.cause is not None or self.detail is not None:
+            since = "" if self.stalled_since is None else f" for {self.at - self.stalled_since:.0f} s"
+            lines.append(f"{self.cause or 'ended'}{since}: {self.detail or ''}")
+        lines += [f"{destination} is at {rung}" for destination, rung in self.rollout.items()]
+        return (*lines, f"nothing moved for {self.silent:.0f} s") if self.silent > STALLED_AFTER else tuple(lines)
 
-    @property
-    def cause(self) -> Cause | None:
-        """Why the longest deferred one waits."""
-        return self.stalls[0].cause if self.stalls else None
-
-    @property
-    def detail(self) -> str | None:
-        """One line that explains the longest deferral."""
-        return self.stalls[0].detail if self.stalls else None
+    def as_dict(self) -> dict[str, Any]:
+        """Return state, reasons and everything else as JSON values."""
+        return {"state": self.state.value, "reasons": list(self.reasons), **asdict(self)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueueHealth:
+class LogHealth(Health):
+    """The state of a consumer of a log.
+
+    Args:
+        stalls: partitions that are deferred, the longest waiting first.
+    """
+
+    stalls: tuple[Stall, ...]
+
+    @classmethod
+    def of(cls, stalls: Sequence[Stall], *, consuming: bool, counts: Counts, **more: Any) -> LogHealth:
+        """Return the health of a consumer by its stalls, the longest waiting first."""
+        first = stalls[0] if stalls else None
+        return cls(
+            consuming=consuming,
+            deferred=len(stalls),
+            stalled_since=None if first is None else first.since,
+            cause=None if first is None else first.cause,
+            detail=None if first is None else first.detail,
+            running=consuming,
+            counts=replace(counts),
+            stalls=tuple(stalls),
+            **more,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueHealth(Health):
     """The state of a consumer of a queue.
 
     Args:
-        consuming: whether the broker sends it messages now; not while it holds everything it may hold.
-        in_flight: deliveries that are processed or held.
-        deferred: how many of them are held.
-        stalled_since: UTC seconds since which something is deferred, ``None`` where nothing is.
-        cause: why the longest held delivery is deferred; ``broker_unavailable`` where none is, and for a minute
-            nothing could be consumed or the broker has blocked the connection.
-        detail: one line that explains it; also where nothing is deferred, and an error ended the consumer or the
-            broker has blocked its connection.
         connection_deaths: how often channel or connection was lost.
         prefetch: the window now; 1 after three connections lost in a row, and while an outage of audit or dead
             letters lasts longer than a delivery may be held.
@@ -111,12 +174,6 @@ class QueueHealth:
         at_limit: how many of them are at their last delivery, and stay unacked for as long as the process lives.
     """
 
-    consuming: bool
-    in_flight: int
-    deferred: int
-    stalled_since: float | None
-    cause: Cause | None
-    detail: str | None
     connection_deaths: int
     prefetch: int
     unsettled: int

@@ -42,6 +42,7 @@ class LogWork:
         decode: makes ``Verified.value`` of a body; what it raises dead-letters the message.
         answer: sends what ``Verified.reply`` is given.
         unverified: takes an ``Unverified``; or a table of handlers by kind.
+        on_loop: whether its flows run in an event loop.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class LogWork:
         decode: Callable[[bytes], Any] | None = None,
         answer: Callable[[Verified, bytes], Any] | None = None,
         unverified: Unverifieds | None = None,
+        on_loop: bool = False,
     ) -> None:
         self._guard = guard
+        self._on_loop = on_loop
         self._unverified = guard.handlers(handler, unverified)
         self._assignment = assignment
         self._handler = equipped(handler, decode, answer)
@@ -78,7 +81,8 @@ class LogWork:
 
     def visiting(self, partition: Partition) -> Flow[None]:
         """Return ``visit`` as a flow, for a caller that runs several at a time and closes each."""
-        guard, assignment, handler, early = self._guard, self._assignment, self._handler, EarlyClaims(self._guard)
+        guard, assignment, handler = self._guard, self._assignment, self._handler
+        early = EarlyClaims(guard, on_loop=self._on_loop)
         letters, unverified = self._letters(partition), self._unverified
         try:
             while (delivery := assignment.next_delivery(partition)) is not None:
@@ -136,11 +140,14 @@ class EarlyClaims:
     Args:
         guard: the pipeline. Where its store has no ``claim_many``, each delivery is claimed by itself.
         longest: seconds for which an early verdict holds.
+        on_loop: whether this is an event loop: what may have to be waited for is judged when it is processed.
     """
 
-    def __init__(self, guard: Pipeline, *, longest: float = MAX_VERDICT_AGE) -> None:
+    def __init__(self, guard: Pipeline, *, longest: float = MAX_VERDICT_AGE, on_loop: bool = False) -> None:
         many = getattr(guard.replay, "claim_many", None)
-        self._many: _ClaimMany | None = None if is_async(many) else many
+        waits = is_async(many) or (on_loop and is_async(guard.policy.decide))
+        self._many: _ClaimMany | None = None if waits else many
+        self._on_loop = on_loop
         self._verdicts = guard.verdicts
         self._most = IN_PROCESS_BATCH if getattr(guard.replay, "in_process", False) else None
         self._monotonic = guard.clock.monotonic
@@ -201,6 +208,8 @@ class EarlyClaims:
             try:
                 prepared = self._verdicts.prepare(delivery)
                 if type(prepared) is GeneratorType:
+                    if self._on_loop:
+                        break
                     prepared = run(prepared)
             except Unavailable:
                 break

@@ -46,10 +46,11 @@ the new tag is acked.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Final
 
 from mqauth.clock import Clock
-from mqauth.delivery.health import Counts, QueueHealth
+from mqauth.delivery.health import NO_RUNGS, Counts, QueueHealth, Rungs
 from mqauth.delivery.hold import HeldDelivery, Hold, is_deferred
 from mqauth.errors import Cause
 from mqauth.judging.delivery import Outcome
@@ -338,13 +339,17 @@ class Window:
         """Begin nothing any more."""
         self.stopping = True
 
-    def health(self, *, in_flight: int, unsettled: int, blocked: bool) -> QueueHealth:
+    def health(
+        self, *, in_flight: int, unsettled: int, blocked: bool, silent: float = 0.0, rollout: Rungs = NO_RUNGS
+    ) -> QueueHealth:
         """Return how the consumer is doing now.
 
         Args:
             in_flight: deliveries that are processed or held.
             unsettled: acks that could not be sent.
             blocked: whether the broker has blocked the connection.
+            silent: seconds since the event loop last moved.
+            rollout: the rungs below ``enforce``.
         """
         longest = self.stalled or self._hold.longest
         cause, since, detail = self._unwell(blocked) if longest is None else longest.why
@@ -355,6 +360,11 @@ class Window:
             stalled_since=since,
             cause=cause,
             detail=detail,
+            running=not self.stopping and self.failure is None,
+            at=self._clock.now(),
+            silent=silent,
+            counts=replace(self.counts),
+            rollout=rollout,
             connection_deaths=self._prefetch.deaths,
             prefetch=self.prefetch,
             unsettled=unsettled,

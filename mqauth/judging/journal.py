@@ -230,6 +230,10 @@ class Journal:
             version=__version__, **facts,
         )  # fmt: skip
 
+        for alias in self._verifier.aliases.values():
+            signed_for = ", ".join(alias.signed_for)
+            emit("rollout.alias", "%s: messages signed for %s are accepted there", alias.at, signed_for)
+
     def stopped(self, scope: str, counts: Any) -> None:
         """Log what became of a consumer's deliveries, a data class of numbers, and what the log has left out."""
         self.rate.tick(all_of_them=True)

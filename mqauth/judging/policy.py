@@ -150,6 +150,11 @@ def _patterns(found: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_pattern(pattern: str) -> None:
+    """Refuse a pattern of destinations that is not in its form.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
     """Refuse a pattern that no destination can fit.
 
     Raises:

@@ -9,17 +9,19 @@ holds for (``Standing``). The signature of a remembered token is not checked aga
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from mqauth.errors import ConfigurationError, Reason, Rejection, require
+from mqauth.judging.accept_as import AcceptAs, by_place
 from mqauth.judging.token import CAPACITY, NOTHING, At, Candidate, Shape, Standing, Times, Token, is_revoked
 from mqauth.judging.verified import Verified, make_verified
 from mqauth.letters.authorities import ReleaseAuthorities
 from mqauth.letters.release import Release
 from mqauth.wire import batch, envelope, jws, memo, template
 from mqauth.wire.claims import MAX_NAME, Binding, Claims, is_name, parse
+from mqauth.wire.header_names import HeaderNames
 from mqauth.wire.keys import Key, KeySet, KeySource
 from mqauth.wire.message import PROTECTED_PROPERTIES, Form, Message, form_of
 
@@ -79,6 +81,9 @@ class Verifier:
         append_evidence: ``"interceptor"`` if RabbitMQ itself overwrites ``timestamp_in_ms``.
         require_headers: names that must be present and covered.
         unsigned_headers: whether to ``"hide"`` headers that are not covered, or to ``"reject"`` the message.
+        allow_unsigned_headers: names, or at least 4 characters and a ``*``, in any case, of headers that tracing
+            and transport add: hidden, and no reason to reject.
+        accept_as: for which other destinations messages that arrive somewhere may be signed.
         user_id: compare AMQP ``user_id`` with ``sub``: ``"subject"`` for the same name, or a table of user to
             subject.
         release: who may release dead letters; without it every release is ``release_invalid``.
@@ -100,6 +105,8 @@ class Verifier:
         append_evidence: Literal["interceptor"] | None = None,
         require_headers: Iterable[str] = (),
         unsigned_headers: Literal["hide", "reject"] = "hide",
+        allow_unsigned_headers: Iterable[str] = (),
+        accept_as: Iterable[AcceptAs] = (),
         user_id: Literal["subject"] | Mapping[str, str] | None = None,
         release: ReleaseAuthorities | None = None,
     ) -> None:
@@ -117,6 +124,8 @@ class Verifier:
         )
         require(not isinstance(require_headers, str), "require_headers is a list of names")
         self.required = tuple(require_headers)
+        self.allowed = HeaderNames("allow_unsigned_headers", allow_unsigned_headers, self.required)
+        self.aliases = by_place(accept_as)
         self._reject_unsigned = unsigned_headers == "reject"
         self._covers = bool(self.required) or self._reject_unsigned
         self._user_id = user_id
@@ -125,6 +134,11 @@ class Verifier:
         # append times and AMQP users differ between the messages of a batch, and steps (9) and (10) with them
         self._alike = at == "consume" and user_id is None
         self.release = release
+        self.settings = repr((
+            sorted((name, one.vouches, sorted(one.subjects or ())) for name, one in self.issuers.items()),
+            sorted(self.audiences), self.times, self.required, unsigned_headers, user_id,
+        ))  # fmt: skip
+        """A text that changes with what is trusted and how it is judged."""
 
     @property
     def retention(self) -> int:
@@ -240,6 +254,8 @@ class Verifier:
         ):  # fmt: skip
             self._believe(message, token, keys, received, release)
         # (11)
+        if message.destination in self.aliases:
+            message = self.aliases[message.destination].signed(message, claims, proof)
         shape, names = candidate.shape, claims.mqa.hdr
         encode = shape.encoders.get(names) or shape.encoder(names)
         if proof is not None and proven is not None:
@@ -298,6 +314,14 @@ class Verifier:
         if expected != claims.sub:
             raise Rejection(Reason.SUBJECT_MISMATCH, "the broker's user is another subject")
 
+    def uncovered(self, message: Message, covered: Collection[str]) -> list[str]:
+        """Return the application's headers that no token covers, but those that may stand without."""
+        return [
+            name
+            for name in self.allowed.without(envelope.application_headers(form_of(message)))
+            if name not in covered
+        ]
+
     def _check_coverage(self, message: Message, claims: Claims) -> None:
         """Refuse a message that lacks a required header, or has one that is not covered."""
         covered = set(claims.mqa.hdr)
@@ -309,7 +333,7 @@ class Verifier:
                 present = bool(message.occurrences(name)) and name in covered
             if not present:
                 raise Rejection(Reason.COVERAGE_INSUFFICIENT, "a required header is absent or not covered")
-        if self._reject_unsigned and set(envelope.application_headers(form_of(message))) - covered:
+        if self._reject_unsigned and self.uncovered(message, covered):
             raise Rejection(Reason.COVERAGE_INSUFFICIENT, "a header is not covered")
 
 

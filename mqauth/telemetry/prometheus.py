@@ -8,15 +8,19 @@ from typing import Any
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app, start_http_server
 
 from mqauth._version import __version__
 from mqauth.errors import require
 from mqauth.telemetry import Telemetry
+from mqauth.telemetry.probes import answering
 
 
 class Endpoint(AbstractContextManager["Endpoint"]):
-    """A ``Telemetry`` whose metrics are served at ``/metrics``. Close it, or use it as a context manager.
+    """A ``Telemetry`` whose metrics are served at ``/metrics``, beside ``/live``, ``/ready`` and ``/health``.
+
+    The probes tell of the consumers that ``telemetry.watch_consumer`` was given. Close it, or use it as a context
+    manager.
 
     Args:
         port: the TCP port; 0 takes a free one, which the attribute ``port`` names.
@@ -48,6 +52,7 @@ class Endpoint(AbstractContextManager["Endpoint"]):
         self._server, self._thread = start_http_server(port, addr=host, registry=registry)
         self.port = int(self._server.server_port)
         self.telemetry = Telemetry(self._provider.get_meter("mqauth", __version__), now=now)
+        self._server.set_app(answering(self.telemetry.consumers, make_wsgi_app(registry)))
 
     def close(self) -> None:
         """Stop the server, and wait until its thread has ended."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, Self, TypeVar
 
 from mqauth.testing.stage import PATIENCE
 
@@ -36,3 +36,42 @@ class LoopThread:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class ThreadedConsumer:
+    """An asyncio consumer as a blocking one: it runs in an event loop on a thread of its own.
+
+    Args:
+        make: makes the consumer, inside the loop.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._thread = LoopThread()
+        self._consumer = self._thread.call(self._made(make))
+
+    async def _made(self, make: Callable[[], Any]) -> Any:
+        return make()
+
+    def __enter__(self) -> Self:
+        self._thread.call(self._consumer.__aenter__())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop it gracefully; raise the error that ended it."""
+        try:
+            self._thread.call(self._consumer.__aexit__(None, None, None))
+        finally:
+            self._thread.close()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended with an error."""
+        return bool(self._consumer.failed)
+
+    def stop(self) -> None:
+        """Begin to stop it; do not wait."""
+        asyncio.run_coroutine_threadsafe(self._consumer.stop(), self._thread.loop)
+
+    def health(self) -> Any:
+        """Return its state."""
+        return self._consumer.health()

@@ -246,6 +246,11 @@ def check(message: Message, proof: Proof, proven: Proven, encode: envelope.Encod
         raise _difference(leaf_shorts(message, headers), proof.shorts)
 
 
+def is_for(destination: str, proof: Proof) -> bool:
+    """Tell whether a message of a batch was sealed for a destination, as far as its proof says."""
+    return _DESTINATIONS[destination][1] == proof.shorts[:_SHORT]
+
+
 def _difference(found: bytes, signed: bytes) -> Rejection:
     """Return what a failed proof says: the first part that is not what was sealed, else the proof itself."""
     for place, (reason, detail) in enumerate(_DIFFERS):

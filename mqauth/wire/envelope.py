@@ -45,10 +45,12 @@ _SIZES: Final = [size.to_bytes(4, "big") for size in range(_FEW)]
 _DIRECT_REPLY: Final = "amq.rabbitmq.reply-to"
 _BROKER_WRITTEN: Final = frozenset(("x-death", "x-delivery-count", "x-acquired-count"))
 _TRANSPORT: Final = _BROKER_WRITTEN | {
-    "x-delay", "timestamp_in_ms", "traceparent", "tracestate", "baggage",
+    "x-delay", "timestamp_in_ms", "traceparent", "tracestate", "baggage", "b3", "sentry-trace", "uber-trace-id",
+    "x-amzn-trace-id", "x-cloud-trace-context", "newrelic", "elastic-apm-traceparent", "x-shovelled",
+    "x-shovelled-timestamp", "x-received-from", "x-original-exchange", "x-original-routing-key",
 }  # fmt: skip
 _BROKER_PREFIXES: Final = ("x-first-death-", "x-last-death-", "x-stream-", "x-opt-")
-_TRANSPORT_PREFIXES: Final = (*_BROKER_PREFIXES, "mqauth-")
+_TRANSPORT_PREFIXES: Final = (*_BROKER_PREFIXES, "x-b3-", "x-datadog-", "uberctx-", "mqauth-")
 _PROPERTIES: Final = frozenset(PROTECTED_PROPERTIES)
 
 Encoder: TypeAlias = Callable[[Message], bytes]

@@ -45,11 +45,30 @@ def answers() -> dict[str, Any]:
     return {"profile": 1} | found | {"consumer": consumer}
 
 
+TRACED: Final = (
+    "b3", "X-B3-TraceId", "sentry-trace", "x-datadog-trace-id", "uber-trace-id", "uberctx-user", "X-Amzn-Trace-Id",
+    "x-cloud-trace-context", "newrelic", "elastic-apm-traceparent", "x-shovelled", "x-shovelled-timestamp",
+    "x-received-from", "x-original-exchange", "x-original-routing-key",
+)  # fmt: skip
+
+
+def traced(value: bytes = b"1") -> Message:
+    """Return a message with the headers that tracing systems and shovels add."""
+    return kafka(headers=(("tenant", b"acme"), *((name, value) for name in TRACED)))
+
+
+def retraced(sealed: Message) -> Message:
+    """Return a sealed message whose tracing headers all have changed on the way."""
+    return replace(sealed, headers=(*traced(b"2").headers, sealed.headers[-1]))
+
+
 def accepted() -> list[Case]:
     """Return messages that are verified and handled."""
     found = [
         ("a covered name of transports that stays absent", FORGE.seal(kafka(), cover=["tenant", "X-Death"])),
         ("another name of transports in upper case", added(FORGE.seal(kafka()), "X-Death", b"1")),
+        ("names of tracing are left out, so that they may change", retraced(FORGE.seal(traced()))),
+        ("a covered b3 that stays as it was", FORGE.seal(traced(), cover=["b3"])),
         ("letters beyond ASCII have no case", added(FORGE.seal(named("\u00c4")), "\u00e4", b"2")),
         ("the Kelvin sign is no k", added(FORGE.seal(named("key")), "\u212aey", b"2")),
         ("the Kelvin sign in the token's name", added(FORGE.seal(kafka()), "mqauth-to\u212aen", b"2")),
@@ -61,7 +80,7 @@ def accepted() -> list[Case]:
         ("the least decimal", FORGE.seal(rabbit(headers=(("price", Decimal("-2147483648")),)))),
         ("a table sorted by UTF-8 and not by UTF-16",
          FORGE.seal(rabbit(headers=(("table", {FACE: 1, "\uff5e": 2}),)))),
-        ("an ECDSA signature with a high S", high_s()),
+        ("an ECDSA signature with a high S", by(KEYS["ES256"], high_s)),
         ("a key that will be revoked", FORGE.seal(kafka(), key=AHEAD)),
         ("issued a second before its key retired", FORGE.seal(kafka(), key=RETIRED, claims={"iat": NOW - 1})),
         ("user_id is the subject", replace(FORGE.seal(rabbit()), properties=user("orders-api"))),
@@ -211,22 +230,25 @@ def raw(old: bytes, new: bytes) -> bytes:
     return new.join(strict_json.dumps(FORGE.claims(kafka())).rsplit(old, 1))
 
 
-def by(key: Key, sign: Any) -> Message:
+def by(key: Key, sign: Any, claims: Mapping[str, Any] | None = None) -> Message:
     """Return a message whose signature a function makes."""
+    claims = FORGE.claims(kafka()) if claims is None else claims
     header = strict_json.dumps({"alg": key.algorithm, "typ": "mqauth+jwt", "kid": key.kid})
-    data = base64url.encode(header) + b"." + base64url.encode(strict_json.dumps(FORGE.claims(kafka())))
+    data = base64url.encode(header) + b"." + base64url.encode(strict_json.dumps(claims))
     return with_token(kafka(), (data + b"." + base64url.encode(sign(data))).decode())
 
 
-def high_s() -> Message:
-    """Return a message with the other one of the two values of S that hold."""
+def low_s(data: bytes) -> bytes:
+    """Return a signature with the lower one of the two values of S that hold."""
+    found = signature(data, KEYS["ES256"])
+    low = min(int.from_bytes(found[32:], "big"), P256 - int.from_bytes(found[32:], "big"))
+    return found[:32] + low.to_bytes(32, "big")
 
-    def sign(data: bytes) -> bytes:
-        found = signature(data, KEYS["ES256"])
-        low = min(int.from_bytes(found[32:], "big"), P256 - int.from_bytes(found[32:], "big"))
-        return found[:32] + (P256 - low).to_bytes(32, "big")
 
-    return by(KEYS["ES256"], sign)
+def high_s(data: bytes) -> bytes:
+    """Return the same signature with the other one."""
+    found = low_s(data)
+    return found[:32] + (P256 - int.from_bytes(found[32:], "big")).to_bytes(32, "big")
 
 
 def der(data: bytes) -> bytes:

@@ -20,6 +20,7 @@ from mqauth.wire import strict_json as strictjson
 from mqauth.wire.json_form import to_form
 from mqauth.wire.keys import Key
 from mqauth.wire.message import Message, Origin
+from tests.vectors import releases, settings
 from tests.vectors.answers import answers
 from tests.vectors.batches import batches
 from tests.vectors.readers import forms, key_sets
@@ -41,6 +42,7 @@ from tests.vectors.world import (
 )  # fmt: skip
 
 FOLDER: Final = Path(__file__).parent
+SEVEN: Final = ("content-type", "content-encoding", "type", "message-id", "correlation-id", "reply-to", "app-id")
 LOGS: Final = (
     ("q1Sh-9_ISia_zwGINzRvyQ", "dAuV3yR2SqOqyRXx7m3ZkA"),
     ("MkU3OEVBNTcwNTJENDM2Qg", "dAuV3yR2SqOqyRXx7m3ZkA"),
@@ -52,10 +54,9 @@ LOGS: Final = (
 def hds_cases() -> list[tuple[str, Message, list[str]]]:
     """Return messages with the names to cover."""
     reply = {"reply-to": "amq.rabbitmq.reply-to.g2dkABByYWJiaXQ"}
-    seven = ("content-type", "content-encoding", "type", "message-id", "correlation-id", "reply-to", "app-id")
     return [
         ("nothing at all", rabbit(properties={}, headers=()), []),
-        ("every property", rabbit(properties={name: name.upper() for name in seven}, headers=()), []),
+        ("every property", rabbit(properties={name: name.upper() for name in SEVEN}, headers=()), []),
         ("an empty property is not an absent one", rabbit(properties={"type": ""}, headers=()), []),
         ("direct reply-to without its suffix", rabbit(properties=reply, headers=()), []),
         ("a covered header that is absent", rabbit(properties={}, headers=()), ["absent"]),
@@ -85,7 +86,62 @@ def hds() -> dict[str, Any]:
                 "hds": base64url.digest(raw),
             }
         )
-    return {"profile": 1, "vectors": vectors}
+    return {"profile": 1, "vectors": vectors, "covers": covers(), "refused": refused()}
+
+
+def covers() -> list[dict[str, Any]]:
+    """Return messages with the names that a producer covers where nobody says which."""
+    added = [
+        "x-death", "X-Death", "x-delivery-count", "x-acquired-count", "x-delay", "timestamp_in_ms",
+        "TIMESTAMP_IN_MS", "B3", "x-b3-traceid", "sentry-trace", "x-datadog-a", "uber-trace-id", "uberctx-a",
+        "newrelic",
+        "x-amzn-trace-id", "x-cloud-trace-context", "elastic-apm-traceparent", "x-shovelled",
+        "x-shovelled-timestamp",
+        "x-received-from", "x-original-exchange", "x-original-routing-key",
+        "BCC", "traceparent", "Tracestate", "baggage", "x-first-death-queue", "x-last-death-reason",
+        "x-stream-offset", "x-opt-a", "X-OPT-B", "mqauth-token", "MQAUTH-release", "mqauth-x",
+    ]  # fmt: skip
+    kept = ["b", "a", "x-deaths", "x-first-death", "mqauth", "\u212aey", "x-other"]
+    names = [name for pair in zip(added, [*kept, *map(str, range(99))], strict=False) for name in pair]
+    rabbits = rabbit(headers=tuple((name, 1) for name in (*names, "content-type")))
+    records = kafka(
+        headers=tuple((name, b"1") for name in ("type", "b", "reply-to", "a", "b", "x-delay", "app-id"))
+    )
+    shown = [
+        ("on RabbitMQ", rabbits),
+        ("on Kafka, without the seven properties", records),
+        ("nothing", rabbit(headers=())),
+        ("bcc in lower case", rabbit(headers=(("bcc", 1),))),
+    ]
+    return [
+        {
+            "name": name, "message": to_form(message),
+            "hdr": [header for header in dict.fromkeys(found for found, _ in message.headers)
+                    if header not in added and not (message is records and header in SEVEN)],
+        }
+        for name, message in shown
+    ]  # fmt: skip
+
+
+def refused() -> list[dict[str, Any]]:
+    """Return messages that no producer signs: a value has no encoding, or two names differ in case only."""
+    values = {
+        "a time after 2106": {"time": "2106-02-07T06:28:16Z"},
+        "a time before 1970": {"time": "1969-12-31T23:59:59Z"},
+        "a decimal of 33 bits": {"decimal": "2147483648"}, "a negative zero": {"decimal": "-0.0"},
+        "a decimal of 256 places": {"decimal": f"0.{'0' * 255}1"},
+        "a time in a list in a table": {"table": {"a": {"list": [{"time": "1969-12-31T23:59:59Z"}]}}},
+    }  # fmt: skip
+    empty: dict[str, Any] = {"destination": RABBITMQ, "body": ""}
+    twins = [["a", {"str": "1"}], ["A", {"str": "1"}]]
+    return [
+        *({"name": name, "message": empty | {"headers": [["a", value]]}} for name, value in values.items()),
+        {"name": "two names that differ in case", "message": empty | {"headers": twins}},
+        {"name": "two names that differ in case on Kafka", "message": {"destination": KAFKA, "body": None,
+         "headers": twins}},
+        {"name": "a property in another case on Kafka", "message": {"destination": KAFKA, "body": None,
+         "headers": [["Content-Type", {"str": "1"}]]}},
+    ]  # fmt: skip
 
 
 def destinations() -> dict[str, Any]:
@@ -330,6 +386,26 @@ def tokens() -> dict[str, Any]:
     return {"profile": 1} | judged([*accepted(), *rejected()], sequences())
 
 
+def other_consumers() -> dict[str, Any]:
+    """Return messages for consumers with settings of their own, and the verdicts on them."""
+    common = judged([], {})["consumer"] | {"jwks": settings.keys()}
+    found = [
+        *settings.at_append(), *settings.covered(), *settings.reached(), *settings.configured(),
+        *settings.malformed(), *releases.accepted(), *releases.unwaived(), *releases.refused(),
+    ]  # fmt: skip
+    steps = settings.sequences() | releases.sequences()
+    return {
+        "profile": 1,
+        "consumer": common,
+        "consumers": settings.consumers() | releases.consumers(),
+        "vectors": [vector.form() for vector in found],
+        "sequences": [
+            {"name": name, "deliveries": [vector.form() for vector in deliveries]}
+            for name, deliveries in steps.items()
+        ],
+    }
+
+
 def generate() -> dict[str, str]:
     """Return the text of each file by its name."""
     FORGE.count = BATCH_FORGE.count = 0
@@ -342,6 +418,7 @@ def generate() -> dict[str, str]:
         "answers.json": answers(),
         "jwks.json": key_sets(),
         "forms.json": forms(),
+        "settings.json": other_consumers(),
     }
     return {name: json.dumps(content, indent=1, ensure_ascii=True) + "\n" for name, content in made.items()}
 

@@ -1,17 +1,20 @@
 """Kafka by aiokafka: wrap an ``AIOKafkaProducer`` and an ``AIOKafkaConsumer``.
 
-``Producer`` signs what it sends, ``Consumer`` polls and gives verified messages to a handler, and ``DeadLetters``
-takes what is rejected. ``judge`` serves those who keep their own loop. Install the ``aiokafka`` extra.
+``Producer`` signs what it sends, ``Consumer`` polls and gives verified messages to a handler, ``DeadLetters``
+takes what is rejected, and ``TransactionalDeadLetters`` commits it together with the offsets. ``judge`` serves
+those who keep their own loop. Install the ``aiokafka`` extra.
 """
 
 from mqauth.brokers.aiokafka.confirmed import AuditTopic, DeadLetters
 from mqauth.brokers.aiokafka.consumer import Consumer
 from mqauth.brokers.aiokafka.producer import Producer
+from mqauth.brokers.aiokafka.transaction import TransactionalDeadLetters
 from mqauth.brokers.aiokafka.translate import Logs, from_native, judge
 from mqauth.brokers.log.errors import PoisonRecordError, ProducerFatalError
 from mqauth.brokers.log.judge import AsyncJudgement
 from mqauth.brokers.log.records import Log
-from mqauth.delivery.health import Health, Stall
+from mqauth.delivery.health import LogHealth as Health
+from mqauth.delivery.health import Stall
 from mqauth.delivery.partition import Backoff
 
 __all__ = [
@@ -27,6 +30,7 @@ __all__ = [
     "Producer",
     "ProducerFatalError",
     "Stall",
+    "TransactionalDeadLetters",
     "from_native",
     "judge",
 ]

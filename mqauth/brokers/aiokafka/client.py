@@ -45,6 +45,18 @@ def check_consumer(client: Any) -> None:
         )
 
 
+def check_isolation(client: Any) -> None:
+    """Refuse an ``AIOKafkaConsumer`` that reads records of transactions that are still open.
+
+    Raises:
+        ConfigurationError: it does.
+    """
+    require(
+        client._isolation_level == "read_committed",
+        'transactional dead letters need isolation_level="read_committed" in the consumer',
+    )
+
+
 def check_producer(client: Any) -> None:
     """Refuse an ``AIOKafkaProducer`` with serializers, which would change what was signed.
 
@@ -105,6 +117,11 @@ def is_member(client: Any) -> bool:
 def generation_of(client: Any) -> int:
     """Return the number of the group's last rebalance, negative while the consumer is no member."""
     return int(client._coordinator.generation)
+
+
+def member_of(client: Any) -> str:
+    """Return the id that the consumer has in its group."""
+    return str(client._coordinator.member_id)
 
 
 def listen(client: Any, listener: Any) -> Any:

@@ -11,6 +11,7 @@ from mqauth.brokers.aiokafka import client as aiokafka_client
 from mqauth.brokers.aiokafka.poller import Poller
 from mqauth.brokers.aiokafka.producer import Producer
 from mqauth.brokers.aiokafka.replies import Replies
+from mqauth.brokers.aiokafka.transaction import TransactionalDeadLetters
 from mqauth.brokers.log.event_loop import AsyncLogConsumer
 from mqauth.brokers.log.poison import PoisonPolicy
 from mqauth.delivery.partition import Backoff
@@ -31,7 +32,8 @@ class Consumer(AsyncLogConsumer):
             consumer alone uses it until ``run`` has returned. It is not stopped.
         guard: the pipeline, with an audit sink.
         handler: takes a ``Verified``; may be asynchronous. A synchronous one blocks the event loop.
-        dead_letters: where rejected messages go: ``DeadLetters``.
+        dead_letters: where rejected messages go: ``DeadLetters``, or ``TransactionalDeadLetters`` for letters that
+            are committed in one transaction with their offsets.
         decode: makes ``Verified.value`` of the body after verification; what it raises dead-letters the
             message as ``handler_failed``. Not called for a tombstone.
         replies: sends what ``Verified.reply`` is given to the topic in ``reply-to``. Where its client fails for
@@ -77,4 +79,7 @@ class Consumer(AsyncLogConsumer):
         policy = PoisonPolicy(self._work, guard, aiokafka_client.group_of(client), skip=on_poison == "skip")
         poller = Poller(client, self._assignment, policy, replies=answer)
         self.attach(poller)
+        if isinstance(dead_letters, TransactionalDeadLetters):
+            aiokafka_client.check_isolation(client)
+            poller.require_stable()
         poller.listen(self.settle, self.fail)

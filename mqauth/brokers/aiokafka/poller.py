@@ -15,17 +15,15 @@ from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from mqauth.brokers.aiokafka import client as aiokafka_client
+from mqauth.brokers.aiokafka.transaction import COMMIT_TIMEOUT, TransactionCalls
 from mqauth.brokers.aiokafka.translate import Logs, from_native
 from mqauth.brokers.log.poison import PoisonPolicy, find_poison
-from mqauth.brokers.log.poller import LogPoller
 from mqauth.brokers.log.records import NO_LOG
 from mqauth.delivery.assignment import Assignment
 from mqauth.flow import arun
 from mqauth.logs import emit
 from mqauth.wire.message import Message
 
-COMMIT_TIMEOUT: Final = 5.0
-"""Most seconds of one commit: aiokafka itself tries for ever."""
 SLACK: Final = 0.1
 """Seconds that a poll may take longer than asked for: only a rebalance lasts longer."""
 SHORTEST: Final = 0.005
@@ -34,7 +32,7 @@ _NOWHERE: Final = TopicPartition("", -1)
 """Stands for no partition: a call of ``getmany`` that names none means all of them."""
 
 
-class Poller(LogPoller):
+class Poller(TransactionCalls):
     """The calls of one client, made by the poll task, and its rebalance listener.
 
     An eager rebalance, the only kind that aiokafka has, revokes all partitions and assigns most of them again, at
@@ -47,13 +45,11 @@ class Poller(LogPoller):
         settings: as ``LogPoller`` has them.
     """
 
-    failed = (KafkaError, TimeoutError)
     waits_beside_handlers = True
 
     def __init__(self, client: Any, assignment: Assignment, poison: PoisonPolicy, **settings: Any) -> None:
         super().__init__(client, assignment, **settings)
         self._logs = Logs(client)
-        self._scope = aiokafka_client.group_of(client)
         self._poison = poison
         self._positions: dict[TopicPartition, int] = {}
         self._revoked: set[TopicPartition] = set()
@@ -89,7 +85,7 @@ class Poller(LogPoller):
             for place, records in found.items():
                 self._client.seek(place, records[0].offset)
             return {}
-        log, scope = self._logs.known or NO_LOG, self._scope
+        log, scope = self._logs.known or NO_LOG, self.scope
         for place, records in found.items():
             self._positions[place] = records[-1].offset + 1
         return {
@@ -162,6 +158,7 @@ class Poller(LogPoller):
                 # The cluster's id is part of a record's place in the replay store. A record that was judged
                 # without it would be a replay of itself when it comes again.
                 await self._logs.of()
+                await self.begin_at_committed()
                 places = wanted or (_NOWHERE,)
                 return await self._client.getmany(*places, timeout_ms=int(seconds * 1000))  # type: ignore[no-any-return]
         except TimeoutError:

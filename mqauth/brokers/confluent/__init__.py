@@ -1,22 +1,25 @@
 """Kafka by confluent-kafka: wrap a ``confluent_kafka.Producer`` and a ``confluent_kafka.Consumer``.
 
-``Producer`` signs what it sends, ``Consumer`` owns the poll loop, ``DeadLetters`` takes what is rejected, and
-``TransactionalDeadLetters`` commits it together with the offsets. ``judge`` serves those who keep their own loop.
-Install the ``confluent`` extra.
+``Producer`` signs what it sends, ``Consumer`` owns the poll loop, ``AIOConsumer`` is the same in an event loop,
+``DeadLetters`` takes what is rejected, and ``TransactionalDeadLetters`` commits it together with the offsets.
+``judge`` serves those who keep their own loop. Install the ``confluent`` extra.
 """
 
 from mqauth.brokers.confluent.confirmed import AuditTopic, DeadLetters
 from mqauth.brokers.confluent.consumer import Consumer
+from mqauth.brokers.confluent.event_loop import AIOConsumer
 from mqauth.brokers.confluent.producer import Producer
 from mqauth.brokers.confluent.transaction import TransactionalDeadLetters
 from mqauth.brokers.confluent.translate import Logs, from_native, judge
 from mqauth.brokers.log.errors import PoisonRecordError, ProducerFatalError
 from mqauth.brokers.log.judge import Judgement
 from mqauth.brokers.log.records import Log
-from mqauth.delivery.health import Health, Stall
+from mqauth.delivery.health import LogHealth as Health
+from mqauth.delivery.health import Stall
 from mqauth.delivery.partition import Backoff
 
 __all__ = [
+    "AIOConsumer",
     "AuditTopic",
     "Backoff",
     "Consumer",

@@ -69,7 +69,7 @@ class Poller(PausingCalls):
             "topics must name a topic, unless partitions were assigned by hand",
         )
 
-    def fetch(self, seconds: float, joins: bool) -> dict[Place, list[Message]]:
+    def fetch(self, seconds: float, joins: bool) -> Any:
         """Consume, and return the new messages by partition.
 
         Args:

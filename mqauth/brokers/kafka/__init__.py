@@ -13,7 +13,8 @@ from mqauth.brokers.kafka.translate import Logs, from_native, judge
 from mqauth.brokers.log.errors import PoisonRecordError, ProducerFatalError
 from mqauth.brokers.log.judge import Judgement
 from mqauth.brokers.log.records import Log
-from mqauth.delivery.health import Health, Stall
+from mqauth.delivery.health import LogHealth as Health
+from mqauth.delivery.health import Stall
 from mqauth.delivery.partition import Backoff
 
 __all__ = [

@@ -22,7 +22,7 @@ from mqauth.brokers.log.replies import TopicReplies
 from mqauth.brokers.log.transaction import TransactionalLetters
 from mqauth.clock import Clock
 from mqauth.delivery.assignment import Assignment
-from mqauth.delivery.health import Health
+from mqauth.delivery.health import LogHealth, rungs
 from mqauth.delivery.log_work import LogWork, check_plugins
 from mqauth.delivery.partition import Backoff, Partition
 from mqauth.errors import require
@@ -248,9 +248,9 @@ class LogConsumer(BackgroundRun):
         self._assignment.stop()
         self._workers.stop()
 
-    def health(self) -> Health:
+    def health(self) -> LogHealth:
         """Return how the consumer is doing now; may be called from any thread."""
-        return self._assignment.health(self._running)
+        return self._assignment.health(self._running, rungs(self._guard.rollout))
 
     def settle(self) -> None:
         """Before a rebalance: begin nothing until this poll has ended, let what runs end, and commit it."""
@@ -262,6 +262,8 @@ class LogConsumer(BackgroundRun):
         """Commit and poll; before a rebalance, settle what runs."""
         self.calls.commit()
         run(self._work.renewing())
+        if self._guard.observing is not None:
+            run(self._guard.tick())
         try:
             due = self.calls.rejoins()
             if due:
@@ -279,6 +281,7 @@ class LogConsumer(BackgroundRun):
             try:
                 self.calls.commit(last=True)
                 run(self._work.giving_back())
+                run(self._guard.tick(last=True))
             finally:
                 self.calls.close()
                 self._guard.journal.stopped(self.calls.scope, self._assignment.counts)

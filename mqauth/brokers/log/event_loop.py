@@ -21,11 +21,11 @@ from mqauth.brokers.log.poller import IDLE, LogPoller
 from mqauth.brokers.log.replies import TopicReplies
 from mqauth.brokers.log.transaction import TransactionalLetters
 from mqauth.delivery.assignment import Assignment
-from mqauth.delivery.health import Health
+from mqauth.delivery.health import LogHealth, rungs
 from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Backoff, Partition
 from mqauth.errors import require
-from mqauth.flow import Flow, Waiting, arun, begin, is_awaitable, resume
+from mqauth.flow import Flow, Waiting, arun, begin, is_awaitable, resume, settled
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds, listed
 from mqauth.letters.dead_letter import DeadLetterSink
@@ -62,7 +62,8 @@ class AsyncLogConsumer:
     def __init__(
         self, guard: Pipeline, handler: Handler, dead_letters: DeadLetterSink, *,
         decode: Callable[[bytes], Any] | None, answer: TopicReplies | None, workers: int, grace: float,
-        patience: float, commit_interval: float, session: float, backoff: Backoff, unverified: Unverifieds | None,
+        patience: float, commit_interval: float, session: float, backoff: Backoff,
+        unverified: Unverifieds | None,
     ) -> None:  # fmt: skip
         require(guard.audit is not None, "a consumer's pipeline needs audit=")
         require(workers >= 1 and grace >= 0, "workers must be at least 1, and grace at least 0")
@@ -77,6 +78,7 @@ class AsyncLogConsumer:
         self._work = LogWork(
             guard, self._assignment, breathing(handler), self._sink, decode=decode, answer=answer,
             unverified={kind: breathing(each) for kind, each in listed(unverified).items()} or None,
+            on_loop=True,
         )  # fmt: skip
         self._workers = workers
         self._grace = grace
@@ -135,6 +137,7 @@ class AsyncLogConsumer:
         require(self._polling is None, "a consumer runs once: make another one")
         self._unsubscribe = self._guard.on_change(partial(self._keys_changed, asyncio.get_running_loop()))
         self._running = True
+        self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name)
         self._polling = asyncio.create_task(self._poll_until_stopped())
         return self
 
@@ -151,9 +154,9 @@ class AsyncLogConsumer:
         """Whether it ended with an error, which leaving the ``async with`` block raises."""
         return self._error is not None
 
-    def health(self) -> Health:
+    def health(self) -> LogHealth:
         """Return how the consumer is doing now; may be called from any thread."""
-        return self._assignment.health(self._running)
+        return self._assignment.health(self._running, rungs(self._guard.rollout))
 
     def fail(self, error: BaseException) -> None:
         """Begin to stop because of an error, which ``run`` raises in the end."""
@@ -177,6 +180,8 @@ class AsyncLogConsumer:
             while not self._stopping.is_set():
                 await self._commit()
                 await arun(self._work.renewing())
+                if self._guard.observing is not None:
+                    await arun(self._guard.tick())
                 await arun(self.calls.polling())
                 self._start_visits()
         except asyncio.CancelledError:
@@ -239,11 +244,15 @@ class AsyncLogConsumer:
         try:
             await self._commit(last=True)
             await arun(self._work.giving_back())
+            await arun(self._guard.tick(last=True))
         except BaseException as error:
             self._error = self._error or error
         finally:
             self.calls.close()
             self._running = False
+            self._guard.journal.stopped(self.calls.scope, self._assignment.counts)
+            if isinstance(self._dead_letters, TransactionalLetters):
+                await settled(self._dead_letters.closed())
 
     async def _end_polls(self) -> None:
         """Wait for the poll task; it may wait for a rebalance that does not end."""

@@ -17,6 +17,7 @@ from mqauth.delivery.assignment import Assignment, Due
 from mqauth.delivery.health import Stall
 from mqauth.delivery.partition import Backoff, Partition
 from mqauth.errors import Cause
+from mqauth.flow import Flow, call
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.logs import emit
 
@@ -45,8 +46,8 @@ class GroupClient(Protocol):
     def membership(self) -> Any:
         """Return the membership to commit by, as the client has it; ``None`` during a rebalance."""
 
-    def committed(self, place: Any, /) -> int | None:
-        """Return the committed offset of a partition, ``None`` where there is none."""
+    def committed(self, place: Any, /) -> Any:
+        """Return the committed offset of a partition, ``None`` where there is none; may be a coroutine."""
 
 
 class Transactions:
@@ -91,7 +92,7 @@ class Transactions:
         """Return where the letters of a partition go."""
         return Outbox(self._letters.name, partition)
 
-    def commit(self, *, last: bool = False) -> Due:
+    def committing(self, *, last: bool = False) -> Flow[Due]:
         """Begin to commit letters with all offsets that are due; return what is left for a plain commit.
 
         Args:
@@ -101,7 +102,7 @@ class Transactions:
             ProducerFatalError: another producer has taken over the transactional id.
         """
         if last:
-            self._finish()
+            yield from self._finishing()
         if self.in_flight:
             return {}
         # The membership is read first. Where a partition is lost between the two reads, the broker refuses the
@@ -116,10 +117,10 @@ class Transactions:
         offsets = {partition.topic_partition: offset for partition, offset in due.items()}
         self._start(TransactionContent(letters=letters, offsets=offsets, group=group))
         if last:
-            self._finish()
+            yield from self._finishing()
         return {}
 
-    def advance(self) -> None:
+    def advancing(self) -> Flow[None]:
         """Act on the end of the transaction in flight, show one that takes too long, or start a producer.
 
         Raises:
@@ -131,38 +132,37 @@ class Transactions:
                 self._stall(self._due or self._doubtful, "a transaction is still open")
         elif attempt is not None:
             self._attempt = None
-            self._ended(attempt)
+            yield from self._ended(attempt)
         elif not self._dead and (self._doubtful or not self._started) and self.rested:
             self._start(TransactionContent())
 
-    def tend(self, longest: float) -> float:
+    def tending(self, longest: float) -> Flow[float]:
         """Look after the transaction in flight; return the seconds that a poll may wait, at most ``longest``.
 
         Raises:
             ProducerFatalError: another producer has taken over the transactional id.
         """
-        self.wait(min(longest, BUSY))
-        self.advance()
+        yield from self._waiting(min(longest, BUSY))
+        yield from self.advancing()
         return 0.0 if self.in_flight else longest
-
-    def wait(self, seconds: float) -> None:
-        """Wait for the transaction in flight, at most so many seconds."""
-        if self._attempt is not None:
-            self._attempt.over.wait(seconds)
 
     def close(self) -> None:
         """Close the producer; one whose transaction is still open is left to the broker's time limit."""
         if self._attempt is None:
             self._letters.discard()
 
-    def _finish(self) -> None:
-        self.wait(self._letters.timeout)
-        self.advance()
+    def _waiting(self, seconds: float) -> Flow[None]:
+        if self._attempt is not None:
+            yield from call(self._letters.wait, self._attempt.over, seconds)
+
+    def _finishing(self) -> Flow[None]:
+        yield from self._waiting(self._letters.timeout)
+        yield from self.advancing()
 
     def _start(self, content: TransactionContent) -> None:
         self._attempt = TransactionAttempt(self._letters, content, self._clock)
 
-    def _ended(self, attempt: TransactionAttempt) -> None:
+    def _ended(self, attempt: TransactionAttempt) -> Flow[None]:
         """Act on the end of an attempt: note the commit, doubt it, try again, or give up for good."""
         due, self._due = self._due, {}
         if attempt.fenced:
@@ -170,8 +170,9 @@ class Transactions:
             raise ProducerFatalError("another producer has the transactional id: use one for each consumer")
         if attempt.committed:
             self._started = True
-            self._settle_doubt() if self._doubtful else self._committed(due, attempt.began)
-            return
+            if self._doubtful:
+                return (yield from self._settling_doubt())
+            return self._committed(due, attempt.began)
         if attempt.committed is None:
             self._doubtful, self._began = due, attempt.began
         # A letter that is too large goes in a smaller form at once.
@@ -185,13 +186,13 @@ class Transactions:
         )
         self._stall(due or self._doubtful, type(attempt.error).__name__)
 
-    def _settle_doubt(self) -> None:
+    def _settling_doubt(self) -> Flow[None]:
         """Ask the broker whether a transaction was committed: the next producer has ended it either way."""
         doubtful, self._doubtful = self._doubtful, {}
         try:
             for partition, offset in doubtful.items():
                 if partition.alive:
-                    found = self._group.committed(partition.topic_partition)
+                    found = yield from call(self._group.committed, partition.topic_partition)
                     if found is not None and found >= offset:
                         self._committed({partition: offset}, self._began)
         except self._group.failed as error:

@@ -86,8 +86,8 @@ class LogPoller(ABC):
         """
         raise NotImplementedError
 
-    def committed(self, _place: Any, /) -> int | None:
-        """Return the committed offset of a partition, ``None`` where there is none."""
+    def committed(self, _place: Any, /) -> Any:
+        """Return the committed offset of a partition, ``None`` where there is none; may be a coroutine."""
         raise NotImplementedError
 
     def wake(self) -> None:
@@ -121,7 +121,7 @@ class LogPoller(ABC):
         self._assignment.heartbeat()
         longest = self._assignment.poll_timeout(IDLE, beside_handlers=self.waits_beside_handlers)
         if self.transactions is not None:
-            longest = self.transactions.tend(longest)
+            longest = yield from self.transactions.tending(longest)
         records: Mapping[Any, list[Message]] = yield from call(self.fetch, longest, joins)
         self._assignment.heartbeat()
         for place, messages in records.items():
@@ -143,7 +143,7 @@ class LogPoller(ABC):
         """Return ``commit`` as a flow."""
         due = self._assignment.due_commits(last=last)
         if self.transactions is not None and (due or last):
-            due = self.transactions.commit(last=last)
+            due = yield from self.transactions.committing(last=last)
         if not due:
             return
         began = self._assignment.commit_began()

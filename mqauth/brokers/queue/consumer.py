@@ -10,16 +10,19 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
-from mqauth.brokers.event_loop import DeliveryTasks, SignalHandlers, Sleep
+from mqauth.audit.observed import MINUTE
+from mqauth.brokers.event_loop import DeliveryTasks, LoopBeat, SignalHandlers, Sleep
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import QueueClient
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
 from mqauth.brokers.queue.retrier import Retrier
 from mqauth.brokers.queue.subscription import Subscription
-from mqauth.delivery.health import QueueHealth
+from mqauth.delivery.health import QueueHealth, rungs
 from mqauth.delivery.hold import HELD_PER_PREFETCH, MAX_HELD, HeldDelivery, HoldCapacity
 from mqauth.delivery.window import Window
 from mqauth.errors import ConfigurationError
+from mqauth.flow import arun
+from mqauth.judging.observing import Observing
 from mqauth.judging.pipeline import Handler, Outcome, Pipeline
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Responder
@@ -111,11 +114,14 @@ class QueueConsumer:
             calls, self._window, self._processor, self._on_message, coalesce=coalesce_acks, sleep=sleep
         )
         self._tasks = DeliveryTasks()
+        self._beat = LoopBeat(guard.clock)
         self._in_callback = 0
         self._stopping = asyncio.Event()
         self._unsubscribe: Callable[[], None] | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
+        self._sleep = sleep
 
     async def run(self, *, signals: bool = False) -> None:
         """Consume until ``stop`` is called or this task is cancelled, then stop gracefully.
@@ -148,8 +154,11 @@ class QueueConsumer:
         self._unsubscribe = self._guard.on_change(
             partial(_wake, asyncio.get_running_loop(), self._processor.retrier)
         )
+        self._beat.start(asyncio.get_running_loop())
         self._guard.journal.started(f"queue {self._calls.queue}", self._calls.queue, self._letters)
         self._supervisor = asyncio.create_task(self._supervise())
+        if self._guard.observing is not None:
+            self._telling = asyncio.create_task(self._tell(self._guard.observing))
         await asyncio.wait(
             (started := asyncio.ensure_future(self._subscription.started.wait()), self._supervisor),
             return_when=asyncio.FIRST_COMPLETED,
@@ -169,11 +178,13 @@ class QueueConsumer:
             raise self._window.failure
 
     def health(self) -> QueueHealth:
-        """Return how the consumer is doing now."""
+        """Return how the consumer is doing now; may be called from any thread."""
         return self._window.health(
             in_flight=len(self._tasks) + self._in_callback,
             unsettled=self._processor.work.unsettled,
             blocked=self._calls.is_blocked(),
+            silent=self._beat.silent(),
+            rollout=rungs(self._guard.rollout),
         )
 
     # Deliveries
@@ -251,6 +262,12 @@ class QueueConsumer:
         except BaseException as error:
             self.fail(error)
 
+    async def _tell(self, observing: Observing) -> None:
+        """Tell each minute what a rollout has to tell, however quiet the queue is."""
+        while True:
+            await arun(observing.tick())
+            await self._sleep(MINUTE)
+
     # The end
 
     def fail(self, error: BaseException) -> None:
@@ -283,6 +300,10 @@ class QueueConsumer:
         self._processor.retrier.stop()
         await self._tasks.end(self._grace)
         await self._subscription.finish()
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.gather(self._telling, return_exceptions=True)
+            await arun(self._guard.tick(last=True))
         self._processor.work.stopped()
         self._guard.journal.stopped(self._calls.queue, self._window.counts)
 

@@ -1,0 +1,82 @@
+"""All clients in one alternating run: ``python -m integration.benchmarks.clients --kafka ADDRESS --rabbitmq URL``.
+
+Prints the table of ``docs/clients.md``: messages a second, and microseconds of CPU of this process for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from importlib import import_module
+from typing import Any, Final
+
+from mqauth.bench.contenders import Contender, Effort, contenders_of, share
+from mqauth.bench.rounds import Rounds, Spread, Variant, alternate
+from mqauth.bench.run import TOLD
+
+CLIENTS: Final[Mapping[str, Mapping[str, str]]] = {
+    "kafka": {"kafka-python": "kafka", "confluent-kafka": "confluent", "aiokafka": "aiokafka"},
+    "rabbitmq": {"aio-pika": "rabbitmq", "pika": "pika"},
+}
+"""Names of the clients of each broker, with the modules of ``mqauth.bench`` that have their contenders."""
+EFFORTS: Final[Mapping[str, Effort]] = {
+    "kafka": Effort(rounds=5, publish=4096, consume=8192, paced=0),
+    "rabbitmq": Effort(rounds=5, publish=512, consume=2048, paced=0),
+}
+
+
+def contenders(clients: Mapping[str, str], url: str, undo: ExitStack) -> Iterator[tuple[str, Contender]]:
+    """Yield the contenders of all clients of one broker, each with the name of its client."""
+    for client, name in clients.items():
+        module: Any = import_module(f"mqauth.bench.{name}")
+        connections = undo.enter_context(module.Connections(url))
+        for one in contenders_of(connections, module.Wrapped, module.Signed, module.Batched, ()):
+            undo.callback(one.close)
+            if one.name in TOLD:
+                yield client, one
+
+
+def measured(found: Sequence[tuple[str, Contender]], effort: Effort, *, consume: bool) -> Rounds:
+    """Publish or consume in alternating rounds of all contenders."""
+    variants = []
+    for client, one in found:
+        count = share(one, effort.consume if consume else effort.publish)
+        work = partial(one.consume, count, 0.0) if consume else partial(one.publish, count)
+        variants.append(Variant(f"{client} {one.name}", work))
+    return alternate(variants, effort.rounds)
+
+
+def cell(rounds: Rounds, name: str) -> str:
+    """Return the median rate and the median CPU of a variant, or that it failed."""
+    if name in rounds.failed:
+        return rounds.failed[name]
+    taken = rounds.measured[name]
+    rate, cpu = (
+        Spread.of(figures).median for figures in zip(*((x.rate, x.cpu_per_1000) for x in taken), strict=True)
+    )
+    return f"{rate:,.0f} ({cpu * 1000:.0f})"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for broker in CLIENTS:
+        parser.add_argument(f"--{broker}")
+    given = vars(parser.parse_args())
+    heads = [f"{what} {who}" for what in ("publish", "consume") for who in TOLD]
+    print("| client | " + " | ".join(heads) + " |\n|---" + "|---:" * len(heads) + "|")
+    for broker, clients in CLIENTS.items():
+        if given[broker] is None:
+            continue
+        with ExitStack() as undo:
+            found = list(contenders(clients, given[broker], undo))
+            both = [measured(found, EFFORTS[broker], consume=consume) for consume in (False, True)]
+            for client in clients:
+                cells = [cell(rounds, f"{client} {who}") for rounds in both for who in TOLD]
+                print(f"| {client} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,404 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+)
+
+type authorityForm struct {
+	JWKS  json.RawMessage
+	Waive []string
+}
+
+// consumerForm is a consumer in a file of vectors.
+type consumerForm struct {
+	Issuer       string
+	Audience     any
+	Leeway       int64
+	MaxLifetime  int64 `json:"max_lifetime"`
+	Allow        map[string][]string
+	JWKS         json.RawMessage
+	UserID       json.RawMessage `json:"user_id"`
+	At           string
+	MaxQueueAge  int64    `json:"max_queue_age"`
+	Evidence     string   `json:"append_evidence"`
+	Required     []string `json:"require_headers"`
+	Unsigned     string   `json:"unsigned_headers"`
+	Subjects     map[string][]string
+	Authorities  map[string]authorityForm
+	Scope        string
+	StoreEntries int `json:"store_entries"`
+	Unavailable  []string
+}
+
+type vector struct {
+	Name     string
+	Consumer string
+	Received int64
+	Message  json.RawMessage
+	Verdict  string
+	Reason   *string
+	Cause    *string
+	Held     bool
+}
+
+type sequence struct {
+	Name       string
+	Deliveries []vector
+}
+
+type vectorFile struct {
+	Received  int64
+	Consumer  json.RawMessage
+	Consumers map[string]json.RawMessage
+	Vectors   []vector
+	Sequences []sequence
+}
+
+func must[T any](value T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return value
+}
+
+func isNull(raw json.RawMessage) bool { return raw == nil || string(raw) == "null" }
+
+func (f *consumerForm) consumer() *consumer {
+	c := &consumer{
+		leeway: f.Leeway, maxLifetime: f.MaxLifetime, maxQueueAge: f.MaxQueueAge,
+		append: f.At == "append", interceptor: f.Evidence == "interceptor", required: f.Required, strict: f.Unsigned == "reject", pins: f.Subjects, allow: f.Allow, scope: f.Scope,
+		claims: map[string]*claimed{}, room: 1 << 30, issuers: map[string]map[string]*key{f.Issuer: nil},
+	}
+	switch audience := f.Audience.(type) {
+	case string:
+		c.audiences = []string{audience}
+	case []any:
+		for _, one := range audience {
+			c.audiences = append(c.audiences, one.(string))
+		}
+	}
+	if !isNull(f.JWKS) {
+		c.issuers[f.Issuer] = must(loadSet(f.JWKS))
+	}
+	if f.StoreEntries > 0 {
+		c.room = f.StoreEntries
+	}
+	if !isNull(f.UserID) {
+		c.userID = true
+		_ = json.Unmarshal(f.UserID, &c.users)
+	}
+	c.pending = slices.Contains(f.Unavailable, "key_pending")
+	c.noPolicy = slices.Contains(f.Unavailable, "policy_unavailable")
+	c.noStore = slices.Contains(f.Unavailable, "replay_store_unavailable")
+	for iss, form := range f.Authorities {
+		if c.authorities == nil {
+			c.authorities = map[string]*authority{}
+		}
+		c.authorities[iss] = &authority{waive: form.Waive}
+		if !isNull(form.JWKS) {
+			c.authorities[iss].keys = must(loadSet(form.JWKS))
+		}
+	}
+	return c
+}
+
+// deliver judges a message in its JSON form and confirms it where it was accepted, unless it is held.
+func (c *consumer) deliver(v *vector, received int64) verdict {
+	m, err := fromForm(v.Message)
+	if err != nil {
+		return rejected("message_malformed")
+	}
+	found := c.judge(m, received)
+	for _, taken := range found.taken {
+		taken.done = taken.done || !v.Held
+	}
+	return found.verdict
+}
+
+type report struct {
+	passed int
+	failed []string
+}
+
+func (r *report) check(holds bool, text string, about ...any) {
+	if holds {
+		r.passed++
+	} else {
+		r.failed = append(r.failed, fmt.Sprintf(text, about...))
+	}
+}
+
+func text(value *string) string {
+	if value == nil {
+		return ""
+	}
+	return *value
+}
+
+func (r *report) judged(file, name string, v *vector, found verdict) {
+	expected := verdict{v.Verdict, text(v.Reason), text(v.Cause)}
+	if v.Cause == nil {
+		found.cause = ""
+	}
+	r.check(found == expected, "%s: %s: %v is not %v", file, name, found, expected)
+}
+
+func (r *report) messages(file string, f *vectorFile) {
+	consumerOf := func(name string) *consumer {
+		var form consumerForm
+		for _, said := range []json.RawMessage{f.Consumer, f.Consumers[name]} {
+			if said != nil && json.Unmarshal(said, &form) != nil {
+				panic(name)
+			}
+		}
+		return form.consumer()
+	}
+	moment := func(v *vector) int64 {
+		if v.Received > 0 {
+			return v.Received
+		}
+		return f.Received
+	}
+	for _, v := range f.Vectors {
+		r.judged(file, v.Name, &v, consumerOf(v.Consumer).deliver(&v, moment(&v)))
+	}
+	for _, s := range f.Sequences {
+		var c *consumer
+		for i, v := range s.Deliveries {
+			if i == 0 {
+				c = consumerOf(v.Consumer)
+			}
+			r.judged(file, fmt.Sprintf("%s, %d", s.Name, i), &v, c.deliver(&v, moment(&v)))
+		}
+	}
+}
+
+func load(folder, name string, into any) {
+	if err := json.Unmarshal(must(os.ReadFile(filepath.Join(folder, name))), into); err != nil {
+		panic(err)
+	}
+}
+
+func (r *report) encodings(folder string) {
+	var hds struct {
+		Vectors []struct {
+			Name, Hds string
+			Message   json.RawMessage
+			Hdr       []string
+			InputHex  string `json:"input_hex"`
+		}
+		Covers, Refused []struct {
+			Name    string
+			Message json.RawMessage
+			Hdr     []string
+		}
+	}
+	load(folder, "hds.json", &hds)
+	for _, v := range hds.Covers {
+		names := must(fromForm(v.Message)).application()
+		r.check(slices.Equal(names, v.Hdr), "hds.json: covers %s: %v", v.Name, names)
+	}
+	for _, v := range hds.Refused {
+		_, err := must(fromForm(v.Message)).bind()
+		r.check(err != nil, "hds.json: refused %s", v.Name)
+	}
+	for _, v := range hds.Vectors {
+		raw, err := must(fromForm(v.Message)).headersInput(v.Hdr)
+		r.check(err == nil && hex.EncodeToString(raw) == v.InputHex && digest(raw) == v.Hds, "hds.json: %s", v.Name)
+	}
+	var places struct {
+		Rabbitmq []struct {
+			Exchange, Destination string
+			RoutingKey            string `json:"routing_key"`
+		}
+		Kafka     []struct{ Topic, Destination string }
+		Malformed []string
+	}
+	load(folder, "destinations.json", &places)
+	for _, v := range places.Rabbitmq {
+		names, ok := placeNames(v.Destination)
+		holds := ok && rabbitDestination(v.Exchange, v.RoutingKey) == v.Destination
+		r.check(holds && slices.Equal(names, []string{v.Exchange, v.RoutingKey}), "destinations.json: %s", v.Destination)
+	}
+	for _, v := range places.Kafka {
+		names, ok := placeNames(v.Destination)
+		holds := ok && kafkaDestination(v.Topic) == v.Destination && names[0] == v.Topic
+		r.check(holds, "destinations.json: %s", v.Destination)
+	}
+	for _, bad := range places.Malformed {
+		_, ok := placeNames(bad)
+		r.check(!ok, "destinations.json: malformed %q", bad)
+	}
+}
+
+func (r *report) ids(folder string) {
+	type id struct {
+		Iss, Sub, Jti, Letter string
+		Index                 *int64
+		InputHex              string `json:"input_hex"`
+		IDHex                 string `json:"id_hex"`
+	}
+	var found struct{ Messages, Releases []id }
+	load(folder, "claims.json", &found)
+	for _, v := range found.Messages {
+		input, index := claimInput(v.Iss, v.Sub, v.Jti), int64(0)
+		if v.Index != nil {
+			index = *v.Index
+		}
+		holds := hex.EncodeToString(input) == v.InputHex
+		made := hex.EncodeToString([]byte(claimID(input, index, v.Index != nil)))
+		r.check(holds && made == v.IDHex, "claims.json: %s %s", v.Iss, v.Sub)
+	}
+	for _, v := range found.Releases {
+		one := &release{iss: v.Iss, letter: v.Letter}
+		holds := hex.EncodeToString(one.input()) == v.InputHex && hex.EncodeToString([]byte(one.id())) == v.IDHex
+		r.check(holds, "claims.json: release of %s", v.Iss)
+	}
+}
+
+func (r *report) sets(folder string) {
+	var found struct {
+		Vectors []struct {
+			Name, Becomes string
+			JWK           json.RawMessage
+		}
+		Sets []struct {
+			Name string
+			Keys json.RawMessage
+			Used []string
+		}
+		NoSets []string `json:"no_sets"`
+	}
+	load(folder, "jwks.json", &found)
+	for _, v := range found.Vectors {
+		keys, err := loadSet(fmt.Appendf(nil, `{"keys":[%s]}`, v.JWK))
+		becomes := "unused"
+		for _, k := range keys {
+			becomes = map[bool]string{true: "revoked", false: "used"}[k.revokedAt == 0]
+		}
+		r.check(err == nil && becomes == v.Becomes, "jwks.json: %s: %s is not %s", v.Name, becomes, v.Becomes)
+	}
+	for _, v := range found.Sets {
+		keys, err := loadSet(fmt.Appendf(nil, `{"keys":%s}`, v.Keys))
+		used := slices.Sorted(maps.Keys(keys))
+		r.check(err == nil && slices.Equal(used, slices.Sorted(slices.Values(v.Used))), "jwks.json: %s: %v", v.Name, used)
+	}
+	for _, bad := range found.NoSets {
+		_, err := loadSet([]byte(bad))
+		r.check(err != nil, "jwks.json: no set %s", bad)
+	}
+}
+
+func (r *report) forms(folder string) {
+	var found struct {
+		Same []struct {
+			Name        string
+			Form, Other json.RawMessage
+		}
+		Malformed []struct {
+			Name string
+			Form json.RawMessage
+		}
+	}
+	load(folder, "forms.json", &found)
+	for _, v := range found.Same {
+		one, err := fromForm(v.Form)
+		other, err2 := fromForm(v.Other)
+		alike := err == nil && err2 == nil && reflect.DeepEqual(one, other)
+		r.check(alike, "forms.json: %s", v.Name)
+	}
+	for _, v := range found.Malformed {
+		_, err := fromForm(v.Form)
+		r.check(err != nil, "forms.json: malformed: %s", v.Name)
+	}
+}
+
+func (r *report) trees(folder string) {
+	var found struct {
+		Inputs []string `json:"leaf_inputs_hex"`
+		Trees  []struct {
+			Size    int
+			RootHex string `json:"root_hex"`
+			Paths   []struct {
+				Index  int64
+				Hashes []string `json:"hashes_hex"`
+			}
+		}
+		Leaves []struct {
+			Name    string
+			Message json.RawMessage
+			Hdr     []string
+			Parts   []string `json:"parts_hex"`
+			Hash    string   `json:"hash_hex"`
+			Shorts  string   `json:"shorts_hex"`
+		}
+	}
+	load(folder, "batch.json", &found)
+	for _, t := range found.Trees {
+		var hashes [][]byte
+		for _, input := range found.Inputs[:t.Size] {
+			hash := sha256.Sum256(append([]byte{0}, must(hex.DecodeString(input))...))
+			hashes = append(hashes, hash[:])
+		}
+		root, paths := tree(hashes)
+		r.check(hex.EncodeToString(root) == t.RootHex, "batch.json: the root of %d", t.Size)
+		for _, p := range t.Paths {
+			path := bytes.Join(each(p.Hashes), nil)
+			holds := bytes.Equal(path, paths[p.Index]) && len(path) == 32*pathLength(p.Index, int64(t.Size))
+			led := rootOf(hashes[p.Index], p.Index, int64(t.Size), path)
+			r.check(holds && bytes.Equal(led, root), "batch.json: path %d of %d", p.Index, t.Size)
+		}
+	}
+	for _, leaf := range found.Leaves {
+		parts, err := must(fromForm(leaf.Message)).leafParts(leaf.Hdr)
+		shorts := bytes.Join([][]byte{short(parts[0]), short(parts[1]), short(parts[2]), short(parts[3])}, nil)
+		holds := err == nil && hex.EncodeToString(leafHash(parts)) == leaf.Hash && hex.EncodeToString(shorts) == leaf.Shorts
+		for i, part := range each(leaf.Parts) {
+			holds = holds && bytes.Equal(part, parts[i])
+		}
+		r.check(holds, "batch.json: leaf %s", leaf.Name)
+	}
+}
+
+func each(texts []string) [][]byte {
+	var found [][]byte
+	for _, text := range texts {
+		found = append(found, must(hex.DecodeString(text)))
+	}
+	return found
+}
+
+// vectors replays every file of vectors in a folder.
+func vectors(folder string) *report {
+	r := &report{}
+	for _, path := range must(filepath.Glob(filepath.Join(folder, "*.json"))) {
+		var f vectorFile
+		switch file := filepath.Base(path); file {
+		case "tokens.json", "answers.json", "batch.json", "settings.json":
+			load(folder, file, &f)
+			r.messages(file, &f)
+		case "hds.json":
+			r.encodings(folder)
+		case "claims.json":
+			r.ids(folder)
+		case "jwks.json":
+			r.sets(folder)
+		case "forms.json":
+			r.forms(folder)
+		case "destinations.json":
+		default:
+			r.check(false, "%s: a file of vectors that nothing here reads", file)
+		}
+	}
+	r.trees(folder)
+	return r
+}

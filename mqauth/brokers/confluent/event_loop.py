@@ -1,0 +1,208 @@
+"""The Kafka consumer of confluent-kafka in an event loop: a ``confluent_kafka.aio.AIOConsumer`` with the engine.
+
+An ``AIOConsumer`` makes each call of the ``Consumer`` in it on a thread. So does the poller here, on one thread of
+its own, so that what happens inside a call, such as a rebalance, is as it is without an event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from confluent_kafka.aio import AIOConsumer as Client
+
+from mqauth.brokers.confluent.client import check_consumer
+from mqauth.brokers.confluent.consumer import SESSION
+from mqauth.brokers.confluent.poller import Poller
+from mqauth.brokers.confluent.producer import Producer
+from mqauth.brokers.confluent.replies import Replies
+from mqauth.brokers.event_loop import on_thread
+from mqauth.brokers.log.event_loop import AsyncLogConsumer
+from mqauth.brokers.log.records import NativeHeaders
+from mqauth.brokers.log.transaction import TransactionalLetters
+from mqauth.delivery.partition import Backoff
+from mqauth.errors import require
+from mqauth.flow import Flow, call
+from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.unverified import Unverifieds
+from mqauth.judging.verified import Verified
+from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
+from mqauth.wire.message import Message
+
+BESIDE: Final = 0.05
+"""Most seconds between two polls while handlers run."""
+ANSWER: Final = 10.0
+"""Most seconds that an answer waits for the broker."""
+
+
+class AIOConsumer(AsyncLogConsumer):
+    """Judges the records of a ``confluent_kafka.aio.AIOConsumer`` and gives the accepted ones to a handler.
+
+    A long handler costs no rebalance, since the client is polled meanwhile. Offsets are committed explicitly, and
+    only up to the first record that is not settled.
+
+    Args:
+        client: with ``"enable.auto.offset.store": False``, not subscribed; the consumer alone uses it until
+            ``run`` has returned. It is not closed.
+        guard: the pipeline, with an audit sink.
+        handler: takes a ``Verified``; may be asynchronous. A synchronous one blocks the event loop.
+        topics: the topics to subscribe to, or patterns that begin with ``^``; empty where partitions were
+            assigned by hand. The wrapper subscribes, since the client tells nobody else of rebalances.
+        dead_letters: where rejected messages go: ``DeadLetters``, which are waited for on a thread.
+        decode: makes ``Verified.value`` of the body after verification; what it raises dead-letters the
+            message as ``handler_failed``. Not called for a tombstone.
+        replies: sends what ``Verified.reply`` is given to the topic in ``reply-to``, which is to be awaited. Where
+            its client fails for good, ``run`` ends with ``ProducerFatalError``.
+        grace: seconds that a running handler may take to finish after ``stop``, and before a rebalance; keep it
+            below the client's ``max.poll.interval.ms``.
+        workers: how many handlers run at once, each for a partition of its own, which stays in order.
+        commit_interval: longest time between commits while records are settled, seconds.
+        backoff: how long a deferred partition waits.
+        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
+            pass; or a table of handlers by kind. It is another function than ``handler``.
+
+    Raises:
+        ConfigurationError: the client or a setting is not as said.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        guard: Pipeline,
+        handler: Handler,
+        *,
+        topics: Sequence[str],
+        dead_letters: DeadLetterSink,
+        decode: Callable[[bytes], Any] | None = None,
+        replies: Producer | None = None,
+        grace: float = 30,
+        workers: int = 1,
+        commit_interval: float = 5,
+        backoff: Backoff = Backoff(),  # noqa: B008 - frozen
+        unverified: Unverifieds | None = None,
+    ) -> None:
+        require(isinstance(client, Client), f"an AIOConsumer is needed, not {type(client).__name__}")
+        check_consumer(client._consumer)
+        transactional = isinstance(dead_letters, TransactionalLetters)
+        require(not transactional, "transactional dead letters need confluent.Consumer")
+        answer = None if replies is None else AIOReplies(replies)
+        letters = Letters(dead_letters.name, on_thread(dead_letters.publish))
+        super().__init__(
+            guard, handler, letters, decode=decode, answer=answer, workers=workers, grace=grace, patience=grace,
+            commit_interval=commit_interval, session=SESSION, backoff=backoff,
+            unverified=unverified,
+        )  # fmt: skip
+        poller = AIOPoller(client._consumer, self._assignment, replies=answer)
+        self.attach(poller)
+        loop = asyncio.get_running_loop()
+        poller.listen(topics, lambda: asyncio.run_coroutine_threadsafe(self._idle(), loop).result())
+
+    async def _idle(self) -> None:
+        """Before a rebalance: begin nothing more, and let what runs end; the client's thread then commits."""
+        self._assignment.hold_back(True)
+        await self._visits.wait_until_idle(self._patience)
+
+
+class AIOPoller(Poller):
+    """The calls of the ``Consumer`` in an ``AIOConsumer``, made on one thread; the rest as ``Poller`` has it."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._thread = ThreadPoolExecutor(1, "mqauth-kafka")
+        self._woken = asyncio.Event()
+
+    async def fetch(self, seconds: float, joins: bool) -> Any:
+        """Consume, and return the new messages by partition; where handlers run, once one ends or after a moment.
+
+        Args:
+            seconds: as ``Poller.fetch`` has it.
+            joins: likewise.
+        """
+        if not seconds:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), BESIDE)
+        self._woken.clear()
+        try:
+            return await self._on_thread(super().fetch, seconds, joins, unwanted=self._keep_all)
+        finally:
+            self._assignment.hold_back(False)
+
+    def send_commit(self, offsets: Mapping[Any, int]) -> Any:
+        """Commit offsets by partition; return the name of an error that passes, in an event loop to be awaited."""
+        return self._here(super().send_commit, offsets)
+
+    def committing(self, *, last: bool = False) -> Flow[None]:
+        """Return ``commit`` as a flow; the last one serves a rebalance to its end, as without an event loop."""
+        if last and _in_event_loop():
+            yield from call(self._on_thread, partial(self.commit, last=True))
+        else:
+            yield from super().committing(last=last)
+
+    def wake(self) -> None:
+        """End the wait for handlers."""
+        self._woken.set()
+
+    def close(self) -> None:
+        """Leave the client as it was given to us, but subscribed."""
+        super().close()
+        self._thread.shutdown(wait=False)
+
+    def _here(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Make a call on the thread; at once where this is the thread, inside a callback of the client."""
+        return self._on_thread(work, *args) if _in_event_loop() else work(*args)
+
+    async def _on_thread(
+        self, work: Callable[..., Any], *args: Any, unwanted: Callable[[Any], object] = lambda _: None
+    ) -> Any:
+        """Make a call on the thread; whoever is cancelled meanwhile ends once the call has ended.
+
+        Args:
+            work: the call.
+            args: its arguments.
+            unwanted: takes its result where the caller was cancelled.
+        """
+        running = asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait((running,))
+            if running.exception() is None:
+                unwanted(running.result())
+            raise
+
+    def _keep_all(self, found: Mapping[Any, list[Message]]) -> None:
+        """Keep what was read after a stop: ``close`` goes back to it."""
+        for place, messages in found.items():
+            self._keep(place, messages)
+
+
+class AIOReplies(Replies):
+    """Sends signed answers to the topic in reply-to, each to be awaited."""
+
+    def send(self, *parts: Any) -> Any:
+        """Send an answer; return its message, to be awaited, once the broker has acknowledged it."""
+        return asyncio.to_thread(self._delivered, *parts)
+
+    def _delivered(self, verified: Verified, topic: str, body: bytes, headers: NativeHeaders) -> Any:
+        return super().send(verified, topic, body, headers).get(ANSWER)
+
+
+@dataclass(frozen=True, slots=True)
+class Letters:
+    """A sink of dead letters whose calls are made on a thread."""
+
+    name: str
+    publish: Callable[[DeadLetter], Any]
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

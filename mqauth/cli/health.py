@@ -1,0 +1,61 @@
+"""``mqauth health``: asks a process how its consumers are, for a probe in a container without curl."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
+
+import typer
+
+from mqauth.cli.app import UNDECIDED, Json, one_line, print_json
+from mqauth.errors import refusing, require
+
+DEFAULT: Final = "http://127.0.0.1:9464/health"
+_MOST: Final = 1024 * 1024
+_CODES: Final = {"ok": 0, "degraded": 0, "stalled": UNDECIDED}
+
+
+def health(
+    url: Annotated[str, typer.Argument(metavar="[URL]", help="Of Endpoint's /health.")] = DEFAULT,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.")] = 3.0,
+    as_json: Json = False,
+) -> int:
+    """Exit with 0 where it is ok or degraded, 3 where it is stalled, 1 where it is stopped or does not answer."""
+    parts = urlsplit(url)
+    with refusing(ValueError, "a URL is like http://127.0.0.1:9464/health"):
+        port = parts.port
+    require(parts.scheme == "http" and bool(parts.hostname), "a URL is like http://127.0.0.1:9464/health")
+    try:
+        told = _asked(str(parts.hostname), port or 80, parts.path or "/health", timeout)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        typer.echo(f"{parts.hostname}:{port or 80} does not answer: {type(error).__name__}", err=True)
+        return 1
+    if as_json:
+        print_json(told)
+    else:
+        for line in _lines(told):
+            typer.echo(one_line(line))
+    return _CODES.get(str(told.get("state")), 1)
+
+
+def _asked(host: str, port: int, path: str, timeout: float) -> dict[str, Any]:
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    try:
+        connection.request("GET", path)
+        told = json.loads(connection.getresponse().read(_MOST))
+    finally:
+        connection.close()
+    return require(told if isinstance(told, dict) else None, "no object", ValueError)
+
+
+def _lines(told: dict[str, Any]) -> list[str]:
+    consumers = told.get("consumers")
+    lines = [str(told.get("state"))]
+    for name, found in consumers.items() if isinstance(consumers, dict) else ():
+        reasons = "; ".join(map(str, found.get("reasons", ()))) if isinstance(found, dict) else ""
+        lines.append(
+            f"{name}: {found.get('state')}{': ' if reasons else ''}{reasons}" if isinstance(found, dict) else name
+        )
+    return lines

@@ -1,0 +1,263 @@
+"""``mqauth.brokers.aiokafka.Consumer`` from its start to its end, on a log broker in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from mqauth import Pipeline
+from mqauth.audit.record import AuditRecord
+from mqauth.brokers import aiokafka
+from mqauth.errors import Cause, ConfigurationError, RetryLater, Unavailable
+from mqauth.judging.verified import Verified
+from mqauth.replay.memory import MemoryReplayStore
+from mqauth.replay.rules import ClaimRequest
+from mqauth.testing import Forge
+from mqauth.wire.message import Message
+from tests.aiokafka_broker import FakeConsumer, FakeProducer
+from tests.log_broker import Broker
+
+PATIENCE = 10.0
+
+
+class AsyncStore:
+    """A replay store whose calls are to be awaited."""
+
+    def __init__(self) -> None:
+        self._store = MemoryReplayStore()
+        self.released = 0
+
+    async def claim(self, request: ClaimRequest, /) -> Any:
+        """Claim."""
+        await asyncio.sleep(0)
+        return self._store.claim(request)
+
+    async def confirm(self, request: ClaimRequest, /) -> None:
+        """Confirm."""
+        await asyncio.sleep(0)
+        self._store.confirm(request)
+
+    async def release(self, request: ClaimRequest, /) -> None:
+        """Release."""
+        self.released += 1
+        self._store.release(request)
+
+
+@dataclass
+class Room:
+    """A broker, and a consumer to be made."""
+
+    broker: Broker = field(default_factory=Broker)
+    forge: Forge = field(default_factory=lambda: Forge(lifetime=600))
+    store: Any = field(default_factory=MemoryReplayStore)
+    handled: list[bytes | None] = field(default_factory=list)
+    records: list[AuditRecord] = field(default_factory=list)
+    clients: list[FakeConsumer] = field(default_factory=list)
+    down: bool = False
+
+    def guard(self) -> Pipeline:
+        """Return a pipeline."""
+        return Pipeline(
+            verifier=self.forge.verifier(), policy=self.forge.policy("kafka:orders"), replay=self.store,
+            audit=self,
+        )  # fmt: skip
+
+    async def write(self, record: AuditRecord, /) -> None:
+        """Take an audit record, unless it is down."""
+        if self.down:
+            raise Unavailable(Cause.AUDIT_UNAVAILABLE, "told to")
+        self.records.append(record)
+
+    def send(self, *bodies: bytes) -> None:
+        """Append signed messages of one key."""
+        for body in bodies:
+            self.broker.append(self.forge.signer().sign(Message(destination="kafka:orders", body=body, key=b"k")))
+
+    async def handle(self, verified: Verified) -> None:
+        """Note a message."""
+        self.handled.append(verified.body)
+
+    def consumer(self, handler: Any = None, **settings: Any) -> aiokafka.Consumer:
+        """Return a consumer on a client of its own."""
+        client = FakeConsumer(self.broker)
+        self.clients.append(client)
+        letters = aiokafka.DeadLetters(FakeProducer(self.broker), "orders.dead", timeout=1)
+        return aiokafka.Consumer(
+            client, self.guard(), handler or self.handle, dead_letters=letters,
+            **({"backoff": aiokafka.Backoff(first=0.05, longest=0.1)} | settings),
+        )  # fmt: skip
+
+    async def until(self, condition: Any) -> None:
+        """Wait until a condition holds."""
+        async with asyncio.timeout(PATIENCE):
+            while not condition():  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.005)
+
+    def committed(self) -> int:
+        """Return how many records are committed."""
+        return sum(self.broker.committed.values())
+
+
+@pytest.fixture
+async def room() -> AsyncIterator[Room]:
+    """A room."""
+    room = Room()
+    yield room
+    for client in room.clients:
+        client.kill()
+
+
+async def test_from_start_to_end(room: Room, caplog: pytest.LogCaptureFixture) -> None:
+    """It says what it trusts, handles, commits at its end, says what became of it, and runs once."""
+    caplog.set_level("INFO")
+    room.send(b"0", b"1")
+    async with room.consumer() as consumer:
+        await room.until(lambda: len(room.handled) == 2)
+        assert consumer.health().consuming
+    assert (room.handled, room.committed(), consumer.health().consuming) == ([b"0", b"1"], 2, False)
+    assert [word in caplog.text for word in ("consumes topics as billing", "billing: stopped after")] == [True] * 2
+    with pytest.raises(ConfigurationError, match="runs once"):
+        await consumer.run()
+
+
+async def test_everything_asynchronous(room: Room) -> None:
+    """Store, audit, letters and handler may all be awaited, in one partition one after the other."""
+    room.store = AsyncStore()
+    room.send(*(b"%d" % number for number in range(20)))
+    room.broker.append(Message(destination="kafka:orders", body=b"forged", key=b"k"))
+    async with room.consumer():
+        await room.until(lambda: room.committed() == 21)
+    assert room.handled == [b"%d" % number for number in range(20)]
+    assert [letter.value for letter in room.broker.dead] == [b"forged"]
+    assert len(room.records) == 1
+
+
+async def test_beside_a_long_handler(room: Room) -> None:
+    """While a handler waits, other partitions go on, as many as there are workers; its own one waits."""
+    begun, over = asyncio.Event(), asyncio.Event()
+
+    async def handler(verified: Verified) -> None:
+        if verified.body == b"long":
+            begun.set()
+            await over.wait()
+        room.handled.append(verified.body)
+
+    room.send(b"long", b"behind")
+    async with room.consumer(handler, workers=2):
+        await begun.wait()
+        for number in range(3):
+            message = Message(destination="kafka:orders", body=b"%d" % number, key=b"l")
+            room.broker.append(room.forge.signer().sign(message))
+        await room.until(lambda: len(room.handled) == 3)
+        assert room.handled == [b"0", b"1", b"2"]
+        over.set()
+        await room.until(lambda: len(room.handled) == 5)
+    assert room.handled[3:] == [b"long", b"behind"]
+
+
+async def test_grace_over(room: Room) -> None:
+    """A handler that takes longer than the grace is cancelled, its claim released; its record comes again."""
+    room.store = AsyncStore()
+    begun, cancelled = asyncio.Event(), []
+
+    async def hanging(_verified: Verified) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    room.send(b"0")
+    async with room.consumer(hanging, grace=0.01):
+        await begun.wait()
+    assert (cancelled, room.store.released, room.committed()) == ([True], 1, 0)
+    async with room.consumer():
+        await room.until(lambda: room.committed() == 1)
+    assert room.handled == [b"0"]
+
+
+async def test_settles_before_a_rebalance(room: Room) -> None:
+    """Before a rebalance what is handled is committed, also where a commit has failed a moment ago."""
+    room.broker.refuses_commits = True
+    room.send(b"0")
+    async with room.consumer() as consumer:
+        await room.until(lambda: room.handled == [b"0"])
+        await consumer._commit(last=True)
+        assert room.committed() == 0
+        room.broker.refuses_commits = False
+        await consumer.settle()
+        assert room.committed() == 1
+
+
+async def test_handler_that_stops_it(room: Room) -> None:
+    """A handler may stop its consumer; what it did is settled, and nothing more is begun."""
+    consumers: list[aiokafka.Consumer] = []
+
+    async def handler(verified: Verified) -> None:
+        room.handled.append(verified.body)
+        asyncio.get_running_loop().call_soon(consumers[0]._stop)
+
+    room.send(b"0", b"1")
+    consumers.append(room.consumer(handler))
+    await consumers[0].run()
+    assert (room.handled[0], room.committed()) == (b"0", len(room.handled))
+
+
+async def test_put_off(room: Room) -> None:
+    """A handler may ask for another time, and what is behind it waits; an outage of audit is shown and over."""
+    asked: list[bytes | None] = []
+
+    async def handler(verified: Verified) -> None:
+        asked.append(verified.body)
+        if len(asked) < 3:
+            raise RetryLater("not yet")
+        room.handled.append(verified.body)
+
+    room.send(b"0", b"1")
+    room.down = True
+    async with room.consumer(handler) as consumer:
+        await room.until(lambda: len(room.handled) == 2)
+        room.broker.append(Message(destination="kafka:orders", body=b"forged", key=b"k"))
+        await room.until(lambda: consumer.health().cause is Cause.AUDIT_UNAVAILABLE)
+        room.down = False
+        await room.until(lambda: room.committed() == 3)
+    assert (asked, len(room.broker.dead)) == ([b"0", b"0", b"0", b"1"], 1)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_what_ends_it(room: Room, asynchronous: bool) -> None:
+    """What is no ``Exception`` ends the consumer, whichever task it comes from; the record is not settled."""
+
+    class EndError(BaseException):
+        """The end."""
+
+    def plain(_verified: Verified) -> None:
+        raise EndError
+
+    async def awaited(_verified: Verified) -> None:
+        await asyncio.sleep(0)
+        raise EndError
+
+    room.send(b"0")
+    consumer = room.consumer(awaited if asynchronous else plain)
+    with pytest.raises(EndError):
+        async with asyncio.timeout(PATIENCE):
+            await consumer.run()
+    assert consumer.failed
+    assert room.committed() == 0
+
+
+async def test_cancelled(room: Room) -> None:
+    """A cancelled ``run`` stops in order: what is settled is committed."""
+    room.send(b"0")
+    task = asyncio.create_task(room.consumer().run())
+    await room.until(lambda: room.handled == [b"0"])
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert room.committed() == 1

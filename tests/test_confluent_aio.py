@@ -1,0 +1,138 @@
+"""``confluent.AIOConsumer``: what it takes and refuses, and its thread, on clients of our own making."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import confluent_kafka
+import pytest
+from confluent_kafka.aio import AIOConsumer
+
+from mqauth import MemoryReplayStore, Pipeline
+from mqauth.brokers import confluent
+from mqauth.brokers.confluent.event_loop import AIOPoller
+from mqauth.brokers.confluent.poller import Poller
+from mqauth.brokers.confluent.positions import Place
+from mqauth.clock import SYSTEM_CLOCK
+from mqauth.delivery.assignment import Assignment
+from mqauth.errors import ConfigurationError
+from mqauth.testing import Forge
+from mqauth.wire.message import Message, Origin
+from tests.conftest import KAFKA
+from tests.test_confluent import SAFE, Partition, Sink
+
+WHERE = Place("orders", 0)
+
+
+def wrapper(client: Any, letters: Any = None) -> confluent.AIOConsumer:
+    """Return a consumer around a client."""
+    forge = Forge()
+    guard = Pipeline(
+        verifier=forge.verifier(), policy=forge.policy(KAFKA), replay=MemoryReplayStore(), audit=Sink(),
+    )  # fmt: skip
+    return confluent.AIOConsumer(client, guard, print, topics=["orders"], dead_letters=letters or Sink())
+
+
+async def test_the_client_holds_a_consumer() -> None:
+    """The client's ``Consumer`` is where it is looked for, and its settings are checked."""
+    async with AIOConsumer(dict(SAFE)) as client:
+        assert isinstance(client._consumer, confluent_kafka.Consumer)
+        wrapper(client)
+    async with AIOConsumer({"group.id": "billing", "log_level": 0}) as client:
+        with pytest.raises(ConfigurationError, match="offset"):
+            wrapper(client)
+
+
+async def test_another_client_is_refused() -> None:
+    """A synchronous client is refused by name."""
+    client = confluent_kafka.Consumer(SAFE)
+    with pytest.raises(ConfigurationError, match="an AIOConsumer is needed, not Consumer"):
+        wrapper(client)
+    client.close()
+
+
+async def test_transactions_are_refused() -> None:
+    """Transactional letters are refused: the event loop would stand still for a transaction."""
+
+    class Letters(confluent.TransactionalDeadLetters):
+        def __init__(self) -> None:
+            """Make none."""
+
+    async with AIOConsumer(dict(SAFE)) as client:
+        with pytest.raises(ConfigurationError, match=r"need confluent\.Consumer"):
+            wrapper(client, Letters())
+
+
+@pytest.fixture
+def poller() -> AIOPoller:
+    """A poller that has its partition."""
+    client = Partition()
+    found = AIOPoller(client, Assignment(SYSTEM_CLOCK), replies=None)
+    found.listen(["orders"], lambda: None)
+    client.on_assign(client, [confluent_kafka.TopicPartition("orders", 0)])
+    return found
+
+
+async def test_calls_are_made_on_one_thread(poller: AIOPoller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetches and commits of the client are made on one thread, which is not the event loop's."""
+    threads: list[int] = []
+
+    def called(*_: Any) -> dict[Any, Any]:
+        threads.append(threading.get_ident())
+        return {}
+
+    monkeypatch.setattr(Poller, "fetch", called)
+    monkeypatch.setattr(Poller, "send_commit", called)
+    await poller.fetch(0.2, joins=False)
+    await poller.send_commit({WHERE: 1})
+    assert len(set(threads)) == 1
+    assert threading.get_ident() not in threads
+    poller.close()
+
+
+async def test_a_fetch_beside_handlers_waits_for_one_to_end(
+    poller: AIOPoller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While handlers run the next fetch begins once one has ended."""
+    fetched = threading.Event()
+
+    def called(*_: Any) -> dict[Any, Any]:
+        fetched.set()
+        return {}
+
+    monkeypatch.setattr(Poller, "fetch", called)
+    monkeypatch.setattr("mqauth.brokers.confluent.event_loop.BESIDE", 60)
+    running = asyncio.create_task(poller.fetch(0.0, joins=False))
+    await asyncio.sleep(0)
+    assert not fetched.is_set()
+    poller.wake()
+    await running
+    assert fetched.is_set()
+    poller.close()
+
+
+async def test_what_is_read_after_a_stop_is_sought_back(
+    poller: AIOPoller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fetch that is cancelled ends once the call has ended, and ``close`` goes back to what it read."""
+    begun, may_end = threading.Event(), threading.Event()
+    message = Message(destination=KAFKA, body=b"", origin=Origin(topic="orders", partition=0, offset=7))
+
+    def called(*_: Any) -> dict[Any, Any]:
+        begun.set()
+        may_end.wait(30)
+        return {WHERE: [message]}
+
+    monkeypatch.setattr(Poller, "fetch", called)
+    running = asyncio.create_task(poller.fetch(0.2, joins=False))
+    await asyncio.to_thread(begun.wait, 30)
+    running.cancel()
+    await asyncio.sleep(0)
+    assert not running.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    poller.close()
+    assert ("seek", 0, 7) in poller._client.asked

@@ -1,0 +1,102 @@
+"""Each MUST of the wire profile has vectors that show it, or tests where no message could show it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests import test_vectors
+
+ROOT: Final = Path(__file__).parent.parent
+PAGE: Final = (ROOT / "docs" / "wire-profile.md").read_text("utf-8")
+VECTORS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
+    ("It MUST NOT name what transports add, change or remove", ("on RabbitMQ", "bcc in lower case")),
+    ("On Kafka it MUST NOT name the seven properties", ("on Kafka, without the seven properties",)),
+    ("and a producer MUST refuse to sign it. So are two", (
+        "two names that differ in case", "two names that differ in case on Kafka",
+        "a property in another case on Kafka")),
+    ("and a producer MUST refuse it: an integer", (
+        "a time after 2106", "a time before 1970", "a decimal of 33 bits", "a negative zero",
+        "a decimal of 256 places", "a time in a list in a table")),
+    ("A verifier that cannot reach what it needs MUST NOT accept", (
+        "no keys at all", "an unknown key while none can be asked for", "no time at all", "no policy", "no store",
+        "a full store takes no new claim and forgets none", "a release whose authority is out of reach")),
+    ("A verifier MUST NOT accept by them", (
+        "another message under an index that was handled, and under one that was not",)),
+    ("and MUST NOT reject by them a message whose proof holds", (
+        "twelve bytes that are wrong before a path that is right",)),
+    ("Then it MUST still take steps 5, 6 and 8 to 13 anew for every message", (
+        "a path altered in its tail after a sibling was proven", "each sibling once, in any order",
+        "a sibling after its key was revoked", "a sibling after its end")),
+    ("so it MUST NOT serve as an id", ("a message signed a second time",)),
+)  # fmt: skip
+"""Where on the page a MUST stands, and the vectors that show it."""
+TESTS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
+    (
+        "and it MUST send an integer in a field type that holds it",
+        ("test_integers_are_pythons_own", "test_what_cannot_arrive_is_refused"),
+    ),
+    ("An authority MUST NOT have the name of an issuer", ("test_an_authority_has_no_issuers_name",)),
+    ("It MUST bound what it remembers in bytes", ("test_what_a_sender_chooses_is_bounded_in_bytes", "test_warm")),
+    (
+        "A consumer MUST NOT show its handler an uncovered header",
+        ("test_any_uncovered_value_is_hidden", "test_only_covered_headers_are_shown_and_required_ones_must_be"),
+    ),
+    ("it MUST NOT become part of a URL", ("test_an_unknown_kid_is_in_no_request",)),
+)
+"""Where a MUST stands that no message can show, and the tests, or files of tests, of it."""
+
+
+def plain() -> str:
+    """Return the page as one line, without its code and without the sentence that says what MUST means."""
+    text = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
+    return " ".join(text.split()).replace("MUST, SHOULD and MAY are", "")
+
+
+def names() -> set[str]:
+    """Return the names of all vectors."""
+    files = (
+        test_vectors.TOKENS,
+        test_vectors.ANSWERS,
+        test_vectors.BATCH,
+        test_vectors.SETTINGS,
+        test_vectors.HDS,
+    )
+    kinds = ("vectors", "sequences", "covers", "refused")
+    return {vector["name"] for file in files for kind in kinds for vector in file.get(kind, ())}
+
+
+def functions() -> set[str]:
+    """Return the names of all tests, and of the files they are in."""
+    found: set[str] = set()
+    for path in (ROOT / "tests").glob("test_*.py"):
+        nodes: list[Any] = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+        found |= {path.stem} | {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    return found
+
+
+def test_each_must_is_counted_once() -> None:
+    """As many as the page has stand in the two tables, each at one place of the page."""
+    text, places = plain(), set()
+    for snippet, shown in (*VECTORS, *TESTS):
+        assert text.count(snippet) == 1, snippet
+        assert shown, snippet
+        assert snippet.count("MUST") == 1, snippet
+        places.add(text.index(snippet) + snippet.index("MUST"))
+    assert {found.start() for found in re.finditer("MUST", text)} == places
+
+
+@pytest.mark.parametrize(("snippet", "shown"), VECTORS, ids=lambda found: str(found)[:40])
+def test_the_vectors_of_each_must_exist(snippet: str, shown: tuple[str, ...]) -> None:
+    """Each is in a file of vectors, under that name."""
+    assert set(shown) <= names(), snippet
+
+
+@pytest.mark.parametrize(("snippet", "shown"), TESTS, ids=lambda found: str(found)[:40])
+def test_the_tests_of_each_other_must_exist(snippet: str, shown: tuple[str, ...]) -> None:
+    """Each is a test, or a file of tests."""
+    assert set(shown) <= functions(), snippet
