@@ -22,6 +22,7 @@ from mqauth.console import Backend, Sessions, Tokens, application
 from mqauth.console.application import HEADERS
 from mqauth.console.backend import BusyError
 from mqauth.console.display import MAX_BODY, MAX_GROUPS, body, visible
+from mqauth.console.pages import GROUP_COLUMNS, LETTER_COLUMNS
 from mqauth.console.site import IDLE, LONGEST, MAX_SESSIONS, token_file
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.judging.pipeline import Pipeline
@@ -477,6 +478,58 @@ def test_empty_and_unread(room: Room) -> None:
     assert "No dead letters" in client.get("/").text
 
 
+def bodies(page: str) -> list[str]:
+    """Return the marks of the letters in a list, in its order."""
+    return re.findall(r'class="open" href="/letter/([0-9a-f]{64})', page)
+
+
+def test_search_and_sort_are_in_the_url(room: Room) -> None:
+    """A search finds reason, producer and detail in any case, both lists sort by each column, both ways."""
+    room.send(*room.late(3), rabbitmq_message(body=b"a longer body"))
+    client = room.client()
+    assert len(bodies(client.get("/letters?search=TOKEN+miss").text)) == 1
+    assert len(bodies(client.get("/letters?search=%25").text)) == 0
+    assert "<strong>3 dead letters</strong>" in client.get(f"/letters?search={SUBJECT}").text
+    assert "token missing</a>" not in client.get("/?search=expired").text
+    for column in LETTER_COLUMNS:
+        up, down = (bodies(client.get(f"/letters?sort={sign}{column}").text) for sign in ("", "-"))
+        assert up == down[::-1]
+        assert len(up) == 4
+    for column in GROUP_COLUMNS:
+        assert client.get(f"/?sort=-{column}").text.count('class="open"') == 2
+    shown = client.get("/?sort=count").text
+    assert shown.index("token missing</a>") < shown.index("expired</a>")
+    assert 'aria-sort="ascending"' in shown
+    assert client.get("/letters?sort=mark;drop").status_code == 400
+    assert client.get("/?sort=mark").status_code == 400
+
+
+@pytest.mark.parametrize("sort", ["", "-id", "time", "-size"])
+def test_pages_and_neighbours_follow_filter_and_order(
+    room: Room, sort: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Next and previous, of pages and of letters, lead through the whole list and back, and nothing else."""
+    monkeypatch.setattr("mqauth.console.pages.PAGE", 2)
+    room.send(*room.late(5), rabbitmq_message(body=b"bare"))
+    client, seen, path = room.client(), list[str](), f"/letters?reason=expired&sort={sort}"
+    while path:
+        shown = client.get(path).text
+        seen += bodies(shown)
+        following = re.search(r'rel="next" href="([^"]+)"', shown)
+        path = html.unescape(following[1]) if following else ""
+    assert len(set(seen)) == len(seen) == 5
+    back = re.search(r'rel="prev" href="([^"]+)"', shown)
+    assert back is not None
+    assert bodies(client.get(html.unescape(back[1])).text) == seen[2:4]
+    for at, mark in enumerate(seen):
+        shown = client.get(f"/letter/{mark}?reason=expired&sort={sort}").text
+        beside = {
+            rel: found for rel, found in re.findall(r'rel="(next|prev)"[^>]*href="/letter/([0-9a-f]+)', shown)
+        }
+        assert beside.get("prev") == (seen[at - 1] if at else None)
+        assert beside.get("next") == (seen[at + 1] if at < 4 else None)
+
+
 def test_groups_and_picture(room: Room) -> None:
     """The first page shows each group with its count, and bars that stand for every letter."""
     room.send(*room.late(3), rabbitmq_message(body=b"bare"))
@@ -601,7 +654,7 @@ def test_many_groups_are_bounded(room: Room) -> None:
     overview = room.backend.letters.overview()
     assert overview is not None
     assert (len(overview.groups), overview.kinds) == (MAX_GROUPS, MAX_GROUPS + 5)
-    assert f"The largest {MAX_GROUPS} of {MAX_GROUPS + 5} groups" in room.client().get("/").text
+    assert f"The first {MAX_GROUPS} of {MAX_GROUPS + 5} groups" in room.client().get("/").text
 
 
 def test_account(room: Room, tmp_path: Path) -> None:

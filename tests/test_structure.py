@@ -43,6 +43,8 @@ STATEMENTS = (
     + 160
     # Headers that stand unsigned, and messages that arrive elsewhere than they were signed for.
     + 90
+    # Console: search, sort, previous and next.
+    + 45
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")

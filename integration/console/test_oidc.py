@@ -150,7 +150,7 @@ def log_in(seen: Browser, login: str) -> None:
 def log_out(seen: Browser) -> None:
     """Sign out of the console, and by its link of the provider."""
     seen.click("header form button")
-    seen.wait_for("To log in as somebody else")
+    seen.wait_for("Switch user")
     seen.click("p.hint a")
     seen.click("button[value=yes]")
     seen.go("/login")

@@ -16,16 +16,19 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from mqauth.console.display import Overview, overview
+from mqauth.console.display import MAX_GROUPS, Overview, overview
 from mqauth.errors import Cause, MqauthError, Unavailable, require
 from mqauth.logs import emit
 from mqauth.review import (
     ALL,
     DISCARD,
+    QUEUE,
     REDRIVE,
     Filter,
+    Group,
     Index,
     Ledger,
+    Order,
     Plan,
     Reading,
     Row,
@@ -158,9 +161,13 @@ class Letters:
         """Return how many letters are meant."""
         return self._ask(lambda index: index.count(wanted), 0)
 
-    def page(self, wanted: Filter, *, after: int, limit: int) -> list[Row]:
+    def page(self, wanted: Filter, *, after: int, limit: int, order: Order = QUEUE) -> list[Row]:
         """Return a page of letters."""
-        return self._ask(lambda index: index.page(wanted, after=after, limit=limit), [])
+        return self._ask(lambda index: index.page(wanted, after=after, limit=limit, order=order), [])
+
+    def groups(self, wanted: Filter, order: Order) -> list[Group]:
+        """Return the first groups in an order."""
+        return self._ask(lambda index: index.groups(wanted, limit=MAX_GROUPS, order=order), [])
 
     def letter(self, mark: str) -> tuple[Row, Reading] | None:
         """Return one letter, by its mark."""

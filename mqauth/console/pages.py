@@ -6,7 +6,7 @@ Queries and forms are read strictly into filters and plans. What no page of ours
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
@@ -20,12 +20,21 @@ from mqauth.console.backend import REHEARSE, BusyError
 from mqauth.console.site import Session, Site
 from mqauth.errors import SIGNED_REASONS, ConfigurationError, MqauthError, Reason, require
 from mqauth.letters.release import WAIVABLE
-from mqauth.review import ACTS, DIMENSIONS, Filter, Plan, waivable
-from mqauth.review.glossary import explain
+from mqauth.review import ACTS, DIMENSIONS, LARGEST, QUEUE, Filter, Order, Plan, Row, waivable
+from mqauth.review.glossary import LABELS, explain
 
 PAGE: Final = 100
 MAX_FORM: Final = 16 * 1024
-TEXTS: Final = (*DIMENSIONS, "mark", "today", "id")
+TEXTS: Final = (*DIMENSIONS, "mark", "today", "id", "search")
+LETTER_COLUMNS: Final = {
+    "id": LABELS["letter"], "reason": "Reason", "today": LABELS["now"], "subject": "Producer (claimed)",
+    "detail": "Detail", "time": "Time", "size": "Bytes", "sound": LABELS["intact"],
+}  # fmt: skip
+GROUP_COLUMNS: Final = {
+    "count": LABELS["letters"], "reason": "Reason", "subject": "Producer (claimed)", "issuer": "Issuer (claimed)",
+    "kid": "Key", "destination": "Destination", "last": "Last",
+}  # fmt: skip
+"""Columns of the tables, each by the field that sorts it."""
 SEE_OTHER: Final = 303
 _LOOK_ONLY: Final = "Your role can look, but not act."
 _NOT_OURS: Final = "this is no form of this console"
@@ -73,6 +82,20 @@ def filter_of(fields: Mapping[str, str]) -> Filter:
     texts: dict[str, Any] = {name: fields[name] for name in TEXTS if name in fields}
     require(all(len(text) <= 300 for text in texts.values()), "a filter is too long", BadRequestError)
     return Filter(**texts)
+
+
+def order_of(query: Mapping[str, str], columns: Collection[str], otherwise: Order) -> Order:
+    """Return the order that a query names: ``time``, or ``-time`` with the largest first.
+
+    Raises:
+        BadRequestError: there is no such column.
+    """
+    text = query.get("sort", "")
+    if not text:
+        return otherwise
+    found = Order(text.removeprefix("-"), text.startswith("-"))
+    require(found.by in columns, "there is no such column", BadRequestError)
+    return found
 
 
 def query_of(wanted: Filter, **more: object) -> str:
@@ -183,18 +206,33 @@ class Pages:
     @for_everybody
     async def groups(self, request: Request, session: Session) -> Response:
         """Show the groups of letters, the first page."""
+        query = request.query_params
+        wanted, order = Filter(search=query.get("search") or None), order_of(query, GROUP_COLUMNS, LARGEST)
         overview = await run_in_threadpool(self._backend.letters.overview)
-        return self.site.page("groups.html", session, overview=overview)
+        groups = await run_in_threadpool(self._backend.letters.groups, wanted, order)
+        return self._filtered(
+            "groups.html", session, wanted, overview=overview, groups=groups, order=order, columns=GROUP_COLUMNS
+        )
 
     @for_everybody
     async def letters(self, request: Request, session: Session) -> Response:
         """Show the letters that a filter means, a page at a time."""
-        wanted = filter_of(request.query_params)
-        after = row_number(request.query_params.get("after"))
-        rows = await run_in_threadpool(self._backend.letters.page, wanted, after=after, limit=PAGE + 1)
-        total = await run_in_threadpool(self._backend.letters.count, wanted)
-        more = query_of(wanted, after=rows[PAGE - 1].number) if len(rows) > PAGE else None
-        return self._filtered("letters.html", session, wanted, rows=rows[:PAGE], total=total, more=more)
+        query, letters = request.query_params, self._backend.letters
+        wanted, order = filter_of(query), order_of(query, LETTER_COLUMNS, QUEUE)
+        after, before = row_number(query.get("after")), row_number(query.get("before"))
+        way = order.reverse if before else order
+        rows = await run_in_threadpool(letters.page, wanted, after=before or after, limit=PAGE + 1, order=way)
+        total, whole = await run_in_threadpool(letters.count, wanted), len(rows) <= PAGE
+        rows = rows[:PAGE][::-1] if before else rows[:PAGE]
+        sort = {"sort": query["sort"]} if "sort" in query else {}
+        earlier = bool(rows) and (not whole if before else after > 0)
+        later = bool(rows) and (before > 0 or not whole)
+        return self._filtered(
+            "letters.html", session, wanted, rows=rows, total=total, order=order, columns=LETTER_COLUMNS,
+            walk=query_of(wanted, **sort),
+            earlier=query_of(wanted, **sort, before=rows[0].number) if earlier else None,
+            later=query_of(wanted, **sort, after=rows[-1].number) if later else None,
+        )  # fmt: skip
 
     @for_everybody
     async def letter(self, request: Request, session: Session) -> Response:
@@ -209,7 +247,10 @@ class Pages:
             today = await run_in_threadpool(self._backend.verdict, reading)
         except MqauthError as error:
             fault = str(error)
-        original, form = reading.original, request.query_params.get("view", "text")
+        query = request.query_params
+        original, form = reading.original, query.get("view", "text")
+        before, after = await run_in_threadpool(self._beside, row, query)
+        among = filter_of(query), {"sort": query["sort"]} if "sort" in query else {}
         return self._filtered(
             "letter.html", session, Filter(mark=row.mark), row=row, reading=reading, today=today, fault=fault,
             advice=explain(reading.reason), claims=display.claims(reading),
@@ -218,8 +259,19 @@ class Pages:
             body=None if original is None else display.body(original.body, form),
             headers=[] if original is None else display.headers(original),
             properties=[] if original is None else display.properties(original),
+            walk=query_of(among[0], **among[1]), before=before, after=after,
             now=explain(str(today)) if today in set(Reason) else None,
         )  # fmt: skip
+
+    def _beside(self, row: Row, query: Mapping[str, str]) -> tuple[Row | None, Row | None]:
+        """Return the letters before and after one, within the filter and in the order of a query."""
+        wanted, order = filter_of(query), order_of(query, LETTER_COLUMNS, QUEUE)
+        found = [
+            self._backend.letters.page(wanted, after=row.number, limit=1, order=way)
+            for way in (order.reverse, order)
+        ]
+        before, after = (rows[0] if rows else None for rows in found)
+        return before, after
 
     @posted(viewers=True)
     async def refresh(self, request: Request, session: Session, fields: Fields) -> None:

@@ -204,7 +204,7 @@ def _environment() -> Environment:
     )  # fmt: skip
     made.filters |= {"moment": moment, "count": _count, "plain": lambda reason: reason.replace("_", " ")}
     made.globals |= {
-        "explain": explain, "doing": TITLES.__getitem__, "columns": COLUMNS, "label": LABELS, "terms": TERMS,
+        "explain": explain, "doing": TITLES.__getitem__, "bars": COLUMNS, "label": LABELS, "terms": TERMS,
     }  # fmt: skip
     return made
 

@@ -8,7 +8,7 @@ it.
 """
 
 from mqauth.review.acts import ACTS, DISCARD, REDRIVE, Account, Plan, discard, redrive, rehearse, waivable
-from mqauth.review.index import ALL, DIMENSIONS, Filter, Group, Index, Row, Selection
+from mqauth.review.index import ALL, DIMENSIONS, LARGEST, QUEUE, Filter, Group, Index, Order, Row, Selection
 from mqauth.review.letter import Letter, Reading, read, time_text
 from mqauth.review.letterbox import Judge, LetterBox, fill, judge, survey, take_in
 from mqauth.review.session import Ledger, MakeReleaser, Session, account, reviewers_releaser
@@ -18,6 +18,8 @@ __all__ = [
     "ALL",
     "DIMENSIONS",
     "DISCARD",
+    "LARGEST",
+    "QUEUE",
     "REDRIVE",
     "Account",
     "Filter",
@@ -28,6 +30,7 @@ __all__ = [
     "Letter",
     "LetterBox",
     "MakeReleaser",
+    "Order",
     "Plan",
     "Reading",
     "Row",

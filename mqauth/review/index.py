@@ -21,7 +21,11 @@ from mqauth.logs import harmless
 from mqauth.review.letter import Letter, Reading, read
 from mqauth.wire import json_form, strict_json
 
-_CONDITIONS: Final = {"id": "substr(id, 1, length(?)) = ?", "since": "time >= ?", "until": "time < ?"}
+_TEXTS: Final = ("id", "reason", "replace(reason, '_', ' ')", "subject", "kid", "issuer", "destination", "detail")
+_CONDITIONS: Final = {
+    "id": "substr(id, 1, length(?)) = ?", "since": "time >= ?", "until": "time < ?",
+    "search": f"instr(lower({' || char(10) || '.join(_TEXTS)}), lower(?)) > 0",
+}  # fmt: skip
 _CHUNK: Final = 200
 _TABLES: Final = """
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE; PRAGMA cache_size = -16384;
@@ -71,6 +75,7 @@ class Filter:
         today: verdict of the last ``judge``: ``accepted``, a reason, or a cause.
         mark: exact; one letter, or those that are byte for byte the same.
         sound: whether the letter proved to be the one that it names.
+        search: text that stands in id, reason, producer, key, issuer, destination or detail, in any case of ASCII.
     """
 
     id: str | None = None
@@ -84,6 +89,7 @@ class Filter:
     today: str | None = None
     mark: str | None = None
     sound: bool | None = None
+    search: str | None = None
 
     def given(self) -> dict[str, Any]:
         """Return the fields that matter."""
@@ -148,6 +154,26 @@ class Row(Kind):
     today: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An order by one column; what is the same there is in the order of the queue.
+
+    Args:
+        by: one of ``Row``'s fields for letters, of ``Group``'s for groups.
+        down: whether the largest comes first.
+    """
+
+    by: str = "number"
+    down: bool = False
+
+    @property
+    def reverse(self) -> Order:
+        """The same the other way round."""
+        return Order(self.by, not self.down)
+
+
+QUEUE: Final = Order()
+LARGEST: Final = Order("count", down=True)
 DIMENSIONS: Final = tuple(each.name for each in fields(Kind))
 _NAMES: Final = ", ".join(DIMENSIONS)
 _GROUP: Final = tuple(each.name for each in fields(Group))
@@ -207,18 +233,24 @@ class Index(AbstractContextManager["Index"]):
             return int(self._ask(*_select("coalesce(sum(count), 0)", wanted, table="kinds"))[0][0])
         return int(self._ask(*_select("count(*)", wanted))[0][0])
 
-    def groups(self, wanted: Filter = ALL, *, limit: int | None = None) -> list[Group]:
-        """Return the groups, the largest first.
+    def groups(self, wanted: Filter = ALL, *, limit: int | None = None, order: Order = LARGEST) -> list[Group]:
+        """Return the groups, by default the largest first.
 
         Args:
             wanted: letters that count.
             limit: at most so many; by default all of them.
+            order: by a field of ``Group``.
+
+        Raises:
+            ConfigurationError: there is no such column.
         """
-        rest, limited = f"ORDER BY count DESC, {_NAMES} LIMIT ?", [-1 if limit is None else limit]
+        require(order.by in _GROUP, f"groups are sorted by {', '.join(_GROUP)}")
+        down = "DESC" if order.down else "ASC"
+        rest, limited = f"ORDER BY {order.by} {down}, {_NAMES} LIMIT ?", [-1 if limit is None else limit]
         if _means_groups(wanted):
             sql = _select(f"{_NAMES}, count, first, last", wanted, rest, limited, table="kinds")
         else:
-            times = "count(*) AS count, min(time), max(time)"
+            times = "count(*) AS count, min(time) AS first, max(time) AS last"
             sql = _select(f"{_NAMES}, {times}", wanted, f"GROUP BY kind {rest}", limited)
         return [Group(**dict(zip(_GROUP, row, strict=True))) for row in self._ask(*sql)]
 
@@ -246,15 +278,25 @@ class Index(AbstractContextManager["Index"]):
         """
         return self._ask(_COLUMNS, [first, step, count - 1, before])
 
-    def page(self, wanted: Filter = ALL, *, after: int = 0, limit: int = 100) -> list[Row]:
-        """Return a page of letters in the order of the queue.
+    def page(self, wanted: Filter = ALL, *, after: int = 0, limit: int = 100, order: Order = QUEUE) -> list[Row]:
+        """Return a page of letters, by default in the order of the queue.
 
         Args:
             wanted: which letters.
-            after: ``number`` of the last row of the page before.
+            after: ``number`` of the last row of the page before, 0 for the first page.
             limit: at most so many.
+            order: by a field of ``Row``. Letters without a value come last in the times, else first.
+
+        Raises:
+            ConfigurationError: there is no such column.
         """
-        rest = "AND number > ? ORDER BY number LIMIT ?"
+        require(order.by in _ROW, f"letters are sorted by {', '.join(_ROW)}")
+        more, down = ("<", " DESC") if order.down else (">", "")
+        # By number alone the index need not be sorted for each page.
+        keys = ["number"] if order.by == QUEUE.by else [f"coalesce({order.by}, '')", "number"]
+        here = f"(SELECT {', '.join(keys)} FROM shown WHERE number = ?)"  # noqa: S608
+        follows = f"AND ({', '.join(keys)}) {more} {here}" if after else "AND ? = 0"
+        rest = f"{follows} ORDER BY {', '.join(key + down for key in keys)} LIMIT ?"
         found = self._ask(*_select(", ".join(_ROW), wanted, rest, [after, limit]))
         rows = [dict(zip(_ROW, row, strict=True)) for row in found]
         return [Row(**row | {"sound": bool(row["sound"])}) for row in rows]

@@ -5,7 +5,7 @@ const editing = (element) => /^(INPUT|TEXTAREA|SELECT)$/.test(element.tagName);
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || editing(event.target)) return;
-  const page = document.querySelector(`nav a[data-key="${CSS.escape(event.key)}"]`);
+  const page = document.querySelector(`nav a[data-key="${CSS.escape(event.key)}"], nav a[data-step="${CSS.escape(event.key)}"]`);
   if (page) return page.click();
   if (event.key !== "j" && event.key !== "k") return;
   const links = [...document.querySelectorAll("a.open")];
