@@ -33,6 +33,8 @@ UNIT_GROUPS = 4
 """Sessions of unit tests: each then takes about as long as one on real services."""
 _GROUPS = {
     "others": r"integration/((keys|audit|benchmarks)/|test_(docs|jwks|redis|services))",
+    "confluent": r"integration/test_(contract_)?confluent",
+    "clients": r"integration/test_(contract_)?(aiokafka|faststream)",
     "kafka": r"integration/test_(kafka|contract_kafka|store_race)",
     "rabbitmq": r"integration/test_(contract_|simulated_)?(rabbitmq|pika|celery)",
     "kafka-chaos": r"integration/chaos/test_kafka",

@@ -180,6 +180,7 @@ def test_handler_that_stops_its_consumer(world: World) -> None:
     assert world.handled == [b"0"]
 
 
+@pytest.mark.slow
 def test_handlers_that_never_wait(world: World) -> None:
     """Synchronous handlers that take longer than the session, one after the other, cost no rebalance."""
     world.send(*(b"%d" % number for number in range(64)))

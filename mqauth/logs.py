@@ -93,8 +93,13 @@ _TABLE: Final = (
     ("messages", logging.ERROR, "handler.failed"),
     ("pipeline", logging.WARNING, "claim.not_renewed observer.failed"),
     ("policy", logging.WARNING, "policy.unsafe"),
-    ("rollout", logging.WARNING, "rollout.alias rollout.not_awaited rollout.wired_in"),
-    ("rollout", logging.CRITICAL, "rollout.mark_void"),
+    (
+        "rollout",
+        logging.WARNING,
+        "rollout.alias rollout.ending rollout.not_awaited rollout.unenforced rollout.wired_in",
+    ),
+    ("rollout", logging.ERROR, "rollout.unwritten"),
+    ("rollout", logging.CRITICAL, "rollout.mark_void rollout.overdue"),
     (
         "rabbitmq",
         logging.WARNING,

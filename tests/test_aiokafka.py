@@ -347,6 +347,27 @@ async def test_batch_in_order(client: Client, forge: Forge) -> None:
     assert [sent["value"] for sent in client.sent] == [b"%d" % number for number in range(6)]
 
 
+async def test_batches_in_order(client: Client, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the client has no room for a batch, the next one waits behind it."""
+    producer = aiokafka.Producer(client, forge.signer(), batch=2, linger=10)
+    client.deaf = True
+    await producer.send("orders", b"0")
+    room, send = asyncio.Event(), client.send
+
+    async def slow(topic: Any, value: Any = None, key: Any = None, **record: Any) -> Any:
+        if value == b"1":
+            await room.wait()
+        return await send(topic, value, key, **record)
+
+    monkeypatch.setattr(client, "send", slow)
+    tasks = [asyncio.create_task(producer.send("orders", b"%d" % number)) for number in range(1, 5)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    room.set()
+    await asyncio.gather(*tasks)
+    assert [sent["value"] for sent in client.sent] == [b"%d" % number for number in range(5)]
+
+
 async def test_lingers(client: Client, forge: Forge) -> None:
     """A batch that does not fill is sent after ``linger``."""
     producer = aiokafka.Producer(client, forge.signer(), batch=4, linger=0)

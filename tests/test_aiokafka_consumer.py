@@ -181,6 +181,19 @@ async def test_grace_over(room: Room) -> None:
     assert room.handled == [b"0"]
 
 
+async def test_settles_before_a_rebalance(room: Room) -> None:
+    """Before a rebalance what is handled is committed, also where a commit has failed a moment ago."""
+    room.broker.refuses_commits = True
+    room.send(b"0")
+    async with room.consumer() as consumer:
+        await room.until(lambda: room.handled == [b"0"])
+        await consumer._commit(last=True)
+        assert room.committed() == 0
+        room.broker.refuses_commits = False
+        await consumer.settle()
+        assert room.committed() == 1
+
+
 async def test_handler_that_stops_it(room: Room) -> None:
     """A handler may stop its consumer; what it did is settled, and nothing more is begun."""
     consumers: list[aiokafka.Consumer] = []

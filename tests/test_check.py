@@ -330,6 +330,30 @@ def redis(url: str) -> Change:
     return edits(('"memory"', f'"{url}"'))
 
 
+def rung(
+    rung: str = "observe", place: str = "rabbitmq:shop/old", until: str = "2030-04-20", mark: str = ""
+) -> Change:
+    """Return a change that adds an entry to the rollout."""
+    lines = ["[[rollout]]", f'destinations = ["{place}"]', f'rung = "{rung}"', "since = 2030-03-01"]
+    lines += [f"until = {until}", 'owner = "orders-team"', *([f"from = {mark}"] if mark else [])]
+    return added(lines)
+
+
+def exempt(place: str = "rabbitmq:shop/beat", until: str = "2030-09-30", kinds: str = "") -> Change:
+    """Return a change that exempts messages from being signed."""
+    lines = ["[[consumer.unsigned]]", f'destination = "{place}"', f"until = {until}", 'why = "sensors"', kinds]
+    return added(lines)
+
+
+def added(lines: list[str]) -> Change:
+    """Return a change that adds a table at the end."""
+
+    def change(world: World) -> None:
+        world.text += "\n" + "\n".join(lines) + "\n"
+
+    return change
+
+
 def moved(signed_for: str) -> Change:
     """Return an edit that takes messages that were signed for elsewhere."""
     table = (
@@ -518,6 +542,21 @@ CASES = [
     case("dead_letters_source", "dead_letters.name", edits(('"orders.dead"', '"billing"'))),
     case("dead_letters_reachable", "dead_letters.name", edits(('"orders.dead"', '"stock.dead"')),
          edits(('"orders.dead"', '"stock.dead.letters"'))),
+    # the rollout; the world's day is 2030-03-17
+    case("rollout_off", "rollout[0].rung", rung(rung="off"), rung(rung="observe")),
+    case("rollout_observe", "rollout[0].rung", rung(rung="observe"), rung(rung="off")),
+    case("rollout_ending", "rollout[0].until", rung(until="2030-03-31"), rung(until="2030-04-01")),
+    case("rollout_overdue", "rollout[0].until", rung(until="2030-03-16"), rung(until="2030-03-17")),
+    case("rollout_catch_all", "rollout[0].destinations", rung(place="*", until="2030-03-30"), rung()),
+    case("rollout_mark_unproven", "rollout[0].from",
+         both(edits(('append_evidence = "interceptor"\n', "")),
+              rung(rung="enforce-new", mark="2030-03-10T10:00:00Z")),
+         rung(rung="enforce-new", mark="2030-03-10T10:00:00Z")),
+    case("rollout_weakest", "rollout", rung(), rung(place="kafka:orders")),
+    case("unsigned_exempt", "consumer.unsigned[0].destination", exempt()),
+    case("exempt_broad", "consumer.unsigned[0].destination", exempt("rabbitmq:shop/#"),
+         exempt("rabbitmq:shop/#", kinds='kinds = ["beat"]')),
+    case("exempt_long", "consumer.unsigned[0].until", exempt(until="2031-03-19"), exempt(until="2031-03-17")),
 ]  # fmt: skip
 
 

@@ -29,7 +29,7 @@ LIMITS = {
     ("kafka/confirmed:DeadLetters,AuditTopic,confirming",): 40,
     ("kafka/translate:from_native,carries",): 70,
     ("rabbitmq/producer:Producer,UnroutableError",): 100,
-    ("pika/consumer", "pika/queue"): 200,
+    ("pika/consumer", "pika/queue"): 203,
     ("pika/producer:Producer",): 100,
     ("pika/confirmed:DeadLetters,_Sink",): 50,
     ("pika/confirmed:Publisher",): 60,

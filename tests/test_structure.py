@@ -33,8 +33,8 @@ STATEMENTS = (
     15_100
     # The command: one file, init, ids, times, tables that fit a terminal, check --online.
     + 850
-    # Rollout: rungs, marks, exemptions, the judge below enforce.
-    + 530
+    # Rollout: rungs, marks, exemptions, the judge below enforce, counts, records, detectors, commands.
+    + 1160
     # A log in an event loop.
     + 190
     # Logs as records: one module, rate, details, health.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mqauth.audit.record import Record, claims_of, is_verified, member, time_of
+from mqauth.audit.rollout_watch import RolloutWatch
 from mqauth.errors import Reason, require
 
 _DIMENSIONS: Final = ("iss", "kid", "sub", "destination")
@@ -162,6 +163,7 @@ class Detector:
         self._pairs: set[Key] = set()
         self._subjects: dict[Key, set[str]] = {}
         self._started: float | None = None
+        self._rollout = RolloutWatch(thresholds.capacity)
         self._detectors: Mapping[str, Callable[[Fact], Iterator[Alert]]] = {
             Reason.REPLAYED: self._replays, Reason.EXPIRED: self._expiry, Reason.KEY_UNKNOWN: self._unknown_kids,
         }  # fmt: skip
@@ -173,7 +175,10 @@ class Detector:
         """
         fact = _fact(members)
         if fact is None:
-            return []
+            now = time_of(members)
+            told = [Alert(kind=kind, about=about, count=count, time=now, verified=True)
+                    for kind, count, about in self._rollout.observe(members, now)]  # fmt: skip
+            return [alert for alert in told if self._is_new(alert)]
         if self._started is None:
             self._started = fact.time
         return [alert for alert in self._found(fact) if self._is_new(alert)]
@@ -261,7 +266,10 @@ class Detector:
 def _fact(members: Record) -> Fact | None:
     """Return the fact of a record, or ``None`` if the record is not an acceptance or a rejection."""
     reason, verdict = members.get("reason"), members.get("verdict")
-    if verdict not in ("accepted", "rejected") or not isinstance(reason, str | None):
+    if verdict not in ("accepted", "rejected", "would_reject") or not isinstance(reason, str | None):
+        return None
+    # What is unsigned has a report of its own, and an outage is no misuse.
+    if verdict == "would_reject" and reason in (None, Reason.TOKEN_MISSING):
         return None
     said = claims_of(members)
     found = {name: said.get(name) for name in ("iss", "kid", "sub", "jti")}

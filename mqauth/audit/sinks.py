@@ -181,6 +181,10 @@ class MisuseWatch(_Wrapping):
         """Write one record, then the alerts it completes; only a failure to write the record is raised."""
         return _begun(self._written(record))
 
+    def see(self, record: AuditRecord, /) -> Awaitable[None] | None:
+        """Show a record to the detector without writing it; the alerts that it completes are written."""
+        return _begun(_write_each(((self.sink, alert) for alert in self._alerts(record)), _alert_lost))
+
     def _written(self, record: AuditRecord) -> Flow[None]:
         yield from settling(self.sink.write(record))
         yield from _write_each(((self.sink, alert) for alert in self._alerts(record)), _alert_lost)
@@ -219,7 +223,8 @@ class MisuseWatch(_Wrapping):
             reason=None,
             detail=f"{alert.kind}, {alert.count} times",
             dead_letter=None,
-            extra={"alert": alert.as_dict(), "completed_by": record.id},
+            extra={name: record.extra[name] for name in ("rung",) if name in record.extra}
+            | {"alert": alert.as_dict(), "completed_by": record.id},
         )
 
 

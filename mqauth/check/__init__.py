@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.check import deployment, issuers, tokens
+from mqauth.check import deployment, issuers, rollout, tokens
 from mqauth.check.findings import CODES, Code, Finding, Report, Rule, Severity, finding, ordered
 from mqauth.check.target import Target, lines_of, nearest, read
 from mqauth.clock import SYSTEM_CLOCK, Clock
@@ -24,7 +24,7 @@ from mqauth.errors import ConfigurationError
 
 __all__ = ["CODES", "Code", "Finding", "Report", "Severity", "check"]
 _TRUST: Final = {"consumer": ("issuers", "allow"), "release": ("authorities",)}
-RULES: Final[tuple[Rule, ...]] = (*tokens.RULES, *issuers.RULES, *deployment.RULES)
+RULES: Final[tuple[Rule, ...]] = (*tokens.RULES, *issuers.RULES, *deployment.RULES, *rollout.RULES)
 """Each rule yields its findings on a target."""
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.audit.misuse import Alert, Detector, Thresholds
+from mqauth.audit.rollout_watch import last_rollout
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.declaration import read
@@ -208,7 +209,12 @@ class Configuration:
             file = AuditFile(path, fsync=not found.unsafe_no_fsync, max_bytes=found.max_bytes, heads=heads)
         # The watch stands before the flood gate: a detector has to count the records that the gate sums up.
         gate = FloodGate(file, found.flood_after)
-        return MisuseWatch(gate, Detector(self.thresholds), on_alert=self._on_alert, clock=self._clock)
+        detector = Detector(self.thresholds)
+        before = last_rollout(found.file) if self.rollout else None
+        # A rung that was lowered since the last start is an alert.
+        if before is not None:
+            detector.observe(before)
+        return MisuseWatch(gate, detector, on_alert=self._on_alert, clock=self._clock)
 
     def _heads(self, found: AuditSettings) -> HeadFile | None:
         if found.heads is None or found.heads_key is None:

@@ -70,7 +70,8 @@ class Progress:
         if not message.origin.redelivered or not (self._kept or self._in_flight):
             return self._guard.receive(message)
         key = self._key(message)
-        if self._guard.is_lenient(message):
+        rollout = self._guard.rollout
+        if rollout is not None and rollout.is_lenient(message, self._guard.verifier.evidence):
             return self._anew(message, key)
         lost, kept = self._lost(key), min(self._kept.get(key, ()), key=_order, default=None)
         was_handled = kept is not None and _order(kept) != _UNHANDLED

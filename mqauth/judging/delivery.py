@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from mqauth.audit import record as audit_records
-from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, Unavailable
+from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, Unavailable, require
 from mqauth.judging.rollout import Rung
 from mqauth.judging.token import Candidate
 from mqauth.judging.unverified import Unverified, Verdict
@@ -139,6 +139,11 @@ class Delivery:
             return ()
         return (claim,) if release is None else (release, claim)
 
+    @property
+    def rung_label(self) -> str | None:
+        """The rung of a message that was passed on without a proof, ``None`` of all others."""
+        return None if self.unverified is None or self.rung is None else self.rung.label
+
     def reject(self, rejection: Rejection, step: Step) -> None:
         """Reject the delivery, and move it on to the step that follows from that."""
         self.rejection, self.verdict, self.step = rejection, Verdict.REJECTED, step
@@ -168,6 +173,11 @@ def asked_fence(delivery: Delivery, fence: Callable[[Delivery], Any]) -> Any:
     if step is _CONFIRM or step is _RELEASE or (step is _RECORD and delivery.rejection is None):
         return None
     return fence(delivery)
+
+
+def refuse_unjudged(delivery: Delivery) -> None:
+    """Refuse to end a delivery without a verdict: its outcome would read as accepted."""
+    require(delivery.step is not Step.JUDGE, "the delivery was not judged to an end")
 
 
 def verdict_record(
@@ -229,8 +239,8 @@ def _extra(delivery: Delivery) -> dict[str, Any]:
         found |= {name: dict(said) for name, said in halves.items() if said}
     verified, arrived = delivery.verified, delivery.message.destination
     found |= {} if verified is None or verified.destination == arrived else {"signed_for": verified.destination}
-    rung = delivery.rung
-    return found if rung is None or delivery.unverified is None else found | {"rung": rung.label}
+    rung = delivery.rung_label
+    return found if rung is None else found | {"rung": rung}
 
 
 def _release_fields(release: Release) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from mqauth.errors import Cause, Reason, Unavailable, require
 from mqauth.flow import Flow, is_awaitable, unwrapped
 from mqauth.judging.delivery import Delivery, Step
 from mqauth.judging.judge import Claim, Judge
+from mqauth.judging.observing import Observing
 from mqauth.judging.policy import Decision
-from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung, destinations_of, kinds_of
+from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung, destinations_of, is_lenient, kinds_of
 from mqauth.judging.token import Candidate
 from mqauth.judging.unverified import (
     Unverified,
@@ -140,6 +141,7 @@ class LadderJudge(Judge):
             'a mark that is a time needs at = "append" and append_evidence = "interceptor"',
         )
         self.store = Breaker(Cause.REPLAY_STORE_UNAVAILABLE, clock)
+        self.audit = Breaker(Cause.AUDIT_UNAVAILABLE, clock)
         policy = Breaker(Cause.POLICY_UNAVAILABLE, clock)
         asked: Any = _Asked(self.store, settings["replay"], policy, settings["policy"])
         super().__init__(**settings | {"replay": asked, "policy": asked})
@@ -245,30 +247,28 @@ class LadderJudge(Judge):
             self._on_would(delivery)
 
 
-def is_lenient(delivery: Delivery) -> bool:
-    """Return whether a delivery was judged below ``enforce``, so that nothing of ours is waited for."""
-    return delivery.rung is not None and delivery.rung < Rung.ENFORCE
-
-
-def lenient(end: Callable[..., Flow[None]], store: Breaker, audit: Breaker, record_all: bool) -> Any:
-    """Return ``end`` as a function that, below ``enforce``, waits for neither the store nor the audit.
+def lenient(end: Callable[..., Flow[None]], ladder: LadderJudge, record_all: bool, observing: Observing) -> Any:
+    """Return ``end`` as a function that counts, and waits below ``enforce`` for neither the store nor the audit.
 
     Args:
         end: takes the step that a delivery has come to.
-        store: keeps the replay store from being asked again at once.
-        audit: the same for the audit sink.
+        ladder: its breakers keep store and audit from being asked again at once.
         record_all: whether accepted messages are recorded.
+        observing: counts and tells.
     """
-    breakers = {Step.CONFIRM: store, Step.RELEASE: store, Step.RECORD: audit}
+    breakers = {Step.CONFIRM: ladder.store, Step.RELEASE: ladder.store, Step.RECORD: ladder.audit}
 
     def take(delivery: Delivery, *rest: Any) -> Flow[None]:
         step = delivery.step
+        if step is Step.CONFIRM:
+            observing.accepts(delivery.message)
+        yield from observing.tick()
         if not is_lenient(delivery) or step not in breakers:
             return (yield from end(delivery, *rest))
         try:
             yield from breakers[step].watch(end(delivery, *rest))
         except Unavailable as error:
-            emit("rollout.not_awaited", "below enforce, not waited for: %s", error)
+            observing.counts.lose(error.cause.value)
             kept = Step.SETTLE if delivery.rejection is None else Step.BURY
             wanted = step is not Step.RECORD and (record_all or kept is Step.BURY)
             delivery.step = Step.RECORD if wanted else kept

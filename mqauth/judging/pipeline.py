@@ -21,13 +21,14 @@ from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import Cause, ConfigurationError, Unavailable, require
 from mqauth.flow import Attempts, Call, Flow, answered, asked, at_once, settling
-from mqauth.judging.delivery import Delivery, Outcome, Step, asked_fence, verdict_record
+from mqauth.judging.delivery import Delivery, Outcome, Step, asked_fence, refuse_unjudged, verdict_record
 from mqauth.judging.details import explain
 from mqauth.judging.journal import Journal
 from mqauth.judging.judge import Judge
-from mqauth.judging.ladder import Breaker, LadderJudge, check_handlers, is_lenient, lenient, routed
+from mqauth.judging.ladder import LadderJudge, check_handlers, lenient, routed
+from mqauth.judging.observing import Observing
 from mqauth.judging.policy import Allow, Policy
-from mqauth.judging.rollout import Rollout
+from mqauth.judging.rollout import Rollout, is_lenient
 from mqauth.judging.unverified import UnverifiedHandler, Unverifieds, Verdict
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
@@ -116,18 +117,24 @@ class Pipeline:
             "verifier": verifier, "policy": policy, "replay": replay, "scope": scope, "reread": reread,
             "lease": lease, "clock": clock, "randomness": randomness,
         }  # fmt: skip
+        self.instance = instance or base64url_encode(randomness(6)).decode("ascii")
         self.rollout = rollout or None
         self.verdicts = Judge(**settings)
         """Takes the steps of a verdict; for whoever makes the claims of many deliveries together."""
         plugins: dict[str, Any] = {"verifier": verifier, "policy": policy, "replay": replay, "audit": audit}
         self.journal = Journal(clock, randomness, self.scope_of, messages=exception_messages, **plugins)
         self._ending = self._end
-        if self.rollout is not None:
-            ladder = self.verdicts = LadderJudge(self.verdicts, self.rollout, self._passes, **settings)
-            self._ending = lenient(
-                self._end, ladder.store, Breaker(Cause.AUDIT_UNAVAILABLE, clock), self._record_all
-            )
-        self.instance = instance or base64url_encode(randomness(6)).decode("ascii")
+        self.observing = None if self.rollout is None else self._climb(self.rollout, settings)
+
+    def _climb(self, rollout: Rollout, settings: dict[str, Any]) -> Observing:
+        """Judge by the rung of each message; return what tells of it."""
+        observing = Observing(
+            rollout, self.audit, clock=self.clock, randomness=self._randomness, instance=self.instance,
+            policy=self.policy.version, verifier=self.verifier, scope_of=self.scope_of,
+        )  # fmt: skip
+        ladder = self.verdicts = LadderJudge(self.verdicts, rollout, observing.passes, **settings)
+        self._ending = lenient(self._end, ladder, self._record_all, observing)
+        return observing
 
     def receive(self, message: Message) -> Delivery:
         """Return a delivery of a message that is received now; never raises, whatever the message."""
@@ -185,6 +192,7 @@ class Pipeline:
         try:
             if delivery.step is Step.JUDGE:
                 yield from self.verdicts.judge(delivery)
+                yield from self.tick()
         except Unavailable as error:
             return self.journal.deferred(delivery, error, None)
         explain(delivery, self.verifier, self.policy)
@@ -196,12 +204,9 @@ class Pipeline:
         Raises:
             ConfigurationError: it was not judged to an end, or was rejected: it may not be settled.
         """
-        _refuse_unjudged(delivery)
+        refuse_unjudged(delivery)
         require(delivery.rejection is None, "a rejected delivery ends with bury")
-        if delivery.step is _PASS_ON:
-            delivery.step = _SETTLE
-        if delivery.step is Step.HANDLE:
-            delivery.step = Step.CONFIRM
+        delivery.step = {_PASS_ON: _SETTLE, _HANDLE: _CONFIRM}.get(delivery.step, delivery.step)
         return (yield from self.process(delivery, None, None))
 
     def release(self, delivery: Delivery) -> Flow[Outcome]:
@@ -214,7 +219,7 @@ class Pipeline:
             ConfigurationError: it was never judged.
         """
         if not delivery.deferred and delivery.claim is None:
-            _refuse_unjudged(delivery)
+            refuse_unjudged(delivery)
         try:
             if delivery.step in (_HANDLE, _PASS_ON, _JUDGE):
                 # before the store is asked: if its answer is lost the claim may be gone, and is made again
@@ -266,7 +271,7 @@ class Pipeline:
         Raises:
             ConfigurationError: it was not judged to an end, or was accepted and so ends with ``confirm``.
         """
-        _refuse_unjudged(delivery)
+        refuse_unjudged(delivery)
         require(
             delivery.verdict not in (Verdict.ACCEPTED, Verdict.UNVERIFIED),
             "an accepted or unverified delivery ends with confirm or release",
@@ -282,12 +287,10 @@ class Pipeline:
         check_handlers(self.rollout, handler, unverified)
         return routed(unverified)
 
-    def is_lenient(self, message: Message) -> bool:
-        """Return whether a message is judged below ``enforce``: nothing of ours keeps it from a handler."""
-        return self.rollout is not None and self.rollout.is_lenient(message, self.verifier.evidence)
-
-    def _passes(self, delivery: Delivery) -> None:
-        """Note that a message is given to the handler of ``Unverified``."""
+    def tick(self, last: bool = False) -> Flow[None]:
+        """Tell what a rollout has to tell by now; to be called each minute, and with ``last`` at the end."""
+        if self.observing is not None:
+            yield from self.observing.tick(last)
 
     def _end(
         self, delivery: Delivery, dead_letters: DeadLetterSink | None, unverified: UnverifiedHandler | None
@@ -363,7 +366,7 @@ class Pipeline:
             release=delivery.release,
             digest=delivery.content_digest(),
             error=delivery.error,
-            rung=None if delivery.unverified is None or delivery.rung is None else delivery.rung.label,
+            rung=delivery.rung_label,
         )
         yield from asked(Cause.DEAD_LETTER_UNAVAILABLE, dead_letters.publish, letter)
         delivery.letter, delivery.step = letter.id, Step.SETTLE
@@ -393,8 +396,3 @@ class Pipeline:
     def scope_of(self, message: Message) -> str:
         """Return on whose behalf a message is handled: the consumer group or queue, unless it was configured."""
         return self.verdicts.scope_of(message)
-
-
-def _refuse_unjudged(delivery: Delivery) -> None:
-    """Refuse to end a delivery without a verdict: its outcome would read as accepted."""
-    require(delivery.step is not Step.JUDGE, "the delivery was not judged to an end")

@@ -90,8 +90,18 @@ class RolloutEntry:
 
     def holds(self, destination: str) -> bool:
         """Return whether a destination is one of these."""
-        return any(pattern in (EVERYWHERE, destination) or matches(pattern, destination)
-                   for pattern in self.destinations)  # fmt: skip
+        return self.pattern(destination) is not None
+
+    def pattern(self, destination: str) -> str | None:
+        """Return the first of its patterns that a destination fits."""
+        return next(
+            (
+                each
+                for each in self.destinations
+                if each in (EVERYWHERE, destination) or matches(each, destination)
+            ),
+            None,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +219,11 @@ class Rollout:
 
     def _find(self, destination: str) -> RolloutEntry | None:
         return next((entry for entry in self.entries if entry.holds(destination)), None)
+
+
+def is_lenient(delivery: Any) -> bool:
+    """Return whether a delivery was judged below ``enforce``, so that nothing of ours is waited for."""
+    return delivery.rung is not None and delivery.rung < Rung.ENFORCE
 
 
 def destinations_of(rollout: Rollout) -> str:

@@ -134,6 +134,11 @@ class Verifier:
         # append times and AMQP users differ between the messages of a batch, and steps (9) and (10) with them
         self._alike = at == "consume" and user_id is None
         self.release = release
+        self.settings = repr((
+            sorted((name, one.vouches, sorted(one.subjects or ())) for name, one in self.issuers.items()),
+            sorted(self.audiences), self.times, self.required, unsigned_headers, user_id,
+        ))  # fmt: skip
+        """A text that changes with what is trusted and how it is judged."""
 
     @property
     def retention(self) -> int:

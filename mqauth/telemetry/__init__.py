@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from datetime import date
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -24,7 +25,9 @@ from mqauth._version import __version__
 from mqauth.audit.misuse import Alert
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.flow import is_async, settled
+from mqauth.judging.observing import days_left, ends
 from mqauth.judging.pipeline import Handler, Outcome, Verdict
+from mqauth.judging.rollout import Rollout
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit
 from mqauth.wire.message import Message
@@ -37,7 +40,9 @@ DEFERRED: Final = "mqauth.deferred"
 STALLED: Final = "mqauth.stalled"
 KEY_SET_AGE: Final = "mqauth.key_set.age"
 REPLAY_SIZE: Final = "mqauth.replay.size"
-METRICS: Final = (MESSAGES, JUDGE_DURATION, ALERTS, DEFERRED, STALLED, KEY_SET_AGE, REPLAY_SIZE)
+RUNG: Final = "mqauth.rollout.rung"
+DAYS_LEFT: Final = "mqauth.rollout.days_left"
+METRICS: Final = (MESSAGES, JUDGE_DURATION, ALERTS, DEFERRED, STALLED, KEY_SET_AGE, REPLAY_SIZE, RUNG, DAYS_LEFT)
 """All metrics of this module; the dashboard and the alert rules name these and no others."""
 MAX_DESTINATIONS: Final = 100
 _GAUGES: Final = {
@@ -45,6 +50,8 @@ _GAUGES: Final = {
     STALLED: ("s", "How long the oldest of them waits"),
     KEY_SET_AGE: ("s", "Age of the key set in use"),
     REPLAY_SIZE: ("{id}", "Ids in the replay store"),
+    RUNG: ("{rung}", "Rung of destinations: 0 off, 1 observe, 2 enforce-new, 3 enforce"),
+    DAYS_LEFT: ("{day}", "Days until a rung or an exemption ends; negative once it is overdue"),
 }
 _BUCKETS: Final = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0)
 _TRACE_HEADERS: Final = ("traceparent", "tracestate", "baggage")
@@ -106,9 +113,10 @@ class Telemetry:
     def observe(self, outcome: Outcome, message: Message, _seconds: float) -> None:
         """Count one outcome of ``Pipeline.process``."""
         cause = outcome.cause if outcome.verdict is Verdict.DEFERRED else outcome.reason
+        would = None if outcome.unverified is None or cause is not None else outcome.unverified.would
         labels = {
             "verdict": outcome.verdict.value,
-            "reason": "" if cause is None else cause.value,
+            "reason": cause.value if cause is not None else "" if would is None else would.code,
             "destination": self._bounded(message.destination, verified=outcome.verified is not None),
         }
         self._messages.add(1, labels)
@@ -149,6 +157,19 @@ class Telemetry:
             size: returns the number of ids in the store, as ``MemoryReplayStore.__len__`` does.
         """
         self._gauges[REPLAY_SIZE].append(({"store": name}, size))
+
+    def watch_rollout(self, rollout: Rollout | None) -> None:
+        """Measure the rungs of a pipeline's ``rollout`` and the days left, with the label ``destination``."""
+        if rollout is None:
+            return
+        for entry in rollout.entries:
+            for place in entry.destinations:
+                self._gauges[RUNG].append(({"destination": place}, partial(int, entry.rung)))
+        for places, until in ends(rollout):
+            self._gauges[DAYS_LEFT].append(({"destination": places}, partial(self._days, until)))
+
+    def _days(self, until: date) -> float:
+        return days_left(until, self._now())
 
     def _bounded(self, destination: str, *, verified: bool) -> str:
         """Return the label of a destination, ``other`` once too many have a label of their own."""

@@ -262,6 +262,8 @@ class LogConsumer(BackgroundRun):
         """Commit and poll; before a rebalance, settle what runs."""
         self.calls.commit()
         run(self._work.renewing())
+        if self._guard.observing is not None:
+            run(self._guard.tick())
         try:
             due = self.calls.rejoins()
             if due:
@@ -279,6 +281,7 @@ class LogConsumer(BackgroundRun):
             try:
                 self.calls.commit(last=True)
                 run(self._work.giving_back())
+                run(self._guard.tick(last=True))
             finally:
                 self.calls.close()
                 self._guard.journal.stopped(self.calls.scope, self._assignment.counts)

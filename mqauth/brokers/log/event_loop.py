@@ -62,7 +62,8 @@ class AsyncLogConsumer:
     def __init__(
         self, guard: Pipeline, handler: Handler, dead_letters: DeadLetterSink, *,
         decode: Callable[[bytes], Any] | None, answer: TopicReplies | None, workers: int, grace: float,
-        patience: float, commit_interval: float, session: float, backoff: Backoff, unverified: Unverifieds | None,
+        patience: float, commit_interval: float, session: float, backoff: Backoff,
+        unverified: Unverifieds | None,
     ) -> None:  # fmt: skip
         require(guard.audit is not None, "a consumer's pipeline needs audit=")
         require(workers >= 1 and grace >= 0, "workers must be at least 1, and grace at least 0")
@@ -179,6 +180,8 @@ class AsyncLogConsumer:
             while not self._stopping.is_set():
                 await self._commit()
                 await arun(self._work.renewing())
+                if self._guard.observing is not None:
+                    await arun(self._guard.tick())
                 await arun(self.calls.polling())
                 self._start_visits()
         except asyncio.CancelledError:
@@ -241,6 +244,7 @@ class AsyncLogConsumer:
         try:
             await self._commit(last=True)
             await arun(self._work.giving_back())
+            await arun(self._guard.tick(last=True))
         except BaseException as error:
             self._error = self._error or error
         finally:

@@ -10,6 +10,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
+from mqauth.audit.observed import MINUTE
 from mqauth.brokers.event_loop import DeliveryTasks, LoopBeat, SignalHandlers, Sleep
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import QueueClient
@@ -20,6 +21,8 @@ from mqauth.delivery.health import QueueHealth, rungs
 from mqauth.delivery.hold import HELD_PER_PREFETCH, MAX_HELD, HeldDelivery, HoldCapacity
 from mqauth.delivery.window import Window
 from mqauth.errors import ConfigurationError
+from mqauth.flow import arun
+from mqauth.judging.observing import Observing
 from mqauth.judging.pipeline import Handler, Outcome, Pipeline
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Responder
@@ -117,6 +120,8 @@ class QueueConsumer:
         self._unsubscribe: Callable[[], None] | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
+        self._sleep = sleep
 
     async def run(self, *, signals: bool = False) -> None:
         """Consume until ``stop`` is called or this task is cancelled, then stop gracefully.
@@ -152,6 +157,8 @@ class QueueConsumer:
         self._beat.start(asyncio.get_running_loop())
         self._guard.journal.started(f"queue {self._calls.queue}", self._calls.queue, self._letters)
         self._supervisor = asyncio.create_task(self._supervise())
+        if self._guard.observing is not None:
+            self._telling = asyncio.create_task(self._tell(self._guard.observing))
         await asyncio.wait(
             (started := asyncio.ensure_future(self._subscription.started.wait()), self._supervisor),
             return_when=asyncio.FIRST_COMPLETED,
@@ -255,6 +262,12 @@ class QueueConsumer:
         except BaseException as error:
             self.fail(error)
 
+    async def _tell(self, observing: Observing) -> None:
+        """Tell each minute what a rollout has to tell, however quiet the queue is."""
+        while True:
+            await arun(observing.tick())
+            await self._sleep(MINUTE)
+
     # The end
 
     def fail(self, error: BaseException) -> None:
@@ -287,6 +300,10 @@ class QueueConsumer:
         self._processor.retrier.stop()
         await self._tasks.end(self._grace)
         await self._subscription.finish()
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.gather(self._telling, return_exceptions=True)
+            await arun(self._guard.tick(last=True))
         self._processor.work.stopped()
         self._guard.journal.stopped(self._calls.queue, self._window.counts)
 

@@ -1,0 +1,174 @@
+"""What was seen below ``enforce``, counted in bounded memory: how much would be refused, why, and from whom.
+
+At first *every* message of a destination is unsigned, and whoever publishes chooses what it says of itself. So
+there are no records a message but counts by group, by the summary of Misra and Gries: at most ``CAPACITY`` groups,
+and ``other`` for what has no place among them. No count is lost: groups and ``other`` add up to all that was seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from mqauth.audit.record import iso_time
+from mqauth.errors import Reason
+from mqauth.logs import harmless
+from mqauth.wire import strict_json
+
+CAPACITY: Final = 1000
+"""Groups at most."""
+MAX_BYTES: Final = 60 * 1024
+"""Bytes of all groups of a record; smaller groups that have no room count as ``other``."""
+FIRST: Final = 3
+"""Messages of a group that are recorded with their coordinates, each hour."""
+MOST: Final = 100
+"""Such records a minute."""
+HOUR: Final = 3600.0
+MINUTE: Final = 60.0
+
+
+_NAMES: Final = ("accepted", "unsigned", "unstamped", "lost")
+
+
+class Group(NamedTuple):
+    """What messages that would be refused have in common; all but ``user`` is what a sender says.
+
+    Args:
+        code: the reason or cause, or ``duplicate``.
+        destination: where the broker delivered it.
+        app: the property ``app-id``.
+        user: the AMQP user, which the broker has validated.
+        subject: claimed by the token.
+        kid: claimed by the token.
+        partition: on Kafka.
+    """
+
+    code: str
+    destination: str
+    app: str | None = None
+    user: str | None = None
+    subject: str | None = None
+    kid: str | None = None
+    partition: int | None = None
+
+    @property
+    def id(self) -> str:
+        """A short name for what people accept; it is the same for all partitions."""
+        return hashlib.sha256(strict_json.dumps(list(self[:-1]))).hexdigest()[:12]
+
+
+@dataclass(slots=True)
+class _Count:
+    number: int
+    first: float
+    last: float
+
+
+@dataclass
+class Observed:
+    """Counts since the last record; safe to share between threads."""
+
+    groups: dict[Group, _Count] = field(default_factory=dict)
+    accepted: Counter[str] = field(default_factory=Counter)
+    unsigned: Counter[str] = field(default_factory=Counter)
+    unstamped: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+    other: int = 0
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._shown: dict[Group, int] = {}
+        self._hour = self._minute = float("-inf")
+        self._in_minute = 0
+
+    def would(self, pattern: str, group: Group, now: float) -> bool:
+        """Count a message that would be refused; return whether it is one of the few to be recorded.
+
+        Args:
+            pattern: of its destination.
+            group: of the message.
+            now: UTC seconds.
+        """
+        with self._lock:
+            self.unsigned[pattern] += group.code == Reason.TOKEN_MISSING
+            found = self.groups.get(group)
+            if found is not None:
+                found.number, found.last = found.number + 1, now
+            elif len(self.groups) < CAPACITY:
+                self.groups[group] = _Count(1, now, now)
+            else:
+                self._make_room()
+            return self._is_shown(group, now)
+
+    def accept(self, pattern: str) -> None:
+        """Count a verified message of the destinations of a pattern."""
+        with self._lock:
+            self.accepted[pattern] += 1
+
+    def lack_stamp(self, pattern: str) -> None:
+        """Count a message without the stamp that a mark in time needs."""
+        with self._lock:
+            self.unstamped[pattern] += 1
+
+    def lose(self, cause: str) -> None:
+        """Count what was not waited for."""
+        with self._lock:
+            self.lost[cause] += 1
+
+    def take(self) -> dict[str, Any]:
+        """Return what was counted as JSON values of at most 64 KiB, and begin anew."""
+        with self._lock:
+            groups, other = self.groups, self.other
+            found = {name: dict(getattr(self, name)) for name in _NAMES}
+            self.groups, self.other = {}, 0
+            for name in _NAMES:
+                setattr(self, name, Counter())
+        shown, room = [], MAX_BYTES
+        for group, counted in sorted(groups.items(), key=lambda item: -item[1].number):
+            facts = _facts(group, counted)
+            room -= len(strict_json.dumps(facts))
+            if room > 0:
+                shown.append(facts)
+            else:
+                other += counted.number
+        return {**found, "groups": shown, "other": other}
+
+    def _make_room(self) -> None:
+        # The message has no group, and each group gives one of its messages to ``other``.
+        self.other += 1 + len(self.groups)
+        for counted in self.groups.values():
+            counted.number -= 1
+        self.groups = {held: counted for held, counted in self.groups.items() if counted.number}
+
+    def _is_shown(self, group: Group, now: float) -> bool:
+        if not self._hour <= now < self._hour + HOUR:
+            self._hour = now
+            self._shown.clear()
+        if not self._minute <= now < self._minute + MINUTE:
+            self._minute, self._in_minute = now, 0
+        shown = self._shown.get(group, 0)
+        if shown >= FIRST or self._in_minute >= MOST or (not shown and len(self._shown) >= CAPACITY):
+            return False
+        self._shown[group] = shown + 1
+        self._in_minute += 1
+        return True
+
+
+def _facts(group: Group, counted: _Count) -> dict[str, Any]:
+    said = {name: harmless(value) if isinstance(value, str) else value
+            for name, value in group._asdict().items() if value is not None}  # fmt: skip
+    times = {"count": counted.number, "first": iso_time(counted.first), "last": iso_time(counted.last)}
+    return {"id": group.id, **said, **times}
+
+
+def group_of(facts: Mapping[str, Any]) -> Group:
+    """Return the group of a record's member; what is no text is left out, since a log may hold anything."""
+    texts = {name: facts.get(name) for name in Group._fields if name != "partition"}
+    place = facts.get("partition")
+    known = {name: value for name, value in texts.items() if isinstance(value, str)}
+    known = {"code": "", "destination": ""} | known
+    return Group(**known, partition=place if type(place) is int else None)

@@ -1,0 +1,91 @@
+"""Two detectors of a rollout: a rung that was lowered, and unsigned messages that are back after a day without.
+
+A message without a token after a day in which each had one is a token that was stripped, or an old producer that
+came back. Whoever can forge a token can strip it, so nothing but such a change shows it below ``enforce``.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from mqauth.audit.record import Record, member, parse_record, time_of
+
+DAY: Final = 86_400.0
+RUNGS: Final = ("off", "observe", "enforce-new", "enforce")
+_MARK: Final = b'"verdict":"rollout"'
+_FILES: Final = 16
+_TAIL: Final = 16 * 1024 * 1024
+Found = tuple[str, int, Mapping[str, str]]
+"""The kind of an alert, a count, and what it is about."""
+
+
+class RolloutWatch:
+    """Reads the records ``rollout`` and ``observed`` in order.
+
+    Args:
+        capacity: destinations that are remembered.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._rungs: dict[str, dict[str, int]] = {}
+        self._signed_since: dict[tuple[str, str], float] = {}
+
+    def observe(self, record: Record, now: float) -> Iterator[Found]:
+        """Yield what a record shows; ``now`` is its time, UTC seconds."""
+        scope = str(record.get("scope"))[:256]
+        if record.get("verdict") == "rollout":
+            yield from self._lowered(scope, rungs_of(member(record, "rollout")))
+        elif record.get("verdict") == "observed":
+            yield from self._unsigned_again(scope, member(record, "observed"), now)
+
+    def _lowered(self, scope: str, rungs: dict[str, int]) -> Iterator[Found]:
+        before = self._rungs.get(scope)
+        if before is None and len(self._rungs) >= self._capacity:
+            return
+        self._rungs[scope] = rungs
+        for place, rung in rungs.items():
+            if before is not None and rung < before.get(place, RUNGS.index("enforce")):
+                yield "rung_lowered", 1, {"destination": place, "rung": RUNGS[rung]}
+
+    def _unsigned_again(self, scope: str, seen: Record, now: float) -> Iterator[Found]:
+        unsigned = member(seen, "unsigned")
+        for place in {*member(seen, "accepted"), *unsigned}:
+            key, count = (scope, place), unsigned.get(place, 0)
+            since = self._signed_since.get(key)
+            if not count:
+                if since is None and len(self._signed_since) < self._capacity:
+                    self._signed_since[key] = now
+                continue
+            self._signed_since.pop(key, None)
+            if since is not None and now - since >= DAY:
+                yield "unsigned_again", int(count), {"destination": str(place)[:256]}
+
+
+def rungs_of(facts: Record) -> dict[str, int]:
+    """Return the number of each destination's rung in the facts of a record ``rollout``."""
+    found: dict[str, int] = {}
+    entries: Any = facts.get("rungs")
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and entry.get("rung") in RUNGS:
+            for place in entry.get("destinations") or ():
+                found.setdefault(str(place)[:256], RUNGS.index(str(entry["rung"])))
+    return found
+
+
+def last_rollout(path: Path) -> Record | None:
+    """Return the latest record ``rollout`` in the ends of audit files, ``None`` where there is none.
+
+    Args:
+        path: of the files; ``{pid}`` in its name stands for any process.
+    """
+    found: list[Record] = []
+    names = path.parent.glob(glob.escape(path.name).replace("{pid}", "*").replace("[{]pid}", "*"))
+    for file in sorted(names, key=lambda each: each.stat().st_mtime)[-_FILES:]:
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - _TAIL))
+            found += [parse_record(raw) for raw in stream if _MARK in raw and raw.endswith(b"\n")][-1:]
+    return max(found, key=time_of, default=None)

@@ -1,0 +1,222 @@
+"""Who does not sign yet, and whether a rollout may go up: read from the audit files of all consumers.
+
+It is safe only if nothing speaks against it: each message that would be refused counts as honest until somebody
+says otherwise, and silence is no proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, time
+from typing import Any, Final
+
+from mqauth.audit.observed import Group, group_of
+from mqauth.audit.record import Record, iso_time, member, time_of
+from mqauth.config.rollout_settings import RolloutSettings
+from mqauth.judging.observing import days_left
+from mqauth.judging.rollout import Rollout, Rung
+
+_HOUR: Final = 3600.0
+
+
+@dataclass(slots=True)
+class Seen:
+    """One group of messages that would be refused, over all partitions and processes."""
+
+    group: Group
+    count: int = 0
+    first: str = ""
+    last: str = ""
+    partitions: set[int] = field(default_factory=set)
+
+    def add(self, facts: Record) -> None:
+        """Add what one record says of it."""
+        number, place = facts.get("count"), facts.get("partition")
+        self.count += number if type(number) is int else 0
+        first, last = str(facts.get("first")), str(facts.get("last"))
+        self.first, self.last = min(self.first or first, first), max(self.last, last)
+        if type(place) is int:
+            self.partitions.add(place)
+
+    @property
+    def who(self) -> str:
+        """Who it says it is; what the broker has validated has a star."""
+        group = self.group
+        said = ", ".join(part for part in (group.subject, group.kid) if part)
+        app = f"app-id {group.app}" if group.app else ""
+        return " ".join(part for part in (f"*{group.user}" if group.user else "", said or app) if part) or "-"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the group as JSON values."""
+        named = {name: value for name, value in self.group._asdict().items() if value is not None}
+        named.pop("partition", None)
+        return {"id": self.group.id, **named, "count": self.count, "first": self.first, "last": self.last,
+                "partitions": sorted(self.partitions)}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Standing:
+    """How one entry of the rollout stands.
+
+    Args:
+        entry: its settings.
+        days_left: until its end; negative once it is overdue.
+        accepted: verified messages in the window, by pattern.
+        groups: what would be refused, the most frequent first.
+        other: messages that would be refused and belong to no group.
+        processes: that reported within the last hour.
+        rungs: on which its destinations were within the last hour.
+        moved: how often its end was moved.
+        against: why it may not go up; empty where it is safe.
+    """
+
+    entry: RolloutSettings
+    days_left: int
+    accepted: dict[str, int] = field(default_factory=dict)
+    groups: list[Seen] = field(default_factory=list)
+    other: int = 0
+    processes: int = 0
+    rungs: set[str] = field(default_factory=set)
+    moved: int = 0
+    against: list[str] = field(default_factory=list)
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether it may go up."""
+        return not self.against
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "destinations": list(self.entry.destinations), "rung": self.entry.rung, "owner": self.entry.owner,
+            "since": self.entry.since.isoformat(), "days_left": self.days_left, "accepted": self.accepted,
+            "would_reject": sum(seen.count for seen in self.groups) + self.other, "other": self.other,
+            "processes": self.processes, "mixed": len(self.rungs) > 1, "moved": self.moved,
+            "groups": [seen.as_dict() for seen in self.groups], "safe": self.is_safe, "against": self.against,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is known beside the records.
+
+    Args:
+        now: UTC seconds.
+        consumers: processes that have to report.
+        broken: what is wrong with the chain of a file, ``None`` where all hold.
+    """
+
+    now: float
+    consumers: int = 1
+    broken: str | None = None
+
+
+def standings(entries: Sequence[RolloutSettings], records: Iterable[Record], asked: Asked) -> list[Standing]:
+    """Return how each entry below ``enforce`` stands.
+
+    Args:
+        entries: all of ``[[rollout]]``.
+        records: of the audit files of all consumers, in any order.
+        asked: what is known beside them.
+    """
+    told = [record for record in records if record.get("verdict") in ("observed", "rollout")]
+    rollout = Rollout([entry.entry for entry in entries])
+    return [_standing(entry, rollout, told, asked) for entry in entries if entry.at < Rung.ENFORCE]
+
+
+def _standing(entry: RolloutSettings, rollout: Rollout, told: Sequence[Record], asked: Asked) -> Standing:
+    now = asked.now
+    found = Standing(entry, days_left(entry.until, now) if entry.until else 0)
+    window = entry.entry.window
+    observed = sorted((record for record in told if record.get("verdict") == "observed"), key=time_of)
+    within = [record for record in observed if time_of(record) >= now - window]
+    changed = _last_change(observed, now - window)
+    found.processes = len({record.get("instance") for record in within if time_of(record) >= now - _HOUR})
+    unstamped, groups = 0, dict[str, Seen]()
+    for record in within:
+        facts = member(record, "observed")
+        unstamped += sum(_numbers(facts, "unstamped", entry).values())
+        for place, number in _numbers(facts, "accepted", entry).items():
+            found.accepted[place] = found.accepted.get(place, 0) + number
+        if time_of(record) >= now - _HOUR:
+            rungs = member(facts, "rungs")
+            found.rungs |= {str(rungs[place]) for place in entry.destinations if place in rungs}
+        found.other += _whole(facts.get("other"))
+        _group(groups, facts, rollout, entry)
+    found.groups = sorted(groups.values(), key=lambda seen: -seen.count)
+    found.moved = max(0, len(_ends(told, entry)) - 1)
+    found.against = list(_against(found, now, changed, asked, unstamped))
+    return found
+
+
+def _group(groups: dict[str, Seen], facts: Record, rollout: Rollout, entry: RolloutSettings) -> None:
+    listed: Any = facts.get("groups")
+    for one in listed if isinstance(listed, list) else ():
+        if isinstance(one, dict):
+            group = group_of(one)
+            held = rollout.entry(group.destination)
+            if held is not None and held.destinations == entry.destinations:
+                groups.setdefault(group.id, Seen(group)).add(one)
+
+
+def _against(found: Standing, now: float, changed: float | None, asked: Asked, unstamped: int) -> Iterator[str]:
+    """Yield what speaks against going up."""
+    entry = found.entry
+    ends = datetime.combine(entry.since, time(), UTC).timestamp() + entry.entry.window
+    open_groups = [seen for seen in found.groups if not _is_accepted(entry, seen.group)]
+    silent = [place for place in entry.destinations if not found.accepted.get(place)]
+    on_rabbitmq = entry.destinations[0].startswith("rabbitmq:")
+    for holds, what in (
+        (now < ends, f"the window is over at {iso_time(ends)}"),
+        (asked.broken is not None, f"an audit file does not hold: {asked.broken}"),
+        (
+            found.processes < asked.consumers,
+            f"{found.processes} of {asked.consumers} consumers reported within the hour",
+        ),
+        (open_groups, f"{len(open_groups)} groups"),
+        (found.other, f"{found.other} messages in no group"),
+        (silent, f"no accepted message of {', '.join(silent)}"),
+        (changed is not None, f"rules, issuers or settings changed at {iso_time(changed or 0)}"),
+        (len(found.rungs) > 1, f"mixed: {' and '.join(sorted(found.rungs))} within the hour"),
+        (unstamped and on_rabbitmq, f"{unstamped} messages without the interceptor's stamp"),
+        (entry.at is Rung.OFF, "nothing is judged at off"),
+    ):
+        if holds:
+            yield what
+
+
+def _is_accepted(entry: RolloutSettings, group: Group) -> bool:
+    accepted = entry.accepted or {}
+    return group.id in accepted or f"{group.code} {group.destination}" in accepted
+
+
+def _last_change(observed: Sequence[Record], since: float) -> float | None:
+    """Return when rules last changed within the window, ``None`` where they stayed the same."""
+    found, before = None, None
+    for record in observed:
+        rules = member(record, "observed").get("rules")
+        if before not in (None, rules) and time_of(record) >= since:
+            found = time_of(record)
+        before = rules
+    return found
+
+
+def _ends(told: Sequence[Record], entry: RolloutSettings) -> set[str]:
+    """Return the ends that starts have named for the destinations of an entry."""
+    named: set[str] = set()
+    for record in told:
+        rungs: Any = member(record, "rollout").get("rungs")
+        for one in rungs if isinstance(rungs, list) else ():
+            if isinstance(one, dict) and set(one.get("destinations") or ()) & set(entry.destinations):
+                named.add(str(one.get("until")))
+    return named
+
+
+def _numbers(facts: Record, name: str, entry: RolloutSettings) -> Mapping[str, int]:
+    counts = member(facts, name)
+    return {place: _whole(counts[place]) for place in entry.destinations if place in counts}
+
+
+def _whole(found: object) -> int:
+    return found if type(found) is int else 0

@@ -1,0 +1,239 @@
+"""Loud, and not for ever: what a process says of a rollout at its start, each minute, and when it is overdue."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from typing import Any, Final
+
+from mqauth.audit.observed import MINUTE, Group, Observed
+from mqauth.audit.record import AuditRecord, AuditSink
+from mqauth.clock import Clock, Randomness, uuid7
+from mqauth.errors import Reason
+from mqauth.flow import Flow, settling
+from mqauth.judging.delivery import Delivery, verdict_record
+from mqauth.judging.rollout import Rollout, as_facts, is_lenient
+from mqauth.judging.unverified import Would
+from mqauth.judging.verifier import Verifier
+from mqauth.logs import emit
+from mqauth.wire.message import Message
+
+SOON: Final = 14
+"""Days before the end from which on it is said each day."""
+PENDING: Final = 1000
+"""Records that wait for the next minute at most."""
+UNWRITTEN: Final = 120
+"""Records of starts and minutes that are kept while audit is out of reach, at most."""
+DAY: Final = 86_400.0
+HOUR: Final = 3600.0
+
+
+class Observing:
+    """Counts what a process sees below ``enforce``, and tells of it.
+
+    Args:
+        rollout: the rungs and exemptions.
+        audit: takes the records; ``None`` where nothing is settled.
+        clock: the pipeline's.
+        randomness: of the records' ids.
+        instance: the name of this process.
+        policy: the version of the policy.
+        verifier: judges tokens.
+        scope_of: returns on whose behalf a message is handled.
+    """
+
+    def __init__(
+        self, rollout: Rollout, audit: AuditSink | None, *, clock: Clock, randomness: Randomness, instance: str,
+        policy: str, verifier: Verifier, scope_of: Callable[[Message], str],
+    ) -> None:  # fmt: skip
+        self.rollout = rollout
+        self.counts = Observed()
+        self._audit = audit
+        self._clock = clock
+        self._randomness = randomness
+        self._instance = instance
+        self._policy = policy
+        self._rules = hashlib.sha256(f"{policy} {verifier.settings}".encode()).hexdigest()[:16]
+        self._evidence = verifier.evidence
+        self._scope_of = scope_of
+        self._sees = hasattr(audit, "see")
+        self._pending: deque[tuple[bool, AuditRecord]] = deque()
+        self._unwritten: deque[AuditRecord] = deque(maxlen=UNWRITTEN)
+        self._told: dict[str, float] = {}
+        self._scope = "default"
+        self._due = float("-inf")
+        self._began = clock.now()
+        self._lock = threading.Lock()
+
+    # Counting
+
+    def passes(self, delivery: Delivery) -> None:
+        """Count a delivery that its handler gets unverified, and keep what is to be recorded of it.
+
+        Args:
+            delivery: just judged.
+        """
+        pattern = self._pattern(delivery.message)
+        self._note(delivery.message, pattern)
+        would = None if delivery.unverified is None else delivery.unverified.would
+        # What is exempt is decided, and no news; at off nothing was judged.
+        if would is None or pattern is None or not is_lenient(delivery):
+            return
+        shown = self.counts.would(pattern, _group(delivery, would), self._clock.now())
+        if shown or (self._sees and would.reason not in (None, Reason.TOKEN_MISSING)):
+            if len(self._pending) < PENDING:
+                self._pending.append((shown, self._would_record(delivery, would)))
+            else:
+                self.counts.lose("records")
+
+    def accepts(self, message: Message) -> None:
+        """Count a verified message of a listed destination."""
+        pattern = self._pattern(message)
+        self._note(message, pattern)
+        if pattern is not None:
+            self.counts.accept(pattern)
+
+    def _note(self, message: Message, pattern: str | None) -> None:
+        self._scope = self._scope_of(message)
+        if pattern is not None and self._evidence(message) is None:
+            self.counts.lack_stamp(pattern)
+
+    def _pattern(self, message: Message) -> str | None:
+        entry = self.rollout.entry(message.destination)
+        return None if entry is None else entry.pattern(message.destination)
+
+    # Telling
+
+    def tick(self, last: bool = False) -> Flow[None]:
+        """Say what is due: at the first call all that is not enforced, then the counts of each minute.
+
+        Args:
+            last: whether the process ends, so that the counts are due now.
+        """
+        with self._lock:
+            now, first = self._clock.monotonic(), self._due == float("-inf")
+            if now < self._due and not last:
+                return
+            self._due = now + MINUTE
+        if first:
+            yield from self._write("rollout", as_facts(self.rollout) | {"rules": self._rules})
+            for line in lines(self.rollout):
+                emit("rollout.unenforced", "%s", line)
+        self._tell_ends(now)
+        yield from self._samples()
+        if self.counts.lost:
+            emit("rollout.not_awaited", "below enforce, not waited for: %s", dict(self.counts.lost))
+        yield from self._write("observed", self._taken())
+
+    def _taken(self) -> dict[str, Any]:
+        began, self._began = self._began, self._clock.now()
+        rungs = {place: entry.rung.label for entry in self.rollout.entries for place in entry.destinations}
+        return {
+            "seconds": round(self._began - began, 3),
+            "rules": self._rules,
+            "rungs": rungs,
+            **self.counts.take(),
+        }
+
+    def _would_record(self, delivery: Delivery, would: Would) -> AuditRecord:
+        """Return the record of one message that would be refused, with its coordinates."""
+        record = verdict_record(
+            delivery, scope=self._scope, time=self._clock.now(), policy=self._policy, instance=self._instance
+        )
+        return replace(
+            record, id=uuid7(self._clock, self._randomness), verdict="would_reject", dead_letter=None,
+            reason=None if would.reason is None else would.reason.value,
+            detail=would.detail if would.reason is not None else f"{would.code}: {would.detail}",
+        )  # fmt: skip
+
+    def _samples(self) -> Flow[None]:
+        """Record some messages that would be refused; the detectors see others, too."""
+        while self._pending:
+            shown, record = self._pending.popleft()
+            write = self._audit.write if shown else self._audit.see  # type: ignore[union-attr]
+            yield from self._attempt(write, record)
+
+    def _write(self, verdict: str, facts: dict[str, Any]) -> Flow[None]:
+        """Write what is to be told; where that fails it is kept for the next time."""
+        record = AuditRecord(
+            id=uuid7(self._clock, self._randomness), time=self._clock.now(), verdict=verdict, reason=None,
+            detail=None, scope=self._scope, broker={}, token={}, body_sha256=None, body_size=None, key_set=None,
+            policy=self._policy, dead_letter=None, instance=self._instance, extra={verdict: facts},
+        )  # fmt: skip
+        self._unwritten.append(record)
+        while self._audit is not None and self._unwritten:
+            if not (yield from self._attempt(self._audit.write, self._unwritten[0])):
+                return
+            self._unwritten.popleft()
+
+    def _attempt(self, write: Any, record: AuditRecord) -> Flow[bool]:
+        try:
+            yield from settling(write(record))
+            return True
+        except Exception as error:
+            self.counts.lose("audit_unavailable")
+            emit("rollout.unwritten", "a record of the rollout was not written: %s", type(error).__name__)
+            return False
+
+    def _tell_ends(self, now: float) -> None:
+        """Warn each day from two weeks before an end, and each hour after it."""
+        for place, until in ends(self.rollout):
+            left = days_left(until, self._clock.now())
+            every = HOUR if left < 0 else DAY
+            if left > SOON or now < self._told.get(place, float("-inf")) + every:
+                continue
+            self._told[place] = now
+            if left < 0:
+                emit("rollout.overdue", "%s: not enforced, and its time was over on %s", place, until)
+            else:
+                emit("rollout.ending", "%s: not enforced, %d days left, until %s", place, left, until)
+
+
+def unenforced(rollout: Rollout | None) -> tuple[str, ...]:
+    """Return what is not enforced, as lines for people."""
+    return () if rollout is None else tuple(lines(rollout))
+
+
+def lines(rollout: Rollout) -> Iterator[str]:
+    """Yield a line for each thing that is not enforced."""
+    for entry in rollout.below:
+        yield (
+            f"{', '.join(entry.destinations)}: {entry.rung.label} until {entry.until}, ask {entry.owner};"
+            " forged messages reach handlers"
+        )
+    for found in rollout.exemptions:
+        kinds = f" of the kinds {', '.join(sorted(found.kinds))}" if found.kinds else ""
+        yield f"{found.destination}: messages{kinds} may lack a token until {found.until}: {found.why}"
+
+
+def ends(rollout: Rollout) -> Iterator[tuple[str, date]]:
+    """Yield the destinations that are not enforced, and by which day each has to be."""
+    for entry in rollout.below:
+        yield ", ".join(entry.destinations), entry.until
+    for found in rollout.exemptions:
+        yield found.destination, found.until
+
+
+def days_left(until: date, now: float) -> int:
+    """Return how many days are left at ``now``, UTC seconds; negative once the day is over."""
+    return (until - datetime.fromtimestamp(now, UTC).date()).days
+
+
+def _group(delivery: Delivery, would: Would) -> Group:
+    message, candidate = delivery.message, delivery.candidate
+    user = message.properties.get("user-id")
+    claims = None if candidate is None else candidate.token.claims
+    return Group(
+        code=would.code, destination=message.destination[:256], app=_cut(message.text_property("app-id")),
+        user=_cut(user if isinstance(user, str) else None),
+        subject=None if claims is None else _cut(claims.sub),
+        kid=None if candidate is None else _cut(candidate.token.opened.kid), partition=message.origin.partition,
+    )  # fmt: skip
+
+
+def _cut(text: str | None) -> str | None:
+    return None if text is None else text[:128]

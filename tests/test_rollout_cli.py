@@ -1,0 +1,221 @@
+"""``mqauth rollout``: the report, each thing that speaks against going up, and changes of the file."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mqauth.audit.file import AuditFile
+from mqauth.audit.record import AuditRecord
+from mqauth.cli import rollout as cli
+from mqauth.cli.app import run
+
+NOW = datetime(2026, 12, 10, 12, tzinfo=UTC).timestamp()
+FILE = """\
+# who may do what
+[consumer]
+audience = "billing"
+issuers = [{ issuer = "https://auth.example", file = "jwks.json" }]
+allow = [{ subject = "orders-api", destinations = ["kafka:orders"] }]
+
+[audit]
+file = "audit.jsonl"
+
+[[rollout]]  # the orders
+destinations = ["PLACE"]
+rung = "observe"        # for now
+since = 2026-11-26
+until = 2027-01-31
+owner = "orders-team"   # ask them
+
+# the end
+[check]
+consumers = 1
+"""
+
+
+def observed(time: float, **changes: Any) -> AuditRecord:
+    """Return the record of a minute."""
+    place = changes.pop("place", "kafka:orders")
+    facts = {"seconds": 60.0, "rules": "r1", "rungs": {place: "observe"}, "accepted": {place: 100},
+             "unsigned": {}, "unstamped": {}, "lost": {}, "groups": [], "other": 0} | changes  # fmt: skip
+    return AuditRecord(
+        id="01936b7e-0000-7000-8000-000000000000", time=time, verdict="observed", reason=None, detail=None,
+        scope="billing", broker={}, token={}, body_sha256=None, body_size=None, key_set=None, policy=None,
+        dead_letter=None, instance="one", extra={"observed": facts},
+    )  # fmt: skip
+
+
+GROUP = {"id": "x", "code": "token_missing", "destination": "kafka:orders", "app": "crm-export", "partition": 2,
+         "count": 790, "first": "2026-12-09T02:00:00.000Z", "last": "2026-12-09T02:04:00.000Z"}  # fmt: skip
+
+
+class Place:
+    """A folder with a configuration and an audit file."""
+
+    def __init__(self, path: Path, capsys: pytest.CaptureFixture[str], destination: str = "kafka:orders") -> None:
+        self.path = path
+        self.file = path / "mqauth.toml"
+        self.file.write_text(FILE.replace("PLACE", destination), "utf-8")
+        self._capsys = capsys
+
+    def records(self, *records: AuditRecord) -> None:
+        """Write the audit file."""
+        with AuditFile(self.path / "audit.jsonl", fsync=False) as audit:
+            for record in records:
+                audit.write(record)
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Run the command; return its exit code and what it printed."""
+        self._capsys.readouterr()
+        code = run(["rollout", *arguments, "--config", str(self.file)])
+        printed = self._capsys.readouterr()
+        return code, printed.out + printed.err
+
+    def against(self) -> list[str]:
+        """Return what speaks against going up."""
+        code, printed = self.run("status", "--json")
+        (found,) = json.loads(printed)
+        assert (code == 0) == found["safe"] == (not found["against"])
+        against: list[str] = found["against"]
+        return against
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Place:
+    """A place at a time that stands still."""
+    monkeypatch.setattr(cli, "_now", lambda: NOW)
+    return Place(tmp_path, capsys)
+
+
+def test_it_is_safe_where_nothing_speaks_against_it(place: Place) -> None:
+    """Exit code 0."""
+    place.records(observed(NOW - 60))
+    assert place.against() == []
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ([observed(NOW - 4000)], "0 of 1 consumers"),
+        ([observed(NOW - 60, groups=[GROUP])], "1 groups"),
+        ([observed(NOW - 60, other=3)], "3 messages in no group"),
+        ([observed(NOW - 60, accepted={})], "no accepted message of kafka:orders"),
+        ([observed(NOW - 600, rules="r0"), observed(NOW - 60)], "rules, issuers or settings changed"),
+        ([observed(NOW - 600, rungs={"kafka:orders": "off"}), observed(NOW - 60)], "mixed: observe and off"),
+    ],
+)
+def test_each_thing_that_speaks_against_it(records: list[AuditRecord], said: str, place: Place) -> None:
+    """One alone makes it no."""
+    place.records(*records)
+    (found,) = place.against()
+    assert found.startswith(said)
+
+
+def test_before_the_window_is_over_it_is_not_safe(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``since`` and the window have to pass."""
+    early = datetime(2026, 12, 2, 12, tzinfo=UTC).timestamp()
+    monkeypatch.setattr(cli, "_now", lambda: early)
+    place.records(observed(early - 60))
+    assert place.against() == ["the window is over at 2026-12-03T00:00:00.000Z"]
+
+
+def test_a_file_that_was_cut_is_refused(place: Place) -> None:
+    """The chain has to hold."""
+    place.records(observed(NOW - 120, groups=[GROUP]), observed(NOW - 60))
+    path = place.path / "audit.jsonl"
+    path.write_bytes(path.read_bytes().split(b"\n", 1)[1])
+    assert any("does not hold" in found for found in place.against())
+
+
+def test_unstamped_messages_speak_against_a_mark_in_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On RabbitMQ what was queued before the interceptor has no stamp."""
+    monkeypatch.setattr(cli, "_now", lambda: NOW)
+    place = Place(tmp_path, capsys, "rabbitmq:shop/orders")
+    place.records(observed(NOW - 60, place="rabbitmq:shop/orders", unstamped={"rabbitmq:shop/orders": 4}))
+    assert place.against() == ["4 messages without the interceptor's stamp"]
+
+
+def test_the_report_names_who_does_not_sign(place: Place) -> None:
+    """Groups of all partitions are one line, and an accepted one does not count any more."""
+    place.records(observed(NOW - 120, groups=[GROUP]), observed(NOW - 60, groups=[{**GROUP, "partition": 0}]))
+    code, printed = place.run("status")
+    assert code == 1
+    assert "kafka:orders   observe since 2026-11-26   52 days left   orders-team" in printed
+    (line,) = [line for line in printed.splitlines() if "crm-export" in line]
+    assert line.split()[:4] == ["1,580", "token_missing", "app-id", "crm-export"]
+    assert "0,2" in line
+    assert "NOT safe to go up: 1 groups" in printed
+    assert place.run("accept", "kafka:orders", line.split()[-1], "--why", "moves in May", "--yes")[0] == 0
+    assert place.against() == []
+
+
+def test_up_changes_only_its_own_lines(place: Place) -> None:
+    """Comments stay, and the mark is written."""
+    place.records(observed(NOW - 60))
+    mark = '{ topic_id = "mXk0", "0" = 88 }'
+    code, printed = place.run("up", "kafka:orders", "--mark", mark, "--yes")
+    assert code == 0, printed
+    text = place.file.read_text("utf-8")
+    assert 'rung = "enforce-new"        # for now' in text
+    assert f"from = {mark}" in text
+    assert "since = 2026-12-10" in text
+    before, after = (set(part.splitlines()) for part in (FILE.replace("PLACE", "kafka:orders"), text))
+    assert len(before - after) == 2
+    assert len(after - before) == 3
+
+
+def test_up_is_refused_where_it_is_not_safe(place: Place) -> None:
+    """Exit code 1, with the groups; ``--force`` with a reason does it all the same, and keeps the reason."""
+    place.records(observed(NOW - 60, groups=[GROUP]))
+    before = place.file.read_text("utf-8")
+    arguments = ("up", "kafka:orders", "--mark", '{ topic_id = "a" }', "--yes")
+    code, printed = place.run(*arguments)
+    assert (code, place.file.read_text("utf-8")) == (1, before)
+    assert "crm-export" in printed
+    assert place.run(*arguments, "--force")[0] == 2
+    assert place.run(*arguments, "--force", "--why", "kept dirty on purpose")[0] == 0
+    assert "kept dirty on purpose" in place.file.read_text("utf-8")
+
+
+def test_down_always_works_and_says_until_when(place: Place) -> None:
+    """It needs neither audit files nor a safe report."""
+    code, printed = place.run("down", "kafka:orders", "--why", "an old producer", "--until", "2026-12-20", "--yes")
+    assert code == 0, printed
+    text = place.file.read_text("utf-8")
+    assert 'rung = "off"        # for now' in text
+    assert "until = 2026-12-20" in text
+    assert "an old producer" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("up", "kafka:stock"), "kafka:stock is in no entry below enforce"),
+        (("down", "kafka:stock", "--why", "x", "--until", "2026-12-20"), "kafka:stock is in no [[rollout]]"),
+        (("down", "kafka:orders", "--why", "x", "--until", "soon"), "--until is a date like 2027-01-31"),
+        (("down", "kafka:orders", "--why", "x", "--until", "2027-12-20", "--yes"), "until: must be 1 to 90 days"),
+        (("up", "kafka:orders", "--yes"), "--mark is needed on Kafka"),
+    ],
+)
+def test_what_is_wrong_is_one_line(arguments: tuple[str, ...], said: str, place: Place) -> None:
+    """Exit code 2, and the file stays as it was."""
+    place.records(observed(NOW - 60))
+    before = place.file.read_text("utf-8")
+    code, printed = place.run(*arguments)
+    assert (code, place.file.read_text("utf-8")) == (2, before)
+    assert said in printed
+
+
+def test_print_changes_nothing(place: Place) -> None:
+    """For a deployment whose file is read-only."""
+    before = place.file.read_text("utf-8")
+    code, printed = place.run("down", "kafka:orders", "--why", "x", "--until", "2026-12-20", "--print")
+    assert (code, place.file.read_text("utf-8")) == (0, before)
+    assert 'rung = "off"' in printed
