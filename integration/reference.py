@@ -40,6 +40,8 @@ _LABELS: Final = {
     "mqauth.stalled": "`consumer`",
     "mqauth.key_set.age": "`issuer`",
     "mqauth.replay.size": "`store`",
+    "mqauth.rollout.rung": "`destination`",
+    "mqauth.rollout.days_left": "`destination`",
 }
 
 

@@ -296,6 +296,8 @@ func (c *consumer) speaks(k *key, sub string) bool {
 
 var transports = []string{
 	"x-death", "x-delivery-count", "x-acquired-count", "x-delay", "timestamp_in_ms", "traceparent", "tracestate", "baggage",
+	"b3", "sentry-trace", "uber-trace-id", "x-amzn-trace-id", "x-cloud-trace-context", "newrelic", "elastic-apm-traceparent",
+	"x-shovelled", "x-shovelled-timestamp", "x-received-from", "x-original-exchange", "x-original-routing-key",
 }
 
 // application returns the names of the headers that transports do not add, each once, in order of appearance.
@@ -303,7 +305,7 @@ func (m *message) application() []string {
 	names := []string{}
 	for _, h := range m.headers {
 		added := h.name == "BCC" || slices.Contains(transports, fold(h.name)) || m.kafka() && slices.Contains(seven, h.name)
-		for _, prefix := range []string{"x-first-death-", "x-last-death-", "x-stream-", "x-opt-", "mqauth-"} {
+		for _, prefix := range []string{"x-first-death-", "x-last-death-", "x-stream-", "x-opt-", "x-b3-", "x-datadog-", "uberctx-", "mqauth-"} {
 			added = added || strings.HasPrefix(fold(h.name), prefix)
 		}
 		if !added && !slices.Contains(names, h.name) {

@@ -93,7 +93,11 @@ def covers() -> list[dict[str, Any]]:
     """Return messages with the names that a producer covers where nobody says which."""
     added = [
         "x-death", "X-Death", "x-delivery-count", "x-acquired-count", "x-delay", "timestamp_in_ms",
-        "TIMESTAMP_IN_MS",
+        "TIMESTAMP_IN_MS", "B3", "x-b3-traceid", "sentry-trace", "x-datadog-a", "uber-trace-id", "uberctx-a",
+        "newrelic",
+        "x-amzn-trace-id", "x-cloud-trace-context", "elastic-apm-traceparent", "x-shovelled",
+        "x-shovelled-timestamp",
+        "x-received-from", "x-original-exchange", "x-original-routing-key",
         "BCC", "traceparent", "Tracestate", "baggage", "x-first-death-queue", "x-last-death-reason",
         "x-stream-offset", "x-opt-a", "X-OPT-B", "mqauth-token", "MQAUTH-release", "mqauth-x",
     ]  # fmt: skip
