@@ -302,7 +302,7 @@ _TABLE: Final = (
          "A name that no rule matches, or narrower rules."),
     # Rollout.
     Code("rollout_off", WARNING,
-         "Nothing is judged: whoever may write to the broker can send anything, and no report says who signs.",
+         "Nothing is judged: anybody who may write to the broker can send anything, and no report says who signs.",
          'rung = "observe", which changes no behaviour either.'),
     Code("rollout_observe", WARNING,
          "Forged messages reach a handler: observe measures, and protects nothing.",
@@ -323,13 +323,13 @@ _TABLE: Final = (
          "A queue is as strong as the weakest destination by which it is reached.",
          "The bindings of each queue compared with this list."),
     Code("unsigned_exempt", WARNING,
-         "Whoever may write to the broker can send such a message, also at enforce.",
+         "Anybody who may write to the broker can send such a message, also at enforce.",
          "A producer that signs."),
     Code("exempt_broad", ERROR,
          "A wildcard without kinds exempts whatever anybody publishes there.",
          "One destination, or kinds with handlers of their own."),
     Code("exempt_long", ERROR,
-         "An exemption of more than a year is one for ever.",
+         "An exemption of more than a year never ends.",
          "A date within a year."),
 )  # fmt: skip
 CODES: Final = {code.name: code for code in _TABLE}

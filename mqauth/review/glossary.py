@@ -129,7 +129,7 @@ EXPLANATIONS: Final[dict[str, Advice]] = {
         _KEY, "The token names a key that the issuer's key set did not hold.",
         "Often a rotation: check again once the key is published. A key that never appears is a forgery.",
     ),
-    Reason.KEY_REVOKED: Advice(_KEY, "The key was revoked: whoever holds it may not be the producer.", _FORGED),
+    Reason.KEY_REVOKED: Advice(_KEY, "The key was revoked: its holder may not be the producer.", _FORGED),
     Reason.KEY_EXPIRED: Advice(_KEY, "The key had expired.", _TIME),
     Reason.SIGNATURE_INVALID: Advice(
         "Verifying the signature", "The signature is not valid: the token was edited or forged.", _FORGED
