@@ -150,15 +150,17 @@ def test_batch_that_cannot_be_parsed(world: World) -> None:
 def test_reads_on_after_a_stop(world: World) -> None:
     """Whoever goes on with the client after a stop reads on at the first record that is not settled."""
     world.send(b"0", b"1", b"2")
-    stopped = asyncio.Event()
+    stopped, made = asyncio.Event(), asyncio.Event()
 
     async def handler(verified: Verified) -> None:
+        await made.wait()
         world.handle(verified)
         if verified.body == b"1":
             consumer._stop()
             stopped.set()
 
     client, consumer = world.call(world.consumer(handler))
+    world.stage.thread.loop.call_soon_threadsafe(made.set)
     world.call(stopped.wait())
     world.call(consumer.stop())
     found = world.call(client.getone())
@@ -170,11 +172,15 @@ def test_handler_that_stops_its_consumer(world: World) -> None:
     """A handler may stop its consumer and is not waited for meanwhile; what it did counts."""
     world.send(b"0", b"1")
 
+    made = asyncio.Event()
+
     async def handler(verified: Verified) -> None:
+        await made.wait()
         world.handle(verified)
         await consumer.stop()
 
     client, consumer = world.call(world.consumer(handler))
+    world.stage.thread.loop.call_soon_threadsafe(made.set)
     wait_until(lambda: not consumer.health().consuming)
     world.call(client.stop())
     assert world.handled == [b"0"]
