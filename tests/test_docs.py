@@ -103,7 +103,9 @@ def install_blocks() -> list[Block]:
 
 def test_reason_table_is_the_enum() -> None:
     """The README's table of reasons has every reason once, in the enum's order, and no other."""
-    assert TABLE_ROW.findall(section("README.md", "Reasons").split("A message is deferred when")[0]) == [str(r) for r in Reason]
+    assert TABLE_ROW.findall(section("README.md", "Reasons").split("A message is deferred when")[0]) == [
+        str(r) for r in Reason
+    ]
 
 
 def test_cause_tables_are_the_enum() -> None:
