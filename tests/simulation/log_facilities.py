@@ -51,6 +51,7 @@ class Entry:
 
     __slots__ = ("content", "done", "id", "kind", "letters", "message", "misbehaves", "offset", "place")
     shape, opened, claims, proof, index, learnt = PLAIN, OPENED, CLAIMS, None, None, True
+    destination = "kafka:orders"
 
     def __init__(self, place: At, offset: int, content: int, kind: str, misbehaves: int) -> None:
         self.place = place
@@ -62,7 +63,7 @@ class Entry:
         self.done = False
         self.letters = 0
         origin = Origin(scope="g", topic=TOPIC, partition=place.partition, offset=offset)
-        self.message = Message(destination="kafka:orders", body=self.id, origin=origin, native=self)
+        self.message = Message(destination=self.destination, body=self.id, origin=origin, native=self)
 
     @property
     def token(self) -> Entry:

@@ -40,6 +40,7 @@ class Parcel:
         "returns",
     )
     shape, opened, claims, proof, index, learnt = PLAIN, OPENED, CLAIMS, None, None, True
+    destination = "amqp:orders"
 
     def __init__(self, number: int, content: int, kind: str, misbehaves: int) -> None:
         self.number = number
@@ -85,6 +86,7 @@ class Native:
         "verdict",
     )
     shape, opened, claims, proof, index, learnt = PLAIN, OPENED, CLAIMS, None, None, True
+    destination = "amqp:orders"
 
     def __init__(self, channel: Channel, tag: int, consumer: str, parcel: Parcel, sent: float) -> None:
         self.channel = channel
@@ -96,7 +98,7 @@ class Native:
         self.settled = self.goes_on = False
         self.verdict = 0
         origin = Origin(queue=QUEUE, redelivered=parcel.returns > 0)
-        self.message = Message(destination="amqp:orders", body=parcel.id, origin=origin, native=self)
+        self.message = Message(destination=self.destination, body=parcel.id, origin=origin, native=self)
 
     @property
     def token(self) -> Native:
