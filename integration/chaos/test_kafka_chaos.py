@@ -478,7 +478,7 @@ def test_audit_disk_full(
         place.fill(victim.pid)
         row.forge_some(14)
         row.send(30)
-        until(lambda: log.read_text().count("audit_unavailable") == 2)
+        until(lambda: "audit_unavailable" in log.read_text())
         assert len(row.letters()) < 20  # a page of the file may have had room for a record or two
         place.free(victim.pid)
         row.done(handled=lambda: handled_by_processes(row))
