@@ -172,7 +172,7 @@ def viewer_looks(seen: Browser) -> None:
     seen.wait_for(f"{LETTERS} dead letters")
     assert "Redrive" not in seen.text
     seen.go("/act/discard")
-    seen.wait_for("Your role may look, not act.")
+    seen.wait_for("Your role can look, but not act.")
     seen.go("/")
     log_out(seen)
 
