@@ -44,7 +44,8 @@ class AiokafkaMember:
         self._relay = Relay(stage.servers[0])
         self._thread = LoopThread()
         self._dead = False
-        self._thread.call(self._start(make))
+        # Joining waits for the others of the group, each of which may be busy beside other sessions.
+        self._thread.call(self._start(make), 3 * PATIENCE)
 
     async def _start(self, make: Callable[[Any, Any], aiokafka.Consumer]) -> None:
         stage = self._stage
