@@ -385,8 +385,14 @@ def test_debug_after_two_hyphens_is_an_argument() -> None:
     assert app._without_debug(["a", "--", "--debug"]) == (["a", "--", "--debug"], False)
 
 
-_ENTRY = "import os, sys; from mqauth.cli import main; os.write(1, b'up'); sys.exit(main())"
-"""From the moment at which our code runs: before it, the interpreter itself prints the traceback."""
+_ENTRY = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from mqauth.cli import main; os.write(1, b'up'); sys.exit(main())"
+)
+"""From the moment at which our code runs: before it, the interpreter itself prints the traceback.
+
+A shell that starts its jobs in the background has them ignore the signal, and they pass that on.
+"""
 
 
 @pytest.mark.parametrize(
