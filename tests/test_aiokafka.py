@@ -872,6 +872,24 @@ async def test_error_in_the_listener(desk: Desk) -> None:
     assert not desk.poller._rebalancing
 
 
+async def test_client_stopped_in_the_listener(desk: Desk) -> None:
+    """A client that is stopped while its listener waits gets its cancellation, and ends nobody by it."""
+    waiting = asyncio.Event()
+
+    async def settle() -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    desk.poller._settle = settle
+    desk.client._coordinator.generation = 1
+    task = asyncio.create_task(desk.listener.on_partitions_revoked({PLACE}))
+    await waiting.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert desk.happened == []
+
+
 class Theirs(ConsumerRebalanceListener):
     """A user's listener, of either colour."""
 

@@ -14,6 +14,7 @@ from mqauth.audit.record import AuditRecord
 from mqauth.brokers import aiokafka
 from mqauth.errors import Cause, ConfigurationError, RetryLater, Unavailable
 from mqauth.judging.verified import Verified
+from mqauth.logs import HANDLING
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimRequest
 from mqauth.testing import Forge
@@ -250,6 +251,54 @@ async def test_what_ends_it(room: Room, asynchronous: bool) -> None:
             await consumer.run()
     assert consumer.failed
     assert room.committed() == 0
+
+
+@pytest.mark.parametrize("where", ["client", "handler", "awaiting handler"])
+async def test_cancelled_by_others(room: Room, where: str) -> None:
+    """A call of a client or a handler that others cancel ends the consumer: it does not stand still or repeat."""
+
+    def plain(_verified: Verified) -> None:
+        raise asyncio.CancelledError
+
+    async def awaited(_verified: Verified) -> None:
+        await asyncio.sleep(0)
+        raise asyncio.CancelledError
+
+    async def getmany(*_places: Any, **_settings: Any) -> Any:
+        raise asyncio.CancelledError
+
+    room.send(b"0")
+    consumer = room.consumer({"handler": plain, "awaiting handler": awaited}.get(where))
+    if where == "client":
+        room.clients[0].getmany = getmany  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="was cancelled"):
+        async with asyncio.timeout(PATIENCE):
+            await consumer.run()
+    assert room.committed() == 0
+
+
+async def test_what_is_handled_shows_nowhere_else(room: Room) -> None:
+    """While a handler waits, the task that polls and a second handler do not pass for handling its message."""
+    seen: list[bytes | None] = []
+    other = asyncio.Event()
+
+    async def handler(verified: Verified) -> None:
+        room.handled.append(verified.body)
+        await other.wait()
+
+    async def getmany(*places: Any, **settings: Any) -> Any:
+        delivery = HANDLING.get()
+        seen.append(None if delivery is None else delivery.message.body)
+        if room.handled:
+            other.set()
+        return await get(*places, **settings)
+
+    room.send(b"0")
+    consumer = room.consumer(handler)
+    get, room.clients[0].getmany = room.clients[0].getmany, getmany  # type: ignore[method-assign]
+    async with consumer:
+        await room.until(lambda: room.committed() == 1)
+    assert set(seen) == {None}
 
 
 async def test_cancelled(room: Room) -> None:

@@ -133,6 +133,9 @@ class Poller(TransactionCalls):
         if self._generation >= 0:
             try:
                 await self._settle()
+            # The client is stopped under its consumer; the next poll tells of it.
+            except asyncio.CancelledError:
+                raise
             except BaseException as error:
                 self._fail(error)
         self._assignment.revoked(places, places)

@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Final, Self
 
-from mqauth.brokers.event_loop import DeliveryTasks, SignalHandlers
+from mqauth.brokers.event_loop import DeliveryTasks, SignalHandlers, was_cancelled
 from mqauth.brokers.log.outbox import Transactions
 from mqauth.brokers.log.poller import IDLE, LogPoller
 from mqauth.brokers.log.replies import TopicReplies
@@ -33,6 +34,7 @@ from mqauth.logs import emit
 
 BREATH: Final = 0.02
 """Seconds after which a partition whose handlers never wait lets the other tasks of the event loop run."""
+_NOT_BY_US: Final = "a call of the client or a handler was cancelled, not by us: was the client stopped first?"
 
 
 class AsyncLogConsumer:
@@ -185,6 +187,7 @@ class AsyncLogConsumer:
                 await arun(self.calls.polling())
                 self._start_visits()
         except asyncio.CancelledError:
+            self._cancelled()
             raise
         except BaseException as error:
             self.fail(error)
@@ -199,21 +202,31 @@ class AsyncLogConsumer:
         while self._assignment.running < self._workers and (partition := self._assignment.choose()) is not None:
             visiting = self._work.visiting(partition)
             # Begun before it is scheduled: a task that is cancelled before its first step would not end its visit.
-            begun = begin(visiting)
+            # One context for both parts, and none of it in the poll task's.
+            context = copy_context()
+            begun = context.run(begin, visiting)
             if isinstance(begun, Waiting):
-                self._visits.run(self._visit(visiting, begun))
+                self._visits.run(self._visit(visiting, begun), context)
 
     async def _visit(self, visiting: Flow[None], begun: Waiting[None]) -> None:
         try:
             await resume(begun)
         except asyncio.CancelledError:
-            emit("consumer.grace_over", "a handler took longer than the grace time; its record comes again")
+            if not self._cancelled():
+                emit("consumer.grace_over", "a handler took longer than the grace time; its record comes again")
             raise
         except BaseException as error:
             self.fail(error)
         finally:
             visiting.close()
             self.calls.wake()
+
+    def _cancelled(self) -> bool:
+        """End the consumer by an error where not we cancelled this task, but somebody what it waited for."""
+        if not was_cancelled():
+            self.fail(RuntimeError(_NOT_BY_US))
+            return True
+        return False
 
     def _keys_changed(self, loop: asyncio.AbstractEventLoop) -> None:
         """Try deferred partitions again at once; may be called from any thread."""
