@@ -11,6 +11,7 @@ from mqauth.errors import ConfigurationError, Reason
 from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.pipeline import Verdict
 from mqauth.judging.policy import Allow
+from mqauth.judging.verifier import Issuer
 from mqauth.signer import Signer
 from mqauth.testing import Forge
 from mqauth.testing.batchforge import forge_batch
@@ -196,3 +197,17 @@ class TestAcceptAs:
         """There is one entry for each destination."""
         with pytest.raises(ConfigurationError, match="one entry"):
             forge.verifier(accept_as=[MIRROR, MIRROR])
+
+
+def test_what_is_trusted_is_told_apart() -> None:
+    """An alias, a header that needs no signature and a pinned subject each make other settings of a verifier."""
+    forge = Forge()
+    key = forge.keys
+    changed: list[dict[str, Any]] = [
+        {}, {"accept_as": [MIRROR]}, {"accept_as": [SHOVEL]}, {"allow_unsigned_headers": ["sw8"]},
+        {"keys": {"a": Issuer(keys=key, subjects={"k": frozenset(["one"])})}},
+        {"keys": {"a": Issuer(keys=key, subjects={"k": frozenset(["one", "two"])})}},
+    ]  # fmt: skip
+    settings = [forge.verifier(**each).settings for each in changed]
+    assert len(set(settings)) == len(settings)
+    assert forge.verifier(accept_as=[MIRROR]).settings == settings[1]

@@ -21,6 +21,9 @@ class HeaderNames:
         names: exact, or at least 4 characters and a ``*``.
         required: names that may not be among them.
 
+    Attributes:
+        names: all of them, folded.
+
     Raises:
         ConfigurationError: one is neither; or it is a protected property, mqauth's own, or required.
     """
@@ -28,6 +31,7 @@ class HeaderNames:
     def __init__(self, setting: str, names: Iterable[str], required: Iterable[str] = ()) -> None:
         require(not isinstance(names, str), f"{setting} is a list of names: a text would name its letters")
         folded = tuple(fold(name) for name in names)
+        self.names = frozenset(folded)
         self._exact = frozenset(name for name in folded if not name.endswith("*"))
         self._prefixes = tuple(name[:-1] for name in folded if name.endswith("*"))
         require(
