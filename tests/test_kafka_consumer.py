@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from mqauth.delivery.assignment import Assignment
 from mqauth.errors import Cause, ConfigurationError, RetryLater, Unavailable
 from mqauth.flow import Attempts, ColourError, call
 from mqauth.judging.pipeline import Pipeline, Verdict
@@ -26,6 +27,7 @@ from mqauth.wire.message import Message
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
     from kafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
+    from kafka.consumer.subscription_state import SubscriptionState
     from kafka.errors import (
         CommitFailedError,
         KafkaTimeoutError,
@@ -33,6 +35,7 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
     )
 
     from mqauth.brokers import kafka
+    from mqauth.brokers.kafka.poller import Listener
 
 ZERO, ONE = TopicPartition("orders", 0), TopicPartition("orders", 1)
 
@@ -1219,6 +1222,34 @@ def test_their_listener(bench: Bench) -> None:
     bench.client.listener.on_partitions_revoked({ZERO})
     bench.client.listener.on_partitions_assigned({ZERO})
     assert theirs.calls == [("revoked", {ZERO}), ("assigned", {ZERO})]
+
+
+@pytest.mark.parametrize(("generation", "position"), [(4, 7), (5, None), (9, None)])
+def test_positions_after_a_rebalance(generation: int, position: int | None) -> None:
+    """What came back is read on in the next generation; after one in between, from its committed offset.
+
+    kafka-python keeps the position, and another member may have had the partition, and committed.
+    """
+    states = SubscriptionState("earliest")
+    states.subscribe(topics=["orders"])
+    states.assign_from_subscribed([ZERO, ONE])
+    for place in (ZERO, ONE):
+        states.assignment[place].seek(OffsetAndMetadata(7, "", -1))
+    member = SimpleNamespace(generation_id=3)
+    client = SimpleNamespace(
+        _subscription=states, _coordinator=SimpleNamespace(group_metadata=lambda: member),
+        assignment=states.assigned_partitions,
+    )  # fmt: skip
+    assignment = Assignment(FakeClock())
+    listener = Listener(client, assignment)
+    stays = assignment.partition(ZERO)
+    listener.on_partitions_revoked({ZERO, ONE})
+    member.generation_id = generation
+    states.assign_from_subscribed([ZERO])
+    listener.on_partitions_assigned({ZERO})
+    found = states.assignment[ZERO]
+    assert (found.position.offset if found.has_valid_position else None) == position
+    assert (assignment.partition(ZERO) is stays) is (position is not None)
 
 
 def test_their_async_listener(bench: Bench) -> None:

@@ -24,6 +24,12 @@ def rungs(rollout: Rollout | None) -> Rungs:
     return {pattern: entry.rung.label for entry in entries for pattern in entry.destinations}
 
 
+_COUNTED: Final = {
+    Verdict.ACCEPTED: "handled", Verdict.REJECTED: "rejected", Verdict.DUPLICATE: "duplicate",
+    Verdict.UNVERIFIED: "unverified",
+}  # fmt: skip
+
+
 @dataclass(slots=True)
 class Counts:
     """What became of a consumer's deliveries since it started, each time one was attempted."""
@@ -36,17 +42,8 @@ class Counts:
 
     def add(self, outcome: Outcome) -> None:
         """Count one outcome."""
-        verdict = outcome.verdict
-        if verdict is Verdict.ACCEPTED:
-            self.handled += 1
-        elif verdict is Verdict.REJECTED:
-            self.rejected += 1
-        elif verdict is Verdict.DUPLICATE:
-            self.duplicate += 1
-        elif verdict is Verdict.UNVERIFIED:
-            self.unverified += 1
-        else:
-            self.deferred += 1
+        name = _COUNTED.get(outcome.verdict, "deferred")
+        setattr(self, name, getattr(self, name) + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

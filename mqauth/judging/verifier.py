@@ -135,7 +135,10 @@ class Verifier:
         self._alike = at == "consume" and user_id is None
         self.release = release
         self.settings = repr((
-            sorted((name, one.vouches, _pins(one)) for name, one in self.issuers.items()),
+            sorted(
+                (name, one.vouches, sorted((kid, sorted(who)) for kid, who in (one.subjects or {}).items()))
+                for name, one in self.issuers.items()
+            ),
             sorted(self.audiences), self.times, self.required, unsigned_headers, user_id,
             sorted(self.allowed.names), sorted(map(repr, self.aliases.values())),
         ))  # fmt: skip
@@ -359,7 +362,3 @@ def _audiences(audience: str | Iterable[str]) -> frozenset[str]:
         "an audience is a name of 1 to 256 characters, never a wildcard",
     )
     return found
-
-
-def _pins(issuer: Issuer) -> list[tuple[str, list[str]]]:
-    return sorted((kid, sorted(subjects)) for kid, subjects in (issuer.subjects or {}).items())

@@ -36,6 +36,23 @@ def held(client: Any) -> set[Any]:
         return set()
 
 
+def generation(client: Any) -> int | None:
+    """Return the number of the group's last rebalance; ``None`` where the client cannot tell."""
+    membership: Any = getattr(getattr(client, "_coordinator", None), "group_metadata", None)
+    return None if membership is None else int(membership().generation_id)
+
+
+def forget_positions(client: Any, places: set[Any]) -> None:
+    """Have partitions read from their committed offsets next, as if they were new.
+
+    kafka-python 3.0 keeps a position through an eager rebalance, also where another member had the partition in a
+    generation in between, and committed: the records of that member would be read again.
+    """
+    states: Any = getattr(getattr(client, "_subscription", None), "assignment", {})
+    for place in places & states.keys():
+        states[place] = type(states[place])()
+
+
 def tell(listener: Any, method: str, partitions: Any) -> None:
     """Call the user's own rebalance listener; an exception from it would break every later ``poll()``."""
     try:
