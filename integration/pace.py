@@ -7,8 +7,8 @@ left is work, and waiting for timers and brokers. On a system without these file
 Of a process that has ended nobody can tell any more how long it was kept waiting. Where one did during a test, the
 time counts instead in which anything on this machine was ready and had no CPU (``/proc/pressure/cpu``).
 
-A session whose process goes on after its last test has left a thread that never ends. It fails, and writes what each
-thread does.
+A session whose process goes on after its last test has left a thread that never ends. It fails, and writes what
+each thread does.
 """
 
 from __future__ import annotations
