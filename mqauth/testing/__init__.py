@@ -5,7 +5,7 @@ from mqauth.testing.batchforge import BatchForge
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import Forge
 from mqauth.testing.sealed import unverified, verified
-from mqauth.testing.stage import Stage
+from mqauth.testing.stage import MemoryStage, Stage
 from mqauth.testing.token_attacks import ATTACKS, Attack
 
 TokenForge = Forge
@@ -17,6 +17,7 @@ __all__ = [
     "BatchForge",
     "FakeClock",
     "Forge",
+    "MemoryStage",
     "Stage",
     "TokenForge",
     "unverified",

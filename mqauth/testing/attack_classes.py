@@ -103,12 +103,12 @@ Copies that race | adcp `claim` | race | integration/test_store_race.py::test_ra
 A flood that evicts an id, or burns it | RFC 9449 §11.1 | burnt-id unknown-key-flood | tests/test_replay.py::test_a_full_store_defers_and_expiry_makes_room
 Replay by re-drive, retry queue or mirror | svix #93 | copy release-forged | integration/review/test_laundering.py::test_what_an_attacker_sends_again_is_rejected_by_name
 A dead letter that comes back trusted | Symfony | letter-republished release-forged | integration/review/test_laundering.py::test_nothing_a_letter_carries_acts_when_it_is_redriven
-A message that is refused for ever in a loop, or fails a whole batch | actor-ts #991 | no-token sibling-body |
+A refused message that comes back in a loop, or fails a whole batch | actor-ts #991 | no-token sibling-body |
 Lost in an outage of the verifier | NServiceBus #4535 | in-an-outage |
 Settled although the dead letter failed | fhir-server #2458 | | mqauth/testing/contract.py::test_dead_letters_missing
 Forgeries that flood audit and dead letters | TaktX | unknown-key-flood | integration/audit/test_flood.py::test_flood
 Any of several verifiers says yes | fedmsg #396 | honest-and-forged two-tokens |
-What is not listed is allowed | fedmsg `routing_nitpicky` | forbidden-producer | tests/test_policy.py::test_an_empty_policy_refuses_everything
+Everything without a rule is allowed | fedmsg `routing_nitpicky` | forbidden-producer | tests/test_policy.py::test_an_empty_policy_refuses_everything
 The producer's name from a header | TaktX | producer-by-header |
 Keys in a topic that producers may write | TaktX | keys-named-by-message | Nothing to hold: keys come from the issuer, never from the broker.
 Keys or tokens fetched in plain text | Curity; Choria | | integration/test_jwks_http.py::test_bad_certificates_are_refused
