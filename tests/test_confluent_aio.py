@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import textwrap
 import threading
 from typing import Any
 
@@ -26,13 +29,14 @@ from tests.test_confluent import SAFE, Partition, Sink
 WHERE = Place("orders", 0)
 
 
-def wrapper(client: Any, letters: Any = None) -> confluent.AIOConsumer:
+def wrapper(client: Any, letters: Any = None, **settings: Any) -> confluent.AIOConsumer:
     """Return a consumer around a client."""
     forge = Forge()
     guard = Pipeline(
         verifier=forge.verifier(), policy=forge.policy(KAFKA), replay=MemoryReplayStore(), audit=Sink(),
     )  # fmt: skip
-    return confluent.AIOConsumer(client, guard, print, topics=["orders"], dead_letters=letters or Sink())
+    letters = letters or Sink()
+    return confluent.AIOConsumer(client, guard, print, topics=["orders"], dead_letters=letters, **settings)
 
 
 async def test_the_client_holds_a_consumer() -> None:
@@ -136,3 +140,58 @@ async def test_what_is_read_after_a_stop_is_sought_back(
         await running
     poller.close()
     assert ("seek", 0, 7) in poller._client.asked
+
+
+async def test_nothing_is_called_after_the_end(poller: AIOPoller) -> None:
+    """A call after ``close`` is refused: it would never be made."""
+    poller.close()
+    with pytest.raises(RuntimeError, match="no call can be made any more"):
+        await poller.send_commit({WHERE: 1})
+
+
+STUCK = """
+    import asyncio, threading
+    from confluent_kafka import Consumer
+    from mqauth.brokers.confluent.event_loop import AIOPoller
+    from mqauth.brokers.confluent.poller import Poller
+    from mqauth.clock import SYSTEM_CLOCK
+    from mqauth.delivery.assignment import Assignment
+
+    def stuck(*_):
+        begun.set()
+        threading.Event().wait()
+
+    async def main():
+        Poller.send_commit = stuck
+        poller = AIOPoller(Consumer({"group.id": "billing"}), Assignment(SYSTEM_CLOCK), replies=None)
+        committing = asyncio.ensure_future(poller.send_commit({}))
+        await asyncio.to_thread(begun.wait)
+        # The first one waits for the call.
+        for _ in range(2):
+            committing.cancel()
+            await asyncio.sleep(0)
+        await asyncio.wait((committing,))
+
+    begun = threading.Event()
+    asyncio.run(main())
+    print("ended")
+"""
+
+
+def test_a_call_that_never_returns_holds_no_process() -> None:
+    """An interpreter ends although a commit of the client never returns, as where others closed the client."""
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(STUCK)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert found.stdout == "ended\n"
+
+
+async def test_a_rebalance_does_not_wait_for_a_loop_that_stands_still() -> None:
+    """A revocation goes on after the grace time where the event loop does not answer: its call has an end."""
+    async with AIOConsumer(dict(SAFE)) as client:
+        wrapped = wrapper(client, grace=0)
+        served = threading.Thread(target=wrapped.calls._settle, daemon=True)
+        served.start()
+        # It blocks the event loop on purpose.
+        served.join(30)
+        assert not served.is_alive()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from mqauth.brokers.confluent.consumer import SESSION
 from mqauth.brokers.confluent.poller import Poller
 from mqauth.brokers.confluent.producer import Producer
 from mqauth.brokers.confluent.replies import Replies
-from mqauth.brokers.event_loop import on_thread
+from mqauth.brokers.event_loop import DaemonThread, on_thread
 from mqauth.brokers.log.event_loop import AsyncLogConsumer
 from mqauth.brokers.log.records import NativeHeaders
 from mqauth.brokers.log.transaction import TransactionalLetters
@@ -99,13 +98,15 @@ class AIOConsumer(AsyncLogConsumer):
         )  # fmt: skip
         poller = AIOPoller(client._consumer, self._assignment, replies=answer)
         self.attach(poller)
-        loop = asyncio.get_running_loop()
-        poller.listen(topics, lambda: asyncio.run_coroutine_threadsafe(self._idle(), loop).result())
+        poller.listen(topics, partial(self._settle_on_thread, asyncio.get_running_loop()))
 
-    async def _idle(self) -> None:
+    def _settle_on_thread(self, loop: asyncio.AbstractEventLoop) -> None:
         """Before a rebalance: begin nothing more, and let what runs end; the client's thread then commits."""
         self._assignment.hold_back(True)
-        await self._visits.wait_until_idle(self._patience)
+        idle = asyncio.run_coroutine_threadsafe(self._visits.wait_until_idle(self._patience), loop)
+        # A loop that stands still, or has ended in between, would never answer.
+        with suppress(TimeoutError):
+            idle.result(self._patience + BESIDE)
 
 
 class AIOPoller(Poller):
@@ -113,7 +114,7 @@ class AIOPoller(Poller):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self._thread = ThreadPoolExecutor(1, "mqauth-kafka")
+        self._thread = DaemonThread("mqauth-kafka")
         self._woken = asyncio.Event()
 
     async def fetch(self, seconds: float, joins: bool) -> Any:
