@@ -37,9 +37,9 @@ from mqauth.audit.chain import verify_chain
 from mqauth.bench import report, run
 from mqauth.cli.app import Json, answer, print_error
 from mqauth.cli.broker import check_url, reached
-from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage, Stage
+from mqauth.testing.token_attacks import ATTACKS, honest_message
 from mqauth.wire import destination
 
 _CASE_HEADER: Final = "demo-case"
