@@ -46,7 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--engines", type=int, default=0, help="play so many schedules of the pure engines")
     parser.add_argument("--engine", help="of this one alone")
     parser.add_argument("--jobs", type=int, help="processes at a time that play engines, by default one a core")
-    parser.add_argument("--kafka", action="store_true", help="play the whole Kafka leaf instead")
+    parser.add_argument("--kafka", action="store_true", help="play a whole Kafka leaf instead")
+    parser.add_argument("--client", default="kafka-python", help="the leaf of this client, with --kafka")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first of them")
     parser.add_argument("--plan", type=Path, help="play the plan of this file")
     parser.add_argument("--code", type=Path, help="another checkout, whose mqauth is played")
@@ -81,7 +82,8 @@ def _play_kafka(wanted: argparse.Namespace) -> int:
 
     started, failed = time.perf_counter(), 0
     for seed in range(wanted.first, wanted.first + wanted.seeds):
-        result = kafka_play.run(kafka_play.KafkaPlay.of(seed), print if wanted.trace else None)
+        play = kafka_play.KafkaPlay.of(seed, wanted.client)
+        result = kafka_play.run(play, print if wanted.trace else None)
         if wanted.digests:
             print(f"{seed} {result.digest}")
         if result.problems:

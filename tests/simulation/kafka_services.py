@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mqauth import MemoryReplayStore, Pipeline, RejectNow, RetryLater, Verified
-from mqauth.brokers import kafka
+from mqauth.delivery.partition import Backoff
 from mqauth.flow import Attempts
 from mqauth.judging.verifier import Issuer
 from mqauth.testing.forge import ISSUER, Forge
-from tests.simulation.kafka_broker import DEAD, TOPIC, Broker, Client, LetterClient, source_of
+from tests.simulation.kafka_broker import TOPIC, Broker, Client, source_of
 from tests.simulation.kafka_facilities import Audit, Claim, Keys, Reach, Rules, SingleStore, Store
+from tests.simulation.kafka_leaves import Leaf
 from tests.simulation.threads import Killed, Process, Threads
 
 DESTINATION: Final = f"kafka:{TOPIC}"
@@ -106,13 +107,11 @@ class Service:
     def _main(self, process: Process) -> None:
         """The main function of the process."""
         play = self.play
-        client = self.client = Client(play.broker, process, play.settings.most)
-        letters = kafka.DeadLetters(LetterClient(play.broker, process), DEAD, timeout=5)  # type: ignore[arg-type]
-        self.consumer = kafka.Consumer(
-            client,  # type: ignore[arg-type]
-            play.pipeline(process), lambda verified: play.handle(self, process, verified), dead_letters=letters,
-            workers=play.settings.workers, grace=GRACE, commit_interval=play.settings.interval,
-            backoff=kafka.Backoff(first=0.5, longest=4),
+        client = self.client = play.leaf.client(play.broker, process, play.settings.most)
+        self.consumer = play.leaf.consumer(
+            client, play.broker, process, play.pipeline(process),
+            lambda verified: play.handle(self, process, verified), workers=play.settings.workers, grace=GRACE,
+            commit_interval=play.settings.interval, backoff=Backoff(first=0.5, longest=4),
         )  # fmt: skip
         try:
             self.consumer.run()
@@ -196,14 +195,17 @@ class Play:
     Args:
         seed: decides what the settings leave open.
         settings: how it is set up.
+        leaf: the leaf that is played.
         forge: has all keys.
         tell: takes each line of the trace.
     """
 
     def __init__(
-        self, seed: int, settings: Settings, forge: Callable[[Process], Forge], tell: Callable[[str], None]
-    ):
+        self, seed: int, settings: Settings, leaf: Leaf, forge: Callable[[Process], Forge],
+        tell: Callable[[str], None],
+    ):  # fmt: skip
         self.settings = settings
+        self.leaf = leaf
         self.threads = Threads(seed)
         self.tell = tell
         self.over = False
@@ -233,7 +235,7 @@ class Play:
     def ended_by(self, process: Process, error: BaseException) -> None:
         """Check the error that ended a consumer: only a ``BaseException``, or a final refusal, may."""
         self.rough(process.name, 60.0)
-        if isinstance(error, Exception) and type(error).__name__ != "TopicAuthorizationFailedError":
+        if isinstance(error, Exception) and not self.leaf.is_final(error):
             self.problem("no consumer dies", f"{process.name}: {type(error).__name__}: {error}")
 
     def pipeline(self, process: Process) -> Pipeline:
@@ -328,6 +330,8 @@ class Play:
         """Check a commit."""
         self.note(client.process.name, f"commits {place.partition}/{offset}")
         buried = self.buried()
+        if place not in client.share:
+            self.problem("only what is ours is committed", f"{client.process.name} {place.partition}/{offset}")
         for found in range(self.broker.committed.get(place, 0), offset):
             here = (place.partition, found)
             if here not in self.ledger.handled and here not in buried:

@@ -1,0 +1,94 @@
+"""The leaves that the Kafka simulation plays: which client each has, how it is made, and what stands in for what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException
+
+from mqauth.brokers import confluent, dead_letters, kafka
+from mqauth.brokers.confluent import confirmed as confluent_confirmed
+from mqauth.brokers.confluent import poller as confluent_poller
+from mqauth.brokers.kafka import sealing as kafka_sealing
+from mqauth.brokers.log import consumer as log_consumer
+from mqauth.judging.pipeline import Pipeline
+from tests.simulation import confluent_client, kafka_broker
+from tests.simulation.kafka_broker import DEAD, TOPIC, Broker
+from tests.simulation.threads import Process, Threads, stand_ins
+
+TIMEOUT: Final = 5.0
+"""Seconds that a dead letter waits for its confirm."""
+Handler = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaf:
+    """One leaf.
+
+    Args:
+        name: the client's, for people and for the command.
+        client: makes a consumer of the client's, for a broker, a process, and records of one poll.
+        consumer: makes mqauth's consumer, of that client, a broker, a process, a pipeline, a handler, and settings.
+        is_final: tells whether an error that ended it is a refusal for good.
+        modules: in which ``threading``, ``queue`` and ``time`` are replaced, where they have them.
+    """
+
+    name: str
+    client: Callable[[Broker, Process, int], Any]
+    consumer: Callable[..., Any]
+    is_final: Callable[[BaseException], bool]
+    modules: Sequence[Any]
+
+    def replaced(self, threads: Threads) -> list[tuple[Any, str, Any]]:
+        """Return module, name and stand-in of each thing that is replaced."""
+        threading, queue = stand_ins(threads)
+        clock = SimpleNamespace(monotonic=lambda: threads.agenda.now)
+        found = {"threading": threading, "queue": queue, "time": clock}
+        return [
+            (module, name, stand_in)
+            for module in self.modules
+            for name, stand_in in found.items()
+            if hasattr(module, name)
+        ]
+
+
+def _kafka(client: Any, broker: Broker, process: Process, guard: Pipeline, handle: Handler, **settings: Any) -> Any:
+    letters: Any = kafka_broker.LetterClient(broker, process)
+    return kafka.Consumer(
+        client, guard, handle, dead_letters=kafka.DeadLetters(letters, DEAD, timeout=TIMEOUT), **settings
+    )
+
+
+def _confluent(
+    client: Any, broker: Broker, process: Process, guard: Pipeline, handle: Handler, **settings: Any
+) -> Any:
+    letters = confluent_client.LetterClient(broker, process)
+    return confluent.Consumer(
+        client, guard, handle, topics=[TOPIC], **settings,
+        dead_letters=confluent.DeadLetters(letters, DEAD, timeout=TIMEOUT, config={}),
+    )  # fmt: skip
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Tell whether librdkafka says that the broker refuses."""
+    found = error.args[0] if isinstance(error, KafkaException) else None
+    return isinstance(found, KafkaError) and found.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED
+
+
+LEAVES: Final = {
+    leaf.name: leaf
+    for leaf in (
+        Leaf(
+            name="kafka-python", client=kafka_broker.Client, consumer=_kafka,
+            is_final=lambda error: type(error).__name__ == "TopicAuthorizationFailedError",
+            modules=(log_consumer, kafka_sealing, dead_letters),
+        ),
+        Leaf(
+            name="confluent", client=confluent_client.Client, consumer=_confluent, is_final=_is_refused,
+            modules=(log_consumer, dead_letters, confluent_poller, confluent_confirmed),
+        ),
+    )
+}  # fmt: skip
