@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Final
 
+from aiokafka.errors import TopicAuthorizationFailedError
 from confluent_kafka import KafkaError, KafkaException
 
-from mqauth.brokers import confluent, dead_letters, kafka
+from mqauth.brokers import aiokafka, confluent, dead_letters, kafka
 from mqauth.brokers.confluent import confirmed as confluent_confirmed
 from mqauth.brokers.confluent import poller as confluent_poller
 from mqauth.brokers.kafka import sealing as kafka_sealing
 from mqauth.brokers.log import consumer as log_consumer
+from mqauth.brokers.log import event_loop as log_event_loop
 from mqauth.judging.pipeline import Pipeline
-from tests.simulation import confluent_client, kafka_broker
+from tests.simulation import aiokafka_client, confluent_client, kafka_broker
 from tests.simulation.kafka_broker import DEAD, TOPIC, Broker
 from tests.simulation.threads import Process, Threads, stand_ins
 
@@ -33,6 +35,7 @@ class Leaf:
         client: makes a consumer of the client's, for a broker, a process, and records of one poll.
         consumer: makes mqauth's consumer, of that client, a broker, a process, a pipeline, a handler, and settings.
         is_final: tells whether an error that ended it is a refusal for good.
+        on_loop: whether it runs on an event loop.
         modules: in which ``threading``, ``queue`` and ``time`` are replaced, where they have them.
     """
 
@@ -41,6 +44,11 @@ class Leaf:
     consumer: Callable[..., Any]
     is_final: Callable[[BaseException], bool]
     modules: Sequence[Any]
+    on_loop: bool = False
+
+    def workers(self, wished: int) -> int:
+        """Return how many workers it has: on an event loop at least one."""
+        return max(wished, 1) if self.on_loop else wished
 
     def replaced(self, threads: Threads) -> list[tuple[Any, str, Any]]:
         """Return module, name and stand-in of each thing that is replaced."""
@@ -72,6 +80,13 @@ def _confluent(
     )  # fmt: skip
 
 
+def _aiokafka(
+    client: Any, broker: Broker, process: Process, guard: Pipeline, handle: Handler, **settings: Any
+) -> Any:
+    letters = aiokafka.DeadLetters(aiokafka_client.LetterClient(broker, process), DEAD, timeout=TIMEOUT)
+    return aiokafka.Consumer(client, guard, handle, dead_letters=letters, **settings)
+
+
 def _is_refused(error: BaseException) -> bool:
     """Tell whether librdkafka says that the broker refuses."""
     found = error.args[0] if isinstance(error, KafkaException) else None
@@ -89,6 +104,11 @@ LEAVES: Final = {
         Leaf(
             name="confluent", client=confluent_client.Client, consumer=_confluent, is_final=_is_refused,
             modules=(log_consumer, dead_letters, confluent_poller, confluent_confirmed),
+        ),
+        Leaf(
+            name="aiokafka", client=aiokafka_client.Client, consumer=_aiokafka, on_loop=True,
+            is_final=lambda error: isinstance(error, TopicAuthorizationFailedError),
+            modules=(log_event_loop, dead_letters),
         ),
     )
 }  # fmt: skip

@@ -7,6 +7,7 @@ import gc
 import hashlib
 import random
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -23,6 +24,7 @@ from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
 from mqauth.testing.token_attacks import ATTACKS, honest_message
 from mqauth.wire.keys import Key
 from mqauth.wire.message import Message
+from tests.simulation import determinism
 from tests.simulation.faults import Fault
 from tests.simulation.kafka_broker import PLACES, SESSION
 from tests.simulation.kafka_leaves import LEAVES
@@ -110,10 +112,14 @@ def run(played: KafkaPlay, tell: Callable[[str], None] | None = None) -> KafkaRe
             tell(line)
 
     gc.collect()
+    determinism.begin(played.seed)
     entropy = random.Random(played.seed)
     leaf = LEAVES[played.client]
     play = Play(played.seed, played.settings, leaf, _forge, note)
     with ExitStack() as stack:
+        # A process that was killed awaits nothing any more.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         for module, name, stand_in in leaf.replaced(play.threads):
             stack.enter_context(mock.patch.object(module, name, stand_in))
         wait = partition.Backoff.wait
@@ -128,6 +134,7 @@ def run(played: KafkaPlay, tell: Callable[[str], None] | None = None) -> KafkaRe
             found = [*play.ledger.problems, ("all comes to rest", str(error))]
         play.over, play.threads.failure = True, None
         play.threads.end()
+        gc.collect()
     real = time.perf_counter() - started
     return KafkaResult(
         play=played, problems=found, digest=trace.hexdigest(), virtual=play.threads.agenda.now, real=real

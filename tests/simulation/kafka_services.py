@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from mqauth import MemoryReplayStore, Pipeline, RejectNow, RetryLater, Verified
@@ -15,8 +16,11 @@ from mqauth.flow import Attempts
 from mqauth.judging.verifier import Issuer
 from mqauth.testing.forge import ISSUER, Forge
 from tests.simulation.kafka_broker import TOPIC, Broker, Client, source_of
-from tests.simulation.kafka_facilities import Audit, Claim, Keys, Reach, Rules, SingleStore, Store
+from tests.simulation.kafka_facilities import (
+    Audit, Claim, Keys, Reach, Rules, SingleStore, Steps, Store, awaited, carried_out,
+)  # fmt: skip
 from tests.simulation.kafka_leaves import Leaf
+from tests.simulation.thread_loop import Loop
 from tests.simulation.threads import Killed, Process, Threads
 
 DESTINATION: Final = f"kafka:{TOPIC}"
@@ -89,6 +93,7 @@ class Service:
         self.process: Process | None = None
         self.client: Client | None = None
         self.consumer: Any = None
+        self._stop: Callable[[], Any] = _nothing
         self.stopping = False
         self.count = self.begun = 0
 
@@ -106,23 +111,59 @@ class Service:
 
     def _main(self, process: Process) -> None:
         """The main function of the process."""
-        play = self.play
-        client = self.client = play.leaf.client(play.broker, process, play.settings.most)
-        self.consumer = play.leaf.consumer(
-            client, play.broker, process, play.pipeline(process),
-            lambda verified: play.handle(self, process, verified), workers=play.settings.workers, grace=GRACE,
-            commit_interval=play.settings.interval, backoff=Backoff(first=0.5, longest=4),
-        )  # fmt: skip
+        if self.play.leaf.on_loop:
+            loop = Loop(process, self.play.threads)
+            loop.play(self._serving(process, loop))
+            return
+        self._start(process)
         try:
             self.consumer.run()
         except Killed:
             raise
         except BaseException as error:
-            play.note(process.name, f"ends with {type(error).__name__}")
-            play.ended_by(process, error)
-        if self.stopping and "store" not in play.reach.out:
-            play.look_at_claims(process, client.held_since)
-        client.close()
+            self._ended_by(process, error)
+        self._look_back(process).close()
+
+    async def _serving(self, process: Process, loop: Loop) -> None:
+        """The main function of a process that has an event loop."""
+        self._start(process)
+        consumer = self.consumer
+        self._stop = lambda: loop.call_soon_threadsafe(lambda: loop.create_task(consumer.stop()))
+        try:
+            await consumer.run()
+        except BaseException as error:
+            if not process.alive:
+                raise
+            self._ended_by(process, error)
+        await self._look_back(process).stop()
+
+    def _start(self, process: Process) -> None:
+        play = self.play
+        self.client = play.leaf.client(play.broker, process, play.settings.most)
+        self.consumer = play.leaf.consumer(
+            self.client, play.broker, process, play.pipeline(process), self._handler(process),
+            workers=play.leaf.workers(play.settings.workers), grace=GRACE, commit_interval=play.settings.interval,
+            backoff=Backoff(first=0.5, longest=4),
+        )  # fmt: skip
+        self._stop = self.consumer.stop
+
+    def _handler(self, process: Process) -> Callable[[Verified], Any]:
+        play = self.play
+        steps = partial(play.handling, self, process)
+        if play.leaf.on_loop:
+            return lambda verified: awaited(steps(verified))
+        return lambda verified: carried_out(play.threads, steps(verified))
+
+    def _ended_by(self, process: Process, error: BaseException) -> None:
+        self.play.note(process.name, f"ends with {type(error).__name__}")
+        self.play.ended_by(process, error)
+
+    def _look_back(self, process: Process) -> Any:
+        """See what an ended consumer has left; return its client."""
+        client: Any = self.client
+        if self.stopping and "store" not in self.play.reach.out:
+            self.play.look_at_claims(process, client.held_since)
+        return client
 
     def stop(self) -> None:
         """Stop in order."""
@@ -133,7 +174,7 @@ class Service:
         self.play.note(process.name, "asked to stop")
         if "store" in self.play.reach.out or "commits" in self.play.broker.out:
             self.play.rough(process.name, 60.0)
-        self.consumer.stop()
+        self._stop()
 
     def kill(self) -> None:
         """End at once."""
@@ -210,7 +251,7 @@ class Play:
         self.tell = tell
         self.over = False
         self.ledger = Ledger()
-        self.reach = Reach(self.threads)
+        self.reach = Reach(self.threads, on_loop=leaf.on_loop)
         self.broker = Broker(self.threads, self.committed, self.note)
         self.core = MemoryReplayStore(clock=self.threads.world)
         self.forge = forge(self.threads.world)
@@ -249,7 +290,7 @@ class Play:
             instance=process.name, attempts=Attempts(limit=TRIES, wait=0),
         )  # fmt: skip
 
-    def handle(self, service: Service, process: Process, verified: Verified) -> None:
+    def handling(self, service: Service, process: Process, verified: Verified) -> Steps[None]:
         """Handle a message."""
         label, origin = verified.body or b"", verified.origin
         place = (origin.partition or 0, origin.offset or 0)
@@ -259,7 +300,7 @@ class Play:
         self._live.append(handling)
         self.note(process.name, f"handles {place} {label!r}")
         try:
-            self._work(label)
+            yield from self._work(label)
         finally:
             handling.over = True
             self._live.remove(handling)
@@ -267,9 +308,9 @@ class Play:
         self.ledger.handled.add(place)
         self.note(process.name, f"handled {place}")
 
-    def _work(self, label: bytes) -> None:
+    def _work(self, label: bytes) -> Steps[None]:
         behaviour = self.behaviours.get(order_of(label))
-        self.threads.sleep(self.threads.draw.uniform(0, self.settings.work))
+        yield self.threads.draw.uniform(0, self.settings.work)
         if behaviour is None:
             return
         if behaviour.how == "fail":
@@ -282,7 +323,7 @@ class Play:
             return
         behaviour.left -= 1
         if behaviour.how == "slow":
-            self.threads.sleep(behaviour.seconds)
+            yield behaviour.seconds
         elif behaviour.how == "flaky":
             raise ValueError("once more, please")
         elif behaviour.how == "abort":
@@ -377,3 +418,7 @@ def order_of(label: bytes) -> int:
         return int(json.loads(label)["order"])
     except (ValueError, KeyError, TypeError):
         return -1
+
+
+def _nothing() -> None:
+    """Stop nothing."""
