@@ -176,7 +176,8 @@ class Configuration:
         verifier = Verifier(keys=issuers, release=self._releases(found.leeway), **settings)
         return Pipeline(
             verifier=verifier, policy=Allow([rule.rule for rule in found.allow]), replay=self._store(),
-            scope=found.scope, exception_messages=found.exception_messages, clock=self._clock, **more,
+            scope=found.scope, exception_messages=found.exception_messages, self_test=found.self_test,
+            clock=self._clock, **more,
         )  # fmt: skip
 
     def _releases(self, leeway: int) -> ReleaseAuthorities | None:
