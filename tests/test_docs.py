@@ -46,6 +46,7 @@ def section(page: str, title: str) -> str:
     return found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in pages() if page not in ELSEWHERE])
 def test_every_block_that_needs_no_broker_runs(page: str, tmp_path: Path) -> None:
     """A reader who follows a page from top to bottom meets no block that fails or prints something else."""

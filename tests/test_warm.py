@@ -763,6 +763,7 @@ def kept(change: Callable[[int], Message], judge: Callable[[Message], object], c
     return held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("single", [True, False])
 @pytest.mark.parametrize("covered", [0, 30, 200])
 def test_copies_with_other_names_grow_nothing(single: bool, covered: int) -> None:

@@ -12,8 +12,6 @@ SHARD = 1000
 SHARDS = {"log": 100, "queue": 50}
 WITHIN = 6000
 """Schedules within which each mistake is found."""
-RARE = {"releases what was handled"}
-"""Mistakes that take thousands of schedules: what is given back while the store is away."""
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
@@ -31,12 +29,11 @@ def test_schedules(name: str, shard: int) -> None:
     assert findings(range(shard * SHARD, (shard + 1) * SHARD), ENGINES[name]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "mutant"),
     [
-        pytest.param(
-            engine, mutant, id=f"{engine.name}-{mutant.name}", marks=[pytest.mark.slow] * (mutant.name in RARE)
-        )
+        pytest.param(engine, mutant, id=f"{engine.name}-{mutant.name}")
         for engine, mutants in ((LOG, engine_mutants.LOG), (QUEUE, queue_mutants.QUEUE))
         for mutant in mutants
     ],
