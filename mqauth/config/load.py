@@ -157,6 +157,15 @@ class Configuration:
         """
         return self._pipeline(audit=None)
 
+    @cached_property
+    def trial(self) -> Pipeline:
+        """The pipeline of ``[consumer]`` with the rungs of ``[[rollout]]``, to be tried; it settles nothing.
+
+        Raises:
+            ConfigurationError: there is no ``[consumer]``, or its keys cannot be read.
+        """
+        return self._pipeline(audit=None, rollout=self.rollout)
+
     @property
     def dead_letters_name(self) -> str:
         """The dead-letter queue or topic of ``[dead_letters]``.

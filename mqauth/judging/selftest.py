@@ -17,9 +17,9 @@ from typing import Any, Final
 from weakref import WeakSet
 
 from mqauth.clock import SYSTEM_RANDOMNESS
-from mqauth.errors import ConfigurationError, Reason
+from mqauth.errors import ConfigurationError, Reason, Unavailable
 from mqauth.flow import OUR_FAULT, is_async, run
-from mqauth.judging.delivery import Delivery
+from mqauth.judging.delivery import Delivery, Outcome
 from mqauth.judging.journal import Journal, few
 from mqauth.judging.judge import Judge
 from mqauth.judging.ladder import LadderJudge
@@ -29,6 +29,7 @@ from mqauth.judging.rollout import Rung, destinations_of
 from mqauth.judging.unverified import Verdict
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
+from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit, harmless
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.signer import Signer
@@ -91,11 +92,11 @@ def at_start(guard: Pipeline) -> None:
         emit("selftest.off", "self_test is off: nobody has tried whether this consumer refuses a forged message")
         return
     found = self_test(guard)
-    _TRIED.add(guard)
     said = harmless("; ".join(found.lines()), 1024)
     if found.accepted:
         emit("selftest.accepted", "the consumer does not start: %s", said)
         raise ConfigurationError(f"self-test: the consumer would let in {few(list(found.accepted))}")
+    _TRIED.add(guard)
     if found.condemned:
         emit("selftest.condemned", "honest messages would not be handled: %s", said)
     else:
@@ -270,10 +271,14 @@ def _origin(message: Message, number: int, guard: Pipeline) -> Origin:
 
 
 class _Unlogged(Journal):
-    """A journal that says nothing of a delivery's end."""
+    """A journal that says nothing."""
 
     def ended(self, delivery: Delivery) -> None:
-        """Say nothing."""
+        """Say nothing of a delivery's end."""
+
+    def deferred(self, delivery: Delivery, error: Unavailable, dead_letters: DeadLetterSink | None) -> Outcome:
+        """Defer a delivery, and say nothing."""
+        return delivery.defer(error)
 
 
 def _twin(guard: Pipeline, key: Key, rules: tuple[Rule, ...]) -> Pipeline:
