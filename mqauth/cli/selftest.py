@@ -17,7 +17,9 @@ from mqauth.judging.selftest import self_test
 
 
 def selftest(config: Config = None, as_json: Json = False) -> int:
-    """Try whether a consumer of this configuration refuses unsigned and forged messages, and handles honest ones.
+    """Try whether a consumer refuses what nobody signed.
+
+    Its pipeline is given unsigned and forged messages, and a second one with the same settings honest ones.
 
     Issuers are asked for their keys; no broker, store or audit file is used. Exits with 1 where a hostile message
     was let in or an honest one was not handled, else with 3 where an issuer's keys are out of reach, else with 0.
