@@ -40,7 +40,10 @@ def orders(count: int, filler: int) -> Iterator[bytes]:
         order = {
             "order": number, "customer": str(uuid.UUID(int=drawn.getrandbits(128))), "currency": "EUR",
             "lines": [
-                {"sku": f"SKU-{drawn.randrange(5000):05}", "count": drawn.randint(1, 9), "cents": drawn.randint(99, 99_999)}
+                {
+                    "sku": f"SKU-{drawn.randrange(5000):05}", "count": drawn.randint(1, 9),
+                    "cents": drawn.randint(99, 99_999),
+                }
                 for _ in range(3)
             ],
             "placed": f"2026-11-29T{drawn.randrange(24):02}:{drawn.randrange(60):02}:00Z",

@@ -56,7 +56,7 @@ def test_two_consumers_share_a_topic(kafka: Kafka, monkeypatch: pytest.MonkeyPat
 
 
 def test_storage(kafka: Kafka) -> None:
-    """The broker says what messages take: a token adds hundreds of bytes, and compression takes most of them back."""
+    """A token adds hundreds of bytes on the broker's disk, and compression takes most of them back."""
     found = storage.measure(address_of(kafka.url), 128, 0, 64)
     assert list(found) == list(storage.FORMS)
     assert found["a token each"]["none"] > found["no token"]["none"] + 400
