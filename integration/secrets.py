@@ -1,4 +1,4 @@
-"""``python -m integration.secrets``: looks for secrets in the repository's files, and with ``--history`` in commits.
+"""``python -m integration.secrets``: looks for secrets in files that git knows, with ``--history`` in commits.
 
 Patterns are exact: private keys, and tokens whose issuer marks them. A search by entropy finds a thousand test
 vectors here and nothing else. Prints where something was found and never what; exits with 1 if anything was.
