@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from integration.services import Kafka, RabbitMQ
-from integration.stage_confluent import AIOConfluentStage
 from mqauth import AuditFile, ConfigurationError, MemoryReplayStore, Pipeline
 from mqauth.judging.judge import Judge
 from mqauth.testing import Forge, Stage
 from mqauth.testing.stage_aiokafka import AiokafkaStage
-from mqauth.testing.stage_confluent import ConfluentStage
+from mqauth.testing.stage_confluent import AIOConfluentStage, ConfluentStage
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_pika import PikaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
