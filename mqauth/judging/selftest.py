@@ -1,8 +1,8 @@
 """Tries a consumer before it consumes: whether it refuses what nobody signed, and handles what is honest.
 
 Two halves. In the first the consumer's *own* pipeline judges an unsigned message and forged ones: steps (0) to
-(12) of a verdict, so that nothing is claimed, recorded or dead-lettered, and no issuer is asked for anything. If
-one is let in, the consumer does not start. An honest message needs a key, and nothing may be added to what the
+(12) of a verdict, so that nothing is claimed, recorded or dead-lettered. Nothing is waited for: keys that are not
+at hand leave a forgery undecided. If one is let in, the consumer does not start. An honest message needs a key, and nothing may be added to what the
 consumer trusts. So in the second half honest messages go through *another* pipeline with the same settings, that
 trusts a key made for the moment, has memory for its store, and is thrown away (decision 117).
 """
@@ -106,7 +106,7 @@ def at_start(guard: Pipeline) -> None:
 def self_test(guard: Pipeline) -> SelfTest:
     """Return what a pipeline makes of hostile messages, and another one with its settings of honest ones.
 
-    It claims, records and sends nothing, asks no issuer, and never waits.
+    It claims, records and sends nothing, and never waits; a remote key set may begin its first fetch.
     """
     trial = _Trial(guard)
     trial.try_hostile()
