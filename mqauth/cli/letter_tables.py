@@ -90,9 +90,10 @@ def print_account(act: str, account: Account, *, as_json: bool) -> None:
 
 def print_ledger(ledger: Ledger, *, as_json: bool) -> None:
     """Print the balance of audit files and queue."""
+    as_of = "" if ledger.as_of is None else f", as of {shown_time(ledger.as_of)} UTC"
     lines = [
         f"{ledger.rejected} rejected = {ledger.open} open + {ledger.redriven} redriven"
-        f" + {ledger.discarded} discarded + {len(ledger.missing)} missing"
+        f" + {ledger.discarded} discarded + {len(ledger.missing)} missing{as_of}"
     ]
     for name, ids in (("missing", ledger.missing), ("unknown", ledger.unknown), ("unproven", ledger.unproven)):
         lines += [f"{name}: {letter}" for letter in ids[:_IDS]]

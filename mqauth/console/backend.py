@@ -36,6 +36,7 @@ from mqauth.review import (
     Session,
 )
 from mqauth.review.glossary import LABELS
+from mqauth.review.trail import Step, trail
 
 READ: Final = "read"
 JUDGE: Final = "judge"
@@ -173,7 +174,7 @@ class Letters:
         """Return one letter, by its mark."""
 
         def find(index: Index) -> tuple[Row, Reading] | None:
-            rows = index.page(Filter(mark=mark), limit=1)
+            rows = index.page(Filter(marks=(mark,)), limit=1)
             return (rows[0], index.reading(rows[0].number)) if rows else None
 
         return self._ask(find, None)
@@ -256,6 +257,8 @@ class Backend:
         self.ledger: Ledger | None = None
         self.letters = Letters(session, waits)
         self._lock = threading.RLock()
+        # Each look reads all audit files, so that several at once would take the whole disk.
+        self._looking = threading.Lock()
         self._worker = ThreadPoolExecutor(1, "mqauth-console")
 
     def close(self) -> None:
@@ -328,6 +331,19 @@ class Backend:
     def verdict(self, reading: Reading) -> str | None:
         """Return today's verdict on a letter; ``None`` without a verifier."""
         return None if self.session.guard is None else self.session.verdict(reading)
+
+    def trail(self, letter: str) -> list[Step]:
+        """Return what the audit files say of a dead letter, by its id.
+
+        Raises:
+            BusyError: somebody else is looking for another one.
+            ConfigurationError: a file cannot be read, or they are too large for that.
+        """
+        require(self._looking.acquire(blocking=False), "somebody is reading the audit files: try again", BusyError)
+        try:
+            return trail(self.files, letter)
+        finally:
+            self._looking.release()
 
     def _start(self, job: Job, work: Callable[[Job], None]) -> Job:
         with self._lock:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from mqauth.audit.record import AuditSink, read_records
+from mqauth.audit.file import with_parts
+from mqauth.audit.record import AuditSink, iso_time, read_records
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import require
 from mqauth.flow import Flow
@@ -191,8 +192,8 @@ class Session:
         return self.run(wish)
 
     def ledger(self, index: Index, files: Iterable[Path]) -> Ledger:
-        """Compare audit files of consumers and reviewers with the letters of an index."""
-        return account(read_records(files), index.ids())
+        """Compare audit files of consumers and reviewers, with their rotated parts, to the letters of an index."""
+        return account(read_records(with_parts(files)), index.ids(), as_of=index.as_of)
 
     def _releaser_of(self, plan: Plan) -> Releaser:
         return require(self._releaser, "started without --key: nothing can be redriven")(plan.reviewer)
@@ -235,6 +236,7 @@ class Ledger:
         missing: of these, neither in the queue nor on record as acted on.
         unknown: in the queue without a record of their rejection.
         unproven: open or discarded ids named only by letters that are not sound: they may be forged.
+        as_of: UTC seconds at which the queue was read; rejections after that do not count.
     """
 
     rejected: int
@@ -244,6 +246,7 @@ class Ledger:
     missing: tuple[str, ...]
     unknown: tuple[str, ...]
     unproven: tuple[str, ...]
+    as_of: float | None = None
 
     @property
     def difference(self) -> int:
@@ -254,31 +257,37 @@ class Ledger:
         """Return the ledger as JSON values; of long lists the first 100 ids, with the full count."""
         lists = {"missing": self.missing, "unknown": self.unknown, "unproven": self.unproven}
         return {
+            "as_of": None if self.as_of is None else iso_time(self.as_of),
             "rejected": self.rejected, "open": self.open, "redriven": self.redriven,
             "discarded": self.discarded, "difference": self.difference,
             **{name: {"count": len(found), "ids": list(found[:100])} for name, found in lists.items()},
         }  # fmt: skip
 
 
-def account(records: Iterable[Mapping[str, Any]], waiting: Iterable[tuple[str, bool]]) -> Ledger:
+def account(
+    records: Iterable[Mapping[str, Any]], waiting: Iterable[tuple[str, bool]], *, as_of: float | None = None
+) -> Ledger:
     """Compare audit records with the letters in the queue.
 
     Args:
         records: audit records of the consumers and the reviewers.
         waiting: ids in the queue, and whether one of their letters is sound (``Index.ids``).
+        as_of: UTC seconds at which the queue was read. What was rejected after that cannot have been in it.
     """
-    rejected: set[str] = set()
+    here, end = dict(waiting), None if as_of is None else iso_time(as_of)
+    rejected, later = set[str](), set[str]()
     acts: dict[str, tuple[str, bool]] = {}
     for record in records:
         letter, verdict = record.get("dead_letter"), record.get("verdict")
         if not isinstance(letter, str):
             continue
         if verdict == "rejected":
-            rejected.add(letter)
+            (rejected if end is None or str(record.get("time")) <= end else later).add(letter)
         elif verdict in ("redriven", "discarded"):
             review = record.get("review")
             acts[letter] = (verdict, isinstance(review, Mapping) and review.get("sound") is True)
-    here = dict(waiting)
+    # Another machine's clock may run ahead: what is here, or was acted on, had been rejected by then all the same.
+    rejected |= later & (here.keys() | acts.keys())
     # A letter still in the queue is open whatever the audit says: an act recorded before a crash may not have
     # removed it.
     resolved = {letter: act for letter, act in acts.items() if letter in rejected and letter not in here}
@@ -292,4 +301,5 @@ def account(records: Iterable[Mapping[str, Any]], waiting: Iterable[tuple[str, b
         missing=tuple(sorted(rejected - here.keys() - resolved.keys())),
         unknown=tuple(sorted(here.keys() - rejected)),
         unproven=tuple(sorted(unproven)),
+        as_of=as_of,
     )
