@@ -291,9 +291,19 @@ def test_every_reason_is_explained() -> None:
 
 # --- who may ----------------------------------------------------------------------------------------------
 
-REVIEWERS = ("/judge", "/act/redrive", "/act/discard", "/confirm", "/cancel")
+REVIEWERS = ("/judge", "/chosen", "/act/redrive", "/act/discard", "/confirm", "/cancel")
 EVERYBODY = ("/refresh", "/account", "/logout")
-SHOWN = ("/", "/letters", "/letter/00", "/act/redrive", "/act/discard", "/job", "/job.json", "/account")
+SHOWN = (
+    "/",
+    "/letters",
+    "/letter/00",
+    "/letter/00/audit",
+    "/act/redrive",
+    "/act/discard",
+    "/job",
+    "/job.json",
+    "/account",
+)
 
 
 @pytest.mark.parametrize("path", REVIEWERS)
@@ -542,10 +552,12 @@ def test_groups_and_picture(room: Room) -> None:
     overview = room.backend.letters.overview()
     assert overview is not None
     assert sum(column.total() for column in overview.picture.columns.values()) == 4
-    drawn = re.findall(r'y="([0-9.]+)" width="18" height="([0-9.]+)"><title>[^<]*: ([0-9]+), from', shown)
-    assert sum(int(count) for _, _, count in drawn) == 4
-    assert min(float(top) for top, _, _ in drawn) == 0.0
-    assert all(float(top) + float(tall) <= 160.01 for top, tall, _ in drawn)
+    drawn = re.findall(
+        r': ([0-9]+), from[^<]*</title><rect [^>]*y="([0-9.]+)" width="18" height="([0-9.]+)"', shown
+    )
+    assert sum(int(count) for count, _, _ in drawn) == 4
+    assert min(float(top) for _, top, _ in drawn) == 0.0
+    assert all(float(top) + float(tall) <= 160.01 for _, top, tall in drawn)
     assert overview.picture.highest <= 4
 
 

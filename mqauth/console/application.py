@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
@@ -91,9 +92,11 @@ def application(
         return site.error(500, _FAULT, site.session(request), error)
 
     handlers: Any = {HTTPException: failed, BadRequestError: failed}
-    inner = Starlette(routes=_routes(site, login), exception_handlers=handlers)
+    # Within Starlette's own middleware for errors, which would answer with an empty page.
+    shield = [Middleware(FaultMiddleware, failed=faulty)]
+    inner = Starlette(routes=_routes(site, login), exception_handlers=handlers, middleware=shield)
     # Outermost, so that its headers are on every error too.
-    return SecurityMiddleware(FaultMiddleware(inner, faulty), hosts, tls=tls)
+    return SecurityMiddleware(inner, hosts, tls=tls)
 
 
 def origin(hosts: Sequence[str], provider: Provider | None, *, tls: bool) -> str:

@@ -17,7 +17,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from mqauth.console import display
-from mqauth.console.backend import JUDGE, REHEARSE, BusyError
+from mqauth.console.backend import BusyError
+from mqauth.console.jobs import JUDGE, REHEARSE
 from mqauth.console.site import Session, Site
 from mqauth.errors import SIGNED_REASONS, ConfigurationError, MqauthError, Reason, require
 from mqauth.letters.release import WAIVABLE

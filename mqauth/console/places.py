@@ -28,6 +28,8 @@ def places_of(backends: Mapping[str, Backend]) -> list[Place]:
     require(
         backends and len(bases) == len(backends), "[brokers]: each needs a name of its own, of letters or digits"
     )
+    for name, backend in backends.items():
+        backend.beside = [other for called, other in backends.items() if called != name]
     return [Place(backends[name], base, name) for base, name in bases.items()]
 
 

@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -191,9 +192,24 @@ class Session:
         )  # fmt: skip
         return self.run(wish)
 
-    def ledger(self, index: Index, files: Iterable[Path]) -> Ledger:
-        """Compare audit files of consumers and reviewers, with their rotated parts, to the letters of an index."""
-        return account(read_records(with_parts(files)), index.ids(), as_of=index.as_of)
+    def ledger(
+        self,
+        index: Index,
+        files: Iterable[Path],
+        *,
+        beside: Iterable[tuple[str, bool]] = (),
+        as_of: float | None = None,
+    ) -> Ledger:
+        """Compare audit files of consumers and reviewers, with their rotated parts, to the letters of an index.
+
+        Args:
+            index: the letters.
+            files: oldest first.
+            beside: ids in other queues and topics whose rejections the files name too, as of ``Index.ids``.
+            as_of: UTC seconds at which the first of all these was read; by default, the index.
+        """
+        waiting = chain(index.ids(), beside)
+        return account(read_records(with_parts(files)), waiting, as_of=index.as_of if as_of is None else as_of)
 
     def _releaser_of(self, plan: Plan) -> Releaser:
         return require(self._releaser, "started without --key: nothing can be redriven")(plan.reviewer)
