@@ -76,7 +76,9 @@ def application(
         "nobody could sign in: without tokens there must be an OpenID provider",
     )
     places = places_of({"": backends} if isinstance(backends, Backend) else backends)
-    site = Site(places, sessions or Sessions(), Cookie(name="mqauth", tls=tls))
+    # Where there is only one, the pages of errors are about it too.
+    only = places[0] if len(places) == 1 else None
+    site = Site(places, sessions or Sessions(), Cookie(name="mqauth", tls=tls), only)
     login = Login(
         site, tokens=tokens, reviewer=reviewer, provider=provider, attempts=attempts or Attempts(),
         origin=origin(hosts, provider, tls=tls),
