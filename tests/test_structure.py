@@ -45,6 +45,8 @@ STATEMENTS = (
     + 90
     # Console: search, sort, previous and next.
     + 45
+    # Console: several queues, chosen rows, colours, the audit trail, strict JSON, errors with an id.
+    + 256
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")
