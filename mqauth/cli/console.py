@@ -31,7 +31,20 @@ from mqauth.cli.app import (
 )
 from mqauth.cli.broker import opened, places_of
 from mqauth.cli.dlq import key_reader, reviewer_of
-from mqauth.cli.serve import Host, Server, TLSCert, TLSKey, certificate_of, listen, origin
+from mqauth.cli.serve import (
+    Host,
+    Level,
+    Log,
+    LogForm,
+    LogLevel,
+    Server,
+    TLSCert,
+    TLSKey,
+    certificate_of,
+    listen,
+    log_lines,
+    origin,
+)
 from mqauth.cli.settings import file_of, review_of, settings_of
 from mqauth.errors import require
 from mqauth.keystore.remote.connection import FetchFailed
@@ -68,7 +81,8 @@ def console(
     ] = None,
     tls_cert: TLSCert = None, tls_key: TLSKey = None, authority: Authority = None, lifetime: Lifetime = 3600,
     reviewer: Reviewer = None, passphrase_env: PassphraseEnv = None, passphrase_file: PassphraseFile = None,
-    broker_settings: BrokerFile = None, as_json: Json = False,
+    broker_settings: BrokerFile = None, as_json: Json = False, log: Log = LogForm.TEXT,
+    level: Level = LogLevel.INFO,
 ) -> None:  # fmt: skip
     """Review dead letters in a browser, until it is stopped."""
     certificate = certificate_of(tls_cert, tls_key)
@@ -110,6 +124,7 @@ def console(
             tls=tls,
         )  # fmt: skip
         server = Server(served, certificate, requests=64, verb="console", extra="console")
+        stack.enter_context(log_lines(log, level))
         for backend in backends.values():
             backend.read(name)
         redirect = {} if back is None else {"redirect_uri": back}

@@ -23,7 +23,7 @@ from mqauth.letters.authorities import Releaser
 from mqauth.review.acts import DISCARD, Account, Plan, discard, redrive, rehearse
 from mqauth.review.index import ALL, Filter, Index, Selection
 from mqauth.review.letter import Reading
-from mqauth.review.letterbox import Judge, LetterBox, Originals, fill, judge, survey
+from mqauth.review.letterbox import Judge, LetterBox, Originals, depth, fill, judge, survey
 from mqauth.wire.keys import Key
 
 R = TypeVar("R")
@@ -82,6 +82,14 @@ class Session:
             ConfigurationError: the session has none.
         """
         return require(self.guard, "started without --config: nothing can be judged")
+
+    def depth(self) -> int:
+        """Return how many letters are open by the broker's counts, without reading them.
+
+        Raises:
+            Unavailable: ``dead_letter_unavailable``, the broker cannot be asked.
+        """
+        return self.run(depth(self.box))
 
     def survey(
         self,
