@@ -933,7 +933,8 @@ def test_command_shows_each_finding(shell: World) -> None:
     assert done.returncode == 1
     assert b"\x1b" not in done.stdout
     line = shell.text.splitlines().index('destinations = ["rabbitmq:shop/orders.#", "kafka:*"]') + 1
-    for part in (f"{line} error", "rule_matches_all", "kafka:*", CODES["rule_matches_all"].why, "1 error, 0 warnings"):
+    code = CODES["rule_matches_all"]
+    for part in (f"{line} error", code.name, "kafka:*", code.why, code.instead, "1 error, 0 warnings"):
         assert part in text
 
 

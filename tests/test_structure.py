@@ -47,6 +47,8 @@ STATEMENTS = (
     + 45
     # Console: several queues, chosen rows, colours, the audit trail, strict JSON, errors with an id.
     + 256
+    # dlq depth, the log of commands that stay, findings and the demo in a terminal and piped.
+    + 74
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")
