@@ -171,6 +171,18 @@ def test_up_changes_only_its_own_lines(place: Place) -> None:
     assert len(after - before) == 3
 
 
+def test_a_mark_in_time_is_not_before_now(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was queued within the second of the command stands before the mark, and is not condemned."""
+    now = NOW + 0.75
+    monkeypatch.setattr(cli, "_now", lambda: now)
+    place = Place(tmp_path, capsys, "rabbitmq:shop/orders")
+    place.records(observed(NOW - 60, place="rabbitmq:shop/orders"))
+    assert place.run("up", "rabbitmq:shop/orders", "--yes")[0] == 0
+    assert "from = 2026-12-10T12:00:01Z" in place.file.read_text("utf-8")
+
+
 def test_up_is_refused_where_it_is_not_safe(place: Place) -> None:
     """Exit code 1, with the groups; ``--force`` with a reason does it all the same, and keeps the reason."""
     place.records(observed(NOW - 60, groups=[GROUP]))

@@ -67,7 +67,8 @@ def print_verdicts(index: Index, counts: Counter[str], *, as_json: bool) -> None
 
 
 def _title(session: Session, index: Index, total: int) -> str:
-    return f"{total} dead letter{'' if total == 1 else 's'} of {session.box.name}, as of {shown_time(index.as_of)} UTC"
+    letters = "dead letter" if total == 1 else "dead letters"
+    return f"{total} {letters} of {session.box.name}, as of {shown_time(index.as_of)} UTC"
 
 
 def print_rehearsal(act: str, counts: Counter[str], *, as_json: bool) -> None:
