@@ -85,7 +85,7 @@ def _play_kafka(wanted: argparse.Namespace) -> int:
         play = kafka_play.KafkaPlay.of(seed, wanted.client)
         result = kafka_play.run(play, print if wanted.trace else None)
         if wanted.digests:
-            print(f"{seed} {result.digest}")
+            print(f"{seed} {result.digest}", flush=True)
         if result.problems:
             failed += 1
             shown = result if wanted.no_shrink else reduced(result, kafka_play.run)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, Final, Self
 
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.aio import AIOConsumer
 
 from tests.kafka_client import Record
 from tests.simulation.kafka_broker import EXPIRY, LATENCY, PLACES, TOPIC, Broker
@@ -304,6 +305,18 @@ class Client(Consumer):
         self._depth -= 1
         if not self._depth:
             self._user = None
+
+
+class AIOClient(AIOConsumer):
+    """A ``confluent_kafka.aio.AIOConsumer`` around a client.
+
+    Args:
+        client: the client.
+    """
+
+    def __init__(self, client: Client) -> None:
+        # Not ``super().__init__``: that would make a client of its own.
+        self._consumer = client
 
 
 class LetterClient(Producer):

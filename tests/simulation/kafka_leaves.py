@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import _base as futures
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Final
@@ -10,7 +11,7 @@ from typing import Any, Final
 from aiokafka.errors import TopicAuthorizationFailedError
 from confluent_kafka import KafkaError, KafkaException
 
-from mqauth.brokers import aiokafka, confluent, dead_letters, kafka
+from mqauth.brokers import aiokafka, confluent, dead_letters, event_loop, kafka
 from mqauth.brokers.confluent import confirmed as confluent_confirmed
 from mqauth.brokers.confluent import poller as confluent_poller
 from mqauth.brokers.kafka import sealing as kafka_sealing
@@ -54,7 +55,7 @@ class Leaf:
         """Return module, name and stand-in of each thing that is replaced."""
         threading, queue = stand_ins(threads)
         clock = SimpleNamespace(monotonic=lambda: threads.agenda.now)
-        found = {"threading": threading, "queue": queue, "time": clock}
+        found = {"threading": threading, "queue": queue, "time": clock, "SimpleQueue": queue.SimpleQueue}
         return [
             (module, name, stand_in)
             for module in self.modules
@@ -76,6 +77,16 @@ def _confluent(
     letters = confluent_client.LetterClient(broker, process)
     return confluent.Consumer(
         client, guard, handle, topics=[TOPIC], **settings,
+        dead_letters=confluent.DeadLetters(letters, DEAD, timeout=TIMEOUT, config={}),
+    )  # fmt: skip
+
+
+def _confluent_aio(
+    client: Any, broker: Broker, process: Process, guard: Pipeline, handle: Handler, **settings: Any
+) -> Any:
+    letters = confluent_client.LetterClient(broker, process)
+    return confluent.AIOConsumer(
+        confluent_client.AIOClient(client), guard, handle, topics=[TOPIC], **settings,
         dead_letters=confluent.DeadLetters(letters, DEAD, timeout=TIMEOUT, config={}),
     )  # fmt: skip
 
@@ -104,6 +115,13 @@ LEAVES: Final = {
         Leaf(
             name="confluent", client=confluent_client.Client, consumer=_confluent, is_final=_is_refused,
             modules=(log_consumer, dead_letters, confluent_poller, confluent_confirmed),
+        ),
+        Leaf(
+            name="confluent-aio", client=confluent_client.Client, consumer=_confluent_aio, is_final=_is_refused,
+            on_loop=True,
+            modules=(
+                log_event_loop, event_loop, futures, dead_letters, confluent_poller, confluent_confirmed,
+            ),
         ),
         Leaf(
             name="aiokafka", client=aiokafka_client.Client, consumer=_aiokafka, on_loop=True,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 from unittest import mock
 
+from mqauth.brokers.aiokafka import poller as aiokafka_poller
+from mqauth.brokers.aiokafka.confirmed import DeadLetters
 from mqauth.brokers.confluent import poller as confluent_poller
 from mqauth.brokers.kafka import poller as kafka_poller
 from mqauth.brokers.kafka.poller import Poller
 from mqauth.brokers.log.confirmed import Confirmed, TopicLetters
 from mqauth.brokers.log.consumer import LogConsumer
+from mqauth.brokers.log.event_loop import AsyncLogConsumer
 from mqauth.errors import Unavailable
 from mqauth.flow import call, run
 from tests.simulation import engine_mutants
@@ -64,6 +68,30 @@ def settling_nothing(_: Any) -> Any:
     return lambda consumer: consumer.calls.commit()
 
 
+def swallowing_on_loop(original: Any) -> Any:
+    """Drop a letter while its sink is down, on an event loop."""
+
+    async def publish(sink: Any, letter: Any) -> None:
+        with suppress(Unavailable):
+            await original(sink, letter)
+
+    return publish
+
+
+def settling_nothing_on_loop(_: Any) -> Any:
+    """Commit before a rebalance what is settled, without waiting for running handlers, on an event loop."""
+    return lambda consumer: consumer._commit(last=True)
+
+
+def dying_of_commits(_: Any) -> Any:
+    """Commit, and pass on whatever the client raises."""
+
+    async def send_commit(poller: Any, offsets: Any) -> None:
+        await poller._client.commit(dict(offsets))
+
+    return send_commit
+
+
 def left_paused(original: Any) -> Any:
     """Leave pauses at the client when partitions are revoked."""
 
@@ -100,6 +128,13 @@ MUTANTS: Final = {
         Mutant("dies of a commit that failed", confluent_poller, "COMES_AGAIN", lambda _: frozenset()),
         Mutant("takes records of a position that it left", confluent_poller.Poller, "_is_next", returning(True)),
         Mutant("leaves what is revoked paused", confluent_poller.Poller, "_drop", left_paused),
+    ),
+    "aiokafka": (
+        *ENGINE,
+        Mutant("drops a letter while its sink is down", DeadLetters, "publish", swallowing_on_loop),
+        Mutant("lets a rebalance wait for nothing", AsyncLogConsumer, "settle", settling_nothing_on_loop),
+        Mutant("seeks nothing", aiokafka_poller.Poller, "seek", returning(None)),
+        Mutant("dies of a commit that failed", aiokafka_poller.Poller, "send_commit", dying_of_commits),
     ),
 }  # fmt: skip
 """By client: those of the engine, and those of its leaf."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections import defaultdict
@@ -135,7 +136,8 @@ class Service:
             if not process.alive:
                 raise
             self._ended_by(process, error)
-        await self._look_back(process).stop()
+        client = self._look_back(process)
+        await (client.stop() if hasattr(client, "stop") else asyncio.to_thread(client.close))
 
     def _start(self, process: Process) -> None:
         play = self.play
