@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", help="of this one alone")
     parser.add_argument("--jobs", type=int, help="processes at a time that play engines, by default one a core")
     parser.add_argument("--kafka", action="store_true", help="play a whole Kafka leaf instead")
-    parser.add_argument("--client", default="kafka-python", help="the leaf of this client, with --kafka")
+    parser.add_argument("--client", help="the leaf of this client; with --kafka one of a client of Kafka's")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first of them")
     parser.add_argument("--plan", type=Path, help="play the plan of this file")
     parser.add_argument("--code", type=Path, help="another checkout, whose mqauth is played")
@@ -82,7 +82,7 @@ def _play_kafka(wanted: argparse.Namespace) -> int:
 
     started, failed = time.perf_counter(), 0
     for seed in range(wanted.first, wanted.first + wanted.seeds):
-        play = kafka_play.KafkaPlay.of(seed, wanted.client)
+        play = kafka_play.KafkaPlay.of(seed, wanted.client or "kafka-python")
         result = kafka_play.run(play, print if wanted.trace else None)
         if wanted.digests:
             print(f"{seed} {result.digest}", flush=True)
@@ -109,7 +109,7 @@ def _play_seeds(wanted: argparse.Namespace) -> int:
     started, failed, broken = time.perf_counter(), 0, Counter[str]()
     done = 0
     for seed in range(wanted.first, wanted.first + wanted.seeds):
-        result = run(Play.of(seed, wanted.without), print if wanted.trace else None, strict=wanted.strict)
+        result = run(Play.of(seed, wanted.without, wanted.client or "aio-pika"), print if wanted.trace else None, strict=wanted.strict)
         done += 1
         if wanted.digests:
             print(f"{seed} {result.digest}")
