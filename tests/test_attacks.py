@@ -126,7 +126,7 @@ class TestHoles(OnMemory):
         """A handler that runs before the verdict is counted, and so is a second call for an honest message."""
 
         def make(found: Probe) -> memory.Consumer:
-            made = make_consumer(found)
+            made = make_consumer(found, self_test=False)
             receive = made._guard.receive
             made._guard.receive = lambda message: (found.handler(message), receive(message))[1]
             return made
@@ -175,3 +175,14 @@ def test_names_are_unique() -> None:
     """No two attacks on one broker share a name."""
     names = [(attack.name, attack.scheme) for attack in ALL_ATTACKS]
     assert len(set(names)) == len(names)
+
+
+def test_the_page_counts_right() -> None:
+    """The how-to page says how many attacks and classes there are."""
+    page = " ".join(
+        (Path(__file__).parent.parent / "docs" / "how-to" / "attack-your-consumer.md").read_text().split()
+    )
+    single = len({attack.name for attack in ALL_ATTACKS})
+    assert f"has {single} attacks of one message, and six of several messages" in page
+    assert len(SCENES) == 6
+    assert "They stand for 57 of 64 known classes" in page
