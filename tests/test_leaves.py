@@ -37,7 +37,7 @@ LIMITS = {
     ("rabbitmq/confirmed:DeadLetters",): 50,
     ("rabbitmq/translate:from_native,failures_of,to_message,to_native,headers_out,carries,scalar_on_wire",): 65,
     ("rabbitmq/confirmed:Confirmed",): 25,
-    ("../integrations/faststream", "../integrations/faststream_middleware", "../integrations/turn"): 369,
+    ("../integrations/faststream", "../integrations/faststream_middleware", "../integrations/turn"): 372,
     ("../integrations/late_letters",): 25,
     ("../integrations/faststream_rabbitmq",): 55,
     ("../integrations/faststream_log", "../integrations/faststream_kafka"): 140,
