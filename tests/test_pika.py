@@ -225,7 +225,7 @@ async def test_what_a_plain_handler_returns_is_awaited() -> None:
         await asyncio.sleep(0)
         return verified, threading.current_thread()
 
-    assert await on_thread(lambda verified: later(verified))("v") == ("v", threading.current_thread())
+    assert await on_thread(lambda verified: later(verified + "w"))("v") == ("vw", threading.current_thread())
 
 
 async def test_what_has_not_begun_is_cut_off() -> None:

@@ -109,7 +109,11 @@ def _play_seeds(wanted: argparse.Namespace) -> int:
     started, failed, broken = time.perf_counter(), 0, Counter[str]()
     done = 0
     for seed in range(wanted.first, wanted.first + wanted.seeds):
-        result = run(Play.of(seed, wanted.without, wanted.client or "aio-pika"), print if wanted.trace else None, strict=wanted.strict)
+        result = run(
+            Play.of(seed, wanted.without, wanted.client or "aio-pika"),
+            print if wanted.trace else None,
+            strict=wanted.strict,
+        )
         done += 1
         if wanted.digests:
             print(f"{seed} {result.digest}")

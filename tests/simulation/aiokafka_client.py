@@ -94,7 +94,7 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
         for place in offsets:
             if place not in self.assignment():
                 raise IllegalStateError(f"Partition {place} is not assigned")
-        while not await self._commit_once(offsets):
+        while not await self._commit_once(offsets):  # noqa: ASYNC110 - as aiokafka does
             await asyncio.sleep(0.1)
 
     async def stop(self) -> None:

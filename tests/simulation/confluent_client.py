@@ -283,7 +283,9 @@ class Client(Consumer):
             threads.sleep(1.0)
         if threads.draw.random() < 0.5:
             raise refusal(code)
-        return [SimpleNamespace(topic=each.topic, partition=each.partition, error=KafkaError(code)) for each in offsets]
+        return [
+            SimpleNamespace(topic=each.topic, partition=each.partition, error=KafkaError(code)) for each in offsets
+        ]
 
     def _travel(self) -> None:
         """Wait for a request to reach the broker."""

@@ -1,4 +1,7 @@
-"""The services beside the broker in the Kafka simulation: store, audit, policy and keys, called by threads or on event loops."""
+"""The services beside the broker in the Kafka simulation: store, audit, policy and keys.
+
+They are called by threads, or on event loops.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The leaves that the Kafka simulation plays: which client each has, how it is made, and what stands in for what."""
+"""The leaves that the Kafka simulation plays: each one's client, how it is made, and what stands in for what."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Leaf:
     Args:
         name: the client's, for people and for the command.
         client: makes a consumer of the client's, for a broker, a process, and records of one poll.
-        consumer: makes mqauth's consumer, of that client, a broker, a process, a pipeline, a handler, and settings.
+        consumer: makes mqauth's consumer, of that client, a broker, a process, a pipeline, a handler, settings.
         is_final: tells whether an error that ended it is a refusal for good.
         on_loop: whether it runs on an event loop.
         modules: in which ``threading``, ``queue`` and ``time`` are replaced, where they have them.
@@ -64,7 +64,9 @@ class Leaf:
         ]
 
 
-def _kafka(client: Any, broker: Broker, process: Process, guard: Pipeline, handle: Handler, **settings: Any) -> Any:
+def _kafka(
+    client: Any, broker: Broker, process: Process, guard: Pipeline, handle: Handler, **settings: Any
+) -> Any:
     letters: Any = kafka_broker.LetterClient(broker, process)
     return kafka.Consumer(
         client, guard, handle, dead_letters=kafka.DeadLetters(letters, DEAD, timeout=TIMEOUT), **settings

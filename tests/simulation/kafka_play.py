@@ -28,7 +28,8 @@ from tests.simulation import determinism
 from tests.simulation.faults import Fault
 from tests.simulation.kafka_broker import PLACES, SESSION
 from tests.simulation.kafka_leaves import LEAVES
-from tests.simulation.kafka_services import DESTINATION, GRACE, Behaviour, Handling, Play, Settings
+from tests.simulation.kafka_ledger import Behaviour, Handling, Settings
+from tests.simulation.kafka_services import DESTINATION, GRACE, Play
 from tests.simulation.threads import Process, Stuck
 
 KINDS: Final = (

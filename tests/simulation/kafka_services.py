@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -18,9 +16,18 @@ from mqauth.judging.verifier import Issuer
 from mqauth.testing.forge import ISSUER, Forge
 from tests.simulation.kafka_broker import TOPIC, Broker, Client, source_of
 from tests.simulation.kafka_facilities import (
-    Audit, Claim, Keys, Reach, Rules, SingleStore, Steps, Store, awaited, carried_out,
+    Audit,
+    Keys,
+    Reach,
+    Rules,
+    SingleStore,
+    Steps,
+    Store,
+    awaited,
+    carried_out,
 )  # fmt: skip
 from tests.simulation.kafka_leaves import Leaf
+from tests.simulation.kafka_ledger import Behaviour, Handling, Ledger, Settings
 from tests.simulation.thread_loop import Loop
 from tests.simulation.threads import Killed, Process, Threads
 
@@ -32,52 +39,6 @@ TRIES: Final = 2
 
 class Abort(BaseException):
     """A ``BaseException`` that a handler must not raise, and does."""
-
-
-@dataclass(slots=True)
-class Behaviour:
-    """What the handler does with one order.
-
-    Args:
-        how: ``later``, ``fail``, ``flaky``, ``reject``, ``slow`` or ``abort``.
-        until: virtual seconds until which it asks for another time.
-        seconds: how long it works.
-        left: how often it still misbehaves.
-    """
-
-    how: str
-    until: float = 0.0
-    seconds: float = 0.0
-    left: int = 1
-
-
-@dataclass(slots=True, eq=False)
-class Handling:
-    """One run of a handler: its record, process, beginning and end."""
-
-    label: bytes
-    process: Process
-    place: tuple[int, int]
-    begun: float
-    ended: float | None = None
-    over: bool = False
-
-
-@dataclass
-class Ledger:
-    """The facts that the invariants check."""
-
-    sent: dict[bytes, int] = field(default_factory=dict)
-    forged: list[tuple[str, bytes]] = field(default_factory=list)
-    copied: set[bytes] = field(default_factory=set)
-    handlings: defaultdict[bytes, list[Handling]] = field(default_factory=lambda: defaultdict(list))
-    handled: set[tuple[int, int]] = field(default_factory=set)
-    claims: dict[Any, Claim] = field(default_factory=dict)
-    records: list[dict[str, Any]] = field(default_factory=list)
-    problems: list[tuple[str, str]] = field(default_factory=list)
-    rough: list[tuple[str, float, float]] = field(default_factory=list)
-    """Process, and from when to when something happened to it after which messages may be handled again."""
-    deaths: list[str] = field(default_factory=list)
 
 
 class Service:
@@ -199,37 +160,6 @@ class Service:
         if seconds > play.settings.session:
             play.rough(process.name, seconds + 60.0)
             play.threads.agenda.after(play.settings.session, lambda: play.broker.evict(client))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How a simulated deployment is set up.
-
-    Args:
-        consumers: how many.
-        workers, interval: of ``Consumer``; the latter is its ``commit_interval``.
-        most: records of a partition in one poll.
-        many: whether the store takes many claims at once.
-        work: seconds of a handler's work, at most.
-        lease: of ``Pipeline``.
-        session: seconds of silence after which the group gives partitions to others.
-        orders, spread: how many are sent, in how many seconds.
-        hostile: records of an attacker.
-        batch: nothing; for the reduction.
-    """
-
-    consumers: int
-    workers: int
-    interval: float
-    most: int
-    many: bool
-    work: float
-    lease: float
-    session: float
-    orders: int
-    spread: float
-    hostile: int
-    batch: int = 1
 
 
 class Play:

@@ -1,8 +1,8 @@
 """pika's own connections on the simulated network: its channels, frames and heartbeats, with other sockets.
 
-pika's blocking calls wait in a ``select`` of their own, which no virtual clock can drive; mqauth's leaf makes none of
-them while it consumes. So its I/O services are ours: timers are the event loop's, and the simulated transport calls
-the protocol as pika's own would. What the leaf asks of pika's poller does nothing, since bytes come by themselves.
+pika's blocking calls wait in a ``select`` of their own, which no virtual clock can drive; mqauth's leaf makes none
+of them while it consumes. So its I/O services are ours: timers are the event loop's, and the simulated transport
+calls the protocol as pika's own would. What the leaf asks of pika's poller does nothing: bytes come by themselves.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Connection(pika.BlockingConnection):
         if not self._impl.is_closed and not self._impl.is_closing:
             self._impl.close()
         until = asyncio.get_running_loop().time() + CLOSE_TIMEOUT
-        while not self._impl.is_closed and asyncio.get_running_loop().time() < until:
+        while not self._impl.is_closed and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         if not self._impl.is_closed:
             self._impl._terminate_stream(AMQPConnectionError("no answer to the close"))
@@ -93,12 +93,12 @@ class Impl(BaseConnection):
         return 0 if transport is None else int(transport.get_write_buffer_size())
 
 
-async def connect(heartbeat: int, timeout: float) -> Connection:
+async def connect(heartbeat: int, limit: float) -> Connection:
     """Connect to the simulated broker.
 
     Args:
         heartbeat: seconds.
-        timeout: seconds that it may take.
+        limit: seconds that it may take.
 
     Raises:
         AMQPConnectionError: the connection was lost before it was open.
@@ -117,7 +117,7 @@ async def connect(heartbeat: int, timeout: float) -> Connection:
         lambda _: None if opened.done() else opened.set_result(None), failed, failed, Services(loop),  # type: ignore[arg-type]
         internal_connection_workflow=False,
     )  # fmt: skip
-    async with asyncio.timeout(timeout):
+    async with asyncio.timeout(limit):
         await loop.create_connection(lambda: Protocol(impl), "rabbitmq", 5672)  # type: ignore[arg-type, return-value]
         await opened
     return Connection(impl)

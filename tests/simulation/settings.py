@@ -51,7 +51,7 @@ class Settings:
     client: str = "aio-pika"
 
     def on_pika(self) -> Settings:
-        """Return the same for consumers on pika, whose plain handlers would need threads, and which are stopped."""
+        """Return the same for consumers on pika: plain handlers would need threads, and ``stop`` ends them."""
         return replace(self, client="pika", asynchronous=True, stop="stop")
 
     @classmethod

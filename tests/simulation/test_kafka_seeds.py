@@ -15,8 +15,8 @@ from tests.simulation.engine_mutants import Mutant
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
     from tests.simulation import kafka_mutants, kafka_play
+    from tests.simulation.kafka_ledger import Behaviour, Ledger
     from tests.simulation.kafka_play import KafkaPlay, run
-    from tests.simulation.kafka_services import Behaviour, Ledger
     from tests.simulation.shrink import gravest, reduced
 
 SEEDS = {"kafka-python": 100, "confluent": 80, "confluent-aio": 50, "aiokafka": 80}
@@ -100,7 +100,9 @@ def test_mutant_is_found(client: str, mutant: Mutant) -> None:
 @pytest.mark.slow
 def test_a_finding_is_cut_down() -> None:
     """A failing seed is reported by fewer faults, with which the gravest broken invariant still breaks."""
-    mutant = next(found for found in kafka_mutants.MUTANTS["kafka-python"] if found.name == "commits received, not settled")
+    mutant = next(
+        found for found in kafka_mutants.MUTANTS["kafka-python"] if found.name == "commits received, not settled"
+    )
     with mutant.made():
         result = run(KafkaPlay.of(1))
         shown = reduced(result, run, most=6)  # type: ignore[arg-type,type-var]

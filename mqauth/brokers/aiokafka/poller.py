@@ -113,8 +113,8 @@ class Poller(TransactionCalls):
 
     def steer(self) -> None:
         """Make the calls that the assignment asks for now, but in a rebalance."""
-        # The client may have its new partitions before its listener is told. What is asked for then is meant for the
-        # old ones: a pause of a partition that is about to be dropped would have no end.
+        # The client may have its new partitions before its listener is told. What is asked for then is meant for
+        # the old ones: a pause of a partition that is about to be dropped would have no end.
         if not self._rebalancing:
             super().steer()
 
