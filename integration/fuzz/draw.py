@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any, Final
 
-from mqauth.errors import MalformedMessage
 from mqauth.wire import destination
 from mqauth.wire.json_form import PROPERTIES
 from mqauth.wire.message import HeaderPair, HeaderValue, Message, Origin
@@ -61,6 +60,11 @@ class Draw:
         """Return text; bytes that are not UTF-8 become lone surrogates."""
         return self.some().decode("utf-8", "surrogateescape")
 
+    def _sendable(self, otherwise: str) -> str:
+        """Return text that has a UTF-8 form and is not empty, as names of brokers are."""
+        text = self.text()
+        return text if text and not any("\ud800" <= char <= "\udfff" for char in text) else otherwise
+
     def name(self) -> str:
         """Return a header name: one that means something, or any text."""
         place = self.number()
@@ -78,21 +82,20 @@ class Draw:
         """Return a message, on Kafka if the first byte is odd."""
         on_kafka = self.number() % 2
         pairs: list[HeaderPair] = self.listed(lambda: (self.name(), self.value()))
-        try:
-            place = destination.kafka(self.text()) if on_kafka else destination.rabbitmq(self.text(), self.text())
-        except MalformedMessage:
-            place = "kafka:" if on_kafka else "rabbitmq:/"
+        exchange = "" if on_kafka else self._sendable("")
+        name = self._sendable("t")
         if on_kafka:
             headers = [(name, value) for name, value in pairs if value is None or isinstance(value, bytes)]
             key, has_body = (self.some() if self.number() % 2 else None), self.number() % 2
             return Message(
-                destination=place, headers=tuple(headers), key=key, body=self.rest() if has_body else None,
-                origin=Origin(topic="t", partition=0, offset=7, scope="s", timestamp_ms=1, timestamp_type="create"),
+                destination=destination.kafka(name), headers=tuple(headers), key=key,
+                body=self.rest() if has_body else None,
+                origin=Origin(topic=name, partition=0, offset=7, scope="s", timestamp_ms=1, timestamp_type="create"),
             )  # fmt: skip
         found = dict(self.listed(lambda: (PROPERTIES[self.number() % len(PROPERTIES)], self.text())))
         return Message(
-            destination=place, headers=tuple(dict(pairs).items()), properties=found, body=self.rest(),
-            origin=Origin(queue="q", scope="s"),
+            destination=destination.rabbitmq(exchange, name), headers=tuple(dict(pairs).items()), properties=found,
+            body=self.rest(), origin=Origin(queue="q", scope="s", exchange=exchange, routing_key=name),
         )  # fmt: skip
 
 

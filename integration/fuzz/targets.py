@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from integration.fuzz import readers, seeds
+from integration.fuzz import binding, natives, readers, seeds, views
 from mqauth.letters.release import RELEASE_HEADER, RELEASE_TYPE
 
 
@@ -22,7 +22,7 @@ class Target:
     """
 
     run: Callable[[bytes], None]
-    seeds: Callable[[], Iterator[bytes]]
+    seeds: Callable[[], Iterable[bytes]]
     modules: tuple[str, ...]
 
 
@@ -37,5 +37,19 @@ TARGETS: Final = {
         readers.release_payload, partial(seeds.payloads, RELEASE_HEADER, RELEASE_TYPE), ("letters/release",)
     ),
     "json-form": Target(readers.form_of_message, seeds.written_forms, ("wire/json_form", "wire/strict_json")),
-}
+    "binding": Target(binding.binding, binding.changed, ("wire/envelope", "wire/batch")),
+    "verdict": Target(binding.verdict, seeds.drawn, ("judging/verifier", "judging/token", "wire/envelope")),
+    "rabbitmq-frame": Target(
+        natives.rabbitmq_frame, natives.frames,
+        ("brokers/amqp_messages", "brokers/amqp_values", "brokers/rabbitmq/translate", "brokers/pika/translate"),
+    ),
+    "rabbitmq-published": Target(
+        natives.rabbitmq_published, natives.published, ("brokers/amqp_messages", "brokers/amqp_values"),
+    ),
+    "kafka-record": Target(natives.kafka_record, natives.records, ("brokers/log/records",)),
+    "kafka-values": Target(natives.kafka_values, natives.values, ("brokers/log/records", "brokers/kafka/translate")),
+    "dead-letter": Target(views.dead_letter, views.dead_letters, ("letters/dead_letter", "review/letter")),
+    "letter": Target(views.letter, views.letters, ("review/letter", "wire/json_form")),
+    "view": Target(views.view, views.views, ("console/display", "review/index", "review/letter")),
+}  # fmt: skip
 readers.SIGNED.update(seeds.signed())
