@@ -238,4 +238,3 @@ def _known() -> dict[tuple[str, str], list[Message]]:
                 claims = verifiers().open(message).token.claims
                 _MADE.setdefault((message.destination, claims.jti), []).append(message)
     return _MADE
-

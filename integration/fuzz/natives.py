@@ -94,7 +94,9 @@ def _is_portable(value: Any) -> bool:
         return all(map(_is_portable, value))
     if isinstance(value, dict):
         return all(map(_is_portable, value.values()))
-    return value is None or isinstance(value, str | bytes | bool) or (isinstance(value, int) and abs(value) <= 2**53)
+    return (
+        value is None or isinstance(value, str | bytes | bool) or (isinstance(value, int) and abs(value) <= 2**53)
+    )
 
 
 def _sent_again(message: Message, translate: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from functools import cache
 from typing import Any, Final
 
 import jwt
@@ -63,6 +64,10 @@ def compact_jws(raw: bytes) -> None:
             assert hashlib.sha256(opened.signing_input).digest() in SIGNED, "a forged signature holds"
 
 
+_LEAVES: Final = 40
+"""Most leaves of a tree."""
+_STEPS: Final = 24
+"""Most proofs that are followed one after another."""
 _UNSIGNED: Final = frozenset((Reason.ALGORITHM_FORBIDDEN, Reason.SIGNATURE_INVALID))
 
 
@@ -111,17 +116,24 @@ def batch_proof(raw: bytes) -> None:
     """Read proofs and follow their paths: as RFC 9162 verifies them, whatever was remembered of others."""
     draw = Draw(raw)
     size = 1 + draw.number(2) % claims.MAX_BATCH
-    leaves = [hashlib.sha256(bytes((number % 256, number // 256))).digest() for number in range(min(size, 40))]
-    tree = batch.Tree(leaves)
-    proven, paths = batch.Proven(tree.root, len(leaves)), tree.paths()
-    made = Claims("i", "s", "a", 0, 1, "j" * 16, Batch(base64url.encode(tree.root).decode(), len(leaves)))
-    for at, flips, text in draw.listed(lambda: (draw.number(), draw.some(), draw.some())):
-        _follow(proven, leaves, tree.root, at % len(leaves), _flipped(paths[at % len(leaves)], flips))
+    leaves, root, paths = _tree(min(size, _LEAVES))
+    proven = batch.Proven(root, len(leaves))
+    made = Claims("i", "s", "a", 0, 1, "j" * 16, Batch(base64url.encode(root).decode(), len(leaves)))
+    for at, flips, text in draw.listed(lambda: (draw.number(), draw.some(), draw.some()))[:_STEPS]:
+        _follow(proven, leaves, root, at % len(leaves), _flipped(paths[at % len(leaves)], flips))
         proof = judged(lambda text=text: batch.proof_of(text, made), frozenset((Reason.PROOF_INVALID,)))  # type: ignore[misc]
         if proof is not None:
             assert batch.proof_text(*proof).encode("ascii") == batch.SEPARATOR + text
-            _follow(proven, leaves, tree.root, proof.place, proof.path)
+            _follow(proven, leaves, root, proof.place, proof.path)
     assert held(proven) <= _token_of(made).size
+
+
+@cache
+def _tree(size: int) -> tuple[list[bytes], bytes, list[bytes]]:
+    """Return leaves, the root and the path of each leaf."""
+    leaves = [hashlib.sha256(b"%d" % number).digest() for number in range(size)]
+    tree = batch.Tree(leaves)
+    return leaves, tree.root, tree.paths()
 
 
 def _token_of(made: Claims) -> Token:

@@ -49,7 +49,7 @@ TARGETS: Final = {
     "kafka-record": Target(natives.kafka_record, natives.records, ("brokers/log/records",)),
     "kafka-values": Target(natives.kafka_values, natives.values, ("brokers/log/records", "brokers/kafka/translate")),
     "dead-letter": Target(views.dead_letter, views.dead_letters, ("letters/dead_letter", "review/letter")),
-    "letter": Target(views.letter, views.letters, ("review/letter", "wire/json_form")),
+    "letter": Target(views.letter, views.hidden_letters, ("review/letter", "wire/json_form")),
     "view": Target(views.view, views.views, ("console/display", "review/index", "review/letter")),
 }  # fmt: skip
 readers.SIGNED.update(seeds.signed())

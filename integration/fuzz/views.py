@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import re
 import unicodedata
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 import mqauth.console
 from integration.fuzz import seeds
-from integration.fuzz.draw import Draw, packed_message
+from integration.fuzz.draw import Draw, packed_message, sized
 from integration.fuzz.oracles import plain
 from integration.fuzz.readers import is_carried
 from mqauth.console import display, pages
@@ -33,6 +34,12 @@ _HIDDEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Zl", "Zp"))
 """Unicode categories of characters that nobody sees; those of the unassigned depend on the version of Unicode."""
 _PLACES: Final = ("/", "?", "#")
 """What links of the console begin with."""
+_TOPIC: Final = re.compile("[A-Za-z0-9._-]{1,249}")
+"""A topic's name, as Kafka allows it."""
+_BLANK: Final = re.compile(
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
+)
+"""Characters that Unicode calls ignorable, and that are in none of the categories."""
 _MANY: Final = 500
 """Letters of one index."""
 
@@ -41,9 +48,14 @@ def dead_letter(raw: bytes) -> None:
     """Write a dead letter in each form and read it again: what is restored is the message that was rejected."""
     draw = Draw(raw)
     carried, which = draw.number(), draw.number() % 3
+    scope, queue = draw.text() or "s", draw.text()
     message = draw.message()
+    if not envelope.is_kafka(message.destination):
+        message = replace(message, origin=replace(message.origin, queue=queue))
+    elif not _TOPIC.fullmatch(message.origin.topic or ""):
+        return
     made = DeadLetter(
-        message=message, rejection=Rejection(Reason.EXPIRED, "expired"), scope="s", time=1.9e9, audit="a"
+        message=message, rejection=Rejection(Reason.EXPIRED, "expired"), scope=scope, time=1.9e9, audit="a"
     )
     form = (lambda: made.whole(lambda name, value: len(name) % 8 != carried), made.in_body, made.reference)[which]
     letter = form()
@@ -53,7 +65,7 @@ def dead_letter(raw: bytes) -> None:
     stripped = any(fold(name).startswith("mqauth-dead-") for name, _ in message.headers)
     if which == 2 or not is_carried(message) or (which == 0 and stripped):
         return
-    if _is_writable(message) and len(message.headers) <= MAX_HEADERS:
+    if _is_writable(message, scope, queue) and len(message.headers) <= MAX_HEADERS:
         assert found.sound, f"our own letter is not sound: {found.fault}"
         assert found.original is not None
         assert plain(_judged_parts(found.original)) == plain(_judged_parts(message))
@@ -66,9 +78,9 @@ def _judged_parts(message: Message) -> tuple[Any, ...]:
     return message.destination, message.body, message.key, dict(message.properties), headers
 
 
-def _is_writable(message: Message) -> bool:
+def _is_writable(message: Message, *names: str) -> bool:
     """Tell whether all names and properties have a UTF-8 form; the letter escapes the others."""
-    texts = (*message.properties.values(), *(name for name, _ in message.headers))
+    texts = (*names, *message.properties.values(), *(name for name, _ in message.headers))
     return all(text == json_form.writable(text) for text in texts)
 
 
@@ -93,21 +105,21 @@ def view(raw: bytes) -> None:
     with suppress(ConfigurationError):
         reading = index.reading(row.number)
         _check(_letter_page(row, reading, form))
-    _check(_lists(row, index))
-
-
-class _Held:
-    """The index that views add to; a new one once it has many letters."""
-
-    index: Index | None = None
+    if form == "text":
+        _check(_lists(row, index))
 
 
 def _index() -> Index:
-    if _Held.index is None or _Held.index.size >= _MANY:
-        if _Held.index is not None:
-            _Held.index.close()
-        _Held.index = Index(0.0)
-    return _Held.index
+    """Return the index that views add to; a new one once it has many letters."""
+    if not _INDEXES or _INDEXES[-1].size >= _MANY:
+        for index in _INDEXES:
+            index.close()
+        _INDEXES[:] = [Index(0.0)]
+    return _INDEXES[-1]
+
+
+_INDEXES: Final = list[Index]()
+atexit.register(lambda: [index.close() for index in _INDEXES])
 
 
 def _letter_page(row: Any, reading: Reading, form: str) -> str:
@@ -124,7 +136,9 @@ def _letter_page(row: Any, reading: Reading, form: str) -> str:
 
 
 def _lists(row: Any, index: Index) -> str:
-    own = Filter(subject=row.subject, kid=row.kid, issuer=row.issuer, destination=row.destination, reason=row.reason)
+    own = Filter(
+        subject=row.subject, kid=row.kid, issuer=row.issuer, destination=row.destination, reason=row.reason
+    )
     shown = display.overview(index) if index.size <= 20 else None
     groups = [] if shown is None else list(shown.groups)
     listed = _render(
@@ -200,7 +214,8 @@ def _check(page: str) -> None:
 
 
 def _visible(text: str, where: str) -> None:
-    hidden = {char for char in text if char != "\n" and unicodedata.category(char) in _HIDDEN}
+    hidden = {*_BLANK.findall(text)}
+    hidden |= {char for char in {*text} - {"\n"} if unicodedata.category(char) in _HIDDEN}
     assert not hidden, f"{where} has invisible characters: {ascii(''.join(sorted(hidden))[:5])}"
 
 
@@ -223,15 +238,28 @@ def _native(value: Any, message: Message) -> Any:
     return value.encode() if isinstance(value, str) and envelope.is_kafka(message.destination) else value
 
 
+def hidden_letters() -> list[bytes]:
+    """Return seeds: letters, and one whose every word ends in characters that nobody sees."""
+    blank = "\xad\u0600\u061c\u180e\u200b\u3164\ufe0f\U000e0100"
+    named = [
+        (f"mqauth-dead-{name}", blank) for name in ("detail", "scope", "source", "audit", "destination", "id")
+    ]
+    made = Message(destination="rabbitmq:/q", body=b"", headers=tuple(named))
+    return [packed_message(made), *letters()]
+
+
 def views() -> list[bytes]:
     """Return seeds: letters, and hostile texts in every place."""
     hostile = b"<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\xe2\x80\xae{{7*7}}"
-    return [bytes((at % 3,)) + raw for at, raw in enumerate(letters())] + [
-        bytes((form,)) + raw.replace(b"orders-api", hostile[:10]) + hostile for form, raw in enumerate(letters()[:3])
+    return [bytes((at % 3,)) + raw for at, raw in enumerate(hidden_letters())] + [
+        bytes((form,)) + raw.replace(b"orders-api", hostile[:10]) + hostile
+        for form, raw in enumerate(letters()[:3])
     ]
 
 
 def dead_letters() -> list[bytes]:
     """Return seeds: messages to be dead-lettered in each form."""
-    return [bytes((at % 9, at % 3)) + raw for at, raw in enumerate(seeds.drawn())]
-
+    return [
+        bytes((at % 9, at % 3)) + sized("s") + sized("q\U0001f680" * (at % 2)) + raw
+        for at, raw in enumerate(seeds.drawn())
+    ]
