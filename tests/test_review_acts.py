@@ -148,7 +148,7 @@ def test_no_broker_is_asked_for_what_is_no_place(source: str, log: Log) -> None:
 
 @pytest.mark.parametrize("form", ["whole", "in_body", "reference"])
 def test_a_consumer_of_any_name_gets_its_letters_back(form: str, desk: Bureau, log: Log) -> None:
-    """A scope and a queue that no terminal shows as they are: id and release are of the names, views are harmless."""
+    """A scope and a queue that no terminal shows as they are: id and release are of the names themselves."""
     name = "b\u00fccher-\U0001f680\u3164" * 30
     message = kafka_message(7, body=b"x")
     if form != "reference":

@@ -1,4 +1,4 @@
-"""The command ``python -m integration.fuzz TARGET --seconds N``: run one target, and say what was run and covered."""
+"""The command ``python -m integration.fuzz TARGET --seconds N``: run one target, and tell what it covered."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def summary(target: str, told: str, seconds: int) -> str:
     count, edges, features, inputs = last[-1] if last else ("0",) * 4
     done = int(units[-1] if units else count)
     return (
-        f"{target}: {done:,} executions in {seconds} s, {int(edges):,} edges of mqauth, {int(features):,} features, "
-        f"{int(inputs):,} inputs"
+        f"{target}: {done:,} executions in {seconds} s, {int(edges):,} edges of mqauth, "
+        f"{int(features):,} features, {int(inputs):,} inputs"
     )
 
 

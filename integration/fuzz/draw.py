@@ -17,9 +17,10 @@ from mqauth.wire.json_form import PROPERTIES
 from mqauth.wire.message import HeaderPair, HeaderValue, Message, Origin
 
 NAMES: Final = (
-    "mqauth-token", "MQAUTH-Token", "mqauth-release", "mqauth-dead-token", "mqauth-dead-metadata", "mqauth-dead-form",
-    "x-death", "X-Death", "x-delivery-count", "BCC", "CC", "bcc", "x-delay", "timestamp_in_ms", "content-type",
-    "Content-Type", "type", "message-id", "reply-to", "traceparent", "tenant", "Tenant", "a", "A", "",
+    "mqauth-token", "MQAUTH-Token", "mqauth-release", "mqauth-dead-token", "mqauth-dead-metadata",
+    "mqauth-dead-form", "x-death", "X-Death", "x-delivery-count", "BCC", "CC", "bcc", "x-delay", "timestamp_in_ms",
+    "content-type", "Content-Type", "type", "message-id", "reply-to", "traceparent", "tenant", "Tenant", "a", "A",
+    "",
 )  # fmt: skip
 """Header names that mean something to some reader."""
 DEPTH: Final = 34
@@ -90,7 +91,7 @@ class Draw:
             return Message(
                 destination=destination.kafka(name), headers=tuple(headers), key=key,
                 body=self.rest() if has_body else None,
-                origin=Origin(topic=name, partition=0, offset=7, scope="s", timestamp_ms=1, timestamp_type="create"),
+                origin=Origin(topic=name, partition=0, offset=7, scope="s"),
             )  # fmt: skip
         found = dict(self.listed(lambda: (PROPERTIES[self.number() % len(PROPERTIES)], self.text())))
         return Message(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from types import SimpleNamespace
@@ -51,7 +51,7 @@ def _sound(message: Message) -> None:
 
 
 def rabbitmq_frame(raw: bytes) -> None:
-    """Read the header frame of a delivery by pamqp and by pika: never an error, and the same where both read it."""
+    """Read the header frame of a delivery by pamqp and by pika: never an error, and both read the same."""
     by_pamqp, by_pika = _by_pamqp(raw), _by_pika(raw)
     for message, translate in ((by_pamqp, rabbitmq_translate), (by_pika, pika_translate)):
         if message is not None:
@@ -246,12 +246,15 @@ def frames() -> list[bytes]:
             found.append(ContentHeader(properties=_aio_pika(message).properties).marshal()[12:])
         with suppress(Exception):
             found.append(b"".join(pika_translate.to_properties(message).encode()))
-    return [*found, *map(functools.partial(_typed), b"bBsuIilLdDfFSATVxt")]
+    return [*found, *(_typed(tag, raw) for tag in b"bBsuIilLdDfFSATVxt" for raw in (bytes(8), _TENTH))]
 
 
-def _typed(tag: int) -> bytes:
+_TENTH: Final = struct.pack(">d", 0.1)
+
+
+def _typed(tag: int, raw: bytes) -> bytes:
     """Return properties with a table of one field of a type."""
-    field = b"\1a" + bytes((tag,)) + bytes(8)
+    field = b"\1a" + bytes((tag,)) + raw
     return b"\x20\x00" + len(field).to_bytes(4, "big") + field
 
 
@@ -262,7 +265,8 @@ def _aio_pika(message: Message) -> aio_pika.Message:
 
 def published() -> list[bytes]:
     """Return seeds: drawn tables."""
-    return [bytes((at % 2,)) + raw[1:] for at, raw in enumerate(seeds.drawn()) if raw[0] == 0]
+    tenth = b"\1\1\xff\1a\5" + _TENTH
+    return [tenth, *(bytes((at % 2,)) + raw[1:] for at, raw in enumerate(seeds.drawn()) if raw[0] == 0)]
 
 
 def records() -> list[bytes]:

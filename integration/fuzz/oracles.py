@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
@@ -31,6 +32,21 @@ JWS_REASONS: Final = frozenset(
 CLAIM_REASONS: Final = frozenset((Reason.CLAIMS_MALFORMED, Reason.CLAIM_MISSING))
 
 
+def hold(condition: bool, refusal: str) -> None:
+    """Raise ``AssertionError`` unless an oracle holds; for the handlers of errors."""
+    assert condition, refusal
+
+
+def strictly(raw: bytes) -> Any:
+    """Return the value of a JSON text, in which no object may name a member twice."""
+    return json.loads(raw, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    assert len(dict(pairs)) == len(pairs), "a duplicate name was let through"
+    return dict(pairs)
+
+
 def judged(read: Callable[[], T], reasons: frozenset[Reason]) -> T | None:
     """Return what a reader returns, ``None`` where it rejects for one of its documented reasons.
 
@@ -40,9 +56,9 @@ def judged(read: Callable[[], T], reasons: frozenset[Reason]) -> T | None:
     try:
         return read()
     except Rejection as rejection:
-        assert rejection.reason in reasons, f"undocumented: {rejection.reason}"
-        assert len(str(rejection)) <= MAX_DETAIL, "a rejection quotes what it rejects"
-        assert str(rejection).isprintable(), "a rejection has a control character"
+        hold(rejection.reason in reasons, f"undocumented: {rejection.reason}")
+        hold(len(str(rejection)) <= MAX_DETAIL, "a rejection quotes what it rejects")
+        hold(str(rejection).isprintable(), "a rejection has a control character")
         return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -84,7 +85,7 @@ def payloads(header: str = TOKEN_HEADER, typ: str = jws.TOKEN_TYPE) -> Iterator[
 def pairs_of_payloads() -> Iterator[bytes]:
     """Yield two payloads each: the one that is learnt from, and one of its length."""
     found = [payload for payload in payloads() if b"\n" not in payload]
-    for first, second in zip(found, found[1:], strict=False):
+    for first, second in itertools.pairwise(found):
         yield first + b"\n" + (second if len(second) == len(first) else first)
 
 

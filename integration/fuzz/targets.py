@@ -47,7 +47,9 @@ TARGETS: Final = {
         natives.rabbitmq_published, natives.published, ("brokers/amqp_messages", "brokers/amqp_values"),
     ),
     "kafka-record": Target(natives.kafka_record, natives.records, ("brokers/log/records",)),
-    "kafka-values": Target(natives.kafka_values, natives.values, ("brokers/log/records", "brokers/kafka/translate")),
+    "kafka-values": Target(
+        natives.kafka_values, natives.values, ("brokers/log/records", "brokers/kafka/translate")
+    ),
     "dead-letter": Target(views.dead_letter, views.dead_letters, ("letters/dead_letter", "review/letter")),
     "letter": Target(views.letter, views.hidden_letters, ("review/letter", "wire/json_form")),
     "view": Target(views.view, views.views, ("console/display", "review/index", "review/letter")),

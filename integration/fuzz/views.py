@@ -96,7 +96,7 @@ def letter(raw: bytes) -> None:
 
 
 def view(raw: bytes) -> None:
-    """Show a letter on every page: no markup but the templates' own, nothing invisible, links within the console."""
+    """Show a letter on every page: no markup but the templates' own, nothing invisible, no link elsewhere."""
     form = ("text", "json", "hex")[Draw(raw).number() % 3]
     message = Draw(raw[1:]).message()
     index = _index()
@@ -216,7 +216,7 @@ def _check(page: str) -> None:
 def _visible(text: str, where: str) -> None:
     hidden = {*_BLANK.findall(text)}
     hidden |= {char for char in {*text} - {"\n"} if unicodedata.category(char) in _HIDDEN}
-    assert not hidden, f"{where} has invisible characters: {ascii(''.join(sorted(hidden))[:5])}"
+    assert not hidden, f"{where} has invisible characters: {''.join(sorted(hidden))[:5]!a}"
 
 
 def letters() -> list[bytes]:
@@ -249,12 +249,15 @@ def hidden_letters() -> list[bytes]:
 
 
 def views() -> list[bytes]:
-    """Return seeds: letters, and hostile texts in every place."""
-    hostile = b"<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\xe2\x80\xae{{7*7}}"
-    return [bytes((at % 3,)) + raw for at, raw in enumerate(hidden_letters())] + [
-        bytes((form,)) + raw.replace(b"orders-api", hostile[:10]) + hostile
-        for form, raw in enumerate(letters()[:3])
-    ]
+    """Return seeds: hostile texts in every place, and letters."""
+    hostile = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\u202e\u3164{{7*7}}"
+    named = ((f"mqauth-dead-{name}", hostile) for name in ("detail", "scope", "source", "audit", "reason", "id"))
+    made = Message(
+        destination="rabbitmq:/q", body=hostile.encode(), properties={"type": hostile, "message-id": hostile},
+        headers=(("mqauth-dead-destination", "rabbitmq:/q"), (hostile, hostile), *named),
+    )  # fmt: skip
+    each = [packed_message(made), *hidden_letters()[:1], *hidden_letters()[1::9]]
+    return [bytes((at % 3,)) + raw for at, raw in enumerate([*each[:1] * 3, *each])]
 
 
 def dead_letters() -> list[bytes]:
