@@ -20,9 +20,9 @@ from mqauth.cli.app import app
 from mqauth.errors import Rejection
 from mqauth.judging.verifier import Verifier
 from mqauth.testing import FakeClock, Forge
-from mqauth.testing.attacks import honest_message
 from mqauth.testing.batchattacks import PROOF_ATTACKS
 from mqauth.testing.batchforge import forge_batch
+from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import base64url, envelope
 from mqauth.wire.message import PROTECTED_PROPERTIES, TOKEN_HEADER
 

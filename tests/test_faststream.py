@@ -175,6 +175,15 @@ async def test_rejected_reaches_nothing_of_the_application(
     assert (seen, service.reasons, channel.settled) == ([], [reason], ["ack"])
 
 
+async def test_a_consumer_with_a_hole_does_not_start(audit: AuditFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker whose pipeline lets an unsigned message in is not started."""
+    service = Service(audit)
+    service.subscribe()
+    monkeypatch.setattr("mqauth.judging.judge.Judge.prepare", lambda *_: None)
+    with pytest.raises(ConfigurationError, match="self-test: the consumer would let in"):
+        await service.broker.start()
+
+
 async def test_replayed_is_rejected(audit: AuditFile) -> None:
     """A copy of a handled message is dead-lettered; the broker's own redelivery of it is a duplicate."""
     service = Service(audit)

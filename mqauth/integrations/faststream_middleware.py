@@ -31,6 +31,7 @@ from mqauth.errors import ConfigurationError, MqauthError, RejectNow, RetryLater
 from mqauth.flow import is_async, settled
 from mqauth.integrations.turn import Turn, handle
 from mqauth.judging.pipeline import Outcome, Pipeline
+from mqauth.judging.selftest import at_start
 from mqauth.judging.verified import Verified
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 from mqauth.logs import emit
@@ -112,6 +113,8 @@ class Protection:
         """
         for subscriber in broker.subscribers:
             self.processor(subscriber)
+        if self._guard is not None:
+            at_start(self._guard)
         require(self._signer or not broker.publishers, "publishers need signer=")
 
     async def start(self, subscriber: Any, start: Callable[[], Any]) -> None:
