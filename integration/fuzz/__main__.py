@@ -38,7 +38,7 @@ def fuzz(target: str, seconds: int, folder: Path) -> int:
     corpus.unpack(folder / "corpus", [*seeds.few(TARGETS[target].seeds), *corpus.kept(target)])
     command = [
         sys.executable, "-m", "integration.fuzz.engine", target, str(folder / "corpus"),
-        f"-max_total_time={seconds}", f"-max_len={LONGEST}", "-print_final_stats=1", "-timeout=10",
+        f"-max_total_time={seconds}", f"-max_len={LONGEST}", "-print_final_stats=1", "-timeout=120",
         "-rss_limit_mb=2048", f"-artifact_prefix={folder}/",
     ]  # fmt: skip
     ran = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, check=False)
