@@ -19,8 +19,10 @@ ROOT: Final = Path(__file__).parents[2]
 _INSTALL: Final = "atheris is not installed; it is no dependency of mqauth: pip install atheris"
 LONGEST: Final = 4096
 """Most bytes of an input."""
-KEPT: Final = 60
-"""Most inputs that a target keeps."""
+KEPT: Final = 40
+"""Most inputs that a target keeps of one run."""
+SHORT: Final = 1024
+"""Most bytes of an input that is kept."""
 _LAST: Final = re.compile(r"#(\d+)\s.*?cov: (\d+) ft: (\d+) corp: (\d+)")
 _UNITS: Final = re.compile(r"number_of_executed_units: (\d+)")
 
@@ -79,16 +81,13 @@ def covered(target: str, inputs: list[bytes]) -> str:
 
 
 def grow(target: str, folder: Path) -> None:
-    """Keep those inputs of a run that together cover all that it covered, and at most ``KEPT``."""
-    merged = folder / "merged"
-    merged.mkdir(exist_ok=True)
-    command = [
-        sys.executable, "-m", "integration.fuzz.engine", target, "-merge=1", str(merged), str(folder / "corpus"),
-    ]  # fmt: skip
-    subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL, check=True)
-    found = sorted((path.read_bytes() for path in merged.iterdir()), key=len)
-    short = [one for one in found if len(one) <= 1024]
-    corpus.keep(target, [*corpus.kept(target), *short[:: max(1, len(short) // KEPT)][:KEPT]])
+    """Keep inputs of a run beyond the seeds: libFuzzer wrote each because it covered something new."""
+    from integration.fuzz.targets import TARGETS
+
+    known = {*seeds.few(TARGETS[target].seeds), *corpus.kept(target)}
+    found = sorted({path.read_bytes() for path in (folder / "corpus").iterdir()} - known, key=len)
+    short = [one for one in found if len(one) <= SHORT]
+    corpus.keep(target, [*corpus.kept(target), *short[:: -(-len(short) // KEPT) or 1]])
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from integration.fuzz.draw import Draw, packed_message, sized
 from integration.fuzz.oracles import plain
 from integration.fuzz.readers import is_carried
 from mqauth.console import display, pages
-from mqauth.console.site import Cookie, Session, Sessions, Site
+from mqauth.console.site import Cookie, Place, Session, Sessions, Site
 from mqauth.errors import ConfigurationError, Reason, Rejection
 from mqauth.letters.dead_letter import MAX_HEADERS, DeadLetter
 from mqauth.review import LARGEST, QUEUE, Filter, Index
@@ -124,7 +124,7 @@ atexit.register(lambda: [index.close() for index in _INDEXES])
 
 def _letter_page(row: Any, reading: Reading, form: str) -> str:
     original = reading.original
-    wanted = Filter(mark=row.mark)
+    wanted = Filter(marks=(row.mark,))
     return _render(
         "letter.html", fields=wanted.given(), query=pages.query_of(wanted), row=row, reading=reading, today=None,
         fault=None, advice=explain(reading.reason), claims=display.claims(reading), holds=False,
@@ -156,8 +156,9 @@ def _lists(row: Any, index: Index) -> str:
 def _site() -> Site:
     box = SimpleNamespace(name="orders.dead")
     session = SimpleNamespace(box=box, guard=object(), can_redrive=True, can_discard=True)
-    backend: Any = SimpleNamespace(letters=SimpleNamespace(lost=None), session=session, job=None)
-    return Site(backend, Sessions(), Cookie(name="mqauth", tls=False))
+    backend: Any = SimpleNamespace(letters=SimpleNamespace(lost=None), session=session, job=None, files=["audit"])
+    place = Place(backend)
+    return Site([place], Sessions(), Cookie(name="mqauth", tls=False), place)
 
 
 _SESSION: Final = Session(name="ada", role="reviewer", began=0.0, used=0.0)
