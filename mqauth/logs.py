@@ -53,9 +53,9 @@ _TABLE: Final = (
         "misuse.callback_failed misuse.detector_failed",
     ),
     ("audit", logging.CRITICAL, "audit.cut"),
-    ("console", logging.INFO, "console.login"),
+    ("console", logging.INFO, "console.login console.refused"),
     ("console", logging.WARNING, "console.login_failed"),
-    ("console", logging.ERROR, "console.job_failed"),
+    ("console", logging.ERROR, "console.job_failed console.page_failed"),
     ("delivery", logging.INFO, "consumer.started consumer.stopped"),
     (
         "delivery",

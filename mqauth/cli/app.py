@@ -43,7 +43,7 @@ VERBS: Final = {
     "selftest": ("selftest", "selftest", "Try whether a consumer refuses what nobody signed."),
     "keys": ("keys", "app", "Make, list and publish a producer's keys."),
     "audit": ("audit", "app", "Check, read and search audit files."),
-    "dlq": ("dlq", "app", "List, judge, redrive and discard dead letters."),
+    "dlq": ("dlq", "app", "List, check, redrive and discard dead letters."),
     "rollout": ("rollout", "app", "See who does not sign yet, and go up or down the ladder."),
     "config": ("config", "app", "Show the settings that commands take, and where each comes from."),
     "console": ("console", "console", "Review dead letters in a browser, until it is stopped."),
