@@ -55,6 +55,8 @@ STATEMENTS = (
     + 42
     # A rebalance that is asked for nothing; what a handler on a thread returns to be awaited.
     + 5
+    # Characters without any form, and the scope of a letter as it is.
+    + 3
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")
