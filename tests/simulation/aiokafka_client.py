@@ -147,8 +147,7 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
         self._positions = {place: self.broker.committed.get(_place(place), 0) for place in places}
         self.held, self.held_since = set(share), dict.fromkeys(share, now)
         for place in sorted(places):
-            self._ready_at[place] = now + self._threads.draw.uniform(*FETCH)
-            self._threads.agenda.at(self._ready_at[place], _nothing)
+            self._ready_later(place, FETCH)
         self.broker.note(self.process.name, f"is assigned {sorted(place.partition for place in share)}")
 
     async def _tell(self, method: str, places: set[Any]) -> None:
@@ -184,6 +183,13 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
     def _seek_to(self, place: Any, offset: int) -> None:
         self._subscription.seek(place, offset)
         self._positions[place] = offset
+        # What was fetched is dropped, and comes again with the next request.
+        self._ready_later(place, LATENCY)
+
+    def _ready_later(self, place: Any, delay: tuple[float, float]) -> None:
+        """Have a partition read from some time on."""
+        self._ready_at[place] = self._threads.agenda.now + self._threads.draw.uniform(*delay)
+        self._threads.agenda.at(self._ready_at[place], _nothing)
 
     def _left(self, place: Any) -> int:
         """Return how many records of a partition can be read now."""
