@@ -28,7 +28,7 @@ EXAMPLES: Final[dict[str, Any]] = {
     "consumer.audience": ["billing", "billing-eu"], "max_lifetime": 3600, "leeway": 5, "consumer.at": "append",
     "max_queue_age": 86_400, "append_evidence": "interceptor", "unsigned_headers": "reject",
     "allow_unsigned_headers": ["x-tenant-trace"], "require_headers": ["content-type", "tenant"],
-    "user_id": {"orders-user": "orders-api"}, "exception_messages": False,
+    "user_id": {"orders-user": "orders-api"}, "exception_messages": False, "self_test": False,
     "consumer.accept_as.at": "kafka:eu.orders", "signed_for": ["kafka:orders"],
     # issuers and rules
     "file": "jwks.json", "audit.file": "log/audit-{host}-{pid}.jsonl", "jwks": "https://auth.example/jwks.json",

@@ -537,6 +537,7 @@ CASES = [
     case("trust_from_environment", "consumer.issuers[0].file",
          edits(('file = "jwks.json"', 'file = "${NO_SUCH_VARIABLE:-jwks.json}"'))),
     case("dead_letters_missing", "dead_letters", lambda world: world.drop("dead_letters")),
+    case("self_test_off", "consumer.self_test", edits(("[consumer]\n", "[consumer]\nself_test = false\n"))),
     case("settles_nothing", "consumer", lambda world: [world.drop("dead_letters"), world.drop("audit")]),
     case("dead_letters_source", "dead_letters.name", edits(('"orders.dead"', '"orders"'))),
     case("dead_letters_source", "dead_letters.name", edits(('"orders.dead"', '"billing"'))),

@@ -113,6 +113,8 @@ INPUTS = [
     ("keys serve --port 70000", 2, "Invalid value for '--port'"),
     ("keys serve --dir nowhere", 2, "nowhere"),
     # check
+    ("selftest --config nowhere.toml", 2, "nowhere.toml: No such file or directory"),
+    ("selftest extra", 2, "Got unexpected extra argument"),
     ("check nowhere.toml", 2, "nowhere.toml: No such file or directory"),
     ("check keys", 2, "keys: "),
     ("check syntax.toml", 2, "syntax.toml: not TOML"),

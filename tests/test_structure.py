@@ -45,6 +45,8 @@ STATEMENTS = (
     + 90
     # Console: search, sort, previous and next.
     + 45
+    # The self-test: two halves, its report, its command, its setting and finding.
+    + 235
     # Console: several queues, chosen rows, colours, the audit trail, strict JSON, errors with an id.
     + 256
     # dlq depth, the log of commands that stay, findings and the demo in a terminal and piped.

@@ -40,6 +40,7 @@ VERBS: Final = {
     "verify": ("sign", "verify", "Read messages as JSON and print the verdict on each."),
     "health": ("health", "health", "Ask a process how its consumers are."),
     "check": ("check", "check", "Find the pitfalls of a configuration file."),
+    "selftest": ("selftest", "selftest", "Try whether a consumer refuses what nobody signed."),
     "keys": ("keys", "app", "Make, list and publish a producer's keys."),
     "audit": ("audit", "app", "Check, read and search audit files."),
     "dlq": ("dlq", "app", "List, check, redrive and discard dead letters."),
