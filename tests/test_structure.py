@@ -51,6 +51,8 @@ STATEMENTS = (
     + 256
     # dlq depth, the log of commands that stay, findings and the demo in a terminal and piped.
     + 75
+    # Whose fault it is that RabbitMQ closed a channel.
+    + 9
     # Blocking clients in an event loop: a thread that holds no process, transactions, verdicts.
     + 42
 )

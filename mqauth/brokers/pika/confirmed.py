@@ -14,7 +14,7 @@ from pika import BasicProperties, BlockingConnection
 from pika.exceptions import ChannelClosedByBroker, NackError
 
 from mqauth.audit.record import AuditRecord
-from mqauth.brokers.amqp_messages import new_message_id
+from mqauth.brokers.amqp_messages import may_be_too_large, new_message_id
 from mqauth.brokers.dead_letters import first_taken, in_time
 from mqauth.brokers.pika.link import LOST, Line, here, link_of
 from mqauth.brokers.pika.topology import declare_dead_letters
@@ -60,7 +60,7 @@ class Publisher:
         self._line: Line | None = None
         self._opening: asyncio.Task[None] | None = None
         self._count = 0
-        self._unconfirmed: dict[int, tuple[str, asyncio.Future[Exception | None]]] = {}
+        self._unconfirmed: dict[int, tuple[str, asyncio.Future[Exception | None], int]] = {}
         self._returned: set[str] = set()
 
     async def publish(
@@ -86,7 +86,7 @@ class Publisher:
         self.link.attach()
         line, name = await self._ready(), str(properties.message_id)
         # A returned message is known by its id alone, so no two of one id are in flight.
-        while same := [confirm for known, confirm in self._unconfirmed.values() if known == name]:
+        while same := [confirm for known, confirm, _ in self._unconfirmed.values() if known == name]:
             await asyncio.wait(same)
             line = await self._ready()
         confirm: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
@@ -94,7 +94,7 @@ class Publisher:
         # the confirm, or the end of the channel, in a later turn of the loop.
         line.native.basic_publish(exchange, routing_key, body, properties, mandatory)
         self._count += 1
-        self._unconfirmed[self._count] = name, confirm
+        self._unconfirmed[self._count] = name, confirm, len(body)
         if (error := await asyncio.shield(confirm)) is not None:
             raise error
 
@@ -127,15 +127,15 @@ class Publisher:
         acked = isinstance(method, pika.spec.Basic.Ack)
         tags = [tag for tag in self._unconfirmed if tag <= method.delivery_tag] if method.multiple else []
         for tag in tags or [method.delivery_tag]:
-            name, confirm = self._unconfirmed.pop(tag)
+            name, confirm, _ = self._unconfirmed.pop(tag)
             self._settle(name, confirm, None if acked else NackError([]))
 
     def _on_close(self, reason: Exception) -> None:
-        if isinstance(reason, ChannelClosedByBroker) and reason.reply_code == _PRECONDITION_FAILED:
-            reason = TooLargeError(reason.reply_text)
+        refused = isinstance(reason, ChannelClosedByBroker) and reason.reply_code == _PRECONDITION_FAILED
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
-        for name, confirm in unconfirmed.values():
-            self._settle(name, confirm, reason)
+        for name, confirm, size in unconfirmed.values():
+            ours = refused and may_be_too_large(str(reason), size)
+            self._settle(name, confirm, TooLargeError(str(reason)) if ours else reason)
 
     def _settle(self, name: str, confirm: asyncio.Future[Exception | None], error: Exception | None) -> None:
         if name in self._returned:

@@ -14,7 +14,7 @@ from aio_pika.abc import AbstractChannel, AbstractQueue
 from pamqp import commands
 
 from mqauth.audit.record import AuditRecord
-from mqauth.brokers.amqp_messages import new_message_id
+from mqauth.brokers.amqp_messages import may_be_too_large, new_message_id
 from mqauth.brokers.dead_letters import first_taken, in_time
 from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error, ready
 from mqauth.brokers.rabbitmq.topology import declare_dead_letters
@@ -75,7 +75,12 @@ class Confirmed:
         with closing_is_an_error():
             await ready(self._channel)
             native.limit = await frame_limit(self._channel)
-            result = await self._channel.default_exchange.publish(native, self._name, mandatory=True)
+            try:
+                result = await self._channel.default_exchange.publish(native, self._name, mandatory=True)
+            except exceptions.ChannelPreconditionFailed as error:
+                if may_be_too_large(str(error), len(native.body)):
+                    raise
+                raise Unavailable(self._cause, "the channel was closed for another message") from error
         if not isinstance(result, commands.Basic.Ack):
             raise Unavailable(self._cause, "the queue does not exist")
 
