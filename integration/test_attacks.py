@@ -21,6 +21,7 @@ from mqauth.testing.stage_rabbitmq import RabbitMQStage
 
 client: Any = importlib.import_module("kafka")  # untyped
 MakeGuard = Callable[[Probe], Pipeline]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

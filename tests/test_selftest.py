@@ -371,6 +371,16 @@ class TestStart:
         assert time.process_time() - began < 0.1
 
 
+def test_whoever_starts_is_tried() -> None:
+    """Every module that logs a consumer's start tries its pipeline before that."""
+    package = Path(memory.__file__).parent.parent
+    starts = [path for path in package.rglob("*.py") if "journal.started(" in path.read_text("utf-8")]
+    assert len(starts) == 3
+    for path in starts:
+        text = path.read_text("utf-8")
+        assert 0 < text.index("        at_start(self._guard)") < text.index("journal.started("), path
+
+
 def test_lines_name_what_is_wrong() -> None:
     """What was let in or condemned stands in capitals."""
     found = SelfTest(

@@ -2,10 +2,11 @@
 
 Two halves. In the first the consumer's *own* pipeline judges an unsigned message and forged ones: steps (0) to
 (12) of a verdict, so that nothing is claimed, recorded or dead-lettered. Nothing is waited for: keys that are not
-at hand leave a forgery undecided. If one is let in, the consumer does not start. An honest message needs a key,
-and nothing may be added to what the consumer trusts. So in the second half honest messages go through *another*
-pipeline with the same settings, that trusts a key made for the moment, has memory for its store, and is thrown
-away (decision 117).
+at hand leave a forgery undecided. If one is let in, the consumer does not start.
+
+An honest message needs a key, and nothing may be added to what the consumer trusts. So in the second half honest
+messages go through *another* pipeline with the same settings, which trusts a key made for the moment, has memory
+for its store, and is thrown away (decision 117).
 """
 
 from __future__ import annotations
