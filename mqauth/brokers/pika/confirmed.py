@@ -15,21 +15,25 @@ from pika.exceptions import ChannelClosedByBroker, NackError
 
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers.amqp_messages import may_be_too_large, new_message_id
-from mqauth.brokers.dead_letters import first_taken, in_time
+from mqauth.brokers.dead_letters import in_time
 from mqauth.brokers.pika.link import LOST, Line, here, link_of
 from mqauth.brokers.pika.topology import declare_dead_letters
 from mqauth.brokers.pika.translate import PERSISTENT, carries, check_properties, to_properties
-from mqauth.errors import Cause, ConfigurationError, MqauthError, Unavailable
-from mqauth.flow import arun, call
+from mqauth.brokers.queue.confirmed import (
+    DEFAULT_MAX_BODY,
+    RECORD_PROPERTIES,
+    burying,
+    check_queue,
+)
+from mqauth.errors import Cause, MqauthError, Unavailable
+from mqauth.flow import arun
 from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.message import Message
 
-DEFAULT_MAX_BODY: Final = 16 * 1024 * 1024
-"""RabbitMQ 4's default ``max_message_size``, bytes."""
-CONTENT_TYPE: Final = "application/json"
-RECORD_TYPE: Final = "mqauth-audit-1"
 _PRECONDITION_FAILED: Final = 406
+_REFUSED: Final = (ValueError, OverflowError)
+"""``TooLargeError``, and what pika raises for what it cannot send."""
 
 
 class UnroutableError(MqauthError, pika.exceptions.UnroutableError):
@@ -156,8 +160,7 @@ class _Sink:
     cause: Cause
 
     def __init__(self, connection: BlockingConnection, name: str, timeout: float) -> None:
-        if timeout <= 0 or not name:
-            raise ConfigurationError("a queue must be named, and timeout must be above 0 seconds")
+        check_queue(name, timeout)
         self._connection = connection
         self._publisher = Publisher(connection)
         self._timeout = timeout
@@ -224,14 +227,8 @@ class DeadLetters(_Sink):
         return here(self._publish(letter))
 
     async def _publish(self, letter: DeadLetter) -> None:
-        limit = max(self._max_body, len(letter.message.body or b""))
         async with in_time(self._timeout, self.cause, LOST):
-            await arun(
-                first_taken(
-                    letter, lambda form: call(self._form, form), carries,
-                    lambda form: len(form.body or b"") <= limit, (ValueError, OverflowError), self._oversize,
-                )
-            )  # fmt: skip
+            await arun(burying(letter, self._form, carries, _REFUSED, self._max_body, self._oversize))
 
     async def _form(self, form: Message) -> None:
         await self._send(form.body or b"", to_properties(form, message_id=new_message_id()))
@@ -266,8 +263,6 @@ class AuditQueue(_Sink):
         return here(self._write(record))
 
     async def _write(self, record: AuditRecord) -> None:
-        properties = BasicProperties(
-            content_type=CONTENT_TYPE, type=RECORD_TYPE, delivery_mode=PERSISTENT, message_id=new_message_id()
-        )
+        properties = BasicProperties(delivery_mode=PERSISTENT, message_id=new_message_id(), **RECORD_PROPERTIES)
         async with in_time(self._timeout, self.cause, LOST):
             await self._send(strictjson.dumps(record.as_dict()), properties)
