@@ -18,6 +18,7 @@ from mqauth.brokers import memory
 from mqauth.cli import main
 from mqauth.config.load import load
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
+from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.judge import Judge
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow, Decision, Rule
@@ -33,6 +34,7 @@ from mqauth.wire.keys import KeySet
 
 PLACE = "kafka:orders"
 DAY = date(2026, 11, 29)
+MIRROR = AcceptAs(at="kafka:orders.w.w", signed_for=("kafka:eu.orders.#",))
 
 
 class Watched:
@@ -189,6 +191,12 @@ class TestHostile:
         assert set(watched.asked) == {"key_set"}
         assert "not decided" in caplog.text
 
+    def test_a_revoked_key_forges_nothing(self, forge: Forge) -> None:
+        """A revoked key is refused before its signature: without another the forgery is undecided."""
+        verifier = Verifier(keys={ISSUER: KeySet([forge.revoked])}, audience=AUDIENCE)
+        found = self_test(pipeline(forge, verifier=verifier))
+        assert (found.refused, len(found.undecided)) == (2, 1)
+
     def test_asynchronous_keys_are_not_waited_for(self, forge: Forge) -> None:
         """A key source with a coroutine is not called at all."""
 
@@ -275,7 +283,7 @@ class TestHonest:
             {}, {"require_headers": ["tenant", "content-type"], "unsigned_headers": "reject"},
             {"at": "append", "max_queue_age": 60, "append_evidence": "interceptor"},
             {"max_lifetime": 5, "leeway": 0}, {"user_id": "subject"},
-            {"allow_unsigned_headers": ["x-trace-*"]},
+            {"allow_unsigned_headers": ["x-trace-*"]}, {"accept_as": [MIRROR]},
         ],
         ids=lambda settings: "-".join(settings) or "plain",
     )  # fmt: skip
