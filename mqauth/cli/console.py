@@ -86,7 +86,7 @@ def console(
         from mqauth.console import Backend, Tokens, application, redirect_uri
     except ImportError as error:
         raise ConfigurationError('mqauth console needs its packages: install "mqauth[cli,console]"') from error
-    guard = None if settings.consumer is None else load(file_of(config)).judge
+    guard = None if settings.consumer is None else load(file_of(config)).review
     releaser: MakeReleaser | None = None
     if key is None:
         name = reviewer or getpass.getuser()

@@ -157,6 +157,15 @@ class Configuration:
         """
         return self._pipeline(audit=None)
 
+    @cached_property
+    def review(self) -> Pipeline:
+        """The pipeline that judges dead letters; its rollout says which of them may go back without a proof.
+
+        Raises:
+            ConfigurationError: there is no ``[consumer]``, or its keys cannot be read.
+        """
+        return self._pipeline(audit=None, rollout=self.rollout)
+
     @property
     def dead_letters_name(self) -> str:
         """The dead-letter queue or topic of ``[dead_letters]``.

@@ -45,6 +45,8 @@ REDRIVE: Final = "redrive"
 DISCARD: Final = "discard"
 ACTS: Final = (REDRIVE, DISCARD)
 UNSENDABLE: Final = "unsendable"
+ENFORCED: Final = "enforced"
+"""A handler got the message without a proof, and its destination is enforced by now."""
 _SLICE: Final = 0.2
 """Seconds after which a waiting act looks whether it was cancelled."""
 Act = Callable[[Letter, Reading], Flow[None]]
@@ -159,7 +161,7 @@ def rehearse(
     def verdict_on(row: Row) -> Flow[str]:
         try:
             reading = yield from recalled(index.reading(row.number), originals)
-            yield from _released(today, reading, plan, releaser)
+            yield from _returned(today, reading, plan, releaser)
         except _RefusedError as refusal:
             return str(refusal)
         return "accepted"
@@ -181,7 +183,9 @@ def redrive(
 ) -> Flow[Account]:
     """Send the originals of a selection back, each with a release, and remove their letters.
 
-    A letter is refused and left where its original would not be accepted today, even with the release.
+    A letter is refused and left where its original would not be accepted today, even with the release. The letter
+    of a message that was handled without a proof goes back as it was, without a release, and only while such
+    messages still reach a handler.
 
     Args:
         box: where the letters are.
@@ -198,7 +202,7 @@ def redrive(
 
     def act(letter: Letter, reading: Reading) -> Flow[None]:
         reading = yield from recalled(reading, originals)
-        message, release = yield from _released(today, reading, plan, releaser)
+        message, release = yield from _returned(today, reading, plan, releaser)
         try:
             yield from call(box.publish, message)
         except MalformedMessage as error:
@@ -241,18 +245,34 @@ def discard(
     return (yield from _sweep(box, selection, act, pace))
 
 
-def _released(today: Judge, reading: Reading, plan: Plan, releaser: Releaser) -> Flow[tuple[Message, Release]]:
+def _returned(
+    today: Judge, reading: Reading, plan: Plan, releaser: Releaser
+) -> Flow[tuple[Message, Release | None]]:
+    """Return the message to send, and its release; there is none for what was handled without a proof."""
+    if reading.original is None or not reading.sound:
+        raise _RefusedError(why_unsound(reading))
+    if reading.rung is None:
+        return (yield from _released(today, reading, reading.original, plan, releaser))
+    scope = today.scope_for(reading, plan.scope)
+    plain = without_release(redeliverable(reading.original, scope=scope, now=today.clock.now()))
+    # Nothing that a release may waive would prove who sent it.
+    if not today.admits(plain):
+        raise _RefusedError(ENFORCED)
+    return plain, None
+
+
+def _released(
+    today: Judge, reading: Reading, original: Message, plan: Plan, releaser: Releaser
+) -> Flow[tuple[Message, Release]]:
     """Return the message to send, with the release under which today's verifier accepts it.
 
     The release waives as little as possible: it begins with nothing, and each verdict that the terms may waive
     adds one reason. Only of a letter rejected as ``replayed`` that reason is waived at once, since a verdict
     without claims does not find it.
     """
-    if reading.original is None or not reading.sound:
-        raise _RefusedError(why_unsound(reading))
     scope = today.scope_for(reading, plan.scope)
-    past = today.past(reading.original).and_then(_hop(reading, today.clock))
-    original = redeliverable(reading.original, scope=scope, now=today.clock.now())
+    past = today.past(original).and_then(_hop(reading, today.clock))
+    original = redeliverable(original, scope=scope, now=today.clock.now())
     waived = plan.waive & {Reason.REPLAYED} if reading.reason == Reason.REPLAYED else frozenset[Reason]()
     while True:
         try:
@@ -366,6 +386,8 @@ def _record(plan: Plan, reading: Reading, clock: Clock, act: str, release: Relea
     review: dict[str, Any] = {
         "reviewer": harmless(plan.reviewer), "mark": reading.mark, "sound": reading.sound,
     }  # fmt: skip
+    if reading.rung is not None:
+        review["rung"] = reading.rung
     if release is not None:
         review |= {"release": release.jti, "authority": harmless(release.iss),
                    "waive": sorted(release.waive), "until": release.exp}  # fmt: skip
