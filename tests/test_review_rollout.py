@@ -1,4 +1,4 @@
-"""Letters of messages that a handler got without a proof: they go back plain, and only while such messages pass."""
+"""Letters of messages that a handler got without a proof go back plain, and only while such messages pass."""
 
 from __future__ import annotations
 

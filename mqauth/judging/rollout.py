@@ -15,6 +15,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 from mqauth.errors import Cause, Unavailable, require
+from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.policy import check_pattern, matches
 from mqauth.logs import emit
 from mqauth.wire.memo import Memo
@@ -245,8 +246,8 @@ def kinds_of(rollout: Rollout) -> frozenset[str]:
     return kinds | {EVERYWHERE} if rest else kinds
 
 
-def as_facts(rollout: Rollout) -> dict[str, Any]:
-    """Return the rollout as JSON values, for the audit record ``rollout``."""
+def as_facts(rollout: Rollout, aliases: Iterable[AcceptAs] = ()) -> dict[str, Any]:
+    """Return the rollout and the aliases of its consumer as JSON values, for the audit record ``rollout``."""
     return {
         "rungs": [
             {
@@ -263,6 +264,7 @@ def as_facts(rollout: Rollout) -> dict[str, Any]:
             }
             for found in rollout.exemptions
         ],
+        "accept_as": [{"at": alias.at, "signed_for": list(alias.signed_for)} for alias in aliases],
     }  # fmt: skip
 
 
