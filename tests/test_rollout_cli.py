@@ -213,7 +213,7 @@ def test_down_always_works_and_says_until_when(place: Place) -> None:
         (("down", "kafka:stock", "--why", "x", "--until", "2026-12-20"), "kafka:stock is in no [[rollout]]"),
         (("down", "kafka:orders", "--why", "x", "--until", "soon"), "--until is a date like 2027-01-31"),
         (("down", "kafka:orders", "--why", "x", "--until", "2027-12-20", "--yes"), "until: must be 1 to 90 days"),
-        (("up", "kafka:orders", "--yes"), "--mark is needed on Kafka"),
+        (("up", "kafka:orders", "--yes"), "--broker is needed on Kafka"),
     ],
 )
 def test_what_is_wrong_is_one_line(arguments: tuple[str, ...], said: str, place: Place) -> None:
