@@ -100,7 +100,7 @@ def test_a_live_topic_goes_up_the_ladder(
 def test_without_the_interceptor_there_is_no_mark(
     rabbitmq: RabbitMQ, forge: Forge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A RabbitMQ that leaves the sender's own stamp as it is can prove no time: the command refuses, exit code 2."""
+    """A RabbitMQ that leaves the sender's own stamp as it is proves no time: the command refuses, exit code 2."""
     with contextlib.closing(LiveQueue(rabbitmq.url, forge)) as queue:
         ladder = Ladder(queue, tmp_path, monkeypatch, forge)
         with ladder.consumer():

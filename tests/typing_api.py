@@ -80,7 +80,7 @@ def on_confluent(client: confluent_kafka.Consumer, main: confluent_kafka.Produce
 def old_handle(message: mqauth.Unverified) -> None:
     """Handle what nothing proved: it has a body, and nobody to authorise."""
     assert_type(message.body, bytes | None)
-    message.subject  # type: ignore[attr-defined]
+    print(message.subject)  # type: ignore[attr-defined]
     message.reply(b"")  # type: ignore[attr-defined]
     handle(message)  # type: ignore[arg-type]
 
