@@ -206,11 +206,6 @@ def _written(write: Any, record: AuditRecord) -> Flow[None]:
     yield from settling(write(record))
 
 
-def unenforced(rollout: Rollout | None) -> tuple[str, ...]:
-    """Return what is not enforced, as lines for people."""
-    return () if rollout is None else tuple(lines(rollout))
-
-
 def lines(rollout: Rollout) -> Iterator[str]:
     """Yield a line for each thing that is not enforced."""
     for entry in rollout.below:
