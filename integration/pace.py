@@ -6,11 +6,16 @@ left is work, and waiting for timers and brokers. On a system without these file
 
 Of a process that has ended nobody can tell any more how long it was kept waiting. Where one did during a test, the
 time counts instead in which anything on this machine was ready and had no CPU (``/proc/pressure/cpu``).
+
+A session whose process goes on after its last test has left a thread that never ends. It fails, and writes what
+each thread does.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Generator
@@ -76,9 +81,11 @@ class Pace:
 
     Args:
         limit: seconds; by default ``LIMIT``, and three times as many beside other sessions.
+        ends_within: seconds that the process may take to end when all tests and their services have.
     """
 
-    def __init__(self, limit: float | None = None) -> None:
+    def __init__(self, limit: float | None = None, ends_within: float = 60.0) -> None:
+        self._ends_within = ends_within
         # Not all that other sessions cost a test can be read and subtracted, brokers wait for disks for example.
         self._limit = limit or (LIMIT * _ROOM if os.environ.get(BESIDE_OTHERS) else LIMIT)
         self._reading = read()
@@ -98,6 +105,11 @@ class Pace:
                 pytest.fail(
                     f"took {took:.1f} s, over {self._limit:g}: make it shorter or mark it slow", pytrace=False
                 )
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_unconfigure(self) -> None:
+        """Fail a process that does not end, with the stack of each thread."""
+        faulthandler.dump_traceback_later(self._ends_within, exit=True, file=sys.__stderr__ or sys.stderr)
 
 
 def _pressure() -> float:

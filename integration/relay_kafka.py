@@ -57,22 +57,43 @@ class Relay:
                 client, _ = self._listener.accept()
                 broker = socket.create_connection((HOST.decode(), self._port))
                 self._sockets += [client, broker]
-                ours, theirs = (HOST + struct.pack(">i", port) for port in (self._mine, self._port))
-                threading.Thread(target=self._pump, args=(client, broker, b"", b""), daemon=True).start()
-                threading.Thread(target=self._pump, args=(broker, client, theirs, ours), daemon=True).start()
+                threading.Thread(target=self._pump, args=(client, broker), daemon=True).start()
+                threading.Thread(target=self._pump_answers, args=(broker, client), daemon=True).start()
 
-    def _pump(self, source: socket.socket, target: socket.socket, theirs: bytes, ours: bytes) -> None:
-        """Pass on what comes; a port that is cut in two by the end of what came waits for its rest."""
-        kept = b""
+    def _pump(self, client: socket.socket, broker: socket.socket) -> None:
+        """Pass on what the client sends."""
         with suppress(OSError):
-            while found := source.recv(65536):
-                text = kept + found
-                for old, new in ({theirs: ours} | self.swaps if theirs else {}).items():
-                    text = text.replace(old, new)
-                cut = next((size for size in range(len(theirs) - 1, 0, -1) if text.endswith(theirs[:size])), 0)
-                kept = text[len(text) - cut :]
+            while found := client.recv(65536):
                 self._flows.wait()
-                target.sendall(text[: len(text) - cut])
-        for each in (source, target):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+                broker.sendall(found)
+        _shut(client, broker)
+
+    def _pump_answers(self, broker: socket.socket, client: socket.socket) -> None:
+        """Pass on what the broker answers, one answer at a time, so that no port and no swap is cut in two."""
+        ours, theirs = (HOST + struct.pack(">i", port) for port in (self._mine, self._port))
+        with suppress(OSError, EOFError):
+            while True:
+                size = _exactly(broker, 4)
+                answer = _exactly(broker, int.from_bytes(size, "big"))
+                for old, new in ({theirs: ours} | self.swaps).items():
+                    answer = answer.replace(old, new)
+                self._flows.wait()
+                client.sendall(size + answer)
+        _shut(client, broker)
+
+
+def _exactly(source: socket.socket, size: int) -> bytes:
+    """Read so many bytes."""
+    found = bytearray()
+    while len(found) < size:
+        if not (more := source.recv(min(size - len(found), 65536))):
+            raise EOFError
+        found += more
+    return bytes(found)
+
+
+def _shut(*sockets: socket.socket) -> None:
+    """End both ways of connections."""
+    for each in sockets:
+        with suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -67,7 +68,8 @@ class AiokafkaMember:
         """Commit, while alive and not refused, and once it was told."""
         if self._dead or self._stage.refuses_commits:
             raise CommitFailedError
-        self._stage.observe(offsets)
+        # In a thread: reading the letters takes seconds on a busy machine, and the loop has heartbeats to send.
+        await asyncio.to_thread(self._stage.observe, offsets)
         await self._calls[1](offsets)
 
     @property

@@ -395,6 +395,7 @@ A shell that starts its jobs in the background has them ignore the signal, and t
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["demo"], ["dlq", "groups", "--broker", "kafka://127.0.0.1:1", "--topic", "t"]]
 )

@@ -236,6 +236,7 @@ def play(tmp_path: Path) -> Iterator[QueuePlay]:
         yield QueuePlay(stage, audit, stage.clock)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_mutant_is_caught(mutant: Caught, play: QueuePlay) -> None:
     """The mistake fails the test that is there for it."""

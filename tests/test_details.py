@@ -11,7 +11,7 @@ from mqauth.errors import Reason, Rejection
 from mqauth.judging.details import explain
 from mqauth.judging.policy import Allow
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock
-from mqauth.testing.attacks import honest_message
+from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.message import Origin
 
 World = Any

@@ -20,9 +20,9 @@ from mqauth.cli.app import app
 from mqauth.errors import Rejection
 from mqauth.judging.verifier import Verifier
 from mqauth.testing import FakeClock, Forge
-from mqauth.testing.attacks import honest_message
 from mqauth.testing.batchattacks import PROOF_ATTACKS
 from mqauth.testing.batchforge import forge_batch
+from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import base64url, envelope
 from mqauth.wire.message import PROTECTED_PROPERTIES, TOKEN_HEADER
 
@@ -46,6 +46,7 @@ def section(page: str, title: str) -> str:
     return found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in pages() if page not in ELSEWHERE])
 def test_every_block_that_needs_no_broker_runs(page: str, tmp_path: Path) -> None:
     """A reader who follows a page from top to bottom meets no block that fails or prints something else."""

@@ -20,7 +20,7 @@ LIMITS = {
     ("aiokafka/producer:Producer",): 100,
     ("aiokafka/confirmed:DeadLetters,AuditTopic,confirming",): 55,
     ("aiokafka/translate",): 50,
-    ("confluent/event_loop",): 120,
+    ("confluent/event_loop",): 121,
     ("confluent/producer:Producer",): 120,
     ("confluent/confirmed:DeadLetters,AuditTopic,TooLargeError,Report,confirming,sent",): 80,
     ("confluent/translate:from_native,carries,heed,_headers",): 80,

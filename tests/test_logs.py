@@ -22,7 +22,7 @@ from mqauth.audit.sinks import CallableSink, MisuseWatch
 from mqauth.errors import Cause, RetryLater, Unavailable
 from mqauth.logs import EVENTS, AddMessage, JSONFormatter, Rate, emit, error_id
 from mqauth.testing import ATTACKS, FakeClock
-from mqauth.testing.attacks import honest_message
+from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.message import Message
 
 World = Any

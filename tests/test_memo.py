@@ -136,6 +136,7 @@ ARGUMENTS: dict[str, tuple[Callable[[], Any], Callable[[int], Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))
 def test_what_a_sender_chooses_is_bounded_in_bytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Arguments that are made to take as much as they can keep no more than the capacity."""

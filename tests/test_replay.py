@@ -518,6 +518,7 @@ def test_a_batch_counts_its_claimed_ids() -> None:
     assert store.claim(batch[4]) is ClaimStatus.FRESH
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [None, 1023], ids=["single", "last of a batch"])
 def test_one_claim_costs_little(index: int | None) -> None:
     """An id claimed alone of its batch, and the last one of the largest, takes hundreds of bytes, held or done."""
@@ -540,6 +541,7 @@ def test_one_claim_costs_little(index: int | None) -> None:
     assert done / 20_000 < (700 if index else 160)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("offset", "most"), [(lambda n: n, 16), (lambda n: 2**40 + n * 7919 % 65_537, 16), (None, 6)],
     ids=["one after another", "scattered", "without places"],

@@ -48,6 +48,15 @@ from pathlib import Path
 def test_tells():
     Path(__file__).with_suffix(".cpu").write_text(str(time.process_time()))
 """
+LEAVES_A_THREAD = """
+import threading
+
+def waits_for_ever():
+    threading.Event().wait()
+
+def test_leaves_a_thread():
+    threading.Thread(target=waits_for_ever).start()
+"""
 BARE = ["-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:hypothesispytest"]
 CONFTEST = """
 import time
@@ -61,7 +70,7 @@ pace.read = on_a_quiet_machine
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes long")
-    config.pluginmanager.register(pace.Pace(limit=0.25))
+    config.pluginmanager.register(pace.Pace(limit=0.25, ends_within=1))
 """
 
 
@@ -153,6 +162,17 @@ def test_unmarked_test_that_is_slow_fails(tmp_path: Path) -> None:
     assert re.findall(r"^FAILED .*::(\w+)", done.stdout, re.MULTILINE) == ["test_unmarked"], done.stdout
     assert "make it shorter or mark it slow" in done.stdout
     assert "2 passed" in done.stdout
+
+
+def test_process_that_does_not_end_fails(tmp_path: Path) -> None:
+    """A session whose last test left a thread that never ends fails, and its output names what the thread does."""
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_left.py").write_text(LEAVES_A_THREAD)
+    command = [sys.executable, "-m", "pytest", "-q", *BARE, "--rootdir", str(tmp_path), str(tmp_path)]
+    done = subprocess.run(command, cwd=runner.ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert "1 passed" in done.stdout
+    assert done.returncode == 1
+    assert "in waits_for_ever" in done.stderr
 
 
 def test_time_without_a_cpu_is_not_the_tests() -> None:

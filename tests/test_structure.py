@@ -48,6 +48,8 @@ STATEMENTS = (
     + 90
     # Console: search, sort, previous and next.
     + 45
+    # Blocking clients in an event loop: a thread that holds no process, transactions, verdicts.
+    + 42
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")

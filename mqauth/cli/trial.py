@@ -37,9 +37,9 @@ from mqauth.audit.chain import verify_chain
 from mqauth.bench import report, run
 from mqauth.cli.app import Json, answer, print_error
 from mqauth.cli.broker import check_url, reached
-from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage, Stage
+from mqauth.testing.token_attacks import ATTACKS, honest_message
 from mqauth.wire import destination
 
 _CASE_HEADER: Final = "demo-case"
@@ -49,10 +49,11 @@ _WIDTH: Final = 110
 _STAGES: Final = {
     "kafka": ("kafka", "KafkaStage"),
     "confluent": ("confluent", "ConfluentStage"),
+    "confluent+aio": ("confluent", "AIOConfluentStage"),
     "aiokafka": ("aiokafka", "AiokafkaStage"),
     "pika": ("pika", "PikaStage"),
 }
-_SCHEMES: Final = {"confluent": "kafka", "aiokafka": "kafka", "pika": "amqp"}
+_SCHEMES: Final = {"confluent": "kafka", "confluent+aio": "kafka", "aiokafka": "kafka", "pika": "amqp"}
 """Schemes that name a client, and the scheme of their URL otherwise."""
 
 
@@ -111,7 +112,8 @@ def demo(
         str | None,
         typer.Option(
             "--broker",
-            help="amqp:// or pika://..., kafka://, confluent:// or aiokafka://host:port. By default in memory.",
+            help="amqp:// or pika://..., kafka://, confluent://, confluent+aio:// or aiokafka://host:port. "
+            "By default in memory.",
         ),
     ] = None,
     as_json: Json = False,
@@ -307,6 +309,10 @@ def bench(
     confluent: Annotated[
         str | None, typer.Option("--confluent", help="host:port: the same on this Kafka, by confluent-kafka.")
     ] = None,
+    confluent_aio: Annotated[
+        str | None,
+        typer.Option("--confluent-aio", help="host:port: the same, by confluent-kafka's AIOConsumer."),
+    ] = None,
     aiokafka: Annotated[
         str | None, typer.Option("--aiokafka", help="host:port: the same on this Kafka, by aiokafka.")
     ] = None,
@@ -322,14 +328,14 @@ def bench(
         if url is not None:
             check_url(option, url)
     kafka, confluent = _address("--kafka", kafka), _address("--confluent", confluent)
-    aiokafka = _address("--aiokafka", aiokafka)
+    confluent_aio, aiokafka = _address("--confluent-aio", confluent_aio), _address("--aiokafka", aiokafka)
     console = Console(stderr=True, quiet=as_json)
-    logs = (f"kafka://{address}" for address in (kafka, confluent, aiokafka) if address)
+    logs = (f"kafka://{address}" for address in (kafka, confluent, confluent_aio, aiokafka) if address)
     with reached(rabbitmq, pika, *logs), console.status("making keys") as status:
         amount = run.amount_of(quick=quick)
         found = run.measure(
-            amount, rabbitmq=rabbitmq, kafka=kafka, confluent=confluent, aiokafka=aiokafka, pika=pika,
-            progress=status.update,
+            amount, rabbitmq=rabbitmq, kafka=kafka, confluent=confluent, confluent_aio=confluent_aio,
+            aiokafka=aiokafka, pika=pika, progress=status.update,
         )  # fmt: skip
     if output is not None:
         output.write_text(json.dumps(found.whole(), indent=1) + "\n", "utf-8")

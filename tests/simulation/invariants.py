@@ -12,6 +12,9 @@ from tests.simulation.handlers import order_of
 from tests.simulation.ledger import Handling, Label
 from tests.simulation.scenario import Scenario
 
+ASKS_WITHIN: Final = 5.0
+"""Seconds after which what is held asks its store again, at the latest: the back-off's longest wait."""
+
 Problem = tuple[str, str]
 """The invariant's name, and what breaks it."""
 _SHORT: Final = 600
@@ -201,19 +204,20 @@ def _excused(scenario: Scenario, first: Handling, second: Handling) -> bool:
 def _outlasts_its_lease(scenario: Scenario, first: Handling, second: Handling) -> bool:
     """Tell whether the first process could not confirm until its lease was over, and another has the message.
 
-    The outage of the store began before the confirm could arrive. The lease counts from the handler's beginning,
+    The outage of the store began before the confirm could arrive. One that follows before the back-off has let the
+    process ask again is the same outage. The lease counts from the handler's beginning,
     when the message was claimed already. The other has it since the first lost its channel: what it gave back by
     itself is not excused.
     """
     if first.ended is None or first.process == second.process:
         return False
     world, over = scenario.world, first.begun + scenario.settings.lease
-    outages = world.outages.between("store", first.process, first.ended, first.ended + TIMEOUT)
+    back = world.outages.lasting("store", first.process, first.ended, first.ended + TIMEOUT, ASKS_WITHIN)
     lost = any(
         process == first.process and first.begun <= when <= second.begun
         for when, process in world.ledger.losses[first.label]
     )
-    return lost and any(each.stops_requests and each.ended >= over for each in outages)
+    return lost and back >= over
 
 
 def _stopped_without_store(scenario: Scenario, first: Handling, second: Handling) -> bool:

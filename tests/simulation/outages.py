@@ -67,3 +67,20 @@ class Outages:
             for each in self._all
             if each.concerns(facility, process) and each.begun <= until and since <= each.ended
         ]
+
+    def lasting(self, facility: str, process: str, since: float, until: float, gap: float) -> float:
+        """Return when requests came through again after an outage that began between two times.
+
+        Args:
+            facility: which one.
+            process: whose requests.
+            since: virtual seconds.
+            until: likewise.
+            gap: seconds between two outages in which the process may not have asked; they count as one.
+        """
+        stops = [each for each in self._all if each.concerns(facility, process) and each.stops_requests]
+        begins, over = until, 0.0
+        for each in sorted(stops, key=lambda each: each.begun):
+            if each.begun <= begins and each.ended >= since:
+                begins, over = max(begins, each.ended + gap), max(over, each.ended)
+        return over

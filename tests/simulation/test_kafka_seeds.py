@@ -79,6 +79,7 @@ def test_mutant_is_found(mutant: Mutant) -> None:
         assert any(run(KafkaPlay.of(seed)).problems for seed in range(WITHIN))
 
 
+@pytest.mark.slow
 def test_a_finding_is_cut_down() -> None:
     """A failing seed is reported by fewer faults, with which the gravest broken invariant still breaks."""
     mutant = next(found for found in kafka_mutants.LOG if found.name == "commits received, not settled")

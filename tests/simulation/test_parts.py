@@ -168,37 +168,39 @@ def test_an_outage_concerns_whom_it_concerns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outage", "second", "loses", "allowed"),
+    ("outages", "second", "loses", "allowed"),
     [
-        ((None, "refused", 9.0, 30.0), "consumer2#1", "consumer1#1", True),
-        (("consumer1", "silent", 10.5, 25.0), "consumer2#1", "consumer1#1", True),
-        ((None, "refused", 9.0, 23.0), "consumer2#1", "consumer1#1", False),
-        ((None, "refused", 13.0, 30.0), "consumer2#1", "consumer1#1", False),
-        ((None, "answer lost", 9.0, 30.0), "consumer2#1", "consumer1#1", False),
-        (("consumer2", "refused", 9.0, 30.0), "consumer2#1", "consumer1#1", False),
-        ((None, "refused", 9.0, 30.0), "consumer1#1", "consumer1#1", False),
-        ((None, "refused", 9.0, 30.0), "consumer2#1", "consumer2#1", False),
+        ([(None, "refused", 9.0, 30.0)], "consumer2#1", "consumer1#1", True),
+        ([("consumer1", "silent", 10.5, 25.0)], "consumer2#1", "consumer1#1", True),
+        ([(None, "refused", 9.0, 17.0), (None, "refused", 21.0, 30.0)], "consumer2#1", "consumer1#1", True),
+        ([(None, "refused", 9.0, 17.0), (None, "refused", 23.0, 30.0)], "consumer2#1", "consumer1#1", False),
+        ([(None, "refused", 9.0, 23.0)], "consumer2#1", "consumer1#1", False),
+        ([(None, "refused", 13.0, 30.0)], "consumer2#1", "consumer1#1", False),
+        ([(None, "answer lost", 9.0, 30.0)], "consumer2#1", "consumer1#1", False),
+        ([("consumer2", "refused", 9.0, 30.0)], "consumer2#1", "consumer1#1", False),
+        ([(None, "refused", 9.0, 30.0)], "consumer1#1", "consumer1#1", False),
+        ([(None, "refused", 9.0, 30.0)], "consumer2#1", "consumer2#1", False),
     ],
     ids=[
-        "of all", "of the first", "too short", "confirmed before", "its answer lost", "of another", "by itself",
-        "given back",
+        "of all", "of the first", "not asked between two", "asked between two", "too short", "confirmed before",
+        "its answer lost", "of another", "by itself", "given back",
     ],
 )  # fmt: skip
 def test_handled_again_after_an_outage(
-    outage: tuple[str | None, str, float, float], second: str, loses: str, allowed: bool
+    outages: list[tuple[str | None, str, float, float]], second: str, loses: str, allowed: bool
 ) -> None:
     """Handled by consumer1, and again: only where its store was away past the lease and it lost the channel."""
-    ledger, outages = Ledger(), Outages()
+    ledger, away = Ledger(), Outages()
     ledger.losses[b"a"].append((20.0, loses))
     for process, at in (("consumer1#1", 9.0), (second, 40.0)):
         ledger.handlings[b"a"].append(Handling(b"a", process, at, at + 1.0))
-    service, how, begun, ended = outage
-    outages.begin("store", service, how, begun)
-    outages.end("store", service, ended)
+    for service, how, begun, ended in outages:
+        away.begin("store", service, how, begun)
+        away.end("store", service, ended)
     processes = {process: SimpleNamespace(pauses=[]) for process in ("consumer1#1", second)}
     scenario: Any = SimpleNamespace(
         settings=SimpleNamespace(shared=True, lease=15.0),
-        world=SimpleNamespace(ledger=ledger, outages=outages, everyone=processes),
+        world=SimpleNamespace(ledger=ledger, outages=away, everyone=processes),
     )
     assert (not list(INVARIANTS["handled once"](scenario))) is allowed
 

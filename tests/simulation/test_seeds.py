@@ -13,7 +13,7 @@ from integration import scale
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
-QUICK, SHARD = 20, 10
+QUICK, SHARD = 10, 10
 """The first seeds are played in the quick form of the test command too."""
 SEEDS, SLOW_SHARD = scale.nightly(2000, otherwise=200), 40
 SHARDS = [
@@ -35,6 +35,7 @@ def test_seeds(first: int, count: int) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", sorted(FOLDER.glob("plans/*.json")), ids=lambda path: path.stem)
 def test_plans(plan: Path) -> None:
     """A plan that found a fault once finds none any more."""
@@ -42,6 +43,7 @@ def test_plans(plan: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+@pytest.mark.slow
 def test_same_seed_same_trace() -> None:
     """Two runs of a seed have the same trace."""
     first, second = (command("--seeds", "3", "--from", "20", "--digests", "--no-shrink").stdout for _ in range(2))
@@ -50,6 +52,7 @@ def test_same_seed_same_trace() -> None:
     assert digests == [line for line in second.splitlines() if line in digests]
 
 
+@pytest.mark.slow
 def test_plan_is_the_seed() -> None:
     """The plan kept of a seed plays the same as the seed itself."""
     code = (

@@ -265,8 +265,7 @@ class AsyncLogConsumer:
             self.calls.close()
             self._running = False
             self._guard.journal.stopped(self.calls.scope, self._assignment.counts)
-            if isinstance(self._dead_letters, TransactionalLetters):
-                await settled(self._dead_letters.closed())
+            await settled(self.calls.closed())
 
     async def _end_polls(self) -> None:
         """Wait for the poll task; it may wait for a rebalance that does not end."""
