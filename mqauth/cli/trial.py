@@ -7,8 +7,8 @@ of it: was it handled, is there a dead letter, is it in the audit. Nothing in th
 from __future__ import annotations
 
 import json
+import logging
 import re
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,7 +19,6 @@ from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from mqauth import (
     Attempts,
@@ -37,6 +36,7 @@ from mqauth.audit.chain import verify_chain
 from mqauth.bench import report, run
 from mqauth.cli.app import Json, answer, print_error
 from mqauth.cli.broker import check_url, reached
+from mqauth.cli.tables import Column, table_lines
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage, Stage
 from mqauth.testing.token_attacks import ATTACKS, honest_message
@@ -45,7 +45,10 @@ from mqauth.wire import destination
 _CASE_HEADER: Final = "demo-case"
 _REASON_HEADER: Final = "mqauth-dead-reason"
 _ACCEPTED: Final = "accepted"
-_WIDTH: Final = 110
+CASE: Final = (
+    Column("case"), Column("verdict", cut=False), Column("reason", cut=False), Column("as expected", cut=False),
+    Column("what it is", goes=1),
+)  # fmt: skip
 _STAGES: Final = {
     "kafka": ("kafka", "KafkaStage"),
     "confluent": ("confluent", "ConfluentStage"),
@@ -127,6 +130,8 @@ def demo(
     Exits with 1 where a case did not end as it must. With --audit every verdict is recorded, not rejections alone;
     the signed heads are in FILE.heads and the key that signs them in FILE.pem.
     """
+    # Each rejection is a line of the table already.
+    logging.getLogger("mqauth").addHandler(logging.NullHandler())
     if broker is None:
         return _play(MemoryStage(), audit, as_json=as_json, messages=messages)
     scheme, mark, rest = broker.partition("://")
@@ -165,7 +170,7 @@ def _play(stage: Stage, kept: Path | None, *, as_json: bool, messages: int) -> i
     if as_json:
         print(json.dumps(_report(stage.name, results, intact, lost), indent=2))
     else:
-        _print_table(stage.name, results, intact, lost)
+        answer(False, None, *_lines(stage.name, results, intact, lost))
     return 0 if intact and not lost and all(result.as_expected for result in results) else 1
 
 
@@ -257,28 +262,21 @@ def _report(broker: str, results: list[Result], intact: bool, lost: int) -> dict
     }
 
 
-def _print_table(broker: str, results: list[Result], intact: bool, lost: int) -> None:
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
-    table = Table("case", "what it is", "verdict", "reason", "as expected", title=f"mqauth demo on {broker}")
-    for result in results:
-        table.add_row(
-            result.case.name,
-            result.case.story,
-            f"[{'green' if result.verdict == _ACCEPTED else 'yellow'}]{result.verdict}",
-            result.reason or "",
-            "yes" if result.as_expected else "[red]NO",
-        )
-    console.print(table)
+def _lines(broker: str, results: list[Result], intact: bool, lost: int) -> Iterator[str]:
+    """Yield what became of every message, for people and for programs that read tables."""
+    cells = (
+        (one.case.name, one.verdict, one.reason or "", "yes" if one.as_expected else "NO", one.case.story)
+        for one in results
+    )
+    yield from table_lines(f"mqauth demo on {broker}", CASE, cells)
     attacks = [result for result in results if result.case.expected != _ACCEPTED]
-    console.print(
+    yield (
         f"{len(results) - len(attacks)} honest messages handled, "
-        f"{sum(result.as_expected for result in attacks)} of {len(attacks)} attacks dead-lettered, {lost} lost; "
-        f"audit chain {'intact' if intact else 'BROKEN'}."
+        f"{sum(result.as_expected for result in attacks)} of {len(attacks)} attacks dead-lettered, {lost} lost;"
     )
-    console.print(
-        "Next: mqauth demo --json, mqauth demo --broker amqp://guest:guest@localhost/, mqauth keys new --help",
-        soft_wrap=True,
-    )
+    yield f"audit chain {'intact' if intact else 'BROKEN'}."
+    yield "Next: mqauth demo --json, mqauth keys new --help,"
+    yield "mqauth demo --broker amqp://guest:guest@localhost/"
 
 
 def _named(message: Message, name: str) -> Message:

@@ -158,8 +158,8 @@ class Configuration:
         return self._pipeline(audit=None)
 
     @cached_property
-    def review(self) -> Pipeline:
-        """The pipeline that judges dead letters; its rollout says which of them may go back without a proof.
+    def trial(self) -> Pipeline:
+        """The pipeline of ``[consumer]`` with the rungs of ``[[rollout]]``, to be tried; it settles nothing.
 
         Raises:
             ConfigurationError: there is no ``[consumer]``, or its keys cannot be read.
@@ -185,7 +185,8 @@ class Configuration:
         verifier = Verifier(keys=issuers, release=self._releases(found.leeway), **settings)
         return Pipeline(
             verifier=verifier, policy=Allow([rule.rule for rule in found.allow]), replay=self._store(),
-            scope=found.scope, exception_messages=found.exception_messages, clock=self._clock, **more,
+            scope=found.scope, exception_messages=found.exception_messages, self_test=found.self_test,
+            clock=self._clock, **more,
         )  # fmt: skip
 
     def _releases(self, leeway: int) -> ReleaseAuthorities | None:

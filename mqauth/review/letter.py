@@ -69,6 +69,7 @@ class Reading:
         fault: why it is not sound.
         claims, kid, alg: what the token claims, as far as it can be parsed.
         rung: of its destination, where a handler got the message without a proof of who sent it.
+        consumer: the scope exactly as the letter says, for ids and releases; not harmless to show.
     """
 
     mark: str
@@ -91,6 +92,7 @@ class Reading:
     kid: str | None
     alg: str | None
     rung: str | None = None
+    consumer: str = field(default="", repr=False)
 
     @property
     def issuer(self) -> str:
@@ -143,6 +145,7 @@ def read(letter: Letter) -> Reading:
         sound=fault is None,
         fault=fault,
         rung=lines["rung"] if lines.get("rung") in RUNGS else None,
+        consumer=lines.get("scope", ""),
         **_token_fields(original),
     )
 
