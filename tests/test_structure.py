@@ -35,6 +35,9 @@ STATEMENTS = (
     + 910
     # Rollout: rungs, marks, exemptions, the judge below enforce, counts, records, detectors, commands.
     + 1160
+    # Rollout: the broker asked for marks and lag, entries split, JSON, a sink that hangs, who signed, aliases,
+    # letters without a proof sent back.
+    + 343
     # A log in an event loop.
     + 190
     # Logs as records: one module, rate, details, health.
