@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import CodeType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 _COMPARED: Final[dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]]] = {
     ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt),
@@ -44,10 +44,17 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault; ``lineno`` of the function whose code it is in, 0 where it is in none."""
+    """A fault.
+
+    Args:
+        key: which it is.
+        lineno: of the function whose code it is in, 0 where it is in none.
+        lines: of the statement that it is in, without what is within that.
+    """
 
     key: Key
     lineno: int
+    lines: range
     tree: ast.Module
     place: _Place
     other: ast.AST
@@ -60,12 +67,21 @@ class Fault:
         """
         self._put(self.other)
         try:
-            if not self.lineno:
-                return compile(self.tree, name, "exec")
-            # the statement at the top that holds it is enough
-            first, *_ = (at for at in self.tree.body if at.lineno <= self.lineno <= (at.end_lineno or 0))
+            return compile(self.tree, name, "exec")
+        finally:
+            self._put(self.place.node)
+
+    def statement(self, name: str) -> tuple[ast.stmt, CodeType]:
+        """Return the statement at the top of the module that holds the fault, as it is, and its code with the fault.
+
+        Args:
+            name: of the module's file.
+        """
+        at = self.place.top
+        self._put(self.other)
+        try:
             flags = __future__.annotations.compiler_flag
-            return compile(ast.Module([first], []), name, "exec", flags)
+            return self.tree.body[at], compile(ast.Module([self.tree.body[at]], []), name, "exec", flags)
         finally:
             self._put(self.place.node)
 
@@ -78,7 +94,7 @@ class Fault:
 
 
 class _Place(NamedTuple):
-    """A node, and where it stands: its parent's field, and the function whose code it is part of."""
+    """A node, and where it stands: its parent's field, the function whose code it is part of, and its statement."""
 
     node: ast.AST
     parent: ast.AST
@@ -86,17 +102,35 @@ class _Place(NamedTuple):
     at: int | None
     function: str
     lineno: int
+    statement: ast.stmt
+    top: int
+
+    @property
+    def lines(self) -> range:
+        """The lines of the statement, without the statements within it."""
+        inner = [
+            found.lineno
+            for found in ast.walk(self.statement)
+            if isinstance(found, ast.stmt) and found is not self.statement
+        ]
+        last = min(inner) - 1 if inner else self.statement.end_lineno or 0
+        return range(self.statement.lineno, max(last, self.statement.lineno) + 1)
 
 
 def faults(module: str, source: str) -> Iterator[Fault]:
     """Yield every fault of a module's source."""
     tree, lines, seen = ast.parse(source), source.splitlines(), Counter[tuple[str, ...]]()
-    for place in list(_walk(tree, "", 0)):
+    places = [
+        place
+        for top, statement in enumerate(tree.body)
+        for place in _walked(statement, tree, "body", top, "", 0, statement, top)
+    ]
+    for place in places:
         for change, other in _changes(place.node, place):
             line = lines[getattr(place.node, "lineno", 1) - 1].strip()
             seen[place.function, line, change] += 1
             key = Key(module, place.function, line, change, seen[place.function, line, change])
-            yield Fault(key, place.lineno, tree, place, _located(other, place.node))
+            yield Fault(key, place.lineno, place.lines, tree, place, _located(other, place.node))
 
 
 def _located(other: ast.AST, node: ast.AST) -> ast.AST:
@@ -104,34 +138,42 @@ def _located(other: ast.AST, node: ast.AST) -> ast.AST:
     return ast.fix_missing_locations(ast.copy_location(other, node))
 
 
-def _walk(node: ast.AST, function: str, lineno: int) -> Iterator[_Place]:
+def _walked(node: ast.AST, *where: Any) -> Iterator[_Place]:
+    """Yield a node and all within it."""
+    place = _Place(node, *where)
+    if _is_prose(node):
+        return
+    yield place
     for field, value in ast.iter_fields(node):
         if _is_no_code(node, field):
             continue
         for at, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            if isinstance(child, ast.AST) and not _is_prose(child, node):
-                yield _Place(child, node, field, at, function, lineno)
-                yield from _walk(child, *_within(child, field, node, function, lineno))
+            if isinstance(child, ast.AST):
+                statement = child if isinstance(child, ast.stmt) else place.statement
+                function = _within(field, node, place.function, place.lineno)
+                yield from _walked(child, node, field, at, *function, statement, place.top)
 
 
-def _within(child: ast.AST, field: str, node: ast.AST, function: str, lineno: int) -> tuple[str, int]:
+def _within(field: str, node: ast.AST, function: str, lineno: int) -> tuple[str, int]:
     """Return in which function the parts of a node are; those of a default or a decorator in the outer one."""
-    if isinstance(child, ast.FunctionDef):
-        return f"{function}.{child.name}".lstrip("."), child.lineno
-    if isinstance(child, ast.ClassDef):
-        return f"{function}.{child.name}".lstrip("."), 0
-    if isinstance(node, ast.FunctionDef) and field != "body":
-        return function, 0
+    if isinstance(node, ast.FunctionDef):
+        return (f"{function}.{node.name}".lstrip("."), node.lineno) if field == "body" else (function, 0)
+    if isinstance(node, ast.ClassDef):
+        return f"{function}.{node.name}".lstrip("."), 0
     return function, lineno
 
 
 def _is_no_code(node: ast.AST, field: str) -> bool:
     """Tell whether a field holds types, which no verdict depends on."""
     types = isinstance(node, ast.ClassDef) and any(getattr(base, "id", "") in _TYPING for base in node.bases)
-    return types or field in ("annotation", "returns", "bases", "keywords") and isinstance(node, ast.arg | ast.ClassDef | ast.FunctionDef | ast.AnnAssign)
+    return (
+        types
+        or field in ("annotation", "returns", "bases", "keywords")
+        and isinstance(node, ast.arg | ast.ClassDef | ast.FunctionDef | ast.AnnAssign)
+    )
 
 
-def _is_prose(node: ast.AST, parent: ast.AST) -> bool:
+def _is_prose(node: ast.AST) -> bool:
     """Tell whether a node is a docstring, the text of an error, or a type."""
     if isinstance(node, ast.JoinedStr):
         return True

@@ -52,7 +52,11 @@ class Report:
     def line(self, module: str | None) -> str:
         """Return the line of a module, or of all."""
         found = {
-            outcome: sum(count for (where, what), count in self._counts.items() if what == outcome and module in (None, where))
+            outcome: sum(
+                count
+                for (where, what), count in self._counts.items()
+                if what == outcome and module in (None, where)
+            )
             for outcome in ("killed", "explained", "open")
         }
         tellable = found["killed"] + found["open"]

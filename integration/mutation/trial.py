@@ -1,8 +1,8 @@
-"""A trial: one fault in our code, and whether a vector tells, in a process of its own.
+"""A trial: one fault in our code, and whether a vector tells.
 
 The process that makes trials has everything imported and has judged nothing: no memo remembers what the code did
-without the fault. Each trial is a fork of it. There a fault in a function's body is put into the living function,
-wherever that is referred to; for any other fault mqauth is imported anew, with the fault in it.
+without the fault. A fork of it puts one fault after the other into the living code. Where that cannot be done, or no
+vector tells of what is set at the top of a module, mqauth is imported anew in a fork of its own, with the fault in it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
-from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType
 from typing import Any, Final, TypeAlias
 
+from integration.mutation import reached
 from integration.mutation.faults import Fault, Key, faults
+from integration.mutation.planted import Living, path_of
 
-ROOT: Final = Path(__file__).parent.parent.parent
 _OURS: Final = ("mqauth", "tests")
 _SECONDS: Final = 20
 """Of processor time a trial may take; all vectors take about one and a half."""
@@ -35,6 +35,7 @@ _WAIT: Final = 600
 _MEMORY: Final = 4 << 30
 _FIRST: Final = 12
 SURVIVED: Final = ""
+_ANEW: Final = "anew"
 Checks: TypeAlias = dict[str, Callable[[], None]]
 
 
@@ -46,48 +47,82 @@ class Trials:
 
         self._files = checks.read()
         self._checks = _ordered(checks.checks(self._files))
+        self._names = list(self._checks)
+        self._single = {
+            f"{file}: {vector['name']}" for file in checks.AMONG_MANY for vector in self._files[file]["vectors"]
+        }
         self._told: dict[tuple[str, str], list[str]] = {}
-        self._functions = _living()
+        self._living = Living()
+        self._lines: reached.Lines = reached.cached(self._trace)
 
     def run(self, found: Iterable[Fault]) -> Iterator[tuple[Fault, str]]:
         """Yield each fault with the name of a vector that tells of it; ``SURVIVED`` if none does."""
         left = deque(found)
         while left:
             for answer in forked(partial(self._tell, tuple(left))):
-                yield left.popleft(), answer
+                fault = left.popleft()
+                again = next(forked(lambda one=fault: iter([self._told_anew(one)]))) if answer == _ANEW else answer
+                yield fault, again
 
     def sound(self) -> bool:
         """Tell whether no vector tells of no fault, in the living code and in code that is imported anew."""
 
         def tell() -> Iterator[str]:
-            yield self._asked(self._checks, [])
-            yield self._asked(self._anew("none", compile("", "none", "exec")), [])
+            yield self._asked(self._checks, [], self._names)
+            yield self._asked(self._anew("none", compile("", "none", "exec")), [], self._names)
 
         return list(forked(tell)) == [SURVIVED, SURVIVED]
 
+    def _trace(self) -> reached.Lines:
+        (text,) = forked(lambda: iter([json.dumps(reached.traced(self._checks, self._import))]))
+        found: reached.Lines = json.loads(text)
+        return found
+
+    def _import(self) -> None:
+        self._anew("none", compile("", "none", "exec"))
+
     def _tell(self, found: Sequence[Fault]) -> Iterator[str]:
-        """Yield what tells of each fault, until one has to have a process of its own, and of that one."""
-        for at, fault in enumerate(found):
+        """Yield what tells of each fault; ``_ANEW`` where only code that is imported anew can show it."""
+        for fault in found:
             signal.setitimer(signal.ITIMER_PROF, _SECONDS)
             signal.alarm(_WAIT)
-            if not (fault.lineno and self._is_swapped(fault)):
-                # mqauth is imported anew: what comes after needs the old one
-                if at == 0:
-                    yield self._told_anew(fault)
-                return
-            yield self._asked(self._checks, self._told.setdefault(fault.key[:2], []))
-            self._restore()
+            yield self._told_of(fault)
+            self._living.restore()
 
-    def _told_anew(self, fault: Fault) -> str:
+    def _told_of(self, fault: Fault) -> str:
+        reaching = self._reaching(fault) if fault.lineno else self._names
+        if not reaching:
+            # what runs while mqauth is imported shows only in code that is imported anew
+            is_imported = not self._lines.get(fault.key.module, {}).keys().isdisjoint(fault.lines)
+            return _ANEW if is_imported else SURVIVED
         try:
-            return self._asked(self._anew(fault.key.module, fault.compiled(str(path_of(fault.key.module)))), [])
+            if not self._living.plant(fault):
+                return _ANEW
         except Exception as error:
             return f"it does not start: {type(error).__name__}"
+        return self._asked(self._checks, self._told.setdefault(fault.key[:2], []), reaching)
 
-    @staticmethod
-    def _asked(checks: Checks, told: list[str]) -> str:
+    def _reaching(self, fault: Fault) -> list[str]:
+        """Return the checks that run the statement of a fault."""
+        lines = self._lines.get(fault.key.module, {})
+        numbers = {number for line in fault.lines for number in lines.get(line, ())}
+        return [self._names[number] for number in sorted(numbers)]
+
+    def _told_anew(self, fault: Fault) -> str:
+        signal.setitimer(signal.ITIMER_PROF, _SECONDS)
+        signal.alarm(_WAIT)
+        try:
+            checks = self._anew(fault.key.module, fault.compiled(str(path_of(fault.key.module))))
+        except Exception as error:
+            return f"it does not start: {type(error).__name__}"
+        return self._asked(checks, [], self._names)
+
+    def _asked(self, checks: Checks, told: list[str], reaching: Sequence[str]) -> str:
         """Return the first check that tells; it is asked first from now on."""
-        for name in (*told, *(name for name in checks if name not in told)):
+        may = set(reaching)
+        # a vector that was judged among many is judged by itself only where it has told before
+        asked = [name for name in reaching if name not in self._single]
+        for name in (*(name for name in told if name in may), *(name for name in asked if name not in told)):
             try:
                 checks[name]()
             except BaseException as error:
@@ -97,30 +132,6 @@ class Trials:
                 told[:] = [name, *(other for other in told if other != name)][:_FIRST]
                 return name
         return SURVIVED
-
-    def _is_swapped(self, fault: Fault) -> bool:
-        """Put a fault into the living functions; it is not there if they are not to be told apart."""
-        living = self._functions.get(fault.key.module, [])
-        outer = [found for found in living if found.__qualname__ == fault.key.function]
-        inner = f"{fault.key.function}.<locals>."
-        if len(outer) != 1 or outer[0].__code__.co_firstlineno != fault.lineno or any(found.__code__.co_qualname.startswith(inner) for found in living):
-            return False
-        code = fault.compiled(str(path_of(fault.key.module)))
-        made = next(found for found in _codes(code) if (found.co_qualname, found.co_firstlineno) == (fault.key.function, fault.lineno))
-        if len(made.co_freevars) != len(outer[0].__code__.co_freevars):
-            return False
-        self._old = outer[0], outer[0].__code__
-        outer[0].__code__ = made
-        return True
-
-    def _restore(self) -> None:
-        function, code = self._old
-        function.__code__ = code
-        # what is remembered of earlier messages would hide a fault, or outlive it
-        memos = sys.modules["mqauth.wire.memo"].Memo
-        for found in gc.get_objects():
-            if type(found) is memos:
-                dict.clear(found)
 
     def _anew(self, module: str, code: CodeType) -> Checks:
         logging.setLogRecordFactory(logging.LogRecord)
@@ -132,7 +143,9 @@ class Trials:
 
 def _ordered(found: Iterable[Any]) -> Checks:
     """Return the checks by name, those of many vectors first, which take the least time for each."""
-    return {check.name: check.run for check in sorted(found, key=lambda check: ": every vector, " not in check.name)}
+    return {
+        check.name: check.run for check in sorted(found, key=lambda check: ": every vector, " not in check.name)
+    }
 
 
 class _Planted(SourceFileLoader, MetaPathFinder):
@@ -149,11 +162,6 @@ class _Planted(SourceFileLoader, MetaPathFinder):
     def get_code(self, fullname: str) -> CodeType:
         """Return the other code."""
         return self._code
-
-
-def path_of(module: str) -> Path:
-    """Return the file of a module."""
-    return ROOT / "mqauth" / f"{module.replace('.', '/')}.py"
 
 
 def faults_of(module: str) -> Iterator[Fault]:
@@ -195,20 +203,3 @@ def _answer(call: Callable[[], Iterable[str]], writer: int) -> None:
         status = 0
     finally:
         os._exit(status)
-
-
-def _living() -> dict[str, list[FunctionType]]:
-    """Return the functions of our modules that are alive, by module."""
-    found: dict[str, list[FunctionType]] = {}
-    for function in gc.get_objects():
-        if isinstance(function, FunctionType) and function.__code__.co_filename.startswith(str(ROOT / "mqauth")):
-            module = Path(function.__code__.co_filename).relative_to(ROOT / "mqauth").with_suffix("")
-            found.setdefault(".".join(module.parts), []).append(function)
-    return found
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for found in code.co_consts:
-        if isinstance(found, CodeType):
-            yield from _codes(found)

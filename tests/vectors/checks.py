@@ -16,12 +16,14 @@ from typing import Any, Final, NamedTuple
 from mqauth.errors import ConfigurationError, MalformedMessage
 from mqauth.replay.rules import batch_id, claim_id, release_id
 from mqauth.testing.batchforge import leaf_hash, leaf_of
-from mqauth.wire import base64url, batch, destination, envelope, jwk
-from mqauth.wire.json_form import from_form, to_form
+from mqauth.wire import base64url, batch, destination, envelope, jwk, strict_json
+from mqauth.wire.json_form import JSON_DEPTH, from_form, to_form
 from tests.vectors.consumers import Consumer
 
 FOLDER: Final = Path(__file__).parent
 FILES: Final = ("tokens", "answers", "batch", "settings", "hds", "destinations", "claims", "jwks", "forms")
+AMONG_MANY: Final = ("tokens", "answers", "batch")
+"""The files whose vectors are judged by one consumer together, too."""
 EVERY: Final = "every vector, "
 """How the names of checks begin, behind their file's, that are of many vectors by one consumer."""
 Files = Mapping[str, Any]
@@ -87,7 +89,10 @@ def cover(vector: Any) -> None:
     message = from_form(vector["message"])
     found = envelope.bind(message)
     assert list(found.hdr) == vector["hdr"]
-    assert (found.dst, found.hds) == (message.destination, base64url.digest(envelope.headers_input(message, found.hdr)))
+    assert (found.dst, found.hds) == (
+        message.destination,
+        base64url.digest(envelope.headers_input(message, found.hdr)),
+    )
 
 
 def read_jwk(vector: Any) -> None:
@@ -105,9 +110,14 @@ def read_set(vector: Any) -> None:
 
 def same_form(vector: Any) -> None:
     """Expect two forms to be one message, whose form is read to it again."""
-    message = from_form(vector["form"])
+    message = from_form(_read_again(vector["form"]))
     written = to_form(message)
     assert repr(written) == repr(to_form(from_form(vector["other"]))) == repr(to_form(from_form(written)))
+
+
+def _read_again(form: Any) -> Any:
+    """Return a form as our strict reader finds it in a file."""
+    return strict_json.loads(json.dumps(form).encode(), depth=JSON_DEPTH, wide=True)
 
 
 def name_destination(vector: Any) -> None:
@@ -165,7 +175,7 @@ def _sequences(files: Files) -> Iterator[Check]:
 
 def _orders(files: Files) -> Iterator[Check]:
     """Yield all vectors of one consumer, by one consumer: no verdict depends on the vectors before it."""
-    for file in ("tokens", "answers", "batch"):
+    for file in AMONG_MANY:
         for name, step in (("in order", 1), ("in reverse", -1)):
             run = partial(judge_all, files[file], files[file]["vectors"][::step])
             yield Check(f"{file}: {EVERY}{name}", run)
@@ -193,7 +203,7 @@ def _forms(files: Files) -> Iterator[Check]:
     for vector in files["forms"]["same"]:
         yield Check(f"forms: {vector['name']}", partial(same_form, vector))
     for vector in files["forms"]["malformed"]:
-        run = partial(refuses, MalformedMessage, from_form, vector["form"])
+        run = partial(refuses, MalformedMessage, lambda form: from_form(_read_again(form)), vector["form"])
         yield Check(f"forms: malformed: {vector['name']}", run)
 
 
@@ -201,7 +211,9 @@ def _destinations(files: Files) -> Iterator[Check]:
     for vector in (*files["destinations"]["rabbitmq"], *files["destinations"]["kafka"]):
         yield Check(f"destinations: {vector['destination']}", partial(name_destination, vector))
     for text in files["destinations"]["malformed"]:
-        yield Check(f"destinations: malformed: {text}", partial(refuses, MalformedMessage, destination.parse, text))
+        yield Check(
+            f"destinations: malformed: {text}", partial(refuses, MalformedMessage, destination.parse, text)
+        )
 
 
 def _ids(files: Files) -> Iterator[Check]:
