@@ -1,8 +1,8 @@
 """Every small fault of a module, one at a time: where it stands, what it is, and the module with it."""
 
 from __future__ import annotations
-
 import __future__
+
 import ast
 from collections import Counter
 from collections.abc import Iterator
@@ -168,8 +168,8 @@ def _is_no_code(node: ast.AST, field: str) -> bool:
     types = isinstance(node, ast.ClassDef) and any(getattr(base, "id", "") in _TYPING for base in node.bases)
     return (
         types
-        or field in ("annotation", "returns", "bases", "keywords")
-        and isinstance(node, ast.arg | ast.ClassDef | ast.FunctionDef | ast.AnnAssign)
+        or (field in ("annotation", "returns", "bases", "keywords")
+        and isinstance(node, ast.arg | ast.ClassDef | ast.FunctionDef | ast.AnnAssign))
     )
 
 
@@ -238,9 +238,7 @@ def _called(node: ast.Call) -> Iterator[tuple[str, ast.AST]]:
 
 
 def _stated(node: ast.stmt) -> Iterator[tuple[str, ast.AST]]:
-    if isinstance(node, _REMOVED):
-        yield "removed", ast.Pass()
-    elif isinstance(node, ast.Assign) and not isinstance(node.targets[0], ast.Name | ast.Tuple):
+    if isinstance(node, _REMOVED) or (isinstance(node, ast.Assign) and not isinstance(node.targets[0], ast.Name | ast.Tuple)):
         yield "removed", ast.Pass()
     elif isinstance(node, ast.Return) and not (node.value is None or getattr(node.value, "value", 0) is None):
         yield "returns None", ast.Return(ast.Constant(None))

@@ -43,7 +43,7 @@ class Trials:
     """Makes trials, and remembers for each function which vectors have told of its faults: they are asked first."""
 
     def __init__(self) -> None:
-        from tests.vectors import checks  # noqa: PLC0415 - here for the first time, and in a trial anew
+        from tests.vectors import checks
 
         self._files = checks.read()
         self._checks = _ordered(checks.checks(self._files))
