@@ -36,7 +36,8 @@ _PYTHON: Any = kafka_python
 SIZE: Final = 8
 PORTABLE: Final[dict[str, Any]] = {
     "text": "ü€😀", "nothing": "", "raw": b"\xff\x00", "true": True, "false": False, "null": None, "zero": 0,
-    "most": 2**53, "least": -(2**53), "small": -5, "list": (1, "x", None, (True,)), "table": {"b": {"a": (1,)}, "": 0},
+    "most": 2**53, "least": -(2**53), "small": -5, "list": (1, "x", None, (True,)),
+    "table": {"b": {"a": (1,)}, "": 0},
 }  # fmt: skip
 """Headers of every type that the profile calls portable on RabbitMQ."""
 RECORD: Final = (("text", "ü€😀".encode()), ("raw", b"\xff\x00"), ("null", None), ("twice", b"1"), ("twice", b""))
@@ -51,7 +52,7 @@ class Sent(NamedTuple):
 
 
 def portable(place: str) -> list[Message]:
-    """Return unsigned messages with headers of every portable type, empty bodies and keys and a tombstone among them."""
+    """Return unsigned messages with every portable header, empty bodies and keys and a tombstone among them."""
     if place.startswith("rabbitmq:"):
         full = honest_message(place)
         full = replace(full, properties={**full.properties, "correlation-id": "é", "type": "t"})
@@ -226,7 +227,7 @@ def plain(value: Any) -> Any:
 
 @pytest.mark.slow
 def test_both_judge_alike_over_rabbitmq(rabbitmq: RabbitMQ, capsys: pytest.CaptureFixture[str]) -> None:
-    """Over aio-pika and amqp091-go every honest message is accepted by both, every attack refused for one reason."""
+    """Over aio-pika and amqp091-go both accept every honest message, and refuse every attack for one reason."""
     fanned = Fanned(rabbitmq.url)
     try:
         sent = publish_all(rabbitmq.url, fanned.place, fanned.publish)
@@ -240,7 +241,7 @@ def test_both_judge_alike_over_rabbitmq(rabbitmq: RabbitMQ, capsys: pytest.Captu
 
 
 def test_both_judge_alike_over_kafka(kafka: Kafka, capsys: pytest.CaptureFixture[str]) -> None:
-    """Over kafka-python and franz-go every honest message is accepted by both, every attack refused for one reason."""
+    """Over kafka-python and franz-go both accept every honest message, and refuse every attack for one reason."""
     stage = KafkaStage(kafka.url)
     client = _PYTHON.KafkaProducer(bootstrap_servers=stage.servers)
     reader = _PYTHON.KafkaConsumer(bootstrap_servers=stage.servers, auto_offset_reset="earliest")

@@ -5,7 +5,7 @@ import __future__
 
 import ast
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any, Final, NamedTuple
@@ -72,7 +72,7 @@ class Fault:
             self._put(self.place.node)
 
     def statement(self, name: str) -> tuple[ast.stmt, CodeType]:
-        """Return the statement at the top of the module that holds the fault, as it is, and its code with the fault.
+        """Return the statement at the top of the module that holds the fault, and its code with the fault.
 
         Args:
             name: of the module's file.
@@ -94,7 +94,7 @@ class Fault:
 
 
 class _Place(NamedTuple):
-    """A node, and where it stands: its parent's field, the function whose code it is part of, and its statement."""
+    """A node, and where it stands: its parent's field, the function whose code it is in, and its statement."""
 
     node: ast.AST
     parent: ast.AST
@@ -166,10 +166,9 @@ def _within(field: str, node: ast.AST, function: str, lineno: int) -> tuple[str,
 def _is_no_code(node: ast.AST, field: str) -> bool:
     """Tell whether a field holds types, which no verdict depends on."""
     types = isinstance(node, ast.ClassDef) and any(getattr(base, "id", "") in _TYPING for base in node.bases)
-    return (
-        types
-        or (field in ("annotation", "returns", "bases", "keywords")
-        and isinstance(node, ast.arg | ast.ClassDef | ast.FunctionDef | ast.AnnAssign))
+    return types or (
+        field in ("annotation", "returns", "bases", "keywords")
+        and isinstance(node, ast.arg | ast.ClassDef | ast.FunctionDef | ast.AnnAssign)
     )
 
 
@@ -186,24 +185,29 @@ def _is_prose(node: ast.AST) -> bool:
 
 def _changes(node: ast.AST, place: _Place) -> Iterator[tuple[str, ast.AST]]:
     """Yield what a node is turned into, each with its name."""
-    if isinstance(node, ast.Compare):
-        yield from _compared(node)
-    elif isinstance(node, ast.BoolOp):
-        yield from _joined(node)
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
+    for kind, change in _CHANGES:
+        if isinstance(node, kind):
+            yield from change(node)
+            break
+    in_condition = place.field == "test" or (place.field == "ifs" and isinstance(place.parent, ast.comprehension))
+    if in_condition and not isinstance(node, ast.Compare | ast.UnaryOp):
+        yield "condition negated", ast.UnaryOp(ast.Not(), node)
+
+
+def _signed(node: ast.UnaryOp) -> Iterator[tuple[str, ast.AST]]:
+    if isinstance(node.op, ast.Not | ast.USub):
         yield f"without {type(node.op).__name__}", node.operand
-    elif isinstance(node, ast.BinOp) and type(node.op) in _COMPUTED:
+
+
+def _computed(node: ast.BinOp) -> Iterator[tuple[str, ast.AST]]:
+    if type(node.op) in _COMPUTED:
         other = _COMPUTED[type(node.op)]
         yield f"{type(node.op).__name__} to {other.__name__}", ast.BinOp(node.left, other(), node.right)
-    elif isinstance(node, ast.Constant):
-        yield from ((f"{node.value!r} to {other!r}", ast.Constant(other)) for other in _constants(node.value))
-    elif isinstance(node, ast.Call):
-        yield from _called(node)
-    elif isinstance(node, ast.stmt):
-        yield from _stated(node)
-    if place.field == "test" or (place.field == "ifs" and isinstance(place.parent, ast.comprehension)):
-        if not isinstance(node, ast.Compare | ast.UnaryOp):
-            yield "condition negated", ast.UnaryOp(ast.Not(), node)
+
+
+def _replaced(node: ast.Constant) -> Iterator[tuple[str, ast.AST]]:
+    for other in _constants(node.value):
+        yield f"{node.value!r} to {other!r}", ast.Constant(other)
 
 
 def _compared(node: ast.Compare) -> Iterator[tuple[str, ast.AST]]:
@@ -238,7 +242,14 @@ def _called(node: ast.Call) -> Iterator[tuple[str, ast.AST]]:
 
 
 def _stated(node: ast.stmt) -> Iterator[tuple[str, ast.AST]]:
-    if isinstance(node, _REMOVED) or (isinstance(node, ast.Assign) and not isinstance(node.targets[0], ast.Name | ast.Tuple)):
+    is_set = isinstance(node, ast.Assign) and not isinstance(node.targets[0], ast.Name | ast.Tuple)
+    if isinstance(node, _REMOVED) or is_set:
         yield "removed", ast.Pass()
     elif isinstance(node, ast.Return) and not (node.value is None or getattr(node.value, "value", 0) is None):
         yield "returns None", ast.Return(ast.Constant(None))
+
+
+_CHANGES: Final[tuple[tuple[type[ast.AST], Callable[[Any], Iterator[tuple[str, ast.AST]]]], ...]] = (
+    (ast.Compare, _compared), (ast.BoolOp, _joined), (ast.UnaryOp, _signed), (ast.BinOp, _computed),
+    (ast.Constant, _replaced), (ast.Call, _called), (ast.stmt, _stated),
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""A fault in the living code: in a function wherever that is referred to, or in a name wherever it was imported."""
+"""A fault in the living code: in a function, wherever that is referred to, or in a name, wherever it stands."""
 
 from __future__ import annotations
 

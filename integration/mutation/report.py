@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from integration.mutation.faults import Key
-from integration.mutation.trial import SURVIVED
 
 FILE: Final = Path(__file__).parent / "survivors.json"
+SURVIVED: Final = ""
+"""What is told of a fault that no vector tells of."""
 WHY: Final = {
     "equivalent": "the code does the same with it",
     "performance": "it costs time or memory, and no verdict",
     "memo": "it changes what is remembered, and what is not remembered is worked out again",
     "text": "it changes the words of a detail, a log line or a repr",
-    "outside": "the profile says nothing of it, and a named test of ours does",
+    "outside": "the profile says nothing of it; a test of ours does, where one is named",
+    "form": "a message that would show it has no JSON form",
 }
 """The reasons why no vector can tell."""
 
@@ -50,29 +52,27 @@ class Report:
         self._counts[key.module, outcome] += 1
 
     def line(self, module: str | None) -> str:
-        """Return the line of a module, or of all."""
-        found = {
-            outcome: sum(
-                count
-                for (where, what), count in self._counts.items()
-                if what == outcome and module in (None, where)
-            )
-            for outcome in ("killed", "explained", "open")
-        }
+        """Return the line of a module, or of all: the score is of what is killed or open."""
+        found = {outcome: self._count(module, outcome) for outcome in ("killed", "explained", "open")}
         tellable = found["killed"] + found["open"]
         score = 100 * found["killed"] / tellable if tellable else 100.0
         said = ", ".join(f"{count} {outcome}" for outcome, count in found.items())
         return f"{module or 'all'}: {score:.1f} % of {tellable} ({said})"
 
+    def _count(self, module: str | None, outcome: str) -> int:
+        return sum(
+            count for (where, what), count in self._counts.items() if what == outcome and module in (None, where)
+        )
+
 
 def entries() -> list[dict[str, Any]]:
-    """Return what stands in the file."""
+    """Return what stands in the file: of a function, all its faults, or those that are listed."""
     found: list[dict[str, Any]] = json.loads(FILE.read_text("utf-8"))["survivors"]
     return found
 
 
 def explained() -> dict[tuple[Any, ...], str]:
-    """Return the reasons, by key, or by module and function where they hold of all faults of one."""
+    """Return the reasons by key, or by module and function where they hold of all faults of one."""
     found: dict[tuple[Any, ...], str] = {}
     for entry in entries():
         where = entry["module"], entry["function"]

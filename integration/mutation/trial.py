@@ -2,7 +2,7 @@
 
 The process that makes trials has everything imported and has judged nothing: no memo remembers what the code did
 without the fault. A fork of it puts one fault after the other into the living code. Where that cannot be done, or no
-vector tells of what is set at the top of a module, mqauth is imported anew in a fork of its own, with the fault in it.
+vector tells of what is set at the top of a module, mqauth is imported anew with the fault, in a fork of its own.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from typing import Any, Final, TypeAlias
 from integration.mutation import reached
 from integration.mutation.faults import Fault, Key, faults
 from integration.mutation.planted import Living, path_of
+from integration.mutation.report import SURVIVED
+from tests.vectors import checks
 
 _OURS: Final = ("mqauth", "tests")
 _SECONDS: Final = 20
@@ -34,17 +36,18 @@ _SECONDS: Final = 20
 _WAIT: Final = 600
 _MEMORY: Final = 4 << 30
 _FIRST: Final = 12
-SURVIVED: Final = ""
 _ANEW: Final = "anew"
 Checks: TypeAlias = dict[str, Callable[[], None]]
 
 
 class Trials:
-    """Makes trials, and remembers for each function which vectors have told of its faults: they are asked first."""
+    """Makes trials, and remembers for each function which vectors have told of its faults: they are asked first.
 
-    def __init__(self) -> None:
-        from tests.vectors import checks
+    Args:
+        traced: only vectors that reach a fault are asked; to find out which do takes some seconds, once.
+    """
 
+    def __init__(self, *, traced: bool = True) -> None:
         self._files = checks.read()
         self._checks = _ordered(checks.checks(self._files))
         self._names = list(self._checks)
@@ -53,7 +56,7 @@ class Trials:
         }
         self._told: dict[tuple[str, str], list[str]] = {}
         self._living = Living()
-        self._lines: reached.Lines = reached.cached(self._trace)
+        self._lines = reached.cached(self._trace) if traced else None
 
     def run(self, found: Iterable[Fault]) -> Iterator[tuple[Fault, str]]:
         """Yield each fault with the name of a vector that tells of it; ``SURVIVED`` if none does."""
@@ -90,21 +93,25 @@ class Trials:
             self._living.restore()
 
     def _told_of(self, fault: Fault) -> str:
-        reaching = self._reaching(fault) if fault.lineno else self._names
+        reaching = self._reaching(fault)
         if not reaching:
-            # what runs while mqauth is imported shows only in code that is imported anew
-            is_imported = not self._lines.get(fault.key.module, {}).keys().isdisjoint(fault.lines)
-            return _ANEW if is_imported else SURVIVED
+            return SURVIVED if reaching is None else _ANEW
         try:
             if not self._living.plant(fault):
                 return _ANEW
         except Exception as error:
             return f"it does not start: {type(error).__name__}"
-        return self._asked(self._checks, self._told.setdefault(fault.key[:2], []), reaching)
+        answer = self._asked(self._checks, self._told.setdefault(fault.key[:2], []), reaching)
+        # what else was worked out from a name at the top shows only in code that is imported anew
+        return _ANEW if answer == SURVIVED and not fault.lineno else answer
 
-    def _reaching(self, fault: Fault) -> list[str]:
-        """Return the checks that run the statement of a fault."""
+    def _reaching(self, fault: Fault) -> list[str] | None:
+        """Return the checks that run the statement of a fault; ``None`` where not even an import does."""
+        if self._lines is None or not fault.lineno:
+            return self._names
         lines = self._lines.get(fault.key.module, {})
+        if lines.keys().isdisjoint(fault.lines):
+            return None
         numbers = {number for line in fault.lines for number in lines.get(line, ())}
         return [self._names[number] for number in sorted(numbers)]
 
@@ -112,25 +119,25 @@ class Trials:
         signal.setitimer(signal.ITIMER_PROF, _SECONDS)
         signal.alarm(_WAIT)
         try:
-            checks = self._anew(fault.key.module, fault.compiled(str(path_of(fault.key.module))))
+            given = self._anew(fault.key.module, fault.compiled(str(path_of(fault.key.module))))
         except Exception as error:
             return f"it does not start: {type(error).__name__}"
-        return self._asked(checks, [], self._names)
+        return self._asked(given, [], self._names)
 
-    def _asked(self, checks: Checks, told: list[str], reaching: Sequence[str]) -> str:
+    def _asked(self, given: Checks, told: list[str], reaching: Sequence[str]) -> str:
         """Return the first check that tells; it is asked first from now on."""
         may = set(reaching)
         # a vector that was judged among many is judged by itself only where it has told before
         asked = [name for name in reaching if name not in self._single]
         for name in (*(name for name in told if name in may), *(name for name in asked if name not in told)):
             try:
-                checks[name]()
+                given[name]()
             except BaseException as error:
                 # a check of many vectors says which one tells
                 single = f"{name.partition(': ')[0]}: {error}"
-                name = single if single in checks else name
-                told[:] = [name, *(other for other in told if other != name)][:_FIRST]
-                return name
+                found = single if single in given else name
+                told[:] = [found, *(other for other in told if other != found)][:_FIRST]
+                return found
         return SURVIVED
 
     def _anew(self, module: str, code: CodeType) -> Checks:

@@ -1,7 +1,7 @@
 """Every vector as one check: a name, and a call that raises where the code does not do as its vector says.
 
-Nothing here needs a test runner, so that whoever changes the code on purpose (``integration/mutation``) can ask the
-vectors alone.
+Nothing here needs a test runner, so that whoever changes the code on purpose (``integration/mutation``) can ask
+the vectors alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The vectors of edges that no other vector stood on: each was found by a fault in our code that no vector told of."""
+"""The vectors of edges that no other vector stood on: faults in our code that no vector told of showed them."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def members() -> list[tuple[str, Message]]:
     ]  # fmt: skip
     whole = [1, None, "tree", ["tree"], True]
     return found + [
-        (f"mqa: {strict_json.dumps(value).decode()}", FORGE.seal(kafka(), claims={"mqa": value})) for value in whole
+        (f"mqa: {strict_json.dumps(value).decode()}", FORGE.seal(kafka(), claims={"mqa": value}))
+        for value in whole
     ]
 
 

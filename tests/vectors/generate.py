@@ -66,7 +66,8 @@ def hds_cases() -> list[tuple[str, Message, list[str]]]:
         ("only reply-to has the suffix of direct reply-to", rabbit(
             properties={"correlation-id": "amq.rabbitmq.reply-to.x", "reply-to": "amq.rabbitmq.reply-to"},
             headers=()), []),
-        ("bytes on RabbitMQ", rabbit(headers=(("a", b"x" * 255), ("b", b"x" * 256), ("c", (b"",)))), ["a", "b", "c"]),
+        ("bytes on RabbitMQ", rabbit(
+            headers=(("a", b"x" * 255), ("b", b"x" * 256), ("c", (b"",)))), ["a", "b", "c"]),
         ("text beyond ASCII in a property", rabbit(properties={"type": "\u00e9"}, headers=()), []),
         ("Kafka: values of 255 to 257 bytes", kafka(
             headers=tuple((str(size), b"x" * size) for size in (255, 256, 257))), ["255", "256", "257"]),
