@@ -1,8 +1,8 @@
 """A trial: one fault in our code, and whether a vector tells.
 
 The process that makes trials has everything imported and has judged nothing: no memo remembers what the code did
-without the fault. A fork of it puts one fault after the other into the living code. Where that cannot be done, or no
-vector tells of what is set at the top of a module, mqauth is imported anew with the fault, in a fork of its own.
+without the fault. A fork of it puts one fault after the other into the living code. Where that cannot be done,
+or no vector tells of what is set at the top of a module, mqauth is imported anew, with the fault in it.
 """
 
 from __future__ import annotations
