@@ -41,13 +41,24 @@ VECTORS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
 TESTS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     (
         "and it MUST send an integer in a field type that holds it",
-        ("test_integers_are_pythons_own", "test_what_cannot_arrive_is_refused", "test_both_judge_alike_over_rabbitmq"),
+        (
+            "test_integers_are_pythons_own",
+            "test_what_cannot_arrive_is_refused",
+            "test_both_judge_alike_over_rabbitmq",
+        ),
     ),
     ("An authority MUST NOT have the name of an issuer", ("test_an_authority_has_no_issuers_name",)),
-    ("It MUST bound what it remembers in bytes", (
-        "test_what_a_sender_chooses_is_bounded_in_bytes", "test_tokens_with_other_claims_are_bounded_in_bytes",
-        "test_large_forms_are_not_remembered", "test_copies_with_other_names_grow_nothing",
-        "test_a_whole_batch_takes_what_is_counted", "test_what_is_not_accepted_is_not_remembered")),
+    (
+        "It MUST bound what it remembers in bytes",
+        (
+            "test_what_a_sender_chooses_is_bounded_in_bytes",
+            "test_tokens_with_other_claims_are_bounded_in_bytes",
+            "test_large_forms_are_not_remembered",
+            "test_copies_with_other_names_grow_nothing",
+            "test_a_whole_batch_takes_what_is_counted",
+            "test_what_is_not_accepted_is_not_remembered",
+        ),
+    ),
     (
         "A consumer MUST NOT show its handler an uncovered header",
         ("test_any_uncovered_value_is_hidden", "test_only_covered_headers_are_shown_and_required_ones_must_be"),

@@ -25,6 +25,8 @@ def accepted() -> list[tuple[str, Message]]:
          FORGE.seal(kafka(), claims={"jti": "\u200b\u00a0\ue000\u00ad" * 4})),
         ("not before the first second there is", FORGE.seal(kafka(), claims={"nbf": 0})),
         ("nbf beside an unknown claim", FORGE.seal(kafka(), claims={"nbf": NOW, "role": "x"})),
+        ("other claims of 64 values beside nbf",
+         FORGE.seal(kafka(), claims={"nbf": NOW, "x": [[]] * 31, "y": {"a": [1] * 30}})),
         ("white space around the claims", claimed(lambda raw: b" \n" + raw + b"\t\r ")),
         ("white space within the claims", claimed(lambda raw: raw.replace(b":", b" :\n ", 1))),
         ("the largest integer", claimed(lambda raw: raw[:-1] + b',"x":9007199254740992}')),

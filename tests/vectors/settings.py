@@ -133,6 +133,7 @@ def at_append() -> list[Vector]:
             kafka(), key=ENDED, claims={"iat": NOW - 200, "exp": NOW}), (NOW - 100) * 1000), "key_expired"),
         ("a time that its producer wrote", stamped(FORGE.seal(kafka()), kind="create"), "append_time_unavailable"),
         ("no time at all", FORGE.seal(kafka()), "append_time_unavailable"),
+        ("append without a time", stamped(FORGE.seal(kafka()), None), "append_time_unavailable"),
         ("the audience before the append time", FORGE.seal(kafka(), claims={"aud": "x"}), "audience_mismatch"),
         ("the append time before the subject", FORGE.seal(kafka(), claims={"sub": "x"}),
          "append_time_unavailable"),
