@@ -15,6 +15,8 @@ pytest.register_assert_rewrite(
     "mqauth.testing.store_machine",
 )
 
+pytest_plugins = ["mqauth.testing.attacks"]
+
 from integration import scale  # noqa: E402
 from integration.pace import Pace  # noqa: E402
 

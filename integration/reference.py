@@ -23,6 +23,8 @@ from mqauth.cli import app as command_line
 from mqauth.errors import Cause, Reason
 from mqauth.review.glossary import EXPLANATIONS, TERMS
 from mqauth.telemetry import METRICS, Telemetry
+from mqauth.testing.attack_classes import CLASSES
+from mqauth.testing.attacks import ALL_ATTACKS
 
 FOLDER: Final = ROOT / "docs" / "reference"
 DOORS: Final = (
@@ -239,8 +241,34 @@ def _paragraphs(text: str | None) -> str:
     return "\n\n".join(" ".join(part.split()) for part in (text or "").split("\n\n"))
 
 
+def attacks() -> str:
+    """Return the page of attacks: each class, and what stands for it; then each attack with its reason."""
+    head = f"# Attacks\n\nLook up what [the attack suite](../how-to/attack-your-consumer.md) tries. {_WRITTEN}"
+    rows = "".join(
+        f"| {one.number} | {_cell(one.story)} | {_cell(one.source)} | {_code(one.attacks)} "
+        f"| {_held(one.elsewhere)} |\n"
+        for one in CLASSES
+    )
+    listed = "".join(f"| `{one.name}` | {_cell(one.story)} | `{one.reason}` |\n" for one in ALL_ATTACKS)
+    return (
+        f"{head}\n## Classes\n\nWhat needs an issuer, a disk or an operator's mistake cannot be sent as a "
+        "message. A test of this repository holds it.\n\n| Class | What is tried | Seen at | Attacks | Held by |\n"
+        f"| --- | --- | --- | --- | --- |\n{rows}\n## Attacks of one message\n\n"
+        f"| Name | What is sent | Reason |\n| --- | --- | --- |\n{listed}"
+    )
+
+
+def _code(names: tuple[str, ...]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _held(elsewhere: str) -> str:
+    return f"`{elsewhere}`" if "::" in elsewhere else _cell(elsewhere)
+
+
 PAGES: Final[dict[str, Callable[[], str]]] = {
     "api.md": api,
+    "attacks.md": attacks,
     "audit-record.md": audit_schema,
     "commands.md": commands,
     "exit-codes.md": exit_codes,

@@ -26,9 +26,9 @@ from mqauth.flow import Attempts, run
 from mqauth.judging.pipeline import Pipeline
 from mqauth.logs import MAX_TEXT
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage
+from mqauth.testing.token_attacks import ATTACKS, honest_message
 from mqauth.wire.keys import ALGORITHMS
 from mqauth.wire.message import Message, Origin
 

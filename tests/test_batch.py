@@ -26,8 +26,8 @@ from mqauth.letters.release import open_release
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, claim_id, release_id
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, BatchForge, FakeClock, Forge, verified
-from mqauth.testing.attacks import changed_header, honest_message
 from mqauth.testing.batchforge import ForgedBatch, forge_batch, leaf_of
+from mqauth.testing.token_attacks import changed_header, honest_message
 from mqauth.wire import base64url, envelope
 from mqauth.wire.batch import Tree, proof_of, proof_text
 from mqauth.wire.claims import MAX_BATCH, Batch

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import textwrap
 import threading
 from typing import Any
 
@@ -10,7 +13,7 @@ import confluent_kafka
 import pytest
 from confluent_kafka.aio import AIOConsumer
 
-from mqauth import MemoryReplayStore, Pipeline
+from mqauth import MemoryReplayStore, Pipeline, Verdict
 from mqauth.brokers import confluent
 from mqauth.brokers.confluent.event_loop import AIOPoller
 from mqauth.brokers.confluent.poller import Poller
@@ -26,13 +29,14 @@ from tests.test_confluent import SAFE, Partition, Sink
 WHERE = Place("orders", 0)
 
 
-def wrapper(client: Any, letters: Any = None) -> confluent.AIOConsumer:
+def wrapper(client: Any, letters: Any = None, **settings: Any) -> confluent.AIOConsumer:
     """Return a consumer around a client."""
     forge = Forge()
     guard = Pipeline(
         verifier=forge.verifier(), policy=forge.policy(KAFKA), replay=MemoryReplayStore(), audit=Sink(),
     )  # fmt: skip
-    return confluent.AIOConsumer(client, guard, print, topics=["orders"], dead_letters=letters or Sink())
+    letters = letters or Sink()
+    return confluent.AIOConsumer(client, guard, print, topics=["orders"], dead_letters=letters, **settings)
 
 
 async def test_the_client_holds_a_consumer() -> None:
@@ -51,18 +55,6 @@ async def test_another_client_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="an AIOConsumer is needed, not Consumer"):
         wrapper(client)
     client.close()
-
-
-async def test_transactions_are_refused() -> None:
-    """Transactional letters are refused: the event loop would stand still for a transaction."""
-
-    class Letters(confluent.TransactionalDeadLetters):
-        def __init__(self) -> None:
-            """Make none."""
-
-    async with AIOConsumer(dict(SAFE)) as client:
-        with pytest.raises(ConfigurationError, match=r"need confluent\.Consumer"):
-            wrapper(client, Letters())
 
 
 @pytest.fixture
@@ -135,4 +127,100 @@ async def test_what_is_read_after_a_stop_is_sought_back(
     with pytest.raises(asyncio.CancelledError):
         await running
     poller.close()
+    await poller.closed()
     assert ("seek", 0, 7) in poller._client.asked
+
+
+async def test_nothing_is_called_after_the_end(poller: AIOPoller) -> None:
+    """A call after ``close`` is refused: it would never be made."""
+    poller.close()
+    with pytest.raises(RuntimeError, match="no call can be made any more"):
+        await poller.send_commit({WHERE: 1})
+
+
+async def test_a_transaction_keeps_no_event_loop_waiting(
+    poller: AIOPoller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait for a transaction and a look at committed offsets are made on threads, in a callback at once."""
+    threads: list[int] = []
+    monkeypatch.setattr(Poller, "committed", lambda *_: threads.append(threading.get_ident()))
+    over = threading.Event()
+    waiting = asyncio.ensure_future(poller.wait(over, 30))
+    await asyncio.sleep(0)
+    over.set()
+    await waiting
+    await poller.committed(WHERE)
+    assert threads != [threading.get_ident()]
+    assert await asyncio.to_thread(poller.committed, WHERE) is None
+    assert await asyncio.to_thread(poller.wait, over, 30)
+    poller.close()
+    await poller.closed()
+
+
+async def test_an_error_is_not_judged() -> None:
+    """A record that is an error of the client is refused, and a plain sink of letters is called on a thread."""
+    forge, threads = Forge(), list[int]()
+
+    class Letters(Sink):
+        def publish(self, letter: Any, /) -> None:
+            threads.append(threading.get_ident())
+
+    guard = Pipeline(
+        verifier=forge.verifier(), policy=forge.policy(KAFKA), replay=MemoryReplayStore(), audit=Sink(),
+    )  # fmt: skip
+    failed = confluent_kafka.Message(topic="orders", partition=0, error=confluent_kafka.KafkaError(-191))
+    with pytest.raises(ConfigurationError, match="look at error"):
+        await confluent.ajudge(guard, failed, scope="billing")
+    unsigned = confluent_kafka.Message(topic="orders", partition=0, offset=1, value=b"", timestamp=(1, 1))
+    judgement = await confluent.ajudge(guard, unsigned, scope="billing")
+    assert (await judgement.dead_letter(Letters())).verdict is Verdict.REJECTED
+    assert threads
+    assert threads != [threading.get_ident()]
+
+
+STUCK = """
+    import asyncio, threading
+    from confluent_kafka import Consumer
+    from mqauth.brokers.confluent.event_loop import AIOPoller
+    from mqauth.brokers.confluent.poller import Poller
+    from mqauth.clock import SYSTEM_CLOCK
+    from mqauth.delivery.assignment import Assignment
+
+    def stuck(*_):
+        begun.set()
+        threading.Event().wait()
+
+    async def main():
+        Poller.send_commit = stuck
+        poller = AIOPoller(Consumer({"group.id": "billing"}), Assignment(SYSTEM_CLOCK), replies=None)
+        committing = asyncio.ensure_future(poller.send_commit({}))
+        await asyncio.to_thread(begun.wait)
+        # The first one waits for the call.
+        for _ in range(2):
+            committing.cancel()
+            await asyncio.sleep(0)
+        await asyncio.wait((committing,))
+
+    begun = threading.Event()
+    asyncio.run(main())
+    print("ended")
+"""
+
+
+def test_a_call_that_never_returns_holds_no_process() -> None:
+    """An interpreter ends although a commit of the client never returns, as where others closed the client."""
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(STUCK)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert found.stdout == "ended\n"
+
+
+async def test_a_rebalance_does_not_wait_for_a_loop_that_stands_still() -> None:
+    """A revocation goes on after the grace time where the event loop does not answer: its call has an end."""
+    async with AIOConsumer(dict(SAFE)) as client:
+        wrapped = wrapper(client, grace=0)
+        served = threading.Thread(target=wrapped.calls._settle, daemon=True)
+        served.start()
+        # It blocks the event loop on purpose.
+        served.join(30)
+        assert not served.is_alive()

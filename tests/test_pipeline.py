@@ -19,8 +19,8 @@ from mqauth.judging.verifier import Issuer
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimStatus
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge
-from mqauth.testing.attacks import honest_message
 from mqauth.testing.batchforge import forge_batch
+from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import Message, Origin
 

@@ -21,8 +21,8 @@ from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge
-from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import without_token
+from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.message import Message, Origin
 from tests.conftest import KAFKA, RABBITMQ, Plug, World, kafka_message, rabbitmq_message
 

@@ -26,7 +26,7 @@ from mqauth.judging.observing import unenforced
 from mqauth.judging.rollout import WEEK, Exemption, Rollout, RolloutEntry, Rung
 from mqauth.telemetry import Telemetry
 from mqauth.testing import ATTACKS, FakeClock, Forge
-from mqauth.testing.attacks import honest_message
+from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import strict_json
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import Key, KeySet

@@ -45,6 +45,16 @@ STATEMENTS = (
     + 90
     # Console: search, sort, previous and next.
     + 45
+    # The self-test: two halves, its report, its command, its setting and finding.
+    + 235
+    # Console: several queues, chosen rows, colours, the audit trail, strict JSON, errors with an id.
+    + 256
+    # dlq depth, the log of commands that stay, findings and the demo in a terminal and piped.
+    + 93
+    # Blocking clients in an event loop: a thread that holds no process, transactions, verdicts.
+    + 42
+    # Characters without any form, and the scope of a letter as it is.
+    + 3
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")

@@ -34,8 +34,8 @@ from mqauth.replay.memory import MemoryReplayStore
 from mqauth.telemetry import MAX_DESTINATIONS, METRICS, Telemetry, traced
 from mqauth.telemetry.prometheus import Endpoint
 from mqauth.testing import FakeClock, Forge, verified
-from mqauth.testing.attacks import honest_message
 from mqauth.testing.stage import MemoryStage
+from mqauth.testing.token_attacks import honest_message
 
 DOCS = Path(__file__).parent.parent / "docs" / "observability"
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

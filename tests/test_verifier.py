@@ -13,7 +13,7 @@ from mqauth.judging.token import Times
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.testing import ATTACKS, FakeClock, Forge
-from mqauth.testing.attacks import honest_message
+from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import claims as claim_set
 from mqauth.wire.keys import Key, KeySet, Revocation
 from mqauth.wire.message import Message, Origin

@@ -26,9 +26,9 @@ from mqauth.judging.verifier import Verifier
 from mqauth.letters.release import RELEASE_HEADER
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, Attack, FakeClock, Forge
-from mqauth.testing.attacks import honest_message
 from mqauth.testing.batchforge import forge_batch, leaf_hash, leaf_of
 from mqauth.testing.forge import ISSUER, REMOVED, SUBJECT
+from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import batch, envelope, jws, template
 from mqauth.wire import claims as claim_set
 from mqauth.wire import strict_json as strictjson

@@ -30,8 +30,8 @@ from mqauth.clock import SYSTEM_RANDOMNESS
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.verified import Verified
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import Forge, with_token
+from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.message import Message
 
 HONEST_EVERY = 50

@@ -27,8 +27,8 @@ from mqauth.flow import run
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import Forge
+from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.keys import Key
 
 PLACE = "kafka:orders"

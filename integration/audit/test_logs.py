@@ -17,10 +17,10 @@ from mqauth.audit.sinks import FanOut, LoggingSink, MisuseWatch
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Pipeline
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
+from mqauth.testing.token_attacks import ATTACKS, honest_message
 from mqauth.wire.message import Message
 
 HONEST = 5

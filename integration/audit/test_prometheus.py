@@ -26,9 +26,9 @@ from mqauth.judging.rollout import Rollout, RolloutEntry, Rung
 from mqauth.judging.verified import Verified
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.telemetry.prometheus import Endpoint
-from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import ISSUER, Forge
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
+from mqauth.testing.token_attacks import ATTACKS, honest_message
 from mqauth.wire.message import Message
 
 OBSERVABILITY = ROOT / "docs" / "observability"

@@ -22,10 +22,10 @@ from mqauth.brokers import kafka, rabbitmq
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.judging.pipeline import Pipeline
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
+from mqauth.testing.token_attacks import honest_message
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "audit-record.schema.json").read_text())
 WRITTEN = 20

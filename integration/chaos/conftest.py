@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,13 @@ from integration.chaos.count import Count
 from integration.services import Kafka, RabbitMQ, Redis
 
 INTERCEPTOR = "message_interceptors.incoming.set_header_timestamp.overwrite = true"
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Mark each test of this folder slow: the contracts have its rules, it has the faults of real services."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -1,17 +1,22 @@
-"""Timers, tasks of deliveries, and signals that ask for a stop, for wrappers of asyncio clients."""
+"""Timers, tasks of deliveries, threads, and signals that ask for a stop, for wrappers of asyncio clients."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import Executor, Future
 from contextvars import Context, copy_context
-from functools import wraps
+from dataclasses import dataclass
+from functools import partial, wraps
+from queue import SimpleQueue
 from typing import Any
 
 from mqauth.clock import Clock
 from mqauth.flow import is_async
 from mqauth.judging.unverified import Unverifieds
+from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 
 Timer = Callable[[float, Callable[[], None]], Any]
 """Calls a function after so many seconds: ``call_later``, or a test's own."""
@@ -66,6 +71,65 @@ async def first_of(*wanted: Awaitable[Any]) -> None:
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitedLetters:
+    """A sink of dead letters, whose calls are awaited."""
+
+    name: str
+    publish: Callable[[DeadLetter], Any]
+
+
+def letters_on_thread(sink: DeadLetterSink) -> AwaitedLetters:
+    """Return a sink that an event loop can wait for: plain calls are made on a thread."""
+    return AwaitedLetters(sink.name, on_thread(sink.publish))
+
+
+class DaemonThread(Executor):
+    """One thread for the blocking calls of a client, which no call keeps alive beyond the interpreter's end.
+
+    The interpreter waits at its end for every thread of a ``ThreadPoolExecutor``: one call that never returns,
+    such as a commit on a connection that is half open, would hold the process for ever.
+
+    Args:
+        name: of the thread, which begins with the first call.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._ended = False
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **settings: Any) -> Future[Any]:
+        """Make a call after those before it; for one caller, such as an event loop's thread.
+
+        Raises:
+            RuntimeError: the thread was told to end.
+        """
+        if self._ended:
+            raise RuntimeError("no call can be made any more")
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+            self._thread.start()
+        future: Future[Any] = Future()
+        self._calls.put((future, partial(work, *args, **settings)))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Let the thread end after the calls before; nobody waits for it."""
+        self._ended = True
+        self._calls.put(None)
+
+    def _serve(self) -> None:
+        while (found := self._calls.get()) is not None:
+            future, work = found
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:
+                    future.set_exception(error)
 
 
 class LoopBeat:

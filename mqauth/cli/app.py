@@ -40,9 +40,10 @@ VERBS: Final = {
     "verify": ("sign", "verify", "Read messages as JSON and print the verdict on each."),
     "health": ("health", "health", "Ask a process how its consumers are."),
     "check": ("check", "check", "Find the pitfalls of a configuration file."),
+    "selftest": ("selftest", "selftest", "Try whether a consumer refuses what nobody signed."),
     "keys": ("keys", "app", "Make, list and publish a producer's keys."),
     "audit": ("audit", "app", "Check, read and search audit files."),
-    "dlq": ("dlq", "app", "List, judge, redrive and discard dead letters."),
+    "dlq": ("dlq", "app", "List, check, redrive and discard dead letters."),
     "rollout": ("rollout", "app", "See who does not sign yet, and go up or down the ladder."),
     "config": ("config", "app", "Show the settings that commands take, and where each comes from."),
     "console": ("console", "console", "Review dead letters in a browser, until it is stopped."),
@@ -58,7 +59,8 @@ MAX_INPUT: Final = 16 * 1024 * 1024
 _BLANK: Final = b" \t\r\n"
 _CHUNK: Final = 64 * 1024
 _UNPRINTABLE = re.compile(
-    r"[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+    r"[\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    r"\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
 SETTINGS: Final[dict[str, Any]] = {
     "rich_markup_mode": None,

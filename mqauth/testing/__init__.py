@@ -1,12 +1,12 @@
 """For tests of your own code and plug-ins: a clock, forged tokens, the attack suite, and the contracts."""
 
-from mqauth.testing.attacks import ATTACKS, Attack
 from mqauth.testing.batchattacks import BATCH_ATTACKS
 from mqauth.testing.batchforge import BatchForge
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import Forge
 from mqauth.testing.sealed import unverified, verified
-from mqauth.testing.stage import Stage
+from mqauth.testing.stage import MemoryStage, Stage
+from mqauth.testing.token_attacks import ATTACKS, Attack
 
 TokenForge = Forge
 
@@ -17,6 +17,7 @@ __all__ = [
     "BatchForge",
     "FakeClock",
     "Forge",
+    "MemoryStage",
     "Stage",
     "TokenForge",
     "unverified",

@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any, Final
 
 from mqauth.errors import Reason
-from mqauth.testing.attacks import Attack, changed_header
 from mqauth.testing.batchforge import PLACE, SIZE, ForgedBatch, Leaf, forge_batch, leaf_of, siblings
 from mqauth.testing.forge import REMOVED, Forge, with_token
+from mqauth.testing.token_attacks import Attack, changed_header
 from mqauth.wire import base64url, envelope
 from mqauth.wire.batch import HASH_BYTES
 from mqauth.wire.claims import MAX_BATCH

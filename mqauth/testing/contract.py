@@ -21,11 +21,11 @@ from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow
 from mqauth.judging.verified import Verified
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.batchattacks import BATCH_ATTACKS
 from mqauth.testing.batchforge import BatchForge
 from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
 from mqauth.testing.stage import Stage
+from mqauth.testing.token_attacks import ATTACKS, honest_message
 from mqauth.wire.message import Message
 
 

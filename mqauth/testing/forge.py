@@ -31,16 +31,32 @@ class Forge:
         clock: gives the times of tokens.
         lifetime: seconds that an honest token lives.
         algorithm: of every key.
+        issuer: of every key but the stranger's.
+        subject: the honest producer's name.
+        neighbour_subject: the neighbour's name, which no policy admits.
+        audience: of honest tokens.
     """
 
-    def __init__(self, clock: Clock = SYSTEM_CLOCK, *, lifetime: int = 60, algorithm: str = "EdDSA") -> None:
+    def __init__(
+        self,
+        clock: Clock = SYSTEM_CLOCK,
+        *,
+        lifetime: int = 60,
+        algorithm: str = "EdDSA",
+        issuer: str = ISSUER,
+        subject: str = SUBJECT,
+        neighbour_subject: str = NEIGHBOUR,
+        audience: str = AUDIENCE,
+    ) -> None:
         self.clock = clock
         self.lifetime = lifetime
-        self.key = Key.generate(algorithm, subjects=[SUBJECT])
-        self.neighbour = Key.generate(algorithm, subjects=[NEIGHBOUR])
-        self.stranger = Key.generate(algorithm, subjects=[SUBJECT])
-        self.retired = replace(Key.generate(algorithm, subjects=[SUBJECT]), expires=int(clock.now()) - 3600)
-        self.revoked = replace(Key.generate(algorithm, subjects=[SUBJECT]), revocation=Revocation(reason="stolen"))
+        self.issuer, self.subject, self.audience = issuer, subject, audience
+        self.neighbour_subject = neighbour_subject
+        self.key = Key.generate(algorithm, subjects=[subject])
+        self.neighbour = Key.generate(algorithm, subjects=[neighbour_subject])
+        self.stranger = Key.generate(algorithm, subjects=[subject])
+        self.retired = replace(Key.generate(algorithm, subjects=[subject]), expires=int(clock.now()) - 3600)
+        self.revoked = replace(Key.generate(algorithm, subjects=[subject]), revocation=Revocation(reason="stolen"))
 
     @property
     def keys(self) -> KeySet:
@@ -54,24 +70,24 @@ class Forge:
     def identity(self, **settings: Any) -> dict[str, Any]:
         """Return the arguments of the honest producer's signer."""
         return {
-            "key": self.key, "issuer": ISSUER, "subject": SUBJECT, "audience": AUDIENCE,
+            "key": self.key, "issuer": self.issuer, "subject": self.subject, "audience": self.audience,
             "lifetime": self.lifetime, "clock": self.clock,
         } | settings  # fmt: skip
 
     def verifier(self, **settings: Any) -> Verifier:
         """Return a verifier that trusts the issuer and its known keys."""
-        wanted: dict[str, Any] = {"keys": {ISSUER: Issuer(keys=self.keys)}, "audience": AUDIENCE}
+        wanted: dict[str, Any] = {"keys": {self.issuer: Issuer(keys=self.keys)}, "audience": self.audience}
         return Verifier(**(wanted | settings))
 
     def policy(self, *destinations: str) -> Allow:
         """Return a policy that lets only the honest producer publish, to these destinations."""
-        return Allow({SUBJECT: destinations})
+        return Allow({self.subject: destinations})
 
     def claims(self, message: Message, *, cover: Iterable[str] | None = None) -> dict[str, Any]:
         """Return honest claims for a message, which can then be changed."""
         now = int(self.clock.now())
         return {
-            "iss": ISSUER, "sub": SUBJECT, "aud": AUDIENCE, "iat": now, "exp": now + self.lifetime,
+            "iss": self.issuer, "sub": self.subject, "aud": self.audience, "iat": now, "exp": now + self.lifetime,
             "jti": base64url.encode(SYSTEM_RANDOMNESS(16)).decode(),
             "mqa": self.mqa(message, cover),
         }  # fmt: skip

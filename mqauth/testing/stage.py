@@ -74,9 +74,9 @@ class MemoryStage:
     def __init__(self, place: str = "kafka:orders") -> None:
         self.destination = place
         on_kafka = destination.is_kafka(place)
-        self._dead = "kafka:orders.dead" if on_kafka else "rabbitmq:/orders.dead"
+        self.dead = "kafka:orders.dead" if on_kafka else "rabbitmq:/orders.dead"
         self.broker = memory.MemoryBroker()
-        for queue in (place, self._dead):
+        for queue in (place, self.dead):
             self.broker.declare(queue)
 
     def produce(self, signer: Signer, message: Message) -> None:
@@ -89,7 +89,7 @@ class MemoryStage:
 
     def consume(self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool]) -> None:
         """Drain the queue until the condition holds."""
-        letters = memory.DeadLetters(self.broker, self._dead)
+        letters = memory.DeadLetters(self.broker, self.dead)
         consumer = memory.Consumer(self.broker, self.destination, guard, handler, dead_letters=letters)
         for _ in range(100):
             consumer.drain()
@@ -99,15 +99,15 @@ class MemoryStage:
 
     def letters(self) -> list[Message]:
         """Return every dead letter."""
-        return list(self.broker.waiting(self._dead))
+        return list(self.broker.waiting(self.dead))
 
     def remove_dead_letters(self) -> None:
         """Delete the dead-letter queue."""
-        self.broker.delete(self._dead)
+        self.broker.delete(self.dead)
 
     def restore_dead_letters(self) -> None:
         """Declare the dead-letter queue again."""
-        self.broker.declare(self._dead)
+        self.broker.declare(self.dead)
 
     def close(self) -> None:
         """Replace the broker with an empty one."""

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from pamqp import commands
 
-from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import Forge
+from mqauth.testing.token_attacks import ATTACKS, honest_message
 from mqauth.wire.message import Message
 from tests.simulation.amqp_queue import Stored
 from tests.simulation.services import DESTINATION, EXCHANGE, ROUTING_KEY

@@ -22,8 +22,8 @@ from mqauth.brokers.kafka import sealing as kafka_sealing
 from mqauth.brokers.log import consumer as log_consumer
 from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.delivery import partition
-from mqauth.testing.attacks import ATTACKS, honest_message
 from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
+from mqauth.testing.token_attacks import ATTACKS, honest_message
 from mqauth.wire.keys import Key
 from mqauth.wire.message import Message
 from tests.simulation.faults import Fault

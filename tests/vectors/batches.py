@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from mqauth.testing import ATTACKS, BATCH_ATTACKS
-from mqauth.testing.attacks import honest_message
 from mqauth.testing.batchforge import SIZE, ForgedBatch, forge_batch, leaf_hash, leaf_of
+from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.batch import HASH_BYTES, Tree
 from mqauth.wire.json_form import to_form
 from mqauth.wire.message import Message, Origin

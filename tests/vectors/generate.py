@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from mqauth.replay.rules import batch_id, claim_id, release_id
 from mqauth.testing import ATTACKS
-from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import AUDIENCE, NEIGHBOUR, REMOVED, with_token
+from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import base64url, claims, destination, envelope, jws
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.json_form import to_form

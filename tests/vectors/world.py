@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from mqauth.testing import BatchForge, FakeClock, Forge
-from mqauth.testing.attacks import honest_message
 from mqauth.testing.forge import AUDIENCE, ISSUER, NEIGHBOUR, SUBJECT, with_token
+from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import base64url, jwk
 from mqauth.wire.json_form import to_form
 from mqauth.wire.jws import LocalSigningKey
