@@ -29,12 +29,14 @@ if TYPE_CHECKING:
         Unavailable,
     )
     from mqauth.flow import Attempts
+    from mqauth.judging.issuers import Issuer, TrustDomain
     from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
     from mqauth.judging.policy import Allow, Decision, Rule, UnsafeAllowAll
     from mqauth.judging.unverified import Unverified
     from mqauth.judging.verified import Verified
-    from mqauth.judging.verifier import Issuer, Verifier
+    from mqauth.judging.verifier import Verifier
     from mqauth.keystore import ActiveKey, JWKSFile
+    from mqauth.keystore.identity import IdentityKey
     from mqauth.keystore.remote.jwks import JWKS, discover
     from mqauth.replay.memory import MemoryReplayStore
     from mqauth.signer import Signer
@@ -56,6 +58,7 @@ __all__ = [
     "FanOut",
     "FloodGate",
     "HeadFile",
+    "IdentityKey",
     "Issuer",
     "JWKSFile",
     "Key",
@@ -76,6 +79,7 @@ __all__ = [
     "Rule",
     "Signer",
     "Thresholds",
+    "TrustDomain",
     "Unavailable",
     "UnsafeAllowAll",
     "Unverified",
@@ -100,8 +104,10 @@ _NAMES: Final = {
     "judging.policy": ("Allow", "Decision", "Rule", "UnsafeAllowAll"),
     "judging.unverified": ("Unverified",),
     "judging.verified": ("Verified",),
-    "judging.verifier": ("Issuer", "Verifier"),
+    "judging.issuers": ("Issuer", "TrustDomain"),
+    "judging.verifier": ("Verifier",),
     "keystore.disk.watch": ("ActiveKey", "JWKSFile"),
+    "keystore.identity": ("IdentityKey",),
     "keystore.remote.jwks": ("JWKS", "discover"),
     "replay.memory": ("MemoryReplayStore",),
     "signer": ("Signer",),

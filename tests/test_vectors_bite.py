@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import padding
 
 from mqauth.errors import ConfigurationError
 from mqauth.judging import judge, token
-from mqauth.judging.verifier import Issuer, Verifier
+from mqauth.judging.issuers import Issuer
+from mqauth.judging.verifier import Verifier
 from mqauth.letters import release
 from mqauth.letters.authorities import ReleaseAuthorities, _check_bindings, _signed
 from mqauth.replay import rules
@@ -228,7 +229,7 @@ MESSAGE_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
      "a key revoked this second"),
     ("revoked at once", edit(token.is_revoked, "revocation.revoked_at <= received", "True"),
      "a key that will be revoked"),
-    ("retired later", edit(judge_times, ">= key.expires", "> key.expires"), "issued the second its key retired"),
+    ("retired later", edit(judge_times, ">= retires", "> retires"), "issued the second its key retired"),
     ("retired by the clock", edit(judge_times, "claims.iat if appended", "received if appended"),
      "issued a second before its key retired"),
     ("audience unchecked", edit(believe, "claims.aud not in self.audiences", "False"),
@@ -280,7 +281,7 @@ MESSAGE_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
      "direct reply-to with the broker's suffix"),
 )  # fmt: skip
 believed, authorities = "if claims.aud not in self.audiences", ReleaseAuthorities.verify
-times_first = "self.times.check(claims, key, message, received, waived); "
+times_first = "self.times.check(claims, key.expires, message, received, waived); "
 coverage, evidence = Verifier._check_coverage, token.Times.evidence
 SETTINGS_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
     ("times before the audience", edit(believe, believed, f"{times_first}\n    {believed}"),

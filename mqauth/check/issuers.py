@@ -10,11 +10,12 @@ from urllib.parse import urlsplit
 
 from mqauth.check.findings import Finding, finding, on
 from mqauth.check.target import Target, few, unless_refused
+from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.kinds import is_url
 from mqauth.config.rollout_settings import RuleSettings
-from mqauth.config.settings import ConsumerSettings, IssuerSettings, SourceSettings
+from mqauth.config.settings import ConsumerSettings
 from mqauth.errors import ConfigurationError, Reason
-from mqauth.judging.verifier import Issuer
+from mqauth.judging.issuers import Issuer
 from mqauth.keystore import Keystore
 from mqauth.keystore.disk import files
 from mqauth.keystore.disk.ring import KeyRing

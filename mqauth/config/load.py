@@ -18,6 +18,7 @@ from mqauth.audit.rollout_watch import last_rollout
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.declaration import read
+from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.settings import (
     AuditSettings,
     FileSettings,
@@ -25,14 +26,14 @@ from mqauth.config.settings import (
     ProducerSettings,
     ReleaseSettings,
     ReplaySettings,
-    SourceSettings,
 )
 from mqauth.config.toml_file import Table, read_toml
 from mqauth.errors import require
+from mqauth.judging.issuers import Issuer, TrustDomain
 from mqauth.judging.pipeline import Observer, Pipeline
 from mqauth.judging.policy import Allow
 from mqauth.judging.rollout import Rollout
-from mqauth.judging.verifier import Issuer, Verifier
+from mqauth.judging.verifier import Verifier
 from mqauth.keystore import ActiveKey, JWKSFile
 from mqauth.keystore.disk.folder import read_pem
 from mqauth.keystore.remote.jwks import JWKS, discover
@@ -168,10 +169,7 @@ class Configuration:
 
     def _pipeline(self, **more: Any) -> Pipeline:
         found = self._required(self._settings.consumer, "consumer")
-        issuers = {
-            issuer.issuer: Issuer(keys=_key_source(issuer, self._clock), **issuer.arguments(Issuer))
-            for issuer in found.issuers
-        }
+        issuers = {issuer.issuer: _issuer(issuer, self._clock) for issuer in found.issuers}
         settings = found.arguments(Verifier) | {"accept_as": [each.alias for each in found.accept_as]}
         verifier = Verifier(keys=issuers, release=self._releases(found.leeway), **settings)
         return Pipeline(
@@ -241,6 +239,11 @@ def _producer_key(found: ProducerSettings, clock: Clock) -> Key | ActiveKey:
     if now.subjects is not None and found.subject not in now.subjects:
         raise found.table.refuse("subject", f"the key {now.kid} does not speak for it")
     return key
+
+
+def _issuer(found: IssuerSettings, clock: Clock) -> Issuer:
+    kind = Issuer if found.trust_domain is None else TrustDomain
+    return kind(keys=_key_source(found, clock), **found.arguments(kind))
 
 
 def _key_source(found: SourceSettings, clock: Clock) -> KeySource:
