@@ -29,12 +29,12 @@ if TYPE_CHECKING:
         Unavailable,
     )
     from mqauth.flow import Attempts
-    from mqauth.judging.issuers import Issuer, TrustDomain
     from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
     from mqauth.judging.policy import Allow, Decision, Rule, UnsafeAllowAll
+    from mqauth.judging.trust_domain import TrustDomain
     from mqauth.judging.unverified import Unverified
     from mqauth.judging.verified import Verified
-    from mqauth.judging.verifier import Verifier
+    from mqauth.judging.verifier import Issuer, Verifier
     from mqauth.keystore import ActiveKey, JWKSFile
     from mqauth.keystore.identity import IdentityKey
     from mqauth.keystore.remote.jwks import JWKS, discover
@@ -104,8 +104,8 @@ _NAMES: Final = {
     "judging.policy": ("Allow", "Decision", "Rule", "UnsafeAllowAll"),
     "judging.unverified": ("Unverified",),
     "judging.verified": ("Verified",),
-    "judging.issuers": ("Issuer", "TrustDomain"),
-    "judging.verifier": ("Verifier",),
+    "judging.trust_domain": ("TrustDomain",),
+    "judging.verifier": ("Issuer", "Verifier"),
     "keystore.disk.watch": ("ActiveKey", "JWKSFile"),
     "keystore.identity": ("IdentityKey",),
     "keystore.remote.jwks": ("JWKS", "discover"),

@@ -9,9 +9,9 @@ import pytest
 
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.judging.accept_as import AcceptAs
-from mqauth.judging.issuers import Issuer
 from mqauth.judging.pipeline import Verdict
 from mqauth.judging.policy import Allow
+from mqauth.judging.verifier import Issuer
 from mqauth.signer import Signer
 from mqauth.testing import Forge
 from mqauth.testing.batchforge import forge_batch

@@ -53,11 +53,10 @@ from mqauth.config.settings import (
 from mqauth.config.toml_file import RefusedSetting, Table
 from mqauth.console.oidc import OIDCSettings, RoleSettings
 from mqauth.judging.accept_as import AcceptAs
-from mqauth.judging.issuers import Issuer
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Rule
 from mqauth.judging.rollout import Exemption, RolloutEntry
-from mqauth.judging.verifier import Verifier
+from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.letters.authorities import Authority
 from mqauth.replay.memory import MemoryReplayStore

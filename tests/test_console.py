@@ -25,9 +25,9 @@ from mqauth.console.display import MAX_BODY, MAX_GROUPS, body, visible
 from mqauth.console.pages import GROUP_COLUMNS, LETTER_COLUMNS
 from mqauth.console.site import IDLE, LONGEST, MAX_SESSIONS, token_file
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
-from mqauth.judging.issuers import Issuer
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow
+from mqauth.judging.verifier import Issuer
 from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore

@@ -13,9 +13,9 @@ from mqauth.audit.record import AuditRecord
 from mqauth.delivery.log_work import IN_PROCESS_BATCH, MAX_VERDICT_AGE, EarlyClaims
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.flow import arun, run
-from mqauth.judging.issuers import Issuer
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
 from mqauth.judging.verified import Verified
+from mqauth.judging.verifier import Issuer
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimRequest, ClaimStatus

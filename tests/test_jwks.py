@@ -20,8 +20,8 @@ import mqauth
 from mqauth import JWKS, discover, flow
 from mqauth.audit.record import AuditRecord
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
-from mqauth.judging.issuers import Issuer
 from mqauth.judging.pipeline import Pipeline, Verdict
+from mqauth.judging.verifier import Issuer
 from mqauth.keystore.remote import snapshot as jwks_snapshot
 from mqauth.keystore.remote.connection import Deadline, Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote.events import Event, EventKind

@@ -13,9 +13,9 @@ import pytest
 
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
 from mqauth.flow import Attempts, ColourError, arun, run
-from mqauth.judging.issuers import Issuer
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
 from mqauth.judging.policy import Allow, Decision, Rule
+from mqauth.judging.verifier import Issuer
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimStatus
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge

@@ -21,9 +21,9 @@ from mqauth import flow
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers import memory
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, Rejection, Unavailable
-from mqauth.judging.issuers import Issuer
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.policy import Allow
+from mqauth.judging.verifier import Issuer
 from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.dead_letter import PREFIX, DeadLetter, content_digest
 from mqauth.letters.release import RELEASE_HEADER, WAIVABLE

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, Unavailable
-from mqauth.judging.issuers import Issuer
-from mqauth.judging.verifier import Verifier
+from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey, Keystore, RingKey
 from mqauth.keystore.disk import files, folder, ring
 from mqauth.keystore.disk.ring import RETIREMENT_GRACE

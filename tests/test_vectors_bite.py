@@ -17,8 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import padding
 
 from mqauth.errors import ConfigurationError
 from mqauth.judging import judge, token
-from mqauth.judging.issuers import Issuer
-from mqauth.judging.verifier import Verifier
+from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.letters import release
 from mqauth.letters.authorities import ReleaseAuthorities, _check_bindings, _signed
 from mqauth.replay import rules

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
-from mqauth.judging.issuers import Issuer
 from mqauth.judging.token import Times
 from mqauth.judging.verified import Verified
-from mqauth.judging.verifier import Verifier
+from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.testing import ATTACKS, FakeClock, Forge
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import claims as claim_set

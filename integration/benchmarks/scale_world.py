@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from mqauth import KeySet, Verifier
 from mqauth.bench.rounds import Measured, Spread
-from mqauth.judging.issuers import Issuer
+from mqauth.judging.verifier import Issuer
 from mqauth.testing.forge import AUDIENCE, ISSUER
 
 Say = Callable[[str], None]

@@ -17,8 +17,8 @@ from mqauth.audit.file import AuditFile
 from mqauth.audit.record import read_records
 from mqauth.cli.broker import Place, opened
 from mqauth.errors import Reason
-from mqauth.judging.issuers import Issuer
 from mqauth.judging.policy import Allow
+from mqauth.judging.verifier import Issuer
 from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore

@@ -15,7 +15,7 @@ from mqauth.config.kinds import is_url
 from mqauth.config.rollout_settings import RuleSettings
 from mqauth.config.settings import ConsumerSettings
 from mqauth.errors import ConfigurationError, Reason
-from mqauth.judging.issuers import Issuer
+from mqauth.judging.verifier import Issuer
 from mqauth.keystore import Keystore
 from mqauth.keystore.disk import files
 from mqauth.keystore.disk.ring import KeyRing

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 from mqauth.config.declaration import Settings, not_with, only_with
 from mqauth.config.kinds import FLAG, NAME, PATH, entries, many, text, url, whole
 from mqauth.config.toml_file import RefusedSetting
-from mqauth.judging.issuers import IDENTITY_LIFETIME, MAX_IDENTITY_LIFETIME
+from mqauth.judging.trust_domain import IDENTITY_LIFETIME, MAX_IDENTITY_LIFETIME
 from mqauth.keystore.remote.rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
 from mqauth.wire.claims import is_name
 from mqauth.wire.identity import is_trust_domain

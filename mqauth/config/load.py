@@ -29,11 +29,11 @@ from mqauth.config.settings import (
 )
 from mqauth.config.toml_file import Table, read_toml
 from mqauth.errors import require
-from mqauth.judging.issuers import Issuer, TrustDomain
 from mqauth.judging.pipeline import Observer, Pipeline
 from mqauth.judging.policy import Allow
 from mqauth.judging.rollout import Rollout
-from mqauth.judging.verifier import Verifier
+from mqauth.judging.trust_domain import TrustDomain
+from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey, JWKSFile
 from mqauth.keystore.disk.folder import read_pem
 from mqauth.keystore.remote.jwks import JWKS, discover
@@ -241,9 +241,11 @@ def _producer_key(found: ProducerSettings, clock: Clock) -> Key | ActiveKey:
     return key
 
 
-def _issuer(found: IssuerSettings, clock: Clock) -> Issuer:
-    kind = Issuer if found.trust_domain is None else TrustDomain
-    return kind(keys=_key_source(found, clock), **found.arguments(kind))
+def _issuer(found: IssuerSettings, clock: Clock) -> Issuer | TrustDomain:
+    keys = _key_source(found, clock)
+    if found.trust_domain is None:
+        return Issuer(keys=keys, **found.arguments(Issuer))
+    return TrustDomain(keys=keys, **found.arguments(TrustDomain))
 
 
 def _key_source(found: SourceSettings, clock: Clock) -> KeySource:

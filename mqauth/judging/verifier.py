@@ -10,25 +10,66 @@ holds for (``Standing``). The signature of a remembered token is not checked aga
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from mqauth.errors import ConfigurationError, Reason, Rejection, require
 from mqauth.judging.accept_as import AcceptAs, by_place
 from mqauth.judging.identities import CAPACITY as REMEMBERED
 from mqauth.judging.identities import Identities, check_life, ends_of
-from mqauth.judging.issuers import Issuer, TrustDomain, checked_issuers
 from mqauth.judging.token import CAPACITY, NOTHING, At, Candidate, Shape, Standing, Times, Token, is_revoked
+from mqauth.judging.trust_domain import TrustDomain, refuse_overlap
 from mqauth.judging.verified import Verified, make_verified
 from mqauth.letters.authorities import ReleaseAuthorities
 from mqauth.letters.release import Release
 from mqauth.wire import batch, envelope, jws, memo, template
-from mqauth.wire.claims import Binding, Claims, is_name, parse
+from mqauth.wire.claims import MAX_NAME, Binding, Claims, is_name, parse
 from mqauth.wire.header_names import HeaderNames
 from mqauth.wire.identity import is_wit
 from mqauth.wire.keys import Key, KeySet, KeySource
 from mqauth.wire.message import PROTECTED_PROPERTIES, Form, Message, form_of
 
 _TUPLE: Final = tuple.__new__  # a candidate is made for every message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issuer:
+    """One trusted issuer: where its keys come from and for whom they may speak.
+
+    Args:
+        keys: the source of its keys.
+        subjects: the subjects by kid, or by ``"*"`` for keys whose JWK does not name any.
+        vouches: the issuer is an authority whose keys sign for all its subjects.
+
+    Raises:
+        ConfigurationError: both ``subjects`` and ``vouches`` are given, or a text in place of a set.
+    """
+
+    keys: KeySource
+    subjects: Mapping[str, frozenset[str]] | None = None
+    vouches: bool = False
+
+    def __post_init__(self) -> None:
+        require(not (self.vouches and self.subjects), "an issuer either vouches for all or pins subjects")
+        require(
+            not any(isinstance(pinned, str) for pinned in (self.subjects or {}).values()),
+            "pinned subjects are a set: a text would admit its substrings",
+        )
+
+    def subjects_of(self, key: Key) -> frozenset[str]:
+        """Return the subjects that a key is known to speak for, as far as they are named."""
+        pinned = self.subjects or {}
+        named = (key.subjects or frozenset()) | pinned.get(key.kid, frozenset())
+        return named or pinned.get("*", frozenset())
+
+    def speaks_for(self, key: Key, subject: str) -> bool:
+        """Tell whether a key may sign as a subject; it may not unless the issuer, a pin or the key says so."""
+        pinned = (self.subjects or {}).get(key.kid)
+        if pinned is not None and subject not in pinned:
+            return False
+        if key.subjects is not None:
+            return subject in key.subjects
+        return self.vouches or pinned is not None or subject in (self.subjects or {}).get("*", frozenset())
 
 
 class Verifier:
@@ -61,7 +102,7 @@ class Verifier:
     def __init__(
         self,
         *,
-        keys: Mapping[str, KeySource | Issuer],
+        keys: Mapping[str, KeySource | Issuer | TrustDomain],
         audience: str | Iterable[str],
         max_lifetime: int = 3600,
         leeway: int = 5,
@@ -76,7 +117,7 @@ class Verifier:
         release: ReleaseAuthorities | None = None,
         identities: int = REMEMBERED,
     ) -> None:
-        self.issuers = checked_issuers(keys)
+        self.issuers = _issuers(keys)
         trusted = any(isinstance(one, TrustDomain) for one in self.issuers.values())
         self.identities = Identities(identities) if trusted else None
         _refuse_shared_names(self.issuers, release)
@@ -165,7 +206,7 @@ class Verifier:
             proof = batch.proof_of(behind if batched else None, token.claims)
         return _TUPLE(Candidate, (token, proof, shape, learnt))
 
-    def issuer(self, token: Token) -> Issuer:
+    def issuer(self, token: Token) -> Issuer | TrustDomain:
         """Return the configured issuer or trust domain of a token: step (5).
 
         Raises:
@@ -321,6 +362,17 @@ class Verifier:
                 raise Rejection(Reason.COVERAGE_INSUFFICIENT, "a required header is absent or not covered")
         if self._reject_unsigned and self.uncovered(message, covered):
             raise Rejection(Reason.COVERAGE_INSUFFICIENT, "a header is not covered")
+
+
+def _issuers(keys: Mapping[str, KeySource | Issuer | TrustDomain]) -> dict[str, Issuer | TrustDomain]:
+    require(isinstance(keys, Mapping) and keys, "keys names at least one issuer and its keys")
+    require(all(map(is_name, keys)), f"an issuer is text of 1 to {MAX_NAME} characters")
+    found = {
+        name: one if isinstance(one, Issuer | TrustDomain) else Issuer(keys=one) for name, one in keys.items()
+    }
+    domains = [name for name, one in found.items() if isinstance(one, TrustDomain)]
+    refuse_overlap(domains, found.keys() - domains)
+    return found
 
 
 def _refuse_shared_names(issuers: Iterable[str], release: ReleaseAuthorities | None) -> None:

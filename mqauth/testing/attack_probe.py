@@ -17,9 +17,9 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from mqauth.errors import Cause, Unavailable
 from mqauth.judging.delivery import Outcome
-from mqauth.judging.issuers import Issuer
 from mqauth.judging.unverified import Verdict
 from mqauth.judging.verified import Verified
+from mqauth.judging.verifier import Issuer
 from mqauth.testing.attack_classes import classes_of
 from mqauth.testing.forge import Forge
 from mqauth.testing.loop_thread import LoopThread

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mqauth.errors import Cause, RetryLater, Unavailable
-from mqauth.judging.issuers import Issuer
 from mqauth.judging.policy import Allow, Rule
 from mqauth.judging.verified import Verified
+from mqauth.judging.verifier import Issuer
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.testing.delivery_play import Play

@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock
-from mqauth.judging.issuers import Issuer
 from mqauth.judging.policy import Allow
-from mqauth.judging.verifier import Verifier
+from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.signer import Signer
 from mqauth.wire import base64url, envelope
 from mqauth.wire import strict_json as strictjson

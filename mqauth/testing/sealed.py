@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from mqauth.errors import Cause, Reason
-from mqauth.judging.issuers import Issuer
 from mqauth.judging.unverified import Unverified, Verdict, Would, make_unverified
 from mqauth.judging.verified import Verified
-from mqauth.judging.verifier import Verifier
+from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.signer import Signer
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import HeaderPair, Message

@@ -15,8 +15,7 @@ from typing import Final
 import pytest
 
 from mqauth.errors import KeyChanged
-from mqauth.judging.issuers import Issuer
-from mqauth.judging.verifier import Verifier
+from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.signer import Signer
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
 from mqauth.wire import base64url, envelope, jws

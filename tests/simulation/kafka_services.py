@@ -12,7 +12,7 @@ from typing import Any, Final
 from mqauth import MemoryReplayStore, Pipeline, RejectNow, RetryLater, Verified
 from mqauth.brokers import kafka
 from mqauth.flow import Attempts
-from mqauth.judging.issuers import Issuer
+from mqauth.judging.verifier import Issuer
 from mqauth.testing.forge import ISSUER, Forge
 from tests.simulation.kafka_broker import DEAD, TOPIC, Broker, Client, LetterClient, source_of
 from tests.simulation.kafka_facilities import Audit, Claim, Keys, Reach, Rules, SingleStore, Store

@@ -13,7 +13,7 @@ from aio_pika.exceptions import AMQPError
 
 from mqauth import MemoryReplayStore, Pipeline
 from mqauth.brokers.rabbitmq import Consumer, DeadLetters, Producer, declare_source
-from mqauth.judging.issuers import Issuer
+from mqauth.judging.verifier import Issuer
 from mqauth.testing.forge import ISSUER, Forge
 from tests.simulation import facilities
 from tests.simulation.handlers import Handlers, label_of

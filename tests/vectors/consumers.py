@@ -7,10 +7,9 @@ from typing import Any, Final
 
 from mqauth.errors import Cause, MalformedMessage, Reason, Unavailable
 from mqauth.flow import run
-from mqauth.judging.issuers import Issuer
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
 from mqauth.judging.policy import Allow
-from mqauth.judging.verifier import Verifier
+from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.replay.memory import DEFAULT_CAPACITY, MemoryReplayStore
 from mqauth.testing import FakeClock
