@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mqauth.errors import Reason
 from mqauth.flow import run
 from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.judging.unverified import Verdict
@@ -54,3 +55,22 @@ def test_a_forged_token_is_as_a_signed_one(form: str) -> None:
     forge = FORMS[form](clock)
     outcome = judged(pipeline(forge, clock), forge.seal(honest_message(PLACES[0])))
     assert outcome.verdict is Verdict.ACCEPTED, outcome
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """The oldest of the WITs goes, forged ones are not remembered, and one that is known costs no signature."""
+    clock = FakeClock(1_900_000_000)
+    forge = IdentityForge(clock)
+    pipe = pipeline(forge, clock, identities=2)
+    known = pipe.verifier.identities
+    assert known is not None
+    for number in range(200):
+        forged = forge.wit(
+            key=forge.stranger, header={"kid": forge.authority.key.kid}, claims={"jti": f"{number}"}
+        )
+        assert judged(pipe, forge.seal(honest_message(PLACES[0]), wit=forged)).reason is Reason.SIGNATURE_INVALID
+    assert len(known) == 0
+    wits = [forge.wit(claims={"jti": f"{number}"}) for number in range(3)]
+    for wit in wits:
+        assert judged(pipe, forge.seal(honest_message(PLACES[0]), wit=wit)).verdict is Verdict.ACCEPTED
+    assert [text.decode() for text in known.held()] == wits[1:]

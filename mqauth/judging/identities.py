@@ -51,6 +51,10 @@ class Identities:
     def __len__(self) -> int:
         return len(self._held)
 
+    def held(self) -> tuple[bytes, ...]:
+        """Return the remembered WITs, the oldest first."""
+        return tuple(self._held)
+
     def __reduce__(self) -> tuple[type[Identities], tuple[int]]:
         return type(self), (self._capacity,)
 
