@@ -37,7 +37,8 @@ VECTORS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("A verifier that is configured with no trust domain MUST refuse the form", (
         "single: without trust domain", "batch: without trust domain")),
     ("A verifier MUST judge a token in the form it has", (
-        "single: a direct token of the trust domain", "single: a proof alone", "batch: a direct token behind a WIT")),
+        "single: a direct token of the trust domain", "single: a proof alone",
+        "batch: a direct token behind a WIT")),
     ("and a producer MUST NOT write `iss` or `sub` into a proof", (
         "single: an iss in the proof", "batch: a sub in the proof")),
     ("The key of a WIT MUST NOT verify a WIT", ("single: a WIT that its own key signed", (

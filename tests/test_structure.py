@@ -47,7 +47,7 @@ STATEMENTS = (
     + 45
     # A thread for blocking calls, none of which holds the process.
     + 28
-    # The identity form: WITs and proofs, trust domains, cut-offs, what is remembered, rules by claims, IdentityKey.
+    # The identity form: WITs and proofs, trust domains, cut-offs, memory, rules by claims, IdentityKey.
     + 480
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""

@@ -3,7 +3,7 @@
 # No ``from __future__ import annotations``, as in ``settings``.
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Annotated, Any, Final
 
@@ -159,10 +159,10 @@ class RuleSettings(Settings):
     subject: Annotated[str, NAME, "The producer, letter for letter."]
     issuer: Annotated[str | None, NAME, "Its issuer; required where several are configured."] = None
     claims: Annotated[
-        Mapping[str, str],
-        entries(NAME, NAME),
+        Mapping[str, str] | None,
+        entries(NAME, NAME, 1),
         'Claims that its identity must have, equal as texts, such as `{ env = "prod" }`; experimental.',
-    ] = field(default_factory=dict)
+    ] = None
     destinations: Annotated[
         tuple[str, ...],
         many(NAME, 1),

@@ -179,6 +179,9 @@ class ConsumerSettings(Settings):
         for rule in self.allow:
             if rule.issuer is None and len(issuers) > 1:
                 yield rule.table.refuse("issuer", "required where several issuers are configured")
+            of_domain = rule.issuer in domains if rule.issuer is not None else issuers == domains
+            if rule.claims and not of_domain:
+                yield rule.table.refuse("claims", "only for the subject of a trust domain")
             if rule.issuer is not None and rule.issuer not in issuers:
                 yield rule.table.refuse("issuer", "is not among [[consumer.issuers]]")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
@@ -61,15 +61,15 @@ class Rule:
     subject: str
     destinations: tuple[str, ...]
     issuer: str | None = None
-    claims: Mapping[str, str] = field(default_factory=dict)
+    claims: Mapping[str, str] | None = None
 
     def __repr__(self) -> str:
         said = f"Rule(subject={self.subject!r}, destinations={self.destinations!r}, issuer={self.issuer!r}"
-        return f"{said}, claims={sorted(self.claims.items())})" if self.claims else f"{said})"
+        return f"{said}, claims={sorted((self.claims or {}).items())})" if self.claims else f"{said})"
 
     def __post_init__(self) -> None:
         require(
-            all(is_name(name) and is_name(value) for name, value in self.claims.items()),
+            all(is_name(name) and is_name(value) for name, value in (self.claims or {}).items()),
             "a claim of a rule is text of 1 to 256 characters",
         )
         require(
@@ -82,7 +82,8 @@ class Rule:
     def is_met(self, verified: Verified) -> bool:
         """Tell whether the identity behind a message has the claims of this rule, equal as texts."""
         said = {} if verified.identity is None else verified.identity.claims
-        return all(type(said.get(name)) is str and said[name] == value for name, value in self.claims.items())
+        wanted = self.claims or {}
+        return all(type(said.get(name)) is str and said[name] == value for name, value in wanted.items())
 
     def allows(self, issuer: str, destination: str) -> bool:
         """Tell whether this rule lets its subject, of an issuer, publish to a destination."""
