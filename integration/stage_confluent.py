@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,8 +16,7 @@ from mqauth.brokers import confluent
 from mqauth.brokers.event_loop import on_thread
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.testing.loop_thread import ThreadedConsumer
-from mqauth.testing.stage import wait_until
-from mqauth.testing.stage_confluent import ConfluentClients, ConfluentStage
+from mqauth.testing.stage_confluent import ConfluentClients
 from mqauth.testing.stage_kafka_log import (
     HEARTBEAT_MS,
     SESSION_MS,
@@ -148,23 +146,3 @@ class AIOConfluentLogStage(ConfluentLogStage):
                 WatchedAIOConsumer(client), guard, on_thread(handler), dead_letters=letters, **settings
             )
         )
-
-
-class AIOConfluentStage(ConfluentStage):
-    """A source topic and a dead-letter topic, whose consumer is in an event loop."""
-
-    def consume(self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool], **settings: Any) -> None:
-        """Run the consumer wrapper until the condition holds."""
-        asyncio.run(self._consume(guard, on_thread(handler), until, settings))
-
-    async def _consume(
-        self, guard: Pipeline, handler: Handler, until: Callable[[], bool], settings: dict[str, Any]
-    ) -> None:
-        letters = self.clients.letters(self.dead)
-        async with AIOConsumer(self.clients.consumer_settings()) as client:
-            wrapped = confluent.AIOConsumer(
-                client, guard, handler, topics=[self.topic], dead_letters=letters, **settings
-            )
-            async with wrapped:
-                await asyncio.to_thread(wait_until, until, lambda: not wrapped.failed)
-        letters.client.close()

@@ -1,8 +1,9 @@
-"""The attack suite against consumers on a real RabbitMQ and a real Kafka, made as users make them."""
+"""The attack suite against consumers of every client, on a real RabbitMQ and a real Kafka."""
 
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -16,11 +17,18 @@ from mqauth import AuditFile, MemoryReplayStore, Pipeline, Verifier
 from mqauth.brokers import kafka as kafka_wrapper
 from mqauth.brokers import rabbitmq as rabbitmq_wrapper
 from mqauth.testing.attacks import AttackSuite, Probe
+from mqauth.testing.stage_aiokafka import AiokafkaStage
+from mqauth.testing.stage_confluent import AIOConfluentStage, ConfluentStage
 from mqauth.testing.stage_kafka import KafkaStage
+from mqauth.testing.stage_pika import PikaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
 
 client: Any = importlib.import_module("kafka")  # untyped
 MakeGuard = Callable[[Probe], Pipeline]
+OTHERS: dict[str, type[Any]] = {
+    "pika": PikaStage, "confluent": ConfluentStage, "confluent_aio": AIOConfluentStage, "aiokafka": AiokafkaStage,
+}  # fmt: skip
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -95,3 +103,35 @@ class TestKafka(AttackSuite):
                 producer.close()
 
         return consuming
+
+
+class Staged:
+    """A stage's own consumer, as one with ``run`` and ``stop``.
+
+    Args:
+        stage: of any client.
+        guard: the pipeline.
+        handler: of accepted messages.
+    """
+
+    def __init__(self, stage: Any, guard: Pipeline, handler: Any) -> None:
+        self._stopped = threading.Event()
+        self.stop = self._stopped.set
+        self.run = lambda: stage.consume(guard, handler, until=self._stopped.is_set)
+
+
+class TestOtherClients(AttackSuite):
+    """The consumers of the other clients, as their stages make them."""
+
+    @pytest.fixture(params=OTHERS)
+    def target(self, request: pytest.FixtureRequest) -> Iterator[Any]:
+        """Yield a queue or topic of its own."""
+        service: Any = request.getfixturevalue("rabbitmq" if request.param == "pika" else "kafka")
+        stage = OTHERS[request.param](service.url)
+        yield stage
+        stage.close()
+
+    @pytest.fixture
+    def make_consumer(self, target: Any, make_guard: MakeGuard) -> Callable[[Probe], Staged]:
+        """Return what makes the stage's consumer."""
+        return lambda probe: Staged(target, make_guard(probe), probe.handler)

@@ -7,7 +7,7 @@ import signal
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,11 @@ def forged(world: World, *bodies: bytes) -> None:
 
 def test_transaction(world: World) -> None:
     """Letters are committed with their offsets, in their order, one too large for the broker in a smaller form."""
+    committed_in_transactions(world, consumer_of)
+
+
+def committed_in_transactions(world: World, consumer_of: Callable[..., tuple[Any, Any]]) -> None:
+    """Have a consumer with transactional letters reject messages."""
     world.stage.remove_dead_letters()
     world.stage.create(world.stage.dead, config={"max.message.bytes": "4000"})
     forged(world, b"a", b"x" * 5000, b"b")
@@ -217,6 +222,11 @@ def test_transaction(world: World) -> None:
 
 def test_fenced(world: World) -> None:
     """A second consumer with the same transactional id shuts the first one out, which stops at once."""
+    shut_out(world, consumer_of)
+
+
+def shut_out(world: World, consumer_of: Callable[..., tuple[Any, Any]]) -> None:
+    """Have a second consumer take over a transactional id."""
     forged(world, b"a")
     client, old = consumer_of(world, letters_of(world, "same"))
     old.__enter__()

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer
 from confluent_kafka.aio import AIOConsumer
 
 from integration.services import Kafka
-from integration.stage_confluent import AIOConfluentLogStage, AIOConfluentStage
-from integration.test_confluent import ConfluentScene, paused_beyond_the_session, weathered
+from integration.stage_confluent import AIOConfluentLogStage, WatchedAIOConsumer
+from integration.test_confluent import (
+    ConfluentScene,
+    World,
+    committed_in_transactions,
+    paused_beyond_the_session,
+    shut_out,
+    weathered,
+)
 from integration.test_kafka_kill import killed_and_started_again
-from mqauth import AuditFile, MemoryReplayStore, Pipeline, Verified
+from integration.test_kafka_transaction import killed_in_a_transaction
+from mqauth import AuditFile, MemoryReplayStore, Pipeline, Verdict, Verified, cli
+from mqauth.bench import confluent_aio as confluent_aio_bench
+from mqauth.bench.contenders import Effort
 from mqauth.brokers import confluent
+from mqauth.brokers.event_loop import on_thread
 from mqauth.testing.contract import BatchContract, BrokerContract
 from mqauth.testing.delivery_contract import LogDeliveryContract
 from mqauth.testing.delivery_stage import LogStage
 from mqauth.testing.forge import Forge
+from mqauth.testing.loop_thread import ThreadedConsumer
 from mqauth.testing.stage import Stage
+from mqauth.testing.stage_confluent import AIOConfluentStage
+from mqauth.wire.message import Message
 
 
 class TestAIOConfluent(BrokerContract):
@@ -95,6 +111,80 @@ def test_answers_and_reads_on(kafka: Kafka, tmp_path: Path) -> None:
     assert read_on == b"1"
 
 
+def consumer_of(world: World, letters: confluent.TransactionalDeadLetters) -> tuple[Any, Any]:
+    """Return a client, and a consumer in an event loop with transactional letters on it."""
+    client = Consumer(world.stage.clients.consumer_settings())
+    topics, handler = [world.stage.topic], on_thread(world.handle)
+    return client, ThreadedConsumer(
+        lambda: confluent.AIOConsumer(
+            WatchedAIOConsumer(client), world.guard, handler, topics=topics, dead_letters=letters
+        )
+    )
+
+
+@pytest.fixture
+def world(kafka: Kafka, tmp_path: Path) -> Iterator[World]:
+    """Yield a fresh world."""
+    world = World(kafka.url, tmp_path)
+    yield world
+    world.close()
+
+
+def test_transaction(world: World) -> None:
+    """Letters are committed with their offsets, in their order, one too large for the broker in a smaller form."""
+    committed_in_transactions(world, consumer_of)
+
+
+def test_fenced(world: World) -> None:
+    """A second consumer with the same transactional id shuts the first one out, which stops at once."""
+    shut_out(world, consumer_of)
+
+
+def test_own_loop(world: World) -> None:
+    """A program with its own loop judges, dead-letters and confirms by awaiting, and commits by itself."""
+    world.send(b"0")
+    world.stage.inject(Message(destination=world.stage.destination, body=b"forged", key=b"k"))
+
+    async def consume() -> list[Verdict]:
+        letters = world.stage.clients.letters(world.stage.dead)
+        verdicts: list[Verdict] = []
+        async with AIOConsumer(world.stage.clients.consumer_settings()) as client:
+            await client.subscribe([world.stage.topic])
+            log = confluent.Log(await client.cluster_id(timeout=10))
+            while len(verdicts) < 2:
+                for record in await client.consume(1, 1.0):
+                    judgement = await confluent.ajudge(world.guard, record, scope=world.stage.group, log=log)
+                    verdicts.append(judgement.verdict)
+                    if judgement.verdict is Verdict.REJECTED:
+                        await judgement.dead_letter(letters)
+                    else:
+                        await judgement.confirm()
+                    await client.commit(message=record, asynchronous=False)
+        letters.client.close()
+        return verdicts
+
+    assert asyncio.run(consume()) == [Verdict.ACCEPTED, Verdict.REJECTED]
+    assert [letter.body for letter in world.stage.letters()] == [b"forged"]
+    assert world.committed() == 2
+
+
+def test_demo(kafka: Kafka, capsys: pytest.CaptureFixture[str]) -> None:
+    """The demo runs on this client: every attack is dead-lettered, and nothing is lost."""
+    assert cli.main(["demo", "--json", "--broker", kafka.url.replace("kafka", "confluent+aio", 1)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["broker"], report["audit_chain"], report["lost"]) == ("confluent+aio", "intact", 0)
+
+
+@pytest.mark.slow
+def test_bench(kafka: Kafka) -> None:
+    """The benchmark has the bare client and ours, with a token for each record and in batches."""
+    effort = Effort(rounds=1, publish=64, consume=64, paced=4, paced_rounds=1)
+    with confluent_aio_bench.Connections(kafka.url.removeprefix("kafka://")) as connections:
+        found = confluent_aio_bench.measure(connections, effort)
+    assert {name: rounds.failed for name, rounds in found.comparisons.items() if rounds.failed} == {}
+    assert {"bare", "message", "batch"} <= set(found.comparisons["consume"].measured)
+
+
 class AIOConfluentScene(ConfluentScene):
     """A topic full of messages, and victims in event loops."""
 
@@ -116,6 +206,15 @@ def test_killed_and_started_again(
 ) -> None:
     """Killed twice between handler and commit, or dead letter and commit: sent = handled + dead-lettered."""
     killed_and_started_again(scene, moment, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["written", "committing", "committed"])
+def test_killed_in_a_transaction(
+    scene: AIOConfluentScene, moment: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed around the commit of a transaction, letters are neither lost nor doubled."""
+    killed_in_a_transaction(scene, moment, capsys, (1, 1, 1) if moment == "written" else (1,))
 
 
 @pytest.mark.slow

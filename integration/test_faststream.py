@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,22 @@ from mqauth import AuditFile, MemoryReplayStore, Message, Pipeline, Verified
 from mqauth.audit.chain import verify_chain
 from mqauth.brokers import rabbitmq as wrapper
 from mqauth.brokers.rabbitmq.translate import Measured, to_native
-from mqauth.integrations.faststream import NotHandledError, VerifiedMessage, protect
+from mqauth.integrations.faststream import NotHandledError, UnverifiedMessage, VerifiedMessage, protect, unverified
+from mqauth.judging.rollout import WEEK, Rollout, RolloutEntry, Rung
 from mqauth.testing.forge import Forge
 
 PATIENCE = 60.0
+
+
+def observing(place: str) -> Rollout:
+    """Return a rollout that observes one destination."""
+    day = datetime.now(UTC).date()
+    return Rollout([
+        RolloutEntry(
+            destinations=(place,), rung=Rung.OBSERVE, since=day, until=day + timedelta(9), owner="team",
+            window=WEEK,
+        )
+    ])  # fmt: skip
 
 
 class Store(MemoryReplayStore):
@@ -46,9 +59,10 @@ class Shop:
     Args:
         url: of RabbitMQ.
         audit: where its records go.
+        observed: whether its queue is on the rung ``observe``.
     """
 
-    def __init__(self, url: str, audit: AuditFile) -> None:
+    def __init__(self, url: str, audit: AuditFile, *, observed: bool = False) -> None:
         self.forge = Forge()
         self.name = f"orders-{uuid.uuid4().hex}"
         self.dead = f"{self.name}.dead"
@@ -58,6 +72,7 @@ class Shop:
             verifier=self.forge.verifier(),
             policy=self.forge.policy(f"rabbitmq:/{self.name}", "rabbitmq:/amq.rabbitmq.reply-to.#"),
             replay=self.store, audit=audit,
+            rollout=observing(f"rabbitmq:/{self.name}") if observed else None,
         )  # fmt: skip
         self.broker: Any = protect(
             RabbitBroker(url, graceful_timeout=0.1),
@@ -145,6 +160,31 @@ async def test_rabbitmq(shop: Shop) -> None:
     assert shop.handled.empty()
     queue: Any = await channel.declare_queue(shop.name, passive=True)
     assert queue.declaration_result.message_count == 0
+
+
+async def test_rabbitmq_rollout(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+    """While a queue is observed, what is not signed reaches the second handler alone, and is acked."""
+    with AuditFile(tmp_path / "audit.jsonl") as audit:
+        shop = Shop(rabbitmq.url, audit, observed=True)
+        orders, proofless = shop.broker.subscriber(shop.name), asyncio.Queue[Any]()
+
+        @orders(filter=unverified)
+        async def old(body: bytes, message: UnverifiedMessage) -> None:
+            proofless.put_nowait((body, message.would and message.would.code))
+
+        @orders
+        async def take(body: bytes, verified: VerifiedMessage) -> None:
+            shop.handled.put_nowait(verified)
+
+        await shop.broker.start()
+        await shop.send(Message(destination=f"rabbitmq:/{shop.name}", body=b"unsigned"))
+        await shop.broker.publish(b"signed", shop.name)
+        async with asyncio.timeout(PATIENCE):
+            assert await proofless.get() == (b"unsigned", "token_missing")
+            assert (await shop.handled.get()).body == b"signed"
+        await shop.end()
+    assert proofless.empty()
+    assert shop.handled.empty()
 
 
 async def test_rabbitmq_request(shop: Shop) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from integration.services import Kafka
+from integration.test_faststream import observing
 from mqauth import AuditFile, MemoryReplayStore, Pipeline
 from mqauth.brokers import kafka as wrapper
-from mqauth.integrations.faststream import VerifiedMessage, protect
+from mqauth.integrations.faststream import UnverifiedMessage, VerifiedMessage, protect, unverified
+from mqauth.judging.rollout import Rollout
 from mqauth.testing.forge import Forge
 
 client: Any = importlib.import_module("kafka")  # untyped
@@ -38,6 +40,7 @@ class Shop:
         self.topic = f"orders-{uuid.uuid4().hex}"
         self.audit = audit
         self.replay: Any = MemoryReplayStore()
+        self.rollout: Rollout | None = None
         self.handled: list[int] = []
         self.done = asyncio.Event()
 
@@ -45,7 +48,7 @@ class Shop:
         """Return a broker whose handler is not declared yet."""
         guard = Pipeline(
             verifier=self.forge.verifier(), policy=self.forge.policy(f"kafka:{self.topic}"), replay=self.replay,
-            audit=self.audit,
+            audit=self.audit, rollout=self.rollout,
         )  # fmt: skip
         broker = self.package.KafkaBroker(self.address, graceful_timeout=0.1)
         return protect(broker, guard=guard, dead_letters=self.letters, signer=self.forge.signer())
@@ -113,6 +116,28 @@ async def test_stop_in_the_middle(shop: Shop) -> None:
         await shop.done.wait()
     await second.stop()
     assert (shop.handled, shop.committed()) == (list(range(RECORDS)), RECORDS)
+
+
+async def test_rollout(shop: Shop) -> None:
+    """While a topic is observed, what is not signed reaches the second handler, what is signed the first."""
+    shop.rollout = observing(f"kafka:{shop.topic}")
+    broker, proofless = shop.broker(), list[bytes | None]()
+    records = shop.subscriber(broker)
+
+    @records(filter=unverified)
+    async def old(order: int, message: UnverifiedMessage) -> None:
+        assert message.body == str(order).encode()
+        proofless.append(message.body)
+
+    records(shop.take)
+    await broker.start()
+    with client.KafkaProducer(bootstrap_servers=shop.address) as producer:
+        producer.send(shop.topic, value=b"77").get(timeout=PATIENCE)
+    await shop.publish(broker)
+    async with asyncio.timeout(PATIENCE):
+        await shop.done.wait()
+    await broker.stop()
+    assert (proofless, shop.handled, shop.committed()) == ([b"77"], list(range(RECORDS)), RECORDS + 1)
 
 
 class Away(MemoryReplayStore):

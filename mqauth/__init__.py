@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mqauth.flow import Attempts
     from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
     from mqauth.judging.policy import Allow, Decision, Rule, UnsafeAllowAll
+    from mqauth.judging.selftest import SelfTest, self_test
     from mqauth.judging.trust_domain import TrustDomain
     from mqauth.judging.unverified import Unverified
     from mqauth.judging.verified import Verified
@@ -77,6 +78,7 @@ __all__ = [
     "Rejection",
     "RetryLater",
     "Rule",
+    "SelfTest",
     "Signer",
     "Thresholds",
     "TrustDomain",
@@ -89,6 +91,7 @@ __all__ = [
     "__version__",
     "discover",
     "load",
+    "self_test",
 ]
 _NAMES: Final = {
     "audit.file": ("AuditFile", "HeadFile"),
@@ -102,6 +105,7 @@ _NAMES: Final = {
     "flow": ("Attempts",),
     "judging.pipeline": ("Outcome", "Pipeline", "Verdict"),
     "judging.policy": ("Allow", "Decision", "Rule", "UnsafeAllowAll"),
+    "judging.selftest": ("SelfTest", "self_test"),
     "judging.unverified": ("Unverified",),
     "judging.verified": ("Verified",),
     "judging.trust_domain": ("TrustDomain",),

@@ -25,6 +25,10 @@ class MemoryLetterBox:
         self._held: dict[int, Message] = {}
         self._seen = self.expected = 0
 
+    def depth(self) -> int:
+        """Return how many letters wait."""
+        return len(self._broker.waiting(self.name))
+
     def browse(self, limit: int, /) -> Sequence[Letter]:
         """Take the next letters; the end of the pass gives back those that were not removed."""
         if not self._held:

@@ -29,8 +29,8 @@ ON_KAFKA = ["--broker", "kafka://127.0.0.1:1"]
         (["discard", *ON_RABBITMQ, "--queue", "q", "--audit", "a", "--reason", "expired"], "--why"),
         (["discard", *ON_RABBITMQ, "--queue", "q", "--audit", "a", "--reason", "expird", "--yes"], "--why"),
         (["redrive", *ON_RABBITMQ, "--queue", "q", "--why", "w", "--audit", "a"], "config"),
-        (["judge", *ON_RABBITMQ, "--queue", "q"], "--config"),
-        (["account", *ON_RABBITMQ, "--queue", "q"], "files"),
+        (["check", *ON_RABBITMQ, "--queue", "q"], "--config"),
+        (["balance", *ON_RABBITMQ, "--queue", "q"], "files"),
     ],
 )  # fmt: skip
 def test_usage_is_refused_in_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

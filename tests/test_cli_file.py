@@ -156,7 +156,7 @@ def test_review_settings_are_those_of_the_options(folder: Path, capsys: pytest.C
     (folder / "mqauth.toml").write_text('[broker]\nurl = "amqp://127.0.0.1:1/"\nqueue = "q"')
     assert main(["dlq", "discard", "--why", "w"]) == 2
     assert "--audit: required, or [review] audit in mqauth.toml" in capsys.readouterr().err
-    assert main(["dlq", "account"]) == 2
+    assert main(["dlq", "balance"]) == 2
     assert "[review] audit_files in mqauth.toml" in capsys.readouterr().err
     (folder / "mqauth.toml").write_text(
         '[broker]\nurl = "amqp://127.0.0.1:1/"\nqueue = "q"\n[review]\naudit = "a"'

@@ -13,7 +13,7 @@ import confluent_kafka
 import pytest
 from confluent_kafka.aio import AIOConsumer
 
-from mqauth import MemoryReplayStore, Pipeline
+from mqauth import MemoryReplayStore, Pipeline, Verdict
 from mqauth.brokers import confluent
 from mqauth.brokers.confluent.event_loop import AIOPoller
 from mqauth.brokers.confluent.poller import Poller
@@ -55,18 +55,6 @@ async def test_another_client_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="an AIOConsumer is needed, not Consumer"):
         wrapper(client)
     client.close()
-
-
-async def test_transactions_are_refused() -> None:
-    """Transactional letters are refused: the event loop would stand still for a transaction."""
-
-    class Letters(confluent.TransactionalDeadLetters):
-        def __init__(self) -> None:
-            """Make none."""
-
-    async with AIOConsumer(dict(SAFE)) as client:
-        with pytest.raises(ConfigurationError, match=r"need confluent\.Consumer"):
-            wrapper(client, Letters())
 
 
 @pytest.fixture
@@ -139,6 +127,7 @@ async def test_what_is_read_after_a_stop_is_sought_back(
     with pytest.raises(asyncio.CancelledError):
         await running
     poller.close()
+    await poller.closed()
     assert ("seek", 0, 7) in poller._client.asked
 
 
@@ -147,6 +136,46 @@ async def test_nothing_is_called_after_the_end(poller: AIOPoller) -> None:
     poller.close()
     with pytest.raises(RuntimeError, match="no call can be made any more"):
         await poller.send_commit({WHERE: 1})
+
+
+async def test_a_transaction_keeps_no_event_loop_waiting(
+    poller: AIOPoller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait for a transaction and a look at committed offsets are made on threads, in a callback at once."""
+    threads: list[int] = []
+    monkeypatch.setattr(Poller, "committed", lambda *_: threads.append(threading.get_ident()))
+    over = threading.Event()
+    waiting = asyncio.ensure_future(poller.wait(over, 30))
+    await asyncio.sleep(0)
+    over.set()
+    await waiting
+    await poller.committed(WHERE)
+    assert threads != [threading.get_ident()]
+    assert await asyncio.to_thread(poller.committed, WHERE) is None
+    assert await asyncio.to_thread(poller.wait, over, 30)
+    poller.close()
+    await poller.closed()
+
+
+async def test_an_error_is_not_judged() -> None:
+    """A record that is an error of the client is refused, and a plain sink of letters is called on a thread."""
+    forge, threads = Forge(), list[int]()
+
+    class Letters(Sink):
+        def publish(self, letter: Any, /) -> None:
+            threads.append(threading.get_ident())
+
+    guard = Pipeline(
+        verifier=forge.verifier(), policy=forge.policy(KAFKA), replay=MemoryReplayStore(), audit=Sink(),
+    )  # fmt: skip
+    failed = confluent_kafka.Message(topic="orders", partition=0, error=confluent_kafka.KafkaError(-191))
+    with pytest.raises(ConfigurationError, match="look at error"):
+        await confluent.ajudge(guard, failed, scope="billing")
+    unsigned = confluent_kafka.Message(topic="orders", partition=0, offset=1, value=b"", timestamp=(1, 1))
+    judgement = await confluent.ajudge(guard, unsigned, scope="billing")
+    assert (await judgement.dead_letter(Letters())).verdict is Verdict.REJECTED
+    assert threads
+    assert threads != [threading.get_ident()]
 
 
 STUCK = """

@@ -31,7 +31,7 @@ from mqauth import flow
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers import memory
 from mqauth.console import Backend, OIDCSettings, Provider, Sessions, Tokens, application, read_settings
-from mqauth.console.application import HEADERS, MAX_AT_ONCE
+from mqauth.console.application import MAX_AT_ONCE
 from mqauth.console.oidc import (
     ALGORITHMS,
     LEEWAY,
@@ -43,6 +43,7 @@ from mqauth.console.oidc import (
     person,
 )
 from mqauth.console.oidc_provider import LIFETIME, MAX_USED, REDISCOVER, Attempts
+from mqauth.console.shield import HEADERS
 from mqauth.errors import ConfigurationError
 from mqauth.keystore.remote.connection import FetchFailed
 from mqauth.review import ALL, Session

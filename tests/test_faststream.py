@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -33,13 +34,22 @@ from mqauth.brokers.rabbitmq.translate import headers_out
 from mqauth.errors import Cause, RetryLater, Unavailable
 from mqauth.flow import Attempts
 from mqauth.integrations import faststream
-from mqauth.integrations.faststream import NotHandledError, VerifiedMessage, protect
+from mqauth.integrations.faststream import (
+    ROLLING,
+    NotHandledError,
+    UnverifiedMessage,
+    VerifiedMessage,
+    protect,
+    unverified,
+)
+from mqauth.judging.rollout import WEEK, Exemption, Rollout, RolloutEntry, Rung
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing import Forge
 from tests.test_rabbitmq_consumer import Letters, audit
 
 __all__ = ["audit"]
 PLACE = "rabbitmq:/orders"
+DAY = datetime.now(UTC).date()
 
 
 class Channel:
@@ -67,7 +77,10 @@ class Channel:
 def delivered(message: Message, *, redelivered: bool = False) -> tuple[IncomingMessage, Channel]:
     """Return a message as aio-pika delivers it, and its channel."""
     channel: Any = Channel()
-    named = {name.replace("-", "_"): text for name, text in message.properties.items()}
+    named = {
+        {"type": "message_type"}.get(name, name.replace("-", "_")): text
+        for name, text in message.properties.items()
+    }
     found = DeliveredMessage(
         delivery=commands.Basic.Deliver("tag", 1, redelivered, "", "orders"),
         header=ContentHeader(properties=commands.Basic.Properties(headers=headers_out(message.headers), **named)),
@@ -173,6 +186,15 @@ async def test_rejected_reaches_nothing_of_the_application(
         with pytest.raises(NotHandledError, match=f"not handled: rejected: {reason.value}"):
             await deliver(native)
     assert (seen, service.reasons, channel.settled) == ([], [reason], ["ack"])
+
+
+async def test_a_consumer_with_a_hole_does_not_start(audit: AuditFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker whose pipeline lets an unsigned message in is not started."""
+    service = Service(audit)
+    service.subscribe()
+    monkeypatch.setattr("mqauth.judging.judge.Judge.prepare", lambda *_: None)
+    with pytest.raises(ConfigurationError, match="self-test: the consumer would let in"):
+        await service.broker.start()
 
 
 async def test_replayed_is_rejected(audit: AuditFile) -> None:
@@ -831,6 +853,145 @@ def test_page_says_what_is_signed(audit: AuditFile) -> None:
         channels: Any = AsyncAPI(service.broker).to_specification().channels
         texts = sorted(channel.description for channel in channels.values())
         assert texts == sorted([faststream.SIGNED, f"Take an order.\n\n{faststream.SIGNED}"])
+
+
+def lenient(**settings: Any) -> Rollout:
+    """Return a rollout that observes the queue, or exempts something there."""
+    observed = RolloutEntry(
+        destinations=(PLACE,), rung=Rung.OBSERVE, since=DAY, until=DAY + timedelta(9), owner="team", window=WEEK
+    )
+    return Rollout(**(settings or {"entries": [observed]}))
+
+
+async def test_second_handler(audit: AuditFile) -> None:
+    """In a rollout what nothing proved reaches the handler behind ``filter=unverified``, and no other."""
+    service = Service(audit, rollout=lenient())
+    proofless: list[Any] = []
+    orders = service.broker.subscriber("orders")
+
+    @orders(filter=unverified)
+    async def old(order: dict[str, int], message: UnverifiedMessage) -> str:
+        proofless.append((order, message.would.code if message.would else None))
+        return "an answer"
+
+    @orders
+    async def new(order: dict[str, int], verified: VerifiedMessage) -> None:
+        service.calls.append(verified.subject)
+
+    asking = Message(destination=PLACE, body=b'{"order": 2}', properties={"reply-to": "answers"})
+    native, channel = delivered(asking)
+    published: list[Any] = []
+    async with service.running() as deliver:
+        service.broker.config.producer.publish = published.append
+        await deliver(native)
+        await deliver(delivered(service.honest())[0])
+    assert proofless == [({"order": 2}, "token_missing")]
+    assert (service.calls, service.letters.found, channel.settled) == (["orders-api"], [], ["ack"])
+    # Nobody knows who has asked for an answer.
+    assert published == []
+
+
+async def test_second_handler_that_comes_late(audit: AuditFile) -> None:
+    """A handler that is added while the broker runs gets nothing that nothing proved."""
+    service = Service(audit, rollout=lenient())
+    orders, proofless = service.broker.subscriber("orders"), list[Any]()
+
+    async def late(order: Any) -> None:
+        service.calls.append(order)
+
+    @orders(filter=unverified)
+    async def old(message: UnverifiedMessage) -> None:
+        proofless.append(message.body)
+
+    async with service.running() as deliver:
+        orders(late)
+        orders.calls.reverse()
+        orders._build_fastdepends_model()
+        await deliver(delivered(Message(destination=PLACE, body=b"{}"))[0])
+    assert (service.calls, proofless) == ([], [b"{}"])
+
+
+async def test_second_handler_that_fails(audit: AuditFile) -> None:
+    """What a second handler raises counts as ever: it is tried again, and then dead-lettered."""
+    service = Service(audit, rollout=lenient())
+    orders, calls = service.broker.subscriber("orders"), list[Any]()
+
+    @orders(filter=unverified)
+    async def old(message: UnverifiedMessage) -> None:
+        calls.append(message)
+        raise ValueError
+
+    native, channel = delivered(Message(destination=PLACE, body=b"{}"))
+    async with service.running() as deliver:
+        with pytest.raises(NotHandledError):
+            await deliver(native)
+    assert len(calls) > 1
+    assert (service.reasons, channel.settled) == ([Reason.HANDLER_FAILED], ["ack"])
+
+
+async def test_kind_of_exemption(audit: AuditFile) -> None:
+    """What an exemption lets pass reaches the handler of its kind; a subscriber without one does not start."""
+    exempt = Exemption(destination=PLACE, until=DAY, why="old devices", kinds=frozenset({"heartbeat"}))
+    service = Service(audit, rollout=lenient(exemptions=[exempt]))
+    orders = service.broker.subscriber("orders")
+
+    @orders
+    async def new(order: Any) -> None:
+        """Take an order."""
+
+    with pytest.raises(ConfigurationError, match="unverified= is needed"):
+        await service.broker.start()
+
+    @orders(filter=unverified)
+    async def rest(message: UnverifiedMessage) -> None:
+        """Take what has no kind."""
+
+    with pytest.raises(ConfigurationError, match="no handler for heartbeat"):
+        await service.broker.start()
+
+    @orders(filter=unverified.of("heartbeat"))
+    async def beat(message: UnverifiedMessage) -> None:
+        service.calls.append(message.body)
+
+    orders.calls.reverse()
+    beating = Message(destination=PLACE, body=b"beat", properties={"type": "heartbeat"})
+    async with service.running() as deliver:
+        await deliver(delivered(beating)[0])
+    assert service.calls == [b"beat"]
+
+
+@pytest.mark.parametrize("chosen", [{"filter": unverified}, {}], ids=["second", "first"])
+async def test_handler_that_asks_for_the_other_kind(audit: AuditFile, chosen: Any) -> None:
+    """A handler that asks for a message of a kind that it never gets is refused at the start."""
+    service = Service(audit, rollout=lenient())
+    orders = service.broker.subscriber("orders")
+
+    if chosen:
+
+        @orders(**chosen)
+        async def take(message: VerifiedMessage) -> None:
+            """Take a message."""
+    else:
+
+        @orders
+        async def take_other(message: UnverifiedMessage) -> None:
+            """Take a message."""
+
+    with pytest.raises(ConfigurationError, match="look at its filter"):
+        await service.broker.start()
+
+
+def test_page_tells_of_a_rollout(audit: AuditFile) -> None:
+    """The AsyncAPI page of a channel with a second handler does not say that all is signed."""
+    service = Service(audit, rollout=lenient())
+    orders = service.broker.subscriber("orders")
+
+    @orders(filter=unverified)
+    async def old(message: UnverifiedMessage) -> None:
+        """Take what nothing proved."""
+
+    (channel,) = AsyncAPI(service.broker).to_specification().channels.values()
+    assert channel.description == f"Take what nothing proved.\n\n{ROLLING}"
 
 
 def test_page_counts_the_lines() -> None:

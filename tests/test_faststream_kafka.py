@@ -385,10 +385,17 @@ async def test_publish_batch_is_refused(service: Service) -> None:
     async with service.package.TestKafkaBroker(service.broker):
         with pytest.raises(ConfigurationError, match="publish_batch"):
             await service.broker.publish_batch(1, 2, topic="orders")
-        publisher = service.broker.publisher("orders", batch=True)
-        with pytest.raises(ConfigurationError, match="publish_batch"):
-            await publisher.publish(1, 2)
     assert service.calls == []
+
+
+async def test_publisher_of_batches_is_refused(service: Service) -> None:
+    """A publisher of batches is refused where it is declared, and where its router is included."""
+    with pytest.raises(ConfigurationError, match="leave the publisher's batch= out"):
+        service.broker.publisher("orders", batch=True)
+    router = service.package.KafkaRouter(ack_policy=AckPolicy.MANUAL)
+    router.publisher("orders", batch=True)
+    with pytest.raises(ConfigurationError, match="leave the publisher's batch= out"):
+        service.broker.include_router(router)
 
 
 async def test_codec_of_ones_own(service: Service) -> None:

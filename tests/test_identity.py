@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from mqauth import load
+from mqauth import load, self_test
 from mqauth.check import check
 from mqauth.errors import ConfigurationError, Reason, Unavailable
 from mqauth.flow import run
 from mqauth.judging.delivery import verdict_record
 from mqauth.judging.pipeline import Outcome, Pipeline
-from mqauth.judging.policy import Allow
+from mqauth.judging.policy import Allow, Rule
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.unverified import Verdict
 from mqauth.keystore.identity import IdentityKey
@@ -225,3 +225,16 @@ def test_a_letter_shows_what_its_identity_claims() -> None:
         forge = form(FakeClock(1_900_000_000))
         opened, said = opened_token(forge.token(honest_message(PLACES[0])).encode())
         assert (opened.kid, said.iss, said.sub) == (forge.authority.key.kid, TRUST_DOMAIN, WORKLOAD)
+
+
+def test_the_self_test_of_a_trust_domain_finds_nothing() -> None:
+    """Rules that ask for claims are tried too, and neither an honest message nor a forged one is taken wrongly."""
+    clock = FakeClock(1_900_000_000)
+    forge = IdentityForge(clock)
+    rule = Rule(subject=WORKLOAD, destinations=(PLACES[0],), issuer=TRUST_DOMAIN, claims={"env": "prod"})
+    pipe = Pipeline(
+        verifier=forge.verifier(), policy=Allow([rule]), replay=MemoryReplayStore(clock=clock), clock=clock
+    )
+    found = self_test(pipe)
+    assert (found.accepted, found.condemned, found.undecided) == ((), (), ())
+    assert found.refused >= 3

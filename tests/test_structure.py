@@ -45,8 +45,14 @@ STATEMENTS = (
     + 90
     # Console: search, sort, previous and next.
     + 45
-    # A thread for blocking calls, none of which holds the process.
-    + 28
+    # The self-test: two halves, its report, its command, its setting and finding.
+    + 235
+    # Console: several queues, chosen rows, colours, the audit trail, strict JSON, errors with an id.
+    + 256
+    # dlq depth, the log of commands that stay, findings and the demo in a terminal and piped.
+    + 75
+    # Blocking clients in an event loop: a thread that holds no process, transactions, verdicts.
+    + 42
     # The identity form: WITs and proofs, trust domains, cut-offs, memory, rules by claims, IdentityKey.
     + 500
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from integration.benchmarks import scale_kafka
+from integration.benchmarks import scale_kafka, storage
 from integration.benchmarks.rivals import rivals
 from integration.services import Kafka, RabbitMQ
 from mqauth.bench import kafka as on_kafka
@@ -53,3 +53,13 @@ def test_two_consumers_share_a_topic(kafka: Kafka, monkeypatch: pytest.MonkeyPat
     rows = scale_kafka.by_group(address_of(kafka.url), (2,), said.append)
     assert [row["consumers"] for row in rows] == [2]
     assert len(said) == 1
+
+
+def test_storage(kafka: Kafka) -> None:
+    """A token adds hundreds of bytes on the broker's disk, and compression takes most of them back."""
+    found = storage.measure(address_of(kafka.url), 128, 0, 64)
+    assert list(found) == list(storage.FORMS)
+    assert found["a token each"]["none"] > found["no token"]["none"] + 400
+    assert all(sizes["none"] > sizes["lz4"] > sizes["zstd"] > 30 for sizes in found.values())
+    assert found["batches of 64"]["zstd"] < found["a token each"]["zstd"]
+    assert storage.table(found).count("\n") == 5

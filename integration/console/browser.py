@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,6 @@ from integration.services.machine import install
 _AXE: Any = importlib.import_module("axe_core_python.selenium")  # untyped
 _STALE: Final = (StaleElementReferenceException, NoSuchElementException)
 PATIENCE: Final = 60.0
-SERIOUS: Final = ("serious", "critical")
 WIDE: Final = (1280, 900)
 PHONE: Final = (390, 844)
 _FLAGS: Final = (
@@ -59,6 +59,10 @@ class Browser:
         element.click()
         WebDriverWait(self.driver, PATIENCE).until(lambda d: d.find_element(By.TAG_NAME, "html").id != before)
 
+    def open_all(self) -> None:
+        """Open the acts on all letters that match."""
+        self.find("details.all summary").click()
+
     def press(self, words: str) -> None:
         """Click the button or link with these words."""
         path = f"//main//*[self::button or self::a][starts-with(normalize-space(.), '{words}')]"
@@ -71,20 +75,22 @@ class Browser:
         """Wait until the page shows these words."""
         WebDriverWait(self.driver, PATIENCE, ignored_exceptions=_STALE).until(lambda d: words in self.text)
 
+    def wait_until(self, done: Callable[[], bool]) -> None:
+        """Wait until something holds."""
+        WebDriverWait(self.driver, PATIENCE, ignored_exceptions=_STALE).until(lambda _: done())
+
     @property
     def text(self) -> str:
         """What a person reads."""
         return str(self.driver.find_element(By.TAG_NAME, "main").text)
 
     def look(self, name: str) -> None:
-        """Take pictures of the page, light, dark and on a phone, and refuse serious accessibility faults."""
+        """Take pictures of the whole page, light and dark, wide and on a phone; refuse any accessibility fault."""
         for scheme in ("light", "dark"):
             for size, label in ((WIDE, ""), (PHONE, "-390")):
                 self._set(scheme, size)
-                self.driver.save_screenshot(str(self.pictures / f"{name}-{scheme}{label}.png"))
-                faults = [
-                    fault for fault in _AXE.Axe().run(self.driver)["violations"] if fault["impact"] in SERIOUS
-                ]
+                self._picture(self.pictures / f"{name}-{scheme}{label}.png")
+                faults = _AXE.Axe().run(self.driver)["violations"]
                 told = [(fault["id"], [node["html"][:120] for node in fault["nodes"][:2]]) for fault in faults]
                 assert not told, f"{name}, {scheme}{label}: {told}"
                 overflow = self.driver.execute_script(
@@ -92,6 +98,11 @@ class Browser:
                 )
                 assert overflow <= 0, f"{name}{label}: the page is {overflow} pixels too wide"
         self._set("light", WIDE)
+
+    def _picture(self, path: Path) -> None:
+        """Save a picture of the page to its end."""
+        shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+        path.write_bytes(base64.b64decode(shot["data"]))
 
     def _set(self, scheme: str, size: tuple[int, int]) -> None:
         """Set colours and size."""

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -17,17 +18,24 @@ from integration.review.scene import Scene
 @contextlib.contextmanager
 def console(scene: Scene) -> Iterator[dict[str, Any]]:
     """Run ``mqauth console`` on the scene's letters, and give what it printed, and its ``pid``."""
+    where = ["--topic", scene.place.topic] if scene.place.topic else ["--queue", str(scene.place.queue)]
+    files = ["--audit-file", str(scene.folder / "consumer.jsonl")]
+    with serving(scene, scene.write_config(), "--broker", scene.place.broker, *where, *files) as told:
+        yield told
+
+
+@contextlib.contextmanager
+def serving(scene: Scene, config: Path, *options: str) -> Iterator[dict[str, Any]]:
+    """Run ``mqauth console`` for the scene's reviewer with a configuration and further options."""
     private = scene.key.private
     assert private is not None
     key = scene.folder / "ada.pem"
     key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     key.chmod(0o600)
-    where = ["--topic", scene.place.topic] if scene.place.topic else ["--queue", str(scene.place.queue)]
     arguments = [
-        sys.executable, "-m", "mqauth", "console", "--broker", scene.place.broker, *where, "--port", "0", "--json",
-        "--config", str(scene.write_config()), "--key", str(key), "--reviewer", "ada",
-        "--audit", str(scene.folder / "reviewer.jsonl"), "--audit-file", str(scene.folder / "consumer.jsonl"),
-        "--audit-file", str(scene.folder / "reviewer.jsonl"), "--token-file", str(scene.folder / "tokens"),
+        sys.executable, "-m", "mqauth", "console", "--port", "0", "--json", "--config", str(config), "--key",
+        str(key), "--reviewer", "ada", "--audit", str(scene.folder / "reviewer.jsonl"), "--audit-file",
+        str(scene.folder / "reviewer.jsonl"), "--token-file", str(scene.folder / "tokens"), *options,
     ]  # fmt: skip
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
     try:

@@ -20,6 +20,7 @@ from mqauth.flow import call
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.wire import destination
 from mqauth.wire.message import Message
+from tests.test_cli_forms import in_terminal
 
 Run = Callable[..., tuple[int, Any]]
 
@@ -55,7 +56,7 @@ def test_every_command(scene: Scene, dlq: Run, monkeypatch: pytest.MonkeyPatch) 
     assert "signature_invalid" in dlq("groups", text=True)[1]
     _, (letter,) = dlq("show", listed["letters"][0]["id"])
     assert (letter["sound"], letter["message"]["destination"]) == (True, scene.stage.destination)
-    _, (judged,) = dlq("judge", "--config", config)
+    _, (judged,) = dlq("check", "--config", config)
     assert (judged["pass"], judged["total"], judged["verdicts"]["expired"]) == (0, 16, 2)
     act = ("--why", "skewed clock", "--audit", audit)
     redriving = ("--config", config, "--key", key, "--reviewer", "ada", "--waive", "expired", *act)
@@ -71,14 +72,40 @@ def test_every_command(scene: Scene, dlq: Run, monkeypatch: pytest.MonkeyPatch) 
     assert len(exported) == 14
     assert dlq("discard", *act, "--dry-run")[1][0]["would"] == 14
     assert dlq("discard", *act, "--yes")[1][0]["done"] == 14
-    code, (ledger,) = dlq("account", *map(str, scene.audits))
+    code, (ledger,) = dlq("balance", *map(str, scene.audits))
     assert (code, ledger["rejected"], ledger["redriven"], ledger["discarded"]) == (0, 16, 2, 14)
     stream = io.TextIOWrapper(io.BytesIO(b"\n".join(json.dumps(form).encode() for form in exported)))
     monkeypatch.setattr(sys, "stdin", stream)
     assert dlq("import")[1] == [{"imported": 14}]
-    code, (ledger,) = dlq("account", *map(str, scene.audits))
+    code, (ledger,) = dlq("balance", *map(str, scene.audits))
     assert (code, ledger["open"], ledger["discarded"], ledger["difference"]) == (0, 14, 0, 0)
-    assert dlq("account", audit)[0] == 1
+    assert dlq("balance", audit)[0] == 1
+
+
+def test_groups_fit_a_terminal(scene: Scene, tmp_path: Path) -> None:
+    """At 80 columns ``dlq groups`` breaks no word, and the id it shows finds the group's letters again."""
+    scene.fill(1)
+    where = ("--topic", scene.place.topic) if scene.place.on_kafka else ("--queue", scene.place.queue)
+    place = ["--broker", scene.place.broker, *map(str, where)]
+    lines = in_terminal(["dlq", "groups", *place], tmp_path).splitlines()
+    assert max(map(len, lines)) <= 80
+    (unknown,) = (line for line in lines if " key_unknown " in f" {line} ")
+    kid = scene.forge.stranger.kid
+    assert kid[:12] in unknown.split()
+    found = in_terminal(["dlq", "list", "--kid", kid[:12], *place], tmp_path)
+    assert "1 dead letter of " in found
+
+
+def test_depth_counts_what_is_open(scene: Scene, dlq: Run) -> None:
+    """``dlq depth`` counts the letters that are open: none that was discarded, and none of it is read or moved."""
+    scene.fill(1)
+    assert dlq("depth", "--max", "8") == (0, [{"open": 8, "max": 8}])
+    assert dlq("depth", "--max", "7") == (1, [{"open": 8, "max": 7}])
+    audit = str(scene.folder / "reviewer.jsonl")
+    assert dlq("discard", "--reason", "expired", "--why", "too late", "--audit", audit, "--yes")[0] == 0
+    assert dlq("depth", "--max", "7") == (0, [{"open": 7, "max": 7}])
+    assert dlq("depth", text=True)[1].startswith("7 dead letters of ")
+    assert dlq("list")[1][0]["total"] == 7
 
 
 @pytest.mark.parametrize(

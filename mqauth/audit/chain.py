@@ -186,6 +186,29 @@ def verify_chain(
     return read.end(what)
 
 
+def find(files: Iterable[Path], wanted: Callable[[bytes], bool]) -> Iterator[tuple[Line, bytes, bool]]:
+    """Yield lines of the files of one log, each with whether the chain is unbroken from its beginning up to it.
+
+    Signed heads are not asked: who can write the file could have computed the whole chain again.
+
+    Args:
+        files: of one log, in the order in which they were written.
+        wanted: tells whether a line is one of those to be yielded.
+
+    Raises:
+        ConfigurationError: a file cannot be read.
+    """
+    read, unbroken = _Reading({}), True
+    for path in files:
+        for number, raw in enumerate(raw_lines(path), 1):
+            line = _line(raw, number, str(path))
+            unbroken = line.good and (read.starts(line) or (unbroken and line.prev == read.previous))
+            if line.good:
+                read.advance(line)
+            if wanted(raw):
+                yield line, raw, unbroken
+
+
 def read_lines(paths: Iterable[Path], progress: Progress | None = None) -> Iterator[Line]:
     """Yield the lines of files in order, each checked against its own hash.
 

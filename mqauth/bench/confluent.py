@@ -59,10 +59,14 @@ class Assigned(kafka.TopicContender):
         """Leave the consumer until the next round."""
         client.unassign()
 
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of this contender's consumer."""
+        wanted = {"group.id": f"{self.topic}.group", "enable.auto.offset.store": False}
+        return self.connections.settings | wanted
+
     def _at(self, offset: int) -> Any:
         if self._client is None:
-            wanted = {"group.id": f"{self.topic}.group", "enable.auto.offset.store": False}
-            self._client = Consumer(self.connections.settings | wanted)
+            self._client = Consumer(self.settings())
         self._client.assign([TopicPartition(self.topic, 0, offset)])
         if offset < 0:
             # The end is looked up while it is polled.

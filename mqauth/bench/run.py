@@ -118,6 +118,7 @@ def measure(
     rabbitmq: str | None = None,
     kafka: str | None = None,
     confluent: str | None = None,
+    confluent_aio: str | None = None,
     aiokafka: str | None = None,
     pika: str | None = None,
     others: Mapping[str, Sequence[Make]] = MappingProxyType({}),
@@ -130,6 +131,7 @@ def measure(
         rabbitmq: ``amqp://...``, or ``None`` for no RabbitMQ.
         kafka: ``host:port``, or ``None`` for no Kafka.
         confluent: the same, by confluent-kafka.
+        confluent_aio: the same, by confluent-kafka's ``AIOConsumer``.
         aiokafka: the same, by aiokafka.
         pika: ``amqp://...``, measured by pika.
         others: by broker, what makes contenders beside the bare client and mqauth.
@@ -138,7 +140,10 @@ def measure(
     Raises:
         ConfigurationError: a client library is missing.
     """
-    urls = {"rabbitmq": rabbitmq, "kafka": kafka, "confluent": confluent, "aiokafka": aiokafka, "pika": pika}
+    urls = {
+        "rabbitmq": rabbitmq, "kafka": kafka, "confluent": confluent, "confluent_aio": confluent_aio,
+        "aiokafka": aiokafka, "pika": pika,
+    }  # fmt: skip
     asked = [(name, url, _broker(name)) for name, url in urls.items() if url]
     for _, url, module in asked:
         # A broker that cannot be reached is reported now. Kept open, the connection would miss its heartbeats.
@@ -180,7 +185,8 @@ def _broker(name: str) -> Any:
     try:
         return import_module(f"mqauth.bench.{name}")
     except ImportError as error:
-        raise ConfigurationError(f"--{name}: install mqauth[{name}]") from error
+        option, extra = name.replace("_", "-"), name.partition("_")[0]
+        raise ConfigurationError(f"--{option}: install mqauth[{extra}]") from error
 
 
 def kept_bytes(count: int) -> dict[str, float]:

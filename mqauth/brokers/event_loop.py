@@ -8,6 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Executor, Future
 from contextvars import Context, copy_context
+from dataclasses import dataclass
 from functools import partial, wraps
 from queue import SimpleQueue
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from mqauth.clock import Clock
 from mqauth.flow import is_async
 from mqauth.judging.unverified import Unverifieds
+from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 
 Timer = Callable[[float, Callable[[], None]], Any]
 """Calls a function after so many seconds: ``call_later``, or a test's own."""
@@ -69,6 +71,19 @@ async def first_of(*wanted: Awaitable[Any]) -> None:
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitedLetters:
+    """A sink of dead letters, whose calls are awaited."""
+
+    name: str
+    publish: Callable[[DeadLetter], Any]
+
+
+def letters_on_thread(sink: DeadLetterSink) -> AwaitedLetters:
+    """Return a sink that an event loop can wait for: plain calls are made on a thread."""
+    return AwaitedLetters(sink.name, on_thread(sink.publish))
 
 
 class DaemonThread(Executor):

@@ -15,6 +15,7 @@ from typing import Any, Final
 from mqauth.errors import Cause, ConfigurationError, MqauthError, Unavailable
 from mqauth.flow import arun, refuse_async, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Verdict
+from mqauth.judging.selftest import at_start
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Verified, equip
 from mqauth.letters.dead_letter import DeadLetter
@@ -203,6 +204,7 @@ class Consumer:
 
     def _deliveries(self) -> list[Delivery]:
         """Take everything that waits."""
+        at_start(self._guard)
         found: list[Delivery] = []
         while (taken := self._broker.take(self._queue)) is not None:
             found.append(taken if isinstance(taken, Delivery) else self._guard.receive(taken))

@@ -167,6 +167,13 @@ def store(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
 
 
 @on("consumer")
+def self_test(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
+    """Find a consumer that does not try itself at its start."""
+    if not consumer.self_test:
+        yield finding("self_test_off", ("consumer", "self_test"), "off")
+
+
+@on("consumer")
 def tables(target: Target, _: ConsumerSettings) -> Iterator[Finding]:
     """Find a consumer without the tables that settling needs."""
     audited, buried = "audit" in target.present, "dead_letters" in target.present
@@ -210,4 +217,4 @@ def dead_letters(target: Target, settings: DeadLettersSettings) -> Iterator[Find
         yield finding("dead_letters_reachable", _NAME, f"a rule lets a producer publish to {name}")
 
 
-RULES: Final = (writable, readable, connections, store, tables, audit, dead_letters)
+RULES: Final = (writable, readable, connections, store, self_test, tables, audit, dead_letters)

@@ -28,6 +28,7 @@ from mqauth.flow import arun, run
 
 _CLIENTS: Final = ("aio_pika", "aiormq", "kafka", "pamqp", "pika")
 _PATIENCE: Final = 60.0
+_SEVERAL: Final = 2
 _BACKOFF_MS: Final = 5000
 """Milliseconds after which kafka-python tries a lost broker again at the latest; its own default is 30 s."""
 _MAX_REQUEST: Final = 64 * 1024 * 1024
@@ -128,6 +129,22 @@ def place_of(
     given = {"queue": queue, "topic": topic}
     name = getattr(found, own) or getattr(table, own) or (None if letters is None else letters.name)
     return Place(broker=url, settings=found, **given | {own: given[own] or name})
+
+
+def places_of(
+    broker: str | None, queue: str | None, topic: str | None, settings: Path | None, file: FileSettings
+) -> dict[str, Place]:
+    """Return all dead-letter queues and topics of the configuration by their names, where no option names one.
+
+    Arguments and errors are those of ``place_of``.
+    """
+    names = list(file.brokers or ())
+    if any((broker, queue, topic, settings)) or len(names) + (file.broker is not None) < _SEVERAL:
+        # A URL is no name: it may hold a password.
+        name = broker if broker in names else None
+        return {name or "": place_of(broker, queue, topic, settings, file)}
+    found = {} if file.broker is None else {"broker": place_of(None, None, None, None, file)}
+    return found | {name: place_of(name, None, None, None, file) for name in names}
 
 
 def table_of(name: str | None, file: FileSettings) -> BrokerSettings:

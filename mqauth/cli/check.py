@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from mqauth.check import Finding, Report, Severity
 from mqauth.check import check as check_file
 from mqauth.cli.app import Json, answer, one_line, print_json
 from mqauth.cli.online import ask
 from mqauth.cli.settings import file_of, settings_of
+from mqauth.cli.tables import middle, terminal_width
 
-_STYLES: Final = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
-_WIDTH: Final = 120
+_COLOURS: Final = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
+_INDENT: Final = 4
 
 
 def check(
@@ -45,31 +45,44 @@ def check(
     if as_json:
         print_json(report.as_dict() | ({"online": [one._asdict() for one in asked]} if online else {}))
     else:
-        _print_table(file, report)
+        answer(False, None, *_lines(report), *_summary(file, report))
         answer(False, None, *(one_line(f"{one.what}: {one.said}") for one in asked))
     codes = {one.code for one in asked} | ({1} if report.count(Severity.ERROR) else set())
     return 1 if 1 in codes else max(codes, default=0)
 
 
-def _print_table(file: Path, report: Report) -> None:
-    console = Console(markup=False, highlight=False, emoji=False, soft_wrap=False)
-    console.width = console.width if console.is_terminal else max(console.width, _WIDTH)
-    if report.findings:
-        table = Table("line", "code", "finding", show_lines=True)
-        for finding in report.findings:
-            table.add_row(*_row(finding))
-        console.print(table)
-    for line in _summary(file, report):
-        console.print(line, soft_wrap=True)
+def _lines(report: Report) -> Iterator[str]:
+    """Yield the findings: in blocks for a terminal, tab-separated for a program. The file may hold anything."""
+    width = terminal_width()
+    if width is None and report.findings:
+        yield "line\tseverity\tcode\tkey\tmessage\twhy\tinstead"
+    for finding in report.findings:
+        yield from _cells(finding) if width is None else _block(finding, width)
 
 
-def _row(finding: Finding) -> tuple[Text, Text, Text]:
-    """Return the cells of a finding, as text without markup: the file may hold anything."""
-    code = Text(f"{finding.severity.value}\n", style=_STYLES[finding.severity])
-    code.append(finding.code.name, "default")
-    message = Text(one_line(f"{finding.key}: {finding.message}" if finding.key else finding.message))
-    message.append(f"\nwhy: {finding.code.why}\ninstead: {finding.code.instead}", "dim")
-    return Text("" if finding.line is None else str(finding.line)), code, message
+def _cells(finding: Finding) -> Iterator[str]:
+    line = "" if finding.line is None else str(finding.line)
+    code = finding.code
+    cells = (line, finding.severity.value, code.name, finding.key, finding.message, code.why, code.instead)
+    yield "\t".join(one_line(cell or "") for cell in cells)
+
+
+def _block(finding: Finding, width: int) -> Iterator[str]:
+    """Yield a finding as a heading and paragraphs; words that are too long are cut in their middle."""
+    place = "" if finding.line is None else f"  line {finding.line}"
+    severity = typer.style(finding.severity.value, fg=_COLOURS[finding.severity], bold=True)
+    yield f"{severity if _coloured() else finding.severity.value}  {finding.code.name}{place}"
+    said = f"{finding.key}: {finding.message}" if finding.key else finding.message
+    for text in (said, f"why: {finding.code.why}", f"instead: {finding.code.instead}"):
+        words = " ".join(middle(word, width - _INDENT) for word in one_line(text).split(" "))
+        yield from textwrap.wrap(
+            words, width, initial_indent=" " * 2, subsequent_indent=" " * _INDENT, break_on_hyphens=False
+        )
+    yield ""
+
+
+def _coloured() -> bool:
+    return "NO_COLOR" not in os.environ
 
 
 def _summary(file: Path, report: Report) -> Iterator[str]:

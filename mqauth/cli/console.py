@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,9 +29,22 @@ from mqauth.cli.app import (
     Topic,
     answer,
 )
-from mqauth.cli.broker import opened, place_of
+from mqauth.cli.broker import opened, places_of
 from mqauth.cli.dlq import key_reader, reviewer_of
-from mqauth.cli.serve import Host, Server, TLSCert, TLSKey, certificate_of, listen, origin
+from mqauth.cli.serve import (
+    Host,
+    Level,
+    Log,
+    LogForm,
+    LogLevel,
+    Server,
+    TLSCert,
+    TLSKey,
+    certificate_of,
+    listen,
+    log_lines,
+    origin,
+)
 from mqauth.cli.settings import file_of, review_of, settings_of
 from mqauth.errors import require
 from mqauth.keystore.remote.connection import FetchFailed
@@ -67,7 +81,8 @@ def console(
     ] = None,
     tls_cert: TLSCert = None, tls_key: TLSKey = None, authority: Authority = None, lifetime: Lifetime = 3600,
     reviewer: Reviewer = None, passphrase_env: PassphraseEnv = None, passphrase_file: PassphraseFile = None,
-    broker_settings: BrokerFile = None, as_json: Json = False,
+    broker_settings: BrokerFile = None, as_json: Json = False, log: Log = LogForm.TEXT,
+    level: Level = LogLevel.INFO,
 ) -> None:  # fmt: skip
     """Review dead letters in a browser, until it is stopped."""
     certificate = certificate_of(tls_cert, tls_key)
@@ -81,51 +96,85 @@ def console(
     key, audit, files = key or mine.key, audit or mine.audit, files or list(mine.audit_files)
     authority, reviewer = authority or mine.authority, reviewer or mine.reviewer
     require(key is not None or authority is None, "--authority: only with --key")
-    place = place_of(broker, queue, topic, broker_settings, settings)
+    places = places_of(broker, queue, topic, broker_settings, settings)
     try:
         from mqauth.console import Backend, Tokens, application, redirect_uri
     except ImportError as error:
         raise ConfigurationError('mqauth console needs its packages: install "mqauth[cli,console]"') from error
-    guard = None if settings.consumer is None else load(file_of(config)).judge
-    releaser: MakeReleaser | None = None
-    if key is None:
-        name = reviewer or getpass.getuser()
-    elif guard is None:
-        raise ConfigurationError("--key: needs --config too, the consumer's configuration")
-    else:
-        read_key = key_reader(key, passphrase_env, passphrase_file)
-        releaser = reviewers_releaser(guard, read_key, authority=authority, lifetime=lifetime)
-        name = _tried_name(releaser, read_key, reviewer, tokens=tokens)
+    desk = Desk(
+        config=config, judges=settings.consumer is not None,
+        read_key=None if key is None else key_reader(key, passphrase_env, passphrase_file), authority=authority,
+        lifetime=lifetime,
+    )  # fmt: skip
+    name = desk.reviewer(reviewer, tokens=tokens)
     provider = None if oidc is None else _provider(oidc)
     with ExitStack() as stack:
         listener = stack.enter_context(listen(host, port, tls=tls))
         hosts = _hosts(listener, names or (), provider)
         back = None if provider is None else redirect_uri(hosts, provider, tls=tls)
         sink = None if audit is None else stack.enter_context(AuditFile(audit))
-        session = stack.enter_context(opened(place, guard=guard, releaser=releaser, audit=sink))
-        backend = Backend(session, files=files or ())
-        stack.callback(backend.close)
+        backends = {}
+        for called, place in places.items():
+            session = stack.enter_context(opened(place, audit=sink, **desk.powers()))
+            backends[called] = Backend(session, files=files or ())
+            stack.callback(backends[called].close)
         made, fresh = _tokens(token_file) if tokens else ({}, False)
         served = application(
-            backend, tokens=Tokens(made) if tokens else None, provider=provider, hosts=hosts, reviewer=name,
+            backends, tokens=Tokens(made) if tokens else None, provider=provider, hosts=hosts, reviewer=name,
             tls=tls,
         )  # fmt: skip
         server = Server(served, certificate, requests=64, verb="console", extra="console")
-        backend.read(name)
+        stack.enter_context(log_lines(log, level))
+        for backend in backends.values():
+            backend.read(name)
         redirect = {} if back is None else {"redirect_uri": back}
         told: dict[str, Any] = {"url": origin(listener, tls=tls) + "/", "tokens": made if fresh else {}} | redirect
         answer(as_json, told, *_lines(**told, kept=token_file if tokens and not fresh else None))
         server.run(listener)
 
 
-def _tried_name(releaser: MakeReleaser, read_key: Callable[[], Key], reviewer: str | None, *, tokens: bool) -> str:
-    """Return the name of whoever logs in with the local token, for whom the key must be good."""
-    if not tokens and reviewer is None:
-        # Everybody signs in under a name of their own. Any name that the key speaks for shows that it is good.
-        reviewer = min(read_key().subjects or (), default=None)
-    name = reviewer_of(read_key, reviewer)
-    releaser(name)
-    return name
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """What reviewers work with, on each queue and topic alike.
+
+    Args:
+        config: the consumer's configuration.
+        judges: whether it has a consumer that judges.
+        read_key: returns the reviewers' key, if there is one.
+        authority: issuer of the releases.
+        lifetime: seconds for which a release is valid.
+    """
+
+    config: Path | None
+    judges: bool
+    read_key: Callable[[], Key] | None
+    authority: str | None
+    lifetime: int
+
+    def powers(self) -> dict[str, Any]:
+        """Return the pipeline and the releaser of one session; each has its own, since each has its own loop."""
+        guard = load(file_of(self.config)).judge if self.judges else None
+        releaser: MakeReleaser | None = None
+        if self.read_key is not None and guard is not None:
+            releaser = reviewers_releaser(guard, self.read_key, authority=self.authority, lifetime=self.lifetime)
+        return {"guard": guard, "releaser": releaser}
+
+    def reviewer(self, named: str | None, *, tokens: bool) -> str:
+        """Return the name of whoever logs in with the local token, for whom the key must be good.
+
+        Raises:
+            ConfigurationError: the key does not speak for the name, or there is a key and no configuration.
+        """
+        powers = self.powers()
+        if self.read_key is None:
+            return named or getpass.getuser()
+        require(self.judges, "--key: needs --config too, the consumer's configuration")
+        if not tokens and named is None:
+            # Everybody signs in under a name of their own. Any name that the key speaks for shows that it is good.
+            named = min(self.read_key().subjects or (), default=None)
+        name = reviewer_of(self.read_key, named)
+        powers["releaser"](name)
+        return name
 
 
 def _provider(path: Path) -> Provider:

@@ -69,7 +69,7 @@ from mqauth.review import (
     waivable,
 )
 
-app: Final = group("List, judge, redrive and discard dead letters.", "mqauth dlq groups")
+app: Final = group("List, check, redrive and discard dead letters.", "mqauth dlq groups")
 _WORD: Final = re.compile(r"\w*")
 Id = Annotated[str | None, typer.Option("--id", help="Id of a letter, or its beginning.")]
 Rejected = Annotated[str | None, typer.Option("--reason", help="Dead letters rejected for this reason.")]
@@ -77,7 +77,7 @@ Issuer = Annotated[str | None, typer.Option("--issuer", help="Dead letters that 
 Kid = Annotated[str | None, typer.Option("--kid", help="Dead letters that claim this key.")]
 Subject = Annotated[str | None, typer.Option("--subject", help="Dead letters that claim this producer.")]
 Destination = Annotated[str | None, typer.Option("--destination", help="Dead letters sent to this destination.")]
-Sound = Annotated[bool | None, typer.Option("--sound/--unsound", help="Dead letters that are intact, or not.")]
+Sound = Annotated[bool | None, typer.Option("--intact/--not-intact", help="Dead letters that are intact, or not.")]
 RejectedOrWhy = Annotated[
     str | None,
     typer.Option("--reason", help="Dead letters rejected for this reason; or, in several words, why you act."),
@@ -131,8 +131,8 @@ def show(
             print_json(index.reading(row.number).as_dict())
 
 
-@app.command("judge")
-def judge(
+@app.command("check")
+def check(
     *, broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None, id: Id = None,
     reason: Rejected = None, issuer: Issuer = None, kid: Kid = None, subject: Subject = None,
     destination: Destination = None, since: From = None, until: To = None, sound: Sound = None,
@@ -229,8 +229,8 @@ def import_letters(
     answer(as_json, {"imported": count}, f"{count} letters imported")
 
 
-@app.command("account")
-def account(
+@app.command("balance")
+def balance(
     *,
     files: Annotated[
         list[Path] | None, typer.Argument(help="Audit files of consumers and reviewers.", show_default=False)
@@ -245,6 +245,23 @@ def account(
         ledger = session.ledger(index, files)
     print_ledger(ledger, as_json=as_json)
     return 1 if ledger.difference else 0
+
+
+@app.command("depth")
+def depth(
+    *,
+    most: Annotated[
+        int | None, typer.Option("--max", min=0, help="Exit with 1 where there are more dead letters.")
+    ] = None,
+    broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None, as_json: Json = False,
+    broker_settings: BrokerFile = None,
+) -> int:  # fmt: skip
+    """Count open dead letters without reading them, for a probe; exits with 1 where there are more than --max."""
+    with opened(_place(broker, queue, topic, broker_settings, config)) as session:
+        found, name = session.depth(), session.box.name
+    limit = "" if most is None else f"; at most {most}"
+    answer(as_json, {"open": found, "max": most}, f"{found} dead letters of {name}{limit}")
+    return 1 if most is not None and found > most else 0
 
 
 def _place(

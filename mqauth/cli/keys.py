@@ -21,7 +21,20 @@ from mqauth.cli.app import (
     print_error,
 )
 from mqauth.cli.forms import TO_CHANGE, CommandFailed, pick, shown_time
-from mqauth.cli.serve import Host, Server, TLSCert, TLSKey, certificate_of, listen, origin
+from mqauth.cli.serve import (
+    Host,
+    Level,
+    Log,
+    LogForm,
+    LogLevel,
+    Server,
+    TLSCert,
+    TLSKey,
+    certificate_of,
+    listen,
+    log_lines,
+    origin,
+)
 from mqauth.cli.tables import Column, Wide, table_lines
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.toml_file import read_passphrase
@@ -180,6 +193,8 @@ def serve(
     tls_cert: TLSCert = None,
     tls_key: TLSKey = None,
     as_json: Json = False,
+    log: Log = LogForm.TEXT,
+    level: Level = LogLevel.INFO,
 ) -> None:
     """Publish the public keys over HTTP(S) at /jwks.json, following rotation, until it is stopped."""
     certificate, keys = certificate_of(tls_cert, tls_key), KeyServer(folders or [_FOLDER])
@@ -188,7 +203,8 @@ def serve(
         address, count = origin(listener, tls=certificate is not None), keys.current.keys
         told = {"url": address + PATHS[0], "health": address + HEALTH, "keys": count}
         answer(as_json, told, f"{count} {'key' if count == 1 else 'keys'} at {told['url']}")
-        server.run(listener)
+        with log_lines(log, level):
+            server.run(listener)
 
 
 def _passphrase(env: str | None, file: Path | None) -> bytes | None:

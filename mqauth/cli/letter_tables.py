@@ -67,7 +67,8 @@ def print_verdicts(index: Index, counts: Counter[str], *, as_json: bool) -> None
 
 
 def _title(session: Session, index: Index, total: int) -> str:
-    return f"{total} dead letters of {session.box.name}, as of {shown_time(index.as_of)} UTC"
+    letters = "dead letter" if total == 1 else "dead letters"
+    return f"{total} {letters} of {session.box.name}, as of {shown_time(index.as_of)} UTC"
 
 
 def print_rehearsal(act: str, counts: Counter[str], *, as_json: bool) -> None:
@@ -90,9 +91,10 @@ def print_account(act: str, account: Account, *, as_json: bool) -> None:
 
 def print_ledger(ledger: Ledger, *, as_json: bool) -> None:
     """Print the balance of audit files and queue."""
+    as_of = "" if ledger.as_of is None else f", as of {shown_time(ledger.as_of)} UTC"
     lines = [
         f"{ledger.rejected} rejected = {ledger.open} open + {ledger.redriven} redriven"
-        f" + {ledger.discarded} discarded + {len(ledger.missing)} missing"
+        f" + {ledger.discarded} discarded + {len(ledger.missing)} missing{as_of}"
     ]
     for name, ids in (("missing", ledger.missing), ("unknown", ledger.unknown), ("unproven", ledger.unproven)):
         lines += [f"{name}: {letter}" for letter in ids[:_IDS]]

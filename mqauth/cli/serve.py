@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import logging
 import signal
 import socket
 import ssl
+import time
+from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -13,7 +18,7 @@ import typer
 
 from mqauth.errors import ConfigurationError, require
 from mqauth.keystore.disk import files
-from mqauth.logs import emit
+from mqauth.logs import JSONFormatter, emit
 
 _BACKLOG: Final = 512
 
@@ -21,6 +26,47 @@ _BACKLOG: Final = 512
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; other than loopback only with TLS.")]
 TLSCert = Annotated[Path | None, typer.Option("--tls-cert", help="PEM file with the certificate.")]
 TLSKey = Annotated[Path | None, typer.Option("--tls-key", help="PEM file with the key of the certificate.")]
+
+
+class LogForm(StrEnum):
+    """The form of the lines that a command which stays writes on standard error."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """The least level of these lines."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+Log = Annotated[LogForm, typer.Option("--log", help="Form of the log on standard error: text, or JSON lines.")]
+Level = Annotated[LogLevel, typer.Option("--log-level", help="Least level of the log.")]
+
+
+@contextlib.contextmanager
+def log_lines(form: LogForm, level: LogLevel) -> Iterator[None]:
+    """Write the lines of mqauth, and warnings of its server, to standard error within the block."""
+    handler = logging.StreamHandler()
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    text.converter = time.gmtime
+    handler.setFormatter(JSONFormatter() if form is LogForm.JSON else text)
+    least = logging.getLevelNamesMapping()[level.value.upper()]
+    loggers = {logging.getLogger("mqauth"): least, logging.getLogger("uvicorn"): max(least, logging.WARNING)}
+    kept = {logger: (logger.handlers, logger.propagate, logger.level) for logger in loggers}
+    try:
+        for logger, own in loggers.items():
+            logger.handlers, logger.propagate = [handler], False
+            logger.setLevel(own)
+        yield
+    finally:
+        for logger, (handlers, propagate, before) in kept.items():
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(before)
 
 
 class Certificate:

@@ -7,8 +7,8 @@ of it: was it handled, is there a dead letter, is it in the audit. Nothing in th
 from __future__ import annotations
 
 import json
+import logging
 import re
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,7 +19,6 @@ from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from mqauth import (
     Attempts,
@@ -37,6 +36,7 @@ from mqauth.audit.chain import verify_chain
 from mqauth.bench import report, run
 from mqauth.cli.app import Json, answer, print_error
 from mqauth.cli.broker import check_url, reached
+from mqauth.cli.tables import Column, table_lines
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage, Stage
 from mqauth.testing.token_attacks import ATTACKS, honest_message
@@ -45,14 +45,18 @@ from mqauth.wire import destination
 _CASE_HEADER: Final = "demo-case"
 _REASON_HEADER: Final = "mqauth-dead-reason"
 _ACCEPTED: Final = "accepted"
-_WIDTH: Final = 110
+CASE: Final = (
+    Column("case"), Column("verdict", cut=False), Column("reason", cut=False), Column("as expected", cut=False),
+    Column("what it is", goes=1),
+)  # fmt: skip
 _STAGES: Final = {
     "kafka": ("kafka", "KafkaStage"),
     "confluent": ("confluent", "ConfluentStage"),
+    "confluent+aio": ("confluent", "AIOConfluentStage"),
     "aiokafka": ("aiokafka", "AiokafkaStage"),
     "pika": ("pika", "PikaStage"),
 }
-_SCHEMES: Final = {"confluent": "kafka", "aiokafka": "kafka", "pika": "amqp"}
+_SCHEMES: Final = {"confluent": "kafka", "confluent+aio": "kafka", "aiokafka": "kafka", "pika": "amqp"}
 """Schemes that name a client, and the scheme of their URL otherwise."""
 
 
@@ -111,7 +115,8 @@ def demo(
         str | None,
         typer.Option(
             "--broker",
-            help="amqp:// or pika://..., kafka://, confluent:// or aiokafka://host:port. By default in memory.",
+            help="amqp:// or pika://..., kafka://, confluent://, confluent+aio:// or aiokafka://host:port. "
+            "By default in memory.",
         ),
     ] = None,
     as_json: Json = False,
@@ -125,6 +130,8 @@ def demo(
     Exits with 1 where a case did not end as it must. With --audit every verdict is recorded, not rejections alone;
     the signed heads are in FILE.heads and the key that signs them in FILE.pem.
     """
+    # Each rejection is a line of the table already.
+    logging.getLogger("mqauth").addHandler(logging.NullHandler())
     if broker is None:
         return _play(MemoryStage(), audit, as_json=as_json, messages=messages)
     scheme, mark, rest = broker.partition("://")
@@ -163,7 +170,7 @@ def _play(stage: Stage, kept: Path | None, *, as_json: bool, messages: int) -> i
     if as_json:
         print(json.dumps(_report(stage.name, results, intact, lost), indent=2))
     else:
-        _print_table(stage.name, results, intact, lost)
+        answer(False, None, *_lines(stage.name, results, intact, lost))
     return 0 if intact and not lost and all(result.as_expected for result in results) else 1
 
 
@@ -255,28 +262,21 @@ def _report(broker: str, results: list[Result], intact: bool, lost: int) -> dict
     }
 
 
-def _print_table(broker: str, results: list[Result], intact: bool, lost: int) -> None:
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
-    table = Table("case", "what it is", "verdict", "reason", "as expected", title=f"mqauth demo on {broker}")
-    for result in results:
-        table.add_row(
-            result.case.name,
-            result.case.story,
-            f"[{'green' if result.verdict == _ACCEPTED else 'yellow'}]{result.verdict}",
-            result.reason or "",
-            "yes" if result.as_expected else "[red]NO",
-        )
-    console.print(table)
+def _lines(broker: str, results: list[Result], intact: bool, lost: int) -> Iterator[str]:
+    """Yield what became of every message, for people and for programs that read tables."""
+    cells = (
+        (one.case.name, one.verdict, one.reason or "", "yes" if one.as_expected else "NO", one.case.story)
+        for one in results
+    )
+    yield from table_lines(f"mqauth demo on {broker}", CASE, cells)
     attacks = [result for result in results if result.case.expected != _ACCEPTED]
-    console.print(
+    yield (
         f"{len(results) - len(attacks)} honest messages handled, "
-        f"{sum(result.as_expected for result in attacks)} of {len(attacks)} attacks dead-lettered, {lost} lost; "
-        f"audit chain {'intact' if intact else 'BROKEN'}."
+        f"{sum(result.as_expected for result in attacks)} of {len(attacks)} attacks dead-lettered, {lost} lost;"
     )
-    console.print(
-        "Next: mqauth demo --json, mqauth demo --broker amqp://guest:guest@localhost/, mqauth keys new --help",
-        soft_wrap=True,
-    )
+    yield f"audit chain {'intact' if intact else 'BROKEN'}."
+    yield "Next: mqauth demo --json, mqauth keys new --help,"
+    yield "mqauth demo --broker amqp://guest:guest@localhost/"
 
 
 def _named(message: Message, name: str) -> Message:
@@ -307,6 +307,10 @@ def bench(
     confluent: Annotated[
         str | None, typer.Option("--confluent", help="host:port: the same on this Kafka, by confluent-kafka.")
     ] = None,
+    confluent_aio: Annotated[
+        str | None,
+        typer.Option("--confluent-aio", help="host:port: the same, by confluent-kafka's AIOConsumer."),
+    ] = None,
     aiokafka: Annotated[
         str | None, typer.Option("--aiokafka", help="host:port: the same on this Kafka, by aiokafka.")
     ] = None,
@@ -322,14 +326,14 @@ def bench(
         if url is not None:
             check_url(option, url)
     kafka, confluent = _address("--kafka", kafka), _address("--confluent", confluent)
-    aiokafka = _address("--aiokafka", aiokafka)
+    confluent_aio, aiokafka = _address("--confluent-aio", confluent_aio), _address("--aiokafka", aiokafka)
     console = Console(stderr=True, quiet=as_json)
-    logs = (f"kafka://{address}" for address in (kafka, confluent, aiokafka) if address)
+    logs = (f"kafka://{address}" for address in (kafka, confluent, confluent_aio, aiokafka) if address)
     with reached(rabbitmq, pika, *logs), console.status("making keys") as status:
         amount = run.amount_of(quick=quick)
         found = run.measure(
-            amount, rabbitmq=rabbitmq, kafka=kafka, confluent=confluent, aiokafka=aiokafka, pika=pika,
-            progress=status.update,
+            amount, rabbitmq=rabbitmq, kafka=kafka, confluent=confluent, confluent_aio=confluent_aio,
+            aiokafka=aiokafka, pika=pika, progress=status.update,
         )  # fmt: skip
     if output is not None:
         output.write_text(json.dumps(found.whole(), indent=1) + "\n", "utf-8")

@@ -158,6 +158,15 @@ class Configuration:
         """
         return self._pipeline(audit=None)
 
+    @cached_property
+    def trial(self) -> Pipeline:
+        """The pipeline of ``[consumer]`` with the rungs of ``[[rollout]]``, to be tried; it settles nothing.
+
+        Raises:
+            ConfigurationError: there is no ``[consumer]``, or its keys cannot be read.
+        """
+        return self._pipeline(audit=None, rollout=self.rollout)
+
     @property
     def dead_letters_name(self) -> str:
         """The dead-letter queue or topic of ``[dead_letters]``.
@@ -174,7 +183,8 @@ class Configuration:
         verifier = Verifier(keys=issuers, release=self._releases(found.leeway), **settings)
         return Pipeline(
             verifier=verifier, policy=Allow([rule.rule for rule in found.allow]), replay=self._store(),
-            scope=found.scope, exception_messages=found.exception_messages, clock=self._clock, **more,
+            scope=found.scope, exception_messages=found.exception_messages, self_test=found.self_test,
+            clock=self._clock, **more,
         )  # fmt: skip
 
     def _releases(self, leeway: int) -> ReleaseAuthorities | None:

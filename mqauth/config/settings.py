@@ -145,6 +145,9 @@ class ConsumerSettings(Settings):
     exception_messages: Annotated[
         bool, FLAG, "Log the messages of exceptions that handlers raise; not where validators quote bodies."
     ] = True
+    self_test: Annotated[
+        bool, FLAG, "Try at the start of a consumer that it refuses unsigned and forged messages."
+    ] = True
     issuers: Annotated[
         tuple[IssuerSettings, ...],
         inners(IssuerSettings, 1, "issuer"),

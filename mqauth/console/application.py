@@ -5,44 +5,31 @@ People log in with a local token, or at an OpenID provider (authorization code f
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlencode
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from mqauth.console.backend import Backend
 from mqauth.console.display import visible
 from mqauth.console.oidc import IDTokenError, NoNameError, Person, person
 from mqauth.console.oidc_provider import LIFETIME, Attempts, Provider
 from mqauth.console.pages import SEE_OTHER, BadRequestError, Pages, read_form
+from mqauth.console.places import Lobby, places_of
+from mqauth.console.shield import FaultMiddleware, SecurityMiddleware
 from mqauth.console.site import REVIEWER, STATIC, Cookie, Sessions, Site, Tokens
 from mqauth.errors import MqauthError, require
 from mqauth.logs import emit
 
-POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-HEADERS: Final = {
-    "content-security-policy": POLICY,
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    # Not no-referrer: with that browsers send `Origin: null` with our own forms, and it could not be checked.
-    "referrer-policy": "same-origin",
-    "cache-control": "no-store",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "permissions-policy": "camera=(), geolocation=(), microphone=()",
-}
 START: Final = "/login/oidc"
 CALLBACK: Final = "/login/callback"
 MAX_AT_ONCE: Final = 8
@@ -52,12 +39,13 @@ _ERRORS: Final = {
     "login_required": "The identity provider wants you to sign in there first.",
     "temporarily_unavailable": "The identity provider is not available just now.",
 }
+_FAULT: Final = "The console failed on this page. Its log says why, under the id below."
 _NO_PAGE: Final = "There is no such page."
 _MALFORMED: Final = "The identity provider's answer is not in its form."
 
 
 def application(
-    backend: Backend,
+    backends: Backend | Mapping[str, Backend],
     *,
     hosts: Sequence[str],
     reviewer: str,
@@ -70,7 +58,7 @@ def application(
     """Return the console's application.
 
     Args:
-        backend: the letters and the jobs on them.
+        backends: the letters of a queue or topic and the jobs on them; of several by the name of each.
         hosts: ``Host`` headers that the console answers to, with their port. A provider sends people back to the
             first, unless its settings name another.
         reviewer: name, in audit records, of whoever logs in with the reviewer's token.
@@ -87,7 +75,10 @@ def application(
         tokens is not None or provider is not None,
         "nobody could sign in: without tokens there must be an OpenID provider",
     )
-    site = Site(backend, sessions or Sessions(), Cookie(name="mqauth", tls=tls))
+    places = places_of({"": backends} if isinstance(backends, Backend) else backends)
+    # Where there is only one, the pages of errors are about it too.
+    only = places[0] if len(places) == 1 else None
+    site = Site(places, sessions or Sessions(), Cookie(name="mqauth", tls=tls), only)
     login = Login(
         site, tokens=tokens, reviewer=reviewer, provider=provider, attempts=attempts or Attempts(),
         origin=origin(hosts, provider, tls=tls),
@@ -99,8 +90,13 @@ def application(
         text = "There is no such page." if status == 404 else text
         return site.error(status, text, site.session(request))
 
+    async def faulty(request: Request, error: Exception) -> Response:
+        return site.error(500, _FAULT, site.session(request), error)
+
     handlers: Any = {HTTPException: failed, BadRequestError: failed}
-    inner = Starlette(routes=_routes(Pages(site), login), exception_handlers=handlers)
+    # Within Starlette's own middleware for errors, which would answer with an empty page.
+    shield = [Middleware(FaultMiddleware, failed=faulty)]
+    inner = Starlette(routes=_routes(site, login), exception_handlers=handlers, middleware=shield)
     # Outermost, so that its headers are on every error too.
     return SecurityMiddleware(inner, hosts, tls=tls)
 
@@ -125,78 +121,40 @@ def redirect_uri(hosts: Sequence[str], provider: Provider, *, tls: bool) -> str:
     return origin(hosts, provider, tls=tls) + CALLBACK
 
 
-def _routes(pages: Pages, login: Login) -> list[Route | Mount]:
+def _routes(site: Site, login: Login) -> list[Route | Mount]:
+    lobby, many = Lobby(site), len(site.places) > 1
+    own = [route for place in site.places for route in _place_routes(Pages(site.at(place)), place.base)]
     return [
-        Route("/", pages.groups),
+        *([Route("/", lobby.show), Route("/refresh", lobby.refresh, methods=["POST"])] if many else []),
         Route("/login", login.show, methods=["GET"]),
         Route("/login", login.with_token, methods=["POST"]),
         Route(START, login.start, methods=["GET"]),
         Route(CALLBACK, login.callback, methods=["GET"]),
-        Route("/logout", pages.log_out, methods=["POST"]),
-        Route("/letters", pages.letters),
-        Route("/letter/{mark}", pages.letter),
-        Route("/refresh", pages.refresh, methods=["POST"]),
-        Route("/judge", pages.judge, methods=["POST"]),
-        Route("/act/{act}", pages.act_form, methods=["GET"]),
-        Route("/act/{act}", pages.rehearse, methods=["POST"]),
-        Route("/confirm", pages.confirm, methods=["POST"]),
-        Route("/cancel", pages.cancel, methods=["POST"]),
-        Route("/job", pages.job),
-        Route("/job.json", pages.progress),
-        Route("/account", pages.account, methods=["GET"]),
-        Route("/account", pages.start_account, methods=["POST"]),
+        Route("/logout", lobby.log_out, methods=["POST"]),
+        *own,
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
 
 
-class SecurityMiddleware:
-    """Checks ``Host`` and ``Origin`` of every request, and puts the security headers on every answer.
-
-    Args:
-        app: the application it protects.
-        hosts: ``Host`` headers that are ours; another one is DNS rebinding or a mistake.
-        tls: whether people reach the console by https.
-    """
-
-    def __init__(self, app: ASGIApp, hosts: Collection[str], *, tls: bool) -> None:
-        self._app = app
-        self._hosts = frozenset(host.lower() for host in hosts)
-        self._scheme = "https" if tls else "http"
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http":
-            return
-        guarded = self._with_headers(send)
-        refusal = self._refusal(Headers(scope=scope), str(scope["method"]))
-        if refusal is not None:
-            await PlainTextResponse(refusal[1], refusal[0])(scope, receive, guarded)
-            return
-        await self._app(scope, receive, guarded)
-
-    def _refusal(self, headers: Headers, method: str) -> tuple[int, str] | None:
-        """Return status and text for a request that is refused, else ``None``."""
-        host = headers.getlist("host")
-        if len(host) != 1 or host[0].lower() not in self._hosts:
-            return 400, "this is not the name of this console\n"
-        if method in ("GET", "HEAD"):
-            return None
-        ours = {f"{self._scheme}://{name}" for name in self._hosts}
-        sender, site = headers.get("origin"), headers.get("sec-fetch-site", "same-origin")
-        if (sender is None or sender.lower() in ours) and site in ("same-origin", "none"):
-            return None
-        return 403, "the request comes from another site\n"
-
-    def _with_headers(self, send: Send) -> Send:
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers.update(HEADERS)
-                if self._scheme == "https":
-                    headers["strict-transport-security"] = "max-age=31536000"
-            await send(message)
-
-        return guarded
+def _place_routes(pages: Pages, base: str) -> list[Route]:
+    """Return the pages of one queue or topic."""
+    return [
+        Route(f"{base}/", pages.groups),
+        Route(f"{base}/letters", pages.letters),
+        Route(f"{base}/letter/{{mark}}", pages.letter),
+        Route(f"{base}/letter/{{mark}}/audit", pages.trail),
+        Route(f"{base}/chosen", pages.chosen, methods=["POST"]),
+        Route(f"{base}/refresh", pages.refresh, methods=["POST"]),
+        Route(f"{base}/judge", pages.judge, methods=["POST"]),
+        Route(f"{base}/act/{{act}}", pages.act_form, methods=["GET"]),
+        Route(f"{base}/act/{{act}}", pages.rehearse, methods=["POST"]),
+        Route(f"{base}/confirm", pages.confirm, methods=["POST"]),
+        Route(f"{base}/cancel", pages.cancel, methods=["POST"]),
+        Route(f"{base}/job", pages.job),
+        Route(f"{base}/job.json", pages.progress),
+        Route(f"{base}/account", pages.account, methods=["GET"]),
+        Route(f"{base}/account", pages.start_account, methods=["POST"]),
+    ]
 
 
 class _LoginError(MqauthError):
@@ -338,8 +296,9 @@ class Login:
 
     def _page(self, status: int = 200, trouble: str | None = None) -> Response:
         label = None if self._provider is None else self._provider.settings.label
+        names = [place.backend.session.box.name for place in self._site.places]
         return self._site.page(
-            "login.html", None, status=status, place=self._site.backend.session.box.name, trouble=trouble,
+            "login.html", None, status=status, names=names, trouble=trouble,
             tokens=self._tokens is not None, provider=label, start=self._origin + START, leave=self._log_out_url(),
         )  # fmt: skip
 

@@ -6,24 +6,21 @@ newest. Where the broker is lost every page says so, and reading goes on when it
 
 from __future__ import annotations
 
-import secrets
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from mqauth.console.display import MAX_GROUPS, Overview, overview
+from mqauth.console.jobs import ACCOUNT, JUDGE, READ, REHEARSE, Job
 from mqauth.errors import Cause, MqauthError, Unavailable, require
 from mqauth.logs import emit
 from mqauth.review import (
     ALL,
-    DISCARD,
     QUEUE,
-    REDRIVE,
     Filter,
     Group,
     Index,
@@ -32,20 +29,10 @@ from mqauth.review import (
     Plan,
     Reading,
     Row,
-    Selection,
     Session,
 )
-from mqauth.review.glossary import LABELS
+from mqauth.review.trail import Step, trail
 
-READ: Final = "read"
-JUDGE: Final = "judge"
-REHEARSE: Final = "rehearse"
-ACCOUNT: Final = "account"
-TITLES: Final = {
-    READ: "Reading dead letters", JUDGE: LABELS["check"], REHEARSE: LABELS["preview"], ACCOUNT: LABELS["balance"],
-    REDRIVE: LABELS["redrive"], DISCARD: LABELS["discard"],
-}  # fmt: skip
-"""The kinds of jobs, as pages name them."""
 WAITS: Final = (1.0, 2.0, 5.0)
 """Seconds between attempts to reach a broker that was lost; the last one is repeated."""
 FRESH: Final = 1.0
@@ -57,64 +44,6 @@ class BusyError(MqauthError):
     """Another job is running."""
 
     code = "busy"
-
-
-@dataclass(slots=True, kw_only=True)
-class Job:
-    """A long piece of work on the letters: how far it is, and how it ended.
-
-    Args:
-        kind: what is done, one of ``TITLES``.
-        by: who started it.
-        plan: of a rehearsal or an act.
-        total: letters to be looked at, 0 while that is unknown.
-        seen: letters looked at so far.
-        counts: verdicts, of judging and rehearsing.
-        selection: letters that a rehearsal froze for the act.
-        account: of an act, as JSON values.
-        error: what failed, one line.
-        running: until it has ended.
-    """
-
-    kind: str
-    by: str
-    id: str = field(default_factory=lambda: secrets.token_hex(8))
-    plan: Plan | None = None
-    total: int = 0
-    seen: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
-    selection: Selection | None = None
-    account: dict[str, Any] | None = None
-    error: str | None = None
-    running: bool = True
-    cancelled: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def cancellable(self) -> bool:
-        """Whether it can still be stopped."""
-        return self.running and not self.cancelled.is_set()
-
-    @property
-    def cut_short(self) -> bool:
-        """Whether it was stopped before it had seen all letters."""
-        return self.cancelled.is_set() and self.seen < self.total
-
-    @property
-    def confirmable(self) -> bool:
-        """Whether it is a rehearsal that found something to do."""
-        done = not self.running and self.error is None and not self.cancelled.is_set()
-        return done and self.kind == REHEARSE and self.counts["accepted"] > 0
-
-    def saw(self, count: int) -> None:
-        """Note how many letters were looked at."""
-        self.seen = count
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the progress as JSON values."""
-        return {
-            "id": self.id, "kind": self.kind, "running": self.running, "seen": self.seen, "total": self.total,
-            "acted": self.account is not None, "cancelling": self.running and self.cancelled.is_set(),
-        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,11 +98,15 @@ class Letters:
         """Return the first groups in an order."""
         return self._ask(lambda index: index.groups(wanted, limit=MAX_GROUPS, order=order), [])
 
+    def ids(self) -> tuple[float, list[tuple[str, bool]]] | None:
+        """Return as of when all letters were read, and their ids with whether they are sound; ``None`` before."""
+        return self._ask(lambda index: (index.as_of, list(index.ids())) if index.complete else None, None)
+
     def letter(self, mark: str) -> tuple[Row, Reading] | None:
         """Return one letter, by its mark."""
 
         def find(index: Index) -> tuple[Row, Reading] | None:
-            rows = index.page(Filter(mark=mark), limit=1)
+            rows = index.page(Filter(marks=(mark,)), limit=1)
             return (rows[0], index.reading(rows[0].number)) if rows else None
 
         return self._ask(find, None)
@@ -248,14 +181,19 @@ class Backend:
         session: the review session; it says what can be done.
         files: audit files of consumers and reviewers, for the account.
         waits: seconds between attempts to reach a broker that was lost; the last one is repeated.
+
+    Attributes: ``beside``, the backends of the console's other queues and topics.
     """
 
     def __init__(self, session: Session, *, files: Sequence[Path] = (), waits: Sequence[float] = WAITS) -> None:
         self.session, self.files = session, tuple(files)
+        self.beside: Sequence[Backend] = ()
         self.job: Job | None = None
         self.ledger: Ledger | None = None
         self.letters = Letters(session, waits)
         self._lock = threading.RLock()
+        # Each look reads all audit files, so that several at once would take the whole disk.
+        self._looking = threading.Lock()
         self._worker = ThreadPoolExecutor(1, "mqauth-console")
 
     def close(self) -> None:
@@ -329,6 +267,19 @@ class Backend:
         """Return today's verdict on a letter; ``None`` without a verifier."""
         return None if self.session.guard is None else self.session.verdict(reading)
 
+    def trail(self, letter: str) -> list[Step]:
+        """Return what the audit files say of a dead letter, by its id.
+
+        Raises:
+            BusyError: somebody else is looking for another one.
+            ConfigurationError: a file cannot be read, or they are too large for that.
+        """
+        require(self._looking.acquire(blocking=False), "somebody is reading the audit files: try again", BusyError)
+        try:
+            return trail(self.files, letter)
+        finally:
+            self._looking.release()
+
     def _start(self, job: Job, work: Callable[[Job], None]) -> Job:
         with self._lock:
             require(self.job is None or not self.job.running, "another job is running", BusyError)
@@ -379,4 +330,9 @@ class Backend:
         self.letters.read(job)
         index = self.letters.index
         if index is not None and index.complete:
-            self.ledger = self.session.ledger(index, self.files)
+            # The audit files may be those of all queues and topics, so a letter of theirs may lie in any.
+            found = [ids for other in self.beside if (ids := other.letters.ids()) is not None]
+            require(len(found) == len(self.beside), "the other queues and topics are not all read yet", BusyError)
+            beside = chain.from_iterable(ids for _, ids in found)
+            as_of = min([index.as_of, *(at for at, _ in found)])
+            self.ledger = self.session.ledger(index, self.files, beside=beside, as_of=as_of)

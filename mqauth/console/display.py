@@ -10,7 +10,8 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from itertools import islice
+from typing import Any, Final, NoReturn
 
 from mqauth.letters.release import RELEASE_HEADER
 from mqauth.review import Group, Index, Reading, time_text
@@ -28,6 +29,8 @@ OTHER: Final = "other reasons"
 _FOREVER: Final = 253_370_764_800.0
 """UTC seconds of the year 9999. A forged letter may name a later time, which no calendar has."""
 _ROW: Final = 16
+_NAMES: Final = 5
+_NAME: Final = 64
 _SECRET: Final = frozenset((TOKEN_HEADER, RELEASE_HEADER))
 _HIDDEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 """Unicode categories of characters that cannot be seen."""
@@ -71,10 +74,13 @@ def body(raw: bytes | None, form: str) -> Body:
 
     Args:
         raw: ``None`` for a tombstone of Kafka.
-        form: anything else means text.
+        form: empty for JSON where the body is that, else text; anything else means text.
     """
     if raw is None:
         return Body("text", "", 0, "There is no body at all (a tombstone).")
+    if not form:
+        found = body(raw, "json")
+        return found if found.text else body(raw, "text")
     if form == "hex":
         return Body("hex", "\n".join(_hex(raw[:MAX_HEX])), len(raw), _cut(len(raw), MAX_HEX))
     note = _cut(len(raw), MAX_BODY)
@@ -84,12 +90,60 @@ def body(raw: bytes | None, form: str) -> Body:
 
 
 def _json_body(raw: bytes) -> Body:
+    reader = _JSONReader()
     try:
-        text = _indented(json.loads(raw))
+        text = _indented(reader.read(raw))
     except (ValueError, RecursionError):
         return Body("json", "", len(raw), "This is not JSON.")
-    note = f"The first {MAX_BODY} characters are shown." if len(text) > MAX_BODY else ""
-    return Body("json", visible(text[:MAX_BODY], lines=True), len(raw), note)
+    notes = reader.notes()
+    notes += [f"The first {MAX_BODY} characters are shown."] if len(text) > MAX_BODY else []
+    return Body("json", visible(text[:MAX_BODY], lines=True), len(raw), " ".join(notes))
+
+
+class _JSONReader:
+    """Reads JSON strictly, and notes what readers understand differently: keys that are there twice, numbers."""
+
+    def __init__(self) -> None:
+        self._twice = dict[str, None]()
+        self._rounded = False
+        self._decoder = json.JSONDecoder(
+            object_pairs_hook=self._object, parse_float=self._float, parse_constant=_refuse
+        )
+
+    def read(self, raw: bytes) -> Any:
+        """Return the value.
+
+        Raises:
+            ValueError: it is not JSON in UTF-8.
+        """
+        return self._decoder.decode(raw.decode("utf-8"))
+
+    def notes(self) -> list[str]:
+        """Return what has to be said of the value."""
+        names = ", ".join(_short(name)[:_NAME] for name in islice(self._twice, _NAMES))
+        more = f" and {len(self._twice) - _NAMES} more" if len(self._twice) > _NAMES else ""
+        twice = [f"Duplicate keys, of which readers may take either: {names}{more}."] if names else []
+        return twice + (["Some numbers are rounded here; the text has them as sent."] if self._rounded else [])
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            key, count = name, 1
+            while key in found:
+                count += 1
+                key = f"{name} \u27f5 duplicate {count}"
+            if key != name:
+                self._twice[name] = None
+            found[key] = value
+        return found
+
+    def _float(self, text: str) -> float:
+        self._rounded = self._rounded or repr(float(text)) != text
+        return float(text)
+
+
+def _refuse(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
 
 
 def _indented(value: Any) -> str:
@@ -137,6 +191,11 @@ def properties(message: Message) -> list[tuple[str, str]]:
     """Return the record key and the properties."""
     found = [(visible(name), _short(str(value))) for name, value in message.properties.items()]
     return found if message.key is None else [("record key", _short(message.key)), *found]
+
+
+def record(found: Mapping[str, Any]) -> str:
+    """Return an audit record as indented JSON."""
+    return visible(json.dumps(found, indent=2, ensure_ascii=False), lines=True)
 
 
 def claims(reading: Reading) -> list[tuple[str, str]]:

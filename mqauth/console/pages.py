@@ -6,8 +6,9 @@ Queries and forms are read strictly into filters and plans. What no page of ours
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.concurrency import run_in_threadpool
@@ -16,7 +17,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from mqauth.console import display
-from mqauth.console.backend import REHEARSE, BusyError
+from mqauth.console.backend import BusyError
+from mqauth.console.jobs import JUDGE, REHEARSE
 from mqauth.console.site import Session, Site
 from mqauth.errors import SIGNED_REASONS, ConfigurationError, MqauthError, Reason, require
 from mqauth.letters.release import WAIVABLE
@@ -25,7 +27,8 @@ from mqauth.review.glossary import LABELS, explain
 
 PAGE: Final = 100
 MAX_FORM: Final = 16 * 1024
-TEXTS: Final = (*DIMENSIONS, "mark", "today", "id", "search")
+TEXTS: Final = (*DIMENSIONS, "today", "id", "search")
+_MARK: Final = re.compile("[0-9a-f]{64}")
 LETTER_COLUMNS: Final = {
     "id": LABELS["letter"], "reason": "Reason", "today": LABELS["now"], "subject": "Producer (claimed)",
     "detail": "Detail", "time": "Time", "size": "Bytes", "sound": LABELS["intact"],
@@ -37,11 +40,20 @@ GROUP_COLUMNS: Final = {
 """Columns of the tables, each by the field that sorts it."""
 SEE_OTHER: Final = 303
 _LOOK_ONLY: Final = "Your role can look, but not act."
+_NONE_CHOSEN: Final = "Choose at least one dead letter first."
+_RESOLVED: Final = "No such dead letter is open. It may have been resolved since."
 _NOT_OURS: Final = "this is no form of this console"
 Fields = ImmutableMultiDict[str, str]
-Shown = Callable[["Pages", Request, Session], Awaitable[Response]]
-Posted = Callable[["Pages", Request, Session, Fields], Awaitable[Response | None]]
-Endpoint = Callable[["Pages", Request], Awaitable[Response]]
+P = TypeVar("P", bound="HasSite")
+Shown = Callable[[P, Request, Session], Awaitable[Response]]
+Posted = Callable[[P, Request, Session, Fields], Awaitable[Response | None]]
+Endpoint = Callable[[P, Request], Awaitable[Response]]
+
+
+class HasSite(Protocol):
+    """Pages: they know what all pages share."""
+
+    site: Site
 
 
 class BadRequestError(MqauthError):
@@ -67,21 +79,23 @@ async def read_form(request: Request) -> Fields:
         raw += piece
         require(len(raw) <= MAX_FORM, "the form is too large", BadRequestError)
     try:
-        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=40, errors="strict")
+        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=PAGE + 40, errors="strict")
     except ValueError as error:
         raise BadRequestError(_NOT_OURS) from error
     return Fields(pairs)
 
 
-def filter_of(fields: Mapping[str, str]) -> Filter:
+def filter_of(fields: Fields) -> Filter:
     """Return the filter that a query or form names. A field that is there but empty means *none*.
 
     Raises:
-        BadRequestError: a text is too long.
+        BadRequestError: a text is too long, or a mark is none.
     """
     texts: dict[str, Any] = {name: fields[name] for name in TEXTS if name in fields}
     require(all(len(text) <= 300 for text in texts.values()), "a filter is too long", BadRequestError)
-    return Filter(**texts)
+    marks = fields.getlist("marks")
+    require(len(marks) <= PAGE and all(map(_MARK.fullmatch, marks)), _NOT_OURS, BadRequestError)
+    return Filter(**texts, marks=tuple(marks) or None)
 
 
 def order_of(query: Mapping[str, str], columns: Collection[str], otherwise: Order) -> Order:
@@ -100,7 +114,7 @@ def order_of(query: Mapping[str, str], columns: Collection[str], otherwise: Orde
 
 def query_of(wanted: Filter, **more: object) -> str:
     """Return the query that means this filter."""
-    return urlencode(wanted.given() | {name: str(value) for name, value in more.items()})
+    return urlencode(wanted.given() | {name: str(value) for name, value in more.items()}, doseq=True)
 
 
 def plan_of(act: str, fields: Fields, reviewer: str) -> Plan:
@@ -144,10 +158,10 @@ def _rate(text: str) -> float | None:
     return rate
 
 
-def for_everybody(page: Shown) -> Endpoint:
+def for_everybody(page: Shown[P]) -> Endpoint[P]:
     """Let a page be seen by whoever is logged in."""
 
-    async def seen(self: Pages, request: Request) -> Response:
+    async def seen(self: P, request: Request) -> Response:
         session = self.site.session(request)
         if session is None:
             return RedirectResponse("/login", SEE_OTHER)
@@ -156,14 +170,14 @@ def for_everybody(page: Shown) -> Endpoint:
     return seen
 
 
-def posted(*, viewers: bool = False) -> Callable[[Posted], Endpoint]:
+def posted(*, viewers: bool = False) -> Callable[[Posted[P]], Endpoint[P]]:
     """Let a form be posted by a reviewer, or by anybody logged in, with the CSRF token of the session.
 
     A form that answers nothing leads on to the job that it began.
     """
 
-    def wrap(page: Posted) -> Endpoint:
-        async def answered(self: Pages, request: Request) -> Response:
+    def wrap(page: Posted[P]) -> Endpoint[P]:
+        async def answered(self: P, request: Request) -> Response:
             session = self.site.session(request)
             if session is None:
                 return self.site.error(403, "You are not signed in any more.")
@@ -174,7 +188,8 @@ def posted(*, viewers: bool = False) -> Callable[[Posted], Endpoint]:
             if not hmac.compare_digest(session.csrf.encode(), given):
                 return self.site.error(403, "The form is not of this session. Load the page again.", session)
             try:
-                return await page(self, request, session, fields) or RedirectResponse("/job", SEE_OTHER)
+                answer = await page(self, request, session, fields)
+                return answer or RedirectResponse(f"{self.site.base}/job", SEE_OTHER)
             except BusyError as error:
                 return self.site.error(409, f"{str(error).capitalize()}.", session)
             except ConfigurationError as error:
@@ -193,15 +208,7 @@ class Pages:
     """
 
     def __init__(self, site: Site) -> None:
-        self.site, self._backend = site, site.backend
-
-    @posted(viewers=True)
-    async def log_out(self, request: Request, session: Session, fields: Fields) -> Response:
-        """End the session."""
-        self.site.sessions.end(self.site.cookie.read(request) or "")
-        response = RedirectResponse("/login", SEE_OTHER)
-        self.site.cookie.delete(response)
-        return response
+        self.site, self._backend = site, require(site.place, "these pages are of a queue or topic").backend
 
     @for_everybody
     async def groups(self, request: Request, session: Session) -> Response:
@@ -239,8 +246,7 @@ class Pages:
         """Show one letter."""
         found = await run_in_threadpool(self._backend.letters.letter, request.path_params["mark"])
         if found is None:
-            text = "No such dead letter is open. It may have been resolved since."
-            return self.site.error(404, text, session)
+            return self.site.error(404, _RESOLVED, session)
         row, reading = found
         today, fault = None, None
         try:
@@ -248,11 +254,11 @@ class Pages:
         except MqauthError as error:
             fault = str(error)
         query = request.query_params
-        original, form = reading.original, query.get("view", "text")
+        original, form = reading.original, query.get("view", "")
         before, after = await run_in_threadpool(self._beside, row, query)
         among = filter_of(query), {"sort": query["sort"]} if "sort" in query else {}
         return self._filtered(
-            "letter.html", session, Filter(mark=row.mark), row=row, reading=reading, today=today, fault=fault,
+            "letter.html", session, Filter(marks=(row.mark,)), row=row, reading=reading, today=today, fault=fault,
             advice=explain(reading.reason), claims=display.claims(reading),
             # Only where today's verifier found the signature to hold are the claims the signer's own.
             holds=today == "accepted" or today in SIGNED_REASONS,
@@ -263,7 +269,24 @@ class Pages:
             now=explain(str(today)) if today in set(Reason) else None,
         )  # fmt: skip
 
-    def _beside(self, row: Row, query: Mapping[str, str]) -> tuple[Row | None, Row | None]:
+    @for_everybody
+    async def trail(self, request: Request, session: Session) -> Response:
+        """Show what the audit files say of a letter."""
+        found = await run_in_threadpool(self._backend.letters.letter, request.path_params["mark"])
+        if found is None:
+            return self.site.error(404, _RESOLVED, session)
+        try:
+            steps = await run_in_threadpool(self._backend.trail, found[1].id)
+        except BusyError as error:
+            return self.site.error(409, f"{str(error).capitalize()}.", session)
+        except ConfigurationError as error:
+            return self.site.error(400, f"{str(error).capitalize()}.", session)
+        return self._filtered(
+            "audit.html", session, filter_of(request.query_params), reading=found[1], steps=steps,
+            record=display.record, walk=query_of(filter_of(request.query_params)), row=found[0],
+        )  # fmt: skip
+
+    def _beside(self, row: Row, query: Fields) -> tuple[Row | None, Row | None]:
         """Return the letters before and after one, within the filter and in the order of a query."""
         wanted, order = filter_of(query), order_of(query, LETTER_COLUMNS, QUEUE)
         found = [
@@ -283,7 +306,19 @@ class Pages:
         """Judge letters by today's verifier."""
         wanted = filter_of(fields)
         self._backend.judge(wanted, session.name)
-        return RedirectResponse(f"/job?{query_of(wanted)}", SEE_OTHER)
+        return RedirectResponse(f"{self.site.base}/job?{query_of(wanted)}", SEE_OTHER)
+
+    @posted()
+    async def chosen(self, request: Request, session: Session, fields: Fields) -> Response:
+        """Go on with the letters that were chosen one by one, and with nothing else."""
+        wanted, act = Filter(marks=filter_of(fields).marks), fields.get("act", "")
+        # Without any mark the same filter would mean all letters.
+        require(wanted.marks, _NONE_CHOSEN)
+        if act == JUDGE:
+            self._backend.judge(wanted, session.name)
+            return RedirectResponse(f"{self.site.base}/job?{query_of(wanted)}", SEE_OTHER)
+        require(act in ACTS, _NOT_OURS, BadRequestError)
+        return RedirectResponse(f"{self.site.base}/act/{act}?{query_of(wanted)}", SEE_OTHER)
 
     @for_everybody
     async def act_form(self, request: Request, session: Session) -> Response:

@@ -12,7 +12,8 @@ import os
 import secrets
 import stat
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -22,9 +23,12 @@ from starlette.responses import HTMLResponse, Response
 
 from mqauth.audit.disk import open_private
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.console.backend import TITLES, Backend
+from mqauth.console.backend import Backend
+from mqauth.console.colours import of_producer, of_reason
 from mqauth.console.display import COLUMNS, moment
+from mqauth.console.jobs import TITLES
 from mqauth.errors import ConfigurationError, require
+from mqauth.logs import Rate, emit
 from mqauth.review.glossary import LABELS, TERMS, explain
 
 VIEWER: Final = "viewer"
@@ -37,6 +41,7 @@ LONGEST: Final = 8 * 3600.0
 STATIC: Final = Path(__file__).parent / "static"
 MAX_SESSIONS: Final = 500
 _SHORTEST: Final = 32
+_TOLD: Final = 80
 
 
 class Tokens:
@@ -205,6 +210,7 @@ def _environment() -> Environment:
     made.filters |= {"moment": moment, "count": _count, "plain": lambda reason: reason.replace("_", " ")}
     made.globals |= {
         "explain": explain, "doing": TITLES.__getitem__, "bars": COLUMNS, "label": LABELS, "terms": TERMS,
+        "colour": of_reason, "hue": of_producer,
     }  # fmt: skip
     return made
 
@@ -214,20 +220,48 @@ def _count(number: int, noun: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """A queue or topic of the console.
+
+    Args:
+        backend: its letters and the jobs on them.
+        base: what stands before the addresses of its pages; empty where it is the only one.
+        name: as the configuration calls it.
+    """
+
+    backend: Backend
+    base: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """What all pages share.
 
     Args:
-        backend: the letters and the jobs on them.
+        places: the queues and topics.
         sessions: who is logged in.
         cookie: of the sessions.
+        place: the one that the pages are about, ``None`` for the pages before it.
         environment: the templates, read once.
+        refusals: limits the lines on requests that were refused.
     """
 
-    backend: Backend
+    places: Sequence[Place]
     sessions: Sessions
     cookie: Cookie
+    place: Place | None = None
     environment: Environment = field(default_factory=_environment)
+    refusals: Rate = field(default_factory=lambda: Rate(SYSTEM_CLOCK))
+
+    def at(self, place: Place) -> Site:
+        """Return the same for the pages of one queue or topic."""
+        return replace(self, place=place)
+
+    @property
+    def base(self) -> str:
+        """What stands before the addresses of the pages."""
+        return "" if self.place is None else self.place.base
 
     def session(self, request: Request) -> Session | None:
         """Return the session of whoever sent a request."""
@@ -242,11 +276,27 @@ class Site:
 
     def page(self, name: str, session: Session | None, *, status: int = 200, **values: Any) -> Response:
         """Return a page."""
+        backend = None if self.place is None else self.place.backend
         html = self.environment.get_template(name).render(
-            status=status, session=session, backend=self.backend, job=self.backend.job, **values
-        )
+            status=status, session=session, backend=backend, job=backend and backend.job, base=self.base,
+            place=self.place, places=self.places, **values,
+        )  # fmt: skip
         return HTMLResponse(html, status)
 
-    def error(self, status: int, text: str, session: Session | None = None) -> Response:
-        """Return the page of an error."""
-        return self.page("error.html", session, status=status, text=text)
+    def error(
+        self, status: int, text: str, session: Session | None = None, fault: Exception | None = None
+    ) -> Response:
+        """Return the page of an error, with an id by which the log has it.
+
+        Args:
+            status: of the answer.
+            text: shown to the person.
+            session: of the person.
+            fault: what nobody expected; the log has its traceback.
+        """
+        id = secrets.token_hex(6)
+        if fault is not None:
+            emit("console.page_failed", "console page failed: error %s", id, error=fault, error_id=id)
+        elif self.refusals.admits("console.refused", (status, text[:_TOLD]), {"error_id": id}):
+            emit("console.refused", "console answered %d: error %s: %s", status, id, text[:_TOLD], error_id=id)
+        return self.page("error.html", session, status=status, text=text, id=id)

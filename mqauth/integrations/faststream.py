@@ -15,21 +15,26 @@ from faststream import AckPolicy, Context
 
 from mqauth.errors import require
 from mqauth.integrations.faststream_middleware import (
-    Letters,
     Middleware,
     NotHandledError,
     Protection,
     require_manual,
 )
+from mqauth.integrations.faststream_unverified import kinds_of, unverified
+from mqauth.integrations.late_letters import Letters
 from mqauth.judging.pipeline import Pipeline
+from mqauth.judging.unverified import Unverified
 from mqauth.judging.verified import Verified
 from mqauth.signer import Signer
 
-__all__ = ["NotHandledError", "VerifiedMessage", "protect"]
+__all__ = ["NotHandledError", "UnverifiedMessage", "VerifiedMessage", "protect", "unverified"]
 
 VerifiedMessage = Annotated[Verified, Context("verified")]
 """The type of a handler's parameter that gets the verified message."""
+UnverifiedMessage = Annotated[Unverified, Context("unverified")]
+"""The type of a parameter of the handler behind ``filter=unverified``: the message that nothing proved."""
 SIGNED: Final = "Signed: every message carries an mqauth token, and no handler gets one whose token does not hold."
+ROLLING: Final = "Signed, with exceptions: a handler of its own gets messages that nothing has proved yet."
 B = TypeVar("B")
 
 
@@ -46,6 +51,8 @@ def protect(
     ``AckPolicy.MANUAL``. A deferred message holds its subscriber on Kafka, and a place of the prefetch on
     RabbitMQ. Subscribers that cannot be protected are refused: other acknowledgements where they are declared,
     batches, several workers and streams when the broker starts.
+
+    While a rollout goes on, messages that nothing proved reach the handler behind ``filter=unverified`` alone.
 
     Args:
         broker: FastStream's; it is changed, and returned.
@@ -94,15 +101,24 @@ def _protected(kind: Any) -> type:
             found.start = partial(self._mqauth.start, found, found.start)
             return found
 
+        def publisher(self, *args: Any, **settings: Any) -> Any:
+            found = super().publisher(*args, **settings)
+            self._mqauth.check_publisher(found)
+            return found
+
         def include_router(self, router: Any, **settings: Any) -> None:
-            for subscriber in router.subscribers:
-                require_manual(subscriber)
+            self._mqauth.check_router(router)
             super().include_router(router, **settings)
 
         async def start(self) -> None:
             self._mqauth.check(self)
             await self._mqauth.letters.start()
+            await self._mqauth.tell()
             await super().start()
+
+        async def stop(self, *error: Any, **named: Any) -> None:
+            await super().stop(*error, **named)
+            await self._mqauth.tell(last=True)
 
     Protected.__name__, Protected.__qualname__ = kind.__name__, kind.__qualname__
     return Protected
@@ -112,12 +128,12 @@ def _marked(endpoints: list[Any]) -> list[Any]:
     """Have the AsyncAPI page say of each channel that it is signed."""
     for endpoint in endpoints:
         if "schema" not in endpoint.__dict__:
-            endpoint.schema = partial(_signed, endpoint.schema)
+            endpoint.schema = partial(_signed, endpoint, endpoint.schema)
     return endpoints
 
 
-def _signed(schema: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    channels = schema().items()
+def _signed(endpoint: Any, schema: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    told, channels = ROLLING if kinds_of(endpoint) else SIGNED, schema().items()
     return {
-        name: replace(spec, description=f"{spec.description or ''}\n\n{SIGNED}".strip()) for name, spec in channels
+        name: replace(spec, description=f"{spec.description or ''}\n\n{told}".strip()) for name, spec in channels
     }

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 from confluent_kafka import KafkaException, Message, TopicPartition
+from faststream.confluent.publisher.usecase import BatchPublisher
 from faststream.confluent.subscriber.usecase import DefaultSubscriber
 
 from mqauth.brokers.confluent.client import COMES_AGAIN, error_of
@@ -18,7 +19,9 @@ from mqauth.integrations.faststream_log import SETTINGS, Place, Records, attempt
 from mqauth.signer import Signer
 from mqauth.wire import message as wire
 
-__all__ = ["check", "deliveries", "is_out_of_reach", "only_signed", "seal"]
+__all__ = ["BATCHES", "check", "deliveries", "is_out_of_reach", "only_signed", "seal"]
+BATCHES: Final = (BatchPublisher,)
+"""Kinds of publishers that send batches."""
 _LOST: Final = (KafkaException, RuntimeError)
 """What the client raises where the partition is gone, the broker out of reach, or the consumer closed."""
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import ConsumerStoppedError, KafkaError, KafkaTimeoutError
+from faststream.kafka.publisher.usecase import BatchPublisher
 from faststream.kafka.subscriber.usecase import DefaultSubscriber
 
 from mqauth.brokers.log.records import NO_LOG, record_message, unreadable
@@ -14,7 +15,9 @@ from mqauth.errors import Unavailable
 from mqauth.integrations.faststream_log import SETTINGS, Place, Records, attempt, check, only_signed, seal
 from mqauth.wire.message import Message
 
-__all__ = ["check", "deliveries", "is_out_of_reach", "only_signed", "seal"]
+__all__ = ["BATCHES", "check", "deliveries", "is_out_of_reach", "only_signed", "seal"]
+BATCHES: Final = (BatchPublisher,)
+"""Kinds of publishers that send batches."""
 LOG_APPEND_TIME: Final = 1
 """``timestamp_type`` of a record whose timestamp the broker set (KIP-32)."""
 _LOST: Final = (KafkaError, ConsumerStoppedError)

@@ -10,7 +10,7 @@ from copy import copy
 from functools import partial
 from importlib import import_module
 from inspect import unwrap
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from faststream import AckPolicy, BaseMiddleware
@@ -28,11 +28,14 @@ from faststream.message import AckStatus
 from mqauth.brokers.event_loop import was_cancelled
 from mqauth.brokers.queue.processor import Processor
 from mqauth.errors import ConfigurationError, MqauthError, RejectNow, RetryLater, require
-from mqauth.flow import is_async, settled
-from mqauth.integrations.turn import Turn, handle
+from mqauth.flow import arun
+from mqauth.integrations.faststream_unverified import check_handlers, kinds_of, passing
+from mqauth.integrations.late_letters import LateLetters, Letters
+from mqauth.integrations.turn import Turn, handle, handle_unverified
 from mqauth.judging.pipeline import Outcome, Pipeline
+from mqauth.judging.selftest import at_start
+from mqauth.judging.unverified import Unverified
 from mqauth.judging.verified import Verified
-from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 from mqauth.logs import emit
 from mqauth.signer import Signer
 
@@ -42,7 +45,6 @@ LEAVES: Final = {
     "faststream.confluent": "mqauth.integrations.faststream_confluent",
 }
 """FastStream's packages, each with the module that makes its client's calls."""
-Letters: TypeAlias = DeadLetterSink | Callable[[], Any]
 TESTING: Final = ("faststream._internal.testing.broker", *(f"{package}.testing" for package in LEAVES))
 """Modules of FastStream's test brokers."""
 _DONE: Final = (AckMessage, SkipMessage)
@@ -112,7 +114,36 @@ class Protection:
         """
         for subscriber in broker.subscribers:
             self.processor(subscriber)
+        for publisher in broker.publishers:
+            self.check_publisher(publisher)
+        if self._guard is not None:
+            at_start(self._guard)
         require(self._signer or not broker.publishers, "publishers need signer=")
+
+    def check_router(self, router: Any) -> None:
+        """Refuse a router whose subscribers' messages FastStream settles, or that has a publisher of batches.
+
+        Raises:
+            ConfigurationError: it is such a one.
+        """
+        for subscriber in router.subscribers:
+            require_manual(subscriber)
+        for publisher in router.publishers:
+            self.check_publisher(publisher)
+
+    def check_publisher(self, publisher: Any) -> None:
+        """Refuse a publisher of batches.
+
+        Raises:
+            ConfigurationError: it is one.
+        """
+        single = not isinstance(publisher, self.leaf.BATCHES)
+        require(single, "a batch has one set of headers for many messages: leave the publisher's batch= out")
+
+    async def tell(self, *, last: bool = False) -> None:
+        """Tell what a rollout has to tell, as a broker starts and, with ``last``, as it stops."""
+        if self._guard is not None:
+            await arun(self._guard.tick(last))
 
     async def start(self, subscriber: Any, start: Callable[[], Any]) -> None:
         """Start a subscriber, which may have been declared after its broker started.
@@ -132,8 +163,12 @@ class Protection:
             "get_one and iteration are not protected: use a subscriber with a handler",
         )
         require_manual(subscriber)
+        check_handlers(subscriber)
         calls, settings = self.leaf.deliveries(subscriber)
-        return Processor(calls, self._guard, handle, dead_letters=self.letters, on_failure=_give_back, **settings)
+        return Processor(
+            calls, self._guard, handle, dead_letters=self.letters, on_failure=_give_back,
+            unverified=dict.fromkeys(kinds_of(subscriber), handle_unverified) or None, **settings,
+        )  # fmt: skip
 
     async def publish(self, call_next: Callable[[Any], Any], command: Any) -> Any:
         """Sign what a command publishes, have it published, and verify the answer of a request.
@@ -195,6 +230,7 @@ class Middleware(BaseMiddleware):
         self._protection = protection
         self._reached: Any = None
         self._turn: Turn | None = None
+        self._message: Verified | Unverified | None = None
         self._scope = ExitStack()
 
     async def on_receive(self) -> None:
@@ -211,10 +247,11 @@ class Middleware(BaseMiddleware):
             return
         processor = self._protection.processor(subscriber)
         self._turn = Turn(partial(processor.process, self.msg))
-        verified = await self._turn.wanted()
-        if verified is None:
+        self._message = await self._turn.wanted()
+        if self._message is None:
             raise _not_handled(self._turn)
-        self._scope.enter_context(self.context.scope("verified", verified))
+        self._scope.enter_context(self.context.scope(type(self._message).__name__.lower(), self._message))
+        self._scope.enter_context(passing(subscriber, self._message))
 
     async def consume_scope(self, call_next: Callable[[Any], Any], msg: Any) -> Any:
         """Call the handler, as often as the pipeline wants.
@@ -226,7 +263,7 @@ class Middleware(BaseMiddleware):
             # a middleware before ours calls again what has failed for good
             if self._turn.is_over:
                 raise _not_handled(self._turn)
-            self._protection.leaf.only_signed(msg, self.context.get_local("verified"))
+            self._let_answer(msg)
             _take_over(msg)
             try:
                 found = await call_next(msg)
@@ -270,44 +307,19 @@ class Middleware(BaseMiddleware):
         self._reached = _leaf(cmd)
         return await self._protection.publish(call_next, cmd)
 
+    def _let_answer(self, msg: Any) -> None:
+        """Have a message answered only where somebody who is known has asked for that."""
+        if isinstance(self._message, Unverified):
+            msg.reply_to = ""
+        else:
+            self._protection.leaf.only_signed(msg, self._message)
+
     def _gives_back(self, error: BaseException | None) -> bool:
         if error is None:
             return False
         stops = not isinstance(error, Exception) or isinstance(error, _STOPS)
         # only a publish meets a broker: a file that a parser does not find is an OSError, too
         return stops or (self._reached is not None and self._reached.is_out_of_reach(error))
-
-
-class LateLetters:
-    """A dead-letter sink that is made when the broker starts, and that may block.
-
-    Args:
-        given: the sink, or a function that returns it.
-    """
-
-    def __init__(self, given: Letters | None) -> None:
-        self._given: Any = given
-        self._sink: Any = None
-
-    @property
-    def name(self) -> str:
-        """The queue or topic, once the sink was made."""
-        return getattr(self._sink, "name", "")
-
-    async def start(self) -> None:
-        """Make the sink, anew where the broker starts again: its connection may have ended with the broker's."""
-        self._sink = await settled(self._given()) if callable(self._given) else self._given
-
-    async def ready(self) -> Any:
-        """Return the sink, made now if need be."""
-        if self._sink is None:
-            await self.start()
-        return self._sink
-
-    async def publish(self, letter: DeadLetter, /) -> None:
-        """Publish a letter; return once the broker has confirmed it."""
-        publish = (await self.ready()).publish
-        await settled(publish(letter) if is_async(publish) else await asyncio.to_thread(publish, letter))
 
 
 def _leaf(broker: Any) -> Any:

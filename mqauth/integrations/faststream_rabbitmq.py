@@ -36,6 +36,8 @@ class FastStreamDeliveries(Deliveries):
         return native.delivery_tag is None or await super().lives(native)
 
 
+BATCHES = ()
+"""Kinds of publishers that send batches."""
 ANSWERS = FastStreamDeliveries(RABBIT_REPLY.name)
 """The calls for the answers of requests; RabbitMQ takes an answer as acked."""
 

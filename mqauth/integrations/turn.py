@@ -13,6 +13,7 @@ from contextvars import ContextVar, copy_context
 from typing import Any, Final
 
 from mqauth.judging.pipeline import Outcome
+from mqauth.judging.unverified import Unverified
 from mqauth.judging.verified import Verified
 
 _TURN: Final[ContextVar[Turn]] = ContextVar("mqauth_turn")
@@ -27,6 +28,15 @@ async def handle(verified: Verified) -> None:
     await _TURN.get().pass_on(verified)
 
 
+async def handle_unverified(unverified: Unverified) -> None:
+    """Pass a message that nothing proved to the framework, likewise.
+
+    Raises:
+        BaseException: what the framework's handler raised.
+    """
+    await _TURN.get().pass_on(unverified)
+
+
 class Turn:
     """One delivery between the pipeline and a framework.
 
@@ -35,7 +45,7 @@ class Turn:
     """
 
     def __init__(self, carry: Callable[[], Awaitable[Outcome | None]]) -> None:
-        self._asked: asyncio.Queue[Verified | None] = asyncio.Queue()
+        self._asked: asyncio.Queue[Verified | Unverified | None] = asyncio.Queue()
         self._answers: asyncio.Queue[BaseException | None] = asyncio.Queue()
         context = copy_context()
         context.run(_TURN.set, self)
@@ -47,18 +57,18 @@ class Turn:
         """Whether the pipeline has ended with it."""
         return self._task.done()
 
-    async def pass_on(self, verified: Verified) -> None:
+    async def pass_on(self, message: Verified | Unverified) -> None:
         """Ask for the handler, and wait for its end; called by the pipeline.
 
         Raises:
             BaseException: what the handler raised.
         """
-        self._asked.put_nowait(verified)
+        self._asked.put_nowait(message)
         error = await self._answers.get()
         if error is not None:
             raise error
 
-    async def wanted(self) -> Verified | None:
+    async def wanted(self) -> Verified | Unverified | None:
         """Wait until the handler is to be called; return ``None`` once the pipeline has ended with the delivery.
 
         Cancelled meanwhile, it gives the delivery back.

@@ -145,7 +145,7 @@ class LadderJudge(Judge):
         policy = Breaker(Cause.POLICY_UNAVAILABLE, clock)
         asked: Any = _Asked(self.store, settings["replay"], policy, settings["policy"])
         super().__init__(**settings | {"replay": asked, "policy": asked})
-        self._strict = strict
+        self.strict = strict
         self._rollout = rollout
         self._on_would = on_would
         self._issuers = {name: Breaker(Cause.KEYS_UNAVAILABLE, clock) for name in self._verifier.issuers}
@@ -153,7 +153,7 @@ class LadderJudge(Judge):
     def judge(self, delivery: Delivery) -> Flow[None]:
         """Reach a verdict; below ``enforce`` whatever is no acceptance becomes an ``Unverified``."""
         if self._is_strict(delivery):
-            yield from self._strict.judge(delivery)
+            yield from self.strict.judge(delivery)
             return
         if delivery.step is Step.PASS_ON:
             return
@@ -168,7 +168,7 @@ class LadderJudge(Judge):
         if waited is not None:
             return super().prepare(delivery, waited)
         if self._is_strict(delivery):
-            return self._strict.prepare(delivery)
+            return self.strict.prepare(delivery)
         if delivery.step is Step.PASS_ON:
             return None
         try:

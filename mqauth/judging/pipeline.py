@@ -67,6 +67,7 @@ class Pipeline:
         observers: called with each outcome of ``process``, its message and the seconds since that was received;
             for metrics. What they raise is logged and changes nothing.
         rollout: which destinations are not enforced yet, and what is exempt; by default nothing.
+        self_test: whether its consumers try at their start that it refuses what nobody signed.
 
     Raises:
         ConfigurationError: a setting is unknown, or a rule names no issuer although several are trusted.
@@ -88,6 +89,7 @@ class Pipeline:
         exception_messages: bool = True,
         observers: Iterable[Observer] = (),
         rollout: Rollout | None = None,
+        self_test: bool = True,
         clock: Clock = SYSTEM_CLOCK,
         randomness: Randomness = SYSTEM_RANDOMNESS,
     ) -> None:
@@ -113,6 +115,7 @@ class Pipeline:
         self._record_all = record == "all"
         self.lease = lease
         self._randomness = randomness
+        self.self_test = self_test
         settings: dict[str, Any] = {
             "verifier": verifier, "policy": policy, "replay": replay, "scope": scope, "reread": reread,
             "lease": lease, "clock": clock, "randomness": randomness,
@@ -272,10 +275,8 @@ class Pipeline:
             ConfigurationError: it was not judged to an end, or was accepted and so ends with ``confirm``.
         """
         refuse_unjudged(delivery)
-        require(
-            delivery.verdict not in (Verdict.ACCEPTED, Verdict.UNVERIFIED),
-            "an accepted or unverified delivery ends with confirm or release",
-        )
+        refused = delivery.verdict not in (Verdict.ACCEPTED, Verdict.UNVERIFIED)
+        require(refused, "an accepted or unverified delivery ends with confirm or release")
         return (yield from self.process(delivery, None, dead_letters))
 
     def handlers(self, handler: Any, unverified: Unverifieds | None) -> UnverifiedHandler | None:

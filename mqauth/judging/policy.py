@@ -180,19 +180,19 @@ def _patterns(found: Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def check_pattern(pattern: str) -> None:
-    """Refuse a pattern of destinations that is not in its form.
+def place_of_pattern(pattern: str) -> str:
+    """Return a destination that fits a pattern: one word for each wildcard."""
+    head, words = _split(pattern)
+    return head + ".".join("w" if word in _WILDCARDS else word for word in words)
 
-    Raises:
-        ConfigurationError: it is not.
-    """
+
+def check_pattern(pattern: str) -> None:
     """Refuse a pattern that no destination can fit.
 
     Raises:
         ConfigurationError: it is not in its form.
     """
-    head, words = _split(pattern)
     try:
-        destination.parse(head + ".".join("w" if word in _WILDCARDS else word for word in words))
+        destination.parse(place_of_pattern(pattern))
     except MalformedMessage as error:
         raise ConfigurationError(f"destination {pattern!r}: {error}") from error

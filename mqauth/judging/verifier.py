@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from mqauth.errors import ConfigurationError, Reason, Rejection, require
 from mqauth.judging.accept_as import AcceptAs, by_place
@@ -143,6 +143,12 @@ class Verifier:
         # append times and AMQP users differ between the messages of a batch, and steps (9) and (10) with them
         self._alike = at == "consume" and user_id is None
         self.release = release
+        self._given: dict[str, Any] = {
+            "audience": self.audiences, "max_lifetime": max_lifetime, "leeway": leeway, "at": at,
+            "max_queue_age": max_queue_age, "append_evidence": append_evidence, "require_headers": self.required,
+            "unsigned_headers": unsigned_headers, "allow_unsigned_headers": self.allowed.names,
+            "accept_as": tuple(self.aliases.values()), "user_id": user_id,
+        }  # fmt: skip
         self.settings = repr((
             sorted(
                 (name, one.vouches, sorted((kid, sorted(who)) for kid, who in (one.subjects or {}).items()),
@@ -153,6 +159,10 @@ class Verifier:
             sorted(self.allowed.names), sorted(map(repr, self.aliases.values())),
         ))  # fmt: skip
         """A text that changes with what is trusted and how it is judged."""
+
+    def under(self, keys: Mapping[str, KeySource | Issuer]) -> Verifier:
+        """Return another verifier with the same settings, which trusts these keys alone, and no reviewer."""
+        return Verifier(keys=keys, **self._given)
 
     @property
     def retention(self) -> int:
@@ -286,16 +296,9 @@ class Verifier:
             raise Rejection(Reason.PROOF_INVALID, "a batch token without its proof")
         if self._covers:
             self._check_coverage(message, claims)
-        return make_verified(
-            message,
-            claims,
-            token.opened.kid,
-            keys.version,
-            received,
-            release,
-            None if proof is None else proof.place,
-            None if token.wit is None else token.wit.identity,
-        )
+        place = None if proof is None else proof.place
+        who = None if token.wit is None else token.wit.identity
+        return make_verified(message, claims, token.opened.kid, keys.version, received, release, place, who)
 
     def learn(self, candidate: Candidate) -> None:
         """Remember what messages like this one have in common; it was verified and permitted, by no release."""

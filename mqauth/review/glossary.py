@@ -70,6 +70,9 @@ LABELS: Final[dict[str, str]] = {
     "switch": "Switch user",
     "redrive": "Redrive",
     "discard": "Discard",
+    "places": "Queues and topics",
+    "chosen": "Chosen dead letters",
+    "trail": "Audit record",
 }
 """What screens call things, by short names."""
 

@@ -26,6 +26,7 @@ _CONDITIONS: Final = {
     "id": "substr(id, 1, length(?)) = ?", "since": "time >= ?", "until": "time < ?",
     "search": f"instr(lower({' || char(10) || '.join(_TEXTS)}), lower(?)) > 0",
 }  # fmt: skip
+_IN: Final = "mark IN ({})"
 _CHUNK: Final = 200
 _TABLES: Final = """
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE; PRAGMA cache_size = -16384;
@@ -73,7 +74,7 @@ class Filter:
         since: UTC seconds, inclusive. A letter without a time is in no span of time.
         until: UTC seconds, exclusive.
         today: verdict of the last ``judge``: ``accepted``, a reason, or a cause.
-        mark: exact; one letter, or those that are byte for byte the same.
+        marks: of the letters that were chosen one by one; letters that are byte for byte the same have one mark.
         sound: whether the letter proved to be the one that it names.
         search: text that stands in id, reason, producer, key, issuer, destination or detail, in any case of ASCII.
     """
@@ -87,7 +88,7 @@ class Filter:
     since: float | None = None
     until: float | None = None
     today: str | None = None
-    mark: str | None = None
+    marks: tuple[str, ...] | None = None
     sound: bool | None = None
     search: str | None = None
 
@@ -375,9 +376,10 @@ def _select(
     what: str, wanted: Filter, rest: str = "", more: Sequence[Any] = (), *, table: str = "shown"
 ) -> tuple[str, list[Any]]:
     """Return a query for the letters that are meant, and its parameters. No value stands in the SQL itself."""
-    conditions, values = ["1"], []
+    conditions, values = ["1"], list[Any]()
     for name, value in wanted.given().items():
-        condition = _CONDITIONS.get(name, f"{name} = ?")
+        several = name == "marks"
+        condition = _IN.format(", ".join("?" * len(value))) if several else _CONDITIONS.get(name, f"{name} = ?")
         conditions.append(condition)
-        values += [value] * condition.count("?")
+        values += value if several else [value] * condition.count("?")
     return f"SELECT {what} FROM {table} WHERE {' AND '.join(conditions)} {rest}", [*values, *more]  # noqa: S608

@@ -87,6 +87,23 @@ class KafkaLetterBox:
             self._ends = None
         return found
 
+    def depth(self) -> int:
+        """Return how many letters are open: as the offsets of the topic say, less those that are resolved.
+
+        Offsets without a record (of transactions, or of records that were compacted) count as letters.
+
+        Raises:
+            ConfigurationError: a topic does not exist.
+            Unavailable: ``dead_letter_unavailable``.
+        """
+        try:
+            self._begin()
+        except (KafkaError, OSError) as error:
+            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
+        finally:
+            self._ends = None
+        return self.expected
+
     def publish(self, message: Message, /) -> None:
         """Send a message to its own topic, and wait for the broker.
 
@@ -145,8 +162,12 @@ class KafkaLetterBox:
         while (records := self._poll()) is not None:
             self._resolved |= {record.key for record in records if record.value is not None and record.key}
         self._assign(self.name)
-        there = sum(end - self._consumer.position(place) for place, end in (self._ends or {}).items())
-        self.expected = max(0, there - len(self._resolved))
+        ends = self._ends or {}
+        first = {place.partition: self._consumer.position(place) for place in ends}
+        there = sum(end - first[place.partition] for place, end in ends.items())
+        # What is resolved may have left its topic long ago.
+        gone = sum(offset >= first.get(partition, math.inf) for partition, offset in map(_place, self._resolved))
+        self.expected = max(0, there - gone)
 
     def _assign(self, topic: str) -> None:
         """Go to the beginning of every partition, and note where they end now."""
@@ -267,6 +288,15 @@ def resolution_key(message: Message) -> bytes:
     return f"{letter_headers(message).get('id', '')[:64]}/{origin.partition}/{origin.offset}".encode(
         "utf-8", "replace"
     )
+
+
+def _place(key: bytes) -> tuple[int, int]:
+    """Return partition and offset of a resolution's key; anybody who may write to its topic can make others."""
+    try:
+        _, partition, offset = key.decode("ascii").rsplit("/", 2)
+        return int(partition), int(offset)
+    except ValueError:
+        return -1, -1
 
 
 def create_reviewed(admin: Any, topic: str, *, replicas: int = -1) -> None:

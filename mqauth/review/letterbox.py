@@ -59,6 +59,13 @@ class LetterBox(Protocol):
             Unavailable: ``dead_letter_unavailable``, the broker cannot be asked; the pass has ended.
         """
 
+    def depth(self) -> int | Awaitable[int]:
+        """Return how many letters are open by the broker's own counts, reading none of them; no pass is under way.
+
+        Raises:
+            Unavailable: ``dead_letter_unavailable``, the broker cannot be asked.
+        """
+
     def publish(self, message: Message, /) -> Awaitable[None] | None:
         """Publish a message to its destination, and return once the broker has confirmed it.
 
@@ -73,6 +80,16 @@ class LetterBox(Protocol):
         Raises:
             Unavailable: ``dead_letter_unavailable``; the letter may come again.
         """
+
+
+def depth(box: LetterBox) -> Flow[int]:
+    """Return how many letters are open, by the broker's counts.
+
+    Raises:
+        Unavailable: the broker cannot be asked.
+    """
+    found: int = yield from call(box.depth)
+    return found
 
 
 def survey(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from aio_pika import IncomingMessage, exceptions
@@ -73,19 +73,24 @@ class RabbitMQLetterBox:
             ConfigurationError: the queue does not exist, or its letters come near a delivery limit.
             Unavailable: ``dead_letter_unavailable``.
         """
-        try:
-            async with asyncio.timeout(self._timeout):
-                with closing_is_an_error():
-                    found = [] if limit == 0 else await self._batch(limit)
-                    if not found:
-                        await self._end()
-                    return found
-        except exceptions.ChannelNotFoundEntity as error:
-            self._pass = None
-            raise ConfigurationError(f"there is no queue {self.name}") from error
-        except _GONE as error:
-            self._pass = None
-            raise self._unavailable(error) from error
+        async with self._asking():
+            found = [] if limit == 0 else await self._batch(limit)
+            if not found:
+                await self._end()
+            return found
+
+    async def depth(self) -> int:
+        """Return how many letters are ready in the queue, by a passive declaration; one at a reviewer is not.
+
+        Raises:
+            ConfigurationError: the queue does not exist.
+            Unavailable: ``dead_letter_unavailable``.
+        """
+        async with self._asking():
+            channel = await (await self._connected()).channel()
+            queue = await channel.declare_queue(self.name, passive=True)
+            await channel.close()
+            return queue.declaration_result.message_count or 0
 
     async def publish(self, message: Message, /) -> None:
         """Publish a message to its own exchange and routing key, mandatory and confirmed.
@@ -136,6 +141,20 @@ class RabbitMQLetterBox:
         result = await exchange.publish(native, routing_key, mandatory=True)
         if not isinstance(result, commands.Basic.Ack):
             raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "no queue takes the message")
+
+    @contextlib.asynccontextmanager
+    async def _asking(self) -> AsyncIterator[None]:
+        """Ask the broker with a limit of time, and say in our words why it has no answer."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                with closing_is_an_error():
+                    yield
+        except exceptions.ChannelNotFoundEntity as error:
+            self._pass = None
+            raise ConfigurationError(f"there is no queue {self.name}") from error
+        except _GONE as error:
+            self._pass = None
+            raise self._unavailable(error) from error
 
     async def _batch(self, limit: int) -> list[Letter]:
         channel = self._pass or await self._begin()

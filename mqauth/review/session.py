@@ -9,10 +9,12 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from mqauth.audit.record import AuditSink, read_records
+from mqauth.audit.file import with_parts
+from mqauth.audit.record import AuditSink, iso_time, read_records
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import require
 from mqauth.flow import Flow
@@ -21,7 +23,7 @@ from mqauth.letters.authorities import Releaser
 from mqauth.review.acts import DISCARD, Account, Plan, discard, redrive, rehearse
 from mqauth.review.index import ALL, Filter, Index, Selection
 from mqauth.review.letter import Reading
-from mqauth.review.letterbox import Judge, LetterBox, Originals, fill, judge, survey
+from mqauth.review.letterbox import Judge, LetterBox, Originals, depth, fill, judge, survey
 from mqauth.wire.keys import Key
 
 R = TypeVar("R")
@@ -80,6 +82,14 @@ class Session:
             ConfigurationError: the session has none.
         """
         return require(self.guard, "started without --config: nothing can be judged")
+
+    def depth(self) -> int:
+        """Return how many letters are open by the broker's counts, without reading them.
+
+        Raises:
+            Unavailable: ``dead_letter_unavailable``, the broker cannot be asked.
+        """
+        return self.run(depth(self.box))
 
     def survey(
         self,
@@ -190,9 +200,24 @@ class Session:
         )  # fmt: skip
         return self.run(wish)
 
-    def ledger(self, index: Index, files: Iterable[Path]) -> Ledger:
-        """Compare audit files of consumers and reviewers with the letters of an index."""
-        return account(read_records(files), index.ids())
+    def ledger(
+        self,
+        index: Index,
+        files: Iterable[Path],
+        *,
+        beside: Iterable[tuple[str, bool]] = (),
+        as_of: float | None = None,
+    ) -> Ledger:
+        """Compare audit files of consumers and reviewers, with their rotated parts, to the letters of an index.
+
+        Args:
+            index: the letters.
+            files: oldest first.
+            beside: ids in other queues and topics whose rejections the files name too, as of ``Index.ids``.
+            as_of: UTC seconds at which the first of all these was read; by default, the index.
+        """
+        waiting = chain(index.ids(), beside)
+        return account(read_records(with_parts(files)), waiting, as_of=index.as_of if as_of is None else as_of)
 
     def _releaser_of(self, plan: Plan) -> Releaser:
         return require(self._releaser, "started without --key: nothing can be redriven")(plan.reviewer)
@@ -235,6 +260,7 @@ class Ledger:
         missing: of these, neither in the queue nor on record as acted on.
         unknown: in the queue without a record of their rejection.
         unproven: open or discarded ids named only by letters that are not sound: they may be forged.
+        as_of: UTC seconds at which the queue was read; rejections after that do not count.
     """
 
     rejected: int
@@ -244,6 +270,7 @@ class Ledger:
     missing: tuple[str, ...]
     unknown: tuple[str, ...]
     unproven: tuple[str, ...]
+    as_of: float | None = None
 
     @property
     def difference(self) -> int:
@@ -254,31 +281,37 @@ class Ledger:
         """Return the ledger as JSON values; of long lists the first 100 ids, with the full count."""
         lists = {"missing": self.missing, "unknown": self.unknown, "unproven": self.unproven}
         return {
+            "as_of": None if self.as_of is None else iso_time(self.as_of),
             "rejected": self.rejected, "open": self.open, "redriven": self.redriven,
             "discarded": self.discarded, "difference": self.difference,
             **{name: {"count": len(found), "ids": list(found[:100])} for name, found in lists.items()},
         }  # fmt: skip
 
 
-def account(records: Iterable[Mapping[str, Any]], waiting: Iterable[tuple[str, bool]]) -> Ledger:
+def account(
+    records: Iterable[Mapping[str, Any]], waiting: Iterable[tuple[str, bool]], *, as_of: float | None = None
+) -> Ledger:
     """Compare audit records with the letters in the queue.
 
     Args:
         records: audit records of the consumers and the reviewers.
         waiting: ids in the queue, and whether one of their letters is sound (``Index.ids``).
+        as_of: UTC seconds at which the queue was read. What was rejected after that cannot have been in it.
     """
-    rejected: set[str] = set()
+    here, end = dict(waiting), None if as_of is None else iso_time(as_of)
+    rejected, later = set[str](), set[str]()
     acts: dict[str, tuple[str, bool]] = {}
     for record in records:
         letter, verdict = record.get("dead_letter"), record.get("verdict")
         if not isinstance(letter, str):
             continue
         if verdict == "rejected":
-            rejected.add(letter)
+            (rejected if end is None or str(record.get("time")) <= end else later).add(letter)
         elif verdict in ("redriven", "discarded"):
             review = record.get("review")
             acts[letter] = (verdict, isinstance(review, Mapping) and review.get("sound") is True)
-    here = dict(waiting)
+    # Another machine's clock may run ahead: what is here, or was acted on, had been rejected by then all the same.
+    rejected |= later & (here.keys() | acts.keys())
     # A letter still in the queue is open whatever the audit says: an act recorded before a crash may not have
     # removed it.
     resolved = {letter: act for letter, act in acts.items() if letter in rejected and letter not in here}
@@ -292,4 +325,5 @@ def account(records: Iterable[Mapping[str, Any]], waiting: Iterable[tuple[str, b
         missing=tuple(sorted(rejected - here.keys() - resolved.keys())),
         unknown=tuple(sorted(here.keys() - rejected)),
         unproven=tuple(sorted(unproven)),
+        as_of=as_of,
     )

@@ -105,7 +105,7 @@ Replay by re-drive, retry queue or mirror | svix #93 | copy release-forged | int
 A dead letter that comes back trusted | Symfony | letter-republished release-forged | integration/review/test_laundering.py::test_nothing_a_letter_carries_acts_when_it_is_redriven
 A refused message that comes back in a loop, or fails a whole batch | actor-ts #991 | no-token sibling-body |
 Lost in an outage of the verifier | NServiceBus #4535 | in-an-outage |
-Settled although the dead letter failed | fhir-server #2458 | | mqauth/testing/contract.py::test_dead_letters_missing
+Settled although the dead letter failed | fhir-server #2458 | letter-refused | mqauth/testing/contract.py::test_dead_letters_missing
 Forgeries that flood audit and dead letters | TaktX | unknown-key-flood | integration/audit/test_flood.py::test_flood
 Any of several verifiers says yes | fedmsg #396 | honest-and-forged two-tokens |
 Everything without a rule is allowed | fedmsg `routing_nitpicky` | forbidden-producer | tests/test_policy.py::test_an_empty_policy_refuses_everything

@@ -34,7 +34,10 @@ ConsumerFactory = Callable[["Probe"], Any]
 
 
 class Target(Protocol):
-    """Where attacks are published; every ``Stage`` is one."""
+    """Where attacks are published; every ``Stage`` is one.
+
+    One that has ``letters``, ``remove_dead_letters`` and ``restore_dead_letters`` too, as a stage, has them tried.
+    """
 
     destination: str
     """The canonical destination that the consumer reads from."""

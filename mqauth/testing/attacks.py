@@ -23,7 +23,7 @@ from mqauth.testing.claim_attacks import CLAIM_ATTACKS, with_header
 from mqauth.testing.forge import Forge
 from mqauth.testing.structure_attacks import STRUCTURE_ATTACKS
 from mqauth.testing.token_attacks import ATTACKS, Attack, honest_message
-from mqauth.wire.message import Message
+from mqauth.wire.message import TOKEN_HEADER, Message, fold
 
 __all__ = [
     "ALL_ATTACKS", "ATTACKS", "BATCH_ATTACKS", "CLAIM_ATTACKS", "STRUCTURE_ATTACKS", "Attack", "AttackSuite",
@@ -99,6 +99,7 @@ class AttackSuite:
             _wait_for(probe, [*used, *(message for _, message in attacks)])
         expected = [(each.name, message, self._reason(each)) for each, message in attacks]
         _judge(probe, expected, used)
+        _check_letters(probe, len(attacks))
 
     def test_copies(self, probe: Probe, make_consumer: ConsumerFactory) -> None:
         """Copies of a handled message, and copies with headers of transports added, are rejected as replayed."""
@@ -163,13 +164,32 @@ class AttackSuite:
         with probe.running(make_consumer):
             _publish_honest(probe, [honest])
             probe.attack("in-an-outage", forged)
-            probe.wait(lambda: probe.deferrals.total() > 0)
+            probe.wait(lambda: probe.deferrals.total() > 0 or bool(probe.outcomes(honest)))
             early = [*probe.outcomes(honest), *probe.outcomes(forged)]
             probe.gate.reopen()
             _wait_for(probe, [honest, forged])
         if early or not probe.deferrals:
             pytest.fail(f"without keys nothing can be decided, and this was: {_said(early)}")
         _judge(probe, [("in-an-outage", forged, Reason.SIGNATURE_INVALID)], [honest])
+
+    def test_dead_letters_out_of_reach(self, probe: Probe, make_consumer: ConsumerFactory) -> None:
+        """While dead letters cannot be written no rejected message is settled; later its letter is there."""
+        target: Any = probe.target
+        if not hasattr(target, "remove_dead_letters"):
+            probe.tally.left_out.add("letter-refused")
+            return
+        (message,) = _plain(probe, 1)
+        target.remove_dead_letters()
+        with probe.running(make_consumer):
+            probe.attack("letter-refused", message)
+            probe.wait(lambda: probe.deferrals.total() > 0 or bool(probe.outcomes(message)))
+            early = probe.outcomes(message)
+            target.restore_dead_letters()
+            _wait_for(probe, [message])
+        if early:
+            pytest.fail(f"its dead letter cannot have been written, and it was settled: {_said(early)}")
+        _judge(probe, [("letter-refused", message, Reason.TOKEN_MISSING)], [])
+        _check_letters(probe, 1)
 
     def test_copy_after_a_restart(self, probe: Probe, make_consumer: ConsumerFactory) -> None:
         """A copy that comes after a restart of the consumer is rejected as replayed."""
@@ -238,6 +258,18 @@ def _judge(probe: Probe, expected: list[tuple[str, Message, Reason]], honest: li
             tally.condemned += 1
             faults.append(f"an honest message: must be accepted; was {_said(found)}")
     _finish(probe, faults)
+
+
+def _check_letters(probe: Probe, count: int) -> None:
+    """Fail unless each attack has its dead letter, and none of these has a token; where the target can tell."""
+    if not hasattr(probe.target, "letters"):
+        probe.tally.left_out.add("letters")
+        return
+    target: Any = probe.target
+    letters = target.letters()
+    leaking = [each for each in letters if any(fold(name) == TOKEN_HEADER for name, _ in each.headers)]
+    if len(letters) != count or leaking:
+        pytest.fail(f"{count} attacks have {len(letters)} dead letters, {len(leaking)} of them with a token")
 
 
 def _judge_copies(probe: Probe, message: Message, copies: int) -> None:

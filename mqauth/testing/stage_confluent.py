@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, Producer
+from confluent_kafka.aio import AIOConsumer
 
 from mqauth.brokers import confluent
+from mqauth.brokers.event_loop import on_thread
 from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.signer import Signer
@@ -56,14 +59,14 @@ class ConfluentStage(KafkaStage):
     """A source topic and a dead-letter topic with unique names.
 
     Args:
-        url: ``confluent://host:port`` or ``kafka://host:port``, more servers after commas.
+        url: ``confluent://host:port``, ``confluent+aio://`` or ``kafka://``; more servers after commas.
         settings: as ``KafkaStage`` has them.
     """
 
     name = "confluent"
 
     def __init__(self, url: str, **settings: Any) -> None:
-        super().__init__(url.replace("confluent://", "kafka://", 1), **settings)
+        super().__init__("kafka://" + url.partition("://")[2], **settings)
         self.clients = ConfluentClients(self.servers, self.group)
         self._config = self.clients.producer_settings(enable_idempotence=True)
         self._producer = Producer(self._config)
@@ -95,3 +98,25 @@ class ConfluentStage(KafkaStage):
         finally:
             client.close()
             letters.client.close()
+
+
+class AIOConfluentStage(ConfluentStage):
+    """A source topic and a dead-letter topic, whose consumer is in an event loop."""
+
+    name = "confluent+aio"
+
+    def consume(self, guard: Pipeline, handler: Handler, *, until: Callable[[], bool], **settings: Any) -> None:
+        """Run the consumer wrapper until the condition holds."""
+        asyncio.run(self._consume(guard, on_thread(handler), until, settings))
+
+    async def _consume(
+        self, guard: Pipeline, handler: Handler, until: Callable[[], bool], settings: dict[str, Any]
+    ) -> None:
+        letters = self.clients.letters(self.dead)
+        async with AIOConsumer(self.clients.consumer_settings()) as client:
+            wrapped = confluent.AIOConsumer(
+                client, guard, handler, topics=[self.topic], dead_letters=letters, **settings
+            )
+            async with wrapped:
+                await asyncio.to_thread(wait_until, until, lambda: not wrapped.failed)
+        letters.client.close()

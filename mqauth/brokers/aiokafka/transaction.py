@@ -91,10 +91,6 @@ class TransactionalDeadLetters(TransactionalLetters):
         first = None if self.client is None else fatal_error(self.client.native)
         return isinstance(error, ProducerFenced) or isinstance(first, ProducerFenced)
 
-    async def wait(self, over: threading.Event, seconds: float) -> None:
-        """Wait for the end of a transaction, at most so many seconds."""
-        await asyncio.to_thread(over.wait, seconds)
-
     def close_client(self, client: Any) -> None:
         """Have a client closed within seconds, whatever its state."""
         self._closing.append(asyncio.run_coroutine_threadsafe(_stop(client.native), self._loop))
@@ -130,6 +126,10 @@ class TransactionCalls(LogPoller):
         """Return the committed offset of a partition."""
         async with asyncio.timeout(COMMIT_TIMEOUT):
             return await self._client.committed(place)  # type: ignore[no-any-return]
+
+    async def wait(self, over: threading.Event, seconds: float, /) -> None:
+        """Wait for the end of a transaction, at most so many seconds."""
+        await asyncio.to_thread(over.wait, seconds)
 
     async def begin_at_committed(self) -> None:
         """Read partitions from their committed offsets that the client has asked for too early."""

@@ -2,7 +2,8 @@
 
 ``Producer`` signs what it sends, ``Consumer`` owns the poll loop, ``AIOConsumer`` is the same in an event loop,
 ``DeadLetters`` takes what is rejected, and ``TransactionalDeadLetters`` commits it together with the offsets.
-``judge`` serves those who keep their own loop. Install the ``confluent`` extra.
+``judge`` serves those who keep their own loop, ``ajudge`` those who have it in an event loop. Install the
+``confluent`` extra.
 """
 
 from mqauth.brokers.confluent.confirmed import AuditTopic, DeadLetters
@@ -10,9 +11,9 @@ from mqauth.brokers.confluent.consumer import Consumer
 from mqauth.brokers.confluent.event_loop import AIOConsumer
 from mqauth.brokers.confluent.producer import Producer
 from mqauth.brokers.confluent.transaction import TransactionalDeadLetters
-from mqauth.brokers.confluent.translate import Logs, from_native, judge
+from mqauth.brokers.confluent.translate import Logs, ajudge, from_native, judge
 from mqauth.brokers.log.errors import PoisonRecordError, ProducerFatalError
-from mqauth.brokers.log.judge import Judgement
+from mqauth.brokers.log.judge import AsyncJudgement, Judgement
 from mqauth.brokers.log.records import Log
 from mqauth.delivery.health import LogHealth as Health
 from mqauth.delivery.health import Stall
@@ -20,6 +21,7 @@ from mqauth.delivery.partition import Backoff
 
 __all__ = [
     "AIOConsumer",
+    "AsyncJudgement",
     "AuditTopic",
     "Backoff",
     "Consumer",
@@ -33,6 +35,7 @@ __all__ = [
     "ProducerFatalError",
     "Stall",
     "TransactionalDeadLetters",
+    "ajudge",
     "from_native",
     "judge",
 ]

@@ -7,9 +7,9 @@ its own, so that what happens inside a call, such as a rebalance, is as it is wi
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from mqauth.brokers.confluent.consumer import SESSION
 from mqauth.brokers.confluent.poller import Poller
 from mqauth.brokers.confluent.producer import Producer
 from mqauth.brokers.confluent.replies import Replies
-from mqauth.brokers.event_loop import DaemonThread, on_thread
+from mqauth.brokers.event_loop import DaemonThread, letters_on_thread
 from mqauth.brokers.log.event_loop import AsyncLogConsumer
 from mqauth.brokers.log.records import NativeHeaders
 from mqauth.brokers.log.transaction import TransactionalLetters
@@ -30,7 +30,7 @@ from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Verified
-from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
+from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.wire.message import Message
 
 BESIDE: Final = 0.05
@@ -52,7 +52,8 @@ class AIOConsumer(AsyncLogConsumer):
         handler: takes a ``Verified``; may be asynchronous. A synchronous one blocks the event loop.
         topics: the topics to subscribe to, or patterns that begin with ``^``; empty where partitions were
             assigned by hand. The wrapper subscribes, since the client tells nobody else of rebalances.
-        dead_letters: where rejected messages go: ``DeadLetters``, which are waited for on a thread.
+        dead_letters: where rejected messages go: ``DeadLetters``, which are waited for on a thread, or
+            ``TransactionalDeadLetters`` for letters that are committed in one transaction with their offsets.
         decode: makes ``Verified.value`` of the body after verification; what it raises dead-letters the
             message as ``handler_failed``. Not called for a tombstone.
         replies: sends what ``Verified.reply`` is given to the topic in ``reply-to``, which is to be awaited. Where
@@ -87,13 +88,12 @@ class AIOConsumer(AsyncLogConsumer):
     ) -> None:
         require(isinstance(client, Client), f"an AIOConsumer is needed, not {type(client).__name__}")
         check_consumer(client._consumer)
-        transactional = isinstance(dead_letters, TransactionalLetters)
-        require(not transactional, "transactional dead letters need confluent.Consumer")
         answer = None if replies is None else AIOReplies(replies)
-        letters = Letters(dead_letters.name, on_thread(dead_letters.publish))
+        transactional = isinstance(dead_letters, TransactionalLetters)
+        dead_letters = dead_letters if transactional else letters_on_thread(dead_letters)
         super().__init__(
-            guard, handler, letters, decode=decode, answer=answer, workers=workers, grace=grace, patience=grace,
-            commit_interval=commit_interval, session=SESSION, backoff=backoff,
+            guard, handler, dead_letters, decode=decode, answer=answer, workers=workers,
+            grace=grace, patience=grace, commit_interval=commit_interval, session=SESSION, backoff=backoff,
             unverified=unverified,
         )  # fmt: skip
         poller = AIOPoller(client._consumer, self._assignment, replies=answer)
@@ -144,14 +144,26 @@ class AIOPoller(Poller):
         else:
             yield from super().committing(last=last)
 
+    def committed(self, place: Any, /) -> Any:
+        """Return the committed offset of a partition, in an event loop to be awaited."""
+        return self._here(super().committed, place)
+
+    def wait(self, over: threading.Event, seconds: float, /) -> Any:
+        """Wait for the end of a transaction, at most so many seconds, in an event loop to be awaited."""
+        return self._here(over.wait, seconds)
+
     def wake(self) -> None:
         """End the wait for handlers."""
         self._woken.set()
 
     def close(self) -> None:
-        """Leave the client as it was given to us, but subscribed."""
-        super().close()
+        """Leave the client as it was given to us, but subscribed; ``closed`` waits for it."""
+        self._closing = self._thread.submit(super().close)
         self._thread.shutdown(wait=False)
+
+    def closed(self) -> Any:
+        """Return once all that ``close`` began has ended, to be awaited."""
+        return asyncio.wrap_future(self._closing)
 
     def _here(self, work: Callable[..., Any], *args: Any) -> Any:
         """Make a call on the thread; at once where this is the thread, inside a callback of the client."""
@@ -191,14 +203,6 @@ class AIOReplies(Replies):
 
     def _delivered(self, verified: Verified, topic: str, body: bytes, headers: NativeHeaders) -> Any:
         return super().send(verified, topic, body, headers).get(ANSWER)
-
-
-@dataclass(frozen=True, slots=True)
-class Letters:
-    """A sink of dead letters whose calls are made on a thread."""
-
-    name: str
-    publish: Callable[[DeadLetter], Any]
 
 
 def _in_event_loop() -> bool:

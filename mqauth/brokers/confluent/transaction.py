@@ -26,10 +26,11 @@ _LONGEST_MS: Final = 60_000
 class TransactionalDeadLetters(TransactionalLetters):
     """Dead letters that are written if and only if the offsets of their records are committed.
 
-    Give it to a ``confluent.Consumer``, and read the dead letters with ``"isolation.level": "read_committed"``,
-    the default. Once audited, a letter waits in memory; with the next commit it is written, in order and in the
-    first of its forms that fits, together with the offsets. A transaction that fails is made again with the same
-    letters; meanwhile their partitions are paused, and nothing of them is committed.
+    Give it to a ``Consumer`` or ``AIOConsumer`` of mqauth, and read the dead letters with
+    ``"isolation.level": "read_committed"``, the default. Once audited, a letter waits in memory; with the next
+    commit it is written, in order and in the first of its forms that fits, together with the offsets. A
+    transaction that fails is made again with the same letters; meanwhile their partitions are paused, and nothing
+    of them is committed.
 
     Args:
         make_client: makes a ``confluent_kafka.Producer`` with ``transactional.id``, for these letters alone;

@@ -10,7 +10,7 @@ from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaExceptio
 
 from mqauth.brokers.confluent.client import COMES_AGAIN
 from mqauth.brokers.log.errors import PoisonRecordError
-from mqauth.brokers.log.judge import Judgement, judged
+from mqauth.brokers.log.judge import AsyncJudgement, Judgement, ajudged, judged
 from mqauth.brokers.log.records import NO_LOG, Log, record_message, unreadable
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Pipeline
@@ -124,10 +124,35 @@ def judge(guard: Pipeline, record: Any, *, scope: str, log: Log = NO_LOG) -> Jud
     Raises:
         ConfigurationError: a plug-in is asynchronous, or the record is of another client, or an error.
     """
+    return judged(guard, _checked(record, scope, log))
+
+
+async def ajudge(guard: Pipeline, record: Any, *, scope: str, log: Log = NO_LOG) -> AsyncJudgement:
+    """Judge one ``confluent_kafka.Message`` in an event loop; an accepted one is claimed.
+
+    Args:
+        guard: the pipeline.
+        record: as ``AIOConsumer.poll`` or ``consume`` returned it, with no ``error()``.
+        scope: the consumer group.
+        log: the id of its cluster, ``Log(await client.cluster_id())``. Without it two clusters behind one replay
+            store are one place.
+
+    Raises:
+        ConfigurationError: the record is of another client, or an error.
+    """
+    return await ajudged(guard, _checked(record, scope, log))
+
+
+def _checked(record: Any, scope: str, log: Log) -> Message:
+    """Return the message of a record that is to be judged.
+
+    Raises:
+        ConfigurationError: it is of another client, or an error.
+    """
     message = from_native(record, scope=scope, log=log)
     if (error := record.error()) is not None:
         raise ConfigurationError(f"the record is an error of the client, {error.name()}: look at error() first")
-    return judged(guard, message)
+    return message
 
 
 def _headers(record: confluent_kafka.Message) -> Any:

@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from mqauth.brokers.background import BackgroundRun
 from mqauth.brokers.log.outbox import Transactions
@@ -28,6 +28,7 @@ from mqauth.delivery.partition import Backoff, Partition
 from mqauth.errors import require
 from mqauth.flow import run
 from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.selftest import at_start
 from mqauth.judging.unverified import Unverifieds, listed
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
@@ -218,6 +219,11 @@ class LogConsumer(BackgroundRun):
         transactions = self.calls.transactions
         return self._dead_letters if transactions is None else transactions.sink(partition)
 
+    def __enter__(self) -> Self:
+        """Run in a background thread, once the self-test has passed."""
+        at_start(self._guard)
+        return super().__enter__()
+
     def run(self, signals: bool = False) -> None:
         """Consume until ``stop`` is called, then finish what runs, commit, and seek back to what is not settled.
 
@@ -231,6 +237,7 @@ class LogConsumer(BackgroundRun):
             Exception: the client's own, where the broker refuses it for good, for lack of rights for example.
         """
         require(not self._started, "a consumer runs once: make another one")
+        at_start(self._guard)
         self._started = True
         unsubscribe = self._guard.on_change(self._assignment.keys_changed)
         with stopping_on_signals(self.stop) if signals else nullcontext():

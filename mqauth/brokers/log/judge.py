@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mqauth.brokers.event_loop import letters_on_thread
 from mqauth.errors import Cause, Reason
 from mqauth.flow import Flow, arun, run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Verdict
@@ -98,8 +99,8 @@ class AsyncJudgement(JudgedRecord):
         return await self._take(self._guard.release(self._delivery))
 
     async def dead_letter(self, dead_letters: DeadLetterSink) -> AsyncJudgement:
-        """Audit and dead-letter a rejected record; then commit."""
-        return await self._take(self._guard.bury(self._delivery, dead_letters))
+        """Audit and dead-letter a rejected record, on a thread where the sink is plain; then commit."""
+        return await self._take(self._guard.bury(self._delivery, letters_on_thread(dead_letters)))
 
     async def _take(self, step: Flow[Outcome]) -> AsyncJudgement:
         self.outcome = await arun(step)

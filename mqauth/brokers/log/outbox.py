@@ -6,6 +6,7 @@ transaction is in flight at a time, and no plain commit beside it.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -48,6 +49,9 @@ class GroupClient(Protocol):
 
     def committed(self, place: Any, /) -> Any:
         """Return the committed offset of a partition, ``None`` where there is none; may be a coroutine."""
+
+    def wait(self, over: threading.Event, seconds: float, /) -> Any:
+        """Wait for the end of a transaction, at most so many seconds; may be a coroutine."""
 
 
 class Transactions:
@@ -151,9 +155,13 @@ class Transactions:
         if self._attempt is None:
             self._letters.discard()
 
+    def closed(self) -> Any:
+        """Return once all producers are closed; on an event loop a coroutine."""
+        return self._letters.closed()
+
     def _waiting(self, seconds: float) -> Flow[None]:
         if self._attempt is not None:
-            yield from call(self._letters.wait, self._attempt.over, seconds)
+            yield from call(self._group.wait, self._attempt.over, seconds)
 
     def _finishing(self) -> Flow[None]:
         yield from self._waiting(self._letters.timeout)

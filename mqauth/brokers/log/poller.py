@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
 from typing import Any, Final
@@ -89,6 +90,14 @@ class LogPoller(ABC):
     def committed(self, _place: Any, /) -> Any:
         """Return the committed offset of a partition, ``None`` where there is none; may be a coroutine."""
         raise NotImplementedError
+
+    def wait(self, over: threading.Event, seconds: float, /) -> Any:
+        """Wait for the end of a transaction, at most so many seconds; on an event loop a coroutine."""
+        over.wait(seconds)
+
+    def closed(self) -> Any:
+        """Return once all that ``close`` began has ended; on an event loop a coroutine."""
+        return None if self.transactions is None else self.transactions.closed()
 
     def wake(self) -> None:
         """End a poll that waits, on an event loop."""

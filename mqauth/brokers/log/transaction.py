@@ -85,10 +85,6 @@ class TransactionalLetters(ABC):
     def fenced(self, error: BaseException) -> bool:
         """Return whether another producer has taken over the id, or the broker has ended a long transaction."""
 
-    def wait(self, over: threading.Event, seconds: float) -> Any:
-        """Wait for the end of a transaction, at most so many seconds; on an event loop a coroutine."""
-        over.wait(seconds)
-
     def closed(self) -> Any:
         """Return once all clients are closed; on an event loop a coroutine."""
         return None

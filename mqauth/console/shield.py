@@ -1,0 +1,106 @@
+"""What stands around every answer of the console: ``Host``, ``Origin``, security headers, and faults."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS: Final = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    # Not no-referrer: with that browsers send `Origin: null` with our own forms, and it could not be checked.
+    "referrer-policy": "same-origin",
+    "cache-control": "no-store",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+}
+
+
+class SecurityMiddleware:
+    """Checks ``Host`` and ``Origin`` of every request, and puts the security headers on every answer.
+
+    Args:
+        app: the application it protects.
+        hosts: ``Host`` headers that are ours; another one is DNS rebinding or a mistake.
+        tls: whether people reach the console by https.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str], *, tls: bool) -> None:
+        self._app = app
+        self._hosts = frozenset(host.lower() for host in hosts)
+        self._scheme = "https" if tls else "http"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return
+        guarded = self._with_headers(send)
+        refusal = self._refusal(Headers(scope=scope), str(scope["method"]))
+        if refusal is not None:
+            await PlainTextResponse(refusal[1], refusal[0])(scope, receive, guarded)
+            return
+        await self._app(scope, receive, guarded)
+
+    def _refusal(self, headers: Headers, method: str) -> tuple[int, str] | None:
+        """Return status and text for a request that is refused, else ``None``."""
+        host = headers.getlist("host")
+        if len(host) != 1 or host[0].lower() not in self._hosts:
+            return 400, "this is not the name of this console\n"
+        if method in ("GET", "HEAD"):
+            return None
+        ours = {f"{self._scheme}://{name}" for name in self._hosts}
+        sender, site = headers.get("origin"), headers.get("sec-fetch-site", "same-origin")
+        if (sender is None or sender.lower() in ours) and site in ("same-origin", "none"):
+            return None
+        return 403, "the request comes from another site\n"
+
+    def _with_headers(self, send: Send) -> Send:
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(HEADERS)
+                if self._scheme == "https":
+                    headers["strict-transport-security"] = "max-age=31536000"
+            await send(message)
+
+        return guarded
+
+
+class FaultMiddleware:
+    """Answers with a page where the application raised, so that nobody sees a traceback or an empty page.
+
+    Args:
+        app: the application.
+        failed: returns the page, and logs the fault.
+    """
+
+    def __init__(self, app: ASGIApp, failed: Callable[[Request, Exception], Awaitable[Response]]) -> None:
+        self._app, self._failed = app, failed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        # A fault of one page is told there, and the console goes on.
+        except Exception as error:
+            answer = await self._failed(Request(scope), error)
+            if not begun:
+                await answer(scope, receive, send)

@@ -1,0 +1,98 @@
+"""FastStream's second handler: for messages that a rung below ``enforce``, or an exemption, lets pass unproven.
+
+FastStream chooses a subscriber's handler by filters. Here one filter names the handler that takes what nothing
+proved, and every other one is asked only of what was verified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from inspect import unwrap
+from typing import Any, Final, get_type_hints
+
+from mqauth.errors import require
+from mqauth.judging.rollout import EVERYWHERE
+from mqauth.judging.unverified import Unverified, kind_of
+from mqauth.judging.verified import Verified
+
+_PASSED: Final[ContextVar[Unverified | None]] = ContextVar("mqauth_unverified", default=None)
+"""The message that is handled now, where nothing proved it."""
+
+
+class UnverifiedFilter:
+    """The filter of a handler that takes what nothing proved, and no verified message.
+
+    Args:
+        kind: the kind of an exemption; ``"*"`` for all without a kind.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    async def __call__(self, _message: Any) -> bool:
+        """Return whether nothing proved the message that is handled now, and it is of this kind."""
+        found = _PASSED.get()
+        return found is not None and (kind_of(found) or EVERYWHERE) == self.kind
+
+    def of(self, kind: str) -> UnverifiedFilter:
+        """Return the filter of one kind of exemption."""
+        return UnverifiedFilter(kind)
+
+
+unverified: Final = UnverifiedFilter(EVERYWHERE)
+"""Give it as it is: ``@subscriber(filter=unverified)``, or ``filter=unverified.of(kind)`` for a kind of exemption.
+
+No other handler of the subscriber gets what nothing proved."""
+
+
+def kinds_of(endpoint: Any) -> tuple[str, ...]:
+    """Return the kinds for which a subscriber has such a handler; a publisher has none."""
+    filters = [call.filter for call in getattr(endpoint, "calls", ())]
+    return tuple(found.kind for found in filters if isinstance(found, UnverifiedFilter))
+
+
+def check_handlers(subscriber: Any) -> None:
+    """Refuse handlers that ask for what they never get.
+
+    Raises:
+        ConfigurationError: one behind ``filter=unverified`` takes a ``Verified``, or another an ``Unverified``.
+    """
+    for call in subscriber.calls:
+        kind = Verified if isinstance(call.filter, UnverifiedFilter) else Unverified
+        text = f"{call.name} never gets a message of the kind {kind.__name__}, which it takes: look at its filter"
+        require(kind not in _hints(call.handler._original_call).values(), text)
+
+
+@contextmanager
+def passing(subscriber: Any, message: Verified | Unverified) -> Iterator[None]:
+    """Have a subscriber's filters choose for a message."""
+    found = message if isinstance(message, Unverified) else None
+    if found is not None:
+        _keep_apart(subscriber)
+    token = _PASSED.set(found)
+    try:
+        yield
+    finally:
+        _PASSED.reset(token)
+
+
+def _keep_apart(subscriber: Any) -> None:
+    """Have all filters but ours ask for a proof first; a handler may have been added a moment ago."""
+    for call in subscriber.calls:
+        if not isinstance(call.filter, UnverifiedFilter) and getattr(call.filter, "func", None) is not _proven:
+            call.filter = partial(_proven, call.filter)
+
+
+async def _proven(chosen: Any, message: Any) -> bool:
+    return _PASSED.get() is None and await chosen(message)
+
+
+def _hints(handler: Any) -> dict[str, Any]:
+    # a type of its own module that only its type checker knows is no name at run time
+    try:
+        return get_type_hints(unwrap(handler))
+    except (NameError, TypeError):
+        return {}

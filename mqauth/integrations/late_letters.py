@@ -1,0 +1,45 @@
+"""Dead letters of a framework's broker, whose sink is made once the broker starts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from mqauth.flow import is_async, settled
+from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
+
+Letters: TypeAlias = DeadLetterSink | Callable[[], Any]
+"""A sink, or what makes one."""
+
+
+class LateLetters:
+    """A dead-letter sink that is made when the broker starts, and that may block.
+
+    Args:
+        given: the sink, or a function that returns it.
+    """
+
+    def __init__(self, given: Letters | None) -> None:
+        self._given: Any = given
+        self._sink: Any = None
+
+    @property
+    def name(self) -> str:
+        """The queue or topic, once the sink was made."""
+        return getattr(self._sink, "name", "")
+
+    async def start(self) -> None:
+        """Make the sink, anew where the broker starts again: its connection may have ended with the broker's."""
+        self._sink = await settled(self._given()) if callable(self._given) else self._given
+
+    async def ready(self) -> Any:
+        """Return the sink, made now if need be."""
+        if self._sink is None:
+            await self.start()
+        return self._sink
+
+    async def publish(self, letter: DeadLetter, /) -> None:
+        """Publish a letter; return once the broker has confirmed it."""
+        publish = (await self.ready()).publish
+        await settled(publish(letter) if is_async(publish) else await asyncio.to_thread(publish, letter))

@@ -1,0 +1,131 @@
+"""What people see in a terminal of 80 columns: no line is wider, no word is broken, and ids can be used."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from mqauth.audit.file import AuditFile
+from mqauth.cli import dlq
+from mqauth.cli.app import run
+from mqauth.cli.serve import LogForm, LogLevel, log_lines
+from mqauth.keystore import Keystore
+from mqauth.logs import emit
+from tests.test_cli_audit import record
+from tests.test_cli_forms import in_terminal
+
+WIDTH = 80
+BAD = f"""
+[consumer]
+scope = "billing"
+audience = "billing"
+leeway = 90
+[[consumer.issuers]]
+issuer = "https://auth.example"
+uri = "https://auth.example/jwks.json"
+[[consumer.allow]]
+subject = "orders-api"
+destinations = ["kafka:{"o" * 200}?"]
+"""
+
+
+def fits(shown: str) -> list[str]:
+    """Return the lines of a terminal, of which none is wider than 80 cells."""
+    lines = shown.splitlines()
+    assert max(map(cell_len, lines)) <= WIDTH
+    return lines
+
+
+def test_stats_in_a_terminal(tmp_path: Path) -> None:
+    """Each key has a bar in one line, with a beginning and an end of its id by which ``trace`` finds it."""
+    kids = [Keystore(folder=tmp_path / "keys").create(subjects=["a"]).kid for _ in range(3)]
+    with AuditFile(tmp_path / "audit.jsonl", fsync=False) as file:
+        for number, kid in enumerate(kids):
+            file.write(record(number, kid=kid))
+    lines = fits(in_terminal(["audit", "stats", "audit.jsonl", "--by", "kid"], tmp_path))
+    assert len(lines) == 3
+    assert {line[:12] for line in lines} == {kid[:12] for kid in kids}
+    assert run(["audit", "trace", str(tmp_path / "audit.jsonl"), "--kid", lines[0][:12]]) == 0
+
+
+def test_findings_in_a_terminal_are_paragraphs(tmp_path: Path) -> None:
+    """``check`` shows a heading and paragraphs for each finding; no word that fits a line is broken."""
+    (tmp_path / "mqauth.toml").write_text(BAD)
+    lines = fits(in_terminal(["check"], tmp_path))
+    assert "error  configuration  line 5" in lines
+    assert "  consumer.leeway: must be 0 to 60, not 90" in lines
+    words = " ".join(" ".join(lines).split())
+    assert "mqauth refuses the setting, and the producer or consumer that needs it does not start." in words
+
+
+def test_findings_are_tab_separated_for_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Piped, a finding is one line of seven cells, whole, under a line of names."""
+    (tmp_path / "mqauth.toml").write_text(BAD)
+    assert run(["check", str(tmp_path / "mqauth.toml")]) == 1
+    head, first, *_ = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert head == ["line", "severity", "code", "key", "message", "why", "instead"]
+    assert first[:5] == ["5", "error", "configuration", "consumer.leeway", "must be 0 to 60, not 90"]
+
+
+def test_the_demo_in_a_terminal(tmp_path: Path) -> None:
+    """Each attack has one line, its name and its reason whole; that all went as expected is said once."""
+    lines = fits(in_terminal(["demo", "--messages", "1"], tmp_path))
+    assert "as expected: yes" in lines
+    assert sum(line.startswith("replay ") and "replayed" in line for line in lines) == 1
+    assert sum(" algorithm_forbidden " in line for line in lines) == 3
+
+
+def test_the_demo_piped(capsys: pytest.CaptureFixture[str]) -> None:
+    """For a program each case is a line of five cells, and the story is whole."""
+    assert run(["demo", "--messages", "1"]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines() if "\t" in line]
+    assert rows[0] == ["case", "verdict", "reason", "as expected", "what it is"]
+    assert ["own-key-url", "rejected", "header_forbidden", "yes"] in [row[:4] for row in rows]
+
+
+@pytest.mark.parametrize(("most", "code"), [(None, 0), (2, 0), (1, 1), (0, 1)])
+def test_depth_is_a_probe(
+    most: int | None, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``dlq depth`` counts without reading; above ``--max`` it exits with 1."""
+
+    class Box:
+        name = "orders.dead"
+
+    class Opened:
+        box = Box()
+
+        def __enter__(self) -> Opened:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+        def depth(self) -> int:
+            return 2
+
+    monkeypatch.setattr(dlq, "opened", lambda place: Opened())
+    limit = [] if most is None else ["--max", str(most)]
+    where = ["--broker", "amqp://127.0.0.1:1/", "--queue", "orders.dead"]
+    assert run(["dlq", "depth", *limit, *where, "--json"]) == code
+    assert json.loads(capsys.readouterr().out) == {"open": 2, "max": most}
+
+
+def test_lines_of_a_command_that_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    """``--log json`` writes each line of mqauth as an object, from the level on, and leaves logging as it was."""
+    logger = logging.getLogger("mqauth")
+    before = (logger.handlers, logger.propagate, logger.level)
+    with log_lines(LogForm.JSON, LogLevel.INFO):
+        emit("console.login", "login of %s", "ada")
+        emit("message.accepted", "not shown")
+    with log_lines(LogForm.TEXT, LogLevel.WARNING):
+        emit("console.login", "not shown")
+        emit("console.login_failed", "a login failed")
+    assert (logger.handlers, logger.propagate, logger.level) == before
+    first, second = capsys.readouterr().err.splitlines()
+    assert json.loads(first)["event.name"] == "console.login"
+    assert second.endswith("Z WARNING mqauth.console: a login failed")

@@ -1,0 +1,494 @@
+"""The self-test: a consumer that would let in what nobody signed does not start, and its trust stays as it is."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mqauth.audit.file import AuditFile
+from mqauth.brokers import memory
+from mqauth.cli import main
+from mqauth.config.load import load
+from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
+from mqauth.judging.accept_as import AcceptAs
+from mqauth.judging.judge import Judge
+from mqauth.judging.pipeline import Pipeline
+from mqauth.judging.policy import Allow, Decision, Rule
+from mqauth.judging.rollout import Exemption, LogMark, Rollout, RolloutEntry, Rung
+from mqauth.judging.selftest import MOST, SelfTest, at_start, self_test
+from mqauth.judging.verifier import Issuer, Verifier
+from mqauth.replay.memory import MemoryReplayStore
+from mqauth.replay.rules import ClaimStatus
+from mqauth.testing import Forge, MemoryStage
+from mqauth.testing.forge import AUDIENCE, ISSUER
+from mqauth.wire.jwk import dump_key_set
+from mqauth.wire.keys import KeySet
+
+PLACE = "kafka:orders"
+DAY = date(2026, 11, 29)
+MIRROR = AcceptAs(at="kafka:orders.w.w", signed_for=("kafka:eu.orders.#",))
+
+
+class Watched:
+    """A store, an audit sink and a key source that note whatever is asked of them."""
+
+    def __init__(self, keys: KeySet) -> None:
+        self.asked: list[str] = []
+        self._keys = keys
+
+    def claim(self, request: Any) -> Any:
+        self.asked.append("claim")
+        raise AssertionError
+
+    confirm = release = write = claim
+
+    def key_set(self) -> KeySet:
+        self.asked.append("key_set")
+        return self._keys
+
+    def refresh(self, kid: str, received: float) -> KeySet:
+        self.asked.append("refresh")
+        return self._keys
+
+
+class Unreachable(Watched):
+    """A key source whose issuer is down."""
+
+    def key_set(self) -> KeySet:
+        self.asked.append("key_set")
+        raise Unavailable(Cause.KEYS_UNAVAILABLE)
+
+
+class External:
+    """A policy that is asked elsewhere, as OPA is."""
+
+    version = "rules-of-opa"
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def decide(self, verified: Any) -> Decision:
+        self.asked.append(verified)
+        return Decision.ALLOW
+
+
+class AsyncExternal(External):
+    """The same, asynchronous."""
+
+    async def decide(self, verified: Any) -> Decision:  # type: ignore[override]
+        self.asked.append(verified)
+        return Decision.ALLOW
+
+
+@pytest.fixture
+def watched(forge: Forge) -> Watched:
+    """What must be left alone."""
+    return Watched(forge.keys)
+
+
+def pipeline(forge: Forge, watched: Any = None, **settings: Any) -> Pipeline:
+    """Return a consumer's pipeline."""
+    wanted: dict[str, Any] = {
+        "verifier": Verifier(keys={ISSUER: watched or forge.keys}, audience=AUDIENCE),
+        "policy": forge.policy(PLACE), "replay": watched or MemoryReplayStore(), "audit": watched,
+        "clock": forge.clock,
+    }  # fmt: skip
+    return Pipeline(**wanted | settings)
+
+
+class TestHostile:
+    """The first half: the consumer's own pipeline."""
+
+    def test_a_good_pipeline_refuses_all(self, forge: Forge) -> None:
+        """An unsigned message, one of a stranger and one forged in the issuer's name are refused."""
+        found = self_test(pipeline(forge))
+        assert (found.refused, found.accepted, found.undecided) == (3, (), ())
+
+    def test_it_leaves_no_trace(self, forge: Forge, watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+        """Nothing is claimed, recorded, sent or asked for; nothing is logged but that it passed."""
+        seen: list[Any] = []
+        guard = pipeline(forge, watched, observers=[lambda *told: seen.append(told)])
+        with caplog.at_level(logging.DEBUG, "mqauth"):
+            at_start(guard)
+        assert (watched.asked, seen) == (["key_set", "key_set"], [])
+        assert [record.event for record in caplog.records] == ["selftest.passed"]
+        assert "3 hostile messages refused; 1 honest messages handled" in caplog.text
+
+    def test_nothing_is_added_to_what_is_trusted(self, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whatever the own pipeline judges, it judges with the issuers, keys, rules and store it was made with."""
+        guard = pipeline(forge)
+        trusted = (dict(guard.verifier.issuers), guard.policy, guard.policy.rules, guard.replay, guard.verifier)
+        prepare = Judge.prepare
+
+        def watching(judge: Judge, *given: Any) -> Any:
+            now = (dict(guard.verifier.issuers), guard.policy, guard.policy.rules, guard.replay, guard.verifier)
+            assert now == trusted
+            assert [issuer.keys is forge_keys for issuer in guard.verifier.issuers.values()] == [True]
+            return prepare(judge, *given)
+
+        forge_keys = guard.verifier.issuers[ISSUER].keys
+        monkeypatch.setattr(Judge, "prepare", watching)
+        assert self_test(guard).refused == 3
+        assert guard.verifier.issuers == trusted[0]
+
+    def test_honest_messages_of_the_second_half_are_strangers_to_the_first(self, forge: Forge) -> None:
+        """The key of the second half is trusted by the second pipeline alone: the consumer's own refuses it."""
+        guard, seen = pipeline(forge), []
+        process = Pipeline.process
+
+        def keep(self: Pipeline, delivery: Any, *rest: Any) -> Any:
+            seen.append((self, delivery.message))
+            return process(self, delivery, *rest)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Pipeline, "process", keep)
+            self_test(guard)
+        ((twin, message),) = seen
+        assert twin is not guard
+        delivery = guard.receive(message)
+        assert guard.verdicts.prepare(delivery) is None
+        assert delivery.rejection is not None
+        assert delivery.rejection.reason is Reason.ISSUER_UNTRUSTED
+
+    @pytest.mark.parametrize(
+        ("hole", "said"),
+        [
+            ("mqauth.wire.jws.verify", f"a message forged in the name of {ISSUER}"),
+            ("mqauth.judging.judge.Judge.prepare", "an unsigned message"),
+        ],
+    )
+    def test_a_hole_keeps_the_consumer_from_starting(
+        self, hole: str, said: str, forge: Forge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A verifier without signatures, and a judge that refuses nothing, are told by what they let in."""
+        guard = pipeline(forge)
+        monkeypatch.setattr(hole, lambda *_: None)
+        with pytest.raises(ConfigurationError, match=f"self-test: the consumer would let in .*{said}"):
+            at_start(guard)
+        assert [record.event for record in caplog.records if record.levelno >= logging.ERROR] == [
+            "selftest.accepted"
+        ]
+        # it is tried again with the next start, and not believed to have passed
+        with pytest.raises(ConfigurationError):
+            at_start(guard)
+
+    def test_keys_out_of_reach_are_no_finding(self, forge: Forge, caplog: pytest.LogCaptureFixture) -> None:
+        """Without the issuer's keys its forgery is not decided, nobody is asked, and the consumer starts."""
+        watched = Unreachable(forge.keys)
+        with caplog.at_level(logging.INFO, "mqauth"):
+            at_start(guard := pipeline(forge, watched))
+        found = self_test(guard)
+        assert (found.refused, found.accepted) == (2, ())
+        assert found.undecided == (f"a message forged in the name of {ISSUER}",)
+        assert set(watched.asked) == {"key_set"}
+        assert "not decided" in caplog.text
+
+    def test_a_revoked_key_forges_nothing(self, forge: Forge) -> None:
+        """A revoked key is refused before its signature: without another the forgery is undecided."""
+        verifier = Verifier(keys={ISSUER: KeySet([forge.revoked])}, audience=AUDIENCE)
+        found = self_test(pipeline(forge, verifier=verifier))
+        assert (found.refused, len(found.undecided)) == (2, 1)
+
+    def test_asynchronous_keys_are_not_waited_for(self, forge: Forge) -> None:
+        """A key source with a coroutine is not called at all."""
+
+        class Source(Watched):
+            async def key_set(self) -> KeySet:  # type: ignore[override]
+                raise AssertionError
+
+        assert len(self_test(pipeline(forge, Source(forge.keys))).undecided) == 1
+
+    def test_a_policy_that_is_asked_elsewhere_is_not_asked(self, forge: Forge) -> None:
+        """A policy that is no ``Allow`` is never asked, synchronous or not, and the result says so."""
+        for policy in (External(), AsyncExternal()):
+            found = self_test(pipeline(forge, policy=policy))
+            assert (found.refused, found.accepted, found.handled) == (5, (), 1)
+            assert found.untried == (f"the policy {type(policy).__name__}",)
+            assert policy.asked == []
+
+    def test_the_cost_is_bounded(self, forge: Forge) -> None:
+        """A hundred issuers and a thousand rules are not tried one by one."""
+        issuers = {f"https://auth{number}.example": Issuer(keys=forge.keys) for number in range(100)}
+        rules = [
+            Rule(subject=f"s{n}", destinations=(f"kafka:t{n}", f"kafka:u{n}"), issuer="https://auth1.example")
+            for n in range(1000)
+        ]
+        found = self_test(pipeline(forge, verifier=Verifier(keys=issuers, audience="a"), policy=Allow(rules)))
+        assert (found.refused, found.handled) == (2 * MOST + MOST, MOST)
+
+
+class TestRollout:
+    """Below ``enforce`` an unsigned message is let through on purpose."""
+
+    @staticmethod
+    def entry(rung: Rung, **more: Any) -> RolloutEntry:
+        return RolloutEntry(
+            destinations=(PLACE,), rung=rung, since=DAY, until=DAY, owner="ops", window=1.0, **more
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("rung", [Rung.OFF, Rung.OBSERVE])
+    def test_it_is_said_and_no_finding(self, rung: Rung, forge: Forge, caplog: pytest.LogCaptureFixture) -> None:
+        """A destination below enforce is named, and its messages are judged strictly all the same."""
+        guard = pipeline(forge, rollout=Rollout([self.entry(rung)]))
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "mqauth"):
+            at_start(guard)
+        assert "unsigned messages reach a handler on purpose: kafka:orders" in caplog.text
+        assert self_test(guard).refused == 3
+        assert guard.observing is not None
+        assert not [record for record in caplog.records if record.event == "rollout.mark_void"]
+
+    def test_a_hole_is_found_below_enforce(self, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A verifier without signatures is found before the destination goes up."""
+        guard = pipeline(forge, rollout=Rollout([self.entry(Rung.OBSERVE)]))
+        monkeypatch.setattr("mqauth.wire.jws.verify", lambda *_: None)
+        assert self_test(guard).accepted == (f"a message forged in the name of {ISSUER} to {PLACE}",)
+
+    def test_a_mark_is_not_called_void(self, forge: Forge, caplog: pytest.LogCaptureFixture) -> None:
+        """A mark of offsets says nothing of a self-test's message, and nobody is alarmed."""
+        mark = LogMark(topic_id="A" * 22, offsets={0: 7})
+        found = self_test(pipeline(forge, rollout=Rollout([self.entry(Rung.ENFORCE_NEW, mark=mark)])))
+        assert (found.refused, found.accepted) == (3, ())
+        assert "void" not in caplog.text
+
+    def test_an_exemption_is_said(self, forge: Forge) -> None:
+        """An exempt destination is named, and forged messages to it are refused."""
+        exempt = Exemption(destination=PLACE, until=DAY, why="legacy")
+        found = self_test(pipeline(forge, rollout=Rollout(exemptions=[exempt])))
+        assert (found.refused, found.accepted, found.lenient) == (3, (), PLACE)
+
+    def test_other_destinations_are_tried_through_the_ladder(self, forge: Forge) -> None:
+        """A ladder that lets through a destination that is enforced is a hole."""
+        other = replace(self.entry(Rung.OFF), destinations=("kafka:elsewhere",))
+        guard = pipeline(forge, rollout=Rollout([other]))
+        assert self_test(guard).refused == 3
+        guard.verdicts._is_strict = lambda delivery: guard.verdicts._pass_on(delivery, None)  # type: ignore[attr-defined]
+        assert len(self_test(guard).accepted) == 3
+
+
+class TestHonest:
+    """The second half: another pipeline with the same settings."""
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {}, {"require_headers": ["tenant", "content-type"], "unsigned_headers": "reject"},
+            {"at": "append", "max_queue_age": 60, "append_evidence": "interceptor"},
+            {"max_lifetime": 5, "leeway": 0}, {"user_id": "subject"},
+            {"allow_unsigned_headers": ["x-trace-*"]}, {"accept_as": [MIRROR]},
+        ],
+        ids=lambda settings: "-".join(settings) or "plain",
+    )  # fmt: skip
+    @pytest.mark.parametrize("place", ["kafka:orders.*.#", "rabbitmq:shop/orders.#", "rabbitmq:/orders"])
+    def test_honest_messages_are_handled(self, settings: dict[str, Any], place: str, forge: Forge) -> None:
+        """Whatever the settings, an honest message is handled once and its copy refused."""
+        verifier = Verifier(keys={ISSUER: forge.keys}, audience=["a", "b"], **settings)
+        found = self_test(pipeline(forge, verifier=verifier, policy=Allow({"orders-api": [place]})))
+        assert (found.handled, found.condemned, found.untried) == (1, (), ())
+
+    def test_append_times_without_evidence_are_told(self, forge: Forge, caplog: pytest.LogCaptureFixture) -> None:
+        """On RabbitMQ without the interceptor honest messages would wait without end, and that is said."""
+        verifier = Verifier(keys={ISSUER: forge.keys}, audience="a", at="append", max_queue_age=60)
+        found = self_test(pipeline(forge, verifier=verifier, policy=Allow({"orders-api": ["rabbitmq:/orders"]})))
+        assert "append_time_unavailable" in found.condemned[0]
+        assert caplog.records == []
+
+    def test_each_rule_is_tried(self, forge: Forge) -> None:
+        """A rule is one honest message; an empty policy, which refuses everything, is tried by a rule made up."""
+        rules = Allow({"a": ["kafka:one"], "b": ["rabbitmq:x/#", "kafka:two"]})
+        assert self_test(pipeline(forge, policy=rules)).handled == 2
+        assert self_test(pipeline(forge, policy=Allow({}))).handled == 1
+
+    def test_condemned_messages_are_loud_and_the_consumer_starts(
+        self, forge: Forge, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Settings that refuse what is honest are an error in the log, with the reason; that half stops nobody."""
+
+        def refuse(self: Any, *_: Any, **__: Any) -> None:
+            raise Rejection(Reason.EXPIRED, "too late")
+
+        monkeypatch.setattr(Verifier, "verify", refuse)
+        at_start(guard := pipeline(forge))
+        assert [record.event for record in caplog.records] == ["selftest.condemned"]
+        assert self_test(guard).condemned[0].startswith("orders-api to kafka:orders: expired: too late")
+
+    def test_a_copy_that_is_handled_is_told(self, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A judge that takes every claim for fresh lets copies in."""
+        monkeypatch.setattr(MemoryReplayStore, "claim", lambda self, request: ClaimStatus.FRESH)
+        assert self_test(pipeline(forge)).condemned == ("a copy to kafka:orders: accepted",)
+
+    def test_whatever_fails_there_stops_nobody(self, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An exception of the second half is one line."""
+        monkeypatch.setattr(Verifier, "under", lambda *_: 1 / 0)
+        assert self_test(pipeline(forge)).condemned == ("the second pipeline failed: ZeroDivisionError",)
+
+
+class TestStart:
+    """When it is run."""
+
+    @pytest.fixture
+    def broken(self, forge: Forge, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pipeline]:
+        """A pipeline that lets everything in."""
+        with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
+            guard = pipeline(forge, audit=audit)
+            monkeypatch.setattr(Judge, "prepare", lambda *_: None)
+            yield guard
+
+    def test_memory(self, broken: Pipeline) -> None:
+        """The consumer in memory takes no message."""
+        stage = MemoryStage(PLACE)
+        letters = memory.DeadLetters(stage.broker, stage.dead)
+        consumer = memory.Consumer(stage.broker, PLACE, broken, lambda _: None, dead_letters=letters)
+        with pytest.raises(ConfigurationError, match="self-test"):
+            consumer.drain()
+
+    def test_once(self, forge: Forge, caplog: pytest.LogCaptureFixture) -> None:
+        """Several consumers of one pipeline try it once."""
+        guard = pipeline(forge)
+        with caplog.at_level(logging.INFO, "mqauth"):
+            at_start(guard)
+            at_start(guard)
+        assert len(caplog.records) == 1
+
+    def test_off_is_loud(self, forge: Forge, caplog: pytest.LogCaptureFixture) -> None:
+        """Without it each start warns, and nothing is tried."""
+        guard = pipeline(forge, watched := Watched(forge.keys), self_test=False)
+        at_start(guard)
+        at_start(guard)
+        assert [(record.event, record.levelname) for record in caplog.records] == [("selftest.off", "WARNING")] * 2
+        assert watched.asked == []
+
+    def test_it_is_on_unless_it_is_turned_off(self, forge: Forge) -> None:
+        """A pipeline has it on."""
+        assert pipeline(forge).self_test
+
+    def test_it_costs_little(self, forge: Forge) -> None:
+        """A self-test of one rule takes under 100 ms of processor time, which is far above what it measures."""
+        guard = pipeline(forge)
+        self_test(guard)
+        began = time.process_time()
+        self_test(guard)
+        assert time.process_time() - began < 0.1
+
+
+def test_whoever_starts_is_tried() -> None:
+    """Every module that logs a consumer's start tries its pipeline before that."""
+    package = Path(memory.__file__).parent.parent
+    starts = [path for path in package.rglob("*.py") if "journal.started(" in path.read_text("utf-8")]
+    assert len(starts) == 3
+    for path in starts:
+        text = path.read_text("utf-8")
+        assert 0 < text.index("        at_start(self._guard)") < text.index("journal.started("), path
+
+
+def test_lines_name_what_is_wrong() -> None:
+    """What was let in or condemned stands in capitals."""
+    found = SelfTest(
+        refused=1, accepted=("x",), undecided=("y",), lenient="z", handled=0, condemned=("c",), untried=("p",)
+    )  # fmt: skip
+    assert found.lines() == [
+        "1 hostile messages refused", "LET IN: x", "not decided: y",
+        "unsigned messages reach a handler on purpose: z", "0 honest messages handled, and their copies refused",
+        "HONEST, AND NOT HANDLED: c", "not tried: p",
+    ]  # fmt: skip
+
+
+def test_under_keeps_every_setting(forge: Forge) -> None:
+    """A verifier under other keys judges by all the same settings, a reviewer's releases aside."""
+    given: dict[str, Any] = {
+        "audience": ["a", "b"], "max_lifetime": 77, "leeway": 7, "at": "append", "max_queue_age": 99,
+        "append_evidence": "interceptor", "require_headers": ["tenant"], "unsigned_headers": "reject",
+        "allow_unsigned_headers": ["x-trace-*"], "user_id": {"u": "s"},
+    }  # fmt: skip
+    verifier = Verifier(keys={ISSUER: forge.keys}, **given)
+    assert verifier.under({ISSUER: KeySet([])}).settings == verifier.settings
+    assert verifier.under({"other": forge.keys}).settings != verifier.settings
+
+
+class TestCommand:
+    """``mqauth selftest``."""
+
+    @pytest.fixture
+    def place(self, tmp_path: Path, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A folder with a configuration, in which the command runs."""
+        (tmp_path / "jwks.json").write_text(json.dumps(dump_key_set(forge.keys)))
+        (tmp_path / "mqauth.toml").write_text(CONFIG)
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    def test_good(self, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """A good configuration exits with 0; no audit file is opened, so it works beside a running consumer."""
+        assert main(["selftest"]) == 0
+        assert capsys.readouterr().out == REFUSED
+        assert not (place / "audit.jsonl").exists()
+
+    def test_as_json(self, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Programs get every member."""
+        assert main(["selftest", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {
+            "refused": 3, "accepted": [], "undecided": [], "lenient": "", "handled": 1, "condemned": [],
+            "untried": [],
+        }  # fmt: skip
+
+    def test_a_rung_is_said(self, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """A destination below enforce is no finding."""
+        (place / "mqauth.toml").write_text(CONFIG + ROLLOUT)
+        assert main(["selftest"]) == 0
+        assert "unsigned messages reach a handler on purpose: kafka:orders" in capsys.readouterr().out
+
+    def test_keys_out_of_reach(self, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """An issuer that does not answer is asked, and undecided: 3."""
+        text = CONFIG.replace(
+            'file = "jwks.json"', 'jwks = "http://127.0.0.1:1/jwks.json"\nunsafe_http_loopback = true'
+        )
+        (place / "mqauth.toml").write_text(text)
+        assert main(["selftest"]) == 3
+        assert f"not decided: a message forged in the name of {ISSUER}" in capsys.readouterr().out
+
+    def test_a_hole(
+        self, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A hole exits with 1 and says what was let in."""
+        monkeypatch.setattr("mqauth.wire.jws.verify", lambda *_: None)
+        assert main(["selftest"]) == 1
+        assert "LET IN: a message forged in the name of" in capsys.readouterr().out
+
+    def test_the_setting_reaches_the_pipeline(self, place: Path) -> None:
+        """``self_test = false`` turns it off."""
+        assert load("mqauth.toml").judge.self_test
+        (place / "mqauth.toml").write_text(CONFIG.replace("[consumer]\n", "[consumer]\nself_test = false\n"))
+        assert not load("mqauth.toml").judge.self_test
+
+
+REFUSED = "3 hostile messages refused\n1 honest messages handled, and their copies refused\n"
+CONFIG = f"""
+[consumer]
+audience = "billing"
+
+[[consumer.issuers]]
+issuer = "{ISSUER}"
+file = "jwks.json"
+
+[[consumer.allow]]
+subject = "orders-api"
+destinations = ["kafka:orders"]
+
+[audit]
+file = "audit.jsonl"
+"""
+ROLLOUT = """
+[[rollout]]
+destinations = ["kafka:orders"]
+rung = "observe"
+since = 2026-11-01
+until = 2026-12-01
+owner = "ops"
+"""
