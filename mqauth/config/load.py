@@ -123,7 +123,7 @@ class Configuration:
         """The thresholds of ``[misuse]``; the authorities include every issuer with ``vouches``."""
         found = self._settings.misuse or MisuseSettings()
         issuers = () if self._settings.consumer is None else self._settings.consumer.issuers
-        vouching = {issuer.issuer for issuer in issuers if issuer.vouches}
+        vouching = {each.issuer for each in issuers if each.vouches or each.trust_domain is not None}
         return Thresholds(**found.arguments(Thresholds) | {"authorities": found.authorities | vouching})
 
     @cached_property
