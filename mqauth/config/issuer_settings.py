@@ -5,7 +5,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 from mqauth.config.declaration import Settings, not_with, only_with
 from mqauth.config.kinds import FLAG, NAME, PATH, entries, many, text, url, whole
@@ -71,12 +71,12 @@ class IssuerSettings(SourceSettings):
     Once it is read, ``issuer`` has the name of either.
     """
 
-    issuer: Annotated[str, NAME, "`iss` of the tokens that these keys sign."] = ""
+    # Never None once it was read: ``refusals`` asks for one of the two names.
+    issuer: Annotated[str, NAME, "`iss` of the tokens that these keys sign."] = cast(str, None)
     trust_domain: Annotated[
         str | None,
         text("trust domain", _trust_domain_fault),
-        'In place of `issuer`: the trust domain whose authority has these keys, such as `"wimse://prod.example"`; '
-        "experimental.",
+        'In place of `issuer`: a trust domain like `"wimse://prod.example"`; experimental.',
         not_with("issuer"),
         not_with("discovery"),
         not_with("vouches"),
@@ -103,5 +103,5 @@ class IssuerSettings(SourceSettings):
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of a missing name, and of a missing or second source."""
         yield from SourceSettings.refusals(self)
-        if not self.issuer:
+        if not {"issuer", "trust_domain"} & self.table.members.keys():
             yield self.table.refuse("issuer", "required, or a trust_domain in its place")
