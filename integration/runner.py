@@ -32,7 +32,7 @@ WAITING = 3
 UNIT_GROUPS = 4
 """Sessions of unit tests: each then takes about as long as one on real services."""
 _GROUPS = {
-    "others": r"integration/((keys|audit|benchmarks)/|test_(docs|interop|jwks|redis|services))",
+    "others": r"integration/((keys|audit|benchmarks|fuzz|peers)/|test_(docs|interop|jwks|redis|services))",
     "confluent": r"integration/test_(contract_)?confluent",
     "clients": r"integration/test_(contract_)?(aiokafka|faststream)",
     "kafka": r"integration/test_(kafka|contract_kafka|store_race)",

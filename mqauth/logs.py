@@ -38,9 +38,12 @@ _FRAMES: Final = 30
 _CHAIN: Final = 4
 _OTHER: Final = ("other",)
 TOKEN: Final = re.compile(r"eyJ[A-Za-z0-9_\-]{8,}(?:[.~][A-Za-z0-9_\-]*)*")
-# Printable ASCII, and of Unicode what is not a control, a mark of direction, a separator or for private use.
+# Printable ASCII, and of Unicode what is not a control, a mark of direction, a separator, for private use, or
+# without any form to see: a name with a Hangul filler behind it would look like another one.
 _UNPRINTABLE: Final = re.compile(
-    r"[^\x20-\x7e\xa0-\u061b\u061d-\u200a\u2010-\u2027\u2030-\u205f\u2070-\ud7ff\uf900-\ufefe\uff00-\uffef]"
+    r"[^\x20-\x7e\xa0-\xac\xae-\u034e\u0350-\u05ff\u0606-\u061b\u061d-\u06dc\u06de-\u070e\u0710-\u088f\u0892-\u08e1"
+    r"\u08e3-\u115e\u1161-\u17b3\u17b6-\u180a\u1810-\u200a\u2010-\u2027\u2030-\u205f\u2070-\u3163\u3165-\ud7ff"
+    r"\uf900-\ufdff\ufe10-\ufefe\uff00-\uff9f\uffa1-\uffef]"
 )
 # What runs a handler is no part of its fault.
 _NOT_THEIRS: Final = frozenset(("mqauth", "tenacity")) | sys.stdlib_module_names

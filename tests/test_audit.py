@@ -33,7 +33,9 @@ CLAIMS = Claims(
     "text",
     ["\n", "\r", "\x00", "\x1b[31m", "\x7f", "\x85", "\x9b", "\u2028", "\u2029", "\u202e", "\u2066", "\u200b",
     "\u200f",
-     "\ufeff", "\u061c", "\ud800", "\ue000", "\U000e0001", "\U0001f600", "\ufff9", "\u2060"],
+     "\ufeff", "\u061c", "\ud800", "\ue000", "\U000e0001", "\U0001f600", "\ufff9", "\u2060",
+     "\xad", "\u0600", "\u06dd", "\u070f", "\u0890", "\u08e2", "\u034f", "\u115f", "\u17b4", "\u180e", "\u3164",
+     "\ufe0f", "\uffa0", "\U000e0100"],
     ids=ascii,
 )  # fmt: skip
 def test_what_a_terminal_or_viewer_acts_on_is_escaped(text: str) -> None:

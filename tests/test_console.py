@@ -50,6 +50,7 @@ HOSTILE = (
     "<script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "'--><svg/onload=alert(1)>",
     "</pre></textarea>",
     "{{ 7*7 }}{% raw %}", "javascript:alert(1)", "\u202eevil\u2066", "&lt;b&gt;", "a\x00b\x1b[31m",
+    "ada\u3164\xad\ufe0f\U000e0100",
 )  # fmt: skip
 
 
@@ -171,6 +172,7 @@ def test_hostile_letter_is_text(room: Room, text: str) -> None:
         assert shown.count("<script") == 1
         assert "\u202e" not in shown
         assert "\x00" not in shown
+        assert not re.search("[\xad\u3164\ufe0f\U000e0100]", shown)
     shown = client.get(pages[3]).text
     assert (
         html.escape(visible(text, lines=True), quote=True).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")

@@ -12,10 +12,10 @@ from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.judging.pipeline import Verdict
 from mqauth.letters.dead_letter import PREFIX, DeadLetter
 from mqauth.review import Letter, judge, read, redrive, rehearse
-from mqauth.review.letterbox import CHANGED, GONE, ONLY_REFERENCE, RecordPlace, recalled
+from mqauth.review.letterbox import CHANGED, GONE, ONLY_REFERENCE, Judge, RecordPlace, recalled
 from mqauth.testing import FakeClock, Forge
-from mqauth.wire.message import Message
-from tests.conftest import KAFKA, kafka_message
+from mqauth.wire.message import Message, Origin
+from tests.conftest import KAFKA, kafka_message, rabbitmq_message
 from tests.test_review import Bureau
 
 
@@ -144,6 +144,23 @@ def test_no_broker_is_asked_for_what_is_no_place(source: str, log: Log) -> None:
     headers = tuple((n, source if n == f"{PREFIX}source" else v) for n, v in letter.headers)
     found = flow.run(recalled(read(Letter(message=replace(letter, headers=headers))), log))
     assert (found.fault, found.sound, log.asked) == (ONLY_REFERENCE, False, 0)
+
+
+@pytest.mark.parametrize("form", ["whole", "in_body", "reference"])
+def test_a_consumer_of_any_name_gets_its_letters_back(form: str, desk: Bureau, log: Log) -> None:
+    """A scope and a queue that no terminal shows as they are: id and release are of the names themselves."""
+    name = "b\u00fccher-\U0001f680\u3164" * 30
+    message = kafka_message(7, body=b"x")
+    if form != "reference":
+        message = rabbitmq_message(origin=Origin(scope=name, queue=name))
+    letter = DeadLetter(message=message, rejection=Rejection(Reason.EXPIRED), scope=name, time=0.0, audit="a")
+    made = letter.whole(lambda *_: True) if form == "whole" else getattr(letter, form)()
+    log["orders", 0, 7] = message
+    found = flow.run(recalled(read(Letter(message=made)), log))
+    assert (found.sound, found.fault) == (True, None)
+    assert "\U0001f680" not in found.scope + found.source
+    desk.guard.scope = None
+    assert Judge(desk.guard).scope_for(found) == name
 
 
 def test_a_broker_that_cannot_be_asked_ends_the_run(desk: Bureau, log: Log) -> None:

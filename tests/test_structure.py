@@ -50,9 +50,11 @@ STATEMENTS = (
     # Console: several queues, chosen rows, colours, the audit trail, strict JSON, errors with an id.
     + 256
     # dlq depth, the log of commands that stay, findings and the demo in a terminal and piped.
-    + 75
+    + 93
     # Blocking clients in an event loop: a thread that holds no process, transactions, verdicts.
     + 42
+    # Characters without any form, and the scope of a letter as it is.
+    + 3
     # The identity form: WITs and proofs, trust domains, cut-offs, memory, rules by claims, IdentityKey.
     + 510
 )

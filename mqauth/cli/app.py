@@ -59,7 +59,8 @@ MAX_INPUT: Final = 16 * 1024 * 1024
 _BLANK: Final = b" \t\r\n"
 _CHUNK: Final = 64 * 1024
 _UNPRINTABLE = re.compile(
-    r"[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+    r"[\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    r"\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
 SETTINGS: Final[dict[str, Any]] = {
     "rich_markup_mode": None,

@@ -6,6 +6,7 @@ The templates escape every value for HTML. Nothing here does.
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,10 @@ _NAME: Final = 64
 _SECRET: Final = frozenset((TOKEN_HEADER, RELEASE_HEADER))
 _HIDDEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 """Unicode categories of characters that cannot be seen."""
+_BLANK: Final = re.compile(
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Letters and marks without any form to see (Unicode, ``Default_Ignorable_Code_Point``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,10 @@ def visible(text: str, *, lines: bool = False) -> str:
     """
     kept = "\n\t" if lines else ""
     return "".join(
-        char if char in kept or unicodedata.category(char) not in _HIDDEN else _escape(char) for char in text
+        _escape(char)
+        if char not in kept and (unicodedata.category(char) in _HIDDEN or _BLANK.match(char))
+        else char
+        for char in text
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
-from mqauth.audit.record import MAX_SOURCE, iso_time
+from mqauth.audit.record import iso_time
 from mqauth.errors import Cause, MalformedMessage, Rejection, Unavailable, require
 from mqauth.letters.release import NO_PAST, Release
 from mqauth.logs import harmless
@@ -166,9 +166,10 @@ class DeadLetter:
             "detail": harmless(self.rejection.sentence(whole=False)),
             "error": self.error,
             "time": iso_time(self.time),
-            "scope": harmless(self.scope),
+            # As they are, for the letter's id is of both; whoever shows them makes them harmless.
+            "scope": json_form.writable(self.scope),
             "destination": message.destination,
-            "source": harmless(message.origin.source, MAX_SOURCE),
+            "source": json_form.writable(message.origin.source),
             "audit": self.audit,
             "digest": self.digest,
             "count": str(past.count + 1),

@@ -66,6 +66,7 @@ class Reading:
         sound: whether id and digest hold for the original.
         fault: why it is not sound.
         claims, kid, alg: what the token claims, as far as it can be parsed.
+        consumer: the scope exactly as the letter says, for ids and releases; not harmless to show.
     """
 
     mark: str
@@ -87,6 +88,7 @@ class Reading:
     claims: Claims | None
     kid: str | None
     alg: str | None
+    consumer: str = field(default="", repr=False)
 
     @property
     def issuer(self) -> str:
@@ -137,6 +139,7 @@ def read(letter: Letter) -> Reading:
         original=original,
         sound=fault is None,
         fault=fault,
+        consumer=lines.get("scope", ""),
         **_token_fields(original),
     )
 

@@ -220,8 +220,8 @@ def recalled(reading: Reading, originals: Originals | None) -> Flow[Reading]:
     found = yield from call(originals.fetch, place)
     if found is None:
         return replace(reading, fault=GONE)
-    original = replace(found, origin=replace(found.origin, scope=reading.scope), native=None)
-    if original.malformed is not None or letter_id(original, reading.scope) != reading.id:
+    original = replace(found, origin=replace(found.origin, scope=reading.consumer), native=None)
+    if original.malformed is not None or letter_id(original, reading.consumer) != reading.id:
         return replace(reading, fault=CHANGED)
     return proven(reading, original)
 
@@ -253,7 +253,7 @@ class Judge:
 
     def scope_for(self, reading: Reading, wanted: str | None = None) -> str:
         """Return the scope that a letter is judged and released for: the wanted, the pipeline's, or its own."""
-        return wanted or self._scope or reading.scope
+        return wanted or self._scope or reading.consumer
 
     def verdict(self, message: Message, *, scope: str) -> Flow[Outcome]:
         """Judge a message as if it were delivered now, without asking whether it was handled before."""
