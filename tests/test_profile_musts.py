@@ -36,6 +36,19 @@ VECTORS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
         "a path altered in its tail after a sibling was proven", "each sibling once, in any order",
         "a sibling after its key was revoked", "a sibling after its end")),
     ("so it MUST NOT serve as an id", ("a message signed a second time",)),
+    ("A verifier that is configured with no trust domain MUST refuse the form", (
+        "single: without trust domain", "batch: without trust domain")),
+    ("A verifier MUST judge a token in the form it has", (
+        "single: a direct token of the trust domain", "single: a proof alone",
+        "batch: a direct token behind a WIT")),
+    ("and a producer MUST NOT write `iss` or `sub` into a proof", (
+        "single: an iss in the proof", "batch: a sub in the proof")),
+    ("The key of a WIT MUST NOT verify a WIT", ("single: a WIT that its own key signed", (
+        "single: a WIT that its own key signed, under the kid of the authority"))),
+    ("Cut-offs that cannot be read MUST NOT cut anything off", ("single: cut-offs that cannot be read",)),
+    ("It MUST take steps 5, 6 and 8 to 13 anew for every message of a remembered WIT", (
+        "single: remembered, then cut off", "batch: remembered, then ended",
+        "single: remembered, then another key of the authority under the kid")),
 )  # fmt: skip
 """Where on the page a MUST stands, and the vectors that show it."""
 TESTS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
@@ -63,6 +76,7 @@ TESTS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
         "A consumer MUST NOT show its handler an uncovered header",
         ("test_any_uncovered_value_is_hidden", "test_only_covered_headers_are_shown_and_required_ones_must_be"),
     ),
+    ("It MUST bound how many WITs it remembers", ("test_what_is_remembered_is_bounded",)),
     ("it MUST NOT become part of a URL", ("test_an_unknown_kid_is_in_no_request",)),
 )
 """Where a MUST stands that no message can show, and the tests of it."""
@@ -88,6 +102,7 @@ def names() -> set[str]:
         test_vectors.ANSWERS,
         test_vectors.BATCH,
         test_vectors.SETTINGS,
+        test_vectors.IDENTITY,
         test_vectors.HDS,
     )
     kinds = ("vectors", "sequences", "covers", "refused")

@@ -28,6 +28,7 @@ def load(name: str) -> Any:
 TOKENS, BATCH, ANSWERS = load("tokens.json"), load("batch.json"), load("answers.json")
 HDS, DESTINATIONS = load("hds.json"), load("destinations.json")
 SETTINGS = load("settings.json")
+IDENTITY = load("identity.json")
 CLAIMS, JWKS, FORMS = load("claims.json"), load("jwks.json"), load("forms.json")
 VECTORS = [*TOKENS["vectors"], *({**vector, "name": f"batch: {vector['name']}"} for vector in BATCH["vectors"])]
 SEQUENCES = [*TOKENS["sequences"], *BATCH["sequences"], *SETTINGS["sequences"]]
@@ -69,7 +70,7 @@ def test_each_sequence_of_deliveries_gets_its_verdicts(sequence: Any) -> None:
 def test_the_vectors_cover_every_reason_and_every_cause_of_a_verdict() -> None:
     """Each has a vector, but those that come after the verdict."""
     deliveries = [delivery for sequence in SEQUENCES for delivery in sequence["deliveries"]]
-    found = [*VECTORS, *ANSWERS["vectors"], *SETTINGS["vectors"], *deliveries]
+    found = [*VECTORS, *ANSWERS["vectors"], *SETTINGS["vectors"], *IDENTITY["vectors"], *deliveries]
     assert set(Reason) - {vector["reason"] for vector in found} == {Reason.HANDLER_FAILED}
     assert set(Cause) - {vector.get("cause") for vector in found} == {
         Cause.AUDIT_UNAVAILABLE, Cause.DEAD_LETTER_UNAVAILABLE, Cause.HANDLER_DEFERRED, Cause.BROKER_UNAVAILABLE,

@@ -23,6 +23,7 @@ from mqauth.wire.message import Message, Origin
 from tests.vectors import releases, settings
 from tests.vectors.answers import answers
 from tests.vectors.batches import batches
+from tests.vectors.identities import identities
 from tests.vectors.readers import forms, key_sets
 from tests.vectors.world import (
     BATCH_FORGE,
@@ -431,6 +432,7 @@ def generate() -> dict[str, str]:
         "jwks.json": key_sets(),
         "forms.json": forms(),
         "settings.json": other_consumers(),
+        "identity.json": identities(),
     }
     return {name: json.dumps(content, indent=1, ensure_ascii=True) + "\n" for name, content in made.items()}
 
