@@ -16,6 +16,7 @@ ENV PATH=/opt/mqauth/bin:$PATH HOME=/data PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFF
 USER 10001:10001
 WORKDIR /data
 VOLUME /data
-HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["mqauth", "--version"]
+# Only what serves can be asked: MQAUTH_HEALTH says where, for example http://127.0.0.1:8080/healthz of `keys serve`.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=10s CMD ["sh", "-c", "test -z \"$MQAUTH_HEALTH\" || mqauth health"]
 ENTRYPOINT ["mqauth"]
 CMD ["--help"]

@@ -7,15 +7,18 @@ with those of the two files that commands read. A test holds both against the de
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from integration.documentation import ROOT
+from integration.settings_examples import EXAMPLES, UNITS, of
 from mqauth.config.broker import BrokerFile
 from mqauth.config.declaration import schema_of
 from mqauth.config.settings import FileSettings
 from mqauth.console.oidc import OIDCSettings
 
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}(T.*Z)?")
 PAGE = ROOT / "docs" / "configuration.md"
 SCHEMA = ROOT / "docs" / "mqauth.schema.json"
 _HEAD = """\
@@ -33,12 +36,15 @@ Look up what a setting means, what it may be, and what it is where you leave it 
   comes from the environment.
 * In the path of the audit file `{pid}`, `{host}`, `{scope}` and `{instance}` (`MQAUTH_INSTANCE`, else the host)
   are filled in. In containers each process has the number 1: use `{host}` too.
-* Durations are in seconds. *Required* means: in a table that is there.
+* *Required* means: in a table that is there. The examples fit by themselves; not all of them fit together.
 * An editor that knows JSON Schema (Even Better TOML and Taplo do) checks `mqauth.toml` while you type.
   Make `#:schema mqauth.schema.json` the first line of the file, with the path of [the schema](mqauth.schema.json).
   The schema knows each key by itself; `mqauth check mqauth.toml` finds what several keys say together.
 """
-_COLUMNS = "| Key | Type | Bounds | Default | What it says |\n| --- | --- | --- | --- | --- |\n"
+_COLUMNS = (
+    "| Key | Type | Bounds | Unit | Default | Example | What it says |\n"
+    "| --- | --- | --- | --- | --- | --- | --- |\n"
+)
 
 
 def schema() -> dict[str, Any]:
@@ -74,7 +80,7 @@ def _tables(name: str, table: Mapping[str, Any]) -> Iterator[str]:
     """Yield a table's keys, then the tables within it."""
     properties = table["properties"]
     rows = [
-        _row(key, said, key in table["required"])
+        _row(name, key, said, key in table["required"])
         for key, said in properties.items()
         if _inner(said) is None and not _is_named(said)
     ]
@@ -103,10 +109,22 @@ def _is_named(said: Mapping[str, Any]) -> bool:
     return isinstance(rest, dict) and "properties" in rest
 
 
-def _row(key: str, said: Mapping[str, Any], required: bool) -> str:
+def _row(table: str, key: str, said: Mapping[str, Any], required: bool) -> str:
     """Return the line of a setting."""
+    unit, example = of(UNITS, table, key) or "", toml(of(EXAMPLES, table, key))
     default = "*required*" if required else f"`{json.dumps(said['default'])}`" if "default" in said else ""
-    return f"| `{key}` | {_type(said)} | {_bounds(said)} | {default} | {said['description']} |\n"
+    cells = (f"`{key}`", _type(said), _bounds(said), unit, default, f"`{example}`", said["description"])
+    return f"| {' | '.join(cells)} |\n"
+
+
+def toml(value: Any) -> str:
+    """Return a value as TOML writes it."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(name)} = {toml(one)}" for name, one in value.items()) + " }"
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    # A day has no quotes in TOML.
+    return value if isinstance(value, str) and _DAY.fullmatch(value) else json.dumps(value)
 
 
 def _type(said: Mapping[str, Any]) -> str:

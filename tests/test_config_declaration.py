@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from integration import settings as reference
+from integration.settings_examples import EXAMPLES, UNITS, of
 from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import FloodGate
@@ -105,6 +106,39 @@ def test_the_reference_is_what_the_code_says(path: Path, made: Callable[[], str]
     """Page and schema are what ``python -m integration.settings`` writes from the declarations."""
     wanted = json.dumps(reference.schema(), indent=2) + "\n" if made is None else made()
     assert path.read_text("utf-8") == wanted, "python -m integration.settings writes it anew"
+
+
+def settings_of(name: str, table: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield table, key and schema of each setting."""
+    for key, said in table["properties"].items():
+        inner = said.get("items", said)
+        if "properties" in inner:
+            yield from settings_of(f"{name}.{key}".lstrip("."), inner)
+        elif "properties" not in (said.get("additionalProperties") or {}):
+            yield name, key, said
+
+
+def test_every_setting_has_an_example_that_fits() -> None:
+    """The page's example of each setting is TOML that its schema accepts, and no example is of no setting."""
+    used = set[str]()
+    for declared in (reference.FileSettings, reference.BrokerFile, reference.OIDCSettings):
+        for table, key, said in settings_of("", schema_of(declared)):
+            used |= {f"{table}.{key}"} & EXAMPLES.keys() or {key}
+            value = of(EXAMPLES, table, key)
+            Draft202012Validator(said).validate(value)
+            assert tomllib.loads(f"x = {reference.toml(value)}"), (table, key)
+    assert EXAMPLES.keys() <= used
+
+
+def test_every_setting_that_measures_has_a_unit() -> None:
+    """A number says in which unit it is."""
+    numbers = {
+        f"{table}.{key}"
+        for declared in (reference.FileSettings, reference.OIDCSettings)
+        for table, key, said in settings_of("", schema_of(declared))
+        if said.get("type") in ("integer", "number") and of(UNITS, table, key) is None
+    }
+    assert numbers == set()
 
 
 def test_the_schema_is_one() -> None:

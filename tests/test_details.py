@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from mqauth.errors import Reason, Rejection
 from mqauth.judging.details import explain
 from mqauth.judging.policy import Allow
+from mqauth.replay.memory import MemoryReplayStore
+from mqauth.replay.rules import ClaimRequest, ReplayStore, first_seen
 from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.message import Origin
@@ -131,11 +133,34 @@ def test_misspelt_header(world: World, rabbit: Any) -> None:
 
 
 def test_replayed(world: World, kafka: Any) -> None:
-    """On Kafka a copy names its place."""
+    """On Kafka a copy names the first place and its own, where the store knows the first; the letter does too."""
+    world.store.first_place = world.memory.first_place
     message = world.forge.seal(kafka(7))
     world.process(message)
     world.process(replace(message, origin=Origin(topic="orders", partition=0, offset=9)))
     assert world.records[-1]["found"]["this is"] == "orders/0/9"
+    assert world.records[-1]["detail"] == "first at orders/0/7"
+    detail = str(dict(world.published[-1].headers)["mqauth-dead-detail"])
+    assert detail.startswith("first at orders/0/7: this is orders/0/9")
+
+
+def test_replayed_as_another_delivery(world: World, rabbit: Any) -> None:
+    """On RabbitMQ no place is known: a copy is told from a redelivery by the broker's mark alone."""
+    message = world.forge.seal(rabbit())
+    assert world.process(message).detail is None
+    assert "handled before, or being handled, as another delivery" in str(world.process(message).detail)
+
+
+def test_a_store_without_places_says_so(kafka: Any) -> None:
+    """A store that keeps no place, as Redis does, names none."""
+    store = MemoryReplayStore()
+    request = ClaimRequest("billing", bytes(16), "a", ("", "orders", 0, 9), False, 60.0, 1e12)
+    assert first_seen(store, request) == "first at another place"
+    store.claim(request)
+    assert first_seen(store, request) == "first at orders/0/9"
+    store.confirm(request)
+    assert first_seen(store, request) == "first at orders/0/9"
+    assert first_seen(cast(ReplayStore, object()), request) == "first at another place"
 
 
 @pytest.mark.parametrize("claim", ["iss", "aud", "sub"])

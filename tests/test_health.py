@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +28,7 @@ from mqauth.errors import Cause
 from mqauth.judging.delivery import Outcome
 from mqauth.judging.rollout import Rollout, RolloutEntry, Rung
 from mqauth.judging.unverified import Verdict
+from mqauth.keystore import Keystore
 from mqauth.telemetry.prometheus import Endpoint
 from mqauth.testing import FakeClock
 
@@ -202,6 +206,38 @@ def test_command(health: Health, code: int, endpoint: Endpoint, capsys: pytest.C
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == health.state.value
     assert printed[1].startswith(f"billing: {health.state.value}")
+
+
+@pytest.mark.parametrize(("fine", "code"), [(True, 0), (False, 1)])
+def test_a_key_server_can_be_asked(
+    fine: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``mqauth health`` knows ``/healthz`` of ``keys serve`` too, and takes the URL from ``MQAUTH_HEALTH``."""
+    keys = Keystore(folder=tmp_path / "keys")
+    keys.create(subjects=["orders-api"])
+    command = [
+        sys.executable,
+        "-m",
+        "mqauth",
+        "keys",
+        "serve",
+        "--dir",
+        str(tmp_path / "keys"),
+        "--port",
+        "0",
+        "--json",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        if not fine:
+            (tmp_path / "keys").rename(tmp_path / "gone")
+        monkeypatch.setenv("MQAUTH_HEALTH", told["health"])
+        try:
+            assert run(["health"]) == code
+        finally:
+            process.terminate()
+    assert capsys.readouterr().out.splitlines()[0] == ("ok" if fine else "stopped")
 
 
 def test_command_without_an_answer(endpoint: Endpoint, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,6 +35,9 @@ STATEMENTS = (
     + 910
     # Rollout: rungs, marks, exemptions, the judge below enforce, counts, records, detectors, commands.
     + 1160
+    # Rollout: the broker asked for marks and lag, entries split, JSON, a sink that hangs, who signed, aliases,
+    # letters without a proof sent back.
+    + 343
     # A log in an event loop.
     + 190
     # Logs as records: one module, rate, details, health.
@@ -50,7 +53,7 @@ STATEMENTS = (
     # Console: several queues, chosen rows, colours, the audit trail, strict JSON, errors with an id.
     + 256
     # dlq depth, the log of commands that stay, findings and the demo in a terminal and piped.
-    + 75
+    + 93
     # Whose fault it is that RabbitMQ closed a channel, and what both its clients share of letters and answers.
     + 31
     # Blocking clients in an event loop: a thread that holds no process, transactions, verdicts.

@@ -11,8 +11,6 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-import coverage
-
 from integration.fuzz import corpus, seeds
 
 ROOT: Final = Path(__file__).parents[2]
@@ -63,21 +61,19 @@ def summary(target: str, told: str, seconds: int) -> str:
     )
 
 
-def covered(target: str, inputs: list[bytes]) -> str:
-    """Return the share of lines and branches of a target's modules that inputs cover, without atheris."""
+def covered(target: str, folder: Path) -> str:
+    """Return coverage's report: lines and branches of a target's modules that seeds and grown inputs reach."""
     from integration.fuzz.targets import TARGETS
 
-    paths = [str(ROOT / "mqauth" / f"{module}.py") for module in TARGETS[target].modules]
-    measured = coverage.Coverage(branch=True, include=paths, data_file=None, config_file=False)
-    measured.start()
-    for one in inputs:
-        TARGETS[target].run(one)
-    measured.stop()
-    shares = []
-    for module, path in zip(TARGETS[target].modules, paths, strict=True):
-        numbers = measured._analyze(path).numbers
-        shares.append(f"{module} {numbers.pc_covered:.0f} %")
-    return ", ".join(shares)
+    paths = ",".join(str(ROOT / "mqauth" / f"{module}.py") for module in TARGETS[target].modules)
+    measure = [sys.executable, "-m", "coverage"]
+    data = f"--data-file={folder / 'coverage'}"
+    replay = ["-m", "integration.fuzz.replay", target, *(str(found) for found in folder.glob("corpus"))]
+    subprocess.run([*measure, "run", data, "--branch", f"--include={paths}", *replay], cwd=ROOT, check=True)
+    told = subprocess.run(
+        [*measure, "report", data, f"--include={paths}"], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    return told.stdout
 
 
 def grow(target: str, folder: Path) -> None:
@@ -98,11 +94,15 @@ def main() -> int:
     parser.add_argument("target", choices=sorted(TARGETS))
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--folder", type=Path, help="keeps the grown corpus and what was found")
+    parser.add_argument("--coverage", action="store_true", help="tell the coverage of what is there; no fuzzing")
     parser.add_argument("--keep", action="store_true", help="add new inputs to the corpus in the repository")
     options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp(prefix=f"fuzz-{options.target}-"))
+    if options.coverage:
+        print(covered(options.target, folder))
+        return 0
     if importlib.util.find_spec("atheris") is None:
         parser.error(_INSTALL)
-    folder = options.folder or Path(tempfile.mkdtemp(prefix=f"fuzz-{options.target}-"))
     code = fuzz(options.target, options.seconds, folder)
     if not code and options.keep:
         grow(options.target, folder)

@@ -19,10 +19,10 @@ def kept(target: str) -> list[bytes]:
 
 
 def keep(target: str, inputs: Iterable[bytes]) -> None:
-    """Write the inputs of a target, the shortest first."""
+    """Write the inputs of a target, the shortest first; nothing where there are none."""
     found = sorted(set(inputs), key=lambda one: (len(one), one))
-    text = "".join(f"{one!r}\n" for one in found)
-    (FOLDER / f"{target}.txt").write_text(text, encoding="ascii")
+    if found:
+        (FOLDER / f"{target}.txt").write_text("".join(f"{one!r}\n" for one in found), encoding="ascii")
 
 
 def unpack(folder: Path, inputs: Iterable[bytes]) -> None:

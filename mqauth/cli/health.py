@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import http.client
 import json
 from typing import Annotated, Any, Final
@@ -18,7 +19,14 @@ _CODES: Final = {"ok": 0, "degraded": 0, "stalled": UNDECIDED}
 
 
 def health(
-    url: Annotated[str, typer.Argument(metavar="[URL]", help="Of Endpoint's /health.")] = DEFAULT,
+    url: Annotated[
+        str,
+        typer.Argument(
+            metavar="[URL]",
+            envvar="MQAUTH_HEALTH",
+            help="Of Endpoint's /health, or /healthz of mqauth keys serve.",
+        ),
+    ] = DEFAULT,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.")] = 3.0,
     as_json: Json = False,
 ) -> int:
@@ -47,10 +55,14 @@ def _asked(host: str, port: int, path: str, timeout: float) -> dict[str, Any]:
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
         connection.request("GET", path)
-        told = json.loads(connection.getresponse().read(_MOST))
+        answer = connection.getresponse()
+        told = json.loads(answer.read(_MOST))
     finally:
         connection.close()
-    return require(told if isinstance(told, dict) else None, "no object", ValueError)
+    told = require(told if isinstance(told, dict) else None, "no object", ValueError)
+    # A key server has no states: it publishes the keys, or it does not.
+    found: dict[str, Any] = {"state": "ok" if answer.status == http.HTTPStatus.OK else "stopped"}
+    return found | told
 
 
 def _lines(told: dict[str, Any]) -> list[str]:

@@ -62,7 +62,7 @@ from mqauth.judging.token import Candidate
 from mqauth.judging.unverified import Verdict
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.release import Release, open_release
-from mqauth.replay.rules import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id, release_id
+from mqauth.replay.rules import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id, first_seen, release_id
 from mqauth.wire.keys import KeySet, KeySource
 from mqauth.wire.message import Message
 
@@ -326,7 +326,7 @@ class Judge:
     def _claimed(self, delivery: Delivery, claim: ClaimRequest, status: ClaimStatus) -> ClaimStatus:
         """Return what a claim came to, and note it if the message is this delivery's now."""
         if status is ClaimStatus.REPLAYED:
-            raise Rejection(Reason.REPLAYED, "a copy of a message that was delivered elsewhere")
+            raise Rejection(Reason.REPLAYED, first_seen(self._replay, claim))
         if status is ClaimStatus.HELD:
             raise Unavailable(Cause.CLAIM_HELD, "an earlier delivery of it is still being handled")
         if status is ClaimStatus.REREAD and self._reread == "duplicate":

@@ -144,6 +144,14 @@ class MemoryReplayStore:
                 held[1].held.remove(key)
                 self._size -= 1
 
+    def first_place(self, request: ClaimRequest, /) -> Place | None:
+        """Return where the first delivery of an id was, ``None`` where that is not known."""
+        with self._lock:
+            key = _big_endian(request.id) | self._scopes[request.index is not None][request.scope]
+            held = self._held.get(key)
+            entry = self._ended(key, request.index) if held is None else held[0]
+            return None if entry is None else entry.place
+
     def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
         """Claim each, in order.
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
@@ -100,7 +101,7 @@ class ReplayStore(Protocol):
     A store may have a fourth method, ``claim_many(requests)``, that makes many claims in one round trip. It
     answers as if each came alone, in order; if it raises, some may be claimed, and the same owners may claim
     again. A store whose ``in_process`` is true has no round trips to save: it is asked for a part of a poll at a
-    time.
+    time. With ``first_place(request)`` it also says where the first delivery was, for the detail of a rejection.
     """
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus | Awaitable[ClaimStatus]:
@@ -140,6 +141,17 @@ def judge(entry: Entry | None, request: ClaimRequest, now: float) -> ClaimStatus
     if entry.owner is None:
         return ClaimStatus.DUPLICATE
     return _FRESH if entry.lease_ends <= now else ClaimStatus.HELD
+
+
+def first_seen(store: ReplayStore, request: ClaimRequest) -> str:
+    """Return in words where a replayed message was first, as far as a store in this process knows."""
+    if request.place is None:
+        return "handled before, or being handled, as another delivery"
+    # It explains a verdict that stands: a store that cannot say it must not keep the message from being buried.
+    with suppress(Exception):
+        _, topic, partition, offset = store.first_place(request)  # type: ignore[attr-defined]
+        return f"first at {topic}/{partition}/{offset}"
+    return "first at another place"
 
 
 def batch_id(token: bytes, index: int) -> bytes:
