@@ -46,6 +46,7 @@ _LABELS: Final = {
     "mqauth.dead_letters.oldest": "`queue`",
     "mqauth.rollout.rung": "`destination`",
     "mqauth.rollout.days_left": "`destination`",
+    "mqauth.rollout.aliases": "`destination`",
     "messaging.process.duration": "`messaging.*`, `error.type`",
 }
 

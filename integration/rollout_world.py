@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
 import aio_pika
 import kafka as kafka_python
@@ -43,7 +44,11 @@ HOUR: Final = 3600.0
 AT_ONCE: Final = 500
 _KAFKA: Any = kafka_python
 _FILE: Final = """\
+[broker]
+url = "{url}"
+{login}
 [consumer]
+scope = "{scope}"
 audience = "billing"
 issuers = [{{ issuer = "https://auth.example", file = "jwks.json" }}]
 allow = [{{ subject = "orders-api", destinations = ["{place}"] }}]
@@ -93,6 +98,9 @@ class Live(Protocol):
     """A queue or topic with messages, and its dead letters."""
 
     destination: str
+    url: str
+    scope: str
+    """The consumer group or queue."""
     evidence: str
     """A line for the configuration: how the broker gives evidence of append times."""
 
@@ -133,7 +141,12 @@ class Ladder:
         (folder / "jwks.json").write_text(json.dumps(dump_key_set(forge.keys)))
         today = datetime.now(UTC).date()
         term = {"since": today - timedelta(days=4), "until": today + timedelta(days=60)}
-        self.file.write_text(_FILE.format(place=self.place, evidence=live.evidence, **term), "utf-8")
+        found = urlsplit(live.url)
+        login = 'user = "guest"\npassword_env = "MQAUTH_TEST_PASSWORD"\n' if found.password else ""
+        patch.setenv("MQAUTH_TEST_PASSWORD", found.password or "")
+        url = found._replace(netloc=found.netloc.rpartition("@")[2]).geturl()
+        facts = {"place": self.place, "evidence": live.evidence, "url": url, "login": login, "scope": live.scope}
+        self.file.write_text(_FILE.format(**facts, **term), "utf-8")
 
     # Producers
 
@@ -247,7 +260,8 @@ class LiveQueue:
     evidence = 'append_evidence = "interceptor"\n'
 
     def __init__(self, url: str, forge: Forge) -> None:
-        self.name = f"rollout-{uuid.uuid4().hex[:8]}"
+        self.url = url
+        self.name = self.scope = f"rollout-{uuid.uuid4().hex[:8]}"
         self.key = "orders.created"
         self.destination = destination.rabbitmq(self.name, self.key)
         self._forge = forge
@@ -340,6 +354,7 @@ class LiveTopic:
 
     def __init__(self, url: str, forge: Forge) -> None:
         self.stage = KafkaStage(url, partitions=3, config={"message.timestamp.type": "LogAppendTime"})
+        self.url, self.scope = url, self.stage.group
         self.destination = self.stage.destination
         self._client = _KAFKA.KafkaProducer(
             bootstrap_servers=self.stage.servers, linger_ms=5, metadata_max_age_ms=500

@@ -81,6 +81,17 @@ def test_what_cannot_be_sent(world: World) -> None:
     assert world.left() == 1
 
 
+def test_beside_one_that_is_too_large(world: World) -> None:
+    """Messages that were open beside one that is too large are not told that they are, too."""
+    producer = world.producer()
+    large = producer.submit(b"b" * (17 << 20), "orders.created")
+    beside = [producer.submit(b"%d" % number, "orders.created") for number in range(8)]
+    assert isinstance(large.exception(30), ValueError)
+    told = [each.exception(30) for each in beside]
+    assert all(error is None or isinstance(error, AMQPError) for error in told)
+    producer.publish(b"9", "orders.created")
+
+
 def test_an_exchange_that_is_missing(world: World) -> None:
     """A channel that the broker closes fails its publishes, and is opened anew for the next."""
     producer = world.producer("no-such-exchange")

@@ -35,8 +35,9 @@ from mqauth import (
 from mqauth.brokers import rabbitmq as wrapper
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.rabbitmq.queue import sender
-from mqauth.errors import Cause, RetryLater, Unavailable
+from mqauth.errors import Cause, Reason, Rejection, RetryLater, Unavailable
 from mqauth.flow import Attempts, ColourError
+from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing.forge import SUBJECT, Forge
 
 INTERCEPTOR = "message_interceptors.incoming.set_header_timestamp.overwrite = true"
@@ -516,6 +517,32 @@ async def test_a_letter_the_broker_finds_too_large(bench: Bench) -> None:
     (letter,) = await bench.buried()
     assert text(letter, "form") == "reference"
     await bench.publish()
+
+
+async def test_a_letter_beside_one_that_is_too_large(bench: Bench) -> None:
+    """The letters that were open on a channel with one over the broker's limit are sent again, whole."""
+    letters = bench.letters(max_body=1 << 40)
+    large = Message(destination=bench.destination, body=b"b" * (17 << 20))
+    small = [Message(destination=bench.destination, body=b"%d" % number) for number in range(8)]
+    rejection = Rejection(Reason.TOKEN_MISSING, "no token header")
+
+    async def bury(message: Message) -> bool:
+        try:
+            await letters.publish(
+                DeadLetter(message=message, rejection=rejection, scope="billing", time=1.9e9, audit="1")
+            )
+        except Unavailable:
+            return False
+        return True
+
+    async with asyncio.TaskGroup() as both:
+        first = both.create_task(bury(large))
+        beside = [both.create_task(bury(message)) for message in small]
+    assert await first
+    for message, done in zip(small, beside, strict=True):
+        assert await done or await bury(message)
+    whole = {letter.body for letter in await bench.buried() if not letter.occurrences("mqauth-dead-form")}
+    assert whole >= {message.body for message in small}
 
 
 async def test_what_acts_by_itself_is_not_sent_again(bench: Bench) -> None:

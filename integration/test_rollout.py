@@ -6,13 +6,12 @@ each rung somebody takes the token off some messages of the producer that signs.
 
 from __future__ import annotations
 
-import base64
 import contextlib
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 
@@ -70,7 +69,6 @@ def test_a_live_queue_goes_up_the_ladder(
         mark = datetime.fromisoformat(entry(ladder, "from").replace("Z", "+00:00"))
         wait_until(lambda: datetime.now(UTC) > mark + timedelta(seconds=1))
         condemned = enforce_new(ladder, say)
-        wait_until(lambda: queue.waiting() == 0)
         condemned |= enforce(ladder, say)
         sum_up(ladder, condemned, say)
 
@@ -86,7 +84,8 @@ def test_a_live_topic_goes_up_the_ladder(
         share_with_another(ladder, topic, say)
         publish_late(ladder)
         ends = topic.ends()
-        ladder.up("--mark", mark_of(topic, ends))
+        ladder.up()
+        assert marked(ladder) == ends
         added = topic.add_partition()
         condemned = enforce_new(ladder, say)
         condemned |= read_all_again(ladder, topic, added, say)
@@ -96,6 +95,20 @@ def test_a_live_topic_goes_up_the_ladder(
 
 
 # The rungs, on either broker
+
+
+def test_without_the_interceptor_there_is_no_mark(
+    rabbitmq: RabbitMQ, forge: Forge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A RabbitMQ that leaves the sender's own stamp as it is proves no time: the command refuses, exit code 2."""
+    with contextlib.closing(LiveQueue(rabbitmq.url, forge)) as queue:
+        ladder = Ladder(queue, tmp_path, monkeypatch, forge)
+        with ladder.consumer():
+            pass
+        ladder.up()
+        code, printed = ladder.command("up", ladder.place, "--yes", "--force", "--why", "a test")
+        assert (code, ladder.rung) == (2, "observe")
+        assert "no message interceptor that overwrites timestamp_in_ms" in printed
 
 
 def stand_at_off(ladder: Ladder, say: Say) -> None:
@@ -182,14 +195,39 @@ def enforce(ladder: Ladder, say: Say) -> set[bytes]:
     """A window later it is safe, and everything is enforced; old code is no longer wired in."""
     ladder.clock.hours = 26
     ladder.consume_all(EACH)
-    ladder.up("--settled")
+    refuse_while_unsettled(ladder)
+    warned = [line for line in ladder.up().splitlines() if line.startswith("note:")]
     assert ladder.rung == "enforce"
+    assert len(warned) == isinstance(ladder.live, LiveTopic)
     wrong = set(ladder.publish("orders-api", 3, STRIPPED) + ladder.publish("till-7", 2, SILENT))
     runs = ladder.consume_all(EACH, old_code=False)
     assert all(found.verified for found in runs)
     assert {body for body, _ in ladder.live.letters()} >= wrong
     say(f"  enforce: {len(runs)} verified, {len(wrong)} unsigned dead-lettered")
     return wrong
+
+
+def refuse_while_unsettled(ladder: Ladder) -> None:
+    """The command asks the broker, and refuses while anything of before the mark may be open."""
+    live = ladder.live
+    if isinstance(live, LiveTopic):
+        ends, now = marked(ladder), live.ends()
+        live.reset({number: end - 1 for number, end in ends.items()})
+        refused(ladder, f"{len(ends)} records before the mark to settle")
+        live.reset(now)
+        return
+    signed = ladder.publish("orders-api", 1, SIGNS)
+    refused(ladder, "has 1 messages")
+    with ladder.consumer():
+        ladder.wait_for(signed)
+        refused(ladder, "has 1 consumers")
+
+
+def refused(ladder: Ladder, why: str) -> None:
+    """Going up is refused with a reason, and the file stays as it is."""
+    code, printed = ladder.command("up", ladder.place, "--yes")
+    assert (code, ladder.rung) == (1, "enforce-new")
+    assert why in printed
 
 
 def sum_up(ladder: Ladder, condemned: set[bytes], say: Say) -> None:
@@ -266,9 +304,7 @@ def entry(ladder: Ladder, key: str) -> str:
     return line.partition("= ")[2]
 
 
-def mark_of(topic: LiveTopic, ends: dict[int, int]) -> str:
-    """Return the mark of a topic, in TOML."""
-    (found,) = topic.stage.admin.describe_topics([topic.stage.topic])
-    topic_id = base64.urlsafe_b64encode(UUID(str(found["topic_id"])).bytes).rstrip(b"=").decode()
-    offsets = ", ".join(f'"{number}" = {end}' for number, end in ends.items())
-    return f'{{ topic_id = "{topic_id}", {offsets} }}'
+def marked(ladder: Ladder) -> dict[int, int]:
+    """Return the offsets of the mark that the command wrote."""
+    (found,) = tomllib.loads(ladder.file.read_text("utf-8"))["rollout"]
+    return {int(number): end for number, end in found["from"].items() if number != "topic_id"}

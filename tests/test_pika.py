@@ -90,7 +90,7 @@ async def test_what_was_not_sent_has_no_number() -> None:
         publisher.publish("", "q", b"x", BasicProperties(message_id="sent"), mandatory=True)
     )
     await asyncio.wait([publishing], timeout=0)
-    assert {number: name for number, (name, _) in publisher._unconfirmed.items()} == {1: "sent"}
+    assert {number: name for number, (name, *_) in publisher._unconfirmed.items()} == {1: "sent"}
     publisher._on_confirm(SimpleNamespace(method=spec.Basic.Ack(delivery_tag=1)))
     await publishing
 

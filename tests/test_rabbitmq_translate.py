@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pamqp import commands, decode, encode
 from pamqp.header import ContentHeader
 
+from mqauth.brokers.amqp_messages import may_be_too_large
 from mqauth.brokers.amqp_values import on_wire
 from mqauth.brokers.rabbitmq.incoming import Unreadable, delivered
 from mqauth.brokers.rabbitmq.translate import (
@@ -368,3 +369,17 @@ def test_letter_out() -> None:
     assert native.delivery_mode is aio_pika.DeliveryMode.PERSISTENT
     assert native.timestamp == datetime(1970, 1, 1, 0, 0, 7, tzinfo=UTC)
     assert native.headers == {"raw": bytearray(b"\xff"), "list": [1, {"a": bytearray(b"b")}]}
+
+
+@pytest.mark.parametrize(
+    ("why", "size", "may"),
+    [
+        ("PRECONDITION_FAILED - message size 17 is larger than configured max size 16", 17, True),
+        ("PRECONDITION_FAILED - message size 17 is larger than configured max size 16", 16, False),
+        ("PRECONDITION_FAILED - message size 17 larger than max size 16", 2, False),
+        ('PRECONDITION_FAILED - invalid message: {unacceptable_type_in_header,"CC",longstr}', 2, True),
+    ],
+)
+def test_whose_fault_a_closed_channel_is(why: str, size: int, may: bool) -> None:
+    """Where RabbitMQ names the limit of sizes, messages within it are not at fault; else each may be."""
+    assert may_be_too_large(why, size) is may

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def observed(time: float, **changes: Any) -> AuditRecord:
     """Return the record of a minute."""
     place = changes.pop("place", "kafka:orders")
     facts = {"seconds": 60.0, "rules": "r1", "rungs": {place: "observe"}, "accepted": {place: 100},
-             "unsigned": {}, "unstamped": {}, "lost": {}, "groups": [], "other": 0} | changes  # fmt: skip
+             "unsigned": {}, "unstamped": {}, "lost": {}, "signed": {}, "groups": [],
+             "other": 0} | changes  # fmt: skip
     return AuditRecord(
         id="01936b7e-0000-7000-8000-000000000000", time=time, verdict="observed", reason=None, detail=None,
         scope="billing", broker={}, token={}, body_sha256=None, body_size=None, key_set=None, policy=None,
@@ -213,7 +215,7 @@ def test_down_always_works_and_says_until_when(place: Place) -> None:
         (("down", "kafka:stock", "--why", "x", "--until", "2026-12-20"), "kafka:stock is in no [[rollout]]"),
         (("down", "kafka:orders", "--why", "x", "--until", "soon"), "--until is a date like 2027-01-31"),
         (("down", "kafka:orders", "--why", "x", "--until", "2027-12-20", "--yes"), "until: must be 1 to 90 days"),
-        (("up", "kafka:orders", "--yes"), "--mark is needed on Kafka"),
+        (("up", "kafka:orders", "--yes"), "--broker is needed on Kafka"),
     ],
 )
 def test_what_is_wrong_is_one_line(arguments: tuple[str, ...], said: str, place: Place) -> None:
@@ -231,3 +233,113 @@ def test_print_changes_nothing(place: Place) -> None:
     code, printed = place.run("down", "kafka:orders", "--why", "x", "--until", "2026-12-20", "--print")
     assert (code, place.file.read_text("utf-8")) == (0, before)
     assert 'rung = "off"' in printed
+
+
+def test_producers_that_signed_nothing_are_listed(place: Place) -> None:
+    """A rule lets them publish there; it is not held against going up. Who signed elsewhere only is listed."""
+    rules = [("orders-api", "kafka:orders"), ("web-shop", "kafka:#"), ("till-7", "kafka:orders"),
+             ("stock-api", "kafka:stock")]  # fmt: skip
+    allow = ", ".join(f'{{ subject = "{who}", destinations = ["{where}"] }}' for who, where in rules)
+    text = place.file.read_text("utf-8")
+    head, _, tail = text.partition("allow = [")
+    place.file.write_text(f"{head}allow = [{allow}]{tail.partition(']')[2].partition(']')[2]}", "utf-8")
+    signed = {"kafka:orders": {"https://auth.example": {"orders-api": 100}},
+              "kafka:stock": {"https://auth.example": {"till-7": 3}}}  # fmt: skip
+    place.records(observed(NOW - 60, signed=signed))
+    code, printed = place.run("status")
+    assert code == 0, printed
+    assert "signed nothing: web-shop, till-7\n" in printed
+    (found,) = json.loads(place.run("status", "--json")[1])
+    assert found["never_signed"] == ["web-shop", "till-7"]
+
+
+MARK = '{ topic_id = "mXk0", "0" = 88 }'
+
+
+class TestJson:
+    """Every subcommand prints one JSON document with ``--json``."""
+
+    def of(self, place: Place, *arguments: str) -> tuple[int, Any]:
+        """Run a command; return its exit code and what it printed on standard output."""
+        place._capsys.readouterr()
+        code = run(["rollout", *arguments, "--json", "--config", str(place.file)])
+        return code, json.loads(place._capsys.readouterr().out)
+
+    def test_what_changes_the_file(self, place: Place) -> None:
+        """The rung after it, whether it was written, and the lines of the difference."""
+        place.records(observed(NOW - 60, groups=[GROUP]))
+        code, found = self.of(place, "accept", "kafka:orders", "token_missing kafka:orders", "--why", "x", "--yes")
+        assert (code, found["rung"], found["written"]) == (0, "observe", True)
+        code, found = self.of(place, "up", "kafka:orders", "--mark", MARK, "--yes")
+        assert (code, found["rung"], found["written"], found["note"]) == (0, "enforce-new", True, None)
+        assert f"+from = {MARK}" in found["lines"]
+        code, found = self.of(place, "down", "kafka:orders", "--why", "x", "--until", "2026-12-20", "--yes")
+        assert (code, found["rung"]) == (0, "observe")
+
+    def test_what_is_refused(self, place: Place) -> None:
+        """The standing, with what speaks against it."""
+        place.records(observed(NOW - 60, groups=[GROUP]))
+        code, found = self.of(place, "up", "kafka:orders", "--mark", MARK, "--yes")
+        assert (code, found["written"], found["against"]) == (1, False, ["1 groups"])
+        assert [group["app"] for group in found["groups"]] == ["crm-export"]
+
+    def test_the_new_file(self, place: Place) -> None:
+        """With ``--print`` its text."""
+        place.records(observed(NOW - 60))
+        code, found = self.of(place, "up", "kafka:orders", "--mark", MARK, "--print")
+        assert code == 0
+        assert f"from = {MARK}" in found["text"]
+
+
+BOTH = '["kafka:orders", "rabbitmq:shop/orders.#"]  # two of them'
+
+
+class TestSplitting:
+    """A destination that goes up alone gets an entry of its own, before the one it stood in."""
+
+    def two(self, place: Place, listed: str = BOTH) -> None:
+        """Have the entry list more than one destination."""
+        text = place.file.read_text("utf-8")
+        place.file.write_text(text.replace('["kafka:orders"]\nrung', f"{listed}\nrung"), "utf-8")
+
+    def entries(self, place: Place) -> list[tuple[list[str], str]]:
+        """Return destinations and rung of each entry."""
+        found = tomllib.loads(place.file.read_text("utf-8"))["rollout"]
+        return [(entry["destinations"], entry["rung"]) for entry in found]
+
+    def test_one_of_two(self, place: Place) -> None:
+        """The other one stays, with its comments, and what speaks against it does not count."""
+        self.two(place)
+        other = {**GROUP, "destination": "rabbitmq:shop/orders.new"}
+        both = {"kafka:orders": 100, "rabbitmq:shop/orders.#": 1}
+        rungs = dict.fromkeys(both, "observe")
+        place.records(observed(NOW - 60, accepted=both, rungs=rungs, groups=[other]))
+        code, printed = place.run("up", "kafka:orders", "--mark", MARK, "--yes")
+        assert code == 0, printed
+        assert self.entries(place) == [
+            (["kafka:orders"], "enforce-new"),
+            (["rabbitmq:shop/orders.#"], "observe"),
+        ]
+        text = place.file.read_text("utf-8")
+        assert text.count("# two of them") == text.count("# ask them") == 2
+        assert "[[rollout]]  # the orders" in text
+        assert place.run("up", "rabbitmq:shop/orders.#", "--yes")[0] == 1
+
+    def test_one_that_a_pattern_holds(self, place: Place) -> None:
+        """The pattern stays, and the new entry decides, since it comes first."""
+        self.two(place, '["kafka:#"]')
+        place.records(observed(NOW - 60, accepted={"kafka:#": 4}, rungs={"kafka:#": "observe"}))
+        assert place.run("up", "kafka:orders", "--mark", MARK, "--yes")[0] == 0
+        assert self.entries(place) == [(["kafka:orders"], "enforce-new"), (["kafka:#"], "observe")]
+        code, printed = place.run("up", "kafka:#", "--yes")
+        assert code == 2
+        assert "on Kafka a mark is of one topic: name it" in printed
+
+    def test_a_list_on_several_lines_is_left_alone(self, place: Place) -> None:
+        """It is refused in one line; nothing is written."""
+        self.two(place, '[\n  "kafka:orders",\n  "kafka:stock",\n]')
+        place.records(observed(NOW - 60, accepted={"kafka:orders": 4}))
+        before = place.file.read_text("utf-8")
+        code, printed = place.run("up", "kafka:orders", "--mark", MARK, "--yes")
+        assert (code, place.file.read_text("utf-8")) == (2, before)
+        assert "write each entry as [[rollout]] with a key a line" in printed

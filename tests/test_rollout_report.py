@@ -21,11 +21,14 @@ from mqauth.audit.record import iso_time
 from mqauth.audit.rollout_watch import last_rollout
 from mqauth.audit.sinks import MisuseWatch
 from mqauth.check import check
+from mqauth.delivery.health import QueueHealth, State, rungs, with_aliases
 from mqauth.errors import RejectNow
-from mqauth.judging.observing import unenforced
+from mqauth.judging.accept_as import AcceptAs
+from mqauth.judging.observing import lines
 from mqauth.judging.rollout import WEEK, Exemption, Rollout, RolloutEntry, Rung
 from mqauth.telemetry import Telemetry
 from mqauth.testing import ATTACKS, FakeClock, Forge
+from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import strict_json
 from mqauth.wire.jwk import dump_key_set
@@ -178,7 +181,8 @@ class TestWarnings:
         assert [level for level, _ in said] == [logging.WARNING] * 2
         assert "kafka:orders: observe until 2030-05-20, ask orders-team" in said[0][1]
         assert self.at_start(caplog, found) == []
-        assert len(unenforced(found.pipeline.rollout)) == 2
+        assert found.pipeline.rollout is not None
+        assert len(list(lines(found.pipeline.rollout))) == 2
 
     def test_the_end_is_said_daily_and_past_it_hourly(
         self, world: Callable[..., Ladder], caplog: pytest.LogCaptureFixture, clock: FakeClock
@@ -346,3 +350,71 @@ def test_entries_of_a_rollout(world: Callable[..., Ladder]) -> None:
     rollout = Rollout([first, *at(Rung.OBSERVE, "kafka:orders.#").entries])
     found = [rollout.entry(f"kafka:orders.{name}") for name in ("new", "old")]
     assert [entry and entry.rung for entry in found] == [Rung.ENFORCE, Rung.OBSERVE]
+
+
+class TestAliases:
+    """What is accepted where it was not signed for is said at each start, and is nothing amiss."""
+
+    ALIAS = AcceptAs(at="kafka:eu.orders", signed_for=(KAFKA, "kafka:refunds"))
+
+    def test_the_record_of_the_start_has_them(self, world: Callable[..., Ladder], forge: Forge) -> None:
+        """With and without a rung below ``enforce``; without one nothing is counted."""
+        for rollout, verdicts in ((at(Rung.OBSERVE), {"rollout", "observed"}), (Rollout(), {"rollout"})):
+            found = world(rollout, verifier=forge.verifier(accept_as=[self.ALIAS]))
+            found.run(found.pipeline.tick(last=True))
+            (facts,) = of(found, "rollout")
+            assert facts["accept_as"] == [{"at": "kafka:eu.orders", "signed_for": [KAFKA, "kafka:refunds"]}]
+            assert {record["verdict"] for record in found.told} == verdicts
+
+    def test_health_has_them(self, forge: Forge) -> None:
+        """The state stays ``ok``: such a message has a proof like any other."""
+        healthy = QueueHealth(
+            consuming=True, in_flight=0, deferred=0, stalled_since=None, cause=None, detail=None,
+            connection_deaths=0, prefetch=1, unsettled=0, party=None, held={}, at_limit=0,
+        )  # fmt: skip
+        found = with_aliases(healthy, forge.verifier(accept_as=[self.ALIAS]))
+        assert found.aliases == {"kafka:eu.orders": f"{KAFKA}, kafka:refunds"}
+        assert found.state is State.OK
+        assert with_aliases(healthy, forge.verifier()) is healthy
+
+    def test_an_exemption_is_in_health_as_well(self) -> None:
+        """It is not enforced, so that the consumer is degraded."""
+        exempt = Exemption(destination=RABBITMQ, until=date(2030, 9, 30), why="old")
+        assert rungs(Rollout(exemptions=[exempt])) == {RABBITMQ: "enforce, exempt until 2030-09-30"}
+        assert rungs(Rollout(at(Rung.OFF, RABBITMQ).entries, [exempt])) == {RABBITMQ: "off"}
+
+    def test_a_gauge_has_them(self, forge: Forge) -> None:
+        """How many destinations each accepts."""
+        reader = InMemoryMetricReader()
+        telemetry = Telemetry(MeterProvider([reader]).get_meter("test"))
+        telemetry.watch_rollout(None, forge.verifier(accept_as=[self.ALIAS]))
+        found = Meter(reader, telemetry).points("mqauth.rollout.aliases")
+        assert {labels[0][1]: point.value for labels, point in found.items()} == {"kafka:eu.orders": 2}
+
+
+class TestSigners:
+    """Who signed, in bounded memory and records."""
+
+    def test_a_record_says_who_signed(self, world: Callable[..., Ladder]) -> None:
+        """By pattern, issuer and subject."""
+        found = world(at(Rung.OBSERVE))
+        for number in range(3):
+            found.process(found.sealed(kafka_message(number)))
+        found.run(found.pipeline.tick(last=True))
+        signed = [one["signed"][KAFKA][ISSUER] for one in of(found, "observed")]
+        assert {name for one in signed for name in one} == {SUBJECT}
+        assert sum(one[SUBJECT] for one in signed) == 3
+
+    def test_nobody_is_lost_where_there_are_many(self) -> None:
+        """Those that have no room in a record come in the next; each record has at most 64 KiB."""
+        counts, seen = Observed(), set[str]()
+        for number in range(CAPACITY):
+            counts.accept(KAFKA, ISSUER, f"{number:0200}")
+        for _ in range(20):
+            taken = counts.take()
+            assert len(strict_json.dumps(taken)) <= 64 * 1024
+            seen |= set(taken["signed"].get(KAFKA, {}).get(ISSUER, {}))
+        assert len(seen) == CAPACITY
+        for number in range(2 * CAPACITY):
+            counts.accept(KAFKA, ISSUER, str(number))
+        assert len(counts.signed) == CAPACITY

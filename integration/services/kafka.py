@@ -34,7 +34,7 @@ from integration.services.machine import (
 
 VARIABLE = "MQAUTH_KAFKA_URL"
 STANDARD_PORT = 9092
-_SETTINGS, _LOG4J = "server.properties", "log4j2.properties"
+_SETTINGS, LOG4J = "server.properties", "log4j2.properties"
 _POM = Path(__file__).resolve().parents[1] / "pom.xml"
 _OLDEST_JAVA = 17
 _COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
@@ -67,7 +67,7 @@ broker.session.timeout.ms={session}
 """
 _SESSION = 1500
 _SESSION_OF_SEVERAL = 6000  # brokers that share two cores miss a heartbeat now and then
-_LOGGING = """\
+LOGGING = """\
 rootLogger.level=info
 rootLogger.appenderRef.console.ref=console
 appender.console.type=Console
@@ -116,7 +116,7 @@ def prepare() -> None:
     """Install and fetch what a Kafka needs here."""
     if not os.environ.get(VARIABLE) and not docker_answers():
         _java()
-        _jars()
+        jars_of(_POM)
 
 
 def _checked(handle: Kafka) -> Kafka:
@@ -152,19 +152,20 @@ def _java_version() -> int:
     return int(found[1]) if found else 0
 
 
-def _jars() -> Path:
-    """Return the folder with the jars that pom.xml names, copied there on first use."""
-    folder = cache_folder() / f"kafka-{hashlib.sha256(_POM.read_bytes()).hexdigest()[:16]}"
+def jars_of(pom: Path) -> Path:
+    """Return the folder with the jars that a pom.xml names, copied there on first use."""
+    kind = "kafka" if pom == _POM else pom.stem.removeprefix("pom-")
+    folder = cache_folder() / f"{kind}-{hashlib.sha256(pom.read_bytes()).hexdigest()[:16]}"
     with locked(folder.name):
         if folder.is_dir():
             return folder
         if not shutil.which("mvn"):
             install("maven", why="Apache Kafka comes from Maven Central")
-        copying = Path(tempfile.mkdtemp(prefix="kafka-", suffix=".copy", dir=folder.parent))
+        copying = Path(tempfile.mkdtemp(prefix=f"{kind}-", suffix=".copy", dir=folder.parent))
         say(f"copying Apache Kafka to {folder.parent}: once")
         try:
             run(
-                ["mvn", "-B", "-q", "-f", str(_POM), _COPY, "-DincludeScope=runtime",
+                ["mvn", "-B", "-q", "-f", str(pom), _COPY, "-DincludeScope=runtime",
                  f"-DoutputDirectory={copying}"],
                 timeout=_COPY_WITHIN,
             )  # fmt: skip
@@ -189,7 +190,7 @@ def local_brokers(ports: Sequence[Port]) -> tuple[list[LocalServer], str]:
     Args:
         ports: of their clients, one for each broker.
     """
-    jars = _jars()
+    jars = jars_of(_POM)
     controllers = [Port() for _ in ports]
     voters = ",".join(f"{node}@{LOOPBACK}:{port.number}" for node, port in enumerate(controllers, 1))
     # The first byte is zero, for StorageTool reads an id that begins with "-" as an option.
@@ -211,24 +212,24 @@ def _broker(node: int, ports: tuple[Port, Port], voters: str, size: int, jars: P
         replicas=size, in_sync=size // 2 + 1, session=_SESSION if size == 1 else _SESSION_OF_SEVERAL,
     )  # fmt: skip
     (folder / _SETTINGS).write_text(settings)
-    (folder / _LOG4J).write_text(_LOGGING)
+    (folder / LOG4J).write_text(LOGGING)
     return LocalServer(
         origin=f"Maven Central, in {jars.parent}",
-        commands=[[*_java_words(folder, jars), "kafka.Kafka", str(folder / _SETTINGS)]],
+        commands=[[*java_words(folder, jars), "kafka.Kafka", str(folder / _SETTINGS)]],
         env=os.environ,
         folder=folder,
         ports=ports,
     )
 
 
-def _java_words(folder: Path, jars: Path) -> list[str]:
-    """Return the start of a command that runs a class of Kafka's."""
+def java_words(folder: Path, jars: Path) -> list[str]:
+    """Return the start of a command that runs a class of Kafka's; the folder has its settings of the log."""
     return [_java(), "-Xmx512m", "-XX:+UseSerialGC", "-Xshare:auto", "-Djava.awt.headless=true",
-            f"-Dlog4j2.configurationFile={folder / _LOG4J}", "-cp", f"{jars}/*"]  # fmt: skip
+            f"-Dlog4j2.configurationFile={folder / LOG4J}", "-cp", f"{jars}/*"]  # fmt: skip
 
 
 def _format(broker: LocalServer, cluster: str, jars: Path) -> None:
-    java, *rest = _java_words(broker.folder, jars)
+    java, *rest = java_words(broker.folder, jars)
     try:
         run(
             [java, "-XX:TieredStopAtLevel=1", *rest,

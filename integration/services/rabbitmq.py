@@ -41,22 +41,30 @@ class RabbitMQ(Service):
         return self.control.execute("rabbitmqctl", *args)
 
     @classmethod
-    def launch(cls, *, extra_config: Sequence[str] = ()) -> RabbitMQ:
-        """Start one and return its handle; lines of rabbitmq.conf get it a broker of its own."""
-        return cls.begin(extra_config=extra_config)()
+    def launch(cls, *, extra_config: Sequence[str] = (), plugin: str | None = None) -> RabbitMQ:
+        """Start one and return its handle; lines of rabbitmq.conf, or a plug-in, get it a broker of its own."""
+        return cls.begin(extra_config=extra_config, plugin=plugin)()
 
     @classmethod
-    def begin(cls, *, extra_config: Sequence[str] = ()) -> Callable[[], RabbitMQ]:
+    def begin(cls, *, extra_config: Sequence[str] = (), plugin: str | None = None) -> Callable[[], RabbitMQ]:
         """Start one without waiting; the function returned waits until it is ready."""
-        given = None if extra_config else from_environment(VARIABLE)
+        given = None if extra_config or plugin else from_environment(VARIABLE)
         if given:
             url, control = given
             return lambda: _checked(cls.ready(url, control))
         port = Port(STANDARD_PORT)
         url = f"amqp://guest:guest@{LOOPBACK}:{port.number}/"
-        server = _compose(port, extra_config) if docker_answers() else _local(port, extra_config)
+        in_docker = docker_answers()
+        server = _compose(port, extra_config) if in_docker else _local(port, extra_config, plugin)
         server.start()
-        return lambda: _checked(cls.ready(url, server))
+
+        def ready() -> RabbitMQ:
+            found = _checked(cls.ready(url, server))
+            if in_docker and plugin:
+                server.execute("rabbitmq-plugins", "enable", plugin)
+            return found
+
+        return ready
 
 
 def prepare() -> None:
@@ -120,18 +128,22 @@ class Identity:
     distribution: int
 
 
-def _local(port: Port, extra_config: Sequence[str]) -> LocalServer:
+def _local(port: Port, extra_config: Sequence[str], plugin: str | None) -> LocalServer:
     epmd, distribution = Port(), Port()
     identity = Identity(
         name=f"mqauth-{epmd.number}", cookie=secrets.token_hex(16),
         epmd=epmd.number, distribution=distribution.number,
     )  # fmt: skip
     beside = [["epmd", "-address", LOOPBACK, "-port", str(epmd.number)]]
-    return local_node(identity, [port, epmd, distribution], extra_config, beside)
+    return local_node(identity, [port, epmd, distribution], extra_config, beside, plugin)
 
 
 def local_node(
-    identity: Identity, ports: Sequence[Port], extra_config: Sequence[str], beside: Sequence[list[str]] = ()
+    identity: Identity,
+    ports: Sequence[Port],
+    extra_config: Sequence[str],
+    beside: Sequence[list[str]] = (),
+    plugin: str | None = None,
 ) -> LocalServer:
     """Return a node that is not started yet.
 
@@ -140,6 +152,7 @@ def local_node(
         ports: that of its clients, and others to give back with it.
         extra_config: lines of rabbitmq.conf.
         beside: commands that run beside it.
+        plugin: of the distribution, which is enabled.
     """
     root = _installed_root()
     inside_host = root == Path("/")
@@ -147,6 +160,7 @@ def local_node(
     temporary = Path(tempfile.gettempdir()) if inside_host else root / "tmp"
     folder = Path(tempfile.mkdtemp(prefix="mqauth-rabbitmq-", dir=temporary))
     _write_settings(folder, ports[0], extra_config, identity.cookie)
+    (folder / "enabled_plugins").write_text(f"[{plugin or ''}].\n")
     server = str(Path("/") / _SCRIPTS / "rabbitmq-server")
     return LocalServer(
         origin="this machine's packages" if inside_host else f"Debian {debian.SUITE} root in {root.parent}",
@@ -162,7 +176,6 @@ def _write_settings(folder: Path, port: Port, extra_config: Sequence[str], secre
     lines = _CONFIG.format(host=LOOPBACK, port=port.number) + "".join(f"{line}\n" for line in extra_config)
     (folder / "rabbitmq.conf").write_text(lines)
     (folder / "env.conf").write_text("")
-    (folder / "enabled_plugins").write_text("[].\n")
     cookie = folder / ".erlang.cookie"
     cookie.write_text(secret)
     cookie.chmod(0o400)

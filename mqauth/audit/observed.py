@@ -21,8 +21,10 @@ from mqauth.wire import strict_json
 
 CAPACITY: Final = 1000
 """Groups at most."""
-MAX_BYTES: Final = 60 * 1024
+MAX_BYTES: Final = 44 * 1024
 """Bytes of all groups of a record; smaller groups that have no room count as ``other``."""
+SIGNED_BYTES: Final = 16 * 1024
+"""Bytes of all producers that signed; those that have no room come in the next record."""
 FIRST: Final = 3
 """Messages of a group that are recorded with their coordinates, each hour."""
 MOST: Final = 100
@@ -77,6 +79,7 @@ class Observed:
     unsigned: Counter[str] = field(default_factory=Counter)
     unstamped: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
+    signed: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     other: int = 0
 
     def __post_init__(self) -> None:
@@ -104,10 +107,14 @@ class Observed:
                 self._make_room()
             return self._is_shown(group, now)
 
-    def accept(self, pattern: str) -> None:
-        """Count a verified message of the destinations of a pattern."""
+    def accept(self, pattern: str, issuer: str, subject: str) -> None:
+        """Count a verified message of the destinations of a pattern, and who signed it."""
         with self._lock:
             self.accepted[pattern] += 1
+            producer = (pattern, issuer, subject)
+            # Rules name them, but a policy of one's own may admit any number.
+            if producer in self.signed or len(self.signed) < CAPACITY:
+                self.signed[producer] += 1
 
     def lack_stamp(self, pattern: str) -> None:
         """Count a message without the stamp that a mark in time needs."""
@@ -127,6 +134,7 @@ class Observed:
             self.groups, self.other = {}, 0
             for name in _NAMES:
                 setattr(self, name, Counter())
+            found["signed"] = self._take_signed()
         shown, room = [], MAX_BYTES
         for group, counted in sorted(groups.items(), key=lambda item: -item[1].number):
             facts = _facts(group, counted)
@@ -136,6 +144,19 @@ class Observed:
             else:
                 other += counted.number
         return {**found, "groups": shown, "other": other}
+
+    def _take_signed(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Take as many producers as have room in a record."""
+        taken: dict[str, dict[str, dict[str, int]]] = {}
+        room = SIGNED_BYTES
+        for producer, number in list(self.signed.items()):
+            room -= sum(map(_written, producer)) + 16
+            if room < 0:
+                break
+            pattern, issuer, subject = producer
+            taken.setdefault(pattern, {}).setdefault(issuer, {})[subject] = number
+            del self.signed[producer]
+        return taken
 
     def _make_room(self) -> None:
         # The message has no group, and each group gives one of its messages to ``other``.
@@ -156,6 +177,10 @@ class Observed:
         self._shown[group] = shown + 1
         self._in_minute += 1
         return True
+
+
+def _written(text: str) -> int:
+    return len(strict_json.dumps(text))
 
 
 def _facts(group: Group, counted: _Count) -> dict[str, Any]:

@@ -8,6 +8,7 @@ published is converted to the form in which it will arrive before it is signed. 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
@@ -31,6 +32,8 @@ _REST: Final = 12
 """Bytes of a header frame before its properties: class, weight and body size."""
 DIRECT_REPLY: Final = "amq.rabbitmq.reply-to."
 _ID_BYTES: Final = 16
+_OVER_SIZE: Final = re.compile(r"message size \d+ (?:is )?larger than (?:configured )?max size (\d+)")
+"""RabbitMQ's text for a body over its ``max_message_size``."""
 Number: TypeAlias = tuple[str, str, Callable[[object], int | None]]
 """A number property: its name, the client's attribute, and the function that reads it or returns ``None``."""
 
@@ -76,6 +79,21 @@ def delivered(
     origin = _ORIGINS[scope, queue, exchange, routing_key, redelivered, appended]
     malformed = faults[0] if faults else None
     return message_of(place, _bytes_or_empty(body), None, properties, headers, origin, native, malformed)
+
+
+def may_be_too_large(why: str, size: int) -> bool:
+    """Return whether a channel that RabbitMQ closed with 406 may have been closed for a message of so many bytes.
+
+    The channel takes with it all messages that were open on it, and names none of them; but where the size was the
+    fault it names the limit. Any other fault, a ``CC`` header of the wrong type for example, may be of each that
+    was open.
+
+    Args:
+        why: the broker's text.
+        size: bytes of the body.
+    """
+    found = _OVER_SIZE.search(why)
+    return found is None or size > int(found[1])
 
 
 def unreadable(error: Exception, native: object, *, queue: str, scope: str) -> Message:

@@ -14,8 +14,10 @@ from typing import Any, Final
 from mqauth.audit.observed import Group, group_of
 from mqauth.audit.record import Record, iso_time, member, time_of
 from mqauth.config.rollout_settings import RolloutSettings
+from mqauth.config.settings import ConsumerSettings
 from mqauth.judging.observing import days_left
-from mqauth.judging.rollout import Rollout, Rung
+from mqauth.judging.policy import matches
+from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung
 
 _HOUR: Final = 3600.0
 
@@ -68,6 +70,7 @@ class Standing:
         processes: that reported within the last hour.
         rungs: on which its destinations were within the last hour.
         moved: how often its end was moved.
+        never_signed: producers that a rule lets publish there, and that signed nothing in the window.
         against: why it may not go up; empty where it is safe.
     """
 
@@ -79,6 +82,7 @@ class Standing:
     processes: int = 0
     rungs: set[str] = field(default_factory=set)
     moved: int = 0
+    never_signed: list[str] = field(default_factory=list)
     against: list[str] = field(default_factory=list)
 
     @property
@@ -93,7 +97,8 @@ class Standing:
             "since": self.entry.since.isoformat(), "days_left": self.days_left, "accepted": self.accepted,
             "would_reject": sum(seen.count for seen in self.groups) + self.other, "other": self.other,
             "processes": self.processes, "mixed": len(self.rungs) > 1, "moved": self.moved,
-            "groups": [seen.as_dict() for seen in self.groups], "safe": self.is_safe, "against": self.against,
+            "groups": [seen.as_dict() for seen in self.groups],
+            "never_signed": self.never_signed, "safe": self.is_safe, "against": self.against,
         }  # fmt: skip
 
 
@@ -105,11 +110,13 @@ class Asked:
         now: UTC seconds.
         consumers: processes that have to report.
         broken: what is wrong with the chain of a file, ``None`` where all hold.
+        consumer: whose rules and aliases say which producers there are.
     """
 
     now: float
     consumers: int = 1
     broken: str | None = None
+    consumer: ConsumerSettings | None = None
 
 
 def standings(entries: Sequence[RolloutSettings], records: Iterable[Record], asked: Asked) -> list[Standing]:
@@ -133,7 +140,7 @@ def _standing(entry: RolloutSettings, rollout: Rollout, told: Sequence[Record], 
     within = [record for record in observed if time_of(record) >= now - window]
     changed = _last_change(observed, now - window)
     found.processes = len({record.get("instance") for record in within if time_of(record) >= now - _HOUR})
-    unstamped, groups = 0, dict[str, Seen]()
+    unstamped, groups, signed = 0, dict[str, Seen](), set[tuple[str, str]]()
     for record in within:
         facts = member(record, "observed")
         unstamped += sum(_numbers(facts, "unstamped", entry).values())
@@ -144,7 +151,10 @@ def _standing(entry: RolloutSettings, rollout: Rollout, told: Sequence[Record], 
             found.rungs |= {str(rungs[place]) for place in entry.destinations if place in rungs}
         found.other += _whole(facts.get("other"))
         _group(groups, facts, rollout, entry)
+        signed |= set(_signers(facts, entry))
     found.groups = sorted(groups.values(), key=lambda seen: -seen.count)
+    if asked.consumer is not None:
+        found.never_signed = list(_never_signed(entry, asked.consumer, signed))
     found.moved = max(0, len(_ends(told, entry)) - 1)
     found.against = list(_against(found, now, changed, asked, unstamped))
     return found
@@ -158,6 +168,36 @@ def _group(groups: dict[str, Seen], facts: Record, rollout: Rollout, entry: Roll
             held = rollout.entry(group.destination)
             if held is not None and held.destinations == entry.destinations:
                 groups.setdefault(group.id, Seen(group)).add(one)
+
+
+def _signers(facts: Record, entry: RolloutSettings) -> Iterator[tuple[str, str]]:
+    """Yield issuer and subject of those that signed for an entry's destinations."""
+    for place, issuers in member(facts, "signed").items():
+        if place in entry.destinations and isinstance(issuers, dict):
+            for issuer, subjects in issuers.items():
+                yield from ((issuer, subject) for subject in (subjects if isinstance(subjects, dict) else ()))
+
+
+def _never_signed(
+    entry: RolloutSettings, consumer: ConsumerSettings, signed: set[tuple[str, str]]
+) -> Iterator[str]:
+    """Yield the producers of rules for an entry's destinations that signed nothing there."""
+    places = set(entry.destinations)
+    for alias in consumer.accept_as:
+        # What arrives there has the rules of where it was published.
+        places |= set(alias.signed_for) if entry.entry.holds(alias.at) else set()
+    known = set[str]()
+    for rule in consumer.allow:
+        allowed = any(_meet(place, pattern) for place in places for pattern in rule.destinations)
+        silent = not any(rule.issuer in (None, issuer) and rule.subject == who for issuer, who in signed)
+        if allowed and silent and rule.subject not in known:
+            known.add(rule.subject)
+            yield rule.subject
+
+
+def _meet(one: str, other: str) -> bool:
+    """Return whether two patterns may have a destination in common; the words of each stand for themselves."""
+    return EVERYWHERE in (one, other) or one == other or matches(one, other) or matches(other, one)
 
 
 def _against(found: Standing, now: float, changed: float | None, asked: Asked, unstamped: int) -> Iterator[str]:

@@ -195,7 +195,7 @@ def _on_rabbitmq(place: Place, settings: dict[str, Any]) -> Iterator[review.Sess
 
     connect = partial(aio_pika.connect, **arguments)
     with contextlib.ExitStack() as stack:
-        call = stack.enter_context(_event_loop())
+        call = stack.enter_context(event_loop())
         connection = call(connect(), _PATIENCE)
         stack.callback(_close, connection, call)
         unlimited = call(is_unlimited(connection, queue), _PATIENCE)
@@ -241,7 +241,7 @@ def _on_kafka(place: Place, settings: dict[str, Any]) -> Iterator[review.Session
 
 
 @contextlib.contextmanager
-def _event_loop() -> Iterator[Callable[..., Any]]:
+def event_loop() -> Iterator[Callable[..., Any]]:
     """Give a function that runs a coroutine on a loop with a thread of its own, to its end or for some seconds."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)

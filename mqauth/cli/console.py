@@ -153,7 +153,7 @@ class Desk:
 
     def powers(self) -> dict[str, Any]:
         """Return the pipeline and the releaser of one session; each has its own, since each has its own loop."""
-        guard = load(file_of(self.config)).judge if self.judges else None
+        guard = load(file_of(self.config)).trial if self.judges else None
         releaser: MakeReleaser | None = None
         if self.read_key is not None and guard is not None:
             releaser = reviewers_releaser(guard, self.read_key, authority=self.authority, lifetime=self.lifetime)

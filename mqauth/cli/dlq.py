@@ -141,7 +141,7 @@ def check(
     """Say what today's verifier would make of letters, changing nothing."""
     wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
-    place, guard = _place(broker, queue, topic, broker_settings, config), load(file_of(config)).judge
+    place, guard = _place(broker, queue, topic, broker_settings, config), load(file_of(config)).trial
     with _surveyed(place, as_json, guard=guard) as (session, index):
         print_verdicts(index, session.judge(index, _resolved(index, wanted)), as_json=as_json)
 
@@ -171,7 +171,7 @@ def redrive(
     wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     place, mine = _place(broker, queue, topic, broker_settings, config), review_of(settings_of(config))
-    audit, guard = given(audit, "--audit", mine.audit), load(file_of(config)).judge
+    audit, guard = given(audit, "--audit", mine.audit), load(file_of(config)).trial
     read_key = key_reader(given(key, "--key", mine.key), passphrase_env, passphrase_file)
     releaser = reviewers_releaser(guard, read_key, authority=authority or mine.authority, lifetime=lifetime)
     name = reviewer_of(read_key, reviewer or mine.reviewer)

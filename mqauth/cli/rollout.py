@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -15,13 +17,18 @@ from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import with_parts
 from mqauth.audit.record import read_records
 from mqauth.check.adoption import Asked, Seen, Standing, standings
-from mqauth.cli.app import Json, answer, group, one_line
+from mqauth.cli.app import BrokerFile, Json, answer, group, one_line
+from mqauth.cli.rollout_marks import Broker, broker_for, mark_of, moment, unsettled
 from mqauth.cli.settings import file_of, settings_of
 from mqauth.clock import SYSTEM_CLOCK
-from mqauth.config.rollout_file import accepted_key, changed, number_of, text_value
+from mqauth.config.rollout_file import accepted_key, changed, number_of, split, text_value
+from mqauth.config.rollout_settings import RolloutSettings
+from mqauth.config.settings import FileSettings
 from mqauth.config.toml_file import read_toml
 from mqauth.errors import ConfigurationError, file_errors, refusing, require
+from mqauth.judging.journal import few
 from mqauth.judging.rollout import Rung
+from mqauth.wire.destination import is_kafka
 
 app: Final = group("See who does not sign yet, and go up or down the ladder.", "mqauth rollout status")
 Config = Annotated[Path | None, typer.Option("--config", envvar="MQAUTH_CONFIG", help="The configuration file.")]
@@ -43,7 +50,7 @@ def _now() -> float:
 @app.command("status")
 def status(config: Config = None, audit: Audit = None, json: Json = False) -> int:
     """Show who does not sign yet; exits with 0 where every entry is safe to go up and none is overdue."""
-    found = _standings(config, audit)
+    found = _standings(settings_of(file_of(config)), audit)
     answer(json, [one.as_dict() for one in found], *(line for one in found for line in _lines(one)))
     return 0 if all(one.is_safe and one.days_left >= 0 for one in found) else 1
 
@@ -56,32 +63,45 @@ def up(
     audit: Audit = None,
     mark: Annotated[
         str | None,
-        typer.Option("--mark", help="The mark of enforce-new, in TOML."),
+        typer.Option("--mark", help="The mark of enforce-new, in TOML; by default the broker is asked."),
     ] = None,
     settled: Annotated[
-        bool, typer.Option("--settled", help="All before the mark is settled: the queue is empty, or has no lag.")
+        bool, typer.Option("--settled", help="All before the mark is settled; by default the broker is asked.")
     ] = False,
+    broker: Annotated[
+        str | None, typer.Option("--broker", help="URL of the broker, or a name of [brokers.NAME].")
+    ] = None,
+    broker_settings: BrokerFile = None,
+    scope: Annotated[
+        str | None, typer.Option("--scope", help="The consumer group or queue; by default [consumer] scope.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Go up although it is not safe; needs --why.")] = False,
     why: Annotated[str | None, typer.Option("--why", help="The reason, kept in the file.")] = None,
     only_print: Print = False,
     yes: Yes = False,
+    json: Json = False,
 ) -> int:
     """Go up one rung; refused with exit code 1 where that is not safe."""
     require(not force or why, "--force needs --why")
-    known = {place: one for one in _standings(config, audit) for place in one.entry.destinations}
-    standing = require(known.get(destination), f"{destination} is in no entry below enforce")
-    rung = Rung(standing.entry.at + 1)
-    if standing.entry.at is not Rung.OFF and not force and not standing.is_safe:
-        answer(False, None, *_lines(standing))
-        return 1
+    file = settings_of(file_of(config))
+    number, entry = _held(file, destination)
+    standing = _standing(file, number, destination, audit)
+    if entry.at is not Rung.OFF and not force and not standing.is_safe:
+        return _refuse(standing, json)
+    rung, note = Rung(entry.at + 1), None
     values: dict[str, str | None] = {"rung": text_value(rung.label), "since": _today().isoformat()}
+    asked = None if rung < Rung.ENFORCE_NEW else broker_for(destination, broker, broker_settings, file)
     if rung is Rung.ENFORCE_NEW:
-        require(len(standing.entry.destinations) == 1, "enforce-new has one destination an entry: split it first")
-        values["from"] = mark or _time_mark(destination)
+        values["from"] = mark or _mark(destination, asked)
     if rung is Rung.ENFORCE:
-        require(settled or force, "all before the mark has to be settled: say --settled once it is")
         values |= {"from": None, "until": None}
-    return _apply(config, destination, values, why, only_print=only_print, yes=yes)
+        scope = scope or (None if file.consumer is None else file.consumer.scope)
+        against, note = _unsettled(destination, entry, asked, scope, settled or force)
+        if against is not None:
+            standing.against.append(against)
+            return _refuse(standing, json)
+    change = _Change(destination, values, why, number=number, note=note)
+    return _apply(config, change, only_print=only_print, yes=yes, as_json=json)
 
 
 @app.command("down")
@@ -93,6 +113,7 @@ def down(
     config: Config = None,
     only_print: Print = False,
     yes: Yes = False,
+    json: Json = False,
 ) -> int:
     """Go down one rung; it always works."""
     entry = _entry(config, destination)
@@ -103,7 +124,7 @@ def down(
         day = date.fromisoformat(until)
     values: dict[str, str | None] = {"rung": text_value(below.label), "since": _today().isoformat(),
                                      "until": day.isoformat(), "from": None}  # fmt: skip
-    return _apply(config, destination, values, why, only_print=only_print, yes=yes)
+    return _apply(config, _Change(destination, values, why), only_print=only_print, yes=yes, as_json=json)
 
 
 @app.command("accept")
@@ -115,19 +136,69 @@ def accept(
     config: Config = None,
     only_print: Print = False,
     yes: Yes = False,
+    json: Json = False,
 ) -> int:
     """Say that a group is known and does not speak against going up; it is kept in the file."""
     values = {accepted_key(found): text_value(why)}
-    return _apply(config, destination, values, None, only_print=only_print, yes=yes)
+    return _apply(config, _Change(destination, values), only_print=only_print, yes=yes, as_json=json)
 
 
-def _standings(config: Path | None, audit: list[Path] | None) -> list[Standing]:
-    file = settings_of(file_of(config))
-    paths = with_parts(audit or _own_files(file))
-    reports = ((path, verify_chain(with_parts([path]))) for path in audit or _own_files(file))
+def _standings(file: FileSettings, audit: list[Path] | None) -> list[Standing]:
+    files = audit or _own_files(file)
+    reports = ((path, verify_chain(with_parts([path]))) for path in files)
     broken = next((f"{path}: {report.what}" for path, report in reports if not report.intact), None)
     consumers = 1 if file.check is None else file.check.consumers
-    return standings(file.rollout, read_records(paths), Asked(now=_now(), consumers=consumers, broken=broken))
+    asked = Asked(now=_now(), consumers=consumers, broken=broken, consumer=file.consumer)
+    return standings(file.rollout, read_records(with_parts(files)), asked)
+
+
+def _held(file: FileSettings, destination: str) -> tuple[int, RolloutSettings]:
+    """Return the entry that decides on a destination, and its number."""
+    entries = ((number, each) for number, each in enumerate(file.rollout) if each.entry.holds(destination))
+    number, entry = next(entries, (0, None))
+    return number, require(
+        entry if entry is not None and entry.at < Rung.ENFORCE else None,
+        f"{destination} is in no entry below enforce",
+    )
+
+
+def _standing(file: FileSettings, number: int, destination: str, audit: list[Path] | None) -> Standing:
+    """Return how a destination stands: by itself where it is listed, else as its whole entry does."""
+    entry = file.rollout[number]
+    if destination in entry.destinations:
+        entry = replace(entry, destinations=(destination,))
+    entries = (*file.rollout[:number], entry, *file.rollout[number:])
+    found = _standings(replace(file, rollout=entries), audit)
+    return next(one for one in found if one.entry is entry)
+
+
+def _refuse(standing: Standing, as_json: bool) -> int:
+    answer(as_json, standing.as_dict() | {"written": False}, *_lines(standing))
+    return 1
+
+
+def _mark(destination: str, broker: Broker | None) -> str:
+    """Return the mark, by the broker's word where one is known."""
+    on_kafka = is_kafka(destination)
+    require(not on_kafka or not set("*#") & set(destination), "on Kafka a mark is of one topic: name it")
+    if broker is not None:
+        return mark_of(destination, broker)
+    require(not on_kafka, "--broker is needed on Kafka, which is asked for end offsets; or [broker], or --mark")
+    # The next second: messages of the one that runs are queued already, and stand before the mark.
+    return moment(int(_now()) + 1)
+
+
+def _unsettled(
+    destination: str, entry: RolloutSettings, broker: Broker | None, scope: str | None, said: bool
+) -> tuple[str | None, str | None]:
+    """Return what before the mark is not settled, unless somebody said that all is; and what a reset would do."""
+    if broker is None:
+        require(said, "all before the mark has to be settled: give --broker, or say --settled once it is")
+        return None, None
+    if said and scope is None:
+        return None, None
+    against, note = unsettled(destination, broker, entry.from_, scope)
+    return None if said else against, note
 
 
 def _own_files(file: Any) -> list[Path]:
@@ -144,28 +215,61 @@ def _entry(config: Path | None, destination: str) -> Mapping[str, Any]:
     return entry
 
 
-def _apply(
-    config: Path | None, destination: str, values: Mapping[str, str | None], why: str | None, *,
-    only_print: bool, yes: bool,
-) -> int:  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What is to be changed.
+
+    Args:
+        destination: of the entry.
+        values: in TOML, by key; ``None`` removes one.
+        why: kept in the file.
+        number: of the entry that holds the destination, which gets an entry of its own; ``None`` for the one that
+            lists it.
+        note: what people should know of it.
+    """
+
+    destination: str
+    values: Mapping[str, str | None]
+    why: str | None = None
+    number: int | None = None
+    note: str | None = None
+
+
+def _apply(config: Path | None, change: _Change, *, only_print: bool, yes: bool, as_json: bool) -> int:
     """Change the lines of an entry in the file, after showing them and asking."""
     path = file_of(config)
     text, _ = read_toml(path)
-    number = number_of(text, destination)
-    values = {**values, **({} if why is None else {accepted_key(f"why {_today()}"): text_value(why)})}
-    new = changed(text, number, values)
+    new = _changed(path, text, change)
     if only_print:
-        print(new, end="")
+        answer(as_json, {"text": new}, new.removesuffix("\n"))
         return 0
-    for line in difflib.unified_diff(text.splitlines(), new.splitlines(), str(path), str(path), lineterm=""):
-        print(line)
-    settings = tomllib.loads(new)["rollout"][number]
-    _refuse_wrong(path, settings)
-    if not yes and not typer.confirm("Write it? It counts from the next start of each consumer."):
-        return 1
-    with file_errors(path):
-        path.write_text(new, "utf-8")
-    return 0
+    diff = list(difflib.unified_diff(text.splitlines(), new.splitlines(), str(path), str(path), lineterm=""))
+    shown = sys.stderr if as_json else sys.stdout
+    print(*diff, *([] if change.note is None else [f"note: {change.note}"]), sep="\n", file=shown)
+    written = yes or typer.confirm("Write it? It counts from the next start of each consumer.", err=as_json)
+    if written:
+        with file_errors(path):
+            path.write_text(new, "utf-8")
+    facts = {"destination": change.destination, "rung": _rung_in(new, change.destination), "written": written}
+    answer(as_json, facts | {"lines": diff, "note": change.note})
+    return 0 if written else 1
+
+
+def _changed(path: Path, text: str, change: _Change) -> str:
+    """Return the new text of the file."""
+    number = change.number
+    if number is None:
+        number = number_of(text, change.destination)
+    else:
+        text = split(text, number, change.destination)
+    why = {} if change.why is None else {accepted_key(f"why {_today()}"): text_value(change.why)}
+    new = changed(text, number, {**change.values, **why})
+    _refuse_wrong(path, tomllib.loads(new)["rollout"][number])
+    return new
+
+
+def _rung_in(text: str, destination: str) -> str:
+    return str(tomllib.loads(text)["rollout"][number_of(text, destination)]["rung"])
 
 
 def _refuse_wrong(path: Path, members: Mapping[str, Any]) -> None:
@@ -175,12 +279,6 @@ def _refuse_wrong(path: Path, members: Mapping[str, Any]) -> None:
     from mqauth.config.toml_file import Table
 
     read(RolloutSettings, Table(file=str(path), name="[[rollout]]", members=members))
-
-
-def _time_mark(destination: str) -> str:
-    require(destination.startswith("rabbitmq:"), "--mark is needed on Kafka: the topic id and the end offsets")
-    # The next second: messages of the one that runs are queued already, and stand before the mark.
-    return datetime.fromtimestamp(int(_now()) + 1, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _today() -> date:
@@ -202,6 +300,8 @@ def _lines(one: Standing) -> Iterator[str]:
     if one.groups:
         yield "  count  reason              who (* says the broker)           where  first UTC    last UTC     id"
     yield from map(_line, one.groups)
+    if one.never_signed:
+        yield one_line(f"signed nothing: {few(one.never_signed)}")
     yield "safe to go up" if one.is_safe else one_line(f"NOT safe to go up: {'; '.join(one.against)}")
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from mqauth.errors import Cause
 from mqauth.judging.delivery import Outcome
 from mqauth.judging.rollout import Rollout
 from mqauth.judging.unverified import Verdict
+from mqauth.judging.verifier import Verifier
 
 Rungs: TypeAlias = Mapping[str, str]
 NO_RUNGS: Final[Rungs] = {}
@@ -19,9 +20,20 @@ STALLED_AFTER: Final = 60.0
 
 
 def rungs(rollout: Rollout | None) -> Rungs:
-    """Return the rung of each pattern of destinations that is below ``enforce``."""
-    entries = () if rollout is None else rollout.below
-    return {pattern: entry.rung.label for entry in entries for pattern in entry.destinations}
+    """Return the rung of each pattern of destinations that is below ``enforce``, and what is exempt above it."""
+    if rollout is None:
+        return NO_RUNGS
+    exempt = {found.destination: f"enforce, exempt until {found.until}" for found in rollout.exemptions}
+    return exempt | {pattern: entry.rung.label for entry in rollout.below for pattern in entry.destinations}
+
+
+H = TypeVar("H", bound="Health")
+
+
+def with_aliases(health: H, verifier: Verifier) -> H:
+    """Return the health of a consumer with the aliases that its verifier accepts."""
+    found = {alias.at: ", ".join(alias.signed_for) for alias in verifier.aliases.values()}
+    return replace(health, aliases=found) if found else health
 
 
 _COUNTED: Final = {
@@ -90,7 +102,9 @@ class Health:
         at: UTC seconds of this look.
         silent: seconds since its loop or poll thread last moved.
         counts: what became of its deliveries since it started.
-        rollout: the rung of each pattern of destinations that is not enforced.
+        rollout: the rung of each pattern of destinations that is not enforced, or has exemptions.
+        aliases: where messages are accepted that were signed for another destination, and for which. They have a
+            proof like any other, so that nothing is amiss.
     """
 
     consuming: bool
@@ -104,6 +118,7 @@ class Health:
     silent: float = 0.0
     counts: Counts = field(default_factory=Counts)
     rollout: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def state(self) -> State:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import GeneratorType
-from typing import Any, Final, TypeVar, cast
+from typing import Any, cast
 
-from mqauth.clock import Clock
 from mqauth.errors import Cause, Reason, Unavailable, require
-from mqauth.flow import Flow, is_awaitable, unwrapped
+from mqauth.flow import Flow, unwrapped
+from mqauth.judging.breaker import Breaker
 from mqauth.judging.delivery import Delivery, Step
 from mqauth.judging.judge import Claim, Judge
 from mqauth.judging.observing import Observing
@@ -34,77 +34,6 @@ from mqauth.judging.verified import Verified
 from mqauth.logs import emit
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.wire.keys import KeySet, KeySource
-
-R = TypeVar("R")
-PATIENCE: Final = 0.25
-"""Seconds that a plug-in may take before it is left alone for a while."""
-PAUSE: Final = 30.0
-"""Seconds for which it is not asked again."""
-_TRANSIENT: Final = frozenset((Cause.CLAIM_HELD, Cause.KEY_PENDING, Cause.APPEND_TIME_UNAVAILABLE))
-
-
-class Breaker:
-    """Keeps a plug-in that failed or was slow from being asked again for a while.
-
-    Args:
-        cause: of the error that is raised in its place.
-        clock: measures it.
-    """
-
-    def __init__(self, cause: Cause, clock: Clock) -> None:
-        self._cause = cause
-        self._monotonic = clock.monotonic
-        self._closed_from = float("-inf")
-
-    def refuse(self) -> None:
-        """Refuse to ask during the pause.
-
-        Raises:
-            Unavailable: with the cause.
-        """
-        if self._monotonic() < self._closed_from:
-            raise Unavailable(self._cause, f"it failed or was slow within the last {PAUSE:g} s")
-
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a plug-in, or refuse to; what is awaitable is measured until it was awaited."""
-        self.refuse()
-        began = self._monotonic()
-        try:
-            result = function(*args)
-        except Exception as error:
-            self._note(began, error)
-            raise
-        if is_awaitable(result):
-            return self._awaited(result, began)
-        self._note(began)
-        return result
-
-    def watch(self, flow: Flow[R]) -> Flow[R]:
-        """Run a flow that asks a plug-in, or refuse to."""
-        self.refuse()
-        began = self._monotonic()
-        try:
-            found = yield from flow
-        except Exception as error:
-            self._note(began, error)
-            raise
-        self._note(began)
-        return found
-
-    async def _awaited(self, result: Any, began: float) -> Any:
-        try:
-            found = await result
-        except Exception as error:
-            self._note(began, error)
-            raise
-        self._note(began)
-        return found
-
-    def _note(self, began: float, error: Exception | None = None) -> None:
-        now = self._monotonic()
-        failed = error is not None and getattr(error, "cause", None) not in _TRANSIENT
-        if failed or now - began > PATIENCE:
-            self._closed_from = now + PAUSE
 
 
 class _Asked:
@@ -128,26 +57,24 @@ class LadderJudge(Judge):
     Args:
         strict: judges at ``enforce``.
         rollout: the rungs and exemptions.
-        on_would: called with each delivery that is given to the handler of ``Unverified``, once.
+        observing: is told of each delivery that is given to the handler of ``Unverified``, once.
         settings: as of ``Judge``.
     """
 
-    def __init__(
-        self, strict: Judge, rollout: Rollout, on_would: Callable[[Delivery], None], **settings: Any
-    ) -> None:
+    def __init__(self, strict: Judge, rollout: Rollout, observing: Observing, **settings: Any) -> None:
         clock, verifier = settings["clock"], settings["verifier"]
         require(
             verifier.has_append_evidence or not any(isinstance(entry.mark, float) for entry in rollout.entries),
             'a mark that is a time needs at = "append" and append_evidence = "interceptor"',
         )
         self.store = Breaker(Cause.REPLAY_STORE_UNAVAILABLE, clock)
-        self.audit = Breaker(Cause.AUDIT_UNAVAILABLE, clock)
+        self.audit = observing.breaker
         policy = Breaker(Cause.POLICY_UNAVAILABLE, clock)
         asked: Any = _Asked(self.store, settings["replay"], policy, settings["policy"])
         super().__init__(**settings | {"replay": asked, "policy": asked})
         self.strict = strict
         self._rollout = rollout
-        self._on_would = on_would
+        self._on_would = observing.passes
         self._issuers = {name: Breaker(Cause.KEYS_UNAVAILABLE, clock) for name in self._verifier.issuers}
 
     def judge(self, delivery: Delivery) -> Flow[None]:
@@ -261,7 +188,7 @@ def lenient(end: Callable[..., Flow[None]], ladder: LadderJudge, record_all: boo
     def take(delivery: Delivery, *rest: Any) -> Flow[None]:
         step = delivery.step
         if step is Step.CONFIRM:
-            observing.accepts(delivery.message)
+            observing.accepts(delivery)
         yield from observing.tick()
         if not is_lenient(delivery) or step not in breakers:
             return (yield from end(delivery, *rest))

@@ -10,11 +10,13 @@ from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
+from mqauth.audit.bounded import BoundedSink
 from mqauth.audit.observed import MINUTE, Group, Observed
 from mqauth.audit.record import AuditRecord, AuditSink
 from mqauth.clock import Clock, Randomness, uuid7
-from mqauth.errors import Reason
+from mqauth.errors import Cause, Reason
 from mqauth.flow import Flow, settling
+from mqauth.judging.breaker import Breaker
 from mqauth.judging.delivery import Delivery, verdict_record
 from mqauth.judging.rollout import Rollout, as_facts, is_lenient
 from mqauth.judging.unverified import Would
@@ -33,7 +35,7 @@ HOUR: Final = 3600.0
 
 
 class Observing:
-    """Counts what a process sees below ``enforce``, and tells of it.
+    """Counts what a process sees below ``enforce``, and tells of it, of aliases too.
 
     Args:
         rollout: the rungs and exemptions.
@@ -52,7 +54,10 @@ class Observing:
     ) -> None:  # fmt: skip
         self.rollout = rollout
         self.counts = Observed()
-        self._audit = audit
+        self.sink = None if audit is None else BoundedSink(audit)
+        """Takes the records of what may go on without them; nobody waits for it for long."""
+        self.breaker = Breaker(Cause.AUDIT_UNAVAILABLE, clock)
+        self._aliases = tuple(verifier.aliases.values())
         self._clock = clock
         self._randomness = randomness
         self._instance = instance
@@ -90,12 +95,12 @@ class Observing:
             else:
                 self.counts.lose("records")
 
-    def accepts(self, message: Message) -> None:
-        """Count a verified message of a listed destination."""
-        pattern = self._pattern(message)
-        self._note(message, pattern)
-        if pattern is not None:
-            self.counts.accept(pattern)
+    def accepts(self, delivery: Delivery) -> None:
+        """Count a verified delivery of a listed destination."""
+        pattern, verified = self._pattern(delivery.message), delivery.verified
+        self._note(delivery.message, pattern)
+        if pattern is not None and verified is not None:
+            self.counts.accept(pattern, verified.issuer, verified.subject)
 
     def _note(self, message: Message, pattern: str | None) -> None:
         self._scope = self._scope_of(message)
@@ -120,14 +125,16 @@ class Observing:
                 return
             self._due = now + MINUTE
         if first:
-            yield from self._write("rollout", as_facts(self.rollout) | {"rules": self._rules})
+            facts = as_facts(self.rollout, self._aliases) | {"rules": self._rules}
+            yield from self._write("rollout", facts, last)
             for line in lines(self.rollout):
                 emit("rollout.unenforced", "%s", line)
         self._tell_ends(now)
-        yield from self._samples()
+        yield from self._samples(last)
         if self.counts.lost:
             emit("rollout.not_awaited", "below enforce, not waited for: %s", dict(self.counts.lost))
-        yield from self._write("observed", self._taken())
+        if self.rollout:
+            yield from self._write("observed", self._taken(), last)
 
     def _taken(self) -> dict[str, Any]:
         began, self._began = self._began, self._clock.now()
@@ -150,14 +157,14 @@ class Observing:
             detail=would.detail if would.reason is not None else f"{would.code}: {would.detail}",
         )  # fmt: skip
 
-    def _samples(self) -> Flow[None]:
+    def _samples(self, last: bool) -> Flow[None]:
         """Record some messages that would be refused; the detectors see others, too."""
         while self._pending:
             shown, record = self._pending.popleft()
-            write = self._audit.write if shown else self._audit.see  # type: ignore[union-attr]
-            yield from self._attempt(write, record)
+            write = self.sink.write if shown else self.sink.see  # type: ignore[union-attr]
+            yield from self._attempt(write, record, last)
 
-    def _write(self, verdict: str, facts: dict[str, Any]) -> Flow[None]:
+    def _write(self, verdict: str, facts: dict[str, Any], last: bool) -> Flow[None]:
         """Write what is to be told; where that fails it is kept for the next time."""
         record = AuditRecord(
             id=uuid7(self._clock, self._randomness), time=self._clock.now(), verdict=verdict, reason=None,
@@ -165,14 +172,16 @@ class Observing:
             policy=self._policy, dead_letter=None, instance=self._instance, extra={verdict: facts},
         )  # fmt: skip
         self._unwritten.append(record)
-        while self._audit is not None and self._unwritten:
-            if not (yield from self._attempt(self._audit.write, self._unwritten[0])):
+        while self.sink is not None and self._unwritten:
+            if not (yield from self._attempt(self.sink.write, self._unwritten[0], last)):
                 return
             self._unwritten.popleft()
 
-    def _attempt(self, write: Any, record: AuditRecord) -> Flow[bool]:
+    def _attempt(self, write: Any, record: AuditRecord, last: bool) -> Flow[bool]:
+        """Write a record, if the sink may be asked now; at the end of the process it may be in any case."""
+        writing = _written(write, record)
         try:
-            yield from settling(write(record))
+            yield from writing if last else self.breaker.watch(writing)
             return True
         except Exception as error:
             self.counts.lose("audit_unavailable")
@@ -193,9 +202,8 @@ class Observing:
                 emit("rollout.ending", "%s: not enforced, %d days left, until %s", place, left, until)
 
 
-def unenforced(rollout: Rollout | None) -> tuple[str, ...]:
-    """Return what is not enforced, as lines for people."""
-    return () if rollout is None else tuple(lines(rollout))
+def _written(write: Any, record: AuditRecord) -> Flow[None]:
+    yield from settling(write(record))
 
 
 def lines(rollout: Rollout) -> Iterator[str]:

@@ -126,18 +126,22 @@ class Pipeline:
         """Takes the steps of a verdict; for whoever makes the claims of many deliveries together."""
         plugins: dict[str, Any] = {"verifier": verifier, "policy": policy, "replay": replay, "audit": audit}
         self.journal = Journal(clock, randomness, self.scope_of, messages=exception_messages, **plugins)
-        self._ending = self._end
-        self.observing = None if self.rollout is None else self._climb(self.rollout, settings)
+        self._ending: Any = self._end
+        self._bounded_audit: Any = audit
+        self.observing: Observing | None = None
+        if self.rollout is not None or verifier.aliases:
+            self.observing = Observing(
+                self.rollout or Rollout(), audit, clock=clock, randomness=randomness, instance=self.instance,
+                policy=policy.version, verifier=verifier, scope_of=self.scope_of,
+            )  # fmt: skip
+            self._climb(self.observing, settings)
 
-    def _climb(self, rollout: Rollout, settings: dict[str, Any]) -> Observing:
-        """Judge by the rung of each message; return what tells of it."""
-        observing = Observing(
-            rollout, self.audit, clock=self.clock, randomness=self._randomness, instance=self.instance,
-            policy=self.policy.version, verifier=self.verifier, scope_of=self.scope_of,
-        )  # fmt: skip
-        ladder = self.verdicts = LadderJudge(self.verdicts, rollout, observing.passes, **settings)
-        self._ending = lenient(self._end, ladder, self._record_all, observing)
-        return observing
+    def _climb(self, observing: Observing, settings: dict[str, Any]) -> None:
+        """Judge by the rung of each message, where anything is below ``enforce`` or exempt."""
+        if self.rollout is not None:
+            self._bounded_audit = observing.sink
+            ladder = self.verdicts = LadderJudge(self.verdicts, self.rollout, observing, **settings)
+            self._ending = lenient(self._end, ladder, self._record_all, observing)
 
     def receive(self, message: Message) -> Delivery:
         """Return a delivery of a message that is received now; never raises, whatever the message."""
@@ -351,7 +355,9 @@ class Pipeline:
             delivery, scope=self.scope_of(delivery.message), time=self.clock.now(), policy=self.policy.version,
             instance=self.instance,
         )  # fmt: skip
-        yield from asked(Cause.AUDIT_UNAVAILABLE, self.audit.write, record)
+        # below enforce a sink that hangs holds nobody up
+        sink = self._bounded_audit if is_lenient(delivery) else self.audit
+        yield from asked(Cause.AUDIT_UNAVAILABLE, sink.write, record)
         delivery.step = Step.SETTLE if delivery.rejection is None else Step.BURY
 
     def _bury(self, delivery: Delivery, dead_letters: DeadLetterSink | None) -> Flow[None]:
@@ -359,16 +365,10 @@ class Pipeline:
         if dead_letters is None or delivery.rejection is None or delivery.record_id is None:
             raise ConfigurationError("only a rejected message that was recorded can be buried")
         letter = DeadLetter(
-            message=delivery.message,
-            rejection=delivery.rejection,
-            scope=self.scope_of(delivery.message),
-            time=self.clock.now(),
-            audit=delivery.record_id,
-            release=delivery.release,
-            digest=delivery.content_digest(),
-            error=delivery.error,
-            rung=delivery.rung_label,
-        )
+            message=delivery.message, rejection=delivery.rejection, scope=self.scope_of(delivery.message),
+            time=self.clock.now(), audit=delivery.record_id, release=delivery.release,
+            digest=delivery.content_digest(), error=delivery.error, rung=delivery.rung_label,
+        )  # fmt: skip
         yield from asked(Cause.DEAD_LETTER_UNAVAILABLE, dead_letters.publish, letter)
         delivery.letter, delivery.step = letter.id, Step.SETTLE
 

@@ -15,6 +15,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 from mqauth.errors import Cause, Unavailable, require
+from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.policy import check_pattern, matches
 from mqauth.logs import emit
 from mqauth.wire.memo import Memo
@@ -198,6 +199,12 @@ class Rollout:
                 return None if any(fold(name) == TOKEN_HEADER for name, _ in message.headers) else exemption
         return None
 
+    def admits(self, message: Message) -> bool:
+        """Return whether a message that is published now may reach a handler without a proof of who sent it."""
+        entry = self._found[message.destination]
+        # At enforce-new what is published now comes after the mark.
+        return (entry is not None and entry.rung < Rung.ENFORCE_NEW) or self.exemption(message) is not None
+
     def _is_before(self, mark: LogMark, message: Message) -> bool:
         origin = message.origin
         if origin.topic_id != mark.topic_id or origin.partition is None or origin.offset is None:
@@ -239,8 +246,8 @@ def kinds_of(rollout: Rollout) -> frozenset[str]:
     return kinds | {EVERYWHERE} if rest else kinds
 
 
-def as_facts(rollout: Rollout) -> dict[str, Any]:
-    """Return the rollout as JSON values, for the audit record ``rollout``."""
+def as_facts(rollout: Rollout, aliases: Iterable[AcceptAs] = ()) -> dict[str, Any]:
+    """Return the rollout and the aliases of its consumer as JSON values, for the audit record ``rollout``."""
     return {
         "rungs": [
             {
@@ -257,6 +264,7 @@ def as_facts(rollout: Rollout) -> dict[str, Any]:
             }
             for found in rollout.exemptions
         ],
+        "accept_as": [{"at": alias.at, "signed_for": list(alias.signed_for)} for alias in aliases],
     }  # fmt: skip
 
 

@@ -13,20 +13,20 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mqauth.audit import record as audit_records
 from mqauth.audit.record import AuditRecord, AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, uuid7
-from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable, require
+from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable
 from mqauth.flow import Flow, call, either
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.letters.authorities import Releaser
-from mqauth.letters.release import WAIVABLE, Hop, Release, without_release
+from mqauth.letters.release import Hop, Release, without_release
 from mqauth.logs import harmless
-from mqauth.review.index import ALL, Filter, Index, Row, Selection
+from mqauth.review.index import Index, Row, Selection
 from mqauth.review.letter import UNKNOWN, Letter, Reading, read, redeliverable
 from mqauth.review.letterbox import (
     BATCH,
@@ -38,67 +38,15 @@ from mqauth.review.letterbox import (
     verdict_word,
     why_unsound,
 )
-from mqauth.wire import claims as claim_set
+from mqauth.review.plan import Plan
 from mqauth.wire.message import Message
 
-REDRIVE: Final = "redrive"
-DISCARD: Final = "discard"
-ACTS: Final = (REDRIVE, DISCARD)
 UNSENDABLE: Final = "unsendable"
+ENFORCED: Final = "enforced"
+"""A handler got the message without a proof, and its destination is enforced by now."""
 _SLICE: Final = 0.2
 """Seconds after which a waiting act looks whether it was cancelled."""
 Act = Callable[[Letter, Reading], Flow[None]]
-
-
-def waivable(names: Iterable[str]) -> frozenset[Reason]:
-    """Return the reasons that a release may waive, by their names.
-
-    Raises:
-        ConfigurationError: no release may waive one of them, or there is no such reason.
-    """
-    wanted = frozenset(names)
-    require(wanted <= set(WAIVABLE), f"a release may waive {', '.join(WAIVABLE)}")
-    return frozenset(map(Reason, wanted))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """An act that a reviewer wants, before it is rehearsed and confirmed.
-
-    Args:
-        act: ``redrive`` or ``discard``.
-        wanted: which letters.
-        reason: why, one line; it stands in releases and in the audit.
-        waive: reasons that a release may waive where a letter needs it.
-        scope: consumer group or queue of the releases; by default each letter's own.
-        rate: letters a second at most; ``None`` for no limit.
-        reviewer: who acts.
-
-    Raises:
-        ConfigurationError: an unknown act, no reason, something that no release may waive, a rate of 0, or no name
-            of a reviewer.
-    """
-
-    act: str
-    wanted: Filter = ALL
-    reason: str
-    waive: frozenset[Reason] = frozenset()
-    scope: str | None = None
-    rate: float | None = None
-    reviewer: str
-
-    def __post_init__(self) -> None:
-        # Whatever is no discard would be carried out as a redrive.
-        require(self.act in ACTS, f"an act must be {' or '.join(ACTS)}")
-        require(
-            claim_set.is_name(self.reason) and self.reason.strip(),
-            f"a reason is required: one line of 1 to {claim_set.MAX_NAME} characters",
-        )
-        waivable(self.waive)
-        require(self.rate is None or self.rate > 0, "rate must be above 0 letters a second")
-        require(
-            claim_set.is_name(self.reviewer), f"a reviewer must be text of 1 to {claim_set.MAX_NAME} characters"
-        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -159,7 +107,7 @@ def rehearse(
     def verdict_on(row: Row) -> Flow[str]:
         try:
             reading = yield from recalled(index.reading(row.number), originals)
-            yield from _released(today, reading, plan, releaser)
+            yield from _returned(today, reading, plan, releaser)
         except _RefusedError as refusal:
             return str(refusal)
         return "accepted"
@@ -181,7 +129,9 @@ def redrive(
 ) -> Flow[Account]:
     """Send the originals of a selection back, each with a release, and remove their letters.
 
-    A letter is refused and left where its original would not be accepted today, even with the release.
+    A letter is refused and left where its original would not be accepted today, even with the release. The letter
+    of a message that was handled without a proof goes back as it was, without a release, and only while such
+    messages still reach a handler.
 
     Args:
         box: where the letters are.
@@ -198,7 +148,7 @@ def redrive(
 
     def act(letter: Letter, reading: Reading) -> Flow[None]:
         reading = yield from recalled(reading, originals)
-        message, release = yield from _released(today, reading, plan, releaser)
+        message, release = yield from _returned(today, reading, plan, releaser)
         try:
             yield from call(box.publish, message)
         except MalformedMessage as error:
@@ -241,18 +191,34 @@ def discard(
     return (yield from _sweep(box, selection, act, pace))
 
 
-def _released(today: Judge, reading: Reading, plan: Plan, releaser: Releaser) -> Flow[tuple[Message, Release]]:
+def _returned(
+    today: Judge, reading: Reading, plan: Plan, releaser: Releaser
+) -> Flow[tuple[Message, Release | None]]:
+    """Return the message to send, and its release; there is none for what was handled without a proof."""
+    if reading.original is None or not reading.sound:
+        raise _RefusedError(why_unsound(reading))
+    if reading.rung is None:
+        return (yield from _released(today, reading, reading.original, plan, releaser))
+    scope = today.scope_for(reading, plan.scope)
+    plain = without_release(redeliverable(reading.original, scope=scope, now=today.clock.now()))
+    # Nothing that a release may waive would prove who sent it.
+    if not today.admits(plain):
+        raise _RefusedError(ENFORCED)
+    return plain, None
+
+
+def _released(
+    today: Judge, reading: Reading, original: Message, plan: Plan, releaser: Releaser
+) -> Flow[tuple[Message, Release]]:
     """Return the message to send, with the release under which today's verifier accepts it.
 
     The release waives as little as possible: it begins with nothing, and each verdict that the terms may waive
     adds one reason. Only of a letter rejected as ``replayed`` that reason is waived at once, since a verdict
     without claims does not find it.
     """
-    if reading.original is None or not reading.sound:
-        raise _RefusedError(why_unsound(reading))
     scope = today.scope_for(reading, plan.scope)
-    past = today.past(reading.original).and_then(_hop(reading, today.clock))
-    original = redeliverable(reading.original, scope=scope, now=today.clock.now())
+    past = today.past(original).and_then(_hop(reading, today.clock))
+    original = redeliverable(original, scope=scope, now=today.clock.now())
     waived = plan.waive & {Reason.REPLAYED} if reading.reason == Reason.REPLAYED else frozenset[Reason]()
     while True:
         try:
@@ -366,6 +332,8 @@ def _record(plan: Plan, reading: Reading, clock: Clock, act: str, release: Relea
     review: dict[str, Any] = {
         "reviewer": harmless(plan.reviewer), "mark": reading.mark, "sound": reading.sound,
     }  # fmt: skip
+    if reading.rung is not None:
+        review["rung"] = reading.rung
     if release is not None:
         review |= {"release": release.jti, "authority": harmless(release.iss),
                    "waive": sorted(release.waive), "until": release.exp}  # fmt: skip

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from mqauth.audit.record import MAX_SOURCE, iso_time
+from mqauth.audit.rollout_watch import RUNGS
 from mqauth.errors import MalformedMessage, Reason, Rejection, require
 from mqauth.letters.dead_letter import PREFIX, content_digest, letter_id
 from mqauth.letters.release import MAX_HOPS
@@ -67,6 +68,7 @@ class Reading:
         sound: whether id and digest hold for the original.
         fault: why it is not sound.
         claims, kid, alg: what the token claims, as far as it can be parsed.
+        rung: of its destination, where a handler got the message without a proof of who sent it.
         consumer: the scope exactly as the letter says, for ids and releases; not harmless to show.
     """
 
@@ -89,6 +91,7 @@ class Reading:
     claims: Claims | None
     kid: str | None
     alg: str | None
+    rung: str | None = None
     consumer: str = field(default="", repr=False)
 
     @property
@@ -107,6 +110,7 @@ class Reading:
         return {name: getattr(self, name) for name in same} | {
             "history": [dict(hop) for hop in self.history],
             "form": self.form, "size": self.size, "sound": self.sound, "fault": self.fault,
+            "rung": self.rung,
             "kid": None if self.kid is None else harmless(self.kid), "alg": self.alg,
             "claimed": None if self.claims is None else self.claims.as_dict(),
             "message": None if self.original is None else json_form.to_form(self.original),
@@ -140,6 +144,7 @@ def read(letter: Letter) -> Reading:
         original=original,
         sound=fault is None,
         fault=fault,
+        rung=lines["rung"] if lines.get("rung") in RUNGS else None,
         consumer=lines.get("scope", ""),
         **_token_fields(original),
     )

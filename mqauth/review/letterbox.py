@@ -249,6 +249,7 @@ class Judge:
 
     def __init__(self, guard: Pipeline, originals: Originals | None = None) -> None:
         self.clock, self.originals, self._scope = guard.clock, originals, guard.scope
+        self._rollout = guard.rollout
         self._guard = Pipeline(verifier=guard.verifier, policy=guard.policy, replay=_NoClaims(), clock=guard.clock)
 
     def scope_for(self, reading: Reading, wanted: str | None = None) -> str:
@@ -260,18 +261,27 @@ class Judge:
         there = redeliverable(message, scope=scope, now=self.clock.now())
         return (yield from self._guard.judge(self._guard.receive(there)))
 
+    def admits(self, original: Message) -> bool:
+        """Return whether an original may go back without a proof: below ``enforce``, or exempt."""
+        return self._rollout is not None and self._rollout.admits(original)
+
     def past(self, original: Message) -> Past:
         """Return the dead letters that a message had before, as far as a release on it proves them."""
         authorities = self._guard.verifier.release
         return NO_PAST if authorities is None else authorities.past(original, self.clock.now())
 
     def today(self, reading: Reading) -> Flow[str]:
-        """Return what would become of a letter's original today: ``accepted``, a reason, or a cause."""
+        """Return what would become of a letter's original today: ``accepted``, a reason, or a cause.
+
+        Of a letter whose message was handled without a proof it is ``unverified`` where it would be so again.
+        """
         reading = yield from recalled(reading, self.originals)
         if reading.original is None or not reading.sound:
             return why_unsound(reading)
         # A release that the message came with is not one that a redrive would sign.
         bare = without_release(reading.original)
+        if reading.rung is not None and self.admits(bare):
+            return Verdict.UNVERIFIED.value
         return verdict_word((yield from self.verdict(bare, scope=self.scope_for(reading) or "default")))
 
 

@@ -20,10 +20,11 @@ from mqauth.errors import require
 from mqauth.flow import Flow
 from mqauth.judging.pipeline import Pipeline
 from mqauth.letters.authorities import Releaser
-from mqauth.review.acts import DISCARD, Account, Plan, discard, redrive, rehearse
+from mqauth.review.acts import Account, discard, redrive, rehearse
 from mqauth.review.index import ALL, Filter, Index, Selection
 from mqauth.review.letter import Reading
 from mqauth.review.letterbox import Judge, LetterBox, Originals, depth, fill, judge, survey
+from mqauth.review.plan import DISCARD, Plan
 from mqauth.wire.keys import Key
 
 R = TypeVar("R")

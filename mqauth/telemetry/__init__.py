@@ -30,6 +30,7 @@ from mqauth.judging.observing import days_left, ends
 from mqauth.judging.pipeline import Handler, Outcome, Verdict
 from mqauth.judging.rollout import Rollout
 from mqauth.judging.verified import Verified
+from mqauth.judging.verifier import Verifier
 from mqauth.logs import emit
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.message import Message, fold
@@ -47,9 +48,10 @@ LETTERS_OLDEST: Final = "mqauth.dead_letters.oldest"
 PROCESS_DURATION: Final = "messaging.process.duration"
 RUNG: Final = "mqauth.rollout.rung"
 DAYS_LEFT: Final = "mqauth.rollout.days_left"
+ALIASES: Final = "mqauth.rollout.aliases"
 METRICS: Final = (
     MESSAGES, JUDGE_DURATION, ALERTS, DEFERRED, STALLED, KEY_SET_AGE, REPLAY_SIZE, LETTERS_OPEN, LETTERS_OLDEST,
-    RUNG, DAYS_LEFT, PROCESS_DURATION,
+    RUNG, DAYS_LEFT, ALIASES, PROCESS_DURATION,
 )  # fmt: skip
 """All metrics of this module; the dashboard and the alert rules name these and no others."""
 MAX_DESTINATIONS: Final = 100
@@ -62,6 +64,7 @@ _GAUGES: Final = {
     LETTERS_OLDEST: ("s", "How long the oldest of them lies there"),
     RUNG: ("{rung}", "Rung of destinations: 0 off, 1 observe, 2 enforce-new, 3 enforce"),
     DAYS_LEFT: ("{day}", "Days until a rung or an exemption ends; negative once it is overdue"),
+    ALIASES: ("{destination}", "Destinations whose messages are accepted where they were not signed for"),
 }
 # Those of OpenTelemetry's conventions for messaging.
 _HANDLER_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -190,8 +193,15 @@ class Telemetry:
         if oldest is not None:
             self._gauges[LETTERS_OLDEST].append((labels, oldest))
 
-    def watch_rollout(self, rollout: Rollout | None) -> None:
-        """Measure the rungs of a pipeline's ``rollout`` and the days left, with the label ``destination``."""
+    def watch_rollout(self, rollout: Rollout | None, verifier: Verifier | None = None) -> None:
+        """Measure the rungs of a pipeline's ``rollout`` and the days left, with the label ``destination``.
+
+        Args:
+            rollout: of the pipeline.
+            verifier: of the pipeline; with it, how many destinations each alias accepts, too.
+        """
+        for alias in () if verifier is None else verifier.aliases.values():
+            self._gauges[ALIASES].append(({"destination": alias.at}, partial(float, len(alias.signed_for))))
         if rollout is None:
             return
         for entry in rollout.entries:

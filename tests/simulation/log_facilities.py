@@ -85,6 +85,7 @@ class Facilities:
     retention = 60
     version = "1"
     issuers: ClassVar[dict[str, Any]] = {}
+    aliases: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, clock: Clock, between: Callable[[], None]) -> None:
         self._clock = clock

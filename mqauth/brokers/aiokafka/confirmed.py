@@ -11,13 +11,11 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooL
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers.aiokafka.client import check_producer, is_idempotent, waits_for_all
 from mqauth.brokers.aiokafka.translate import carries
-from mqauth.brokers.log.confirmed import ConfirmingClient, TopicAudit, TopicLetters
+from mqauth.brokers.log.confirmed import MAX_BLOCK, ConfirmingClient, TopicAudit, TopicLetters
 from mqauth.errors import require
 from mqauth.flow import arun
 from mqauth.letters.dead_letter import DeadLetter, Oversize
 
-MAX_BLOCK: Final = 5.0
-"""Most seconds that a record waits for metadata of its topic: a missing topic must not hold up the others."""
 TOO_LARGE: Final = (MessageSizeTooLargeError, RecordListTooLargeError)
 
 

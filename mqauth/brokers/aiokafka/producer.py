@@ -165,8 +165,7 @@ class Producer(RecordProducer):
         """
         error = aiokafka_client.fatal_error(self.client)
         if error is not None:
-            name = type(error).__name__
-            raise ProducerFatalError(f"the producer failed for good with {name}: stop it and make a new one")
+            raise ProducerFatalError.after(type(error).__name__)
 
     async def _learn(self, topic: str) -> None:
         """Wait for the metadata of a topic that is new: in a batch others would wait for it too."""

@@ -166,8 +166,7 @@ class Producer(LogProducer):
             ProducerFatalError: it has failed for good.
         """
         if self._fatal is not None:
-            name = self._fatal.name()
-            raise ProducerFatalError(f"the producer failed for good with {name}: close it and make a new one")
+            raise ProducerFatalError.after(self._fatal.name())
 
     def note(self, error: KafkaError | None) -> None:
         """Note the error of a delivery report, which may say that the client has failed for good."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
 from mqauth.brokers.kafka.client import producer_settings
 from mqauth.brokers.kafka.translate import carries
-from mqauth.brokers.log.confirmed import ConfirmingClient, TopicAudit, TopicLetters
+from mqauth.brokers.log.confirmed import MAX_BLOCK, ConfirmingClient, TopicAudit, TopicLetters
 from mqauth.errors import require
 from mqauth.letters.dead_letter import Oversize
-
-MAX_BLOCK: Final = 5.0
-"""Most seconds that a record waits for metadata of its topic: a missing topic must not hold up the others."""
 
 
 def confirming(client: Any, timeout: float) -> ConfirmingClient:

@@ -127,8 +127,7 @@ class Producer(LogProducer):
         """
         manager = getattr(self.client, "_transaction_manager", None)
         if manager is not None and manager.has_fatal_error():
-            first = type(manager.last_error).__name__
-            raise ProducerFatalError(f"the producer failed for good with {first}: close it and make a new one")
+            raise ProducerFatalError.after(type(manager.last_error).__name__)
 
     def _send_alone(self, topic: str, message: Message, partition: int | None, timestamp_ms: int | None) -> Any:
         """Send a record with a token of its own."""

@@ -14,8 +14,8 @@ from kafka.errors import MessageSizeTooLargeError, ProducerFencedError
 
 from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.kafka.client import producer_settings
-from mqauth.brokers.kafka.confirmed import MAX_BLOCK
 from mqauth.brokers.kafka.translate import carries
+from mqauth.brokers.log.confirmed import MAX_BLOCK
 from mqauth.brokers.log.transaction import TransactionalLetters, TransactionContent
 from mqauth.errors import require
 

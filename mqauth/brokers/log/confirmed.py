@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers.dead_letters import Errors, Unconfirmed, first_taken
@@ -15,6 +15,9 @@ from mqauth.flow import Flow, call, run
 from mqauth.letters.dead_letter import Carries, DeadLetter, Oversize, check_oversize
 from mqauth.wire import strict_json
 from mqauth.wire.message import Message
+
+MAX_BLOCK: Final = 5.0
+"""Most seconds that a record waits for metadata of its topic: a missing topic must not hold up the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

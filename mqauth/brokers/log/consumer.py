@@ -22,7 +22,7 @@ from mqauth.brokers.log.replies import TopicReplies
 from mqauth.brokers.log.transaction import TransactionalLetters
 from mqauth.clock import Clock
 from mqauth.delivery.assignment import Assignment
-from mqauth.delivery.health import LogHealth, rungs
+from mqauth.delivery.health import LogHealth, rungs, with_aliases
 from mqauth.delivery.log_work import LogWork, check_plugins
 from mqauth.delivery.partition import Backoff, Partition
 from mqauth.errors import require
@@ -257,7 +257,8 @@ class LogConsumer(BackgroundRun):
 
     def health(self) -> LogHealth:
         """Return how the consumer is doing now; may be called from any thread."""
-        return self._assignment.health(self._running, rungs(self._guard.rollout))
+        found = self._assignment.health(self._running, rungs(self._guard.rollout))
+        return with_aliases(found, self._guard.verifier)
 
     def settle(self) -> None:
         """Before a rebalance: begin nothing until this poll has ended, let what runs end, and commit it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from mqauth.errors import MqauthError
 
 
@@ -23,3 +25,8 @@ class ProducerFatalError(MqauthError):
     """
 
     code = "producer_fatal"
+
+    @classmethod
+    def after(cls, name: str) -> Self:
+        """Return the error for a producer that failed for good with an error of this name."""
+        return cls(f"the producer failed for good with {name}: close it and make a new one")

@@ -22,7 +22,7 @@ from mqauth.brokers.log.poller import IDLE, LogPoller
 from mqauth.brokers.log.replies import TopicReplies
 from mqauth.brokers.log.transaction import TransactionalLetters
 from mqauth.delivery.assignment import Assignment
-from mqauth.delivery.health import LogHealth, rungs
+from mqauth.delivery.health import LogHealth, rungs, with_aliases
 from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Backoff, Partition
 from mqauth.errors import require
@@ -160,7 +160,8 @@ class AsyncLogConsumer:
 
     def health(self) -> LogHealth:
         """Return how the consumer is doing now; may be called from any thread."""
-        return self._assignment.health(self._running, rungs(self._guard.rollout))
+        found = self._assignment.health(self._running, rungs(self._guard.rollout))
+        return with_aliases(found, self._guard.verifier)
 
     def fail(self, error: BaseException) -> None:
         """Begin to stop because of an error, which ``run`` raises in the end."""

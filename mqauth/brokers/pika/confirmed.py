@@ -14,22 +14,26 @@ from pika import BasicProperties, BlockingConnection
 from pika.exceptions import ChannelClosedByBroker, NackError
 
 from mqauth.audit.record import AuditRecord
-from mqauth.brokers.amqp_messages import new_message_id
-from mqauth.brokers.dead_letters import first_taken, in_time
+from mqauth.brokers.amqp_messages import may_be_too_large, new_message_id
+from mqauth.brokers.dead_letters import in_time
 from mqauth.brokers.pika.link import LOST, Line, here, link_of
 from mqauth.brokers.pika.topology import declare_dead_letters
 from mqauth.brokers.pika.translate import PERSISTENT, carries, check_properties, to_properties
-from mqauth.errors import Cause, ConfigurationError, MqauthError, Unavailable
-from mqauth.flow import arun, call
+from mqauth.brokers.queue.confirmed import (
+    DEFAULT_MAX_BODY,
+    RECORD_PROPERTIES,
+    burying,
+    check_queue,
+)
+from mqauth.errors import Cause, MqauthError, Unavailable
+from mqauth.flow import arun
 from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.message import Message
 
-DEFAULT_MAX_BODY: Final = 16 * 1024 * 1024
-"""RabbitMQ 4's default ``max_message_size``, bytes."""
-CONTENT_TYPE: Final = "application/json"
-RECORD_TYPE: Final = "mqauth-audit-1"
 _PRECONDITION_FAILED: Final = 406
+_REFUSED: Final = (ValueError, OverflowError)
+"""``TooLargeError``, and what pika raises for what it cannot send."""
 
 
 class UnroutableError(MqauthError, pika.exceptions.UnroutableError):
@@ -60,7 +64,7 @@ class Publisher:
         self._line: Line | None = None
         self._opening: asyncio.Task[None] | None = None
         self._count = 0
-        self._unconfirmed: dict[int, tuple[str, asyncio.Future[Exception | None]]] = {}
+        self._unconfirmed: dict[int, tuple[str, asyncio.Future[Exception | None], int]] = {}
         self._returned: set[str] = set()
 
     async def publish(
@@ -86,7 +90,7 @@ class Publisher:
         self.link.attach()
         line, name = await self._ready(), str(properties.message_id)
         # A returned message is known by its id alone, so no two of one id are in flight.
-        while same := [confirm for known, confirm in self._unconfirmed.values() if known == name]:
+        while same := [confirm for known, confirm, _ in self._unconfirmed.values() if known == name]:
             await asyncio.wait(same)
             line = await self._ready()
         confirm: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
@@ -94,7 +98,7 @@ class Publisher:
         # the confirm, or the end of the channel, in a later turn of the loop.
         line.native.basic_publish(exchange, routing_key, body, properties, mandatory)
         self._count += 1
-        self._unconfirmed[self._count] = name, confirm
+        self._unconfirmed[self._count] = name, confirm, len(body)
         if (error := await asyncio.shield(confirm)) is not None:
             raise error
 
@@ -127,15 +131,15 @@ class Publisher:
         acked = isinstance(method, pika.spec.Basic.Ack)
         tags = [tag for tag in self._unconfirmed if tag <= method.delivery_tag] if method.multiple else []
         for tag in tags or [method.delivery_tag]:
-            name, confirm = self._unconfirmed.pop(tag)
+            name, confirm, _ = self._unconfirmed.pop(tag)
             self._settle(name, confirm, None if acked else NackError([]))
 
     def _on_close(self, reason: Exception) -> None:
-        if isinstance(reason, ChannelClosedByBroker) and reason.reply_code == _PRECONDITION_FAILED:
-            reason = TooLargeError(reason.reply_text)
+        refused = isinstance(reason, ChannelClosedByBroker) and reason.reply_code == _PRECONDITION_FAILED
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
-        for name, confirm in unconfirmed.values():
-            self._settle(name, confirm, reason)
+        for name, confirm, size in unconfirmed.values():
+            ours = refused and may_be_too_large(str(reason), size)
+            self._settle(name, confirm, TooLargeError(str(reason)) if ours else reason)
 
     def _settle(self, name: str, confirm: asyncio.Future[Exception | None], error: Exception | None) -> None:
         if name in self._returned:
@@ -156,8 +160,7 @@ class _Sink:
     cause: Cause
 
     def __init__(self, connection: BlockingConnection, name: str, timeout: float) -> None:
-        if timeout <= 0 or not name:
-            raise ConfigurationError("a queue must be named, and timeout must be above 0 seconds")
+        check_queue(name, timeout)
         self._connection = connection
         self._publisher = Publisher(connection)
         self._timeout = timeout
@@ -224,14 +227,8 @@ class DeadLetters(_Sink):
         return here(self._publish(letter))
 
     async def _publish(self, letter: DeadLetter) -> None:
-        limit = max(self._max_body, len(letter.message.body or b""))
         async with in_time(self._timeout, self.cause, LOST):
-            await arun(
-                first_taken(
-                    letter, lambda form: call(self._form, form), carries,
-                    lambda form: len(form.body or b"") <= limit, (ValueError, OverflowError), self._oversize,
-                )
-            )  # fmt: skip
+            await arun(burying(letter, self._form, carries, _REFUSED, self._max_body, self._oversize))
 
     async def _form(self, form: Message) -> None:
         await self._send(form.body or b"", to_properties(form, message_id=new_message_id()))
@@ -266,8 +263,6 @@ class AuditQueue(_Sink):
         return here(self._write(record))
 
     async def _write(self, record: AuditRecord) -> None:
-        properties = BasicProperties(
-            content_type=CONTENT_TYPE, type=RECORD_TYPE, delivery_mode=PERSISTENT, message_id=new_message_id()
-        )
+        properties = BasicProperties(delivery_mode=PERSISTENT, message_id=new_message_id(), **RECORD_PROPERTIES)
         async with in_time(self._timeout, self.cause, LOST):
             await self._send(strictjson.dumps(record.as_dict()), properties)

@@ -20,8 +20,9 @@ from mqauth.brokers.amqp_values import headers_out
 from mqauth.brokers.pika.confirmed import DeadLetters, Publisher
 from mqauth.brokers.pika.link import Link, drive, tell
 from mqauth.brokers.pika.translate import to_message
+from mqauth.brokers.queue import confirmed
 from mqauth.brokers.sealing import OpenCalls, Pace, Sealing, SingleSealing
-from mqauth.errors import ConfigurationError, MqauthError, RetryLater, Unavailable
+from mqauth.errors import MqauthError, RetryLater, Unavailable
 from mqauth.judging.verified import Responder, Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
@@ -210,13 +211,8 @@ def as_responder(replies: Signer | Producer | None, dead_letters: DeadLetterSink
     Raises:
         ConfigurationError: a signer is given, and no connection to publish through.
     """
-    if replies is None:
-        return None
-    if not isinstance(replies, Producer):
-        if not isinstance(dead_letters, DeadLetters):
-            raise ConfigurationError("replies= must be a Producer where dead letters go by another sink")
-        replies = Producer(dead_letters.link, "", replies)
-    return partial(_reply, replies)
+    make = partial(Producer, dead_letters.link, "") if isinstance(dead_letters, DeadLetters) else None
+    return confirmed.as_responder(replies, Producer, make, _reply)
 
 
 def _reply(producer: Producer, verified: Verified, body: bytes) -> Any:

@@ -17,7 +17,7 @@ from mqauth.brokers.queue.client import QueueClient
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
 from mqauth.brokers.queue.retrier import Retrier
 from mqauth.brokers.queue.subscription import Subscription
-from mqauth.delivery.health import QueueHealth, rungs
+from mqauth.delivery.health import QueueHealth, rungs, with_aliases
 from mqauth.delivery.hold import HELD_PER_PREFETCH, MAX_HELD, HeldDelivery, HoldCapacity
 from mqauth.delivery.window import Window
 from mqauth.errors import ConfigurationError
@@ -181,13 +181,14 @@ class QueueConsumer:
 
     def health(self) -> QueueHealth:
         """Return how the consumer is doing now; may be called from any thread."""
-        return self._window.health(
+        found = self._window.health(
             in_flight=len(self._tasks) + self._in_callback,
             unsettled=self._processor.work.unsettled,
             blocked=self._calls.is_blocked(),
             silent=self._beat.silent(),
             rollout=rungs(self._guard.rollout),
         )
+        return with_aliases(found, self._guard.verifier)
 
     # Deliveries
 

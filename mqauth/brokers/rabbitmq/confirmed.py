@@ -14,21 +14,23 @@ from aio_pika.abc import AbstractChannel, AbstractQueue
 from pamqp import commands
 
 from mqauth.audit.record import AuditRecord
-from mqauth.brokers.amqp_messages import new_message_id
-from mqauth.brokers.dead_letters import first_taken, in_time
+from mqauth.brokers.amqp_messages import may_be_too_large, new_message_id
+from mqauth.brokers.dead_letters import in_time
+from mqauth.brokers.queue.confirmed import (
+    DEFAULT_MAX_BODY,
+    RECORD_PROPERTIES,
+    burying,
+    check_queue,
+)
 from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error, ready
 from mqauth.brokers.rabbitmq.topology import declare_dead_letters
 from mqauth.brokers.rabbitmq.translate import Measured, carries, frame_limit, to_native
 from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.flow import arun, call
+from mqauth.flow import arun
 from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.message import Message
 
-DEFAULT_MAX_BODY: Final = 16 * 1024 * 1024
-"""RabbitMQ 4's default ``max_message_size``, bytes."""
-CONTENT_TYPE: Final = "application/json"
-RECORD_TYPE: Final = "mqauth-audit-1"
 _TOO_LARGE: Final = (exceptions.ChannelPreconditionFailed, ValueError, OverflowError)
 """Errors for a body that is over the broker's size, and of aio-pika or ``Measured`` for what cannot be sent."""
 
@@ -49,8 +51,7 @@ class Confirmed:
     def __init__(self, channel: AbstractChannel, name: str, timeout: float, cause: Cause) -> None:
         if not getattr(channel, "publisher_confirms", False):
             raise ConfigurationError("dead letters and audit records need a channel with publisher confirms")
-        if timeout <= 0 or not name:
-            raise ConfigurationError("a queue must be named, and timeout must be above 0 seconds")
+        check_queue(name, timeout)
         self._channel = channel
         self._name = name
         self._timeout = timeout
@@ -75,7 +76,12 @@ class Confirmed:
         with closing_is_an_error():
             await ready(self._channel)
             native.limit = await frame_limit(self._channel)
-            result = await self._channel.default_exchange.publish(native, self._name, mandatory=True)
+            try:
+                result = await self._channel.default_exchange.publish(native, self._name, mandatory=True)
+            except exceptions.ChannelPreconditionFailed as error:
+                if may_be_too_large(str(error), len(native.body)):
+                    raise
+                raise Unavailable(self._cause, "the channel was closed for another message") from error
         if not isinstance(result, commands.Basic.Ack):
             raise Unavailable(self._cause, "the queue does not exist")
 
@@ -138,14 +144,8 @@ class DeadLetters(_Sink):
         Raises:
             Unavailable: ``dead_letter_unavailable``: unroutable, refused, timed out or not reachable.
         """
-        limit = max(self._max_body, len(letter.message.body or b""))
         async with self._queue.in_time():
-            await arun(
-                first_taken(
-                    letter, lambda form: call(self._send, form), carries,
-                    lambda form: len(form.body or b"") <= limit, _TOO_LARGE, self._oversize,
-                )
-            )  # fmt: skip
+            await arun(burying(letter, self._send, carries, _TOO_LARGE, self._max_body, self._oversize))
 
     async def _send(self, form: Message) -> None:
         await self._queue.publish(to_native(form, message_id=new_message_id()))
@@ -177,11 +177,10 @@ class AuditQueue(_Sink):
         """
         message = Measured(
             strictjson.dumps(record.as_dict()),
-            content_type=CONTENT_TYPE,
-            type=RECORD_TYPE,
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             # A new one each time, since aiormq matches returned messages by it.
             message_id=new_message_id(),
+            **RECORD_PROPERTIES,
         )
         async with self._queue.in_time():
             await self._queue.publish(message)

@@ -15,12 +15,13 @@ from aio_pika.abc import AbstractExchange, AbstractMessage, PublishResultType
 from pamqp import commands
 
 from mqauth.brokers.amqp_messages import mandatory_reply, new_message_id
+from mqauth.brokers.queue import confirmed
 from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, closing_is_an_error, reopen
 from mqauth.brokers.rabbitmq.confirmed import DeadLetters
 from mqauth.brokers.rabbitmq.publishing import PublishPath, PublishPaths, one_at_a_time
 from mqauth.brokers.rabbitmq.translate import to_message
 from mqauth.brokers.sealing import OpenCalls, Pace, Sealing, SingleSealing
-from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, RetryLater, Unavailable
+from mqauth.errors import MalformedMessage, MqauthError, RetryLater, Unavailable
 from mqauth.judging.verified import Responder, Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
@@ -195,13 +196,9 @@ def as_responder(replies: Signer | Producer | None, dead_letters: DeadLetterSink
     Raises:
         ConfigurationError: a signer is given, and no channel to publish through.
     """
-    if replies is None:
-        return None
-    if not isinstance(replies, Producer):
-        if not isinstance(dead_letters, DeadLetters):
-            raise ConfigurationError("replies= must be a Producer where dead letters go by another sink")
-        replies = Producer(dead_letters.channel.default_exchange, replies)
-    return partial(_reply, replies)
+    channel = dead_letters.channel if isinstance(dead_letters, DeadLetters) else None
+    make = None if channel is None else partial(Producer, channel.default_exchange)
+    return confirmed.as_responder(replies, Producer, make, _reply)
 
 
 async def _reply(producer: Producer, verified: Verified, body: bytes) -> PublishResultType | None:

@@ -1,0 +1,136 @@
+"""Letters of messages that a handler got without a proof go back plain, and only while such messages pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date
+from typing import Any
+
+import pytest
+
+from mqauth import flow
+from mqauth.brokers import memory
+from mqauth.errors import Reason, RejectNow
+from mqauth.judging.pipeline import Pipeline, Verdict
+from mqauth.judging.policy import Allow
+from mqauth.judging.rollout import Exemption, LogMark, Rollout, Rung
+from mqauth.judging.verifier import Issuer
+from mqauth.letters.dead_letter import PREFIX
+from mqauth.letters.release import RELEASE_HEADER, WAIVABLE
+from mqauth.replay.memory import MemoryReplayStore
+from mqauth.review import ALL, judge
+from mqauth.testing import FakeClock, Forge
+from mqauth.testing.forge import ISSUER, SUBJECT
+from mqauth.wire.keys import KeySet
+from mqauth.wire.message import Message
+from tests.conftest import KAFKA, RABBITMQ
+from tests.test_review import SCHEMA, Bureau
+from tests.test_rollout import at
+
+EXEMPT = Rollout(exemptions=[Exemption(destination=KAFKA, until=date(2030, 6, 1), why="sensors")])
+
+
+class Climber(Bureau):
+    """A bureau whose consumer is on a rung, with an old handler that gives up while told to."""
+
+    def __init__(self, clock: FakeClock, forge: Forge, place: str, rollout: Rollout) -> None:
+        self.rollout: Rollout | None = rollout
+        self.old: list[Any] = []
+        self.gives_up = True
+        super().__init__(clock, forge, place)
+
+    def pipeline(self) -> Pipeline:
+        """Return the consumer's pipeline on the rung of now."""
+        verifier = self.forge.verifier(keys={ISSUER: Issuer(keys=KeySet(self.keys))}, release=self.release)
+        return Pipeline(
+            verifier=verifier, policy=Allow({SUBJECT: [self.place]}), audit=self.audit, scope="billing",
+            replay=MemoryReplayStore(clock=self.clock), clock=self.clock, rollout=self.rollout,
+        )  # fmt: skip
+
+    def climb(self, rollout: Rollout | None) -> None:
+        """Start the consumer anew on another rung."""
+        self.rollout = rollout
+        self.guard = self.pipeline()
+
+    def send(self, *messages: Message) -> list[Verdict]:
+        """Publish messages and consume them with both handlers."""
+        for message in messages:
+            self.broker.publish(message)
+        letters = memory.DeadLetters(self.broker, self.dead)
+        consumer = memory.Consumer(
+            self.broker, self.place, self.guard, self.handled.append, dead_letters=letters,
+            unverified=self.take if self.rollout else None,
+        )  # fmt: skip
+        return [outcome.verdict for outcome in consumer.drain()]
+
+    def take(self, message: Any) -> None:
+        """Take an unverified message, or give up on it."""
+        if self.gives_up:
+            raise RejectNow("never")
+        self.old.append(message)
+
+
+@pytest.fixture(params=[KAFKA, RABBITMQ], ids=["kafka", "rabbitmq"])
+def desk(request: pytest.FixtureRequest, clock: FakeClock, forge: Forge) -> Climber:
+    """A consumer at ``observe`` that gave up on one unsigned message."""
+    made = Climber(clock, forge, request.param, at(Rung.OBSERVE))
+    assert made.send(made.message()) == [Verdict.REJECTED]
+    return made
+
+
+@pytest.mark.parametrize("rung", [Rung.OBSERVE, Rung.OFF])
+def test_it_goes_back_plain(rung: Rung, desk: Climber) -> None:
+    """Without a release, to the old handler alone; the record says the rung and no release."""
+    desk.climb(at(rung))
+    desk.gives_up = False
+    account = desk.redrive()
+    (message,) = desk.broker.waiting(desk.place)
+    assert RELEASE_HEADER not in dict(message.headers)
+    assert desk.send() == [Verdict.UNVERIFIED]
+    assert (account["done"], desk.old[0].body, desk.handled) == (1, b"hello", [])
+    act = next(record for record in desk.audit if record["verdict"] == "redriven")
+    assert (act["review"]["rung"], "release" in act["review"]) == ("observe", False)
+    assert list(SCHEMA.iter_errors(act)) == []
+
+
+def test_what_is_exempt_goes_back_plain_too(clock: FakeClock, forge: Forge) -> None:
+    """At ``enforce`` an exemption is what lets it pass, and nothing of it is refused."""
+    desk = Climber(clock, forge, KAFKA, EXEMPT)
+    desk.send(desk.message())
+    desk.gives_up = False
+    assert desk.redrive()["done"] == 1
+    assert desk.send() == [Verdict.UNVERIFIED]
+    desk.gives_up = True
+    desk.send(desk.message(b"again"))
+    desk.climb(None)
+    assert desk.redrive()["refused"] == {"enforced": 1}
+
+
+@pytest.mark.parametrize("waive", [(), WAIVABLE])
+def test_after_going_up_it_stays(waive: tuple[Reason, ...], desk: Climber) -> None:
+    """Whatever a release may waive, nothing is sent; at ``enforce-new`` it would come after the mark."""
+    mark = LogMark(topic_id="A" * 22, offsets={0: 10**9})
+    above = [None] if desk.place == RABBITMQ else [None, at(Rung.ENFORCE_NEW, KAFKA, mark=mark)]
+    for rollout in above:
+        desk.climb(rollout)
+        assert desk.redrive(ALL, *waive)["refused"] == {"enforced": 1}
+        assert desk.broker.waiting(desk.place) == ()
+    assert len(desk.letters()) == 1
+    assert desk.discard()["done"] == 1
+
+
+def test_a_letter_that_lost_its_rung_is_no_way_around(desk: Climber) -> None:
+    """Without the header it is a letter like any other, and an unsigned message is never released."""
+    (letter,) = desk.broker.waiting(desk.dead)
+    desk.discard()
+    kept = tuple(pair for pair in letter.headers if pair[0] != f"{PREFIX}rung")
+    desk.plant(replace(letter, headers=kept))
+    assert desk.redrive(ALL, *WAIVABLE)["refused"] == {"token_missing": 1}
+
+
+def test_todays_verdict_says_unverified(desk: Climber) -> None:
+    """Below ``enforce`` it would be handled so again; later it is the verifier's verdict."""
+    for rollout, word in ((at(Rung.OBSERVE), "unverified"), (None, "token_missing")):
+        desk.climb(rollout)
+        with desk.survey() as index:
+            assert flow.run(judge(index, desk.guard)) == {word: 1}
