@@ -9,7 +9,8 @@ from typing import Any, Final
 
 UNITS: Final[dict[str, str]] = {
     "lifetime": "seconds", "linger": "seconds", "max_lifetime": "seconds", "leeway": "seconds",
-    "max_queue_age": "seconds", "max_stale": "seconds", "publish_delay": "seconds", "heads_seconds": "seconds",
+    "max_queue_age": "seconds", "max_identity_lifetime": "seconds", "identities": "identities",
+    "max_stale": "seconds", "publish_delay": "seconds", "heads_seconds": "seconds",
     "misuse.window": "seconds", "quiet": "seconds", "learn": "seconds", "rotation": "seconds",
     "batch": "messages", "rate": "messages a second", "max_bytes": "bytes", "heads_every": "records",
     "replay.capacity": "ids", "misuse.capacity": "entries", "burst": "rejections", "replays": "copies",
@@ -36,6 +37,8 @@ EXAMPLES: Final[dict[str, Any]] = {
     "unsafe_http_loopback": True, "subjects": {_KID: ["orders-api"]}, "vouches": True,
     "destinations": ["rabbitmq:shop/orders.#"], "destination": "rabbitmq:legacy/#", "kinds": ["invoice"],
     "until": "2027-02-01", "why": "the till in store 12 is replaced in January",
+    "trust_domain": "wimse://prod.example", "max_identity_lifetime": 3600, "identities": 1024,
+    "claims": {"env": "prod"},
     # state, audit, misuse
     "store": "redis://cache.example:6379/0", "capacity": 1_000_000, "misuse.capacity": 4096, "record": "all",
     "max_bytes": 268_435_456, "flood_after": 100, "unsafe_no_fsync": True, "heads": "/mnt/heads/audit.heads",

@@ -32,10 +32,12 @@ if TYPE_CHECKING:
     from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
     from mqauth.judging.policy import Allow, Decision, Rule, UnsafeAllowAll
     from mqauth.judging.selftest import SelfTest, self_test
+    from mqauth.judging.trust_domain import TrustDomain
     from mqauth.judging.unverified import Unverified
     from mqauth.judging.verified import Verified
     from mqauth.judging.verifier import Issuer, Verifier
     from mqauth.keystore import ActiveKey, JWKSFile
+    from mqauth.keystore.identity import IdentityKey
     from mqauth.keystore.remote.jwks import JWKS, discover
     from mqauth.replay.memory import MemoryReplayStore
     from mqauth.signer import Signer
@@ -57,6 +59,7 @@ __all__ = [
     "FanOut",
     "FloodGate",
     "HeadFile",
+    "IdentityKey",
     "Issuer",
     "JWKSFile",
     "Key",
@@ -78,6 +81,7 @@ __all__ = [
     "SelfTest",
     "Signer",
     "Thresholds",
+    "TrustDomain",
     "Unavailable",
     "UnsafeAllowAll",
     "Unverified",
@@ -104,8 +108,10 @@ _NAMES: Final = {
     "judging.selftest": ("SelfTest", "self_test"),
     "judging.unverified": ("Unverified",),
     "judging.verified": ("Verified",),
+    "judging.trust_domain": ("TrustDomain",),
     "judging.verifier": ("Issuer", "Verifier"),
     "keystore.disk.watch": ("ActiveKey", "JWKSFile"),
+    "keystore.identity": ("IdentityKey",),
     "keystore.remote.jwks": ("JWKS", "discover"),
     "replay.memory": ("MemoryReplayStore",),
     "signer": ("Signer",),

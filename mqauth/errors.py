@@ -49,6 +49,8 @@ class Reason(StrEnum):
     REPLAYED = "replayed"
     PROOF_INVALID = "proof_invalid"
     RELEASE_INVALID = "release_invalid"
+    IDENTITY_INVALID = "identity_invalid"
+    IDENTITY_MISMATCH = "identity_mismatch"
     MESSAGE_MALFORMED = "message_malformed"
     HANDLER_FAILED = "handler_failed"
 

@@ -9,17 +9,20 @@ from typing import Final, NamedTuple
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, MalformedMessage, Unavailable, require
-from mqauth.wire import base64url, batch, claims, destination, envelope, jws, template
+from mqauth.wire import base64url, batch, claims, destination, envelope, jws, template, workload
 from mqauth.wire.claims import MAX_BATCH, Batch, Binding, Claims
 from mqauth.wire.envelope import Encoder
 from mqauth.wire.header_names import HeaderNames
 from mqauth.wire.keys import ALGORITHMS, MAX_KID, Key, SigningKey, SigningKeySource
 from mqauth.wire.memo import Memo
 from mqauth.wire.message import Form, Message, form_of, message_of
+from mqauth.wire.workload import WorkloadKey
 
 MAX_LIFETIME: Final = 86_400
 LARGE_BODY: Final = 256 * 1024
 """Bytes of a body that is signed alone: a leaf hashes it twice, which costs more than a signature."""
+SPARE: Final = 30
+"""Seconds by which an identity outlives each token that it proves."""
 _ATTEMPTS: Final = 3
 
 
@@ -62,8 +65,8 @@ class Signer:
 
     Args:
         key: a private ``Key``, any ``SigningKey``, or a ``SigningKeySource`` that follows rotation, such as
-            ``mqauth.ActiveKey``.
-        issuer: ``iss``, whom consumers trust for this key.
+            ``mqauth.ActiveKey``; with a ``mqauth.IdentityKey`` tokens have the identity form.
+        issuer: ``iss``, whom consumers trust for this key; the trust domain of an identity.
         subject: ``sub``, the producer's name.
         audience: ``aud``, the service or stream the messages are meant for.
         audiences: another audience by canonical destination.
@@ -97,6 +100,8 @@ class Signer:
         )
         require(not isinstance(cover, str), "cover is a list of names: a text would cover its letters")
         self._key_now = _source(key)
+        self._is_identity = getattr(key, "is_identity", False) is True
+        self._build = workload.build if self._is_identity else claims.build
         self._checked: SigningKey | None = None
         self.issuer = issuer
         self.subject = subject
@@ -179,7 +184,7 @@ class Signer:
         names = self._names(form)
         binding = Binding(dst=form[0], bod=None, key=None, hdr=names, hds="")
         sample = self._claims(self._audiences.get(form[0], self._audience), "", binding)
-        return _Single(template.pieces_of(sample, binding), envelope.encoder(form, names))
+        return _Single(template.pieces_of(sample, binding, self._build), envelope.encoder(form, names))
 
     def _group(self, form: Form) -> _Group:
         # sorted, so that messages whose headers come in another order share a signature
@@ -222,7 +227,7 @@ class Signer:
         audience, names = group[0].group
         tree = batch.Tree([batch.leaf_of(found.message, found.headers) for found in group])
         mqa = Batch(root=base64url.encode(tree.root).decode("ascii"), size=len(group), hdr=names)
-        token = self._token(claims.build(self._claims(audience, self._jti().decode("ascii"), mqa)))
+        token = self._token(self._build(self._claims(audience, self._jti().decode("ascii"), mqa)))
         return [
             token + batch.proof_text(index, batch.leaf_shorts(found.message, found.headers), path)
             for index, (found, path) in enumerate(zip(group, tree.paths(), strict=True))
@@ -232,14 +237,30 @@ class Signer:
         """Return a token; its header and its signature are of one key, also while keys rotate."""
         for _ in range(_ATTEMPTS):
             with suppress(KeyChanged):
+                if self._is_identity:
+                    return workload.compact(payload, self._workload_key())
                 return jws.compact(payload, self._signing_key())
         raise Unavailable(Cause.KEYS_UNAVAILABLE, "the key changes faster than it signs")
+
+    def _workload_key(self) -> WorkloadKey:
+        """Return the key of the identity form, whose identity outlives a token that is made now."""
+        key = self._signing_key()
+        if not isinstance(key, WorkloadKey):
+            raise ConfigurationError("the key is no identity")
+        if key.identity.expires < self._clock.now() + self.lifetime + SPARE:
+            raise Unavailable(Cause.KEYS_UNAVAILABLE, "the identity ends too soon for another token")
+        return key
 
     def _signing_key(self) -> SigningKey:
         """Return the key that signs now; one that was not seen before must speak for the subject."""
         key = self._key_now()
         if key is not self._checked:
             _check_key(key, self.subject)
+            require(
+                self._is_identity == isinstance(key, WorkloadKey)
+                and (not isinstance(key, WorkloadKey) or key.identity.trust_domain == self.issuer),
+                "the issuer of an identity is its trust domain, and its key comes as mqauth.IdentityKey",
+            )
             self._checked = key
         return key
 

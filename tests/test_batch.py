@@ -43,7 +43,7 @@ FORGE = Forge(CLOCK)
 def judged(verifier: Verifier, message: Message, received: float | None = None) -> Verified:
     """Open and verify a message."""
     candidate = verifier.open(message)
-    keys = verifier.issuer(candidate.token.claims).keys.key_set()
+    keys = verifier.issuer(candidate.token).keys.key_set()
     return verifier.verify(message, candidate, keys, CLOCK.now() if received is None else received)
 
 

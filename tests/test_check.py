@@ -367,6 +367,17 @@ def case(code: str, key: str, bad: Change, good: Change = NOTHING) -> Any:
     return pytest.param(Case(code=code, key=key, bad=bad, good=good), id=f"{code}-{key}")
 
 
+def domain(more: str = "", places: str = "kafka:stock.*") -> Change:
+    """Return the change that makes a trust domain of the partner."""
+    return edits(
+        ('issuer = "https://partner.example"\njwks', f'trust_domain = "wimse://partner.example"\n{more}jwks'),
+        (f"subjects = {STAR}\n", ""),
+        ('subject = "stock-api"\nissuer = "https://partner.example"\ndestinations = ["kafka:stock.*"]',
+         'subject = "wimse://partner.example/stock"\nissuer = "wimse://partner.example"\n'
+         f'destinations = ["{places}"]'),
+    )  # fmt: skip
+
+
 CASES = [
     # the file
     case("configuration", "producer.lifetyme", edits(("lifetime", "lifetyme"))),
@@ -430,6 +441,8 @@ CASES = [
     case("issuer_unbound", "consumer.issuers[0].subjects", both(keys_with(
         lambda: {**made(), "kid": "mute", "mqauth_sub": []}),
         edits(("vouches = false", 'subjects = { mute = ["a"] }')))),
+    case("identity_outlives_keys", f"{PARTNER}.max_stale", domain("max_identity_lifetime = 7200\n"), domain()),
+    case("forms_both", "consumer.allow[0].destinations", domain(places="kafka:orders"), domain()),
     case("issuers_share_keys", f"{PARTNER}.file", edits(
         ('jwks = "https://partner.example/jwks.json"\nmax_stale = 3600', 'file = "./jwks.json"'))),
     case("issuers_share_keys", f"{PARTNER}.jwks", edits(

@@ -57,6 +57,7 @@ from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Rule
 from mqauth.judging.rollout import Exemption, RolloutEntry
+from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.letters.authorities import Authority
@@ -67,7 +68,7 @@ SOURCE = {"table", "issuer", "file", "jwks", "discovery"}
 OBJECTS: dict[type[Settings], tuple[tuple[Callable[..., object], ...], set[str]]] = {
     ProducerSettings: ((Signer,), {"keys", "batch", "linger", "passphrase_env", "passphrase_file"}),
     ConsumerSettings: ((Verifier, Pipeline), {"issuers", "allow", "unsigned"}),
-    IssuerSettings: ((Issuer, JWKS), SOURCE),
+    IssuerSettings: ((Issuer, TrustDomain, JWKS), SOURCE | {"trust_domain"}),
     AuthoritySettings: ((Authority, JWKS), SOURCE),
     RuleSettings: ((Rule,), set()),
     RolloutSettings: ((RolloutEntry,), {"from", "accepted"}),

@@ -204,7 +204,7 @@ def said_by(verifier: Verifier, message: Message, now: float) -> str:
     """Return a verifier's reason, or that the message is bound."""
     try:
         candidate = verifier.open(message)
-        verifier.verify(message, candidate, verifier.issuer(candidate.token.claims).keys.key_set(), now)
+        verifier.verify(message, candidate, verifier.issuer(candidate.token).keys.key_set(), now)
     except Rejection as rejection:
         return str(rejection.reason)
     return "bound"

@@ -49,6 +49,8 @@ REASONS = [
     "replayed",
     "proof_invalid",
     "release_invalid",
+    "identity_invalid",
+    "identity_mismatch",
     "message_malformed",
     "handler_failed",
 ]

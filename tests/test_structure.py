@@ -58,8 +58,12 @@ STATEMENTS = (
     + 31
     # Blocking clients in an event loop: a thread that holds no process, transactions, verdicts.
     + 42
+    # A rebalance that is asked for nothing; what a handler on a thread returns to be awaited.
+    + 5
     # Characters without any form, and the scope of a letter as it is.
     + 3
+    # The identity form: WITs and proofs, trust domains, cut-offs, memory, rules by claims, IdentityKey.
+    + 510
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")

@@ -228,7 +228,7 @@ MESSAGE_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
      "a key revoked this second"),
     ("revoked at once", edit(token.is_revoked, "revocation.revoked_at <= received", "True"),
      "a key that will be revoked"),
-    ("retired later", edit(judge_times, ">= key.expires", "> key.expires"), "issued the second its key retired"),
+    ("retired later", edit(judge_times, ">= retires", "> retires"), "issued the second its key retired"),
     ("retired by the clock", edit(judge_times, "claims.iat if appended", "received if appended"),
      "issued a second before its key retired"),
     ("audience unchecked", edit(believe, "claims.aud not in self.audiences", "False"),
@@ -280,7 +280,7 @@ MESSAGE_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
      "direct reply-to with the broker's suffix"),
 )  # fmt: skip
 believed, authorities = "if claims.aud not in self.audiences", ReleaseAuthorities.verify
-times_first = "self.times.check(claims, key, message, received, waived); "
+times_first = "self.times.check(claims, key.expires, message, received, waived); "
 coverage, evidence = Verifier._check_coverage, token.Times.evidence
 SETTINGS_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
     ("times before the audience", edit(believe, believed, f"{times_first}\n    {believed}"),

@@ -26,9 +26,7 @@ ISSUER = "https://auth.example"
 def judged(verifier: Verifier, message: Message, received: float, keys: KeySet | None = None) -> Verified:
     """Open and verify a message."""
     candidate = verifier.open(message)
-    return verifier.verify(
-        message, candidate, keys or verifier.issuer(candidate.token.claims).keys.key_set(), received
-    )
+    return verifier.verify(message, candidate, keys or verifier.issuer(candidate.token).keys.key_set(), received)
 
 
 PLACES = ("kafka:orders", "rabbitmq:shop/orders.created")

@@ -20,6 +20,7 @@ from mqauth.errors import refusing, require
 from mqauth.logs import harmless
 from mqauth.wire import strict_json
 from mqauth.wire.claims import Claims
+from mqauth.wire.identity import Identity
 from mqauth.wire.message import Message
 
 SCHEMA_VERSION: Final = 1
@@ -104,12 +105,19 @@ def token_fields(
     *,
     verified: bool,
     index: int | None = None,
+    identity: Identity | None = None,
 ) -> dict[str, Any]:
     """Return the ``token`` member: the token's claims under ``claimed`` or ``verified``, and its thumbprint."""
     said: dict[str, Any] = {} if kid is None else {"kid": harmless(kid), "alg": alg}
     if claims is not None:
         said |= {name: harmless(getattr(claims, name)) for name in ("iss", "sub", "aud", "jti")}
         said |= {"iat": claims.iat, "exp": claims.exp} | ({} if index is None else {"index": index})
+    if identity is not None:
+        said["identity"] = {
+            "kid": harmless(identity.kid), "jkt": identity.jkt, "exp": identity.expires,
+            "jti": None if identity.jti is None else harmless(identity.jti),
+            "iss": None if identity.iss is None else harmless(identity.iss),
+        }  # fmt: skip
     return {
         "verified" if verified else "claimed": said,
         "thumbprint": None if token is None else sha256(token),

@@ -160,6 +160,12 @@ _TABLE: Final = (
          "Each key of this issuer may sign as any of its producers: with one stolen key, a thief can be all of "
          "them.",
          "subjects, or keys that name their subjects; vouches only for an authority that signs for others."),
+    Code("identity_outlives_keys", WARNING,
+         "While the authority is out of reach its keys are dropped before the identities they vouched for end.",
+         "max_stale of at least max_identity_lifetime."),
+    Code("forms_both", WARNING,
+         "A key on disk still opens what an identity should: the migration to a trust domain has no end.",
+         "The rule of the direct issuer taken out once its producers have identities."),
     Code("issuers_share_keys", WARNING,
          "Anybody who signs for one issuer can sign for the other.",
          "The keys of each issuer in a place of its own."),

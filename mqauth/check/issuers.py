@@ -10,10 +10,12 @@ from urllib.parse import urlsplit
 
 from mqauth.check.findings import Finding, finding, on
 from mqauth.check.target import Target, few, unless_refused
+from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.kinds import is_url
 from mqauth.config.rollout_settings import RuleSettings
-from mqauth.config.settings import ConsumerSettings, IssuerSettings, SourceSettings
+from mqauth.config.settings import ConsumerSettings
 from mqauth.errors import ConfigurationError, Reason
+from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer
 from mqauth.keystore import Keystore
 from mqauth.keystore.disk import files
@@ -22,6 +24,7 @@ from mqauth.keystore.remote.connection import is_loopback
 from mqauth.wire import base64url
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.destination import is_kafka
+from mqauth.wire.identity import trust_domain_of
 from mqauth.wire.jwk import MAX_DOCUMENT, load_key, load_key_set
 from mqauth.wire.keys import MIN_RSA_BITS, MIN_RSA_EXPONENT, Key, KeySet
 
@@ -38,6 +41,9 @@ def bindings(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find issuers whose keys speak for nobody, or for too many subjects."""
     for issuer in consumer.issuers:
         path = issuer.table.path
+        # A trust domain vouches for its subjects, and rules name them.
+        if issuer.trust_domain is not None:
+            continue
         if issuer.vouches:
             yield finding("issuer_vouches", (*path, "vouches"), f"every key of {issuer.issuer} signs for all")
         elif issuer.subjects is None and issuer.file is None:
@@ -60,7 +66,7 @@ def pins(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
         path, pinned, keys = (*issuer.table.path, "subjects"), issuer.subjects or {}, key_set(issuer.file)
         names = pinned.get(_ANY, frozenset())
         silent = keys is None or any(key.subjects is None and key.kid not in pinned for key in keys)
-        if len(names) > 1 and silent:
+        if len(names) > 1 and silent and issuer.trust_domain is None:
             yield finding(
                 "subjects_shared",
                 (*path, _ANY),
@@ -73,6 +79,28 @@ def pins(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
                     (*path, kid),
                     f"no usable key of {target.shown(issuer.file or target.file)} has the kid {kid}",
                 )
+
+
+@on("consumer")
+def trust_domains(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
+    """Find trust domains whose keys are dropped too early, and destinations that both forms may write to."""
+    domains = {issuer.trust_domain: issuer for issuer in consumer.issuers if issuer.trust_domain is not None}
+    for name, issuer in domains.items():
+        if issuer.file is None and issuer.max_stale < issuer.max_identity_lifetime:
+            yield finding(
+                "identity_outlives_keys",
+                (*issuer.table.path, "max_stale"),
+                f"{name}: max_stale is {issuer.max_stale} s, identities last {issuer.max_identity_lifetime} s",
+            )
+    opened = {place for rule in consumer.allow if rule.issuer in domains for place in rule.destinations}
+    for number, rule in enumerate(consumer.allow):
+        both = sorted(opened & set(rule.destinations))
+        if both and rule.issuer not in domains:
+            yield finding(
+                "forms_both",
+                ("consumer", "allow", number, "destinations"),
+                f"{rule.subject} of {rule.issuer} may write to {few(both)}, and so may a workload",
+            )
 
 
 @on("consumer")
@@ -136,7 +164,9 @@ def contents(target: Target) -> Iterator[Finding]:
         for (name, what), numbers in faults.items():
             yield finding(name, path, f"{shown}: key {few(numbers)}: {what}")
         keys = key_set(source.file)
-        twice = [] if keys is None else [line for line in keys.skipped if line.startswith("kid ")]
+        twice = (
+            [] if keys is None else [line for line in keys.skipped if line.startswith(("kid ", "mqauth_cutoff "))]
+        )
         if twice:
             yield finding("jwks_skipped", path, f"{shown}: {few(twice)}")
 
@@ -203,7 +233,11 @@ def _is_silent(issuer: IssuerSettings, rule: RuleSettings, now: float) -> bool:
     keys = key_set(issuer.file)
     if keys is None:
         return False
-    judge = Issuer(keys=keys, subjects=issuer.subjects, vouches=issuer.vouches)
+    judge: Issuer | TrustDomain = Issuer(keys=keys, subjects=issuer.subjects, vouches=issuer.vouches)
+    if issuer.trust_domain is not None:
+        judge = TrustDomain(keys=keys, subjects=issuer.subjects)
+        if trust_domain_of(rule.subject) != issuer.trust_domain:
+            return True
     alive = [key for key in keys if key.revocation is None or key.revocation.revoked_at > now]
     return not any(judge.speaks_for(key, rule.subject) for key in alive)
 
@@ -263,4 +297,4 @@ def _own_ring(target: Target, source: SourceSettings) -> KeyRing | None:
     return ring(producer.keys) if producer is not None and producer.issuer == source.issuer else None
 
 
-RULES: Final = (bindings, pins, shared_keys, rules, authorities, contents, remote)
+RULES: Final = (bindings, pins, trust_domains, shared_keys, rules, authorities, contents, remote)

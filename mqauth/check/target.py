@@ -21,7 +21,8 @@ from pathlib import Path as FilePath
 from typing import Any, Final, TypeVar
 
 from mqauth.config.declaration import collect
-from mqauth.config.settings import AuthoritySettings, CheckSettings, FileSettings, IssuerSettings, SourceSettings
+from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
+from mqauth.config.settings import AuthoritySettings, CheckSettings, FileSettings
 from mqauth.config.toml_file import RefusedSetting, Table
 from mqauth.errors import ConfigurationError
 

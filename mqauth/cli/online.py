@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from mqauth.cli.broker import Place, opened, place_of, reached
 from mqauth.clock import SYSTEM_CLOCK
-from mqauth.config.settings import FileSettings, SourceSettings
+from mqauth.config.issuer_settings import SourceSettings
+from mqauth.config.settings import FileSettings
 from mqauth.errors import ConfigurationError, MqauthError, require
 from mqauth.keystore.remote.connection import Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote.fetch import DiscoveredFetch, URLFetch

@@ -18,6 +18,7 @@ from mqauth.audit.rollout_watch import last_rollout
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.declaration import read
+from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.settings import (
     AuditSettings,
     FileSettings,
@@ -25,13 +26,13 @@ from mqauth.config.settings import (
     ProducerSettings,
     ReleaseSettings,
     ReplaySettings,
-    SourceSettings,
 )
 from mqauth.config.toml_file import Table, read_toml
 from mqauth.errors import require
 from mqauth.judging.pipeline import Observer, Pipeline
 from mqauth.judging.policy import Allow
 from mqauth.judging.rollout import Rollout
+from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey, JWKSFile
 from mqauth.keystore.disk.folder import read_pem
@@ -122,7 +123,7 @@ class Configuration:
         """The thresholds of ``[misuse]``; the authorities include every issuer with ``vouches``."""
         found = self._settings.misuse or MisuseSettings()
         issuers = () if self._settings.consumer is None else self._settings.consumer.issuers
-        vouching = {issuer.issuer for issuer in issuers if issuer.vouches}
+        vouching = {each.issuer for each in issuers if each.vouches or each.trust_domain is not None}
         return Thresholds(**found.arguments(Thresholds) | {"authorities": found.authorities | vouching})
 
     @cached_property
@@ -177,10 +178,7 @@ class Configuration:
 
     def _pipeline(self, **more: Any) -> Pipeline:
         found = self._required(self._settings.consumer, "consumer")
-        issuers = {
-            issuer.issuer: Issuer(keys=_key_source(issuer, self._clock), **issuer.arguments(Issuer))
-            for issuer in found.issuers
-        }
+        issuers = {issuer.issuer: _issuer(issuer, self._clock) for issuer in found.issuers}
         settings = found.arguments(Verifier) | {"accept_as": [each.alias for each in found.accept_as]}
         verifier = Verifier(keys=issuers, release=self._releases(found.leeway), **settings)
         return Pipeline(
@@ -251,6 +249,13 @@ def _producer_key(found: ProducerSettings, clock: Clock) -> Key | ActiveKey:
     if now.subjects is not None and found.subject not in now.subjects:
         raise found.table.refuse("subject", f"the key {now.kid} does not speak for it")
     return key
+
+
+def _issuer(found: IssuerSettings, clock: Clock) -> Issuer | TrustDomain:
+    keys = _key_source(found, clock)
+    if found.trust_domain is None:
+        return Issuer(keys=keys, **found.arguments(Issuer))
+    return TrustDomain(keys=keys, **found.arguments(TrustDomain))
 
 
 def _key_source(found: SourceSettings, clock: Clock) -> KeySource:

@@ -158,6 +158,11 @@ class RuleSettings(Settings):
 
     subject: Annotated[str, NAME, "The producer, letter for letter."]
     issuer: Annotated[str | None, NAME, "Its issuer; required where several are configured."] = None
+    claims: Annotated[
+        Mapping[str, str] | None,
+        entries(NAME, NAME, 1),
+        'Claims that its identity must have, equal as texts, such as `{ env = "prod" }`; experimental.',
+    ] = None
     destinations: Annotated[
         tuple[str, ...],
         many(NAME, 1),

@@ -19,6 +19,7 @@ from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import DEFAULT_FLOOD_AFTER
 from mqauth.config.broker import BrokerSettings, ReviewSettings
 from mqauth.config.declaration import Settings, inner, inners, not_with, only_with
+from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.kinds import (
     ANY,
     AUDIENCE,
@@ -41,35 +42,23 @@ from mqauth.config.kinds import (
 from mqauth.config.rollout_settings import AcceptAsSettings, RolloutSettings, RuleSettings, UnsignedSettings
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.errors import Reason
+from mqauth.judging.identities import CAPACITY, MAX_CAPACITY
 from mqauth.judging.token import MAX_LEEWAY, At
-from mqauth.keystore.remote.rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
 from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import DEFAULT_CAPACITY
 from mqauth.signer import MAX_LIFETIME
 from mqauth.wire.batch import DEFAULT_LINGER, MAX_LINGER
-from mqauth.wire.claims import MAX_BATCH, is_name
-from mqauth.wire.keys import MAX_KID
+from mqauth.wire.claims import MAX_BATCH
 
-_REMOTE: Final = only_with("jwks", "discovery")
 _HEADS: Final = only_with("heads")
 _THRESHOLDS: Final = Thresholds()
 
 
-_KID: Final = text(
-    "kid",
-    lambda found: None if is_name(found, 1, MAX_KID) else f'must be a kid of at most {MAX_KID} characters, or "*"',
-)
 _SUBJECT: Final = text(
     "word",
     lambda found: None if found == "subject" else 'must be "subject" or a table of user to subject',
     {"const": "subject"},
 )
-
-
-def _not_pinned(members: Mapping[str, Any]) -> str | None:
-    # ``vouches = false`` beside ``subjects`` says nothing new, and contradicts nothing.
-    both = members.get("vouches") and "subjects" in members
-    return "contradicts subjects: an issuer vouches for all or pins them" if both else None
 
 
 def _only_append(members: Mapping[str, Any]) -> str | None:
@@ -103,51 +92,6 @@ class ProducerSettings(Settings):
     passphrase_file: Annotated[
         Path | None, PATH, "The file with the passphrase of the keys.", not_with("passphrase_env")
     ] = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceSettings(Settings):
-    """An issuer and the source of its keys, which is exactly one of ``file``, ``jwks`` and ``discovery``."""
-
-    issuer: Annotated[str, NAME, "`iss` of the tokens or releases that these keys sign."]
-    file: Annotated[Path | None, PATH, "Its keys: a JWK Set file, read again when it changes."] = None
-    jwks: Annotated[str | None, url("https", "http"), "Its keys: the URL of a JWK Set."] = None
-    discovery: Annotated[bool, FLAG, "Its keys: `true` finds them by OpenID Connect discovery."] = False
-    max_stale: Annotated[
-        int, whole(int(COOLDOWN), MAX_STALE), "Seconds for which keys are used while the URL fails.", _REMOTE
-    ] = 3600
-    publish_delay: Annotated[
-        int,
-        whole(0, int(MAX_PUBLISH_DELAY)),
-        "Seconds for which the issuer publishes a key before it signs with it.",
-        _REMOTE,
-    ] = 30
-    ca: Annotated[Path | None, PATH, "A PEM file of the CAs to trust in place of the system's.", _REMOTE] = None
-    snapshot: Annotated[Path | None, PATH, "A file that keeps the keys for the next start.", _REMOTE] = None
-    unsafe_http_loopback: Annotated[bool, FLAG, "Allow http to this machine, for tests.", _REMOTE] = False
-
-    def refusals(self) -> Iterator[RefusedSetting]:
-        """Yield the refusal of a missing or second source."""
-        named = [key for key in ("file", "jwks", "discovery") if key in self.table.members]
-        if len(named) != 1:
-            found = " and ".join(named) or "none"
-            yield self.table.refuse("", f"needs one of file, jwks and discovery, not {found}")
-        if named == ["discovery"] and not self.discovery:
-            yield self.table.refuse("discovery", "must be true or left out")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IssuerSettings(SourceSettings):
-    """One of ``[[consumer.issuers]]``: the arguments of ``Issuer``, and its source of keys."""
-
-    subjects: Annotated[
-        Mapping[str, frozenset[str]] | None,
-        entries(_KID, many(NAME, 1, frozenset), 1),
-        'The subjects that a key may speak for, by kid; `"*"` is for keys that do not say it themselves.',
-    ] = None
-    vouches: Annotated[
-        bool, FLAG, "The issuer is an authority: its keys sign for all its subjects.", _not_pinned
-    ] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +158,11 @@ class ConsumerSettings(Settings):
         inners(RuleSettings),
         "Who may publish where; without a rule everything is refused.",
     ] = ()
+    identities: Annotated[
+        int,
+        whole(1, MAX_CAPACITY),
+        "How many identities of producers are remembered; more producer processes cost a signature a message.",
+    ] = CAPACITY
     unsigned: Annotated[
         tuple[UnsignedSettings, ...],
         inners(UnsignedSettings),
@@ -225,9 +174,17 @@ class ConsumerSettings(Settings):
         if self.at == "append" and self.max_queue_age is None:
             yield self.table.refuse("max_queue_age", 'required with at = "append"')
         issuers = {found.issuer for found in self.issuers}
+        domains = {found.trust_domain for found in self.issuers if found.trust_domain is not None}
+        for found in self.issuers:
+            inside = any(f"{found.issuer}/".startswith(f"{domain}/") for domain in domains)
+            if found.trust_domain is None and inside:
+                yield found.table.refuse("issuer", "lies in a trust domain that is configured")
         for rule in self.allow:
             if rule.issuer is None and len(issuers) > 1:
                 yield rule.table.refuse("issuer", "required where several issuers are configured")
+            of_domain = rule.issuer in domains if rule.issuer is not None else issuers == domains
+            if rule.claims and not of_domain:
+                yield rule.table.refuse("claims", "only for the subject of a trust domain")
             if rule.issuer is not None and rule.issuer not in issuers:
                 yield rule.table.refuse("issuer", "is not among [[consumer.issuers]]")
 

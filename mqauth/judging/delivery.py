@@ -224,6 +224,7 @@ def _token_fields(delivery: Delivery) -> dict[str, Any]:
         None if opened is None else opened.algorithm,
         None if candidate is None else candidate.token.claims,
         index=None if proof is None else proof.place,
+        identity=None if candidate is None or candidate.token.wit is None else candidate.token.wit.identity,
         verified=verified is not None
         or (rejection is not None and delivery.unverified is None and rejection.reason in SIGNED_REASONS),
     )

@@ -161,7 +161,7 @@ class Judge:
             if candidate.shape.released:
                 return None
             # (5): only a configured issuer's keys are asked for
-            source = self._verifier.issuer(candidate.token.claims).keys
+            source = self._verifier.issuer(candidate.token).keys
             keys = _at_hand(source) if waited is None else waited
             if waited is None and (type(keys) is not KeySet or candidate.token.opened.kid not in keys.by_kid):
                 return self._keyed(delivery, candidate, source, keys)
@@ -220,7 +220,7 @@ class Judge:
     def _claim_released(self, delivery: Delivery) -> Flow[ClaimStatus]:
         """Take steps (5) to (13) of a message that a reviewer has released."""
         message, candidate, received = delivery.message, cast(Candidate, delivery.candidate), delivery.received
-        source = self._verifier.issuer(candidate.token.claims).keys  # (5)
+        source = self._verifier.issuer(candidate.token).keys  # (5)
         keys = yield from self._keys(delivery, candidate, source, _at_hand(source))
         delivery.key_set = keys.version
         # (6), (7): before the release, so that a message no producer has signed never makes us ask for the keys of

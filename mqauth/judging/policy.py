@@ -24,6 +24,9 @@ class Decision(Enum):
     DENY = "deny"
 
 
+_DENY: Final = Decision.DENY
+
+
 class Policy(Protocol):
     """Decides whether a verified producer may publish to a destination."""
 
@@ -48,6 +51,8 @@ class Rule:
         destinations: canonical destinations. Among the dotted words of a routing key or topic may be ``*`` (for
             one word) and ``#`` (for any number); the exchange is exact.
         issuer: whose subject it is; may be left out if only one issuer is configured.
+        claims: texts that the WIT must have, as its authority wrote them; never those of a proof. A message of the
+            direct form meets no such rule.
 
     Raises:
         ConfigurationError: a subject or destination is not in its form.
@@ -56,14 +61,29 @@ class Rule:
     subject: str
     destinations: tuple[str, ...]
     issuer: str | None = None
+    claims: Mapping[str, str] | None = None
+
+    def __repr__(self) -> str:
+        said = f"Rule(subject={self.subject!r}, destinations={self.destinations!r}, issuer={self.issuer!r}"
+        return f"{said}, claims={sorted((self.claims or {}).items())})" if self.claims else f"{said})"
 
     def __post_init__(self) -> None:
+        require(
+            all(is_name(name) and is_name(value) for name, value in (self.claims or {}).items()),
+            "a claim of a rule is text of 1 to 256 characters",
+        )
         require(
             is_name(self.subject) and (self.issuer is None or is_name(self.issuer)),
             "a subject or issuer is text of 1 to 256 characters",
         )
         for pattern in self.destinations:
             check_pattern(pattern)
+
+    def is_met(self, verified: Verified) -> bool:
+        """Tell whether the identity behind a message has the claims of this rule, equal as texts."""
+        said = {} if verified.identity is None else verified.identity.claims
+        wanted = self.claims or {}
+        return all(type(said.get(name)) is str and said[name] == value for name, value in wanted.items())
 
     def allows(self, issuer: str, destination: str) -> bool:
         """Tell whether this rule lets its subject, of an issuer, publish to a destination."""
@@ -87,14 +107,25 @@ class Allow:
             rules = [Rule(subject=name, destinations=_patterns(found)) for name, found in rules.items()]
         self.rules = tuple(rules)
         self._by_subject: dict[str, list[Rule]] = {}
+        self._claiming: dict[str, list[Rule]] = {}
         for rule in self.rules:
-            self._by_subject.setdefault(rule.subject, []).append(rule)
+            (self._claiming if rule.claims else self._by_subject).setdefault(rule.subject, []).append(rule)
         self.version = hashlib.sha256(repr(self.rules).encode()).hexdigest()[:16]
         self._decisions = memo.Memo(self._decision)
 
     def decide(self, verified: Verified, /) -> Decision:
         """Return ``ALLOW`` if a rule of the subject permits the destination."""
-        return self._decisions[producer_and_place(verified)]
+        decision = self._decisions[producer_and_place(verified)]
+        if decision is _DENY and verified.subject in self._claiming and self._meets(verified):
+            return Decision.ALLOW
+        return decision
+
+    def _meets(self, verified: Verified) -> bool:
+        """Tell whether a rule with claims allows a message; its identity differs from WIT to WIT."""
+        return any(
+            rule.is_met(verified) and rule.allows(verified.issuer, verified.destination)
+            for rule in self._claiming[verified.subject]
+        )
 
     def _decision(self, asked: tuple[str, str, str]) -> Decision:
         issuer, subject, place = asked

@@ -195,10 +195,10 @@ def _hostile(guard: Pipeline) -> Iterator[tuple[str, Message | None]]:
 
 
 def _rules(guard: Pipeline) -> tuple[Rule, ...]:
-    """Return the rules to try, with an issuer of our own; of another policy than ``Allow`` they are made up."""
+    """Return the rules to try, with an issuer of our own and no claims; of another policy they are made up."""
     known = guard.policy.rules[:MOST] if isinstance(guard.policy, Allow) else ()
     made_up = Rule(subject="mqauth-self-test", destinations=_ANYWHERE)
-    return tuple(replace(rule, issuer=STRANGER) for rule in known or (made_up,))
+    return tuple(replace(rule, issuer=STRANGER, claims=None) for rule in known or (made_up,))
 
 
 def _places(rules: tuple[Rule, ...]) -> list[str]:

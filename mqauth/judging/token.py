@@ -20,6 +20,7 @@ from mqauth.errors import Cause, Reason, Rejection, Unavailable, require
 from mqauth.letters.release import is_release
 from mqauth.wire import base64url, batch, destination, envelope, jws, memo, template
 from mqauth.wire.claims import Batch, Claims
+from mqauth.wire.identity import Wit
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import Form, Message
 
@@ -91,9 +92,10 @@ class Token:
     """A token of one message, or of a batch and maybe remembered.
 
     Args:
-        text: the bytes of its JWS.
+        text: the bytes of its JWS, in the identity form with the WIT before it.
         opened: the same taken apart.
-        claims: what it claims.
+        claims: what it claims; in the identity form trust domain and subject of the WIT are ``iss`` and ``sub``.
+        wit: of the identity form, the WIT; ``opened`` is then the proof, with the kid of the authority's key.
 
     Attributes:
         key: under which the signature held; under another object it is checked again.
@@ -102,9 +104,10 @@ class Token:
         id: the id it is claimed by, empty until it was computed.
     """
 
-    __slots__ = ("claims", "id", "key", "opened", "proven", "standing", "text")
+    __slots__ = ("claims", "id", "key", "opened", "proven", "standing", "text", "wit")
 
-    def __init__(self, text: bytes, opened: jws.Opened, claims: Claims) -> None:
+    def __init__(self, text: bytes, opened: jws.Opened, claims: Claims, wit: Wit | None = None) -> None:
+        self.wit = wit
         self.text = text
         self.opened = opened
         self.claims = claims
@@ -177,18 +180,30 @@ class Times:
         return until if key.revocation is None else min(until, float(key.revocation.revoked_at))
 
     def check(
-        self, claims: Claims, key: Key, message: Message, received: float, waived: frozenset[Reason] = NOTHING
+        self,
+        claims: Claims,
+        retires: int | None,
+        message: Message,
+        received: float,
+        waived: frozenset[Reason] = NOTHING,
     ) -> None:
         """Judge the end of the key, ``iat``, ``nbf``, ``exp``, lifetime and age in the queue, in that order.
+
+        Args:
+            claims: of the token.
+            retires: UTC seconds from which its key signs nothing new.
+            message: as the broker delivered it.
+            received: UTC seconds at which this process first received the delivery.
+            waived: the reasons that a release waives.
 
         Raises:
             Rejection: the reason of the first rule that is broken, unless it is waived.
             Unavailable: ``append_time_unavailable``.
         """
-        if key.expires is not None and Reason.KEY_EXPIRED not in waived:
+        if retires is not None and Reason.KEY_EXPIRED not in waived:
             # whoever has a retired key can write any ``iat``; the append time is the broker's word
             appended = self.evidence(message)
-            if (claims.iat if appended is None else appended) >= key.expires:
+            if (claims.iat if appended is None else appended) >= retires:
                 raise Rejection(Reason.KEY_EXPIRED, "the key had retired before the token was made")
         moment = self.evidence(message) if self.at == "append" else received
         if moment is None:

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 from mqauth.errors import RejectNow, RetryLater, require
 from mqauth.letters.release import Release
 from mqauth.wire.claims import Claims
+from mqauth.wire.identity import Identity
 from mqauth.wire.message import PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
 
 Responder = Callable[["Verified", bytes], Awaitable[Any] | Any]
@@ -27,6 +28,7 @@ class _Facts(NamedTuple):
     place: int | None = None
     value: Any = None
     responder: Responder | None = None
+    identity: Identity | None = None
 
 
 class Verified:
@@ -77,8 +79,13 @@ class Verified:
 
     @property
     def kid(self) -> str:
-        """The id of the key that signed."""
+        """The id of the key that signed; in the identity form that of the authority, which vouched for the key."""
         return self._facts.kid
+
+    @property
+    def identity(self) -> Identity | None:
+        """What the authority of a trust domain says of the producer; ``None`` in the direct form."""
+        return self._facts.identity
 
     @property
     def index(self) -> int | None:
@@ -174,10 +181,13 @@ def make_verified(  # noqa: PLR0917 - one is made for every message
     received: float,
     release: Release | None,
     index: int | None,
+    identity: Identity | None,
 ) -> Verified:
     """Return the verified view of a message; for the verifier alone."""
     verified: Verified = _NEW(Verified)
-    _SET_FACTS(verified, _TUPLE(_Facts, (message, claims, kid, key_set, received, release, index, None, None)))
+    _SET_FACTS(
+        verified, _TUPLE(_Facts, (message, claims, kid, key_set, received, release, index, None, None, identity))
+    )
     return verified
 
 

@@ -15,13 +15,17 @@ from typing import Any, Final, Literal
 
 from mqauth.errors import ConfigurationError, Reason, Rejection, require
 from mqauth.judging.accept_as import AcceptAs, by_place
+from mqauth.judging.identities import CAPACITY as REMEMBERED
+from mqauth.judging.identities import Identities, check_life, ends_of
 from mqauth.judging.token import CAPACITY, NOTHING, At, Candidate, Shape, Standing, Times, Token, is_revoked
+from mqauth.judging.trust_domain import TrustDomain, refuse_overlap
 from mqauth.judging.verified import Verified, make_verified
 from mqauth.letters.authorities import ReleaseAuthorities
 from mqauth.letters.release import Release
 from mqauth.wire import batch, envelope, jws, memo, template
 from mqauth.wire.claims import MAX_NAME, Binding, Claims, is_name, parse
 from mqauth.wire.header_names import HeaderNames
+from mqauth.wire.identity import is_wit
 from mqauth.wire.keys import Key, KeySet, KeySource
 from mqauth.wire.message import PROTECTED_PROPERTIES, Form, Message, form_of
 
@@ -72,7 +76,8 @@ class Verifier:
     """Judges tokens by steps (0) to (11).
 
     Args:
-        keys: a ``KeySource``, or an ``Issuer`` that says more, by the name of the issuer.
+        keys: a ``KeySource``, or an ``Issuer`` that says more, by the name of the issuer; a ``TrustDomain`` by the
+            name of the trust domain. Without one the identity form is ``token_type``.
         audience: the audience, or audiences, that this consumer accepts.
         max_lifetime: longest ``exp - iat`` accepted, seconds.
         leeway: seconds of clock difference allowed, at most 60.
@@ -87,6 +92,7 @@ class Verifier:
         user_id: compare AMQP ``user_id`` with ``sub``: ``"subject"`` for the same name, or a table of user to
             subject.
         release: who may release dead letters; without it every release is ``release_invalid``.
+        identities: how many WITs of trust domains are remembered.
 
     Raises:
         ConfigurationError: there is no issuer or no audience, an audience is a wildcard, a release authority has
@@ -96,7 +102,7 @@ class Verifier:
     def __init__(
         self,
         *,
-        keys: Mapping[str, KeySource | Issuer],
+        keys: Mapping[str, KeySource | Issuer | TrustDomain],
         audience: str | Iterable[str],
         max_lifetime: int = 3600,
         leeway: int = 5,
@@ -109,8 +115,11 @@ class Verifier:
         accept_as: Iterable[AcceptAs] = (),
         user_id: Literal["subject"] | Mapping[str, str] | None = None,
         release: ReleaseAuthorities | None = None,
+        identities: int = REMEMBERED,
     ) -> None:
         self.issuers = _issuers(keys)
+        trusted = any(isinstance(one, TrustDomain) for one in self.issuers.values())
+        self.identities = Identities(identities) if trusted else None
         _refuse_shared_names(self.issuers, release)
         self.audiences = _audiences(audience)
         self.times = Times(
@@ -142,7 +151,8 @@ class Verifier:
         }  # fmt: skip
         self.settings = repr((
             sorted(
-                (name, one.vouches, sorted((kid, sorted(who)) for kid, who in (one.subjects or {}).items()))
+                (name, one.vouches, sorted((kid, sorted(who)) for kid, who in (one.subjects or {}).items()),
+                 getattr(one, "max_identity_lifetime", 0))
                 for name, one in self.issuers.items()
             ),
             sorted(self.audiences), self.times, self.required, unsigned_headers, user_id,
@@ -193,6 +203,9 @@ class Verifier:
         text, batched, behind = text.partition(batch.SEPARATOR)
         token, learnt, proof = self.tokens.get(text) if batched else None, True, None
         if token is None:
+            if batched and self.identities is not None and is_wit(text):
+                token, proof, learnt = self.identities.open(text, behind, self.tokens)
+                return _TUPLE(Candidate, (token, proof, shape, learnt))
             # (2), (3)
             opened = jws.take_apart(text)
             # (4): a reader compares bytes with a payload that was parsed before; what it does not know is parsed
@@ -203,14 +216,15 @@ class Verifier:
             proof = batch.proof_of(behind if batched else None, token.claims)
         return _TUPLE(Candidate, (token, proof, shape, learnt))
 
-    def issuer(self, claims: Claims) -> Issuer:
-        """Return the configured issuer of a token: step (5).
+    def issuer(self, token: Token) -> Issuer | TrustDomain:
+        """Return the configured issuer or trust domain of a token: step (5).
 
         Raises:
             Rejection: ``issuer_untrusted``.
         """
-        issuer = self.issuers.get(claims.iss)
-        if issuer is None:
+        issuer = self.issuers.get(token.claims.iss)
+        # each form has its own: a token of the other one is nobody's
+        if issuer is None or (type(issuer) is TrustDomain) is (token.wit is None):
             raise Rejection(Reason.ISSUER_UNTRUSTED, "no such issuer is configured")
         return issuer
 
@@ -232,6 +246,8 @@ class Verifier:
             raise Rejection(Reason.KEY_UNKNOWN, "the issuer has no such key")
         if key.revocation is not None and is_revoked(key, self.times.evidence(message), received):
             raise Rejection(Reason.KEY_REVOKED, "the key is revoked")
+        if token.wit is not None and self.identities is not None:
+            self.identities.authenticate(token, token.wit, keys, key, self.times.evidence(message))
         # (6) its algorithm, (7) the signature; under another key object it is checked again
         if token.key is not key:
             jws.verify(token.opened, key)
@@ -280,15 +296,9 @@ class Verifier:
             raise Rejection(Reason.PROOF_INVALID, "a batch token without its proof")
         if self._covers:
             self._check_coverage(message, claims)
-        return make_verified(
-            message,
-            claims,
-            token.opened.kid,
-            keys.version,
-            received,
-            release,
-            None if proof is None else proof.place,
-        )
+        place = None if proof is None else proof.place
+        who = None if token.wit is None else token.wit.identity
+        return make_verified(message, claims, token.opened.kid, keys.version, received, release, place, who)
 
     def learn(self, candidate: Candidate) -> None:
         """Remember what messages like this one have in common; it was verified and permitted, by no release."""
@@ -311,14 +321,20 @@ class Verifier:
         if claims.aud not in self.audiences:
             raise Rejection(Reason.AUDIENCE_MISMATCH, "meant for another audience")
         # (9)
-        self.times.check(claims, key, message, received, waived)
+        issuer, retires, wit = self.issuer(token), key.expires, token.wit
+        if wit is not None and isinstance(issuer, TrustDomain):
+            check_life(wit, key, issuer.max_identity_lifetime, self.times, message, received, waived)
+            retires = None  # the proof is of the workload's key, which ends with its identity
+        self.times.check(claims, retires, message, received, waived)
         # (10)
-        if not self.issuer(claims).speaks_for(key, claims.sub):
+        if not issuer.speaks_for(key, claims.sub):
             raise Rejection(Reason.SUBJECT_MISMATCH, "the key does not speak for this subject")
         if self._user_id is not None:
             self._check_user(message, claims)
         if token.proven is not None and release is None and self._alike:
-            token.standing = Standing(keys, received, self.times.ends(claims, key))
+            until = self.times.ends(claims, key)
+            until = until if wit is None else min(until, ends_of(wit, key, self.times))
+            token.standing = Standing(keys, received, until)
 
     def _check_user(self, message: Message, claims: Claims) -> None:
         user = message.properties.get("user-id")
@@ -351,10 +367,15 @@ class Verifier:
             raise Rejection(Reason.COVERAGE_INSUFFICIENT, "a header is not covered")
 
 
-def _issuers(keys: Mapping[str, KeySource | Issuer]) -> dict[str, Issuer]:
+def _issuers(keys: Mapping[str, KeySource | Issuer | TrustDomain]) -> dict[str, Issuer | TrustDomain]:
     require(isinstance(keys, Mapping) and keys, "keys names at least one issuer and its keys")
     require(all(map(is_name, keys)), f"an issuer is text of 1 to {MAX_NAME} characters")
-    return {name: found if isinstance(found, Issuer) else Issuer(keys=found) for name, found in keys.items()}
+    found = {
+        name: one if isinstance(one, Issuer | TrustDomain) else Issuer(keys=one) for name, one in keys.items()
+    }
+    domains = [name for name, one in found.items() if isinstance(one, TrustDomain)]
+    refuse_overlap(domains, found.keys() - domains)
+    return found
 
 
 def _refuse_shared_names(issuers: Iterable[str], release: ReleaseAuthorities | None) -> None:

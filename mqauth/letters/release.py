@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final
 
 from mqauth.errors import Reason, Rejection, require
-from mqauth.wire import batch, claims, destination, envelope, jws
+from mqauth.wire import claims, destination, envelope, identity, jws
 from mqauth.wire.message import Message, fold
 
 RELEASE_HEADER: Final = "mqauth-release"
@@ -204,7 +204,7 @@ def covered_names(token: bytes) -> tuple[str, ...]:
     Raises:
         Rejection: it cannot be parsed.
     """
-    return claims.parse(jws.take_apart(token.partition(batch.SEPARATOR)[0]).payload).mqa.hdr
+    return identity.opened_token(token)[1].mqa.hdr
 
 
 def invalid(detail: str) -> Rejection:

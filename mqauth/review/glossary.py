@@ -169,6 +169,12 @@ EXPLANATIONS: Final[dict[str, Advice]] = {
     Reason.PROOF_INVALID: Advice(
         "Checking the batch", "The message is not at the place in its batch that the token names for it.", _FORGED
     ),
+    Reason.IDENTITY_INVALID: Advice(
+        _KEY, "The identity that came with the message does not have the required form.", _FORGED
+    ),
+    Reason.IDENTITY_MISMATCH: Advice(
+        _KEY, "The proof was made for another identity than the one beside it.", _FORGED
+    ),
     Reason.RELEASE_INVALID: Advice("Checking the release", "A release came with it that is not valid.", _FORGED),
     Reason.MESSAGE_MALFORMED: Advice("Reading the message", "The broker's message cannot be read.", _PRODUCER),
     Reason.HANDLER_FAILED: Advice(

@@ -18,8 +18,7 @@ from mqauth.errors import MalformedMessage, Reason, Rejection, require
 from mqauth.letters.dead_letter import PREFIX, content_digest, letter_id
 from mqauth.letters.release import MAX_HOPS
 from mqauth.logs import harmless
-from mqauth.wire import batch, destination, envelope, json_form, jws, strict_json
-from mqauth.wire import claims as claim_set
+from mqauth.wire import destination, envelope, identity, json_form, strict_json
 from mqauth.wire.claims import Claims
 from mqauth.wire.message import TOKEN_HEADER, HeaderPair, Message, Origin, fold
 
@@ -281,9 +280,8 @@ def _token_fields(original: Message | None) -> dict[str, Any]:
     if original is None:
         return found
     try:
-        opened = jws.take_apart(envelope.token_of(original).partition(batch.SEPARATOR)[0])
-        found |= {"kid": opened.kid, "alg": opened.algorithm}
-        return found | {"claims": claim_set.parse(opened.payload)}
+        opened, said = identity.opened_token(envelope.token_of(original))
+        return {"kid": opened.kid, "alg": opened.algorithm, "claims": said}
     except Rejection:
         return found
 

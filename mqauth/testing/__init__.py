@@ -4,6 +4,7 @@ from mqauth.testing.batchattacks import BATCH_ATTACKS
 from mqauth.testing.batchforge import BatchForge
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import Forge
+from mqauth.testing.identity import BatchIdentityForge, IdentityForge, WITSigner
 from mqauth.testing.sealed import unverified, verified
 from mqauth.testing.stage import MemoryStage, Stage
 from mqauth.testing.token_attacks import ATTACKS, Attack
@@ -15,11 +16,14 @@ __all__ = [
     "BATCH_ATTACKS",
     "Attack",
     "BatchForge",
+    "BatchIdentityForge",
     "FakeClock",
     "Forge",
+    "IdentityForge",
     "MemoryStage",
     "Stage",
     "TokenForge",
+    "WITSigner",
     "unverified",
     "verified",
 ]

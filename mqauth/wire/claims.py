@@ -119,7 +119,6 @@ def parse(raw: bytes) -> Claims:
         Rejection: ``claims_malformed`` or ``claim_missing``.
     """
     found = load(raw, REQUIRED)
-    bound = found["mqa"]
     return Claims(
         text_claim(found, "iss"),
         text_claim(found, "sub"),
@@ -127,18 +126,23 @@ def parse(raw: bytes) -> Claims:
         time_claim(found, "iat"),
         time_claim(found, "exp"),
         text_claim(found, "jti", MIN_JTI, MAX_JTI),
-        _batch_claim(bound) if type(bound) is dict and "tree" in bound else binding_claim(bound),
+        mqa_claim(found["mqa"]),
         time_claim(found, "nbf") if "nbf" in found else None,
-        NO_EXTRA if found.keys() <= _REGISTERED else _extra(found),
+        extra_claims(found, _REGISTERED),
     )
 
 
-def _extra(found: dict[str, Any]) -> Mapping[str, Any]:
-    """Return the claims that this profile does not name.
+def extra_claims(found: dict[str, Any], registered: frozenset[str]) -> Mapping[str, Any]:
+    """Return the claims that are not among the registered ones.
 
     Their values are counted, since a list of empty lists takes many times its text in memory.
+
+    Raises:
+        Rejection: ``claims_malformed``.
     """
-    extra = {name: value for name, value in found.items() if name not in _REGISTERED}
+    if found.keys() <= registered:
+        return NO_EXTRA
+    extra = {name: value for name, value in found.items() if name not in registered}
     _require(sum(map(_values, extra.values())) <= MAX_EXTRA, f"other claims have more than {MAX_EXTRA} values")
     return extra
 
@@ -166,6 +170,15 @@ def load(raw: bytes, required: tuple[str, ...]) -> dict[str, Any]:
     return cast(dict[str, Any], found)
 
 
+def mqa_claim(found: Any) -> Binding | Batch:
+    """Parse the ``mqa`` claim of either form.
+
+    Raises:
+        Rejection: ``claims_malformed``.
+    """
+    return _batch_claim(found) if type(found) is dict and "tree" in found else binding_claim(found)
+
+
 def _batch_claim(found: dict[str, Any]) -> Batch:
     _check_members(found, *_BATCH_MEMBERS)
     tree = found["tree"]
@@ -174,7 +187,7 @@ def _batch_claim(found: dict[str, Any]) -> Batch:
     _require(type(size) is int and 1 <= size <= MAX_BATCH, f"mqa.tree.size is not 1 to {MAX_BATCH}")
     names = _header_names(found.get("hdr", []))
     _require(names or "hdr" not in found, "mqa.hdr is left out where nothing is listed")
-    return Batch(root=_digest(tree["root"], "tree.root"), size=size, hdr=names)
+    return Batch(root=digest_claim(tree["root"], "mqa.tree.root"), size=size, hdr=names)
 
 
 def _check_members(found: Any, *members: frozenset[str]) -> None:
@@ -193,10 +206,10 @@ def binding_claim(found: Any) -> Binding:
     _check_members(found, _MEMBERS)
     return Binding(
         dst=_destination(found["dst"]),
-        bod=None if found["bod"] is None else _digest(found["bod"], "bod"),
-        key=None if found["key"] is None else _digest(found["key"], "key"),
+        bod=None if found["bod"] is None else digest_claim(found["bod"], "mqa.bod"),
+        key=None if found["key"] is None else digest_claim(found["key"], "mqa.key"),
         hdr=_header_names(found["hdr"]),
-        hds=_digest(found["hds"], "hds"),
+        hds=digest_claim(found["hds"], "mqa.hds"),
     )
 
 
@@ -209,9 +222,13 @@ def _destination(value: Any) -> str:
     return str(value)
 
 
-def _digest(value: Any, name: str) -> str:
-    """Return a base64url SHA-256, in its canonical form."""
-    _require(type(value) is str and _DIGEST.fullmatch(value), f"mqa.{name} is no digest")
+def digest_claim(value: Any, name: str) -> str:
+    """Return a base64url SHA-256, in its canonical form.
+
+    Raises:
+        Rejection: ``claims_malformed``.
+    """
+    _require(type(value) is str and _DIGEST.fullmatch(value), f"{name} is no digest")
     return str(value)
 
 

@@ -7,6 +7,8 @@ The end of a key that cannot be read, a malformed ``exp`` or ``revoked``, counts
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from operator import itemgetter
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -16,6 +18,7 @@ from mqauth.wire import base64url, claims, strict_json
 from mqauth.wire.keys import (
     MAX_KID,
     MAX_RSA_BITS,
+    Cutoff,
     Key,
     KeySet,
     PublicKey,
@@ -26,6 +29,7 @@ from mqauth.wire.keys import (
 
 MAX_DOCUMENT: Final = 256 * 1024
 _DEPTH: Final = 8
+MAX_CUTOFFS: Final = 1024
 _PRIVATE: Final = frozenset(("d", "p", "q", "dp", "dq", "qi", "oth", "k"))
 _SMALL_ORDER: Final = frozenset(
     bytes.fromhex(point)
@@ -50,8 +54,9 @@ _SMALL_ORDER: Final = frozenset(
 
 
 def dump_key_set(keys: KeySet) -> dict[str, Any]:
-    """Return a JWK Set of public keys, ready to publish."""
-    return {"keys": [jwk_members(key) for key in keys]}
+    """Return a JWK Set of public keys, ready to publish, with the subjects that are cut off."""
+    cut = [{"sub": subject, **asdict(found)} for subject, found in sorted(keys.cutoffs.items())]
+    return {"keys": [jwk_members(key) for key in keys]} | ({"mqauth_cutoff": cut} if cut else {})
 
 
 def load_key_set(document: bytes | Mapping[str, Any], *, name: str = "JWK Set") -> KeySet:
@@ -68,7 +73,7 @@ def load_key_set(document: bytes | Mapping[str, Any], *, name: str = "JWK Set") 
     listed = found.get("keys") if isinstance(found, Mapping) else None
     if not isinstance(listed, list):
         raise ConfigurationError(f"{name}: no JSON object with a list of keys")
-    return _collect(listed)
+    return _collect(listed, _cutoffs(found.get("mqauth_cutoff", [])))
 
 
 def _parse(raw: bytes, name: str) -> Any:
@@ -79,7 +84,26 @@ def _parse(raw: bytes, name: str) -> Any:
         raise ConfigurationError(f"{name}: {error}") from error
 
 
-def _collect(listed: list[Any]) -> KeySet:
+def _cutoffs(listed: Any) -> Mapping[str, Cutoff] | None:
+    """Return the cut-offs of a set, ``None`` if they cannot be read."""
+    if type(listed) is not list or len(listed) > MAX_CUTOFFS or not all(map(_is_cutoff, listed)):
+        return None
+    found: dict[str, Cutoff] = {}
+    for entry in sorted(listed, key=itemgetter("before")):
+        found[entry["sub"]] = Cutoff(before=entry["before"], reason=entry.get("reason", ""))
+    return found
+
+
+def _is_cutoff(entry: Any) -> bool:
+    return (
+        isinstance(entry, Mapping)
+        and claims.is_name(entry.get("sub"))
+        and _is_time(entry.get("before"))
+        and claims.is_name(entry.get("reason", ""), 0)
+    )
+
+
+def _collect(listed: list[Any], cutoffs: Mapping[str, Cutoff] | None) -> KeySet:
     """Return the keys that can be used; a kid that stands for two different keys is used for neither."""
     keys: dict[str, Key] = {}
     skipped: list[str] = []
@@ -93,7 +117,8 @@ def _collect(listed: list[Any]) -> KeySet:
         if keys.setdefault(key.kid, key) != key:
             ambiguous.add(key.kid)
     skipped += [f"kid {kid[:MAX_KID]!r} stands for two keys" for kid in sorted(ambiguous)]
-    return KeySet((key for kid, key in keys.items() if kid not in ambiguous), skipped)
+    skipped += ["mqauth_cutoff cannot be read; the cut-offs before it stay"] if cutoffs is None else []
+    return KeySet((key for kid, key in keys.items() if kid not in ambiguous), skipped, cutoffs)
 
 
 def load_key(members: Any) -> Key:
@@ -110,7 +135,7 @@ def load_key(members: Any) -> Key:
     require(members.get("use", "sig") == "sig", "its use is not sig")
     operations = members.get("key_ops", ["verify"])
     require(isinstance(operations, list) and "verify" in operations, "its key_ops do not allow verify")
-    public = _public(members)
+    public = public_key(members)
     expires, revocation = _end(members)
     return Key(
         kid=str(kid),
@@ -122,8 +147,12 @@ def load_key(members: Any) -> Key:
     )
 
 
-def _public(members: Mapping[str, Any]) -> PublicKey:
-    """Return the public key; ``cryptography`` refuses points that are not on their curve."""
+def public_key(members: Mapping[str, Any]) -> PublicKey:
+    """Return the public key of a JWK; ``cryptography`` refuses points that are not on their curve.
+
+    Raises:
+        ConfigurationError: its kind is none of this profile, or its numbers are no key.
+    """
     kind = "RSA" if members.get("kty") == "RSA" else f"{members.get('kty')} {members.get('crv')}"
     require(kind in _KINDS, "its kty or crv is not one of this profile")
     with refusing(ValueError, "its public key is malformed"):

@@ -29,7 +29,7 @@ MAX_TOKEN: Final = 8192
 _TUPLE: Final = tuple.__new__
 _SEGMENTS: Final = 3
 _SIGNATURE: Final = 64
-_ALLOWED: Final = frozenset(("EdDSA", "Ed25519", "ES256", "ES384", "PS256", "RS256"))
+ALLOWED: Final = frozenset(("EdDSA", "Ed25519", "ES256", "ES384", "PS256", "RS256"))
 _PYJWT: Final[dict[str, Algorithm]] = {
     "EdDSA": OKPAlgorithm(),
     "ES256": ECAlgorithm(ECAlgorithm.SHA256, ec.SECP256R1),
@@ -188,7 +188,7 @@ def _check_header(header: tuple[bytes, str]) -> tuple[str, str]:
     if parameters.keys() - {"alg", "typ", "kid"}:
         raise Rejection(Reason.HEADER_FORBIDDEN, "a parameter besides alg, typ and kid")
     algorithm = parameters.get("alg")
-    if type(algorithm) is not str or algorithm not in _ALLOWED:
+    if type(algorithm) is not str or algorithm not in ALLOWED:
         raise Rejection(Reason.ALGORITHM_FORBIDDEN, "alg is missing or not on the list")
     return algorithm, str(kid)
 

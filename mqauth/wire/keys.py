@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -29,6 +30,7 @@ MIN_RSA_BITS: Final = 2048
 MAX_RSA_BITS: Final = 8192
 MIN_RSA_EXPONENT: Final = 65537
 MAX_KID: Final = 128
+NO_CUTOFFS: Final[Mapping[str, Cutoff]] = MappingProxyType({})
 _CURVES: Final = {"secp256r1": "ES256", "secp384r1": "ES384"}
 _RSA: Final = partial(rsa.generate_private_key, MIN_RSA_EXPONENT, 3072)
 _GENERATORS: Final[Mapping[str, Callable[[], PrivateKey]]] = {
@@ -84,6 +86,19 @@ class Revocation:
     """The revocation of a key, from ``revoked_at`` on (UTC seconds); 0 revokes all it ever signed."""
 
     revoked_at: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cutoff:
+    """From when on identities of a subject count again: a WIT issued before is refused (``mqauth_cutoff``).
+
+    Args:
+        before: UTC seconds.
+        reason: for people.
+    """
+
+    before: int
     reason: str = ""
 
 
@@ -208,23 +223,39 @@ class KeySet:
     Args:
         keys: the keys; two under one kid are refused.
         skipped: one line for each key of a loaded set that could not be used.
+        cutoffs: the subjects of a trust domain that its authority has cut off; ``None``, and ``misread`` is true,
+            where they cannot be read.
     """
 
     keys: tuple[Key, ...]
     skipped: tuple[str, ...] = ()
+    cutoffs: Mapping[str, Cutoff] = field(default_factory=dict, repr=False)
+    misread: bool = field(default=False, repr=False)
     by_kid: Mapping[str, Key] = field(init=False, repr=False)
     version: str = field(init=False)
 
-    def __init__(self, keys: Iterable[Key], skipped: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        keys: Iterable[Key],
+        skipped: Iterable[str] = (),
+        cutoffs: Mapping[str, Cutoff] | None = NO_CUTOFFS,
+    ) -> None:
         public = tuple(key.public_only for key in keys)
         by_kid = {key.kid: key for key in public}
         require(len(by_kid) == len(public), "a kid stands for two keys")
-        found = {"keys": public, "skipped": tuple(skipped), "by_kid": by_kid, "version": _version(public)}
+        found = {
+            "keys": public, "skipped": tuple(skipped), "by_kid": by_kid, "cutoffs": cutoffs or NO_CUTOFFS,
+            "misread": cutoffs is None, "version": _version(public, cutoffs or NO_CUTOFFS),
+        }  # fmt: skip
         for name, value in found.items():
             object.__setattr__(self, name, value)
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self.keys)
+
+    def after(self, before: KeySet) -> KeySet:
+        """Return this set; with the cut-offs of the set before it, where its own cannot be read."""
+        return KeySet(self.keys, self.skipped, before.cutoffs) if self.misread else self
 
     def get(self, kid: str) -> Key | None:
         """Return the key of this kid, if the set has it."""
@@ -303,12 +334,13 @@ def public_members(public: PublicKey) -> dict[str, str]:
     }
 
 
-def _version(keys: tuple[Key, ...]) -> str:
-    """Return a short digest that changes with any key, its subjects, or its end."""
+def _version(keys: tuple[Key, ...], cutoffs: Mapping[str, Cutoff]) -> str:
+    """Return a short digest that changes with any key, its subjects, or its end, and with any cut-off."""
     lines = sorted(
         repr((key.kid, key.algorithm, thumbprint(key.public), sorted(key.subjects or ()), key.expires,
               key.revocation)) for key in keys
     )  # fmt: skip
+    lines += sorted(repr(item) for item in cutoffs.items())
     return hashlib.sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 

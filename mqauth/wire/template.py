@@ -26,10 +26,16 @@ _NAMES: Final = (b',"iat":', b',"exp":', b',"jti":"', b'"bod":', b',"key":', b',
 """What stands before the six values. Text inside a payload is none of these, since its quotes are escaped."""
 
 
-def pieces_of(claims: Claims, binding: Binding) -> Pieces:
-    """Return what stands before, between and behind the six values in the payload of these claims."""
+def pieces_of(claims: Claims, binding: Binding, made: Callable[[Claims], bytes] = build) -> Pieces:
+    """Return what stands before, between and behind the six values in the payload of these claims.
+
+    Args:
+        claims: of the payload.
+        binding: its ``mqa``.
+        made: makes the payload.
+    """
     values = (str(claims.iat), str(claims.exp), claims.jti, *map(_quoted, (binding.bod, binding.key, binding.hds)))
-    pieces, rest = list[bytes](), build(claims)
+    pieces, rest = list[bytes](), made(claims)
     for name, value in zip(_NAMES, values, strict=True):
         before, found, rest = rest.partition(name)
         pieces.append(before + found)

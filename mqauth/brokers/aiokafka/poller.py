@@ -111,6 +111,13 @@ class Poller(TransactionCalls):
         self._positions[place] = offset
         self._client.seek(place, offset)
 
+    def steer(self) -> None:
+        """Make the calls that the assignment asks for now, but in a rebalance."""
+        # The client may have its new partitions before its listener is told. What is asked for then is meant for
+        # the old ones: a pause of a partition that is about to be dropped would have no end.
+        if not self._rebalancing:
+            super().steer()
+
     def wake(self) -> None:
         """End a poll that waits."""
         if self._waiting is not None and not self._waiting.expired():
@@ -151,6 +158,7 @@ class Poller(TransactionCalls):
         for place, offset in self._positions.items():
             self._client.seek(place, offset)
         self._rebalancing = False
+        self.steer()
 
     async def _records(self, seconds: float) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]:
         """Return records of the partitions that are not paused."""

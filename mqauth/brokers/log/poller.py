@@ -126,7 +126,7 @@ class LogPoller(ABC):
         """Return ``poll`` as a flow."""
         if self._replies is not None:
             self._replies.check()
-        self.ask(self._assignment.client_calls(*self.held()))
+        self.steer()
         self._assignment.heartbeat()
         longest = self._assignment.poll_timeout(IDLE, beside_handlers=self.waits_beside_handlers)
         if self.transactions is not None:
@@ -163,6 +163,10 @@ class LogPoller(ABC):
         else:
             self._assignment.commit_failed()
             emit("client.commit_failed", "commit failed with %s; its records may come again", failure)
+
+    def steer(self) -> None:
+        """Make the calls that the assignment asks for now."""
+        self.ask(self._assignment.client_calls(*self.held()))
 
     def ask(self, wanted: ClientCalls) -> None:
         """Make calls that the assignment asks for."""

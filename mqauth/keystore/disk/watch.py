@@ -206,7 +206,7 @@ class JWKSFile:
         if stamp != self._stamp:
             self._stamp = stamp
             try:
-                self._keys = self._read()
+                self._keys = self._read().after(self._keys)
             except ConfigurationError as error:
                 emit("keys.kept", "%s; the last good set of %d keys stays in use", error, len(self._keys.keys))
 

@@ -339,6 +339,8 @@ def merge(current: KeySet, answer: KeySet, suspects: Suspects, *, outdated: bool
     keys = KeySet(
         [*(key for key in answer if key.kid not in held), *(key for key in current if key.kid in held)],
         answer.skipped,
+        # an old copy takes no cut-off back
+        current.cutoffs if answer.misread or outdated else answer.cutoffs,
     )
     events = (*_alarms(held), *_differences(current, keys))
     # The very same object tells everybody that nothing has changed.

@@ -1,0 +1,107 @@
+"""The declarations of ``[[consumer.issuers]]``: whom to trust, and where its keys come from."""
+
+# No ``from __future__ import annotations``, as in ``settings``.
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, cast
+
+from mqauth.config.declaration import Settings, not_with, only_with
+from mqauth.config.kinds import FLAG, NAME, PATH, entries, many, text, url, whole
+from mqauth.config.toml_file import RefusedSetting
+from mqauth.judging.trust_domain import IDENTITY_LIFETIME, MAX_IDENTITY_LIFETIME
+from mqauth.keystore.remote.rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
+from mqauth.wire.claims import is_name
+from mqauth.wire.identity import is_trust_domain
+from mqauth.wire.keys import MAX_KID
+
+_REMOTE: Final = only_with("jwks", "discovery")
+_KID: Final = text(
+    "kid",
+    lambda found: None if is_name(found, 1, MAX_KID) else f'must be a kid of at most {MAX_KID} characters, or "*"',
+)
+
+
+def _not_pinned(members: Mapping[str, Any]) -> str | None:
+    # ``vouches = false`` beside ``subjects`` says nothing new, and contradicts nothing.
+    both = members.get("vouches") and "subjects" in members
+    return "contradicts subjects: an issuer vouches for all or pins them" if both else None
+
+
+def _trust_domain_fault(found: str) -> str | None:
+    return None if is_trust_domain(found) else "must be wimse:// or spiffe:// and a name in lower case"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSettings(Settings):
+    """An issuer and the source of its keys, which is exactly one of ``file``, ``jwks`` and ``discovery``."""
+
+    issuer: Annotated[str, NAME, "`iss` of the tokens or releases that these keys sign."]
+    file: Annotated[Path | None, PATH, "Its keys: a JWK Set file, read again when it changes."] = None
+    jwks: Annotated[str | None, url("https", "http"), "Its keys: the URL of a JWK Set."] = None
+    discovery: Annotated[bool, FLAG, "Its keys: `true` finds them by OpenID Connect discovery."] = False
+    max_stale: Annotated[
+        int, whole(int(COOLDOWN), MAX_STALE), "Seconds for which keys are used while the URL fails.", _REMOTE
+    ] = 3600
+    publish_delay: Annotated[
+        int,
+        whole(0, int(MAX_PUBLISH_DELAY)),
+        "Seconds for which the issuer publishes a key before it signs with it.",
+        _REMOTE,
+    ] = 30
+    ca: Annotated[Path | None, PATH, "A PEM file of the CAs to trust in place of the system's.", _REMOTE] = None
+    snapshot: Annotated[Path | None, PATH, "A file that keeps the keys for the next start.", _REMOTE] = None
+    unsafe_http_loopback: Annotated[bool, FLAG, "Allow http to this machine, for tests.", _REMOTE] = False
+
+    def refusals(self) -> Iterator[RefusedSetting]:
+        """Yield the refusal of a missing or second source."""
+        named = [key for key in ("file", "jwks", "discovery") if key in self.table.members]
+        if len(named) != 1:
+            found = " and ".join(named) or "none"
+            yield self.table.refuse("", f"needs one of file, jwks and discovery, not {found}")
+        if named == ["discovery"] and not self.discovery:
+            yield self.table.refuse("discovery", "must be true or left out")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssuerSettings(SourceSettings):
+    """One of ``[[consumer.issuers]]``: the arguments of ``Issuer`` or ``TrustDomain``, and its source of keys.
+
+    Once it is read, ``issuer`` has the name of either.
+    """
+
+    # Never None once it was read: ``refusals`` asks for one of the two names.
+    issuer: Annotated[str, NAME, "`iss` of the tokens that these keys sign."] = cast(str, None)
+    trust_domain: Annotated[
+        str | None,
+        text("trust domain", _trust_domain_fault),
+        'In place of `issuer`: a trust domain like `"wimse://prod.example"`; experimental.',
+        not_with("issuer"),
+        not_with("discovery"),
+        not_with("vouches"),
+    ] = None
+    max_identity_lifetime: Annotated[
+        int,
+        whole(1, MAX_IDENTITY_LIFETIME),
+        "Seconds that an identity of the trust domain may still live.",
+        only_with("trust_domain"),
+    ] = IDENTITY_LIFETIME
+    subjects: Annotated[
+        Mapping[str, frozenset[str]] | None,
+        entries(_KID, many(NAME, 1, frozenset), 1),
+        'The subjects that a key may speak for, by kid; `"*"` is for keys that do not say it themselves.',
+    ] = None
+    vouches: Annotated[
+        bool, FLAG, "The issuer is an authority: its keys sign for all its subjects.", _not_pinned
+    ] = False
+
+    def __post_init__(self) -> None:
+        if self.trust_domain is not None:
+            object.__setattr__(self, "issuer", self.trust_domain)
+
+    def refusals(self) -> Iterator[RefusedSetting]:
+        """Yield the refusals of a missing name, and of a missing or second source."""
+        yield from SourceSettings.refusals(self)
+        if not {"issuer", "trust_domain"} & self.table.members.keys():
+            yield self.table.refuse("issuer", "required, or a trust_domain in its place")

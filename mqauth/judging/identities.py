@@ -1,0 +1,203 @@
+"""The identity form, judged: the steps of ``mqauth.judging.judge`` as they are for a WIT and its proof.
+
+An authority's WIT stands for its workload in thousands of messages. So WITs whose signature held are remembered,
+by all their bytes and with the key object that they held under. What is remembered says that the signature holds,
+and nothing of revocation, cut-off, time or policy *now*. Under another key object both signatures are checked
+again.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final, NamedTuple
+
+from mqauth.errors import Cause, Reason, Rejection, Unavailable, require
+from mqauth.judging.token import NOTHING, Times, Token
+from mqauth.wire import batch, identity, jws, memo
+from mqauth.wire.identity import Identity, Wit
+from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.message import Message
+
+CAPACITY: Final = 1024
+MAX_CAPACITY: Final = 65_536
+
+
+class _Held(NamedTuple):
+    """A WIT whose signature held, the key it held under, and the workload's key."""
+
+    wit: Wit
+    authority: Key
+    workload: Key
+
+
+class Identities:
+    """The WITs whose signature held; beyond the capacity the oldest goes.
+
+    Args:
+        capacity: WITs at most, each 2.6 to 17 kB.
+
+    Raises:
+        ConfigurationError: the capacity is out of its limits.
+    """
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        require(
+            type(capacity) is int and 1 <= capacity <= MAX_CAPACITY, f"identities is 1 to {MAX_CAPACITY} in number"
+        )
+        self._capacity = capacity
+        self._held: dict[bytes, _Held] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def held(self) -> tuple[bytes, ...]:
+        """Return the remembered WITs, the oldest first."""
+        return tuple(self._held)
+
+    def __reduce__(self) -> tuple[type[Identities], tuple[int]]:
+        return type(self), (self._capacity,)
+
+    def open(
+        self, first: bytes, rest: bytes, tokens: memo.Memo[bytes, Token]
+    ) -> tuple[Token, batch.Proof | None, bool]:
+        """Take an identity form apart: steps (2) to (4).
+
+        Args:
+            first: the WIT, as ``identity.is_wit`` knows it.
+            rest: what follows the first tilde.
+            tokens: remembered batch tokens.
+
+        Returns:
+            The token, the message's place in a batch, and whether there is nothing to learn of the token.
+
+        Raises:
+            Rejection: the reason of the first step that fails.
+        """
+        text, more, place = rest.partition(identity.SEPARATOR)
+        if identity.SEPARATOR in place:
+            raise Rejection(Reason.TOKEN_MALFORMED, "more than an identity, a proof and a place in a batch")
+        whole, behind = first + identity.SEPARATOR + text, place if more else None
+        known = tokens.get(whole) if more else None
+        if known is not None:
+            return known, batch.proof_of(behind, known.claims), True
+        if len(first) > identity.MAX_WIT:
+            raise Rejection(Reason.TOKEN_OVERSIZE, f"an identity over {identity.MAX_WIT} bytes")
+        said = identity.parse_proof(text)
+        proof, wit = batch.proof_of(behind, said.claims), self._parsed(first)
+        if wit.digest != said.wth:
+            raise Rejection(Reason.IDENTITY_MISMATCH, "the proof belongs to another identity")
+        who = wit.identity
+        claims = said.claims._replace(iss=who.trust_domain, sub=who.subject)
+        return Token(whole, said.opened._replace(kid=who.kid), claims, wit), proof, proof is None
+
+    def authenticate(self, token: Token, wit: Wit, keys: KeySet, key: Key, appended: float | None) -> None:
+        """Take what the identity form adds to steps (6) and (7): algorithm, cut-off, and both signatures.
+
+        Args:
+            token: of the message.
+            wit: its WIT.
+            keys: the key set of its trust domain.
+            key: the authority's, found by ``kid`` and not revoked.
+            appended: when the broker says it appended the message, if it may be believed.
+
+        Raises:
+            Rejection: ``algorithm_forbidden``, ``key_revoked``, ``signature_invalid`` or ``identity_invalid``.
+        """
+        if not key.allows(wit.opened.algorithm):
+            raise Rejection(Reason.ALGORITHM_FORBIDDEN, "the identity names another algorithm than its key has")
+        if _is_cut_off(wit.identity, keys, appended):
+            raise Rejection(Reason.KEY_REVOKED, "the subject was cut off")
+        if token.key is not key:
+            workload = self._workload(wit, key)
+            # Equal as texts, so that a message has one form.
+            if token.opened.algorithm != wit.jwk["alg"]:
+                raise Rejection(Reason.ALGORITHM_FORBIDDEN, "the proof names another algorithm than its key has")
+            jws.verify(token.opened, workload)
+            token.key = key
+
+    def _parsed(self, text: bytes) -> Wit:
+        held = self._held.get(text)
+        return identity.parse_wit(text) if held is None else held.wit
+
+    def _workload(self, wit: Wit, authority: Key) -> Key:
+        """Return the workload's key, whose WIT's signature holds under the authority's."""
+        held = self._held.get(wit.text)
+        if held is not None and held.authority is authority:
+            return held.workload
+        # What is remembered has no signature any more; under another key object it is read again.
+        whole = wit if wit.opened.payload else identity.parse_wit(wit.text)
+        try:
+            jws.verify(whole.opened, authority)
+        except Rejection as error:
+            raise Rejection(error.reason, f"{error.detail}, of the identity") from error
+        workload = identity.workload_key(wit)
+        with self._lock:
+            self._held.pop(wit.text, None)
+            if len(self._held) >= self._capacity:
+                del self._held[next(iter(self._held))]
+            self._held[wit.text] = _Held(_without_bytes(wit), authority, workload)
+        return workload
+
+
+def _without_bytes(wit: Wit) -> Wit:
+    """Return a WIT without what only its signature needs, which is more than half of what it takes."""
+    return wit._replace(opened=wit.opened._replace(signing_input=b"", payload=b"", signature=b""))
+
+
+def check_life(  # noqa: PLR0917 - all that one life is judged by
+    wit: Wit,
+    key: Key,
+    longest: int,
+    times: Times,
+    message: Message,
+    received: float,
+    waived: frozenset[Reason] = NOTHING,
+) -> None:
+    """Judge the authority's key, and ``iat``, ``nbf`` and ``exp`` of a WIT: the first half of step (9).
+
+    Args:
+        wit: of the message.
+        key: the authority's.
+        longest: seconds that a WIT may still live.
+        times: the settings of time.
+        message: as the broker delivered it.
+        received: UTC seconds at which this process first received the delivery.
+        waived: the reasons that a release waives.
+
+    Raises:
+        Rejection: the reason of the first rule that is broken, unless it is waived.
+        Unavailable: ``append_time_unavailable``.
+    """
+    who, leeway = wit.identity, times.leeway
+    moment = times.evidence(message) if times.at == "append" else received
+    if moment is None:
+        raise Unavailable(Cause.APPEND_TIME_UNAVAILABLE, "the broker gives no evidence of append time")
+    # By the moment and not by ``iat``: whoever has a retired key can write any, and a WIT may have none.
+    if key.expires is not None and moment >= key.expires and Reason.KEY_EXPIRED not in waived:
+        raise Rejection(Reason.KEY_EXPIRED, "the authority's key had retired")
+    if who.issued is not None and who.issued > moment + leeway:
+        raise Rejection(Reason.ISSUED_IN_FUTURE, "issued in the future, of the identity")
+    if wit.begins is not None and wit.begins > moment + leeway:
+        raise Rejection(Reason.NOT_YET_VALID, "not valid yet, of the identity")
+    ended = who.expires + leeway <= moment or (who.issued is not None and who.expires <= who.issued)
+    if ended and Reason.EXPIRED not in waived:
+        raise Rejection(Reason.EXPIRED, "expired, of the identity")
+    if who.expires - moment > longest + leeway and Reason.LIFETIME_EXCESSIVE not in waived:
+        raise Rejection(Reason.LIFETIME_EXCESSIVE, "lives longer than the limit, of the identity")
+
+
+def ends_of(wit: Wit, key: Key, times: Times) -> float:
+    """Return until when the outcome of ``check_life`` at ``"consume"`` stays as it is, UTC seconds of receipt."""
+    until = float(wit.identity.expires + times.leeway)
+    return until if key.expires is None else min(until, float(key.expires))
+
+
+def _is_cut_off(who: Identity, keys: KeySet, appended: float | None) -> bool:
+    """Tell whether the subject was cut off after this WIT; the broker's evidence saves older messages."""
+    cutoff = keys.cutoffs.get(who.subject)
+    return (
+        cutoff is not None
+        and (who.issued is None or who.issued < cutoff.before)
+        and (appended is None or appended >= cutoff.before)
+    )

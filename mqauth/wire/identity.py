@@ -1,0 +1,320 @@
+"""The identity form of a token: ``wit~proof``, or ``wit~proof~index.path`` of a batch. Experimental.
+
+A *WIT* (Workload Identity Token) is an authority's word: whoever has the private half of this key is this
+workload, until then. The *proof* binds one message, or a batch, as a token of the direct form does, and is signed
+with that key. Nothing here is believed; ``mqauth.judging.identities`` checks signatures. Sources: wire profile,
+section 16; draft-ietf-wimse-workload-creds-02 (WIT), draft-ietf-wimse-wpt-02 (``wth``), RFC 7800 (``cnf``).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from mqauth.errors import ConfigurationError, Reason, Rejection, require
+from mqauth.wire import base64url, claims, jwk, jws, memo, strict_json
+from mqauth.wire.claims import MAX_JTI, MAX_NAME, MIN_JTI, Claims
+from mqauth.wire.keys import MAX_KID, Key
+
+WIT_TYPE: Final = "wit+jwt"
+PROOF_TYPE: Final = "mqauth-pop+jwt"
+MAX_WIT: Final = 4096
+"""Bytes of a WIT."""
+SEPARATOR: Final = b"~"
+ALGORITHMS: Final = ("EdDSA", "Ed25519", "ES256", "ES384")
+"""Of a workload's key; RSA would be 340 bytes more in each message."""
+_PARTS: Final = 3
+_DOMAIN: Final = r"(?:wimse|spiffe)://[a-z0-9._-]+"
+_TRUST_DOMAIN: Final = re.compile(_DOMAIN)
+_SUBJECT: Final = re.compile(rf"({_DOMAIN})(?:/(?!\.\.?(?:/|\Z))[A-Za-z0-9._-]+)+")
+_WIT_REQUIRED: Final = ("sub", "exp", "cnf")
+_WIT_REGISTERED: Final = frozenset((*_WIT_REQUIRED, "iat", "nbf", "jti", "iss", "aud"))
+_PROOF_REQUIRED: Final = ("aud", "iat", "exp", "jti", "mqa", "wth")
+_PROOF_REGISTERED: Final = frozenset((*_PROOF_REQUIRED, "nbf"))
+_IGNORED: Final = frozenset(("kid", "use"))
+_KINDS: Final[Mapping[tuple[str, str], tuple[frozenset[str], tuple[str, ...], int]]] = {
+    ("OKP", "Ed25519"): (frozenset(("EdDSA", "Ed25519")), ("x",), 32),
+    ("EC", "P-256"): (frozenset(("ES256",)), ("x", "y"), 32),
+    ("EC", "P-384"): (frozenset(("ES384",)), ("x", "y"), 48),
+}
+"""By ``kty`` and ``crv`` of a workload's key: its algorithms, its numbers, and their length in bytes."""
+
+
+class Identity(NamedTuple):
+    """What the authority says of a producer: the identity behind a verified message.
+
+    Args:
+        subject: the workload, ``sub`` of the WIT.
+        trust_domain: scheme and authority of the subject.
+        kid: of the authority's key.
+        expires: ``exp``, UTC seconds.
+        issued: ``iat``, UTC seconds, if the WIT has one.
+        jti: the WIT's own id, if it has one; it counts for nothing.
+        iss: who issued it, if the WIT says; for audit only.
+        jkt: the RFC 7638 thumbprint of the workload's key.
+        claims: what else the authority says.
+    """
+
+    subject: str
+    trust_domain: str
+    kid: str
+    expires: int
+    issued: int | None
+    jti: str | None
+    iss: str | None
+    jkt: str
+    claims: Mapping[str, Any]
+
+
+class Wit(NamedTuple):
+    """A WIT taken apart; nothing in it is believed.
+
+    Args:
+        text: its bytes.
+        opened: the same taken apart; its ``kid`` is the authority's key.
+        identity: what it says.
+        begins: ``nbf``, UTC seconds.
+        jwk: of the workload's key, whose numbers are not checked yet.
+        digest: of its bytes: ``wth`` of each proof.
+    """
+
+    text: bytes
+    opened: jws.Opened
+    identity: Identity
+    begins: int | None
+    jwk: Mapping[str, str]
+    digest: str
+
+    def __repr__(self) -> str:
+        return f"Wit({self.identity.subject!r})"
+
+
+class Proof(NamedTuple):
+    """A proof taken apart; nothing in it is believed.
+
+    Args:
+        opened: taken apart; a proof names no key, so its ``kid`` is empty.
+        claims: without ``iss`` and ``sub``, which stand in the WIT alone.
+        wth: the digest of the WIT it belongs to.
+    """
+
+    opened: jws.Opened
+    claims: Claims
+    wth: str
+
+
+def is_trust_domain(value: object) -> bool:
+    """Tell whether a value is a trust domain, such as ``wimse://prod.example``."""
+    return isinstance(value, str) and len(value) < MAX_NAME and _TRUST_DOMAIN.fullmatch(value) is not None
+
+
+def trust_domain_of(subject: str) -> str | None:
+    """Return the trust domain of a workload's identifier, ``None`` if it is not in its form."""
+    found = _SUBJECT.fullmatch(subject) if len(subject) <= MAX_NAME else None
+    return None if found is None else found[1]
+
+
+def is_wit(text: bytes) -> bool:
+    """Tell whether a text begins as a WIT does: its ``typ`` says so, and it names a key."""
+    segment = text.partition(b".")[0]
+    return len(segment) <= MAX_WIT and _IS_WIT[segment]
+
+
+def parse_wit(text: bytes) -> Wit:
+    """Return a WIT that ``is_wit``, parsed strictly.
+
+    Raises:
+        Rejection: ``token_oversize``, ``token_malformed`` or ``identity_invalid``.
+    """
+    if len(text) > MAX_WIT:
+        raise Rejection(Reason.TOKEN_OVERSIZE, f"an identity over {MAX_WIT} bytes")
+    segment, opened = _take_apart(text)
+    header = _parameters(segment)
+    algorithm = header.get("alg")
+    _require(header.keys() == {"typ", "alg", "kid"}, "its header has not exactly typ, alg and kid")
+    _require(type(algorithm) is str and algorithm in jws.ALLOWED, "its alg is not on the list")
+    opened = opened._replace(algorithm=str(algorithm), kid=str(header["kid"]))
+    try:
+        return _wit(text, opened, claims.load(opened.payload, _WIT_REQUIRED))
+    except Rejection as error:
+        raise _invalid(error.detail) from error
+
+
+def parse_proof(text: bytes) -> Proof:
+    """Return a proof, parsed strictly: its part of the steps 2 to 4.
+
+    Raises:
+        Rejection: ``token_malformed``, ``token_type``, ``header_forbidden``, ``algorithm_forbidden``,
+            ``claims_malformed`` or ``claim_missing``.
+    """
+    segment, opened = _take_apart(text)
+    opened = opened._replace(algorithm=_PROOF_HEADERS[segment])
+    found = claims.load(opened.payload, _PROOF_REQUIRED)
+    require("iss" not in found and "sub" not in found, "who speaks stands in the WIT alone", _malformed_claims)
+    said = Claims(
+        "", "",
+        claims.text_claim(found, "aud"),
+        claims.time_claim(found, "iat"),
+        claims.time_claim(found, "exp"),
+        claims.text_claim(found, "jti", MIN_JTI, MAX_JTI),
+        claims.mqa_claim(found["mqa"]),
+        claims.time_claim(found, "nbf") if "nbf" in found else None,
+        claims.extra_claims(found, _PROOF_REGISTERED),
+    )  # fmt: skip
+    return Proof(opened, said, claims.digest_claim(found["wth"], "wth"))
+
+
+def workload_key(wit: Wit) -> Key:
+    """Return the workload's key of a WIT whose signature holds: on its curve, not of small order.
+
+    Raises:
+        Rejection: ``identity_invalid``.
+    """
+    try:
+        public = jwk.public_key(wit.jwk)
+    except ConfigurationError as error:
+        raise _invalid("its key is none") from error
+    algorithm = wit.jwk["alg"]
+    return Key(
+        kid=wit.identity.jkt,
+        algorithm="EdDSA" if algorithm == "Ed25519" else algorithm,
+        public=public,
+        subjects=frozenset((wit.identity.subject,)),
+    )
+
+
+def opened_token(token: bytes) -> tuple[jws.Opened, Claims]:
+    """Return a token of either form, taken apart and not judged: for showing what it claims.
+
+    Args:
+        token: as it stands in its header, a proof included.
+
+    Raises:
+        Rejection: it cannot be parsed.
+    """
+    first, _, rest = token.partition(SEPARATOR)
+    if not rest or not is_wit(first):
+        opened = jws.take_apart(first)
+        return opened, claims.parse(opened.payload)
+    proof, wit = parse_proof(rest.partition(SEPARATOR)[0]), parse_wit(first)
+    who = wit.identity
+    return proof.opened._replace(kid=who.kid), proof.claims._replace(iss=who.trust_domain, sub=who.subject)
+
+
+def _wit(text: bytes, opened: jws.Opened, found: dict[str, Any]) -> Wit:
+    subject, domain = found["sub"], trust_domain_of(found["sub"]) if type(found["sub"]) is str else None
+    _require(domain is not None, "its sub is no identifier of a workload")
+    _require("aud" not in found, "it has an aud")
+    confirmed = found["cnf"]
+    _require(type(confirmed) is dict and confirmed.keys() == {"jwk"}, "its cnf is not exactly a jwk")
+    members = _members(confirmed["jwk"])
+    issued, begins = (claims.time_claim(found, name) if name in found else None for name in ("iat", "nbf"))
+    who = Identity(
+        subject=subject,
+        trust_domain=str(domain),
+        kid=opened.kid,
+        expires=claims.time_claim(found, "exp"),
+        issued=issued,
+        jti=claims.text_claim(found, "jti", 1, MAX_JTI) if "jti" in found else None,
+        iss=claims.text_claim(found, "iss") if "iss" in found else None,
+        jkt=_thumbprint(members),
+        claims=MappingProxyType(dict(claims.extra_claims(found, _WIT_REGISTERED))),
+    )
+    return Wit(text, opened, who, begins, members, base64url.digest(text))
+
+
+def _members(found: Any) -> dict[str, str]:
+    """Return the members of a workload's JWK that mean something."""
+    _require(type(found) is dict and all(type(value) is str for value in found.values()), "its jwk has no texts")
+    kind = _KINDS.get((found.get("kty", ""), found.get("crv", "")))
+    if kind is None:
+        raise _invalid("its jwk is of no kind that a workload may have")
+    algorithms, numbers, size = kind
+    members = {name: value for name, value in found.items() if name not in _IGNORED}
+    _require(members.keys() == {"kty", "crv", "alg", *numbers}, "its jwk has not exactly its members")
+    _require(members["alg"] in algorithms, "the alg of its jwk is not one of its kind")
+    _require(found.get("use", "sig") == "sig", "the use of its jwk is not sig")
+    _require(claims.is_name(found.get("kid", "-"), 1, MAX_KID), "the kid of its jwk is out of its limits")
+    _require(all(_size(members[name]) == size for name in numbers), "a number of its jwk is not in its form")
+    return members
+
+
+def _size(number: str) -> int | None:
+    """Return the bytes of a number in canonical base64url, ``None`` if it is none."""
+    try:
+        return len(base64url.decode(number.encode("ascii")))
+    except ValueError:
+        return None
+
+
+def _thumbprint(members: Mapping[str, str]) -> str:
+    """Return the RFC 7638 thumbprint of a JWK, whether or not its point is on its curve."""
+    needed = {name: value for name, value in sorted(members.items()) if name != "alg"}
+    return base64url.digest(json.dumps(needed, separators=(",", ":")).encode("ascii"))
+
+
+def _take_apart(text: bytes) -> tuple[bytes, jws.Opened]:
+    """Return the first segment of a JWS, and the rest decoded; its header is not read."""
+    segments = text.split(b".", _PARTS)
+    if len(segments) != _PARTS:
+        raise _malformed("not three segments")
+    try:
+        payload, signature = base64url.decode(segments[1]), base64url.decode(segments[2])
+    except ValueError as error:
+        raise _malformed("a segment is not canonical base64url") from error
+    return segments[0], jws.Opened("", "", text[: text.rindex(b".")], payload, signature)
+
+
+def _parameters(segment: bytes) -> dict[str, Any]:
+    """Return the JOSE header of a first segment."""
+    try:
+        found = strict_json.loads(base64url.decode(segment), depth=4)
+    except ValueError as error:
+        raise _malformed("the header is no JSON in canonical base64url") from error
+    require(type(found) is dict, "the header is no object", _malformed)
+    return dict(found)
+
+
+def _begins_as_wit(segment: bytes) -> bool:
+    try:
+        header = _parameters(segment)
+    except Rejection:
+        return False
+    return header.get("typ") == WIT_TYPE and claims.is_name(header.get("kid"), 1, MAX_KID)
+
+
+def _proof_header(segment: bytes) -> str:
+    """Return ``alg`` of a proof's first segment."""
+    header = _parameters(segment)
+    if header.get("typ") != PROOF_TYPE:
+        raise Rejection(Reason.TOKEN_TYPE, f"typ behind an identity is not {PROOF_TYPE}")
+    if header.keys() - {"alg", "typ"}:
+        raise Rejection(Reason.HEADER_FORBIDDEN, "a parameter besides alg and typ in a proof")
+    algorithm = header.get("alg")
+    if type(algorithm) is not str or algorithm not in ALGORITHMS:
+        raise Rejection(Reason.ALGORITHM_FORBIDDEN, "the alg of a proof is missing or not on the list")
+    return algorithm
+
+
+_IS_WIT: Final = memo.Memo(_begins_as_wit)
+_PROOF_HEADERS: Final = memo.Memo(_proof_header)
+
+
+def _require(condition: object, refusal: str) -> None:
+    if not condition:
+        raise _invalid(refusal)
+
+
+def _invalid(detail: str) -> Rejection:
+    return Rejection(Reason.IDENTITY_INVALID, f"{detail}, of the identity" if detail else "")
+
+
+def _malformed(detail: str) -> Rejection:
+    return Rejection(Reason.TOKEN_MALFORMED, detail)
+
+
+def _malformed_claims(detail: str) -> Rejection:
+    return Rejection(Reason.CLAIMS_MALFORMED, detail)

@@ -1,0 +1,86 @@
+"""What a producer needs for the identity form: a key that a WIT vouches for, and proofs made with it.
+
+The form itself is in ``mqauth.wire.identity``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from mqauth.errors import ConfigurationError, Rejection, require
+from mqauth.wire import base64url, identity, strict_json
+from mqauth.wire.claims import Claims
+from mqauth.wire.keys import PublicKey, SigningKey, public_members
+
+
+class WorkloadKey:
+    """A workload's key with the WIT that vouches for it: a ``SigningKey`` that signs proofs.
+
+    Args:
+        wit: from the authority.
+        key: signs with its private half.
+        public: its public half.
+
+    Raises:
+        ConfigurationError: this is no WIT, or it vouches for another key.
+    """
+
+    is_identity: ClassVar[bool] = True
+    __slots__ = ("_key", "before", "identity", "prefix", "wth")
+
+    def __init__(self, wit: str, key: SigningKey, public: PublicKey) -> None:
+        try:
+            require(identity.is_wit(wit.encode("ascii")), "it is no wit+jwt")
+            found = identity.parse_wit(wit.encode("ascii"))
+        except (Rejection, UnicodeEncodeError) as error:
+            raise ConfigurationError(f"no WIT: {getattr(error, 'detail', 'not ASCII')}") from error
+        require(
+            {name: found.jwk.get(name) for name in public_members(public)} == public_members(public),
+            "the identity vouches for another key",
+        )
+        self._key = key
+        self.identity = found.identity
+        self.prefix = found.text + identity.SEPARATOR
+        self.before = (
+            base64url.encode(strict_json.dumps({"alg": found.jwk["alg"], "typ": identity.PROOF_TYPE})) + b"."
+        )
+        self.wth = b',"wth":"' + found.digest.encode("ascii") + b'"}'
+
+    def __repr__(self) -> str:
+        return f"WorkloadKey({self.identity.subject!r})"
+
+    @property
+    def kid(self) -> str:
+        """The kid of the authority's key: the one that consumers look up."""
+        return self.identity.kid
+
+    @property
+    def algorithm(self) -> str:
+        """Of the workload's key."""
+        return self._key.algorithm
+
+    @property
+    def subjects(self) -> frozenset[str]:
+        """The one subject it speaks for."""
+        return frozenset((self.identity.subject,))
+
+    def sign(self, data: bytes, /) -> bytes:
+        """Return the raw JWS signature over ``data``."""
+        return self._key.sign(data)
+
+
+def build(found: Claims) -> bytes:
+    """Return the payload of a proof but its ``wth``, which ``compact`` adds."""
+    said = found.as_dict()
+    return strict_json.dumps({name: value for name, value in said.items() if name not in ("iss", "sub")})
+
+
+def compact(payload: bytes, key: WorkloadKey) -> str:
+    """Return a WIT with a proof behind it.
+
+    Args:
+        payload: as ``build`` makes it.
+        key: signs, and has the WIT.
+    """
+    signing_input = key.before + base64url.encode(payload[:-1] + key.wth)
+    return (key.prefix + signing_input + b"." + base64url.encode(key.sign(signing_input))).decode("ascii")

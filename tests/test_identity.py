@@ -1,0 +1,240 @@
+"""The identity form: a WIT and a proof in one header, signed, judged, remembered and cut off."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mqauth import load, self_test
+from mqauth.check import check
+from mqauth.errors import ConfigurationError, Reason, Unavailable
+from mqauth.flow import run
+from mqauth.judging.delivery import verdict_record
+from mqauth.judging.pipeline import Outcome, Pipeline
+from mqauth.judging.policy import Allow, Rule
+from mqauth.judging.trust_domain import TrustDomain
+from mqauth.judging.unverified import Verdict
+from mqauth.keystore.identity import IdentityKey
+from mqauth.keystore.remote.rules import merge
+from mqauth.replay.memory import MemoryReplayStore
+from mqauth.testing import FakeClock
+from mqauth.testing.identity import TRUST_DOMAIN, WORKLOAD, BatchIdentityForge, IdentityForge
+from mqauth.testing.token_attacks import honest_message
+from mqauth.wire import jwk
+from mqauth.wire.identity import opened_token
+from mqauth.wire.keys import Cutoff, Key, KeySet
+from mqauth.wire.message import Message
+
+PLACES = ("kafka:orders", "rabbitmq:shop/orders.created")
+FORMS = {"single": IdentityForge, "batch": BatchIdentityForge}
+
+
+def pipeline(forge: IdentityForge, clock: FakeClock, **settings: object) -> Pipeline:
+    """Return a pipeline of the honest workload's consumer."""
+    return Pipeline(
+        verifier=forge.verifier(**settings), policy=forge.policy(*PLACES), replay=MemoryReplayStore(clock=clock),
+        scope="billing", clock=clock,
+    )  # fmt: skip
+
+
+def judged(pipe: Pipeline, message: Message) -> Outcome:
+    """Return what a message comes to."""
+    delivery = pipe.receive(message)
+    return run(pipe.judge(delivery))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("algorithm", ["EdDSA", "ES256", "ES384"])
+def test_a_signed_message_is_verified_with_its_identity(form: str, place: str, algorithm: str) -> None:
+    """What a producer with an IdentityKey signs is accepted, and shows whose it is."""
+    clock = FakeClock(1_900_000_000)
+    forge = FORMS[form](clock, algorithm=algorithm)
+    outcome = judged(pipeline(forge, clock), forge.signer().sign(honest_message(place)))
+    assert outcome.verdict is Verdict.ACCEPTED, outcome
+    assert outcome.verified is not None
+    assert outcome.verified.identity is not None
+    assert (outcome.verified.issuer, outcome.verified.subject) == (TRUST_DOMAIN, WORKLOAD)
+    assert outcome.verified.identity.expires == 1_900_003_600
+    assert outcome.verified.kid == forge.authority.key.kid
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_forged_token_is_as_a_signed_one(form: str) -> None:
+    """The forge's honest token is accepted."""
+    clock = FakeClock(1_900_000_000)
+    forge = FORMS[form](clock)
+    outcome = judged(pipeline(forge, clock), forge.seal(honest_message(PLACES[0])))
+    assert outcome.verdict is Verdict.ACCEPTED, outcome
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """The oldest of the WITs goes, forged ones are not remembered, and one that is known costs no signature."""
+    clock = FakeClock(1_900_000_000)
+    forge = IdentityForge(clock)
+    pipe = pipeline(forge, clock, identities=2)
+    known = pipe.verifier.identities
+    assert known is not None
+    for number in range(200):
+        forged = forge.wit(
+            key=forge.stranger, header={"kid": forge.authority.key.kid}, claims={"jti": f"{number}"}
+        )
+        assert judged(pipe, forge.seal(honest_message(PLACES[0]), wit=forged)).reason is Reason.SIGNATURE_INVALID
+    assert len(known) == 0
+    wits = [forge.wit(claims={"jti": f"{number}"}) for number in range(3)]
+    for wit in wits:
+        assert judged(pipe, forge.seal(honest_message(PLACES[0]), wit=wit)).verdict is Verdict.ACCEPTED
+    assert [text.decode() for text in known.held()] == wits[1:]
+
+
+HEAD = """
+[consumer]
+audience = "billing"
+identities = 64
+[[consumer.issuers]]
+issuer = "https://auth.example"
+file = "direct.json"
+[[consumer.issuers]]
+trust_domain = "wimse://prod.example"
+jwks = "https://authority.example/jwks.json"
+max_stale = 600
+[[consumer.allow]]
+subject = "orders-api"
+issuer = "https://auth.example"
+destinations = ["kafka:orders"]
+[[consumer.allow]]
+subject = "wimse://prod.example/shop/orders-api"
+issuer = "wimse://prod.example"
+destinations = ["kafka:orders"]
+claims = { env = "prod" }
+"""
+
+
+def configured(folder: Path, text: str) -> Path:
+    """Return a configuration file beside the key set of a direct issuer."""
+    (folder / "direct.json").write_text(
+        json.dumps(jwk.dump_key_set(KeySet([Key.generate(subjects=["orders-api"])])))
+    )
+    path = folder / "mqauth.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_names_a_trust_domain(tmp_path: Path) -> None:
+    """The verifier trusts the authority's keys for the domain, and the rule asks for claims."""
+    pipe = load(configured(tmp_path, HEAD)).judge
+    domain = pipe.verifier.issuers["wimse://prod.example"]
+    assert isinstance(domain, TrustDomain)
+    assert domain.max_identity_lifetime == 3600
+    assert isinstance(pipe.policy, Allow)
+    assert pipe.policy.rules[1].claims == {"env": "prod"}
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ('trust_domain = "wimse://prod.example"', 'trust_domain = "https://prod.example"', "must be wimse://"),
+    ('trust_domain = "wimse', 'issuer = "x"\ntrust_domain = "wimse', "contradicts issuer"),
+    ('trust_domain = "wimse://prod.example"', "", "a trust_domain in its place"),
+    ("max_stale = 600", "vouches = true", "contradicts vouches"),
+    ("max_stale = 600", "max_identity_lifetime = 86401", "must be 1 to 86400"),
+    ('file = "direct.json"', 'file = "direct.json"\nmax_identity_lifetime = 60', "only with trust_domain"),
+    ('issuer = "https://auth.example"', 'issuer = "wimse://prod.example/a"', "lies in a trust domain"),
+    ('subject = "orders-api"', 'subject = "orders-api"\nclaims = { a = "b" }', "only for the subject"),
+])  # fmt: skip
+def test_a_contradiction_is_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
+    """Never both forms in one table, and nothing that would have no effect."""
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        load(configured(tmp_path, HEAD.replace(old, new)))
+
+
+def test_the_check_warns_of_both_forms_and_of_keys_that_are_dropped_too_early(tmp_path: Path) -> None:
+    """One destination open to a key on disk and to an identity; keys that end before identities do."""
+    report = check(configured(tmp_path, HEAD), clock=FakeClock(1_900_000_000))
+    codes = {finding.code.name for finding in report.findings}
+    assert {"forms_both", "identity_outlives_keys"} <= codes
+    assert "binding_unseen" not in codes
+
+
+def test_a_producer_stops_before_its_identity_ends() -> None:
+    """A token that would outlive its identity is not signed, and a renewed identity signs again."""
+    clock = FakeClock(1_900_000_000)
+    forge = IdentityForge(clock)
+    held = forge.authority.issue(WORKLOAD, forge.key)
+    signer = forge.signer(key=held)
+    clock.advance(3600 - 60 - 30 + 1)
+    with pytest.raises(Unavailable, match="ends too soon"):
+        signer.sign(honest_message(PLACES[0]))
+    held.renew(forge.wit(), forge.key)
+    assert judged(pipeline(forge, clock), signer.sign(honest_message(PLACES[0]))).verdict is Verdict.ACCEPTED
+
+
+@pytest.mark.parametrize("changes", [{"issuer": "wimse://other.example"}, {"subject": f"{TRUST_DOMAIN}/other"}])
+def test_a_producer_is_whom_its_identity_names(changes: dict[str, str]) -> None:
+    """Another trust domain or subject is refused when the signer is made."""
+    with pytest.raises(ConfigurationError):
+        IdentityForge(FakeClock(1_900_000_000)).signer(**changes)
+
+
+def test_an_identity_of_another_key_is_none() -> None:
+    """IdentityKey takes no WIT that vouches for another key, no token that is no WIT, and none that has ended."""
+    clock = FakeClock(1_900_000_000)
+    forge = IdentityForge(clock)
+    for wit in (forge.authority.wit(WORKLOAD, forge.neighbour), "a.b.c", "\u00e9", forge.wit(claims={"exp": 1})):
+        with pytest.raises(ConfigurationError):
+            IdentityKey(wit, forge.key, clock=clock)
+
+
+def test_the_audit_record_says_whose_key_it_was() -> None:
+    """The identity stands under verified once the signatures held, under claimed before."""
+    clock = FakeClock(1_900_000_000)
+    forge = IdentityForge(clock)
+    for message, where in (
+        (replace(forge.seal(honest_message(PLACES[0])), body=b"evil"), "verified"),
+        (forge.seal(honest_message(PLACES[0]), key=forge.stranger), "claimed"),
+    ):
+        pipe = pipeline(forge, clock)
+        delivery = pipe.receive(message)
+        run(pipe.judge(delivery))
+        token = verdict_record(delivery, scope="s", time=0.0, policy="p", instance="i").token
+        assert token[where]["identity"] == {
+            "kid": forge.authority.key.kid, "jkt": forge.key.kid, "exp": 1_900_003_600, "jti": None, "iss": None,
+        }  # fmt: skip
+
+
+def test_a_cut_off_travels_with_its_set() -> None:
+    """A set that is dumped and read again cuts off alike, and one that cannot be read keeps those before it."""
+    cut = KeySet([Key.generate()], (), {WORKLOAD: Cutoff(before=7, reason="stolen")})
+    again = jwk.load_key_set(jwk.dump_key_set(cut))
+    assert (again.cutoffs, again.version) == (cut.cutoffs, cut.version)
+    assert again.version != KeySet(cut.keys).version
+    for bad in ({}, [{}], [{"sub": WORKLOAD, "before": "x"}], [{"sub": WORKLOAD, "before": 1}] * 1025):
+        broken = jwk.load_key_set(jwk.dump_key_set(KeySet(cut.keys)) | {"mqauth_cutoff": bad})
+        assert any("mqauth_cutoff" in line for line in broken.skipped)
+        assert broken.after(cut).cutoffs == cut.cutoffs
+        assert merge(cut, broken, {}, outdated=False).keys.cutoffs == cut.cutoffs
+    assert merge(cut, KeySet(cut.keys), {}, outdated=True).keys.cutoffs == cut.cutoffs
+    assert merge(cut, KeySet(cut.keys), {}, outdated=False).keys.cutoffs == {}
+
+
+def test_a_letter_shows_what_its_identity_claims() -> None:
+    """A reader that judges nothing shows trust domain, subject and the authority's kid, in both forms."""
+    for form in FORMS.values():
+        forge = form(FakeClock(1_900_000_000))
+        opened, said = opened_token(forge.token(honest_message(PLACES[0])).encode())
+        assert (opened.kid, said.iss, said.sub) == (forge.authority.key.kid, TRUST_DOMAIN, WORKLOAD)
+
+
+def test_the_self_test_of_a_trust_domain_finds_nothing() -> None:
+    """Rules that ask for claims are tried too, and neither an honest message nor a forged one is taken wrongly."""
+    clock = FakeClock(1_900_000_000)
+    forge = IdentityForge(clock)
+    rule = Rule(subject=WORKLOAD, destinations=(PLACES[0],), issuer=TRUST_DOMAIN, claims={"env": "prod"})
+    pipe = Pipeline(
+        verifier=forge.verifier(), policy=Allow([rule]), replay=MemoryReplayStore(clock=clock), clock=clock
+    )
+    found = self_test(pipe)
+    assert (found.accepted, found.condemned, found.undecided) == ((), (), ())
+    assert found.refused >= 3
