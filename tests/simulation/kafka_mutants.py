@@ -113,7 +113,7 @@ ENGINE: Final = (
 )  # fmt: skip
 """Those of the log engine that show in the whole, and one of what all leaves share."""
 OFTEN: Final = tuple(mutant for mutant in ENGINE if mutant.name != "ignores a stop")
-"""Those that few seeds show on the leaves of other clients too: one that ignores a stop begins too little there."""
+"""Those that few seeds show on other leaves too: one that ignores a stop begins too little there."""
 THREADS: Final = (Mutant("drops a letter while its sink is down", TopicLetters, "publish", swallowing),)
 """Of the leaves on threads."""
 MUTANTS: Final = {
