@@ -22,6 +22,7 @@ from mqauth.keystore.identity import IdentityKey
 from mqauth.keystore.remote.rules import merge
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock
+from mqauth.testing.batchforge import forge_batch
 from mqauth.testing.identity import TRUST_DOMAIN, WORKLOAD, BatchIdentityForge, IdentityForge
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import jwk
@@ -238,3 +239,16 @@ def test_the_self_test_of_a_trust_domain_finds_nothing() -> None:
     found = self_test(pipe)
     assert (found.accepted, found.condemned, found.undecided) == ((), (), ())
     assert found.refused >= 3
+
+
+def test_a_sibling_ends_with_its_identity() -> None:
+    """What was found of a batch stands for its siblings until the WIT has ended, or the authority's key."""
+    clock = FakeClock(1_900_000_000)
+    forge = IdentityForge(clock)
+    wit = forge.wit(claims={"exp": 1_900_000_030})
+    messages = [replace(honest_message(PLACES[0]), body=b"%d" % number) for number in range(3)]
+    found = forge_batch(forge, messages, wit=wit, claims={"exp": 1_900_000_600})
+    pipe = pipeline(forge, clock)
+    for place, seconds, reason in ((0, 0, None), (1, 34, None), (2, 1, Reason.EXPIRED)):
+        clock.advance(seconds)
+        assert judged(pipe, found.seal(place)).reason is reason
