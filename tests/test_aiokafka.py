@@ -869,7 +869,7 @@ async def test_error_in_the_listener(desk: Desk) -> None:
     desk.poller._settle = failing(TopicAuthorizationFailedError("orders"))
     await desk.rebalance(4, {PLACE})
     assert desk.happened == ["TopicAuthorizationFailedError"]
-    assert not desk.poller._rebalancing
+    assert not desk.poller.rebalancing
 
 
 async def test_client_stopped_in_the_listener(desk: Desk) -> None:

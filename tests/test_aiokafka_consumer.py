@@ -13,6 +13,7 @@ from mqauth import Pipeline
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers import aiokafka
 from mqauth.errors import Cause, ConfigurationError, RetryLater, Unavailable
+from mqauth.flow import arun
 from mqauth.judging.verified import Verified
 from mqauth.logs import HANDLING
 from mqauth.replay.memory import MemoryReplayStore
@@ -193,6 +194,39 @@ async def test_settles_before_a_rebalance(room: Room) -> None:
         room.broker.refuses_commits = False
         await consumer.settle()
         assert room.committed() == 1
+
+
+async def test_asks_for_nothing_in_a_rebalance(room: Room) -> None:
+    """A poll between a new assignment and the listener's call pauses nothing: that pause would have no end."""
+    consumer = room.consumer()
+    (client,) = room.clients
+    room.send(b"0")
+    await room.until(client.assignment)
+    await arun(consumer.calls.polling())
+    client._coordinating.cancel()
+    client.generation = -1
+    poller: Any = consumer.calls
+    await poller.revoked(set(client.assignment()))
+    await arun(poller.polling())
+    await poller.assigned(set(client.assignment()))
+    assert not client.paused()
+    await arun(poller.polling())
+    assert not client.paused()
+
+
+async def test_asks_after_a_rebalance(room: Room) -> None:
+    """A partition that came back with records that wait is paused at once, and none of it is read twice."""
+    consumer = room.consumer()
+    (client,) = room.clients
+    room.send(b"0")
+    await room.until(client.assignment)
+    await arun(consumer.calls.polling())
+    client._coordinating.cancel()
+    poller: Any = consumer.calls
+    await poller.revoked(set(client.assignment()))
+    client.generation += 1
+    await poller.assigned(set(client.assignment()))
+    assert len(client.paused()) == 1
 
 
 async def test_handler_that_stops_it(room: Room) -> None:

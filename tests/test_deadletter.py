@@ -285,3 +285,10 @@ def test_a_letter_is_no_message(kafka: Maker, forge: Any) -> None:
     with pytest.raises(Rejection) as caught:
         forge.verifier().open(letter(sealed).whole(all_kept))
     assert caught.value.reason is Reason.TOKEN_MISSING
+
+
+@pytest.mark.parametrize("form", ["in_body", "reference"])
+def test_names_without_a_utf8_form_are_written_escaped(form: str, rabbit: Maker) -> None:
+    """A queue's name with a lone surrogate ends in a letter, and in no error."""
+    made = getattr(letter(rabbit(origin=Origin(queue="q\udc80"))), form)()
+    assert b"q\\\\udc80" in (made.body or b"")

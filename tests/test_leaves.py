@@ -15,7 +15,7 @@ INTEGRATIONS = BROKERS.parent / "integrations"
 LIMITS = {
     ("kafka/consumer", "kafka/poller", "kafka/client:check_client,session_of,rebalance_patience"): 156,
     ("confluent/consumer", "confluent/poller", "confluent/client:check_consumer,membership_of,_check_kind"): 200,
-    ("aiokafka/consumer", "aiokafka/poller"): 181,
+    ("aiokafka/consumer", "aiokafka/poller"): 182,
     ("aiokafka/client",): 81,
     ("aiokafka/producer:Producer",): 84,
     ("aiokafka/confirmed:DeadLetters,AuditTopic,confirming",): 36,

@@ -218,6 +218,35 @@ async def test_a_plain_handler_runs_on_a_thread() -> None:
         await on_thread(plain)(None)
 
 
+async def test_what_a_plain_handler_returns_is_awaited() -> None:
+    """A coroutine that a plain handler returns is awaited in the event loop: the message is not handled before."""
+
+    async def later(verified: str) -> tuple[str, threading.Thread]:
+        await asyncio.sleep(0)
+        return verified, threading.current_thread()
+
+    assert await on_thread(lambda verified: later(verified + "w"))("v") == ("vw", threading.current_thread())
+
+
+async def test_what_has_not_begun_is_cut_off() -> None:
+    """A plain handler whose task is cancelled has not handled what it returns to be awaited."""
+    begun, over = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    awaited = loop.create_future()
+
+    def plain(_verified: Any) -> Any:
+        loop.call_soon_threadsafe(begun.set)
+        over.wait(30)
+        return awaited
+
+    task = asyncio.ensure_future(on_thread(plain)(None))
+    await begun.wait()
+    task.cancel()
+    loop.call_soon(over.set)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 async def test_a_plain_handler_is_not_cut_off() -> None:
     """A plain handler whose task is cancelled ends first, and its result counts."""
     begun, over = asyncio.Event(), threading.Event()

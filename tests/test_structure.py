@@ -58,6 +58,8 @@ STATEMENTS = (
     + 31
     # Blocking clients in an event loop: a thread that holds no process, transactions, verdicts.
     + 42
+    # A rebalance that is asked for nothing; what a handler on a thread returns to be awaited.
+    + 7
     # Characters without any form, and the scope of a letter as it is.
     + 3
     # The identity form: WITs and proofs, trust domains, cut-offs, memory, rules by claims, IdentityKey.

@@ -373,6 +373,12 @@ TOKEN = "eyJhbGciOiJFZERTQSJ9.eyJpc3MiOiJpIn0.c2lnbmF0dXJl"
 
 
 @pytest.mark.usefixtures("redacted")
+def test_a_record_without_a_name_is_made() -> None:
+    """Receivers of records from elsewhere make one without a name, and name it afterwards."""
+    assert logging.makeLogRecord({"name": "shop", "msg": "hello"}).getMessage() == "hello"
+
+
+@pytest.mark.usefixtures("redacted")
 @pytest.mark.parametrize("name", ["aio_pika.exchange", "aiormq.channel", "kafka.producer.kafka", "mqauth.x"])
 def test_tokens_are_redacted(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """A token in the message, in an argument of any type, or in a traceback is replaced."""

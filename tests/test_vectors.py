@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason
-from mqauth.testing.batchforge import leaf_hash, leaf_of
-from mqauth.wire import base64url, destination, envelope, jwk
+from mqauth.wire import destination, envelope, jwk
 from mqauth.wire import strict_json as strictjson
-from mqauth.wire.batch import Proven
-from mqauth.wire.json_form import from_form, to_form
+from mqauth.wire.json_form import from_form
 from tests.test_merkle import inclusion, mth
+from tests.vectors import checks
 from tests.vectors import generate as generator
-from tests.vectors.consumers import Consumer
 
 FOLDER = Path(__file__).parent / "vectors"
 
@@ -48,28 +46,25 @@ def test_the_files_are_what_the_generator_makes() -> None:
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
 def test_each_message_gets_its_verdict(vector: Any) -> None:
     """Positive and negative vectors alike."""
-    Consumer(TOKENS).check(vector)
+    checks.judge(TOKENS, vector)
 
 
 @pytest.mark.parametrize("vector", ANSWERS["vectors"], ids=lambda vector: vector["name"])
 def test_each_question_has_its_answer(vector: Any) -> None:
     """What another implementation might take otherwise has one verdict."""
-    Consumer(ANSWERS).check(vector)
+    checks.judge(ANSWERS, vector)
 
 
 @pytest.mark.parametrize("vector", SETTINGS["vectors"], ids=lambda vector: vector["name"])
 def test_each_consumer_gives_its_verdict(vector: Any) -> None:
     """A consumer with settings of its own accepts, rejects and defers by them."""
-    Consumer(SETTINGS, vector["consumer"], vector["received"]).check(vector)
+    checks.judge(SETTINGS, vector)
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES, ids=lambda sequence: sequence["name"])
 def test_each_sequence_of_deliveries_gets_its_verdicts(sequence: Any) -> None:
     """Copies are told from redeliveries."""
-    first = sequence["deliveries"][0]
-    consumer = Consumer(SETTINGS if "consumer" in first else TOKENS, first.get("consumer"), first.get("received"))
-    for delivery in sequence["deliveries"]:
-        consumer.check(delivery)
+    checks.deliver(SETTINGS if "consumer" in sequence["deliveries"][0] else TOKENS, sequence)
 
 
 def test_the_vectors_cover_every_reason_and_every_cause_of_a_verdict() -> None:
@@ -86,16 +81,14 @@ def test_the_vectors_cover_every_reason_and_every_cause_of_a_verdict() -> None:
 @pytest.mark.parametrize("vector", HDS["vectors"], ids=lambda vector: vector["name"])
 def test_each_headers_digest_is_of_its_bytes(vector: Any) -> None:
     """The bytes under hds and their digest are those of the file."""
-    raw = envelope.headers_input(from_form(vector["message"]), vector["hdr"])
-    assert raw.hex() == vector["input_hex"]
-    assert base64url.encode(hashlib.sha256(raw).digest()).decode() == vector["hds"]
-    assert raw.startswith(b"mqauth-hds-1h")
+    checks.bind(vector)
+    assert bytes.fromhex(vector["input_hex"]).startswith(b"mqauth-hds-1h")
 
 
 @pytest.mark.parametrize("vector", HDS["covers"], ids=lambda vector: vector["name"])
 def test_a_producer_covers_the_headers_of_its_vector(vector: Any) -> None:
     """Every header of the application is covered, and none that a transport adds, changes or removes."""
-    assert list(envelope.bind(from_form(vector["message"])).hdr) == vector["hdr"]
+    checks.cover(vector)
 
 
 @pytest.mark.parametrize("vector", HDS["refused"], ids=lambda vector: vector["name"])
@@ -114,32 +107,27 @@ def test_both_files_describe_one_consumer() -> None:
 def test_no_verdict_depends_on_the_vectors_before_it(file: Any) -> None:
     """All vectors of a file through one consumer, and again in reverse: no verdict becomes another one."""
     for order in (file["vectors"], file["vectors"][::-1]):
-        consumer = Consumer(file)
-        for vector in order:
-            consumer.check(vector)
+        checks.judge_all(file, order)
 
 
 @pytest.mark.parametrize("vector", BATCH["leaves"], ids=lambda vector: vector["name"])
 def test_each_leaf_is_of_its_bytes(vector: Any) -> None:
     """A leaf's four parts, its hash and its twelve bytes are those of the file."""
     parts = [bytes.fromhex(part) for part in vector["parts_hex"]]
-    assert list(leaf_of(from_form(vector["message"]), vector["hdr"])) == parts
     assert hashlib.sha256(b"\x00" + b"".join(parts)).hexdigest() == vector["hash_hex"]
     assert b"".join(hashlib.sha256(part).digest()[:3] for part in parts).hex() == vector["shorts_hex"]
+    checks.leaf(vector)
 
 
 @pytest.mark.parametrize("vector", BATCH["trees"], ids=lambda vector: str(vector["size"]))
 def test_each_tree_is_the_rfcs(vector: Any) -> None:
     """Roots and paths are those of RFC 9162 over the file's inputs, and prove their leaves."""
     inputs = [bytes.fromhex(text) for text in BATCH["leaf_inputs_hex"][: vector["size"]]]
-    root = bytes.fromhex(vector["root_hex"])
     assert len(inputs) == vector["size"]
-    assert mth(inputs) == root
-    proven = Proven(root, len(inputs))
+    assert mth(inputs).hex() == vector["root_hex"]
     for found in vector["paths"]:
-        path = [bytes.fromhex(text) for text in found["hashes_hex"]]
-        assert path == inclusion(found["index"], inputs)
-        assert proven.proves(leaf_hash(inputs[found["index"]]), found["index"], b"".join(path))
+        assert inclusion(found["index"], inputs) == [bytes.fromhex(text) for text in found["hashes_hex"]]
+    checks.tree(BATCH["leaf_inputs_hex"], vector)
 
 
 @pytest.mark.parametrize("vector", [*CLAIMS["messages"], *CLAIMS["releases"]], ids=lambda vector: vector["iss"])
@@ -148,6 +136,7 @@ def test_each_claim_is_on_the_id_of_its_bytes(vector: Any) -> None:
     digest = hashlib.sha256(bytes.fromhex(vector["input_hex"])).digest()[:16]
     index = vector.get("index")
     assert vector["id_hex"] == (digest if index is None else digest + index.to_bytes(2, "big")).hex()
+    checks.claim(vector)
 
 
 def test_no_two_claims_vectors_share_an_id() -> None:
@@ -159,16 +148,13 @@ def test_no_two_claims_vectors_share_an_id() -> None:
 @pytest.mark.parametrize("vector", JWKS["vectors"], ids=lambda vector: vector["name"])
 def test_each_jwk_becomes_what_its_vector_says(vector: Any) -> None:
     """A JWK is used, is not used, or counts as revoked from the beginning."""
-    found = list(jwk.load_key_set({"keys": [vector["jwk"]]}))
-    unreadable = [key.revocation is not None and key.revocation.revoked_at == 0 for key in found]
-    assert unreadable == {"used": [False], "revoked": [True], "unused": []}[vector["becomes"]]
+    checks.read_jwk(vector)
 
 
 @pytest.mark.parametrize("vector", JWKS["sets"], ids=lambda vector: vector["name"])
 def test_each_set_gives_the_keys_of_its_vector(vector: Any) -> None:
     """What cannot be used takes nothing with it, and a kid stands for one key or for none."""
-    found = jwk.load_key_set(json.dumps({"keys": vector["keys"]}).encode())
-    assert [key.kid for key in found] == vector["used"]
+    checks.read_set(vector)
 
 
 @pytest.mark.parametrize("text", JWKS["no_sets"])
@@ -181,19 +167,13 @@ def test_no_set_is_read_from_another_document(text: str) -> None:
 @pytest.mark.parametrize("vector", FORMS["same"], ids=lambda vector: vector["name"])
 def test_both_forms_are_one_message(vector: Any) -> None:
     """The two forms of a vector are read alike."""
-    assert repr(form_of(vector["form"])) == repr(form_of(vector["other"]))
-
-
-def form_of(form: Any) -> Any:
-    """Return the one form that is written of what a form is read to."""
-    return to_form(from_form(form))
+    checks.same_form(vector)
 
 
 @pytest.mark.parametrize("vector", FORMS["malformed"], ids=lambda vector: vector["name"])
 def test_what_is_no_message_is_malformed(vector: Any) -> None:
     """A form that is not the profile's is refused."""
-    with pytest.raises(MalformedMessage):
-        from_form(vector["form"])
+    checks.refuses(MalformedMessage, from_form, vector["form"])
 
 
 def test_no_two_headers_vectors_share_their_bytes() -> None:
@@ -204,13 +184,10 @@ def test_no_two_headers_vectors_share_their_bytes() -> None:
 
 def test_destinations_are_those_of_the_file() -> None:
     """Names have their canonical form, and nothing else parses."""
-    for found in DESTINATIONS["rabbitmq"]:
-        assert destination.rabbitmq(found["exchange"], found["routing_key"]) == found["destination"]
-    for found in DESTINATIONS["kafka"]:
-        assert destination.parse(found["destination"]) == ("kafka", found["topic"])
+    for found in (*DESTINATIONS["rabbitmq"], *DESTINATIONS["kafka"]):
+        checks.name_destination(found)
     for text in DESTINATIONS["malformed"]:
-        with pytest.raises(MalformedMessage):
-            destination.parse(text)
+        checks.refuses(MalformedMessage, destination.parse, text)
 
 
 def test_the_files_are_json_for_every_reader() -> None:
@@ -219,3 +196,14 @@ def test_the_files_are_json_for_every_reader() -> None:
         json.loads(
             path.read_text(encoding="ascii"), parse_int=lambda text: abs(int(text)) <= 2**53 or pytest.fail(text)
         )
+
+
+def test_every_vector_is_a_check() -> None:
+    """Whoever asks the vectors alone asks all of them, under names that differ, and all of them hold."""
+    found = checks.checks(checks.read())
+    assert len({check.name for check in found}) == len(found)
+    lists = [*VECTORS, *ANSWERS["vectors"], *SETTINGS["vectors"], *SEQUENCES, *HDS["vectors"], *HDS["covers"],
+             *HDS["refused"], *JWKS["vectors"], *JWKS["sets"], *JWKS["no_sets"], *FORMS["same"],
+             *FORMS["malformed"], *DESTINATIONS["rabbitmq"], *DESTINATIONS["kafka"], *DESTINATIONS["malformed"],
+             *CLAIMS["messages"], *CLAIMS["releases"], *BATCH["leaves"], *BATCH["trees"]]  # fmt: skip
+    assert len(found) == len(lists) + 2 * len(checks.AMONG_MANY)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import Any, Final
@@ -17,7 +18,12 @@ from mqauth.bench.rounds import Rounds, Spread, Variant, alternate
 from mqauth.bench.run import TOLD
 
 CLIENTS: Final[Mapping[str, Mapping[str, str]]] = {
-    "kafka": {"kafka-python": "kafka", "confluent-kafka": "confluent", "aiokafka": "aiokafka"},
+    "kafka": {
+        "kafka-python": "kafka",
+        "confluent-kafka": "confluent",
+        "its `AIOConsumer`": "confluent_aio",
+        "aiokafka": "aiokafka",
+    },
     "rabbitmq": {"aio-pika": "rabbitmq", "pika": "pika"},
 }
 """Names of the clients of each broker, with the modules of ``mqauth.bench`` that have their contenders."""
@@ -64,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for broker in CLIENTS:
         parser.add_argument(f"--{broker}")
+    parser.add_argument("--rounds", type=int, default=5)
     given = vars(parser.parse_args())
     heads = [f"{what} {who}" for what in ("publish", "consume") for who in TOLD]
     print("| client | " + " | ".join(heads) + " |\n|---" + "|---:" * len(heads) + "|")
@@ -72,7 +79,8 @@ def main() -> None:
             continue
         with ExitStack() as undo:
             found = list(contenders(clients, given[broker], undo))
-            both = [measured(found, EFFORTS[broker], consume=consume) for consume in (False, True)]
+            effort = replace(EFFORTS[broker], rounds=given["rounds"])
+            both = [measured(found, effort, consume=consume) for consume in (False, True)]
             for client in clients:
                 cells = [cell(rounds, f"{client} {who}") for rounds in both for who in TOLD]
                 print(f"| {client} | " + " | ".join(cells) + " |", flush=True)

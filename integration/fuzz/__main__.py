@@ -37,7 +37,7 @@ def fuzz(target: str, seconds: int, folder: Path) -> int:
 
     corpus.unpack(folder / "corpus", [*seeds.few(TARGETS[target].seeds), *corpus.kept(target)])
     command = [
-        sys.executable, "-m", "integration.fuzz.engine", target, str(folder / "corpus"),
+        sys.executable, "-m", "integration.fuzz.engine", target, str(folder), str(folder / "corpus"),
         f"-max_total_time={seconds}", f"-max_len={LONGEST}", "-print_final_stats=1", "-timeout=120",
         "-rss_limit_mb=2048", f"-artifact_prefix={folder}/",
     ]  # fmt: skip
@@ -45,8 +45,6 @@ def fuzz(target: str, seconds: int, folder: Path) -> int:
     told = ran.stderr.decode("utf-8", "backslashreplace")
     (folder / "log.txt").write_text(told, encoding="utf-8")
     print(summary(target, told, seconds), flush=True)
-    if ran.returncode:
-        print(told[told.find("Uncaught Python exception") :][:4000], flush=True)
     return ran.returncode
 
 

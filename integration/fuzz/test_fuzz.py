@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from jinja2 import Environment
 from integration.fuzz import corpus, seeds, targets, views
 from integration.fuzz.__main__ import LONGEST, summary
 from integration.fuzz.draw import Draw, packed_message
+from integration.fuzz.engine import saving
 from integration.fuzz.oracles import plain
 from integration.fuzz.readers import is_carried
 from mqauth.brokers import amqp_values
@@ -55,6 +57,15 @@ def test_a_message_that_was_packed_is_drawn_again() -> None:
 def test_no_target_needs_atheris() -> None:
     """All targets are imported here, and it is not: whoever runs the tests need not install it."""
     assert "atheris" not in sys.modules
+
+
+def test_an_input_that_breaks_an_oracle_is_written(tmp_path: Path) -> None:
+    """It is in the folder, byte for byte, and the run ends."""
+    run = saving(targets.TARGETS["jws"].run, tmp_path)
+    run(b"no token")
+    with pytest.raises(TypeError):
+        saving(lambda raw: raw + 1, tmp_path)(b"found")  # type: ignore[operator]
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"found"]
 
 
 def test_a_summary_says_what_libfuzzer_did() -> None:

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -26,9 +27,16 @@ func main() {
 	case "verify":
 		verifyLines()
 	case "sign":
-		key := ed25519.NewKeyFromSeed(must(hex.DecodeString(os.Args[2])))
-		s := &signer{iss: os.Args[4], sub: os.Args[5], aud: os.Args[6], kid: os.Args[3], lifetime: 600, key: key}
-		s.signLines(os.Args[7] == "batch")
+		for _, m := range signed(os.Args[2:8]) {
+			text, _, _ := m.carried("mqauth-token")
+			fmt.Println(text)
+		}
+	case "sign-and-send":
+		send(os.Args[8], signed(os.Args[2:8]))
+	case "send":
+		send(os.Args[2], messages())
+	case "receive":
+		receive(os.Args[2], os.Args[3], must(strconv.Atoi(os.Args[4])))
 	}
 }
 
@@ -58,23 +66,29 @@ func verifyLines() {
 	}
 }
 
-// signLines prints the token of each message on standard input; a batch has one signature.
-func (s *signer) signLines(batch bool) {
-	var messages []*message
+func messages() []*message {
+	var found []*message
 	for _, line := range lines() {
-		m := must(fromForm(line))
-		messages = append(messages, m)
-		if !batch && s.seal(m) != nil {
-			fmt.Println("refused")
-			return
+		found = append(found, must(fromForm(line)))
+	}
+	return found
+}
+
+// signed returns the messages on standard input with their tokens; a batch has one signature.
+func signed(arguments []string) []*message {
+	key := ed25519.NewKeyFromSeed(must(hex.DecodeString(arguments[0])))
+	s := &signer{iss: arguments[2], sub: arguments[3], aud: arguments[4], kid: arguments[1], lifetime: 600, key: key}
+	found := messages()
+	if arguments[5] == "batch" {
+		if err := s.sealAll(found); err != nil {
+			panic(err)
+		}
+		return found
+	}
+	for _, m := range found {
+		if err := s.seal(m); err != nil {
+			panic(err)
 		}
 	}
-	if batch && s.sealAll(messages) != nil {
-		fmt.Println("refused")
-		return
-	}
-	for _, m := range messages {
-		text, _, _ := m.carried("mqauth-token")
-		fmt.Println(text)
-	}
+	return found
 }

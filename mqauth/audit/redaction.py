@@ -34,7 +34,8 @@ class _Factory:
 
     def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
         record = self._inner(*args, **kwargs)
-        if record.name.partition(".")[0] in LOGGERS:
+        # logging.makeLogRecord makes a record without a name, and names it afterwards
+        if (record.name or "").partition(".")[0] in LOGGERS:
             redact(record)
         return record
 

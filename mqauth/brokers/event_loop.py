@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from mqauth.clock import Clock
-from mqauth.flow import is_async
+from mqauth.flow import is_async, is_awaitable
 from mqauth.judging.unverified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 
@@ -39,7 +39,10 @@ def was_cancelled() -> bool:
 
 
 def on_thread(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a handler that an event loop can run: a plain function runs on a thread, and is never cut off."""
+    """Return a handler that an event loop can run: a plain function runs on a thread, and is never cut off.
+
+    What it returns to be awaited, such as a lambda around a coroutine function, is awaited in the event loop.
+    """
     if is_async(handler):
         return handler
 
@@ -47,10 +50,13 @@ def on_thread(handler: Callable[..., Any]) -> Callable[..., Any]:
     async def handle(verified: Any) -> Any:
         running = asyncio.get_running_loop().run_in_executor(None, copy_context().run, handler, verified)
         try:
-            return await asyncio.shield(running)
+            found = await asyncio.shield(running)
         except asyncio.CancelledError:
             # The grace is over. A thread cannot be interrupted, and what it did must count.
-            return await running
+            found = await running
+            if is_awaitable(found):
+                raise
+        return await found if is_awaitable(found) else found
 
     return handle
 

@@ -116,7 +116,7 @@ class DeadLetter:
         size = None if message.key is None else len(message.key)
         facts = {
             "destination": message.destination,
-            "source": message.origin.source,
+            "source": json_form.writable(message.origin.source),
             "digest": self.digest,
             "body_size": None if message.body is None else len(message.body),
             "key_size": size,

@@ -46,7 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--engines", type=int, default=0, help="play so many schedules of the pure engines")
     parser.add_argument("--engine", help="of this one alone")
     parser.add_argument("--jobs", type=int, help="processes at a time that play engines, by default one a core")
-    parser.add_argument("--kafka", action="store_true", help="play the whole Kafka leaf instead")
+    parser.add_argument("--kafka", action="store_true", help="play a whole Kafka leaf instead")
+    parser.add_argument("--client", help="the leaf of this client; with --kafka one of a client of Kafka's")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first of them")
     parser.add_argument("--plan", type=Path, help="play the plan of this file")
     parser.add_argument("--code", type=Path, help="another checkout, whose mqauth is played")
@@ -81,9 +82,10 @@ def _play_kafka(wanted: argparse.Namespace) -> int:
 
     started, failed = time.perf_counter(), 0
     for seed in range(wanted.first, wanted.first + wanted.seeds):
-        result = kafka_play.run(kafka_play.KafkaPlay.of(seed), print if wanted.trace else None)
+        play = kafka_play.KafkaPlay.of(seed, wanted.client or "kafka-python")
+        result = kafka_play.run(play, print if wanted.trace else None)
         if wanted.digests:
-            print(f"{seed} {result.digest}")
+            print(f"{seed} {result.digest}", flush=True)
         if result.problems:
             failed += 1
             shown = result if wanted.no_shrink else reduced(result, kafka_play.run)  # type: ignore[arg-type]
@@ -107,7 +109,11 @@ def _play_seeds(wanted: argparse.Namespace) -> int:
     started, failed, broken = time.perf_counter(), 0, Counter[str]()
     done = 0
     for seed in range(wanted.first, wanted.first + wanted.seeds):
-        result = run(Play.of(seed, wanted.without), print if wanted.trace else None, strict=wanted.strict)
+        result = run(
+            Play.of(seed, wanted.without, wanted.client or "aio-pika"),
+            print if wanted.trace else None,
+            strict=wanted.strict,
+        )
         done += 1
         if wanted.digests:
             print(f"{seed} {result.digest}")

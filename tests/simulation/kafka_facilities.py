@@ -1,9 +1,13 @@
-"""The services beside the broker in the Kafka simulation: store, audit, policy and keys, called by threads."""
+"""The services beside the broker in the Kafka simulation: store, audit, policy and keys.
+
+They are called by threads, or on event loops.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+import asyncio
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 
 from mqauth import Allow, Cause, MemoryReplayStore, Unavailable
 from mqauth.audit.record import AuditRecord
@@ -16,16 +20,43 @@ TIMEOUT: Final = 2.0
 LATENCY: Final = (0.0002, 0.003)
 
 
+R = TypeVar("R")
+Steps = Generator[float, None, R]
+"""What takes time: yields the seconds that pass before it goes on."""
+
+
+def carried_out(threads: Threads, steps: Steps[R]) -> R:
+    """Carry steps out on a thread."""
+    while True:
+        try:
+            seconds = next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        threads.sleep(seconds)
+
+
+async def awaited(steps: Steps[R]) -> R:
+    """Carry steps out on an event loop."""
+    while True:
+        try:
+            seconds = next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        await asyncio.sleep(seconds)
+
+
 class Reach:
     """Whether facilities are in reach.
 
     Args:
         threads: the time.
+        on_loop: whether they are asked on event loops: what is asked is to be awaited.
     """
 
-    def __init__(self, threads: Threads) -> None:
+    def __init__(self, threads: Threads, *, on_loop: bool = False) -> None:
         self.threads = threads
         self.out: dict[str, str] = {}
+        self._on_loop = on_loop
 
     def ask(self, process: Process, name: str, act: Callable[[], Any]) -> Any:
         """Make a round trip; the facility acts when the request arrives.
@@ -34,18 +65,22 @@ class Reach:
             ConnectionRefusedError: it is out of reach.
             Unavailable: it does not answer.
         """
+        steps = self._asking(process, name, act)
+        return awaited(steps) if self._on_loop else carried_out(self.threads, steps)
+
+    def _asking(self, process: Process, name: str, act: Callable[[], Any]) -> Steps[Any]:
         if not process.alive:
             raise Killed
-        threads = self.threads
-        threads.sleep(threads.draw.uniform(*LATENCY))
+        draw = self.threads.draw
+        yield draw.uniform(*LATENCY)
         how = self.out.get(name)
         if how == "refused":
             raise ConnectionRefusedError(111, f"{name} refuses connections")
         result = act() if how != "silent" else None
         if how in ("silent", "answer lost"):
-            threads.sleep(TIMEOUT)
+            yield TIMEOUT
             raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "no answer in time")
-        threads.sleep(threads.draw.uniform(*LATENCY))
+        yield draw.uniform(*LATENCY)
         return result
 
 
@@ -74,21 +109,21 @@ class Store:
         self._core = core
         self._claims = claims
 
-    def claim(self, request: ClaimRequest, /) -> ClaimStatus:
+    def claim(self, request: ClaimRequest, /) -> Any:
         """Take a lease."""
-        return self._ask(lambda: self._claim(request))  # type: ignore[no-any-return]
+        return self._ask(lambda: self._claim(request))
 
-    def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
+    def claim_many(self, requests: Sequence[ClaimRequest], /) -> Any:
         """Take leases."""
-        return self._ask(lambda: [self._claim(request) for request in requests])  # type: ignore[no-any-return]
+        return self._ask(lambda: [self._claim(request) for request in requests])
 
-    def confirm(self, request: ClaimRequest, /) -> None:
+    def confirm(self, request: ClaimRequest, /) -> Any:
         """Make a claim done."""
-        self._ask(lambda: self._end(self._core.confirm, request))
+        return self._ask(lambda: self._end(self._core.confirm, request))
 
-    def release(self, request: ClaimRequest, /) -> None:
+    def release(self, request: ClaimRequest, /) -> Any:
         """Forget a claim."""
-        self._ask(lambda: self._end(self._core.release, request))
+        return self._ask(lambda: self._end(self._core.release, request))
 
     def _claim(self, request: ClaimRequest) -> ClaimStatus:
         status = self._core.claim(request)
@@ -128,9 +163,9 @@ class Audit:
         self._reach = reach
         self._records = records
 
-    def write(self, record: AuditRecord, /) -> None:
+    def write(self, record: AuditRecord, /) -> Any:
         """Keep a record."""
-        self._reach.ask(self._process, "audit", lambda: self._records.append(record.as_dict()))
+        return self._reach.ask(self._process, "audit", lambda: self._records.append(record.as_dict()))
 
 
 class Rules:

@@ -1,19 +1,24 @@
-"""Mistakes in the engine and in Kafka's leaf that the simulation of the whole code must find."""
+"""Mistakes in the engine and in the leaves of Kafka's clients that the simulation of the whole code must find."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
+from unittest import mock
 
+from mqauth.brokers.aiokafka import poller as aiokafka_poller
+from mqauth.brokers.aiokafka.confirmed import DeadLetters
+from mqauth.brokers.confluent import poller as confluent_poller
 from mqauth.brokers.kafka import poller as kafka_poller
-from mqauth.brokers.kafka.confirmed import DeadLetters
 from mqauth.brokers.kafka.poller import Poller
-from mqauth.brokers.log.confirmed import Confirmed
+from mqauth.brokers.log.confirmed import Confirmed, TopicLetters
 from mqauth.brokers.log.consumer import LogConsumer
+from mqauth.brokers.log.event_loop import AsyncLogConsumer
 from mqauth.errors import Unavailable
 from mqauth.flow import call, run
 from tests.simulation import engine_mutants
-from tests.simulation.engine_mutants import Mutant
+from tests.simulation.engine_mutants import Mutant, returning
 
 
 def unwaited(_: Any) -> Any:
@@ -58,16 +63,80 @@ def waiting_for_nothing(_: Any) -> Any:
     return turn
 
 
-LOG: Final = (
+def settling_nothing(_: Any) -> Any:
+    """Commit before a rebalance what is settled, without waiting for running handlers."""
+    return lambda consumer: consumer.calls.commit()
+
+
+def swallowing_on_loop(original: Any) -> Any:
+    """Drop a letter while its sink is down, on an event loop."""
+
+    async def publish(sink: Any, letter: Any) -> None:
+        with suppress(Unavailable):
+            await original(sink, letter)
+
+    return publish
+
+
+def settling_nothing_on_loop(_: Any) -> Any:
+    """Commit before a rebalance what is settled, without waiting for running handlers, on an event loop."""
+    return lambda consumer: consumer._commit(last=True)
+
+
+def dying_of_commits(_: Any) -> Any:
+    """Commit, and pass on whatever the client raises."""
+
+    async def send_commit(poller: Any, offsets: Any) -> None:
+        await poller._client.commit(dict(offsets))
+
+    return send_commit
+
+
+def left_paused(original: Any) -> Any:
+    """Leave pauses at the client when partitions are revoked."""
+
+    def drop(poller: Any, places: Any) -> None:
+        client, poller._client = poller._client, mock.Mock()
+        original(poller, places)
+        poller._client = client
+
+    return drop
+
+
+ENGINE: Final = (
     *(found for found in engine_mutants.LOG if found.name in {
         "commits received, not settled", "takes what was put off for settled", "settles all with the first",
         "forgets what stands behind a deferral", "never resumes", "never commits",
         "runs a partition twice", "gives nothing back", "ignores a revoke", "ignores a loss", "ignores a stop",
     }),
     Mutant("waits for no confirm of a letter", Confirmed, "_waiting", unwaited),
-    Mutant("drops a letter while its sink is down", DeadLetters, "publish", swallowing),
-    Mutant("lets a rebalance wait for nothing", LogConsumer, "_poll_once", waiting_for_nothing),
-    Mutant("seeks nothing", Poller, "ask", nothing_sought),
-    Mutant("dies of a commit that failed", kafka_poller, "COMES_AGAIN", lambda _: ()),
 )  # fmt: skip
-"""Those of the log engine that show in the whole, and those of the leaf."""
+"""Those of the log engine that show in the whole, and one of what all leaves share."""
+OFTEN: Final = tuple(mutant for mutant in ENGINE if mutant.name != "ignores a stop")
+"""Those that show on the leaves of other clients too: one that ignores a stop begins too little there."""
+THREADS: Final = (Mutant("drops a letter while its sink is down", TopicLetters, "publish", swallowing),)
+"""Of the leaves on threads."""
+MUTANTS: Final = {
+    "kafka-python": (
+        *ENGINE, *THREADS,
+        Mutant("lets a rebalance wait for nothing", LogConsumer, "_poll_once", waiting_for_nothing),
+        Mutant("seeks nothing", Poller, "ask", nothing_sought),
+        Mutant("dies of a commit that failed", kafka_poller, "COMES_AGAIN", lambda _: ()),
+    ),
+    "confluent": (
+        *OFTEN, *THREADS,
+        Mutant("lets a rebalance wait for nothing", LogConsumer, "settle", settling_nothing),
+        Mutant("seeks nothing", confluent_poller.Poller, "seek", returning(None)),
+        Mutant("dies of a commit that failed", confluent_poller, "COMES_AGAIN", lambda _: frozenset()),
+        Mutant("takes records of a position that it left", confluent_poller.Poller, "_is_next", returning(True)),
+        Mutant("leaves what is revoked paused", confluent_poller.Poller, "_drop", left_paused),
+    ),
+    "aiokafka": (
+        *OFTEN,
+        Mutant("drops a letter while its sink is down", DeadLetters, "publish", swallowing_on_loop),
+        Mutant("lets a rebalance wait for nothing", AsyncLogConsumer, "settle", settling_nothing_on_loop),
+        Mutant("seeks nothing", aiokafka_poller.Poller, "seek", returning(None)),
+        Mutant("dies of a commit that failed", aiokafka_poller.Poller, "send_commit", dying_of_commits),
+    ),
+}  # fmt: skip
+"""By client: those of the engine, and those of its leaf."""

@@ -7,6 +7,7 @@ import gc
 import hashlib
 import random
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -17,19 +18,19 @@ from unittest import mock
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from mqauth.brokers import dead_letters
-from mqauth.brokers.kafka import sealing as kafka_sealing
-from mqauth.brokers.log import consumer as log_consumer
 from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.delivery import partition
 from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
 from mqauth.testing.token_attacks import ATTACKS, honest_message
 from mqauth.wire.keys import Key
 from mqauth.wire.message import Message
+from tests.simulation import determinism
 from tests.simulation.faults import Fault
 from tests.simulation.kafka_broker import PLACES, SESSION
-from tests.simulation.kafka_services import DESTINATION, GRACE, Behaviour, Handling, Play, Settings
-from tests.simulation.threads import Process, Stuck, stand_ins
+from tests.simulation.kafka_leaves import LEAVES
+from tests.simulation.kafka_ledger import Behaviour, Handling, Settings
+from tests.simulation.kafka_services import DESTINATION, GRACE, Play
+from tests.simulation.threads import Process, Stuck
 
 KINDS: Final = (
     "pause", "kill", "stop", "rebalance", "store", "audit", "policy", "keys", "letters", "commits", "handler",
@@ -52,10 +53,11 @@ class KafkaPlay:
     seed: int
     settings: Settings
     faults: Sequence[Fault]
+    client: str = "kafka-python"
 
     @classmethod
-    def of(cls, seed: int) -> KafkaPlay:
-        """Return all of a seed."""
+    def of(cls, seed: int, client: str = "kafka-python") -> KafkaPlay:
+        """Return all of a seed, the same for every client."""
         draw = random.Random(f"kafka {seed}")
         settings = Settings(
             consumers=draw.choice((1, 2, 2, 3)), workers=draw.choice((0, 1, 1, 2, 3)),
@@ -66,12 +68,13 @@ class KafkaPlay:
         kinds = [kind for kind in KINDS if draw.random() < (0.7 if kind == "handler" else 1 / 3)]
         kinds = [kind for kind in kinds for _ in range(draw.choice((3, 6) if kind == "handler" else (1, 2, 3)))]
         faults = [_fault(kind, draw, settings) for kind in kinds]
-        return cls(seed=seed, settings=settings, faults=sorted(faults, key=lambda fault: (fault.at, fault.kind)))
+        faults.sort(key=lambda fault: (fault.at, fault.kind))
+        return cls(seed=seed, settings=settings, faults=faults, client=client)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for a plan's file."""
         faults = [fault.as_dict() for fault in self.faults]
-        return {"seed": self.seed, "settings": asdict(self.settings), "faults": faults}
+        return {"seed": self.seed, "client": self.client, "settings": asdict(self.settings), "faults": faults}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +113,16 @@ def run(played: KafkaPlay, tell: Callable[[str], None] | None = None) -> KafkaRe
             tell(line)
 
     gc.collect()
+    determinism.begin(played.seed)
     entropy = random.Random(played.seed)
-    play = Play(played.seed, played.settings, _forge, note)
+    leaf = LEAVES[played.client]
+    play = Play(played.seed, played.settings, leaf, _forge, note)
     with ExitStack() as stack:
-        threading, queue = stand_ins(play.threads)
-        for module in (log_consumer, kafka_sealing, dead_letters):
-            stack.enter_context(mock.patch.object(module, "threading", threading))
-        stack.enter_context(mock.patch.object(log_consumer, "queue", queue))
+        # A process that was killed awaits nothing any more.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        for module, name, stand_in in leaf.replaced(play.threads):
+            stack.enter_context(mock.patch.object(module, name, stand_in))
         wait = partition.Backoff.wait
         stack.enter_context(
             mock.patch.object(
@@ -129,6 +135,7 @@ def run(played: KafkaPlay, tell: Callable[[str], None] | None = None) -> KafkaRe
             found = [*play.ledger.problems, ("all comes to rest", str(error))]
         play.over, play.threads.failure = True, None
         play.threads.end()
+        gc.collect()
     real = time.perf_counter() - started
     return KafkaResult(
         play=played, problems=found, digest=trace.hexdigest(), virtual=play.threads.agenda.now, real=real

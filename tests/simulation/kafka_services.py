@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from mqauth import MemoryReplayStore, Pipeline, RejectNow, RetryLater, Verified
-from mqauth.brokers import kafka
+from mqauth.delivery.partition import Backoff
 from mqauth.flow import Attempts
 from mqauth.judging.verifier import Issuer
 from mqauth.testing.forge import ISSUER, Forge
-from tests.simulation.kafka_broker import DEAD, TOPIC, Broker, Client, LetterClient, source_of
-from tests.simulation.kafka_facilities import Audit, Claim, Keys, Reach, Rules, SingleStore, Store
+from tests.simulation.kafka_broker import TOPIC, Broker, Client, source_of
+from tests.simulation.kafka_facilities import (
+    Audit,
+    Keys,
+    Reach,
+    Rules,
+    SingleStore,
+    Steps,
+    Store,
+    awaited,
+    carried_out,
+)  # fmt: skip
+from tests.simulation.kafka_leaves import Leaf
+from tests.simulation.kafka_ledger import Behaviour, Handling, Ledger, Settings
+from tests.simulation.thread_loop import Loop
 from tests.simulation.threads import Killed, Process, Threads
 
 DESTINATION: Final = f"kafka:{TOPIC}"
@@ -26,52 +39,6 @@ TRIES: Final = 2
 
 class Abort(BaseException):
     """A ``BaseException`` that a handler must not raise, and does."""
-
-
-@dataclass(slots=True)
-class Behaviour:
-    """What the handler does with one order.
-
-    Args:
-        how: ``later``, ``fail``, ``flaky``, ``reject``, ``slow`` or ``abort``.
-        until: virtual seconds until which it asks for another time.
-        seconds: how long it works.
-        left: how often it still misbehaves.
-    """
-
-    how: str
-    until: float = 0.0
-    seconds: float = 0.0
-    left: int = 1
-
-
-@dataclass(slots=True, eq=False)
-class Handling:
-    """One run of a handler: its record, process, beginning and end."""
-
-    label: bytes
-    process: Process
-    place: tuple[int, int]
-    begun: float
-    ended: float | None = None
-    over: bool = False
-
-
-@dataclass
-class Ledger:
-    """The facts that the invariants check."""
-
-    sent: dict[bytes, int] = field(default_factory=dict)
-    forged: list[tuple[str, bytes]] = field(default_factory=list)
-    copied: set[bytes] = field(default_factory=set)
-    handlings: defaultdict[bytes, list[Handling]] = field(default_factory=lambda: defaultdict(list))
-    handled: set[tuple[int, int]] = field(default_factory=set)
-    claims: dict[Any, Claim] = field(default_factory=dict)
-    records: list[dict[str, Any]] = field(default_factory=list)
-    problems: list[tuple[str, str]] = field(default_factory=list)
-    rough: list[tuple[str, float, float]] = field(default_factory=list)
-    """Process, and from when to when something happened to it after which messages may be handled again."""
-    deaths: list[str] = field(default_factory=list)
 
 
 class Service:
@@ -88,6 +55,7 @@ class Service:
         self.process: Process | None = None
         self.client: Client | None = None
         self.consumer: Any = None
+        self._stop: Callable[[], Any] = _nothing
         self.stopping = False
         self.count = self.begun = 0
 
@@ -105,25 +73,60 @@ class Service:
 
     def _main(self, process: Process) -> None:
         """The main function of the process."""
-        play = self.play
-        client = self.client = Client(play.broker, process, play.settings.most)
-        letters = kafka.DeadLetters(LetterClient(play.broker, process), DEAD, timeout=5)  # type: ignore[arg-type]
-        self.consumer = kafka.Consumer(
-            client,  # type: ignore[arg-type]
-            play.pipeline(process), lambda verified: play.handle(self, process, verified), dead_letters=letters,
-            workers=play.settings.workers, grace=GRACE, commit_interval=play.settings.interval,
-            backoff=kafka.Backoff(first=0.5, longest=4),
-        )  # fmt: skip
+        if self.play.leaf.on_loop:
+            loop = Loop(process, self.play.threads)
+            loop.play(self._serving(process, loop))
+            return
+        self._start(process)
         try:
             self.consumer.run()
         except Killed:
             raise
         except BaseException as error:
-            play.note(process.name, f"ends with {type(error).__name__}")
-            play.ended_by(process, error)
-        if self.stopping and "store" not in play.reach.out:
-            play.look_at_claims(process, client.held_since)
-        client.close()
+            self._ended_by(process, error)
+        self._look_back(process).close()
+
+    async def _serving(self, process: Process, loop: Loop) -> None:
+        """The main function of a process that has an event loop."""
+        self._start(process)
+        consumer = self.consumer
+        self._stop = lambda: loop.call_soon_threadsafe(lambda: loop.create_task(consumer.stop()))
+        try:
+            await consumer.run()
+        except BaseException as error:
+            if not process.alive:
+                raise
+            self._ended_by(process, error)
+        client = self._look_back(process)
+        await (client.stop() if hasattr(client, "stop") else asyncio.to_thread(client.close))
+
+    def _start(self, process: Process) -> None:
+        play = self.play
+        self.client = play.leaf.client(play.broker, process, play.settings.most)
+        self.consumer = play.leaf.consumer(
+            self.client, play.broker, process, play.pipeline(process), self._handler(process),
+            workers=play.leaf.workers(play.settings.workers), grace=GRACE, commit_interval=play.settings.interval,
+            backoff=Backoff(first=0.5, longest=4),
+        )  # fmt: skip
+        self._stop = self.consumer.stop
+
+    def _handler(self, process: Process) -> Callable[[Verified], Any]:
+        play = self.play
+        steps = partial(play.handling, self, process)
+        if play.leaf.on_loop:
+            return lambda verified: awaited(steps(verified))
+        return lambda verified: carried_out(play.threads, steps(verified))
+
+    def _ended_by(self, process: Process, error: BaseException) -> None:
+        self.play.note(process.name, f"ends with {type(error).__name__}")
+        self.play.ended_by(process, error)
+
+    def _look_back(self, process: Process) -> Any:
+        """See what an ended consumer has left; return its client."""
+        client: Any = self.client
+        if self.stopping and "store" not in self.play.reach.out:
+            self.play.look_at_claims(process, client.held_since)
+        return client
 
     def stop(self) -> None:
         """Stop in order."""
@@ -134,7 +137,7 @@ class Service:
         self.play.note(process.name, "asked to stop")
         if "store" in self.play.reach.out or "commits" in self.play.broker.out:
             self.play.rough(process.name, 60.0)
-        self.consumer.stop()
+        self._stop()
 
     def kill(self) -> None:
         """End at once."""
@@ -159,56 +162,28 @@ class Service:
             play.threads.agenda.after(play.settings.session, lambda: play.broker.evict(client))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How a simulated deployment is set up.
-
-    Args:
-        consumers: how many.
-        workers, interval: of ``Consumer``; the latter is its ``commit_interval``.
-        most: records of a partition in one poll.
-        many: whether the store takes many claims at once.
-        work: seconds of a handler's work, at most.
-        lease: of ``Pipeline``.
-        session: seconds of silence after which the group gives partitions to others.
-        orders, spread: how many are sent, in how many seconds.
-        hostile: records of an attacker.
-        batch: nothing; for the reduction.
-    """
-
-    consumers: int
-    workers: int
-    interval: float
-    most: int
-    many: bool
-    work: float
-    lease: float
-    session: float
-    orders: int
-    spread: float
-    hostile: int
-    batch: int = 1
-
-
 class Play:
     """The world of one seed.
 
     Args:
         seed: decides what the settings leave open.
         settings: how it is set up.
+        leaf: the leaf that is played.
         forge: has all keys.
         tell: takes each line of the trace.
     """
 
     def __init__(
-        self, seed: int, settings: Settings, forge: Callable[[Process], Forge], tell: Callable[[str], None]
-    ):
+        self, seed: int, settings: Settings, leaf: Leaf, forge: Callable[[Process], Forge],
+        tell: Callable[[str], None],
+    ):  # fmt: skip
         self.settings = settings
+        self.leaf = leaf
         self.threads = Threads(seed)
         self.tell = tell
         self.over = False
         self.ledger = Ledger()
-        self.reach = Reach(self.threads)
+        self.reach = Reach(self.threads, on_loop=leaf.on_loop)
         self.broker = Broker(self.threads, self.committed, self.note)
         self.core = MemoryReplayStore(clock=self.threads.world)
         self.forge = forge(self.threads.world)
@@ -233,7 +208,7 @@ class Play:
     def ended_by(self, process: Process, error: BaseException) -> None:
         """Check the error that ended a consumer: only a ``BaseException``, or a final refusal, may."""
         self.rough(process.name, 60.0)
-        if isinstance(error, Exception) and type(error).__name__ != "TopicAuthorizationFailedError":
+        if isinstance(error, Exception) and not self.leaf.is_final(error):
             self.problem("no consumer dies", f"{process.name}: {type(error).__name__}: {error}")
 
     def pipeline(self, process: Process) -> Pipeline:
@@ -247,7 +222,7 @@ class Play:
             instance=process.name, attempts=Attempts(limit=TRIES, wait=0),
         )  # fmt: skip
 
-    def handle(self, service: Service, process: Process, verified: Verified) -> None:
+    def handling(self, service: Service, process: Process, verified: Verified) -> Steps[None]:
         """Handle a message."""
         label, origin = verified.body or b"", verified.origin
         place = (origin.partition or 0, origin.offset or 0)
@@ -257,7 +232,7 @@ class Play:
         self._live.append(handling)
         self.note(process.name, f"handles {place} {label!r}")
         try:
-            self._work(label)
+            yield from self._work(label)
         finally:
             handling.over = True
             self._live.remove(handling)
@@ -265,9 +240,9 @@ class Play:
         self.ledger.handled.add(place)
         self.note(process.name, f"handled {place}")
 
-    def _work(self, label: bytes) -> None:
+    def _work(self, label: bytes) -> Steps[None]:
         behaviour = self.behaviours.get(order_of(label))
-        self.threads.sleep(self.threads.draw.uniform(0, self.settings.work))
+        yield self.threads.draw.uniform(0, self.settings.work)
         if behaviour is None:
             return
         if behaviour.how == "fail":
@@ -280,7 +255,7 @@ class Play:
             return
         behaviour.left -= 1
         if behaviour.how == "slow":
-            self.threads.sleep(behaviour.seconds)
+            yield behaviour.seconds
         elif behaviour.how == "flaky":
             raise ValueError("once more, please")
         elif behaviour.how == "abort":
@@ -328,6 +303,8 @@ class Play:
         """Check a commit."""
         self.note(client.process.name, f"commits {place.partition}/{offset}")
         buried = self.buried()
+        if place not in client.share:
+            self.problem("only what is ours is committed", f"{client.process.name} {place.partition}/{offset}")
         for found in range(self.broker.committed.get(place, 0), offset):
             here = (place.partition, found)
             if here not in self.ledger.handled and here not in buried:
@@ -373,3 +350,7 @@ def order_of(label: bytes) -> int:
         return int(json.loads(label)["order"])
     except (ValueError, KeyError, TypeError):
         return -1
+
+
+def _nothing() -> None:
+    """Stop nothing."""

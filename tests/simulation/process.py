@@ -109,6 +109,17 @@ class Loop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> None:
         self._process.poke(self._process.time())
 
+    def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:
+        """Do nothing: what arrives is given to a transport's protocol."""
+
+    def remove_reader(self, fd: Any) -> bool:
+        """Do nothing."""
+        return True
+
+    def run_in_executor(self, *_: Any) -> Any:  # type: ignore[override]
+        """Refuse: real threads have no place in virtual time."""
+        raise AssertionError("no thread may run in a simulated process")
+
     async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:  # type: ignore[override]
         """Connect to a simulated host."""
         return await self._process.world.network.connect(self._process, protocol_factory, f"{host}:{port}")

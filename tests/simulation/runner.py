@@ -41,9 +41,9 @@ class Play:
     faults: Sequence[Fault]
 
     @classmethod
-    def of(cls, seed: int, without: Collection[str] = ()) -> Play:
+    def of(cls, seed: int, without: Collection[str] = (), client: str = "aio-pika") -> Play:
         """Return the play of a seed, without faults of some kinds."""
-        settings = Settings.of(seed)
+        settings = Settings.of(seed) if client == "aio-pika" else Settings.of(seed).on_pika()
         faults = [fault for fault in Plan(seed, settings).faults() if fault.kind not in without]
         return cls(seed=seed, settings=settings, faults=faults)
 

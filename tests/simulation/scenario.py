@@ -18,7 +18,7 @@ from tests.simulation.faults import Fault, play
 from tests.simulation.handlers import Handlers
 from tests.simulation.network import Connection
 from tests.simulation.process import Process
-from tests.simulation.services import ON_ITS_WAY, Deployment
+from tests.simulation.services import ON_ITS_WAY, ConsumerService, Deployment
 from tests.simulation.settings import Settings
 from tests.simulation.world import DEAD, SOURCE, World
 
@@ -53,7 +53,7 @@ class Scenario:
         self.world = World(seed, tell)
         self.handlers = Handlers(settings.work, settings.asynchronous, settings.cleaning)
         self.forge = _forge(self.world, settings.lifetime)
-        self.deployment = Deployment(self.world, settings, self.handlers, self.forge)
+        self.deployment = Deployment(self.world, settings, self.handlers, self.forge, _service(settings.client))
         self.at_rest = False
         self._ends: list[Callable[[], object]] = []
         self._calm = 0
@@ -177,6 +177,16 @@ class Scenario:
             self.world.agenda.after(ON_ITS_WAY, self._end)
         else:
             self.world.agenda.after(1, lambda: self._wait_for_stops(until))
+
+
+def _service(client: str) -> Callable[[Deployment], ConsumerService]:
+    """Return what makes a consuming service on a client."""
+    if client == "aio-pika":
+        return ConsumerService
+    # Here, since the code of another checkout may have no such leaf.
+    from tests.simulation.pika_service import PikaConsumerService
+
+    return PikaConsumerService
 
 
 class _Once:

@@ -51,9 +51,14 @@ class Deployment:
         settings: how they are set up.
         handlers: what handles the messages.
         forge: has the keys.
+        service: makes a consuming service.
     """
 
-    def __init__(self, world: World, settings: Settings, handlers: Handlers, forge: Forge) -> None:
+    def __init__(
+        self, world: World, settings: Settings, handlers: Handlers, forge: Forge,
+        service: Callable[[Deployment], ConsumerService],
+    ) -> None:  # fmt: skip
+        self._service = service
         self.world = world
         self.settings = settings
         self.handlers = handlers
@@ -98,7 +103,7 @@ class Deployment:
         if name == "producer":
             main = self._produce
         else:
-            service = self.consumers[name] = ConsumerService(self)
+            service = self.consumers[name] = self._service(self)
             main = service.main
         process = Process(self.world, f"{name}#{self._incarnations[name]}", main, self._ended)
         self.world.processes[name] = process

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 
@@ -27,6 +27,7 @@ class Settings:
         lifetime: of tokens, seconds.
         hostile: messages that an attacker writes into the broker.
         stop: how a service is stopped.
+        client: of the consumers.
     """
 
     consumers: int
@@ -47,6 +48,11 @@ class Settings:
     lifetime: int
     hostile: int
     stop: Literal["stop", "cancel", "leave"]
+    client: str = "aio-pika"
+
+    def on_pika(self) -> Settings:
+        """Return the same for consumers on pika: plain handlers would need threads, and ``stop`` ends them."""
+        return replace(self, client="pika", asynchronous=True, stop="stop")
 
     @classmethod
     def of(cls, seed: int) -> Settings:

@@ -35,6 +35,15 @@ def test_seeds(first: int, count: int) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+@pytest.mark.parametrize(
+    ("first", "count"), [(0, 2), *(pytest.param(first, 12, marks=pytest.mark.slow) for first in range(2, 50, 12))]
+)
+def test_seeds_on_pika(first: int, count: int) -> None:
+    """No seed of a shard breaks an invariant where the consumers are on pika."""
+    run = command("--client", "pika", "--from", str(first), "--seeds", str(count))
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", sorted(FOLDER.glob("plans/*.json")), ids=lambda path: path.stem)
 def test_plans(plan: Path) -> None:

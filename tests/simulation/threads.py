@@ -292,9 +292,10 @@ class SimpleQueue:
         """Add an item."""
         self._items.append(item)
 
-    def get(self, timeout: float) -> Any:
+    def get(self, timeout: float | None = None) -> Any:
         """Take an item out."""
-        if not self._threads.wait(lambda: bool(self._items), self._threads.agenda.now + timeout):
+        until = None if timeout is None else self._threads.agenda.now + timeout
+        if not self._threads.wait(lambda: bool(self._items), until):
             raise queue.Empty
         return self._items.pop(0)
 

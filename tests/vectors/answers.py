@@ -19,6 +19,7 @@ from mqauth.wire.jws import LocalSigningKey
 from mqauth.wire.keys import Key, KeySet, Revocation
 from mqauth.wire.message import Message
 from tests.test_ed25519 import BASE, ORDER, SMALL, add, encoded, number, times
+from tests.vectors.edges import edges
 from tests.vectors.world import FORGE, KEYS, NOW, Case, added, edwards, judged, kafka, pss, rabbit, seed, signature
 
 AHEAD: Final = edwards("revoked ahead", revocation=Revocation(revoked_at=NOW + 1))
@@ -33,7 +34,7 @@ FACE: Final = "\U0001f600"
 
 def answers() -> dict[str, Any]:
     """Return messages with the verdict on them, and the consumer of ``tokens.json`` with three keys more."""
-    found = judged([*accepted(), *rejected()], {})
+    found = judged([*accepted(), *rejected(), *edges()], {})
     for vector in found["vectors"]:
         name, decimal, text = vector["name"].partition(DECIMAL)
         if decimal and not name:  # our own writer names what no broker carries, and keeps none of it

@@ -64,6 +64,14 @@ def hds_cases() -> list[tuple[str, Message, list[str]]]:
         ("names in the order of hdr", rabbit(headers=(("a", 1), ("b", 2))), ["b", "a"]),
         ("an uncovered header counts for nothing", rabbit(headers=(("a", 1), ("b", 2))), ["a"]),
         ("every type of value", rabbit(headers=EVERY_TYPE), [name for name, _ in EVERY_TYPE]),
+        ("only reply-to has the suffix of direct reply-to", rabbit(
+            properties={"correlation-id": "amq.rabbitmq.reply-to.x", "reply-to": "amq.rabbitmq.reply-to"},
+            headers=()), []),
+        ("bytes on RabbitMQ", rabbit(
+            headers=(("a", b"x" * 255), ("b", b"x" * 256), ("c", (b"",)))), ["a", "b", "c"]),
+        ("text beyond ASCII in a property", rabbit(properties={"type": "\u00e9"}, headers=()), []),
+        ("Kafka: values of 255 to 257 bytes", kafka(
+            headers=tuple((str(size), b"x" * size) for size in (255, 256, 257))), ["255", "256", "257"]),
         ("Kafka: properties are headers", kafka(), ["tenant"]),
         ("Kafka: direct reply-to is bound whole", kafka(headers=(("reply-to", b"amq.rabbitmq.reply-to.x"),)), []),
         ("Kafka: every occurrence in order", kafka(headers=(("a", b"1"), ("b", b""), ("a", None), ("a", b"2"))),
@@ -112,13 +120,17 @@ def covers() -> list[dict[str, Any]]:
         ("on RabbitMQ", rabbits),
         ("on Kafka, without the seven properties", records),
         ("nothing", rabbit(headers=())),
+        ("a tombstone without a record key", kafka(body=None, key=None)),
+        ("an empty body and an empty record key", kafka(body=b"", key=b"")),
         ("bcc in lower case", rabbit(headers=(("bcc", 1),))),
     ]
     return [
         {
             "name": name, "message": to_form(message),
+            "bod": None if message.body is None else base64url.digest(message.body),
+            "key": None if message.key is None else base64url.digest(message.key),
             "hdr": [header for header in dict.fromkeys(found for found, _ in message.headers)
-                    if header not in added and not (message is records and header in SEVEN)],
+                    if header not in added and not (message.destination == KAFKA and header in SEVEN)],
         }
         for name, message in shown
     ]  # fmt: skip

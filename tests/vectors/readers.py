@@ -137,6 +137,9 @@ def same() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     return [
         ("members left out", GOOD, GOOD | {"key": None, "properties": {}, "headers": [], "origin": None}),
         ("an integer as text", GOOD | one, GOOD | {"headers": [["a", {"int": "1"}]]}),
+        *((f"the integer {number}", GOOD | {"headers": [["a", {"int": str(number)}]]},
+           GOOD | {"headers": [["a", {"int": number if abs(number) <= 2**53 else str(number)}]]})
+          for number in (2**63 - 1, -(2**63), 2**53, -(2**53), 2**53 + 1, 0)),
         ("a property that is null is absent", GOOD, GOOD | {"properties": {"type": None}}),
         ("a property that is an integer is its text", GOOD | {"properties": {"type": "7"}},
          GOOD | {"properties": {"type": 7}}),

@@ -34,6 +34,8 @@ ENDED: Final = edwards("ended lately", expires=NOW - 100)
 UNNAMED: Final = edwards("unnamed", subjects=None)
 PINNED: Final = edwards("pinned", subjects=None)
 OWN: Final = edwards("names its own")
+SIZES: Final = ("s", "s" * 256, "\U0001f600" * 256)
+"""The shortest and the longest names that there are."""
 
 
 class Vector(NamedTuple):
@@ -75,6 +77,9 @@ def consumers() -> dict[str, dict[str, Any]]:
         "of two audiences": {"audience": ["billing", "shipping"]},
         "with a table of users": {"user_id": {"amqp-orders": SUBJECT, "amqp-stock": NEIGHBOUR}},
         "with pinned subjects": {"subjects": pins},
+        "of names of any size": {
+            "subjects": {"*": list(SIZES)}, "allow": {name: [KAFKA] for name in SIZES}, "audience": list(SIZES),
+        },
         "without keys": {"jwks": None},
         "unable to ask for a key": {"unavailable": ["key_pending"]},
         "without its policy": {"unavailable": ["policy_unavailable"]},
@@ -128,6 +133,7 @@ def at_append() -> list[Vector]:
             kafka(), key=ENDED, claims={"iat": NOW - 200, "exp": NOW}), (NOW - 100) * 1000), "key_expired"),
         ("a time that its producer wrote", stamped(FORGE.seal(kafka()), kind="create"), "append_time_unavailable"),
         ("no time at all", FORGE.seal(kafka()), "append_time_unavailable"),
+        ("append without a time", stamped(FORGE.seal(kafka()), None), "append_time_unavailable"),
         ("the audience before the append time", FORGE.seal(kafka(), claims={"aud": "x"}), "audience_mismatch"),
         ("the append time before the subject", FORGE.seal(kafka(), claims={"sub": "x"}),
          "append_time_unavailable"),
@@ -271,6 +277,11 @@ def configured() -> list[Vector]:
         *judged("common", [
             ("user_id where nobody compares it", user("amqp-stock")),
             ("a key that names nobody, and no setting for it", spoken(UNNAMED, SUBJECT), "subject_mismatch"),
+        ]),
+        *judged("of names of any size", [
+            (f"names of {len(name)} characters, {len(name.encode())} bytes",
+             FORGE.seal(kafka(), key=UNNAMED, claims={"sub": name, "aud": name}))
+            for name in SIZES
         ]),
         *judged("with pinned subjects", [
             ("a key without a pin, pinned for all", spoken(UNNAMED, SUBJECT)),

@@ -54,7 +54,7 @@ class Poller(TransactionCalls):
         self._positions: dict[TopicPartition, int] = {}
         self._revoked: set[TopicPartition] = set()
         self._generation = -1
-        self._rebalancing = self._closed = False
+        self._closed = False
         self._waiting: asyncio.Timeout | None = None
 
     def listen(self, settle: Callable[[], Awaitable[None]], fail: Callable[[BaseException], None]) -> None:
@@ -80,7 +80,7 @@ class Poller(TransactionCalls):
             Exception: the client's own, where the broker refuses for good.
         """
         found = await self._records(max(seconds, SHORTEST))
-        if self._rebalancing:
+        if self.rebalancing:
             # These are of an assignment that we were not told of yet: they are read again.
             for place, records in found.items():
                 self._client.seek(place, records[0].offset)
@@ -128,7 +128,7 @@ class Poller(TransactionCalls):
         """Wait for running handlers and commit; then suspend the partitions until it is known which come back."""
         if self._closed:
             return
-        self._rebalancing = True
+        self.rebalancing = True
         self._generation, self._revoked = aiokafka_client.generation_of(self._client), places
         if self._generation >= 0:
             try:
@@ -150,7 +150,8 @@ class Poller(TransactionCalls):
         self._positions = {place: offset for place, offset in self._positions.items() if place in places}
         for place, offset in self._positions.items():
             self._client.seek(place, offset)
-        self._rebalancing = False
+        self.rebalancing = False
+        self.steer()
 
     async def _records(self, seconds: float) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]:
         """Return records of the partitions that are not paused."""

@@ -185,7 +185,7 @@ class Poller(PausingCalls):
         self._held |= places
         self._assignment.assigned(self._held)
         if self._kept.restore(client, places):
-            self.ask(self._assignment.client_calls(*self.held()))
+            self.steer()
 
     def _revoked(self, client: Any, partitions: list[TopicPartition]) -> None:
         """Wait for running handlers and commit; then suspend the partitions, or drop those that go elsewhere."""

@@ -38,6 +38,8 @@ class LogPoller(ABC):
     scope = ""
     waits_beside_handlers = False
     """Whether a poll may wait while handlers run, since ``wake`` ends it."""
+    rebalancing = False
+    """Whether the client may have other partitions than the assignment knows of."""
 
     def __init__(self, client: Any, assignment: Assignment, *, replies: TopicReplies | None = None) -> None:
         self._client = client
@@ -126,7 +128,7 @@ class LogPoller(ABC):
         """Return ``poll`` as a flow."""
         if self._replies is not None:
             self._replies.check()
-        self.ask(self._assignment.client_calls(*self.held()))
+        self.steer()
         self._assignment.heartbeat()
         longest = self._assignment.poll_timeout(IDLE, beside_handlers=self.waits_beside_handlers)
         if self.transactions is not None:
@@ -163,6 +165,13 @@ class LogPoller(ABC):
         else:
             self._assignment.commit_failed()
             emit("client.commit_failed", "commit failed with %s; its records may come again", failure)
+
+    def steer(self) -> None:
+        """Make the calls that the assignment asks for now, but in a rebalance."""
+        # The client may have its new partitions before its listener is told. What is asked for then is meant for
+        # the old ones: a pause of a partition that is about to be dropped would have no end.
+        if not self.rebalancing:
+            self.ask(self._assignment.client_calls(*self.held()))
 
     def ask(self, wanted: ClientCalls) -> None:
         """Make calls that the assignment asks for."""

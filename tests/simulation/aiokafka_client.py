@@ -1,0 +1,274 @@
+"""Clients of aiokafka's shape for the Kafka of the simulation, on event loops in virtual time.
+
+They are aiokafka's own classes, with its own subscription state; coordinator, fetcher and connection are ours. The
+coordinator is a task: it awaits the listener, joins, and is assigned partitions at their committed offsets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaTimeoutError, TopicAuthorizationFailedError
+
+from tests.kafka_client import Record
+from tests.simulation.kafka_broker import EXPIRY, LATENCY, PATIENCE, PLACES, SESSION, TOPIC, Broker
+from tests.simulation.thread_loop import loop_of
+from tests.simulation.threads import Process
+
+HEARTBEAT: Final = 1.0
+"""Seconds after which a member hears of a rebalance, or that it is a member no more."""
+FETCH: Final = (0.0005, 0.05)
+"""Seconds after an assignment from which a partition is read."""
+SETTINGS: Final[dict[str, Any]] = {
+    "group_id": "billing", "enable_auto_commit": False, "auto_offset_reset": "earliest",
+    "session_timeout_ms": int(SESSION * 1000), "rebalance_timeout_ms": int(PATIENCE * 1000),
+}  # fmt: skip
+
+
+class Client(AIOKafkaConsumer):  # type: ignore[misc]
+    """An ``AIOKafkaConsumer`` of the group, as if it were started.
+
+    Args:
+        broker: its broker.
+        process: whose it is.
+        most: records of a partition that come at a time.
+    """
+
+    def __init__(self, broker: Broker, process: Process, most: int) -> None:
+        super().__init__(TOPIC, **SETTINGS)
+        self._closed = True  # nobody warns that it was not stopped
+        self.broker = broker
+        self.process = process
+        self._threads = broker.threads
+        self._most = most
+        self.held: set[Any] = set()
+        self.held_since: dict[Any, float] = {}
+        self.share: set[Any] = set()
+        self.member = False
+        self.generation = self._offered = -1
+        self._offer: set[Any] = set()
+        self._assigned_at = 0.0
+        self._positions: dict[Any, int] = {}
+        self._ready_at: dict[Any, float] = {}
+        self._coordinator = self
+        self._fetcher = SimpleNamespace(seek_to=self._seek_to)
+        self._client = SimpleNamespace(get_random_node=lambda: 0, send=self._answer)
+        self._coordinating = loop_of(process).create_task(self._coordinate())
+
+    # What the broker calls
+
+    @property
+    def offered(self) -> int:
+        """The generation that the broker has shared out last."""
+        return self._offered
+
+    @offered.setter
+    def offered(self, generation: int) -> None:
+        """Take a share, of which the coordinator hears."""
+        self._offered, self._offer = generation, set(self.share)
+
+    def regained(self, since: float) -> bool:
+        """Tell whether partitions were assigned after a time."""
+        return self._assigned_at > since
+
+    # What mqauth calls
+
+    async def getmany(self, *places: Any, timeout_ms: int = 0, max_records: Any = None) -> Any:
+        """Return records, after at most so long; during a rebalance its end is waited for."""
+        loop = loop_of(self.process)
+        until = loop.time() + timeout_ms / 1000
+        while True:
+            if self._subscription.reassignment_in_progress:
+                await self._subscription.wait_for_assignment()
+            found = self._take(places)
+            if found or loop.time() >= until:
+                return found
+            await loop.until(lambda: self._has_some(places), until - loop.time())
+
+    async def commit(self, offsets: Any = None) -> None:
+        """Commit, where we are a member; what passes is tried again for ever."""
+        for place in offsets:
+            if place not in self.assignment():
+                raise IllegalStateError(f"Partition {place} is not assigned")
+        while not await self._commit_once(offsets):  # noqa: ASYNC110 - as aiokafka does
+            await asyncio.sleep(0.1)
+
+    async def stop(self) -> None:
+        """Leave the group; aiokafka tells no listener of it."""
+        self._coordinating.cancel()
+        await self._travel()
+        self.broker.evict(self)  # type: ignore[arg-type]
+
+    # Rebalances
+
+    async def _coordinate(self) -> None:
+        """Take part in each rebalance; a heartbeat tells of it."""
+        while True:
+            loop = loop_of(self.process)
+            await loop.until(self._is_behind)
+            if self.held:
+                await asyncio.sleep(self._threads.draw.uniform(0, HEARTBEAT))
+            await self._rebalance()
+
+    def _is_behind(self) -> bool:
+        return not self.member or self.broker.rebalancing or self.generation != self.broker.generation
+
+    async def _rebalance(self) -> None:
+        """Give up all partitions, join until it succeeds, and take a share."""
+        self._left_alone()
+        self._subscription.begin_reassignment()
+        await self._tell("on_partitions_revoked", set(self.assignment()))
+        self.held, self.held_since = set(), {}
+        before = self._offered
+        while self._offered == before:
+            await self._travel()
+            self._left_alone()
+            self.broker.join(self)  # type: ignore[arg-type]
+            await loop_of(self.process).until(lambda: self._offered != before or not self.member)
+        await self._travel()
+        self._begin(self._offer)
+        await asyncio.sleep(self._threads.draw.choice((0.0, 0.0, 0.01)))
+        await self._tell("on_partitions_assigned", set(self.assignment()))
+
+    def _left_alone(self) -> None:
+        """Forget the generation where we are no member any more."""
+        if not self.member:
+            self.generation = -1
+
+    def _begin(self, share: set[Any]) -> None:
+        now = self._threads.agenda.now
+        self.generation, self._assigned_at = self._offered, now
+        places = {TopicPartition(*place) for place in share}
+        self._subscription.assign_from_subscribed(places)
+        self._positions = {place: self.broker.committed.get(_place(place), 0) for place in places}
+        self.held, self.held_since = set(share), dict.fromkeys(share, now)
+        for place in sorted(places):
+            self._ready_later(place, FETCH)
+        self.broker.note(self.process.name, f"is assigned {sorted(place.partition for place in share)}")
+
+    async def _tell(self, method: str, places: set[Any]) -> None:
+        """Call the listener; aiokafka logs what it raises."""
+        listener = self._subscription.listener
+        if listener is not None:
+            try:
+                await getattr(listener, method)(places)
+            except Exception as error:
+                self.broker.note(self.process.name, f"{method} raised {type(error).__name__}")
+
+    # Records and commits
+
+    async def _commit_once(self, offsets: Any) -> bool:
+        """Commit; return whether it needs no second try."""
+        how, generation = self.broker.out.get("commits"), self.generation
+        await self._travel()
+        if how == "refused":
+            raise TopicAuthorizationFailedError
+        if how != "fails":
+            if not self.member or generation != self.broker.generation:
+                self.generation = -1
+                raise CommitFailedError
+            for place, offset in offsets.items():
+                self.broker.told(self, _place(place), offset)  # type: ignore[arg-type]
+                self.broker.committed[_place(place)] = offset
+        if how in ("fails", "answer lost"):
+            await asyncio.sleep(1.0)
+            return False
+        await self._travel()
+        return True
+
+    def _seek_to(self, place: Any, offset: int) -> None:
+        self._subscription.seek(place, offset)
+        self._positions[place] = offset
+        # What was fetched is dropped, and comes again with the next request.
+        self._ready_later(place, LATENCY)
+
+    def _ready_later(self, place: Any, delay: tuple[float, float]) -> None:
+        """Have a partition read from some time on."""
+        self._ready_at[place] = self._threads.agenda.now + self._threads.draw.uniform(*delay)
+        self._threads.agenda.at(self._ready_at[place], _nothing)
+
+    def _left(self, place: Any) -> int:
+        """Return how many records of a partition can be read now."""
+        if self._ready_at[place] > self._threads.agenda.now:
+            return 0
+        return len(self.broker.logs[_place(place)]) - self._positions[place]
+
+    def _wanted(self, places: Any) -> list[Any]:
+        return sorted((self.assignment() - self.paused()) & set(places))
+
+    def _has_some(self, places: Any) -> bool:
+        return self._subscription.reassignment_in_progress or any(map(self._left, self._wanted(places)))
+
+    def _take(self, places: Any) -> dict[Any, list[ConsumerRecord[Any, Any]]]:
+        """Take what has been fetched."""
+        found = {}
+        for place in self._wanted(places):
+            count = min(self._left(place), self._threads.draw.randint(1, self._most))
+            if count > 0:
+                begin = self._positions[place]
+                self._positions[place] += count
+                records = self.broker.logs[_place(place)][begin : begin + count]
+                found[place] = [_record(record) for record in records]
+        return found
+
+    async def _answer(self, _node: int, _request: Any) -> Any:
+        await self._travel()
+        return SimpleNamespace(cluster_id="cluster")
+
+    async def _travel(self) -> None:
+        """Wait for a request to reach the broker."""
+        loop_of(self.process)
+        await asyncio.sleep(self._threads.draw.uniform(*LATENCY))
+
+
+class LetterClient(AIOKafkaProducer):
+    """As much of an ``AIOKafkaProducer`` as dead letters use.
+
+    Args:
+        broker: where letters go.
+        process: whose it is.
+    """
+
+    def __init__(self, broker: Broker, process: Process) -> None:
+        super().__init__(acks="all")
+        self._closed = True  # nobody warns that it was not stopped
+        self._broker = broker
+        self._process = process
+
+    async def send(self, topic: Any, value: Any = None, key: Any = None, **record: Any) -> Awaitable[None]:
+        """Append a letter, or lose it."""
+        loop, broker = loop_of(self._process), self._broker
+        how, delay = broker.out.get("letters"), broker.threads.draw.uniform(*LATENCY)
+        if how == "refused":
+            raise KafkaTimeoutError("no metadata")
+        letter = Record(topic, 0, len(broker.dead), value, key, record["headers"])
+        if how == "late":
+            delay += 40.0
+            broker.threads.agenda.after(delay, lambda: broker.dead.append(letter))
+        elif how != "lost":
+            broker.dead.append(letter)
+        sent = loop.create_future()
+        ended: Callable[..., None] = sent.set_result
+        if how in ("lost", "confirm lost"):
+            delay, ended = EXPIRY, lambda _: sent.set_exception(KafkaTimeoutError("no answer"))
+        loop.call_later(delay, lambda: None if sent.done() else ended(None))
+        return sent
+
+
+def _place(partition: Any) -> Any:
+    return PLACES[partition.partition]
+
+
+def _record(record: Record) -> ConsumerRecord[Any, Any]:
+    return ConsumerRecord(
+        record.topic, record.partition, record.offset, record.timestamp, 1, record.key, record.value, None,
+        -1, -1, tuple(record.headers),
+    )  # fmt: skip
+
+
+def _nothing() -> None:
+    """Let time pass to here."""

@@ -1,0 +1,134 @@
+"""The leaves that the Kafka simulation plays: each one's client, how it is made, and what stands in for what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import _base as futures
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Final
+
+from aiokafka.errors import TopicAuthorizationFailedError
+from confluent_kafka import KafkaError, KafkaException
+
+from mqauth.brokers import aiokafka, confluent, dead_letters, event_loop, kafka
+from mqauth.brokers.confluent import confirmed as confluent_confirmed
+from mqauth.brokers.confluent import poller as confluent_poller
+from mqauth.brokers.kafka import sealing as kafka_sealing
+from mqauth.brokers.log import consumer as log_consumer
+from mqauth.brokers.log import event_loop as log_event_loop
+from mqauth.judging.pipeline import Pipeline
+from tests.simulation import aiokafka_client, confluent_client, kafka_broker
+from tests.simulation.kafka_broker import DEAD, TOPIC, Broker
+from tests.simulation.threads import Process, Threads, stand_ins
+
+TIMEOUT: Final = 5.0
+"""Seconds that a dead letter waits for its confirm."""
+Handler = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaf:
+    """One leaf.
+
+    Args:
+        name: the client's, for people and for the command.
+        client: makes a consumer of the client's, for a broker, a process, and records of one poll.
+        consumer: makes mqauth's consumer, of that client, a broker, a process, a pipeline, a handler, settings.
+        is_final: tells whether an error that ended it is a refusal for good.
+        on_loop: whether it runs on an event loop.
+        modules: in which ``threading``, ``queue`` and ``time`` are replaced, where they have them.
+    """
+
+    name: str
+    client: Callable[[Broker, Process, int], Any]
+    consumer: Callable[..., Any]
+    is_final: Callable[[BaseException], bool]
+    modules: Sequence[Any]
+    on_loop: bool = False
+
+    def workers(self, wished: int) -> int:
+        """Return how many workers it has: on an event loop at least one."""
+        return max(wished, 1) if self.on_loop else wished
+
+    def replaced(self, threads: Threads) -> list[tuple[Any, str, Any]]:
+        """Return module, name and stand-in of each thing that is replaced."""
+        threading, queue = stand_ins(threads)
+        clock = SimpleNamespace(monotonic=lambda: threads.agenda.now)
+        found = {"threading": threading, "queue": queue, "time": clock, "SimpleQueue": queue.SimpleQueue}
+        return [
+            (module, name, stand_in)
+            for module in self.modules
+            for name, stand_in in found.items()
+            if hasattr(module, name)
+        ]
+
+
+def _kafka(
+    client: Any, broker: Broker, process: Process, guard: Pipeline, handle: Handler, **settings: Any
+) -> Any:
+    letters: Any = kafka_broker.LetterClient(broker, process)
+    return kafka.Consumer(
+        client, guard, handle, dead_letters=kafka.DeadLetters(letters, DEAD, timeout=TIMEOUT), **settings
+    )
+
+
+def _confluent(
+    client: Any, broker: Broker, process: Process, guard: Pipeline, handle: Handler, **settings: Any
+) -> Any:
+    letters = confluent_client.LetterClient(broker, process)
+    return confluent.Consumer(
+        client, guard, handle, topics=[TOPIC], **settings,
+        dead_letters=confluent.DeadLetters(letters, DEAD, timeout=TIMEOUT, config={}),
+    )  # fmt: skip
+
+
+def _confluent_aio(
+    client: Any, broker: Broker, process: Process, guard: Pipeline, handle: Handler, **settings: Any
+) -> Any:
+    letters = confluent_client.LetterClient(broker, process)
+    return confluent.AIOConsumer(
+        confluent_client.AIOClient(client), guard, handle, topics=[TOPIC], **settings,
+        dead_letters=confluent.DeadLetters(letters, DEAD, timeout=TIMEOUT, config={}),
+    )  # fmt: skip
+
+
+def _aiokafka(
+    client: Any, broker: Broker, process: Process, guard: Pipeline, handle: Handler, **settings: Any
+) -> Any:
+    letters = aiokafka.DeadLetters(aiokafka_client.LetterClient(broker, process), DEAD, timeout=TIMEOUT)
+    return aiokafka.Consumer(client, guard, handle, dead_letters=letters, **settings)
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Tell whether librdkafka says that the broker refuses."""
+    found = error.args[0] if isinstance(error, KafkaException) else None
+    return isinstance(found, KafkaError) and found.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED
+
+
+LEAVES: Final = {
+    leaf.name: leaf
+    for leaf in (
+        Leaf(
+            name="kafka-python", client=kafka_broker.Client, consumer=_kafka,
+            is_final=lambda error: type(error).__name__ == "TopicAuthorizationFailedError",
+            modules=(log_consumer, kafka_sealing, dead_letters),
+        ),
+        Leaf(
+            name="confluent", client=confluent_client.Client, consumer=_confluent, is_final=_is_refused,
+            modules=(log_consumer, dead_letters, confluent_poller, confluent_confirmed),
+        ),
+        Leaf(
+            name="confluent-aio", client=confluent_client.Client, consumer=_confluent_aio, is_final=_is_refused,
+            on_loop=True,
+            modules=(
+                log_event_loop, event_loop, futures, dead_letters, confluent_poller, confluent_confirmed,
+            ),
+        ),
+        Leaf(
+            name="aiokafka", client=aiokafka_client.Client, consumer=_aiokafka, on_loop=True,
+            is_final=lambda error: isinstance(error, TopicAuthorizationFailedError),
+            modules=(log_event_loop, dead_letters),
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,122 @@
+"""The mutation run works: a fixed sample of faults is told of, or not, as it was; what survives is explained."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from integration.mutation import MODULES
+from integration.mutation.faults import Key, faults
+from integration.mutation.planted import path_of
+from integration.mutation.report import WHY, Report, entries
+
+ROOT: Final = Path(__file__).parent.parent
+SAMPLE: Final = (
+    Key("wire.claims", "time_claim",
+        '_require(type(value) is int and value >= 0, f"{name} is no time in whole seconds")', "GtE to Gt", 1),
+    Key("wire.claims", "_header_names", "return tuple(value)", "returns None", 1),
+    Key("wire.envelope", "_scalar", 'return b"t\\x01" if value else b"t\\x00"', "condition negated", 1),
+    Key("wire.strict_json", "_float", 'raise StrictJSONError("a number that overflows")', "removed", 1),
+    Key("judging.token", "Times.check", "if claims.iat > moment + self.leeway:", "Gt to GtE", 1),
+    Key("judging.verifier", "Verifier._check_user", "if expected != claims.sub:", "NotEq to Eq", 1),
+    Key("replay.rules", "judge", "if entry.place != request.place:", "NotEq to Eq", 1),
+    Key("replay.rules", "batch_id", 'return token + index.to_bytes(2, "big")', "2 to 3", 1),
+    Key("wire.batch", "Proven.proves", "if not 0 <= index <= last:", "LtE to Lt", 2),
+    Key("wire.jws", "", "_SEGMENTS: Final = 3", "3 to 4", 1),
+    Key("wire.claims", "", '_REGISTERED: Final = frozenset((*REQUIRED, "nbf"))', "'nbf' to 'nbfn'", 1),
+    Key("judging.token", "Times.evidence",
+        'if self.at == "consume" or origin.timestamp_ms is None or origin.timestamp_type != "append":',
+        "without operand 2", 1),
+)  # fmt: skip
+"""Faults that a vector tells of, in functions and at the top of a module."""
+SILENT: Final = Key("replay.rules", "judge", "return _FRESH if entry.lease_ends <= now else ClaimStatus.HELD",
+                    "LtE to Lt", 1)  # fmt: skip
+"""A fault that none tells of: a lease that ends this very moment."""
+REPLAY: Final = """
+import json, sys
+from integration.mutation.faults import Key
+from integration.mutation.trial import Trials, faults_of
+wanted = [Key(*key) for key in json.load(sys.stdin)]
+modules = sorted({key.module for key in wanted})
+found = [fault for module in modules for fault in faults_of(module) if fault.key in wanted]
+for fault, told in Trials(traced=False).run(found):
+    print(json.dumps([fault.key, told]))
+"""
+
+
+@cache
+def keys(module: str) -> frozenset[Key]:
+    """Return the keys of every fault of a module."""
+    return frozenset(fault.key for fault in faults(module, path_of(module).read_text("utf-8")))
+
+
+def test_the_sample_is_told_of_by_vectors_alone() -> None:
+    """Each fault of the sample meets a vector that tells, and the silent one meets none."""
+    asked = json.dumps([*SAMPLE, SILENT])
+    run = subprocess.run(
+        [sys.executable, "-c", REPLAY],
+        input=asked,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+        check=True,
+    )
+    told = {Key(*key): vector for key, vector in map(json.loads, run.stdout.splitlines())}
+    assert told.pop(SILENT) == ""
+    assert told.keys() == set(SAMPLE)
+    assert all(": " in vector and not vector.startswith("it does not") for vector in told.values()), told
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_fault_has_a_key_of_its_own(module: str) -> None:
+    """Two faults of a module never share a key, and there are some."""
+    found = [fault.key for fault in faults(module, path_of(module).read_text("utf-8"))]
+    assert found
+    assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("entry", entries(), ids=lambda entry: f"{entry['module']}:{entry['function']}")
+def test_each_survivor_is_still_there(entry: dict[str, Any]) -> None:
+    """What is explained is in the code as it is written down, with one of the reasons and a sentence or a test."""
+    assert entry["why"] in WHY
+    assert entry["note"]
+    found = keys(entry["module"])
+    if "faults" in entry:
+        assert {Key(entry["module"], entry["function"], *fault) for fault in entry["faults"]} <= found
+    else:
+        assert any(key.function == entry["function"] for key in found)
+
+
+def test_the_tests_that_survivors_name_exist() -> None:
+    """A note that names a file of tests names one that is there."""
+    for entry in entries():
+        for word in entry["note"].replace(",", " ").replace(";", " ").split():
+            if word.endswith(".py"):
+                assert (ROOT / word).exists(), word
+
+
+def test_a_score_counts_what_a_vector_can_tell() -> None:
+    """What is explained is not counted, and what is not is open."""
+    killed, explained, still = (Key("wire.claims", name, "", "", 1) for name in ("a", "b", "c"))
+    report = Report({explained: "memo"})
+    for key, told in ((killed, "tokens: x"), (explained, ""), (still, "")):
+        report.add(key, told)
+    assert report.line("wire.claims") == "wire.claims: 50.0 % of 2 (1 killed, 1 explained, 1 open)"
+    assert report.open == [still]
+
+
+def test_an_unknown_module_is_refused() -> None:
+    """The command says so before it begins."""
+    run = subprocess.run(
+        [sys.executable, "-m", "integration.mutation", "wire.nothing"], capture_output=True, text=True, cwd=ROOT,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert "wire.nothing" in run.stderr
