@@ -113,7 +113,7 @@ def names() -> set[str]:
 def functions() -> set[str]:
     """Return the names of all tests."""
     found: set[str] = set()
-    for path in [*(ROOT / "tests").glob("test_*.py"), ROOT / "integration" / "test_interop_brokers.py"]:
+    for path in [*(ROOT / "tests").glob("test_*.py"), *(ROOT / "integration").rglob("test_*.py")]:
         nodes: list[Any] = list(ast.walk(ast.parse(path.read_text("utf-8"))))
         found |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
     return found

@@ -216,7 +216,7 @@ def verdict(raw: bytes) -> None:
 def _judged(verifier: Verifier, message: Message) -> Reason | Claims:
     try:
         candidate = verifier.open(message)
-        keys = verifier.issuer(candidate.token.claims).keys.key_set()
+        keys = verifier.issuer(candidate.token).keys.key_set()
         verifier.verify(message, candidate, keys, seeds.vectors("tokens")["received"])
         verifier.learn(candidate)
         return candidate.token.claims

@@ -11,7 +11,7 @@ from typing import Final
 from mqauth.errors import Reason
 
 COLOURS: Final = 8
-PATTERNS: Final = ("plain", "stripes", "dots", "bars")
+PATTERNS: Final = ("plain", "stripes", "dots", "bars", "checks")
 GREY: Final = (COLOURS, 0)
 """Of whatever is no reason of ours: a forged letter may name any, and a chart sums up the rare ones."""
 REASONS: Final[dict[str, tuple[int, int]]] = {
@@ -48,6 +48,8 @@ REASONS: Final[dict[str, tuple[int, int]]] = {
     Reason.CLAIMS_MALFORMED: (5, 3),
     Reason.TOKEN_TYPE: (6, 3),
     Reason.ISSUED_IN_FUTURE: (7, 3),
+    Reason.IDENTITY_INVALID: (0, 4),
+    Reason.IDENTITY_MISMATCH: (1, 4),
 }
 """Each reason's number of a colour and of a pattern; no two reasons have both in common."""
 

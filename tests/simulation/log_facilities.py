@@ -50,7 +50,7 @@ class Entry:
     """
 
     __slots__ = ("content", "done", "id", "kind", "letters", "message", "misbehaves", "offset", "place")
-    shape, opened, claims, proof, index, learnt = PLAIN, OPENED, CLAIMS, None, None, True
+    shape, opened, claims, proof, index, learnt, wit = PLAIN, OPENED, CLAIMS, None, None, True, None
     destination = "kafka:orders"
 
     def __init__(self, place: At, offset: int, content: int, kind: str, misbehaves: int) -> None:

@@ -39,7 +39,7 @@ class Parcel:
         "number",
         "returns",
     )
-    shape, opened, claims, proof, index, learnt = PLAIN, OPENED, CLAIMS, None, None, True
+    shape, opened, claims, proof, index, learnt, wit = PLAIN, OPENED, CLAIMS, None, None, True, None
     destination = "amqp:orders"
 
     def __init__(self, number: int, content: int, kind: str, misbehaves: int) -> None:
@@ -85,7 +85,7 @@ class Native:
         "tag",
         "verdict",
     )
-    shape, opened, claims, proof, index, learnt = PLAIN, OPENED, CLAIMS, None, None, True
+    shape, opened, claims, proof, index, learnt, wit = PLAIN, OPENED, CLAIMS, None, None, True, None
     destination = "amqp:orders"
 
     def __init__(self, channel: Channel, tag: int, consumer: str, parcel: Parcel, sent: float) -> None:
