@@ -25,7 +25,9 @@ def _parser() -> argparse.ArgumentParser:
     only.add_argument("--unit-only", action="store_true", help="run pytest tests alone")
     only.add_argument("--integration-only", action="store_true", help="run pytest integration alone")
     how = test.add_mutually_exclusive_group()
-    how.add_argument("--quick", action="store_true", help="leave out what is marked slow: under five minutes")
+    how.add_argument(
+        "--quick", action="store_true", help="leave out what is slow, and brokers for further clients"
+    )
     how.add_argument("--nightly", action="store_true", help="floods and races in their full size")
     how.add_argument("--clusters", action="store_true", help="only what needs three nodes of a broker")
     up = commands.add_parser("up", help="start RabbitMQ, Kafka and Redis and keep them till Ctrl-C or `down`")
@@ -47,7 +49,7 @@ def _test(options: argparse.Namespace, rest: Sequence[str]) -> int:
         return runner.run_tests([], runner.cluster_tests(), ["-m", "cluster", *rest])
     arguments = ["-m", "not slow", *rest] if options.quick else rest
     units = [] if options.integration_only else runner.unit_tests()
-    integration = [] if options.unit_only else runner.integration_tests()
+    integration = [] if options.unit_only else runner.integration_tests(quick=options.quick)
     return runner.run_tests(units, integration, arguments)
 
 

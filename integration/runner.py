@@ -34,15 +34,17 @@ UNIT_GROUPS = 4
 _GROUPS = {
     "others": r"integration/((keys|audit|benchmarks|fuzz|peers)/|test_(docs|interop|jwks|redis|services))",
     "confluent": r"integration/test_(contract_)?confluent",
-    "clients": r"integration/test_(contract_)?(aiokafka|faststream)",
+    "clients": r"integration/test_(contract_)?(aiokafka|faststream|pika|celery)",
     "kafka": r"integration/test_(kafka|contract_kafka|store_race)",
-    "rabbitmq": r"integration/test_(contract_|simulated_)?(rabbitmq|pika|celery)",
+    "rabbitmq": r"integration/test_(contract_|simulated_)?rabbitmq",
     "kafka-chaos": r"integration/chaos/test_kafka",
     "rabbitmq-chaos": r"integration/chaos/",
     "review": r"integration/(console|review)/",
     "rest": r"integration/",
 }
 """Which files are a group's, by a pattern; the first that fits counts."""
+_NOT_QUICK = {"confluent", "clients", "kafka-chaos", "rabbitmq-chaos"}
+"""Of further clients, whose leaves the unit tests hold to the contract on doubles, and what is slow as a whole."""
 # The brokers of tests end before the code of Java's second compiler repays what compiling took.
 _JAVA_OPTIONS = "-XX:TieredStopAtLevel=1"
 _TERMINAL_TELLS_WITHIN = 2.0  # a Ctrl-C reaches the whole process group; a kill only us
@@ -97,15 +99,19 @@ def cluster_tests() -> list[Group]:
     return [Group("clusters", ("integration/chaos",))]
 
 
-def integration_tests() -> list[Group]:
-    """Return the tests on real services in groups that take about as long as each other, the longest first."""
+def integration_tests(*, quick: bool = False) -> list[Group]:
+    """Return the tests on real services in groups that take about as long as each other, the longest first.
+
+    Args:
+        quick: only those of the first client of each broker, and of what all clients share.
+    """
     left = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "integration").rglob("test_*.py"))
     groups = []
     for name, pattern in _GROUPS.items():
         mine = tuple(file for file in left if re.match(pattern, file))
         left = [file for file in left if file not in mine]
         groups.append(Group(name, mine))
-    return [group for group in groups if group.files]
+    return [group for group in groups if group.files and not (quick and group.name in _NOT_QUICK)]
 
 
 def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: Sequence[str]) -> int:

@@ -90,6 +90,13 @@ def test_every_file_is_in_one_group(folder: str) -> None:
     assert found == dict.fromkeys(files, 1)
 
 
+def test_quick_has_the_first_client_of_each_broker() -> None:
+    """The quick form has the contracts of aio-pika and kafka-python on real brokers, and those of no other client."""
+    files = {file for group in runner.integration_tests(quick=True) for file in group.files}
+    contracts = {file for file in files if "test_contract" in file}
+    assert contracts == {"integration/test_contract_kafka.py", "integration/test_contract_rabbitmq.py"}
+
+
 def test_new_file_moves_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A unit test's file stays in its group, whatever files come and go."""
     monkeypatch.setattr(runner, "ROOT", tmp_path)
