@@ -91,7 +91,7 @@ def test_every_file_is_in_one_group(folder: str) -> None:
 
 
 def test_quick_has_the_first_client_of_each_broker() -> None:
-    """The quick form has the contracts of aio-pika and kafka-python on real brokers, and those of no other client."""
+    """The quick form has the contracts of aio-pika and kafka-python on real brokers, and of no other client."""
     files = {file for group in runner.integration_tests(quick=True) for file in group.files}
     contracts = {file for file in files if "test_contract" in file}
     assert contracts == {"integration/test_contract_kafka.py", "integration/test_contract_rabbitmq.py"}
