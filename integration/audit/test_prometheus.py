@@ -21,6 +21,7 @@ from mqauth.audit.file import AuditFile
 from mqauth.audit.misuse import Alert
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.errors import Reason, RejectNow
+from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.rollout import Rollout, RolloutEntry, Rung
 from mqauth.judging.verified import Verified
@@ -70,6 +71,8 @@ class Demo:
         self.consumer = stage._call(stage._consumer(guard, handler))
         telemetry.watch_dead_letters("orders.dead", lambda: self.open, lambda: self.oldest)
         self.roll_out("kafka:orders", 30)
+        alias = AcceptAs(at="kafka:eu.orders", signed_for=("kafka:orders",))
+        telemetry.watch_rollout(None, self.forge.verifier(accept_as=[alias]))
         telemetry.watch_consumer("billing", self.consumer.health)
         telemetry.watch_keys(ISSUER, lambda: self.key_age)
         telemetry.watch_store("memory", store.__len__)
