@@ -411,4 +411,5 @@ def test_an_interrupt_leaves_no_traceback(arguments: list[str], delay: float, tm
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
     assert b"Traceback" not in error
-    assert process.returncode in (130, 0)
+    # While Python itself ends its signals are the system's again; a shell shows 130 for that, too.
+    assert process.returncode in (130, 0, -signal.SIGINT)
