@@ -1,6 +1,6 @@
 """Sockets of kafka-python that close themselves: it leaves those open that a closed client was still connecting.
 
-Tests fail for sockets left open. Those that had been connected still do, since then the fault is ours.
+Tests fail for sockets left open. Those that a client had sent on still do, since then the fault is ours.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ from typing import Any
 from kafka.net import inet
 
 _client: Any = inet.KafkaNetSocket
-_client_connects = _client.sock_connect
 
 
 class Connecting(socket.socket):
-    """A socket that is closed silently where it is forgotten before it was connected."""
+    """A socket that is closed silently where it is forgotten before anything was sent on it."""
 
     connected = False
+
+    def send(self, *found: Any) -> int:
+        """Send, and be one that its client has taken over: a connect may just have gone through at its close."""
+        self.connected = True
+        return super().send(*found)
 
     def __del__(self) -> None:
         """Warn of a connected socket that was left open, as every other socket does, and close it."""
@@ -30,14 +34,7 @@ class Connecting(socket.socket):
 def install() -> None:
     """Let every client of kafka-python use these sockets from now on."""
     _client.socket = _new_socket
-    _client.sock_connect = _sock_connect
 
 
 def _new_socket(_: Any, *kind: Any) -> Connecting:
     return Connecting(*kind)
-
-
-async def _sock_connect(client: Any, net: Any, sock: Connecting, *place: Any, **limits: Any) -> Connecting:
-    await _client_connects(client, net, sock, *place, **limits)
-    sock.connected = True
-    return sock

@@ -20,6 +20,8 @@ from integration.documentation import KAFKA_ADDRESS, RABBITMQ_URL, Block, Reader
 from integration.services import Kafka, RabbitMQ
 from mqauth.audit.chain import verify_chain
 
+pytestmark = pytest.mark.slow
+
 client: Any = importlib.import_module("kafka")  # untyped
 PATIENCE = 60.0
 HANDLED = "from orders-api b'{\"order\": 1}' "

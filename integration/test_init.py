@@ -17,6 +17,8 @@ import pytest
 
 from integration.services import Kafka, RabbitMQ
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 120
 
 

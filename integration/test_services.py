@@ -20,6 +20,8 @@ import redis as redis_client
 from integration.services import Kafka, NotOursError, NotReadyError, RabbitMQ, Redis, Service
 from integration.services.machine import docker_answers
 
+pytestmark = pytest.mark.slow
+
 client: Any = importlib.import_module("kafka")  # untyped
 KINDS = pytest.mark.parametrize("name", ["rabbitmq", "kafka", "redis"])
 # One more start of Kafka takes five to ten seconds of CPU, which the quick form of the test command saves.

@@ -14,6 +14,8 @@ import pytest
 from integration.services import RabbitMQ
 from tests.simulation.contract import SCRIPTS, Client
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

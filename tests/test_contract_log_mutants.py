@@ -93,6 +93,7 @@ def play(tmp_path: Path) -> Iterator[LogPlay]:
     stage.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_mutant_is_caught(mutant: Caught, play: LogPlay) -> None:
     """The mistake fails the test that is there for it."""

@@ -14,6 +14,8 @@ from mqauth.testing.token_attacks import honest_message
 from tests.pika_broker import PikaBroker
 from tests.simulation.amqp_channel import Channel
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[PikaBroker]:

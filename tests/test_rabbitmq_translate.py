@@ -104,6 +104,7 @@ def test_every_delivery_has_a_message(mode: int | None, expiration: str | None) 
         assert message.malformed is not None
 
 
+@pytest.mark.slow
 @example(parts={"timestamp": datetime(1969, 1, 1)}, headers={})
 @given(parts=st.dictionaries(st.sampled_from(ATTRIBUTES), ANYTHING), headers=st.dictionaries(st.text(), ANYTHING))
 def test_total(parts: dict[str, Any], headers: dict[str, Any]) -> None:

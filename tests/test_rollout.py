@@ -405,6 +405,7 @@ def deliveries(forge: Forge, choose: random.Random, count: int) -> list[Message]
     return found
 
 
+@pytest.mark.slow
 def test_observe_is_transparent(clock: FakeClock, forge: Forge) -> None:
     """For 10,000 random deliveries the handlers run as often, and in the order, of a bare consumer.
 

@@ -717,6 +717,7 @@ def test_a_clock_of_fewer_or_more_digits(moment: float) -> None:
         assert claims_of(signer.sign(honest_message(KAFKA))).iat == int(now)
 
 
+@pytest.mark.slow
 def test_forms_of_a_signer_are_bounded() -> None:
     """Of however many forms, a signer remembers no more bytes than it may, alone and in batches."""
     capacity, signer = 128 * 1024, World().forge.signer()

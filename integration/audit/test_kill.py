@@ -9,6 +9,8 @@ import pytest
 
 from integration.documentation import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_hundred_kills(capsys: pytest.CaptureFixture[str]) -> None:
     """After 100 kills the log is intact under its heads, no settled message lacks its record, none has two."""

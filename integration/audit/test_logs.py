@@ -23,6 +23,8 @@ from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.testing.token_attacks import ATTACKS, honest_message
 from mqauth.wire.message import Message
 
+pytestmark = pytest.mark.slow
+
 HONEST = 5
 TOKEN = re.compile(rb"eyJ[\w-]+\.[\w-]*\.[\w-]*")
 ANY_TOKEN = re.compile(r"eyJ[\w-]{16,}")

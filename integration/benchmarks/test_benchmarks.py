@@ -12,6 +12,8 @@ from mqauth.bench import rabbitmq as on_rabbitmq
 from mqauth.bench.contenders import BrokerResult, Effort
 from mqauth.bench.run import address_of
 
+pytestmark = pytest.mark.slow
+
 TINY = Effort(rounds=1, publish=96, consume=192, paced=8, paced_rounds=1)
 OURS = ["bare", "message", "batch", "carried"]
 RIVALS = ["handwritten", "joserfc", "celery"]

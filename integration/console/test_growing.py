@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pytest
 import uvicorn
 
 from integration.console.browser import browser
@@ -22,6 +23,8 @@ from mqauth.review import Letter, Session
 from mqauth.review.letterbox import BATCH, LetterBox
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.wire.message import Message
+
+pytestmark = pytest.mark.slow
 
 LETTERS = BATCH + 50
 TOKEN = "r" * 40

@@ -10,6 +10,8 @@ from integration import scale
 from integration.review.kills import play_kills
 from integration.review.scene import Scene
 
+pytestmark = pytest.mark.slow
+
 LETTERS = 40
 KILLS = 3
 

@@ -13,7 +13,7 @@ from integration import scale
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
-QUICK, SHARD = 10, 10
+QUICK, SHARD = 3, 3
 """The first seeds are played in the quick form of the test command too."""
 SEEDS, SLOW_SHARD = scale.nightly(2000, otherwise=200), 40
 SHARDS = [
