@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import confluent_kafka
 import pytest
@@ -189,6 +190,19 @@ async def test_not_subscribed_refused(guard: Pipeline) -> None:
     for wrong in (started(), unstarted):
         with pytest.raises(ConfigurationError, match="subscribe the AIOKafkaConsumer to a topic and start it"):
             aiokafka.Consumer(wrong, guard, print, dead_letters=Sink())
+
+
+async def test_a_client_that_cannot_be_left_hides_no_error(
+    guard: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ended a consumer is raised in the end, also where its client was closed by somebody and fails."""
+    consumer = aiokafka.Consumer(started("orders"), guard, print, dead_letters=Sink())
+    monkeypatch.setattr(consumer.calls, "close", mock.Mock(side_effect=RuntimeError("closed")))
+    consumer.fail(LookupError("first"))
+    await consumer.stop()
+    with pytest.raises(LookupError, match="first"):
+        await consumer.__aexit__(None, None, None)
+    assert not consumer.health().consuming
 
 
 async def test_other_clients_refused(guard: Pipeline, forge: Forge) -> None:

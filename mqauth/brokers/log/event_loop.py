@@ -263,11 +263,14 @@ class AsyncLogConsumer:
             await arun(self._guard.tick(last=True))
         except BaseException as error:
             self._error = self._error or error
-        finally:
+        # A client that fails to be left, since somebody closed it, must not hide what ended the consumer.
+        try:
             self.calls.close()
-            self._running = False
-            self._guard.journal.stopped(self.calls.scope, self._assignment.counts)
             await settled(self.calls.closed())
+        except Exception as error:
+            self._error = self._error or error
+        self._running = False
+        self._guard.journal.stopped(self.calls.scope, self._assignment.counts)
 
     async def _end_polls(self) -> None:
         """Wait for the poll task; it may wait for a rebalance that does not end."""
