@@ -21,7 +21,7 @@ from integration.keyserver import CONFIGURATION, Authority, KeyServer
 from mqauth import JWKS, discover
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import Cause, Unavailable
-from mqauth.keystore.remote.connection import Deadline, Endpoint, FetchFailed, connect, tls_context
+from mqauth.http.connection import Deadline, Endpoint, FetchFailed, connect, tls_context
 from mqauth.keystore.remote.fetch import URLFetch
 from mqauth.keystore.remote.rules import Answer
 from mqauth.testing import FakeClock

@@ -17,7 +17,7 @@ FLOORS = (
     ("signer", "replay", "audit"),
     ("letters",),
     ("judging",),
-    ("delivery",),
+    ("delivery", "http"),
     ("brokers", "stores", "keystore", "telemetry"),
     ("config", "review", "testing", "integrations"),
     ("check", "console", "bench"),

@@ -45,7 +45,7 @@ from mqauth.console.oidc import (
 from mqauth.console.oidc_provider import LIFETIME, MAX_USED, REDISCOVER, Attempts
 from mqauth.console.shield import HEADERS
 from mqauth.errors import ConfigurationError
-from mqauth.keystore.remote.connection import FetchFailed
+from mqauth.http.connection import FetchFailed
 from mqauth.review import ALL, Session
 from mqauth.testing import FakeClock
 from mqauth.wire.jwk import MAX_DOCUMENT

@@ -20,12 +20,13 @@ import mqauth
 from mqauth import JWKS, discover, flow
 from mqauth.audit.record import AuditRecord
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
+from mqauth.http.connection import Deadline, Endpoint, FetchFailed, tls_context
+from mqauth.http.exchange import Response, request
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.verifier import Issuer
 from mqauth.keystore.remote import snapshot as jwks_snapshot
-from mqauth.keystore.remote.connection import Deadline, Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote.events import Event, EventKind
-from mqauth.keystore.remote.fetch import DiscoveredFetch, Response, URLFetch, request
+from mqauth.keystore.remote.fetch import DiscoveredFetch, URLFetch
 from mqauth.keystore.remote.refresher import Ended, ThreadRefresher
 from mqauth.keystore.remote.rules import Answer
 from mqauth.replay.memory import MemoryReplayStore

@@ -17,8 +17,8 @@ from urllib.parse import parse_qs, urlsplit
 from mqauth.check.findings import Finding, finding, on
 from mqauth.check.target import Path, Target, mode, strangers
 from mqauth.config.settings import AuditSettings, ConsumerSettings, DeadLettersSettings
+from mqauth.http.connection import is_loopback
 from mqauth.judging.policy import matches
-from mqauth.keystore.remote.connection import is_loopback
 from mqauth.replay.memory import DEFAULT_CAPACITY
 from mqauth.wire import destination
 

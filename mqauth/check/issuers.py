@@ -15,12 +15,12 @@ from mqauth.config.kinds import is_url
 from mqauth.config.rollout_settings import RuleSettings
 from mqauth.config.settings import ConsumerSettings
 from mqauth.errors import ConfigurationError, Reason
+from mqauth.http.connection import is_loopback
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer
 from mqauth.keystore import Keystore
 from mqauth.keystore.disk import files
 from mqauth.keystore.disk.ring import KeyRing
-from mqauth.keystore.remote.connection import is_loopback
 from mqauth.wire import base64url
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.destination import is_kafka

@@ -47,7 +47,7 @@ from mqauth.cli.serve import (
 )
 from mqauth.cli.settings import file_of, review_of, settings_of
 from mqauth.errors import require
-from mqauth.keystore.remote.connection import FetchFailed
+from mqauth.http.connection import FetchFailed
 from mqauth.review import MakeReleaser, reviewers_releaser
 
 if TYPE_CHECKING:

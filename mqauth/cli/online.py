@@ -11,7 +11,7 @@ from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.issuer_settings import SourceSettings
 from mqauth.config.settings import FileSettings
 from mqauth.errors import ConfigurationError, MqauthError, require
-from mqauth.keystore.remote.connection import Endpoint, FetchFailed, tls_context
+from mqauth.http.connection import Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote.fetch import DiscoveredFetch, URLFetch
 
 _SECONDS = 5.0

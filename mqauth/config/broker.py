@@ -16,7 +16,7 @@ from mqauth.config.declaration import Settings, inner, not_with, only_with, read
 from mqauth.config.kinds import FLAG, NAME, PATH, choice, is_broker_url, many, text
 from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import require
-from mqauth.keystore.remote.connection import is_loopback
+from mqauth.http.connection import is_loopback
 
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _BOOTSTRAP_MS: Final = 10_000

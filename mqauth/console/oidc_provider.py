@@ -23,8 +23,9 @@ from cryptography.fernet import Fernet, InvalidToken
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.console.oidc import ALGORITHMS, OIDCSettings, check
 from mqauth.errors import ConfigurationError, require
-from mqauth.keystore.remote.connection import Deadline, Dial, Endpoint, FetchFailed, tls_context
-from mqauth.keystore.remote.fetch import WELL_KNOWN, request
+from mqauth.http.connection import Deadline, Dial, Endpoint, FetchFailed, tls_context
+from mqauth.http.exchange import request
+from mqauth.keystore.remote.fetch import WELL_KNOWN
 
 LIFETIME: Final = 600
 """Seconds within which people must come back from the provider."""
@@ -196,7 +197,7 @@ class Provider:
         more, authorization = self._credentials(metadata)
         answer = request(
             metadata.token, deadline=deadline, context=self._context, form=form | more,
-            authorization=authorization, dial=self._dial,
+            headers={"Authorization": authorization}, dial=self._dial,
         )  # fmt: skip
         token = (answer.document or {}).get("id_token")
         if not isinstance(token, str):

@@ -13,9 +13,9 @@ from typing import TypedDict, Unpack
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable, words_of
+from mqauth.http.connection import Endpoint, FetchFailed, tls_context
 from mqauth.keystore.disk.files import is_missing
 from mqauth.keystore.remote import rules, snapshot
-from mqauth.keystore.remote.connection import Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote.events import Announcer, Event, EventKind, Health, Listener, OnEvent
 from mqauth.keystore.remote.fetch import DiscoveredFetch, Fetch, URLFetch
 from mqauth.keystore.remote.refresher import Ended, ThreadRefresher, in_event_loop

@@ -1,4 +1,4 @@
-"""Connections to an issuer: the checked URL, TLS, and sockets under one deadline for everything."""
+"""Connections to a service: the checked URL, TLS, and sockets under one deadline for everything."""
 
 from __future__ import annotations
 
@@ -68,25 +68,30 @@ class Endpoint:
     tls: bool
 
     @classmethod
-    def parse(cls, url: str, *, unsafe_http_loopback: bool = False) -> Endpoint:
+    def parse(cls, url: str, *, unsafe_http_loopback: bool = False, name: str = "a JWKS URL") -> Endpoint:
         """Check a URL.
+
+        Args:
+            url: the URL.
+            unsafe_http_loopback: allow http on loopback.
+            name: what it is called in errors.
 
         Raises:
             ConfigurationError: it is neither https nor an allowed http on loopback, or has a user, a password or
                 a fragment.
         """
-        require(isinstance(url, str) and VISIBLE.fullmatch(url), "a JWKS URL is ASCII text without spaces")
-        with refusing(ValueError, "a JWKS URL is malformed"):
+        require(isinstance(url, str) and VISIBLE.fullmatch(url), f"{name} is ASCII text without spaces")
+        with refusing(ValueError, f"{name} is malformed"):
             parts = urlsplit(url)
             host, port = parts.hostname or "", parts.port
         require(
             host and "@" not in parts.netloc and not parts.fragment,
-            "a JWKS URL has a host, and neither user, password nor fragment",
+            f"{name} has a host, and neither user, password nor fragment",
         )
         tls = parts.scheme == "https"
         require(
             tls or (parts.scheme == "http" and unsafe_http_loopback and is_loopback(host)),
-            "a JWKS URL is https; http only on loopback, with unsafe_http_loopback",
+            f"{name} is https; http only on loopback, with unsafe_http_loopback",
         )
         return cls(
             host=host,

@@ -1,0 +1,190 @@
+"""One bounded HTTP request, and its answer: a small JSON object.
+
+A request has one deadline, a limit in bytes, and https; no redirect is followed. It uses ``http.client`` of the
+standard library over a ``DeadlineSocket``. No client library bounds the whole exchange: their timeouts begin anew
+with every byte that arrives (decision 30).
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import ssl
+import zlib
+from collections.abc import Collection, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from mqauth._version import __version__
+from mqauth.errors import refusing, words_of
+from mqauth.http.connection import VISIBLE, Deadline, DeadlineSocket, Dial, Endpoint, FetchFailed, connect, expect
+from mqauth.wire import strict_json
+from mqauth.wire.jwk import MAX_DOCUMENT
+
+_DEPTH: Final = 8
+_JSON: Final = re.compile(r"application/(json|[a-z0-9.-]+\+json)", re.ASCII)
+_MAX_AGE: Final = re.compile(r"max-age=\"?(\d{1,9})\"?", re.ASCII)
+_SECONDS: Final = re.compile(r"\d{1,9}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """A good answer: a JSON object, or 304 without.
+
+    Args:
+        document: the object, ``None`` for a 304.
+        status: of HTTP, one that was asked for.
+        etag: the entity tag of the document.
+        max_age: from ``Cache-Control``, seconds; 0 for ``no-cache`` and ``no-store``.
+        age: seconds that the answer spent in caches.
+        date: UTC seconds at which the server made it.
+        retry_after: seconds after which the server wants to be asked again, 0 where it does not say.
+    """
+
+    document: Mapping[str, Any] | None
+    status: int = 200
+    etag: str | None = None
+    max_age: float | None = None
+    age: float = 0
+    date: float | None = None
+    retry_after: float = 0
+
+
+def request(
+    endpoint: Endpoint, *, deadline: Deadline, context: ssl.SSLContext | None, etag: str | None = None,
+    form: Mapping[str, str] | None = None, document: Any = None, headers: Mapping[str, str | None] | None = None,
+    statuses: Collection[int] = (200,), limit: int = MAX_DOCUMENT, dial: Dial | None = None,
+) -> Response:  # fmt: skip
+    """Send one request: a GET, or a POST where there is a form or a document. It is never sent again.
+
+    Args:
+        endpoint: the URL.
+        deadline: for everything: the look-up of the name, connection, TLS, headers and body.
+        context: the TLS settings for https.
+        etag: the entity tag of the document that we have; a 304 says that it is still the same.
+        form: the fields of a form to post.
+        document: what to post as JSON.
+        headers: further headers, such as ``Authorization``; those that are ``None`` are left out.
+        statuses: the answers whose JSON object is wanted.
+        limit: bytes of the answer, at most.
+        dial: opens the connection, in place of ``connect``.
+
+    Raises:
+        FetchFailed: the answer is not a whole and small JSON object with one of the statuses, nor a 304 that was
+            asked for.
+    """
+    kind, body = _content(form, document)
+    optional = {"If-None-Match": etag, "Content-Type": kind, **(headers or {})}
+    sent = {
+        "Host": endpoint.authority,
+        "Accept": "application/jwk-set+json, application/json",
+        "Accept-Encoding": "identity",
+        "Connection": "close",
+        "User-Agent": f"mqauth/{__version__}",
+        **{name: value for name, value in optional.items() if value is not None},
+    }
+    connection = http.client.HTTPConnection(endpoint.host, endpoint.port)
+    # The texts of these failures reach logs and audit records: none of them repeats the request or the answer.
+    try:
+        wire = (dial or connect)(endpoint, deadline, context if endpoint.tls else None)
+        with closing(wire), closing(connection):
+            connection.sock = DeadlineSocket(wire, deadline)
+            connection.request("GET" if body is None else "POST", endpoint.target, body=body, headers=sent)
+            with connection.getresponse() as response:
+                return _checked(response, etag, statuses, limit)
+    except ssl.SSLCertVerificationError as error:
+        why = getattr(error, "verify_message", "")
+        raise FetchFailed(f"its certificate is not trusted: {why}".removesuffix(": ")) from error
+    except TimeoutError as error:
+        deadline.remaining()
+        raise FetchFailed("timed out") from error
+    except ssl.SSLError as error:
+        raise FetchFailed("TLS failed") from error
+    except OSError as error:
+        raise FetchFailed(f"out of reach: {words_of(error)}") from error
+    except (http.client.HTTPException, ValueError) as error:
+        raise FetchFailed(f"not HTTP: {type(error).__name__}") from error
+
+
+def _content(form: Mapping[str, str] | None, document: Any) -> tuple[str | None, bytes | None]:
+    """Return the content type and the bytes of what is posted."""
+    if form is not None:
+        return "application/x-www-form-urlencoded", urlencode(form).encode("ascii")
+    return (None, None) if document is None else ("application/json", strict_json.dumps(document))
+
+
+def _checked(
+    response: http.client.HTTPResponse, etag: str | None, statuses: Collection[int], limit: int
+) -> Response:
+    """Return the JSON object of an answer that was asked for, or that it is still the same."""
+    document, status, headers = None, response.status, response.headers
+    # A redirect could lead the request to a host that nobody configured.
+    expect(not (300 <= status < 400 and status != 304), f"a redirect ({status}), which is never followed")
+    if status in statuses:
+        document, etag = _document(response, limit), None
+    expect(document is not None or (status == 304 and etag is not None), f"status {status}")
+    return Response(
+        document=document, status=status, etag=_etag(headers.get("ETag")) or etag,
+        max_age=_max_age(headers.get("Cache-Control")), age=_seconds(headers.get("Age")),
+        date=_date(headers.get("Date")), retry_after=_seconds(headers.get("Retry-After")),
+    )  # fmt: skip
+
+
+def _document(response: http.client.HTTPResponse, limit: int) -> Mapping[str, Any]:
+    """Return the JSON object of an answer."""
+    kind = response.headers.get("Content-Type")
+    expect(kind is None or _JSON.fullmatch(kind.partition(";")[0].strip().lower()), "its content type is not JSON")
+    try:
+        document: Mapping[str, Any] = strict_json.loads(_body(response, limit), depth=_DEPTH)
+    except strict_json.StrictJSONError as error:
+        raise FetchFailed(f"not JSON: {error}") from error
+    expect(isinstance(document, dict), "not a JSON object")
+    return document
+
+
+def _body(response: http.client.HTTPResponse, limit: int) -> bytes:
+    """Return the body; neither it nor what it unpacks to may be larger than the limit."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    expect(encoding in ("identity", "gzip"), "its content encoding was not asked for")
+    # The announced length first: then a large body is not read at all.
+    expect((response.length or 0) <= limit, f"over {limit} bytes")
+    raw = body = response.read(limit + 1)
+    # Some servers compress although we ask for identity. A small body may unpack to a huge one, hence the bound.
+    if encoding == "gzip":
+        with refusing(zlib.error, "its content encoding is broken", FetchFailed):
+            # 31 is for a gzip header, and no other.
+            body = zlib.decompressobj(wbits=31).decompress(raw, limit + 1)
+    expect(max(len(raw), len(body)) <= limit, f"over {limit} bytes")
+    expect(not response.length, "the answer ends early")
+    return body
+
+
+def _etag(value: str | None) -> str | None:
+    """Return an entity tag that can be sent back in a header."""
+    return value if value is not None and len(value) <= 256 and VISIBLE.fullmatch(value) else None
+
+
+def _max_age(value: str | None) -> float | None:
+    """Return the seconds that ``Cache-Control`` allows, 0 where it forbids (RFC 9111, section 5.2.2)."""
+    for directive in (value or "").lower().split(","):
+        if directive.strip() in ("no-store", "no-cache"):
+            return 0.0
+        if (found := _MAX_AGE.fullmatch(directive.strip())) is not None:
+            return float(found[1])
+    return None
+
+
+def _seconds(value: str | None) -> float:
+    """Return a whole number of seconds, 0 for anything else."""
+    return float(value) if value is not None and _SECONDS.fullmatch(value) else 0.0
+
+
+def _date(value: str | None) -> float | None:
+    """Return an HTTP date as UTC seconds (RFC 9110, section 5.6.7)."""
+    try:
+        return None if value is None else parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError):
+        return None
