@@ -83,7 +83,8 @@ def pins(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
 
 @on("consumer")
 def trust_domains(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
-    """Find trust domains whose keys are dropped too early, and destinations that both forms may write to."""
+    """Find trust domains whose keys are dropped too early, and destinations open to both forms without an end."""
+    ends = {issuer.issuer for issuer in consumer.issuers if issuer.until is not None}
     domains = {issuer.trust_domain: issuer for issuer in consumer.issuers if issuer.trust_domain is not None}
     for name, issuer in domains.items():
         if issuer.file is None and issuer.max_stale < issuer.max_identity_lifetime:
@@ -95,7 +96,7 @@ def trust_domains(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     opened = {place for rule in consumer.allow if rule.issuer in domains for place in rule.destinations}
     for number, rule in enumerate(consumer.allow):
         both = sorted(opened & set(rule.destinations))
-        if both and rule.issuer not in domains:
+        if both and rule.issuer not in domains and rule.issuer not in ends:
             yield finding(
                 "forms_both",
                 ("consumer", "allow", number, "destinations"),

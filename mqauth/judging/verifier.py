@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Final, Literal
 
 from mqauth.errors import ConfigurationError, Reason, Rejection, require
@@ -40,6 +41,7 @@ class Issuer:
         keys: the source of its keys.
         subjects: the subjects by kid, or by ``"*"`` for keys whose JWK does not name any.
         vouches: the issuer is an authority whose keys sign for all its subjects.
+        until: by which day it is to be taken out, for a migration to identities: loud, and no verdict changes.
 
     Raises:
         ConfigurationError: both ``subjects`` and ``vouches`` are given, or a text in place of a set.
@@ -48,6 +50,7 @@ class Issuer:
     keys: KeySource
     subjects: Mapping[str, frozenset[str]] | None = None
     vouches: bool = False
+    until: date | None = None
 
     def __post_init__(self) -> None:
         require(not (self.vouches and self.subjects), "an issuer either vouches for all or pins subjects")
@@ -159,6 +162,8 @@ class Verifier:
             sorted(self.allowed.names), sorted(map(repr, self.aliases.values())),
         ))  # fmt: skip
         """A text that changes with what is trusted and how it is judged."""
+        self.ends = {name: one.until for name, one in self.issuers.items() if one.until is not None}
+        """By which day issuers are to be taken out."""
 
     def under(self, keys: Mapping[str, KeySource | Issuer]) -> Verifier:
         """Return another verifier with the same settings, which trusts these keys alone, and no reviewer."""
