@@ -164,7 +164,8 @@ def test_the_check_warns_of_both_forms_and_of_keys_that_are_dropped_too_early(tm
 
 
 @pytest.mark.parametrize(("day", "event", "level"), [
-    ("2030-04-02", None, None), ("2030-03-31", "issuer.ending", "WARNING"), ("2030-03-16", "issuer.overdue", "CRITICAL"),
+    ("2030-04-02", None, None), ("2030-03-31", "issuer.ending", "WARNING"),
+    ("2030-03-16", "issuer.overdue", "CRITICAL"),
 ])  # fmt: skip
 def test_a_direct_issuer_that_is_to_go_is_loud_and_its_messages_are_accepted(
     day: str, event: str | None, level: str | None, caplog: pytest.LogCaptureFixture

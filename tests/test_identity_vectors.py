@@ -38,7 +38,7 @@ class Authority:
 
     def turn(self, name: str) -> None:
         """Take the set of this name from now on."""
-        self.keys = jwk.load_key_set(FILE["key_sets"][name]).after(self.keys)
+        self.keys = jwk.load_key_set(FILE["key_sets"][name], wit_svid=True).after(self.keys)
 
     def key_set(self) -> KeySet:
         """Return the keys."""

@@ -55,6 +55,11 @@ class SourceSettings(Settings):
     snapshot: Annotated[Path | None, PATH, "A file that keeps the keys for the next start.", _REMOTE] = None
     unsafe_http_loopback: Annotated[bool, FLAG, "Allow http to this machine, for tests.", _REMOTE] = False
 
+    @property
+    def wit_svid(self) -> bool:
+        """Whether the keys may be those of a SPIFFE bundle."""
+        return False
+
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusal of a missing or second source."""
         named = [key for key in ("file", "jwks", "discovery") if key in self.table.members]
@@ -106,6 +111,11 @@ class IssuerSettings(SourceSettings):
     def __post_init__(self) -> None:
         if self.trust_domain is not None:
             object.__setattr__(self, "issuer", self.trust_domain)
+
+    @property
+    def wit_svid(self) -> bool:
+        """Whether the keys may be those of a SPIFFE bundle: of a trust domain, and of nobody else."""
+        return self.trust_domain is not None
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of a missing name, and of a missing or second source."""

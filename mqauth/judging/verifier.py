@@ -58,6 +58,7 @@ class Issuer:
             not any(isinstance(pinned, str) for pinned in (self.subjects or {}).values()),
             "pinned subjects are a set: a text would admit its substrings",
         )
+        require(not getattr(self.keys, "wit_svid", False), "a SPIFFE bundle has keys of a trust domain only")
 
     def subjects_of(self, key: Key) -> frozenset[str]:
         """Return the subjects that a key is known to speak for, as far as they are named."""
