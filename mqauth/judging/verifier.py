@@ -164,7 +164,6 @@ class Verifier:
         ))  # fmt: skip
         """A text that changes with what is trusted and how it is judged."""
         self.ends = {name: one.until for name, one in self.issuers.items() if one.until is not None}
-        """By which day issuers are to be taken out."""
 
     def under(self, keys: Mapping[str, KeySource | Issuer]) -> Verifier:
         """Return another verifier with the same settings, which trusts these keys alone, and no reviewer."""
