@@ -49,21 +49,31 @@ class Authority:
         return self.keys
 
 
+def settings(consumer: str) -> Any:
+    """Return all that the file says of a consumer."""
+    return FILE["consumer"] | FILE["consumers"][consumer]
+
+
+def verifier_of(said: Any, authority: Authority) -> Verifier:
+    """Return the verifier of a consumer's settings."""
+    keys: dict[str, Any] = {said["issuer"]: Issuer(keys=jwk.load_key_set(said["jwks"]))}
+    if said["trust_domain"] is not None:
+        pins = said["subjects"]
+        keys[said["trust_domain"]] = TrustDomain(
+            keys=authority, max_identity_lifetime=said["max_identity_lifetime"],
+            subjects=pins and {kid: frozenset(names) for kid, names in pins.items()},
+        )  # fmt: skip
+    return Verifier(keys=keys, **{name: said[name] for name in _PASSED if name in said})
+
+
 class Consumer:
     """A consumer of the file, with an empty store and an empty memory."""
 
     def __init__(self, vector: Any) -> None:
-        said = FILE["consumer"] | FILE["consumers"][vector["consumer"]]
+        said = settings(vector["consumer"])
         self.clock = FakeClock(FILE["received"])
         self.authority = Authority("honest")
-        keys: dict[str, Any] = {said["issuer"]: Issuer(keys=jwk.load_key_set(said["jwks"]))}
-        if said["trust_domain"] is not None:
-            pins = said["subjects"]
-            keys[said["trust_domain"]] = TrustDomain(
-                keys=self.authority, max_identity_lifetime=said["max_identity_lifetime"],
-                subjects=pins and {kid: frozenset(names) for kid, names in pins.items()},
-            )  # fmt: skip
-        verifier = Verifier(keys=keys, **{name: said[name] for name in _PASSED if name in said})
+        verifier = verifier_of(said, self.authority)
         rules = [Rule(**rule | {"destinations": tuple(rule["destinations"])}) for rule in said["allow"]]
         self.pipeline = Pipeline(
             verifier=verifier, policy=Allow(rules), replay=MemoryReplayStore(clock=self.clock), clock=self.clock
