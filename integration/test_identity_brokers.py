@@ -145,8 +145,8 @@ def guard(case: Case, place: str, seen: Seen, audit: AuditFile, store: MemoryRep
         authority.turn(case.key_set)
     rules = [Rule(**rule | {"destinations": _here(rule["destinations"], place)}) for rule in said["allow"]]
     return Pipeline(
-        verifier=verifier_of(said, authority), policy=Allow(rules), replay=store, audit=audit, clock=FakeClock(case.received),
-        observers=[seen.observer],
+        verifier=verifier_of(said, authority), policy=Allow(rules), replay=store, audit=audit,
+        clock=FakeClock(case.received), observers=[seen.observer],
     )  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def consume(stage: Any, cases: list[Case], tmp_path: Path, store: MemoryReplaySt
 
 
 def publish_honest(stage: Any) -> list[Case]:
-    """Publish honest messages of both forms, single and in batches, through the producers; return them as cases."""
+    """Publish honest messages of both forms, single and in batches, through producers; return them as cases."""
     cases: list[Case] = []
     for form, forge in (("direct", FORGE), ("identity", SINGLE)):
         for batch in (1, SIZE):
@@ -224,8 +224,8 @@ def test_no_attack_on_identities_gets_through(
         stage.close()
     with capsys.disabled():
         print(
-            f"\n{broker}: {counts['attacks']} attacks on identities, accepted {counts['accepted']}, for {len(reasons)} "
-            f"reasons, dead letters {letters}; {counts['honest']} honest messages, handled {counts['handled']}"
+            f"\n{broker}: {counts['attacks']} attacks on identities, accepted {counts['accepted']}, "
+            f"{len(reasons)} reasons, dead letters {letters}; {counts['honest']} honest messages, handled {counts['handled']}"
         )
     assert not found
     assert (counts["accepted"], letters) == (0, counts["attacks"])
