@@ -225,7 +225,8 @@ def test_no_attack_on_identities_gets_through(
     with capsys.disabled():
         print(
             f"\n{broker}: {counts['attacks']} attacks on identities, accepted {counts['accepted']}, "
-            f"{len(reasons)} reasons, dead letters {letters}; {counts['honest']} honest messages, handled {counts['handled']}"
+            f"{len(reasons)} reasons, dead letters {letters}; {counts['honest']} honest messages, "
+            f"handled {counts['handled']}"
         )
     assert not found
     assert (counts["accepted"], letters) == (0, counts["attacks"])

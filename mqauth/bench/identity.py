@@ -74,7 +74,7 @@ def makes(broker: Any) -> Iterator[Make]:
 
 
 def more_bytes(size: int) -> int:
-    """Return by how many bytes a token of the identity form is longer than a direct one, in a batch of ``size``."""
+    """Return by how many bytes a token of the identity form is longer than a direct one, ``size`` in a batch."""
     whole, direct = (_token(forge, size) for forge in (OneIdentity(), Forge(lifetime=LIFETIME)))
     return whole - direct
 
