@@ -66,8 +66,8 @@ STATEMENTS = (
     + 510
     # Requests to services: a room of their own, JSON posted, the statuses that are wanted.
     + 8
-    # The identity form: until of a direct issuer, SPIFFE bundles, a forged WIT in the self-test.
-    + 69
+    # The identity form: until of a direct issuer, SPIFFE bundles, a forged WIT in the self-test, trace --jkt.
+    + 80
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")
