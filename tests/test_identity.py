@@ -28,7 +28,7 @@ from mqauth.testing.batchforge import forge_batch
 from mqauth.testing.forge import Forge
 from mqauth.testing.identity import TRUST_DOMAIN, WORKLOAD, BatchIdentityForge, IdentityForge
 from mqauth.testing.token_attacks import honest_message
-from mqauth.wire import jwk
+from mqauth.wire import identity, jwk
 from mqauth.wire.identity import opened_token
 from mqauth.wire.keys import Cutoff, Key, KeySet
 from mqauth.wire.message import Message
@@ -93,6 +93,28 @@ def test_what_is_remembered_is_bounded() -> None:
     for wit in wits:
         assert judged(pipe, forge.seal(honest_message(PLACES[0]), wit=wit)).verdict is Verdict.ACCEPTED
     assert [text.decode() for text in known.held()] == wits[1:]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_proof_like_one_that_was_accepted_is_read_without_parsing(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the WIT of that one and no other; what it reads is what the parser reads."""
+    clock = FakeClock(1_900_000_000)
+    forge = IdentityForge(clock)
+    signers = {"same": forge.signer(), "renewed": forge.signer(key=forge.authority.issue(
+        WORKLOAD, forge.key, claims={"jti": "another"}))}  # fmt: skip
+    pipe, parsed, parse = pipeline(forge, clock), list[str](), identity.parse_proof
+    assert judged(pipe, signers["same"].sign(honest_message(place))).verdict is Verdict.ACCEPTED
+    monkeypatch.setattr(identity, "parse_proof", lambda opened: parsed.append("") or parse(opened))
+    for name, times in (("same", 0), ("renewed", 1), ("renewed", 0), ("same", 0)):
+        before, message = len(parsed), signers[name].sign(honest_message(place, 1))
+        outcome = judged(pipe, message)
+        assert outcome.verified is not None
+        assert len(parsed) - before == times, name
+        fresh = judged(pipeline(forge, clock), message).verified
+        assert fresh is not None
+        assert (outcome.verified.claims, outcome.verified.identity) == (fresh.claims, fresh.identity)
 
 
 HEAD = """

@@ -23,7 +23,7 @@ from mqauth.judging.trust_domain import TrustDomain, refuse_overlap
 from mqauth.judging.verified import Verified, make_verified
 from mqauth.letters.authorities import ReleaseAuthorities
 from mqauth.letters.release import Release
-from mqauth.wire import batch, envelope, jws, memo, template
+from mqauth.wire import batch, envelope, jws, memo
 from mqauth.wire.claims import MAX_NAME, Binding, Claims, is_name, parse
 from mqauth.wire.header_names import HeaderNames
 from mqauth.wire.identity import is_wit
@@ -209,7 +209,7 @@ class Verifier:
         token, learnt, proof = self.tokens.get(text) if batched else None, True, None
         if token is None:
             if batched and self.identities is not None and is_wit(text):
-                token, proof, learnt = self.identities.open(text, behind, self.tokens)
+                token, proof, learnt = self.identities.open(text, behind, self.tokens, shape.readers)
                 return _TUPLE(Candidate, (token, proof, shape, learnt))
             # (2), (3)
             opened = jws.take_apart(text)
@@ -311,9 +311,7 @@ class Verifier:
         if token.proven is not None:
             self.tokens.keep(token.text, token, token.size)
             return
-        reader = template.reader_of(token.opened.payload, token.claims)
-        if reader is not None:
-            candidate.shape.learn(token.opened.kid, reader)
+        candidate.shape.learn(token)
 
     def _believe(
         self, message: Message, token: Token, keys: KeySet, received: float, release: Release | None
