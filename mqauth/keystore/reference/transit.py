@@ -125,7 +125,7 @@ def _options(query: str) -> dict[str, str]:
     pairs = [part.partition("=") for part in query.split("&") if part]
     found = {name: unquote(value) for name, _, value in pairs}
     require(
-        len(found) == len(pairs) and found.keys() <= _OPTIONS,
+        len(found) == len(pairs) and found.keys() <= _OPTIONS and "#" not in query,
         f"behind the ? of a transit URI stand, each at most once, {', '.join(sorted(_OPTIONS))}",
     )
     require(found.get("unsafe_http_loopback", "true") == "true", "unsafe_http_loopback is true, or left out")
@@ -192,8 +192,8 @@ class TransitKey:
         require(algorithm in _ASKED, f"{self._place.shown}: transit keys sign {', '.join(_ASKED)}")
         version, encoded = self._place.version, base64.b64encode(data).decode("ascii")
         answer = self._ask("sign", {"input": encoded, "key_version": version, **_ASKED[algorithm]})
-        with refusing(ValueError, "an answer that holds no signature", self._unavailable):
-            return _decoded(str(answer.get("signature")).removeprefix(f"vault:v{version}:"), algorithm)
+        with refusing(ValueError, f"an answer without a signature of version {version}", self._unavailable):
+            return _decoded(answer.get("signature"), f"vault:v{version}:", algorithm)
 
     def _unavailable(self, detail: str) -> Unavailable:
         return Unavailable(Cause.KEYS_UNAVAILABLE, f"{self._place.shown}: {detail}")
@@ -222,8 +222,10 @@ class TransitKey:
         return raw
 
 
-def _decoded(text: str, algorithm: str) -> bytes:
+def _decoded(text: Any, prefix: str, algorithm: str) -> bytes:
     """Return the bytes of a signature; of Ed25519 they are standard base64, of ECDSA those of JWS."""
+    require(isinstance(text, str) and text.startswith(prefix), "another version's", ValueError)
+    text = text.removeprefix(prefix)
     if algorithm == "EdDSA":
         return base64.b64decode(text, validate=True)
     return base64url.decode(text.encode("ascii"))
