@@ -1,4 +1,4 @@
-"""Keys in the transit engine of OpenBao or Vault, on scripted answers: what is asked, and what counts as an answer."""
+"""Keys in the transit engine of OpenBao or Vault: what is asked, and what counts as an answer."""
 
 from __future__ import annotations
 
