@@ -88,7 +88,7 @@ class OpenBao(Service):
             _SETTINGS.format(folder=folder, host=LOOPBACK, chain=chain, key=key, **numbers)
         )
         server = LocalServer(
-            origin=f"PyPI, {program.parents[1].name}",
+            origin=f"PyPI, {program.parents[2].name}",
             commands=[[str(program), "server", f"-config={folder}/openbao.hcl"]],
             env=os.environ, folder=folder, ports=ports,
         )  # fmt: skip

@@ -160,6 +160,10 @@ class TransitKey:
     def __repr__(self) -> str:
         return f"TransitKey({self._place.shown!r})"
 
+    @property
+    def generation(self) -> None:
+        """No number: each request is a connection of its own, so each signature is checked."""
+
     def public(self) -> PublicKey:
         """Return the public half of the pinned version.
 
