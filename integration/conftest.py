@@ -45,10 +45,8 @@ def redis() -> Iterator[Redis]:
 
 @pytest.fixture(scope="session")
 def openbao() -> Iterator[OpenBao]:
-    """An OpenBao that all tests share, with an empty transit engine."""
-    found = OpenBao.launch()
-    found.tell("POST", "sys/mounts/transit", {"type": "transit"})
-    yield from _session(found)
+    """An OpenBao that all tests share."""
+    yield from _session(OpenBao.launch())
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any, Final
 
 import pytest
 
+from integration.documentation import Reader, blocks, matches
 from integration.http_proxy import Answer, Proxy, honest
 from integration.services.openbao import OpenBao
 from mqauth import Signer, Unavailable
@@ -24,9 +27,11 @@ from mqauth.testing.signing_contract import SigningContract, accepted
 from mqauth.wire.keys import Key
 from mqauth.wire.message import Message
 
+PAGE: Final = "docs/how-to/use-openbao-or-vault.md"
+MOUNT: Final = "team/signing"
 POLICY: Final = """\
-path "transit/keys/{name}" {{ capabilities = ["read"] }}
-path "transit/sign/{name}" {{ capabilities = ["update"] }}
+path "{mount}/keys/{name}" {{ capabilities = ["read"] }}
+path "{mount}/sign/{name}" {{ capabilities = ["update"] }}
 """
 TYPES: Final = {"EdDSA": "ed25519", "ES256": "ecdsa-p256", "ES384": "ecdsa-p384"}
 MESSAGE: Final = Message(destination="kafka:orders", body=b"hello", key=b"42")
@@ -55,13 +60,13 @@ class Held:
 
     def __post_init__(self) -> None:
         self.name = f"key-{secrets.token_hex(6)}"
-        self.openbao.tell("POST", f"transit/keys/{self.name}", {"type": TYPES[self.algorithm]})
-        self.token = private(self.folder / "token", self.openbao.token(POLICY.format(name=self.name)))
+        self.openbao.tell("POST", f"{MOUNT}/keys/{self.name}", {"type": TYPES[self.algorithm]})
+        self.token = private(self.folder / "token", self.openbao.token(POLICY.format(mount=MOUNT, name=self.name)))
         self.store = Keystore(folder=self.folder / "keys")
 
     def uri(self, server: str = "", version: int = 1) -> str:
         """Return the reference of a version, by TLS, or by a URL of http on loopback."""
-        place = f"transit:{server or self.openbao.secure}/transit/{self.name}?key_version={version}"
+        place = f"transit:{server or self.openbao.secure}/{MOUNT}/{self.name}?key_version={version}"
         trust = "unsafe_http_loopback=true" if server else f"ca={self.openbao.ca}"
         return f"{place}&token_file={self.token}&{trust}"
 
@@ -74,6 +79,14 @@ class Held:
     def signer(self) -> Signer:
         """Return a producer's signer that follows the keystore."""
         return Signer(key=ActiveKey(self.store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _engine(openbao: OpenBao) -> Iterator[None]:
+    """A transit engine of these tests."""
+    openbao.tell("POST", f"sys/mounts/{MOUNT}", {"type": "transit"})
+    yield
+    openbao.tell("DELETE", f"sys/mounts/{MOUNT}")
 
 
 @pytest.fixture
@@ -124,24 +137,24 @@ def revoke(held: Held) -> None:
 
 def renew(held: Held) -> None:
     """Write a new token into the file, as an agent does."""
-    private(held.token, held.openbao.token(POLICY.format(name=held.name)))
+    private(held.token, held.openbao.token(POLICY.format(mount=MOUNT, name=held.name)))
 
 
 def forbid(held: Held) -> None:
     """Give a token that may read the key, and not sign with it."""
-    held.token.write_text(held.openbao.token(f'path "transit/keys/{held.name}" {{ capabilities = ["read"] }}'))
+    held.token.write_text(held.openbao.token(f'path "{MOUNT}/keys/{held.name}" {{ capabilities = ["read"] }}'))
 
 
 def delete(held: Held) -> None:
     """Delete the key."""
-    held.openbao.tell("POST", f"transit/keys/{held.name}/config", {"deletion_allowed": True})
-    held.openbao.tell("DELETE", f"transit/keys/{held.name}")
+    held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}/config", {"deletion_allowed": True})
+    held.openbao.tell("DELETE", f"{MOUNT}/keys/{held.name}")
 
 
 def recreate(held: Held, kind: str) -> None:
     """Put another key under the name."""
     delete(held)
-    held.openbao.tell("POST", f"transit/keys/{held.name}", {"type": kind})
+    held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}", {"type": kind})
 
 
 def nothing(_held: Held) -> None:
@@ -170,7 +183,9 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(name, marks=pytest.mark.slow if name == "paused" else ()) for name in FAULTS]
+)
 def test_a_producer_through_a_fault(fault: str, held: Held, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing is signed meanwhile, the error names the host and no token, and the signer goes on afterwards."""
     caplog.set_level(logging.DEBUG)
@@ -246,10 +261,12 @@ def proxy(openbao: OpenBao) -> Iterator[Proxy]:
         yield found
 
 
-@pytest.mark.parametrize("rubbish", RUBBISH)
+@pytest.mark.parametrize(
+    "rubbish", [pytest.param(name, marks=pytest.mark.slow if name == "silence" else ()) for name in RUBBISH]
+)
 def test_no_rubbish_becomes_a_token(rubbish: str, held: Held, proxy: Proxy) -> None:
     """Whatever a proxy answers, in the right shape too, is ``Unavailable`` after three attempts."""
-    held.openbao.tell("POST", f"transit/keys/{held.name}/rotate")
+    held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}/rotate")
     public, signer = held.adopt(held.uri(proxy.url)), held.signer()
     signer.sign(MESSAGE)
     before, (proxy.answer, says) = proxy.requests, RUBBISH[rubbish]
@@ -278,7 +295,7 @@ def test_rubbish_among_good_answers_is_never_sent(held: Held, proxy: Proxy) -> N
 def test_a_rotation_there_changes_nothing_until_it_is_adopted(held: Held) -> None:
     """The pinned version signs on after a rotation; the new one is adopted as pending, and then signs."""
     public = held.adopt()
-    held.openbao.tell("POST", f"transit/keys/{held.name}/rotate")
+    held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}/rotate")
     assert accepted(held.signer().sign(MESSAGE), public) == public.kid
     second = held.adopt(held.uri(version=2))
     assert second.kid != public.kid
@@ -288,8 +305,8 @@ def test_a_rotation_there_changes_nothing_until_it_is_adopted(held: Held) -> Non
 def test_a_version_that_was_withdrawn_signs_no_more(held: Held) -> None:
     """``min_encryption_version`` above the pinned version stops it there, and the producer says so."""
     held.adopt()
-    held.openbao.tell("POST", f"transit/keys/{held.name}/rotate")
-    held.openbao.tell("POST", f"transit/keys/{held.name}/config", {"min_encryption_version": 2})
+    held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}/rotate")
+    held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}/config", {"min_encryption_version": 2})
     with pytest.raises(Unavailable, match=r"status [45]00"):
         held.signer().sign(MESSAGE)
 
@@ -307,7 +324,7 @@ def test_a_version_that_was_withdrawn_signs_no_more(held: Held) -> None:
 def test_a_key_that_cannot_be_ours_is_not_adopted(held: Held, settings: dict[str, Any], why: str) -> None:
     """A wrong type, or a private half that can be copied, is refused, and the keystore stays as it was."""
     held.name += "-other"
-    held.openbao.tell("POST", f"transit/keys/{held.name}", settings)
+    held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}", settings)
     held.token.write_text(held.openbao.root)
     with pytest.raises(ConfigurationError, match=why):
         held.adopt()
@@ -326,3 +343,23 @@ def test_a_server_whose_certificate_is_not_trusted_is_out_of_reach(held: Held) -
     with pytest.raises(Unavailable, match="its certificate is not trusted"):
         held.adopt(uri)
     assert not held.store.folder.exists()
+
+
+@pytest.mark.slow
+def test_the_page_does_what_it_says(openbao: OpenBao, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command of the how-to page runs on OpenBao, in order, and the last one cuts the producer off."""
+    monkeypatch.setenv("PATH", str(openbao.program.parent), prepend=os.pathsep)
+    for name, value in (("ADDR", openbao.secure), ("CACERT", str(openbao.ca)), ("TOKEN", openbao.root)):
+        monkeypatch.setenv(f"BAO_{name}", value)
+    etc = tmp_path / "etc"
+    etc.mkdir()
+    shutil.copy(openbao.ca, etc / "ca.pem")
+    reader = Reader(tmp_path, {"https://bao.example:8200": openbao.secure, "/etc/mqauth": str(etc)})
+    printed, signed = "", next(block for block in blocks(PAGE) if block.language == "python")
+    for block in blocks(PAGE):
+        if block.mark == "output":
+            assert matches(block.text, printed)
+        elif block.mark == "openbao":
+            printed = reader.run(block)
+    with pytest.raises(AssertionError, match="status 403"):
+        reader.run(signed)

@@ -136,6 +136,11 @@ class OpenBao(Service):
         found: dict[str, Any] = answer.get("data") or answer
         return found
 
+    @property
+    def program(self) -> Path:
+        """The command, for people."""
+        return _program()
+
     def token(self, policy: str) -> str:
         """Return a new token that a policy applies to, in the language of policies."""
         name = hashlib.sha256(policy.encode()).hexdigest()[:12]
