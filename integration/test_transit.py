@@ -6,87 +6,34 @@ import base64
 import json
 import logging
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from integration.documentation import Reader, blocks, matches
+from integration.held_key import MOUNT, Held, engine, private
 from integration.http_proxy import Answer, Proxy, honest
 from integration.services.openbao import OpenBao
-from mqauth import Signer, Unavailable
+from mqauth import Unavailable
 from mqauth.errors import ConfigurationError
-from mqauth.keystore import ActiveKey, Keystore
-from mqauth.keystore.disk import ring
-from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
+from mqauth.keystore import ActiveKey
 from mqauth.testing.signing_contract import SigningContract, accepted
 from mqauth.wire.keys import Key
 from mqauth.wire.message import Message
 
 PAGE: Final = "docs/how-to/use-openbao-or-vault.md"
-MOUNT: Final = "team/signing"
-POLICY: Final = """\
-path "{mount}/keys/{name}" {{ capabilities = ["read"] }}
-path "{mount}/sign/{name}" {{ capabilities = ["update"] }}
-"""
-TYPES: Final = {"EdDSA": "ed25519", "ES256": "ecdsa-p256", "ES384": "ecdsa-p384"}
 MESSAGE: Final = Message(destination="kafka:orders", body=b"hello", key=b"42")
-
-
-def private(path: Path, text: str) -> Path:
-    """Write a file that its owner alone can read."""
-    path.touch(0o600)
-    path.write_text(text)
-    return path
-
-
-@dataclass
-class Held:
-    """A key in an OpenBao, with a token that may sign with it.
-
-    Args:
-        openbao: the server.
-        folder: for the token, and a keystore.
-        algorithm: of the key.
-    """
-
-    openbao: OpenBao
-    folder: Path
-    algorithm: str = "EdDSA"
-
-    def __post_init__(self) -> None:
-        self.name = f"key-{secrets.token_hex(6)}"
-        self.openbao.tell("POST", f"{MOUNT}/keys/{self.name}", {"type": TYPES[self.algorithm]})
-        self.token = private(self.folder / "token", self.openbao.token(POLICY.format(mount=MOUNT, name=self.name)))
-        self.store = Keystore(folder=self.folder / "keys")
-
-    def uri(self, server: str = "", version: int = 1) -> str:
-        """Return the reference of a version, by TLS, or by a URL of http on loopback."""
-        place = f"transit:{server or self.openbao.secure}/{MOUNT}/{self.name}?key_version={version}"
-        trust = "unsafe_http_loopback=true" if server else f"ca={self.openbao.ca}"
-        return f"{place}&token_file={self.token}&{trust}"
-
-    def adopt(self, uri: str = "") -> Key:
-        """Adopt the key, have it sign, and return its public half."""
-        entry = self.store.adopt(uri or self.uri(), subjects=[SUBJECT], publish_delay=0)
-        self.store.change(ring.rotate)
-        return entry.key
-
-    def signer(self) -> Signer:
-        """Return a producer's signer that follows the keystore."""
-        return Signer(key=ActiveKey(self.store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _engine(openbao: OpenBao) -> Iterator[None]:
     """A transit engine of these tests."""
-    openbao.tell("POST", f"sys/mounts/{MOUNT}", {"type": "transit"})
-    yield
-    openbao.tell("DELETE", f"sys/mounts/{MOUNT}")
+    with engine(openbao):
+        yield
 
 
 @pytest.fixture
@@ -137,7 +84,7 @@ def revoke(held: Held) -> None:
 
 def renew(held: Held) -> None:
     """Write a new token into the file, as an agent does."""
-    private(held.token, held.openbao.token(POLICY.format(mount=MOUNT, name=held.name)))
+    private(held.token, held.openbao.token(held.policy))
 
 
 def forbid(held: Held) -> None:
