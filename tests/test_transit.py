@@ -13,7 +13,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from mqauth.errors import ConfigurationError, Unavailable
+from mqauth.flow import Attempts
 from mqauth.http.connection import Endpoint
+from mqauth.keystore.reference.key import ReferenceKey
 from mqauth.keystore.reference.transit import Place, TransitKey
 from mqauth.testing import FakeClock
 from mqauth.wire import base64url, jws
@@ -308,3 +310,46 @@ def test_a_file_of_cas_that_holds_none_is_refused(token: Path) -> None:
     """CAs of one's own are read when the key is opened, so that a mistake shows at once."""
     with pytest.raises(ConfigurationError, match="no PEM certificates"):
         TransitKey(reference(token, ca=str(token)))
+
+
+# As a keystore has it
+
+
+@pytest.fixture
+def entry(key: TransitKey, monkeypatch: pytest.MonkeyPatch) -> ReferenceKey:
+    """The key as a keystore's entry, whose attempts do not wait."""
+    monkeypatch.setattr("mqauth.keystore.reference.key.ATTEMPTS", Attempts(limit=3, wait=0))
+    return ReferenceKey(ED, "transit:x", key)
+
+
+def test_each_signature_is_checked(entry: ReferenceKey, server: Server) -> None:
+    """After good signatures too, one of another input is no signature; the next attempt's good one is taken."""
+    good, wrong = signed(ED, b"x"), signed(ED, b"y")
+    server.answers = [good, good, wrong, wrong, good]
+    for _ in range(3):
+        signature = entry.sign(b"x")
+        jws.verify(jws.Opened("EdDSA", ED.kid, b"x", b"", signature), ED.public_only)
+    assert server.answers == []
+
+
+def test_wrong_signatures_alone_are_unavailable(entry: ReferenceKey, server: Server) -> None:
+    """Three wrong ones are ``Unavailable``, no configuration error: the next request may meet the right server."""
+    server.answers = [signed(ED, b"y")] * 3 + [signed(ED, b"x")]
+    with pytest.raises(Unavailable, match="signs with another key"):
+        entry.sign(b"x")
+    assert entry.sign(b"x")
+
+
+def test_a_failure_is_logged_once_a_minute(
+    entry: ReferenceKey, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line at ERROR names kid, host and status, however often it is asked; another cause has its own line."""
+    sealed = response(b"{}", status="503 Service Unavailable")
+    server.answers = [sealed] * 6 + [response(b"{}", status="403 Forbidden")] * 3
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            entry.sign(b"x")
+    lines = [record.getMessage() for record in caplog.records if record.name == "mqauth.keystore"]
+    assert [line.partition("status ")[2][:3] for line in lines] == ["503", "403"]
+    assert all(ED.kid in line and "https://bao.example:8200" in line for line in lines)
+    assert {record.levelname for record in caplog.records} == {"ERROR"}
