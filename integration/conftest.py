@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from integration.services import Kafka, RabbitMQ, Redis, Service
+from integration.services.opa import Agent
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
@@ -40,6 +41,12 @@ def kafka() -> Iterator[Kafka]:
 def redis() -> Iterator[Redis]:
     """A Redis or Valkey that all tests share."""
     yield from _session(Redis.launch())
+
+
+@pytest.fixture(scope="session")
+def agent() -> Iterator[Agent]:
+    """An Open Policy Agent that all tests share."""
+    yield from _session(Agent.launch())
 
 
 @pytest.fixture(autouse=True)
