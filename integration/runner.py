@@ -45,8 +45,7 @@ _GROUPS = {
 }
 """Which files are a group's, by a pattern; the first that fits counts."""
 _NOT_QUICK = {"confluent", "clients", "kafka-chaos", "opa", "rabbitmq-chaos"}
-"""Of further clients, whose leaves the unit tests hold to the contract on doubles, what is slow as a whole, and what
-has to be built first."""
+"""Of further clients, whose leaves the unit tests hold to the contract on doubles, and what is slow as a whole."""
 # The brokers of tests end before the code of Java's second compiler repays what compiling took.
 _JAVA_OPTIONS = "-XX:TieredStopAtLevel=1"
 _TERMINAL_TELLS_WITHIN = 2.0  # a Ctrl-C reaches the whole process group; a kill only us

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aio_pika
 import pytest
 
-from integration.documentation import Block, Reader, blocks, matches
+from integration.documentation import Reader, blocks
 from integration.redis_doubles import certificate
 from integration.services.opa import Agent, bundle, program
 from integration.test_kafka_wrapper import Bench as LogBench
@@ -27,15 +28,15 @@ from mqauth import OPA, Decision, Unavailable
 from mqauth.brokers import rabbitmq as wrapper
 from mqauth.cli import main
 from mqauth.errors import Cause, ConfigurationError
-from mqauth.flow import arun, run
+from mqauth.flow import arun
 from mqauth.judging.policy import decision_of
-from mqauth.judging.selftest import at_start
 from mqauth.telemetry.prometheus import Endpoint
 from mqauth.testing.clock import RunningClock
 from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT, Forge
 from mqauth.testing.policy_contract import ELSEWHERE, PLACE, AskedPolicyContract, PolicyContract, honest
 from mqauth.testing.stage_kafka import wait_until
-from mqauth.wire.keys import SigningKey
+from mqauth.wire.jwk import dump_key_set
+from mqauth.wire.keys import Key, KeySet, SigningKey
 
 PATH = "mqauth/allow"
 PAGE = "docs/how-to/ask-opa.md"
@@ -44,6 +45,8 @@ package mqauth
 default allow := false
 allow if { input.issuer == "%s"; input.subject == "%s"; input.destination == "%s" }
 """
+BOTH = "package mqauth\nallow := true if input.v == 1\nallow := false if input.v == 1"
+"""A rule that says both: the agent answers 500."""
 PATIENT = 5.0
 """Seconds for a request where the test is not about time: this machine may be busy."""
 
@@ -96,7 +99,7 @@ class TestContract(PolicyContract, AskedPolicyContract):
     ids=["no default", "a text", "another path", "default true", "everybody but one"],
 )  # fmt: skip
 def test_a_wrong_policy_stops_the_start(agent: Agent, rego: str, why: str) -> None:
-    """A misspelt path, a rule without a default, a text, and what allows everything: the consumer does not start."""
+    """A misspelt path, a rule without a default, a text, and what allows everything: no consumer starts."""
     agent.load(rego)
     with pytest.raises(ConfigurationError, match=why):
         opa_of(agent).probe()
@@ -108,7 +111,7 @@ def test_a_wrong_policy_stops_the_start(agent: Agent, rego: str, why: str) -> No
         ("package mqauth\nallow if input.subject == \"nobody\"", "neither true nor false"),
         ("package mqauth\nallow := \"true\"", "neither true nor false"),
         ("package mqauth\nallow := concat(\"\", [\"x\" | some i in numbers.range(1, 17408)])", "over 16384 bytes"),
-        ("package mqauth\nallow := true if input.v == 1\nallow := false if input.v == 1", "neither true nor false"),
+        (BOTH, "neither true nor false"),
     ],
     ids=["undefined", "a text", "17 KiB", "500: a conflict"],
 )  # fmt: skip
@@ -120,7 +123,7 @@ def test_what_is_no_decision_defers(agent: Agent, rego: str, why: str) -> None:
 
 def test_the_conflict_is_a_500(agent: Agent) -> None:
     """The agent really answers 500 to a rule that says both."""
-    agent.load("package mqauth\nallow := true if input.v == 1\nallow := false if input.v == 1")
+    agent.load(BOTH)
     command = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"{agent.url}/v1/data/{PATH}"]
     found = subprocess.run([*command, "-d", '{"input": {"v": 1}}'], capture_output=True, text=True, check=True)
     assert found.stdout == "500"
@@ -286,7 +289,7 @@ def test_tls_with_a_ca_of_ones_own_and_a_token(tmp_path: Path) -> None:
 
 
 async def test_a_queue_over_an_outage(bench: Bench, agent: Agent) -> None:  # noqa: F811
-    """RabbitMQ: nothing is accepted while OPA is down; afterwards lost 0, condemned 0, and the forbidden refused."""
+    """RabbitMQ: nothing is accepted while OPA is down; then lost 0, condemned 0, and the forbidden refused."""
     agent.load(policy_of(bench.destination))
     opa = opa_of(agent, remember=0)
     consumer = bench.consumer(guard=bench.guard(policy=opa))
@@ -300,7 +303,7 @@ async def test_a_queue_over_an_outage(bench: Bench, agent: Agent) -> None:  # no
         for number in range(200):
             await bench.publish(b"during %d" % number)
             if number % 4 == 0:
-                await neighbour.publish(_aio_pika().Message(b"forbidden %d" % number), bench.source.name)
+                await neighbour.publish(aio_pika.Message(b"forbidden %d" % number), bench.source.name)
         await until(lambda: consumer.health().cause is Cause.POLICY_UNAVAILABLE)
         assert agent.url in (consumer.health().detail or "")
         assert len(bench.handled) == 50
@@ -312,7 +315,9 @@ async def test_a_queue_over_an_outage(bench: Bench, agent: Agent) -> None:  # no
     expected = Counter([b"before %d" % n for n in range(50)] + [b"during %d" % n for n in range(200)])
     assert Counter(bench.handled) == expected
     letters = await bench.buried()
-    assert sorted(letter.body or b"" for letter in letters) == sorted(b"forbidden %d" % n for n in range(0, 200, 4))
+    assert sorted(letter.body or b"" for letter in letters) == sorted(
+        b"forbidden %d" % n for n in range(0, 200, 4)
+    )
     reasons = Counter(outcome.reason for outcome in bench.outcomes if outcome.reason is not None)
     assert {str(reason): count for reason, count in reasons.items()} == {"producer_forbidden": 50}
 
@@ -404,7 +409,6 @@ def test_the_check_asks_it(agent: Agent, tmp_path: Path, capsys: pytest.CaptureF
 
 def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's policy passes its own tests, is built, asked by the page's file, and decides as the page says."""
-    monkeypatch.setenv("PATH", f"{Path(program()).parent}{os.pathsep}{os.environ['PATH']}")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "opa").symlink_to(program())
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
@@ -419,7 +423,9 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert started.split()[:3] == ["opa", "run", "--server"]
     with Agent.launch("--bundle", str(tmp_path / "bundle.tar.gz")) as own:
         opa = opa_of(own)
-        at_page = [opa.decide(honest(destination=place)) for place in (PLACE, "rabbitmq:shop/orders.created", ELSEWHERE)]
+        at_page = [
+            opa.decide(honest(destination=place)) for place in (PLACE, "rabbitmq:shop/orders.created", ELSEWHERE)
+        ]
         assert at_page == [Decision.ALLOW, Decision.ALLOW, Decision.DENY]
         assert "2026-11-29.1" in opa.version
         folder = tmp_path / "asked"
@@ -434,13 +440,12 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_version_is_printed(agent: Agent) -> None:
     """The agent is the version that is pinned, and says so itself."""
     assert f"v{agent.version}" == "v1.22.4"
-    assert agent.version in subprocess.run([program(), "version"], capture_output=True, text=True, check=True).stdout
+    assert (
+        agent.version in subprocess.run([program(), "version"], capture_output=True, text=True, check=True).stdout
+    )
 
 
 def _key_set() -> str:
-    from mqauth.wire.jwk import dump_key_set
-    from mqauth.wire.keys import Key, KeySet
-
     return json.dumps(dump_key_set(KeySet([Key.generate(subjects=["orders-api"])])))
 
 
@@ -448,12 +453,6 @@ def _neighbour(forge: Forge) -> Any:
     """Return a signer whose key is trusted and whose subject may not publish."""
     key: SigningKey | Any = forge.neighbour
     return forge.signer(key=key, subject=NEIGHBOUR)
-
-
-def _aio_pika() -> Any:
-    import aio_pika
-
-    return aio_pika
 
 
 def _async(left: Callable[[str], Any], queue: str, count: int) -> Callable[[], Any]:
@@ -467,6 +466,3 @@ async def _until_asked(opa: OPA) -> None:
     """Wait until a client has met the outage."""
     with pytest.raises(Unavailable):
         await arun(decision_of(opa, honest()))
-
-
-_ = (run, at_start, matches, Block)

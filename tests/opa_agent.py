@@ -36,6 +36,8 @@ class Agent:
         takes: seconds that its clock moves on with each answer.
         asked: the inputs, in their order.
         raw: the requests as they came.
+        reached: set once it was asked.
+        open: it answers only while this is set.
     """
 
     def __init__(self, clock: FakeClock | None = None) -> None:
@@ -48,7 +50,7 @@ class Agent:
         self.asked: list[dict[str, Any]] = []
         self.raw: list[bytes] = []
         self.away = False
-        self.open = threading.Event()
+        self.reached, self.open = threading.Event(), threading.Event()
         self.open.set()
 
     def opa(self, **settings: Any) -> OPA:
@@ -71,6 +73,7 @@ class Agent:
         self.raw.append(raw)
         question = json.loads(raw.partition(b"\r\n\r\n")[2])["input"]
         self.asked.append(question)
+        self.reached.set()
         self.open.wait(10)
         said = self.says(question)
         good = {} if said is UNDEFINED else {"result": said}

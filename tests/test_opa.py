@@ -16,7 +16,7 @@ from mqauth import OPA, Allow, Decision
 from mqauth.audit.record import AuditRecord
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.flow import arun, run
-from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
+from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.rollout import Rollout, RolloutEntry, Rung
 from mqauth.judging.selftest import at_start, starting
 from mqauth.policies import memory
@@ -338,8 +338,7 @@ def test_the_same_question_is_asked_once_at_a_time(agent: Agent) -> None:
 
     async def ask() -> list[Decision]:
         both = asyncio.gather(*(opa.adecide(honest()) for _ in range(10)))
-        while not agent.asked:
-            await asyncio.sleep(0)
+        await asyncio.to_thread(agent.reached.wait)
         agent.open.set()
         return list(await both)
 
@@ -354,8 +353,7 @@ def test_an_event_loop_runs_on_while_it_is_asked(agent: Agent) -> None:
 
     async def ask() -> Decision:
         first, second = (asyncio.create_task(opa.adecide(honest())) for _ in range(2))
-        while not agent.asked:
-            await asyncio.sleep(0)
+        await asyncio.to_thread(agent.reached.wait)
         first.cancel()
         await asyncio.sleep(0)
         agent.open.set()
@@ -389,9 +387,20 @@ def test_a_broken_connection_of_any_kind_is_no_decision(agent: Agent) -> None:
 # Its start.
 
 
-def guard_of(opa: OPA, **settings: Any) -> Pipeline:
+class Sink:
+    """Audit in memory."""
+
+    def __init__(self) -> None:
+        self.records: list[AuditRecord] = []
+
+    def write(self, record: AuditRecord) -> None:
+        """Keep a record."""
+        self.records.append(record)
+
+
+def guard_of(opa: OPA, forge: Forge | None = None, **settings: Any) -> Pipeline:
     """Return a pipeline that asks OPA."""
-    return Pipeline(verifier=Forge().verifier(), policy=opa, replay=MemoryReplayStore(8), **settings)
+    return Pipeline(verifier=(forge or Forge()).verifier(), policy=opa, replay=MemoryReplayStore(8), **settings)
 
 
 def test_a_start_probes(agent: Agent) -> None:
@@ -436,11 +445,6 @@ def test_the_scopes_must_agree(agent: Agent) -> None:
 # In a pipeline.
 
 
-def judged(guard: Pipeline, forge: Forge, place: str = PLACE) -> Outcome:
-    """Return what becomes of an honest message."""
-    return run(guard.judge(guard.receive(forge.signer().sign(Message(destination=place, body=b"x")))))
-
-
 def test_rules_beside_it_must_allow_too(agent: Agent) -> None:
     """With rules beside it both must allow; what the rules refuse is never asked."""
     agent.says = lambda _: True
@@ -466,11 +470,6 @@ def test_rules_beside_it_name_their_issuers(agent: Agent) -> None:
 
 def test_a_refusal_is_recorded_with_the_revision(agent: Agent) -> None:
     """The audit record of a message that OPA refuses quotes the bundle's revision."""
-    records: list[AuditRecord] = []
-
-    class Sink:
-        def write(self, record: AuditRecord) -> None:
-            records.append(record)
 
     class Letters:
         name = "dead"
@@ -479,19 +478,17 @@ def test_a_refusal_is_recorded_with_the_revision(agent: Agent) -> None:
             """Take it."""
 
     agent.bundles = {"authz": {"revision": "r7"}}
-    forge = Forge()
-    guard = Pipeline(
-        verifier=forge.verifier(), policy=agent.opa(), replay=MemoryReplayStore(8), audit=Sink()
-    )
+    forge, sink = Forge(), Sink()
+    guard = guard_of(agent.opa(), forge, audit=sink)
     message = forge.signer().sign(Message(destination=ELSEWHERE, body=b"x"))
     found = run(guard.process(guard.receive(message), lambda _: None, Letters()))
-    assert (found.reason, records[0].policy) == (Reason.PRODUCER_FORBIDDEN, "opa authz@r7")
+    assert (found.reason, sink.records[0].policy) == (Reason.PRODUCER_FORBIDDEN, "opa authz@r7")
 
 
 def test_an_outage_defers_and_names_the_agent(agent: Agent) -> None:
     """During an outage a message waits, and its detail names the URL; afterwards it is accepted."""
     forge = Forge()
-    guard = Pipeline(verifier=forge.verifier(), policy=agent.opa(), replay=MemoryReplayStore(8))
+    guard = guard_of(agent.opa(), forge)
     agent.vanish()
     delivery = guard.receive(forge.signer().sign(Message(destination=PLACE, body=b"x")))
     waits = run(guard.judge(delivery))
@@ -509,19 +506,15 @@ def test_below_enforce_an_outage_holds_nobody_up(agent: Agent) -> None:
         destinations=("*",), rung=Rung.OBSERVE, since=date(2026, 11, 1), until=date(2026, 12, 1), owner="me",
         window=60.0,
     )  # fmt: skip
+    message = forge.signer().sign(Message(destination=PLACE, body=b"x"))
     for call in (run, lambda flow: asyncio.run(arun(flow))):
         fresh = Agent()
-        guard = Pipeline(
-            verifier=forge.verifier(), policy=fresh.opa(), replay=MemoryReplayStore(8), rollout=Rollout([entry])
-        )
+        guard = guard_of(fresh.opa(), forge, rollout=Rollout([entry]), audit=Sink())
         fresh.vanish()
-        message = forge.signer().sign(Message(destination=PLACE, body=b"x"))
         found = call(guard.judge(guard.receive(message)))
         assert found.unverified.would.cause is Cause.POLICY_UNAVAILABLE
         fresh = Agent()
-        guard = Pipeline(
-            verifier=forge.verifier(), policy=fresh.opa(), replay=MemoryReplayStore(8), rollout=Rollout([entry])
-        )
+        guard = guard_of(fresh.opa(), forge, rollout=Rollout([entry]), audit=Sink())
         assert call(guard.judge(guard.receive(message))).verdict is Verdict.ACCEPTED
 
 
@@ -564,10 +557,8 @@ def test_a_token_is_read_for_each_request(agent: Agent, tmp_path: Path) -> None:
     opa.decide(honest())
     file.write_text("second\n")
     opa.decide(honest())
-    assert [b"Authorization: Bearer " + word in raw for word, raw in zip((b"first", b"second"), agent.raw)] == [
-        True,
-        True,
-    ]
+    for word, raw in zip((b"first", b"second"), agent.raw, strict=True):
+        assert b"Authorization: Bearer " + word in raw
     file.write_text("s3cret one\n")
     said = failure(opa)
     assert said == f"{file}: not a token in one line of ASCII"
@@ -611,6 +602,8 @@ def test_health_says_how_it_is(agent: Agent) -> None:
     found = opa.health()
     assert (found.state, found.failed, found.failing_for) == ("failing", 1, 7)
     assert found.last_failure == "out of reach: Connection refused"
+    agent.clock.advance(60)
+    assert opa.health().failing_for == 0
 
 
 def test_a_question_holds_what_is_asked() -> None:

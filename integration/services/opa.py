@@ -65,8 +65,8 @@ class Agent(Service):
 
     def load(self, rego: str) -> None:
         """Put a policy in place of the one before."""
-        put = urllib.request.Request(f"{self.url}/v1/policies/{_POLICY}", data=rego.encode(), method="PUT")
-        with urllib.request.urlopen(put, timeout=_PATIENCE):
+        put = urllib.request.Request(f"{self.url}/v1/policies/{_POLICY}", data=rego.encode(), method="PUT")  # noqa: S310
+        with urllib.request.urlopen(put, timeout=_PATIENCE):  # noqa: S310
             pass
 
 
@@ -79,7 +79,15 @@ def bundle(folder: Path, rego: str, revision: str) -> Path:
     """Build a bundle of one policy in a folder, in place of the one before, and return it."""
     (folder / "policy.rego").write_text(rego)
     built = folder / "bundle.tar.gz"
-    command: Sequence[str] = [program(), "build", "-r", revision, "-o", f"{built}.new", str(folder / "policy.rego")]
+    command: Sequence[str] = [
+        program(),
+        "build",
+        "-r",
+        revision,
+        "-o",
+        f"{built}.new",
+        str(folder / "policy.rego"),
+    ]
     run(command, timeout=60)
     Path(f"{built}.new").replace(built)
     return built
@@ -89,7 +97,7 @@ def _said(url: str, timeout: float) -> Any:
     try:
         # Whose certificate it is does not matter here: what is asked for is whether it is up.
         context = ssl._create_unverified_context() if url.startswith("https:") else None  # noqa: S323
-        with urllib.request.urlopen(url, timeout=timeout, context=context) as answer:
+        with urllib.request.urlopen(url, timeout=timeout, context=context) as answer:  # noqa: S310
             return json.loads(answer.read())
     except urllib.error.HTTPError as refused:
         if refused.code == 401:

@@ -21,6 +21,7 @@ CAPACITY: Final = 4 * 1024 * 1024
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
 _ENTRY: Final = 320
+_QUIET: Final = 60.0
 _NEVER: Final = float("-inf")
 
 
@@ -101,6 +102,10 @@ class Pause:
         if self.failures:
             self._until = now + longest
         return True
+
+    def failing_from(self, now: float) -> float | None:
+        """Return since when there is no answer; ``None`` where there was one, or nobody has asked for a minute."""
+        return self.failing_since if now < self._until + _QUIET else None
 
     def failed(self, begun: float, now: float, why: str) -> None:
         """Note that a request brought no answer; of several that were under way together only the first counts."""

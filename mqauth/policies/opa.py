@@ -49,6 +49,7 @@ _UNASKED: Final = "opa, not asked yet"
 _UNVERSIONED: Final = "opa, no bundle"
 _NO_DECISION: Final = "the answer is neither true nor false"
 """Said of an undefined result, too: a path that is misspelt, or a rule without a default."""
+State = Literal["ok", "failing", "unasked"]
 Asked = concurrent.futures.Future[Decision | Unavailable]
 Begin = Callable[[Callable[..., None], Question, Asked], object]
 
@@ -64,12 +65,13 @@ class PolicyHealth:
         remembered: decisions that are in memory.
         asked: requests since the start.
         failed: how many of them brought no decision.
-        failing_for: seconds since the first failure of the present outage; 0 while there is none.
+        failing_for: seconds since the first failure of the present outage; 0 while there is none, and where nobody
+            has asked for a minute.
         last_failure: why the last request failed, while there is an outage.
     """
 
     source: str
-    state: Literal["ok", "failing", "unasked"]
+    state: State
     version: str
     remembered: int
     asked: int
@@ -210,12 +212,13 @@ class OPA:
     def health(self) -> PolicyHealth:
         """Return how the agent is doing; may be called from any thread."""
         with self._lock:
-            since, why = self._pause.failing_since, self._pause.why
-            known = "unasked" if self._version == _UNASKED else "ok"
+            now = self._clock.monotonic()
+            since, why = self._pause.failing_from(now), self._pause.why
+            known: State = "unasked" if self._version == _UNASKED else "ok"
             return PolicyHealth(
-                source=self.source, state="failing" if since is not None else known,  # type: ignore[arg-type]
-                version=self.version, remembered=len(self._decisions), asked=self._asked, failed=self._failed,
-                failing_for=0.0 if since is None else self._clock.monotonic() - since, last_failure=why,
+                source=self.source, state=known if since is None else "failing", version=self.version,
+                remembered=len(self._decisions), asked=self._asked, failed=self._failed,
+                failing_for=0.0 if since is None else now - since, last_failure=why,
             )  # fmt: skip
 
     def _known(self, question: Question) -> Decision | None:

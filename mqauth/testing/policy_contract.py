@@ -1,8 +1,8 @@
 """The policy contract: the promises of every ``Policy``, be it rules in memory or a service that is asked.
 
 Inherit ``PolicyContract`` in a test class and provide the fixture ``policy``: a policy that lets ``orders-api`` of
-the issuer ``https://auth.example`` publish to ``kafka:orders``, and refuses everything else. ``AskedPolicyContract``
-is for a policy that is kept elsewhere. It needs the fixture ``out_of_reach``, too: a function after which whatever
+the issuer ``https://auth.example`` publish to ``kafka:orders``, and refuses everything else. Of a policy that is
+kept elsewhere inherit ``AskedPolicyContract``, too, and provide ``out_of_reach``: a function after which whatever
 the policy asks gives no answer.
 """
 
