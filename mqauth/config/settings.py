@@ -162,7 +162,7 @@ class ConsumerSettings(Settings):
     opa: Annotated[
         OPASettings | None,
         inner(OPASettings),
-        "An Open Policy Agent that decides who may publish where; where there are rules, too, both must allow.",
+        "An Open Policy Agent that decides who may publish where; beside rules both must allow.",
     ] = None
     identities: Annotated[
         int,
