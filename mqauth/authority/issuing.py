@@ -88,7 +88,8 @@ class IdentityAuthority:
     def __init__(
         self, *, trust_domain: str, desk: CredentialDesk, keys: SigningKeySource, audit: AuditSink,
         lifetime: int = LIFETIME, rate: int = RATE,
-        cutoffs: Callable[[], Mapping[str, Cutoff]] = lambda: NO_CUTOFFS, clock: Clock = SYSTEM_CLOCK, randomness: Randomness = SYSTEM_RANDOMNESS,
+        cutoffs: Callable[[], Mapping[str, Cutoff]] = lambda: NO_CUTOFFS,
+        clock: Clock = SYSTEM_CLOCK, randomness: Randomness = SYSTEM_RANDOMNESS,
     ) -> None:  # fmt: skip
         require(is_trust_domain(trust_domain), "a trust domain is wimse:// or spiffe:// and a name")
         require(SHORTEST <= lifetime <= LONGEST, f"lifetime is {SHORTEST} to {LONGEST} seconds")
