@@ -56,7 +56,6 @@ _TABLE: Final = (
         "misuse.callback_failed misuse.detector_failed",
     ),
     ("audit", logging.CRITICAL, "audit.cut"),
-    ("authority", logging.INFO, "authority.cut_off"),
     ("authority", logging.ERROR, "authority.unavailable"),
     ("console", logging.INFO, "console.login console.refused"),
     ("console", logging.WARNING, "console.login_failed"),

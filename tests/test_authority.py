@@ -17,6 +17,7 @@ from mqauth.keystore.identity import IdentityKey
 from mqauth.wire import base64url, identity, jwk
 from mqauth.wire.keys import Key, KeySet, Revocation, public_members
 from tests.authority_world import ACCOUNT, CLUSTER, DOMAIN, MACHINES, ORDERS, STOCK, URL, World, jws
+from tests.test_audit_schema import faults
 
 OTHER = Key.generate("EdDSA")
 RSA = Key.generate("RS256")
@@ -488,3 +489,14 @@ def test_refusals_hold_nothing_secret() -> None:
     """The text of a refusal is a code and a sentence."""
     assert str(Refused(Refusal.DPOP_INVALID, "why")) == "dpop_invalid: why"
     assert jws({"alg": "EdDSA"}, {}, OTHER).count(".") == 2
+
+
+def test_records_follow_the_schema(tmp_path: Path) -> None:
+    """Issued, refused with and without a credential, in a flood, and alerts: each record follows the schema."""
+    world = World(tmp_path, refusals=0, rate=2)
+    for credential in (world.credential(), world.enrolment(), world.credential(), "bad", *[""] * 110):
+        world.ask(credential)
+    world.ask(world.credential(claims={"sub": "\x1b[2J" * 100, "jti": "j" * 300}), body=b'{"sub":"\\u202e"}')
+    records = world.all_records()
+    assert {record["verdict"] for record in records} == {"identity_issued", "identity_refused", "alert"}
+    assert [faults(record) for record in records if faults(record)] == []

@@ -12,6 +12,7 @@ import ipaddress
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final
 
+from mqauth import logs
 from mqauth.authority.issuing import PATH, Asked, IdentityAuthority, Issued
 from mqauth.authority.rates import Rate
 from mqauth.authority.records import Trace
@@ -62,6 +63,7 @@ class AuthorityServer:
         self._authority = authority
         self._keys = keys
         self._refusals = Rate(refusals, clock)
+        self._lines = logs.Rate(clock)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -99,7 +101,8 @@ class AuthorityServer:
                 self._authority.refuse(refused, trace)
                 return refused.answer, {}, refused.wait
         except Unavailable as error:
-            emit("authority.unavailable", "no identity can be given: %s", error)
+            if self._lines.admits("authority.unavailable", (error.cause.value,), {}):
+                emit("authority.unavailable", "no identity can be given: %s", error)
             return UNAVAILABLE, {}, RETRY_AFTER
 
 
