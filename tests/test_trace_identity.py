@@ -12,11 +12,17 @@ from mqauth.audit.record import AuditRecord, token_fields
 from mqauth.brokers import memory
 from mqauth.cli import main
 from mqauth.judging.pipeline import Pipeline
+from mqauth.judging.policy import Allow, Rule
+from mqauth.judging.trust_domain import TrustDomain
+from mqauth.judging.verifier import Verifier
+from mqauth.keystore.identity import IdentityKey
 from mqauth.replay.memory import MemoryReplayStore
+from mqauth.signer import Signer
 from mqauth.testing import FakeClock
 from mqauth.testing.identity import TRUST_DOMAIN, IdentityForge
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.identity import Identity
+from tests.authority_world import ACCOUNT, DOMAIN, ORDERS, World
 
 PLACE = "kafka:orders"
 CREDENTIAL = {
@@ -46,21 +52,12 @@ def files(tmp_path: Path) -> tuple[Path, Path, list[str]]:
     consumer, authority = tmp_path / "consumer.jsonl", tmp_path / "authority.jsonl"
     with AuditFile(authority, fsync=False) as issued, AuditFile(consumer, fsync=False) as seen:
         for number in range(2):
-            forge, broker = IdentityForge(clock), memory.MemoryBroker()
-            signer = forge.signer()
+            forge = IdentityForge(clock)
             who = forge.identity()["key"].identity
             issued.write(asked_for(who, number))
             issued.write(asked_for(who, number, "identity_refused"))
             thumbprints.append(who.jkt)
-            for queue in (PLACE, "kafka:dead"):
-                broker.declare(queue)
-            memory.Producer(broker, signer).publish(honest_message(PLACE))
-            pipe = Pipeline(
-                verifier=forge.verifier(), policy=forge.policy(PLACE), replay=MemoryReplayStore(clock=clock),
-                audit=seen, record="all", clock=clock,
-            )  # fmt: skip
-            letters = memory.DeadLetters(broker, "kafka:dead")
-            memory.Consumer(broker, PLACE, pipe, lambda _: None, dead_letters=letters).drain()
+            handle(forge.verifier(), forge.policy(PLACE), forge.signer(), seen, clock)
     return consumer, authority, thumbprints
 
 
@@ -75,6 +72,47 @@ def test_a_thumbprint_leads_from_a_message_to_who_asked(
     assert found[1]["id"] == "issued-0"
     assert found[0]["token"]["verified"]["identity"] == found[1]["token"]["verified"]["identity"]
     assert found[1]["asked"]["credential"] == CREDENTIAL
+
+
+def test_a_message_leads_to_the_record_of_a_real_authority(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A workload asks an authority, signs and is accepted: both files have its thumbprint, and one who asked."""
+    world, consumer = World(tmp_path), tmp_path / "consumer.jsonl"
+    held = IdentityKey(world.ask().body["wit"], world.key, clock=world.clock)
+    signer = Signer(key=held, issuer=DOMAIN, subject=ORDERS, audience="billing", clock=world.clock)
+    verifier = Verifier(
+        keys={DOMAIN: TrustDomain(keys=world.keystore.public_keys())}, audience="billing"
+    )  # fmt: skip
+    with AuditFile(consumer, fsync=False) as audit:
+        handle(
+            verifier,
+            Allow([Rule(subject=ORDERS, destinations=(PLACE,), issuer=DOMAIN)]),
+            signer,
+            audit,
+            world.clock,
+        )
+    (seen,) = map(json.loads, consumer.read_text().splitlines())
+    jkt = seen["token"]["verified"]["identity"]["jkt"]
+    assert main(["audit", "trace", "--jkt", jkt, "--json", str(consumer), str(world.path)]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["verdict"] for one in found] == ["accepted", "identity_issued"]
+    assert found[1]["asked"]["credential"]["sub"] == ACCOUNT
+    assert found[0]["token"]["verified"]["identity"]["jti"] == found[1]["token"]["verified"]["identity"]["jti"]
+
+
+def handle(verifier: Verifier, policy: Allow, signer: Signer, audit: AuditFile, clock: FakeClock) -> None:
+    """Send one message, and have it handled and recorded."""
+    broker = memory.MemoryBroker()
+    for queue in (PLACE, "kafka:dead"):
+        broker.declare(queue)
+    memory.Producer(broker, signer).publish(honest_message(PLACE))
+    pipe = Pipeline(
+        verifier=verifier, policy=policy, replay=MemoryReplayStore(clock=clock), audit=audit, record="all",
+        clock=clock,
+    )  # fmt: skip
+    letters = memory.DeadLetters(broker, "kafka:dead")
+    memory.Consumer(broker, PLACE, pipe, lambda _: None, dead_letters=letters).drain()
 
 
 def test_its_beginning_is_enough_and_people_read_who_it_was(
