@@ -139,5 +139,11 @@ def adopted(uri: str, *, holder: Holder | None = None) -> Key:
     return key
 
 
-SCHEMES: Final[dict[str, Callable[[str], Holder]]] = {}
+def _pkcs11(uri: str) -> Holder:
+    with refusing(ImportError, "a pkcs11 key needs the extra: pip install 'mqauth[pkcs11]'"):
+        from mqauth.keystore.reference.pkcs11 import TokenKey
+    return TokenKey(uri)
+
+
+SCHEMES: Final[dict[str, Callable[[str], Holder]]] = {"pkcs11": _pkcs11}
 """What makes the holder of a key, by the scheme of its URI; each imports what it needs when it is called."""
