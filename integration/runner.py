@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from integration import pace
-from integration.services import UnavailableError, prepare_all, prometheus
+from integration.services import UnavailableError, prepare_all, prometheus, softhsm
 from integration.services.compose import RUN_VARIABLE
 from integration.services.machine import CommandError, cache_folder, docker_answers, run, say
 
@@ -125,6 +125,7 @@ def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: S
         try:
             prepare_all()
             prometheus.prepare()
+            softhsm.prepare()
         except UnavailableError as missing:
             say(f"error: {missing}")
             total, groups = _Counts(failed=1), [*units]

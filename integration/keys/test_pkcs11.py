@@ -487,6 +487,7 @@ def test_the_command(
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_page(tmp_path: Path) -> None:
     """Who follows the page has a producer that signs with an HSM, directly and by the socket."""
     hsm = SoftHSM.launch(tmp_path / "hsm")
@@ -494,14 +495,14 @@ def test_the_page(tmp_path: Path) -> None:
     folder.mkdir()
     with used(hsm):
         del os.environ["MQAUTH_PKCS11_PIN"]
-        reader, printed, ran = Reader(folder, {"/usr/lib/softhsm/libsofthsm2.so": hsm.url}), "", 0
+        reader, printed = Reader(folder, {"/usr/lib/softhsm/libsofthsm2.so": hsm.url}), list[str]()
         for block in blocks(PAGE):
             if block.mark == "softhsm":
-                printed, ran = reader.run(block), ran + 1
+                printed.append(reader.run(block))
             elif block.language == "toml":
                 reader.write(block)
-    assert ran >= 4
-    assert "accepted" in printed
+    assert any("accepted" in text for text in printed), printed
+    assert (len(printed), len(list((folder / "keys").glob("*.pem")))) == (7, 0)
 
 
 def test_an_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch, hsm: SoftHSM) -> None:

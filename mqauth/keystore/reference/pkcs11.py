@@ -147,7 +147,7 @@ class TokenKey:
     """The private key in an HSM that a URI names; the ``Holder`` of ``pkcs11:``.
 
     Args:
-        uri: as RFC 7512 has it; ``docs/how-to/keys-in-an-hsm.md`` tells which parts.
+        uri: as RFC 7512 has it; ``docs/how-to/keep-keys-in-an-hsm.md`` tells which parts.
 
     Raises:
         ConfigurationError: it is no such URI, or there is no library.

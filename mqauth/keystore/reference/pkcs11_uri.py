@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from mqauth.errors import ConfigurationError, refusing, require
+from mqauth.errors import refusing, require
 from mqauth.keystore.disk import files
 
 MODULE: Final = "PKCS11_MODULE"
@@ -117,7 +117,7 @@ def _attributes(text: str, between: str, known: frozenset[str]) -> Iterator[tupl
 
 
 def _text(found: dict[str, bytes], name: str) -> str | None:
-    try:
-        return found[name].decode() if name in found else None
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{name} is no UTF-8") from error
+    with refusing(UnicodeDecodeError, f"{name} is no UTF-8"):
+        text = found[name].decode() if name in found else None
+    require("\0" not in (text or ""), f"{name} has a NUL")
+    return text
