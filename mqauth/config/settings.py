@@ -80,7 +80,7 @@ class ProducerSettings(Settings):
     keys: Annotated[
         Path,
         PATH,
-        "The private key: a PEM file, or a keystore folder, whose rotation is followed and which may name keys in an HSM.",
+        "The private key: a PEM file, or a keystore folder, whose keys may change, and be in an HSM.",
     ]
     lifetime: Annotated[int, whole(1, MAX_LIFETIME), "Seconds a token lives."] = 60
     leave_unsigned: Annotated[
