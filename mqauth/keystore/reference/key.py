@@ -10,8 +10,10 @@ import os
 from collections.abc import Callable
 from typing import ClassVar, Final, Protocol
 
-from mqauth.errors import ConfigurationError, Rejection, refusing, require
+from mqauth.clock import SYSTEM_CLOCK
+from mqauth.errors import Cause, ConfigurationError, Rejection, Unavailable, refusing, require
 from mqauth.flow import Attempts, tried
+from mqauth.logs import Rate, emit
 from mqauth.wire import jws
 from mqauth.wire.keys import Key, PublicKey, natural_algorithm, thumbprint
 
@@ -33,8 +35,11 @@ class Holder(Protocol):
     """
 
     @property
-    def generation(self) -> int:
-        """A number that changes with each connection; the first signature after a change is checked again."""
+    def generation(self) -> int | None:
+        """A number that changes with each connection; the first signature after a change is checked again.
+
+        ``None`` where others may stand between us and the holder: then each signature is checked.
+        """
 
     def public(self) -> PublicKey:
         """Return the public half."""
@@ -70,7 +75,8 @@ class ReferenceKey:
         self.uri = uri
         self._key = key.public_only
         self._holder = holder or open_holder(uri)
-        self._checked: tuple[int, int] | None = None
+        self._checked: tuple[int, int | None] | None = None
+        self._rate = Rate(SYSTEM_CLOCK)
 
     def __repr__(self) -> str:
         return f"ReferenceKey({self.kid!r}, {self.algorithm})"
@@ -102,16 +108,28 @@ class ReferenceKey:
             Unavailable: ``keys_unavailable``: its holder was out of reach three times.
             ConfigurationError: its holder refuses us, or signs with another key.
         """
+        try:
+            return tried(ATTEMPTS, self._signed, data)
+        except Unavailable as error:
+            if self._rate.admits("signer.unavailable", (error.detail,), {}):
+                emit("signer.unavailable", "nothing is signed with key %s: %s", self.kid, error.detail)
+            raise
+
+    def _signed(self, data: bytes) -> bytes:
+        """Return the signature that one attempt gave, checked where it must be."""
         now = (os.getpid(), self._holder.generation)
-        signature = tried(ATTEMPTS, self._holder.sign, data, self.algorithm)
-        if now != self._checked:
-            self._check(data, signature)
+        signature = self._holder.sign(data, self.algorithm)
+        if now != self._checked or now[1] is None:
+            with refusing(Rejection, f"{self.uri}: signs with another key than {self.kid}", self._mixed_up):
+                jws.verify(jws.Opened(self.algorithm, self.kid, data, b"", signature), self._key)
             self._checked = now
         return signature
 
-    def _check(self, data: bytes, signature: bytes) -> None:
-        with refusing(Rejection, f"{self.uri}: signs with another key than {self.kid}, the key of the keystore"):
-            jws.verify(jws.Opened(self.algorithm, self.kid, data, b"", signature), self._key)
+    def _mixed_up(self, text: str) -> Exception:
+        # Who stands between us and a holder may have answered in its place, and be gone at the next attempt.
+        if self._holder.generation is None:
+            return Unavailable(Cause.KEYS_UNAVAILABLE, text)
+        return ConfigurationError(f"{text}, the key of the keystore")
 
 
 def open_holder(uri: str) -> Holder:
@@ -145,5 +163,11 @@ def _pkcs11(uri: str) -> Holder:
     return TokenKey(uri)
 
 
-SCHEMES: Final[dict[str, Callable[[str], Holder]]] = {"pkcs11": _pkcs11}
+def _transit(uri: str) -> Holder:
+    from mqauth.keystore.reference.transit import TransitKey
+
+    return TransitKey(uri)
+
+
+SCHEMES: Final[dict[str, Callable[[str], Holder]]] = {"pkcs11": _pkcs11, "transit": _transit}
 """What makes the holder of a key, by the scheme of its URI; each imports what it needs when it is called."""
