@@ -54,7 +54,7 @@ class Sessions:
     """The sessions of this process, one for each token, under its one lock.
 
     Attributes:
-        generation: how many sessions were opened, and how many forks there were.
+        generation: how many sessions were opened.
     """
 
     def __init__(self) -> None:
@@ -98,7 +98,6 @@ class Sessions:
         """Forget all sessions; each library is initialised again before its next session."""
         self._open.clear()
         self._stale |= self._loaded
-        self.generation += 1
 
     def _session(self, uri: TokenURI) -> pkcs11.Session:
         place = (uri.library(), uri.token, uri.serial)
@@ -160,7 +159,7 @@ class TokenKey:
 
     @property
     def generation(self) -> int:
-        """A number that changes with each session and each fork."""
+        """A number that changes with each session."""
         return SESSIONS.generation
 
     def public(self) -> PublicKey:
