@@ -96,11 +96,6 @@ class ReferenceKey:
         """The producers it may speak for; ``None`` if the key does not say."""
         return self._key.subjects
 
-    @property
-    def public(self) -> PublicKey:
-        """The public half."""
-        return self._key.public
-
     def sign(self, data: bytes, /) -> bytes:
         """Return the raw JWS signature over ``data``.
 
