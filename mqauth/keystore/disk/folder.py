@@ -105,11 +105,11 @@ class Keystore:
             Unavailable: ``keys_unavailable``: what holds the key is out of reach.
         """
         names = None if subjects is None else _subjects(subjects)
-        return self._add(adopted(uri), names, publish_delay, pending=True, overlap=overlap, uri=uri)
+        return self._add(adopted(uri), names, publish_delay, pending=True, uri=uri, overlap=overlap)
 
     def _add(
         self, key: Key, names: frozenset[str] | None, publish_delay: int | None, *, pending: bool,
-        overlap: int | None, uri: str | None = None,
+        uri: str | None = None, overlap: int | None = None,
     ) -> RingKey:  # fmt: skip
         """Enter a key, and write its private half if it has one."""
         with file_errors(self.folder):
