@@ -112,6 +112,7 @@ def _protected(kind: Any) -> type:
 
         async def start(self) -> None:
             self._mqauth.check(self)
+            await self._mqauth.try_guard()
             await self._mqauth.letters.start()
             await self._mqauth.tell()
             await super().start()

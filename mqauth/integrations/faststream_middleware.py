@@ -33,7 +33,7 @@ from mqauth.integrations.faststream_unverified import check_handlers, kinds_of, 
 from mqauth.integrations.late_letters import LateLetters, Letters
 from mqauth.integrations.turn import Turn, handle, handle_unverified
 from mqauth.judging.pipeline import Outcome, Pipeline
-from mqauth.judging.selftest import at_start
+from mqauth.judging.selftest import starting
 from mqauth.judging.unverified import Unverified
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit
@@ -116,9 +116,12 @@ class Protection:
             self.processor(subscriber)
         for publisher in broker.publishers:
             self.check_publisher(publisher)
-        if self._guard is not None:
-            at_start(self._guard)
         require(self._signer or not broker.publishers, "publishers need signer=")
+
+    async def try_guard(self) -> None:
+        """Try the pipeline before anything is consumed, as every consumer does at its start."""
+        if self._guard is not None:
+            await arun(starting(self._guard))
 
     def check_router(self, router: Any) -> None:
         """Refuse a router whose subscribers' messages FastStream settles, or that has a publisher of batches.
