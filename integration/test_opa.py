@@ -288,6 +288,7 @@ def test_tls_with_a_ca_of_ones_own_and_a_token(tmp_path: Path) -> None:
 # Consumers on real brokers, over an outage.
 
 
+@pytest.mark.slow
 async def test_a_queue_over_an_outage(bench: Bench, agent: Agent) -> None:  # noqa: F811
     """RabbitMQ: nothing is accepted while OPA is down; then lost 0, condemned 0, and the forbidden refused."""
     agent.load(policy_of(bench.destination))
@@ -322,6 +323,7 @@ async def test_a_queue_over_an_outage(bench: Bench, agent: Agent) -> None:  # no
     assert {str(reason): count for reason, count in reasons.items()} == {"producer_forbidden": 50}
 
 
+@pytest.mark.slow
 def test_a_log_over_an_outage(
     make: Callable[..., LogBench],  # noqa: F811
     agent: Agent,
@@ -407,6 +409,7 @@ def test_the_check_asks_it(agent: Agent, tmp_path: Path, capsys: pytest.CaptureF
     assert asked()[0] == 1
 
 
+@pytest.mark.slow
 def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's policy passes its own tests, is built, asked by the page's file, and decides as the page says."""
     (tmp_path / "bin").mkdir()
