@@ -1,4 +1,4 @@
-"""Fixtures: one real RabbitMQ, Kafka and Redis for the whole session, each started when first asked for."""
+"""Fixtures: one RabbitMQ, Kafka, Redis and OpenBao for the whole session, each started when first asked for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from integration.services import Kafka, RabbitMQ, Redis, Service
 from integration.services.opa import Agent
+from integration.services.openbao import OpenBao
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
@@ -47,6 +48,12 @@ def redis() -> Iterator[Redis]:
 def agent() -> Iterator[Agent]:
     """An Open Policy Agent that all tests share."""
     yield from _session(Agent.launch())
+
+
+@pytest.fixture(scope="session")
+def openbao() -> Iterator[OpenBao]:
+    """An OpenBao that all tests share."""
+    yield from _session(OpenBao.launch())
 
 
 @pytest.fixture(autouse=True)

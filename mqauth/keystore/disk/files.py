@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Final
 
 from mqauth.audit import disk
 from mqauth.audit.disk import give_to_folder, open_private, sync_folder, undone_on_error
-from mqauth.errors import file_errors
+from mqauth.errors import file_errors, require
 
 _LOCK: Final = ".lock"
 Stamp = tuple[int, int, int, int, int]
@@ -57,6 +58,17 @@ def write_whole(path: Path, raw: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path)
+
+
+def refuse_writable(path: Path) -> None:
+    """Refuse a file that its group or others may write.
+
+    Raises:
+        ConfigurationError: they may, or its mode cannot be read.
+    """
+    with file_errors(path):
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+    require(not mode & 0o022, f"{path}: others may write it (mode {mode:04o}); chmod 600 it")
 
 
 def stamp(path: Path) -> Stamp | None:
