@@ -69,7 +69,7 @@ STATEMENTS = (
     # Requests to services: a room of their own, JSON posted, the statuses that are wanted.
     + 8
     # OPA: what is asked, decisions in memory, pauses, the client, its settings, findings, probe and metric.
-    + 357
+    + 367
     # Keystore entries that are references: adopted, checked, asked again; signatures on a thread.
     + 132
     # Keys in the transit engine of OpenBao or Vault; each signature checked, and a line where none comes.
