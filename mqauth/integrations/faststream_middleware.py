@@ -106,7 +106,7 @@ class Protection:
             found = self._processors[subscriber] = self._new_processor(subscriber)
         return found
 
-    def check(self, broker: Any) -> None:
+    async def check(self, broker: Any) -> None:
         """Refuse a broker whose subscribers or publishers cannot be protected.
 
         Raises:
@@ -116,12 +116,9 @@ class Protection:
             self.processor(subscriber)
         for publisher in broker.publishers:
             self.check_publisher(publisher)
-        require(self._signer or not broker.publishers, "publishers need signer=")
-
-    async def try_guard(self) -> None:
-        """Try the pipeline before anything is consumed, as every consumer does at its start."""
         if self._guard is not None:
             await arun(starting(self._guard))
+        require(self._signer or not broker.publishers, "publishers need signer=")
 
     def check_router(self, router: Any) -> None:
         """Refuse a router whose subscribers' messages FastStream settles, or that has a publisher of batches.
