@@ -45,15 +45,15 @@ def redis() -> Iterator[Redis]:
 
 
 @pytest.fixture(scope="session")
-def agent() -> Iterator[Agent]:
-    """An Open Policy Agent that all tests share."""
-    yield from _session(Agent.launch())
-
-
-@pytest.fixture(scope="session")
 def openbao() -> Iterator[OpenBao]:
     """An OpenBao that all tests share."""
     yield from _session(OpenBao.launch())
+
+
+@pytest.fixture(scope="session")
+def agent() -> Iterator[Agent]:
+    """An Open Policy Agent that all tests share."""
+    yield from _session(Agent.launch())
 
 
 @pytest.fixture(autouse=True)

@@ -45,8 +45,8 @@ _GROUPS = {
     "rest": r"integration/",
 }
 """Which files are a group's, by a pattern; the first that fits counts."""
-_NOT_QUICK = {"confluent", "clients", "kafka-chaos", "rabbitmq-chaos", "holders", "opa"}
-"""Of further clients, whose leaves the unit tests hold to the contract on doubles, of what holds keys elsewhere,
+_NOT_QUICK = {"confluent", "clients", "kafka-chaos", "opa", "rabbitmq-chaos", "holders"}
+"""Of further clients, whose leaves the unit tests hold to the contract on doubles, of services beside the brokers,
 and what is slow as a whole."""
 # The brokers of tests end before the code of Java's second compiler repays what compiling took.
 _JAVA_OPTIONS = "-XX:TieredStopAtLevel=1"

@@ -61,19 +61,19 @@ STATEMENTS = (
     # A rebalance that is asked for nothing; what a handler on a thread returns to be awaited.
     + 7
     # Characters without any form, and the scope of a letter as it is.
-    + 4
+    + 3
     # The identity form: WITs and proofs, trust domains, cut-offs, memory, rules by claims, IdentityKey.
     + 510
     # Places of headers in a letter, without what brokers write.
     + 4
     # Requests to services: a room of their own, JSON posted, the statuses that are wanted.
     + 8
-    # OPA: what is asked, decisions in memory, pauses, the client, its settings, findings, probe and metric.
-    + 367
     # Keystore entries that are references: adopted, checked, asked again; signatures on a thread.
     + 132
     # Keys in the transit engine of OpenBao or Vault; each signature checked, and a line where none comes.
     + 127
+    # OPA: what is asked, decisions in memory, pauses, the client, its settings, findings, probe and metric.
+    + 367
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")
