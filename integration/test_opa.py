@@ -20,11 +20,13 @@ import pytest
 
 from integration.documentation import Reader, blocks
 from integration.redis_doubles import certificate
+from integration.services import Kafka
 from integration.services.opa import Agent, bundle, program
+from integration.test_aiokafka import World
 from integration.test_kafka_wrapper import Bench as LogBench
 from integration.test_kafka_wrapper import make  # noqa: F401
 from integration.test_rabbitmq_wrapper import Bench, bench, until  # noqa: F401
-from mqauth import OPA, Decision, Unavailable
+from mqauth import OPA, Decision, MemoryReplayStore, Message, Pipeline, Unavailable
 from mqauth.brokers import rabbitmq as wrapper
 from mqauth.cli import main
 from mqauth.errors import Cause, ConfigurationError
@@ -355,6 +357,42 @@ def test_a_log_over_an_outage(
             running.join(60)
     assert log.handled == [b"before %d" % n for n in range(20)] + [b"during %d" % n for n in range(100)]
     assert log.committed() == 120
+
+
+@pytest.fixture
+def world(kafka: Kafka, tmp_path: Path) -> Iterator[World]:
+    """A consumer of Kafka in an event loop."""
+    world = World(kafka.url, tmp_path)
+    yield world
+    world.close()
+
+
+@pytest.mark.slow
+def test_a_log_in_an_event_loop_over_an_outage(world: World, agent: Agent) -> None:
+    """aiokafka: nothing is judged while OPA is down; then lost 0, condemned 0, and the forbidden refused."""
+    agent.load(policy_of(world.stage.destination))
+    opa = opa_of(agent, remember=0)
+    world.guard = Pipeline(
+        verifier=world.forge.verifier(), policy=opa, replay=MemoryReplayStore(), audit=world.audit
+    )
+    world.send(*(b"before %d" % number for number in range(20)))
+    _, consumer = world.call(world.consumer())
+    wait_until(lambda: len(world.handled) == 20)
+    agent.kill()
+    world.send(b"during 0")
+    world.stage.produce(
+        _neighbour(world.forge), Message(destination=world.stage.destination, body=b"forbidden", key=b"k")
+    )
+    world.send(*(b"during %d" % number for number in range(1, 50)))
+    wait_until(lambda: consumer.health().cause is Cause.POLICY_UNAVAILABLE)
+    assert (len(world.handled), world.stage.letters()) == (20, [])
+    agent.start()
+    agent.load(policy_of(world.stage.destination))
+    wait_until(lambda: len(world.handled) == 70)
+    world.call(consumer.stop())
+    assert world.handled == [b"before %d" % n for n in range(20)] + [b"during %d" % n for n in range(50)]
+    assert world.committed() == 71
+    assert [letter.body for letter in world.stage.letters()] == [b"forbidden"]
 
 
 def test_a_consumer_with_a_wrong_policy_does_not_start(
