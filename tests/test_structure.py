@@ -75,7 +75,7 @@ STATEMENTS = (
     # Keys in the transit engine of OpenBao or Vault; each signature checked, and a line where none comes.
     + 129
     # OPA: what is asked, decisions in memory, pauses, the client, its settings, findings, probe and metric.
-    + 357
+    + 366
     # The authority: credentials, proofs, grants, rates, records, its server, its command, its settings, cut-offs
     # on the disk, keys that end later, three detectors.
     + 888
