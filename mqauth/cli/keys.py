@@ -66,6 +66,13 @@ PublishDelay = Annotated[
 Pinned = Annotated[
     bool, typer.Option("--pinned", help="The key names no producer: consumers say whom it speaks for.")
 ]
+Overlap = Annotated[
+    int | None,
+    typer.Option(
+        "--overlap",
+        help="Of an authority: seconds by which a retired key ends later, so that its identities live out.",
+    ),
+]
 Kid = Annotated[str, typer.Option("--kid", help="Id of the key.")]
 Overlap = Annotated[
     int | None,
@@ -92,8 +99,8 @@ def new(
 ) -> None:
     """Make a key. The first one of a folder signs at once; later ones are pending."""
     require(algorithm in ALGORITHMS, f"--alg: must be {', '.join(ALGORITHMS)}")
-    _require_subjects(folder, subjects, pinned)
     keystore = Keystore(folder=folder, passphrase=_passphrase(passphrase_env, passphrase_file))
+    _require_subjects(folder, subjects, pinned)
     made = keystore.create(
         algorithm=algorithm, subjects=subjects or None, publish_delay=publish_delay, pending=pending,
         overlap=overlap,
