@@ -69,6 +69,8 @@ STATEMENTS = (
     # The authority: credentials, proofs, grants, rates, records, its server, its command, its settings, cut-offs
     # on the disk, keys that end later, three detectors.
     + 885
+    # What a producer shows an authority: a DPoP proof, a credential by its own key.
+    + 36
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")
