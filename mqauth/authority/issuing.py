@@ -168,7 +168,10 @@ class IdentityAuthority:
     def _signed(self, payload: bytes) -> identity.Wit:
         """Return a signed WIT, read as a consumer does: nobody gets one that every consumer would refuse."""
         try:
-            text = jws.compact(payload, self._keys.signing_key(), typ=identity.WIT_TYPE)
+            key = self._keys.signing_key()
+            limited = getattr(key, "subjects", None)
+            require(limited is None, "the authority's key has mqauth_sub: make it with mqauth keys new --pinned")
+            text = jws.compact(payload, key, typ=identity.WIT_TYPE)
         except (ConfigurationError, KeyChanged) as error:
             raise Unavailable(Cause.KEYS_UNAVAILABLE, str(error)) from error
         try:
