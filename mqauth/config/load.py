@@ -6,7 +6,6 @@ it names an environment variable or a file that does (``passphrase_env``, ``pass
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +17,12 @@ from mqauth.audit.rollout_watch import last_rollout
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.declaration import read
+from mqauth.config.enrolment import producer_key
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.settings import (
     AuditSettings,
     FileSettings,
     MisuseSettings,
-    ProducerSettings,
     ReleaseSettings,
     ReplaySettings,
 )
@@ -34,8 +33,7 @@ from mqauth.judging.policy import Allow
 from mqauth.judging.rollout import Rollout
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer, Verifier
-from mqauth.keystore import ActiveKey, JWKSFile
-from mqauth.keystore.disk.folder import read_pem
+from mqauth.keystore import JWKSFile
 from mqauth.keystore.remote.jwks import JWKS, discover
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.replay.memory import MemoryReplayStore
@@ -106,7 +104,7 @@ class Configuration:
             ConfigurationError: there is no ``[producer]``, or its key may not be used.
         """
         found = self._required(self._settings.producer, "producer")
-        return Signer(key=_producer_key(found, self._clock), clock=self._clock, **found.arguments(Signer))
+        return Signer(key=producer_key(found, self._clock), clock=self._clock, **found.arguments(Signer))
 
     @property
     def batching(self) -> Batching:
@@ -234,21 +232,6 @@ class Configuration:
 
     def _required(self, found: T | None, name: str) -> T:
         return require(found, f"{self.file}: [{name}]: required here, and missing")
-
-
-def _producer_key(found: ProducerSettings, clock: Clock) -> Key | ActiveKey:
-    """Return the key of a PEM file, or the active key of a folder; it must be able to speak for the subject."""
-    passphrase = found.read_secret("passphrase")
-    with found.table.located("keys"):
-        # Path.is_dir raises for a path that we may not look at; reading such a path gives the better error.
-        if os.path.isdir(found.keys):
-            key: Key | ActiveKey = ActiveKey(found.keys, passphrase=passphrase, clock=clock)
-        else:
-            key = read_pem(found.keys, passphrase)
-        now = key if isinstance(key, Key) else key.signing_key()
-    if now.subjects is not None and found.subject not in now.subjects:
-        raise found.table.refuse("subject", f"the key {now.kid} does not speak for it")
-    return key
 
 
 def _issuer(found: IssuerSettings, clock: Clock) -> Issuer | TrustDomain:

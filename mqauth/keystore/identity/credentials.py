@@ -20,6 +20,7 @@ from mqauth.http.connection import VISIBLE, Deadline, Dial, Endpoint, expect, tl
 from mqauth.http.exchange import request
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire import claims, dpop, enrolment
+from mqauth.wire.jws import LocalSigningKey
 from mqauth.wire.keys import Key, SigningKeySource
 
 MAX_CREDENTIAL: Final = 16 * 1024
@@ -86,7 +87,7 @@ class OwnKey:
     """A credential of a minute, signed by the producer's own key: for a machine that no platform vouches for.
 
     Args:
-        keys: the producer's key, such as ``mqauth.ActiveKey``; the authority's set names it, and its subjects.
+        keys: the producer's key, best ``mqauth.ActiveKey``; the authority's set names it, and its subjects.
         issuer: ``iss``, as the authority has it for this set.
         subject: ``sub``, a subject of the key.
 
@@ -94,9 +95,9 @@ class OwnKey:
         ConfigurationError: a name is out of its limits.
     """
 
-    def __init__(self, keys: SigningKeySource, *, issuer: str, subject: str) -> None:
+    def __init__(self, keys: Key | SigningKeySource, *, issuer: str, subject: str) -> None:
         require(claims.is_name(issuer) and claims.is_name(subject), "issuer and subject are names")
-        self._keys = keys
+        self._keys = keys.signing_key if isinstance(keys, SigningKeySource) else partial(LocalSigningKey, keys)
         self.issuer = issuer
         self.subject = subject
 
@@ -106,7 +107,7 @@ class OwnKey:
     def __call__(self, asking: Asking, /) -> tuple[str, str]:
         """Sign a credential."""
         return BEARER, enrolment.credential(
-            self._keys.signing_key(), issuer=self.issuer, subject=self.subject, authority=asking.authority,
+            self._keys(), issuer=self.issuer, subject=self.subject, authority=asking.authority,
             clock=asking.clock, randomness=asking.randomness,
         )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """When a producer asks for its next identity, and how long it may use the one it has: pure functions.
 
-An identity has an *age*: the seconds since it was asked for, by the monotonic clock or by the wall clock, whichever
+An identity has an *age*: the seconds since it was asked for, by the monotonic or the wall clock, whichever
 is more. The first is never set. The second also counts what a suspended machine slept. What differs between the
 clocks of producer and authority cancels out.
 """
