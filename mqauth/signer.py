@@ -325,10 +325,11 @@ def _check_key(key: SigningKey, subject: str) -> None:
 
 
 def _check_life(found: Identity, lifetime: int) -> None:
-    """Refuse tokens that live so long that no identity would be left for them while the next one is asked for."""
-    life = 2 * lifetime if found.issued is None else found.expires - found.issued
+    """Refuse tokens that live so long that an identity proves none at half its life, when it is renewed."""
+    life = None if found.issued is None else found.expires - found.issued
     require(
-        2 * lifetime <= life, f"lifetime is {lifetime} s, over half of the {life} s that the identity is given for"
+        life is None or 2 * (lifetime + SPARE) <= life,
+        f"lifetime is {lifetime} s; with {SPARE} s to spare it must be at most half of the identity's {life} s",
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from mqauth.clock import Clock
-from mqauth.config.identity_settings import CredentialSettings
+from mqauth.config.declaration import Settings
+from mqauth.config.identity_settings import IdentitySettings
 from mqauth.config.settings import ProducerSettings
 from mqauth.errors import require
 from mqauth.keystore import ActiveKey
@@ -15,32 +16,28 @@ from mqauth.keystore.identity.enrolled import EnrolledKey
 from mqauth.wire.keys import Key
 
 
-def producer_key(found: ProducerSettings, clock: Clock) -> Key | ActiveKey | EnrolledKey:
-    """Return the key of ``[producer]``; it must be able to speak for the subject.
-
-    An enrolled key asks its authority at once. If that is out of reach, the producer starts and signs nothing yet.
+def enrolled(found: ProducerSettings, clock: Clock) -> EnrolledKey:
+    """Return the key of ``[producer.identity]``, after its first request.
 
     Raises:
-        ConfigurationError: the key may not be used.
+        ConfigurationError: there is none, or a setting of it may not be used.
     """
-    if found.identity is None:
-        return _key_on_disk(found, found.subject, clock)
-    with found.identity.table.located("authority"):
-        key = EnrolledKey(
-            credential=_credential(found, found.identity.credential, clock), clock=clock,
-            **found.identity.arguments(EnrolledKey),
-        )  # fmt: skip
+    identity = require(found.identity, "no identity")
+    credential = _credential(found, identity, clock)
+    with identity.table.located("authority"):
+        key = EnrolledKey(clock=clock, **identity.arguments(EnrolledKey) | {"credential": credential})
     key.start()
     return key
 
 
-def _credential(producer: ProducerSettings, found: CredentialSettings, clock: Clock) -> Credential:
+def _credential(producer: ProducerSettings, identity: IdentitySettings, clock: Clock) -> Credential:
     """Return what the authority is shown; exactly one of three kinds is set."""
+    found = identity.credential
     if found.token_file is not None:
         return TokenFile(found.token_file)
     if found.issuer is not None and found.subject is not None:
-        return OwnKey(_key_on_disk(producer, found.subject, clock), issuer=found.issuer, subject=found.subject)
-    identity = require(producer.identity, "no identity")
+        own = key_on_disk(producer, found, found.subject, clock)
+        return OwnKey(own, issuer=found.issuer, subject=found.subject)
     with found.table.located("token_url"):
         return ClientCredentials(
             str(found.token_url), client_id=str(found.client_id), client_secret_file=str(found.client_secret_file),
@@ -48,10 +45,20 @@ def _credential(producer: ProducerSettings, found: CredentialSettings, clock: Cl
         )  # fmt: skip
 
 
-def _key_on_disk(found: ProducerSettings, subject: str, clock: Clock) -> Key | ActiveKey:
-    """Return the key of a PEM file, or the active key of a folder; it must be able to speak for the subject."""
+def key_on_disk(found: ProducerSettings, said: Settings, subject: str, clock: Clock) -> Key | ActiveKey:
+    """Return the key of a PEM file, or the active key of a folder; it must be able to speak for the subject.
+
+    Args:
+        found: has the keys and their passphrase.
+        said: the settings that name keys and subject, for errors.
+        subject: whom the key is to speak for.
+        clock: tells the time.
+
+    Raises:
+        ConfigurationError: the key may not be used.
+    """
     passphrase, keys = found.read_secret("passphrase"), require(found.keys, "no keys")
-    with found.table.located("keys"):
+    with said.table.located("keys"):
         # Path.is_dir raises for a path that we may not look at; reading such a path gives the better error.
         if os.path.isdir(keys):
             key: Key | ActiveKey = ActiveKey(keys, passphrase=passphrase, clock=clock)
@@ -59,5 +66,5 @@ def _key_on_disk(found: ProducerSettings, subject: str, clock: Clock) -> Key | A
             key = read_pem(keys, passphrase)
         now = key if isinstance(key, Key) else key.signing_key()
     if now.subjects is not None and subject not in now.subjects:
-        raise found.table.refuse("subject", f"the key {now.kid} does not speak for it")
+        raise said.table.refuse("subject", f"the key {now.kid} does not speak for it")
     return key

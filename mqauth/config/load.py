@@ -17,7 +17,7 @@ from mqauth.audit.rollout_watch import last_rollout
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.declaration import read
-from mqauth.config.enrolment import producer_key
+from mqauth.config.enrolment import enrolled, key_on_disk
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.settings import (
     AuditSettings,
@@ -34,6 +34,7 @@ from mqauth.judging.rollout import Rollout
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import JWKSFile
+from mqauth.keystore.identity.enrolled import EnrolledKey
 from mqauth.keystore.remote.jwks import JWKS, discover
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.replay.memory import MemoryReplayStore
@@ -104,7 +105,21 @@ class Configuration:
             ConfigurationError: there is no ``[producer]``, or its key may not be used.
         """
         found = self._required(self._settings.producer, "producer")
-        return Signer(key=producer_key(found, self._clock), clock=self._clock, **found.arguments(Signer))
+        key = key_on_disk(found, found, found.subject, self._clock) if found.identity is None else self.identity
+        return Signer(key=key, clock=self._clock, **found.arguments(Signer))
+
+    @cached_property
+    def identity(self) -> EnrolledKey:
+        """The key of ``[producer.identity]``, which the signer signs with; its authority is asked at once.
+
+        While the authority is out of reach the producer runs, and signs nothing.
+
+        Raises:
+            ConfigurationError: there is no ``[producer.identity]``, or its credential may not be used.
+        """
+        found = self._required(self._settings.producer, "producer")
+        self._required(found.identity, "producer.identity")
+        return enrolled(found, self._clock)
 
     @property
     def batching(self) -> Batching:

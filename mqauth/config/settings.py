@@ -48,7 +48,7 @@ from mqauth.judging.token import MAX_LEEWAY, At
 from mqauth.keystore.identity.request import MAX_LIFE
 from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import DEFAULT_CAPACITY
-from mqauth.signer import MAX_LIFETIME
+from mqauth.signer import MAX_LIFETIME, SPARE
 from mqauth.wire.batch import DEFAULT_LINGER, MAX_LINGER
 from mqauth.wire.claims import MAX_BATCH
 from mqauth.wire.identity import trust_domain_of
@@ -127,8 +127,9 @@ class ProducerSettings(Settings):
         """Yield the refusals of what the direct form lacks, and of a lifetime that no identity lasts for."""
         needed = ("issuer", "subject", "keys") if self.identity is None else ()
         yield from (self.table.refuse(name, "required") for name in needed if name not in self.table.members)
-        if self.identity is not None and self.lifetime > MAX_LIFE // 2:
-            yield self.table.refuse("lifetime", f"with an identity at most {MAX_LIFE // 2}, half of its life")
+        most = MAX_LIFE // 2 - SPARE
+        if self.identity is not None and self.lifetime > most:
+            yield self.table.refuse("lifetime", f"must be at most {most} with an identity, half of its life")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
