@@ -293,7 +293,9 @@ def test_a_configured_producer_signs_with_an_identity(fake: Fake, token: Path, t
         f'[producer.identity]\nauthority = "{fake.url}"\nsubject = "{WORKLOAD}"\nunsafe_http_loopback = true\n'
         f'credential = {{ token_file = "{token.name}" }}\n'
     )
-    signer = load(written(tmp_path, HEAD + identity)).signer
+    config = load(written(tmp_path, HEAD + identity))
+    signer = config.signer
+    config.identity.close()
     assert (signer.issuer, signer.subject) == (TRUST_DOMAIN, WORKLOAD)
     assert signer.sign(honest_message("kafka:orders")).headers
     assert len(fake.asked) == 1
@@ -306,7 +308,9 @@ def test_a_configured_producer_starts_without_its_authority(fake: Fake, token: P
         f'[producer.identity]\nauthority = "{fake.url}"\nsubject = "{WORKLOAD}"\nunsafe_http_loopback = true\n'
         f'credential = {{ token_file = "{token.name}" }}\n'
     )
-    signer = load(written(tmp_path, HEAD + identity)).signer
+    config = load(written(tmp_path, HEAD + identity))
+    signer = config.signer
+    config.identity.close()
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:\d+: refused, 403 access_denied"):
         signer.sign(honest_message("kafka:orders"))
 

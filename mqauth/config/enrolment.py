@@ -17,7 +17,7 @@ from mqauth.wire.keys import Key
 
 
 def enrolled(found: ProducerSettings, clock: Clock) -> EnrolledKey:
-    """Return the key of ``[producer.identity]``, after its first request.
+    """Return the key of ``[producer.identity]``; nothing is asked yet.
 
     Raises:
         ConfigurationError: there is none, or a setting of it may not be used.
@@ -25,9 +25,7 @@ def enrolled(found: ProducerSettings, clock: Clock) -> EnrolledKey:
     identity = require(found.identity, "no identity")
     credential = _credential(found, identity, clock)
     with identity.table.located("authority"):
-        key = EnrolledKey(clock=clock, **identity.arguments(EnrolledKey) | {"credential": credential})
-    key.start()
-    return key
+        return EnrolledKey(clock=clock, **identity.arguments(EnrolledKey) | {"credential": credential})
 
 
 def _credential(producer: ProducerSettings, identity: IdentitySettings, clock: Clock) -> Credential:

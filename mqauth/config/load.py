@@ -33,7 +33,7 @@ from mqauth.judging.policy import Allow
 from mqauth.judging.rollout import Rollout
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer, Verifier
-from mqauth.keystore import JWKSFile
+from mqauth.keystore import ActiveKey, JWKSFile
 from mqauth.keystore.identity.enrolled import EnrolledKey
 from mqauth.keystore.remote.jwks import JWKS, discover
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
@@ -105,12 +105,16 @@ class Configuration:
             ConfigurationError: there is no ``[producer]``, or its key may not be used.
         """
         found = self._required(self._settings.producer, "producer")
-        key = key_on_disk(found, found, found.subject, self._clock) if found.identity is None else self.identity
+        if found.identity is None:
+            key: Key | ActiveKey | EnrolledKey = key_on_disk(found, found, found.subject, self._clock)
+        else:
+            key = self.identity
+            self.identity.start()
         return Signer(key=key, clock=self._clock, **found.arguments(Signer))
 
     @cached_property
     def identity(self) -> EnrolledKey:
-        """The key of ``[producer.identity]``, which the signer signs with; its authority is asked at once.
+        """The key of ``[producer.identity]``, which the signer signs with; the signer asks its authority at once.
 
         While the authority is out of reach the producer runs, and signs nothing.
 

@@ -51,8 +51,8 @@ RUNG: Final = "mqauth.rollout.rung"
 DAYS_LEFT: Final = "mqauth.rollout.days_left"
 ALIASES: Final = "mqauth.rollout.aliases"
 METRICS: Final = (
-    MESSAGES, JUDGE_DURATION, ALERTS, DEFERRED, STALLED, KEY_SET_AGE, IDENTITY_EXPIRES, REPLAY_SIZE, LETTERS_OPEN, LETTERS_OLDEST,
-    RUNG, DAYS_LEFT, ALIASES, PROCESS_DURATION,
+    MESSAGES, JUDGE_DURATION, ALERTS, DEFERRED, STALLED, KEY_SET_AGE, IDENTITY_EXPIRES, REPLAY_SIZE, LETTERS_OPEN,
+    LETTERS_OLDEST, RUNG, DAYS_LEFT, ALIASES, PROCESS_DURATION,
 )  # fmt: skip
 """All metrics of this module; the dashboard and the alert rules name these and no others."""
 MAX_DESTINATIONS: Final = 100
