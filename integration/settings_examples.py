@@ -32,6 +32,10 @@ EXAMPLES: Final[dict[str, Any]] = {
     "allow_unsigned_headers": ["x-tenant-trace"], "require_headers": ["content-type", "tenant"],
     "user_id": {"orders-user": "orders-api"}, "exception_messages": False, "self_test": False,
     "consumer.accept_as.at": "kafka:eu.orders", "signed_for": ["kafka:orders"],
+    # [producer.identity]
+    "producer.identity.authority": "https://authority.prod.example", "algorithm": "ES256",
+    "producer.identity.subject": "wimse://prod.example/shop/orders-api",
+    "token_file": "/var/run/secrets/mqauth/token", "token_url": "https://auth.example/oauth2/token",
     # issuers and rules
     "file": "jwks.json", "audit.file": "log/audit-{host}-{pid}.jsonl", "jwks": "https://auth.example/jwks.json",
     "discovery": True, "max_stale": 3600, "publish_delay": 30, "ca": "ca.pem", "snapshot": "log/jwks.json",

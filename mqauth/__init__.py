@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from mqauth.judging.verifier import Issuer, Verifier
     from mqauth.keystore import ActiveKey, JWKSFile
     from mqauth.keystore.identity import IdentityKey
+    from mqauth.keystore.identity.credentials import ClientCredentials, OwnKey, TokenFile
+    from mqauth.keystore.identity.enrolled import EnrolledKey
     from mqauth.keystore.remote.jwks import JWKS, discover
     from mqauth.replay.memory import MemoryReplayStore
     from mqauth.signer import Signer
@@ -53,9 +55,11 @@ __all__ = [
     "AuditFile",
     "CallableSink",
     "Cause",
+    "ClientCredentials",
     "ConfigurationError",
     "Decision",
     "Detector",
+    "EnrolledKey",
     "FanOut",
     "FloodGate",
     "HeadFile",
@@ -72,6 +76,7 @@ __all__ = [
     "MqauthError",
     "Origin",
     "Outcome",
+    "OwnKey",
     "Pipeline",
     "Reason",
     "RejectNow",
@@ -81,6 +86,7 @@ __all__ = [
     "SelfTest",
     "Signer",
     "Thresholds",
+    "TokenFile",
     "TrustDomain",
     "Unavailable",
     "UnsafeAllowAll",
@@ -112,6 +118,8 @@ _NAMES: Final = {
     "judging.verifier": ("Issuer", "Verifier"),
     "keystore.disk.watch": ("ActiveKey", "JWKSFile"),
     "keystore.identity": ("IdentityKey",),
+    "keystore.identity.credentials": ("ClientCredentials", "OwnKey", "TokenFile"),
+    "keystore.identity.enrolled": ("EnrolledKey",),
     "keystore.remote.jwks": ("JWKS", "discover"),
     "replay.memory": ("MemoryReplayStore",),
     "signer": ("Signer",),
