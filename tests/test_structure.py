@@ -61,9 +61,11 @@ STATEMENTS = (
     # A rebalance that is asked for nothing; what a handler on a thread returns to be awaited.
     + 7
     # Characters without any form, and the scope of a letter as it is.
-    + 3
+    + 4
     # The identity form: WITs and proofs, trust domains, cut-offs, memory, rules by claims, IdentityKey.
     + 510
+    # Places of headers in a letter, without what brokers write.
+    + 4
     # Requests to services: a room of their own, JSON posted, the statuses that are wanted.
     + 8
     # The authority: credentials, proofs, grants, rates, records, its server, its command, its settings, cut-offs
@@ -71,6 +73,10 @@ STATEMENTS = (
     + 885
     # What a producer shows an authority: a DPoP proof, a credential by its own key.
     + 36
+    # Keystore entries that are references: adopted, checked, asked again; signatures on a thread.
+    + 132
+    # Keys in the transit engine of OpenBao or Vault; each signature checked, and a line where none comes.
+    + 127
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")
