@@ -66,8 +66,8 @@ STATEMENTS = (
     + 510
     # Requests to services: a room of their own, JSON posted, the statuses that are wanted.
     + 8
-    # What a producer shows an authority: a DPoP proof, a credential by its own key.
-    + 36
+    # A producer's identity: proofs, credentials, requests, renewal, settings, findings, its command and metric.
+    + 582
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")
