@@ -64,6 +64,8 @@ STATEMENTS = (
     + 3
     # The identity form: WITs and proofs, trust domains, cut-offs, memory, rules by claims, IdentityKey.
     + 510
+    # Places of headers in a letter, without what brokers write.
+    + 3
     # Requests to services: a room of their own, JSON posted, the statuses that are wanted.
     + 8
     # A producer's identity: proofs, credentials, requests, renewal, settings, findings, its command and metric.
