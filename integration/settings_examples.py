@@ -15,7 +15,8 @@ UNITS: Final[dict[str, str]] = {
     "batch": "messages", "rate": "messages a second", "max_bytes": "bytes", "heads_every": "records",
     "replay.capacity": "ids", "misuse.capacity": "entries", "burst": "rejections", "replays": "copies",
     "misuse.expired": "tokens", "skewed_producers": "producers", "unknown_kids": "kids",
-    "flood_after": "rejections",
+    "flood_after": "rejections", "authority.rate": "WITs a minute", "refusal_rate": "refusals a minute",
+    "instances": "WITs",
     "consumers": "processes", "rollout.window": "hours or days", "until": "day", "since": "day",
 }  # fmt: skip
 """Settings that measure something, and in what."""
@@ -53,6 +54,15 @@ EXAMPLES: Final[dict[str, Any]] = {
     # [[rollout]]
     "rung": "observe", "from": "2026-12-01T08:00:00Z", "since": "2026-11-29", "owner": "orders-team",
     "rollout.window": "7d", "accepted": {"3fa09c11d2e0": "load test, unsigned on purpose"},
+    # [authority]
+    "authority.url": "https://authority.prod.example", "authority.keys": "authority-keys",
+    "authority.lifetime": 3600, "authority.audit": "authority.jsonl", "authority.rate": 600, "refusal_rate": 60,
+    "instances": 64, "authority.credentials.name": "cluster",
+    "authority.credentials.issuer": "https://kubernetes.default.svc",
+    "authority.credentials.jwks": "https://kubernetes.default.svc/openid/v1/jwks", "enrolment": True,
+    "authority.credentials.max_lifetime": 7200, "credential": "cluster",
+    "match": {"sub": "system:serviceaccount:shop:orders-api"},
+    "authority.grants.subject": "wimse://prod.example/shop/orders-api", "authority.grants.lifetime": 900,
     # commands
     "broker.url": "amqps://mq.example/", "url": "https://console.example:8443", "url_env": "BROKER_URL",
     "queue": "orders.dead", "topic": "orders.dead", "tls": True, "cert": "reviewer.pem", "key": "reviewer-key.pem",

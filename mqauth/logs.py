@@ -56,6 +56,7 @@ _TABLE: Final = (
         "misuse.callback_failed misuse.detector_failed",
     ),
     ("audit", logging.CRITICAL, "audit.cut"),
+    ("authority", logging.ERROR, "authority.unavailable"),
     ("console", logging.INFO, "console.login console.refused"),
     ("console", logging.WARNING, "console.login_failed"),
     ("console", logging.ERROR, "console.job_failed console.page_failed"),

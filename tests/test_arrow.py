@@ -19,6 +19,7 @@ FLOORS = (
     ("judging",),
     ("delivery", "http"),
     ("brokers", "stores", "keystore", "telemetry"),
+    ("authority",),
     ("config", "review", "testing", "integrations"),
     ("check", "console", "bench"),
     ("cli",),

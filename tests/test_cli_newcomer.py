@@ -164,7 +164,7 @@ INPUTS = [
     ("audit show abc audit.jsonl", 2, "id abc: give the id, or at least its first 4 characters"),
     ("audit show abcdef audit.jsonl", 1, "id abcdef: there is none that begins so"),
     ("audit show abcdef mqauth.toml", 2, "mqauth.toml: line 1 is no audit record"),
-    ("audit trace audit.jsonl", 2, "trace needs --kid, --subject or --jti"),
+    ("audit trace audit.jsonl", 2, "trace needs --kid, --subject, --jti or --jkt"),
     ("audit trace audit.jsonl --kid abcdef", 1, "--kid abcdef: there is none that begins so"),
     ("audit trace audit.jsonl --subject a --since 2h30m", 2, "give a time with a zone"),
     ("audit stats audit.jsonl --by colour", 2, "--by: must be reason, verdict"),

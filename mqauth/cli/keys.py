@@ -75,6 +75,13 @@ def new(
         bool, typer.Option("--pinned", help="The key names no producer: consumers say whom it speaks for.")
     ] = False,
     pending: Annotated[bool, typer.Option("--pending", help="Do not sign with a first key at once.")] = False,
+    overlap: Annotated[
+        int | None,
+        typer.Option(
+            "--overlap",
+            help="Of an authority: seconds by which a retired key ends later, so that its identities live out.",
+        ),
+    ] = None,
     passphrase_env: PassphraseEnv = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
@@ -88,8 +95,9 @@ def new(
         "--subject: name the producer that the key speaks for; or --pinned, if consumers say whom",
     )
     made = keystore.create(
-        algorithm=algorithm, subjects=subjects or None, publish_delay=publish_delay, pending=pending
-    )
+        algorithm=algorithm, subjects=subjects or None, publish_delay=publish_delay, pending=pending,
+        overlap=overlap,
+    )  # fmt: skip
     _print_key(made, folder, as_json=as_json)
 
 

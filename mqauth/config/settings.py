@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, Literal, cast, get_args
 from mqauth.audit.file import MIN_BYTES
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import DEFAULT_FLOOD_AFTER
+from mqauth.config.authority_settings import IdentityAuthoritySettings
 from mqauth.config.broker import BrokerSettings, ReviewSettings
 from mqauth.config.declaration import Settings, inner, inners, not_with, only_with
 from mqauth.config.identity_settings import IdentitySettings
@@ -381,6 +382,11 @@ class FileSettings(Settings):
     ] = None
     review: Annotated[
         ReviewSettings | None, inner(ReviewSettings), "What a reviewer of dead letters works with."
+    ] = None
+    authority: Annotated[
+        IdentityAuthoritySettings | None,
+        inner(IdentityAuthoritySettings),
+        "Says which workload a key belongs to: `mqauth authority`.",
     ] = None
     check: Annotated[
         CheckSettings | None, inner(CheckSettings), "Tells `mqauth check` what the other tables do not say."

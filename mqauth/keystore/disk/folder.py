@@ -7,18 +7,18 @@ as a whole; readers need no lock.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import file_errors, require
-from mqauth.keystore.disk import files, ring
+from mqauth.keystore.disk import cutoffs, files, ring
 from mqauth.keystore.disk.ring import KeyRing, RingKey
 from mqauth.logs import emit
 from mqauth.wire.claims import is_name
-from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.keys import Cutoff, Key, KeySet
 
 KEYSET: Final = "keyset.json"
 _MAX_KEYSET: Final = 4 * 1024 * 1024
@@ -62,6 +62,7 @@ class Keystore:
         subjects: Iterable[str] | None = None,
         publish_delay: int | None = None,
         pending: bool = False,
+        overlap: int | None = None,
     ) -> RingKey:
         """Make a key, write it, and return it with its state.
 
@@ -72,6 +73,7 @@ class Keystore:
             publish_delay: seconds for which new keys stay pending, also those made later. If it is lower than
                 before, this key still waits for as long as consumers were told last.
             pending: do not let a first key sign at once.
+            overlap: seconds by which the end of each retired key comes later, from now on.
 
         Raises:
             ConfigurationError: a bad argument, another passphrase than that of the other keys, or an error of
@@ -86,6 +88,8 @@ class Keystore:
             announced = before.publish_delay if before.keys else 0
             if publish_delay is not None:
                 before = replace(before, publish_delay=publish_delay)
+            if overlap is not None:
+                before = replace(before, overlap=overlap)
             if names is None and before.keys:
                 names = before.keys[-1].key.subjects
             after = ring.add(
@@ -142,6 +146,10 @@ class Keystore:
         """Return the stamp of the folder's keys and states, at the cost of one ``stat``."""
         return files.stamp(self.folder / KEYSET)
 
+    def cutoffs_stamp(self) -> files.Stamp | None:
+        """Return the stamp of the subjects that are cut off, ``None`` where none is."""
+        return files.stamp(self.folder / cutoffs.FILE)
+
     def no_active_key(self, keys: KeyRing) -> str:
         """Return the message that no key is active, with the command that helps."""
         waits = [key.ready - self._now() for key in keys.keys if key.state is ring.State.PENDING]
@@ -155,7 +163,33 @@ class Keystore:
         Raises:
             ConfigurationError: the folder is not a keystore.
         """
-        return KeySet(key.published for key in self.ring().keys)
+        return KeySet(self.ring().published, (), self.cutoffs())
+
+    def cutoffs(self) -> Mapping[str, Cutoff]:
+        """Return the subjects that an authority has cut off, as they are on the disk.
+
+        Raises:
+            ConfigurationError: they cannot be read.
+        """
+        return cutoffs.read(self.folder)
+
+    def cut_off(self, subject: str, *, reason: str, before: int | None = None) -> Cutoff:
+        """Refuse all identities of a subject that were issued before a moment, and return what is published.
+
+        Args:
+            subject: whose.
+            reason: for the readers of the JWK Set.
+            before: UTC seconds; by default all that were issued up to now.
+
+        Raises:
+            ConfigurationError: the folder is not a keystore, or there is no room for another one.
+        """
+        now = self._now()
+        # A WIT of this very second is cut off too, since nobody can tell on which side of it a thief asked.
+        found = Cutoff(before=now + 1 if before is None else before, reason=reason)
+        with files.locked(self.folder):
+            cutoffs.add(self.folder, subject, found, keep_after=now - cutoffs.kept_for(self.ring()))
+        return found
 
     def _pem(self, kid: str) -> Path:
         return self.folder / f"{kid}.pem"
