@@ -10,7 +10,7 @@ import pytest
 
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import AuditFile
-from mqauth.cli import main
+from mqauth.cli import identity_demo, main
 from mqauth.errors import Unavailable
 from mqauth.keystore.identity.request import Refused
 from mqauth.testing import FakeClock
@@ -24,7 +24,7 @@ GRANTS = {"orders-api": WORKLOAD, "stock-api": OTHER_WORKLOAD}
 def authority(tmp_path: Path) -> Any:
     """An authority in memory, on a fake clock."""
     with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
-        yield MemoryAuthority(tmp_path / "keys", audit, GRANTS, clock=FakeClock())
+        yield MemoryAuthority(tmp_path / "keys", audit, GRANTS, clock=FakeClock(), rate=3)
 
 
 def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -34,8 +34,13 @@ def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, di
     return code, json.loads(capsys.readouterr().out)
 
 
-def test_the_demo_ends_as_it_must(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_demo_ends_as_it_must(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Honest messages are handled, each attack meets its reason, and the subject is cut off at the end."""
+    monkeypatch.setattr(
+        identity_demo, "AuditFile", lambda path, **more: AuditFile(path, **more | {"fsync": False})
+    )
     audit = tmp_path / "audit.jsonl"
     code, found = report(capsys, "--messages", "1", "--audit", str(audit))
     ends = {case["case"]: (case["verdict"], case["reason"]) for case in found["cases"]}
@@ -78,7 +83,7 @@ def test_a_producer_renews_from_the_real_authority(authority: MemoryAuthority) -
 def test_a_flood_of_requests_is_slowed_down(authority: MemoryAuthority) -> None:
     """The authority's 429 reaches the producer with the seconds to wait."""
     ask = authority.request(WORKLOAD, authority.credential("orders-api"))
-    for _ in range(600):
+    for _ in range(3):
         ask()
     with pytest.raises(Refused, match="429 slow_down") as caught:
         ask()
@@ -94,6 +99,6 @@ def test_a_subject_is_cut_off_at_the_authority(authority: MemoryAuthority) -> No
     authority.clock.advance(61)  # type: ignore[attr-defined]
     for key in (orders, stock):
         key.start(0)
-    with pytest.raises(Unavailable, match="authority.prod.example: refused, 403 access_denied"):
+    with pytest.raises(Unavailable, match=r"authority\.prod\.example: refused, 403 access_denied"):
         orders.signing_key()
     assert stock.signing_key()

@@ -97,7 +97,7 @@ def play(kept: Path | None, *, as_json: bool, messages: int) -> int:
     with tempfile.TemporaryDirectory() as name:
         path = kept or Path(name) / "audit.jsonl"
         heads = None if kept is None else HeadFile(f"{path}.heads", head_key(Path(f"{path}.pem")))
-        with AuditFile(path, heads=heads) as audit:
+        with AuditFile(path, fsync=kept is not None, heads=heads) as audit:
             world = World(Path(name) / "authority-keys", audit)
             stolen = world.keys["orders-api"].signing_key()
             shown = [*_consumed(world, _before(world, messages)), *_asked(world, _strangers(world))]

@@ -239,12 +239,8 @@ def consumed(stage: Stage, trust: Trust, audit: AuditFile, cases: list[Case], ke
         record="all" if keep else "rejections",
         attempts=Attempts(limit=1),
     )
-    expected = sum(case.expected != ACCEPTED for case in cases)
-    stage.consume(
-        pipeline,
-        handled.append,
-        until=lambda: len(handled) + expected >= len(cases) and len(stage.letters()) >= expected,
-    )
+    # Also where an attack is handled: the table has to say so.
+    stage.consume(pipeline, handled.append, until=lambda: len(handled) + len(stage.letters()) >= len(cases))
     recorded = frozenset(re.findall(r'"(?:id|jti)":"([^"]*)"', audit.path.read_text("utf-8")))
     return _results(cases, handled, stage.letters(), recorded)
 

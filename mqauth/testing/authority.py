@@ -14,7 +14,7 @@ from mqauth.authority.application import AuthorityServer
 from mqauth.authority.credential import CredentialIssuer
 from mqauth.authority.desk import CredentialDesk
 from mqauth.authority.grants import Grant
-from mqauth.authority.issuing import LIFETIME, IdentityAuthority
+from mqauth.authority.issuing import LIFETIME, RATE, IdentityAuthority
 from mqauth.clock import SYSTEM_RANDOMNESS, Clock
 from mqauth.http.connection import MAX_TIMEOUT, Deadline
 from mqauth.http.exchange import Response
@@ -61,10 +61,14 @@ class MemoryAuthority:
         audit: where its records go.
         grants: the identity of each producer, by its name.
         clock: tells the time.
+        rate: identities of one subject a minute.
     """
 
-    def __init__(self, folder: Path, audit: AuditFile, grants: Mapping[str, str], *, clock: Clock) -> None:
+    def __init__(
+        self, folder: Path, audit: AuditFile, grants: Mapping[str, str], *, clock: Clock, rate: int = RATE
+    ) -> None:
         self.clock = clock
+        self._rate = rate
         self.machines = {name: Key.generate(subjects=[name]) for name in grants}
         self._audit = audit
         self._keystore = Keystore(folder=folder, clock=clock)
@@ -131,7 +135,7 @@ class MemoryAuthority:
         desk = CredentialDesk(issuers=[machines], grants=granted, audience=URL, clock=self.clock)
         authority = IdentityAuthority(
             trust_domain=TRUST_DOMAIN, desk=desk, keys=ActiveKey(self._keystore.folder, clock=self.clock),
-            audit=self._audit, cutoffs=self._keystore.cutoffs, clock=self.clock,
+            audit=self._audit, rate=self._rate, cutoffs=self._keystore.cutoffs, clock=self.clock,
         )  # fmt: skip
         # No copy of the set is kept: a cut-off is seen by the next look.
         return AuthorityServer(authority, KeyServer([self._keystore.folder], clock=self.clock), clock=self.clock)
