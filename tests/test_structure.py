@@ -61,11 +61,11 @@ STATEMENTS = (
     # A rebalance that is asked for nothing; what a handler on a thread returns to be awaited.
     + 7
     # Characters without any form, and the scope of a letter as it is.
-    + 3
+    + 4
     # The identity form: WITs and proofs, trust domains, cut-offs, memory, rules by claims, IdentityKey.
     + 510
     # Places of headers in a letter, without what brokers write.
-    + 3
+    + 4
     # Requests to services: a room of their own, JSON posted, the statuses that are wanted.
     + 8
     # A producer's identity: proofs, credentials, requests, renewal, settings, findings, its command and metric.
@@ -73,6 +73,10 @@ STATEMENTS = (
     # The authority: credentials, proofs, grants, rates, records, its server, its command, its settings, cut-offs
     # on the disk, keys that end later, three detectors.
     + 885
+    # Keystore entries that are references: adopted, checked, asked again; signatures on a thread.
+    + 132
+    # Keys in the transit engine of OpenBao or Vault; each signature checked, and a line where none comes.
+    + 127
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")

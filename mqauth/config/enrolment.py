@@ -63,6 +63,7 @@ def key_on_disk(found: ProducerSettings, said: Settings, subject: str, clock: Cl
         else:
             key = read_pem(keys, passphrase)
         now = key if isinstance(key, Key) else key.signing_key()
-    if now.subjects is not None and subject not in now.subjects:
+    subjects = getattr(now, "subjects", None)
+    if subjects is not None and subject not in subjects:
         raise said.table.refuse("subject", f"the key {now.kid} does not speak for it")
     return key

@@ -19,6 +19,7 @@ from mqauth.errors import Cause, MalformedMessage, Rejection, Unavailable, requi
 from mqauth.letters.release import NO_PAST, Release
 from mqauth.logs import harmless
 from mqauth.wire import base64url, envelope, json_form, strict_json
+from mqauth.wire.destination import is_kafka
 from mqauth.wire.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message, fold
 
 PREFIX: Final = "mqauth-dead-"
@@ -245,7 +246,7 @@ def _split_headers(message: Message, carries: Carries) -> tuple[list[HeaderPair]
     """
     kept: list[HeaderPair] = []
     metadata: dict[str, Any] = {"headers": [], "places": [], "stripped": 0}
-    written = frozenset[str]() if envelope.is_kafka(message.destination) else WRITTEN_ON_LETTERS
+    written = frozenset[str]() if is_kafka(message.destination) else WRITTEN_ON_LETTERS
     moved, place = False, 0
     for name, value in message.headers:
         lowered = fold(name)
