@@ -80,7 +80,7 @@ class ConfiguredAuthority:
         found, keystore = self.settings, self.keystore
         with found.table.located("keys"):
             keys = ActiveKey(found.keys, passphrase=found.read_secret("passphrase"), clock=self._clock)
-            limited, overlap = keys.signing_key().subjects, keystore.ring().overlap
+            limited, overlap = getattr(keys.signing_key(), "subjects", None), keystore.ring().overlap
         if limited is not None:
             raise found.table.refuse("keys", "its key speaks for some subjects only: make it with --pinned")
         if overlap < found.lifetime:

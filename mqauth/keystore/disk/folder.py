@@ -83,7 +83,7 @@ class Keystore:
         """
         names = None if subjects is None else _subjects(subjects)
         key = Key.generate(algorithm)
-        return self._add(key, names, publish_delay, pending=pending)
+        return self._add(key, names, publish_delay, pending=pending, overlap=overlap)
 
     def adopt(
         self, uri: str, *, subjects: Iterable[str] | None = None, publish_delay: int | None = None
@@ -107,7 +107,7 @@ class Keystore:
 
     def _add(
         self, key: Key, names: frozenset[str] | None, publish_delay: int | None, *, pending: bool,
-        uri: str | None = None,
+        uri: str | None = None, overlap: int | None = None,
     ) -> RingKey:  # fmt: skip
         """Enter a key, and write its private half if it has one."""
         with file_errors(self.folder):
