@@ -23,7 +23,7 @@ MAX_LIFETIME: Final = 86_400
 LARGE_BODY: Final = 256 * 1024
 """Bytes of a body that is signed alone: a leaf hashes it twice, which costs more than a signature."""
 SPARE: Final = 30
-"""Seconds by which an identity outlives each token that it proves."""
+"""Seconds by which an identity outlives each token that it proves; less where it lives for under 3 minutes."""
 _ATTEMPTS: Final = 3
 
 
@@ -258,7 +258,7 @@ class Signer:
         key = self._signing_key()
         if not isinstance(key, WorkloadKey):
             raise ConfigurationError("the key is no identity")
-        if key.identity.expires < self._clock.now() + self.lifetime + SPARE:
+        if key.identity.expires < self._clock.now() + self.lifetime + _spare(key.identity):
             whose = f"{key.host}: " if key.host else ""
             raise Unavailable(Cause.KEYS_UNAVAILABLE, f"{whose}the identity ends too soon for another token")
         return key
@@ -336,11 +336,16 @@ def _check_key(key: SigningKey, subject: str) -> None:
 
 def _check_life(found: Identity, lifetime: int) -> None:
     """Refuse tokens that live so long that an identity proves none at half its life, when it is renewed."""
-    life = None if found.issued is None else found.expires - found.issued
+    life, spare = None if found.issued is None else found.expires - found.issued, _spare(found)
     require(
-        life is None or 2 * (lifetime + SPARE) <= life,
-        f"lifetime is {lifetime} s; with {SPARE} s to spare it must be at most half of the identity's {life} s",
+        life is None or 2 * (lifetime + spare) <= life,
+        f"lifetime is {lifetime} s; with {spare} s to spare it must be at most half of the identity's {life} s",
     )
+
+
+def _spare(found: Identity) -> int:
+    """Return the seconds by which an identity outlives each token; a sixth of its life, if that is less."""
+    return SPARE if found.issued is None else min(SPARE, (found.expires - found.issued) // 6)
 
 
 def _check_names(**names: object) -> None:

@@ -68,11 +68,11 @@ STATEMENTS = (
     + 4
     # Requests to services: a room of their own, JSON posted, the statuses that are wanted.
     + 8
+    # A producer's identity: proofs, credentials, requests, renewal, settings, findings, its command and metric.
+    + 582
     # The authority: credentials, proofs, grants, rates, records, its server, its command, its settings, cut-offs
     # on the disk, keys that end later, three detectors.
     + 885
-    # What a producer shows an authority: a DPoP proof, a credential by its own key.
-    + 36
     # Keystore entries that are references: adopted, checked, asked again; signatures on a thread.
     + 132
     # Keys in the transit engine of OpenBao or Vault; each signature checked, and a line where none comes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -103,12 +104,19 @@ class IdentityRequest:
             key, method="POST", url=f"{self._authority}{PATH}", credential=credential, clock=self._clock,
             randomness=self._randomness,
         )  # fmt: skip
-        answer = request(
-            self._endpoint, deadline=asking.deadline, context=self._context, dial=self._dial,
-            document={"sub": self._subject}, headers={"Authorization": f"{scheme} {credential}", "DPoP": proof},
-            statuses=(200, *_REFUSALS), limit=MAX_ANSWER,
+        headers = {"Authorization": f"{scheme} {credential}", "DPoP": proof}
+        return self._grant(self.post(headers, {"sub": self._subject}, asking.deadline), key)
+
+    def post(self, headers: Mapping[str, str], document: Mapping[str, str], deadline: Deadline) -> Response:
+        """Send the request, and return the authority's answer.
+
+        Raises:
+            FetchFailed: there is none.
+        """
+        return request(
+            self._endpoint, deadline=deadline, context=self._context, dial=self._dial, document=document,
+            headers=headers, statuses=(200, *_REFUSALS), limit=MAX_ANSWER,
         )  # fmt: skip
-        return self._grant(answer, key)
 
     def _grant(self, answer: Response, key: Key) -> Grant:
         found = answer.document or {}
