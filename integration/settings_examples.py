@@ -16,7 +16,7 @@ UNITS: Final[dict[str, str]] = {
     "replay.capacity": "ids", "misuse.capacity": "entries", "burst": "rejections", "replays": "copies",
     "misuse.expired": "tokens", "skewed_producers": "producers", "unknown_kids": "kids",
     "flood_after": "rejections", "authority.rate": "WITs a minute", "refusal_rate": "refusals a minute",
-    "instances": "WITs",
+    "instances": "WITs", "remember": "seconds", "timeout": "seconds",
     "consumers": "processes", "rollout.window": "hours or days", "until": "day", "since": "day",
 }  # fmt: skip
 """Settings that measure something, and in what."""
@@ -43,7 +43,8 @@ EXAMPLES: Final[dict[str, Any]] = {
     "destinations": ["rabbitmq:shop/orders.#"], "destination": "rabbitmq:legacy/#", "kinds": ["invoice"],
     "until": "2027-02-01", "why": "the till in store 12 is replaced in January",
     "trust_domain": "wimse://prod.example", "max_identity_lifetime": 3600, "identities": 1024,
-    "claims": {"env": "prod"},
+    "claims": {"env": "prod"}, "consumer.opa.url": "http://127.0.0.1:8181", "consumer.opa.path": "mqauth/allow",
+    "remember": 10, "timeout": 0.5,
     # state, audit, misuse
     "store": "redis://cache.example:6379/0", "capacity": 1_000_000, "misuse.capacity": 4096, "record": "all",
     "max_bytes": 268_435_456, "flood_after": 100, "unsafe_no_fsync": True, "heads": "/mnt/heads/audit.heads",

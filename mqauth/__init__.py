@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from mqauth.keystore.identity.credentials import ClientCredentials, OwnKey, TokenFile
     from mqauth.keystore.identity.enrolled import EnrolledKey
     from mqauth.keystore.remote.jwks import JWKS, discover
+    from mqauth.policies.opa import OPA
     from mqauth.replay.memory import MemoryReplayStore
     from mqauth.signer import Signer
     from mqauth.wire.keys import Key, KeySet
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "JWKS",
+    "OPA",
     "ActiveKey",
     "Alert",
     "Allow",
@@ -121,6 +123,7 @@ _NAMES: Final = {
     "keystore.identity.credentials": ("ClientCredentials", "OwnKey", "TokenFile"),
     "keystore.identity.enrolled": ("EnrolledKey",),
     "keystore.remote.jwks": ("JWKS", "discover"),
+    "policies.opa": ("OPA",),
     "replay.memory": ("MemoryReplayStore",),
     "signer": ("Signer",),
     "wire.keys": ("Key", "KeySet"),

@@ -18,7 +18,7 @@ FLOORS = (
     ("letters",),
     ("judging",),
     ("delivery", "http"),
-    ("brokers", "stores", "keystore", "telemetry"),
+    ("brokers", "stores", "keystore", "policies", "telemetry"),
     ("authority",),
     ("config", "review", "testing", "integrations"),
     ("check", "console", "bench"),

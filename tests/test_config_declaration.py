@@ -38,6 +38,7 @@ from mqauth.config.kinds import (
     url,
     whole,
 )
+from mqauth.config.policy_settings import OPASettings
 from mqauth.config.rollout_settings import AcceptAsSettings, RolloutSettings, RuleSettings, UnsignedSettings
 from mqauth.config.settings import (
     AuditSettings,
@@ -64,6 +65,7 @@ from mqauth.keystore.identity.credentials import ClientCredentials, OwnKey
 from mqauth.keystore.identity.enrolled import EnrolledKey
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.letters.authorities import Authority
+from mqauth.policies.opa import OPA
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.signer import Signer
 
@@ -72,10 +74,11 @@ OBJECTS: dict[type[Settings], tuple[tuple[Callable[..., object], ...], set[str]]
     ProducerSettings: ((Signer,), {"keys", "identity", "batch", "linger", "passphrase_env", "passphrase_file"}),
     IdentitySettings: ((EnrolledKey,), set()),
     CredentialSettings: ((OwnKey, ClientCredentials), {"token_file"}),
-    ConsumerSettings: ((Verifier, Pipeline), {"issuers", "allow", "unsigned"}),
+    ConsumerSettings: ((Verifier, Pipeline), {"issuers", "allow", "opa", "unsigned"}),
     IssuerSettings: ((Issuer, TrustDomain, JWKS), SOURCE | {"trust_domain"}),
     AuthoritySettings: ((Authority, JWKS), SOURCE),
     RuleSettings: ((Rule,), set()),
+    OPASettings: ((OPA,), set()),
     RolloutSettings: ((RolloutEntry,), {"from", "accepted"}),
     UnsignedSettings: ((Exemption,), set()),
     AcceptAsSettings: ((AcceptAs,), set()),

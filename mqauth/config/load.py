@@ -23,6 +23,7 @@ from mqauth.config.issuer_settings import IssuerSettings
 from mqauth.config.key_sources import key_source
 from mqauth.config.settings import (
     AuditSettings,
+    ConsumerSettings,
     FileSettings,
     MisuseSettings,
     ReleaseSettings,
@@ -31,13 +32,14 @@ from mqauth.config.settings import (
 from mqauth.config.toml_file import Table, read_toml
 from mqauth.errors import require
 from mqauth.judging.pipeline import Observer, Pipeline
-from mqauth.judging.policy import Allow
+from mqauth.judging.policy import Allow, Policy
 from mqauth.judging.rollout import Rollout
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey
 from mqauth.keystore.identity.enrolled import EnrolledKey
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
+from mqauth.policies.opa import OPA
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ReplayStore
 from mqauth.signer import Signer
@@ -212,7 +214,7 @@ class Configuration:
         settings = found.arguments(Verifier) | {"accept_as": [each.alias for each in found.accept_as]}
         verifier = Verifier(keys=issuers, release=self._releases(found.leeway), **settings)
         return Pipeline(
-            verifier=verifier, policy=Allow([rule.rule for rule in found.allow]), replay=self._store(),
+            verifier=verifier, policy=_policy(found, self._clock), replay=self._store(),
             scope=found.scope, exception_messages=found.exception_messages, self_test=found.self_test,
             clock=self._clock, **more,
         )  # fmt: skip
@@ -264,6 +266,16 @@ class Configuration:
 
     def _required(self, found: T | None, name: str) -> T:
         return require(found, f"{self.file}: [{name}]: required here, and missing")
+
+
+def _policy(found: ConsumerSettings, clock: Clock) -> Policy:
+    """Return the rules; with an agent it decides, too, and is asked only what the rules allow."""
+    rules = Allow([rule.rule for rule in found.allow])
+    if found.opa is None:
+        return rules
+    with found.opa.table.located("url"):
+        within = rules if found.allow else None
+        return OPA(**found.opa.arguments(OPA), within=within, scope=found.scope, clock=clock)
 
 
 def _issuer(found: IssuerSettings, clock: Clock) -> Issuer | TrustDomain:

@@ -41,6 +41,7 @@ from mqauth.config.kinds import (
     url,
     whole,
 )
+from mqauth.config.policy_settings import OPASettings
 from mqauth.config.rollout_settings import AcceptAsSettings, RolloutSettings, RuleSettings, UnsignedSettings
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.errors import Reason
@@ -195,8 +196,13 @@ class ConsumerSettings(Settings):
     allow: Annotated[
         tuple[RuleSettings, ...],
         inners(RuleSettings),
-        "Who may publish where; without a rule everything is refused.",
+        "Who may publish where; without a rule everything is refused, unless there is an agent.",
     ] = ()
+    opa: Annotated[
+        OPASettings | None,
+        inner(OPASettings),
+        "An Open Policy Agent that decides who may publish where; beside rules both must allow.",
+    ] = None
     identities: Annotated[
         int,
         whole(1, MAX_CAPACITY),
