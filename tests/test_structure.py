@@ -69,7 +69,9 @@ STATEMENTS = (
     # Requests to services: a room of their own, JSON posted, the statuses that are wanted.
     + 8
     # A producer's identity: proofs, credentials, requests, renewal, settings, findings, its command and metric.
-    + 582
+    + 594
+    # The demo with identities.
+    + 156
     # The authority: credentials, proofs, grants, rates, records, its server, its command, its settings, cut-offs
     # on the disk, keys that end later, three detectors.
     + 896
