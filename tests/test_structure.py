@@ -74,9 +74,7 @@ STATEMENTS = (
     + 156
     # The authority: credentials, proofs, grants, rates, records, its server, its command, its settings, cut-offs
     # on the disk, keys that end later, three detectors.
-    + 896
-    # The demo with identities.
-    + 160
+    + 887
     # Keystore entries that are references: adopted, checked, asked again; signatures on a thread.
     + 132
     # Keys in the transit engine of OpenBao or Vault; each signature checked, and a line where none comes.
