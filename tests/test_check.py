@@ -379,6 +379,22 @@ def case(code: str, key: str, bad: Change, good: Change = NOTHING) -> Any:
     return pytest.param(Case(code=code, key=key, bad=bad, good=good), id=f"{code}-{key}")
 
 
+def identity(*lines: str) -> Change:
+    """Return the change that has the producer get its identity from an authority."""
+    table = ["[producer.identity]", 'subject = "wimse://prod.example/shop/orders-api"', *lines]
+    return both(
+        edits(
+            ('issuer = "https://auth.example"\nsubject = "orders-api"\naudience', "audience"),
+            ('keys = "keys"\npassphrase_file = "secret/passphrase"\n', ""),
+        ),
+        added(table),
+    )
+
+
+HTTPS = 'authority = "https://a.example"'
+SECRET = 'client_id = "c", client_secret_file = "secret/passphrase" }'
+
+
 def domain(more: str = "", places: str = "kafka:stock.*") -> Change:
     """Return the change that makes a trust domain of the partner."""
     return edits(
@@ -513,6 +529,22 @@ CASES = [
     case("jwks_loopback", f"{PARTNER}.unsafe_http_loopback", edits(
         ("https://partner.example/jwks", "http://127.0.0.1/jwks"),
         (STALE, f"{STALE}\nunsafe_http_loopback = true"))),
+    case("authority_http", "producer.identity.authority",
+         identity('authority = "http://a.example"', 'credential = { token_file = "t" }'),
+         identity(HTTPS, 'credential = { token_file = "t" }')),
+    case("authority_http", "producer.identity.credential.token_url",
+         identity(HTTPS, f'credential = {{ token_url = "http://a.example/t", {SECRET}'),
+         identity(HTTPS, f'credential = {{ token_url = "https://a.example/t", {SECRET}')),
+    case("authority_loopback", "producer.identity.authority",
+         identity('authority = "http://127.0.0.1:8"', "unsafe_http_loopback = true",
+                  'credential = { token_file = "t" }')),
+    case("secret_readable", "producer.identity.credential.client_secret_file",
+         both(identity(HTTPS, f'credential = {{ token_url = "https://a.example/t", {SECRET}'),
+              mode("secret/passphrase", 0o604)),
+         identity(HTTPS, f'credential = {{ token_url = "https://a.example/t", {SECRET}')),
+    case("trust_writable", "producer.identity.ca",
+         both(identity(HTTPS, 'ca = "jwks.json"', 'credential = { token_file = "t" }'), mode("jwks.json", 0o646)),
+         identity(HTTPS, 'ca = "jwks.json"', 'credential = { token_file = "t" }')),
     case("stale_beyond_rotation", f"{PARTNER}.max_stale", edits((STALE, f"max_stale = {DAY + 1}")),
          edits((STALE, f"max_stale = {DAY}"))),
     case("stale_beyond_rotation", f"{PARTNER}.max_stale", edits(("7776000", "3599")), edits(("7776000", "3600"))),

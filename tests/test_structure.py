@@ -68,9 +68,16 @@ STATEMENTS = (
     + 4
     # Requests to services: a room of their own, JSON posted, the statuses that are wanted.
     + 8
-    # The identity form: until of a direct issuer, SPIFFE bundles, a forged WIT in the self-test, trace --jkt,
-    # proofs like one that was accepted.
-    + 97
+    # The identity form: until of a direct issuer, SPIFFE bundles, a forged WIT in the self-test, proofs like one
+    # that was accepted.
+    + 83
+    # A producer's identity: proofs, credentials, requests, renewal, settings, findings, its command and metric.
+    + 594
+    # The demo with identities.
+    + 156
+    # The authority: credentials, proofs, grants, rates, records, its server, its command, its settings, cut-offs
+    # on the disk, keys that end later, three detectors.
+    + 887
     # Keystore entries that are references: adopted, checked, asked again; signatures on a thread.
     + 132
     # Keys in an HSM: their URIs, sessions of one process, one lock, forks, errors.
@@ -79,9 +86,6 @@ STATEMENTS = (
     + 129
     # OPA: what is asked, decisions in memory, pauses, the client, its settings, findings, probe and metric.
     + 366
-    # The authority: credentials, proofs, grants, rates, records, its server, its command, its settings, cut-offs
-    # on the disk, keys that end later, three detectors.
-    + 888
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")

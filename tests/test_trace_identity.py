@@ -122,7 +122,7 @@ def test_its_beginning_is_enough_and_people_read_who_it_was(
     consumer, authority, (first, _) = files
     assert main(["audit", "trace", "--jkt", first[:12], str(consumer), str(authority)]) == 0
     out = capsys.readouterr().out
-    who = "asked by system:serviceaccount:shop:orders-api (https://kubernetes.example, cluster) from 10.0.0.7"
+    who = "from 10.0.0.7 by cluster: system:serviceaccount:shop:orders-api"
     assert out.count(who) == 2
     assert "accepted kafka:orders wimse://prod.example/shop/orders-api (wimse://prod.example, kid " in out
 
@@ -141,8 +141,9 @@ def test_what_was_not_verified_is_marked(tmp_path: Path, capsys: pytest.CaptureF
             file.write(record)
     assert main(["audit", "trace", "--jkt", who.jkt, str(path)]) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert "asked by claimed system:serviceaccount:shop:orders-api" in first
-    assert second.endswith("asked by a command from root")
+    assert "from root by claimed cluster: system:serviceaccount:shop:orders-api" in first
+    assert "from root" in second
+    assert " by " not in second
 
 
 def test_nothing_has_an_unknown_thumbprint(

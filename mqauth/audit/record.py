@@ -180,7 +180,7 @@ class Selection:
         subject: the producer.
         issuer: ``iss``.
         jti: the token's id.
-        jkt: thumbprint of a workload's key: of a message's identity, and of whoever asked for that.
+        jkt: thumbprint of a workload's key, in records of consumers and of the authority.
         reason: why it was rejected.
         verdict: ``accepted``, ``rejected``, ``duplicate`` or ``alert``.
         destination: canonical.
@@ -261,12 +261,12 @@ def value_of(record: Record, name: str) -> Any:
     """Return a record's value for one of ``DIMENSIONS``, ``jti`` or ``jkt``, ``None`` if it has none."""
     if name in _CLAIMS:
         return claims_of(record).get(_CLAIMS[name])
-    if name == "jkt":
-        return member(claims_of(record), "identity").get("jkt") or member(record, "asked").get("jkt")
     if name in TIMES:
         return str(record.get("time"))[: TIMES[name]]
     if name == "destination":
         return member(record, "broker").get("destination")
     if name == "alert":
         return member(record, "alert").get("kind")
+    if name == "jkt":
+        return member(claims_of(record), "identity").get("jkt") or member(record, "asked").get("jkt")
     return record.get(name)

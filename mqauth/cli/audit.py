@@ -122,21 +122,18 @@ def trace(
     subject: Annotated[str | None, typer.Option("--subject", help="What this producer sent.")] = None,
     jti: Annotated[str | None, typer.Option("--jti", help="Where this token was seen.")] = None,
     jkt: Annotated[
-        str | None, typer.Option("--jkt", help="What a workload's key proved, and who asked for its identity.")
+        str | None, typer.Option("--jkt", help="What this workload's key signed, and who asked for it.")
     ] = None,
     verified: Annotated[bool, typer.Option("--verified", help="Leave out what was only claimed.")] = False,
     since: From = None,
     until: To = None,
     json: Json = False,
 ) -> int:
-    """Print every record of a key, a producer or a token; exits with 1 where there is none.
-
-    With --jkt, give the files of an authority too: its records say who asked for the identity behind a message.
-    """
-    require(any((kid, subject, jti, jkt)), "trace needs --kid, --subject, --jti or --jkt")
+    """Print every record of a key, a producer or a token; exits with 1 where there is none."""
+    require({kid, subject, jti, jkt} != {None}, "trace needs --kid, --subject, --jti or --jkt")
     paths = with_parts(files)
-    kid, jti, jkt = (_whole(paths, name, given) for name, given in (("kid", kid), ("jti", jti), ("jkt", jkt)))
-    wanted = Selection(kid=kid, subject=subject, jti=jti, jkt=jkt, verified=verified, since=since, until=until)
+    ids = {name: _whole(paths, name, given) for name, given in (("kid", kid), ("jti", jti), ("jkt", jkt))}
+    wanted = Selection(subject=subject, verified=verified, since=since, until=until, **ids)
     found = False
     for record in filter(wanted.holds, read_records(paths)):
         found = True
@@ -261,25 +258,17 @@ def _sentence(record: Record) -> str:
     claims = claims_of(record)
     who = f"{claims.get('sub', '?')} ({claims.get('iss', '?')}, kid {claims.get('kid', '?')})"
     mark = "" if is_verified(record) or not claims else "claimed "
-    broker = record.get("broker")
-    place = broker.get("destination", "") if isinstance(broker, dict) else ""
+    place = member(record, "broker").get("destination") or _asker(member(record, "asked"))
     who = who if claims else "no token"
-    said = f"{record.get('detail') or ''}{_who_asked(member(record, 'asked'))}"
-    return f"{record.get('time')}  {verdict}  {place}  {mark}{who}  {said}".rstrip()
+    return f"{record.get('time')}  {verdict}  {place}  {mark}{who}  {record.get('detail') or ''}".rstrip()
 
 
-def _who_asked(asked: Record) -> str:
-    """Return who asked an authority for an identity, and by which credential."""
-    if not asked:
-        return ""
+def _asker(asked: Record) -> str:
+    """Return who asked an authority, where a record has it."""
     shown = member(asked, "credential")
     mark = "" if shown.get("verified") is True else "claimed "
-    by = (
-        f"{mark}{shown.get('sub', '?')} ({shown.get('iss', '?')}, {shown.get('name', '?')})"
-        if shown
-        else "a command"
-    )
-    return f"; asked by {by} from {asked.get('address', '?')}"
+    by = [f"by {mark}{shown.get('name')}: {shown.get('sub')}"] if shown else []
+    return "  ".join([f"from {asked['address']}", *by]) if "address" in asked else ""
 
 
 def _print_alert(alert: Alert, json: bool, moment: str) -> None:

@@ -74,13 +74,6 @@ Overlap = Annotated[
     ),
 ]
 Kid = Annotated[str, typer.Option("--kid", help="Id of the key.")]
-Overlap = Annotated[
-    int | None,
-    typer.Option(
-        "--overlap",
-        help="Of an authority: seconds by which a retired key ends later, so that its identities live out.",
-    ),
-]
 
 
 @app.command("new")
