@@ -33,6 +33,7 @@ from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
 from mqauth.testing.signing_contract import RotationContract, SigningContract, accepted, verify
 from mqauth.wire import jws
 from mqauth.wire.keys import Key, SigningKey
+from tests.authority_world import World
 
 NOW = 1_900_000_000
 KINDS = {"ES256": "EC:prime256v1", "EdDSA": "EC:edwards25519"}
@@ -465,6 +466,22 @@ def test_signing_socket_without_its_token(own: SoftHSM, tmp_path: Path) -> None:
         signer.close()
     finally:
         process.communicate()
+
+
+def test_an_authority_whose_key_is_in_an_hsm(own: SoftHSM, tmp_path: Path) -> None:
+    """An authority signs identities with a key in an HSM; while that is gone it answers 503, and goes on then."""
+    own.generate("authority")
+    store = Keystore(folder=tmp_path / "hsm-keys", clock=FakeClock(NOW))
+    store.adopt("pkcs11:token=prod;object=authority", publish_delay=0)
+    store.change(ring.rotate)
+    world = World(tmp_path, keys=ActiveKey(store.folder))
+    wit = world.ask().body["wit"]
+    jws.verify(jws.take_apart(wit.encode(), typ="wit+jwt"), store.ring().keys[0].key)
+    shutil.move(own.tokens, tmp_path / "elsewhere")
+    found = world.ask()
+    assert (found.status, found.body) == (503, {"error": "temporarily_unavailable"})
+    shutil.move(tmp_path / "elsewhere", own.tokens)
+    assert world.ask().status == 200
 
 
 # --- the command and the page -----------------------------------------------------------------------------
