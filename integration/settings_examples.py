@@ -15,8 +15,9 @@ UNITS: Final[dict[str, str]] = {
     "batch": "messages", "rate": "messages a second", "max_bytes": "bytes", "heads_every": "records",
     "replay.capacity": "ids", "misuse.capacity": "entries", "burst": "rejections", "replays": "copies",
     "misuse.expired": "tokens", "skewed_producers": "producers", "unknown_kids": "kids",
-    "flood_after": "rejections", "authority.rate": "WITs a minute", "refusal_rate": "refusals a minute",
-    "instances": "WITs", "remember": "seconds", "timeout": "seconds",
+    "flood_after": "rejections", "remember": "seconds", "timeout": "seconds",
+    "authority.rate": "WITs a minute", "refusal_rate": "refusals a minute",
+    "instances": "WITs",
     "consumers": "processes", "rollout.window": "hours or days", "until": "day", "since": "day",
 }  # fmt: skip
 """Settings that measure something, and in what."""
