@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -16,12 +17,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import aio_pika
 import pytest
 
 from integration import conftest
 from integration.documentation import Reader, blocks
+from integration.services import RabbitMQ
 from integration.services.softhsm import PIN, SoftHSM
 from mqauth import Message, Signer
+from mqauth.brokers.rabbitmq import Producer
+from mqauth.brokers.rabbitmq.translate import from_native
 from mqauth.cli import main
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.keystore import ActiveKey, Keystore, ReferenceKey, SocketSigner
@@ -466,6 +471,23 @@ def test_signing_socket_without_its_token(own: SoftHSM, tmp_path: Path) -> None:
         signer.close()
     finally:
         process.communicate()
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+async def test_a_producer_on_an_event_loop(hsm: SoftHSM, rabbitmq: RabbitMQ, tmp_path: Path, batch: int) -> None:
+    """A hundred messages that are published at the same time are signed by the HSM, and arrive in their order."""
+    store = adopted(tmp_path / "keys", "ES256")
+    signer = Signer(key=ActiveKey(store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
+    async with await aio_pika.connect(rabbitmq.url) as connection:
+        channel = await connection.channel()
+        queue = await channel.declare_queue(exclusive=True)
+        async with Producer(channel.default_exchange, signer, batch=batch) as producer:
+            bodies = [b"%d" % number for number in range(100)]
+            await asyncio.gather(*(producer.publish(aio_pika.Message(body), queue.name) for body in bodies))
+        found = [from_native(await queue.get(no_ack=True), queue=queue.name) for _ in bodies]
+    assert [message.body for message in found] == bodies
+    for message in found:
+        accepted(message, store.ring().keys[0].key)
 
 
 def test_an_authority_whose_key_is_in_an_hsm(own: SoftHSM, tmp_path: Path) -> None:
