@@ -66,6 +66,13 @@ PublishDelay = Annotated[
 Pinned = Annotated[
     bool, typer.Option("--pinned", help="The key names no producer: consumers say whom it speaks for.")
 ]
+Overlap = Annotated[
+    int | None,
+    typer.Option(
+        "--overlap",
+        help="Of an authority: seconds by which a retired key ends later, so that its identities live out.",
+    ),
+]
 Kid = Annotated[str, typer.Option("--kid", help="Id of the key.")]
 
 
