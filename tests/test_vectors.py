@@ -202,7 +202,8 @@ def test_every_vector_is_a_check() -> None:
     """Whoever asks the vectors alone asks all of them, under names that differ, and all of them hold."""
     found = checks.checks(checks.read())
     assert len({check.name for check in found}) == len(found)
-    lists = [*VECTORS, *ANSWERS["vectors"], *SETTINGS["vectors"], *SEQUENCES, *HDS["vectors"], *HDS["covers"],
+    lists = [*VECTORS, *ANSWERS["vectors"], *SETTINGS["vectors"], *SEQUENCES, *IDENTITY["vectors"],
+             *IDENTITY["sequences"], *HDS["vectors"], *HDS["covers"],
              *HDS["refused"], *JWKS["vectors"], *JWKS["sets"], *JWKS["no_sets"], *FORMS["same"],
              *FORMS["malformed"], *DESTINATIONS["rabbitmq"], *DESTINATIONS["kafka"], *DESTINATIONS["malformed"],
              *CLAIMS["messages"], *CLAIMS["releases"], *BATCH["leaves"], *BATCH["trees"]]  # fmt: skip

@@ -52,7 +52,9 @@ class Trials:
         self._checks = _ordered(checks.checks(self._files))
         self._names = list(self._checks)
         self._single = {
-            f"{file}: {vector['name']}" for file in checks.AMONG_MANY for vector in self._files[file]["vectors"]
+            f"{file}: {vector['name']}"
+            for file in checks.AMONG_MANY
+            for vector in checks.together(self._files[file])
         }
         self._told: dict[tuple[str, str], list[str]] = {}
         self._living = Living()

@@ -19,10 +19,13 @@ from mqauth.testing.batchforge import leaf_hash, leaf_of
 from mqauth.wire import base64url, batch, destination, envelope, jwk, strict_json
 from mqauth.wire.json_form import JSON_DEPTH, from_form, to_form
 from tests.vectors.consumers import Consumer
+from tests.vectors.identity_consumer import IdentityConsumer
 
 FOLDER: Final = Path(__file__).parent
-FILES: Final = ("tokens", "answers", "batch", "settings", "hds", "destinations", "claims", "jwks", "forms")
-AMONG_MANY: Final = ("tokens", "answers", "batch")
+FILES: Final = (
+    "tokens", "answers", "batch", "settings", "identity", "hds", "destinations", "claims", "jwks", "forms",
+)  # fmt: skip
+AMONG_MANY: Final = ("tokens", "answers", "batch", "identity")
 """The files whose vectors are judged by one consumer together, too."""
 EVERY: Final = "every vector, "
 """How the names of checks begin, behind their file's, that are of many vectors by one consumer."""
@@ -48,24 +51,38 @@ def checks(files: Files) -> list[Check]:
     return [check for part in parts for check in part]
 
 
+def consumer_of(file: Any, vector: Any) -> Consumer | IdentityConsumer:
+    """Return the consumer that a vector is for, which has seen nothing yet."""
+    if "key_sets" in file:
+        return IdentityConsumer(file, vector["consumer"])
+    return Consumer(file, vector.get("consumer"), vector.get("received"))
+
+
 def judge(file: Any, vector: Any) -> None:
     """Judge the message of a vector by a new consumer."""
-    Consumer(file, vector.get("consumer"), vector.get("received")).check(vector)
+    consumer_of(file, vector).check(vector)
 
 
 def judge_all(file: Any, vectors: list[Any]) -> None:
     """Judge the messages of vectors by one consumer."""
-    consumer = Consumer(file)
+    consumer = consumer_of(file, vectors[0])
     for vector in vectors:
         consumer.check(vector)
 
 
 def deliver(file: Any, sequence: Any) -> None:
     """Judge the deliveries of a sequence by one consumer."""
-    first = sequence["deliveries"][0]
-    consumer = Consumer(file, first.get("consumer"), first.get("received"))
-    for delivery in sequence["deliveries"]:
-        consumer.check(delivery)
+    judge_all(file, sequence["deliveries"])
+
+
+def together(file: Any) -> list[Any]:
+    """Return the vectors of a file that one consumer may judge together: no clock and no key set moves on."""
+    now = ("common", None, file["received"])
+    return [
+        vector
+        for vector in file["vectors"]
+        if (vector.get("consumer", now[0]), vector.get("key_set"), vector.get("received", now[2])) == now
+    ]
 
 
 def refuses(error: type[Exception], call: Callable[..., Any], *arguments: Any) -> None:
@@ -160,13 +177,13 @@ def tree(inputs: list[str], vector: Any) -> None:
 
 
 def _judged(files: Files) -> Iterator[Check]:
-    for file in ("tokens", "answers", "batch", "settings"):
+    for file in ("tokens", "answers", "batch", "settings", "identity"):
         for vector in files[file]["vectors"]:
             yield Check(f"{file}: {vector['name']}", partial(judge, files[file], vector))
 
 
 def _sequences(files: Files) -> Iterator[Check]:
-    for file in ("tokens", "batch", "settings"):
+    for file in ("tokens", "batch", "settings", "identity"):
         for sequence in files[file]["sequences"]:
             yield Check(f"{file}: {sequence['name']}", partial(deliver, files[file], sequence))
 
@@ -175,7 +192,7 @@ def _orders(files: Files) -> Iterator[Check]:
     """Yield all vectors of one consumer, by one consumer: no verdict depends on the vectors before it."""
     for file in AMONG_MANY:
         for name, step in (("in order", 1), ("in reverse", -1)):
-            run = partial(judge_all, files[file], files[file]["vectors"][::step])
+            run = partial(judge_all, files[file], together(files[file])[::step])
             yield Check(f"{file}: {EVERY}{name}", run)
 
 
