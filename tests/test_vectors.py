@@ -164,6 +164,12 @@ def test_no_set_is_read_from_another_document(text: str) -> None:
         jwk.load_key_set(text.encode())
 
 
+@pytest.mark.parametrize("vector", JWKS["sizes"], ids=lambda vector: str(vector["bytes"]))
+def test_each_text_is_a_set_up_to_its_size(vector: Any) -> None:
+    """The bound of a JWK Set is in bytes, white space included."""
+    checks.size_set(vector)
+
+
 @pytest.mark.parametrize("vector", FORMS["same"], ids=lambda vector: vector["name"])
 def test_both_forms_are_one_message(vector: Any) -> None:
     """The two forms of a vector are read alike."""
@@ -204,7 +210,7 @@ def test_every_vector_is_a_check() -> None:
     assert len({check.name for check in found}) == len(found)
     lists = [*VECTORS, *ANSWERS["vectors"], *SETTINGS["vectors"], *SEQUENCES, *IDENTITY["vectors"],
              *IDENTITY["sequences"], *HDS["vectors"], *HDS["covers"],
-             *HDS["refused"], *JWKS["vectors"], *JWKS["sets"], *JWKS["no_sets"], *FORMS["same"],
+             *HDS["refused"], *JWKS["vectors"], *JWKS["sets"], *JWKS["no_sets"], *JWKS["sizes"], *FORMS["same"],
              *FORMS["malformed"], *DESTINATIONS["rabbitmq"], *DESTINATIONS["kafka"], *DESTINATIONS["malformed"],
              *CLAIMS["messages"], *CLAIMS["releases"], *BATCH["leaves"], *BATCH["trees"]]  # fmt: skip
     assert len(found) == len(lists) + 2 * len(checks.AMONG_MANY)

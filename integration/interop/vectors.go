@@ -277,6 +277,11 @@ func (r *report) sets(folder string) {
 			Used []string
 		}
 		NoSets []string `json:"no_sets"`
+		Sizes  []struct {
+			Text  string
+			Bytes int
+			IsSet bool `json:"is_set"`
+		}
 	}
 	load(folder, "jwks.json", &found)
 	for _, v := range found.Vectors {
@@ -295,6 +300,10 @@ func (r *report) sets(folder string) {
 	for _, bad := range found.NoSets {
 		_, err := loadSet([]byte(bad))
 		r.check(err != nil, "jwks.json: no set %s", bad)
+	}
+	for _, v := range found.Sizes {
+		_, err := loadSet(append([]byte(v.Text), bytes.Repeat([]byte(" "), v.Bytes-len(v.Text))...))
+		r.check((err == nil) == v.IsSet, "jwks.json: a set of %d bytes", v.Bytes)
 	}
 }
 
