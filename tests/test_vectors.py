@@ -182,6 +182,12 @@ def test_what_is_no_message_is_malformed(vector: Any) -> None:
     checks.refuses(MalformedMessage, from_form, vector["form"])
 
 
+@pytest.mark.parametrize("vector", FORMS["texts"], ids=lambda vector: vector["text"])
+def test_each_text_of_a_form_is_read_as_it_says(vector: Any) -> None:
+    """Numbers of a text are read up to 64 bits, and what is no strict JSON is no message."""
+    checks.read_text(vector)
+
+
 def test_no_two_headers_vectors_share_their_bytes() -> None:
     """Each case means something else."""
     inputs = [vector["input_hex"] for vector in HDS["vectors"]]
@@ -211,6 +217,7 @@ def test_every_vector_is_a_check() -> None:
     lists = [*VECTORS, *ANSWERS["vectors"], *SETTINGS["vectors"], *SEQUENCES, *IDENTITY["vectors"],
              *IDENTITY["sequences"], *HDS["vectors"], *HDS["covers"],
              *HDS["refused"], *JWKS["vectors"], *JWKS["sets"], *JWKS["no_sets"], *JWKS["sizes"], *FORMS["same"],
-             *FORMS["malformed"], *DESTINATIONS["rabbitmq"], *DESTINATIONS["kafka"], *DESTINATIONS["malformed"],
+             *FORMS["malformed"], *FORMS["texts"], *DESTINATIONS["rabbitmq"], *DESTINATIONS["kafka"],
+             *DESTINATIONS["malformed"],
              *CLAIMS["messages"], *CLAIMS["releases"], *BATCH["leaves"], *BATCH["trees"]]  # fmt: skip
     assert len(found) == len(lists) + 2 * len(checks.AMONG_MANY)

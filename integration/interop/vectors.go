@@ -26,6 +26,7 @@ type consumerForm struct {
 	MaxLifetime  int64 `json:"max_lifetime"`
 	Allow        map[string][]string
 	JWKS         json.RawMessage
+	Others       map[string]json.RawMessage `json:"other_issuers"`
 	UserID       json.RawMessage `json:"user_id"`
 	At           string
 	MaxQueueAge  int64    `json:"max_queue_age"`
@@ -88,6 +89,9 @@ func (f *consumerForm) consumer() *consumer {
 	}
 	if !isNull(f.JWKS) {
 		c.issuers[f.Issuer] = must(loadSet(f.JWKS))
+	}
+	for iss, jwks := range f.Others {
+		c.issuers[iss] = must(loadSet(jwks))
 	}
 	if f.StoreEntries > 0 {
 		c.room = f.StoreEntries
@@ -317,6 +321,10 @@ func (r *report) forms(folder string) {
 			Name string
 			Form json.RawMessage
 		}
+		Texts []struct {
+			Text string
+			Form json.RawMessage
+		}
 	}
 	load(folder, "forms.json", &found)
 	for _, v := range found.Same {
@@ -328,6 +336,14 @@ func (r *report) forms(folder string) {
 	for _, v := range found.Malformed {
 		_, err := fromForm(v.Form)
 		r.check(err != nil, "forms.json: malformed: %s", v.Name)
+	}
+	for _, v := range found.Texts {
+		one, err := fromForm([]byte(v.Text))
+		if isNull(v.Form) {
+			r.check(err != nil, "forms.json: no message: %s", v.Text)
+		} else {
+			r.check(err == nil && reflect.DeepEqual(one, must(fromForm(v.Form))), "forms.json: %s", v.Text)
+		}
 	}
 }
 

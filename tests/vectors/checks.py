@@ -18,6 +18,7 @@ from mqauth.replay.rules import batch_id, claim_id, release_id
 from mqauth.testing.batchforge import leaf_hash, leaf_of
 from mqauth.wire import base64url, batch, destination, envelope, jwk, strict_json
 from mqauth.wire.json_form import JSON_DEPTH, from_form, to_form
+from mqauth.wire.message import Message
 from tests.vectors.consumers import Consumer
 from tests.vectors.identity_consumer import IdentityConsumer
 
@@ -85,7 +86,9 @@ def together(file: Any) -> list[Any]:
     ]
 
 
-def refuses(error: type[Exception], call: Callable[..., Any], *arguments: Any) -> None:
+def refuses(
+    error: type[Exception] | tuple[type[Exception], ...], call: Callable[..., Any], *arguments: Any
+) -> None:
     """Expect a refusal."""
     try:
         call(*arguments)
@@ -139,6 +142,18 @@ def same_form(vector: Any) -> None:
     # forms too, in which 1 is not true
     assert repr(to_form(message)) == repr(to_form(other)) == repr(to_form(again))
     assert message == other == again
+
+
+def read_text(vector: Any) -> None:
+    """Hold the message that a text is against its vector, or its refusal."""
+
+    def read() -> Message:
+        return from_form(strict_json.loads(vector["text"].encode(), depth=JSON_DEPTH, wide=True))
+
+    if vector["form"] is None:
+        refuses((strict_json.StrictJSONError, MalformedMessage), read)
+    else:
+        assert repr(to_form(read())) == repr(to_form(from_form(vector["form"])))
 
 
 def _read_again(form: Any) -> Any:
@@ -233,6 +248,8 @@ def _forms(files: Files) -> Iterator[Check]:
     for vector in files["forms"]["malformed"]:
         run = partial(refuses, MalformedMessage, lambda form: from_form(_read_again(form)), vector["form"])
         yield Check(f"forms: malformed: {vector['name']}", run)
+    for at, vector in enumerate(files["forms"]["texts"]):
+        yield Check(f"forms: text {at}", partial(read_text, vector))
 
 
 def _destinations(files: Files) -> Iterator[Check]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from mqauth.errors import Cause, MalformedMessage, Reason, Unavailable
 from mqauth.flow import run
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
-from mqauth.judging.policy import Allow
+from mqauth.judging.policy import Allow, Rule
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.replay.memory import DEFAULT_CAPACITY, MemoryReplayStore
@@ -62,12 +62,13 @@ class Consumer:
         lost = said.get("unavailable", ())
         store: Any = MemoryReplayStore(said.get("store_entries", DEFAULT_CAPACITY), clock=self.clock)
         issuer = Issuer(keys=_source(said["jwks"], "key_pending" in lost), subjects=_pins(said))
+        others = {name: Issuer(keys=_source(jwks, False)) for name, jwks in said.get("other_issuers", {}).items()}
         self.pipeline = Pipeline(
             verifier=Verifier(
-                keys={said["issuer"]: issuer}, release=_authorities(said),
+                keys={said["issuer"]: issuer} | others, release=_authorities(said),
                 **{setting: said[setting] for setting in _PASSED if setting in said},
             ),
-            policy=OutOfReach("policy_unavailable") if "policy_unavailable" in lost else Allow(said["allow"]),
+            policy=OutOfReach("policy_unavailable") if "policy_unavailable" in lost else _rules(said),
             replay=OutOfReach("replay_store_unavailable") if "replay_store_unavailable" in lost else store,
             scope=said.get("scope"), clock=self.clock,
         )  # fmt: skip
@@ -94,6 +95,17 @@ class Consumer:
 def _pins(said: Mapping[str, Any]) -> dict[str, frozenset[str]] | None:
     pins = said.get("subjects")
     return None if pins is None else {kid: frozenset(subjects) for kid, subjects in pins.items()}
+
+
+def _rules(said: Mapping[str, Any]) -> Allow:
+    """Return the rules by subject; of several issuers they are those of each."""
+    issuers = (said["issuer"], *said.get("other_issuers", {}))
+    if len(issuers) == 1:
+        return Allow(said["allow"])
+    return Allow([
+        Rule(subject=name, destinations=tuple(places), issuer=issuer)
+        for issuer in issuers for name, places in said["allow"].items()
+    ])  # fmt: skip
 
 
 def _source(jwks: Any, pending: bool) -> KeySource:

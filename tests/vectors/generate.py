@@ -160,7 +160,7 @@ def refused() -> list[dict[str, Any]]:
 def destinations() -> dict[str, Any]:
     """Return names with their canonical destinations, and texts that are none."""
     pairs = [("shop", "orders.created"), ("", "queue"), ("", ""), ("a/b", "c d"), ("é", "*.#"), ("-._~", "%41")]
-    topics = ["orders", "orders.v1", "a_b-c", "%", "é"]
+    topics = ["orders", "orders.v1", "a_b-c", "%", "é", "kafka:orders"]
     return {
         "profile": 1,
         "rabbitmq": [{"exchange": e, "routing_key": k, "destination": destination.rabbitmq(e, k)} for e,

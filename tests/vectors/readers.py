@@ -293,10 +293,35 @@ def malformed() -> dict[str, Any]:
     }
 
 
+def texts() -> list[dict[str, Any]]:
+    """Return texts of forms, with what is read of them, ``None`` for no message."""
+
+    def headed(value: str) -> str:
+        return f'{{"destination":"rabbitmq:shop/orders","body":"AA==","headers":[["a",{value}]]}}'
+
+    def placed(offset: str) -> str:
+        return f'{{"destination":"kafka:orders","body":null,"origin":{{"offset":{offset}}}}}'
+
+    whole = {number: GOOD | {"headers": [["a", {"int": number}]]} for number in (str(2**63 - 1), str(-(2**63)))}
+    found: list[tuple[str, dict[str, Any] | None]] = [
+        *((headed(f'{{"int":{number}}}'), form) for number, form in whole.items()),
+        (headed('{"float":9223372036854775807}'), GOOD | {"headers": [["a", {"float": 2.0**63}]]}),
+        (headed('{"float":-9223372036854775808}'), GOOD | {"headers": [["a", {"float": -(2.0**63)}]]}),
+        *((headed(f'{{"{tag}":{number}}}'), None)
+          for tag in ("int", "float") for number in (str(2**63), str(-(2**63) - 1))),
+        (placed(str(2**63)), None), (headed('{"float":NaN}'), None), (headed('{"float":1e999}'), None),
+        (headed('{"int":1,"int":1}'), None), (headed('{"str":"\\ud800"}'), None),
+        (headed('{"int":1}') + "x", None),
+        (" " + headed('{"int":1}') + "\n", GOOD | {"headers": [["a", {"int": 1}]]}),
+    ]  # fmt: skip
+    return [{"text": text, "form": form} for text, form in found]
+
+
 def forms() -> dict[str, Any]:
     """Return forms that are one message, and forms that are none."""
     return {
         "profile": 1,
         "same": [{"name": name, "form": form, "other": other} for name, form, other in same()],
         "malformed": [{"name": name, "form": form} for name, form in malformed().items()],
+        "texts": texts(),
     }
