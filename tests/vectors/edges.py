@@ -12,7 +12,7 @@ from mqauth.testing.forge import with_token
 from mqauth.wire import base64url, strict_json
 from mqauth.wire.message import Message
 from tests.test_ed25519 import ORDER, number
-from tests.vectors.world import FORGE, NOW, Case, kafka, rabbit
+from tests.vectors.world import FORGE, KEYS, NOW, Case, kafka, rabbit
 
 
 def edges() -> list[Case]:
@@ -128,10 +128,13 @@ def elsewhere() -> list[Case]:
 def headers() -> list[Case]:
     """Return messages whose JOSE header is no honest one."""
     forbidden, values = "algorithm_forbidden", (["EdDSA"], {"EdDSA": 1}, None, 1, True)
+    curve = strict_json.dumps({"alg": "Ed25519", "typ": "mqauth+jwt", "kid": KEYS["ES256"].kid})
     return [
         ("a parameter nested 4 deep", FORGE.seal(kafka(), header={"x": [[[1]]]}), "rejected", "header_forbidden"),
         ("a parameter nested 5 deep", FORGE.seal(kafka(), header={"x": [[[[1]]]]}), "rejected", "token_malformed"),
         ("a kid of one character", FORGE.seal(kafka(), header={"kid": "k"}), "rejected", "key_unknown"),
+        ("alg Ed25519 over a good signature on P-256", FORGE.signed(
+            kafka(), curve, strict_json.dumps(FORGE.claims(kafka())), KEYS["ES256"]), "rejected", forbidden),
         ("alg before the claims", FORGE.seal(kafka(), header={"alg": "none"}, claims={"iss": 1}), "rejected",
          forbidden),
         *((f"alg: {strict_json.dumps(value).decode()}", FORGE.seal(kafka(), header={"alg": value}), "rejected",

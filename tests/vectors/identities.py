@@ -422,7 +422,27 @@ def key_sets() -> dict[str, Any]:
         "limited to another": KeySet([replace(own, subjects=frozenset((OTHER_WORKLOAD,)))]),
     }
     found = {name: jwk.dump_key_set(keys) for name, keys in sets.items()}
-    return found | {"unreadable cut-off": found["honest"] | {"mqauth_cutoff": [{"sub": WORKLOAD, "before": "x"}]}}
+    return found | {name: found["honest"] | {"mqauth_cutoff": cut} for name, cut in (CUT_OFF | UNREADABLE).items()}
+
+
+ENTRY: Final = {"sub": WORKLOAD, "before": CUT}
+CUT_OFF: Final[dict[str, Any]] = {
+    "cut off without a word": [ENTRY],
+    "cut off with no word": [ENTRY | {"reason": ""}],
+    "cut off twice, the latest first": [{"sub": WORKLOAD, "before": CUT + 5}, ENTRY],
+    "cut off twice, the latest last": [ENTRY, {"sub": WORKLOAD, "before": CUT + 5}],
+}
+UNREADABLE: Final[dict[str, Any]] = {
+    "unreadable cut-off": [{"sub": WORKLOAD, "before": "x"}],
+    "cut-offs that are an object": {}, "cut-offs that are text": "", "cut-offs that are null": None,
+    "a cut-off that is a number": [1], "a cut-off without a subject": [{"before": CUT}],
+    "a cut-off whose subject is a number": [{"sub": 1, "before": CUT}], "a cut-off without a time": [
+        {"sub": WORKLOAD}], "a cut-off of a negative time": [{"sub": WORKLOAD, "before": -1}],
+    "a cut-off whose reason is a number": [{"sub": OTHER_WORKLOAD, "before": CUT, "reason": 1}],
+    "a good cut-off beside a bad one": [{"sub": OTHER_WORKLOAD, "before": CUT}, {}],
+}  # fmt: skip
+LONG: Final = {"as many cut-offs as may be": 1024, "a cut-off too many": 1025}
+"""Sets with so many entries like that of ``cut off without a word``."""
 
 
 def consumers() -> dict[str, Any]:
@@ -458,6 +478,14 @@ def cases(forge: FixedIdentityForge) -> Iterator[Case]:
     ):  # fmt: skip
         message = forge.seal(kafka(), wit=forge.wit(claims=changes))
         yield Case(f"{forge.form}: cut off, a WIT {name}", message, reason, key_set="cut off")
+    for name, reason, iat in (
+        *((name, "key_revoked", CUT - 1) for name in (*CUT_OFF, "as many cut-offs as may be")),
+        *((name, "key_revoked", CUT + 4) for name in CUT_OFF if "twice" in name),
+        *((name, None, CUT + 5) for name in CUT_OFF if "twice" in name),
+        *((name, None, CUT - 1) for name in (*UNREADABLE, "a cut-off too many") if name != "unreadable cut-off"),
+    ):  # fmt: skip
+        message = forge.seal(kafka(), wit=forge.wit(claims={"iat": iat}))
+        yield Case(f"{forge.form}: {name}, a WIT of {iat}", message, reason, key_set=name)
     for name, reason, seconds in (("before", None, CUT - 1), ("at", "key_revoked", CUT)):
         origin = Origin(
             topic="orders", partition=0, offset=1, timestamp_ms=1000 * seconds, timestamp_type="append"
@@ -498,6 +526,16 @@ def sequences(forge: FixedIdentityForge) -> Iterator[tuple[str, list[Case]]]:
             Case("", at(forge.seal(kafka(), wit=old), 1), "key_revoked", key_set="cut off"),
         ],
     )
+    before = forge.wit(claims={"iat": CUT - 1})
+    for name in (*UNREADABLE, "a cut-off too many"):
+        yield (
+            f"{forge.form}: cut off, and then {name}",
+            [
+                Case("", at(forge.seal(kafka(), wit=before), 0), "key_revoked", key_set="cut off"),
+                Case("", at(forge.seal(kafka(), wit=before), 1), "key_revoked", key_set=name),
+                Case("", at(forge.seal(kafka(), wit=before), 2), key_set="honest"),
+            ],
+        )
     short = forge.wit(claims={"exp": NOW + 30})
     late = forge.seal(kafka(), wit=short, claims={"exp": NOW + 600})
     yield (
@@ -552,6 +590,9 @@ def identities() -> dict[str, Any]:
             "allow": [*rules, {"subject": SUBJECT, "issuer": ISSUER, "destinations": [KAFKA]}],
         },
         "consumers": consumers(), "key_sets": key_sets(),
+        "long_key_sets": {
+            name: {"like": "cut off without a word", "cutoffs": size} for name, size in LONG.items()
+        },
         "vectors": [case.form() for forge in (SINGLE, BATCH) for case in cases(forge)],
         "sequences": [
             {"name": name, "deliveries": [case.form() for case in deliveries]}

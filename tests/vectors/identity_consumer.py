@@ -22,18 +22,21 @@ class Authority:
     """The keys of the authority, which change from delivery to delivery.
 
     Args:
-        sets: JWK Sets by name.
-        name: of the first one.
+        file: ``identity.json``.
+        name: of the first set.
     """
 
-    def __init__(self, sets: Any, name: str) -> None:
-        self._sets = sets
+    def __init__(self, file: Any, name: str) -> None:
+        self._sets, self._long = file["key_sets"], file["long_key_sets"]
         self.keys = KeySet([])
         self.turn(name)
 
     def turn(self, name: str) -> None:
-        """Take the set of this name from now on."""
-        self.keys = jwk.load_key_set(self._sets[name]).after(self.keys)
+        """Take the set of this name from now on; a long one repeats the cut-off of another."""
+        found = self._sets[name if name in self._sets else self._long[name]["like"]]
+        if name in self._long:
+            found = found | {"mqauth_cutoff": found["mqauth_cutoff"] * self._long[name]["cutoffs"]}
+        self.keys = jwk.load_key_set(found).after(self.keys)
 
     def key_set(self) -> KeySet:
         """Return the keys."""
@@ -55,7 +58,7 @@ class IdentityConsumer:
     def __init__(self, file: Any, name: str) -> None:
         said = file["consumer"] | file["consumers"][name]
         self.clock = FakeClock(file["received"])
-        self.authority = Authority(file["key_sets"], "honest")
+        self.authority = Authority(file, "honest")
         keys: dict[str, Any] = {said["issuer"]: Issuer(keys=jwk.load_key_set(said["jwks"]))}
         if said["trust_domain"] is not None:
             pins = said["subjects"]

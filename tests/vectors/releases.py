@@ -227,6 +227,7 @@ def refused() -> list[Vector]:
         "a release that lives a second too long": released(honest, exp=NOW + 604_801),
         "a release with an unknown claim": released(honest, nbf=NOW),
         "a letter in upper case": released(honest, letter="AB" * 32),
+        **{f"a {claim} that is a number": released(honest, **{claim: 1}) for claim in ("letter", "tok")},
         "a letter of 63 digits": released(honest, letter="a" * 63),
         "a letter with a line break": released(honest, letter="a" * 64 + "\n"),
         "an id of 15 characters in a release": released(honest, jti="j" * 15),
