@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from mqauth.console import display, site
 from mqauth.errors import Reason, Rejection
 from mqauth.judging import token
 from mqauth.review import letter as review_letter
-from mqauth.wire import batch, envelope, jws, strict_json
+from mqauth.wire import batch, envelope, identity, jws, strict_json
 
 NAMES = sorted(targets.TARGETS)
 
@@ -100,12 +101,17 @@ FAULTS: dict[str, tuple[str, Any, str, Any]] = {
     "a body that is not looked at": ("binding", envelope.base64url, "digest", lambda raw: "A" * 43),
     "a path of which a byte is not looked at": ("batch", batch, "HASH_BYTES", 31),
     "a client that is said to carry all": ("rabbitmq-frame", amqp_values, "_same", lambda *_: True),
+    "an identity whose names are not in their form": (
+        "identity", identity, "_SUBJECT", re.compile(r"((?:wimse|spiffe)://[^/]+).*"),
+    ),
+    "a WIT that holds under every key": ("identity", jws, "verify", lambda *_: None),
+    "a proof that may name its producer": ("identity", identity, "require", lambda *_: True),
     "a float that is sealed as it was given": ("rabbitmq-published", amqp_values, "single", float),
     "a record whose headers are dropped": ("kafka-values", records, "_headers", lambda *_: ()),
     "a letter without its properties": ("dead-letter", review_letter, "_live_properties", lambda _: {}),
     "a page that escapes nothing": ("view", site, "Environment", _bare),
     "a page that shows what is invisible": ("view", display, "visible", lambda text, **_: text),
-}
+}  # fmt: skip
 """Faults of the library: the target that finds each, and what it puts in whose place."""
 
 
