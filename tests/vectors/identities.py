@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
+from mqauth.testing.batchforge import forge_batch
 from mqauth.testing.forge import AUDIENCE, ISSUER, REMOVED, SUBJECT, with_token
 from mqauth.testing.identity import (
     OTHER_WORKLOAD,
@@ -403,6 +404,8 @@ def policed() -> Iterator[tuple[str, str | None, Build]]:
                               ("a list", "producer_forbidden", ["prod"])):  # fmt: skip
         yield f"a WIT of env {name}", reason, wit(claims={"env": env})
     yield "env in the proof alone", "producer_forbidden", token(claims={"env": "prod"})
+    yield "a WIT of env prod, elsewhere", "producer_forbidden", lambda forge: forge.seal(
+        stock(), wit=forge.wit(claims={"env": "prod"}))  # fmt: skip
     yield "no env", "producer_forbidden", token()
 
 
@@ -565,6 +568,31 @@ def sequences(forge: FixedIdentityForge) -> Iterator[tuple[str, list[Case]]]:
     )
 
 
+def siblings() -> Iterator[tuple[str, list[Case]]]:
+    """Yield siblings of one batch, between which the authority's set changes or the WIT ends."""
+    messages = [kafka(body=b"%d" % number) for number in range(3)]
+    sets = [*_keyed(), ("cut off", "key_revoked", "cut off")]
+    for name, reason, key_set in sets:
+        one = forge_batch(SINGLE, messages, wit=SINGLE.wit(claims={"iat": CUT - 1}))
+        yield (
+            f"siblings, then {name}",
+            [
+                Case("", at(one.seal(0), 0)),
+                Case("", at(one.seal(1), 1), reason, key_set=key_set),
+                Case("", at(one.seal(2), 2), key_set="honest"),
+            ],
+        )
+    short = forge_batch(SINGLE, messages, wit=SINGLE.wit(claims={"exp": NOW + 30}), claims={"exp": NOW + 600})
+    yield (
+        "siblings, then ended",
+        [
+            Case("", at(short.seal(0), 0)),
+            Case("", at(short.seal(1), 1), received=NOW + 34),
+            Case("", at(short.seal(2), 2), "expired", received=NOW + 35),
+        ],
+    )
+
+
 def placed(message: Message) -> Message:
     """Return a record of the other topic with its place."""
     return replace(message, origin=Origin(topic="stock", partition=0, offset=0))
@@ -596,6 +624,6 @@ def identities() -> dict[str, Any]:
         "vectors": [case.form() for forge in (SINGLE, BATCH) for case in cases(forge)],
         "sequences": [
             {"name": name, "deliveries": [case.form() for case in deliveries]}
-            for forge in (SINGLE, BATCH) for name, deliveries in sequences(forge)
+            for name, deliveries in (*sequences(SINGLE), *sequences(BATCH), *siblings())
         ],
     }  # fmt: skip

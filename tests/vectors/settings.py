@@ -408,6 +408,8 @@ def alike() -> dict[str, list[Vector]]:
     users = in_batch([rabbit(), rabbit(body=b"2"), rabbit(body=b"3")])
     jti = base64url.encode(seed("mirrored", 16)).decode()
     late = stamped(appended.seal(1), (APPENDED + 65) * 1000)
+    living = in_batch([kafka(), kafka(body=b"2"), kafka(body=b"3")], claims={"iat": APPENDED, "exp": NOW + 600})
+    early = stamped(living.seal(1), (APPENDED - 6) * 1000)
 
     def by_user(place: int, name: str) -> Message:
         sealed = users.seal(place)
@@ -418,6 +420,11 @@ def alike() -> dict[str, list[Vector]]:
             Vector("", "at append", stamped(appended.seal(0))),
             Vector("", "at append", late, "rejected", "expired"),
             Vector("", "at append", stamped(appended.seal(2), None), "deferred", "append_time_unavailable"),
+        ],
+        "a sibling appended before it was issued": [
+            Vector("", "at append", stamped(living.seal(0))),
+            Vector("", "at append", early, "rejected", "issued_in_future"),
+            Vector("", "at append", living.seal(2), "deferred", "append_time_unavailable"),
         ],
         "a sibling of another user": [
             Vector("", "comparing users", by_user(0, SUBJECT)),
