@@ -389,6 +389,10 @@ def roomy() -> dict[str, list[Vector]]:
             Vector("", two, late, received=NOW + 900), Vector("", two, later, *full, NOW + 900),
             Vector("", two, copy, "rejected", "replayed", NOW + 900),
         ],
+        "a claim that has ended makes room beside one that is held": [
+            Vector("", two, long, held=True), Vector("", two, short), Vector("", two, late, received=NOW + 900),
+            Vector("", two, later, *full, NOW + 900), Vector("", two, long, received=NOW + 900),
+        ],
         "claims that end together make room for as many": [
             Vector("", two, short), Vector("", two, brief), Vector("", two, late, received=NOW + 900),
             Vector("", two, later, received=NOW + 900), Vector("", two, last, *full, NOW + 900),
