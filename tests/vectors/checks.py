@@ -23,9 +23,9 @@ from tests.vectors.consumers import Consumer
 from tests.vectors.identity_consumer import IdentityConsumer
 
 FOLDER: Final = Path(__file__).parent
-FILES: Final = (
-    "tokens", "answers", "batch", "settings", "identity", "hds", "destinations", "claims", "jwks", "forms",
-)  # fmt: skip
+JUDGED: Final = ("tokens", "answers", "batch", "settings", "identity")
+"""The files of messages that a consumer judges."""
+FILES: Final = (*JUDGED, "hds", "destinations", "claims", "jwks", "forms")
 AMONG_MANY: Final = ("tokens", "answers", "batch", "identity")
 """The files whose vectors are judged by one consumer together, too."""
 EVERY: Final = "every vector, "
@@ -203,7 +203,7 @@ def tree(inputs: list[str], vector: Any) -> None:
 
 
 def _judged(files: Files) -> Iterator[Check]:
-    for file in ("tokens", "answers", "batch", "settings", "identity"):
+    for file in JUDGED:
         for vector in files[file]["vectors"]:
             yield Check(f"{file}: {vector['name']}", partial(judge, files[file], vector))
 

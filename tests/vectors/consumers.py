@@ -65,7 +65,7 @@ class Consumer:
         others = {name: Issuer(keys=_source(jwks, False)) for name, jwks in said.get("other_issuers", {}).items()}
         self.pipeline = Pipeline(
             verifier=Verifier(
-                keys={said["issuer"]: issuer} | others, release=_authorities(said),
+                keys={said["issuer"]: issuer} | others, release=authorities(said),
                 **{setting: said[setting] for setting in _PASSED if setting in said},
             ),
             policy=OutOfReach("policy_unavailable") if "policy_unavailable" in lost else _rules(said),
@@ -116,7 +116,8 @@ def _source(jwks: Any, pending: bool) -> KeySource:
     return OutOfReach("key_pending", keys) if pending else keys
 
 
-def _authorities(said: Mapping[str, Any]) -> ReleaseAuthorities | None:
+def authorities(said: Mapping[str, Any]) -> ReleaseAuthorities | None:
+    """Return the release authorities of a consumer, ``None`` where it has none."""
     granted = said.get("authorities")
     return granted and ReleaseAuthorities(
         {
