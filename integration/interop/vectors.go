@@ -27,7 +27,7 @@ type consumerForm struct {
 	Allow        map[string][]string
 	JWKS         json.RawMessage
 	Others       map[string]json.RawMessage `json:"other_issuers"`
-	UserID       json.RawMessage `json:"user_id"`
+	UserID       json.RawMessage            `json:"user_id"`
 	At           string
 	MaxQueueAge  int64    `json:"max_queue_age"`
 	Evidence     string   `json:"append_evidence"`
@@ -36,7 +36,8 @@ type consumerForm struct {
 	Subjects     map[string][]string
 	Authorities  map[string]authorityForm
 	Scope        string
-	StoreEntries int `json:"store_entries"`
+	StoreEntries int    `json:"store_entries"`
+	KeySet       string `json:"key_set"`
 	Unavailable  []string
 }
 
@@ -49,6 +50,7 @@ type vector struct {
 	Reason   *string
 	Cause    *string
 	Held     bool
+	KeySet   string `json:"key_set"`
 }
 
 type sequence struct {
@@ -60,6 +62,7 @@ type vectorFile struct {
 	Received  int64
 	Consumer  json.RawMessage
 	Consumers map[string]json.RawMessage
+	KeySets   map[string]json.RawMessage `json:"key_sets"`
 	Vectors   []vector
 	Sequences []sequence
 }
@@ -164,6 +167,9 @@ func (r *report) messages(file string, f *vectorFile) {
 				panic(name)
 			}
 		}
+		if form.KeySet != "" {
+			form.JWKS = f.KeySets[form.KeySet]
+		}
 		return form.consumer()
 	}
 	moment := func(v *vector) int64 {
@@ -171,6 +177,12 @@ func (r *report) messages(file string, f *vectorFile) {
 			return v.Received
 		}
 		return f.Received
+	}
+	var issuer string
+	if f.Consumer != nil {
+		var common consumerForm
+		must(0, json.Unmarshal(f.Consumer, &common))
+		issuer = common.Issuer
 	}
 	for _, v := range f.Vectors {
 		r.judged(file, v.Name, &v, consumerOf(v.Consumer).deliver(&v, moment(&v)))
@@ -180,6 +192,9 @@ func (r *report) messages(file string, f *vectorFile) {
 		for i, v := range s.Deliveries {
 			if i == 0 {
 				c = consumerOf(v.Consumer)
+			}
+			if v.KeySet != "" {
+				c.issuers[issuer] = must(loadSet(f.KeySets[v.KeySet]))
 			}
 			r.judged(file, fmt.Sprintf("%s, %d", s.Name, i), &v, c.deliver(&v, moment(&v)))
 		}

@@ -54,7 +54,7 @@ def checks(files: Files) -> list[Check]:
 
 def consumer_of(file: Any, vector: Any) -> Consumer | IdentityConsumer:
     """Return the consumer that a vector is for, which has seen nothing yet."""
-    if "key_sets" in file:
+    if "long_key_sets" in file:
         return IdentityConsumer(file, vector["consumer"])
     return Consumer(file, vector.get("consumer"), vector.get("received"))
 

@@ -47,6 +47,31 @@ class OutOfReach:
     refresh = decide = claim = confirm = release = _fail
 
 
+class Published:
+    """The keys of an issuer whose set changes from delivery to delivery.
+
+    Args:
+        sets: JWK Sets by name.
+        name: of the first one.
+    """
+
+    def __init__(self, sets: Any, name: str) -> None:
+        self._sets = sets
+        self.turn(name)
+
+    def turn(self, name: str) -> None:
+        """Take the set of this name from now on."""
+        self._keys = jwk.load_key_set(self._sets[name])
+
+    def key_set(self) -> KeySet:
+        """Return the keys."""
+        return self._keys
+
+    def refresh(self, kid: str, received: float, /) -> KeySet:
+        """Return the keys."""
+        return self._keys
+
+
 class Consumer:
     """The consumer of a file of vectors, with an empty store.
 
@@ -61,11 +86,13 @@ class Consumer:
         self.clock = FakeClock(file["received"] if received is None else received)
         lost = said.get("unavailable", ())
         store: Any = MemoryReplayStore(said.get("store_entries", DEFAULT_CAPACITY), clock=self.clock)
-        issuer = Issuer(keys=_source(said["jwks"], "key_pending" in lost), subjects=_pins(said))
+        self.published = Published(file["key_sets"], said["key_set"]) if "key_set" in said else None
+        source = self.published or _source(said["jwks"], "key_pending" in lost)
+        issuer = Issuer(keys=source, subjects=_pins(said))
         others = {name: Issuer(keys=_source(jwks, False)) for name, jwks in said.get("other_issuers", {}).items()}
         self.pipeline = Pipeline(
             verifier=Verifier(
-                keys={said["issuer"]: issuer} | others, release=authorities(said),
+                keys={said["issuer"]: issuer} | others, release=_authorities(said),
                 **{setting: said[setting] for setting in _PASSED if setting in said},
             ),
             policy=OutOfReach("policy_unavailable") if "policy_unavailable" in lost else _rules(said),
@@ -87,6 +114,8 @@ class Consumer:
     def check(self, vector: Any) -> None:
         """Judge the message of a vector when it comes, and hold the verdict against the vector's."""
         self.clock.advance(max(0, vector.get("received", 0) - self.clock.now()))
+        if self.published is not None and vector.get("key_set"):
+            self.published.turn(vector["key_set"])
         found = self.judge(vector["message"], held=vector.get("held", False))
         said = (found.verdict.value, found.reason, found.cause)
         assert said == (vector["verdict"], vector["reason"], vector.get("cause")), vector.get("name")
@@ -116,8 +145,7 @@ def _source(jwks: Any, pending: bool) -> KeySource:
     return OutOfReach("key_pending", keys) if pending else keys
 
 
-def authorities(said: Mapping[str, Any]) -> ReleaseAuthorities | None:
-    """Return the release authorities of a consumer, ``None`` where it has none."""
+def _authorities(said: Mapping[str, Any]) -> ReleaseAuthorities | None:
     granted = said.get("authorities")
     return granted and ReleaseAuthorities(
         {

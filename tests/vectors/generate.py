@@ -411,6 +411,7 @@ def other_consumers() -> dict[str, Any]:
         "profile": 1,
         "consumer": common,
         "consumers": settings.consumers() | releases.consumers(),
+        "key_sets": settings.key_sets(),
         "vectors": [vector.form() for vector in found],
         "sequences": [
             {"name": name, "deliveries": [vector.form() for vector in deliveries]}

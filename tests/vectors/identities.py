@@ -20,7 +20,6 @@ from mqauth.wire import base64url, jwk, strict_json
 from mqauth.wire.json_form import to_form
 from mqauth.wire.keys import Cutoff, Key, KeySet, Revocation
 from mqauth.wire.message import Message, Origin
-from tests.vectors import releases
 from tests.vectors.world import (
     FORGE,
     KAFKA,
@@ -456,7 +455,6 @@ def consumers() -> dict[str, Any]:
         "common": {}, "by claims": {"allow": strict}, "without trust domain": {"trust_domain": None},
         "limits the authority": {"subjects": {"*": [OTHER_WORKLOAD]}},
         "at append": {"at": "append", "max_queue_age": 600},
-        "reviewed": releases.consumers()["reviewed"],
     }  # fmt: skip
 
 
@@ -584,16 +582,6 @@ def siblings() -> Iterator[tuple[str, list[Case]]]:
                 Case("", at(one.seal(2), 2), key_set="honest"),
             ],
         )
-    late = forge_batch(SINGLE, messages)
-    let = releases.released(late.seal(1), "key_expired")
-    yield (
-        "what a release waives for one sibling is waived for no other",
-        [
-            Case("", at(late.seal(0), 0), consumer="reviewed"),
-            Case("", at(let, 1), consumer="reviewed", key_set="retired"),
-            Case("", at(late.seal(2), 2), "key_expired", consumer="reviewed"),
-        ],
-    )
     short = forge_batch(SINGLE, messages, wit=SINGLE.wit(claims={"exp": NOW + 30}), claims={"exp": NOW + 600})
     yield (
         "siblings, then ended",

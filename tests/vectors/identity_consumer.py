@@ -14,7 +14,6 @@ from mqauth.testing import FakeClock
 from mqauth.wire import jwk
 from mqauth.wire.json_form import from_form
 from mqauth.wire.keys import KeySet
-from tests.vectors.consumers import authorities
 
 _PASSED: Final = ("audience", "leeway", "max_lifetime", "at", "max_queue_age")
 
@@ -67,14 +66,10 @@ class IdentityConsumer:
                 keys=self.authority, max_identity_lifetime=said["max_identity_lifetime"],
                 subjects=pins and {kid: frozenset(names) for kid, names in pins.items()},
             )  # fmt: skip
-        verifier = Verifier(
-            keys=keys, release=authorities(said),
-            **{setting: said[setting] for setting in _PASSED if setting in said},
-        )  # fmt: skip
+        verifier = Verifier(keys=keys, **{setting: said[setting] for setting in _PASSED if setting in said})
         rules = [Rule(**rule | {"destinations": tuple(rule["destinations"])}) for rule in said["allow"]]
         self.pipeline = Pipeline(
             verifier=verifier, policy=Allow(rules), replay=MemoryReplayStore(clock=self.clock), clock=self.clock,
-            scope=said.get("scope"),
         )  # fmt: skip
 
     def judge(self, vector: Any) -> Outcome:

@@ -12,6 +12,7 @@ from mqauth.testing.forge import ISSUER, REMOVED, bent, with_token
 from mqauth.wire import base64url, envelope, jwk, strict_json
 from mqauth.wire.keys import Key, KeySet, Revocation
 from mqauth.wire.message import Message, Origin
+from tests.vectors.batches import in_batch
 from tests.vectors.settings import AGE, APPENDED, Vector, judged, stamped
 from tests.vectors.world import BATCH_FORGE, FORGE, KEYS, NOW, added, edwards, kafka, rabbit, seed, signature
 
@@ -44,6 +45,7 @@ def consumers() -> dict[str, dict[str, Any]]:
             "scope": SCOPE, "authorities": {REVIEW: {"jwks": None, "waive": list(WAIVABLE)}}},
         "reviewed, without leeway": granted | {"leeway": 0},
         "reviewed, with the scope of its broker": granted | {"scope": None},
+        "reviewed, whose keys change": granted | {"key_set": "honest"},
         "reviewed by two": granted | {
             "authorities": {name: {"jwks": known, "waive": list(WAIVABLE)} for name in DIGITS}},
     }  # fmt: skip
@@ -284,6 +286,8 @@ def sequences() -> dict[str, list[Vector]]:
     moved, known = replace(let, origin=place), replace(fresh, origin=place)
     again, waived = released(known), released(known, "replayed")
     second = released(fresh, letter="cd" * 32)
+    batch = in_batch([kafka(body=b"%d" % number) for number in range(3)])
+    changed = "reviewed, whose keys change"
     one_way, other_way = (
         released(fresh, "replayed", iss=name, letter=letter) for name, letter in (DIGITS, DIGITS[::-1])
     )
@@ -295,6 +299,11 @@ def sequences() -> dict[str, list[Vector]]:
         "an authority by the name of another's letter": [
             steps("", "reviewed by two", one_way), steps("", "reviewed by two", other_way),
             steps("", "reviewed by two", one_way, "duplicate"),
+        ],
+        "what a release waives for one sibling is waived for no other": [
+            steps("", changed, batch.seal(0)),
+            steps("", changed, released(batch.seal(1), "key_expired"), key_set="retired"),
+            steps("", changed, batch.seal(2), "rejected", "key_expired"),
         ],
         "a release that is held": [
             steps("", "reviewed", let, held=True), steps("", "reviewed", let, "deferred", "claim_held"),

@@ -51,6 +51,7 @@ class Vector(NamedTuple):
     reason: str | None = None
     received: int = NOW
     held: bool = False
+    key_set: str | None = None
 
     def form(self) -> dict[str, Any]:
         """Return the vector as it stands in its file; a deferral has a cause in place of the reason."""
@@ -60,7 +61,7 @@ class Vector(NamedTuple):
             "message": to_form(self.message) if isinstance(self.message, Message) else self.message,
             "verdict": self.verdict, "reason": None if deferred else self.reason,
             "cause": self.reason if deferred else None,
-        }  # fmt: skip
+        } | ({} if self.key_set is None else {"key_set": self.key_set})  # fmt: skip
 
 
 def consumers() -> dict[str, dict[str, Any]]:
@@ -90,6 +91,7 @@ def consumers() -> dict[str, dict[str, Any]]:
         "with room for one claim": {"store_entries": 1},
         "with room for two claims": {"store_entries": 2},
         "comparing users": {"user_id": "subject"},
+        "whose keys change": {"key_set": "honest"},
         "of one scope": {"scope": "billing"},
         "of two issuers": {
             "other_issuers": {SUBJECT: jwk.dump_key_set(KeySet([MIRROR, UNNAMED]))},
@@ -101,6 +103,16 @@ def consumers() -> dict[str, dict[str, Any]]:
 def keys() -> dict[str, Any]:
     """Return the JWK Set of the common consumer."""
     return jwk.dump_key_set(KeySet([*FORGE.keys, LOST, ENDED, UNNAMED, PINNED, OWN]))
+
+
+def key_sets() -> dict[str, dict[str, Any]]:
+    """Return sets of the issuer that come one after the other, by name."""
+    own = FORGE.key
+    sets = {
+        "honest": own, "retired": replace(own, expires=NOW), "revoked": replace(own, revocation=Revocation()),
+        "gone": UNNAMED, "another key": replace(UNNAMED, kid=own.kid, subjects=own.subjects),
+    }  # fmt: skip
+    return {name: jwk.dump_key_set(KeySet([key])) for name, key in sets.items()}
 
 
 def stamped(message: Message, ms: int | None = APPENDED * 1000, kind: Any = "append") -> Message:
@@ -334,7 +346,7 @@ def malformed() -> list[Vector]:
 
 def sequences() -> dict[str, list[Vector]]:
     """Return deliveries one after the other at one consumer."""
-    return claimed() | placed() | roomy() | alike()
+    return claimed() | placed() | roomy() | alike() | changing()
 
 
 def placed() -> dict[str, list[Vector]]:
@@ -441,6 +453,21 @@ def alike() -> dict[str, list[Vector]]:
             Vector("", "of two issuers", mirrored(jti=jti), "rejected", "replayed"),
         ],
     }  # fmt: skip
+
+
+def changing() -> dict[str, list[Vector]]:
+    """Return siblings between which the set of their issuer changes."""
+    who, found = "whose keys change", {}
+    for name, reason in (
+        ("retired", "key_expired"), ("revoked", "key_revoked"), ("gone", "key_unknown"),
+        ("another key", "signature_invalid"),
+    ):  # fmt: skip
+        batch = in_batch([kafka(body=b"%d" % number) for number in range(3)])
+        found[f"a sibling under a set of keys: {name}"] = [
+            Vector("", who, batch.seal(0)), Vector("", who, batch.seal(1), "rejected", reason, key_set=name),
+            Vector("", who, batch.seal(2), key_set="honest"),
+        ]  # fmt: skip
+    return found
 
 
 def claimed() -> dict[str, list[Vector]]:
