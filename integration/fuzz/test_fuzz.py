@@ -18,6 +18,7 @@ from integration.fuzz.draw import Draw, packed_message
 from integration.fuzz.engine import saving
 from integration.fuzz.oracles import plain
 from integration.fuzz.readers import is_carried
+from integration.mutation.planted import forget
 from mqauth.brokers import amqp_values
 from mqauth.brokers.log import records
 from mqauth.console import display, site
@@ -125,7 +126,9 @@ def test_each_fault_breaks_an_oracle(fault: str, monkeypatch: pytest.MonkeyPatch
     try:
         assert any(_breaks(target.run, one) for one in (*corpus.kept(name), *target.seeds()))
     finally:
+        monkeypatch.undo()
         views._site.cache_clear()
+        forget()
 
 
 def _breaks(run: Callable[[bytes], None], one: bytes) -> bool:
