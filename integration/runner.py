@@ -35,6 +35,7 @@ _GROUPS = {
     "others": r"integration/((keys|audit|benchmarks|fuzz|peers)/|test_(docs|interop|jwks|redis|services))",
     "confluent": r"integration/test_(contract_)?confluent",
     "clients": r"integration/test_(contract_)?(aiokafka|faststream|pika|celery)",
+    "opa": r"integration/test_opa",
     "kafka": r"integration/test_(kafka|contract_kafka|store_race)",
     "rabbitmq": r"integration/test_(contract_|simulated_)?rabbitmq",
     "kafka-chaos": r"integration/chaos/test_kafka",
@@ -44,8 +45,8 @@ _GROUPS = {
     "rest": r"integration/",
 }
 """Which files are a group's, by a pattern; the first that fits counts."""
-_NOT_QUICK = {"confluent", "clients", "kafka-chaos", "rabbitmq-chaos", "holders"}
-"""Of further clients, whose leaves the unit tests hold to the contract on doubles, of what holds keys elsewhere,
+_NOT_QUICK = {"confluent", "clients", "kafka-chaos", "opa", "rabbitmq-chaos", "holders"}
+"""Of further clients, whose leaves the unit tests hold to the contract on doubles, of services beside the brokers,
 and what is slow as a whole."""
 # The brokers of tests end before the code of Java's second compiler repays what compiling took.
 _JAVA_OPTIONS = "-XX:TieredStopAtLevel=1"

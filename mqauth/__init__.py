@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mqauth.keystore import ActiveKey, JWKSFile
     from mqauth.keystore.identity import IdentityKey
     from mqauth.keystore.remote.jwks import JWKS, discover
+    from mqauth.policies.opa import OPA
     from mqauth.replay.memory import MemoryReplayStore
     from mqauth.signer import Signer
     from mqauth.wire.keys import Key, KeySet
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "JWKS",
+    "OPA",
     "ActiveKey",
     "Alert",
     "Allow",
@@ -113,6 +115,7 @@ _NAMES: Final = {
     "keystore.disk.watch": ("ActiveKey", "JWKSFile"),
     "keystore.identity": ("IdentityKey",),
     "keystore.remote.jwks": ("JWKS", "discover"),
+    "policies.opa": ("OPA",),
     "replay.memory": ("MemoryReplayStore",),
     "signer": ("Signer",),
     "wire.keys": ("Key", "KeySet"),

@@ -56,6 +56,7 @@ _TABLE: Final = (
         "misuse.callback_failed misuse.detector_failed",
     ),
     ("audit", logging.CRITICAL, "audit.cut"),
+    ("authority", logging.ERROR, "authority.unavailable"),
     ("console", logging.INFO, "console.login console.refused"),
     ("console", logging.WARNING, "console.login_failed"),
     ("console", logging.ERROR, "console.job_failed console.page_failed"),
@@ -96,7 +97,7 @@ _TABLE: Final = (
     ("messages", logging.WARNING, "handler.retried message.deferred message.rejected"),
     ("messages", logging.ERROR, "handler.failed"),
     ("pipeline", logging.WARNING, "claim.not_renewed observer.failed"),
-    ("policy", logging.WARNING, "policy.unsafe"),
+    ("policy", logging.WARNING, "policy.unreachable policy.unsafe"),
     (
         "rollout",
         logging.WARNING,

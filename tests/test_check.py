@@ -354,6 +354,11 @@ def added(lines: list[str]) -> Change:
     return change
 
 
+def agent(url: str) -> Change:
+    """Return a change that has an agent asked."""
+    return added(["[consumer.opa]", f'url = "{url}"', 'path = "mqauth/allow"'])
+
+
 def moved(signed_for: str) -> Change:
     """Return an edit that takes messages that were signed for elsewhere."""
     table = (
@@ -449,6 +454,9 @@ CASES = [
         ('file = "jwks.json"\nvouches = false', 'jwks = "https://partner.example/jwks.json"'))),
     case("pin_unknown", 'consumer.issuers[0].subjects.kid-1', pin("kid-1"), pin(None)),
     case("policy_empty", "consumer.allow", lambda world: world.drop("[consumer.allow]"), NOTHING),
+    case("opa_unbounded", "consumer.opa", both(agent("https://opa.example"), lambda world: world.drop(
+        "[consumer.allow]")), agent("https://opa.example")),
+    case("opa_loopback", "consumer.opa.url", agent("http://127.0.0.1:8181"), agent("https://opa.example")),
     case("rule_matches_all", "consumer.allow[0].destinations[1]", edits(("kafka:orders", "kafka:#"))),
     case("rule_matches_all", "consumer.allow[0].destinations[1]", edits(("kafka:orders", "kafka:*.#")),
          edits(("kafka:orders", "kafka:orders.#"))),

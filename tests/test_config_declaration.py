@@ -37,6 +37,7 @@ from mqauth.config.kinds import (
     url,
     whole,
 )
+from mqauth.config.policy_settings import OPASettings
 from mqauth.config.rollout_settings import AcceptAsSettings, RolloutSettings, RuleSettings, UnsignedSettings
 from mqauth.config.settings import (
     AuditSettings,
@@ -61,16 +62,18 @@ from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.letters.authorities import Authority
+from mqauth.policies.opa import OPA
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.signer import Signer
 
 SOURCE = {"table", "issuer", "file", "jwks", "discovery"}
 OBJECTS: dict[type[Settings], tuple[tuple[Callable[..., object], ...], set[str]]] = {
     ProducerSettings: ((Signer,), {"keys", "batch", "linger", "passphrase_env", "passphrase_file"}),
-    ConsumerSettings: ((Verifier, Pipeline), {"issuers", "allow", "unsigned"}),
+    ConsumerSettings: ((Verifier, Pipeline), {"issuers", "allow", "opa", "unsigned"}),
     IssuerSettings: ((Issuer, TrustDomain, JWKS), SOURCE | {"trust_domain"}),
     AuthoritySettings: ((Authority, JWKS), SOURCE),
     RuleSettings: ((Rule,), set()),
+    OPASettings: ((OPA,), set()),
     RolloutSettings: ((RolloutEntry,), {"from", "accepted"}),
     UnsignedSettings: ((Exemption,), set()),
     AcceptAsSettings: ((AcceptAs,), set()),

@@ -190,6 +190,12 @@ _TABLE: Final = (
     Code("subject_without_key", ERROR,
          "No message can match the rule, because each message of this producer is refused before.",
          "A key for the subject, or the subject as the keys spell it."),
+    Code("opa_unbounded", NOTE,
+         "What the policy of the agent allows by mistake, nothing refuses.",
+         "[[consumer.allow]] beside it, as wide as it may ever be: both must allow."),
+    Code("opa_loopback", NOTE,
+         "Any process on this machine that takes the port can decide who may publish where.",
+         "https://, where others may start processes on this machine."),
     # JWK Sets.
     Code("jwks_symmetric", ERROR,
          "With a shared secret, anybody who can verify can also sign as any producer; alg none signs nothing.",

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 from mqauth.audit.file import MIN_BYTES
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import DEFAULT_FLOOD_AFTER
+from mqauth.config.authority_settings import IdentityAuthoritySettings
 from mqauth.config.broker import BrokerSettings, ReviewSettings
 from mqauth.config.declaration import Settings, inner, inners, not_with, only_with
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
@@ -39,6 +40,7 @@ from mqauth.config.kinds import (
     url,
     whole,
 )
+from mqauth.config.policy_settings import OPASettings
 from mqauth.config.rollout_settings import AcceptAsSettings, RolloutSettings, RuleSettings, UnsignedSettings
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.errors import Reason
@@ -156,8 +158,13 @@ class ConsumerSettings(Settings):
     allow: Annotated[
         tuple[RuleSettings, ...],
         inners(RuleSettings),
-        "Who may publish where; without a rule everything is refused.",
+        "Who may publish where; without a rule everything is refused, unless there is an agent.",
     ] = ()
+    opa: Annotated[
+        OPASettings | None,
+        inner(OPASettings),
+        "An Open Policy Agent that decides who may publish where; beside rules both must allow.",
+    ] = None
     identities: Annotated[
         int,
         whole(1, MAX_CAPACITY),
@@ -343,6 +350,11 @@ class FileSettings(Settings):
     ] = None
     review: Annotated[
         ReviewSettings | None, inner(ReviewSettings), "What a reviewer of dead letters works with."
+    ] = None
+    authority: Annotated[
+        IdentityAuthoritySettings | None,
+        inner(IdentityAuthoritySettings),
+        "Says which workload a key belongs to: `mqauth authority`.",
     ] = None
     check: Annotated[
         CheckSettings | None, inner(CheckSettings), "Tells `mqauth check` what the other tables do not say."

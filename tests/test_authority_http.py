@@ -1,0 +1,90 @@
+"""The authority over real HTTP: uvicorn in this process, a client of the standard library, and a consumer."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mqauth.cli.serve import Server, listen
+from mqauth.judging.trust_domain import TrustDomain
+from mqauth.judging.verifier import Verifier
+from mqauth.keystore.identity import IdentityKey
+from mqauth.signer import Signer
+from mqauth.wire import jwk
+from mqauth.wire.message import Message
+from tests.authority_world import DOMAIN, ORDERS, World
+
+MESSAGE = Message(destination="kafka:orders", body=b'{"order": 1}')
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """An authority and those who ask it."""
+    return World(tmp_path)
+
+
+@pytest.fixture
+def port(world: World) -> Iterator[int]:
+    """The port of a server that runs while the test does."""
+    with listen("127.0.0.1", 0, tls=False) as listener:
+        uvicorn = Server(world.server, None, requests=64, verb="authority serve", extra="serve")._server
+        thread = threading.Thread(target=uvicorn.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        uvicorn.should_exit = True
+        thread.join(30)
+
+
+def fetch(port: int, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, Any]:
+    """Send one request, and return status and body."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+
+
+def asked(world: World, port: int) -> tuple[int, Any]:
+    """Ask for an identity, and return status and body."""
+    credential = world.credential()
+    return fetch(port, "POST", "/v1/identity", Authorization=f"Bearer {credential}", DPoP=world.proof(credential))
+
+
+def test_from_a_credential_to_a_verified_message(world: World, port: int) -> None:
+    """A workload gets a WIT over HTTP and signs; a consumer that has the served JWK Set alone accepts that."""
+    status, body = asked(world, port)
+    assert status == 200
+    key = IdentityKey(body["wit"], world.key, clock=world.clock)
+    signed = Signer(key=key, issuer=DOMAIN, subject=ORDERS, audience="billing", clock=world.clock).sign(MESSAGE)
+    keys = jwk.load_key_set(json.dumps(fetch(port, "GET", "/jwks.json")[1]).encode())
+    verifier = Verifier(keys={DOMAIN: TrustDomain(keys=keys)}, audience="billing")
+    verified = verifier.verify(signed, verifier.open(signed), keys, world.clock.now())
+    assert verified.subject == ORDERS
+    assert verified.identity is not None
+    assert dict(verified.identity.claims) == {"env": "prod"}
+
+
+def test_a_body_over_the_limit_is_refused(world: World, port: int) -> None:
+    """A large body is answered and not kept; the next request of the same address is served."""
+    credential = world.credential()
+    headers = {"Authorization": f"Bearer {credential}", "DPoP": world.proof(credential)}
+    assert fetch(port, "POST", "/v1/identity", b" " * 100_000, **headers) == (400, {"error": "invalid_request"})
+    assert asked(world, port)[0] == 200
+
+
+def test_many_ask_at_once(world: World, port: int) -> None:
+    """Thirty requests at once each get an identity, and the chain of their records is one."""
+    statuses: list[int] = []
+    threads = [threading.Thread(target=lambda: statuses.append(asked(world, port)[0])) for _ in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert statuses == [200] * 30
+    assert len(world.records()) == 30
