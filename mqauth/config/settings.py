@@ -79,7 +79,11 @@ class ProducerSettings(Settings):
         entries(DESTINATION, AUDIENCE),
         'Another audience for each destination that is named, such as `"kafka:orders" = "billing"`.',
     ] = None
-    keys: Annotated[Path, PATH, "The private key: a keystore folder, whose rotation is followed, or a PEM file."]
+    keys: Annotated[
+        Path,
+        PATH,
+        "The private key: a PEM file, or a keystore folder, whose keys may change, and be in an HSM.",
+    ]
     lifetime: Annotated[int, whole(1, MAX_LIFETIME), "Seconds a token lives."] = 60
     leave_unsigned: Annotated[
         tuple[str, ...],
