@@ -32,9 +32,10 @@ from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import destination
 from mqauth.wire.message import Message
-from tests.test_identity_vectors import Authority, settings, verifier_of
+from tests.test_identity_vectors import FILE
 from tests.vectors import identities, spire
 from tests.vectors.identities import BATCH, SINGLE, Case
+from tests.vectors.identity_consumer import Authority, settings, verifier_of
 from tests.vectors.world import FORGE, NOW, STOCK
 
 _PYTHON: Any = kafka_python
@@ -140,7 +141,7 @@ def attacks(place: str, monkeypatch: pytest.MonkeyPatch) -> list[Case]:
 
 def guard(case: Case, place: str, seen: Seen, audit: AuditFile, store: MemoryReplayStore) -> Pipeline:
     """Return the pipeline of a case's consumer, which reads from a destination."""
-    said, authority = settings(case.consumer), Authority("honest")
+    said, authority = settings(FILE, case.consumer), Authority(FILE, "honest")
     if case.key_set is not None:
         authority.turn(case.key_set)
     rules = [Rule(**rule | {"destinations": _here(rule["destinations"], place)}) for rule in said["allow"]]

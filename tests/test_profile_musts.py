@@ -47,7 +47,9 @@ VECTORS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
         "single: a WIT that its own key signed, under the kid of the authority"))),
     ("a verifier MUST NOT take a key of that use for anything else", (
         "SPIRE: its key signs a direct token", "single: SPIRE, the key of JWT-SVIDs signs a WIT")),
-    ("Cut-offs that cannot be read MUST NOT cut anything off", ("single: cut-offs that cannot be read",)),
+    ("Cut-offs that cannot be read MUST NOT cut anything off", (
+        "single: cut-offs that cannot be read", "single: cut off, and then cut-offs that are an object",
+        "batch: cut off, and then a cut-off too many")),
     ("It MUST take steps 5, 6 and 8 to 13 anew for every message of a remembered WIT", (
         "single: remembered, then cut off", "batch: remembered, then ended",
         "single: remembered, then another key of the authority under the kid")),

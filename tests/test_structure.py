@@ -70,7 +70,7 @@ STATEMENTS = (
     + 8
     # The identity form: until of a direct issuer, SPIFFE bundles, a forged WIT in the self-test, proofs like one
     # that was accepted.
-    + 83
+    + 85
     # A producer's identity: proofs, credentials, requests, renewal, settings, findings, its command and metric.
     + 594
     # The demo with identities.
@@ -81,7 +81,7 @@ STATEMENTS = (
     # Keystore entries that are references: adopted, checked, asked again; signatures on a thread.
     + 132
     # Keys in an HSM: their URIs, sessions of one process, one lock, forks, errors.
-    + 207
+    + 205
     # Keys in the transit engine of OpenBao or Vault; each signature checked, and a line where none comes.
     + 129
     # OPA: what is asked, decisions in memory, pauses, the client, its settings, findings, probe and metric.
