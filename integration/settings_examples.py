@@ -15,9 +15,8 @@ UNITS: Final[dict[str, str]] = {
     "batch": "messages", "rate": "messages a second", "max_bytes": "bytes", "heads_every": "records",
     "replay.capacity": "ids", "misuse.capacity": "entries", "burst": "rejections", "replays": "copies",
     "misuse.expired": "tokens", "skewed_producers": "producers", "unknown_kids": "kids",
-    "flood_after": "rejections", "remember": "seconds", "timeout": "seconds",
-    "authority.rate": "WITs a minute", "refusal_rate": "refusals a minute",
-    "instances": "WITs",
+    "flood_after": "rejections", "authority.rate": "WITs a minute", "refusal_rate": "refusals a minute",
+    "instances": "WITs", "remember": "seconds", "timeout": "seconds",
     "consumers": "processes", "rollout.window": "hours or days", "until": "day", "since": "day",
 }  # fmt: skip
 """Settings that measure something, and in what."""
@@ -33,6 +32,10 @@ EXAMPLES: Final[dict[str, Any]] = {
     "allow_unsigned_headers": ["x-tenant-trace"], "require_headers": ["content-type", "tenant"],
     "user_id": {"orders-user": "orders-api"}, "exception_messages": False, "self_test": False,
     "consumer.accept_as.at": "kafka:eu.orders", "signed_for": ["kafka:orders"],
+    # [producer.identity]
+    "producer.identity.authority": "https://authority.prod.example", "algorithm": "ES256",
+    "producer.identity.subject": "wimse://prod.example/shop/orders-api",
+    "token_file": "/var/run/secrets/mqauth/token", "token_url": "https://auth.example/oauth2/token",
     # issuers and rules
     "file": "jwks.json", "audit.file": "log/audit-{host}-{pid}.jsonl", "jwks": "https://auth.example/jwks.json",
     "discovery": True, "max_stale": 3600, "publish_delay": 30, "ca": "ca.pem", "snapshot": "log/jwks.json",
@@ -41,7 +44,7 @@ EXAMPLES: Final[dict[str, Any]] = {
     "until": "2027-02-01", "why": "the till in store 12 is replaced in January",
     "trust_domain": "wimse://prod.example", "max_identity_lifetime": 3600, "identities": 1024,
     "claims": {"env": "prod"}, "consumer.opa.url": "http://127.0.0.1:8181", "consumer.opa.path": "mqauth/allow",
-    "remember": 10, "timeout": 0.5, "token_file": "secrets/opa-token",
+    "remember": 10, "timeout": 0.5,
     # state, audit, misuse
     "store": "redis://cache.example:6379/0", "capacity": 1_000_000, "misuse.capacity": 4096, "record": "all",
     "max_bytes": 268_435_456, "flood_after": 100, "unsafe_no_fsync": True, "heads": "/mnt/heads/audit.heads",

@@ -84,13 +84,13 @@ _TABLE: Final = (
     ("kafka", logging.CRITICAL, "reply.failed"),
     ("keys", logging.WARNING, "keys.changed"),
     ("keys", logging.ERROR, "keys.callback_failed keys.fetch_failed"),
-    ("keystore", logging.INFO, "keys.signing"),
-    ("keystore", logging.WARNING, "keys.skipped"),
+    ("keystore", logging.INFO, "identity.renewed keys.signing"),
+    ("keystore", logging.WARNING, "identity.failed keys.skipped"),
     (
         "keystore",
         logging.ERROR,
-        "keys.kept serve.certificate_kept signer.client_failed signer.failed signer.refused signer.too_many "
-        "signer.unavailable",
+        "identity.refused keys.kept serve.certificate_kept signer.client_failed signer.failed signer.refused "
+        "signer.too_many signer.unavailable",
     ),
     ("messages", logging.DEBUG, "message.accepted message.duplicate"),
     ("messages", logging.INFO, "message.resumed"),

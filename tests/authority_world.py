@@ -54,11 +54,14 @@ class World:
 
     Args:
         folder: for keystore and audit file.
+        url: of the authority.
+        clock: of everybody.
         settings: of ``IdentityAuthority``.
     """
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
-        self.clock = FakeClock()
+    def __init__(self, folder: Path, *, url: str = URL, clock: Any = None, **settings: Any) -> None:
+        self.url = url
+        self.clock: Any = clock or FakeClock()
         self.cluster = CLUSTER_KEY
         self.machine = Key.generate("EdDSA", subjects=["orders-api"])
         self.key = Key.generate("EdDSA")
@@ -86,7 +89,10 @@ class World:
             name="machines", issuer=MACHINES, keys=self.sources[MACHINES], max_lifetime=300, enrolment=True
         )
         self.desk = CredentialDesk(
-            issuers=[cluster, machines], grants=settings.pop("grants", self.grants), audience=URL, clock=self.clock
+            issuers=[cluster, machines],
+            grants=settings.pop("grants", self.grants),
+            audience=self.url,
+            clock=self.clock,
         )
         wanted: dict[str, Any] = {
             "trust_domain": DOMAIN, "desk": self.desk, "audit": self.audit, "clock": self.clock,
@@ -102,7 +108,7 @@ class World:
     ) -> str:  # fmt: skip
         """Return a token of the cluster, with any mistake."""
         key, now = key or self.cluster, int(self.clock.now())
-        said = {"iss": CLUSTER, "sub": ACCOUNT, "aud": [URL], "iat": now, "nbf": now, "exp": now + 3600,
+        said = {"iss": CLUSTER, "sub": ACCOUNT, "aud": [self.url], "iat": now, "nbf": now, "exp": now + 3600,
                 "jti": "t1", "kubernetes.io": {"namespace": "shop", "pod": {"name": "orders-1"}}}  # fmt: skip
         return jws(bent({"alg": key.algorithm, "kid": key.kid}, header), bent(said, claims), key)
 
@@ -112,7 +118,7 @@ class World:
     ) -> str:  # fmt: skip
         """Return a credential of a machine's own keystore, with any mistake."""
         key, now = key or self.machine, int(self.clock.now())
-        said = {"iss": MACHINES, "sub": "orders-api", "aud": URL, "iat": now, "exp": now + 60, "jti": "m1"}
+        said = {"iss": MACHINES, "sub": "orders-api", "aud": self.url, "iat": now, "exp": now + 60, "jti": "m1"}
         parameters = {"alg": key.algorithm, "kid": key.kid, "typ": "mqauth-enrol+jwt"}
         return jws(bent(parameters, header), bent(said, claims), key)
 
@@ -122,7 +128,7 @@ class World:
     ) -> str:  # fmt: skip
         """Return a DPoP proof, with any mistake."""
         key = key or self.key
-        said = {"htm": "POST", "htu": f"{URL}/v1/identity", "iat": int(self.clock.now()), "jti": "p1",
+        said = {"htm": "POST", "htu": f"{self.url}/v1/identity", "iat": int(self.clock.now()), "jti": "p1",
                 "ath": base64url.digest(credential.encode())}  # fmt: skip
         parameters = {"typ": "dpop+jwt", "alg": key.algorithm, "jwk": public_members(key.public)}
         return jws(bent(parameters, header), bent(said, claims), signer or key)

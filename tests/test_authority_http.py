@@ -4,24 +4,43 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mqauth.cli.serve import Server, listen
+from mqauth.clock import SYSTEM_CLOCK
+from mqauth.errors import Unavailable
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Verifier
 from mqauth.keystore.identity import IdentityKey
+from mqauth.keystore.identity.credentials import OwnKey
+from mqauth.keystore.identity.enrolled import EnrolledKey
+from mqauth.keystore.remote.jwks import JWKS
 from mqauth.signer import Signer
 from mqauth.wire import jwk
 from mqauth.wire.message import Message
-from tests.authority_world import DOMAIN, ORDERS, World
+from tests.authority_world import DOMAIN, MACHINES, ORDERS, STOCK, World
 
 MESSAGE = Message(destination="kafka:orders", body=b'{"order": 1}')
+
+
+@contextmanager
+def serving(world: World, listener: socket.socket) -> Iterator[None]:
+    """Serve within the block, by the server of the command."""
+    uvicorn = Server(world.server, None, requests=64, verb="authority serve", extra="serve")._server
+    thread = threading.Thread(target=uvicorn.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        uvicorn.should_exit = True
+        thread.join(30)
 
 
 @pytest.fixture
@@ -33,13 +52,8 @@ def world(tmp_path: Path) -> World:
 @pytest.fixture
 def port(world: World) -> Iterator[int]:
     """The port of a server that runs while the test does."""
-    with listen("127.0.0.1", 0, tls=False) as listener:
-        uvicorn = Server(world.server, None, requests=64, verb="authority serve", extra="serve")._server
-        thread = threading.Thread(target=uvicorn.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
+    with listen("127.0.0.1", 0, tls=False) as listener, serving(world, listener):
         yield listener.getsockname()[1]
-        uvicorn.should_exit = True
-        thread.join(30)
 
 
 def fetch(port: int, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, Any]:
@@ -88,3 +102,39 @@ def test_many_ask_at_once(world: World, port: int) -> None:
         thread.join(30)
     assert statuses == [200] * 30
     assert len(world.records()) == 30
+
+
+@pytest.mark.parametrize("algorithm", ["EdDSA", "ES256"])
+def test_a_producer_of_ours_enrols_and_a_consumer_accepts(tmp_path: Path, algorithm: str) -> None:
+    """Our client with its own keystore gets its identity; a consumer that fetches the set accepts its messages."""
+    with listen("127.0.0.1", 0, tls=False) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        world = World(tmp_path, url=url, clock=SYSTEM_CLOCK)
+        own = OwnKey(world.machine, issuer=MACHINES, subject="orders-api")
+        enrolled = EnrolledKey(url, subject=ORDERS, credential=own, algorithm=algorithm, unsafe_http_loopback=True)
+        with (
+            serving(world, listener),
+            enrolled as key,
+            JWKS(f"{url}/jwks.json", unsafe_http_loopback=True) as keys,
+        ):
+            signer = Signer(key=key, issuer=DOMAIN, subject=ORDERS, audience="billing")
+            found = keys.refresh("", SYSTEM_CLOCK.now())
+            verifier = Verifier(keys={DOMAIN: TrustDomain(keys=keys)}, audience="billing")
+            for signed in (signer.sign(MESSAGE), *signer.sign_many([MESSAGE, MESSAGE])):
+                verified = verifier.verify(signed, verifier.open(signed), found, SYSTEM_CLOCK.now())
+                assert (verified.subject, verified.issuer) == (ORDERS, DOMAIN)
+    (record,) = world.records()
+    assert record["token"]["verified"]["identity"]["jkt"] == verified.identity.jkt
+    assert record["asked"]["credential"]["name"] == "machines"
+
+
+def test_a_producer_of_ours_that_is_not_granted_signs_nothing(tmp_path: Path) -> None:
+    """Our client without a grant is told so, and signing raises."""
+    with listen("127.0.0.1", 0, tls=False) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        world = World(tmp_path, url=url, clock=SYSTEM_CLOCK)
+        own = OwnKey(world.machine, issuer=MACHINES, subject="orders-api")
+        enrolled = EnrolledKey(url, subject=STOCK, credential=own, unsafe_http_loopback=True)
+        with serving(world, listener), enrolled as key, pytest.raises(Unavailable, match="403 access_denied"):
+            key.signing_key()
+    assert world.records()[0]["reason"] == "grant_missing"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -164,6 +165,16 @@ def test_gauges(meter: Meter) -> None:
     }
     assert [p.value for p in meter.points("mqauth.key_set.age").values()] == [100]
     assert [p.value for p in meter.points("mqauth.replay.size").values()] == [0]
+
+
+def test_an_identity_shows_how_long_it_lasts(meter: Meter) -> None:
+    """The gauge of a producer's identity has the seconds left, and 0 where nothing can be signed."""
+    left: list[float | None] = [1800.0]
+    meter.telemetry.watch_identity(lambda: SimpleNamespace(subject="wimse://prod.example/a", expires_in=left[0]))
+    for value in (1800.0, 0.0):
+        ((labels, point),) = meter.points("mqauth.identity.expires").items()
+        assert (labels, point.value) == ((("subject", "wimse://prod.example/a"),), value)
+        left[0] = None
 
 
 def test_alerts_are_counted(meter: Meter) -> None:
@@ -322,7 +333,9 @@ def exported(names: tuple[str, ...]) -> set[str]:
     """Return the Prometheus names of our metrics."""
     timed = (
         "mqauth.judge.duration", "mqauth.stalled", "mqauth.key_set.age", "mqauth.dead_letters.oldest",
-        "mqauth.policy.failing", "messaging.process.duration",
+        "mqauth.identity.expires",
+        "mqauth.policy.failing",
+        "messaging.process.duration",
     )  # fmt: skip
     units = dict.fromkeys(timed, "_seconds")
     counters = {"mqauth.messages", "mqauth.alerts"}

@@ -16,12 +16,10 @@ from mqauth.authority.dpop import SKEW
 from mqauth.authority.jose import Jwt, open_jwt
 from mqauth.authority.refusals import Refusal, Refused
 from mqauth.errors import Rejection, Unavailable, require
-from mqauth.wire import claims, jws
+from mqauth.wire import claims, enrolment, jws
+from mqauth.wire.enrolment import CREDENTIAL_TYPE
 from mqauth.wire.keys import Key, KeySource
 
-ENROLMENT_TYPE: Final = "mqauth-enrol+jwt"
-MAX_ENROLMENT: Final = 300
-"""Seconds that a credential of a producer's own keystore lives, at most."""
 MAX_LIFETIME: Final = 86_400
 _TYPES: Final = frozenset(("jwt", "jose", "at+jwt", "application/jwt", "application/at+jwt"))
 """``typ`` of others' JWTs, in lower case; it may also be left out (RFC 7519, section 5.1; RFC 9068)."""
@@ -50,7 +48,7 @@ class CredentialIssuer:
     enrolment: bool = False
 
     def __post_init__(self) -> None:
-        most = MAX_ENROLMENT if self.enrolment else MAX_LIFETIME
+        most = enrolment.MAX_LIFETIME if self.enrolment else MAX_LIFETIME
         require(1 <= self.max_lifetime <= most, f"max_lifetime is 1 to {most} seconds")
 
 
@@ -158,7 +156,7 @@ def verify(reading: Reading, *, audience: str, now: float) -> Credential:
 
 
 def _check_type(typ: Any, enrolment: bool) -> None:
-    known = typ == ENROLMENT_TYPE if enrolment else typ is None or (type(typ) is str and typ.lower() in _TYPES)
+    known = typ == CREDENTIAL_TYPE if enrolment else typ is None or (type(typ) is str and typ.lower() in _TYPES)
     _require(known, Refusal.CREDENTIAL_MALFORMED, "its typ is of no credential of this issuer")
 
 

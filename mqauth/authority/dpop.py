@@ -13,11 +13,10 @@ from mqauth.authority.jose import open_jwt
 from mqauth.authority.refusals import Refusal, Refused
 from mqauth.errors import Rejection, require
 from mqauth.wire import base64url, claims, identity, jws
+from mqauth.wire.dpop import HEADER, PROOF_TYPE
 
-TYPE: Final = "dpop+jwt"
 SKEW: Final = 60
 """Seconds by which the clock of whoever asks may differ, either way."""
-_HEADER: Final = frozenset(("typ", "alg", "jwk"))
 
 
 class HeldKey(NamedTuple):
@@ -54,8 +53,8 @@ def verify(proof: str, *, url: str, credential: str, now: float) -> HeldKey:
 
 def _verified(proof: str, url: str, credential: str, now: float) -> HeldKey:
     header, said, opened = open_jwt(proof)
-    _require(header.keys() == _HEADER, "its header has not exactly typ, alg and jwk")
-    _require(header["typ"] == TYPE, f"its typ is not {TYPE}")
+    _require(header.keys() == HEADER, "its header has not exactly typ, alg and jwk")
+    _require(header["typ"] == PROOF_TYPE, f"its typ is not {PROOF_TYPE}")
     _require(type(header["jwk"]) is dict, "its jwk is no object")
     # A JWK in a proof need not have an alg (RFC 9449, section 4.2); one that it has must be that of the header.
     found = identity.read_jwk({"alg": opened.algorithm} | header["jwk"])

@@ -142,9 +142,7 @@ class IdentityAuthority:
             Unavailable: the signing key or the audit is out of reach.
         """
         now = int(self._clock.now())
-        cutoff = self._cutoffs().get(grant.subject)
-        if cutoff is not None and now < cutoff.before:
-            raise Refused(Refusal.SUBJECT_CUT_OFF, "the subject is cut off until later")
+        self._check_cutoff(grant.subject, now)
         wait = self._rates.take(grant.subject)
         if wait:
             raise Refused(Refusal.RATE_EXCEEDED, "too many identities of the subject in a minute", wait)
@@ -165,10 +163,21 @@ class IdentityAuthority:
         """
         self._write(self._records.refused(trace, refused))
 
+    def _check_cutoff(self, subject: str, now: int) -> None:
+        try:
+            found = self._cutoffs().get(subject)
+        except ConfigurationError as error:
+            raise Unavailable(Cause.KEYS_UNAVAILABLE, str(error)) from error
+        if found is not None and now < found.before:
+            raise Refused(Refusal.SUBJECT_CUT_OFF, "the subject is cut off until later")
+
     def _signed(self, payload: bytes) -> identity.Wit:
         """Return a signed WIT, read as a consumer does: nobody gets one that every consumer would refuse."""
         try:
-            text = jws.compact(payload, self._keys.signing_key(), typ=identity.WIT_TYPE)
+            key = self._keys.signing_key()
+            limited = getattr(key, "subjects", None)
+            require(limited is None, "the authority's key has mqauth_sub: make it with mqauth keys new --pinned")
+            text = jws.compact(payload, key, typ=identity.WIT_TYPE)
         except (ConfigurationError, KeyChanged) as error:
             raise Unavailable(Cause.KEYS_UNAVAILABLE, str(error)) from error
         try:

@@ -215,6 +215,12 @@ _TABLE: Final = (
     Code("jwks_loopback", WARNING,
          "Any process on this machine that takes the port can serve other keys.",
          "https:// in production; unsafe_http_loopback is for tests."),
+    Code("authority_http", ERROR,
+         "Anyone on the network path reads the credential, and asks for the identity in your place.",
+         'https://, with ca = "ca.pem" for an authority of your own.'),
+    Code("authority_loopback", WARNING,
+         "Any process on this machine that takes the port is shown the credential.",
+         "https:// in production; unsafe_http_loopback is for tests."),
     Code("stale_beyond_rotation", WARNING,
          "While the issuer cannot be reached, keys are trusted for that long, even if they were revoked or "
          "removed.",

@@ -305,7 +305,9 @@ def _is_weak(members: Mapping[str, Any]) -> bool:
 def _own_ring(target: Target, source: SourceSettings) -> KeyRing | None:
     """Return the keystore of an issuer whose producer is in the same file."""
     producer = target.settings.producer
-    return ring(producer.keys) if producer is not None and producer.issuer == source.issuer else None
+    if producer is None or producer.keys is None or producer.issuer != source.issuer:
+        return None
+    return ring(producer.keys)
 
 
 RULES: Final = (bindings, pins, trust_domains, shared_keys, rules, agents, authorities, contents, remote)

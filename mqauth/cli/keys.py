@@ -66,7 +66,6 @@ PublishDelay = Annotated[
 Pinned = Annotated[
     bool, typer.Option("--pinned", help="The key names no producer: consumers say whom it speaks for.")
 ]
-Kid = Annotated[str, typer.Option("--kid", help="Id of the key.")]
 Overlap = Annotated[
     int | None,
     typer.Option(
@@ -74,6 +73,7 @@ Overlap = Annotated[
         help="Of an authority: seconds by which a retired key ends later, so that its identities live out.",
     ),
 ]
+Kid = Annotated[str, typer.Option("--kid", help="Id of the key.")]
 
 
 @app.command("new")

@@ -80,7 +80,9 @@ class ConfiguredAuthority:
         found, keystore = self.settings, self.keystore
         with found.table.located("keys"):
             keys = ActiveKey(found.keys, passphrase=found.read_secret("passphrase"), clock=self._clock)
-            overlap = keystore.ring().overlap
+            limited, overlap = getattr(keys.signing_key(), "subjects", None), keystore.ring().overlap
+        if limited is not None:
+            raise found.table.refuse("keys", "its key speaks for some subjects only: make it with --pinned")
         if overlap < found.lifetime:
             advice = f"run mqauth keys new --dir {found.keys} --overlap {found.lifetime}"
             why = "is shorter than lifetime: a retired key would end before its identities"

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from mqauth.audit.identity_watch import INSTANCES
 from mqauth.authority.application import REFUSALS
-from mqauth.authority.credential import MAX_ENROLMENT, MAX_LIFETIME
+from mqauth.authority.credential import MAX_LIFETIME
 from mqauth.authority.grants import MIN_LIFETIME
 from mqauth.authority.issuing import LIFETIME, LONGEST, RATE, SHORTEST
 from mqauth.config.declaration import Settings, inners, not_with
@@ -18,6 +18,7 @@ from mqauth.config.issuer_settings import TRUST_DOMAIN, SourceSettings
 from mqauth.config.kinds import ANY, FLAG, NAME, PATH, POSITIVE, entries, is_url, text, whole
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.http.connection import is_loopback
+from mqauth.wire.enrolment import MAX_LIFETIME as MAX_ENROLMENT
 from mqauth.wire.identity import trust_domain_of
 
 

@@ -6,7 +6,6 @@ it names an environment variable or a file that does (``passphrase_env``, ``pass
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.authority import ConfiguredAuthority
 from mqauth.config.declaration import read
+from mqauth.config.enrolment import enrolled, key_on_disk
 from mqauth.config.issuer_settings import IssuerSettings
 from mqauth.config.key_sources import key_source
 from mqauth.config.settings import (
@@ -26,7 +26,6 @@ from mqauth.config.settings import (
     ConsumerSettings,
     FileSettings,
     MisuseSettings,
-    ProducerSettings,
     ReleaseSettings,
     ReplaySettings,
 )
@@ -38,7 +37,7 @@ from mqauth.judging.rollout import Rollout
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey
-from mqauth.keystore.disk.folder import read_pem
+from mqauth.keystore.identity.enrolled import EnrolledKey
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.policies.opa import OPA
 from mqauth.replay.memory import MemoryReplayStore
@@ -109,7 +108,25 @@ class Configuration:
             ConfigurationError: there is no ``[producer]``, or its key may not be used.
         """
         found = self._required(self._settings.producer, "producer")
-        return Signer(key=_producer_key(found, self._clock), clock=self._clock, **found.arguments(Signer))
+        if found.identity is None:
+            key: Key | ActiveKey | EnrolledKey = key_on_disk(found, found, found.subject, self._clock)
+        else:
+            key = self.identity
+            self.identity.start()
+        return Signer(key=key, clock=self._clock, **found.arguments(Signer))
+
+    @cached_property
+    def identity(self) -> EnrolledKey:
+        """The key of ``[producer.identity]``, which the signer signs with; the signer asks its authority at once.
+
+        While the authority is out of reach the producer runs, and signs nothing.
+
+        Raises:
+            ConfigurationError: there is no ``[producer.identity]``, or its credential may not be used.
+        """
+        found = self._required(self._settings.producer, "producer")
+        self._required(found.identity, "producer.identity")
+        return enrolled(found, self._clock)
 
     @property
     def batching(self) -> Batching:
@@ -249,22 +266,6 @@ class Configuration:
 
     def _required(self, found: T | None, name: str) -> T:
         return require(found, f"{self.file}: [{name}]: required here, and missing")
-
-
-def _producer_key(found: ProducerSettings, clock: Clock) -> Key | ActiveKey:
-    """Return the key of a PEM file, or the active key of a folder; it must be able to speak for the subject."""
-    passphrase = found.read_secret("passphrase")
-    with found.table.located("keys"):
-        # Path.is_dir raises for a path that we may not look at; reading such a path gives the better error.
-        if os.path.isdir(found.keys):
-            key: Key | ActiveKey = ActiveKey(found.keys, passphrase=passphrase, clock=clock)
-        else:
-            key = read_pem(found.keys, passphrase)
-        now = key if isinstance(key, Key) else key.signing_key()
-    subjects = getattr(now, "subjects", None)
-    if subjects is not None and found.subject not in subjects:
-        raise found.table.refuse("subject", f"the key {now.kid} does not speak for it")
-    return key
 
 
 def _policy(found: ConsumerSettings, clock: Clock) -> Policy:
