@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RABBITMQ_URL = "amqp://guest:guest@localhost/"
 KAFKA_ADDRESS = "localhost:9092"
 _FENCE = re.compile(r"^```(\w+)?[ ]?(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_NAME = re.compile(r"# ([\w.]+)\n")
+_NAME = re.compile(r"# ([\w./]+)\n")
 _PATIENCE = 120.0
 
 
@@ -82,7 +82,7 @@ class Reader:
     def write(self, block: Block) -> Path:
         """Write a block to the file it names."""
         path = self._folder / block.name
-        path.write_text(self._here(block.text))
+        path.write_text(self.here(block.text))
         return path
 
     def run(self, block: Block) -> str:
@@ -104,9 +104,10 @@ class Reader:
     def _words(self, block: Block) -> list[str]:
         if block.language == "python":
             return [sys.executable, str(self.write(block))]
-        return ["bash", "-euo", "pipefail", "-c", self._here(block.text)]
+        return ["bash", "-euo", "pipefail", "-c", self.here(block.text)]
 
-    def _here(self, text: str) -> str:
+    def here(self, text: str) -> str:
+        """Return a text of the page with what this machine has in its place."""
         for said, meant in self._changes.items():
             text = text.replace(said, meant)
         return text
