@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from integration import pace
-from integration.services import UnavailableError, prepare_all, prometheus
+from integration.services import UnavailableError, prepare_all, prometheus, softhsm
 from integration.services.compose import RUN_VARIABLE
 from integration.services.machine import CommandError, cache_folder, docker_answers, run, say
 
@@ -41,7 +41,7 @@ _GROUPS = {
     "kafka-chaos": r"integration/chaos/test_kafka",
     "rabbitmq-chaos": r"integration/chaos/",
     "review": r"integration/(console|review)/",
-    "holders": r"integration/test_transit",
+    "holders": r"integration/test_(pkcs11|transit)",
     "rest": r"integration/",
 }
 """Which files are a group's, by a pattern; the first that fits counts."""
@@ -128,6 +128,7 @@ def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: S
         try:
             prepare_all()
             prometheus.prepare()
+            softhsm.prepare()
         except UnavailableError as missing:
             say(f"error: {missing}")
             total, groups = _Counts(failed=1), [*units]

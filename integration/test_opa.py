@@ -20,11 +20,13 @@ import pytest
 
 from integration.documentation import Reader, blocks
 from integration.redis_doubles import certificate
+from integration.services import Kafka
 from integration.services.opa import Agent, bundle, program
+from integration.test_aiokafka import World
 from integration.test_kafka_wrapper import Bench as LogBench
 from integration.test_kafka_wrapper import make  # noqa: F401
 from integration.test_rabbitmq_wrapper import Bench, bench, until  # noqa: F401
-from mqauth import OPA, Decision, Unavailable
+from mqauth import OPA, Decision, MemoryReplayStore, Message, Pipeline, Unavailable
 from mqauth.brokers import rabbitmq as wrapper
 from mqauth.cli import main
 from mqauth.errors import Cause, ConfigurationError
@@ -288,6 +290,7 @@ def test_tls_with_a_ca_of_ones_own_and_a_token(tmp_path: Path) -> None:
 # Consumers on real brokers, over an outage.
 
 
+@pytest.mark.slow
 async def test_a_queue_over_an_outage(bench: Bench, agent: Agent) -> None:  # noqa: F811
     """RabbitMQ: nothing is accepted while OPA is down; then lost 0, condemned 0, and the forbidden refused."""
     agent.load(policy_of(bench.destination))
@@ -322,6 +325,7 @@ async def test_a_queue_over_an_outage(bench: Bench, agent: Agent) -> None:  # no
     assert {str(reason): count for reason, count in reasons.items()} == {"producer_forbidden": 50}
 
 
+@pytest.mark.slow
 def test_a_log_over_an_outage(
     make: Callable[..., LogBench],  # noqa: F811
     agent: Agent,
@@ -353,6 +357,42 @@ def test_a_log_over_an_outage(
             running.join(60)
     assert log.handled == [b"before %d" % n for n in range(20)] + [b"during %d" % n for n in range(100)]
     assert log.committed() == 120
+
+
+@pytest.fixture
+def world(kafka: Kafka, tmp_path: Path) -> Iterator[World]:
+    """A consumer of Kafka in an event loop."""
+    world = World(kafka.url, tmp_path)
+    yield world
+    world.close()
+
+
+@pytest.mark.slow
+def test_a_log_in_an_event_loop_over_an_outage(world: World, agent: Agent) -> None:
+    """aiokafka: nothing is judged while OPA is down; then lost 0, condemned 0, and the forbidden refused."""
+    agent.load(policy_of(world.stage.destination))
+    opa = opa_of(agent, remember=0)
+    world.guard = Pipeline(
+        verifier=world.forge.verifier(), policy=opa, replay=MemoryReplayStore(), audit=world.audit
+    )
+    world.send(*(b"before %d" % number for number in range(20)))
+    _, consumer = world.call(world.consumer())
+    wait_until(lambda: len(world.handled) == 20)
+    agent.kill()
+    world.send(b"during 0")
+    world.stage.produce(
+        _neighbour(world.forge), Message(destination=world.stage.destination, body=b"forbidden", key=b"k")
+    )
+    world.send(*(b"during %d" % number for number in range(1, 50)))
+    wait_until(lambda: consumer.health().cause is Cause.POLICY_UNAVAILABLE)
+    assert (len(world.handled), world.stage.letters()) == (20, [])
+    agent.start()
+    agent.load(policy_of(world.stage.destination))
+    wait_until(lambda: len(world.handled) == 70)
+    world.call(consumer.stop())
+    assert world.handled == [b"before %d" % n for n in range(20)] + [b"during %d" % n for n in range(50)]
+    assert world.committed() == 71
+    assert [letter.body for letter in world.stage.letters()] == [b"forbidden"]
 
 
 def test_a_consumer_with_a_wrong_policy_does_not_start(
@@ -407,6 +447,7 @@ def test_the_check_asks_it(agent: Agent, tmp_path: Path, capsys: pytest.CaptureF
     assert asked()[0] == 1
 
 
+@pytest.mark.slow
 def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's policy passes its own tests, is built, asked by the page's file, and decides as the page says."""
     (tmp_path / "bin").mkdir()

@@ -354,9 +354,16 @@ def added(lines: list[str]) -> Change:
     return change
 
 
-def agent(url: str) -> Change:
+def agent(url: str, *lines: str) -> Change:
     """Return a change that has an agent asked."""
-    return added(["[consumer.opa]", f'url = "{url}"', 'path = "mqauth/allow"'])
+    return added(["[consumer.opa]", f'url = "{url}"', 'path = "mqauth/allow"', *lines])
+
+
+def agent_file(key: str, content: bytes, bits: int) -> Change:
+    """Return a change that has an agent asked with a file of a mode."""
+    return both(
+        lambda world: world.file("opa.file", content, bits), agent("https://opa.example", f'{key} = "opa.file"')
+    )
 
 
 def moved(signed_for: str) -> Change:
@@ -419,6 +426,8 @@ CASES = [
     case("trust_writable", FILE, mode("jwks.json", 0o646), mode("jwks.json", 0o644)),
     case("trust_writable", "release.authorities[0].file", mode("review.json", 0o666), mode("review.json", 0o600)),
     case("secret_readable", "producer.passphrase_file", mode("secret/passphrase", 0o604)),
+    case("secret_readable", "consumer.opa.token_file", agent_file("token_file", b"t0ken", 0o644),
+         agent_file("token_file", b"t0ken", 0o600)),
     case("secret_readable", "replay.store", both(redis("rediss://:hunter2@r.example"), config_mode(0o644)),
          both(redis("rediss://:hunter2@r.example"), config_mode(0o600))),
     case("secret_readable", "check.brokers[0]", both(brokers("amqps://u:hunter2@r.example"), config_mode(0o644)),

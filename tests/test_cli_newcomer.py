@@ -153,6 +153,14 @@ INPUTS = [
     ),
     ("verify --config wide.toml", 2, "[consumer] audience: must be a name, never a wildcard"),
     ("verify message.json", 2, "Got unexpected extra argument"),
+    # authority and identity
+    ("authority", 2, "no command given: try mqauth authority serve"),
+    ("authority serve --config nowhere.toml", 2, "nowhere.toml: No such file"),
+    ("authority serve", 2, "mqauth.toml: [authority]: required here, and missing"),
+    ("authority grants", 2, "Missing option '--token'"),
+    ("authority issue --sub x", 2, "Missing option '--jwk'"),
+    ("authority cutoff --sub x --reason y --before yesterday", 2, "give a time with a zone"),
+    ("identity show nowhere", 2, "token_malformed: not three segments"),
     # audit
     ("audit verify", 2, "Missing argument 'files'"),
     ("audit verify nowhere.jsonl", 2, "nowhere.jsonl: No such file"),

@@ -362,6 +362,24 @@ def test_an_event_loop_runs_on_while_it_is_asked(agent: Agent) -> None:
     assert asyncio.run(ask()) is ALLOW
 
 
+def test_during_a_pause_nobody_waits_for_a_thread(agent: Agent) -> None:
+    """During a pause an event loop is refused at once, however many requests still hang."""
+    opa = agent.opa()
+    agent.open.clear()
+
+    async def ask() -> None:
+        hanging = [asyncio.create_task(opa.adecide(honest(subject=f"s{number}"))) for number in range(8)]
+        await asyncio.to_thread(agent.reached.wait)
+        agent.vanish()
+        failure(opa)
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(opa.adecide(honest(destination=ELSEWHERE)), 5)
+        agent.open.set()
+        await asyncio.gather(*hanging, return_exceptions=True)
+
+    asyncio.run(ask())
+
+
 def test_many_threads_meet_one_outage(agent: Agent) -> None:
     """Threads that ask at once during an outage all defer, and the failures count as one."""
     opa = agent.opa()

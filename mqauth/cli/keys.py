@@ -92,8 +92,8 @@ def new(
 ) -> None:
     """Make a key. The first one of a folder signs at once; later ones are pending."""
     require(algorithm in ALGORITHMS, f"--alg: must be {', '.join(ALGORITHMS)}")
-    _require_subjects(folder, subjects, pinned)
     keystore = Keystore(folder=folder, passphrase=_passphrase(passphrase_env, passphrase_file))
+    _require_subjects(folder, subjects, pinned)
     made = keystore.create(
         algorithm=algorithm, subjects=subjects or None, publish_delay=publish_delay, pending=pending,
         overlap=overlap,

@@ -93,7 +93,7 @@ class ProducerSettings(Settings):
     keys: Annotated[
         Path | None,
         PATH,
-        "The private key: a keystore folder, whose rotation is followed, or a PEM file.",
+        "The private key: a PEM file, or a keystore folder, whose keys may change, and be in an HSM.",
         not_with("identity"),
     ] = None
     identity: Annotated[

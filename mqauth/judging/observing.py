@@ -90,7 +90,7 @@ class Observing:
         if would is None or pattern is None or not is_lenient(delivery):
             return
         shown = self.counts.would(pattern, _group(delivery, would), self._clock.now())
-        if shown or (self._sees and would.reason not in (None, Reason.TOKEN_MISSING)):
+        if self.sink is not None and (shown or (self._sees and would.reason not in (None, Reason.TOKEN_MISSING))):
             if len(self._pending) < PENDING:
                 self._pending.append((shown, self._would_record(delivery, would)))
             else:

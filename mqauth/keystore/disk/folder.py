@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import file_errors, require
@@ -83,7 +83,7 @@ class Keystore:
         """
         names = None if subjects is None else _subjects(subjects)
         key = Key.generate(algorithm)
-        return self._add(key, names, publish_delay, pending=pending, overlap=overlap)
+        return self._add(key, names, {"publish_delay": publish_delay, "overlap": overlap}, pending=pending)
 
     def adopt(
         self, uri: str, *, subjects: Iterable[str] | None = None, publish_delay: int | None = None,
@@ -105,11 +105,12 @@ class Keystore:
             Unavailable: ``keys_unavailable``: what holds the key is out of reach.
         """
         names = None if subjects is None else _subjects(subjects)
-        return self._add(adopted(uri), names, publish_delay, pending=True, uri=uri, overlap=overlap)
+        delays = {"publish_delay": publish_delay, "overlap": overlap}
+        return self._add(adopted(uri), names, delays, pending=True, uri=uri)
 
     def _add(
-        self, key: Key, names: frozenset[str] | None, publish_delay: int | None, *, pending: bool,
-        uri: str | None = None, overlap: int | None = None,
+        self, key: Key, names: frozenset[str] | None, delays: Mapping[str, int | None], *, pending: bool,
+        uri: str | None = None,
     ) -> RingKey:  # fmt: skip
         """Enter a key, and write its private half if it has one."""
         with file_errors(self.folder):
@@ -117,10 +118,8 @@ class Keystore:
         with files.locked(self.folder):
             before = KeyRing() if files.is_missing(self.folder / KEYSET) else self.ring()
             announced = before.publish_delay if before.keys else 0
-            if publish_delay is not None:
-                before = replace(before, publish_delay=publish_delay)
-            if overlap is not None:
-                before = replace(before, overlap=overlap)
+            given: dict[str, Any] = {name: value for name, value in delays.items() if value is not None}
+            before = replace(before, **given)
             if names is None and before.keys:
                 names = before.keys[-1].key.subjects
             after = ring.add(
