@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -16,12 +17,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import aio_pika
 import pytest
 
 from integration import conftest
 from integration.documentation import Reader, blocks
+from integration.services import RabbitMQ
 from integration.services.softhsm import PIN, SoftHSM
 from mqauth import Message, Signer
+from mqauth.brokers.rabbitmq import Producer
+from mqauth.brokers.rabbitmq.translate import from_native
 from mqauth.cli import main
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.keystore import ActiveKey, Keystore, ReferenceKey, SocketSigner
@@ -33,6 +38,7 @@ from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
 from mqauth.testing.signing_contract import RotationContract, SigningContract, accepted, verify
 from mqauth.wire import jws
 from mqauth.wire.keys import Key, SigningKey
+from tests.authority_world import World
 
 NOW = 1_900_000_000
 KINDS = {"ES256": "EC:prime256v1", "EdDSA": "EC:edwards25519"}
@@ -465,6 +471,39 @@ def test_signing_socket_without_its_token(own: SoftHSM, tmp_path: Path) -> None:
         signer.close()
     finally:
         process.communicate()
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+async def test_a_producer_on_an_event_loop(hsm: SoftHSM, rabbitmq: RabbitMQ, tmp_path: Path, batch: int) -> None:
+    """A hundred messages that are published at the same time are signed by the HSM, and arrive in their order."""
+    store = adopted(tmp_path / "keys", "ES256")
+    signer = Signer(key=ActiveKey(store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
+    async with await aio_pika.connect(rabbitmq.url) as connection:
+        channel = await connection.channel()
+        queue = await channel.declare_queue(exclusive=True)
+        async with Producer(channel.default_exchange, signer, batch=batch) as producer:
+            bodies = [b"%d" % number for number in range(100)]
+            await asyncio.gather(*(producer.publish(aio_pika.Message(body), queue.name) for body in bodies))
+        found = [from_native(await queue.get(no_ack=True), queue=queue.name) for _ in bodies]
+    assert [message.body for message in found] == bodies
+    for message in found:
+        accepted(message, store.ring().keys[0].key)
+
+
+def test_an_authority_whose_key_is_in_an_hsm(own: SoftHSM, tmp_path: Path) -> None:
+    """An authority signs identities with a key in an HSM; while that is gone it answers 503, and goes on then."""
+    own.generate("authority")
+    store = Keystore(folder=tmp_path / "hsm-keys", clock=FakeClock(NOW))
+    store.adopt("pkcs11:token=prod;object=authority", publish_delay=0)
+    store.change(ring.rotate)
+    world = World(tmp_path, keys=ActiveKey(store.folder))
+    wit = world.ask().body["wit"]
+    jws.verify(jws.take_apart(wit.encode(), typ="wit+jwt"), store.ring().keys[0].key)
+    shutil.move(own.tokens, tmp_path / "elsewhere")
+    found = world.ask()
+    assert (found.status, found.body) == (503, {"error": "temporarily_unavailable"})
+    shutil.move(tmp_path / "elsewhere", own.tokens)
+    assert world.ask().status == 200
 
 
 # --- the command and the page -----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 from collections.abc import Callable
 from itertools import pairwise
@@ -320,6 +321,7 @@ def test_a_revoked_authority_key_is_renewed_at_once() -> None:
     revoked = Key(kid=old.kid, algorithm="EdDSA", public=old.public, revocation=Revocation())
     bench.publish(revoked, bench.authority.key)
     bench.tick(60)
+    assert bench.asked == 2
     assert bench.key.signing_key().kid == bench.authority.key.kid != first.kid
     assert bench.asked == 2
 
@@ -371,12 +373,16 @@ def test_tokens_live_for_half_an_identity_at_most(lifetime: int, good: bool) -> 
             bench.signer(lifetime=lifetime)
 
 
-async def test_an_event_loop_is_never_blocked() -> None:
+async def test_an_event_loop_is_never_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
     """In an event loop the first use asks in the background and does not wait."""
+    waits: list[float] = []
+    start = EnrolledKey.start
+    monkeypatch.setattr(EnrolledKey, "start", lambda key, wait=5: (waits.append(wait), start(key, wait))[1])
     begun, go = threading.Event(), threading.Event()
     bench = Bench(refresher=ThreadRefresher)
     bench.before = lambda: (begun.set(), go.wait(5))
     assert "not given yet" in why(bench.key)
+    assert waits == [0]
     assert await asyncio.to_thread(begun.wait, 5)
     go.set()
     await asyncio.to_thread(bench.key.start)
@@ -407,17 +413,29 @@ def test_a_child_after_a_fork_goes_on() -> None:
     bench = Bench(refresher=ThreadRefresher)
     bench.key.start()
     first = bench.key.signing_key()
-    # As after a fork while another thread of the parent held the lock: no such thread is in the child.
-    bench.key._condition.acquire()
+    held, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with bench.key._condition:
+            held.set()
+            go.wait(5)
+
+    # Another thread of the parent holds the lock at the fork, and no such thread is in the child.
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(5)
     child = os.fork()
     if child == 0:
+        # A child that waits for that lock ends by the signal.
+        signal.alarm(10)
         good = bench.key.signing_key() is first
         bench.clock.advance(1800)
         bench.key._refresher.wake()
         with bench.key._condition:
             good &= bench.key._condition.wait_for(lambda: bench.key._counters["renewed"] == 2, 5)
         os._exit(0 if good and bench.key.signing_key() is not first else 1)
-    bench.key._condition.release()
+    go.set()
+    holder.join()
     assert os.waitpid(child, 0)[1] == 0
     bench.key.close()
     assert bench.key.signing_key() is first

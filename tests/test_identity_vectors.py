@@ -6,18 +6,9 @@ from typing import Any
 
 import pytest
 
-from mqauth.flow import run
-from mqauth.judging.pipeline import Outcome, Pipeline
-from mqauth.judging.policy import Allow, Rule
-from mqauth.judging.trust_domain import TrustDomain
-from mqauth.judging.unverified import Verdict
-from mqauth.judging.verifier import Issuer, Verifier
-from mqauth.replay.memory import MemoryReplayStore
-from mqauth.testing import FakeClock
-from mqauth.wire import jwk
-from mqauth.wire.json_form import from_form
-from mqauth.wire.keys import KeySet
 from tests.test_vectors import load
+from tests.vectors import checks
+from tests.vectors.identity_consumer import IdentityConsumer
 
 FILE = load("identity.json")
 VECTORS = FILE["vectors"]
@@ -26,79 +17,18 @@ HONEST = {
     form: next(v for v in VECTORS if v["name"] == f"{form}: as a producer makes it")
     for form in ("single", "batch")
 }
-_PASSED = ("audience", "leeway", "max_lifetime", "at", "max_queue_age")
-
-
-class Authority:
-    """The keys of the authority, which change from delivery to delivery."""
-
-    def __init__(self, name: str) -> None:
-        self.keys = KeySet([])
-        self.turn(name)
-
-    def turn(self, name: str) -> None:
-        """Take the set of this name from now on."""
-        self.keys = jwk.load_key_set(FILE["key_sets"][name]).after(self.keys)
-
-    def key_set(self) -> KeySet:
-        """Return the keys."""
-        return self.keys
-
-    def refresh(self, kid: str, received: float, /) -> KeySet:
-        """Return the keys."""
-        return self.keys
-
-
-class Consumer:
-    """A consumer of the file, with an empty store and an empty memory."""
-
-    def __init__(self, vector: Any) -> None:
-        said = FILE["consumer"] | FILE["consumers"][vector["consumer"]]
-        self.clock = FakeClock(FILE["received"])
-        self.authority = Authority("honest")
-        keys: dict[str, Any] = {said["issuer"]: Issuer(keys=jwk.load_key_set(said["jwks"]))}
-        if said["trust_domain"] is not None:
-            pins = said["subjects"]
-            keys[said["trust_domain"]] = TrustDomain(
-                keys=self.authority, max_identity_lifetime=said["max_identity_lifetime"],
-                subjects=pins and {kid: frozenset(names) for kid, names in pins.items()},
-            )  # fmt: skip
-        verifier = Verifier(keys=keys, **{name: said[name] for name in _PASSED if name in said})
-        rules = [Rule(**rule | {"destinations": tuple(rule["destinations"])}) for rule in said["allow"]]
-        self.pipeline = Pipeline(
-            verifier=verifier, policy=Allow(rules), replay=MemoryReplayStore(clock=self.clock), clock=self.clock
-        )
-
-    def judge(self, vector: Any) -> Outcome:
-        """Judge one delivery when it comes."""
-        self.clock.advance(max(0, vector["received"] - self.clock.now()))
-        if vector["key_set"] is not None:
-            self.authority.turn(vector["key_set"])
-        delivery = self.pipeline.receive(from_form(vector["message"]))
-        outcome = run(self.pipeline.judge(delivery))
-        if outcome.verdict is Verdict.ACCEPTED:
-            run(self.pipeline.confirm(delivery))
-        return outcome
-
-    def check(self, vector: Any) -> None:
-        """Hold the verdict on one delivery against the vector's."""
-        found = self.judge(vector)
-        assert (found.verdict.value, found.reason) == (vector["verdict"], vector["reason"]), (
-            vector["name"],
-            found,
-        )
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
 def test_each_message_gets_its_verdict(vector: Any) -> None:
     """At a consumer that has seen nothing yet, each message has the verdict of its vector."""
-    Consumer(vector).check(vector)
+    checks.judge(FILE, vector)
 
 
 @pytest.mark.parametrize("vector", ATTACKS, ids=lambda vector: vector["name"])
 def test_each_attack_gets_its_reason_where_the_identity_is_remembered(vector: Any) -> None:
     """An honest message before it, in both forms, changes no verdict."""
-    consumer = Consumer(vector)
+    consumer = IdentityConsumer(FILE, vector["consumer"])
     for honest in HONEST.values():
         consumer.judge(honest | {"received": FILE["received"]})
     consumer.check(vector)
@@ -107,22 +37,14 @@ def test_each_attack_gets_its_reason_where_the_identity_is_remembered(vector: An
 @pytest.mark.parametrize("sequence", FILE["sequences"], ids=lambda sequence: sequence["name"])
 def test_each_sequence_of_deliveries_gets_its_verdicts(sequence: Any) -> None:
     """What is remembered of an identity says nothing of keys, cut-off and time now."""
-    consumer = Consumer(sequence["deliveries"][0])
-    for delivery in sequence["deliveries"]:
-        consumer.check(delivery)
+    checks.deliver(FILE, sequence)
 
 
 def test_no_verdict_depends_on_the_vectors_before_it() -> None:
     """All vectors of the common consumer through one, and again in reverse: no verdict becomes another one."""
-    common = [
-        v
-        for v in VECTORS
-        if v["consumer"] == "common" and v["key_set"] is None and v["received"] == FILE["received"]
-    ]
+    common = checks.together(FILE)
     for order in (common, common[::-1]):
-        consumer = Consumer(order[0])
-        for vector in order:
-            consumer.check(vector)
+        checks.judge_all(FILE, order)
 
 
 def test_an_attack_is_counted_in_both_forms() -> None:

@@ -45,7 +45,9 @@ VECTORS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
         "single: an iss in the proof", "batch: a sub in the proof")),
     ("The key of a WIT MUST NOT verify a WIT", ("single: a WIT that its own key signed", (
         "single: a WIT that its own key signed, under the kid of the authority"))),
-    ("Cut-offs that cannot be read MUST NOT cut anything off", ("single: cut-offs that cannot be read",)),
+    ("Cut-offs that cannot be read MUST NOT cut anything off", (
+        "single: cut-offs that cannot be read", "single: cut off, and then cut-offs that are an object",
+        "batch: cut off, and then a cut-off too many")),
     ("It MUST take steps 5, 6 and 8 to 13 anew for every message of a remembered WIT", (
         "single: remembered, then cut off", "batch: remembered, then ended",
         "single: remembered, then another key of the authority under the kid")),

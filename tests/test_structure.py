@@ -78,7 +78,7 @@ STATEMENTS = (
     # Keystore entries that are references: adopted, checked, asked again; signatures on a thread.
     + 132
     # Keys in an HSM: their URIs, sessions of one process, one lock, forks, errors.
-    + 207
+    + 205
     # Keys in the transit engine of OpenBao or Vault; each signature checked, and a line where none comes.
     + 129
     # OPA: what is asked, decisions in memory, pauses, the client, its settings, findings, probe and metric.

@@ -164,6 +164,12 @@ def test_no_set_is_read_from_another_document(text: str) -> None:
         jwk.load_key_set(text.encode())
 
 
+@pytest.mark.parametrize("vector", JWKS["sizes"], ids=lambda vector: str(vector["bytes"]))
+def test_each_text_is_a_set_up_to_its_size(vector: Any) -> None:
+    """The bound of a JWK Set is in bytes, white space included."""
+    checks.size_set(vector)
+
+
 @pytest.mark.parametrize("vector", FORMS["same"], ids=lambda vector: vector["name"])
 def test_both_forms_are_one_message(vector: Any) -> None:
     """The two forms of a vector are read alike."""
@@ -174,6 +180,12 @@ def test_both_forms_are_one_message(vector: Any) -> None:
 def test_what_is_no_message_is_malformed(vector: Any) -> None:
     """A form that is not the profile's is refused."""
     checks.refuses(MalformedMessage, from_form, vector["form"])
+
+
+@pytest.mark.parametrize("vector", FORMS["texts"], ids=lambda vector: vector["text"])
+def test_each_text_of_a_form_is_read_as_it_says(vector: Any) -> None:
+    """Numbers of a text are read up to 64 bits, and what is no strict JSON is no message."""
+    checks.read_text(vector)
 
 
 def test_no_two_headers_vectors_share_their_bytes() -> None:
@@ -202,8 +214,10 @@ def test_every_vector_is_a_check() -> None:
     """Whoever asks the vectors alone asks all of them, under names that differ, and all of them hold."""
     found = checks.checks(checks.read())
     assert len({check.name for check in found}) == len(found)
-    lists = [*VECTORS, *ANSWERS["vectors"], *SETTINGS["vectors"], *SEQUENCES, *HDS["vectors"], *HDS["covers"],
-             *HDS["refused"], *JWKS["vectors"], *JWKS["sets"], *JWKS["no_sets"], *FORMS["same"],
-             *FORMS["malformed"], *DESTINATIONS["rabbitmq"], *DESTINATIONS["kafka"], *DESTINATIONS["malformed"],
+    lists = [*VECTORS, *ANSWERS["vectors"], *SETTINGS["vectors"], *SEQUENCES, *IDENTITY["vectors"],
+             *IDENTITY["sequences"], *HDS["vectors"], *HDS["covers"],
+             *HDS["refused"], *JWKS["vectors"], *JWKS["sets"], *JWKS["no_sets"], *JWKS["sizes"], *FORMS["same"],
+             *FORMS["malformed"], *FORMS["texts"], *DESTINATIONS["rabbitmq"], *DESTINATIONS["kafka"],
+             *DESTINATIONS["malformed"],
              *CLAIMS["messages"], *CLAIMS["releases"], *BATCH["leaves"], *BATCH["trees"]]  # fmt: skip
     assert len(found) == len(lists) + 2 * len(checks.AMONG_MANY)

@@ -10,6 +10,7 @@ import (
 type release struct {
 	iss, letter, scope string
 	waive              []string
+	exp                int64
 }
 
 var (
@@ -103,6 +104,7 @@ func readRelease(payload *object, producer *token, found *claims, m *message) (*
 	r.scope, ok[3] = name(payload.members["scope"], 1, 256)
 	times[0], ok[4] = natural(payload.members["iat"])
 	times[1], ok[5] = natural(payload.members["exp"])
+	r.exp = times[1]
 	_, ok[6] = name(payload.members["jti"], 16, 128)
 	r.letter, ok[7] = payload.members["letter"].(string)
 	r.waive, ok[8] = headerNames(payload.members["waive"])

@@ -26,7 +26,8 @@ type consumerForm struct {
 	MaxLifetime  int64 `json:"max_lifetime"`
 	Allow        map[string][]string
 	JWKS         json.RawMessage
-	UserID       json.RawMessage `json:"user_id"`
+	Others       map[string]json.RawMessage `json:"other_issuers"`
+	UserID       json.RawMessage            `json:"user_id"`
 	At           string
 	MaxQueueAge  int64    `json:"max_queue_age"`
 	Evidence     string   `json:"append_evidence"`
@@ -35,7 +36,8 @@ type consumerForm struct {
 	Subjects     map[string][]string
 	Authorities  map[string]authorityForm
 	Scope        string
-	StoreEntries int `json:"store_entries"`
+	StoreEntries int    `json:"store_entries"`
+	KeySet       string `json:"key_set"`
 	Unavailable  []string
 }
 
@@ -48,6 +50,7 @@ type vector struct {
 	Reason   *string
 	Cause    *string
 	Held     bool
+	KeySet   string `json:"key_set"`
 }
 
 type sequence struct {
@@ -59,6 +62,7 @@ type vectorFile struct {
 	Received  int64
 	Consumer  json.RawMessage
 	Consumers map[string]json.RawMessage
+	KeySets   map[string]json.RawMessage `json:"key_sets"`
 	Vectors   []vector
 	Sequences []sequence
 }
@@ -88,6 +92,9 @@ func (f *consumerForm) consumer() *consumer {
 	}
 	if !isNull(f.JWKS) {
 		c.issuers[f.Issuer] = must(loadSet(f.JWKS))
+	}
+	for iss, jwks := range f.Others {
+		c.issuers[iss] = must(loadSet(jwks))
 	}
 	if f.StoreEntries > 0 {
 		c.room = f.StoreEntries
@@ -160,6 +167,9 @@ func (r *report) messages(file string, f *vectorFile) {
 				panic(name)
 			}
 		}
+		if form.KeySet != "" {
+			form.JWKS = f.KeySets[form.KeySet]
+		}
 		return form.consumer()
 	}
 	moment := func(v *vector) int64 {
@@ -167,6 +177,12 @@ func (r *report) messages(file string, f *vectorFile) {
 			return v.Received
 		}
 		return f.Received
+	}
+	var issuer string
+	if f.Consumer != nil {
+		var common consumerForm
+		must(0, json.Unmarshal(f.Consumer, &common))
+		issuer = common.Issuer
 	}
 	for _, v := range f.Vectors {
 		r.judged(file, v.Name, &v, consumerOf(v.Consumer).deliver(&v, moment(&v)))
@@ -176,6 +192,9 @@ func (r *report) messages(file string, f *vectorFile) {
 		for i, v := range s.Deliveries {
 			if i == 0 {
 				c = consumerOf(v.Consumer)
+			}
+			if v.KeySet != "" {
+				c.issuers[issuer] = must(loadSet(f.KeySets[v.KeySet]))
 			}
 			r.judged(file, fmt.Sprintf("%s, %d", s.Name, i), &v, c.deliver(&v, moment(&v)))
 		}
@@ -277,6 +296,11 @@ func (r *report) sets(folder string) {
 			Used []string
 		}
 		NoSets []string `json:"no_sets"`
+		Sizes  []struct {
+			Text  string
+			Bytes int
+			IsSet bool `json:"is_set"`
+		}
 	}
 	load(folder, "jwks.json", &found)
 	for _, v := range found.Vectors {
@@ -296,6 +320,10 @@ func (r *report) sets(folder string) {
 		_, err := loadSet([]byte(bad))
 		r.check(err != nil, "jwks.json: no set %s", bad)
 	}
+	for _, v := range found.Sizes {
+		_, err := loadSet(append([]byte(v.Text), bytes.Repeat([]byte(" "), v.Bytes-len(v.Text))...))
+		r.check((err == nil) == v.IsSet, "jwks.json: a set of %d bytes", v.Bytes)
+	}
 }
 
 func (r *report) forms(folder string) {
@@ -306,6 +334,10 @@ func (r *report) forms(folder string) {
 		}
 		Malformed []struct {
 			Name string
+			Form json.RawMessage
+		}
+		Texts []struct {
+			Text string
 			Form json.RawMessage
 		}
 	}
@@ -319,6 +351,14 @@ func (r *report) forms(folder string) {
 	for _, v := range found.Malformed {
 		_, err := fromForm(v.Form)
 		r.check(err != nil, "forms.json: malformed: %s", v.Name)
+	}
+	for _, v := range found.Texts {
+		one, err := fromForm([]byte(v.Text))
+		if isNull(v.Form) {
+			r.check(err != nil, "forms.json: no message: %s", v.Text)
+		} else {
+			r.check(err == nil && reflect.DeepEqual(one, must(fromForm(v.Form))), "forms.json: %s", v.Text)
+		}
 	}
 }
 

@@ -48,9 +48,20 @@ type consumer struct {
 	noStore     bool
 }
 
+// claimed is a claim, kept until a moment in seconds after which no copy is accepted.
 type claimed struct {
 	place string
 	done  bool
+	until int64
+}
+
+// forget drops the claims that have ended.
+func (c *consumer) forget(received int64) {
+	for id, entry := range c.claims {
+		if entry.until < received {
+			delete(c.claims, id)
+		}
+	}
 }
 
 // judged is a verdict with the claims that a consumer confirms once its handler has returned.
@@ -87,6 +98,7 @@ func (c *consumer) judge(m *message, received int64) judged {
 	if v := c.believe(m, found, k, received, waived); v.verdict != "" {
 		return judged{verdict: v}
 	}
+	c.forget(received)
 	return c.claim(m, found, release, waived)
 }
 
@@ -377,6 +389,10 @@ func (c *consumer) claim(m *message, found *claims, release *release, waived []s
 	scope := c.scopeOf(m) + "\x00"
 	id := scope + claimID(claimInput(found.iss, found.sub, found.jti), found.index, found.mqa.size > 0)
 	j := judged{verdict: verdict{verdict: "accepted"}, claims: found}
+	until := found.exp + c.leeway + c.maxQueueAge
+	if release != nil {
+		until = max(until, release.exp+c.leeway+c.maxQueueAge)
+	}
 	if c.noStore {
 		return judged{verdict: deferred("replay_store_unavailable")}
 	}
@@ -388,7 +404,7 @@ func (c *consumer) claim(m *message, found *claims, release *release, waived []s
 		if there {
 			return judged{verdict: deferred("claim_held")}
 		}
-		taken := &claimed{}
+		taken := &claimed{until: until}
 		c.claims[scope+release.id()] = taken
 		j.taken = append(j.taken, taken)
 		if slices.Contains(waived, "replayed") {
@@ -401,7 +417,7 @@ func (c *consumer) claim(m *message, found *claims, release *release, waived []s
 	case !there && len(c.claims) >= c.room:
 		return judged{verdict: deferred("replay_store_full")}
 	case !there:
-		entry = &claimed{place: place}
+		entry = &claimed{place: place, until: until}
 		c.claims[id] = entry
 	case release != nil && entry.done:
 		return judged{verdict: rejected("replayed")}
@@ -422,7 +438,7 @@ func (c *consumer) claim(m *message, found *claims, release *release, waived []s
 // place returns where the broker put a record, empty where it does not say.
 func (m *message) place() string {
 	o := m.origin
-	if !m.kafka() || o == nil || o.partition < 0 || o.offset < 0 {
+	if !m.kafka() || o == nil || o.topic == "" || o.partition < 0 || o.offset < 0 {
 		return ""
 	}
 	raw := sized([]byte(o.cluster))

@@ -65,16 +65,31 @@ def batch_accepted() -> list[Case]:
 def batch_rejected() -> list[Case]:
     """Return every attack, that on a single message too, mounted on messages of batches."""
     found = [(attack, place) for attack in (*ATTACKS, *BATCH_ATTACKS) for place in (KAFKA, RABBITMQ)]
-    return [
+    attacks = [
         (f"{attack.name} on {place}", attack.mount(BATCH_FORGE, honest_message(place)), "rejected",
          attack.reason.value)
         for attack, place in found if attack.fits(place)
+    ]  # fmt: skip
+    return attacks + batch_edges()
+
+
+def batch_edges() -> list[Case]:
+    """Return messages of batches on edges that no attack stands on."""
+    five, text = numbered(SIZE), rabbit(headers=(("tenant", "\u00e9"),))
+    twin = added(five.seal(0), "Tenant", b"evil")
+    behind = five.seal(0, number=str(SIZE), proof=bytes(12 + 2 * HASH_BYTES))
+    return [
+        ("the place behind the last, and twelve wrong bytes", behind, "rejected", "proof_invalid"),
+        ("a twin in another case in a batch", twin, "rejected", "headers_mismatch"),
+        ("a twin in another case before the destination in a batch", replace(twin, destination="kafka:other"),
+         "rejected", "headers_mismatch"),
+        ("text beyond ASCII in a batch", in_batch([text, rabbit()]).seal(0), "accepted", None),
     ]  # fmt: skip
 
 
 def batch_sequences() -> dict[str, Deliveries]:
     """Return siblings one after the other: none changes another's verdict."""
-    found, rabbits = numbered(8), numbered(3, RABBITMQ)
+    found, rabbits, largest = numbered(8), numbered(3, RABBITMQ), numbered(1024)
     tail = bytearray(found.tree.paths()[1])
     tail[-1] ^= 1
     bent = found.seal(1, proof=found.proof(1, path=bytes(tail)))
@@ -96,6 +111,10 @@ def batch_sequences() -> dict[str, Deliveries]:
             (at(found.seal(2, evil, proof=found.proof(2, shorts=shorts)), 2), "rejected", "proof_invalid"),
             (at(found.seal(3, evil), 3), "rejected", "record_key_mismatch"),
             (at(found.seal(3), 4), "accepted", None),
+        ],
+        "siblings far apart in the largest batch": [
+            (at(largest.seal(place), place), "accepted", None)
+            for place in (2, 1023, 1022, 513, 512, 1, 0, 768, 767)
         ],
         "RabbitMQ: a redelivered sibling is a duplicate, another one is not": [
             (once, "accepted", None), (again, "duplicate", None), (once, "rejected", "replayed"),

@@ -18,11 +18,15 @@ from mqauth.replay.rules import batch_id, claim_id, release_id
 from mqauth.testing.batchforge import leaf_hash, leaf_of
 from mqauth.wire import base64url, batch, destination, envelope, jwk, strict_json
 from mqauth.wire.json_form import JSON_DEPTH, from_form, to_form
+from mqauth.wire.message import Message
 from tests.vectors.consumers import Consumer
+from tests.vectors.identity_consumer import IdentityConsumer
 
 FOLDER: Final = Path(__file__).parent
-FILES: Final = ("tokens", "answers", "batch", "settings", "hds", "destinations", "claims", "jwks", "forms")
-AMONG_MANY: Final = ("tokens", "answers", "batch")
+JUDGED: Final = ("tokens", "answers", "batch", "settings", "identity")
+"""The files of messages that a consumer judges."""
+FILES: Final = (*JUDGED, "hds", "destinations", "claims", "jwks", "forms")
+AMONG_MANY: Final = ("tokens", "answers", "batch", "identity")
 """The files whose vectors are judged by one consumer together, too."""
 EVERY: Final = "every vector, "
 """How the names of checks begin, behind their file's, that are of many vectors by one consumer."""
@@ -48,27 +52,43 @@ def checks(files: Files) -> list[Check]:
     return [check for part in parts for check in part]
 
 
+def consumer_of(file: Any, vector: Any) -> Consumer | IdentityConsumer:
+    """Return the consumer that a vector is for, which has seen nothing yet."""
+    if "long_key_sets" in file:
+        return IdentityConsumer(file, vector["consumer"])
+    return Consumer(file, vector.get("consumer"), vector.get("received"))
+
+
 def judge(file: Any, vector: Any) -> None:
     """Judge the message of a vector by a new consumer."""
-    Consumer(file, vector.get("consumer"), vector.get("received")).check(vector)
+    consumer_of(file, vector).check(vector)
 
 
 def judge_all(file: Any, vectors: list[Any]) -> None:
     """Judge the messages of vectors by one consumer."""
-    consumer = Consumer(file)
+    consumer = consumer_of(file, vectors[0])
     for vector in vectors:
         consumer.check(vector)
 
 
 def deliver(file: Any, sequence: Any) -> None:
     """Judge the deliveries of a sequence by one consumer."""
-    first = sequence["deliveries"][0]
-    consumer = Consumer(file, first.get("consumer"), first.get("received"))
-    for delivery in sequence["deliveries"]:
-        consumer.check(delivery)
+    judge_all(file, sequence["deliveries"])
 
 
-def refuses(error: type[Exception], call: Callable[..., Any], *arguments: Any) -> None:
+def together(file: Any) -> list[Any]:
+    """Return the vectors of a file that one consumer may judge together: no clock and no key set moves on."""
+    now = ("common", None, file["received"])
+    return [
+        vector
+        for vector in file["vectors"]
+        if (vector.get("consumer", now[0]), vector.get("key_set"), vector.get("received", now[2])) == now
+    ]
+
+
+def refuses(
+    error: type[Exception] | tuple[type[Exception], ...], call: Callable[..., Any], *arguments: Any
+) -> None:
     """Expect a refusal."""
     try:
         call(*arguments)
@@ -106,11 +126,34 @@ def read_set(vector: Any) -> None:
     assert [key.kid for key in found] == vector["used"]
 
 
+def size_set(vector: Any) -> None:
+    """Fill a text up to a size with white space, and hold against its vector whether it is a JWK Set."""
+    raw = vector["text"].encode().ljust(vector["bytes"])
+    if vector["is_set"]:
+        jwk.load_key_set(raw)
+    else:
+        refuses(ConfigurationError, jwk.load_key_set, raw)
+
+
 def same_form(vector: Any) -> None:
     """Expect two forms to be one message, whose form is read to it again."""
     message = from_form(_read_again(vector["form"]))
-    written = to_form(message)
-    assert repr(written) == repr(to_form(from_form(vector["other"]))) == repr(to_form(from_form(written)))
+    other, again = from_form(_read_again(vector["other"])), from_form(to_form(message))
+    # forms too, in which 1 is not true
+    assert repr(to_form(message)) == repr(to_form(other)) == repr(to_form(again))
+    assert message == other == again
+
+
+def read_text(vector: Any) -> None:
+    """Hold the message that a text is against its vector, or its refusal."""
+
+    def read() -> Message:
+        return from_form(strict_json.loads(vector["text"].encode(), depth=JSON_DEPTH, wide=True))
+
+    if vector["form"] is None:
+        refuses((strict_json.StrictJSONError, MalformedMessage), read)
+    else:
+        assert repr(to_form(read())) == repr(to_form(from_form(vector["form"])))
 
 
 def _read_again(form: Any) -> Any:
@@ -160,13 +203,13 @@ def tree(inputs: list[str], vector: Any) -> None:
 
 
 def _judged(files: Files) -> Iterator[Check]:
-    for file in ("tokens", "answers", "batch", "settings"):
+    for file in JUDGED:
         for vector in files[file]["vectors"]:
             yield Check(f"{file}: {vector['name']}", partial(judge, files[file], vector))
 
 
 def _sequences(files: Files) -> Iterator[Check]:
-    for file in ("tokens", "batch", "settings"):
+    for file in ("tokens", "batch", "settings", "identity"):
         for sequence in files[file]["sequences"]:
             yield Check(f"{file}: {sequence['name']}", partial(deliver, files[file], sequence))
 
@@ -175,7 +218,7 @@ def _orders(files: Files) -> Iterator[Check]:
     """Yield all vectors of one consumer, by one consumer: no verdict depends on the vectors before it."""
     for file in AMONG_MANY:
         for name, step in (("in order", 1), ("in reverse", -1)):
-            run = partial(judge_all, files[file], files[file]["vectors"][::step])
+            run = partial(judge_all, files[file], together(files[file])[::step])
             yield Check(f"{file}: {EVERY}{name}", run)
 
 
@@ -195,6 +238,8 @@ def _keys(files: Files) -> Iterator[Check]:
     for text in files["jwks"]["no_sets"]:
         run = partial(refuses, ConfigurationError, jwk.load_key_set, text.encode())
         yield Check(f"jwks: no set: {text[:40]}", run)
+    for vector in files["jwks"]["sizes"]:
+        yield Check(f"jwks: {vector['bytes']} bytes", partial(size_set, vector))
 
 
 def _forms(files: Files) -> Iterator[Check]:
@@ -203,6 +248,8 @@ def _forms(files: Files) -> Iterator[Check]:
     for vector in files["forms"]["malformed"]:
         run = partial(refuses, MalformedMessage, lambda form: from_form(_read_again(form)), vector["form"])
         yield Check(f"forms: malformed: {vector['name']}", run)
+    for at, vector in enumerate(files["forms"]["texts"]):
+        yield Check(f"forms: text {at}", partial(read_text, vector))
 
 
 def _destinations(files: Files) -> Iterator[Check]:

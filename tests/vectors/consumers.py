@@ -8,7 +8,7 @@ from typing import Any, Final
 from mqauth.errors import Cause, MalformedMessage, Reason, Unavailable
 from mqauth.flow import run
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
-from mqauth.judging.policy import Allow
+from mqauth.judging.policy import Allow, Rule
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.replay.memory import DEFAULT_CAPACITY, MemoryReplayStore
@@ -47,6 +47,31 @@ class OutOfReach:
     refresh = decide = claim = confirm = release = _fail
 
 
+class Published:
+    """The keys of an issuer whose set changes from delivery to delivery.
+
+    Args:
+        sets: JWK Sets by name.
+        name: of the first one.
+    """
+
+    def __init__(self, sets: Any, name: str) -> None:
+        self._sets = sets
+        self.turn(name)
+
+    def turn(self, name: str) -> None:
+        """Take the set of this name from now on."""
+        self._keys = jwk.load_key_set(self._sets[name])
+
+    def key_set(self) -> KeySet:
+        """Return the keys."""
+        return self._keys
+
+    def refresh(self, kid: str, received: float, /) -> KeySet:
+        """Return the keys."""
+        return self._keys
+
+
 class Consumer:
     """The consumer of a file of vectors, with an empty store.
 
@@ -61,13 +86,16 @@ class Consumer:
         self.clock = FakeClock(file["received"] if received is None else received)
         lost = said.get("unavailable", ())
         store: Any = MemoryReplayStore(said.get("store_entries", DEFAULT_CAPACITY), clock=self.clock)
-        issuer = Issuer(keys=_source(said["jwks"], "key_pending" in lost), subjects=_pins(said))
+        self.published = Published(file["key_sets"], said["key_set"]) if "key_set" in said else None
+        source = self.published or _source(said["jwks"], "key_pending" in lost)
+        issuer = Issuer(keys=source, subjects=_pins(said))
+        others = {name: Issuer(keys=_source(jwks, False)) for name, jwks in said.get("other_issuers", {}).items()}
         self.pipeline = Pipeline(
             verifier=Verifier(
-                keys={said["issuer"]: issuer}, release=_authorities(said),
+                keys={said["issuer"]: issuer} | others, release=_authorities(said),
                 **{setting: said[setting] for setting in _PASSED if setting in said},
             ),
-            policy=OutOfReach("policy_unavailable") if "policy_unavailable" in lost else Allow(said["allow"]),
+            policy=OutOfReach("policy_unavailable") if "policy_unavailable" in lost else _rules(said),
             replay=OutOfReach("replay_store_unavailable") if "replay_store_unavailable" in lost else store,
             scope=said.get("scope"), clock=self.clock,
         )  # fmt: skip
@@ -86,6 +114,8 @@ class Consumer:
     def check(self, vector: Any) -> None:
         """Judge the message of a vector when it comes, and hold the verdict against the vector's."""
         self.clock.advance(max(0, vector.get("received", 0) - self.clock.now()))
+        if self.published is not None and vector.get("key_set"):
+            self.published.turn(vector["key_set"])
         found = self.judge(vector["message"], held=vector.get("held", False))
         said = (found.verdict.value, found.reason, found.cause)
         assert said == (vector["verdict"], vector["reason"], vector.get("cause")), vector.get("name")
@@ -94,6 +124,17 @@ class Consumer:
 def _pins(said: Mapping[str, Any]) -> dict[str, frozenset[str]] | None:
     pins = said.get("subjects")
     return None if pins is None else {kid: frozenset(subjects) for kid, subjects in pins.items()}
+
+
+def _rules(said: Mapping[str, Any]) -> Allow:
+    """Return the rules by subject; of several issuers they are those of each."""
+    issuers = (said["issuer"], *said.get("other_issuers", {}))
+    if len(issuers) == 1:
+        return Allow(said["allow"])
+    return Allow([
+        Rule(subject=name, destinations=tuple(places), issuer=issuer)
+        for issuer in issuers for name, places in said["allow"].items()
+    ])  # fmt: skip
 
 
 def _source(jwks: Any, pending: bool) -> KeySource:

@@ -160,7 +160,7 @@ def refused() -> list[dict[str, Any]]:
 def destinations() -> dict[str, Any]:
     """Return names with their canonical destinations, and texts that are none."""
     pairs = [("shop", "orders.created"), ("", "queue"), ("", ""), ("a/b", "c d"), ("é", "*.#"), ("-._~", "%41")]
-    topics = ["orders", "orders.v1", "a_b-c", "%", "é"]
+    topics = ["orders", "orders.v1", "a_b-c", "%", "é", "kafka:orders"]
     return {
         "profile": 1,
         "rabbitmq": [{"exchange": e, "routing_key": k, "destination": destination.rabbitmq(e, k)} for e,
@@ -411,6 +411,7 @@ def other_consumers() -> dict[str, Any]:
         "profile": 1,
         "consumer": common,
         "consumers": settings.consumers() | releases.consumers(),
+        "key_sets": settings.key_sets(),
         "vectors": [vector.form() for vector in found],
         "sequences": [
             {"name": name, "deliveries": [vector.form() for vector in deliveries]}

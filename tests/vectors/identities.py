@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
+from mqauth.testing.batchforge import forge_batch
 from mqauth.testing.forge import AUDIENCE, ISSUER, REMOVED, SUBJECT, with_token
 from mqauth.testing.identity import (
     OTHER_WORKLOAD,
@@ -403,6 +404,8 @@ def policed() -> Iterator[tuple[str, str | None, Build]]:
                               ("a list", "producer_forbidden", ["prod"])):  # fmt: skip
         yield f"a WIT of env {name}", reason, wit(claims={"env": env})
     yield "env in the proof alone", "producer_forbidden", token(claims={"env": "prod"})
+    yield "a WIT of env prod, elsewhere", "producer_forbidden", lambda forge: forge.seal(
+        stock(), wit=forge.wit(claims={"env": "prod"}))  # fmt: skip
     yield "no env", "producer_forbidden", token()
 
 
@@ -422,7 +425,27 @@ def key_sets() -> dict[str, Any]:
         "limited to another": KeySet([replace(own, subjects=frozenset((OTHER_WORKLOAD,)))]),
     }
     found = {name: jwk.dump_key_set(keys) for name, keys in sets.items()}
-    return found | {"unreadable cut-off": found["honest"] | {"mqauth_cutoff": [{"sub": WORKLOAD, "before": "x"}]}}
+    return found | {name: found["honest"] | {"mqauth_cutoff": cut} for name, cut in (CUT_OFF | UNREADABLE).items()}
+
+
+ENTRY: Final = {"sub": WORKLOAD, "before": CUT}
+CUT_OFF: Final[dict[str, Any]] = {
+    "cut off without a word": [ENTRY],
+    "cut off with no word": [ENTRY | {"reason": ""}],
+    "cut off twice, the latest first": [{"sub": WORKLOAD, "before": CUT + 5}, ENTRY],
+    "cut off twice, the latest last": [ENTRY, {"sub": WORKLOAD, "before": CUT + 5}],
+}
+UNREADABLE: Final[dict[str, Any]] = {
+    "unreadable cut-off": [{"sub": WORKLOAD, "before": "x"}],
+    "cut-offs that are an object": {}, "cut-offs that are text": "", "cut-offs that are null": None,
+    "a cut-off that is a number": [1], "a cut-off without a subject": [{"before": CUT}],
+    "a cut-off whose subject is a number": [{"sub": 1, "before": CUT}], "a cut-off without a time": [
+        {"sub": WORKLOAD}], "a cut-off of a negative time": [{"sub": WORKLOAD, "before": -1}],
+    "a cut-off whose reason is a number": [{"sub": OTHER_WORKLOAD, "before": CUT, "reason": 1}],
+    "a good cut-off beside a bad one": [{"sub": OTHER_WORKLOAD, "before": CUT}, {}],
+}  # fmt: skip
+LONG: Final = {"as many cut-offs as may be": 1024, "a cut-off too many": 1025}
+"""Sets with so many entries like that of ``cut off without a word``."""
 
 
 def consumers() -> dict[str, Any]:
@@ -458,6 +481,14 @@ def cases(forge: FixedIdentityForge) -> Iterator[Case]:
     ):  # fmt: skip
         message = forge.seal(kafka(), wit=forge.wit(claims=changes))
         yield Case(f"{forge.form}: cut off, a WIT {name}", message, reason, key_set="cut off")
+    for name, reason, iat in (
+        *((name, "key_revoked", CUT - 1) for name in (*CUT_OFF, "as many cut-offs as may be")),
+        *((name, "key_revoked", CUT + 4) for name in CUT_OFF if "twice" in name),
+        *((name, None, CUT + 5) for name in CUT_OFF if "twice" in name),
+        *((name, None, CUT - 1) for name in (*UNREADABLE, "a cut-off too many") if name != "unreadable cut-off"),
+    ):  # fmt: skip
+        message = forge.seal(kafka(), wit=forge.wit(claims={"iat": iat}))
+        yield Case(f"{forge.form}: {name}, a WIT of {iat}", message, reason, key_set=name)
     for name, reason, seconds in (("before", None, CUT - 1), ("at", "key_revoked", CUT)):
         origin = Origin(
             topic="orders", partition=0, offset=1, timestamp_ms=1000 * seconds, timestamp_type="append"
@@ -498,6 +529,16 @@ def sequences(forge: FixedIdentityForge) -> Iterator[tuple[str, list[Case]]]:
             Case("", at(forge.seal(kafka(), wit=old), 1), "key_revoked", key_set="cut off"),
         ],
     )
+    before = forge.wit(claims={"iat": CUT - 1})
+    for name in (*UNREADABLE, "a cut-off too many"):
+        yield (
+            f"{forge.form}: cut off, and then {name}",
+            [
+                Case("", at(forge.seal(kafka(), wit=before), 0), "key_revoked", key_set="cut off"),
+                Case("", at(forge.seal(kafka(), wit=before), 1), "key_revoked", key_set=name),
+                Case("", at(forge.seal(kafka(), wit=before), 2), key_set="honest"),
+            ],
+        )
     short = forge.wit(claims={"exp": NOW + 30})
     late = forge.seal(kafka(), wit=short, claims={"exp": NOW + 600})
     yield (
@@ -527,6 +568,31 @@ def sequences(forge: FixedIdentityForge) -> Iterator[tuple[str, list[Case]]]:
     )
 
 
+def siblings() -> Iterator[tuple[str, list[Case]]]:
+    """Yield siblings of one batch, between which the authority's set changes or the WIT ends."""
+    messages = [kafka(body=b"%d" % number) for number in range(3)]
+    sets = [*_keyed(), ("cut off", "key_revoked", "cut off")]
+    for name, reason, key_set in sets:
+        one = forge_batch(SINGLE, messages, wit=SINGLE.wit(claims={"iat": CUT - 1}))
+        yield (
+            f"siblings, then {name}",
+            [
+                Case("", at(one.seal(0), 0)),
+                Case("", at(one.seal(1), 1), reason, key_set=key_set),
+                Case("", at(one.seal(2), 2), key_set="honest"),
+            ],
+        )
+    short = forge_batch(SINGLE, messages, wit=SINGLE.wit(claims={"exp": NOW + 30}), claims={"exp": NOW + 600})
+    yield (
+        "siblings, then ended",
+        [
+            Case("", at(short.seal(0), 0)),
+            Case("", at(short.seal(1), 1), received=NOW + 34),
+            Case("", at(short.seal(2), 2), "expired", received=NOW + 35),
+        ],
+    )
+
+
 def placed(message: Message) -> Message:
     """Return a record of the other topic with its place."""
     return replace(message, origin=Origin(topic="stock", partition=0, offset=0))
@@ -552,9 +618,12 @@ def identities() -> dict[str, Any]:
             "allow": [*rules, {"subject": SUBJECT, "issuer": ISSUER, "destinations": [KAFKA]}],
         },
         "consumers": consumers(), "key_sets": key_sets(),
+        "long_key_sets": {
+            name: {"like": "cut off without a word", "cutoffs": size} for name, size in LONG.items()
+        },
         "vectors": [case.form() for forge in (SINGLE, BATCH) for case in cases(forge)],
         "sequences": [
             {"name": name, "deliveries": [case.form() for case in deliveries]}
-            for forge in (SINGLE, BATCH) for name, deliveries in sequences(forge)
+            for name, deliveries in (*sequences(SINGLE), *sequences(BATCH), *siblings())
         ],
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -10,6 +11,8 @@ from mqauth.wire.keys import Key, jwk_members
 from tests.vectors.world import KEYS, NOW, RSA_P, RSA_Q, edwards
 
 OTHER: Final = edwards("another key under the same kid")
+LARGEST: Final = 262_144
+"""Bytes of the largest JWK Set."""
 SUBGROUP: Final = bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a")
 """An Ed25519 point of order 8."""
 
@@ -40,7 +43,11 @@ def used() -> dict[str, Any]:
         "subjects that are none": key | {"mqauth_sub": []},
         "a kid of 128 characters beyond the BMP": key | {"kid": "\U0001f600" * 128},
         "RSA for PS256": jwk_members(KEYS["PS256"]),
+        "a kid of one character": key | {"kid": "k"},
+        "RSA of 8192 bits": jwk_members(KEYS["PS256"]) | {"n": number(2**8192 - 1)},
+        "an RSA exponent of 8 bytes": jwk_members(KEYS["PS256"]) | {"e": number(2**64 - 1)},
         "retired": key | {"exp": NOW},
+        "retired from the beginning": key | {"exp": 0},
         "revoked": key | {"revoked": {"revoked_at": NOW, "reason": "lost"}},
     }
 
@@ -82,6 +89,7 @@ def unused() -> dict[str, Any]:
         "P-521": point | {"crv": "P-521"},
         "symmetric": {"kty": "oct", "kid": "k", "k": "AA"},
         "private": key | {"d": "AA"},
+        **{f"with a private {name}": key | {name: "AA"} for name in ("p", "q", "dp", "dq", "qi", "oth", "k")},
         "x a number": key | {"x": 1},
         "x padded": key | {"x": key["x"] + "="},
         "x too short": key | {"x": key["x"][:-3]},
@@ -89,10 +97,17 @@ def unused() -> dict[str, Any]:
         "a point off its curve": point | {"y": point["x"]},
         "coordinates cut short": point
         | {"x": base64url.encode(base64url.decode(point["x"].encode())[1:]).decode()},
+        "a zero before the coordinates": point
+        | {name: base64url.encode(b"\0" + base64url.decode(point[name].encode())).decode() for name in "xy"},
+        "alg PS256 on a curve": point | {"alg": "PS256"},
+        "alg ES256 on RSA": rsa | {"alg": "ES256"},
+        "alg RS384": rsa | {"alg": "RS384"},
         "RSA of 2047 bits": rsa | {"n": number(RSA_P * RSA_Q >> 1 | 1)},
         "RSA of 8193 bits": rsa | {"n": number(2**8192 + 1)},
         "the RSA exponent 3": rsa | {"e": "Aw"},
         "an even RSA exponent": rsa | {"e": number(65538)},
+        "an RSA exponent of 9 bytes": rsa | {"e": number(2**64 + 1)},
+        "an RSA exponent that is a number": rsa | {"e": 12345671},
         "subjects a text": key | {"mqauth_sub": "orders-api"},
         "subjects null": key | {"mqauth_sub": None},
         "a subject that is empty": key | {"mqauth_sub": [""]},
@@ -110,6 +125,7 @@ def key_sets() -> dict[str, Any]:
         ("one key under one kid with two ends", [good, good | {"exp": NOW}], []),
         ("a kid of two JWKs of which one cannot be used", [good, twin | {"use": "enc"}], [good]),
         ("no keys", [], []),
+        ("8 containers within each other", [good | {"note": [[[[[1]]]]]}], [good]),
     ]
     kinds = (("used", used()), ("revoked", revoked()), ("unused", unused()))
     return {
@@ -122,12 +138,34 @@ def key_sets() -> dict[str, Any]:
             {"name": name, "keys": listed, "used": [members["kid"] for members in kept]}
             for name, listed, kept in sets
         ],
-        "no_sets": ["", "[]", "{}", '{"keys":{}}', '{"keys":[],"keys":[]}', '{"keys":[1e999]}'],
+        "no_sets": [
+            "", "[]", "{}", '{"keys":{}}', '{"keys":[],"keys":[]}', '{"keys":[1e999]}',
+            '{"keys":[{"x":[[[[[[1]]]]]]}]}',
+        ],
+        "sizes": [
+            {"text": '{"keys":[]}', "bytes": size, "is_set": size <= LARGEST} for size in (LARGEST, LARGEST + 1)
+        ],
     }  # fmt: skip
 
 
 GOOD: Final[dict[str, Any]] = {"destination": "rabbitmq:shop/orders", "body": "AA=="}
 RECORD: Final[dict[str, Any]] = {"destination": "kafka:orders", "body": None}
+EVERY: Final = (
+    "content_type", "content_encoding", "type", "message_id", "correlation_id", "reply_to", "app_id", "user_id",
+    "expiration", "priority", "delivery_mode", "timestamp", "cluster_id",
+)  # fmt: skip
+EVERY_TAG: Final[tuple[tuple[str, Any, Any], ...]] = (
+    ("str", "\u00e9", "\u00e9"), ("b64", "AP8=", "AP8="), ("int", 7, "7"), ("float", 1.0, 1),
+    ("bool", False, False), ("null", None, None), ("time", "2030-01-02T03:04:05Z", "2030-01-02T03:04:05Z"),
+    ("decimal", "-12.50", "-12.50"), ("list", [{"str": "a"}], [{"str": "a"}]), ("table", {}, []),
+)  # fmt: skip
+"""Each tag with two writings of one value."""
+PLACE: Final = {
+    "scope": "billing", "cluster": "c", "topic": "orders", "topic_id": "q1Sh-9_ISia_zwGINzRvyQ", "partition": 0,
+    "offset": 12, "timestamp_ms": 1, "timestamp_type": "create",
+}  # fmt: skip
+QUEUE: Final = {"scope": "", "queue": "q", "exchange": "shop", "routing_key": "orders", "timestamp_ms": 0,
+                "timestamp_type": "append"}  # fmt: skip
 
 
 def same() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -150,10 +188,30 @@ def same() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
         ("a property on Kafka is a header before the others", RECORD | {
             "headers": [["content-type", {"b64": "YQ=="}], ["x", {"b64": "YQ=="}]]}, RECORD | {
             "properties": {"content_type": "a"}, "headers": [["x", {"str": "a"}]]}),
+        ("every property", GOOD | {"properties": dict.fromkeys(EVERY, "5")},
+         GOOD | {"properties": dict.fromkeys(EVERY, 5)}),
+        ("every type of value", GOOD | {"headers": [[tag, {tag: one}] for tag, one, _ in EVERY_TAG]},
+         GOOD | {"headers": [[tag, {tag: other}] for tag, _, other in EVERY_TAG]}),
+        ("floats that are not finite", GOOD | {"headers": [["a", {"float": "inf"}], ["b", {"float": "-inf"}]]},
+         GOOD | {"headers": [["a", {"float": "inf"}], ["b", {"float": "-inf"}]], "origin": None}),
+        ("a record with all that there is", RECORD | {"key": "AA==", "headers": [], "origin": PLACE},
+         RECORD | {"key": "AA==", "properties": {}, "origin": dict(reversed(PLACE.items()))}),
+        *((f"a message of a queue, redelivered: {told}", GOOD | {"origin": QUEUE | {"redelivered": told}},
+           {"origin": {"redelivered": told} | QUEUE} | GOOD) for told in (True, False)),
+        ("tables nested 32 deep", GOOD | {"headers": [["a", tables(32)]]},
+         GOOD | {"headers": [["a", tables(32, pairs=True)]]}),
         ("lists nested 32 deep", GOOD | {"headers": [["a", nested(32)]]}, GOOD | {"headers": [["a", nested(32)]]}),
         ("a name twice on Kafka", RECORD | {"headers": [["type", {"str": "a"}], ["type", {"null": None}]]},
          RECORD | {"properties": {"type": "a"}, "headers": [["type", {"null": None}]]}),
     ]  # fmt: skip
+
+
+def tables(depth: int, *, pairs: bool = False) -> dict[str, Any]:
+    """Return tables in each other, as objects or as lists of pairs."""
+    value: dict[str, Any] = {"int": 1}
+    for _ in range(depth):
+        value = {"table": [["a", value]] if pairs else {"a": value}}
+    return value
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -162,6 +220,23 @@ def nested(depth: int) -> dict[str, Any]:
     for _ in range(depth):
         value = {"list": [value]}
     return value
+
+
+PAIRS: Final[dict[str, Any]] = {
+    "an object": {}, "text": "", "a number": 1, "of numbers": [1], "of a pair of one": [["a"]],
+    "of texts of two characters": ["ab"],
+    "of a pair of three": [["a", {"int": 1}, {"int": 1}]], "of a name that is a number": [[1, {"int": 1}]],
+    "of an object of two": [{"a": {"int": 1}, "b": {"int": 1}}],
+}  # fmt: skip
+ORIGINS: Final[tuple[tuple[dict[str, Any], str, Any], ...]] = (
+    (RECORD, "scope", 1), (RECORD, "cluster", 1), (RECORD, "topic", 1), (RECORD, "topic_id", 1),
+    (RECORD, "partition", "0"), (RECORD, "partition", 1.0), (RECORD, "partition", True), (RECORD, "partition", -1),
+    (RECORD, "timestamp_ms", "0"), (RECORD, "timestamp_ms", -1), (RECORD, "timestamp_type", 1),
+    (RECORD, "queue", "q"), (GOOD, "queue", 1), (GOOD, "exchange", 1), (GOOD, "routing_key", 1),
+    (GOOD, "redelivered", 1), (GOOD, "redelivered", "true"), (GOOD, "offset", 1), (GOOD, "cluster", "c"),
+    (GOOD, "partition", 0), (GOOD, "topic_id", "x"),
+)  # fmt: skip
+"""Members of an origin that are of a wrong type, or of another broker."""
 
 
 def malformed() -> dict[str, Any]:
@@ -179,12 +254,31 @@ def malformed() -> dict[str, Any]:
         "a decimal that is a number": {"decimal": 1.5}, "null that is none": {"null": 0},
         "lists nested 33 deep": nested(33),
         "a table with a name twice": {"table": [["a", {"int": 1}], ["a", {"int": 1}]]},
+        "an integer below 64 bits": {"int": "-9223372036854775809"}, "tables nested 33 deep": tables(33),
+        "a list that is an object": {"list": {}}, "a list that is text": {"list": ""},
+        "a table that is a number": {"table": 1}, "a table that is text": {"table": ""},
+        "a table of texts": {"table": ["ab"]}, "a table of a pair of one": {"table": [["a"]]},
+        "a table of a pair of three": {"table": [["a", {"int": 1}, {"int": 1}]]},
+        "a table whose name is a number": {"table": [[1, {"int": 1}]]},
+        "a table of an object of two": {"table": [{"a": {"int": 1}, "b": {"int": 1}}]},
     }  # fmt: skip
     found = {name: GOOD | {"headers": [["a", value]]} for name, value in values.items()}
     return found | {
         "no body": {"destination": "rabbitmq:shop/orders"},
         "an unknown member": GOOD | {"x": 1},
         "no object": [],
+        "no destination": {"body": ""},
+        "no body on Kafka": {"destination": "kafka:orders"},
+        "a destination that is null": GOOD | {"destination": None},
+        "a destination that is a list": GOOD | {"destination": []},
+        "properties that are a list": GOOD | {"properties": []},
+        "a property that AMQP does not have": GOOD | {"properties": {"subject": "a"}},
+        **{f"headers: {name}": GOOD | {"headers": found} for name, found in PAIRS.items()},
+        **{
+            f"origin: {member}: {json.dumps(value)}": form | {"origin": {member: value}}
+            for form, member, value in ORIGINS
+        },
+        **{f"origin: {json.dumps(value)}": GOOD | {"origin": value} for value in ([], "", 1)},
         "a tombstone on RabbitMQ": GOOD | {"body": None},
         "a record key on RabbitMQ": GOOD | {"key": ""},
         "a name twice on RabbitMQ": GOOD | {"headers": [["a", {"int": 1}], ["a", {"int": 1}]]},
@@ -199,10 +293,35 @@ def malformed() -> dict[str, Any]:
     }
 
 
+def texts() -> list[dict[str, Any]]:
+    """Return texts of forms, with what is read of them, ``None`` for no message."""
+
+    def headed(value: str) -> str:
+        return f'{{"destination":"rabbitmq:shop/orders","body":"AA==","headers":[["a",{value}]]}}'
+
+    def placed(offset: str) -> str:
+        return f'{{"destination":"kafka:orders","body":null,"origin":{{"offset":{offset}}}}}'
+
+    whole = {number: GOOD | {"headers": [["a", {"int": number}]]} for number in (str(2**63 - 1), str(-(2**63)))}
+    found: list[tuple[str, dict[str, Any] | None]] = [
+        *((headed(f'{{"int":{number}}}'), form) for number, form in whole.items()),
+        (headed('{"float":9223372036854775807}'), GOOD | {"headers": [["a", {"float": 2.0**63}]]}),
+        (headed('{"float":-9223372036854775808}'), GOOD | {"headers": [["a", {"float": -(2.0**63)}]]}),
+        *((headed(f'{{"{tag}":{number}}}'), None)
+          for tag in ("int", "float") for number in (str(2**63), str(-(2**63) - 1))),
+        (placed(str(2**63)), None), (headed('{"float":NaN}'), None), (headed('{"float":1e999}'), None),
+        (headed('{"int":1,"int":1}'), None), (headed('{"str":"\\ud800"}'), None),
+        (headed('{"int":1}') + "x", None),
+        (" " + headed('{"int":1}') + "\n", GOOD | {"headers": [["a", {"int": 1}]]}),
+    ]  # fmt: skip
+    return [{"text": text, "form": form} for text, form in found]
+
+
 def forms() -> dict[str, Any]:
     """Return forms that are one message, and forms that are none."""
     return {
         "profile": 1,
         "same": [{"name": name, "form": form, "other": other} for name, form, other in same()],
         "malformed": [{"name": name, "form": form} for name, form in malformed().items()],
+        "texts": texts(),
     }

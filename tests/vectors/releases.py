@@ -12,6 +12,7 @@ from mqauth.testing.forge import ISSUER, REMOVED, bent, with_token
 from mqauth.wire import base64url, envelope, jwk, strict_json
 from mqauth.wire.keys import Key, KeySet, Revocation
 from mqauth.wire.message import Message, Origin
+from tests.vectors.batches import in_batch
 from tests.vectors.settings import AGE, APPENDED, Vector, judged, stamped
 from tests.vectors.world import BATCH_FORGE, FORGE, KEYS, NOW, added, edwards, kafka, rabbit, seed, signature
 
@@ -23,15 +24,18 @@ ANY: Final = edwards("any reviewer", subjects=None)
 LOST: Final = edwards("reviewer lost", subjects=frozenset([REVIEWER]), revocation=Revocation(revoked_at=NOW - 100))
 ENDED: Final = edwards("reviewer ended", subjects=frozenset([REVIEWER]), expires=NOW - 100)
 AHEAD: Final = edwards("revoked ahead", subjects=None, revocation=Revocation(revoked_at=NOW + 1))
+SINCE: Final = edwards("reviewer lost now", subjects=None, revocation=Revocation(revoked_at=NOW))
 STRANGER: Final = edwards("no reviewer", subjects=frozenset([REVIEWER]))
 LETTER: Final = "ab" * 32
+DIGITS: Final = "ab" * 32, "cd" * 32
+"""Names of two authorities that might be the ids of letters."""
 INVALID: Final = "release_invalid"
 HOP: Final = {"letter": LETTER, "reason": "expired", "time": NOW - 60}
 
 
 def consumers() -> dict[str, dict[str, Any]]:
     """Return the settings of consumers that have a release authority."""
-    known = jwk.dump_key_set(KeySet([KEY, ANY, LOST, ENDED, AHEAD]))
+    known = jwk.dump_key_set(KeySet([KEY, ANY, LOST, ENDED, AHEAD, SINCE]))
     granted = {"scope": SCOPE, "authorities": {REVIEW: {"jwks": known, "waive": list(WAIVABLE)}}}
     return {
         "reviewed": granted,
@@ -40,6 +44,10 @@ def consumers() -> dict[str, dict[str, Any]]:
         "reviewed, its authority out of reach": {
             "scope": SCOPE, "authorities": {REVIEW: {"jwks": None, "waive": list(WAIVABLE)}}},
         "reviewed, without leeway": granted | {"leeway": 0},
+        "reviewed, with the scope of its broker": granted | {"scope": None},
+        "reviewed, whose keys change": granted | {"key_set": "honest"},
+        "reviewed by two": granted | {
+            "authorities": {name: {"jwks": known, "waive": list(WAIVABLE)} for name in DIGITS}},
     }  # fmt: skip
 
 
@@ -59,6 +67,11 @@ def released(
     data = base64url.encode(parameters) + b"." + base64url.encode(strict_json.dumps(bent(found, claims)))
     text = (data + b"." + base64url.encode(sealed or signature(data, key))).decode()
     return with_token(message, text, name=name)
+
+
+def within(message: Message, origin: Origin) -> Message:
+    """Return a message as a broker delivers it."""
+    return replace(message, origin=origin)
 
 
 def timed(iat: int, exp: int, **changes: Any) -> Message:
@@ -90,6 +103,8 @@ def accepted() -> list[Vector]:
             ("a release that waives all", released(timed(-9999, -9), *WAIVABLE)),
             ("a release with a past", released(honest, past=past)),
             ("a release with a past of one letter", released(honest, past={"count": 1, "hops": []})),
+            ("a release of the first and the last second there is", released(honest, past={"count": 2, "hops": [
+                HOP | {"time": 0}, HOP | {"time": 253_402_300_799}]})),
             ("a release with the longest past", released(honest, past={"count": 1_000_000, "hops": [HOP] * 8})),
             ("a release by a key of every reviewer", released(honest, key=ANY, sub="bob")),
             ("a release by a key that will be revoked", released(honest, key=AHEAD)),
@@ -101,6 +116,11 @@ def accepted() -> list[Vector]:
         *judged("reviewed at append", [
             ("a release of what waited too long", released(aged, "queue_age_exceeded")),
             ("a release is judged at receipt", released(stamped(timed(-300, 60), APPENDED * 1000))),
+        ]),
+        *judged("reviewed, with the scope of its broker", [
+            ("a release for the group of its consumer", within(released(honest), Origin(scope=SCOPE))),
+            ("a release for the queue of its consumer", within(
+                released(FORGE.seal(rabbit())), Origin(queue=SCOPE))),
         ]),
         *judged("reviewed strictly", [("a release that waives what is granted", released(honest, "replayed"))]),
         *judged("reviewed, without leeway", [("a release made now", released(honest, exp=NOW + 1))]),
@@ -149,6 +169,9 @@ def unwaived() -> list[Vector]:
             ("a release for another scope", released(FORGE.seal(kafka()), scope="audit")),
             ("a release for another scope, before the times", released(expired, scope="audit")),
         ])),
+        *(found._replace(verdict="duplicate") for found in judged("reviewed, with the scope of its broker", [
+            ("a release for another group", within(released(FORGE.seal(kafka())), Origin(scope="audit"))),
+        ])),
     ]  # fmt: skip
 
 
@@ -196,6 +219,9 @@ def refused() -> list[Vector]:
         "a waived reason that none may waive": released(honest, "body_mismatch"),
         "a waived reason that is none": released(honest, "anything"),
         "waive no list": released(honest, waive="expired"),
+        **{f"waive: {strict_json.dumps(value).decode()}": released(honest, waive=value)
+           for value in ({}, {"expired": 1}, "", None, 1, [["expired"]], [None])},
+        "a release by a key revoked this second": released(honest, key=SINCE),
         "waive a list of a number": released(honest, waive=[1]),
         "a release from the future": released(honest, iat=NOW + 6),
         "a release past its end": released(honest, iat=NOW - 60, exp=NOW - 5),
@@ -203,6 +229,7 @@ def refused() -> list[Vector]:
         "a release that lives a second too long": released(honest, exp=NOW + 604_801),
         "a release with an unknown claim": released(honest, nbf=NOW),
         "a letter in upper case": released(honest, letter="AB" * 32),
+        **{f"a {claim} that is a number": released(honest, **{claim: 1}) for claim in ("letter", "tok")},
         "a letter of 63 digits": released(honest, letter="a" * 63),
         "a letter with a line break": released(honest, letter="a" * 64 + "\n"),
         "an id of 15 characters in a release": released(honest, jti="j" * 15),
@@ -238,7 +265,9 @@ def pasts() -> dict[str, Any]:
         "of nine hops": {"count": 9, "hops": [HOP] * 9}, "whose hops are an object": {"count": 1, "hops": {}},
         "with a hop of text": {"count": 1, "hops": ["x"]}, "with a hop of more": one(x=1),
         "with a hop of less": one(time=REMOVED), "with a hop whose letter is none": one(letter="x"),
-        "with a hop of no known reason": one(reason="x"), "with a hop whose time is text": one(time="1"),
+        "with a hop of no known reason": one(reason="x"),
+        "with a hop of a list of reasons": one(reason=["expired"]),
+        "with a hop whose reason is a number": one(reason=1), "with a hop whose time is text": one(time="1"),
         "with a hop whose time is true": one(time=True), "with a hop before 1970": one(time=-1),
         "with a hop after the year 9999": one(time=253_402_300_800),
     }  # fmt: skip
@@ -257,10 +286,24 @@ def sequences() -> dict[str, list[Vector]]:
     moved, known = replace(let, origin=place), replace(fresh, origin=place)
     again, waived = released(known), released(known, "replayed")
     second = released(fresh, letter="cd" * 32)
+    batch = in_batch([kafka(body=b"%d" % number) for number in range(3)])
+    changed = "reviewed, whose keys change"
+    one_way, other_way = (
+        released(fresh, "replayed", iss=name, letter=letter) for name, letter in (DIGITS, DIGITS[::-1])
+    )
     return {
         "a release is good for once": [
             steps("", "reviewed", let), steps("", "reviewed", let, "duplicate"),
             steps("", "reviewed", moved, "duplicate"), steps("", "reviewed", let, "duplicate", None, NOW + 3604),
+        ],
+        "an authority by the name of another's letter": [
+            steps("", "reviewed by two", one_way), steps("", "reviewed by two", other_way),
+            steps("", "reviewed by two", one_way, "duplicate"),
+        ],
+        "what a release waives for one sibling is waived for no other": [
+            steps("", changed, batch.seal(0)),
+            steps("", changed, released(batch.seal(1), "key_expired"), key_set="retired"),
+            steps("", changed, batch.seal(2), "rejected", "key_expired"),
         ],
         "a release that is held": [
             steps("", "reviewed", let, held=True), steps("", "reviewed", let, "deferred", "claim_held"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-from mqauth.testing.forge import NEIGHBOUR, SUBJECT, with_token
-from mqauth.wire import jwk
+from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT, with_token
+from mqauth.wire import base64url, jwk
 from mqauth.wire.json_form import to_form
 from mqauth.wire.keys import Key, KeySet, Revocation
 from mqauth.wire.message import Message, Origin
@@ -24,6 +24,7 @@ from tests.vectors.world import (
     edwards,
     kafka,
     rabbit,
+    seed,
 )
 
 APPENDED: Final = NOW - 300
@@ -34,6 +35,8 @@ ENDED: Final = edwards("ended lately", expires=NOW - 100)
 UNNAMED: Final = edwards("unnamed", subjects=None)
 PINNED: Final = edwards("pinned", subjects=None)
 OWN: Final = edwards("names its own")
+MIRROR: Final = edwards("mirror", subjects=frozenset([ISSUER]))
+"""A key of an issuer that has the name of a subject, for the subject that has the name of the issuer."""
 SIZES: Final = ("s", "s" * 256, "\U0001f600" * 256)
 """The shortest and the longest names that there are."""
 
@@ -48,6 +51,7 @@ class Vector(NamedTuple):
     reason: str | None = None
     received: int = NOW
     held: bool = False
+    key_set: str | None = None
 
     def form(self) -> dict[str, Any]:
         """Return the vector as it stands in its file; a deferral has a cause in place of the reason."""
@@ -57,7 +61,7 @@ class Vector(NamedTuple):
             "message": to_form(self.message) if isinstance(self.message, Message) else self.message,
             "verdict": self.verdict, "reason": None if deferred else self.reason,
             "cause": self.reason if deferred else None,
-        }  # fmt: skip
+        } | ({} if self.key_set is None else {"key_set": self.key_set})  # fmt: skip
 
 
 def consumers() -> dict[str, dict[str, Any]]:
@@ -85,12 +89,30 @@ def consumers() -> dict[str, dict[str, Any]]:
         "without its policy": {"unavailable": ["policy_unavailable"]},
         "without its store": {"unavailable": ["replay_store_unavailable"]},
         "with room for one claim": {"store_entries": 1},
+        "with room for two claims": {"store_entries": 2},
+        "comparing users": {"user_id": "subject"},
+        "whose keys change": {"key_set": "honest"},
+        "of one scope": {"scope": "billing"},
+        "of two issuers": {
+            "other_issuers": {SUBJECT: jwk.dump_key_set(KeySet([MIRROR, UNNAMED]))},
+            "allow": {SUBJECT: [KAFKA], ISSUER: [KAFKA]},
+        },
     }  # fmt: skip
 
 
 def keys() -> dict[str, Any]:
     """Return the JWK Set of the common consumer."""
     return jwk.dump_key_set(KeySet([*FORGE.keys, LOST, ENDED, UNNAMED, PINNED, OWN]))
+
+
+def key_sets() -> dict[str, dict[str, Any]]:
+    """Return sets of the issuer that come one after the other, by name."""
+    own = FORGE.key
+    sets = {
+        "honest": own, "retired": replace(own, expires=NOW), "revoked": replace(own, revocation=Revocation()),
+        "gone": UNNAMED, "another key": replace(UNNAMED, kid=own.kid, subjects=own.subjects),
+    }  # fmt: skip
+    return {name: jwk.dump_key_set(KeySet([key])) for name, key in sets.items()}
 
 
 def stamped(message: Message, ms: int | None = APPENDED * 1000, kind: Any = "append") -> Message:
@@ -182,6 +204,8 @@ def covered() -> list[Vector]:
         *judged("requires tenant", [
             ("a required header that is covered", FORGE.seal(kafka())),
             ("a required header that is covered in a batch", BATCH_FORGE.seal(kafka())),
+            ("a required header that is covered, and another that is not", added(
+                FORGE.seal(kafka()), "debug", b"1")),
             ("a required header that is not covered", FORGE.seal(kafka(), cover=[]), short),
             ("a required header that is absent", FORGE.seal(bare), short),
             ("a required header that is covered and absent", FORGE.seal(bare, cover=["tenant"]), short),
@@ -283,6 +307,12 @@ def configured() -> list[Vector]:
              FORGE.seal(kafka(), key=UNNAMED, claims={"sub": name, "aud": name}))
             for name in SIZES
         ]),
+        *judged("of two issuers", [
+            ("a key of another issuer", FORGE.seal(kafka(), key=MIRROR), "key_unknown"),
+            ("a message of another issuer", mirrored()),
+            ("another issuer's message by a key of the first", FORGE.seal(
+                kafka(), claims={"iss": SUBJECT, "sub": SUBJECT}), "key_unknown"),
+        ]),
         *judged("with pinned subjects", [
             ("a key without a pin, pinned for all", spoken(UNNAMED, SUBJECT)),
             ("a key without a pin, another subject", spoken(UNNAMED, NEIGHBOUR), "subject_mismatch"),
@@ -292,6 +322,11 @@ def configured() -> list[Vector]:
             ("a pin widens no JWK", spoken(OWN, NEIGHBOUR), "subject_mismatch"),
         ]),
     ]  # fmt: skip
+
+
+def mirrored(**claims: Any) -> Message:
+    """Return a message whose issuer has the name of the usual subject, and its subject that of the issuer."""
+    return FORGE.seal(kafka(), key=MIRROR, claims={"iss": SUBJECT, "sub": ISSUER} | claims)
 
 
 def malformed() -> list[Vector]:
@@ -310,6 +345,132 @@ def malformed() -> list[Vector]:
 
 
 def sequences() -> dict[str, list[Vector]]:
+    """Return deliveries one after the other at one consumer."""
+    return claimed() | placed() | roomy() | alike() | changing()
+
+
+def placed() -> dict[str, list[Vector]]:
+    """Return deliveries in places of which the broker tells a part: without all of it there is no place."""
+    record, place = FORGE.seal(kafka()), Origin(topic="orders", partition=0, offset=1)
+    known = replace(record, origin=place)
+    told = replace(record, origin=replace(place, cluster="x"))
+    scopes = [replace(record, origin=Origin(scope=scope)) for scope in ("billing", "audit")]
+    return {
+        **{f"a place without its {part}": [
+            Vector("", "common", found), Vector("", "common", found, "rejected", "replayed"),
+        ] for part in ("topic", "partition", "offset")
+           for found in [replace(known, origin=replace(place, **{part: None}))]},
+        "a cluster that is told is another one than none": [
+            Vector("", "common", known), Vector("", "common", told, "rejected", "replayed"),
+        ],
+        "a scope that is configured stands above the group": [
+            Vector("", "of one scope", scopes[0]), Vector("", "of one scope", scopes[1], "rejected", "replayed"),
+        ],
+    }  # fmt: skip
+
+
+def roomy() -> dict[str, list[Vector]]:
+    """Return deliveries for stores with little room: a claim that has ended takes none."""
+
+    def sent(iat: int, exp: int, offset: int) -> Message:
+        origin = Origin(topic="orders", partition=0, offset=offset)
+        return replace(FORGE.seal(kafka(), claims={"iat": NOW + iat, "exp": NOW + exp}), origin=origin)
+
+    one, two, full = "with room for one claim", "with room for two claims", ("deferred", "replay_store_full")
+    short, long, brief = sent(0, 60, 1), sent(0, 3000, 2), sent(0, 61, 3)
+    late, later, last = (sent(900, 960, offset) for offset in (4, 5, 6))
+    batch = BATCH_FORGE.seal(kafka(), claims={"iat": NOW, "exp": NOW + 60})
+    copy = replace(long, origin=Origin(topic="orders", partition=0, offset=9))
+    return {
+        "what is held is claimed again where there is no room": [
+            Vector("", one, short, held=True), Vector("", one, short, held=True), Vector("", one, short),
+        ],
+        "a claim that has ended makes room": [
+            Vector("", one, short), Vector("", one, brief, *full), Vector("", one, late, received=NOW + 900),
+            Vector("", one, later, *full, NOW + 900), Vector("", one, late, received=NOW + 900),
+        ],
+        "a claim that was held and has ended makes room": [
+            Vector("", one, short, held=True), Vector("", one, late, received=NOW + 900),
+            Vector("", one, later, *full, NOW + 900),
+        ],
+        "a claim in a batch that has ended makes room": [
+            Vector("", one, batch), Vector("", one, brief, *full), Vector("", one, late, received=NOW + 900),
+        ],
+        "a claim that has not ended keeps its room": [
+            Vector("", two, short), Vector("", two, long), Vector("", two, brief, *full),
+            Vector("", two, late, received=NOW + 900), Vector("", two, later, *full, NOW + 900),
+            Vector("", two, copy, "rejected", "replayed", NOW + 900),
+        ],
+        "a claim that has ended makes room beside one that is held": [
+            Vector("", two, long, held=True), Vector("", two, short), Vector("", two, late, received=NOW + 900),
+            Vector("", two, later, *full, NOW + 900), Vector("", two, long, received=NOW + 900),
+        ],
+        "claims that end together make room for as many": [
+            Vector("", two, short), Vector("", two, brief), Vector("", two, late, received=NOW + 900),
+            Vector("", two, later, received=NOW + 900), Vector("", two, last, *full, NOW + 900),
+        ],
+        "a claim that was taken over late makes room in its time": [
+            Vector("", two, short, held=True), Vector("", two, short, received=NOW + 40),
+            Vector("", two, late, received=NOW + 900), Vector("", two, later, received=NOW + 900),
+            Vector("", two, last, *full, NOW + 900),
+        ],
+    }  # fmt: skip
+
+
+def alike() -> dict[str, list[Vector]]:
+    """Return siblings of a batch, in what may differ between them."""
+    times = {"iat": APPENDED, "exp": APPENDED + 60}
+    appended = in_batch([kafka(), kafka(body=b"2"), kafka(body=b"3")], claims=times)
+    users = in_batch([rabbit(), rabbit(body=b"2"), rabbit(body=b"3")])
+    jti = base64url.encode(seed("mirrored", 16)).decode()
+    late = stamped(appended.seal(1), (APPENDED + 65) * 1000)
+    living = in_batch([kafka(), kafka(body=b"2"), kafka(body=b"3")], claims={"iat": APPENDED, "exp": NOW + 600})
+    early = stamped(living.seal(1), (APPENDED - 6) * 1000)
+
+    def by_user(place: int, name: str) -> Message:
+        sealed = users.seal(place)
+        return replace(sealed, properties={**sealed.properties, "user-id": name})
+
+    return {
+        "a sibling appended after its end": [
+            Vector("", "at append", stamped(appended.seal(0))),
+            Vector("", "at append", late, "rejected", "expired"),
+            Vector("", "at append", stamped(appended.seal(2), None), "deferred", "append_time_unavailable"),
+        ],
+        "a sibling appended before it was issued": [
+            Vector("", "at append", stamped(living.seal(0))),
+            Vector("", "at append", early, "rejected", "issued_in_future"),
+            Vector("", "at append", living.seal(2), "deferred", "append_time_unavailable"),
+        ],
+        "a sibling of another user": [
+            Vector("", "comparing users", by_user(0, SUBJECT)),
+            Vector("", "comparing users", by_user(1, NEIGHBOUR), "rejected", "subject_mismatch"),
+            Vector("", "comparing users", by_user(2, SUBJECT)),
+        ],
+        "issuer and subject with each other's names, and one id": [
+            Vector("", "of two issuers", FORGE.seal(kafka(), claims={"jti": jti})),
+            Vector("", "of two issuers", mirrored(jti=jti)),
+            Vector("", "of two issuers", mirrored(jti=jti), "rejected", "replayed"),
+        ],
+    }  # fmt: skip
+
+
+def changing() -> dict[str, list[Vector]]:
+    """Return siblings between which the set of their issuer changes."""
+    who, found = "whose keys change", {}
+    for name, reason in (
+        ("retired", "key_expired"), ("revoked", "key_revoked"), ("gone", "key_unknown"),
+        ("another key", "signature_invalid"),
+    ):  # fmt: skip
+        batch = in_batch([kafka(body=b"%d" % number) for number in range(3)])
+        found[f"a sibling under a set of keys: {name}"] = [
+            Vector("", who, batch.seal(0)), Vector("", who, batch.seal(1), "rejected", reason, key_set=name),
+            Vector("", who, batch.seal(2), key_set="honest"),
+        ]  # fmt: skip
+    return found
+
+
+def claimed() -> dict[str, list[Vector]]:
     """Return deliveries of one message: what is held, what is full, and how long a claim is known."""
     record, message = FORGE.seal(kafka()), FORGE.seal(rabbit())
     first, second, third = (
