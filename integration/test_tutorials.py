@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -50,7 +51,7 @@ class Follower:
     def follow(self, block: Block) -> None:
         """Do what one block says; what a block shows must be what was printed."""
         where = f"{block.page}:{block.line}"
-        if block.mark in ("consumer", "again"):
+        if block.mark in ("consumer", "again", "attacker"):
             self._open(block)
         elif block.mark == "handled":
             assert self._next_line() == self._reader.here(block.text), where
@@ -68,7 +69,8 @@ class Follower:
         if block.mark == "again":
             self._open_now.pop(block.text).close()
         terminal = self._open_now[block.text] = self._terminals.enter_context(ExitStack())
-        self._next_line = terminal.enter_context(consuming(self._reader, block, patience=TEN_MINUTES))
+        code = -signal.SIGTERM if block.mark == "attacker" else 0
+        self._next_line = terminal.enter_context(consuming(self._reader, block, patience=TEN_MINUTES, code=code))
         self._lines[block.text.split()[-1]] = self._next_line
         if block.mark == "again":
             self._next_line()
