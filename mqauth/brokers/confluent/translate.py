@@ -11,7 +11,7 @@ from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaExceptio
 from mqauth.brokers.confluent.client import COMES_AGAIN
 from mqauth.brokers.log.errors import PoisonRecordError
 from mqauth.brokers.log.judge import AsyncJudgement, Judgement, ajudged, judged
-from mqauth.brokers.log.records import NO_LOG, Log, record_message, unreadable
+from mqauth.brokers.log.records import NO_LOG, Log, RecordPlace, unreadable
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Pipeline
 from mqauth.logs import emit
@@ -42,11 +42,16 @@ def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
     if not isinstance(record, confluent_kafka.Message):
         found = f"{type(record).__module__}.{type(record).__name__}"
         raise ConfigurationError(f"a confluent_kafka.Message is needed, not {found}")
+    return translated(record, RecordPlace(record.topic(), record.partition(), scope, log))
+
+
+def translated(record: Any, place: RecordPlace) -> Message:
+    """Return the message of a record of this place; nothing that the record holds makes this raise."""
     try:
         kind, stamp = record.timestamp()
-        return record_message(
-            record.topic(), record.partition(), record.offset(), stamp, kind == TIMESTAMP_LOG_APPEND_TIME,
-            record.key(), record.value(), _headers(record), scope, log, record,
+        return place.message(
+            record.offset(), stamp, kind == TIMESTAMP_LOG_APPEND_TIME, record.key(), record.value(),
+            _headers(record), record,
         )  # fmt: skip
     except Exception:
         return unreadable(record)
