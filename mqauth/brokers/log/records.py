@@ -187,7 +187,9 @@ def record_size(value: bytes | None, key: bytes | None = None, headers: Iterable
 def _destination(topic: object) -> tuple[str, str | None]:
     """Return the destination of a topic, and what is wrong with its name."""
     try:
-        return ("kafka:", "the topic is no text") if not isinstance(topic, str) else (destination.kafka(topic), None)
+        return (
+            ("kafka:", "the topic is no text") if not isinstance(topic, str) else (destination.kafka(topic), None)
+        )
     except MalformedMessage as error:
         return "kafka:", str(error)
 
