@@ -27,7 +27,7 @@ from mqauth.testing.stage_kafka_log import (
 
 SESSION_MS: Final = 4000
 """A member that is cut off is missed after so long: less than brokers allow as they come, but ours allows it
-(``group.min.session.timeout.ms`` in ``integration/services/kafka.py``). A test that waits for it waits for this."""
+(``group.min.session.timeout.ms`` in ``integration/services/kafka.py``), and tests wait for it."""
 POLLING: Final = {"max_poll_interval_ms": 10_000}
 """For so long a rebalance waits for a member that is in the middle of one and dies."""
 

@@ -6,7 +6,7 @@ Nothing here interprets what a sender wrote. ``destination`` and ``Origin`` are 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal

@@ -172,10 +172,9 @@ class Poller(PausingCalls):
                 continue
             # A plain tuple for each record: a NamedTuple costs as much as all the other calls of a record.
             place = record.topic(), record.partition()
-            try:
-                common, messages = found[place]
-            except KeyError:
-                common, messages = found[place] = RecordPlace(*place, self.scope, self._logs.of()), []
+            if place not in found:
+                found[place] = RecordPlace(*place, self.scope, self._logs.of()), []
+            common, messages = found[place]
             messages.append(translated(record, common))
         return {Place(*place): messages for place, (_, messages) in found.items()}
 

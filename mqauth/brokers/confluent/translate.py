@@ -49,10 +49,24 @@ def translated(record: Any, place: RecordPlace) -> Message:
     """Return the message of a record of this place; nothing that the record holds makes this raise."""
     try:
         kind, stamp = record.timestamp()
+        # At a header name that is not UTF-8, which anybody may send, confluent-kafka 2.16 returns a list with a
+        # null pointer in it although it has set an error; touching that list kills the process. The list is kept,
+        # and the next call returns it without an error. So the headers are asked for once, and replaced when that
+        # fails.
+        try:
+            headers = _CALL_HEADERS(record)
+        except Exception:
+            record.set_headers([])
+            headers = _NO_HEADERS
         return place.message(
-            record.offset(), stamp, kind == TIMESTAMP_LOG_APPEND_TIME, record.key(), record.value(),
-            _headers(record), record,
-        )  # fmt: skip
+            record.offset(),
+            stamp,
+            kind == TIMESTAMP_LOG_APPEND_TIME,
+            record.key(),
+            record.value(),
+            headers,
+            record,
+        )
     except Exception:
         return unreadable(record)
 
@@ -158,14 +172,3 @@ def _checked(record: Any, scope: str, log: Log) -> Message:
     if (error := record.error()) is not None:
         raise ConfigurationError(f"the record is an error of the client, {error.name()}: look at error() first")
     return message
-
-
-def _headers(record: confluent_kafka.Message) -> Any:
-    # At a header name that is not UTF-8, which anybody may send, confluent-kafka 2.16 returns a list with a null
-    # pointer in it although it has set an error; touching that list kills the process. The list is kept, and the
-    # next call returns it without an error. So the headers are asked for once, and replaced when that fails.
-    try:
-        return _CALL_HEADERS(record)
-    except Exception:
-        record.set_headers([])
-        return _NO_HEADERS

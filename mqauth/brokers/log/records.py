@@ -104,8 +104,8 @@ def record_message(record: Any, scope: str, log: Log = NO_LOG) -> Message:
 
 
 def partition_messages(records: Iterable[Any], partition: Any, scope: str, log: Log) -> list[Message]:
-    """Return the messages of records of kafka-python or aiokafka, all of one partition (topic and number)."""
-    place = RecordPlace(*partition, scope, log)
+    """Return the messages of records of kafka-python or aiokafka, all of one partition."""
+    place = RecordPlace(partition.topic, partition.partition, scope, log)
     return [_placed(record, place) for record in records]
 
 
