@@ -1,4 +1,4 @@
-"""Fixtures: one real RabbitMQ, Kafka and Redis for the whole session, each started when first asked for."""
+"""Fixtures: one RabbitMQ, Kafka, Redis and OpenBao for the whole session, each started when first asked for."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from integration.services import Kafka, RabbitMQ, Redis, Service
+from integration.services.openbao import OpenBao
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
@@ -40,6 +41,12 @@ def kafka() -> Iterator[Kafka]:
 def redis() -> Iterator[Redis]:
     """A Redis or Valkey that all tests share."""
     yield from _session(Redis.launch())
+
+
+@pytest.fixture(scope="session")
+def openbao() -> Iterator[OpenBao]:
+    """An OpenBao that all tests share."""
+    yield from _session(OpenBao.launch())
 
 
 @pytest.fixture(autouse=True)

@@ -40,11 +40,13 @@ _GROUPS = {
     "kafka-chaos": r"integration/chaos/test_kafka",
     "rabbitmq-chaos": r"integration/chaos/",
     "review": r"integration/(console|review)/",
+    "holders": r"integration/test_transit",
     "rest": r"integration/",
 }
 """Which files are a group's, by a pattern; the first that fits counts."""
-_NOT_QUICK = {"confluent", "clients", "kafka-chaos", "rabbitmq-chaos"}
-"""Of further clients, whose leaves the unit tests hold to the contract on doubles, and what is slow as a whole."""
+_NOT_QUICK = {"confluent", "clients", "kafka-chaos", "rabbitmq-chaos", "holders"}
+"""Of further clients, whose leaves the unit tests hold to the contract on doubles, of what holds keys elsewhere,
+and what is slow as a whole."""
 # The brokers of tests end before the code of Java's second compiler repays what compiling took.
 _JAVA_OPTIONS = "-XX:TieredStopAtLevel=1"
 _TERMINAL_TELLS_WITHIN = 2.0  # a Ctrl-C reaches the whole process group; a kill only us

@@ -114,6 +114,19 @@ def either(
     return cast(R, (yield Call(function, args, twin=twin)))
 
 
+def tried(attempts: Attempts, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Make a plain call here and now, again after a failure, and return its result.
+
+    Raises:
+        Exception: what its last attempt raised.
+    """
+
+    def flow() -> Flow[R]:
+        return cast(R, (yield Call(function, args, attempts)))
+
+    return run(flow())
+
+
 def asked(cause: Cause, function: Callable[..., Any], *args: Any) -> Flow[Any]:
     """Call a plug-in on the spot, and ask the runner only to await what it returned.
 

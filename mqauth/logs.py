@@ -88,7 +88,8 @@ _TABLE: Final = (
     (
         "keystore",
         logging.ERROR,
-        "keys.kept serve.certificate_kept signer.client_failed signer.failed signer.refused signer.too_many",
+        "keys.kept serve.certificate_kept signer.client_failed signer.failed signer.refused signer.too_many "
+        "signer.unavailable",
     ),
     ("messages", logging.DEBUG, "message.accepted message.duplicate"),
     ("messages", logging.INFO, "message.resumed"),

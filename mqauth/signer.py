@@ -100,6 +100,7 @@ class Signer:
         )
         require(not isinstance(cover, str), "cover is a list of names: a text would cover its letters")
         self._key_now = _source(key)
+        self._blocks = getattr(key, "blocking", False) is True
         self._is_identity = getattr(key, "is_identity", False) is True
         self._build = workload.build if self._is_identity else claims.build
         self._checked: SigningKey | None = None
@@ -116,6 +117,15 @@ class Signer:
         self._groups = Memo(self._group)
         with suppress(Unavailable):  # a key that is out of reach now may be reachable once there is a message
             self._signing_key()
+
+    @property
+    def blocking(self) -> bool:
+        """Whether a signature may wait for somebody: an event loop then has it made on a thread.
+
+        Raises:
+            ConfigurationError, Unavailable: as ``sign``.
+        """
+        return self._blocks or getattr(self._key_now(), "blocking", False) is True
 
     def sign(self, message: Message) -> Message:
         """Return the message with a fresh token in its headers.

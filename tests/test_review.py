@@ -314,6 +314,17 @@ def test_what_brokers_write_on_a_letter_does_not_make_it_unsound() -> None:
     assert content_digest(found.original) == content_digest(message)
 
 
+@pytest.mark.parametrize("written", ["x-delivery-count", "x-acquired-count", "timestamp_in_ms"])
+def test_what_brokers_wrote_on_the_original_moves_no_other_header(written: str) -> None:
+    """A message that a queue delivered for the second time, with a header that no client can send, is restored."""
+    headers = ((written, 2), ("ratio", 0.5), ("tenant", "acme"), ("CC", ("copy",)))
+    message = rabbitmq_message(headers=headers)
+    found = read(Letter(message=letter_of(message).whole(lambda name, value: not isinstance(value, float))))
+    assert found.sound, found.fault
+    assert found.original is not None
+    assert [pair for pair in found.original.headers if pair[0] in dict(headers[1:])] == list(headers[1:])
+
+
 # --- looking ----------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -27,24 +28,24 @@ def vectors(name: str) -> Any:
     return json.loads((VECTORS / f"{name}.json").read_bytes())
 
 
-def _forms(found: Any) -> Iterator[dict[str, Any]]:
+def forms_of(found: Any) -> Iterator[dict[str, Any]]:
     """Yield every message in a vector file, in the JSON form."""
     if isinstance(found, dict):
         if "destination" in found and "body" in found:
             yield found
         else:
             for inner in found.values():
-                yield from _forms(inner)
+                yield from forms_of(inner)
     elif isinstance(found, list):
         for inner in found:
-            yield from _forms(inner)
+            yield from forms_of(inner)
 
 
 @cache
 def forms() -> tuple[dict[str, Any], ...]:
     """Return every message of the vectors, in the JSON form, malformed ones too."""
     files = [vectors(name) for name in (*_FILES, "hds", "forms")]
-    return tuple(form for found in files for form in _forms(found))
+    return tuple(form for found in files for form in forms_of(found))
 
 
 @cache
@@ -62,9 +63,19 @@ def messages() -> tuple[Message, ...]:
 def tokens(header: str = TOKEN_HEADER) -> Iterator[bytes]:
     """Yield the tokens of the vectors' messages, with the proof of a batch."""
     for message in messages():
-        for name, value in message.headers:
-            if name == header and isinstance(value, str | bytes):
-                yield value if isinstance(value, bytes) else value.encode("utf-8", "replace")
+        yield from _texts(message, header)
+
+
+def token_values(form: dict[str, Any], header: str = TOKEN_HEADER) -> Iterator[bytes]:
+    """Yield the tokens of a message in the JSON form, none where it is malformed."""
+    with suppress(MalformedMessage):
+        yield from _texts(from_form(form), header)
+
+
+def _texts(message: Message, header: str) -> Iterator[bytes]:
+    for name, value in message.headers:
+        if name == header and isinstance(value, str | bytes):
+            yield value if isinstance(value, bytes) else value.encode("utf-8", "replace")
 
 
 def compact() -> Iterator[bytes]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from integration.fuzz import binding, natives, readers, seeds, views
+from integration.fuzz import binding, identities, natives, readers, seeds, views
 from mqauth.letters.release import RELEASE_HEADER, RELEASE_TYPE
 
 
@@ -29,6 +29,7 @@ class Target:
 TARGETS: Final = {
     "token-header": Target(readers.token_header, seeds.drawn, ("wire/envelope", "wire/message")),
     "jws": Target(readers.compact_jws, seeds.compact, ("wire/jws", "wire/base64url", "wire/strict_json")),
+    "identity": Target(identities.identity_form, identities.tokens, ("wire/identity", "wire/jwk")),
     "claims": Target(readers.claim_set, seeds.payloads, ("wire/claims", "wire/destination", "wire/strict_json")),
     "template": Target(readers.payload_template, seeds.pairs_of_payloads, ("wire/template", "wire/claims")),
     "jwk-set": Target(readers.jwk_set, seeds.key_sets, ("wire/jwk", "wire/keys")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +18,14 @@ from integration.fuzz.draw import Draw, packed_message
 from integration.fuzz.engine import saving
 from integration.fuzz.oracles import plain
 from integration.fuzz.readers import is_carried
+from integration.mutation.planted import forget
 from mqauth.brokers import amqp_values
 from mqauth.brokers.log import records
 from mqauth.console import display, site
 from mqauth.errors import Reason, Rejection
 from mqauth.judging import token
 from mqauth.review import letter as review_letter
-from mqauth.wire import batch, envelope, jws, strict_json
+from mqauth.wire import batch, envelope, identity, jws, strict_json
 
 NAMES = sorted(targets.TARGETS)
 
@@ -100,12 +102,17 @@ FAULTS: dict[str, tuple[str, Any, str, Any]] = {
     "a body that is not looked at": ("binding", envelope.base64url, "digest", lambda raw: "A" * 43),
     "a path of which a byte is not looked at": ("batch", batch, "HASH_BYTES", 31),
     "a client that is said to carry all": ("rabbitmq-frame", amqp_values, "_same", lambda *_: True),
+    "an identity whose names are not in their form": (
+        "identity", identity, "_SUBJECT", re.compile(r"((?:wimse|spiffe)://[^/]+).*"),
+    ),
+    "a WIT that holds under every key": ("identity", jws, "verify", lambda *_: None),
+    "a proof that may name its producer": ("identity", identity, "require", lambda *_: True),
     "a float that is sealed as it was given": ("rabbitmq-published", amqp_values, "single", float),
     "a record whose headers are dropped": ("kafka-values", records, "_headers", lambda *_: ()),
     "a letter without its properties": ("dead-letter", review_letter, "_live_properties", lambda _: {}),
     "a page that escapes nothing": ("view", site, "Environment", _bare),
     "a page that shows what is invisible": ("view", display, "visible", lambda text, **_: text),
-}
+}  # fmt: skip
 """Faults of the library: the target that finds each, and what it puts in whose place."""
 
 
@@ -119,7 +126,9 @@ def test_each_fault_breaks_an_oracle(fault: str, monkeypatch: pytest.MonkeyPatch
     try:
         assert any(_breaks(target.run, one) for one in (*corpus.kept(name), *target.seeds()))
     finally:
+        monkeypatch.undo()
         views._site.cache_clear()
+        forget()
 
 
 def _breaks(run: Callable[[bytes], None], one: bytes) -> bool:

@@ -16,6 +16,14 @@ OURS: Final = ROOT / "mqauth"
 _MISSING: Final = object()
 
 
+def forget() -> None:
+    """Empty every memo: what was worked out with a fault must not outlive it."""
+    memo = sys.modules["mqauth.wire.memo"].Memo
+    for found in gc.get_objects():
+        if type(found) is memo:
+            dict.clear(found)
+
+
 class Living:
     """The code that this process runs, into which one fault is put at a time."""
 
@@ -42,10 +50,7 @@ class Living:
             else:
                 setattr(owner, name, old)
         self._undo.clear()
-        memo = sys.modules["mqauth.wire.memo"].Memo
-        for found in gc.get_objects():
-            if type(found) is memo:
-                dict.clear(found)
+        forget()
 
     def _function(self, fault: Fault) -> bool:
         module, name = fault.key.module, fault.key.function

@@ -11,13 +11,16 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass
 from functools import partial, wraps
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary, finalize
 
 from mqauth.clock import Clock
 from mqauth.flow import is_async, is_awaitable
 from mqauth.judging.unverified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
+from mqauth.signer import Signer
 
+R = TypeVar("R")
 Timer = Callable[[float, Callable[[], None]], Any]
 """Calls a function after so many seconds: ``call_later``, or a test's own."""
 Sleep = Callable[[float], Awaitable[Any]]
@@ -136,6 +139,37 @@ class DaemonThread(Executor):
                     future.set_result(work())
                 except BaseException as error:
                     future.set_exception(error)
+
+
+async def signed(signer: Signer, sign: Callable[..., R], *arguments: Any) -> R:
+    """Return what a call that signs returns: made here and now, or on a thread where the signer's key may block.
+
+    The calls of one signer are made in their order, and end in it.
+
+    Args:
+        signer: signs.
+        sign: one of its methods, or a call around one.
+        arguments: of the call.
+    """
+    if not signer.blocking:
+        return sign(*arguments)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_thread_of(loop, signer), partial(sign, *arguments))
+
+
+def _thread_of(loop: asyncio.AbstractEventLoop, signer: Signer) -> DaemonThread:
+    """Return the thread of an event loop for one signer; it ends with the signer."""
+    threads = _SIGNING.setdefault(loop, WeakKeyDictionary())
+    if signer not in threads:
+        threads[signer] = DaemonThread("mqauth-signing")
+        finalize(signer, threads[signer].shutdown)
+    return threads[signer]
+
+
+# by loop, since a ``DaemonThread`` serves one caller; a child after a fork has a loop of its own
+_SIGNING: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, WeakKeyDictionary[Signer, DaemonThread]]] = (
+    WeakKeyDictionary()
+)
 
 
 class LoopBeat:

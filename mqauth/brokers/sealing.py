@@ -14,7 +14,7 @@ from functools import partial
 from types import TracebackType
 from typing import Final, NamedTuple, TypeVar
 
-from mqauth.brokers.event_loop import Timer, call_later
+from mqauth.brokers.event_loop import Timer, call_later, signed
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import MalformedMessage
 from mqauth.signer import Prepared, Signer
@@ -89,7 +89,7 @@ class SingleSealing:
             MalformedMessage: the message cannot be signed.
             ConfigurationError, Unavailable: there is no key to sign with.
         """
-        return await send(self._signer.sign(message))
+        return await send(await signed(self._signer, self._signer.sign, message))
 
     def seal_now(self) -> None:
         """Do nothing: no message waits."""
@@ -113,6 +113,7 @@ class Sealing:
         self._clock = clock
         self._timer = timer
         self._waiting: list[_Waiting] = []
+        self._tasks: set[asyncio.Task[list[Message]]] = set()
         self._round = 0
         self._called = -1
         self._timed = -1
@@ -201,21 +202,45 @@ class Sealing:
             self.seal_now()
 
     def _seal(self, group: list[_Waiting]) -> None:
-        """Seal messages of one group; where their token would be too large, each by itself."""
+        """Have one group sealed, on a thread where the key may block; its messages are unconfirmed from now on."""
+        self.pace.unconfirmed += len(group)
+        prepared = [one.prepared for one in group]
         try:
-            sealed = self._signer.seal([one.prepared for one in group])
-        except MalformedMessage as error:
-            if len(group) == 1:
-                return group[0].sealed.set_exception(error)
-            for one in group:
-                self._seal([one])
+            if self._signer.blocking:
+                task = asyncio.create_task(signed(self._signer, self._signer.seal, prepared))
+                self._tasks.add(task)
+                task.add_done_callback(partial(self._ended, group))
+            else:
+                self._tell(group, self._signer.seal(prepared))
         except Exception as error:
-            for one in group:
-                one.sealed.set_exception(error)
+            self._refuse(group, error)
+
+    def _ended(self, group: list[_Waiting], task: asyncio.Task[list[Message]]) -> None:
+        self._tasks.discard(task)
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            self._tell(group, task.result())
         else:
-            self.pace.unconfirmed += len(group)
-            for one, message in zip(group, sealed, strict=True):
+            self._refuse(group, error)
+
+    def _tell(self, group: list[_Waiting], sealed: list[Message]) -> None:
+        """Give each caller its sealed message, but those who were cancelled meanwhile."""
+        for one, message in zip(group, sealed, strict=True):
+            if one.sealed.done():
+                self.lost()
+            else:
                 one.sealed.set_result(message)
+
+    def _refuse(self, group: list[_Waiting], error: BaseException) -> None:
+        """Give each caller the error; where the token of all would be too large, seal each by itself."""
+        self.pace.unconfirmed -= len(group)
+        alone = isinstance(error, MalformedMessage) and len(group) > 1
+        for one in group:
+            if alone:
+                self._seal([one])
+            elif not one.sealed.done():
+                one.sealed.set_exception(error)
+        self._consider()
 
 
 class OpenCalls:

@@ -48,6 +48,7 @@ from mqauth.cli.serve import (
 from mqauth.cli.settings import file_of, review_of, settings_of
 from mqauth.errors import require
 from mqauth.http.connection import FetchFailed
+from mqauth.keystore import ReferenceKey
 from mqauth.review import MakeReleaser, reviewers_releaser
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class Desk:
 
     config: Path | None
     judges: bool
-    read_key: Callable[[], Key] | None
+    read_key: Callable[[], Key | ReferenceKey] | None
     authority: str | None
     lifetime: int
 

@@ -53,7 +53,7 @@ from mqauth.cli.settings import FILE, file_of, given, review_of, settings_of
 from mqauth.cli.tables import Wide
 from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import require
-from mqauth.keystore import signing_key
+from mqauth.keystore import ReferenceKey, signing_key
 from mqauth.letters.release import WAIVABLE
 from mqauth.review import (
     DISCARD,
@@ -270,12 +270,14 @@ def _place(
     return place_of(broker, queue, topic, settings, settings_of(config))
 
 
-def key_reader(path: Path, passphrase_env: str | None, passphrase_file: Path | None) -> Callable[[], Key]:
+def key_reader(
+    path: Path, passphrase_env: str | None, passphrase_file: Path | None
+) -> Callable[[], Key | ReferenceKey]:
     """Return a function that reads the reviewer's key from a keystore folder or PEM file."""
     return lambda: signing_key(path, passphrase=read_passphrase(env=passphrase_env, file=passphrase_file))
 
 
-def reviewer_of(read_key: Callable[[], Key], named: str | None) -> str:
+def reviewer_of(read_key: Callable[[], Key | ReferenceKey], named: str | None) -> str:
     """Return the name of the reviewer: as given, the key's only subject, or the user of this machine."""
     subjects = sorted(read_key().subjects or ())
     return named or (subjects[0] if len(subjects) == 1 else getpass.getuser())

@@ -56,6 +56,16 @@ KEY: Final = (
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Dir = Annotated[Path, typer.Option("--dir", help="The keystore folder.")]
 FolderOrPEM = Annotated[Path, typer.Option("--dir", help="The keystore folder, or a single PEM file.")]
+Subjects = Annotated[
+    list[str] | None,
+    typer.Option("--subject", help="A producer that the key may speak for; by default those of the last key."),
+]
+PublishDelay = Annotated[
+    int | None, typer.Option("--publish-delay", help="Seconds for which a new key stays pending.")
+]
+Pinned = Annotated[
+    bool, typer.Option("--pinned", help="The key names no producer: consumers say whom it speaks for.")
+]
 Kid = Annotated[str, typer.Option("--kid", help="Id of the key.")]
 
 
@@ -64,16 +74,9 @@ def new(
     *,
     folder: Dir = _FOLDER,
     algorithm: Annotated[str, typer.Option("--alg", help=", ".join(ALGORITHMS))] = "EdDSA",
-    subjects: Annotated[
-        list[str] | None,
-        typer.Option("--subject", help="A producer that the key may speak for; by default those of the last key."),
-    ] = None,
-    publish_delay: Annotated[
-        int | None, typer.Option("--publish-delay", help="Seconds for which a new key stays pending.")
-    ] = None,
-    pinned: Annotated[
-        bool, typer.Option("--pinned", help="The key names no producer: consumers say whom it speaks for.")
-    ] = False,
+    subjects: Subjects = None,
+    publish_delay: PublishDelay = None,
+    pinned: Pinned = False,
     pending: Annotated[bool, typer.Option("--pending", help="Do not sign with a first key at once.")] = False,
     passphrase_env: PassphraseEnv = None,
     passphrase_file: PassphraseFile = None,
@@ -81,15 +84,29 @@ def new(
 ) -> None:
     """Make a key. The first one of a folder signs at once; later ones are pending."""
     require(algorithm in ALGORITHMS, f"--alg: must be {', '.join(ALGORITHMS)}")
-    require(not (subjects and pinned), "--pinned: contradicts --subject")
+    _require_subjects(folder, subjects, pinned)
     keystore = Keystore(folder=folder, passphrase=_passphrase(passphrase_env, passphrase_file))
-    require(
-        subjects is not None or pinned or not files.is_missing(folder / KEYSET),
-        "--subject: name the producer that the key speaks for; or --pinned, if consumers say whom",
-    )
     made = keystore.create(
         algorithm=algorithm, subjects=subjects or None, publish_delay=publish_delay, pending=pending
     )
+    _print_key(made, folder, as_json=as_json)
+
+
+@app.command("adopt")
+def adopt(
+    *,
+    uri: Annotated[
+        str, typer.Option("--uri", help="Where the key is, pkcs11:token=prod;object=orders-1 for example.")
+    ],
+    folder: Dir = _FOLDER,
+    subjects: Subjects = None,
+    publish_delay: PublishDelay = None,
+    pinned: Pinned = False,
+    as_json: Json = False,
+) -> None:
+    """Enter a key that an HSM or a service holds, as pending; its private half stays there."""
+    _require_subjects(folder, subjects, pinned)
+    made = Keystore(folder=folder).adopt(uri, subjects=subjects or None, publish_delay=publish_delay)
     _print_key(made, folder, as_json=as_json)
 
 
@@ -205,6 +222,15 @@ def serve(
         answer(as_json, told, f"{count} {'key' if count == 1 else 'keys'} at {told['url']}")
         with log_lines(log, level):
             server.run(listener)
+
+
+def _require_subjects(folder: Path, subjects: list[str] | None, pinned: bool) -> None:
+    """Refuse the first key of a folder that says neither whom it speaks for nor that consumers say so."""
+    require(not (subjects and pinned), "--pinned: contradicts --subject")
+    require(
+        subjects is not None or pinned or not files.is_missing(folder / KEYSET),
+        "--subject: name the producer that the key speaks for; or --pinned, if consumers say whom",
+    )
 
 
 def _passphrase(env: str | None, file: Path | None) -> bytes | None:

@@ -246,7 +246,8 @@ def _producer_key(found: ProducerSettings, clock: Clock) -> Key | ActiveKey:
         else:
             key = read_pem(found.keys, passphrase)
         now = key if isinstance(key, Key) else key.signing_key()
-    if now.subjects is not None and found.subject not in now.subjects:
+    subjects = getattr(now, "subjects", None)
+    if subjects is not None and found.subject not in subjects:
         raise found.table.refuse("subject", f"the key {now.kid} does not speak for it")
     return key
 

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from faststream._internal.parser import DefaultCodec
 
+from mqauth.brokers.event_loop import signed
 from mqauth.brokers.log.records import native_headers, to_message
 from mqauth.errors import require
 from mqauth.judging.verified import Verified
@@ -168,8 +169,9 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers:
         command.key = command.key.encode()
     headers = {"content-type": kind or "", **command.headers_to_publish()}
     pairs = [(name, (text or "").encode()) for name, text in headers.items()]
-    signed = signer.sign(to_message(command.destination, command.body, command.key, pairs))
-    command.headers = {name: value.decode() for name, value in native_headers(signed.headers)}
+    message = to_message(command.destination, command.body, command.key, pairs)
+    sealed = await signed(signer, signer.sign, message)
+    command.headers = {name: value.decode() for name, value in native_headers(sealed.headers)}
 
 
 def only_signed(message: Any, verified: Verified) -> None:

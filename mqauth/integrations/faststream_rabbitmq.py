@@ -13,6 +13,7 @@ from faststream.rabbit.schemas import RABBIT_REPLY, QueueType
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.amqp_messages import DIRECT_REPLY
 from mqauth.brokers.amqp_topology import stream_refused
+from mqauth.brokers.event_loop import signed
 from mqauth.brokers.rabbitmq.channel import is_stale
 from mqauth.brokers.rabbitmq.consumer import limit_of
 from mqauth.brokers.rabbitmq.producer import OUT_OF_REACH
@@ -78,7 +79,8 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers:
         correlation_id=command.correlation_id,
         **command.message_options,
     )
-    sealed = rabbitmq.Producer(command.exchange, signer).seal(native, command.destination)
+    producer = rabbitmq.Producer(command.exchange, signer)
+    sealed = await signed(signer, producer.seal, native, command.destination)
     # one dict for both: middlewares that come after ours add trace headers to the command's
     command.body, command.headers = sealed, sealed.headers
 

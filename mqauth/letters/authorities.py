@@ -168,7 +168,7 @@ class Releaser:
             type(lifetime) is int and 1 <= lifetime <= MAX_LIFETIME,
             f"lifetime is 1 to {MAX_LIFETIME} whole seconds",
         )
-        subjects = key.subjects if isinstance(key, Key) else None
+        subjects = getattr(key, "subjects", None)
         require(subjects is None or reviewer in subjects, "the key does not speak for this reviewer")
         self._key: SigningKey = jws.LocalSigningKey(key) if isinstance(key, Key) else key
         self.issuer = issuer

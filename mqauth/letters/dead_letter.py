@@ -19,6 +19,7 @@ from mqauth.errors import Cause, MalformedMessage, Rejection, Unavailable, requi
 from mqauth.letters.release import NO_PAST, Release
 from mqauth.logs import harmless
 from mqauth.wire import base64url, envelope, json_form, strict_json
+from mqauth.wire.destination import is_kafka
 from mqauth.wire.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message, fold
 
 PREFIX: Final = "mqauth-dead-"
@@ -27,6 +28,8 @@ _LIVE_PROPERTIES: Final = frozenset(
 )
 # A broker overwrites ``timestamp_in_ms`` when the letter is sent; the others route, delay or answer it.
 _LIVE_HEADERS: Final = frozenset(("CC", "BCC", "x-delay", "reply-to", "timestamp_in_ms"))
+WRITTEN_ON_LETTERS: Final = frozenset(("timestamp_in_ms", "x-delivery-count", "x-acquired-count"))
+"""Headers that RabbitMQ writes on a letter, so that a reader cannot tell those of the original."""
 _MAX_KEY: Final = 1024
 MAX_HEADERS: Final = 1000
 """Most headers of a message that a letter keeps."""
@@ -237,10 +240,14 @@ def _add_any(parts: list[bytes], name: str, value: HeaderValue) -> None:
 
 
 def _split_headers(message: Message, carries: Carries) -> tuple[list[HeaderPair], dict[str, Any]]:
-    """Return the headers that stay headers, and the others as metadata, with their places among all headers."""
+    """Return the headers that stay headers, and the others as metadata, with their places among all headers.
+
+    Places do not count what RabbitMQ may have written: a reader takes that off the letter first.
+    """
     kept: list[HeaderPair] = []
     metadata: dict[str, Any] = {"headers": [], "places": [], "stripped": 0}
-    moved = False
+    written = frozenset[str]() if is_kafka(message.destination) else WRITTEN_ON_LETTERS
+    moved, place = False, 0
     for name, value in message.headers:
         lowered = fold(name)
         # One token stays a header. A second one is kept as evidence only.
@@ -248,9 +255,11 @@ def _split_headers(message: Message, carries: Carries) -> tuple[list[HeaderPair]
         if lowered.startswith(PREFIX):
             metadata["stripped"] += 1
         elif name in _LIVE_HEADERS or not carries(name, value) or (lowered == TOKEN_HEADER and not token):
-            metadata["places"].append(len(kept) + len(metadata["headers"]))
+            metadata["places"].append(place)
             metadata["headers"].append([json_form.writable(name), json_form.value_to_form(value)])
+            place += 1
         else:
             kept.append((f"{PREFIX}token" if token else name, value))
             moved = moved or token
+            place += name not in written
     return kept, metadata

@@ -15,7 +15,7 @@ from typing import Any, Final
 from mqauth.audit.record import MAX_SOURCE, iso_time
 from mqauth.audit.rollout_watch import RUNGS
 from mqauth.errors import MalformedMessage, Reason, Rejection, require
-from mqauth.letters.dead_letter import PREFIX, content_digest, letter_id
+from mqauth.letters.dead_letter import PREFIX, WRITTEN_ON_LETTERS, content_digest, letter_id
 from mqauth.letters.release import MAX_HOPS
 from mqauth.logs import harmless
 from mqauth.wire import destination, envelope, identity, json_form, strict_json
@@ -193,8 +193,7 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
 
 def _kept(message: Message, scheme: str) -> Iterator[HeaderPair]:
     """Yield the headers that stayed headers of the letter, the token under its own name."""
-    # The broker wrote these on the letter, not on the original.
-    written = (_OVERWRITTEN, "x-delivery-count", "x-acquired-count") if scheme == destination.RABBITMQ else ()
+    written = WRITTEN_ON_LETTERS if scheme == destination.RABBITMQ else ()
     for name, value in message.headers:
         if name == f"{PREFIX}token":
             yield TOKEN_HEADER, value

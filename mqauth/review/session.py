@@ -25,7 +25,7 @@ from mqauth.review.index import ALL, Filter, Index, Selection
 from mqauth.review.letter import Reading
 from mqauth.review.letterbox import Judge, LetterBox, Originals, depth, fill, judge, survey
 from mqauth.review.plan import DISCARD, Plan
-from mqauth.wire.keys import Key
+from mqauth.wire.keys import Key, SigningKey
 
 R = TypeVar("R")
 MakeReleaser = Callable[[str], Releaser]
@@ -225,7 +225,7 @@ class Session:
 
 
 def reviewers_releaser(
-    guard: Pipeline, read_key: Callable[[], Key], *, authority: str | None, lifetime: int
+    guard: Pipeline, read_key: Callable[[], Key | SigningKey], *, authority: str | None, lifetime: int
 ) -> MakeReleaser:
     """Return a function that returns what signs releases for a reviewer, by their name.
 

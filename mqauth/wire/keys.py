@@ -45,7 +45,10 @@ ALGORITHMS: Final = tuple(_GENERATORS)
 
 
 class SigningKey(Protocol):
-    """Signs: a key on disk, a KMS, an HSM. ``sign`` returns the raw JWS signature (RFC 7518, section 3.4)."""
+    """Signs: a key on disk, a KMS, an HSM. ``sign`` returns the raw JWS signature (RFC 7518, section 3.4).
+
+    A key, or a source, that may wait for somebody has ``blocking`` true beside: event loops then sign on a thread.
+    """
 
     @property
     def kid(self) -> str:

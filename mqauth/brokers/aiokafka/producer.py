@@ -11,6 +11,7 @@ import aiokafka
 
 from mqauth.brokers.aiokafka import client as aiokafka_client
 from mqauth.brokers.aiokafka.sealing import Sealing
+from mqauth.brokers.event_loop import signed
 from mqauth.brokers.log.errors import ProducerFatalError
 from mqauth.brokers.log.producer import RecordProducer
 from mqauth.brokers.log.records import native_headers
@@ -94,9 +95,9 @@ class Producer(RecordProducer):
             self._refuse_unbegun()
             await self._learn(topic)
             return await self._sealing.add(self._signer.prepare(message), topic, rest)  # type: ignore[no-any-return]
-        signed = self._signer.sign(message)
+        sealed = await signed(self._signer, self._signer.sign, message)
         return await self.client.send(  # type: ignore[no-any-return]
-            topic, signed.body, key=signed.key, headers=native_headers(signed.headers), **rest
+            topic, sealed.body, key=sealed.key, headers=native_headers(sealed.headers), **rest
         )
 
     async def send_and_wait(self, topic: str, value: Any = None, **record: Any) -> Any:

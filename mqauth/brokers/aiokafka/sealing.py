@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from mqauth.brokers.event_loop import signed
 from mqauth.brokers.log.sealing import sealed_headers
 from mqauth.errors import ConfigurationError, MalformedMessage
 from mqauth.logs import emit
@@ -102,7 +103,8 @@ class Sealing:
     async def _send_all(self, records: list[WaitingRecord]) -> None:
         async with self._order:
             try:
-                tokens = self._signer.tokens([record.prepared for record in records])
+                prepared = [record.prepared for record in records]
+                tokens = await signed(self._signer, self._signer.tokens, prepared)
             except Exception as error:
                 emit("producer.unsent", "%d records not sent: %s", len(records), type(error).__name__)
                 return self._fail(records, error)

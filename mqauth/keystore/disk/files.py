@@ -86,6 +86,17 @@ def read_bounded(path: Path, limit: int, *, private: bool = False, own: bool = F
     return raw
 
 
+def refuse_writable(path: Path) -> None:
+    """Refuse a file that its group or others may write.
+
+    Raises:
+        ConfigurationError: they may, or its mode cannot be read.
+    """
+    with file_errors(path):
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+    require(not mode & 0o022, f"{path}: others may write it (mode {mode:04o}); chmod 600 it")
+
+
 def stamp(path: Path) -> Stamp | None:
     """Return the stamp of a file, ``None`` where it cannot be read.
 

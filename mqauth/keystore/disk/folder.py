@@ -1,6 +1,7 @@
 """A keystore folder: a PEM file for each key, and ``keyset.json`` with the states of all keys.
 
-A PEM file (PKCS#8) has the kid of its key as its name. Every change is made under the folder's lock, and written
+A PEM file (PKCS#8) has the kid of its key as its name. A key that an HSM or a service holds has a URI in
+``keyset.json`` in place of a file. Every change is made under the folder's lock, and written
 as a whole; readers need no lock.
 """
 
@@ -16,6 +17,7 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import file_errors, require
 from mqauth.keystore.disk import files, ring
 from mqauth.keystore.disk.ring import KeyRing, RingKey
+from mqauth.keystore.reference.key import ReferenceKey, adopted
 from mqauth.logs import emit
 from mqauth.wire.claims import is_name
 from mqauth.wire.keys import Key, KeySet
@@ -79,6 +81,33 @@ class Keystore:
         """
         names = None if subjects is None else _subjects(subjects)
         key = Key.generate(algorithm)
+        return self._add(key, names, publish_delay, pending=pending)
+
+    def adopt(
+        self, uri: str, *, subjects: Iterable[str] | None = None, publish_delay: int | None = None
+    ) -> RingKey:
+        """Enter a key that an HSM or a service holds, as pending, and return it with its state.
+
+        Its public half is read from there, and it must sign something once. The private half stays where it is.
+
+        Args:
+            uri: names the key, as ``pkcs11:token=prod;object=orders-1`` does (RFC 7512).
+            subjects: as for ``create``.
+            publish_delay: as for ``create``.
+
+        Raises:
+            ConfigurationError: a bad argument, the key is not as the URI says or stands in the keystore already,
+                or an error of the disk.
+            Unavailable: ``keys_unavailable``: what holds the key is out of reach.
+        """
+        names = None if subjects is None else _subjects(subjects)
+        return self._add(adopted(uri), names, publish_delay, pending=True, uri=uri)
+
+    def _add(
+        self, key: Key, names: frozenset[str] | None, publish_delay: int | None, *, pending: bool,
+        uri: str | None = None,
+    ) -> RingKey:  # fmt: skip
+        """Enter a key, and write its private half if it has one."""
         with file_errors(self.folder):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with files.locked(self.folder):
@@ -89,13 +118,14 @@ class Keystore:
             if names is None and before.keys:
                 names = before.keys[-1].key.subjects
             after = ring.add(
-                before, replace(key, subjects=names), self._now(), pending=pending, announced=announced
+                before, replace(key, subjects=names), self._now(), pending=pending, announced=announced, uri=uri
             )
             # The user of the folder can name only one passphrase, so the active key must open with it, too.
-            if before.active is not None:
+            if before.active is not None and uri is None:
                 self.private_key(before.active)
             # The key first: a keyset must not name a key that is not there.
-            files.write_whole(self._pem(key.kid), key.to_pem(self.passphrase))
+            if uri is None:
+                files.write_whole(self._pem(key.kid), key.to_pem(self.passphrase))
             files.write_whole(self.folder / KEYSET, ring.dump(after))
         return after.get(key.kid)
 
@@ -118,8 +148,8 @@ class Keystore:
                 self._pem(kid).unlink(missing_ok=True)
         return after
 
-    def signing_key(self) -> Key:
-        """Return the active key with its private half.
+    def signing_key(self) -> Key | ReferenceKey:
+        """Return the active key with its private half, or what signs with it where that is elsewhere.
 
         Raises:
             ConfigurationError: no key is active, or ``private_key`` refuses it.
@@ -127,12 +157,17 @@ class Keystore:
         keys = self.ring()
         return self.private_key(require(keys.active, self.no_active_key(keys)))
 
-    def private_key(self, found: RingKey) -> Key:
-        """Return the private key of an entry of the ring.
+    def private_key(self, found: RingKey) -> Key | ReferenceKey:
+        """Return the private key of an entry of the ring, or what signs with it where that is elsewhere.
 
         Raises:
-            ConfigurationError: its PEM file is missing, is open to others, or holds another key.
+            ConfigurationError: its PEM file is missing, is open to others, or holds another key; its URI cannot be
+                used, or others may write it.
         """
+        if found.uri is not None:
+            # A URI may name a library, which is loaded into this process.
+            files.refuse_writable(self.folder / KEYSET)
+            return ReferenceKey(found.key, found.uri)
         path = self._pem(found.kid)
         key = read_pem(path, self.passphrase, found.key.algorithm)
         require(key.kid == found.kid, f"{path}: holds another key than its name says, {key.kid}")
@@ -186,8 +221,8 @@ class RepeatedLog:
             emit("keys.kept", "%s", text, level=self._level)
 
 
-def signing_key(path: Path, *, passphrase: bytes | None = None) -> Key:
-    """Return the active key of a keystore folder, or the key of a single PEM file.
+def signing_key(path: Path, *, passphrase: bytes | None = None) -> Key | ReferenceKey:
+    """Return the active key of a keystore folder, as ``Keystore`` does, or the key of a single PEM file.
 
     Raises:
         ConfigurationError: there is none, or it may not be used.

@@ -9,6 +9,7 @@ so that consumers have it when its first message arrives.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -27,9 +28,11 @@ notice the retirement (60 s at most), and their messages reach the broker, which
 rest
 is for clocks that differ. A key that may be stolen is revoked instead."""
 VERSION: Final = 1
+MAX_URI: Final = 1024
 _DEPTH: Final = 6
 _TIMES: Final = ("created", "ready", "activated", "retired", "revoked")
 _KEY: Final = frozenset(("kid", "algorithm", "state", "subjects", *_TIMES, "revocation", "public"))
+_URI: Final = re.compile(r"[a-z][a-z0-9+.-]*:[!-~]+", re.ASCII)
 
 
 class State(StrEnum):
@@ -55,6 +58,10 @@ class RingKey:
         ready: from when on it may sign.
         activated, retired, revoked: when it came into that state, ``None`` where it did not.
         revocation: the moment from which it is revoked, and the reason.
+        uri: where its private half is, if that is not a PEM file of the folder: in an HSM, for example.
+
+    Raises:
+        ConfigurationError: the URI is no URI of at most 1,024 ASCII characters.
     """
 
     key: Key
@@ -65,6 +72,13 @@ class RingKey:
     retired: int | None = None
     revoked: int | None = None
     revocation: Revocation | None = None
+    uri: str | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.uri is None or (len(self.uri) <= MAX_URI and _URI.fullmatch(self.uri)),
+            f"a uri is a scheme, a colon and more, of at most {MAX_URI} ASCII characters",
+        )
 
     @property
     def kid(self) -> str:
@@ -119,7 +133,9 @@ class KeyRing:
         return found[kid]
 
 
-def add(ring: KeyRing, key: Key, now: int, *, pending: bool = False, announced: int = 0) -> KeyRing:
+def add(
+    ring: KeyRing, key: Key, now: int, *, pending: bool = False, announced: int = 0, uri: str | None = None
+) -> KeyRing:
     """Return the ring with a new key. The first key is active at once, unless ``pending``; later keys wait.
 
     Args:
@@ -129,13 +145,14 @@ def add(ring: KeyRing, key: Key, now: int, *, pending: bool = False, announced: 
         pending: make a first key wait, too.
         announced: the publish delay that consumers know, in seconds. They call a new kid unknown for so
             long, so that a lower delay has to wait until they can know it.
+        uri: where its private half is, if that is no PEM file.
     """
     waits = bool(ring.keys) or pending
     # No key is ready before the keys that were made before it.
     ready = max(now + max(ring.publish_delay, announced), *(key.ready for key in ring.keys), 0) if waits else now
     new = RingKey(
         key=key.public_only, state=State.PENDING if waits else State.ACTIVE, created=now, ready=ready,
-        activated=None if waits else now,
+        activated=None if waits else now, uri=uri,
     )  # fmt: skip
     return replace(ring, keys=(*ring.keys, new))
 
@@ -216,6 +233,7 @@ def describe(key: RingKey) -> dict[str, Any]:
         **{name: getattr(key, name) for name in _TIMES},
         "subjects": None if key.key.subjects is None else sorted(key.key.subjects),
         "revocation": None if key.revocation is None else asdict(key.revocation),
+        **({} if key.uri is None else {"uri": key.uri}),
     }
 
 
@@ -256,9 +274,10 @@ def load(raw: bytes, *, name: str) -> KeyRing:
 
 def _key(members: Any) -> RingKey:
     require(
-        isinstance(members, dict) and members.keys() == _KEY and isinstance(members["public"], dict),
-        f"a key must have exactly the members {', '.join(sorted(_KEY))}",
+        isinstance(members, dict) and members.keys() - {"uri"} == _KEY and isinstance(members["public"], dict),
+        f"a key must have exactly the members {', '.join(sorted(_KEY))}, and may have uri",
     )
+    require(isinstance(members.get("uri", ""), str), "a uri is no text")
     public = {**members["public"], "kid": members["kid"], "alg": members["algorithm"]}
     if members["subjects"] is not None:
         public["mqauth_sub"] = members["subjects"]
@@ -269,7 +288,7 @@ def _key(members: Any) -> RingKey:
     optional = {name: None if members[name] is None else _seconds(members, name) for name in _TIMES[2:]}
     return RingKey(
         key=key, state=state, created=_seconds(members, "created"), ready=_seconds(members, "ready"),
-        revocation=_revocation(members["revocation"], state), **optional,
+        revocation=_revocation(members["revocation"], state), uri=members.get("uri"), **optional,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from mqauth.keystore.disk import files, ring
 from mqauth.keystore.disk.folder import Keystore, RepeatedLog
 from mqauth.logs import emit
 from mqauth.wire import jwk, jws
-from mqauth.wire.keys import KeySet
+from mqauth.wire.keys import Key, KeySet, SigningKey
 
 LOOK_EVERY: Final = 5.0
 MAX_LOOK: Final = 60.0
@@ -70,7 +70,7 @@ class ActiveKey:
         self._errors = RepeatedLog(clock, logging.ERROR)
         self._looked = self._read = clock.monotonic()
         # The key, or the reason why there is none. One tuple, so that a thread never sees parts of two states.
-        self._state: tuple[jws.LocalSigningKey | None, str] = (None, "")
+        self._state: tuple[SigningKey | None, str] = (None, "")
         self._stamp: files.Stamp | None = None
         self._follow(self._keystore.stamp(), self._keystore.ring())
         self.signing_key()
@@ -78,7 +78,7 @@ class ActiveKey:
     def __repr__(self) -> str:
         return f"ActiveKey({str(self._keystore.folder)!r})"
 
-    def signing_key(self) -> jws.LocalSigningKey:
+    def signing_key(self) -> SigningKey:
         """Return the key that signs now, after a look at the folder where the last one is long enough ago.
 
         Raises:
@@ -133,14 +133,15 @@ class ActiveKey:
             self._stamp = stamp
         self._tell(before)
 
-    def _load(self, active: ring.RingKey) -> tuple[jws.LocalSigningKey | None, str]:
+    def _load(self, active: ring.RingKey) -> tuple[SigningKey | None, str]:
         try:
-            return jws.LocalSigningKey(self._keystore.private_key(active)), ""
+            key = self._keystore.private_key(active)
+            return jws.LocalSigningKey(key) if isinstance(key, Key) else key, ""
         # The key before has ended, even if this one cannot be read.
         except ConfigurationError as error:
             return None, str(error)
 
-    def _tell(self, before: jws.LocalSigningKey | None) -> None:
+    def _tell(self, before: SigningKey | None) -> None:
         """Log that another key signs, or that none does."""
         after, why = self._state
         if after is None:

@@ -18,7 +18,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from mqauth.audit.disk import undone_on_error
 from mqauth.clock import SYSTEM_CLOCK, Clock
@@ -67,7 +67,8 @@ class SocketSigner:
     """A signing process as a ``SigningKeySource``; it connects when it is first used.
 
     It has one connection, makes it again when it breaks, and makes its own in a child after a fork; threads take
-    turns. A call blocks, in an event loop too: usually for a fraction of a millisecond, at most for ``timeout``.
+    turns. A call blocks, usually for a fraction of a millisecond, at most for ``timeout``; producers on an event
+    loop have it made on a thread.
 
     Args:
         path: the socket.
@@ -78,6 +79,8 @@ class SocketSigner:
     Raises:
         ConfigurationError: the timeout is not above 0 and at most 60 s.
     """
+
+    blocking: ClassVar[bool] = True
 
     def __init__(
         self, path: str | Path, *, timeout: float = DEFAULT_TIMEOUT, users: Collection[int] | None = None,

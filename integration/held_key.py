@@ -1,0 +1,77 @@
+"""Keys in a real OpenBao, for tests: each with a token of its own, and a keystore that names it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from integration.services.openbao import OpenBao
+from mqauth import Signer
+from mqauth.keystore import ActiveKey, Keystore
+from mqauth.keystore.disk import ring
+from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
+from mqauth.wire.keys import Key
+
+MOUNT: Final = "team/signing"
+POLICY: Final = """\
+path "{mount}/keys/{name}" {{ capabilities = ["read"] }}
+path "{mount}/sign/{name}" {{ capabilities = ["update"] }}
+"""
+TYPES: Final = {"EdDSA": "ed25519", "ES256": "ecdsa-p256", "ES384": "ecdsa-p384"}
+
+
+@contextmanager
+def engine(openbao: OpenBao) -> Iterator[None]:
+    """Mount a transit engine while the block runs."""
+    openbao.tell("POST", f"sys/mounts/{MOUNT}", {"type": "transit"})
+    yield
+    openbao.tell("DELETE", f"sys/mounts/{MOUNT}")
+
+
+def private(path: Path, text: str) -> Path:
+    """Write a file that its owner alone can read."""
+    path.touch(0o600)
+    path.write_text(text)
+    return path
+
+
+@dataclass
+class Held:
+    """A key in an OpenBao, with a token that may sign with it.
+
+    Args:
+        openbao: the server.
+        folder: for the token, and a keystore.
+        algorithm: of the key.
+    """
+
+    openbao: OpenBao
+    folder: Path
+    algorithm: str = "EdDSA"
+
+    def __post_init__(self) -> None:
+        self.name = f"key-{secrets.token_hex(6)}"
+        self.openbao.tell("POST", f"{MOUNT}/keys/{self.name}", {"type": TYPES[self.algorithm]})
+        self.policy = POLICY.format(mount=MOUNT, name=self.name)
+        self.token = private(self.folder / "token", self.openbao.token(self.policy))
+        self.store = Keystore(folder=self.folder / "keys")
+
+    def uri(self, server: str = "", version: int = 1) -> str:
+        """Return the reference of a version, by TLS, or by a URL of http on loopback."""
+        place = f"transit:{server or self.openbao.secure}/{MOUNT}/{self.name}?key_version={version}"
+        trust = "unsafe_http_loopback=true" if server else f"ca={self.openbao.ca}"
+        return f"{place}&token_file={self.token}&{trust}"
+
+    def adopt(self, uri: str = "") -> Key:
+        """Adopt the key, have it sign, and return its public half."""
+        entry = self.store.adopt(uri or self.uri(), subjects=[SUBJECT], publish_delay=0)
+        self.store.change(ring.rotate)
+        return entry.key
+
+    def signer(self) -> Signer:
+        """Return a producer's signer that follows the keystore."""
+        return Signer(key=ActiveKey(self.store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)

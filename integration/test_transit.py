@@ -1,0 +1,312 @@
+"""Keys of a real OpenBao's transit engine: the signing contract, and producers through each of its faults."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from integration.documentation import Reader, blocks, matches
+from integration.held_key import MOUNT, Held, engine, private
+from integration.http_proxy import Answer, Proxy, honest
+from integration.services.openbao import OpenBao
+from mqauth import Unavailable
+from mqauth.errors import ConfigurationError
+from mqauth.keystore import ActiveKey
+from mqauth.testing.signing_contract import SigningContract, accepted
+from mqauth.wire.keys import Key
+from mqauth.wire.message import Message
+
+PAGE: Final = "docs/how-to/use-openbao-or-vault.md"
+MESSAGE: Final = Message(destination="kafka:orders", body=b"hello", key=b"42")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _engine(openbao: OpenBao) -> Iterator[None]:
+    """A transit engine of these tests."""
+    with engine(openbao):
+        yield
+
+
+@pytest.fixture
+def held(openbao: OpenBao, tmp_path: Path) -> Held:
+    """An Ed25519 key in OpenBao."""
+    return Held(openbao, tmp_path)
+
+
+@pytest.fixture(scope="module", params=["EdDSA", "ES256"])
+def adopted(openbao: OpenBao, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Held:
+    """A key of each algorithm, adopted."""
+    found = Held(openbao, tmp_path_factory.mktemp("held"), request.param)
+    found.adopt()
+    return found
+
+
+class TestKeyInOpenBao(SigningContract):
+    """The contract, by TLS, on a key that OpenBao holds and a keystore names."""
+
+    @pytest.fixture
+    def signing_key(self, adopted: Held) -> Any:
+        """The key of the keystore."""
+        return ActiveKey(adopted.store.folder).signing_key()
+
+    @pytest.fixture
+    def public(self, adopted: Held) -> Key:
+        """Its public half, as consumers get it."""
+        (key,) = adopted.store.public_keys().keys
+        return replace(key, subjects=None)
+
+
+def test_es384_signs_too(openbao: OpenBao, tmp_path: Path) -> None:
+    """A P-384 key makes messages that a consumer accepts."""
+    held = Held(openbao, tmp_path, "ES384")
+    public = held.adopt()
+    assert accepted(held.signer().sign(MESSAGE), public) == public.kid
+
+
+# What a producer meets, and what mends it; each gives what the error must say.
+
+Fault = tuple[Callable[[Held], None], Callable[[Held], None], str]
+
+
+def revoke(held: Held) -> None:
+    """Revoke the token."""
+    held.openbao.tell("POST", "auth/token/revoke", {"token": held.token.read_text()})
+
+
+def renew(held: Held) -> None:
+    """Write a new token into the file, as an agent does."""
+    private(held.token, held.openbao.token(held.policy))
+
+
+def forbid(held: Held) -> None:
+    """Give a token that may read the key, and not sign with it."""
+    held.token.write_text(held.openbao.token(f'path "{MOUNT}/keys/{held.name}" {{ capabilities = ["read"] }}'))
+
+
+def delete(held: Held) -> None:
+    """Delete the key."""
+    held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}/config", {"deletion_allowed": True})
+    held.openbao.tell("DELETE", f"{MOUNT}/keys/{held.name}")
+
+
+def recreate(held: Held, kind: str) -> None:
+    """Put another key under the name."""
+    delete(held)
+    held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}", {"type": kind})
+
+
+def nothing(_held: Held) -> None:
+    """Mend nothing: that key is gone for good."""
+
+
+FAULTS: dict[str, Fault] = {
+    "killed": (lambda held: held.openbao.kill(), lambda held: held.openbao.start(), "out of reach"),
+    "paused": (
+        lambda held: held.openbao.pause(),
+        lambda held: held.openbao.resume(),
+        "no whole answer within 2 s",
+    ),
+    "sealed": (lambda held: held.openbao.seal(), lambda held: held.openbao.unseal(), "status 503: sealed"),
+    "revoked": (revoke, renew, "status 403: the token has ended or was revoked"),
+    "forbidden": (forbid, renew, "status 403: .*its policy does not allow it"),
+    "no token": (lambda held: held.token.unlink(), renew, "No such file"),
+    "deleted": (delete, nothing, "status 400: the key is gone"),
+    "another key": (lambda held: recreate(held, "ed25519"), nothing, "signs with another key"),
+    "another type": (
+        lambda held: recreate(held, "ecdsa-p256"),
+        nothing,
+        "signs with another key|without a signature",
+    ),
+    "no signing type": (lambda held: recreate(held, "aes256-gcm96"), nothing, "status 400"),
+}
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(name, marks=pytest.mark.slow if name == "paused" else ()) for name in FAULTS]
+)
+def test_a_producer_through_a_fault(fault: str, held: Held, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is signed meanwhile, the error names the host and no token, and the signer goes on afterwards."""
+    caplog.set_level(logging.DEBUG)
+    public, signer, secret = held.adopt(), held.signer(), held.token.read_text()
+    signer.sign(MESSAGE)
+    broken, mended, says = FAULTS[fault]
+    broken(held)
+    with pytest.raises(Unavailable, match=says) as caught:
+        signer.sign(MESSAGE)
+    assert caught.value.cause == "keys_unavailable"
+    assert held.openbao.secure in str(caught.value)
+    assert secret not in f"{caught.value!r}{caught.value.__cause__!r}{caplog.text}"
+    if mended is not nothing:
+        mended(held)
+        assert accepted(signer.sign(MESSAGE), public) == public.kid
+
+
+# What stands between a producer and OpenBao, and answers in its place.
+
+
+def answer(status: str, body: bytes, kind: str = "application/json") -> bytes:
+    """Return an HTTP answer."""
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def of_other_input(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
+    """Have the server sign another input of the same length: a signature of the right key and shape."""
+    head, _, body = request.partition(b"\r\n\r\n")
+    members = json.loads(body)
+    raw = base64.b64decode(members["input"])
+    other = base64.b64encode(raw[:-1] + bytes([raw[-1] ^ 1])).decode()
+    return server(head + b"\r\n\r\n" + body.replace(members["input"].encode(), other.encode()))
+
+
+def of_another_version(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
+    """Have the server sign with its newest version."""
+    return server(request.replace(b'"key_version":1', b'"key_version":2'))
+
+
+def of_another_version_renamed(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
+    """The same, said to be of the pinned version."""
+    return of_another_version(request, server).replace(b"vault:v2:", b"vault:v1:")
+
+
+RUBBISH: dict[str, tuple[Answer, str]] = {
+    "another input's": (of_other_input, "signs with another key"),
+    "another version's": (of_another_version, "without a signature of version 1"),
+    "another version's, renamed": (of_another_version_renamed, "signs with another key"),
+    "a login page": (lambda *_: answer("200 OK", b"<html>sign in</html>", "text/html"), "content type"),
+    "empty data": (lambda *_: answer("200 OK", b'{"data":{}}'), "without a signature"),
+    "no data": (lambda *_: answer("200 OK", b"[]"), "not a JSON object"),
+    "a zero signature": (
+        lambda *_: answer("200 OK", b'{"data":{"signature":"vault:v1:%s"}}' % base64.b64encode(bytes(64))),
+        "signs with another key",
+    ),
+    "a redirect": (
+        lambda *_: b"HTTP/1.1 307 Temporary Redirect\r\nLocation: https://evil.example/\r\n\r\n", "a redirect",
+    ),
+    "half an answer": (lambda request, server: server(request)[:-20], "ends early|not JSON|out of reach|not HTTP"),
+    "no HTTP": (lambda *_: b"\x16\x03\x01\x00\xff" * 800, "not HTTP"),
+    "nothing": (lambda *_: b"", "out of reach"),
+    "30 MiB": (lambda *_: answer("200 OK", b'{"data":"%s"}' % (b" " * 31_457_280)), "over 262144|out of reach"),
+    "502": (lambda *_: answer("502 Bad Gateway", b"<html>", "text/html"), "status 502"),
+    "silence": (lambda *_: None, "no whole answer within 2 s"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def proxy(openbao: OpenBao) -> Iterator[Proxy]:
+    """A proxy in front of OpenBao, honest so far."""
+    with Proxy(openbao.url) as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    "rubbish", [pytest.param(name, marks=pytest.mark.slow if name == "silence" else ()) for name in RUBBISH]
+)
+def test_no_rubbish_becomes_a_token(rubbish: str, held: Held, proxy: Proxy) -> None:
+    """Whatever a proxy answers, in the right shape too, is ``Unavailable`` after three attempts."""
+    held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}/rotate")
+    public, signer = held.adopt(held.uri(proxy.url)), held.signer()
+    signer.sign(MESSAGE)
+    before, (proxy.answer, says) = proxy.requests, RUBBISH[rubbish]
+    with pytest.raises(Unavailable, match=says) as caught:
+        signer.sign(MESSAGE)
+    assert proxy.url in str(caught.value)
+    assert proxy.requests == before + 3
+    proxy.answer = honest
+    assert accepted(signer.sign(MESSAGE), public) == public.kid
+
+
+def test_rubbish_among_good_answers_is_never_sent(held: Held, proxy: Proxy) -> None:
+    """Two of three answers are signatures of another input; each message is signed at the third attempt."""
+    public, signer = held.adopt(held.uri(proxy.url)), held.signer()
+    begun = proxy.requests
+
+    def now_and_then(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
+        return honest(request, server) if (proxy.requests - begun) % 3 == 0 else of_other_input(request, server)
+
+    proxy.answer = now_and_then
+    for number in range(10):
+        assert accepted(signer.sign(replace(MESSAGE, key=b"%d" % number)), public) == public.kid
+    assert proxy.requests == begun + 30
+
+
+def test_a_rotation_there_changes_nothing_until_it_is_adopted(held: Held) -> None:
+    """The pinned version signs on after a rotation; the new one is adopted as pending, and then signs."""
+    public = held.adopt()
+    held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}/rotate")
+    assert accepted(held.signer().sign(MESSAGE), public) == public.kid
+    second = held.adopt(held.uri(version=2))
+    assert second.kid != public.kid
+    assert accepted(held.signer().sign(MESSAGE), second) == second.kid
+
+
+def test_a_version_that_was_withdrawn_signs_no_more(held: Held) -> None:
+    """``min_encryption_version`` above the pinned version stops it there, and the producer says so."""
+    held.adopt()
+    held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}/rotate")
+    held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}/config", {"min_encryption_version": 2})
+    with pytest.raises(Unavailable, match=r"status [45]00"):
+        held.signer().sign(MESSAGE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"type": "rsa-2048"}, "none of ed25519, ecdsa-p256, ecdsa-p384"),
+        ({"type": "aes256-gcm96"}, "none of"),
+        ({"type": "ed25519", "derived": True}, "none of"),
+        ({"type": "ed25519", "exportable": True}, "can be copied"),
+        ({"type": "ed25519", "allow_plaintext_backup": True}, "can be copied"),
+    ],
+)
+def test_a_key_that_cannot_be_ours_is_not_adopted(held: Held, settings: dict[str, Any], why: str) -> None:
+    """A wrong type, or a private half that can be copied, is refused, and the keystore stays as it was."""
+    held.name += "-other"
+    held.openbao.tell("POST", f"{MOUNT}/keys/{held.name}", settings)
+    held.token.write_text(held.openbao.root)
+    with pytest.raises(ConfigurationError, match=why):
+        held.adopt()
+    assert not held.store.folder.exists()
+
+
+def test_a_version_that_is_not_there_is_not_adopted(held: Held) -> None:
+    """A version is adopted once it exists."""
+    with pytest.raises(ConfigurationError, match="no public half of version 2"):
+        held.adopt(held.uri(version=2))
+
+
+def test_a_server_whose_certificate_is_not_trusted_is_out_of_reach(held: Held) -> None:
+    """Without a CA of its own the system's are asked, and they do not know it; nothing is adopted."""
+    uri = held.uri().partition("&ca=")[0]
+    with pytest.raises(Unavailable, match="its certificate is not trusted"):
+        held.adopt(uri)
+    assert not held.store.folder.exists()
+
+
+@pytest.mark.slow
+def test_the_page_does_what_it_says(openbao: OpenBao, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command of the how-to page runs on OpenBao, in order, and the last one cuts the producer off."""
+    monkeypatch.setenv("PATH", str(openbao.program.parent), prepend=os.pathsep)
+    for name, value in (("ADDR", openbao.secure), ("CACERT", str(openbao.ca)), ("TOKEN", openbao.root)):
+        monkeypatch.setenv(f"BAO_{name}", value)
+    etc = tmp_path / "etc"
+    etc.mkdir()
+    shutil.copy(openbao.ca, etc / "ca.pem")
+    reader = Reader(tmp_path, {"https://bao.example:8200": openbao.secure, "/etc/mqauth": str(etc)})
+    printed, signed = "", next(block for block in blocks(PAGE) if block.language == "python")
+    for block in blocks(PAGE):
+        if block.mark == "output":
+            assert matches(block.text, printed)
+        elif block.mark == "openbao":
+            printed = reader.run(block)
+    with pytest.raises(AssertionError, match="status 403"):
+        reader.run(signed)

@@ -1,0 +1,167 @@
+"""A key that a keystore names by a URI, and that an HSM or a service holds; what chooses the holder by scheme.
+
+To add a kind of holder, write a class with the members of ``Holder``, and add its line to ``SCHEMES``. A holder
+is made without asking anything, so that a producer starts while its HSM is out of reach.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import ClassVar, Final, Protocol
+
+from mqauth.clock import SYSTEM_CLOCK
+from mqauth.errors import Cause, ConfigurationError, Rejection, Unavailable, refusing, require
+from mqauth.flow import Attempts, tried
+from mqauth.logs import Rate, emit
+from mqauth.wire import jws
+from mqauth.wire.keys import Key, PublicKey, natural_algorithm, thumbprint
+
+TIMEOUT: Final = 2.0
+"""Seconds that a holder may take for one attempt."""
+ATTEMPTS: Final = Attempts(limit=3, wait=0.1, wait_max=1.0, final=(ConfigurationError,))
+"""What is out of reach is asked three times; what was refused is not, for an HSM counts wrong PINs."""
+_PROBE: Final = b"mqauth: the first signature of an adopted key"
+
+
+class Holder(Protocol):
+    """What holds one private key, and signs with it; threads share it, and a child after a fork.
+
+    Each call takes ``TIMEOUT`` at most, and is one attempt. It raises nothing but:
+
+    * ``Unavailable``, ``keys_unavailable``: the host or token, named in the detail, is out of reach. It is tried
+      again.
+    * ``ConfigurationError``: what was found is not what the URI names, or refuses us. It is not tried again.
+    """
+
+    @property
+    def generation(self) -> int | None:
+        """A number that changes with each connection; the first signature after a change is checked again.
+
+        ``None`` where others may stand between us and the holder: then each signature is checked.
+        """
+
+    def public(self) -> PublicKey:
+        """Return the public half."""
+
+    def sign(self, data: bytes, algorithm: str, /) -> bytes:
+        """Return the raw JWS signature over ``data`` (RFC 7518, section 3.4; RFC 8037, section 3.1).
+
+        Args:
+            data: the signing input, not digested.
+            algorithm: one of ``ALGORITHMS``, that of the key.
+        """
+
+
+class ReferenceKey:
+    """A key of a keystore whose private half is elsewhere: a ``SigningKey`` that may block.
+
+    Its first signature in a process, or over a new connection, is checked against the public half, so that a
+    mixed-up key is found before a consumer meets it.
+
+    Args:
+        key: the public half, with algorithm and subjects.
+        uri: names the private half.
+        holder: in place of the one that the URI names.
+
+    Raises:
+        ConfigurationError: the URI is of no known scheme or is not well formed, or a library is missing.
+    """
+
+    blocking: ClassVar[bool] = True
+    """An event loop has such a key sign on a thread."""
+
+    def __init__(self, key: Key, uri: str, holder: Holder | None = None) -> None:
+        self.uri = uri
+        self._key = key.public_only
+        self._holder = holder or open_holder(uri)
+        self._checked: tuple[int, int | None] | None = None
+        self._rate = Rate(SYSTEM_CLOCK)
+
+    def __repr__(self) -> str:
+        return f"ReferenceKey({self.kid!r}, {self.algorithm})"
+
+    @property
+    def kid(self) -> str:
+        """The key id."""
+        return self._key.kid
+
+    @property
+    def algorithm(self) -> str:
+        """One of ``ALGORITHMS``."""
+        return self._key.algorithm
+
+    @property
+    def subjects(self) -> frozenset[str] | None:
+        """The producers it may speak for; ``None`` if the key does not say."""
+        return self._key.subjects
+
+    @property
+    def public(self) -> PublicKey:
+        """The public half."""
+        return self._key.public
+
+    def sign(self, data: bytes, /) -> bytes:
+        """Return the raw JWS signature over ``data``.
+
+        Raises:
+            Unavailable: ``keys_unavailable``: its holder was out of reach three times.
+            ConfigurationError: its holder refuses us, or signs with another key.
+        """
+        try:
+            return tried(ATTEMPTS, self._signed, data)
+        except Unavailable as error:
+            if self._rate.admits("signer.unavailable", (error.detail,), {}):
+                emit("signer.unavailable", "nothing is signed with key %s: %s", self.kid, error.detail)
+            raise
+
+    def _signed(self, data: bytes) -> bytes:
+        """Return the signature that one attempt gave, checked where it must be."""
+        now = (os.getpid(), self._holder.generation)
+        signature = self._holder.sign(data, self.algorithm)
+        if now != self._checked or now[1] is None:
+            with refusing(Rejection, f"{self.uri}: signs with another key than {self.kid}", self._mixed_up):
+                jws.verify(jws.Opened(self.algorithm, self.kid, data, b"", signature), self._key)
+            self._checked = now
+        return signature
+
+    def _mixed_up(self, text: str) -> Exception:
+        # Who stands between us and a holder may have answered in its place, and be gone at the next attempt.
+        if self._holder.generation is None:
+            return Unavailable(Cause.KEYS_UNAVAILABLE, text)
+        return ConfigurationError(f"{text}, the key of the keystore")
+
+
+def open_holder(uri: str) -> Holder:
+    """Return what holds the private key that a URI names; nothing is asked yet.
+
+    Raises:
+        ConfigurationError: the URI is of no known scheme or is not well formed, or a library is missing.
+    """
+    scheme = uri.partition(":")[0]
+    require(scheme in SCHEMES, f"the schemes of a key's uri are {', '.join(SCHEMES)}, not {scheme!r}")
+    return SCHEMES[scheme](uri)
+
+
+def adopted(uri: str, *, holder: Holder | None = None) -> Key:
+    """Return the public half of the key that a URI names, once it has signed something that this half verifies.
+
+    Raises:
+        Unavailable: ``keys_unavailable``: its holder was out of reach three times.
+        ConfigurationError: the URI, its holder or the key is not as it must be.
+    """
+    holder = holder or open_holder(uri)
+    public = tried(ATTEMPTS, holder.public)
+    key = Key(kid=thumbprint(public), algorithm=natural_algorithm(public), public=public)
+    ReferenceKey(key, uri, holder).sign(_PROBE)
+    return key
+
+
+def _transit(uri: str) -> Holder:
+    from mqauth.keystore.reference.transit import TransitKey
+
+    return TransitKey(uri)
+
+
+SCHEMES: Final[dict[str, Callable[[str], Holder]]] = {"transit": _transit}
+"""What makes the holder of a key, by the scheme of its URI; each imports what it needs when it is called."""

@@ -1,0 +1,243 @@
+"""A key in the transit engine of OpenBao or Vault: a token costs one request, and no private half comes here.
+
+Its reference is ``transit:https://host/transit/NAME``: the server, the path at which the engine is mounted, and
+the name of the key there. Behind a question mark, joined by ``&``, stand ``key_version``, ``token_file`` and,
+where they are needed, ``ca`` and ``unsafe_http_loopback=true``.
+
+Whatever keeps it from signing is ``Unavailable``, with the host named; no text holds the token.
+
+Source: HTTP API of the transit secrets engine, "Sign data" and "Read key", of OpenBao 2 and Vault 1.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+from urllib.parse import unquote, urlsplit
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from mqauth.clock import SYSTEM_CLOCK, Clock
+from mqauth.errors import Cause, ConfigurationError, Unavailable, refusing, require
+from mqauth.http.connection import VISIBLE, Deadline, Dial, Endpoint, FetchFailed, tls_context
+from mqauth.http.exchange import request
+from mqauth.keystore.disk.files import read_bounded
+from mqauth.wire import base64url
+from mqauth.wire.keys import PublicKey, natural_algorithm
+
+SCHEME: Final = "transit:"
+TIMEOUT: Final = 2.0
+_MAX_TOKEN: Final = 16 * 1024
+_OPTIONS: Final = frozenset(("token_file", "ca", "key_version", "unsafe_http_loopback"))
+# Mount and name; the mount may stand below a namespace. No segment is "." or "..".
+_PATH: Final = re.compile(r"((?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+)/([A-Za-z0-9_-][A-Za-z0-9._-]*)", re.ASCII)
+_VERSION: Final = re.compile(r"[1-9]\d{0,8}", re.ASCII)
+_SAID: Final[Mapping[str, str]] = {
+    "status 400": "the key is gone, or does not sign so",
+    "status 403": "the token has ended or was revoked, or its policy does not allow it",
+    "status 404": "no such key or engine",
+    "status 503": "sealed, or without a leader",
+}
+"""What the statuses mean that OpenBao and Vault answer with, beside the number."""
+
+
+class _Kind(NamedTuple):
+    """A type of key there: the algorithm here, and what signing asks for beside the input."""
+
+    algorithm: str
+    asked: Mapping[str, str]
+
+
+_KINDS: Final[Mapping[str, _Kind]] = {
+    "ed25519": _Kind("EdDSA", {}),
+    "ecdsa-p256": _Kind("ES256", {"hash_algorithm": "sha2-256", "marshaling_algorithm": "jws"}),
+    "ecdsa-p384": _Kind("ES384", {"hash_algorithm": "sha2-384", "marshaling_algorithm": "jws"}),
+}
+_UNREADABLE: Final = (AttributeError, KeyError, TypeError, ValueError, UnsupportedAlgorithm)
+_ASKED: Final = {kind.algorithm: kind.asked for kind in _KINDS.values()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a key is, and how it is reached: a reference, parsed.
+
+    Args:
+        server: the URL of the server, without a path.
+        mount: the path of the engine, with a slash at the start.
+        name: of the key.
+        version: of the key.
+        token_file: the file that holds the token, private.
+        ca: PEM file of the CAs to trust in place of the system's.
+        loopback: whether http on loopback is allowed.
+    """
+
+    server: str
+    mount: str
+    name: str
+    version: int
+    token_file: Path
+    ca: Path | None = None
+    loopback: bool = False
+
+    @classmethod
+    def parse(cls, uri: str) -> Self:
+        """Parse a reference.
+
+        Raises:
+            ConfigurationError: it is none.
+        """
+        url, _, query = uri.removeprefix(SCHEME).partition("?")
+        options = _options(query)
+        loopback = "unsafe_http_loopback" in options
+        Endpoint.parse(url, unsafe_http_loopback=loopback, name="a transit URI")
+        parts = urlsplit(url)
+        path = require(_PATH.fullmatch(parts.path), "a transit URI ends in /MOUNT/NAME of letters, digits, ._-")
+        # Without it the server would sign with its newest version, whose public half no consumer has.
+        version = options.get("key_version", "")
+        require(_VERSION.fullmatch(version), "a transit URI names a key_version, a number from 1 on")
+        files = {name: Path(options[name]) for name in ("token_file", "ca") if name in options}
+        require("token_file" in files, "a transit URI names a token_file")
+        require(all(file.is_absolute() for file in files.values()), "token_file and ca are absolute paths")
+        return cls(
+            server=f"{parts.scheme}://{parts.netloc}", mount=path[1], name=path[2], version=int(version),
+            token_file=files["token_file"], ca=files.get("ca"), loopback=loopback,
+        )  # fmt: skip
+
+    @property
+    def shown(self) -> str:
+        """The key, for people."""
+        return f"{self.server}{self.mount}/{self.name} version {self.version}"
+
+    def endpoint(self, verb: str) -> Endpoint:
+        """Return where something is asked of the key, ``keys`` or ``sign``."""
+        url = f"{self.server}/v1{self.mount}/{verb}/{self.name}"
+        return Endpoint.parse(url, unsafe_http_loopback=self.loopback)
+
+
+def _options(query: str) -> dict[str, str]:
+    """Return what stands behind the question mark; each name once, and none that is not known."""
+    pairs = [part.partition("=") for part in query.split("&") if part]
+    found = {name: unquote(value) for name, _, value in pairs}
+    require(
+        len(found) == len(pairs) and found.keys() <= _OPTIONS and "#" not in query,
+        f"behind the ? of a transit URI stand, each at most once, {', '.join(sorted(_OPTIONS))}",
+    )
+    require(found.get("unsafe_http_loopback", "true") == "true", "unsafe_http_loopback is true, or left out")
+    return found
+
+
+class TransitKey:
+    """Holds a key of a transit engine, asked by HTTP; every request has a connection of its own.
+
+    The token file is read again for each request, so that it may be replaced while we run. A version of the key is
+    pinned: a rotation there changes nothing here until its new version was adopted.
+
+    Args:
+        uri: the reference of the key.
+        timeout: seconds for a request, everything included.
+        clock: tells the time.
+        dial: opens connections, in place of ``connect``.
+
+    Raises:
+        ConfigurationError: the reference is none, or the file of CAs holds none.
+    """
+
+    def __init__(
+        self, uri: str, *, timeout: float = TIMEOUT, clock: Clock = SYSTEM_CLOCK, dial: Dial | None = None
+    ) -> None:
+        self._place = Place.parse(uri)
+        self._timeout = timeout
+        self._clock = clock
+        self._dial = dial
+        self._context = tls_context(self._place.ca) if self._place.server.startswith("https:") else None
+
+    def __repr__(self) -> str:
+        return f"TransitKey({self._place.shown!r})"
+
+    @property
+    def generation(self) -> None:
+        """No number: each request is a connection of its own, so each signature is checked."""
+
+    def public(self) -> PublicKey:
+        """Return the public half of the pinned version.
+
+        Raises:
+            ConfigurationError: the key there cannot sign for us, or its private half can be copied.
+            Unavailable: ``keys_unavailable``: the server cannot be reached, or refuses.
+        """
+        found, where = self._ask("keys"), self._place.shown
+        kind = _KINDS.get(str(found.get("type")))
+        require(kind and not found.get("derived"), f"{where}: its key is none of {', '.join(_KINDS)}")
+        copied = found.get("exportable") or found.get("allow_plaintext_backup")
+        require(not copied, f"{where}: the key is exportable, so its private half can be copied")
+        with refusing(_UNREADABLE, f"{where}: no public half of version {self._place.version}"):
+            public = _public(found["keys"][str(self._place.version)]["public_key"])
+            natural = natural_algorithm(public)
+        require(kind and natural == kind.algorithm, f"{where}: the public half is of another type")
+        return public
+
+    def sign(self, data: bytes, algorithm: str, /) -> bytes:
+        """Return what the server gave as the raw JWS signature over ``data``.
+
+        Args:
+            data: the signing input, not digested.
+            algorithm: ``EdDSA``, ``ES256`` or ``ES384``, that of the key.
+
+        Raises:
+            ConfigurationError: the algorithm is another one.
+            Unavailable: ``keys_unavailable``: the server cannot be reached, refuses, or answers something else.
+        """
+        require(algorithm in _ASKED, f"{self._place.shown}: transit keys sign {', '.join(_ASKED)}")
+        version, encoded = self._place.version, base64.b64encode(data).decode("ascii")
+        answer = self._ask("sign", {"input": encoded, "key_version": version, **_ASKED[algorithm]})
+        with refusing(ValueError, f"an answer without a signature of version {version}", self._unavailable):
+            return _decoded(answer.get("signature"), f"vault:v{version}:", algorithm)
+
+    def _unavailable(self, detail: str) -> Unavailable:
+        return Unavailable(Cause.KEYS_UNAVAILABLE, f"{self._place.shown}: {detail}")
+
+    def _ask(self, verb: str, document: Any = None) -> Mapping[str, Any]:
+        """Return what the server answers about the key."""
+        try:
+            answer = request(
+                self._place.endpoint(verb), deadline=Deadline(self._clock, self._timeout), context=self._context,
+                document=document, headers={"X-Vault-Token": self._token(), "X-Vault-Request": "true"},
+                dial=self._dial,
+            )  # fmt: skip
+        except FetchFailed as error:
+            raise self._unavailable(": ".join(filter(None, (str(error), _SAID.get(str(error)))))) from error
+        # A token file is replaced while we run: what is wrong with it now may be right at the next request.
+        except ConfigurationError as error:
+            raise self._unavailable(str(error)) from error
+        found = (answer.document or {}).get("data")
+        require(isinstance(found, dict), "an answer without data", self._unavailable)
+        return found or {}
+
+    def _token(self) -> str:
+        path = self._place.token_file
+        raw = read_bounded(path, _MAX_TOKEN, private=True).decode("ascii", "replace").rstrip("\r\n")
+        require(VISIBLE.fullmatch(raw), f"{path}: no token")
+        return raw
+
+
+def _decoded(text: Any, prefix: str, algorithm: str) -> bytes:
+    """Return the bytes of a signature; of Ed25519 they are standard base64, of ECDSA those of JWS."""
+    require(isinstance(text, str) and text.startswith(prefix), "another version's", ValueError)
+    text = text.removeprefix(prefix)
+    if algorithm == "EdDSA":
+        return base64.b64decode(text, validate=True)
+    return base64url.decode(text.encode("ascii"))
+
+
+def _public(text: str) -> PublicKey:
+    """Return a public key of the answer; of Ed25519 its 32 bytes in base64, of ECDSA a PEM."""
+    if not text.startswith("-----"):
+        return Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
+    found: PublicKey = load_pem_public_key(text.encode("ascii"))  # type: ignore[assignment]
+    return found

@@ -1,0 +1,202 @@
+"""Event loops and signers that may block: sealed on a thread, in their order, while the loop goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from mqauth.brokers.event_loop import signed
+from mqauth.brokers.sealing import Pace, Sealing, SingleSealing
+from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
+from mqauth.signer import Signer
+from mqauth.testing.clock import FakeClock
+from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT, Forge
+from mqauth.testing.signing_contract import accepted
+from mqauth.wire.envelope import token_of
+from mqauth.wire.jws import LocalSigningKey
+from mqauth.wire.message import Message
+
+PLACE = "rabbitmq:/orders"
+FORGE = Forge()
+
+
+class Slow(LocalSigningKey):
+    """A key that waits for the test before it signs, and notes in which threads it did."""
+
+    blocking = True
+
+    def __init__(self) -> None:
+        super().__init__(FORGE.key)
+        self.threads: list[threading.Thread] = []
+        self.may = threading.Semaphore(0)
+        self.error: Exception | None = None
+
+    def sign(self, data: bytes, /) -> bytes:
+        assert self.may.acquire(timeout=30)
+        self.threads.append(threading.current_thread())
+        if self.error is not None:
+            raise self.error
+        return super().sign(data)
+
+
+@pytest.fixture
+def key() -> Iterator[Slow]:
+    found = Slow()
+    yield found
+    found.may.release(1000)
+
+
+@pytest.fixture
+def signer(key: Slow) -> Signer:
+    return Signer(key=key, issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
+
+
+def messages(count: int, **more: Any) -> list[Message]:
+    return [Message(destination=PLACE, body=b"%d" % number, **more) for number in range(count)]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until a condition holds; the test's time limit is the loop's."""
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
+            await asyncio.sleep(0)
+
+
+async def test_the_loop_goes_on(key: Slow, signer: Signer) -> None:
+    """While a key is waited for the event loop turns, and the signature is made on another thread."""
+    task = asyncio.create_task(signed(signer, signer.sign, *messages(1)))
+    turns = 0
+    while turns < 100:
+        await asyncio.sleep(0)
+        turns += 1
+    assert not task.done()
+    key.may.release()
+    assert accepted(await task, FORGE.key) == FORGE.key.kid
+    assert threading.current_thread() not in key.threads
+
+
+async def test_a_local_key_signs_at_once() -> None:
+    """A key that does not block signs on the loop's own thread, before anything else runs."""
+    threads: list[threading.Thread] = []
+
+    def sign() -> None:
+        threads.append(threading.current_thread())
+
+    await signed(FORGE.signer(), sign)
+    assert threads == [threading.current_thread()]
+
+
+async def test_order_is_kept(key: Slow, signer: Signer) -> None:
+    """Messages that are signed at the same time come out in the order in which they came."""
+    done: list[bytes | None] = []
+
+    async def one(message: Message) -> None:
+        done.append((await signed(signer, signer.sign, message)).body)
+
+    tasks = [asyncio.create_task(one(message)) for message in messages(20)]
+    await asyncio.sleep(0)
+    key.may.release(20)
+    await asyncio.gather(*tasks)
+    assert done == [b"%d" % number for number in range(20)]
+    assert len(set(key.threads)) == 1
+
+
+async def test_single_messages(key: Slow, signer: Signer) -> None:
+    """Sealing without batches waits for the key, and sends then."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> int:
+        sent.append(message)
+        return 7
+
+    task = asyncio.create_task(SingleSealing(signer).publish(messages(1)[0], send))
+    await asyncio.sleep(0)
+    assert not sent
+    key.may.release()
+    assert await task == 7
+    assert accepted(sent[0], FORGE.key)
+
+
+class Table:
+    """Batches of a signer that may block."""
+
+    def __init__(self, signer: Signer, batch: int = 4) -> None:
+        self.pace = Pace(batch, 0.0)
+        self.sealing = Sealing(signer, self.pace, clock=FakeClock())
+
+    def start(self, *found: Message) -> list[asyncio.Task[Any]]:
+        return [asyncio.create_task(self.sealing.seal(message)) for message in found]
+
+
+async def test_a_batch_is_one_signature(key: Slow, signer: Signer) -> None:
+    """A batch is sealed under one signature on the thread, and counts as unconfirmed from its begin."""
+    table = Table(signer)
+    tasks = table.start(*messages(4))
+    await until(lambda: table.pace.unconfirmed == 4)
+    key.may.release()
+    sealed = [message for message, _ in await asyncio.gather(*tasks)]
+    assert [message.body for message in sealed] == [b"0", b"1", b"2", b"3"]
+    assert (len(key.threads), table.pace.unconfirmed) == (1, 4)
+    assert len({token_of(message).split(b"~")[0] for message in sealed}) == 1
+
+
+async def test_a_caller_that_is_cancelled_meanwhile(key: Slow, signer: Signer) -> None:
+    """Who is cancelled while the key is waited for costs the others nothing, and counts no more."""
+    table = Table(signer)
+    tasks = table.start(*messages(4))
+    await until(lambda: table.pace.unconfirmed == 4)
+    tasks[1].cancel()
+    key.may.release()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(one) for one in found] == [tuple, asyncio.CancelledError, tuple, tuple]
+    assert table.pace.unconfirmed == 3
+
+
+@pytest.mark.parametrize(
+    "error", [Unavailable(Cause.KEYS_UNAVAILABLE, "token 'prod': gone"), ConfigurationError("wrong PIN")]
+)
+async def test_everybody_hears_of_a_failure(key: Slow, signer: Signer, error: Exception) -> None:
+    """Each caller of a batch is told why the key does not sign; none of them counts as unconfirmed."""
+    table = Table(signer)
+    tasks = table.start(*messages(4))
+    key.error = error
+    key.may.release()
+    assert await asyncio.gather(*tasks, return_exceptions=True) == [error] * 4
+    assert table.pace.unconfirmed == 0
+
+
+async def test_a_token_that_is_too_large(key: Slow, signer: Signer) -> None:
+    """Where the token of a batch would be too large, each message is sealed by itself."""
+    headers = tuple((f"header-{'x' * 200}-{number}", "v") for number in range(60))
+    table = Table(signer)
+    tasks = table.start(*messages(4, headers=headers))
+    key.may.release(8)
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(one) for one in found] == [MalformedMessage] * 4
+    assert table.pace.unconfirmed == 0
+
+
+async def test_a_source_that_has_no_key(signer: Signer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody can say whether the key blocks, each caller is told so."""
+
+    def none() -> Any:
+        raise Unavailable(Cause.KEYS_UNAVAILABLE, "no key")
+
+    monkeypatch.setattr(signer, "_key_now", none)
+    monkeypatch.setattr(signer, "_blocks", False)
+    table = Table(signer)
+    found = await asyncio.gather(*table.start(*messages(4)), return_exceptions=True)
+    assert [str(one) for one in found] == ["keys_unavailable: no key"] * 4
+    assert table.pace.unconfirmed == 0
+
+
+def test_each_loop_has_a_thread_of_its_own(key: Slow, signer: Signer) -> None:
+    """Two event loops share a signer; each one's signatures are made on its own thread."""
+    key.may.release(2)
+    for _ in range(2):
+        asyncio.run(signed(signer, signer.sign, *messages(1)))
+    assert len(set(key.threads)) == 2
