@@ -72,6 +72,8 @@ STATEMENTS = (
     + 132
     # Keys in the transit engine of OpenBao or Vault; each signature checked, and a line where none comes.
     + 127
+    # What the records of a partition have in common, and classes of slots that are being filled.
+    + 1
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")

@@ -190,8 +190,8 @@ class Assignment:
 
     def next_delivery(self, partition: Partition) -> Delivery | None:
         """Return the next delivery of a chosen partition, ``None`` where its worker is to leave it."""
-        # Without the lock: only this worker takes a delivery away, and what is told a moment later is too late with
-        # the lock as well. Whoever takes the partition away waits for this worker, or its fence refuses.
+        # Without the lock: only this worker takes a delivery away, and what is told a moment later is too late
+        # with the lock as well. Whoever takes the partition away waits for this worker, or its fence refuses.
         if self._held_back or self._stopping or not partition.ours or not partition.waiting:
             return None
         return partition.waiting[0]

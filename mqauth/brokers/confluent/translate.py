@@ -12,7 +12,7 @@ from mqauth.brokers.confluent.client import COMES_AGAIN
 from mqauth.brokers.log.errors import PoisonRecordError
 from mqauth.brokers.log.judge import AsyncJudgement, Judgement, ajudged, judged
 from mqauth.brokers.log.records import NO_LOG, Log, RecordPlace, unreadable
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, require
 from mqauth.judging.pipeline import Pipeline
 from mqauth.logs import emit
 from mqauth.wire.message import HeaderValue, Message
@@ -39,9 +39,11 @@ def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
     Raises:
         ConfigurationError: the record is of another client.
     """
-    if not isinstance(record, confluent_kafka.Message):
-        found = f"{type(record).__module__}.{type(record).__name__}"
-        raise ConfigurationError(f"a confluent_kafka.Message is needed, not {found}")
+    kind = type(record)
+    require(
+        isinstance(record, confluent_kafka.Message),
+        f"a confluent_kafka.Message is needed, not {kind.__module__}.{kind.__name__}",
+    )
     return translated(record, RecordPlace(record.topic(), record.partition(), scope, log))
 
 
