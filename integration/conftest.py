@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from integration.services import Kafka, RabbitMQ, Redis, Service
+from integration.services.opa import Agent
 from integration.services.openbao import OpenBao
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ def redis() -> Iterator[Redis]:
 def openbao() -> Iterator[OpenBao]:
     """An OpenBao that all tests share."""
     yield from _session(OpenBao.launch())
+
+
+@pytest.fixture(scope="session")
+def agent() -> Iterator[Agent]:
+    """An Open Policy Agent that all tests share."""
+    yield from _session(Agent.launch())
 
 
 @pytest.fixture(autouse=True)

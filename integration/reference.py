@@ -41,6 +41,8 @@ _LABELS: Final = {
     "mqauth.deferred": "`consumer`",
     "mqauth.stalled": "`consumer`",
     "mqauth.key_set.age": "`issuer`",
+    "mqauth.identity.expires": "`subject`",
+    "mqauth.policy.failing": "`policy`",
     "mqauth.replay.size": "`store`",
     "mqauth.dead_letters.open": "`queue`",
     "mqauth.dead_letters.oldest": "`queue`",

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from integration import pace
-from integration.services import UnavailableError, prepare_all, prometheus
+from integration.services import UnavailableError, prepare_all, prometheus, softhsm
 from integration.services.compose import RUN_VARIABLE
 from integration.services.machine import CommandError, cache_folder, docker_answers, run, say
 
@@ -35,17 +35,18 @@ _GROUPS = {
     "others": r"integration/((keys|audit|benchmarks|fuzz|peers)/|test_(docs|interop|jwks|redis|services))",
     "confluent": r"integration/test_(contract_)?confluent",
     "clients": r"integration/test_(contract_)?(aiokafka|faststream|pika|celery)",
+    "opa": r"integration/test_opa",
     "kafka": r"integration/test_(kafka|contract_kafka|store_race)",
     "rabbitmq": r"integration/test_(contract_|simulated_)?rabbitmq",
     "kafka-chaos": r"integration/chaos/test_kafka",
     "rabbitmq-chaos": r"integration/chaos/",
     "review": r"integration/(console|review)/",
-    "holders": r"integration/test_transit",
+    "holders": r"integration/test_(pkcs11|transit)",
     "rest": r"integration/",
 }
 """Which files are a group's, by a pattern; the first that fits counts."""
-_NOT_QUICK = {"confluent", "clients", "kafka-chaos", "rabbitmq-chaos", "holders"}
-"""Of further clients, whose leaves the unit tests hold to the contract on doubles, of what holds keys elsewhere,
+_NOT_QUICK = {"confluent", "clients", "kafka-chaos", "opa", "rabbitmq-chaos", "holders"}
+"""Of further clients, whose leaves the unit tests hold to the contract on doubles, of services beside the brokers,
 and what is slow as a whole."""
 # The brokers of tests end before the code of Java's second compiler repays what compiling took.
 _JAVA_OPTIONS = "-XX:TieredStopAtLevel=1"
@@ -127,6 +128,7 @@ def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: S
         try:
             prepare_all()
             prometheus.prepare()
+            softhsm.prepare()
         except UnavailableError as missing:
             say(f"error: {missing}")
             total, groups = _Counts(failed=1), [*units]

@@ -15,7 +15,8 @@ UNITS: Final[dict[str, str]] = {
     "batch": "messages", "rate": "messages a second", "max_bytes": "bytes", "heads_every": "records",
     "replay.capacity": "ids", "misuse.capacity": "entries", "burst": "rejections", "replays": "copies",
     "misuse.expired": "tokens", "skewed_producers": "producers", "unknown_kids": "kids",
-    "flood_after": "rejections",
+    "flood_after": "rejections", "authority.rate": "WITs a minute", "refusal_rate": "refusals a minute",
+    "instances": "WITs", "remember": "seconds", "timeout": "seconds",
     "consumers": "processes", "rollout.window": "hours or days", "until": "day", "since": "day",
 }  # fmt: skip
 """Settings that measure something, and in what."""
@@ -31,6 +32,10 @@ EXAMPLES: Final[dict[str, Any]] = {
     "allow_unsigned_headers": ["x-tenant-trace"], "require_headers": ["content-type", "tenant"],
     "user_id": {"orders-user": "orders-api"}, "exception_messages": False, "self_test": False,
     "consumer.accept_as.at": "kafka:eu.orders", "signed_for": ["kafka:orders"],
+    # [producer.identity]
+    "producer.identity.authority": "https://authority.prod.example", "algorithm": "ES256",
+    "producer.identity.subject": "wimse://prod.example/shop/orders-api",
+    "token_file": "/var/run/secrets/mqauth/token", "token_url": "https://auth.example/oauth2/token",
     # issuers and rules
     "file": "jwks.json", "audit.file": "log/audit-{host}-{pid}.jsonl", "jwks": "https://auth.example/jwks.json",
     "discovery": True, "max_stale": 3600, "publish_delay": 30, "ca": "ca.pem", "snapshot": "log/jwks.json",
@@ -38,7 +43,8 @@ EXAMPLES: Final[dict[str, Any]] = {
     "destinations": ["rabbitmq:shop/orders.#"], "destination": "rabbitmq:legacy/#", "kinds": ["invoice"],
     "until": "2027-02-01", "why": "the till in store 12 is replaced in January",
     "trust_domain": "wimse://prod.example", "max_identity_lifetime": 3600, "identities": 1024,
-    "claims": {"env": "prod"},
+    "claims": {"env": "prod"}, "consumer.opa.url": "http://127.0.0.1:8181", "consumer.opa.path": "mqauth/allow",
+    "remember": 10, "timeout": 0.5,
     # state, audit, misuse
     "store": "redis://cache.example:6379/0", "capacity": 1_000_000, "misuse.capacity": 4096, "record": "all",
     "max_bytes": 268_435_456, "flood_after": 100, "unsafe_no_fsync": True, "heads": "/mnt/heads/audit.heads",
@@ -49,6 +55,15 @@ EXAMPLES: Final[dict[str, Any]] = {
     # [[rollout]]
     "rung": "observe", "from": "2026-12-01T08:00:00Z", "since": "2026-11-29", "owner": "orders-team",
     "rollout.window": "7d", "accepted": {"3fa09c11d2e0": "load test, unsigned on purpose"},
+    # [authority]
+    "authority.url": "https://authority.prod.example", "authority.keys": "authority-keys",
+    "authority.lifetime": 3600, "authority.audit": "authority.jsonl", "authority.rate": 600, "refusal_rate": 60,
+    "instances": 64, "authority.credentials.name": "cluster",
+    "authority.credentials.issuer": "https://kubernetes.default.svc",
+    "authority.credentials.jwks": "https://kubernetes.default.svc/openid/v1/jwks", "enrolment": True,
+    "authority.credentials.max_lifetime": 7200, "credential": "cluster",
+    "match": {"sub": "system:serviceaccount:shop:orders-api"},
+    "authority.grants.subject": "wimse://prod.example/shop/orders-api", "authority.grants.lifetime": 900,
     # commands
     "broker.url": "amqps://mq.example/", "url": "https://console.example:8443", "url_env": "BROKER_URL",
     "queue": "orders.dead", "topic": "orders.dead", "tls": True, "cert": "reviewer.pem", "key": "reviewer-key.pem",

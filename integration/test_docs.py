@@ -6,7 +6,9 @@ import asyncio
 import importlib
 import json
 import signal
+import socket
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -277,3 +279,30 @@ def test_every_broker_block_is_run() -> None:
 RUN_BY_NAME = {
     f"{broker}_{part}.py" for broker in ("rabbitmq", "kafka") for part in ("topology", "producer", "consumer")
 }
+
+
+def test_start_an_authority(tmp_path: Path) -> None:
+    """The page's authority gives an identity, its consumer accepts that, and the cut-off is published."""
+    page = "docs/how-to/start-an-authority.md"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    reader = Reader(tmp_path, {"8443": str(port)})
+    serve, judge, cut = marked(page, "authority")
+    for block in blocks(page):
+        if block.language == "toml":
+            reader.write(block)
+        elif block.language in ("python", "sh") and block.mark == "":
+            reader.run(block)
+    with consuming(reader, serve) as next_line:
+        assert f"http://127.0.0.1:{port}/v1/identity" in next_line()
+        verdict = json.loads(reader.run(judge))
+        assert (verdict["verdict"], verdict["claims"]["sub"]) == (
+            "accepted",
+            "wimse://prod.example/shop/orders-api",
+        )
+        assert "is cut off" in reader.run(cut)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/jwks.json", timeout=PATIENCE) as answer:
+            assert json.load(answer)["mqauth_cutoff"][0]["reason"] == "stolen on the train"
+    records = [json.loads(line) for line in (tmp_path / "authority.jsonl").read_text().splitlines()]
+    assert [record["verdict"] for record in records] == ["identity_issued"]
+    assert verify_chain(tmp_path / "authority.jsonl").intact

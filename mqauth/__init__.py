@@ -38,7 +38,10 @@ if TYPE_CHECKING:
     from mqauth.judging.verifier import Issuer, Verifier
     from mqauth.keystore import ActiveKey, JWKSFile
     from mqauth.keystore.identity import IdentityKey
+    from mqauth.keystore.identity.credentials import ClientCredentials, OwnKey, TokenFile
+    from mqauth.keystore.identity.enrolled import EnrolledKey
     from mqauth.keystore.remote.jwks import JWKS, discover
+    from mqauth.policies.opa import OPA
     from mqauth.replay.memory import MemoryReplayStore
     from mqauth.signer import Signer
     from mqauth.wire.keys import Key, KeySet
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "JWKS",
+    "OPA",
     "ActiveKey",
     "Alert",
     "Allow",
@@ -53,9 +57,11 @@ __all__ = [
     "AuditFile",
     "CallableSink",
     "Cause",
+    "ClientCredentials",
     "ConfigurationError",
     "Decision",
     "Detector",
+    "EnrolledKey",
     "FanOut",
     "FloodGate",
     "HeadFile",
@@ -72,6 +78,7 @@ __all__ = [
     "MqauthError",
     "Origin",
     "Outcome",
+    "OwnKey",
     "Pipeline",
     "Reason",
     "RejectNow",
@@ -81,6 +88,7 @@ __all__ = [
     "SelfTest",
     "Signer",
     "Thresholds",
+    "TokenFile",
     "TrustDomain",
     "Unavailable",
     "UnsafeAllowAll",
@@ -112,7 +120,10 @@ _NAMES: Final = {
     "judging.verifier": ("Issuer", "Verifier"),
     "keystore.disk.watch": ("ActiveKey", "JWKSFile"),
     "keystore.identity": ("IdentityKey",),
+    "keystore.identity.credentials": ("ClientCredentials", "OwnKey", "TokenFile"),
+    "keystore.identity.enrolled": ("EnrolledKey",),
     "keystore.remote.jwks": ("JWKS", "discover"),
+    "policies.opa": ("OPA",),
     "replay.memory": ("MemoryReplayStore",),
     "signer": ("Signer",),
     "wire.keys": ("Key", "KeySet"),

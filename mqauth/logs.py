@@ -56,6 +56,7 @@ _TABLE: Final = (
         "misuse.callback_failed misuse.detector_failed",
     ),
     ("audit", logging.CRITICAL, "audit.cut"),
+    ("authority", logging.ERROR, "authority.unavailable"),
     ("console", logging.INFO, "console.login console.refused"),
     ("console", logging.WARNING, "console.login_failed"),
     ("console", logging.ERROR, "console.job_failed console.page_failed"),
@@ -83,20 +84,20 @@ _TABLE: Final = (
     ("kafka", logging.CRITICAL, "reply.failed"),
     ("keys", logging.WARNING, "keys.changed"),
     ("keys", logging.ERROR, "keys.callback_failed keys.fetch_failed"),
-    ("keystore", logging.INFO, "keys.signing"),
-    ("keystore", logging.WARNING, "keys.skipped"),
+    ("keystore", logging.INFO, "identity.renewed keys.signing"),
+    ("keystore", logging.WARNING, "identity.failed keys.skipped"),
     (
         "keystore",
         logging.ERROR,
-        "keys.kept serve.certificate_kept signer.client_failed signer.failed signer.refused signer.too_many "
-        "signer.unavailable",
+        "identity.refused keys.kept serve.certificate_kept signer.client_failed signer.failed signer.refused "
+        "signer.too_many signer.unavailable",
     ),
     ("messages", logging.DEBUG, "message.accepted message.duplicate"),
     ("messages", logging.INFO, "message.resumed"),
     ("messages", logging.WARNING, "handler.retried message.deferred message.rejected"),
     ("messages", logging.ERROR, "handler.failed"),
     ("pipeline", logging.WARNING, "claim.not_renewed observer.failed"),
-    ("policy", logging.WARNING, "policy.unsafe"),
+    ("policy", logging.WARNING, "policy.unreachable policy.unsafe"),
     (
         "rollout",
         logging.WARNING,

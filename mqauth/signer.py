@@ -13,6 +13,7 @@ from mqauth.wire import base64url, batch, claims, destination, envelope, jws, te
 from mqauth.wire.claims import MAX_BATCH, Batch, Binding, Claims
 from mqauth.wire.envelope import Encoder
 from mqauth.wire.header_names import HeaderNames
+from mqauth.wire.identity import Identity
 from mqauth.wire.keys import ALGORITHMS, MAX_KID, Key, SigningKey, SigningKeySource
 from mqauth.wire.memo import Memo
 from mqauth.wire.message import Form, Message, form_of, message_of
@@ -22,7 +23,7 @@ MAX_LIFETIME: Final = 86_400
 LARGE_BODY: Final = 256 * 1024
 """Bytes of a body that is signed alone: a leaf hashes it twice, which costs more than a signature."""
 SPARE: Final = 30
-"""Seconds by which an identity outlives each token that it proves."""
+"""Seconds by which an identity outlives each token that it proves; less where it lives for under 3 minutes."""
 _ATTEMPTS: Final = 3
 
 
@@ -65,7 +66,7 @@ class Signer:
 
     Args:
         key: a private ``Key``, any ``SigningKey``, or a ``SigningKeySource`` that follows rotation, such as
-            ``mqauth.ActiveKey``; with a ``mqauth.IdentityKey`` tokens have the identity form.
+            ``mqauth.ActiveKey``; with ``mqauth.EnrolledKey`` or ``IdentityKey`` tokens have the identity form.
         issuer: ``iss``, whom consumers trust for this key; the trust domain of an identity.
         subject: ``sub``, the producer's name.
         audience: ``aud``, the service or stream the messages are meant for.
@@ -257,8 +258,9 @@ class Signer:
         key = self._signing_key()
         if not isinstance(key, WorkloadKey):
             raise ConfigurationError("the key is no identity")
-        if key.identity.expires < self._clock.now() + self.lifetime + SPARE:
-            raise Unavailable(Cause.KEYS_UNAVAILABLE, "the identity ends too soon for another token")
+        if key.identity.expires < self._clock.now() + self.lifetime + _spare(key.identity):
+            whose = f"{key.host}: " if key.host else ""
+            raise Unavailable(Cause.KEYS_UNAVAILABLE, f"{whose}the identity ends too soon for another token")
         return key
 
     def _signing_key(self) -> SigningKey:
@@ -269,8 +271,10 @@ class Signer:
             require(
                 self._is_identity == isinstance(key, WorkloadKey)
                 and (not isinstance(key, WorkloadKey) or key.identity.trust_domain == self.issuer),
-                "the issuer of an identity is its trust domain, and its key comes as mqauth.IdentityKey",
+                "the issuer of an identity is its trust domain, and its key comes as EnrolledKey or IdentityKey",
             )
+            if isinstance(key, WorkloadKey):
+                _check_life(key.identity, self.lifetime)
             self._checked = key
         return key
 
@@ -328,6 +332,20 @@ def _check_key(key: SigningKey, subject: str) -> None:
     )
     subjects = getattr(key, "subjects", None)
     require(subjects is None or subject in subjects, "the key does not speak for this subject")
+
+
+def _check_life(found: Identity, lifetime: int) -> None:
+    """Refuse tokens that live so long that an identity proves none at half its life, when it is renewed."""
+    life, spare = None if found.issued is None else found.expires - found.issued, _spare(found)
+    require(
+        life is None or 2 * (lifetime + spare) <= life,
+        f"lifetime is {lifetime} s; with {spare} s to spare it must be at most half of the identity's {life} s",
+    )
+
+
+def _spare(found: Identity) -> int:
+    """Return the seconds by which an identity outlives each token; a sixth of its life, if that is less."""
+    return SPARE if found.issued is None else min(SPARE, (found.expires - found.issued) // 6)
 
 
 def _check_names(**names: object) -> None:

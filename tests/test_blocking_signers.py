@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mqauth.brokers import aiokafka
 from mqauth.brokers.event_loop import signed
 from mqauth.brokers.sealing import Pace, Sealing, SingleSealing
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
@@ -19,6 +20,7 @@ from mqauth.testing.signing_contract import accepted
 from mqauth.wire.envelope import token_of
 from mqauth.wire.jws import LocalSigningKey
 from mqauth.wire.message import Message
+from tests.test_aiokafka import Client
 
 PLACE = "rabbitmq:/orders"
 FORGE = Forge()
@@ -200,3 +202,16 @@ def test_each_loop_has_a_thread_of_its_own(key: Slow, signer: Signer) -> None:
     for _ in range(2):
         asyncio.run(signed(signer, signer.sign, *messages(1)))
     assert len(set(key.threads)) == 2
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+async def test_a_producer_of_a_log(key: Slow, signer: Signer, batch: int) -> None:
+    """Records that an aiokafka producer is given at the same time are sealed on the thread, and sent in order."""
+    client = Client()
+    producer = aiokafka.Producer(client, signer, batch=batch, linger=0)
+    key.may.release(100)
+    tasks = [asyncio.create_task(producer.send("orders", b"%d" % number)) for number in range(8)]
+    await asyncio.gather(*tasks)
+    await producer.flush()
+    assert [record["value"] for record in client.sent] == [b"%d" % number for number in range(8)]
+    assert threading.current_thread() not in key.threads

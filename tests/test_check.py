@@ -354,6 +354,18 @@ def added(lines: list[str]) -> Change:
     return change
 
 
+def agent(url: str, *lines: str) -> Change:
+    """Return a change that has an agent asked."""
+    return added(["[consumer.opa]", f'url = "{url}"', 'path = "mqauth/allow"', *lines])
+
+
+def agent_file(key: str, content: bytes, bits: int) -> Change:
+    """Return a change that has an agent asked with a file of a mode."""
+    return both(
+        lambda world: world.file("opa.file", content, bits), agent("https://opa.example", f'{key} = "opa.file"')
+    )
+
+
 def moved(signed_for: str) -> Change:
     """Return an edit that takes messages that were signed for elsewhere."""
     table = (
@@ -365,6 +377,22 @@ def moved(signed_for: str) -> Change:
 def case(code: str, key: str, bad: Change, good: Change = NOTHING) -> Any:
     """Return a case as a parameter."""
     return pytest.param(Case(code=code, key=key, bad=bad, good=good), id=f"{code}-{key}")
+
+
+def identity(*lines: str) -> Change:
+    """Return the change that has the producer get its identity from an authority."""
+    table = ["[producer.identity]", 'subject = "wimse://prod.example/shop/orders-api"', *lines]
+    return both(
+        edits(
+            ('issuer = "https://auth.example"\nsubject = "orders-api"\naudience', "audience"),
+            ('keys = "keys"\npassphrase_file = "secret/passphrase"\n', ""),
+        ),
+        added(table),
+    )
+
+
+HTTPS = 'authority = "https://a.example"'
+SECRET = 'client_id = "c", client_secret_file = "secret/passphrase" }'
 
 
 def domain(more: str = "", places: str = "kafka:stock.*") -> Change:
@@ -398,6 +426,8 @@ CASES = [
     case("trust_writable", FILE, mode("jwks.json", 0o646), mode("jwks.json", 0o644)),
     case("trust_writable", "release.authorities[0].file", mode("review.json", 0o666), mode("review.json", 0o600)),
     case("secret_readable", "producer.passphrase_file", mode("secret/passphrase", 0o604)),
+    case("secret_readable", "consumer.opa.token_file", agent_file("token_file", b"t0ken", 0o644),
+         agent_file("token_file", b"t0ken", 0o600)),
     case("secret_readable", "replay.store", both(redis("rediss://:hunter2@r.example"), config_mode(0o644)),
          both(redis("rediss://:hunter2@r.example"), config_mode(0o600))),
     case("secret_readable", "check.brokers[0]", both(brokers("amqps://u:hunter2@r.example"), config_mode(0o644)),
@@ -449,6 +479,9 @@ CASES = [
         ('file = "jwks.json"\nvouches = false', 'jwks = "https://partner.example/jwks.json"'))),
     case("pin_unknown", 'consumer.issuers[0].subjects.kid-1', pin("kid-1"), pin(None)),
     case("policy_empty", "consumer.allow", lambda world: world.drop("[consumer.allow]"), NOTHING),
+    case("opa_unbounded", "consumer.opa", both(agent("https://opa.example"), lambda world: world.drop(
+        "[consumer.allow]")), agent("https://opa.example")),
+    case("opa_loopback", "consumer.opa.url", agent("http://127.0.0.1:8181"), agent("https://opa.example")),
     case("rule_matches_all", "consumer.allow[0].destinations[1]", edits(("kafka:orders", "kafka:#"))),
     case("rule_matches_all", "consumer.allow[0].destinations[1]", edits(("kafka:orders", "kafka:*.#")),
          edits(("kafka:orders", "kafka:orders.#"))),
@@ -487,6 +520,22 @@ CASES = [
     case("jwks_loopback", f"{PARTNER}.unsafe_http_loopback", edits(
         ("https://partner.example/jwks", "http://127.0.0.1/jwks"),
         (STALE, f"{STALE}\nunsafe_http_loopback = true"))),
+    case("authority_http", "producer.identity.authority",
+         identity('authority = "http://a.example"', 'credential = { token_file = "t" }'),
+         identity(HTTPS, 'credential = { token_file = "t" }')),
+    case("authority_http", "producer.identity.credential.token_url",
+         identity(HTTPS, f'credential = {{ token_url = "http://a.example/t", {SECRET}'),
+         identity(HTTPS, f'credential = {{ token_url = "https://a.example/t", {SECRET}')),
+    case("authority_loopback", "producer.identity.authority",
+         identity('authority = "http://127.0.0.1:8"', "unsafe_http_loopback = true",
+                  'credential = { token_file = "t" }')),
+    case("secret_readable", "producer.identity.credential.client_secret_file",
+         both(identity(HTTPS, f'credential = {{ token_url = "https://a.example/t", {SECRET}'),
+              mode("secret/passphrase", 0o604)),
+         identity(HTTPS, f'credential = {{ token_url = "https://a.example/t", {SECRET}')),
+    case("trust_writable", "producer.identity.ca",
+         both(identity(HTTPS, 'ca = "jwks.json"', 'credential = { token_file = "t" }'), mode("jwks.json", 0o646)),
+         identity(HTTPS, 'ca = "jwks.json"', 'credential = { token_file = "t" }')),
     case("stale_beyond_rotation", f"{PARTNER}.max_stale", edits((STALE, f"max_stale = {DAY + 1}")),
          edits((STALE, f"max_stale = {DAY}"))),
     case("stale_beyond_rotation", f"{PARTNER}.max_stale", edits(("7776000", "3599")), edits(("7776000", "3600"))),

@@ -153,6 +153,14 @@ INPUTS = [
     ),
     ("verify --config wide.toml", 2, "[consumer] audience: must be a name, never a wildcard"),
     ("verify message.json", 2, "Got unexpected extra argument"),
+    # authority and identity
+    ("authority", 2, "no command given: try mqauth authority serve"),
+    ("authority serve --config nowhere.toml", 2, "nowhere.toml: No such file"),
+    ("authority serve", 2, "mqauth.toml: [authority]: required here, and missing"),
+    ("authority grants", 2, "Missing option '--token'"),
+    ("authority issue --sub x", 2, "Missing option '--jwk'"),
+    ("authority cutoff --sub x --reason y --before yesterday", 2, "give a time with a zone"),
+    ("identity show nowhere", 2, "token_malformed: not three segments"),
     # audit
     ("audit verify", 2, "Missing argument 'files'"),
     ("audit verify nowhere.jsonl", 2, "nowhere.jsonl: No such file"),
@@ -164,7 +172,7 @@ INPUTS = [
     ("audit show abc audit.jsonl", 2, "id abc: give the id, or at least its first 4 characters"),
     ("audit show abcdef audit.jsonl", 1, "id abcdef: there is none that begins so"),
     ("audit show abcdef mqauth.toml", 2, "mqauth.toml: line 1 is no audit record"),
-    ("audit trace audit.jsonl", 2, "trace needs --kid, --subject or --jti"),
+    ("audit trace audit.jsonl", 2, "trace needs --kid, --subject, --jti or --jkt"),
     ("audit trace audit.jsonl --kid abcdef", 1, "--kid abcdef: there is none that begins so"),
     ("audit trace audit.jsonl --subject a --since 2h30m", 2, "give a time with a zone"),
     ("audit stats audit.jsonl --by colour", 2, "--by: must be reason, verdict"),

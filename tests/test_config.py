@@ -231,6 +231,36 @@ def test_batching_is_what_producers_take(place: Path) -> None:
     assert found.batching == {"batch": 64, "linger": 1.0}
 
 
+def test_an_agent_is_asked_beside_the_rules(place: Path) -> None:
+    """``[consumer.opa]`` makes the policy: within the rules where there are some, alone where there is none."""
+    table = '[consumer.opa]\nurl = "http://127.0.0.1:8181"\npath = "mqauth/allow"\nremember = 3\ntimeout = 1\n'
+    scoped = SMALL.replace("[consumer]\n", '[consumer]\nscope = "billing"\n')
+    found: Any = mqauth.load(written(place, scoped + table)).pipeline.policy
+    assert (type(found), found.scope, found.within.rules[0].subject) == (mqauth.OPA, "billing", "orders-api")
+    assert (found._remember, found._timeout) == (3, 1)
+    alone: Any = mqauth.load(written(place, scoped.partition("[[consumer.allow]]")[0] + table)).pipeline.policy
+    assert (type(alone), alone.within) == (mqauth.OPA, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ('url = "http://opa.example"', "[consumer.opa] url: the URL of OPA is https; http only on loopback"),
+        ('url = "ftp://opa.example"', "[consumer.opa] url: must be https://... or http://..."),
+        ('path = "/allow"', "[consumer.opa] path: must be words of letters"),
+        ("remember = 301", "[consumer.opa] remember: must be 0 to 300"),
+        ("timeout = 0", "[consumer.opa] timeout: must be 0.01 to 5"),
+        ('token_file = "nowhere"', "nowhere: No such file"),
+    ],
+)
+def test_an_agent_that_cannot_be_asked(place: Path, line: str, what: str) -> None:
+    """What a URL, a path or a number may not be, and a token that is missing, are refused and located."""
+    given = {"url": '"http://127.0.0.1:8181"', "path": '"mqauth/allow"'}
+    name, _, value = line.partition(" = ")
+    table = "[consumer.opa]\n" + "".join(f"{key} = {said}\n" for key, said in (given | {name: value}).items())
+    assert what in refusal(place, SMALL + table, "pipeline")
+
+
 def test_no_rule_refuses_everything(place: Path) -> None:
     """A consumer without ``[[consumer.allow]]`` is configured, and lets nothing pass."""
     found = mqauth.load(written(place, SMALL.partition("[[consumer.allow]]")[0]))

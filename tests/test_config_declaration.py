@@ -21,6 +21,7 @@ from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import FloodGate
 from mqauth.config.broker import BrokerFile, BrokerSettings, ReviewSettings
 from mqauth.config.declaration import Setting, Settings, inner, inners, not_with, only_with, read, schema_of
+from mqauth.config.identity_settings import CredentialSettings, IdentitySettings
 from mqauth.config.kinds import (
     BROKER_URL,
     FLAG,
@@ -37,6 +38,7 @@ from mqauth.config.kinds import (
     url,
     whole,
 )
+from mqauth.config.policy_settings import OPASettings
 from mqauth.config.rollout_settings import AcceptAsSettings, RolloutSettings, RuleSettings, UnsignedSettings
 from mqauth.config.settings import (
     AuditSettings,
@@ -59,18 +61,24 @@ from mqauth.judging.policy import Rule
 from mqauth.judging.rollout import Exemption, RolloutEntry
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer, Verifier
+from mqauth.keystore.identity.credentials import ClientCredentials, OwnKey
+from mqauth.keystore.identity.enrolled import EnrolledKey
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.letters.authorities import Authority
+from mqauth.policies.opa import OPA
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.signer import Signer
 
 SOURCE = {"table", "issuer", "file", "jwks", "discovery"}
 OBJECTS: dict[type[Settings], tuple[tuple[Callable[..., object], ...], set[str]]] = {
-    ProducerSettings: ((Signer,), {"keys", "batch", "linger", "passphrase_env", "passphrase_file"}),
-    ConsumerSettings: ((Verifier, Pipeline), {"issuers", "allow", "unsigned"}),
+    ProducerSettings: ((Signer,), {"keys", "identity", "batch", "linger", "passphrase_env", "passphrase_file"}),
+    IdentitySettings: ((EnrolledKey,), set()),
+    CredentialSettings: ((OwnKey, ClientCredentials), {"token_file"}),
+    ConsumerSettings: ((Verifier, Pipeline), {"issuers", "allow", "opa", "unsigned"}),
     IssuerSettings: ((Issuer, TrustDomain, JWKS), SOURCE | {"trust_domain"}),
     AuthoritySettings: ((Authority, JWKS), SOURCE),
     RuleSettings: ((Rule,), set()),
+    OPASettings: ((OPA,), set()),
     RolloutSettings: ((RolloutEntry,), {"from", "accepted"}),
     UnsignedSettings: ((Exemption,), set()),
     AcceptAsSettings: ((AcceptAs,), set()),

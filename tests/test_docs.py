@@ -27,7 +27,7 @@ from mqauth.wire import base64url, envelope
 from mqauth.wire.message import PROTECTED_PROPERTIES, TOKEN_HEADER
 
 RUN = {"python", "sh", "toml", "json"}
-NEEDS_SERVICE = {"rabbitmq", "kafka", "openbao"}
+NEEDS_SERVICE = {"rabbitmq", "kafka", "openbao", "softhsm"}
 ELSEWHERE = {".github/CONTRIBUTING.md", "docs/decisions/0008-lock-file.md"}  # commands of developers' tools
 MODULES = {"identity.py", "trust.py"}  # imported by others, and run by them
 TABLE_ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
@@ -65,7 +65,7 @@ def test_every_block_is_run_somewhere() -> None:
     """No block of code has a mark that neither this file nor the one on real brokers knows."""
     marked = {(block.language, block.mark) for page in pages() for block in blocks(page) if block.language in RUN}
     known = {("sh", "install"), ("json", "output"), ("json", ""), ("toml", ""), ("python", ""), ("sh", "")}
-    known |= {("sh", "consumer"), ("sh", "review")}
+    known |= {("sh", "consumer"), ("sh", "review"), ("sh", "opa"), ("sh", "agent"), ("sh", "authority")}
     known |= {(language, broker) for language in ("python", "sh") for broker in NEEDS_SERVICE}
     assert marked <= known
 

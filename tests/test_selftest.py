@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -386,7 +387,9 @@ def test_whoever_starts_is_tried() -> None:
     assert len(starts) == 3
     for path in starts:
         text = path.read_text("utf-8")
-        assert 0 < text.index("        at_start(self._guard)") < text.index("journal.started("), path
+        tried = re.search(r"        (?:at_start\(|await arun\(starting\()self\._guard\)", text)
+        assert tried is not None
+        assert tried.start() < text.index("journal.started("), path
 
 
 def test_lines_name_what_is_wrong() -> None:

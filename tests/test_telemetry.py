@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ from mqauth.telemetry.prometheus import Endpoint
 from mqauth.testing import FakeClock, Forge, verified
 from mqauth.testing.stage import MemoryStage
 from mqauth.testing.token_attacks import honest_message
+from tests.opa_agent import Agent
 
 DOCS = Path(__file__).parent.parent / "docs" / "observability"
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -144,13 +146,15 @@ class Health:
 
 
 def test_gauges(meter: Meter) -> None:
-    """Deferred, stalled, key-set age and store size are read when metrics are collected."""
+    """Deferred, stalled, key-set age, policy and store size are read when metrics are collected."""
     now = FakeClock().now()
     meter.telemetry.watch_consumer("billing", lambda: Health(2, now - 30))
     meter.telemetry.watch_consumer("idle", lambda: Health(0, None))
     meter.telemetry.watch_keys("https://auth.example", lambda: 100.0)
     meter.telemetry.watch_keys("https://cold.example", lambda: None)
     meter.telemetry.watch_store("memory", MemoryReplayStore().__len__)
+    meter.telemetry.watch_policy("opa", Agent().opa().health)
+    assert [p.value for p in meter.points("mqauth.policy.failing").values()] == [0]
     assert {labels[0][1]: p.value for labels, p in meter.points("mqauth.deferred").items()} == {
         "billing": 2,
         "idle": 0,
@@ -161,6 +165,16 @@ def test_gauges(meter: Meter) -> None:
     }
     assert [p.value for p in meter.points("mqauth.key_set.age").values()] == [100]
     assert [p.value for p in meter.points("mqauth.replay.size").values()] == [0]
+
+
+def test_an_identity_shows_how_long_it_lasts(meter: Meter) -> None:
+    """The gauge of a producer's identity has the seconds left, and 0 where nothing can be signed."""
+    left: list[float | None] = [1800.0]
+    meter.telemetry.watch_identity(lambda: SimpleNamespace(subject="wimse://prod.example/a", expires_in=left[0]))
+    for value in (1800.0, 0.0):
+        ((labels, point),) = meter.points("mqauth.identity.expires").items()
+        assert (labels, point.value) == ((("subject", "wimse://prod.example/a"),), value)
+        left[0] = None
 
 
 def test_alerts_are_counted(meter: Meter) -> None:
@@ -319,6 +333,8 @@ def exported(names: tuple[str, ...]) -> set[str]:
     """Return the Prometheus names of our metrics."""
     timed = (
         "mqauth.judge.duration", "mqauth.stalled", "mqauth.key_set.age", "mqauth.dead_letters.oldest",
+        "mqauth.identity.expires",
+        "mqauth.policy.failing",
         "messaging.process.duration",
     )  # fmt: skip
     units = dict.fromkeys(timed, "_seconds")

@@ -177,6 +177,7 @@ def test_a_key_that_cannot_be_ours_is_refused(
         (data(signature=None), "without a signature"),
         (data(signature=["x"]), "without a signature"),
         (data(signature="vault:v2:####"), "without a signature"),
+        (data(signature=base64.b64encode(bytes(64)).decode()), "without a signature"),
         (data(signature="vault:v2:\u00e9"), "without a signature"),
         (signed(ED, b"input", version=3), "without a signature of version 2"),
         (b"", "out of reach"),

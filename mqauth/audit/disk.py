@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.errors import file_errors, refusing
+from mqauth.errors import file_errors, refusing, require
 from mqauth.logs import emit
 
 _MODE: Final = 0o600
@@ -55,6 +55,35 @@ def give_to_folder(descriptor: int, folder: Path) -> None:
         # With a second name it may be another user's file, which the folder's owner has linked there.
         if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
+def read_bounded(path: Path, limit: int, *, private: bool = False, own: bool = False) -> bytes:
+    """Return the content of a regular file.
+
+    Args:
+        path: the file.
+        limit: the most bytes it may have.
+        private: refuse a file that its group or others may read or write.
+        own: refuse a file of another user.
+
+    Raises:
+        ConfigurationError: the file cannot be read, is too large, or is not as private as it must be.
+    """
+    with file_errors(path):
+        # Without O_NONBLOCK the open of a FIFO would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            mode, user = stat.S_IMODE(status.st_mode), status.st_uid
+            require(stat.S_ISREG(status.st_mode), f"{path}: not a regular file")
+            require(
+                not private or not mode & 0o077,
+                f"{path}: private, but open to others (mode {mode:04o}); chmod 600 it",
+            )
+            require(not own or user == os.geteuid(), f"{path}: belongs to user {user}, not to {os.geteuid()}")
+            raw = file.read(limit + 1)
+    require(len(raw) <= limit, f"{path}: over {limit} bytes")
+    return raw
 
 
 @contextmanager

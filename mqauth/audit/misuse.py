@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from mqauth.audit.identity_watch import INSTANCES, IdentityWatch
 from mqauth.audit.record import Record, claims_of, is_verified, member, time_of
 from mqauth.audit.rollout_watch import RolloutWatch
 from mqauth.errors import Reason, require
@@ -154,9 +155,10 @@ class Detector:
 
     Args:
         thresholds: when it gives one.
+        instances: identities of one subject that may be alive at once, of an authority.
     """
 
-    def __init__(self, thresholds: Thresholds = Thresholds()) -> None:
+    def __init__(self, thresholds: Thresholds = Thresholds(), *, instances: int = INSTANCES) -> None:
         self.thresholds = thresholds
         self._windows = {name: Window(thresholds.window, thresholds.capacity) for name in _WINDOWS}
         self._silent: dict[Key, float] = {}
@@ -164,6 +166,7 @@ class Detector:
         self._subjects: dict[Key, set[str]] = {}
         self._started: float | None = None
         self._rollout = RolloutWatch(thresholds.capacity)
+        self._identities = IdentityWatch(thresholds.capacity, instances)
         self._detectors: Mapping[str, Callable[[Fact], Iterator[Alert]]] = {
             Reason.REPLAYED: self._replays, Reason.EXPIRED: self._expiry, Reason.KEY_UNKNOWN: self._unknown_kids,
         }  # fmt: skip
@@ -176,8 +179,9 @@ class Detector:
         fact = _fact(members)
         if fact is None:
             now = time_of(members)
+            found = (*self._rollout.observe(members, now), *self._identities.observe(members, now))
             told = [Alert(kind=kind, about=about, count=count, time=now, verified=True)
-                    for kind, count, about in self._rollout.observe(members, now)]  # fmt: skip
+                    for kind, count, about in found]  # fmt: skip
             return [alert for alert in told if self._is_new(alert)]
         if self._started is None:
             self._started = fact.time

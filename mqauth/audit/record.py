@@ -180,6 +180,7 @@ class Selection:
         subject: the producer.
         issuer: ``iss``.
         jti: the token's id.
+        jkt: thumbprint of a workload's key, in records of consumers and of the authority.
         reason: why it was rejected.
         verdict: ``accepted``, ``rejected``, ``duplicate`` or ``alert``.
         destination: canonical.
@@ -192,6 +193,7 @@ class Selection:
     subject: str | None = None
     issuer: str | None = None
     jti: str | None = None
+    jkt: str | None = None
     reason: str | None = None
     verdict: str | None = None
     destination: str | None = None
@@ -201,7 +203,7 @@ class Selection:
 
     def holds(self, record: Record) -> bool:
         """Tell whether a record is among those selected."""
-        wanted = {name: getattr(self, name) for name in (*_CLAIMS, "reason", "verdict", "destination")}
+        wanted = {name: getattr(self, name) for name in (*_CLAIMS, "jkt", "reason", "verdict", "destination")}
         return (
             (not self.verified or is_verified(record))
             and all(value is None or value_of(record, name) == value for name, value in wanted.items())
@@ -256,7 +258,7 @@ def count(records: Iterable[Record], dimension: str) -> Counter[str]:
 
 
 def value_of(record: Record, name: str) -> Any:
-    """Return a record's value for one of ``DIMENSIONS`` or ``jti``, ``None`` if it has none."""
+    """Return a record's value for one of ``DIMENSIONS``, ``jti`` or ``jkt``, ``None`` if it has none."""
     if name in _CLAIMS:
         return claims_of(record).get(_CLAIMS[name])
     if name in TIMES:
@@ -265,4 +267,6 @@ def value_of(record: Record, name: str) -> Any:
         return member(record, "broker").get("destination")
     if name == "alert":
         return member(record, "alert").get("kind")
+    if name == "jkt":
+        return member(claims_of(record), "identity").get("jkt") or member(record, "asked").get("jkt")
     return record.get(name)

@@ -135,7 +135,7 @@ class FloodGate(_Wrapping):
 
     def write(self, record: AuditRecord, /) -> Awaitable[None] | None:
         """Write one record, whole or without its details."""
-        if record.verdict != "rejected":
+        if record.verdict not in ("rejected", "identity_refused"):
             return self.sink.write(record)
         kinds = _kinds(record)
         with self._lock:
@@ -264,7 +264,7 @@ def _kinds(record: AuditRecord) -> Kinds:
 
 
 def _without_details(extra: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in extra.items() if name not in ("found", "expected")}
+    return {name: value for name, value in extra.items() if name not in ("found", "expected", "asked")}
 
 
 def _fact_alone(record: AuditRecord) -> AuditRecord:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.check import deployment, issuers, rollout, tokens
+from mqauth.check import deployment, enrolment, issuers, rollout, tokens
 from mqauth.check.findings import CODES, Code, Finding, Report, Rule, Severity, finding, ordered
 from mqauth.check.target import Target, lines_of, nearest, read
 from mqauth.clock import SYSTEM_CLOCK, Clock
@@ -24,7 +24,9 @@ from mqauth.errors import ConfigurationError
 
 __all__ = ["CODES", "Code", "Finding", "Report", "Severity", "check"]
 _TRUST: Final = {"consumer": ("issuers", "allow"), "release": ("authorities",)}
-RULES: Final[tuple[Rule, ...]] = (*tokens.RULES, *issuers.RULES, *deployment.RULES, *rollout.RULES)
+RULES: Final[tuple[Rule, ...]] = (
+    *tokens.RULES, *enrolment.RULES, *issuers.RULES, *deployment.RULES, *rollout.RULES,
+)  # fmt: skip
 """Each rule yields its findings on a target."""
 
 
@@ -70,7 +72,9 @@ def _built(path: str | Path, members: dict[str, Any], clock: Clock, target: Targ
     """
     producer = target.settings.producer
     # Without its passphrase, a producer cannot be built here.
-    wanted = [] if producer is None or not tokens.is_open(producer) else ["signer"]
+    openable = producer is not None and tokens.is_open(producer)
+    # A signer with an identity would ask the authority for it.
+    wanted = ["signer" if producer is None or producer.identity is None else "identity"] if openable else []
     for name in [*wanted, *([] if target.settings.consumer is None else ["judge"])]:
         try:
             getattr(Configuration(str(path), members, clock), name)
@@ -112,5 +116,7 @@ def _unseen(target: Target) -> Iterator[str]:
             yield "whether consumers share the replay store ([check] consumers)"
         if "rate" not in given:
             yield "replay capacity ([check] rate)"
+    if target.settings.producer is not None and target.settings.producer.identity is not None:
+        yield "what the authority would give"
     if any(source.file is None for source in target.sources):
         yield "remote key sets"

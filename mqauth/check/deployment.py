@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from mqauth.check.findings import Finding, finding, on
 from mqauth.check.target import Path, Target, mode, strangers
+from mqauth.config.policy_settings import OPASettings
 from mqauth.config.settings import AuditSettings, ConsumerSettings, DeadLettersSettings
 from mqauth.http.connection import is_loopback
 from mqauth.judging.policy import matches
@@ -93,10 +94,13 @@ def readable(target: Target) -> Iterator[Finding]:
     """Find secrets that others may read."""
     producer, file = target.settings.producer, target.file
     passphrase, place = None if producer is None else producer.passphrase_file, ("producer", "passphrase_file")
-    if passphrase is not None and strangers(passphrase):
-        yield finding(
-            "secret_readable", place, f"{target.shown(passphrase)} is open to others (mode {mode(passphrase)})"
-        )
+    opa = _agent(target)
+    token = None if opa is None else opa.token_file
+    for secret, named in ((passphrase, place), (token, ("consumer", "opa", "token_file"))):
+        if secret is not None and strangers(secret):
+            yield finding(
+                "secret_readable", named, f"{target.shown(secret)} is open to others (mode {mode(secret)})"
+            )
     if passphrase is not None and strangers(file) & _WORLD_READ:
         yield finding(
             "config_readable", place, f"{file.name} may be read by everybody and names a passphrase_file"
@@ -111,9 +115,16 @@ def readable(target: Target) -> Iterator[Finding]:
                 )
 
 
+def _agent(target: Target) -> OPASettings | None:
+    return None if target.settings.consumer is None else target.settings.consumer.opa
+
+
 def _trusted(target: Target) -> Iterator[tuple[FilePath, Path]]:
     """Yield each file that trust rests on, and where it is named."""
     yield target.file, ()
+    opa = _agent(target)
+    if opa is not None and opa.ca is not None:
+        yield opa.ca, ("consumer", "opa", "ca")
     for source in target.sources:
         for key, path in (("file", source.file), ("ca", source.ca), ("snapshot", source.snapshot)):
             if path is not None:

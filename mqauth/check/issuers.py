@@ -120,7 +120,7 @@ def shared_keys(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
 @on("consumer")
 def rules(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find rules that are missing, that let a producer publish too widely, or that no key can match."""
-    if not consumer.allow:
+    if not consumer.allow and consumer.opa is None:
         yield finding("policy_empty", ("consumer", "allow"), "no [[consumer.allow]]")
     for number, rule in enumerate(consumer.allow):
         path = ("consumer", "allow", number)
@@ -136,6 +136,17 @@ def rules(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
                 (*path, "subject"),
                 f"no key of {' or '.join(found.issuer for found in issuers)} speaks for {rule.subject}",
             )
+
+
+@on("consumer")
+def agents(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
+    """Find an agent that nothing bounds, and one that is asked without TLS."""
+    if consumer.opa is None:
+        return
+    if not consumer.allow:
+        yield finding("opa_unbounded", ("consumer", "opa"), "no [[consumer.allow]] beside [consumer.opa]")
+    if is_url(consumer.opa.url, ("http",)):
+        yield finding("opa_loopback", ("consumer", "opa", "url"), "http to this machine")
 
 
 def authorities(target: Target) -> Iterator[Finding]:
@@ -294,7 +305,9 @@ def _is_weak(members: Mapping[str, Any]) -> bool:
 def _own_ring(target: Target, source: SourceSettings) -> KeyRing | None:
     """Return the keystore of an issuer whose producer is in the same file."""
     producer = target.settings.producer
-    return ring(producer.keys) if producer is not None and producer.issuer == source.issuer else None
+    if producer is None or producer.keys is None or producer.issuer != source.issuer:
+        return None
+    return ring(producer.keys)
 
 
-RULES: Final = (bindings, pins, trust_domains, shared_keys, rules, authorities, contents, remote)
+RULES: Final = (bindings, pins, trust_domains, shared_keys, rules, agents, authorities, contents, remote)

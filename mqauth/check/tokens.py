@@ -118,7 +118,10 @@ def trust(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
 @on("producer")
 def pem_files(target: Target, producer: ProducerSettings) -> Iterator[Finding]:
     """Find private keys that are open to others, too short, or without a passphrase."""
-    folder, pems = producer.keys, _pems(producer.keys)
+    folder = producer.keys
+    if folder is None:
+        return
+    pems = _pems(folder)
     for path in pems:
         if others(path):
             yield finding("key_readable", KEYS, f"{target.shown(path)} is open to others (mode {mode(path)})")
@@ -143,21 +146,23 @@ def passphrases(target: Target, producer: ProducerSettings) -> Iterator[Finding]
     except ConfigurationError as error:
         key = "passphrase_env" if producer.passphrase_env is not None else "passphrase_file"
         yield finding("passphrase_unavailable", ("producer", key), str(error))
-    folder = producer.keys if os.path.isdir(producer.keys) else producer.keys.parent
-    if producer.passphrase_file is not None and producer.passphrase_file.absolute().parent == folder.absolute():
+    keys, file = producer.keys, producer.passphrase_file
+    folder = keys if keys is None or os.path.isdir(keys) else keys.parent
+    if file is not None and folder is not None and file.absolute().parent == folder.absolute():
         yield finding(
             "passphrase_beside_keys",
             ("producer", "passphrase_file"),
-            f"{target.shown(producer.passphrase_file)} lies beside the keys",
+            f"{target.shown(file)} lies beside the keys",
         )
 
 
 @on("producer")
 def rotation(target: Target, producer: ProducerSettings) -> Iterator[Finding]:
     """Find keys that are older than they should be, that have no successor, or that change too quickly."""
-    if os.path.isfile(producer.keys):
-        yield finding("key_alone", KEYS, f"{target.shown(producer.keys)} is a single PEM file")
-    found = ring(producer.keys)
+    keys = producer.keys
+    if keys is not None and os.path.isfile(keys):
+        yield finding("key_alone", KEYS, f"{target.shown(keys)} is a single PEM file")
+    found = None if keys is None else ring(keys)
     if found is None:
         return
     yield from _age(found, int(target.now), target.options.rotation)

@@ -42,6 +42,8 @@ VERBS: Final = {
     "check": ("check", "check", "Find the pitfalls of a configuration file."),
     "selftest": ("selftest", "selftest", "Try whether a consumer refuses what nobody signed."),
     "keys": ("keys", "app", "Make, list and publish a producer's keys."),
+    "authority": ("authority", "app", "Say which workload a key belongs to: give identities."),
+    "identity": ("identity", "app", "See what identities and tokens say."),
     "audit": ("audit", "app", "Check, read and search audit files."),
     "dlq": ("dlq", "app", "List, check, redrive and discard dead letters."),
     "rollout": ("rollout", "app", "See who does not sign yet, and go up or down the ladder."),

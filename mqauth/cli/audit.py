@@ -28,8 +28,10 @@ from mqauth.audit.record import (
     claims_of,
     count,
     is_verified,
+    member,
     parse_record,
     read_records,
+    value_of,
 )
 from mqauth.cli import tables
 from mqauth.cli.app import From, Json, To, answer, group, one_line, print_json, progress_bar
@@ -119,16 +121,19 @@ def trace(
     kid: Annotated[str | None, typer.Option("--kid", help="What this key signed.")] = None,
     subject: Annotated[str | None, typer.Option("--subject", help="What this producer sent.")] = None,
     jti: Annotated[str | None, typer.Option("--jti", help="Where this token was seen.")] = None,
+    jkt: Annotated[
+        str | None, typer.Option("--jkt", help="What this workload's key signed, and who asked for it.")
+    ] = None,
     verified: Annotated[bool, typer.Option("--verified", help="Leave out what was only claimed.")] = False,
     since: From = None,
     until: To = None,
     json: Json = False,
 ) -> int:
     """Print every record of a key, a producer or a token; exits with 1 where there is none."""
-    require(kid is not None or subject is not None or jti is not None, "trace needs --kid, --subject or --jti")
+    require({kid, subject, jti, jkt} != {None}, "trace needs --kid, --subject, --jti or --jkt")
     paths = with_parts(files)
-    kid, jti = _whole(paths, "kid", kid), _whole(paths, "jti", jti)
-    wanted = Selection(kid=kid, subject=subject, jti=jti, verified=verified, since=since, until=until)
+    ids = {name: _whole(paths, name, given) for name, given in (("kid", kid), ("jti", jti), ("jkt", jkt))}
+    wanted = Selection(subject=subject, verified=verified, since=since, until=until, **ids)
     found = False
     for record in filter(wanted.holds, read_records(paths)):
         found = True
@@ -140,7 +145,7 @@ def _whole(paths: Sequence[Path], name: str, given: str | None) -> str | None:
     """Return the id of a key or a token whose beginning was given."""
     if given is None:
         return None
-    known = (str(claims_of(record).get(name, "")) for record in read_records(paths))
+    known = (str(value_of(record, name) or "") for record in read_records(paths))
     return pick(given, known, option=f"--{name}")
 
 
@@ -253,10 +258,16 @@ def _sentence(record: Record) -> str:
     claims = claims_of(record)
     who = f"{claims.get('sub', '?')} ({claims.get('iss', '?')}, kid {claims.get('kid', '?')})"
     mark = "" if is_verified(record) or not claims else "claimed "
-    broker = record.get("broker")
-    place = broker.get("destination", "") if isinstance(broker, dict) else ""
+    place = member(record, "broker").get("destination") or _asker(member(record, "asked"))
     who = who if claims else "no token"
     return f"{record.get('time')}  {verdict}  {place}  {mark}{who}  {record.get('detail') or ''}".rstrip()
+
+
+def _asker(asked: Record) -> str:
+    """Return who asked an authority, where a record has it."""
+    shown = member(asked, "credential")
+    by = [f"by {shown.get('name')}: {shown.get('sub')}"] if shown else []
+    return "  ".join([f"from {asked['address']}", *by]) if "address" in asked else ""
 
 
 def _print_alert(alert: Alert, json: bool, moment: str) -> None:

@@ -66,6 +66,13 @@ PublishDelay = Annotated[
 Pinned = Annotated[
     bool, typer.Option("--pinned", help="The key names no producer: consumers say whom it speaks for.")
 ]
+Overlap = Annotated[
+    int | None,
+    typer.Option(
+        "--overlap",
+        help="Of an authority: seconds by which a retired key ends later, so that its identities live out.",
+    ),
+]
 Kid = Annotated[str, typer.Option("--kid", help="Id of the key.")]
 
 
@@ -78,17 +85,19 @@ def new(
     publish_delay: PublishDelay = None,
     pinned: Pinned = False,
     pending: Annotated[bool, typer.Option("--pending", help="Do not sign with a first key at once.")] = False,
+    overlap: Overlap = None,
     passphrase_env: PassphraseEnv = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
 ) -> None:
     """Make a key. The first one of a folder signs at once; later ones are pending."""
     require(algorithm in ALGORITHMS, f"--alg: must be {', '.join(ALGORITHMS)}")
-    _require_subjects(folder, subjects, pinned)
     keystore = Keystore(folder=folder, passphrase=_passphrase(passphrase_env, passphrase_file))
+    _require_subjects(folder, subjects, pinned)
     made = keystore.create(
-        algorithm=algorithm, subjects=subjects or None, publish_delay=publish_delay, pending=pending
-    )
+        algorithm=algorithm, subjects=subjects or None, publish_delay=publish_delay, pending=pending,
+        overlap=overlap,
+    )  # fmt: skip
     _print_key(made, folder, as_json=as_json)
 
 
@@ -102,11 +111,14 @@ def adopt(
     subjects: Subjects = None,
     publish_delay: PublishDelay = None,
     pinned: Pinned = False,
+    overlap: Overlap = None,
     as_json: Json = False,
 ) -> None:
     """Enter a key that an HSM or a service holds, as pending; its private half stays there."""
     _require_subjects(folder, subjects, pinned)
-    made = Keystore(folder=folder).adopt(uri, subjects=subjects or None, publish_delay=publish_delay)
+    made = Keystore(folder=folder).adopt(
+        uri, subjects=subjects or None, publish_delay=publish_delay, overlap=overlap
+    )
     _print_key(made, folder, as_json=as_json)
 
 

@@ -1,4 +1,4 @@
-"""What ``mqauth check --online`` asks the network: each issuer for its keys, each broker for its dead letters."""
+"""What ``mqauth check --online`` asks the network: issuers, an agent that decides, and brokers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 from mqauth.cli.broker import Place, opened, place_of, reached
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.issuer_settings import SourceSettings
+from mqauth.config.policy_settings import OPASettings
 from mqauth.config.settings import FileSettings
 from mqauth.errors import ConfigurationError, MqauthError, require
 from mqauth.http.connection import Endpoint, FetchFailed, tls_context
 from mqauth.keystore.remote.fetch import DiscoveredFetch, URLFetch
+from mqauth.policies.opa import OPA
 
 _SECONDS = 5.0
 
@@ -32,12 +34,14 @@ class Asked(NamedTuple):
 
 
 def ask(settings: FileSettings) -> Iterator[Asked]:
-    """Ask every remote issuer, release authority and broker of a file; nothing is changed anywhere."""
+    """Ask every remote issuer, release authority, agent and broker of a file; nothing is changed anywhere."""
     consumer, release = settings.consumer, settings.release
     sources = (*(consumer.issuers if consumer else ()), *(release.authorities if release else ()))
     for source in sources:
         if source.file is None:
             yield _issuer(source)
+    if consumer is not None and consumer.opa is not None:
+        yield _agent(consumer.opa)
     names = [*([None] if settings.broker is not None else []), *(settings.brokers or {})]
     for name in names:
         yield _broker(name, settings)
@@ -64,6 +68,16 @@ def _issuer(source: SourceSettings) -> Asked:
         return Asked(what, 1, "its set has no key that can be used")
     said = f"{len(keys)} {'key' if len(keys) == 1 else 'keys'}"
     return Asked(what, 0, f"{said}, {unbound} without a subject" if unbound else said)
+
+
+def _agent(found: OPASettings) -> Asked:
+    what = f"agent {found.path}"
+    try:
+        return Asked(what, 0, f"refuses what names no producer; {OPA(**found.arguments(OPA)).probed()}")
+    except FetchFailed as error:
+        return Asked(what, 3, f"no decision: {error}")
+    except ConfigurationError as error:
+        return Asked(what, 1, str(error))
 
 
 def _broker(name: str | None, settings: FileSettings) -> Asked:

@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Protocol
 
 import typer
 from rich.console import Console
@@ -31,12 +31,15 @@ from mqauth import (
     Pipeline,
     Reason,
     Verified,
+    Verifier,
 )
 from mqauth.audit.chain import verify_chain
 from mqauth.bench import report, run
 from mqauth.cli.app import Json, answer, print_error
 from mqauth.cli.broker import check_url, reached
 from mqauth.cli.tables import Column, table_lines
+from mqauth.errors import require
+from mqauth.judging.policy import Policy
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage, Stage
 from mqauth.testing.token_attacks import ATTACKS, honest_message
@@ -44,7 +47,8 @@ from mqauth.wire import destination
 
 _CASE_HEADER: Final = "demo-case"
 _REASON_HEADER: Final = "mqauth-dead-reason"
-_ACCEPTED: Final = "accepted"
+ACCEPTED: Final = "accepted"
+"""What is expected of an honest case."""
 CASE: Final = (
     Column("case"), Column("verdict", cut=False), Column("reason", cut=False), Column("as expected", cut=False),
     Column("what it is", goes=1),
@@ -100,14 +104,24 @@ class Result:
         """``accepted``, ``rejected``, or ``lost`` where neither handler nor dead letter has it, or both."""
         if self.handled == (self.reason is not None):
             return "lost"
-        return _ACCEPTED if self.handled else "rejected"
+        return ACCEPTED if self.handled else "rejected"
 
     @property
     def as_expected(self) -> bool:
         """Whether the case ended as it must."""
-        if self.case.expected == _ACCEPTED:
-            return self.verdict == _ACCEPTED
+        if self.case.expected == ACCEPTED:
+            return self.verdict == ACCEPTED
         return self.reason == self.case.expected and self.verdict == "rejected" and self.audit
+
+
+class Trust(Protocol):
+    """Whom a consumer of the demo trusts."""
+
+    def verifier(self) -> Verifier:
+        """Return its verifier."""
+
+    def policy(self, place: str, /) -> Policy:
+        """Return who may publish to a destination."""
 
 
 def demo(
@@ -124,6 +138,9 @@ def demo(
         Path | None, typer.Option("--audit", help="Keep the audit file here, with its signed heads beside it.")
     ] = None,
     messages: Annotated[int, typer.Option("--messages", min=1, help="How many honest messages.")] = 3,
+    identity: Annotated[
+        bool, typer.Option("--identity", help="In memory: an authority gives identities, and cuts one off.")
+    ] = False,
 ) -> int:
     """Run a producer, a consumer and an attacker, and show what became of every message.
 
@@ -132,6 +149,10 @@ def demo(
     """
     # Each rejection is a line of the table already.
     logging.getLogger("mqauth").addHandler(logging.NullHandler())
+    if identity:
+        require(broker is None, "--identity: in memory only, without --broker")
+        # It needs the authority, which the other demo does not.
+        return int(import_module("mqauth.cli.identity_demo").play(audit, as_json=as_json, messages=messages))
     if broker is None:
         return _play(MemoryStage(), audit, as_json=as_json, messages=messages)
     scheme, mark, rest = broker.partition("://")
@@ -156,7 +177,7 @@ def _play(stage: Stage, kept: Path | None, *, as_json: bool, messages: int) -> i
     forge = Forge(lifetime=600)
     with closing(stage), tempfile.TemporaryDirectory() as folder:
         path = kept or Path(folder) / "audit.jsonl"
-        heads = None if kept is None else HeadFile(f"{path}.heads", _head_key(Path(f"{path}.pem")))
+        heads = None if kept is None else HeadFile(f"{path}.heads", head_key(Path(f"{path}.pem")))
         cases = list(_cases(forge, stage.destination, messages))
         with AuditFile(path, heads=heads) as audit:
             for case in cases:
@@ -164,7 +185,7 @@ def _play(stage: Stage, kept: Path | None, *, as_json: bool, messages: int) -> i
                     stage.produce(forge.signer(), case.message)
                 else:
                     stage.inject(case.message)
-            results = _consume(stage, forge, audit, cases, kept is not None)
+            results = consumed(stage, forge, audit, cases, kept is not None)
         intact = verify_chain(path).intact
     lost = sum(result.verdict == "lost" for result in results)
     if as_json:
@@ -174,7 +195,8 @@ def _play(stage: Stage, kept: Path | None, *, as_json: bool, messages: int) -> i
     return 0 if intact and not lost and all(result.as_expected for result in results) else 1
 
 
-def _head_key(path: Path) -> Key:
+def head_key(path: Path) -> Key:
+    """Return the key that signs the heads of an audit file that is kept."""
     # An audit file that an earlier demo left goes on with the key that signed its heads.
     if not path.exists():
         path.touch(0o600)
@@ -184,37 +206,41 @@ def _head_key(path: Path) -> Key:
 
 def _cases(forge: Forge, place: str, messages: int) -> Iterator[Case]:
     """Yield the honest messages, every attack that fits the broker, and a replay of the first message."""
-    first = forge.signer().sign(_named(honest_message(place, 0), "honest-0"))
-    yield Case(name="honest-0", story="an honest order", expected=_ACCEPTED, message=first)
+    first = forge.signer().sign(named(honest_message(place, 0), "honest-0"))
+    yield Case(name="honest-0", story="an honest order", expected=ACCEPTED, message=first)
     for number in range(1, messages):
         name = f"honest-{number}"
-        message = _named(honest_message(place, number), name)
-        yield Case(name=name, story="an honest order", expected=_ACCEPTED, message=message, unsigned=True)
+        message = named(honest_message(place, number), name)
+        yield Case(name=name, story="an honest order", expected=ACCEPTED, message=message, unsigned=True)
     for number, attack in enumerate(ATTACKS, messages):
         if attack.fits(place):
-            hostile = attack.mount(forge, _named(honest_message(place, number), attack.name))
+            hostile = attack.mount(forge, named(honest_message(place, number), attack.name))
             yield Case(name=attack.name, story=attack.story, expected=attack.reason.value, message=hostile)
     story = "a copy of honest-0, published again"
     yield Case(name="replay", story=story, expected=Reason.REPLAYED.value, message=first)
 
 
-def _consume(stage: Stage, forge: Forge, audit: AuditFile, cases: list[Case], keep: bool) -> list[Result]:
-    """Run the consumer until every case is handled or dead-lettered, and return the results."""
+def consumed(stage: Stage, trust: Trust, audit: AuditFile, cases: list[Case], keep: bool) -> list[Result]:
+    """Run a consumer until every case is handled or dead-lettered, and return the results.
+
+    Args:
+        stage: where the cases were published.
+        trust: whom the consumer trusts.
+        audit: its audit file.
+        cases: what was published.
+        keep: whether every verdict is recorded, and not rejections alone.
+    """
     handled: list[Verified] = []
     pipeline = Pipeline(
-        verifier=forge.verifier(),
-        policy=forge.policy(stage.destination),
+        verifier=trust.verifier(),
+        policy=trust.policy(stage.destination),
         replay=MemoryReplayStore(),
         audit=audit,
         record="all" if keep else "rejections",
         attempts=Attempts(limit=1),
     )
-    expected = sum(case.expected != _ACCEPTED for case in cases)
-    stage.consume(
-        pipeline,
-        handled.append,
-        until=lambda: len(handled) + expected >= len(cases) and len(stage.letters()) >= expected,
-    )
+    # Also where an attack is handled: the table has to say so.
+    stage.consume(pipeline, handled.append, until=lambda: len(handled) + len(stage.letters()) >= len(cases))
     recorded = frozenset(re.findall(r'"(?:id|jti)":"([^"]*)"', audit.path.read_text("utf-8")))
     return _results(cases, handled, stage.letters(), recorded)
 
@@ -269,7 +295,7 @@ def _lines(broker: str, results: list[Result], intact: bool, lost: int) -> Itera
         for one in results
     )
     yield from table_lines(f"mqauth demo on {broker}", CASE, cells)
-    attacks = [result for result in results if result.case.expected != _ACCEPTED]
+    attacks = [result for result in results if result.case.expected != ACCEPTED]
     yield (
         f"{len(results) - len(attacks)} honest messages handled, "
         f"{sum(result.as_expected for result in attacks)} of {len(attacks)} attacks dead-lettered, {lost} lost;"
@@ -279,7 +305,7 @@ def _lines(broker: str, results: list[Result], intact: bool, lost: int) -> Itera
     yield "mqauth demo --broker amqp://guest:guest@localhost/"
 
 
-def _named(message: Message, name: str) -> Message:
+def named(message: Message, name: str) -> Message:
     """Return a message with the name of its case in a last header, of the type that its broker uses."""
     value = name.encode() if destination.is_kafka(message.destination) else name
     return replace(message, headers=(*message.headers, (_CASE_HEADER, value)))

@@ -33,6 +33,9 @@ def _trust_domain_fault(found: str) -> str | None:
     return None if is_trust_domain(found) else "must be wimse:// or spiffe:// and a name in lower case"
 
 
+TRUST_DOMAIN: Final = text("trust domain", _trust_domain_fault)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSettings(Settings):
     """An issuer and the source of its keys, which is exactly one of ``file``, ``jwks`` and ``discovery``."""
@@ -75,7 +78,7 @@ class IssuerSettings(SourceSettings):
     issuer: Annotated[str, NAME, "`iss` of the tokens that these keys sign."] = cast(str, None)
     trust_domain: Annotated[
         str | None,
-        text("trust domain", _trust_domain_fault),
+        TRUST_DOMAIN,
         'In place of `issuer`: a trust domain like `"wimse://prod.example"`; experimental.',
         not_with("issuer"),
         not_with("discovery"),

@@ -6,7 +6,6 @@ it names an environment variable or a file that does (``passphrase_env``, ``pass
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
@@ -17,32 +16,35 @@ from mqauth.audit.misuse import Alert, Detector, Thresholds
 from mqauth.audit.rollout_watch import last_rollout
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.clock import SYSTEM_CLOCK, Clock
+from mqauth.config.authority import ConfiguredAuthority
 from mqauth.config.declaration import read
-from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
+from mqauth.config.enrolment import enrolled, key_on_disk
+from mqauth.config.issuer_settings import IssuerSettings
+from mqauth.config.key_sources import key_source
 from mqauth.config.settings import (
     AuditSettings,
+    ConsumerSettings,
     FileSettings,
     MisuseSettings,
-    ProducerSettings,
     ReleaseSettings,
     ReplaySettings,
 )
 from mqauth.config.toml_file import Table, read_toml
 from mqauth.errors import require
 from mqauth.judging.pipeline import Observer, Pipeline
-from mqauth.judging.policy import Allow
+from mqauth.judging.policy import Allow, Policy
 from mqauth.judging.rollout import Rollout
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer, Verifier
-from mqauth.keystore import ActiveKey, JWKSFile
-from mqauth.keystore.disk.folder import read_pem
-from mqauth.keystore.remote.jwks import JWKS, discover
+from mqauth.keystore import ActiveKey
+from mqauth.keystore.identity.enrolled import EnrolledKey
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
+from mqauth.policies.opa import OPA
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ReplayStore
 from mqauth.signer import Signer
 from mqauth.wire.batch import Batching
-from mqauth.wire.keys import Key, KeySource
+from mqauth.wire.keys import Key
 
 T = TypeVar("T")
 
@@ -106,7 +108,25 @@ class Configuration:
             ConfigurationError: there is no ``[producer]``, or its key may not be used.
         """
         found = self._required(self._settings.producer, "producer")
-        return Signer(key=_producer_key(found, self._clock), clock=self._clock, **found.arguments(Signer))
+        if found.identity is None:
+            key: Key | ActiveKey | EnrolledKey = key_on_disk(found, found, found.subject, self._clock)
+        else:
+            key = self.identity
+            self.identity.start()
+        return Signer(key=key, clock=self._clock, **found.arguments(Signer))
+
+    @cached_property
+    def identity(self) -> EnrolledKey:
+        """The key of ``[producer.identity]``, which the signer signs with; the signer asks its authority at once.
+
+        While the authority is out of reach the producer runs, and signs nothing.
+
+        Raises:
+            ConfigurationError: there is no ``[producer.identity]``, or its credential may not be used.
+        """
+        found = self._required(self._settings.producer, "producer")
+        self._required(found.identity, "producer.identity")
+        return enrolled(found, self._clock)
 
     @property
     def batching(self) -> Batching:
@@ -167,6 +187,18 @@ class Configuration:
         """
         return self._pipeline(audit=None, rollout=self.rollout)
 
+    @cached_property
+    def authority(self) -> ConfiguredAuthority:
+        """The authority of ``[authority]``.
+
+        Raises:
+            ConfigurationError: there is no ``[authority]``, its keys cannot be used, or another process writes its
+                audit file.
+        """
+        return ConfiguredAuthority(
+            self._required(self._settings.authority, "authority"), self._clock, self._on_alert
+        )
+
     @property
     def dead_letters_name(self) -> str:
         """The dead-letter queue or topic of ``[dead_letters]``.
@@ -182,7 +214,7 @@ class Configuration:
         settings = found.arguments(Verifier) | {"accept_as": [each.alias for each in found.accept_as]}
         verifier = Verifier(keys=issuers, release=self._releases(found.leeway), **settings)
         return Pipeline(
-            verifier=verifier, policy=Allow([rule.rule for rule in found.allow]), replay=self._store(),
+            verifier=verifier, policy=_policy(found, self._clock), replay=self._store(),
             scope=found.scope, exception_messages=found.exception_messages, self_test=found.self_test,
             clock=self._clock, **more,
         )  # fmt: skip
@@ -190,7 +222,7 @@ class Configuration:
     def _releases(self, leeway: int) -> ReleaseAuthorities | None:
         release = self._settings.release or ReleaseSettings()
         authorities = {
-            found.issuer: Authority(keys=_key_source(found, self._clock), **found.arguments(Authority))
+            found.issuer: Authority(keys=key_source(found, self._clock), **found.arguments(Authority))
             for found in release.authorities
         }
         return ReleaseAuthorities(authorities, leeway=leeway) if authorities else None
@@ -236,34 +268,18 @@ class Configuration:
         return require(found, f"{self.file}: [{name}]: required here, and missing")
 
 
-def _producer_key(found: ProducerSettings, clock: Clock) -> Key | ActiveKey:
-    """Return the key of a PEM file, or the active key of a folder; it must be able to speak for the subject."""
-    passphrase = found.read_secret("passphrase")
-    with found.table.located("keys"):
-        # Path.is_dir raises for a path that we may not look at; reading such a path gives the better error.
-        if os.path.isdir(found.keys):
-            key: Key | ActiveKey = ActiveKey(found.keys, passphrase=passphrase, clock=clock)
-        else:
-            key = read_pem(found.keys, passphrase)
-        now = key if isinstance(key, Key) else key.signing_key()
-    subjects = getattr(now, "subjects", None)
-    if subjects is not None and found.subject not in subjects:
-        raise found.table.refuse("subject", f"the key {now.kid} does not speak for it")
-    return key
+def _policy(found: ConsumerSettings, clock: Clock) -> Policy:
+    """Return the rules; with an agent it decides, too, and is asked only what the rules allow."""
+    rules = Allow([rule.rule for rule in found.allow])
+    if found.opa is None:
+        return rules
+    with found.opa.table.located("url"):
+        within = rules if found.allow else None
+        return OPA(**found.opa.arguments(OPA), within=within, scope=found.scope, clock=clock)
 
 
 def _issuer(found: IssuerSettings, clock: Clock) -> Issuer | TrustDomain:
-    keys = _key_source(found, clock)
+    keys = key_source(found, clock)
     if found.trust_domain is None:
         return Issuer(keys=keys, **found.arguments(Issuer))
     return TrustDomain(keys=keys, **found.arguments(TrustDomain))
-
-
-def _key_source(found: SourceSettings, clock: Clock) -> KeySource:
-    """Return the source of an issuer's keys; a remote one fetches nothing yet."""
-    if found.file is not None:
-        with found.table.located("file"):
-            return JWKSFile(found.file, clock=clock)
-    given = {"clock": clock, **found.arguments(JWKS)}
-    with found.table.located("discovery" if found.jwks is None else "jwks"):
-        return discover(found.issuer, **given) if found.jwks is None else JWKS(found.jwks, **given)

@@ -12,13 +12,15 @@ values and opens no file. ``python -m integration.settings`` writes ``docs/confi
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, cast, get_args
 
 from mqauth.audit.file import MIN_BYTES
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import DEFAULT_FLOOD_AFTER
+from mqauth.config.authority_settings import IdentityAuthoritySettings
 from mqauth.config.broker import BrokerSettings, ReviewSettings
 from mqauth.config.declaration import Settings, inner, inners, not_with, only_with
+from mqauth.config.identity_settings import IdentitySettings
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.kinds import (
     ANY,
@@ -39,16 +41,19 @@ from mqauth.config.kinds import (
     url,
     whole,
 )
+from mqauth.config.policy_settings import OPASettings
 from mqauth.config.rollout_settings import AcceptAsSettings, RolloutSettings, RuleSettings, UnsignedSettings
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.errors import Reason
 from mqauth.judging.identities import CAPACITY, MAX_CAPACITY
 from mqauth.judging.token import MAX_LEEWAY, At
+from mqauth.keystore.identity.request import MAX_LIFE
 from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import DEFAULT_CAPACITY
-from mqauth.signer import MAX_LIFETIME
+from mqauth.signer import MAX_LIFETIME, SPARE
 from mqauth.wire.batch import DEFAULT_LINGER, MAX_LINGER
 from mqauth.wire.claims import MAX_BATCH
+from mqauth.wire.identity import trust_domain_of
 
 _HEADS: Final = only_with("heads")
 _THRESHOLDS: Final = Thresholds()
@@ -67,17 +72,35 @@ def _only_append(members: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProducerSettings(Settings):
-    """``[producer]``: the arguments of ``Signer``, the place of its key, and the batches of broker wrappers."""
+    """``[producer]``: the arguments of ``Signer``, the place of its key, and the batches of broker wrappers.
 
-    issuer: Annotated[str, NAME, "The issuer that consumers trust for this key: `iss` of each token."]
-    subject: Annotated[str, NAME, "The producer's name: `sub` of each token."]
+    Once it is read, ``issuer``, ``subject`` and ``keys`` of the identity form have what ``identity`` says.
+    """
+
+    # Neither name is None once it was read: ``refusals`` asks for them.
+    issuer: Annotated[
+        str, NAME, "The issuer that consumers trust for this key: `iss` of each token.", not_with("identity")
+    ] = cast(str, None)
+    subject: Annotated[str, NAME, "The producer's name: `sub` of each token.", not_with("identity")] = cast(
+        str, None
+    )
     audience: Annotated[str, AUDIENCE, "The service or stream that messages are meant for: `aud` of each token."]
     audiences: Annotated[
         Mapping[str, str] | None,
         entries(DESTINATION, AUDIENCE),
         'Another audience for each destination that is named, such as `"kafka:orders" = "billing"`.',
     ] = None
-    keys: Annotated[Path, PATH, "The private key: a keystore folder, whose rotation is followed, or a PEM file."]
+    keys: Annotated[
+        Path | None,
+        PATH,
+        "The private key: a PEM file, or a keystore folder, whose keys may change, and be in an HSM.",
+        not_with("identity"),
+    ] = None
+    identity: Annotated[
+        IdentitySettings | None,
+        inner(IdentitySettings),
+        "In place of `issuer`, `subject` and `keys`: an identity from an authority; experimental.",
+    ] = None
     lifetime: Annotated[int, whole(1, MAX_LIFETIME), "Seconds a token lives."] = 60
     leave_unsigned: Annotated[
         tuple[str, ...],
@@ -92,6 +115,23 @@ class ProducerSettings(Settings):
     passphrase_file: Annotated[
         Path | None, PATH, "The file with the passphrase of the keys.", not_with("passphrase_env")
     ] = None
+
+    def __post_init__(self) -> None:
+        if self.identity is not None:
+            found = {
+                "issuer": trust_domain_of(self.identity.subject), "subject": self.identity.subject,
+                "keys": self.identity.credential.keys,
+            }  # fmt: skip
+            for name, value in found.items():
+                object.__setattr__(self, name, value)
+
+    def refusals(self) -> Iterator[RefusedSetting]:
+        """Yield the refusals of what the direct form lacks, and of a lifetime that no identity lasts for."""
+        needed = ("issuer", "subject", "keys") if self.identity is None else ()
+        yield from (self.table.refuse(name, "required") for name in needed if name not in self.table.members)
+        most = MAX_LIFE // 2 - SPARE
+        if self.identity is not None and self.lifetime > most:
+            yield self.table.refuse("lifetime", f"must be at most {most} with an identity, half of its life")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,8 +196,13 @@ class ConsumerSettings(Settings):
     allow: Annotated[
         tuple[RuleSettings, ...],
         inners(RuleSettings),
-        "Who may publish where; without a rule everything is refused.",
+        "Who may publish where; without a rule everything is refused, unless there is an agent.",
     ] = ()
+    opa: Annotated[
+        OPASettings | None,
+        inner(OPASettings),
+        "An Open Policy Agent that decides who may publish where; beside rules both must allow.",
+    ] = None
     identities: Annotated[
         int,
         whole(1, MAX_CAPACITY),
@@ -343,6 +388,11 @@ class FileSettings(Settings):
     ] = None
     review: Annotated[
         ReviewSettings | None, inner(ReviewSettings), "What a reviewer of dead letters works with."
+    ] = None
+    authority: Annotated[
+        IdentityAuthoritySettings | None,
+        inner(IdentityAuthoritySettings),
+        "Says which workload a key belongs to: `mqauth authority`.",
     ] = None
     check: Annotated[
         CheckSettings | None, inner(CheckSettings), "Tells `mqauth check` what the other tables do not say."

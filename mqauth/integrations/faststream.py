@@ -111,7 +111,7 @@ def _protected(kind: Any) -> type:
             super().include_router(router, **settings)
 
         async def start(self) -> None:
-            self._mqauth.check(self)
+            await self._mqauth.check(self)
             await self._mqauth.letters.start()
             await self._mqauth.tell()
             await super().start()

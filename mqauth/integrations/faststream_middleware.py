@@ -33,7 +33,7 @@ from mqauth.integrations.faststream_unverified import check_handlers, kinds_of, 
 from mqauth.integrations.late_letters import LateLetters, Letters
 from mqauth.integrations.turn import Turn, handle, handle_unverified
 from mqauth.judging.pipeline import Outcome, Pipeline
-from mqauth.judging.selftest import at_start
+from mqauth.judging.selftest import starting
 from mqauth.judging.unverified import Unverified
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit
@@ -106,7 +106,7 @@ class Protection:
             found = self._processors[subscriber] = self._new_processor(subscriber)
         return found
 
-    def check(self, broker: Any) -> None:
+    async def check(self, broker: Any) -> None:
         """Refuse a broker whose subscribers or publishers cannot be protected.
 
         Raises:
@@ -117,7 +117,7 @@ class Protection:
         for publisher in broker.publishers:
             self.check_publisher(publisher)
         if self._guard is not None:
-            at_start(self._guard)
+            await arun(starting(self._guard))
         require(self._signer or not broker.publishers, "publishers need signer=")
 
     def check_router(self, router: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from mqauth.audit.record import iso_time
 from mqauth.errors import SIGNED_REASONS, Reason
 from mqauth.judging.delivery import Delivery
-from mqauth.judging.policy import Allow, Policy
+from mqauth.judging.policy import Allow, Policy, local_rules
 from mqauth.judging.token import Candidate
 from mqauth.judging.verifier import Verifier
 from mqauth.logs import harmless
@@ -199,9 +199,11 @@ def _coverage(case: _Case) -> Both:
 
 
 def _producer(case: _Case) -> Both:
-    rules = case.policy.rules if isinstance(case.policy, Allow) else ()
-    its = [place for rule in rules if rule.subject == case.claims.sub for place in rule.destinations]
-    return {"subject": case.claims.sub, "destination": case.message.destination}, {"its rules": its or ["none"]}
+    rules = local_rules(case.policy)
+    its = [place for rule in rules or () if rule.subject == case.claims.sub for place in rule.destinations]
+    expected: dict[str, Any] = {} if rules is None else {"its rules": its or ["none"]}
+    asked = {} if isinstance(case.policy, Allow) else {"policy": case.policy.version}
+    return {"subject": case.claims.sub, "destination": case.message.destination}, expected | asked
 
 
 def _replayed(case: _Case) -> Both:

@@ -14,7 +14,7 @@ from mqauth.clock import Clock, Randomness, uuid7
 from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, RejectNow, RetryLater, Unavailable
 from mqauth.flow import ColourError
 from mqauth.judging.delivery import Delivery, Outcome, Step
-from mqauth.judging.policy import Allow, Policy
+from mqauth.judging.policy import Allow, Policy, local_rules
 from mqauth.judging.unverified import Verdict
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetterSink, letter_id
@@ -257,10 +257,12 @@ def _named(plugin: object) -> str | None:
 
 def rules_of(policy: Policy) -> str:
     """Return a policy's rules in one line."""
-    if not isinstance(policy, Allow):
+    rules = local_rules(policy)
+    if rules is None:
         return policy.version
-    lines = [f"{rule.subject} to {', '.join(rule.destinations)}" for rule in policy.rules]
-    return few(lines, "; ") or "none, so that every message is rejected"
+    lines = [f"{rule.subject} to {', '.join(rule.destinations)}" for rule in rules]
+    asked = "" if isinstance(policy, Allow) else f", and by {policy.version}"
+    return (few(lines, "; ") or "none, so that every message is rejected") + asked
 
 
 def few(names: list[str], separator: str = ", ") -> str:

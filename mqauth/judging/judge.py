@@ -57,9 +57,10 @@ from mqauth.clock import Clock, Randomness
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.flow import OUR_FAULT, ColourError, Flow, answered, asked, at_once, either, guarded
 from mqauth.judging.delivery import Delivery, Step
-from mqauth.judging.policy import Decision, Policy
+from mqauth.judging.policy import Decision, Policy, decided, decision_of, on_the_spot
 from mqauth.judging.token import Candidate
 from mqauth.judging.unverified import Verdict
+from mqauth.judging.verified import Verified, scope_of
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.release import Release, open_release
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, ReplayStore, batch_id, claim_id, first_seen, release_id
@@ -104,7 +105,7 @@ class Judge:
         randomness: Randomness,
     ) -> None:
         self._verifier = verifier
-        self._policy = policy
+        self._policy, self._decide = policy, on_the_spot(policy)
         self._replay = replay
         self._scope = scope
         self._reread = reread
@@ -115,7 +116,7 @@ class Judge:
 
     def scope_of(self, message: Message) -> str:
         """Return on whose behalf a message is handled: the consumer group or queue, unless it was configured."""
-        return self._scope or message.origin.scope or message.origin.queue or "default"
+        return scope_of(message.origin, self._scope)
 
     def judge(self, delivery: Delivery) -> Flow[None]:
         """Reach a verdict, and move the delivery on to the step that follows from it.
@@ -169,7 +170,7 @@ class Judge:
             # (6) to (11): key and signature, then what is claimed, then the message itself
             delivery.verified = self._verifier.verify(delivery.message, candidate, keys, delivery.received)
             # (12): identity, so that no truthy answer of a broken policy passes for ALLOW
-            decision = at_once(_POLICY, self._policy.decide, delivery.verified)
+            decision = at_once(_POLICY, self._decide, delivery.verified)
             if decision is not _ALLOW:
                 return self._decided(delivery, candidate, decision)
             return self._request(delivery, candidate)
@@ -190,7 +191,7 @@ class Judge:
     def _decided(self, delivery: Delivery, candidate: Candidate, decision: Any) -> Flow[Claim]:
         """Wait for the decision of a policy, which may be a refusal already."""
         try:
-            _permit((yield from answered(_POLICY, decision)))
+            _permit((yield from decided(self._policy, cast(Verified, delivery.verified), decision)))
             return self._request(delivery, candidate)
         except Exception as error:
             _refuse(delivery, error)
@@ -231,7 +232,7 @@ class Judge:
             return ClaimStatus.DUPLICATE
         delivery.verified = self._verifier.verify(message, candidate, keys, received, release)  # (8) to (11)
         if Reason.PRODUCER_FORBIDDEN not in release.waive:
-            _permit((yield from asked(_POLICY, self._policy.decide, delivery.verified)))  # (12)
+            _permit((yield from decision_of(self._policy, delivery.verified)))  # (12)
         return (yield from self._claim_release(delivery, self._request(delivery, candidate), release))  # (13)
 
     def _released(self, delivery: Delivery) -> Flow[Release]:

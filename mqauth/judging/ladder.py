@@ -8,6 +8,7 @@ fails or is slow is not asked again for a while, and what ends a claim is never 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import GeneratorType
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from mqauth.judging.breaker import Breaker
 from mqauth.judging.delivery import Delivery, Step
 from mqauth.judging.judge import Claim, Judge
 from mqauth.judging.observing import Observing
-from mqauth.judging.policy import Decision
+from mqauth.judging.policy import Decision, on_the_spot
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung, destinations_of, is_lenient, kinds_of
 from mqauth.judging.token import Candidate
 from mqauth.judging.unverified import (
@@ -41,6 +42,9 @@ class _Asked:
 
     def __init__(self, store: Breaker, replay: Any, breaker: Breaker, policy: Any) -> None:
         self._store, self._replay, self._breaker, self._policy = store, replay, breaker, policy
+        twin = getattr(policy, "adecide", None)
+        self.adecide = None if twin is None else partial(breaker.call, twin)
+        self.remembered = None if twin is None else on_the_spot(policy)
 
     def claim(self, request: ClaimRequest) -> Any:
         """Claim a message."""

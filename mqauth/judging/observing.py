@@ -18,6 +18,7 @@ from mqauth.errors import Cause, Reason
 from mqauth.flow import Flow, settling
 from mqauth.judging.breaker import Breaker
 from mqauth.judging.delivery import Delivery, verdict_record
+from mqauth.judging.policy import Policy
 from mqauth.judging.rollout import Rollout, as_facts, is_lenient
 from mqauth.judging.unverified import Would
 from mqauth.judging.verifier import Verifier
@@ -43,14 +44,14 @@ class Observing:
         clock: the pipeline's.
         randomness: of the records' ids.
         instance: the name of this process.
-        policy: the version of the policy.
+        policy: its version is recorded.
         verifier: judges tokens.
         scope_of: returns on whose behalf a message is handled.
     """
 
     def __init__(
         self, rollout: Rollout, audit: AuditSink | None, *, clock: Clock, randomness: Randomness, instance: str,
-        policy: str, verifier: Verifier, scope_of: Callable[[Message], str],
+        policy: Policy, verifier: Verifier, scope_of: Callable[[Message], str],
     ) -> None:  # fmt: skip
         self.rollout = rollout
         self.counts = Observed()
@@ -62,7 +63,7 @@ class Observing:
         self._randomness = randomness
         self._instance = instance
         self._policy = policy
-        self._rules = hashlib.sha256(f"{policy} {verifier.settings}".encode()).hexdigest()[:16]
+        self._rules = hashlib.sha256(f"{policy.version} {verifier.settings}".encode()).hexdigest()[:16]
         self._evidence = verifier.evidence
         self._scope_of = scope_of
         self._sees = hasattr(audit, "see")
@@ -89,7 +90,7 @@ class Observing:
         if would is None or pattern is None or not is_lenient(delivery):
             return
         shown = self.counts.would(pattern, _group(delivery, would), self._clock.now())
-        if shown or (self._sees and would.reason not in (None, Reason.TOKEN_MISSING)):
+        if self.sink is not None and (shown or (self._sees and would.reason not in (None, Reason.TOKEN_MISSING))):
             if len(self._pending) < PENDING:
                 self._pending.append((shown, self._would_record(delivery, would)))
             else:
@@ -149,8 +150,9 @@ class Observing:
     def _would_record(self, delivery: Delivery, would: Would) -> AuditRecord:
         """Return the record of one message that would be refused, with its coordinates."""
         record = verdict_record(
-            delivery, scope=self._scope, time=self._clock.now(), policy=self._policy, instance=self._instance
-        )
+            delivery, scope=self._scope, time=self._clock.now(), policy=self._policy.version,
+            instance=self._instance,
+        )  # fmt: skip
         return replace(
             record, id=uuid7(self._clock, self._randomness), verdict="would_reject", dead_letter=None,
             reason=None if would.reason is None else would.reason.value,
@@ -169,7 +171,7 @@ class Observing:
         record = AuditRecord(
             id=uuid7(self._clock, self._randomness), time=self._clock.now(), verdict=verdict, reason=None,
             detail=None, scope=self._scope, broker={}, token={}, body_sha256=None, body_size=None, key_set=None,
-            policy=self._policy, dead_letter=None, instance=self._instance, extra={verdict: facts},
+            policy=self._policy.version, dead_letter=None, instance=self._instance, extra={verdict: facts},
         )  # fmt: skip
         self._unwritten.append(record)
         while self.sink is not None and self._unwritten:

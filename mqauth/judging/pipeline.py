@@ -27,7 +27,7 @@ from mqauth.judging.journal import Journal
 from mqauth.judging.judge import Judge
 from mqauth.judging.ladder import LadderJudge, check_handlers, lenient, routed
 from mqauth.judging.observing import Observing
-from mqauth.judging.policy import Allow, Policy
+from mqauth.judging.policy import Policy, local_rules
 from mqauth.judging.rollout import Rollout, is_lenient
 from mqauth.judging.unverified import UnverifiedHandler, Unverifieds, Verdict
 from mqauth.judging.verified import Verified
@@ -99,7 +99,7 @@ class Pipeline:
         )
         require(lease > 0, "lease is more than 0 seconds")
         # a rule without an issuer would admit its subject of each of them
-        loose = isinstance(policy, Allow) and any(rule.issuer is None for rule in policy.rules)
+        loose = any(rule.issuer is None for rule in local_rules(policy) or ())
         require(
             not loose or len(verifier.issuers) == 1,
             "several issuers are trusted: each rule must name its issuer",
@@ -132,7 +132,7 @@ class Pipeline:
         if self.rollout is not None or verifier.aliases:
             self.observing = Observing(
                 self.rollout or Rollout(), audit, clock=clock, randomness=randomness, instance=self.instance,
-                policy=policy.version, verifier=verifier, scope_of=self.scope_of,
+                policy=policy, verifier=verifier, scope_of=self.scope_of,
             )  # fmt: skip
             self._climb(self.observing, settings)
 

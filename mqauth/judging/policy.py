@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, cast
 
-from mqauth.errors import ConfigurationError, MalformedMessage, require
+from mqauth.errors import Cause, ConfigurationError, MalformedMessage, require
+from mqauth.flow import Flow, answered, at_once, either, guarded
 from mqauth.judging.verified import Verified, producer_and_place
 from mqauth.logs import emit
 from mqauth.wire import destination, memo
 from mqauth.wire.claims import is_name
 
 _WILDCARDS: Final = ("*", "#")
+_UNAVAILABLE: Final = Cause.POLICY_UNAVAILABLE
 
 
 class Decision(Enum):
@@ -40,6 +42,16 @@ class Policy(Protocol):
         Raises:
             Unavailable: ``policy_unavailable``, the rules are kept elsewhere and cannot be read.
         """
+
+
+class AskedPolicy(Policy, Protocol):
+    """A policy that is kept elsewhere: ``decide`` blocks until it has answered, which no event loop may do."""
+
+    def remembered(self, verified: Verified, /) -> Decision | None:
+        """Return a decision that is known already, ``None`` where the policy must be asked; never waits."""
+
+    async def adecide(self, verified: Verified, /) -> Decision:
+        """Do the same as ``decide``, and let the event loop run meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +159,39 @@ class UnsafeAllowAll:
     def decide(self, verified: Verified, /) -> Decision:
         """Return ``ALLOW``."""
         return Decision.ALLOW
+
+
+def on_the_spot(policy: Policy) -> Callable[[Verified], Any]:
+    """Return what decides without waiting; of a policy that is kept elsewhere it may return ``None``."""
+    return getattr(policy, "remembered", None) or policy.decide
+
+
+def decided(policy: Policy, verified: Verified, found: Any) -> Flow[Decision]:
+    """Return the decision of a policy, asked or awaited where it is not found yet.
+
+    Args:
+        policy: decides.
+        verified: the message.
+        found: what ``on_the_spot`` returned.
+
+    Raises:
+        Unavailable: ``policy_unavailable``, whatever the policy raised but ``OUR_FAULT``.
+    """
+    twin = getattr(policy, "adecide", None)
+    if found is None and twin is not None:
+        return (yield from guarded(_UNAVAILABLE, either(policy.decide, twin, verified)))
+    return cast(Decision, (yield from answered(_UNAVAILABLE, found)))
+
+
+def decision_of(policy: Policy, verified: Verified) -> Flow[Decision]:
+    """Return the decision of a policy, as ``decided``."""
+    return (yield from decided(policy, verified, at_once(_UNAVAILABLE, on_the_spot(policy), verified)))
+
+
+def local_rules(policy: Policy) -> tuple[Rule, ...] | None:
+    """Return the rules of a policy that stand in this process, ``None`` where it has none."""
+    found = getattr(policy, "within", policy)
+    return found.rules if isinstance(found, Allow) else None
 
 
 def matches(pattern: str, place: str) -> bool:

@@ -19,14 +19,14 @@ from typing import Any, Final
 from weakref import WeakSet
 
 from mqauth.clock import SYSTEM_RANDOMNESS
-from mqauth.errors import ConfigurationError, Reason, Unavailable
-from mqauth.flow import OUR_FAULT, is_async, run
+from mqauth.errors import ConfigurationError, Reason, Unavailable, require
+from mqauth.flow import OUR_FAULT, Flow, either, is_async, run
 from mqauth.judging.delivery import Delivery, Outcome
 from mqauth.judging.journal import Journal, few
 from mqauth.judging.judge import Judge
 from mqauth.judging.ladder import LadderJudge
 from mqauth.judging.pipeline import Pipeline
-from mqauth.judging.policy import Allow, Rule, place_of_pattern
+from mqauth.judging.policy import Allow, Rule, local_rules, place_of_pattern
 from mqauth.judging.rollout import Rung, destinations_of
 from mqauth.judging.unverified import Verdict
 from mqauth.judging.verified import Verified
@@ -39,7 +39,7 @@ from mqauth.wire import destination
 from mqauth.wire.keys import Key, KeySet, KeySource
 from mqauth.wire.message import PROTECTED_PROPERTIES, HeaderValue, Message, Origin
 
-__all__ = ["SelfTest", "at_start", "self_test"]
+__all__ = ["SelfTest", "at_start", "self_test", "starting"]
 MOST: Final = 8
 """Rules, and issuers, that are tried; the cost at a start must not grow with a configuration."""
 STRANGER: Final = "urn:mqauth:self-test"
@@ -83,13 +83,26 @@ class SelfTest:
 
 
 def at_start(guard: Pipeline) -> None:
-    """Try a pipeline, the first time that one of its consumers starts.
+    """Try a pipeline, as ``starting``, where no event loop can be waited in."""
+    run(starting(guard))
+
+
+def starting(guard: Pipeline) -> Flow[None]:
+    """Try a pipeline, and a policy that is kept elsewhere, the first time that one of its consumers starts.
 
     Raises:
-        ConfigurationError: a hostile message was let in; nothing was consumed.
+        ConfigurationError: a hostile message was let in, or the policy gives no decisions; nothing was consumed.
     """
     if guard in _TRIED:
         return
+    policy: Any = guard.policy
+    require(getattr(policy, "scope", guard.scope) == guard.scope, "the policy has another scope than the pipeline")
+    if hasattr(policy, "probe"):
+        yield from either(policy.probe, policy.aprobe)
+    _try(guard)
+
+
+def _try(guard: Pipeline) -> None:
     if not guard.self_test:
         emit("selftest.off", "self_test is off: nobody has tried whether this consumer refuses a forged message")
         return
@@ -196,7 +209,7 @@ def _hostile(guard: Pipeline) -> Iterator[tuple[str, Message | None]]:
 
 def _rules(guard: Pipeline) -> tuple[Rule, ...]:
     """Return the rules to try, with an issuer of our own and no claims; of another policy they are made up."""
-    known = guard.policy.rules[:MOST] if isinstance(guard.policy, Allow) else ()
+    known = (local_rules(guard.policy) or ())[:MOST]
     made_up = Rule(subject="mqauth-self-test", destinations=_ANYWHERE)
     return tuple(replace(rule, issuer=STRANGER, claims=None) for rule in known or (made_up,))
 

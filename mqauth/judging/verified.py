@@ -197,6 +197,11 @@ producer_and_place: Final[Callable[[Verified], tuple[str, str, str]]] = attrgett
 """Return issuer, subject and destination of a message in one call: what most rules ask for."""
 
 
+def scope_of(origin: Origin, configured: str | None) -> str:
+    """Return on whose behalf a delivery is handled: the consumer group or queue, unless it was configured."""
+    return configured or origin.scope or origin.queue or "default"
+
+
 def equip(verified: Verified, *, responder: Responder | None = None, value: Any = None) -> Verified:
     """Return a verified message that has a way to reply and a decoded value; for broker wrappers."""
     if responder is None and value is None:

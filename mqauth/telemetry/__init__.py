@@ -42,6 +42,8 @@ ALERTS: Final = "mqauth.alerts"
 DEFERRED: Final = "mqauth.deferred"
 STALLED: Final = "mqauth.stalled"
 KEY_SET_AGE: Final = "mqauth.key_set.age"
+IDENTITY_EXPIRES: Final = "mqauth.identity.expires"
+POLICY_FAILING: Final = "mqauth.policy.failing"
 REPLAY_SIZE: Final = "mqauth.replay.size"
 LETTERS_OPEN: Final = "mqauth.dead_letters.open"
 LETTERS_OLDEST: Final = "mqauth.dead_letters.oldest"
@@ -50,8 +52,8 @@ RUNG: Final = "mqauth.rollout.rung"
 DAYS_LEFT: Final = "mqauth.rollout.days_left"
 ALIASES: Final = "mqauth.rollout.aliases"
 METRICS: Final = (
-    MESSAGES, JUDGE_DURATION, ALERTS, DEFERRED, STALLED, KEY_SET_AGE, REPLAY_SIZE, LETTERS_OPEN, LETTERS_OLDEST,
-    RUNG, DAYS_LEFT, ALIASES, PROCESS_DURATION,
+    MESSAGES, JUDGE_DURATION, ALERTS, DEFERRED, STALLED, KEY_SET_AGE, IDENTITY_EXPIRES, POLICY_FAILING,
+    REPLAY_SIZE, LETTERS_OPEN, LETTERS_OLDEST, RUNG, DAYS_LEFT, ALIASES, PROCESS_DURATION,
 )  # fmt: skip
 """All metrics of this module; the dashboard and the alert rules name these and no others."""
 MAX_DESTINATIONS: Final = 100
@@ -59,6 +61,8 @@ _GAUGES: Final = {
     DEFERRED: ("{message}", "Deliveries held because the world is out of reach"),
     STALLED: ("s", "How long the oldest of them waits"),
     KEY_SET_AGE: ("s", "Age of the key set in use"),
+    IDENTITY_EXPIRES: ("s", "Time until the identity of a producer ends; 0 where it signs nothing"),
+    POLICY_FAILING: ("s", "How long a policy from outside has not answered; 0 while it does"),
     REPLAY_SIZE: ("{id}", "Ids in the replay store"),
     LETTERS_OPEN: ("{message}", "Dead letters that nobody has reviewed"),
     LETTERS_OLDEST: ("s", "How long the oldest of them lies there"),
@@ -83,6 +87,18 @@ class Health(Protocol):
     @property
     def stalled_since(self) -> float | None:
         """UTC seconds since when the oldest of them waits."""
+
+
+class IdentityHealth(Protocol):
+    """The part of an ``EnrolledKey``'s ``health()`` that is measured here."""
+
+    @property
+    def subject(self) -> str:
+        """Whose identity it is."""
+
+    @property
+    def expires_in(self) -> float | None:
+        """Seconds until it ends, ``None`` where there is none."""
 
 
 class Telemetry:
@@ -168,6 +184,23 @@ class Telemetry:
                 is ``lambda: jwks.health().age``.
         """
         self._gauges[KEY_SET_AGE].append(({"issuer": issuer}, age))
+
+    def watch_identity(self, health: Callable[[], IdentityHealth]) -> None:
+        """Measure how long a producer's identity still lasts, with the label ``subject``.
+
+        Args:
+            health: of the ``EnrolledKey``; in a configuration it is ``config.identity.health``.
+        """
+        self._gauges[IDENTITY_EXPIRES].append(({"subject": health().subject}, lambda: health().expires_in or 0.0))
+
+    def watch_policy(self, name: str, health: Callable[[], Any]) -> None:
+        """Measure for how long a policy from outside has not answered.
+
+        Args:
+            name: the label ``policy``.
+            health: the method of that name, of ``OPA`` for example.
+        """
+        self._gauges[POLICY_FAILING].append(({"policy": name}, lambda: health().failing_for))
 
     def watch_store(self, name: str, size: Callable[[], int]) -> None:
         """Measure the size of a replay store.

@@ -173,16 +173,25 @@ def workload_key(wit: Wit) -> Key:
     Raises:
         Rejection: ``identity_invalid``.
     """
+    return key_of(wit.jwk, wit.identity.subject)
+
+
+def key_of(members: Mapping[str, str], *subjects: str) -> Key:
+    """Return the key of a JWK that ``read_jwk`` returned; its kid is its thumbprint.
+
+    Raises:
+        Rejection: ``identity_invalid``, it is not on its curve, or of small order.
+    """
     try:
-        public = jwk.public_key(wit.jwk)
+        public = jwk.public_key(members)
     except ConfigurationError as error:
         raise _invalid("its key is none") from error
-    algorithm = wit.jwk["alg"]
+    algorithm = members["alg"]
     return Key(
-        kid=wit.identity.jkt,
+        kid=jkt_of(members),
         algorithm="EdDSA" if algorithm == "Ed25519" else algorithm,
         public=public,
-        subjects=frozenset((wit.identity.subject,)),
+        subjects=frozenset(subjects),
     )
 
 
@@ -210,7 +219,7 @@ def _wit(text: bytes, opened: jws.Opened, found: dict[str, Any]) -> Wit:
     _require("aud" not in found, "it has an aud")
     confirmed = found["cnf"]
     _require(type(confirmed) is dict and confirmed.keys() == {"jwk"}, "its cnf is not exactly a jwk")
-    members = _members(confirmed["jwk"])
+    members = read_jwk(confirmed["jwk"])
     issued, begins = (claims.time_claim(found, name) if name in found else None for name in ("iat", "nbf"))
     who = Identity(
         subject=subject,
@@ -220,14 +229,18 @@ def _wit(text: bytes, opened: jws.Opened, found: dict[str, Any]) -> Wit:
         issued=issued,
         jti=claims.text_claim(found, "jti", 1, MAX_JTI) if "jti" in found else None,
         iss=claims.text_claim(found, "iss") if "iss" in found else None,
-        jkt=_thumbprint(members),
+        jkt=jkt_of(members),
         claims=MappingProxyType(dict(claims.extra_claims(found, _WIT_REGISTERED))),
     )
     return Wit(text, opened, who, begins, members, base64url.digest(text))
 
 
-def _members(found: Any) -> dict[str, str]:
-    """Return the members of a workload's JWK that mean something."""
+def read_jwk(found: Any) -> dict[str, str]:
+    """Return the members of a workload's JWK that mean something, its point unchecked.
+
+    Raises:
+        Rejection: ``identity_invalid``.
+    """
     _require(type(found) is dict and all(type(value) is str for value in found.values()), "its jwk has no texts")
     kind = _KINDS.get((found.get("kty", ""), found.get("crv", "")))
     if kind is None:
@@ -250,7 +263,7 @@ def _size(number: str) -> int | None:
         return None
 
 
-def _thumbprint(members: Mapping[str, str]) -> str:
+def jkt_of(members: Mapping[str, str]) -> str:
     """Return the RFC 7638 thumbprint of a JWK, whether or not its point is on its curve."""
     needed = {name: value for name, value in sorted(members.items()) if name != "alg"}
     return base64url.digest(json.dumps(needed, separators=(",", ":")).encode("ascii"))

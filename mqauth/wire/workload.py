@@ -20,15 +20,16 @@ class WorkloadKey:
         wit: from the authority.
         key: signs with its private half.
         public: its public half.
+        host: of the authority, where it is known, for errors.
 
     Raises:
         ConfigurationError: this is no WIT, or it vouches for another key.
     """
 
     is_identity: ClassVar[bool] = True
-    __slots__ = ("_key", "before", "identity", "prefix", "wth")
+    __slots__ = ("_key", "before", "host", "identity", "prefix", "wth")
 
-    def __init__(self, wit: str, key: SigningKey, public: PublicKey) -> None:
+    def __init__(self, wit: str, key: SigningKey, public: PublicKey, host: str = "") -> None:
         try:
             require(identity.is_wit(wit.encode("ascii")), "it is no wit+jwt")
             found = identity.parse_wit(wit.encode("ascii"))
@@ -39,6 +40,7 @@ class WorkloadKey:
             "the identity vouches for another key",
         )
         self._key = key
+        self.host = host
         self.identity = found.identity
         self.prefix = found.text + identity.SEPARATOR
         self.before = (

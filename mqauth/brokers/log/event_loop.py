@@ -28,7 +28,7 @@ from mqauth.delivery.partition import Backoff, Partition
 from mqauth.errors import require
 from mqauth.flow import Flow, Waiting, arun, begin, is_awaitable, resume, settled
 from mqauth.judging.pipeline import Handler, Pipeline
-from mqauth.judging.selftest import at_start
+from mqauth.judging.selftest import starting
 from mqauth.judging.unverified import Unverifieds, listed
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
@@ -138,7 +138,7 @@ class AsyncLogConsumer:
     async def __aenter__(self) -> Self:
         """Start consuming in the background."""
         require(self._polling is None, "a consumer runs once: make another one")
-        at_start(self._guard)
+        await arun(starting(self._guard))
         self._unsubscribe = self._guard.on_change(partial(self._keys_changed, asyncio.get_running_loop()))
         self._running = True
         self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name)

@@ -24,7 +24,7 @@ from mqauth.errors import ConfigurationError
 from mqauth.flow import arun
 from mqauth.judging.observing import Observing
 from mqauth.judging.pipeline import Handler, Outcome, Pipeline
-from mqauth.judging.selftest import at_start
+from mqauth.judging.selftest import starting
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Responder
 from mqauth.letters.dead_letter import DeadLetterSink
@@ -152,7 +152,7 @@ class QueueConsumer:
         """Start consuming in the background."""
         if self._supervisor is not None:
             raise ConfigurationError("a consumer runs once: make another one")
-        at_start(self._guard)
+        await arun(starting(self._guard))
         self._unsubscribe = self._guard.on_change(
             partial(_wake, asyncio.get_running_loop(), self._processor.retrier)
         )

@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from mqauth.audit import disk
 from mqauth.audit.disk import give_to_folder, open_private, sync_folder, undone_on_error
 from mqauth.errors import file_errors, require
 
 _LOCK: Final = ".lock"
 Stamp = tuple[int, int, int, int, int]
 """Numbers of a file that change whenever its content does."""
+read_bounded: Final = disk.read_bounded
+"""Reads the content of a regular file, up to a limit."""
 
 
 @contextmanager
@@ -55,35 +58,6 @@ def write_whole(path: Path, raw: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path)
-
-
-def read_bounded(path: Path, limit: int, *, private: bool = False, own: bool = False) -> bytes:
-    """Return the content of a regular file.
-
-    Args:
-        path: the file.
-        limit: the most bytes it may have.
-        private: refuse a file that its group or others may read or write.
-        own: refuse a file of another user.
-
-    Raises:
-        ConfigurationError: the file cannot be read, is too large, or is not as private as it must be.
-    """
-    with file_errors(path):
-        # Without O_NONBLOCK the open of a FIFO would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            mode, user = stat.S_IMODE(status.st_mode), status.st_uid
-            require(stat.S_ISREG(status.st_mode), f"{path}: not a regular file")
-            require(
-                not private or not mode & 0o077,
-                f"{path}: private, but open to others (mode {mode:04o}); chmod 600 it",
-            )
-            require(not own or user == os.geteuid(), f"{path}: belongs to user {user}, not to {os.geteuid()}")
-            raw = file.read(limit + 1)
-    require(len(raw) <= limit, f"{path}: over {limit} bytes")
-    return raw
 
 
 def refuse_writable(path: Path) -> None:

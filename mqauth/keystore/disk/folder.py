@@ -8,19 +8,19 @@ as a whole; readers need no lock.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import file_errors, require
-from mqauth.keystore.disk import files, ring
+from mqauth.keystore.disk import cutoffs, files, ring
 from mqauth.keystore.disk.ring import KeyRing, RingKey
 from mqauth.keystore.reference.key import ReferenceKey, adopted
 from mqauth.logs import emit
 from mqauth.wire.claims import is_name
-from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.keys import Cutoff, Key, KeySet
 
 KEYSET: Final = "keyset.json"
 _MAX_KEYSET: Final = 4 * 1024 * 1024
@@ -64,6 +64,7 @@ class Keystore:
         subjects: Iterable[str] | None = None,
         publish_delay: int | None = None,
         pending: bool = False,
+        overlap: int | None = None,
     ) -> RingKey:
         """Make a key, write it, and return it with its state.
 
@@ -74,6 +75,7 @@ class Keystore:
             publish_delay: seconds for which new keys stay pending, also those made later. If it is lower than
                 before, this key still waits for as long as consumers were told last.
             pending: do not let a first key sign at once.
+            overlap: seconds by which the end of each retired key comes later, from now on.
 
         Raises:
             ConfigurationError: a bad argument, another passphrase than that of the other keys, or an error of
@@ -81,11 +83,12 @@ class Keystore:
         """
         names = None if subjects is None else _subjects(subjects)
         key = Key.generate(algorithm)
-        return self._add(key, names, publish_delay, pending=pending)
+        return self._add(key, names, {"publish_delay": publish_delay, "overlap": overlap}, pending=pending)
 
     def adopt(
-        self, uri: str, *, subjects: Iterable[str] | None = None, publish_delay: int | None = None
-    ) -> RingKey:
+        self, uri: str, *, subjects: Iterable[str] | None = None, publish_delay: int | None = None,
+        overlap: int | None = None,
+    ) -> RingKey:  # fmt: skip
         """Enter a key that an HSM or a service holds, as pending, and return it with its state.
 
         Its public half is read from there, and it must sign something once. The private half stays where it is.
@@ -94,6 +97,7 @@ class Keystore:
             uri: names the key, as ``pkcs11:token=prod;object=orders-1`` does (RFC 7512).
             subjects: as for ``create``.
             publish_delay: as for ``create``.
+            overlap: as for ``create``.
 
         Raises:
             ConfigurationError: a bad argument, the key is not as the URI says or stands in the keystore already,
@@ -101,10 +105,11 @@ class Keystore:
             Unavailable: ``keys_unavailable``: what holds the key is out of reach.
         """
         names = None if subjects is None else _subjects(subjects)
-        return self._add(adopted(uri), names, publish_delay, pending=True, uri=uri)
+        delays = {"publish_delay": publish_delay, "overlap": overlap}
+        return self._add(adopted(uri), names, delays, pending=True, uri=uri)
 
     def _add(
-        self, key: Key, names: frozenset[str] | None, publish_delay: int | None, *, pending: bool,
+        self, key: Key, names: frozenset[str] | None, delays: Mapping[str, int | None], *, pending: bool,
         uri: str | None = None,
     ) -> RingKey:  # fmt: skip
         """Enter a key, and write its private half if it has one."""
@@ -113,8 +118,8 @@ class Keystore:
         with files.locked(self.folder):
             before = KeyRing() if files.is_missing(self.folder / KEYSET) else self.ring()
             announced = before.publish_delay if before.keys else 0
-            if publish_delay is not None:
-                before = replace(before, publish_delay=publish_delay)
+            given: dict[str, Any] = {name: value for name, value in delays.items() if value is not None}
+            before = replace(before, **given)
             if names is None and before.keys:
                 names = before.keys[-1].key.subjects
             after = ring.add(
@@ -177,6 +182,10 @@ class Keystore:
         """Return the stamp of the folder's keys and states, at the cost of one ``stat``."""
         return files.stamp(self.folder / KEYSET)
 
+    def cutoffs_stamp(self) -> files.Stamp | None:
+        """Return the stamp of the subjects that are cut off, ``None`` where none is."""
+        return files.stamp(self.folder / cutoffs.FILE)
+
     def no_active_key(self, keys: KeyRing) -> str:
         """Return the message that no key is active, with the command that helps."""
         waits = [key.ready - self._now() for key in keys.keys if key.state is ring.State.PENDING]
@@ -190,7 +199,33 @@ class Keystore:
         Raises:
             ConfigurationError: the folder is not a keystore.
         """
-        return KeySet(key.published for key in self.ring().keys)
+        return KeySet(self.ring().published, (), self.cutoffs())
+
+    def cutoffs(self) -> Mapping[str, Cutoff]:
+        """Return the subjects that an authority has cut off, as they are on the disk.
+
+        Raises:
+            ConfigurationError: they cannot be read.
+        """
+        return cutoffs.read(self.folder)
+
+    def cut_off(self, subject: str, *, reason: str, before: int | None = None) -> Cutoff:
+        """Refuse all identities of a subject that were issued before a moment, and return what is published.
+
+        Args:
+            subject: whose.
+            reason: for the readers of the JWK Set.
+            before: UTC seconds; by default all that were issued up to now.
+
+        Raises:
+            ConfigurationError: the folder is not a keystore, or there is no room for another one.
+        """
+        now = self._now()
+        # A WIT of this very second is cut off too, since nobody can tell on which side of it a thief asked.
+        found = Cutoff(before=now + 1 if before is None else before, reason=reason)
+        with files.locked(self.folder):
+            cutoffs.add(self.folder, subject, found, keep_after=now - cutoffs.kept_for(self.ring()))
+        return found
 
     def _pem(self, kid: str) -> Path:
         return self.folder / f"{kid}.pem"

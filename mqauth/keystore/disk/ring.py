@@ -22,6 +22,7 @@ from mqauth.wire.keys import Key, Revocation, public_members, thumbprint
 DEFAULT_PUBLISH_DELAY: Final = 600
 MAX_PUBLISH_DELAY: Final = 30 * 86_400
 DEFAULT_RETAIN: Final = 7 * 86_400
+MAX_OVERLAP: Final = 86_400
 RETIREMENT_GRACE: Final = 300
 """Seconds for which consumers accept new tokens of a key after its retirement. Within that time running producers
 notice the retirement (60 s at most), and their messages reach the broker, which counts with ``at="append"``; the
@@ -87,7 +88,7 @@ class RingKey:
 
     @property
     def published(self) -> Key:
-        """The key as consumers get it, with its end and its revocation."""
+        """The key as consumers get it, with its end and its revocation, in a ring without ``overlap``."""
         expires = None if self.retired is None else self.retired + RETIREMENT_GRACE
         return replace(self.key.public_only, expires=expires, revocation=self.revocation)
 
@@ -100,6 +101,7 @@ class KeyRing:
         keys: the keys; no kid stands twice, and at most one key is active.
         publish_delay: seconds for which a new key stays pending.
         retain: seconds for which a retired key stays published after its end.
+        overlap: seconds by which the end of a retired key comes later: the life of what an authority vouched for.
 
     Raises:
         ConfigurationError: a kid stands twice, two keys are active, or a delay is out of bounds.
@@ -108,6 +110,7 @@ class KeyRing:
     keys: tuple[RingKey, ...] = ()
     publish_delay: int = DEFAULT_PUBLISH_DELAY
     retain: int = DEFAULT_RETAIN
+    overlap: int = 0
 
     def __post_init__(self) -> None:
         require(len({key.kid for key in self.keys}) == len(self.keys), "a kid stands for two keys")
@@ -116,11 +119,23 @@ class KeyRing:
             0 <= self.publish_delay <= MAX_PUBLISH_DELAY and self.retain >= 0,
             f"publish_delay is 0 to {MAX_PUBLISH_DELAY} seconds, retain at least 0",
         )
+        require(0 <= self.overlap <= MAX_OVERLAP, f"overlap is 0 to {MAX_OVERLAP} seconds")
 
     @property
     def active(self) -> RingKey | None:
         """The key that signs, if there is one."""
         return next((key for key in self.keys if key.state is State.ACTIVE), None)
+
+    @property
+    def grace(self) -> int:
+        """Seconds from the retirement of a key to its end: until then consumers take what it signs as new."""
+        return RETIREMENT_GRACE + self.overlap
+
+    @property
+    def published(self) -> tuple[Key, ...]:
+        """The keys as consumers get them, each with its end and its revocation."""
+        ends = (None if key.retired is None else key.retired + self.grace for key in self.keys)
+        return tuple(replace(key.published, expires=end) for key, end in zip(self.keys, ends, strict=True))
 
     def get(self, kid: str) -> RingKey:
         """Return the key with a kid.
@@ -163,7 +178,7 @@ def rotate(ring: KeyRing, now: int) -> KeyRing:
     The newest pending key whose delay has passed becomes active, and the keys before it retire. A key that has
     been retired for longer than ``retain`` goes.
     """
-    ring = replace(ring, keys=tuple(key for key in ring.keys if not _is_gone(key, now, ring.retain)))
+    ring = replace(ring, keys=tuple(key for key in ring.keys if not _is_gone(key, now, ring.grace + ring.retain)))
     while (promoted := _promote(ring, now)) != ring:
         ring = promoted
     return ring
@@ -217,11 +232,9 @@ def _with(ring: KeyRing, changed: RingKey) -> KeyRing:
     return replace(ring, keys=tuple(changed if key.kid == changed.kid else key for key in ring.keys))
 
 
-def _is_gone(key: RingKey, now: int, retain: int) -> bool:
+def _is_gone(key: RingKey, now: int, after: int) -> bool:
     # A revoked key stays published for good, so that its tokens are rejected as key_revoked.
-    return (
-        key.state is State.RETIRED and key.retired is not None and now >= key.retired + RETIREMENT_GRACE + retain
-    )
+    return key.state is State.RETIRED and key.retired is not None and now >= key.retired + after
 
 
 def describe(key: RingKey) -> dict[str, Any]:
@@ -240,7 +253,8 @@ def describe(key: RingKey) -> dict[str, Any]:
 def dump(ring: KeyRing) -> bytes:
     """Return a ring as the text of ``keyset.json``, with one key on each line."""
     lines = [strict_json.dumps(describe(key) | {"public": public_members(key.key.public)}) for key in ring.keys]
-    head = f'{{"version":{VERSION},"publish_delay":{ring.publish_delay},"retain":{ring.retain},"keys":['
+    overlap = f'"overlap":{ring.overlap},' if ring.overlap else ""
+    head = f'{{"version":{VERSION},"publish_delay":{ring.publish_delay},"retain":{ring.retain},{overlap}"keys":['
     return head.encode("ascii") + b"\n" + b",\n".join(lines) + b"\n]}\n"
 
 
@@ -258,7 +272,7 @@ def load(raw: bytes, *, name: str) -> KeyRing:
         found = strict_json.loads(raw, depth=_DEPTH)
         require(
             isinstance(found, dict)
-            and found.keys() == {"version", "publish_delay", "retain", "keys"}
+            and found.keys() - {"overlap"} == {"version", "publish_delay", "retain", "keys"}
             and found["version"] == VERSION,
             f"not a keyset of version {VERSION}",
         )
@@ -267,6 +281,7 @@ def load(raw: bytes, *, name: str) -> KeyRing:
             keys=tuple(_key(members) for members in found["keys"]),
             publish_delay=_seconds(found, "publish_delay"),
             retain=_seconds(found, "retain"),
+            overlap=_seconds({"overlap": 0} | found, "overlap"),
         )
     except (strict_json.StrictJSONError, ConfigurationError) as error:
         raise ConfigurationError(f"{name}: {error}") from error

@@ -96,11 +96,6 @@ class ReferenceKey:
         """The producers it may speak for; ``None`` if the key does not say."""
         return self._key.subjects
 
-    @property
-    def public(self) -> PublicKey:
-        """The public half."""
-        return self._key.public
-
     def sign(self, data: bytes, /) -> bytes:
         """Return the raw JWS signature over ``data``.
 
@@ -157,11 +152,17 @@ def adopted(uri: str, *, holder: Holder | None = None) -> Key:
     return key
 
 
+def _pkcs11(uri: str) -> Holder:
+    with refusing(ImportError, "a pkcs11 key needs the extra: pip install 'mqauth[pkcs11]'"):
+        from mqauth.keystore.reference.pkcs11 import TokenKey
+    return TokenKey(uri)
+
+
 def _transit(uri: str) -> Holder:
     from mqauth.keystore.reference.transit import TransitKey
 
     return TransitKey(uri)
 
 
-SCHEMES: Final[dict[str, Callable[[str], Holder]]] = {"transit": _transit}
+SCHEMES: Final[dict[str, Callable[[str], Holder]]] = {"pkcs11": _pkcs11, "transit": _transit}
 """What makes the holder of a key, by the scheme of its URI; each imports what it needs when it is called."""

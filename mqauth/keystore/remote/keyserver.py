@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections import ChainMap
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,10 +19,10 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, require
 from mqauth.keystore.disk.files import Stamp
 from mqauth.keystore.disk.folder import Keystore, RepeatedLog
-from mqauth.keystore.disk.ring import RETIREMENT_GRACE, KeyRing, State
+from mqauth.keystore.disk.ring import KeyRing, State
 from mqauth.keystore.remote.rules import MAX_PUBLISH_DELAY
 from mqauth.wire import jwk, strict_json
-from mqauth.wire.keys import KeySet
+from mqauth.wire.keys import NO_CUTOFFS, Cutoff, KeySet
 
 PATHS: Final = ("/jwks.json", "/.well-known/jwks.json")
 HEALTH: Final = "/healthz"
@@ -48,14 +49,18 @@ class Publication:
     active: int
 
 
-def publish(rings: Sequence[KeyRing]) -> Publication:
+def publish(rings: Sequence[KeyRing], cutoffs: Mapping[str, Cutoff] = NO_CUTOFFS) -> Publication:
     """Return the JWK Set of one or more keystores, with the ``mqauth_publish_delay`` that all of them keep.
+
+    Args:
+        rings: of the keystores.
+        cutoffs: the subjects that are cut off.
 
     Raises:
         ConfigurationError: a kid stands twice, the document is over 256 KiB, or a consumer would not read from it
             exactly the keys that are meant.
     """
-    keys = KeySet(key.published for ring in rings for key in ring.keys)
+    keys = KeySet((key for ring in rings for key in ring.published), (), cutoffs)
     document = jwk.dump_key_set(keys) | {"mqauth_publish_delay": publish_delay(rings)}
     # Read it back as a consumer does: above all, that finds a private member, wherever it comes from.
     read = jwk.load_key_set(document)
@@ -82,11 +87,11 @@ def publish_delay(rings: Sequence[KeyRing]) -> int:
     )
 
 
-def max_age(rings: Sequence[KeyRing], now: float) -> int:
-    """Return the seconds for which a copy that is taken now is fresh."""
+def max_age(rings: Sequence[KeyRing], now: float, most: int = MAX_AGE) -> int:
+    """Return the seconds for which a copy that is taken now is fresh, at most ``most``."""
     # Until the next known change. And never beyond the publish delay: a key that is published in a moment must be
     # known everywhere before it signs.
-    return int(min(publish_delay(rings), MAX_AGE, *(moment - now for moment in _changes(rings) if moment > now)))
+    return int(min(publish_delay(rings), most, *(moment - now for moment in _changes(rings) if moment > now)))
 
 
 def _changes(rings: Iterable[KeyRing]) -> Iterator[int]:
@@ -96,7 +101,7 @@ def _changes(rings: Iterable[KeyRing]) -> Iterator[int]:
             if key.state is State.PENDING:
                 yield key.ready
             if key.retired is not None:
-                yield from (key.retired + RETIREMENT_GRACE, key.retired + RETIREMENT_GRACE + ring.retain)
+                yield from (key.retired + ring.grace, key.retired + ring.grace + ring.retain)
             if key.revocation is not None:
                 yield key.revocation.revoked_at
 
@@ -106,15 +111,17 @@ class KeyServer:
 
     Args:
         folders: the keystores; their keys are published as one set.
+        most: seconds for which a copy is fresh, at most.
         clock: tells the time.
 
     Raises:
         ConfigurationError: a folder is not a keystore, or the set cannot be published.
     """
 
-    def __init__(self, folders: Iterable[str | Path], *, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, folders: Iterable[str | Path], *, most: int = MAX_AGE, clock: Clock = SYSTEM_CLOCK) -> None:
         self._keystores = [Keystore(folder=Path(folder), clock=clock) for folder in folders]
         self._clock = clock
+        self._most = most
         self._stamps: list[Stamp | None] = []
         self._rings: Sequence[KeyRing] = ()
         self._errors = RepeatedLog(clock, logging.CRITICAL)
@@ -149,7 +156,7 @@ class KeyServer:
         return self._key_set(scope)
 
     def _key_set(self, scope: Message) -> tuple[int, Headers, bytes]:
-        etag, seconds = self.current.etag, max_age(self._rings, self._clock.now())
+        etag, seconds = self.current.etag, max_age(self._rings, self._clock.now(), self._most)
         headers = {b"cache-control": f"public, max-age={seconds}".encode(), b"etag": etag.encode()}
         # If-None-Match compares weakly (RFC 9110, section 13.1.2).
         given = b",".join(value for name, value in scope["headers"] if name == b"if-none-match").decode("latin-1")
@@ -159,13 +166,14 @@ class KeyServer:
 
     def _publication(self) -> Publication:
         """Return the set to publish now; the folders are read again where one of them has changed."""
-        stamps = [keystore.stamp() for keystore in self._keystores]
-        if stamps == self._stamps and None not in stamps:
+        keysets = [keystore.stamp() for keystore in self._keystores]
+        stamps = [*keysets, *(keystore.cutoffs_stamp() for keystore in self._keystores)]
+        if stamps == self._stamps and None not in keysets:
             return self.current
         # Until the folders were read, no stamp counts: a set that could not be published is tried again.
         self._stamps = []
         rings = [keystore.ring() for keystore in self._keystores]
-        found = publish(rings)
+        found = publish(rings, dict(ChainMap(*(dict(keystore.cutoffs()) for keystore in self._keystores))))
         self._rings, self._stamps = rings, stamps
         return found
 

@@ -1,6 +1,6 @@
-"""A workload's key in memory, with the identity that an authority gave it. Experimental.
+"""A workload's key in memory, with a WIT that was asked for elsewhere. Experimental.
 
-This is the part that needs no authority: a WIT and its key come from whoever asked for them.
+This is the part that asks no authority; ``enrolled`` has the key that is renewed from one.
 """
 
 from __future__ import annotations

@@ -1,0 +1,509 @@
+"""A real Open Policy Agent: contract, wrong policies, outages, bundles, TLS, and consumers on real brokers."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import http.server
+import json
+import os
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+import pytest
+
+from integration.documentation import Reader, blocks
+from integration.redis_doubles import certificate
+from integration.services import Kafka
+from integration.services.opa import Agent, bundle, program
+from integration.test_aiokafka import World
+from integration.test_kafka_wrapper import Bench as LogBench
+from integration.test_kafka_wrapper import make  # noqa: F401
+from integration.test_rabbitmq_wrapper import Bench, bench, until  # noqa: F401
+from mqauth import OPA, Decision, MemoryReplayStore, Message, Pipeline, Unavailable
+from mqauth.brokers import rabbitmq as wrapper
+from mqauth.cli import main
+from mqauth.errors import Cause, ConfigurationError
+from mqauth.flow import arun
+from mqauth.judging.policy import decision_of
+from mqauth.telemetry.prometheus import Endpoint
+from mqauth.testing.clock import RunningClock
+from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT, Forge
+from mqauth.testing.policy_contract import ELSEWHERE, PLACE, AskedPolicyContract, PolicyContract, honest
+from mqauth.testing.stage_kafka import wait_until
+from mqauth.wire.jwk import dump_key_set
+from mqauth.wire.keys import Key, KeySet, SigningKey
+
+PATH = "mqauth/allow"
+PAGE = "docs/how-to/ask-opa.md"
+POLICY = """
+package mqauth
+default allow := false
+allow if { input.issuer == "%s"; input.subject == "%s"; input.destination == "%s" }
+"""
+BOTH = "package mqauth\nallow := true if input.v == 1\nallow := false if input.v == 1"
+"""A rule that says both: the agent answers 500."""
+PATIENT = 5.0
+"""Seconds for a request where the test is not about time: this machine may be busy."""
+
+
+def policy_of(place: str) -> str:
+    """Return a policy that lets the honest producer publish to one place."""
+    return POLICY % (ISSUER, SUBJECT, place)
+
+
+def opa_of(agent: Agent, **settings: Any) -> OPA:
+    """Return a client of an agent."""
+    return OPA(agent.url, settings.pop("path", PATH), **({"timeout": PATIENT} | settings))
+
+
+def failure(opa: OPA, **changes: Any) -> str:
+    """Return why there is no decision."""
+    with pytest.raises(Unavailable) as failed:
+        opa.decide(honest(**changes))
+    assert failed.value.cause is Cause.POLICY_UNAVAILABLE
+    return failed.value.detail
+
+
+class TestContract(PolicyContract, AskedPolicyContract):
+    """The real agent keeps the contract."""
+
+    @pytest.fixture
+    def policy(self, agent: Agent) -> OPA:
+        """A fresh client of the agent, with the contract's policy."""
+        agent.load(policy_of(PLACE))
+        return opa_of(agent)
+
+    @pytest.fixture
+    def out_of_reach(self, agent: Agent) -> Callable[[], object]:
+        """Ends the agent without warning."""
+        return agent.kill
+
+
+# Wrong policies.
+
+
+@pytest.mark.parametrize(
+    ("rego", "why"),
+    [
+        ("package mqauth\nallow if input.subject == \"orders-api\"", "neither true nor false"),
+        ("package mqauth\ndefault allow := \"yes\"", "neither true nor false"),
+        ("package other\ndefault allow := false", "neither true nor false"),
+        ("package mqauth\ndefault allow := true", "allows what names no producer"),
+        ("package mqauth\nallow if not input.subject == \"mallory\"", "allows what names no producer"),
+    ],
+    ids=["no default", "a text", "another path", "default true", "everybody but one"],
+)  # fmt: skip
+def test_a_wrong_policy_stops_the_start(agent: Agent, rego: str, why: str) -> None:
+    """A misspelt path, a rule without a default, a text, and what allows everything: no consumer starts."""
+    agent.load(rego)
+    with pytest.raises(ConfigurationError, match=why):
+        opa_of(agent).probe()
+
+
+@pytest.mark.parametrize(
+    ("rego", "why"),
+    [
+        ("package mqauth\nallow if input.subject == \"nobody\"", "neither true nor false"),
+        ("package mqauth\nallow := \"true\"", "neither true nor false"),
+        ("package mqauth\nallow := concat(\"\", [\"x\" | some i in numbers.range(1, 17408)])", "over 16384 bytes"),
+        (BOTH, "neither true nor false"),
+    ],
+    ids=["undefined", "a text", "17 KiB", "500: a conflict"],
+)  # fmt: skip
+def test_what_is_no_decision_defers(agent: Agent, rego: str, why: str) -> None:
+    """An undefined rule, a text, 17 KiB and a 500 neither allow nor refuse a message."""
+    agent.load(rego)
+    assert why in failure(opa_of(agent))
+
+
+def test_the_conflict_is_a_500(agent: Agent) -> None:
+    """The agent really answers 500 to a rule that says both."""
+    agent.load(BOTH)
+    command = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"{agent.url}/v1/data/{PATH}"]
+    found = subprocess.run([*command, "-d", '{"input": {"v": 1}}'], capture_output=True, text=True, check=True)
+    assert found.stdout == "500"
+
+
+def test_one_broken_question_holds_nobody_up(agent: Agent) -> None:
+    """A rule that is undefined for one producer leaves all others their decisions."""
+    agent.load(
+        'package mqauth\nallow := true if input.subject == "orders-api"\nallow := false if input.subject == "shop"'
+    )
+    opa = opa_of(agent)
+    assert "neither true nor false" in failure(opa, subject="stock-api")
+    assert opa.decide(honest()) is Decision.ALLOW
+    assert opa.decide(honest(subject="shop")) is Decision.DENY
+
+
+def test_a_slow_policy_defers(agent: Agent) -> None:
+    """A policy that takes longer than the time gives no decision, and whoever waited has waited no longer."""
+    agent.load(
+        "package mqauth\ndefault allow := false\n"
+        "allow if count([x | some a in numbers.range(1, 4000); some x in numbers.range(1, 4000)]) > 0"
+    )
+    began = time.monotonic()
+    assert failure(opa_of(agent, timeout=0.5)) in ("no whole answer within 0.5 s", "timed out")
+    assert time.monotonic() - began < 5
+
+
+# Outages.
+
+
+def test_killed_and_started_again(agent: Agent) -> None:
+    """Killed, nothing is decided and nothing remembered any longer; started again, decisions go on."""
+    agent.load(policy_of(PLACE))
+    clock = RunningClock()
+    opa = opa_of(agent, clock=clock)
+    assert opa.decide(honest()) is Decision.ALLOW
+    agent.kill()
+    assert opa.decide(honest()) is Decision.ALLOW
+    clock.advance(11)
+    assert failure(opa) == "out of reach: Connection refused"
+    assert opa.health().state == "failing"
+    agent.start()
+    agent.load(policy_of(PLACE))
+    clock.advance(1)
+    assert opa.decide(honest()) is Decision.ALLOW
+    assert opa.health().state == "ok"
+
+
+async def test_frozen(agent: Agent) -> None:
+    """Frozen, it defers after its time, and the event loop turns meanwhile; gone on, it decides."""
+    agent.load(policy_of(PLACE))
+    clock, turns = RunningClock(), 0
+    opa = opa_of(agent, timeout=0.5, clock=clock)
+    agent.pause()
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0.01)
+
+    turning = asyncio.create_task(turn())
+    with pytest.raises(Unavailable):
+        await arun(decision_of(opa, honest()))
+    turning.cancel()
+    assert turns > 5
+    await asyncio.to_thread(agent.resume)
+    clock.advance(1)
+    opa = opa_of(agent)
+    assert await arun(decision_of(opa, honest())) is Decision.ALLOW
+
+
+# Bundles.
+
+
+@pytest.fixture
+def bundles(tmp_path: Path) -> Iterator[str]:
+    """A server of the files in the test's folder."""
+    handler = functools.partial(_Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+CONFIG = """
+services: {{here: {{url: "{url}"}}}}
+bundles:
+  authz: {{service: here, resource: bundle.tar.gz, polling: {{min_delay_seconds: 1, max_delay_seconds: 1}}}}
+"""
+
+
+def test_another_bundle_is_followed(bundles: str, tmp_path: Path) -> None:
+    """A new bundle counts after ten seconds at most: its revision is the version, and old decisions are gone."""
+    bundle(tmp_path, policy_of(PLACE), "r1")
+    with Agent.launch(config=CONFIG.format(url=bundles)) as own:
+        clock = RunningClock()
+        opa = opa_of(own, clock=clock)
+        wait_until(lambda: _version(opa) == "opa authz@r1")
+        assert opa.decide(honest()) is Decision.ALLOW
+        bundle(tmp_path, policy_of(ELSEWHERE), "r2")
+        # The agent has it once it answers so; our client has not asked since, and still allows.
+        wait_until(lambda: _version(opa_of(own)) == "opa authz@r2")
+        assert (opa.decide(honest()), opa.version) == (Decision.ALLOW, "opa authz@r1")
+        clock.advance(10)
+        assert (opa.decide(honest()), opa.version) == (Decision.DENY, "opa authz@r2")
+
+
+def test_one_answer_of_another_bundle_forgets_all(bundles: str, tmp_path: Path) -> None:
+    """Within the ten seconds, the first question that is new empties the memory."""
+    bundle(tmp_path, policy_of(PLACE), "r1")
+    with Agent.launch(config=CONFIG.format(url=bundles)) as own:
+        opa = opa_of(own, remember=300)
+        wait_until(lambda: _version(opa) == "opa authz@r1")
+        assert opa.decide(honest()) is Decision.ALLOW
+        bundle(tmp_path, policy_of(ELSEWHERE), "r2")
+        wait_until(lambda: _version(opa_of(own)) == "opa authz@r2")
+        assert opa.decide(honest(destination=ELSEWHERE)) is Decision.ALLOW
+        assert opa.decide(honest()) is Decision.DENY
+
+
+def _version(opa: OPA) -> str:
+    """Return the version that an agent names now, or why it names none."""
+    try:
+        return opa.probed()
+    except Exception as error:
+        return str(error)
+
+
+# TLS and its token.
+
+
+GUARDED = """
+package system.authz
+default allow := false
+allow if input.identity == "s3cret"
+allow if input.path[2] == "none"
+"""
+
+
+def test_tls_with_a_ca_of_ones_own_and_a_token(tmp_path: Path) -> None:
+    """Over https with our CA and the right token it decides; with another CA or token it is no decision."""
+    cert, other = certificate(tmp_path, "127.0.0.1"), certificate(tmp_path, "localhost")
+    policies = {"authz.rego": GUARDED, "policy.rego": policy_of(PLACE), "token": "s3cret\n", "wrong": "guess\n"}
+    for name, text in policies.items():
+        (tmp_path / name).write_text(text)
+    files = [str(tmp_path / "authz.rego"), str(tmp_path / "policy.rego")]
+    with Agent.launch("--authentication=token", "--authorization=basic", *files, tls=cert) as own:
+        good = opa_of(own, ca=cert, token_file=tmp_path / "token")
+        assert good.decide(honest()) is Decision.ALLOW
+        assert failure(opa_of(own, ca=cert, token_file=tmp_path / "wrong")) == "status 401"
+        assert failure(opa_of(own, ca=cert)) == "status 401"
+        said = failure(opa_of(own, ca=other, token_file=tmp_path / "token"))
+        assert said.startswith("its certificate is not trusted")
+
+
+# Consumers on real brokers, over an outage.
+
+
+@pytest.mark.slow
+async def test_a_queue_over_an_outage(bench: Bench, agent: Agent) -> None:  # noqa: F811
+    """RabbitMQ: nothing is accepted while OPA is down; then lost 0, condemned 0, and the forbidden refused."""
+    agent.load(policy_of(bench.destination))
+    opa = opa_of(agent, remember=0)
+    consumer = bench.consumer(guard=bench.guard(policy=opa))
+    neighbour = wrapper.Producer(bench.channel.default_exchange, _neighbour(bench.forge))
+    async with consumer:
+        for number in range(50):
+            await bench.publish(b"before %d" % number)
+        await until(lambda: len(bench.handled) == 50)
+        await asyncio.to_thread(agent.kill)
+        await _until_asked(opa)
+        for number in range(200):
+            await bench.publish(b"during %d" % number)
+            if number % 4 == 0:
+                await neighbour.publish(aio_pika.Message(b"forbidden %d" % number), bench.source.name)
+        await until(lambda: consumer.health().cause is Cause.POLICY_UNAVAILABLE)
+        assert agent.url in (consumer.health().detail or "")
+        assert len(bench.handled) == 50
+        assert await bench.left(bench.dead) == 0
+        await asyncio.to_thread(agent.start)
+        agent.load(policy_of(bench.destination))
+        await until(lambda: len(bench.handled) == 250, 120)
+        await until(_async(bench.left, bench.dead, 50), 120)
+    expected = Counter([b"before %d" % n for n in range(50)] + [b"during %d" % n for n in range(200)])
+    assert Counter(bench.handled) == expected
+    letters = await bench.buried()
+    assert sorted(letter.body or b"" for letter in letters) == sorted(
+        b"forbidden %d" % n for n in range(0, 200, 4)
+    )
+    reasons = Counter(outcome.reason for outcome in bench.outcomes if outcome.reason is not None)
+    assert {str(reason): count for reason, count in reasons.items()} == {"producer_forbidden": 50}
+
+
+@pytest.mark.slow
+def test_a_log_over_an_outage(
+    make: Callable[..., LogBench],  # noqa: F811
+    agent: Agent,
+) -> None:
+    """Kafka: nothing is accepted while OPA is down; afterwards lost 0, condemned 0, and the forbidden refused."""
+    log = make()
+    agent.load(policy_of(log.stage.destination))
+    opa = opa_of(agent, remember=0)
+    log.send(*(b"before %d" % number for number in range(20)))
+    with Endpoint(0) as endpoint:
+        consumer = log.consumer(guard=log.guard(policy=opa))
+        endpoint.telemetry.watch_consumer("billing", consumer.health)
+        endpoint.telemetry.watch_policy("opa", opa.health)
+        running = threading.Thread(target=consumer.run)
+        running.start()
+        try:
+            wait_until(lambda: len(log.handled) == 20)
+            agent.kill()
+            log.send(*(b"during %d" % number for number in range(100)))
+            wait_until(lambda: consumer.health().deferred > 0)
+            assert consumer.health().cause is Cause.POLICY_UNAVAILABLE
+            assert len(log.handled) == 20
+            assert opa.health().failing_for > 0
+            agent.start()
+            agent.load(policy_of(log.stage.destination))
+            wait_until(lambda: len(log.handled) == 120)
+        finally:
+            consumer.stop()
+            running.join(60)
+    assert log.handled == [b"before %d" % n for n in range(20)] + [b"during %d" % n for n in range(100)]
+    assert log.committed() == 120
+
+
+@pytest.fixture
+def world(kafka: Kafka, tmp_path: Path) -> Iterator[World]:
+    """A consumer of Kafka in an event loop."""
+    world = World(kafka.url, tmp_path)
+    yield world
+    world.close()
+
+
+@pytest.mark.slow
+def test_a_log_in_an_event_loop_over_an_outage(world: World, agent: Agent) -> None:
+    """aiokafka: nothing is judged while OPA is down; then lost 0, condemned 0, and the forbidden refused."""
+    agent.load(policy_of(world.stage.destination))
+    opa = opa_of(agent, remember=0)
+    world.guard = Pipeline(
+        verifier=world.forge.verifier(), policy=opa, replay=MemoryReplayStore(), audit=world.audit
+    )
+    world.send(*(b"before %d" % number for number in range(20)))
+    _, consumer = world.call(world.consumer())
+    wait_until(lambda: len(world.handled) == 20)
+    agent.kill()
+    world.send(b"during 0")
+    world.stage.produce(
+        _neighbour(world.forge), Message(destination=world.stage.destination, body=b"forbidden", key=b"k")
+    )
+    world.send(*(b"during %d" % number for number in range(1, 50)))
+    wait_until(lambda: consumer.health().cause is Cause.POLICY_UNAVAILABLE)
+    assert (len(world.handled), world.stage.letters()) == (20, [])
+    agent.start()
+    agent.load(policy_of(world.stage.destination))
+    wait_until(lambda: len(world.handled) == 70)
+    world.call(consumer.stop())
+    assert world.handled == [b"before %d" % n for n in range(20)] + [b"during %d" % n for n in range(50)]
+    assert world.committed() == 71
+    assert [letter.body for letter in world.stage.letters()] == [b"forbidden"]
+
+
+def test_a_consumer_with_a_wrong_policy_does_not_start(
+    make: Callable[..., LogBench],  # noqa: F811
+    agent: Agent,
+) -> None:
+    """A consumer on a real broker whose policy allows everything, or whose path is misspelt, consumes nothing."""
+    log = make()
+    log.send(b"waits")
+    agent.load("package mqauth\ndefault allow := true")
+    for opa in (opa_of(agent), opa_of(agent, path="mqauth/alow")):
+        with pytest.raises(ConfigurationError):
+            log.consumer(guard=log.guard(policy=opa)).run()
+    assert log.handled == []
+
+
+# The command, and the page.
+
+
+FILE = """
+[consumer]
+audience = "billing"
+[[consumer.issuers]]
+issuer = "https://auth.example"
+file = "jwks.json"
+subjects = {{ "*" = ["orders-api"] }}
+[[consumer.allow]]
+subject = "orders-api"
+destinations = ["kafka:orders"]
+[consumer.opa]
+url = "{url}"
+path = "{path}"
+"""
+
+
+def test_the_check_asks_it(agent: Agent, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``check --online``: 0 where it refuses what names nobody, 1 where it does not, 3 where nobody answers."""
+    file = tmp_path / "mqauth.toml"
+
+    def asked(url: str = agent.url, path: str = PATH) -> tuple[int, str]:
+        file.write_text(FILE.format(url=url, path=path))
+        main(["check", str(file), "--online", "--json"])
+        (found,) = json.loads(capsys.readouterr().out)["online"]
+        assert found["what"] == f"agent {path}"
+        return found["code"], found["said"]
+
+    agent.load(policy_of(PLACE))
+    assert asked() == (0, "refuses what names no producer; opa, no bundle")
+    assert asked(path="mqauth/alow")[0] == 1
+    assert asked(url="http://127.0.0.1:1") == (3, "no decision: out of reach: Connection refused")
+    agent.load("package mqauth\ndefault allow := true")
+    assert asked()[0] == 1
+
+
+@pytest.mark.slow
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's policy passes its own tests, is built, asked by the page's file, and decides as the page says."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "opa").symlink_to(program())
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    page = list(blocks(PAGE))
+    rego = [block for block in page if block.language == "rego"]
+    commands = [block for block in page if block.mark == "opa"]
+    for name, block in zip(("policy.rego", "policy_test.rego"), rego, strict=True):
+        (tmp_path / name).write_text(block.text)
+    printed = Reader(tmp_path).run(commands[0])
+    assert "PASS: 4/4" in printed
+    (started,) = (block.text for block in page if block.mark == "agent")
+    assert started.split()[:3] == ["opa", "run", "--server"]
+    with Agent.launch("--bundle", str(tmp_path / "bundle.tar.gz")) as own:
+        opa = opa_of(own)
+        at_page = [
+            opa.decide(honest(destination=place)) for place in (PLACE, "rabbitmq:shop/orders.created", ELSEWHERE)
+        ]
+        assert at_page == [Decision.ALLOW, Decision.ALLOW, Decision.DENY]
+        assert "2026-11-29.1" in opa.version
+        folder = tmp_path / "asked"
+        folder.mkdir()
+        reader = Reader(folder, {"http://127.0.0.1:8181": own.url})
+        (toml,) = (block for block in page if block.language == "toml")
+        reader.write(toml)
+        (folder / "jwks.json").write_text(_key_set())
+        assert "refuses what names no producer" in reader.run(commands[1])
+
+
+def test_the_version_is_printed(agent: Agent) -> None:
+    """The agent is the version that is pinned, and says so itself."""
+    assert f"v{agent.version}" == "v1.22.4"
+    assert (
+        agent.version in subprocess.run([program(), "version"], capture_output=True, text=True, check=True).stdout
+    )
+
+
+def _key_set() -> str:
+    return json.dumps(dump_key_set(KeySet([Key.generate(subjects=["orders-api"])])))
+
+
+def _neighbour(forge: Forge) -> Any:
+    """Return a signer whose key is trusted and whose subject may not publish."""
+    key: SigningKey | Any = forge.neighbour
+    return forge.signer(key=key, subject=NEIGHBOUR)
+
+
+def _async(left: Callable[[str], Any], queue: str, count: int) -> Callable[[], Any]:
+    async def there() -> bool:
+        return bool(await left(queue) == count)
+
+    return there
+
+
+async def _until_asked(opa: OPA) -> None:
+    """Wait until a client has met the outage."""
+    with pytest.raises(Unavailable):
+        await arun(decision_of(opa, honest()))

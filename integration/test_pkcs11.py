@@ -1,0 +1,537 @@
+"""Keys in an HSM, on a real SoftHSM: the contract, the signing socket, what goes wrong, threads and forks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration import conftest
+from integration.documentation import Reader, blocks
+from integration.services.softhsm import PIN, SoftHSM
+from mqauth import Message, Signer
+from mqauth.cli import main
+from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.keystore import ActiveKey, Keystore, ReferenceKey, SocketSigner
+from mqauth.keystore.disk import ring
+from mqauth.keystore.reference import pkcs11 as holder
+from mqauth.keystore.reference.key import open_holder
+from mqauth.testing.clock import FakeClock
+from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
+from mqauth.testing.signing_contract import RotationContract, SigningContract, accepted, verify
+from mqauth.wire import jws
+from mqauth.wire.keys import Key, SigningKey
+from tests.authority_world import World
+
+NOW = 1_900_000_000
+KINDS = {"ES256": "EC:prime256v1", "EdDSA": "EC:edwards25519"}
+MESSAGE = Message(destination="kafka:orders", body=b"hello")
+SERVER = """
+import sys
+from mqauth.keystore import ActiveKey, SigningServer
+with SigningServer(sys.argv[1], ActiveKey(sys.argv[2])):
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+PAGE = "docs/how-to/keep-keys-in-an-hsm.md"
+
+
+@contextmanager
+def used(hsm: SoftHSM) -> Iterator[SoftHSM]:
+    """Have this process use an HSM, as if it had just begun; SoftHSM reads its settings when it is initialised."""
+    before = {name: os.environ.get(name) for name in hsm.environment}
+    os.environ.update(hsm.environment)
+    holder.SESSIONS.forked()
+    try:
+        yield hsm
+    finally:
+        holder.SESSIONS.forked()
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> SoftHSM:
+    """An HSM for tests that do it no harm: a token with keys of both algorithms, and an empty one."""
+    found = SoftHSM.launch(tmp_path_factory.mktemp("hsm"), "prod", "other")
+    conftest._started.append(found)
+    for number, (name, kind) in enumerate(KINDS.items(), 1):
+        found.generate(name, kind, id=f"{number:02}")
+    found.generate("next", id="03")
+    return found
+
+
+@pytest.fixture
+def hsm(shared: SoftHSM) -> Iterator[SoftHSM]:
+    """The shared HSM, used by this process."""
+    with used(shared) as found:
+        yield found
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[SoftHSM]:
+    """An HSM that a test may break."""
+    with used(SoftHSM.launch(tmp_path / "hsm", "prod")) as found:
+        yield found
+
+
+def adopted(folder: Path, name: str) -> Keystore:
+    """Return a keystore in which an adopted key signs."""
+    store = Keystore(folder=folder, clock=FakeClock(NOW))
+    store.adopt(f"pkcs11:token=prod;object={name}", subjects=[SUBJECT], publish_delay=0)
+    assert store.change(ring.rotate).active
+    return store
+
+
+def refused(uri: str) -> str:
+    """Return why a key is not adopted for good."""
+    with pytest.raises(ConfigurationError) as caught:
+        open_holder(uri).public()
+    return str(caught.value)
+
+
+def away(uri: str) -> str:
+    """Return why a key is out of reach."""
+    with pytest.raises(Unavailable) as caught:
+        open_holder(uri).sign(b"x", "ES256")
+    assert caught.value.cause is Cause.KEYS_UNAVAILABLE
+    return caught.value.detail
+
+
+# --- the contract -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KINDS)
+class TestKeyInAnHSM(SigningContract):
+    """A key in an HSM, by the URI in the keystore."""
+
+    @pytest.fixture
+    def store(self, hsm: SoftHSM, tmp_path: Path, name: str) -> Keystore:
+        """A keystore in which its reference signs."""
+        return adopted(tmp_path / "keys", name)
+
+    @pytest.fixture
+    def signing_key(self, store: Keystore) -> SigningKey:
+        """What is under test."""
+        return ActiveKey(store.folder).signing_key()
+
+    @pytest.fixture
+    def public(self, store: Keystore) -> Key:
+        """Its public half, as the keystore has it."""
+        return store.ring().keys[0].key
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def served(
+    shared: SoftHSM, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """The keystore whose key another process has, beside its socket."""
+    folder = tmp_path_factory.mktemp("socket") / "keys"
+    with used(shared):
+        adopted(folder, request.param)
+        process = serving(folder)
+    yield folder
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+class TestKeyInAnHSMBehindTheSocket(SigningContract):
+    """The same key in another process, which alone loads the library: the producer has neither it nor a PIN."""
+
+    @pytest.fixture
+    def signing_key(self, served: Path) -> Iterator[SigningKey]:
+        """What is under test."""
+        signer = SocketSigner(f"{served}.sock", timeout=30)
+        yield signer.signing_key()
+        signer.close()
+
+    @pytest.fixture
+    def public(self, served: Path) -> Key:
+        """Its public half, as the keystore has it."""
+        return Keystore(folder=served).ring().keys[0].key
+
+
+def serving(folder: Path) -> subprocess.Popen[str]:
+    """Return a process that signs with a folder's active key, behind a socket of that name."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER, f"{folder}.sock", str(folder)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+class TestRotationInAnHSM(RotationContract):
+    """A rotation from one key of an HSM to the next."""
+
+    @pytest.fixture
+    def clock(self) -> FakeClock:
+        """Tells when the producer looks at the folder."""
+        return FakeClock(NOW)
+
+    @pytest.fixture
+    def store(self, hsm: SoftHSM, tmp_path: Path) -> Keystore:
+        """A keystore in which its reference signs."""
+        return adopted(tmp_path / "keys", "ES256")
+
+    @pytest.fixture
+    def source(self, store: Keystore, clock: FakeClock) -> ActiveKey:
+        """What is under test."""
+        return ActiveKey(store.folder, clock=clock)
+
+    @pytest.fixture
+    def rotate(self, store: Keystore, clock: FakeClock) -> Callable[[], Key]:
+        """What rotates to the next key."""
+
+        def rotate() -> Key:
+            made = store.adopt("pkcs11:token=prod;object=next")
+            store.change(ring.rotate)
+            clock.advance(60)
+            return made.key
+
+        return rotate
+
+
+# --- what an HSM holds ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "pkcs11:token=prod;object=ES256", "pkcs11:token=prod;id=%01", "pkcs11:object=ES256;token=prod;id=%01",
+        "pkcs11:token=pr%6fd;object=ES256;type=private",
+    ],
+)  # fmt: skip
+def test_one_key_by_several_names(hsm: SoftHSM, uri: str) -> None:
+    """A key is named by its label, its id, or both, with escapes as in any URI."""
+    assert open_holder(uri).public() == open_holder("pkcs11:token=prod;object=ES256").public()
+
+
+def test_serial_of_a_token(own: SoftHSM) -> None:
+    """Two tokens of one label are told by their serials, which the error names."""
+    own.token("prod")
+    said = refused("pkcs11:token=prod;object=a")
+    assert "token 'prod': stands for 2: name one by its serial" in said
+    serials = re.findall(r"serial (\w+)", said)
+    assert len(serials) == 2
+    said = refused(f"pkcs11:token=prod;serial={serials[0]};object=a")
+    assert said == f"token 'prod' (serial {serials[0]}): has no private key 'a', but none"
+
+
+def test_missing_object(hsm: SoftHSM) -> None:
+    """An object that is not there is named, with those that are."""
+    said = refused("pkcs11:token=prod;object=orders-1")
+    assert said.startswith("token 'prod': has no private key 'orders-1', but ")
+    assert {"'ES256'", "'EdDSA'", "'next'"} == set(said.split("but ")[1].split(", "))
+    assert "has no private key 'ES256' of id 07" in refused("pkcs11:token=prod;object=ES256;id=%07")
+
+
+def test_two_objects_of_one_label(own: SoftHSM) -> None:
+    """Two keys of one label are refused with their ids, and each id alone is good."""
+    own.generate("a", id="0a")
+    own.generate("a", id="0b")
+    said = refused("pkcs11:token=prod;object=a")
+    assert re.fullmatch(r"token 'prod': has 2 private keys 'a': name one by its id \((0a, 0b|0b, 0a)\)", said)
+    assert open_holder("pkcs11:token=prod;id=%0a").public() != open_holder("pkcs11:token=prod;id=%0b").public()
+
+
+@pytest.mark.parametrize(("kind", "named"), [("EC:secp384r1", "EC of curve 06052b81040022"), ("rsa:2048", "RSA")])
+def test_key_of_another_type(own: SoftHSM, kind: str, named: str) -> None:
+    """A key of another type is refused: what it is, and what is wanted."""
+    own.generate("a", kind)
+    said = refused("pkcs11:token=prod;object=a")
+    assert said == f"token 'prod': private key 'a' is {named}; wanted is a P-256 or an Ed25519 key"
+
+
+def test_public_half_that_is_missing(own: SoftHSM) -> None:
+    """A private key without its public object cannot be adopted."""
+    own.generate("a")
+    own.tool("--token-label", "prod", "--delete-object", "--type", "pubkey", "--label", "a")
+    assert refused("pkcs11:token=prod;object=a") == "token 'prod': has no public key 'a', but none"
+
+
+def test_key_changed_under_its_name(own: SoftHSM, tmp_path: Path) -> None:
+    """A key that was replaced in the HSM under the same label signs nothing: its type, or its first signature."""
+    own.generate("a")
+    folder = adopted(tmp_path / "keys", "a").folder
+    for kind, said in (
+        ("EC:edwards25519", "private key 'a' signs EdDSA, and the keystore has ES256"),
+        ("EC:prime256v1", "signs with another key than"),
+    ):
+        for part in ("privkey", "pubkey"):
+            own.tool("--token-label", "prod", "--delete-object", "--type", part, "--label", "a")
+        own.generate("a", kind)
+        holder.SESSIONS.forked()
+        with pytest.raises(ConfigurationError, match=said):
+            ActiveKey(folder).signing_key().sign(b"x")
+
+
+# --- PINs and libraries -----------------------------------------------------------------------------------
+
+
+def test_wrong_pin_is_tried_once(own: SoftHSM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong PIN is refused and never sent again, for HSMs lock themselves; another PIN is tried at once."""
+    own.generate("a")
+    asked: list[str] = []
+
+    class Watched:
+        """A token that notes the PINs it is opened with."""
+
+        def __init__(self, token: Any) -> None:
+            self._token = token
+
+        def open(self, *, user_pin: str) -> Any:
+            asked.append(user_pin)
+            return self._token.open(user_pin=user_pin)
+
+    found = holder._token
+    monkeypatch.setattr(holder, "_token", lambda library, uri: Watched(found(library, uri)))
+    monkeypatch.setenv("MQAUTH_PKCS11_PIN", "9999")
+    assert refused("pkcs11:token=prod;object=a") == "token 'prod': refuses the PIN (PinIncorrect)"
+    for _ in range(3):
+        assert "refused this PIN before" in refused("pkcs11:token=prod;object=a")
+    monkeypatch.setenv("MQAUTH_PKCS11_PIN", PIN)
+    open_holder("pkcs11:token=prod;object=a").public()
+    assert asked == ["9999", PIN]
+
+
+def test_pin_of_a_file(hsm: SoftHSM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PIN comes from a private file or a variable that the URI names; nobody else may read the file."""
+    monkeypatch.delenv("MQAUTH_PKCS11_PIN")
+    file = tmp_path / "pin"
+    file.write_text(f"{PIN}\n")
+    uri = f"pkcs11:token=prod;object=ES256?pin-source=file:{file}"
+    file.chmod(0o644)
+    assert refused(uri) == f"{file}: private, but open to others (mode 0644); chmod 600 it"
+    file.chmod(0o600)
+    open_holder(uri).public()
+    holder.SESSIONS.forked()
+    assert "token 'prod': no PIN in env MY_PIN" in refused("pkcs11:token=prod;object=ES256?pin-source=env:MY_PIN")
+    monkeypatch.setenv("MY_PIN", PIN)
+    open_holder("pkcs11:token=prod;object=ES256?pin-source=env:MY_PIN").public()
+
+
+def test_no_pin(hsm: SoftHSM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a PIN the error says where it may stand, and no session is opened."""
+    monkeypatch.delenv("MQAUTH_PKCS11_PIN")
+    said = refused("pkcs11:token=prod;object=ES256")
+    assert said.startswith("token 'prod': no PIN in env MQAUTH_PKCS11_PIN: give pin-source=file:/path in the uri")
+
+
+def test_missing_library(hsm: SoftHSM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that is missing, or is none, is named; so is where it may be named."""
+    uri = "pkcs11:token=prod;object=ES256"
+    assert refused(f"{uri}?module-path=/nowhere.so") == "token 'prod': there is no library /nowhere.so"
+    none = tmp_path / "none.so"
+    none.write_bytes(b"no library")
+    assert refused(f"{uri}?module-path={none}") == f"{none}: no PKCS#11 library"
+    assert "is not absolute: libx.so" in refused(f"{uri}?module-path=libx.so")
+    monkeypatch.delenv("PKCS11_MODULE")
+    assert "name it by module-path in the uri, or in PKCS11_MODULE" in refused(uri)
+
+
+# --- lost and found ---------------------------------------------------------------------------------------
+
+
+def test_token_that_is_not_there(hsm: SoftHSM) -> None:
+    """A token that is not there is out of reach, and may come back; the error names those that are."""
+    said = away("pkcs11:token=backup;object=ES256")
+    assert re.fullmatch(
+        r"token 'backup': not there; there is '(prod|other)' \(serial \w+\), '(prod|other)' \(serial \w+\)", said
+    )
+
+
+def test_token_that_goes_and_comes_back(own: SoftHSM, tmp_path: Path) -> None:
+    """While its token is gone a key is ``Unavailable`` and names it; it signs again once the token is back."""
+    own.generate("a")
+    store = adopted(tmp_path / "keys", "a")
+    signer = Signer(key=ActiveKey(store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
+    assert accepted(signer.sign(MESSAGE), store.ring().keys[0].key)
+    shutil.move(own.tokens, tmp_path / "elsewhere")
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="keys_unavailable: token 'prod': "):
+            signer.sign(MESSAGE)
+    shutil.move(tmp_path / "elsewhere", own.tokens)
+    assert accepted(signer.sign(MESSAGE), store.ring().keys[0].key)
+
+
+def test_session_that_was_lost(hsm: SoftHSM, tmp_path: Path) -> None:
+    """A session that the HSM ended costs no message: another is opened, and its first signature is checked."""
+    store = adopted(tmp_path / "keys", "ES256")
+    key = ActiveKey(store.folder).signing_key()
+    key.sign(b"x")
+    before = holder.SESSIONS.generation
+    for session in list(holder.SESSIONS._open.values()):
+        session.close()
+    verify(jws.compact(b"x", key), store.ring().keys[0].key)
+    assert holder.SESSIONS.generation > before
+
+
+def test_two_keys_share_a_session(hsm: SoftHSM, tmp_path: Path) -> None:
+    """All keys of a token share its one session, whichever thread asks."""
+    keys = [ActiveKey(adopted(tmp_path / name, name).folder).signing_key() for name in KINDS]
+    with ThreadPoolExecutor(8) as pool:
+        for found in [pool.submit(key.sign, b"x") for key in keys * 20]:
+            found.result()
+    assert len(holder.SESSIONS._open) == 1
+
+
+def test_others_do_not_wait_for_ever(hsm: SoftHSM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one call hangs others get ``Unavailable``, which names the token."""
+    monkeypatch.setattr(holder, "TIMEOUT", 0.01)
+    with holder.SESSIONS.turn(holder.parse("pkcs11:token=prod;object=ES256")), ThreadPoolExecutor(1) as pool:
+        said = pool.submit(away, "pkcs11:token=prod;object=ES256").result()
+    assert said == "token 'prod': others wait for it, for 0 s"
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_child_after_a_fork(hsm: SoftHSM, tmp_path: Path, locked: bool) -> None:
+    """A child opens a session of its own, even where a thread of its parent held the lock; the parent goes on."""
+    store = adopted(tmp_path / "keys", "ES256")
+    key, public = ActiveKey(store.folder).signing_key(), store.ring().keys[0].key
+    verify(jws.compact(b"x", key), public)
+    release, held = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with holder.SESSIONS.turn(holder.parse("pkcs11:token=prod;object=ES256")):
+            held.set()
+            release.wait(30)
+
+    holding = threading.Thread(target=hold)
+    if locked:
+        holding.start()
+        assert held.wait(30)
+    child = os.fork()
+    if not child:
+        try:
+            assert not holder.SESSIONS._open
+            verify(jws.compact(b"y", key), public)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    release.set()
+    if locked:
+        holding.join()
+    verify(jws.compact(b"z", key), public)
+
+
+def test_killed_signing_socket(hsm: SoftHSM, tmp_path: Path) -> None:
+    """While the process with the library is dead, its producers get ``Unavailable``; a new one serves them on."""
+    store = adopted(tmp_path / "keys", "EdDSA")
+    signer = Signer(key=SocketSigner(f"{store.folder}.sock"), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
+    for _ in range(2):
+        process = serving(store.folder)
+        try:
+            assert accepted(signer.sign(MESSAGE), store.ring().keys[0].key)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                assert stream is not None
+                stream.close()
+        with pytest.raises(Unavailable, match=r"keys_unavailable: .*keys\.sock"):
+            signer.sign(MESSAGE)
+
+
+def test_signing_socket_without_its_token(own: SoftHSM, tmp_path: Path) -> None:
+    """Behind the socket a token that is gone is ``Unavailable`` too, and the process that has it goes on."""
+    own.generate("a")
+    store = adopted(tmp_path / "keys", "a")
+    process = serving(store.folder)
+    try:
+        signer = SocketSigner(f"{store.folder}.sock", timeout=30)
+        key = signer.signing_key()
+        key.sign(b"x")
+        shutil.move(own.tokens, tmp_path / "elsewhere")
+        with pytest.raises(Unavailable, match="keys_unavailable: the signing process gave no signature"):
+            key.sign(b"x")
+        shutil.move(tmp_path / "elsewhere", own.tokens)
+        assert len(key.sign(b"x")) == 64
+        signer.close()
+    finally:
+        process.communicate()
+
+
+def test_an_authority_whose_key_is_in_an_hsm(own: SoftHSM, tmp_path: Path) -> None:
+    """An authority signs identities with a key in an HSM; while that is gone it answers 503, and goes on then."""
+    own.generate("authority")
+    store = Keystore(folder=tmp_path / "hsm-keys", clock=FakeClock(NOW))
+    store.adopt("pkcs11:token=prod;object=authority", publish_delay=0)
+    store.change(ring.rotate)
+    world = World(tmp_path, keys=ActiveKey(store.folder))
+    wit = world.ask().body["wit"]
+    jws.verify(jws.take_apart(wit.encode(), typ="wit+jwt"), store.ring().keys[0].key)
+    shutil.move(own.tokens, tmp_path / "elsewhere")
+    found = world.ask()
+    assert (found.status, found.body) == (503, {"error": "temporarily_unavailable"})
+    shutil.move(tmp_path / "elsewhere", own.tokens)
+    assert world.ask().status == 200
+
+
+# --- the command and the page -----------------------------------------------------------------------------
+
+
+def test_the_command(
+    hsm: SoftHSM, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``mqauth keys adopt`` enters a key of the HSM, ``jwks`` publishes it, and a wrong name is one line."""
+    monkeypatch.chdir(tmp_path)
+    adopt = ["keys", "adopt", "--uri", "pkcs11:token=prod;object=ES256"]
+    assert main([*adopt, "--subject", SUBJECT, "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["state"] == "pending"
+    assert main(["keys", "jwks"]) == 0
+    assert json.loads(capsys.readouterr().out)["keys"][0]["kid"] == made["kid"]
+    assert main(["keys", "adopt", "--uri", "pkcs11:token=prod;object=nothing"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("mqauth: token 'prod': has no private key 'nothing', but ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_page(tmp_path: Path) -> None:
+    """Who follows the page has a producer that signs with an HSM, directly and by the socket."""
+    hsm = SoftHSM.launch(tmp_path / "hsm")
+    folder = tmp_path / "reader"
+    folder.mkdir()
+    with used(hsm):
+        del os.environ["MQAUTH_PKCS11_PIN"]
+        reader, printed = Reader(folder, {"/usr/lib/softhsm/libsofthsm2.so": hsm.url}), list[str]()
+        for block in blocks(PAGE):
+            if block.mark == "softhsm":
+                printed.append(reader.run(block))
+            elif block.language == "toml":
+                reader.write(block)
+    assert any("accepted" in text for text in printed), printed
+    assert (len(printed), len(list((folder / "keys").glob("*.pem")))) == (7, 0)
+
+
+def test_an_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch, hsm: SoftHSM) -> None:
+    """Without the extra the error names it."""
+    monkeypatch.setitem(sys.modules, "mqauth.keystore.reference.pkcs11", None)
+    with pytest.raises(ConfigurationError, match=re.escape("needs the extra: pip install 'mqauth[pkcs11]'")):
+        open_holder("pkcs11:token=prod;object=ES256")
+
+
+def test_a_reference_is_what_signs(hsm: SoftHSM, tmp_path: Path) -> None:
+    """The keystore gives a ``ReferenceKey`` that blocks, and shows neither PIN nor URI."""
+    found = adopted(tmp_path / "keys", "ES256").signing_key()
+    assert isinstance(found, ReferenceKey)
+    assert found.blocking
+    assert "prod" not in repr(found)

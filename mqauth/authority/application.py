@@ -1,0 +1,178 @@
+"""The authority on HTTP, an ASGI application: ``POST /v1/identity``, and its JWK Set as of ``mqauth keys serve``.
+
+A request is read in an event loop, and judged on a thread: keys are fetched, signatures asked of an HSM, and
+records written to a disk meanwhile. Whoever was refused too often is not read any more. Sources: ASGI 3.0; RFC
+6749, section 5.2 (errors); RFC 9449 (DPoP).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, Final
+
+from mqauth import logs
+from mqauth.authority.issuing import PATH, Asked, IdentityAuthority, Issued
+from mqauth.authority.rates import Rate
+from mqauth.authority.records import Trace
+from mqauth.authority.refusals import SLOW_DOWN, UNAVAILABLE, Answer, Refusal, Refused
+from mqauth.clock import SYSTEM_CLOCK, Clock
+from mqauth.errors import Unavailable, require
+from mqauth.keystore.remote.keyserver import KeyServer
+from mqauth.logs import emit
+from mqauth.wire import strict_json
+from mqauth.wire.claims import is_name
+from mqauth.wire.identity import ALGORITHMS
+
+MAX_BODY: Final = 16 * 1024
+BODY_SECONDS: Final = 10.0
+"""Seconds in which a request's body has to come."""
+MAX_AGE: Final = 60
+"""Seconds for which a copy of the JWK Set is fresh: after them a cut-off is seen."""
+REFUSALS: Final = 60
+"""Refusals of one address a minute; whoever asks on is not read."""
+RETRY_AFTER: Final = 5
+_SCHEMES: Final = ("bearer", "dpop")
+_DEPTH: Final = 2
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Reply = tuple[Answer, dict[str, Any], int]
+"""Status, body, and seconds of ``Retry-After``, 0 for none."""
+
+
+class AuthorityServer:
+    """The ASGI application behind ``mqauth authority serve``.
+
+    Args:
+        authority: judges requests.
+        keys: serves the authority's JWK Set.
+        refusals: of one address a minute, 0 for any number, where a proxy stands in front.
+        clock: tells the time.
+    """
+
+    def __init__(
+        self,
+        authority: IdentityAuthority,
+        keys: KeyServer,
+        *,
+        refusals: int = REFUSALS,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        self._authority = authority
+        self._keys = keys
+        self._refusals = Rate(refusals, clock)
+        self._lines = logs.Rate(clock)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http" or scope["path"] != PATH:
+            await self._keys(scope, receive, send)
+        elif scope["method"] != "POST":
+            await _send(send, Answer(405, "invalid_request"), {}, [(b"allow", b"POST")])
+        else:
+            answer, body, wait = await self._identity(scope, receive)
+            more = [(b"retry-after", str(wait).encode())] if wait else []
+            if answer.status == 401:
+                more.append((b"www-authenticate", f'DPoP algs="{" ".join(ALGORITHMS)}"'.encode()))
+            await _send(send, answer, body, more)
+
+    async def _identity(self, scope: Message, receive: Receive) -> Reply:
+        address = _address(scope)
+        wait = self._refusals.wait(address)
+        if wait:
+            return SLOW_DOWN, {}, wait
+        try:
+            body = await asyncio.wait_for(_body(receive), BODY_SECONDS)
+        except TimeoutError:
+            body = None
+        return await asyncio.to_thread(self._judged, list(scope["headers"]), body, address)
+
+    def _judged(self, headers: list[tuple[bytes, bytes]], body: bytes | None, address: str) -> Reply:
+        trace = Trace(address)
+        try:
+            try:
+                return Answer(200, ""), _told(self._authority.issue(_asked(headers, body), trace)), 0
+            except Refused as refused:
+                # What is refused for its rate is honest, and must not shut out others of its address.
+                if refused.refusal is not Refusal.RATE_EXCEEDED:
+                    self._refusals.count(address)
+                self._authority.refuse(refused, trace)
+                return refused.answer, {}, refused.wait
+        except Unavailable as error:
+            if self._lines.admits("authority.unavailable", (error.cause.value,), {}):
+                emit("authority.unavailable", "no identity can be given: %s", error)
+            return UNAVAILABLE, {}, RETRY_AFTER
+
+
+def _told(issued: Issued) -> dict[str, Any]:
+    # Seconds from now, so that the clock of whoever asked does not matter.
+    return {"wit": issued.wit, "sub": issued.subject, "expires_in": issued.lifetime,
+            "renew_in": issued.lifetime // 2}  # fmt: skip
+
+
+def _asked(headers: Iterable[tuple[bytes, bytes]], body: bytes | None) -> Asked:
+    """Return what a request asks for.
+
+    Raises:
+        Refused: ``request_malformed``, or ``dpop_invalid`` where there is not exactly one proof.
+    """
+    if body is None:
+        raise Refused(Refusal.REQUEST_MALFORMED, f"the body is over {MAX_BODY} bytes, or came too slowly")
+    given = [value for name, value in headers if name == b"authorization"]
+    proofs = [value for name, value in headers if name == b"dpop"]
+    scheme, _, credential = (given[0] if len(given) == 1 else b"").decode("latin-1").partition(" ")
+    if scheme.lower() not in _SCHEMES or not credential.isascii():
+        raise Refused(Refusal.CREDENTIAL_MALFORMED, "there is not exactly one Authorization, of Bearer or DPoP")
+    if len(proofs) != 1 or not proofs[0].isascii():
+        raise Refused(Refusal.DPOP_INVALID, "there is not exactly one proof")
+    return Asked(credential.strip(" "), proofs[0].decode("ascii"), _subject(body))
+
+
+def _subject(body: bytes) -> str | None:
+    """Return the subject that a body names."""
+    if not body:
+        return None
+    try:
+        found = strict_json.loads(body, depth=_DEPTH)
+        require(type(found) is dict and found.keys() <= {"sub"}, "no object with sub", ValueError)
+        require(is_name(found.get("sub", "-")), "its sub is no name", ValueError)
+    except ValueError as error:
+        raise Refused(Refusal.REQUEST_MALFORMED, f"the body: {error}") from error
+    return str(found["sub"]) if "sub" in found else None
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """Return the body of a request, ``None`` where it is too large or its sender went away."""
+    raw = b""
+    while len(raw) <= MAX_BODY:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        raw += message.get("body", b"")
+        if not message.get("more_body", False):
+            return raw if len(raw) <= MAX_BODY else None
+    return None
+
+
+def _address(scope: Message) -> str:
+    """Return the address that a request came from; of IPv6 the /64, which one site has all of."""
+    try:
+        found = ipaddress.ip_address(scope["client"][0])
+    except (KeyError, TypeError, ValueError):
+        return "unknown"
+    if found.version == 4:
+        return str(found)
+    mapped = getattr(found, "ipv4_mapped", None)
+    return str(mapped or ipaddress.ip_network((found, 64), strict=False))
+
+
+async def _send(send: Send, answer: Answer, body: dict[str, Any], more: list[tuple[bytes, bytes]]) -> None:
+    raw = strict_json.dumps(body or {"error": answer.error})
+    headers = [
+        (b"content-type", b"application/json"), (b"cache-control", b"no-store"),
+        (b"x-content-type-options", b"nosniff"), (b"content-length", str(len(raw)).encode()), *more,
+    ]  # fmt: skip
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": raw})

@@ -1,0 +1,210 @@
+"""Credentials: a JWT of a configured issuer for this authority, or one that a producer's own keystore signed.
+
+One kind serves Kubernetes' projected tokens, client credentials of an OpenID provider, SPIRE's JWT-SVIDs and CI
+systems. A producer that has none of these signs a JWT with its own key (``mqauth-enrol+jwt``), and only for the
+subjects that this key speaks for: whoever has any key of a set could otherwise ask for any grant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from mqauth.authority.dpop import SKEW
+from mqauth.authority.jose import Jwt, open_jwt
+from mqauth.authority.refusals import Refusal, Refused
+from mqauth.errors import Rejection, Unavailable, require
+from mqauth.wire import claims, enrolment, jws
+from mqauth.wire.enrolment import CREDENTIAL_TYPE
+from mqauth.wire.keys import Key, KeySource
+
+MAX_LIFETIME: Final = 86_400
+_TYPES: Final = frozenset(("jwt", "jose", "at+jwt", "application/jwt", "application/at+jwt"))
+"""``typ`` of others' JWTs, in lower case; it may also be left out (RFC 7519, section 5.1; RFC 9068)."""
+_SIZE: Final = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialIssuer:
+    """An issuer of credentials.
+
+    Args:
+        name: what grants call it.
+        issuer: ``iss`` of its credentials.
+        keys: the source of its keys.
+        max_lifetime: seconds between ``iat`` and ``exp``, at most.
+        enrolment: its keys are those of producers, each for its own subjects.
+
+    Raises:
+        ConfigurationError: ``max_lifetime`` is out of its limits.
+    """
+
+    name: str
+    issuer: str
+    keys: KeySource
+    max_lifetime: int
+    enrolment: bool = False
+
+    def __post_init__(self) -> None:
+        most = enrolment.MAX_LIFETIME if self.enrolment else MAX_LIFETIME
+        require(1 <= self.max_lifetime <= most, f"max_lifetime is 1 to {most} seconds")
+
+
+class Credential(NamedTuple):
+    """What a credential says.
+
+    Args:
+        name: of its issuer here.
+        issuer: ``iss``.
+        kid: of the key that signed it.
+        claims: all of them.
+        verified: whether its signature held, and all else is right.
+    """
+
+    name: str
+    issuer: str
+    kid: str
+    claims: Mapping[str, Any]
+    verified: bool = False
+
+    def __repr__(self) -> str:
+        return f"Credential({self.name!r})"
+
+    def text(self, name: str) -> str | None:
+        """Return a claim that is a text, else ``None``."""
+        found = self.claims.get(name)
+        return found if isinstance(found, str) else None
+
+    @property
+    def jkt(self) -> str | None:
+        """The thumbprint of the key that it is bound to, if it is bound (RFC 9449, section 6.1)."""
+        confirmed = self.claims.get("cnf")
+        found = confirmed.get("jkt") if isinstance(confirmed, dict) else None
+        return found if isinstance(found, str) else None
+
+
+class Reading(NamedTuple):
+    """A credential that was taken apart, before it is believed.
+
+    Args:
+        jwt: its parts.
+        said: what it says.
+        issuer: whose it is.
+    """
+
+    jwt: Jwt
+    said: Credential
+    issuer: CredentialIssuer
+
+
+def read(text: str, issuers: Mapping[str, CredentialIssuer]) -> Reading:
+    """Take a credential apart, and find its issuer.
+
+    Args:
+        text: as it stands in ``Authorization``.
+        issuers: by ``iss``.
+
+    Raises:
+        Refused: ``credential_malformed`` or ``credential_issuer``.
+    """
+    try:
+        jwt = open_jwt(text)
+        require(claims.is_name(jwt.opened.kid), "it has no kid", ValueError)
+    except ValueError as error:
+        raise Refused(Refusal.CREDENTIAL_MALFORMED, str(error)) from error
+    name = jwt.claims.get("iss")
+    found = issuers.get(name) if type(name) is str else None
+    if found is None:
+        raise Refused(Refusal.CREDENTIAL_ISSUER, "its iss is not configured")
+    return Reading(jwt, Credential(found.name, found.issuer, jwt.opened.kid, jwt.claims), found)
+
+
+def verify(reading: Reading, *, audience: str, now: float) -> Credential:
+    """Return a credential that may be believed.
+
+    Args:
+        reading: of ``read``.
+        audience: that ``aud`` has to say, and nothing else.
+        now: UTC seconds.
+
+    Raises:
+        Refused: the first of the rules that it breaks.
+        Unavailable: the issuer's keys are out of reach.
+    """
+    jwt, said, issuer = reading
+    _check_type(jwt.header.get("typ"), issuer.enrolment)
+    key = _key(issuer.keys, said.kid, now)
+    try:
+        jws.verify(jwt.opened, key)
+    except Rejection as error:
+        raise Refused(Refusal.CREDENTIAL_SIGNATURE, error.detail) from error
+    _require(
+        jwt.claims.get("aud") in (audience, [audience]), Refusal.CREDENTIAL_AUDIENCE, "its aud is not ours alone"
+    )
+    _check_times(jwt.claims, issuer.max_lifetime, now)
+    subject = jwt.claims.get("sub")
+    _require(claims.is_name(subject), Refusal.CREDENTIAL_MALFORMED, "it has no sub")
+    _require(
+        subject in key.subjects if key.subjects is not None else not issuer.enrolment,
+        Refusal.CREDENTIAL_SUBJECT,
+        "its key does not speak for its sub",
+    )
+    _check_binding(jwt.claims)
+    return said._replace(verified=True)
+
+
+def _check_type(typ: Any, enrolment: bool) -> None:
+    known = typ == CREDENTIAL_TYPE if enrolment else typ is None or (type(typ) is str and typ.lower() in _TYPES)
+    _require(known, Refusal.CREDENTIAL_MALFORMED, "its typ is of no credential of this issuer")
+
+
+def _key(source: KeySource, kid: str, now: float) -> Key:
+    """Return the issuer's key of a kid; one that ended signs no credential, whenever that was signed."""
+    key = _known(source, kid) or _asked_again(source, kid, now)
+    _require(key.revocation is None, Refusal.CREDENTIAL_KEY, "its key is revoked")
+    _require(key.expires is None or now < key.expires, Refusal.CREDENTIAL_KEY, "its key is retired")
+    return key
+
+
+def _known(source: KeySource, kid: str) -> Key | None:
+    # A source that was never asked has no set, and its first answer is worth a wait.
+    with suppress(Unavailable):
+        return source.key_set().get(kid)
+    return None
+
+
+def _asked_again(source: KeySource, kid: str, now: float) -> Key:
+    try:
+        found: Any = source.refresh(kid, now)
+    except Rejection as error:
+        raise Refused(Refusal.CREDENTIAL_KEY, "its kid is unknown, and the issuer out of reach") from error
+    key = found.get(kid)
+    if not isinstance(key, Key):
+        raise Refused(Refusal.CREDENTIAL_KEY, "its kid is unknown")
+    return key
+
+
+def _check_times(said: Mapping[str, Any], most: int, now: float) -> None:
+    issued, ends, begins = said.get("iat"), said.get("exp"), said.get("nbf", 0)
+    for name, found in (("iat", issued), ("exp", ends), ("nbf", begins)):
+        _require(type(found) is int and found >= 0, Refusal.CREDENTIAL_MALFORMED, f"its {name} is no time")
+    issued, ends, begins = int(issued or 0), int(ends or 0), int(begins)
+    _require(now < ends, Refusal.CREDENTIAL_TIME, "it has expired")
+    _require(max(issued, begins) <= now + SKEW, Refusal.CREDENTIAL_TIME, "it is of the future")
+    _require(0 < ends - issued <= most, Refusal.CREDENTIAL_TIME, "it lives longer than the limit")
+
+
+def _check_binding(said: Mapping[str, Any]) -> None:
+    confirmed = said.get("cnf")
+    if "cnf" not in said:
+        return
+    # A binding that cannot be read must not make it a bearer credential; mTLS (``x5t#S256``) is not read.
+    found = confirmed.get("jkt") if type(confirmed) is dict and len(confirmed) == 1 else None
+    _require(type(found) is str and len(found) < _SIZE, Refusal.CREDENTIAL_BINDING, "its cnf is not exactly a jkt")
+
+
+def _require(condition: object, refusal: Refusal, detail: str) -> None:
+    if not condition:
+        raise Refused(refusal, detail)

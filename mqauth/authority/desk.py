@@ -1,0 +1,64 @@
+"""Where credentials are shown: whose they are, whether they may be believed, and what they get."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mqauth.authority import credential, grants
+from mqauth.authority.credential import Credential, CredentialIssuer
+from mqauth.authority.grants import Grant
+from mqauth.authority.records import Trace
+from mqauth.clock import SYSTEM_CLOCK, Clock
+from mqauth.errors import require
+
+
+class CredentialDesk:
+    """Reads credentials of its issuers, and looks their grants up; it needs no key, and writes no audit.
+
+    Args:
+        issuers: of credentials; names and issuers differ.
+        grants: which credential gets which identity.
+        audience: what ``aud`` of a credential has to say: the authority's URL.
+        clock: tells the time.
+
+    Raises:
+        ConfigurationError: two issuers are one, or a grant is of no configured credential.
+    """
+
+    def __init__(
+        self, *, issuers: Iterable[CredentialIssuer], grants: Iterable[Grant], audience: str,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:  # fmt: skip
+        self.issuers = tuple(issuers)
+        self.grants = tuple(grants)
+        self.audience = audience
+        self._clock = clock
+        self._by_iss = {each.issuer: each for each in self.issuers}
+        names = {each.name for each in self.issuers}
+        require(len(self._by_iss) == len(names) == len(self.issuers), "two issuers of credentials are one")
+        for grant in self.grants:
+            require(grant.credential in names, f"a grant names the credential {grant.credential!r}: there is none")
+
+    def read(self, text: str, trace: Trace) -> Credential:
+        """Return a credential that may be believed.
+
+        Args:
+            text: as it stands in ``Authorization``.
+            trace: gets what the credential says, whether or not it is believed.
+
+        Raises:
+            Refused: the first of the rules that it breaks.
+            Unavailable: the keys of its issuer are out of reach.
+        """
+        reading = credential.read(text, self._by_iss)
+        trace.credential = reading.said
+        trace.credential = credential.verify(reading, audience=self.audience, now=self._clock.now())
+        return trace.credential
+
+    def grant(self, found: Credential, subject: str | None) -> Grant:
+        """Return the grant that a credential gets.
+
+        Raises:
+            Refused: ``grant_missing`` or ``subject_ambiguous``.
+        """
+        return grants.choose(self.grants, found, subject)

@@ -1,0 +1,190 @@
+"""How an authority gives an identity: credential, proof, grant, rate, signature, audit, and only then the WIT.
+
+Nothing is remembered between requests but the rates, so several authorities may share a keystore. An answer that
+was lost is asked for again. A record of each identity is durable before anybody has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from mqauth.audit.record import AuditSink
+from mqauth.authority import dpop
+from mqauth.authority.desk import CredentialDesk
+from mqauth.authority.grants import Grant
+from mqauth.authority.rates import Rate
+from mqauth.authority.records import Records, Trace
+from mqauth.authority.refusals import Refusal, Refused
+from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
+from mqauth.errors import Cause, ConfigurationError, KeyChanged, Rejection, Unavailable, require
+from mqauth.flow import is_awaitable
+from mqauth.wire import base64url, identity, jws, strict_json
+from mqauth.wire.identity import is_trust_domain, trust_domain_of
+from mqauth.wire.keys import NO_CUTOFFS, Cutoff, SigningKeySource
+
+PATH: Final = "/v1/identity"
+LIFETIME: Final = 3600
+SHORTEST: Final = 300
+LONGEST: Final = 86_400
+RATE: Final = 600
+"""WITs of one subject a minute: a rollout starts hundreds of instances."""
+_JTI: Final = 16
+
+
+class Asked(NamedTuple):
+    """What somebody asks with.
+
+    Args:
+        credential: of ``Authorization``.
+        proof: of ``DPoP``.
+        subject: the identity that is wanted, ``None`` for the only one.
+    """
+
+    credential: str
+    proof: str
+    subject: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Asked(subject={self.subject!r})"
+
+
+class Issued(NamedTuple):
+    """An identity.
+
+    Args:
+        wit: the WIT.
+        subject: whose the key is.
+        lifetime: seconds from now on.
+    """
+
+    wit: str
+    subject: str
+    lifetime: int
+
+    def __repr__(self) -> str:
+        return f"Issued({self.subject!r})"
+
+
+class IdentityAuthority:
+    """Says whose a workload's key is.
+
+    Args:
+        trust_domain: of all subjects.
+        desk: reads credentials and knows the grants; its audience is the authority's URL, and ``PATH`` behind that
+            is a proof's ``htu``.
+        keys: the key that signs; consumers know it.
+        audit: where records go, plain and not asynchronous; one that fails stops the issuing.
+        lifetime: seconds that a WIT lives.
+        rate: WITs of one subject a minute, 0 for any number.
+        cutoffs: returns the subjects that are cut off.
+        clock: tells the time.
+        randomness: makes ids.
+
+    Raises:
+        ConfigurationError: a grant is of another trust domain, or lives longer; or a limit is not allowed.
+    """
+
+    def __init__(
+        self, *, trust_domain: str, desk: CredentialDesk, keys: SigningKeySource, audit: AuditSink,
+        lifetime: int = LIFETIME, rate: int = RATE,
+        cutoffs: Callable[[], Mapping[str, Cutoff]] = lambda: NO_CUTOFFS,
+        clock: Clock = SYSTEM_CLOCK, randomness: Randomness = SYSTEM_RANDOMNESS,
+    ) -> None:  # fmt: skip
+        require(is_trust_domain(trust_domain), "a trust domain is wimse:// or spiffe:// and a name")
+        require(SHORTEST <= lifetime <= LONGEST, f"lifetime is {SHORTEST} to {LONGEST} seconds")
+        for grant in desk.grants:
+            inside = trust_domain_of(grant.subject) == trust_domain
+            require(inside, f"a grant's subject {grant.subject!r} is of another trust domain")
+            require((grant.lifetime or 0) <= lifetime, "a grant's lifetime is longer than the authority's")
+        self.trust_domain = trust_domain
+        self.desk = desk
+        self.lifetime = lifetime
+        self._keys = keys
+        self._audit: Any = audit
+        self._rates = Rate(rate, clock)
+        self._cutoffs = cutoffs
+        self._clock = clock
+        self._randomness = randomness
+        self._records = Records(trust_domain, clock, randomness)
+
+    def __repr__(self) -> str:
+        return f"IdentityAuthority({self.trust_domain!r})"
+
+    def issue(self, asked: Asked, trace: Trace) -> Issued:
+        """Return an identity for whoever asks, once its record is durable.
+
+        Args:
+            asked: credential, proof and subject.
+            trace: is filled in with what becomes known; for ``refuse``.
+
+        Raises:
+            Refused: the request is wrong, or nobody granted it.
+            Unavailable: the issuer's keys, the signing key or the audit is out of reach.
+        """
+        trace.subject = asked.subject
+        held = dpop.verify(
+            asked.proof, url=self.desk.audience + PATH, credential=asked.credential, now=self._clock.now()
+        )
+        trace.jkt = held.jkt
+        found = self.desk.read(asked.credential, trace)
+        if found.jkt not in (None, held.jkt):
+            raise Refused(Refusal.CREDENTIAL_BINDING, "it is bound to another key")
+        grant = self.desk.grant(found, asked.subject)
+        trace.subject = grant.subject
+        return self.vouch(grant, held.jwk, trace)
+
+    def vouch(self, grant: Grant, jwk: Mapping[str, str], trace: Trace) -> Issued:
+        """Return a WIT for a key that is known to be the subject's, once its record is durable.
+
+        Raises:
+            Refused: ``subject_cut_off`` or ``rate_exceeded``.
+            Unavailable: the signing key or the audit is out of reach.
+        """
+        now = int(self._clock.now())
+        self._check_cutoff(grant.subject, now)
+        wait = self._rates.take(grant.subject)
+        if wait:
+            raise Refused(Refusal.RATE_EXCEEDED, "too many identities of the subject in a minute", wait)
+        lifetime = grant.lifetime or self.lifetime
+        said = {
+            "sub": grant.subject, "iat": now, "exp": now + lifetime,
+            "jti": base64url.encode(self._randomness(_JTI)).decode("ascii"), "cnf": {"jwk": dict(jwk)},
+        }  # fmt: skip
+        wit = self._signed(strict_json.dumps(said | dict(grant.claims)))
+        self._write(self._records.issued(trace, wit, lifetime))
+        return Issued(wit.text.decode("ascii"), grant.subject, lifetime)
+
+    def refuse(self, refused: Refused, trace: Trace) -> None:
+        """Make the record of a refusal durable.
+
+        Raises:
+            Unavailable: ``audit_unavailable``.
+        """
+        self._write(self._records.refused(trace, refused))
+
+    def _check_cutoff(self, subject: str, now: int) -> None:
+        try:
+            found = self._cutoffs().get(subject)
+        except ConfigurationError as error:
+            raise Unavailable(Cause.KEYS_UNAVAILABLE, str(error)) from error
+        if found is not None and now < found.before:
+            raise Refused(Refusal.SUBJECT_CUT_OFF, "the subject is cut off until later")
+
+    def _signed(self, payload: bytes) -> identity.Wit:
+        """Return a signed WIT, read as a consumer does: nobody gets one that every consumer would refuse."""
+        try:
+            key = self._keys.signing_key()
+            limited = getattr(key, "subjects", None)
+            require(limited is None, "the authority's key has mqauth_sub: make it with mqauth keys new --pinned")
+            text = jws.compact(payload, key, typ=identity.WIT_TYPE)
+        except (ConfigurationError, KeyChanged) as error:
+            raise Unavailable(Cause.KEYS_UNAVAILABLE, str(error)) from error
+        try:
+            return identity.parse_wit(text.encode("ascii"))
+        except Rejection as error:
+            raise Unavailable(Cause.KEYS_UNAVAILABLE, f"consumers would not take it: {error}") from error
+
+    def _write(self, record: Any) -> None:
+        written = self._audit.write(record)
+        require(not is_awaitable(written), "the audit sink of an authority is asynchronous", RuntimeError)

@@ -1,0 +1,66 @@
+"""Why an authority gives no identity: a closed list for the audit, and the few codes that whoever asked gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+
+class Refusal(StrEnum):
+    """Why a request was refused; the strings stand in audit records."""
+
+    REQUEST_MALFORMED = "request_malformed"
+    SUBJECT_AMBIGUOUS = "subject_ambiguous"
+    DPOP_INVALID = "dpop_invalid"
+    CREDENTIAL_MALFORMED = "credential_malformed"
+    CREDENTIAL_ISSUER = "credential_issuer"
+    CREDENTIAL_KEY = "credential_key"
+    CREDENTIAL_SIGNATURE = "credential_signature"
+    CREDENTIAL_AUDIENCE = "credential_audience"
+    CREDENTIAL_TIME = "credential_time"
+    CREDENTIAL_SUBJECT = "credential_subject"
+    CREDENTIAL_BINDING = "credential_binding"
+    GRANT_MISSING = "grant_missing"
+    SUBJECT_CUT_OFF = "subject_cut_off"
+    RATE_EXCEEDED = "rate_exceeded"
+
+
+class Answer(NamedTuple):
+    """What is answered: a status of HTTP, and ``error`` in its body (RFC 6749, section 5.2)."""
+
+    status: int
+    error: str
+
+
+UNAVAILABLE: Final = Answer(503, "temporarily_unavailable")
+SLOW_DOWN: Final = Answer(429, "slow_down")
+_ANSWERS: Final[Mapping[Refusal, Answer]] = {
+    Refusal.REQUEST_MALFORMED: Answer(400, "invalid_request"),
+    Refusal.SUBJECT_AMBIGUOUS: Answer(400, "invalid_request"),
+    Refusal.DPOP_INVALID: Answer(400, "invalid_dpop_proof"),
+    Refusal.GRANT_MISSING: Answer(403, "access_denied"),
+    Refusal.SUBJECT_CUT_OFF: Answer(403, "access_denied"),
+    Refusal.RATE_EXCEEDED: SLOW_DOWN,
+}
+
+
+class Refused(Exception):
+    """A request is refused.
+
+    Args:
+        refusal: why.
+        detail: one line for the audit, without a token or key; whoever asked does not get it.
+        wait: seconds after which to ask again, 0 where that helps nothing.
+    """
+
+    def __init__(self, refusal: Refusal, detail: str, wait: int = 0) -> None:
+        super().__init__(f"{refusal.value}: {detail}")
+        self.refusal = refusal
+        self.detail = detail
+        self.wait = wait
+
+    @property
+    def answer(self) -> Answer:
+        """What whoever asked gets: the same for every fault of a credential."""
+        return _ANSWERS.get(self.refusal, Answer(401, "invalid_client"))

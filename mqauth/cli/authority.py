@@ -1,0 +1,181 @@
+"""``mqauth authority``: gives identities to workloads, tells what a credential would get, cuts subjects off."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from mqauth.authority.credential import Credential
+from mqauth.authority.grants import Grant
+from mqauth.authority.issuing import PATH
+from mqauth.authority.records import Trace
+from mqauth.authority.refusals import Refused
+from mqauth.cli import forms
+from mqauth.cli.app import Config, Json, answer, group, print_error
+from mqauth.cli.forms import CommandFailed, shown_time
+from mqauth.cli.serve import (
+    Host,
+    Level,
+    Log,
+    LogForm,
+    LogLevel,
+    Server,
+    TLSCert,
+    TLSKey,
+    certificate_of,
+    listen,
+    log_lines,
+    origin,
+)
+from mqauth.cli.settings import file_of
+from mqauth.config.authority import ConfiguredAuthority
+from mqauth.config.load import load
+from mqauth.errors import Rejection, require
+from mqauth.keystore.disk.files import read_bounded
+from mqauth.keystore.remote.keyserver import HEALTH, PATHS
+from mqauth.wire import identity, strict_json
+
+app: Final = group("Say which workload a key belongs to: give identities.", "mqauth authority serve")
+_REQUESTS: Final = 512
+_MAX_FILE: Final = 64 * 1024
+Subject = Annotated[str, typer.Option("--sub", help="The identity, such as wimse://prod.example/shop/orders-api.")]
+
+
+@app.command("serve")
+def serve(
+    *,
+    config: Config = None,
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0 for any that is free.")] = 8443,
+    tls_cert: TLSCert = None,
+    tls_key: TLSKey = None,
+    as_json: Json = False,
+    log: Log = LogForm.TEXT,
+    level: Level = LogLevel.INFO,
+) -> None:
+    """Give identities at /v1/identity and publish the keys at /jwks.json, until it is stopped."""
+    certificate, found = certificate_of(tls_cert, tls_key), _configured(config)
+    application = found.server(found.authority())
+    with listen(host, port, tls=certificate is not None) as listener:
+        server = Server(application, certificate, requests=_REQUESTS, verb="authority serve", extra="serve")
+        address = origin(listener, tls=certificate is not None)
+        told = {
+            "url": address + PATH, "jwks": address + PATHS[0], "health": address + HEALTH,
+            "trust_domain": found.settings.trust_domain,
+        }  # fmt: skip
+        answer(as_json, told, f"identities of {told['trust_domain']} at {told['url']}, keys at {told['jwks']}")
+        with log_lines(log, level):
+            server.run(listener)
+
+
+@app.command("grants")
+def grants(
+    *,
+    token: Annotated[Path, typer.Option("--token", help="File with a credential; - for standard input.")],
+    subject: Annotated[str | None, typer.Option("--sub", help="The identity that would be asked for.")] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
+    """Tell what a credential would get, and why, without giving it; exits with 1 where it gets nothing."""
+    desk, trace = _configured(config).desk, Trace("command")
+    try:
+        found = desk.read(_text_of(token), trace)
+        grant = desk.grant(found, subject)
+    except Refused as refused:
+        shown, lines = _shown(trace.credential), _reasons(desk.grants, trace.credential)
+        told = {"granted": None, "refused": refused.refusal.value, "detail": refused.detail}
+        answer(as_json, told | shown, f"nothing: {refused}", *lines)
+        return 1
+    given: dict[str, Any] = {"granted": grant.subject, "claims": dict(grant.claims), "lifetime": grant.lifetime}
+    answer(as_json, given | _shown(found), grant.subject, *_reasons(desk.grants, found))
+    return 0
+
+
+@app.command("issue")
+def issue(
+    *,
+    subject: Subject,
+    jwk: Annotated[Path, typer.Option("--jwk", help="File with the public key, as a JWK with its alg.")],
+    audit: Annotated[
+        Path | None,
+        typer.Option("--audit", help="Audit file in place of [authority] audit, which serve may have."),
+    ] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Sign a WIT for a key without any credential, for a breakage; the subject has to be one of a grant."""
+    found = _configured(config)
+    granted = [grant for grant in found.desk.grants if grant.subject == subject]
+    require(granted, "--sub: no grant names this subject")
+    members, trace = _jwk_of(jwk), Trace("command", subject)
+    trace.jkt = identity.jkt_of(members)
+    authority = found.authority(audit)
+    try:
+        issued = authority.vouch(granted[0], members, trace)
+    except Refused as refused:
+        authority.refuse(refused, trace)
+        raise CommandFailed(str(refused)) from refused
+    answer(as_json, {"wit": issued.wit, "sub": subject, "expires_in": issued.lifetime}, issued.wit)
+
+
+@app.command("cutoff")
+def cutoff(
+    *,
+    subject: Subject,
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the readers of the JWK Set.")],
+    before: Annotated[
+        float | None,
+        typer.Option(
+            "--before", parser=forms.moment, metavar="TIME",
+            help="Identities issued before this time are refused; by default all up to now.",
+        ),
+    ] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Let every identity of a subject be refused that was issued up to now; consumers see it within a minute."""
+    found = _configured(config)
+    within = identity.trust_domain_of(subject) == found.settings.trust_domain
+    require(within, f"--sub: must be an identifier in {found.settings.trust_domain}")
+    cut = found.keystore.cut_off(subject, reason=reason, before=None if before is None else int(before))
+    told = {"sub": subject, "before": cut.before, "reason": cut.reason}
+    answer(as_json, told, f"{subject} is cut off: what was issued before {shown_time(cut.before)} UTC is refused")
+    if any(grant.subject == subject for grant in found.desk.grants):
+        print_error(f"note: a grant still names {subject}: whoever has its credential can ask again")
+
+
+def _configured(config: Path | None) -> ConfiguredAuthority:
+    return load(file_of(config)).authority
+
+
+def _text_of(path: Path) -> str:
+    """Return a credential; one newline at its end is no part of it."""
+    raw = sys.stdin.buffer.read(_MAX_FILE) if path == Path("-") else read_bounded(path, _MAX_FILE)
+    require(raw.isascii(), f"{path}: no JWT")
+    return raw.decode("ascii").strip()
+
+
+def _jwk_of(path: Path) -> dict[str, str]:
+    """Return a public key, as it goes into a WIT."""
+    try:
+        members = identity.read_jwk(strict_json.loads(read_bounded(path, _MAX_FILE), depth=2))
+        identity.key_of(members)
+    except (Rejection, ValueError) as error:
+        raise CommandFailed(f"{path}: {getattr(error, 'detail', error)}") from error
+    return members
+
+
+def _shown(found: Credential | None) -> dict[str, Any]:
+    if found is None:
+        return {"credential": None}
+    return {"credential": found.name, "iss": found.issuer, "sub": found.text("sub"), "verified": found.verified}
+
+
+def _reasons(known: tuple[Grant, ...], found: Credential | None) -> list[str]:
+    """Return a line for each grant: whether it matches, and what differs."""
+    if found is None:
+        return []
+    return [f"  {grant.subject}: {grant.difference(found) or 'matches'}" for grant in known]

@@ -1,0 +1,96 @@
+"""``mqauth identity show``: what a token of either form, or a WIT, says; nothing of it is verified."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+import typer
+
+from mqauth.cli.app import Json, answer, group, one_line, standard_input
+from mqauth.cli.forms import shown_time
+from mqauth.errors import MalformedMessage, Rejection
+from mqauth.wire import identity
+from mqauth.wire.claims import Batch, Binding, Claims
+from mqauth.wire.identity import SEPARATOR, Wit
+from mqauth.wire.jws import MAX_TOKEN
+
+app = group("See what identities and tokens say.", "mqauth identity show -")
+_INPUT: Final = "-"
+_UNVERIFIED: Final = "nothing of this is verified: anybody may have written it"
+_TIMES: Final = ("issued", "begins", "expires")
+
+
+@app.command("show")
+def show(
+    token: Annotated[str, typer.Argument(help="A token or a WIT; - reads it from standard input.")] = _INPUT,
+    as_json: Json = False,
+) -> None:
+    """Print what a token or a WIT says, without verifying any of it.
+
+    Of a token in the identity form it tells whether its proof belongs to its WIT. Prefer standard input: arguments
+    stand in the list of processes.
+    """
+    raw = standard_input().read(MAX_TOKEN + 2) if token == _INPUT else token.encode("utf-8", "backslashreplace")
+    try:
+        found = described(raw.strip())
+    except Rejection as error:
+        raise MalformedMessage(f"{error.reason}: {error.detail}") from error
+    answer(as_json, found, "\n".join((_UNVERIFIED, *_lines(found))))
+
+
+def described(token: bytes) -> dict[str, Any]:
+    """Return what a token or a WIT says, as JSON values.
+
+    Args:
+        token: its bytes, as they stand in a header.
+
+    Raises:
+        Rejection: it cannot be parsed, as a consumer would say.
+    """
+    first, _, rest = token.partition(SEPARATOR)
+    if not identity.is_wit(first):
+        opened, said = identity.opened_token(token)
+        direct = {"issuer": said.iss, "subject": said.sub, "kid": opened.kid, "algorithm": opened.algorithm}
+        return {"form": "direct", "verified": False, "token": direct | _proof(said)}
+    wit = identity.parse_wit(first)
+    found: dict[str, Any] = {"form": "identity", "verified": False, "identity": _identity(wit)}
+    if rest:
+        proof = identity.parse_proof(rest.partition(SEPARATOR)[0])
+        found["proof"] = {"algorithm": proof.opened.algorithm} | _proof(proof.claims)
+        found["proof_belongs_to_identity"] = proof.wth == wit.digest
+    return found
+
+
+def _identity(wit: Wit) -> dict[str, Any]:
+    said = wit.identity
+    return {
+        "subject": said.subject, "trust_domain": said.trust_domain, "authority_kid": said.kid,
+        "authority_algorithm": wit.opened.algorithm, "algorithm": wit.jwk["alg"], "jkt": said.jkt,
+        "issued": said.issued, "begins": wit.begins, "expires": said.expires, "jti": said.jti, "iss": said.iss,
+        "claims": dict(said.claims), "bytes": len(wit.text),
+    }  # fmt: skip
+
+
+def _proof(said: Claims) -> dict[str, Any]:
+    return {
+        "audience": said.aud, "issued": said.iat, "begins": said.nbf, "expires": said.exp, "jti": said.jti,
+        **_bound(said.mqa), "claims": dict(said.extra),
+    }  # fmt: skip
+
+
+def _bound(mqa: Binding | Batch) -> dict[str, Any]:
+    """Return which message a token binds; of a batch only its proof says that."""
+    if isinstance(mqa, Batch):
+        return {"batch": mqa.size, "covered": list(mqa.hdr)}
+    return {"destination": mqa.dst, "covered": list(mqa.hdr)}
+
+
+def _lines(found: dict[str, Any], indent: str = "") -> list[str]:
+    lines = []
+    for name, value in found.items():
+        if isinstance(value, dict) and value and name != "claims":
+            lines += [f"{indent}{name}:", *_lines(value, indent + "  ")]
+        elif value not in (None, [], {}):
+            shown = shown_time(value) if name in _TIMES else value
+            lines.append(indent + one_line(f"{name.replace('_', ' ')}: {shown}"))
+    return lines

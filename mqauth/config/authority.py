@@ -1,0 +1,121 @@
+"""The authority that ``[authority]`` describes, in parts: a dry run needs neither its key nor its audit file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+
+from mqauth.audit.disk import last_lines
+from mqauth.audit.file import AuditFile
+from mqauth.audit.misuse import Alert, Detector
+from mqauth.audit.record import parse_record
+from mqauth.audit.sinks import FloodGate, MisuseWatch
+from mqauth.authority.application import MAX_AGE, AuthorityServer
+from mqauth.authority.credential import CredentialIssuer
+from mqauth.authority.desk import CredentialDesk
+from mqauth.authority.grants import Grant
+from mqauth.authority.issuing import IdentityAuthority
+from mqauth.clock import Clock
+from mqauth.config.authority_settings import GrantSettings, IdentityAuthoritySettings
+from mqauth.config.key_sources import key_source
+from mqauth.errors import ConfigurationError
+from mqauth.keystore import ActiveKey, Keystore
+from mqauth.keystore.remote.keyserver import KeyServer
+
+_REMEMBERED = 10_000
+"""Records of the audit file that the detectors read at the start."""
+
+
+class ConfiguredAuthority:
+    """What ``[authority]`` describes; each part is made when it is first asked for.
+
+    Args:
+        settings: the table.
+        clock: of the parts.
+        on_alert: called with each misuse alert.
+    """
+
+    def __init__(
+        self, settings: IdentityAuthoritySettings, clock: Clock, on_alert: Callable[[Alert], None] | None = None
+    ) -> None:
+        self.settings = settings
+        self._clock = clock
+        self._on_alert = on_alert
+
+    @property
+    def keystore(self) -> Keystore:
+        """The folder of its keys, and of what it has cut off."""
+        return Keystore(folder=self.settings.keys, clock=self._clock)
+
+    @cached_property
+    def desk(self) -> CredentialDesk:
+        """What is to be known of credentials and grants.
+
+        Raises:
+            ConfigurationError: the keys of an issuer cannot be read.
+        """
+        found = self.settings
+        issuers = [
+            CredentialIssuer(
+                name=each.name, issuer=each.issuer, keys=key_source(each, self._clock), max_lifetime=each.longest,
+                enrolment=each.is_enrolment,
+            ) for each in found.credentials
+        ]  # fmt: skip
+        return CredentialDesk(
+            issuers=issuers, grants=[_grant(each) for each in found.grants], audience=found.url, clock=self._clock
+        )
+
+    def authority(self, audit: Path | None = None) -> IdentityAuthority:
+        """Return the authority, with its key and its audit file.
+
+        Args:
+            audit: a file in place of that of the settings, which another process may have.
+
+        Raises:
+            ConfigurationError: the key may not be used, its keystore has too short an overlap, or another process
+                writes the audit file.
+        """
+        found, keystore = self.settings, self.keystore
+        with found.table.located("keys"):
+            keys = ActiveKey(found.keys, passphrase=found.read_secret("passphrase"), clock=self._clock)
+            limited, overlap = getattr(keys.signing_key(), "subjects", None), keystore.ring().overlap
+        if limited is not None:
+            raise found.table.refuse("keys", "its key speaks for some subjects only: make it with --pinned")
+        if overlap < found.lifetime:
+            advice = f"run mqauth keys new --dir {found.keys} --overlap {found.lifetime}"
+            why = "is shorter than lifetime: a retired key would end before its identities"
+            raise found.table.refuse("keys", f"its overlap of {overlap} s {why}; {advice}")
+        with found.table.located("audit"):
+            sink = self._audit_sink(audit or found.audit)
+        return IdentityAuthority(
+            trust_domain=found.trust_domain, desk=self.desk, keys=keys, audit=sink, lifetime=found.lifetime,
+            rate=found.rate, cutoffs=keystore.cutoffs, clock=self._clock,
+        )  # fmt: skip
+
+    def server(self, authority: IdentityAuthority) -> AuthorityServer:
+        """Return the application that serves an authority and its JWK Set.
+
+        Raises:
+            ConfigurationError: the JWK Set cannot be published.
+        """
+        keys = KeyServer([self.settings.keys], most=MAX_AGE, clock=self._clock)
+        return AuthorityServer(authority, keys, refusals=self.settings.refusal_rate, clock=self._clock)
+
+    def _audit_sink(self, path: Path) -> MisuseWatch:
+        file = AuditFile(path)
+        detector = Detector(instances=self.settings.instances)
+        # What was given before the last start is known: a credential of a thief is not the first one ever seen.
+        with suppress(ConfigurationError, ValueError):
+            for raw in last_lines(file.path, _REMEMBERED):
+                detector.observe(parse_record(raw))
+        return MisuseWatch(FloodGate(file), detector, on_alert=self._on_alert, clock=self._clock)
+
+
+def _grant(found: GrantSettings) -> Grant:
+    with found.table.located("claims"):
+        return Grant(
+            credential=found.credential, match=found.match, subject=found.subject, claims=found.claims or {},
+            lifetime=found.lifetime,
+        )  # fmt: skip

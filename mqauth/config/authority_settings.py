@@ -1,0 +1,138 @@
+"""The declarations of ``[authority]``: whose credentials it takes, and which identity each of them gets."""
+
+# No ``from __future__ import annotations``, as in ``settings``.
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+from mqauth.audit.identity_watch import INSTANCES
+from mqauth.authority.application import REFUSALS
+from mqauth.authority.credential import MAX_LIFETIME
+from mqauth.authority.grants import MIN_LIFETIME
+from mqauth.authority.issuing import LIFETIME, LONGEST, RATE, SHORTEST
+from mqauth.config.declaration import Settings, inners, not_with
+from mqauth.config.issuer_settings import TRUST_DOMAIN, SourceSettings
+from mqauth.config.kinds import ANY, FLAG, NAME, PATH, POSITIVE, entries, is_url, text, whole
+from mqauth.config.toml_file import RefusedSetting
+from mqauth.http.connection import is_loopback
+from mqauth.wire.enrolment import MAX_LIFETIME as MAX_ENROLMENT
+from mqauth.wire.identity import trust_domain_of
+
+
+def _url_fault(found: str) -> str | None:
+    parts = urlsplit(found) if is_url(found, ("https", "http")) else None
+    plain = parts is not None and not parts.query and not parts.fragment and "@" not in parts.netloc
+    if parts is None or not plain or found.endswith("/"):
+        return "must be https://..., with neither user, query, fragment nor a / at its end"
+    local = parts.scheme == "https" or is_loopback(parts.hostname or "")
+    return None if local else "must be https://...: http only on this machine"
+
+
+_AUTHORITY_URL: Final = text("URL", _url_fault, {"pattern": "^https?://"})
+_SUBJECT: Final = text(
+    "identifier",
+    lambda found: (
+        None if trust_domain_of(found) else "must be an identifier like wimse://prod.example/shop/orders"
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialSettings(SourceSettings):
+    """One of ``[[authority.credentials]]``: an issuer of credentials, and the source of its keys."""
+
+    name: Annotated[str, NAME, "What grants call it."]
+    enrolment: Annotated[
+        bool | None,
+        FLAG,
+        "The keys are producers' own, each for the subjects in its `mqauth_sub`; by default `true` with `file`.",
+    ] = None
+    max_lifetime: Annotated[
+        int | None,
+        whole(1, MAX_LIFETIME),
+        "Seconds between `iat` and `exp` of a credential, at most: 3600, of a producer's own keystore 300.",
+    ] = None
+
+    @property
+    def is_enrolment(self) -> bool:
+        """Whether the keys are producers' own keystores."""
+        return self.enrolment if self.enrolment is not None else self.file is not None
+
+    @property
+    def longest(self) -> int:
+        """Seconds between ``iat`` and ``exp``, at most."""
+        return self.max_lifetime or (MAX_ENROLMENT if self.is_enrolment else LIFETIME)
+
+    def refusals(self) -> Iterator[RefusedSetting]:
+        """Yield the refusals of a missing or second source, and of a keystore's credential that lives too long."""
+        yield from SourceSettings.refusals(self)
+        if self.is_enrolment and self.longest > MAX_ENROLMENT:
+            yield self.table.refuse("max_lifetime", f"at most {MAX_ENROLMENT} for a producer's own keystore")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantSettings(Settings):
+    """One of ``[[authority.grants]]``: a credential with these claims gets this identity."""
+
+    credential: Annotated[str, NAME, "The name of one of `[[authority.credentials]]`."]
+    match: Annotated[
+        Mapping[str, str], entries(NAME, ANY, 1), "Claims of the credential; each must be exactly this text."
+    ]
+    subject: Annotated[str, _SUBJECT, "The identity: an identifier in the authority's trust domain."]
+    claims: Annotated[
+        Mapping[str, str] | None, entries(NAME, NAME, 1), "What the WIT says besides; at most 16 texts."
+    ] = None
+    lifetime: Annotated[
+        int | None, whole(MIN_LIFETIME, LONGEST), "Seconds that its WITs live, where that is shorter."
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityAuthoritySettings(Settings):
+    """``[authority]``: the arguments of ``IdentityAuthority``, its key and its audit file."""
+
+    trust_domain: Annotated[str, TRUST_DOMAIN, "The trust domain of all its identities; experimental."]
+    url: Annotated[str, _AUTHORITY_URL, "Its own URL: what `aud` of a credential and `htu` of a proof must say."]
+    keys: Annotated[Path, PATH, "The keystore folder with the key that signs; made with `--overlap`."]
+    passphrase_env: Annotated[str | None, NAME, "The environment variable with the passphrase of the keys."] = None
+    passphrase_file: Annotated[
+        Path | None, PATH, "The file with the passphrase of the keys.", not_with("passphrase_env")
+    ] = None
+    lifetime: Annotated[int, whole(SHORTEST, LONGEST), "Seconds that a WIT lives."] = LIFETIME
+    audit: Annotated[Path, PATH, "The audit file; a record is durable before anybody has the identity."]
+    rate: Annotated[int, whole(0), "WITs of one subject a minute; 0 for any number."] = RATE
+    refusal_rate: Annotated[
+        int,
+        whole(0),
+        "Refusals of one address a minute, beyond which it is not read; 0 where a proxy stands in front.",
+    ] = REFUSALS
+    instances: Annotated[int, POSITIVE, "WITs of one subject alive at once, beyond which an alert is given."] = (
+        INSTANCES
+    )
+    credentials: Annotated[
+        tuple[CredentialSettings, ...],
+        inners(CredentialSettings, 1, "issuer"),
+        "Whose credentials are taken; each has one of `file`, `jwks`, `discovery`.",
+    ]
+    grants: Annotated[
+        tuple[GrantSettings, ...],
+        inners(GrantSettings),
+        "Which credential gets which identity; exact, no patterns.",
+    ] = ()
+
+    def refusals(self) -> Iterator[RefusedSetting]:
+        """Yield the refusals of two credentials of one name, and of grants that no credential can get."""
+        names = [found.name for found in self.credentials]
+        for found in self.credentials:
+            if names.count(found.name) > 1:
+                yield found.table.refuse("name", "is configured twice")
+        for grant in self.grants:
+            if grant.credential not in names:
+                yield grant.table.refuse("credential", "is not among [[authority.credentials]]")
+            if trust_domain_of(grant.subject) != self.trust_domain:
+                yield grant.table.refuse("subject", "is of another trust domain")
+            if (grant.lifetime or 0) > self.lifetime:
+                yield grant.table.refuse("lifetime", "is longer than the authority's")

@@ -1,0 +1,170 @@
+"""What a producer shows its authority: a token that its platform gave it, or one that its own key makes.
+
+Each credential is made anew for each request, and none is kept: a platform replaces a token file, and a keystore
+its keys, while the producer runs.
+"""
+
+from __future__ import annotations
+
+import ssl
+from base64 import b64encode
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol
+from urllib.parse import quote
+
+from mqauth.clock import Clock, Randomness
+from mqauth.errors import require
+from mqauth.http.connection import VISIBLE, Deadline, Dial, Endpoint, expect, tls_context
+from mqauth.http.exchange import request
+from mqauth.keystore.disk.files import read_bounded
+from mqauth.wire import claims, dpop, enrolment
+from mqauth.wire.jws import LocalSigningKey
+from mqauth.wire.keys import Key, SigningKeySource
+
+MAX_CREDENTIAL: Final = 16 * 1024
+"""Bytes of a credential."""
+BEARER: Final = "Bearer"
+DPOP: Final = "DPoP"
+"""The schemes of ``Authorization`` (RFC 6750, section 2.1; RFC 9449, section 7.1)."""
+
+
+class Asking(NamedTuple):
+    """One request that a credential is for.
+
+    Args:
+        authority: its url, which the credential's ``aud`` has to name.
+        key: the new key; a credential may be bound to it.
+        deadline: of the whole request, the credential's included.
+        clock: gives times.
+        randomness: makes ids.
+        dial: opens connections, in place of ``connect``.
+    """
+
+    authority: str
+    key: Key
+    deadline: Deadline
+    clock: Clock
+    randomness: Randomness
+    dial: Dial | None = None
+
+
+class Credential(Protocol):
+    """Makes a credential for one request."""
+
+    def __call__(self, asking: Asking, /) -> tuple[str, str]:
+        """Return the scheme of ``Authorization``, and the credential.
+
+        Raises:
+            ConfigurationError: a file or a key cannot be read.
+            FetchFailed: whoever makes the credential gave none.
+            Unavailable: whoever holds a key is out of reach.
+        """
+
+
+class TokenFile:
+    """A token in a file that the platform replaces, such as Kubernetes' projected token; read for each request.
+
+    Args:
+        path: the file, at most 16 KiB.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"TokenFile({str(self.path)!r})"
+
+    def __call__(self, _asking: Asking, /) -> tuple[str, str]:
+        """Read the file."""
+        found = read_bounded(self.path, MAX_CREDENTIAL).strip().decode("ascii", "replace")
+        require(VISIBLE.fullmatch(found), f"{self.path}: not one token of ASCII text")
+        return BEARER, found
+
+
+class OwnKey:
+    """A credential of a minute, signed by the producer's own key: for a machine that no platform vouches for.
+
+    Args:
+        keys: the producer's key, best ``mqauth.ActiveKey``; the authority's set names it, and its subjects.
+        issuer: ``iss``, as the authority has it for this set.
+        subject: ``sub``, a subject of the key.
+
+    Raises:
+        ConfigurationError: a name is out of its limits.
+    """
+
+    def __init__(self, keys: Key | SigningKeySource, *, issuer: str, subject: str) -> None:
+        require(claims.is_name(issuer) and claims.is_name(subject), "issuer and subject are names")
+        self._keys = keys.signing_key if isinstance(keys, SigningKeySource) else partial(LocalSigningKey, keys)
+        self.issuer = issuer
+        self.subject = subject
+
+    def __repr__(self) -> str:
+        return f"OwnKey({self.subject!r})"
+
+    def __call__(self, asking: Asking, /) -> tuple[str, str]:
+        """Sign a credential."""
+        return BEARER, enrolment.credential(
+            self._keys(), issuer=self.issuer, subject=self.subject, authority=asking.authority,
+            clock=asking.clock, randomness=asking.randomness,
+        )  # fmt: skip
+
+
+class ClientCredentials:
+    """An access token of an OpenID provider, by the client credentials grant (RFC 6749, section 4.4).
+
+    The request carries a DPoP proof, so that a provider that knows DPoP binds the token to the new key. Whoever
+    steals such a token can do nothing with it.
+
+    Args:
+        token_url: the provider's token endpoint: https; http only on loopback, with ``unsafe_http_loopback``.
+        client_id: of the producer, at the provider.
+        client_secret_file: a private file with the secret, read for each request.
+        ca: a PEM file of the CAs to trust instead of the system's.
+        unsafe_http_loopback: allow http to this machine.
+
+    Raises:
+        ConfigurationError: the URL or the id is not allowed.
+    """
+
+    def __init__(
+        self, token_url: str, *, client_id: str, client_secret_file: str | Path, ca: str | Path | None = None,
+        unsafe_http_loopback: bool = False,
+    ) -> None:  # fmt: skip
+        self._url = token_url
+        self._endpoint = Endpoint.parse(token_url, unsafe_http_loopback=unsafe_http_loopback, name="token_url")
+        require(claims.is_name(client_id), "client_id is a name")
+        self._client = client_id
+        self._secret = Path(client_secret_file)
+        self._context: ssl.SSLContext | None = tls_context(ca) if self._endpoint.tls else None
+
+    def __repr__(self) -> str:
+        return f"ClientCredentials({self._endpoint.shown!r})"
+
+    def __call__(self, asking: Asking, /) -> tuple[str, str]:
+        """Ask the provider."""
+        proof = dpop.proof(
+            asking.key, method="POST", url=self._url, clock=asking.clock, randomness=asking.randomness
+        )
+        answer = request(
+            self._endpoint, deadline=asking.deadline, context=self._context, dial=asking.dial,
+            form={"grant_type": "client_credentials"},
+            headers={"Authorization": self._basic(), "DPoP": proof}, limit=2 * MAX_CREDENTIAL,
+        ).document or {}  # fmt: skip
+        kind, found = answer.get("token_type"), answer.get("access_token")
+        expect(isinstance(kind, str) and isinstance(found, str), "the token endpoint gave no token")
+        schemes = {scheme.lower(): scheme for scheme in (BEARER, DPOP)}
+        expect(str(kind).lower() in schemes, "the token endpoint gave a token of another type")
+        expect(
+            len(str(found)) <= MAX_CREDENTIAL and VISIBLE.fullmatch(str(found)),
+            "the token endpoint gave no token of ASCII text",
+        )
+        return schemes[str(kind).lower()], str(found)
+
+    def _basic(self) -> str:
+        """Return id and secret as RFC 6749, section 2.3.1, has them."""
+        secret = read_bounded(self._secret, MAX_CREDENTIAL, private=True).removesuffix(b"\n")
+        encoded: Callable[[str | bytes], str] = partial(quote, safe="")
+        return "Basic " + b64encode(f"{encoded(self._client)}:{encoded(secret)}".encode("ascii")).decode("ascii")

@@ -1,0 +1,270 @@
+"""Keys of an HSM, by PKCS#11: one session with each token and one lock, for the whole process.
+
+PKCS#11 is a C library of the HSM's vendor that is loaded into this process. python-pkcs11 initialises it without
+locking of its own (``C_Initialize(NULL)``), and with a session for each thread SoftHSM crashed the process. So
+every call of every key is made under one lock, over one session, which is logged in once. A session does not
+outlive a fork: a child opens its own. After any error the session is dropped, and the next attempt initialises the
+library again and opens another. A library that hangs holds its thread, while others get ``Unavailable`` after 2 s;
+one that crashes takes the process along. ``mqauth.keystore.SigningServer`` is a process for it.
+
+ES256 is ``CKM_ECDSA`` over a digest that is made here, for not every HSM has ``CKM_ECDSA_SHA256``; it returns
+``R || S``, as JWS wants it (RFC 7518, section 3.4). Ed25519 is ``CKM_EDDSA`` over the whole input.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final, cast
+
+import pkcs11
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
+
+from mqauth.errors import Cause, ConfigurationError, Unavailable, refusing, require
+from mqauth.keystore.reference.key import TIMEOUT
+from mqauth.keystore.reference.pkcs11_uri import TokenURI, parse
+from mqauth.wire.keys import PublicKey
+
+_SHOWN: Final = 10
+"""Labels that an error names at most."""
+_PIN_REFUSED: Final = (
+    pkcs11.PinIncorrect, pkcs11.PinInvalid, pkcs11.PinLenRange, pkcs11.PinLocked, pkcs11.PinExpired,
+    pkcs11.UserPinNotInitialized,
+)  # fmt: skip
+_KEY_REFUSED: Final = (
+    pkcs11.MechanismInvalid, pkcs11.MechanismParamInvalid, pkcs11.KeyTypeInconsistent, pkcs11.KeySizeRange,
+    pkcs11.FunctionNotSupported, pkcs11.DataLenRange,
+)  # fmt: skip
+_CURVES: Final = {
+    (KeyType.EC, bytes.fromhex("06082a8648ce3d030107")): "ES256",
+    # its OID of RFC 8410; its name, as PKCS#11 3.0 wants it; the OID of before
+    (KeyType.EC_EDWARDS, bytes.fromhex("06032b6570")): "EdDSA",
+    (KeyType.EC_EDWARDS, b"\x13\x0cedwards25519"): "EdDSA",
+    (KeyType.EC_EDWARDS, bytes.fromhex("06092b06010401da470f01")): "EdDSA",
+}
+"""The algorithm of a key, by its type and its ``CKA_EC_PARAMS``."""
+_WANTED: Final = "a P-256 or an Ed25519 key"
+
+
+class Sessions:
+    """The sessions of this process, one for each token, under its one lock.
+
+    Attributes:
+        generation: how many sessions were opened.
+    """
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self._lock = threading.Lock()
+        self._open: dict[tuple[str, str, str | None], pkcs11.Session] = {}
+        self._stale: set[str] = set()
+        self._loaded: set[str] = set()
+        self._refused: dict[tuple[str, str, str | None], bytes] = {}
+
+    @contextmanager
+    def turn(self, uri: TokenURI) -> Iterator[pkcs11.Session]:
+        """Give the session with a token, while no other thread makes a call.
+
+        Raises:
+            Unavailable: others have it for too long, or the token is out of reach.
+            ConfigurationError: the token refuses us or what was asked.
+        """
+        lock, why = self._lock, f"{uri.where}: others wait for it, for {TIMEOUT:.0f} s"
+        require(lock.acquire(timeout=TIMEOUT), why, _unavailable)
+        try:
+            yield self._session(uri)
+        except _PIN_REFUSED as error:
+            self._drop()
+            raise ConfigurationError(f"{uri.where}: refuses the PIN ({_name(error)})") from error
+        except _KEY_REFUSED as error:
+            self._drop()
+            raise ConfigurationError(f"{uri.where}: key {uri.what} cannot sign so ({_name(error)})") from error
+        except pkcs11.PKCS11Error as error:
+            self._drop()
+            raise _unavailable(f"{uri.where}: {_name(error)}") from error
+        finally:
+            lock.release()
+
+    def forked(self) -> None:
+        """Forget the parent's sessions, and its lock, which one of its threads may have held."""
+        self._lock = threading.Lock()
+        self._drop()
+
+    def _drop(self) -> None:
+        """Forget all sessions; each library is initialised again before its next session."""
+        self._open.clear()
+        self._stale |= self._loaded
+
+    def _session(self, uri: TokenURI) -> pkcs11.Session:
+        place = (uri.library(), uri.token, uri.serial)
+        if place not in self._open:
+            self._open[place] = self._login(uri, place)
+            self.generation += 1
+        return self._open[place]
+
+    def _login(self, uri: TokenURI, place: tuple[str, str, str | None]) -> pkcs11.Session:
+        """Open a session and log in, but never twice with a PIN that was refused: the HSM counts them."""
+        pin = uri.pin()
+        digest = hashlib.sha256(pin.encode()).digest()
+        require(
+            self._refused.get(place) != digest,
+            f"{uri.where}: refused this PIN before, and is not asked again before a new PIN or a new start",
+        )
+        token = _token(self._library(place[0]), uri)
+        try:
+            return token.open(user_pin=pin)
+        except _PIN_REFUSED:
+            self._refused[place] = digest
+            raise
+
+    def _library(self, path: str) -> Any:
+        try:
+            found = pkcs11.lib(path)
+        except pkcs11.PKCS11Error as error:
+            # Only what could not be loaded has no code of its own; a library may begin later than we do.
+            require(type(error) is not pkcs11.PKCS11Error or path in self._loaded, f"{path}: no PKCS#11 library")
+            raise
+        self._loaded.add(path)
+        if path in self._stale:
+            self._stale.discard(path)
+            # What the library says of its end does not matter: it begins anew.
+            with suppress(pkcs11.PKCS11Error):
+                found.finalize()
+            found.initialize()
+        return found
+
+
+SESSIONS: Final = Sessions()
+os.register_at_fork(after_in_child=SESSIONS.forked)
+
+
+class TokenKey:
+    """The private key in an HSM that a URI names; the ``Holder`` of ``pkcs11:``.
+
+    Args:
+        uri: as RFC 7512 has it; ``docs/how-to/keep-keys-in-an-hsm.md`` tells which parts.
+
+    Raises:
+        ConfigurationError: it is no such URI, or there is no library.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri = parse(uri)
+        self._uri.library()
+        self._found: tuple[int, Any, str] | None = None
+
+    @property
+    def generation(self) -> int:
+        """A number that changes with each session."""
+        return SESSIONS.generation
+
+    def public(self) -> PublicKey:
+        """Return the public half, from the public key object of the same label and id.
+
+        Raises:
+            ConfigurationError: there is none, or it is none of a P-256 or an Ed25519 key.
+            Unavailable: the token is out of reach.
+        """
+        with SESSIONS.turn(self._uri) as session:
+            _, algorithm = self._private(session)
+            found = self._one(session, ObjectClass.PUBLIC_KEY, "public")
+            point = bytes(found[Attribute.EC_POINT])
+        with refusing(ValueError, f"{self._uri.where}: public key {self._uri.what} is no point of its curve"):
+            return _public(point, algorithm)
+
+    def sign(self, data: bytes, algorithm: str, /) -> bytes:
+        """Return the raw JWS signature over ``data``.
+
+        Raises:
+            ConfigurationError: the token refuses us, or has another key under this name.
+            Unavailable: the token is out of reach.
+        """
+        with SESSIONS.turn(self._uri) as session:
+            key, found = self._private(session)
+            require(
+                found == algorithm,
+                f"{self._uri.where}: private key {self._uri.what} signs {found}, and the keystore has {algorithm}",
+            )
+            if algorithm == "ES256":
+                return bytes(key.sign(hashlib.sha256(data).digest(), mechanism=Mechanism.ECDSA))
+            return bytes(key.sign(data, mechanism=Mechanism.EDDSA))
+
+    def _private(self, session: pkcs11.Session) -> tuple[Any, str]:
+        """Return the private key object, looked up once in each session, and its algorithm."""
+        if self._found is None or self._found[0] != SESSIONS.generation:
+            key = self._one(session, ObjectClass.PRIVATE_KEY, "private")
+            self._found = (SESSIONS.generation, key, self._algorithm(key))
+        return self._found[1:]
+
+    def _one(self, session: pkcs11.Session, kind: ObjectClass, name: str) -> Any:
+        """Return the one object of a class that the URI names."""
+        wanted = {Attribute.CLASS: kind, Attribute.LABEL: self._uri.label, Attribute.ID: self._uri.id}
+        found = _all(session, {name: value for name, value in wanted.items() if value is not None})
+        if not found:
+            there = [repr(one.label) for one in _all(session, {Attribute.CLASS: kind})]
+            has = f"{', '.join(there[:_SHOWN])}{' and more' if there[_SHOWN:] else ''}" if there else "none"
+            raise ConfigurationError(f"{self._uri.where}: has no {name} key {self._uri.what}, but {has}")
+        ids = ", ".join(one.id.hex() for one in found[:_SHOWN])
+        require(
+            len(found) == 1,
+            f"{self._uri.where}: has {len(found)} {name} keys {self._uri.what}: name one by its id ({ids})",
+        )
+        return found[0]
+
+    def _algorithm(self, key: Any) -> str:
+        """Return the algorithm of a private key that may sign."""
+        here, kind = f"{self._uri.where}: private key {self._uri.what}", key.key_type
+        curve = bytes(key[Attribute.EC_PARAMS]) if kind in (KeyType.EC, KeyType.EC_EDWARDS) else b""
+        said = getattr(kind, "name", str(kind)) + (f" of curve {curve.hex()}" if curve else "")
+        found = require(_CURVES.get((kind, curve)), f"{here} is {said}; wanted is {_WANTED}")
+        require(key[Attribute.SIGN], f"{here} may not sign (CKA_SIGN is false)")
+        return found
+
+
+def _all(session: pkcs11.Session, wanted: dict[Any, Any]) -> list[Any]:
+    """Return all objects with these attributes: a search holds the session until it was read to its end."""
+    return list(session.get_objects(wanted))
+
+
+def _token(library: Any, uri: TokenURI) -> pkcs11.Token:
+    """Return the one token that a URI names."""
+    there = [token for token in library.get_tokens() if token.label]
+    serial = None if uri.serial is None else uri.serial.encode()
+    found = [one for one in there if one.label == uri.token and serial in (None, one.serial)]
+    has = ", ".join(f"{one.label!r} (serial {one.serial.decode('ascii', 'replace')})" for one in there[:_SHOWN])
+    require(found, f"{uri.where}: not there; there is {has or 'none'}", _unavailable)
+    require(len(found) == 1, f"{uri.where}: stands for {len(found)}: name one by its serial; there is {has}")
+    return cast(pkcs11.Token, found[0])
+
+
+def _public(point: bytes, algorithm: str) -> PublicKey:
+    """Return a public key of its ``CKA_EC_POINT``: in an OCTET STRING (PKCS#11 2.40), or bare.
+
+    Raises:
+        ValueError: it is no point of the curve.
+    """
+    size, load = _POINTS[algorithm]
+    return load(point[2:] if len(point) == size + 2 and point[:2] == bytes((4, size)) else point)
+
+
+def _p256(point: bytes) -> PublicKey:
+    return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
+
+
+_POINTS: Final[dict[str, tuple[int, Callable[[bytes], PublicKey]]]] = {
+    "ES256": (65, _p256), "EdDSA": (32, ed25519.Ed25519PublicKey.from_public_bytes),
+}  # fmt: skip
+"""Bytes of a point, and what reads it, by algorithm."""
+
+
+def _name(error: pkcs11.PKCS11Error) -> str:
+    """Return what a library says went wrong: the name of its code, and words where there are some."""
+    return ": ".join(filter(None, (type(error).__name__, str(error))))
+
+
+def _unavailable(detail: str) -> Unavailable:
+    return Unavailable(Cause.KEYS_UNAVAILABLE, detail)

@@ -1,0 +1,355 @@
+"""Decisions of an Open Policy Agent: asked by HTTP, remembered for seconds, and never taken for granted.
+
+``true`` and ``false`` are answers. Everything else is none: no answer in time, another status, an undefined
+result, a text, too many bytes. Then the verdict is deferred (``policy_unavailable``): the message is neither
+rejected nor accepted, and tried again. A service out of reach concerns every message; an answer that is no
+decision concerns that question alone, so that one producer's messages cannot keep those of others waiting.
+
+Source: https://www.openpolicyagent.org/docs/rest-api, "Get a Document (with Input)" and "Provenance".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import hashlib
+import re
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from mqauth.audit.disk import read_bounded
+from mqauth.clock import SYSTEM_CLOCK, Clock
+from mqauth.errors import Cause, MqauthError, Unavailable, require
+from mqauth.http.connection import MAX_TIMEOUT, VISIBLE, Deadline, Dial, Endpoint, FetchFailed, tls_context
+from mqauth.http.exchange import request
+from mqauth.judging.policy import Allow, Decision
+from mqauth.judging.verified import Verified
+from mqauth.logs import emit, harmless
+from mqauth.policies.memory import Decisions, Pause, Remembered, pause_after
+from mqauth.policies.question import PROBE, Question, question_of
+
+REMEMBER: Final = 10.0
+MAX_REMEMBER: Final = 300.0
+TIMEOUT: Final = 0.5
+MIN_TIMEOUT: Final = 0.01
+MAX_ANSWER: Final = 16 * 1024
+"""Bytes of an answer."""
+MAX_PATH: Final = 256
+_PATH: Final = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*", re.ASCII)
+_SERVER_SPOKE: Final = (200, 400, 500)
+"""What OPA says of one question: a decision, or that its input or its rule is broken."""
+_MAX_TOKEN: Final = 8192
+_MAX_VERSION: Final = 128
+_WORKERS: Final = 4
+_UNASKED: Final = "opa, not asked yet"
+_UNVERSIONED: Final = "opa, no bundle"
+_NO_DECISION: Final = "the answer is neither true nor false"
+"""Said of an undefined result, too: a path that is misspelt, or a rule without a default."""
+State = Literal["ok", "failing", "unasked"]
+Asked = concurrent.futures.Future[Decision | Unavailable]
+Begin = Callable[[Callable[..., None], Question, Asked], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyHealth:
+    """The state of a policy from outside.
+
+    Args:
+        source: the URL that is asked.
+        state: ``ok``, ``failing``, or ``unasked`` before the first answer.
+        version: the revisions of its bundles.
+        remembered: decisions that are in memory.
+        asked: requests since the start.
+        failed: how many of them brought no decision.
+        failing_for: seconds since the first failure of the present outage; 0 while there is none, and where nobody
+            has asked for a minute.
+        last_failure: why the last request failed, while there is an outage.
+    """
+
+    source: str
+    state: State
+    version: str
+    remembered: int
+    asked: int
+    failed: int
+    failing_for: float
+    last_failure: str
+
+
+class OPA:
+    """Decides who may publish where by a rule of an Open Policy Agent.
+
+    It is asked ``POST /v1/data/<path>?provenance=true`` with ``Question`` as input. Threads call ``decide``, event
+    loops ``adecide``; ``remembered`` never waits.
+
+    Args:
+        url: of the agent; https, or http on loopback.
+        path: of the rule, such as ``mqauth/allow`` for ``allow`` of ``package mqauth``. It gives a boolean.
+        within: rules of this process that must allow a message, too; what they refuse is never asked.
+        scope: as of the pipeline.
+        remember: seconds for which a decision is remembered, refusals too, 0 to 300.
+        timeout: seconds for a whole request, 0.01 to 5.
+        ca: a PEM file of the CAs to trust instead of the system's.
+        token_file: a file with the bearer token to send, read again for each request.
+        clock: tells the time.
+        dial: opens a connection, for tests.
+
+    Raises:
+        ConfigurationError: the URL, the path or a bound is not allowed, or a file cannot be read.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        path: str,
+        *,
+        within: Allow | None = None,
+        scope: str | None = None,
+        remember: float = REMEMBER,
+        timeout: float = TIMEOUT,
+        ca: str | Path | None = None,
+        token_file: str | Path | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        dial: Dial | None = None,
+    ) -> None:
+        require(is_path(path), "a path in OPA is words of letters, digits, _ and -, with / between them")
+        require(isinstance(url, str) and "?" not in url, "the URL of OPA has no query")
+        require(0 <= remember <= MAX_REMEMBER, f"remember is 0 to {MAX_REMEMBER:g} seconds")
+        require(MIN_TIMEOUT <= timeout <= MAX_TIMEOUT, f"timeout is {MIN_TIMEOUT:g} to {MAX_TIMEOUT:g} seconds")
+        self._endpoint = Endpoint.parse(
+            f"{url.rstrip('/')}/v1/data/{path}?provenance=true", unsafe_http_loopback=True, name="the URL of OPA"
+        )
+        self._context = tls_context(ca) if self._endpoint.tls else None
+        self._token_file = None if token_file is None else Path(token_file)
+        self._bearer()
+        self.source = self.where = self._endpoint.shown
+        self.within, self.scope = within, scope
+        self._remember, self._timeout = remember, timeout
+        self._clock, self._dial = clock, dial
+        self._version = _UNASKED
+        self._decisions, self._pause = Decisions(), Pause()
+        self._pending: dict[Question, Asked] = {}
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(_WORKERS, "mqauth-opa")
+        self._asked = self._failed = 0
+
+    def __repr__(self) -> str:
+        return f"OPA({self.source!r})"
+
+    @property
+    def version(self) -> str:
+        """The revisions of the bundles that the last answer came from, after the version of ``within``.
+
+        All decisions that are remembered came from these: another revision empties the memory.
+        """
+        return self._version if self.within is None else f"{self.within.version}, {self._version}"
+
+    def remembered(self, verified: Verified, /) -> Decision | None:
+        """Return a decision that is known without asking, ``None`` where there is none; never waits."""
+        if self.within is not None and self.within.decide(verified) is not Decision.ALLOW:
+            return Decision.DENY
+        return self._known(question_of(verified, self.scope))
+
+    def decide(self, verified: Verified, /) -> Decision:
+        """Return the decision for one message; it blocks for ``timeout`` seconds at most.
+
+        Raises:
+            Unavailable: ``policy_unavailable``: there was no answer, or it is no decision.
+        """
+        found = self.remembered(verified)
+        if found is None:
+            asked = self._begin(question_of(verified, self.scope), lambda answer, *rest: answer(*rest))
+            found = _decision(asked.result())
+        return found
+
+    async def adecide(self, verified: Verified, /) -> Decision:
+        """Do the same as ``decide``, and let the event loop run meanwhile."""
+        found = self.remembered(verified)
+        if found is None:
+            asked = self._begin(question_of(verified, self.scope), self._pool.submit)
+            # Unlike wait_for, wait does not cancel the future: others wait for it, too.
+            await asyncio.wait((asyncio.wrap_future(asked),))
+            found = _decision(asked.result())
+        return found
+
+    def probe(self) -> None:
+        """Ask what names nobody, so that a wrong path or rule stops a start and not a partition.
+
+        An agent out of reach stops no start: messages are deferred until it answers.
+
+        Raises:
+            ConfigurationError: the answer is no boolean, or it is ``true``: whatever is asked is allowed.
+        """
+        try:
+            self.probed()
+        except FetchFailed as error:
+            emit("policy.unreachable", "%s: %s; messages wait until it answers", self.source, error)
+
+    async def aprobe(self) -> None:
+        """Do the same as ``probe``, and let the event loop run meanwhile."""
+        await asyncio.wrap_future(self._pool.submit(self.probe))
+
+    def probed(self) -> str:
+        """Ask what names nobody, and return the revisions of the bundles.
+
+        Raises:
+            FetchFailed: there was no answer.
+            ConfigurationError: as ``probe``.
+        """
+        allowed, version = self._post(PROBE)
+        require(
+            type(allowed) is bool,
+            f"{self.source}: {_NO_DECISION}: is the path misspelt, or the rule without `default allow := false`?",
+        )
+        require(allowed is False, f"{self.source}: it allows what names no producer: is its default true?")
+        self._learn(version)
+        return version or _UNVERSIONED
+
+    def health(self) -> PolicyHealth:
+        """Return how the agent is doing; may be called from any thread."""
+        with self._lock:
+            now = self._clock.monotonic()
+            since, why = self._pause.failing_from(now), self._pause.why
+            known: State = "unasked" if self._version == _UNASKED else "ok"
+            return PolicyHealth(
+                source=self.source, state=known if since is None else "failing", version=self.version,
+                remembered=len(self._decisions), asked=self._asked, failed=self._failed,
+                failing_for=0.0 if since is None else now - since, last_failure=why,
+            )  # fmt: skip
+
+    def _known(self, question: Question) -> Decision | None:
+        found = self._decisions.get(question)
+        return found.decision if found is not None and self._clock.monotonic() < found.until else None
+
+    def _begin(self, question: Question, begin: Begin) -> Asked:
+        """Return what the answer to a question will be; whoever asks the same meanwhile waits for the same one.
+
+        Args:
+            question: what is asked.
+            begin: calls a function, here or on another thread.
+
+        Raises:
+            Unavailable: nobody asks now.
+        """
+        with self._lock:
+            asked = self._pending.get(question)
+            if asked is not None:
+                return asked
+            self._refuse(question, self._clock.monotonic())
+            asked = self._pending[question] = Asked()
+        begin(self._answer, question, asked)
+        return asked
+
+    def _refuse(self, question: Question, now: float) -> None:
+        """Refuse to ask while the agent is left alone, or while it has no decision for this question."""
+        before = self._decisions.get(question)
+        if not self._pause.admits(now):
+            raise _unavailable(self._pause.why)
+        if before is not None and before.decision is None and now < before.until:
+            raise _unavailable(before.why)
+
+    def _answer(self, question: Question, asked: Asked) -> None:
+        """Ask, and give whoever waits the decision, or why there is none."""
+        found: Decision | Unavailable = _unavailable("the request broke off")
+        try:
+            found = self._put(question)
+        finally:
+            with self._lock:
+                self._failed += isinstance(found, Unavailable)
+                del self._pending[question]
+            asked.set_result(found)
+
+    def _put(self, question: Question) -> Decision | Unavailable:
+        """Ask one question, and remember what becomes of it."""
+        begun = self._clock.monotonic()
+        with self._lock:
+            if not self._pause.begin(begun, self._timeout):
+                return _unavailable(self._pause.why)
+        try:
+            allowed, version = self._post(question.document)
+        except Exception as error:  # whatever goes wrong is no decision
+            why = str(error) if isinstance(error, MqauthError) else f"the request broke: {type(error).__name__}"
+            with self._lock:
+                self._pause.failed(begun, self._clock.monotonic(), why)
+            return _unavailable(why)
+        self._learn(version)
+        return self._keep(question, allowed, begun)
+
+    def _keep(self, question: Question, allowed: object, begun: float) -> Decision | Unavailable:
+        """Remember a decision from when it was asked for; and for longer and longer that there was none."""
+        with self._lock:
+            if type(allowed) is bool:
+                decision = Decision.ALLOW if allowed else Decision.DENY
+                self._decisions.keep(question, Remembered(begun + self._remember, decision))
+                return decision
+            before = self._decisions.get(question)
+            failures = 1 if before is None else before.failures + 1
+            until = self._clock.monotonic() + pause_after(failures)
+            self._decisions.keep(question, Remembered(until, None, failures, _NO_DECISION))
+            return _unavailable(_NO_DECISION)
+
+    def _learn(self, version: str | None) -> None:
+        """Note that the agent answered, by these revisions: what was decided by others is forgotten."""
+        with self._lock:
+            self._pause.answered()
+            if version is not None and version != self._version:
+                self._decisions.clear()
+                self._version = version
+
+    def _post(self, document: Mapping[str, Any]) -> tuple[object, str | None]:
+        """Return the result that OPA gives for an input, and the version of its policy; ``None`` if it gives none.
+
+        Raises:
+            FetchFailed: it gave no answer.
+            ConfigurationError: the token cannot be read.
+        """
+        with self._lock:
+            self._asked += 1
+        response = request(
+            self._endpoint, deadline=Deadline(self._clock, self._timeout), context=self._context,
+            document={"input": document}, headers={"Authorization": self._bearer()}, statuses=_SERVER_SPOKE,
+            limit=MAX_ANSWER, dial=self._dial,
+        )  # fmt: skip
+        found = response.document or {}
+        return (found.get("result"), version_of(found)) if response.status == 200 else (None, None)
+
+    def _bearer(self) -> str | None:
+        if self._token_file is None:
+            return None
+        token = read_bounded(self._token_file, _MAX_TOKEN).decode("ascii", "replace").strip()
+        require(VISIBLE.fullmatch(token), f"{self._token_file}: not a token in one line of ASCII")
+        return f"Bearer {token}"
+
+
+def is_path(value: object) -> bool:
+    """Tell whether a value is the path of a rule, such as ``mqauth/allow``."""
+    return isinstance(value, str) and len(value) <= MAX_PATH and _PATH.fullmatch(value) is not None
+
+
+def version_of(document: Mapping[str, Any]) -> str:
+    """Return the revisions of the bundles that an answer names, in one short line."""
+    provenance = document.get("provenance")
+    bundles = provenance.get("bundles") if isinstance(provenance, dict) else None
+    if not isinstance(bundles, dict) or not bundles:
+        return _UNVERSIONED
+    named = sorted(
+        f"{name}@{one.get('revision') or '?'}" if isinstance(one, dict) else f"{name}@?"
+        for name, one in bundles.items()
+    )
+    said = harmless("opa " + " ".join(named), 4 * MAX_ANSWER)
+    return said if len(said) <= _MAX_VERSION else f"opa {hashlib.sha256(said.encode()).hexdigest()[:16]}"
+
+
+def _unavailable(why: str) -> Unavailable:
+    return Unavailable(Cause.POLICY_UNAVAILABLE, why or "it has not answered yet")
+
+
+def _decision(found: Decision | Unavailable) -> Decision:
+    if isinstance(found, Unavailable):
+        # Several may wait for one answer; an error that is raised twice would grow a traceback in each of them.
+        raise _unavailable(found.detail)
+    return found

@@ -1,0 +1,220 @@
+"""``mqauth authority``: what its commands do, print and exit with; and what ``[authority]`` may say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mqauth import load
+from mqauth.authority.records import Trace
+from mqauth.cli import app
+from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS
+from mqauth.errors import ConfigurationError
+from mqauth.keystore import Keystore, public_keys
+from mqauth.wire import enrolment, identity
+from mqauth.wire.jwk import dump_key_set
+from mqauth.wire.jws import LocalSigningKey
+from mqauth.wire.keys import Key, KeySet, public_members
+
+ORDERS = "wimse://prod.example/shop/orders-api"
+URL = "https://authority.prod.example"
+MACHINES = "https://machines.example"
+TOML = f"""
+[authority]
+trust_domain = "wimse://prod.example"
+url = "{URL}"
+keys = "authority-keys"
+audit = "authority.jsonl"
+
+[[authority.credentials]]
+name = "machines"
+issuer = "{MACHINES}"
+file = "jwks.json"
+
+[[authority.grants]]
+credential = "machines"
+match = {{ sub = "orders-api" }}
+subject = "{ORDERS}"
+claims = {{ env = "prod" }}
+"""
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Key:
+    """A machine's key, in a folder with the configuration, the authority's key and the machines' set."""
+    monkeypatch.chdir(tmp_path)
+    key = Key.generate(subjects=["orders-api"])
+    (tmp_path / "mqauth.toml").write_text(TOML)
+    (tmp_path / "jwks.json").write_text(json.dumps(dump_key_set(KeySet([key]))))
+    Keystore(folder=tmp_path / "authority-keys").create(overlap=3600)
+    return key
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], machine: Key) -> Run:
+    """A function that runs ``mqauth authority`` and returns exit code, output and errors."""
+
+    def runner(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = app.run(["authority", *arguments])
+        return code, *capsys.readouterr()
+
+    return runner
+
+
+def credential(key: Key, **changes: Any) -> Path:
+    """Write a credential of a machine to a file."""
+    said: dict[str, Any] = {"issuer": MACHINES, "subject": "orders-api", "authority": URL, "lifetime": 300,
+                            "clock": SYSTEM_CLOCK, "randomness": SYSTEM_RANDOMNESS}  # fmt: skip
+    path = Path("credential")
+    path.write_text(enrolment.credential(LocalSigningKey(key), **(said | changes)) + "\n")
+    return path
+
+
+def test_grants_tells_what_a_credential_gets(run: Run, machine: Key) -> None:
+    """The dry run names identity, claims and why, and writes no audit."""
+    code, out, _ = run("grants", "--token", str(credential(machine)), "--json")
+    assert code == 0
+    assert json.loads(out) == {
+        "granted": ORDERS, "claims": {"env": "prod"}, "lifetime": None, "credential": "machines", "iss": MACHINES,
+        "sub": "orders-api", "verified": True,
+    }  # fmt: skip
+    assert run("grants", "--token", "credential")[1] == f"{ORDERS}\n  {ORDERS}: matches\n"
+    assert not Path("authority.jsonl").exists()
+
+
+def test_grants_tells_why_a_credential_gets_nothing(run: Run, machine: Key) -> None:
+    """The dry run says what is wrong with a credential, or in what it differs from each grant."""
+    other = Key.generate(subjects=["stock-api"])
+    Path("jwks.json").write_text(json.dumps(dump_key_set(KeySet([machine, other]))))
+    tried = [
+        credential(other, subject="stock-api").read_text(),
+        credential(machine, authority="https://o").read_text(),
+    ]
+    said = []
+    for text in tried:
+        Path("credential").write_text(text)
+        code, out, _ = run("grants", "--token", "credential")
+        assert code == 1
+        said.append(out.splitlines())
+    assert said[0] == ["nothing: grant_missing: no grant matches", f"  {ORDERS}: wants another sub"]
+    assert said[1][0] == "nothing: credential_audience: its aud is not ours alone"
+
+
+def test_issue_signs_without_a_credential_and_leaves_a_record(run: Run) -> None:
+    """A WIT by hand is for the key in the file, and the audit says that a command asked."""
+    key = Key.generate("ES256")
+    Path("key.json").write_text(json.dumps(public_members(key.public) | {"alg": "ES256"}))
+    code, out, _ = run("issue", "--sub", ORDERS, "--jwk", "key.json")
+    wit = identity.parse_wit(out.strip().encode())
+    record = json.loads(Path("authority.jsonl").read_text())
+    assert (code, wit.identity.subject, wit.identity.jkt) == (0, ORDERS, key.kid)
+    assert dict(wit.identity.claims) == {"env": "prod"}
+    assert (record["verdict"], record["asked"]) == ("identity_issued", {"address": "command", "jkt": key.kid})
+
+
+@pytest.mark.parametrize(
+    ("members", "subject", "wanted"),
+    [
+        ({"d": "AA"}, ORDERS, "exactly its members"), ({"alg": "RS256"}, ORDERS, "one of its kind"),
+        ({}, "wimse://prod.example/other", "no grant names this subject"),
+    ],
+)  # fmt: skip
+def test_issue_refuses(run: Run, members: dict[str, str], subject: str, wanted: str) -> None:
+    """A private key, a key of no kind, or a subject that nobody granted gets nothing, and leaves no record."""
+    Path("key.json").write_text(json.dumps(public_members(Key.generate().public) | {"alg": "EdDSA"} | members))
+    code, out, error = run("issue", "--sub", subject, "--jwk", "key.json")
+    assert (code != 0, out) == (True, "")
+    assert wanted in error
+    assert not Path("authority.jsonl").exists()
+
+
+def test_cutoff_stands_in_every_set_of_the_folder(run: Run) -> None:
+    """A subject that is cut off stands in what ``keys jwks`` prints, and whoever may ask again is named."""
+    code, out, error = run("cutoff", "--sub", ORDERS, "--reason", "stolen", "--before", "2026-11-29T10:00:00Z")
+    assert (code, out.partition(":")[0]) == (0, "wimse")
+    assert f"a grant still names {ORDERS}" in error
+    assert public_keys(Path("authority-keys")).cutoffs[ORDERS].before == 1_795_946_400
+    # An earlier moment takes nothing back.
+    run("cutoff", "--sub", ORDERS, "--reason", "less", "--before", "2026-11-29T09:00:00Z")
+    assert public_keys(Path("authority-keys")).cutoffs[ORDERS].reason == "stolen"
+
+
+@pytest.mark.parametrize("subject", ["orders-api", "wimse://other.example/a", "wimse://prod.example/"])
+def test_cutoff_is_of_our_domain(run: Run, subject: str) -> None:
+    """What is no identifier of the trust domain cannot be cut off."""
+    assert run("cutoff", "--sub", subject, "--reason", "x")[0] == 2
+
+
+def test_trace_leads_from_a_key_to_who_asked(run: Run, machine: Key, capsys: pytest.CaptureFixture[str]) -> None:
+    """``audit trace --jkt`` finds the record of an identity by the thumbprint of its key."""
+    authority = load("mqauth.toml").authority.authority()
+    key = Key.generate()
+    grant = authority.desk.grants[0]
+    members = public_members(key.public) | {"alg": "EdDSA"}
+    authority.vouch(grant, members, Trace("10.0.0.7", jkt=key.kid))
+    capsys.readouterr()
+    assert app.run(["audit", "trace", "authority.jsonl", "--jkt", key.kid[:12]]) == 0
+    assert f"from 10.0.0.7 {ORDERS}" in capsys.readouterr().out
+    assert app.run(["audit", "trace", "authority.jsonl", "--jkt", machine.kid]) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (('url = "https', 'url = "http'), "[authority] url: must be https://...: http only on this machine"),
+        ((f'"{URL}"', f'"{URL}/"'), "[authority] url: must be https://..., with neither user"),
+        (("[authority]\n", "[authority]\nlifetime = 7200\n"), "its overlap of 3600 s is shorter than lifetime"),
+        (('credential = "machines"', 'credential = "x"'), "[[authority.grants]] #1 credential: is not among"),
+        ((f'subject = "{ORDERS}"', 'subject = "wimse://x/a"'), "[[authority.grants]] #1 subject: is of another"),
+        (
+            (f'subject = "{ORDERS}"', 'subject = "orders"'),
+            "[[authority.grants]] #1 subject: must be an identifier",
+        ),
+        (('env = "prod"', 'cnf = "x"'), "[[authority.grants]] #1 claims: claims are none of"),
+        (('match = { sub = "orders-api" }', "match = {}"), "[authority.grants.match]: must have at least 1 entry"),
+        (('file = "jwks.json"', 'file = "jwks.json"\nmax_lifetime = 301'), "max_lifetime: at most 300"),
+        (('file = "jwks.json"\n', ""), "[[authority.credentials]] #1: needs one of file, jwks and discovery"),
+    ],
+)
+def test_settings_that_are_refused(machine: Key, change: tuple[str, str], wanted: str) -> None:
+    """Each mistake in ``[authority]`` is one line that names its place, before anything is served."""
+    Path("mqauth.toml").write_text(TOML.replace(*change))
+    with pytest.raises(ConfigurationError) as refused:
+        load("mqauth.toml").authority.authority()
+    assert wanted in str(refused.value)
+
+
+def test_a_file_is_of_keystores_unless_it_says_otherwise(machine: Key) -> None:
+    """The set of a platform may be a file too: then its tokens have no type of ours, and live for longer."""
+    text = TOML.replace('file = "jwks.json"', 'file = "jwks.json"\nenrolment = false\nmax_lifetime = 7200')
+    Path("mqauth.toml").write_text(text)
+    (issuer,) = load("mqauth.toml").authority.desk.issuers
+    assert (issuer.enrolment, issuer.max_lifetime) == (False, 7200)
+
+
+def test_a_key_that_is_limited_vouches_for_nobody(machine: Key, tmp_path: Path) -> None:
+    """An authority's key with ``mqauth_sub`` would be refused by consumers, so it does not start with one."""
+    Path("mqauth.toml").write_text(TOML.replace("authority-keys", "limited"))
+    Keystore(folder=tmp_path / "limited").create(subjects=[ORDERS], overlap=3600)
+    with pytest.raises(ConfigurationError, match="--pinned"):
+        load("mqauth.toml").authority.authority()
+
+
+def test_a_restart_forgets_no_credential(machine: Key, tmp_path: Path) -> None:
+    """After a restart a credential that no record before shows is new: the audit file is read at the start."""
+    for name in ("machines", "thieves"):
+        Path("mqauth.toml").write_text(TOML.replace('"machines"', f'"{name}"'))
+        authority = load("mqauth.toml").authority.authority()
+        key = Key.generate()
+        trace = Trace("10.0.0.7", jkt=key.kid)
+        authority.desk.read(credential(machine).read_text().strip(), trace)
+        authority.vouch(authority.desk.grants[0], public_members(key.public) | {"alg": "EdDSA"}, trace)
+        authority._audit.close()
+    records = [json.loads(line) for line in Path("authority.jsonl").read_text().splitlines()]
+    assert [record["alert"]["kind"] for record in records if "alert" in record] == ["new_credential"]

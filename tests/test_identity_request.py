@@ -1,0 +1,343 @@
+"""What a producer and an authority say to each other, over real sockets; the authority has code of its own."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import jwt
+import pytest
+
+from mqauth import load
+from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS
+from mqauth.errors import ConfigurationError, Unavailable
+from mqauth.http.connection import FetchFailed
+from mqauth.keystore import Keystore
+from mqauth.keystore.disk.watch import ActiveKey
+from mqauth.keystore.identity.credentials import ClientCredentials, Credential, OwnKey, TokenFile
+from mqauth.keystore.identity.request import IdentityRequest, Refused
+from mqauth.testing.identity import OTHER_WORKLOAD, TRUST_DOMAIN, WORKLOAD, WITSigner
+from mqauth.testing.token_attacks import honest_message
+from mqauth.wire.jwk import dump_key_set, public_key
+from mqauth.wire.keys import Key
+
+SECRET = "a secret: +/%"
+
+
+class Fake(ThreadingHTTPServer):
+    """An authority and a token endpoint; what they are asked is kept, and their answers can be changed."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.signer = WITSigner()
+        self.asked: list[dict[str, Any]] = []
+        self.status, self.headers = 200, dict[str, str]()
+        self.change: Callable[[dict[str, Any]], Any] = lambda answer: answer
+        self.token: dict[str, Any] = {"access_token": "a.b.c", "token_type": "DPoP"}
+
+    def identity(self, headers: dict[str, str], body: dict[str, Any]) -> Any:
+        """Judge a request as an authority does, and answer it."""
+        scheme, _, credential = headers["authorization"].partition(" ")
+        key = self.proven(headers["dpop"], "/v1/identity", credential)
+        self.asked.append({"scheme": scheme, "credential": credential, "sub": body["sub"], "jkt": key.kid})
+        wit = self.signer.wit(body["sub"], key)
+        return {"wit": wit, "sub": body["sub"], "expires_in": 3600, "renew_in": 1800}
+
+    def proven(self, proof: str, path: str, credential: str | None) -> Key:
+        """Return the key that a DPoP proof shows, checked by PyJWT."""
+        header = jwt.get_unverified_header(proof)
+        assert header.keys() == {"typ", "alg", "jwk"}
+        assert header["typ"] == "dpop+jwt"
+        said = jwt.decode(proof, jwt.PyJWK(header["jwk"], header["alg"]).key, algorithms=[header["alg"]])
+        assert (said["htm"], said["htu"]) == ("POST", self.url + path)
+        if credential is not None:
+            digest = hashlib.sha256(credential.encode()).digest()
+            assert said["ath"] == base64.urlsafe_b64encode(digest).decode().rstrip("=")
+        public = public_key(header["jwk"])
+        return Key(kid="workload", algorithm=header["alg"], public=public)
+
+    def given(self, headers: dict[str, str], form: dict[str, list[str]]) -> Any:
+        """Answer as a token endpoint."""
+        assert form == {"grant_type": ["client_credentials"]}
+        self.proven(headers["dpop"], "/token", None)
+        basic = base64.b64decode(headers["authorization"].removeprefix("Basic ")).decode()
+        self.asked.append({"basic": basic})
+        return self.token
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Fake
+
+    def do_POST(self) -> None:
+        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        if self.path == "/token":
+            self.answer(200, self.server.given(headers, parse_qs(raw.decode())))
+            return
+        answer = self.server.identity(headers, json.loads(raw))
+        self.answer(self.server.status, self.server.change(answer))
+
+    def do_GET(self) -> None:
+        self.answer(200, dump_key_set(self.server.signer.keys))
+
+    def answer(self, status: int, document: Any) -> None:
+        raw = document if isinstance(document, bytes) else json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(raw)))
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def fake() -> Iterator[Fake]:
+    """A running fake."""
+    with Fake() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> Path:
+    """A file with a token."""
+    path = tmp_path / "token"
+    path.write_text("one.two.three\n", "ascii")
+    return path
+
+
+def asking(fake: Fake, credential: Credential, **settings: Any) -> IdentityRequest:
+    """Return what asks the fake."""
+    wanted: dict[str, Any] = {
+        "subject": WORKLOAD, "timeout": 5, "ca": None, "unsafe_http_loopback": True, "clock": SYSTEM_CLOCK,
+        "randomness": SYSTEM_RANDOMNESS,
+    }  # fmt: skip
+    return IdentityRequest(fake.url, credential=credential, **(wanted | settings))
+
+
+@pytest.mark.parametrize("algorithm", ["EdDSA", "ES256", "ES384"])
+def test_each_request_has_a_new_key_and_the_token_of_now(fake: Fake, token: Path, algorithm: str) -> None:
+    """A token file is read for each request, and each WIT vouches for a key of its own."""
+    ask = asking(fake, TokenFile(token), algorithm=algorithm)
+    first = ask()
+    token.write_text("four.five.six", "ascii")
+    second = ask()
+    assert [found["credential"] for found in fake.asked] == ["one.two.three", "four.five.six"]
+    assert {found["scheme"] for found in fake.asked} == {"Bearer"}
+    assert first.key.identity.jkt != second.key.identity.jkt
+    assert (first.expires_in, first.renew_in, first.key.algorithm) == (3600, 1800, algorithm)
+
+
+def test_a_producers_own_key_signs_a_credential(fake: Fake, tmp_path: Path) -> None:
+    """The credential of a keystore names the authority, and is by the active key."""
+    keystore = Keystore(folder=tmp_path / "keys")
+    keystore.create(subjects=["orders-api"])
+    own = OwnKey(ActiveKey(tmp_path / "keys"), issuer="https://orders.example", subject="orders-api")
+    asking(fake, own)()
+    credential = fake.asked[0]["credential"]
+    active = keystore.ring().active
+    assert active is not None
+    said = jwt.decode(credential, active.key.public, algorithms=["EdDSA"], audience=fake.url)
+    assert jwt.get_unverified_header(credential)["typ"] == "mqauth-enrol+jwt"
+    assert (said["iss"], said["sub"]) == ("https://orders.example", "orders-api")
+    with pytest.raises(ConfigurationError, match="does not speak"):
+        asking(fake, OwnKey(ActiveKey(tmp_path / "keys"), issuer="i", subject="stock-api"))()
+
+
+@pytest.mark.parametrize(("kind", "scheme"), [("DPoP", "DPoP"), ("dpop", "DPoP"), ("Bearer", "Bearer")])
+def test_client_credentials_bring_a_token(fake: Fake, tmp_path: Path, kind: str, scheme: str) -> None:
+    """An access token of a provider is shown with the scheme of its type; id and secret are encoded for Basic."""
+    secret = tmp_path / "secret"
+    secret.write_text(SECRET + "\n", "ascii")
+    secret.chmod(0o600)
+    fake.token["token_type"] = kind
+    given = ClientCredentials(
+        f"{fake.url}/token", client_id="orders", client_secret_file=secret, unsafe_http_loopback=True
+    )
+    asking(fake, given)()
+    assert fake.asked[0] == {"basic": "orders:a%20secret%3A%20%2B%2F%25"}
+    assert (fake.asked[1]["scheme"], fake.asked[1]["credential"]) == (scheme, "a.b.c")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {}, {"access_token": "a.b.c"}, {"access_token": "a.b.c", "token_type": "mac"},
+        {"access_token": 1, "token_type": "Bearer"}, {"access_token": "a b", "token_type": "Bearer"},
+        {"access_token": "a" * 16_385, "token_type": "Bearer"},
+    ],
+)  # fmt: skip
+def test_a_provider_that_gives_no_token_is_a_failure(fake: Fake, tmp_path: Path, answer: dict[str, Any]) -> None:
+    """Without a token of a known type nothing is asked of the authority."""
+    secret = tmp_path / "secret"
+    secret.write_text(SECRET, "ascii")
+    secret.chmod(0o600)
+    fake.token = answer
+    given = ClientCredentials(
+        f"{fake.url}/token", client_id="orders", client_secret_file=secret, unsafe_http_loopback=True
+    )
+    with pytest.raises(FetchFailed, match="token endpoint"):
+        asking(fake, given)()
+    assert len(fake.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (400, {"error": "invalid_dpop_proof"}, "refused, 400 invalid_dpop_proof"),
+        (401, {"error": "invalid_client"}, "refused, 401 invalid_client"),
+        (403, {"error": "access_denied"}, "refused, 403 access_denied"),
+        (429, {"error": "slow_down"}, "refused, 429 slow_down"),
+        (503, {"error": "temporarily_unavailable"}, "refused, 503 temporarily_unavailable"),
+        (403, {"error": "\x1b[2J one.two.three"}, "refused, 403 no error of its kind"),
+        (403, {}, "refused, 403 no error of its kind"),
+    ],
+)
+def test_a_refusal_says_status_and_error(fake: Fake, token: Path, status: int, body: Any, said: str) -> None:
+    """A refusal names its status and error, nothing else of the answer, and how long to wait."""
+    fake.status, fake.change, fake.headers = status, lambda _: body, {"Retry-After": "7"}
+    with pytest.raises(Refused) as caught:
+        asking(fake, TokenFile(token))()
+    assert (str(caught.value), caught.value.retry_after) == (said, 7)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"wit": "a.b.c"}, {"wit": 7}, {"wit": None}, {"sub": OTHER_WORKLOAD}, {"sub": None}, {"expires_in": 0},
+        {"expires_in": 86_401}, {"expires_in": 3600.0}, {"expires_in": True}, {"expires_in": "3600"},
+        {"renew_in": 0}, {"renew_in": 3601}, {"renew_in": None},
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_none_is_a_failure(fake: Fake, token: Path, change: dict[str, Any]) -> None:
+    """An answer with a wrong WIT, subject or life is no identity."""
+    fake.change = lambda answer: answer | change
+    with pytest.raises(FetchFailed, match="it answered with"):
+        asking(fake, TokenFile(token))()
+
+
+def test_an_identity_of_another_is_none(fake: Fake, token: Path) -> None:
+    """A WIT for another key, and one of another subject, is a failure, whatever stands beside it."""
+    other = Key.generate()
+    for subject, key in ((WORKLOAD, other), (OTHER_WORKLOAD, None)):
+        fake.change = lambda answer, subject=subject, key=key: (
+            answer | {"wit": fake.signer.wit(subject, key or other), "sub": WORKLOAD}
+        )
+        with pytest.raises(FetchFailed, match="it answered with no identity of ours"):
+            asking(fake, TokenFile(token))()
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{", b'{"wit":1,"wit":2}', b"{}" + b" " * 20_000])
+def test_what_is_no_small_object_is_a_failure(fake: Fake, token: Path, body: bytes) -> None:
+    """An answer that is no JSON object within 16 KiB is a failure."""
+    fake.change = lambda _: body
+    with pytest.raises(FetchFailed):
+        asking(fake, TokenFile(token))()
+
+
+@pytest.mark.parametrize("content", [b"", b"two tokens", b"\xff.a.b", b"a" * 17_000])
+def test_a_token_file_holds_one_token(fake: Fake, token: Path, content: bytes) -> None:
+    """A token file without one ASCII token within 16 KiB is refused, and its content is not shown."""
+    token.write_bytes(content)
+    with pytest.raises(ConfigurationError) as caught:
+        asking(fake, TokenFile(token))()
+    assert "two tokens" not in str(caught.value)
+    assert fake.asked == []
+
+
+def test_a_secret_that_others_can_read_is_refused(fake: Fake, tmp_path: Path) -> None:
+    """A client's secret in a file that is open to others is not used."""
+    secret = tmp_path / "secret"
+    secret.write_text(SECRET, "ascii")
+    secret.chmod(0o644)
+    given = ClientCredentials(
+        f"{fake.url}/token", client_id="orders", client_secret_file=secret, unsafe_http_loopback=True
+    )
+    with pytest.raises(ConfigurationError):
+        asking(fake, given)()
+    assert fake.asked == []
+
+
+# --- in the configuration ---------------------------------------------------------------------------------
+
+HEAD = '[producer]\naudience = "billing"\n'
+
+
+def written(folder: Path, text: str) -> Path:
+    """Return a configuration file."""
+    path = folder / "mqauth.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_a_configured_producer_signs_with_an_identity(fake: Fake, token: Path, tmp_path: Path) -> None:
+    """With ``[producer.identity]`` the signer has issuer, subject and key of the identity."""
+    identity = (
+        f'[producer.identity]\nauthority = "{fake.url}"\nsubject = "{WORKLOAD}"\nunsafe_http_loopback = true\n'
+        f'credential = {{ token_file = "{token.name}" }}\n'
+    )
+    config = load(written(tmp_path, HEAD + identity))
+    signer = config.signer
+    config.identity.close()
+    assert (signer.issuer, signer.subject) == (TRUST_DOMAIN, WORKLOAD)
+    assert signer.sign(honest_message("kafka:orders")).headers
+    assert len(fake.asked) == 1
+
+
+def test_a_configured_producer_starts_without_its_authority(fake: Fake, token: Path, tmp_path: Path) -> None:
+    """A signer is made while the authority refuses, and says at each message who refuses and how."""
+    fake.status, fake.change = 403, lambda _: {"error": "access_denied"}
+    identity = (
+        f'[producer.identity]\nauthority = "{fake.url}"\nsubject = "{WORKLOAD}"\nunsafe_http_loopback = true\n'
+        f'credential = {{ token_file = "{token.name}" }}\n'
+    )
+    config = load(written(tmp_path, HEAD + identity))
+    signer = config.signer
+    config.identity.close()
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:\d+: refused, 403 access_denied"):
+        signer.sign(honest_message("kafka:orders"))
+
+
+GOOD = f'authority = "https://a.example"\nsubject = "{WORKLOAD}"\n'
+
+
+@pytest.mark.parametrize(
+    ("head", "identity", "said"),
+    [
+        ('keys = "keys"\n', GOOD + 'credential = { token_file = "t" }', "keys: contradicts identity"),
+        ('issuer = "i"\n', GOOD + 'credential = { token_file = "t" }', "issuer: contradicts identity"),
+        ('subject = "s"\n', GOOD + 'credential = { token_file = "t" }', "subject: contradicts identity"),
+        ("lifetime = 43171\n", GOOD + 'credential = { token_file = "t" }', "lifetime: must be at most 43170"),
+        ("", GOOD, "credential: required"),
+        ("", GOOD + "credential = {}", "needs one of token_file, keys and token_url, not none"),
+        ("", GOOD + 'credential = { token_file = "t", keys = "k" }', "not token_file and keys"),
+        ("", GOOD + 'credential = { keys = "k", subject = "s" }', "issuer: required with keys"),
+        ("", GOOD + 'credential = { token_file = "t", issuer = "i" }', "issuer: only with keys"),
+        ("", GOOD + 'credential = { token_url = "https://a/t", client_id = "c" }', "client_secret_file: required"),
+        ("", 'authority = "https://a.example"\ncredential = { token_file = "t" }', "subject: required"),
+        ("", GOOD.replace(WORKLOAD, "orders-api") + 'credential = { token_file = "t" }', "subject: must be wimse"),
+        ("", GOOD + 'algorithm = "RS256"\ncredential = { token_file = "t" }', "algorithm: must be"),
+    ],
+)
+def test_contradictions_are_refused(tmp_path: Path, head: str, identity: str, said: str) -> None:
+    """What contradicts itself is refused before anything is asked, with table and key."""
+    with pytest.raises(ConfigurationError, match=r"producer") as caught:
+        load(written(tmp_path, f"{HEAD}{head}[producer.identity]\n{identity}\n"))
+    assert said in str(caught.value)
