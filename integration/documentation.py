@@ -4,7 +4,9 @@ The word after a fence's language says what a block is: `install` is run by CI a
 `openbao` and `softhsm` need that service, `output` is what the block before it prints (`...` stands for anything).
 In a tutorial `consumer` is a command that runs in a second terminal, and `handled` is the next line that it
 prints. `review` is commands on dead letters, which a test runs on a real queue, with ids of its own and `--yes`.
-`authority` is a command that serves identities, and then what needs that server.
+`authority` is a command that serves identities, and then what needs that server. In the tutorial of agents
+`again` starts a command anew that runs in a terminal, `attacker` starts one that knows no graceful stop, and the
+name of an agent marks a line that its terminal shows.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RABBITMQ_URL = "amqp://guest:guest@localhost/"
 KAFKA_ADDRESS = "localhost:9092"
 _FENCE = re.compile(r"^```(\w+)?[ ]?(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_NAME = re.compile(r"# ([\w.]+)\n")
+_NAME = re.compile(r"# ([\w./]+)\n")
 _PATIENCE = 120.0
 
 
@@ -82,7 +84,7 @@ class Reader:
     def write(self, block: Block) -> Path:
         """Write a block to the file it names."""
         path = self._folder / block.name
-        path.write_text(self._here(block.text))
+        path.write_text(self.here(block.text))
         return path
 
     def run(self, block: Block) -> str:
@@ -104,9 +106,10 @@ class Reader:
     def _words(self, block: Block) -> list[str]:
         if block.language == "python":
             return [sys.executable, str(self.write(block))]
-        return ["bash", "-euo", "pipefail", "-c", self._here(block.text)]
+        return ["bash", "-euo", "pipefail", "-c", self.here(block.text)]
 
-    def _here(self, text: str) -> str:
+    def here(self, text: str) -> str:
+        """Return a text of the page with what this machine has in its place."""
         for said, meant in self._changes.items():
             text = text.replace(said, meant)
         return text

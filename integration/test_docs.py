@@ -51,7 +51,9 @@ def settle_in(reader: Reader) -> None:
 
 
 @contextmanager
-def consuming(reader: Reader, block: Block, patience: float = PATIENCE) -> Iterator[Callable[[], str]]:
+def consuming(
+    reader: Reader, block: Block, patience: float = PATIENCE, code: int = 0
+) -> Iterator[Callable[[], str]]:
     """Run a consumer, give a function that waits for its next line, and stop it by SIGTERM, gracefully."""
     process = reader.start(block)
     assert process.stdout is not None
@@ -60,7 +62,7 @@ def consuming(reader: Reader, block: Block, patience: float = PATIENCE) -> Itera
     try:
         yield process.stdout.readline
         process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(PATIENCE) == code
     finally:
         watch.cancel()
         process.kill()

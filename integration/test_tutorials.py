@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
+import socket
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import aio_pika
 import pytest
 
 from integration.documentation import KAFKA_ADDRESS, Block, Reader, blocks, matches
@@ -15,7 +20,10 @@ from integration.test_docs import consuming, forget_kafka, forget_rabbitmq
 from mqauth.audit.chain import verify_chain
 
 TEN_MINUTES = 600.0
-TRIES = 10
+TRIES = 120
+"""Consumers learn within a minute what an authority cut off; one try takes half a second or more."""
+LINES = 300
+"""Lines that a terminal may print before the one that a page shows."""
 PAGES = {"rabbitmq": "docs/tutorials/rabbitmq.md", "kafka": "docs/tutorials/kafka.md"}
 
 
@@ -37,20 +45,42 @@ class Follower:
     def __init__(self, reader: Reader, broker: str, terminals: ExitStack) -> None:
         self._reader, self._broker, self._terminals = reader, broker, terminals
         self._last: Block | None = None
+        self._open_now: dict[str, ExitStack] = {}
+        self._lines: dict[str, Callable[[], str]] = {}
 
     def follow(self, block: Block) -> None:
         """Do what one block says; what a block shows must be what was printed."""
         where = f"{block.page}:{block.line}"
-        if block.mark == "consumer":
-            self._next_line = self._terminals.enter_context(consuming(self._reader, block, patience=TEN_MINUTES))
+        if block.mark in ("consumer", "again", "attacker"):
+            self._open(block)
         elif block.mark == "handled":
-            assert self._next_line() == block.text, where
+            assert self._next_line() == self._reader.here(block.text), where
+        elif block.language == "text" and block.mark in self._lines:
+            self._hears(block.mark, block.text, where)
         elif block.language == "text" and block.mark == self._broker:
             self._shows(block.text, where)
         elif block.language == "sh" and block.mark == self._broker:
             self._last, self._printed = block, self._reader.run(block)
         elif block.language in ("python", "toml"):
             self._reader.write(block)
+
+    def _open(self, block: Block) -> None:
+        """Run a command in a terminal of its own, in place of the same command that runs in one."""
+        if block.mark == "again":
+            self._open_now.pop(block.text).close()
+        terminal = self._open_now[block.text] = self._terminals.enter_context(ExitStack())
+        code = -signal.SIGTERM if block.mark == "attacker" else 0
+        self._next_line = terminal.enter_context(consuming(self._reader, block, patience=TEN_MINUTES, code=code))
+        self._lines[block.text.split()[-1]] = self._next_line
+        if block.mark == "again":
+            self._next_line()
+
+    def _hears(self, terminal: str, text: str, where: str) -> None:
+        """Wait for a line in the terminal whose command ends with a word; others may come before it."""
+        for _ in range(LINES):
+            if self._lines[terminal]() == text:
+                return
+        raise AssertionError(f"{where}: {LINES} lines, and none is {text!r}")
 
     def _shows(self, text: str, where: str) -> None:
         """Hold what was printed against the page; a reader who is faster than the consumer asks again."""
@@ -83,3 +113,31 @@ def test_tutorial(broker: str, request: pytest.FixtureRequest, tmp_path: Path) -
         json.loads(line)["verdict"] for line in (tmp_path / "consumer/reviewer.jsonl").read_text().splitlines()
     ]
     assert acts == ["discarded", "discarded", "redriven"]
+
+
+@pytest.mark.slow
+def test_agents(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+    """Two agents task each other; once one is stolen and cut off, the other does nothing that the thief says."""
+    asyncio.run(_forget_agents(rabbitmq.url))
+    here = changes(rabbitmq) | {"8443": str(_free_port())}
+    with ExitStack() as terminals:
+        follower = Follower(Reader(tmp_path, here), "rabbitmq", terminals)
+        for block in blocks("docs/tutorials/agents.md"):
+            follower.follow(block)
+    asyncio.run(_forget_agents(rabbitmq.url))
+    records = [json.loads(line) for line in (tmp_path / "worker/audit.jsonl").read_text().splitlines()]
+    assert {record["reason"] for record in records if record["verdict"] == "rejected"} == {"key_revoked"}
+    assert verify_chain(tmp_path / "worker/audit.jsonl").intact
+    assert verify_chain(tmp_path / "authority/audit.jsonl").intact
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+async def _forget_agents(url: str) -> None:
+    async with await aio_pika.connect(url) as connection:
+        for name in ("planner", "worker", "planner.unparseable", "worker.unparseable", "agents.dead"):
+            await (await connection.channel()).queue_delete(name)
+        await (await connection.channel()).exchange_delete("agents")

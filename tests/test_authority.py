@@ -330,6 +330,7 @@ def test_a_subject_gets_so_many_a_minute(tmp_path: Path) -> None:
     found = [world.ask() for _ in range(6)]
     assert [each.status for each in found] == [200, 200, 200, 429, 429, 429]
     assert (found[3].body, found[3].headers[b"retry-after"]) == ({"error": "slow_down"}, b"60")
+    assert world.ask("bad").status == 401
     world.clock.advance(60)
     assert world.ask().status == 200
 
