@@ -14,7 +14,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from mqauth.testing.identity import BatchIdentityForge
-from mqauth.wire import base64url, identity
+from mqauth.wire import base64url, identity, jws
 from mqauth.wire.keys import Key, KeySet, public_members, thumbprint
 from mqauth.wire.message import Message
 from tests.vectors.identities import Case, FixedIdentityForge
@@ -123,9 +123,10 @@ def cases() -> Iterator[Case]:
         yield _case(
             forge, "the same name under the other scheme", forge.seal(kafka(), wit=other), "issuer_untrusted"
         )
-    forged = FORGE.seal(
-        kafka(), key=WIT, claims={"iss": DOMAIN, "sub": SUBJECT}, header={"alg": "ES256", "kid": WIT.kid}
-    )
+    claims = FORGE.claims(kafka()) | {"iss": DOMAIN, "sub": SUBJECT}
+    header = {"alg": "ES256", "typ": jws.TOKEN_TYPE, "kid": WIT.kid}
+    # Signed by ``signed``, whose ECDSA is the same each time.
+    forged = FORGE.signed(kafka(), _json(header), _json(claims), WIT)
     yield Case("SPIRE: its key signs a direct token", forged, "key_unknown", NOT_DIRECT)
 
 
