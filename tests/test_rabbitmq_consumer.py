@@ -97,6 +97,14 @@ def processing(guard: Pipeline, handler: Any, **settings: Any) -> Processor:
     return Processor(Deliveries("q"), guard, handler, **{"delivery_limit": DEFAULT_DELIVERY_LIMIT} | settings)
 
 
+def ask_instead(guard: Any, decide: Any) -> Any:
+    """Have something else decide who may publish, and return the policy that did."""
+    verdicts = guard.verdicts
+    policy, verdicts._policy = verdicts._policy, SimpleNamespace(decide=decide)
+    verdicts._decide = decide
+    return policy
+
+
 class Table:
     """A processor with everything around it, on a clock that moves while it sleeps."""
 

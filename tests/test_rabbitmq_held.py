@@ -16,7 +16,7 @@ from mqauth.delivery.hold import CONSUMER_TIMEOUT, HeldDelivery
 from mqauth.delivery.slot import Slot
 from mqauth.errors import Reason, RetryLater, Unavailable
 from mqauth.judging.pipeline import Outcome
-from tests.test_rabbitmq_consumer import Delivery, Letters, Table, Tags, audit, processing, queue
+from tests.test_rabbitmq_consumer import Delivery, Letters, Table, Tags, ask_instead, audit, processing, queue
 
 __all__ = ["audit"]
 
@@ -140,7 +140,7 @@ async def test_the_last_delivery_is_held_through_an_outage_of_all(audit: AuditFi
             raise Unavailable(Cause.POLICY_UNAVAILABLE, "down")
         return decide(verified)
 
-    waits.table.guard.verdicts._policy = SimpleNamespace(decide=away)  # type: ignore[assignment]
+    ask_instead(waits.table.guard, away)
     delivery = last(waits.table)
     assert (await waits.processor.process(delivery)).verdict is Verdict.ACCEPTED  # type: ignore[union-attr]
     assert (delivery.settled, waits.suspended, sum(waits.table.slept) > CONSUMER_TIMEOUT) == (["ack"], [], True)

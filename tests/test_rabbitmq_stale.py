@@ -24,7 +24,17 @@ from mqauth.errors import Reason, Rejection, RetryLater, StaleDelivery, Unavaila
 from mqauth.flow import run
 from mqauth.judging.pipeline import Step
 from mqauth.wire.message import Message
-from tests.test_rabbitmq_consumer import PLACE, Channel, Delivery, Letters, Table, audit, processing, queue
+from tests.test_rabbitmq_consumer import (
+    PLACE,
+    Channel,
+    Delivery,
+    Letters,
+    Table,
+    ask_instead,
+    audit,
+    processing,
+    queue,
+)
 
 __all__ = ["audit"]
 
@@ -238,7 +248,7 @@ async def test_a_deferred_delivery_is_not_judged_after_its_channel_ended(audit: 
             raise Unavailable(Cause.POLICY_UNAVAILABLE, "down")
         return policy.decide(_)
 
-    policy, table.guard.verdicts._policy = table.guard.verdicts._policy, SimpleNamespace(decide=decide)  # type: ignore[assignment]
+    policy = ask_instead(table.guard, decide)
 
     async def sleep(_: float) -> None:
         nonlocal down
@@ -515,7 +525,7 @@ async def test_a_probe_that_is_cancelled_by_the_client_is_unanswered(audit: Audi
     async def decide(_: Verified) -> None:
         raise asyncio.CancelledError
 
-    table.guard.verdicts._policy = SimpleNamespace(decide=decide)  # type: ignore[assignment]
+    ask_instead(table.guard, decide)
     assert await table.processor.probe(table.guard.receive(table.honest())) is False
 
 

@@ -20,8 +20,8 @@ from mqauth.testing.forge import Forge
 from mqauth.testing.identity import IdentityForge
 from mqauth.wire.message import TOKEN_HEADER
 
-LIFETIME: Final = 1800
-"""Seconds; an identity of an hour has to outlive each token."""
+LIFETIME: Final = 1700
+"""Seconds; a token lives for less than half of an identity of an hour."""
 _PLACE: Final = "kafka:mqauth.bench"
 
 
