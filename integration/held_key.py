@@ -66,9 +66,10 @@ class Held:
         trust = "unsafe_http_loopback=true" if server else f"ca={self.openbao.ca}"
         return f"{place}&token_file={self.token}&{trust}"
 
-    def adopt(self, uri: str = "") -> Key:
-        """Adopt the key, have it sign, and return its public half."""
-        entry = self.store.adopt(uri or self.uri(), subjects=[SUBJECT], publish_delay=0)
+    def adopt(self, uri: str = "", *, pinned: bool = False) -> Key:
+        """Adopt the key, for a producer or pinned by consumers, have it sign, and return its public half."""
+        subjects = None if pinned else [SUBJECT]
+        entry = self.store.adopt(uri or self.uri(), subjects=subjects, publish_delay=0)
         self.store.change(ring.rotate)
         return entry.key
 

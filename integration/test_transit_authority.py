@@ -51,7 +51,7 @@ def held(openbao: OpenBao, tmp_path: Path, request: pytest.FixtureRequest) -> He
 @pytest.fixture
 def public(held: Held) -> Key:
     """Its public half, once it was adopted."""
-    return held.adopt()
+    return held.adopt(pinned=True)
 
 
 @pytest.fixture
