@@ -34,8 +34,8 @@ DOMAIN = "wimse://chaos.example"
 MACHINES = "https://machines.example"
 LIFETIME = 20
 """Seconds that an identity lives."""
-LEAD = 5
-"""Seconds for which a key of the authority is published before it signs, and a copy of its set is fresh."""
+LEAD = 30
+"""Seconds for which a key of the authority is published before it signs: the least that consumers count on."""
 
 
 def subject_of(name: str) -> str:

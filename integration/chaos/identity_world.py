@@ -16,6 +16,7 @@ from integration.chaos.count import Count, Letter, Sent, count
 from integration.chaos.identity_authority import DOMAIN, LIFETIME, Authority, subject_of
 from integration.chaos.kafka_scene import until
 from mqauth import JWKS, Allow, Pipeline, TrustDomain, Unavailable, Verifier
+from mqauth.delivery.health import Health, State
 from mqauth.errors import Cause, Reason
 from mqauth.keystore.disk import ring
 from mqauth.signer import Signer
@@ -26,13 +27,17 @@ TOTAL = 10_000
 """Honest messages, at least."""
 OUTAGE = 3 * LIFETIME
 BURST = 20
-PAUSE = 0.3
+PAUSE = 0.5
 """Seconds between two bursts of a producer."""
 TOKEN = 4
 """Seconds that a token lives."""
 FORGED = 100
 WITHIN = 120.0
 """Seconds in which what is waited for has to come; a request that failed is made again within 60."""
+
+
+STILL = (State.STALLED, State.STOPPED)
+"""What a consumer may never be."""
 
 
 class Kept:
@@ -135,14 +140,14 @@ class Play:
         world: in which they happen.
         row: the scene of a broker: what was handled and judged.
         forge: publishes so many forged messages under a signer, or without a token.
-        failed: tells whether the consumer has stopped.
+        health: tells how the consumer is doing.
     """
 
     def __init__(
-        self, world: World, row: Any, forge: Callable[[int, Signer | None], None], failed: Callable[[], bool]
+        self, world: World, row: Any, forge: Callable[[int, Signer | None], None], health: Callable[[], Health]
     ) -> None:
         self.world, self.row = world, row
-        self._forge, self._failed = forge, failed
+        self._forge, self._health = forge, health
 
     def all(self) -> None:
         """Play everything, then let producers end and consumers handle what is left."""
@@ -181,6 +186,8 @@ class Play:
         world, keystore = self.world, self.world.authority.keystore
         first = world.workloads[0]
         kept, old = Kept(first.key.signing_key()), first.key.signing_key().identity.kid
+        # A key that is made while consumers cannot read the set may be unknown to them when it signs.
+        self._until(lambda: world.keys.health().state == "fresh")
         new = keystore.create().kid
         self._until(lambda: keystore.change(ring.rotate).active.kid == new)  # type: ignore[union-attr]
         self._until(lambda: {work.key.signing_key().identity.kid for work in world.workloads} == {new})
@@ -223,7 +230,7 @@ class Play:
 
     def _until(self, condition: Callable[[], bool]) -> None:
         def holds() -> bool:
-            assert not self._failed(), "the consumer has stopped"
+            assert self._health().state not in STILL, self._health().reasons
             return condition()
 
         until(holds, seconds=WITHIN)

@@ -40,7 +40,7 @@ async def test_authority_killed_and_a_subject_cut_off_on_rabbitmq(
             guard = there.guard(row, audit, **rabbitmq_scene.APPEND)
             async with await row.consumer(guard) as consumer:
                 tasks = [asyncio.create_task(_publish(row, work)) for work in there.workloads]
-                play = Play(there, row, forge, lambda: consumer.health().state == "failed")
+                play = Play(there, row, forge, consumer.health)
                 await asyncio.to_thread(play.all)
                 await asyncio.gather(*tasks)
                 await rabbitmq_scene.until(lambda: consumer.health().in_flight == 0)
@@ -64,7 +64,7 @@ def test_authority_killed_and_a_subject_cut_off_on_kafka(
                 threads = [threading.Thread(target=_send, args=(row, work)) for work in there.workloads]
                 for thread in threads:
                     thread.start()
-                Play(there, row, forge, lambda: bool(consumer.failed)).all()
+                Play(there, row, forge, consumer.health).all()
                 for thread in threads:
                     thread.join()
                 kafka_scene.until(lambda: row.uncommitted() == 0, consumer)
