@@ -76,6 +76,7 @@ class Workload:
         self.key = authority.enrolled(name)
         self.signer = signer_of(self.key, self.subject)
         self.ended = threading.Event()
+        self.gone = threading.Event()
         self.sent: list[bytes] = []
         self.refusals: list[Unavailable] = []
         self.bursts = 0
@@ -158,6 +159,7 @@ class Play:
         self._until(lambda: len(self.world.honest) >= TOTAL)
         for work in self.world.workloads:
             work.ended.set()
+        self._until(lambda: all(work.gone.is_set() for work in self.world.workloads))
         self._all_handled()
 
     def outage(self) -> None:
@@ -203,8 +205,7 @@ class Play:
         with world.authority.enrolled(victim.name) as enrolled:
             kept = Kept(enrolled.signing_key())
         victim.ended.set()
-        done = victim.bursts
-        self._until(lambda: victim.bursts > done)
+        self._until(victim.gone.is_set)
         self._all_handled()
         cut = world.authority.keystore.cut_off(victim.subject, reason="stolen")
         self._until(lambda: victim.subject in world.keys.key_set().cutoffs and time.time() >= cut.before)

@@ -88,6 +88,7 @@ async def _publish(row: rabbitmq_scene.Scene, work: Workload) -> None:
             [result for result in results if isinstance(result, Unavailable)],
         )
         await asyncio.sleep(PAUSE)
+    work.gone.set()
 
 
 def _send(row: kafka_scene.Scene, work: Workload) -> None:
@@ -107,6 +108,7 @@ def _send(row: kafka_scene.Scene, work: Workload) -> None:
             future.get(timeout=kafka_scene.PATIENCE)
         work.took([body for body, _ in sent], refusals)
         work.ended.wait(PAUSE)
+    work.gone.set()
 
 
 def _tell(there: World, found: Count, report: Report, capsys: pytest.CaptureFixture[str]) -> None:
