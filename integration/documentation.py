@@ -84,6 +84,7 @@ class Reader:
     def write(self, block: Block) -> Path:
         """Write a block to the file it names."""
         path = self._folder / block.name
+        path.parent.mkdir(exist_ok=True)
         path.write_text(self.here(block.text))
         return path
 

@@ -19,13 +19,15 @@ from mqauth.testing.loop_thread import ThreadedConsumer
 from mqauth.testing.stage_confluent import ConfluentClients
 from mqauth.testing.stage_kafka_log import (
     HEARTBEAT_MS,
-    SESSION_MS,
     GoneError,
     KafkaLogStage,
     Letters,
     LogMember,
 )
 
+SESSION_MS: Final = 4000
+"""A member that is cut off is missed after so long: less than brokers allow as they come, but ours allows it
+(``group.min.session.timeout.ms`` in ``integration/services/kafka.py``), and tests wait for it."""
 POLLING: Final = {"max_poll_interval_ms": 10_000}
 """For so long a rebalance waits for a member that is in the middle of one and dies."""
 

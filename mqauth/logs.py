@@ -82,8 +82,9 @@ _TABLE: Final = (
         "client.assignment_unknown client.listener_failed producer.unsent record.skipped reply.lost",
     ),
     ("kafka", logging.CRITICAL, "reply.failed"),
-    ("keys", logging.WARNING, "keys.changed"),
+    ("keys", logging.WARNING, "issuer.ending keys.changed"),
     ("keys", logging.ERROR, "keys.callback_failed keys.fetch_failed"),
+    ("keys", logging.CRITICAL, "issuer.overdue"),
     ("keystore", logging.INFO, "identity.renewed keys.signing"),
     ("keystore", logging.WARNING, "identity.failed keys.skipped"),
     (

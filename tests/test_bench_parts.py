@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from cryptography.exceptions import InvalidSignature
@@ -15,7 +17,7 @@ from cryptography.exceptions import InvalidSignature
 from integration.benchmarks import flood, pages, profile
 from integration.documentation import ROOT
 from mqauth import cli
-from mqauth.bench import contenders, inprocess, run
+from mqauth.bench import contenders, identity, inprocess, run
 from mqauth.bench.contenders import Bare, Carried, Effort
 from mqauth.bench.inprocess import BATCH_NAME, PLACE, Cell, Operations
 from mqauth.bench.report import lines
@@ -31,6 +33,44 @@ TINY = run.Amount(
     rabbitmq=NOTHING, kafka=NOTHING, kept=0, seconds=60,
 )  # fmt: skip
 FIGURES = {"sign_us", "verify_us", "signature_sign_us", "signature_verify_us"}
+
+
+class Recorded:
+    """A contender that notes what it was made of, in place of one of a broker."""
+
+    def __init__(self, connections: object, forge: Forge) -> None:
+        self.connections, self.forge = connections, forge
+        self.name = "recorded"
+
+    Signed: type[Recorded]
+    Batched: type[Recorded]
+
+
+Recorded.Signed = Recorded.Batched = Recorded
+
+
+def test_the_identity_form_has_a_direct_one_of_its_size_beside_it() -> None:
+    """Four contenders; the padding is what the identity form has more, and no token covers it."""
+    plain = SimpleNamespace(workload=Workload(), address="a")
+    made: list[Any] = [make(plain) for make in identity.makes(Recorded)]
+    assert [one.name for one in made] == ["identity", "padded", "identity_batch", "padded_batch"]
+    for whole, padded, size in zip(made[::2], made[1::2], (1, 64), strict=True):
+        assert whole.connections is plain
+        assert padded.connections.address == "a"
+        assert padded.connections.workload.padding_bytes == identity.more_bytes(size)
+        message = padded.connections.workload.message("kafka:orders")
+        signed = padded.forge.signer().sign(message)
+        assert message.headers[-1][0] == "x-padding"
+        assert padded.forge.verifier().open(signed).token.claims.mqa.hdr == tuple(
+            f"header-{number}" for number in range(5)
+        )
+
+
+def test_a_workload_of_the_benchmark_keeps_its_identity() -> None:
+    """Each signer of a contender signs under the same WIT, as one process does for half an hour."""
+    forge = identity.OneIdentity()
+    wits = {forge.signer().sign(Workload().message(PLACE)).headers[-1][1].partition(b"~")[0] for _ in range(3)}  # type: ignore[union-attr, arg-type]
+    assert len(wits) == 1
 
 
 @pytest.fixture(scope="module")

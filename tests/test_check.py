@@ -406,6 +406,11 @@ def domain(more: str = "", places: str = "kafka:stock.*") -> Change:
     )  # fmt: skip
 
 
+def ending(day: str) -> Change:
+    """Return the change that gives the own issuer, of the direct form, a day by which it goes."""
+    return edits((OWN, f"{OWN}\nuntil = {day}"))
+
+
 CASES = [
     # the file
     case("configuration", "producer.lifetyme", edits(("lifetime", "lifetyme"))),
@@ -473,6 +478,10 @@ CASES = [
         edits(("vouches = false", 'subjects = { mute = ["a"] }')))),
     case("identity_outlives_keys", f"{PARTNER}.max_stale", domain("max_identity_lifetime = 7200\n"), domain()),
     case("forms_both", "consumer.allow[0].destinations", domain(places="kafka:orders"), domain()),
+    case("forms_both", "consumer.allow[0].destinations", domain(places="kafka:orders"),
+         both(domain(places="kafka:orders"), ending("2030-06-01"))),
+    case("issuer_ending", "consumer.issuers[0].until", ending("2030-03-31"), ending("2030-04-01")),
+    case("issuer_overdue", "consumer.issuers[0].until", ending("2030-03-16"), ending("2030-03-17")),
     case("issuers_share_keys", f"{PARTNER}.file", edits(
         ('jwks = "https://partner.example/jwks.json"\nmax_stale = 3600', 'file = "./jwks.json"'))),
     case("issuers_share_keys", f"{PARTNER}.jwks", edits(

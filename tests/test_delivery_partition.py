@@ -29,7 +29,7 @@ def received(*offsets: int) -> Partition:
     """Return a part that has received these records."""
     partition = Partition(Orders)
     for offset in offsets:
-        partition.receive(record(offset), NOW)
+        partition.receive([record(offset)], NOW)
     return partition
 
 
@@ -56,7 +56,7 @@ def test_put_back(offsets: list[int], data: st.DataObject) -> None:
     assert partition.last == left[0]
     assert partition.seek == (left[1] if left[1:] else None)
     for offset in left[1:]:
-        partition.receive(record(offset), NOW + 50)
+        partition.receive([record(offset)], NOW + 50)
     assert [each.received for each in partition.waiting] == [NOW] * len(left)
 
 
@@ -65,10 +65,10 @@ def test_times_of_receipt(times: list[float]) -> None:
     """Each record put back keeps its own time of receipt, and those behind them are received now."""
     partition = received(0)
     for number, moment in enumerate(times):
-        partition.receive(record(number + 1), moment)
+        partition.receive([record(number + 1)], moment)
     partition.put_back()
     for number in range(len(times) + 1):
-        partition.receive(record(number + 1), 99.0)
+        partition.receive([record(number + 1)], 99.0)
     assert [each.received for each in partition.waiting][1:] == [*times, 99.0]
 
 
@@ -87,7 +87,7 @@ def test_a_skipped_range_waits_for_what_stands_before_it() -> None:
     assert (partition.settled, partition.seek, partition.last) == (1, 5, 4)
     partition.settle()
     assert partition.settled == 5
-    partition.receive(record(7), NOW)
+    partition.receive([record(7)], NOW)
     assert partition.settled == 5
     partition.settle()
     assert partition.settled == 8
@@ -97,7 +97,7 @@ def test_a_skipped_range_is_behind_what_came_with_it() -> None:
     """Records that came behind a skipped range, before those in front were settled, are not taken back."""
     partition = received(0)
     partition.skip(beyond=5)
-    partition.receive(record(5), NOW)
+    partition.receive([record(5)], NOW)
     partition.settle()
     partition.settle()
     assert partition.settled == 6
@@ -120,11 +120,11 @@ def test_short_reads_keep_the_time_of_receipt() -> None:
     partition.put_back()
     partition.settle()
     for offset in (1, 2):
-        partition.receive(record(offset), NOW + 50)
+        partition.receive([record(offset)], NOW + 50)
     partition.put_back()
     partition.settle()
     for offset in (2, 3, 4, 5):
-        partition.receive(record(offset), NOW + 60)
+        partition.receive([record(offset)], NOW + 60)
     assert [each.received for each in partition.waiting] == [NOW, NOW, NOW, NOW + 60]
 
 

@@ -65,15 +65,8 @@ def test_every_block_is_run_somewhere() -> None:
     """No block of code has a mark that neither this file nor the one on real brokers knows."""
     marked = {(block.language, block.mark) for page in pages() for block in blocks(page) if block.language in RUN}
     known = {("sh", "install"), ("json", "output"), ("json", ""), ("toml", ""), ("python", ""), ("sh", "")}
-    known |= {
-        ("sh", "consumer"),
-        ("sh", "review"),
-        ("sh", "opa"),
-        ("sh", "agent"),
-        ("sh", "authority"),
-        ("sh", "again"),
-        ("sh", "attacker"),
-    }
+    shells = ("consumer", "review", "opa", "agent", "authority", "again", "attacker")
+    known |= {("sh", mark) for mark in shells}
     known |= {(language, broker) for language in ("python", "sh") for broker in NEEDS_SERVICE}
     assert marked <= known
 

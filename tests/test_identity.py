@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,16 @@ from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.judging.policy import Allow, Rule
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.unverified import Verdict
+from mqauth.judging.verifier import Issuer
 from mqauth.keystore.identity import IdentityKey
 from mqauth.keystore.remote.rules import merge
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock
 from mqauth.testing.batchforge import forge_batch
+from mqauth.testing.forge import Forge
 from mqauth.testing.identity import TRUST_DOMAIN, WORKLOAD, BatchIdentityForge, IdentityForge
 from mqauth.testing.token_attacks import honest_message
-from mqauth.wire import jwk
+from mqauth.wire import identity, jwk
 from mqauth.wire.identity import opened_token
 from mqauth.wire.keys import Cutoff, Key, KeySet
 from mqauth.wire.message import Message
@@ -34,7 +37,7 @@ PLACES = ("kafka:orders", "rabbitmq:shop/orders.created")
 FORMS = {"single": IdentityForge, "batch": BatchIdentityForge}
 
 
-def pipeline(forge: IdentityForge, clock: FakeClock, **settings: object) -> Pipeline:
+def pipeline(forge: Forge, clock: FakeClock, **settings: object) -> Pipeline:
     """Return a pipeline of the honest workload's consumer."""
     return Pipeline(
         verifier=forge.verifier(**settings), policy=forge.policy(*PLACES), replay=MemoryReplayStore(clock=clock),
@@ -92,6 +95,28 @@ def test_what_is_remembered_is_bounded() -> None:
     assert [text.decode() for text in known.held()] == wits[1:]
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_a_proof_like_one_that_was_accepted_is_read_without_parsing(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the WIT of that one and no other; what it reads is what the parser reads."""
+    clock = FakeClock(1_900_000_000)
+    forge = IdentityForge(clock)
+    signers = {"same": forge.signer(), "renewed": forge.signer(key=forge.authority.issue(
+        WORKLOAD, forge.key, claims={"jti": "another"}))}  # fmt: skip
+    pipe, parsed, parse = pipeline(forge, clock), list[str](), identity.parse_proof
+    assert judged(pipe, signers["same"].sign(honest_message(place))).verdict is Verdict.ACCEPTED
+    monkeypatch.setattr(identity, "parse_proof", lambda opened: parsed.append("") or parse(opened))
+    for name, times in (("same", 0), ("renewed", 1), ("renewed", 0), ("same", 0)):
+        before, message = len(parsed), signers[name].sign(honest_message(place, 1))
+        outcome = judged(pipe, message)
+        assert outcome.verified is not None
+        assert len(parsed) - before == times, name
+        fresh = judged(pipeline(forge, clock), message).verified
+        assert fresh is not None
+        assert (outcome.verified.claims, outcome.verified.identity) == (fresh.claims, fresh.identity)
+
+
 HEAD = """
 [consumer]
 audience = "billing"
@@ -141,6 +166,7 @@ def test_a_file_names_a_trust_domain(tmp_path: Path) -> None:
     ('trust_domain = "wimse://prod.example"', "", "a trust_domain in its place"),
     ("max_stale = 600", "vouches = true", "contradicts vouches"),
     ("max_stale = 600", "max_identity_lifetime = 86401", "must be 1 to 86400"),
+    ("max_stale = 600", "max_stale = 600\nuntil = 2030-03-01", "contradicts trust_domain"),
     ('file = "direct.json"', 'file = "direct.json"\nmax_identity_lifetime = 60', "only with trust_domain"),
     ('issuer = "https://auth.example"', 'issuer = "wimse://prod.example/a"', "lies in a trust domain"),
     ('subject = "orders-api"', 'subject = "orders-api"\nclaims = { a = "b" }', "only for the subject"),
@@ -157,6 +183,33 @@ def test_the_check_warns_of_both_forms_and_of_keys_that_are_dropped_too_early(tm
     codes = {finding.code.name for finding in report.findings}
     assert {"forms_both", "identity_outlives_keys"} <= codes
     assert "binding_unseen" not in codes
+
+
+@pytest.mark.parametrize(("day", "event", "level"), [
+    ("2030-04-02", None, None), ("2030-03-31", "issuer.ending", "WARNING"),
+    ("2030-03-16", "issuer.overdue", "CRITICAL"),
+])  # fmt: skip
+def test_a_direct_issuer_that_is_to_go_is_loud_and_its_messages_are_accepted(
+    day: str, event: str | None, level: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From 14 days before its ``until`` on it is said each day, after it each hour; no verdict changes."""
+    clock = FakeClock(datetime(2030, 3, 17, 12, tzinfo=UTC).timestamp())
+    forge = Forge(clock)
+    direct = Issuer(keys=forge.keys, until=date.fromisoformat(day))
+    pipe = pipeline(forge, clock, keys={forge.issuer: direct})
+    for seconds in (0, 3599, 61, 86_401):
+        clock.advance(seconds)
+        run(pipe.tick())
+        assert judged(pipe, forge.seal(honest_message(PLACES[0]))).verdict is Verdict.ACCEPTED
+    said = [(one.event, one.levelname) for one in caplog.records if one.event.startswith("issuer.")]
+    assert said == ([] if event is None else [(event, level)] * (2 if level == "WARNING" else 3))
+
+
+def test_a_file_says_when_a_direct_issuer_goes(tmp_path: Path) -> None:
+    """The day reaches the issuer; a trust domain has none."""
+    dated = HEAD.replace('file = "direct.json"', 'file = "direct.json"\nuntil = 2030-03-01')
+    pipe = load(configured(tmp_path, dated)).judge
+    assert pipe.verifier.ends == {"https://auth.example": date(2030, 3, 1)}
 
 
 def test_a_producer_stops_before_its_identity_ends() -> None:

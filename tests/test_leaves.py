@@ -23,7 +23,7 @@ LIMITS = {
     ("confluent/event_loop",): 121,
     ("confluent/producer:Producer",): 99,
     ("confluent/confirmed:DeadLetters,AuditTopic,TooLargeError,Report,confirming,sent",): 61,
-    ("confluent/translate:from_native,carries,heed,_headers",): 32,
+    ("confluent/translate:from_native,translated,carries,heed",): 40,
     ("rabbitmq/consumer", "rabbitmq/queue"): 177,
     ("kafka/producer:Producer",): 71,
     ("kafka/confirmed:DeadLetters,AuditTopic,confirming",): 28,

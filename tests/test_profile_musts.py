@@ -45,6 +45,8 @@ VECTORS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
         "single: an iss in the proof", "batch: a sub in the proof")),
     ("The key of a WIT MUST NOT verify a WIT", ("single: a WIT that its own key signed", (
         "single: a WIT that its own key signed, under the kid of the authority"))),
+    ("a verifier MUST NOT take a key of that use for anything else", (
+        "SPIRE: its key signs a direct token", "single: SPIRE, the key of JWT-SVIDs signs a WIT")),
     ("Cut-offs that cannot be read MUST NOT cut anything off", (
         "single: cut-offs that cannot be read", "single: cut off, and then cut-offs that are an object",
         "batch: cut off, and then a cut-off too many")),

@@ -25,11 +25,13 @@ from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow, Decision, Rule
 from mqauth.judging.rollout import Exemption, LogMark, Rollout, RolloutEntry, Rung
 from mqauth.judging.selftest import MOST, SelfTest, at_start, self_test
+from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimStatus
-from mqauth.testing import Forge, MemoryStage
+from mqauth.testing import FakeClock, Forge, MemoryStage
 from mqauth.testing.forge import AUDIENCE, ISSUER
+from mqauth.testing.identity import TRUST_DOMAIN, IdentityForge
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import KeySet
 
@@ -105,6 +107,16 @@ def pipeline(forge: Forge, watched: Any = None, **settings: Any) -> Pipeline:
     return Pipeline(**wanted | settings)
 
 
+def domain_pipeline(algorithm: str, keys: Any = None) -> Pipeline:
+    """Return the pipeline of a consumer of a trust domain, whose rule asks for claims."""
+    forge = IdentityForge(FakeClock(1_900_000_000), algorithm=algorithm)
+    (rule,) = forge.policy(PLACE).rules
+    return Pipeline(
+        verifier=forge.verifier(keys={TRUST_DOMAIN: TrustDomain(keys=keys or forge.keys)}),
+        policy=Allow([replace(rule, claims={"env": "prod"})]), replay=MemoryReplayStore(), clock=forge.clock,
+    )  # fmt: skip
+
+
 class TestHostile:
     """The first half: the consumer's own pipeline."""
 
@@ -112,6 +124,32 @@ class TestHostile:
         """An unsigned message, one of a stranger and one forged in the issuer's name are refused."""
         found = self_test(pipeline(forge))
         assert (found.refused, found.accepted, found.undecided) == (3, (), ())
+
+    @pytest.mark.parametrize("algorithm", ["EdDSA", "ES256"])
+    def test_a_trust_domain_refuses_a_forged_identity(self, algorithm: str) -> None:
+        """Where a trust domain is configured, a WIT that its authority did not sign is tried and refused, too."""
+        found = self_test(domain_pipeline(algorithm))
+        assert (found.refused, found.accepted, found.undecided, found.condemned) == (4, (), (), ())
+
+    @pytest.mark.parametrize("algorithm", ["EdDSA", "ES256"])
+    def test_an_identity_without_a_signature_check_is_found(
+        self, algorithm: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The forged WIT is as a rule asks: nothing but the signature keeps it out."""
+        monkeypatch.setattr("mqauth.wire.jws.verify", lambda *_: None)
+        assert self_test(domain_pipeline(algorithm)).accepted == (
+            f"a forged identity of {TRUST_DOMAIN} to {PLACE}",
+        )
+
+    def test_an_identity_is_undecided_without_the_keys_of_its_authority(self, forge: Forge) -> None:
+        """Keys that are not at hand are not waited for."""
+
+        class Away(Watched):
+            def key_set(self) -> KeySet:
+                raise Unavailable(Cause.KEYS_UNAVAILABLE, "away")
+
+        found = self_test(domain_pipeline("EdDSA", Away(forge.keys)))
+        assert (found.refused, len(found.undecided)) == (2, 2)
 
     def test_it_leaves_no_trace(self, forge: Forge, watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
         """Nothing is claimed, recorded, sent or asked for; nothing is logged but that it passed."""

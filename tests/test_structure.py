@@ -68,6 +68,9 @@ STATEMENTS = (
     + 4
     # Requests to services: a room of their own, JSON posted, the statuses that are wanted.
     + 8
+    # The identity form: until of a direct issuer, SPIFFE bundles, a forged WIT in the self-test, proofs like one
+    # that was accepted.
+    + 85
     # A producer's identity: proofs, credentials, requests, renewal, settings, findings, its command and metric.
     + 594
     # The demo with identities.
@@ -83,6 +86,8 @@ STATEMENTS = (
     + 129
     # OPA: what is asked, decisions in memory, pauses, the client, its settings, findings, probe and metric.
     + 366
+    # What the records of a partition have in common, and classes of slots that are being filled.
+    + 1
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")

@@ -7,6 +7,7 @@ import pytest
 from integration.benchmarks import scale_kafka, storage
 from integration.benchmarks.rivals import rivals
 from integration.services import Kafka, RabbitMQ
+from mqauth.bench import identity
 from mqauth.bench import kafka as on_kafka
 from mqauth.bench import rabbitmq as on_rabbitmq
 from mqauth.bench.contenders import BrokerResult, Effort
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.slow
 TINY = Effort(rounds=1, publish=96, consume=192, paced=8, paced_rounds=1)
 OURS = ["bare", "message", "batch", "carried"]
 RIVALS = ["handwritten", "joserfc", "celery"]
+IDENTITY = ["identity", "padded", "identity_batch", "padded_batch"]
 
 
 def check(found: BrokerResult, contenders: list[str]) -> None:
@@ -26,6 +28,10 @@ def check(found: BrokerResult, contenders: list[str]) -> None:
         assert list(rounds.measured) == contenders
     assert found.added["bare"] == 0
     assert all(found.added[who] > 100 for who in (*OURS[1:], *RIVALS))
+    # As many bytes as the identity form has, to the one or two by which the digits of an id differ.
+    for direct, whole, padded in (("message", "identity", "padded"), ("batch", "identity_batch", "padded_batch")):
+        assert abs(found.added[whole] - found.added[padded]) <= 3
+        assert 380 < found.added[whole] - found.added[direct] < 420
     latencies = found.comparisons["paced"].measured
     assert {who: [len(one.latencies) for one in rounds] for who, rounds in latencies.items()} == {
         who: [TINY.paced] for who in contenders
@@ -35,17 +41,17 @@ def check(found: BrokerResult, contenders: list[str]) -> None:
 def test_every_contender_on_rabbitmq(rabbitmq: RabbitMQ) -> None:
     """All contenders publish, consume and are timed on RabbitMQ, and no honest message is refused."""
     with on_rabbitmq.Connections(rabbitmq.url) as connections:
-        found = on_rabbitmq.measure(connections, TINY, rivals()["rabbitmq"])
+        found = on_rabbitmq.measure(connections, TINY, [*rivals()["rabbitmq"], *identity.makes(on_rabbitmq)])
     assert list(found.comparisons) == ["publish", "consume", "paced"]
-    check(found, [*OURS, "pipelined", *RIVALS])
+    check(found, [*OURS, "pipelined", *RIVALS, *IDENTITY])
 
 
 def test_every_contender_on_kafka(kafka: Kafka) -> None:
     """All contenders publish, consume with either handler and are timed on Kafka, none refused."""
     with on_kafka.Connections(address_of(kafka.url)) as connections:
-        found = on_kafka.measure(connections, TINY, rivals()["kafka"])
+        found = on_kafka.measure(connections, TINY, [*rivals()["kafka"], *identity.makes(on_kafka)])
     assert list(found.comparisons) == ["publish", "consume", "consume_100us", "paced"]
-    check(found, [*OURS, *RIVALS])
+    check(found, [*OURS, *RIVALS, *IDENTITY])
 
 
 def test_two_consumers_share_a_topic(kafka: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def identity_form(raw: bytes) -> None:
         if found is not None:
             _hold_wit(first, found)
     text = rest.partition(b"~")[0]
-    proof = judged(lambda: identity.parse_proof(text), _PROOF_REASONS)
+    proof = judged(lambda: identity.parse_proof(identity.open_proof(text)), _PROOF_REASONS)
     if proof is not None:
         _hold_proof(text, proof)
 

@@ -26,6 +26,7 @@ from mqauth.errors import Reason, Rejection
 from mqauth.judging import token
 from mqauth.review import letter as review_letter
 from mqauth.wire import batch, envelope, identity, jws, strict_json
+from mqauth.wire.message import message_of
 
 NAMES = sorted(targets.TARGETS)
 
@@ -85,6 +86,11 @@ def _bare(**named: Any) -> Environment:
     return Environment(**named | {"autoescape": False})  # noqa: S701 - the fault is that
 
 
+def _headerless(*parts: Any) -> Any:
+    # Of what a client read alone: what is sealed has no object of a client.
+    return message_of(*parts[:4], () if parts[6] is not None else parts[4], *parts[5:])
+
+
 def _last_wins(raw: bytes, **_: Any) -> Any:
     try:
         return json.loads(raw)
@@ -108,7 +114,7 @@ FAULTS: dict[str, tuple[str, Any, str, Any]] = {
     "a WIT that holds under every key": ("identity", jws, "verify", lambda *_: None),
     "a proof that may name its producer": ("identity", identity, "require", lambda *_: True),
     "a float that is sealed as it was given": ("rabbitmq-published", amqp_values, "single", float),
-    "a record whose headers are dropped": ("kafka-values", records, "_headers", lambda *_: ()),
+    "a record whose headers are dropped": ("kafka-values", records, "message_of", _headerless),
     "a letter without its properties": ("dead-letter", review_letter, "_live_properties", lambda _: {}),
     "a page that escapes nothing": ("view", site, "Environment", _bare),
     "a page that shows what is invisible": ("view", display, "visible", lambda text, **_: text),

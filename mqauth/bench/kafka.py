@@ -119,7 +119,7 @@ class TopicContender(BlockingContender):
         """Return by how many bytes a record is larger than a bare one."""
         plain = _SIZE_OF(None, self.connections.workload.body(0), self.connections.headers)
         sizes = [_SIZE_OF(None, *record) - plain for record in self.sealed(self.topic, BATCH)]
-        return float(sum(sizes) / BATCH)
+        return float(sum(sizes) / BATCH) + self.connections.workload.padding_bytes
 
     def close(self) -> None:
         """Delete the topics."""

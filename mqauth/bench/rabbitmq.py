@@ -128,7 +128,8 @@ class QueueContender:
     def added(self) -> float:
         """Return by how many bytes a message is larger than a bare one."""
         sealed = self.sealed(BATCH)
-        return sum(size(message) for message in sealed) / BATCH - size(self.plain())
+        more = sum(size(message) for message in sealed) / BATCH - size(self.plain())
+        return more + self.connections.workload.padding_bytes
 
     def close(self) -> None:
         """Delete the queue; the exchange goes with it."""

@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import Any, Final
 
+from mqauth.bench import identity as identities
 from mqauth.bench import inprocess
 from mqauth.bench.contenders import BrokerResult, Effort, Make
 from mqauth.bench.inprocess import BATCH_NAME, Cell, Operations
@@ -121,6 +122,7 @@ def measure(
     confluent_aio: str | None = None,
     aiokafka: str | None = None,
     pika: str | None = None,
+    identity: bool = False,
     others: Mapping[str, Sequence[Make]] = MappingProxyType({}),
     progress: Progress = lambda _: None,
 ) -> Report:
@@ -134,6 +136,7 @@ def measure(
         confluent_aio: the same, by confluent-kafka's ``AIOConsumer``.
         aiokafka: the same, by aiokafka.
         pika: ``amqp://...``, measured by pika.
+        identity: with the identity form beside the direct form on each broker.
         others: by broker, what makes contenders beside the bare client and mqauth.
         progress: called with what is measured next.
 
@@ -160,8 +163,9 @@ def measure(
             amount.rabbitmq if name in _ON_RABBITMQ else amount.kafka, enough=clock.part(3 + 2 * place)
         )
         with module.Connections(url) as connections:
+            more = (*others.get(name, ()), *(identities.makes(module) if identity else ()))
             report.brokers[name] = module.measure(
-                connections, effort, others.get(name, ()), progress=partial(_tell, progress, name)
+                connections, effort, more, progress=partial(_tell, progress, name)
             )
     return report
 

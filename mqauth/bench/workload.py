@@ -20,6 +20,7 @@ from mqauth.wire.message import HeaderPair, Message
 
 BODY_SIZE: Final = 1024
 HEADER_COUNT: Final = 5
+PADDING: Final = "x-padding"
 LIFETIME: Final = 3600
 BATCH: Final = 64
 PATIENCE: Final = 40.0
@@ -40,10 +41,12 @@ class Workload:
     Args:
         size: bytes of the body.
         headers: number of application headers.
+        padding: bytes of one header more, which no token covers; 0 for none.
     """
 
     size: int = BODY_SIZE
     headers: int = HEADER_COUNT
+    padding: int = 0
 
     def body(self, number: int) -> bytes:
         """Return a body of ASCII text that begins with a number of 8 digits."""
@@ -51,7 +54,13 @@ class Workload:
 
     def header_texts(self) -> dict[str, str]:
         """Return the headers."""
-        return {f"header-{number}": f"value {number}" for number in range(self.headers)}
+        found = {f"header-{number}": f"value {number}" for number in range(self.headers)}
+        return found | ({PADDING: self.padding * "x"} if self.padding else {})
+
+    @property
+    def padding_bytes(self) -> int:
+        """What the padding takes, with its name."""
+        return self.padding and self.padding + len(PADDING)
 
     def message(self, destination: str, number: int = 0) -> Message:
         """Return one message for a destination, with header values as its broker has them."""

@@ -25,7 +25,7 @@ from mqauth.wire import base64url
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.identity import trust_domain_of
-from mqauth.wire.jwk import MAX_DOCUMENT, load_key, load_key_set
+from mqauth.wire.jwk import MAX_DOCUMENT, is_other_svid, load_key, load_key_set
 from mqauth.wire.keys import MIN_RSA_BITS, MIN_RSA_EXPONENT, Key, KeySet
 
 DAY: Final = 86_400
@@ -63,7 +63,7 @@ def bindings(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
 def pins(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find several subjects for every key that names none, and pins of keys that the file does not have."""
     for issuer in consumer.issuers:
-        path, pinned, keys = (*issuer.table.path, "subjects"), issuer.subjects or {}, key_set(issuer.file)
+        path, pinned, keys = (*issuer.table.path, "subjects"), issuer.subjects or {}, key_set(issuer)
         names = pinned.get(_ANY, frozenset())
         silent = keys is None or any(key.subjects is None and key.kid not in pinned for key in keys)
         if len(names) > 1 and silent and issuer.trust_domain is None:
@@ -83,7 +83,8 @@ def pins(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
 
 @on("consumer")
 def trust_domains(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
-    """Find trust domains whose keys are dropped too early, and destinations that both forms may write to."""
+    """Find trust domains whose keys are dropped too early, and destinations open to both forms without an end."""
+    ends = {issuer.issuer for issuer in consumer.issuers if issuer.until is not None}
     domains = {issuer.trust_domain: issuer for issuer in consumer.issuers if issuer.trust_domain is not None}
     for name, issuer in domains.items():
         if issuer.file is None and issuer.max_stale < issuer.max_identity_lifetime:
@@ -95,7 +96,7 @@ def trust_domains(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     opened = {place for rule in consumer.allow if rule.issuer in domains for place in rule.destinations}
     for number, rule in enumerate(consumer.allow):
         both = sorted(opened & set(rule.destinations))
-        if both and rule.issuer not in domains:
+        if both and rule.issuer not in domains and rule.issuer not in ends:
             yield finding(
                 "forms_both",
                 ("consumer", "allow", number, "destinations"),
@@ -169,12 +170,12 @@ def contents(target: Target) -> Iterator[Finding]:
         path, shown = (*source.table.path, "file"), target.shown(source.file or target.file)
         faults: dict[tuple[str, str], list[str]] = {}
         for number, members in enumerate(_listed(source.file)):
-            fault = _fault(members)
+            fault = _fault(members, source.wit_svid)
             if fault is not None:
                 faults.setdefault(fault, []).append(str(number))
         for (name, what), numbers in faults.items():
             yield finding(name, path, f"{shown}: key {few(numbers)}: {what}")
-        keys = key_set(source.file)
+        keys = key_set(source)
         twice = (
             [] if keys is None else [line for line in keys.skipped if line.startswith(("kid ", "mqauth_cutoff "))]
         )
@@ -207,9 +208,12 @@ def remote(target: Target) -> Iterator[Finding]:
             )
 
 
-def key_set(path: Path | None) -> KeySet | None:
-    """Return the usable keys of a JWK Set file, ``None`` if it cannot be read."""
-    return None if path is None else unless_refused(lambda: load_key_set(files.read_bounded(path, MAX_DOCUMENT)))
+def key_set(source: SourceSettings) -> KeySet | None:
+    """Return the usable keys of a source's JWK Set file, ``None`` if it has none or it cannot be read."""
+    path, wit_svid = source.file, source.wit_svid
+    if path is None:
+        return None
+    return unless_refused(lambda: load_key_set(files.read_bounded(path, MAX_DOCUMENT), wit_svid=wit_svid))
 
 
 def ring(folder: Path) -> KeyRing | None:
@@ -232,7 +236,7 @@ def _listed(path: Path | None) -> list[Any]:
 def _unbound(issuer: IssuerSettings) -> Iterator[Key]:
     """Yield the keys of a file that speak for nobody."""
     subjects = issuer.subjects or {}
-    for key in key_set(issuer.file) or ():
+    for key in key_set(issuer) or ():
         # An empty list in the key itself is stronger than any pin.
         pinned = bool(subjects.get(_ANY)) or key.kid in subjects
         if key.subjects == frozenset() or (key.subjects is None and not pinned):
@@ -241,7 +245,7 @@ def _unbound(issuer: IssuerSettings) -> Iterator[Key]:
 
 def _is_silent(issuer: IssuerSettings, rule: RuleSettings, now: float) -> bool:
     """Tell whether no key of an issuer speaks for the subject of a rule; remote keys might."""
-    keys = key_set(issuer.file)
+    keys = key_set(issuer)
     if keys is None:
         return False
     judge: Issuer | TrustDomain = Issuer(keys=keys, subjects=issuer.subjects, vouches=issuer.vouches)
@@ -270,7 +274,7 @@ def _http(source: SourceSettings, host: str) -> Finding:
     return finding("jwks_http", (*path, "discovery" if source.discovery else "jwks"), f"http to {host}")
 
 
-def _fault(members: Any) -> tuple[str, str] | None:
+def _fault(members: Any, wit_svid: bool) -> tuple[str, str] | None:
     """Return the code of what is wrong with a key, and a description without a word of the key itself."""
     if isinstance(members, Mapping):
         if _is_symmetric(members):
@@ -279,8 +283,10 @@ def _fault(members: Any) -> tuple[str, str] | None:
             return "jwks_private", "holds a private key"
         if _is_weak(members):
             return "key_weak", f"RSA under {MIN_RSA_BITS} bits, or an exponent under {MIN_RSA_EXPONENT}"
+    if wit_svid and is_other_svid(members):
+        return None
     try:
-        load_key(members)
+        load_key(members, wit_svid=wit_svid)
     except ConfigurationError as error:
         return "jwks_skipped", str(error)
     return None

@@ -64,6 +64,19 @@ def exemptions(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
             yield finding("exempt_long", (*path, "until"), f"{found.destination}: in {left} days")
 
 
+@on("consumer")
+def direct_issuers(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
+    """Find issuers of the direct form that are to be taken out."""
+    for issuer in consumer.issuers:
+        if issuer.until is not None:
+            left = days_left(issuer.until, target.now)
+            path = (*issuer.table.path, "until")
+            if left < 0:
+                yield finding("issuer_overdue", path, f"{issuer.issuer}: over for {-left} days")
+            elif left <= SOON:
+                yield finding("issuer_ending", path, f"{issuer.issuer}: {left} days left")
+
+
 def _term(path: tuple[str | int, ...], places: str, left: int) -> Iterator[Finding]:
     if left < 0:
         yield finding("rollout_overdue", path, f"{places}: over for {-left} days")
@@ -71,4 +84,4 @@ def _term(path: tuple[str | int, ...], places: str, left: int) -> Iterator[Findi
         yield finding("rollout_ending", path, f"{places}: {left} days left")
 
 
-RULES: Final = (rungs, weakest, marks, exemptions)
+RULES: Final = (rungs, weakest, marks, exemptions, direct_issuers)

@@ -266,7 +266,8 @@ def _sentence(record: Record) -> str:
 def _asker(asked: Record) -> str:
     """Return who asked an authority, where a record has it."""
     shown = member(asked, "credential")
-    by = [f"by {shown.get('name')}: {shown.get('sub')}"] if shown else []
+    mark = "" if shown.get("verified") is True else "claimed "
+    by = [f"by {mark}{shown.get('name')}: {shown.get('sub')}"] if shown else []
     return "  ".join([f"from {asked['address']}", *by]) if "address" in asked else ""
 
 

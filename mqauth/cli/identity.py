@@ -55,7 +55,7 @@ def described(token: bytes) -> dict[str, Any]:
     wit = identity.parse_wit(first)
     found: dict[str, Any] = {"form": "identity", "verified": False, "identity": _identity(wit)}
     if rest:
-        proof = identity.parse_proof(rest.partition(SEPARATOR)[0])
+        proof = identity.parse_proof(identity.open_proof(rest.partition(SEPARATOR)[0]))
         found["proof"] = {"algorithm": proof.opened.algorithm} | _proof(proof.claims)
         found["proof_belongs_to_identity"] = proof.wth == wit.digest
     return found

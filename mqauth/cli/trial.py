@@ -343,6 +343,9 @@ def bench(
     pika: Annotated[
         str | None, typer.Option("--pika", help="amqp://...: the same on this RabbitMQ, by pika.")
     ] = None,
+    identity: Annotated[
+        bool, typer.Option("--identity", help="With the identity form beside the direct form on each broker.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write every figure with its spread to this JSON file.")
     ] = None,
@@ -359,7 +362,7 @@ def bench(
         amount = run.amount_of(quick=quick)
         found = run.measure(
             amount, rabbitmq=rabbitmq, kafka=kafka, confluent=confluent, confluent_aio=confluent_aio,
-            aiokafka=aiokafka, pika=pika, progress=status.update,
+            aiokafka=aiokafka, pika=pika, identity=identity, progress=status.update,
         )  # fmt: skip
     if output is not None:
         output.write_text(json.dumps(found.whole(), indent=1) + "\n", "utf-8")

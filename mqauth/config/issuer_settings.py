@@ -4,11 +4,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Final, cast
 
 from mqauth.config.declaration import Settings, not_with, only_with
-from mqauth.config.kinds import FLAG, NAME, PATH, entries, many, text, url, whole
+from mqauth.config.kinds import DATE, FLAG, NAME, PATH, entries, many, text, url, whole
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.judging.trust_domain import IDENTITY_LIFETIME, MAX_IDENTITY_LIFETIME
 from mqauth.keystore.remote.rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
@@ -57,6 +58,11 @@ class SourceSettings(Settings):
     snapshot: Annotated[Path | None, PATH, "A file that keeps the keys for the next start.", _REMOTE] = None
     unsafe_http_loopback: Annotated[bool, FLAG, "Allow http to this machine, for tests.", _REMOTE] = False
 
+    @property
+    def wit_svid(self) -> bool:
+        """Whether the keys may be those of a SPIFFE bundle."""
+        return False
+
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusal of a missing or second source."""
         named = [key for key in ("file", "jwks", "discovery") if key in self.table.members]
@@ -98,10 +104,21 @@ class IssuerSettings(SourceSettings):
     vouches: Annotated[
         bool, FLAG, "The issuer is an authority: its keys sign for all its subjects.", _not_pinned
     ] = False
+    until: Annotated[
+        date | None,
+        DATE,
+        "The day by which its producers have identities and it is taken out; loud, and no verdict changes.",
+        not_with("trust_domain"),
+    ] = None
 
     def __post_init__(self) -> None:
         if self.trust_domain is not None:
             object.__setattr__(self, "issuer", self.trust_domain)
+
+    @property
+    def wit_svid(self) -> bool:
+        """Whether the keys may be those of a SPIFFE bundle: of a trust domain, and of nobody else."""
+        return self.trust_domain is not None
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of a missing name, and of a missing or second source."""

@@ -17,7 +17,9 @@ def key_source(found: SourceSettings, clock: Clock) -> KeySource:
     """
     if found.file is not None:
         with found.table.located("file"):
-            return JWKSFile(found.file, clock=clock)
+            return JWKSFile(found.file, clock=clock, wit_svid=found.wit_svid)
     given = {"clock": clock, **found.arguments(JWKS)}
     with found.table.located("discovery" if found.jwks is None else "jwks"):
-        return discover(found.issuer, **given) if found.jwks is None else JWKS(found.jwks, **given)
+        if found.jwks is None:
+            return discover(found.issuer, **given)
+        return JWKS(found.jwks, wit_svid=found.wit_svid, **given)

@@ -40,7 +40,7 @@ from 11.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
@@ -161,15 +161,13 @@ class Assignment:
             if max(now[0] - before[0], now[1] - before[1]) > self._session:
                 self._doubted = now[0]
 
-    def receive(self, place: TopicPartition, messages: Iterable[Message]) -> None:
+    def receive(self, place: TopicPartition, messages: Sequence[Message]) -> None:
         """Add records of a partition, in the order of its log."""
         now = self._clock.now()
         with self._lock:
             partition = self.partition(place)
-            for message in messages:
-                if partition.last is not None and offset_of(message) <= partition.last:
-                    partition = self._went_back(partition, offset_of(message))
-                partition.receive(message, now)
+            while back := partition.receive(messages, now):
+                partition, messages = self._went_back(partition, offset_of(back[0])), back
 
     def choose(self) -> Partition | None:
         """Return a partition with records that may be worked on, ``None`` where there is none.
@@ -192,10 +190,11 @@ class Assignment:
 
     def next_delivery(self, partition: Partition) -> Delivery | None:
         """Return the next delivery of a chosen partition, ``None`` where its worker is to leave it."""
-        with self._lock:
-            if self._held_back or self._stopping or not partition.ours or not partition.waiting:
-                return None
-            return partition.waiting[0]
+        # Without the lock: only this worker takes a delivery away, and what is told a moment later is too late
+        # with the lock as well. Whoever takes the partition away waits for this worker, or its fence refuses.
+        if self._held_back or self._stopping or not partition.ours or not partition.waiting:
+            return None
+        return partition.waiting[0]
 
     def attempted(self, partition: Partition, outcome: Outcome) -> bool:
         """Note the outcome of a chosen partition's first delivery; return whether the next one may follow."""

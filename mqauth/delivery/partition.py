@@ -8,7 +8,7 @@ its offset.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -126,17 +126,27 @@ class Partition:
         offsets += [] if self.seek is None else [self.seek]
         return min(offsets, default=None)
 
-    def receive(self, message: Message, now: float) -> None:
-        """Add a record that was received at ``now``, UTC seconds; one that is read again keeps its first time."""
+    def receive(self, messages: Sequence[Message], now: float) -> Sequence[Message]:
+        """Add records that were received at ``now``, UTC seconds; one that is read again keeps its first time.
+
+        Returns:
+            The records from the first on that goes back in the log; they are not added.
+        """
         if not self.waiting:
             self.next, self.beyond = self.settled, None
-        self.last = offset_of(message)
-        received = self._received_at(self.last, now) if self.receipts else now
-        self.waiting.append(Delivery(message=message, received=received, fence=self.fence))
+        last, fence, add = -1 if self.last is None else self.last, self.fence, self.waiting.append
+        for place, message in enumerate(messages):
+            offset = message.origin.offset or 0
+            if offset <= last:
+                return messages[place:]
+            self.last = last = offset
+            received = self._received_at(offset, now) if self.receipts else now
+            add(Delivery(message=message, received=received, fence=fence))
+        return ()
 
     def settle(self) -> None:
         """Note that the first waiting record is settled, so that nothing is out of reach any more."""
-        self.next = offset_of(self.waiting.popleft().message) + 1
+        self.next = (self.waiting.popleft().message.origin.offset or 0) + 1
         if self.attempt:
             self.recovered()
 

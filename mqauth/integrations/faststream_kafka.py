@@ -10,7 +10,7 @@ from aiokafka.errors import ConsumerStoppedError, KafkaError, KafkaTimeoutError
 from faststream.kafka.publisher.usecase import BatchPublisher
 from faststream.kafka.subscriber.usecase import DefaultSubscriber
 
-from mqauth.brokers.log.records import NO_LOG, record_message, unreadable
+from mqauth.brokers.log.records import record_message
 from mqauth.errors import Unavailable
 from mqauth.integrations.faststream_log import SETTINGS, Place, Records, attempt, check, only_signed, seal
 from mqauth.wire.message import Message
@@ -18,8 +18,6 @@ from mqauth.wire.message import Message
 __all__ = ["BATCHES", "check", "deliveries", "is_out_of_reach", "only_signed", "seal"]
 BATCHES: Final = (BatchPublisher,)
 """Kinds of publishers that send batches."""
-LOG_APPEND_TIME: Final = 1
-"""``timestamp_type`` of a record whose timestamp the broker set (KIP-32)."""
 _LOST: Final = (KafkaError, ConsumerStoppedError)
 
 
@@ -32,14 +30,7 @@ class AioKafkaRecords(Records):
 
     def record(self, native: ConsumerRecord[Any, Any], /) -> Message:
         """Return a record as a message; never raises."""
-        try:
-            return record_message(
-                native.topic, native.partition, native.offset, native.timestamp,
-                native.timestamp_type == LOG_APPEND_TIME, native.key, native.value, native.headers,
-                self.queue, NO_LOG, native,
-            )  # fmt: skip
-        except Exception:
-            return unreadable(native)
+        return record_message(native, self.queue)
 
     def assigned(self, consumer: Any) -> Iterable[tuple[str, int]]:
         """Return what is assigned to the client."""

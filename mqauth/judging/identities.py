@@ -12,7 +12,7 @@ import threading
 from typing import Final, NamedTuple
 
 from mqauth.errors import Cause, Reason, Rejection, Unavailable, require
-from mqauth.judging.token import NOTHING, Times, Token
+from mqauth.judging.token import NOTHING, Readers, Times, Token
 from mqauth.wire import batch, identity, jws, memo
 from mqauth.wire.identity import Identity, Wit
 from mqauth.wire.keys import Key, KeySet
@@ -59,7 +59,7 @@ class Identities:
         return type(self), (self._capacity,)
 
     def open(
-        self, first: bytes, rest: bytes, tokens: memo.Memo[bytes, Token]
+        self, first: bytes, rest: bytes, tokens: memo.Memo[bytes, Token], readers: Readers
     ) -> tuple[Token, batch.Proof | None, bool]:
         """Take an identity form apart: steps (2) to (4).
 
@@ -67,6 +67,7 @@ class Identities:
             first: the WIT, as ``identity.is_wit`` knows it.
             rest: what follows the first tilde.
             tokens: remembered batch tokens.
+            readers: what reads the proofs of messages of this form.
 
         Returns:
             The token, the message's place in a batch, and whether there is nothing to learn of the token.
@@ -83,13 +84,20 @@ class Identities:
             return known, batch.proof_of(behind, known.claims), True
         if len(first) > identity.MAX_WIT:
             raise Rejection(Reason.TOKEN_OVERSIZE, f"an identity over {identity.MAX_WIT} bytes")
-        said = identity.parse_proof(text)
+        opened, held = identity.open_proof(text), self._held.get(first)
+        if held is not None and not more:
+            # what it reads has the digest of this WIT, or it would be no payload of its form
+            reader = readers.get((held.wit.digest.encode("ascii"), len(opened.payload)))
+            read = None if reader is None else reader.read(opened.payload)
+            if read is not None:
+                return Token(whole, opened._replace(kid=held.wit.identity.kid), read, held.wit), None, True
+        said = identity.parse_proof(opened)
         proof, wit = batch.proof_of(behind, said.claims), self._parsed(first)
         if wit.digest != said.wth:
             raise Rejection(Reason.IDENTITY_MISMATCH, "the proof belongs to another identity")
         who = wit.identity
         claims = said.claims._replace(iss=who.trust_domain, sub=who.subject)
-        return Token(whole, said.opened._replace(kid=who.kid), claims, wit), proof, proof is None
+        return Token(whole, said.opened._replace(kid=who.kid), claims, wit), proof, False
 
     def authenticate(self, token: Token, wit: Wit, keys: KeySet, key: Key, appended: float | None) -> None:
         """Take what the identity form adds to steps (6) and (7): algorithm, cut-off, and both signatures.

@@ -59,6 +59,7 @@ class Observing:
         """Takes the records of what may go on without them; nobody waits for it for long."""
         self.breaker = Breaker(Cause.AUDIT_UNAVAILABLE, clock)
         self._aliases = tuple(verifier.aliases.values())
+        self._issuers = verifier.ends
         self._clock = clock
         self._randomness = randomness
         self._instance = instance
@@ -193,15 +194,26 @@ class Observing:
     def _tell_ends(self, now: float) -> None:
         """Warn each day from two weeks before an end, and each hour after it."""
         for place, until in ends(self.rollout):
-            left = days_left(until, self._clock.now())
-            every = HOUR if left < 0 else DAY
-            if left > SOON or now < self._told.get(place, float("-inf")) + every:
-                continue
-            self._told[place] = now
-            if left < 0:
+            left = self._due_end(place, until, now)
+            if left is not None and left < 0:
                 emit("rollout.overdue", "%s: not enforced, and its time was over on %s", place, until)
-            else:
+            elif left is not None:
                 emit("rollout.ending", "%s: not enforced, %d days left, until %s", place, left, until)
+        for name, until in self._issuers.items():
+            left = self._due_end(f"issuer {name}", until, now)
+            if left is not None and left < 0:
+                emit("issuer.overdue", "%s: its keys still count, and its time was over on %s", name, until)
+            elif left is not None:
+                emit("issuer.ending", "%s: its keys count for %d more days, until %s", name, left, until)
+
+    def _due_end(self, what: str, until: date, now: float) -> int | None:
+        """Return the days that are left, ``None`` where nothing is to be said of them now."""
+        left = days_left(until, self._clock.now())
+        every = HOUR if left < 0 else DAY
+        if left > SOON or now < self._told.get(what, float("-inf")) + every:
+            return None
+        self._told[what] = now
+        return left
 
 
 def _written(write: Any, record: AuditRecord) -> Flow[None]:

@@ -129,7 +129,7 @@ class Pipeline:
         self._ending: Any = self._end
         self._bounded_audit: Any = audit
         self.observing: Observing | None = None
-        if self.rollout is not None or verifier.aliases:
+        if self.rollout is not None or verifier.aliases or verifier.ends:
             self.observing = Observing(
                 self.rollout or Rollout(), audit, clock=clock, randomness=randomness, instance=self.instance,
                 policy=policy, verifier=verifier, scope_of=self.scope_of,

@@ -28,6 +28,7 @@ from mqauth.judging.ladder import LadderJudge
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow, Rule, local_rules, place_of_pattern
 from mqauth.judging.rollout import Rung, destinations_of
+from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.unverified import Verdict
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
@@ -35,9 +36,12 @@ from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit, harmless
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.signer import Signer
-from mqauth.wire import destination
-from mqauth.wire.keys import Key, KeySet, KeySource
+from mqauth.wire import destination, jws, strict_json
+from mqauth.wire.identity import ALGORITHMS as CURVES
+from mqauth.wire.identity import WIT_TYPE, trust_domain_of
+from mqauth.wire.keys import Key, KeySet, KeySource, public_members
 from mqauth.wire.message import PROTECTED_PROPERTIES, HeaderValue, Message, Origin
+from mqauth.wire.workload import WorkloadKey
 
 __all__ = ["SelfTest", "at_start", "self_test", "starting"]
 MOST: Final = 8
@@ -45,6 +49,7 @@ MOST: Final = 8
 STRANGER: Final = "urn:mqauth:self-test"
 _ANYWHERE: Final = ("kafka:mqauth-self-test", "rabbitmq:/mqauth-self-test")
 _LIFETIME: Final = 60
+_WIT_LIFETIME: Final = 600
 _BODY: Final = b"mqauth self-test"
 _TRIED: Final[WeakSet[Pipeline]] = WeakSet()
 
@@ -200,11 +205,30 @@ def _hostile(guard: Pipeline) -> Iterator[tuple[str, Message | None]]:
         yield "an unsigned message", _plain(verifier, place)
         yield "a message of an issuer nobody trusts", _signed(guard, place, forger, STRANGER, rules[0].subject)
     for name, issuer in islice(verifier.issuers.items(), MOST):
-        kid = _kid_at_hand(issuer.keys)
-        forged = None if kid is None else replace(forger, kid=kid)
+        known = _key_at_hand(issuer.keys)
+        forged = None if known is None else replace(forger, kid=known.kid)
         story = f"a message forged in the name of {name}"
         place = _places(rules)[0]
         yield story, None if forged is None else _signed(guard, place, forged, name, rules[0].subject)
+        if isinstance(issuer, TrustDomain):
+            yield f"a forged identity of {name}", None if known is None else _identified(guard, known, name)
+
+
+def _identified(guard: Pipeline, known: Key, domain: str) -> Message:
+    """Return a message with a WIT that a forger signed, under the kid of the authority and as a rule allows."""
+    listed = guard.policy.rules if isinstance(guard.policy, Allow) else ()
+    made_up = Rule(subject=f"{domain}/mqauth-self-test", destinations=_ANYWHERE)
+    rule = next((each for each in listed if trust_domain_of(each.subject) == domain), made_up)
+    # Of the authority's own algorithm, or the signature would not be looked at.
+    forger = replace(Key.generate(known.algorithm if known.algorithm in CURVES else "EdDSA"), kid=known.kid)
+    workload, now = Key.generate(), int(guard.clock.now())
+    said = {
+        "sub": rule.subject, "iat": now, "exp": now + _WIT_LIFETIME,
+        "cnf": {"jwk": public_members(workload.public) | {"alg": workload.algorithm}}, **(rule.claims or {}),
+    }  # fmt: skip
+    wit = jws.compact(strict_json.dumps(said), jws.LocalSigningKey(forger), typ=WIT_TYPE)
+    held = WorkloadKey(wit, jws.LocalSigningKey(workload), workload.public)
+    return _signed(guard, place_of_pattern(rule.destinations[0]), held, domain, rule.subject)
 
 
 def _rules(guard: Pipeline) -> tuple[Rule, ...]:
@@ -244,15 +268,15 @@ def _is_let_in(judge: Judge, delivery: Delivery) -> bool | None:
     return True
 
 
-def _kid_at_hand(source: KeySource) -> str | None:
-    """Return the kid of a key that an issuer has; ``None`` if its keys would have to be waited for."""
+def _key_at_hand(source: KeySource) -> Key | None:
+    """Return a key that an issuer has; ``None`` if its keys would have to be waited for."""
     try:
         keys = None if is_async(source.key_set) else source.key_set()
     except Exception:
         return None
     listed = list(keys) if isinstance(keys, KeySet) else []
     alike = [key for key in listed if key.algorithm == "EdDSA"]
-    return next((key.kid for key in (*alike, *listed) if key.revocation is None), None)
+    return next((key for key in (*alike, *listed) if key.revocation is None), None)
 
 
 def _plain(verifier: Verifier, place: str) -> Message:
@@ -265,11 +289,12 @@ def _plain(verifier: Verifier, place: str) -> Message:
     return Message(destination=place, body=_BODY, headers=headers, properties=properties)
 
 
-def _signed(guard: Pipeline, place: str, key: Key, issuer: str, subject: str) -> Message:
+def _signed(guard: Pipeline, place: str, key: Key | WorkloadKey, issuer: str, subject: str) -> Message:
     """Return a message to a place, signed as somebody."""
     verifier = guard.verifier
     signer = Signer(
-        key=replace(key, subjects=None), issuer=issuer, subject=subject, audience=min(verifier.audiences),
+        key=replace(key, subjects=None) if isinstance(key, Key) else key, issuer=issuer, subject=subject,
+        audience=min(verifier.audiences),
         lifetime=min(_LIFETIME, verifier.times.max_lifetime), clock=guard.clock,
         cover=[name for name in verifier.required if name not in PROTECTED_PROPERTIES],
     )  # fmt: skip

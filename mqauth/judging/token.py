@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal, NamedTuple
 
 from mqauth.errors import Cause, Reason, Rejection, Unavailable, require
 from mqauth.letters.release import is_release
-from mqauth.wire import base64url, batch, destination, envelope, jws, memo, template
-from mqauth.wire.claims import Batch, Claims
+from mqauth.wire import base64url, batch, destination, envelope, jws, memo, template, workload
+from mqauth.wire.claims import Batch, Claims, build
 from mqauth.wire.identity import Wit
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import Form, Message
@@ -33,6 +34,8 @@ _CHARACTER: Final = 16
 MAX_LEEWAY: Final = 60
 At = Literal["consume", "append"]
 NOTHING: Final = frozenset[Reason]()
+Readers = dict[tuple[str | bytes, int], template.Reader]
+"""What reads a payload of a length, by the kid of a key or the digest of a WIT; a kid is text, so never that."""
 
 
 class Shape:
@@ -48,7 +51,7 @@ class Shape:
         on_kafka: the broker is Kafka.
         released: one of the names is a release, in whatever spelling.
         encoders: what encodes messages of this form, by the names that their token covers.
-        readers: what reads a payload, by kid and length, once one like it was accepted with this form.
+        readers: what reads a payload, once one like it was accepted with this form.
     """
 
     __slots__ = ("_charge", "_form", "encoders", "fault", "on_kafka", "place", "readers", "released")
@@ -57,7 +60,7 @@ class Shape:
         self._charge = charge
         self._form = form
         self.encoders: dict[tuple[str, ...], envelope.Encoder] = {}
-        self.readers: dict[tuple[str, int], template.Reader] = {}
+        self.readers: Readers = {}
         self.on_kafka = destination.is_kafka(form[0])
         self.place = 0
         self.fault: tuple[Reason, str] | None = None
@@ -74,10 +77,16 @@ class Shape:
             self.encoders[names] = encoder
         return encoder
 
-    def learn(self, kid: str, reader: template.Reader) -> None:
+    def learn(self, token: Token) -> None:
         """Remember what reads payloads like one that was accepted; the next of its key and length replaces it."""
-        if (kid, reader.length) in self.readers or self._charge(memo.size_of(kid) + reader.size):
-            self.readers[kid, reader.length] = reader
+        wit, kid = token.wit, token.opened.kid
+        made = build if wit is None else partial(workload.payload, wth=wit.digest)
+        by = kid if wit is None else wit.digest.encode("ascii")
+        reader = template.reader_of(token.opened.payload, token.claims, made)
+        if reader is None:
+            return
+        if (by, reader.length) in self.readers or self._charge(memo.size_of(by) + reader.size):
+            self.readers[by, reader.length] = reader
 
 
 class Standing(NamedTuple):

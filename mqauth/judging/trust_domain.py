@@ -28,6 +28,7 @@ class TrustDomain:
     """
 
     vouches: ClassVar[bool] = False
+    until: ClassVar[None] = None
     keys: KeySource
     subjects: Mapping[str, frozenset[str]] | None = None
     max_identity_lifetime: int = IDENTITY_LIFETIME

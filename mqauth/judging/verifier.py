@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Final, Literal
 
 from mqauth.errors import ConfigurationError, Reason, Rejection, require
@@ -22,7 +23,7 @@ from mqauth.judging.trust_domain import TrustDomain, refuse_overlap
 from mqauth.judging.verified import Verified, make_verified
 from mqauth.letters.authorities import ReleaseAuthorities
 from mqauth.letters.release import Release
-from mqauth.wire import batch, envelope, jws, memo, template
+from mqauth.wire import batch, envelope, jws, memo
 from mqauth.wire.claims import MAX_NAME, Binding, Claims, is_name, parse
 from mqauth.wire.header_names import HeaderNames
 from mqauth.wire.identity import is_wit
@@ -40,6 +41,7 @@ class Issuer:
         keys: the source of its keys.
         subjects: the subjects by kid, or by ``"*"`` for keys whose JWK does not name any.
         vouches: the issuer is an authority whose keys sign for all its subjects.
+        until: by which day it is to be taken out, for a migration to identities: loud, and no verdict changes.
 
     Raises:
         ConfigurationError: both ``subjects`` and ``vouches`` are given, or a text in place of a set.
@@ -48,6 +50,7 @@ class Issuer:
     keys: KeySource
     subjects: Mapping[str, frozenset[str]] | None = None
     vouches: bool = False
+    until: date | None = None
 
     def __post_init__(self) -> None:
         require(not (self.vouches and self.subjects), "an issuer either vouches for all or pins subjects")
@@ -55,6 +58,7 @@ class Issuer:
             not any(isinstance(pinned, str) for pinned in (self.subjects or {}).values()),
             "pinned subjects are a set: a text would admit its substrings",
         )
+        require(not getattr(self.keys, "wit_svid", False), "a SPIFFE bundle has keys of a trust domain only")
 
     def subjects_of(self, key: Key) -> frozenset[str]:
         """Return the subjects that a key is known to speak for, as far as they are named."""
@@ -159,6 +163,7 @@ class Verifier:
             sorted(self.allowed.names), sorted(map(repr, self.aliases.values())),
         ))  # fmt: skip
         """A text that changes with what is trusted and how it is judged."""
+        self.ends = {name: one.until for name, one in self.issuers.items() if one.until is not None}
 
     def under(self, keys: Mapping[str, KeySource | Issuer]) -> Verifier:
         """Return another verifier with the same settings, which trusts these keys alone, and no reviewer."""
@@ -204,7 +209,7 @@ class Verifier:
         token, learnt, proof = self.tokens.get(text) if batched else None, True, None
         if token is None:
             if batched and self.identities is not None and is_wit(text):
-                token, proof, learnt = self.identities.open(text, behind, self.tokens)
+                token, proof, learnt = self.identities.open(text, behind, self.tokens, shape.readers)
                 return _TUPLE(Candidate, (token, proof, shape, learnt))
             # (2), (3)
             opened = jws.take_apart(text)
@@ -306,9 +311,7 @@ class Verifier:
         if token.proven is not None:
             self.tokens.keep(token.text, token, token.size)
             return
-        reader = template.reader_of(token.opened.payload, token.claims)
-        if reader is not None:
-            candidate.shape.learn(token.opened.kid, reader)
+        candidate.shape.learn(token)
 
     def _believe(
         self, message: Message, token: Token, keys: KeySet, received: float, release: Release | None

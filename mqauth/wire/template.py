@@ -68,12 +68,13 @@ class Reader:
         claims: of the other.
         binding: its ``mqa``.
         length: of the other, in bytes.
+        made: makes the payload.
     """
 
     __slots__ = ("_claims", "_fixed", "_values", "length")
 
-    def __init__(self, claims: Claims, binding: Binding, length: int) -> None:
-        before, between, before_jti, before_bod, before_key, before_hds, tail = pieces_of(claims, binding)
+    def __init__(self, claims: Claims, binding: Binding, length: int, made: Callable[[Claims], bytes]) -> None:
+        before, between, before_jti, before_bod, before_key, before_hds, tail = pieces_of(claims, binding, made)
         (bod, after_bod), (key, after_key) = map(_around, (binding.bod, binding.key))
         self._claims = claims, binding
         self._fixed = (
@@ -116,19 +117,20 @@ class Reader:
         )
 
 
-def reader_of(payload: bytes, claims: Claims) -> Reader | None:
+def reader_of(payload: bytes, claims: Claims, made: Callable[[Claims], bytes] = build) -> Reader | None:
     """Return a reader of payloads like one, ``None`` if mqauth would not have built that one so.
 
     Args:
         payload: parsed and verified.
         claims: what it was parsed to.
+        made: makes the payload.
     """
     binding = claims.mqa
     if not isinstance(binding, Binding) or claims.nbf is not None or claims.extra:
         return None
-    if build(claims) != payload:
+    if made(claims) != payload:
         return None
-    reader = Reader(claims, binding, len(payload))
+    reader = Reader(claims, binding, len(payload), made)
     return reader if reader.read(payload) == claims else None
 
 

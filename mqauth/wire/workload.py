@@ -46,7 +46,7 @@ class WorkloadKey:
         self.before = (
             base64url.encode(strict_json.dumps({"alg": found.jwk["alg"], "typ": identity.PROOF_TYPE})) + b"."
         )
-        self.wth = b',"wth":"' + found.digest.encode("ascii") + b'"}'
+        self.wth = _with(found.digest)
 
     def __repr__(self) -> str:
         return f"WorkloadKey({self.identity.subject!r})"
@@ -75,6 +75,20 @@ def build(found: Claims) -> bytes:
     """Return the payload of a proof but its ``wth``, which ``compact`` adds."""
     said = found.as_dict()
     return strict_json.dumps({name: value for name, value in said.items() if name not in ("iss", "sub")})
+
+
+def payload(found: Claims, wth: str) -> bytes:
+    """Return the payload of a proof as ``compact`` signs it.
+
+    Args:
+        found: its claims.
+        wth: the digest of its WIT.
+    """
+    return build(found)[:-1] + _with(wth)
+
+
+def _with(wth: str) -> bytes:
+    return b',"wth":"' + wth.encode("ascii") + b'"}'
 
 
 def compact(payload: bytes, key: WorkloadKey) -> str:

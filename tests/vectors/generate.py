@@ -25,6 +25,7 @@ from tests.vectors.answers import answers
 from tests.vectors.batches import batches
 from tests.vectors.identities import identities
 from tests.vectors.readers import forms, key_sets
+from tests.vectors.spire import with_spire
 from tests.vectors.world import (
     BATCH_FORGE,
     EVERY_TYPE,
@@ -433,7 +434,7 @@ def generate() -> dict[str, str]:
         "jwks.json": key_sets(),
         "forms.json": forms(),
         "settings.json": other_consumers(),
-        "identity.json": identities(),
+        "identity.json": with_spire(identities()),
     }
     return {name: json.dumps(content, indent=1, ensure_ascii=True) + "\n" for name, content in made.items()}
 

@@ -36,7 +36,7 @@ class Authority:
         found = self._sets[name if name in self._sets else self._long[name]["like"]]
         if name in self._long:
             found = found | {"mqauth_cutoff": found["mqauth_cutoff"] * self._long[name]["cutoffs"]}
-        self.keys = jwk.load_key_set(found).after(self.keys)
+        self.keys = jwk.load_key_set(found, wit_svid=True).after(self.keys)
 
     def key_set(self) -> KeySet:
         """Return the keys."""
@@ -45,6 +45,23 @@ class Authority:
     def refresh(self, kid: str, received: float, /) -> KeySet:
         """Return the keys."""
         return self.keys
+
+
+def settings(file: Any, name: str) -> Any:
+    """Return all that the file says of a consumer."""
+    return file["consumer"] | file["consumers"][name]
+
+
+def verifier_of(said: Any, authority: Authority) -> Verifier:
+    """Return the verifier of a consumer's settings."""
+    keys: dict[str, Any] = {said["issuer"]: Issuer(keys=jwk.load_key_set(said["jwks"]))}
+    if said["trust_domain"] is not None:
+        pins = said["subjects"]
+        keys[said["trust_domain"]] = TrustDomain(
+            keys=authority, max_identity_lifetime=said["max_identity_lifetime"],
+            subjects=pins and {kid: frozenset(names) for kid, names in pins.items()},
+        )  # fmt: skip
+    return Verifier(keys=keys, **{setting: said[setting] for setting in _PASSED if setting in said})
 
 
 class IdentityConsumer:
@@ -56,17 +73,10 @@ class IdentityConsumer:
     """
 
     def __init__(self, file: Any, name: str) -> None:
-        said = file["consumer"] | file["consumers"][name]
+        said = settings(file, name)
         self.clock = FakeClock(file["received"])
         self.authority = Authority(file, "honest")
-        keys: dict[str, Any] = {said["issuer"]: Issuer(keys=jwk.load_key_set(said["jwks"]))}
-        if said["trust_domain"] is not None:
-            pins = said["subjects"]
-            keys[said["trust_domain"]] = TrustDomain(
-                keys=self.authority, max_identity_lifetime=said["max_identity_lifetime"],
-                subjects=pins and {kid: frozenset(names) for kid, names in pins.items()},
-            )  # fmt: skip
-        verifier = Verifier(keys=keys, **{setting: said[setting] for setting in _PASSED if setting in said})
+        verifier = verifier_of(said, self.authority)
         rules = [Rule(**rule | {"destinations": tuple(rule["destinations"])}) for rule in said["allow"]]
         self.pipeline = Pipeline(
             verifier=verifier, policy=Allow(rules), replay=MemoryReplayStore(clock=self.clock), clock=self.clock,

@@ -16,9 +16,9 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from mqauth.brokers.aiokafka import client as aiokafka_client
 from mqauth.brokers.aiokafka.transaction import COMMIT_TIMEOUT, TransactionCalls
-from mqauth.brokers.aiokafka.translate import Logs, from_native
+from mqauth.brokers.aiokafka.translate import Logs
 from mqauth.brokers.log.poison import PoisonPolicy, find_poison
-from mqauth.brokers.log.records import NO_LOG
+from mqauth.brokers.log.records import NO_LOG, partition_messages
 from mqauth.delivery.assignment import Assignment
 from mqauth.flow import arun
 from mqauth.logs import emit
@@ -88,10 +88,7 @@ class Poller(TransactionCalls):
         log, scope = self._logs.known or NO_LOG, self.scope
         for place, records in found.items():
             self._positions[place] = records[-1].offset + 1
-        return {
-            place: [from_native(record, scope=scope, log=log) for record in records]
-            for place, records in found.items()
-        }
+        return {place: partition_messages(batch, place, scope, log) for place, batch in found.items()}
 
     async def send_commit(self, offsets: Mapping[Any, int]) -> str | None:
         """Commit offsets by partition; return the name of an error that passes."""

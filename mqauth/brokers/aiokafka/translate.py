@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import aiokafka
 
 from mqauth.brokers.aiokafka.client import cluster_of
 from mqauth.brokers.log.judge import AsyncJudgement, ajudged
-from mqauth.brokers.log.records import NO_LOG, Log, record_message, unreadable
+from mqauth.brokers.log.records import NO_LOG, Log, record_message
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Pipeline
 from mqauth.wire.message import HeaderValue, Message
-
-LOG_APPEND_TIME: Final = 1
-"""``timestamp_type`` of a record whose timestamp the broker set (KIP-32); 0 is the producer's own."""
 
 
 def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
@@ -31,15 +28,7 @@ def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
     if not isinstance(record, aiokafka.ConsumerRecord):
         found = f"{type(record).__module__}.{type(record).__name__}"
         raise ConfigurationError(f"an aiokafka.ConsumerRecord is needed, not {found}")
-    try:
-        kind = record.timestamp_type
-        return record_message(
-            record.topic, record.partition, record.offset, record.timestamp,
-            type(kind) is int and kind == LOG_APPEND_TIME, record.key, record.value, record.headers,
-            scope, log, record,
-        )  # fmt: skip
-    except Exception:
-        return unreadable(record)
+    return record_message(record, scope, log)
 
 
 def carries(_name: str, value: HeaderValue) -> bool:

@@ -16,9 +16,9 @@ from confluent_kafka import KafkaException, TopicPartition
 from mqauth.brokers.confluent.client import COMES_AGAIN, REBALANCING, error_of, membership_of, name_of
 from mqauth.brokers.confluent.pauses import MOST, PausingCalls
 from mqauth.brokers.confluent.positions import KeptPositions, Place, native, places_of
-from mqauth.brokers.confluent.translate import Logs, from_native, heed
+from mqauth.brokers.confluent.translate import Logs, heed, translated
 from mqauth.brokers.log.poller import IDLE
-from mqauth.brokers.log.records import NO_LOG
+from mqauth.brokers.log.records import RecordPlace
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import ClientCalls, offset_of
 from mqauth.errors import require
@@ -165,8 +165,7 @@ class Poller(PausingCalls):
         return found  # type: ignore[no-any-return]
 
     def _messages(self, records: list[Any]) -> dict[Place, list[Message]]:
-        found: dict[tuple[str, int], list[Message]] = {}
-        log = self._logs.of() if records else NO_LOG
+        found: dict[tuple[str, int], tuple[RecordPlace, list[Message]]] = {}
         for record in records:
             if record.error() is not None:
                 heed(record)
@@ -174,9 +173,10 @@ class Poller(PausingCalls):
             # A plain tuple for each record: a NamedTuple costs as much as all the other calls of a record.
             place = record.topic(), record.partition()
             if place not in found:
-                found[place] = []
-            found[place].append(from_native(record, scope=self.scope, log=log))
-        return {Place(*place): messages for place, messages in found.items()}
+                found[place] = RecordPlace(*place, self.scope, self._logs.of()), []
+            common, messages = found[place]
+            messages.append(translated(record, common))
+        return {Place(*place): messages for place, (_, messages) in found.items()}
 
     def _assigned(self, client: Any, partitions: list[TopicPartition]) -> None:
         """Go on with partitions that came back from a rebalance, and drop those that did not."""

@@ -11,8 +11,8 @@ from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaExceptio
 from mqauth.brokers.confluent.client import COMES_AGAIN
 from mqauth.brokers.log.errors import PoisonRecordError
 from mqauth.brokers.log.judge import AsyncJudgement, Judgement, ajudged, judged
-from mqauth.brokers.log.records import NO_LOG, Log, record_message, unreadable
-from mqauth.errors import ConfigurationError
+from mqauth.brokers.log.records import NO_LOG, Log, RecordPlace, unreadable
+from mqauth.errors import ConfigurationError, require
 from mqauth.judging.pipeline import Pipeline
 from mqauth.logs import emit
 from mqauth.wire.message import HeaderValue, Message
@@ -39,15 +39,36 @@ def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
     Raises:
         ConfigurationError: the record is of another client.
     """
-    if not isinstance(record, confluent_kafka.Message):
-        found = f"{type(record).__module__}.{type(record).__name__}"
-        raise ConfigurationError(f"a confluent_kafka.Message is needed, not {found}")
+    kind = type(record)
+    require(
+        isinstance(record, confluent_kafka.Message),
+        f"a confluent_kafka.Message is needed, not {kind.__module__}.{kind.__name__}",
+    )
+    return translated(record, RecordPlace(record.topic(), record.partition(), scope, log))
+
+
+def translated(record: Any, place: RecordPlace) -> Message:
+    """Return the message of a record of this place; nothing that the record holds makes this raise."""
     try:
         kind, stamp = record.timestamp()
-        return record_message(
-            record.topic(), record.partition(), record.offset(), stamp, kind == TIMESTAMP_LOG_APPEND_TIME,
-            record.key(), record.value(), _headers(record), scope, log, record,
-        )  # fmt: skip
+        # At a header name that is not UTF-8, which anybody may send, confluent-kafka 2.16 returns a list with a
+        # null pointer in it although it has set an error; touching that list kills the process. The list is kept,
+        # and the next call returns it without an error. So the headers are asked for once, and replaced when that
+        # fails.
+        try:
+            headers = _CALL_HEADERS(record)
+        except Exception:
+            record.set_headers([])
+            headers = _NO_HEADERS
+        return place.message(
+            record.offset(),
+            stamp,
+            kind == TIMESTAMP_LOG_APPEND_TIME,
+            record.key(),
+            record.value(),
+            headers,
+            record,
+        )
     except Exception:
         return unreadable(record)
 
@@ -153,14 +174,3 @@ def _checked(record: Any, scope: str, log: Log) -> Message:
     if (error := record.error()) is not None:
         raise ConfigurationError(f"the record is an error of the client, {error.name()}: look at error() first")
     return message
-
-
-def _headers(record: confluent_kafka.Message) -> Any:
-    # At a header name that is not UTF-8, which anybody may send, confluent-kafka 2.16 returns a list with a null
-    # pointer in it although it has set an error; touching that list kills the process. The list is kept, and the
-    # next call returns it without an error. So the headers are asked for once, and replaced when that fails.
-    try:
-        return _CALL_HEADERS(record)
-    except Exception:
-        record.set_headers([])
-        return _NO_HEADERS

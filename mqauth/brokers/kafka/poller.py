@@ -10,9 +10,10 @@ from kafka.errors import KafkaError
 
 from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.kafka.poison import COMES_AGAIN, RecordReader
-from mqauth.brokers.kafka.translate import Logs, from_native
+from mqauth.brokers.kafka.translate import Logs
 from mqauth.brokers.log.poison import PoisonPolicy
 from mqauth.brokers.log.poller import LogPoller
+from mqauth.brokers.log.records import partition_messages
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.log_work import LogWork
 from mqauth.errors import require
@@ -48,9 +49,8 @@ class Poller(LogPoller):
         """Poll, and return the new messages by partition."""
         records, logs, scope = self._records.poll(seconds, joins=joins), self._logs, self.scope
         return {
-            place: [from_native(record, scope=scope, log=log) for record in batch]
+            place: partition_messages(batch, place, scope, logs.of(place.topic))
             for place, batch in records.items()
-            for log in (logs.of(place.topic),)
         }
 
     def send_commit(self, offsets: Mapping[Any, int]) -> str | None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import base64
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from mqauth.brokers.kafka.client import refuse_foreign
 from mqauth.brokers.log.judge import Judgement, judged
-from mqauth.brokers.log.records import NO_LOG, Log, record_message, unreadable
+from mqauth.brokers.log.records import NO_LOG, Log, record_message
 from mqauth.judging.pipeline import Pipeline
 from mqauth.wire.message import HeaderValue, Message
-
-LOG_APPEND_TIME: Final = 1
-"""``timestamp_type`` of a record whose timestamp the broker set (KIP-32); 0 is the producer's own."""
 
 
 def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
@@ -28,15 +25,7 @@ def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
         ConfigurationError: the record is aiokafka's or confluent-kafka's.
     """
     refuse_foreign(record)
-    try:
-        kind = record.timestamp_type
-        return record_message(
-            record.topic, record.partition, record.offset, record.timestamp,
-            type(kind) is int and kind == LOG_APPEND_TIME, record.key, record.value, record.headers,
-            scope, log, record,
-        )  # fmt: skip
-    except Exception:
-        return unreadable(record)
+    return record_message(record, scope, log)
 
 
 def carries(_name: str, value: HeaderValue) -> bool:

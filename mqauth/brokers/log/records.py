@@ -16,14 +16,12 @@ from mqauth.wire.message import (
     HeaderPair,
     HeaderValue,
     Message,
-    Origin,
     kafka_origin,
     message_of,
 )
 
 NativeHeaders = list[tuple[str, bytes]]
 _OCTETS: Final = (bytes, bytearray, memoryview)
-_VALUES: Final = frozenset((bytes, type(None)))
 
 
 class Log(NamedTuple):
@@ -39,47 +37,88 @@ class Log(NamedTuple):
 
 
 NO_LOG: Final = Log()
+LOG_APPEND_TIME: Final = 1
+"""``timestamp_type`` of a record whose timestamp the broker set (KIP-32); 0 is the producer's own."""
 
 
-def record_message(  # noqa: PLR0917 - called for each record; keywords would cost more
-    topic: object,
-    partition: object,
-    offset: object,
-    timestamp_ms: object,
-    by_broker: bool,
-    key: object,
-    value: object,
-    headers: Any,
-    scope: str,
-    log: Log,
-    native: object,
-) -> Message:
-    """Return the message of a record.
+class RecordPlace:
+    """What the records of one partition have in common, worked out once for all that a poll returns of it.
 
     Args:
         topic: the topic's name, as the client says.
         partition: the partition's number.
-        offset: the record's offset.
-        timestamp_ms: UTC milliseconds.
-        by_broker: whether the broker set the timestamp (KIP-32), and not the producer.
-        key: as it came, without a deserializer.
-        value: as it came, without a deserializer.
-        headers: pairs of text and bytes.
         scope: the consumer group.
         log: the ids of cluster and topic.
-        native: the client's own object.
-
-    Returns:
-        The message; its ``malformed`` names the first thing that could not be represented.
     """
-    faults: list[str] = []
-    pairs = _headers(headers, faults)
-    body = value if type(value) in _VALUES else _octets(value, "value", faults)
-    record_key = key if type(key) in _VALUES else _octets(key, "key", faults)
-    place = _destination(topic, faults)
-    origin = _origin(topic, partition, offset, timestamp_ms, by_broker, scope, log)
-    malformed = faults[0] if faults else None
-    return message_of(place, body, record_key, NO_PROPERTIES, pairs, origin, native, malformed)  # type: ignore[arg-type]
+
+    __slots__ = ("_cluster", "_destination", "_fault", "_partition", "_scope", "_topic", "_topic_id")
+
+    def __init__(self, topic: object, partition: object, scope: str, log: Log) -> None:
+        self._destination, self._fault = _destination(topic)
+        self._topic = topic if isinstance(topic, str) else None
+        self._partition, self._scope = _natural(partition), scope
+        self._cluster, self._topic_id = log
+
+    def message(  # noqa: PLR0917 - called for each record; keywords would cost more
+        self, offset: Any, timestamp_ms: Any, by_broker: bool, key: Any, value: Any, headers: Any, native: object
+    ) -> Message:
+        """Return the message of a record.
+
+        Args:
+            offset: the record's offset.
+            timestamp_ms: UTC milliseconds.
+            by_broker: whether the broker set the timestamp (KIP-32), and not the producer.
+            key: as it came, without a deserializer.
+            value: as it came, without a deserializer.
+            headers: pairs of text and bytes.
+            native: the client's own object.
+
+        Returns:
+            The message; its ``malformed`` names the first thing that could not be represented.
+        """
+        fault, pairs = self._fault, tuple(headers or ())
+        for pair in pairs:
+            if type(pair) is not tuple or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not bytes:
+                pairs, fault = _headers(pairs, fault)
+                break
+        if type(value) is not bytes:
+            value, fault = _octets(value, "value", fault)
+        if type(key) is not bytes:
+            key, fault = _octets(key, "key", fault)
+        if type(offset) is not int or type(timestamp_ms) is not int or offset < 0 or timestamp_ms < 0:
+            offset, timestamp_ms = _natural(offset), _natural(timestamp_ms)
+        origin = kafka_origin(
+            self._scope, self._topic, self._partition, offset, timestamp_ms, "append" if by_broker else "create",
+            self._cluster, self._topic_id,
+        )  # fmt: skip
+        return message_of(self._destination, value, key, NO_PROPERTIES, pairs, origin, native, fault)
+
+
+def record_message(record: Any, scope: str, log: Log = NO_LOG) -> Message:
+    """Return the message of one record of kafka-python or aiokafka; nothing that it holds makes this raise."""
+    try:
+        place = RecordPlace(record.topic, record.partition, scope, log)
+    except Exception:
+        return unreadable(record)
+    return _placed(record, place)
+
+
+def partition_messages(records: Iterable[Any], partition: Any, scope: str, log: Log) -> list[Message]:
+    """Return the messages of records of kafka-python or aiokafka, all of one partition."""
+    place = RecordPlace(partition.topic, partition.partition, scope, log)
+    return [_placed(record, place) for record in records]
+
+
+def _placed(record: Any, place: RecordPlace) -> Message:
+    # Fields are attributes, and have the same names in both clients.
+    try:
+        kind = record.timestamp_type
+        return place.message(
+            record.offset, record.timestamp, type(kind) is int and kind == LOG_APPEND_TIME, record.key,
+            record.value, record.headers, record,
+        )  # fmt: skip
+    except Exception:
+        return unreadable(record)
 
 
 def unreadable(native: object) -> Message:
@@ -145,50 +184,31 @@ def record_size(value: bytes | None, key: bytes | None = None, headers: Iterable
     return len(value or b"") + len(key or b"") + sum(len(name) + len(text) for name, text in headers)
 
 
-def _destination(topic: object, faults: list[str]) -> str:
+def _destination(topic: object) -> tuple[str, str | None]:
+    """Return the destination of a topic, and what is wrong with its name."""
     try:
-        if isinstance(topic, str):
-            return destination.kafka(topic)
-        faults.append("the topic is no text")
+        return (
+            ("kafka:", "the topic is no text") if not isinstance(topic, str) else (destination.kafka(topic), None)
+        )
     except MalformedMessage as error:
-        faults.append(str(error))
-    return "kafka:"
+        return "kafka:", str(error)
 
 
-def _octets(value: object, name: str, faults: list[str]) -> bytes | None:
+def _octets(value: object, name: str, fault: str | None) -> tuple[bytes | None, str | None]:
     """Return a subclass of bytes as it is; anything else was made by a deserializer, and is a fault."""
     if value is None or isinstance(value, bytes):
-        return value
-    faults.append(f"the record's {name} is no bytes")
-    return None
+        return value, fault
+    return None, fault or f"the record's {name} is no bytes"
 
 
-def _headers(found: Any, faults: list[str]) -> tuple[HeaderPair, ...]:
-    """Return those headers that are pairs, in order."""
-    pairs = tuple(found or ())
-    for pair in pairs:
-        if type(pair) is not tuple or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) not in _VALUES:
-            break
-    else:
-        return pairs
+def _headers(pairs: tuple[Any, ...], fault: str | None) -> tuple[tuple[HeaderPair, ...], str | None]:
+    """Return those headers that are pairs, in order; a value may be null."""
     kept = tuple((pair[0], pair[1]) for pair in pairs if _is_pair(pair, (tuple, list), (bytes, type(None))))
-    if len(kept) < len(pairs):
-        faults.append("a header is not text and bytes")
-    return kept
+    return kept, fault or ("a header is not text and bytes" if len(kept) < len(pairs) else None)
 
 
 def _is_pair(pair: Any, shape: Any, values: Any) -> bool:
     return isinstance(pair, shape) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], values)
-
-
-def _origin(  # noqa: PLR0917 - called for each record; keywords would cost more
-    topic: object, partition: object, offset: object, stamp: object, by_broker: bool, scope: str, log: Log
-) -> Origin:
-    named = topic if isinstance(topic, str) else None
-    kind: Any = "append" if by_broker else "create"
-    if type(partition) is type(offset) is type(stamp) is int and partition >= 0 <= offset and stamp >= 0:
-        return kafka_origin(scope, named, partition, offset, stamp, kind, *log)
-    return kafka_origin(scope, named, _natural(partition), _natural(offset), _natural(stamp), kind, *log)
 
 
 def _natural(value: object) -> int | None:

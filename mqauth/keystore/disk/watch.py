@@ -169,14 +169,16 @@ class JWKSFile:
 
     Args:
         path: the file, at most 256 KiB.
+        wit_svid: read the keys of a SPIFFE bundle that are for WITs, too; for a ``TrustDomain``, and nowhere else.
         clock: tells the time.
 
     Raises:
         ConfigurationError: the file is missing, is not a JWK Set, or has no key that can be used.
     """
 
-    def __init__(self, path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, path: str | Path, *, wit_svid: bool = False, clock: Clock = SYSTEM_CLOCK) -> None:
         self.path = Path(path)
+        self.wit_svid = wit_svid
         self._clock = clock
         self._lock = threading.Lock()
         self._stamp = files.stamp(self.path)
@@ -212,7 +214,8 @@ class JWKSFile:
                 emit("keys.kept", "%s; the last good set of %d keys stays in use", error, len(self._keys.keys))
 
     def _read(self) -> KeySet:
-        keys = jwk.load_key_set(files.read_bounded(self.path, jwk.MAX_DOCUMENT), name=str(self.path))
+        raw = files.read_bounded(self.path, jwk.MAX_DOCUMENT)
+        keys = jwk.load_key_set(raw, name=str(self.path), wit_svid=self.wit_svid)
         # An empty set may be meant. A set in which no key can be used is a mistake.
         if keys.skipped and not keys.keys:
             raise ConfigurationError(f"{self.path}: no key that can be used: {keys.skipped[0]}")

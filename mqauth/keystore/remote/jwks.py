@@ -40,6 +40,7 @@ class JWKS:
         snapshot: a file for the last good set (mode 0600), which is read at the start.
         on_event: called with each ``Event``, mostly on the background thread. What it raises is logged.
         unsafe_http_loopback: allow http to this machine.
+        wit_svid: read the keys of a SPIFFE bundle that are for WITs, too; for a ``TrustDomain``, and nowhere else.
         clock: tells the time.
         randomness: spreads the refreshes of many consumers.
         fetch: makes an attempt, in place of HTTP.
@@ -63,6 +64,7 @@ class JWKS:
         snapshot: str | Path | None = None,
         on_event: OnEvent | None = None,
         unsafe_http_loopback: bool = False,
+        wit_svid: bool = False,
         clock: Clock = SYSTEM_CLOCK,
         randomness: Randomness = SYSTEM_RANDOMNESS,
         fetch: Fetch | None = None,
@@ -73,9 +75,13 @@ class JWKS:
         )
         endpoint = Endpoint.parse(url, unsafe_http_loopback=unsafe_http_loopback)
         self._fetch = fetch or URLFetch(
-            endpoint, timeout=timeout, context=tls_context(ca) if endpoint.tls else None, clock=clock
-        )
+            endpoint, timeout=timeout, context=tls_context(ca) if endpoint.tls else None, clock=clock,
+            wit_svid=wit_svid,
+        )  # fmt: skip
         self.source = self.where = endpoint.shown
+        self.wit_svid = wit_svid
+        # A snapshot has no uses any more: what a trust domain kept is none for an issuer of the direct form.
+        self._kept_of = f"{self.source} wit-svid" if wit_svid else self.source
         self._snapshot = None if snapshot is None else Path(snapshot)
         self._announcer = Announcer(self.source, on_event)
         self._clock = clock
@@ -276,7 +282,9 @@ class JWKS:
         if path is not None and cache.keys is not None:
             # A full disk is no reason to stop using the keys.
             try:
-                snapshot.save(path, cache.keys, source=self.source, asked=asked, publish_delay=cache.publish_delay)
+                snapshot.save(
+                    path, cache.keys, source=self._kept_of, asked=asked, publish_delay=cache.publish_delay
+                )
             except OSError as error:
                 self._report(EventKind.SNAPSHOT_FAILED, words_of(error))
 
@@ -285,7 +293,7 @@ class JWKS:
             return
         try:
             keys, age, delay = snapshot.load(
-                self._snapshot, source=self.source, now=self._clock.now(), max_age=self._limits.max_stale
+                self._snapshot, source=self._kept_of, now=self._clock.now(), max_age=self._limits.max_stale
             )
         except ConfigurationError as refused:
             self._report(EventKind.SNAPSHOT_REFUSED, str(refused))
