@@ -38,6 +38,7 @@ _GROUPS = {
     "opa": r"integration/test_opa",
     "kafka": r"integration/test_(kafka|contract_kafka|store_race)",
     "rabbitmq": r"integration/test_(contract_|simulated_)?rabbitmq",
+    "identity-chaos": r"integration/chaos/test_identity",
     "kafka-chaos": r"integration/chaos/test_kafka",
     "rabbitmq-chaos": r"integration/chaos/",
     "review": r"integration/(console|review)/",
@@ -45,7 +46,7 @@ _GROUPS = {
     "rest": r"integration/",
 }
 """Which files are a group's, by a pattern; the first that fits counts."""
-_NOT_QUICK = {"confluent", "clients", "kafka-chaos", "opa", "rabbitmq-chaos", "holders"}
+_NOT_QUICK = {"confluent", "clients", "identity-chaos", "kafka-chaos", "opa", "rabbitmq-chaos", "holders"}
 """Of further clients, whose leaves the unit tests hold to the contract on doubles, of services beside the brokers,
 and what is slow as a whole."""
 # The brokers of tests end before the code of Java's second compiler repays what compiling took.
