@@ -77,6 +77,8 @@ def _accepted(bench: Bench) -> int:
 class _Away:
     """A signer whose keys are out of reach at first."""
 
+    blocking = False
+
     def __init__(self, sign: Callable[[Any], Any]) -> None:
         self._sign = sign
         self._left = REQUESTS * 4

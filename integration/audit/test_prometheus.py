@@ -77,6 +77,10 @@ class Demo:
         telemetry.watch_consumer("billing", self.consumer.health)
         telemetry.watch_keys(ISSUER, lambda: self.key_age)
         telemetry.watch_policy("opa", lambda: SimpleNamespace(failing_for=self.policy_failing))
+        self.identity_left = 3600.0
+        telemetry.watch_identity(
+            lambda: SimpleNamespace(subject="wimse://prod.example/a", expires_in=self.identity_left)
+        )
         telemetry.watch_store("memory", store.__len__)
 
     def roll_out(self, destination: str, days: int) -> None:
@@ -208,7 +212,7 @@ def _every_attack(demo: Demo) -> None:
     for _ in range(40):
         demo.fails()
     demo.endpoint.telemetry.alert(Alert(kind="unsigned_again", about={}, count=1, time=0))
-    demo.open, demo.policy_failing = 500.0, 61.0
+    demo.open, demo.policy_failing, demo.identity_left = 500.0, 61.0, 60.0
     demo.roll_out("kafka:refunds", -2)
 
 
