@@ -70,6 +70,7 @@ def run(capsys: pytest.CaptureFixture[str], machine: Key) -> Run:
 def credential(key: Key, **changes: Any) -> Path:
     """Write a credential of a machine to a file."""
     said: dict[str, Any] = {"issuer": MACHINES, "subject": "orders-api", "authority": URL, "lifetime": 300,
+                            "jkt": "t" * 43,
                             "clock": SYSTEM_CLOCK, "randomness": SYSTEM_RANDOMNESS}  # fmt: skip
     path = Path("credential")
     path.write_text(enrolment.credential(LocalSigningKey(key), **(said | changes)) + "\n")

@@ -30,23 +30,21 @@ def names_in(files: Iterable[Path]) -> set[str]:
     }
 
 
-def chaos(broker: str) -> set[str]:
-    """Return the names of a broker's chaos tests."""
-    return names_in(file for file in FILES if file.name.startswith(f"test_{broker}_"))
+def chaos(subject: str) -> set[str]:
+    """Return the names of the chaos tests of a broker, or of identities."""
+    return names_in(file for file in FILES if file.name.startswith(f"test_{subject}_"))
 
 
 def test_every_named_test_exists() -> None:
     """Each test the page names is of the chaos table, of a delivery contract, or of a file it names."""
     beside = {ROOT / "integration" / name for name in re.findall(r"`(test_\w+\.py)`", PAGE)}
-    assert chaos("rabbitmq") | chaos("kafka") | names_in((*beside, *CONTRACTS)) >= NAMED - {
-        file.stem for file in beside
-    }
+    assert names_in((*FILES, *beside, *CONTRACTS)) >= NAMED - {file.stem for file in beside}
 
 
-@pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
-def test_every_chaos_test_is_told(broker: str) -> None:
-    """Each chaos test of a broker stands on the page."""
-    assert chaos(broker) <= NAMED
+@pytest.mark.parametrize("subject", ["rabbitmq", "kafka", "identity"])
+def test_every_chaos_test_is_told(subject: str) -> None:
+    """Each chaos test stands on the page."""
+    assert chaos(subject) <= NAMED
 
 
 @pytest.mark.parametrize("row", ROWS)

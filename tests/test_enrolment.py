@@ -19,6 +19,7 @@ from mqauth.wire.jws import LocalSigningKey
 from mqauth.wire.keys import Key
 
 NOW = 1_900_000_000
+JKT = "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"
 URL = "https://authority.prod.example/v1/identity"
 ALGORITHMS = ("EdDSA", "ES256", "ES384")
 
@@ -44,7 +45,7 @@ def credential(key: Key, **changes: Any) -> str:
     """Return a credential made at a fixed moment."""
     said: dict[str, Any] = {
         "issuer": "https://orders.example", "subject": "orders-api", "authority": "https://authority.prod.example",
-        "clock": FakeClock(NOW), "randomness": lambda size: b"r" * size,
+        "jkt": JKT, "clock": FakeClock(NOW), "randomness": lambda size: b"r" * size,
     }  # fmt: skip
     return enrolment.credential(LocalSigningKey(key), **(said | changes))
 
@@ -110,7 +111,7 @@ def test_a_credential_is_a_jws_by_the_producers_key(algorithm: str) -> None:
     assert jwt.get_unverified_header(token) == {"typ": "mqauth-enrol+jwt", "alg": algorithm, "kid": key.kid}
     assert json.loads(json.dumps(said)) == {
         "iss": "https://orders.example", "sub": "orders-api", "aud": "https://authority.prod.example", "iat": NOW,
-        "exp": NOW + 60, "jti": said["jti"],
+        "exp": NOW + 60, "jti": said["jti"], "cnf": {"jkt": JKT},
     }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ _JTI: Final = 16
 
 
 def credential(
-    key: SigningKey, *, issuer: str, subject: str, authority: str, clock: Clock, randomness: Randomness,
+    key: SigningKey, *, issuer: str, subject: str, authority: str, jkt: str, clock: Clock, randomness: Randomness,
     lifetime: int = LIFETIME,
 ) -> str:  # fmt: skip
     """Return a credential for one request; its header is exactly ``typ``, ``alg`` and ``kid``.
@@ -32,6 +32,8 @@ def credential(
         issuer: ``iss``, as the authority has it for this kind of credential.
         subject: ``sub``, the producer's name; one of ``mqauth_sub`` of its key.
         authority: ``aud``, the authority's url.
+        jkt: thumbprint of the new key, so that whoever intercepts the credential can do nothing with it (RFC 9449,
+            section 6.1).
         clock: gives ``iat``, and ``exp`` with ``lifetime``.
         randomness: makes ``jti``.
         lifetime: seconds, 1 to 300.
@@ -47,6 +49,6 @@ def credential(
     now = int(clock.now())
     said = {
         "iss": issuer, "sub": subject, "aud": authority, "iat": now, "exp": now + lifetime,
-        "jti": base64url.encode(randomness(_JTI)).decode("ascii"),
+        "jti": base64url.encode(randomness(_JTI)).decode("ascii"), "cnf": {"jkt": jkt},
     }  # fmt: skip
     return jws.compact(strict_json.dumps(said), key, typ=CREDENTIAL_TYPE)

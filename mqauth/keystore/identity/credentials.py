@@ -21,7 +21,7 @@ from mqauth.http.exchange import request
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire import claims, dpop, enrolment
 from mqauth.wire.jws import LocalSigningKey
-from mqauth.wire.keys import Key, SigningKeySource
+from mqauth.wire.keys import Key, SigningKeySource, thumbprint
 
 MAX_CREDENTIAL: Final = 16 * 1024
 """Bytes of a credential."""
@@ -105,10 +105,10 @@ class OwnKey:
         return f"OwnKey({self.subject!r})"
 
     def __call__(self, asking: Asking, /) -> tuple[str, str]:
-        """Sign a credential."""
-        return BEARER, enrolment.credential(
+        """Sign a credential that is bound to the new key."""
+        return DPOP, enrolment.credential(
             self._keys(), issuer=self.issuer, subject=self.subject, authority=asking.authority,
-            clock=asking.clock, randomness=asking.randomness,
+            jkt=thumbprint(asking.key.public), clock=asking.clock, randomness=asking.randomness,
         )  # fmt: skip
 
 
