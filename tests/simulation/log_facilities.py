@@ -86,6 +86,7 @@ class Facilities:
     version = "1"
     issuers: ClassVar[dict[str, Any]] = {}
     aliases: ClassVar[dict[str, Any]] = {}
+    ends: ClassVar[dict[str, int]] = {}
 
     def __init__(self, clock: Clock, between: Callable[[], None]) -> None:
         self._clock = clock
