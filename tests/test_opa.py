@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
@@ -360,6 +362,20 @@ def test_an_event_loop_runs_on_while_it_is_asked(agent: Agent) -> None:
         return await second
 
     assert asyncio.run(ask()) is ALLOW
+
+
+def test_a_child_after_a_fork_asks_by_itself(agent: Agent) -> None:
+    """A child has none of its parent's threads, and not whoever holds the lock; it asks all the same."""
+    opa = agent.opa()
+    assert asyncio.run(opa.adecide(honest())) is ALLOW
+    with opa._lock:
+        child = os.fork()
+        if child == 0:
+            # A child that waits for the lock or for a thread ends by the signal.
+            signal.alarm(10)
+            opa._decisions.clear()
+            os._exit(0 if asyncio.run(opa.adecide(honest())) is ALLOW else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_during_a_pause_nobody_waits_for_a_thread(agent: Agent) -> None:

@@ -13,8 +13,10 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import hashlib
+import os
 import re
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -132,10 +134,9 @@ class OPA:
         self._clock, self._dial = clock, dial
         self._version = _UNASKED
         self._decisions, self._pause = Decisions(), Pause()
-        self._pending: dict[Question, Asked] = {}
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(_WORKERS, "mqauth-opa")
         self._asked = self._failed = 0
+        self.forked()
+        _LIVE.add(self)
 
     def __repr__(self) -> str:
         return f"OPA({self.source!r})"
@@ -220,6 +221,12 @@ class OPA:
                 remembered=len(self._decisions), asked=self._asked, failed=self._failed,
                 failing_for=0.0 if since is None else now - since, last_failure=why,
             )  # fmt: skip
+
+    def forked(self) -> None:
+        """Make what a child after a fork lacks: the lock, the threads, and whoever answers what was asked."""
+        self._pending: dict[Question, Asked] = {}
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(_WORKERS, "mqauth-opa")
 
     def _known(self, question: Question) -> Decision | None:
         found = self._decisions.get(question)
@@ -323,6 +330,17 @@ class OPA:
         token = read_bounded(self._token_file, _MAX_TOKEN).decode("ascii", "replace").strip()
         require(VISIBLE.fullmatch(token), f"{self._token_file}: not a token in one line of ASCII")
         return f"Bearer {token}"
+
+
+_LIVE: Final[weakref.WeakSet[OPA]] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for policy in list(_LIVE):
+        policy.forked()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def is_path(value: object) -> bool:
