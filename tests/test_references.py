@@ -330,6 +330,22 @@ def test_checked_again_after_a_new_connection(holders: Holders, changed: bool) -
         key.sign(b"x")
 
 
+def test_checked_where_the_call_itself_connects_anew(holders: Holders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost connection that is opened again within a call is not trusted by what was checked before it."""
+    held = holders["held:1"]
+    key = reference_key(held)
+    key.sign(b"x")
+    key.sign(b"x")
+
+    def reconnecting(data: bytes, algorithm: str) -> bytes:
+        held.generation += 1
+        return LocalSigningKey(Key.generate(algorithm)).sign(data)
+
+    monkeypatch.setattr(held, "sign", reconnecting)
+    with pytest.raises(ConfigurationError, match="signs with another key"):
+        key.sign(b"x")
+
+
 def test_checked_again_in_a_child(holders: Holders) -> None:
     """The first signature in a child after a fork is checked."""
     held = holders["held:1"]

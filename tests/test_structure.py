@@ -79,7 +79,7 @@ STATEMENTS = (
     # on the disk, keys that end later, three detectors.
     + 887
     # Keystore entries that are references: adopted, checked, asked again; signatures on a thread.
-    + 132
+    + 133
     # Keys in an HSM: their URIs, sessions of one process, one lock, forks, errors.
     + 205
     # Keys in the transit engine of OpenBao or Vault; each signature checked, and a line where none comes.
