@@ -1,4 +1,4 @@
-"""A producer with an identity that an authority renews, over a real broker, while keys rotate and a thief is cut off.
+"""A producer whose identity an authority renews, over real brokers, while keys rotate and a thief is cut off.
 
 Authority, HTTP and broker are real. Everybody goes by one fake clock, so that hours pass in no time.
 """
