@@ -248,7 +248,11 @@ class OPA:
                 return asked
             self._refuse(question, self._clock.monotonic())
             asked = self._pending[question] = Asked()
-        begin(self._answer, question, asked)
+        try:
+            begin(self._answer, question, asked)
+        # Where no thread can be started, or the interpreter ends, nobody asks.
+        except RuntimeError as error:
+            self._end(question, asked, _unavailable(f"nobody can ask: {error}"))
         return asked
 
     def _refuse(self, question: Question, now: float) -> None:
@@ -265,10 +269,17 @@ class OPA:
         try:
             found = self._put(question)
         finally:
-            with self._lock:
-                self._failed += isinstance(found, Unavailable)
-                del self._pending[question]
-            asked.set_result(found)
+            self._end(question, asked, found)
+
+    def _end(self, question: Question, asked: Asked, found: Decision | Unavailable) -> None:
+        """Give whoever waits what was found, once; the question may be asked again from now on."""
+        with self._lock:
+            # A thread that could not be started may have left its work to another one, which comes too late.
+            if self._pending.get(question) is not asked:
+                return
+            del self._pending[question]
+            self._failed += isinstance(found, Unavailable)
+        asked.set_result(found)
 
     def _put(self, question: Question) -> Decision | Unavailable:
         """Ask one question, and remember what becomes of it."""
