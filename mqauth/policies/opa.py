@@ -26,7 +26,7 @@ from typing import Any, Final, Literal
 from mqauth.audit.disk import read_bounded
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, MqauthError, Unavailable, require
-from mqauth.http.connection import MAX_TIMEOUT, VISIBLE, Deadline, Dial, Endpoint, FetchFailed, tls_context
+from mqauth.http.connection import MAX_TIMEOUT, VISIBLE, Deadline, Dial, Endpoint, FetchFailed, Kept, tls_context
 from mqauth.http.exchange import request
 from mqauth.judging.policy import Allow, Decision
 from mqauth.judging.verified import Verified
@@ -131,7 +131,7 @@ class OPA:
         self.source = self.where = self._endpoint.shown
         self.within, self.scope = within, scope
         self._remember, self._timeout = remember, timeout
-        self._clock, self._dial = clock, dial
+        self._clock, self._dial, self._kept = clock, dial, Kept()
         self._version = _UNASKED
         self._decisions, self._pause = Decisions(), Pause()
         self._asked = self._failed = 0
@@ -330,7 +330,7 @@ class OPA:
         response = request(
             self._endpoint, deadline=Deadline(self._clock, self._timeout), context=self._context,
             document={"input": document}, headers={"Authorization": self._bearer()}, statuses=_SERVER_SPOKE,
-            limit=MAX_ANSWER, dial=self._dial,
+            limit=MAX_ANSWER, dial=self._dial, kept=self._kept,
         )  # fmt: skip
         found = response.document or {}
         return (found.get("result"), version_of(found)) if response.status == 200 else (None, None)
