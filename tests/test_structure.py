@@ -91,6 +91,8 @@ STATEMENTS = (
     # What never comes back: the first error of a consumer, and later ones noted at it; key caches of a command
     # that ends; questions that nobody can ask; calls in a PKCS#11 library.
     + 47
+    # A connection to a transit engine or to OPA that is kept.
+    + 37
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")
