@@ -95,6 +95,23 @@ def test_what_is_remembered_is_bounded() -> None:
     assert [text.decode() for text in known.held()] == wits[1:]
 
 
+def test_identities_that_are_good_for_nothing_push_none_out() -> None:
+    """Whoever kept old messages, or has a WIT and no key, cannot make a consumer forget the WITs in use."""
+    clock = FakeClock(1_900_000_000)
+    forge = IdentityForge(clock)
+    old = [forge.seal(honest_message(PLACES[0]), wit=forge.wit(claims={"jti": f"{n}"})) for n in range(8)]
+    live = forge.wit(claims={"iat": 1_900_003_600, "exp": 1_900_007_200})
+    clock.advance(3700)
+    pipe = pipeline(forge, clock, identities=2)
+    assert judged(pipe, forge.seal(honest_message(PLACES[0]), wit=live)).verdict is Verdict.ACCEPTED
+    assert {judged(pipe, message).reason for message in old} == {Reason.EXPIRED}
+    stolen = [forge.wit(claims={"iat": 1_900_003_600, "exp": 1_900_007_200, "jti": f"{n}"}) for n in range(8)]
+    forged = [forge.seal(honest_message(PLACES[0]), wit=wit, key=forge.stranger) for wit in stolen]
+    assert {judged(pipe, message).reason for message in forged} == {Reason.SIGNATURE_INVALID}
+    assert pipe.verifier.identities is not None
+    assert pipe.verifier.identities.held() == (live.encode(),)
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_a_proof_like_one_that_was_accepted_is_read_without_parsing(
     place: str, monkeypatch: pytest.MonkeyPatch
