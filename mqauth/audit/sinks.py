@@ -110,8 +110,9 @@ class FanOut(_Wrapping):
 class FloodGate(_Wrapping):
     """Passes records on, and drops the details of those that belong to a flood; safe to share between threads.
 
-    From ``flood_after`` rejections a minute with the same reason, kid and destination (of refusals of an authority:
-    address), a record keeps its id, time, reason, scope and dead letter, and says its number in the flood. The details stand in the records before.
+    From ``flood_after`` rejections a minute with the same reason, kid and destination, a record keeps its id,
+    time, reason, scope and dead letter, and says its number in the flood. The details stand in the records before.
+    Of an authority's refusals the address takes the place of the destination.
     An attacker can draw kids at random, and also destinations where routing keys are free; so ten times as many of
     one reason and destination, or a hundred times as many of one reason, are a flood too. The rejection itself is
     always recorded, and its dead letter is always published.

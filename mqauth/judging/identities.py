@@ -1,7 +1,7 @@
 """The identity form, judged: the steps of ``mqauth.judging.judge`` as they are for a WIT and its proof.
 
-An authority's WIT stands for its workload in thousands of messages. So WITs are remembered by all their bytes, with
-the key object that their signature held under, once they were good for a message. What is remembered says that the
+An authority's WIT stands for its workload in thousands of messages. So WITs that were good for a message are
+remembered, by all their bytes and with the key object that they held under. What is remembered says that the
 signature holds, and nothing of revocation, cut-off, time or policy *now*. Under another key object both signatures
 are checked again.
 """
@@ -127,7 +127,7 @@ class Identities:
     def keep(self, wit: Wit, authority: Key) -> None:
         """Remember a WIT whose steps (6) to (10) were passed, unless it is remembered.
 
-        Not once its signature holds: whoever reads a queue has many that have ended, and could push all others out.
+        Not once its signature holds: whoever reads a queue has many that have ended, and could push others out.
 
         Args:
             wit: of a message.
