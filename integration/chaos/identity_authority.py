@@ -1,8 +1,8 @@
 """A real authority in a process of its own, whose identities live for seconds; it may be killed and started again.
 
 ``python -m integration.chaos.identity_authority JSON``: the members of ``Orders``. The settings allow an authority
-no lifetime below a minute, which is what the nightly form takes; for less this process lowers that bound for itself. All else is what ``mqauth authority
-serve`` runs.
+no lifetime below a minute, which is what the nightly form takes. For less this process lowers that bound for
+itself. All else is what ``mqauth authority serve`` runs.
 """
 
 from __future__ import annotations
