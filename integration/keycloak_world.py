@@ -15,10 +15,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from integration.services.keycloak import Keycloak
 from integration.services.machine import LOOPBACK, Port
@@ -48,9 +47,10 @@ refusal_rate = 0
 [[authority.credentials]]
 name = "shop"
 issuer = "{issuer}"
-{source}
+discovery = true
 ca = "{ca}"
 publish_delay = 0
+{more}
 
 [[authority.grants]]
 credential = "shop"
@@ -156,6 +156,7 @@ class World:
         self.issuer = f"{keycloak.secure}/realms/{REALM}"
         self.token_url = f"{self.issuer}/protocol/openid-connect/token"
         self.secrets: dict[str, str] = {}
+        self.name, self.process = "", cast(subprocess.Popen[str] | None, None)
         Keystore(folder=folder / "authority-keys").create(overlap=3600)
         self.write("producer.toml", _PRODUCER)
         self.write("consumer.toml", _CONSUMER)
@@ -260,60 +261,62 @@ class World:
             ca=self.keycloak.ca,
         )  # fmt: skip
 
-    def enrolled(self, client: str, subject: str, credential: Any = None, url: str | None = None) -> EnrolledKey:
+    def enrolled(self, client: str, subject: str, credential: Any = None) -> EnrolledKey:
         """Return the key of a producer."""
         given = credential or self.credentials(client)
-        return EnrolledKey(url or self.url, subject=subject, credential=given, unsafe_http_loopback=True)
+        return EnrolledKey(self.url, subject=subject, credential=given, unsafe_http_loopback=True)
 
     # --- the authority --------------------------------------------------------------------------------------
 
-    @contextmanager
-    def serving(self, name: str = "authority", source: str = "discovery = true") -> Iterator[None]:
-        """Serve identities while the block runs.
+    def start(self, name: str = "authority", more: str = "") -> None:
+        """Serve identities, in place of the authority before.
 
         Args:
-            name: of its settings and its audit file.
-            source: of the realm's keys, as the settings say it.
+            name: of its settings, its log and its audit file.
+            more: settings of the source of the realm's keys.
         """
-        settings = self.write(f"{name}.toml", _AUTHORITY, source=source)
+        self.stop()
+        self.name = name
+        settings = self.write(f"{name}.toml", _AUTHORITY, more=more)
         words = ["authority", "serve", "--config", str(settings), "--port", str(self.port.number)]
         with (self.folder / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, "-c", _ENTRY, *words], stdout=subprocess.PIPE, stderr=log, text=True
             )
-        assert process.stdout is not None
-        try:
-            assert f"{self.url}/v1/identity" in process.stdout.readline(), self.log(name)
-            yield
-        finally:
-            process.terminate()
-            assert process.wait(PATIENCE) == 0
-            process.stdout.close()
+        assert self.process.stdout is not None
+        assert f"{self.url}/v1/identity" in self.process.stdout.readline(), self.log()
 
-    def log(self, name: str = "authority") -> str:
-        """Return the log of an authority."""
-        return (self.folder / f"{name}.log").read_text()
+    def stop(self) -> None:
+        """Stop the authority, if one runs."""
+        if self.process is not None:
+            self.process.terminate()
+            _, code = self.process.communicate(timeout=PATIENCE), self.process.returncode
+            self.process = None
+            assert code == 0, self.log()
 
-    def records(self, name: str = "authority") -> list[dict[str, Any]]:
-        """Return the audit records of an authority that are no alerts."""
-        path = self.folder / f"{name}.jsonl"
+    def log(self) -> str:
+        """Return the log of the authority."""
+        return (self.folder / f"{self.name}.log").read_text()
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the audit records of the authority that are no alerts."""
+        path = self.folder / f"{self.name}.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         return [found for found in map(json.loads, lines) if found["verdict"] != "alert"]
 
     def ask(
-        self, credential: str, key: Key, *, scheme: str = "DPoP", proof: str | None = None, body: bytes = b"",
-        name: str = "authority",
+        self, credential: str, key: Key, *, scheme: str = "DPoP", proof: str | None = None, body: bytes = b""
     ) -> Answered:  # fmt: skip
         """Ask the authority for an identity; the record is that of this request."""
-        before, proof = len(self.records(name)), proof or self.proof(key, credential=credential)
+        before, proof = len(self.records()), proof or self.proof(key, credential=credential)
         headers = {"Authorization": f"{scheme} {credential}", "DPoP": proof}
-        asked = urllib.request.Request(f"{self.url}/v1/identity", body, headers, method="POST")
+        asked = urllib.request.Request(f"{self.url}/v1/identity", body, headers, method="POST")  # noqa: S310
         try:
-            with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
+            with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:  # noqa: S310
                 status, raw = answer.status, answer.read()
         except urllib.error.HTTPError as refused:
             status, raw = refused.code, refused.read()
-        new = self.records(name)[before:]
+        new = self.records()[before:]
         return Answered(status, json.loads(raw), new[0] if len(new) == 1 else None)
 
     def mqauth(self, *words: str, given: str = "") -> subprocess.CompletedProcess[str]:
@@ -324,5 +327,6 @@ class World:
         )  # fmt: skip
 
     def close(self) -> None:
-        """Give the port back."""
+        """Stop the authority, and give its port back."""
+        self.stop()
         self.port.release()

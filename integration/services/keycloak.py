@@ -1,4 +1,4 @@
-"""Keycloak, from Maven Central: a server on loopback, with TLS and without, its data on disk. It takes a minute."""
+"""Keycloak, from Maven Central: a server on loopback, with TLS and without, its data on disk; a slow starter."""
 
 from __future__ import annotations
 
