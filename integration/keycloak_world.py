@@ -30,7 +30,7 @@ from mqauth.wire.keys import Key
 DOMAIN: Final = "wimse://prod.example"
 ORDERS: Final = f"{DOMAIN}/shop/orders-api"
 STOCK: Final = f"{DOMAIN}/shop/stock-api"
-REALM: Final = "shop"
+REALM: Final = "mqauth"
 PATIENCE: Final = 180.0
 """Seconds in which what is waited for has to come."""
 _MOMENT: Final = 0.5

@@ -6,20 +6,28 @@ It takes minutes, so it is of the nightly form: ``python -m integration test --n
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from integration.documentation import ROOT, Block, Reader, blocks, matches
 from integration.keycloak_attacks import ATTACKS, OTHER
 from integration.keycloak_world import DOMAIN, ORDERS, REALM, STOCK, World, parts, until
 from integration.services.keycloak import Keycloak
+from integration.services.machine import Port
 from mqauth import ClientCredentials, Message, Signer, Unavailable
 from mqauth.errors import Cause
 from mqauth.keystore.identity.credentials import Asking
 from mqauth.wire.keys import Key, thumbprint
 
 pytestmark = pytest.mark.slow
+
+PAGE: Final = "docs/how-to/use-keycloak.md"
+AUTHORITY_PAGE: Final = "docs/how-to/start-an-authority.md"
 
 BOUND: Final = {"dpop.bound.access.tokens": "true"}
 ALGORITHMS: Final = ("PS256", "ES256", "ES384", "EdDSA")
@@ -248,3 +256,85 @@ def test_keycloak_is_killed_and_comes_back(world: World, keycloak: Keycloak) -> 
         until(lambda: enrolled.health().state == "fresh")
         signer.sign(MESSAGE)
         until(lambda: world.ask(world.token("orders-api", key), key).status == 200)
+
+
+# --- the how-to page ----------------------------------------------------------------------------------------
+
+
+def reader_of(keycloak: Keycloak, folder: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Reader:
+    """Return someone who follows the page with this Keycloak, and an authority at a URL."""
+    (folder / "home").mkdir()
+    monkeypatch.setenv("PATH", str(keycloak.program.parent), prepend=os.pathsep)
+    ca = str(keycloak.ca)
+    for name, value in (
+        ("HOME", str(folder / "home")),
+        ("KC_CLI_PASSWORD", keycloak.password),
+        ("SSL_CERT_FILE", ca),
+    ):
+        monkeypatch.setenv(name, value)
+    local = f'ca = "{ca}"\nunsafe_http_loopback = true'
+    secret, subject = 'client_secret_file="orders-api.secret",', f'subject="{ORDERS}",'
+    # Keycloak has a CA of its own here, and the authority none.
+    return Reader(
+        folder,
+        {
+            "--server https://sso.prod.example": f"--server {keycloak.url}",
+            'authority = "https://authority.prod.example"': f'authority = "{url}"\n{local}',
+            "discovery = true": f'discovery = true\nca = "{ca}"',
+            secret: f'{secret} ca="{ca}",', subject: f"{subject} unsafe_http_loopback=True,",
+            "https://sso.prod.example": keycloak.secure, "https://authority.prod.example": url,
+            "http://127.0.0.1:8443": url,
+        },
+    )  # fmt: skip
+
+
+def shell(text: str) -> Block:
+    """Return a command that the page does not show."""
+    return Block(page=PAGE, line=0, language="sh", mark="", text=text)
+
+
+@contextmanager
+def serving(reader: Reader, port: int) -> Iterator[None]:
+    """Serve identities by the page's settings while the block runs."""
+    process = reader.start(shell(f"mqauth authority serve --port {port}"))
+    assert process.stdout is not None
+    try:
+        assert f":{port}/v1/identity" in process.stdout.readline()
+        yield
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def test_the_page_does_what_it_says(keycloak: Keycloak, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who follows the page gets what it shows; its producer signs, and a consumer of the authority accepts."""
+    keycloak.tell("POST", "realms", {"realm": "shop", "enabled": True})
+    port = Port()
+    reader = reader_of(keycloak, tmp_path, f"http://127.0.0.1:{port.number}", monkeypatch)
+    reader.run(shell("mqauth keys new --dir authority-keys --pinned --overlap 3600"))
+    printed, steps = "", {block.name: block for block in blocks(PAGE)}
+    with ExitStack() as running:
+        for block in blocks(PAGE):
+            if block.mark == "output":
+                assert matches(block.text, printed), printed
+            elif block.language == "toml":
+                reader.write(block)
+            else:
+                printed = reader.run(block)
+            if block.name == "producer.toml":
+                running.enter_context(serving(reader, port.number))
+        (consumer,) = (block for block in blocks(AUTHORITY_PAGE) if block.name == "consumer.toml")
+        reader.write(consumer)
+        verdict = json.loads(reader.run(shell("mqauth verify --config consumer.toml < signed.json")))
+        assert (verdict["verdict"], verdict["claims"]["sub"]) == ("accepted", ORDERS)
+        with pytest.raises(AssertionError, match="HTTP Error 400"):
+            reader.run(steps["ask.py"])
+    port.release()
+
+
+def test_the_page_names_what_was_seen() -> None:
+    """The page's tables have every refusal of the attacks but those of forgers, as the audit says it."""
+    page = (ROOT / PAGE).read_text("utf-8")
+    forged = ("credential_signature", "dpop_invalid")
+    for _, _, reason, detail in ATTACKS.values():
+        assert reason in forged or f"| `{reason}` | `{detail}` |" in page or "sub asked for" in detail
