@@ -314,6 +314,7 @@ def test_the_page_does_what_it_says(keycloak: Keycloak, tmp_path: Path, monkeypa
     reader.run(shell("mqauth keys new --dir authority-keys --pinned --overlap 3600"))
     printed, steps = "", {block.name: block for block in blocks(PAGE)}
     with ExitStack() as running:
+        running.callback(port.release)
         for block in blocks(PAGE):
             if block.mark == "output":
                 assert matches(block.text, printed), printed
@@ -329,7 +330,6 @@ def test_the_page_does_what_it_says(keycloak: Keycloak, tmp_path: Path, monkeypa
         assert (verdict["verdict"], verdict["claims"]["sub"]) == ("accepted", ORDERS)
         with pytest.raises(AssertionError, match="HTTP Error 400"):
             reader.run(steps["ask.py"])
-    port.release()
 
 
 def test_the_page_names_what_was_seen() -> None:

@@ -146,6 +146,8 @@ def _fetch(folder: Path) -> Path:
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(folder)
     home = folder / f"keycloak-{VERSION}"
+    for program in (home / "bin").glob("*.sh"):
+        program.chmod(0o755)
     run(["sh", str(home / "bin" / "kc.sh"), *_BUILD], timeout=_BUILT_WITHIN,
         env={**os.environ, "JAVA_OPTS_APPEND": _JAVA})  # fmt: skip
     return home
