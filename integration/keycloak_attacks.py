@@ -133,6 +133,9 @@ ATTACKS: dict[str, Attack] = {
         lambda w: Shown(w.tokens("plain")["refresh_token"]), INVALID, "credential_malformed",
         "its alg is not on the list",
     ),
+    "an algorithm that is not ours": (
+        lambda w: Shown(w.token("by-RS512")), INVALID, "credential_malformed", "its alg is not on the list",
+    ),
     "another client's name in it": (
         lambda w: unsigned(w, lambda _, claims: claims.update(client_id="loose"), keep=True), INVALID,
         "credential_signature", "",

@@ -232,10 +232,7 @@ class World:
     def tokens(self, client: str, key: Key | None = None, *, realm: str = REALM, **form: str) -> Mapping[str, Any]:
         """Return what the token endpoint answers a client, with a DPoP proof where there is a key."""
         url = self.token_url.replace(f"/realms/{REALM}/", f"/realms/{realm}/")
-        said = {"grant_type": "client_credentials", "client_id": client, "client_secret": self.secrets[client]}
-        headers = {} if key is None else {"DPoP": self.proof(key, url)}
-        answer: dict[str, Any] = self.keycloak.post(url, said | form, headers)
-        return answer
+        return self.answer(client, url, None if key is None else self.proof(key, url), **form)
 
     def token(self, client: str, key: Key | None = None, **form: str) -> str:
         """Return an access token of a client."""
@@ -244,8 +241,20 @@ class World:
     def by_http(self, client: str, key: Key) -> str:
         """Return a token of the realm under its other URL, the one without TLS."""
         url = self.token_url.replace(self.keycloak.secure, self.keycloak.url)
+        return str(self.answer(client, url, self.proof(key, url))["access_token"])
+
+    def answer(
+        self, client: str, url: str | None = None, proof: str | None = None, **form: str
+    ) -> Mapping[str, Any]:
+        """Return what a token endpoint answers a client that shows this proof.
+
+        Raises:
+            ValueError: it refuses; the text has its answer.
+        """
         said = {"grant_type": "client_credentials", "client_id": client, "client_secret": self.secrets[client]}
-        return str(self.keycloak.post(url, said, {"DPoP": self.proof(key, url)})["access_token"])
+        headers = {} if proof is None else {"DPoP": proof}
+        answer: dict[str, Any] = self.keycloak.post(url or self.token_url, said | form, headers)
+        return answer
 
     def proof(self, key: Key, url: str | None = None, credential: str | None = None) -> str:
         """Return a DPoP proof, of a request to the authority where no other URL is given."""

@@ -68,7 +68,7 @@ def clients(world: World) -> list[Any]:
         world.client(world.url),
         *(
             world.client(f"by-{algorithm}", attributes={"access.token.signed.response.alg": algorithm})
-            for algorithm in ALGORITHMS
+            for algorithm in (*ALGORITHMS, "RS512")
         ),
     ]
 
@@ -166,13 +166,23 @@ def test_attacks_get_nothing(world: World, name: str) -> None:
 
 def test_the_count_of_the_attacks() -> None:
     """So many were tried on the real Keycloak."""
-    assert len(ATTACKS) == 26
+    assert len(ATTACKS) == 27
 
 
 def test_keycloak_gives_no_token_without_a_proof(world: World) -> None:
     """With the switch of DPoP on, a client that shows no proof gets nothing, whatever secret it has."""
     with pytest.raises(ValueError, match=r"400 .*DPoP proof is missing"):
         world.token("orders-api")
+
+
+def test_keycloak_takes_a_proof_once_and_for_its_own_url(world: World) -> None:
+    """A proof that was used before, and one for another URL, get no token from Keycloak."""
+    key = Key.generate()
+    for proof in (used := world.proof(key, world.token_url), world.proof(key, "https://other.example/token")):
+        if proof is used:
+            world.answer("orders-api", proof=used)
+        with pytest.raises(ValueError, match=r"400 .*invalid_request"):
+            world.answer("orders-api", proof=proof)
 
 
 def test_a_wrong_secret(world: World, caplog: pytest.LogCaptureFixture) -> None:
