@@ -86,6 +86,8 @@ STATEMENTS = (
     + 129
     # OPA: what is asked, decisions in memory, pauses, the client, its settings, findings, probe, forks and metric.
     + 376
+    # Credentials as Keycloak gives them: other members of cnf, schemes, whose refusal it was.
+    + 12
     # What the records of a partition have in common, and classes of slots that are being filled.
     + 1
     # The first error of a consumer, and what ended later noted at it; key caches of a command that ends.
