@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mqauth.audit.disk import last_lines
-from mqauth.audit.file import AuditFile
+from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.audit.misuse import Alert, Detector
 from mqauth.audit.record import parse_record
 from mqauth.audit.sinks import FloodGate, MisuseWatch
@@ -67,6 +67,26 @@ class ConfiguredAuthority:
             issuers=issuers, grants=[_grant(each) for each in found.grants], audience=found.url, clock=self._clock
         )
 
+    @cached_property
+    def keys(self) -> ActiveKey:
+        """The key that signs, followed; nothing asks an HSM or a service for a signature yet.
+
+        Raises:
+            ConfigurationError: the key may not be used, or its keystore has too short an overlap.
+        """
+        found = self.settings
+        passphrase = found.read_secret("passphrase")
+        with found.table.located("keys"):
+            keys = ActiveKey(found.keys, passphrase=passphrase, clock=self._clock)
+            limited, overlap = getattr(keys.signing_key(), "subjects", None), self.keystore.ring().overlap
+        if limited is not None:
+            raise found.table.refuse("keys", "its key speaks for some subjects only: make it with --pinned")
+        if overlap < found.lifetime:
+            advice = f"run mqauth keys new --dir {found.keys} --overlap {found.lifetime}"
+            why = "is shorter than lifetime: a retired key would end before its identities"
+            raise found.table.refuse("keys", f"its overlap of {overlap} s {why}; {advice}")
+        return keys
+
     def authority(self, audit: Path | None = None) -> IdentityAuthority:
         """Return the authority, with its key and its audit file.
 
@@ -77,21 +97,12 @@ class ConfiguredAuthority:
             ConfigurationError: the key may not be used, its keystore has too short an overlap, or another process
                 writes the audit file.
         """
-        found, keystore = self.settings, self.keystore
-        with found.table.located("keys"):
-            keys = ActiveKey(found.keys, passphrase=found.read_secret("passphrase"), clock=self._clock)
-            limited, overlap = getattr(keys.signing_key(), "subjects", None), keystore.ring().overlap
-        if limited is not None:
-            raise found.table.refuse("keys", "its key speaks for some subjects only: make it with --pinned")
-        if overlap < found.lifetime:
-            advice = f"run mqauth keys new --dir {found.keys} --overlap {found.lifetime}"
-            why = "is shorter than lifetime: a retired key would end before its identities"
-            raise found.table.refuse("keys", f"its overlap of {overlap} s {why}; {advice}")
+        found, keys, heads = self.settings, self.keys, self.settings.head_file(self._clock)
         with found.table.located("audit"):
-            sink = self._audit_sink(audit or found.audit)
+            sink = self._audit_sink(audit or found.audit, heads)
         return IdentityAuthority(
             trust_domain=found.trust_domain, desk=self.desk, keys=keys, audit=sink, lifetime=found.lifetime,
-            rate=found.rate, cutoffs=keystore.cutoffs, clock=self._clock,
+            rate=found.rate, cutoffs=self.keystore.cutoffs, clock=self._clock,
         )  # fmt: skip
 
     def server(self, authority: IdentityAuthority) -> AuthorityServer:
@@ -103,8 +114,8 @@ class ConfiguredAuthority:
         keys = KeyServer([self.settings.keys], most=MAX_AGE, clock=self._clock)
         return AuthorityServer(authority, keys, refusals=self.settings.refusal_rate, clock=self._clock)
 
-    def _audit_sink(self, path: Path) -> MisuseWatch:
-        file = AuditFile(path)
+    def _audit_sink(self, path: Path, heads: HeadFile | None) -> MisuseWatch:
+        file = AuditFile(path, heads=heads)
         detector = Detector(instances=self.settings.instances)
         # What was given before the last start is known: a credential of a thief is not the first one ever seen.
         with suppress(ConfigurationError, ValueError):
