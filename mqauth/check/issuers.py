@@ -98,20 +98,19 @@ def trust_domains(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
 @on("consumer")
 def forms(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find workloads that have a rule in each form, where nothing says when the direct one ends."""
-    domains = {issuer.issuer for issuer in consumer.issuers if issuer.trust_domain is not None}
-    direct = [issuer for issuer in consumer.issuers if issuer.trust_domain is None and issuer.until is None]
-    workloads = [rule for rule in consumer.allow if trust_domain_of(rule.subject) in domains]
+    direct = {
+        found.issuer: found for found in consumer.issuers if found.trust_domain is None and found.until is None
+    }
+    domains = {found.issuer for found in consumer.issuers if found.trust_domain is not None}
+    workloads = [rule for rule in consumer.allow if rule.issuer in domains]
     for number, rule in enumerate(consumer.allow):
-        same = [other.subject for other in workloads if rule not in workloads and _is_same(rule, other)]
-        issuers = [
-            issuer.issuer for issuer in direct
-            if rule.issuer in (None, issuer.issuer) and not _is_silent(issuer, rule, target.now)
-        ]  # fmt: skip
-        if same and issuers:
+        issuer = direct.get(rule.issuer or "")
+        same = [other.subject for other in workloads if _is_same(rule, other)]
+        if same and issuer is not None and not _is_silent(issuer, rule, target.now):
             yield finding(
                 "forms_both",
                 ("consumer", "allow", number, "subject"),
-                f"{rule.subject} of {few(issuers)} is {few(same)} in the other form",
+                f"{rule.subject} of {issuer.issuer} is {few(same)} in the other form",
             )
 
 
