@@ -143,4 +143,4 @@ def test_an_authority_without_an_active_key_is_told(tmp_path: Path, capsys: pyte
         found = asked(
             tmp_path / "mqauth.toml", capsys, AUTHORITY.format(url=jwks.removesuffix("/jwks.json"), jwks=jwks)
         )[1]
-        assert found[f"authority {jwks.removesuffix('/jwks.json')}"] == (1, "none of its keys signs")
+        assert found[f"identity from {jwks.removesuffix('/jwks.json')}"] == (1, "none of its keys signs")
