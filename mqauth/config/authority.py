@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from mqauth.authority.credential import CredentialIssuer
 from mqauth.authority.desk import CredentialDesk
 from mqauth.authority.grants import Grant
 from mqauth.authority.issuing import IdentityAuthority
+from mqauth.authority.records import Answered
 from mqauth.clock import Clock
 from mqauth.config.authority_settings import GrantSettings, IdentityAuthoritySettings
 from mqauth.config.key_sources import key_source
@@ -105,14 +106,32 @@ class ConfiguredAuthority:
             rate=found.rate, cutoffs=self.keystore.cutoffs, clock=self._clock,
         )  # fmt: skip
 
-    def server(self, authority: IdentityAuthority) -> AuthorityServer:
+    def key_age(self) -> float | None:
+        """Return the seconds for which the present key has signed, ``None`` where none does."""
+        active = self.keystore.ring().active
+        since = None if active is None else active.activated
+        return None if since is None else self._clock.now() - since
+
+    def cut_off(self) -> int:
+        """Return how many subjects are cut off."""
+        return len(self.keystore.cutoffs())
+
+    def server(
+        self, authority: IdentityAuthority, observers: Iterable[Callable[[Answered], None]] = ()
+    ) -> AuthorityServer:
         """Return the application that serves an authority and its JWK Set.
+
+        Args:
+            authority: judges requests.
+            observers: called with each answer.
 
         Raises:
             ConfigurationError: the JWK Set cannot be published.
         """
         keys = KeyServer([self.settings.keys], most=MAX_AGE, clock=self._clock)
-        return AuthorityServer(authority, keys, refusals=self.settings.refusal_rate, clock=self._clock)
+        return AuthorityServer(
+            authority, keys, refusals=self.settings.refusal_rate, observers=observers, clock=self._clock
+        )
 
     def _audit_sink(self, path: Path, heads: HeadFile | None) -> MisuseWatch:
         file = AuditFile(path, heads=heads)
