@@ -1,4 +1,4 @@
-"""Metrics of an authority: what it answers, by closed lists alone, on a real application and at its own endpoint."""
+"""Metrics of an authority: what a real application answers, counted by closed lists alone."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_failed_audit_is_counted(world: World, meter: Meter) -> None:
 
 
 def test_labels_are_closed(world: World, meter: Meter) -> None:
-    """Whoever asks with whatever chooses no label: a hundred requests of strangers make no more series than one."""
+    """Nobody who asks chooses a label: a hundred requests of strangers are one series."""
     for number in range(100):
         world.ask(
             world.credential(claims={"iss": f"https://{number}.example", "sub": f"s{number}"}),

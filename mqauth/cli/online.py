@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mqauth.cli.broker import Place, opened, place_of, reached
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.issuer_settings import SourceSettings
-from mqauth.config.policy_settings import OPASettings
 from mqauth.config.settings import FileSettings
 from mqauth.errors import ConfigurationError, MqauthError, require
 from mqauth.http.connection import Deadline, Endpoint, FetchFailed, tls_context
@@ -50,7 +50,7 @@ def ask(settings: FileSettings) -> Iterator[Asked]:
     if identity is not None:
         yield _authority(f"identity from {identity.authority}", identity.authority, ca=identity.ca)
     if consumer is not None and consumer.opa is not None:
-        yield _agent(consumer.opa)
+        yield agent(f"agent {consumer.opa.path}", partial(OPA, **consumer.opa.arguments(OPA)))
     names = [*([None] if settings.broker is not None else []), *(settings.brokers or {})]
     for name in names:
         yield _broker(name, settings)
@@ -104,10 +104,10 @@ def _counted(keys: int) -> str:
     return f"{keys} {'key' if keys == 1 else 'keys'}"
 
 
-def _agent(found: OPASettings) -> Asked:
-    what = f"agent {found.path}"
+def agent(what: str, opened: Callable[[], OPA]) -> Asked:
+    """Ask an agent for a decision on what names no producer, which must be a refusal."""
     try:
-        return Asked(what, 0, f"refuses what names no producer; {OPA(**found.arguments(OPA)).probed()}")
+        return Asked(what, 0, f"refuses what names no producer; {opened().probed()}")
     except FetchFailed as error:
         return Asked(what, 3, f"no decision: {error}")
     except ConfigurationError as error:
