@@ -87,7 +87,6 @@ class Demo:
         telemetry.watch_issuers(SimpleNamespace(ends={ISSUER: datetime.now(UTC).date() + timedelta(days=30)}))
         self.authority, self.signing_for = AuthorityTelemetry(endpoint.meter), 10.0
         self.authority.watch("wimse://prod.example", cutoffs=lambda: 0.0, key_age=lambda: self.signing_for)
-        self.asks("issued", subject="wimse://prod.example/a")
 
     def asks(self, answer: str, refusal: str = "", subject: str = "", times: int = 1) -> None:
         """Have an authority tell of an answer, so many times."""
@@ -114,8 +113,9 @@ class Demo:
         self.stage.inject(self.forge.signer().sign(replace(message, headers=(*message.headers, ("fails", "1")))))
 
     def honest(self) -> Message:
-        """Publish an honest message, and return it as it was published."""
+        """Publish an honest message, for which somebody gets an identity, and return it as it was published."""
         self._number += 1
+        self.asks("issued", subject="wimse://prod.example/a")
         sealed = self.forge.signer().sign(honest_message(self.stage.destination, self._number))
         self.stage.inject(sealed)
         return sealed
