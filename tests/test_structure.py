@@ -90,6 +90,9 @@ STATEMENTS = (
     + 1
     # The first error of a consumer, and what ended later noted at it; key caches of a command that ends.
     + 19
+    # Operating an authority: the rules on it and on references, what is asked of it online, its metrics and their
+    # port, its heads; the end of a direct issuer as a metric; the agent in the self-test; a short delay warned of.
+    + 350
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")
