@@ -160,14 +160,14 @@ _TABLE: Final = (
          "https:// in production; http on loopback is for tests."),
     # An authority, its credentials and its grants.
     Code("authority_key_on_disk", WARNING,
-         "Whoever copies this file can be everybody, at every consumer, until the key is revoked.",
+         "With a copy of the file a thief is everybody, at every consumer, until the key is revoked.",
          "A key in an HSM or a KMS: mqauth keys adopt --uri pkcs11:... or transit:...."),
     Code("identity_lifetime_long", WARNING,
          "A stolen identity signs for as long, and consumers refuse what lives longer than their "
          "max_identity_lifetime.",
          "lifetime = 3600; or a longer max_identity_lifetime and max_stale at every consumer."),
     Code("credential_lifetime_long", WARNING,
-         "For so long, whoever has a copy of a credential asks for identities with it.",
+         "A thief of a credential can ask for identities with it for so long.",
          "max_lifetime = 3600, and tokens that the platform replaces."),
     Code("enrolment_unbound", ERROR,
          "A key of a producer's keystore that names no subject enrols nobody.",

@@ -25,8 +25,8 @@ def selftest(config: Config = None, as_json: Json = False) -> int:
     Its pipeline is given unsigned and forged messages, and a second one with the same settings honest ones.
 
     Issuers are asked for their keys, and an agent of [consumer.opa] for a decision; no broker, store or audit file
-    is used. Exits with 1 where a hostile message was let in, an honest one was not handled, or the agent gives no
-    decisions; else with 3 where an issuer's keys or the agent are out of reach; else with 0.
+    is used. Exits with 1 where a hostile message was let in, an honest one was not handled, or the agent does not
+    decide. Exits with 3 where only an issuer's keys or the agent are out of reach.
     """
     guard = load(file_of(config)).trial
     _fetch_keys(guard)
