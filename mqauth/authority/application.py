@@ -40,6 +40,7 @@ _DEPTH: Final = 2
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
 Reply = tuple[Answer, dict[str, Any], int]
 """Status, body, and seconds of ``Retry-After``, 0 for none."""
 
@@ -78,30 +79,34 @@ class AuthorityServer:
         elif scope["method"] != "POST":
             await _send(send, Answer(405, "invalid_request"), {}, [(b"allow", b"POST")])
         else:
-            answer, body, wait = await self._identity(scope, receive)
-            more = [(b"retry-after", str(wait).encode())] if wait else []
-            if answer.status == 401:
-                more.append((b"www-authenticate", f'DPoP algs="{" ".join(ALGORITHMS)}"'.encode()))
-            await _send(send, answer, body, more)
+            await self._identity(scope, receive, send)
 
-    async def _identity(self, scope: Message, receive: Receive) -> Reply:
+    async def _identity(self, scope: Message, receive: Receive, send: Send) -> None:
         began, trace = self._clock.monotonic(), Trace(_address(scope))
-        wait = self._refusals.wait(trace.address)
-        reply: Reply = (SLOW_DOWN, {}, wait)
-        why = UNREAD
-        if not wait:
-            try:
-                body = await asyncio.wait_for(_body(receive), BODY_SECONDS)
-            except TimeoutError:
-                body = None
-            reply, why = await asyncio.to_thread(self._judged, list(scope["headers"]), body, trace)
-        self._tell(reply[0], why, trace, self._clock.monotonic() - began)
-        return reply
+        try:
+            (answer, body, wait), why = await self._reply(list(scope["headers"]), receive, trace)
+        except ConnectionError:
+            # Nobody asked for anything, and nobody listens: there is nothing to judge, to record or to answer.
+            self._refusals.count(trace.address)
+            return
+        self._tell(answer, why, trace, self._clock.monotonic() - began)
+        more = [(b"retry-after", str(wait).encode())] if wait else []
+        if answer.status == 401:
+            more.append((b"www-authenticate", f'DPoP algs="{" ".join(ALGORITHMS)}"'.encode()))
+        await _send(send, answer, body, more)
 
-    def _judged(
-        self, headers: list[tuple[bytes, bytes]], body: bytes | None, trace: Trace
-    ) -> tuple[Reply, str]:  # fmt: skip
+    async def _reply(self, headers: Headers, receive: Receive, trace: Trace) -> tuple[Reply, str]:
         """Return the answer to a request, and why it is none with an identity."""
+        wait = self._refusals.wait(trace.address)
+        if wait:
+            return (SLOW_DOWN, {}, wait), UNREAD
+        try:
+            body = await asyncio.wait_for(_body(receive), BODY_SECONDS)
+        except TimeoutError:
+            body = None
+        return await asyncio.to_thread(self._judged, headers, body, trace)
+
+    def _judged(self, headers: Headers, body: bytes | None, trace: Trace) -> tuple[Reply, str]:
         try:
             try:
                 return (ISSUED, _told(self._authority.issue(_asked(headers, body), trace)), 0), ""
@@ -132,7 +137,7 @@ def _told(issued: Issued) -> dict[str, Any]:
             "renew_in": issued.lifetime // 2}  # fmt: skip
 
 
-def _asked(headers: Iterable[tuple[bytes, bytes]], body: bytes | None) -> Asked:
+def _asked(headers: Headers, body: bytes | None) -> Asked:
     """Return what a request asks for.
 
     Raises:
@@ -147,7 +152,7 @@ def _asked(headers: Iterable[tuple[bytes, bytes]], body: bytes | None) -> Asked:
         raise Refused(Refusal.CREDENTIAL_MALFORMED, "there is not exactly one Authorization, of Bearer or DPoP")
     if len(proofs) != 1 or not proofs[0].isascii():
         raise Refused(Refusal.DPOP_INVALID, "there is not exactly one proof")
-    return Asked(credential.strip(" "), proofs[0].decode("ascii"), _subject(body))
+    return Asked(credential.strip(" "), proofs[0].decode("ascii"), _subject(body), scheme.lower() == "dpop")
 
 
 def _subject(body: bytes) -> str | None:
@@ -164,12 +169,15 @@ def _subject(body: bytes) -> str | None:
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """Return the body of a request, ``None`` where it is too large or its sender went away."""
+    """Return the body of a request, ``None`` where it is too large.
+
+    Raises:
+        ConnectionError: its sender went away.
+    """
     raw = b""
     while len(raw) <= MAX_BODY:
         message = await receive()
-        if message["type"] != "http.request":
-            return None
+        require(message["type"] == "http.request", "its sender went away", ConnectionError)
         raw += message.get("body", b"")
         if not message.get("more_body", False):
             return raw if len(raw) <= MAX_BODY else None
