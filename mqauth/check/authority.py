@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 from mqauth.authority.grants import REGISTERED
@@ -112,11 +112,8 @@ def _covers(first: GrantSettings, second: GrantSettings) -> bool:
     one, two = first.match, second.match
     both = all(one[name] == two[name] for name in one.keys() & two.keys())
     same = (first.credential, first.subject) == (second.credential, second.subject)
-    return same and both and (_given(first) != _given(second) or one.items() <= two.items())
-
-
-def _given(grant: GrantSettings) -> Any:
-    return grant.claims or {}, grant.lifetime
+    other = (first.claims or {}, first.lifetime) != (second.claims or {}, second.lifetime)
+    return same and both and (other or one.items() <= two.items())
 
 
 @on("authority")

@@ -244,8 +244,7 @@ def _may_write(path: FilePath) -> bool:
 
 def shared(target: Target) -> Iterator[Finding]:
     """Find an audit file that two processes write."""
-    settings, own = target.settings.audit, dict(target.audit_files)
-    consumers = target.options.consumers
+    settings, own, consumers = target.settings.audit, dict(target.audit_files), target.options.consumers
     # In containers each process has the number 1.
     if settings is not None and consumers > 1 and not any(name in str(settings.file) for name in _OWN):
         yield finding("audit_shared", _FILE, f"{consumers} consumers, and a name that two of them may share")
