@@ -86,8 +86,16 @@ STATEMENTS = (
     + 129
     # OPA: what is asked, decisions in memory, pauses, the client, its settings, findings, probe, forks and metric.
     + 376
+    # Credentials as Keycloak gives them: other members of cnf, schemes, whose refusal it was.
+    + 12
     # What the records of a partition have in common, and classes of slots that are being filled.
     + 1
+    # Operating an authority: the rules on it and on references, what is asked of it online, its metrics and their
+    # port, its heads; the end of a direct issuer as a metric; the agent in the self-test; a short delay warned of.
+    + 350
+    # Connections that make room, handshakes with an end, warnings of uvicorn once a minute; what attacks on the
+    # identity form found besides.
+    + 65
     # What never comes back: the first error of a consumer, and later ones noted at it; key caches of a command
     # that ends; questions that nobody can ask; calls in a PKCS#11 library.
     + 47
