@@ -391,6 +391,16 @@ def test_a_flood_of_refusals_is_summed_up(tmp_path: Path) -> None:
     assert sum("flood" in record and "asked" not in record for record in records) == 20
 
 
+def test_a_flood_hides_no_other_refusal(tmp_path: Path) -> None:
+    """While two addresses flood the audit with one reason, a refusal of a third one has its details."""
+    world = World(tmp_path)
+    for address in ("10.0.0.1", "10.0.0.2"):
+        for _ in range(60):
+            world.ask("bad", address=address)
+    world.ask("worse", address="10.0.0.3")
+    assert world.records()[-1]["asked"]["address"] == "10.0.0.3"
+
+
 @pytest.mark.parametrize("ask", [World.ask, lambda world: world.ask("bad")])
 def test_without_audit_there_is_no_answer(world: World, ask: Callable[[World], Any]) -> None:
     """Where a record cannot be written, neither an identity nor a refusal is given: 503."""
