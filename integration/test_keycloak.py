@@ -200,8 +200,9 @@ def test_a_wrong_secret(world: World, caplog: pytest.LogCaptureFixture) -> None:
             enrolled.signing_key()
         host = world.token_url.split("/")[2]
         assert f"the token endpoint {host}: refused, 401 unauthorized_client" in str(caught.value)
+        # The line comes just after the state that the caller sees.
+        until(lambda: host in caplog.text)
         assert secret not in f"{caught.value!r}{caught.value.__cause__!r}{caplog.text}"
-        assert host in caplog.text
         assert len(world.records()) == before
         path.write_text(world.secrets["orders-api"])
         until(lambda: enrolled.health().state == "fresh")
