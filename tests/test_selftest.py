@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -531,6 +532,15 @@ class TestCommand:
         assert lines[-1].startswith("agent http://127.0.0.1:8181/v1/data/mqauth/allow: ")
         assert said in lines[-1]
         assert len(agent.asked) == 1
+
+    def test_a_wrong_agent_counts_before_what_is_undecided(
+        self, place: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where an issuer is out of reach and the agent is wrong, the command ends with 1, not 3."""
+        monkeypatch.setattr("mqauth.cli.selftest.agent", lambda *_: SimpleNamespace(what="a", said="b", code=1))
+        away = 'jwks = "http://127.0.0.1:1/jwks.json"\nunsafe_http_loopback = true'
+        (place / "mqauth.toml").write_text(CONFIG.replace('file = "jwks.json"', away) + AGENT)
+        assert main(["selftest"]) == 1
 
     def test_an_agent_out_of_reach(self, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """An agent that does not answer is undecided, with its host: 3."""
