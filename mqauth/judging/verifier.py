@@ -27,6 +27,7 @@ from mqauth.wire import batch, envelope, jws, memo
 from mqauth.wire.claims import MAX_NAME, Binding, Claims, is_name, parse
 from mqauth.wire.header_names import HeaderNames
 from mqauth.wire.identity import is_wit
+from mqauth.wire.jwk import refuse_svid
 from mqauth.wire.keys import Key, KeySet, KeySource
 from mqauth.wire.message import PROTECTED_PROPERTIES, Form, Message, form_of
 
@@ -58,7 +59,7 @@ class Issuer:
             not any(isinstance(pinned, str) for pinned in (self.subjects or {}).values()),
             "pinned subjects are a set: a text would admit its substrings",
         )
-        require(not getattr(self.keys, "wit_svid", False), "a SPIFFE bundle has keys of a trust domain only")
+        refuse_svid(self.keys)
 
     def subjects_of(self, key: Key) -> frozenset[str]:
         """Return the subjects that a key is known to speak for, as far as they are named."""
