@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 OTHER: Final = "https://other.example"
 BODY: Final = b'{"order": 1}'
-RENAMED: Final = 'wit_issuer = "https://spire.prod.example"'
+WIT_ISSUER: Final = 'wit_issuer = "https://spire.prod.example"'
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +289,7 @@ def test_the_vectors_have_the_real_shape(trial: Shop) -> None:
 def test_the_bundle_has_no_key_for_wits_yet(spire: Spire) -> None:
     """What SPIRE publishes has the shape of our vectors but for those keys: a trust domain refuses it."""
     trust = ssl.create_default_context(cafile=str(spire.ca))
-    with urllib.request.urlopen(spire.bundles, timeout=30, context=trust) as answer:
+    with urllib.request.urlopen(spire.bundles, timeout=30, context=trust) as answer:  # noqa: S310
         found = json.load(answer)
     ours = {key["use"]: list(key) for key in bundle()["keys"]}
     assert {key["use"]: list(key) for key in found["keys"]} == {
@@ -357,7 +357,7 @@ def test_an_expired_wit_svid_is_rejected(trial: Shop, consumer: Consumer) -> Non
 
 
 def test_a_key_that_is_gone_from_the_set_vouches_for_nobody(trial: Shop, twin: Spire, consumer: Consumer) -> None:
-    """Once the file has another server's keys alone, ours is unknown to a running consumer, and that one's counts."""
+    """Once the file has another server's keys alone, ours is unknown to a running consumer; that one's counts."""
     (convert,) = (block for block in parts()[1] if block.name == "wit_keys.py")
     path, shown = trial.folder / "wit-keys.json", trial.folder / "spire.json"
     before = path.read_text(), shown.read_text()

@@ -69,7 +69,7 @@ class CredentialSettings(SourceSettings):
 
     @property
     def svid(self) -> Svid | None:
-        """The use of the keys that are read where the set is a SPIFFE bundle; producers' own keys are in none."""
+        """The use of the keys that are read of a SPIFFE bundle; producers' own keys are in none."""
         return None if self.is_enrolment else "jwt-svid"
 
     def refusals(self) -> Iterator[RefusedSetting]:

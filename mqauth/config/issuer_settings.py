@@ -61,7 +61,7 @@ class SourceSettings(Settings):
 
     @property
     def svid(self) -> Svid | None:
-        """The use of the keys that are read where the set is a SPIFFE bundle."""
+        """The use of the keys that are read of a SPIFFE bundle."""
         return None
 
     def refusals(self) -> Iterator[RefusedSetting]:
@@ -118,7 +118,7 @@ class IssuerSettings(SourceSettings):
 
     @property
     def svid(self) -> Svid | None:
-        """The use of the keys that are read where the set is a SPIFFE bundle: of a trust domain, those for WITs."""
+        """The use of the keys that are read of a SPIFFE bundle: those for WITs, of a trust domain alone."""
         return "wit-svid" if self.trust_domain is not None else None
 
     def refusals(self) -> Iterator[RefusedSetting]:

@@ -25,7 +25,7 @@ class TrustDomain:
         max_identity_lifetime: the longest time that a WIT may still live, seconds.
 
     Raises:
-        ConfigurationError: the lifetime is out of its limits, a text in place of a set, or keys for something else.
+        ConfigurationError: the lifetime is out of its limits, a text in place of a set, or another's keys.
     """
 
     vouches: ClassVar[bool] = False

@@ -169,8 +169,8 @@ class JWKSFile:
 
     Args:
         path: the file, at most 256 KiB.
-        svid: read the keys of a SPIFFE bundle of this use, too: ``"wit-svid"`` for a ``TrustDomain``, ``"jwt-svid"``
-            for credentials of an authority, and nowhere else.
+        svid: of a SPIFFE bundle, read the keys of this use, too: ``"wit-svid"`` for a ``TrustDomain``,
+            ``"jwt-svid"`` for credentials of an authority, and nowhere else.
         clock: tells the time.
 
     Raises:

@@ -41,8 +41,8 @@ class JWKS:
         snapshot: a file for the last good set (mode 0600), which is read at the start.
         on_event: called with each ``Event``, mostly on the background thread. What it raises is logged.
         unsafe_http_loopback: allow http to this machine.
-        svid: read the keys of a SPIFFE bundle of this use, too: ``"wit-svid"`` for a ``TrustDomain``, ``"jwt-svid"``
-            for credentials of an authority, and nowhere else.
+        svid: of a SPIFFE bundle, read the keys of this use, too: ``"wit-svid"`` for a ``TrustDomain``,
+            ``"jwt-svid"`` for credentials of an authority, and nowhere else.
         clock: tells the time.
         randomness: spreads the refreshes of many consumers.
         fetch: makes an attempt, in place of HTTP.
