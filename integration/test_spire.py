@@ -52,10 +52,8 @@ def stranger() -> Iterator[Spire]:
 @pytest.fixture(scope="module")
 def twin() -> Iterator[Spire]:
     """A server of the same trust domain with keys of its own, and no ``jwt_issuer``; its WIT-SVIDs say ``iss``."""
-    told = (
-        settings().replace("jwt_issuer", "wit_issuer").replace("experimental {", f"experimental {{\n    {RENAMED}")
-    )
-    with Spire.launch(DOMAIN, told.partition("\n")[2]) as found:
+    unnamed = settings().partition("\n")[2]
+    with Spire.launch(DOMAIN, unnamed.replace("experimental {", f"experimental {{\n    {WIT_ISSUER}")) as found:
         yield found
 
 
