@@ -236,7 +236,9 @@ def identity(spire: Spire, subject: str = ORDERS, *words: str) -> tuple[str, Key
 
 def sealed(wit: str, key: Key, audience: str = "billing") -> Message:
     """Return a message of a workload."""
-    signer = Signer(key=IdentityKey(wit, key), audience=audience)
+    found = IdentityKey(wit, key)
+    who = found.identity
+    signer = Signer(key=found, issuer=who.trust_domain, subject=who.subject, audience=audience)
     return signer.sign(Message(destination="kafka:orders", body=BODY))
 
 

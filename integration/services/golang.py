@@ -91,5 +91,5 @@ def _assemble(folder: Path, module: str, packages: Sequence[str], mod: str, sums
     (folder / "go.sum").write_text(sums)
     found = json.loads(run([*command, "mod", "download", "-json", module], timeout=_WITHIN, env=environment))
     (folder / "go.sum").write_text(sums + Path(found["Dir"], "go.sum").read_text())
-    build = ["build", "-p", "1", "-trimpath", "-ldflags=-s -w", "-o", f"{folder}/bin/", *packages]
-    run(["nice", "-n", "5", *command, *build], timeout=_BUILT_WITHIN, env=environment)
+    build = ["build", "-trimpath", "-ldflags=-s -w", "-o", f"{folder}/bin/", *packages]
+    run(["nice", "-n", "5", *command, *build], timeout=2 * _BUILT_WITHIN, env=environment)
