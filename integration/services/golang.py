@@ -71,7 +71,7 @@ def assembled(module: str, version: str, packages: Sequence[str], *, needs: str,
         CommandError: Go cannot be had, does not build them, or a digest is another one.
         UnavailableError: there is no C compiler, and it may not be installed.
     """
-    name, mod = module.rpartition("/")[2], f"module mqauth.invalid/build\n\nrequire {module} {version}\n{needs}"
+    name, mod = module.rpartition("/")[2], f"module mqauth.invalid/build\n{needs}require {module} {version}\n"
     folder = cache_folder() / f"{name}-{version}-{hashlib.sha256((mod + sums).encode()).hexdigest()[:16]}"
     with locked(name):
         if not folder.is_dir():
@@ -86,10 +86,12 @@ def _assemble(folder: Path, module: str, packages: Sequence[str], mod: str, sums
     if not shutil.which("gcc"):
         install("gcc", "libc6-dev", why="a C compiler for programs in Go")
     environment = {**os.environ, "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local", "CGO_ENABLED": "1"}
-    command = [go(), "-C", str(folder)]
-    (folder / "go.mod").write_text(mod)
-    (folder / "go.sum").write_text(sums)
+    command = ["nice", "-n", "5", go(), "-C", str(folder)]
+    # In a folder without a module it is downloaded alone.
     found = json.loads(run([*command, "mod", "download", "-json", module], timeout=_WITHIN, env=environment))
+    if found["Sum"] not in sums:
+        raise CommandError(f"{module}: its digest is another one, {found['Sum']}")
+    (folder / "go.mod").write_text(mod)
     (folder / "go.sum").write_text(sums + Path(found["Dir"], "go.sum").read_text())
     build = ["build", "-trimpath", "-ldflags=-s -w", "-o", f"{folder}/bin/", *packages]
-    run(["nice", "-n", "5", *command, *build], timeout=2 * _BUILT_WITHIN, env=environment)
+    run([*command, *build], timeout=2 * _BUILT_WITHIN, env=environment)

@@ -24,8 +24,10 @@ MODULE: Final = "github.com/spiffe/spire"
 PROGRAMS: Final = ("spire-server", "spire-agent")
 _EJBCA: Final = "github.com/Keyfactor/ejbca-go-client-sdk"
 # What SPIRE asks for, a commit without a tag and an EJBCA client, the proxy does not give. Its API has the tag of
-# the same release, and the plug-in for EJBCA is not used here.
+# the same release, and the plug-in for EJBCA is not used here. With a ``go`` of its own the module asks for no
+# ``go.mod`` that is not needed.
 _NEEDS: Final = f"""\
+go 1.26.3
 require github.com/spiffe/spire-api-sdk {VERSION}
 replace {_EJBCA} => {_EJBCA} v1.0.2
 """
@@ -54,6 +56,7 @@ server {{
                 serving_cert_file {{
                     cert_file_path = "{chain}"
                     key_file_path = "{key}"
+                    file_sync_interval = "1h"
                 }}
             }}
         }}
