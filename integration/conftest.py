@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from integration.services import Kafka, RabbitMQ, Redis, Service
+from integration.services.keycloak import Keycloak
 from integration.services.opa import Agent
 from integration.services.openbao import OpenBao
 from integration.services.spire import Spire
@@ -62,6 +63,12 @@ def agent() -> Iterator[Agent]:
 def spire() -> Iterator[Spire]:
     """A SPIRE server with the settings that its page tells."""
     yield from _session(Spire.launch(DOMAIN, settings()))
+
+
+@pytest.fixture(scope="session")
+def keycloak() -> Iterator[Keycloak]:
+    """A Keycloak that all tests share; it takes a minute to start."""
+    yield from _session(Keycloak.launch())
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from integration import pace, scale
-from integration.services import UnavailableError, prepare_all, prometheus, softhsm, spire
+from integration.services import UnavailableError, keycloak, prepare_all, prometheus, softhsm, spire
 from integration.services.compose import RUN_VARIABLE
 from integration.services.machine import CommandError, cache_folder, docker_answers, run, say
 
@@ -44,14 +44,15 @@ _GROUPS = {
     "review": r"integration/(console|review)/",
     "holders": r"integration/test_(pkcs11|transit)",
     "spire": r"integration/test_spire",
+    "keycloak": r"integration/test_keycloak",
     "rest": r"integration/",
 }
 """Which files are a group's, by a pattern; the first that fits counts."""
 _NOT_QUICK = {"confluent", "clients", "identity-chaos", "kafka-chaos", "opa", "rabbitmq-chaos", "holders"}
 """Of further clients, whose leaves the unit tests hold to the contract on doubles, of services beside the brokers,
 and what is slow as a whole."""
-_NIGHTLY = {"spire"}
-"""Of a service that alone takes minutes."""
+_NIGHTLY = {"keycloak", "spire"}
+"""Of services that take minutes each."""
 # The brokers of tests end before the code of Java's second compiler repays what compiling took.
 _JAVA_OPTIONS = "-XX:TieredStopAtLevel=1"
 _TERMINAL_TELLS_WITHIN = 2.0  # a Ctrl-C reaches the whole process group; a kill only us
@@ -135,6 +136,7 @@ def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: S
             prometheus.prepare()
             softhsm.prepare()
             if scale.is_nightly():
+                keycloak.prepare()
                 spire.prepare()
         except UnavailableError as missing:
             say(f"error: {missing}")

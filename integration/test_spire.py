@@ -11,7 +11,6 @@ import re
 import ssl
 import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -379,7 +378,7 @@ def test_an_rsa_key_signs_no_proof(kind: str, trial: Shop) -> None:
         IdentityKey(made["svid"]["token"], Key.generate("ES256"))
 
 
-def test_without_the_flag_there_are_no_wit_svids(tmp_path: Path, shop: Shop) -> None:
+def test_without_the_flag_there_are_no_wit_svids(shop: Shop) -> None:
     """Both errors of the page: the command knows no ``wit mint``, and a server without the flag gives none."""
     words = ("wit", "mint", "-spiffeID", ORDERS, "-socketPath", str(shop.spire.socket))
     assert "Usage" in completed(str(program("spire-server")), *words).stderr

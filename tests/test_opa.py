@@ -224,6 +224,24 @@ def test_another_revision_empties_the_memory(agent: Agent) -> None:
     assert opa.decide(honest()) is DENY
 
 
+def test_a_slow_answer_of_the_bundle_before_is_not_remembered(agent: Agent) -> None:
+    """An answer that was overtaken by one of a newer bundle decides its own message and no other."""
+    opa, agent.takes = agent.opa(), 0.1
+
+    def overtaken(_: dict[str, Any]) -> bool:
+        agent.says, agent.bundles = (lambda _: False), {"authz": {"revision": "r2"}}
+        opa.decide(honest(destination=ELSEWHERE))
+        agent.bundles = {"authz": {"revision": "r1"}}
+        return True
+
+    agent.says = overtaken
+    assert opa.decide(honest()) is ALLOW
+    assert (opa.version, opa.remembered(honest())) == ("opa authz@r2", None)
+    agent.bundles = {"authz": {"revision": "r2"}}
+    assert opa.decide(honest()) is DENY
+    assert opa.remembered(honest(destination=ELSEWHERE)) is DENY
+
+
 def test_an_answer_without_a_decision_says_nothing_of_bundles(agent: Agent) -> None:
     """A 500, which names no bundle, leaves version and memory as they are."""
     opa = agent.opa()

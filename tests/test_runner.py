@@ -105,7 +105,7 @@ def test_slow_services_are_of_the_nightly_form(quick: bool, monkeypatch: pytest.
     ordinary = {file for group in runner.integration_tests(quick=quick) for file in group.files}
     monkeypatch.setenv(scale.VARIABLE, "1")
     nightly = {file for group in runner.integration_tests(quick=quick) for file in group.files}
-    assert nightly - ordinary == {"integration/test_spire.py"}
+    assert nightly - ordinary == {"integration/test_keycloak.py", "integration/test_spire.py"}
     assert ordinary <= nightly
 
 

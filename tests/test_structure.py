@@ -88,8 +88,15 @@ STATEMENTS = (
     + 376
     # Keys for JWT-SVIDs of a SPIFFE bundle, for credentials; each reader refuses the use that is not its own.
     + 14
+    # Credentials as Keycloak gives them: other members of cnf, schemes, whose refusal it was.
+    + 12
     # What the records of a partition have in common, and classes of slots that are being filled.
     + 1
+    # The first error of a consumer, and what ended later noted at it; key caches of a command that ends.
+    + 19
+    # Connections that make room, handshakes with an end, warnings of uvicorn once a minute; what attacks on the
+    # identity form found besides.
+    + 61
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")

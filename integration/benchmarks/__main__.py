@@ -63,8 +63,8 @@ def figures(report: run.Report) -> dict[str, Any]:
 
 def compare(broker: Service, log: Service, *, quick: bool) -> run.Report:
     """Measure what ``mqauth bench`` measures, and the rivals."""
-    amount, address = run.amount_of(quick=quick), run.address_of(log.url)
-    report = run.measure(amount, rabbitmq=broker.url, kafka=address, others=rivals.rivals(), progress=Progress())
+    urls = {"rabbitmq": broker.url, "kafka": log.url}
+    report = run.measure(run.amount_of(quick=quick), urls, others=rivals.rivals(), progress=Progress())
     report.servers = {"RabbitMQ": broker.version, "Apache Kafka": log.version}
     return report
 

@@ -1,8 +1,8 @@
 """A real authority in a process of its own, whose identities live for seconds; it may be killed and started again.
 
 ``python -m integration.chaos.identity_authority JSON``: the members of ``Orders``. The settings allow an authority
-no lifetime below a minute, so this process lowers that bound for itself. All else is what ``mqauth authority
-serve`` runs.
+no lifetime below a minute, which is what the nightly form takes. For less this process lowers that bound for
+itself. All else is what ``mqauth authority serve`` runs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from integration.scale import nightly
 from mqauth import AuditFile
 from mqauth.authority import grants
 from mqauth.authority.application import AuthorityServer
@@ -32,7 +33,7 @@ from mqauth.wire.keys import Key, KeySet
 
 DOMAIN = "wimse://chaos.example"
 MACHINES = "https://machines.example"
-LIFETIME = 20
+LIFETIME = nightly(60, otherwise=20)
 """Seconds that an identity lives."""
 LEAD = 30
 """Seconds for which a key of the authority is published before it signs: the least that consumers count on."""

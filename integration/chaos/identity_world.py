@@ -32,7 +32,7 @@ PAUSE = 0.5
 TOKEN = 4
 """Seconds that a token lives."""
 FORGED = 100
-WITHIN = 120.0
+WITHIN = OUTAGE + 60.0
 """Seconds in which what is waited for has to come; a request that failed is made again within 60."""
 
 

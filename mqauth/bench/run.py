@@ -21,7 +21,8 @@ from mqauth.bench import inprocess
 from mqauth.bench.contenders import BrokerResult, Effort, Make
 from mqauth.bench.inprocess import BATCH_NAME, Cell, Operations
 from mqauth.bench.rounds import Progress, Rounds, rates
-from mqauth.errors import ConfigurationError
+from mqauth.config.kinds import is_broker_url
+from mqauth.errors import ConfigurationError, require
 
 TOLD: Final = ("bare", "message", "batch")
 """Contenders whose rates are in the short form; of the others it has ratios only."""
@@ -115,13 +116,8 @@ class Report:
 
 def measure(
     amount: Amount,
+    urls: Mapping[str, str] = MappingProxyType({}),
     *,
-    rabbitmq: str | None = None,
-    kafka: str | None = None,
-    confluent: str | None = None,
-    confluent_aio: str | None = None,
-    aiokafka: str | None = None,
-    pika: str | None = None,
     identity: bool = False,
     others: Mapping[str, Sequence[Make]] = MappingProxyType({}),
     progress: Progress = lambda _: None,
@@ -130,12 +126,8 @@ def measure(
 
     Args:
         amount: how much.
-        rabbitmq: ``amqp://...``, or ``None`` for no RabbitMQ.
-        kafka: ``host:port``, or ``None`` for no Kafka.
-        confluent: the same, by confluent-kafka.
-        confluent_aio: the same, by confluent-kafka's ``AIOConsumer``.
-        aiokafka: the same, by aiokafka.
-        pika: ``amqp://...``, measured by pika.
+        urls: of brokers, by the client that measures them: ``rabbitmq``, ``kafka``, ``confluent``,
+            ``confluent_aio``, ``aiokafka``, ``pika``.
         identity: with the identity form beside the direct form on each broker.
         others: by broker, what makes contenders beside the bare client and mqauth.
         progress: called with what is measured next.
@@ -143,11 +135,7 @@ def measure(
     Raises:
         ConfigurationError: a client library is missing.
     """
-    urls = {
-        "rabbitmq": rabbitmq, "kafka": kafka, "confluent": confluent, "confluent_aio": confluent_aio,
-        "aiokafka": aiokafka, "pika": pika,
-    }  # fmt: skip
-    asked = [(name, url, _broker(name)) for name, url in urls.items() if url]
+    asked = [(name, address_of(url), _broker(name)) for name, url in urls.items()]
     for _, url, module in asked:
         # A broker that cannot be reached is reported now. Kept open, the connection would miss its heartbeats.
         with module.Connections(url):
@@ -259,13 +247,19 @@ def amount_of(*, quick: bool) -> Amount:
     return QUICK if quick else FULL
 
 
-def address_of(url: str) -> str:
-    """Return the ``host:port`` of a Kafka address, with or without ``kafka://``.
+def url_of(client: str, url: str) -> str:
+    """Return the URL of the broker of a client; that of a Kafka may be given without its scheme.
 
     Raises:
-        ConfigurationError: the address is empty.
+        ConfigurationError: it is none. The error does not repeat it: it may hold a password.
     """
-    address = url.removeprefix("kafka://").rstrip("/")
-    if not address:
-        raise ConfigurationError("--kafka: must be host:port")
-    return address
+    scheme, wanted = ("amqp", "amqp://... or amqps://...") if client in _ON_RABBITMQ else ("kafka", "host:port")
+    whole = url if scheme == "amqp" else f"kafka://{address_of(url)}"
+    good = is_broker_url(whole) and whole.startswith(scheme)
+    require(good, f"--{client.replace('_', '-')}: must be {wanted}")
+    return whole
+
+
+def address_of(url: str) -> str:
+    """Return what a client takes: the ``host:port`` of a Kafka, and any other URL as it is."""
+    return url.removeprefix("kafka://").rstrip("/") if url.startswith("kafka://") else url

@@ -31,7 +31,7 @@ UNDECIDED: Final = 3
 INTERRUPTED: Final = 130
 VERBS: Final = {
     "demo": (
-        "trial",
+        "demo",
         "demo",
         "Run a producer, a consumer and an attacker, and show what became of every message.",
     ),
@@ -50,7 +50,7 @@ VERBS: Final = {
     "config": ("config", "app", "Show the settings that commands take, and where each comes from."),
     "console": ("console", "console", "Review dead letters in a browser, until it is stopped."),
     "bench": (
-        "trial",
+        "bench",
         "bench",
         "Measure what signing and verifying cost on this machine, beside the bare clients.",
     ),

@@ -6,7 +6,6 @@ what the authority answered. Nothing in the table is written by hand.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth import AuditFile, HeadFile, Key, Message, Reason, Signer, TrustDomain, Unavailable, Verifier
+from mqauth import AuditFile, Key, Message, Reason, Signer, TrustDomain, Unavailable, Verifier
 from mqauth.audit.chain import verify_chain
 from mqauth.cli.app import answer
+from mqauth.cli.demo_cases import ACCEPTED, CASE, Case, audit_file, consumed, named
 from mqauth.cli.tables import table_lines
-from mqauth.cli.trial import ACCEPTED, CASE, Case, consumed, head_key, named
 from mqauth.errors import MqauthError
 from mqauth.judging.policy import Allow, Rule
 from mqauth.keystore.identity.credentials import Asking, Credential
@@ -95,20 +94,15 @@ class World:
 def play(kept: Path | None, *, as_json: bool, messages: int) -> int:
     """Run the demo, print the report, and return the exit code."""
     with tempfile.TemporaryDirectory() as name:
-        path = kept or Path(name) / "audit.jsonl"
-        heads = None if kept is None else HeadFile(f"{path}.heads", head_key(Path(f"{path}.pem")))
-        with AuditFile(path, fsync=kept is not None, heads=heads) as audit:
+        with audit_file(kept, Path(name)) as audit:
             world = World(Path(name) / "authority-keys", audit)
             stolen = world.keys["orders-api"].signing_key()
             shown = [*_consumed(world, _before(world, messages)), *_asked(world, _strangers(world))]
             world.authority.cut_off("orders-api", "its host was stolen")
             world.clock.advance(_WATCHED)
             shown += [*_consumed(world, _after(world, stolen)), *_asked(world, _again(world)), _silent(world)]
-        intact = verify_chain(path).intact
-    if as_json:
-        print(json.dumps(_report(shown, intact), indent=2))
-    else:
-        answer(False, None, *_lines(shown, intact))
+        intact = verify_chain(audit.path).intact
+    answer(as_json, _report(shown, intact), *_lines(shown, intact))
     return 0 if intact and all(one.as_expected for one in shown) else 1
 
 

@@ -23,11 +23,10 @@ from mqauth.judging.trust_domain import TrustDomain, refuse_overlap
 from mqauth.judging.verified import Verified, make_verified
 from mqauth.letters.authorities import ReleaseAuthorities
 from mqauth.letters.release import Release
-from mqauth.wire import batch, envelope, jws, memo
+from mqauth.wire import batch, envelope, jwk, jws, memo
 from mqauth.wire.claims import MAX_NAME, Binding, Claims, is_name, parse
 from mqauth.wire.header_names import HeaderNames
 from mqauth.wire.identity import is_wit
-from mqauth.wire.jwk import refuse_svid
 from mqauth.wire.keys import Key, KeySet, KeySource
 from mqauth.wire.message import PROTECTED_PROPERTIES, Form, Message, form_of
 
@@ -59,7 +58,7 @@ class Issuer:
             not any(isinstance(pinned, str) for pinned in (self.subjects or {}).values()),
             "pinned subjects are a set: a text would admit its substrings",
         )
-        refuse_svid(self.keys)
+        jwk.refuse_svid(self.keys)
 
     def subjects_of(self, key: Key) -> frozenset[str]:
         """Return the subjects that a key is known to speak for, as far as they are named."""
@@ -335,6 +334,8 @@ class Verifier:
             raise Rejection(Reason.SUBJECT_MISMATCH, "the key does not speak for this subject")
         if self._user_id is not None:
             self._check_user(message, claims)
+        if wit is not None and self.identities is not None and release is None:
+            self.identities.keep(wit, key)
         if token.proven is not None and release is None and self._alike:
             until = self.times.ends(claims, key)
             until = until if wit is None else min(until, ends_of(wit, key, self.times))

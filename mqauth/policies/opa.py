@@ -133,6 +133,8 @@ class OPA:
         self._remember, self._timeout = remember, timeout
         self._clock, self._dial = clock, dial
         self._version = _UNASKED
+        # Monotonic seconds at which these revisions answered first.
+        self._learnt = float("-inf")
         self._decisions, self._pause = Decisions(), Pause()
         self._asked = self._failed = 0
         self.forked()
@@ -201,13 +203,15 @@ class OPA:
             FetchFailed: there was no answer.
             ConfigurationError: as ``probe``.
         """
+        begun = self._clock.monotonic()
         allowed, version = self._post(PROBE)
         require(
             type(allowed) is bool,
             f"{self.source}: {_NO_DECISION}: is the path misspelt, or the rule without `default allow := false`?",
         )
         require(allowed is False, f"{self.source}: it allows what names no producer: is its default true?")
-        self._learn(version)
+        with self._lock:
+            self._learn(version, begun)
         return version or _UNVERSIONED
 
     def health(self) -> PolicyHealth:
@@ -283,29 +287,36 @@ class OPA:
             with self._lock:
                 self._pause.failed(begun, self._clock.monotonic(), why)
             return _unavailable(why)
-        self._learn(version)
-        return self._keep(question, allowed, begun)
+        # In one step, so that nothing is remembered that another revision decided.
+        with self._lock:
+            return self._keep(question, allowed, begun, current=self._learn(version, begun))
 
-    def _keep(self, question: Question, allowed: object, begun: float) -> Decision | Unavailable:
+    def _keep(self, question: Question, allowed: object, begun: float, *, current: bool) -> Decision | Unavailable:
         """Remember a decision from when it was asked for; and for longer and longer that there was none."""
-        with self._lock:
-            if type(allowed) is bool:
-                decision = Decision.ALLOW if allowed else Decision.DENY
+        if type(allowed) is bool:
+            decision = Decision.ALLOW if allowed else Decision.DENY
+            if current:
                 self._decisions.keep(question, Remembered(begun + self._remember, decision))
-                return decision
-            before = self._decisions.get(question)
-            failures = 1 if before is None else before.failures + 1
-            until = self._clock.monotonic() + pause_after(failures)
-            self._decisions.keep(question, Remembered(until, None, failures, _NO_DECISION))
-            return _unavailable(_NO_DECISION)
+            return decision
+        before = self._decisions.get(question)
+        failures = 1 if before is None else before.failures + 1
+        until = self._clock.monotonic() + pause_after(failures)
+        self._decisions.keep(question, Remembered(until, None, failures, _NO_DECISION))
+        return _unavailable(_NO_DECISION)
 
-    def _learn(self, version: str | None) -> None:
-        """Note that the agent answered, by these revisions: what was decided by others is forgotten."""
-        with self._lock:
-            self._pause.answered()
-            if version is not None and version != self._version:
-                self._decisions.clear()
-                self._version = version
+    def _learn(self, version: str | None, begun: float) -> bool:
+        """Note that the agent answered, by these revisions: what was decided by others is forgotten.
+
+        Returns whether they are those in use: a slow answer may be of revisions before them.
+        """
+        self._pause.answered()
+        if version is None or version == self._version:
+            return True
+        if begun < self._learnt:
+            return False
+        self._decisions.clear()
+        self._version, self._learnt = version, self._clock.monotonic()
+        return True
 
     def _post(self, document: Mapping[str, Any]) -> tuple[object, str | None]:
         """Return the result that OPA gives for an input, and the version of its policy; ``None`` if it gives none.
