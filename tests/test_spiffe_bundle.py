@@ -173,3 +173,14 @@ def test_a_configured_authority_reads_a_bundle(tmp_path: Path, capsys: pytest.Ca
     assert "no key that can be used" not in capsys.readouterr().err
     assert described(tmp_path, "") == 2
     assert "no key that can be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("enrolment", "skipped"), [("enrolment = false", False), ("", True)])
+def test_the_check_reads_a_bundle_for_credentials_as_the_authority_does(
+    enrolment: str, skipped: bool, tmp_path: Path
+) -> None:
+    """It has nothing to say of a bundle's keys, and names each where the file is to have producers' keys."""
+    (tmp_path / "bundle.json").write_text(json.dumps(spire.bundle()))
+    path = tmp_path / "mqauth.toml"
+    path.write_text(CREDENTIALS.format(enrolment=enrolment))
+    assert ("jwks_skipped" in {found.code.name for found in check(path).findings}) is skipped
