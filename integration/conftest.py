@@ -1,4 +1,4 @@
-"""Fixtures: one RabbitMQ, Kafka, Redis and OpenBao for the whole session, each started when first asked for."""
+"""Fixtures: one of each service for the whole session, started when it is first asked for."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from integration.services import Kafka, RabbitMQ, Redis, Service
 from integration.services.keycloak import Keycloak
 from integration.services.opa import Agent
 from integration.services.openbao import OpenBao
+from integration.services.spire import Spire
+from integration.spire_world import DOMAIN, settings
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
@@ -55,6 +57,12 @@ def openbao() -> Iterator[OpenBao]:
 def agent() -> Iterator[Agent]:
     """An Open Policy Agent that all tests share."""
     yield from _session(Agent.launch())
+
+
+@pytest.fixture(scope="session")
+def spire() -> Iterator[Spire]:
+    """A SPIRE server with the settings that its page tells."""
+    yield from _session(Spire.launch(DOMAIN, settings()))
 
 
 @pytest.fixture(scope="session")

@@ -86,6 +86,8 @@ STATEMENTS = (
     + 129
     # OPA: what is asked, decisions in memory, pauses, the client, its settings, findings, probe, forks and metric.
     + 376
+    # Keys for JWT-SVIDs of a SPIFFE bundle, for credentials; each reader refuses the use that is not its own.
+    + 14
     # Credentials as Keycloak gives them: other members of cnf, schemes, whose refusal it was.
     + 12
     # What the records of a partition have in common, and classes of slots that are being filled.
