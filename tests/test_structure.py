@@ -88,6 +88,8 @@ STATEMENTS = (
     + 376
     # What the records of a partition have in common, and classes of slots that are being filled.
     + 1
+    # What a newcomer is told: a mistyped reason, the command with the help, why nobody answers; second Ctrl-C.
+    + 10
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")

@@ -17,7 +17,7 @@ from mqauth.judging.selftest import self_test
 
 
 def selftest(config: Config = None, as_json: Json = False) -> int:
-    """Try whether a consumer refuses what nobody signed.
+    """Try whether a consumer refuses unsigned and forged messages.
 
     Its pipeline is given unsigned and forged messages, and a second one with the same settings honest ones.
 
