@@ -90,6 +90,8 @@ STATEMENTS = (
     + 1
     # What a newcomer is told: a mistyped reason, the command with the help, why nobody answers; second Ctrl-C.
     + 10
+    # The first error of a consumer, and what ended later noted at it; key caches of a command that ends.
+    + 19
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")
