@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from mqauth import logs
@@ -38,6 +38,7 @@ _DEPTH: Final = 2
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
 Reply = tuple[Answer, dict[str, Any], int]
 """Status, body, and seconds of ``Retry-After``, 0 for none."""
 
@@ -72,14 +73,22 @@ class AuthorityServer:
         elif scope["method"] != "POST":
             await _send(send, Answer(405, "invalid_request"), {}, [(b"allow", b"POST")])
         else:
-            answer, body, wait = await self._identity(scope, receive)
-            more = [(b"retry-after", str(wait).encode())] if wait else []
-            if answer.status == 401:
-                more.append((b"www-authenticate", f'DPoP algs="{" ".join(ALGORITHMS)}"'.encode()))
-            await _send(send, answer, body, more)
+            await self._identity(scope, receive, send)
 
-    async def _identity(self, scope: Message, receive: Receive) -> Reply:
+    async def _identity(self, scope: Message, receive: Receive, send: Send) -> None:
         address = _address(scope)
+        try:
+            answer, body, wait = await self._reply(list(scope["headers"]), receive, address)
+        except ConnectionError:
+            # Nobody asked for anything, and nobody listens: there is nothing to judge, to record or to answer.
+            self._refusals.count(address)
+            return
+        more = [(b"retry-after", str(wait).encode())] if wait else []
+        if answer.status == 401:
+            more.append((b"www-authenticate", f'DPoP algs="{" ".join(ALGORITHMS)}"'.encode()))
+        await _send(send, answer, body, more)
+
+    async def _reply(self, headers: Headers, receive: Receive, address: str) -> Reply:
         wait = self._refusals.wait(address)
         if wait:
             return SLOW_DOWN, {}, wait
@@ -87,9 +96,9 @@ class AuthorityServer:
             body = await asyncio.wait_for(_body(receive), BODY_SECONDS)
         except TimeoutError:
             body = None
-        return await asyncio.to_thread(self._judged, list(scope["headers"]), body, address)
+        return await asyncio.to_thread(self._judged, headers, body, address)
 
-    def _judged(self, headers: list[tuple[bytes, bytes]], body: bytes | None, address: str) -> Reply:
+    def _judged(self, headers: Headers, body: bytes | None, address: str) -> Reply:
         trace = Trace(address)
         try:
             try:
@@ -112,7 +121,7 @@ def _told(issued: Issued) -> dict[str, Any]:
             "renew_in": issued.lifetime // 2}  # fmt: skip
 
 
-def _asked(headers: Iterable[tuple[bytes, bytes]], body: bytes | None) -> Asked:
+def _asked(headers: Headers, body: bytes | None) -> Asked:
     """Return what a request asks for.
 
     Raises:
@@ -127,7 +136,7 @@ def _asked(headers: Iterable[tuple[bytes, bytes]], body: bytes | None) -> Asked:
         raise Refused(Refusal.CREDENTIAL_MALFORMED, "there is not exactly one Authorization, of Bearer or DPoP")
     if len(proofs) != 1 or not proofs[0].isascii():
         raise Refused(Refusal.DPOP_INVALID, "there is not exactly one proof")
-    return Asked(credential.strip(" "), proofs[0].decode("ascii"), _subject(body))
+    return Asked(credential.strip(" "), proofs[0].decode("ascii"), _subject(body), scheme.lower() == "dpop")
 
 
 def _subject(body: bytes) -> str | None:
@@ -144,12 +153,15 @@ def _subject(body: bytes) -> str | None:
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """Return the body of a request, ``None`` where it is too large or its sender went away."""
+    """Return the body of a request, ``None`` where it is too large.
+
+    Raises:
+        ConnectionError: its sender went away.
+    """
     raw = b""
     while len(raw) <= MAX_BODY:
         message = await receive()
-        if message["type"] != "http.request":
-            return None
+        require(message["type"] == "http.request", "its sender went away", ConnectionError)
         raw += message.get("body", b"")
         if not message.get("more_body", False):
             return raw if len(raw) <= MAX_BODY else None
