@@ -161,7 +161,7 @@ def list_keys(folder: Dir = _FOLDER, as_json: Json = False, wide: Wide = False) 
 
 @app.command("rotate")
 def rotate(folder: Dir = _FOLDER, as_json: Json = False) -> None:
-    """Make pending keys active, and drop old ones, when their time has come.
+    """Make pending keys active, and drop old ones, once it is time.
 
     Run it from cron. Running producers notice within seconds.
     """

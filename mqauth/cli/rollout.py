@@ -138,7 +138,7 @@ def accept(
     yes: Yes = False,
     json: Json = False,
 ) -> int:
-    """Say that a group is known and does not speak against going up; it is kept in the file."""
+    """Accept a group that does not sign. It no longer speaks against going up, and the file says so."""
     values = {accepted_key(found): text_value(why)}
     return _apply(config, _Change(destination, values), only_print=only_print, yes=yes, as_json=json)
 
