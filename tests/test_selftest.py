@@ -163,7 +163,7 @@ class TestHostile:
             at_start(guard)
         assert (watched.asked, seen) == (["key_set", "key_set"], [])
         assert [record.event for record in caplog.records] == ["selftest.passed"]
-        assert "3 hostile messages refused; 1 honest messages handled" in caplog.text
+        assert "hostile messages refused: 3; honest messages handled, and their copies refused: 1" in caplog.text
 
     def test_nothing_is_added_to_what_is_trusted(self, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whatever the own pipeline judges, it judges with the issuers, keys, rules and store it was made with."""
@@ -440,8 +440,8 @@ def test_lines_name_what_is_wrong() -> None:
         refused=1, accepted=("x",), undecided=("y",), lenient="z", handled=0, condemned=("c",), untried=("p",)
     )  # fmt: skip
     assert found.lines() == [
-        "1 hostile messages refused", "LET IN: x", "not decided: y",
-        "unsigned messages reach a handler on purpose: z", "0 honest messages handled, and their copies refused",
+        "hostile messages refused: 1", "LET IN: x", "not decided: y",
+        "unsigned messages reach a handler on purpose: z", "honest messages handled, and their copies refused: 0",
         "HONEST, AND NOT HANDLED: c", "not tried: p",
     ]  # fmt: skip
 
@@ -557,7 +557,7 @@ class TestCommand:
         assert not load("mqauth.toml").judge.self_test
 
 
-REFUSED = "3 hostile messages refused\n1 honest messages handled, and their copies refused\n"
+REFUSED = "hostile messages refused: 3\nhonest messages handled, and their copies refused: 1\n"
 CONFIG = f"""
 [consumer]
 audience = "billing"

@@ -103,6 +103,9 @@ STATEMENTS = (
     + 47
     # A connection to a transit engine or to OPA that is kept.
     + 37
+    # What a newcomer is told: a mistyped reason, the command with the help, why nobody answers, where to go next;
+    # the second Ctrl-C; a handler for what nothing proves in a first consumer that observes.
+    + 17
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")
