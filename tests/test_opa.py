@@ -396,6 +396,16 @@ def test_a_child_after_a_fork_asks_by_itself(agent: Agent) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
+def test_nobody_waits_for_threads_that_have_ended(agent: Agent) -> None:
+    """At the end of an interpreter, when no thread begins any more, a question is no decision, and asked again."""
+    opa = agent.opa()
+    opa._pool.shutdown()
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="nobody can ask"):
+            asyncio.run(asyncio.wait_for(opa.adecide(honest()), 10))
+    assert opa.decide(honest()) is ALLOW
+
+
 def test_during_a_pause_nobody_waits_for_a_thread(agent: Agent) -> None:
     """During a pause an event loop is refused at once, however many requests still hang."""
     opa = agent.opa()

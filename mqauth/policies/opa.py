@@ -252,7 +252,13 @@ class OPA:
                 return asked
             self._refuse(question, self._clock.monotonic())
             asked = self._pending[question] = Asked()
-        begin(self._answer, question, asked)
+        try:
+            begin(self._answer, question, asked)
+        except RuntimeError:
+            # The interpreter ends, and its threads have ended: whoever waits must not wait for ever.
+            with self._lock:
+                del self._pending[question]
+            asked.set_result(_unavailable("nobody can ask it any more"))
         return asked
 
     def _refuse(self, question: Question, now: float) -> None:
