@@ -7,10 +7,13 @@ import json
 import logging
 import os
 import signal
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -382,6 +385,39 @@ def test_an_event_loop_runs_on_while_it_is_asked(agent: Agent) -> None:
     assert asyncio.run(ask()) is ALLOW
 
 
+def no_thread_starts(_opa: OPA, patch: pytest.MonkeyPatch) -> None:
+    """Have the process at its limit of threads."""
+    patch.setattr(threading.Thread, "start", mock.Mock(side_effect=RuntimeError("can't start new thread")))
+
+
+def the_interpreter_ends(opa: OPA, _patch: pytest.MonkeyPatch) -> None:
+    """Have the threads end, as they do with the interpreter."""
+    opa._pool.shutdown()
+
+
+@pytest.mark.parametrize("breaks", [no_thread_starts, the_interpreter_ends])
+def test_where_no_thread_starts_nobody_waits(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, breaks: Callable[..., None]
+) -> None:
+    """Where nobody can ask, the question is deferred and not left pending; it is asked again, and answered."""
+    opa = agent.opa(remember=0)
+
+    async def ask() -> None:
+        with monkeypatch.context() as patch:
+            breaks(opa, patch)
+            for _ in range(2):
+                with pytest.raises(Unavailable, match="policy_unavailable: nobody can ask: "):
+                    await asyncio.wait_for(opa.adecide(honest()), 5)
+        assert opa.decide(honest()) is ALLOW
+        if breaks is no_thread_starts:
+            # Its thread finds what was left to others before, too.
+            assert await asyncio.wait_for(opa.adecide(honest()), 5) is ALLOW
+            opa._pool.shutdown()
+
+    asyncio.run(ask())
+    assert (opa.health().state, opa.health().failed) == ("ok", 2)
+
+
 def test_a_child_after_a_fork_asks_by_itself(agent: Agent) -> None:
     """A child has none of its parent's threads, and not whoever holds the lock; it asks all the same."""
     opa = agent.opa()
@@ -394,16 +430,6 @@ def test_a_child_after_a_fork_asks_by_itself(agent: Agent) -> None:
             opa._decisions.clear()
             os._exit(0 if asyncio.run(opa.adecide(honest())) is ALLOW else 1)
     assert os.waitpid(child, 0)[1] == 0
-
-
-def test_nobody_waits_for_threads_that_have_ended(agent: Agent) -> None:
-    """At the end of an interpreter, when no thread begins any more, a question is no decision, and asked again."""
-    opa = agent.opa()
-    opa._pool.shutdown()
-    for _ in range(2):
-        with pytest.raises(Unavailable, match="nobody can ask"):
-            asyncio.run(asyncio.wait_for(opa.adecide(honest()), 10))
-    assert opa.decide(honest()) is ALLOW
 
 
 def test_during_a_pause_nobody_waits_for_a_thread(agent: Agent) -> None:

@@ -136,7 +136,7 @@ def _asked(headers: Headers, body: bytes | None) -> Asked:
         raise Refused(Refusal.CREDENTIAL_MALFORMED, "there is not exactly one Authorization, of Bearer or DPoP")
     if len(proofs) != 1 or not proofs[0].isascii():
         raise Refused(Refusal.DPOP_INVALID, "there is not exactly one proof")
-    return Asked(credential.strip(" "), proofs[0].decode("ascii"), _subject(body))
+    return Asked(credential.strip(" "), proofs[0].decode("ascii"), _subject(body), scheme.lower() == "dpop")
 
 
 def _subject(body: bytes) -> str | None:

@@ -26,7 +26,7 @@ from typing import Any, Final, Literal
 from mqauth.audit.disk import read_bounded
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, MqauthError, Unavailable, require
-from mqauth.http.connection import MAX_TIMEOUT, VISIBLE, Deadline, Dial, Endpoint, FetchFailed, tls_context
+from mqauth.http.connection import MAX_TIMEOUT, VISIBLE, Deadline, Dial, Endpoint, FetchFailed, Kept, tls_context
 from mqauth.http.exchange import request
 from mqauth.judging.policy import Allow, Decision
 from mqauth.judging.verified import Verified
@@ -131,7 +131,7 @@ class OPA:
         self.source = self.where = self._endpoint.shown
         self.within, self.scope = within, scope
         self._remember, self._timeout = remember, timeout
-        self._clock, self._dial = clock, dial
+        self._clock, self._dial, self._kept = clock, dial, Kept()
         self._version = _UNASKED
         # Monotonic seconds at which these revisions answered first.
         self._learnt = float("-inf")
@@ -254,11 +254,9 @@ class OPA:
             asked = self._pending[question] = Asked()
         try:
             begin(self._answer, question, asked)
-        except RuntimeError:
-            # The interpreter ends, and its threads have ended: whoever waits must not wait for ever.
-            with self._lock:
-                del self._pending[question]
-            asked.set_result(_unavailable("nobody can ask it any more"))
+        # Where no thread can be started, or the interpreter ends, nobody asks.
+        except RuntimeError as error:
+            self._end(question, asked, _unavailable(f"nobody can ask: {error}"))
         return asked
 
     def _refuse(self, question: Question, now: float) -> None:
@@ -275,10 +273,17 @@ class OPA:
         try:
             found = self._put(question)
         finally:
-            with self._lock:
-                self._failed += isinstance(found, Unavailable)
-                del self._pending[question]
-            asked.set_result(found)
+            self._end(question, asked, found)
+
+    def _end(self, question: Question, asked: Asked, found: Decision | Unavailable) -> None:
+        """Give whoever waits what was found, once; the question may be asked again from now on."""
+        with self._lock:
+            # A thread that could not be started may have left its work to another one, which comes too late.
+            if self._pending.get(question) is not asked:
+                return
+            del self._pending[question]
+            self._failed += isinstance(found, Unavailable)
+        asked.set_result(found)
 
     def _put(self, question: Question) -> Decision | Unavailable:
         """Ask one question, and remember what becomes of it."""
@@ -336,7 +341,7 @@ class OPA:
         response = request(
             self._endpoint, deadline=Deadline(self._clock, self._timeout), context=self._context,
             document={"input": document}, headers={"Authorization": self._bearer()}, statuses=_SERVER_SPOKE,
-            limit=MAX_ANSWER, dial=self._dial,
+            limit=MAX_ANSWER, dial=self._dial, kept=self._kept,
         )  # fmt: skip
         found = response.document or {}
         return (found.get("result"), version_of(found)) if response.status == 200 else (None, None)

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, Unavailable, refusing, require
-from mqauth.http.connection import VISIBLE, Deadline, Dial, Endpoint, FetchFailed, tls_context
+from mqauth.http.connection import VISIBLE, Deadline, Dial, Endpoint, FetchFailed, Kept, tls_context
 from mqauth.http.exchange import request
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire import base64url
@@ -133,7 +133,7 @@ def _options(query: str) -> dict[str, str]:
 
 
 class TransitKey:
-    """Holds a key of a transit engine, asked by HTTP; every request has a connection of its own.
+    """Holds a key of a transit engine, asked by HTTP, over one connection that is kept.
 
     The token file is read again for each request, so that it may be replaced while we run. A version of the key is
     pinned: a rotation there changes nothing here until its new version was adopted.
@@ -154,7 +154,7 @@ class TransitKey:
         self._place = Place.parse(uri)
         self._timeout = timeout
         self._clock = clock
-        self._dial = dial
+        self._dial, self._kept = dial, Kept()
         self._context = tls_context(self._place.ca) if self._place.server.startswith("https:") else None
 
     def __repr__(self) -> str:
@@ -162,7 +162,7 @@ class TransitKey:
 
     @property
     def generation(self) -> None:
-        """No number: each request is a connection of its own, so each signature is checked."""
+        """No number: others may stand between us and the server, so each signature is checked."""
 
     def public(self) -> PublicKey:
         """Return the public half of the pinned version.
@@ -208,7 +208,7 @@ class TransitKey:
             answer = request(
                 self._place.endpoint(verb), deadline=Deadline(self._clock, self._timeout), context=self._context,
                 document=document, headers={"X-Vault-Token": self._token(), "X-Vault-Request": "true"},
-                dial=self._dial,
+                dial=self._dial, kept=self._kept,
             )  # fmt: skip
         except FetchFailed as error:
             raise self._unavailable(": ".join(filter(None, (str(error), _SAID.get(str(error)))))) from error
