@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import signal
 import socket
@@ -113,9 +114,12 @@ def breaks_off(handler: Handler) -> None:
 
 
 def too_much(handler: Handler) -> None:
-    """Answer twice what was asked once."""
+    """Answer twice what was asked once, in one piece: what comes later than a next request cannot be told apart."""
+    wire, handler.wfile = handler.wfile, io.BytesIO()
     handler.answer()
     handler.answer(b'{"n": 2}')
+    wire.write(handler.wfile.getvalue())
+    handler.wfile = wire
 
 
 def refuses(handler: Handler) -> None:
