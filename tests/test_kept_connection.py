@@ -114,7 +114,7 @@ def breaks_off(handler: Handler) -> None:
 
 
 def too_much(handler: Handler) -> None:
-    """Answer twice what was asked once, in one piece: what comes later than a next request cannot be told apart."""
+    """Answer twice what was asked once, in one piece: what comes after a next request cannot be told apart."""
     wire, handler.wfile = handler.wfile, io.BytesIO()
     handler.answer()
     handler.answer(b'{"n": 2}')

@@ -90,6 +90,9 @@ STATEMENTS = (
     + 12
     # What the records of a partition have in common, and classes of slots that are being filled.
     + 1
+    # Operating an authority: the rules on it and on references, what is asked of it online, its metrics and their
+    # port, its heads; the end of a direct issuer as a metric; the agent in the self-test; a short delay warned of.
+    + 350
     # Connections that make room, handshakes with an end, warnings of uvicorn once a minute; what attacks on the
     # identity form found besides.
     + 67
