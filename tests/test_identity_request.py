@@ -19,6 +19,7 @@ from mqauth import load
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS
 from mqauth.errors import ConfigurationError, Unavailable
 from mqauth.http.connection import FetchFailed
+from mqauth.http.exchange import Response
 from mqauth.keystore import Keystore
 from mqauth.keystore.disk.watch import ActiveKey
 from mqauth.keystore.identity.credentials import ClientCredentials, Credential, OwnKey, TokenFile
@@ -259,6 +260,13 @@ def test_an_answer_that_is_none_is_a_failure(fake: Fake, token: Path, change: di
     fake.change = lambda answer: answer | change
     with pytest.raises(FetchFailed, match="it answered with"):
         asking(fake, TokenFile(token))()
+
+
+def test_what_is_shown_of_an_answer_holds_no_token() -> None:
+    """An answer of a token endpoint may land in a log or a traceback, and shows its status there."""
+    shown = repr(Response(document={"access_token": "eyJhbGciOi"}, status=200))
+    assert "status=200" in shown
+    assert "eyJ" not in shown
 
 
 def test_an_identity_of_another_is_none(fake: Fake, token: Path) -> None:

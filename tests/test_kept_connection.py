@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -112,9 +114,12 @@ def breaks_off(handler: Handler) -> None:
 
 
 def too_much(handler: Handler) -> None:
-    """Answer twice what was asked once."""
+    """Answer twice what was asked once, in one piece: what comes after a next request cannot be told apart."""
+    wire, handler.wfile = handler.wfile, io.BytesIO()
     handler.answer()
     handler.answer(b'{"n": 2}')
+    wire.write(handler.wfile.getvalue())
+    handler.wfile = wire
 
 
 def refuses(handler: Handler) -> None:
@@ -219,6 +224,32 @@ def test_bytes_that_came_meanwhile_end_a_connection() -> None:
     assert kept.take() is None
     assert ours.fileno() == -1
     theirs.close()
+
+
+def test_bytes_that_tls_holds_end_a_connection() -> None:
+    """What came in one TLS record with an answer, and waits decrypted, ends a connection, too."""
+    ours, theirs = (
+        _secured(wire, server) for wire, server in zip(socket.socketpair(), (False, True), strict=True)
+    )
+    with ThreadPoolExecutor(1) as other:
+        done = other.submit(theirs.do_handshake)
+        ours.do_handshake()
+        done.result()
+    kept = Kept()
+    theirs.sendall(b"the answer, and HTTP/1.1 200 OK")
+    assert ours.recv(10) == b"the answer"
+    kept.give(ours)
+    assert kept.take() is None
+    theirs.close()
+
+
+def _secured(wire: socket.socket, server: bool) -> ssl.SSLSocket:
+    """Return one end of a connection with TLS, of a suite that needs no certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("aNULL:@SECLEVEL=0")
+    return context.wrap_socket(wire, server_side=server, do_handshake_on_connect=False)
 
 
 def test_threads_share_none(server: Server, kept: Kept) -> None:

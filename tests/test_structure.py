@@ -97,7 +97,7 @@ STATEMENTS = (
     + 350
     # Connections that make room, handshakes with an end, warnings of uvicorn once a minute; what attacks on the
     # identity form found besides.
-    + 65
+    + 67
     # What never comes back: the first error of a consumer, and later ones noted at it; key caches of a command
     # that ends; questions that nobody can ask; calls in a PKCS#11 library.
     + 47

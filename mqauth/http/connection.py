@@ -180,8 +180,8 @@ class Kept:
     """Keeps the connection that the last request left open. A request takes it, and has it alone.
 
     Whoever asks meanwhile opens one of their own, so that threads share none. A connection comes back only after a
-    whole answer: what answers one question is never read as the answer to another. A child after a fork opens its
-    own.
+    whole answer, and goes where more has come: what answers one question is not read as the answer to another,
+    unless a server sends it behind the next question. A child after a fork opens its own.
     """
 
     def __init__(self) -> None:
@@ -208,6 +208,9 @@ class Kept:
 
 def _is_silent(wire: socket.socket) -> bool:
     """Return whether nothing has come since the last answer, neither an end nor what nobody asked for."""
+    # What TLS has decrypted already is no longer on the socket.
+    if isinstance(wire, ssl.SSLSocket) and wire.pending():
+        return False
     reading = select.poll()
     reading.register(wire, select.POLLIN)
     return not reading.poll(0)

@@ -14,7 +14,7 @@ import ssl
 import zlib
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -55,7 +55,8 @@ class Response:
         retry_after: seconds after which the server wants to be asked again, 0 where it does not say.
     """
 
-    document: Mapping[str, Any] | None
+    # It may hold a token, and whatever is shown may be logged.
+    document: Mapping[str, Any] | None = field(repr=False)
     status: int = 200
     etag: str | None = None
     max_age: float | None = None
