@@ -1,4 +1,4 @@
-"""Fixtures: one RabbitMQ, Kafka, Redis and OpenBao for the whole session, each started when first asked for."""
+"""Fixtures: one service of each kind for the whole session, each started when first asked for."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from integration.services import Kafka, RabbitMQ, Redis, Service
+from integration.services.kms import LocalKms, MiniStack
 from integration.services.opa import Agent
 from integration.services.openbao import OpenBao
 
@@ -48,6 +49,18 @@ def redis() -> Iterator[Redis]:
 def openbao() -> Iterator[OpenBao]:
     """An OpenBao that all tests share."""
     yield from _session(OpenBao.launch())
+
+
+@pytest.fixture(scope="session")
+def local_kms() -> Iterator[LocalKms]:
+    """A local-kms that all tests share."""
+    yield from _session(LocalKms.launch())
+
+
+@pytest.fixture(scope="session")
+def ministack() -> Iterator[MiniStack]:
+    """A MiniStack that all tests share."""
+    yield from _session(MiniStack.launch())
 
 
 @pytest.fixture(scope="session")

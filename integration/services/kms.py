@@ -113,6 +113,16 @@ class MiniStack(Emulation):
         server.start()
         return replace(cls.ready(f"http://{LOOPBACK}:{port.number}", server), secret=secret)
 
+    def commands(self, folder: Path) -> Path:
+        """Make a folder that holds the command ``aws`` of AWS, which asks this MiniStack, and return it."""
+        folder.mkdir()
+        (folder / "aws").write_text(
+            f"#!/bin/sh\nexport PYTHONPATH={unpacked(_WHEELS)} AWS_ENDPOINT_URL={self.url}"
+            f' AWS_DEFAULT_REGION={REGION}\nexec {sys.executable} -m awscli "$@"\n'
+        )
+        (folder / "aws").chmod(0o755)
+        return folder
+
 
 def _said(url: str, timeout: float) -> bytes:
     try:

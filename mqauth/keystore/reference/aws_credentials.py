@@ -16,6 +16,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 from botocore.auth import SigV4Auth
@@ -72,12 +73,13 @@ class CredentialChain:
     def _go(self, walk: Future[Any]) -> None:
         try:
             found = self._chain().get_credentials()
-            walk.set_result(None if found is None else found.get_frozen_credentials())
+            end = partial(walk.set_result, None if found is None else found.get_frozen_credentials())
         except Exception as error:
-            walk.set_exception(error)
-        finally:
-            with self._lock:
-                self._walk = None
+            end = partial(walk.set_exception, error)
+        # First: whoever asks from now on wants what is true then.
+        with self._lock:
+            self._walk = None
+        end()
 
     def _chain(self) -> Session:
         session = self._session

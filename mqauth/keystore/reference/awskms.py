@@ -62,7 +62,6 @@ _SAID: Final[Mapping[str, str]] = {
     "NotFoundException": "no such key",
     "ThrottlingException": "over the quota of requests: send batches, or ask AWS for more",
     "ValidationException": "the key does not sign so",
-    "status 403": "no policy allows it, or the credentials have ended",
     "status 500": "AWS KMS failed",
     "status 503": "AWS KMS failed",
     **dict.fromkeys(_STRANGERS, _UNKNOWN),
@@ -190,7 +189,11 @@ class KmsKey(Served):
         with refusing(_UNREADABLE, f"{where}: no public half of a key that signs"):
             public: PublicKey = load_der_public_key(base64.b64decode(found["PublicKey"], validate=True))  # type: ignore[assignment]
             kind = _SIGNS.get(natural_algorithm(public))
-            signs = found["KeyUsage"] == "SIGN_VERIFY" and kind is not None and kind.named in found["SigningAlgorithms"]
+            signs = (
+                found["KeyUsage"] == "SIGN_VERIFY"
+                and kind is not None
+                and kind.named in found["SigningAlgorithms"]
+            )
         require(signs, f"{where}: its key does not sign {', '.join(_SIGNS)}")
         return public
 
@@ -229,17 +232,17 @@ class KmsKey(Served):
         named = {"Content-Type": "application/x-amz-json-1.1", "X-Amz-Target": f"TrentService.{action}"}
         headers = signed(credentials, self._place.region, self._endpoint, named, body, self._clock)
         answer = self._request(
-            self._endpoint, deadline=deadline, document=document, headers=headers, statuses=(200, 400)
+            self._endpoint, deadline=deadline, document=document, headers=headers, statuses=(200, 400, 403)
         )
         found = answer.document or {}
-        if answer.status == 400:
-            raise self._unavailable(self._refusal(found))
+        if answer.status != 200:
+            raise self._unavailable(self._refused(found, answer.status))
         return found
 
-    def _refusal(self, found: Mapping[str, Any]) -> str:
+    def _refused(self, found: Mapping[str, Any], status: int) -> str:
         """Return the code of a refusal; its text is not repeated."""
-        code = _CODE.fullmatch(str(found.get("__type")))
-        name = code[1] if code else "status 400"
+        code = _CODE.fullmatch(str(found.get("__type", "")))
+        name = code[1] if code else f"status {status}"
         if name in _STRANGERS:
             self._chain.refused()
         return name
