@@ -1,4 +1,4 @@
-"""Keys that a service holds, for tests: each with a keystore that names it; those in a real OpenBao, with a token."""
+"""Keys that a service holds, for tests: each with a keystore that names it, and those of a real OpenBao."""
 
 from __future__ import annotations
 

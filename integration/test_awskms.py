@@ -29,9 +29,7 @@ from mqauth import Unavailable
 from mqauth.cli import main
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import ActiveKey, Keystore, SocketSigner
-from mqauth.keystore.disk import ring
 from mqauth.keystore.reference.awskms import MAX_RAW
-from mqauth.testing.clock import FakeClock
 from mqauth.testing.signing_contract import SigningContract, accepted, verify
 from mqauth.wire import jws
 from mqauth.wire.keys import Key
@@ -206,7 +204,7 @@ def test_aws_refuses_the_other_way_for_long_messages(
         "ES256": {"Message": b"x" * (MAX_RAW + 1), "MessageType": "RAW", "SigningAlgorithm": "ECDSA_SHA_256"},
         "EdDSA": {"Message": b"x" * 64, "MessageType": "DIGEST", "SigningAlgorithm": "ED25519_SHA_512"},
     }[algorithm]
-    with pytest.raises(held.client.exceptions.ClientError, match="4096|MessageType"):
+    with pytest.raises(held.client.exceptions.ClientError, match=r"4096|MessageType"):
         held.client.sign(KeyId=held.arn, **asked)
 
 
@@ -538,7 +536,7 @@ def test_credentials_that_are_nowhere(held: KmsHeld) -> None:
 
 
 def test_an_endpoint_by_tls(held: KmsHeld, tmp_path: Path) -> None:
-    """An endpoint of one's own is asked by TLS with its CA; without it, it is not trusted, and nothing is adopted."""
+    """An endpoint of one's own is asked by TLS, with its CA; without that it is not trusted."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority = Authority(tmp_path)
     context.load_cert_chain(*authority.issue(host="127.0.0.1"))
@@ -552,7 +550,7 @@ def test_an_endpoint_by_tls(held: KmsHeld, tmp_path: Path) -> None:
 
 
 def test_an_authority_whose_key_is_in_aws(held: KmsHeld, tmp_path: Path) -> None:
-    """An authority signs identities with a key of AWS KMS; while that is disabled it answers 503, and goes on then."""
+    """An authority signs identities with a key of AWS KMS; it answers 503 while that is disabled."""
     world_folder = tmp_path / "world"
     world_folder.mkdir()
     public = held.adopt(pinned=True)
@@ -567,7 +565,7 @@ def test_an_authority_whose_key_is_in_aws(held: KmsHeld, tmp_path: Path) -> None
 
 
 def test_the_command(held: KmsHeld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """``mqauth keys adopt`` enters what an alias stands for; a key that is not there is one line, and exit code 3."""
+    """``mqauth keys adopt`` enters what an alias stands for; a key that is not there is exit code 3."""
     adopt = ["keys", "adopt", "--dir", str(tmp_path / "keys"), "--subject", "orders-api", "--publish-delay", "0"]
     assert main([*adopt, "--uri", held.uri(arn=held.alias())]) == 0
     assert [entry.uri for entry in Keystore(folder=tmp_path / "keys").ring().keys] == [held.uri()]
@@ -580,7 +578,7 @@ def test_the_command(held: KmsHeld, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.slow
 def test_the_page_does_what_it_says(ministack: MiniStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each command of the page runs, in order, with the real command of AWS; the last one cuts the producer off."""
+    """Each command of the page runs, in order, with AWS's own command; the last one stops the producer."""
     monkeypatch.setenv("PATH", str(ministack.commands(tmp_path / "bin")), prepend=os.pathsep)
     reader = Reader(tmp_path, {"awskms:$ARN": f"awskms:$ARN?endpoint={ministack.url}&unsafe_http_loopback=true"})
     printed, signed = "", next(block for block in blocks(PAGE) if block.language == "python")

@@ -94,16 +94,16 @@ os.register_at_fork(after_in_child=CHAIN.forget)
 
 
 def signed(
-    credentials: Any, region: str, endpoint: Endpoint, headers: Mapping[str, str], body: bytes, clock: Clock
+    credentials: Any, body: bytes, *, region: str, endpoint: Endpoint, headers: Mapping[str, str], clock: Clock
 ) -> dict[str, str]:
     """Return the headers of a POST to KMS, its signature among them.
 
     Args:
         credentials: as ``CredentialChain`` has them.
+        body: what is posted.
         region: the one of the key.
         endpoint: where it goes.
         headers: that are signed beside ``Host`` and those of AWS.
-        body: what is posted.
         clock: tells the time of the request; AWS allows five minutes of difference.
     """
     now = datetime.fromtimestamp(clock.now(), UTC).strftime("%Y%m%dT%H%M%SZ")

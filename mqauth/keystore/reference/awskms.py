@@ -188,12 +188,8 @@ class KmsKey(Served):
         found, where = self._described(), self._place.shown
         with refusing(_UNREADABLE, f"{where}: no public half of a key that signs"):
             public: PublicKey = load_der_public_key(base64.b64decode(found["PublicKey"], validate=True))  # type: ignore[assignment]
-            kind = _SIGNS.get(natural_algorithm(public))
-            signs = (
-                found["KeyUsage"] == "SIGN_VERIFY"
-                and kind is not None
-                and kind.named in found["SigningAlgorithms"]
-            )
+            kind, named = _SIGNS.get(natural_algorithm(public)), found["SigningAlgorithms"]
+            signs = kind is not None and kind.named in named and found["KeyUsage"] == "SIGN_VERIFY"
         require(signs, f"{where}: its key does not sign {', '.join(_SIGNS)}")
         return public
 
@@ -230,7 +226,9 @@ class KmsKey(Served):
         except FetchFailed as error:
             raise self._unavailable(str(error)) from error
         named = {"Content-Type": "application/x-amz-json-1.1", "X-Amz-Target": f"TrentService.{action}"}
-        headers = signed(credentials, self._place.region, self._endpoint, named, body, self._clock)
+        headers = signed(
+            credentials, body, region=self._place.region, endpoint=self._endpoint, headers=named, clock=self._clock
+        )
         answer = self._request(
             self._endpoint, deadline=deadline, document=document, headers=headers, statuses=(200, 400, 403)
         )
@@ -261,7 +259,7 @@ def _message(data: bytes, kind: _Kind, where: str) -> dict[str, str]:
 
 
 def _raw(found: bytes, kind: _Kind) -> bytes:
-    """Return a raw JWS signature, of ECDSA ``R || S`` (RFC 7518, section 3.4); ``ValueError`` for anything else."""
+    """Return a raw JWS signature, of ECDSA ``R || S`` (RFC 7518, section 3.4), or raise ``ValueError``."""
     if kind.digest is None:
         return found
     first, second = decode_dss_signature(found)
