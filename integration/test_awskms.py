@@ -334,7 +334,9 @@ def test_a_credentials_file_that_is_replaced(guarded: KmsHeld, user: User, tmp_p
 
 def test_credentials_of_a_role(guarded: KmsHeld, ministack: MiniStack, caplog: pytest.LogCaptureFixture) -> None:
     """A role's session token is sent and signed; a wrong one is refused; no log line shows it, also at DEBUG."""
-    found = role(ministack, guarded.arn)
+    name = role(ministack)
+    allowed(ministack, name, guarded.arn)
+    found = assumed(ministack, name)
     caplog.set_level(logging.DEBUG)
     with credentials(found):
         public = guarded.adopt()
@@ -345,15 +347,25 @@ def test_credentials_of_a_role(guarded: KmsHeld, ministack: MiniStack, caplog: p
     assert not any(value in caplog.text for value in (found["AWS_SESSION_TOKEN"], found["AWS_SECRET_ACCESS_KEY"]))
 
 
-def role(aws: MiniStack, arn: str) -> dict[str, str]:
-    """Return the credentials of a role that may use a key."""
-    iam = aws.client("iam")
-    name = f"role-{os.urandom(4).hex()}"
+def role(aws: MiniStack, name: str = "") -> str:
+    """Make a role that anybody may take on, and return its name."""
+    name = name or f"role-{os.urandom(4).hex()}"
     trust = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}
+    aws.client("iam").create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps({"Statement": [trust]}))
+    return name
+
+
+def allowed(aws: MiniStack, name: str, arn: str) -> None:
+    """Let a role use a key."""
     right = {"Effect": "Allow", "Action": ["kms:Sign", "kms:GetPublicKey"], "Resource": arn}
-    made = iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps({"Statement": [trust]}))
-    iam.put_role_policy(RoleName=name, PolicyName="sign", PolicyDocument=json.dumps({"Statement": [right]}))
-    found = aws.client("sts").assume_role(RoleArn=made["Role"]["Arn"], RoleSessionName="orders")["Credentials"]
+    document = json.dumps({"Statement": [right]})
+    aws.client("iam").put_role_policy(RoleName=name, PolicyName="sign", PolicyDocument=document)
+
+
+def assumed(aws: MiniStack, name: str) -> dict[str, str]:
+    """Return the credentials of a role."""
+    arn = aws.client("iam").get_role(RoleName=name)["Role"]["Arn"]
+    found = aws.client("sts").assume_role(RoleArn=arn, RoleSessionName="orders")["Credentials"]
     return {
         "AWS_ACCESS_KEY_ID": found["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": found["SecretAccessKey"],
         "AWS_SESSION_TOKEN": found["SessionToken"],
@@ -580,13 +592,19 @@ def test_the_command(held: KmsHeld, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_the_page_does_what_it_says(ministack: MiniStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each command of the page runs, in order, with AWS's own command; the last one stops the producer."""
     monkeypatch.setenv("PATH", str(ministack.commands(tmp_path / "bin")), prepend=os.pathsep)
-    reader = Reader(tmp_path, {"awskms:$ARN": f"awskms:$ARN?endpoint={ministack.url}&unsafe_http_loopback=true"})
+    changes = {"awskms:$ARN": f"awskms:$ARN?endpoint={ministack.url}&unsafe_http_loopback=true"}
     printed, signed = "", next(block for block in blocks(PAGE) if block.language == "python")
+    role(ministack, "orders-api")
     with credentials(ministack.owner):
+        reader = Reader(tmp_path, changes)
         for block in blocks(PAGE):
             if block.mark == "output":
                 assert matches(block.text, printed)
             elif block.mark == "kms":
                 printed = reader.run(block)
+            if block == signed:
+                # The rights that the page gives are enough.
+                with credentials(assumed(ministack, "orders-api")):
+                    assert ActiveKey(tmp_path / "keys").signing_key().sign(b"x")
         with pytest.raises(AssertionError, match="the key is disabled"):
             reader.run(signed)
