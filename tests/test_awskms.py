@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,7 +23,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import ConfigurationError, Unavailable
 from mqauth.http.connection import Deadline, Endpoint, FetchFailed
 from mqauth.keystore.reference import aws_credentials
@@ -344,8 +344,8 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.Monke
 
 
 def soon(seconds: float = 30.0) -> Deadline:
-    """Return a deadline of the real clock."""
-    return Deadline(SYSTEM_CLOCK, seconds)
+    """Return a deadline that leaves this much to wait, however busy the machine is."""
+    return Deadline(FakeClock(), seconds)
 
 
 def test_credentials_of_the_environment(environment: pytest.MonkeyPatch) -> None:
@@ -428,9 +428,9 @@ def test_a_chain_that_hangs_is_one_thread(hanging: Hanging) -> None:
     assert chain.credentials(soon()) == FOUND
 
 
-def test_a_key_without_credentials_in_time_names_its_host(hanging: Hanging) -> None:
+def test_a_key_without_credentials_in_time_names_its_host(hanging: Hanging, clock: FakeClock) -> None:
     """A hanging chain is ``Unavailable`` as a host that is out of reach is."""
-    key = KmsKey(f"awskms:{ARN}", timeout=0.01, chain=CredentialChain())
+    key = KmsKey(f"awskms:{ARN}", timeout=0.01, clock=clock, chain=CredentialChain())
     with pytest.raises(Unavailable, match="credentials were not found in time") as caught:
         key.sign(b"x", "ES256")
     assert SHOWN in str(caught.value)
@@ -444,6 +444,8 @@ def test_a_child_walks_a_chain_of_its_own(hanging: Hanging) -> None:
     with chain._lock:
         child = os.fork()
         if not child:
+            # A child that waits for a lock which nobody opens ends by this.
+            signal.alarm(20)
             hanging.let_go.set()
             os._exit(0 if chain.credentials(soon()) == FOUND else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
