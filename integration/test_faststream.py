@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from faststream.rabbit.opentelemetry import RabbitTelemetryMiddleware
 from opentelemetry.sdk.trace import TracerProvider
 
 from integration.services import RabbitMQ
-from mqauth import AuditFile, MemoryReplayStore, Message, Pipeline, Verified
+from mqauth import AuditFile, Key, KeySet, MemoryReplayStore, Message, Pipeline, Signer, Verified
 from mqauth.audit.chain import verify_chain
 from mqauth.brokers import rabbitmq as wrapper
 from mqauth.brokers.rabbitmq.translate import Measured, to_native
@@ -60,16 +61,21 @@ class Shop:
         url: of RabbitMQ.
         audit: where its records go.
         observed: whether its queue is on the rung ``observe``.
+        signer: of what it publishes, in place of the forge's.
+        trusts: keys of the issuer beside the forge's.
     """
 
-    def __init__(self, url: str, audit: AuditFile, *, observed: bool = False) -> None:
+    def __init__(
+        self, url: str, audit: AuditFile, *, observed: bool = False, signer: Signer | None = None,
+        trusts: Sequence[Key] = (),
+    ) -> None:  # fmt: skip
         self.forge = Forge()
         self.name = f"orders-{uuid.uuid4().hex}"
         self.dead = f"{self.name}.dead"
         self.handled: asyncio.Queue[Verified] = asyncio.Queue()
         self.store = Store()
         self.guard = Pipeline(
-            verifier=self.forge.verifier(),
+            verifier=self.forge.verifier(keys={self.forge.issuer: KeySet([*self.forge.keys, *trusts])}),
             policy=self.forge.policy(f"rabbitmq:/{self.name}", "rabbitmq:/amq.rabbitmq.reply-to.#"),
             replay=self.store, audit=audit,
             rollout=observing(f"rabbitmq:/{self.name}") if observed else None,
@@ -78,7 +84,7 @@ class Shop:
             RabbitBroker(url, graceful_timeout=0.1),
             guard=self.guard,
             dead_letters=self.letters,
-            signer=self.forge.signer(),
+            signer=signer or self.forge.signer(),
         )
 
     async def letters(self) -> wrapper.DeadLetters:

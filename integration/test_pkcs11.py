@@ -24,17 +24,19 @@ from integration import conftest
 from integration.documentation import Reader, blocks
 from integration.services import RabbitMQ
 from integration.services.softhsm import PIN, SoftHSM
-from mqauth import Message, Signer
+from integration.test_faststream import Shop
+from mqauth import AuditFile, Message, Signer
 from mqauth.brokers.rabbitmq import Producer
 from mqauth.brokers.rabbitmq.translate import from_native
 from mqauth.cli import main
 from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.integrations.faststream import VerifiedMessage
 from mqauth.keystore import ActiveKey, Keystore, ReferenceKey, SocketSigner
 from mqauth.keystore.disk import ring
 from mqauth.keystore.reference import pkcs11 as holder
 from mqauth.keystore.reference.key import open_holder
 from mqauth.testing.clock import FakeClock
-from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
+from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT, Forge
 from mqauth.testing.signing_contract import RotationContract, SigningContract, accepted, verify
 from mqauth.wire import jws
 from mqauth.wire.keys import Key, SigningKey
@@ -45,6 +47,7 @@ KINDS = {"ES256": "EC:prime256v1", "EdDSA": "EC:edwards25519"}
 MESSAGE = Message(destination="kafka:orders", body=b"hello")
 SERVER = """
 import sys
+from mqauth.integrations.faststream import VerifiedMessage
 from mqauth.keystore import ActiveKey, SigningServer
 with SigningServer(sys.argv[1], ActiveKey(sys.argv[2])):
     print("ready", flush=True)
@@ -488,6 +491,68 @@ async def test_a_producer_on_an_event_loop(hsm: SoftHSM, rabbitmq: RabbitMQ, tmp
     assert [message.body for message in found] == bodies
     for message in found:
         accepted(message, store.ring().keys[0].key)
+
+
+@contextmanager
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let no signature be made within the block, as an HSM does that takes its time; whoever signs waits."""
+    monkeypatch.setattr(holder, "TIMEOUT", 60)
+    with holder.SESSIONS.turn(holder.parse("pkcs11:token=prod;object=ES256")):
+        yield
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+async def test_an_event_loop_does_not_wait_for_an_hsm(
+    hsm: SoftHSM, rabbitmq: RabbitMQ, tmp_path: Path, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the HSM takes its time the event loop goes on: another producer publishes, and its message arrives."""
+    store = adopted(tmp_path / "keys", "ES256")
+    forge = Forge()
+    slow = Signer(key=ActiveKey(store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
+    async with await aio_pika.connect(rabbitmq.url) as connection:
+        channel = await connection.channel()
+        queue, exchange = await channel.declare_queue(exclusive=True), channel.default_exchange
+        async with Producer(exchange, slow, batch=batch) as waits, Producer(exchange, forge.signer()) as goes_on:
+            with held(monkeypatch):
+                tasks = [
+                    asyncio.create_task(waits.publish(aio_pika.Message(b"hsm"), queue.name)) for _ in range(20)
+                ]
+                for _ in range(20):
+                    await goes_on.publish(aio_pika.Message(b"local"), queue.name)
+                bodies = [(await queue.get(no_ack=True)).body for _ in range(20)]
+                assert not any(task.done() for task in tasks)
+            await asyncio.gather(*tasks)
+        found = [from_native(await queue.get(no_ack=True), queue=queue.name) for _ in tasks]
+    assert bodies == [b"local"] * 20
+    assert {accepted(message, store.ring().keys[0].key) for message in found} == {store.ring().keys[0].kid}
+
+
+async def test_a_faststream_app_does_not_wait_for_an_hsm(
+    hsm: SoftHSM, rabbitmq: RabbitMQ, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While an app waits for the HSM with what it publishes, its handler takes messages of others."""
+    store = adopted(tmp_path / "keys", "ES256")
+    signer = Signer(key=ActiveKey(store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
+    with AuditFile(tmp_path / "audit.jsonl") as audit:
+        shop = Shop(rabbitmq.url, audit, signer=signer, trusts=[store.ring().keys[0].key])
+
+        @shop.broker.subscriber(shop.name)
+        async def take(body: bytes, verified: VerifiedMessage) -> None:
+            shop.handled.put_nowait(verified)
+
+        await shop.broker.start()
+        channel = await (await shop.broker.connect()).channel()
+        other = Producer(channel.default_exchange, shop.forge.signer())
+        async with asyncio.timeout(60):
+            with held(monkeypatch):
+                task = asyncio.create_task(shop.broker.publish(b"hsm", shop.name))
+                for _ in range(20):
+                    await other.publish(aio_pika.Message(b"local"), shop.name)
+                    assert (await shop.handled.get()).body == b"local"
+                assert not task.done()
+            await task
+            assert (await shop.handled.get()).body == b"hsm"
+        await shop.end()
 
 
 def test_an_authority_whose_key_is_in_an_hsm(own: SoftHSM, tmp_path: Path) -> None:

@@ -200,8 +200,9 @@ async def test_a_client_that_cannot_be_left_hides_no_error(
     monkeypatch.setattr(consumer.calls, "close", mock.Mock(side_effect=RuntimeError("closed")))
     consumer.fail(LookupError("first"))
     await consumer.stop()
-    with pytest.raises(LookupError, match="first"):
+    with pytest.raises(LookupError, match="first") as raised:
         await consumer.__aexit__(None, None, None)
+    assert raised.value.__notes__ == ["and later: RuntimeError"]
     assert not consumer.health().consuming
 
 

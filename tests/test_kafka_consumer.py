@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -637,6 +638,31 @@ def test_commit_forbidden(bench: Bench) -> None:
     bench.client.commit_errors = [TopicAuthorizationFailedError("orders")]
     bench.add(b"0")
     with pytest.raises(TopicAuthorizationFailedError):
+        bench.run()
+
+
+@pytest.mark.parametrize("first", [TopicAuthorizationFailedError("orders"), KeyboardInterrupt()])
+def test_the_first_error_is_raised(bench: Bench, monkeypatch: pytest.MonkeyPatch, first: BaseException) -> None:
+    """What ended a run is raised, also where the last commit and leaving the client fail; they are noted."""
+
+    def end() -> None:
+        monkeypatch.setattr(calls, "commit", mock.Mock(side_effect=TopicAuthorizationFailedError("orders")))
+        raise first
+
+    calls = bench.make().calls
+    bench.client.events = [end]
+    monkeypatch.setattr(calls, "close", mock.Mock(side_effect=LookupError("key=secret")))
+    with pytest.raises(type(first)) as raised:
+        bench.run()
+    assert raised.value is first
+    assert first.__notes__ == ["and later: TopicAuthorizationFailedError", "and later: LookupError"]
+    assert not bench.consumer.health().consuming
+
+
+def test_a_client_that_cannot_be_left_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an earlier error, the one of leaving the client is raised."""
+    monkeypatch.setattr(bench.make().calls, "close", mock.Mock(side_effect=LookupError("closed")))
+    with pytest.raises(LookupError, match="closed"):
         bench.run()
 
 

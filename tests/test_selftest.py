@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -486,13 +487,14 @@ class TestCommand:
         assert "unsigned messages reach a handler on purpose: kafka:orders" in capsys.readouterr().out
 
     def test_keys_out_of_reach(self, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """An issuer that does not answer is asked, and undecided: 3."""
+        """An issuer that does not answer is asked, and undecided: 3. Nobody goes on asking it."""
         text = CONFIG.replace(
             'file = "jwks.json"', 'jwks = "http://127.0.0.1:1/jwks.json"\nunsafe_http_loopback = true'
         )
         (place / "mqauth.toml").write_text(text)
         assert main(["selftest"]) == 3
         assert f"not decided: a message forged in the name of {ISSUER}" in capsys.readouterr().out
+        assert not any(thread.name.startswith("mqauth") for thread in threading.enumerate())
 
     def test_a_hole(
         self, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""A consumer whose ``run`` blocks, in a background thread for the time of a ``with`` block."""
+"""A consumer whose ``run`` blocks, in a background thread for the time of a ``with`` block; its first error."""
 
 from __future__ import annotations
 
@@ -7,6 +7,40 @@ from types import TracebackType
 from typing import Self
 
 from mqauth.logs import emit
+
+
+class FirstError:
+    """A ``with`` block whose error is kept, and raised by ``check``; of several blocks the first error counts.
+
+    What ended a consumer is told so, whatever fails later while it leaves its client. Later errors are noted at it
+    by their types alone: their texts may hold anything.
+
+    Attributes:
+        error: the first error, ``None`` where there was none.
+    """
+
+    error: BaseException | None = None
+
+    def __enter__(self) -> None:
+        """Begin a block."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        """Keep the error of the block."""
+        if error is not None:
+            self.keep(error)
+        return True
+
+    def keep(self, error: BaseException) -> None:
+        """Keep an error, or note it at the one that came before."""
+        if self.error is None:
+            self.error = error
+        elif error is not self.error:
+            self.error.add_note(f"and later: {type(error).__name__}")
+
+    def check(self) -> None:
+        """Raise the first error, if there was one."""
+        if self.error is not None:
+            raise self.error
 
 
 class BackgroundRun:

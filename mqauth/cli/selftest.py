@@ -14,6 +14,7 @@ from mqauth.errors import MqauthError
 from mqauth.flow import is_async
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.selftest import self_test
+from mqauth.keystore.remote.jwks import JWKS
 
 
 def selftest(config: Config = None, as_json: Json = False) -> int:
@@ -37,7 +38,9 @@ def selftest(config: Config = None, as_json: Json = False) -> int:
 
 def _fetch_keys(guard: Pipeline) -> None:
     """Ask each issuer for its keys, once; those that are out of reach are told of as undecided."""
-    for issuer in guard.verifier.issuers.values():
-        if not is_async(issuer.keys.refresh):
+    for source in (issuer.keys for issuer in guard.verifier.issuers.values()):
+        if not is_async(source.refresh):
             with suppress(MqauthError):
-                issuer.keys.refresh("mqauth-self-test", guard.clock.now())
+                source.refresh("mqauth-self-test", guard.clock.now())
+        if isinstance(source, JWKS):
+            source.close()

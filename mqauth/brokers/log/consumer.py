@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final, Self
 
-from mqauth.brokers.background import BackgroundRun
+from mqauth.brokers.background import BackgroundRun, FirstError
 from mqauth.brokers.log.outbox import Transactions
 from mqauth.brokers.log.poller import LogPoller
 from mqauth.brokers.log.replies import TopicReplies
@@ -50,7 +50,7 @@ class WorkerThreads:
 
     Attributes:
         poll_lock: held by the thread that polls.
-        error: what a poll or a visit raised first.
+        first: what a poll or a visit raised first.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class WorkerThreads:
         self._visiting = self._polls = 0
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopped = False
-        self.error: BaseException | None = None
+        self.first = FirstError()
         self._threads = [
             threading.Thread(target=self._serve, name=f"mqauth-kafka-{number}", daemon=True)
             for number in range(threads)
@@ -86,8 +86,7 @@ class WorkerThreads:
             self._watch()
         else:
             self._serve()
-        if self.error is not None:
-            raise self.error
+        self.first.check()
 
     def stop(self) -> None:
         """Begin nothing any more; may be called from any thread, and from a signal handler."""
@@ -119,7 +118,7 @@ class WorkerThreads:
                     with self._left:
                         self._left.wait(BUSY)
         except BaseException as error:
-            self.error = self.error or error
+            self.first.keep(error)
             self.stop()
 
     def _turn(self) -> Any:
@@ -243,12 +242,13 @@ class LogConsumer(BackgroundRun):
         with stopping_on_signals(self.stop) if signals else nullcontext():
             self._running = True
             self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name)
-            try:
+            with self._workers.first:
                 self._workers.run()
-            finally:
-                unsubscribe()
-                self._wind_up()
-                self._running = False
+            unsubscribe()
+            with self._workers.first:
+                self._wind_up(self._workers.first)
+            self._running = False
+            self._workers.first.check()
 
     def stop(self) -> None:
         """Let ``run`` end gracefully; may be called from any thread, a handler, or a signal handler."""
@@ -280,19 +280,19 @@ class LogConsumer(BackgroundRun):
         finally:
             self._assignment.hold_back(False)
 
-    def _wind_up(self) -> None:
+    def _wind_up(self, first: FirstError) -> None:
         """Let running handlers finish, commit, release claims, and leave the client at the first open records."""
         self.stop()
         if not self._workers.join(self._guard.clock, self._grace):
             emit("consumer.grace_over", "handlers took longer than the grace time; their records come again")
         with self._workers.poll_lock:
-            try:
+            with first:
                 self.calls.commit(last=True)
                 run(self._work.giving_back())
                 run(self._guard.tick(last=True))
-            finally:
+            with first:
                 self.calls.close()
-                self._guard.journal.stopped(self.calls.scope, self._assignment.counts)
+            self._guard.journal.stopped(self.calls.scope, self._assignment.counts)
 
 
 @contextmanager

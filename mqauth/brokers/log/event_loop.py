@@ -16,6 +16,7 @@ from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Final, Self
 
+from mqauth.brokers.background import FirstError
 from mqauth.brokers.event_loop import DeliveryTasks, SignalHandlers, was_cancelled
 from mqauth.brokers.log.outbox import Transactions
 from mqauth.brokers.log.poller import IDLE, LogPoller
@@ -92,7 +93,7 @@ class AsyncLogConsumer:
         self._polling: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] = lambda: None
-        self._error: BaseException | None = None
+        self._first = FirstError()
         self._running = False
 
     def attach(self, calls: LogPoller) -> None:
@@ -150,13 +151,13 @@ class AsyncLogConsumer:
     ) -> None:
         """Stop gracefully; raise the error that stopped the consumer, unless the block raised one."""
         await self.stop()
-        if self._error is not None and kind is None:
-            raise self._error
+        if kind is None:
+            self._first.check()
 
     @property
     def failed(self) -> bool:
         """Whether it ended with an error, which leaving the ``async with`` block raises."""
-        return self._error is not None
+        return self._first.error is not None
 
     def health(self) -> LogHealth:
         """Return how the consumer is doing now; may be called from any thread."""
@@ -165,7 +166,7 @@ class AsyncLogConsumer:
 
     def fail(self, error: BaseException) -> None:
         """Begin to stop because of an error, which ``run`` raises in the end."""
-        self._error = self._error or error
+        self._first.keep(error)
         emit("consumer.ended", "the consumer stops: %s", type(error).__name__)
         self._end()
 
@@ -257,18 +258,13 @@ class AsyncLogConsumer:
         self._unsubscribe()
         await self._end_polls()
         await self._visits.end(self._grace)
-        try:
+        with self._first:
             await self._commit(last=True)
             await arun(self._work.giving_back())
             await arun(self._guard.tick(last=True))
-        except BaseException as error:
-            self._error = self._error or error
-        # A client that fails to be left, since somebody closed it, must not hide what ended the consumer.
-        try:
+        with self._first:
             self.calls.close()
             await settled(self.calls.closed())
-        except Exception as error:
-            self._error = self._error or error
         self._running = False
         self._guard.journal.stopped(self.calls.scope, self._assignment.counts)
 
