@@ -28,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--quick", action="store_true", help="leave out what is slow, and brokers for further clients"
     )
-    how.add_argument("--nightly", action="store_true", help="floods and races in their full size")
+    how.add_argument("--nightly", action="store_true", help="floods and races in their full size, and Keycloak")
     how.add_argument("--clusters", action="store_true", help="only what needs three nodes of a broker")
     up = commands.add_parser("up", help="start RabbitMQ, Kafka and Redis and keep them till Ctrl-C or `down`")
     up.add_argument("--detach", action="store_true", help="return when they are ready, and keep them running")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from integration.services import Kafka, RabbitMQ, Redis, Service
+from integration.services.keycloak import Keycloak
 from integration.services.kms import LocalKms, MiniStack
 from integration.services.opa import Agent
 from integration.services.openbao import OpenBao
@@ -67,6 +68,12 @@ def ministack() -> Iterator[MiniStack]:
 def agent() -> Iterator[Agent]:
     """An Open Policy Agent that all tests share."""
     yield from _session(Agent.launch())
+
+
+@pytest.fixture(scope="session")
+def keycloak() -> Iterator[Keycloak]:
+    """A Keycloak that all tests share; it takes a minute to start."""
+    yield from _session(Keycloak.launch())
 
 
 @pytest.fixture(autouse=True)

@@ -86,7 +86,8 @@ class Proxy:
 
     def _ask(self, request: bytes) -> bytes:
         with socket.create_connection(self._server, timeout=_PATIENCE) as wire:
-            wire.sendall(request)
+            # So the server ends the connection behind its answer, and tells the client so.
+            wire.sendall(request.replace(b"Connection: keep-alive", b"Connection: close"))
             answer = b""
             while chunk := wire.recv(65_536):
                 answer += chunk

@@ -22,7 +22,7 @@ from integration.documentation import ROOT
 from mqauth.cli import app as command_line
 from mqauth.errors import Cause, Reason
 from mqauth.review.glossary import EXPLANATIONS, TERMS
-from mqauth.telemetry import METRICS, Telemetry
+from mqauth.telemetry import METRICS, AuthorityTelemetry, Telemetry
 from mqauth.testing.attack_classes import CLASSES
 from mqauth.testing.attacks import ALL_ATTACKS
 
@@ -41,6 +41,7 @@ _LABELS: Final = {
     "mqauth.deferred": "`consumer`",
     "mqauth.stalled": "`consumer`",
     "mqauth.key_set.age": "`issuer`",
+    "mqauth.issuer.ends": "`issuer`",
     "mqauth.identity.expires": "`subject`",
     "mqauth.policy.failing": "`policy`",
     "mqauth.replay.size": "`store`",
@@ -50,6 +51,11 @@ _LABELS: Final = {
     "mqauth.rollout.days_left": "`destination`",
     "mqauth.rollout.aliases": "`destination`",
     "messaging.process.duration": "`messaging.*`, `error.type`",
+    "mqauth.authority.requests": "`answer`, `refusal`, `credential`",
+    "mqauth.authority.identities": "`subject`, `credential`",
+    "mqauth.authority.duration": "`answer`",
+    "mqauth.authority.cutoffs": "`trust_domain`",
+    "mqauth.authority.key.age": "`trust_domain`",
 }
 
 
@@ -155,6 +161,7 @@ def metrics() -> str:
     """Return the page of metrics: name, kind, unit, labels."""
     meter: Any = _Meter()
     Telemetry(meter)
+    AuthorityTelemetry(meter)
     rows = "".join(
         f"| `{name}` | {kind} | `{unit}` | {_LABELS[name]} | {description} |\n"
         for name, (kind, unit, description) in ((name, meter.said[name]) for name in METRICS)

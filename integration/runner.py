@@ -19,8 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from integration import pace
-from integration.services import UnavailableError, prepare_all, prometheus, softhsm
+from integration import pace, scale
+from integration.services import UnavailableError, keycloak, prepare_all, prometheus, softhsm
 from integration.services.compose import RUN_VARIABLE
 from integration.services.machine import CommandError, cache_folder, docker_answers, run, say
 
@@ -43,12 +43,15 @@ _GROUPS = {
     "rabbitmq-chaos": r"integration/chaos/",
     "review": r"integration/(console|review)/",
     "holders": r"integration/test_(awskms|pkcs11|transit)",
+    "keycloak": r"integration/test_keycloak",
     "rest": r"integration/",
 }
 """Which files are a group's, by a pattern; the first that fits counts."""
 _NOT_QUICK = {"confluent", "clients", "identity-chaos", "kafka-chaos", "opa", "rabbitmq-chaos", "holders"}
 """Of further clients, whose leaves the unit tests hold to the contract on doubles, of services beside the brokers,
 and what is slow as a whole."""
+_NIGHTLY = {"keycloak"}
+"""Of a service that alone takes minutes."""
 # The brokers of tests end before the code of Java's second compiler repays what compiling took.
 _JAVA_OPTIONS = "-XX:TieredStopAtLevel=1"
 _TERMINAL_TELLS_WITHIN = 2.0  # a Ctrl-C reaches the whole process group; a kill only us
@@ -109,13 +112,14 @@ def integration_tests(*, quick: bool = False) -> list[Group]:
     Args:
         quick: only those of the first client of each broker, and of what all clients share.
     """
+    left_out = (_NOT_QUICK if quick else set()) | (set() if scale.is_nightly() else _NIGHTLY)
     left = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "integration").rglob("test_*.py"))
     groups = []
     for name, pattern in _GROUPS.items():
         mine = tuple(file for file in left if re.match(pattern, file))
         left = [file for file in left if file not in mine]
         groups.append(Group(name, mine))
-    return [group for group in groups if group.files and not (quick and group.name in _NOT_QUICK)]
+    return [group for group in groups if group.files and group.name not in left_out]
 
 
 def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: Sequence[str]) -> int:
@@ -130,6 +134,8 @@ def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: S
             prepare_all()
             prometheus.prepare()
             softhsm.prepare()
+            if scale.is_nightly():
+                keycloak.prepare()
         except UnavailableError as missing:
             say(f"error: {missing}")
             total, groups = _Counts(failed=1), [*units]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from integration.services import Kafka, RabbitMQ
 from mqauth.cli import main
+from mqauth.cli.online import Asked
 from mqauth.keystore import Keystore
 
 FILE = """
@@ -39,19 +41,33 @@ topic = "{topic}"
 def issuer(tmp_path: Path) -> Iterator[str]:
     """An issuer: ``mqauth keys serve`` on this machine."""
     Keystore(folder=tmp_path / "keys").create(subjects=["orders-api"])
+    with serving(tmp_path) as url:
+        yield url
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Serve the keystore of a folder, and yield the URL of its set."""
     command = [sys.executable, "-m", "mqauth", "keys", "serve", "--port", "0", "--json"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        yield json.loads(process.stdout.readline())["url"]
-        process.terminate()
+        try:
+            yield json.loads(process.stdout.readline())["url"]
+        finally:
+            process.terminate()
 
 
 def asked(file: Path, capsys: pytest.CaptureFixture[str], text: str) -> tuple[int, dict[str, tuple[int, str]]]:
     """Return the exit code, and each answer by who was asked."""
     file.write_text(text)
+    code, found = online(file, capsys)
+    return code, {one.what: (one.code, one.said) for one in found}
+
+
+def online(file: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[Asked]]:
+    """Return the exit code, and all answers."""
     code = main(["check", str(file), "--online", "--json"])
-    found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["online"]
-    return code, {one["what"]: (one["code"], one["said"]) for one in found}
+    return code, [Asked(**one) for one in json.loads(capsys.readouterr().out)["online"]]
 
 
 @pytest.mark.slow
@@ -81,3 +97,50 @@ def test_issuers_and_brokers_are_asked(
     code, found = asked(file, capsys, FILE.format(**values | away))
     assert (code, {one[0] for one in found.values()}) == (3, {3})
     assert "cannot reach amqp://127.0.0.1:1: connection refused" in found["[brokers.rabbit]"][1]
+
+
+AUTHORITY = """
+[authority]
+trust_domain = "wimse://prod.example"
+url = "{url}"
+keys = "held"
+audit = "authority.jsonl"
+[[authority.credentials]]
+name = "cluster"
+issuer = "https://cluster.example"
+jwks = "{jwks}"
+unsafe_http_loopback = true
+[producer]
+audience = "billing"
+[producer.identity]
+authority = "{url}"
+subject = "wimse://prod.example/shop/orders"
+credential = {{ token_file = "token" }}
+unsafe_http_loopback = true
+"""
+
+
+def test_authorities_are_asked(issuer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An authority is asked how it is and for its set: 0 where our key signs, 1 where another does, 3 if away."""
+    url, file, held = issuer.removesuffix("/jwks.json"), tmp_path / "mqauth.toml", tmp_path / "held"
+    # What an authority answers there is what ``mqauth keys serve`` does: it is the same application.
+    shutil.copytree(tmp_path / "keys", held)
+    found = asked(file, capsys, AUTHORITY.format(url=url, jwks=issuer))[1]
+    assert found[f"authority {url}"] == (0, "well; 1 key")
+    assert found["issuer https://cluster.example"] == (0, "1 key")
+    shutil.rmtree(held)
+    kid = Keystore(folder=held).create().kid
+    said = [one.said for one in online(file, capsys)[1]]
+    assert said[1:] == [f"its set lacks the key that signs here, {kid}: another authority answers", "well; 1 key"]
+    found = asked(file, capsys, AUTHORITY.format(url="http://127.0.0.1:1", jwks=issuer))[1]
+    assert found["authority http://127.0.0.1:1"] == (3, "no answer: out of reach: Connection refused")
+
+
+def test_an_authority_without_an_active_key_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A key server that answers and signs with nothing is a wrong answer."""
+    Keystore(folder=tmp_path / "keys").create(pending=True)
+    with serving(tmp_path) as jwks:
+        found = asked(
+            tmp_path / "mqauth.toml", capsys, AUTHORITY.format(url=jwks.removesuffix("/jwks.json"), jwks=jwks)
+        )[1]
+        assert found[f"identity from {jwks.removesuffix('/jwks.json')}"] == (1, "none of its keys signs")

@@ -13,9 +13,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import aio_pika
 import pytest
@@ -95,6 +96,28 @@ def own(tmp_path: Path) -> Iterator[SoftHSM]:
     """An HSM that a test may break."""
     with used(SoftHSM.launch(tmp_path / "hsm", "prod")) as found:
         yield found
+
+
+@contextmanager
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let no signature be made within the block, as an HSM does that takes its time; whoever signs waits."""
+    monkeypatch.setattr(holder, "TIMEOUT", 60)
+    monkeypatch.setattr(holder, "OPENING", 60)
+    begun, end = threading.Event(), threading.Event()
+
+    def hold(_: object) -> None:
+        begun.set()
+        end.wait(60)
+
+    uri = holder.parse("pkcs11:token=prod;object=ES256")
+    with ThreadPoolExecutor(1) as pool:
+        holding = pool.submit(holder.SESSIONS.call, uri, hold)
+        assert begun.wait(30)
+        try:
+            yield
+        finally:
+            end.set()
+            holding.result()
 
 
 def adopted(folder: Path, name: str) -> Keystore:
@@ -399,43 +422,69 @@ def test_two_keys_share_a_session(hsm: SoftHSM, tmp_path: Path) -> None:
     assert len(holder.SESSIONS._open) == 1
 
 
-def test_others_do_not_wait_for_ever(hsm: SoftHSM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While one call hangs others get ``Unavailable``, which names the token."""
-    monkeypatch.setattr(holder, "TIMEOUT", 0.01)
-    with holder.SESSIONS.turn(holder.parse("pkcs11:token=prod;object=ES256")), ThreadPoolExecutor(1) as pool:
-        said = pool.submit(away, "pkcs11:token=prod;object=ES256").result()
-    assert said == "token 'prod': others wait for it, for 0 s"
+def test_a_library_that_hangs(
+    own: SoftHSM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who waits for a library that hangs gets ``Unavailable`` in time, and others at once; then it goes on."""
+    own.generate("a")
+    store, uri = adopted(tmp_path / "keys", "a"), "pkcs11:token=prod;object=a"
+    signer = Signer(key=ActiveKey(store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
+    settings, pipe = Path(os.environ["SOFTHSM2_CONF"]).read_text(), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.setenv("SOFTHSM2_CONF", str(pipe))
+    monkeypatch.setattr(holder, "OPENING", 0.05)
+    # The library begins again, and opens its settings, which nobody writes.
+    holder.SESSIONS.forked()
+    assert away(uri) == "token 'prod': no answer for 0.05 s"
+    assert away(uri) == "token 'prod': an earlier call in a PKCS#11 library has not come back"
+    with pytest.raises(Unavailable, match="keys_unavailable: token 'prod': an earlier call"):
+        signer.sign(MESSAGE)
+    assert "nothing is signed with key" in caplog.text
+    late = holder.SESSIONS._late
+    assert late is not None
+    pipe.write_text(settings)
+    late.result(30)
+    assert accepted(signer.sign(MESSAGE), store.ring().keys[0].key)
 
 
-@pytest.mark.parametrize("locked", [False, True])
-def test_child_after_a_fork(hsm: SoftHSM, tmp_path: Path, locked: bool) -> None:
-    """A child opens a session of its own, even where a thread of its parent held the lock; the parent goes on."""
+def test_who_waits_for_others_is_told(hsm: SoftHSM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many that ask at once wait for each other, and no longer than allowed; none of their calls is made then."""
+    uri = holder.parse("pkcs11:token=prod;object=ES256")
+    made: list[str] = []
+    with held(monkeypatch):
+        monkeypatch.setattr(holder, "TIMEOUT", 0.01)
+        with pytest.raises(Unavailable, match=r"no answer for 0\.01 s"):
+            holder.SESSIONS.call(uri, lambda _: made.append("call"))
+        assert holder.SESSIONS._late is None
+    monkeypatch.setattr(holder, "TIMEOUT", 60)
+    holder.SESSIONS.call(uri, lambda _: made.append("next"))
+    assert made == ["next"]
+
+
+def test_where_no_thread_starts(hsm: SoftHSM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process at its limit of threads cannot sign; it is told so as of any outage, and signs later."""
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", mock.Mock(side_effect=RuntimeError("can't start new thread")))
+        assert away("pkcs11:token=prod;object=ES256") == "token 'prod': no thread can be started"
+    assert open_holder("pkcs11:token=prod;object=ES256").sign(b"x", "ES256")
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_child_after_a_fork(hsm: SoftHSM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: bool) -> None:
+    """A child opens a session of its own, even in the middle of a call of its parent; the parent goes on."""
     store = adopted(tmp_path / "keys", "ES256")
     key, public = ActiveKey(store.folder).signing_key(), store.ring().keys[0].key
     verify(jws.compact(b"x", key), public)
-    release, held = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with holder.SESSIONS.turn(holder.parse("pkcs11:token=prod;object=ES256")):
-            held.set()
-            release.wait(30)
-
-    holding = threading.Thread(target=hold)
-    if locked:
-        holding.start()
-        assert held.wait(30)
-    child = os.fork()
-    if not child:
-        try:
-            assert not holder.SESSIONS._open
-            verify(jws.compact(b"y", key), public)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    release.set()
-    if locked:
-        holding.join()
+    with held(monkeypatch) if busy else nullcontext():
+        child = os.fork()
+        if not child:
+            try:
+                assert not holder.SESSIONS._open
+                verify(jws.compact(b"y", key), public)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     verify(jws.compact(b"z", key), public)
 
 
@@ -491,14 +540,6 @@ async def test_a_producer_on_an_event_loop(hsm: SoftHSM, rabbitmq: RabbitMQ, tmp
     assert [message.body for message in found] == bodies
     for message in found:
         accepted(message, store.ring().keys[0].key)
-
-
-@contextmanager
-def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let no signature be made within the block, as an HSM does that takes its time; whoever signs waits."""
-    monkeypatch.setattr(holder, "TIMEOUT", 60)
-    with holder.SESSIONS.turn(holder.parse("pkcs11:token=prod;object=ES256")):
-        yield
 
 
 @pytest.mark.parametrize("batch", [1, 16])

@@ -79,8 +79,8 @@ class Agent:
         good = {} if said is UNDEFINED else {"result": said}
         provenance = {"version": "1.22.4", "bundles": self.bundles} if self.bundles else {"version": "1.22.4"}
         body = json.dumps(good | {"provenance": provenance}).encode() if self.body is None else self.body
-        head = f"HTTP/1.1 {self.status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        return head.encode() + body
+        head = f"HTTP/1.1 {self.status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        return head.encode() + b"Connection: close\r\n\r\n" + body
 
 
 class _Wire:

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mqauth"
 FLOORS = (
-    ("errors", "_version", "clock"),
+    ("errors", "_version", "clock", "threads"),
     ("logs",),
     ("wire", "flow"),
     ("signer", "replay", "audit"),
@@ -28,7 +28,20 @@ FLOORS = (
 """The rooms from the ground up; what is in a room may import its own room and the floors below it."""
 RANK = {room: rank for rank, floor in enumerate(FLOORS) for room in floor}
 CORE = frozenset(
-    ("errors", "clock", "logs", "wire", "flow", "signer", "replay", "audit", "letters", "judging", "delivery")
+    (
+        "errors",
+        "clock",
+        "threads",
+        "logs",
+        "wire",
+        "flow",
+        "signer",
+        "replay",
+        "audit",
+        "letters",
+        "judging",
+        "delivery",
+    )
 )
 FORBIDDEN_IN_CORE = frozenset(
     ("aio_pika", "aiormq", "kafka", "redis", "typer", "click", "rich", "starlette", "uvicorn", "opentelemetry",

@@ -58,11 +58,22 @@ def test_a_machine_enrols_with_its_own_key(world: World) -> None:
     assert world.ask(world.enrolment()).body["sub"] == ORDERS
 
 
-@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "DPoP"])
-def test_a_bound_credential_counts_for_its_key(world: World, scheme: str) -> None:
-    """A credential that is bound to the key that asks gets its identity, by either scheme."""
-    bound = world.credential(claims={"cnf": {"jkt": world.key.kid}})
+@pytest.mark.parametrize("scheme", ["DPoP", "dpop"])
+@pytest.mark.parametrize("more", [{}, {"kc-jkt-type": "DPoP"}])
+def test_a_bound_credential_counts_for_its_key(world: World, scheme: str, more: dict[str, str]) -> None:
+    """A credential that is bound to the key that asks gets its identity; Keycloak's says one thing more."""
+    bound = world.credential(claims={"cnf": {"jkt": world.key.kid} | more})
     assert world.ask(bound, scheme=scheme).status == 200
+
+
+@pytest.mark.parametrize(("bound", "scheme"), [(True, "Bearer"), (True, "bearer"), (False, "DPoP")])
+def test_a_scheme_that_belies_its_credential(world: World, bound: bool, scheme: str) -> None:
+    """A bound credential is none of Bearer, and an unbound one none of DPoP (RFC 9449, sections 7.1 and 7.2)."""
+    credential = world.credential(claims={"cnf": {"jkt": world.key.kid}} if bound else {})
+    found = world.ask(credential, scheme=scheme)
+    (record,) = world.records()
+    assert (found.status, found.body) == (401, {"error": "invalid_client"})
+    assert (record["verdict"], record["reason"]) == ("identity_refused", "credential_binding")
 
 
 @pytest.mark.parametrize("typ", [None, "JWT", "at+jwt", "JOSE", "application/at+jwt"])
@@ -149,6 +160,15 @@ _CREDENTIALS: dict[str, tuple[Attack, Refusal]] = {
     "bound to a certificate": (
         lambda w: w.credential(claims={"cnf": {"x5t#S256": "a" * 43}}), Refusal.CREDENTIAL_BINDING,
     ),
+    "bound to a certificate too": (
+        lambda w: w.credential(claims={"cnf": {"jkt": w.key.kid, "x5t#S256": "a" * 43}}),
+        Refusal.CREDENTIAL_BINDING,
+    ),
+    "bound to another key of another kind too": (
+        lambda w: w.credential(claims={"cnf": {"jkt": w.key.kid, "jwk": {"kty": "oct"}}}),
+        Refusal.CREDENTIAL_BINDING,
+    ),
+    "bound to no text": (lambda w: w.credential(claims={"cnf": {"jkt": [w.key.kid]}}), Refusal.CREDENTIAL_BINDING),
     "bound to nothing": (lambda w: w.credential(claims={"cnf": {}}), Refusal.CREDENTIAL_BINDING),
     "over 8,192 bytes": (lambda w: w.credential(claims={"more": "x" * 6200}), Refusal.CREDENTIAL_MALFORMED),
     "no JWT": (lambda w: "secret", Refusal.CREDENTIAL_MALFORMED),
@@ -230,7 +250,7 @@ def test_proofs_that_prove_nothing(world: World, name: str) -> None:
 
 def test_the_counts_of_the_attacks() -> None:
     """So many credentials and proofs were tried."""
-    assert (len(_CREDENTIALS), len(_PROOFS)) == (39, 21)
+    assert (len(_CREDENTIALS), len(_PROOFS)) == (42, 21)
 
 
 @pytest.mark.parametrize("typ", ["mqauth-enrol+jwt", "JWT"])
@@ -369,6 +389,16 @@ def test_a_flood_of_refusals_is_summed_up(tmp_path: Path) -> None:
     records = world.records()
     assert len(records) == 120
     assert sum("flood" in record and "asked" not in record for record in records) == 20
+
+
+def test_a_flood_hides_no_other_refusal(tmp_path: Path) -> None:
+    """While two addresses flood the audit with one reason, a refusal of a third one has its details."""
+    world = World(tmp_path)
+    for address in ("10.0.0.1", "10.0.0.2"):
+        for _ in range(60):
+            world.ask("bad", address=address)
+    world.ask("worse", address="10.0.0.3")
+    assert world.records()[-1]["asked"]["address"] == "10.0.0.3"
 
 
 @pytest.mark.parametrize("ask", [World.ask, lambda world: world.ask("bad")])

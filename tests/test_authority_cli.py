@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +16,14 @@ from typing import Any
 import pytest
 
 from mqauth import load
+from mqauth.audit.chain import verify_chain
+from mqauth.audit.file import read_heads
 from mqauth.authority.records import Trace
 from mqauth.cli import app
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import Keystore, public_keys
+from mqauth.testing.clock import FakeClock
 from mqauth.wire import enrolment, identity
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.jws import LocalSigningKey
@@ -219,3 +228,93 @@ def test_a_restart_forgets_no_credential(machine: Key, tmp_path: Path) -> None:
         authority._audit.close()
     records = [json.loads(line) for line in Path("authority.jsonl").read_text().splitlines()]
     assert [record["alert"]["kind"] for record in records if "alert" in record] == ["new_credential"]
+
+
+def test_key_age_and_cutoffs_of_the_keystore(run: Run, machine: Key) -> None:
+    """What is measured of an authority comes from its keystore: since when its key signs, and who is cut off."""
+    del machine
+    found = load("mqauth.toml", clock=FakeClock(SYSTEM_CLOCK.now() + 1000)).authority
+    assert 990 <= (found.key_age() or 0) <= 1100
+    assert found.cut_off() == 0
+    run("cutoff", "--sub", ORDERS, "--reason", "stolen")
+    assert found.cut_off() == 1
+
+
+def test_serve_shows_its_metrics(machine: Key) -> None:
+    """``--metrics-port`` serves what the authority counts beside its own port, and misuse alerts with it."""
+    del machine
+    command = [
+        sys.executable,
+        "-m",
+        "mqauth",
+        "authority",
+        "serve",
+        "--port",
+        "0",
+        "--metrics-port",
+        "0",
+        "--json",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            told = json.loads(process.stdout.readline())
+            request = urllib.request.Request(told["url"], method="POST", data=b"")  # noqa: S310
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(request, timeout=10)  # noqa: S310
+            with urllib.request.urlopen(told["metrics"], timeout=10) as answer:  # noqa: S310
+                page = answer.read().decode()
+        finally:
+            process.terminate()
+    assert re.search(
+        r'mqauth_authority_requests_total\{answer="invalid_client",.*refusal="credential_malformed"', page
+    )
+    assert re.search(r'mqauth_authority_key_age_seconds\{.*trust_domain="wimse://prod.example"\} \d', page)
+    assert re.search(r"mqauth_authority_cutoffs\{.*\} 0.0", page)
+
+
+def test_a_taken_port_of_the_metrics_is_said(run: Run) -> None:
+    """A port for metrics that somebody has is an error of the command, with the option named."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, error = run("serve", "--port", "0", "--metrics-port", str(port))
+    assert code == 2
+    assert f"--metrics-host 127.0.0.1 --metrics-port {port}: Address already in use" in error
+
+
+def heads(machine: Key, more: str = "") -> Any:
+    """Return the authority with signed heads, and the keys that verify them."""
+    del machine
+    key = Key.generate()
+    Path("heads.pem").touch(0o600)
+    Path("heads.pem").write_bytes(key.to_pem())
+    added = f'heads = "heads.jsonl"\nheads_key = "heads.pem"\n{more}'
+    Path("mqauth.toml").write_text(
+        TOML.replace('audit = "authority.jsonl"\n', f'audit = "authority.jsonl"\n{added}')
+    )
+    return load("mqauth.toml").authority, KeySet([key])
+
+
+def test_a_shortened_record_of_an_authority_is_found(machine: Key) -> None:
+    """The end of an authority's audit file that was cut off is found by its signed heads, and not without them."""
+    configured, keys = heads(machine, "heads_every = 1\n")
+    authority, trace = configured.authority(), Trace("command", ORDERS)
+    jwk = public_members(Key.generate("ES256").public) | {"alg": "ES256"}
+    for _ in range(3):
+        authority.vouch(configured.desk.grants[0], jwk, trace)
+    authority._audit.close()
+    path = Path("authority.jsonl")
+    whole = verify_chain([path], read_heads("heads.jsonl", keys))
+    assert (whole.intact, whole.anchored, whole.records) == (True, True, 3)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:2]))
+    assert verify_chain([path]).intact
+    assert not verify_chain([path], read_heads("heads.jsonl", keys)).intact
+
+
+def test_a_key_of_heads_that_cannot_be_read_stops_the_start(machine: Key) -> None:
+    """An authority whose heads cannot be signed does not start, and the setting is named."""
+    configured, _ = heads(machine)
+    Path("heads.pem").write_text("none")
+    with pytest.raises(ConfigurationError, match=r"\[authority\] heads_key"):
+        configured.authority()

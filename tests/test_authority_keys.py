@@ -14,7 +14,7 @@ from mqauth.keystore import Keystore, public_keys
 from mqauth.keystore.disk import cutoffs, ring
 from mqauth.keystore.disk.ring import MAX_OVERLAP, RETIREMENT_GRACE, KeyRing
 from mqauth.keystore.identity import IdentityKey
-from mqauth.keystore.remote.keyserver import max_age, publish
+from mqauth.keystore.remote.keyserver import KeyServer, max_age, publish
 from mqauth.signer import Signer
 from mqauth.testing.clock import FakeClock
 from mqauth.wire import jwk
@@ -103,6 +103,17 @@ def test_a_moment_moves_forward_only(store: Keystore) -> None:
     for before in (now, now + 9, now + 5):
         store.cut_off(ORDERS, reason=str(before), before=before)
     assert store.cutoffs() == {ORDERS: Cutoff(before=now + 9, reason=str(now + 9))}
+
+
+@pytest.mark.parametrize("later", [0, 1])
+def test_of_two_folders_the_later_moment_counts(tmp_path: Path, later: int) -> None:
+    """A subject that two keystores cut off is served with the later moment, in whatever order they stand."""
+    folders = [Keystore(folder=tmp_path / name, clock=FakeClock()) for name in "ab"]
+    for number, each in enumerate(folders):
+        each.create()
+        each.cut_off(ORDERS, reason="", before=2_000_000_000 + (number == later))
+    body = KeyServer([each.folder for each in folders], clock=FakeClock()).current.body
+    assert jwk.load_key_set(body).cutoffs[ORDERS].before == 2_000_000_001
 
 
 def test_there_is_room_for_so_many(store: Keystore) -> None:

@@ -395,13 +395,13 @@ HTTPS = 'authority = "https://a.example"'
 SECRET = 'client_id = "c", client_secret_file = "secret/passphrase" }'
 
 
-def domain(more: str = "", places: str = "kafka:stock.*") -> Change:
+def domain(more: str = "", places: str = "kafka:stock.*", subject: str = "stock") -> Change:
     """Return the change that makes a trust domain of the partner."""
     return edits(
         ('issuer = "https://partner.example"\njwks', f'trust_domain = "wimse://partner.example"\n{more}jwks'),
         (f"subjects = {STAR}\n", ""),
         ('subject = "stock-api"\nissuer = "https://partner.example"\ndestinations = ["kafka:stock.*"]',
-         'subject = "wimse://partner.example/stock"\nissuer = "wimse://partner.example"\n'
+         f'subject = "wimse://partner.example/{subject}"\nissuer = "wimse://partner.example"\n'
          f'destinations = ["{places}"]'),
     )  # fmt: skip
 
@@ -411,7 +411,188 @@ def ending(day: str) -> Change:
     return edits((OWN, f"{OWN}\nuntil = {day}"))
 
 
+DOMAIN = "wimse://prod.example"
+AUTHORITY = f"""
+[authority]
+trust_domain = "{DOMAIN}"
+url = "https://authority.example"
+keys = "held"
+lifetime = 3600
+audit = "authority.jsonl"
+heads = "heads.jsonl"
+heads_key = "heads.pem"
+
+[[authority.credentials]]
+name = "machines"
+issuer = "https://machines.example"
+file = "machines.json"
+
+[[authority.credentials]]
+name = "cluster"
+issuer = "https://cluster.example"
+jwks = "https://cluster.example/jwks.json"
+max_lifetime = 7200
+
+[[authority.grants]]
+credential = "machines"
+match = {{ sub = "orders-api" }}
+subject = "{DOMAIN}/orders"
+claims = {{ env = "prod" }}
+
+[[authority.grants]]
+credential = "cluster"
+match = {{ sub = "system:serviceaccount:shop:stock" }}
+subject = "{DOMAIN}/stock"
+"""
+TRANSIT = "transit:https://bao.example:8200/transit/orders?key_version=1&token_file={}"
+PLAIN = TRANSIT.replace("https", "http").replace("bao.example", "127.0.0.1") + "&unsafe_http_loopback=true"
+OVERLAP = 3600
+
+
+def authority(*changes: Change) -> Change:
+    """Return the change that adds an authority, sound but for further changes."""
+    return both(sound_authority, *changes)
+
+
+def sound_authority(world: World) -> None:
+    """Add an authority whose key OpenBao holds, and all that it names."""
+    world.text += AUTHORITY
+    held(TRANSIT)(world)
+    world.file("heads.pem", Key.generate().to_pem(), 0o600)
+    world.jwks("machines.json", [jwk(Key.generate(subjects=["orders-api"]))])
+
+
+def held(uri: str, folder: str = "held", bits: int = 0o600) -> Change:
+    """Return the change that enters a reference into a keystore as its active key, with a token file."""
+
+    def change(world: World) -> None:
+        token, place = world.file("token", b"t", bits), world.place / folder
+        new = ring.add(
+            ring.KeyRing(overlap=OVERLAP), Key.generate(), int(world.clock.now()), uri=uri.format(token)
+        )
+        place.mkdir(0o700, exist_ok=True)
+        world.file(f"{folder}/keyset.json", ring.dump(new), 0o600)
+
+    return change
+
+
+def on_disk(world: World) -> None:
+    """Have the authority's key on the disk."""
+    (world.place / "held/keyset.json").unlink()
+    Keystore(folder=world.place / "held", clock=world.clock).create(overlap=OVERLAP)
+
+
+def held_ring(change: Callable[[ring.KeyRing], ring.KeyRing]) -> Change:
+    """Return the change of the authority's keystore."""
+
+    def changed(world: World) -> None:
+        path = world.place / "held/keyset.json"
+        path.write_bytes(ring.dump(change(Keystore(folder=path.parent, clock=world.clock).ring())))
+
+    return changed
+
+
+def machines(*subjects: str) -> Change:
+    """Return the change of the producers' key: it speaks for these."""
+    return lambda world: world.jwks("machines.json", [jwk(Key.generate(subjects=subjects))])
+
+
+def silent_machine(world: World) -> None:
+    """Have a second producer's key, which speaks for nobody."""
+    keys = [Key.generate(subjects=["orders-api"]), Key.generate()]
+    world.jwks("machines.json", [jwk(key) for key in keys])
+
+
+def granted(match: str, *more: str) -> Change:
+    """Return the change that adds a grant of the machines for the identity that they already get."""
+    lines = ["[[authority.grants]]", 'credential = "machines"', f"match = {match}", f'subject = "{DOMAIN}/orders"']
+    return added([*lines, *more])
+
+
+def moved_token(world: World) -> None:
+    """Have the token of the authority's key gone."""
+    (world.place / "token").unlink()
+
+
+def trusting(seconds: int) -> Change:
+    """Return the change that has the file's own consumer take identities that live so long."""
+    lines = ["[[consumer.issuers]]", f'trust_domain = "{DOMAIN}"', 'jwks = "https://authority.example/jwks.json"',
+             f"max_identity_lifetime = {seconds}"]  # fmt: skip
+    return added(lines)
+
+
+GRANT = "authority.grants[2]"
 CASES = [
+    # an authority
+    case("configuration", "authority.keys", authority(held_ring(lambda found: replace(found, overlap=3599))),
+         authority()),
+    case("configuration", "authority.keys", authority(edits(('keys = "held"', 'keys = "nowhere"')))),
+    case("configuration", "authority.grants[0].claims", authority(edits(('{ env', '{ aud')))),
+    case("configuration", "authority.credentials[0].file", authority(edits(("machines.json", "none.json")))),
+    case("authority_key_on_disk", "authority.keys", authority(on_disk), authority()),
+    case("key_plain", "authority.keys", authority(on_disk), authority()),
+    case("key_readable", "authority.keys",
+         authority(on_disk, lambda world: [path.chmod(0o640) for path in world.place.glob("held/*.pem")]),
+         authority(on_disk)),
+    case("keystore_writable", "authority.keys", authority(mode("held", 0o720)), authority()),
+    case("key_overdue", "authority.keys", authority(later(90 * DAY + 1)), authority(later(90 * DAY))),
+    case("publish_delay_short", "authority.keys",
+         authority(held_ring(lambda found: replace(found, publish_delay=59))),
+         authority(held_ring(lambda found: replace(found, publish_delay=60)))),
+    case("passphrase_unavailable", "authority.passphrase_file",
+         authority(on_disk, edits(('keys = "held"', 'keys = "held"\npassphrase_file = "none"')))),
+    case("passphrase_unavailable", "authority.keys", authority(moved_token), authority()),
+    case("secret_readable", "authority.keys", authority(held(TRANSIT, bits=0o644)), authority()),
+    case("secret_readable", "authority.heads_passphrase_file",
+         authority(lambda world: world.file("phrase", b"x", 0o644), edits(
+             ('heads_key = "heads.pem"', 'heads_key = "heads.pem"\nheads_passphrase_file = "phrase"')))),
+    case("transit_loopback", "authority.keys", authority(held(PLAIN)), authority()),
+    case("identity_lifetime_long", "authority.lifetime", authority(
+        held_ring(lambda found: replace(found, overlap=7200)),
+        edits(("lifetime = 3600\naudit", "lifetime = 3601\naudit"))), authority()),
+    case("identity_lifetime_long", "authority.lifetime", authority(trusting(1800)), authority(trusting(3600))),
+    case("authority_loopback", "authority.url", authority(
+        edits(("https://authority.example", "http://127.0.0.1:8443"))), authority()),
+    case("jwks_http", "authority.credentials[1].jwks", authority(
+        edits(("https://cluster.example/jwks", "http://cluster.example/jwks")))),
+    case("jwks_skipped", "authority.credentials[0].file", authority(
+        lambda world: world.jwks("machines.json", [made(), made(alg="ES384")]))),
+    case("trust_writable", "authority.credentials[0].file", authority(mode("machines.json", 0o646)), authority()),
+    case("credential_lifetime_long", "authority.credentials[1].max_lifetime",
+         authority(edits(("max_lifetime = 7200", "max_lifetime = 7201"))), authority()),
+    case("enrolment_unbound", "authority.credentials[0].file", authority(silent_machine), authority()),
+    case("enrolment_unbound", "authority.credentials[0].file", authority(machines()),
+         authority(machines(), edits(('file = "machines.json"', 'file = "machines.json"\nenrolment = false')))),
+    case("grants_empty", "authority.grants", authority(
+        lambda world: setattr(world, "text", world.text.partition("[[authority.grants]]")[0])), authority()),
+    case("grant_matches_all", f"{GRANT}.match", authority(granted('{ iss = "https://machines.example" }')),
+         authority(granted('{ iss = "https://machines.example", sub = "b" }'))),
+    case("grant_without_key", "authority.grants[0].match", authority(machines("stock-api")), authority()),
+    case("grants_overlap", f"{GRANT}.match", authority(granted('{ sub = "orders-api" }')),
+         authority(granted('{ sub = "stock-api" }'))),
+    case("grants_overlap", f"{GRANT}.match", authority(granted('{ env = "eu" }')),
+         authority(granted('{ env = "eu" }', 'claims = { env = "prod" }'))),
+    case("grants_overlap", f"{GRANT}.match",
+         authority(granted('{ sub = "orders-api", a = "b" }', 'claims = { env = "prod" }'))),
+    case("grant_claim_registered", "authority.grants[0].claims", authority(edits(("{ env", "{ Sub"))),
+         authority()),
+    case("authority_rate_off", "authority.rate", authority(edits(("lifetime = 3600\naudit", "rate = 0\naudit")))),
+    case("authority_refusals_off", "authority.refusal_rate",
+         authority(edits(("lifetime = 3600\naudit", "refusal_rate = 0\naudit")))),
+    case("authority_unanchored", "authority.heads", authority(
+        edits(('heads = "heads.jsonl"\nheads_key = "heads.pem"\n', ""))), authority()),
+    case("audit_not_durable", "authority.audit", authority(edits(("authority.jsonl", "/dev/null"))), authority()),
+    case("audit_writable", "authority.audit",
+         authority(lambda world: world.file("authority.jsonl", b"", 0o602)), authority()),
+    case("audit_unwritable", "authority.audit", authority(edits(("authority.jsonl", "none/a.jsonl"))),
+         authority()),
+    case("audit_unwritable", "audit.file", edits(("audit.jsonl", "none/audit.jsonl"))),
+    case("audit_shared", "authority.audit", authority(edits(("authority.jsonl", "./audit.jsonl"))), authority()),
+    case("transit_loopback", "producer.keys", held(PLAIN, "keys"), held(TRANSIT, "keys")),
+    case("secret_readable", "producer.keys", held(TRANSIT, "keys", 0o604), held(TRANSIT, "keys")),
+    case("passphrase_unavailable", "producer.keys",
+         held("pkcs11:token=t;object=o?pin-source=file:/none/pin", "keys"),
+         held("pkcs11:token=t;object=o?pin-source=env:PIN", "keys")),
     # the file
     case("configuration", "producer.lifetyme", edits(("lifetime", "lifetyme"))),
     case("configuration", "nonsense", edits(("[producer]", "[nonsense]\n[producer]"))),
@@ -477,9 +658,13 @@ CASES = [
         lambda: {**made(), "kid": "mute", "mqauth_sub": []}),
         edits(("vouches = false", 'subjects = { mute = ["a"] }')))),
     case("identity_outlives_keys", f"{PARTNER}.max_stale", domain("max_identity_lifetime = 7200\n"), domain()),
-    case("forms_both", "consumer.allow[0].destinations", domain(places="kafka:orders"), domain()),
-    case("forms_both", "consumer.allow[0].destinations", domain(places="kafka:orders"),
-         both(domain(places="kafka:orders"), ending("2030-06-01"))),
+    case("forms_both", "consumer.allow[0].subject", domain(subject="orders-api"), domain()),
+    case("forms_both", "consumer.allow[0].subject", domain(subject="shop/orders-api"),
+         both(domain(subject="shop/orders-api"), ending("2030-06-01"))),
+    case("forms_both", "consumer.allow[0].subject", domain(places='rabbitmq:shop/orders.#", "kafka:orders'),
+         domain(places="kafka:orders")),
+    case("forms_both", "consumer.allow[0].subject", domain(subject="orders-api"),
+         both(domain(subject="orders-api"), lambda world: world.jwks("jwks.json", [made()]))),
     case("issuer_ending", "consumer.issuers[0].until", ending("2030-03-31"), ending("2030-04-01")),
     case("issuer_overdue", "consumer.issuers[0].until", ending("2030-03-16"), ending("2030-03-17")),
     case("issuers_share_keys", f"{PARTNER}.file", edits(
@@ -677,6 +862,21 @@ def test_sound_file_is_silent(world: World) -> None:
     report = world.check()
     assert report.findings == ()
     assert report.unseen == ("remote key sets",)
+
+
+def test_sound_authority_is_silent(world: World) -> None:
+    """A file with a sound authority has no finding at all; what nobody can see without a network is said."""
+    sound_authority(world)
+    report = world.check()
+    assert report.findings == ()
+    assert report.unseen == ("remote key sets",)
+
+
+def test_a_finding_shows_no_option_of_a_reference(world: World) -> None:
+    """Of a reference the finding says where the key is, and nothing that stands behind its question mark."""
+    authority(held(PLAIN))(world)
+    (finding,) = [one for one in world.check().findings if one.code.name == "transit_loopback"]
+    assert finding.message == "transit:http://127.0.0.1:8200/transit/orders: http to http://127.0.0.1:8200"
 
 
 def test_sound_file_loads(world: World) -> None:

@@ -22,6 +22,9 @@ from mqauth.judging.unverified import Verdict
 from mqauth.judging.verifier import Issuer
 from mqauth.keystore.identity import IdentityKey
 from mqauth.keystore.remote.rules import merge
+from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
+from mqauth.letters.dead_letter import letter_id
+from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock
 from mqauth.testing.batchforge import forge_batch
@@ -31,7 +34,7 @@ from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import identity, jwk
 from mqauth.wire.identity import opened_token
 from mqauth.wire.keys import Cutoff, Key, KeySet
-from mqauth.wire.message import Message
+from mqauth.wire.message import TOKEN_HEADER, HeaderValue, Message
 
 PLACES = ("kafka:orders", "rabbitmq:shop/orders.created")
 FORMS = {"single": IdentityForge, "batch": BatchIdentityForge}
@@ -93,6 +96,48 @@ def test_what_is_remembered_is_bounded() -> None:
     for wit in wits:
         assert judged(pipe, forge.seal(honest_message(PLACES[0]), wit=wit)).verdict is Verdict.ACCEPTED
     assert [text.decode() for text in known.held()] == wits[1:]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_release_waives_an_end_and_no_cut_off(form: str, place: str) -> None:
+    """A released letter passes though its identity ended; cut off, or under another WIT, it does not."""
+    clock, reviewer = FakeClock(1_900_000_000), Key.generate(subjects=["ada"])
+    forge = FORMS[form](clock)
+    trusted = ReleaseAuthorities({"review": Authority(keys=KeySet([reviewer]), waive=frozenset(WAIVABLE))})
+    pipe, message = pipeline(forge, clock, release=trusted), forge.seal(honest_message(place))
+    clock.advance(4000)
+    assert judged(pipe, message).reason is Reason.EXPIRED
+    releaser = Releaser(key=reviewer, issuer="review", reviewer="ada", clock=clock)
+    letter = letter_id(message, "billing")
+    released = releaser.release(message, waive=WAIVABLE, letter=letter, scope="billing", reason="skew")[0]
+    position, (name, value) = next((n, pair) for n, pair in enumerate(released.headers) if pair[0] == TOKEN_HEADER)
+    token = value if isinstance(value, bytes) else str(value).encode()
+    other = forge.wit(claims={"jti": "another"}).encode() + b"~" + token.partition(b"~")[2]
+    changed: HeaderValue = other if isinstance(value, bytes) else other.decode()
+    headers = (*released.headers[:position], (name, changed), *released.headers[position + 1 :])
+    assert judged(pipe, replace(released, headers=headers)).reason is Reason.IDENTITY_MISMATCH
+    cut = KeySet(forge.authority.keys, (), {WORKLOAD: Cutoff(before=1_900_000_001)})
+    cut_off = pipeline(forge, clock, release=trusted, keys={TRUST_DOMAIN: TrustDomain(keys=cut)})
+    assert judged(cut_off, released).reason is Reason.KEY_REVOKED
+    assert judged(pipe, released).verdict is Verdict.ACCEPTED
+
+
+def test_identities_that_are_good_for_nothing_push_none_out() -> None:
+    """Whoever kept old messages, or has a WIT and no key, cannot make a consumer forget the WITs in use."""
+    clock = FakeClock(1_900_000_000)
+    forge = IdentityForge(clock)
+    old = [forge.seal(honest_message(PLACES[0]), wit=forge.wit(claims={"jti": f"{n}"})) for n in range(8)]
+    live = forge.wit(claims={"iat": 1_900_003_600, "exp": 1_900_007_200})
+    clock.advance(3700)
+    pipe = pipeline(forge, clock, identities=2)
+    assert judged(pipe, forge.seal(honest_message(PLACES[0]), wit=live)).verdict is Verdict.ACCEPTED
+    assert {judged(pipe, message).reason for message in old} == {Reason.EXPIRED}
+    stolen = [forge.wit(claims={"iat": 1_900_003_600, "exp": 1_900_007_200, "jti": f"{n}"}) for n in range(8)]
+    forged = [forge.seal(honest_message(PLACES[0]), wit=wit, key=forge.stranger) for wit in stolen]
+    assert {judged(pipe, message).reason for message in forged} == {Reason.SIGNATURE_INVALID}
+    assert pipe.verifier.identities is not None
+    assert pipe.verifier.identities.held() == (live.encode(),)
 
 
 @pytest.mark.parametrize("place", PLACES)

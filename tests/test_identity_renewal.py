@@ -353,6 +353,28 @@ def test_a_subject_that_is_cut_off_stops() -> None:
     assert why(bench.key) == f"{HOST}: refused, 403 access_denied"
 
 
+def test_a_cut_off_in_the_middle_of_a_renewal_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set that comes between the look at a new identity and its first use ends that identity, too."""
+    bench = Bench()
+    bench.key.start()
+    bench.clock.advance(1800)
+    look = bench.key._refusal
+
+    def looked(key: WorkloadKey) -> str | None:
+        found, moment = look(key), int(bench.clock.now()) + 1
+        monkeypatch.undo()
+        bench.answer = Refused("refused, 403 access_denied", 0)
+        bench.publish(bench.authority.key, cutoffs={WORKLOAD: Cutoff(before=moment, reason="stolen")})
+        bench.clock.advance(60)
+        assert bench.watch is not None
+        bench.watch.start()
+        return found
+
+    monkeypatch.setattr(bench.key, "_refusal", looked)
+    bench.key.start(0)
+    assert why(bench.key) == f"{HOST}: refused, 403 access_denied"
+
+
 def test_a_set_that_cannot_be_had_changes_nothing() -> None:
     """A producer whose authority serves no set signs with what it has."""
     bench = Bench()

@@ -41,7 +41,7 @@ class Fake(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.signer = WITSigner()
         self.asked: list[dict[str, Any]] = []
-        self.status, self.headers = 200, dict[str, str]()
+        self.status, self.token_status, self.headers = 200, 200, dict[str, str]()
         self.issues: str | None = None
         self.change: Callable[[dict[str, Any]], Any] = lambda answer: answer
         self.token: dict[str, Any] = {"access_token": "a.b.c", "token_type": "DPoP"}
@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(int(self.headers["Content-Length"]))
         headers = {name.lower(): value for name, value in self.headers.items()}
         if self.path == "/token":
-            self.answer(200, self.server.given(headers, parse_qs(raw.decode())))
+            self.answer(self.server.token_status, self.server.given(headers, parse_qs(raw.decode())))
             return
         answer = self.server.identity(headers, json.loads(raw))
         self.answer(self.server.status, self.server.change(answer))
@@ -197,6 +197,33 @@ def test_a_provider_that_gives_no_token_is_a_failure(fake: Fake, tmp_path: Path,
     with pytest.raises(FetchFailed, match="token endpoint"):
         asking(fake, given)()
     assert len(fake.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "says"),
+    [
+        (401, {"error": "unauthorized_client", "error_description": SECRET}, "refused, 401 unauthorized_client"),
+        (400, {"error": "use_dpop_nonce"}, "refused, 400 use_dpop_nonce"),
+        (400, {"error": f"x {SECRET}"}, "refused, 400 no error of its kind"),
+        (500, {"error": "unknown_error"}, "status 500"),
+        (None, {}, "out of reach"),
+    ],
+)
+def test_a_provider_that_says_no_is_named(
+    fake: Fake, tmp_path: Path, status: int | None, answer: dict[str, Any], says: str
+) -> None:
+    """The error names the provider's host, what it answered, and never the secret; the authority is not asked."""
+    secret = tmp_path / "secret"
+    secret.write_text(SECRET, "ascii")
+    secret.chmod(0o600)
+    fake.token, fake.token_status = answer, status or 200
+    url = f"{fake.url}/token" if status else "http://127.0.0.1:1/token"
+    given = ClientCredentials(url, client_id="orders", client_secret_file=secret, unsafe_http_loopback=True)
+    with pytest.raises(FetchFailed) as caught:
+        asking(fake, given)()
+    assert str(caught.value).startswith(f"the token endpoint {url.split('/')[2]}: {says}")
+    assert SECRET not in f"{caught.value!r}{caught.value.__cause__!r}"
+    assert all("sub" not in asked for asked in fake.asked)
 
 
 @pytest.mark.parametrize(

@@ -699,7 +699,7 @@ def response(body: bytes | None = None, *, status: str = "200 OK", **headers: st
     """Return an HTTP answer as bytes; a header given as ``None`` is left out."""
     body = document(A) if body is None else body
     found: dict[str, str | None] = {
-        "Content-Type": "application/json", "Content-Length": str(len(body)),
+        "Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close",
         **{name.replace("_", "-"): value for name, value in headers.items()},
     }  # fmt: skip
     lines = [f"{name}: {value}" for name, value in found.items() if value is not None]

@@ -7,10 +7,13 @@ import json
 import logging
 import os
 import signal
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -224,6 +227,24 @@ def test_another_revision_empties_the_memory(agent: Agent) -> None:
     assert opa.decide(honest()) is DENY
 
 
+def test_a_slow_answer_of_the_bundle_before_is_not_remembered(agent: Agent) -> None:
+    """An answer that was overtaken by one of a newer bundle decides its own message and no other."""
+    opa, agent.takes = agent.opa(), 0.1
+
+    def overtaken(_: dict[str, Any]) -> bool:
+        agent.says, agent.bundles = (lambda _: False), {"authz": {"revision": "r2"}}
+        opa.decide(honest(destination=ELSEWHERE))
+        agent.bundles = {"authz": {"revision": "r1"}}
+        return True
+
+    agent.says = overtaken
+    assert opa.decide(honest()) is ALLOW
+    assert (opa.version, opa.remembered(honest())) == ("opa authz@r2", None)
+    agent.bundles = {"authz": {"revision": "r2"}}
+    assert opa.decide(honest()) is DENY
+    assert opa.remembered(honest(destination=ELSEWHERE)) is DENY
+
+
 def test_an_answer_without_a_decision_says_nothing_of_bundles(agent: Agent) -> None:
     """A 500, which names no bundle, leaves version and memory as they are."""
     opa = agent.opa()
@@ -362,6 +383,39 @@ def test_an_event_loop_runs_on_while_it_is_asked(agent: Agent) -> None:
         return await second
 
     assert asyncio.run(ask()) is ALLOW
+
+
+def no_thread_starts(_opa: OPA, patch: pytest.MonkeyPatch) -> None:
+    """Have the process at its limit of threads."""
+    patch.setattr(threading.Thread, "start", mock.Mock(side_effect=RuntimeError("can't start new thread")))
+
+
+def the_interpreter_ends(opa: OPA, _patch: pytest.MonkeyPatch) -> None:
+    """Have the threads end, as they do with the interpreter."""
+    opa._pool.shutdown()
+
+
+@pytest.mark.parametrize("breaks", [no_thread_starts, the_interpreter_ends])
+def test_where_no_thread_starts_nobody_waits(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, breaks: Callable[..., None]
+) -> None:
+    """Where nobody can ask, the question is deferred and not left pending; it is asked again, and answered."""
+    opa = agent.opa(remember=0)
+
+    async def ask() -> None:
+        with monkeypatch.context() as patch:
+            breaks(opa, patch)
+            for _ in range(2):
+                with pytest.raises(Unavailable, match="policy_unavailable: nobody can ask: "):
+                    await asyncio.wait_for(opa.adecide(honest()), 5)
+        assert opa.decide(honest()) is ALLOW
+        if breaks is no_thread_starts:
+            # Its thread finds what was left to others before, too.
+            assert await asyncio.wait_for(opa.adecide(honest()), 5) is ALLOW
+            opa._pool.shutdown()
+
+    asyncio.run(ask())
+    assert (opa.health().state, opa.health().failed) == ("ok", 2)
 
 
 def test_a_child_after_a_fork_asks_by_itself(agent: Agent) -> None:

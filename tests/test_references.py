@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 import mqauth
 from mqauth.check import check
@@ -127,6 +128,17 @@ def test_a_key_that_signs_as_another_is_not_adopted(store: Keystore, holders: Ho
     held, other = holders["held:1"], Key.generate()
     held.public = lambda: other.public  # type: ignore[method-assign]
     with pytest.raises(ConfigurationError, match=f"held:1: signs with another key than {other.kid}"):
+        store.adopt("held:1", subjects=[SUBJECT])
+    assert not (store.folder / "keyset.json").exists()
+
+
+@pytest.mark.parametrize("point", [bytes(32), b"\x01" + bytes(31), b"\xee" + b"\xff" * 30 + b"\x7f"])
+def test_a_point_of_small_order_is_not_adopted(store: Keystore, holders: Holders, point: bytes) -> None:
+    """A holder that gives a key under which anything verifies is refused: consumers would skip that key."""
+    held = holders["held:1"]
+    held.public = lambda: Ed25519PublicKey.from_public_bytes(point)  # type: ignore[method-assign]
+    held.sign = lambda *_: b"\x01" + bytes(63)  # type: ignore[method-assign]
+    with pytest.raises(ConfigurationError, match="its public key is malformed"):
         store.adopt("held:1", subjects=[SUBJECT])
     assert not (store.folder / "keyset.json").exists()
 

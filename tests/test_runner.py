@@ -82,8 +82,9 @@ def session(folder: Path, name: str, source: str) -> runner.Session:
 
 
 @pytest.mark.parametrize("folder", ["integration", "tests"])
-def test_every_file_is_in_one_group(folder: str) -> None:
-    """The groups of a folder together are all its test files, each once."""
+def test_every_file_is_in_one_group(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The groups of a folder together are all its test files, each once, in the nightly form."""
+    monkeypatch.setenv(scale.VARIABLE, "1")
     groups = {"integration": runner.integration_tests, "tests": runner.unit_tests}[folder]()
     found = Counter(file for group in groups for file in group.files)
     files = {path.relative_to(runner.ROOT).as_posix() for path in (runner.ROOT / folder).rglob("test_*.py")}
@@ -95,6 +96,17 @@ def test_quick_has_the_first_client_of_each_broker() -> None:
     files = {file for group in runner.integration_tests(quick=True) for file in group.files}
     contracts = {file for file in files if "test_contract" in file}
     assert contracts == {"integration/test_contract_kafka.py", "integration/test_contract_rabbitmq.py"}
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_keycloak_is_of_the_nightly_form(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of Keycloak is left out of every run but the nightly one; no other file is."""
+    monkeypatch.delenv(scale.VARIABLE, raising=False)
+    ordinary = {file for group in runner.integration_tests(quick=quick) for file in group.files}
+    monkeypatch.setenv(scale.VARIABLE, "1")
+    nightly = {file for group in runner.integration_tests(quick=quick) for file in group.files}
+    assert nightly - ordinary == {"integration/test_keycloak.py"}
+    assert ordinary <= nightly
 
 
 def test_new_file_moves_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from mqauth.brokers import memory
 from mqauth.cli import main
 from mqauth.config.load import load
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
+from mqauth.http import exchange
 from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.judge import Judge
 from mqauth.judging.pipeline import Pipeline
@@ -35,6 +36,7 @@ from mqauth.testing.forge import AUDIENCE, ISSUER
 from mqauth.testing.identity import TRUST_DOMAIN, IdentityForge
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import KeySet
+from tests.opa_agent import Agent
 
 PLACE = "kafka:orders"
 DAY = date(2026, 11, 29)
@@ -477,7 +479,7 @@ class TestCommand:
         assert main(["selftest", "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == {
             "refused": 3, "accepted": [], "undecided": [], "lenient": "", "handled": 1, "condemned": [],
-            "untried": [],
+            "untried": [], "agent": None,
         }  # fmt: skip
 
     def test_a_rung_is_said(self, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -504,6 +506,40 @@ class TestCommand:
         assert main(["selftest"]) == 1
         assert "LET IN: a message forged in the name of" in capsys.readouterr().out
 
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            (False, 0, "refuses what names no producer; opa, no bundle"),
+            (True, 1, "it allows what names no producer: is its default true?"),
+            ("yes", 1, "the answer is neither true nor false: is the path misspelt"),
+        ],
+    )
+    def test_the_agent_is_asked(
+        self, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+        answer: tuple[object, int, str],
+    ) -> None:  # fmt: skip
+        """An agent has to refuse what names no producer: 0 where it does, 1 where it allows or decides nothing."""
+        (says, code, said), agent = answer, Agent()
+        agent.says = lambda _asked: says
+        asked = exchange.request
+        monkeypatch.setattr(
+            "mqauth.policies.opa.request", lambda *given, **named: asked(*given, **(named | {"dial": agent.dial}))
+        )
+        (place / "mqauth.toml").write_text(CONFIG + AGENT)
+        assert main(["selftest"]) == code
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[-1].startswith("agent http://127.0.0.1:8181/v1/data/mqauth/allow: ")
+        assert said in lines[-1]
+        assert len(agent.asked) == 1
+
+    def test_an_agent_out_of_reach(self, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """An agent that does not answer is undecided, with its host: 3."""
+        (place / "mqauth.toml").write_text(CONFIG + AGENT.replace(":8181", ":1"))
+        assert main(["selftest", "--json"]) == 3
+        found = json.loads(capsys.readouterr().out)["agent"]
+        assert found["what"].startswith("agent http://127.0.0.1:1/v1/data/mqauth/allow")
+        assert (found["code"], found["said"]) == (3, "no decision: out of reach: Connection refused")
+
     def test_the_setting_reaches_the_pipeline(self, place: Path) -> None:
         """``self_test = false`` turns it off."""
         assert load("mqauth.toml").judge.self_test
@@ -526,6 +562,11 @@ destinations = ["kafka:orders"]
 
 [audit]
 file = "audit.jsonl"
+"""
+AGENT = """
+[consumer.opa]
+url = "http://127.0.0.1:8181"
+path = "mqauth/allow"
 """
 ROLLOUT = """
 [[rollout]]

@@ -329,16 +329,28 @@ def test_endpoint_stays_on_loopback() -> None:
         Endpoint(0, host="0.0.0.0")  # noqa: S104
 
 
+def test_time_until_a_direct_issuer_ends(meter: Meter) -> None:
+    """Of a direct issuer with an ``until`` the seconds are told until that day is over, negative after it."""
+    today = datetime.fromtimestamp(FakeClock().now(), UTC)
+    ends = {"a": today.date(), "b": today.date() - timedelta(days=1)}
+    meter.telemetry.watch_issuers(SimpleNamespace(ends=ends))
+    midnight = datetime.combine(today.date() + timedelta(days=1), datetime.min.time(), UTC)
+    left = (midnight - today).total_seconds()
+    found = {labels: point.value for labels, point in meter.points("mqauth.issuer.ends").items()}
+    assert found == {(("issuer", "a"),): left, (("issuer", "b"),): left - 86_400}
+    assert left > 0 > left - 86_400
+
+
 def exported(names: tuple[str, ...]) -> set[str]:
     """Return the Prometheus names of our metrics."""
     timed = (
         "mqauth.judge.duration", "mqauth.stalled", "mqauth.key_set.age", "mqauth.dead_letters.oldest",
         "mqauth.identity.expires",
-        "mqauth.policy.failing",
+        "mqauth.policy.failing", "mqauth.issuer.ends", "mqauth.authority.duration", "mqauth.authority.key.age",
         "messaging.process.duration",
     )  # fmt: skip
     units = dict.fromkeys(timed, "_seconds")
-    counters = {"mqauth.messages", "mqauth.alerts"}
+    counters = {"mqauth.messages", "mqauth.alerts", "mqauth.authority.requests", "mqauth.authority.identities"}
     return {
         name.replace(".", "_") + units.get(name, "") + ("_total" if name in counters else "") for name in names
     }

@@ -21,12 +21,14 @@ from integration.services.prometheus import Prometheus
 from mqauth.audit.file import AuditFile
 from mqauth.audit.misuse import Alert
 from mqauth.audit.sinks import FloodGate, MisuseWatch
+from mqauth.authority.records import Answered
 from mqauth.errors import Reason, RejectNow
 from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.rollout import Rollout, RolloutEntry, Rung
 from mqauth.judging.verified import Verified
 from mqauth.replay.memory import MemoryReplayStore
+from mqauth.telemetry import AuthorityTelemetry
 from mqauth.telemetry.prometheus import Endpoint
 from mqauth.testing.forge import ISSUER, Forge
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
@@ -82,6 +84,14 @@ class Demo:
             lambda: SimpleNamespace(subject="wimse://prod.example/a", expires_in=self.identity_left)
         )
         telemetry.watch_store("memory", store.__len__)
+        telemetry.watch_issuers(SimpleNamespace(ends={ISSUER: datetime.now(UTC).date() + timedelta(days=30)}))
+        self.authority, self.signing_for = AuthorityTelemetry(endpoint.meter), 10.0
+        self.authority.watch("wimse://prod.example", cutoffs=lambda: 0.0, key_age=lambda: self.signing_for)
+
+    def asks(self, answer: str, refusal: str = "", subject: str = "", times: int = 1) -> None:
+        """Have an authority tell of an answer, so many times."""
+        for _ in range(times):
+            self.authority.observe(Answered(answer, refusal, "cluster", subject, 0.01))
 
     def roll_out(self, destination: str, days: int) -> None:
         """Have a destination at ``observe`` for so many days from now."""
@@ -103,8 +113,9 @@ class Demo:
         self.stage.inject(self.forge.signer().sign(replace(message, headers=(*message.headers, ("fails", "1")))))
 
     def honest(self) -> Message:
-        """Publish an honest message, and return it as it was published."""
+        """Publish an honest message, for which somebody gets an identity, and return it as it was published."""
         self._number += 1
+        self.asks("issued", subject="wimse://prod.example/a")
         sealed = self.forge.signer().sign(honest_message(self.stage.destination, self._number))
         self.stage.inject(sealed)
         return sealed
@@ -214,6 +225,13 @@ def _every_attack(demo: Demo) -> None:
     demo.endpoint.telemetry.alert(Alert(kind="unsigned_again", about={}, count=1, time=0))
     demo.open, demo.policy_failing, demo.identity_left = 500.0, 61.0, 60.0
     demo.roll_out("kafka:refunds", -2)
+    for issuer, days in (("https://near.example", 3), ("https://late.example", -3)):
+        ends = {issuer: datetime.now(UTC).date() + timedelta(days=days)}
+        demo.endpoint.telemetry.watch_issuers(SimpleNamespace(ends=ends))
+    demo.asks("temporarily_unavailable", "audit_unavailable")
+    demo.asks("invalid_client", "credential_signature", times=11)
+    demo.asks("slow_down", "unread")
+    demo.signing_for = 8_000_000.0
 
 
 def _empty(server: Prometheus) -> list[str]:

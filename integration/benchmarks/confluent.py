@@ -8,8 +8,6 @@ between them are the shares of engine and leaf. ``--count`` counts instructions 
 
 from __future__ import annotations
 
-import argparse
-import time
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +16,7 @@ from typing import Any, Final
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from integration.benchmarks.counting import instructions, told
-from mqauth import MemoryReplayStore, Pipeline
+from integration.benchmarks.leaf import BODY, LeafBench, command, tell
 from mqauth.bench.inprocess import judge_all
 from mqauth.bench.workload import Refusals
 from mqauth.brokers import confluent
@@ -27,31 +25,13 @@ from mqauth.brokers.log.records import NO_LOG, RecordPlace
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.log_work import LogWork
-from mqauth.judging.verified import Verified
-from mqauth.testing.forge import Forge
-from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.wire import message as wire
 
-BODY: Final = b"x" * 1024
-ROUNDS: Final = 7
 MOST: Final = 500
 
 
-class Sink:
-    """An audit sink and a dead-letter sink that nothing reaches."""
-
-    name = "none"
-
-    def write(self, _record: Any, /) -> None:
-        """Take an audit record."""
-
-    def publish(self, _letter: Any, /) -> None:
-        """Refuse a letter: all are honest."""
-        raise AssertionError("an honest record was rejected")
-
-
-class Bench:
-    """A topic of honest records.
+class Bench(LeafBench):
+    """A topic of honest records, and what confluent-kafka does with it.
 
     Args:
         url: of the broker.
@@ -59,34 +39,19 @@ class Bench:
     """
 
     def __init__(self, url: str, records: int) -> None:
-        self.stage = KafkaStage(url)
-        self._records = records
-        self._forge = Forge(lifetime=3600)
+        super().__init__(url, records)
         self._servers = {"bootstrap.servers": ",".join(self.stage.servers), "log_level": 2}
         self._config = self._servers | {"enable.idempotence": True}
-
-    def guard(self) -> Pipeline:
-        """Return a pipeline with a store of its own."""
-        return Pipeline(
-            verifier=self._forge.verifier(), policy=self._forge.policy(self.stage.destination),
-            replay=MemoryReplayStore(), audit=Sink(),
-        )  # fmt: skip
 
     def consumer(self) -> Consumer:
         """Return a client of a group of its own."""
         group = {"group.id": uuid.uuid4().hex, "auto.offset.reset": "earliest", "enable.auto.offset.store": False}
         return Consumer(self._servers | group)
 
-    def cost(self, work: Callable[[], None]) -> float:
-        """Return the CPU of each record."""
-        began = time.process_time()
-        work()
-        return (time.process_time() - began) / self._records * 1e6
-
     def produce_bare(self) -> None:
         """Send by the client alone."""
         client = Producer(self._config)
-        for number in range(self._records):
+        for number in range(self.records):
             client.produce(self.stage.dead, BODY, b"%d" % number)
             client.poll(0)
         client.flush()
@@ -94,8 +59,8 @@ class Bench:
     def produce(self) -> None:
         """Send by the wrapper, in batches of 64."""
         client = Producer(self._config)
-        producer = confluent.Producer(client, self._forge.signer(), config=self._config, batch=64)
-        for number in range(self._records):
+        producer = confluent.Producer(client, self.forge.signer(), config=self._config, batch=64)
+        for number in range(self.records):
             producer.produce(self.stage.topic, BODY, b"%d" % number)
             producer.poll(0)
         producer.flush()
@@ -104,7 +69,7 @@ class Bench:
         """Read all by the client alone, and look at each record."""
         client, found = self.consumer(), list[Any]()
         client.assign([TopicPartition(self.stage.topic, 0, 0)])
-        while len(found) < self._records:
+        while len(found) < self.records:
             batch = client.consume(MOST, 0) or client.consume(1, 1.0)
             assert all(look(record) for record in batch)
             found += batch
@@ -117,18 +82,11 @@ class Bench:
 
     def consume(self, workers: int = 1) -> None:
         """Read all by the wrapper."""
-        left = self._records
-
-        def handler(_verified: Verified) -> None:
-            nonlocal left
-            left -= 1
-            if not left:
-                consumer.stop()
-
         client = self.consumer()
         client.assign([TopicPartition(self.stage.topic, 0, 0)])
+        handler = self.handler(lambda: consumer.stop())  # noqa: PLW0108 - made below
         consumer = confluent.Consumer(
-            client, self.guard(), handler, topics=[], dead_letters=Sink(), workers=workers
+            client, self.guard(), handler, topics=[], dead_letters=Refusals(), workers=workers
         )
         consumer.run()
         client.close()
@@ -136,7 +94,7 @@ class Bench:
     def judge(self, records: list[Any], made: Callable[[Any], wire.Message]) -> None:
         """Judge all by the engine, without a client."""
         guard, assignment = self.guard(), Assignment(SYSTEM_CLOCK)
-        work = LogWork(guard, assignment, lambda _: None, lambda _: Sink())
+        work = LogWork(guard, assignment, lambda _: None, lambda _: Refusals())
         place = TopicPartition(self.stage.topic, 0)
         for first in range(0, len(records), MOST):
             assignment.receive(place, [made(each) for each in records[first : first + MOST]])
@@ -165,48 +123,33 @@ def works(bench: Bench) -> dict[str, Callable[[], Any]]:
     }
 
 
-def count(bench: Bench, records: int) -> None:
+def count(bench: Bench) -> None:
     """Print how many instructions of Python a record takes, by module."""
-    bench.produce()
     # Without a thread for the handlers, since those of one thread alone are counted.
     kinds = works(bench) | {"consume, wrapped": lambda: bench.consume(workers=0)}
-    print(told({name: instructions(work) for name, work in kinds.items()}, records))
+    print(told({name: instructions(work) for name, work in kinds.items()}, bench.records))
 
 
 def measure(bench: Bench, fresh: Bench, rounds: int) -> None:
     """Print the least CPU time of each kind of work."""
-    bench.produce()
     kinds: dict[str, Callable[[], Any]] = {
         "consume, bare": bench.consume_bare, "consume, bare, all fields": bench.consume_fields,
         "consume, wrapped": bench.consume, **works(bench), "produce, bare": bench.produce_bare,
         "produce, batches of 64": fresh.produce,
     }  # fmt: skip
-    costs: dict[str, list[float]] = {name: [] for name in kinds}
-    for _ in range(rounds):
-        for name, work in kinds.items():
-            costs[name].append(bench.cost(work))
-    best = {name: min(found) for name, found in costs.items()}
-    for bare, told_as in (("consume, bare", ""), ("consume, bare, all fields", ", beside all fields")):
-        best[f"engine and leaf{told_as}"] = best["consume, wrapped"] - best[bare] - best["verdict"]
-    for name, cost in best.items():
-        print(f"{name:34}{cost:8.2f} us")
+    best = bench.least(kinds, rounds)
+    beside = best["consume, wrapped"] - best["consume, bare, all fields"] - best["verdict"]
+    tell(best | {"engine and leaf, beside all fields": beside})
 
 
 def main() -> None:
     """Measure, or count, and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("url")
-    parser.add_argument("--records", type=int, default=20_000)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--count", action="store_true", help="count instructions of Python in place of time")
-    given = parser.parse_args()
-    bench, fresh = Bench(given.url, given.records), Bench(given.url, given.records)
-    if given.count:
-        count(bench, given.records)
-    else:
-        measure(bench, fresh, given.rounds)
-    for each in (bench, fresh):
-        each.stage.close()
+    with command(__doc__, Bench, counts=True) as given:
+        given.bench.produce()
+        if given.count:
+            count(given.bench)
+        else:
+            measure(given.bench, given.fresh, given.rounds)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Self
+from typing import ClassVar, Self
 
 from integration.services.control import Control, ForeignServer
 from integration.services.machine import UnavailableError
@@ -17,6 +17,8 @@ READY_WITHIN = 180.0  # 4 s on an idle machine; twenty were seen on a busy one
 @dataclass(frozen=True, kw_only=True)
 class Service(ABC):
     """A running service: where it is, which version, and what can be done to it."""
+
+    ready_within: ClassVar[float] = READY_WITHIN
 
     url: str
     version: str
@@ -79,7 +81,7 @@ class Service(ABC):
         self.close()
 
     def _until_ready(self) -> None:
-        until_ready(self.probe, timeout=READY_WITHIN, ended=self.control.ended, tail=self.control.tail)
+        until_ready(self.probe, timeout=self.ready_within, ended=self.control.ended, tail=self.control.tail)
 
     @classmethod
     def ready(cls, url: str, control: Control, version: str | None = None) -> Self:
@@ -87,7 +89,7 @@ class Service(ABC):
         try:
             told = until_ready(
                 lambda timeout: cls.ask(url, timeout),
-                timeout=READY_WITHIN, ended=control.ended, tail=control.tail,
+                timeout=cls.ready_within, ended=control.ended, tail=control.tail,
             )  # fmt: skip
         except BaseException:
             control.close()

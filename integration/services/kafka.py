@@ -38,6 +38,7 @@ _SETTINGS, LOG4J = "server.properties", "log4j2.properties"
 _POM = Path(__file__).resolve().parents[1] / "pom.xml"
 _OLDEST_JAVA = 17
 _COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
+_COPY_ONE = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
 _COPY_WITHIN = 900.0
 # Few partitions: the first group join creates them all. A short broker session: a killed broker is let back
 # in only after its old session has run out.
@@ -115,7 +116,7 @@ class Kafka(Service):
 def prepare() -> None:
     """Install and fetch what a Kafka needs here."""
     if not os.environ.get(VARIABLE) and not docker_answers():
-        _java()
+        java()
         jars_of(_POM)
 
 
@@ -130,7 +131,7 @@ def _numeric(tag: str) -> str | None:
 
 
 @cache
-def _java() -> str:
+def java() -> str:
     """Return the java command, of version 17 or newer."""
     found = _java_version()
     if found < _OLDEST_JAVA:
@@ -159,8 +160,7 @@ def jars_of(pom: Path) -> Path:
     with locked(folder.name):
         if folder.is_dir():
             return folder
-        if not shutil.which("mvn"):
-            install("maven", why="Apache Kafka comes from Maven Central")
+        _maven("Apache Kafka")
         copying = Path(tempfile.mkdtemp(prefix=f"{kind}-", suffix=".copy", dir=folder.parent))
         say(f"copying Apache Kafka to {folder.parent}: once")
         try:
@@ -177,6 +177,29 @@ def jars_of(pom: Path) -> Path:
             shutil.rmtree(copying)
             raise
     return folder
+
+
+def copied(artifact: str, folder: Path, *, why: str) -> None:
+    """Copy one artifact of Maven Central into a folder.
+
+    Args:
+        artifact: its group, name, version and packaging, with colons between them.
+        folder: where to.
+        why: what it is for, in errors.
+    """
+    _maven(why)
+    try:
+        run(
+            ["mvn", "-B", "-q", _COPY_ONE, f"-Dartifact={artifact}", f"-DoutputDirectory={folder}"],
+            timeout=_COPY_WITHIN,
+        )  # fmt: skip
+    except CommandError as failed:
+        raise UnavailableError(f"{why}: Maven Central gave no artifact\n{failed}") from failed
+
+
+def _maven(why: str) -> None:
+    if not shutil.which("mvn"):
+        install("maven", why=f"{why} comes from Maven Central")
 
 
 def _version_of(jars: Path) -> str:
@@ -224,7 +247,7 @@ def _broker(node: int, ports: tuple[Port, Port], voters: str, size: int, jars: P
 
 def java_words(folder: Path, jars: Path) -> list[str]:
     """Return the start of a command that runs a class of Kafka's; the folder has its settings of the log."""
-    return [_java(), "-Xmx512m", "-XX:+UseSerialGC", "-Xshare:auto", "-Djava.awt.headless=true",
+    return [java(), "-Xmx512m", "-XX:+UseSerialGC", "-Xshare:auto", "-Djava.awt.headless=true",
             f"-Dlog4j2.configurationFile={folder / LOG4J}", "-cp", f"{jars}/*"]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mqauth.audit.misuse import Alert, Detector, Window
-from mqauth.audit.record import AuditRecord, AuditSink, claims_of
+from mqauth.audit.record import AuditRecord, AuditSink, claims_of, member
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import require
 from mqauth.flow import Flow, Waiting, begin, resume, settling
@@ -112,6 +112,7 @@ class FloodGate(_Wrapping):
 
     From ``flood_after`` rejections a minute with the same reason, kid and destination, a record keeps its id,
     time, reason, scope and dead letter, and says its number in the flood. The details stand in the records before.
+    Of an authority's refusals the address takes the place of the destination.
     An attacker can draw kids at random, and also destinations where routing keys are free; so ten times as many of
     one reason and destination, or a hundred times as many of one reason, are a flood too. The rejection itself is
     always recorded, and its dead letter is always published.
@@ -259,8 +260,9 @@ def _alert_lost(_sink: AuditSink, error: Exception) -> None:
 def _kinds(record: AuditRecord) -> Kinds:
     """Return the floods that a record may belong to, the narrowest first."""
     reason, kid = record.reason or "", str(claims_of({"token": record.token}).get("kid", ""))
-    destination = str(record.broker.get("destination", ""))
-    return (reason, kid, destination), (reason, destination), (reason,)
+    # A refusal of an authority has no destination: who floods it must not hide what others ask for.
+    place = record.broker.get("destination") or member(record.extra, "asked").get("address", "")
+    return (reason, kid, str(place)), (reason, str(place)), (reason,)
 
 
 def _without_details(extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from typing import Any, Final
 from mqauth import logs
 from mqauth.authority.issuing import PATH, Asked, IdentityAuthority, Issued
 from mqauth.authority.rates import Rate
-from mqauth.authority.records import Trace
-from mqauth.authority.refusals import SLOW_DOWN, UNAVAILABLE, Answer, Refusal, Refused
+from mqauth.authority.records import Answered, Trace
+from mqauth.authority.refusals import ISSUED, SLOW_DOWN, UNAVAILABLE, Answer, Refusal, Refused
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Unavailable, require
 from mqauth.keystore.remote.keyserver import KeyServer
@@ -33,11 +33,14 @@ MAX_AGE: Final = 60
 REFUSALS: Final = 60
 """Refusals of one address a minute; whoever asks on is not read."""
 RETRY_AFTER: Final = 5
+UNREAD: Final = "unread"
+"""Why an address gets ``slow_down`` that was refused too often."""
 _SCHEMES: Final = ("bearer", "dpop")
 _DEPTH: Final = 2
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
 Reply = tuple[Answer, dict[str, Any], int]
 """Status, body, and seconds of ``Retry-After``, 0 for none."""
 
@@ -49,6 +52,7 @@ class AuthorityServer:
         authority: judges requests.
         keys: serves the authority's JWK Set.
         refusals: of one address a minute, 0 for any number, where a proxy stands in front.
+        observers: called with each answer; for metrics. What they raise is logged and changes nothing.
         clock: tells the time.
     """
 
@@ -58,12 +62,15 @@ class AuthorityServer:
         keys: KeyServer,
         *,
         refusals: int = REFUSALS,
+        observers: Iterable[Callable[[Answered], None]] = (),
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._authority = authority
         self._keys = keys
         self._refusals = Rate(refusals, clock)
         self._lines = logs.Rate(clock)
+        self._observers = tuple(observers)
+        self._clock = clock
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -72,38 +79,56 @@ class AuthorityServer:
         elif scope["method"] != "POST":
             await _send(send, Answer(405, "invalid_request"), {}, [(b"allow", b"POST")])
         else:
-            answer, body, wait = await self._identity(scope, receive)
-            more = [(b"retry-after", str(wait).encode())] if wait else []
-            if answer.status == 401:
-                more.append((b"www-authenticate", f'DPoP algs="{" ".join(ALGORITHMS)}"'.encode()))
-            await _send(send, answer, body, more)
+            await self._identity(scope, receive, send)
 
-    async def _identity(self, scope: Message, receive: Receive) -> Reply:
-        address = _address(scope)
-        wait = self._refusals.wait(address)
+    async def _identity(self, scope: Message, receive: Receive, send: Send) -> None:
+        began, trace = self._clock.monotonic(), Trace(_address(scope))
+        try:
+            (answer, body, wait), why = await self._reply(list(scope["headers"]), receive, trace)
+        except ConnectionError:
+            # Nobody asked for anything, and nobody listens: there is nothing to judge, to record or to answer.
+            self._refusals.count(trace.address)
+            return
+        self._tell(answer, why, trace, self._clock.monotonic() - began)
+        more = [(b"retry-after", str(wait).encode())] if wait else []
+        if answer.status == 401:
+            more.append((b"www-authenticate", f'DPoP algs="{" ".join(ALGORITHMS)}"'.encode()))
+        await _send(send, answer, body, more)
+
+    async def _reply(self, headers: Headers, receive: Receive, trace: Trace) -> tuple[Reply, str]:
+        """Return the answer to a request, and why it is none with an identity."""
+        wait = self._refusals.wait(trace.address)
         if wait:
-            return SLOW_DOWN, {}, wait
+            return (SLOW_DOWN, {}, wait), UNREAD
         try:
             body = await asyncio.wait_for(_body(receive), BODY_SECONDS)
         except TimeoutError:
             body = None
-        return await asyncio.to_thread(self._judged, list(scope["headers"]), body, address)
+        return await asyncio.to_thread(self._judged, headers, body, trace)
 
-    def _judged(self, headers: list[tuple[bytes, bytes]], body: bytes | None, address: str) -> Reply:
-        trace = Trace(address)
+    def _judged(self, headers: Headers, body: bytes | None, trace: Trace) -> tuple[Reply, str]:
         try:
             try:
-                return Answer(200, ""), _told(self._authority.issue(_asked(headers, body), trace)), 0
+                return (ISSUED, _told(self._authority.issue(_asked(headers, body), trace)), 0), ""
             except Refused as refused:
                 # What is refused for its rate is honest, and must not shut out others of its address.
                 if refused.refusal is not Refusal.RATE_EXCEEDED:
-                    self._refusals.count(address)
+                    self._refusals.count(trace.address)
                 self._authority.refuse(refused, trace)
-                return refused.answer, {}, refused.wait
+                return (refused.answer, {}, refused.wait), refused.refusal.value
         except Unavailable as error:
             if self._lines.admits("authority.unavailable", (error.cause.value,), {}):
                 emit("authority.unavailable", "no identity can be given: %s", error)
-            return UNAVAILABLE, {}, RETRY_AFTER
+            return (UNAVAILABLE, {}, RETRY_AFTER), error.cause.value
+
+    def _tell(self, answer: Answer, why: str, trace: Trace, seconds: float) -> None:
+        credential = "" if trace.credential is None else trace.credential.name
+        given = trace.subject or "" if answer is ISSUED else ""
+        for observer in self._observers:
+            try:
+                observer(Answered(answer.error, why, credential, given, seconds))
+            except Exception as error:  # metrics must not keep an identity back
+                emit("observer.failed", "an observer failed: %s", type(error).__name__)
 
 
 def _told(issued: Issued) -> dict[str, Any]:
@@ -112,7 +137,7 @@ def _told(issued: Issued) -> dict[str, Any]:
             "renew_in": issued.lifetime // 2}  # fmt: skip
 
 
-def _asked(headers: Iterable[tuple[bytes, bytes]], body: bytes | None) -> Asked:
+def _asked(headers: Headers, body: bytes | None) -> Asked:
     """Return what a request asks for.
 
     Raises:
@@ -127,7 +152,7 @@ def _asked(headers: Iterable[tuple[bytes, bytes]], body: bytes | None) -> Asked:
         raise Refused(Refusal.CREDENTIAL_MALFORMED, "there is not exactly one Authorization, of Bearer or DPoP")
     if len(proofs) != 1 or not proofs[0].isascii():
         raise Refused(Refusal.DPOP_INVALID, "there is not exactly one proof")
-    return Asked(credential.strip(" "), proofs[0].decode("ascii"), _subject(body))
+    return Asked(credential.strip(" "), proofs[0].decode("ascii"), _subject(body), scheme.lower() == "dpop")
 
 
 def _subject(body: bytes) -> str | None:
@@ -144,12 +169,15 @@ def _subject(body: bytes) -> str | None:
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """Return the body of a request, ``None`` where it is too large or its sender went away."""
+    """Return the body of a request, ``None`` where it is too large.
+
+    Raises:
+        ConnectionError: its sender went away.
+    """
     raw = b""
     while len(raw) <= MAX_BODY:
         message = await receive()
-        if message["type"] != "http.request":
-            return None
+        require(message["type"] == "http.request", "its sender went away", ConnectionError)
         raw += message.get("body", b"")
         if not message.get("more_body", False):
             return raw if len(raw) <= MAX_BODY else None

@@ -23,6 +23,8 @@ from mqauth.wire.keys import Key, KeySource
 MAX_LIFETIME: Final = 86_400
 _TYPES: Final = frozenset(("jwt", "jose", "at+jwt", "application/jwt", "application/at+jwt"))
 """``typ`` of others' JWTs, in lower case; it may also be left out (RFC 7519, section 5.1; RFC 9068)."""
+_BINDINGS: Final = frozenset(("jwk", "jwe", "kid", "jku", "x5t#S256", "osc"))
+"""Members of ``cnf`` that bind to something that is not checked here (IANA, JWT confirmation methods)."""
 _SIZE: Final = 256
 
 
@@ -197,12 +199,13 @@ def _check_times(said: Mapping[str, Any], most: int, now: float) -> None:
 
 
 def _check_binding(said: Mapping[str, Any]) -> None:
-    confirmed = said.get("cnf")
     if "cnf" not in said:
         return
-    # A binding that cannot be read must not make it a bearer credential; mTLS (``x5t#S256``) is not read.
-    found = confirmed.get("jkt") if type(confirmed) is dict and len(confirmed) == 1 else None
-    _require(type(found) is str and len(found) < _SIZE, Refusal.CREDENTIAL_BINDING, "its cnf is not exactly a jkt")
+    # A binding that cannot be read must not make it a bearer credential. What is no binding is ignored (RFC 7800,
+    # section 3.1): Keycloak says ``kc-jkt-type`` beside it.
+    confirmed = said["cnf"]
+    found = confirmed.get("jkt") if type(confirmed) is dict and not _BINDINGS & confirmed.keys() else None
+    _require(type(found) is str and len(found) < _SIZE, Refusal.CREDENTIAL_BINDING, "its cnf is not a jkt alone")
 
 
 def _require(condition: object, refusal: Refusal, detail: str) -> None:

@@ -39,11 +39,13 @@ class Asked(NamedTuple):
         credential: of ``Authorization``.
         proof: of ``DPoP``.
         subject: the identity that is wanted, ``None`` for the only one.
+        bound: whether the credential came as one that is bound to a key, by the scheme DPoP.
     """
 
     credential: str
     proof: str
     subject: str | None = None
+    bound: bool = False
 
     def __repr__(self) -> str:
         return f"Asked(subject={self.subject!r})"
@@ -130,6 +132,9 @@ class IdentityAuthority:
         found = self.desk.read(asked.credential, trace)
         if found.jkt not in (None, held.jkt):
             raise Refused(Refusal.CREDENTIAL_BINDING, "it is bound to another key")
+        # RFC 9449, sections 7.1 and 7.2
+        if asked.bound is (found.jkt is None):
+            raise Refused(Refusal.CREDENTIAL_BINDING, "it is shown as Bearer where it is bound, or else as DPoP")
         grant = self.desk.grant(found, asked.subject)
         trace.subject = grant.subject
         return self.vouch(grant, held.jwk, trace)

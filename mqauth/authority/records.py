@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from mqauth.audit.record import AuditRecord, sha256, token_fields
 from mqauth.authority.credential import Credential
@@ -32,6 +32,24 @@ class Trace:
     subject: str | None = None
     jkt: str | None = None
     credential: Credential | None = None
+
+
+class Answered(NamedTuple):
+    """One answer, as observers are told of it; every text is of a closed list, or configured.
+
+    Args:
+        answer: ``issued``, or the code of RFC 6749 in the answer.
+        refusal: a ``Refusal``, a ``Cause``, or ``unread``; empty where an identity was given.
+        credential: the name of what was shown, empty where its issuer is not configured.
+        subject: whose identity was given, empty where none was.
+        seconds: how long it took.
+    """
+
+    answer: str
+    refusal: str
+    credential: str
+    subject: str
+    seconds: float
 
 
 class Records:

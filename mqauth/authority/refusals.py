@@ -27,12 +27,13 @@ class Refusal(StrEnum):
 
 
 class Answer(NamedTuple):
-    """What is answered: a status of HTTP, and ``error`` in its body (RFC 6749, section 5.2)."""
+    """What is answered: a status of HTTP and, unless that is 200, ``error`` (RFC 6749, section 5.2)."""
 
     status: int
     error: str
 
 
+ISSUED: Final = Answer(200, "issued")
 UNAVAILABLE: Final = Answer(503, "temporarily_unavailable")
 SLOW_DOWN: Final = Answer(429, "slow_down")
 _ANSWERS: Final[Mapping[Refusal, Answer]] = {

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import Executor, Future
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from functools import partial, wraps
-from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary, finalize
 
@@ -19,6 +16,7 @@ from mqauth.flow import is_async, is_awaitable
 from mqauth.judging.unverified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 from mqauth.signer import Signer
+from mqauth.threads import DaemonThread
 
 R = TypeVar("R")
 Timer = Callable[[float, Callable[[], None]], Any]
@@ -30,6 +28,15 @@ Sleep = Callable[[float], Awaitable[Any]]
 def call_later(seconds: float, function: Callable[[], None]) -> asyncio.TimerHandle:
     """Have the running event loop call a function after so many seconds."""
     return asyncio.get_running_loop().call_later(seconds, function)
+
+
+def in_event_loop() -> bool:
+    """Return whether the calling thread runs an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def was_cancelled() -> bool:
@@ -93,52 +100,6 @@ class AwaitedLetters:
 def letters_on_thread(sink: DeadLetterSink) -> AwaitedLetters:
     """Return a sink that an event loop can wait for: plain calls are made on a thread."""
     return AwaitedLetters(sink.name, on_thread(sink.publish))
-
-
-class DaemonThread(Executor):
-    """One thread for the blocking calls of a client, which no call keeps alive beyond the interpreter's end.
-
-    The interpreter waits at its end for every thread of a ``ThreadPoolExecutor``: one call that never returns,
-    such as a commit on a connection that is half open, would hold the process for ever.
-
-    Args:
-        name: of the thread, which begins with the first call.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._ended = False
-
-    def submit(self, work: Callable[..., Any], /, *args: Any, **settings: Any) -> Future[Any]:
-        """Make a call after those before it; for one caller, such as an event loop's thread.
-
-        Raises:
-            RuntimeError: the thread was told to end.
-        """
-        if self._ended:
-            raise RuntimeError("no call can be made any more")
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
-            self._thread.start()
-        future: Future[Any] = Future()
-        self._calls.put((future, partial(work, *args, **settings)))
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Let the thread end after the calls before; nobody waits for it."""
-        self._ended = True
-        self._calls.put(None)
-
-    def _serve(self) -> None:
-        while (found := self._calls.get()) is not None:
-            future, work = found
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(work())
-                except BaseException as error:
-                    future.set_exception(error)
 
 
 async def signed(signer: Signer, sign: Callable[..., R], *arguments: Any) -> R:

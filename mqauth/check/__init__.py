@@ -1,8 +1,8 @@
 """``mqauth check``: finds the pitfalls of a configuration file.
 
-``findings`` has the registry of them, ``target`` is what the rules look at, ``tokens``, ``issuers`` and
-``deployment`` hold the rules. The check as a whole reads the file, asks every rule, builds the objects, and puts
-the findings in order.
+``codes`` has the registry of them, ``target`` and ``keystores`` are what the rules look at, ``tokens``,
+``issuers``, ``authority`` and ``deployment`` hold the rules. The check as a whole reads the file, asks every rule,
+builds the objects, and puts the findings in order.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.check import deployment, enrolment, issuers, rollout, tokens
-from mqauth.check.findings import CODES, Code, Finding, Report, Rule, Severity, finding, ordered
+from mqauth.check import authority, deployment, enrolment, issuers, rollout, tokens
+from mqauth.check.codes import CODES, Code, Severity
+from mqauth.check.findings import Finding, Report, Rule, finding, ordered
 from mqauth.check.target import Target, lines_of, nearest, read
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.load import Configuration
@@ -25,7 +27,7 @@ from mqauth.errors import ConfigurationError
 __all__ = ["CODES", "Code", "Finding", "Report", "Severity", "check"]
 _TRUST: Final = {"consumer": ("issuers", "allow"), "release": ("authorities",)}
 RULES: Final[tuple[Rule, ...]] = (
-    *tokens.RULES, *enrolment.RULES, *issuers.RULES, *deployment.RULES, *rollout.RULES,
+    *tokens.RULES, *enrolment.RULES, *issuers.RULES, *authority.RULES, *deployment.RULES, *rollout.RULES,
 )  # fmt: skip
 """Each rule yields its findings on a target."""
 
@@ -66,18 +68,24 @@ def _outside(text: str) -> Iterator[tuple[tuple[str | int, ...], str]]:
 
 
 def _built(path: str | Path, members: dict[str, Any], clock: Clock, target: Target) -> Iterator[Finding]:
-    """Yield what is refused when the objects are built, as a producer or a consumer builds them at its start.
+    """Yield what is refused when the objects are built, as each process builds its own at its start.
 
     No audit file is opened and nothing is connected.
     """
-    producer = target.settings.producer
-    # Without its passphrase, a producer cannot be built here.
-    openable = producer is not None and tokens.is_open(producer)
-    # A signer with an identity would ask the authority for it.
-    wanted = ["signer" if producer is None or producer.identity is None else "identity"] if openable else []
-    for name in [*wanted, *([] if target.settings.consumer is None else ["judge"])]:
+    settings = target.settings
+    # Without their passphrase, keys cannot be opened here.
+    openable = {signs.table for signs in target.signers if signs.is_open}
+    parts = {
+        # A signer with an identity would ask the authority for it.
+        "signer": "producer" in openable,
+        "identity": settings.producer is not None and settings.producer.identity is not None,
+        "judge": settings.consumer is not None,
+        "authority.desk": settings.authority is not None,
+        "authority.keys": "authority" in openable,
+    }
+    for name in [name for name, wanted in parts.items() if wanted]:
         try:
-            getattr(Configuration(str(path), members, clock), name)
+            attrgetter(name)(Configuration(str(path), members, clock))
         except RefusedSetting as refused:
             yield finding("configuration", refused.path, refused.what)
         except ConfigurationError as error:

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 from mqauth.check.findings import Finding, finding, on
 from mqauth.check.target import Path, Target, mode, strangers
 from mqauth.config.policy_settings import OPASettings
-from mqauth.config.settings import AuditSettings, ConsumerSettings, DeadLettersSettings
+from mqauth.config.settings import ConsumerSettings, DeadLettersSettings
 from mqauth.http.connection import is_loopback
 from mqauth.judging.policy import matches
 from mqauth.replay.memory import DEFAULT_CAPACITY
@@ -25,6 +25,8 @@ from mqauth.wire import destination
 
 _TEMPORARY: Final = tuple(PurePosixPath(path) for path in ("/dev", "/proc", "/run", "/var/run", "/tmp"))  # noqa: S108
 _FILE: Final = ("audit", "file")
+_AUTHORITY: Final = ("authority", "audit")
+_OWN: Final = ("{host}", "{instance}")
 _NAME: Final = ("dead_letters", "name")
 _READ: Final = 0o044
 _WRITE: Final = 0o022
@@ -92,18 +94,16 @@ def writable(target: Target) -> Iterator[Finding]:
 
 def readable(target: Target) -> Iterator[Finding]:
     """Find secrets that others may read."""
-    producer, file = target.settings.producer, target.file
-    passphrase, place = None if producer is None else producer.passphrase_file, ("producer", "passphrase_file")
-    opa = _agent(target)
-    token = None if opa is None else opa.token_file
-    for secret, named in ((passphrase, place), (token, ("consumer", "opa", "token_file"))):
-        if secret is not None and strangers(secret):
+    file = target.file
+    for secret, named in _secrets(target):
+        if strangers(secret):
             yield finding(
                 "secret_readable", named, f"{target.shown(secret)} is open to others (mode {mode(secret)})"
             )
-    if passphrase is not None and strangers(file) & _WORLD_READ:
+    passphrases = [(table, f"{start}_file") for table, start, _ in _passphrases(target)]
+    if passphrases and strangers(file) & _WORLD_READ:
         yield finding(
-            "config_readable", place, f"{file.name} may be read by everybody and names a passphrase_file"
+            "config_readable", passphrases[0], f"{file.name} may be read by everybody and names a passphrase_file"
         )
     if strangers(file) & _READ:
         for where, url in _urls(target):
@@ -113,6 +113,28 @@ def readable(target: Target) -> Iterator[Finding]:
                     where,
                     f"a password for {url} in a file that others may read (mode {mode(file)})",
                 )
+
+
+def _passphrases(target: Target) -> Iterator[tuple[str, str, FilePath]]:
+    """Yield each file with a passphrase: its table, the beginning of its setting, and the file."""
+    found = target.settings
+    for table, settings in (("producer", found.producer), ("audit", found.audit), ("authority", found.authority)):
+        for start in ("passphrase", "heads_passphrase"):
+            file = getattr(settings, f"{start}_file", None)
+            if file is not None:
+                yield table, start, file
+
+
+def _secrets(target: Target) -> Iterator[tuple[FilePath, Path]]:
+    """Yield each file with a secret, and where it is named."""
+    for table, start, file in _passphrases(target):
+        yield file, (table, f"{start}_file")
+    opa = _agent(target)
+    if opa is not None and opa.token_file is not None:
+        yield opa.token_file, ("consumer", "opa", "token_file")
+    for signs, reference in target.references:
+        if reference.secret is not None:
+            yield reference.secret, signs.at
 
 
 def _agent(target: Target) -> OPASettings | None:
@@ -125,6 +147,9 @@ def _trusted(target: Target) -> Iterator[tuple[FilePath, Path]]:
     opa = _agent(target)
     if opa is not None and opa.ca is not None:
         yield opa.ca, ("consumer", "opa", "ca")
+    for signs, reference in target.references:
+        if reference.ca is not None:
+            yield reference.ca, signs.at
     for source in target.sources:
         for key, path in (("file", source.file), ("ca", source.ca), ("snapshot", source.snapshot)):
             if path is not None:
@@ -196,22 +221,35 @@ def tables(target: Target, _: ConsumerSettings) -> Iterator[Finding]:
         yield finding("dead_letters_missing", ("dead_letters",), "[consumer] and [audit], and no [dead_letters]")
 
 
-@on("audit")
-def audit(target: Target, settings: AuditSettings) -> Iterator[Finding]:
-    """Find an audit file that does not last, that others may write, or that two consumers share."""
-    path, consumers = settings.file, target.options.consumers
-    shown = target.shown(path)
-    # A configuration that lies in a temporary folder itself is only being tried out.
-    temporary = [folder for folder in _TEMPORARY if not target.file.absolute().is_relative_to(folder)]
-    if os.path.exists(path) and not os.path.isfile(path):
-        yield finding("audit_not_durable", _FILE, f"{shown} is no regular file")
-    elif any(PurePosixPath(os.path.abspath(path)).is_relative_to(folder) for folder in temporary):
-        yield finding("audit_not_durable", _FILE, f"{shown} does not outlast a restart")
-    if strangers(path) & _WRITE:
-        yield finding("audit_writable", _FILE, f"{shown} may be written by others (mode {mode(path)})")
+def audit(target: Target) -> Iterator[Finding]:
+    """Find an audit file that does not last, that others may write, or that two processes share."""
+    for at, path in target.audit_files:
+        shown = target.shown(path)
+        # A configuration that lies in a temporary folder itself is only being tried out.
+        temporary = [folder for folder in _TEMPORARY if not target.file.absolute().is_relative_to(folder)]
+        if os.path.exists(path) and not os.path.isfile(path):
+            yield finding("audit_not_durable", at, f"{shown} is no regular file")
+        elif any(PurePosixPath(os.path.abspath(path)).is_relative_to(folder) for folder in temporary):
+            yield finding("audit_not_durable", at, f"{shown} does not outlast a restart")
+        if strangers(path) & _WRITE:
+            yield finding("audit_writable", at, f"{shown} may be written by others (mode {mode(path)})")
+        elif not _may_write(path):
+            yield finding("audit_unwritable", at, f"{shown} cannot be written by this user")
+
+
+def _may_write(path: FilePath) -> bool:
+    """Tell whether this user may write a file, or make it; a name that is filled in later is not looked at."""
+    return "{" in str(path) or os.access(path if path.exists() else path.parent, os.W_OK)
+
+
+def shared(target: Target) -> Iterator[Finding]:
+    """Find an audit file that two processes write."""
+    settings, own, consumers = target.settings.audit, dict(target.audit_files), target.options.consumers
     # In containers each process has the number 1.
-    if consumers > 1 and not any(own in str(path) for own in ("{host}", "{instance}")):
+    if settings is not None and consumers > 1 and not any(name in str(settings.file) for name in _OWN):
         yield finding("audit_shared", _FILE, f"{consumers} consumers, and a name that two of them may share")
+    if len(own) > 1 and len({os.path.abspath(path) for path in own.values()}) == 1:
+        yield finding("audit_shared", _AUTHORITY, "the consumer and the authority of this file write one")
 
 
 @on("dead_letters")
@@ -228,4 +266,4 @@ def dead_letters(target: Target, settings: DeadLettersSettings) -> Iterator[Find
         yield finding("dead_letters_reachable", _NAME, f"a rule lets a producer publish to {name}")
 
 
-RULES: Final = (writable, readable, connections, store, self_test, tables, audit, dead_letters)
+RULES: Final = (writable, readable, connections, store, self_test, tables, audit, shared, dead_letters)

@@ -9,7 +9,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from mqauth.check.findings import Finding, finding, on
-from mqauth.check.target import Target, few, unless_refused
+from mqauth.check.keystores import ring_of, unless_refused
+from mqauth.check.target import Target, few
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.kinds import is_url
 from mqauth.config.rollout_settings import RuleSettings
@@ -18,7 +19,6 @@ from mqauth.errors import ConfigurationError, Reason
 from mqauth.http.connection import is_loopback
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer
-from mqauth.keystore import Keystore
 from mqauth.keystore.disk import files
 from mqauth.keystore.disk.ring import KeyRing
 from mqauth.wire import base64url
@@ -83,24 +83,34 @@ def pins(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
 
 @on("consumer")
 def trust_domains(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
-    """Find trust domains whose keys are dropped too early, and destinations open to both forms without an end."""
-    ends = {issuer.issuer for issuer in consumer.issuers if issuer.until is not None}
-    domains = {issuer.trust_domain: issuer for issuer in consumer.issuers if issuer.trust_domain is not None}
-    for name, issuer in domains.items():
-        if issuer.file is None and issuer.max_stale < issuer.max_identity_lifetime:
+    """Find trust domains whose keys are dropped before the identities that they vouched for end."""
+    for issuer in consumer.issuers:
+        remote = issuer.trust_domain is not None and issuer.file is None
+        if remote and issuer.max_stale < issuer.max_identity_lifetime:
             yield finding(
                 "identity_outlives_keys",
                 (*issuer.table.path, "max_stale"),
-                f"{name}: max_stale is {issuer.max_stale} s, identities last {issuer.max_identity_lifetime} s",
+                f"{issuer.issuer}: max_stale is {issuer.max_stale} s, "
+                f"identities last {issuer.max_identity_lifetime} s",
             )
-    opened = {place for rule in consumer.allow if rule.issuer in domains for place in rule.destinations}
+
+
+@on("consumer")
+def forms(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
+    """Find workloads that have a rule in each form, where nothing says when the direct one ends."""
+    direct = {
+        found.issuer: found for found in consumer.issuers if found.trust_domain is None and found.until is None
+    }
+    domains = {found.issuer for found in consumer.issuers if found.trust_domain is not None}
+    workloads = [rule for rule in consumer.allow if rule.issuer in domains]
     for number, rule in enumerate(consumer.allow):
-        both = sorted(opened & set(rule.destinations))
-        if both and rule.issuer not in domains and rule.issuer not in ends:
+        issuer = direct.get(rule.issuer or "")
+        same = [other.subject for other in workloads if _is_same(rule, other)]
+        if same and issuer is not None and not _is_silent(issuer, rule, target.now):
             yield finding(
                 "forms_both",
-                ("consumer", "allow", number, "destinations"),
-                f"{rule.subject} of {rule.issuer} may write to {few(both)}, and so may a workload",
+                ("consumer", "allow", number, "subject"),
+                f"{rule.subject} of {issuer.issuer} is {few(same)} in the other form",
             )
 
 
@@ -216,11 +226,6 @@ def key_set(source: SourceSettings) -> KeySet | None:
     return unless_refused(lambda: load_key_set(files.read_bounded(path, MAX_DOCUMENT), wit_svid=wit_svid))
 
 
-def ring(folder: Path) -> KeyRing | None:
-    """Return the key ring of a keystore folder, ``None`` if it is no keystore."""
-    return unless_refused(Keystore(folder=folder).ring) if os.path.isdir(folder) else None
-
-
 def _listed(path: Path | None) -> list[Any]:
     """Return the keys of a JWK Set file as they stand; none if it cannot be read."""
     if path is None:
@@ -255,6 +260,13 @@ def _is_silent(issuer: IssuerSettings, rule: RuleSettings, now: float) -> bool:
             return True
     alive = [key for key in keys if key.revocation is None or key.revocation.revoked_at > now]
     return not any(judge.speaks_for(key, rule.subject) for key in alive)
+
+
+def _is_same(rule: RuleSettings, workload: RuleSettings) -> bool:
+    """Tell whether two rules are of one workload, as far as a file shows it: by its name, or by all it may do."""
+    path = workload.subject.partition("://")[2].partition("/")[2]
+    named = rule.subject in (path, path.rpartition("/")[2])
+    return named or set(rule.destinations) == set(workload.destinations)
 
 
 def _place(source: SourceSettings) -> str:
@@ -313,7 +325,7 @@ def _own_ring(target: Target, source: SourceSettings) -> KeyRing | None:
     producer = target.settings.producer
     if producer is None or producer.keys is None or producer.issuer != source.issuer:
         return None
-    return ring(producer.keys)
+    return ring_of(producer.keys)
 
 
-RULES: Final = (bindings, pins, trust_domains, shared_keys, rules, agents, authorities, contents, remote)
+RULES: Final = (bindings, pins, trust_domains, forms, shared_keys, rules, agents, authorities, contents, remote)

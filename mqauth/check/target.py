@@ -15,18 +15,18 @@ import re
 import stat
 import tomllib
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
+from mqauth.authority.application import MAX_AGE
+from mqauth.check.keystores import FRESH, Reference, Signs, reference_of
 from mqauth.config.declaration import collect
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.settings import AuthoritySettings, CheckSettings, FileSettings
 from mqauth.config.toml_file import RefusedSetting, Table
-from mqauth.errors import ConfigurationError
 
-T = TypeVar("T")
 Path = tuple[str | int, ...]
 """Keys from the top of the file; an element of an array by its number, from 0."""
 _FEW: Final = 3
@@ -80,8 +80,40 @@ class Target:
 
     @property
     def sources(self) -> tuple[SourceSettings, ...]:
-        """The sources of all keys that are trusted: those of issuers and of release authorities."""
-        return (*self.issuers, *self.authorities)
+        """The sources of all keys that are trusted: of issuers, release authorities, and credentials."""
+        authority = self.settings.authority
+        return (*self.issuers, *self.authorities, *(() if authority is None else authority.credentials))
+
+    @property
+    def signers(self) -> tuple[Signs, ...]:
+        """The tables that name keys which sign."""
+        producer, authority = self.settings.producer, self.settings.authority
+        found = []
+        if producer is not None and producer.keys is not None:
+            waits = 0 if self.settings.consumer is None else self.settings.consumer.max_queue_age or 0
+            found.append(Signs("producer", producer, producer.keys, FRESH, producer.lifetime + waits))
+        if authority is not None:
+            # What it vouched for lives out by the overlap of its keys, and its set is fresh for a minute.
+            found.append(Signs("authority", authority, authority.keys, MAX_AGE, 0))
+        return tuple(found)
+
+    @property
+    def references(self) -> Iterator[tuple[Signs, Reference]]:
+        """The references of all keystores, each with the table that names the keystore."""
+        seen = set()
+        for signs in self.signers:
+            for key in () if signs.ring is None else signs.ring.keys:
+                found = None if key.uri is None else reference_of(key.uri)
+                if found is not None and (signs.at, *found[1:]) not in seen:
+                    seen.add((signs.at, *found[1:]))
+                    yield signs, found
+
+    @property
+    def audit_files(self) -> tuple[tuple[Path, FilePath], ...]:
+        """The audit files, each with where it is named."""
+        audit, authority = self.settings.audit, self.settings.authority
+        found = [] if audit is None else [(("audit", "file"), audit.file)]
+        return (*found, *([] if authority is None else [(("authority", "audit"), authority.audit)]))
 
     @property
     def is_memory(self) -> bool:
@@ -133,14 +165,6 @@ def mode(path: FilePath) -> str:
     """Return a file's mode as people write it."""
     status = _status(path)
     return "" if status is None else f"{stat.S_IMODE(status.st_mode):04o}"
-
-
-def unless_refused(read: Callable[[], T]) -> T | None:
-    """Return what a reader of a file returns, ``None`` where it refuses the file."""
-    try:
-        return read()
-    except ConfigurationError:
-        return None
 
 
 def few(names: Sequence[str]) -> str:

@@ -16,9 +16,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from mqauth.check.findings import Finding, finding, on
-from mqauth.check.issuers import DAY, ring
-from mqauth.check.target import Target, mode, others, unless_refused
-from mqauth.config.settings import ConsumerSettings, ProducerSettings
+from mqauth.check.issuers import DAY
+from mqauth.check.keystores import unless_refused
+from mqauth.check.target import Path as At
+from mqauth.check.target import Target, mode, others
+from mqauth.config.settings import ConsumerSettings
 from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import State
@@ -35,9 +37,6 @@ _LIMITS: Final = (
     ("consumer", "leeway", 15, "leeway_large"),
 )
 """Table, setting, the most seconds that are no finding, and the code of more."""
-KEYS: Final = ("producer", "keys")
-FRESH: Final = 300
-"""Seconds for which a consumer uses a fetched set without asking again, by default."""
 _MAX_PEM: Final = 64 * 1024
 _ENCRYPTED: Final = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
 _WRITE: Final = 0o022
@@ -115,93 +114,83 @@ def trust(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
         )
 
 
-@on("producer")
-def pem_files(target: Target, producer: ProducerSettings) -> Iterator[Finding]:
+def pem_files(target: Target) -> Iterator[Finding]:
     """Find private keys that are open to others, too short, or without a passphrase."""
-    folder = producer.keys
-    if folder is None:
-        return
-    pems = _pems(folder)
-    for path in pems:
-        if others(path):
-            yield finding("key_readable", KEYS, f"{target.shown(path)} is open to others (mode {mode(path)})")
-        bits = _rsa_bits(_raw(path), _passphrase(producer))
-        if bits is not None and bits < MIN_RSA_BITS:
-            yield finding("key_weak", KEYS, f"{target.shown(path)}: RSA of {bits} bits")
-    if os.path.isdir(folder) and others(folder):
-        name = "keystore_writable" if others(folder) & _WRITE else "keystore_readable"
-        yield finding(name, KEYS, f"{target.shown(folder)} is open to others (mode {mode(folder)})")
-    plain = [raw for raw in map(_raw, pems) if b"PRIVATE KEY-----" in raw and not _is_encrypted(raw)]
-    if plain:
-        yield finding(
-            "key_plain", KEYS, f"{len(plain)} of {len(pems)} PEM files under {KEYS[1]} without a passphrase"
-        )
+    for signs in target.signers:
+        folder, pems = signs.keys, _pems(signs.keys)
+        for path in pems:
+            if others(path):
+                yield finding(
+                    "key_readable", signs.at, f"{target.shown(path)} is open to others (mode {mode(path)})"
+                )
+            bits = _rsa_bits(_raw(path), signs.passphrase())
+            if bits is not None and bits < MIN_RSA_BITS:
+                yield finding("key_weak", signs.at, f"{target.shown(path)}: RSA of {bits} bits")
+        if os.path.isdir(folder) and others(folder):
+            name = "keystore_writable" if others(folder) & _WRITE else "keystore_readable"
+            yield finding(name, signs.at, f"{target.shown(folder)} is open to others (mode {mode(folder)})")
+        plain = [raw for raw in map(_raw, pems) if b"PRIVATE KEY-----" in raw and not _is_encrypted(raw)]
+        if plain:
+            said = f"{len(plain)} of {len(pems)} PEM files under {signs.at[1]} without a passphrase"
+            yield finding("key_plain", signs.at, said)
 
 
-@on("producer")
-def passphrases(target: Target, producer: ProducerSettings) -> Iterator[Finding]:
+def passphrases(target: Target) -> Iterator[Finding]:
     """Find a passphrase that cannot be read, or that lies beside the keys."""
-    try:
-        read_passphrase(env=producer.passphrase_env, file=producer.passphrase_file)
-    except ConfigurationError as error:
-        key = "passphrase_env" if producer.passphrase_env is not None else "passphrase_file"
-        yield finding("passphrase_unavailable", ("producer", key), str(error))
-    keys, file = producer.keys, producer.passphrase_file
-    folder = keys if keys is None or os.path.isdir(keys) else keys.parent
-    if file is not None and folder is not None and file.absolute().parent == folder.absolute():
-        yield finding(
-            "passphrase_beside_keys",
-            ("producer", "passphrase_file"),
-            f"{target.shown(file)} lies beside the keys",
-        )
+    for table, settings, keys, *_ in target.signers:
+        env, file = settings.passphrase_env, settings.passphrase_file
+        try:
+            read_passphrase(env=env, file=file)
+        except ConfigurationError as error:
+            key = "passphrase_env" if env is not None else "passphrase_file"
+            yield finding("passphrase_unavailable", (table, key), str(error))
+        folder = keys if os.path.isdir(keys) else keys.parent
+        if file is not None and file.absolute().parent == folder.absolute():
+            said = f"{target.shown(file)} lies beside the keys"
+            yield finding("passphrase_beside_keys", (table, "passphrase_file"), said)
 
 
-@on("producer")
-def rotation(target: Target, producer: ProducerSettings) -> Iterator[Finding]:
+def rotation(target: Target) -> Iterator[Finding]:
     """Find keys that are older than they should be, that have no successor, or that change too quickly."""
-    keys = producer.keys
-    if keys is not None and os.path.isfile(keys):
-        yield finding("key_alone", KEYS, f"{target.shown(keys)} is a single PEM file")
-    found = None if keys is None else ring(keys)
-    if found is None:
-        return
-    yield from _age(found, int(target.now), target.options.rotation)
-    if found.publish_delay < FRESH:
-        yield finding(
-            "publish_delay_short",
-            KEYS,
-            f"the keystore's publish_delay is {found.publish_delay} s, under {FRESH} s",
-        )
-    consumer = target.settings.consumer
-    needed = producer.lifetime + (0 if consumer is None else consumer.max_queue_age or 0)
-    if found.retain < needed:
-        yield finding("retain_short", KEYS, f"the keystore's retain is {found.retain} s, under {needed} s")
+    for signs in target.signers:
+        if os.path.isfile(signs.keys):
+            yield finding("key_alone", signs.at, f"{target.shown(signs.keys)} is a single PEM file")
+        found = signs.ring
+        if found is None:
+            continue
+        yield from _age(found, int(target.now), target.options.rotation, signs.at)
+        if found.publish_delay < signs.fresh:
+            said = f"the keystore's publish_delay is {found.publish_delay} s, under {signs.fresh} s"
+            yield finding("publish_delay_short", signs.at, said)
+        if found.retain < signs.retain:
+            yield finding(
+                "retain_short", signs.at, f"the keystore's retain is {found.retain} s, under {signs.retain} s"
+            )
 
 
-def is_open(producer: ProducerSettings) -> bool:
-    """Tell whether the keys need no passphrase, or theirs can be read here."""
-    named = producer.passphrase_env is not None or producer.passphrase_file is not None
-    return not named or _passphrase(producer) is not None
+def references(target: Target) -> Iterator[Finding]:
+    """Find holders of keys that are asked without TLS, or whose secret cannot be read here."""
+    for signs, found in target.references:
+        if found.host is not None:
+            yield finding("transit_loopback", signs.at, f"{found.uri}: http to {found.host}")
+        if found.secret is not None and not os.access(found.secret, os.R_OK):
+            yield finding("passphrase_unavailable", signs.at, f"{found.uri}: {found.secret} cannot be read")
 
 
-def _age(found: KeyRing, now: int, rotation: int) -> Iterator[Finding]:
+def _age(found: KeyRing, now: int, rotation: int, at: At) -> Iterator[Finding]:
     """Find an active key that is overdue or due soon, and a pending one that nobody activates."""
     if found.active is None or found.active.activated is None:
         return
     kid, used = found.active.kid, now - found.active.activated
     if used > rotation:
-        yield finding(
-            "key_overdue", KEYS, f"the key {kid} has signed for {_days(used)}, longer than {_days(rotation)}"
-        )
+        said = f"the key {kid} has signed for {_days(used)}, longer than {_days(rotation)}"
+        yield finding("key_overdue", at, said)
     waiting = [key for key in found.keys if key.state is State.PENDING]
     if not waiting and used > rotation - max(found.publish_delay, rotation // 10):
-        yield finding(
-            "key_no_next",
-            KEYS,
-            f"the key {kid} is due in {_days(max(rotation - used, 0))}, and no other is pending",
-        )
+        said = f"the key {kid} is due in {_days(max(rotation - used, 0))}, and no other is pending"
+        yield finding("key_no_next", at, said)
     if any(key.ready + DAY < now for key in waiting):
-        yield finding("rotation_stalled", KEYS, "a pending key has been ready for more than a day")
+        yield finding("rotation_stalled", at, "a pending key has been ready for more than a day")
 
 
 def _pems(keys: Path) -> list[Path]:
@@ -226,13 +215,8 @@ def _rsa_bits(raw: bytes, passphrase: bytes | None) -> int | None:
     return key.key_size if isinstance(key, rsa.RSAPrivateKey) else None
 
 
-def _passphrase(producer: ProducerSettings) -> bytes | None:
-    """Return the passphrase, ``None`` if it cannot be read."""
-    return unless_refused(lambda: read_passphrase(env=producer.passphrase_env, file=producer.passphrase_file))
-
-
 def _days(seconds: int) -> str:
     return f"{seconds // DAY} d" if seconds >= DAY else f"{seconds} s"
 
 
-RULES: Final = (limits, trust, pem_files, passphrases, rotation)
+RULES: Final = (limits, trust, pem_files, passphrases, rotation, references)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
+from mqauth.authority.application import AuthorityServer
 from mqauth.authority.credential import Credential
 from mqauth.authority.grants import Grant
 from mqauth.authority.issuing import PATH
@@ -33,7 +36,7 @@ from mqauth.cli.serve import (
 from mqauth.cli.settings import file_of
 from mqauth.config.authority import ConfiguredAuthority
 from mqauth.config.load import load
-from mqauth.errors import Rejection, require
+from mqauth.errors import ConfigurationError, Rejection, require
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.keystore.remote.keyserver import HEALTH, PATHS
 from mqauth.wire import identity, strict_json
@@ -41,6 +44,13 @@ from mqauth.wire import identity, strict_json
 app: Final = group("Say which workload a key belongs to: give identities.", "mqauth authority serve")
 _REQUESTS: Final = 512
 _MAX_FILE: Final = 64 * 1024
+MetricsPort = Annotated[
+    int | None,
+    typer.Option("--metrics-port", min=0, max=65_535, help="Serve /metrics for Prometheus there; 0 for any free."),
+]
+MetricsHost = Annotated[
+    str, typer.Option("--metrics-host", help="Address for /metrics, which asks nobody for a password.")
+]
 Subject = Annotated[str, typer.Option("--sub", help="The identity, such as wimse://prod.example/shop/orders-api.")]
 
 
@@ -52,23 +62,58 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0 for any that is free.")] = 8443,
     tls_cert: TLSCert = None,
     tls_key: TLSKey = None,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
     as_json: Json = False,
     log: Log = LogForm.TEXT,
     level: Level = LogLevel.INFO,
 ) -> None:
     """Give identities at /v1/identity and publish the keys at /jwks.json, until it is stopped."""
-    certificate, found = certificate_of(tls_cert, tls_key), _configured(config)
-    application = found.server(found.authority())
-    with listen(host, port, tls=certificate is not None) as listener:
+    certificate = certificate_of(tls_cert, tls_key)
+    with (
+        _measured(config, metrics_host, metrics_port) as (found, application, metrics),
+        listen(host, port, tls=certificate is not None) as listener,
+    ):
         server = Server(application, certificate, requests=_REQUESTS, verb="authority serve", extra="serve")
         address = origin(listener, tls=certificate is not None)
         told = {
             "url": address + PATH, "jwks": address + PATHS[0], "health": address + HEALTH,
-            "trust_domain": found.settings.trust_domain,
+            "trust_domain": found.settings.trust_domain, **metrics,
         }  # fmt: skip
-        answer(as_json, told, f"identities of {told['trust_domain']} at {told['url']}, keys at {told['jwks']}")
+        said = f"identities of {told['trust_domain']} at {told['url']}, keys at {told['jwks']}"
+        answer(as_json, told, said, *(f"metrics at {url}" for url in metrics.values()))
         with log_lines(log, level):
             server.run(listener)
+
+
+@contextmanager
+def _measured(
+    config: Path | None, host: str, port: int | None
+) -> Iterator[tuple[ConfiguredAuthority, AuthorityServer, dict[str, str]]]:
+    """Yield an authority, its application, and where its metrics are, if somebody wants them."""
+    if port is None:
+        found = _configured(config)
+        yield found, found.server(found.authority()), {}
+        return
+    try:
+        from mqauth.telemetry import AuthorityTelemetry
+        from mqauth.telemetry.prometheus import Endpoint
+    except ImportError as error:
+        raise ConfigurationError('--metrics-port needs "mqauth[prometheus]"') from error
+    with _endpoint(Endpoint, host, port) as endpoint:
+        telemetry = AuthorityTelemetry(endpoint.meter)
+        found = load(file_of(config), on_alert=endpoint.telemetry.alert).authority
+        telemetry.watch(found.settings.trust_domain, cutoffs=found.cut_off, key_age=found.key_age)
+        shown = f"http://{f'[{host}]' if ':' in host else host}:{endpoint.port}/metrics"
+        yield found, found.server(found.authority(), [telemetry.observe]), {"metrics": shown}
+
+
+def _endpoint(kind: Any, host: str, port: int) -> Any:
+    """Return the server of metrics; who names an address means it."""
+    try:
+        return kind(port, host=host, expose=True)
+    except OSError as error:
+        raise ConfigurationError(f"--metrics-host {host} --metrics-port {port}: {error.strerror}") from error
 
 
 @app.command("grants")

@@ -44,6 +44,7 @@ from mqauth.keystore.disk import files, ring
 from mqauth.keystore.disk.folder import KEYSET
 from mqauth.keystore.disk.ring import KeyRing
 from mqauth.keystore.remote.keyserver import HEALTH, PATHS, KeyServer
+from mqauth.keystore.remote.rules import COOLDOWN
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import ALGORITHMS
 
@@ -99,6 +100,7 @@ def new(
         overlap=overlap,
     )  # fmt: skip
     _print_key(made, folder, as_json=as_json)
+    _warn_of_delay(keystore)
 
 
 @app.command("adopt")
@@ -116,10 +118,10 @@ def adopt(
 ) -> None:
     """Enter a key that an HSM or a service holds, as pending; its private half stays there."""
     _require_subjects(folder, subjects, pinned)
-    made = Keystore(folder=folder).adopt(
-        uri, subjects=subjects or None, publish_delay=publish_delay, overlap=overlap
-    )
+    keystore = Keystore(folder=folder)
+    made = keystore.adopt(uri, subjects=subjects or None, publish_delay=publish_delay, overlap=overlap)
     _print_key(made, folder, as_json=as_json)
+    _warn_of_delay(keystore)
 
 
 @app.command("jwks")
@@ -255,6 +257,14 @@ def _print_key(key: RingKey, folder: Path, *, as_json: bool) -> None:
     until = f" until {shown_time(key.ready)} UTC" if key.state is ring.State.PENDING else ""
     told = {"kid": key.kid, "algorithm": algorithm, "state": state}
     answer(as_json, told, f"{key.kid} ({algorithm}) is {state}{until} in {folder}")
+
+
+def _warn_of_delay(keystore: Keystore) -> None:
+    """Warn of a delay within which a consumer cannot have asked again: it would refuse the next key."""
+    delay, least = keystore.ring().publish_delay, int(COOLDOWN)
+    if delay < least:
+        said = f"warning: {keystore.folder}: a new key signs after {delay} s, and consumers count on {least} s"
+        print_error(f"{said}: they may reject its first messages as key_unknown; see --publish-delay")
 
 
 def _subjects(key: RingKey) -> str:

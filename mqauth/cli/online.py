@@ -1,19 +1,23 @@
-"""What ``mqauth check --online`` asks the network: issuers, an agent that decides, and brokers."""
+"""What ``mqauth check --online`` asks the network: issuers, authorities, an agent that decides, and brokers."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mqauth.cli.broker import Place, opened, place_of, reached
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.issuer_settings import SourceSettings
-from mqauth.config.policy_settings import OPASettings
 from mqauth.config.settings import FileSettings
 from mqauth.errors import ConfigurationError, MqauthError, require
-from mqauth.http.connection import Endpoint, FetchFailed, tls_context
+from mqauth.http.connection import Deadline, Endpoint, FetchFailed, tls_context
+from mqauth.http.exchange import request
+from mqauth.keystore import Keystore
 from mqauth.keystore.remote.fetch import DiscoveredFetch, URLFetch
+from mqauth.keystore.remote.keyserver import HEALTH, PATHS
 from mqauth.policies.opa import OPA
 
 _SECONDS = 5.0
@@ -34,17 +38,41 @@ class Asked(NamedTuple):
 
 
 def ask(settings: FileSettings) -> Iterator[Asked]:
-    """Ask every remote issuer, release authority, agent and broker of a file; nothing is changed anywhere."""
-    consumer, release = settings.consumer, settings.release
-    sources = (*(consumer.issuers if consumer else ()), *(release.authorities if release else ()))
-    for source in sources:
+    """Ask everybody that a file names, and that can be asked; nothing is changed anywhere."""
+    consumer, release, authority = settings.consumer, settings.release, settings.authority
+    trusted = (*(consumer.issuers if consumer else ()), *(release.authorities if release else ()))
+    for source in (*trusted, *(authority.credentials if authority else ())):
         if source.file is None:
             yield _issuer(source)
+    if authority is not None:
+        yield _authority(f"authority {authority.url}", authority.url, keys=authority.keys)
+    identity = None if settings.producer is None else settings.producer.identity
+    if identity is not None:
+        yield _authority(f"identity from {identity.authority}", identity.authority, ca=identity.ca)
     if consumer is not None and consumer.opa is not None:
-        yield _agent(consumer.opa)
+        yield agent(f"agent {consumer.opa.path}", partial(OPA, **consumer.opa.arguments(OPA)))
     names = [*([None] if settings.broker is not None else []), *(settings.brokers or {})]
     for name in names:
         yield _broker(name, settings)
+
+
+def _authority(what: str, url: str, *, ca: Path | None = None, keys: Path | None = None) -> Asked:
+    """Ask an authority how it is, and for its set; that has the key which signs, where its keystore is here."""
+    try:
+        context = tls_context(ca)
+        health, published = (Endpoint.parse(url + path, unsafe_http_loopback=True) for path in (HEALTH, PATHS[0]))
+        told = request(health, deadline=Deadline(SYSTEM_CLOCK, _SECONDS), context=context).document or {}
+        found = URLFetch(published, timeout=_SECONDS, context=context, clock=SYSTEM_CLOCK)(None).keys
+        active = None if keys is None else Keystore(folder=keys).ring().active
+    except FetchFailed as error:
+        return Asked(what, 3, f"no answer: {error}")
+    except ConfigurationError as error:
+        return Asked(what, 1, str(error))
+    if not told.get("active"):
+        return Asked(what, 1, "none of its keys signs")
+    if active is not None and (found is None or found.get(active.kid) is None):
+        return Asked(what, 1, f"its set lacks the key that signs here, {active.kid}: another authority answers")
+    return Asked(what, 0, f"well; {_counted(len(found.keys) if found is not None else 0)}")
 
 
 def _issuer(source: SourceSettings) -> Asked:
@@ -68,14 +96,18 @@ def _issuer(source: SourceSettings) -> Asked:
     unbound = sum(key.subjects is None for key in keys)
     if not keys:
         return Asked(what, 1, "its set has no key that can be used")
-    said = f"{len(keys)} {'key' if len(keys) == 1 else 'keys'}"
+    said = _counted(len(keys))
     return Asked(what, 0, f"{said}, {unbound} without a subject" if unbound else said)
 
 
-def _agent(found: OPASettings) -> Asked:
-    what = f"agent {found.path}"
+def _counted(keys: int) -> str:
+    return f"{keys} {'key' if keys == 1 else 'keys'}"
+
+
+def agent(what: str, opened: Callable[[], OPA]) -> Asked:
+    """Ask an agent for a decision on what names no producer, which must be a refusal."""
     try:
-        return Asked(what, 0, f"refuses what names no producer; {OPA(**found.arguments(OPA)).probed()}")
+        return Asked(what, 0, f"refuses what names no producer; {opened().probed()}")
     except FetchFailed as error:
         return Asked(what, 3, f"no decision: {error}")
     except ConfigurationError as error:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import typer
 
 from mqauth.cli.app import UNDECIDED, Config, Json, one_line, print_json
+from mqauth.cli.online import Asked, agent
 from mqauth.cli.settings import file_of
 from mqauth.config.load import load
 from mqauth.errors import MqauthError
@@ -15,6 +16,7 @@ from mqauth.flow import is_async
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.selftest import self_test
 from mqauth.keystore.remote.jwks import JWKS
+from mqauth.policies.opa import OPA
 
 
 def selftest(config: Config = None, as_json: Json = False) -> int:
@@ -22,18 +24,26 @@ def selftest(config: Config = None, as_json: Json = False) -> int:
 
     Its pipeline is given unsigned and forged messages, and a second one with the same settings honest ones.
 
-    Issuers are asked for their keys; no broker, store or audit file is used. Exits with 1 where a hostile message
-    was let in or an honest one was not handled, else with 3 where an issuer's keys are out of reach, else with 0.
+    Issuers are asked for their keys, and an agent of [consumer.opa] for a decision; no broker, store or audit file
+    is used. Exits with 1 where a hostile message was let in, an honest one was not handled, or the agent does not
+    decide. Exits with 3 where only an issuer's keys or the agent are out of reach.
     """
     guard = load(file_of(config)).trial
     _fetch_keys(guard)
-    found = self_test(guard)
+    found, asked = self_test(guard), _agent(guard)
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(found) | {"agent": None if asked is None else asked._asdict()})
     else:
-        for line in found.lines():
+        for line in (*found.lines(), *([] if asked is None else [f"{asked.what}: {asked.said}"])):
             typer.echo(one_line(line))
-    return 1 if found.accepted or found.condemned else UNDECIDED if found.undecided else 0
+    code = 0 if asked is None else asked.code
+    return 1 if found.accepted or found.condemned or code == 1 else UNDECIDED if found.undecided else code
+
+
+def _agent(guard: Pipeline) -> Asked | None:
+    """Ask the agent that decides who may publish where, if there is one."""
+    policy = guard.policy
+    return agent(f"agent {policy.source}", lambda: policy) if isinstance(policy, OPA) else None
 
 
 def _fetch_keys(guard: Pipeline) -> None:

@@ -1,4 +1,4 @@
-"""The server on uvicorn for ``mqauth keys serve`` and ``mqauth console``: socket, certificate and settings."""
+"""The server on uvicorn of commands that stay: socket, certificate, settings and log."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from mqauth.keystore.disk import files
 from mqauth.logs import JSONFormatter, emit
 
 _BACKLOG: Final = 512
+_QUIET: Final = 60.0
+"""Seconds between two lines of uvicorn with one text."""
 
 
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; other than loopback only with TLS.")]
@@ -55,6 +57,7 @@ def log_lines(form: LogForm, level: LogLevel) -> Iterator[None]:
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     text.converter = time.gmtime
     handler.setFormatter(JSONFormatter() if form is LogForm.JSON else text)
+    handler.addFilter(_OnceAMinute())
     least = logging.getLevelNamesMapping()[level.value.upper()]
     loggers = {logging.getLogger("mqauth"): least, logging.getLogger("uvicorn"): max(least, logging.WARNING)}
     kept = {logger: (logger.handlers, logger.propagate, logger.level) for logger in loggers}
@@ -67,6 +70,25 @@ def log_lines(form: LogForm, level: LogLevel) -> Iterator[None]:
         for logger, (handlers, propagate, before) in kept.items():
             logger.handlers, logger.propagate = handlers, propagate
             logger.setLevel(before)
+
+
+class _OnceAMinute(logging.Filter):
+    """Passes a warning of uvicorn once a minute: whoever reaches the port chooses how many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # By the text before its values are filled in: uvicorn has a few.
+        self._next: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether a line is to be written."""
+        now = time.monotonic()
+        if not record.name.startswith("uvicorn") or record.levelno > logging.WARNING:
+            return True
+        if now < self._next.get(str(record.msg), 0.0):
+            return False
+        self._next[str(record.msg)] = now + _QUIET
+        return True
 
 
 class Certificate:
@@ -168,6 +190,8 @@ class Server:
     ) -> None:
         try:
             import uvicorn
+
+            from mqauth.cli import connections
         except ImportError as error:
             raise ConfigurationError(f'mqauth {verb} needs uvicorn: install "mqauth[cli,{extra}]"') from error
         settings: dict[str, Any] = {} if certificate is None else {
@@ -175,9 +199,10 @@ class Server:
             "callback_notify": certificate.renew, "timeout_notify": 60,
         }  # fmt: skip
         config = uvicorn.Config(
-            application, http="h11", loop="asyncio", ws="none", lifespan="off", interface="asgi3", workers=1,
-            log_config=None, log_level="warning", access_log=False, server_header=False, proxy_headers=False,
-            limit_concurrency=requests, backlog=_BACKLOG, timeout_graceful_shutdown=5, **settings,
+            application, http=connections.Connection, loop=connections.LOOP, ws="none", lifespan="off",
+            interface="asgi3", workers=1, log_config=None, log_level="warning", access_log=False,
+            server_header=False, proxy_headers=False, limit_concurrency=requests, backlog=_BACKLOG,
+            timeout_graceful_shutdown=5, **settings,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
 from mqauth.audit.disk import last_lines
-from mqauth.audit.file import AuditFile
+from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.audit.misuse import Alert, Detector
 from mqauth.audit.record import parse_record
 from mqauth.audit.sinks import FloodGate, MisuseWatch
@@ -17,6 +17,7 @@ from mqauth.authority.credential import CredentialIssuer
 from mqauth.authority.desk import CredentialDesk
 from mqauth.authority.grants import Grant
 from mqauth.authority.issuing import IdentityAuthority
+from mqauth.authority.records import Answered
 from mqauth.clock import Clock
 from mqauth.config.authority_settings import GrantSettings, IdentityAuthoritySettings
 from mqauth.config.key_sources import key_source
@@ -67,6 +68,26 @@ class ConfiguredAuthority:
             issuers=issuers, grants=[_grant(each) for each in found.grants], audience=found.url, clock=self._clock
         )
 
+    @cached_property
+    def keys(self) -> ActiveKey:
+        """The key that signs, followed; nothing asks an HSM or a service for a signature yet.
+
+        Raises:
+            ConfigurationError: the key may not be used, or its keystore has too short an overlap.
+        """
+        found = self.settings
+        passphrase = found.read_secret("passphrase")
+        with found.table.located("keys"):
+            keys = ActiveKey(found.keys, passphrase=passphrase, clock=self._clock)
+            limited, overlap = getattr(keys.signing_key(), "subjects", None), self.keystore.ring().overlap
+        if limited is not None:
+            raise found.table.refuse("keys", "its key speaks for some subjects only: make it with --pinned")
+        if overlap < found.lifetime:
+            advice = f"run mqauth keys new --dir {found.keys} --overlap {found.lifetime}"
+            why = "is shorter than lifetime: a retired key would end before its identities"
+            raise found.table.refuse("keys", f"its overlap of {overlap} s {why}; {advice}")
+        return keys
+
     def authority(self, audit: Path | None = None) -> IdentityAuthority:
         """Return the authority, with its key and its audit file.
 
@@ -77,34 +98,43 @@ class ConfiguredAuthority:
             ConfigurationError: the key may not be used, its keystore has too short an overlap, or another process
                 writes the audit file.
         """
-        found, keystore = self.settings, self.keystore
-        with found.table.located("keys"):
-            keys = ActiveKey(found.keys, passphrase=found.read_secret("passphrase"), clock=self._clock)
-            limited, overlap = getattr(keys.signing_key(), "subjects", None), keystore.ring().overlap
-        if limited is not None:
-            raise found.table.refuse("keys", "its key speaks for some subjects only: make it with --pinned")
-        if overlap < found.lifetime:
-            advice = f"run mqauth keys new --dir {found.keys} --overlap {found.lifetime}"
-            why = "is shorter than lifetime: a retired key would end before its identities"
-            raise found.table.refuse("keys", f"its overlap of {overlap} s {why}; {advice}")
+        found, keys, heads = self.settings, self.keys, self.settings.head_file(self._clock)
         with found.table.located("audit"):
-            sink = self._audit_sink(audit or found.audit)
+            sink = self._audit_sink(audit or found.audit, heads)
         return IdentityAuthority(
             trust_domain=found.trust_domain, desk=self.desk, keys=keys, audit=sink, lifetime=found.lifetime,
-            rate=found.rate, cutoffs=keystore.cutoffs, clock=self._clock,
+            rate=found.rate, cutoffs=self.keystore.cutoffs, clock=self._clock,
         )  # fmt: skip
 
-    def server(self, authority: IdentityAuthority) -> AuthorityServer:
+    def key_age(self) -> float | None:
+        """Return the seconds for which the present key has signed, ``None`` where none does."""
+        active = self.keystore.ring().active
+        since = None if active is None else active.activated
+        return None if since is None else self._clock.now() - since
+
+    def cut_off(self) -> int:
+        """Return how many subjects are cut off."""
+        return len(self.keystore.cutoffs())
+
+    def server(
+        self, authority: IdentityAuthority, observers: Iterable[Callable[[Answered], None]] = ()
+    ) -> AuthorityServer:
         """Return the application that serves an authority and its JWK Set.
+
+        Args:
+            authority: judges requests.
+            observers: called with each answer.
 
         Raises:
             ConfigurationError: the JWK Set cannot be published.
         """
         keys = KeyServer([self.settings.keys], most=MAX_AGE, clock=self._clock)
-        return AuthorityServer(authority, keys, refusals=self.settings.refusal_rate, clock=self._clock)
+        return AuthorityServer(
+            authority, keys, refusals=self.settings.refusal_rate, observers=observers, clock=self._clock
+        )
 
-    def _audit_sink(self, path: Path) -> MisuseWatch:
-        file = AuditFile(path)
+    def _audit_sink(self, path: Path, heads: HeadFile | None) -> MisuseWatch:
+        file = AuditFile(path, heads=heads)
         detector = Detector(instances=self.settings.instances)
         # What was given before the last start is known: a credential of a thief is not the first one ever seen.
         with suppress(ConfigurationError, ValueError):

@@ -14,6 +14,7 @@ from mqauth.authority.credential import MAX_LIFETIME
 from mqauth.authority.grants import MIN_LIFETIME
 from mqauth.authority.issuing import LIFETIME, LONGEST, RATE, SHORTEST
 from mqauth.config.declaration import Settings, inners, not_with
+from mqauth.config.heads import HeadsSettings
 from mqauth.config.issuer_settings import TRUST_DOMAIN, SourceSettings
 from mqauth.config.kinds import ANY, FLAG, NAME, PATH, POSITIVE, entries, is_url, text, whole
 from mqauth.config.toml_file import RefusedSetting
@@ -91,8 +92,8 @@ class GrantSettings(Settings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IdentityAuthoritySettings(Settings):
-    """``[authority]``: the arguments of ``IdentityAuthority``, its key and its audit file."""
+class IdentityAuthoritySettings(HeadsSettings):
+    """``[authority]``: the arguments of ``IdentityAuthority``, its key and its audit file, with signed heads."""
 
     trust_domain: Annotated[str, TRUST_DOMAIN, "The trust domain of all its identities; experimental."]
     url: Annotated[str, _AUTHORITY_URL, "Its own URL: what `aud` of a credential and `htu` of a proof must say."]

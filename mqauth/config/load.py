@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mqauth.audit.file import AuditFile, HeadFile
+from mqauth.audit.file import AuditFile
 from mqauth.audit.misuse import Alert, Detector, Thresholds
 from mqauth.audit.rollout_watch import last_rollout
 from mqauth.audit.sinks import FloodGate, MisuseWatch
@@ -240,7 +240,7 @@ class Configuration:
             return EitherRedisReplayStore(found.redis, clock=self._clock)
 
     def _audit_sink(self, found: AuditSettings) -> MisuseWatch:
-        heads = self._heads(found)
+        heads = found.head_file(self._clock)
         scope = None if self._settings.consumer is None else self._settings.consumer.scope
         if scope is None and "{scope}" in str(found.file):
             raise found.table.refuse("file", "{scope} needs [consumer] scope")
@@ -255,14 +255,6 @@ class Configuration:
         if before is not None:
             detector.observe(before)
         return MisuseWatch(gate, detector, on_alert=self._on_alert, clock=self._clock)
-
-    def _heads(self, found: AuditSettings) -> HeadFile | None:
-        if found.heads is None or found.heads_key is None:
-            return None
-        passphrase = found.read_secret("heads_passphrase")
-        with found.table.located("heads_key"):
-            key = Key.load(found.heads_key, passphrase=passphrase)
-        return HeadFile(found.heads, key, every=found.heads_every, seconds=found.heads_seconds, clock=self._clock)
 
     def _required(self, found: T | None, name: str) -> T:
         return require(found, f"{self.file}: [{name}]: required here, and missing")

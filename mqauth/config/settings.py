@@ -19,7 +19,8 @@ from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import DEFAULT_FLOOD_AFTER
 from mqauth.config.authority_settings import IdentityAuthoritySettings
 from mqauth.config.broker import BrokerSettings, ReviewSettings
-from mqauth.config.declaration import Settings, inner, inners, not_with, only_with
+from mqauth.config.declaration import Settings, inner, inners, not_with
+from mqauth.config.heads import HeadsSettings
 from mqauth.config.identity_settings import IdentitySettings
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.kinds import (
@@ -55,7 +56,6 @@ from mqauth.wire.batch import DEFAULT_LINGER, MAX_LINGER
 from mqauth.wire.claims import MAX_BATCH
 from mqauth.wire.identity import trust_domain_of
 
-_HEADS: Final = only_with("heads")
 _THRESHOLDS: Final = Thresholds()
 
 
@@ -252,7 +252,7 @@ class ReplaySettings(Settings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AuditSettings(Settings):
+class AuditSettings(HeadsSettings):
     """``[audit]``: the audit file, its flood gate and its signed heads."""
 
     file: Annotated[Path, PATH, "The audit file; `{pid}`, `{host}`, `{scope}` and `{instance}` are filled in."]
@@ -266,18 +266,6 @@ class AuditSettings(Settings):
         int, POSITIVE, "Rejections of one kind in a minute, beyond which they are summed up."
     ] = DEFAULT_FLOOD_AFTER
     unsafe_no_fsync: Annotated[bool, FLAG, "Do not wait for the disk; a crash may lose records."] = False
-    heads: Annotated[
-        Path | None, PATH, "A file for signed heads of the chain, best on another disk.", only_with("heads_key")
-    ] = None
-    heads_key: Annotated[Path | None, PATH, "The private key that signs the heads.", _HEADS] = None
-    heads_every: Annotated[int, POSITIVE, "Records after which a head is signed.", _HEADS] = 1000
-    heads_seconds: Annotated[int, POSITIVE, "Seconds after which a head is signed.", _HEADS] = 60
-    heads_passphrase_env: Annotated[
-        str | None, NAME, "The environment variable with the passphrase of that key.", _HEADS
-    ] = None
-    heads_passphrase_file: Annotated[
-        Path | None, PATH, "The file with the passphrase of that key.", _HEADS, not_with("heads_passphrase_env")
-    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

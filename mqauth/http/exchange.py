@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import http.client
 import re
+import socket
 import ssl
 import zlib
 from collections.abc import Collection, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
@@ -20,7 +21,17 @@ from urllib.parse import urlencode
 
 from mqauth._version import __version__
 from mqauth.errors import refusing, words_of
-from mqauth.http.connection import VISIBLE, Deadline, DeadlineSocket, Dial, Endpoint, FetchFailed, connect, expect
+from mqauth.http.connection import (
+    VISIBLE,
+    Deadline,
+    DeadlineSocket,
+    Dial,
+    Endpoint,
+    FetchFailed,
+    Kept,
+    connect,
+    expect,
+)
 from mqauth.wire import strict_json
 from mqauth.wire.jwk import MAX_DOCUMENT
 
@@ -57,8 +68,12 @@ def request(
     endpoint: Endpoint, *, deadline: Deadline, context: ssl.SSLContext | None, etag: str | None = None,
     form: Mapping[str, str] | None = None, document: Any = None, headers: Mapping[str, str | None] | None = None,
     statuses: Collection[int] = (200,), limit: int = MAX_DOCUMENT, dial: Dial | None = None,
+    kept: Kept | None = None,
 ) -> Response:  # fmt: skip
-    """Send one request: a GET, or a POST where there is a form or a document. It is never sent again.
+    """Send one request: a GET, or a POST where there is a form or a document.
+
+    It is never sent again but on a connection that was kept, where the server said nothing: it may have ended that
+    before. So a request over one must be such that a second one changes nothing.
 
     Args:
         endpoint: the URL.
@@ -71,6 +86,7 @@ def request(
         statuses: the answers whose JSON object is wanted.
         limit: bytes of the answer, at most.
         dial: opens the connection, in place of ``connect``.
+        kept: keeps the connection; without it each request has one of its own.
 
     Raises:
         FetchFailed: the answer is not a whole and small JSON object with one of the statuses, nor a 304 that was
@@ -82,19 +98,33 @@ def request(
         "Host": endpoint.authority,
         "Accept": "application/jwk-set+json, application/json",
         "Accept-Encoding": "identity",
-        "Connection": "close",
+        "Connection": "close" if kept is None else "keep-alive",
         "User-Agent": f"mqauth/{__version__}",
         **{name: value for name, value in optional.items() if value is not None},
     }
     connection = http.client.HTTPConnection(endpoint.host, endpoint.port)
-    # The texts of these failures reach logs and audit records: none of them repeats the request or the answer.
-    try:
-        wire = (dial or connect)(endpoint, deadline, context if endpoint.tls else None)
-        with closing(wire), closing(connection):
+
+    def asked(wire: socket.socket) -> Response:
+        with ExitStack() as undo, closing(connection):
+            undo.callback(wire.close)
             connection.sock = DeadlineSocket(wire, deadline)
             connection.request("GET" if body is None else "POST", endpoint.target, body=body, headers=sent)
-            with connection.getresponse() as response:
-                return _checked(response, etag, statuses, limit)
+            with (
+                connection.getresponse() as response,
+                refusing(ConnectionError, "the answer broke off", FetchFailed),
+            ):
+                found = _checked(response, etag, statuses, limit)
+                if kept is not None and response.isclosed() and not response.will_close:
+                    undo.pop_all()
+                    kept.give(wire)
+                return found
+
+    # The texts of these failures reach logs and audit records: none of them repeats the request or the answer.
+    try:
+        with suppress(ConnectionError):
+            if kept is not None and (wire := kept.take()) is not None:
+                return asked(wire)
+        return asked((dial or connect)(endpoint, deadline, context if endpoint.tls else None))
     except ssl.SSLCertVerificationError as error:
         why = getattr(error, "verify_message", "")
         raise FetchFailed(f"its certificate is not trusted: {why}".removesuffix(": ")) from error

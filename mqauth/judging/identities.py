@@ -1,9 +1,9 @@
 """The identity form, judged: the steps of ``mqauth.judging.judge`` as they are for a WIT and its proof.
 
-An authority's WIT stands for its workload in thousands of messages. So WITs whose signature held are remembered,
-by all their bytes and with the key object that they held under. What is remembered says that the signature holds,
-and nothing of revocation, cut-off, time or policy *now*. Under another key object both signatures are checked
-again.
+An authority's WIT stands for its workload in thousands of messages. So WITs that were good for a message are
+remembered, by all their bytes and with the key object that they held under. What is remembered says that the
+signature holds, and nothing of revocation, cut-off, time or policy *now*. Under another key object both signatures
+are checked again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Held(NamedTuple):
 
 
 class Identities:
-    """The WITs whose signature held; beyond the capacity the oldest goes.
+    """WITs that were good for a message; beyond the capacity the oldest goes.
 
     Args:
         capacity: WITs at most, each 2.6 to 17 kB.
@@ -124,6 +124,25 @@ class Identities:
             jws.verify(token.opened, workload)
             token.key = key
 
+    def keep(self, wit: Wit, authority: Key) -> None:
+        """Remember a WIT whose steps (6) to (10) were passed, unless it is remembered.
+
+        Not once its signature holds: whoever reads a queue has many that have ended, and could push others out.
+
+        Args:
+            wit: of a message.
+            authority: the key that its signature held under.
+        """
+        held = self._held.get(wit.text)
+        if held is not None and held.authority is authority:
+            return
+        workload = identity.workload_key(wit)
+        with self._lock:
+            self._held.pop(wit.text, None)
+            if len(self._held) >= self._capacity:
+                del self._held[next(iter(self._held))]
+            self._held[wit.text] = _Held(_without_bytes(wit), authority, workload)
+
     def _parsed(self, text: bytes) -> Wit:
         held = self._held.get(text)
         return identity.parse_wit(text) if held is None else held.wit
@@ -139,13 +158,7 @@ class Identities:
             jws.verify(whole.opened, authority)
         except Rejection as error:
             raise Rejection(error.reason, f"{error.detail}, of the identity") from error
-        workload = identity.workload_key(wit)
-        with self._lock:
-            self._held.pop(wit.text, None)
-            if len(self._held) >= self._capacity:
-                del self._held[next(iter(self._held))]
-            self._held[wit.text] = _Held(_without_bytes(wit), authority, workload)
-        return workload
+        return identity.workload_key(wit)
 
 
 def _without_bytes(wit: Wit) -> Wit:

@@ -334,6 +334,8 @@ class Verifier:
             raise Rejection(Reason.SUBJECT_MISMATCH, "the key does not speak for this subject")
         if self._user_id is not None:
             self._check_user(message, claims)
+        if wit is not None and self.identities is not None and release is None:
+            self.identities.keep(wit, key)
         if token.proven is not None and release is None and self._alike:
             until = self.times.ends(claims, key)
             until = until if wit is None else min(until, ends_of(wit, key, self.times))

@@ -26,7 +26,7 @@ from typing import Any, Final, Literal
 from mqauth.audit.disk import read_bounded
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, MqauthError, Unavailable, require
-from mqauth.http.connection import MAX_TIMEOUT, VISIBLE, Deadline, Dial, Endpoint, FetchFailed, tls_context
+from mqauth.http.connection import MAX_TIMEOUT, VISIBLE, Deadline, Dial, Endpoint, FetchFailed, Kept, tls_context
 from mqauth.http.exchange import request
 from mqauth.judging.policy import Allow, Decision
 from mqauth.judging.verified import Verified
@@ -131,8 +131,10 @@ class OPA:
         self.source = self.where = self._endpoint.shown
         self.within, self.scope = within, scope
         self._remember, self._timeout = remember, timeout
-        self._clock, self._dial = clock, dial
+        self._clock, self._dial, self._kept = clock, dial, Kept()
         self._version = _UNASKED
+        # Monotonic seconds at which these revisions answered first.
+        self._learnt = float("-inf")
         self._decisions, self._pause = Decisions(), Pause()
         self._asked = self._failed = 0
         self.forked()
@@ -201,13 +203,15 @@ class OPA:
             FetchFailed: there was no answer.
             ConfigurationError: as ``probe``.
         """
+        begun = self._clock.monotonic()
         allowed, version = self._post(PROBE)
         require(
             type(allowed) is bool,
             f"{self.source}: {_NO_DECISION}: is the path misspelt, or the rule without `default allow := false`?",
         )
         require(allowed is False, f"{self.source}: it allows what names no producer: is its default true?")
-        self._learn(version)
+        with self._lock:
+            self._learn(version, begun)
         return version or _UNVERSIONED
 
     def health(self) -> PolicyHealth:
@@ -248,7 +252,11 @@ class OPA:
                 return asked
             self._refuse(question, self._clock.monotonic())
             asked = self._pending[question] = Asked()
-        begin(self._answer, question, asked)
+        try:
+            begin(self._answer, question, asked)
+        # Where no thread can be started, or the interpreter ends, nobody asks.
+        except RuntimeError as error:
+            self._end(question, asked, _unavailable(f"nobody can ask: {error}"))
         return asked
 
     def _refuse(self, question: Question, now: float) -> None:
@@ -265,10 +273,17 @@ class OPA:
         try:
             found = self._put(question)
         finally:
-            with self._lock:
-                self._failed += isinstance(found, Unavailable)
-                del self._pending[question]
-            asked.set_result(found)
+            self._end(question, asked, found)
+
+    def _end(self, question: Question, asked: Asked, found: Decision | Unavailable) -> None:
+        """Give whoever waits what was found, once; the question may be asked again from now on."""
+        with self._lock:
+            # A thread that could not be started may have left its work to another one, which comes too late.
+            if self._pending.get(question) is not asked:
+                return
+            del self._pending[question]
+            self._failed += isinstance(found, Unavailable)
+        asked.set_result(found)
 
     def _put(self, question: Question) -> Decision | Unavailable:
         """Ask one question, and remember what becomes of it."""
@@ -283,29 +298,36 @@ class OPA:
             with self._lock:
                 self._pause.failed(begun, self._clock.monotonic(), why)
             return _unavailable(why)
-        self._learn(version)
-        return self._keep(question, allowed, begun)
+        # In one step, so that nothing is remembered that another revision decided.
+        with self._lock:
+            return self._keep(question, allowed, begun, current=self._learn(version, begun))
 
-    def _keep(self, question: Question, allowed: object, begun: float) -> Decision | Unavailable:
+    def _keep(self, question: Question, allowed: object, begun: float, *, current: bool) -> Decision | Unavailable:
         """Remember a decision from when it was asked for; and for longer and longer that there was none."""
-        with self._lock:
-            if type(allowed) is bool:
-                decision = Decision.ALLOW if allowed else Decision.DENY
+        if type(allowed) is bool:
+            decision = Decision.ALLOW if allowed else Decision.DENY
+            if current:
                 self._decisions.keep(question, Remembered(begun + self._remember, decision))
-                return decision
-            before = self._decisions.get(question)
-            failures = 1 if before is None else before.failures + 1
-            until = self._clock.monotonic() + pause_after(failures)
-            self._decisions.keep(question, Remembered(until, None, failures, _NO_DECISION))
-            return _unavailable(_NO_DECISION)
+            return decision
+        before = self._decisions.get(question)
+        failures = 1 if before is None else before.failures + 1
+        until = self._clock.monotonic() + pause_after(failures)
+        self._decisions.keep(question, Remembered(until, None, failures, _NO_DECISION))
+        return _unavailable(_NO_DECISION)
 
-    def _learn(self, version: str | None) -> None:
-        """Note that the agent answered, by these revisions: what was decided by others is forgotten."""
-        with self._lock:
-            self._pause.answered()
-            if version is not None and version != self._version:
-                self._decisions.clear()
-                self._version = version
+    def _learn(self, version: str | None, begun: float) -> bool:
+        """Note that the agent answered, by these revisions: what was decided by others is forgotten.
+
+        Returns whether they are those in use: a slow answer may be of revisions before them.
+        """
+        self._pause.answered()
+        if version is None or version == self._version:
+            return True
+        if begun < self._learnt:
+            return False
+        self._decisions.clear()
+        self._version, self._learnt = version, self._clock.monotonic()
+        return True
 
     def _post(self, document: Mapping[str, Any]) -> tuple[object, str | None]:
         """Return the result that OPA gives for an input, and the version of its policy; ``None`` if it gives none.
@@ -319,7 +341,7 @@ class OPA:
         response = request(
             self._endpoint, deadline=Deadline(self._clock, self._timeout), context=self._context,
             document={"input": document}, headers={"Authorization": self._bearer()}, statuses=_SERVER_SPOKE,
-            limit=MAX_ANSWER, dial=self._dial,
+            limit=MAX_ANSWER, dial=self._dial, kept=self._kept,
         )  # fmt: skip
         found = response.document or {}
         return (found.get("result"), version_of(found)) if response.status == 200 else (None, None)

@@ -1,4 +1,4 @@
-"""Metrics and spans through the OpenTelemetry API, and a Prometheus endpoint in ``telemetry.prometheus``.
+"""Metrics and spans through the OpenTelemetry API; those of an authority are in ``telemetry.authority``.
 
 The API alone is imported: without an SDK in the process, metrics and spans cost almost nothing.
 
@@ -13,12 +13,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import date
+from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 from typing import Any, Final, Protocol
 
 from opentelemetry import metrics, trace
-from opentelemetry.metrics import CallbackOptions, Meter, Observation
+from opentelemetry.metrics import Meter
 from opentelemetry.propagate import get_global_textmap
 from opentelemetry.trace import Link, SpanKind, Tracer
 
@@ -31,17 +31,19 @@ from mqauth.judging.pipeline import Handler, Outcome, Verdict
 from mqauth.judging.rollout import Rollout
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
-from mqauth.logs import emit
+from mqauth.telemetry.authority import AUTHORITY_METRICS, AuthorityTelemetry
+from mqauth.telemetry.gauges import gauges
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.message import Message, fold
 
-__all__ = ["METRICS", "Telemetry", "traced"]
+__all__ = ["METRICS", "AuthorityTelemetry", "Telemetry", "traced"]
 MESSAGES: Final = "mqauth.messages"
 JUDGE_DURATION: Final = "mqauth.judge.duration"
 ALERTS: Final = "mqauth.alerts"
 DEFERRED: Final = "mqauth.deferred"
 STALLED: Final = "mqauth.stalled"
 KEY_SET_AGE: Final = "mqauth.key_set.age"
+ISSUER_ENDS: Final = "mqauth.issuer.ends"
 IDENTITY_EXPIRES: Final = "mqauth.identity.expires"
 POLICY_FAILING: Final = "mqauth.policy.failing"
 REPLAY_SIZE: Final = "mqauth.replay.size"
@@ -52,8 +54,9 @@ RUNG: Final = "mqauth.rollout.rung"
 DAYS_LEFT: Final = "mqauth.rollout.days_left"
 ALIASES: Final = "mqauth.rollout.aliases"
 METRICS: Final = (
-    MESSAGES, JUDGE_DURATION, ALERTS, DEFERRED, STALLED, KEY_SET_AGE, IDENTITY_EXPIRES, POLICY_FAILING,
-    REPLAY_SIZE, LETTERS_OPEN, LETTERS_OLDEST, RUNG, DAYS_LEFT, ALIASES, PROCESS_DURATION,
+    MESSAGES, JUDGE_DURATION, ALERTS, DEFERRED, STALLED, KEY_SET_AGE, ISSUER_ENDS, IDENTITY_EXPIRES,
+    POLICY_FAILING, REPLAY_SIZE, LETTERS_OPEN, LETTERS_OLDEST, RUNG, DAYS_LEFT, ALIASES, PROCESS_DURATION,
+    *AUTHORITY_METRICS,
 )  # fmt: skip
 """All metrics of this module; the dashboard and the alert rules name these and no others."""
 MAX_DESTINATIONS: Final = 100
@@ -61,6 +64,7 @@ _GAUGES: Final = {
     DEFERRED: ("{message}", "Deliveries held because the world is out of reach"),
     STALLED: ("s", "How long the oldest of them waits"),
     KEY_SET_AGE: ("s", "Age of the key set in use"),
+    ISSUER_ENDS: ("s", "Time until the day of a direct issuer is over; negative once it is overdue"),
     IDENTITY_EXPIRES: ("s", "Time until the identity of a producer ends; 0 where it signs nothing"),
     POLICY_FAILING: ("s", "How long a policy from outside has not answered; 0 while it does"),
     REPLAY_SIZE: ("{id}", "Ids in the replay store"),
@@ -73,8 +77,6 @@ _GAUGES: Final = {
 # Those of OpenTelemetry's conventions for messaging.
 _HANDLER_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _BUCKETS: Final = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0)
-_Gauge = tuple[dict[str, str], Callable[[], float | None]]
-"""The labels of a gauge, and the function that reads it."""
 
 
 class Health(Protocol):
@@ -141,10 +143,7 @@ class Telemetry:
         )
         self.consumers: dict[str, Callable[[], Any]] = {}
         """``health`` of each consumer that is watched, for probes."""
-        self._gauges: dict[str, list[_Gauge]] = {name: [] for name in _GAUGES}
-        for name, (unit, text) in _GAUGES.items():
-            reader = partial(_observations, self._gauges[name])
-            meter.create_observable_gauge(name, callbacks=[reader], unit=unit, description=text)
+        self._gauges = gauges(meter, _GAUGES)
 
     def observe(self, outcome: Outcome, message: Message, _seconds: float) -> None:
         """Count one outcome of ``Pipeline.process``."""
@@ -184,6 +183,11 @@ class Telemetry:
                 is ``lambda: jwks.health().age``.
         """
         self._gauges[KEY_SET_AGE].append(({"issuer": issuer}, age))
+
+    def watch_issuers(self, verifier: Verifier) -> None:
+        """Measure how long the direct issuers that have an ``until`` still count, with the label ``issuer``."""
+        for issuer, until in verifier.ends.items():
+            self._gauges[ISSUER_ENDS].append(({"issuer": issuer}, partial(self._seconds, until)))
 
     def watch_identity(self, health: Callable[[], IdentityHealth]) -> None:
         """Measure how long a producer's identity still lasts, with the label ``subject``.
@@ -243,6 +247,11 @@ class Telemetry:
         for places, until in ends(rollout):
             self._gauges[DAYS_LEFT].append(({"destination": places}, partial(self._days, until)))
 
+    def _seconds(self, until: date) -> float:
+        # The day itself still counts, as it does for ``days_left``.
+        over = datetime.combine(until + timedelta(days=1), time(), UTC)
+        return over.timestamp() - self._now()
+
     def _days(self, until: date) -> float:
         return days_left(until, self._now())
 
@@ -277,19 +286,6 @@ class Telemetry:
 
     def _since(self, moment: float | None) -> float:
         return 0.0 if moment is None else max(0.0, self._now() - moment)
-
-
-def _observations(gauges: list[_Gauge], _options: CallbackOptions) -> Iterator[Observation]:
-    """Yield the values of all gauges of one name; OpenTelemetry calls it when metrics are collected."""
-    for labels, read in gauges:
-        # An exception here would end the generator, and with it the gauges that follow.
-        try:
-            value = read()
-        except Exception as error:
-            emit("telemetry.gauge_failed", "a gauge could not be read: %s", type(error).__name__)
-            continue
-        if value is not None:
-            yield Observation(value, labels)
 
 
 def traced(handler: Handler, tracer: Tracer | None = None, *, trust_parent: bool = True) -> Handler:

@@ -19,7 +19,8 @@ from mqauth.telemetry.probes import answering
 class Endpoint(AbstractContextManager["Endpoint"]):
     """A ``Telemetry`` whose metrics are served at ``/metrics``, beside ``/live``, ``/ready`` and ``/health``.
 
-    The probes tell of the consumers that ``telemetry.watch_consumer`` was given. Close it, or use it as a context
+    ``meter`` makes further instruments for the same page, as ``AuthorityTelemetry`` does. The probes tell of the
+    consumers that ``telemetry.watch_consumer`` was given. Close it, or use it as a context
     manager.
 
     Args:
@@ -51,7 +52,8 @@ class Endpoint(AbstractContextManager["Endpoint"]):
         self._provider = MeterProvider([PrometheusMetricReader(registry=registry)])
         self._server, self._thread = start_http_server(port, addr=host, registry=registry)
         self.port = int(self._server.server_port)
-        self.telemetry = Telemetry(self._provider.get_meter("mqauth", __version__), now=now)
+        self.meter = self._provider.get_meter("mqauth", __version__)
+        self.telemetry = Telemetry(self.meter, now=now)
         self._server.set_app(answering(self.telemetry.consumers, make_wsgi_app(registry)))
 
     def close(self) -> None:

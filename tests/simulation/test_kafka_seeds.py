@@ -24,9 +24,15 @@ SHARD = 10
 WITHIN = 220
 """Seeds within which each mistake is found."""
 FOUND_BY = {
-    ("confluent", "gives nothing back"): 59, ("confluent", "lets a rebalance wait for nothing"): 30,
-    ("confluent", "ignores a loss"): 22, ("aiokafka", "ignores a loss"): 21,
+    ("confluent", "gives nothing back"): 61, ("confluent", "lets a rebalance wait for nothing"): 48,
+    ("confluent", "ignores a loss"): 22, ("confluent", "drops a letter while its sink is down"): 31,
+    ("confluent", "takes records of a position that it left"): 15,
+    ("confluent", "waits for no confirm of a letter"): 10, ("aiokafka", "ignores a loss"): 21,
+    ("aiokafka", "waits for no confirm of a letter"): 10,
+    ("aiokafka", "drops a letter while its sink is down"): 10,
+    ("aiokafka", "lets a rebalance wait for nothing"): 9,
     ("aiokafka", "gives nothing back"): 14, ("kafka-python", "ignores a stop"): 207,
+    ("kafka-python", "waits for no confirm of a letter"): 10,
     ("kafka-python", "lets a rebalance wait for nothing"): 57, ("kafka-python", "ignores a loss"): 22,
     ("kafka-python", "drops a letter while its sink is down"): 31, ("kafka-python", "gives nothing back"): 14,
 }  # fmt: skip

@@ -37,6 +37,8 @@ from tests.vectors.world import (
 
 CUT: Final = NOW - 10
 """When the honest workload is cut off, at a consumer whose set says so."""
+OURS: Final = ("dpop+jwt", "mqauth-enrol+jwt", "mqauth-release+jwt", "mqauth-head+jwt")
+"""Types of what the same keys sign elsewhere, the one that other vectors of proofs have first."""
 LONGEST: Final = 4096
 SMALL_ORDER: Final = base64url.encode(bytes.fromhex("01" + 31 * "00")).decode()
 
@@ -178,6 +180,10 @@ def headers() -> Iterator[Attack]:
     yield "the typ of a WIT left out", "token_type", wit(header={"typ": REMOVED})
     yield "the typ of a WIT in upper case", "token_type", wit(header={"typ": "WIT+JWT"})
     yield "a JWT for a WIT", "token_type", wit(header={"typ": "JWT"})
+    for typ in (*OURS, "application/wit+jwt", "mqauth-pop+jwt", "wit+jwt\0", "wit+jwt "):
+        yield f"a WIT of type {typ!r}", "token_type", wit(header={"typ": typ})
+    yield "a WIT whose typ is a list", "token_type", wit(header={"typ": ["wit+jwt"]})
+    yield "a WIT with a control character in its kid", "token_malformed", wit(header={"kid": "k\n"})
     yield "a further parameter of a WIT", "identity_invalid", wit(header={"cty": "x"})
     yield "a key URL in a WIT", "identity_invalid", wit(header={"jku": "https://evil.example/jwks.json"})
     yield "a critical extension of a WIT", "identity_invalid", wit(header={"crit": ["b64"], "b64": False})
@@ -232,6 +238,14 @@ def claimed() -> Iterator[Attack]:
         _payload(b'"exp":1900003600', b'"exp":1900003600.0'),
     )
     yield "a WIT with a sub twice", "identity_invalid", _payload(b'{"sub"', b'{"sub":"x","sub"')
+    odd = {"half a character": b'"\\ud800"', "an integer beyond 2^53": b"9007199254740993", "NaN": b"NaN",
+           "an overflow": b"1e999", "nine levels": b"[" * 8 + b"]" * 8}  # fmt: skip
+    for name, value in odd.items():
+        yield f"a WIT with {name} in another claim", "identity_invalid", _payload(
+            b'{"sub"', b'{"x":' + value + b',"sub"')  # fmt: skip
+    for name in ("jti", "iss"):
+        yield f"a WIT with a line break in its {name}", "identity_invalid", wit(claims={name: "a\nb"})
+    yield "a WIT with a NUL in its jti", "identity_invalid", wit(claims={"jti": "a\0b"})
     yield "a WIT that is a list", "identity_invalid", wit(payload=b"[]")
     yield "a WIT that is no JSON", "identity_invalid", wit(payload=b"\xff")
 
@@ -336,6 +350,8 @@ def pairs() -> Iterator[Attack]:
     yield "a kid in the header of the proof", "header_forbidden", token(header={"kid": "k"})
     for typ in ("wpt+jwt", "dpop+jwt", "mqauth+jwt", "MQAUTH-POP+JWT"):
         yield f"a proof of type {typ}", "token_type", token(header={"typ": typ})
+    for typ in (*OURS[1:], "application/mqauth-pop+jwt", "wit+jwt", "mqauth-pop+jwt\0"):
+        yield f"a proof of type {typ!r}", "token_type", token(header={"typ": typ})
     yield "a proof of no type", "token_type", token(header={"typ": REMOVED})
     yield "Ed25519 for EdDSA", "algorithm_forbidden", token(header={"alg": "Ed25519"})
     for algorithm in ("ES256", "RS256", "HS256", "none"):

@@ -20,7 +20,7 @@ from mqauth.brokers.confluent.consumer import SESSION
 from mqauth.brokers.confluent.poller import Poller
 from mqauth.brokers.confluent.producer import Producer
 from mqauth.brokers.confluent.replies import Replies
-from mqauth.brokers.event_loop import DaemonThread, letters_on_thread
+from mqauth.brokers.event_loop import in_event_loop, letters_on_thread
 from mqauth.brokers.log.event_loop import AsyncLogConsumer
 from mqauth.brokers.log.records import NativeHeaders
 from mqauth.brokers.log.transaction import TransactionalLetters
@@ -31,6 +31,7 @@ from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Verified
 from mqauth.letters.dead_letter import DeadLetterSink
+from mqauth.threads import DaemonThread
 from mqauth.wire.message import Message
 
 BESIDE: Final = 0.05
@@ -139,7 +140,7 @@ class AIOPoller(Poller):
 
     def committing(self, *, last: bool = False) -> Flow[None]:
         """Return ``commit`` as a flow; the last one serves a rebalance to its end, as without an event loop."""
-        if last and _in_event_loop():
+        if last and in_event_loop():
             yield from call(self._on_thread, partial(self.commit, last=True))
         else:
             yield from super().committing(last=last)
@@ -167,7 +168,7 @@ class AIOPoller(Poller):
 
     def _here(self, work: Callable[..., Any], *args: Any) -> Any:
         """Make a call on the thread; at once where this is the thread, inside a callback of the client."""
-        return self._on_thread(work, *args) if _in_event_loop() else work(*args)
+        return self._on_thread(work, *args) if in_event_loop() else work(*args)
 
     async def _on_thread(
         self, work: Callable[..., Any], *args: Any, unwanted: Callable[[Any], object] = lambda _: None
@@ -203,11 +204,3 @@ class AIOReplies(Replies):
 
     def _delivered(self, verified: Verified, topic: str, body: bytes, headers: NativeHeaders) -> Any:
         return super().send(verified, topic, body, headers).get(ANSWER)
-
-
-def _in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

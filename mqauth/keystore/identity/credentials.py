@@ -6,17 +6,18 @@ its keys, while the producer runs.
 
 from __future__ import annotations
 
+import re
 import ssl
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import quote
 
 from mqauth.clock import Clock, Randomness
 from mqauth.errors import require
-from mqauth.http.connection import VISIBLE, Deadline, Dial, Endpoint, expect, tls_context
+from mqauth.http.connection import VISIBLE, Deadline, Dial, Endpoint, FetchFailed, expect, tls_context
 from mqauth.http.exchange import request
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire import claims, dpop, enrolment
@@ -28,6 +29,17 @@ MAX_CREDENTIAL: Final = 16 * 1024
 BEARER: Final = "Bearer"
 DPOP: Final = "DPoP"
 """The schemes of ``Authorization`` (RFC 6750, section 2.1; RFC 9449, section 7.1)."""
+
+
+_REFUSALS: Final = (400, 401)
+"""Of a token endpoint (RFC 6749, section 5.2)."""
+_ERROR: Final = re.compile(r"[a-z_]{1,64}", re.ASCII)
+
+
+def error_of(answer: Mapping[str, Any] | None) -> str:
+    """Return the error that an answer names (RFC 6749, section 5.2), where it is a word of its kind."""
+    error = (answer or {}).get("error")
+    return error if isinstance(error, str) and _ERROR.fullmatch(error) else "no error of its kind"
 
 
 class Asking(NamedTuple):
@@ -148,11 +160,11 @@ class ClientCredentials:
         proof = dpop.proof(
             asking.key, method="POST", url=self._url, clock=asking.clock, randomness=asking.randomness
         )
-        answer = request(
-            self._endpoint, deadline=asking.deadline, context=self._context, dial=asking.dial,
-            form={"grant_type": "client_credentials"},
-            headers={"Authorization": self._basic(), "DPoP": proof}, limit=2 * MAX_CREDENTIAL,
-        ).document or {}  # fmt: skip
+        try:
+            answer = self._answer(asking, {"Authorization": self._basic(), "DPoP": proof})
+        except FetchFailed as error:
+            # Whoever reads it would take the authority for the culprit.
+            raise FetchFailed(f"the token endpoint {self._endpoint.authority}: {error}") from error
         kind, found = answer.get("token_type"), answer.get("access_token")
         expect(isinstance(kind, str) and isinstance(found, str), "the token endpoint gave no token")
         schemes = {scheme.lower(): scheme for scheme in (BEARER, DPOP)}
@@ -162,6 +174,20 @@ class ClientCredentials:
             "the token endpoint gave no token of ASCII text",
         )
         return schemes[str(kind).lower()], str(found)
+
+    def _answer(self, asking: Asking, headers: Mapping[str, str]) -> Mapping[str, Any]:
+        """Return what the provider answers with a token.
+
+        Raises:
+            FetchFailed: it answers otherwise, or not at all.
+        """
+        answer = request(
+            self._endpoint, deadline=asking.deadline, context=self._context, dial=asking.dial,
+            form={"grant_type": "client_credentials"}, headers=headers, statuses=(200, *_REFUSALS),
+            limit=2 * MAX_CREDENTIAL,
+        )  # fmt: skip
+        expect(answer.status == 200, f"refused, {answer.status} {error_of(answer.document)}")
+        return answer.document or {}
 
     def _basic(self) -> str:
         """Return id and secret as RFC 6749, section 2.3.1, has them."""

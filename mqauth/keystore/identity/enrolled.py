@@ -245,6 +245,9 @@ class EnrolledKey:
             self._state = self._after(result, asked)
             self._condition.notify_all()
         self._tell(before)
+        # A set that came since the look above was heard of while another identity was held, or none.
+        with suppress(Unavailable):
+            self._heard(self._keys.key_set())
 
     def _after(self, result: Grant | Exception, asked: Moment) -> Renewal:
         """Return the state after a request; the caller holds the lock."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from mqauth.clock import Clock, Randomness
 from mqauth.errors import ConfigurationError, require
 from mqauth.http.connection import MAX_TIMEOUT, Deadline, Dial, Endpoint, FetchFailed, expect, tls_context
 from mqauth.http.exchange import Response, request
-from mqauth.keystore.identity.credentials import Asking, Credential
+from mqauth.keystore.identity.credentials import Asking, Credential, error_of
 from mqauth.keystore.identity.renewal import Grant
 from mqauth.wire import dpop, identity
 from mqauth.wire.jws import LocalSigningKey
@@ -26,7 +25,6 @@ ALGORITHMS: Final = ("EdDSA", "ES256", "ES384")
 MAX_ANSWER: Final = 16 * 1024
 MAX_LIFE: Final = 86_400
 _REFUSALS: Final = (400, 401, 403, 429, 503)
-_ERROR: Final = re.compile(r"[a-z_]{1,64}", re.ASCII)
 
 
 class Refused(FetchFailed):
@@ -121,9 +119,7 @@ class IdentityRequest:
     def _grant(self, answer: Response, key: Key) -> Grant:
         found = answer.document or {}
         if answer.status != 200:
-            error = found.get("error")
-            said = error if isinstance(error, str) and _ERROR.fullmatch(error) else "no error of its kind"
-            raise Refused(f"refused, {answer.status} {said}", answer.retry_after)
+            raise Refused(f"refused, {answer.status} {error_of(found)}", answer.retry_after)
         expires, renew = (_seconds(found.get(name)) for name in ("expires_in", "renew_in"))
         expect(renew <= expires, "it answered with a renewal behind the end")
         wit = found.get("wit")

@@ -1,11 +1,12 @@
-"""Keys of an HSM, by PKCS#11: one session with each token and one lock, for the whole process.
+"""Keys of an HSM, by PKCS#11: one session with each token and one thread, for the whole process.
 
 PKCS#11 is a C library of the HSM's vendor that is loaded into this process. python-pkcs11 initialises it without
 locking of its own (``C_Initialize(NULL)``), and with a session for each thread SoftHSM crashed the process. So
-every call of every key is made under one lock, over one session, which is logged in once. A session does not
+every call of every key is made on one thread, over one session, which is logged in once. A session does not
 outlive a fork: a child opens its own. After any error the session is dropped, and the next attempt initialises the
-library again and opens another. A library that hangs holds its thread, while others get ``Unavailable`` after 2 s;
-one that crashes takes the process along. ``mqauth.keystore.SigningServer`` is a process for it.
+library again and opens another. While a library hangs, its caller gets ``Unavailable`` after 2 s and others at
+once, and nothing else is asked of it; one that crashes takes the process along.
+``mqauth.keystore.SigningServer`` is a process for it.
 
 ES256 is ``CKM_ECDSA`` over a digest that is made here, for not every HSM has ``CKM_ECDSA_SHA256``; it returns
 ``R || S``, as JWS wants it (RFC 7518, section 3.4). Ed25519 is ``CKM_EDDSA`` over the whole input.
@@ -16,9 +17,11 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, Final, cast
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final, TypeVar, cast
 
 import pkcs11
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -27,8 +30,12 @@ from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
 from mqauth.errors import Cause, ConfigurationError, Unavailable, refusing, require
 from mqauth.keystore.reference.key import TIMEOUT
 from mqauth.keystore.reference.pkcs11_uri import TokenURI, parse
+from mqauth.threads import DaemonThread
 from mqauth.wire.keys import PublicKey
 
+R = TypeVar("R")
+OPENING: Final = 10.0
+"""Seconds that a library may take to begin."""
 _SHOWN: Final = 10
 """Labels that an error names at most."""
 _PIN_REFUSED: Final = (
@@ -51,32 +58,47 @@ _WANTED: Final = "a P-256 or an Ed25519 key"
 
 
 class Sessions:
-    """The sessions of this process, one for each token, under its one lock.
+    """The sessions of this process, one for each token, on its one thread.
 
     Attributes:
         generation: how many sessions were opened.
     """
 
+    _late: Future[Any] | None
+
     def __init__(self) -> None:
         self.generation = 0
-        self._lock = threading.Lock()
         self._open: dict[tuple[str, str, str | None], pkcs11.Session] = {}
         self._stale: set[str] = set()
         self._loaded: set[str] = set()
         self._refused: dict[tuple[str, str, str | None], bytes] = {}
+        self.forked()
 
-    @contextmanager
-    def turn(self, uri: TokenURI) -> Iterator[pkcs11.Session]:
-        """Give the session with a token, while no other thread makes a call.
+    def call(self, uri: TokenURI, work: Callable[[pkcs11.Session], R]) -> R:
+        """Return what work over the session with a token returns, once the work before it is done.
 
         Raises:
-            Unavailable: others have it for too long, or the token is out of reach.
+            Unavailable: the token is out of reach, or its library has not come back.
             ConfigurationError: the token refuses us or what was asked.
         """
-        lock, why = self._lock, f"{uri.where}: others wait for it, for {TIMEOUT:.0f} s"
-        require(lock.acquire(timeout=TIMEOUT), why, _unavailable)
+        late, first = self._late, f"{uri.where}: an earlier call in a PKCS#11 library has not come back"
+        require(late is None or late.done(), first, _unavailable)
+        # A library begins once; that takes longer than a signature.
+        seconds = TIMEOUT if self._open else OPENING
+        with self._lock, refusing(RuntimeError, f"{uri.where}: no thread can be started", _unavailable):
+            asked = self._thread.submit(self._made, uri, work)
         try:
-            yield self._session(uri)
+            return cast(R, asked.result(seconds))
+        except TimeoutError as error:
+            # What has not begun waits for others, whose callers know of it.
+            if not asked.cancel():
+                self._late = asked
+            raise _unavailable(f"{uri.where}: no answer for {seconds:g} s") from error
+
+    def _made(self, uri: TokenURI, work: Callable[[pkcs11.Session], R]) -> R:
+        """Do work over the session with a token; on the one thread."""
+        try:
+            return work(self._session(uri))
         except _PIN_REFUSED as error:
             self._drop()
             raise ConfigurationError(f"{uri.where}: refuses the PIN ({_name(error)})") from error
@@ -86,12 +108,10 @@ class Sessions:
         except pkcs11.PKCS11Error as error:
             self._drop()
             raise _unavailable(f"{uri.where}: {_name(error)}") from error
-        finally:
-            lock.release()
 
     def forked(self) -> None:
-        """Forget the parent's sessions, and its lock, which one of its threads may have held."""
-        self._lock = threading.Lock()
+        """Forget the parent's sessions, its thread, and the call that this may be in."""
+        self._lock, self._thread, self._late = threading.Lock(), DaemonThread("mqauth-pkcs11"), None
         self._drop()
 
     def _drop(self) -> None:
@@ -169,10 +189,7 @@ class TokenKey:
             ConfigurationError: there is none, or it is none of a P-256 or an Ed25519 key.
             Unavailable: the token is out of reach.
         """
-        with SESSIONS.turn(self._uri) as session:
-            _, algorithm = self._private(session)
-            found = self._one(session, ObjectClass.PUBLIC_KEY, "public")
-            point = bytes(found[Attribute.EC_POINT])
+        point, algorithm = SESSIONS.call(self._uri, self._point)
         with refusing(ValueError, f"{self._uri.where}: public key {self._uri.what} is no point of its curve"):
             return _public(point, algorithm)
 
@@ -183,15 +200,22 @@ class TokenKey:
             ConfigurationError: the token refuses us, or has another key under this name.
             Unavailable: the token is out of reach.
         """
-        with SESSIONS.turn(self._uri) as session:
-            key, found = self._private(session)
-            require(
-                found == algorithm,
-                f"{self._uri.where}: private key {self._uri.what} signs {found}, and the keystore has {algorithm}",
-            )
-            if algorithm == "ES256":
-                return bytes(key.sign(hashlib.sha256(data).digest(), mechanism=Mechanism.ECDSA))
-            return bytes(key.sign(data, mechanism=Mechanism.EDDSA))
+        return SESSIONS.call(self._uri, partial(self._signature, data, algorithm))
+
+    def _point(self, session: pkcs11.Session) -> tuple[bytes, str]:
+        """Return the ``CKA_EC_POINT`` of the public key object, and the algorithm of the private one."""
+        _, algorithm = self._private(session)
+        return bytes(self._one(session, ObjectClass.PUBLIC_KEY, "public")[Attribute.EC_POINT]), algorithm
+
+    def _signature(self, data: bytes, algorithm: str, session: pkcs11.Session) -> bytes:
+        key, found = self._private(session)
+        require(
+            found == algorithm,
+            f"{self._uri.where}: private key {self._uri.what} signs {found}, and the keystore has {algorithm}",
+        )
+        if algorithm == "ES256":
+            return bytes(key.sign(hashlib.sha256(data).digest(), mechanism=Mechanism.ECDSA))
+        return bytes(key.sign(data, mechanism=Mechanism.EDDSA))
 
     def _private(self, session: pkcs11.Session) -> tuple[Any, str]:
         """Return the private key object, looked up once in each session, and its algorithm."""

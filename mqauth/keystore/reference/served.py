@@ -1,6 +1,6 @@
 """What holders of keys behind HTTP share: the options of a reference, one bounded request, and what failures say.
 
-Every request has a connection of its own, and one deadline. Whatever keeps a server from signing is
+Requests share one connection that is kept, and each has one deadline. Whatever keeps a server from signing is
 ``Unavailable``, with the server named.
 """
 
@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, Unavailable, require
-from mqauth.http.connection import Deadline, Dial, FetchFailed
+from mqauth.http.connection import Deadline, Dial, FetchFailed, Kept
 from mqauth.http.exchange import Response, request
 from mqauth.keystore.reference.key import TIMEOUT
 
@@ -63,14 +63,14 @@ class Served:
         self._context = context
         self._timeout = timeout
         self._clock = clock
-        self._dial = dial
+        self._dial, self._kept = dial, Kept()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._shown!r})"
 
     @property
     def generation(self) -> None:
-        """No number: each request is a connection of its own, so each signature is checked."""
+        """No number: others may stand between us and the server, so each signature is checked."""
 
     def _unavailable(self, detail: str) -> Unavailable:
         detail = ": ".join(filter(None, (detail, self._said.get(detail))))
@@ -82,6 +82,8 @@ class Served:
     def _request(self, *endpoint: Any, deadline: Deadline, **asked: Any) -> Response:
         """Send one request, as ``mqauth.http`` does."""
         try:
-            return request(*endpoint, deadline=deadline, context=self._context, dial=self._dial, **asked)
+            return request(
+                *endpoint, deadline=deadline, context=self._context, dial=self._dial, kept=self._kept, **asked
+            )
         except FetchFailed as error:
             raise self._unavailable(str(error)) from error

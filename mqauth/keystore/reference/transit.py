@@ -121,7 +121,7 @@ class Place:
 
 
 class TransitKey(Served):
-    """Holds a key of a transit engine, asked by HTTP; every request has a connection of its own.
+    """Holds a key of a transit engine, asked by HTTP, over one connection that is kept.
 
     The token file is read again for each request, so that it may be replaced while we run. A version of the key is
     pinned: a rotation there changes nothing here until its new version was adopted.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import ChainMap
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,9 +172,15 @@ class KeyServer:
         # Until the folders were read, no stamp counts: a set that could not be published is tried again.
         self._stamps = []
         rings = [keystore.ring() for keystore in self._keystores]
-        found = publish(rings, dict(ChainMap(*(dict(keystore.cutoffs()) for keystore in self._keystores))))
+        # A subject that two of them cut off is cut off until the later moment.
+        cut = sorted((item for each in self._keystores for item in each.cutoffs().items()), key=_moment)
+        found = publish(rings, dict(cut))
         self._rings, self._stamps = rings, stamps
         return found
+
+
+def _moment(item: tuple[str, Cutoff]) -> int:
+    return item[1].before
 
 
 def _json(status: int, members: dict[str, Any], more: Headers | None = None) -> tuple[int, Headers, bytes]:

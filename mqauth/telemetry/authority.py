@@ -1,0 +1,109 @@
+"""Metrics of an authority: what it answers, whom it gives identities, and how its key and its cut-offs stand.
+
+Labels are bounded, whoever asks: answers and refusals are closed lists, credentials are those that are configured,
+and identities beyond a limit count as ``other``. No kid, address or claim is ever a label.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from opentelemetry import metrics
+from opentelemetry.metrics import Meter
+
+from mqauth._version import __version__
+from mqauth.telemetry.gauges import gauges
+
+REQUESTS: Final = "mqauth.authority.requests"
+IDENTITIES: Final = "mqauth.authority.identities"
+DURATION: Final = "mqauth.authority.duration"
+CUTOFFS: Final = "mqauth.authority.cutoffs"
+KEY_AGE: Final = "mqauth.authority.key.age"
+AUTHORITY_METRICS: Final = (REQUESTS, IDENTITIES, DURATION, CUTOFFS, KEY_AGE)
+MAX_SUBJECTS: Final = 100
+"""Identities that have a label of their own; a grant more costs a series at the server that collects them."""
+_GAUGES: Final = {
+    CUTOFFS: ("{subject}", "Subjects that are cut off"),
+    KEY_AGE: ("s", "How long the key of an authority has signed"),
+}
+_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Told(Protocol):
+    """What an authority tells of one answer."""
+
+    @property
+    def answer(self) -> str:
+        """``issued``, or the code of RFC 6749 that was answered."""
+
+    @property
+    def refusal(self) -> str:
+        """Why, as audit records and causes name it; empty where an identity was given."""
+
+    @property
+    def credential(self) -> str:
+        """The configured name of what was shown; empty where its issuer is not configured."""
+
+    @property
+    def subject(self) -> str:
+        """Whose identity was given; empty where none was."""
+
+    @property
+    def seconds(self) -> float:
+        """How long the answer took."""
+
+
+class AuthorityTelemetry:
+    """Counts the answers of an authority, and measures its key and its cut-offs.
+
+    Pass ``observe`` to ``AuthorityServer(observers=[...])``; ``mqauth authority serve --metrics-port`` does.
+
+    Args:
+        meter: by default a meter of the global provider.
+    """
+
+    def __init__(self, meter: Meter | None = None) -> None:
+        meter = meter or metrics.get_meter("mqauth", __version__)
+        self._lock = threading.Lock()
+        self._subjects: set[str] = set()
+        self._requests = meter.create_counter(REQUESTS, unit="{request}", description="Answers of an authority")
+        self._identities = meter.create_counter(
+            IDENTITIES, unit="{identity}", description="Identities that were given"
+        )
+        self._duration = meter.create_histogram(
+            DURATION,
+            unit="s",
+            description="Time of an authority's answer",
+            explicit_bucket_boundaries_advisory=_BUCKETS,
+        )
+        self._gauges = gauges(meter, _GAUGES)
+
+    def observe(self, told: Told) -> None:
+        """Count one answer."""
+        labels = {"answer": told.answer, "refusal": told.refusal, "credential": told.credential}
+        self._requests.add(1, labels)
+        self._duration.record(told.seconds, {"answer": told.answer})
+        if told.subject:
+            self._identities.add(1, {"subject": self._bounded(told.subject), "credential": told.credential})
+
+    def watch(
+        self, trust_domain: str, *, cutoffs: Callable[[], float | None], key_age: Callable[[], float | None]
+    ) -> None:
+        """Measure how many subjects are cut off, and for how long the present key has signed.
+
+        Args:
+            trust_domain: the label ``trust_domain``.
+            cutoffs: returns the number of subjects.
+            key_age: returns seconds, ``None`` where no key signs.
+        """
+        labels = {"trust_domain": trust_domain}
+        self._gauges[CUTOFFS].append((labels, cutoffs))
+        self._gauges[KEY_AGE].append((labels, key_age))
+
+    def _bounded(self, subject: str) -> str:
+        with self._lock:
+            if subject not in self._subjects and len(self._subjects) < MAX_SUBJECTS:
+                self._subjects.add(subject)
+            return subject if subject in self._subjects else "other"

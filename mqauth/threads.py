@@ -1,0 +1,57 @@
+"""A thread for calls that may never return, of a client library or of an HSM's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
+
+
+class DaemonThread(Executor):
+    """One thread for blocking calls, which no call keeps alive beyond the interpreter's end.
+
+    The interpreter waits at its end for every thread of a ``ThreadPoolExecutor``: one call that never returns,
+    such as a commit on a connection that is half open, would hold the process for ever.
+
+    Args:
+        name: of the thread, which begins with the first call.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._ended = False
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **settings: Any) -> Future[Any]:
+        """Make a call after those before it; for one caller at a time, such as an event loop's thread.
+
+        Raises:
+            RuntimeError: the thread was told to end, or cannot be started.
+        """
+        if self._ended:
+            raise RuntimeError("no call can be made any more")
+        if self._thread is None:
+            thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
+        future: Future[Any] = Future()
+        self._calls.put((future, partial(work, *args, **settings)))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Let the thread end after the calls before; nobody waits for it."""
+        self._ended = True
+        self._calls.put(None)
+
+    def _serve(self) -> None:
+        while (found := self._calls.get()) is not None:
+            future, work = found
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:
+                    future.set_exception(error)

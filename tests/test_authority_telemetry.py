@@ -1,0 +1,132 @@
+"""Metrics of an authority: what a real application answers, counted by closed lists alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from mqauth.authority.application import AuthorityServer
+from mqauth.authority.records import Answered
+from mqauth.authority.refusals import Refusal
+from mqauth.errors import Cause, Unavailable
+from mqauth.keystore.remote.keyserver import KeyServer
+from mqauth.telemetry.authority import MAX_SUBJECTS, AuthorityTelemetry
+from mqauth.wire.keys import Key
+from tests.authority_world import ORDERS, World
+from tests.test_telemetry import Meter
+
+
+@pytest.fixture
+def meter() -> Iterator[Meter]:
+    """Telemetry of an authority on a provider of its own."""
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    telemetry: Any = AuthorityTelemetry(provider.get_meter("test"))
+    yield Meter(reader, telemetry)
+    provider.shutdown()
+
+
+@pytest.fixture
+def world(tmp_path: Path, meter: Meter) -> World:
+    """An authority that is measured, and those who ask it."""
+    found = World(tmp_path)
+    observe: Any = meter.telemetry.observe
+    found.server = AuthorityServer(
+        found.authority, KeyServer([found.keystore.folder], clock=found.clock), refusals=2, observers=[observe],
+        clock=found.clock,
+    )  # fmt: skip
+    return found
+
+
+def counted(meter: Meter, name: str) -> dict[tuple[Any, ...], Any]:
+    """Return the values of a counter by its labels' values, in the order of their names."""
+    return {
+        tuple(value for _, value in labels): getattr(point, "value", None) or point.count
+        for labels, point in meter.points(name).items()
+    }
+
+
+def test_answers_are_counted(world: World, meter: Meter) -> None:
+    """Each answer counts once, with why and by which credential; unread requests too."""
+    world.ask()
+    stranger = Key.generate("ES256")
+    world.ask(world.credential(key=stranger))
+    world.ask(world.credential(claims={"iss": "https://nobody.example"}))
+    assert world.ask().status == 429
+    assert counted(meter, "mqauth.authority.requests") == {
+        ("issued", "cluster", ""): 1,
+        ("invalid_client", "cluster", "credential_key"): 1,
+        ("invalid_client", "", "credential_issuer"): 1,
+        ("slow_down", "", "unread"): 1,
+    }
+    assert counted(meter, "mqauth.authority.identities") == {("cluster", ORDERS): 1}
+    assert counted(meter, "mqauth.authority.duration") == {
+        ("issued",): 1,
+        ("invalid_client",): 2,
+        ("slow_down",): 1,
+    }
+
+
+def test_a_failed_audit_is_counted(world: World, meter: Meter) -> None:
+    """An audit file that refuses is an answer of its own, by its cause, and no identity."""
+
+    def refuse(_record: object) -> None:
+        raise Unavailable(Cause.AUDIT_UNAVAILABLE, "the disk is full")
+
+    world.authority._audit = SimpleNamespace(write=refuse)
+    assert world.ask().status == 503
+    assert counted(meter, "mqauth.authority.requests") == {
+        ("temporarily_unavailable", "cluster", "audit_unavailable"): 1
+    }
+    assert counted(meter, "mqauth.authority.identities") == {}
+
+
+def test_labels_are_closed(world: World, meter: Meter) -> None:
+    """Nobody who asks chooses a label: a hundred requests of strangers are one series."""
+    for number in range(100):
+        world.ask(
+            world.credential(claims={"iss": f"https://{number}.example", "sub": f"s{number}"}),
+            body=b'{"sub": "wimse://prod.example/%d"}' % number, address=f"10.0.0.{number}",
+        )  # fmt: skip
+    assert set(counted(meter, "mqauth.authority.requests")) == {("invalid_client", "", "credential_issuer")}
+    known = {*Refusal, *Cause, "unread", ""}
+    assert {label[2] for label in counted(meter, "mqauth.authority.requests")} <= known
+
+
+def test_subjects_are_bounded(meter: Meter) -> None:
+    """A hundred identities have a label of their own, all others count together."""
+    for number in range(MAX_SUBJECTS + 5):
+        told: Any = Answered("issued", "", "cluster", f"wimse://prod.example/{number}", 0.01)
+        observe: Any = meter.telemetry.observe
+        observe(told)
+    found = counted(meter, "mqauth.authority.identities")
+    assert len(found) == MAX_SUBJECTS + 1
+    assert found[("cluster", "other")] == 5
+
+
+def test_an_observer_that_fails_keeps_no_identity_back(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """What an observer raises is logged, and the identity is given."""
+
+    def broken(_told: Answered) -> None:
+        raise ValueError("x")
+
+    world.server._observers = (broken,)
+    assert world.ask().status == 200
+    assert [record.message for record in caplog.records] == ["an observer failed: ValueError"]
+
+
+def test_key_and_cutoffs_are_measured(meter: Meter) -> None:
+    """The age of the key and the number of cut-offs are told as they are now; without a key there is no age."""
+    telemetry: Any = meter.telemetry
+    telemetry.watch("wimse://prod.example", cutoffs=lambda: 3, key_age=lambda: 86_400.0)
+    telemetry.watch("wimse://b.example", cutoffs=lambda: 0, key_age=lambda: None)
+    ages = {labels: point.value for labels, point in meter.points("mqauth.authority.key.age").items()}
+    assert ages == {(("trust_domain", "wimse://prod.example"),): 86_400.0}
+    cut = {labels[0][1]: point.value for labels, point in meter.points("mqauth.authority.cutoffs").items()}
+    assert cut == {"wimse://prod.example": 3, "wimse://b.example": 0}
