@@ -85,7 +85,7 @@ STATEMENTS = (
     # Keys in the transit engine of OpenBao or Vault; each signature checked, and a line where none comes.
     + 129
     # Keys in AWS KMS: their references and aliases, signed requests, credentials on a thread, forks, codes, DER.
-    + 215
+    + 219
     # OPA: what is asked, decisions in memory, pauses, the client, its settings, findings, probe, forks and metric.
     + 376
     # Credentials as Keycloak gives them: other members of cnf, schemes, whose refusal it was.
