@@ -47,10 +47,9 @@ refusal_rate = 0
 [[authority.credentials]]
 name = "shop"
 issuer = "{issuer}"
-discovery = true
+{source}
 ca = "{ca}"
 publish_delay = 0
-{more}
 
 [[authority.grants]]
 credential = "shop"
@@ -277,16 +276,16 @@ class World:
 
     # --- the authority --------------------------------------------------------------------------------------
 
-    def start(self, name: str = "authority", more: str = "") -> None:
+    def start(self, name: str = "authority", source: str = "discovery = true") -> None:
         """Serve identities, in place of the authority before.
 
         Args:
             name: of its settings, its log and its audit file.
-            more: settings of the source of the realm's keys.
+            source: of the realm's keys, as its settings say it.
         """
         self.stop()
         self.name = name
-        settings = self.write(f"{name}.toml", _AUTHORITY, more=more)
+        settings = self.write(f"{name}.toml", _AUTHORITY, source=source)
         words = ["authority", "serve", "--config", str(settings), "--port", str(self.port.number)]
         with (self.folder / f"{name}.log").open("wb") as log:
             self.process = subprocess.Popen(

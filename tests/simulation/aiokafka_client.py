@@ -15,21 +15,27 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPa
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaTimeoutError, TopicAuthorizationFailedError
 
 from tests.kafka_client import Record
-from tests.simulation.kafka_broker import EXPIRY, LATENCY, PATIENCE, PLACES, SESSION, TOPIC, Broker
+from tests.simulation.kafka_broker import (
+    FETCH,
+    HEARTBEAT,
+    LATENCY,
+    PATIENCE,
+    PLACES,
+    SESSION,
+    TOPIC,
+    Broker,
+    Member,
+)
 from tests.simulation.thread_loop import loop_of
 from tests.simulation.threads import Process
 
-HEARTBEAT: Final = 1.0
-"""Seconds after which a member hears of a rebalance, or that it is a member no more."""
-FETCH: Final = (0.0005, 0.05)
-"""Seconds after an assignment from which a partition is read."""
 SETTINGS: Final[dict[str, Any]] = {
     "group_id": "billing", "enable_auto_commit": False, "auto_offset_reset": "earliest",
     "session_timeout_ms": int(SESSION * 1000), "rebalance_timeout_ms": int(PATIENCE * 1000),
 }  # fmt: skip
 
 
-class Client(AIOKafkaConsumer):  # type: ignore[misc]
+class Client(AIOKafkaConsumer, Member):  # type: ignore[misc]
     """An ``AIOKafkaConsumer`` of the group, as if it were started.
 
     Args:
@@ -41,19 +47,11 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
     def __init__(self, broker: Broker, process: Process, most: int) -> None:
         super().__init__(TOPIC, **SETTINGS)
         self._closed = True  # nobody warns that it was not stopped
-        self.broker = broker
-        self.process = process
-        self._threads = broker.threads
-        self._most = most
-        self.held: set[Any] = set()
-        self.held_since: dict[Any, float] = {}
-        self.share: set[Any] = set()
-        self.member = False
-        self.generation = self._offered = -1
+        self.enrol(broker, process, most)
+        self.held = set()
+        self._offered = -1
         self._offer: set[Any] = set()
-        self._assigned_at = 0.0
         self._positions: dict[Any, int] = {}
-        self._ready_at: dict[Any, float] = {}
         self._coordinator = self
         self._fetcher = SimpleNamespace(seek_to=self._seek_to)
         self._client = SimpleNamespace(get_random_node=lambda: 0, send=self._answer)
@@ -61,7 +59,7 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
 
     # What the broker calls
 
-    @property
+    @property  # type: ignore[override]
     def offered(self) -> int:
         """The generation that the broker has shared out last."""
         return self._offered
@@ -70,10 +68,6 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
     def offered(self, generation: int) -> None:
         """Take a share, of which the coordinator hears."""
         self._offered, self._offer = generation, set(self.share)
-
-    def regained(self, since: float) -> bool:
-        """Tell whether partitions were assigned after a time."""
-        return self._assigned_at > since
 
     # What mqauth calls
 
@@ -101,7 +95,7 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
         """Leave the group; aiokafka tells no listener of it."""
         self._coordinating.cancel()
         await self._travel()
-        self.broker.evict(self)  # type: ignore[arg-type]
+        self.broker.evict(self)
 
     # Rebalances
 
@@ -127,7 +121,7 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
         while self._offered == before:
             await self._travel()
             self._left_alone()
-            self.broker.join(self)  # type: ignore[arg-type]
+            self.broker.join(self)
             await loop_of(self.process).until(lambda: self._offered != before or not self.member)
         await self._travel()
         self._begin(self._offer)
@@ -171,9 +165,7 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
             if not self.member or generation != self.broker.generation:
                 self.generation = -1
                 raise CommitFailedError
-            for place, offset in offsets.items():
-                self.broker.told(self, _place(place), offset)  # type: ignore[arg-type]
-                self.broker.committed[_place(place)] = offset
+            self._commit_all((_place(place), offset) for place, offset in offsets.items())
         if how in ("fails", "answer lost"):
             await asyncio.sleep(1.0)
             return False
@@ -185,11 +177,6 @@ class Client(AIOKafkaConsumer):  # type: ignore[misc]
         self._positions[place] = offset
         # What was fetched is dropped, and comes again with the next request.
         self._ready_later(place, LATENCY)
-
-    def _ready_later(self, place: Any, delay: tuple[float, float]) -> None:
-        """Have a partition read from some time on."""
-        self._ready_at[place] = self._threads.agenda.now + self._threads.draw.uniform(*delay)
-        self._threads.agenda.at(self._ready_at[place], _nothing)
 
     def _left(self, place: Any) -> int:
         """Return how many records of a partition can be read now."""
@@ -241,21 +228,14 @@ class LetterClient(AIOKafkaProducer):
 
     async def send(self, topic: Any, value: Any = None, key: Any = None, **record: Any) -> Awaitable[None]:
         """Append a letter, or lose it."""
-        loop, broker = loop_of(self._process), self._broker
-        how, delay = broker.out.get("letters"), broker.threads.draw.uniform(*LATENCY)
-        if how == "refused":
+        loop, fate = loop_of(self._process), self._broker.bury(topic, value, key, record["headers"])
+        if fate is None:
             raise KafkaTimeoutError("no metadata")
-        letter = Record(topic, 0, len(broker.dead), value, key, record["headers"])
-        if how == "late":
-            delay += 40.0
-            broker.threads.agenda.after(delay, lambda: broker.dead.append(letter))
-        elif how != "lost":
-            broker.dead.append(letter)
         sent = loop.create_future()
         ended: Callable[..., None] = sent.set_result
-        if how in ("lost", "confirm lost"):
-            delay, ended = EXPIRY, lambda _: sent.set_exception(KafkaTimeoutError("no answer"))
-        loop.call_later(delay, lambda: None if sent.done() else ended(None))
+        if not fate.confirmed:
+            ended = lambda _: sent.set_exception(KafkaTimeoutError("no answer"))  # noqa: E731
+        loop.call_later(fate.heard_after, lambda: None if sent.done() else ended(None))
         return sent
 
 
@@ -268,7 +248,3 @@ def _record(record: Record) -> ConsumerRecord[Any, Any]:
         record.topic, record.partition, record.offset, record.timestamp, 1, record.key, record.value, None,
         -1, -1, tuple(record.headers),
     )  # fmt: skip
-
-
-def _nothing() -> None:
-    """Let time pass to here."""

@@ -16,13 +16,9 @@ from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException
 from confluent_kafka.aio import AIOConsumer
 
 from tests.kafka_client import Record
-from tests.simulation.kafka_broker import EXPIRY, LATENCY, PLACES, TOPIC, Broker
+from tests.simulation.kafka_broker import FETCH, HEARTBEAT, LATENCY, PLACES, TOPIC, Broker, Member, nothing
 from tests.simulation.threads import Killed, Process, Task
 
-HEARTBEAT: Final = 1.0
-"""Seconds after which a member hears of a rebalance, or that it is a member no more."""
-FETCH: Final = (0.0005, 0.05)
-"""Seconds after an assignment from which a partition is read and sought in."""
 RESUMED: Final = (0.1, 0.35)
 """Seconds after a pause has ended until the next record, since what was fetched ahead is thrown away."""
 
@@ -32,7 +28,7 @@ def refusal(code: int) -> KafkaException:
     return KafkaException(KafkaError(code))
 
 
-class Client(Consumer):
+class Client(Consumer, Member):
     """A ``confluent_kafka.Consumer`` of the group.
 
     Args:
@@ -43,22 +39,14 @@ class Client(Consumer):
 
     def __init__(self, broker: Broker, process: Process, most: int) -> None:
         # Not ``super().__init__``: that would begin librdkafka's threads.
-        self.broker = broker
-        self.process = process
-        self._threads = broker.threads
-        self._most = most
-        self.held: set[Any] = set()
-        self.held_since: dict[Any, float] = {}
-        self.share: set[Any] = set()
-        self.member = False
-        self.generation = self._offered = -1
+        self.enrol(broker, process, most)
+        self.held = set()
+        self._offered = -1
         self._offer: set[Any] | None = None
         self._joined = self._closed = False
         self._hears_at: float | None = None
-        self._assigned_at = 0.0
         self._fetched: dict[Any, int] = {}
         self._positions: dict[Any, int] = {}
-        self._ready_at: dict[Any, float] = {}
         self._paused: set[Any] = set()
         self._starts: dict[Any, int] | None = None
         self._user: Task | None = None
@@ -66,7 +54,7 @@ class Client(Consumer):
 
     # What the broker calls
 
-    @property
+    @property  # type: ignore[override]
     def offered(self) -> int:
         """The generation that the broker has shared out last."""
         return self._offered
@@ -76,10 +64,6 @@ class Client(Consumer):
         """Take a share; the callback is called by the next ``consume``."""
         self._offered = self.generation = generation
         self._offer = set(self.share)
-
-    def regained(self, since: float) -> bool:
-        """Tell whether partitions were assigned after a time."""
-        return self._assigned_at > since
 
     # What mqauth calls
 
@@ -131,9 +115,7 @@ class Client(Consumer):
                 return self._fail(offsets, KafkaError.UNKNOWN_MEMBER_ID)
             if generation != self.broker.generation:
                 return self._fail(offsets, KafkaError.ILLEGAL_GENERATION)
-            for each in offsets:
-                self.broker.told(self, _place(each), each.offset)  # type: ignore[arg-type]
-                self.broker.committed[_place(each)] = each.offset
+            self._commit_all((_place(each), each.offset) for each in offsets)
             self._travel()
             return self._fail(offsets, KafkaError._TIMED_OUT) if how == "answer lost" else offsets
 
@@ -178,7 +160,7 @@ class Client(Consumer):
         if self.held:
             self._give_up(self._on_revoke)
         self._travel()
-        self.broker.evict(self)  # type: ignore[arg-type]
+        self.broker.evict(self)
 
     # Rebalances
 
@@ -208,7 +190,7 @@ class Client(Consumer):
         if self._hears_at is None:
             delay = HEARTBEAT if self.held else 0.01
             self._hears_at = self._threads.agenda.now + self._threads.draw.uniform(0, delay)
-            self._threads.agenda.at(self._hears_at, _nothing)
+            self._threads.agenda.at(self._hears_at, nothing)
         return self._threads.agenda.now >= self._hears_at
 
     def _join(self) -> None:
@@ -217,7 +199,7 @@ class Client(Consumer):
             self.generation = -1
         self._travel()
         self._joined = True
-        self.broker.join(self)  # type: ignore[arg-type]
+        self.broker.join(self)
 
     def _give_up(self, callback: Callable[[Any, Any], None]) -> None:
         """Have all partitions revoked, or lost; librdkafka drops them where the callback fails, too."""
@@ -270,11 +252,6 @@ class Client(Consumer):
                 self._fetched[place] += count
                 found += [(place, record) for record in self.broker.logs[place][begin : begin + count]]
         return found
-
-    def _ready_later(self, place: Any, delay: tuple[float, float]) -> None:
-        """Have a partition read from some time on."""
-        self._ready_at[place] = self._threads.agenda.now + self._threads.draw.uniform(*delay)
-        self._threads.agenda.at(self._ready_at[place], _nothing)
 
     def _fail(self, offsets: Iterable[Any], code: int) -> list[SimpleNamespace]:
         """Fail a commit: as a whole, or each partition of it."""
@@ -339,19 +316,11 @@ class LetterClient(Producer):
         """Append a letter, or lose it; its report is served by ``poll``."""
         if not self._process.alive:
             raise Killed
-        broker, threads = self._broker, self._broker.threads
-        now, how = threads.agenda.now, broker.out.get("letters")
-        delay = threads.draw.uniform(*LATENCY)
-        if how == "refused":
+        threads, fate = self._broker.threads, self._broker.bury(topic, value, key, headers)
+        if fate is None:
             raise threads.draw.choice((BufferError("Local: Queue full"), refusal(KafkaError._UNKNOWN_TOPIC)))
-        record = Record(topic, 0, len(broker.dead), value, key, headers)
-        if how == "late":
-            delay += 40.0
-            threads.agenda.after(delay, lambda: broker.dead.append(record))
-        elif how != "lost":
-            broker.dead.append(record)
-        error = KafkaError(KafkaError._MSG_TIMED_OUT) if how in ("lost", "confirm lost") else None
-        due = now + (delay if error is None else EXPIRY)
+        error = None if fate.confirmed else KafkaError(KafkaError._MSG_TIMED_OUT)
+        due = threads.agenda.now + fate.heard_after
         self._reports.append((due, lambda: on_delivery(error, None)))
 
     def poll(self, timeout: float = -1) -> int:
@@ -379,7 +348,3 @@ def _message(record: Record) -> Message:
         topic=record.topic, partition=record.partition, offset=record.offset, key=record.key, value=record.value,
         headers=record.headers, timestamp=(1, record.timestamp),
     )  # fmt: skip
-
-
-def _nothing() -> None:
-    """Let time pass to here."""

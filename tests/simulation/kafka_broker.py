@@ -7,9 +7,9 @@ a session. A commit of a former generation is fenced. A client that stood still 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tests.kafka_client import PRODUCER, Partitions, Record
 from tests.simulation.threads import Killed, Process, Threads
@@ -34,6 +34,10 @@ PATIENCE: Final = 60.0
 EXPIRY: Final = 30.0
 """Seconds after which a producer gives a record up."""
 LATENCY: Final = (0.0005, 0.005)
+HEARTBEAT: Final = 1.0
+"""Seconds after which a member hears of a rebalance, or that it is a member no more."""
+FETCH: Final = (0.0005, 0.05)
+"""Seconds after an assignment from which a partition is read and sought in."""
 
 
 def source_of(letter: Record) -> tuple[int, int]:
@@ -41,6 +45,13 @@ def source_of(letter: Record) -> tuple[int, int]:
     source = next(value for name, value in letter.headers if name == "mqauth-dead-source").decode()
     _, partition, offset = source.partition("@")[0].rsplit("/", 2)
     return int(partition), int(offset)
+
+
+class Fate(NamedTuple):
+    """What becomes of a letter: after how many seconds its producer hears, and whether that is a confirm."""
+
+    heard_after: float
+    confirmed: bool
 
 
 @dataclass
@@ -54,13 +65,13 @@ class Broker:
     """
 
     threads: Threads
-    told: Callable[[Client, Any, int], None]
+    told: Callable[[Any, Any, int], None]
     note: Callable[[str, str], None]
     logs: dict[Any, list[Record]] = field(default_factory=lambda: {place: [] for place in PLACES})
     dead: list[Record] = field(default_factory=list)
     committed: dict[Any, int] = field(default_factory=dict)
-    members: list[Client] = field(default_factory=list)
-    joined: list[Client] = field(default_factory=list)
+    members: list[Member] = field(default_factory=list)
+    joined: list[Member] = field(default_factory=list)
     generation: int = 0
     rebalancing: bool = False
     out: dict[str, str] = field(default_factory=dict)
@@ -71,6 +82,20 @@ class Broker:
         log.append(Record(TOPIC, place.partition, len(log), value, key, headers))
         return log[-1]
 
+    def bury(self, topic: str, value: Any, key: Any, headers: Any) -> Fate | None:
+        """Append a letter, or lose it; ``None`` where the producer does not even take it."""
+        how, delay = self.out.get("letters"), self.threads.draw.uniform(*LATENCY)
+        if how == "refused":
+            return None
+        record = Record(topic, 0, len(self.dead), value, key, headers)
+        if how == "late":
+            delay += 40.0
+            self.threads.agenda.after(delay, lambda: self.dead.append(record))
+        elif how != "lost":
+            self.dead.append(record)
+        confirmed = how not in ("lost", "confirm lost")
+        return Fate(delay if confirmed else EXPIRY, confirmed)
+
     def rebalance(self) -> None:
         """Begin a rebalance."""
         if not self.rebalancing:
@@ -78,7 +103,7 @@ class Broker:
             self.threads.agenda.after(PATIENCE, self._patience_ends)
             self.note("broker", "a rebalance begins")
 
-    def evict(self, client: Client) -> None:
+    def evict(self, client: Member) -> None:
         """Take a member out of the group."""
         if client in self.members:
             self.note("broker", f"{client.process.name} is no member any more")
@@ -90,7 +115,7 @@ class Broker:
             self.rebalance()
             self.maybe_share_out()
 
-    def join(self, client: Client) -> None:
+    def join(self, client: Member) -> None:
         """Let a member join the rebalance that is under way."""
         if client not in self.members:
             self.members.append(client)
@@ -120,6 +145,54 @@ class Broker:
             self.maybe_share_out()
 
 
+class Member:
+    """What the broker, and whoever looks on, knows of each client of the group, whatever library it is of.
+
+    Attributes:
+        share: the partitions that the broker has shared out to it.
+        member: the broker counts it among the group.
+        held: the partitions that it believes to be its own.
+        held_since: since when, by partition.
+    """
+
+    held: set[Any]
+    offered: int
+
+    def enrol(self, broker: Broker, process: Process, most: int) -> None:
+        """Begin, as no member yet.
+
+        Args:
+            broker: its broker.
+            process: whose it is.
+            most: records of a partition that come at a time.
+        """
+        self.broker, self.process, self._threads, self._most = broker, process, broker.threads, most
+        self.share: set[Any] = set()
+        self.member = False
+        self.generation = -1
+        self.held_since: dict[Any, float] = {}
+        self._assigned_at = 0.0
+        self._ready_at: dict[Any, float] = {}
+
+    def regained(self, since: float) -> bool:
+        """Tell whether partitions were assigned after a time."""
+        return self._assigned_at > since
+
+    def _commit_all(self, offsets: Iterable[tuple[Any, int]]) -> None:
+        for place, offset in offsets:
+            self.broker.told(self, place, offset)
+            self.broker.committed[place] = offset
+
+    def _ready_later(self, place: Any, delay: tuple[float, float]) -> None:
+        """Have a partition read from some time on."""
+        self._ready_at[place] = self._threads.agenda.now + self._threads.draw.uniform(*delay)
+        self._threads.agenda.at(self._ready_at[place], nothing)
+
+
+def nothing() -> None:
+    """Let time pass to here."""
+
+
 class Coordinator:
     """The part of kafka-python's coordinator that mqauth uses."""
 
@@ -142,7 +215,7 @@ class Coordinator:
         self._client.take_part(timeout_ms / 1000)
 
 
-class Client(Partitions):
+class Client(Partitions, Member):
     """A ``KafkaConsumer`` of the group.
 
     Args:
@@ -153,24 +226,13 @@ class Client(Partitions):
 
     def __init__(self, broker: Broker, process: Process, most: int) -> None:
         super().__init__(TOPIC, SESSION)
-        self.broker = broker
-        self.process = process
+        self.enrol(broker, process, most)
+        self.offered = -1
         self._coordinator = Coordinator(self)
-        self._threads = broker.threads
-        self._most = most
         self._position: dict[Any, int] = {}
         self.revoked = False
-        self.share: set[Any] = set()
-        self.member = False
-        self.generation = self.offered = -1
         self.joining = False
         self._using = 0
-        self.held_since: dict[Any, float] = {}
-        self._assigned_at = 0.0
-
-    def regained(self, since: float) -> bool:
-        """Tell whether partitions were assigned after a time."""
-        return self._assigned_at > since
 
     def seek(self, place: Any, offset: int) -> None:
         """Continue at an offset."""
@@ -215,9 +277,7 @@ class Client(Partitions):
                 raise RebalanceInProgressError
             if not self.member or self.generation != self.broker.generation or not offsets.keys() <= self.share:
                 raise CommitFailedError
-            for place, offset in offsets.items():
-                self.broker.told(self, place, offset.offset)
-                self.broker.committed[place] = offset.offset
+            self._commit_all((place, offset.offset) for place, offset in offsets.items())
             self._travel()
             if how == "answer lost":
                 raise RequestTimedOutError
@@ -339,17 +399,7 @@ class LetterClient:
         """Append a letter, or lose it."""
         if not self._process.alive:
             raise Killed
-        threads, how = self._broker.threads, self._broker.out.get("letters")
-        now, delay = threads.agenda.now, threads.draw.uniform(*LATENCY)
-        if how == "refused":
+        fate, threads = self._broker.bury(topic, value, key, headers), self._broker.threads
+        if fate is None:
             raise KafkaTimeoutError("no metadata")
-        if how == "lost":
-            return Future(threads, now + EXPIRY, lost=True)
-        record = Record(topic, 0, len(self._broker.dead), value, key, headers)
-        if how == "late":
-            delay += 40.0
-            threads.agenda.after(delay, lambda: self._broker.dead.append(record))
-        else:
-            self._broker.dead.append(record)
-        lost = how == "confirm lost"
-        return Future(threads, now + (EXPIRY if lost else delay), lost=lost)
+        return Future(threads, threads.agenda.now + fate.heard_after, lost=not fate.confirmed)

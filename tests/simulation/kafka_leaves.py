@@ -11,7 +11,8 @@ from typing import Any, Final
 from aiokafka.errors import TopicAuthorizationFailedError
 from confluent_kafka import KafkaError, KafkaException
 
-from mqauth.brokers import aiokafka, confluent, dead_letters, event_loop, kafka
+import mqauth.threads as daemon_threads
+from mqauth.brokers import aiokafka, confluent, dead_letters, kafka
 from mqauth.brokers.confluent import confirmed as confluent_confirmed
 from mqauth.brokers.confluent import poller as confluent_poller
 from mqauth.brokers.kafka import sealing as kafka_sealing
@@ -122,7 +123,7 @@ LEAVES: Final = {
             name="confluent-aio", client=confluent_client.Client, consumer=_confluent_aio, is_final=_is_refused,
             on_loop=True,
             modules=(
-                log_event_loop, event_loop, futures, dead_letters, confluent_poller, confluent_confirmed,
+                log_event_loop, daemon_threads, futures, dead_letters, confluent_poller, confluent_confirmed,
             ),
         ),
         Leaf(
