@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from integration import runner, scale, supervisor
+from integration import scale, supervisor
 from integration.services.machine import UnavailableError, cache_folder
 from integration.services.probes import NotReadyError
 
@@ -43,6 +43,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _test(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run the tests that the options mean."""
+    # It needs pytest, which whoever wants a broker alone need not have.
+    from integration import runner
+
     if options.nightly:
         os.environ[scale.VARIABLE] = "1"
     if options.clusters:

@@ -1,4 +1,4 @@
-"""Fixtures: one service of each kind for the whole session, each started when first asked for."""
+"""Fixtures: one of each service for the whole session, started when it is first asked for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from integration.services.keycloak import Keycloak
 from integration.services.kms import LocalKms, MiniStack
 from integration.services.opa import Agent
 from integration.services.openbao import OpenBao
+from integration.services.spire import Spire
+from integration.spire_world import DOMAIN, settings
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
@@ -68,6 +70,12 @@ def ministack() -> Iterator[MiniStack]:
 def agent() -> Iterator[Agent]:
     """An Open Policy Agent that all tests share."""
     yield from _session(Agent.launch())
+
+
+@pytest.fixture(scope="session")
+def spire() -> Iterator[Spire]:
+    """A SPIRE server with the settings that its page tells."""
+    yield from _session(Spire.launch(DOMAIN, settings()))
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from integration import pace, scale
-from integration.services import UnavailableError, keycloak, prepare_all, prometheus, softhsm
+from integration.services import UnavailableError, keycloak, prepare_all, prometheus, softhsm, spire
 from integration.services.compose import RUN_VARIABLE
 from integration.services.machine import CommandError, cache_folder, docker_answers, run, say
 
@@ -43,6 +43,7 @@ _GROUPS = {
     "rabbitmq-chaos": r"integration/chaos/",
     "review": r"integration/(console|review)/",
     "holders": r"integration/test_(awskms|pkcs11|transit)",
+    "spire": r"integration/test_spire",
     "keycloak": r"integration/test_keycloak",
     "rest": r"integration/",
 }
@@ -50,8 +51,8 @@ _GROUPS = {
 _NOT_QUICK = {"confluent", "clients", "identity-chaos", "kafka-chaos", "opa", "rabbitmq-chaos", "holders"}
 """Of further clients, whose leaves the unit tests hold to the contract on doubles, of services beside the brokers,
 and what is slow as a whole."""
-_NIGHTLY = {"keycloak"}
-"""Of a service that alone takes minutes."""
+_NIGHTLY = {"keycloak", "spire"}
+"""Of services that take minutes each."""
 # The brokers of tests end before the code of Java's second compiler repays what compiling took.
 _JAVA_OPTIONS = "-XX:TieredStopAtLevel=1"
 _TERMINAL_TELLS_WITHIN = 2.0  # a Ctrl-C reaches the whole process group; a kill only us
@@ -136,6 +137,7 @@ def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: S
             softhsm.prepare()
             if scale.is_nightly():
                 keycloak.prepare()
+                spire.prepare()
         except UnavailableError as missing:
             say(f"error: {missing}")
             total, groups = _Counts(failed=1), [*units]

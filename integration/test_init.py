@@ -40,28 +40,49 @@ def running(folder: Path, words: list[str]) -> Iterator[subprocess.Popen[str]]:
             process.send_signal(signal.SIGINT)
 
 
+@contextmanager
+def shop_of(
+    broker: str, rung: str, folder: Path, request: pytest.FixtureRequest
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Do what the command says comes next; give the folder, what the consumer printed, and the last command."""
+    service: RabbitMQ | Kafka = request.getfixturevalue(broker)
+    parts = urlsplit(service.url)
+    url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    names = ("--producer", f"orders-{rung}-{broker}", "--consumer", f"billing-{rung}-{broker}", "--rung", rung)
+    told = mqauth(folder, "init", "shop", "--broker", broker, *names, "--url", url)
+    enter, compose, apply, consume, produce, last = re.findall(r"^  (\S.*?)(?:  +#.*)?$", told, re.MULTILINE)
+    assert (enter, compose) == ("cd shop", "docker compose up -d --wait")
+    shop = folder / "shop"
+    for _ in range(2):
+        assert "topology.json is declared" in mqauth(shop, *apply.split()[1:])
+    with running(shop, [sys.executable, *consume.split()[1:]]) as process:
+        subprocess.run([sys.executable, *produce.split()[1:]], cwd=shop, check=True, timeout=PATIENCE)
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(1 if rung == "enforce" else 2)]
+        yield shop, lines, last.split()[1:]
+
+
 @pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
 def test_the_next_commands_lead_to_a_handled_and_a_rejected_message(
     broker: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """The topology is declared, one message is handled, and the one without a token is a dead letter."""
-    service: RabbitMQ | Kafka = request.getfixturevalue(broker)
-    parts = urlsplit(service.url)
-    url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-    names = ("--producer", f"orders-{broker}", "--consumer", f"billing-{broker}")
-    told = mqauth(tmp_path, "init", "shop", "--broker", broker, *names, "--url", url)
-    shop = tmp_path / "shop"
-    compose, apply, consume, produce, groups = re.findall(r"^  (\S.*?)(?:  +#.*)?$", told, re.MULTILINE)
-    assert compose == "docker compose up -d --wait"
-    for _ in range(2):
-        mqauth(shop, *apply.split()[1:])
-    consumer = [sys.executable, *consume.split()[1:]]
-    with running(shop, consumer) as process:
-        subprocess.run([sys.executable, *produce.split()[1:]], cwd=shop, check=True, timeout=PATIENCE)
-        assert process.stdout is not None
-        assert process.stdout.readline() == f'handled: from orders-{broker} {{"order": 1}}\n'
-        found = _rejected(shop, groups.split()[1:])
+    with shop_of(broker, "enforce", tmp_path, request) as (shop, lines, last):
+        assert lines == [f'handled: from orders-enforce-{broker} {{"order": 1}}\n']
+        found = _rejected(shop, last)
     assert [(one["reason"], one["count"]) for one in found] == [("token_missing", 1)]
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
+def test_a_consumer_that_observes_handles_both(
+    broker: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """It starts, and the message without a token reaches the old handler, with what would have been said."""
+    with shop_of(broker, "observe", tmp_path, request) as (_, lines, _last):
+        assert sorted(lines) == [
+            f'handled: from orders-observe-{broker} {{"order": 1}}\n',
+            'not proven: token_missing {"order": 666}\n',
+        ]
 
 
 def _rejected(shop: Path, words: list[str]) -> list[dict[str, Any]]:

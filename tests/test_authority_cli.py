@@ -144,6 +144,13 @@ def test_issue_refuses(run: Run, members: dict[str, str], subject: str, wanted: 
     assert not Path("authority.jsonl").exists()
 
 
+def test_issue_wants_one_key_and_no_key_set(run: Run) -> None:
+    """A JWK Set, as ``keys jwks`` writes it, is refused as usage, in words that say what is wanted."""
+    Path("key.json").write_text('{"keys": [{"kty": "OKP"}]}')
+    code, _, error = run("issue", "--sub", ORDERS, "--jwk", "key.json")
+    assert (code, "key.json: not one public key as a JWK" in error) == (2, True)
+
+
 def test_cutoff_stands_in_every_set_of_the_folder(run: Run) -> None:
     """A subject that is cut off stands in what ``keys jwks`` prints, and whoever may ask again is named."""
     code, out, error = run("cutoff", "--sub", ORDERS, "--reason", "stolen", "--before", "2026-11-29T10:00:00Z")

@@ -288,10 +288,10 @@ def test_passphrase_from_the_environment(shell: Shell, monkeypatch: pytest.Monke
         (("new", "--pinned", "--dir", "/dev/null/keys"), "/dev/null/keys: Not a directory"),
         (("jwks", "--dir", "nowhere"), "nowhere: No such file"),
         (("jwks", "--dir", "."), ".: no keystore"),
-        (("list", "--dir", "nowhere"), "nowhere/keyset.json: No such file"),
+        (("list", "--dir", "nowhere"), "nowhere: no keystore (no keyset.json): mqauth keys new --dir nowhere"),
         (("jwks", "--dir", "bad.pem"), "bad.pem: no PEM private key"),
         (("jwks", "--dir", "open.pem"), "open.pem: private, but open to others (mode 0644); chmod 600 it"),
-        (("rotate", "--dir", "nowhere"), "nowhere/keyset.json: No such file"),
+        (("rotate", "--dir", "nowhere"), "nowhere: no keystore (no keyset.json): mqauth keys new --dir nowhere"),
         (("retire", "--kid", "x", "--dir", "damaged"), "damaged/keyset.json: not UTF-8 JSON"),
     ],
 )

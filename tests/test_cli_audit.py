@@ -171,6 +171,14 @@ def test_tail(path: Path, run: Run) -> None:
     assert len(run("tail", path, "-n", 1000)[1].splitlines()) == 20
 
 
+def test_tail_says_what_a_reviewer_did(tmp_path: Path, run: Run) -> None:
+    """A dead letter that was discarded is told from the rejection that made it."""
+    path = tmp_path / "reviewer.jsonl"
+    told = record(1).as_dict() | {"verdict": "discarded", "reason": "expired", "review": {"reviewer": "ada"}}
+    path.write_text(json.dumps(told) + "\n")
+    assert run("tail", path)[1].split()[1:3] == ["discarded", "expired"]
+
+
 def test_tail_of_long_logs_reads_their_end(tmp_path: Path, run: Run) -> None:
     """Lines that lie across the blocks a tail is read in come out whole."""
     path = tmp_path / "audit.jsonl"

@@ -300,6 +300,15 @@ def named(name: str, *arguments: Any) -> Exception:
     return error
 
 
+def test_a_template_that_a_client_never_filled_in_is_not_shown() -> None:
+    """aiormq has a ``%s`` for a login that was refused; what the broker itself said is shown."""
+    error = named("ProbableAuthenticationError", "ACCESS_REFUSED - Login was refused")
+    error.reason = "probable authentication error: %s"  # type: ignore[attr-defined]
+    said = str(told(error, ["amqp://mq.example/"], "ada", 0.1))
+    assert "as user ada: ACCESS_REFUSED - Login was refused; are user" in said
+    assert "%" not in said
+
+
 def test_a_broker_out_of_reach_is_named_with_host_port_and_user() -> None:
     """What, where, as whom, why and what to do; no password, no query."""
     error = told(named("AMQPConnectionError"), ["amqps://reviewer:pw@127.0.0.1:1/v?cafile=x"], None, 3.2)

@@ -49,6 +49,8 @@ def test_what_it_writes_is_sound(broker: str, rung: str, folder: Path) -> None:
         assert report.count(Severity.ERROR) == 0
         compile(found[f"{side}/{side}.py"], side, "exec")
     assert (rung == "observe") == (b"[[rollout]]" in found["consumer/mqauth.toml"])
+    # Below enforce a consumer does not start without a handler for what nothing proves.
+    assert (rung == "observe") == (b"unverified=old_handle)" in found["consumer/consumer.py"])
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from mqauth.wire import base64url, envelope
 from mqauth.wire.message import PROTECTED_PROPERTIES, TOKEN_HEADER
 
 RUN = {"python", "sh", "toml", "json"}
-NEEDS_SERVICE = {"rabbitmq", "kafka", "kms", "openbao", "softhsm", "keycloak"}
+NEEDS_SERVICE = {"rabbitmq", "kafka", "kms", "openbao", "softhsm", "keycloak", "spire"}
 ELSEWHERE = {".github/CONTRIBUTING.md", "docs/decisions/0008-lock-file.md"}  # commands of developers' tools
 MODULES = {"identity.py", "trust.py"}  # imported by others, and run by them
 TABLE_ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
@@ -105,16 +105,14 @@ def install_blocks() -> list[Block]:
 
 
 def test_reason_table_is_the_enum() -> None:
-    """The README's table of reasons has every reason once, in the enum's order, and no other."""
-    assert TABLE_ROW.findall(section("README.md", "Reasons").split("A message is deferred when")[0]) == [
-        str(r) for r in Reason
-    ]
+    """The page of reasons has every reason once, in the enum's order, and no other."""
+    assert TABLE_ROW.findall(section("docs/reference/reasons.md", "Reasons")) == [str(r) for r in Reason]
 
 
 def test_cause_tables_are_the_enum() -> None:
-    """README and operations page have every deferred cause once, in the enum's order, and no other."""
+    """The pages of causes and of operations have every deferred cause once, in the enum's order, and no other."""
     causes = [str(cause) for cause in Cause]
-    assert TABLE_ROW.findall(section("README.md", "Reasons").split("A message is deferred when")[1]) == causes
+    assert TABLE_ROW.findall(section("docs/reference/reasons.md", "Causes")) == causes
     assert TABLE_ROW.findall(section("docs/operations.md", "When something is deferred")) == causes
 
 

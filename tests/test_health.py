@@ -245,6 +245,9 @@ def test_command_without_an_answer(endpoint: Endpoint, capsys: pytest.CaptureFix
     port = endpoint.port
     endpoint.close()
     assert run(["health", f"http://127.0.0.1:{port}/health"]) == 1
-    assert f"127.0.0.1:{port} does not answer" in capsys.readouterr().err
+    assert (
+        f"127.0.0.1:{port} does not answer: Connection refused; is an Endpoint open there?"
+        in capsys.readouterr().err
+    )
     assert run(["health", "https://example"]) == 2
     assert CliRunner().invoke(app, ["health", "--help"]).exit_code == 0

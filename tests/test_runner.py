@@ -99,13 +99,13 @@ def test_quick_has_the_first_client_of_each_broker() -> None:
 
 
 @pytest.mark.parametrize("quick", [True, False])
-def test_keycloak_is_of_the_nightly_form(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file of Keycloak is left out of every run but the nightly one; no other file is."""
+def test_slow_services_are_of_the_nightly_form(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of a service that takes minutes are left out of every run but the nightly one; no other is."""
     monkeypatch.delenv(scale.VARIABLE, raising=False)
     ordinary = {file for group in runner.integration_tests(quick=quick) for file in group.files}
     monkeypatch.setenv(scale.VARIABLE, "1")
     nightly = {file for group in runner.integration_tests(quick=quick) for file in group.files}
-    assert nightly - ordinary == {"integration/test_keycloak.py"}
+    assert nightly - ordinary == {"integration/test_keycloak.py", "integration/test_spire.py"}
     assert ordinary <= nightly
 
 

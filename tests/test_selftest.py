@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -162,7 +163,7 @@ class TestHostile:
             at_start(guard)
         assert (watched.asked, seen) == (["key_set", "key_set"], [])
         assert [record.event for record in caplog.records] == ["selftest.passed"]
-        assert "3 hostile messages refused; 1 honest messages handled" in caplog.text
+        assert "hostile messages refused: 3; honest messages handled, and their copies refused: 1" in caplog.text
 
     def test_nothing_is_added_to_what_is_trusted(self, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whatever the own pipeline judges, it judges with the issuers, keys, rules and store it was made with."""
@@ -439,8 +440,8 @@ def test_lines_name_what_is_wrong() -> None:
         refused=1, accepted=("x",), undecided=("y",), lenient="z", handled=0, condemned=("c",), untried=("p",)
     )  # fmt: skip
     assert found.lines() == [
-        "1 hostile messages refused", "LET IN: x", "not decided: y",
-        "unsigned messages reach a handler on purpose: z", "0 honest messages handled, and their copies refused",
+        "hostile messages refused: 1", "LET IN: x", "not decided: y",
+        "unsigned messages reach a handler on purpose: z", "honest messages handled, and their copies refused: 0",
         "HONEST, AND NOT HANDLED: c", "not tried: p",
     ]  # fmt: skip
 
@@ -532,6 +533,15 @@ class TestCommand:
         assert said in lines[-1]
         assert len(agent.asked) == 1
 
+    def test_a_wrong_agent_counts_before_what_is_undecided(
+        self, place: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where an issuer is out of reach and the agent is wrong, the command ends with 1, not 3."""
+        monkeypatch.setattr("mqauth.cli.selftest.agent", lambda *_: SimpleNamespace(what="a", said="b", code=1))
+        away = 'jwks = "http://127.0.0.1:1/jwks.json"\nunsafe_http_loopback = true'
+        (place / "mqauth.toml").write_text(CONFIG.replace('file = "jwks.json"', away) + AGENT)
+        assert main(["selftest"]) == 1
+
     def test_an_agent_out_of_reach(self, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """An agent that does not answer is undecided, with its host: 3."""
         (place / "mqauth.toml").write_text(CONFIG + AGENT.replace(":8181", ":1"))
@@ -547,7 +557,7 @@ class TestCommand:
         assert not load("mqauth.toml").judge.self_test
 
 
-REFUSED = "3 hostile messages refused\n1 honest messages handled, and their copies refused\n"
+REFUSED = "hostile messages refused: 3\nhonest messages handled, and their copies refused: 1\n"
 CONFIG = f"""
 [consumer]
 audience = "billing"

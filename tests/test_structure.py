@@ -88,6 +88,8 @@ STATEMENTS = (
     + 219
     # OPA: what is asked, decisions in memory, pauses, the client, its settings, findings, probe, forks and metric.
     + 376
+    # Keys for JWT-SVIDs of a SPIFFE bundle, for credentials; each reader refuses the use that is not its own.
+    + 14
     # Credentials as Keycloak gives them: other members of cnf, schemes, whose refusal it was.
     + 12
     # What the records of a partition have in common, and classes of slots that are being filled.
@@ -103,6 +105,9 @@ STATEMENTS = (
     + 47
     # A connection to a transit engine or to OPA that is kept.
     + 37
+    # What a newcomer is told: a mistyped reason, the command with the help, why nobody answers, where to go next;
+    # the second Ctrl-C; a handler for what nothing proves in a first consumer that observes.
+    + 17
 )
 """Of the library without ``bench``, ``testing`` and ``CLIENTS``: statements of the syntax tree but docstrings."""
 CLIENTS = ("brokers/aiokafka", "brokers/confluent", "brokers/pika", "integrations")

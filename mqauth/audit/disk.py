@@ -157,7 +157,9 @@ class LineFile:
             self._descriptor = -1
 
     def _lock(self) -> None:
-        with refusing(BlockingIOError, f"{self.path}: another process writes this audit file"):
+        with refusing(
+            BlockingIOError, f"{self.path}: another process writes it: stop that, or put {{pid}} into the name"
+        ):
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         sync_folder(self.path)
 

@@ -18,6 +18,7 @@ from mqauth.authority.refusals import Refusal, Refused
 from mqauth.errors import Rejection, Unavailable, require
 from mqauth.wire import claims, enrolment, jws
 from mqauth.wire.enrolment import CREDENTIAL_TYPE
+from mqauth.wire.jwk import refuse_svid
 from mqauth.wire.keys import Key, KeySource
 
 MAX_LIFETIME: Final = 86_400
@@ -40,7 +41,7 @@ class CredentialIssuer:
         enrolment: its keys are those of producers, each for its own subjects.
 
     Raises:
-        ConfigurationError: ``max_lifetime`` is out of its limits.
+        ConfigurationError: ``max_lifetime`` is out of its limits, or the keys are for something else.
     """
 
     name: str
@@ -52,6 +53,7 @@ class CredentialIssuer:
     def __post_init__(self) -> None:
         most = enrolment.MAX_LIFETIME if self.enrolment else MAX_LIFETIME
         require(1 <= self.max_lifetime <= most, f"max_lifetime is 1 to {most} seconds")
+        refuse_svid(self.keys, *(() if self.enrolment else ("jwt-svid",)))
 
 
 class Credential(NamedTuple):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -12,6 +14,7 @@ from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary, finalize
 
 from mqauth.clock import Clock
+from mqauth.errors import require
 from mqauth.flow import is_async, is_awaitable
 from mqauth.judging.unverified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
@@ -214,17 +217,35 @@ class DeliveryTasks:
             await first_of(asyncio.wait(running), self._asked.wait())
 
 
-class SignalHandlers:
-    """Calls a function at SIGTERM and SIGINT while it is entered, where it is enabled."""
+@contextmanager
+def stopping_on_signals(stop: Callable[[], object], *, enabled: bool = True) -> Iterator[None]:
+    """Call ``stop`` at SIGTERM and SIGINT, where that is enabled, and restore the old handlers at the end.
 
-    def __init__(self, stop: Callable[[], None], *, enabled: bool) -> None:
-        self._stop = stop
-        self._numbers = (signal.SIGTERM, signal.SIGINT) if enabled else ()
+    The second SIGINT ends the process at once: who presses Ctrl-C again does not wait for a handler that hangs.
+    What was not settled is delivered again, as after any crash.
 
-    def __enter__(self) -> None:
-        for number in self._numbers:
-            asyncio.get_running_loop().add_signal_handler(number, self._stop)
+    Raises:
+        ConfigurationError: this is not the main thread.
+    """
 
-    def __exit__(self, *_: object) -> None:
-        for number in self._numbers:
-            asyncio.get_running_loop().remove_signal_handler(number)
+    def ask(number: int, _frame: object) -> None:
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+        stop()
+
+    main = threading.current_thread() is threading.main_thread()
+    require(main or not enabled, "signals=True works in the main thread alone")
+    numbers = (signal.SIGTERM, signal.SIGINT) if enabled else ()
+    # Handlers of the event loop would wait for it, and a handler that blocks holds it.
+    kept = {number: signal.signal(number, ask) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def loop_stopping_on_signals(stop: Callable[[], object], *, enabled: bool) -> AbstractContextManager[None]:
+    """Return ``stopping_on_signals`` for a function that is called in the running event loop."""
+    ask = partial(asyncio.get_running_loop().call_soon_threadsafe, stop)
+    return stopping_on_signals(ask, enabled=enabled)

@@ -25,7 +25,7 @@ from mqauth.wire import base64url
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.identity import trust_domain_of
-from mqauth.wire.jwk import MAX_DOCUMENT, is_other_svid, load_key, load_key_set
+from mqauth.wire.jwk import MAX_DOCUMENT, Svid, is_other_svid, load_key, load_key_set
 from mqauth.wire.keys import MIN_RSA_BITS, MIN_RSA_EXPONENT, Key, KeySet
 
 DAY: Final = 86_400
@@ -180,7 +180,7 @@ def contents(target: Target) -> Iterator[Finding]:
         path, shown = (*source.table.path, "file"), target.shown(source.file or target.file)
         faults: dict[tuple[str, str], list[str]] = {}
         for number, members in enumerate(_listed(source.file)):
-            fault = _fault(members, source.wit_svid)
+            fault = _fault(members, source.svid)
             if fault is not None:
                 faults.setdefault(fault, []).append(str(number))
         for (name, what), numbers in faults.items():
@@ -220,10 +220,10 @@ def remote(target: Target) -> Iterator[Finding]:
 
 def key_set(source: SourceSettings) -> KeySet | None:
     """Return the usable keys of a source's JWK Set file, ``None`` if it has none or it cannot be read."""
-    path, wit_svid = source.file, source.wit_svid
+    path, svid = source.file, source.svid
     if path is None:
         return None
-    return unless_refused(lambda: load_key_set(files.read_bounded(path, MAX_DOCUMENT), wit_svid=wit_svid))
+    return unless_refused(lambda: load_key_set(files.read_bounded(path, MAX_DOCUMENT), svid=svid))
 
 
 def _listed(path: Path | None) -> list[Any]:
@@ -286,7 +286,7 @@ def _http(source: SourceSettings, host: str) -> Finding:
     return finding("jwks_http", (*path, "discovery" if source.discovery else "jwks"), f"http to {host}")
 
 
-def _fault(members: Any, wit_svid: bool) -> tuple[str, str] | None:
+def _fault(members: Any, svid: Svid | None) -> tuple[str, str] | None:
     """Return the code of what is wrong with a key, and a description without a word of the key itself."""
     if isinstance(members, Mapping):
         if _is_symmetric(members):
@@ -295,10 +295,10 @@ def _fault(members: Any, wit_svid: bool) -> tuple[str, str] | None:
             return "jwks_private", "holds a private key"
         if _is_weak(members):
             return "key_weak", f"RSA under {MIN_RSA_BITS} bits, or an exponent under {MIN_RSA_EXPONENT}"
-    if wit_svid and is_other_svid(members):
+    if is_other_svid(members, svid):
         return None
     try:
-        load_key(members, wit_svid=wit_svid)
+        load_key(members, svid=svid)
     except ConfigurationError as error:
         return "jwks_skipped", str(error)
     return None

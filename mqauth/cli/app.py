@@ -35,20 +35,24 @@ VERBS: Final = {
         "demo",
         "Run a producer, a consumer and an attacker, and show what became of every message.",
     ),
-    "init": ("init", "init", "Write a producer, a consumer, keys, settings and topology, overwriting nothing."),
+    "init": (
+        "init",
+        "init",
+        "Write a producer and a consumer that run, with keys and settings. Overwrites nothing.",
+    ),
     "sign": ("sign", "sign", "Read messages as JSON and print them with a token in their headers."),
     "verify": ("sign", "verify", "Read messages as JSON and print the verdict on each."),
     "health": ("health", "health", "Ask a process how its consumers are."),
-    "check": ("check", "check", "Find the pitfalls of a configuration file."),
-    "selftest": ("selftest", "selftest", "Try whether a consumer refuses what nobody signed."),
-    "keys": ("keys", "app", "Make, list and publish a producer's keys."),
-    "authority": ("authority", "app", "Say which workload a key belongs to: give identities."),
-    "identity": ("identity", "app", "See what identities and tokens say."),
+    "check": ("check", "check", "Find mistakes and risky settings in a configuration file."),
+    "selftest": ("selftest", "selftest", "Try whether a consumer refuses unsigned and forged messages."),
+    "keys": ("keys", "app", "Make, list, rotate, revoke and publish a producer's keys."),
+    "authority": ("authority", "app", "Run an authority, which gives identities that live for an hour or so."),
+    "identity": ("identity", "app", "Print what an identity or a token says."),
     "audit": ("audit", "app", "Check, read and search audit files."),
     "dlq": ("dlq", "app", "List, check, redrive and discard dead letters."),
-    "rollout": ("rollout", "app", "See who does not sign yet, and go up or down the ladder."),
+    "rollout": ("rollout", "app", "Bring signatures to a running system, step by step."),
     "config": ("config", "app", "Show the settings that commands take, and where each comes from."),
-    "console": ("console", "console", "Review dead letters in a browser, until it is stopped."),
+    "console": ("console", "console", "Review dead letters in a browser. It runs until Ctrl-C."),
     "bench": (
         "bench",
         "bench",
@@ -210,7 +214,8 @@ def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
 def _told(error: Exception) -> tuple[str, int]:
     """Return an error in one line, and the exit code."""
     if isinstance(error, typer.TyperException):
-        return f"{' '.join(error.format_message().split()).rstrip('.')} (try mqauth --help)", USAGE
+        command = getattr(getattr(error, "ctx", None), "command_path", "mqauth")
+        return f"{' '.join(error.format_message().split()).rstrip('.')} (try {command} --help)", USAGE
     if isinstance(error, MqauthError):
         return str(error), getattr(error, "exit_code", UNDECIDED if isinstance(error, Unavailable) else USAGE)
     if isinstance(error, OSError):

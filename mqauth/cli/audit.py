@@ -61,9 +61,10 @@ def verify(
     ] = False,
     json: Json = False,
 ) -> int:
-    """Find any record that was edited, removed, inserted or moved; exits with 1 where one was.
+    """Find records that were edited, removed, inserted or moved.
 
-    With --heads it also finds a log that was cut at its end, or computed again as a whole.
+    Exits with 1 where one was. With --heads it also finds a log that was cut at its end, or computed again as
+    a whole.
     """
     require(heads is not None or (keys is None and not continued), "--keys and --continued need --heads")
     pinned = None if keys is None else load_key_set(read_bounded(keys, MAX_DOCUMENT), name=str(keys))
@@ -85,7 +86,7 @@ def tail(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Show the last records of a file, and with --follow those that come after them."""
+    """Show the last records of a file. With --follow it goes on with those that come after them."""
     print_tail(file, lines=lines, on=on, json=json, wait=lambda: time.sleep(0.25))
 
 
@@ -103,7 +104,7 @@ def print_tail(file: Path, *, lines: int, on: bool, json: bool, wait: Callable[[
 
 @app.command("show")
 def show(record_id: Annotated[str, typer.Argument(help="Id of a record or a dead letter.")], files: Files) -> int:
-    """Print one record whole, as JSON; exits with 1 where no record has this id."""
+    """Print one record whole, as JSON. Exits with 1 where no record has this id."""
     paths = with_parts(files)
     ids = (str(record.get(name, "")) for record in read_records(paths) for name in ("id", "dead_letter"))
     whole = pick(record_id, ids, option="id")
@@ -129,7 +130,7 @@ def trace(
     until: To = None,
     json: Json = False,
 ) -> int:
-    """Print every record of a key, a producer or a token; exits with 1 where there is none."""
+    """Print every record of a key, a producer or a token. Exits with 1 where there is none."""
     require({kid, subject, jti, jkt} != {None}, "trace needs --kid, --subject, --jti or --jkt")
     paths = with_parts(files)
     ids = {name: _whole(paths, name, given) for name, given in (("kid", kid), ("jti", jti), ("jkt", jkt))}
@@ -157,7 +158,7 @@ def stats(
     until: To = None,
     json: Json = False,
 ) -> None:
-    """Count records by reason, issuer, kid, subject, destination, verdict, alert or time, drawn as bars."""
+    """Count records by what --by names, and draw bars."""
     require(by in DIMENSIONS, f"--by: must be {', '.join(DIMENSIONS)}")
     wanted = Selection(since=since, until=until)
     found = count(filter(wanted.holds, read_records(with_parts(files))), by)
@@ -171,7 +172,7 @@ def detect(
     config: Annotated[Path | None, typer.Option("--config", help="Use the thresholds of its [misuse].")] = None,
     json: Json = False,
 ) -> int:
-    """Run the misuse detectors over old records; exits with 1 where they find something."""
+    """Look for misuse in old records. Exits with 1 where the detectors find some."""
     detector = Detector(Thresholds() if config is None else load(config).thresholds)
     found = False
     for record in read_records(with_parts(files)):
@@ -247,6 +248,8 @@ def _print(record: Record, json: bool) -> None:
 def _sentence(record: Record) -> str:
     """Return a record in one line for people. What an attacker may have written is marked as claimed."""
     verdict = record.get("reason") or record.get("verdict")
+    if "review" in record:
+        verdict = f"{record.get('verdict')}  {verdict}"
     alert = record.get("alert")
     if isinstance(alert, dict):
         about = alert.get("about")

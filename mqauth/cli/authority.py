@@ -17,7 +17,7 @@ from mqauth.authority.issuing import PATH
 from mqauth.authority.records import Trace
 from mqauth.authority.refusals import Refused
 from mqauth.cli import forms
-from mqauth.cli.app import Config, Json, answer, group, print_error
+from mqauth.cli.app import USAGE, Config, Json, answer, group, print_error
 from mqauth.cli.forms import CommandFailed, shown_time
 from mqauth.cli.serve import (
     Host,
@@ -41,7 +41,9 @@ from mqauth.keystore.disk.files import read_bounded
 from mqauth.keystore.remote.keyserver import HEALTH, PATHS
 from mqauth.wire import identity, strict_json
 
-app: Final = group("Say which workload a key belongs to: give identities.", "mqauth authority serve")
+app: Final = group(
+    "Run an authority, which gives identities that live for an hour or so.", "mqauth authority serve"
+)
 _REQUESTS: Final = 512
 _MAX_FILE: Final = 64 * 1024
 MetricsPort = Annotated[
@@ -68,7 +70,10 @@ def serve(
     log: Log = LogForm.TEXT,
     level: Level = LogLevel.INFO,
 ) -> None:
-    """Give identities at /v1/identity and publish the keys at /jwks.json, until it is stopped."""
+    """Give identities at /v1/identity, and keys at /jwks.json.
+
+    It runs until Ctrl-C.
+    """
     certificate = certificate_of(tls_cert, tls_key)
     with (
         _measured(config, metrics_host, metrics_port) as (found, application, metrics),
@@ -124,7 +129,10 @@ def grants(
     config: Config = None,
     as_json: Json = False,
 ) -> int:
-    """Tell what a credential would get, and why, without giving it; exits with 1 where it gets nothing."""
+    """Tell what a credential would get, and why. Nothing is given.
+
+    Exits with 1 where it would get nothing.
+    """
     desk, trace = _configured(config).desk, Trace("command")
     try:
         found = desk.read(_text_of(token), trace)
@@ -151,7 +159,10 @@ def issue(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Sign a WIT for a key without any credential, for a breakage; the subject has to be one of a grant."""
+    """Sign an identity (a WIT) by hand, in an emergency.
+
+    It is for a public key in a file, without any credential. A grant has to name the subject.
+    """
     found = _configured(config)
     granted = [grant for grant in found.desk.grants if grant.subject == subject]
     require(granted, "--sub: no grant names this subject")
@@ -181,7 +192,10 @@ def cutoff(
     config: Config = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Let every identity of a subject be refused that was issued up to now; consumers see it within a minute."""
+    """Refuse every identity that a subject got up to now.
+
+    Consumers see it within a minute. Identities that it gets later count again.
+    """
     found = _configured(config)
     within = identity.trust_domain_of(subject) == found.settings.trust_domain
     require(within, f"--sub: must be an identifier in {found.settings.trust_domain}")
@@ -209,7 +223,8 @@ def _jwk_of(path: Path) -> dict[str, str]:
         members = identity.read_jwk(strict_json.loads(read_bounded(path, _MAX_FILE), depth=2))
         identity.key_of(members)
     except (Rejection, ValueError) as error:
-        raise CommandFailed(f"{path}: {getattr(error, 'detail', error)}") from error
+        detail = getattr(error, "detail", error)
+        raise CommandFailed(f"{path}: not one public key as a JWK: {detail}", USAGE) from error
     return members
 
 

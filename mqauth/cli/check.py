@@ -35,7 +35,10 @@ def check(
         bool, typer.Option("--online", help="Ask issuers and brokers too; changes nothing.")
     ] = False,
 ) -> int:
-    """Find the pitfalls of a configuration file; exits with 1 where one of them is an error."""
+    """Find mistakes and risky settings in a configuration file.
+
+    Exits with 1 where one of them is an error.
+    """
     # The library logs some pitfalls when it loads a file. Here each of them is a finding already.
     logging.getLogger("mqauth").addHandler(logging.NullHandler())
     file = file_of(file)

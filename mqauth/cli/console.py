@@ -85,7 +85,7 @@ def console(
     broker_settings: BrokerFile = None, as_json: Json = False, log: Log = LogForm.TEXT,
     level: Level = LogLevel.INFO,
 ) -> None:  # fmt: skip
-    """Review dead letters in a browser, until it is stopped."""
+    """Review dead letters in a browser. It runs until Ctrl-C."""
     certificate = certificate_of(tls_cert, tls_key)
     tls = certificate is not None
     require(

@@ -149,5 +149,5 @@ def _lines(broker: str, results: list[Result], intact: bool, lost: int) -> Itera
         f"{sum(result.as_expected for result in attacks)} of {len(attacks)} attacks dead-lettered, {lost} lost;"
     )
     yield f"audit chain {'intact' if intact else 'BROKEN'}."
-    yield "Next: mqauth demo --json, mqauth keys new --help,"
-    yield "mqauth demo --broker amqp://guest:guest@localhost/"
+    yield "Next: mqauth init --help writes a producer and a consumer of your own,"
+    yield "and mqauth demo --broker amqp://guest:guest@localhost/ shows this on a broker."

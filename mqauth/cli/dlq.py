@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import re
 import signal
 import sys
 import threading
@@ -40,7 +39,7 @@ from mqauth.cli.app import (
     standard_input,
 )
 from mqauth.cli.broker import Place, opened, place_of
-from mqauth.cli.forms import TO_CHANGE, TO_READ, CommandFailed, pick
+from mqauth.cli.forms import TO_CHANGE, TO_READ, WORD, CommandFailed, known_reason, pick
 from mqauth.cli.letter_tables import (
     print_account,
     print_groups,
@@ -70,9 +69,11 @@ from mqauth.review import (
 )
 
 app: Final = group("List, check, redrive and discard dead letters.", "mqauth dlq groups")
-_WORD: Final = re.compile(r"\w*")
 Id = Annotated[str | None, typer.Option("--id", help="Id of a letter, or its beginning.")]
-Rejected = Annotated[str | None, typer.Option("--reason", help="Dead letters rejected for this reason.")]
+Rejected = Annotated[
+    str | None,
+    typer.Option("--reason", parser=known_reason, metavar="<str>", help="Dead letters rejected for this reason."),
+]
 Issuer = Annotated[str | None, typer.Option("--issuer", help="Dead letters that claim this issuer.")]
 Kid = Annotated[str | None, typer.Option("--kid", help="Dead letters that claim this key.")]
 Subject = Annotated[str | None, typer.Option("--subject", help="Dead letters that claim this producer.")]
@@ -80,7 +81,12 @@ Destination = Annotated[str | None, typer.Option("--destination", help="Dead let
 Sound = Annotated[bool | None, typer.Option("--intact/--not-intact", help="Dead letters that are intact, or not.")]
 RejectedOrWhy = Annotated[
     str | None,
-    typer.Option("--reason", help="Dead letters rejected for this reason; or, in several words, why you act."),
+    typer.Option(
+        "--reason",
+        parser=known_reason,
+        metavar="<str>",
+        help="Dead letters rejected for this reason; or, in several words, why you act.",
+    ),
 ]
 Why = Annotated[str | None, typer.Option("--why", help="Why you act, one line; required.")]
 Audit = Annotated[Path | None, typer.Option("--audit", help="The reviewer's own audit file.")]
@@ -97,7 +103,7 @@ def list_letters(
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many letters.")] = 100, as_json: Json = False,
     broker_settings: BrokerFile = None, wide: Wide = False,
 ) -> None:  # fmt: skip
-    """Show letters in the order of the queue, removing none."""
+    """List dead letters in the order of the queue. None is removed."""
     wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     with _surveyed(_place(broker, queue, topic, broker_settings, config), as_json) as (session, index):
@@ -111,7 +117,7 @@ def groups(
     destination: Destination = None, since: From = None, until: To = None, sound: Sound = None,
     as_json: Json = False, broker_settings: BrokerFile = None, wide: Wide = False,
 ) -> None:  # fmt: skip
-    """Count letters by reason, issuer, kid, subject and destination."""
+    """Count dead letters by reason, key, producer and destination."""
     wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     with _surveyed(_place(broker, queue, topic, broker_settings, config), as_json) as (session, index):
@@ -124,7 +130,10 @@ def show(
     broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None,
     as_json: Json = False, broker_settings: BrokerFile = None,
 ) -> None:  # fmt: skip
-    """Print one letter whole, as JSON: what it says, whether it is intact, and the original message."""
+    """Print one dead letter whole, as JSON.
+
+    It has the reason, whether the letter is intact, and the original message.
+    """
     with _surveyed(_place(broker, queue, topic, broker_settings, config), True) as (_, index):
         whole = pick(letter, (id for id, _ in index.ids()), option="letter")
         for row in index.page(Filter(id=whole)):
@@ -138,7 +147,7 @@ def check(
     destination: Destination = None, since: From = None, until: To = None, sound: Sound = None,
     as_json: Json = False, broker_settings: BrokerFile = None,
 ) -> None:  # fmt: skip
-    """Say what today's verifier would make of letters, changing nothing."""
+    """Ask what the verdict on dead letters would be today. Nothing is changed."""
     wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     place, guard = _place(broker, queue, topic, broker_settings, config), load(file_of(config)).trial
@@ -166,7 +175,10 @@ def redrive(
     dry_run: DryRun = False, yes: Yes = False, as_json: Json = False, why: Why = None,
     broker_settings: BrokerFile = None,
 ) -> int:  # fmt: skip
-    """Send the originals back, each with a release; exits with 1 where some were refused or left."""
+    """Send the original messages back, each with a release.
+
+    A release is your signed permission. Exits with 1 where some were refused or left.
+    """
     reason, why = filter_and_why(reason, why)
     wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
@@ -192,7 +204,7 @@ def discard(
     reviewer: Reviewer = None, rate: Rate = None, dry_run: DryRun = False, yes: Yes = False,
     as_json: Json = False, why: Why = None, broker_settings: BrokerFile = None,
 ) -> int:  # fmt: skip
-    """Remove letters for good, each with an audit record; exits with 1 where some were left."""
+    """Remove dead letters for good, each with an audit record. Exits with 1 where some were left."""
     reason, why = filter_and_why(reason, why)
     wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
@@ -209,7 +221,7 @@ def export(
     destination: Destination = None, since: From = None, until: To = None, sound: Sound = None,
     as_json: Json = False, broker_settings: BrokerFile = None,
 ) -> None:  # fmt: skip
-    """Print letters as JSON lines in the form of a message, removing none."""
+    """Print dead letters as JSON lines. None is removed."""
     wanted = Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
                      destination=destination, sound=sound)  # fmt: skip
     with _surveyed(_place(broker, queue, topic, broker_settings, config), True) as (_, index):
@@ -222,7 +234,7 @@ def import_letters(
     *, broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None,
     as_json: Json = False, broker_settings: BrokerFile = None,
 ) -> None:  # fmt: skip
-    """Publish exported letters from standard input; the first that is not intact ends it."""
+    """Publish exported dead letters from standard input. The first that is not intact ends it."""
     with opened(_place(broker, queue, topic, broker_settings, config)) as session:
         forms = (text.parse() for text in read_texts(standard_input(), lines=True))
         count = session.run(take_in(session.box, forms))
@@ -238,7 +250,10 @@ def balance(
     broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None, as_json: Json = False,
     broker_settings: BrokerFile = None,
 ) -> int:  # fmt: skip
-    """Show rejected = open + redriven + discarded; exits with 1 where that does not add up."""
+    """Compare rejected with open + redriven + discarded.
+
+    Exits with 1 where that does not add up: dead letters were lost, or removed by others.
+    """
     files = files or list(review_of(settings_of(config)).audit_files)
     require(files, f"no audit files: name them, or [review] audit_files in {FILE}")
     with _surveyed(_place(broker, queue, topic, broker_settings, config), as_json) as (session, index):
@@ -256,7 +271,10 @@ def depth(
     broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None, as_json: Json = False,
     broker_settings: BrokerFile = None,
 ) -> int:  # fmt: skip
-    """Count open dead letters without reading them, for a probe; exits with 1 where there are more than --max."""
+    """Count dead letters without reading them, for a probe.
+
+    Exits with 1 where there are more than --max.
+    """
     with opened(_place(broker, queue, topic, broker_settings, config)) as session:
         found, name = session.depth(), session.box.name
     limit = "" if most is None else f"; at most {most}"
@@ -292,7 +310,7 @@ def filter_and_why(reason: str | None, why: str | None) -> tuple[str | None, str
     Raises:
         ConfigurationError: the act has no reason.
     """
-    if why is None and reason is not None and not _WORD.fullmatch(reason):
+    if why is None and reason is not None and not WORD.fullmatch(reason):
         return None, reason
     if why is None:
         raise ConfigurationError("an act needs a reason: --why, or --reason in more than one word")

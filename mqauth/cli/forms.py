@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from typing import Final
 
 import typer
 
 from mqauth.clock import SYSTEM_CLOCK
-from mqauth.errors import MqauthError, require
+from mqauth.errors import MqauthError, Reason, require
 
 SHORT: Final = 12
 """Characters of an id in a table."""
 TO_READ: Final = 4
 """Characters of an id that are enough where nothing is changed."""
 TO_CHANGE: Final = 8
+WORD: Final = re.compile(r"\w*")
+"""One word, or none."""
 _NAMED: Final = 5
 _AGO: Final = re.compile(r"(\d{1,6})([smhd])")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -78,6 +81,19 @@ def moment(text: str) -> float:
         pass
     # Without a zone the moment would depend on the machine on which it is typed.
     raise typer.BadParameter("give a time with a zone like 2026-11-25T10:00:00Z, or 2h or 7d (ago), or now")
+
+
+def known_reason(text: str) -> str:
+    """Return a reason of the library, or a text of several words, as it is.
+
+    Raises:
+        typer.BadParameter: one word that is no reason; letters of it would be none, whatever was meant.
+    """
+    known = [one.value for one in Reason]
+    if WORD.fullmatch(text) and text not in ("", *known):
+        near = "".join(get_close_matches(text, known, 1))
+        raise typer.BadParameter(f"no such reason; {f'did you mean {near}' if near else 'see mqauth dlq groups'}")
+    return text
 
 
 def shown_time(seconds: float | None) -> str:

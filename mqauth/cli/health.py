@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import typer
 
 from mqauth.cli.app import UNDECIDED, Json, one_line, print_json
-from mqauth.errors import refusing, require
+from mqauth.errors import refusing, require, words_of
 
 DEFAULT: Final = "http://127.0.0.1:9464/health"
 _MOST: Final = 1024 * 1024
@@ -41,7 +41,8 @@ def health(
     try:
         told = _asked(str(parts.hostname), port or 80, parts.path or "/health", timeout)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        typer.echo(f"{parts.hostname}:{port or 80} does not answer: {type(error).__name__}", err=True)
+        why = words_of(error) if isinstance(error, OSError) else type(error).__name__
+        typer.echo(f"{parts.hostname}:{port or 80} does not answer: {why}; is an Endpoint open there?", err=True)
         return 1
     if as_json:
         print_json(told)

@@ -14,7 +14,7 @@ from mqauth.wire.claims import Batch, Binding, Claims
 from mqauth.wire.identity import SEPARATOR, Wit
 from mqauth.wire.jws import MAX_TOKEN
 
-app = group("See what identities and tokens say.", "mqauth identity show -")
+app = group("Print what an identity or a token says.", "mqauth identity show -")
 _INPUT: Final = "-"
 _UNVERIFIED: Final = "nothing of this is verified: anybody may have written it"
 _TIMES: Final = ("issued", "begins", "expires")
@@ -34,7 +34,8 @@ def show(
     try:
         found = described(raw.strip())
     except Rejection as error:
-        raise MalformedMessage(f"{error.reason}: {error.detail}") from error
+        where = "standard input" if token == _INPUT else "the argument (for a file: mqauth identity show - < FILE)"
+        raise MalformedMessage(f"{where}: {error.reason}: {error.detail}") from error
     answer(as_json, found, "\n".join((_UNVERIFIED, *_lines(found))))
 
 

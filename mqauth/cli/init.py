@@ -44,16 +44,23 @@ def init(
     issuer: Annotated[
         str, typer.Option("--issuer", help="The name that consumers trust; it need not be reachable.")
     ] = "https://auth.example",
-    url: Annotated[str | None, typer.Option("--url", help="The broker, without a password.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", help="The broker, without a password: amqp://host:port/ or kafka://host:port."),
+    ] = None,
     rung: Annotated[
         str,
         typer.Option("--rung", help="enforce, or observe for a running system whose producers do not sign yet."),
     ] = "enforce",
     apply: Annotated[
-        bool, typer.Option("--apply", help="Declare the topology; in a folder that was made before, only that.")
+        bool,
+        typer.Option(
+            "--apply",
+            help="Declare the queues or topics at the broker; in a folder that was made before, only that.",
+        ),
     ] = False,
 ) -> None:
-    """Write a producer, a consumer, keys, settings and topology, overwriting nothing."""
+    """Write a producer and a consumer that run, with keys and settings. Overwrites nothing."""
     if not (apply and (folder / _TOPOLOGY).exists()):
         project = _asked(broker, producer, consumer, issuer=issuer, url=url, rung=rung)
         _write(folder, project)
@@ -80,7 +87,7 @@ def _asked(
     check_url("--url", url)
     secret = ":" in url.partition("://")[2].rpartition("@")[0]
     require(not secret, "--url: holds a password; leave it out, and see [broker] in consumer/mqauth.toml")
-    require(url.startswith("kafka:") == (broker == "kafka"), f"--url: is no URL of {broker}")
+    require(url.startswith("kafka:") == (broker == "kafka"), f"--url: is no URL of {broker}, like {_URLS[broker]}")
     today = datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).date()
     return Project(broker=broker, producer=producer, consumer=consumer, issuer=issuer, url=url, today=today,
                    observe=rung == "observe", owner=getpass.getuser())  # fmt: skip
@@ -187,10 +194,12 @@ def _kafka(place: Place, topology: dict[str, Any]) -> None:
 
 def _next(folder: Path, *, applied: bool) -> Iterator[str]:
     """Yield the commands that come next."""
-    yield f"{folder} is ready. Next, in that folder:"
+    yield f"{folder / _TOPOLOGY} is declared at the broker. Next:" if applied else f"{folder} is ready. Next:"
+    if folder != Path():
+        yield f"  cd {folder}"
     if not applied:
         yield "  docker compose up -d --wait      # a broker, unless you have one"
-        yield "  mqauth init . --apply            # declares what topology.json says"
+        yield "  mqauth init . --apply            # declares the queues or topics of topology.json"
     yield "  python consumer/consumer.py      # in a terminal of its own"
     yield "  python producer/producer.py      # one signed message, one without a token"
     yield "  mqauth dlq groups --config consumer/mqauth.toml"

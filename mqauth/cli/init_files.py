@@ -59,6 +59,12 @@ since = $since
 until = $until
 owner = "$owner"
 """)
+_OLD: Final = Template("""
+
+${kind}def old_handle(message: mqauth.Unverified) -> None:
+    # What handled messages before mqauth. It gets those that nothing proves, until the rung is enforce.
+    print("not proven:", message.would.code if message.would else "", message.body.decode(), flush=True)
+""")
 _PRODUCER_RABBITMQ: Final = Template('''\
 """Publishes a signed message, and one without a token as an attacker would."""
 
@@ -105,7 +111,7 @@ logging.basicConfig(level="WARNING")
 
 async def handle(verified: mqauth.Verified) -> None:
     print("handled: from", verified.subject, verified.body.decode(), flush=True)
-
+$old
 
 async def main() -> None:
     # Two connections: a broker short of memory stops reading from the one that publishes.
@@ -113,7 +119,8 @@ async def main() -> None:
     async with await connect(URL, timeout=30) as consuming, await connect(URL, timeout=30) as publishing:
         queue = await (await consuming.channel()).get_queue("$consumer")
         letters = rabbitmq.DeadLetters(await publishing.channel(), config.dead_letters_name)
-        await rabbitmq.Consumer(queue, config.pipeline, handle, dead_letters=letters).run(signals=True)
+        consumer = rabbitmq.Consumer(queue, config.pipeline, handle, dead_letters=letters$unverified)
+        await consumer.run(signals=True)
 
 
 asyncio.run(main())
@@ -155,14 +162,15 @@ logging.basicConfig(level="WARNING")
 
 def handle(verified: mqauth.Verified) -> None:
     print("handled: from", verified.subject, verified.body.decode(), flush=True)
-
+$old
 
 client = KafkaConsumer(
     "$topic", group_id="$consumer", enable_auto_commit=False, auto_offset_reset="earliest", **settings
 )
 letters = KafkaProducer(acks="all", enable_idempotence=False, **settings)
 dead_letters = kafka.DeadLetters(letters, config.dead_letters_name)
-kafka.Consumer(client, config.pipeline, handle, dead_letters=dead_letters).run(signals=True)
+consumer = kafka.Consumer(client, config.pipeline, handle, dead_letters=dead_letters$unverified)
+consumer.run(signals=True)
 client.close()
 letters.close()
 ''')
@@ -231,7 +239,12 @@ class Project:
         """Return the text of every file but the keys, by its path."""
         values = self.values
         on_kafka = self.broker == "kafka"
-        values["rollout"] = _ROLLOUT.substitute(values) if self.observe else ""
+        old = _OLD.substitute(kind="" if on_kafka else "async ")
+        values |= {"rollout": "", "old": "", "unverified": ""} | (
+            {"rollout": _ROLLOUT.substitute(values), "old": old, "unverified": ", unverified=old_handle"}
+            if self.observe
+            else {}
+        )
         producer, consumer = (
             (_PRODUCER_KAFKA, _CONSUMER_KAFKA) if on_kafka else (_PRODUCER_RABBITMQ, _CONSUMER_RABBITMQ)
         )

@@ -48,7 +48,7 @@ from mqauth.keystore.remote.rules import COOLDOWN
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import ALGORITHMS
 
-app: Final = group("Make, list and publish a producer's keys.", "mqauth keys new --subject NAME")
+app: Final = group("Make, list, rotate, revoke and publish a producer's keys.", "mqauth keys new --subject NAME")
 _FOLDER: Final = Path("keys")
 KEY: Final = (
     Column("kid", is_id=True, cut=False), Column("state", cut=False), Column("alg", goes=2, cut=False),
@@ -116,7 +116,7 @@ def adopt(
     overlap: Overlap = None,
     as_json: Json = False,
 ) -> None:
-    """Enter a key that an HSM or a service holds, as pending; its private half stays there."""
+    """Enter a key that an HSM or a service holds. It is pending; its private half stays there."""
     _require_subjects(folder, subjects, pinned)
     keystore = Keystore(folder=folder)
     made = keystore.adopt(uri, subjects=subjects or None, publish_delay=publish_delay, overlap=overlap)
@@ -163,7 +163,10 @@ def list_keys(folder: Dir = _FOLDER, as_json: Json = False, wide: Wide = False) 
 
 @app.command("rotate")
 def rotate(folder: Dir = _FOLDER, as_json: Json = False) -> None:
-    """Move every key on as its time has come. Safe in cron; running producers notice within seconds."""
+    """Make pending keys active, and drop old ones, once it is time.
+
+    Run it from cron. Running producers notice within seconds.
+    """
     after = Keystore(folder=folder).change(ring.rotate)
     list_keys(folder, as_json=as_json)
     if after.active is not None and not any(key.state is ring.State.PENDING for key in after.keys):
@@ -186,7 +189,10 @@ def revoke(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Let nothing more be verified with a key; asks where nothing could sign after it."""
+    """Revoke a key. Consumers reject what it signed.
+
+    Asks first where no key could sign afterwards.
+    """
     _end(folder, kid, partial(ring.revoke, reason=reason, since=int(since or 0)), yes=yes, as_json=as_json)
 
 
@@ -227,7 +233,10 @@ def serve(
     log: Log = LogForm.TEXT,
     level: Level = LogLevel.INFO,
 ) -> None:
-    """Publish the public keys over HTTP(S) at /jwks.json, following rotation, until it is stopped."""
+    """Publish the public keys over HTTP(S) at /jwks.json.
+
+    It follows rotation, and runs until Ctrl-C.
+    """
     certificate, keys = certificate_of(tls_cert, tls_key), KeyServer(folders or [_FOLDER])
     with listen(host, port, tls=certificate is not None) as listener:
         server = Server(keys, certificate, requests=512, verb="keys serve", extra="serve")

@@ -83,9 +83,7 @@ def _issuer(source: SourceSettings) -> Asked:
         fetch = (
             DiscoveredFetch(source.issuer, unsafe_http_loopback=loopback, **given)
             if source.jwks is None
-            else URLFetch(
-                Endpoint.parse(source.jwks, unsafe_http_loopback=loopback), wit_svid=source.wit_svid, **given
-            )
+            else URLFetch(Endpoint.parse(source.jwks, unsafe_http_loopback=loopback), svid=source.svid, **given)
         )
         found = fetch(None).keys
     except FetchFailed as error:

@@ -24,7 +24,7 @@ _REFUSED: Final = (
     (re.compile("Locked|Precondition"), "is another one using it?"),
 )
 """Names of errors that mean: the broker answered, and something in our settings is wrong; and what to do."""
-_OTHERWISE: Final = "is TLS on at one end alone (amqps://, tls = true)?"
+_OTHERWISE: Final = "is TLS on at one end alone (amqps://, tls = true), or is there no such virtual host?"
 
 
 def told(error: BaseException, urls: list[str], user: str | None, seconds: float) -> MqauthError:
@@ -67,7 +67,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _words(error: BaseException) -> str:
     """Return what a broker said, which is no secret of ours; the name of the error where it said nothing."""
     said = getattr(error, "reason", None) or getattr(error, "verify_message", None)
-    texts = [one for one in (said, *error.args) if isinstance(one, str) and one]
+    # Some reasons of aiormq are templates that nobody has filled in.
+    texts = [one for one in (said, *error.args) if isinstance(one, str) and one and "%" not in one]
     return texts[0][:200] if texts else type(error).__name__
 
 

@@ -30,7 +30,7 @@ from mqauth.judging.journal import few
 from mqauth.judging.rollout import Rung
 from mqauth.wire.destination import is_kafka
 
-app: Final = group("See who does not sign yet, and go up or down the ladder.", "mqauth rollout status")
+app: Final = group("Bring signatures to a running system, step by step.", "mqauth rollout status")
 Config = Annotated[Path | None, typer.Option("--config", envvar="MQAUTH_CONFIG", help="The configuration file.")]
 Audit = Annotated[
     list[Path] | None,
@@ -49,7 +49,7 @@ def _now() -> float:
 
 @app.command("status")
 def status(config: Config = None, audit: Audit = None, json: Json = False) -> int:
-    """Show who does not sign yet; exits with 0 where every entry is safe to go up and none is overdue."""
+    """Show who does not sign yet. Exits with 0 where every entry is safe to go up and none is overdue."""
     found = _standings(settings_of(file_of(config)), audit)
     answer(json, [one.as_dict() for one in found], *(line for one in found for line in _lines(one)))
     return 0 if all(one.is_safe and one.days_left >= 0 for one in found) else 1
@@ -81,7 +81,7 @@ def up(
     yes: Yes = False,
     json: Json = False,
 ) -> int:
-    """Go up one rung; refused with exit code 1 where that is not safe."""
+    """Go up one rung, to a stricter one. Exits with 1 where that is not safe."""
     require(not force or why, "--force needs --why")
     file = settings_of(file_of(config))
     number, entry = _held(file, destination)
@@ -115,7 +115,7 @@ def down(
     yes: Yes = False,
     json: Json = False,
 ) -> int:
-    """Go down one rung; it always works."""
+    """Go down one rung, to a less strict one. It always works."""
     entry = _entry(config, destination)
     rung = Rung.of(str(entry["rung"]))
     require(rung > Rung.OFF, f"{destination} is at off")
@@ -138,7 +138,7 @@ def accept(
     yes: Yes = False,
     json: Json = False,
 ) -> int:
-    """Say that a group is known and does not speak against going up; it is kept in the file."""
+    """Accept a group that does not sign. It no longer speaks against going up, and the file says so."""
     values = {accepted_key(found): text_value(why)}
     return _apply(config, _Change(destination, values), only_print=only_print, yes=yes, as_json=json)
 

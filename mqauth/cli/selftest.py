@@ -20,7 +20,7 @@ from mqauth.policies.opa import OPA
 
 
 def selftest(config: Config = None, as_json: Json = False) -> int:
-    """Try whether a consumer refuses what nobody signed.
+    """Try whether a consumer refuses unsigned and forged messages.
 
     Its pipeline is given unsigned and forged messages, and a second one with the same settings honest ones.
 

@@ -25,7 +25,9 @@ def file_of(config: Path | None) -> Path:
     """
     if config is not None or os.path.lexists(FILE):
         return config or Path(FILE)
-    raise ConfigurationError(f"no {FILE} in this folder: give --config FILE, or set MQAUTH_CONFIG")
+    raise ConfigurationError(
+        f"no {FILE} in this folder: give --config FILE (of check: FILE alone), or set MQAUTH_CONFIG"
+    )
 
 
 def settings_of(config: Path | None) -> FileSettings:

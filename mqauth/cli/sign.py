@@ -88,7 +88,9 @@ def _sign_forms(signer: Signer, *, lines: bool, batch: int) -> None:
             waiting.append(_Waiting(place, form, signer.prepare(json_form.from_form(form))))
         except MalformedMessage as error:
             _print_sealed(signer, waiting)
-            raise MalformedMessage(f"{place}: {error}") from error
+            raise MalformedMessage(
+                f"{place}: {error}{'' if lines else '; or is it a body? then give --to'}"
+            ) from error
         if len(waiting) == batch:
             _print_sealed(signer, waiting)
             waiting = []

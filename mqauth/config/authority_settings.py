@@ -21,6 +21,7 @@ from mqauth.config.toml_file import RefusedSetting
 from mqauth.http.connection import is_loopback
 from mqauth.wire.enrolment import MAX_LIFETIME as MAX_ENROLMENT
 from mqauth.wire.identity import trust_domain_of
+from mqauth.wire.jwk import Svid
 
 
 def _url_fault(found: str) -> str | None:
@@ -66,6 +67,11 @@ class CredentialSettings(SourceSettings):
     def longest(self) -> int:
         """Seconds between ``iat`` and ``exp``, at most."""
         return self.max_lifetime or (MAX_ENROLMENT if self.is_enrolment else LIFETIME)
+
+    @property
+    def svid(self) -> Svid | None:
+        """The use of the keys that are read of a SPIFFE bundle; producers' own keys are in none."""
+        return None if self.is_enrolment else "jwt-svid"
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of a missing or second source, and of a keystore's credential that lives too long."""

@@ -15,6 +15,7 @@ from mqauth.judging.trust_domain import IDENTITY_LIFETIME, MAX_IDENTITY_LIFETIME
 from mqauth.keystore.remote.rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
 from mqauth.wire.claims import is_name
 from mqauth.wire.identity import is_trust_domain
+from mqauth.wire.jwk import Svid
 from mqauth.wire.keys import MAX_KID
 
 _REMOTE: Final = only_with("jwks", "discovery")
@@ -59,9 +60,9 @@ class SourceSettings(Settings):
     unsafe_http_loopback: Annotated[bool, FLAG, "Allow http to this machine, for tests.", _REMOTE] = False
 
     @property
-    def wit_svid(self) -> bool:
-        """Whether the keys may be those of a SPIFFE bundle."""
-        return False
+    def svid(self) -> Svid | None:
+        """The use of the keys that are read of a SPIFFE bundle."""
+        return None
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusal of a missing or second source."""
@@ -116,9 +117,9 @@ class IssuerSettings(SourceSettings):
             object.__setattr__(self, "issuer", self.trust_domain)
 
     @property
-    def wit_svid(self) -> bool:
-        """Whether the keys may be those of a SPIFFE bundle: of a trust domain, and of nobody else."""
-        return self.trust_domain is not None
+    def svid(self) -> Svid | None:
+        """The use of the keys that are read of a SPIFFE bundle: those for WITs, of a trust domain alone."""
+        return "wit-svid" if self.trust_domain is not None else None
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of a missing name, and of a missing or second source."""

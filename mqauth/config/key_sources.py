@@ -17,9 +17,9 @@ def key_source(found: SourceSettings, clock: Clock) -> KeySource:
     """
     if found.file is not None:
         with found.table.located("file"):
-            return JWKSFile(found.file, clock=clock, wit_svid=found.wit_svid)
+            return JWKSFile(found.file, clock=clock, svid=found.svid)
     given = {"clock": clock, **found.arguments(JWKS)}
     with found.table.located("discovery" if found.jwks is None else "jwks"):
         if found.jwks is None:
             return discover(found.issuer, **given)
-        return JWKS(found.jwks, wit_svid=found.wit_svid, **given)
+        return JWKS(found.jwks, svid=found.svid, **given)

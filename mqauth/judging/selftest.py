@@ -78,11 +78,11 @@ class SelfTest:
 
     def lines(self) -> list[str]:
         """Return it for people, one line each."""
-        lines = [f"{self.refused} hostile messages refused"]
+        lines = [f"hostile messages refused: {self.refused}"]
         lines += [f"LET IN: {found}" for found in self.accepted]
         lines += [f"not decided: {found}" for found in self.undecided]
         lines += [f"unsigned messages reach a handler on purpose: {self.lenient}"] if self.lenient else []
-        lines += [f"{self.handled} honest messages handled, and their copies refused"]
+        lines += [f"honest messages handled, and their copies refused: {self.handled}"]
         lines += [f"HONEST, AND NOT HANDLED: {found}" for found in self.condemned]
         return lines + [f"not tried: {found}" for found in self.untried]
 

@@ -8,6 +8,7 @@ from typing import ClassVar, Final
 
 from mqauth.errors import require
 from mqauth.wire.identity import is_trust_domain
+from mqauth.wire.jwk import refuse_svid
 from mqauth.wire.keys import Key, KeySource
 
 IDENTITY_LIFETIME: Final = 3600
@@ -24,7 +25,7 @@ class TrustDomain:
         max_identity_lifetime: the longest time that a WIT may still live, seconds.
 
     Raises:
-        ConfigurationError: the lifetime is out of its limits, or a text in place of a set.
+        ConfigurationError: the lifetime is out of its limits, a text in place of a set, or another's keys.
     """
 
     vouches: ClassVar[bool] = False
@@ -34,6 +35,7 @@ class TrustDomain:
     max_identity_lifetime: int = IDENTITY_LIFETIME
 
     def __post_init__(self) -> None:
+        refuse_svid(self.keys, "wit-svid")
         require(
             not any(isinstance(pinned, str) for pinned in (self.subjects or {}).values()),
             "the subjects of a trust domain are a set: a text would admit its substrings",

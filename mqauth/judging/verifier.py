@@ -23,7 +23,7 @@ from mqauth.judging.trust_domain import TrustDomain, refuse_overlap
 from mqauth.judging.verified import Verified, make_verified
 from mqauth.letters.authorities import ReleaseAuthorities
 from mqauth.letters.release import Release
-from mqauth.wire import batch, envelope, jws, memo
+from mqauth.wire import batch, envelope, jwk, jws, memo
 from mqauth.wire.claims import MAX_NAME, Binding, Claims, is_name, parse
 from mqauth.wire.header_names import HeaderNames
 from mqauth.wire.identity import is_wit
@@ -58,7 +58,7 @@ class Issuer:
             not any(isinstance(pinned, str) for pinned in (self.subjects or {}).values()),
             "pinned subjects are a set: a text would admit its substrings",
         )
-        require(not getattr(self.keys, "wit_svid", False), "a SPIFFE bundle has keys of a trust domain only")
+        jwk.refuse_svid(self.keys)
 
     def subjects_of(self, key: Key) -> frozenset[str]:
         """Return the subjects that a key is known to speak for, as far as they are named."""

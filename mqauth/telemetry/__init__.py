@@ -61,7 +61,7 @@ METRICS: Final = (
 """All metrics of this module; the dashboard and the alert rules name these and no others."""
 MAX_DESTINATIONS: Final = 100
 _GAUGES: Final = {
-    DEFERRED: ("{message}", "Deliveries held because the world is out of reach"),
+    DEFERRED: ("{message}", "Messages that wait because something is out of reach"),
     STALLED: ("s", "How long the oldest of them waits"),
     KEY_SET_AGE: ("s", "Age of the key set in use"),
     ISSUER_ENDS: ("s", "Time until the day of a direct issuer is over; negative once it is overdue"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
@@ -31,8 +31,9 @@ MAX_DOCUMENT: Final = 256 * 1024
 _DEPTH: Final = 8
 MAX_CUTOFFS: Final = 1024
 _PRIVATE: Final = frozenset(("d", "p", "q", "dp", "dq", "qi", "oth", "k"))
-_WIT_SVID: Final = "wit-svid"
-_OTHER_SVIDS: Final = ("x509-svid", "jwt-svid")
+Svid = Literal["jwt-svid", "wit-svid"]
+"""The kinds of SVID whose keys of a SPIFFE bundle may be read: for credentials of an authority, and for WITs."""
+_SVIDS: Final = ("x509-svid", "jwt-svid", "wit-svid")
 _SMALL_ORDER: Final = frozenset(
     bytes.fromhex(point)
     for point in (
@@ -61,13 +62,15 @@ def dump_key_set(keys: KeySet) -> dict[str, Any]:
     return {"keys": [jwk_members(key) for key in keys]} | ({"mqauth_cutoff": cut} if cut else {})
 
 
-def load_key_set(document: bytes | Mapping[str, Any], *, name: str = "JWK Set", wit_svid: bool = False) -> KeySet:
+def load_key_set(
+    document: bytes | Mapping[str, Any], *, name: str = "JWK Set", svid: Svid | None = None
+) -> KeySet:
     """Return the usable keys of a JWK Set; ``KeySet.skipped`` says which could not be used, and why.
 
     Args:
         document: the JSON bytes, at most 256 KiB, or the parsed object.
         name: of the document, in errors.
-        wit_svid: whether it is a trust domain's, so that it may be a SPIFFE bundle.
+        svid: it may be a SPIFFE bundle, of which the keys of this use are read.
 
     Raises:
         ConfigurationError: the document is no JSON object with a list ``keys``.
@@ -76,7 +79,7 @@ def load_key_set(document: bytes | Mapping[str, Any], *, name: str = "JWK Set", 
     listed = found.get("keys") if isinstance(found, Mapping) else None
     if not isinstance(listed, list):
         raise ConfigurationError(f"{name}: no JSON object with a list of keys")
-    return _collect(listed, _cutoffs(found.get("mqauth_cutoff", [])), wit_svid)
+    return _collect(listed, _cutoffs(found.get("mqauth_cutoff", [])), svid)
 
 
 def _parse(raw: bytes, name: str) -> Any:
@@ -106,16 +109,16 @@ def _is_cutoff(entry: Any) -> bool:
     )
 
 
-def _collect(listed: list[Any], cutoffs: Mapping[str, Cutoff] | None, wit_svid: bool) -> KeySet:
+def _collect(listed: list[Any], cutoffs: Mapping[str, Cutoff] | None, svid: Svid | None) -> KeySet:
     """Return the keys that can be used; a kid that stands for two different keys is used for neither."""
     keys: dict[str, Key] = {}
     skipped: list[str] = []
     ambiguous: set[str] = set()
     for position, members in enumerate(listed):
-        if wit_svid and is_other_svid(members):
+        if is_other_svid(members, svid):
             continue
         try:
-            key = load_key(members, wit_svid=wit_svid)
+            key = load_key(members, svid=svid)
         except ConfigurationError as error:
             skipped.append(f"key {position}: {error}")
             continue
@@ -126,17 +129,32 @@ def _collect(listed: list[Any], cutoffs: Mapping[str, Cutoff] | None, wit_svid: 
     return KeySet((key for kid, key in keys.items() if kid not in ambiguous), skipped, cutoffs)
 
 
-def is_other_svid(members: Any) -> bool:
+def is_other_svid(members: Any, svid: Svid | None) -> bool:
     """Tell whether a key of a SPIFFE bundle is there for another kind of SVID: no mistake, and never ours."""
-    return isinstance(members, Mapping) and members.get("use") in _OTHER_SVIDS
+    use = members.get("use") if isinstance(members, Mapping) else None
+    return svid is not None and use in _SVIDS and use != svid
 
 
-def load_key(members: Any, *, wit_svid: bool = False) -> Key:
+def refuse_svid(source: object, *taken: Svid) -> None:
+    """Refuse a source of keys that reads those of a SPIFFE bundle which are there for something else.
+
+    Args:
+        source: of keys.
+        taken: the uses that its reader has.
+
+    Raises:
+        ConfigurationError: it reads keys of another use.
+    """
+    found = getattr(source, "svid", None)
+    require(found in (None, *taken), f"a source of {found} keys of a SPIFFE bundle: they are for something else")
+
+
+def load_key(members: Any, *, svid: Svid | None = None) -> Key:
     """Return one public key of a JWK.
 
     Args:
         members: of the JWK.
-        wit_svid: whether its use may be ``wit-svid``, as in a SPIFFE bundle (WIT-SVID, section 6).
+        svid: a use beside ``sig`` that it may have, as in a SPIFFE bundle (WIT-SVID, section 6).
 
     Raises:
         ConfigurationError: the key is private, symmetric, weak, malformed, or meant for another use.
@@ -147,7 +165,7 @@ def load_key(members: Any, *, wit_svid: bool = False) -> Key:
     require(claims.is_name(kid, 1, MAX_KID), f"no kid of 1 to {MAX_KID} characters")
     # RFC 7517, sections 4.2 and 4.3
     use = members.get("use", "sig")
-    require(use == "sig" or (wit_svid and use == _WIT_SVID), "its use is not sig")
+    require(use == "sig" or (svid is not None and use == svid), "its use is not sig")
     operations = members.get("key_ops", ["verify"])
     require(isinstance(operations, list) and "verify" in operations, "its key_ops do not allow verify")
     public = public_key(members)

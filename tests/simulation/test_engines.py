@@ -13,6 +13,11 @@ SHARD = 1000
 SHARDS = {"log": scale.nightly(100, otherwise=60), "queue": scale.nightly(50, otherwise=40)}
 WITHIN = 6000
 """Schedules within which each mistake is found."""
+FOUND_BY = {
+    "takes a refused commit for taken": 907, "forgets which claims it asked for": 654,
+    "stops behind what was put back": 693, "releases what was handled": 5328, "gives back what was handled": 1138,
+}  # fmt: skip
+"""Mistakes that few schedules find, and the first that does: what comes before it is not played again."""
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
@@ -42,7 +47,8 @@ def test_schedules(name: str, shard: int) -> None:
 def test_mutant_is_found(engine: Engine, mutant: Mutant) -> None:
     """A mistake in an engine breaks an invariant within so many schedules."""
     with mutant.made():
-        assert any(broken(schedule(seed, engine), engine) for seed in range(WITHIN))
+        first = FOUND_BY.get(mutant.name, 0)
+        assert any(broken(schedule(seed, engine), engine) for seed in range(first, WITHIN))
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)

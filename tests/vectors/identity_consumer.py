@@ -36,7 +36,7 @@ class Authority:
         found = self._sets[name if name in self._sets else self._long[name]["like"]]
         if name in self._long:
             found = found | {"mqauth_cutoff": found["mqauth_cutoff"] * self._long[name]["cutoffs"]}
-        self.keys = jwk.load_key_set(found, wit_svid=True).after(self.keys)
+        self.keys = jwk.load_key_set(found, svid="wit-svid").after(self.keys)
 
     def key_set(self) -> KeySet:
         """Return the keys."""

@@ -9,13 +9,12 @@ no heartbeat and no rebalance (decision 87).
 from __future__ import annotations
 
 import queue
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from typing import Any, Final, Self
 
 from mqauth.brokers.background import BackgroundRun, FirstError
+from mqauth.brokers.event_loop import stopping_on_signals
 from mqauth.brokers.log.outbox import Transactions
 from mqauth.brokers.log.poller import LogPoller
 from mqauth.brokers.log.replies import TopicReplies
@@ -227,7 +226,8 @@ class LogConsumer(BackgroundRun):
         """Consume until ``stop`` is called, then finish what runs, commit, and seek back to what is not settled.
 
         Args:
-            signals: whether to stop on SIGTERM and SIGINT; only in the main thread.
+            signals: whether to stop at SIGTERM and SIGINT; only in the main thread. A second SIGINT
+                (Ctrl-C) ends the process at once.
 
         Raises:
             ConfigurationError: it ran before, or a plug-in is asynchronous.
@@ -239,7 +239,7 @@ class LogConsumer(BackgroundRun):
         at_start(self._guard)
         self._started = True
         unsubscribe = self._guard.on_change(self._assignment.keys_changed)
-        with stopping_on_signals(self.stop) if signals else nullcontext():
+        with stopping_on_signals(self.stop, enabled=signals):
             self._running = True
             self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name)
             with self._workers.first:
@@ -293,19 +293,3 @@ class LogConsumer(BackgroundRun):
             with first:
                 self.calls.close()
             self._guard.journal.stopped(self.calls.scope, self._assignment.counts)
-
-
-@contextmanager
-def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call ``stop`` on SIGTERM and SIGINT, and restore the old handlers at the end.
-
-    Raises:
-        ConfigurationError: this is not the main thread.
-    """
-    require(threading.current_thread() is threading.main_thread(), "signals=True works in the main thread alone")
-    kept = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)

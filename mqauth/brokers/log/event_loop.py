@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from mqauth.brokers.background import FirstError
-from mqauth.brokers.event_loop import DeliveryTasks, SignalHandlers, was_cancelled
+from mqauth.brokers.event_loop import DeliveryTasks, loop_stopping_on_signals, was_cancelled
 from mqauth.brokers.log.outbox import Transactions
 from mqauth.brokers.log.poller import IDLE, LogPoller
 from mqauth.brokers.log.replies import TopicReplies
@@ -115,7 +115,8 @@ class AsyncLogConsumer:
         What runs is finished, what is settled is committed, and the client is left at the first open record.
 
         Args:
-            signals: whether to stop at SIGTERM and SIGINT too; only in a main thread.
+            signals: whether to stop at SIGTERM and SIGINT too; only in a main thread. A second SIGINT
+                (Ctrl-C) ends the process at once.
 
         Raises:
             ConfigurationError: it ran before.
@@ -123,7 +124,7 @@ class AsyncLogConsumer:
             ProducerFatalError: the producer of answers, or of transactional dead letters, can send nothing more.
             Exception: the client's own, where the broker refuses it for good, for lack of rights for example.
         """
-        with SignalHandlers(self._stop, enabled=signals):
+        with loop_stopping_on_signals(self._stop, enabled=signals):
             async with self:
                 await self._stopping.wait()
 

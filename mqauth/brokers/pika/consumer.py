@@ -107,7 +107,8 @@ class Consumer(BackgroundRun):
         """Consume until ``stop`` is called, then stop gracefully; the connections are the caller's again.
 
         Args:
-            signals: whether to stop at SIGTERM and SIGINT too; only in a main thread.
+            signals: whether to stop at SIGTERM and SIGINT too; only in a main thread. A second SIGINT
+                (Ctrl-C) ends the process at once.
 
         Raises:
             ConfigurationError: the pipeline or a plug-in does not fit; nothing was lost.

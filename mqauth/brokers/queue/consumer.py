@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from mqauth.audit.observed import MINUTE
-from mqauth.brokers.event_loop import DeliveryTasks, LoopBeat, SignalHandlers, Sleep
+from mqauth.brokers.event_loop import DeliveryTasks, LoopBeat, Sleep, loop_stopping_on_signals
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import QueueClient
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
@@ -128,14 +128,15 @@ class QueueConsumer:
         """Consume until ``stop`` is called or this task is cancelled, then stop gracefully.
 
         Args:
-            signals: whether to stop at SIGTERM and SIGINT too; only in a main thread.
+            signals: whether to stop at SIGTERM and SIGINT too; only in a main thread. A second SIGINT
+                (Ctrl-C) ends the process at once.
 
         Raises:
             ConfigurationError: the pipeline or a plug-in does not fit; nothing was lost.
             Exception: the client's own, where the queue cannot be consumed, or a connection that does not come
                 back by itself was lost.
         """
-        with SignalHandlers(self._stop, enabled=signals):
+        with loop_stopping_on_signals(self._stop, enabled=signals):
             async with self:
                 await self._stopping.wait()
 

@@ -52,8 +52,8 @@ class Keystore:
         """
         path = self.folder / KEYSET
         require(
-            not (os.path.isdir(self.folder) and files.is_missing(path)),
-            f"{self.folder}: no keystore (no {KEYSET}): run mqauth keys new",
+            not files.is_missing(path),
+            f"{self.folder}: no keystore (no {KEYSET}): mqauth keys new --dir {self.folder} makes one",
         )
         return ring.load(files.read_bounded(path, _MAX_KEYSET), name=str(path))
 

@@ -169,16 +169,17 @@ class JWKSFile:
 
     Args:
         path: the file, at most 256 KiB.
-        wit_svid: read the keys of a SPIFFE bundle that are for WITs, too; for a ``TrustDomain``, and nowhere else.
+        svid: of a SPIFFE bundle, read the keys of this use, too: ``"wit-svid"`` for a ``TrustDomain``,
+            ``"jwt-svid"`` for credentials of an authority, and nowhere else.
         clock: tells the time.
 
     Raises:
         ConfigurationError: the file is missing, is not a JWK Set, or has no key that can be used.
     """
 
-    def __init__(self, path: str | Path, *, wit_svid: bool = False, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, path: str | Path, *, svid: jwk.Svid | None = None, clock: Clock = SYSTEM_CLOCK) -> None:
         self.path = Path(path)
-        self.wit_svid = wit_svid
+        self.svid = svid
         self._clock = clock
         self._lock = threading.Lock()
         self._stamp = files.stamp(self.path)
@@ -215,7 +216,7 @@ class JWKSFile:
 
     def _read(self) -> KeySet:
         raw = files.read_bounded(self.path, jwk.MAX_DOCUMENT)
-        keys = jwk.load_key_set(raw, name=str(self.path), wit_svid=self.wit_svid)
+        keys = jwk.load_key_set(raw, name=str(self.path), svid=self.svid)
         # An empty set may be meant. A set in which no key can be used is a mistake.
         if keys.skipped and not keys.keys:
             raise ConfigurationError(f"{self.path}: no key that can be used: {keys.skipped[0]}")

@@ -32,7 +32,7 @@ class URLFetch:
         context: the TLS settings.
         clock: tells the time.
         dial: opens connections, in place of ``connect``.
-        wit_svid: whether the set is a trust domain's, so that it may be a SPIFFE bundle.
+        svid: the set may be a SPIFFE bundle, of which the keys of this use are read.
 
     Raises:
         ConfigurationError: the timeout is not above 0 and at most 5 s.
@@ -40,7 +40,7 @@ class URLFetch:
 
     def __init__(
         self, endpoint: Endpoint, *, timeout: float, context: ssl.SSLContext | None, clock: Clock,
-        dial: Dial | None = None, wit_svid: bool = False,
+        dial: Dial | None = None, svid: jwk.Svid | None = None,
     ) -> None:  # fmt: skip
         number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
         require(
@@ -52,12 +52,12 @@ class URLFetch:
         self._context = context
         self._clock = clock
         self._dial = dial
-        self._wit_svid = wit_svid
+        self._svid = svid
 
     def __call__(self, etag: str | None, /) -> Answer:
         """Fetch the set within the timeout."""
         response = self._get(self._endpoint, Deadline(self._clock, self._timeout), etag)
-        return _answer(response, self._wit_svid)
+        return _answer(response, self._svid)
 
     def _get(self, endpoint: Endpoint, deadline: Deadline, etag: str | None) -> Response:
         return request(endpoint, deadline=deadline, context=self._context, etag=etag, dial=self._dial)
@@ -128,13 +128,13 @@ class DiscoveredFetch(URLFetch):
         return self._found
 
 
-def _answer(response: Response, wit_svid: bool = False) -> Answer:
+def _answer(response: Response, svid: jwk.Svid | None = None) -> Answer:
     """Read a response as a JWK Set."""
     document, keys, publish_delay = response.document, None, None
     if document is not None:
         publish_delay = publish_delay_of(document)
         with refusing(ConfigurationError, "not a JSON object with a list of keys", FetchFailed):
-            keys = jwk.load_key_set(document, wit_svid=wit_svid)
+            keys = jwk.load_key_set(document, svid=svid)
     return Answer(
         keys=keys, publish_delay=publish_delay, max_age=response.max_age, age=response.age, date=response.date,
         etag=response.etag,

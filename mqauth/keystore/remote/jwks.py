@@ -20,6 +20,7 @@ from mqauth.keystore.remote.events import Announcer, Event, EventKind, Health, L
 from mqauth.keystore.remote.fetch import DiscoveredFetch, Fetch, URLFetch
 from mqauth.keystore.remote.refresher import Ended, ThreadRefresher, in_event_loop
 from mqauth.logs import emit
+from mqauth.wire.jwk import Svid
 from mqauth.wire.keys import KeySet
 
 
@@ -40,7 +41,8 @@ class JWKS:
         snapshot: a file for the last good set (mode 0600), which is read at the start.
         on_event: called with each ``Event``, mostly on the background thread. What it raises is logged.
         unsafe_http_loopback: allow http to this machine.
-        wit_svid: read the keys of a SPIFFE bundle that are for WITs, too; for a ``TrustDomain``, and nowhere else.
+        svid: of a SPIFFE bundle, read the keys of this use, too: ``"wit-svid"`` for a ``TrustDomain``,
+            ``"jwt-svid"`` for credentials of an authority, and nowhere else.
         clock: tells the time.
         randomness: spreads the refreshes of many consumers.
         fetch: makes an attempt, in place of HTTP.
@@ -64,7 +66,7 @@ class JWKS:
         snapshot: str | Path | None = None,
         on_event: OnEvent | None = None,
         unsafe_http_loopback: bool = False,
-        wit_svid: bool = False,
+        svid: Svid | None = None,
         clock: Clock = SYSTEM_CLOCK,
         randomness: Randomness = SYSTEM_RANDOMNESS,
         fetch: Fetch | None = None,
@@ -76,12 +78,12 @@ class JWKS:
         endpoint = Endpoint.parse(url, unsafe_http_loopback=unsafe_http_loopback)
         self._fetch = fetch or URLFetch(
             endpoint, timeout=timeout, context=tls_context(ca) if endpoint.tls else None, clock=clock,
-            wit_svid=wit_svid,
+            svid=svid,
         )  # fmt: skip
         self.source = self.where = endpoint.shown
-        self.wit_svid = wit_svid
+        self.svid = svid
         # A snapshot has no uses any more: what a trust domain kept is none for an issuer of the direct form.
-        self._kept_of = f"{self.source} wit-svid" if wit_svid else self.source
+        self._kept_of = f"{self.source} {svid}" if svid else self.source
         self._snapshot = None if snapshot is None else Path(snapshot)
         self._announcer = Announcer(self.source, on_event)
         self._clock = clock
