@@ -11,6 +11,7 @@ import pytest
 
 from integration.services import Kafka, RabbitMQ, Redis, Service
 from integration.services.keycloak import Keycloak
+from integration.services.kms import LocalKms, MiniStack
 from integration.services.opa import Agent
 from integration.services.openbao import OpenBao
 from integration.services.spire import Spire
@@ -51,6 +52,18 @@ def redis() -> Iterator[Redis]:
 def openbao() -> Iterator[OpenBao]:
     """An OpenBao that all tests share."""
     yield from _session(OpenBao.launch())
+
+
+@pytest.fixture(scope="session")
+def local_kms() -> Iterator[LocalKms]:
+    """A local-kms that all tests share."""
+    yield from _session(LocalKms.launch())
+
+
+@pytest.fixture(scope="session")
+def ministack() -> Iterator[MiniStack]:
+    """A MiniStack that all tests share."""
+    yield from _session(MiniStack.launch())
 
 
 @pytest.fixture(scope="session")

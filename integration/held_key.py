@@ -1,4 +1,4 @@
-"""Keys in a real OpenBao, for tests: each with a token of its own, and a keystore that names it."""
+"""Keys that a service holds, for tests: each with a keystore that names it, and those of a real OpenBao."""
 
 from __future__ import annotations
 
@@ -39,8 +39,29 @@ def private(path: Path, text: str) -> Path:
     return path
 
 
+class Entered:
+    """A key in a keystore; who inherits has ``store``, and the reference of the key in ``uri``."""
+
+    store: Keystore
+
+    def uri(self) -> str:
+        """Return the reference of the key."""
+        raise NotImplementedError
+
+    def adopt(self, uri: str = "", *, pinned: bool = False) -> Key:
+        """Adopt the key, for a producer or pinned by consumers, have it sign, and return its public half."""
+        subjects = None if pinned else [SUBJECT]
+        entry = self.store.adopt(uri or self.uri(), subjects=subjects, publish_delay=0)
+        self.store.change(ring.rotate)
+        return entry.key
+
+    def signer(self) -> Signer:
+        """Return a producer's signer that follows the keystore."""
+        return Signer(key=ActiveKey(self.store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
+
+
 @dataclass
-class Held:
+class Held(Entered):
     """A key in an OpenBao, with a token that may sign with it.
 
     Args:
@@ -65,14 +86,3 @@ class Held:
         place = f"transit:{server or self.openbao.secure}/{MOUNT}/{self.name}?key_version={version}"
         trust = "unsafe_http_loopback=true" if server else f"ca={self.openbao.ca}"
         return f"{place}&token_file={self.token}&{trust}"
-
-    def adopt(self, uri: str = "", *, pinned: bool = False) -> Key:
-        """Adopt the key, for a producer or pinned by consumers, have it sign, and return its public half."""
-        subjects = None if pinned else [SUBJECT]
-        entry = self.store.adopt(uri or self.uri(), subjects=subjects, publish_delay=0)
-        self.store.change(ring.rotate)
-        return entry.key
-
-    def signer(self) -> Signer:
-        """Return a producer's signer that follows the keystore."""
-        return Signer(key=ActiveKey(self.store.folder), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)

@@ -6,6 +6,7 @@ It passes on what both say, until a test gives it another answer.
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,6 +30,7 @@ class Proxy:
 
     Args:
         server: URL of the server, http.
+        context: TLS settings, to be asked by https.
 
     Attributes:
         answer: makes each answer; a test may set another one at any time.
@@ -36,12 +38,13 @@ class Proxy:
         requests: how many came.
     """
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, context: ssl.SSLContext | None = None) -> None:
         parts = urlsplit(server)
         self._server = (parts.hostname or LOOPBACK, parts.port or 80)
         self._port = Port()
         self._listener = socket.create_server((LOOPBACK, self._port.number))
-        self.url = f"http://{LOOPBACK}:{self._port.number}"
+        self._context = context
+        self.url = f"{'https' if context else 'http'}://{LOOPBACK}:{self._port.number}"
         self.answer: Answer = honest
         self.requests = 0
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -64,15 +67,22 @@ class Proxy:
                 threading.Thread(target=self._serve, args=(wire,), daemon=True).start()
 
     def _serve(self, wire: socket.socket) -> None:
+        wire.settimeout(_PATIENCE)
         with wire, suppress(OSError):
-            wire.settimeout(_PATIENCE)
-            request = _whole(wire)
-            self.requests += 1
-            answer = self.answer(request, self._ask)
-            if answer is None:
-                wire.recv(1)
+            if self._context is None:
+                self._answer(wire)
             else:
-                wire.sendall(answer)
+                with self._context.wrap_socket(wire, server_side=True) as secure:
+                    self._answer(secure)
+
+    def _answer(self, wire: socket.socket) -> None:
+        request = _whole(wire)
+        self.requests += 1
+        answer = self.answer(request, self._ask)
+        if answer is None:
+            wire.recv(1)
+        else:
+            wire.sendall(answer)
 
     def _ask(self, request: bytes) -> bytes:
         with socket.create_connection(self._server, timeout=_PATIENCE) as wire:

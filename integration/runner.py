@@ -42,7 +42,7 @@ _GROUPS = {
     "kafka-chaos": r"integration/chaos/test_kafka",
     "rabbitmq-chaos": r"integration/chaos/",
     "review": r"integration/(console|review)/",
-    "holders": r"integration/test_(pkcs11|transit)",
+    "holders": r"integration/test_(awskms|pkcs11|transit)",
     "spire": r"integration/test_spire",
     "keycloak": r"integration/test_keycloak",
     "rest": r"integration/",

@@ -27,7 +27,7 @@ from mqauth.wire import base64url, envelope
 from mqauth.wire.message import PROTECTED_PROPERTIES, TOKEN_HEADER
 
 RUN = {"python", "sh", "toml", "json"}
-NEEDS_SERVICE = {"rabbitmq", "kafka", "openbao", "softhsm", "keycloak", "spire"}
+NEEDS_SERVICE = {"rabbitmq", "kafka", "kms", "openbao", "softhsm", "keycloak", "spire"}
 ELSEWHERE = {".github/CONTRIBUTING.md", "docs/decisions/0008-lock-file.md"}  # commands of developers' tools
 MODULES = {"identity.py", "trust.py"}  # imported by others, and run by them
 TABLE_ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)

@@ -84,6 +84,8 @@ STATEMENTS = (
     + 205
     # Keys in the transit engine of OpenBao or Vault; each signature checked, and a line where none comes.
     + 129
+    # Keys in AWS KMS: their references and aliases, signed requests, credentials on a thread, forks, codes, DER.
+    + 219
     # OPA: what is asked, decisions in memory, pauses, the client, its settings, findings, probe, forks and metric.
     + 376
     # Keys for JWT-SVIDs of a SPIFFE bundle, for credentials; each reader refuses the use that is not its own.

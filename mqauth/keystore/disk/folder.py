@@ -94,7 +94,8 @@ class Keystore:
         Its public half is read from there, and it must sign something once. The private half stays where it is.
 
         Args:
-            uri: names the key, as ``pkcs11:token=prod;object=orders-1`` does (RFC 7512).
+            uri: names the key, as ``pkcs11:token=prod;object=orders-1`` does (RFC 7512). An alias of AWS KMS is
+                replaced by the key that it stands for now.
             subjects: as for ``create``.
             publish_delay: as for ``create``.
             overlap: as for ``create``.
@@ -106,7 +107,8 @@ class Keystore:
         """
         names = None if subjects is None else _subjects(subjects)
         delays = {"publish_delay": publish_delay, "overlap": overlap}
-        return self._add(adopted(uri), names, delays, pending=True, uri=uri)
+        key, uri = adopted(uri)
+        return self._add(key, names, delays, pending=True, uri=uri)
 
     def _add(
         self, key: Key, names: frozenset[str] | None, delays: Mapping[str, int | None], *, pending: bool,

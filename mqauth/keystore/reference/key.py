@@ -140,19 +140,31 @@ def open_holder(uri: str) -> Holder:
     return SCHEMES[scheme](uri)
 
 
-def adopted(uri: str, *, holder: Holder | None = None) -> Key:
+def adopted(uri: str) -> tuple[Key, str]:
     """Return the public half of the key that a URI names, once it has signed something that this half verifies.
+
+    Returns:
+        The key, and the URI to keep: where this one had an alias, it names the key that this stands for now.
 
     Raises:
         Unavailable: ``keys_unavailable``: its holder was out of reach three times.
         ConfigurationError: the URI, its holder or the key is not as it must be.
     """
-    holder = holder or open_holder(uri)
+    holder = open_holder(uri)
+    if hasattr(holder, "pinned"):
+        uri = tried(ATTEMPTS, holder.pinned)
+        holder = open_holder(uri)
     # Read as a consumer reads it: under a point of small order anything verifies.
     public = jwk.public_key(public_members(tried(ATTEMPTS, holder.public)))
     key = Key(kid=thumbprint(public), algorithm=natural_algorithm(public), public=public)
     ReferenceKey(key, uri, holder).sign(_PROBE)
-    return key
+    return key, uri
+
+
+def _awskms(uri: str) -> Holder:
+    with refusing(ImportError, "an awskms key needs the extra: pip install 'mqauth[aws]'"):
+        from mqauth.keystore.reference.awskms import KmsKey
+    return KmsKey(uri)
 
 
 def _pkcs11(uri: str) -> Holder:
@@ -167,5 +179,7 @@ def _transit(uri: str) -> Holder:
     return TransitKey(uri)
 
 
-SCHEMES: Final[dict[str, Callable[[str], Holder]]] = {"pkcs11": _pkcs11, "transit": _transit}
+SCHEMES: Final[dict[str, Callable[[str], Holder]]] = {
+    "pkcs11": _pkcs11, "transit": _transit, "awskms": _awskms,
+}  # fmt: skip
 """What makes the holder of a key, by the scheme of its URI; each imports what it needs when it is called."""

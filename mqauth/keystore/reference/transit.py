@@ -17,24 +17,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import Cause, ConfigurationError, Unavailable, refusing, require
-from mqauth.http.connection import VISIBLE, Deadline, Dial, Endpoint, FetchFailed, Kept, tls_context
-from mqauth.http.exchange import request
+from mqauth.errors import ConfigurationError, refusing, require
+from mqauth.http.connection import VISIBLE, Dial, Endpoint, tls_context
 from mqauth.keystore.disk.files import read_bounded
+from mqauth.keystore.reference.key import TIMEOUT
+from mqauth.keystore.reference.served import LOOPBACK, Served, options
 from mqauth.wire import base64url
 from mqauth.wire.keys import PublicKey, natural_algorithm
 
 SCHEME: Final = "transit:"
-TIMEOUT: Final = 2.0
 _MAX_TOKEN: Final = 16 * 1024
-_OPTIONS: Final = frozenset(("token_file", "ca", "key_version", "unsafe_http_loopback"))
+_OPTIONS: Final = frozenset(("token_file", "ca", "key_version", LOOPBACK))
 # Mount and name; the mount may stand below a namespace. No segment is "." or "..".
 _PATH: Final = re.compile(r"((?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+)/([A-Za-z0-9_-][A-Za-z0-9._-]*)", re.ASCII)
 _VERSION: Final = re.compile(r"[1-9]\d{0,8}", re.ASCII)
@@ -93,15 +93,15 @@ class Place:
             ConfigurationError: it is none.
         """
         url, _, query = uri.removeprefix(SCHEME).partition("?")
-        options = _options(query)
-        loopback = "unsafe_http_loopback" in options
+        found = options(query, _OPTIONS, "a transit URI")
+        loopback = LOOPBACK in found
         Endpoint.parse(url, unsafe_http_loopback=loopback, name="a transit URI")
         parts = urlsplit(url)
         path = require(_PATH.fullmatch(parts.path), "a transit URI ends in /MOUNT/NAME of letters, digits, ._-")
         # Without it the server would sign with its newest version, whose public half no consumer has.
-        version = options.get("key_version", "")
+        version = found.get("key_version", "")
         require(_VERSION.fullmatch(version), "a transit URI names a key_version, a number from 1 on")
-        files = {name: Path(options[name]) for name in ("token_file", "ca") if name in options}
+        files = {name: Path(found[name]) for name in ("token_file", "ca") if name in found}
         require("token_file" in files, "a transit URI names a token_file")
         require(all(file.is_absolute() for file in files.values()), "token_file and ca are absolute paths")
         return cls(
@@ -120,19 +120,7 @@ class Place:
         return Endpoint.parse(url, unsafe_http_loopback=self.loopback)
 
 
-def _options(query: str) -> dict[str, str]:
-    """Return what stands behind the question mark; each name once, and none that is not known."""
-    pairs = [part.partition("=") for part in query.split("&") if part]
-    found = {name: unquote(value) for name, _, value in pairs}
-    require(
-        len(found) == len(pairs) and found.keys() <= _OPTIONS and "#" not in query,
-        f"behind the ? of a transit URI stand, each at most once, {', '.join(sorted(_OPTIONS))}",
-    )
-    require(found.get("unsafe_http_loopback", "true") == "true", "unsafe_http_loopback is true, or left out")
-    return found
-
-
-class TransitKey:
+class TransitKey(Served):
     """Holds a key of a transit engine, asked by HTTP, over one connection that is kept.
 
     The token file is read again for each request, so that it may be replaced while we run. A version of the key is
@@ -152,17 +140,8 @@ class TransitKey:
         self, uri: str, *, timeout: float = TIMEOUT, clock: Clock = SYSTEM_CLOCK, dial: Dial | None = None
     ) -> None:
         self._place = Place.parse(uri)
-        self._timeout = timeout
-        self._clock = clock
-        self._dial, self._kept = dial, Kept()
-        self._context = tls_context(self._place.ca) if self._place.server.startswith("https:") else None
-
-    def __repr__(self) -> str:
-        return f"TransitKey({self._place.shown!r})"
-
-    @property
-    def generation(self) -> None:
-        """No number: others may stand between us and the server, so each signature is checked."""
+        context = tls_context(self._place.ca) if self._place.server.startswith("https:") else None
+        super().__init__(self._place.shown, _SAID, context=context, timeout=timeout, clock=clock, dial=dial)
 
     def public(self) -> PublicKey:
         """Return the public half of the pinned version.
@@ -199,22 +178,16 @@ class TransitKey:
         with refusing(ValueError, f"an answer without a signature of version {version}", self._unavailable):
             return _decoded(answer.get("signature"), f"vault:v{version}:", algorithm)
 
-    def _unavailable(self, detail: str) -> Unavailable:
-        return Unavailable(Cause.KEYS_UNAVAILABLE, f"{self._place.shown}: {detail}")
-
     def _ask(self, verb: str, document: Any = None) -> Mapping[str, Any]:
         """Return what the server answers about the key."""
-        try:
-            answer = request(
-                self._place.endpoint(verb), deadline=Deadline(self._clock, self._timeout), context=self._context,
-                document=document, headers={"X-Vault-Token": self._token(), "X-Vault-Request": "true"},
-                dial=self._dial, kept=self._kept,
-            )  # fmt: skip
-        except FetchFailed as error:
-            raise self._unavailable(": ".join(filter(None, (str(error), _SAID.get(str(error)))))) from error
         # A token file is replaced while we run: what is wrong with it now may be right at the next request.
+        try:
+            headers = {"X-Vault-Token": self._token(), "X-Vault-Request": "true"}
         except ConfigurationError as error:
             raise self._unavailable(str(error)) from error
+        answer = self._request(
+            self._place.endpoint(verb), deadline=self._deadline(), document=document, headers=headers
+        )
         found = (answer.document or {}).get("data")
         require(isinstance(found, dict), "an answer without data", self._unavailable)
         return found or {}

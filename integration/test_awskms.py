@@ -1,0 +1,610 @@
+"""Keys of AWS KMS, on two emulations of it: the signing contract, and producers through each fault.
+
+local-kms makes ECDSA signatures over messages and digests, and is killed and paused. MiniStack makes those of
+Ed25519 too, and checks the signature of each request and the policy of who asks.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from integration.documentation import Reader, blocks, matches
+from integration.http_proxy import Answer, Proxy, honest
+from integration.keyserver import Authority
+from integration.kms_key import KmsHeld, User, credentials
+from integration.services.kms import LocalKms, MiniStack
+from mqauth import Unavailable
+from mqauth.cli import main
+from mqauth.errors import ConfigurationError
+from mqauth.keystore import ActiveKey, Keystore, SocketSigner
+from mqauth.keystore.reference.awskms import MAX_RAW
+from mqauth.testing.signing_contract import SigningContract, accepted, verify
+from mqauth.wire import jws
+from mqauth.wire.keys import Key
+from mqauth.wire.message import Message
+from tests.authority_world import World
+
+PAGE: Final = "docs/how-to/use-aws-kms.md"
+MESSAGE: Final = Message(destination="kafka:orders", body=b"hello", key=b"42")
+SERVER: Final = """
+import sys
+from mqauth import ActiveKey
+from mqauth.keystore import SigningServer
+with SigningServer(sys.argv[1], ActiveKey(sys.argv[2])):
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _anyone() -> Iterator[None]:
+    """Credentials that local-kms does not look at."""
+    with credentials({"AWS_ACCESS_KEY_ID": "AKIA0", "AWS_SECRET_ACCESS_KEY": "unguessable-secret"}):
+        yield
+
+
+@pytest.fixture
+def held(local_kms: LocalKms, tmp_path: Path) -> KmsHeld:
+    """A P-256 key in local-kms."""
+    return KmsHeld(local_kms, tmp_path)
+
+
+# --- the contract -----------------------------------------------------------------------------------------
+
+
+class OfAKeystore(SigningContract):
+    """The contract, on a key that a keystore names."""
+
+    @pytest.fixture
+    def signing_key(self, adopted: KmsHeld) -> Any:
+        """The key of the keystore."""
+        return ActiveKey(adopted.store.folder).signing_key()
+
+    @pytest.fixture
+    def public(self, adopted: KmsHeld) -> Key:
+        """Its public half, as consumers get it."""
+        (key,) = adopted.store.public_keys().keys
+        return replace(key, subjects=None)
+
+
+class TestKeyInLocalKms(OfAKeystore):
+    """ES256 and ES384, over messages and, beyond 4,096 bytes, digests."""
+
+    @pytest.fixture(params=["ES256", "ES384"])
+    def adopted(self, local_kms: LocalKms, request: pytest.FixtureRequest, tmp_path: Path) -> KmsHeld:
+        """A key of each algorithm."""
+        found = KmsHeld(local_kms, tmp_path, request.param)
+        found.adopt()
+        return found
+
+
+class Allowed(OfAKeystore):
+    """The contract for a user who may get the public half and sign, and nothing else."""
+
+    algorithm = "ES256"
+
+    @pytest.fixture
+    def adopted(self, ministack: MiniStack, tmp_path: Path) -> Iterator[KmsHeld]:
+        """A key that such a user adopted."""
+        found = KmsHeld(ministack, tmp_path, self.algorithm)
+        with credentials(User(ministack, found.arn, "Sign", "GetPublicKey").environment):
+            found.adopt()
+            yield found
+
+
+class TestKeyInMiniStack(Allowed):
+    """ES256, with requests whose signature is checked."""
+
+
+class TestEd25519KeyInMiniStack(Allowed):
+    """EdDSA; the largest tokens are beyond what AWS KMS signs with such a key."""
+
+    algorithm = "EdDSA"
+
+    @pytest.mark.parametrize("size", [0, 1, 300, 2900])
+    def test_signature_holds(self, signing_key: Any, public: Key, size: int) -> None:
+        """A signature over bytes up to the bound is raw, and verifies with the public half."""
+        super().test_signature_holds(signing_key, public, size)
+
+
+class TestKeyBehindTheSocket(SigningContract):
+    """The key in another process, which alone has credentials: the producer has none."""
+
+    @pytest.fixture
+    def adopted(self, held: KmsHeld) -> Iterator[KmsHeld]:
+        """A key, and a process that signs with it."""
+        held.adopt()
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVER, f"{held.store.folder}.sock", str(held.store.folder)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        with credentials({}):
+            yield held
+        process.communicate(timeout=30)
+
+    @pytest.fixture
+    def signing_key(self, adopted: KmsHeld) -> Iterator[Any]:
+        """What is under test."""
+        signer = SocketSigner(f"{adopted.store.folder}.sock", timeout=30)
+        yield signer.signing_key()
+        signer.close()
+
+    @pytest.fixture
+    def public(self, adopted: KmsHeld) -> Key:
+        """Its public half."""
+        return replace(adopted.store.ring().keys[0].key, subjects=None)
+
+
+# --- what is sent -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def proxy(local_kms: LocalKms) -> Iterator[Proxy]:
+    """A proxy in front of local-kms, honest so far."""
+    with Proxy(local_kms.url) as found:
+        yield found
+
+
+@pytest.mark.parametrize(("size", "kind", "sent"), [(MAX_RAW, "RAW", MAX_RAW), (MAX_RAW + 1, "DIGEST", 32)])
+def test_a_message_up_to_its_bound_is_sent_as_it_is(
+    held: KmsHeld, proxy: Proxy, size: int, kind: str, sent: int
+) -> None:
+    """4,096 bytes are digested by AWS KMS, and one more here; both signatures hold."""
+    held.adopt(held.uri(proxy.url))
+    key, seen = ActiveKey(held.store.folder).signing_key(), []
+
+    def watch(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
+        seen.append(json.loads(request.partition(b"\r\n\r\n")[2]))
+        return server(request)
+
+    proxy.answer = watch
+    data = b"x" * size
+    opened = jws.Opened(key.algorithm, key.kid, data, b"", key.sign(data))
+    jws.verify(opened, held.store.ring().keys[0].key)
+    (asked,) = seen
+    assert (asked["MessageType"], len(base64.b64decode(asked["Message"]))) == (kind, sent)
+
+
+def test_ed25519_signs_4096_bytes_and_no_more(ministack: MiniStack, tmp_path: Path) -> None:
+    """A longer signing input is refused before anything is asked, and the error says what to do."""
+    held = KmsHeld(ministack, tmp_path, "EdDSA")
+    with credentials(ministack.owner), Proxy(ministack.url) as proxy:
+        held.adopt()
+        signing = held.store.ring().active
+        assert signing is not None
+        key = ActiveKey(held.store.folder).signing_key()
+        data = b"x" * MAX_RAW
+        jws.verify(jws.Opened("EdDSA", key.kid, data, b"", key.sign(data)), signing.key)
+        with pytest.raises(ConfigurationError, match="4096 bytes at most, and a token has 4097: use a P-256 key"):
+            key.sign(data + b"x")
+        assert proxy.requests == 0
+
+
+@pytest.mark.parametrize("algorithm", ["ES256", "EdDSA"])
+def test_aws_refuses_the_other_way_for_long_messages(
+    ministack: MiniStack, local_kms: LocalKms, tmp_path: Path, algorithm: str
+) -> None:
+    """The bounds are those of the service: 4,097 bytes of ES256 as RAW, and a digest for Ed25519, are refused."""
+    held = KmsHeld(local_kms if algorithm == "ES256" else ministack, tmp_path, algorithm)
+    asked = {
+        "ES256": {"Message": b"x" * (MAX_RAW + 1), "MessageType": "RAW", "SigningAlgorithm": "ECDSA_SHA_256"},
+        "EdDSA": {"Message": b"x" * 64, "MessageType": "DIGEST", "SigningAlgorithm": "ED25519_SHA_512"},
+    }[algorithm]
+    with pytest.raises(held.client.exceptions.ClientError, match=r"4096|MessageType"):
+        held.client.sign(KeyId=held.arn, **asked)
+
+
+def test_an_alias_is_followed_once(held: KmsHeld) -> None:
+    """The key that an alias stands for is entered by its ARN, and signs on when the alias stands for another."""
+    alias = held.alias()
+    public = held.adopt(held.uri(arn=alias))
+    assert [entry.uri for entry in held.store.ring().keys] == [held.uri()]
+    held.client.update_alias(AliasName=alias.rpartition(":")[2], TargetKeyId=held.make())
+    assert accepted(held.signer().sign(MESSAGE), public) == public.kid
+    second = held.adopt(held.uri(arn=alias))
+    assert second.kid != public.kid
+    assert accepted(held.signer().sign(MESSAGE), second) == second.kid
+
+
+def test_an_alias_in_a_keystore_signs_nothing(held: KmsHeld) -> None:
+    """An alias that somebody wrote into the keyset is refused, for it may stand for another key tomorrow."""
+    held.adopt()
+    path = held.store.folder / "keyset.json"
+    path.write_text(path.read_text().replace(held.arn, held.alias()))
+    with pytest.raises(ConfigurationError, match="an alias may stand for another key tomorrow"):
+        held.signer().sign(MESSAGE)
+
+
+# --- faults -----------------------------------------------------------------------------------------------
+
+Fault = tuple[Callable[[KmsHeld], object], Callable[[KmsHeld], object] | None, str]
+FAULTS: dict[str, Fault] = {
+    "killed": (lambda held: held.kms.kill(), lambda held: held.kms.start(), "out of reach"),
+    "paused": (lambda held: held.kms.pause(), lambda held: held.kms.resume(), "no whole answer within 2 s"),
+    "disabled": (
+        lambda held: held.client.disable_key(KeyId=held.arn),
+        lambda held: held.client.enable_key(KeyId=held.arn),
+        "DisabledException: the key is disabled",
+    ),
+    "to be deleted": (
+        lambda held: held.client.schedule_key_deletion(KeyId=held.arn, PendingWindowInDays=7),
+        lambda held: (held.client.cancel_key_deletion(KeyId=held.arn), held.client.enable_key(KeyId=held.arn)),
+        "KMSInvalidStateException: the key is to be deleted",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(name, marks=pytest.mark.slow if name == "paused" else ()) for name in FAULTS]
+)
+def test_a_producer_through_a_fault(fault: str, held: KmsHeld, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is signed meanwhile, the error names the host, and the signer goes on afterwards."""
+    caplog.set_level(logging.DEBUG)
+    public, signer = held.adopt(), held.signer()
+    signer.sign(MESSAGE)
+    caplog.clear()
+    broken, mended, says = FAULTS[fault]
+    broken(held)
+    with pytest.raises(Unavailable, match=says) as caught:
+        signer.sign(MESSAGE)
+    assert caught.value.cause == "keys_unavailable"
+    assert f"{held.kms.url}: {held.arn}" in str(caught.value)
+    assert [record.levelname for record in caplog.records if record.name.startswith("mqauth")] == ["ERROR"]
+    assert "unguessable-secret" not in f"{caught.value!r}{caught.value.__cause__!r}{caplog.text}"
+    assert mended is not None
+    mended(held)
+    assert accepted(signer.sign(MESSAGE), public) == public.kid
+
+
+@pytest.fixture
+def guarded(ministack: MiniStack, tmp_path: Path) -> KmsHeld:
+    """A P-256 key where each request is checked."""
+    return KmsHeld(ministack, tmp_path)
+
+
+@pytest.fixture
+def user(guarded: KmsHeld, ministack: MiniStack) -> Iterator[User]:
+    """Who may sign with it, and whose credentials the producer has."""
+    found = User(ministack, guarded.arn, "Sign", "GetPublicKey")
+    with credentials(found.environment):
+        yield found
+
+
+@pytest.mark.parametrize("taken", ["Sign", "GetPublicKey"])
+def test_without_one_of_its_two_rights_nothing_is_adopted(guarded: KmsHeld, user: User, taken: str) -> None:
+    """Both rights are needed when a key is adopted, and the keystore stays as it was."""
+    user.may(*({"Sign", "GetPublicKey"} - {taken}))
+    with pytest.raises(Unavailable, match="AccessDeniedException: no policy allows kms:Sign or kms:GetPublicKey"):
+        guarded.adopt()
+    assert not guarded.store.folder.exists()
+
+
+def test_a_right_that_is_taken_away(guarded: KmsHeld, user: User) -> None:
+    """Once it was adopted, signing needs ``kms:Sign`` alone; without it nothing is signed until it is back."""
+    public, signer = guarded.adopt(), guarded.signer()
+    user.may("Sign")
+    assert accepted(signer.sign(MESSAGE), public)
+    user.may("GetPublicKey")
+    with pytest.raises(Unavailable, match="AccessDeniedException"):
+        signer.sign(MESSAGE)
+    user.may("Sign")
+    assert accepted(signer.sign(MESSAGE), public)
+
+
+def test_an_access_key_that_was_deleted(guarded: KmsHeld, user: User, caplog: pytest.LogCaptureFixture) -> None:
+    """A producer is cut off by deleting its access key; no text holds the secret."""
+    caplog.set_level(logging.DEBUG)
+    guarded.adopt()
+    signer = guarded.signer()
+    user.end()
+    with pytest.raises(Unavailable, match="the credentials are wrong or have ended") as caught:
+        signer.sign(MESSAGE)
+    shown = f"{caught.value!r}{caught.value.__cause__!r}{caplog.text}"
+    assert user.key["SecretAccessKey"] not in shown
+
+
+def test_a_credentials_file_that_is_replaced(guarded: KmsHeld, user: User, tmp_path: Path) -> None:
+    """After AWS refused the credentials of a file, the file is read again: without a restart."""
+    path = tmp_path / "credentials"
+    text = "[default]\naws_access_key_id = {AWS_ACCESS_KEY_ID}\naws_secret_access_key = {AWS_SECRET_ACCESS_KEY}\n"
+    path.write_text(text.format(**user.environment))
+    with credentials({"AWS_SHARED_CREDENTIALS_FILE": str(path)}):
+        public, signer = guarded.adopt(), guarded.signer()
+        user.end()
+        with pytest.raises(Unavailable, match="UnrecognizedClientException"):
+            signer.sign(MESSAGE)
+        assert isinstance(guarded.kms, MiniStack)
+        path.write_text(text.format(**User(guarded.kms, guarded.arn, "Sign").environment))
+        assert accepted(signer.sign(MESSAGE), public) == public.kid
+
+
+def test_credentials_of_a_role(guarded: KmsHeld, ministack: MiniStack, caplog: pytest.LogCaptureFixture) -> None:
+    """A role's session token is sent and signed; a wrong one is refused; no log line shows it, also at DEBUG."""
+    name = role(ministack)
+    allowed(ministack, name, guarded.arn)
+    found = assumed(ministack, name)
+    caplog.set_level(logging.DEBUG)
+    with credentials(found):
+        public = guarded.adopt()
+        assert accepted(guarded.signer().sign(MESSAGE), public) == public.kid
+    with credentials({**found, "AWS_SESSION_TOKEN": "wrong"}), pytest.raises(Unavailable, match="credentials"):
+        guarded.signer().sign(MESSAGE)
+    assert "Found credentials" in caplog.text
+    assert not any(value in caplog.text for value in (found["AWS_SESSION_TOKEN"], found["AWS_SECRET_ACCESS_KEY"]))
+
+
+def role(aws: MiniStack, name: str = "") -> str:
+    """Make a role that anybody may take on, and return its name."""
+    name = name or f"role-{os.urandom(4).hex()}"
+    trust = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}
+    aws.client("iam").create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps({"Statement": [trust]}))
+    return name
+
+
+def allowed(aws: MiniStack, name: str, arn: str) -> None:
+    """Let a role use a key."""
+    right = {"Effect": "Allow", "Action": ["kms:Sign", "kms:GetPublicKey"], "Resource": arn}
+    document = json.dumps({"Statement": [right]})
+    aws.client("iam").put_role_policy(RoleName=name, PolicyName="sign", PolicyDocument=document)
+
+
+def assumed(aws: MiniStack, name: str) -> dict[str, str]:
+    """Return the credentials of a role."""
+    arn = aws.client("iam").get_role(RoleName=name)["Role"]["Arn"]
+    found = aws.client("sts").assume_role(RoleArn=arn, RoleSessionName="orders")["Credentials"]
+    return {
+        "AWS_ACCESS_KEY_ID": found["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": found["SecretAccessKey"],
+        "AWS_SESSION_TOKEN": found["SessionToken"],
+    }  # fmt: skip
+
+
+# --- what stands between, and answers in its place ---------------------------------------------------------
+
+
+def answer(status: str, body: bytes, kind: str = "application/x-amz-json-1.1") -> bytes:
+    """Return an HTTP answer."""
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def refusal(code: str, status: str = "400 Bad Request") -> Answer:
+    """Answer with a code of AWS, and a text with what must not be repeated."""
+    body = json.dumps({"__type": code, "message": "x-amz-security-token:unguessable-token"}).encode()
+    return lambda *_: answer(status, body)
+
+
+def changed(**members: Any) -> Answer:
+    """Answer as the server does, but for some members."""
+
+    def change(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
+        body = json.loads(server(request).partition(b"\r\n\r\n")[2])
+        return answer("200 OK", json.dumps({**body, **members}).encode())
+
+    return change
+
+
+def of_other_input(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
+    """Have the server sign another input of the same length: a signature of the right key and shape."""
+    head, _, body = request.partition(b"\r\n\r\n")
+    told = json.loads(body)["Message"]
+    raw = base64.b64decode(told)
+    other = base64.b64encode(raw[:-1] + bytes([raw[-1] ^ 1])).decode()
+    return server(head + b"\r\n\r\n" + body.replace(told.encode(), other.encode()))
+
+
+def encoded(raw: bytes) -> str:
+    """Return standard base64."""
+    return base64.b64encode(raw).decode()
+
+
+RUBBISH: dict[str, tuple[Answer, str]] = {
+    "another input's": (of_other_input, "signs with another key"),
+    "another key named": (changed(KeyId="arn:aws:kms:eu-central-1:1:key/x"), "without a signature"),
+    "another algorithm named": (changed(SigningAlgorithm="ECDSA_SHA_512"), "without a signature"),
+    "no signature": (changed(Signature=None), "without a signature"),
+    "no base64": (changed(Signature="####"), "without a signature"),
+    "raw, not DER": (changed(Signature=encoded(bytes(64))), "without a signature"),
+    "DER with a tail": (changed(Signature=encoded(bytes.fromhex("3006020101020101") + b"x")), "without a sig"),
+    "DER, padded": (changed(Signature=encoded(bytes.fromhex("300702020001020101"))), "without a signature"),
+    "DER, negative": (changed(Signature=encoded(bytes.fromhex("30060201ff020101"))), "without a signature"),
+    "DER, too large": (
+        changed(Signature=encoded(bytes.fromhex("3026") + b"\x02\x21\x01" + bytes(32) + b"\x02\x01\x01")),
+        "without a signature",
+    ),
+    "DER, ones": (changed(Signature=encoded(bytes.fromhex("3006020101020101"))), "signs with another key"),
+    "throttled": (refusal("ThrottlingException"), "ThrottlingException: over the quota"),
+    "key not reachable": (refusal("KeyUnavailableException", "500 Internal Server Error"), "status 500: AWS KMS"),
+    "not found": (refusal("NotFoundException"), "NotFoundException: no such key"),
+    "wrong signature": (refusal("com.amazon.coral.service#InvalidSignatureException"), "the clock here is wrong"),
+    "a code with a secret": (refusal("x-amz-security-token:unguessable-token"), "status 400$"),
+    "a login page": (lambda *_: answer("200 OK", b"<html>sign in</html>", "text/html"), "content type"),
+    "empty": (lambda *_: answer("200 OK", b"{}"), "without a signature"),
+    "no object": (lambda *_: answer("200 OK", b"[]"), "not a JSON object"),
+    "a redirect": (
+        lambda *_: b"HTTP/1.1 307 Temporary Redirect\r\nLocation: https://evil.example/\r\n\r\n", "a redirect",
+    ),
+    "half an answer": (lambda request, server: server(request)[:-20], "ends early|not JSON|out of reach|not HTTP"),
+    "no HTTP": (lambda *_: b"\x16\x03\x01\x00\xff" * 800, "not HTTP"),
+    "nothing": (lambda *_: b"", "out of reach"),
+    "30 MiB": (lambda *_: answer("200 OK", b'{"KeyId":"%s"}' % (b" " * 31_457_280)), "over 262144|out of reach"),
+    "502": (lambda *_: answer("502 Bad Gateway", b"<html>", "text/html"), "status 502"),
+    "silence": (lambda *_: None, "no whole answer within 2 s"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "rubbish", [pytest.param(name, marks=pytest.mark.slow if name == "silence" else ()) for name in RUBBISH]
+)
+def test_no_rubbish_becomes_a_token(
+    rubbish: str, held: KmsHeld, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is answered, in the right shape too, is ``Unavailable`` after three attempts, and not repeated."""
+    public, signer = held.adopt(held.uri(proxy.url)), held.signer()
+    signer.sign(MESSAGE)
+    before, (proxy.answer, says) = proxy.requests, RUBBISH[rubbish]
+    with pytest.raises(Unavailable, match=says) as caught:
+        signer.sign(MESSAGE)
+    assert proxy.url in str(caught.value)
+    assert proxy.requests == before + 3
+    assert "unguessable" not in f"{caught.value!r}{caught.value.__cause__!r}{caplog.text}"
+    proxy.answer = honest
+    assert accepted(signer.sign(MESSAGE), public) == public.kid
+
+
+def test_another_keys_signature_under_this_keys_name_is_never_sent(held: KmsHeld, proxy: Proxy) -> None:
+    """The server is made to sign with another key of its own, and names the right one: that is no token."""
+    public, signer, other = held.adopt(held.uri(proxy.url)), held.signer(), held.make()
+
+    def swapped(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
+        asked = request.replace(held.arn.encode(), other.encode())
+        return server(asked).replace(other.encode(), held.arn.encode())
+
+    proxy.answer = swapped
+    with pytest.raises(Unavailable, match=f"signs with another key than {public.kid}"):
+        signer.sign(MESSAGE)
+
+
+def test_rubbish_among_good_answers_is_never_sent(held: KmsHeld, proxy: Proxy) -> None:
+    """Two of three answers are signatures of another input; each message is signed at the third attempt."""
+    public, signer = held.adopt(held.uri(proxy.url)), held.signer()
+    begun = proxy.requests
+
+    def now_and_then(request: bytes, server: Callable[[bytes], bytes]) -> bytes:
+        return honest(request, server) if (proxy.requests - begun) % 3 == 0 else of_other_input(request, server)
+
+    proxy.answer = now_and_then
+    for number in range(10):
+        assert accepted(signer.sign(replace(MESSAGE, key=b"%d" % number)), public) == public.kid
+    assert proxy.requests == begun + 30
+
+
+# --- keys that cannot be ours, processes, the authority, the command ----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "usage", "why"),
+    [
+        ("RSA_2048", "SIGN_VERIFY", "does not sign ES256, ES384, EdDSA"),
+        ("RSA_2048", "ENCRYPT_DECRYPT", "no public half of a key that signs|does not sign"),
+        ("ECC_NIST_P521", "SIGN_VERIFY", "curves are P-256 and P-384"),
+        ("ECC_SECG_P256K1", "SIGN_VERIFY", "curves are P-256 and P-384"),
+    ],
+)
+def test_a_key_that_cannot_be_ours_is_not_adopted(
+    local_kms: LocalKms, tmp_path: Path, spec: str, usage: str, why: str
+) -> None:
+    """A key of another type or use is refused, and the keystore stays as it was."""
+    held = KmsHeld(local_kms, tmp_path, spec=spec, usage=usage)
+    with pytest.raises(ConfigurationError, match=why):
+        held.adopt()
+    assert not held.store.folder.exists()
+
+
+def test_a_key_that_is_not_there_is_not_adopted(held: KmsHeld) -> None:
+    """Another id is ``Unavailable``, with what AWS KMS says of it."""
+    with pytest.raises(Unavailable, match="NotFoundException: no such key"):
+        held.adopt(held.uri(arn=held.arn[:-1] + ("0" if held.arn[-1] != "0" else "1")))
+    assert not held.store.folder.exists()
+
+
+def test_child_after_a_fork(held: KmsHeld) -> None:
+    """A child signs with the key that its parent has used, by a search of its own for credentials."""
+    public = held.adopt()
+    key = ActiveKey(held.store.folder).signing_key()
+    verify(jws.compact(b"x", key), public)
+    child = os.fork()
+    if not child:
+        try:
+            verify(jws.compact(b"y", key), public)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    verify(jws.compact(b"z", key), public)
+
+
+def test_credentials_that_are_nowhere(held: KmsHeld) -> None:
+    """A producer starts without credentials; its first message is told, and signed once there are some."""
+    public = held.adopt()
+    with credentials({}):
+        signer = held.signer()
+        with pytest.raises(Unavailable, match="no AWS credentials: neither environment, files nor this machine"):
+            signer.sign(MESSAGE)
+    assert accepted(signer.sign(MESSAGE), public) == public.kid
+
+
+def test_an_endpoint_by_tls(held: KmsHeld, tmp_path: Path) -> None:
+    """An endpoint of one's own is asked by TLS, with its CA; without that it is not trusted."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority = Authority(tmp_path)
+    context.load_cert_chain(*authority.issue(host="127.0.0.1"))
+    with Proxy(held.kms.url, context) as proxy:
+        uri = f"awskms:{held.arn}?endpoint={proxy.url}"
+        with pytest.raises(Unavailable, match="its certificate is not trusted"):
+            held.adopt(uri)
+        assert not held.store.folder.exists()
+        public = held.adopt(f"{uri}&ca={authority.path}")
+        assert accepted(held.signer().sign(MESSAGE), public) == public.kid
+
+
+def test_an_authority_whose_key_is_in_aws(held: KmsHeld, tmp_path: Path) -> None:
+    """An authority signs identities with a key of AWS KMS; it answers 503 while that is disabled."""
+    world_folder = tmp_path / "world"
+    world_folder.mkdir()
+    public = held.adopt(pinned=True)
+    world = World(world_folder, keys=ActiveKey(held.store.folder))
+    wit = world.ask().body["wit"]
+    jws.verify(jws.take_apart(wit.encode(), typ="wit+jwt"), public)
+    held.client.disable_key(KeyId=held.arn)
+    found = world.ask()
+    assert (found.status, found.body) == (503, {"error": "temporarily_unavailable"})
+    held.client.enable_key(KeyId=held.arn)
+    assert world.ask().status == 200
+
+
+def test_the_command(held: KmsHeld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``mqauth keys adopt`` enters what an alias stands for; a key that is not there is exit code 3."""
+    adopt = ["keys", "adopt", "--dir", str(tmp_path / "keys"), "--subject", "orders-api", "--publish-delay", "0"]
+    assert main([*adopt, "--uri", held.uri(arn=held.alias())]) == 0
+    assert [entry.uri for entry in Keystore(folder=tmp_path / "keys").ring().keys] == [held.uri()]
+    capsys.readouterr()
+    assert main([*adopt, "--uri", held.uri(arn=held.arn.rpartition("/")[0] + "/none")]) == 3
+    said = capsys.readouterr()
+    assert "NotFoundException: no such key" in said.err
+    assert said.out == ""
+
+
+@pytest.mark.slow
+def test_the_page_does_what_it_says(ministack: MiniStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command of the page runs, in order, with AWS's own command; the last one stops the producer."""
+    monkeypatch.setenv("PATH", str(ministack.commands(tmp_path / "bin")), prepend=os.pathsep)
+    changes = {"awskms:$ARN": f"awskms:$ARN?endpoint={ministack.url}&unsafe_http_loopback=true"}
+    printed, signed = "", next(block for block in blocks(PAGE) if block.language == "python")
+    role(ministack, "orders-api")
+    with credentials(ministack.owner):
+        reader = Reader(tmp_path, changes)
+        for block in blocks(PAGE):
+            if block.mark == "output":
+                assert matches(block.text, printed)
+            elif block.mark == "kms":
+                printed = reader.run(block)
+            if block == signed:
+                # The rights that the page gives are enough.
+                with credentials(assumed(ministack, "orders-api")):
+                    assert ActiveKey(tmp_path / "keys").signing_key().sign(b"x")
+        with pytest.raises(AssertionError, match="the key is disabled"):
+            reader.run(signed)
