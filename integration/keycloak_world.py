@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from integration.services.keycloak import Keycloak
 from integration.services.machine import LOOPBACK, Port
-from mqauth import ClientCredentials, EnrolledKey
+from mqauth import ClientCredentials, IdentityKey
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS
 from mqauth.keystore import Keystore
 from mqauth.wire import dpop
@@ -269,10 +269,10 @@ class World:
             ca=self.keycloak.ca,
         )  # fmt: skip
 
-    def enrolled(self, client: str, subject: str, credential: Any = None) -> EnrolledKey:
+    def enrolled(self, client: str, subject: str, credential: Any = None) -> IdentityKey:
         """Return the key of a producer."""
         given = credential or self.credentials(client)
-        return EnrolledKey(self.url, subject=subject, credential=given, unsafe_http_loopback=True)
+        return IdentityKey(self.url, subject=subject, credential=given, unsafe_http_loopback=True)
 
     # --- the authority --------------------------------------------------------------------------------------
 

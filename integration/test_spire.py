@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from integration.services.machine import CommandError
 from integration.services.spire import Agent, Spire, program
 from integration.spire_world import DOMAIN, ORDERS, STOCK, SUBJECT, Shop, completed, mint, parts, settings, until
-from mqauth import ConfigurationError, IdentityKey, Key, Message, Outcome, Signer, Verdict, load
+from mqauth import ConfigurationError, Key, Message, Outcome, Signer, Verdict, WITKey, load
 from mqauth.flow import run
 from mqauth.testing.clock import RunningClock
 from mqauth.wire import jwk
@@ -237,7 +237,7 @@ def identity(spire: Spire, subject: str = ORDERS, *words: str) -> tuple[str, Key
 
 def sealed(wit: str, key: Key, audience: str = "billing") -> Message:
     """Return a message of a workload."""
-    found = IdentityKey(wit, key)
+    found = WITKey(wit, key)
     who = found.identity
     signer = Signer(key=found, issuer=who.trust_domain, subject=who.subject, audience=audience)
     return signer.sign(Message(destination="kafka:orders", body=BODY))
@@ -268,7 +268,7 @@ def test_keys_of_both_curves_are_taken(
 def test_a_wit_svid_with_an_issuer_is_taken(twin: Spire) -> None:
     """With ``wit_issuer`` it says ``iss``, which is read for the audit."""
     wit, key = identity(twin)
-    assert IdentityKey(wit, key).identity.iss == "https://spire.prod.example"
+    assert WITKey(wit, key).identity.iss == "https://spire.prod.example"
 
 
 def shape(token: str) -> list[list[str]]:
@@ -377,7 +377,7 @@ def test_an_rsa_key_signs_no_proof(kind: str, trial: Shop) -> None:
     """SPIRE vouches for RSA keys too; they are refused where they would sign, and their WITs are none of ours."""
     made = mint(trial.spire, "wit", "-keyType", kind, "-signingAlgorithm", "RS256")
     with pytest.raises(ConfigurationError, match="no WIT"):
-        IdentityKey(made["svid"]["token"], Key.generate("ES256"))
+        WITKey(made["svid"]["token"], Key.generate("ES256"))
 
 
 def test_without_the_flag_there_are_no_wit_svids(shop: Shop) -> None:

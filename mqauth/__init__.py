@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from mqauth.judging.verified import Verified
     from mqauth.judging.verifier import Issuer, Verifier
     from mqauth.keystore import ActiveKey, JWKSFile
-    from mqauth.keystore.identity import IdentityKey
     from mqauth.keystore.identity.credentials import ClientCredentials, OwnKey, TokenFile
-    from mqauth.keystore.identity.enrolled import EnrolledKey
+    from mqauth.keystore.identity.identity_key import IdentityKey
+    from mqauth.keystore.identity.wit_key import WITKey
     from mqauth.keystore.remote.jwks import JWKS, discover
     from mqauth.policies.opa import OPA
     from mqauth.replay.memory import MemoryReplayStore
@@ -61,7 +61,6 @@ __all__ = [
     "ConfigurationError",
     "Decision",
     "Detector",
-    "EnrolledKey",
     "FanOut",
     "FloodGate",
     "HeadFile",
@@ -96,6 +95,7 @@ __all__ = [
     "Verdict",
     "Verified",
     "Verifier",
+    "WITKey",
     "__version__",
     "discover",
     "load",
@@ -119,9 +119,9 @@ _NAMES: Final = {
     "judging.trust_domain": ("TrustDomain",),
     "judging.verifier": ("Issuer", "Verifier"),
     "keystore.disk.watch": ("ActiveKey", "JWKSFile"),
-    "keystore.identity": ("IdentityKey",),
+    "keystore.identity.wit_key": ("WITKey",),
     "keystore.identity.credentials": ("ClientCredentials", "OwnKey", "TokenFile"),
-    "keystore.identity.enrolled": ("EnrolledKey",),
+    "keystore.identity.identity_key": ("IdentityKey",),
     "keystore.remote.jwks": ("JWKS", "discover"),
     "policies.opa": ("OPA",),
     "replay.memory": ("MemoryReplayStore",),

@@ -66,7 +66,7 @@ class Signer:
 
     Args:
         key: a private ``Key``, any ``SigningKey``, or a ``SigningKeySource`` that follows rotation, such as
-            ``mqauth.ActiveKey``; with ``mqauth.EnrolledKey`` or ``IdentityKey`` tokens have the identity form.
+            ``mqauth.ActiveKey``; with ``mqauth.IdentityKey`` or ``WITKey`` tokens have the identity form.
         issuer: ``iss``, whom consumers trust for this key; the trust domain of an identity.
         subject: ``sub``, the producer's name.
         audience: ``aud``, the service or stream the messages are meant for.
@@ -271,7 +271,7 @@ class Signer:
             require(
                 self._is_identity == isinstance(key, WorkloadKey)
                 and (not isinstance(key, WorkloadKey) or key.identity.trust_domain == self.issuer),
-                "the issuer of an identity is its trust domain, and its key comes as EnrolledKey or IdentityKey",
+                "the issuer of an identity is its trust domain, and its key comes as IdentityKey or WITKey",
             )
             if isinstance(key, WorkloadKey):
                 _check_life(key.identity, self.lifetime)

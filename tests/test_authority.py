@@ -13,7 +13,7 @@ from mqauth.audit.chain import verify_chain
 from mqauth.authority.grants import Grant
 from mqauth.authority.refusals import Refusal, Refused
 from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.keystore.identity import IdentityKey
+from mqauth.keystore.identity.wit_key import WITKey
 from mqauth.wire import base64url, identity, jwk
 from mqauth.wire.keys import Key, KeySet, Revocation, public_members
 from tests.authority_world import ACCOUNT, CLUSTER, DOMAIN, MACHINES, ORDERS, STOCK, URL, World, jws
@@ -43,14 +43,14 @@ def test_a_credential_gets_its_identity(world: World) -> None:
     assert dict(wit.identity.claims) == {"env": "prod"}
     assert wit.identity.expires == int(world.clock.now()) + 3600
     assert found.headers[b"cache-control"] == b"no-store"
-    IdentityKey(found.body["wit"], world.key, clock=world.clock)
+    WITKey(found.body["wit"], world.key, clock=world.clock)
 
 
 @pytest.mark.parametrize("algorithm", ["EdDSA", "ES256", "ES384"])
 def test_a_workload_chooses_its_algorithm(world: World, algorithm: str) -> None:
     """The key of a workload may be of each algorithm of the form."""
     world.key = Key.generate(algorithm)
-    IdentityKey(world.ask().body["wit"], world.key, clock=world.clock)
+    WITKey(world.ask().body["wit"], world.key, clock=world.clock)
 
 
 def test_a_machine_enrols_with_its_own_key(world: World) -> None:

@@ -18,9 +18,9 @@ from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import Unavailable
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Verifier
-from mqauth.keystore.identity import IdentityKey
 from mqauth.keystore.identity.credentials import OwnKey
-from mqauth.keystore.identity.enrolled import EnrolledKey
+from mqauth.keystore.identity.identity_key import IdentityKey
+from mqauth.keystore.identity.wit_key import WITKey
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.signer import Signer
 from mqauth.wire import jwk
@@ -74,7 +74,7 @@ def test_from_a_credential_to_a_verified_message(world: World, port: int) -> Non
     """A workload gets a WIT over HTTP and signs; a consumer that has the served JWK Set alone accepts that."""
     status, body = asked(world, port)
     assert status == 200
-    key = IdentityKey(body["wit"], world.key, clock=world.clock)
+    key = WITKey(body["wit"], world.key, clock=world.clock)
     signed = Signer(key=key, issuer=DOMAIN, subject=ORDERS, audience="billing", clock=world.clock).sign(MESSAGE)
     keys = jwk.load_key_set(json.dumps(fetch(port, "GET", "/jwks.json")[1]).encode())
     verifier = Verifier(keys={DOMAIN: TrustDomain(keys=keys)}, audience="billing")
@@ -111,7 +111,7 @@ def test_a_producer_of_ours_enrols_and_a_consumer_accepts(tmp_path: Path, algori
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         world = World(tmp_path, url=url, clock=SYSTEM_CLOCK)
         own = OwnKey(world.machine, issuer=MACHINES, subject="orders-api")
-        enrolled = EnrolledKey(url, subject=ORDERS, credential=own, algorithm=algorithm, unsafe_http_loopback=True)
+        enrolled = IdentityKey(url, subject=ORDERS, credential=own, algorithm=algorithm, unsafe_http_loopback=True)
         with (
             serving(world, listener),
             enrolled as key,
@@ -134,7 +134,7 @@ def test_a_producer_of_ours_that_is_not_granted_signs_nothing(tmp_path: Path) ->
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         world = World(tmp_path, url=url, clock=SYSTEM_CLOCK)
         own = OwnKey(world.machine, issuer=MACHINES, subject="orders-api")
-        enrolled = EnrolledKey(url, subject=STOCK, credential=own, unsafe_http_loopback=True)
+        enrolled = IdentityKey(url, subject=STOCK, credential=own, unsafe_http_loopback=True)
         with serving(world, listener), enrolled as key, pytest.raises(Unavailable, match="403 access_denied"):
             key.signing_key()
     assert world.records()[0]["reason"] == "grant_missing"

@@ -13,7 +13,7 @@ from mqauth.judging.verifier import Verifier
 from mqauth.keystore import Keystore, public_keys
 from mqauth.keystore.disk import cutoffs, ring
 from mqauth.keystore.disk.ring import MAX_OVERLAP, RETIREMENT_GRACE, KeyRing
-from mqauth.keystore.identity import IdentityKey
+from mqauth.keystore.identity.wit_key import WITKey
 from mqauth.keystore.remote.keyserver import KeyServer, max_age, publish
 from mqauth.signer import Signer
 from mqauth.testing.clock import FakeClock
@@ -37,7 +37,7 @@ def store(tmp_path: Path) -> Keystore:
 def judged(world: World, wit: str) -> str:
     """Return the subject of a message that is signed under a WIT now, by the set that is served now."""
     keys = jwk.load_key_set(world.request("GET", "/jwks.json").body)
-    key = IdentityKey(wit, world.key, clock=world.clock)
+    key = WITKey(wit, world.key, clock=world.clock)
     signed = Signer(key=key, issuer=DOMAIN, subject=ORDERS, audience="billing", clock=world.clock).sign(MESSAGE)
     verifier = Verifier(keys={DOMAIN: TrustDomain(keys=keys)}, audience="billing")
     return verifier.verify(signed, verifier.open(signed), keys, world.clock.now()).subject

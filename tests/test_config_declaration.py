@@ -62,7 +62,7 @@ from mqauth.judging.rollout import Exemption, RolloutEntry
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore.identity.credentials import ClientCredentials, OwnKey
-from mqauth.keystore.identity.enrolled import EnrolledKey
+from mqauth.keystore.identity.identity_key import IdentityKey
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.letters.authorities import Authority
 from mqauth.policies.opa import OPA
@@ -72,7 +72,7 @@ from mqauth.signer import Signer
 SOURCE = {"table", "issuer", "file", "jwks", "discovery"}
 OBJECTS: dict[type[Settings], tuple[tuple[Callable[..., object], ...], set[str]]] = {
     ProducerSettings: ((Signer,), {"keys", "identity", "batch", "linger", "passphrase_env", "passphrase_file"}),
-    IdentitySettings: ((EnrolledKey,), set()),
+    IdentitySettings: ((IdentityKey,), set()),
     CredentialSettings: ((OwnKey, ClientCredentials), {"token_file"}),
     ConsumerSettings: ((Verifier, Pipeline), {"issuers", "allow", "opa", "unsigned"}),
     IssuerSettings: ((Issuer, TrustDomain, JWKS), SOURCE | {"trust_domain"}),

@@ -20,7 +20,7 @@ from mqauth.judging.policy import Allow, Rule
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.unverified import Verdict
 from mqauth.judging.verifier import Issuer
-from mqauth.keystore.identity import IdentityKey
+from mqauth.keystore.identity.wit_key import WITKey
 from mqauth.keystore.remote.rules import merge
 from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.dead_letter import letter_id
@@ -58,7 +58,7 @@ def judged(pipe: Pipeline, message: Message) -> Outcome:
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("algorithm", ["EdDSA", "ES256", "ES384"])
 def test_a_signed_message_is_verified_with_its_identity(form: str, place: str, algorithm: str) -> None:
-    """What a producer with an IdentityKey signs is accepted, and shows whose it is."""
+    """What a producer with an WITKey signs is accepted, and shows whose it is."""
     clock = FakeClock(1_900_000_000)
     forge = FORMS[form](clock, algorithm=algorithm)
     outcome = judged(pipeline(forge, clock), forge.signer().sign(honest_message(place)))
@@ -278,12 +278,12 @@ def test_a_producer_is_whom_its_identity_names(changes: dict[str, str]) -> None:
 
 
 def test_an_identity_of_another_key_is_none() -> None:
-    """IdentityKey takes no WIT that vouches for another key, no token that is no WIT, and none that has ended."""
+    """WITKey takes no WIT that vouches for another key, no token that is no WIT, and none that has ended."""
     clock = FakeClock(1_900_000_000)
     forge = IdentityForge(clock)
     for wit in (forge.authority.wit(WORKLOAD, forge.neighbour), "a.b.c", "\u00e9", forge.wit(claims={"exp": 1})):
         with pytest.raises(ConfigurationError):
-            IdentityKey(wit, forge.key, clock=clock)
+            WITKey(wit, forge.key, clock=clock)
 
 
 def test_the_audit_record_says_whose_key_it_was() -> None:

@@ -18,7 +18,7 @@ from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.http.connection import FetchFailed
 from mqauth.keystore.identity import renewal
 from mqauth.keystore.identity.credentials import TokenFile
-from mqauth.keystore.identity.enrolled import EnrolledKey
+from mqauth.keystore.identity.identity_key import IdentityKey
 from mqauth.keystore.identity.renewal import Grant, Moment, Renewal
 from mqauth.keystore.identity.request import Refused
 from mqauth.keystore.remote.jwks import JWKS
@@ -182,7 +182,7 @@ class Bench:
             "subject": WORKLOAD, "credential": TokenFile("token"), "clock": self.clock, "randomness": bytes,
             "ask": self.ask, "keys": self.keys, "refresher": Inline,
         }  # fmt: skip
-        self.key = EnrolledKey(URL, **(wanted | settings))
+        self.key = IdentityKey(URL, **(wanted | settings))
 
     def ask(self) -> Grant:
         """Answer as told."""
@@ -217,7 +217,7 @@ class Bench:
         self.serves = Answer(keys=KeySet(keys, **cutoffs))
 
 
-def why(key: EnrolledKey) -> str:
+def why(key: IdentityKey) -> str:
     """Return why nothing can be signed."""
     with pytest.raises(Unavailable) as caught:
         key.signing_key()
@@ -398,8 +398,8 @@ def test_tokens_live_for_half_an_identity_at_most(lifetime: int, good: bool) -> 
 async def test_an_event_loop_is_never_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
     """In an event loop the first use asks in the background and does not wait."""
     waits: list[float] = []
-    start = EnrolledKey.start
-    monkeypatch.setattr(EnrolledKey, "start", lambda key, wait=5: (waits.append(wait), start(key, wait))[1])
+    start = IdentityKey.start
+    monkeypatch.setattr(IdentityKey, "start", lambda key, wait=5: (waits.append(wait), start(key, wait))[1])
     begun, go = threading.Event(), threading.Event()
     bench = Bench(refresher=ThreadRefresher)
     bench.before = lambda: (begun.set(), go.wait(5))
@@ -476,4 +476,4 @@ def test_wrong_arguments_are_refused(url: str, settings: dict[str, Any], text: s
     """What no authority could take is a configuration error."""
     wanted: dict[str, Any] = {"subject": WORKLOAD, "credential": TokenFile("token")}
     with pytest.raises(ConfigurationError, match=text):
-        EnrolledKey(url, **(wanted | settings))
+        IdentityKey(url, **(wanted | settings))

@@ -62,7 +62,7 @@ STATEMENTS = (
     + 7
     # Characters without any form, and the scope of a letter as it is.
     + 3
-    # The identity form: WITs and proofs, trust domains, cut-offs, memory, rules by claims, IdentityKey.
+    # The identity form: WITs and proofs, trust domains, cut-offs, memory, rules by claims, WITKey.
     + 510
     # Places of headers in a letter, without what brokers write.
     + 4

@@ -15,7 +15,7 @@ from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow, Rule
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Verifier
-from mqauth.keystore.identity import IdentityKey
+from mqauth.keystore.identity.wit_key import WITKey
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.signer import Signer
 from mqauth.testing import FakeClock
@@ -79,7 +79,7 @@ def test_a_message_leads_to_the_record_of_a_real_authority(
 ) -> None:
     """A workload asks an authority, signs and is accepted: both files have its thumbprint, and one who asked."""
     world, consumer = World(tmp_path), tmp_path / "consumer.jsonl"
-    held = IdentityKey(world.ask().body["wit"], world.key, clock=world.clock)
+    held = WITKey(world.ask().body["wit"], world.key, clock=world.clock)
     signer = Signer(key=held, issuer=DOMAIN, subject=ORDERS, audience="billing", clock=world.clock)
     verifier = Verifier(
         keys={DOMAIN: TrustDomain(keys=world.keystore.public_keys())}, audience="billing"

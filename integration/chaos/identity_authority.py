@@ -26,7 +26,7 @@ from mqauth.authority.issuing import IdentityAuthority
 from mqauth.cli.serve import Server, listen
 from mqauth.keystore import ActiveKey, Keystore
 from mqauth.keystore.identity.credentials import OwnKey
-from mqauth.keystore.identity.enrolled import EnrolledKey
+from mqauth.keystore.identity.identity_key import IdentityKey
 from mqauth.keystore.remote.keyserver import KeyServer
 from mqauth.wire.jwk import dump_key_set, load_key_set
 from mqauth.wire.keys import Key, KeySet
@@ -104,11 +104,11 @@ class Authority:
             self._process.kill()
             self._process.wait()
 
-    def enrolled(self, name: str) -> EnrolledKey:
+    def enrolled(self, name: str) -> IdentityKey:
         """Return the key of whoever has this producer's own key: the producer, or its thief."""
         own = OwnKey(self.machines[name], issuer=MACHINES, subject=name)
         url = self.orders.url
-        return EnrolledKey(url, subject=subject_of(name), credential=own, unsafe_http_loopback=True)
+        return IdentityKey(url, subject=subject_of(name), credential=own, unsafe_http_loopback=True)
 
 
 def _free_port() -> int:

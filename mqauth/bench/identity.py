@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from mqauth.bench.contenders import Contender, Make
 from mqauth.bench.workload import BATCH, PADDING, Workload
-from mqauth.keystore.identity import IdentityKey
+from mqauth.keystore.identity.wit_key import WITKey
 from mqauth.signer import Signer
 from mqauth.testing.forge import Forge
 from mqauth.testing.identity import IdentityForge
@@ -30,7 +30,7 @@ class OneIdentity(IdentityForge):
 
     def __init__(self) -> None:
         super().__init__(lifetime=LIFETIME)
-        self._held = IdentityKey(self.wit(), self.key, clock=self.clock)
+        self._held = WITKey(self.wit(), self.key, clock=self.clock)
 
     def identity(self, **settings: Any) -> dict[str, Any]:
         """Return the arguments of the workload's signer."""

@@ -12,11 +12,11 @@ from mqauth.errors import require
 from mqauth.keystore import ActiveKey
 from mqauth.keystore.disk.folder import read_pem
 from mqauth.keystore.identity.credentials import ClientCredentials, Credential, OwnKey, TokenFile
-from mqauth.keystore.identity.enrolled import EnrolledKey
+from mqauth.keystore.identity.identity_key import IdentityKey
 from mqauth.wire.keys import Key
 
 
-def enrolled(found: ProducerSettings, clock: Clock) -> EnrolledKey:
+def enrolled(found: ProducerSettings, clock: Clock) -> IdentityKey:
     """Return the key of ``[producer.identity]``; nothing is asked yet.
 
     Raises:
@@ -25,7 +25,7 @@ def enrolled(found: ProducerSettings, clock: Clock) -> EnrolledKey:
     identity = require(found.identity, "no identity")
     credential = _credential(found, identity, clock)
     with identity.table.located("authority"):
-        return EnrolledKey(clock=clock, **identity.arguments(EnrolledKey) | {"credential": credential})
+        return IdentityKey(clock=clock, **identity.arguments(IdentityKey) | {"credential": credential})
 
 
 def _credential(producer: ProducerSettings, identity: IdentitySettings, clock: Clock) -> Credential:

@@ -59,7 +59,7 @@ class CredentialSettings(Settings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdentitySettings(Settings):
-    """``[producer.identity]``: the arguments of ``EnrolledKey``."""
+    """``[producer.identity]``: the arguments of ``IdentityKey``."""
 
     authority: Annotated[str, url("https", "http"), "The authority's url, as it names itself; no `/` at its end."]
     subject: Annotated[

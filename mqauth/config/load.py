@@ -37,7 +37,7 @@ from mqauth.judging.rollout import Rollout
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey
-from mqauth.keystore.identity.enrolled import EnrolledKey
+from mqauth.keystore.identity.identity_key import IdentityKey
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.policies.opa import OPA
 from mqauth.replay.memory import MemoryReplayStore
@@ -109,14 +109,14 @@ class Configuration:
         """
         found = self._required(self._settings.producer, "producer")
         if found.identity is None:
-            key: Key | ActiveKey | EnrolledKey = key_on_disk(found, found, found.subject, self._clock)
+            key: Key | ActiveKey | IdentityKey = key_on_disk(found, found, found.subject, self._clock)
         else:
             key = self.identity
             self.identity.start()
         return Signer(key=key, clock=self._clock, **found.arguments(Signer))
 
     @cached_property
-    def identity(self) -> EnrolledKey:
+    def identity(self) -> IdentityKey:
         """The key of ``[producer.identity]``, which the signer signs with; the signer asks its authority at once.
 
         While the authority is out of reach the producer runs, and signs nothing.

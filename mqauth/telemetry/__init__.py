@@ -92,7 +92,7 @@ class Health(Protocol):
 
 
 class IdentityHealth(Protocol):
-    """The part of an ``EnrolledKey``'s ``health()`` that is measured here."""
+    """The part of an ``IdentityKey``'s ``health()`` that is measured here."""
 
     @property
     def subject(self) -> str:
@@ -193,7 +193,7 @@ class Telemetry:
         """Measure how long a producer's identity still lasts, with the label ``subject``.
 
         Args:
-            health: of the ``EnrolledKey``; in a configuration it is ``config.identity.health``.
+            health: of the ``IdentityKey``; in a configuration it is ``config.identity.health``.
         """
         self._gauges[IDENTITY_EXPIRES].append(({"subject": health().subject}, lambda: health().expires_in or 0.0))
 

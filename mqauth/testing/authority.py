@@ -20,7 +20,7 @@ from mqauth.http.connection import MAX_TIMEOUT, Deadline
 from mqauth.http.exchange import Response
 from mqauth.keystore import ActiveKey, Keystore
 from mqauth.keystore.identity.credentials import Credential, OwnKey
-from mqauth.keystore.identity.enrolled import EnrolledKey
+from mqauth.keystore.identity.identity_key import IdentityKey
 from mqauth.keystore.identity.request import IdentityRequest
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.keystore.remote.keyserver import KeyServer
@@ -76,9 +76,9 @@ class MemoryAuthority:
         self._server = self._serving(grants)
         self._grants = dict(grants)
 
-    def enrolled(self, name: str, subject: str) -> EnrolledKey:
+    def enrolled(self, name: str, subject: str) -> IdentityKey:
         """Return the key of a producer, which enrols with its own key and renews without a thread."""
-        return EnrolledKey(
+        return IdentityKey(
             URL, subject=subject, credential=self.credential(name), clock=self.clock,
             ask=self.request(subject, self.credential(name)), keys=self._followed, refresher=OnTheSpot,
         )  # fmt: skip

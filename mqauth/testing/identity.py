@@ -9,7 +9,7 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.judging.policy import Allow, Rule
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Verifier
-from mqauth.keystore.identity import IdentityKey
+from mqauth.keystore.identity.wit_key import WITKey
 from mqauth.testing.batchforge import PLACE, BatchForge
 from mqauth.testing.forge import AUDIENCE, Forge, bent
 from mqauth.wire import base64url, identity, strict_json
@@ -41,9 +41,9 @@ class WITSigner:
         """The key set that consumers have of this authority."""
         return KeySet([self.key])
 
-    def issue(self, subject: str, workload: Key, **bends: Any) -> IdentityKey:
+    def issue(self, subject: str, workload: Key, **bends: Any) -> WITKey:
         """Return a workload's key with a WIT for it; ``wit`` has the changes that can be made."""
-        return IdentityKey(self.wit(subject, workload, **bends), workload, clock=self.clock)
+        return WITKey(self.wit(subject, workload, **bends), workload, clock=self.clock)
 
     def wit(
         self,
@@ -113,7 +113,7 @@ class IdentityForge(Forge):
 
     def identity(self, **settings: Any) -> dict[str, Any]:
         """Return the arguments of the honest workload's signer."""
-        held = IdentityKey(self.wit(), self.key, clock=self.clock)
+        held = WITKey(self.wit(), self.key, clock=self.clock)
         return super().identity(**({"key": held} | settings))
 
     def verifier(self, **settings: Any) -> Verifier:

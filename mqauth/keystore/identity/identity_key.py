@@ -63,7 +63,7 @@ class Health:
     counters: Mapping[str, int]
 
 
-class EnrolledKey:
+class IdentityKey:
     """A ``SigningKeySource`` whose identity an authority gives and renews; it asks nothing before its first use.
 
     Each identity gets a fresh key, which is never written anywhere. It is renewed at half its life. While the
@@ -125,7 +125,7 @@ class EnrolledKey:
         self._begin()
         _LIVE.add(self)
 
-    def __enter__(self) -> EnrolledKey:
+    def __enter__(self) -> IdentityKey:
         self.start()
         return self
 
@@ -133,7 +133,7 @@ class EnrolledKey:
         self.close()
 
     def __repr__(self) -> str:
-        return f"EnrolledKey({self.subject!r})"
+        return f"IdentityKey({self.subject!r})"
 
     def start(self, wait: float = MAX_TIMEOUT) -> None:
         """Ask now, and from now on in the background; the first use does the same.
@@ -292,7 +292,7 @@ class EnrolledKey:
         return self._randomness(1)[0] / 256
 
 
-_LIVE: Final[weakref.WeakSet[EnrolledKey]] = weakref.WeakSet()
+_LIVE: Final[weakref.WeakSet[IdentityKey]] = weakref.WeakSet()
 
 
 def _forked() -> None:

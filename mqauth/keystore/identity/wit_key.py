@@ -1,6 +1,6 @@
 """A workload's key in memory, with a WIT that was asked for elsewhere. Experimental.
 
-This is the part that asks no authority; ``enrolled`` has the key that is renewed from one.
+This is the part that asks no authority; ``identity_key`` has the key that is renewed from one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mqauth.wire.keys import Key
 from mqauth.wire.workload import WorkloadKey
 
 
-class IdentityKey:
+class WITKey:
     """A ``SigningKeySource`` whose tokens have the identity form: WIT and proof in one header.
 
     Args:
@@ -35,7 +35,7 @@ class IdentityKey:
         require(self.identity.expires > clock.now(), "the identity has ended")
 
     def __repr__(self) -> str:
-        return f"IdentityKey({self.identity.subject!r})"
+        return f"WITKey({self.identity.subject!r})"
 
     @property
     def identity(self) -> Identity:

@@ -22,7 +22,7 @@ from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.keystore.disk import ring
 from mqauth.keystore.identity.credentials import OwnKey
-from mqauth.keystore.identity.enrolled import EnrolledKey
+from mqauth.keystore.identity.identity_key import IdentityKey
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.signer import Signer
 from mqauth.testing.token_attacks import honest_message
@@ -49,7 +49,7 @@ class Shop:
         clock = {"clock": world.clock, "refresher": Inline}
         own = OwnKey(world.machine, issuer=MACHINES, subject="orders-api")
         keys = JWKS(f"{world.url}/jwks.json", unsafe_http_loopback=True, **clock)
-        self.key = EnrolledKey(
+        self.key = IdentityKey(
             world.url, subject=ORDERS, credential=own, unsafe_http_loopback=True, keys=lambda: keys, **clock
         )
         trusted = JWKS(f"{world.url}/jwks.json", unsafe_http_loopback=True, **clock)
@@ -68,7 +68,7 @@ class Shop:
         self.world.clock.advance(seconds)
         self.key.start(0)
 
-    def publish(self, key: EnrolledKey | WorkloadKey) -> None:
+    def publish(self, key: IdentityKey | WorkloadKey) -> None:
         """Publish messages signed with a key, and have the consumer judge them."""
         signer = Signer(key=key, issuer=DOMAIN, subject=ORDERS, audience="billing", clock=self.world.clock)
         messages = [honest_message(self.stage.destination, number) for number in range(EACH)]
