@@ -162,6 +162,18 @@ def test_cutoff_stands_in_every_set_of_the_folder(run: Run) -> None:
     assert public_keys(Path("authority-keys")).cutoffs[ORDERS].reason == "stolen"
 
 
+def test_cutoff_tells_how_many_identities_still_live(run: Run) -> None:
+    """The audit file tells how many live. Where it has none, a misspelling is suspected; without it, none."""
+    _, out, error = run("cutoff", "--sub", f"{ORDERS}s", "--reason", "stolen", "--json")
+    assert (json.loads(out)["alive"], "spelt" in error) == (None, False)
+    Path("key.json").write_text(json.dumps(public_members(Key.generate("ES256").public) | {"alg": "ES256"}))
+    run("issue", "--sub", ORDERS, "--jwk", "key.json")
+    for subject, alive in ((ORDERS, 1), (f"{ORDERS}s", 0)):
+        code, out, error = run("cutoff", "--sub", subject, "--reason", "stolen", "--json")
+        assert (code, json.loads(out)["alive"]) == (0, alive)
+        assert ("is it spelt right?" in error) == (not alive)
+
+
 @pytest.mark.parametrize("subject", ["orders-api", "wimse://other.example/a", "wimse://prod.example/"])
 def test_cutoff_is_of_our_domain(run: Run, subject: str) -> None:
     """What is no identifier of the trust domain cannot be cut off."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
 from mqauth.judging.token import Times
+from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.testing import ATTACKS, FakeClock, Forge
@@ -347,6 +349,15 @@ def test_unsigned_headers_are_hidden_or_refused(
         assert reason_of(lambda m=added: judged(strict, m, clock.now())) is Reason.COVERAGE_INSUFFICIENT
         by_broker = replace(message, headers=(*message.headers, ("x-death", ()), ("traceparent", b"x")))
         assert judged(strict, by_broker, clock.now())
+
+
+@pytest.mark.parametrize("keys", ["jwks.json", Path("jwks.json"), b"{}", None])
+def test_what_is_no_source_of_keys_is_refused(keys: Any) -> None:
+    """A path in place of a source is a configuration error that says what is wanted, and not one at a message."""
+    with pytest.raises(ConfigurationError, match="keys come from a source"):
+        Verifier(keys={"https://auth.example": keys}, audience="billing")
+    with pytest.raises(ConfigurationError, match="keys come from a source"):
+        TrustDomain(keys=keys)
 
 
 def test_a_key_of_one_issuer_verifies_no_token_of_another(

@@ -18,7 +18,7 @@ from mqauth.authority.refusals import Refusal, Refused
 from mqauth.errors import Rejection, Unavailable, require
 from mqauth.wire import claims, enrolment, jws
 from mqauth.wire.enrolment import CREDENTIAL_TYPE
-from mqauth.wire.jwk import refuse_svid
+from mqauth.wire.jwk import check_source
 from mqauth.wire.keys import Key, KeySource
 
 MAX_LIFETIME: Final = 86_400
@@ -53,7 +53,7 @@ class CredentialIssuer:
     def __post_init__(self) -> None:
         most = enrolment.MAX_LIFETIME if self.enrolment else MAX_LIFETIME
         require(1 <= self.max_lifetime <= most, f"max_lifetime is 1 to {most} seconds")
-        refuse_svid(self.keys, *(() if self.enrolment else ("jwt-svid",)))
+        check_source(self.keys, *(() if self.enrolment else ("jwt-svid",)))
 
 
 class Credential(NamedTuple):

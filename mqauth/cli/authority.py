@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
+from mqauth.audit.file import with_parts
+from mqauth.audit.record import Selection, read_records
 from mqauth.authority.application import AuthorityServer
 from mqauth.authority.credential import Credential
 from mqauth.authority.grants import Grant
 from mqauth.authority.issuing import PATH
-from mqauth.authority.records import Trace
+from mqauth.authority.records import ISSUED, Trace
 from mqauth.authority.refusals import Refused
 from mqauth.cli import forms
 from mqauth.cli.app import USAGE, Config, Json, answer, group, print_error
@@ -200,10 +203,23 @@ def cutoff(
     within = identity.trust_domain_of(subject) == found.settings.trust_domain
     require(within, f"--sub: must be an identifier in {found.settings.trust_domain}")
     cut = found.keystore.cut_off(subject, reason=reason, before=None if before is None else int(before))
-    told = {"sub": subject, "before": cut.before, "reason": cut.reason}
+    alive = _alive(found, subject)
+    told = {"sub": subject, "before": cut.before, "reason": cut.reason, "alive": alive}
     answer(as_json, told, f"{subject} is cut off: what was issued before {shown_time(cut.before)} UTC is refused")
+    if alive == 0:
+        print_error(
+            f"note: {found.settings.audit} has no identity of {subject} that still lives: is it spelt right?"
+        )
     if any(grant.subject == subject for grant in found.desk.grants):
         print_error(f"note: a grant still names {subject}: whoever has its credential can ask again")
+
+
+def _alive(found: ConfiguredAuthority, subject: str) -> int | None:
+    """Return how many identities of a subject still live by the audit file here; ``None`` if it tells nothing."""
+    wanted = Selection(subject=subject, verdict=ISSUED, since=time.time() - found.settings.lifetime)
+    with suppress(ConfigurationError):
+        return sum(map(wanted.holds, read_records(with_parts([found.settings.audit]))))
+    return None
 
 
 def _configured(config: Path | None) -> ConfiguredAuthority:

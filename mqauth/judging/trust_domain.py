@@ -8,7 +8,7 @@ from typing import ClassVar, Final
 
 from mqauth.errors import require
 from mqauth.wire.identity import is_trust_domain
-from mqauth.wire.jwk import refuse_svid
+from mqauth.wire.jwk import check_source
 from mqauth.wire.keys import Key, KeySource
 
 IDENTITY_LIFETIME: Final = 3600
@@ -35,7 +35,7 @@ class TrustDomain:
     max_identity_lifetime: int = IDENTITY_LIFETIME
 
     def __post_init__(self) -> None:
-        refuse_svid(self.keys, "wit-svid")
+        check_source(self.keys, "wit-svid")
         require(
             not any(isinstance(pinned, str) for pinned in (self.subjects or {}).values()),
             "the subjects of a trust domain are a set: a text would admit its substrings",

@@ -58,7 +58,7 @@ class Issuer:
             not any(isinstance(pinned, str) for pinned in (self.subjects or {}).values()),
             "pinned subjects are a set: a text would admit its substrings",
         )
-        jwk.refuse_svid(self.keys)
+        jwk.check_source(self.keys)
 
     def subjects_of(self, key: Key) -> frozenset[str]:
         """Return the subjects that a key is known to speak for, as far as they are named."""

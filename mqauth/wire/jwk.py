@@ -135,16 +135,17 @@ def is_other_svid(members: Any, svid: Svid | None) -> bool:
     return svid is not None and use in _SVIDS and use != svid
 
 
-def refuse_svid(source: object, *taken: Svid) -> None:
-    """Refuse a source of keys that reads those of a SPIFFE bundle which are there for something else.
+def check_source(source: object, *taken: Svid) -> None:
+    """Refuse what is no source of keys, and one of keys of a SPIFFE bundle which are there for something else.
 
     Args:
         source: of keys.
         taken: the uses that its reader has.
 
     Raises:
-        ConfigurationError: it reads keys of another use.
+        ConfigurationError: it has no key set, or reads keys of another use.
     """
+    require(hasattr(source, "key_set"), "keys come from a source: JWKS, JWKSFile or KeySet, not a text or a path")
     found = getattr(source, "svid", None)
     require(found in (None, *taken), f"a source of {found} keys of a SPIFFE bundle: they are for something else")
 
