@@ -186,4 +186,4 @@ def test_the_page_counts_right() -> None:
     single = len({attack.name for attack in ALL_ATTACKS})
     assert f"has {single} attacks of one message, and seven of several messages or of dead letters" in page
     assert len(SCENES) == 7
-    assert "They stand for 58 of 64 known classes" in page
+    assert "They cover 58 of 64 known classes" in page
