@@ -239,6 +239,7 @@ INPUTS = [
     ("demo --messages none", 2, "Invalid value for '--messages'"),
     ("bench --rabbitmq localhost", 2, "--rabbitmq: must be amqp://"),
     ("bench --kafka kafka://", 2, "--kafka: must be host:port"),
+    ("demo --audit missing/audit.jsonl", 2, "--audit: missing is no folder"),
 ]
 
 

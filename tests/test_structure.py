@@ -106,7 +106,7 @@ STATEMENTS = (
     # A connection to a transit engine or to OPA that is kept.
     + 37
     # How many identities of a subject still live when it is cut off; what is no source of keys.
-    + 10
+    + 11
     # What a newcomer is told: a mistyped reason, the command with the help, why nobody answers, where to go next;
     # the second Ctrl-C; a handler for what nothing proves in a first consumer that observes.
     + 17

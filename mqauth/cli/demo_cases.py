@@ -23,6 +23,7 @@ from mqauth import (
     Verifier,
 )
 from mqauth.cli.tables import Column
+from mqauth.errors import require
 from mqauth.judging.policy import Policy
 from mqauth.testing.stage import Stage
 from mqauth.wire import destination
@@ -103,9 +104,13 @@ def audit_file(kept: Path | None, folder: Path) -> AuditFile:
     Args:
         kept: where to keep it.
         folder: for one that is not kept.
+
+    Raises:
+        ConfigurationError: there is no folder for it.
     """
     if kept is None:
         return AuditFile(folder / "audit.jsonl", fsync=False)
+    require(kept.parent.is_dir(), f"--audit: {kept.parent} is no folder")
     key = Path(f"{kept}.pem")
     # An audit file that an earlier demo left goes on with the key that signed its heads.
     if not key.exists():
