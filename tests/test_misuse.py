@@ -241,5 +241,5 @@ def test_documented_alerts_are_the_detectors() -> None:
     kinds = set(re.findall(r'fact\.alert\(\s*"(\w+)"', Path(misuse.__file__).read_text("utf-8")))
     kinds |= {kind for kind, *_ in AT_ONCE.values()} | {"rung_lowered", "unsigned_again"}
     kinds |= set(re.findall(r'yield "(\w+)", ', Path(identity_watch.__file__).read_text("utf-8")))
-    table = DOCS.partition("| alert |")[2].partition("Habits are")[0]
+    table = DOCS.partition("| alert |")[2].partition("The detectors learn habits")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == kinds
