@@ -22,6 +22,9 @@ from mqauth.testing.forge import NEIGHBOUR, SUBJECT
 PATIENCE = 60
 LOG, REFUND = "log", "refund"
 
+# Celery's worker for tests may end its thread by the very exception with which it tells itself to stop.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
 
 @dataclass
 class Bench:
