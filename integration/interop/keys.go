@@ -47,22 +47,28 @@ func natural(value any) (int64, bool) {
 	return v, whole && v >= 0
 }
 
-// loadSet reads a JWK Set (section 6).
-func loadSet(raw []byte) (map[string]*key, error) {
+// readSet reads the text of a JWK Set (section 6), whatever its keys are.
+func readSet(raw []byte) (*object, []any, error) {
 	if len(raw) > 262144 {
-		return nil, errNoSet
+		return nil, nil, errNoSet
 	}
 	found, err := parse(raw, 8, false)
-	if err != nil {
-		return nil, err
-	}
 	set, ok := found.(*object)
-	if !ok {
-		return nil, errNoSet
+	if err != nil || !ok {
+		return nil, nil, errNoSet
 	}
 	list, ok := set.members["keys"].([]any)
 	if !ok {
-		return nil, errNoSet
+		return nil, nil, errNoSet
+	}
+	return set, list, nil
+}
+
+// loadSet reads a JWK Set (section 6); uses are those that its keys may have beside sig.
+func loadSet(raw []byte, uses ...any) (map[string]*key, error) {
+	_, list, err := readSet(raw)
+	if err != nil {
+		return nil, err
 	}
 	keys, none := map[string]*key{}, map[string]bool{}
 	for _, jwk := range list {
@@ -70,7 +76,7 @@ func loadSet(raw []byte) (map[string]*key, error) {
 		if !ok {
 			continue
 		}
-		k, ok := loadKey(members.members)
+		k, ok := loadKey(members.members, uses)
 		if !ok {
 			continue
 		}
@@ -85,7 +91,7 @@ func loadSet(raw []byte) (map[string]*key, error) {
 	return keys, nil
 }
 
-func loadKey(jwk map[string]any) (*key, bool) {
+func loadKey(jwk map[string]any, uses []any) (*key, bool) {
 	k := &key{expires: -1, revokedAt: -1}
 	var ok bool
 	if k.kid, ok = name(jwk["kid"], 1, 128); !ok {
@@ -96,7 +102,7 @@ func loadKey(jwk map[string]any) (*key, bool) {
 			return nil, false
 		}
 	}
-	if use, there := jwk["use"]; there && use != any("sig") {
+	if use, there := jwk["use"]; there && use != any("sig") && !slices.Contains(uses, use) {
 		return nil, false
 	}
 	if operations, there := jwk["key_ops"]; there {

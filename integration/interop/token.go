@@ -23,45 +23,58 @@ type token struct {
 	proof               *string
 }
 
-// takeApart is steps 2 and 3.
+// takeApart is steps 2 and 3 of the direct form.
 func takeApart(text, typ string) (*token, reason) {
-	t := &token{text: text, jws: text}
-	if jws, proof, there := strings.Cut(text, "~"); there {
-		t.jws, t.proof = jws, &proof
+	jws, proof, there := strings.Cut(text, "~")
+	t, header, r := segments(jws)
+	if r != "" {
+		return nil, r
 	}
-	segments := strings.Split(t.jws, ".")
-	if len(segments) != 3 {
-		return nil, "token_malformed"
+	t.text = text
+	if there {
+		t.proof = &proof
 	}
-	var raw [3][]byte
-	for i, segment := range segments {
-		var ok bool
-		if raw[i], ok = unb64(segment); !ok {
-			return nil, "token_malformed"
-		}
-	}
-	t.payload, t.signature = raw[1], raw[2]
-	found, err := parse(raw[0], 4, false)
-	header, ok := found.(*object)
-	if err != nil || !ok {
-		return nil, "token_malformed"
-	}
+	var ok bool
 	if t.kid, ok = name(header.members["kid"], 1, 128); !ok {
 		return nil, "token_malformed"
 	}
-	if header.members["typ"] != any(typ) {
-		return nil, "token_type"
+	return t, t.judgeHeader(header, typ, algorithms, "alg", "typ", "kid")
+}
+
+// segments is what step 2 asks of any JWS: three canonical segments, the header an object in strict JSON.
+func segments(jws string) (*token, *object, reason) {
+	parts := strings.Split(jws, ".")
+	if len(parts) != 3 {
+		return nil, nil, "token_malformed"
 	}
-	for _, parameter := range header.names {
-		if !slices.Contains([]string{"alg", "typ", "kid"}, parameter) {
-			return nil, "header_forbidden"
+	var raw [3][]byte
+	for i, part := range parts {
+		var ok bool
+		if raw[i], ok = unb64(part); !ok {
+			return nil, nil, "token_malformed"
 		}
 	}
-	t.alg, _ = header.members["alg"].(string)
-	if !slices.Contains(algorithms, t.alg) {
-		return nil, "algorithm_forbidden"
+	found, err := parse(raw[0], 4, false)
+	header, ok := found.(*object)
+	if err != nil || !ok {
+		return nil, nil, "token_malformed"
 	}
-	return t, ""
+	return &token{text: jws, jws: jws, payload: raw[1], signature: raw[2]}, header, ""
+}
+
+// judgeHeader is step 3: the type, no other parameter, and the algorithm, in this order.
+func (t *token) judgeHeader(header *object, typ string, fits []string, parameters ...string) reason {
+	if header.members["typ"] != any(typ) {
+		return "token_type"
+	}
+	if !only(header, parameters...) {
+		return "header_forbidden"
+	}
+	t.alg, _ = header.members["alg"].(string)
+	if !slices.Contains(fits, t.alg) {
+		return "algorithm_forbidden"
+	}
+	return ""
 }
 
 // holds is step 7. go-jose takes a PSS salt of any size and has no name Ed25519, so these two are checked here.
@@ -101,35 +114,56 @@ type claims struct {
 	mqa                *binding
 	index              int64
 	path               []byte
+	wit                *identity
+	wth                string
 }
 
-// loadClaims is step 4.
+// loadClaims is step 4 of the direct form.
 func loadClaims(t *token) (*claims, reason) {
+	payload, r := t.claimsWith("iss", "sub")
+	if r != "" {
+		return nil, r
+	}
+	c, good := readClaims(payload.members)
+	iss, first := name(payload.members["iss"], 1, 256)
+	sub, second := name(payload.members["sub"], 1, 256)
+	if !good || !first || !second || others(payload, append(common, "iss", "sub")...) > 64 {
+		return nil, "claims_malformed"
+	}
+	c.iss, c.sub = iss, sub
+	if !c.readProof(t.proof) {
+		return nil, "proof_invalid"
+	}
+	return c, ""
+}
+
+// common are the claims of a message's token in both forms; nbf alone may be left out.
+var common = []string{"aud", "iat", "exp", "nbf", "jti", "mqa"}
+
+// claimsWith returns the payload once nothing is missing in it: of what both forms ask for, and of these.
+func (t *token) claimsWith(required ...string) (*object, reason) {
 	found, err := parse(t.payload, 8, false)
 	payload, ok := found.(*object)
 	if err != nil || !ok {
 		return nil, "claims_malformed"
 	}
-	required := []string{"iss", "sub", "aud", "iat", "exp", "jti", "mqa"}
-	for _, member := range required {
-		if _, there := payload.members[member]; !there {
+	for _, member := range append(required, common...) {
+		if _, there := payload.members[member]; !there && member != "nbf" {
 			return nil, "claim_missing"
 		}
 	}
-	c, good := readClaims(payload.members)
-	extra := 0
+	return payload, ""
+}
+
+// others counts the values of the claims that this page does not name.
+func others(payload *object, known ...string) int {
+	n := 0
 	for _, member := range payload.names {
-		if member != "nbf" && !slices.Contains(required, member) {
-			extra += values(payload.members[member])
+		if !slices.Contains(known, member) {
+			n += values(payload.members[member])
 		}
 	}
-	if !good || extra > 64 {
-		return nil, "claims_malformed"
-	}
-	if !c.readProof(t.proof) {
-		return nil, "proof_invalid"
-	}
-	return c, ""
+	return n
 }
 
 func values(value any) int {
@@ -148,22 +182,25 @@ func values(value any) int {
 }
 
 func readClaims(members map[string]any) (*claims, bool) {
-	c, ok := &claims{}, [7]bool{}
-	c.iss, ok[0] = name(members["iss"], 1, 256)
-	c.sub, ok[1] = name(members["sub"], 1, 256)
-	c.aud, ok[2] = name(members["aud"], 1, 256)
-	c.jti, ok[3] = name(members["jti"], 16, 128)
-	c.iat, ok[4] = natural(members["iat"])
-	c.exp, ok[5] = natural(members["exp"])
-	c.mqa, ok[6] = readBinding(members["mqa"])
-	if value, there := members["nbf"]; there {
-		nbf, good := natural(value)
-		if !good {
-			return nil, false
-		}
-		c.nbf = &nbf
+	c, ok := &claims{}, [5]bool{}
+	c.aud, ok[0] = name(members["aud"], 1, 256)
+	c.jti, ok[1] = name(members["jti"], 16, 128)
+	c.iat, ok[2] = natural(members["iat"])
+	c.exp, ok[3] = natural(members["exp"])
+	c.mqa, ok[4] = readBinding(members["mqa"])
+	nbf, good := optionalTime(members, "nbf")
+	c.nbf = nbf
+	return c, good && !slices.Contains(ok[:], false)
+}
+
+// optionalTime returns a time that may be left out, nil where it is.
+func optionalTime(members map[string]any, claim string) (*int64, bool) {
+	value, there := members[claim]
+	if !there {
+		return nil, true
 	}
-	return c, !slices.Contains(ok[:], false)
+	found, ok := natural(value)
+	return &found, ok
 }
 
 func readBinding(value any) (*binding, bool) {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -12,34 +11,6 @@ import (
 	"reflect"
 	"slices"
 )
-
-type authorityForm struct {
-	JWKS  json.RawMessage
-	Waive []string
-}
-
-// consumerForm is a consumer in a file of vectors.
-type consumerForm struct {
-	Issuer       string
-	Audience     any
-	Leeway       int64
-	MaxLifetime  int64 `json:"max_lifetime"`
-	Allow        map[string][]string
-	JWKS         json.RawMessage
-	Others       map[string]json.RawMessage `json:"other_issuers"`
-	UserID       json.RawMessage            `json:"user_id"`
-	At           string
-	MaxQueueAge  int64    `json:"max_queue_age"`
-	Evidence     string   `json:"append_evidence"`
-	Required     []string `json:"require_headers"`
-	Unsigned     string   `json:"unsigned_headers"`
-	Subjects     map[string][]string
-	Authorities  map[string]authorityForm
-	Scope        string
-	StoreEntries int    `json:"store_entries"`
-	KeySet       string `json:"key_set"`
-	Unavailable  []string
-}
 
 type vector struct {
 	Name     string
@@ -58,11 +29,18 @@ type sequence struct {
 	Deliveries []vector
 }
 
+// longSet is the key set of an authority, with its one cut-off so many times.
+type longSet struct {
+	Like    string
+	Cutoffs int
+}
+
 type vectorFile struct {
 	Received  int64
 	Consumer  json.RawMessage
 	Consumers map[string]json.RawMessage
 	KeySets   map[string]json.RawMessage `json:"key_sets"`
+	LongSets  map[string]longSet         `json:"long_key_sets"`
 	Vectors   []vector
 	Sequences []sequence
 }
@@ -72,50 +50,6 @@ func must[T any](value T, err error) T {
 		panic(err)
 	}
 	return value
-}
-
-func isNull(raw json.RawMessage) bool { return raw == nil || string(raw) == "null" }
-
-func (f *consumerForm) consumer() *consumer {
-	c := &consumer{
-		leeway: f.Leeway, maxLifetime: f.MaxLifetime, maxQueueAge: f.MaxQueueAge,
-		append: f.At == "append", interceptor: f.Evidence == "interceptor", required: f.Required, strict: f.Unsigned == "reject", pins: f.Subjects, allow: f.Allow, scope: f.Scope,
-		claims: map[string]*claimed{}, room: 1 << 30, issuers: map[string]map[string]*key{f.Issuer: nil},
-	}
-	switch audience := f.Audience.(type) {
-	case string:
-		c.audiences = []string{audience}
-	case []any:
-		for _, one := range audience {
-			c.audiences = append(c.audiences, one.(string))
-		}
-	}
-	if !isNull(f.JWKS) {
-		c.issuers[f.Issuer] = must(loadSet(f.JWKS))
-	}
-	for iss, jwks := range f.Others {
-		c.issuers[iss] = must(loadSet(jwks))
-	}
-	if f.StoreEntries > 0 {
-		c.room = f.StoreEntries
-	}
-	if !isNull(f.UserID) {
-		c.userID = true
-		_ = json.Unmarshal(f.UserID, &c.users)
-	}
-	c.pending = slices.Contains(f.Unavailable, "key_pending")
-	c.noPolicy = slices.Contains(f.Unavailable, "policy_unavailable")
-	c.noStore = slices.Contains(f.Unavailable, "replay_store_unavailable")
-	for iss, form := range f.Authorities {
-		if c.authorities == nil {
-			c.authorities = map[string]*authority{}
-		}
-		c.authorities[iss] = &authority{waive: form.Waive}
-		if !isNull(form.JWKS) {
-			c.authorities[iss].keys = must(loadSet(form.JWKS))
-		}
-	}
-	return c
 }
 
 // deliver judges a message in its JSON form and confirms it where it was accepted, unless it is held.
@@ -185,7 +119,9 @@ func (r *report) messages(file string, f *vectorFile) {
 		issuer = common.Issuer
 	}
 	for _, v := range f.Vectors {
-		r.judged(file, v.Name, &v, consumerOf(v.Consumer).deliver(&v, moment(&v)))
+		c := consumerOf(v.Consumer)
+		f.turn(c, issuer, v.KeySet)
+		r.judged(file, v.Name, &v, c.deliver(&v, moment(&v)))
 	}
 	for _, s := range f.Sequences {
 		var c *consumer
@@ -193,12 +129,36 @@ func (r *report) messages(file string, f *vectorFile) {
 			if i == 0 {
 				c = consumerOf(v.Consumer)
 			}
-			if v.KeySet != "" {
-				c.issuers[issuer] = must(loadSet(f.KeySets[v.KeySet]))
-			}
+			f.turn(c, issuer, v.KeySet)
 			r.judged(file, fmt.Sprintf("%s, %d", s.Name, i), &v, c.deliver(&v, moment(&v)))
 		}
 	}
+}
+
+// turn gives a consumer the key set of a delivery: of its authority, where the file has one, else of its issuer.
+func (f *vectorFile) turn(c *consumer, issuer, name string) {
+	if len(f.LongSets) == 0 && name != "" {
+		c.issuers[issuer] = must(loadSet(f.KeySets[name]))
+	}
+	for _, d := range c.domains {
+		if name == "" && d.keys == nil {
+			name = "honest"
+		}
+		if name != "" {
+			d.turn(f.keySet(name))
+		}
+	}
+}
+
+func (f *vectorFile) keySet(name string) []byte {
+	long, is := f.LongSets[name]
+	if !is {
+		return f.KeySets[name]
+	}
+	var set map[string]any
+	must(0, json.Unmarshal(f.KeySets[long.Like], &set))
+	set["mqauth_cutoff"] = slices.Repeat(set["mqauth_cutoff"].([]any), long.Cutoffs)
+	return must(json.Marshal(set))
 }
 
 func load(folder, name string, into any) {
@@ -362,68 +322,13 @@ func (r *report) forms(folder string) {
 	}
 }
 
-func (r *report) trees(folder string) {
-	var found struct {
-		Inputs []string `json:"leaf_inputs_hex"`
-		Trees  []struct {
-			Size    int
-			RootHex string `json:"root_hex"`
-			Paths   []struct {
-				Index  int64
-				Hashes []string `json:"hashes_hex"`
-			}
-		}
-		Leaves []struct {
-			Name    string
-			Message json.RawMessage
-			Hdr     []string
-			Parts   []string `json:"parts_hex"`
-			Hash    string   `json:"hash_hex"`
-			Shorts  string   `json:"shorts_hex"`
-		}
-	}
-	load(folder, "batch.json", &found)
-	for _, t := range found.Trees {
-		var hashes [][]byte
-		for _, input := range found.Inputs[:t.Size] {
-			hash := sha256.Sum256(append([]byte{0}, must(hex.DecodeString(input))...))
-			hashes = append(hashes, hash[:])
-		}
-		root, paths := tree(hashes)
-		r.check(hex.EncodeToString(root) == t.RootHex, "batch.json: the root of %d", t.Size)
-		for _, p := range t.Paths {
-			path := bytes.Join(each(p.Hashes), nil)
-			holds := bytes.Equal(path, paths[p.Index]) && len(path) == 32*pathLength(p.Index, int64(t.Size))
-			led := rootOf(hashes[p.Index], p.Index, int64(t.Size), path)
-			r.check(holds && bytes.Equal(led, root), "batch.json: path %d of %d", p.Index, t.Size)
-		}
-	}
-	for _, leaf := range found.Leaves {
-		parts, err := must(fromForm(leaf.Message)).leafParts(leaf.Hdr)
-		shorts := bytes.Join([][]byte{short(parts[0]), short(parts[1]), short(parts[2]), short(parts[3])}, nil)
-		holds := err == nil && hex.EncodeToString(leafHash(parts)) == leaf.Hash && hex.EncodeToString(shorts) == leaf.Shorts
-		for i, part := range each(leaf.Parts) {
-			holds = holds && bytes.Equal(part, parts[i])
-		}
-		r.check(holds, "batch.json: leaf %s", leaf.Name)
-	}
-}
-
-func each(texts []string) [][]byte {
-	var found [][]byte
-	for _, text := range texts {
-		found = append(found, must(hex.DecodeString(text)))
-	}
-	return found
-}
-
 // vectors replays every file of vectors in a folder.
 func vectors(folder string) *report {
 	r := &report{}
 	for _, path := range must(filepath.Glob(filepath.Join(folder, "*.json"))) {
 		var f vectorFile
 		switch file := filepath.Base(path); file {
-		case "tokens.json", "answers.json", "batch.json", "settings.json":
+		case "tokens.json", "answers.json", "batch.json", "settings.json", "identity.json":
 			load(folder, file, &f)
 			r.messages(file, &f)
 		case "hds.json":
@@ -435,8 +340,6 @@ func vectors(folder string) *report {
 		case "forms.json":
 			r.forms(folder)
 		case "destinations.json":
-		case "identity.json":
-			// The identity form (section 16) is optional and experimental: refused as token_type here, and not implemented.
 		default:
 			r.check(false, "%s: a file of vectors that nothing here reads", file)
 		}

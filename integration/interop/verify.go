@@ -1,8 +1,6 @@
 package main
 
 import (
-	"crypto/sha256"
-	"encoding/binary"
 	"math"
 	"slices"
 	"strings"
@@ -27,6 +25,7 @@ type authority struct {
 // consumer is what a consumer trusts, and what it remembers. Keys of an issuer are nil where they are out of reach.
 type consumer struct {
 	issuers     map[string]map[string]*key
+	domains     map[string]*trustDomain
 	pending     bool
 	audiences   []string
 	leeway      int64
@@ -39,29 +38,13 @@ type consumer struct {
 	pins        map[string][]string
 	userID      bool
 	users       map[string]string
-	allow       map[string][]string
+	allow       []rule
 	noPolicy    bool
 	authorities map[string]*authority
 	scope       string
 	claims      map[string]*claimed
 	room        int
 	noStore     bool
-}
-
-// claimed is a claim, kept until a moment in seconds after which no copy is accepted.
-type claimed struct {
-	place string
-	done  bool
-	until int64
-}
-
-// forget drops the claims that have ended.
-func (c *consumer) forget(received int64) {
-	for id, entry := range c.claims {
-		if entry.until < received {
-			delete(c.claims, id)
-		}
-	}
 }
 
 // judged is a verdict with the claims that a consumer confirms once its handler has returned.
@@ -74,17 +57,14 @@ type judged struct {
 // judge takes steps 1 to 13 for a message received at a moment.
 func (c *consumer) judge(m *message, received int64) judged {
 	t, r := m.token()
+	var found *claims
 	if r == "" {
-		t, r = takeApart(t.text, "mqauth+jwt")
+		t, found, r = c.open(t.text)
 	}
 	if r != "" {
 		return judged{verdict: rejected(r)}
 	}
-	found, r := loadClaims(t)
-	if r != "" {
-		return judged{verdict: rejected(r)}
-	}
-	k, v := c.authenticate(t, found.iss, c.issuers, received, c.moment(m))
+	k, v := c.vouched(t, found, received, c.moment(m))
 	if k == nil {
 		return judged{verdict: v}
 	}
@@ -107,6 +87,27 @@ func (c *consumer) scopeOf(m *message) string {
 		return m.origin.scope + m.origin.queue
 	}
 	return c.scope
+}
+
+// open is steps 2 to 4, in the form that the token has. Without a trust domain there is the direct form alone.
+func (c *consumer) open(text string) (*token, *claims, reason) {
+	if len(c.domains) > 0 && firstType(text) == any("wit+jwt") {
+		return openIdentity(text)
+	}
+	t, r := takeApart(text, "mqauth+jwt")
+	if r != "" {
+		return nil, nil, r
+	}
+	found, r := loadClaims(t)
+	return t, found, r
+}
+
+// vouched is steps 5 to 7. The key is the one of whoever says who the producer is: an issuer, or an authority.
+func (c *consumer) vouched(t *token, found *claims, received, appended int64) (*key, verdict) {
+	if found.wit != nil {
+		return c.identify(t, found, received, appended)
+	}
+	return c.authenticate(t, found.iss, c.issuers, received, appended)
 }
 
 // token is step 1.
@@ -150,23 +151,12 @@ func (m *message) carried(name string) (string, int, reason) {
 	if len(text) > 8192 {
 		return "", 1, "token_oversize"
 	}
-	for _, b := range []byte(text) {
-		if b > 0x7f {
-			return "", 1, notASCII(m, text)
-		}
+	// On Kafka bytes that are no ASCII are no base64url, and fail where that is read.
+	ascii := !strings.ContainsFunc(text, func(r rune) bool { return r > 0x7f })
+	if !ascii && !m.kafka() {
+		return "", 1, "token_malformed"
 	}
 	return text, 1, ""
-}
-
-func notASCII(m *message, text string) reason {
-	if !m.kafka() {
-		return "token_malformed"
-	}
-	_, r := takeApart(text, "mqauth+jwt")
-	if r == "" {
-		return "proof_invalid"
-	}
-	return r
 }
 
 // moment returns the append time in milliseconds, -1 without evidence or where the consumer does not ask for it.
@@ -194,6 +184,15 @@ func (c *consumer) authenticate(
 	if !known {
 		return nil, rejected("issuer_untrusted")
 	}
+	k, v := c.keyOf(t, keys, received, appended)
+	if k != nil && !t.holds(k) {
+		return nil, rejected("signature_invalid")
+	}
+	return k, v
+}
+
+// keyOf is step 6.
+func (c *consumer) keyOf(t *token, keys map[string]*key, received, appended int64) (*key, verdict) {
 	if keys == nil {
 		return nil, deferred("keys_unavailable")
 	}
@@ -210,9 +209,6 @@ func (c *consumer) authenticate(
 	}
 	if !k.allows(t.alg) {
 		return nil, rejected("algorithm_forbidden")
-	}
-	if !t.holds(k) {
-		return nil, rejected("signature_invalid")
 	}
 	return k, verdict{}
 }
@@ -232,12 +228,12 @@ func (c *consumer) believe(m *message, found *claims, k *key, received int64, wa
 		}
 		return deferred("append_time_unavailable")
 	}
-	for _, r := range c.times(found, k, received*1000, at) {
+	for _, r := range c.allTimes(found, k, received*1000, at) {
 		if !slices.Contains(waived, r) {
 			return rejected(r)
 		}
 	}
-	if !c.speaks(k, found.sub) || c.contradicts(m, found.sub) {
+	if !c.maySay(k, found) || c.contradicts(m, found.sub) {
 		return rejected("subject_mismatch")
 	}
 	if r := found.bound(m); r != "" {
@@ -262,13 +258,21 @@ func (c *consumer) believe(m *message, found *claims, k *key, received int64, wa
 	if c.noPolicy {
 		return deferred("policy_unavailable")
 	}
-	if !slices.Contains(c.allow[found.sub], m.destination) {
+	if !slices.ContainsFunc(c.allow, func(r rule) bool { return r.permits(found, m.destination) }) {
 		return rejected("producer_forbidden")
 	}
 	return verdict{}
 }
 
-// times is step 9, in the order of section 7's table; moments are in milliseconds.
+// allTimes is step 9: in the identity form the WIT's times first, and the key of a WIT has no end of its own.
+func (c *consumer) allTimes(found *claims, k *key, received, at int64) []reason {
+	if found.wit == nil {
+		return c.times(found, k, received, at)
+	}
+	return append(c.witTimes(found, k, at), c.times(found, &key{expires: -1}, received, at)...)
+}
+
+// times is section 7, in the order of section 7's table; moments are in milliseconds.
 func (c *consumer) times(found *claims, k *key, received, at int64) []reason {
 	var failed []reason
 	lived := found.iat
@@ -292,6 +296,14 @@ func (c *consumer) times(found *claims, k *key, received, at int64) []reason {
 		}
 	}
 	return failed
+}
+
+// maySay is step 10, but for the user_id.
+func (c *consumer) maySay(k *key, found *claims) bool {
+	if found.wit != nil {
+		return c.vouches(k, found.sub)
+	}
+	return c.speaks(k, found.sub)
 }
 
 // speaks tells whether a key speaks for a subject: by its JWK, and by what the consumer says of its kid.
@@ -369,79 +381,4 @@ func (b *binding) bound(m *message) reason {
 		return "headers_mismatch"
 	}
 	return ""
-}
-
-// claimInput returns what a message's id is a digest of; claimID the id.
-func claimInput(iss, sub, jti string) []byte {
-	return append(append(sized([]byte(iss)), sized([]byte(sub))...), jti...)
-}
-
-func claimID(input []byte, index int64, batch bool) string {
-	found := sha256.Sum256(input)
-	if !batch {
-		return string(found[:16])
-	}
-	return string(binary.BigEndian.AppendUint16(found[:16:16], uint16(index)))
-}
-
-// claim is step 13.
-func (c *consumer) claim(m *message, found *claims, release *release, waived []string) judged {
-	scope := c.scopeOf(m) + "\x00"
-	id := scope + claimID(claimInput(found.iss, found.sub, found.jti), found.index, found.mqa.size > 0)
-	j := judged{verdict: verdict{verdict: "accepted"}, claims: found}
-	until := found.exp + c.leeway + c.maxQueueAge
-	if release != nil {
-		until = max(until, release.exp+c.leeway+c.maxQueueAge)
-	}
-	if c.noStore {
-		return judged{verdict: deferred("replay_store_unavailable")}
-	}
-	if release != nil {
-		entry, there := c.claims[scope+release.id()]
-		if there && entry.done {
-			return judged{verdict: verdict{verdict: "duplicate"}, claims: found}
-		}
-		if there {
-			return judged{verdict: deferred("claim_held")}
-		}
-		taken := &claimed{until: until}
-		c.claims[scope+release.id()] = taken
-		j.taken = append(j.taken, taken)
-		if slices.Contains(waived, "replayed") {
-			return j
-		}
-	}
-	entry, there := c.claims[id]
-	place := m.place()
-	switch {
-	case !there && len(c.claims) >= c.room:
-		return judged{verdict: deferred("replay_store_full")}
-	case !there:
-		entry = &claimed{place: place, until: until}
-		c.claims[id] = entry
-	case release != nil && entry.done:
-		return judged{verdict: rejected("replayed")}
-	case release != nil:
-		return judged{verdict: deferred("claim_held")}
-	case place != "" && place == entry.place:
-	case place == "" && m.origin != nil && m.origin.redelivered && entry.done:
-		return judged{verdict: verdict{verdict: "duplicate"}, claims: found}
-	case place == "" && m.origin != nil && m.origin.redelivered:
-		return judged{verdict: deferred("claim_held")}
-	default:
-		return judged{verdict: rejected("replayed")}
-	}
-	j.taken = append(j.taken, entry)
-	return j
-}
-
-// place returns where the broker put a record, empty where it does not say.
-func (m *message) place() string {
-	o := m.origin
-	if !m.kafka() || o == nil || o.topic == "" || o.partition < 0 || o.offset < 0 {
-		return ""
-	}
-	raw := sized([]byte(o.cluster))
-	raw = append(append(raw, sized([]byte(m.destination))...), sized([]byte(o.topicID))...)
-	return string(binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(raw, uint64(o.partition)), uint64(o.offset)))
 }
