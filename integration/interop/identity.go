@@ -28,35 +28,34 @@ var (
 	witClaims       = []string{"sub", "exp", "cnf", "iat", "nbf", "jti", "iss"}
 )
 
-// firstType returns the typ of the first JWS of a token, nil where it cannot be read.
-func firstType(text string) any {
-	first, _, _ := strings.Cut(text, ".")
-	raw, ok := unb64(first)
+// beginsAsWIT tells whether something stands behind a first part whose header says that it is a WIT, and names a key.
+func beginsAsWIT(text string) bool {
+	wit, _, more := strings.Cut(text, "~")
+	segment, _, _ := strings.Cut(wit, ".")
+	raw, ok := unb64(segment)
 	found, err := parse(raw, 4, false)
 	header, is := found.(*object)
-	if !ok || err != nil || !is {
-		return nil
+	if !more || !ok || err != nil || !is || len(segment) > atMostWIT {
+		return false
 	}
-	return header.members["typ"]
+	_, named := name(header.members["kid"], 1, 128)
+	return named && header.members["typ"] == any("wit+jwt")
 }
 
-// openIdentity is steps 1 to 4 of a token whose first JWS says that it is a WIT.
+// openIdentity is steps 1 to 4 of a token that begins as a WIT does.
 func openIdentity(text string) (*token, *claims, reason) {
 	parts := strings.Split(text, "~")
+	if len(parts) > 3 {
+		return nil, nil, "token_malformed"
+	}
 	if len(parts[0]) > atMostWIT {
 		return nil, nil, "token_oversize"
 	}
-	wit, witHeader, r := segments(parts[0])
+	wit, header, r := segments(parts[0])
 	if r != "" {
 		return nil, nil, r
 	}
-	var ok bool
-	if wit.kid, ok = name(witHeader.members["kid"], 1, 128); !ok || len(parts) > 3 {
-		return nil, nil, "token_malformed"
-	}
-	if len(parts) == 1 {
-		return nil, nil, "token_type"
-	}
+	wit.kid, _ = header.members["kid"].(string)
 	t, r := takeProof(text, parts[1:])
 	if r != "" {
 		return nil, nil, r
@@ -65,7 +64,7 @@ func openIdentity(text string) (*token, *claims, reason) {
 	if r != "" {
 		return nil, nil, r
 	}
-	return t, found, found.carry(wit, witHeader)
+	return t, found, found.carry(wit, header)
 }
 
 // takeProof is steps 2 and 3 of the proof. It has no kid: its key is the WIT's.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"math"
 	"slices"
 	"strings"
 )
@@ -91,7 +90,7 @@ func (c *consumer) scopeOf(m *message) string {
 
 // open is steps 2 to 4, in the form that the token has. Without a trust domain there is the direct form alone.
 func (c *consumer) open(text string) (*token, *claims, reason) {
-	if len(c.domains) > 0 && firstType(text) == any("wit+jwt") {
+	if len(c.domains) > 0 && beginsAsWIT(text) {
 		return openIdentity(text)
 	}
 	t, r := takeApart(text, "mqauth+jwt")
@@ -223,7 +222,7 @@ func (c *consumer) believe(m *message, found *claims, k *key, received int64, wa
 		at = appended
 	}
 	if c.append && appended < 0 {
-		if k.expires >= 0 && found.iat >= k.expires && !slices.Contains(waived, "key_expired") {
+		if found.wit == nil && k.expires >= 0 && found.iat >= k.expires && !slices.Contains(waived, "key_expired") {
 			return rejected("key_expired")
 		}
 		return deferred("append_time_unavailable")
@@ -287,7 +286,7 @@ func (c *consumer) times(found *claims, k *key, received, at int64) []reason {
 		{k.expires >= 0 && lived >= k.expires, "key_expired"},
 		{found.iat*1000 > at+late, "issued_in_future"},
 		{found.nbf != nil && *found.nbf*1000 > at+late, "not_yet_valid"},
-		{found.exp > math.MaxInt64/2000 || found.exp*1000+late <= at || found.exp <= found.iat, "expired"},
+		{found.exp*1000+late <= at || found.exp <= found.iat, "expired"},
 		{found.exp-found.iat > c.maxLifetime, "lifetime_excessive"},
 		{c.append && received-at > c.maxQueueAge*1000, "queue_age_exceeded"},
 	} {
