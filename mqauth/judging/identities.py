@@ -84,7 +84,11 @@ class Identities:
             return known, batch.proof_of(behind, known.claims), True
         if len(first) > identity.MAX_WIT:
             raise Rejection(Reason.TOKEN_OVERSIZE, f"an identity over {identity.MAX_WIT} bytes")
-        opened, held = identity.open_proof(text), self._held.get(first)
+        held = self._held.get(first)
+        if held is None:
+            # Step (2) is of both: a WIT that is no JWS comes before the type of its proof.
+            identity.take_apart(first)
+        opened = identity.open_proof(text)
         if held is not None and not more:
             # what it reads has the digest of this WIT, or it would be no payload of its form
             reader = readers.get((held.wit.digest.encode("ascii"), len(opened.payload)))

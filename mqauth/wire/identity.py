@@ -131,7 +131,7 @@ def parse_wit(text: bytes) -> Wit:
     """
     if len(text) > MAX_WIT:
         raise Rejection(Reason.TOKEN_OVERSIZE, f"an identity over {MAX_WIT} bytes")
-    segment, opened = _take_apart(text)
+    segment, opened = take_apart(text)
     header = _parameters(segment)
     algorithm = header.get("alg")
     _require(header.keys() == {"typ", "alg", "kid"}, "its header has not exactly typ, alg and kid")
@@ -143,13 +143,29 @@ def parse_wit(text: bytes) -> Wit:
         raise _invalid(error.detail) from error
 
 
+def take_apart(text: bytes) -> tuple[bytes, jws.Opened]:
+    """Return the first segment of a JWS, and the rest decoded; its header is not read.
+
+    Raises:
+        Rejection: ``token_malformed``.
+    """
+    segments = text.split(b".", _PARTS)
+    if len(segments) != _PARTS:
+        raise _malformed("not three segments")
+    try:
+        payload, signature = base64url.decode(segments[1]), base64url.decode(segments[2])
+    except ValueError as error:
+        raise _malformed("a segment is not canonical base64url") from error
+    return segments[0], jws.Opened("", "", text[: text.rindex(b".")], payload, signature)
+
+
 def open_proof(text: bytes) -> jws.Opened:
     """Return a proof taken apart: its part of the steps 2 and 3.
 
     Raises:
         Rejection: ``token_malformed``, ``token_type``, ``header_forbidden`` or ``algorithm_forbidden``.
     """
-    segment, opened = _take_apart(text)
+    segment, opened = take_apart(text)
     return opened._replace(algorithm=_PROOF_HEADERS[segment])
 
 
@@ -274,18 +290,6 @@ def jkt_of(members: Mapping[str, str]) -> str:
     """Return the RFC 7638 thumbprint of a JWK, whether or not its point is on its curve."""
     needed = {name: value for name, value in sorted(members.items()) if name != "alg"}
     return base64url.digest(json.dumps(needed, separators=(",", ":")).encode("ascii"))
-
-
-def _take_apart(text: bytes) -> tuple[bytes, jws.Opened]:
-    """Return the first segment of a JWS, and the rest decoded; its header is not read."""
-    segments = text.split(b".", _PARTS)
-    if len(segments) != _PARTS:
-        raise _malformed("not three segments")
-    try:
-        payload, signature = base64url.decode(segments[1]), base64url.decode(segments[2])
-    except ValueError as error:
-        raise _malformed("a segment is not canonical base64url") from error
-    return segments[0], jws.Opened("", "", text[: text.rindex(b".")], payload, signature)
 
 
 def _parameters(segment: bytes) -> dict[str, Any]:

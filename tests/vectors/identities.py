@@ -151,6 +151,16 @@ def parts() -> Iterator[Attack]:
         "token_oversize",
         lambda forge: forge.token(kafka(), wit=sized(forge, LONGEST + 1)),
     )
+    yield (
+        "a padded WIT before a proof of another type", "token_malformed",
+        lambda forge: forge.token(kafka(), shown=forge.wit() + "=", header={"typ": "wit+jwt"}),
+    )  # fmt: skip
+    yield (
+        "a WIT of 4097 bytes before a proof of another type", "token_oversize",
+        lambda forge: forge.token(kafka(), wit=sized(forge, LONGEST + 1), header={"typ": "wit+jwt"}),
+    )  # fmt: skip
+    yield "a WIT of 4097 bytes alone", "token_type", lambda forge: sized(forge, LONGEST + 1)
+    yield "a WIT of 4097 bytes in five parts", "token_malformed", lambda forge: sized(forge, LONGEST + 1) + "~a~b~c~d"
     if batch_tail:
         yield "a proof of a batch missing", "proof_invalid", lambda forge: _without_tail(forge, batch_tail)
         yield "a place in a batch too much", "proof_invalid", lambda forge: _with_tail(forge, batch_tail)
@@ -378,6 +388,7 @@ def times() -> Iterator[tuple[str, str | None, Build, int]]:
         ("a WIT from the future", "issued_in_future", {"iat": NOW + 6}),
         ("a WIT from the edge of the future", None, {"iat": NOW + 5}),
         ("a WIT that lives too long", "lifetime_excessive", {"exp": NOW + 3606}),
+        ("a WIT that ends as late as an integer can", "lifetime_excessive", {"exp": 2**53}),
         ("a WIT that lives as long as may be", None, {"exp": NOW + 3605}),
         ("a WIT without iat", None, {"iat": REMOVED}),
         ("a WIT without iat that lives too long", "lifetime_excessive", {"iat": REMOVED, "exp": NOW + 3606}),
@@ -457,6 +468,8 @@ UNREADABLE: Final[dict[str, Any]] = {
     "a cut-off that is a number": [1], "a cut-off without a subject": [{"before": CUT}],
     "a cut-off whose subject is a number": [{"sub": 1, "before": CUT}], "a cut-off without a time": [
         {"sub": WORKLOAD}], "a cut-off of a negative time": [{"sub": WORKLOAD, "before": -1}],
+    "a cut-off of nobody": [{"sub": "", "before": CUT}],
+    "a cut-off of a reason that is too long": [{"sub": WORKLOAD, "before": CUT, "reason": "x" * 257}],
     "a cut-off whose reason is a number": [{"sub": OTHER_WORKLOAD, "before": CUT, "reason": 1}],
     "a good cut-off beside a bad one": [{"sub": OTHER_WORKLOAD, "before": CUT}, {}],
 }  # fmt: skip
