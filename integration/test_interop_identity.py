@@ -23,14 +23,14 @@ PLACE: Final = "kafka:orders"
 WITS: Final[tuple[dict[str, Any], ...]] = (
     {}, {"header": {"alg": "none"}}, {"header": {"kid": "another"}}, {"header": {"kid": REMOVED}},
     {"header": {"jku": "x"}}, {"header": {"typ": "WIT+JWT"}}, {"claims": {"sub": "wimse://other.example/a"}},
-    {"claims": {"sub": OTHER_WORKLOAD}}, {"claims": {"exp": 1}}, {"claims": {"exp": 2**53}}, {"claims": {"aud": "x"}},
-    {"claims": {"fill": "f" * 3000}}, {"jwk": {"alg": "Ed25519"}}, {"jwk": {"x": "A" * 43}}, {"jwk": {"d": "AA"}},
-    {"signature": b""},
+    {"claims": {"sub": OTHER_WORKLOAD}}, {"claims": {"exp": 1}}, {"claims": {"exp": 2**53}},
+    {"claims": {"aud": "x"}}, {"claims": {"fill": "f" * 3000}}, {"jwk": {"alg": "Ed25519"}}, {"jwk": {"x": "A" * 43}},
+    {"jwk": {"d": "AA"}}, {"signature": b""},
 )  # fmt: skip
 PROOFS: Final[tuple[dict[str, Any], ...]] = (
     {}, {"header": {"typ": "wit+jwt"}}, {"header": {"alg": "Ed25519"}}, {"header": {"alg": "PS256"}},
-    {"header": {"kid": "k"}}, {"claims": {"iss": "x"}}, {"claims": {"wth": REMOVED}}, {"claims": {"wth": "A" * 43}},
-    {"claims": {"mqa": {}}}, {"claims": {"exp": 1}}, {"claims": {"aud": "another"}}, {"signature": b""},
+    {"header": {"kid": "k"}}, {"claims": {"iss": "x"}}, {"claims": {"wth": REMOVED}},
+    {"claims": {"wth": "A" * 43}}, {"claims": {"mqa": {}}}, {"claims": {"exp": 1}}, {"claims": {"aud": "another"}}, {"signature": b""},
 )  # fmt: skip
 SHAPES: Final = (
     "{wit}~{proof}", "{wit}", "{wit}~", "{proof}~{wit}", "{wit}=~{proof}", "{wit}.~{proof}", "{wit}~{proof}=",
@@ -54,9 +54,9 @@ def consumer(forge: IdentityForge) -> str:
     """Return the consumer that both implementations are, as a line."""
     rule = {"subject": WORKLOAD, "issuer": TRUST_DOMAIN, "destinations": [PLACE]}
     said = {
-        "issuer": "https://auth.example", "jwks": {"keys": []}, "audience": AUDIENCE, "leeway": 5, "max_lifetime": 3600,
-        "trust_domain": TRUST_DOMAIN, "max_identity_lifetime": 3600, "authority_jwks": jwk.dump_key_set(forge.keys),
-        "allow": [rule],
+        "issuer": "https://auth.example", "jwks": {"keys": []}, "audience": AUDIENCE, "leeway": 5,
+        "max_lifetime": 3600, "max_identity_lifetime": 3600, "trust_domain": TRUST_DOMAIN,
+        "authority_jwks": jwk.dump_key_set(forge.keys), "allow": [rule],
     }  # fmt: skip
     return json.dumps(said)
 
@@ -69,5 +69,6 @@ def test_faults_are_judged_alike(forge: IdentityForge) -> None:
     pipeline = Pipeline(verifier=forge.verifier(), policy=forge.policy(PLACE), replay=MemoryReplayStore())
     here = [run(pipeline.judge(pipeline.receive(message))) for message in messages]
     expected = [" ".join(filter(None, (outcome.verdict.value, outcome.reason))) for outcome in here]
-    assert interop.ask("verify", lines=[consumer(forge), *(json.dumps(to_form(it)) for it in messages)]) == expected
+    lines = [consumer(forge), *(json.dumps(to_form(message)) for message in messages)]
+    assert interop.ask("verify", lines=lines) == expected
     assert len(set(expected)) > 12

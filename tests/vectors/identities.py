@@ -160,7 +160,11 @@ def parts() -> Iterator[Attack]:
         lambda forge: forge.token(kafka(), wit=sized(forge, LONGEST + 1), header={"typ": "wit+jwt"}),
     )  # fmt: skip
     yield "a WIT of 4097 bytes alone", "token_type", lambda forge: sized(forge, LONGEST + 1)
-    yield "a WIT of 4097 bytes in five parts", "token_malformed", lambda forge: sized(forge, LONGEST + 1) + "~a~b~c~d"
+    yield (
+        "a WIT of 4097 bytes in four parts",
+        "token_malformed",
+        lambda forge: sized(forge, LONGEST + 1) + "~a~b~c",
+    )
     if batch_tail:
         yield "a proof of a batch missing", "proof_invalid", lambda forge: _without_tail(forge, batch_tail)
         yield "a place in a batch too much", "proof_invalid", lambda forge: _with_tail(forge, batch_tail)
