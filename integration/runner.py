@@ -51,6 +51,8 @@ _GROUPS = {
 _NOT_QUICK = {"confluent", "clients", "identity-chaos", "kafka-chaos", "opa", "rabbitmq-chaos", "holders"}
 """Of further clients, whose leaves the unit tests hold to the contract on doubles, of services beside the brokers,
 and what is slow as a whole."""
+_SHORT = {"opa", "kafka", "rabbitmq", "kafka-chaos", "rabbitmq-chaos", "holders"}
+"""What takes less than six minutes, and so begins after the others."""
 _NIGHTLY = {"keycloak", "spire"}
 """Of services that take minutes each."""
 # The brokers of tests end before the code of Java's second compiler repays what compiling took.
@@ -120,6 +122,7 @@ def integration_tests(*, quick: bool = False) -> list[Group]:
         mine = tuple(file for file in left if re.match(pattern, file))
         left = [file for file in left if file not in mine]
         groups.append(Group(name, mine))
+    groups.sort(key=lambda group: group.name in _SHORT)
     return [group for group in groups if group.files and group.name not in left_out]
 
 
