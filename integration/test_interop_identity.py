@@ -24,13 +24,14 @@ WITS: Final[tuple[dict[str, Any], ...]] = (
     {}, {"header": {"alg": "none"}}, {"header": {"kid": "another"}}, {"header": {"kid": REMOVED}},
     {"header": {"jku": "x"}}, {"header": {"typ": "WIT+JWT"}}, {"claims": {"sub": "wimse://other.example/a"}},
     {"claims": {"sub": OTHER_WORKLOAD}}, {"claims": {"exp": 1}}, {"claims": {"exp": 2**53}},
-    {"claims": {"aud": "x"}}, {"claims": {"fill": "f" * 3000}}, {"jwk": {"alg": "Ed25519"}}, {"jwk": {"x": "A" * 43}},
-    {"jwk": {"d": "AA"}}, {"signature": b""},
+    {"claims": {"aud": "x"}}, {"claims": {"fill": "f" * 3000}}, {"jwk": {"alg": "Ed25519"}},
+    {"jwk": {"x": "A" * 43}}, {"jwk": {"d": "AA"}}, {"signature": b""},
 )  # fmt: skip
 PROOFS: Final[tuple[dict[str, Any], ...]] = (
     {}, {"header": {"typ": "wit+jwt"}}, {"header": {"alg": "Ed25519"}}, {"header": {"alg": "PS256"}},
     {"header": {"kid": "k"}}, {"claims": {"iss": "x"}}, {"claims": {"wth": REMOVED}},
-    {"claims": {"wth": "A" * 43}}, {"claims": {"mqa": {}}}, {"claims": {"exp": 1}}, {"claims": {"aud": "another"}}, {"signature": b""},
+    {"claims": {"wth": "A" * 43}}, {"claims": {"mqa": {}}}, {"claims": {"exp": 1}},
+    {"claims": {"aud": "another"}}, {"signature": b""},
 )  # fmt: skip
 SHAPES: Final = (
     "{wit}~{proof}", "{wit}", "{wit}~", "{proof}~{wit}", "{wit}=~{proof}", "{wit}.~{proof}", "{wit}~{proof}=",
