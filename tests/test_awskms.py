@@ -436,6 +436,23 @@ def test_a_key_without_credentials_in_time_names_its_host(hanging: Hanging, cloc
     assert SHOWN in str(caught.value)
 
 
+def test_a_walk_that_cannot_begin_is_waited_for_by_nobody(
+    hanging: Hanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no thread can be started there are no credentials now; whoever asks later begins anew."""
+    chain = CredentialChain()
+
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(FetchFailed, match="no AWS credentials: RuntimeError"):
+            chain.credentials(soon(0.01))
+    hanging.let_go.set()
+    assert chain.credentials(soon()) == FOUND
+
+
 def test_a_child_walks_a_chain_of_its_own(hanging: Hanging) -> None:
     """A child after a fork does not wait for the thread of its parent, nor for its lock."""
     chain = aws_credentials.CHAIN

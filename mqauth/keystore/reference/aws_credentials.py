@@ -53,9 +53,10 @@ class CredentialChain:
         Raises:
             FetchFailed: there are none, or they were not found in time.
         """
-        with self._lock:
-            walk = self._walk or self._begin()
         try:
+            with self._lock:
+                # Kept only once it has begun: nobody may wait for a walk that no thread makes.
+                walk = self._walk = self._walk or self._begin()
             found = walk.result(deadline.remaining())
         except TimeoutError:
             raise FetchFailed("AWS credentials were not found in time") from None
@@ -66,7 +67,7 @@ class CredentialChain:
         return found
 
     def _begin(self) -> Future[Any]:
-        self._walk = walk = Future[Any]()
+        walk = Future[Any]()
         threading.Thread(target=self._go, args=(walk,), name="mqauth-aws-credentials", daemon=True).start()
         return walk
 
