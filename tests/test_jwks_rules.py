@@ -316,7 +316,7 @@ def test_losing_most_keys_must_be_seen_twice_and_what_is_new_counts_at_once() ->
 
 @pytest.mark.parametrize("answered", [(), (A,)], ids=["empty", "a third"])
 def test_what_an_answer_lacks_by_mishap_it_lacks_of_cutoffs_too(answered: tuple[Key, ...]) -> None:
-    """A cut-off stays until the next answer lacks it, too; a new or later one counts at once, an earlier one not."""
+    """A cut-off stays until the next answer lacks it, too; a new or later one counts at once."""
     cut = {"thief": Cutoff(before=100), "late": Cutoff(before=5)}
     said = {"late": Cutoff(before=9), "new": Cutoff(before=1)}
     first = merge(KeySet([A, B, C], (), cut), KeySet(answered, (), said), {}, outdated=False)
