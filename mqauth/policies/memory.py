@@ -1,8 +1,8 @@
 """What a policy from outside said, for a while, and for how long nobody asks it after a failure.
 
 Decisions are remembered for a few seconds, refusals too: a producer that may not publish must not make a service
-be asked for each message. The memory is bounded in number and in bytes. Where it is full, the oldest decision goes of
-the producer that has the most: one that varies its routing keys pushes out decisions of its own alone. After a
+be asked for each message. The memory is bounded in number and in bytes. Where it is full, the producer that has the
+most decisions loses its oldest one: whoever varies routing keys pushes out decisions of its own alone. After a
 failure nobody asks for a second, then for two, up to half a minute; then one asks, and all others wait for what
 becomes of that.
 """
@@ -10,6 +10,7 @@ becomes of that.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,7 +22,7 @@ CAPACITY: Final = 4 * 1024 * 1024
 """Bytes of all decisions together."""
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
-_ENTRY: Final = 720
+_ENTRY: Final = 480
 _QUIET: Final = 60.0
 _NEVER: Final = float("-inf")
 
@@ -51,32 +52,31 @@ class Decisions(dict[Question, Remembered]):
 
     def __init__(self) -> None:
         super().__init__()
-        # Questions of each producer, the oldest first.
-        self._producers: dict[tuple[str, str], dict[Question, None]] = {}
+        self._by_producer = Counter[tuple[str, str]]()
 
     def keep(self, question: Question, found: Remembered) -> None:
         """Remember what became of a question, in place of what became of it before."""
         self.drop(question)
         self.held += size_of(question)
         self[question] = found
-        self._producers.setdefault((question.issuer, question.subject), {})[question] = None
+        self._by_producer[question.issuer, question.subject] += 1
         while len(self) > DECISIONS or self.held > CAPACITY:
-            most = max(self._producers.values(), key=len)
-            self.drop(next(iter(most)))
+            most = max(self._by_producer, key=self._by_producer.__getitem__)
+            self.drop(next(one for one in self if (one.issuer, one.subject) == most))
 
     def drop(self, question: Question) -> None:
         """Forget one question."""
         if self.pop(question, None) is not None:
             self.held -= size_of(question)
             producer = (question.issuer, question.subject)
-            del self._producers[producer][question]
-            if not self._producers[producer]:
-                del self._producers[producer]
+            self._by_producer[producer] -= 1
+            if not self._by_producer[producer]:
+                del self._by_producer[producer]
 
     def clear(self) -> None:
         """Forget everything."""
         super().clear()
-        self._producers.clear()
+        self._by_producer.clear()
         self.held = 0
 
 
