@@ -1,8 +1,8 @@
 """What a policy from outside said, for a while, and for how long nobody asks it after a failure.
 
 Decisions are remembered for a few seconds, refusals too: a producer that may not publish must not make a service
-be asked for each message. The memory is bounded in number and in bytes. Where it is full, the producer that has the
-most decisions loses its oldest one: whoever varies routing keys pushes out decisions of its own alone. After a
+be asked for each message. The memory is bounded in number and in bytes. Where it is full, the producer that has
+the most decisions loses its oldest one: whoever varies routing keys pushes out decisions of its own alone. After a
 failure nobody asks for a second, then for two, up to half a minute; then one asks, and all others wait for what
 becomes of that.
 """
