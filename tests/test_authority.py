@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,14 @@ from typing import Any
 import pytest
 
 from mqauth.audit.chain import verify_chain
+from mqauth.audit.record import AuditRecord
+from mqauth.audit.sinks import CallableSink, FloodGate
 from mqauth.authority.grants import Grant
+from mqauth.authority.records import Records, Trace
 from mqauth.authority.refusals import Refusal, Refused
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.keystore.identity.wit_key import WITKey
+from mqauth.testing import FakeClock
 from mqauth.wire import base64url, identity, jwk
 from mqauth.wire.keys import Key, KeySet, Revocation, public_members
 from tests.authority_world import ACCOUNT, CLUSTER, DOMAIN, MACHINES, ORDERS, STOCK, URL, World, jws
@@ -406,6 +411,18 @@ def test_a_flood_hides_no_other_refusal(tmp_path: Path) -> None:
             world.ask("bad", address=address)
     world.ask("worse", address="10.0.0.3")
     assert world.records()[-1]["asked"]["address"] == "10.0.0.3"
+
+
+def test_a_flood_from_many_addresses_hides_no_other_refusal(clock: FakeClock) -> None:
+    """However many addresses flood the audit with one reason, the first refusals of another one say who asked."""
+    written: list[AuditRecord] = []
+    gate = FloodGate(CallableSink(written.append), flood_after=1)
+    records = Records(DOMAIN, clock, os.urandom)
+    refused = Refused(Refusal.CREDENTIAL_SIGNATURE, "forged")
+    for address in (f"2001:db8:0:{number:x}::/64" for number in range(26) for _ in range(4)):
+        gate.write(records.refused(Trace(address), refused))
+    gate.write(records.refused(Trace("10.0.0.3"), refused))
+    assert ["asked" in record.extra for record in written[-2:]] == [False, True]
 
 
 @pytest.mark.parametrize("ask", [World.ask, lambda world: world.ask("bad")])
