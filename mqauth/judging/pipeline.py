@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, Literal
 
 from mqauth.audit.record import AuditSink
@@ -279,6 +280,10 @@ class Pipeline:
         refused = delivery.verdict not in (Verdict.ACCEPTED, Verdict.UNVERIFIED)
         require(refused, "an accepted or unverified delivery ends with confirm or release")
         return (yield from self.process(delivery, None, dead_letters))
+
+    def patient(self, ask: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a call of the store as it is made below ``enforce``, where a slow store holds nothing up."""
+        return ask if self._ladder is None else partial(self._ladder.store.call, ask)
 
     def handlers(self, handler: Any, unverified: Unverifieds | None) -> UnverifiedHandler | None:
         """Return what ``process`` is given as ``unverified``; to be asked once, when a consumer is made.
