@@ -1,7 +1,7 @@
 """Logs without tokens: client libraries log message headers at DEBUG, and tokens travel in headers.
 
-The broker wrappers install this when they are imported, so that nobody can forget it, and so does what asks AWS. It
-looks only at records of these libraries and of mqauth. A compact JWS is replaced wherever it stands in them. Of
+The broker wrappers and what asks AWS install this when they are imported, so that nobody can forget it. It looks
+only at records of these libraries and of mqauth. A compact JWS is replaced wherever it stands in them. Of
 botocore no DEBUG record is shown: there it writes the platform's token, and the credentials that it gets for it.
 """
 
