@@ -11,7 +11,7 @@ from mqauth.audit.record import AuditRecord
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import Partition, TopicPartition
 from mqauth.errors import Cause, ConfigurationError, StaleDelivery, Unavailable
-from mqauth.flow import Flow, asked, is_async, refuse_async, run
+from mqauth.flow import Flow, asked, is_async, is_awaitable, refuse_async, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Verified, decoded, equip
@@ -28,7 +28,7 @@ IN_PROCESS_BATCH: Final = 64
 Short-lived objects cost the garbage collector least.
 """
 _LEASE_PARTS: Final = 3
-_ClaimMany = Callable[[list[ClaimRequest]], list[ClaimStatus]]
+_ClaimMany = Callable[[list[ClaimRequest]], Any]
 
 
 class LogWork:
@@ -187,6 +187,10 @@ class EarlyClaims:
         try:
             statuses = many([request for _, request in requests]) if requests else []
         except Exception:
+            statuses = []
+        # In an event loop it may be a coroutine: nobody can wait for it here, so each claims by itself in its turn.
+        if is_awaitable(statuses):
+            getattr(statuses, "close", bool)()
             statuses = []
         if len(statuses) == len(requests):
             for (delivery, request), status in zip(requests, statuses, strict=True):
