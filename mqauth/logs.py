@@ -113,6 +113,7 @@ _TABLE: Final = (
         "producer.no_confirms",
     ),
     ("rabbitmq", logging.ERROR, "client.channel_failed"),
+    ("replay", logging.WARNING, "replay.off"),
     ("selftest", logging.INFO, "selftest.passed"),
     ("selftest", logging.WARNING, "selftest.off"),
     ("selftest", logging.ERROR, "selftest.condemned"),

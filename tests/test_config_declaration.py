@@ -83,7 +83,7 @@ OBJECTS: dict[type[Settings], tuple[tuple[Callable[..., object], ...], set[str]]
     UnsignedSettings: ((Exemption,), set()),
     AcceptAsSettings: ((AcceptAs,), set()),
     MisuseSettings: ((Thresholds,), set()),
-    ReplaySettings: ((MemoryReplayStore,), {"store"}),
+    ReplaySettings: ((MemoryReplayStore,), {"store", "file"}),
     AuditSettings: (
         (AuditFile, FloodGate, Pipeline),
         {"file", "unsafe_no_fsync", "heads", "heads_key", "heads_every", "heads_seconds",
@@ -311,7 +311,7 @@ def test_the_schema_follows_from_the_declaration() -> None:
     ("kind", "value"),
     [
         (NAME, "hunter2\n"), (PATH, "hunter2\0"), (choice(("a", "b")), "hunter2"), (BROKER_URL, "hunter2"),
-        (url("redis", word="memory"), "http://hunter2"), (many(NAME), ["hunter2\n"]),
+        (url("redis", words=("memory",)), "http://hunter2"), (many(NAME), ["hunter2\n"]),
         (one_or_many(NAME), "hunter2\n"),
         (entries(NAME, NAME), {"a": "hunter2\n"}), (text_or_table(choice(("a",)), entries(NAME, NAME)), "hunter2"),
         (POSITIVE, "hunter2"), (FLAG, "hunter2"), (many(NAME), "hunter2"), (inner(Wheel), "hunter2"),

@@ -189,9 +189,8 @@ def _seconds(found: str) -> int:
     return int(found[:-1]) * (86_400 if found[-1] == "d" else 3600)
 
 
-def url(*schemes: str, word: str | None = None) -> Kind:
-    """Return the kind of a URL with a host, or of one certain word in its place."""
-    words = () if word is None else (word,)
+def url(*schemes: str, words: tuple[str, ...] = ()) -> Kind:
+    """Return the kind of a URL with a host, or of certain words in its place."""
     expected = " or ".join([*(f'"{one}"' for one in words), *(f"{one}://..." for one in schemes)])
     pattern = "|".join([*(f"^{one}://" for one in schemes), *(f"^{one}$" for one in words)])
     return text(

@@ -240,15 +240,26 @@ class ReplaySettings(Settings):
 
     store: Annotated[
         str,
-        url("redis", "rediss", word="memory"),
-        '`"memory"` for one process, or the URL of a Redis that all consumers of the scope share.',
+        url("redis", "rediss", words=("memory", "none")),
+        "A Redis that all consumers of the scope share; `memory` of one process; `none` lets copies pass.",
     ] = field(default="memory", repr=False)
+    file: Annotated[
+        Path | None,
+        PATH,
+        "A file on a local disk in place of `store`, for one process; it outlasts a restart.",
+        not_with("store"),
+    ] = None
     capacity: Annotated[int, POSITIVE, "Ids that the store in memory holds."] = DEFAULT_CAPACITY
 
     @property
     def redis(self) -> str | None:
-        """The URL of the Redis; ``None`` for the store in memory."""
-        return None if self.store == "memory" else self.store
+        """The URL of the Redis, if it is one."""
+        return self.store if "://" in self.store else None
+
+    @property
+    def kind(self) -> str:
+        """``file``, ``redis``, ``memory`` or ``none``."""
+        return "file" if self.file is not None else "redis" if self.redis is not None else self.store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

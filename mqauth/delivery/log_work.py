@@ -16,7 +16,7 @@ from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, 
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Verified, decoded, equip
 from mqauth.letters.dead_letter import DeadLetterSink
-from mqauth.replay.rules import ClaimRequest, ClaimStatus
+from mqauth.replay.rules import ClaimRequest
 
 # Looking up an enum's member is slow in Python 3.11.
 _JUDGE, _HANDLE = Step.JUDGE, Step.HANDLE
@@ -188,7 +188,7 @@ class EarlyClaims:
             statuses = many([request for _, request in requests]) if requests else []
         except Exception:
             statuses = []
-        # In an event loop it may be a coroutine: nobody can wait for it here, so each claims by itself in its turn.
+        # In an event loop it may be a coroutine. Nobody can wait for it here: each claims by itself in its turn.
         if is_awaitable(statuses):
             getattr(statuses, "close", bool)()
             statuses = []
