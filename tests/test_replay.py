@@ -18,10 +18,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from integration.scale import nightly
 from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.flow import run
+from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, Entry, batch_id, claim_id, judge, release_id
-from mqauth.testing import FakeClock
-from mqauth.wire.message import Place
+from mqauth.testing import FakeClock, Forge
+from mqauth.wire.message import Message, Place
 
 NOW = 1_900_000_000.0
 REQUEST = ClaimRequest(
@@ -94,6 +96,20 @@ def test_a_renewal_is_for_the_owner_alone(entry: Entry | None, status: ClaimStat
     """Renewing takes nothing that is not held by this owner, not even an unseen id or one whose lease is over."""
     assert judge(entry, replace(REQUEST, renew=True, redelivered=True), 99) is status
     assert judge(entry, replace(REQUEST, renew=True, place=HERE), 0) is status
+
+
+def test_without_a_store_every_copy_is_handled() -> None:
+    """``replay=None`` takes each claim for a first one, in its words; to leave it out is an error."""
+    forge, handled = Forge(FakeClock(NOW)), list[bytes | None]()
+    settings: dict[str, Any] = {"verifier": forge.verifier(), "policy": forge.policy("rabbitmq:shop/orders")}
+    guard = Pipeline(replay=None, clock=forge.clock, **settings)
+    message = forge.seal(Message(destination="rabbitmq:shop/orders", body=b"order"))
+    for _ in range(3):
+        outcome = run(guard.process(guard.receive(message), lambda verified: handled.append(verified.body), None))
+        assert outcome.verdict is Verdict.ACCEPTED
+    assert handled == [b"order"] * 3
+    with pytest.raises(TypeError, match="replay"):
+        Pipeline(**settings)
 
 
 def test_a_renewal_makes_the_lease_longer() -> None:
