@@ -40,8 +40,8 @@ from mqauth.wire.message import Place
 
 A = TypeVar("A")
 T = TypeVar("T")
-BYTES_AN_ID: Final = 64
-"""At most, on the disk; in batches less."""
+BYTES_AN_ID: Final = 80
+"""On the disk, at most, with those that are over and not forgotten yet; in batches less."""
 _APPLICATION: Final = 0x6D717277
 _SCHEMA: Final = """
 CREATE TABLE ids (key BLOB PRIMARY KEY, expires INTEGER, kept INTEGER, seen INTEGER, done INTEGER, places BLOB)
