@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -167,14 +167,6 @@ def text_or_table(word: Kind, table: Kind) -> Kind:
     )
 
 
-def table_or(item: Kind, schema: Mapping[str, Any], read: Callable[[Table, str, Any], Any]) -> Kind:
-    """Return the kind of a single value, or of a table with a schema and a reader of its own."""
-    return Kind(
-        {"anyOf": [item.schema, schema]},
-        lambda table, key, found: (read if isinstance(found, dict) else item.read)(table, key, found),
-    )
-
-
 def span(least: int) -> Kind:
     """Return the kind of a span of hours or days, such as ``12h`` or ``7d``; it is read as seconds."""
 
@@ -266,10 +258,4 @@ DATE: Final = single(
     "a date like 2027-01-31, without quotation marks",
     {"type": "string", "format": "date", "title": "date"},
     lambda _: None,
-)
-MOMENT: Final = single(
-    (datetime,),
-    "a time like 2026-12-04T10:00:00Z, without quotation marks",
-    {"type": "string", "format": "date-time", "title": "time"},
-    lambda found: None if found.tzinfo is not None else "must say its zone, like Z",
 )
