@@ -90,8 +90,7 @@ _TABLE: Final = (
     (
         "keystore",
         logging.ERROR,
-        "identity.refused keys.kept serve.certificate_kept signer.client_failed signer.failed signer.refused "
-        "signer.too_many signer.unavailable",
+        "identity.refused keys.kept serve.certificate_kept signer.unavailable",
     ),
     ("messages", logging.DEBUG, "message.accepted message.duplicate"),
     ("messages", logging.INFO, "message.resumed"),
