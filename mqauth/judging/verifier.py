@@ -87,7 +87,9 @@ class Verifier:
         leeway: seconds of clock difference allowed, at most 60.
         at: whether times are judged at ``"consume"`` or, on the broker's evidence, at ``"append"``.
         max_queue_age: seconds a message may have waited; required with ``at="append"``.
-        append_evidence: ``"interceptor"`` if RabbitMQ itself overwrites ``timestamp_in_ms``.
+        append_evidence: ``"interceptor"`` if RabbitMQ itself overwrites ``timestamp_in_ms``; a consumer has the
+            broker prove it at its start.
+        unsafe_append_evidence: whether to believe ``append_evidence`` without that proof.
         require_headers: names that must be present and covered.
         unsigned_headers: whether to ``"hide"`` headers that are not covered, or to ``"reject"`` the message.
         allow_unsigned_headers: names, or at least 4 characters and a ``*``, in any case, of headers that tracing
@@ -113,6 +115,7 @@ class Verifier:
         at: At = "consume",
         max_queue_age: int | None = None,
         append_evidence: Literal["interceptor"] | None = None,
+        unsafe_append_evidence: bool = False,
         require_headers: Iterable[str] = (),
         unsigned_headers: Literal["hide", "reject"] = "hide",
         allow_unsigned_headers: Iterable[str] = (),
@@ -128,7 +131,7 @@ class Verifier:
         self.audiences = _audiences(audience)
         self.times = Times(
             max_lifetime=max_lifetime, leeway=leeway, at=at, max_queue_age=max_queue_age,
-            append_evidence=append_evidence,
+            append_evidence=append_evidence, unsafe_append_evidence=unsafe_append_evidence,
         )  # fmt: skip
         require(unsigned_headers in ("hide", "reject"), 'unsigned_headers is "hide" or "reject"')
         require(
@@ -150,6 +153,7 @@ class Verifier:
         self._given: dict[str, Any] = {
             "audience": self.audiences, "max_lifetime": max_lifetime, "leeway": leeway, "at": at,
             "max_queue_age": max_queue_age, "append_evidence": append_evidence, "require_headers": self.required,
+            "unsafe_append_evidence": unsafe_append_evidence,
             "unsigned_headers": unsigned_headers, "allow_unsigned_headers": self.allowed.names,
             "accept_as": tuple(self.aliases.values()), "user_id": user_id,
         }  # fmt: skip
