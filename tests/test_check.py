@@ -917,7 +917,7 @@ def test_every_refusal_of_a_table_is_found(world: World) -> None:
     assert found == {
         ("consumer.leeway", "must be 0 to 60, not 61"),
         ("consumer.max_lifetyme", "unknown key; did you mean max_lifetime?"),
-        ("consumer.max_lifetime", "must be an integer, not a float"),
+        ("consumer.max_lifetime", 'must be an integer (seconds) or a string like "15m", not a float'),
         (f"{PARTNER}.max_stale", "must be 30 to 604800, not 5"),
         (f"{PARTNER}.subjects.{'k' * 129}", 'must be a kid of at most 128 characters, or "*"'),
         (f"{PARTNER}.subjects.kid-1", "must name at least 1"),

@@ -8,7 +8,7 @@ from datetime import date, datetime, timedelta
 from typing import Annotated, Any, Final
 
 from mqauth.config.declaration import Settings
-from mqauth.config.kinds import DATE, MOMENT, NAME, choice, entries, many, span, table_or
+from mqauth.config.kinds import DATE, MOMENT, NAME, choice, entries, many, seconds, table_or
 from mqauth.config.toml_file import RefusedSetting, Table
 from mqauth.errors import ConfigurationError
 from mqauth.judging.accept_as import AcceptAs
@@ -68,7 +68,7 @@ class RolloutSettings(Settings):
     owner: Annotated[str, NAME, "Whom to ask."]
     window: Annotated[
         int | None,
-        span(_ONE_HOUR),
+        seconds(_ONE_HOUR),
         "How far the report looks back, `7d` if left out: the rarest producer's period.",
     ] = None
     accepted: Annotated[

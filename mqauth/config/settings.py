@@ -35,8 +35,8 @@ from mqauth.config.kinds import (
     choice,
     entries,
     many,
-    number,
     one_or_many,
+    seconds,
     text,
     text_or_table,
     url,
@@ -101,7 +101,7 @@ class ProducerSettings(Settings):
         inner(IdentitySettings),
         "In place of `issuer`, `subject` and `keys`: an identity from an authority; experimental.",
     ] = None
-    lifetime: Annotated[int, whole(1, MAX_LIFETIME), "Seconds a token lives."] = 60
+    lifetime: Annotated[int, seconds(1, MAX_LIFETIME), "How long a token lives."] = 60
     leave_unsigned: Annotated[
         tuple[str, ...],
         many(NAME),
@@ -109,7 +109,9 @@ class ProducerSettings(Settings):
     ] = ()
     batch: Annotated[int, whole(1, MAX_BATCH), "Messages under one signature, at most; 1 is a token each."] = 1
     linger: Annotated[
-        float, number(0, MAX_LINGER), "Seconds a message may wait for others to share a signature with."
+        float,
+        seconds(0, MAX_LINGER, fractions=True),
+        "How long a message may wait for others to share a signature with.",
     ] = DEFAULT_LINGER
     passphrase_env: Annotated[str | None, NAME, "The environment variable with the passphrase of the keys."] = None
     passphrase_file: Annotated[
@@ -144,8 +146,8 @@ class ConsumerSettings(Settings):
         "The group or queue whose consumers share replays; left out, the wrapper decides.",
     ] = None
     audience: Annotated[tuple[str, ...], one_or_many(AUDIENCE), "The audience of this consumer, or several."]
-    max_lifetime: Annotated[int, POSITIVE, "Seconds a token may live at most: `exp` minus `iat`."] = 3600
-    leeway: Annotated[int, whole(0, MAX_LEEWAY), "Seconds of difference between clocks that are allowed."] = 5
+    max_lifetime: Annotated[int, seconds(1), "How long a token may live at most: `exp` minus `iat`."] = 3600
+    leeway: Annotated[int, seconds(0, MAX_LEEWAY), "The difference between clocks that is allowed."] = 5
     at: Annotated[
         At,
         choice(get_args(At)),
@@ -153,8 +155,8 @@ class ConsumerSettings(Settings):
     ] = "consume"
     max_queue_age: Annotated[
         int | None,
-        POSITIVE,
-        "Seconds a message may have waited; `append` requires it.",
+        seconds(1),
+        "How long a message may have waited; `append` requires it.",
         _only_append,
     ] = None
     append_evidence: Annotated[
@@ -272,8 +274,8 @@ class AuditSettings(HeadsSettings):
 class MisuseSettings(Settings):
     """``[misuse]``: the arguments of ``Thresholds``."""
 
-    window: Annotated[float, POSITIVE, "Seconds over which events are counted."] = _THRESHOLDS.window
-    quiet: Annotated[float, POSITIVE, "Seconds before the same alert is given again."] = _THRESHOLDS.quiet
+    window: Annotated[float, seconds(1), "The time over which events are counted."] = _THRESHOLDS.window
+    quiet: Annotated[float, seconds(1), "The time before an alert is repeated."] = _THRESHOLDS.quiet
     burst: Annotated[
         int, POSITIVE, "Rejections of one reason for one issuer, kid, subject or destination in a window."
     ] = _THRESHOLDS.burst
@@ -284,7 +286,9 @@ class MisuseSettings(Settings):
     ] = _THRESHOLDS.skewed_producers
     unknown_kids: Annotated[int, POSITIVE, "Unknown kids of one issuer in a window."] = _THRESHOLDS.unknown_kids
     learn: Annotated[
-        float, whole(0), "Seconds in which new pairs of subject and destination, or kid and subject, are learned."
+        float,
+        seconds(0),
+        "How long new pairs of subject and destination, or kid and subject, are learned.",
     ] = _THRESHOLDS.learn
     capacity: Annotated[int, POSITIVE, "Entries that each detector holds."] = _THRESHOLDS.capacity
     authorities: Annotated[
@@ -330,7 +334,7 @@ class CheckSettings(Settings):
     )
     consumers: Annotated[int, POSITIVE, "Processes that share the consumer's scope."] = 1
     rate: Annotated[int | None, POSITIVE, "Messages a second, all consumers together."] = None
-    rotation: Annotated[int, POSITIVE, "Seconds after which a key is to be replaced."] = 90 * 86_400
+    rotation: Annotated[int, seconds(1), "The time after which a key is to be replaced."] = 90 * 86_400
     accept: Annotated[tuple[str, ...], many(NAME), "Codes of findings that are known and wanted."] = ()
 
 
