@@ -165,6 +165,11 @@ class ConsumerSettings(Settings):
         "RabbitMQ itself writes `timestamp_in_ms`, and overwrites that of the sender.",
         _only_append,
     ] = None
+    backlog: Annotated[
+        Literal["expires"] | None,
+        choice(("expires",)),
+        "Messages that wait for less than a day may be rejected for it: no warning says so.",
+    ] = None
     unsigned_headers: Annotated[
         Literal["hide", "reject"], choice(("hide", "reject")), "What happens to headers that no token covers."
     ] = "hide"

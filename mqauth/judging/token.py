@@ -12,7 +12,7 @@ Never by the moment of judging, or an honest message that waits for an outage of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal, NamedTuple
@@ -32,6 +32,8 @@ LEAF: Final = 1024
 _CHARACTER: Final = 16
 """Bytes a token takes for each of its characters, with claims made to take as much as they can; measured."""
 MAX_LEEWAY: Final = 60
+BACKLOG: Final = 86_400
+"""Seconds that messages should be able to wait while their consumer is stopped: it outlasts a night."""
 At = Literal["consume", "append"]
 NOTHING: Final = frozenset[Reason]()
 Readers = dict[tuple[str | bytes, int], template.Reader]
@@ -161,8 +163,10 @@ class Times:
     at: At = "consume"
     max_queue_age: int | None = None
     append_evidence: Literal["interceptor"] | None = None
+    backlog: Literal["expires"] | None = None
 
     def __post_init__(self) -> None:
+        require(self.backlog in (None, "expires"), 'backlog is "expires"')
         require(self.at in ("consume", "append"), 'at is "consume" or "append"')
         require(self.append_evidence in (None, "interceptor"), 'append_evidence is "interceptor"')
         require(
@@ -222,12 +226,40 @@ class Times:
         if claims.nbf is not None and claims.nbf > moment + self.leeway:
             raise Rejection(Reason.NOT_YET_VALID, "not valid yet")
         if (claims.exp + self.leeway <= moment or claims.exp <= claims.iat) and Reason.EXPIRED not in waived:
-            raise Rejection(Reason.EXPIRED, "expired")
+            raise Rejection(Reason.EXPIRED, self._expired(claims, moment))
         if claims.exp - claims.iat > self.max_lifetime and Reason.LIFETIME_EXCESSIVE not in waived:
             raise Rejection(Reason.LIFETIME_EXCESSIVE, "lives longer than the limit")
-        aged = self.max_queue_age is not None and received - moment > self.max_queue_age
-        if aged and Reason.QUEUE_AGE_EXCEEDED not in waived:
-            raise Rejection(Reason.QUEUE_AGE_EXCEEDED, "waited longer than the limit")
+        if (
+            self.max_queue_age is not None
+            and received - moment > self.max_queue_age
+            and Reason.QUEUE_AGE_EXCEEDED not in waived
+        ):
+            waited = f"waited {received - moment:.0f} s, longer than max_queue_age = {self.max_queue_age}"
+            raise Rejection(Reason.QUEUE_AGE_EXCEEDED, waited)
+
+    def _expired(self, claims: Claims, moment: float) -> str:
+        """Say for how long a message of an expired token had waited, and which setting would have kept it."""
+        if claims.exp <= claims.iat:
+            return "expires before it was issued"
+        until, kept = ("received", 'at = "append"') if self.at == "consume" else ("appended", "a longer lifetime")
+        waited, lifetime = f"{moment - claims.iat:.0f} s", f"{claims.exp - claims.iat} s"
+        return f"{until} {waited} after it was signed, with a token of {lifetime}; {kept} would have kept it"
+
+
+def longest_wait(
+    max_queue_age: int | None, lifetimes: Iterable[int], identity_lifetimes: Iterable[int] = ()
+) -> int:
+    """Return for how many seconds a message may wait in its queue before it is rejected for that alone.
+
+    Args:
+        max_queue_age: of a consumer that judges by the append time; ``None`` of one that does not.
+        lifetimes: seconds that tokens live.
+        identity_lifetimes: seconds that the WITs of trust domains live.
+    """
+    if max_queue_age is not None:
+        return max_queue_age
+    # A token ends with its WIT, and a producer asks for the next WIT when half of its life is over.
+    return min([*lifetimes, *(lifetime // 2 for lifetime in identity_lifetimes)])
 
 
 def is_revoked(key: Key, appended: float | None, received: float) -> bool:

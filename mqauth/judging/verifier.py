@@ -18,7 +18,18 @@ from mqauth.errors import ConfigurationError, Reason, Rejection, require
 from mqauth.judging.accept_as import AcceptAs, by_place
 from mqauth.judging.identities import CAPACITY as REMEMBERED
 from mqauth.judging.identities import Identities, check_life, ends_of
-from mqauth.judging.token import CAPACITY, NOTHING, At, Candidate, Shape, Standing, Times, Token, is_revoked
+from mqauth.judging.token import (
+    CAPACITY,
+    NOTHING,
+    At,
+    Candidate,
+    Shape,
+    Standing,
+    Times,
+    Token,
+    is_revoked,
+    longest_wait,
+)
 from mqauth.judging.trust_domain import TrustDomain, refuse_overlap
 from mqauth.judging.verified import Verified, make_verified
 from mqauth.letters.authorities import ReleaseAuthorities
@@ -88,6 +99,7 @@ class Verifier:
         at: whether times are judged at ``"consume"`` or, on the broker's evidence, at ``"append"``.
         max_queue_age: seconds a message may have waited; required with ``at="append"``.
         append_evidence: ``"interceptor"`` if RabbitMQ itself overwrites ``timestamp_in_ms``.
+        backlog: ``"expires"`` if messages that wait for less than a day may be rejected for it: no warning.
         require_headers: names that must be present and covered.
         unsigned_headers: whether to ``"hide"`` headers that are not covered, or to ``"reject"`` the message.
         allow_unsigned_headers: names, or at least 4 characters and a ``*``, in any case, of headers that tracing
@@ -113,6 +125,7 @@ class Verifier:
         at: At = "consume",
         max_queue_age: int | None = None,
         append_evidence: Literal["interceptor"] | None = None,
+        backlog: Literal["expires"] | None = None,
         require_headers: Iterable[str] = (),
         unsigned_headers: Literal["hide", "reject"] = "hide",
         allow_unsigned_headers: Iterable[str] = (),
@@ -128,7 +141,7 @@ class Verifier:
         self.audiences = _audiences(audience)
         self.times = Times(
             max_lifetime=max_lifetime, leeway=leeway, at=at, max_queue_age=max_queue_age,
-            append_evidence=append_evidence,
+            append_evidence=append_evidence, backlog=backlog,
         )  # fmt: skip
         require(unsigned_headers in ("hide", "reject"), 'unsigned_headers is "hide" or "reject"')
         require(
@@ -173,6 +186,13 @@ class Verifier:
     def retention(self) -> int:
         """Seconds after its ``exp`` for which a copy of a message might still be accepted."""
         return self.times.leeway + (self.times.max_queue_age or 0)
+
+    @property
+    def longest_wait(self) -> int:
+        """Seconds that a message may wait in its queue at most, before it is rejected for that alone."""
+        domains = [issuer for issuer in self.issuers.values() if isinstance(issuer, TrustDomain)]
+        lifetimes = [domain.max_identity_lifetime for domain in domains]
+        return longest_wait(self.times.max_queue_age, [self.times.max_lifetime], lifetimes)
 
     def trusts(self) -> dict[str, str]:
         """Return whom and what this verifier believes, as texts for the line that a consumer logs at its start."""
