@@ -767,7 +767,8 @@ CASES = [
     case("publish_delay_short", "producer.keys",
          lambda world: world.ring(lambda found: replace(found, publish_delay=299)),
          lambda world: world.ring(lambda found: replace(found, publish_delay=300))),
-    case("retain_short", "producer.keys", lambda world: world.ring(lambda found: replace(found, retain=60 + DAY - 1)),
+    case("retain_short", "producer.keys",
+         lambda world: world.ring(lambda found: replace(found, retain=60 + DAY - 1)),
          lambda world: world.ring(lambda found: replace(found, retain=60 + DAY))),
     # brokers and stores
     case("broker_plaintext", "check.brokers[0]", brokers("amqp://r.example/"), brokers("amqp://127.0.0.1/")),

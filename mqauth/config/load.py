@@ -211,7 +211,10 @@ class Configuration:
     def _pipeline(self, **more: Any) -> Pipeline:
         found = self._required(self._settings.consumer, "consumer")
         issuers = {issuer.issuer: _issuer(issuer, self._clock) for issuer in found.issuers}
-        settings = found.arguments(Verifier) | {"accept_as": [each.alias for each in found.accept_as]}
+        settings = found.arguments(Verifier) | {
+            "accept_as": [each.alias for each in found.accept_as],
+            "without_evidence": [each.entry for each in found.without_evidence],
+        }
         verifier = Verifier(keys=issuers, release=self._releases(found.leeway), **settings)
         return Pipeline(
             verifier=verifier, policy=_policy(found, self._clock), replay=self._store(),

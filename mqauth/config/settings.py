@@ -43,7 +43,13 @@ from mqauth.config.kinds import (
     whole,
 )
 from mqauth.config.policy_settings import OPASettings
-from mqauth.config.rollout_settings import AcceptAsSettings, RolloutSettings, RuleSettings, UnsignedSettings
+from mqauth.config.rollout_settings import (
+    AcceptAsSettings,
+    RolloutSettings,
+    RuleSettings,
+    UnsignedSettings,
+    WithoutEvidenceSettings,
+)
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.errors import Reason
 from mqauth.judging.identities import CAPACITY, MAX_CAPACITY
@@ -165,6 +171,12 @@ class ConsumerSettings(Settings):
         "RabbitMQ itself writes `timestamp_in_ms`, and overwrites that of the sender.",
         _only_append,
     ] = None
+    without_evidence: Annotated[
+        tuple[WithoutEvidenceSettings, ...],
+        inners(WithoutEvidenceSettings),
+        "Messages that can never have evidence of their append time: dead-lettered, not waited for.",
+        _only_append,
+    ] = ()
     backlog: Annotated[
         Literal["expires"] | None,
         choice(("expires",)),

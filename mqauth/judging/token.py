@@ -18,6 +18,7 @@ from functools import partial
 from typing import Final, Literal, NamedTuple
 
 from mqauth.errors import Cause, Reason, Rejection, Unavailable, require
+from mqauth.judging.without_evidence import WithoutEvidence
 from mqauth.letters.release import is_release
 from mqauth.wire import base64url, batch, destination, envelope, jws, memo, template, workload
 from mqauth.wire.claims import Batch, Claims, build
@@ -164,9 +165,11 @@ class Times:
     max_queue_age: int | None = None
     append_evidence: Literal["interceptor"] | None = None
     backlog: Literal["expires"] | None = None
+    without_evidence: tuple[WithoutEvidence, ...] = ()
 
     def __post_init__(self) -> None:
         require(self.backlog in (None, "expires"), 'backlog is "expires"')
+        require(self.at == "append" or not self.without_evidence, 'without_evidence is for at = "append"')
         require(self.at in ("consume", "append"), 'at is "consume" or "append"')
         require(self.append_evidence in (None, "interceptor"), 'append_evidence is "interceptor"')
         require(
@@ -186,6 +189,31 @@ class Times:
         if not destination.is_kafka(message.destination) and self.append_evidence != "interceptor":
             return None
         return origin.timestamp_ms / 1000
+
+    def moment(
+        self, message: Message, issued: int, received: float, waived: frozenset[Reason]
+    ) -> tuple[float, frozenset[Reason]]:
+        """Return the moment by which a message is judged, UTC seconds, and the reasons that are waived then.
+
+        Args:
+            message: as the broker delivered it.
+            issued: UTC seconds, ``iat`` of its verified token.
+            received: UTC seconds at which this process first received the delivery.
+            waived: the reasons that a release waives.
+
+        Raises:
+            Rejection: ``append_time_missing``, of a message that the operator named.
+            Unavailable: ``append_time_unavailable``.
+        """
+        moment = received if self.at == "consume" else self.evidence(message)
+        if moment is not None:
+            return moment, waived
+        if Reason.APPEND_TIME_MISSING in waived:
+            # A reviewer has let it through although nobody knows how long it waited.
+            return received, waived | {Reason.EXPIRED}
+        if any(entry.names(message, issued) for entry in self.without_evidence):
+            raise Rejection(Reason.APPEND_TIME_MISSING, "the broker did not say when it took the message")
+        raise Unavailable(Cause.APPEND_TIME_UNAVAILABLE, "the broker gives no evidence of append time")
 
     def ends(self, claims: Claims, key: Key) -> float:
         """Return until when the outcome of ``check`` at ``"consume"`` stays as it is, UTC seconds of receipt."""
@@ -210,7 +238,7 @@ class Times:
             waived: the reasons that a release waives.
 
         Raises:
-            Rejection: the reason of the first rule that is broken, unless it is waived.
+            Rejection: the reason of the first rule that is broken, unless it is waived; ``append_time_missing``.
             Unavailable: ``append_time_unavailable``.
         """
         if retires is not None and Reason.KEY_EXPIRED not in waived:
@@ -218,9 +246,7 @@ class Times:
             appended = self.evidence(message)
             if (claims.iat if appended is None else appended) >= retires:
                 raise Rejection(Reason.KEY_EXPIRED, "the key had retired before the token was made")
-        moment = self.evidence(message) if self.at == "append" else received
-        if moment is None:
-            raise Unavailable(Cause.APPEND_TIME_UNAVAILABLE, "the broker gives no evidence of append time")
+        moment, waived = self.moment(message, claims.iat, received, waived)
         if claims.iat > moment + self.leeway:
             raise Rejection(Reason.ISSUED_IN_FUTURE, "issued in the future")
         if claims.nbf is not None and claims.nbf > moment + self.leeway:

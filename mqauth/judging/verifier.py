@@ -32,6 +32,7 @@ from mqauth.judging.token import (
 )
 from mqauth.judging.trust_domain import TrustDomain, refuse_overlap
 from mqauth.judging.verified import Verified, make_verified
+from mqauth.judging.without_evidence import WithoutEvidence
 from mqauth.letters.authorities import ReleaseAuthorities
 from mqauth.letters.release import Release
 from mqauth.wire import batch, envelope, jwk, jws, memo
@@ -99,6 +100,7 @@ class Verifier:
         at: whether times are judged at ``"consume"`` or, on the broker's evidence, at ``"append"``.
         max_queue_age: seconds a message may have waited; required with ``at="append"``.
         append_evidence: ``"interceptor"`` if RabbitMQ itself overwrites ``timestamp_in_ms``.
+        without_evidence: messages that can never have the broker's evidence, and are dead-lettered for it.
         backlog: ``"expires"`` if messages that wait for less than a day may be rejected for it: no warning.
         require_headers: names that must be present and covered.
         unsigned_headers: whether to ``"hide"`` headers that are not covered, or to ``"reject"`` the message.
@@ -126,6 +128,7 @@ class Verifier:
         max_queue_age: int | None = None,
         append_evidence: Literal["interceptor"] | None = None,
         backlog: Literal["expires"] | None = None,
+        without_evidence: Iterable[WithoutEvidence] = (),
         require_headers: Iterable[str] = (),
         unsigned_headers: Literal["hide", "reject"] = "hide",
         allow_unsigned_headers: Iterable[str] = (),
@@ -141,7 +144,7 @@ class Verifier:
         self.audiences = _audiences(audience)
         self.times = Times(
             max_lifetime=max_lifetime, leeway=leeway, at=at, max_queue_age=max_queue_age,
-            append_evidence=append_evidence, backlog=backlog,
+            append_evidence=append_evidence, backlog=backlog, without_evidence=tuple(without_evidence),
         )  # fmt: skip
         require(unsigned_headers in ("hide", "reject"), 'unsigned_headers is "hide" or "reject"')
         require(
@@ -162,7 +165,8 @@ class Verifier:
         self.release = release
         self._given: dict[str, Any] = {
             "audience": self.audiences, "max_lifetime": max_lifetime, "leeway": leeway, "at": at,
-            "max_queue_age": max_queue_age, "append_evidence": append_evidence, "require_headers": self.required,
+            "max_queue_age": max_queue_age, "append_evidence": append_evidence,
+            "without_evidence": self.times.without_evidence, "require_headers": self.required,
             "unsigned_headers": unsigned_headers, "allow_unsigned_headers": self.allowed.names,
             "accept_as": tuple(self.aliases.values()), "user_id": user_id,
         }  # fmt: skip
@@ -346,7 +350,7 @@ class Verifier:
         # (9)
         issuer, retires, wit = self.issuer(token), key.expires, token.wit
         if wit is not None and isinstance(issuer, TrustDomain):
-            check_life(wit, key, issuer.max_identity_lifetime, self.times, message, received, waived)
+            check_life(wit, key, issuer.max_identity_lifetime, self.times, message, claims.iat, received, waived)
             retires = None  # the proof is of the workload's key, which ends with its identity
         self.times.check(claims, retires, message, received, waived)
         # (10)
