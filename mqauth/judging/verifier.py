@@ -18,18 +18,7 @@ from mqauth.errors import ConfigurationError, Reason, Rejection, require
 from mqauth.judging.accept_as import AcceptAs, by_place
 from mqauth.judging.identities import CAPACITY as REMEMBERED
 from mqauth.judging.identities import Identities, check_life, ends_of
-from mqauth.judging.token import (
-    CAPACITY,
-    NOTHING,
-    At,
-    Candidate,
-    Shape,
-    Standing,
-    Times,
-    Token,
-    is_revoked,
-    longest_wait,
-)
+from mqauth.judging.token import CAPACITY, NOTHING, At, Candidate, Shape, Standing, Times, Token, is_revoked
 from mqauth.judging.trust_domain import TrustDomain, refuse_overlap
 from mqauth.judging.verified import Verified, make_verified
 from mqauth.judging.without_evidence import WithoutEvidence
@@ -140,17 +129,17 @@ class Verifier:
         self.issuers = _issuers(keys)
         trusted = any(isinstance(one, TrustDomain) for one in self.issuers.values())
         self.identities = Identities(identities) if trusted else None
-        _refuse_shared_names(self.issuers, release)
+        # Whoever signs messages must not release them.
+        for shared in sorted(set(self.issuers) & set(() if release is None else release.authorities)):
+            raise ConfigurationError(f"{shared!r} is an issuer and a release authority: give each its own name")
         self.audiences = _audiences(audience)
         self.times = Times(
             max_lifetime=max_lifetime, leeway=leeway, at=at, max_queue_age=max_queue_age,
             append_evidence=append_evidence, backlog=backlog, without_evidence=tuple(without_evidence),
         )  # fmt: skip
         require(unsigned_headers in ("hide", "reject"), 'unsigned_headers is "hide" or "reject"')
-        require(
-            user_id in (None, "subject") or isinstance(user_id, Mapping),
-            'user_id is "subject" or a table of user to subject',
-        )
+        users = user_id in (None, "subject") or isinstance(user_id, Mapping)
+        require(users, 'user_id is "subject" or a table of user to subject')
         require(not isinstance(require_headers, str), "require_headers is a list of names")
         self.required = tuple(require_headers)
         self.allowed = HeaderNames("allow_unsigned_headers", allow_unsigned_headers, self.required)
@@ -190,13 +179,6 @@ class Verifier:
     def retention(self) -> int:
         """Seconds after its ``exp`` for which a copy of a message might still be accepted."""
         return self.times.leeway + (self.times.max_queue_age or 0)
-
-    @property
-    def longest_wait(self) -> int:
-        """Seconds that a message may wait in its queue at most, before it is rejected for that alone."""
-        domains = [issuer for issuer in self.issuers.values() if isinstance(issuer, TrustDomain)]
-        lifetimes = [domain.max_identity_lifetime for domain in domains]
-        return longest_wait(self.times.max_queue_age, [self.times.max_lifetime], lifetimes)
 
     def trusts(self) -> dict[str, str]:
         """Return whom and what this verifier believes, as texts for the line that a consumer logs at its start."""
@@ -405,13 +387,6 @@ def _issuers(keys: Mapping[str, KeySource | Issuer | TrustDomain]) -> dict[str, 
     domains = [name for name, one in found.items() if isinstance(one, TrustDomain)]
     refuse_overlap(domains, found.keys() - domains)
     return found
-
-
-def _refuse_shared_names(issuers: Iterable[str], release: ReleaseAuthorities | None) -> None:
-    """Refuse a release authority with an issuer's name: whoever signs messages must not release them."""
-    shared = sorted(set(issuers) & set(release.authorities)) if release is not None else []
-    if shared:
-        raise ConfigurationError(f"{shared[0]!r} is an issuer and a release authority: give each its own name")
 
 
 def _audiences(audience: str | Iterable[str]) -> frozenset[str]:
