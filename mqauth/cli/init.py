@@ -52,6 +52,13 @@ def init(
         str,
         typer.Option("--rung", help="enforce, or observe for a running system whose producers do not sign yet."),
     ] = "enforce",
+    managed: Annotated[
+        bool,
+        typer.Option(
+            "--managed",
+            help="For a broker whose configuration is not yours: tokens live a day, and messages wait as long.",
+        ),
+    ] = False,
     apply: Annotated[
         bool,
         typer.Option(
@@ -62,7 +69,7 @@ def init(
 ) -> None:
     """Write a producer and a consumer that run, with keys and settings. Overwrites nothing."""
     if not (apply and (folder / _TOPOLOGY).exists()):
-        project = _asked(broker, producer, consumer, issuer=issuer, url=url, rung=rung)
+        project = _asked(broker, producer, consumer, issuer=issuer, url=url, rung=rung, managed=managed)
         _write(folder, project)
     if apply:
         _declare(folder)
@@ -70,8 +77,9 @@ def init(
 
 
 def _asked(
-    broker: str | None, producer: str | None, consumer: str | None, *, issuer: str, url: str | None, rung: str
-) -> Project:
+    broker: str | None, producer: str | None, consumer: str | None, *, issuer: str, url: str | None, rung: str,
+    managed: bool,
+) -> Project:  # fmt: skip
     """Return what is wanted; asks for what no option says where somebody can be asked."""
     broker = _answered("broker", broker, "rabbitmq or kafka")
     require(broker in _URLS, "--broker: must be rabbitmq or kafka")
@@ -90,7 +98,7 @@ def _asked(
     require(url.startswith("kafka:") == (broker == "kafka"), f"--url: is no URL of {broker}, like {_URLS[broker]}")
     today = datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).date()
     return Project(broker=broker, producer=producer, consumer=consumer, issuer=issuer, url=url, today=today,
-                   observe=rung == "observe", owner=getpass.getuser())  # fmt: skip
+                   managed=managed, observe=rung == "observe", owner=getpass.getuser())  # fmt: skip
 
 
 def _answered(name: str, given: str | None, like: str) -> str:
@@ -198,7 +206,8 @@ def _next(folder: Path, *, applied: bool) -> Iterator[str]:
     if folder != Path():
         yield f"  cd {folder}"
     if not applied:
-        yield "  docker compose up -d --wait      # a broker, unless you have one"
+        if (folder / "compose.yml").exists():
+            yield "  docker compose up -d --wait      # a broker, unless you have one"
         yield "  mqauth init . --apply            # declares the queues or topics of topology.json"
     yield "  python consumer/consumer.py      # in a terminal of its own"
     yield "  python producer/producer.py      # one signed message, one without a token"
