@@ -55,7 +55,7 @@ EXAMPLES: Final[dict[str, Any]] = {
     "expired": 20, "skewed_producers": 3, "unknown_kids": 10, "learn": 86_400,
     "authorities": ["https://auth.example"], "name": "orders.dead", "waive": ["expired", "key_expired"],
     # [[rollout]]
-    "rung": "observe", "from": "2026-12-01T08:00:00Z", "since": "2026-11-29", "owner": "orders-team",
+    "rung": "observe", "since": "2026-11-29", "owner": "orders-team",
     "rollout.window": "7d", "accepted": {"3fa09c11d2e0": "load test, unsigned on purpose"},
     # [authority]
     "authority.url": "https://authority.prod.example", "authority.keys": "authority-keys",

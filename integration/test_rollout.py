@@ -7,10 +7,8 @@ each rung somebody takes the token off some messages of the producer that signs.
 from __future__ import annotations
 
 import contextlib
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -25,9 +23,7 @@ INTERCEPTOR = "message_interceptors.incoming.set_header_timestamp.overwrite = tr
 BACKLOG = 10_000
 EACH = 100
 """Messages that each of the four producers publishes on each rung."""
-LATE = 500
 AT_OFF = 2000
-AGAIN = 20
 Say = Callable[[str], None]
 pytestmark = pytest.mark.slow
 
@@ -64,51 +60,24 @@ def test_a_live_queue_goes_up_the_ladder(
         ladder = Ladder(queue, tmp_path, monkeypatch, forge)
         stand_at_off(ladder, say)
         observe(ladder, say)
-        publish_late(ladder)
-        ladder.up()
-        mark = datetime.fromisoformat(entry(ladder, "from").replace("Z", "+00:00"))
-        wait_until(lambda: datetime.now(UTC) > mark + timedelta(seconds=1))
-        condemned = enforce_new(ladder, say)
-        condemned |= enforce(ladder, say)
+        condemned = enforce(ladder, say)
         sum_up(ladder, condemned, say)
 
 
 def test_a_live_topic_goes_up_the_ladder(
     kafka: Kafka, forge: Forge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, say: Say
 ) -> None:
-    """On Kafka, too, with a rebalance, a partition that was added, and offsets that were reset."""
+    """On Kafka, too, with a rebalance."""
     with contextlib.closing(LiveTopic(kafka.url, forge)) as topic:
         ladder = Ladder(topic, tmp_path, monkeypatch, forge)
         stand_at_off(ladder, say)
         observe(ladder, say)
         share_with_another(ladder, topic, say)
-        publish_late(ladder)
-        ends = topic.ends()
-        ladder.up()
-        assert marked(ladder) == ends
-        added = topic.add_partition()
-        condemned = enforce_new(ladder, say)
-        condemned |= read_all_again(ladder, topic, added, say)
-        condemned |= enforce(ladder, say)
-        condemned |= read_old_again(ladder, topic, ends, say)
+        condemned = enforce(ladder, say)
         sum_up(ladder, condemned, say)
 
 
 # The rungs, on either broker
-
-
-def test_without_the_interceptor_there_is_no_mark(
-    rabbitmq: RabbitMQ, forge: Forge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A RabbitMQ that leaves the sender's own stamp as it is proves no time: the command refuses, exit code 2."""
-    with contextlib.closing(LiveQueue(rabbitmq.url, forge)) as queue:
-        ladder = Ladder(queue, tmp_path, monkeypatch, forge)
-        with ladder.consumer():
-            pass
-        ladder.up()
-        code, printed = ladder.command("up", ladder.place, "--yes", "--force", "--why", "a test")
-        assert (code, ladder.rung) == (2, "observe")
-        assert "no message interceptor that overwrites timestamp_in_ms" in printed
 
 
 def stand_at_off(ladder: Ladder, say: Say) -> None:
@@ -174,60 +143,16 @@ def notice_a_stripped_token(ladder: Ladder, say: Say) -> None:
     say("  observe: 3 stripped tokens after a day without: the alert unsigned_again")
 
 
-def publish_late(ladder: Ladder) -> None:
-    """Let a job that nobody remembered publish while no consumer runs: it stands before the mark."""
-    ladder.publish("nightly-job", LATE, SILENT)
-
-
-def enforce_new(ladder: Ladder, say: Say) -> set[bytes]:
-    """What stood there before the mark is handled; what comes unsigned after it is dead-lettered."""
-    assert ladder.rung == "enforce-new"
-    wrong = set(ladder.publish("orders-api", 3, STRIPPED) + ladder.publish("nightly-job", 1, SILENT))
-    runs = ladder.consume_all(EACH)
-    assert ladder.unsigned(runs) == {"nightly-job": LATE}
-    assert ladder.live.letters() == Counter(dict.fromkeys(((body, "token_missing") for body in wrong), 1))
-    assert ladder.missing() == {"nightly-job": LATE}
-    say(f"  enforce-new: {LATE} before the mark handled, {len(wrong)} unsigned after it dead-lettered")
-    return wrong
-
-
 def enforce(ladder: Ladder, say: Say) -> set[bytes]:
-    """A window later it is safe, and everything is enforced; old code is no longer wired in."""
-    ladder.clock.hours = 26
-    ladder.consume_all(EACH)
-    refuse_while_unsettled(ladder)
-    warned = [line for line in ladder.up().splitlines() if line.startswith("note:")]
+    """Everything is enforced; old code is no longer wired in."""
+    ladder.up()
     assert ladder.rung == "enforce"
-    assert len(warned) == isinstance(ladder.live, LiveTopic)
     wrong = set(ladder.publish("orders-api", 3, STRIPPED) + ladder.publish("till-7", 2, SILENT))
     runs = ladder.consume_all(EACH, old_code=False)
     assert all(found.verified for found in runs)
     assert {body for body, _ in ladder.live.letters()} >= wrong
     say(f"  enforce: {len(runs)} verified, {len(wrong)} unsigned dead-lettered")
     return wrong
-
-
-def refuse_while_unsettled(ladder: Ladder) -> None:
-    """The command asks the broker, and refuses while anything of before the mark may be open."""
-    live = ladder.live
-    if isinstance(live, LiveTopic):
-        ends, now = marked(ladder), live.ends()
-        live.reset({number: end - 1 for number, end in ends.items()})
-        refused(ladder, f"{len(ends)} records before the mark to settle")
-        live.reset(now)
-        return
-    signed = ladder.publish("orders-api", 1, SIGNS)
-    refused(ladder, "has 1 messages")
-    with ladder.consumer():
-        ladder.wait_for(signed)
-        refused(ladder, "has 1 consumers")
-
-
-def refused(ladder: Ladder, why: str) -> None:
-    """Going up is refused with a reason, and the file stays as it is."""
-    code, printed = ladder.command("up", ladder.place, "--yes")
-    assert (code, ladder.rung) == (1, "enforce-new")
-    assert why in printed
 
 
 def sum_up(ladder: Ladder, condemned: set[bytes], say: Say) -> None:
@@ -266,45 +191,3 @@ def share_with_another(ladder: Ladder, topic: LiveTopic, say: Say) -> None:
     assert others
     assert all(found.verified for found in runs)
     say(f"  observe: {len(runs)} runs across two rebalances, {len(others)} by a second member, all verified")
-
-
-def read_all_again(ladder: Ladder, topic: LiveTopic, added: int, say: Say) -> set[bytes]:
-    """Offsets reset to the beginning: all before the mark runs again, and a partition added since is enforced."""
-    known, buried = ladder.handled, sum(topic.letters().values())
-    wrong = set(ladder.publish("till-7", 3, SILENT, partition=added))
-    signed = ladder.publish("orders-api", 3, SIGNS, partition=added)
-    topic.reset(dict.fromkeys(range(topic.partitions), 0))
-    before = len(ladder.runs)
-    with ladder.consumer():
-        ladder.wait_for(signed)
-        wait_until(lambda: {found.body for found in ladder.runs[before:]} >= known)
-        # What had been dead-lettered before is so once more.
-        wait_until(lambda: sum(topic.letters().values()) >= 2 * buried + len(wrong))
-    runs = ladder.runs[before:]
-    assert {found.body for found in runs} == known | set(signed)
-    say(f"  enforce-new: offsets reset to 0: {len(runs):,} runs, {len(wrong)} of an added partition dead-lettered")
-    return wrong
-
-
-def read_old_again(ladder: Ladder, topic: LiveTopic, ends: dict[int, int], say: Say) -> set[bytes]:
-    """At ``enforce`` a reset to before the mark condemns the unsigned records read again, and no other."""
-    before = set(topic.letters())
-    topic.reset({number: end - AGAIN for number, end in ends.items()})
-    with ladder.consumer(old_code=False):
-        wait_until(lambda: len(topic.letters()) >= len(before) + AGAIN * len(ends))
-    found = {body for body, _ in set(topic.letters()) - before}
-    assert Counter(ladder.sent[body] for body in found) == {("nightly-job", SILENT): AGAIN * len(ends)}
-    say(f"  enforce: offsets reset to {AGAIN} before the mark: {len(found)} unsigned dead-lettered")
-    return found
-
-
-def entry(ladder: Ladder, key: str) -> str:
-    """Return the value of a key of the entry, as the file has it."""
-    (line,) = [line for line in ladder.file.read_text("utf-8").splitlines() if line.startswith(f"{key} =")]
-    return line.partition("= ")[2]
-
-
-def marked(ladder: Ladder) -> dict[int, int]:
-    """Return the offsets of the mark that the command wrote."""
-    (found,) = tomllib.loads(ladder.file.read_text("utf-8"))["rollout"]
-    return {int(number): end for number, end in found["from"].items() if number != "topic_id"}

@@ -105,7 +105,7 @@ _TABLE: Final = (
         "rollout.alias rollout.ending rollout.not_awaited rollout.unenforced rollout.wired_in",
     ),
     ("rollout", logging.ERROR, "rollout.unwritten"),
-    ("rollout", logging.CRITICAL, "rollout.mark_void rollout.overdue"),
+    ("rollout", logging.CRITICAL, "rollout.overdue"),
     (
         "rabbitmq",
         logging.WARNING,

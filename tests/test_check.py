@@ -338,12 +338,10 @@ def redis(url: str) -> Change:
     return edits(('"memory"', f'"{url}"'))
 
 
-def rung(
-    rung: str = "observe", place: str = "rabbitmq:shop/old", until: str = "2030-04-20", mark: str = ""
-) -> Change:
+def rung(rung: str = "observe", place: str = "rabbitmq:shop/old", until: str = "2030-04-20") -> Change:
     """Return a change that adds an entry to the rollout."""
     lines = ["[[rollout]]", f'destinations = ["{place}"]', f'rung = "{rung}"', "since = 2030-03-01"]
-    lines += [f"until = {until}", 'owner = "orders-team"', *([f"from = {mark}"] if mark else [])]
+    lines += [f"until = {until}", 'owner = "orders-team"']
     return added(lines)
 
 
@@ -819,10 +817,6 @@ CASES = [
     case("rollout_ending", "rollout[0].until", rung(until="2030-03-31"), rung(until="2030-04-01")),
     case("rollout_overdue", "rollout[0].until", rung(until="2030-03-16"), rung(until="2030-03-17")),
     case("rollout_catch_all", "rollout[0].destinations", rung(place="*", until="2030-03-30"), rung()),
-    case("rollout_mark_unproven", "rollout[0].from",
-         both(edits(('append_evidence = "interceptor"\n', "")),
-              rung(rung="enforce-new", mark="2030-03-10T10:00:00Z")),
-         rung(rung="enforce-new", mark="2030-03-10T10:00:00Z")),
     case("rollout_weakest", "rollout", rung(), rung(place="kafka:orders")),
     case("unsigned_exempt", "consumer.unsigned[0].destination", exempt()),
     case("exempt_broad", "consumer.unsigned[0].destination", exempt("rabbitmq:shop/#"),

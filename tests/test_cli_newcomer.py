@@ -74,7 +74,7 @@ INPUTS = [
         "--url: holds a password",
     ),
     (
-        "init shop --broker rabbitmq --producer a --consumer b --rung enforce-new",
+        "init shop --broker rabbitmq --producer a --consumer b --rung warn",
         2,
         "--rung: must be enforce or observe",
     ),

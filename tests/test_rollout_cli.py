@@ -43,7 +43,7 @@ def observed(time: float, **changes: Any) -> AuditRecord:
     """Return the record of a minute."""
     place = changes.pop("place", "kafka:orders")
     facts = {"seconds": 60.0, "rules": "r1", "rungs": {place: "observe"}, "accepted": {place: 100},
-             "unsigned": {}, "unstamped": {}, "lost": {}, "signed": {}, "groups": [],
+             "unsigned": {}, "lost": {}, "signed": {}, "groups": [],
              "other": 0} | changes  # fmt: skip
     return AuditRecord(
         id="01936b7e-0000-7000-8000-000000000000", time=time, verdict="observed", reason=None, detail=None,
@@ -134,16 +134,6 @@ def test_a_file_that_was_cut_is_refused(place: Place) -> None:
     assert any("does not hold" in found for found in place.against())
 
 
-def test_unstamped_messages_speak_against_a_mark_in_time(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On RabbitMQ what was queued before the interceptor has no stamp."""
-    monkeypatch.setattr(cli, "_now", lambda: NOW)
-    place = Place(tmp_path, capsys, "rabbitmq:shop/orders")
-    place.records(observed(NOW - 60, place="rabbitmq:shop/orders", unstamped={"rabbitmq:shop/orders": 4}))
-    assert place.against() == ["4 messages without the interceptor's stamp"]
-
-
 def test_the_report_names_who_does_not_sign(place: Place) -> None:
     """Groups of all partitions are one line, and an accepted one does not count any more."""
     place.records(observed(NOW - 120, groups=[GROUP]), observed(NOW - 60, groups=[{**GROUP, "partition": 0}]))
@@ -159,37 +149,23 @@ def test_the_report_names_who_does_not_sign(place: Place) -> None:
 
 
 def test_up_changes_only_its_own_lines(place: Place) -> None:
-    """Comments stay, and the mark is written."""
+    """Comments stay."""
     place.records(observed(NOW - 60))
-    mark = '{ topic_id = "mXk0", "0" = 88 }'
-    code, printed = place.run("up", "kafka:orders", "--mark", mark, "--yes")
+    code, printed = place.run("up", "kafka:orders", "--yes")
     assert code == 0, printed
     text = place.file.read_text("utf-8")
-    assert 'rung = "enforce-new"        # for now' in text
-    assert f"from = {mark}" in text
+    assert 'rung = "enforce"        # for now' in text
     assert "since = 2026-12-10" in text
     before, after = (set(part.splitlines()) for part in (FILE.replace("PLACE", "kafka:orders"), text))
-    assert len(before - after) == 2
-    assert len(after - before) == 3
-
-
-def test_a_mark_in_time_is_not_before_now(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was queued within the second of the command stands before the mark, and is not condemned."""
-    now = NOW + 0.75
-    monkeypatch.setattr(cli, "_now", lambda: now)
-    place = Place(tmp_path, capsys, "rabbitmq:shop/orders")
-    place.records(observed(NOW - 60, place="rabbitmq:shop/orders"))
-    assert place.run("up", "rabbitmq:shop/orders", "--yes")[0] == 0
-    assert "from = 2026-12-10T12:00:01Z" in place.file.read_text("utf-8")
+    assert len(before - after) == 3
+    assert len(after - before) == 2
 
 
 def test_up_is_refused_where_it_is_not_safe(place: Place) -> None:
     """Exit code 1, with the groups; ``--force`` with a reason does it all the same, and keeps the reason."""
     place.records(observed(NOW - 60, groups=[GROUP]))
     before = place.file.read_text("utf-8")
-    arguments = ("up", "kafka:orders", "--mark", '{ topic_id = "a" }', "--yes")
+    arguments = ("up", "kafka:orders", "--yes")
     code, printed = place.run(*arguments)
     assert (code, place.file.read_text("utf-8")) == (1, before)
     assert "crm-export" in printed
@@ -215,7 +191,6 @@ def test_down_always_works_and_says_until_when(place: Place) -> None:
         (("down", "kafka:stock", "--why", "x", "--until", "2026-12-20"), "kafka:stock is in no [[rollout]]"),
         (("down", "kafka:orders", "--why", "x", "--until", "soon"), "--until is a date like 2027-01-31"),
         (("down", "kafka:orders", "--why", "x", "--until", "2027-12-20", "--yes"), "until: must be 1 to 90 days"),
-        (("up", "kafka:orders", "--yes"), "--broker is needed on Kafka"),
     ],
 )
 def test_what_is_wrong_is_one_line(arguments: tuple[str, ...], said: str, place: Place) -> None:
@@ -253,9 +228,6 @@ def test_producers_that_signed_nothing_are_listed(place: Place) -> None:
     assert found["never_signed"] == ["web-shop", "till-7"]
 
 
-MARK = '{ topic_id = "mXk0", "0" = 88 }'
-
-
 class TestJson:
     """Every subcommand prints one JSON document with ``--json``."""
 
@@ -270,25 +242,24 @@ class TestJson:
         place.records(observed(NOW - 60, groups=[GROUP]))
         code, found = self.of(place, "accept", "kafka:orders", "token_missing kafka:orders", "--why", "x", "--yes")
         assert (code, found["rung"], found["written"]) == (0, "observe", True)
-        code, found = self.of(place, "up", "kafka:orders", "--mark", MARK, "--yes")
-        assert (code, found["rung"], found["written"], found["note"]) == (0, "enforce-new", True, None)
-        assert f"+from = {MARK}" in found["lines"]
+        code, found = self.of(place, "up", "kafka:orders", "--yes")
+        assert (code, found["rung"], found["written"]) == (0, "enforce", True)
         code, found = self.of(place, "down", "kafka:orders", "--why", "x", "--until", "2026-12-20", "--yes")
         assert (code, found["rung"]) == (0, "observe")
 
     def test_what_is_refused(self, place: Place) -> None:
         """The standing, with what speaks against it."""
         place.records(observed(NOW - 60, groups=[GROUP]))
-        code, found = self.of(place, "up", "kafka:orders", "--mark", MARK, "--yes")
+        code, found = self.of(place, "up", "kafka:orders", "--yes")
         assert (code, found["written"], found["against"]) == (1, False, ["1 groups"])
         assert [group["app"] for group in found["groups"]] == ["crm-export"]
 
     def test_the_new_file(self, place: Place) -> None:
         """With ``--print`` its text."""
         place.records(observed(NOW - 60))
-        code, found = self.of(place, "up", "kafka:orders", "--mark", MARK, "--print")
+        code, found = self.of(place, "up", "kafka:orders", "--print")
         assert code == 0
-        assert f"from = {MARK}" in found["text"]
+        assert 'rung = "enforce"' in found["text"]
 
 
 BOTH = '["kafka:orders", "rabbitmq:shop/orders.#"]  # two of them'
@@ -314,10 +285,10 @@ class TestSplitting:
         both = {"kafka:orders": 100, "rabbitmq:shop/orders.#": 1}
         rungs = dict.fromkeys(both, "observe")
         place.records(observed(NOW - 60, accepted=both, rungs=rungs, groups=[other]))
-        code, printed = place.run("up", "kafka:orders", "--mark", MARK, "--yes")
+        code, printed = place.run("up", "kafka:orders", "--yes")
         assert code == 0, printed
         assert self.entries(place) == [
-            (["kafka:orders"], "enforce-new"),
+            (["kafka:orders"], "enforce"),
             (["rabbitmq:shop/orders.#"], "observe"),
         ]
         text = place.file.read_text("utf-8")
@@ -329,17 +300,14 @@ class TestSplitting:
         """The pattern stays, and the new entry decides, since it comes first."""
         self.two(place, '["kafka:#"]')
         place.records(observed(NOW - 60, accepted={"kafka:#": 4}, rungs={"kafka:#": "observe"}))
-        assert place.run("up", "kafka:orders", "--mark", MARK, "--yes")[0] == 0
-        assert self.entries(place) == [(["kafka:orders"], "enforce-new"), (["kafka:#"], "observe")]
-        code, printed = place.run("up", "kafka:#", "--yes")
-        assert code == 2
-        assert "on Kafka a mark is of one topic: name it" in printed
+        assert place.run("up", "kafka:orders", "--yes")[0] == 0
+        assert self.entries(place) == [(["kafka:orders"], "enforce"), (["kafka:#"], "observe")]
 
     def test_a_list_on_several_lines_is_left_alone(self, place: Place) -> None:
         """It is refused in one line; nothing is written."""
         self.two(place, '[\n  "kafka:orders",\n  "kafka:stock",\n]')
         place.records(observed(NOW - 60, accepted={"kafka:orders": 4}))
         before = place.file.read_text("utf-8")
-        code, printed = place.run("up", "kafka:orders", "--mark", MARK, "--yes")
+        code, printed = place.run("up", "kafka:orders", "--yes")
         assert (code, place.file.read_text("utf-8")) == (2, before)
         assert "write each entry as [[rollout]] with a key a line" in printed

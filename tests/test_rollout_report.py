@@ -118,7 +118,7 @@ class TestRecords:
         (rollout,) = of(found, "rollout")
         assert rollout["rungs"][0] == {
             "destinations": [KAFKA, RABBITMQ], "rung": "observe", "owner": "orders-team", "since": "2030-03-01",
-            "until": "2030-05-20", "mark": None,
+            "until": "2030-05-20",
         }  # fmt: skip
         observed = of(found, "observed")
         assert sum(one["unsigned"].get(KAFKA, 0) for one in observed) == 100
@@ -230,8 +230,8 @@ class TestDetectors:
     def test_a_lower_rung_is_an_alert(self) -> None:
         """The same or a higher one is none, and the first start is none."""
         detector = Detector()
-        assert detector.observe(self.rollout("enforce-new")) == []
-        assert detector.observe(self.rollout("enforce-new")) == []
+        assert detector.observe(self.rollout("enforce")) == []
+        assert detector.observe(self.rollout("enforce")) == []
         (alert,) = detector.observe(self.rollout("observe"))
         assert (alert.kind, dict(alert.about)) == ("rung_lowered", {"destination": KAFKA, "rung": "observe"})
         assert detector.observe(self.rollout("enforce")) == []
@@ -300,8 +300,7 @@ owner = "orders-team"
 
 [[rollout]]
 destinations = ["rabbitmq:shop/stock"]
-rung = "enforce-new"
-from = 2026-12-01T10:00:00Z
+rung = "observe"
 since = 2026-11-26
 until = 2026-11-27
 owner = "orders-team"
@@ -330,7 +329,7 @@ def test_the_check_names_what_is_not_enforced(pattern: str, codes: set[str], tmp
     found = {one.code.name for one in report.findings if "rollout" in one.code.name or "exempt" in one.code.name}
     assert found == codes | {
         "rollout_off", "rollout_observe", "rollout_ending", "rollout_overdue", "rollout_catch_all",
-        "rollout_mark_unproven", "rollout_weakest",
+        "rollout_weakest",
     }  # fmt: skip
 
 

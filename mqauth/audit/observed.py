@@ -33,7 +33,7 @@ HOUR: Final = 3600.0
 MINUTE: Final = 60.0
 
 
-_NAMES: Final = ("accepted", "unsigned", "unstamped", "lost")
+_NAMES: Final = ("accepted", "unsigned", "lost")
 
 
 class Group(NamedTuple):
@@ -77,7 +77,6 @@ class Observed:
     groups: dict[Group, _Count] = field(default_factory=dict)
     accepted: Counter[str] = field(default_factory=Counter)
     unsigned: Counter[str] = field(default_factory=Counter)
-    unstamped: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
     signed: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     other: int = 0
@@ -115,11 +114,6 @@ class Observed:
             # Rules name them, but a policy of one's own may admit any number.
             if producer in self.signed or len(self.signed) < CAPACITY:
                 self.signed[producer] += 1
-
-    def lack_stamp(self, pattern: str) -> None:
-        """Count a message without the stamp that a mark in time needs."""
-        with self._lock:
-            self.unstamped[pattern] += 1
 
     def lose(self, cause: str) -> None:
         """Count what was not waited for."""

@@ -14,7 +14,7 @@ from typing import Any, Final
 from mqauth.audit.record import Record, member, parse_record, time_of
 
 DAY: Final = 86_400.0
-RUNGS: Final = ("off", "observe", "enforce-new", "enforce")
+RUNGS: Final = ("off", "observe", "enforce")
 _MARK: Final = b'"verdict":"rollout"'
 _FILES: Final = 16
 _TAIL: Final = 16 * 1024 * 1024

@@ -140,10 +140,9 @@ def _standing(entry: RolloutSettings, rollout: Rollout, told: Sequence[Record], 
     within = [record for record in observed if time_of(record) >= now - window]
     changed = _last_change(observed, now - window)
     found.processes = len({record.get("instance") for record in within if time_of(record) >= now - _HOUR})
-    unstamped, groups, signed = 0, dict[str, Seen](), set[tuple[str, str]]()
+    groups, signed = dict[str, Seen](), set[tuple[str, str]]()
     for record in within:
         facts = member(record, "observed")
-        unstamped += sum(_numbers(facts, "unstamped", entry).values())
         for place, number in _numbers(facts, "accepted", entry).items():
             found.accepted[place] = found.accepted.get(place, 0) + number
         if time_of(record) >= now - _HOUR:
@@ -156,7 +155,7 @@ def _standing(entry: RolloutSettings, rollout: Rollout, told: Sequence[Record], 
     if asked.consumer is not None:
         found.never_signed = list(_never_signed(entry, asked.consumer, signed))
     found.moved = max(0, len(_ends(told, entry)) - 1)
-    found.against = list(_against(found, now, changed, asked, unstamped))
+    found.against = list(_against(found, now, changed, asked))
     return found
 
 
@@ -200,13 +199,12 @@ def _meet(one: str, other: str) -> bool:
     return EVERYWHERE in (one, other) or one == other or matches(one, other) or matches(other, one)
 
 
-def _against(found: Standing, now: float, changed: float | None, asked: Asked, unstamped: int) -> Iterator[str]:
+def _against(found: Standing, now: float, changed: float | None, asked: Asked) -> Iterator[str]:
     """Yield what speaks against going up."""
     entry = found.entry
     ends = datetime.combine(entry.since, time(), UTC).timestamp() + entry.entry.window
     open_groups = [seen for seen in found.groups if not _is_accepted(entry, seen.group)]
     silent = [place for place in entry.destinations if not found.accepted.get(place)]
-    on_rabbitmq = entry.destinations[0].startswith("rabbitmq:")
     for holds, what in (
         (now < ends, f"the window is over at {iso_time(ends)}"),
         (asked.broken is not None, f"an audit file does not hold: {asked.broken}"),
@@ -219,7 +217,6 @@ def _against(found: Standing, now: float, changed: float | None, asked: Asked, u
         (silent, f"no accepted message of {', '.join(silent)}"),
         (changed is not None, f"rules, issuers or settings changed at {iso_time(changed or 0)}"),
         (len(found.rungs) > 1, f"mixed: {' and '.join(sorted(found.rungs))} within the hour"),
-        (unstamped and on_rabbitmq, f"{unstamped} messages without the interceptor's stamp"),
         (entry.at is Rung.OFF, "nothing is judged at off"),
     ):
         if holds:

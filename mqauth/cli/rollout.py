@@ -17,8 +17,7 @@ from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import with_parts
 from mqauth.audit.record import read_records
 from mqauth.check.adoption import Asked, Seen, Standing, standings
-from mqauth.cli.app import BrokerFile, Json, answer, group, one_line
-from mqauth.cli.rollout_marks import Broker, broker_for, mark_of, moment, unsettled
+from mqauth.cli.app import Json, answer, group, one_line
 from mqauth.cli.settings import file_of, settings_of
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.rollout_file import accepted_key, changed, number_of, split, text_value
@@ -28,7 +27,6 @@ from mqauth.config.toml_file import read_toml
 from mqauth.errors import ConfigurationError, file_errors, refusing, require
 from mqauth.judging.journal import few
 from mqauth.judging.rollout import Rung
-from mqauth.wire.destination import is_kafka
 
 app: Final = group("Bring signatures to a running system, step by step.", "mqauth rollout status")
 Config = Annotated[Path | None, typer.Option("--config", envvar="MQAUTH_CONFIG", help="The configuration file.")]
@@ -61,20 +59,6 @@ def up(
     *,
     config: Config = None,
     audit: Audit = None,
-    mark: Annotated[
-        str | None,
-        typer.Option("--mark", help="The mark of enforce-new, in TOML; by default the broker is asked."),
-    ] = None,
-    settled: Annotated[
-        bool, typer.Option("--settled", help="All before the mark is settled; by default the broker is asked.")
-    ] = False,
-    broker: Annotated[
-        str | None, typer.Option("--broker", help="URL of the broker, or a name of [brokers.NAME].")
-    ] = None,
-    broker_settings: BrokerFile = None,
-    scope: Annotated[
-        str | None, typer.Option("--scope", help="The consumer group or queue; by default [consumer] scope.")
-    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Go up although it is not safe; needs --why.")] = False,
     why: Annotated[str | None, typer.Option("--why", help="The reason, kept in the file.")] = None,
     only_print: Print = False,
@@ -88,19 +72,11 @@ def up(
     standing = _standing(file, number, destination, audit)
     if entry.at is not Rung.OFF and not force and not standing.is_safe:
         return _refuse(standing, json)
-    rung, note = Rung(entry.at + 1), None
+    rung = Rung(entry.at + 1)
     values: dict[str, str | None] = {"rung": text_value(rung.label), "since": _today().isoformat()}
-    asked = None if rung < Rung.ENFORCE_NEW else broker_for(destination, broker, broker_settings, file)
-    if rung is Rung.ENFORCE_NEW:
-        values["from"] = mark or _mark(destination, asked)
     if rung is Rung.ENFORCE:
-        values |= {"from": None, "until": None}
-        scope = scope or (None if file.consumer is None else file.consumer.scope)
-        against, note = _unsettled(destination, entry, asked, scope, settled or force)
-        if against is not None:
-            standing.against.append(against)
-            return _refuse(standing, json)
-    change = _Change(destination, values, why, number=number, note=note)
+        values["until"] = None
+    change = _Change(destination, values, why, number=number)
     return _apply(config, change, only_print=only_print, yes=yes, as_json=json)
 
 
@@ -119,11 +95,11 @@ def down(
     entry = _entry(config, destination)
     rung = Rung.of(str(entry["rung"]))
     require(rung > Rung.OFF, f"{destination} is at off")
-    below = Rung.OBSERVE if rung is Rung.ENFORCE else Rung(rung - 1)
+    below = Rung(rung - 1)
     with refusing(ValueError, "--until is a date like 2027-01-31"):
         day = date.fromisoformat(until)
     values: dict[str, str | None] = {"rung": text_value(below.label), "since": _today().isoformat(),
-                                     "until": day.isoformat(), "from": None}  # fmt: skip
+                                     "until": day.isoformat()}  # fmt: skip
     return _apply(config, _Change(destination, values, why), only_print=only_print, yes=yes, as_json=json)
 
 
@@ -177,30 +153,6 @@ def _refuse(standing: Standing, as_json: bool) -> int:
     return 1
 
 
-def _mark(destination: str, broker: Broker | None) -> str:
-    """Return the mark, by the broker's word where one is known."""
-    on_kafka = is_kafka(destination)
-    require(not on_kafka or not set("*#") & set(destination), "on Kafka a mark is of one topic: name it")
-    if broker is not None:
-        return mark_of(destination, broker)
-    require(not on_kafka, "--broker is needed on Kafka, which is asked for end offsets; or [broker], or --mark")
-    # The next second: messages of the one that runs are queued already, and stand before the mark.
-    return moment(int(_now()) + 1)
-
-
-def _unsettled(
-    destination: str, entry: RolloutSettings, broker: Broker | None, scope: str | None, said: bool
-) -> tuple[str | None, str | None]:
-    """Return what before the mark is not settled, unless somebody said that all is; and what a reset would do."""
-    if broker is None:
-        require(said, "all before the mark has to be settled: give --broker, or say --settled once it is")
-        return None, None
-    if said and scope is None:
-        return None, None
-    against, note = unsettled(destination, broker, entry.from_, scope)
-    return None if said else against, note
-
-
 def _own_files(file: Any) -> list[Path]:
     """Return the audit files of ``[audit]``, of all processes."""
     if file.audit is None:
@@ -225,14 +177,12 @@ class _Change:
         why: kept in the file.
         number: of the entry that holds the destination, which gets an entry of its own; ``None`` for the one that
             lists it.
-        note: what people should know of it.
     """
 
     destination: str
     values: Mapping[str, str | None]
     why: str | None = None
     number: int | None = None
-    note: str | None = None
 
 
 def _apply(config: Path | None, change: _Change, *, only_print: bool, yes: bool, as_json: bool) -> int:
@@ -245,13 +195,13 @@ def _apply(config: Path | None, change: _Change, *, only_print: bool, yes: bool,
         return 0
     diff = list(difflib.unified_diff(text.splitlines(), new.splitlines(), str(path), str(path), lineterm=""))
     shown = sys.stderr if as_json else sys.stdout
-    print(*diff, *([] if change.note is None else [f"note: {change.note}"]), sep="\n", file=shown)
+    print(*diff, sep="\n", file=shown)
     written = yes or typer.confirm("Write it? It counts from the next start of each consumer.", err=as_json)
     if written:
         with file_errors(path):
             path.write_text(new, "utf-8")
     facts = {"destination": change.destination, "rung": _rung_in(new, change.destination), "written": written}
-    answer(as_json, facts | {"lines": diff, "note": change.note})
+    answer(as_json, facts | {"lines": diff})
     return 0 if written else 1
 
 

@@ -162,14 +162,6 @@ def text_or_table(word: Kind, table: Kind) -> Kind:
     )
 
 
-def table_or(item: Kind, schema: Mapping[str, Any], read: Callable[[Table, str, Any], Any]) -> Kind:
-    """Return the kind of a single value, or of a table with a schema and a reader of its own."""
-    return Kind(
-        {"anyOf": [item.schema, schema]},
-        lambda table, key, found: (read if isinstance(found, dict) else item.read)(table, key, found),
-    )
-
-
 def seconds(least: float, most: float = math.inf, *, fractions: bool = False) -> Kind:
     """Return the kind of a duration: a number of seconds, or a text such as ``90s``, ``15m``, ``12h`` or ``7d``.
 

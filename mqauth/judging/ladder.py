@@ -66,11 +66,7 @@ class LadderJudge(Judge):
     """
 
     def __init__(self, strict: Judge, rollout: Rollout, observing: Observing, **settings: Any) -> None:
-        clock, verifier = settings["clock"], settings["verifier"]
-        require(
-            verifier.has_append_evidence or not any(isinstance(entry.mark, float) for entry in rollout.entries),
-            'a mark that is a time needs at = "append" and append_evidence = "interceptor"',
-        )
+        clock = settings["clock"]
         self.store = Breaker(Cause.REPLAY_STORE_UNAVAILABLE, clock)
         self.audit = observing.breaker
         policy = Breaker(Cause.POLICY_UNAVAILABLE, clock)
@@ -135,15 +131,11 @@ class LadderJudge(Judge):
         )
 
     def _is_strict(self, delivery: Delivery) -> bool:
-        """Return whether a delivery is judged at ``enforce``; pass it on where it is not judged at all.
-
-        Raises:
-            Unavailable: its rung cannot be told yet.
-        """
+        """Return whether a delivery is judged at ``enforce``; pass it on where it is not judged at all."""
         if delivery.step is not Step.JUDGE:
             return not is_lenient(delivery)
         exemption = self._rollout.exemption(delivery.message)
-        rung = self._rollout.rung(delivery.message, self._verifier.evidence)
+        rung = self._rollout.rung(delivery.message)
         if exemption is not None:
             would = Would(Verdict.REJECTED, Reason.TOKEN_MISSING, None, "exempt: no token header")
             kind = delivery.message.text_property("type") if exemption.kinds else None

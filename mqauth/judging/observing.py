@@ -65,7 +65,6 @@ class Observing:
         self._instance = instance
         self._policy = policy
         self._rules = hashlib.sha256(f"{policy.version} {verifier.settings}".encode()).hexdigest()[:16]
-        self._evidence = verifier.evidence
         self._scope_of = scope_of
         self._sees = hasattr(audit, "see")
         self._pending: deque[tuple[bool, AuditRecord]] = deque()
@@ -85,7 +84,7 @@ class Observing:
             delivery: just judged.
         """
         pattern = self._pattern(delivery.message)
-        self._note(delivery.message, pattern)
+        self._scope = self._scope_of(delivery.message)
         would = None if delivery.unverified is None else delivery.unverified.would
         # What is exempt is decided, and no news; at off nothing was judged.
         if would is None or pattern is None or not is_lenient(delivery):
@@ -100,14 +99,9 @@ class Observing:
     def accepts(self, delivery: Delivery) -> None:
         """Count a verified delivery of a listed destination."""
         pattern, verified = self._pattern(delivery.message), delivery.verified
-        self._note(delivery.message, pattern)
+        self._scope = self._scope_of(delivery.message)
         if pattern is not None and verified is not None:
             self.counts.accept(pattern, verified.issuer, verified.subject)
-
-    def _note(self, message: Message, pattern: str | None) -> None:
-        self._scope = self._scope_of(message)
-        if pattern is not None and self._evidence(message) is None:
-            self.counts.lack_stamp(pattern)
 
     def _pattern(self, message: Message) -> str | None:
         entry = self.rollout.entry(message.destination)

@@ -188,15 +188,6 @@ class Verifier:
             "unsigned_headers": "rejected" if self._reject_unsigned else "hidden",
         }
 
-    @property
-    def has_append_evidence(self) -> bool:
-        """Whether RabbitMQ's interceptor says when a message was appended, and times are judged by that."""
-        return self.times.at == "append" and self.times.append_evidence == "interceptor"
-
-    def evidence(self, message: Message) -> float | None:
-        """Return when the broker says it appended a message, UTC seconds; ``None`` if it may not be believed."""
-        return self.times.evidence(message)
-
     def open(self, message: Message) -> Candidate:
         """Take the token of a message apart: steps (0) to (4).
 
