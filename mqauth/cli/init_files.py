@@ -52,15 +52,15 @@ file = "audit-{host}-{pid}.jsonl"
 [dead_letters]
 name = "$letters"
 
+[check]                 # headers that nobody signed are hidden from the handler$why_observe
+accept = [$consumer_accepted]
+
 # What follows is read by commands alone, such as mqauth dlq groups.
 [broker]
 url = "$url"            # no password here: user with password_env, or url_env
 
 [review]
 audit = "reviewer.jsonl"
-
-[check]                 # headers that nobody signed are hidden from the handler$why_observe
-accept = [$consumer_accepted]
 """)
 _APPEND: Final = """\
 at = "append"           # a message is judged by when the broker took it, however long it waits after that
