@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 
 from mqauth.errors import ConfigurationError
-from mqauth.judging import judge, token
+from mqauth.judging import judge, key_lookup, token
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.judging.without_evidence import WithoutEvidence
 from mqauth.letters import release
@@ -330,10 +330,11 @@ SETTINGS_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
      "the JWK widens no pin"),
     ("a pin widens the JWK", edit(Issuer.speaks_for, "if key.subjects is not None:",
      "if key.subjects is not None and pinned is None:"), "a pin widens no JWK"),
-    ("an outage condemns", edit(judge._refuse, "isinstance(error, OUR_FAULT)", "False"), "no policy"),
-    ("unknown keys condemned", edit(judge._looked_up,
+    ("an outage condemns", edit(judge.Judge._refuse, "isinstance(error, OUR_FAULT)", "False"), "no policy"),
+    ("unknown keys condemned", edit(key_lookup.looked_up,
      "raise Unavailable(error.cause, error.detail, party) from error",
-     'raise Rejection(Reason.KEY_UNKNOWN, "") from error'), "an unknown key while none can be asked for"),
+     'from mqauth.errors import Reason; raise Rejection(Reason.KEY_UNKNOWN, "") from error'),
+     "an unknown key while none can be asked for"),
     ("a release asks before the signature", edit(judge.Judge._claim_released,
      "self._verifier.authenticate(message, candidate.token, keys, received)", "pass"),
      "a forged message asks for no authority's keys"),

@@ -114,7 +114,7 @@ class IdentityAuthoritySettings(HeadsSettings):
     refusal_rate: Annotated[
         int,
         whole(0),
-        "Refusals of one address a minute, beyond which it is not read; 0 where a proxy stands in front.",
+        "Refusals of one address and holder a minute, then it is not read; 0 where a proxy is in front.",
     ] = REFUSALS
     instances: Annotated[int, POSITIVE, "WITs of one subject alive at once, beyond which an alert is given."] = (
         INSTANCES

@@ -13,6 +13,7 @@ from mqauth.delivery.partition import Partition, TopicPartition
 from mqauth.errors import Cause, ConfigurationError, StaleDelivery, Unavailable
 from mqauth.flow import Flow, asked, is_async, refuse_async, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
+from mqauth.judging.rollout import is_lenient
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Verified, decoded, equip
 from mqauth.letters.dead_letter import DeadLetterSink
@@ -149,6 +150,7 @@ class EarlyClaims:
         self._many: _ClaimMany | None = None if waits else many
         self._on_loop = on_loop
         self._verdicts = guard.verdicts
+        self._patient = guard.patient
         self._most = IN_PROCESS_BATCH if getattr(guard.replay, "in_process", False) else None
         self._monotonic = guard.clock.monotonic
         self._longest = longest
@@ -184,8 +186,10 @@ class EarlyClaims:
         for delivery, request in requests:
             # From now on the store may hold the claim, even if its answer is lost.
             delivery.claim = request
+        # Below ``enforce`` a store that is slow must not delay every poll.
+        ask = self._patient(many) if any(is_lenient(delivery) for delivery, _ in requests) else many
         try:
-            statuses = many([request for _, request in requests]) if requests else []
+            statuses = ask([request for _, request in requests]) if requests else []
         except Exception:
             statuses = []
         if len(statuses) == len(requests):

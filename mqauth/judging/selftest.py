@@ -24,7 +24,6 @@ from mqauth.flow import OUR_FAULT, Flow, either, is_async, run
 from mqauth.judging.delivery import Delivery, Outcome
 from mqauth.judging.journal import Journal, few
 from mqauth.judging.judge import Judge
-from mqauth.judging.ladder import LadderJudge
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow, Rule, local_rules, place_of_pattern
 from mqauth.judging.rollout import Rung, destinations_of
@@ -247,7 +246,7 @@ def _places(rules: tuple[Rule, ...]) -> list[str]:
 def _judge_of(guard: Pipeline, message: Message) -> Judge:
     """Return what judges a message in this pipeline: strictly also what a rung or an exemption lets through."""
     judge, rollout = guard.verdicts, guard.rollout
-    if rollout is None or not isinstance(judge, LadderJudge):
+    if rollout is None:
         return judge
     entry = rollout.entry(message.destination)
     below = (entry is not None and entry.rung is not Rung.ENFORCE) or rollout.exemption(message) is not None
