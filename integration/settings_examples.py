@@ -48,7 +48,8 @@ EXAMPLES: Final[dict[str, Any]] = {
     "claims": {"env": "prod"}, "consumer.opa.url": "http://127.0.0.1:8181", "consumer.opa.path": "mqauth/allow",
     "remember": 10, "timeout": 0.5,
     # state, audit, misuse
-    "store": "redis://cache.example:6379/0", "capacity": 1_000_000, "misuse.capacity": 4096, "record": "all",
+    "store": "redis://cache.example:6379/0", "replay.file": "replay.sqlite", "capacity": 1_000_000,
+    "misuse.capacity": 4096, "record": "all",
     "max_bytes": 268_435_456, "flood_after": 100, "unsafe_no_fsync": True, "heads": "/mnt/heads/audit.heads",
     "heads_key": "heads.pem", "heads_every": 1000, "heads_seconds": 60, "heads_passphrase_env": "HEADS_PASSPHRASE",
     "heads_passphrase_file": "secrets/heads", "misuse.window": 60, "quiet": 600, "burst": 100, "replays": 3,

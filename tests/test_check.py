@@ -338,6 +338,11 @@ def redis(url: str) -> Change:
     return edits(('"memory"', f'"{url}"'))
 
 
+def in_file(path: str) -> Change:
+    """Return a change of the replay store to a file."""
+    return edits(('store = "memory"', f'file = "{path}"'))
+
+
 def rung(rung: str = "observe", place: str = "rabbitmq:shop/old", until: str = "2030-04-20") -> Change:
     """Return a change that adds an entry to the rollout."""
     lines = ["[[rollout]]", f'destinations = ["{place}"]', f'rung = "{rung}"', "since = 2030-03-01"]
@@ -791,8 +796,17 @@ CASES = [
     # delivery
     case("replay_memory_shared", "replay.store", edits(("consumers = 1", "consumers = 2")),
          both(edits(("consumers = 1", "consumers = 2")), redis("rediss://r.example/0"))),
+    case("replay_memory_shared", "replay.file",
+         both(edits(("consumers = 1", "consumers = 2")), in_file("r.sqlite")), in_file("r.sqlite")),
     case("replay_capacity", "replay.capacity", edits(("700000", str(8 * (300 + 5 + DAY) - 1))),
          edits(("700000", str(8 * (300 + 5 + DAY))))),
+    case("replay_capacity", "replay.file", both(edits(("rate = 8", "rate = 1000000000")), in_file("r.sqlite")),
+         in_file("r.sqlite")),
+    case("replay_not_durable", "replay.file", in_file("/dev/shm/r.sqlite"), in_file("r.sqlite")),
+    case("replay_off", "replay.store", redis("none"), in_file("r.sqlite")),
+    case("trust_writable", "replay.file",
+         both(in_file("r.sqlite"), lambda world: world.file("r.sqlite", b"", 0o666)),
+         both(in_file("r.sqlite"), lambda world: world.file("r.sqlite", b"", 0o600))),
     case("audit_missing", "audit", lambda world: world.drop("audit")),
     case("audit_not_durable", "audit.file", edits(("audit.jsonl", "/dev/null")),
          edits(("audit.jsonl", "/srv/a.jsonl"))),

@@ -20,8 +20,10 @@ from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import FloodGate
 from mqauth.config.broker import BrokerFile, BrokerSettings, ReviewSettings
+from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.declaration import Setting, Settings, inner, inners, not_with, only_with, read, schema_of
 from mqauth.config.identity_settings import CredentialSettings, IdentitySettings
+from mqauth.config.issuer_settings import IssuerSettings
 from mqauth.config.kinds import (
     BROKER_URL,
     FLAG,
@@ -44,10 +46,8 @@ from mqauth.config.settings import (
     AuditSettings,
     AuthoritySettings,
     CheckSettings,
-    ConsumerSettings,
     DeadLettersSettings,
     FileSettings,
-    IssuerSettings,
     MisuseSettings,
     ProducerSettings,
     ReleaseSettings,
@@ -83,7 +83,7 @@ OBJECTS: dict[type[Settings], tuple[tuple[Callable[..., object], ...], set[str]]
     UnsignedSettings: ((Exemption,), set()),
     AcceptAsSettings: ((AcceptAs,), set()),
     MisuseSettings: ((Thresholds,), set()),
-    ReplaySettings: ((MemoryReplayStore,), {"store"}),
+    ReplaySettings: ((MemoryReplayStore,), {"store", "file"}),
     AuditSettings: (
         (AuditFile, FloodGate, Pipeline),
         {"file", "unsafe_no_fsync", "heads", "heads_key", "heads_every", "heads_seconds",
@@ -319,7 +319,7 @@ def test_the_schema_follows_from_the_declaration() -> None:
     ("kind", "value"),
     [
         (NAME, "hunter2\n"), (PATH, "hunter2\0"), (choice(("a", "b")), "hunter2"), (BROKER_URL, "hunter2"),
-        (url("redis", word="memory"), "http://hunter2"), (many(NAME), ["hunter2\n"]),
+        (url("redis", words=("memory",)), "http://hunter2"), (many(NAME), ["hunter2\n"]),
         (one_or_many(NAME), "hunter2\n"),
         (entries(NAME, NAME), {"a": "hunter2\n"}), (text_or_table(choice(("a",)), entries(NAME, NAME)), "hunter2"),
         (POSITIVE, "hunter2"), (FLAG, "hunter2"), (many(NAME), "hunter2"), (inner(Wheel), "hunter2"),

@@ -20,7 +20,7 @@ from mqauth.check.issuers import DAY
 from mqauth.check.keystores import unless_refused
 from mqauth.check.target import Path as At
 from mqauth.check.target import Target, mode, others
-from mqauth.config.settings import ConsumerSettings
+from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import ConfigurationError
 from mqauth.judging.token import BACKLOG, longest_wait

@@ -295,7 +295,9 @@ class Project:
     def _times(self) -> dict[str, str]:
         """Return by which clock messages are judged, how long they may wait, and which findings that explains."""
         accepted = ["key_plain", *(["lifetime_long"] if self.managed else [])]
-        hidden = ["unsigned_headers_hidden", *accepted[1:], *(["rollout_observe"] if self.observe else [])]
+        hidden = ["unsigned_headers_hidden", *accepted[1:]]
+        hidden += ["rollout_observe"] if self.observe else []
+        hidden += ["rollout_weakest"] if self.observe and self.broker == "rabbitmq" else []
         append = _APPEND + (_INTERCEPTOR if self.broker == "rabbitmq" else "")
         return {
             "lifetime": "1d" if self.managed else "60s", "times": _MANAGED if self.managed else append,

@@ -190,9 +190,8 @@ def seconds(least: float, most: float = math.inf, *, fractions: bool = False) ->
     return Kind({"anyOf": [bounds, text_form], "title": "duration"}, read)
 
 
-def url(*schemes: str, word: str | None = None) -> Kind:
-    """Return the kind of a URL with a host, or of one certain word in its place."""
-    words = () if word is None else (word,)
+def url(*schemes: str, words: tuple[str, ...] = ()) -> Kind:
+    """Return the kind of a URL with a host, or of certain words in its place."""
     expected = " or ".join([*(f'"{one}"' for one in words), *(f"{one}://..." for one in schemes)])
     pattern = "|".join([*(f"^{one}://" for one in schemes), *(f"^{one}$" for one in words)])
     return text(
