@@ -335,9 +335,13 @@ def rabbitmq_definitions(values: dict[str, str]) -> dict[str, Any]:
 
 def kafka_topics(values: dict[str, str], *, managed: bool) -> list[dict[str, Any]]:
     """Return the topics with their settings; dead letters are kept until somebody reviewed them."""
+    stamped = {TIMESTAMP_TYPE: APPEND_TIME}
+    # Of letters too, since Kafka refuses a record of a client whose clock is an hour ahead. They are larger than
+    # the message.
+    letters = {**stamped, "max.message.bytes": "2097152", "cleanup.policy": "delete", "retention.ms": "-1"}
     return [
-        {"name": values["topic"], "partitions": 3, "configs": {} if managed else {TIMESTAMP_TYPE: APPEND_TIME}},
-        {"name": values["letters"], "partitions": 1, "configs": {"retention.ms": "-1"}},
+        {"name": values["topic"], "partitions": 3, "configs": {} if managed else stamped},
+        {"name": values["letters"], "partitions": 1, "configs": letters},
     ]
 
 
