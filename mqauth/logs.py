@@ -108,8 +108,8 @@ _TABLE: Final = (
     (
         "rabbitmq",
         logging.WARNING,
-        "client.cancel_failed client.classic_queue client.settle_failed client.shared_connection "
-        "producer.no_confirms",
+        "client.append_unproved client.cancel_failed client.classic_queue client.settle_failed "
+        "client.shared_connection producer.no_confirms",
     ),
     ("rabbitmq", logging.ERROR, "client.channel_failed"),
     ("replay", logging.WARNING, "replay.off"),

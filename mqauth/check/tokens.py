@@ -115,6 +115,12 @@ def trust(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
             ("consumer", "append_evidence"),
             'at = "append" without append_evidence, and a rule names RabbitMQ',
         )
+    if consumer.unsafe_append_evidence:
+        yield finding(
+            "append_evidence_unproved",
+            ("consumer", "unsafe_append_evidence"),
+            "append times are believed unproved",
+        )
     broad = HeaderNames("allow_unsigned_headers", consumer.allow_unsigned_headers).broad
     if broad:
         yield finding(

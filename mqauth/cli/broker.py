@@ -241,6 +241,24 @@ def _on_kafka(place: Place, settings: dict[str, Any]) -> Iterator[review.Session
 
 
 @contextlib.contextmanager
+def rabbitmq(settings: BrokerSettings) -> Iterator[tuple[Any, Callable[..., Any]]]:
+    """Give a connection of aio-pika's, and a function that runs a coroutine on its event loop.
+
+    Raises:
+        CommandFailed: the broker cannot be reached.
+        ConfigurationError: it refused us.
+    """
+    import aio_pika
+
+    with reached(settings.url, user=settings.user), event_loop() as call:
+        connection = call(aio_pika.connect(**settings.for_rabbitmq(settings.url or "")), _PATIENCE)
+        try:
+            yield connection, call
+        finally:
+            _close(connection, call)
+
+
+@contextlib.contextmanager
 def event_loop() -> Iterator[Callable[..., Any]]:
     """Give a function that runs a coroutine on a loop with a thread of its own, to its end or for some seconds."""
     loop = asyncio.new_event_loop()

@@ -159,19 +159,28 @@ def _declare(folder: Path) -> None:
     """Declare exchange and queues, or topics, at the broker of ``consumer/mqauth.toml``; what exists stays."""
     with file_errors(folder / _TOPOLOGY):
         topology = read_topology((folder / _TOPOLOGY).read_text("utf-8"))
-    place = place_of(None, None, None, None, settings_of(folder / "consumer" / "mqauth.toml"))
+    settings = settings_of(folder / "consumer" / "mqauth.toml")
+    place = place_of(None, None, None, None, settings)
+    # what a consumer would ask at its start: it is not to fail there
+    proves = settings.consumer is not None and settings.consumer.append_evidence is not None
     wanted = "topics" if place.on_kafka else "queues"
     require(wanted in topology, f"{folder / _TOPOLOGY}: is for another broker than [broker] url")
     try:
         with reached(place.broker, user=place.settings.user):
-            _kafka(place, topology) if place.on_kafka else asyncio.run(_rabbitmq(place, topology))
+            if place.on_kafka:
+                _kafka(place, topology)
+            else:
+                asyncio.run(_rabbitmq(place, topology, proves=proves))
     except ImportError as error:
         extra = "kafka" if place.on_kafka else "rabbitmq"
         raise ConfigurationError(f'--apply: needs its client: install "mqauth[{extra}]"') from error
 
 
-async def _rabbitmq(place: Place, topology: dict[str, Any]) -> None:
+async def _rabbitmq(place: Place, topology: dict[str, Any], *, proves: bool) -> None:
     import aio_pika
+
+    from mqauth.brokers.queue.interceptor import question
+    from mqauth.brokers.rabbitmq.interceptor import echoed
 
     async with await aio_pika.connect(timeout=30, **place.settings.for_rabbitmq(place.broker)) as connection:
         channel = await connection.channel()
@@ -183,6 +192,8 @@ async def _rabbitmq(place: Place, topology: dict[str, Any]) -> None:
         }
         for found in topology["bindings"]:
             await queues[found["destination"]].bind(found["source"], found["routing_key"])
+        if proves:
+            await question(connection.transport.connection, echoed)
 
 
 def _kafka(place: Place, topology: dict[str, Any]) -> None:

@@ -44,6 +44,10 @@ def _only_append(members: Mapping[str, Any]) -> str | None:
     return None if members.get("at") == "append" else 'only with at = "append"'
 
 
+def _only_evidence(members: Mapping[str, Any]) -> str | None:
+    return None if "append_evidence" in members else "only with append_evidence"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerSettings(Settings):
     """``[consumer]``: the arguments of ``Verifier``, the rules of ``Allow``, and the scope."""
@@ -70,9 +74,15 @@ class ConsumerSettings(Settings):
     append_evidence: Annotated[
         Literal["interceptor"] | None,
         choice(("interceptor",)),
-        "RabbitMQ itself writes `timestamp_in_ms`, and overwrites that of the sender.",
+        "RabbitMQ itself overwrites `timestamp_in_ms`; at the start it has to prove that.",
         _only_append,
     ] = None
+    unsafe_append_evidence: Annotated[
+        bool,
+        FLAG,
+        "Believe `append_evidence` without that proof: for an account that may declare no queue.",
+        _only_evidence,
+    ] = False
     without_evidence: Annotated[
         tuple[WithoutEvidenceSettings, ...],
         inners(WithoutEvidenceSettings),

@@ -164,6 +164,7 @@ class Times:
     at: At = "consume"
     max_queue_age: int | None = None
     append_evidence: Literal["interceptor"] | None = None
+    unsafe_append_evidence: bool = False
     backlog: Literal["expires"] | None = None
     without_evidence: tuple[WithoutEvidence, ...] = ()
 
@@ -172,6 +173,10 @@ class Times:
         require(self.at == "append" or not self.without_evidence, 'without_evidence is for at = "append"')
         require(self.at in ("consume", "append"), 'at is "consume" or "append"')
         require(self.append_evidence in (None, "interceptor"), 'append_evidence is "interceptor"')
+        require(
+            self.append_evidence is not None or not self.unsafe_append_evidence,
+            "unsafe_append_evidence goes with append_evidence",
+        )
         require(
             (self.at == "append") == (self.max_queue_age is not None),
             'at = "append" and max_queue_age go together',

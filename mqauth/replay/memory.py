@@ -38,10 +38,6 @@ class _Bucket:
     keys: set[_Key] = field(default_factory=set)
 
 
-def _key(request: ClaimRequest) -> _Key:
-    return request.scope, request.id, request.index
-
-
 class MemoryReplayStore:
     """Remembers the claims of this process only.
 
@@ -92,49 +88,52 @@ class MemoryReplayStore:
 
     def confirm(self, request: ClaimRequest, /) -> None:
         """Make the claim done, if this owner still holds it."""
+        key = request.scope, request.id, request.index
         with self._lock:
-            if (held := self._owned(request)) is not None:
-                self._done[_key(request)] = held[0].place
+            held = self._held.get(key)
+            if held is not None and held[0].owner == request.owner:
+                del self._held[key]
+                self._done[key] = held[0].place
 
     def release(self, request: ClaimRequest, /) -> None:
         """Forget the claim, if this owner still holds it."""
+        key = request.scope, request.id, request.index
         with self._lock:
-            if (held := self._owned(request)) is not None:
-                held[1].keys.remove(_key(request))
+            held = self._held.get(key)
+            if held is not None and held[0].owner == request.owner:
+                del self._held[key]
+                held[1].keys.remove(key)
 
     def first_place(self, request: ClaimRequest, /) -> Place | None:
         """Return where the first delivery of an id was, ``None`` where that is not known."""
+        key = request.scope, request.id, request.index
         with self._lock:
-            entry = self._entry(_key(request))
-            return None if entry is None else entry.place
-
-    def _entry(self, key: _Key) -> Entry | None:
-        if (held := self._held.get(key)) is not None:
-            return held[0]
-        return Entry(None, self._done[key], 0.0) if key in self._done else None
-
-    def _owned(self, request: ClaimRequest) -> tuple[Entry, _Bucket] | None:
-        """Take a held claim of this owner out, and return it."""
-        key = _key(request)
-        held = self._held.get(key)
-        if held is None or held[0].owner != request.owner:
-            return None
-        return self._held.pop(key)
+            held = self._held.get(key)
+            return self._done.get(key) if held is None else held[0].place
 
     def _claim(self, request: ClaimRequest, now: float, wall: float) -> ClaimStatus:
-        self._forget(now, wall)
-        key = _key(request)
-        entry = self._entry(key)
+        if self._order and self._order[0] * _WIDTH <= now:
+            self._forget(self._buckets[self._order[0]], wall)
+        key = request.scope, request.id, request.index
+        held, entry = self._held.get(key), None
+        if held is not None:
+            entry = held[0]
+        elif key in self._done:
+            entry = Entry(None, self._done[key], 0.0)
         status = judge(entry, request, now)
         if status is not ClaimStatus.FRESH:
             return status
-        if entry is None and len(self) >= self._capacity:
+        if held is None and len(self._held) + len(self._done) >= self._capacity:
             raise Unavailable(Cause.REPLAY_STORE_FULL, f"{self._capacity} live ids")
-        bucket = self._bucket(int((now + max(0.0, request.expires - wall)) / _WIDTH) + 1)
-        if (held := self._held.get(key)) is not None:
+        number = int((now + max(0.0, request.expires - wall)) / _WIDTH) + 1
+        if held is not None:
             # claimed again it may move to a later bucket, and to no earlier
             held[1].keys.remove(key)
-            bucket = max(bucket, held[1], key=lambda each: each.number)
+            number = max(number, held[1].number)
+        bucket = self._buckets.get(number)
+        if bucket is None:
+            bucket = self._buckets[number] = _Bucket(number)
+            heapq.heappush(self._order, number)
         bucket.expires = max(bucket.expires, request.expires)
         bucket.keys.add(key)
         # whoever takes a claim over keeps the place of the first: copies are judged by that
@@ -142,21 +141,11 @@ class MemoryReplayStore:
         self._held[key] = Entry(request.owner, place, now + request.lease), bucket
         return status
 
-    def _bucket(self, number: int) -> _Bucket:
-        bucket = self._buckets.get(number)
-        if bucket is None:
-            bucket = self._buckets[number] = _Bucket(number)
-            heapq.heappush(self._order, number)
-        return bucket
-
-    def _forget(self, now: float, wall: float) -> None:
-        """Forget some ids of the earliest bucket, if its time is over by both clocks.
+    def _forget(self, bucket: _Bucket, wall: float) -> None:
+        """Forget some ids of the earliest bucket, if its time is over by the wall clock too.
 
         Later buckets are not looked at before it is empty, so that a wall clock that was set back keeps them all.
         """
-        if not self._order or self._order[0] * _WIDTH > now:
-            return
-        bucket = self._buckets[self._order[0]]
         if bucket.expires >= wall:
             return
         for _ in range(min(_FORGOTTEN, len(bucket.keys))):

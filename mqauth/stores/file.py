@@ -108,6 +108,9 @@ class FileReplayStore:
             or the file is damaged or something else.
     """
 
+    # A poll of 500 in one transaction costs as much as in eight, and keeps a loop for 17 ms in place of 1.5.
+    in_process: Final = True
+
     def __init__(self, path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self.where = str(path)
         self._clock = clock
