@@ -20,10 +20,11 @@ import typer
 
 from mqauth.check import Severity, check
 from mqauth.cli.app import answer
-from mqauth.cli.broker import Place, check_url, place_of, reached
+from mqauth.cli.broker import Place, check_stamps, check_url, place_of, reached
 from mqauth.cli.init_files import Project, read_topology
 from mqauth.cli.settings import settings_of
 from mqauth.clock import SYSTEM_CLOCK
+from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.errors import ConfigurationError, file_errors, require
 from mqauth.keystore import Keystore
 from mqauth.wire.jwk import dump_key_set
@@ -168,7 +169,7 @@ def _declare(folder: Path) -> None:
     try:
         with reached(place.broker, user=place.settings.user):
             if place.on_kafka:
-                _kafka(place, topology)
+                _kafka(place, topology, settings.consumer)
             else:
                 asyncio.run(_rabbitmq(place, topology, proves=proves))
     except ImportError as error:
@@ -196,13 +197,14 @@ async def _rabbitmq(place: Place, topology: dict[str, Any], *, proves: bool) -> 
             await question(connection.transport.connection, echoed)
 
 
-def _kafka(place: Place, topology: dict[str, Any]) -> None:
+def _kafka(place: Place, topology: dict[str, Any], consumer: ConsumerSettings | None) -> None:
     import kafka
     from kafka.errors import TopicAlreadyExistsError
 
     client: Any = kafka  # its classes have no types
     servers = place.broker.partition("://")[2].strip("/").split(",")
     with contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(servers))) as admin:
+        check_stamps(admin, consumer)
         for found in topology["topics"]:
             new = client.admin.NewTopic(
                 found["name"], found["partitions"], _REPLICAS, topic_configs=found["configs"]

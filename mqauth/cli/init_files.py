@@ -9,13 +9,12 @@ from string import Template
 from typing import Any, Final
 
 from mqauth.brokers.amqp_topology import LETTERS, UNPARSEABLE, source_arguments
+from mqauth.cli.broker import APPEND_TIME, TIMESTAMP_TYPE
 from mqauth.errors import require
 from mqauth.wire import destination
 
 OBSERVED: Final = 30
 """Days after which ``--rung observe`` ends."""
-TIMESTAMP_TYPE: Final = "message.timestamp.type"
-APPEND_TIME: Final = "LogAppendTime"
 _DELIVERIES: Final = 20
 _PRODUCER_TOML: Final = Template("""\
 # The producer "$producer": what it signs as. Find what is risky: mqauth check producer/mqauth.toml
