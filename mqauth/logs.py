@@ -64,8 +64,8 @@ _TABLE: Final = (
     (
         "delivery",
         logging.WARNING,
-        "connection.lost connection.unavailable consumer.full consumer.grace_over consumer.resumed "
-        "consumer.widened",
+        "connection.lost connection.unavailable consumer.backlog_expires consumer.full consumer.grace_over "
+        "consumer.resumed consumer.widened",
     ),
     ("delivery", logging.ERROR, "claim.lost client.no_answer consumer.ended consumer.stalled"),
     ("delivery", logging.CRITICAL, "consumer.failed consumer.narrowed message.left"),

@@ -18,8 +18,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from mqauth.check.findings import Finding, finding, on
 from mqauth.check.target import Path, Target, mode, strangers
+from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.policy_settings import OPASettings
-from mqauth.config.settings import ConsumerSettings, DeadLettersSettings
+from mqauth.config.settings import DeadLettersSettings
 from mqauth.http.connection import is_loopback
 from mqauth.judging.policy import matches
 from mqauth.stores.file import BYTES_AN_ID

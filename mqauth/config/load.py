@@ -17,13 +17,13 @@ from mqauth.audit.rollout_watch import last_rollout
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.authority import ConfiguredAuthority
+from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.declaration import read
 from mqauth.config.enrolment import enrolled, key_on_disk
 from mqauth.config.issuer_settings import IssuerSettings
 from mqauth.config.key_sources import key_source
 from mqauth.config.settings import (
     AuditSettings,
-    ConsumerSettings,
     FileSettings,
     MisuseSettings,
     ReleaseSettings,
@@ -212,7 +212,10 @@ class Configuration:
         """Return a pipeline; one of a command that runs beside a consumer opens no file that has one owner."""
         found = self._required(self._settings.consumer, "consumer")
         issuers = {issuer.issuer: _issuer(issuer, self._clock) for issuer in found.issuers}
-        settings = found.arguments(Verifier) | {"accept_as": [each.alias for each in found.accept_as]}
+        settings = found.arguments(Verifier) | {
+            "accept_as": [each.alias for each in found.accept_as],
+            "without_evidence": [each.entry for each in found.without_evidence],
+        }
         verifier = Verifier(keys=issuers, release=self._releases(found.leeway), **settings)
         return Pipeline(
             verifier=verifier, policy=_policy(found, self._clock), replay=self._store(beside=beside),
