@@ -64,8 +64,8 @@ _TABLE: Final = (
     (
         "delivery",
         logging.WARNING,
-        "connection.lost connection.unavailable consumer.full consumer.grace_over consumer.resumed "
-        "consumer.widened",
+        "connection.lost connection.unavailable consumer.backlog_expires consumer.full consumer.grace_over "
+        "consumer.resumed consumer.widened",
     ),
     ("delivery", logging.ERROR, "claim.lost client.no_answer consumer.ended consumer.stalled"),
     ("delivery", logging.CRITICAL, "consumer.failed consumer.narrowed message.left"),
@@ -108,10 +108,11 @@ _TABLE: Final = (
     (
         "rabbitmq",
         logging.WARNING,
-        "client.cancel_failed client.classic_queue client.settle_failed client.shared_connection "
-        "producer.no_confirms",
+        "client.append_unproved client.cancel_failed client.classic_queue client.settle_failed "
+        "client.shared_connection producer.no_confirms",
     ),
     ("rabbitmq", logging.ERROR, "client.channel_failed"),
+    ("replay", logging.WARNING, "replay.off"),
     ("selftest", logging.INFO, "selftest.passed"),
     ("selftest", logging.WARNING, "selftest.off"),
     ("selftest", logging.ERROR, "selftest.condemned"),

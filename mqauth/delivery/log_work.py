@@ -11,13 +11,13 @@ from mqauth.audit.record import AuditRecord
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import Partition, TopicPartition
 from mqauth.errors import Cause, ConfigurationError, StaleDelivery, Unavailable
-from mqauth.flow import Flow, asked, is_async, refuse_async, run
+from mqauth.flow import Flow, asked, is_async, is_awaitable, refuse_async, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
 from mqauth.judging.rollout import is_lenient
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Verified, decoded, equip
 from mqauth.letters.dead_letter import DeadLetterSink
-from mqauth.replay.rules import ClaimRequest, ClaimStatus
+from mqauth.replay.rules import ClaimRequest
 
 # Looking up an enum's member is slow in Python 3.11.
 _JUDGE, _HANDLE = Step.JUDGE, Step.HANDLE
@@ -29,7 +29,7 @@ IN_PROCESS_BATCH: Final = 64
 Short-lived objects cost the garbage collector least.
 """
 _LEASE_PARTS: Final = 3
-_ClaimMany = Callable[[list[ClaimRequest]], list[ClaimStatus]]
+_ClaimMany = Callable[[list[ClaimRequest]], Any]
 
 
 class LogWork:
@@ -191,6 +191,10 @@ class EarlyClaims:
         try:
             statuses = ask([request for _, request in requests]) if requests else []
         except Exception:
+            statuses = []
+        # In an event loop it may be a coroutine. Nobody can wait for it here: each claims by itself in its turn.
+        if is_awaitable(statuses):
+            getattr(statuses, "close", bool)()
             statuses = []
         if len(statuses) == len(requests):
             for (delivery, request), status in zip(requests, statuses, strict=True):

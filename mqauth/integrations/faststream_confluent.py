@@ -15,11 +15,11 @@ from mqauth.brokers.confluent.client import COMES_AGAIN, error_of
 from mqauth.brokers.confluent.translate import from_native, is_sendable
 from mqauth.errors import MalformedMessage, Unavailable, require
 from mqauth.integrations import faststream_log
-from mqauth.integrations.faststream_log import SETTINGS, Place, Records, attempt, check, only_signed
+from mqauth.integrations.faststream_log import SETTINGS, Place, Records, attempt, check, only_signed, prove
 from mqauth.signer import Signer
 from mqauth.wire import message as wire
 
-__all__ = ["BATCHES", "check", "deliveries", "is_out_of_reach", "only_signed", "seal"]
+__all__ = ["BATCHES", "check", "deliveries", "is_out_of_reach", "only_signed", "prove", "seal"]
 BATCHES: Final = (BatchPublisher,)
 """Kinds of publishers that send batches."""
 _LOST: Final = (KafkaException, RuntimeError)

@@ -12,10 +12,10 @@ from faststream.kafka.subscriber.usecase import DefaultSubscriber
 
 from mqauth.brokers.log.records import record_message
 from mqauth.errors import Unavailable
-from mqauth.integrations.faststream_log import SETTINGS, Place, Records, attempt, check, only_signed, seal
+from mqauth.integrations.faststream_log import SETTINGS, Place, Records, attempt, check, only_signed, prove, seal
 from mqauth.wire.message import Message
 
-__all__ = ["BATCHES", "check", "deliveries", "is_out_of_reach", "only_signed", "seal"]
+__all__ = ["BATCHES", "check", "deliveries", "is_out_of_reach", "only_signed", "prove", "seal"]
 BATCHES: Final = (BatchPublisher,)
 """Kinds of publishers that send batches."""
 _LOST: Final = (KafkaError, ConsumerStoppedError)

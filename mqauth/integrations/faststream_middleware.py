@@ -13,22 +13,20 @@ from inspect import unwrap
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from faststream import AckPolicy, BaseMiddleware
+from faststream import BaseMiddleware
 from faststream.exceptions import (
     AckMessage,
     IgnoredException,
-    NackMessage,
-    RejectMessage,
     SkipMessage,
     StopConsume,
     SubscriberNotFound,
 )
-from faststream.message import AckStatus
 
 from mqauth.brokers.event_loop import was_cancelled
 from mqauth.brokers.queue.processor import Processor
-from mqauth.errors import ConfigurationError, MqauthError, RejectNow, RetryLater, require
+from mqauth.errors import ConfigurationError, MqauthError, RejectNow, StaleDelivery, require
 from mqauth.flow import arun
+from mqauth.integrations.faststream_acks import ours, raise_for, require_manual, take_over
 from mqauth.integrations.faststream_unverified import check_handlers, kinds_of, passing
 from mqauth.integrations.late_letters import LateLetters, Letters
 from mqauth.integrations.turn import Turn, handle, handle_unverified
@@ -149,10 +147,29 @@ class Protection:
         """Start a subscriber, which may have been declared after its broker started.
 
         Raises:
-            ConfigurationError: it cannot be protected; no message was taken.
+            ConfigurationError: it cannot be protected, or its broker does not prove the append times that are
+                believed; no message was taken.
         """
         self.processor(subscriber)
+        if self._guard is not None:
+            await self.leaf.prove(self._guard.verifier.times, self._broker)
         await start()
+
+    async def prove(self, native: Any) -> None:
+        """Have the broker of a delivery prove its append times, once a connection.
+
+        Raises:
+            NotHandledError: the connection ended; the broker delivers the message again.
+            StopConsume: the broker does not prove them; the message stays unsettled.
+        """
+        try:
+            if self._guard is not None:
+                await self.leaf.prove(self._guard.verifier.times, self._broker, native)
+        except StaleDelivery as error:
+            raise NotHandledError(None) from error
+        except ConfigurationError as error:
+            emit("consumer.failed", "the subscriber stops: %s", error)
+            raise StopConsume from error
 
     def _new_processor(self, subscriber: Any) -> Processor:
         if self._guard is None:
@@ -246,6 +263,7 @@ class Middleware(BaseMiddleware):
         if self.msg is _ANSWER.get() or _is_of_test_broker(subscriber):
             return
         processor = self._protection.processor(subscriber)
+        await self._protection.prove(self.msg)
         self._turn = Turn(partial(processor.process, self.msg))
         self._message = await self._turn.wanted()
         if self._message is None:
@@ -264,15 +282,15 @@ class Middleware(BaseMiddleware):
             if self._turn.is_over:
                 raise _not_handled(self._turn)
             self._let_answer(msg)
-            _take_over(msg)
+            take_over(msg)
             try:
                 found = await call_next(msg)
-                _raise_for(msg.committed)
+                raise_for(msg.committed)
                 return found
             except (Exception, asyncio.CancelledError) as error:
                 if isinstance(error, (*_DONE, *_STOPS)) or was_cancelled():
                     raise
-                self._turn.end(_ours(error))
+                self._turn.end(ours(error))
                 if await self._turn.wanted() is None:
                     raise _not_handled(self._turn) from error
         return await call_next(msg)
@@ -341,49 +359,6 @@ def _is_of_test_broker(subscriber: Any) -> bool:
     """Return whether FastStream's ``TestBroker`` made a subscriber, to see what a publisher publishes."""
     calls = [unwrap(call.handler._original_call) for call in getattr(subscriber, "calls", ())]
     return bool(calls) and all(call.__module__ in TESTING for call in calls)
-
-
-def require_manual(subscriber: Any) -> None:
-    """Refuse a subscriber whose messages FastStream settles.
-
-    Raises:
-        ConfigurationError: it does.
-    """
-    require(
-        subscriber.ack_policy is AckPolicy.MANUAL,
-        "mqauth settles what a protected broker gets: its subscribers, and routers, have AckPolicy.MANUAL",
-    )
-
-
-def _take_over(message: Any) -> None:
-    """Have what a handler says by ``ack``, ``nack`` and ``reject`` noted, and not done: mqauth settles."""
-
-    async def note(status: AckStatus, **_options: Any) -> None:
-        message.committed = message.committed or status
-
-    message.committed = None
-    message.ack = partial(note, AckStatus.ACKED)
-    message.nack = partial(note, AckStatus.NACKED)
-    message.reject = partial(note, AckStatus.REJECTED)
-
-
-def _raise_for(status: AckStatus | None) -> None:
-    """Raise the exception of FastStream's that says the same as a handler's call.
-
-    Raises:
-        NackMessage: the handler put the message off.
-        RejectMessage: the handler wants it no more.
-    """
-    if status is AckStatus.NACKED:
-        raise NackMessage
-    if status is AckStatus.REJECTED:
-        raise RejectMessage
-
-
-def _ours(error: BaseException) -> BaseException:
-    if isinstance(error, NackMessage):
-        return RetryLater(str(error))
-    return RejectNow(str(error)) if isinstance(error, RejectMessage) else error
 
 
 def _not_handled(turn: Turn) -> Exception:

@@ -230,6 +230,7 @@ _TELLERS: Final[dict[Reason, Callable[[_Case], Both]]] = {
     Reason.EXPIRED: _times,
     Reason.LIFETIME_EXCESSIVE: _times,
     Reason.QUEUE_AGE_EXCEEDED: _times,
+    Reason.APPEND_TIME_MISSING: _times,
     Reason.DESTINATION_MISMATCH: _destination,
     Reason.HEADERS_MISMATCH: _headers,
     Reason.COVERAGE_INSUFFICIENT: _coverage,

@@ -114,7 +114,7 @@ class Judge:
         ladder: Ladder | None = None,
     ) -> None:
         self._verifier = verifier
-        self._plugins = Plugins(replay.claim, policy, on_the_spot(policy))
+        self._plugins = Plugins(replay, policy, on_the_spot(policy))
         self._ladder = ladder
         self._replay = replay
         self._scope = scope
@@ -148,7 +148,7 @@ class Judge:
                 # from now on the store may hold the claim, whatever becomes of its answer
                 delivery.claim = claim
                 plugins = self._plugins if self._ladder is None else self._asking(delivery)
-                status = at_once(_STORE, plugins.claim, claim)  # (13)
+                status = at_once(_STORE, plugins.replay.claim, claim)  # (13)
                 if type(status) is not ClaimStatus:
                     status = yield from answered(_STORE, status)
                 if status is _FRESH:
@@ -316,7 +316,7 @@ class Judge:
         )
 
     def _claim(self, delivery: Delivery, claim: ClaimRequest) -> Flow[ClaimStatus]:
-        status = yield from asked(_STORE, self._asking(delivery).claim, claim)
+        status = yield from asked(_STORE, self._asking(delivery).replay.claim, claim)
         return self._claimed(delivery, claim, status)
 
     def _claim_release(self, delivery: Delivery, claim: ClaimRequest, release: Release) -> Flow[ClaimStatus]:

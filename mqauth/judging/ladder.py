@@ -38,14 +38,25 @@ class Plugins(NamedTuple):
     """The store and the policy that a judge asks.
 
     Args:
-        claim: of the store.
+        replay: the store; only its ``claim`` is asked.
         policy: decides.
         decide: what decides without waiting.
     """
 
-    claim: Callable[[ClaimRequest], Any]
+    replay: Any
     policy: Any
     decide: Callable[[Verified], Any]
+
+
+class _PatientStore:
+    """A store that is asked through a breaker."""
+
+    def __init__(self, replay: ReplayStore, breaker: Breaker) -> None:
+        self._replay, self._breaker = replay, breaker
+
+    def claim(self, request: ClaimRequest) -> Any:
+        """Claim a message."""
+        return self._breaker.call(self._replay.claim, request)
 
 
 class _PatientPolicy:
@@ -83,7 +94,7 @@ class Ladder:
         self._observing = observing
         self.store, audit = Breaker(Cause.REPLAY_STORE_UNAVAILABLE, clock), observing.breaker
         patient = _PatientPolicy(policy, Breaker(Cause.POLICY_UNAVAILABLE, clock))
-        self.plugins = Plugins(partial(self.store.call, replay.claim), patient, on_the_spot(patient))
+        self.plugins = Plugins(_PatientStore(replay, self.store), patient, on_the_spot(patient))
         """The store and the policy, asked through breakers."""
         self.issuers = {name: Breaker(Cause.KEYS_UNAVAILABLE, clock) for name in issuers}
         self._breakers = {Step.CONFIRM: self.store, Step.RELEASE: self.store, Step.RECORD: audit}

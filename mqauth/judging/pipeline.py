@@ -35,7 +35,7 @@ from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 from mqauth.logs import HANDLING, emit
-from mqauth.replay.rules import DEFAULT_LEASE, ClaimStatus, ReplayStore
+from mqauth.replay.rules import DEFAULT_LEASE, ClaimStatus, NoReplayStore, ReplayStore
 from mqauth.wire.base64url import encode as base64url_encode
 from mqauth.wire.message import Message
 
@@ -55,7 +55,7 @@ class Pipeline:
     Args:
         verifier: judges tokens.
         policy: decides who may publish where; it is required, and an empty one refuses everything.
-        replay: remembers which messages were claimed.
+        replay: remembers which messages were claimed; ``None`` where handlers may handle every copy of a message.
         audit: makes verdicts durable; may be left out only if nothing is settled.
         scope: on whose behalf messages are handled; by default what the broker wrapper says.
         record: whether ``"rejections"`` or ``"all"`` verdicts are audited.
@@ -79,7 +79,7 @@ class Pipeline:
         *,
         verifier: Verifier,
         policy: Policy,
-        replay: ReplayStore,
+        replay: ReplayStore | None,
         audit: AuditSink | None = None,
         scope: str | None = None,
         record: Literal["rejections", "all"] = "rejections",
@@ -99,6 +99,7 @@ class Pipeline:
             'record is "rejections" or "all", reread is "handle" or "duplicate"',
         )
         require(lease > 0, "lease is more than 0 seconds")
+        replay = NoReplayStore() if replay is None else replay
         # a rule without an issuer would admit its subject of each of them
         loose = any(rule.issuer is None for rule in local_rules(policy) or ())
         require(
