@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 from botocore.session import Session
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -240,8 +240,9 @@ class KmsKey:
             if code in _STRANGERS:
                 client_of.cache_clear()  # credentials of files and environment are read again
             raise self._unavailable(code if _CODE.fullmatch(code) else "an error without a code") from None
-        except (BotoCoreError, ValueError) as error:
-            # What a process of the chain of credentials said may stand in its text.
+        except Exception as error:
+            # An answer of the wrong shape raises what its parser meets. The text of an error may hold what a
+            # process of the chain of credentials said.
             raise self._unavailable(type(error).__name__) from None
         return found
 
