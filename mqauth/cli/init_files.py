@@ -52,7 +52,7 @@ url = "$url"            # no password here: user with password_env, or url_env
 audit = "reviewer.jsonl"
 """)
 _ROLLOUT: Final = Template("""
-[[rollout]]             # a running system: everything is handled, and mqauth rollout report says who does not sign
+[[rollout]]             # a running system: everything is handled, and mqauth rollout status says who does not sign
 destinations = ["$destination"]
 rung = "observe"
 since = $since
