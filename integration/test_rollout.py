@@ -7,6 +7,7 @@ somebody takes the token off some messages of the producer that signs.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 from integration.every_client import KAFKA, RABBITMQ
 from integration.rollout_world import SIGNS, SILENT, STRIPPED, Ladder, LiveQueue, LiveTopic, Run, Shifted
 from integration.services import Kafka, RabbitMQ
+from mqauth import Unverified
+from mqauth.errors import RetryLater
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import wait_until
 
@@ -124,6 +127,32 @@ def test_a_record_that_waits_without_a_token(client: str, climb: Climb) -> None:
     ladder.publish("nightly-job", 1, SILENT)
     ladder.up()
     assert ladder.rung == "enforce"
+
+
+def test_a_record_that_was_put_off(climb: Climb) -> None:
+    """A handler that puts an unsigned record off for longer than the window keeps its topic from going up."""
+    ladder = climb("kafka:kafka-python")
+    ladder.clock.hours = -3
+    ladder.up()
+    ladder.signing |= dict.fromkeys(ladder.signing, SIGNS)
+    ladder.publish("nightly-job", 1, SILENT)
+    tried = threading.Event()
+
+    def put_off(message: Unverified) -> None:
+        tried.set()
+        raise RetryLater("the ledger is closed")
+
+    ladder.take_unverified = put_off  # type: ignore[method-assign]
+    with ladder.consumer():
+        wait_until(tried.is_set)
+        # it is reported once; behind it its partition stands still, and the others go on
+        for hours in (-2.9, 0, 0.05):
+            ladder.clock.hours = hours
+            ladder.wait_for(ladder.publish("orders-api", 3, SIGNS)[1:])
+        wait_until(lambda: ladder.status()["safe"])
+        code, printed = ladder.command("up", ladder.place, "--yes")
+    assert (code, ladder.rung) == (1, "observe")
+    assert "has 1 records without a token to settle, in partitions 0" in printed
 
 
 def test_a_queue_that_does_not_run_empty(climb: Climb, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,12 @@ def test_it_is_safe_where_nothing_speaks_against_it(place: Place) -> None:
     assert place.against() == []
 
 
+def test_what_would_be_settled_speaks_against_nothing(place: Place) -> None:
+    """A duplicate condemns nothing; it is shown, and does not count."""
+    place.records(observed(NOW - 60, groups=[{**GROUP, "code": "duplicate"}]))
+    assert place.against() == []
+
+
 @pytest.mark.parametrize(
     ("records", "said"),
     [

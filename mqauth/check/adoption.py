@@ -19,6 +19,7 @@ from mqauth.config.settings import ConsumerSettings
 from mqauth.judging.observing import days_left
 from mqauth.judging.policy import matches
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung
+from mqauth.judging.unverified import Verdict
 
 HOUR: Final = 3600.0
 """Seconds within which each consumer has to have reported."""
@@ -222,7 +223,11 @@ def _against(found: Standing, now: float, changed: float | None, asked: Asked) -
     """Yield what speaks against going up."""
     entry = found.entry
     ends = datetime.combine(entry.since, time_of_day(), UTC).timestamp() + entry.entry.window
-    open_groups = [seen for seen in found.groups if not is_accepted(entry, seen.group)]
+    # what was delivered again and would be settled condemns nothing
+    open_groups = [
+        seen for seen in found.groups
+        if seen.group.code != Verdict.DUPLICATE.value and not is_accepted(entry, seen.group)
+    ]  # fmt: skip
     silent = [place for place in entry.destinations if not found.accepted.get(place)]
     reported = f"{len(found.reported)} of {asked.consumers} consumers reported within the hour"
     for holds, what in (
