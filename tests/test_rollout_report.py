@@ -145,7 +145,7 @@ class TestRecords:
     def test_the_oldest_append_time(
         self, evidence: bool, world: Callable[..., Ladder], clock: FakeClock, forge: Forge
     ) -> None:
-        """Of a minute's deliveries, verified or not, where the interceptor proves it; the next minute has its own."""
+        """Of a minute's deliveries, verified or not, where the interceptor proves it; then the next minute's."""
         settings = {"at": "append", "max_queue_age": 86_400, "append_evidence": "interceptor"} if evidence else {}
         found, now = world(at(Rung.OBSERVE), verifier=forge.verifier(**settings)), clock.now()
 
@@ -153,15 +153,15 @@ class TestRecords:
             stamp = Origin(queue="orders", timestamp_ms=int(seconds * 1000), timestamp_type="append")
             return replace(rabbitmq_message(body=b"%d" % seconds), origin=stamp)
 
-        found.process(appended(now - 50))
-        found.process(found.sealed(appended(now)))
-        found.process(appended(now - 200))
+        for each in (appended(now), found.sealed(appended(now - 50)), appended(now - 200)):
+            found.process(each)
         clock.advance(61)
         found.process(appended(now + 60))
+        clock.advance(61)
+        found.process(appended(now + 120))
         found.run(found.pipeline.tick(last=True))
         oldest = [one["oldest"].get(RABBITMQ) for one in of(found, "observed")]
-        wanted = [iso_time(now - 200), iso_time(now + 60)] if evidence else [None, None]
-        assert [each for each in oldest if each or not evidence][-2:] == wanted
+        assert oldest == [iso_time(at) if evidence else None for at in (now, now - 200, now + 120)] + [None]
 
     def test_the_start_line_says_what_is_not_rejected(
         self, world: Callable[..., Ladder], caplog: pytest.LogCaptureFixture
