@@ -22,7 +22,7 @@ from kafka import TopicPartition as Place
 from integration.relay_kafka import Relay
 from integration.services import Kafka
 from integration.stage_aiokafka import AiokafkaLogStage
-from integration.test_kafka_kill import FORGED, HONEST, Scene, killed_and_started_again
+from integration.test_kafka_kill import FORGED, HONEST, Scene, copy_after_a_kill, killed_and_started_again
 from integration.test_kafka_transaction import killed_in_a_transaction
 from integration.test_kafka_wrapper import NotUtf8
 from mqauth import MemoryReplayStore, Pipeline, cli
@@ -386,6 +386,12 @@ def scene(kafka: Kafka, tmp_path: Path) -> Iterator[AiokafkaScene]:
     scene = AiokafkaScene(kafka.url, tmp_path)
     yield scene
     scene.stage.close()
+
+
+@pytest.mark.slow
+def test_a_copy_after_a_kill(scene: AiokafkaScene) -> None:
+    """What was handled is known to the next process: a copy that came between the two is `replayed`."""
+    copy_after_a_kill(scene)
 
 
 @pytest.mark.slow

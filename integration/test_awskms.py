@@ -11,8 +11,6 @@ import json
 import logging
 import os
 import ssl
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +26,7 @@ from integration.services.kms import LocalKms, MiniStack
 from mqauth import Unavailable
 from mqauth.cli import main
 from mqauth.errors import ConfigurationError
-from mqauth.keystore import ActiveKey, Keystore, SocketSigner
+from mqauth.keystore import ActiveKey, Keystore
 from mqauth.keystore.reference.awskms import MAX_RAW
 from mqauth.testing.signing_contract import SigningContract, accepted, verify
 from mqauth.wire import jws
@@ -38,14 +36,6 @@ from tests.authority_world import World
 
 PAGE: Final = "docs/how-to/use-aws-kms.md"
 MESSAGE: Final = Message(destination="kafka:orders", body=b"hello", key=b"42")
-SERVER: Final = """
-import sys
-from mqauth import ActiveKey
-from mqauth.keystore import SigningServer
-with SigningServer(sys.argv[1], ActiveKey(sys.argv[2])):
-    print("ready", flush=True)
-    sys.stdin.read()
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -117,36 +107,6 @@ class TestEd25519KeyInMiniStack(Allowed):
     def test_signature_holds(self, signing_key: Any, public: Key, size: int) -> None:
         """A signature over bytes up to the bound is raw, and verifies with the public half."""
         super().test_signature_holds(signing_key, public, size)
-
-
-class TestKeyBehindTheSocket(SigningContract):
-    """The key in another process, which alone has credentials: the producer has none."""
-
-    @pytest.fixture
-    def adopted(self, held: KmsHeld) -> Iterator[KmsHeld]:
-        """A key, and a process that signs with it."""
-        held.adopt()
-        process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, f"{held.store.folder}.sock", str(held.store.folder)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        with credentials({}):
-            yield held
-        process.communicate(timeout=30)
-
-    @pytest.fixture
-    def signing_key(self, adopted: KmsHeld) -> Iterator[Any]:
-        """What is under test."""
-        signer = SocketSigner(f"{adopted.store.folder}.sock", timeout=30)
-        yield signer.signing_key()
-        signer.close()
-
-    @pytest.fixture
-    def public(self, adopted: KmsHeld) -> Key:
-        """Its public half."""
-        return replace(adopted.store.ring().keys[0].key, subjects=None)
 
 
 # --- what is sent -----------------------------------------------------------------------------------------

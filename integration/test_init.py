@@ -22,12 +22,20 @@ pytestmark = pytest.mark.slow
 PATIENCE = 120
 
 
-def mqauth(folder: Path, *arguments: str) -> str:
+def mqauth(folder: Path, *arguments: str, stdin: str = "") -> str:
     """Run the command in a folder and return what it prints."""
     command = [sys.executable, "-m", "mqauth", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    done = subprocess.run(
+        command, cwd=folder, input=stdin, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def url_of(service: RabbitMQ | Kafka) -> str:
+    """Return the address of a broker without a password, as it may stand in a file."""
+    parts = urlsplit(service.url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 @contextmanager
@@ -45,9 +53,7 @@ def shop_of(
     broker: str, rung: str, folder: Path, request: pytest.FixtureRequest
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Do what the command says comes next; give the folder, what the consumer printed, and the last command."""
-    service: RabbitMQ | Kafka = request.getfixturevalue(broker)
-    parts = urlsplit(service.url)
-    url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    url = url_of(request.getfixturevalue(broker))
     names = ("--producer", f"orders-{rung}-{broker}", "--consumer", f"billing-{rung}-{broker}", "--rung", rung)
     told = mqauth(folder, "init", "shop", "--broker", broker, *names, "--url", url)
     enter, compose, apply, consume, produce, last = re.findall(r"^  (\S.*?)(?:  +#.*)?$", told, re.MULTILINE)

@@ -64,8 +64,8 @@ _TABLE: Final = (
     (
         "delivery",
         logging.WARNING,
-        "connection.lost connection.unavailable consumer.full consumer.grace_over consumer.resumed "
-        "consumer.widened",
+        "connection.lost connection.unavailable consumer.backlog_expires consumer.full consumer.grace_over "
+        "consumer.resumed consumer.widened",
     ),
     ("delivery", logging.ERROR, "claim.lost client.no_answer consumer.ended consumer.stalled"),
     ("delivery", logging.CRITICAL, "consumer.failed consumer.narrowed message.left"),
@@ -90,8 +90,7 @@ _TABLE: Final = (
     (
         "keystore",
         logging.ERROR,
-        "identity.refused keys.kept serve.certificate_kept signer.client_failed signer.failed signer.refused "
-        "signer.too_many signer.unavailable",
+        "identity.refused keys.kept serve.certificate_kept signer.unavailable",
     ),
     ("messages", logging.DEBUG, "message.accepted message.duplicate"),
     ("messages", logging.INFO, "message.resumed"),
@@ -113,6 +112,7 @@ _TABLE: Final = (
         "client.shared_connection producer.no_confirms",
     ),
     ("rabbitmq", logging.ERROR, "client.channel_failed"),
+    ("replay", logging.WARNING, "replay.off"),
     ("selftest", logging.INFO, "selftest.passed"),
     ("selftest", logging.WARNING, "selftest.off"),
     ("selftest", logging.ERROR, "selftest.condemned"),

@@ -474,3 +474,16 @@ def test_an_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mqauth.keystore.reference.awskms", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'mqauth\[aws\]'"):
         open_holder(f"awskms:{ARN}")
+
+
+def test_what_botocore_writes_at_debug_is_not_shown(caplog: pytest.LogCaptureFixture) -> None:
+    """At DEBUG botocore writes requests and answers with the platform's token and the credentials for it."""
+    with caplog.at_level(logging.DEBUG, "botocore"):
+        logging.getLogger("botocore.parsers").debug("Response body: %r", b"<SecretAccessKey>hunter2")
+        logging.getLogger("botocore.endpoint").debug(
+            "Making request with params: %s", "WebIdentityToken=eyJhunter2"
+        )
+        logging.getLogger("botocore.credentials").info("Found credentials in shared file")
+    assert [record.getMessage() for record in caplog.records] == [
+        "<token>", "<token>", "Found credentials in shared file",
+    ]  # fmt: skip

@@ -12,7 +12,7 @@ from mqauth.errors import ConfigurationError
 from mqauth.keystore.remote import rules
 from mqauth.keystore.remote.events import Event, EventKind
 from mqauth.keystore.remote.rules import AbsentKids, Answer, Cache, Limits, Ruling, merge
-from mqauth.wire.keys import Key, KeySet, Revocation
+from mqauth.wire.keys import Cutoff, Key, KeySet, Revocation
 
 KEYS = [Key.generate() for _ in range(6)]
 A, B, C, D, E, F = KEYS
@@ -312,6 +312,19 @@ def test_losing_most_keys_must_be_seen_twice_and_what_is_new_counts_at_once() ->
     cache, _ = step(fetched(A, B, C, D), Answer(keys=KeySet([A, E])), at=240)
     assert kids(cache) == {key.kid for key in (A, B, C, D, E)}
     assert kids(fetched(A, E, at=270, before=cache)) == {A.kid, E.kid}
+
+
+@pytest.mark.parametrize("answered", [(), (A,)], ids=["empty", "a third"])
+def test_what_an_answer_lacks_by_mishap_it_lacks_of_cutoffs_too(answered: tuple[Key, ...]) -> None:
+    """A cut-off stays until the next answer lacks it, too; a new or later one counts at once."""
+    cut = {"thief": Cutoff(before=100), "late": Cutoff(before=5)}
+    said = {"late": Cutoff(before=9), "new": Cutoff(before=1)}
+    first = merge(KeySet([A, B, C], (), cut), KeySet(answered, (), said), {}, outdated=False)
+    assert first.keys.cutoffs == cut | said
+    earlier = merge(first.keys, KeySet([A], (), {"late": Cutoff(before=8)}), {}, outdated=False)
+    assert earlier.keys.cutoffs == first.keys.cutoffs
+    again = merge(first.keys, KeySet(answered, (), said), first.suspects, outdated=False)
+    assert (again.keys.cutoffs, set(again.keys.by_kid)) == (said, {key.kid for key in answered})
 
 
 def test_losing_half_is_no_mishap() -> None:

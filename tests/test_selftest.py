@@ -402,6 +402,15 @@ class TestStart:
         assert [(record.event, record.levelname) for record in caplog.records] == [("selftest.off", "WARNING")] * 2
         assert watched.asked == []
 
+    def test_a_pipeline_without_a_store_is_loud(self, forge: Forge, caplog: pytest.LogCaptureFixture) -> None:
+        """Where every copy is handled each start warns, and the self-test is as ever."""
+        guard = pipeline(forge, replay=None)
+        with caplog.at_level(logging.INFO, "mqauth"):
+            at_start(guard)
+            at_start(guard)
+        said = [(record.event, record.levelname) for record in caplog.records]
+        assert said == [("replay.off", "WARNING"), ("selftest.passed", "INFO"), ("replay.off", "WARNING")]
+
     def test_it_is_on_unless_it_is_turned_off(self, forge: Forge) -> None:
         """A pipeline has it on."""
         assert pipeline(forge).self_test

@@ -119,7 +119,8 @@ def _unseen(target: Target) -> Iterator[str]:
     given = target.options.table.members
     if "brokers" not in given:
         yield "broker URLs ([check] brokers)"
-    if target.settings.consumer is not None and target.is_memory:
+    replay = target.replay
+    if target.settings.consumer is not None and replay is not None and replay.kind in ("memory", "file"):
         if "consumers" not in given:
             yield "whether consumers share the replay store ([check] consumers)"
         if "rate" not in given:

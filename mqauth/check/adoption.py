@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from mqauth.audit.observed import Group, group_of
 from mqauth.audit.record import Record, iso_time, member, seconds_of, time_of
+from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.rollout_settings import RolloutSettings
-from mqauth.config.settings import ConsumerSettings
 from mqauth.judging.observing import days_left
 from mqauth.judging.policy import matches
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung

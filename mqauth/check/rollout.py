@@ -7,8 +7,8 @@ from typing import Final
 
 from mqauth.check.findings import Finding, finding, on
 from mqauth.check.target import Target, few
+from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.rollout_settings import RolloutSettings
-from mqauth.config.settings import ConsumerSettings
 from mqauth.judging.observing import SOON, days_left
 from mqauth.judging.rollout import EVERYWHERE, Rung
 

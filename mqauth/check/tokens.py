@@ -20,9 +20,10 @@ from mqauth.check.issuers import DAY
 from mqauth.check.keystores import unless_refused
 from mqauth.check.target import Path as At
 from mqauth.check.target import Target, mode, others
-from mqauth.config.settings import ConsumerSettings
+from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import ConfigurationError
+from mqauth.judging.token import BACKLOG, longest_wait
 from mqauth.keystore import State
 from mqauth.keystore.disk import files
 from mqauth.keystore.disk.ring import KeyRing
@@ -87,6 +88,21 @@ def limits(target: Target) -> Iterator[Finding]:
         settings = getattr(target.settings, table)
         if settings is not None and getattr(settings, key) > most:
             yield finding(name, (table, key), f"{key} is {getattr(settings, key)} s, over {most} s")
+
+
+@on("consumer")
+def backlog(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
+    """Find a consumer that cannot be stopped for a day without rejecting honest messages for their age."""
+    # Producers in other files may sign for a shorter time, which this file does not say.
+    lifetimes = [consumer.max_lifetime]
+    lifetimes += [] if target.settings.producer is None else [target.settings.producer.lifetime]
+    domains = [issuer.max_identity_lifetime for issuer in consumer.issuers if issuer.trust_domain is not None]
+    waits = longest_wait(consumer.max_queue_age, lifetimes, domains)
+    if waits < BACKLOG and consumer.backlog is None:
+        key = "at" if consumer.at == "consume" else "max_queue_age"
+        yield finding(
+            "backlog_expires", ("consumer", key), f"a message that waits for more than {waits} s is rejected"
+        )
 
 
 @on("consumer")
@@ -225,4 +241,4 @@ def _days(seconds: int) -> str:
     return f"{seconds // DAY} d" if seconds >= DAY else f"{seconds} s"
 
 
-RULES: Final = (limits, trust, pem_files, passphrases, rotation, references)
+RULES: Final = (limits, backlog, trust, pem_files, passphrases, rotation, references)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mqauth.cli.broker import Place, opened, place_of, rabbitmq, reached, table_of
+from mqauth.cli.broker import Place, check_stamps, opened, place_of, rabbitmq, reached, table_of
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.issuer_settings import SourceSettings
 from mqauth.config.settings import FileSettings
@@ -120,7 +120,7 @@ def _broker(name: str | None, settings: FileSettings) -> Asked:
     try:
         place = place_of(name, None, None, None, settings)
         if place.on_kafka:
-            _topic(place)
+            _topic(place, settings)
         else:
             # It looks for the queue, and reads nothing yet.
             with opened(place):
@@ -145,8 +145,11 @@ def _interceptor(name: str | None, settings: FileSettings) -> Asked:
     return Asked(what, 0, "proved: it overwrites what a sender writes")
 
 
-def _topic(place: Place) -> None:
-    """Look for the topic. A review session would create the topic of resolutions beside it."""
+def _topic(place: Place, settings: FileSettings) -> None:
+    """Look for the topic, and at the stamps of those that are consumed.
+
+    A review session would create the topic of resolutions beside it.
+    """
     import kafka
 
     client: Any = kafka  # its classes have no types
@@ -156,3 +159,4 @@ def _topic(place: Place) -> None:
         contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(servers))) as admin,
     ):
         require(place.topic in admin.list_topics(), f"there is no topic {place.topic}")
+        check_stamps(admin, settings.consumer)

@@ -4,20 +4,22 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Annotated, Final
 
 from mqauth.config.declaration import Settings
-from mqauth.config.kinds import DATE, NAME, choice, entries, many, span
+from mqauth.config.kinds import DATE, MOMENT, NAME, choice, entries, many, seconds, text, text_or_table, whole
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.errors import ConfigurationError
 from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.policy import Rule
 from mqauth.judging.rollout import EVERYWHERE, WEEK, Exemption, RolloutEntry, Rung
+from mqauth.judging.without_evidence import WithoutEvidence
 
 MAX_DAYS: Final = 90
 MAX_DAYS_EVERYWHERE: Final = 30
 _ONE_HOUR: Final = 3600
+_PARTITION: Final = text("partition", lambda found: None if found.isdecimal() else "must be a partition, like 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,7 @@ class RolloutSettings(Settings):
     owner: Annotated[str, NAME, "Whom to ask."]
     window: Annotated[
         int | None,
-        span(_ONE_HOUR),
+        seconds(_ONE_HOUR),
         "How far the report looks back, `7d` if left out: the rarest producer's period.",
     ] = None
     accepted: Annotated[
@@ -107,6 +109,33 @@ class UnsignedSettings(Settings):
             _ = self.exemption
         except ConfigurationError as error:
             yield self.table.refuse("kinds" if EVERYWHERE in self.kinds else "destination", str(error))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithoutEvidenceSettings(Settings):
+    """One of ``[[consumer.without_evidence]]``: messages that are dead-lettered as ``append_time_missing``."""
+
+    destination: Annotated[str, NAME, "Where they arrive, a pattern as in `[[consumer.allow]]`."]
+    through: Annotated[
+        datetime | Mapping[str, int],
+        text_or_table(MOMENT, entries(_PARTITION, whole(0), 1)),
+        "The last of them: a time by which they were signed, or on Kafka an offset for each partition.",
+    ]
+    why: Annotated[str, NAME, "Why the broker will never say when it took them; the audit records it."]
+
+    @property
+    def entry(self) -> WithoutEvidence:
+        """The entry for the verifier."""
+        through = self.through
+        last = through.timestamp() if isinstance(through, datetime) else {int(p): at for p, at in through.items()}
+        return WithoutEvidence(destination=self.destination, through=last, why=self.why)
+
+    def refusals(self) -> Iterator[RefusedSetting]:
+        """Yield the refusal of offsets of a queue."""
+        try:
+            _ = self.entry
+        except ConfigurationError as error:
+            yield self.table.refuse("", str(error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

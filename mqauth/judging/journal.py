@@ -16,6 +16,8 @@ from mqauth.flow import ColourError
 from mqauth.judging.delivery import Delivery, Outcome, Step
 from mqauth.judging.policy import Allow, Policy, local_rules
 from mqauth.judging.rollout import Rollout, destinations_of
+from mqauth.judging.token import BACKLOG, longest_wait
+from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.unverified import Verdict
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetterSink, letter_id
@@ -233,6 +235,18 @@ class Journal:
             version=__version__, **facts,
         )  # fmt: skip
 
+        times = self._verifier.times
+        domains = [issuer for issuer in self._verifier.issuers.values() if isinstance(issuer, TrustDomain)]
+        lives = [domain.max_identity_lifetime for domain in domains]
+        waits = longest_wait(times.max_queue_age, [times.max_lifetime], lives)
+        if waits < BACKLOG and times.backlog is None:
+            emit(
+                "consumer.backlog_expires",
+                "a message that waits for more than %d s is rejected for its age: a longer stop of this consumer"
+                ' condemns its backlog; set at = "append" with max_queue_age, or max_lifetime and the lifetime of'
+                ' producers to a day, or backlog = "expires" if it is meant', waits,
+                scope=harmless(scope), seconds=waits,
+            )  # fmt: skip
         for alias in self._verifier.aliases.values():
             signed_for = ", ".join(alias.signed_for)
             emit("rollout.alias", "%s: messages signed for %s are accepted there", alias.at, signed_for)

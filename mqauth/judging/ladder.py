@@ -92,12 +92,12 @@ class Ladder:
     ) -> None:  # fmt: skip
         self._rollout = rollout
         self._observing = observing
-        store, audit = Breaker(Cause.REPLAY_STORE_UNAVAILABLE, clock), observing.breaker
+        self.store, audit = Breaker(Cause.REPLAY_STORE_UNAVAILABLE, clock), observing.breaker
         patient = _PatientPolicy(policy, Breaker(Cause.POLICY_UNAVAILABLE, clock))
-        self.plugins = Plugins(_PatientStore(replay, store), patient, on_the_spot(patient))
+        self.plugins = Plugins(_PatientStore(replay, self.store), patient, on_the_spot(patient))
         """The store and the policy, asked through breakers."""
         self.issuers = {name: Breaker(Cause.KEYS_UNAVAILABLE, clock) for name in issuers}
-        self._breakers = {Step.CONFIRM: store, Step.RELEASE: store, Step.RECORD: audit}
+        self._breakers = {Step.CONFIRM: self.store, Step.RELEASE: self.store, Step.RECORD: audit}
         self.sink: Any = observing.sink
         """Takes the records; a sink that hangs holds nobody up for long."""
 

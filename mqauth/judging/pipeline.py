@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, Literal
 
 from mqauth.audit.record import AuditSink
@@ -34,7 +35,7 @@ from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 from mqauth.logs import HANDLING, emit
-from mqauth.replay.rules import DEFAULT_LEASE, ClaimStatus, ReplayStore
+from mqauth.replay.rules import DEFAULT_LEASE, ClaimStatus, NoReplayStore, ReplayStore
 from mqauth.wire.base64url import encode as base64url_encode
 from mqauth.wire.message import Message
 
@@ -54,7 +55,7 @@ class Pipeline:
     Args:
         verifier: judges tokens.
         policy: decides who may publish where; it is required, and an empty one refuses everything.
-        replay: remembers which messages were claimed.
+        replay: remembers which messages were claimed; ``None`` where handlers may handle every copy of a message.
         audit: makes verdicts durable; may be left out only if nothing is settled.
         scope: on whose behalf messages are handled; by default what the broker wrapper says.
         record: whether ``"rejections"`` or ``"all"`` verdicts are audited.
@@ -78,7 +79,7 @@ class Pipeline:
         *,
         verifier: Verifier,
         policy: Policy,
-        replay: ReplayStore,
+        replay: ReplayStore | None,
         audit: AuditSink | None = None,
         scope: str | None = None,
         record: Literal["rejections", "all"] = "rejections",
@@ -98,6 +99,7 @@ class Pipeline:
             'record is "rejections" or "all", reread is "handle" or "duplicate"',
         )
         require(lease > 0, "lease is more than 0 seconds")
+        replay = NoReplayStore() if replay is None else replay
         # a rule without an issuer would admit its subject of each of them
         loose = any(rule.issuer is None for rule in local_rules(policy) or ())
         require(
@@ -279,6 +281,10 @@ class Pipeline:
         refused = delivery.verdict not in (Verdict.ACCEPTED, Verdict.UNVERIFIED)
         require(refused, "an accepted or unverified delivery ends with confirm or release")
         return (yield from self.process(delivery, None, dead_letters))
+
+    def patient(self, ask: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a call of the store as it is made below ``enforce``, where a slow store holds nothing up."""
+        return ask if self._ladder is None else partial(self._ladder.store.call, ask)
 
     def handlers(self, handler: Any, unverified: Unverifieds | None) -> UnverifiedHandler | None:
         """Return what ``process`` is given as ``unverified``; to be asked once, when a consumer is made.

@@ -149,8 +149,14 @@ class Rollout:
         return None
 
     def admits(self, message: Message) -> bool:
-        """Return whether a message may reach a handler without a proof of who sent it."""
-        return self.is_lenient(message) or self.exemption(message) is not None
+        """Return whether a message may be sent back to a handler without a proof of who sent it.
+
+        Whoever may write to the dead-letter queue chooses where a letter leads. So the destination has to be
+        listed: an entry for all of them does not count.
+        """
+        entry = self._find(message.destination)
+        listed = entry is not None and entry.pattern(message.destination) != EVERYWHERE
+        return (listed and self.is_lenient(message)) or self.exemption(message) is not None
 
     def _find(self, destination: str) -> RolloutEntry | None:
         return next((entry for entry in self.entries if entry.holds(destination)), None)

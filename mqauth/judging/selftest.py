@@ -95,8 +95,12 @@ def starting(guard: Pipeline) -> Flow[None]:
     """Try a pipeline, and a policy that is kept elsewhere, the first time that one of its consumers starts.
 
     Raises:
-        ConfigurationError: a hostile message was let in, or the policy gives no decisions; nothing was consumed.
+        ConfigurationError: a hostile message was let in, the policy gives no decisions, or the replay store is
+            another process's; nothing was consumed.
     """
+    starts = getattr(guard.replay, "at_start", None)
+    if starts is not None:
+        starts()
     if guard in _TRIED:
         return
     policy: Any = guard.policy

@@ -322,7 +322,7 @@ def proven(reading: Reading, original: Message) -> Reading:
     )  # fmt: skip
 
 
-def redeliverable(original: Message, *, scope: str, now: float) -> Message:
+def redeliverable(original: Message, *, scope: str, now: float, proven: bool = True) -> Message:
     """Return an original as it would be delivered again.
 
     It has no headers and properties that brokers write, or that would make one send copies elsewhere or delay it.
@@ -332,8 +332,9 @@ def redeliverable(original: Message, *, scope: str, now: float) -> Message:
         original: restored.
         scope: for which it is judged.
         now: UTC seconds, at which the broker would append it.
+        proven: whether the token is verified before anything is sent; otherwise it covers nothing.
     """
-    claims = _token_fields(original)["claims"]
+    claims = _token_fields(original)["claims"] if proven else None
     dropped = {"BCC", "x-delay", _OVERWRITTEN, "CC"} - set(() if claims is None else claims.mqa.hdr)
     headers = tuple(
         pair for pair in original.headers if pair[0] not in dropped and not envelope.is_broker_written(pair[0])

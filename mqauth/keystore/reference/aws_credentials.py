@@ -24,9 +24,11 @@ from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.session import Session
 
+from mqauth.audit.redaction import redact_logging
 from mqauth.clock import Clock
 from mqauth.http.connection import Deadline, Endpoint, FetchFailed, expect
 
+redact_logging()
 _ONCE: Final = Config(connect_timeout=1, read_timeout=1, retries={"total_max_attempts": 1})
 """For what the chain itself asks of AWS, STS for example: we are asked again by ourselves."""
 

@@ -5,8 +5,8 @@ The age of an answer counts from the moment at which it was asked for: that is t
 speaks.
 
 An answer may be a mishap of the issuer, or an old copy, if it is empty, lacks most of the keys, or is dated
-before the answer in use. The keys that it adds are believed. A key that it lacks goes when the next answer lacks
-it, too.
+before the answer in use. The keys and cut-offs that it adds are believed. A key or cut-off that it lacks goes when
+the next answer lacks it, too.
 """
 
 from __future__ import annotations
@@ -336,11 +336,21 @@ def merge(current: KeySet, answer: KeySet, suspects: Suspects, *, outdated: bool
         doubt = _doubt(old, answer.get(old.kid), guarded=guarded, outdated=outdated)
         if doubt is not None and suspects.get(old.kid) != doubt:
             held[old.kid] = doubt
+    cutoffs = answer.cutoffs
+    if answer.misread or outdated:
+        cutoffs = current.cutoffs
+    elif held:
+        # Whoever answers with half a set by mistake has left out cut-offs, too: only later ones count already.
+        later = {
+            subject: cutoff
+            for subject, cutoff in answer.cutoffs.items()
+            if subject not in current.cutoffs or cutoff.before > current.cutoffs[subject].before
+        }
+        cutoffs = {**current.cutoffs, **later}
     keys = KeySet(
         [*(key for key in answer if key.kid not in held), *(key for key in current if key.kid in held)],
         answer.skipped,
-        # an old copy takes no cut-off back
-        current.cutoffs if answer.misread or outdated else answer.cutoffs,
+        cutoffs,
     )
     events = (*_alarms(held), *_differences(current, keys))
     # The very same object tells everybody that nothing has changed.
