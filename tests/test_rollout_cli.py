@@ -368,7 +368,7 @@ class TestFiles:
         assert (code, found["processes"]) == (0, len(files))
         assert found["accepted"] == {"kafka:orders": 200 * 100 * len(files)}
         assert found["files"] == [str(place.path / name) for name in files]
-        assert f"read: {place.path / files[0]}" in place.run("status")[1]
+        assert f"2 audit files read: {place.path / files[0]}" in place.run("status")[1]
 
     def test_none(self, place: Place) -> None:
         """Exit code 1, with a sentence; by force it goes up all the same."""

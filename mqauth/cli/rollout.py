@@ -19,7 +19,7 @@ from mqauth.audit.record import iso_time, read_records
 from mqauth.check import Severity, check
 from mqauth.check.adoption import Asked, Seen, Standing, standings
 from mqauth.cli import rollout_broker
-from mqauth.cli.app import BrokerFile, Json, answer, group, one_line
+from mqauth.cli.app import Json, answer, group, one_line
 from mqauth.cli.rollout_file import Value, changed, number_of, split
 from mqauth.cli.settings import file_of, settings_of
 from mqauth.clock import SYSTEM_CLOCK
@@ -42,6 +42,7 @@ Why = Annotated[str, typer.Option("--why", help="The reason, kept in the file.")
 Print = Annotated[bool, typer.Option("--print", help="Print the new file, and change nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 _WHO: Final = 32
+_SCOPE: Final = "--scope: required, the consumer group or queue; or [consumer] scope; or --settled"
 _DAY: Final = 86_400
 _RESET: Final = "the history stays unsigned: who reads it from its beginning needs a group of his own, at observe"
 
@@ -56,7 +57,7 @@ def status(config: Config = None, audit: Audit = None, json: Json = False) -> in
     file = settings_of(file_of(config))
     files = audit or _own_files(file)
     found = _standings(file, files)
-    read = f"read: {few(list(map(str, files)))}" if files else _no_files(file)
+    read = f"{len(files)} audit files read: {few(list(map(str, files)))}" if files else _no_files(file)
     answer(
         json, [one.as_dict() | {"files": list(map(str, files))} for one in found],
         one_line(read), *(line for one in found for line in _lines(one)),
@@ -76,7 +77,6 @@ def up(
     broker: Annotated[
         str | None, typer.Option("--broker", help="URL of the broker, or a name of [brokers.NAME].")
     ] = None,
-    broker_settings: BrokerFile = None,
     scope: Annotated[
         str | None, typer.Option("--scope", help="The consumer group or queue; by default [consumer] scope.")
     ] = None,
@@ -98,12 +98,14 @@ def up(
         if standing.is_safe and not settled:
             against = rollout_broker.backlog(standing, _now())
             if on_kafka or standing.oldest is None:
-                asked = rollout_broker.broker_for(destination, broker, broker_settings, file)
-                known = rollout_broker.asked(scope or (None if file.consumer is None else file.consumer.scope))
+                asked = rollout_broker.broker_for(destination, broker, file)
+                consumer = file.consumer
+                known = require(scope or (None if consumer is None else consumer.scope), _SCOPE)
                 if on_kafka:
-                    against = rollout_broker.unread(
-                        places.parse(destination)[1], known, entry, _exemptions(file), asked
+                    exempt = Rollout(
+                        (), [] if consumer is None else [each.exemption for each in consumer.unsigned]
                     )
+                    against = rollout_broker.unread(places.parse(destination)[1], known, entry, exempt, asked)
                 else:
                     against = rollout_broker.emptied(known, asked, look.consumers, look, _now)
             # meanwhile there may be new reports
@@ -216,11 +218,6 @@ class _Look:
     def __call__(self) -> Standing:
         files = self._audit or _own_files(self._file)
         return next(one for one in _standings(self._file, files) if one.entry is self._entry)
-
-
-def _exemptions(file: FileSettings) -> Rollout:
-    """Return what may lack a token at ``enforce``, too."""
-    return Rollout((), () if file.consumer is None else [found.exemption for found in file.consumer.unsigned])
 
 
 # The file

@@ -13,8 +13,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 from mqauth.audit.record import iso_time
@@ -38,33 +36,25 @@ LOOK: Final = 1.0
 NEEDS_BROKER: Final = "what is not settled yet is to be asked for: give --broker, or say --settled once you know"
 
 
-def broker_for(destination: str, named: str | None, file: Path | None, config: FileSettings) -> BrokerSettings:
+def broker_for(destination: str, named: str | None, config: FileSettings) -> BrokerSettings:
     """Return the broker of a destination.
 
     Args:
         destination: of Kafka or RabbitMQ.
         named: a URL, or a name of ``[brokers.NAME]``; by default the first of the right kind.
-        file: of certificates and credentials, in place of the configuration's.
         config: the configuration.
 
     Raises:
-        ConfigurationError: none is named, it is of the other kind, or its settings are refused.
+        ConfigurationError: none is named, or it is of the other kind.
     """
-    is_url = named is not None and is_broker_url(named)
-    if is_url:
-        tables = [BrokerSettings()]
-    elif named is not None:
-        tables = [table_of(named, config)]
-    else:
+    if named is None:
         tables = [each for each in (config.broker, *(config.brokers or {}).values()) if each is not None]
-    given = None if file is None else BrokerSettings.load(file)
-    on_kafka = places.is_kafka(destination)
-    for table in tables:
-        url = named if is_url else table.unlocked().url
-        if url and url.startswith("kafka:") is on_kafka:
-            return replace((given or table).unlocked(), url=url)
+    else:
+        tables = [BrokerSettings(url=named) if is_broker_url(named) else table_of(named, config)]
+    known = [table.unlocked() for table in tables]
+    fits = [each for each in known if each.url and each.url.startswith("kafka:") is places.is_kafka(destination)]
     refusal = NEEDS_BROKER if named is None else f"--broker: must be {URLS}, and of the destination's kind"
-    return require(None, refusal)
+    return require(fits[0] if fits else None, refusal)
 
 
 # Kafka
@@ -190,12 +180,3 @@ async def _counted(connection: Any, queue: str) -> tuple[int, int]:
     found = (await channel.declare_queue(queue, passive=True)).declaration_result
     await channel.close()
     return found.message_count or 0, found.consumer_count or 0
-
-
-def asked(scope: str | None) -> str:
-    """Return the consumer group or queue.
-
-    Raises:
-        ConfigurationError: none is named.
-    """
-    return require(scope, "--scope: required, the consumer group or queue; or [consumer] scope; or --settled")
