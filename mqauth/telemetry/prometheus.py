@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -26,7 +27,7 @@ def _bounded(handler: Any) -> Any:
         timeout = ASKED_WITHIN
 
         def handle(self) -> None:
-            with suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError):
                 super().handle()
 
     return Bounded
