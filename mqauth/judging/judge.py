@@ -63,7 +63,7 @@ from mqauth.flow import OUR_FAULT, ColourError, Flow, answered, asked, at_once
 from mqauth.judging.delivery import Delivery, Step
 from mqauth.judging.key_lookup import known, looked_up
 from mqauth.judging.ladder import Ladder, would_be
-from mqauth.judging.policy import Decision, Policy, decided, decision_of, local_rules, on_the_spot
+from mqauth.judging.policy import Allow, Decision, Policy, decided, decision_of, on_the_spot
 from mqauth.judging.rollout import is_lenient
 from mqauth.judging.token import Candidate
 from mqauth.judging.unverified import Verdict, Would
@@ -114,7 +114,7 @@ class Judge:
     ) -> None:
         self._verifier = verifier
         self._policy, self._decide = policy, on_the_spot(policy)
-        self._is_local = local_rules(policy) is not None and not hasattr(policy, "adecide")
+        self._is_local = isinstance(policy, Allow)
         self.ladder = ladder
         self._replay = replay
         self._scope = scope
