@@ -33,6 +33,7 @@ from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import strict_json
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.message import Message, Origin
 from tests.conftest import KAFKA, RABBITMQ, kafka_message, rabbitmq_message
 from tests.test_rollout import Ladder, at
 from tests.test_telemetry import Meter
@@ -139,6 +140,40 @@ class TestRecords:
             9,
         )
         assert "verified" not in record["token"]
+
+    @pytest.mark.parametrize("evidence", [True, False])
+    def test_the_oldest_append_time(
+        self, evidence: bool, world: Callable[..., Ladder], clock: FakeClock, forge: Forge
+    ) -> None:
+        """Of a minute's deliveries, verified or not, where the interceptor proves it; then the next minute's."""
+        settings = {"at": "append", "max_queue_age": 86_400, "append_evidence": "interceptor"} if evidence else {}
+        found, now = world(at(Rung.OBSERVE), verifier=forge.verifier(**settings)), clock.now()
+
+        def appended(seconds: float) -> Message:
+            stamp = Origin(queue="orders", timestamp_ms=int(seconds * 1000), timestamp_type="append")
+            return replace(rabbitmq_message(body=b"%d" % seconds), origin=stamp)
+
+        for each in (appended(now), found.sealed(appended(now - 50)), appended(now - 200)):
+            found.process(each)
+        clock.advance(61)
+        found.process(appended(now + 60))
+        clock.advance(61)
+        found.process(appended(now + 120))
+        found.run(found.pipeline.tick(last=True))
+        oldest = [one["oldest"].get(RABBITMQ) for one in of(found, "observed")]
+        assert oldest == [iso_time(at) if evidence else None for at in (now, now - 200, now + 120)] + [None]
+
+    def test_the_start_line_says_what_is_not_rejected(
+        self, world: Callable[..., Ladder], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Where a rung or an exemption lets messages pass, the line names the destinations."""
+        found = world(at(Rung.OBSERVE, KAFKA))
+        with caplog.at_level("INFO", "mqauth"):
+            for rollout in (found.pipeline.rollout, None):
+                found.pipeline.journal.started("topics", "billing", "orders.dead", rollout)
+        below, strict = [record.getMessage() for record in caplog.records if record.event == "consumer.started"]  # type: ignore[attr-defined]
+        but = f"also what is not signed, but gives what is not proven at {KAFKA} to unverified=; headers"
+        assert (but in below, "also what is not signed; headers" in strict) == (True, True)
 
     def test_exempt_messages_are_no_news(self, world: Callable[..., Ladder]) -> None:
         """What somebody decided is in no report."""
