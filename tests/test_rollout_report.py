@@ -141,12 +141,16 @@ class TestRecords:
         )
         assert "verified" not in record["token"]
 
-    @pytest.mark.parametrize("evidence", [True, False])
+    @pytest.mark.parametrize(
+        ("evidence", "more"),
+        [(True, {}), (False, {"append_evidence": None}), (False, {"unsafe_append_evidence": True})],
+        ids=["proved", "not given", "unsafe"],
+    )
     def test_the_oldest_append_time(
-        self, evidence: bool, world: Callable[..., Ladder], clock: FakeClock, forge: Forge
+        self, evidence: bool, more: dict[str, Any], world: Callable[..., Ladder], clock: FakeClock, forge: Forge
     ) -> None:
         """Of a minute's deliveries, verified or not, where the interceptor proves it; then the next minute's."""
-        settings = {"at": "append", "max_queue_age": 86_400, "append_evidence": "interceptor"} if evidence else {}
+        settings = {"at": "append", "max_queue_age": 86_400, "append_evidence": "interceptor"} | more
         found, now = world(at(Rung.OBSERVE), verifier=forge.verifier(**settings)), clock.now()
 
         def appended(seconds: float) -> Message:

@@ -109,7 +109,8 @@ class Observing:
         """Return the pattern of a message's destination, and note how old it is where RabbitMQ proves that."""
         self._scope, entry = self._scope_of(message), self.rollout.entry(message.destination)
         pattern = None if entry is None else entry.pattern(message.destination)
-        appended = self._times.evidence(message)
+        # what a sender may have written says nothing of what waits
+        appended = None if self._times.unsafe_append_evidence else self._times.evidence(message)
         if pattern is not None and appended is not None and not is_kafka(message.destination):
             self.counts.appended(pattern, appended)
         return pattern
