@@ -30,7 +30,7 @@ AT_THE_TOP = 9
 FOLDERS = 32
 LINES = 400
 # These numbers only fall: a change that needs less lowers them, one that needs more takes away elsewhere.
-OUTSIDE_TESTING = 27_324
+OUTSIDE_TESTING = 27_253
 """Statements of the library without ``testing``."""
 TESTING = 3_303
 CORE = 12_093
