@@ -377,10 +377,7 @@ def test_commands_ask_the_same(
         names = ["--producer", f"asks-{parts.port}", "--consumer", f"asked-{parts.port}", "--url", url]
         assert command(["init", str(folder), "--broker", "rabbitmq", *names]) == 0
         file = folder / "consumer" / "mqauth.toml"
-        settings = (
-            '\nat = "append"\nmax_queue_age = 604800\nappend_evidence = "interceptor"\n\n[[consumer.issuers]]'
-        )
-        file.write_text(file.read_text("utf-8").replace("\n[[consumer.issuers]]", settings), "utf-8")
+        assert 'append_evidence = "interceptor"' in file.read_text("utf-8")
         capsys.readouterr()
         assert command(["init", str(folder), "--apply"]) == (0 if proved else 2)
         assert (BELIEVED in capsys.readouterr().err) is not proved
