@@ -26,6 +26,7 @@ from mqauth.errors import RejectNow
 from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.observing import lines
 from mqauth.judging.rollout import WEEK, Exemption, Rollout, RolloutEntry, Rung
+from mqauth.judging.without_evidence import WithoutEvidence
 from mqauth.telemetry import Telemetry
 from mqauth.testing import ATTACKS, FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
@@ -388,6 +389,28 @@ def test_entries_of_a_rollout(world: Callable[..., Ladder]) -> None:
     rollout = Rollout([first, *at(Rung.OBSERVE, "kafka:orders.#").entries])
     found = [rollout.entry(f"kafka:orders.{name}") for name in ("new", "old")]
     assert [entry and entry.rung for entry in found] == [Rung.ENFORCE, Rung.OBSERVE]
+
+
+def test_the_record_of_the_start_has_what_needs_no_append_time(
+    world: Callable[..., Ladder], forge: Forge, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where nobody waits for append times, up to what, and why, is in audit and log at each start."""
+    entries = [
+        WithoutEvidence(destination=KAFKA, through={0: 12}, why="before LogAppendTime"),
+        WithoutEvidence(destination="rabbitmq:shop/#", through=1_800_000_000.0, why="before the interceptor"),
+    ]
+    found = world(Rollout(), verifier=forge.verifier(at="append", max_queue_age=3600, without_evidence=entries))
+    found.run(found.pipeline.tick(last=True))
+    (facts,) = of(found, "rollout")
+    assert facts["without_evidence"] == [
+        {"destination": KAFKA, "through": {"0": 12}, "why": "before LogAppendTime"},
+        {
+            "destination": "rabbitmq:shop/#", "through": "2027-01-15T08:00:00.000Z",
+            "why": "before the interceptor",
+        },
+    ]  # fmt: skip
+    said = [record.getMessage() for record in caplog.records if record.event == "rollout.without_evidence"]  # type: ignore[attr-defined]
+    assert said[0] == f"{KAFKA}: dead-lettered without an append time, through {{'0': 12}}: before LogAppendTime"
 
 
 class TestAliases:

@@ -129,10 +129,14 @@ class Observing:
                 return
             self._due = now + MINUTE
         if first:
-            facts = as_facts(self.rollout, self._aliases) | {"rules": self._rules}
+            named = [each.facts for each in self._times.without_evidence]
+            facts = as_facts(self.rollout, self._aliases) | {"without_evidence": named, "rules": self._rules}
             yield from self._write("rollout", facts, last)
             for line in lines(self.rollout):
                 emit("rollout.unenforced", "%s", line)
+            for each in named:
+                emit("rollout.without_evidence", "%(destination)s: dead-lettered without an append time, through "
+                     "%(through)s: %(why)s", each)  # fmt: skip
         self._tell_ends(now)
         yield from self._samples(last)
         if self.counts.lost:

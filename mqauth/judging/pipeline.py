@@ -127,7 +127,8 @@ class Pipeline:
         self.journal = Journal(clock, randomness, self.scope_of, messages=exception_messages, **plugins)
         self.observing: Observing | None = None
         self._ladder: Ladder | None = None
-        if self.rollout is not None or verifier.aliases or verifier.ends:
+        named = verifier.aliases or verifier.ends or verifier.times.without_evidence
+        if self.rollout is not None or named:
             self.observing = Observing(
                 self.rollout or Rollout(), audit, clock=clock, randomness=randomness, instance=self.instance,
                 policy=policy, verifier=verifier, scope_of=self.scope_of,
