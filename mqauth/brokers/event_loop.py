@@ -18,6 +18,7 @@ from mqauth.errors import require
 from mqauth.flow import is_async, is_awaitable
 from mqauth.judging.unverified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
+from mqauth.logs import emit
 from mqauth.signer import Signer
 from mqauth.threads import DaemonThread
 
@@ -26,6 +27,9 @@ Timer = Callable[[float, Callable[[], None]], Any]
 """Calls a function after so many seconds: ``call_later``, or a test's own."""
 Sleep = Callable[[float], Awaitable[Any]]
 """Waits so many seconds: ``asyncio.sleep``, or a test's own."""
+LEAVE: Final = 2.0
+"""Seconds for which a consumer that stops waits for its broker, beside its grace."""
+_MOMENT: Final = 0.1
 
 
 def call_later(seconds: float, function: Callable[[], None]) -> asyncio.TimerHandle:
@@ -62,13 +66,16 @@ def on_thread(handler: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(handler)
     async def handle(verified: Any) -> Any:
         running = asyncio.get_running_loop().run_in_executor(None, copy_context().run, handler, verified)
-        try:
-            found = await asyncio.shield(running)
-        except asyncio.CancelledError:
-            # The grace is over. A thread cannot be interrupted, and what it did must count.
-            found = await running
-            if is_awaitable(found):
-                raise
+        stopped = False
+        while not running.done():
+            try:
+                await asyncio.shield(running)
+            except asyncio.CancelledError:
+                # The grace is over. A thread cannot be interrupted, and what it did must count.
+                stopped = True
+        found = running.result()
+        if stopped and is_awaitable(found):
+            raise asyncio.CancelledError
         return await found if is_awaitable(found) else found
 
     return handle
@@ -167,6 +174,35 @@ class LoopBeat:
         self._asked = None
 
 
+class Leaving:
+    """The time for which a consumer that stops waits for its broker, in all that it asks; handlers have their grace.
+
+    What has no answer by then is left as it is, and not cancelled: it may have been sent, and what the broker has
+    not got it delivers again.
+
+    Args:
+        grace: seconds more, where handlers are waited for in the same call.
+    """
+
+    def __init__(self, grace: float = 0.0) -> None:
+        self._left = grace + LEAVE
+
+    async def wait(self, asked: Awaitable[Any]) -> bool:
+        """Wait for something that the broker is to answer; return whether it has ended.
+
+        Also where no time is left, what needs no answer has a moment to be sent.
+        """
+        loop, asking = asyncio.get_running_loop(), asyncio.ensure_future(asked)
+        began = loop.time()
+        await asyncio.wait((asking,), timeout=max(self._left, _MOMENT))
+        before, self._left = self._left, max(0.0, self._left - (loop.time() - began))
+        if asking.done():
+            asking.result()
+        elif before:
+            emit("client.no_answer", "the broker does not answer a consumer that stops: it is left as it is")
+        return asking.done()
+
+
 class DeliveryTasks:
     """The tasks of one consumer, one for each delivery."""
 
@@ -194,13 +230,22 @@ class DeliveryTasks:
             self._asking.add(task)
             self._asked.set()
 
-    async def end(self, grace: float) -> None:
-        """Return when all tasks have ended; those that need longer than ``grace`` seconds are cancelled, once."""
-        if not await self.wait_until_idle(grace):
-            late = self._running - self._asking
+    async def end(self, grace: float, leaving: Leaving) -> None:
+        """Return when all tasks have ended.
+
+        Args:
+            grace: seconds after which those that still run are cancelled.
+            leaving: how long they may wait for the broker then; they are cancelled once more after it.
+        """
+        if await self.wait_until_idle(grace):
+            return
+        late = self._running - self._asking
+        for _ in range(2):
             for task in late:
                 task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            if await leaving.wait(asyncio.wait(late)):
+                return
+        await asyncio.wait(late)
 
     async def wait_until_idle(self, seconds: float) -> bool:
         """Wait for all tasks, at most so many seconds; return whether none runs any more."""

@@ -113,8 +113,7 @@ def _protected(kind: Any) -> type:
             await super().start()
 
         async def stop(self, *error: Any, **named: Any) -> None:
-            await super().stop(*error, **named)
-            await self._mqauth.tell(last=True)
+            await self._mqauth.stop(super().stop(*error, **named), self.config.graceful_timeout)
 
     Protected.__name__, Protected.__qualname__ = kind.__name__, kind.__qualname__
     return Protected

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from mqauth.brokers.background import FirstError
-from mqauth.brokers.event_loop import DeliveryTasks, loop_stopping_on_signals, was_cancelled
+from mqauth.brokers.event_loop import DeliveryTasks, Leaving, loop_stopping_on_signals, was_cancelled
 from mqauth.brokers.log.outbox import Transactions
 from mqauth.brokers.log.poller import IDLE, LogPoller
 from mqauth.brokers.log.replies import TopicReplies
@@ -258,7 +258,7 @@ class AsyncLogConsumer:
         """Let running handlers finish, commit, release claims, and leave the client at the first open records."""
         self._unsubscribe()
         await self._end_polls()
-        await self._visits.end(self._grace)
+        await self._visits.end(self._grace, Leaving())
         with self._first:
             await self._commit(last=True)
             await arun(self._work.giving_back())

@@ -27,7 +27,7 @@ LOST: Final = (AMQPError, OSError)
 """Errors of pika where a channel or connection is gone, or the broker says no."""
 TICK: Final = 0.2
 """Seconds between two looks at pika's timers: heartbeats, and the limit of a blocked connection."""
-FLUSH: Final = 2.0
+FLUSH: Final = 1.0
 """Most seconds for the last frames to leave, when a connection is given back."""
 LOOK: Final = 0.01
 """Seconds between two looks whether they have left."""
@@ -283,8 +283,8 @@ async def _driving(work: Awaitable[R]) -> R:
     try:
         return await work
     finally:
-        for link in list(_DRIVEN.get(asyncio.get_running_loop(), ())):
-            await link.detach()
+        driven = _DRIVEN.get(asyncio.get_running_loop(), ())
+        await asyncio.gather(*[link.detach() for link in driven])
 
 
 def here(work: Coroutine[Any, Any, R]) -> Coroutine[Any, Any, R] | R:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from mqauth.audit.observed import MINUTE
-from mqauth.brokers.event_loop import DeliveryTasks, LoopBeat, Sleep, loop_stopping_on_signals
+from mqauth.brokers.event_loop import DeliveryTasks, Leaving, LoopBeat, Sleep, loop_stopping_on_signals
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import QueueClient
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
@@ -298,18 +298,19 @@ class QueueConsumer:
         return self._ending
 
     async def _wind_up(self) -> None:
+        leaving = Leaving()
         if self._unsubscribe is not None:
             self._unsubscribe()
         if self._supervisor is not None:
-            await self._subscription.end(self._supervisor)
-        await self._subscription.cancelled()
+            await self._subscription.end(self._supervisor, leaving)
         self._processor.retrier.stop()
-        await self._tasks.end(self._grace)
-        await self._subscription.finish()
+        await self._tasks.end(self._grace, leaving)
+        await self._subscription.finish(leaving)
         if self._telling is not None:
             self._telling.cancel()
-            await asyncio.gather(self._telling, return_exceptions=True)
-            await arun(self._guard.tick(last=True))
+            await asyncio.wait((self._telling,))
+            # The audit may be at the broker, too.
+            await leaving.wait(arun(self._guard.tick(last=True)))
         self._processor.work.stopped()
         self._guard.journal.stopped(self._calls.queue, self._window.counts)
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import tenacity
 
-from mqauth.brokers.event_loop import Sleep
+from mqauth.brokers.event_loop import Leaving, Sleep
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import OpenChannel, QueueClient, Take
 from mqauth.brokers.queue.interceptor import UnansweredError, prove
@@ -105,18 +105,20 @@ class Subscription:
             self._cancelling = asyncio.create_task(self._cancel())
         await asyncio.shield(self._cancelling)
 
-    async def end(self, running: asyncio.Task[None]) -> None:
-        """End the task that runs ``run``, and give a call that begins to consume a moment to return."""
+    async def end(self, running: asyncio.Task[None], leaving: Leaving) -> None:
+        """End the task that runs ``run``, and cancel the consumer, while there is time."""
         self._interrupted.set()
+        # A call that begins to consume has a moment to return.
         if self._window.outage.lasts:
-            await asyncio.wait((running,), timeout=_STARTED_WITHIN)
+            await leaving.wait(asyncio.wait((running,), timeout=_STARTED_WITHIN))
         running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        await leaving.wait(asyncio.wait((running,)))
+        await leaving.wait(self.cancelled())
 
-    async def finish(self) -> None:
-        """Ack what was settled, and watch the channel no longer."""
+    async def finish(self, leaving: Leaving) -> None:
+        """Ack what was settled, while there is time, and watch the channel no longer."""
         if self.acks is not None:
-            await self.acks.finish()
+            await leaving.wait(self.acks.finish())
         self._calls.unwatch()
 
     async def _start(self) -> None:
