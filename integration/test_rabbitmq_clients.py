@@ -11,16 +11,22 @@ from typing import Any
 
 import pytest
 
+from integration import scale
 from integration.every_client import RABBITMQ, Consuming, Wiring
 from integration.services import RabbitMQ
 from mqauth import MemoryReplayStore, Pipeline
 from mqauth.audit.file import AuditFile
+from mqauth.brokers import pika
 from mqauth.errors import RejectNow
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import wait_until
+from mqauth.testing.stage_pika import connect
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
+from mqauth.wire.destination import parse
 from mqauth.wire.message import Message
 
+AWAY = 3.0
+"""Seconds for which a queue is missing."""
 BESIDE_GRACE = 5.0
 """Seconds that a stop may take beside its grace, whatever the broker does."""
 
@@ -126,3 +132,21 @@ class TestSilentBroker:
 
         with client(bench.wiring(refuse)):
             wait_until(lambda: len(bench.stage.letters()) == 1)
+
+
+@pytest.mark.slow
+def test_a_queue_is_deleted_and_made_anew(client: Consuming, bench: Bench) -> None:
+    """A consumer goes on once its queue is back, each time; RabbitMQ 4.0 ends who consumes it again at once."""
+    rounds = scale.nightly(20, otherwise=4)
+    with client(bench.wiring()):
+        for number in range(rounds):
+            with connect(bench.broker.url) as connection:
+                channel = connection.channel()
+                channel.queue_delete(bench.stage.queue)
+                time.sleep(AWAY)
+                pika.declare_source(channel, bench.stage.queue)
+                exchange, key = parse(bench.stage.destination)[1:]
+                channel.queue_bind(bench.stage.queue, exchange, key)
+            bench.send(b"order %d" % number)
+            wait_until(lambda: len(bench.handled) > number)
+    assert bench.handled == [b"order %d" % number for number in range(rounds)]

@@ -175,7 +175,7 @@ class LoopBeat:
 
 
 class Leaving:
-    """The time for which a consumer that stops waits for its broker, in all that it asks; handlers have their grace.
+    """The time for which a consumer that stops waits for its broker: one limit for all that it asks.
 
     What has no answer by then is left as it is, and not cancelled: it may have been sent, and what the broker has
     not got it delivers again.

@@ -152,14 +152,17 @@ class Journal:
             )  # fmt: skip
 
     def deferred(self, delivery: Delivery, error: Unavailable, dead_letters: DeadLetterSink | None) -> Outcome:
-        """Defer a delivery, with a detail that names what is out of reach.
+        """Defer a delivery, with a detail that names what is out of reach, and the verdict where there is one.
 
         It is logged when deliveries begin to wait for that, and every five minutes while it lasts.
         """
-        what = _named(self._out_of_reach(error, dead_letters))
-        if what is not None:
-            detail = f"{error.detail} ({what})" if error.detail else what
-            error = Unavailable(error.cause, detail, error.party)
+        what, detail = _named(self._out_of_reach(error, dead_letters)) or "", error.detail
+        if what not in detail:
+            detail = f"{detail} ({what})" if detail else what
+        if delivery.rejection is not None:
+            said = harmless(delivery.rejection.sentence(), 1024)
+            detail = f"{detail}; its verdict is {delivery.rejection.reason.value}: {said}"
+        error = Unavailable(error.cause, detail, error.party)
         whose = delivery.message.destination if error.cause in _ONE_MESSAGE else error.party or ""
         delivery.waits = kind = (error.cause.value, harmless(whose))
         now = self._clock.monotonic()
@@ -175,11 +178,11 @@ class Journal:
         return delivery.defer(error)
 
     def _say_deferred(self, delivery: Delivery, error: Unavailable, since: float) -> None:
-        facts, detail = self._facts(delivery), harmless(error.detail)
+        facts, detail, rejection = self._facts(delivery), harmless(error.detail, 2048), delivery.rejection
         emit(
             "message.deferred", "%s: waits, %s: %s", _place(facts), error.cause.value, detail,
             cause=error.cause.value, detail=detail, since=since,
-            party=error.party, **facts,
+            reason=None if rejection is None else rejection.reason.value, party=error.party, **facts,
         )  # fmt: skip
 
     def _out_of_reach(self, error: Unavailable, dead_letters: DeadLetterSink | None) -> object | None:

@@ -16,6 +16,9 @@ from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.window import PROBE_WAIT, PROBE_WAIT_MAX, Window
 from mqauth.judging.token import Times
 
+AFTER_CANCEL: Final = 1.0
+"""Seconds after a cancel of the broker's before its queue is consumed anew: RabbitMQ 4.0 ends the connection (541) of
+who consumes a quorum queue that is being deleted."""
 _STARTED_WITHIN: Final = 1.0
 """Seconds that a stop gives a call that begins to consume: a client may close the channel of a cancelled call."""
 
@@ -53,6 +56,7 @@ class Subscription:
         self._interrupted = asyncio.Event()
         self._answered = asyncio.Event()
         self._starting = asyncio.Lock()
+        self._withdrawn = False
         self._cancelling: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -64,6 +68,9 @@ class Subscription:
         self._calls.watch(self._on_close, self._on_cancel)
         while not self._window.stopping:
             self._window.outage.begin()
+            if self._withdrawn:
+                self._withdrawn = False
+                await self._sleep(AFTER_CANCEL)
             await self._start()
             self.started.set()
             if self._window.stalled is None:
@@ -185,6 +192,7 @@ class Subscription:
         # While a consumer is being started its tag is not known yet. Its cancel may come in one read with the
         # answer that has the tag, before the task that waits for the answer goes on.
         if self._window.consumer is None or self._window.cancelled(consumer):
+            self._withdrawn = True
             self._interrupted.set()
 
     async def _cancel(self) -> None:
