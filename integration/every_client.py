@@ -245,8 +245,9 @@ async def _broker(client: Any, wiring: Wiring, *, on_kafka: bool) -> Any:
 
     def in_topic() -> kafka.DeadLetters:
         producer = _KAFKA.KafkaProducer(
-            bootstrap_servers=servers(wiring.url), acks="all", enable_idempotence=False
-        )
+            bootstrap_servers=servers(wiring.url), acks="all", enable_idempotence=False,
+            allow_auto_create_topics=False,
+        )  # fmt: skip
         return kafka.DeadLetters(producer, wiring.dead)
 
     protect(broker, guard=wiring.guard, dead_letters=in_topic if on_kafka else in_queue)

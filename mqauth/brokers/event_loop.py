@@ -105,11 +105,13 @@ class AwaitedLetters:
 
     name: str
     publish: Callable[[DeadLetter], Any]
+    exists: Callable[[], Any]
 
 
 def letters_on_thread(sink: DeadLetterSink) -> AwaitedLetters:
     """Return a sink that an event loop can wait for: plain calls are made on a thread."""
-    return AwaitedLetters(sink.name, on_thread(sink.publish))
+    exists = getattr(sink, "exists", lambda: None)
+    return AwaitedLetters(sink.name, on_thread(sink.publish), partial(asyncio.to_thread, exists))
 
 
 async def signed(signer: Signer, sign: Callable[..., R], *arguments: Any) -> R:

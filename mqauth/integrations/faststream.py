@@ -109,6 +109,7 @@ def _protected(kind: Any) -> type:
         async def start(self) -> None:
             await self._mqauth.check(self)
             await self._mqauth.letters.start()
+            await self._mqauth.look()
             await self._mqauth.tell()
             await super().start()
 

@@ -22,6 +22,7 @@ from faststream.exceptions import (
     SubscriberNotFound,
 )
 
+from mqauth.brokers.dead_letters import look
 from mqauth.brokers.event_loop import Leaving, was_cancelled
 from mqauth.brokers.queue.processor import Processor
 from mqauth.errors import ConfigurationError, MqauthError, RejectNow, StaleDelivery, require
@@ -142,6 +143,11 @@ class Protection:
         """Tell what a rollout has to tell, as a broker starts and, with ``last``, as it stops."""
         if self._guard is not None:
             await arun(self._guard.tick(last))
+
+    async def look(self) -> None:
+        """Warn of queues and topics that its broker does not have."""
+        if self._guard is not None:
+            await arun(look(self.letters, self._guard.audit))
 
     async def stop(self, stop: Coroutine[Any, Any, None], grace: float | None) -> None:
         """Stop a broker, while there is time for that, and tell what a rollout has to tell.

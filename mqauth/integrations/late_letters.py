@@ -41,5 +41,13 @@ class LateLetters:
 
     async def publish(self, letter: DeadLetter, /) -> None:
         """Publish a letter; return once the broker has confirmed it."""
-        publish = (await self.ready()).publish
-        await settled(publish(letter) if is_async(publish) else await asyncio.to_thread(publish, letter))
+        await _awaited((await self.ready()).publish, letter)
+
+    async def exists(self) -> bool | None:
+        """Return whether the broker has the queue or topic, as far as it tells."""
+        exists = getattr(await self.ready(), "exists", None)
+        return None if exists is None else await _awaited(exists)
+
+
+async def _awaited(call: Callable[..., Any], *arguments: Any) -> Any:
+    return await settled(call(*arguments) if is_async(call) else await asyncio.to_thread(call, *arguments))

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from mqauth.brokers.background import FirstError
+from mqauth.brokers.dead_letters import look
 from mqauth.brokers.event_loop import DeliveryTasks, Leaving, loop_stopping_on_signals, was_cancelled
 from mqauth.brokers.log.outbox import Transactions
 from mqauth.brokers.log.poller import IDLE, LogPoller
@@ -184,6 +185,7 @@ class AsyncLogConsumer:
 
     async def _poll_until_stopped(self) -> None:
         try:
+            await arun(look(self._dead_letters, self._guard.audit))
             while not self._stopping.is_set():
                 await self._commit()
                 await arun(self._work.renewing())

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from mqauth.audit.observed import MINUTE
+from mqauth.brokers.dead_letters import look
 from mqauth.brokers.event_loop import DeliveryTasks, Leaving, LoopBeat, Sleep, loop_stopping_on_signals
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import QueueClient
@@ -91,7 +92,7 @@ class QueueConsumer:
         self._calls = calls
         self._guard = guard
         self._grace = grace
-        self._letters = dead_letters.name
+        self._dead_letters = dead_letters
         self._processor = Processor(
             calls,
             guard,
@@ -160,7 +161,7 @@ class QueueConsumer:
             partial(_wake, asyncio.get_running_loop(), self._processor.retrier)
         )
         self._beat.start(asyncio.get_running_loop())
-        self._guard.journal.started(f"queue {self._calls.queue}", self._calls.queue, self._letters)
+        self._guard.journal.started(f"queue {self._calls.queue}", self._calls.queue, self._dead_letters.name)
         self._supervisor = asyncio.create_task(self._supervise())
         if self._guard.observing is not None:
             self._telling = asyncio.create_task(self._tell(self._guard.observing))
@@ -262,6 +263,7 @@ class QueueConsumer:
 
     async def _supervise(self) -> None:
         try:
+            await arun(look(self._dead_letters, self._guard.audit))
             await self._subscription.run()
         except (asyncio.CancelledError, GeneratorExit):
             raise

@@ -17,8 +17,10 @@ from mqauth.delivery.window import PROBE_WAIT, PROBE_WAIT_MAX, Window
 from mqauth.judging.token import Times
 
 AFTER_CANCEL: Final = 1.0
-"""Seconds after a cancel of the broker's before its queue is consumed anew: RabbitMQ 4.0 ends the connection (541) of
-who consumes a quorum queue that is being deleted."""
+"""Seconds for which a queue is left alone after the broker has cancelled its consumer.
+
+RabbitMQ 4.0 ends the connection (541) of whoever consumes a quorum queue while it is being deleted.
+"""
 _STARTED_WITHIN: Final = 1.0
 """Seconds that a stop gives a call that begins to consume: a client may close the channel of a cancelled call."""
 

@@ -6,6 +6,7 @@ Dead letters are published by us, since ``basic.reject`` cannot carry a reason.
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Final
 
 import aio_pika
@@ -15,7 +16,8 @@ from pamqp import commands
 
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers.amqp_messages import may_be_too_large, new_message_id
-from mqauth.brokers.dead_letters import in_time
+from mqauth.brokers.amqp_topology import exists
+from mqauth.brokers.dead_letters import LOOK, in_time
 from mqauth.brokers.queue.confirmed import (
     DEFAULT_MAX_BODY,
     RECORD_PROPERTIES,
@@ -23,7 +25,7 @@ from mqauth.brokers.queue.confirmed import (
     check_queue,
 )
 from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error, ready
-from mqauth.brokers.rabbitmq.topology import declare_dead_letters
+from mqauth.brokers.rabbitmq.topology import declare_dead_letters, refusal
 from mqauth.brokers.rabbitmq.translate import Measured, carries, frame_limit, to_native
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.flow import arun
@@ -96,6 +98,7 @@ class _Sink:
 
     def __init__(self, channel: AbstractChannel, name: str, timeout: float, cause: Cause) -> None:
         self._queue = Confirmed(channel, name, timeout, cause)
+        self._cause = cause
         self.channel = channel
         self.name = name
 
@@ -106,6 +109,18 @@ class _Sink:
             aio_pika.exceptions.ChannelPreconditionFailed: it exists with other arguments.
         """
         return await declare_dead_letters(self.channel, self.name)
+
+    async def exists(self) -> bool:
+        """Return whether the broker has the queue.
+
+        Raises:
+            Unavailable: it does not answer.
+        """
+        async with in_time(LOOK, self._cause, LOST):
+            with closing_is_an_error():
+                await ready(self.channel)
+                channel = await self.channel.get_underlay_channel()
+            return await exists(partial(refusal, channel, self.name))
 
 
 class DeadLetters(_Sink):
