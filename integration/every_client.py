@@ -238,7 +238,8 @@ def by_faststream(package: str) -> Consuming:
 async def _broker(client: Any, wiring: Wiring, *, on_kafka: bool) -> Any:
     """Return a protected broker with one subscriber, not started."""
     kind = client.KafkaBroker if on_kafka else client.RabbitBroker
-    broker = kind(wiring.url.removeprefix("kafka://") if on_kafka else wiring.url, graceful_timeout=min(5, wiring.grace))
+    url = wiring.url.removeprefix("kafka://") if on_kafka else wiring.url
+    broker = kind(url, graceful_timeout=min(5, wiring.grace))
 
     async def in_queue() -> rabbitmq.DeadLetters:
         return rabbitmq.DeadLetters(await (await broker.connect()).channel(), wiring.dead)

@@ -84,11 +84,17 @@ def test_a_consumer_that_observes_handles_both(
     broker: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """It starts, and the message without a token reaches the old handler, with what would have been said."""
-    with shop_of(broker, "observe", tmp_path, request) as (_, lines, _last):
+    with shop_of(broker, "observe", tmp_path, request) as (shop, lines, _last):
         assert sorted(lines) == [
             f'handled: from orders-observe-{broker} {{"order": 1}}\n',
             'not proven: token_missing {"order": 666}\n',
         ]
+    # the command that the file names says who does not sign, from the files that the consumer wrote
+    assert "mqauth rollout status says who does not sign" in (shop / "consumer" / "mqauth.toml").read_text()
+    words = [sys.executable, "-m", "mqauth", "rollout", "status", "--config", "consumer/mqauth.toml", "--json"]
+    (found,) = json.loads(subprocess.run(words, cwd=shop, capture_output=True, check=False).stdout)
+    assert [(group["code"], group["count"]) for group in found["groups"]] == [("token_missing", 1)]
+    assert (sum(found["accepted"].values()), found["processes"], len(found["files"])) == (1, 1, 1)
 
 
 def _rejected(shop: Path, words: list[str]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Bench:
         self.audit = self.ending.enter_context(AuditFile(folder / "audit.jsonl", fsync=False))
         self.handled: list[bytes | None] = []
 
-    def wiring(self, handler: Any = None, *, subjects: str | None = None, **settings: Any) -> Wiring:
+    def wiring(self, handler: Any = None, **settings: Any) -> Wiring:
         """Return the parts of a consumer."""
         guard = Pipeline(
             verifier=self.forge.verifier(), policy=self.forge.policy(self.stage.destination),
@@ -55,6 +56,10 @@ class Bench:
             url=self.broker.url, source=self.stage.queue, dead=self.stage.dead, scope=self.stage.queue,
             guard=guard, handler=take, **settings,
         )  # fmt: skip
+
+    def has_handled(self, number: int) -> bool:
+        """Return whether so many messages were handled."""
+        return len(self.handled) == number
 
     def send(self, body: bytes) -> None:
         """Publish a message of the honest producer."""
@@ -148,5 +153,5 @@ def test_a_queue_is_deleted_and_made_anew(client: Consuming, bench: Bench) -> No
                 exchange, key = parse(bench.stage.destination)[1:]
                 channel.queue_bind(bench.stage.queue, exchange, key)
             bench.send(b"order %d" % number)
-            wait_until(lambda: len(bench.handled) > number)
+            wait_until(partial(bench.has_handled, number + 1))
     assert bench.handled == [b"order %d" % number for number in range(rounds)]

@@ -101,7 +101,8 @@ _TABLE: Final = (
     (
         "rollout",
         logging.WARNING,
-        "rollout.alias rollout.ending rollout.not_awaited rollout.unenforced rollout.wired_in",
+        "rollout.alias rollout.ending rollout.not_awaited rollout.unenforced rollout.wired_in "
+        "rollout.without_evidence",
     ),
     ("rollout", logging.ERROR, "rollout.unwritten"),
     ("rollout", logging.CRITICAL, "rollout.overdue"),

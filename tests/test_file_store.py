@@ -295,18 +295,21 @@ def test_a_child_after_a_fork_refuses(store: Any, forge: Forge, clock: FakeClock
 def test_a_child_does_not_keep_the_lock(opened: Opener) -> None:
     """The next process may open the file although a child of the last one lives on."""
     reads, writes = os.pipe()
+    there, is_there = os.pipe()
     store = opened()
     child = os.fork()
     if not child:
         os.close(writes)
+        os.write(is_there, b"x")
         os.read(reads, 1)
         os._exit(0)
     try:
+        os.read(there, 1)
         store.close()
         assert opened().claim(wish()) is FRESH
     finally:
-        os.close(writes)
-        os.close(reads)
+        for descriptor in (reads, writes, there, is_there):
+            os.close(descriptor)
         os.waitpid(child, 0)
 
 

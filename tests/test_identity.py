@@ -330,9 +330,9 @@ def test_a_cut_off_travels_with_its_set() -> None:
         broken = jwk.load_key_set(jwk.dump_key_set(KeySet(cut.keys)) | {"mqauth_cutoff": bad})
         assert any("mqauth_cutoff" in line for line in broken.skipped)
         assert broken.after(cut).cutoffs == cut.cutoffs
-        assert merge(cut, broken, {}, outdated=False).keys.cutoffs == cut.cutoffs
-    assert merge(cut, KeySet(cut.keys), {}, outdated=True).keys.cutoffs == cut.cutoffs
-    assert merge(cut, KeySet(cut.keys), {}, outdated=False).keys.cutoffs == {}
+        assert merge(cut, broken, frozenset(), outdated=False).keys.cutoffs == cut.cutoffs
+    assert merge(cut, KeySet(cut.keys), frozenset(), outdated=True).keys.cutoffs == cut.cutoffs
+    assert merge(cut, KeySet(cut.keys), frozenset(), outdated=False).keys.cutoffs == {}
 
 
 def test_a_letter_shows_what_its_identity_claims() -> None:

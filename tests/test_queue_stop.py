@@ -39,10 +39,11 @@ class Client:
         self._message = message
         self._hangs = hangs
         self.made: list[str] = []
-        self.answers = asyncio.Event()
+        self.asked, self.answers = asyncio.Event(), asyncio.Event()
 
     async def _call(self, name: str) -> bool:
         self.made.append(name)
+        self.asked.set()
         if name in self._hangs:
             await self.answers.wait()
         return True
@@ -159,8 +160,7 @@ async def test_a_call_that_never_returns(
     client = Client(forge.signer().sign(Message(destination=PLACE, body=b"order")), *hangs)
     made = consumer(client, handler, audit, forge)
     running = asyncio.create_task(made.run())
-    while not (begun.is_set() or hangs == ("ready",) == tuple(client.made)):
-        await asyncio.sleep(0)
+    await (client.asked if hangs == ("ready",) else begun).wait()
     try:
         async with asyncio.timeout(SOON):
             await made.stop()

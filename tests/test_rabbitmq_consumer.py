@@ -100,8 +100,8 @@ def processing(guard: Pipeline, handler: Any, **settings: Any) -> Processor:
 def ask_instead(guard: Any, decide: Any) -> Any:
     """Have something else decide who may publish, and return the policy that did."""
     verdicts = guard.verdicts
-    policy = verdicts._plugins.policy
-    verdicts._plugins = verdicts._plugins._replace(policy=SimpleNamespace(decide=decide), decide=decide)
+    policy, verdicts._policy = verdicts._policy, SimpleNamespace(decide=decide)
+    verdicts._decide = decide
     return policy
 
 

@@ -131,7 +131,7 @@ async def test_the_last_delivery_is_held_through_an_outage_of_all(audit: AuditFi
     """A dependency of all that is away for longer than any timeout costs no last delivery."""
     waits = Waits(audit, hold=1)
     waits.until = 0
-    decide, asked = waits.table.guard.verdicts._plugins.policy.decide, 0
+    decide, asked = waits.table.guard.verdicts._policy.decide, 0
 
     def away(verified: Verified) -> Any:
         nonlocal asked

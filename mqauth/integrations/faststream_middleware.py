@@ -22,6 +22,7 @@ from faststream.exceptions import (
     SubscriberNotFound,
 )
 
+from mqauth.audit.observed import MINUTE
 from mqauth.brokers.dead_letters import look
 from mqauth.brokers.event_loop import Leaving, was_cancelled
 from mqauth.brokers.queue.processor import Processor
@@ -93,6 +94,7 @@ class Protection:
         self._guard = guard
         self._signer = signer
         self._processors: WeakKeyDictionary[Any, Processor] = WeakKeyDictionary()
+        self._telling: asyncio.Task[None] | None = None
 
     def processor(self, subscriber: Any) -> Processor:
         """Return what takes the messages of a subscriber through the pipeline.
@@ -140,9 +142,18 @@ class Protection:
         require(single, "a batch has one set of headers for many messages: leave the publisher's batch= out")
 
     async def tell(self, *, last: bool = False) -> None:
-        """Tell what a rollout has to tell, as a broker starts and, with ``last``, as it stops."""
+        """Tell what a rollout has to tell: as a broker starts, each minute after it, and ``last`` as it stops."""
+        if self._telling is not None:
+            self._telling.cancel()
         if self._guard is not None:
             await arun(self._guard.tick(last))
+            if self._guard.observing is not None and not last:
+                self._telling = asyncio.create_task(self._tell_on(self._guard))
+
+    async def _tell_on(self, guard: Pipeline) -> None:
+        while True:
+            await asyncio.sleep(MINUTE)
+            await arun(guard.tick())
 
     async def look(self) -> None:
         """Warn of queues and topics that its broker does not have."""

@@ -15,6 +15,7 @@ from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, RejectNow, R
 from mqauth.flow import ColourError
 from mqauth.judging.delivery import Delivery, Outcome, Step
 from mqauth.judging.policy import Allow, Policy, local_rules
+from mqauth.judging.rollout import Rollout, destinations_of
 from mqauth.judging.token import BACKLOG, longest_wait
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.unverified import Verdict
@@ -212,26 +213,28 @@ class Journal:
                 self._clock.now() - wait.since, cause=kind[0], since=wait.since,
             )  # fmt: skip
 
-    def started(self, source: str, scope: str, dead_letters: str) -> None:
+    def started(self, source: str, scope: str, dead_letters: str, rollout: Rollout | None = None) -> None:
         """Log what a consumer trusts, and what it refuses.
 
         Args:
             source: the queue, or the topics.
             scope: the queue or group on whose behalf it handles messages.
             dead_letters: the queue or topic of rejected messages.
+            rollout: where messages may be unverified; ``None`` for nowhere.
         """
         facts: dict[str, Any] = self._verifier.trusts() | {
             "source": source, "scope": scope, "rules": rules_of(self._policy), "dead_letters": dead_letters,
             "audit": where(self._audit), "store": where(self._replay),
         }  # fmt: skip
+        but = f", but gives what is not proven at {destinations_of(rollout)} to unverified=" if rollout else ""
         self._began = self._clock.monotonic()
         emit(
             "consumer.started",
             "consumes %(source)s as %(scope)s: accepts what issuers %(issuers)s signed for audience %(audience)s,"
-            " by the rules %(rules)s; rejects everything else, also what is not signed; headers that are not"
-            " signed are %(unsigned_headers)s; dead letters to %(dead_letters)s; audit in %(audit)s; replay store"
-            " %(store)s",
-            {name: harmless(value, 1024) for name, value in facts.items()},
+            " by the rules %(rules)s; rejects everything else, also what is not signed%(but)s; headers that are"
+            " not signed are %(unsigned_headers)s; dead letters to %(dead_letters)s; audit in %(audit)s; replay"
+            " store %(store)s",
+            {name: harmless(value, 1024) for name, value in (facts | {"but": but}).items()},
             version=__version__, **facts,
         )  # fmt: skip
 

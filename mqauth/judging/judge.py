@@ -53,7 +53,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from copy import copy
 from dataclasses import replace
 from types import GeneratorType
 from typing import Any, Final, Literal, TypeAlias, cast
@@ -63,8 +62,8 @@ from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.flow import OUR_FAULT, ColourError, Flow, answered, asked, at_once
 from mqauth.judging.delivery import Delivery, Step
 from mqauth.judging.key_lookup import known, looked_up
-from mqauth.judging.ladder import Ladder, Plugins, would_be
-from mqauth.judging.policy import Decision, Policy, decided, decision_of, on_the_spot
+from mqauth.judging.ladder import Ladder, would_be
+from mqauth.judging.policy import Allow, Decision, Policy, decided, decision_of, on_the_spot
 from mqauth.judging.rollout import is_lenient
 from mqauth.judging.token import Candidate
 from mqauth.judging.unverified import Verdict, Would
@@ -114,8 +113,9 @@ class Judge:
         ladder: Ladder | None = None,
     ) -> None:
         self._verifier = verifier
-        self._plugins = Plugins(replay, policy, on_the_spot(policy))
-        self._ladder = ladder
+        self._policy, self._decide = policy, on_the_spot(policy)
+        self._is_local = isinstance(policy, Allow)
+        self.ladder = ladder
         self._replay = replay
         self._scope = scope
         self._reread = reread
@@ -127,13 +127,6 @@ class Judge:
     def scope_of(self, message: Message) -> str:
         """Return on whose behalf a message is handled: the consumer group or queue, unless it was configured."""
         return scope_of(message.origin, self._scope)
-
-    @property
-    def strict(self) -> Judge:
-        """The same judge, without rungs and exemptions."""
-        found = copy(self)
-        found._ladder = None
-        return found
 
     def judge(self, delivery: Delivery) -> Flow[None]:
         """Reach a verdict, and move the delivery on to the step that follows from it.
@@ -147,8 +140,10 @@ class Judge:
             if type(claim) is ClaimRequest:
                 # from now on the store may hold the claim, whatever becomes of its answer
                 delivery.claim = claim
-                plugins = self._plugins if self._ladder is None else self._asking(delivery)
-                status = at_once(_STORE, plugins.replay.claim, claim)  # (13)
+                if self.ladder is None:
+                    status = at_once(_STORE, self._replay.claim, claim)  # (13)
+                else:
+                    status = yield from self._asked(delivery, claim)
                 if type(status) is not ClaimStatus:
                     status = yield from answered(_STORE, status)
                 if status is _FRESH:
@@ -178,7 +173,7 @@ class Judge:
         """
         try:
             # the rung: below ``enforce`` or exempt, a message may need no verdict
-            if self._ladder is not None and waited is None and self._ladder.passes(delivery):
+            if self.ladder is not None and waited is None and self.ladder.passes(delivery):
                 return None
             # (0) to (4): the token is taken apart, and nothing in it is believed
             delivery.candidate = candidate = self._verifier.open(delivery.message)
@@ -193,8 +188,8 @@ class Judge:
             # (6) to (11): key and signature, then what is claimed, then the message itself
             delivery.verified = self._verifier.verify(delivery.message, candidate, keys, delivery.received)
             # (12): identity, so that no truthy answer of a broken policy passes for ALLOW
-            plugins = self._plugins if self._ladder is None else self._asking(delivery)
-            decision = at_once(_POLICY, plugins.decide, delivery.verified)
+            at_hand = self.ladder is None or self._is_local or not is_lenient(delivery)
+            decision = at_once(_POLICY, self._decide, delivery.verified) if at_hand else None
             if decision is not _ALLOW:
                 return self._decided(delivery, candidate, decision)
             return self._request(delivery, candidate)
@@ -215,8 +210,11 @@ class Judge:
     def _decided(self, delivery: Delivery, candidate: Candidate, decision: Any) -> Flow[Claim]:
         """Wait for the decision of a policy, which may be a refusal already."""
         try:
-            policy = self._asking(delivery).policy
-            _permit((yield from decided(policy, cast(Verified, delivery.verified), decision)))
+            verified, ladder = cast(Verified, delivery.verified), self._below(delivery)
+            if ladder is None or self._is_local:
+                _permit((yield from decided(self._policy, verified, decision)))
+            else:
+                _permit((yield from ladder.policy.watch(decision_of(self._policy, verified))))
             return self._request(delivery, candidate)
         except Exception as error:
             self._refuse(delivery, error)
@@ -251,7 +249,7 @@ class Judge:
             return ClaimStatus.DUPLICATE
         delivery.verified = self._verifier.verify(message, candidate, keys, received, release)  # (8) to (11)
         if Reason.PRODUCER_FORBIDDEN not in release.waive:
-            _permit((yield from decision_of(self._asking(delivery).policy, delivery.verified)))  # (12)
+            _permit((yield from decision_of(self._policy, delivery.verified)))  # (12)
         return (yield from self._claim_release(delivery, self._request(delivery, candidate), release))  # (13)
 
     def _released(self, delivery: Delivery) -> Flow[Release]:
@@ -316,8 +314,12 @@ class Judge:
         )
 
     def _claim(self, delivery: Delivery, claim: ClaimRequest) -> Flow[ClaimStatus]:
-        status = yield from asked(_STORE, self._asking(delivery).replay.claim, claim)
-        return self._claimed(delivery, claim, status)
+        return self._claimed(delivery, claim, (yield from self._asked(delivery, claim)))
+
+    def _asked(self, delivery: Delivery, claim: ClaimRequest) -> Flow[Any]:
+        """Return what the store says of a claim; below ``enforce`` it is asked with little patience."""
+        asking, ladder = asked(_STORE, self._replay.claim, claim), self._below(delivery)
+        return (yield from asking if ladder is None else ladder.store.watch(asking))
 
     def _claim_release(self, delivery: Delivery, claim: ClaimRequest, release: Release) -> Flow[ClaimStatus]:
         """Claim the release, and the message too unless ``replayed`` is waived.
@@ -355,11 +357,7 @@ class Judge:
 
     def _below(self, delivery: Delivery) -> Ladder | None:
         """Return the ladder where a delivery stands below ``enforce``."""
-        return self._ladder if is_lenient(delivery) else None
-
-    def _asking(self, delivery: Delivery) -> Plugins:
-        """Return whom to ask about a delivery."""
-        return self._plugins if (ladder := self._below(delivery)) is None else ladder.plugins
+        return self.ladder if is_lenient(delivery) else None
 
     def _move_on(self, delivery: Delivery, status: ClaimStatus) -> None:
         """Move a delivery on to the step that follows from a claim."""

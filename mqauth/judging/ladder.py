@@ -8,8 +8,7 @@ fails or is slow is not asked again for a while, and what ends a claim is never 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 from mqauth.clock import Clock
 from mqauth.errors import Cause, Reason, Rejection, Unavailable, require
@@ -17,7 +16,6 @@ from mqauth.flow import Flow, unwrapped
 from mqauth.judging.breaker import Breaker
 from mqauth.judging.delivery import Delivery, Step
 from mqauth.judging.observing import Observing
-from mqauth.judging.policy import Decision, Policy, on_the_spot
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung, destinations_of, is_lenient, kinds_of
 from mqauth.judging.unverified import (
     Unverified,
@@ -31,47 +29,6 @@ from mqauth.judging.unverified import (
 )
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit
-from mqauth.replay.rules import ClaimRequest, ReplayStore
-
-
-class Plugins(NamedTuple):
-    """The store and the policy that a judge asks.
-
-    Args:
-        replay: the store; only its ``claim`` is asked.
-        policy: decides.
-        decide: what decides without waiting.
-    """
-
-    replay: Any
-    policy: Any
-    decide: Callable[[Verified], Any]
-
-
-class _PatientStore:
-    """A store that is asked through a breaker."""
-
-    def __init__(self, replay: ReplayStore, breaker: Breaker) -> None:
-        self._replay, self._breaker = replay, breaker
-
-    def claim(self, request: ClaimRequest) -> Any:
-        """Claim a message."""
-        return self._breaker.call(self._replay.claim, request)
-
-
-class _PatientPolicy:
-    """A policy that is asked through a breaker."""
-
-    def __init__(self, policy: Any, breaker: Breaker) -> None:
-        self.version = policy.version
-        self._policy, self._breaker = policy, breaker
-        twin = getattr(policy, "adecide", None)
-        self.adecide = None if twin is None else partial(breaker.call, twin)
-        self.remembered = None if twin is None else on_the_spot(policy)
-
-    def decide(self, verified: Verified) -> Decision:
-        """Decide who may publish where."""
-        return cast(Decision, self._breaker.call(self._policy.decide, verified))
 
 
 class Ladder:
@@ -81,23 +38,19 @@ class Ladder:
         rollout: the rungs and exemptions.
         observing: is told of each delivery that is given to the handler of ``Unverified``, once.
         issuers: names of all issuers.
-        replay: the store.
-        policy: decides.
         clock: measures the patience.
+
+    Attributes:
+        store, policy, issuers: keep a plug-in that failed or was slow from being asked again at once.
     """
 
-    def __init__(
-        self, rollout: Rollout, observing: Observing, *, issuers: Iterable[str], replay: ReplayStore,
-        policy: Policy, clock: Clock,
-    ) -> None:  # fmt: skip
+    def __init__(self, rollout: Rollout, observing: Observing, *, issuers: Iterable[str], clock: Clock) -> None:
         self._rollout = rollout
         self._observing = observing
-        self.store, audit = Breaker(Cause.REPLAY_STORE_UNAVAILABLE, clock), observing.breaker
-        patient = _PatientPolicy(policy, Breaker(Cause.POLICY_UNAVAILABLE, clock))
-        self.plugins = Plugins(_PatientStore(replay, self.store), patient, on_the_spot(patient))
-        """The store and the policy, asked through breakers."""
+        self.store = Breaker(Cause.REPLAY_STORE_UNAVAILABLE, clock)
+        self.policy = Breaker(Cause.POLICY_UNAVAILABLE, clock)
         self.issuers = {name: Breaker(Cause.KEYS_UNAVAILABLE, clock) for name in issuers}
-        self._breakers = {Step.CONFIRM: self.store, Step.RELEASE: self.store, Step.RECORD: audit}
+        self._breakers = {Step.CONFIRM: self.store, Step.RELEASE: self.store, Step.RECORD: observing.breaker}
         self.sink: Any = observing.sink
         """Takes the records; a sink that hangs holds nobody up for long."""
 

@@ -15,13 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from typing import Any, Final, Literal
 
 from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import Cause, ConfigurationError, Unavailable, require
-from mqauth.flow import Attempts, Call, Flow, answered, asked, at_once, settling
+from mqauth.flow import Attempts, Call, Flow, answered, asked, at_once, call, run, settling
 from mqauth.judging.delivery import Delivery, Outcome, Step, asked_fence, refuse_unjudged, verdict_record
 from mqauth.judging.details import explain
 from mqauth.judging.journal import Journal
@@ -128,16 +127,14 @@ class Pipeline:
         self.journal = Journal(clock, randomness, self.scope_of, messages=exception_messages, **plugins)
         self.observing: Observing | None = None
         self._ladder: Ladder | None = None
-        if self.rollout is not None or verifier.aliases or verifier.ends:
+        named = verifier.aliases or verifier.ends or verifier.times.without_evidence
+        if self.rollout is not None or named:
             self.observing = Observing(
                 self.rollout or Rollout(), audit, clock=clock, randomness=randomness, instance=self.instance,
                 policy=policy, verifier=verifier, scope_of=self.scope_of,
             )  # fmt: skip
             if self.rollout is not None:
-                self._ladder = Ladder(
-                    self.rollout, self.observing, issuers=verifier.issuers, replay=replay, policy=policy,
-                    clock=clock,
-                )  # fmt: skip
+                self._ladder = Ladder(self.rollout, self.observing, issuers=verifier.issuers, clock=clock)
         self.verdicts = Judge(**settings, ladder=self._ladder)
         """Takes the steps of a verdict; for whoever makes the claims of many deliveries together."""
 
@@ -284,7 +281,8 @@ class Pipeline:
 
     def patient(self, ask: Callable[..., Any]) -> Callable[..., Any]:
         """Return a call of the store as it is made below ``enforce``, where a slow store holds nothing up."""
-        return ask if self._ladder is None else partial(self._ladder.store.call, ask)
+        ladder = self._ladder
+        return ask if ladder is None else lambda *args: run(ladder.store.watch(call(ask, *args)))
 
     def handlers(self, handler: Any, unverified: Unverifieds | None) -> UnverifiedHandler | None:
         """Return what ``process`` is given as ``unverified``; to be asked once, when a consumer is made.

@@ -145,7 +145,7 @@ class Rollout:
         """Return what exempts a message; ``None`` where nothing does, or it has a token in whatever spelling."""
         for exemption in self.exemptions:
             if exemption.holds(message):
-                return None if any(fold(name) == TOKEN_HEADER for name, _ in message.headers) else exemption
+                return None if has_token(message) else exemption
         return None
 
     def admits(self, message: Message) -> bool:
@@ -160,6 +160,11 @@ class Rollout:
 
     def _find(self, destination: str) -> RolloutEntry | None:
         return next((entry for entry in self.entries if entry.holds(destination)), None)
+
+
+def has_token(message: Message) -> bool:
+    """Return whether a message has a header with the name of the token's, in whatever spelling."""
+    return any(fold(name) == TOKEN_HEADER for name, _ in message.headers)
 
 
 def is_lenient(delivery: Any) -> bool:

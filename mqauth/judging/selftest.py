@@ -12,6 +12,7 @@ for its store, and is thrown away (decision 117).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from types import GeneratorType
@@ -254,7 +255,10 @@ def _judge_of(guard: Pipeline, message: Message) -> Judge:
         return judge
     entry = rollout.entry(message.destination)
     below = (entry is not None and entry.rung is not Rung.ENFORCE) or rollout.exemption(message) is not None
-    return judge.strict if below else judge
+    if below:
+        judge = copy(judge)
+        judge.ladder = None
+    return judge
 
 
 def _is_let_in(judge: Judge, delivery: Delivery) -> bool | None:

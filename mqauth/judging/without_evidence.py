@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from mqauth.audit.record import iso_time
 from mqauth.errors import require
 from mqauth.judging.policy import check_pattern, matches
 from mqauth.wire import destination
@@ -41,6 +43,16 @@ class WithoutEvidence:
         require(is_name(self.why), "why is a reason of 1 to 256 characters")
         of_a_queue = isinstance(self.through, Mapping) and not destination.is_kafka(self.destination)
         require(not of_a_queue, "only a Kafka topic has offsets")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Itself as JSON values, for the audit record ``rollout``."""
+        through = self.through
+        if isinstance(through, Mapping):
+            shown: Any = {str(partition): offset for partition, offset in through.items()}
+        else:
+            shown = iso_time(through)
+        return {"destination": self.destination, "through": shown, "why": self.why}
 
     def names(self, message: Message, issued: int) -> bool:
         """Tell whether a message is one of these.

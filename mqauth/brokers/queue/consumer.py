@@ -161,7 +161,9 @@ class QueueConsumer:
             partial(_wake, asyncio.get_running_loop(), self._processor.retrier)
         )
         self._beat.start(asyncio.get_running_loop())
-        self._guard.journal.started(f"queue {self._calls.queue}", self._calls.queue, self._dead_letters.name)
+        self._guard.journal.started(
+            f"queue {self._calls.queue}", self._calls.queue, self._dead_letters.name, self._guard.rollout
+        )
         self._supervisor = asyncio.create_task(self._supervise())
         if self._guard.observing is not None:
             self._telling = asyncio.create_task(self._tell(self._guard.observing))
