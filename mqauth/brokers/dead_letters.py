@@ -30,9 +30,8 @@ def look(*sinks: Any) -> Flow[None]:
     ``exists``, or a broker that does not tell, is left to the first message that is rejected.
     """
     for sink in sinks:
-        exists = getattr(sink, "exists", None)
         with suppress(Exception):
-            if exists is not None and (yield from call(exists)) is False:
+            if (yield from call(sink.exists)) is False:
                 emit(
                     "consumer.sink_missing", "%s does not exist: until it does, what is rejected waits unsettled",
                     harmless(sink.name), sink=harmless(sink.name),

@@ -15,15 +15,7 @@ from mqauth.brokers.confluent.client import COMES_AGAIN, error_of
 from mqauth.brokers.confluent.translate import from_native, is_sendable
 from mqauth.errors import MalformedMessage, Unavailable, require
 from mqauth.integrations import faststream_log
-from mqauth.integrations.faststream_log import (
-    SETTINGS,
-    Place,
-    Records,
-    attempt,
-    check,
-    only_signed,
-    prove,
-)
+from mqauth.integrations.faststream_log import SETTINGS, Place, Records, attempt, check, only_signed, prove
 from mqauth.signer import Signer
 from mqauth.wire import message as wire
 

@@ -12,16 +12,7 @@ from faststream.kafka.subscriber.usecase import DefaultSubscriber
 
 from mqauth.brokers.log.records import record_message
 from mqauth.errors import Unavailable
-from mqauth.integrations.faststream_log import (
-    SETTINGS,
-    Place,
-    Records,
-    attempt,
-    check,
-    only_signed,
-    prove,
-    seal,
-)
+from mqauth.integrations.faststream_log import SETTINGS, Place, Records, attempt, check, only_signed, prove, seal
 from mqauth.wire.message import Message
 
 __all__ = ["BATCHES", "check", "deliveries", "is_out_of_reach", "only_signed", "prove", "seal"]

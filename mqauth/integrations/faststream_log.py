@@ -186,7 +186,3 @@ def check(_command: Any, _found: object) -> None:
 
 async def prove(*_: object) -> None:
     """Do nothing: Kafka says itself of what type a record's timestamp is."""
-
-
-async def abandon(_broker: object) -> None:
-    """Leave the connections of a broker that does not answer to their clients."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import ContextVar
 from copy import copy
@@ -23,8 +23,7 @@ from faststream.exceptions import (
 )
 
 from mqauth.audit.observed import MINUTE
-from mqauth.brokers.dead_letters import look
-from mqauth.brokers.event_loop import Leaving, was_cancelled
+from mqauth.brokers.event_loop import was_cancelled
 from mqauth.brokers.queue.processor import Processor
 from mqauth.errors import ConfigurationError, MqauthError, RejectNow, StaleDelivery, require
 from mqauth.flow import arun
@@ -154,24 +153,6 @@ class Protection:
         while True:
             await asyncio.sleep(MINUTE)
             await arun(guard.tick())
-
-    async def look(self) -> None:
-        """Warn of queues and topics that its broker does not have."""
-        if self._guard is not None:
-            await arun(look(self.letters, self._guard.audit))
-
-    async def stop(self, stop: Coroutine[Any, Any, None], grace: float | None) -> None:
-        """Stop a broker, while there is time for that, and tell what a rollout has to tell.
-
-        Args:
-            stop: FastStream's.
-            grace: seconds that FastStream gives running handlers.
-        """
-        leaving, stopping = Leaving(grace or 0.0), asyncio.ensure_future(stop)
-        if not await leaving.wait(stopping):
-            stopping.cancel()
-            await leaving.wait(self.leaf.abandon(self._broker))
-        await leaving.wait(self.tell(last=True))
 
     async def start(self, subscriber: Any, start: Callable[[], Any]) -> None:
         """Start a subscriber, which may have been declared after its broker started.

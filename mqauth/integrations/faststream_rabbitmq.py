@@ -106,12 +106,6 @@ def is_out_of_reach(error: BaseException) -> bool:
     return isinstance(error, OUT_OF_REACH)
 
 
-async def abandon(broker: Any) -> None:
-    """Close the connection of a broker that does not answer: when it is back, it would be consumed once more."""
-    if broker._connection is not None:
-        await broker._connection.close()
-
-
 async def prove(times: Times, broker: Any, native: AbstractIncomingMessage | None = None) -> None:
     """Have a broker prove that it overwrites append times; nothing is asked of FastStream's test broker.
 
