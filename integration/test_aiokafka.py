@@ -19,6 +19,8 @@ from aiokafka.errors import CommitFailedError
 from aiokafka.protocol.commit import OffsetFetchRequest
 from kafka import TopicPartition as Place
 
+from integration.benchmarks.client import aiokafka as aiokafka_bench
+from integration.benchmarks.client.contenders import Effort
 from integration.relay_kafka import Relay
 from integration.services import Kafka
 from integration.stage_aiokafka import AiokafkaLogStage
@@ -27,18 +29,16 @@ from integration.test_kafka_transaction import killed_in_a_transaction
 from integration.test_kafka_wrapper import NotUtf8
 from mqauth import MemoryReplayStore, Pipeline, cli
 from mqauth.audit.file import AuditFile
-from mqauth.bench import aiokafka as aiokafka_bench
-from mqauth.bench.contenders import Effort
 from mqauth.brokers import aiokafka
 from mqauth.brokers.aiokafka import membership
 from mqauth.brokers.aiokafka.membership import Membership
 from mqauth.brokers.log.transaction import TransactionContent
 from mqauth.judging.verified import Verified
-from mqauth.testing.delivery_contract import LogPlay
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import PATIENCE, wait_until
 from mqauth.testing.stage_aiokafka import AiokafkaClients, AiokafkaStage
 from mqauth.wire.message import Message
+from tests.kit.delivery_contract import LogPlay
 
 STORM = 60.0
 """Seconds for which members join and leave."""

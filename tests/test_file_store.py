@@ -43,8 +43,8 @@ from mqauth.testing.store_contract import (
     sibling,
     wish,
 )
-from mqauth.testing.store_machine import machine
 from mqauth.wire.message import Message
+from tests.kit.store_machine import machine
 
 STEPS = settings(max_examples=nightly(100, otherwise=20), stateful_step_count=40, deadline=None)
 PLACE = "rabbitmq:shop/orders"

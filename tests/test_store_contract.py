@@ -17,7 +17,7 @@ from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.testing.clock import START, FakeClock
 from mqauth.testing.store_contract import FRESH, REPLAYED, REREAD, BatchStoreContract, sibling, wish
-from mqauth.testing.store_machine import machine
+from tests.kit.store_machine import machine
 
 STEPS = settings(max_examples=nightly(150, otherwise=50), stateful_step_count=40, deadline=None)
 

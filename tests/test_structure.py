@@ -27,12 +27,12 @@ DOORS = frozenset(
 """What README and pages import from: whoever copies their code need not know how the rooms are furnished."""
 PAGES = ("README.md", *(f"docs/{path.name}" for path in (PACKAGE.parent / "docs").glob("*.md")))
 AT_THE_TOP = 9
-FOLDERS = 32
+FOLDERS = 31
 LINES = 400
 # These numbers only fall: a change that needs less lowers them, one that needs more takes away elsewhere.
-OUTSIDE_TESTING = 27_239
+OUTSIDE_TESTING = 25_744
 """Statements of the library without ``testing``."""
-TESTING = 3_303
+TESTING = 1_988
 CORE = 12_079
 """Statements of what ``CONSUMER`` imports: what stands between the wire and a handler."""
 CONSUMER = """

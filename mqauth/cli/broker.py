@@ -1,4 +1,4 @@
-"""Connections to a broker for ``mqauth dlq``, ``console``, ``demo`` and ``bench``, while the command runs.
+"""Connections to a broker for ``mqauth dlq``, ``console`` and ``demo``, while the command runs.
 
 ``[broker]`` in ``mqauth.toml``, or in the file of ``--broker-settings``, says where the dead letters are and how
 their broker is reached. An option counts before the environment, and the environment before the file.

@@ -12,8 +12,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from mqauth.bench.contenders import Contender, Make
-from mqauth.bench.workload import BATCH, PADDING, Workload
+from integration.benchmarks.client.contenders import Contender, Make
+from integration.benchmarks.client.workload import BATCH, PADDING, Workload
 from mqauth.keystore.identity.wit_key import WITKey
 from mqauth.signer import Signer
 from mqauth.testing.forge import Forge
@@ -22,7 +22,7 @@ from mqauth.wire.message import TOKEN_HEADER
 
 LIFETIME: Final = 1700
 """Seconds; a token lives for less than half of an identity of an hour."""
-_PLACE: Final = "kafka:mqauth.bench"
+_PLACE: Final = "kafka:integration.benchmarks.client"
 
 
 class OneIdentity(IdentityForge):

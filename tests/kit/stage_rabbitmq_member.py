@@ -14,7 +14,7 @@ import aio_pika
 from mqauth.brokers import rabbitmq
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.verified import Verified
-from mqauth.testing.delivery_stage import Steps
+from tests.kit.delivery_stage import Steps
 
 HOLD: Final = 1.0
 """Seconds of a cause of all after which the queue is suspended."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mqauth.bench.contenders import BrokerResult
-from mqauth.bench.run import Report
+from integration.benchmarks.client.contenders import BrokerResult
+from integration.benchmarks.client.run import Report
 
 
 def lines(report: Report) -> Iterator[str]:

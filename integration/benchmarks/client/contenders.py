@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
 
-from mqauth.bench.rounds import Measured, Progress, Rounds, Variant, alternate
-from mqauth.bench.workload import LIFETIME
+from integration.benchmarks.client.rounds import Measured, Progress, Rounds, Variant, alternate
+from integration.benchmarks.client.workload import LIFETIME
 from mqauth.testing.forge import Forge
 
 HEADER: Final = "authorization"

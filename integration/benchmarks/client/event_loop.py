@@ -7,8 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
-from mqauth.bench.rounds import Measured
-from mqauth.bench.workload import Tally
+from integration.benchmarks.client.rounds import Measured
+from integration.benchmarks.client.workload import Tally
 
 Send = Callable[[int], Awaitable[object]]
 """Sends the message of a number."""

@@ -16,12 +16,12 @@ from mqauth.brokers import rabbitmq
 from mqauth.brokers.amqp_topology import UNPARSEABLE
 from mqauth.judging.pipeline import Pipeline
 from mqauth.testing.clock import RunningClock
-from mqauth.testing.delivery_stage import AckObserver, Steps
 from mqauth.testing.stage import PATIENCE
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
-from mqauth.testing.stage_rabbitmq_member import Service
-from mqauth.testing.stage_rabbitmq_wire import Relay, Traffic
 from mqauth.wire.message import Message
+from tests.kit.delivery_stage import AckObserver, Steps
+from tests.kit.stage_rabbitmq_member import Service
+from tests.kit.stage_rabbitmq_wire import Relay, Traffic
 
 R = TypeVar("R")
 RECONNECT: Final = "reconnect_interval=0.3"

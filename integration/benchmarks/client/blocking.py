@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mqauth.bench.rounds import Measured, Stopwatch
-from mqauth.bench.workload import RoundEnd, Tally
+from integration.benchmarks.client.rounds import Measured, Stopwatch
+from integration.benchmarks.client.workload import RoundEnd, Tally
 
 
 class BlockingContender:

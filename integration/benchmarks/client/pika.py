@@ -15,12 +15,12 @@ from typing import Any, Final
 
 from pika import BasicProperties, BlockingConnection, URLParameters
 
-from mqauth.bench import rabbitmq
-from mqauth.bench.blocking import BlockingContender
-from mqauth.bench.contenders import HEADER, BrokerResult, Effort, Make, compare_all, contenders_of
-from mqauth.bench.rabbitmq import AT_ONCE, PREFETCH
-from mqauth.bench.rounds import Progress
-from mqauth.bench.workload import BATCH, PATIENCE, Refusals, RoundEnd, Tally, guard
+from integration.benchmarks.client import rabbitmq
+from integration.benchmarks.client.blocking import BlockingContender
+from integration.benchmarks.client.contenders import HEADER, BrokerResult, Effort, Make, compare_all, contenders_of
+from integration.benchmarks.client.rabbitmq import AT_ONCE, PREFETCH
+from integration.benchmarks.client.rounds import Progress
+from integration.benchmarks.client.workload import BATCH, PATIENCE, Refusals, RoundEnd, Tally, guard
 from mqauth.brokers import pika
 from mqauth.judging.verified import Verified
 from mqauth.testing.forge import Forge

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from confluent_kafka import OFFSET_END, Consumer, Producer, TopicPartition
 
-from mqauth.bench import kafka
-from mqauth.bench.contenders import WORK, BrokerResult, Effort, Make, compare_all, contenders_of
-from mqauth.bench.rounds import Progress
-from mqauth.bench.workload import Refusals, guard
+from integration.benchmarks.client import kafka
+from integration.benchmarks.client.contenders import WORK, BrokerResult, Effort, Make, compare_all, contenders_of
+from integration.benchmarks.client.rounds import Progress
+from integration.benchmarks.client.workload import Refusals, guard
 from mqauth.brokers import confluent
 from mqauth.judging.pipeline import Handler
 from mqauth.wire import destination

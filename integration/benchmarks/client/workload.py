@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from integration.benchmarks.client.rounds import Measured
 from mqauth.audit.record import AuditRecord
-from mqauth.bench.rounds import Measured
 from mqauth.errors import MqauthError
 from mqauth.judging.pipeline import Pipeline
 from mqauth.letters.dead_letter import DeadLetter

@@ -14,8 +14,8 @@ import kafka as kafka_python
 import kafka.admin as kafka_admin
 from kafka.record.default_records import DefaultRecordBatchBuilder
 
-from mqauth.bench.blocking import BlockingContender
-from mqauth.bench.contenders import (
+from integration.benchmarks.client.blocking import BlockingContender
+from integration.benchmarks.client.contenders import (
     HEADER,
     WORK,
     BrokerResult,
@@ -26,8 +26,8 @@ from mqauth.bench.contenders import (
     compare_all,
     contenders_of,
 )
-from mqauth.bench.rounds import Progress
-from mqauth.bench.workload import BATCH, PATIENCE, Refusals, RoundEnd, Tally, Workload, guard
+from integration.benchmarks.client.rounds import Progress
+from integration.benchmarks.client.workload import BATCH, PATIENCE, Refusals, RoundEnd, Tally, Workload, guard
 from mqauth.brokers import kafka
 from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.log.records import native_headers, to_message
@@ -90,7 +90,7 @@ class TopicContender(BlockingContender):
 
     def __init__(self, connections: Connections) -> None:
         self.connections = connections
-        self.topic = f"mqauth.bench.{uuid.uuid4().hex[:12]}"
+        self.topic = f"integration.benchmarks.client.{uuid.uuid4().hex[:12]}"
         self.place = destination.kafka(self.topic)
         self.scratch = f"{self.topic}.scratch"
         self.connections.admin.create_topics([_ADMIN.NewTopic(name, 1, 1) for name in (self.topic, self.scratch)])

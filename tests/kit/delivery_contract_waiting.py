@@ -7,8 +7,8 @@ from typing import Final
 
 from mqauth.errors import Cause, RetryLater
 from mqauth.judging.verified import Verified
-from mqauth.testing.delivery_play import LATER
-from mqauth.testing.delivery_play_queue import OTHER, Gate, Keys, QueuePlay
+from tests.kit.delivery_play import LATER
+from tests.kit.delivery_play_queue import OTHER, Gate, Keys, QueuePlay
 
 ATTEMPTS: Final = 8
 """Attempts of one message in a second that are too many; a back-off of a tenth of a second makes four at first."""

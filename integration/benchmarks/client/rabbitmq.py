@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage, AbstractQueue
 
-from mqauth.bench.contenders import (
+from integration.benchmarks.client.contenders import (
     HEADER,
     BrokerResult,
     Contender,
@@ -23,9 +23,9 @@ from mqauth.bench.contenders import (
     compare_all,
     contenders_of,
 )
-from mqauth.bench.event_loop import Send, at_pace, fail, failing, settle, with_latencies
-from mqauth.bench.rounds import Measured, Progress, Stopwatch
-from mqauth.bench.workload import BATCH, Refusals, Tally, Workload, guard
+from integration.benchmarks.client.event_loop import Send, at_pace, fail, failing, settle, with_latencies
+from integration.benchmarks.client.rounds import Measured, Progress, Stopwatch
+from integration.benchmarks.client.workload import BATCH, Refusals, Tally, Workload, guard
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.translate import headers_out, to_message
 from mqauth.judging.verified import Verified
@@ -92,7 +92,7 @@ class QueueContender:
 
     def __init__(self, connections: Connections) -> None:
         self.connections = connections
-        self.route = f"mqauth.bench.{uuid.uuid4().hex[:12]}"
+        self.route = f"integration.benchmarks.client.{uuid.uuid4().hex[:12]}"
         self.place = destination.rabbitmq(self.route, self.route)
         self.exchange: AbstractExchange
         self.queue: AbstractQueue

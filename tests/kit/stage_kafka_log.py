@@ -13,9 +13,9 @@ from mqauth.brokers import kafka
 from mqauth.errors import Cause, Unavailable
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.letters.dead_letter import DeadLetter
-from mqauth.testing.delivery_stage import CommitObserver
 from mqauth.testing.stage import PATIENCE
 from mqauth.testing.stage_kafka import KafkaStage
+from tests.kit.delivery_stage import CommitObserver
 
 SESSION_MS: Final = 6000
 """The shortest session that a broker allows as it comes (``group.min.session.timeout.ms``)."""

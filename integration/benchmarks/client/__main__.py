@@ -1,4 +1,4 @@
-"""``mqauth bench``: what signing and verifying cost on this machine."""
+"""``python -m integration.benchmarks.client``: what signing and verifying cost on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mqauth.bench import report, run
+from integration.benchmarks.client import report, run
 from mqauth.cli.app import Json, answer, print_error
 from mqauth.cli.broker import reached
 
@@ -60,3 +60,7 @@ def bench(
     for what, why in failed.items():
         print_error(f"{what}: {why}")
     return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    typer.run(bench)

@@ -1,7 +1,7 @@
 """The delivery contract for log brokers: what happens to deliveries, commits and claims when things go wrong.
 
 Inherit ``LogDeliveryContract`` in a test class and provide a ``stage`` fixture that returns a fresh ``LogStage``
-(``mqauth.testing.delivery_stage``). ``BrokerContract`` tests the verdict. Nearly every mistake in *delivery*
+(``tests.kit.delivery_stage``). ``BrokerContract`` tests the verdict. Nearly every mistake in *delivery*
 passes
 it: a commit of records that are not settled, a letter that nobody confirmed, two workers on one partition.
 """
@@ -21,9 +21,9 @@ from mqauth.audit.file import AuditFile
 from mqauth.errors import Cause, RetryLater
 from mqauth.judging.verified import Verified
 from mqauth.testing.clock import RunningClock
-from mqauth.testing.delivery_play import LATER, Play, text
-from mqauth.testing.delivery_stage import LogStage, Member
 from mqauth.wire.message import Message
+from tests.kit.delivery_play import LATER, Play, text
+from tests.kit.delivery_stage import LogStage, Member
 
 MOMENT: Final = 0.02
 HOT: Final = 8

@@ -16,11 +16,11 @@ from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import Any, Final
 
-from mqauth.bench import identity as identities
-from mqauth.bench import inprocess
-from mqauth.bench.contenders import BrokerResult, Effort, Make
-from mqauth.bench.inprocess import BATCH_NAME, Cell, Operations
-from mqauth.bench.rounds import Progress, Rounds, rates
+from integration.benchmarks.client import identity as identities
+from integration.benchmarks.client import inprocess
+from integration.benchmarks.client.contenders import BrokerResult, Effort, Make
+from integration.benchmarks.client.inprocess import BATCH_NAME, Cell, Operations
+from integration.benchmarks.client.rounds import Progress, Rounds, rates
 from mqauth.config.kinds import is_broker_url
 from mqauth.errors import ConfigurationError, require
 
@@ -175,7 +175,7 @@ class _Deadline:
 
 def _broker(name: str) -> Any:
     try:
-        return import_module(f"mqauth.bench.{name}")
+        return import_module(f"integration.benchmarks.client.{name}")
     except ImportError as error:
         option, extra = name.replace("_", "-"), name.partition("_")[0]
         raise ConfigurationError(f"--{option}: install mqauth[{extra}]") from error
@@ -243,7 +243,7 @@ def _cpu() -> str:
 
 
 def amount_of(*, quick: bool) -> Amount:
-    """Return how much ``mqauth bench`` measures."""
+    """Return how much ``python -m integration.benchmarks.client`` measures."""
     return QUICK if quick else FULL
 
 

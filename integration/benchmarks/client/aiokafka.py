@@ -11,12 +11,12 @@ from typing import Any
 
 import aiokafka as client_library
 
-from mqauth.bench import kafka
-from mqauth.bench.contenders import WORK, BrokerResult, Effort, Make, compare_all, contenders_of
-from mqauth.bench.event_loop import Send, at_pace, fail, failing, settle, with_latencies
-from mqauth.bench.kafka import token_of
-from mqauth.bench.rounds import Measured, Progress, Stopwatch
-from mqauth.bench.workload import PATIENCE, Refusals, Tally, guard
+from integration.benchmarks.client import kafka
+from integration.benchmarks.client.contenders import WORK, BrokerResult, Effort, Make, compare_all, contenders_of
+from integration.benchmarks.client.event_loop import Send, at_pace, fail, failing, settle, with_latencies
+from integration.benchmarks.client.kafka import token_of
+from integration.benchmarks.client.rounds import Measured, Progress, Stopwatch
+from integration.benchmarks.client.workload import PATIENCE, Refusals, Tally, guard
 from mqauth.brokers import aiokafka
 from mqauth.judging.verified import Verified
 from mqauth.wire import destination

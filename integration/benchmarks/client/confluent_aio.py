@@ -13,12 +13,12 @@ from typing import Any
 from confluent_kafka import OFFSET_END, TopicPartition
 from confluent_kafka.aio import AIOConsumer
 
-from mqauth.bench import confluent
-from mqauth.bench.confluent import MOST
-from mqauth.bench.contenders import WORK, BrokerResult, Effort, Make, compare_all, contenders_of
-from mqauth.bench.kafka import token_of
-from mqauth.bench.rounds import Progress
-from mqauth.bench.workload import PATIENCE, Refusals, RoundEnd, Tally, guard
+from integration.benchmarks.client import confluent
+from integration.benchmarks.client.confluent import MOST
+from integration.benchmarks.client.contenders import WORK, BrokerResult, Effort, Make, compare_all, contenders_of
+from integration.benchmarks.client.kafka import token_of
+from integration.benchmarks.client.rounds import Progress
+from integration.benchmarks.client.workload import PATIENCE, Refusals, RoundEnd, Tally, guard
 from mqauth.brokers import confluent as leaf
 from mqauth.judging.verified import Verified
 

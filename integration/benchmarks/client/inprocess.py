@@ -15,8 +15,16 @@ from typing import Any, Final
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding
 
-from mqauth.bench.rounds import Measured, Progress, Rounds, Spread, Stopwatch, Variant, alternate
-from mqauth.bench.workload import BATCH, BODY_SIZE, HEADER_COUNT, LIFETIME, Refusals, Workload, guard
+from integration.benchmarks.client.rounds import Measured, Progress, Rounds, Spread, Stopwatch, Variant, alternate
+from integration.benchmarks.client.workload import (
+    BATCH,
+    BODY_SIZE,
+    HEADER_COUNT,
+    LIFETIME,
+    Refusals,
+    Workload,
+    guard,
+)
 from mqauth.flow import run
 from mqauth.judging.pipeline import Pipeline
 from mqauth.testing.forge import Forge

@@ -13,10 +13,10 @@ from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Issuer
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
-from mqauth.testing.delivery_play import Play
-from mqauth.testing.delivery_stage import Member, QueueStage, Steps
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.wire.keys import KeySet
+from tests.kit.delivery_play import Play
+from tests.kit.delivery_stage import Member, QueueStage, Steps
 
 MOMENT: Final = 0.02
 OTHER: Final = "https://other.example"

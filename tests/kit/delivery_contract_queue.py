@@ -1,7 +1,7 @@
 """The delivery contract for queue brokers: what happens to deliveries, acks and claims when things go wrong.
 
 Inherit ``QueueDeliveryContract`` in a test class and provide a ``stage`` fixture that returns a fresh
-``QueueStage`` (``mqauth.testing.delivery_stage``). ``BrokerContract`` tests the verdict. Nearly every mistake in
+``QueueStage`` (``tests.kit.delivery_stage``). ``BrokerContract`` tests the verdict. Nearly every mistake in
 *delivery* passes
 it: an ack of a message that is not settled, a stale delivery condemned, a slot of the window lost.
 """
@@ -16,10 +16,10 @@ import pytest
 from mqauth.audit.file import AuditFile
 from mqauth.errors import Cause
 from mqauth.judging.verified import Verified
-from mqauth.testing.delivery_contract_waiting import WaitingContract
-from mqauth.testing.delivery_play import LATER
-from mqauth.testing.delivery_play_queue import MOMENT, Gate, QueuePlay
-from mqauth.testing.delivery_stage import Member, QueueStage
+from tests.kit.delivery_contract_waiting import WaitingContract
+from tests.kit.delivery_play import LATER
+from tests.kit.delivery_play_queue import MOMENT, Gate, QueuePlay
+from tests.kit.delivery_stage import Member, QueueStage
 
 __all__ = ["QueueDeliveryContract", "QueuePlay"]
 LONG: Final = 3600.0

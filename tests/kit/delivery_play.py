@@ -15,9 +15,9 @@ from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.judging.verified import Verified
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing.attacks import honest_message
-from mqauth.testing.delivery_stage import Member
 from mqauth.testing.forge import Forge
 from mqauth.wire.message import Message
+from tests.kit.delivery_stage import Member
 
 LIFETIME: Final = 60
 """Seconds that a token lives, and that a claim's lease lasts."""
