@@ -66,16 +66,13 @@ def on_thread(handler: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(handler)
     async def handle(verified: Any) -> Any:
         running = asyncio.get_running_loop().run_in_executor(None, copy_context().run, handler, verified)
-        stopped = False
-        while not running.done():
-            try:
-                await asyncio.shield(running)
-            except asyncio.CancelledError:
-                # The grace is over. A thread cannot be interrupted, and what it did must count.
-                stopped = True
-        found = running.result()
-        if stopped and is_awaitable(found):
-            raise asyncio.CancelledError
+        try:
+            found = await asyncio.shield(running)
+        except asyncio.CancelledError:
+            # The grace is over. A thread cannot be interrupted, and what it did must count.
+            found = await running
+            if is_awaitable(found):
+                raise
         return await found if is_awaitable(found) else found
 
     return handle
@@ -184,25 +181,27 @@ class Leaving:
 
     Args:
         grace: seconds more, where handlers are waited for in the same call.
+
+    Attributes:
+        left: seconds of it that are left.
     """
 
     def __init__(self, grace: float = 0.0) -> None:
-        self._left = grace + LEAVE
+        self.left = grace + LEAVE
 
-    async def wait(self, asked: Awaitable[Any]) -> bool:
-        """Wait for something that the broker is to answer; return whether it has ended.
+    async def wait(self, asked: Awaitable[Any]) -> None:
+        """Wait for something that the broker is to answer, while there is time.
 
-        Also where no time is left, what needs no answer has a moment to be sent.
+        Also where none is left, what needs no answer has a moment to be sent.
         """
         loop, asking = asyncio.get_running_loop(), asyncio.ensure_future(asked)
         began = loop.time()
-        await asyncio.wait((asking,), timeout=max(self._left, _MOMENT))
-        before, self._left = self._left, max(0.0, self._left - (loop.time() - began))
+        await asyncio.wait((asking,), timeout=max(self.left, _MOMENT))
+        before, self.left = self.left, max(0.0, self.left - (loop.time() - began))
         if asking.done():
             asking.result()
         elif before:
             emit("client.no_answer", "the broker does not answer a consumer that stops: it is left as it is")
-        return asking.done()
 
 
 class DeliveryTasks:
@@ -232,22 +231,22 @@ class DeliveryTasks:
             self._asking.add(task)
             self._asked.set()
 
-    async def end(self, grace: float, leaving: Leaving) -> None:
-        """Return when all tasks have ended.
+    async def end(self, grace: float, leaving: Leaving, left: Callable[[], None] = lambda: None) -> None:
+        """Return when all tasks have ended; those that need longer than ``grace`` seconds are cancelled, once.
 
         Args:
-            grace: seconds after which those that still run are cancelled.
-            leaving: how long they may wait for the broker then; they are cancelled once more after it.
+            grace: seconds.
+            leaving: the time for which those that were cancelled may wait for the broker.
+            left: called when it is over, to end their waiting; the clean-up of a handler is never cut short.
         """
-        if await self.wait_until_idle(grace):
-            return
-        late = self._running - self._asking
-        for _ in range(2):
+        if not await self.wait_until_idle(grace):
+            late = self._running - self._asking
             for task in late:
                 task.cancel()
-            if await leaving.wait(asyncio.wait(late)):
-                return
-        await asyncio.wait(late)
+            ended = asyncio.gather(*late, return_exceptions=True)
+            await asyncio.wait((ended,), timeout=max(leaving.left, _MOMENT))
+            left()
+            await ended
 
     async def wait_until_idle(self, seconds: float) -> bool:
         """Wait for all tasks, at most so many seconds; return whether none runs any more."""

@@ -308,7 +308,7 @@ class QueueConsumer:
         if self._supervisor is not None:
             await self._subscription.end(self._supervisor, leaving)
         self._processor.retrier.stop()
-        await self._tasks.end(self._grace, leaving)
+        await self._tasks.end(self._grace, leaving, self._processor.left.set)
         await self._subscription.finish(leaving)
         if self._telling is not None:
             self._telling.cancel()

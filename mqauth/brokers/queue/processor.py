@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from mqauth.brokers.event_loop import Sleep, Timer, call_later, was_cancelled
+from mqauth.brokers.event_loop import Sleep, Timer, call_later, first_of, was_cancelled
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import DeliveryClient
 from mqauth.brokers.queue.retrier import Retrier
@@ -62,6 +62,9 @@ class Processor:
         sleep: waits so many seconds.
         timer: calls a function after so many seconds; claims are renewed by it.
         unverified: takes an ``Unverified``; or a table of handlers by kind.
+
+    Attributes:
+        left: set when a stop waits for the broker no longer.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Processor:
         )
         self.retrier = Retrier(self.hold, self._attempt, at_once=at_once, sleep=sleep, changed=changed)
         self._leases = LeaseRenewal(guard, timer=timer)
+        self.left = asyncio.Event()
 
     def begin(self, native: Any, acks: Acks | None) -> StartedDelivery | Outcome:
         """Take a new delivery as far as nothing is to be awaited.
@@ -264,8 +268,10 @@ class Processor:
         # Before the call: where that is cancelled while the socket is drained, the requeue was sent all the
         # same, and a second one would close the channel.
         slot.given_back()
+        requeue = asyncio.ensure_future(self._calls.requeue(native))
+        await first_of(asyncio.wait((requeue,)), self.left.wait())
         # The tag stays open until the requeue was sent: an ack of many could cover it meanwhile.
-        if await self._calls.requeue(native) and acks is not None:
+        if requeue.done() and requeue.result() and acks is not None:
             acks.gone(self._calls.tag(native))
 
 
