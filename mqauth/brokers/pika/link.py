@@ -91,7 +91,9 @@ class Link:
         """Drive it no longer, once what was written has left, and channels that we close are closed."""
         self._watchers.clear()
         for _ in range(int(FLUSH / LOOK)):
-            if self.loop is None or not self._is_busy():
+            channels = list(self._impl._channels.values())
+            busy = self._impl._get_write_buffer_size() or any(channel.is_closing for channel in channels)
+            if self.loop is None or not busy:
                 break
             await asyncio.sleep(LOOK)
         self._let_go()
@@ -121,10 +123,6 @@ class Link:
         await line.opened(self._impl.channel)
         return line
 
-    def _is_busy(self) -> bool:
-        channels = list(self._impl._channels.values())
-        return bool(self._impl._get_write_buffer_size()) or any(channel.is_closing for channel in channels)
-
     def _fileno(self) -> int:
         """Return a file that is readable whenever pika's poller has something to do."""
         poller = self._impl.ioloop._poller
@@ -134,7 +132,7 @@ class Link:
         """Let pika do what is ready, and nothing that waits."""
         ioloop = self._impl.ioloop
         # A timer that is due keeps ``poll`` from waiting.
-        ioloop.call_later(0, _nothing)
+        ioloop.call_later(0, lambda: None)
         ioloop.poll()
         ioloop.process_timeouts()
         if self._impl.is_closed:
@@ -305,7 +303,3 @@ def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args
 def _answered(answer: asyncio.Future[Any], result: Any = None) -> None:
     if not answer.done():
         answer.set_result(result)
-
-
-def _nothing() -> None:
-    """Do nothing."""

@@ -105,7 +105,7 @@ class QueueConsumer:
             delivery_limit=delivery_limit,
             capacity=HoldCapacity(beside, issuers=guard.verifier.issuers),
             at_once=prefetch,
-            changed=self._look,
+            changed=lambda: self._subscription.look(len(self._tasks)),
             before_requeue=self._suspend,
             on_failure=self._end_by,
             sleep=sleep,
@@ -257,9 +257,6 @@ class QueueConsumer:
         if self._window.settled(outcome):
             self._subscription.interrupt()
 
-    def _look(self) -> None:
-        self._subscription.look(len(self._tasks))
-
     async def _suspend(self, held: HeldDelivery) -> bool:
         return await self._subscription.suspend(held)
 
@@ -290,13 +287,10 @@ class QueueConsumer:
         self.fail(error)
         await self._subscription.cancelled()
 
-    def _stop(self) -> None:
-        self._window.stop()
-        self._stopping.set()
-
     def _end(self) -> asyncio.Task[None]:
         """Begin to stop, once; return the task that does it."""
-        self._stop()
+        self._window.stop()
+        self._stopping.set()
         if self._ending is None:
             self._ending = asyncio.create_task(self._wind_up())
         return self._ending
@@ -307,6 +301,7 @@ class QueueConsumer:
             self._unsubscribe()
         if self._supervisor is not None:
             await self._subscription.end(self._supervisor, leaving)
+        await leaving.wait(self._subscription.cancelled())
         self._processor.retrier.stop()
         await self._tasks.end(self._grace, leaving, self._processor.left.set)
         await self._subscription.finish(leaving)

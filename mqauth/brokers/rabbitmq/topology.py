@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from aio_pika.abc import AbstractChannel, AbstractQueue, AbstractRobustChannel
@@ -58,7 +59,8 @@ async def refusal(channel: UnderlayChannel, name: str, **wanted: Any) -> str:
         with closing_is_an_error():
             asking = await channel.connection.channel(publisher_confirms=False)
             await asking.queue_declare(name, durable=True, **wanted)
-            await asking.close()
+            # Cancelled here, aiormq 7.2 would send a second Channel.Close, and RabbitMQ end the connection.
+            await asyncio.shield(asking.close())
     except LOST as error:
         return str(error) or type(error).__name__
     return ""
