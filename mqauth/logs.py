@@ -65,7 +65,7 @@ _TABLE: Final = (
         "delivery",
         logging.WARNING,
         "connection.lost connection.unavailable consumer.backlog_expires consumer.full consumer.grace_over "
-        "consumer.resumed consumer.widened",
+        "consumer.resumed consumer.sink_missing consumer.widened",
     ),
     ("delivery", logging.ERROR, "claim.lost client.no_answer consumer.ended consumer.stalled"),
     ("delivery", logging.CRITICAL, "consumer.failed consumer.narrowed message.left"),

@@ -5,6 +5,7 @@ This is the only module that touches them.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import traceback
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import aiokafka
 from aiokafka.protocol.metadata import MetadataRequest
 
+from mqauth.brokers.dead_letters import LOOK
 from mqauth.errors import ConfigurationError, require
 from mqauth.logs import emit
 
@@ -163,6 +165,16 @@ async def cluster_of(client: Any) -> str | None:
     node = client._client.get_random_node()
     response = await client._client.send(node, MetadataRequest([]))
     return getattr(response, "cluster_id", None)
+
+
+async def has_topic(client: Any, topic: str) -> bool:
+    """Return whether the broker has a topic; all are asked for, so that none is made.
+
+    Raises:
+        aiokafka.errors.KafkaError, TimeoutError: it does not answer.
+    """
+    async with asyncio.timeout(LOOK):
+        return topic in (await client.client.fetch_all_metadata()).topics()
 
 
 def _check_kind(client: Any, kind: type) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
 
+from mqauth.brokers.dead_letters import LOOK
 from mqauth.errors import ConfigurationError, require
 
 _METADATA: Final = b"CGMDv2:"
@@ -127,3 +128,12 @@ def _check_kind(client: Any, kind: type, refused: type) -> None:
     if isinstance(client, refused) or not isinstance(client, kind):
         found = f"{type(client).__module__}.{type(client).__name__}"
         raise ConfigurationError(f"a confluent_kafka.{kind.__name__} is needed, not {found}")
+
+
+def has_topic(client: Any, topic: str) -> bool:
+    """Return whether the broker has a topic; all are asked for, so that none is made.
+
+    Raises:
+        KafkaException: it does not answer.
+    """
+    return topic in client.list_topics(timeout=LOOK).topics

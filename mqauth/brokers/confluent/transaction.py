@@ -9,7 +9,7 @@ from typing import Any, Final
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
 
-from mqauth.brokers.confluent.client import check_producer, error_of, membership_of
+from mqauth.brokers.confluent.client import check_producer, error_of, has_topic, membership_of
 from mqauth.brokers.confluent.confirmed import Report, TooLargeError, sent
 from mqauth.brokers.confluent.positions import native
 from mqauth.brokers.confluent.translate import carries
@@ -78,6 +78,10 @@ class TransactionalDeadLetters(TransactionalLetters):
     def send(self, record: Mapping[str, Any]) -> Report:
         """Give a record to the client."""
         return sent(self.client, self.name, record)
+
+    def exists(self) -> bool:
+        """Return whether the broker has the topic, as far as it tells."""
+        return has_topic(self.client, self.name)
 
     def send_offsets(self, content: TransactionContent) -> None:
         """Add the offsets to the transaction."""

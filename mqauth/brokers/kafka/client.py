@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final, Literal
+
+from kafka.errors import KafkaTimeoutError
 
 from mqauth.errors import ConfigurationError, require
 from mqauth.logs import emit
@@ -92,6 +96,27 @@ def check_isolation(client: Any) -> None:
         client.config["isolation_level"] == "read_committed",
         'transactional dead letters need isolation_level="read_committed" in the consumer',
     )
+
+
+def has_topic(client: Any, topic: str) -> bool | None:
+    """Return whether the broker has a topic, in ``max_block_ms``; ``None`` where the client may make it."""
+    if client.config["allow_auto_create_topics"]:
+        return None
+    began = time.monotonic()
+    with suppress(KafkaTimeoutError):
+        client.partitions_for(topic)
+    return not is_no_topic(client, topic, began)
+
+
+def is_no_topic(client: Any, topic: str, began: float) -> bool:
+    """Return whether the broker has answered since ``began`` (monotonic seconds) and does not know the topic.
+
+    kafka-python 3.0.12 raises ``KafkaTimeoutError`` both for this and for a broker out of reach. A requester
+    chooses the topic: an answer to a topic that does not exist must not stop the request's partition for ever.
+    """
+    metadata = client._metadata
+    answered: bool = metadata._last_successful_refresh_ms >= began * 1000
+    return answered and metadata.partitions_for_topic(topic) is None
 
 
 def refuse_foreign(record: Any) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
-from mqauth.brokers.kafka.client import producer_settings
+from mqauth.brokers.kafka.client import has_topic, producer_settings
 from mqauth.brokers.kafka.translate import carries
 from mqauth.brokers.log.confirmed import MAX_BLOCK, ConfirmingClient, TopicAudit, TopicLetters
 from mqauth.errors import require
@@ -32,6 +33,7 @@ def confirming(client: Any, timeout: float) -> ConfirmingClient:
         send=lambda topic, **record: [client.send(topic, **record)],
         wait=lambda sent, seconds: sent[0].get(timeout=seconds),
         over=lambda sent: sent[0].is_done,
+        has=partial(has_topic, client),
         carries=carries,
         too_large=MessageSizeTooLargeError,
         failed=(KafkaError, ValueError, TypeError, OSError),

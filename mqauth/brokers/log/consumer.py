@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final, Self
 
 from mqauth.brokers.background import BackgroundRun, FirstError
+from mqauth.brokers.dead_letters import look
 from mqauth.brokers.event_loop import stopping_on_signals
 from mqauth.brokers.log.outbox import Transactions
 from mqauth.brokers.log.poller import LogPoller
@@ -242,6 +243,7 @@ class LogConsumer(BackgroundRun):
         with stopping_on_signals(self.stop, enabled=signals):
             self._running = True
             self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name, self._guard.rollout)
+            run(look(self._dead_letters, self._guard.audit))
             with self._workers.first:
                 self._workers.run()
             unsubscribe()

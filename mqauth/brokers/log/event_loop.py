@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from mqauth.brokers.background import FirstError
-from mqauth.brokers.event_loop import DeliveryTasks, loop_stopping_on_signals, was_cancelled
+from mqauth.brokers.dead_letters import look
+from mqauth.brokers.event_loop import DeliveryTasks, Leaving, loop_stopping_on_signals, was_cancelled
 from mqauth.brokers.log.outbox import Transactions
 from mqauth.brokers.log.poller import IDLE, LogPoller
 from mqauth.brokers.log.replies import TopicReplies
@@ -184,6 +185,7 @@ class AsyncLogConsumer:
 
     async def _poll_until_stopped(self) -> None:
         try:
+            await arun(look(self._dead_letters, self._guard.audit))
             while not self._stopping.is_set():
                 await self._commit()
                 await arun(self._work.renewing())
@@ -258,7 +260,7 @@ class AsyncLogConsumer:
         """Let running handlers finish, commit, release claims, and leave the client at the first open records."""
         self._unsubscribe()
         await self._end_polls()
-        await self._visits.end(self._grace)
+        await self._visits.end(self._grace, Leaving())
         with self._first:
             await self._commit(last=True)
             await arun(self._work.giving_back())
