@@ -69,7 +69,7 @@ class AiokafkaMember:
         if self._dead or self._stage.refuses_commits:
             raise CommitFailedError
         # In a thread: reading the letters takes seconds on a busy machine, and the loop has heartbeats to send.
-        await asyncio.to_thread(self._stage.observe, offsets)
+        await asyncio.to_thread(self._stage.observe, {place: commit[0] for place, commit in offsets.items()})
         await self._calls[1](offsets)
 
     @property

@@ -57,13 +57,14 @@ class WatchedConsumer(Consumer):
 class ConfluentMember(LogMember):
     """A consumer in the background, behind a relay of its own."""
 
-    def __init__(self, stage: ConfluentLogStage, consumer: Callable[[Any, Any], Any]) -> None:
+    def __init__(self, stage: ConfluentLogStage, consumer: Callable[[Any, Any, Any], Any]) -> None:
         self._relay = Relay(stage.servers[0])
         clients = ConfluentClients([self._relay.server], stage.group)
         times = {"session_timeout_ms": SESSION_MS, "heartbeat_interval_ms": HEARTBEAT_MS, **POLLING}
-        self._client = WatchedConsumer(stage, clients.consumer_settings(**times, **stage.settings))
+        config = clients.consumer_settings(**times, **stage.settings)
+        self._client = WatchedConsumer(stage, config)
         self._letters = clients.letters(stage.dead)
-        super().__init__(consumer(self._client, Letters(stage, self._letters)))
+        super().__init__(consumer(self._client, Letters(stage, self._letters), config))
 
     def kill(self) -> None:
         """Let nothing of it reach the broker any more."""
@@ -119,10 +120,10 @@ class ConfluentLogStage(KafkaLogStage):
         return ConfluentMember(self, partial(self.wrapper, guard, handler, settings))
 
     def wrapper(
-        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, letters: Any
+        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, letters: Any, config: Any
     ) -> Any:
         """Return the wrapper of a client."""
-        return confluent.Consumer(client, guard, handler, dead_letters=letters, **settings)
+        return confluent.Consumer(client, guard, handler, config=config, dead_letters=letters, **settings)
 
     def rebalance(self) -> None:
         """Have a stranger join the group, and leave it."""
@@ -140,11 +141,10 @@ class AIOConfluentLogStage(ConfluentLogStage):
     """The same with consumers in event loops."""
 
     def wrapper(
-        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, letters: Any
+        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, letters: Any, config: Any
     ) -> Any:
         """Return the wrapper of a client."""
+        wanted = {"config": config, "dead_letters": letters} | settings
         return ThreadedConsumer(
-            lambda: confluent.AIOConsumer(
-                WatchedAIOConsumer(client), guard, on_thread(handler), dead_letters=letters, **settings
-            )
+            lambda: confluent.AIOConsumer(WatchedAIOConsumer(client), guard, on_thread(handler), **wanted)
         )

@@ -109,7 +109,8 @@ class Signed(Assigned, confluent.Signed):
             tally(verified.body)
 
         pipeline = guard(self._forge, self.place)
-        async with leaf.AIOConsumer(client, pipeline, handler, topics=[], dead_letters=refusals):
+        made = {"config": self.settings(), "topics": []}
+        async with leaf.AIOConsumer(client, pipeline, handler, dead_letters=refusals, **made):
             await asyncio.to_thread(ended.wait)
 
 
