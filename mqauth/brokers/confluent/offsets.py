@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, KafkaException
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaException
 
 from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, name_of
 from mqauth.brokers.confluent.positions import Place, native
@@ -76,7 +76,7 @@ class Offsets:
 
     def position(self, place: Any, /) -> Any:
         """Return where its owner has told a partition to begin; the client tells no position before a record."""
-        offset = self.given.get(place, -1)
+        offset = self.given.get(place, OFFSET_INVALID)
         if offset in (OFFSET_BEGINNING, OFFSET_END):
             return Offsets.bounds(self, [place], offset == OFFSET_END)[place]
         return offset if offset >= 0 else None
