@@ -109,8 +109,8 @@ class Signed(Assigned, confluent.Signed):
             tally(verified.body)
 
         pipeline = guard(self._forge, self.place)
-        made = {"config": self.settings(), "topics": []}
-        async with leaf.AIOConsumer(client, pipeline, handler, dead_letters=refusals, **made):
+        config = self.settings()
+        async with leaf.AIOConsumer(client, pipeline, handler, config=config, topics=[], dead_letters=refusals):
             await asyncio.to_thread(ended.wait)
 
 

@@ -115,8 +115,10 @@ def _protected(kind: Any) -> type:
             await self._mqauth.letters.start()
             await self._mqauth.tell()
             await super().start()
+            await self._mqauth.started()
 
         async def stop(self, *error: Any, **named: Any) -> None:
+            await self._mqauth.stopping()
             await super().stop(*error, **named)
             await self._mqauth.tell(last=True)
 

@@ -3,67 +3,119 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Set
 from typing import Any, Final
 
-from confluent_kafka import KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaException, Message
 from faststream.confluent.publisher.usecase import BatchPublisher
 from faststream.confluent.subscriber.usecase import DefaultSubscriber
 
-from mqauth.brokers.confluent.client import COMES_AGAIN, error_of
+from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, membership_of
+from mqauth.brokers.confluent.offsets import OffsetsOnThread, left_out, reset_of
+from mqauth.brokers.confluent.positions import Place as Partition
+from mqauth.brokers.confluent.positions import native, places_of
 from mqauth.brokers.confluent.translate import from_native, is_sendable
 from mqauth.errors import MalformedMessage, Unavailable, require
 from mqauth.integrations import faststream_log
-from mqauth.integrations.faststream_log import SETTINGS, Place, Records, attempt, check, only_signed
+from mqauth.integrations.faststream_log import (
+    SETTINGS,
+    LogProcessor,
+    Place,
+    Records,
+    attempt,
+    check,
+    only_signed,
+    started,
+    stopping,
+)
 from mqauth.signer import Signer
 from mqauth.wire import message as wire
 
-__all__ = ["BATCHES", "check", "deliveries", "is_out_of_reach", "only_signed", "seal"]
+__all__ = [
+    "BATCHES",
+    "PROCESSOR",
+    "check",
+    "deliveries",
+    "is_out_of_reach",
+    "only_signed",
+    "seal",
+    "started",
+    "stopping",
+]
 BATCHES: Final = (BatchPublisher,)
 """Kinds of publishers that send batches."""
-_LOST: Final = (KafkaException, RuntimeError)
-"""What the client raises where the partition is gone, the broker out of reach, or the consumer closed."""
+PROCESSOR: Final = LogProcessor
+"""Carries the records of a subscriber through the pipeline."""
 
 
 class ConfluentRecords(Records):
     """The calls for the records of one subscriber."""
 
+    lost = (KafkaException, RuntimeError)
+
     def place(self, native: Message, /) -> Place:
         """Return where a record is."""
         return Place(native.topic() or "", native.partition() or 0, native.offset() or 0)
+
+    def partition(self, native: Message, /) -> Partition:
+        """Return the partition of a record."""
+        return Partition(native.topic() or "", native.partition() or 0)
 
     def record(self, native: Message, /) -> wire.Message:
         """Return a record as a message; never raises."""
         return from_native(native, scope=self.queue)
 
-    def assigned(self, consumer: Any) -> Iterable[tuple[str, int]]:
+    def held(self) -> set[Any]:
         """Return what is assigned to the client."""
+        consumer = self._subscriber.consumer
         try:
-            found = () if consumer is None else consumer.consumer.assignment()
-        except _LOST:
-            return ()
-        return [(each.topic, each.partition) for each in found]
+            return set() if consumer is None else places_of(consumer.consumer.assignment())
+        except self.lost:
+            return set()
 
-    async def commit(self, consumer: Any, place: Place) -> bool:
-        """Commit what is before a place; the client's own commit covers what was read and given back, too."""
-        wanted = [TopicPartition(*place)]
-        return await attempt(
-            _on_thread(consumer, partial(consumer.consumer.commit, offsets=wanted, asynchronous=False)),
-            _LOST,
-            "commit",
-        )
+    def generation(self) -> object:
+        """Return what changes with each rebalance."""
+        consumer = self._subscriber.consumer
+        try:
+            return None if consumer is None else membership_of(consumer.consumer).generation
+        except self.lost:
+            return None
 
-    async def seek(self, consumer: Any, place: Place) -> bool:
-        """Go on reading at a place."""
-        return await attempt(
-            _on_thread(consumer, partial(consumer.consumer.seek, TopicPartition(*place))), _LOST, "seek"
-        )
+    def offsets(self) -> SubscriberOffsets:
+        """Return the calls that say and move where the group stands."""
+        return SubscriberOffsets(self._subscriber.consumer, self.queue)
+
+    async def left_out(self, place: Any, expected: int, offset: int | None) -> int | None:
+        """Return the first offset that is left, where the client has left ``expected`` out."""
+        return left_out(self._subscriber.consumer.consumer, place, expected, offset)
+
+    async def seek(self, place: Any, offset: int) -> bool:
+        """Have a partition read from an offset next."""
+        offsets = self.offsets()
+        return await attempt(offsets.here(offsets.client.seek, native(place, offset)), self.lost, "seek")
 
 
-async def _on_thread(consumer: Any, call: Callable[[], Any]) -> None:
-    """Make a call of the client on the one thread on which FastStream makes them."""
-    await asyncio.get_running_loop().run_in_executor(consumer._thread_pool, call)
+class SubscriberOffsets(OffsetsOnThread):
+    """The calls of a subscriber's client that say and move where its group stands.
+
+    They are made on the one thread on which FastStream makes them.
+
+    Args:
+        consumer: FastStream's, with the client.
+        group: the consumer group.
+    """
+
+    unsure: Set[Any] = frozenset()
+
+    def __init__(self, consumer: Any, group: str) -> None:
+        self._client = self.client = consumer.consumer
+        self._pool = consumer._thread_pool
+        self.scope = group
+        self.reset = reset_of(consumer.config)
+
+    def here(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Make a call on the thread."""
+        return asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
 
 
 def deliveries(subscriber: Any) -> tuple[ConfluentRecords, dict[str, Any]]:

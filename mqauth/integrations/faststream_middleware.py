@@ -17,18 +17,16 @@ from faststream import AckPolicy, BaseMiddleware
 from faststream.exceptions import (
     AckMessage,
     IgnoredException,
-    NackMessage,
-    RejectMessage,
     SkipMessage,
     StopConsume,
     SubscriberNotFound,
 )
-from faststream.message import AckStatus
 
 from mqauth.brokers.event_loop import was_cancelled
 from mqauth.brokers.queue.processor import Processor
-from mqauth.errors import ConfigurationError, MqauthError, RejectNow, RetryLater, require
+from mqauth.errors import ConfigurationError, MqauthError, RejectNow, require
 from mqauth.flow import arun
+from mqauth.integrations.faststream_acks import ours, raise_for, take_over
 from mqauth.integrations.faststream_unverified import check_handlers, kinds_of, passing
 from mqauth.integrations.late_letters import LateLetters, Letters
 from mqauth.integrations.turn import Turn, handle, handle_unverified
@@ -153,6 +151,21 @@ class Protection:
         """
         self.processor(subscriber)
         await start()
+        await self.started()
+
+    async def started(self) -> None:
+        """Begin what subscribers that have started were given; may be called again.
+
+        Raises:
+            OffsetsRefusedError: the broker does not let a group commit.
+        """
+        for processor in self._processors.values():
+            await self.leaf.started(processor)
+
+    async def stopping(self) -> None:
+        """Before the broker stops: leave to others what was begun."""
+        for processor in self._processors.values():
+            await self.leaf.stopping(processor)
 
     def _new_processor(self, subscriber: Any) -> Processor:
         if self._guard is None:
@@ -165,7 +178,7 @@ class Protection:
         require_manual(subscriber)
         check_handlers(subscriber)
         calls, settings = self.leaf.deliveries(subscriber)
-        return Processor(
+        return self.leaf.PROCESSOR(  # type: ignore[no-any-return]
             calls, self._guard, handle, dead_letters=self.letters, on_failure=_give_back,
             unverified=dict.fromkeys(kinds_of(subscriber), handle_unverified) or None, **settings,
         )  # fmt: skip
@@ -264,15 +277,15 @@ class Middleware(BaseMiddleware):
             if self._turn.is_over:
                 raise _not_handled(self._turn)
             self._let_answer(msg)
-            _take_over(msg)
+            take_over(msg)
             try:
                 found = await call_next(msg)
-                _raise_for(msg.committed)
+                raise_for(msg.committed)
                 return found
             except (Exception, asyncio.CancelledError) as error:
                 if isinstance(error, (*_DONE, *_STOPS)) or was_cancelled():
                     raise
-                self._turn.end(_ours(error))
+                self._turn.end(ours(error))
                 if await self._turn.wanted() is None:
                     raise _not_handled(self._turn) from error
         return await call_next(msg)
@@ -353,37 +366,6 @@ def require_manual(subscriber: Any) -> None:
         subscriber.ack_policy is AckPolicy.MANUAL,
         "mqauth settles what a protected broker gets: its subscribers, and routers, have AckPolicy.MANUAL",
     )
-
-
-def _take_over(message: Any) -> None:
-    """Have what a handler says by ``ack``, ``nack`` and ``reject`` noted, and not done: mqauth settles."""
-
-    async def note(status: AckStatus, **_options: Any) -> None:
-        message.committed = message.committed or status
-
-    message.committed = None
-    message.ack = partial(note, AckStatus.ACKED)
-    message.nack = partial(note, AckStatus.NACKED)
-    message.reject = partial(note, AckStatus.REJECTED)
-
-
-def _raise_for(status: AckStatus | None) -> None:
-    """Raise the exception of FastStream's that says the same as a handler's call.
-
-    Raises:
-        NackMessage: the handler put the message off.
-        RejectMessage: the handler wants it no more.
-    """
-    if status is AckStatus.NACKED:
-        raise NackMessage
-    if status is AckStatus.REJECTED:
-        raise RejectMessage
-
-
-def _ours(error: BaseException) -> BaseException:
-    if isinstance(error, NackMessage):
-        return RetryLater(str(error))
-    return RejectNow(str(error)) if isinstance(error, RejectMessage) else error
 
 
 def _not_handled(turn: Turn) -> Exception:

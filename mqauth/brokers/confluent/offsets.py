@@ -22,21 +22,24 @@ def reset_of(config: Mapping[str, Any]) -> str:
     return _RESETS.get(str(config.get("auto.offset.reset")), "latest")
 
 
-def below_what_is_left(client: Any, expected: Mapping[Place, int | None]) -> set[Place]:
-    """Return the partitions of which the next offset is gone, as the client's last fetch of each has told.
+def left_out(client: Any, place: Place, expected: int, offset: int | None) -> int | None:
+    """Return the first offset that is left, where the one that was to be read next is out of range; else ``None``.
 
-    librdkafka goes to the end then, or where ``auto.offset.reset`` says, and tells nobody.
+    librdkafka then goes to the end, or where ``auto.offset.reset`` says, and tells nobody. But each fetch of a
+    partition has told its bounds, which the client remembers.
 
     Args:
         client: the consumer.
-        expected: the next offset of each; where it is ``None``, nothing is said of the partition.
+        place: the partition.
+        expected: the offset that was to be read next.
+        offset: of the record that came; ``None`` where none comes.
     """
-    found = set()
-    for place, offset in expected.items():
-        bounds = None if offset is None else client.get_watermark_offsets(native(place), cached=True)
-        if bounds is not None and bounds[0] > offset:
-            found.add(place)
-    return found
+    bounds = client.get_watermark_offsets(native(place), cached=True)
+    if bounds is None or bounds[0] < 0:
+        return None
+    first, end = bounds
+    cut_off = offset is not None and offset < expected and end < expected
+    return int(first) if first > expected or cut_off else None
 
 
 class Offsets:
@@ -44,7 +47,7 @@ class Offsets:
 
     _client: Any
     failed: Errors = KafkaException
-    given: Mapping[Any, int] = {}  # noqa: RUF012 - never changed
+    given: Mapping[Any, int] = {}
     """Where partitions that were assigned by hand are to begin, where their owner said it."""
 
     def send_commit(self, offsets: Mapping[Any, Committed], /) -> Any:

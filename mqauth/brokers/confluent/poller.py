@@ -14,7 +14,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from mqauth.brokers.confluent.client import REBALANCING, error_of, membership_of
-from mqauth.brokers.confluent.offsets import below_what_is_left, reset_of
+from mqauth.brokers.confluent.offsets import left_out, reset_of
 from mqauth.brokers.confluent.pauses import MOST, PausingCalls
 from mqauth.brokers.confluent.positions import KeptPositions, Place, native, places_of
 from mqauth.brokers.confluent.translate import Logs, heed, translated
@@ -98,7 +98,7 @@ class Poller(PausingCalls):
             # Nothing is on its way of these: their positions are what the client has.
             self._looked = time.monotonic()
             idle = self._held - self._paused - self._read.keys() - self._late.keys()
-            self.outside |= below_what_is_left(self._client, {place: self._expected(place) for place in idle})
+            self.outside |= {place for place in idle if self._left_out(place, None)}
         return self._wanted()
 
     def send_commit(self, offsets: Mapping[Any, Committed], /) -> Any:
@@ -153,15 +153,18 @@ class Poller(PausingCalls):
         again = self._kept.read_again(place, offset)
         if again or place not in self._held or place in self._late:
             return False
-        expected = None if place in self._read else self._expected(place)
-        # Offsets have gaps. But where the client went to the end, its last fetch has told what it left out.
-        if expected not in (None, offset) and below_what_is_left(self._client, {place: expected}):
+        if place not in self._read and self._left_out(place, offset):
             self.outside.add(place)
         return place not in self.outside
 
-    def _expected(self, place: Place) -> int | None:
+    def _left_out(self, place: Place, offset: int | None) -> bool:
+        """Return whether the client has left records out before the one that came, or before it came to rest."""
         partition = self._assignment.partition(place)
-        return None if partition is None else partition.expected
+        expected = None if partition is None else partition.expected
+        # Offsets have gaps, so that only another one than the next is a reason to look.
+        if expected is None or offset == expected:
+            return False
+        return left_out(self._client, place, expected, offset) is not None
 
     def _consume(self, seconds: float) -> list[Any]:
         # The cluster's id is part of a record's place in the replay store. A record that was judged without it

@@ -6,13 +6,13 @@ rebalance brings. For the others the group's commits of the whole topic are read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Set
 from itertools import islice
 from typing import Any, Final, Protocol
 
 from mqauth.brokers.dead_letters import Errors
 from mqauth.brokers.log.errors import OffsetsRefusedError
-from mqauth.delivery.start import Committed, Start, metadata_of, partitions_at_first
+from mqauth.delivery.start import Committed, Start, TopicStart, partitions_at_first, topic_start
 from mqauth.errors import require
 from mqauth.flow import Flow, call
 from mqauth.logs import emit
@@ -56,14 +56,14 @@ class OffsetCalls(Protocol):
 
 
 def beginning(
-    calls: OffsetCalls, places: Set[Any], early: Mapping[Any, int], unchanged: Callable[[], bool]
+    calls: OffsetCalls, places: Set[Any], early: MutableMapping[Any, int], unchanged: Callable[[], bool]
 ) -> Flow[dict[Any, Start]]:
     """Commit where partitions begin, and return it; those are missing that have to be tried again.
 
     Args:
         calls: of the client.
         places: partitions that were just assigned.
-        early: the first offset that was received of some of them.
+        early: the first offset of some of them, as far as it is known by now; what is found out is noted in it.
         unchanged: returns whether there was no rebalance meanwhile.
 
     Raises:
@@ -100,39 +100,25 @@ def _committing(
     calls: OffsetCalls,
     rest: Set[Any],
     own: Mapping[Any, Committed],
-    early: Mapping[Any, int],
+    early: MutableMapping[Any, int],
     unchanged: Callable[[], bool],
 ) -> Flow[dict[Any, Start]]:
     # What the group has committed of the topics as a whole says which partitions are new to it.
-    topics: dict[str, Set[Any]] = {place.topic: set() for place in rest}
-    for topic in topics:
-        known = yield from call(calls.places, topic)
-        topics[topic] = known | {place for place in rest if place.topic == topic}
-    others = set().union(*topics.values()) - rest - own.keys()
-    commits = dict(own)
-    if others:
-        commits |= yield from call(calls.committed, others)
-    missing, added, unmarked = rest - own.keys(), set[Any](), set[Any]()
-    metadata = {}
-    for topic, known in topics.items():
-        of_topic = [commits[place] for place in known & commits.keys()]
-        count = partitions_at_first(of_topic)
-        here = {place for place in missing if place.topic == topic}
-        if count is not None:
-            added |= {place for place in here if place.partition >= count}
-        elif of_topic:
-            unmarked |= here
-        metadata[topic] = metadata_of(1 + max(place.partition for place in known) if count is None else count)
+    missing = rest - own.keys()
+    topics: dict[str, TopicStart] = {}
+    for topic in {place.topic for place in rest}:
+        topics[topic] = yield from _topic_start(calls, topic, rest, own)
+    added = {place for place in missing if place in topics[place.topic].added}
+    unmarked = {place for place in missing if place in topics[place.topic].unmarked}
 
     # Where they begin: an added partition at its beginning, every other one where the client would.
-    offsets = {place: commit.offset for place, commit in own.items() if place in rest}
+    offsets = {place: own[place].offset for place in rest - missing}
     first: dict[Any, int] = (yield from call(calls.bounds, added | unmarked, False)) if added | unmarked else {}
     for place in missing:
-        if place in added:
-            offsets[place] = first[place]
-        elif place in early:
-            offsets[place] = early[place]
-        elif (position := (yield from call(calls.position, place))) is not None:
+        position = first[place] if place in added else early.get(place)
+        if position is None:
+            position = yield from call(calls.position, place)
+        if position is not None:
             offsets[place] = position
     unknown = missing - offsets.keys()
     require(
@@ -143,23 +129,26 @@ def _committing(
     if unknown:
         offsets |= yield from call(calls.bounds, unknown, calls.reset == "latest")
 
-    # Before anything is handled.
-    if not unchanged():
-        return {}
-    wanted = {place: Committed(offset, metadata[place.topic]) for place, offset in offsets.items()}
-    failure: str | None = yield from call(calls.send_commit, wanted)
+    # Committed before anything of them is handled; where that fails, the end will be another one next time.
+    early.update({place: offsets[place] for place in missing - added})
+    wanted = {place: Committed(offset, topics[place.topic].metadata) for place, offset in offsets.items()}
+    failure: str | None = (yield from call(calls.send_commit, wanted)) if unchanged() else "a rebalance"
     if failure is not None:
-        emit("client.commit_failed", "the start of partitions could not be committed (%s): they wait", failure)
+        emit("client.commit_failed", "where partitions begin could not be committed (%s): they wait", failure)
         return {}
     _tell(calls, offsets, missing, added, {place for place in unmarked if offsets[place] > first[place]})
-    starts = {}
-    for place, commit in wanted.items():
-        starts[place] = (
-            Start(commit.offset, commit, seek=True)
-            if place in missing
-            else (yield from _as_committed(calls, place, commit))
-        )
+    starts = {place: Start(offsets[place], wanted[place], seek=True) for place in missing}
+    for place in rest - missing:
+        starts[place] = yield from _as_committed(calls, place, wanted[place])
     return starts
+
+
+def _topic_start(calls: OffsetCalls, topic: str, rest: Set[Any], own: Mapping[Any, Committed]) -> Flow[TopicStart]:
+    known = yield from call(calls.places, topic)
+    partitions = known | {place for place in rest if place.topic == topic}
+    others = partitions - rest - own.keys()
+    commits = (yield from call(calls.committed, others)) if others else {}
+    return topic_start(partitions, {**own, **commits})
 
 
 def _tell(
