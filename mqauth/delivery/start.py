@@ -76,13 +76,10 @@ def topic_start(partitions: Set[Any], commits: Mapping[Any, Committed]) -> Topic
     """
     known = partitions & commits.keys()
     missing = partitions - known
-    count = partitions_at_first(commits[place] for place in known)
-    if count is None:
-        count, added, unmarked = (
-            1 + max(place.partition for place in partitions),
-            set(),
-            missing if known else set(),
-        )
-    else:
-        added, unmarked = {place for place in missing if place.partition >= count}, set()
+    count, added, unmarked = partitions_at_first(commits[place] for place in known), set[Any](), set[Any]()
+    if count is not None:
+        added = {place for place in missing if place.partition >= count}
+    elif known:
+        unmarked = set(missing)
+    count = count or 1 + max(place.partition for place in partitions)
     return TopicStart(f"mqauth partitions={count}", added, unmarked)

@@ -22,6 +22,7 @@ from mqauth.logs import emit
 
 WATCH: Final = 0.1
 """Seconds between two looks at the assignment."""
+EMPTY: Final[Mapping[Any, int]] = {}
 LOOK: Final = 1.0
 """Seconds between two looks at where the client stands."""
 
@@ -105,8 +106,7 @@ class Positions:
         while (position := self._places.get(place)) is None:
             if place not in self._client.held():
                 return False
-            self._early.setdefault(place, offset)
-            await self.begin()
+            await self.begin({place: offset})
             if place not in self._places:
                 await asyncio.sleep(WATCH)
         if position.sought:
@@ -131,8 +131,11 @@ class Positions:
         if place in self._places:
             self._places[place].expected = offset
 
-    async def begin(self) -> None:
+    async def begin(self, at_hand: Mapping[Any, int] = EMPTY) -> None:
         """Begin the partitions that were just assigned.
+
+        Args:
+            at_hand: the offset of the record that waits for one of them.
 
         Raises:
             OffsetsRefusedError: the broker does not let the group commit.
@@ -142,7 +145,8 @@ class Positions:
             client, held, generation = self._client, self._client.held(), self._client.generation()
             # After a rebalance others may have had any of them.
             if generation != self._generation:
-                self._places, self._generation = {}, generation
+                self._places, self._early, self._generation = {}, {}, generation
+            self._early = {**at_hand, **self._early}
             self._places = {place: found for place, found in self._places.items() if place in held}
             new = held - self._places.keys()
             if not new or self._clock.monotonic() < self._begins_at:
