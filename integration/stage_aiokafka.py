@@ -51,7 +51,7 @@ class AiokafkaMember:
     async def _start(self, make: Callable[[Any, Any], aiokafka.Consumer]) -> None:
         stage = self._stage
         clients = AiokafkaClients([self._relay.server], stage.group)
-        self._client = await clients.consumer(stage.topic, **TIMES)
+        self._client = await clients.consumer(stage.topic, **(TIMES | stage.settings))
         self._letters = await clients.producer()
         self._calls = self._client.getmany, self._client.commit
         self._client.getmany, self._client.commit = self._getmany, self._commit  # type: ignore[method-assign]

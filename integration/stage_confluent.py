@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -60,8 +60,7 @@ class ConfluentMember(LogMember):
     def __init__(self, stage: ConfluentLogStage, consumer: Callable[[Any, Any, Any], Any]) -> None:
         self._relay = Relay(stage.servers[0])
         clients = ConfluentClients([self._relay.server], stage.group)
-        times = {"session_timeout_ms": SESSION_MS, "heartbeat_interval_ms": HEARTBEAT_MS, **POLLING}
-        config = clients.consumer_settings(**times, **stage.settings)
+        config = clients.consumer_settings(**stage.times, **stage.settings)
         self._client = WatchedConsumer(stage, config)
         self._letters = clients.letters(stage.dead)
         super().__init__(consumer(self._client, Letters(stage, self._letters), config))
@@ -109,9 +108,7 @@ class ConfluentLogStage(KafkaLogStage):
         settings: of the consumers' clients, names with ``_`` for dots.
     """
 
-    def __init__(self, url: str, **settings: Any) -> None:
-        super().__init__(url)
-        self.settings = settings
+    times: Mapping[str, Any] = {"session_timeout_ms": SESSION_MS, "heartbeat_interval_ms": HEARTBEAT_MS, **POLLING}
 
     def second(self, guard: Pipeline, handler: Handler, *, workers: int = 1) -> Any:
         """Start one more consumer of the group."""

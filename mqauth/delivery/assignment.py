@@ -171,6 +171,8 @@ class Assignment:
             partition = self._partitions.get(place)
             if partition is None:
                 self.early.setdefault(place, offset_of(messages[0]))
+            # Of a position that is about to be left.
+            if partition is None or partition.seek is not None:
                 return
             while back := partition.receive(messages, now):
                 partition, messages = self._went_back(partition, offset_of(back[0])), back

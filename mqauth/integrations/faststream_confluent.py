@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
 from typing import Any, Final
 
 from confluent_kafka import KafkaException, Message
@@ -11,10 +12,11 @@ from faststream.confluent.publisher.usecase import BatchPublisher
 from faststream.confluent.subscriber.usecase import DefaultSubscriber
 
 from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, membership_of
-from mqauth.brokers.confluent.offsets import OffsetsOnThread, left_out, reset_of
+from mqauth.brokers.confluent.offsets import Offsets, OffsetsOnThread, left_out, reset_of
 from mqauth.brokers.confluent.positions import Place as Partition
 from mqauth.brokers.confluent.positions import native, places_of
 from mqauth.brokers.confluent.translate import from_native, is_sendable
+from mqauth.delivery.start import Committed
 from mqauth.errors import MalformedMessage, Unavailable, require
 from mqauth.integrations import faststream_log
 from mqauth.integrations.faststream_log import (
@@ -65,34 +67,35 @@ class ConfluentRecords(Records):
         """Return a record as a message; never raises."""
         return from_native(native, scope=self.queue)
 
-    def held(self) -> set[Any]:
-        """Return what is assigned to the client."""
-        consumer = self._subscriber.consumer
-        try:
-            return set() if consumer is None else places_of(consumer.consumer.assignment())
-        except self.lost:
-            return set()
+    held: Set[Any] = frozenset()
+    generation: object = None
 
-    def generation(self) -> object:
-        """Return what changes with each rebalance."""
-        consumer = self._subscriber.consumer
-        try:
-            return None if consumer is None else membership_of(consumer.consumer).generation
-        except self.lost:
-            return None
+    async def look(self) -> None:
+        """See what is assigned to the client."""
+        # On its thread: ``assignment`` never returns while another thread polls (confluent-kafka 2.16).
+        self.held, self.generation = frozenset(), None
+        if self._subscriber.consumer is not None:
+            with suppress(*self.lost):
+                self.held, self.generation = await self.offsets().here(_state, self._subscriber.consumer.consumer)
 
     def offsets(self) -> SubscriberOffsets:
         """Return the calls that say and move where the group stands."""
-        return SubscriberOffsets(self._subscriber.consumer, self.queue)
+        return SubscriberOffsets(self._subscriber.consumer, self.queue, self.generation)
 
     async def left_out(self, place: Any, expected: int, offset: int | None) -> int | None:
         """Return the first offset that is left, where the client has left ``expected`` out."""
-        return left_out(self._subscriber.consumer.consumer, place, expected, offset)
+        offsets = self.offsets()
+        found: int | None = await offsets.here(left_out, offsets.client, place, expected, offset)
+        return found
 
     async def seek(self, place: Any, offset: int) -> bool:
         """Have a partition read from an offset next."""
         offsets = self.offsets()
         return await attempt(offsets.here(offsets.client.seek, native(place, offset)), self.lost, "seek")
+
+
+def _state(client: Any) -> tuple[Set[Any], object]:
+    return places_of(client.assignment()), membership_of(client).generation
 
 
 class SubscriberOffsets(OffsetsOnThread):
@@ -103,15 +106,27 @@ class SubscriberOffsets(OffsetsOnThread):
     Args:
         consumer: FastStream's, with the client.
         group: the consumer group.
+        generation: in which they commit.
     """
 
     unsure: Set[Any] = frozenset()
 
-    def __init__(self, consumer: Any, group: str) -> None:
+    def __init__(self, consumer: Any, group: str, generation: object) -> None:
         self._client = self.client = consumer.consumer
+        self._generation = generation
         self._pool = consumer._thread_pool
         self.scope = group
         self.reset = reset_of(consumer.config)
+
+    def send_commit(self, offsets: Mapping[Any, Committed], /) -> Any:
+        """Commit offsets by partition, unless there was a rebalance; return the name of an error that passes."""
+
+        def commit() -> Any:
+            if membership_of(self._client).generation != self._generation:
+                return "a rebalance"
+            return Offsets.send_commit(self, offsets)
+
+        return self.here(commit)
 
     def here(self, work: Callable[..., Any], *args: Any) -> Any:
         """Make a call on the thread."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from typing import Any, Final
 
 from aiokafka import ConsumerRecord, TopicPartition
@@ -13,6 +13,7 @@ from faststream.kafka.subscriber.usecase import DefaultSubscriber
 from mqauth.brokers.aiokafka import client as aiokafka_client
 from mqauth.brokers.aiokafka.offsets import Offsets
 from mqauth.brokers.log.records import record_message
+from mqauth.delivery.start import Committed
 from mqauth.errors import Unavailable
 from mqauth.integrations.faststream_log import (
     SETTINGS,
@@ -62,15 +63,20 @@ class AioKafkaRecords(Records):
         """Return a record as a message; never raises."""
         return record_message(native, self.queue)
 
-    def held(self) -> set[Any]:
-        """Return what is assigned to the client."""
+    @property
+    def held(self) -> Set[Any]:
+        """What is assigned to the client."""
         consumer = self._subscriber.consumer
-        return set() if consumer is None else set(consumer.assignment())
+        return frozenset() if consumer is None else consumer.assignment()
 
+    @property
     def generation(self) -> object:
-        """Return what changes with each rebalance."""
+        """What changes with each rebalance."""
         consumer = self._subscriber.consumer
         return None if consumer is None else aiokafka_client.generation_of(consumer)
+
+    async def look(self) -> None:
+        """Do nothing: the client can be asked at any time."""
 
     def offsets(self) -> SubscriberOffsets:
         """Return the calls that say and move where the group stands."""
@@ -107,8 +113,15 @@ class SubscriberOffsets(Offsets):
 
     def __init__(self, client: Any, group: str) -> None:
         self._client = client
+        self._generation = aiokafka_client.generation_of(client)
         self.scope = group
         self.reset = aiokafka_client.reset_of(client)
+
+    async def send_commit(self, offsets: Mapping[Any, Committed], /) -> str | None:
+        """Commit offsets by partition, unless there was a rebalance; return the name of an error that passes."""
+        if aiokafka_client.generation_of(self._client) != self._generation:
+            return "a rebalance"
+        return await super().send_commit(offsets)
 
 
 def deliveries(subscriber: Any) -> tuple[AioKafkaRecords, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Set
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
@@ -70,9 +70,10 @@ class Records:
     def record(self, native: Any, /) -> Message:
         """Return a record as a message."""
 
+    @property
     @abstractmethod
-    def held(self) -> set[Any]:
-        """Return the partitions that are assigned to the client."""
+    def held(self) -> Set[Any]:
+        """The partitions that are assigned to the client, as it is known."""
 
     @abstractmethod
     async def seek(self, place: Any, offset: int) -> bool:
@@ -114,7 +115,7 @@ class Records:
 
     def ended(self, native: Any, /) -> bool:
         """Return whether its partition belongs to somebody else by now."""
-        return not self.is_tested and self.place(native)[:2] not in self.held()
+        return not self.is_tested and self.partition(native) not in self.held
 
     async def ack(self, native: Any, /) -> bool:
         """Commit it; return ``False`` where the client cannot."""

@@ -7,7 +7,7 @@ partition that was not begun waits until it is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -33,14 +33,19 @@ class SubscriberClient(Protocol):
     lost: tuple[type[Exception], ...]
     """What it raises where a partition is gone, the broker out of reach, or the consumer stopped."""
 
-    def held(self) -> set[Any]:
-        """Return what is assigned to it; nothing while it has not started, or has stopped."""
+    @property
+    def held(self) -> Set[Any]:
+        """What was assigned to it at the last look; nothing while it has not started, or has stopped."""
 
+    @property
     def generation(self) -> object:
-        """Return what changes with each rebalance."""
+        """What changes with each rebalance."""
+
+    async def look(self) -> None:
+        """See what is assigned to it."""
 
     def offsets(self) -> OffsetCalls:
-        """Return the calls that say and move where its group stands."""
+        """Return the calls that say and move where its group stands; no commit is made after a rebalance."""
 
     async def left_out(self, place: Any, expected: int, offset: int | None) -> int | None:
         """Return the first offset that is left, where the client has left ``expected`` out; else ``None``.
@@ -103,8 +108,9 @@ class Positions:
         Raises:
             OffsetsRefusedError: the broker does not let the group commit.
         """
+        await self._client.look()
         while (position := self._places.get(place)) is None:
-            if place not in self._client.held():
+            if place not in self._client.held:
                 return False
             await self.begin({place: offset})
             if place not in self._places:
@@ -142,7 +148,9 @@ class Positions:
             ConfigurationError: a partition has no offset, and ``auto_offset_reset`` is ``none``.
         """
         async with self._lock:
-            client, held, generation = self._client, self._client.held(), self._client.generation()
+            client = self._client
+            await client.look()
+            held, generation = client.held, client.generation
             # After a rebalance others may have had any of them.
             if generation != self._generation:
                 self._places, self._early, self._generation = {}, {}, generation
@@ -151,10 +159,9 @@ class Positions:
             new = held - self._places.keys()
             if not new or self._clock.monotonic() < self._begins_at:
                 return
-            starts = await arun(
-                beginning(client.offsets(), new, self._early, lambda: client.generation() == generation)
-            )
-            if client.generation() != generation:
+            starts = await arun(beginning(client.offsets(), new, self._early, lambda: True))
+            await client.look()
+            if client.generation != generation:
                 return
             for place, start in starts.items():
                 early = self._early.pop(place, None)
@@ -180,7 +187,7 @@ class Positions:
         Raises:
             OffsetsRefusedError: the broker does not let the group commit.
         """
-        if self._task is None and self._client.held():
+        if self._task is None:
             await self.begin()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._watch())

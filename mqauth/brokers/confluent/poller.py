@@ -24,6 +24,7 @@ from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import ClientCalls, offset_of
 from mqauth.delivery.start import Committed
 from mqauth.errors import require
+from mqauth.flow import run
 from mqauth.logs import emit
 from mqauth.wire.message import Message
 
@@ -210,6 +211,8 @@ class Poller(PausingCalls):
         self._assignment.assigned(self._held)
         if self._kept.restore(client, places):
             self.steer()
+        # At once: the end of a partition is another one a moment later.
+        run(self.beginning())
 
     def _revoked(self, client: Any, partitions: list[TopicPartition]) -> None:
         """Wait for running handlers and commit; then suspend the partitions, or drop those that go elsewhere."""
