@@ -57,13 +57,13 @@ class WatchedConsumer(Consumer):
 class ConfluentMember(LogMember):
     """A consumer in the background, behind a relay of its own."""
 
-    def __init__(self, stage: ConfluentLogStage, consumer: Callable[[Any, Any, Any], Any]) -> None:
+    def __init__(self, stage: ConfluentLogStage, consumer: Callable[..., Any]) -> None:
         self._relay = Relay(stage.servers[0])
         clients = ConfluentClients([self._relay.server], stage.group)
         config = clients.consumer_settings(**stage.times, **stage.settings)
         self._client = WatchedConsumer(stage, config)
         self._letters = clients.letters(stage.dead)
-        super().__init__(consumer(self._client, Letters(stage, self._letters), config))
+        super().__init__(consumer(self._client, dead_letters=Letters(stage, self._letters), config=config))
 
     def kill(self) -> None:
         """Let nothing of it reach the broker any more."""
@@ -117,10 +117,10 @@ class ConfluentLogStage(KafkaLogStage):
         return ConfluentMember(self, partial(self.wrapper, guard, handler, settings))
 
     def wrapper(
-        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, letters: Any, config: Any
+        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, **made: Any
     ) -> Any:
         """Return the wrapper of a client."""
-        return confluent.Consumer(client, guard, handler, config=config, dead_letters=letters, **settings)
+        return confluent.Consumer(client, guard, handler, **made, **settings)
 
     def rebalance(self) -> None:
         """Have a stranger join the group, and leave it."""
@@ -138,10 +138,11 @@ class AIOConfluentLogStage(ConfluentLogStage):
     """The same with consumers in event loops."""
 
     def wrapper(
-        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, letters: Any, config: Any
+        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, **made: Any
     ) -> Any:
         """Return the wrapper of a client."""
-        wanted = {"config": config, "dead_letters": letters} | settings
         return ThreadedConsumer(
-            lambda: confluent.AIOConsumer(WatchedAIOConsumer(client), guard, on_thread(handler), **wanted)
+            lambda: confluent.AIOConsumer(
+                WatchedAIOConsumer(client), guard, on_thread(handler), **made, **settings
+            )
         )

@@ -1,4 +1,4 @@
-"""``auto_offset_reset="latest"``, the default of every client of Kafka, loses no record of a consumer of mqauth."""
+"""``auto_offset_reset="latest"``, the default of every client of Kafka, loses no record of mqauth's consumers."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from faststream.confluent.publisher.usecase import BatchPublisher
 from faststream.confluent.subscriber.usecase import DefaultSubscriber
 
 from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, membership_of
-from mqauth.brokers.confluent.offsets import Offsets, OffsetsOnThread, left_out, reset_of
+from mqauth.brokers.confluent.offsets import Offsets, OffsetsOnThread, bounds, left_out, reset_of
 from mqauth.brokers.confluent.positions import Place as Partition
 from mqauth.brokers.confluent.positions import native, places_of
 from mqauth.brokers.confluent.translate import from_native, is_sendable
@@ -93,6 +93,49 @@ class ConfluentRecords(Records):
         offsets = self.offsets()
         return await attempt(offsets.here(offsets.client.seek, native(place, offset)), self.lost, "seek")
 
+    def ends(self) -> Mapping[Any, int]:
+        """Return the ends that partitions had when they were assigned."""
+        found = getattr(self._subscriber.consumer, "_on_assign", None)
+        return found.ends if isinstance(found, Ends) else {}
+
+
+class Ends:
+    """Notes the ends of partitions as they are assigned, before anything is read: a moment later they are others.
+
+    Args:
+        theirs: the callback that the consumer had before.
+    """
+
+    def __init__(self, theirs: Callable[..., None] | None) -> None:
+        self._theirs = theirs
+        self.ends: Mapping[Any, int] = {}
+
+    def __call__(self, client: Any, partitions: Any) -> None:
+        """Note ends, on the thread of the client."""
+        # Where that fails they are asked for later.
+        with suppress(KafkaException):
+            self.ends = {**self.ends, **bounds(client, places_of(partitions), end=True)}
+        if self._theirs is not None:
+            self._theirs(client, partitions)
+
+
+class Building:
+    """Builds FastStream's consumers, each with ``Ends``.
+
+    Args:
+        theirs: what FastStream builds them by.
+    """
+
+    def __init__(self, theirs: Callable[..., Any]) -> None:
+        self._theirs = theirs
+
+    def __call__(self, *topics: Any, **settings: Any) -> Any:
+        """Return a consumer."""
+        consumer = self._theirs(*topics, **settings)
+        if reset_of(consumer.config) == "latest":
+            consumer._on_assign = Ends(consumer._on_assign)
+        return consumer
+
 
 def _state(client: Any) -> tuple[Set[Any], object]:
     return places_of(client.assignment()), membership_of(client).generation
@@ -146,6 +189,9 @@ def deliveries(subscriber: Any) -> tuple[ConfluentRecords, dict[str, Any]]:
         "enable.auto.commit would commit records before their verdict: leave it out of config=",
     )
     require("group.id" not in config, "config= has group.id for all subscribers: give each its group_id=")
+    broker = subscriber._outer_config.broker_config
+    if not isinstance(broker.builder, Building):
+        broker.builder = Building(broker.builder)
     return ConfluentRecords(subscriber, DefaultSubscriber), SETTINGS
 
 

@@ -44,6 +44,9 @@ class SubscriberClient(Protocol):
     async def look(self) -> None:
         """See what is assigned to it."""
 
+    def ends(self) -> Mapping[Any, int]:
+        """Return where partitions began, where the client itself does not tell that."""
+
     def offsets(self) -> OffsetCalls:
         """Return the calls that say and move where its group stands; no commit is made after a rebalance."""
 
@@ -116,11 +119,9 @@ class Positions:
             if place not in self._places:
                 await asyncio.sleep(WATCH)
         if position.sought:
-            # A record that was at hand already when the client was told to read elsewhere comes again, in order.
-            position.sought = False
-            if offset != position.expected:
-                await self._client.seek(place, position.expected)
-                return False
+            # It may have been at hand already when the client was told where to read: then it comes once more.
+            position.sought = not await self._client.seek(place, position.expected)
+            return False
         while offset != position.expected:
             try:
                 if await self._went_on(place, position, offset):
@@ -159,7 +160,8 @@ class Positions:
             new = held - self._places.keys()
             if not new or self._clock.monotonic() < self._begins_at:
                 return
-            starts = await arun(beginning(client.offsets(), new, self._early, lambda: True))
+            known = {**client.ends(), **self._early}
+            starts = await arun(beginning(client.offsets(), new, known, lambda: True))
             await client.look()
             if client.generation != generation:
                 return

@@ -42,6 +42,19 @@ def left_out(client: Any, place: Place, expected: int, offset: int | None) -> in
     return int(first) if first > expected or cut_off else None
 
 
+def bounds(client: Any, places: Iterable[Place], *, end: bool) -> dict[Place, int]:
+    """Return the first offset of each partition, or the one behind the last record that may be read.
+
+    Raises:
+        KafkaException: the broker does not tell.
+    """
+    # Its times may be logical offsets: one request for each broker, where ``get_watermark_offsets`` takes one for
+    # each partition.
+    wanted = [native(place, OFFSET_END if end else OFFSET_BEGINNING) for place in places]
+    found = _checked(client.offsets_for_times(wanted, timeout=FETCH_TIMEOUT))
+    return {Place(each.topic, each.partition): each.offset for each in found}
+
+
 class Offsets:
     """Those calls, for a leaf that has the client as ``_client``."""
 
@@ -81,16 +94,12 @@ class Offsets:
         """Return where its owner has told a partition to begin; the client tells no position before a record."""
         offset = self.given.get(place, OFFSET_INVALID)
         if offset in (OFFSET_BEGINNING, OFFSET_END):
-            return Offsets.bounds(self, [place], offset == OFFSET_END)[place]
+            return bounds(self._client, [place], end=offset == OFFSET_END)[place]
         return offset if offset >= 0 else None
 
     def bounds(self, places: Collection[Any], end: bool, /) -> Any:
         """Return the first offset of each partition, or the one behind the last record that may be read."""
-        # Its times may be logical offsets: one request for each broker, where ``get_watermark_offsets`` takes one
-        # for each partition.
-        wanted = [native(place, OFFSET_END if end else OFFSET_BEGINNING) for place in places]
-        found = _checked(self._client.offsets_for_times(wanted, timeout=FETCH_TIMEOUT))
-        return {Place(each.topic, each.partition): each.offset for each in found}
+        return bounds(self._client, places, end=end)
 
     def passes(self, error: BaseException, /) -> bool:
         """Return whether the same call may succeed later."""
