@@ -7,6 +7,7 @@ partition that was not begun waits until it is.
 from __future__ import annotations
 
 import asyncio
+from collections import ChainMap
 from collections.abc import Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ from mqauth.logs import emit
 
 WATCH: Final = 0.1
 """Seconds between two looks at the assignment."""
-EMPTY: Final[Mapping[Any, int]] = {}
 LOOK: Final = 1.0
 """Seconds between two looks at where the client stands."""
 
@@ -98,7 +98,7 @@ class Positions:
         self._client = client
         self._clock = clock
         self._places: dict[Any, Position] = {}
-        self._early: dict[Any, int] = {}
+        self._waiting: dict[Any, int] = {}
         self._generation: object = None
         self._lock = asyncio.Lock()
         self._begins_at = self._looks_at = self._renewed_at = clock.monotonic()
@@ -111,13 +111,15 @@ class Positions:
         Raises:
             OffsetsRefusedError: the broker does not let the group commit.
         """
+        self._waiting[place] = offset
         await self._client.look()
         while (position := self._places.get(place)) is None:
             if place not in self._client.held:
                 return False
-            await self.begin({place: offset})
+            await self.begin()
             if place not in self._places:
                 await asyncio.sleep(WATCH)
+        del self._waiting[place]
         if position.sought:
             # It may have been at hand already when the client was told where to read: then it comes once more.
             position.sought = not await self._client.seek(place, position.expected)
@@ -138,11 +140,8 @@ class Positions:
         if place in self._places:
             self._places[place].expected = offset
 
-    async def begin(self, at_hand: Mapping[Any, int] = EMPTY) -> None:
+    async def begin(self) -> None:
         """Begin the partitions that were just assigned.
-
-        Args:
-            at_hand: the offset of the record that waits for one of them.
 
         Raises:
             OffsetsRefusedError: the broker does not let the group commit.
@@ -154,24 +153,21 @@ class Positions:
             held, generation = client.held, client.generation
             # After a rebalance others may have had any of them.
             if generation != self._generation:
-                self._places, self._early, self._generation = {}, {}, generation
-            self._early = {**at_hand, **self._early}
+                self._places, self._generation = {}, generation
             self._places = {place: found for place, found in self._places.items() if place in held}
             new = held - self._places.keys()
             if not new or self._clock.monotonic() < self._begins_at:
                 return
-            known = {**client.ends(), **self._early}
-            starts = await arun(beginning(client.offsets(), new, known, lambda: True))
+            # A record may come to wait meanwhile.
+            early = ChainMap({}, self._waiting, dict(client.ends()))
+            starts = await arun(beginning(client.offsets(), new, early, lambda: True))
             await client.look()
             if client.generation != generation:
                 return
             for place, start in starts.items():
-                early = self._early.pop(place, None)
-                # The record at hand needs no seek.
-                first = start.offset if early is None or start.seek else early
-                sought = start.seek and first != early
-                if not sought or await client.seek(place, first):
-                    self._places[place] = Position(first, start.committed, sought)
+                sought = start.seek and start.offset != self._waiting.get(place)
+                if not sought or await client.seek(place, start.offset):
+                    self._places[place] = Position(start.offset, start.committed, sought)
             if len(starts) < len(new):
                 self._begins_at = self._clock.monotonic() + COMMIT_RETRY
 

@@ -112,12 +112,12 @@ def _committing(
     unmarked = {place for place in missing if place in topics[place.topic].unmarked}
 
     # Where they begin: an added partition at its beginning, every other one where the client would.
-    offsets = {place: own[place].offset for place in rest - missing}
+    offsets, there = {place: own[place].offset for place in rest - missing}, set[Any]()
     first: dict[Any, int] = (yield from call(calls.bounds, added | unmarked, False)) if added | unmarked else {}
     for place in missing:
         position = first[place] if place in added else early.get(place)
-        if position is None:
-            position = yield from call(calls.position, place)
+        if position is None and (position := (yield from call(calls.position, place))) is not None:
+            there.add(place)
         if position is not None:
             offsets[place] = position
     unknown = missing - offsets.keys()
@@ -127,17 +127,18 @@ def _committing(
         "commit one, or choose latest or earliest",
     )
     if unknown:
-        offsets |= yield from call(calls.bounds, unknown, calls.reset == "latest")
+        # Where it cannot be committed now, the end will be another one next time.
+        early.update((yield from call(calls.bounds, unknown, calls.reset == "latest")))
+        offsets |= {place: early[place] for place in unknown}
 
-    # Committed before anything of them is handled; where that fails, the end will be another one next time.
-    early.update({place: offsets[place] for place in missing - added})
+    # Committed before anything of them is handled.
     wanted = {place: Committed(offset, topics[place.topic].metadata) for place, offset in offsets.items()}
     failure: str | None = (yield from call(calls.send_commit, wanted)) if unchanged() else "a rebalance"
     if failure is not None:
         emit("client.commit_failed", "where partitions begin could not be committed (%s): they wait", failure)
         return {}
     _tell(calls, offsets, missing, added, {place for place in unmarked if offsets[place] > first[place]})
-    starts = {place: Start(offsets[place], wanted[place], seek=True) for place in missing}
+    starts = {place: Start(offsets[place], wanted[place], seek=place not in there) for place in missing}
     for place in rest - missing:
         starts[place] = yield from _as_committed(calls, place, wanted[place])
     return starts
