@@ -16,7 +16,8 @@ import re
 from collections.abc import Iterable, Mapping, Set
 from typing import Any, Final, NamedTuple
 
-_METADATA: Final = re.compile(r"mqauth partitions=([1-9][0-9]{0,8})")
+# confluent-kafka writes a NUL behind it.
+_METADATA: Final = re.compile(r"mqauth partitions=([1-9][0-9]{0,8})\0?")
 
 
 class Committed(NamedTuple):

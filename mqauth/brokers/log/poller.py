@@ -179,8 +179,9 @@ class LogPoller(ABC):
 
     def _going_on(self) -> Flow[None]:
         """Go on at the earliest record that is left, where the next one is out of range."""
+        self.outside &= self.held()[0]
+        # Others are begun first.
         places = {place for place in self.outside if self._assignment.partition(place) is not None}
-        self.outside &= places
         require(self.reset != "none" or not places, "an offset is out of range, and auto_offset_reset is none")
         try:
             first: Mapping[Any, int] = (yield from call(self.bounds, places, False)) if places else {}
