@@ -213,7 +213,7 @@ def test_no_reset(commits: dict[Any, Committed]) -> None:
     """A client with ``none`` begins nowhere without an offset, nor at an added partition; it says what to do."""
     client = Client(commits)
     client.reset = "none"
-    with pytest.raises(ConfigurationError, match="billing has no offset of orders-3.* commit one, or choose"):
+    with pytest.raises(ConfigurationError, match=r"billing has no offset of orders-3.* commit one, or choose"):
         begun(client, THREE)
     client.positions = {THREE: 12}
     if not commits:
