@@ -1169,7 +1169,7 @@ def asked(desk: Desk, name: str) -> list[Any]:
 
 @pytest.mark.parametrize(("reset", "offset"), [("latest", 100), ("earliest", 0)])
 def test_a_group_that_begins(reset: str, offset: int) -> None:
-    """The start is committed as a partition is assigned, and sought: a moment later it is another one."""
+    """The start is committed as a partition is assigned: a moment later it is another one."""
     desk = fresh(**{"auto.offset.reset": reset})
     assert asked(desk, "commit") == [[[(0, offset)]]]
     assert (desk.client.commits, desk.known()) == ({0: (offset, METADATA)}, [])

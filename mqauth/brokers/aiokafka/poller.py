@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
-from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from mqauth.brokers.aiokafka import client as aiokafka_client
 from mqauth.brokers.aiokafka.transaction import TransactionCalls
@@ -175,8 +175,9 @@ class Poller(TransactionCalls):
                 # The batch comes again, at the head of its partition.
                 self._client.seek(poison.partition, found[poison.partition][-1].offset + 1)
             return found
-        if isinstance(error, OffsetOutOfRangeError) and self.reset != "none":
-            self.outside |= error.args[0].keys()
+        if isinstance(error, OffsetOutOfRangeError | NoOffsetForPartitionError) and self.reset != "none":
+            # A dictionary of offsets, or one partition.
+            self.outside |= {error.args[0]} if isinstance(error.args[0], TopicPartition) else set(error.args[0])
             return {}
         if not isinstance(error, KafkaError) or not error.retriable:
             raise error
