@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from contextlib import suppress
 from typing import Any, Final
 
@@ -93,11 +93,6 @@ class ConfluentRecords(Records):
         offsets = self.offsets()
         return await attempt(offsets.here(offsets.client.seek, native(place, offset)), self.lost, "seek")
 
-    def ends(self) -> Mapping[Any, int]:
-        """Return the ends that partitions had when they were assigned."""
-        found = getattr(self._subscriber.consumer, "_on_assign", None)
-        return found.ends if isinstance(found, Ends) else {}
-
 
 class Ends:
     """Notes the ends of partitions as they are assigned, before anything is read: a moment later they are others.
@@ -158,8 +153,14 @@ class SubscriberOffsets(OffsetsOnThread):
         self._client = self.client = consumer.consumer
         self._generation = generation
         self._pool = consumer._thread_pool
+        self._ends = consumer._on_assign.ends if isinstance(consumer._on_assign, Ends) else {}
         self.scope = group
         self.reset = reset_of(consumer.config)
+
+    def bounds(self, places: Collection[Any], end: bool, /) -> Any:
+        """Return the first offset of each partition, or the end that it had when it was assigned."""
+        known = {place: self._ends[place] for place in places if end and place in self._ends}
+        return self.here(lambda: bounds(self._client, places, end=end) | known)
 
     def send_commit(self, offsets: Mapping[Any, Committed], /) -> Any:
         """Commit offsets by partition, unless there was a rebalance; return the name of an error that passes."""

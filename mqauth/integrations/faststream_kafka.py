@@ -78,10 +78,6 @@ class AioKafkaRecords(Records):
     async def look(self) -> None:
         """Do nothing: the client can be asked at any time."""
 
-    def ends(self) -> Mapping[Any, int]:
-        """Return nothing: the client has its positions as soon as partitions are assigned."""
-        return {}
-
     def offsets(self) -> SubscriberOffsets:
         """Return the calls that say and move where the group stands."""
         return SubscriberOffsets(self._subscriber.consumer, self.queue)

@@ -44,9 +44,6 @@ class SubscriberClient(Protocol):
     async def look(self) -> None:
         """See what is assigned to it."""
 
-    def ends(self) -> Mapping[Any, int]:
-        """Return where partitions began, where the client itself does not tell that."""
-
     def offsets(self) -> OffsetCalls:
         """Return the calls that say and move where its group stands; no commit is made after a rebalance."""
 
@@ -98,6 +95,7 @@ class Positions:
         self._client = client
         self._clock = clock
         self._places: dict[Any, Position] = {}
+        self._early: dict[Any, int] = {}
         self._waiting: dict[Any, int] = {}
         self._generation: object = None
         self._lock = asyncio.Lock()
@@ -153,18 +151,19 @@ class Positions:
             held, generation = client.held, client.generation
             # After a rebalance others may have had any of them.
             if generation != self._generation:
-                self._places, self._generation = {}, generation
+                self._places, self._early, self._generation = {}, {}, generation
             self._places = {place: found for place, found in self._places.items() if place in held}
             new = held - self._places.keys()
             if not new or self._clock.monotonic() < self._begins_at:
                 return
             # A record may come to wait meanwhile.
-            early = ChainMap({}, self._waiting, dict(client.ends()))
+            early = ChainMap(self._early, self._waiting)
             starts = await arun(beginning(client.offsets(), new, early, lambda: True))
             await client.look()
             if client.generation != generation:
                 return
             for place, start in starts.items():
+                self._early.pop(place, None)
                 sought = start.seek and start.offset != self._waiting.get(place)
                 if not sought or await client.seek(place, start.offset):
                     self._places[place] = Position(start.offset, start.committed, sought)

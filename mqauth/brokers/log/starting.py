@@ -75,7 +75,7 @@ def beginning(
         own: Mapping[Any, Committed] = yield from call(calls.committed, places)
         for place in places & own.keys():
             if partitions_at_first([own[place]]) is not None:
-                starts[place] = yield from _as_committed(calls, place, own[place])
+                starts[place] = yield from _as_committed(calls, place, own[place], early)
         if rest := places - starts.keys():
             starts |= yield from _committing(calls, rest, own, early, unchanged)
     except calls.failed as error:
@@ -89,9 +89,9 @@ def beginning(
     return starts
 
 
-def _as_committed(calls: OffsetCalls, place: Any, commit: Committed) -> Flow[Start]:
-    if place in calls.unsure:
-        return Start(commit.offset, commit, seek=True)
+def _as_committed(calls: OffsetCalls, place: Any, commit: Committed, early: Mapping[Any, int]) -> Flow[Start]:
+    if place in early or place in calls.unsure:
+        return Start(early.get(place, commit.offset), commit, seek=True)
     position: int | None = yield from call(calls.position, place)
     return Start(commit.offset if position is None else position, commit, seek=False)
 
@@ -112,15 +112,14 @@ def _committing(
     unmarked = {place for place in missing if place in topics[place.topic].unmarked}
 
     # Where they begin: an added partition at its beginning, every other one where the client would.
-    offsets, there = {place: own[place].offset for place in rest - missing}, set[Any]()
+    offsets = {place: own[place].offset for place in rest - missing}
     first: dict[Any, int] = (yield from call(calls.bounds, added | unmarked, False)) if added | unmarked else {}
-    for place in missing:
-        position = first[place] if place in added else early.get(place)
-        if position is None and (position := (yield from call(calls.position, place))) is not None:
-            there.add(place)
+    early.update({place: first[place] for place in added})
+    for place in missing - early.keys():
+        position: int | None = yield from call(calls.position, place)
         if position is not None:
             offsets[place] = position
-    unknown = missing - offsets.keys()
+    unknown = missing - early.keys() - offsets.keys()
     require(
         calls.reset != "none" or not (unknown | added),
         f"group {calls.scope} has no offset of {_named(unknown | added)}, and auto_offset_reset is none: "
@@ -129,7 +128,7 @@ def _committing(
     if unknown:
         # Where it cannot be committed now, the end will be another one next time.
         early.update((yield from call(calls.bounds, unknown, calls.reset == "latest")))
-        offsets |= {place: early[place] for place in unknown}
+    offsets |= {place: early[place] for place in missing & early.keys()}
 
     # Committed before anything of them is handled.
     wanted = {place: Committed(offset, topics[place.topic].metadata) for place, offset in offsets.items()}
@@ -138,9 +137,9 @@ def _committing(
         emit("client.commit_failed", "where partitions begin could not be committed (%s): they wait", failure)
         return {}
     _tell(calls, offsets, missing, added, {place for place in unmarked if offsets[place] > first[place]})
-    starts = {place: Start(offsets[place], wanted[place], seek=place not in there) for place in missing}
-    for place in rest - missing:
-        starts[place] = yield from _as_committed(calls, place, wanted[place])
+    starts = {}
+    for place in rest:
+        starts[place] = yield from _as_committed(calls, place, wanted[place], early)
     return starts
 
 
