@@ -119,6 +119,16 @@ def test_what_could_not_be_begun_rests(fresh: Assignment, clock: FakeClock) -> N
     assert fresh.unbegun(HELD) == {ONE, TWO}
 
 
+def test_nothing_begins_while_it_is_revoked(fresh: Assignment) -> None:
+    """Between the two calls of an eager rebalance no partition is begun: it may not come back."""
+    fresh.revoked({ZERO, ONE}, held={ZERO, ONE})
+    assert fresh.unbegun({ZERO, ONE}) == frozenset()
+    fresh.assigned(held={ZERO})
+    assert fresh.unbegun({ZERO}) == {ZERO}
+    fresh.revoked({TWO}, held={ZERO})
+    assert fresh.unbegun({ZERO}) == {ZERO}
+
+
 @pytest.mark.parametrize("end", ["revoked", "lost"])
 def test_what_came_too_early_goes_with_its_partition(fresh: Assignment, end: str) -> None:
     """A partition that others may have had is read from where they have left it."""

@@ -75,7 +75,7 @@ class Assignment:
         self.counts = Counts()
         self._running: list[Partition] = []
         self._paused: Set[Any] = frozenset()
-        self._held_back = self._stopping = self._ended = False
+        self._held_back = self._stopping = self._ended = self._revoked = False
         self._committed_at = self._held_until = self._renewed_at = self._begins_at = clock.monotonic()
         self._beats: tuple[float, float] | None = None
         self._doubted: float | None = None
@@ -95,7 +95,8 @@ class Assignment:
         """Return the partitions that are to be begun now, of those that the client holds."""
         with self._lock:
             found = held - self._partitions.keys()
-            return found if found and self._clock.monotonic() >= self._begins_at else frozenset()
+            waits = self._revoked or self._clock.monotonic() < self._begins_at
+            return frozenset() if waits else found
 
     def begin(self, starts: Mapping[Any, Start], among: Collection[Any]) -> None:
         """Begin partitions whose start is committed; where some could not be begun, try again after a second.
@@ -120,6 +121,7 @@ class Assignment:
         """
         with self._lock:
             self.epoch += 1
+            self._revoked = not set(places).isdisjoint(held)
             self._forget(set(places) - set(held))
             for place in places:
                 self.early.pop(place, None)
@@ -133,7 +135,7 @@ class Assignment:
             self._forget({place for place, found in self._partitions.items() if found.suspended} - set(held))
             for partition in self._partitions.values():
                 partition.suspended = False
-            self._doubted = None
+            self._revoked, self._doubted = False, None
 
     def lost(self, places: Collection[Any]) -> None:
         """Drop partitions that somebody else has already."""
