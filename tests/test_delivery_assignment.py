@@ -129,17 +129,18 @@ def test_nothing_begins_while_it_is_revoked(fresh: Assignment) -> None:
     assert fresh.unbegun({ZERO}) == {ZERO}
 
 
-@pytest.mark.parametrize("end", ["revoked", "lost"])
-def test_what_came_too_early_goes_with_its_partition(fresh: Assignment, end: str) -> None:
-    """A partition that others may have had is read from where they have left it."""
+@pytest.mark.parametrize(("end", "seek"), [("back", {ZERO: 7}), ("revoked", {}), ("lost", {})])
+def test_what_came_too_early_goes_with_its_partition(fresh: Assignment, end: str, seek: dict[At, int]) -> None:
+    """A partition that others may have had is read from where they have left it; one that came back is not."""
     fresh.receive(ZERO, records(7))
     if end == "lost":
         fresh.lost({ZERO})
     else:
         fresh.revoked({ZERO}, held=HELD)
+    fresh.assigned(HELD if end == "back" else {ONE})
     fresh.assigned(HELD)
-    fresh.begin({ZERO: start(9)}, {ZERO})
-    assert fresh.client_calls(HELD, frozenset()).seek == {}
+    fresh.begin({ZERO: start(6)}, {ZERO})
+    assert fresh.client_calls(HELD, frozenset()).seek == seek
 
 
 def test_rebalances_are_counted(fresh: Assignment) -> None:

@@ -22,11 +22,7 @@ from mqauth.wire.message import Message
 COMMIT_RETRY: Final = 1.0
 """Seconds before a failed commit is made again; during a rebalance none can succeed."""
 RENEWAL: Final = 12 * 3600.0
-"""Seconds after which all offsets are committed again.
-
-Offsets expire: all of an empty group, and single ones where partitions are assigned by hand or in a group of
-KIP-848, by the time of their last commit (``offsets.retention.minutes``, seven days; ten years ago it was one).
-"""
+"""Seconds after which all offsets are committed again: they expire (``offsets.retention.minutes``)."""
 Due = Mapping[Partition, int]
 _DEFERRED: Final = Verdict.DEFERRED
 
@@ -123,16 +119,15 @@ class Assignment:
             self.epoch += 1
             self._revoked = not set(places).isdisjoint(held)
             self._forget(set(places) - set(held))
-            for place in places:
-                self.early.pop(place, None)
-                if place in self._partitions:
-                    self._partitions[place].suspended = True
+            for place in self._partitions.keys() & set(places):
+                self._partitions[place].suspended = True
 
     def assigned(self, held: Collection[Any]) -> None:
         """End a rebalance: go on with what the client holds, and drop what did not come back."""
         with self._lock:
             self.epoch += 1
-            self._forget({place for place, found in self._partitions.items() if found.suspended} - set(held))
+            suspended = {place for place, found in self._partitions.items() if found.suspended}
+            self._forget((suspended | self.early.keys()) - set(held))
             for partition in self._partitions.values():
                 partition.suspended = False
             self._revoked, self._doubted = False, None
@@ -260,9 +255,8 @@ class Assignment:
             full = 0 < self._width <= len(self._running)
             partitions = self._partitions.values()
             unbegun = held - self._partitions.keys()
-            wished = held & (
-                held if full else {found.topic_partition for found in partitions if found.busy} | unbegun
-            )
+            busy = {found.topic_partition for found in partitions if found.busy}
+            wished = held & (held if full else busy | unbegun)
             pause, resume = wished - paused, (paused & self._paused) - wished
             self._paused = pause | (wished & self._paused)
             wanted = {found.topic_partition: found.seek for found in partitions if found.topic_partition in held}
