@@ -185,6 +185,9 @@ class LogClient(LogWorkers):
                 part = self.assignment.partition(place)
                 assert part is not None
                 self.known[part] = self.serial[place]
+                # Put out of the group unawares, it begins where the end was, and another where it is now.
+                if place not in self.owned:
+                    self.astray.add(part)
             if self.tell:
                 self.note(f"begun {starts}")
 
@@ -284,15 +287,15 @@ class LogClient(LogWorkers):
         if not due:
             return True
         began = self.assignment.commit_began()
-        fenced = any(part.topic_partition not in self.owned for part in due)
         for part, offset in due.items():
             place = part.topic_partition
             log, at = self.log[place], self.first_open(place)
             self.require(self.is_ours(part), "only what is ours is committed", place)
             self.require(place not in self.suspended, "nothing is committed while it is revoked", place)
-            # Put out of the group unawares, it may have begun where the end was and another where it is now.
-            self.require(fenced or at >= len(log) or log[at].offset >= offset, "only what is settled is committed",
+            settled = part in self.astray or at >= len(log) or log[at].offset >= offset
+            self.require(settled, "only what is settled is committed",
                          f"{place.partition}/{offset}, open {log[at:at + 1]}")  # fmt: skip
+        fenced = any(part.topic_partition not in self.owned for part in due)
         taken = not fenced and self.commits != "fail"
         if taken:
             for part, offset in due.items():

@@ -72,6 +72,7 @@ class LogInvariants:
         self.beat: float | None = None
         self.serial = dict.fromkeys(PLACES, 0)
         self.known: dict[Partition, int] = {}
+        self.astray: set[Partition] = set()
         self.receipts: dict[Partition, dict[int, float]] = {}
         self.settled: dict[Partition, int] = {}
         self.waits: dict[Partition, tuple[float, int]] = {}
@@ -105,7 +106,8 @@ class LogInvariants:
         self.require(self.is_ours(part), "nothing begins after a loss", entry)
         self.require(place not in self.suspended, "nothing begins while it is revoked", entry)
         log, at = self.log[place], self.first_open(place)
-        self.require(at >= len(log) or log[at].offset >= entry.offset, "order within a partition", entry)
+        ordered = part in self.astray or at >= len(log) or log[at].offset >= entry.offset
+        self.require(ordered, "order within a partition", entry)
         if place in self.owned:
             self.require(entry.offset >= self.committed[place], "what is committed is not begun", entry)
         first = self.receipts[part][entry.offset]
