@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, settings
 pytest.register_assert_rewrite(
     "integration.kafka_batches",
     "mqauth.testing.contract",
-    "mqauth.testing.delivery_contract",
+    "tests.kit.delivery_contract",
     "mqauth.testing.signing_contract",
     "mqauth.testing.store_contract",
-    "mqauth.testing.store_machine",
+    "tests.kit.store_machine",
 )
 
 pytest_plugins = ["mqauth.testing.attacks"]

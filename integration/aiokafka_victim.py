@@ -15,7 +15,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from integration.kafka_victim import Doom, DoomedCommits
-from mqauth import Allow, AuditFile, Issuer, MemoryReplayStore, Pipeline, Verified, Verifier
+from mqauth import Allow, AuditFile, FileReplayStore, Issuer, Pipeline, Verified, Verifier
 from mqauth.brokers import aiokafka
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
@@ -78,7 +78,7 @@ async def main(places: Sequence[str], doom: Doom, transactional: str, *, slow: b
         guard = Pipeline(
             verifier=Verifier(keys={ISSUER: Issuer(keys=key_set(keys))}, audience=AUDIENCE),
             policy=Allow({SUBJECT: ["kafka:" + topic]}),
-            replay=MemoryReplayStore(),
+            replay=FileReplayStore(Path(audit).with_suffix(".sqlite")),
             audit=sink,
         )
         async with producer, client:

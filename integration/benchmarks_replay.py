@@ -1,8 +1,10 @@
-"""What the replay stores cost: ``python -m integration.benchmarks_replay [--ids N] [--redis URL]``.
+"""What the replay stores cost: ``python -m integration.benchmarks_replay [--ids N] [--redis URL] [--only-file]``.
 
-Memory is what Python allocated (``tracemalloc``), or what Redis says it uses for its values and keys. Times are
-this thread's CPU, the median of all polls; the longest claim is the longest of all, with expiry going on. What
-Python had loaded before is kept from its collector of cycles, whose pauses are then the store's own.
+Memory is what Python allocated (``tracemalloc``), or what Redis says it uses for its values and keys; on disk it
+is the size of the file once it is closed. Times are this thread's CPU, the median of all polls; ``process_us`` is
+the whole process's for an id that is claimed and confirmed, the store's thread included. The longest claim is the
+longest of all, with expiry going on. What Python had loaded before is kept from its collector of cycles, whose
+pauses are then the store's own.
 """
 
 from __future__ import annotations
@@ -11,20 +13,24 @@ import argparse
 import gc
 import json
 import secrets
+import sqlite3
 import statistics
 import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import redis
 
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimRequest, batch_id
+from mqauth.stores.file import FileReplayStore
 from mqauth.stores.redis import RedisReplayStore
-from mqauth.testing.clock import START, FakeClock
+from mqauth.testing.clock import START, FakeClock, RunningClock
 from mqauth.wire.message import Place
 
 POLL: Final = 500
@@ -109,9 +115,8 @@ def microseconds(store: Any, naming: Naming, ids: int, expires: float) -> dict[s
     return {"claim_us": statistics.median(claims) * 1e6, "confirm_us": statistics.median(confirms) * 1e6}
 
 
-def one_by_one(naming: Naming, ids: int) -> dict[str, float]:
-    """Return the median cost of an id claimed and confirmed by itself, in the memory store."""
-    store = MemoryReplayStore()
+def one_by_one(store: Any, naming: Naming, ids: int) -> dict[str, float]:
+    """Return the median cost of an id claimed and confirmed by itself."""
     claims, confirms = [], []
     for poll in polls(naming, ids, 9e9):
         for request in poll:
@@ -161,6 +166,36 @@ def after_an_outage_ms(naming: Naming, ids: int) -> dict[str, float]:
     return {"claim_ms": longest * 1e3, "full_collection_ms": collection * 1e3}
 
 
+def in_a_file(naming: Naming, ids: int) -> dict[str, Any]:
+    """Return what a done id takes on the disk, what it costs in polls and by itself, and what forgetting costs."""
+    with TemporaryDirectory(dir=".") as folder:
+        clock = RunningClock()
+        store = FileReplayStore(Path(folder, "replay.sqlite"), clock=clock)
+        began = time.process_time()
+        found: dict[str, Any] = {"in_polls": microseconds(store, naming, ids, clock.now() + LIFE)}
+        found["process_us_in_polls"] = (time.process_time() - began) / ids * 1e6
+        store.close()
+        found["bytes_an_id"] = Path(folder, "replay.sqlite").stat().st_size / ids
+        with sqlite3.connect(Path(folder, "replay.sqlite")) as connection:
+            ((found["rows"],),) = connection.execute("SELECT count(*) FROM ids")
+        opening = time.process_time()
+        store = FileReplayStore(Path(folder, "replay.sqlite"), clock=clock)
+        found["opening_ms"] = (time.process_time() - opening) * 1e3
+        clock.advance(2 * LIFE)
+        began, steps = time.thread_time(), list[float]()
+        while len(steps) <= found["rows"] // 1000 + 1:
+            steps.append(_spent(lambda _: store._forget(), None))
+        found["forgetting"] = {"all_s": time.thread_time() - began, "longest_ms": max(steps) * 1e3}
+        store.close()
+    with TemporaryDirectory(dir=".") as folder:
+        store = FileReplayStore(Path(folder, "replay.sqlite"))
+        began = time.process_time()
+        found["one_by_one"] = one_by_one(store, naming, ids // 4)
+        found["process_us_one_by_one"] = (time.process_time() - began) / (ids // 4) * 1e6
+        store.close()
+    return found
+
+
 def redis_bytes_an_id(client: Any, naming: Naming, ids: int) -> float:
     """Return what a done id takes in Redis."""
     name = f"mqauth-bench-{secrets.token_hex(4)}"
@@ -199,13 +234,17 @@ def _spent(action: Callable[[Any], object], given: Any) -> float:
     return time.thread_time() - began
 
 
-def measure(ids: int, url: str | None) -> dict[str, Any]:
-    """Return all figures."""
+def measure(ids: int, url: str | None, *, only_file: bool) -> dict[str, Any]:
+    """Return all figures, or those of the store on disk."""
     found: dict[str, Any] = {"ids": ids}
     for naming in NAMINGS:
+        if only_file:
+            found[naming.__name__] = {"file": in_a_file(naming, ids // 10 if naming is alone else ids)}
+            continue
         figures: dict[str, Any] = {"bytes_an_id": bytes_an_id(naming, ids // 10 if naming is alone else ids)}
         figures["in_polls"] = microseconds(MemoryReplayStore(ids), naming, ids // 5, 9e9)
-        figures["one_by_one"] = one_by_one(naming, ids // 20)
+        figures["one_by_one"] = one_by_one(MemoryReplayStore(), naming, ids // 20)
+        figures["file"] = in_a_file(naming, ids // 10)
         if naming in (single, batch):
             figures["longest"] = longest_ms(naming, 2 * ids, confirm=True)
             figures["longest_unconfirmed"] = longest_ms(naming, ids, confirm=False)
@@ -223,10 +262,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ids", type=int, default=1_000_000)
     parser.add_argument("--redis", help="URL of a Redis that may be filled and emptied")
+    parser.add_argument("--only-file", action="store_true", help="the store on disk alone, in this folder")
     chosen = parser.parse_args()
     gc.collect()
     gc.freeze()
-    found = json.dumps(measure(chosen.ids, chosen.redis))
+    found = json.dumps(measure(chosen.ids, chosen.redis, only_file=chosen.only_file))
     print(json.dumps(json.loads(found, parse_float=lambda text: round(float(text), 2)), indent=2))
     return 0
 

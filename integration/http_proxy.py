@@ -87,7 +87,9 @@ class Proxy:
     def _ask(self, request: bytes) -> bytes:
         with socket.create_connection(self._server, timeout=_PATIENCE) as wire:
             # So the server ends the connection behind its answer, and tells the client so.
-            wire.sendall(request.replace(b"Connection: keep-alive", b"Connection: close"))
+            line, _, rest = request.partition(b"\r\n")
+            rest = rest.replace(b"Connection: keep-alive\r\n", b"", 1)
+            wire.sendall(line + b"\r\nConnection: close\r\n" + rest)
             answer = b""
             while chunk := wire.recv(65_536):
                 answer += chunk

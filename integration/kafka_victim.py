@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 import kafka as kafka_python  # noqa: E402 - it reads its schemas by deprecated functions
 
-from mqauth import Allow, AuditFile, Issuer, MemoryReplayStore, Pipeline, Verified, Verifier  # noqa: E402
+from mqauth import Allow, AuditFile, FileReplayStore, Issuer, Pipeline, Verified, Verifier  # noqa: E402
 from mqauth.brokers import kafka  # noqa: E402
 from mqauth.brokers.log.transaction import TransactionalLetters  # noqa: E402
 from mqauth.letters.dead_letter import DeadLetter  # noqa: E402
@@ -121,7 +121,7 @@ def main(places: Sequence[str], doom: Doom, transactional: str) -> None:
                 keys={ISSUER: Issuer(keys=load_key_set(Path(keys).read_bytes()))}, audience=AUDIENCE
             ),
             policy=Allow({SUBJECT: ["kafka:" + topic]}),
-            replay=MemoryReplayStore(),
+            replay=FileReplayStore(Path(audit).with_suffix(".sqlite")),
             audit=sink,
         )
         kafka.Consumer(client, guard, handler, dead_letters=letters).run(signals=True)

@@ -15,7 +15,7 @@ import pytest
 from integration.held_key import Entered
 from integration.services.kms import Emulation, MiniStack
 from mqauth.keystore import Keystore
-from mqauth.keystore.reference.aws_credentials import CHAIN
+from mqauth.keystore.reference.awskms import client_of
 
 SPECS: Final = {"EdDSA": "ECC_NIST_EDWARDS25519", "ES256": "ECC_NIST_P256", "ES384": "ECC_NIST_P384"}
 _NOWHERE: Final = {
@@ -33,9 +33,9 @@ def credentials(found: Mapping[str, str]) -> Iterator[None]:
             patch.delenv(name, raising=False)
         for name, value in {**_NOWHERE, **found}.items():
             patch.setenv(name, value)
-        CHAIN.forget()
+        client_of.cache_clear()
         yield
-    CHAIN.forget()
+    client_of.cache_clear()
 
 
 @dataclass

@@ -16,7 +16,7 @@ from pathlib import Path
 from pika.exceptions import AMQPError
 
 from integration.kafka_victim import Doom
-from mqauth import Allow, AuditFile, Issuer, MemoryReplayStore, Pipeline, Verified, Verifier
+from mqauth import Allow, AuditFile, FileReplayStore, Issuer, Pipeline, Verified, Verifier
 from mqauth.brokers import pika as leaf
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
@@ -57,7 +57,7 @@ def main(places: Sequence[str], doom: Doom, *, slow: bool) -> None:
                 keys={ISSUER: Issuer(keys=load_key_set(Path(keys).read_bytes()))}, audience=AUDIENCE
             ),
             policy=Allow({SUBJECT: [place]}),
-            replay=MemoryReplayStore(),
+            replay=FileReplayStore(Path(audit).with_suffix(".sqlite")),
             audit=sink,
         )
         while True:

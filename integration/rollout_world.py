@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -20,9 +20,8 @@ from urllib.parse import urlsplit
 import aio_pika
 import kafka as kafka_python
 import pytest
-from kafka import OffsetAndMetadata, TopicPartition
-from kafka.admin import NewPartitions
 
+from integration.every_client import Consuming, Wiring
 from mqauth import Pipeline, Unverified, Verified
 from mqauth.audit.misuse import Alert
 from mqauth.brokers import kafka, rabbitmq
@@ -43,6 +42,9 @@ SIGNS, SILENT, STRIPPED = "signed", "silent", "stripped"
 HOUR: Final = 3600.0
 AT_ONCE: Final = 500
 _KAFKA: Any = kafka_python
+APPEND: Final = 'at = "append"\nmax_queue_age = 604800'
+CONSUME: Final = "max_lifetime = 86400"
+"""How times are judged where the broker's configuration is ours, and where it is not."""
 _FILE: Final = """\
 [broker]
 url = "{url}"
@@ -52,11 +54,9 @@ scope = "{scope}"
 audience = "billing"
 issuers = [{{ issuer = "https://auth.example", file = "jwks.json" }}]
 allow = [{{ subject = "orders-api", destinations = ["{place}"] }}]
-at = "append"
-max_queue_age = 604800
-{evidence}
+{times}
 [audit]
-file = "audit.jsonl"
+file = "audit-{{host}}-{{pid}}.jsonl"
 
 [check]
 consumers = 1
@@ -101,14 +101,14 @@ class Live(Protocol):
     url: str
     scope: str
     """The consumer group or queue."""
-    evidence: str
-    """A line for the configuration: how the broker gives evidence of append times."""
+    times: str
+    """Lines of the configuration: how times are judged."""
 
-    def publish(self, app: str, bodies: Sequence[bytes], how: str, **where: int) -> None:
+    def publish(self, app: str, bodies: Sequence[bytes], how: str) -> None:
         """Publish messages of an ``app-id``, and wait for the broker."""
         ...
 
-    def consuming(self, guard: Pipeline, handler: Any, unverified: Any) -> AbstractContextManager[Any]:
+    def consuming(self, guard: Pipeline, handler: Any, unverified: Any) -> AbstractContextManager[None]:
         """Consume within a ``with`` block, then stop in order."""
         ...
 
@@ -125,12 +125,13 @@ class Ladder:
         folder: for the files.
         patch: sets the clock of the command.
         forge: signs.
+        clock: of the consumer and of the command.
     """
 
-    def __init__(self, live: Live, folder: Path, patch: pytest.MonkeyPatch, forge: Forge) -> None:
+    def __init__(self, live: Live, folder: Path, patch: pytest.MonkeyPatch, forge: Forge, clock: Shifted) -> None:
         self.live = live
         self.place = live.destination
-        self.clock = Shifted()
+        self.clock = clock
         self.file = folder / "mqauth.toml"
         self.sent: dict[bytes, tuple[str, str]] = {}
         self.runs: list[Run] = []
@@ -145,17 +146,17 @@ class Ladder:
         login = 'user = "guest"\npassword_env = "MQAUTH_TEST_PASSWORD"\n' if found.password else ""
         patch.setenv("MQAUTH_TEST_PASSWORD", found.password or "")
         url = found._replace(netloc=found.netloc.rpartition("@")[2]).geturl()
-        facts = {"place": self.place, "evidence": live.evidence, "url": url, "login": login, "scope": live.scope}
+        facts = {"place": self.place, "times": live.times, "url": url, "login": login, "scope": live.scope}
         self.file.write_text(_FILE.format(**facts, **term), "utf-8")
 
     # Producers
 
-    def publish(self, app: str, number: int, how: str, **where: int) -> list[bytes]:
+    def publish(self, app: str, number: int, how: str) -> list[bytes]:
         """Publish so many messages of a producer; return their bodies, which are all different."""
         with self._lock:
             bodies = [f"{app} {len(self.sent) + n}".encode() for n in range(number)]
             self.sent |= dict.fromkeys(bodies, (app, how))
-        self.live.publish(app, bodies, how, **where)
+        self.live.publish(app, bodies, how)
         return bodies
 
     @contextmanager
@@ -255,43 +256,43 @@ class Ladder:
 
 
 class LiveQueue:
-    """A quorum queue behind an exchange, on a RabbitMQ with the interceptor."""
+    """A quorum queue behind an exchange.
 
-    evidence = 'append_evidence = "interceptor"\n'
+    Args:
+        url: of a RabbitMQ.
+        forge: signs.
+        consuming: consumes, by one of its clients.
+        managed: whether the broker has no interceptor.
+    """
 
-    def __init__(self, url: str, forge: Forge) -> None:
+    def __init__(self, url: str, forge: Forge, consuming: Consuming, *, managed: bool = False) -> None:
         self.url = url
+        self.times = CONSUME if managed else f'{APPEND}\nappend_evidence = "interceptor"'
         self.name = self.scope = f"rollout-{uuid.uuid4().hex[:8]}"
         self.key = "orders.created"
         self.destination = destination.rabbitmq(self.name, self.key)
         self._forge = forge
+        self._consume = consuming
         self._letters: Counter[tuple[bytes, str]] = Counter()
         self._thread = LoopThread()
         self._call(self._open(url))
 
-    def publish(self, app: str, bodies: Sequence[bytes], how: str, **_: int) -> None:
+    def publish(self, app: str, bodies: Sequence[bytes], how: str) -> None:
         """Publish with confirms, many at once."""
         for start in range(0, len(bodies), AT_ONCE):
             self._call(self._publish(app, bodies[start : start + AT_ONCE], how))
 
-    @contextmanager
-    def consuming(self, guard: Pipeline, handler: Any, unverified: Any) -> Iterator[Any]:
-        """Consume, with many deliveries at once."""
-        consumer = self._call(self._consumer(guard, handler, unverified))
-        self._call(consumer.__aenter__())
-        try:
-            yield consumer
-        finally:
-            self._call(consumer.__aexit__(None, None, None))
+    def consuming(self, guard: Pipeline, handler: Any, unverified: Any) -> AbstractContextManager[None]:
+        """Consume by the client."""
+        return self._consume(Wiring(
+            url=self.url, source=self.name, dead=f"{self.name}.dead", scope=self.name, guard=guard,
+            handler=handler, old=unverified,
+        ))  # fmt: skip
 
     def letters(self) -> Counter[tuple[bytes, str]]:
         """Take what has come to the dead-letter queue, and return all of it."""
         self._call(self._read_letters())
         return self._letters
-
-    def waiting(self) -> int:
-        """Return how many messages wait in the queue."""
-        return self._call(self._waiting())
 
     def close(self) -> None:
         """Delete the queues."""
@@ -303,12 +304,11 @@ class LiveQueue:
 
     async def _open(self, url: str) -> None:
         self._connection = await aio_pika.connect_robust(url)
-        self._second = await aio_pika.connect_robust(url)
         self._channel = await self._connection.channel()
         self._exchange = await self._channel.declare_exchange(self.name, aio_pika.ExchangeType.TOPIC)
-        self._queue = await rabbitmq.declare_source(await self._connection.channel(), self.name)
-        await self._queue.bind(self._exchange, "#")
-        self._dead = await rabbitmq.declare_dead_letters(await self._second.channel(), f"{self.name}.dead")
+        queue = await rabbitmq.declare_source(self._channel, self.name)
+        await queue.bind(self._exchange, "#")
+        self._dead = await rabbitmq.declare_dead_letters(await self._connection.channel(), f"{self.name}.dead")
         self._producer = rabbitmq.Producer(self._exchange, self._forge.signer())
 
     async def _publish(self, app: str, bodies: Sequence[bytes], how: str) -> None:
@@ -322,77 +322,54 @@ class LiveQueue:
                 del message.headers[TOKEN_HEADER]
         await asyncio.gather(*(self._exchange.publish(message, self.key) for message in messages))
 
-    async def _consumer(self, guard: Pipeline, handler: Any, unverified: Any) -> rabbitmq.Consumer:
-        letters = rabbitmq.DeadLetters(await self._second.channel(), f"{self.name}.dead")
-        return rabbitmq.Consumer(
-            self._queue, guard, handler, dead_letters=letters, prefetch=200, unverified=unverified
-        )
-
     async def _read_letters(self) -> None:
         while (letter := await self._dead.get(no_ack=True, fail=False)) is not None:
             message = from_native(letter, queue=self._dead.name)
             self._letters[message.body or b"", str(dict(message.headers)["mqauth-dead-reason"])] += 1
-
-    async def _waiting(self) -> int:
-        channel = await self._connection.channel()
-        found = await channel.declare_queue(self.name, passive=True)
-        await channel.close()
-        return found.declaration_result.message_count or 0
 
     async def _strike(self) -> None:
         for queue in (self.name, f"{self.name}.unparseable", f"{self.name}.dead"):
             await self._channel.queue_delete(queue)
         await self._exchange.delete()
         await self._connection.close()
-        await self._second.close()
 
 
 class LiveTopic:
-    """A topic of three partitions whose broker stamps what it appends."""
+    """A topic of three partitions.
 
-    evidence = ""
+    Args:
+        url: of a Kafka.
+        forge: signs.
+        consuming: consumes, by one of its clients.
+        managed: whether its records have the time that their sender wrote.
+    """
 
-    def __init__(self, url: str, forge: Forge) -> None:
-        self.stage = KafkaStage(url, partitions=3, config={"message.timestamp.type": "LogAppendTime"})
+    def __init__(self, url: str, forge: Forge, consuming: Consuming, *, managed: bool = False) -> None:
+        stamps = {} if managed else {"message.timestamp.type": "LogAppendTime"}
+        self.times = CONSUME if managed else APPEND
+        self.stage = KafkaStage(url, partitions=3, config=stamps)
         self.url, self.scope = url, self.stage.group
         self.destination = self.stage.destination
-        self._client = _KAFKA.KafkaProducer(
-            bootstrap_servers=self.stage.servers, linger_ms=5, metadata_max_age_ms=500
-        )
+        self._consume = consuming
+        self._client = _KAFKA.KafkaProducer(bootstrap_servers=self.stage.servers, linger_ms=5)
         self._producer = kafka.Producer(self._client, forge.signer())
-        self._closing = ExitStack()
-        self._closing.callback(self.stage.close)
-        self._closing.callback(self._client.close)
-        self.partitions = 3
 
-    def publish(self, app: str, bodies: Sequence[bytes], how: str, **where: int) -> None:
-        """Publish over all partitions, or to one, and wait for the broker."""
+    def publish(self, app: str, bodies: Sequence[bytes], how: str) -> None:
+        """Publish over all partitions, and wait for the broker."""
         send = self._producer.send if how == SIGNS else self._client.send
-        headers = [("app-id", app.encode())]
         futures = [
-            send(
-                self.stage.topic,
-                value=body,
-                headers=headers,
-                partition=where.get("partition", number % self.partitions),
-            )
+            send(self.stage.topic, value=body, headers=[("app-id", app.encode())], partition=number % 3)
             for number, body in enumerate(bodies)
         ]
         for future in futures:
             future.get(timeout=60)
 
-    @contextmanager
-    def consuming(self, guard: Pipeline, handler: Any, unverified: Any) -> Iterator[Any]:
-        """Consume as one member of the group."""
-        client = self.stage.consumer(max_poll_records=500, metadata_max_age_ms=1000)
-        letters = self.stage.dead_letter_client()
-        sink = kafka.DeadLetters(letters, self.stage.dead)
-        try:
-            with kafka.Consumer(client, guard, handler, dead_letters=sink, unverified=unverified) as consumer:
-                yield consumer
-        finally:
-            client.close()
-            letters.close()
+    def consuming(self, guard: Pipeline, handler: Any, unverified: Any) -> AbstractContextManager[None]:
+        """Consume by the client, as a member of the group."""
+        return self._consume(Wiring(
+            url=self.url, source=self.stage.topic, dead=self.stage.dead, scope=self.scope, guard=guard,
+            handler=handler, old=unverified,
+        ))  # fmt: skip
 
     def letters(self) -> Counter[tuple[bytes, str]]:
         """Return all of the dead-letter topic."""
@@ -401,32 +378,7 @@ class LiveTopic:
             for letter in self.stage.letters()
         )
 
-    def add_partition(self) -> int:
-        """Give the topic one more partition, and return its number."""
-        self.stage.admin.create_partitions({self.stage.topic: NewPartitions(total_count=self.partitions + 1)})
-        wait_until(lambda: len(self._client.partitions_for(self.stage.topic)) > self.partitions)
-        self.partitions += 1
-        return self.partitions - 1
-
-    def ends(self) -> dict[int, int]:
-        """Return the end offset of each partition."""
-        with contextlib.closing(self.stage.consumer(group_id=None)) as client:
-            return {each.partition: end for each, end in client.end_offsets(self._places()).items()}
-
-    def reset(self, offsets: dict[int, int]) -> None:
-        """Set the group's committed offsets, as an operator does while no consumer runs."""
-        with contextlib.closing(_KAFKA.KafkaConsumer(
-            bootstrap_servers=self.stage.servers, group_id=self.stage.group, enable_auto_commit=False,
-        )) as client:  # fmt: skip
-            client.assign(self._places())
-            client.commit({
-                TopicPartition(self.stage.topic, number): OffsetAndMetadata(offset, "", -1)
-                for number, offset in offsets.items()
-            })  # fmt: skip
-
     def close(self) -> None:
         """Delete the topics."""
-        self._closing.close()
-
-    def _places(self) -> list[TopicPartition]:
-        return [TopicPartition(self.stage.topic, number) for number in range(self.partitions)]
+        self._client.close()
+        self.stage.close()

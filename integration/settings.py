@@ -36,6 +36,7 @@ Look up what a setting means, what it may be, and what it is where you leave it 
   comes from the environment.
 * In the path of the audit file `{pid}`, `{host}`, `{scope}` and `{instance}` (`MQAUTH_INSTANCE`, else the host)
   are filled in. In containers each process has the number 1: use `{host}` too.
+* A duration is a number of seconds, or a text with its unit: `"90s"`, `"15m"`, `"12h"`, `"7d"`.
 * *Required* means: in a table that is there. The examples fit by themselves; not all of them fit together.
 * An editor that knows JSON Schema (Even Better TOML and Taplo do) checks `mqauth.toml` while you type.
   Make `#:schema mqauth.schema.json` the first line of the file, with the path of [the schema](mqauth.schema.json).
@@ -129,6 +130,8 @@ def toml(value: Any) -> str:
 
 def _type(said: Mapping[str, Any]) -> str:
     """Return the type of a setting in words."""
+    if said.get("title") == "duration":
+        return "duration"
     if "anyOf" in said:
         return " or ".join(_type(one) for one in said["anyOf"])
     if "enum" in said or "const" in said:
@@ -148,6 +151,8 @@ def _several(said: Mapping[str, Any]) -> str:
 
 def _bounds(said: Mapping[str, Any]) -> str:
     """Return the bounds of a setting."""
+    if said.get("title") == "duration":
+        said = said["anyOf"][0]
     if "maximum" in said:
         return f"{said['minimum']:,g} to {said['maximum']:,g}"
     if "maxLength" in said:

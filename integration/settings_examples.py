@@ -28,7 +28,9 @@ EXAMPLES: Final[dict[str, Any]] = {
     "leave_unsigned": ["x-tenant-trace", "my-proxy-*"], "batch": 64, "linger": 0.002,
     "passphrase_env": "KEY_PASSPHRASE", "passphrase_file": "secrets/passphrase", "scope": "billing",
     "consumer.audience": ["billing", "billing-eu"], "max_lifetime": 3600, "leeway": 5, "consumer.at": "append",
-    "max_queue_age": 86_400, "append_evidence": "interceptor", "unsigned_headers": "reject",
+    "max_queue_age": "7d", "append_evidence": "interceptor", "unsafe_append_evidence": False, "backlog": "expires",
+    "consumer.without_evidence.destination": "kafka:orders", "through": {"0": 8_812_044, "1": 8_790_113},
+    "consumer.without_evidence.why": "stamped by producers before 2026-12-01", "unsigned_headers": "reject",
     "allow_unsigned_headers": ["x-tenant-trace"], "require_headers": ["content-type", "tenant"],
     "user_id": {"orders-user": "orders-api"}, "exception_messages": False, "self_test": False,
     "consumer.accept_as.at": "kafka:eu.orders", "signed_for": ["kafka:orders"],
@@ -46,14 +48,15 @@ EXAMPLES: Final[dict[str, Any]] = {
     "claims": {"env": "prod"}, "consumer.opa.url": "http://127.0.0.1:8181", "consumer.opa.path": "mqauth/allow",
     "remember": 10, "timeout": 0.5,
     # state, audit, misuse
-    "store": "redis://cache.example:6379/0", "capacity": 1_000_000, "misuse.capacity": 4096, "record": "all",
+    "store": "redis://cache.example:6379/0", "replay.file": "replay.sqlite", "capacity": 1_000_000,
+    "misuse.capacity": 4096, "record": "all",
     "max_bytes": 268_435_456, "flood_after": 100, "unsafe_no_fsync": True, "heads": "/mnt/heads/audit.heads",
     "heads_key": "heads.pem", "heads_every": 1000, "heads_seconds": 60, "heads_passphrase_env": "HEADS_PASSPHRASE",
     "heads_passphrase_file": "secrets/heads", "misuse.window": 60, "quiet": 600, "burst": 100, "replays": 3,
     "expired": 20, "skewed_producers": 3, "unknown_kids": 10, "learn": 86_400,
     "authorities": ["https://auth.example"], "name": "orders.dead", "waive": ["expired", "key_expired"],
     # [[rollout]]
-    "rung": "observe", "from": "2026-12-01T08:00:00Z", "since": "2026-11-29", "owner": "orders-team",
+    "rung": "observe", "since": "2026-11-29", "owner": "orders-team",
     "rollout.window": "7d", "accepted": {"3fa09c11d2e0": "load test, unsigned on purpose"},
     # [authority]
     "authority.url": "https://authority.prod.example", "authority.keys": "authority-keys",

@@ -18,7 +18,7 @@ from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing.loop_thread import LoopThread
 from mqauth.testing.stage import PATIENCE
 from mqauth.testing.stage_aiokafka import AiokafkaClients
-from mqauth.testing.stage_kafka_log import HEARTBEAT_MS, SESSION_MS, GoneError, KafkaLogStage, Letters
+from tests.kit.stage_kafka_log import HEARTBEAT_MS, SESSION_MS, GoneError, KafkaLogStage, Letters
 
 TIMES = {"session_timeout_ms": SESSION_MS, "heartbeat_interval_ms": HEARTBEAT_MS}
 

@@ -17,7 +17,7 @@ from mqauth.brokers.event_loop import on_thread
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.testing.loop_thread import ThreadedConsumer
 from mqauth.testing.stage_confluent import ConfluentClients
-from mqauth.testing.stage_kafka_log import (
+from tests.kit.stage_kafka_log import (
     HEARTBEAT_MS,
     GoneError,
     KafkaLogStage,

@@ -14,12 +14,12 @@ from pika.exceptions import AMQPError
 
 from mqauth.brokers import pika as leaf
 from mqauth.judging.pipeline import Pipeline
-from mqauth.testing.delivery_stage import Steps
 from mqauth.testing.stage import PATIENCE
 from mqauth.testing.stage_pika import close, connect
-from mqauth.testing.stage_rabbitmq_member import HOLD, IMPATIENCE, LETTER_TIMEOUT, as_coroutine
-from mqauth.testing.stage_rabbitmq_queue import RabbitMQQueueStage
-from mqauth.testing.stage_rabbitmq_wire import Relay
+from tests.kit.delivery_stage import Steps
+from tests.kit.stage_rabbitmq_member import HOLD, IMPATIENCE, LETTER_TIMEOUT, as_coroutine
+from tests.kit.stage_rabbitmq_queue import RabbitMQQueueStage
+from tests.kit.stage_rabbitmq_wire import Relay
 
 AGAIN = 0.3
 """Seconds after which a lost connection is made anew."""

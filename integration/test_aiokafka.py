@@ -19,26 +19,26 @@ from aiokafka.errors import CommitFailedError
 from aiokafka.protocol.commit import OffsetFetchRequest
 from kafka import TopicPartition as Place
 
+from integration.benchmarks.client import aiokafka as aiokafka_bench
+from integration.benchmarks.client.contenders import Effort
 from integration.relay_kafka import Relay
 from integration.services import Kafka
 from integration.stage_aiokafka import AiokafkaLogStage
-from integration.test_kafka_kill import FORGED, HONEST, Scene, killed_and_started_again
+from integration.test_kafka_kill import FORGED, HONEST, Scene, copy_after_a_kill, killed_and_started_again
 from integration.test_kafka_transaction import killed_in_a_transaction
 from integration.test_kafka_wrapper import NotUtf8
 from mqauth import MemoryReplayStore, Pipeline, cli
 from mqauth.audit.file import AuditFile
-from mqauth.bench import aiokafka as aiokafka_bench
-from mqauth.bench.contenders import Effort
 from mqauth.brokers import aiokafka
 from mqauth.brokers.aiokafka import membership
 from mqauth.brokers.aiokafka.membership import Membership
 from mqauth.brokers.log.transaction import TransactionContent
 from mqauth.judging.verified import Verified
-from mqauth.testing.delivery_contract import LogPlay
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import PATIENCE, wait_until
 from mqauth.testing.stage_aiokafka import AiokafkaClients, AiokafkaStage
 from mqauth.wire.message import Message
+from tests.kit.delivery_contract import LogPlay
 
 STORM = 60.0
 """Seconds for which members join and leave."""
@@ -386,6 +386,12 @@ def scene(kafka: Kafka, tmp_path: Path) -> Iterator[AiokafkaScene]:
     scene = AiokafkaScene(kafka.url, tmp_path)
     yield scene
     scene.stage.close()
+
+
+@pytest.mark.slow
+def test_a_copy_after_a_kill(scene: AiokafkaScene) -> None:
+    """What was handled is known to the next process: a copy that came between the two is `replayed`."""
+    copy_after_a_kill(scene)
 
 
 @pytest.mark.slow

@@ -9,9 +9,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from kafka import KafkaAdminClient
 
 from integration.services import Kafka, RabbitMQ
 from mqauth.cli import main
@@ -97,6 +99,27 @@ def test_issuers_and_brokers_are_asked(
     code, found = asked(file, capsys, FILE.format(**values | away))
     assert (code, {one[0] for one in found.values()}) == (3, {3})
     assert "cannot reach amqp://127.0.0.1:1: connection refused" in found["[brokers.rabbit]"][1]
+
+
+@pytest.mark.slow
+def test_a_topic_with_its_senders_times_is_refused(
+    kafka: Kafka, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where one judges by the broker's time, ``init --apply`` and ``check --online`` say what to change."""
+    name = f"stamps-{tmp_path.name}".lower()
+    admin: Any = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+    admin.create_topics({name: {"num_partitions": 1, "replication_factor": 1, "configs": {}}})
+    names = ["--producer", name, "--consumer", "billing", "--url", kafka.url]
+    assert main(["init", str(tmp_path / "shop"), "--broker", "kafka", *names, "--apply"]) == 2
+    said = f"topic {name}: message.timestamp.type is CreateTime, and the consumer judges by the broker's time"
+    assert said in capsys.readouterr().err
+    assert f"{name}.dead" not in admin.list_topics()
+    admin.create_topics({f"{name}.dead": {"num_partitions": 1, "replication_factor": 1, "configs": {}}})
+    code, (found,) = online(tmp_path / "shop" / "consumer" / "mqauth.toml", capsys)
+    assert (code, found.code) == (1, 1)
+    assert said in found.said
+    assert main(["init", str(tmp_path / "other"), "--broker", "kafka", *names, "--managed", "--apply"]) == 0
+    admin.close()
 
 
 AUTHORITY = """

@@ -16,6 +16,8 @@ import confluent_kafka
 import pytest
 from kafka import TopicPartition
 
+from integration.benchmarks.client import confluent as confluent_bench
+from integration.benchmarks.client.contenders import Effort
 from integration.relay_kafka import Relay
 from integration.services import Kafka
 from integration.stage_confluent import ConfluentLogStage
@@ -24,15 +26,13 @@ from integration.test_kafka_transaction import killed_in_a_transaction
 from integration.test_kafka_wrapper import NotUtf8
 from mqauth import MemoryReplayStore, Pipeline, cli
 from mqauth.audit.file import AuditFile
-from mqauth.bench import confluent as confluent_bench
-from mqauth.bench.contenders import Effort
 from mqauth.brokers import confluent
 from mqauth.judging.verified import Verified
-from mqauth.testing.delivery_contract import LogPlay
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_confluent import ConfluentClients, ConfluentStage
 from mqauth.testing.stage_kafka import wait_until
 from mqauth.wire.message import Message
+from tests.kit.delivery_contract import LogPlay
 
 STORM = 60
 """Seconds for which members join and leave."""

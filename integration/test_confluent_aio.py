@@ -12,6 +12,8 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.aio import AIOConsumer
 
+from integration.benchmarks.client import confluent_aio as confluent_aio_bench
+from integration.benchmarks.client.contenders import Effort
 from integration.services import Kafka
 from integration.stage_confluent import AIOConfluentLogStage, WatchedAIOConsumer
 from integration.test_confluent import (
@@ -25,18 +27,16 @@ from integration.test_confluent import (
 from integration.test_kafka_kill import killed_and_started_again
 from integration.test_kafka_transaction import killed_in_a_transaction
 from mqauth import AuditFile, MemoryReplayStore, Pipeline, Verdict, Verified, cli
-from mqauth.bench import confluent_aio as confluent_aio_bench
-from mqauth.bench.contenders import Effort
 from mqauth.brokers import confluent
 from mqauth.brokers.event_loop import on_thread
 from mqauth.testing.contract import BatchContract, BrokerContract
-from mqauth.testing.delivery_contract import LogDeliveryContract
-from mqauth.testing.delivery_stage import LogStage
 from mqauth.testing.forge import Forge
 from mqauth.testing.loop_thread import ThreadedConsumer
 from mqauth.testing.stage import Stage
 from mqauth.testing.stage_confluent import AIOConfluentStage
 from mqauth.wire.message import Message
+from tests.kit.delivery_contract import LogDeliveryContract
+from tests.kit.delivery_stage import LogStage
 
 
 class TestAIOConfluent(BrokerContract):

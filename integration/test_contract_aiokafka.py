@@ -7,10 +7,10 @@ import pytest
 from integration.services import Kafka
 from integration.stage_aiokafka import AiokafkaLogStage
 from mqauth.testing.contract import BatchContract, BrokerContract
-from mqauth.testing.delivery_contract import LogDeliveryContract
-from mqauth.testing.delivery_stage import LogStage
 from mqauth.testing.stage import Stage
 from mqauth.testing.stage_aiokafka import AiokafkaStage
+from tests.kit.delivery_contract import LogDeliveryContract
+from tests.kit.delivery_stage import LogStage
 
 
 class TestAiokafka(BrokerContract):

@@ -6,11 +6,11 @@ import pytest
 
 from integration.services import Kafka
 from mqauth.testing.contract import BatchContract, BrokerContract
-from mqauth.testing.delivery_contract import LogDeliveryContract
-from mqauth.testing.delivery_stage import LogStage
 from mqauth.testing.stage import Stage
 from mqauth.testing.stage_kafka import KafkaStage
-from mqauth.testing.stage_kafka_log import KafkaLogStage
+from tests.kit.delivery_contract import LogDeliveryContract
+from tests.kit.delivery_stage import LogStage
+from tests.kit.stage_kafka_log import KafkaLogStage
 
 
 class TestKafka(BrokerContract):

@@ -7,10 +7,10 @@ import pytest
 from integration.services import RabbitMQ
 from integration.stage_pika import PikaQueueStage
 from mqauth.testing.contract import BatchContract, BrokerContract
-from mqauth.testing.delivery_contract_queue import QueueDeliveryContract, QueuePlay
-from mqauth.testing.delivery_stage import QueueStage
 from mqauth.testing.stage import Stage
 from mqauth.testing.stage_pika import PikaStage
+from tests.kit.delivery_contract_queue import QueueDeliveryContract, QueuePlay
+from tests.kit.delivery_stage import QueueStage
 
 
 class TestPika(BrokerContract):

@@ -6,11 +6,11 @@ import pytest
 
 from integration.services import RabbitMQ
 from mqauth.testing.contract import BatchContract, BrokerContract
-from mqauth.testing.delivery_contract_queue import QueueDeliveryContract, QueuePlay
-from mqauth.testing.delivery_stage import QueueStage
 from mqauth.testing.stage import Stage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
-from mqauth.testing.stage_rabbitmq_queue import RabbitMQQueueStage
+from tests.kit.delivery_contract_queue import QueueDeliveryContract, QueuePlay
+from tests.kit.delivery_stage import QueueStage
+from tests.kit.stage_rabbitmq_queue import RabbitMQQueueStage
 
 
 class TestRabbitMQ(BrokerContract):

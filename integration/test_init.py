@@ -22,12 +22,20 @@ pytestmark = pytest.mark.slow
 PATIENCE = 120
 
 
-def mqauth(folder: Path, *arguments: str) -> str:
+def mqauth(folder: Path, *arguments: str, stdin: str = "") -> str:
     """Run the command in a folder and return what it prints."""
     command = [sys.executable, "-m", "mqauth", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    done = subprocess.run(
+        command, cwd=folder, input=stdin, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def url_of(service: RabbitMQ | Kafka) -> str:
+    """Return the address of a broker without a password, as it may stand in a file."""
+    parts = urlsplit(service.url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 @contextmanager
@@ -45,9 +53,7 @@ def shop_of(
     broker: str, rung: str, folder: Path, request: pytest.FixtureRequest
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Do what the command says comes next; give the folder, what the consumer printed, and the last command."""
-    service: RabbitMQ | Kafka = request.getfixturevalue(broker)
-    parts = urlsplit(service.url)
-    url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    url = url_of(request.getfixturevalue(broker))
     names = ("--producer", f"orders-{rung}-{broker}", "--consumer", f"billing-{rung}-{broker}", "--rung", rung)
     told = mqauth(folder, "init", "shop", "--broker", broker, *names, "--url", url)
     enter, compose, apply, consume, produce, last = re.findall(r"^  (\S.*?)(?:  +#.*)?$", told, re.MULTILINE)
@@ -78,11 +84,17 @@ def test_a_consumer_that_observes_handles_both(
     broker: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """It starts, and the message without a token reaches the old handler, with what would have been said."""
-    with shop_of(broker, "observe", tmp_path, request) as (_, lines, _last):
+    with shop_of(broker, "observe", tmp_path, request) as (shop, lines, _last):
         assert sorted(lines) == [
             f'handled: from orders-observe-{broker} {{"order": 1}}\n',
             'not proven: token_missing {"order": 666}\n',
         ]
+    # the command that the file names says who does not sign, from the files that the consumer wrote
+    assert "mqauth rollout status says who does not sign" in (shop / "consumer" / "mqauth.toml").read_text()
+    words = [sys.executable, "-m", "mqauth", "rollout", "status", "--config", "consumer/mqauth.toml", "--json"]
+    (found,) = json.loads(subprocess.run(words, cwd=shop, capture_output=True, check=False).stdout)
+    assert [(group["code"], group["count"]) for group in found["groups"]] == [("token_missing", 1)]
+    assert (sum(found["accepted"].values()), found["processes"], len(found["files"])) == (1, 1, 1)
 
 
 def _rejected(shop: Path, words: list[str]) -> list[dict[str, Any]]:

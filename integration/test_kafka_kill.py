@@ -41,8 +41,11 @@ class Scene:
         forge = Forge(lifetime=600)
         self._keys.write_text(json.dumps(dump_key_set(KeySet([forge.key.public_only]))))
         plain = Message(destination=self.stage.destination, body=b"", key=b"k")
+        self.first = forge.signer().sign(replace(plain, body=b"honest 0"))
+        self.stage.inject(self.first)
         for number in range(HONEST):
-            self.stage.produce(forge.signer(), replace(plain, body=b"honest %d" % number))
+            if number:
+                self.stage.produce(forge.signer(), replace(plain, body=b"honest %d" % number))
             if number % 2 == 0:
                 self.stage.inject(replace(plain, body=b"forged %d" % number))
 
@@ -92,6 +95,28 @@ def scene(kafka: Kafka, tmp_path: Path) -> Iterator[Scene]:
 def test_killed_and_started_again(scene: Scene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Killed twice between handler and commit, or dead letter and commit: sent = handled + dead-lettered."""
     killed_and_started_again(scene, moment, capsys)
+
+
+@pytest.mark.slow
+def test_a_copy_after_a_kill(scene: Scene) -> None:
+    """What was handled is known to the next process: a copy that came between the two is `replayed`."""
+    copy_after_a_kill(scene)
+
+
+def copy_after_a_kill(scene: Scene) -> None:
+    """Kill a consumer, send a copy of what it handled, and let the next one, with its file, handle the rest."""
+    assert scene.victim("handler", 7).wait(60) == -signal.SIGKILL
+    scene.stage.inject(scene.first)
+    last = scene.victim("never", 0)
+    wait_until(
+        lambda: len(scene.seen()) == HONEST and len({letter.body for letter in scene.stage.letters()}) > FORGED
+    )
+    last.send_signal(signal.SIGTERM)
+    assert last.wait(60) == 0
+    (copy,) = (letter for letter in scene.stage.letters() if letter.body == b"honest 0")
+    assert copy.occurrences("mqauth-dead-reason") == (b"replayed",)
+    # once before the kill, and again where the offset was not committed
+    assert scene.seen()[b"honest 0"] <= 2
 
 
 def killed_and_started_again(scene: Scene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,11 +13,11 @@ import pika
 import pytest
 from pika.exceptions import AMQPError
 
+from integration.benchmarks.client import pika as pika_bench
+from integration.benchmarks.client.contenders import Effort
 from integration.pika_world import HEARTBEAT, World
 from integration.services import RabbitMQ
 from mqauth import Verified, cli
-from mqauth.bench import pika as pika_bench
-from mqauth.bench.contenders import Effort
 from mqauth.brokers import pika as leaf
 from mqauth.testing.stage_kafka import wait_until
 from mqauth.wire.message import Message

@@ -37,8 +37,11 @@ class Scene(World):
         keys = dump_key_set(KeySet([self.forge.key.public_only]))
         (folder / "jwks.json").write_text(json.dumps(keys))
         plain = Message(destination=self.stage.destination, body=b"")
+        self.first = self.forge.signer().sign(replace(plain, body=b"honest 0"))
+        self.stage.inject(self.first)
         for number in range(HONEST):
-            self.stage.produce(self.forge.signer(), replace(plain, body=b"honest %d" % number))
+            if number:
+                self.stage.produce(self.forge.signer(), replace(plain, body=b"honest %d" % number))
             if number % 2 == 0:
                 self.stage.inject(replace(plain, body=b"forged %d" % number))
 
@@ -102,6 +105,21 @@ def test_killed_and_started_again(scene: Scene, moment: str, capsys: pytest.Capt
     assert verify_chain(scene.folder / "victims.jsonl").intact
     with capsys.disabled():
         print(line)
+
+
+@pytest.mark.slow
+def test_a_copy_after_a_kill(scene: Scene) -> None:
+    """What was handled is known to the next process: a copy that came between the two is `replayed`."""
+    assert scene.victim("handler", 12).wait(60) == -signal.SIGKILL
+    scene.stage.inject(scene.first)
+    last = scene.victim("never", 0)
+    wait_until(
+        lambda: len(scene.seen()) == HONEST and len({letter.body for letter in scene.stage.letters()}) > FORGED
+    )
+    ends(last)
+    (copy,) = (letter for letter in scene.stage.letters() if letter.body == b"honest 0")
+    assert copy.occurrences("mqauth-dead-reason") == ("replayed",)
+    assert scene.seen()[b"honest 0"] == 1
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Keys in an HSM, on a real SoftHSM: the contract, the signing socket, what goes wrong, threads and forks."""
+"""Keys in an HSM, on a real SoftHSM: the contract, what goes wrong, threads and forks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -32,7 +30,7 @@ from mqauth.brokers.rabbitmq.translate import from_native
 from mqauth.cli import main
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.integrations.faststream import VerifiedMessage
-from mqauth.keystore import ActiveKey, Keystore, ReferenceKey, SocketSigner
+from mqauth.keystore import ActiveKey, Keystore, ReferenceKey
 from mqauth.keystore.disk import ring
 from mqauth.keystore.reference import pkcs11 as holder
 from mqauth.keystore.reference.key import open_holder
@@ -46,14 +44,6 @@ from tests.authority_world import World
 NOW = 1_900_000_000
 KINDS = {"ES256": "EC:prime256v1", "EdDSA": "EC:edwards25519"}
 MESSAGE = Message(destination="kafka:orders", body=b"hello")
-SERVER = """
-import sys
-from mqauth.integrations.faststream import VerifiedMessage
-from mqauth.keystore import ActiveKey, SigningServer
-with SigningServer(sys.argv[1], ActiveKey(sys.argv[2])):
-    print("ready", flush=True)
-    sys.stdin.read()
-"""
 PAGE = "docs/how-to/keep-keys-in-an-hsm.md"
 
 
@@ -164,47 +154,6 @@ class TestKeyInAnHSM(SigningContract):
     def public(self, store: Keystore) -> Key:
         """Its public half, as the keystore has it."""
         return store.ring().keys[0].key
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def served(
-    shared: SoftHSM, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
-    """The keystore whose key another process has, beside its socket."""
-    folder = tmp_path_factory.mktemp("socket") / "keys"
-    with used(shared):
-        adopted(folder, request.param)
-        process = serving(folder)
-    yield folder
-    process.communicate(timeout=30)
-    assert process.returncode == 0
-
-
-class TestKeyInAnHSMBehindTheSocket(SigningContract):
-    """The same key in another process, which alone loads the library: the producer has neither it nor a PIN."""
-
-    @pytest.fixture
-    def signing_key(self, served: Path) -> Iterator[SigningKey]:
-        """What is under test."""
-        signer = SocketSigner(f"{served}.sock", timeout=30)
-        yield signer.signing_key()
-        signer.close()
-
-    @pytest.fixture
-    def public(self, served: Path) -> Key:
-        """Its public half, as the keystore has it."""
-        return Keystore(folder=served).ring().keys[0].key
-
-
-def serving(folder: Path) -> subprocess.Popen[str]:
-    """Return a process that signs with a folder's active key, behind a socket of that name."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER, f"{folder}.sock", str(folder)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
 
 
 class TestRotationInAnHSM(RotationContract):
@@ -488,43 +437,6 @@ def test_child_after_a_fork(hsm: SoftHSM, tmp_path: Path, monkeypatch: pytest.Mo
     verify(jws.compact(b"z", key), public)
 
 
-def test_killed_signing_socket(hsm: SoftHSM, tmp_path: Path) -> None:
-    """While the process with the library is dead, its producers get ``Unavailable``; a new one serves them on."""
-    store = adopted(tmp_path / "keys", "EdDSA")
-    signer = Signer(key=SocketSigner(f"{store.folder}.sock"), issuer=ISSUER, subject=SUBJECT, audience=AUDIENCE)
-    for _ in range(2):
-        process = serving(store.folder)
-        try:
-            assert accepted(signer.sign(MESSAGE), store.ring().keys[0].key)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            for stream in (process.stdin, process.stdout):
-                assert stream is not None
-                stream.close()
-        with pytest.raises(Unavailable, match=r"keys_unavailable: .*keys\.sock"):
-            signer.sign(MESSAGE)
-
-
-def test_signing_socket_without_its_token(own: SoftHSM, tmp_path: Path) -> None:
-    """Behind the socket a token that is gone is ``Unavailable`` too, and the process that has it goes on."""
-    own.generate("a")
-    store = adopted(tmp_path / "keys", "a")
-    process = serving(store.folder)
-    try:
-        signer = SocketSigner(f"{store.folder}.sock", timeout=30)
-        key = signer.signing_key()
-        key.sign(b"x")
-        shutil.move(own.tokens, tmp_path / "elsewhere")
-        with pytest.raises(Unavailable, match="keys_unavailable: the signing process gave no signature"):
-            key.sign(b"x")
-        shutil.move(tmp_path / "elsewhere", own.tokens)
-        assert len(key.sign(b"x")) == 64
-        signer.close()
-    finally:
-        process.communicate()
-
-
 @pytest.mark.parametrize("batch", [1, 16])
 async def test_a_producer_on_an_event_loop(hsm: SoftHSM, rabbitmq: RabbitMQ, tmp_path: Path, batch: int) -> None:
     """A hundred messages that are published at the same time are signed by the HSM, and arrive in their order."""
@@ -634,7 +546,7 @@ def test_the_command(
 
 @pytest.mark.slow
 def test_the_page(tmp_path: Path) -> None:
-    """Who follows the page has a producer that signs with an HSM, directly and by the socket."""
+    """Who follows the page has a producer that signs with an HSM."""
     hsm = SoftHSM.launch(tmp_path / "hsm")
     folder = tmp_path / "reader"
     folder.mkdir()
@@ -647,7 +559,7 @@ def test_the_page(tmp_path: Path) -> None:
             elif block.language == "toml":
                 reader.write(block)
     assert any("accepted" in text for text in printed), printed
-    assert (len(printed), len(list((folder / "keys").glob("*.pem")))) == (7, 0)
+    assert (len(printed), len(list((folder / "keys").glob("*.pem")))) == (6, 0)
 
 
 def test_an_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch, hsm: SoftHSM) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,8 +39,6 @@ from mqauth.errors import Cause, Reason, Rejection, RetryLater, Unavailable
 from mqauth.flow import Attempts, ColourError
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing.forge import SUBJECT, Forge
-
-INTERCEPTOR = "message_interceptors.incoming.set_header_timestamp.overwrite = true"
 
 
 @dataclass
@@ -119,13 +117,6 @@ async def bench(rabbitmq: RabbitMQ, tmp_path: Path) -> AsyncIterator[Bench]:
     async with _bench(rabbitmq.url, tmp_path) as bench:
         await bench.letters().declare()
         yield bench
-
-
-@pytest.fixture(scope="module")
-def own_broker() -> Iterator[RabbitMQ]:
-    """A broker of our own, which stamps what it receives."""
-    with RabbitMQ.launch(extra_config=[INTERCEPTOR]) as broker:
-        yield broker
 
 
 @asynccontextmanager
@@ -619,21 +610,19 @@ async def test_replies_are_signed(bench: Bench) -> None:
 
 
 @pytest.mark.slow
-async def test_append_time_of_the_interceptor(own_broker: RabbitMQ, tmp_path: Path) -> None:
+async def test_append_time_of_the_interceptor(bench: Bench) -> None:
     """With the broker's interceptor and append_evidence a token may expire in the queue and still be handled."""
-    async with _bench(own_broker.url, tmp_path) as bench:
-        await bench.letters().declare()
-        bench.forge.lifetime = 1
-        await bench.publish(headers={"timestamp_in_ms": 5})
-        await asyncio.sleep(7)
-        verifier = bench.forge.verifier(at="append", max_queue_age=600, append_evidence="interceptor")
-        async with bench.consumer(guard=bench.guard(verifier=verifier)):
-            await until(lambda: bench.handled == [b"honest"])
-        await bench.publish(b"late")
-        await asyncio.sleep(7)
-        async with bench.consumer(guard=bench.guard()):
-            await until(_buried(bench))
-        assert [text(letter, "reason") for letter in await bench.buried()] == ["expired"]
+    bench.forge.lifetime = 1
+    await bench.publish(headers={"timestamp_in_ms": 5})
+    await asyncio.sleep(7)
+    verifier = bench.forge.verifier(at="append", max_queue_age=600, append_evidence="interceptor")
+    async with bench.consumer(guard=bench.guard(verifier=verifier)):
+        await until(lambda: bench.handled == [b"honest"])
+    await bench.publish(b"late")
+    await asyncio.sleep(7)
+    async with bench.consumer(guard=bench.guard()):
+        await until(_buried(bench))
+    assert [text(letter, "reason") for letter in await bench.buried()] == ["expired"]
 
 
 class _Flaky(MemoryReplayStore):

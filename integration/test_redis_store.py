@@ -41,7 +41,7 @@ from mqauth.testing.store_contract import (
     sibling,
     wish,
 )
-from mqauth.testing.store_machine import machine
+from tests.kit.store_machine import machine
 
 STEPS = settings(max_examples=nightly(60, otherwise=20), stateful_step_count=30, deadline=None, database=None)
 RUN = secrets.token_hex(4)

@@ -47,6 +47,11 @@ class Wire:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def lead_to(self, url: str) -> None:
+        """Relay new connections to another server."""
+        place = urlsplit(url)
+        self._places = [(place.hostname, place.port)]
+
     def cut(self) -> None:
         """Break every connection, both ways; new ones are taken."""
         for writer in self._writers:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from mqauth.policies.opa import OPA
     from mqauth.replay.memory import MemoryReplayStore
     from mqauth.signer import Signer
+    from mqauth.stores.file import FileReplayStore
     from mqauth.wire.keys import Key, KeySet
     from mqauth.wire.message import Message, Origin
 
@@ -62,6 +63,7 @@ __all__ = [
     "Decision",
     "Detector",
     "FanOut",
+    "FileReplayStore",
     "FloodGate",
     "HeadFile",
     "IdentityKey",
@@ -126,6 +128,7 @@ _NAMES: Final = {
     "policies.opa": ("OPA",),
     "replay.memory": ("MemoryReplayStore",),
     "signer": ("Signer",),
+    "stores.file": ("FileReplayStore",),
     "wire.keys": ("Key", "KeySet"),
     "wire.message": ("Message", "Origin"),
 }  # fmt: skip

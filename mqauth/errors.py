@@ -40,6 +40,7 @@ class Reason(StrEnum):
     EXPIRED = "expired"
     LIFETIME_EXCESSIVE = "lifetime_excessive"
     QUEUE_AGE_EXCEEDED = "queue_age_exceeded"
+    APPEND_TIME_MISSING = "append_time_missing"
     DESTINATION_MISMATCH = "destination_mismatch"
     BODY_MISMATCH = "body_mismatch"
     RECORD_KEY_MISMATCH = "record_key_mismatch"
@@ -65,6 +66,7 @@ SIGNED_REASONS: frozenset[Reason] = frozenset(
         Reason.EXPIRED,
         Reason.LIFETIME_EXCESSIVE,
         Reason.QUEUE_AGE_EXCEEDED,
+        Reason.APPEND_TIME_MISSING,
         Reason.DESTINATION_MISMATCH,
         Reason.BODY_MISMATCH,
         Reason.RECORD_KEY_MISMATCH,

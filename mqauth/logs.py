@@ -64,8 +64,8 @@ _TABLE: Final = (
     (
         "delivery",
         logging.WARNING,
-        "connection.lost connection.unavailable consumer.full consumer.grace_over consumer.resumed "
-        "consumer.widened",
+        "connection.lost connection.unavailable consumer.backlog_expires consumer.full consumer.grace_over "
+        "consumer.resumed consumer.widened",
     ),
     ("delivery", logging.ERROR, "claim.lost client.no_answer consumer.ended consumer.stalled"),
     ("delivery", logging.CRITICAL, "consumer.failed consumer.narrowed message.left"),
@@ -90,8 +90,7 @@ _TABLE: Final = (
     (
         "keystore",
         logging.ERROR,
-        "identity.refused keys.kept serve.certificate_kept signer.client_failed signer.failed signer.refused "
-        "signer.too_many signer.unavailable",
+        "identity.refused keys.kept serve.certificate_kept signer.unavailable",
     ),
     ("messages", logging.DEBUG, "message.accepted message.duplicate"),
     ("messages", logging.INFO, "message.resumed"),
@@ -102,17 +101,19 @@ _TABLE: Final = (
     (
         "rollout",
         logging.WARNING,
-        "rollout.alias rollout.ending rollout.not_awaited rollout.unenforced rollout.wired_in",
+        "rollout.alias rollout.ending rollout.not_awaited rollout.unenforced rollout.wired_in "
+        "rollout.without_evidence",
     ),
     ("rollout", logging.ERROR, "rollout.unwritten"),
-    ("rollout", logging.CRITICAL, "rollout.mark_void rollout.overdue"),
+    ("rollout", logging.CRITICAL, "rollout.overdue"),
     (
         "rabbitmq",
         logging.WARNING,
-        "client.cancel_failed client.classic_queue client.settle_failed client.shared_connection "
-        "producer.no_confirms",
+        "client.append_unproved client.cancel_failed client.classic_queue client.settle_failed "
+        "client.shared_connection producer.no_confirms",
     ),
     ("rabbitmq", logging.ERROR, "client.channel_failed"),
+    ("replay", logging.WARNING, "replay.off"),
     ("selftest", logging.INFO, "selftest.passed"),
     ("selftest", logging.WARNING, "selftest.off"),
     ("selftest", logging.ERROR, "selftest.condemned"),

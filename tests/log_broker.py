@@ -15,10 +15,10 @@ from typing import Any
 
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.signer import Signer
-from mqauth.testing.delivery_stage import CommitObserver
 from mqauth.wire import destination
 from mqauth.wire.message import Message
 from tests.kafka_client import PRODUCER, Partitions, Record
+from tests.kit.delivery_stage import CommitObserver
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)

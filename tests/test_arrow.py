@@ -21,7 +21,7 @@ FLOORS = (
     ("brokers", "stores", "keystore", "policies", "telemetry"),
     ("authority",),
     ("config", "review", "testing", "integrations"),
-    ("check", "console", "bench"),
+    ("check", "console"),
     ("cli",),
     ("__main__",),
 )

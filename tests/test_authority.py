@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,14 @@ from typing import Any
 import pytest
 
 from mqauth.audit.chain import verify_chain
+from mqauth.audit.record import AuditRecord
+from mqauth.audit.sinks import CallableSink, FloodGate
 from mqauth.authority.grants import Grant
+from mqauth.authority.records import Records, Trace
 from mqauth.authority.refusals import Refusal, Refused
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.keystore.identity.wit_key import WITKey
+from mqauth.testing import FakeClock
 from mqauth.wire import base64url, identity, jwk
 from mqauth.wire.keys import Key, KeySet, Revocation, public_members
 from tests.authority_world import ACCOUNT, CLUSTER, DOMAIN, MACHINES, ORDERS, STOCK, URL, World, jws
@@ -355,16 +360,23 @@ def test_a_subject_gets_so_many_a_minute(tmp_path: Path) -> None:
     assert world.ask().status == 200
 
 
-def test_an_address_that_is_refused_too_often_is_not_read(tmp_path: Path) -> None:
-    """After so many refusals an address gets 429 for all it sends, and leaves no record; others are served."""
+def test_whoever_is_refused_too_often_is_not_read(tmp_path: Path) -> None:
+    """After so many refusals an address gets 429 for what it sends, and leaves no record; others are served."""
     world = World(tmp_path, refusals=3)
-    found = [world.ask("bad").status for _ in range(5)] + [
-        world.ask().status,
-        world.ask(address="10.0.0.8").status,
-    ]
-    assert found == [401, 401, 401, 429, 429, 429, 200]
+    found = [world.ask("bad").status for _ in range(5)] + [world.ask("bad", address="10.0.0.8").status]
+    assert found == [401, 401, 401, 429, 429, 401]
     assert len(world.records()) == 4
     world.clock.advance(60)
+    assert world.ask().status == 200
+
+
+def test_a_neighbour_without_a_credential_shuts_nobody_out(tmp_path: Path) -> None:
+    """Who shares an address with others, and asks with nothing, rubbish or a forgery, stops nobody."""
+    world = World(tmp_path, refusals=3)
+    forged = world.credential(claims={"sub": "system:serviceaccount:shop:eve"}, key=Key.generate("ES256"))
+    assert [world.ask(headers=[]).status for _ in range(5)] == [401, 401, 401, 429, 429]
+    assert [world.ask("bad").status, world.ask(forged).status] == [429, 401]
+    assert [world.ask(forged).status for _ in range(3)] == [401, 401, 429]
     assert world.ask().status == 200
 
 
@@ -399,6 +411,18 @@ def test_a_flood_hides_no_other_refusal(tmp_path: Path) -> None:
             world.ask("bad", address=address)
     world.ask("worse", address="10.0.0.3")
     assert world.records()[-1]["asked"]["address"] == "10.0.0.3"
+
+
+def test_a_flood_from_many_addresses_hides_no_other_refusal(clock: FakeClock) -> None:
+    """However many addresses flood the audit with one reason, the first refusals of another one say who asked."""
+    written: list[AuditRecord] = []
+    gate = FloodGate(CallableSink(written.append), flood_after=1)
+    records = Records(DOMAIN, clock, os.urandom)
+    refused = Refused(Refusal.CREDENTIAL_SIGNATURE, "forged")
+    for address in (f"2001:db8:0:{number:x}::/64" for number in range(26) for _ in range(4)):
+        gate.write(records.refused(Trace(address), refused))
+    gate.write(records.refused(Trace("10.0.0.3"), refused))
+    assert ["asked" in record.extra for record in written[-2:]] == [False, True]
 
 
 @pytest.mark.parametrize("ask", [World.ask, lambda world: world.ask("bad")])

@@ -57,18 +57,18 @@ def test_answers_are_counted(world: World, meter: Meter) -> None:
     world.ask()
     stranger = Key.generate("ES256")
     world.ask(world.credential(key=stranger))
-    world.ask(world.credential(claims={"iss": "https://nobody.example"}))
-    assert world.ask().status == 429
+    nobody = world.credential(claims={"iss": "https://nobody.example"})
+    assert [world.ask(nobody).status for _ in range(3)] == [401, 401, 429]
     assert counted(meter, "mqauth.authority.requests") == {
         ("issued", "cluster", ""): 1,
         ("invalid_client", "cluster", "credential_key"): 1,
-        ("invalid_client", "", "credential_issuer"): 1,
+        ("invalid_client", "", "credential_issuer"): 2,
         ("slow_down", "", "unread"): 1,
     }
     assert counted(meter, "mqauth.authority.identities") == {("cluster", ORDERS): 1}
     assert counted(meter, "mqauth.authority.duration") == {
         ("issued",): 1,
-        ("invalid_client",): 2,
+        ("invalid_client",): 3,
         ("slow_down",): 1,
     }
 

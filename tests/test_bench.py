@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqauth.bench.rounds import Measured, Rounds, Spread, Stopwatch, Variant, alternate, quantile, rates
+from integration.benchmarks.client.rounds import (
+    Measured,
+    Rounds,
+    Spread,
+    Stopwatch,
+    Variant,
+    alternate,
+    quantile,
+    rates,
+)
 
 
 def measured(rate: float, *, cpu: float = 0.5) -> Measured:

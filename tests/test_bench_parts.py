@@ -1,4 +1,4 @@
-"""What ``mqauth bench`` measures works before it is measured: tiny counts, no clock in any assertion."""
+"""What the benchmarks of a client measure works before it is measured: tiny counts, no clock in any assertion."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,14 +14,13 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 
 from integration.benchmarks import flood, pages, profile
+from integration.benchmarks.client import contenders, identity, inprocess, run
+from integration.benchmarks.client.contenders import Bare, Carried, Effort
+from integration.benchmarks.client.inprocess import BATCH_NAME, PLACE, Cell, Operations
+from integration.benchmarks.client.report import lines
+from integration.benchmarks.client.rounds import Measured
+from integration.benchmarks.client.workload import Refusals, RefusedError, Tally, Workload, guard
 from integration.documentation import ROOT
-from mqauth import cli
-from mqauth.bench import contenders, identity, inprocess, run
-from mqauth.bench.contenders import Bare, Carried, Effort
-from mqauth.bench.inprocess import BATCH_NAME, PLACE, Cell, Operations
-from mqauth.bench.report import lines
-from mqauth.bench.rounds import Measured
-from mqauth.bench.workload import Refusals, RefusedError, Tally, Workload, guard
 from mqauth.testing.forge import Forge
 from mqauth.wire.keys import ALGORITHMS, Key
 
@@ -236,45 +234,6 @@ def test_amounts_measure_every_algorithm_size_and_header_count() -> None:
     """Quick or not, no field of the table is left out."""
     for amount in (run.QUICK, run.FULL):
         assert len({(cell.kind, cell.size, cell.headers) for cell in amount.cells}) == 6 * 3 * 3
-
-
-def test_command_prints_one_json_object(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
-) -> None:
-    """``mqauth bench --quick --json --output FILE`` prints the short form, and writes the long one."""
-    monkeypatch.setattr(run, "QUICK", TINY)
-    output = tmp_path / "bench.json"
-    assert cli.main(["bench", "--quick", "--json", "--output", str(output)]) == 0
-    printed = json.loads(capfdbinary.readouterr().out)
-    assert printed["in_process"].keys() == {"EdDSA", "ES256", BATCH_NAME}
-    assert json.loads(output.read_text("utf-8"))["short"] == printed
-
-
-@pytest.mark.parametrize(
-    "option",
-    [["--rabbitmq", "http://localhost"], ["--kafka", "kafka://"], ["--kafka", "a b:c"], ["--rounds", "3"]],
-)
-def test_command_refuses_what_it_cannot_use(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """An address that is none is one line and exit code 2, before anything is measured."""
-    assert cli.main(["bench", "--quick", *option]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_contender_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What could not be measured is a line on standard error and exit code 1; the rest is printed all the same."""
-
-    def broken(_self: Operations) -> Measured:
-        raise RefusedError("an honest message was refused as expired")
-
-    monkeypatch.setattr(run, "QUICK", TINY)
-    monkeypatch.setattr(Operations, "verdict", broken)
-    assert cli.main(["bench", "--quick"]) == 1
-    printed = capsys.readouterr()
-    assert [line.split()[:2] for line in printed.err.splitlines()] == [
-        ["mqauth:", kind] for kind in ("EdDSA", "ES256", BATCH_NAME)
-    ]
-    assert "refused as expired" in printed.err
-    assert re.search(r"^EdDSA +[\d.]+ +- +[\d.]+ +[\d.]+$", printed.out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("text", ["localhost:9092", "kafka://localhost:9092", "kafka://localhost:9092/"])

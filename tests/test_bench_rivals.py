@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 
-from mqauth.bench.contenders import Wrapper
-from mqauth.bench.inprocess import PLACE
+from integration.benchmarks.client.contenders import Wrapper
+from integration.benchmarks.client.inprocess import PLACE
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)

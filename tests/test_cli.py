@@ -672,9 +672,10 @@ def test_scopes_are_told_apart(ready: Shell) -> None:
 def test_deferred_names_its_cause(ready: Shell) -> None:
     """Deferred: the cause stands as the reason, exit 3."""
     appended = CONFIG.replace("[consumer]\n", '[consumer]\nat = "append"\nmax_queue_age = 60\n')
-    signed = ready(*SIGN, stdin=MESSAGE).out
+    signed = ready(*SIGN, stdin=MESSAGE).object()
     Path("mqauth.toml").write_text(appended)
-    ran = ready(*VERIFY, stdin=signed)
+    stamped = signed | {"origin": {"timestamp_ms": 1, "timestamp_type": "create"}}
+    ran = ready(*VERIFY, stdin=json.dumps(stamped))
     found = ran.object()
     assert (ran.code, found["verdict"], found["claims"]) == (3, "deferred", None)
     assert found["reason"] == Cause.APPEND_TIME_UNAVAILABLE.value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 import mqauth
-from mqauth.check import Severity, check
+from mqauth.check import check
 from mqauth.cli import main
 from mqauth.cli.init_files import Project
 from mqauth.config.load import load
@@ -18,7 +20,7 @@ from mqauth.flow import run
 
 SHOP = ("--producer", "orders-api", "--consumer", "billing")
 FILES = {
-    ".gitignore", "compose.yml", "topology.json",
+    ".gitignore", "topology.json",
     "consumer/consumer.py", "consumer/jwks.json", "consumer/mqauth.toml",
     "producer/keys/.lock", "producer/keys/keyset.json", "producer/mqauth.toml", "producer/producer.py",
 }  # fmt: skip
@@ -38,15 +40,19 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
 @pytest.mark.parametrize("rung", ["enforce", "observe"])
-def test_what_it_writes_is_sound(broker: str, rung: str, folder: Path) -> None:
-    """Both sides pass ``mqauth check`` without an error, the programs compile; only the producer has the key."""
-    assert main(["init", "shop", "--broker", broker, *SHOP, "--rung", rung]) == 0
+@pytest.mark.parametrize("managed", [False, True], ids=["ours", "managed"])
+def test_what_it_writes_is_sound(broker: str, rung: str, managed: bool, folder: Path) -> None:
+    """Both sides pass ``mqauth check`` without a finding, the programs compile; only the producer has the key."""
+    assert (
+        main(["init", "shop", "--broker", broker, *SHOP, "--rung", rung, *(["--managed"] if managed else [])]) == 0
+    )
     found = files(folder / "shop")
-    assert {name for name in found if not name.endswith(".pem")} == FILES
+    of_broker = {"compose.yml", "rabbitmq.conf"} if broker == "rabbitmq" else {"compose.yml"}
+    assert {name for name in found if not name.endswith(".pem")} == FILES | (set() if managed else of_broker)
     assert [name.rpartition("/")[0] for name in found if name.endswith(".pem")] == ["producer/keys"]
     for side in ("producer", "consumer"):
         report = check(folder / "shop" / side / "mqauth.toml")
-        assert report.count(Severity.ERROR) == 0
+        assert report.findings == ()
         compile(found[f"{side}/{side}.py"], side, "exec")
     assert (rung == "observe") == (b"[[rollout]]" in found["consumer/mqauth.toml"])
     # Below enforce a consumer does not start without a handler for what nothing proves.
@@ -63,6 +69,8 @@ def test_the_two_sides_fit(broker: str, place: str, folder: Path) -> None:
     judge = load(folder / "shop/consumer/mqauth.toml").judge
     for destination, verdict in ((place, "accepted"), (place + "x", "rejected")):
         signed = signer.sign(mqauth.Message(destination=destination, body=b"{}"))
+        taken = mqauth.Origin(timestamp_ms=int(time.time() * 1000), timestamp_type="append")
+        signed = replace(signed, origin=taken)
         assert run(judge.judge(judge.receive(signed))).verdict.value == verdict
 
 
@@ -121,8 +129,8 @@ def test_what_is_wrong_is_named(
 def test_definitions_are_those_of_the_library() -> None:
     """A quorum queue with a delivery limit, its neighbour for the unparseable, and dead letters that stay."""
     project = Project(
-        broker="rabbitmq", producer="p", consumer="c", issuer="i", url="amqp://a/", observe=False, owner="o",
-        today=date(2026, 11, 27),
+        broker="rabbitmq", producer="p", consumer="c", issuer="i", url="amqp://a/", managed=False, observe=False,
+        owner="o", today=date(2026, 11, 27),
     )  # fmt: skip
     found = json.loads(project.texts()["topology.json"])
     arguments = {one["name"]: one["arguments"] for one in found["queues"]}

@@ -74,7 +74,7 @@ INPUTS = [
         "--url: holds a password",
     ),
     (
-        "init shop --broker rabbitmq --producer a --consumer b --rung enforce-new",
+        "init shop --broker rabbitmq --producer a --consumer b --rung warn",
         2,
         "--rung: must be enforce or observe",
     ),
@@ -229,7 +229,7 @@ INPUTS = [
     (f"console {RABBITMQ} --no-tokens", 2, "--no-tokens: only with --oidc"),
     (f"console {RABBITMQ} --oidc nowhere.toml", 2, "nowhere.toml: No such file"),
     (f"console {RABBITMQ} --config empty.toml --key keys", 2, "--key: needs --config too"),
-    # demo, bench
+    # demo
     ("demo --broker localhost", 2, "--broker: must be amqp://"),
     (
         "demo --broker amqp://u:hunter2@127.0.0.1:1/",
@@ -237,8 +237,6 @@ INPUTS = [
         "cannot reach amqp://127.0.0.1:1 as user u: connection refused",
     ),
     ("demo --messages none", 2, "Invalid value for '--messages'"),
-    ("bench --rabbitmq localhost", 2, "--rabbitmq: must be amqp://"),
-    ("bench --kafka kafka://", 2, "--kafka: must be host:port"),
     ("demo --audit missing/audit.jsonl", 2, "--audit: missing is no folder"),
 ]
 

@@ -22,6 +22,7 @@ from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import run
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.keystore import Keystore, public_keys, signing_key
+from mqauth.replay.rules import NoReplayStore
 from mqauth.stores.redis import EitherRedisReplayStore
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.stage import MemoryStage
@@ -473,6 +474,26 @@ def test_redis_store_is_built_unconnected(place: Path) -> None:
     assert "hunter2" not in repr(store)
 
 
+def test_a_file_is_its_consumers_alone(place: Path) -> None:
+    """The pipeline opens the replay file, beside the configuration; what commands use beside it does not."""
+    text = SMALL + '[replay]\nfile = "replay.sqlite"\n'
+    config, beside = mqauth.load(written(place, text)), mqauth.load(place / "mqauth.toml")
+    store = config.pipeline.replay
+    assert isinstance(store, mqauth.FileReplayStore)
+    assert store.where == str(place / "replay.sqlite")
+    assert not isinstance(beside.judge.replay, mqauth.FileReplayStore)
+    assert not isinstance(beside.trial.replay, mqauth.FileReplayStore)
+    with pytest.raises(mqauth.ConfigurationError, match=r"mqauth.toml: \[replay\] file: .*: already open"):
+        assert beside.pipeline
+    store.close()
+
+
+def test_a_store_may_be_left_out_in_words(place: Path) -> None:
+    """The word ``none`` gives a pipeline that remembers nothing, as ``replay=None`` does."""
+    guard = mqauth.load(written(place, SMALL + '[replay]\nstore = "none"\n')).pipeline
+    assert isinstance(guard.replay, NoReplayStore)
+
+
 def test_redis_without_verification_is_refused(place: Path) -> None:
     """A Redis URL that turns TLS verification off is refused by table and key, without its password."""
     text = SMALL + '[replay]\nstore = "rediss://user:hunter2@redis.example:6379/0?ssl_cert_reqs=none"\n'
@@ -691,8 +712,9 @@ def test_required_key_is_named(place: Path, spot: tuple[str, ...], key: str) -> 
         (("consumer", "allow", "0"), {"destinations": []}, "destinations: must name at least 1"),
         (("consumer", "allow", "0"), {"destinations": ["orders"]}, "destinations: destination 'orders'"),
         (("consumer", "allow", "0"), {"destinations": ["kafka:a b"]}, "destinations: destination 'kafka:a b'"),
-        (("replay",), {"store": "redis://"}, 'store: must be "memory" or redis://... or rediss://...'),
-        (("replay",), {"store": "postgres://a/b"}, 'store: must be "memory" or redis://... or rediss://...'),
+        (("replay",), {"store": "redis://"}, 'store: must be "memory" or "none" or redis'),
+        (("replay",), {"store": "postgres://a/b"}, 'store: must be "memory" or "none" or redis'),
+        (("replay",), {"file": "replay.sqlite"}, "file: contradicts store"),
         (("replay",), {"capacity": 0}, "capacity: must be at least 1"),
         (("audit",), {"max_bytes": 65_535}, "max_bytes: must be at least 65536"),
         (("audit",), {"flood_after": 0}, "flood_after: must be at least 1"),

@@ -20,8 +20,10 @@ from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import FloodGate
 from mqauth.config.broker import BrokerFile, BrokerSettings, ReviewSettings
+from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.declaration import Setting, Settings, inner, inners, not_with, only_with, read, schema_of
 from mqauth.config.identity_settings import CredentialSettings, IdentitySettings
+from mqauth.config.issuer_settings import IssuerSettings
 from mqauth.config.kinds import (
     BROKER_URL,
     FLAG,
@@ -32,8 +34,8 @@ from mqauth.config.kinds import (
     choice,
     entries,
     many,
-    number,
     one_or_many,
+    seconds,
     text_or_table,
     url,
     whole,
@@ -44,10 +46,8 @@ from mqauth.config.settings import (
     AuditSettings,
     AuthoritySettings,
     CheckSettings,
-    ConsumerSettings,
     DeadLettersSettings,
     FileSettings,
-    IssuerSettings,
     MisuseSettings,
     ProducerSettings,
     ReleaseSettings,
@@ -83,7 +83,7 @@ OBJECTS: dict[type[Settings], tuple[tuple[Callable[..., object], ...], set[str]]
     UnsignedSettings: ((Exemption,), set()),
     AcceptAsSettings: ((AcceptAs,), set()),
     MisuseSettings: ((Thresholds,), set()),
-    ReplaySettings: ((MemoryReplayStore,), {"store"}),
+    ReplaySettings: ((MemoryReplayStore,), {"store", "file"}),
     AuditSettings: (
         (AuditFile, FloodGate, Pipeline),
         {"file", "unsafe_no_fsync", "heads", "heads_key", "heads_every", "heads_seconds",
@@ -220,7 +220,8 @@ class Bicycle(Settings):
     gears: Annotated[int, whole(1, 30), "Gears.", only_with("chain")] = 1
     chain: Annotated[bool, FLAG, "It has a chain.", not_with("belt")] = False
     belt: Annotated[bool, FLAG, "It has a belt."] = False
-    weight: Annotated[float, number(0.5, 40), "Kilograms."] = 12.5
+    service: Annotated[float, seconds(0.5, 3600, fractions=True), "How long a service takes."] = 90.5
+    rent: Annotated[int | None, seconds(60, 86_400), "How long it may be rented."] = None
     owners: Annotated[tuple[str, ...], many(NAME), "Who may ride it."] = ()
     colour: Annotated[Colour | None, choice(tuple(Colour)), "Its colour."] = None
     manual: Annotated[Path | None, PATH, "The manual."] = None
@@ -244,10 +245,12 @@ def refused(text: str) -> RefusedSetting:
 def test_a_table_is_read_from_its_declaration() -> None:
     """Values come as the objects take them, what is left out has its default, and a field without kind is none."""
     found = bicycle(
-        'name = "a"\nweight = 9\nowners = ["b"]\ncolour = "red"\nmanual = "m.txt"\n[[wheels]]\nname = "w"'
+        'name = "a"\nservice = 9\nrent = "2h"\nowners = ["b"]\ncolour = "red"\nmanual = "m.txt"\n'
+        '[[wheels]]\nname = "w"'
     )
     assert (found.name, found.gears, found.owners, found.manual) == ("a", 1, ("b",), Path("/garage/m.txt"))
-    assert isinstance(found.weight, float)
+    assert isinstance(found.service, float)
+    assert found.rent == 7200
     assert found.colour is Colour.RED
     assert [wheel.name for wheel in found.wheels] == ["w"]
     assert refused('name = "a"\nweighed = true').what.startswith("unknown key")
@@ -262,8 +265,13 @@ def test_a_table_is_read_from_its_declaration() -> None:
         ('name = "a"\nchain = true\ngears = 31', ("gears",), "/garage/b.toml: gears: must be 1 to 30, not 31"),
         ('name = "a"\nchain = true\ngears = true', ("gears",), "gears: must be an integer, not a boolean"),
         ('name = "a"\nchain = true\nbelt = true', ("chain",), "chain: contradicts belt: only one of the two"),
-        ('name = "a"\nweight = nan', ("weight",), "weight: must be 0.5 to 40, not nan"),
-        ('name = "a"\nweight = 2026-11-26', ("weight",), "weight: must be a number, not a date or time"),
+        ('name = "a"\nservice = nan', ("service",), "service: must be 0.5 to 3600, not nan"),
+        ('name = "a"\nservice = 2026-11-26', ("service",),
+         "service: must be a number (seconds) or a string like \"15m\", not a date or time"),
+        ('name = "a"\nrent = true', ("rent",), 'rent: must be an integer (seconds) or a string like "15m"'),
+        ('name = "a"\nrent = "2 hours"', ("rent",), 'rent: must be seconds, or a duration like "90s"'),
+        ('name = "a"\nrent = "0m"', ("rent",), 'rent: must be seconds, or a duration like "90s"'),
+        ('name = "a"\nrent = "2d"', ("rent",), "rent: must be 60 to 86400, not 172800"),
         ('name = "a"\ncolour = "pink"', ("colour",), 'colour: must be "red" or "blue"'),
         ('name = "a"\nwheels = []', ("wheels",), "wheels: must hold at least 1 table"),
         ('name = "a"\n[wheels]\nname = "w"', ("wheels",), "must be an array of tables [[wheels]], not a table"),
@@ -288,9 +296,9 @@ def test_an_unknown_key_comes_before_what_is_missing() -> None:
 
 def test_a_refusal_brings_the_others_of_its_table() -> None:
     """The first refusal is raised, and carries those of the other settings, tables and entries within it."""
-    found = refused('name = "a"\nweight = 41\ncolour = "pink"\n[bell]\n[[wheels]]\n[[wheels]]\nname = 1')
+    found = refused('name = "a"\nservice = 4000\ncolour = "pink"\n[bell]\n[[wheels]]\n[[wheels]]\nname = 1')
     assert [found.path, *(other.path for other in found.others)] == [
-        ("weight",), ("colour",), ("wheels", 0, "name"), ("wheels", 1, "name"), ("bell", "name"),
+        ("service",), ("colour",), ("wheels", 0, "name"), ("wheels", 1, "name"), ("bell", "name"),
     ]  # fmt: skip
 
 
@@ -311,7 +319,7 @@ def test_the_schema_follows_from_the_declaration() -> None:
     ("kind", "value"),
     [
         (NAME, "hunter2\n"), (PATH, "hunter2\0"), (choice(("a", "b")), "hunter2"), (BROKER_URL, "hunter2"),
-        (url("redis", word="memory"), "http://hunter2"), (many(NAME), ["hunter2\n"]),
+        (url("redis", words=("memory",)), "http://hunter2"), (many(NAME), ["hunter2\n"]),
         (one_or_many(NAME), "hunter2\n"),
         (entries(NAME, NAME), {"a": "hunter2\n"}), (text_or_table(choice(("a",)), entries(NAME, NAME)), "hunter2"),
         (POSITIVE, "hunter2"), (FLAG, "hunter2"), (many(NAME), "hunter2"), (inner(Wheel), "hunter2"),

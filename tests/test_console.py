@@ -401,9 +401,15 @@ def test_sessions_end_and_are_bounded(clock: FakeClock) -> None:
         clock.advance(IDLE / 2)
     clock.advance(IDLE / 2)
     assert sessions.find(busy) is None
-    ids = [sessions.begin("ada", "viewer") for _ in range(MAX_SESSIONS + 1)]
-    assert sessions.find(ids[0]) is None
-    assert sessions.find(ids[1]) is not None
+
+
+def test_many_logins_end_sessions_of_their_own(clock: FakeClock) -> None:
+    """Who logs in again and again ends their own oldest session, and not a reviewer's that is older."""
+    sessions = Sessions(clock)
+    reviewer = sessions.begin("ada", "reviewer")
+    ids = [sessions.begin("eve", "viewer") for _ in range(MAX_SESSIONS + 1)]
+    assert sessions.find(reviewer) is not None
+    assert [sessions.find(id) is None for id in ids[:3]] == [True, True, False]
 
 
 def test_token_file(tmp_path: Path) -> None:
@@ -607,7 +613,7 @@ def test_bad_plan(room: Room, fields: dict[str, str]) -> None:
 
 
 def test_old_plan(room: Room) -> None:
-    """A plan is run by whoever made it, and only while it is the newest job."""
+    """A plan is run by whoever made it, and only while it is the newest plan."""
     room.send(*room.late(1))
     client = room.client()
     post(client, "/act/discard", why="x")
@@ -616,9 +622,42 @@ def test_old_plan(room: Room) -> None:
     old = room.backend.job.id
     with pytest.raises(BusyError):
         room.backend.act(old, "eve")
-    room.read()
+    post(client, "/act/discard", why="y")
+    room.wait()
     assert post(client, "/confirm", job=old).status_code == 409
-    assert len(room.broker.waiting(DEAD)) == 1
+    newest = room.backend.job.id
+    assert post(client, "/confirm", job=newest).status_code == 303
+    room.wait(10)
+    assert post(client, "/confirm", job=newest).status_code == 409
+    assert len(room.broker.waiting(DEAD)) == 0
+
+
+def test_a_viewer_who_reads_again_keeps_no_reviewer_from_confirming(room: Room) -> None:
+    """Letters that are read between a preview and its confirmation change nothing in what was previewed."""
+    room.send(*room.late(1))
+    client, viewer = room.client(), room.client("viewer")
+    post(client, "/act/discard", why="x")
+    room.wait()
+    assert room.backend.job is not None
+    preview = room.backend.job.id
+    assert post(viewer, "/refresh").status_code == 303
+    room.wait()
+    assert post(client, "/confirm", job=preview).status_code == 303
+    room.wait(10)
+    assert len(room.broker.waiting(DEAD)) == 0
+
+
+def test_a_viewers_reading_gives_way(room: Room) -> None:
+    """While a viewer has the letters read again, a reviewer can work on those that are shown."""
+    room.send(*room.late(1))
+    client, gate = room.client(), Gate(room)
+    assert post(room.client("viewer"), "/refresh").status_code == 303
+    gate.wait()
+    assert post(client, "/act/discard", why="x").status_code == 303
+    gate.open()
+    room.wait(10)
+    assert room.backend.job is not None
+    assert room.backend.job.confirmable
 
 
 def test_cancel(room: Room) -> None:

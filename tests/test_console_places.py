@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from mqauth import AuditFile
 from mqauth.console import Backend, Tokens, application
 from mqauth.console.colours import GREY, PATTERNS, REASONS, of_producer, of_reason
-from mqauth.console.display import body
+from mqauth.console.display import _JSONReader, body
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.review import ALL, Filter
 from mqauth.review import trail as trails
@@ -263,6 +263,23 @@ def test_a_marked_key_hides_no_other() -> None:
     """A body that holds the very text of a mark loses no value."""
     raw = '{"a": 1, "a \u27f5 duplicate 2": 2, "a": 3}'.encode()
     assert re.findall(r": (\d)", body(raw, "json").text) == ["1", "2", "3"]
+
+
+class Counted(str):
+    """A key that counts how often a mark is made of it."""
+
+    marked = 0
+
+    def __format__(self, form: str, /) -> str:
+        """Return the text."""
+        Counted.marked += 1
+        return str(self)
+
+
+def test_duplicate_keys_cost_a_mark_each() -> None:
+    """A body of repeated keys is read in a time that grows with its size, not with the square of it."""
+    _JSONReader()._object([(Counted("a"), 1)] * 1000)
+    assert Counted.marked == 999
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from mqauth.testing.delivery_contract import LogDeliveryContract
-from mqauth.testing.delivery_stage import LogStage
 from tests.confluent_broker import AIOConfluentMemoryStage, ConfluentMemoryStage
+from tests.kit.delivery_contract import LogDeliveryContract
+from tests.kit.delivery_stage import LogStage
 
 
 class TestConfluentInMemory(LogDeliveryContract):

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from mqauth.testing.delivery_contract import LogDeliveryContract
-from mqauth.testing.delivery_stage import LogStage
+from tests.kit.delivery_contract import LogDeliveryContract
+from tests.kit.delivery_stage import LogStage
 from tests.log_broker import MemoryLogStage
 
 

@@ -13,8 +13,8 @@ from mqauth.audit.file import AuditFile
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Backoff, Partition
-from mqauth.testing import delivery_contract
-from mqauth.testing.delivery_contract import LogDeliveryContract, LogPlay
+from tests.kit import delivery_contract
+from tests.kit.delivery_contract import LogDeliveryContract, LogPlay
 from tests.log_broker import Confirmed, MemoryLogStage, kafka_repair
 from tests.log_broker import kafka as leaf
 from tests.simulation.engine_mutants import (

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from integration.stage_pika import PikaQueueStage
-from mqauth.testing.delivery_contract_queue import QueueDeliveryContract, QueuePlay
-from mqauth.testing.delivery_stage import QueueStage
 from mqauth.testing.token_attacks import honest_message
+from tests.kit.delivery_contract_queue import QueueDeliveryContract, QueuePlay
+from tests.kit.delivery_stage import QueueStage
 from tests.pika_broker import PikaBroker
 from tests.simulation.amqp_channel import Channel
 

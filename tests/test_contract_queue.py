@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from mqauth.testing.delivery_contract_queue import QueueDeliveryContract
-from mqauth.testing.delivery_stage import QueueStage
+from tests.kit.delivery_contract_queue import QueueDeliveryContract
+from tests.kit.delivery_stage import QueueStage
 from tests.simulation.contract_stage import simulated_stage
 
 

@@ -27,7 +27,7 @@ from mqauth.delivery.queue_work import QueueWork
 from mqauth.delivery.slot import Slot
 from mqauth.errors import Reason, Unavailable
 from mqauth.flow import arun
-from mqauth.testing.delivery_contract_queue import QueueDeliveryContract, QueuePlay
+from tests.kit.delivery_contract_queue import QueueDeliveryContract, QueuePlay
 from tests.simulation.contract_stage import simulated_stage
 from tests.simulation.engine_mutants import Mutant, returning
 from tests.simulation.queue_mutants import always, past_what_is_open, unlike, unreleased

@@ -172,6 +172,28 @@ def test_a_store_in_this_process_is_asked_for_some_of_a_poll_at_a_time(
     assert (bench.store.batches, bench.store.single) == (trips, 0)
 
 
+def test_an_answer_that_would_have_to_be_awaited_is_not(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that answers an event loop by an awaitable is asked again for each delivery, in its turn."""
+
+    class Either(Store):
+        """Plain where no event loop runs, like the Redis store of a file; it gives its answers to be awaited."""
+
+        def claim_many(self, requests: Sequence[ClaimRequest], /) -> Any:
+            """Claim nothing before it is awaited."""
+
+            async def answer() -> list[ClaimStatus]:
+                return super(Either, self).claim_many(requests)
+
+            return answer()
+
+    monkeypatch.setattr(bench, "store", Either(clock=bench.clock))
+    bench.guard = bench.pipeline()
+    messages = [bench.sealed(offset) for offset in range(5)]
+    outcomes = bench.work(bench.batch(messages), EarlyClaims(bench.guard, on_loop=True))
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 5
+    assert (bench.store.batches, bench.store.single) == ([], 5)
+
+
 def test_claims_without_an_answer_are_remembered(bench: Bench) -> None:
     """Where the answer to a batch's claims is lost each delivery knows what the store may hold for it."""
     waiting = bench.batch([bench.sealed(offset) for offset in range(3)])

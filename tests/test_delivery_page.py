@@ -13,7 +13,7 @@ from integration.documentation import ROOT
 
 PAGE = (ROOT / "docs" / "delivery.md").read_text("utf-8")
 NAMED = {name for name in re.findall(r"`(test_\w+)(?:\[\w+\])?`", PAGE)}
-CONTRACTS = sorted((ROOT / "mqauth" / "testing").glob("delivery_contract*.py"))
+CONTRACTS = sorted((ROOT / "tests" / "kit").glob("delivery_contract*.py"))
 FILES = sorted((ROOT / "integration" / "chaos").glob("test_*.py"))
 TABLE = PAGE.partition("## When something goes wrong")[2].partition("\n## ")[0]
 ROWS = re.findall(r"^\| (?!what goes wrong)(.*) \|$", TABLE, re.MULTILINE)

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from mqauth.errors import Reason, Rejection
+from mqauth.judging import details
 from mqauth.judging.details import explain
 from mqauth.judging.policy import Allow
 from mqauth.replay.memory import MemoryReplayStore
@@ -186,3 +187,17 @@ def test_what_explains_never_fails(world: World, rabbit: Any) -> None:
         delivery.rejection = Rejection(reason, "short")
         explain(delivery, world.pipeline.verifier, world.policy)
         assert delivery.rejection.sentence().startswith("short")
+
+
+def test_a_flood_of_names_is_not_compared(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a message without a token the first names alone are compared with the token's, however many there are."""
+    compared: list[int] = []
+
+    def counted(_word: str, names: Any, *_limits: Any) -> list[str]:
+        compared.append(len(names))
+        return []
+
+    monkeypatch.setattr(details, "get_close_matches", counted)
+    names = tuple((f"mqauth-toke{number}", "x") for number in range(1000))
+    world.process(replace(honest_message("rabbitmq:shop/orders.created"), headers=names))
+    assert compared == [32]

@@ -40,6 +40,7 @@ REASONS = [
     "expired",
     "lifetime_excessive",
     "queue_age_exceeded",
+    "append_time_missing",
     "destination_mismatch",
     "body_mismatch",
     "record_key_mismatch",

@@ -70,6 +70,23 @@ def test_a_signed_message_is_verified_with_its_identity(form: str, place: str, a
     assert outcome.verified.kid == forge.authority.key.kid
 
 
+def test_a_handler_changes_no_later_message() -> None:
+    """Claims that messages share, of a remembered WIT or of a batch, are each handler's own."""
+    clock = FakeClock(1_900_000_000)
+    forge = BatchIdentityForge(clock)
+    wit = forge.wit(claims={"teams": {"shop": ["orders"]}})
+    pipe = pipeline(forge, clock)
+    for number in range(3):
+        message = replace(honest_message(PLACES[0]), body=b"%d" % number)
+        outcome = judged(pipe, forge.seal(message, wit=wit, claims={"trace": {"spans": []}}))
+        assert outcome.verified is not None
+        assert outcome.verified.identity is not None
+        said, extra = outcome.verified.identity.claims["teams"], outcome.verified.claims.extra["trace"]
+        assert (said, extra) == ({"shop": ["orders"]}, {"spans": []})
+        said["shop"].append("payments")
+        extra["spans"].append(number)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_forged_token_is_as_a_signed_one(form: str) -> None:
     """The forge's honest token is accepted."""
@@ -313,9 +330,9 @@ def test_a_cut_off_travels_with_its_set() -> None:
         broken = jwk.load_key_set(jwk.dump_key_set(KeySet(cut.keys)) | {"mqauth_cutoff": bad})
         assert any("mqauth_cutoff" in line for line in broken.skipped)
         assert broken.after(cut).cutoffs == cut.cutoffs
-        assert merge(cut, broken, {}, outdated=False).keys.cutoffs == cut.cutoffs
-    assert merge(cut, KeySet(cut.keys), {}, outdated=True).keys.cutoffs == cut.cutoffs
-    assert merge(cut, KeySet(cut.keys), {}, outdated=False).keys.cutoffs == {}
+        assert merge(cut, broken, frozenset(), outdated=False).keys.cutoffs == cut.cutoffs
+    assert merge(cut, KeySet(cut.keys), frozenset(), outdated=True).keys.cutoffs == cut.cutoffs
+    assert merge(cut, KeySet(cut.keys), frozenset(), outdated=False).keys.cutoffs == {}
 
 
 def test_a_letter_shows_what_its_identity_claims() -> None:

@@ -281,6 +281,16 @@ def test_the_memory_is_bounded_in_bytes() -> None:
     assert (len(found), found.held) == (0, 0)
 
 
+def test_who_varies_routing_keys_pushes_out_no_other_decision() -> None:
+    """A producer that asks for more places than there is room for forgets its own; an honest one is remembered."""
+    found = Decisions()
+    found.keep(question(1), Remembered(1.0, ALLOW))
+    for number in range(2 * DECISIONS):
+        found.keep(question(2)._replace(destination=f"rabbitmq:shop/{number}"), Remembered(1.0, DENY))
+    assert len(found) == DECISIONS
+    assert question(1) in found
+
+
 def test_what_is_asked_again_is_the_newest() -> None:
     """A question that is answered again takes its room once, and is forgotten last."""
     found = Decisions()

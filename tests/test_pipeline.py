@@ -99,10 +99,11 @@ class TestOutcomes:
         assert len({fields["jti"] for _, fields in said}) == 1
 
     def test_together_the_attacks_and_this_file_reach_every_reason(self) -> None:
-        """No reason of the closed set is unreachable but those of releases and identities, which have files."""
+        """No reason of the closed set is unreachable but those that have files of their own."""
         elsewhere = {
             Reason.REPLAYED, Reason.HANDLER_FAILED, Reason.MESSAGE_MALFORMED, Reason.COVERAGE_INSUFFICIENT,
             Reason.QUEUE_AGE_EXCEEDED, Reason.IDENTITY_INVALID, Reason.IDENTITY_MISMATCH,
+            Reason.APPEND_TIME_MISSING,
         }  # fmt: skip
         reached = {attack.reason for attack in (*ATTACKS, *BATCH_ATTACKS)}
         assert reached | elsewhere | {Reason.RELEASE_INVALID} == set(Reason)

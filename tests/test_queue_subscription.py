@@ -11,6 +11,7 @@ from mqauth.brokers.queue.client import OpenChannel
 from mqauth.brokers.queue.subscription import Subscription
 from mqauth.delivery.window import Window
 from mqauth.errors import Cause
+from mqauth.judging.token import Times
 from mqauth.testing import FakeClock
 from tests.delivery_parts import held, hold
 
@@ -33,7 +34,7 @@ class Early:
 
     async def open(self, _prefetch: int) -> OpenChannel:
         """Open a channel."""
-        return OpenChannel(object(), None)  # type: ignore[arg-type]
+        return OpenChannel(object(), None, None, None)  # type: ignore[arg-type]
 
     async def consume(self, _channel: object, _take: object) -> str:
         """Start a consumer; the first is cancelled at once."""
@@ -53,7 +54,7 @@ async def test_cancelled_before_its_tag_is_known() -> None:
     calls, clock = Early(), FakeClock()
     window, nothing = Window("q", clock, hold(clock), 10), Any
     subscription = Subscription(
-        calls, window, nothing, nothing, coalesce=False, sleep=asyncio.sleep  # type: ignore[arg-type]
+        calls, window, nothing, nothing, times=Times(), coalesce=False, sleep=asyncio.sleep  # type: ignore[arg-type]
     )  # fmt: skip
     running = asyncio.create_task(subscription.run())
     for _ in range(100):
@@ -91,7 +92,7 @@ class Suspending:
         retrier = SimpleNamespace(suspend=lambda: None, go_on=lambda: None, sleep_until_woken=asyncio.sleep)
         processor: Any = SimpleNamespace(retrier=retrier, probe=self.probe)
         self.subscription = Subscription(
-            self.calls, self.window, processor, None, coalesce=False, sleep=asyncio.sleep  # type: ignore[arg-type]
+            self.calls, self.window, processor, None, times=Times(), coalesce=False, sleep=asyncio.sleep  # type: ignore[arg-type]
         )  # fmt: skip
         self.held = held(Cause.REPLAY_STORE_UNAVAILABLE)
         self.running = asyncio.create_task(self.subscription.run())

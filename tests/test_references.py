@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from mqauth.check import check
 from mqauth.cli import main
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.keystore import ActiveKey, Keystore, ReferenceKey, State, public_keys, signing_key
-from mqauth.keystore.disk import ring
+from mqauth.keystore.disk import files, ring
 from mqauth.keystore.reference import key as reference
 from mqauth.keystore.remote.keyserver import KeyServer
 from mqauth.letters.authorities import Releaser
@@ -280,6 +281,32 @@ def test_keyset_that_others_may_write(store: Keystore) -> None:
     (store.folder / "keyset.json").chmod(0o620)
     with pytest.raises(ConfigurationError, match=r"keyset.json: others may write it \(mode 0620\)"):
         store.signing_key()
+
+
+@pytest.mark.parametrize("place", ["", "keyset.json"])
+def test_keyset_of_another_user(store: Keystore, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Neither the keyset with a URI nor its folder may belong to another user, who could name a library."""
+    adopted(store)
+    real, path = os.stat, store.folder / place
+
+    def owned_by_another(asked: Any, **settings: Any) -> Any:
+        found = list(real(asked, **settings))
+        found[stat.ST_UID] += (asked == path) * 4711
+        return os.stat_result(found)
+
+    monkeypatch.setattr(files.os, "stat", owned_by_another)
+    with pytest.raises(ConfigurationError, match=r"another user owns it \(uid \d+\)"):
+        store.signing_key()
+
+
+def test_keyset_in_a_folder_that_others_may_write(store: Keystore) -> None:
+    """Who may write the folder could put another keyset there; with the sticky bit nobody else can."""
+    adopted(store)
+    store.folder.chmod(0o777)
+    with pytest.raises(ConfigurationError, match=r"keys: others may write it \(mode 0777\)"):
+        store.signing_key()
+    store.folder.chmod(0o1777)
+    assert store.signing_key().kid
 
 
 def test_new_key_beside_a_reference_asks_nothing(store: Keystore, holders: Holders) -> None:

@@ -13,7 +13,7 @@ from mqauth.brokers import memory
 from mqauth.errors import Reason, RejectNow
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.policy import Allow
-from mqauth.judging.rollout import Exemption, LogMark, Rollout, Rung
+from mqauth.judging.rollout import EVERYWHERE, Exemption, Rollout, Rung
 from mqauth.judging.verifier import Issuer
 from mqauth.letters.dead_letter import PREFIX
 from mqauth.letters.release import RELEASE_HEADER, WAIVABLE
@@ -22,7 +22,7 @@ from mqauth.review import ALL, judge
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
 from mqauth.wire.keys import KeySet
-from mqauth.wire.message import Message
+from mqauth.wire.message import TOKEN_HEADER, Message
 from tests.conftest import KAFKA, RABBITMQ
 from tests.test_review import SCHEMA, Bureau
 from tests.test_rollout import at
@@ -93,6 +93,23 @@ def test_it_goes_back_plain(rung: Rung, desk: Climber) -> None:
     assert list(SCHEMA.iter_errors(act)) == []
 
 
+def test_a_forged_letter_leads_nowhere_that_is_not_listed(desk: Climber) -> None:
+    """An entry for all destinations sends no letter back plain: whoever forged it chose the destination."""
+    desk.climb(at(Rung.OBSERVE, EVERYWHERE))
+    assert desk.redrive()["refused"] == {"enforced": 1}
+
+
+def test_what_goes_back_plain_is_not_sent_elsewhere_too(clock: FakeClock, forge: Forge) -> None:
+    """Headers that make the broker copy or delay it go, even if a token that nobody verified covers them."""
+    desk = Climber(clock, forge, RABBITMQ, at(Rung.OBSERVE))
+    routing = {"CC": ("payments",), "BCC": ("payments",), "x-delay": 5}
+    forged = forge.seal(replace(desk.message(), headers=tuple(routing.items())), signature=bytes(64))
+    assert desk.send(forged) == [Verdict.REJECTED]
+    assert desk.redrive()["done"] == 1
+    (message,) = desk.broker.waiting(desk.place)
+    assert [name for name, _ in message.headers] == [TOKEN_HEADER]
+
+
 def test_what_is_exempt_goes_back_plain_too(clock: FakeClock, forge: Forge) -> None:
     """At ``enforce`` an exemption is what lets it pass, and nothing of it is refused."""
     desk = Climber(clock, forge, KAFKA, EXEMPT)
@@ -108,13 +125,10 @@ def test_what_is_exempt_goes_back_plain_too(clock: FakeClock, forge: Forge) -> N
 
 @pytest.mark.parametrize("waive", [(), WAIVABLE])
 def test_after_going_up_it_stays(waive: tuple[Reason, ...], desk: Climber) -> None:
-    """Whatever a release may waive, nothing is sent; at ``enforce-new`` it would come after the mark."""
-    mark = LogMark(topic_id="A" * 22, offsets={0: 10**9})
-    above = [None] if desk.place == RABBITMQ else [None, at(Rung.ENFORCE_NEW, KAFKA, mark=mark)]
-    for rollout in above:
-        desk.climb(rollout)
-        assert desk.redrive(ALL, *waive)["refused"] == {"enforced": 1}
-        assert desk.broker.waiting(desk.place) == ()
+    """Whatever a release may waive, nothing is sent."""
+    desk.climb(None)
+    assert desk.redrive(ALL, *waive)["refused"] == {"enforced": 1}
+    assert desk.broker.waiting(desk.place) == ()
     assert len(desk.letters()) == 1
     assert desk.discard()["done"] == 1
 

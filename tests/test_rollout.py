@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +15,7 @@ from mqauth.delivery.log_work import EarlyClaims
 from mqauth.errors import Cause, ConfigurationError, Reason, RejectNow, RetryLater, Unavailable
 from mqauth.flow import run
 from mqauth.judging.pipeline import Outcome, Verdict
-from mqauth.judging.rollout import WEEK, Exemption, LogMark, Rollout, RolloutEntry, Rung
+from mqauth.judging.rollout import WEEK, Exemption, Rollout, RolloutEntry, Rung
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.replay.memory import MemoryReplayStore
@@ -24,19 +23,18 @@ from mqauth.testing import ATTACKS, BATCH_ATTACKS, FakeClock, Forge
 from mqauth.testing.forge import without_token
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.message import Message, Origin
-from tests.conftest import KAFKA, RABBITMQ, Plug, World, kafka_message, rabbitmq_message
+from tests.conftest import KAFKA, RABBITMQ, Plug, World, rabbitmq_message
 
 BOTH = (KAFKA, RABBITMQ)
-MARKED = LogMark(topic_id="A" * 22, offsets={0: 1000})
 ATTACKS_ON_KAFKA = [attack for attack in (*ATTACKS, *BATCH_ATTACKS) if attack.fits(KAFKA)]
 
 
-def at(rung: Rung, *destinations: str, mark: float | LogMark | None = None) -> Rollout:
+def at(rung: Rung, *destinations: str) -> Rollout:
     """Return a rollout of one entry."""
     return Rollout([
         RolloutEntry(
             destinations=destinations or BOTH, rung=rung, since=date(2030, 3, 1), until=date(2030, 5, 20),
-            owner="orders-team", window=WEEK, mark=mark,
+            owner="orders-team", window=WEEK,
         )
     ])  # fmt: skip
 
@@ -248,60 +246,6 @@ class TestObserve:
         assert (outcome.verdict, outcome.unverified) == (Verdict.ACCEPTED, None)
 
 
-class TestEnforceNew:
-    """Before the mark as ``observe``, after it as ``enforce``."""
-
-    def place(self, offset: int, topic_id: str | None = "A" * 22, partition: int = 0) -> Message:
-        """Return an unsigned record at a place."""
-        return kafka_message(
-            origin=Origin(topic="orders", partition=partition, offset=offset, topic_id=topic_id, timestamp_ms=1,
-                          timestamp_type="create")
-        )  # fmt: skip
-
-    def test_a_record_before_the_mark_passes_and_one_after_it_is_rejected(self, ladder: Maker) -> None:
-        """The offset decides; no time that a sender wrote moves anything."""
-        world = ladder(at(Rung.ENFORCE_NEW, KAFKA, mark=MARKED))
-        assert is_unverified(world, world.process(self.place(999)), "token_missing")
-        assert world.process(self.place(1000)).reason is Reason.TOKEN_MISSING
-
-    def test_a_new_partition_is_new(self, ladder: Maker) -> None:
-        """A partition without an offset in the mark is after it."""
-        world = ladder(at(Rung.ENFORCE_NEW, KAFKA, mark=MARKED))
-        assert world.process(self.place(0, partition=7)).reason is Reason.TOKEN_MISSING
-
-    @pytest.mark.parametrize("topic_id", ["B" * 22, None])
-    def test_a_topic_made_anew_is_at_enforce(
-        self, topic_id: str | None, ladder: Maker, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """The mark is void, which is said once, at CRITICAL."""
-        world = ladder(at(Rung.ENFORCE_NEW, KAFKA, mark=MARKED))
-        for offset in range(2):
-            assert world.process(self.place(offset, topic_id)).reason is Reason.TOKEN_MISSING
-        said = [record for record in caplog.records if "mark is void" in record.message]
-        assert [record.levelno for record in said] == [logging.CRITICAL]
-
-    def stamped(self, seconds: float | None) -> Message:
-        """Return an unsigned message of RabbitMQ with the interceptor's stamp."""
-        stamp = None if seconds is None else int(seconds * 1000)
-        return rabbitmq_message(
-            origin=Origin(queue="orders", timestamp_ms=stamp, timestamp_type=None if stamp is None else "append")
-        )
-
-    def test_the_stamp_decides_on_rabbitmq(self, ladder: Maker, forge: Forge, clock: FakeClock) -> None:
-        """Before the mark it passes, from then on it is rejected, and without a stamp it is deferred."""
-        verifier = forge.verifier(at="append", max_queue_age=86_400, append_evidence="interceptor")
-        mark = clock.now()
-        world = ladder(at(Rung.ENFORCE_NEW, RABBITMQ, mark=mark), verifier=verifier)
-        assert is_unverified(world, world.process(self.stamped(mark - 1)), "token_missing")
-        assert world.process(self.stamped(mark)).reason is Reason.TOKEN_MISSING
-        assert world.process(self.stamped(None)).cause is Cause.APPEND_TIME_UNAVAILABLE
-
-    def test_without_interceptor_a_time_is_refused(self, ladder: Maker) -> None:
-        """Any sender could write the stamp."""
-        with pytest.raises(ConfigurationError, match="interceptor"):
-            ladder(at(Rung.ENFORCE_NEW, RABBITMQ, mark=1.0))
-
-
 def heartbeat(kind: str = "heartbeat", **changes: Any) -> Message:
     """Return an unsigned message of a kind."""
     return rabbitmq_message(properties={"type": kind}, **changes)
@@ -439,6 +383,25 @@ def test_verdicts_made_ahead_are_as_lenient(clock: FakeClock, forge: Forge) -> N
             run(world.pipeline.process(delivery, world.handler, world.letters, world.unverified))
     assert ran == [message.origin.offset for message in messages]
     assert world.published == []
+
+
+def test_a_slow_store_delays_no_second_poll(clock: FakeClock, forge: Forge) -> None:
+    """Below enforce the claims that are made together are made with little patience, too."""
+
+    class Slow(MemoryReplayStore):
+        asked = 0
+
+        def claim_many(self, requests: Any, /) -> Any:
+            """Take a second, and fail."""
+            Slow.asked += 1
+            clock.advance(1)
+            raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE)
+
+    world = Ladder(clock, forge, False, at(Rung.OBSERVE), replay=Slow(clock=clock))
+    polls = [[world.receive(message) for message in deliveries(forge, random.Random(n), 20)] for n in range(3)]
+    for waiting in polls:
+        EarlyClaims(world.pipeline).judge_ahead(waiting)
+    assert Slow.asked == 1
 
 
 def test_keys_out_of_reach_defer_nothing(ladder: Maker, forge: Forge, clock: FakeClock) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from mqauth.audit.file import AuditFile
-from mqauth.audit.record import AuditRecord
+from mqauth.audit.record import AuditRecord, iso_time
 from mqauth.cli import rollout as cli
 from mqauth.cli.app import run
 
@@ -43,7 +44,7 @@ def observed(time: float, **changes: Any) -> AuditRecord:
     """Return the record of a minute."""
     place = changes.pop("place", "kafka:orders")
     facts = {"seconds": 60.0, "rules": "r1", "rungs": {place: "observe"}, "accepted": {place: 100},
-             "unsigned": {}, "unstamped": {}, "lost": {}, "signed": {}, "groups": [],
+             "unsigned": {}, "lost": {}, "signed": {}, "oldest": {}, "groups": [],
              "other": 0} | changes  # fmt: skip
     return AuditRecord(
         id="01936b7e-0000-7000-8000-000000000000", time=time, verdict="observed", reason=None, detail=None,
@@ -100,6 +101,12 @@ def test_it_is_safe_where_nothing_speaks_against_it(place: Place) -> None:
     assert place.against() == []
 
 
+def test_what_would_be_settled_speaks_against_nothing(place: Place) -> None:
+    """A duplicate condemns nothing; it is shown, and does not count."""
+    place.records(observed(NOW - 60, groups=[{**GROUP, "code": "duplicate"}]))
+    assert place.against() == []
+
+
 @pytest.mark.parametrize(
     ("records", "said"),
     [
@@ -134,16 +141,6 @@ def test_a_file_that_was_cut_is_refused(place: Place) -> None:
     assert any("does not hold" in found for found in place.against())
 
 
-def test_unstamped_messages_speak_against_a_mark_in_time(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On RabbitMQ what was queued before the interceptor has no stamp."""
-    monkeypatch.setattr(cli, "_now", lambda: NOW)
-    place = Place(tmp_path, capsys, "rabbitmq:shop/orders")
-    place.records(observed(NOW - 60, place="rabbitmq:shop/orders", unstamped={"rabbitmq:shop/orders": 4}))
-    assert place.against() == ["4 messages without the interceptor's stamp"]
-
-
 def test_the_report_names_who_does_not_sign(place: Place) -> None:
     """Groups of all partitions are one line, and an accepted one does not count any more."""
     place.records(observed(NOW - 120, groups=[GROUP]), observed(NOW - 60, groups=[{**GROUP, "partition": 0}]))
@@ -159,37 +156,23 @@ def test_the_report_names_who_does_not_sign(place: Place) -> None:
 
 
 def test_up_changes_only_its_own_lines(place: Place) -> None:
-    """Comments stay, and the mark is written."""
+    """Comments stay."""
     place.records(observed(NOW - 60))
-    mark = '{ topic_id = "mXk0", "0" = 88 }'
-    code, printed = place.run("up", "kafka:orders", "--mark", mark, "--yes")
+    code, printed = place.run("up", "kafka:orders", "--settled", "--yes")
     assert code == 0, printed
     text = place.file.read_text("utf-8")
-    assert 'rung = "enforce-new"        # for now' in text
-    assert f"from = {mark}" in text
+    assert 'rung = "enforce"        # for now' in text
     assert "since = 2026-12-10" in text
     before, after = (set(part.splitlines()) for part in (FILE.replace("PLACE", "kafka:orders"), text))
-    assert len(before - after) == 2
-    assert len(after - before) == 3
-
-
-def test_a_mark_in_time_is_not_before_now(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was queued within the second of the command stands before the mark, and is not condemned."""
-    now = NOW + 0.75
-    monkeypatch.setattr(cli, "_now", lambda: now)
-    place = Place(tmp_path, capsys, "rabbitmq:shop/orders")
-    place.records(observed(NOW - 60, place="rabbitmq:shop/orders"))
-    assert place.run("up", "rabbitmq:shop/orders", "--yes")[0] == 0
-    assert "from = 2026-12-10T12:00:01Z" in place.file.read_text("utf-8")
+    assert len(before - after) == 3
+    assert len(after - before) == 2
 
 
 def test_up_is_refused_where_it_is_not_safe(place: Place) -> None:
     """Exit code 1, with the groups; ``--force`` with a reason does it all the same, and keeps the reason."""
     place.records(observed(NOW - 60, groups=[GROUP]))
     before = place.file.read_text("utf-8")
-    arguments = ("up", "kafka:orders", "--mark", '{ topic_id = "a" }', "--yes")
+    arguments = ("up", "kafka:orders", "--yes")
     code, printed = place.run(*arguments)
     assert (code, place.file.read_text("utf-8")) == (1, before)
     assert "crm-export" in printed
@@ -215,7 +198,6 @@ def test_down_always_works_and_says_until_when(place: Place) -> None:
         (("down", "kafka:stock", "--why", "x", "--until", "2026-12-20"), "kafka:stock is in no [[rollout]]"),
         (("down", "kafka:orders", "--why", "x", "--until", "soon"), "--until is a date like 2027-01-31"),
         (("down", "kafka:orders", "--why", "x", "--until", "2027-12-20", "--yes"), "until: must be 1 to 90 days"),
-        (("up", "kafka:orders", "--yes"), "--broker is needed on Kafka"),
     ],
 )
 def test_what_is_wrong_is_one_line(arguments: tuple[str, ...], said: str, place: Place) -> None:
@@ -253,9 +235,6 @@ def test_producers_that_signed_nothing_are_listed(place: Place) -> None:
     assert found["never_signed"] == ["web-shop", "till-7"]
 
 
-MARK = '{ topic_id = "mXk0", "0" = 88 }'
-
-
 class TestJson:
     """Every subcommand prints one JSON document with ``--json``."""
 
@@ -270,25 +249,24 @@ class TestJson:
         place.records(observed(NOW - 60, groups=[GROUP]))
         code, found = self.of(place, "accept", "kafka:orders", "token_missing kafka:orders", "--why", "x", "--yes")
         assert (code, found["rung"], found["written"]) == (0, "observe", True)
-        code, found = self.of(place, "up", "kafka:orders", "--mark", MARK, "--yes")
-        assert (code, found["rung"], found["written"], found["note"]) == (0, "enforce-new", True, None)
-        assert f"+from = {MARK}" in found["lines"]
+        code, found = self.of(place, "up", "kafka:orders", "--settled", "--yes")
+        assert (code, found["rung"], found["written"]) == (0, "enforce", True)
         code, found = self.of(place, "down", "kafka:orders", "--why", "x", "--until", "2026-12-20", "--yes")
         assert (code, found["rung"]) == (0, "observe")
 
     def test_what_is_refused(self, place: Place) -> None:
         """The standing, with what speaks against it."""
         place.records(observed(NOW - 60, groups=[GROUP]))
-        code, found = self.of(place, "up", "kafka:orders", "--mark", MARK, "--yes")
+        code, found = self.of(place, "up", "kafka:orders", "--settled", "--yes")
         assert (code, found["written"], found["against"]) == (1, False, ["1 groups"])
         assert [group["app"] for group in found["groups"]] == ["crm-export"]
 
     def test_the_new_file(self, place: Place) -> None:
         """With ``--print`` its text."""
         place.records(observed(NOW - 60))
-        code, found = self.of(place, "up", "kafka:orders", "--mark", MARK, "--print")
+        code, found = self.of(place, "up", "kafka:orders", "--settled", "--print")
         assert code == 0
-        assert f"from = {MARK}" in found["text"]
+        assert 'rung = "enforce"' in found["text"]
 
 
 BOTH = '["kafka:orders", "rabbitmq:shop/orders.#"]  # two of them'
@@ -314,10 +292,10 @@ class TestSplitting:
         both = {"kafka:orders": 100, "rabbitmq:shop/orders.#": 1}
         rungs = dict.fromkeys(both, "observe")
         place.records(observed(NOW - 60, accepted=both, rungs=rungs, groups=[other]))
-        code, printed = place.run("up", "kafka:orders", "--mark", MARK, "--yes")
+        code, printed = place.run("up", "kafka:orders", "--settled", "--yes")
         assert code == 0, printed
         assert self.entries(place) == [
-            (["kafka:orders"], "enforce-new"),
+            (["kafka:orders"], "enforce"),
             (["rabbitmq:shop/orders.#"], "observe"),
         ]
         text = place.file.read_text("utf-8")
@@ -329,17 +307,123 @@ class TestSplitting:
         """The pattern stays, and the new entry decides, since it comes first."""
         self.two(place, '["kafka:#"]')
         place.records(observed(NOW - 60, accepted={"kafka:#": 4}, rungs={"kafka:#": "observe"}))
-        assert place.run("up", "kafka:orders", "--mark", MARK, "--yes")[0] == 0
-        assert self.entries(place) == [(["kafka:orders"], "enforce-new"), (["kafka:#"], "observe")]
-        code, printed = place.run("up", "kafka:#", "--yes")
-        assert code == 2
-        assert "on Kafka a mark is of one topic: name it" in printed
+        assert place.run("up", "kafka:orders", "--settled", "--yes")[0] == 0
+        assert self.entries(place) == [(["kafka:orders"], "enforce"), (["kafka:#"], "observe")]
 
-    def test_a_list_on_several_lines_is_left_alone(self, place: Place) -> None:
-        """It is refused in one line; nothing is written."""
-        self.two(place, '[\n  "kafka:orders",\n  "kafka:stock",\n]')
+    def test_a_list_on_several_lines(self, place: Place) -> None:
+        """It is split like any other; blank lines and comments stay where they are."""
+        self.two(place, '[\n  "kafka:orders",\n  "kafka:stock",  # from the store\n]')
         place.records(observed(NOW - 60, accepted={"kafka:orders": 4}))
         before = place.file.read_text("utf-8")
-        code, printed = place.run("up", "kafka:orders", "--mark", MARK, "--yes")
-        assert (code, place.file.read_text("utf-8")) == (2, before)
-        assert "write each entry as [[rollout]] with a key a line" in printed
+        assert place.run("up", "kafka:orders", "--settled", "--yes")[0] == 0
+        assert self.entries(place) == [(["kafka:orders"], "enforce"), (["kafka:stock"], "observe")]
+        after = place.file.read_text("utf-8")
+        assert '[[rollout]]  # the orders\ndestinations = [\n  "kafka:stock",  # from the store\n]\n' in after
+        assert after.partition("\n# the end")[2] == before.partition("\n# the end")[2]
+
+
+def test_blank_lines_stay(place: Place) -> None:
+    """A new line stands behind the last one of its entry, not behind the blank lines and comments after it."""
+    place.file.write_text(place.file.read_text("utf-8").replace("since =", "\nsince ="), "utf-8")
+    before = place.file.read_text("utf-8")
+    assert place.run("accept", "kafka:orders", "3fa09c11d2e0", "--why", "a load test", "--yes")[0] == 0
+    line = 'owner = "orders-team"   # ask them\n'
+    assert place.file.read_text("utf-8") == before.replace(line, f'{line}accepted.3fa09c11d2e0 = "a load test"\n')
+
+
+def test_a_file_that_no_consumer_starts_with_is_never_written(place: Place) -> None:
+    """Not even by force: the new file is judged as a consumer would judge it, and the old one stays."""
+    text = place.file.read_text("utf-8").replace('["kafka:orders"]\nrung', '["*"]\nrung')
+    place.file.write_text(text.replace("2027-01-31", "2026-12-20"), "utf-8")
+    before = place.file.read_text("utf-8")
+    code, printed = place.run("up", "*", "--force", "--why", "now", "--yes")
+    assert (code, place.file.read_text("utf-8")) == (2, before)
+    assert 'nothing was written: the new file has rollout[0].destinations: "*" stands alone' in printed
+
+
+class TestFiles:
+    """Which audit files are read."""
+
+    @pytest.mark.parametrize(
+        ("named", "files"),
+        [
+            ("audit-{host}-{pid}.jsonl", ["audit-a-1.jsonl", "audit-b-2.jsonl"]),
+            ("log/{scope}/{instance}.jsonl", ["log/billing/one.jsonl", "log/billing/two.jsonl"]),
+            ("audit-{pid}", ["audit-7", "audit-8"]),
+        ],
+    )
+    def test_all_that_the_setting_can_mean(self, named: str, files: list[str], place: Place) -> None:
+        """Placeholders stand for any process and host; the report says which files it has read."""
+        text = place.file.read_text("utf-8").replace('file = "audit.jsonl"', f'file = "{named}"')
+        place.file.write_text(text.replace("[consumer]\n", '[consumer]\nscope = "billing"\n'), "utf-8")
+        for number, name in enumerate(files):
+            path = place.path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with AuditFile(path, fsync=False, max_bytes=65_536) as audit:
+                for _ in range(200):
+                    audit.write(replace(observed(NOW - 60), instance=f"process {number}"))
+            assert path.with_name(f"{path.name}.000001").exists()
+        code, printed = place.run("status", "--json")
+        (found,) = json.loads(printed)
+        assert (code, found["processes"]) == (0, len(files))
+        assert found["accepted"] == {"kafka:orders": 200 * 100 * len(files)}
+        assert found["files"] == [str(place.path / name) for name in files]
+        assert f"2 audit files read: {place.path / files[0]}" in place.run("status")[1]
+
+    def test_none(self, place: Place) -> None:
+        """Exit code 1, with a sentence; by force it goes up all the same."""
+        code, printed = place.run("status")
+        assert code == 1
+        assert f"no audit file is there: {place.path / 'audit.jsonl'}: start the consumers" in printed
+        assert place.run("up", "kafka:orders", "--yes")[0] == 1
+        assert place.run("up", "kafka:orders", "--force", "--why", "a test", "--yes")[0] == 0
+
+
+@pytest.mark.parametrize(("window", "said"), [("1h", "last 1 h"), ("36h", "last 36 h"), ("7d", "last 7 d")])
+def test_the_window_is_said_as_people_say_it(window: str, said: str, place: Place) -> None:
+    """Hours, or whole days."""
+    text = place.file.read_text("utf-8")
+    place.file.write_text(text.replace("owner =", f'window = "{window}"\nowner ='), "utf-8")
+    place.records(observed(NOW - 60))
+    assert f"{said}, 1 consumers" in place.run("status")[1]
+
+
+class TestWaiting:
+    """What waits in a queue, where the interceptor says how old the oldest delivery is."""
+
+    PLACE = "rabbitmq:shop/orders"
+
+    def at(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], oldest: float) -> Place:
+        """Return a place whose oldest delivery is so many seconds old."""
+        place = Place(tmp_path, capsys, self.PLACE)
+        stamps = {self.PLACE: iso_time(NOW - oldest)}
+        place.records(observed(NOW - 120, place=self.PLACE), observed(NOW - 60, place=self.PLACE, oldest=stamps))
+        return place
+
+    @pytest.fixture(autouse=True)
+    def _now(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cli, "_now", lambda: NOW)
+
+    def test_a_young_backlog_goes_up(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Nobody asks the broker."""
+        place = self.at(tmp_path, capsys, 600)
+        assert "oldest delivery of the last minute: appended at 2026-12-10T11:50:00.000Z" in place.run("status")[1]
+        assert place.run("up", self.PLACE, "--yes")[0] == 0
+
+    def test_an_old_one_does_not(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Unsigned messages may wait behind it; somebody who knows better says so."""
+        place = self.at(tmp_path, capsys, 4000)
+        code, printed = place.run("up", self.PLACE, "--yes")
+        assert (code, "let the consumers catch up" in printed) == (1, True)
+        assert place.run("up", self.PLACE, "--settled", "--yes")[0] == 0
+
+    @pytest.mark.parametrize("where", ["kafka:orders", PLACE])
+    def test_without_a_stamp_the_broker_is_asked(
+        self, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Or somebody says that nothing waits."""
+        place = Place(tmp_path, capsys, where)
+        place.records(observed(NOW - 60, place=where))
+        code, printed = place.run("up", where, "--yes")
+        assert (code, "give --broker, or say --settled once you know" in printed) == (2, True)
+        assert "safe to go up; rollout up asks the broker what still waits" in place.run("status")[1]

@@ -26,6 +26,7 @@ from mqauth.errors import RejectNow
 from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.observing import lines
 from mqauth.judging.rollout import WEEK, Exemption, Rollout, RolloutEntry, Rung
+from mqauth.judging.without_evidence import WithoutEvidence
 from mqauth.telemetry import Telemetry
 from mqauth.testing import ATTACKS, FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
@@ -33,6 +34,7 @@ from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import strict_json
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import Key, KeySet
+from mqauth.wire.message import Message, Origin
 from tests.conftest import KAFKA, RABBITMQ, kafka_message, rabbitmq_message
 from tests.test_rollout import Ladder, at
 from tests.test_telemetry import Meter
@@ -118,7 +120,7 @@ class TestRecords:
         (rollout,) = of(found, "rollout")
         assert rollout["rungs"][0] == {
             "destinations": [KAFKA, RABBITMQ], "rung": "observe", "owner": "orders-team", "since": "2030-03-01",
-            "until": "2030-05-20", "mark": None,
+            "until": "2030-05-20",
         }  # fmt: skip
         observed = of(found, "observed")
         assert sum(one["unsigned"].get(KAFKA, 0) for one in observed) == 100
@@ -139,6 +141,44 @@ class TestRecords:
             9,
         )
         assert "verified" not in record["token"]
+
+    @pytest.mark.parametrize(
+        ("evidence", "more"),
+        [(True, {}), (False, {"append_evidence": None}), (False, {"unsafe_append_evidence": True})],
+        ids=["proved", "not given", "unsafe"],
+    )
+    def test_the_oldest_append_time(
+        self, evidence: bool, more: dict[str, Any], world: Callable[..., Ladder], clock: FakeClock, forge: Forge
+    ) -> None:
+        """Of a minute's deliveries, verified or not, where the interceptor proves it; then the next minute's."""
+        settings = {"at": "append", "max_queue_age": 86_400, "append_evidence": "interceptor"} | more
+        found, now = world(at(Rung.OBSERVE), verifier=forge.verifier(**settings)), clock.now()
+
+        def appended(seconds: float) -> Message:
+            stamp = Origin(queue="orders", timestamp_ms=int(seconds * 1000), timestamp_type="append")
+            return replace(rabbitmq_message(body=b"%d" % seconds), origin=stamp)
+
+        for each in (appended(now), found.sealed(appended(now - 50)), appended(now - 200)):
+            found.process(each)
+        clock.advance(61)
+        found.process(appended(now + 60))
+        clock.advance(61)
+        found.process(appended(now + 120))
+        found.run(found.pipeline.tick(last=True))
+        oldest = [one["oldest"].get(RABBITMQ) for one in of(found, "observed")]
+        assert oldest == [iso_time(at) if evidence else None for at in (now, now - 200, now + 120)] + [None]
+
+    def test_the_start_line_says_what_is_not_rejected(
+        self, world: Callable[..., Ladder], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Where a rung or an exemption lets messages pass, the line names the destinations."""
+        found = world(at(Rung.OBSERVE, KAFKA))
+        with caplog.at_level("INFO", "mqauth"):
+            for rollout in (found.pipeline.rollout, None):
+                found.pipeline.journal.started("topics", "billing", "orders.dead", rollout)
+        below, strict = [record.getMessage() for record in caplog.records if record.event == "consumer.started"]  # type: ignore[attr-defined]
+        but = f"also what is not signed, but gives what is not proven at {KAFKA} to unverified=; headers"
+        assert (but in below, "also what is not signed; headers" in strict) == (True, True)
 
     def test_exempt_messages_are_no_news(self, world: Callable[..., Ladder]) -> None:
         """What somebody decided is in no report."""
@@ -230,8 +270,8 @@ class TestDetectors:
     def test_a_lower_rung_is_an_alert(self) -> None:
         """The same or a higher one is none, and the first start is none."""
         detector = Detector()
-        assert detector.observe(self.rollout("enforce-new")) == []
-        assert detector.observe(self.rollout("enforce-new")) == []
+        assert detector.observe(self.rollout("enforce")) == []
+        assert detector.observe(self.rollout("enforce")) == []
         (alert,) = detector.observe(self.rollout("observe"))
         assert (alert.kind, dict(alert.about)) == ("rung_lowered", {"destination": KAFKA, "rung": "observe"})
         assert detector.observe(self.rollout("enforce")) == []
@@ -300,8 +340,7 @@ owner = "orders-team"
 
 [[rollout]]
 destinations = ["rabbitmq:shop/stock"]
-rung = "enforce-new"
-from = 2026-12-01T10:00:00Z
+rung = "observe"
 since = 2026-11-26
 until = 2026-11-27
 owner = "orders-team"
@@ -330,7 +369,7 @@ def test_the_check_names_what_is_not_enforced(pattern: str, codes: set[str], tmp
     found = {one.code.name for one in report.findings if "rollout" in one.code.name or "exempt" in one.code.name}
     assert found == codes | {
         "rollout_off", "rollout_observe", "rollout_ending", "rollout_overdue", "rollout_catch_all",
-        "rollout_mark_unproven", "rollout_weakest",
+        "rollout_weakest",
     }  # fmt: skip
 
 
@@ -350,6 +389,28 @@ def test_entries_of_a_rollout(world: Callable[..., Ladder]) -> None:
     rollout = Rollout([first, *at(Rung.OBSERVE, "kafka:orders.#").entries])
     found = [rollout.entry(f"kafka:orders.{name}") for name in ("new", "old")]
     assert [entry and entry.rung for entry in found] == [Rung.ENFORCE, Rung.OBSERVE]
+
+
+def test_the_record_of_the_start_has_what_needs_no_append_time(
+    world: Callable[..., Ladder], forge: Forge, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where nobody waits for append times, up to what, and why, is in audit and log at each start."""
+    entries = [
+        WithoutEvidence(destination=KAFKA, through={0: 12}, why="before LogAppendTime"),
+        WithoutEvidence(destination="rabbitmq:shop/#", through=1_800_000_000.0, why="before the interceptor"),
+    ]
+    found = world(Rollout(), verifier=forge.verifier(at="append", max_queue_age=3600, without_evidence=entries))
+    found.run(found.pipeline.tick(last=True))
+    (facts,) = of(found, "rollout")
+    assert facts["without_evidence"] == [
+        {"destination": KAFKA, "through": {"0": 12}, "why": "before LogAppendTime"},
+        {
+            "destination": "rabbitmq:shop/#", "through": "2027-01-15T08:00:00.000Z",
+            "why": "before the interceptor",
+        },
+    ]  # fmt: skip
+    said = [record.getMessage() for record in caplog.records if record.event == "rollout.without_evidence"]  # type: ignore[attr-defined]
+    assert said[0] == f"{KAFKA}: dead-lettered without an append time, through {{'0': 12}}: before LogAppendTime"
 
 
 class TestAliases:

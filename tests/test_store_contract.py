@@ -8,17 +8,16 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import Phase, given, settings
-from hypothesis import strategies as st
+from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from integration.scale import nightly
 from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.replay.memory import MemoryReplayStore, Places
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.testing.clock import START, FakeClock
 from mqauth.testing.store_contract import FRESH, REPLAYED, REREAD, BatchStoreContract, sibling, wish
-from mqauth.testing.store_machine import machine
+from tests.kit.store_machine import machine
 
 STEPS = settings(max_examples=nightly(150, otherwise=50), stateful_step_count=40, deadline=None)
 
@@ -58,10 +57,7 @@ class _Placeless(MemoryReplayStore):
     def confirm(self, request: ClaimRequest, /) -> None:
         super().confirm(request)
         if super().claim(replace(request, owner="x", renew=False)) is REREAD:
-            for done in self._done:
-                done.update(dict.fromkeys(done, self._places.pack(None)))
-            for batch in (found for batches in self._batches for found in batches.values()):
-                batch.places = None
+            self._done.update(dict.fromkeys(self._done))
 
 
 @pytest.mark.parametrize("broken", [_Forgetful, _Eager, _Placeless])
@@ -157,8 +153,8 @@ def test_released_leaves_nothing(store: MemoryReplayStore, one: ClaimRequest) ->
         store.claim(replace(one, owner=f"{n}"))
         store.release(replace(one, owner=f"{n}"))
     assert len(store) == 0
-    assert not any(bucket.held or bucket.done or bucket.tokens for bucket in store._buckets.values())
-    assert not any((*store._batches, *store._done, store._held))
+    assert not any(bucket.keys for bucket in store._buckets.values())
+    assert not (*store._done, *store._held)
 
 
 def test_forgets_a_few_at_a_time(clock: FakeClock) -> None:
@@ -173,23 +169,6 @@ def test_forgets_a_few_at_a_time(clock: FakeClock) -> None:
     steps = [before - after for before, after in pairwise(sizes)]
     assert 0 < max(steps) < 100
     assert sizes[-1] == 1000
-
-
-@given(
-    log=st.tuples(st.text(), st.text(), st.integers(0, 2**31 - 1)),
-    offset=st.one_of(st.integers(-1, 2**63 - 1), st.sampled_from([0, 2**48 - 1, 2**48])),
-)
-def test_places_come_back(log: tuple[str, str, int], offset: int) -> None:
-    """A place kept in its packed form comes back exactly."""
-    places = Places()
-    for place in ((*log, offset), ("", "", 0, offset), None):
-        assert places.unpack(places.pack(place)) == place
-
-
-def test_more_logs_than_numbers() -> None:
-    """Places of more logs than there are numbers are kept as they are."""
-    places, many = Places(), [("c", "t", n, 7) for n in range(70_000)]
-    assert [places.unpack(packed) for packed in [places.pack(place) for place in many]] == many
 
 
 def test_threads() -> None:

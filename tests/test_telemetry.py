@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+import socket
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -321,6 +322,15 @@ def test_endpoint_serves_metrics() -> None:
             page = answer.read().decode()
     assert re.search(r'mqauth_messages_total\{.*reason="expired".*\} 1\.0', page)
     assert "mqauth_judge_duration_seconds_bucket" in page
+
+
+def test_a_silent_connection_is_ended(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A connection that asks nothing holds its thread for some seconds and no longer, and nothing is printed."""
+    monkeypatch.setattr("mqauth.telemetry.prometheus.ASKED_WITHIN", 0.05)
+    with Endpoint(0) as endpoint, socket.create_connection(("127.0.0.1", endpoint.port), timeout=60) as silent:
+        silent.sendall(b"GET ")
+        assert silent.recv(1) == b""
+    assert capfd.readouterr().err == ""
 
 
 def test_endpoint_stays_on_loopback() -> None:

@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 
 from mqauth.errors import ConfigurationError
-from mqauth.judging import judge, token
+from mqauth.judging import judge, key_lookup, token
 from mqauth.judging.verifier import Issuer, Verifier
+from mqauth.judging.without_evidence import WithoutEvidence
 from mqauth.letters import release
 from mqauth.letters.authorities import ReleaseAuthorities, _check_bindings, _signed
 from mqauth.replay import rules
@@ -295,8 +296,22 @@ SETTINGS_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
      "on RabbitMQ where anybody may write the time"),
     ("append time rounded up", edit(evidence, "origin.timestamp_ms / 1000", "-(-origin.timestamp_ms // 1000)"),
      "appended half a second before its end"),
-    ("no append time, so that of receipt", edit(judge_times, 'self.evidence(message) if self.at == "append" else',
-     "self.evidence(message) or"), "no time at all"),
+    ("no append time, so that of receipt", edit(token.Times.moment,
+     'received if self.at == "consume" else self.evidence(message)', "self.evidence(message) or received"),
+     "no time at all"),
+    ("an offset more without a time", edit(WithoutEvidence.names, "offset <= last", "offset <= last + 1"),
+     "no time past the offset that is named"),
+    ("a partition that is not named", edit(WithoutEvidence.names, "self.through.get(partition)",
+     "self.through.get(partition, offset)"), "no time in a partition that is not named"),
+    ("signed a second later without a time", edit(WithoutEvidence.names, "issued <= self.through",
+     "issued <= self.through + 1"), "no time on RabbitMQ, signed after the moment that is named"),
+    ("without a time, whatever the destination", edit(WithoutEvidence.names,
+     "not matches(self.destination, message.destination)", "False"),
+     "no time at a destination that is not named"),
+    ("a named message condemned despite its time", edit(token.Times.moment, "if moment is not None:",
+     "if moment is not None and not self.without_evidence:"), "a time at an offset that is named"),
+    ("expired by the receipt of what has no time", edit(token.Times.moment, "waived | {Reason.EXPIRED}", "waived"),
+     "a release of what has no append time, expired since"),
     ("age unchecked", edit(judge_times, "received - moment > self.max_queue_age", "False"),
      "a millisecond too old"),
     ("revoked despite the evidence", edit(token.is_revoked, "appended is None or ", "True or "),
@@ -315,10 +330,11 @@ SETTINGS_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
      "the JWK widens no pin"),
     ("a pin widens the JWK", edit(Issuer.speaks_for, "if key.subjects is not None:",
      "if key.subjects is not None and pinned is None:"), "a pin widens no JWK"),
-    ("an outage condemns", edit(judge._refuse, "isinstance(error, OUR_FAULT)", "False"), "no policy"),
-    ("unknown keys condemned", edit(judge._looked_up,
+    ("an outage condemns", edit(judge.Judge._refuse, "isinstance(error, OUR_FAULT)", "False"), "no policy"),
+    ("unknown keys condemned", edit(key_lookup.looked_up,
      "raise Unavailable(error.cause, error.detail, party) from error",
-     'raise Rejection(Reason.KEY_UNKNOWN, "") from error'), "an unknown key while none can be asked for"),
+     'from mqauth.errors import Reason; raise Rejection(Reason.KEY_UNKNOWN, "") from error'),
+     "an unknown key while none can be asked for"),
     ("a release asks before the signature", edit(judge.Judge._claim_released,
      "self._verifier.authenticate(message, candidate.token, keys, received)", "pass"),
      "a forged message asks for no authority's keys"),

@@ -1,1 +1,1 @@
-"""Benchmarks on real brokers, their plots and tables: what `mqauth bench` runs, and what takes more time."""
+"""Benchmarks on real brokers, their plots and tables: what ``client`` measures, and what takes more time."""

@@ -1,4 +1,4 @@
-"""``python -m integration.benchmarks``: all of ``mqauth bench`` and the rivals, on brokers it starts, with plots.
+"""``python -m integration.benchmarks``: what ``client`` measures and the rivals, on brokers it starts, with plots.
 
 ``--write`` measures scale and flood too, and puts tables, plots and the JSON file into docs/.
 """
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from integration.benchmarks import flood, pages, plots, profile, rivals, scale
+from integration.benchmarks.client import report as text
+from integration.benchmarks.client import run
 from integration.documentation import ROOT
 from integration.services import Service, launch_all, prepare_all
-from mqauth.bench import report as text
-from mqauth.bench import run
 
 DOCS = ROOT / "docs"
 SCALE_MESSAGES = 1_000_000
@@ -62,7 +62,7 @@ def figures(report: run.Report) -> dict[str, Any]:
 
 
 def compare(broker: Service, log: Service, *, quick: bool) -> run.Report:
-    """Measure what ``mqauth bench`` measures, and the rivals."""
+    """Measure what ``python -m integration.benchmarks.client`` measures, and the rivals."""
     urls = {"rabbitmq": broker.url, "kafka": log.url}
     report = run.measure(run.amount_of(quick=quick), urls, others=rivals.rivals(), progress=Progress())
     report.servers = {"RabbitMQ": broker.version, "Apache Kafka": log.version}

@@ -13,9 +13,9 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
+from integration.benchmarks.client.inprocess import judge_all
+from integration.benchmarks.client.workload import Refusals
 from integration.benchmarks.leaf import BODY, LeafBench, command, tell
-from mqauth.bench.inprocess import judge_all
-from mqauth.bench.workload import Refusals
 from mqauth.brokers import aiokafka
 
 

@@ -13,9 +13,9 @@ from functools import partial
 from importlib import import_module
 from typing import Any, Final
 
-from mqauth.bench.contenders import Contender, Effort, contenders_of, share
-from mqauth.bench.rounds import Rounds, Spread, Variant, alternate
-from mqauth.bench.run import TOLD
+from integration.benchmarks.client.contenders import Contender, Effort, contenders_of, share
+from integration.benchmarks.client.rounds import Rounds, Spread, Variant, alternate
+from integration.benchmarks.client.run import TOLD
 
 CLIENTS: Final[Mapping[str, Mapping[str, str]]] = {
     "kafka": {
@@ -26,7 +26,7 @@ CLIENTS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "rabbitmq": {"aio-pika": "rabbitmq", "pika": "pika"},
 }
-"""Names of the clients of each broker, with the modules of ``mqauth.bench`` that have their contenders."""
+"""Names of the clients of each broker, with the modules that have their contenders."""
 EFFORTS: Final[Mapping[str, Effort]] = {
     "kafka": Effort(rounds=5, publish=4096, consume=8192, paced=0),
     "rabbitmq": Effort(rounds=5, publish=512, consume=2048, paced=0),
@@ -36,7 +36,7 @@ EFFORTS: Final[Mapping[str, Effort]] = {
 def contenders(clients: Mapping[str, str], url: str, undo: ExitStack) -> Iterator[tuple[str, Contender]]:
     """Yield the contenders of all clients of one broker, each with the name of its client."""
     for client, name in clients.items():
-        module: Any = import_module(f"mqauth.bench.{name}")
+        module: Any = import_module(f"integration.benchmarks.client.{name}")
         connections = undo.enter_context(module.Connections(url))
         for one in contenders_of(connections, module.Wrapped, module.Signed, module.Batched, ()):
             undo.callback(one.close)

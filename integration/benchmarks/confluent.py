@@ -15,10 +15,10 @@ from typing import Any, Final
 
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
+from integration.benchmarks.client.inprocess import judge_all
+from integration.benchmarks.client.workload import Refusals
 from integration.benchmarks.counting import instructions, told
 from integration.benchmarks.leaf import BODY, LeafBench, command, tell
-from mqauth.bench.inprocess import judge_all
-from mqauth.bench.workload import Refusals
 from mqauth.brokers import confluent
 from mqauth.brokers.confluent.translate import translated
 from mqauth.brokers.log.records import NO_LOG, RecordPlace

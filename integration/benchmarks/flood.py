@@ -18,11 +18,11 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, Final
 
+from integration.benchmarks.client.inprocess import PLACE, delivered
+from integration.benchmarks.client.rounds import Measured, Spread, Stopwatch
+from integration.benchmarks.client.workload import BATCH, LIFETIME, Workload
 from mqauth import MemoryReplayStore, Message, Pipeline, Verdict
 from mqauth.audit.record import AuditRecord
-from mqauth.bench.inprocess import PLACE, delivered
-from mqauth.bench.rounds import Measured, Spread, Stopwatch
-from mqauth.bench.workload import BATCH, LIFETIME, Workload
 from mqauth.flow import run
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing.forge import Forge

@@ -1,8 +1,8 @@
 """``python -m integration.benchmarks.hsm``: what a signature takes with a key in SoftHSM, and in a file.
 
-Of one signature over 600 bytes, the size of a token's signing input: in this process, and by a ``SigningServer``
-in another one; then of a batch of 64 messages. Real time, and the CPU time of this process, which is all there is
-of a library, and which other programs on the machine change least. Each is the median of all rounds.
+Of one signature over 600 bytes, the size of a token's signing input, then of a batch of 64 messages. Real time,
+and the CPU time of this process: that is all there is of a library, and other programs on the machine change it
+least. Each is the median of all rounds.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,20 +19,13 @@ from typing import Final
 
 from integration.services.softhsm import SoftHSM
 from mqauth import Message, Signer
-from mqauth.keystore import ActiveKey, Keystore, SocketSigner
+from mqauth.keystore import ActiveKey, Keystore
 from mqauth.keystore.disk import ring
 from mqauth.wire.keys import SigningKey
 
 KINDS: Final = {"ES256": "EC:prime256v1", "EdDSA": "EC:edwards25519"}
 DATA: Final = bytes(600)
 BATCH: Final = 64
-_SERVER: Final = """
-import sys
-from mqauth.keystore import ActiveKey, SigningServer
-with SigningServer(sys.argv[1] + ".sock", ActiveKey(sys.argv[1])):
-    print("ready", flush=True)
-    sys.stdin.read()
-"""
 
 
 def keystores(folder: Path) -> dict[str, Path]:
@@ -72,24 +63,12 @@ def measured(rounds: int, count: int) -> dict[str, list[float]]:
         for number, (name, kind) in enumerate(KINDS.items(), 1):
             hsm.generate(name, kind, id=f"{number:02}")
         os.environ.update(hsm.environment)
-        keys, work, servers = keystores(Path(place)), dict[str, Callable[[], object]](), []
+        keys, work = keystores(Path(place)), dict[str, Callable[[], object]]()
         for name, path in keys.items():
-            server = subprocess.Popen(
-                [sys.executable, "-c", _SERVER, str(path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            servers.append(server)
-            assert server.stdout is not None
-            server.stdout.readline()
             work[name] = _signing(ActiveKey(path).signing_key())
-            work[f"{name}, by the socket"] = _signing(SocketSigner(f"{path}.sock", timeout=30).signing_key())
             work[f"{name}, a batch of {BATCH}"] = of_batch(path)
         costs = {name: [cost(count, call) for _ in range(rounds)] for name, call in work.items()}
         found = {name: [median(one) for one in zip(*each, strict=True)] for name, each in costs.items()}
-        for server in servers:
-            server.communicate()
     return found
 
 

@@ -16,10 +16,10 @@ from importlib import import_module
 from statistics import median
 from typing import Final
 
-from mqauth.bench.contenders import Effort, compare_all
-from mqauth.bench.identity import makes
-from mqauth.bench.report import broker_lines
-from mqauth.bench.run import address_of
+from integration.benchmarks.client.contenders import Effort, compare_all
+from integration.benchmarks.client.identity import makes
+from integration.benchmarks.client.report import broker_lines
+from integration.benchmarks.client.run import address_of
 from mqauth.flow import run
 from mqauth.judging.pipeline import Pipeline
 from mqauth.replay.memory import MemoryReplayStore
@@ -110,11 +110,11 @@ def measured(rounds: int, count: int) -> dict[str, dict[str, float]]:
 
 
 def on_brokers(rounds: int, count: int, urls: Mapping[str, str | None]) -> Iterator[str]:
-    """Yield the tables of each broker that is given, as ``mqauth bench --identity`` has them, in few rounds."""
+    """Yield the tables of each broker that is given, as ``client --identity`` has them, in few rounds."""
     effort = Effort(rounds=rounds, publish=count, consume=count, paced=0)
     for name, url in urls.items():
         if url is not None:
-            broker = import_module(f"mqauth.bench.{name}")
+            broker = import_module(f"integration.benchmarks.client.{name}")
             with broker.Connections(address_of(url) if name == "kafka" else url) as connections:
                 made = broker.contenders(connections, makes(broker))
                 yield from broker_lines(name, compare_all(made, effort, progress=_progress))

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final, Generic, TypeVar
 
+from integration.benchmarks.client.workload import Refusals
 from mqauth import MemoryReplayStore, Pipeline
-from mqauth.bench.workload import Refusals
 from mqauth.judging.verified import Verified
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage

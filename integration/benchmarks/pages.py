@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from integration.benchmarks import profile
-from mqauth.bench.inprocess import HEADERS, SIZES
+from integration.benchmarks.client.inprocess import HEADERS, SIZES
 
 _MARKED: Final = re.compile(r"(<!-- table ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SCALE: Final = frozenset(("messages", "producers", "keys", "processes", "partitions", "group"))

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from mqauth.bench.inprocess import HEADERS, SIZES
+from integration.benchmarks.client.inprocess import HEADERS, SIZES
 
 _CONTENDERS: Final = ("pipelined", "carried", "message", "batch", "handwritten", "joserfc", "celery")
 _COLOURS: Final = dict(

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any, Final
 
-from mqauth.bench.inprocess import BATCH_NAME, PLACE, Cell, Operations
-from mqauth.bench.workload import BATCH
+from integration.benchmarks.client.inprocess import BATCH_NAME, PLACE, Cell, Operations
+from integration.benchmarks.client.workload import BATCH
 
 _SIGNATURE: Final = ("method 'sign' of", "method 'verify' of", "_sodium.crypto_sign")
 _HASHING: Final = ("hashlib", "sha256", "digest")

@@ -30,10 +30,10 @@ from cryptography.x509.oid import NameOID
 from joserfc import jwk as joserfc_jwk
 from joserfc import jwt as joserfc_jwt
 
-from mqauth.bench import kafka, rabbitmq
-from mqauth.bench.contenders import Bare, Make, Opener, Wrapper
-from mqauth.bench.inprocess import PLACE
-from mqauth.bench.workload import LIFETIME, Tally, Workload
+from integration.benchmarks.client import kafka, rabbitmq
+from integration.benchmarks.client.contenders import Bare, Make, Opener, Wrapper
+from integration.benchmarks.client.inprocess import PLACE
+from integration.benchmarks.client.workload import LIFETIME, Tally, Workload
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT
 from mqauth.wire.keys import Key
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-from mqauth.bench.inprocess import PLACE, Cell, Operations, judge_all
-from mqauth.bench.workload import BATCH, Refusals, guard
+from integration.benchmarks.client.inprocess import PLACE, Cell, Operations, judge_all
+from integration.benchmarks.client.workload import BATCH, Refusals, guard
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 BEFORE, NONE, ELSEWHERE, OBSERVED = "before", "no rollout", "another destination observed", "observed"

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from integration.benchmarks.client.inprocess import PLACE, delivered, judge_all
+from integration.benchmarks.client.rounds import Measured, Stopwatch
+from integration.benchmarks.client.run import address_of
+from integration.benchmarks.client.workload import BATCH, LIFETIME, Refusals, Workload, guard
 from integration.benchmarks.scale_kafka import by_group, by_partitions
 from integration.benchmarks.scale_world import PATIENCE, Say, cpu_us, each_process, verifier_of
 from integration.services import Kafka
 from mqauth import Allow, Key, KeySet, Message, Signer
-from mqauth.bench.inprocess import PLACE, delivered, judge_all
-from mqauth.bench.rounds import Measured, Stopwatch
-from mqauth.bench.run import address_of
-from mqauth.bench.workload import BATCH, LIFETIME, Refusals, Workload, guard
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT, Forge
 from mqauth.wire.jwk import dump_key_set, load_key_set
 

@@ -12,10 +12,10 @@ from typing import Any, Final
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import NewTopic
 
+from integration.benchmarks.client.rounds import Measured, Spread, Stopwatch
+from integration.benchmarks.client.workload import BATCH, LIFETIME, Refusals, RoundEnd, Tally, Workload, guard
 from integration.benchmarks.scale_world import PATIENCE, Say, cpu_us, each_process, verifier_of
 from mqauth import Allow, Key, KeySet
-from mqauth.bench.rounds import Measured, Spread, Stopwatch
-from mqauth.bench.workload import BATCH, LIFETIME, Refusals, RoundEnd, Tally, Workload, guard
 from mqauth.brokers import kafka
 from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.log.records import native_headers

@@ -14,11 +14,11 @@ from typing import Any, Final
 
 from kafka import KafkaConsumer, TopicPartition
 
+from integration.benchmarks.client.rounds import Stopwatch
+from integration.benchmarks.client.workload import Refusals, RoundEnd, Tally
 from integration.benchmarks.scale_kafka import Topic, _pipeline
 from integration.benchmarks.scale_world import PATIENCE, Say, _together, cpu_us
 from mqauth import Allow, Key
-from mqauth.bench.rounds import Stopwatch
-from mqauth.bench.workload import Refusals, RoundEnd, Tally
 from mqauth.brokers import kafka
 from mqauth.testing.forge import SUBJECT
 from mqauth.testing.stage_kafka import servers

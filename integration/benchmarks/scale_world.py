@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from integration.benchmarks.client.rounds import Measured, Spread
 from mqauth import KeySet, Verifier
-from mqauth.bench.rounds import Measured, Spread
 from mqauth.judging.verifier import Issuer
 from mqauth.testing.forge import AUDIENCE, ISSUER
 

@@ -9,9 +9,9 @@ import argparse
 from types import ModuleType
 from typing import Any
 
+from integration.benchmarks.client import kafka, rabbitmq, report, run
+from integration.benchmarks.client.contenders import WORK, Effort, compare
 from integration.benchmarks.rivals import rivals
-from mqauth.bench import kafka, rabbitmq, report, run
-from mqauth.bench.contenders import WORK, Effort, compare
 
 
 def main() -> None:

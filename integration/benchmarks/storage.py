@@ -18,8 +18,8 @@ from confluent_kafka import Producer
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 
+from integration.benchmarks.client.run import address_of
 from integration.services import Kafka
-from mqauth.bench.run import address_of
 from mqauth.brokers.log.records import native_headers
 from mqauth.testing.forge import Forge
 from mqauth.wire.destination import kafka as destination

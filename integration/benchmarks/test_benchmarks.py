@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from integration.benchmarks import scale_kafka, storage
+from integration.benchmarks.client import identity
+from integration.benchmarks.client import kafka as on_kafka
+from integration.benchmarks.client import rabbitmq as on_rabbitmq
+from integration.benchmarks.client.contenders import BrokerResult, Effort
+from integration.benchmarks.client.run import address_of
 from integration.benchmarks.rivals import rivals
 from integration.services import Kafka, RabbitMQ
-from mqauth.bench import identity
-from mqauth.bench import kafka as on_kafka
-from mqauth.bench import rabbitmq as on_rabbitmq
-from mqauth.bench.contenders import BrokerResult, Effort
-from mqauth.bench.run import address_of
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ from types import CodeType, FrameType
 from typing import Any, Final, NamedTuple
 
 import mqauth
-from mqauth.bench.inprocess import BATCH_NAME, PLACE, Cell, Operations, judge_all
-from mqauth.bench.workload import BATCH, Refusals, guard
+from integration.benchmarks.client.inprocess import BATCH_NAME, PLACE, Cell, Operations, judge_all
+from integration.benchmarks.client.workload import BATCH, Refusals, guard
 
 _OURS: Final = str(Path(mqauth.__file__).parent)
 _BENCH: Final = str(Path(_OURS, "bench"))
@@ -33,7 +33,7 @@ def walked(kind: str) -> Walk:
     """Return the walk of one accepted message.
 
     Args:
-        kind: an algorithm, or ``batch64``, as of ``mqauth.bench.inprocess.Cell``.
+        kind: an algorithm, or ``batch64``, as of ``integration.benchmarks.client.inprocess.Cell``.
     """
     operations = Operations(Cell(kind=kind), 2 * BATCH)
     pipeline, letters, entered = guard(operations._forge, PLACE), Refusals(), list[CodeType]()

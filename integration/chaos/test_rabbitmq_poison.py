@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,19 @@ Report = Callable[[Count], None]
 SPINS = 6
 
 
+@pytest.fixture(scope="module")
+def believing() -> Iterator[RabbitMQ]:
+    """A RabbitMQ that leaves a timestamp as it is; the others' would put a sound one over the absurd one."""
+    with RabbitMQ.launch(
+        extra_config=["message_interceptors.incoming.set_header_timestamp.overwrite = false"]
+    ) as broker:
+        yield broker
+
+
 @pytest.fixture
-async def row(rabbitmq: RabbitMQ, tmp_path: Path) -> AsyncIterator[Scene]:
-    """A scene on a broker without the interceptor, which would put a sound timestamp over the absurd one."""
-    async with scene(rabbitmq.url, tmp_path) as row:
+async def row(believing: RabbitMQ, tmp_path: Path) -> AsyncIterator[Scene]:
+    """A scene on that broker."""
+    async with scene(believing.url, tmp_path) as row:
         yield row
 
 

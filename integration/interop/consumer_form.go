@@ -20,6 +20,42 @@ func (f *rulesForm) UnmarshalJSON(raw []byte) error {
 	return nil
 }
 
+// timeless are messages that can never have evidence of their append time (section 7): a time or offsets.
+type timeless struct {
+	Destination string
+	Signed      int64
+	Offsets     map[int64]int64
+}
+
+func (t *timeless) UnmarshalJSON(raw []byte) error {
+	var form struct {
+		Destination string
+		Through     json.RawMessage
+	}
+	if err := json.Unmarshal(raw, &form); err != nil {
+		return err
+	}
+	t.Destination = form.Destination
+	if json.Unmarshal(form.Through, &t.Signed) == nil {
+		return nil
+	}
+	return json.Unmarshal(form.Through, &t.Offsets)
+}
+
+func (t *timeless) names(m *message, issued int64) bool {
+	if t.Destination != m.destination {
+		return false
+	}
+	if t.Offsets == nil {
+		return issued <= t.Signed
+	}
+	if m.origin == nil {
+		return false
+	}
+	last, listed := t.Offsets[m.origin.partition]
+	return listed && m.origin.offset >= 0 && m.origin.offset <= last
+}
+
 type authorityForm struct {
 	JWKS  json.RawMessage
 	Waive []string
@@ -36,10 +72,11 @@ type consumerForm struct {
 	Others       map[string]json.RawMessage `json:"other_issuers"`
 	UserID       json.RawMessage            `json:"user_id"`
 	At           string
-	MaxQueueAge  int64    `json:"max_queue_age"`
-	Evidence     string   `json:"append_evidence"`
-	Required     []string `json:"require_headers"`
-	Unsigned     string   `json:"unsigned_headers"`
+	MaxQueueAge  int64      `json:"max_queue_age"`
+	Evidence     string     `json:"append_evidence"`
+	Timeless     []timeless `json:"without_evidence"`
+	Required     []string   `json:"require_headers"`
+	Unsigned     string     `json:"unsigned_headers"`
 	Subjects     map[string][]string
 	Authorities  map[string]authorityForm
 	Scope        string
@@ -56,7 +93,7 @@ func isNull(raw json.RawMessage) bool { return raw == nil || string(raw) == "nul
 func (f *consumerForm) consumer() *consumer {
 	c := &consumer{
 		leeway: f.Leeway, maxLifetime: f.MaxLifetime, maxQueueAge: f.MaxQueueAge,
-		append: f.At == "append", interceptor: f.Evidence == "interceptor", required: f.Required,
+		append: f.At == "append", interceptor: f.Evidence == "interceptor", timeless: f.Timeless, required: f.Required,
 		strict: f.Unsigned == "reject", pins: f.Subjects, allow: f.Allow, scope: f.Scope,
 		claims: map[string]*claimed{}, room: 1 << 30, issuers: map[string]map[string]*key{f.Issuer: nil},
 	}

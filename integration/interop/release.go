@@ -19,11 +19,12 @@ var (
 		token_missing token_repeated token_oversize token_malformed token_type header_forbidden algorithm_forbidden
 		key_unknown key_revoked key_expired signature_invalid claims_malformed claim_missing issuer_untrusted
 		audience_mismatch subject_mismatch issued_in_future not_yet_valid expired lifetime_excessive queue_age_exceeded
-		destination_mismatch body_mismatch record_key_mismatch headers_mismatch coverage_insufficient
+		append_time_missing destination_mismatch body_mismatch record_key_mismatch headers_mismatch coverage_insufficient
 		producer_forbidden replayed proof_invalid release_invalid message_malformed handler_failed
 		identity_invalid identity_mismatch`)
 	waivable = []string{
 		"expired", "queue_age_exceeded", "lifetime_excessive", "key_expired", "producer_forbidden", "replayed",
+		"append_time_missing",
 	}
 )
 

@@ -32,6 +32,7 @@ type consumer struct {
 	maxQueueAge int64
 	append      bool
 	interceptor bool
+	timeless    []timeless
 	required    []string
 	strict      bool
 	pins        map[string][]string
@@ -225,7 +226,14 @@ func (c *consumer) believe(m *message, found *claims, k *key, received int64, wa
 		if found.wit == nil && k.expires >= 0 && found.iat >= k.expires && !slices.Contains(waived, "key_expired") {
 			return rejected("key_expired")
 		}
-		return deferred("append_time_unavailable")
+		if !slices.Contains(waived, "append_time_missing") {
+			if slices.ContainsFunc(c.timeless, func(t timeless) bool { return t.names(m, found.iat) }) {
+				return rejected("append_time_missing")
+			}
+			return deferred("append_time_unavailable")
+		}
+		// Nobody knows how long it waited.
+		waived = append([]string{"expired"}, waived...)
 	}
 	for _, r := range c.allTimes(found, k, received*1000, at) {
 		if !slices.Contains(waived, r) {

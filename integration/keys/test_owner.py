@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from mqauth.audit.file import AuditFile
-from mqauth.keystore import ActiveKey, Keystore, State
+from mqauth.keystore import Keystore, State
 from mqauth.keystore.disk import ring
-from mqauth.keystore.socket.server import SigningServer
 
 SERVICE = 65534
 """The user and group ``nobody`` of Debian."""
@@ -24,7 +23,6 @@ from pathlib import Path
 from mqauth.audit.file import AuditFile
 from mqauth.keystore import ActiveKey, Keystore
 from mqauth.keystore.disk import ring
-from mqauth.keystore.socket.server import SigningServer
 
 os.setgroups([])
 os.setgid({user})
@@ -90,12 +88,3 @@ def test_service_writes_an_audit_file_that_root_began(folder: Path) -> None:
     AuditFile(folder / "audit.jsonl").close()
     as_service("AuditFile(folder / 'audit.jsonl').close()", folder)
     assert (folder / "audit.jsonl").stat().st_uid == SERVICE
-
-
-def test_service_serves_where_root_served(folder: Path) -> None:
-    """A signing server that root ran once leaves no lock file that keeps the service's out."""
-    Keystore(folder=folder).create(publish_delay=0)
-    with SigningServer(folder / "sign.sock", ActiveKey(folder)):
-        pass
-    as_service("with SigningServer(folder / 'sign.sock', ActiveKey(folder)): pass", folder)
-    assert (folder / "sign.sock.lock").stat().st_uid == SERVICE

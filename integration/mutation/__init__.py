@@ -13,7 +13,7 @@ from typing import Final
 MODULES: Final = (
     "wire.base64url", "wire.batch", "wire.claims", "wire.destination", "wire.envelope", "wire.header_names",
     "wire.json_form", "wire.jwk", "wire.jws", "wire.keys", "wire.memo", "wire.message", "wire.strict_json",
-    "wire.template", "judging.judge", "judging.policy", "judging.token", "judging.verifier", "replay.rules",
-    "replay.memory", "letters.authorities", "letters.release",
+    "wire.template", "judging.judge", "judging.key_lookup", "judging.policy", "judging.token", "judging.verifier",
+    "replay.rules", "replay.memory", "letters.authorities", "letters.release",
 )  # fmt: skip
 """What makes a verdict: encoding, envelope, claims, keys, the verifier and its judge, policy, replay, releases."""

@@ -28,6 +28,8 @@ log.console.level = info
 log.file = false
 vm_memory_calculation_strategy = allocated
 """
+_STAMPED = Path(__file__).with_name("rabbitmq.conf").read_text("utf-8")
+"""What `docker-compose.yml` gives the broker, too: its own stamp on each message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ def _compose(port: Port, extra_config: Sequence[str]) -> ComposeService:
     folder = Path(tempfile.mkdtemp(prefix="mqauth-rabbitmq-"))
     folder.chmod(0o755)  # the container's user reads it
     file = folder / "extra.conf"
-    file.write_text("".join(f"{line}\n" for line in extra_config))
+    file.write_text(_STAMPED + "".join(f"{line}\n" for line in extra_config))
     env = {"MQAUTH_RABBITMQ_PORT": str(port.number), "MQAUTH_RABBITMQ_CONF": str(file)}
     return ComposeService("rabbitmq", env=env, ports=[port], folder=folder)
 
@@ -173,8 +175,8 @@ def local_node(
 
 
 def _write_settings(folder: Path, port: Port, extra_config: Sequence[str], secret: str) -> None:
-    lines = _CONFIG.format(host=LOOPBACK, port=port.number) + "".join(f"{line}\n" for line in extra_config)
-    (folder / "rabbitmq.conf").write_text(lines)
+    lines = _CONFIG.format(host=LOOPBACK, port=port.number) + _STAMPED
+    (folder / "rabbitmq.conf").write_text(lines + "".join(f"{line}\n" for line in extra_config))
     (folder / "env.conf").write_text("")
     cookie = folder / ".erlang.cookie"
     cookie.write_text(secret)

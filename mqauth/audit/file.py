@@ -10,6 +10,7 @@ number of records and the last hash.
 from __future__ import annotations
 
 import atexit
+import glob
 import os
 import re
 import threading
@@ -289,6 +290,22 @@ def with_parts(paths: Iterable[Path]) -> list[Path]:
     """Return audit files in the given order, the rotated parts of each before it, none twice."""
     given = list(paths)
     return list(dict.fromkeys(part for path in given for part in parts(path) if part == path or part not in given))
+
+
+def files_of(path: Path, scope: str | None = None) -> list[Path]:
+    """Return the audit files that a path with placeholders stands for, of all processes, without rotated parts.
+
+    Args:
+        path: as ``[audit] file`` has it, ``{pid}``, ``{host}``, ``{instance}`` and ``{scope}`` among its text.
+        scope: what stands for ``{scope}``; any, where none is known.
+    """
+    known = {"{scope}": "*" if scope is None else glob.escape(scope.replace("/", "_"))}
+    pieces = re.split(r"(\{(?:pid|host|instance|scope)\})", str(path))
+    pattern = "".join(
+        known.get(piece, "*") if number % 2 else glob.escape(piece) for number, piece in enumerate(pieces)
+    )
+    found = {Path(name) for name in glob.glob(pattern)}
+    return sorted(path for path in found if not (path.suffix[1:].isdecimal() and path.with_suffix("") in found))
 
 
 def _own(path: str | Path) -> Path:

@@ -20,7 +20,9 @@ from mqauth.errors import Reason, require
 _DIMENSIONS: Final = ("iss", "kid", "sub", "destination")
 _TEXT: Final = 256
 # These are no misuse, or have a detector of their own: a backlog is no burst.
-_BURST_EXEMPT: Final = frozenset((Reason.HANDLER_FAILED, Reason.EXPIRED, Reason.QUEUE_AGE_EXCEEDED))
+_BURST_EXEMPT: Final = frozenset(
+    (Reason.HANDLER_FAILED, Reason.EXPIRED, Reason.QUEUE_AGE_EXCEEDED, Reason.APPEND_TIME_MISSING)
+)
 AT_ONCE: Final = {
     Reason.KEY_REVOKED: ("resurrected_key", "iss", "kid", "reason"),
     Reason.KEY_EXPIRED: ("resurrected_key", "iss", "kid", "reason"),

@@ -33,7 +33,7 @@ HOUR: Final = 3600.0
 MINUTE: Final = 60.0
 
 
-_NAMES: Final = ("accepted", "unsigned", "unstamped", "lost")
+_NAMES: Final = ("accepted", "unsigned", "lost")
 
 
 class Group(NamedTuple):
@@ -77,9 +77,9 @@ class Observed:
     groups: dict[Group, _Count] = field(default_factory=dict)
     accepted: Counter[str] = field(default_factory=Counter)
     unsigned: Counter[str] = field(default_factory=Counter)
-    unstamped: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
     signed: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    oldest: dict[str, float] = field(default_factory=dict)
     other: int = 0
 
     def __post_init__(self) -> None:
@@ -116,10 +116,10 @@ class Observed:
             if producer in self.signed or len(self.signed) < CAPACITY:
                 self.signed[producer] += 1
 
-    def lack_stamp(self, pattern: str) -> None:
-        """Count a message without the stamp that a mark in time needs."""
+    def appended(self, pattern: str, at: float) -> None:
+        """Note when a message of the destinations of a pattern was appended, UTC seconds; the oldest counts."""
         with self._lock:
-            self.unstamped[pattern] += 1
+            self.oldest[pattern] = min(at, self.oldest.get(pattern, at))
 
     def lose(self, cause: str) -> None:
         """Count what was not waited for."""
@@ -135,6 +135,8 @@ class Observed:
             for name in _NAMES:
                 setattr(self, name, Counter())
             found["signed"] = self._take_signed()
+            found["oldest"] = {pattern: iso_time(at) for pattern, at in self.oldest.items()}
+            self.oldest = {}
         shown, room = [], MAX_BYTES
         for group, counted in sorted(groups.items(), key=lambda item: -item[1].number):
             facts = _facts(group, counted)

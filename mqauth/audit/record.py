@@ -165,8 +165,13 @@ def is_verified(record: Record) -> bool:
 
 def time_of(record: Record) -> float:
     """Return the time of a record, UTC seconds, or 0 if it has none."""
+    return seconds_of(record.get("time"))
+
+
+def seconds_of(time: Any) -> float:
+    """Return the UTC seconds of a time as ``iso_time`` writes it, or 0 for anything else."""
     try:
-        return datetime.fromisoformat(record.get("time", "")).timestamp()
+        return datetime.fromisoformat(time).timestamp()
     except (ValueError, TypeError, OverflowError):
         return 0.0
 

@@ -1,7 +1,8 @@
 """Logs without tokens: client libraries log message headers at DEBUG, and tokens travel in headers.
 
-The broker wrappers install this when they are imported, so that nobody can forget it. Only records of the client
-libraries and of mqauth are looked at. A compact JWS is replaced wherever it stands in them.
+The broker wrappers and what asks AWS install this when they are imported, so that nobody can forget it. It looks
+only at records of these libraries and of mqauth. A compact JWS is replaced wherever it stands in them. Of
+botocore no DEBUG record is shown: there it writes the platform's token, and the credentials that it gets for it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from mqauth.logs import TOKEN
 
 REDACTED: Final = "<token>"
 LOGGERS: Final = ("mqauth", "aio_pika", "aiormq", "pamqp", "pika", "kafka", "redis", "asyncio")
+_HIDDEN: Final = "botocore"
 _MARK: Final = "eyJ"
 
 
@@ -35,8 +37,11 @@ class _Factory:
     def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
         record = self._inner(*args, **kwargs)
         # logging.makeLogRecord makes a record without a name, and names it afterwards
-        if (record.name or "").partition(".")[0] in LOGGERS:
+        library = (record.name or "").partition(".")[0]
+        if library in LOGGERS:
             redact(record)
+        elif library == _HIDDEN and record.levelno < logging.INFO:
+            record.msg, record.args, record.exc_info = REDACTED, None, None
         return record
 
 

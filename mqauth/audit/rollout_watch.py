@@ -6,15 +6,15 @@ came back. Whoever can forge a token can strip it, so nothing but such a change 
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from mqauth.audit.file import files_of
 from mqauth.audit.record import Record, member, parse_record, time_of
 
 DAY: Final = 86_400.0
-RUNGS: Final = ("off", "observe", "enforce-new", "enforce")
+RUNGS: Final = ("off", "observe", "enforce")
 _MARK: Final = b'"verdict":"rollout"'
 _FILES: Final = 16
 _TAIL: Final = 16 * 1024 * 1024
@@ -76,15 +76,15 @@ def rungs_of(facts: Record) -> dict[str, int]:
     return found
 
 
-def last_rollout(path: Path) -> Record | None:
+def last_rollout(path: Path, scope: str | None = None) -> Record | None:
     """Return the latest record ``rollout`` in the ends of audit files, ``None`` where there is none.
 
     Args:
-        path: of the files; ``{pid}`` in its name stands for any process.
+        path: of the files of all processes, as ``files_of`` takes it.
+        scope: likewise.
     """
     found: list[Record] = []
-    names = path.parent.glob(glob.escape(path.name).replace("{pid}", "*").replace("[{]pid}", "*"))
-    for file in sorted(names, key=lambda each: each.stat().st_mtime)[-_FILES:]:
+    for file in sorted(files_of(path, scope), key=lambda each: each.stat().st_mtime)[-_FILES:]:
         with file.open("rb") as stream:
             stream.seek(max(0, file.stat().st_size - _TAIL))
             found += [parse_record(raw) for raw in stream if _MARK in raw and raw.endswith(b"\n")][-1:]

@@ -20,6 +20,8 @@ from mqauth.logs import emit
 from mqauth.wire import strict_json
 
 DEFAULT_FLOOD_AFTER: Final = 100
+FIRST_OF_AN_ADDRESS: Final = 3
+"""Refusals by an authority, of one reason and address in a minute, that always say what was asked."""
 CRITICAL: Final = frozenset(("resurrected_key", "rung_lowered"))
 """Kinds of alerts that are logged as ``CRITICAL``; all others are errors."""
 Kinds = tuple[tuple[str, ...], ...]
@@ -112,7 +114,8 @@ class FloodGate(_Wrapping):
 
     From ``flood_after`` rejections a minute with the same reason, kid and destination, a record keeps its id,
     time, reason, scope and dead letter, and says its number in the flood. The details stand in the records before.
-    Of an authority's refusals the address takes the place of the destination.
+    Of an authority's refusals the address takes the place of the destination. Nobody can draw addresses at random:
+    the first refusals of an address keep their details, however many addresses there are.
     An attacker can draw kids at random, and also destinations where routing keys are free; so ten times as many of
     one reason and destination, or a hundred times as many of one reason, are a flood too. The rejection itself is
     always recorded, and its dead letter is always published.
@@ -141,7 +144,8 @@ class FloodGate(_Wrapping):
         kinds = _kinds(record)
         with self._lock:
             nth = [window.peek(kind, record.time) + 1 for window, kind in zip(self._windows, kinds, strict=True)]
-        if any(count > limit for count, limit in zip(nth, self._limits, strict=True)):
+        first = record.verdict == "identity_refused" and nth[1] <= FIRST_OF_AN_ADDRESS
+        if not first and any(count > limit for count, limit in zip(nth, self._limits, strict=True)):
             record = replace(_fact_alone(record), extra={**_without_details(record.extra), "flood": max(nth)})
         return _begun(self._counted(record, kinds))
 

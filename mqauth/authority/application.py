@@ -1,8 +1,9 @@
 """The authority on HTTP, an ASGI application: ``POST /v1/identity``, and its JWK Set as of ``mqauth keys serve``.
 
 A request is read in an event loop, and judged on a thread: keys are fetched, signatures asked of an HSM, and
-records written to a disk meanwhile. Whoever was refused too often is not read any more. Sources: ASGI 3.0; RFC
-6749, section 5.2 (errors); RFC 9449 (DPoP).
+records written to a disk meanwhile. Whoever was refused too often is not read any more. Refusals are counted by
+address and by whose credential is shown: who has none shuts nobody out that shares the address.
+Sources: ASGI 3.0; RFC 6749, section 5.2 (errors); RFC 9449 (DPoP).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ BODY_SECONDS: Final = 10.0
 MAX_AGE: Final = 60
 """Seconds for which a copy of the JWK Set is fresh: after them a cut-off is seen."""
 REFUSALS: Final = 60
-"""Refusals of one address a minute; whoever asks on is not read."""
+"""Refusals a minute of one address and one holder of a credential; whoever asks on is not read."""
 RETRY_AFTER: Final = 5
 UNREAD: Final = "unread"
 """Why an address gets ``slow_down`` that was refused too often."""
@@ -51,7 +52,8 @@ class AuthorityServer:
     Args:
         authority: judges requests.
         keys: serves the authority's JWK Set.
-        refusals: of one address a minute, 0 for any number, where a proxy stands in front.
+        refusals: a minute of one address and one holder of a credential, 0 for any number, where a proxy stands
+            in front.
         observers: called with each answer; for metrics. What they raise is logged and changes nothing.
         clock: tells the time.
     """
@@ -82,12 +84,13 @@ class AuthorityServer:
             await self._identity(scope, receive, send)
 
     async def _identity(self, scope: Message, receive: Receive, send: Send) -> None:
-        began, trace = self._clock.monotonic(), Trace(_address(scope))
+        began, trace, headers = self._clock.monotonic(), Trace(_address(scope)), list(scope["headers"])
+        asks = self._counted(trace.address, headers)
         try:
-            (answer, body, wait), why = await self._reply(list(scope["headers"]), receive, trace)
+            (answer, body, wait), why = await self._reply(headers, receive, trace, asks)
         except ConnectionError:
             # Nobody asked for anything, and nobody listens: there is nothing to judge, to record or to answer.
-            self._refusals.count(trace.address)
+            self._refusals.count(asks)
             return
         self._tell(answer, why, trace, self._clock.monotonic() - began)
         more = [(b"retry-after", str(wait).encode())] if wait else []
@@ -95,25 +98,32 @@ class AuthorityServer:
             more.append((b"www-authenticate", f'DPoP algs="{" ".join(ALGORITHMS)}"'.encode()))
         await _send(send, answer, body, more)
 
-    async def _reply(self, headers: Headers, receive: Receive, trace: Trace) -> tuple[Reply, str]:
+    def _counted(self, address: str, headers: Headers) -> str:
+        """Return what the refusals of a request are counted under."""
+        # Anybody can name a holder, but only with a credential of its issuer's form, and once for each holder.
+        shown = [value for name, value in headers if name == b"authorization"]
+        credential = shown[0].decode("latin-1").partition(" ")[2].strip(" ") if len(shown) == 1 else ""
+        return f"{address} {self._authority.desk.holder(credential)}"
+
+    async def _reply(self, headers: Headers, receive: Receive, trace: Trace, asks: str) -> tuple[Reply, str]:
         """Return the answer to a request, and why it is none with an identity."""
-        wait = self._refusals.wait(trace.address)
+        wait = self._refusals.wait(asks)
         if wait:
             return (SLOW_DOWN, {}, wait), UNREAD
         try:
             body = await asyncio.wait_for(_body(receive), BODY_SECONDS)
         except TimeoutError:
             body = None
-        return await asyncio.to_thread(self._judged, headers, body, trace)
+        return await asyncio.to_thread(self._judged, headers, body, trace, asks)
 
-    def _judged(self, headers: Headers, body: bytes | None, trace: Trace) -> tuple[Reply, str]:
+    def _judged(self, headers: Headers, body: bytes | None, trace: Trace, asks: str) -> tuple[Reply, str]:
         try:
             try:
                 return (ISSUED, _told(self._authority.issue(_asked(headers, body), trace)), 0), ""
             except Refused as refused:
                 # What is refused for its rate is honest, and must not shut out others of its address.
                 if refused.refusal is not Refusal.RATE_EXCEEDED:
-                    self._refusals.count(trace.address)
+                    self._refusals.count(asks)
                 self._authority.refuse(refused, trace)
                 return (refused.answer, {}, refused.wait), refused.refusal.value
         except Unavailable as error:

@@ -70,15 +70,22 @@ def delivered(
     """
     headers = headers_in(found.headers, faults)
     exchange, routing_key = _broker_name(exchange), _broker_name(routing_key)
-    appended = found.headers.get(APPEND_HEADER) if headers else None
-    if type(appended) is not int or appended < 0:
-        appended = None
+    appended = append_time(found.headers) if headers else None
     if not isinstance(body, bytes | bytearray):
         faults.append("the body is no bytes")
     place, properties = destination.rabbitmq(exchange, routing_key), _properties_in(found, numbers, faults)
     origin = _ORIGINS[scope, queue, exchange, routing_key, redelivered, appended]
     malformed = faults[0] if faults else None
     return message_of(place, _bytes_or_empty(body), None, properties, headers, origin, native, malformed)
+
+
+def append_time(headers: Mapping[str, Any]) -> int | None:
+    """Return when the broker took a message in by its interceptor's header, UTC milliseconds; ``None`` without.
+
+    The interceptor writes a long, which pika reads as a class of its own below ``int``.
+    """
+    found = headers.get(APPEND_HEADER)
+    return int(found) if isinstance(found, int) and not isinstance(found, bool) and found >= 0 else None
 
 
 def may_be_too_large(why: str, size: int) -> bool:

@@ -79,7 +79,7 @@ def _built(path: str | Path, members: dict[str, Any], clock: Clock, target: Targ
         # A signer with an identity would ask the authority for it.
         "signer": "producer" in openable,
         "identity": settings.producer is not None and settings.producer.identity is not None,
-        "judge": settings.consumer is not None,
+        "trial": settings.consumer is not None,
         "authority.desk": settings.authority is not None,
         "authority.keys": "authority" in openable,
     }
@@ -119,7 +119,8 @@ def _unseen(target: Target) -> Iterator[str]:
     given = target.options.table.members
     if "brokers" not in given:
         yield "broker URLs ([check] brokers)"
-    if target.settings.consumer is not None and target.is_memory:
+    replay = target.replay
+    if target.settings.consumer is not None and replay is not None and replay.kind in ("memory", "file"):
         if "consumers" not in given:
             yield "whether consumers share the replay store ([check] consumers)"
         if "rate" not in given:

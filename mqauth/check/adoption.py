@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, time
+from datetime import UTC, datetime
+from datetime import time as time_of_day
 from typing import Any, Final
 
 from mqauth.audit.observed import Group, group_of
-from mqauth.audit.record import Record, iso_time, member, time_of
+from mqauth.audit.record import Record, iso_time, member, seconds_of, time_of
+from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.rollout_settings import RolloutSettings
-from mqauth.config.settings import ConsumerSettings
 from mqauth.judging.observing import days_left
 from mqauth.judging.policy import matches
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung
+from mqauth.judging.unverified import Verdict
 
-_HOUR: Final = 3600.0
+HOUR: Final = 3600.0
+"""Seconds within which each consumer has to have reported."""
 
 
 @dataclass(slots=True)
@@ -67,8 +70,10 @@ class Standing:
         accepted: verified messages in the window, by pattern.
         groups: what would be refused, the most frequent first.
         other: messages that would be refused and belong to no group.
-        processes: that reported within the last hour.
+        reported: when each process of the last hour reported last, UTC seconds.
         rungs: on which its destinations were within the last hour.
+        oldest: when the oldest delivery of each process's last report was appended, UTC seconds, where RabbitMQ
+            proves that; ``None`` where nothing proves it.
         moved: how often its end was moved.
         never_signed: producers that a rule lets publish there, and that signed nothing in the window.
         against: why it may not go up; empty where it is safe.
@@ -79,8 +84,9 @@ class Standing:
     accepted: dict[str, int] = field(default_factory=dict)
     groups: list[Seen] = field(default_factory=list)
     other: int = 0
-    processes: int = 0
+    reported: dict[Any, float] = field(default_factory=dict)
     rungs: set[str] = field(default_factory=set)
+    oldest: float | None = None
     moved: int = 0
     never_signed: list[str] = field(default_factory=list)
     against: list[str] = field(default_factory=list)
@@ -96,7 +102,8 @@ class Standing:
             "destinations": list(self.entry.destinations), "rung": self.entry.rung, "owner": self.entry.owner,
             "since": self.entry.since.isoformat(), "days_left": self.days_left, "accepted": self.accepted,
             "would_reject": sum(seen.count for seen in self.groups) + self.other, "other": self.other,
-            "processes": self.processes, "mixed": len(self.rungs) > 1, "moved": self.moved,
+            "processes": len(self.reported), "mixed": len(self.rungs) > 1, "moved": self.moved,
+            "oldest": None if self.oldest is None else iso_time(self.oldest),
             "groups": [seen.as_dict() for seen in self.groups],
             "never_signed": self.never_signed, "safe": self.is_safe, "against": self.against,
         }  # fmt: skip
@@ -109,7 +116,7 @@ class Asked:
     Args:
         now: UTC seconds.
         consumers: processes that have to report.
-        broken: what is wrong with the chain of a file, ``None`` where all hold.
+        broken: what is wrong with the audit files, ``None`` where nothing is.
         consumer: whose rules and aliases say which producers there are.
     """
 
@@ -127,7 +134,7 @@ def standings(entries: Sequence[RolloutSettings], records: Iterable[Record], ask
         records: of the audit files of all consumers, in any order.
         asked: what is known beside them.
     """
-    told = [record for record in records if record.get("verdict") in ("observed", "rollout")]
+    told = sorted((record for record in records if record.get("verdict") in ("observed", "rollout")), key=time_of)
     rollout = Rollout([entry.entry for entry in entries])
     return [_standing(entry, rollout, told, asked) for entry in entries if entry.at < Rung.ENFORCE]
 
@@ -135,28 +142,40 @@ def standings(entries: Sequence[RolloutSettings], records: Iterable[Record], ask
 def _standing(entry: RolloutSettings, rollout: Rollout, told: Sequence[Record], asked: Asked) -> Standing:
     now = asked.now
     found = Standing(entry, days_left(entry.until, now) if entry.until else 0)
-    window = entry.entry.window
-    observed = sorted((record for record in told if record.get("verdict") == "observed"), key=time_of)
-    within = [record for record in observed if time_of(record) >= now - window]
-    changed = _last_change(observed, now - window)
-    found.processes = len({record.get("instance") for record in within if time_of(record) >= now - _HOUR})
-    unstamped, groups, signed = 0, dict[str, Seen](), set[tuple[str, str]]()
-    for record in within:
-        facts = member(record, "observed")
-        unstamped += sum(_numbers(facts, "unstamped", entry).values())
+    groups, signed, oldest = dict[str, Seen](), set[tuple[str, str]](), dict[Any, float]()
+    rules: Any = None
+    changed: float | None = None
+    for record in told:
+        time, facts = time_of(record), member(record, "observed")
+        if record.get("verdict") != "observed":
+            continue
+        # a change counts although the record before it is older than the window
+        if rules not in (None, facts.get("rules")) and time >= now - entry.entry.window:
+            changed = time
+        rules = facts.get("rules")
+        if time < now - entry.entry.window:
+            continue
+        # what came in the window
         for place, number in _numbers(facts, "accepted", entry).items():
             found.accepted[place] = found.accepted.get(place, 0) + number
-        if time_of(record) >= now - _HOUR:
-            rungs = member(facts, "rungs")
-            found.rungs |= {str(rungs[place]) for place in entry.destinations if place in rungs}
         found.other += _whole(facts.get("other"))
         _group(groups, facts, rollout, entry)
         signed |= set(_signers(facts, entry))
+        if time < now - HOUR:
+            continue
+        # who is there, on which rung, and how old the last deliveries were
+        process, rungs, appended = record.get("instance"), member(facts, "rungs"), member(facts, "oldest")
+        found.reported[process] = time
+        found.rungs |= {str(rungs[place]) for place in entry.destinations if place in rungs}
+        times = [seconds_of(appended[place]) for place in entry.destinations if place in appended]
+        if times:
+            oldest[process] = min(times)
     found.groups = sorted(groups.values(), key=lambda seen: -seen.count)
+    found.oldest = min(oldest.values(), default=None)
     if asked.consumer is not None:
         found.never_signed = list(_never_signed(entry, asked.consumer, signed))
     found.moved = max(0, len(_ends(told, entry)) - 1)
-    found.against = list(_against(found, now, changed, asked, unstamped))
+    found.against = list(_against(found, now, changed, asked))
     return found
 
 
@@ -200,46 +219,36 @@ def _meet(one: str, other: str) -> bool:
     return EVERYWHERE in (one, other) or one == other or matches(one, other) or matches(other, one)
 
 
-def _against(found: Standing, now: float, changed: float | None, asked: Asked, unstamped: int) -> Iterator[str]:
+def _against(found: Standing, now: float, changed: float | None, asked: Asked) -> Iterator[str]:
     """Yield what speaks against going up."""
     entry = found.entry
-    ends = datetime.combine(entry.since, time(), UTC).timestamp() + entry.entry.window
-    open_groups = [seen for seen in found.groups if not _is_accepted(entry, seen.group)]
+    ends = datetime.combine(entry.since, time_of_day(), UTC).timestamp() + entry.entry.window
+    # what was delivered again and would be settled condemns nothing
+    open_groups = [
+        seen for seen in found.groups
+        if seen.group.code != Verdict.DUPLICATE.value and not is_accepted(entry, seen.group)
+    ]  # fmt: skip
     silent = [place for place in entry.destinations if not found.accepted.get(place)]
-    on_rabbitmq = entry.destinations[0].startswith("rabbitmq:")
+    reported = f"{len(found.reported)} of {asked.consumers} consumers reported within the hour"
     for holds, what in (
         (now < ends, f"the window is over at {iso_time(ends)}"),
-        (asked.broken is not None, f"an audit file does not hold: {asked.broken}"),
-        (
-            found.processes < asked.consumers,
-            f"{found.processes} of {asked.consumers} consumers reported within the hour",
-        ),
+        (asked.broken is not None, asked.broken or ""),
+        (len(found.reported) < asked.consumers, reported),
         (open_groups, f"{len(open_groups)} groups"),
         (found.other, f"{found.other} messages in no group"),
         (silent, f"no accepted message of {', '.join(silent)}"),
         (changed is not None, f"rules, issuers or settings changed at {iso_time(changed or 0)}"),
         (len(found.rungs) > 1, f"mixed: {' and '.join(sorted(found.rungs))} within the hour"),
-        (unstamped and on_rabbitmq, f"{unstamped} messages without the interceptor's stamp"),
         (entry.at is Rung.OFF, "nothing is judged at off"),
     ):
         if holds:
             yield what
 
 
-def _is_accepted(entry: RolloutSettings, group: Group) -> bool:
+def is_accepted(entry: RolloutSettings, group: Group) -> bool:
+    """Return whether somebody has accepted that a group's messages are refused."""
     accepted = entry.accepted or {}
     return group.id in accepted or f"{group.code} {group.destination}" in accepted
-
-
-def _last_change(observed: Sequence[Record], since: float) -> float | None:
-    """Return when rules last changed within the window, ``None`` where they stayed the same."""
-    found, before = None, None
-    for record in observed:
-        rules = member(record, "observed").get("rules")
-        if before not in (None, rules) and time_of(record) >= since:
-            found = time_of(record)
-        before = rules
-    return found
 
 
 def _ends(told: Sequence[Record], entry: RolloutSettings) -> set[str]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path as FilePath
 from pathlib import PurePosixPath
 from typing import Final, NamedTuple
@@ -16,11 +18,12 @@ from urllib.parse import parse_qs, urlsplit
 
 from mqauth.check.findings import Finding, finding, on
 from mqauth.check.target import Path, Target, mode, strangers
+from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.policy_settings import OPASettings
-from mqauth.config.settings import ConsumerSettings, DeadLettersSettings
+from mqauth.config.settings import DeadLettersSettings
 from mqauth.http.connection import is_loopback
 from mqauth.judging.policy import matches
-from mqauth.replay.memory import DEFAULT_CAPACITY
+from mqauth.stores.file import BYTES_AN_ID
 from mqauth.wire import destination
 
 _TEMPORARY: Final = tuple(PurePosixPath(path) for path in ("/dev", "/proc", "/run", "/var/run", "/tmp"))  # noqa: S108
@@ -144,6 +147,8 @@ def _agent(target: Target) -> OPASettings | None:
 def _trusted(target: Target) -> Iterator[tuple[FilePath, Path]]:
     """Yield each file that trust rests on, and where it is named."""
     yield target.file, ()
+    if target.replay is not None and target.replay.file is not None:
+        yield target.replay.file, ("replay", "file")
     opa = _agent(target)
     if opa is not None and opa.ca is not None:
         yield opa.ca, ("consumer", "opa", "ca")
@@ -183,21 +188,29 @@ def _parsed(text: str) -> _URL:
 
 @on("consumer")
 def store(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
-    """Find a replay store that other consumers do not see, or that is too small."""
-    if not target.is_memory:
+    """Find a replay store that is missing, unseen by other consumers, too small, or gone with the next restart."""
+    replay, options = target.replay, target.options
+    if replay is None or replay.kind == "redis":
         return
-    replay, options = target.settings.replay, target.options
+    if replay.kind == "none":
+        yield finding("replay_off", ("replay", "store"), 'store = "none"')
+        return
+    at, capacity = ("replay", "store"), replay.capacity
+    if replay.file is not None:
+        at = ("replay", "file")
+        with suppress(OSError):
+            capacity = shutil.disk_usage(replay.file.parent).free // BYTES_AN_ID
+        if _is_temporary(target, replay.file):
+            yield finding("replay_not_durable", at, f"{target.shown(replay.file)} does not outlast a restart")
     if options.consumers > 1:
-        yield finding(
-            "replay_memory_shared", ("replay", "store"), f"{options.consumers} consumers, and a store in memory"
-        )
-    capacity = DEFAULT_CAPACITY if replay is None else replay.capacity
+        where = "in memory" if replay.file is None else "in a file of one process"
+        yield finding("replay_memory_shared", at, f"{options.consumers} consumers, and a store {where}")
     kept = consumer.max_lifetime + consumer.leeway + (consumer.max_queue_age or 0)
     ids = (options.rate or 0) * kept
     if ids > capacity:
         yield finding(
             "replay_capacity",
-            ("replay", "capacity"),
+            ("replay", "capacity") if replay.file is None else at,
             f"{options.rate} messages a second for {kept} s are {ids} ids, over {capacity}",
         )
 
@@ -225,16 +238,21 @@ def audit(target: Target) -> Iterator[Finding]:
     """Find an audit file that does not last, that others may write, or that two processes share."""
     for at, path in target.audit_files:
         shown = target.shown(path)
-        # A configuration that lies in a temporary folder itself is only being tried out.
-        temporary = [folder for folder in _TEMPORARY if not target.file.absolute().is_relative_to(folder)]
         if os.path.exists(path) and not os.path.isfile(path):
             yield finding("audit_not_durable", at, f"{shown} is no regular file")
-        elif any(PurePosixPath(os.path.abspath(path)).is_relative_to(folder) for folder in temporary):
+        elif _is_temporary(target, path):
             yield finding("audit_not_durable", at, f"{shown} does not outlast a restart")
         if strangers(path) & _WRITE:
             yield finding("audit_writable", at, f"{shown} may be written by others (mode {mode(path)})")
         elif not _may_write(path):
             yield finding("audit_unwritable", at, f"{shown} cannot be written by this user")
+
+
+def _is_temporary(target: Target, path: FilePath) -> bool:
+    """Tell whether a file does not outlast a restart of the machine."""
+    # A configuration that lies in a temporary folder itself is only being tried out.
+    temporary = [folder for folder in _TEMPORARY if not target.file.absolute().is_relative_to(folder)]
+    return any(PurePosixPath(os.path.abspath(path)).is_relative_to(folder) for folder in temporary)
 
 
 def _may_write(path: FilePath) -> bool:

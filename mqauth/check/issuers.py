@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 from mqauth.check.findings import Finding, finding, on
 from mqauth.check.keystores import ring_of, unless_refused
 from mqauth.check.target import Target, few
+from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.kinds import is_url
 from mqauth.config.rollout_settings import RuleSettings
-from mqauth.config.settings import ConsumerSettings
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.http.connection import is_loopback
 from mqauth.judging.trust_domain import TrustDomain

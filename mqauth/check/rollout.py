@@ -1,4 +1,4 @@
-"""Rules on the rollout: what is not enforced, until when, and whether its marks can be proven."""
+"""Rules on the rollout: what is not enforced, and until when."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Final
 
 from mqauth.check.findings import Finding, finding, on
 from mqauth.check.target import Target, few
+from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.rollout_settings import RolloutSettings
-from mqauth.config.settings import ConsumerSettings
 from mqauth.judging.observing import SOON, days_left
-from mqauth.judging.rollout import EVERYWHERE, LogMark, Rung
+from mqauth.judging.rollout import EVERYWHERE, Rung
 
 _YEAR: Final = 366
 
@@ -38,16 +38,6 @@ def weakest(target: Target, entries: tuple[RolloutSettings, ...]) -> Iterator[Fi
     rabbit = [place for place in places if place.startswith("rabbitmq:")]
     if rabbit:
         yield finding("rollout_weakest", ("rollout",), f"unsigned messages may come by {few(rabbit)}")
-
-
-@on("rollout")
-def marks(target: Target, entries: tuple[RolloutSettings, ...]) -> Iterator[Finding]:
-    """Find a mark in time without the interceptor that proves when a message was queued."""
-    consumer = target.settings.consumer
-    proven = consumer is not None and consumer.at == "append" and consumer.append_evidence == "interceptor"
-    for number, entry in enumerate(entries):
-        if entry.from_ is not None and not isinstance(entry.from_, LogMark) and not proven:
-            yield finding("rollout_mark_unproven", ("rollout", number, "from"), "a time, and no interceptor")
 
 
 @on("consumer")
@@ -84,4 +74,4 @@ def _term(path: tuple[str | int, ...], places: str, left: int) -> Iterator[Findi
         yield finding("rollout_ending", path, f"{places}: {left} days left")
 
 
-RULES: Final = (rungs, weakest, marks, exemptions, direct_issuers)
+RULES: Final = (rungs, weakest, exemptions, direct_issuers)

@@ -24,7 +24,7 @@ from mqauth.authority.application import MAX_AGE
 from mqauth.check.keystores import FRESH, Reference, Signs, reference_of
 from mqauth.config.declaration import collect
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
-from mqauth.config.settings import AuthoritySettings, CheckSettings, FileSettings
+from mqauth.config.settings import AuthoritySettings, CheckSettings, FileSettings, ReplaySettings
 from mqauth.config.toml_file import RefusedSetting, Table
 
 Path = tuple[str | int, ...]
@@ -116,10 +116,9 @@ class Target:
         return (*found, *([] if authority is None else [(("authority", "audit"), authority.audit)]))
 
     @property
-    def is_memory(self) -> bool:
-        """Whether the consumer's replay store is the one in memory."""
-        replay = self.settings.replay
-        return "replay" not in self.present if replay is None else replay.redis is None
+    def replay(self) -> ReplaySettings | None:
+        """The consumer's replay store; ``None`` if its table is refused."""
+        return ReplaySettings() if "replay" not in self.present else self.settings.replay
 
     def shown(self, path: FilePath) -> str:
         """Return a path relative to the folder of the configuration file, if it lies within."""

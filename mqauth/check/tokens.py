@@ -20,9 +20,10 @@ from mqauth.check.issuers import DAY
 from mqauth.check.keystores import unless_refused
 from mqauth.check.target import Path as At
 from mqauth.check.target import Target, mode, others
-from mqauth.config.settings import ConsumerSettings
+from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import ConfigurationError
+from mqauth.judging.token import BACKLOG, longest_wait
 from mqauth.keystore import State
 from mqauth.keystore.disk import files
 from mqauth.keystore.disk.ring import KeyRing
@@ -90,6 +91,21 @@ def limits(target: Target) -> Iterator[Finding]:
 
 
 @on("consumer")
+def backlog(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
+    """Find a consumer that cannot be stopped for a day without rejecting honest messages for their age."""
+    # Producers in other files may sign for a shorter time, which this file does not say.
+    lifetimes = [consumer.max_lifetime]
+    lifetimes += [] if target.settings.producer is None else [target.settings.producer.lifetime]
+    domains = [issuer.max_identity_lifetime for issuer in consumer.issuers if issuer.trust_domain is not None]
+    waits = longest_wait(consumer.max_queue_age, lifetimes, domains)
+    if waits < BACKLOG and consumer.backlog is None:
+        key = "at" if consumer.at == "consume" else "max_queue_age"
+        yield finding(
+            "backlog_expires", ("consumer", key), f"a message that waits for more than {waits} s is rejected"
+        )
+
+
+@on("consumer")
 def trust(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find times and headers that a consumer gets without proof of who wrote them."""
     places = [place for rule in consumer.allow for place in rule.destinations]
@@ -98,6 +114,12 @@ def trust(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
             "append_without_evidence",
             ("consumer", "append_evidence"),
             'at = "append" without append_evidence, and a rule names RabbitMQ',
+        )
+    if consumer.unsafe_append_evidence:
+        yield finding(
+            "append_evidence_unproved",
+            ("consumer", "unsafe_append_evidence"),
+            "append times are believed unproved",
         )
     broad = HeaderNames("allow_unsigned_headers", consumer.allow_unsigned_headers).broad
     if broad:
@@ -219,4 +241,4 @@ def _days(seconds: int) -> str:
     return f"{seconds // DAY} d" if seconds >= DAY else f"{seconds} s"
 
 
-RULES: Final = (limits, trust, pem_files, passphrases, rotation, references)
+RULES: Final = (limits, backlog, trust, pem_files, passphrases, rotation, references)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-_EXTRA = ("typer", "rich")
+_EXTRA = ("typer", "rich", "tomlkit")
 _INTERRUPTED = 130
 
 

@@ -53,11 +53,6 @@ VERBS: Final = {
     "rollout": ("rollout", "app", "Bring signatures to a running system, step by step."),
     "config": ("config", "app", "Show the settings that commands take, and where each comes from."),
     "console": ("console", "console", "Review dead letters in a browser. It runs until Ctrl-C."),
-    "bench": (
-        "bench",
-        "bench",
-        "Measure what signing and verifying cost on this machine, beside the bare clients.",
-    ),
 }
 """Each verb with its module in ``mqauth.cli``, the function or application in it, and its line in the help."""
 MAX_INPUT: Final = 16 * 1024 * 1024

@@ -1,4 +1,4 @@
-"""Connections to a broker for ``mqauth dlq``, ``console``, ``demo`` and ``bench``, while the command runs.
+"""Connections to a broker for ``mqauth dlq``, ``console`` and ``demo``, while the command runs.
 
 ``[broker]`` in ``mqauth.toml``, or in the file of ``--broker-settings``, says where the dead letters are and how
 their broker is reached. An option counts before the environment, and the environment before the file.
@@ -21,14 +21,18 @@ from mqauth import review
 from mqauth.cli.outage import told
 from mqauth.cli.settings import FILE
 from mqauth.config.broker import URLS, BrokerSettings
+from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.kinds import is_broker_url
 from mqauth.config.settings import FileSettings
 from mqauth.errors import ConfigurationError, require
 from mqauth.flow import arun, run
+from mqauth.wire.destination import is_kafka, parse
 
 _CLIENTS: Final = ("aio_pika", "aiormq", "kafka", "pamqp", "pika")
 _PATIENCE: Final = 60.0
 _SEVERAL: Final = 2
+TIMESTAMP_TYPE: Final = "message.timestamp.type"
+APPEND_TIME: Final = "LogAppendTime"
 _BACKOFF_MS: Final = 5000
 """Milliseconds after which kafka-python tries a lost broker again at the latest; its own default is 30 s."""
 _MAX_REQUEST: Final = 64 * 1024 * 1024
@@ -238,6 +242,53 @@ def _on_kafka(place: Place, settings: dict[str, Any]) -> Iterator[review.Session
         stack.callback(producer.close)
         box = KafkaLetterBox(consumer, producer, topic)
         yield review.Session(box, run, originals=KafkaRecords(records), **settings)
+
+
+def check_stamps(admin: Any, consumer: ConsumerSettings | None) -> None:
+    """Refuse topics whose records have the time of their sender, where the consumer judges by the broker's.
+
+    Args:
+        admin: kafka-python's admin client.
+        consumer: whose rules name the topics; those with a wildcard name none.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    import kafka
+
+    if consumer is None or consumer.at != "append":
+        return
+    of: Any = kafka.admin  # its classes have no types
+    places = {place for rule in consumer.allow for place in rule.destinations if is_kafka(place)}
+    topics = {parse(place)[1] for place in places if not set(place) & set("*#")} & {*admin.list_topics()}
+    asked = [of.ConfigResource(of.ConfigResourceType.TOPIC, each, configs=[TIMESTAMP_TYPE]) for each in topics]
+    found = admin.describe_configs(asked, config_filter="all")["topic"] if asked else {}
+    for topic, settings in found.items():
+        kind = settings.get(TIMESTAMP_TYPE, {}).get("value")
+        require(
+            kind == APPEND_TIME,
+            f"topic {topic}: {TIMESTAMP_TYPE} is {kind}, and the consumer judges by the broker's time"
+            f' (at = "append"). Set {APPEND_TIME}, if no program reads the time that producers write into records;'
+            " or take mqauth init --managed",
+        )
+
+
+@contextlib.contextmanager
+def rabbitmq(settings: BrokerSettings) -> Iterator[tuple[Any, Callable[..., Any]]]:
+    """Give a connection of aio-pika's, and a function that runs a coroutine on its event loop.
+
+    Raises:
+        CommandFailed: the broker cannot be reached.
+        ConfigurationError: it refused us.
+    """
+    import aio_pika
+
+    with reached(settings.url, user=settings.user), event_loop() as call:
+        connection = call(aio_pika.connect(**settings.for_rabbitmq(settings.url or "")), _PATIENCE)
+        try:
+            yield connection, call
+        finally:
+            _close(connection, call)
 
 
 @contextlib.contextmanager

@@ -20,10 +20,11 @@ import typer
 
 from mqauth.check import Severity, check
 from mqauth.cli.app import answer
-from mqauth.cli.broker import Place, check_url, place_of, reached
+from mqauth.cli.broker import Place, check_stamps, check_url, place_of, reached
 from mqauth.cli.init_files import Project, read_topology
 from mqauth.cli.settings import settings_of
 from mqauth.clock import SYSTEM_CLOCK
+from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.errors import ConfigurationError, file_errors, require
 from mqauth.keystore import Keystore
 from mqauth.wire.jwk import dump_key_set
@@ -52,6 +53,13 @@ def init(
         str,
         typer.Option("--rung", help="enforce, or observe for a running system whose producers do not sign yet."),
     ] = "enforce",
+    managed: Annotated[
+        bool,
+        typer.Option(
+            "--managed",
+            help="For a broker whose configuration is not yours: tokens live a day, and messages wait as long.",
+        ),
+    ] = False,
     apply: Annotated[
         bool,
         typer.Option(
@@ -62,7 +70,7 @@ def init(
 ) -> None:
     """Write a producer and a consumer that run, with keys and settings. Overwrites nothing."""
     if not (apply and (folder / _TOPOLOGY).exists()):
-        project = _asked(broker, producer, consumer, issuer=issuer, url=url, rung=rung)
+        project = _asked(broker, producer, consumer, issuer=issuer, url=url, rung=rung, managed=managed)
         _write(folder, project)
     if apply:
         _declare(folder)
@@ -70,8 +78,9 @@ def init(
 
 
 def _asked(
-    broker: str | None, producer: str | None, consumer: str | None, *, issuer: str, url: str | None, rung: str
-) -> Project:
+    broker: str | None, producer: str | None, consumer: str | None, *, issuer: str, url: str | None, rung: str,
+    managed: bool,
+) -> Project:  # fmt: skip
     """Return what is wanted; asks for what no option says where somebody can be asked."""
     broker = _answered("broker", broker, "rabbitmq or kafka")
     require(broker in _URLS, "--broker: must be rabbitmq or kafka")
@@ -90,7 +99,7 @@ def _asked(
     require(url.startswith("kafka:") == (broker == "kafka"), f"--url: is no URL of {broker}, like {_URLS[broker]}")
     today = datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).date()
     return Project(broker=broker, producer=producer, consumer=consumer, issuer=issuer, url=url, today=today,
-                   observe=rung == "observe", owner=getpass.getuser())  # fmt: skip
+                   managed=managed, observe=rung == "observe", owner=getpass.getuser())  # fmt: skip
 
 
 def _answered(name: str, given: str | None, like: str) -> str:
@@ -151,19 +160,28 @@ def _declare(folder: Path) -> None:
     """Declare exchange and queues, or topics, at the broker of ``consumer/mqauth.toml``; what exists stays."""
     with file_errors(folder / _TOPOLOGY):
         topology = read_topology((folder / _TOPOLOGY).read_text("utf-8"))
-    place = place_of(None, None, None, None, settings_of(folder / "consumer" / "mqauth.toml"))
+    settings = settings_of(folder / "consumer" / "mqauth.toml")
+    place = place_of(None, None, None, None, settings)
+    # what a consumer would ask at its start: it is not to fail there
+    proves = settings.consumer is not None and settings.consumer.append_evidence is not None
     wanted = "topics" if place.on_kafka else "queues"
     require(wanted in topology, f"{folder / _TOPOLOGY}: is for another broker than [broker] url")
     try:
         with reached(place.broker, user=place.settings.user):
-            _kafka(place, topology) if place.on_kafka else asyncio.run(_rabbitmq(place, topology))
+            if place.on_kafka:
+                _kafka(place, topology, settings.consumer)
+            else:
+                asyncio.run(_rabbitmq(place, topology, proves=proves))
     except ImportError as error:
         extra = "kafka" if place.on_kafka else "rabbitmq"
         raise ConfigurationError(f'--apply: needs its client: install "mqauth[{extra}]"') from error
 
 
-async def _rabbitmq(place: Place, topology: dict[str, Any]) -> None:
+async def _rabbitmq(place: Place, topology: dict[str, Any], *, proves: bool) -> None:
     import aio_pika
+
+    from mqauth.brokers.queue.interceptor import question
+    from mqauth.brokers.rabbitmq.interceptor import echoed
 
     async with await aio_pika.connect(timeout=30, **place.settings.for_rabbitmq(place.broker)) as connection:
         channel = await connection.channel()
@@ -175,15 +193,18 @@ async def _rabbitmq(place: Place, topology: dict[str, Any]) -> None:
         }
         for found in topology["bindings"]:
             await queues[found["destination"]].bind(found["source"], found["routing_key"])
+        if proves:
+            await question(connection.transport.connection, echoed)
 
 
-def _kafka(place: Place, topology: dict[str, Any]) -> None:
+def _kafka(place: Place, topology: dict[str, Any], consumer: ConsumerSettings | None) -> None:
     import kafka
     from kafka.errors import TopicAlreadyExistsError
 
     client: Any = kafka  # its classes have no types
     servers = place.broker.partition("://")[2].strip("/").split(",")
     with contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(servers))) as admin:
+        check_stamps(admin, consumer)
         for found in topology["topics"]:
             new = client.admin.NewTopic(
                 found["name"], found["partitions"], _REPLICAS, topic_configs=found["configs"]
@@ -198,7 +219,8 @@ def _next(folder: Path, *, applied: bool) -> Iterator[str]:
     if folder != Path():
         yield f"  cd {folder}"
     if not applied:
-        yield "  docker compose up -d --wait      # a broker, unless you have one"
+        if (folder / "compose.yml").exists():
+            yield "  docker compose up -d --wait      # a broker, unless you have one"
         yield "  mqauth init . --apply            # declares the queues or topics of topology.json"
     yield "  python consumer/consumer.py      # in a terminal of its own"
     yield "  python producer/producer.py      # one signed message, one without a token"

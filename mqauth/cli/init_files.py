@@ -9,6 +9,7 @@ from string import Template
 from typing import Any, Final
 
 from mqauth.brokers.amqp_topology import LETTERS, UNPARSEABLE, source_arguments
+from mqauth.cli.broker import APPEND_TIME, TIMESTAMP_TYPE
 from mqauth.errors import require
 from mqauth.wire import destination
 
@@ -22,14 +23,17 @@ issuer = "$issuer"      # consumers trust this name; it need not be reachable
 subject = "$producer"
 audience = "$consumer"  # whom the messages are meant for
 keys = "keys"           # the private key; made by mqauth keys new, rotated by mqauth keys rotate
-lifetime = 60           # seconds a token lives
+lifetime = "$lifetime"        # how long a token lives$why_lifetime
+
+[check]
+accept = [$accepted]    # the key has no passphrase: mqauth keys new --passphrase-file$why_accepted
 """)
 _CONSUMER_TOML: Final = Template("""\
 # The consumer "$consumer": whom it trusts. Find what is risky: mqauth check consumer/mqauth.toml
 [consumer]
 scope = "$consumer"     # the queue (Kafka: the group) whose consumers share replays
 audience = "$consumer"  # tokens for anybody else are rejected
-
+$times
 [[consumer.issuers]]
 issuer = "$issuer"
 file = "jwks.json"      # the producer's public keys; in production: jwks = "https://..."
@@ -38,11 +42,17 @@ file = "jwks.json"      # the producer's public keys; in production: jwks = "htt
 subject = "$producer"
 destinations = ["$destination"]
 $rollout
+[replay]                # which messages were handled; several processes need store = "rediss://..."
+file = "replay.sqlite"
+
 [audit]
 file = "audit-{host}-{pid}.jsonl"
 
 [dead_letters]
 name = "$letters"
+
+[check]                 # headers that nobody signed are hidden from the handler$why_observe
+accept = [$consumer_accepted]
 
 # What follows is read by commands alone, such as mqauth dlq groups.
 [broker]
@@ -51,8 +61,22 @@ url = "$url"            # no password here: user with password_env, or url_env
 [review]
 audit = "reviewer.jsonl"
 """)
+_APPEND: Final = """\
+at = "append"           # a message is judged by when the broker took it, however long it waits after that
+max_queue_age = "7d"    # how long it may wait while this consumer is stopped
+"""
+_INTERCEPTOR: Final = (
+    'append_evidence = "interceptor"    # rabbitmq.conf makes the broker stamp messages; proved at each start\n'
+)
+_MANAGED: Final = """\
+max_lifetime = "1d"     # this broker does not prove when it took a message, so tokens live as long as one may wait
+"""
+INTERCEPTOR_CONF: Final = """\
+# RabbitMQ stamps each message when it takes it, and overwrites what the sender says.
+message_interceptors.incoming.set_header_timestamp.overwrite = true
+"""
 _ROLLOUT: Final = Template("""
-[[rollout]]             # a running system: everything is handled, and mqauth rollout report says who does not sign
+[[rollout]]             # a running system: everything is handled, and mqauth rollout status says who does not sign
 destinations = ["$destination"]
 rung = "observe"
 since = $since
@@ -180,6 +204,7 @@ services:
   rabbitmq:
     image: rabbitmq:4-management
     ports: ["127.0.0.1:5672:5672", "127.0.0.1:15672:15672"]
+    volumes: ["./rabbitmq.conf:/etc/rabbitmq/conf.d/90-mqauth.conf:ro"]
     healthcheck:
       test: ["CMD", "rabbitmq-diagnostics", "-q", "check_port_connectivity"]
       interval: 3s
@@ -196,7 +221,7 @@ services:
       retries: 40
 """,
 }
-_IGNORED: Final = "keys/\n*.pem\n*.jsonl\n*.jsonl.*\n__pycache__/\n"
+_IGNORED: Final = "keys/\n*.pem\n*.sqlite*\n*.jsonl\n*.jsonl.*\n__pycache__/\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +234,7 @@ class Project:
         consumer: its name; also the queue, or the group.
         issuer: of the producer's tokens.
         url: of the broker.
+        managed: whether the broker's configuration is somebody else's, so that it proves no append time.
         observe: whether the consumer begins at the rung observe.
         owner: who is asked about that rung.
         today: the day from which on it has it.
@@ -219,6 +245,7 @@ class Project:
     consumer: str
     issuer: str
     url: str
+    managed: bool
     observe: bool
     owner: str
     today: date
@@ -240,24 +267,51 @@ class Project:
         values = self.values
         on_kafka = self.broker == "kafka"
         old = _OLD.substitute(kind="" if on_kafka else "async ")
-        values |= {"rollout": "", "old": "", "unverified": ""} | (
-            {"rollout": _ROLLOUT.substitute(values), "old": old, "unverified": ", unverified=old_handle"}
-            if self.observe
-            else {}
+        values |= (
+            self._times()
+            | {"rollout": "", "old": "", "unverified": ""}
+            | (
+                {"rollout": _ROLLOUT.substitute(values), "old": old, "unverified": ", unverified=old_handle"}
+                if self.observe
+                else {}
+            )
         )
         producer, consumer = (
             (_PRODUCER_KAFKA, _CONSUMER_KAFKA) if on_kafka else (_PRODUCER_RABBITMQ, _CONSUMER_RABBITMQ)
         )
-        topology = {"topics": kafka_topics(values)} if on_kafka else rabbitmq_definitions(values)
+        topology = (
+            {"topics": kafka_topics(values, managed=self.managed)} if on_kafka else rabbitmq_definitions(values)
+        )
         return {
             "producer/mqauth.toml": _PRODUCER_TOML.substitute(values),
             "producer/producer.py": producer.substitute(values),
             "consumer/mqauth.toml": _CONSUMER_TOML.substitute(values),
             "consumer/consumer.py": consumer.substitute(values),
             "topology.json": json.dumps(topology, indent=2) + "\n",
-            "compose.yml": _COMPOSE[self.broker],
             ".gitignore": _IGNORED,
-        }
+        } | self._broker_files()
+
+    def _times(self) -> dict[str, str]:
+        """Return by which clock messages are judged, how long they may wait, and which findings that explains."""
+        accepted = ["key_plain", *(["lifetime_long"] if self.managed else [])]
+        hidden = ["unsigned_headers_hidden", *accepted[1:]]
+        hidden += ["rollout_observe"] if self.observe else []
+        hidden += ["rollout_weakest"] if self.observe and self.broker == "rabbitmq" else []
+        append = _APPEND + (_INTERCEPTOR if self.broker == "rabbitmq" else "")
+        return {
+            "lifetime": "1d" if self.managed else "60s", "times": _MANAGED if self.managed else append,
+            "why_lifetime": ", and so a message may wait" if self.managed else "",
+            "accepted": json.dumps(accepted)[1:-1], "consumer_accepted": json.dumps(hidden)[1:-1],
+            "why_accepted": "; a day is long, and outlasts a night" if self.managed else "",
+            "why_observe": "; observe lets all pass, until its day" if self.observe else "",
+        }  # fmt: skip
+
+    def _broker_files(self) -> dict[str, str]:
+        """Return the broker of Docker Compose and its configuration, none where the broker is somebody else's."""
+        if self.managed:
+            return {}
+        configuration = {"rabbitmq.conf": INTERCEPTOR_CONF} if self.broker == "rabbitmq" else {}
+        return {"compose.yml": _COMPOSE[self.broker], **configuration}
 
 
 def rabbitmq_definitions(values: dict[str, str]) -> dict[str, Any]:
@@ -278,11 +332,15 @@ def rabbitmq_definitions(values: dict[str, str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def kafka_topics(values: dict[str, str]) -> list[dict[str, Any]]:
+def kafka_topics(values: dict[str, str], *, managed: bool) -> list[dict[str, Any]]:
     """Return the topics with their settings; dead letters are kept until somebody reviewed them."""
+    stamped = {TIMESTAMP_TYPE: APPEND_TIME}
+    # Of letters too, since Kafka refuses a record of a client whose clock is an hour ahead. They are larger than
+    # the message.
+    letters = {**stamped, "max.message.bytes": "2097152", "cleanup.policy": "delete", "retention.ms": "-1"}
     return [
-        {"name": values["topic"], "partitions": 3, "configs": {}},
-        {"name": values["letters"], "partitions": 1, "configs": {"retention.ms": "-1"}},
+        {"name": values["topic"], "partitions": 3, "configs": {} if managed else stamped},
+        {"name": values["letters"], "partitions": 1, "configs": letters},
     ]
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mqauth.cli.broker import Place, opened, place_of, reached
+from mqauth.cli.broker import Place, check_stamps, opened, place_of, rabbitmq, reached, table_of
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.issuer_settings import SourceSettings
 from mqauth.config.settings import FileSettings
@@ -38,7 +38,7 @@ class Asked(NamedTuple):
 
 
 def ask(settings: FileSettings) -> Iterator[Asked]:
-    """Ask everybody that a file names, and that can be asked; nothing is changed anywhere."""
+    """Ask everybody that a file names, and that can be asked; nothing that was there is changed anywhere."""
     consumer, release, authority = settings.consumer, settings.release, settings.authority
     trusted = (*(consumer.issuers if consumer else ()), *(release.authorities if release else ()))
     for source in (*trusted, *(authority.credentials if authority else ())):
@@ -54,6 +54,9 @@ def ask(settings: FileSettings) -> Iterator[Asked]:
     names = [*([None] if settings.broker is not None else []), *(settings.brokers or {})]
     for name in names:
         yield _broker(name, settings)
+        url = table_of(name, settings).unlocked().url or ""
+        if consumer is not None and consumer.append_evidence is not None and not url.startswith("kafka:"):
+            yield _interceptor(name, settings)
 
 
 def _authority(what: str, url: str, *, ca: Path | None = None, keys: Path | None = None) -> Asked:
@@ -117,7 +120,7 @@ def _broker(name: str | None, settings: FileSettings) -> Asked:
     try:
         place = place_of(name, None, None, None, settings)
         if place.on_kafka:
-            _topic(place)
+            _topic(place, settings)
         else:
             # It looks for the queue, and reads nothing yet.
             with opened(place):
@@ -127,8 +130,26 @@ def _broker(name: str | None, settings: FileSettings) -> Asked:
     return Asked(what, 0, f"reached; {place.topic or place.queue} is there")
 
 
-def _topic(place: Place) -> None:
-    """Look for the topic. A review session would create the topic of resolutions beside it."""
+def _interceptor(name: str | None, settings: FileSettings) -> Asked:
+    """Have a RabbitMQ prove that it overwrites append times, as a consumer does at its start."""
+    from mqauth.brokers.queue.interceptor import UnansweredError, question
+    from mqauth.brokers.rabbitmq.interceptor import echoed
+
+    what = f"append_evidence of {'[broker]' if name is None else f'[brokers.{name}]'}"
+    try:
+        with rabbitmq(table_of(name, settings).unlocked()) as (connection, call):
+            call(question(connection.transport.connection, echoed))
+    except MqauthError as error:
+        unanswered = isinstance(error, UnansweredError) or getattr(error, "exit_code", 1) == 3
+        return Asked(what, 3 if unanswered else 1, str(error))
+    return Asked(what, 0, "proved: it overwrites what a sender writes")
+
+
+def _topic(place: Place, settings: FileSettings) -> None:
+    """Look for the topic, and at the stamps of those that are consumed.
+
+    A review session would create the topic of resolutions beside it.
+    """
     import kafka
 
     client: Any = kafka  # its classes have no types
@@ -138,3 +159,4 @@ def _topic(place: Place) -> None:
         contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(servers))) as admin,
     ):
         require(place.topic in admin.list_topics(), f"there is no topic {place.topic}")
+        check_stamps(admin, settings.consumer)

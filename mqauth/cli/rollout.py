@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import difflib
 import sys
-import tomllib
+import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
 from mqauth.audit.chain import verify_chain
-from mqauth.audit.file import with_parts
-from mqauth.audit.record import read_records
+from mqauth.audit.file import files_of, with_parts
+from mqauth.audit.record import iso_time, read_records
+from mqauth.check import Severity, check
 from mqauth.check.adoption import Asked, Seen, Standing, standings
-from mqauth.cli.app import BrokerFile, Json, answer, group, one_line
-from mqauth.cli.rollout_marks import Broker, broker_for, mark_of, moment, unsettled
+from mqauth.cli import rollout_broker
+from mqauth.cli.app import Json, answer, group, one_line
+from mqauth.cli.rollout_file import Value, changed, number_of, split
 from mqauth.cli.settings import file_of, settings_of
 from mqauth.clock import SYSTEM_CLOCK
-from mqauth.config.rollout_file import accepted_key, changed, number_of, split, text_value
 from mqauth.config.rollout_settings import RolloutSettings
 from mqauth.config.settings import FileSettings
 from mqauth.config.toml_file import read_toml
 from mqauth.errors import ConfigurationError, file_errors, refusing, require
 from mqauth.judging.journal import few
-from mqauth.judging.rollout import Rung
-from mqauth.wire.destination import is_kafka
+from mqauth.judging.rollout import Rollout, Rung
+from mqauth.wire import destination as places
 
 app: Final = group("Bring signatures to a running system, step by step.", "mqauth rollout status")
 Config = Annotated[Path | None, typer.Option("--config", envvar="MQAUTH_CONFIG", help="The configuration file.")]
@@ -41,6 +42,9 @@ Why = Annotated[str, typer.Option("--why", help="The reason, kept in the file.")
 Print = Annotated[bool, typer.Option("--print", help="Print the new file, and change nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 _WHO: Final = 32
+_SCOPE: Final = "--scope: required, the consumer group or queue; or [consumer] scope; or --settled"
+_DAY: Final = 86_400
+_RESET: Final = "the history stays unsigned: who reads it from its beginning needs a group of his own, at observe"
 
 
 def _now() -> float:
@@ -50,8 +54,14 @@ def _now() -> float:
 @app.command("status")
 def status(config: Config = None, audit: Audit = None, json: Json = False) -> int:
     """Show who does not sign yet. Exits with 0 where every entry is safe to go up and none is overdue."""
-    found = _standings(settings_of(file_of(config)), audit)
-    answer(json, [one.as_dict() for one in found], *(line for one in found for line in _lines(one)))
+    file = settings_of(file_of(config))
+    files = audit or _own_files(file)
+    found = _standings(file, files)
+    read = f"{len(files)} audit files read: {few(list(map(str, files)))}" if files else _no_files(file)
+    answer(
+        json, [one.as_dict() | {"files": list(map(str, files))} for one in found],
+        one_line(read), *(line for one in found for line in _lines(one)),
+    )  # fmt: skip
     return 0 if all(one.is_safe and one.days_left >= 0 for one in found) else 1
 
 
@@ -61,17 +71,12 @@ def up(
     *,
     config: Config = None,
     audit: Audit = None,
-    mark: Annotated[
-        str | None,
-        typer.Option("--mark", help="The mark of enforce-new, in TOML; by default the broker is asked."),
-    ] = None,
     settled: Annotated[
-        bool, typer.Option("--settled", help="All before the mark is settled; by default the broker is asked.")
+        bool, typer.Option("--settled", help="Nothing unsigned waits any more; by default the broker is asked.")
     ] = False,
     broker: Annotated[
         str | None, typer.Option("--broker", help="URL of the broker, or a name of [brokers.NAME].")
     ] = None,
-    broker_settings: BrokerFile = None,
     scope: Annotated[
         str | None, typer.Option("--scope", help="The consumer group or queue; by default [consumer] scope.")
     ] = None,
@@ -85,22 +90,34 @@ def up(
     require(not force or why, "--force needs --why")
     file = settings_of(file_of(config))
     number, entry = _held(file, destination)
-    standing = _standing(file, number, destination, audit)
-    if entry.at is not Rung.OFF and not force and not standing.is_safe:
-        return _refuse(standing, json)
-    rung, note = Rung(entry.at + 1), None
-    values: dict[str, str | None] = {"rung": text_value(rung.label), "since": _today().isoformat()}
-    asked = None if rung < Rung.ENFORCE_NEW else broker_for(destination, broker, broker_settings, file)
-    if rung is Rung.ENFORCE_NEW:
-        values["from"] = mark or _mark(destination, asked)
-    if rung is Rung.ENFORCE:
-        values |= {"from": None, "until": None}
-        scope = scope or (None if file.consumer is None else file.consumer.scope)
-        against, note = _unsettled(destination, entry, asked, scope, settled or force)
-        if against is not None:
-            standing.against.append(against)
-            return _refuse(standing, json)
-    change = _Change(destination, values, why, number=number, note=note)
+    rung, on_kafka = Rung(entry.at + 1), places.is_kafka(destination)
+    if rung is Rung.ENFORCE and not force:
+        # what the reports say, and then what the broker says of what waits
+        look = _Look(file, number, destination, audit)
+        standing = look()
+        if standing.is_safe and not settled:
+            against = rollout_broker.backlog(standing, _now())
+            if on_kafka or standing.oldest is None:
+                asked = rollout_broker.broker_for(destination, broker, file)
+                consumer = file.consumer
+                known = require(scope or (None if consumer is None else consumer.scope), _SCOPE)
+                if on_kafka:
+                    exempt = Rollout(
+                        (), [] if consumer is None else [each.exemption for each in consumer.unsigned]
+                    )
+                    against = rollout_broker.unread(places.parse(destination)[1], known, entry, exempt, asked)
+                else:
+                    against = rollout_broker.emptied(known, asked, look.consumers, look, _now)
+            # meanwhile there may be new reports
+            standing = look()
+            standing.against += [] if against is None else [against]
+        if not standing.is_safe:
+            answer(json, standing.as_dict() | {"written": False}, *_lines(standing))
+            return 1
+    values: dict[str, Value] = {"rung": rung.label, "since": _today()}
+    values |= {"until": None} if rung is Rung.ENFORCE else {}
+    note = _RESET if on_kafka and rung is Rung.ENFORCE else None
+    change = _Change(destination, values, accepted=_noted(why), number=number, note=note)
     return _apply(config, change, only_print=only_print, yes=yes, as_json=json)
 
 
@@ -116,15 +133,14 @@ def down(
     json: Json = False,
 ) -> int:
     """Go down one rung, to a less strict one. It always works."""
-    entry = _entry(config, destination)
-    rung = Rung.of(str(entry["rung"]))
+    members = read_toml(file_of(config))[1]
+    rung = Rung.of(str(members["rollout"][number_of(members.get("rollout", []), destination)]["rung"]))
     require(rung > Rung.OFF, f"{destination} is at off")
-    below = Rung.OBSERVE if rung is Rung.ENFORCE else Rung(rung - 1)
     with refusing(ValueError, "--until is a date like 2027-01-31"):
         day = date.fromisoformat(until)
-    values: dict[str, str | None] = {"rung": text_value(below.label), "since": _today().isoformat(),
-                                     "until": day.isoformat(), "from": None}  # fmt: skip
-    return _apply(config, _Change(destination, values, why), only_print=only_print, yes=yes, as_json=json)
+    values: dict[str, Value] = {"rung": Rung(rung - 1).label, "since": _today(), "until": day}
+    change = _Change(destination, values, accepted=_noted(why))
+    return _apply(config, change, only_print=only_print, yes=yes, as_json=json)
 
 
 @app.command("accept")
@@ -139,16 +155,35 @@ def accept(
     json: Json = False,
 ) -> int:
     """Accept a group that does not sign. It no longer speaks against going up, and the file says so."""
-    values = {accepted_key(found): text_value(why)}
-    return _apply(config, _Change(destination, values), only_print=only_print, yes=yes, as_json=json)
+    change = _Change(destination, accepted={found: why})
+    return _apply(config, change, only_print=only_print, yes=yes, as_json=json)
 
 
-def _standings(file: FileSettings, audit: list[Path] | None) -> list[Standing]:
-    files = audit or _own_files(file)
+# The reports
+
+
+def _own_files(file: FileSettings) -> list[Path]:
+    """Return the audit files of ``[audit]``, of all processes."""
+    if file.audit is None:
+        raise ConfigurationError("give --audit FILE: the configuration has no [audit]")
+    return files_of(file.audit.file, None if file.consumer is None else file.consumer.scope)
+
+
+def _no_files(file: FileSettings) -> str:
+    name = "" if file.audit is None else file.audit.file
+    return f"no audit file is there: {name}: start the consumers, or give --audit FILE of each"
+
+
+def _standings(file: FileSettings, files: list[Path]) -> list[Standing]:
     reports = ((path, verify_chain(with_parts([path]))) for path in files)
-    broken = next((f"{path}: {report.what}" for path, report in reports if not report.intact), None)
+    broken = (f"an audit file does not hold: {path}: {each.what}" for path, each in reports if not each.intact)
     consumers = 1 if file.check is None else file.check.consumers
-    asked = Asked(now=_now(), consumers=consumers, broken=broken, consumer=file.consumer)
+    asked = Asked(
+        now=_now(),
+        consumers=consumers,
+        broken=next(broken, None if files else _no_files(file)),
+        consumer=file.consumer,
+    )
     return standings(file.rollout, read_records(with_parts(files)), asked)
 
 
@@ -162,57 +197,30 @@ def _held(file: FileSettings, destination: str) -> tuple[int, RolloutSettings]:
     )
 
 
-def _standing(file: FileSettings, number: int, destination: str, audit: list[Path] | None) -> Standing:
-    """Return how a destination stands: by itself where it is listed, else as its whole entry does."""
-    entry = file.rollout[number]
-    if destination in entry.destinations:
-        entry = replace(entry, destinations=(destination,))
-    entries = (*file.rollout[:number], entry, *file.rollout[number:])
-    found = _standings(replace(file, rollout=entries), audit)
-    return next(one for one in found if one.entry is entry)
+class _Look:
+    """Returns how a destination stands by now: by itself where it is listed, else as its whole entry does.
+
+    Args:
+        file: the configuration.
+        number: of the entry that holds it.
+        destination: that is to go up.
+        audit: files in place of those of ``[audit]``.
+    """
+
+    def __init__(self, file: FileSettings, number: int, destination: str, audit: list[Path] | None) -> None:
+        entry = file.rollout[number]
+        if destination in entry.destinations:
+            entry = replace(entry, destinations=(destination,))
+        self._entry, self._audit = entry, audit
+        self._file = replace(file, rollout=(*file.rollout[:number], entry, *file.rollout[number:]))
+        self.consumers = 1 if file.check is None else file.check.consumers
+
+    def __call__(self) -> Standing:
+        files = self._audit or _own_files(self._file)
+        return next(one for one in _standings(self._file, files) if one.entry is self._entry)
 
 
-def _refuse(standing: Standing, as_json: bool) -> int:
-    answer(as_json, standing.as_dict() | {"written": False}, *_lines(standing))
-    return 1
-
-
-def _mark(destination: str, broker: Broker | None) -> str:
-    """Return the mark, by the broker's word where one is known."""
-    on_kafka = is_kafka(destination)
-    require(not on_kafka or not set("*#") & set(destination), "on Kafka a mark is of one topic: name it")
-    if broker is not None:
-        return mark_of(destination, broker)
-    require(not on_kafka, "--broker is needed on Kafka, which is asked for end offsets; or [broker], or --mark")
-    # The next second: messages of the one that runs are queued already, and stand before the mark.
-    return moment(int(_now()) + 1)
-
-
-def _unsettled(
-    destination: str, entry: RolloutSettings, broker: Broker | None, scope: str | None, said: bool
-) -> tuple[str | None, str | None]:
-    """Return what before the mark is not settled, unless somebody said that all is; and what a reset would do."""
-    if broker is None:
-        require(said, "all before the mark has to be settled: give --broker, or say --settled once it is")
-        return None, None
-    if said and scope is None:
-        return None, None
-    against, note = unsettled(destination, broker, entry.from_, scope)
-    return None if said else against, note
-
-
-def _own_files(file: Any) -> list[Path]:
-    """Return the audit files of ``[audit]``, of all processes."""
-    if file.audit is None:
-        raise ConfigurationError("give --audit FILE: the configuration has no [audit]")
-    path: Path = file.audit.file
-    return sorted(path.parent.glob(path.name.replace("{pid}", "*")))
-
-
-def _entry(config: Path | None, destination: str) -> Mapping[str, Any]:
-    text, members = read_toml(file_of(config))
-    entry: Mapping[str, Any] = members["rollout"][number_of(text, destination)]
-    return entry
+# The file
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,25 +229,34 @@ class _Change:
 
     Args:
         destination: of the entry.
-        values: in TOML, by key; ``None`` removes one.
-        why: kept in the file.
+        values: by key; ``None`` removes one.
+        accepted: what the entry keeps with a reason.
         number: of the entry that holds the destination, which gets an entry of its own; ``None`` for the one that
             lists it.
         note: what people should know of it.
     """
 
     destination: str
-    values: Mapping[str, str | None]
-    why: str | None = None
+    values: Mapping[str, Value] = field(default_factory=dict)
+    accepted: Mapping[str, str] = field(default_factory=dict)
     number: int | None = None
     note: str | None = None
 
 
 def _apply(config: Path | None, change: _Change, *, only_print: bool, yes: bool, as_json: bool) -> int:
-    """Change the lines of an entry in the file, after showing them and asking."""
+    """Change an entry in the file, after the new file was judged and shown, and somebody asked."""
     path = file_of(config)
-    text, _ = read_toml(path)
-    new = _changed(path, text, change)
+    text, members = read_toml(path)
+    number, new = change.number, text
+    if number is None:
+        number = number_of(members.get("rollout", []), change.destination)
+    else:
+        new = split(text, number, change.destination)
+    new = changed(new, number, change.values, change.accepted)
+    with file_errors(path), tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".toml") as trial:
+        trial.write(new)
+        trial.flush()
+        _refuse_worse(path, Path(trial.name))
     if only_print:
         answer(as_json, {"text": new}, new.removesuffix("\n"))
         return 0
@@ -250,39 +267,36 @@ def _apply(config: Path | None, change: _Change, *, only_print: bool, yes: bool,
     if written:
         with file_errors(path):
             path.write_text(new, "utf-8")
-    facts = {"destination": change.destination, "rung": _rung_in(new, change.destination), "written": written}
+    rung = str(change.values.get("rung") or members["rollout"][number]["rung"])
+    facts = {"destination": change.destination, "rung": rung, "written": written}
     answer(as_json, facts | {"lines": diff, "note": change.note})
     return 0 if written else 1
 
 
-def _changed(path: Path, text: str, change: _Change) -> str:
-    """Return the new text of the file."""
-    number = change.number
-    if number is None:
-        number = number_of(text, change.destination)
-    else:
-        text = split(text, number, change.destination)
-    why = {} if change.why is None else {accepted_key(f"why {_today()}"): text_value(change.why)}
-    new = changed(text, number, {**change.values, **why})
-    _refuse_wrong(path, tomllib.loads(new)["rollout"][number])
-    return new
+def _refuse_worse(path: Path, trial: Path) -> None:
+    """Refuse a new file that ``mqauth check`` finds an error in which the old one does not have.
+
+    The check builds what a consumer builds at its start.
+
+    Args:
+        path: the file as it is.
+        trial: the new one, beside it.
+    """
+    before = {(one.code.name, one.message) for one in check(path).findings if one.severity is Severity.ERROR}
+    for one in check(trial).findings:
+        if one.severity is Severity.ERROR and (one.code.name, one.message) not in before:
+            raise ConfigurationError(f"nothing was written: the new file has {one.key}: {one.message}")
 
 
-def _rung_in(text: str, destination: str) -> str:
-    return str(tomllib.loads(text)["rollout"][number_of(text, destination)]["rung"])
-
-
-def _refuse_wrong(path: Path, members: Mapping[str, Any]) -> None:
-    """Refuse an entry that the configuration would refuse, before the file is changed."""
-    from mqauth.config.declaration import read
-    from mqauth.config.rollout_settings import RolloutSettings
-    from mqauth.config.toml_file import Table
-
-    read(RolloutSettings, Table(file=str(path), name="[[rollout]]", members=members))
+def _noted(why: str | None) -> dict[str, str]:
+    return {} if why is None else {f"why {_today()}": why}
 
 
 def _today() -> date:
     return datetime.fromtimestamp(_now(), UTC).date()
+
+
+# What people read
 
 
 def _lines(one: Standing) -> Iterator[str]:
@@ -290,19 +304,25 @@ def _lines(one: Standing) -> Iterator[str]:
     entry = one.entry
     left = f"{one.days_left} days left" if one.days_left >= 0 else f"OVERDUE for {-one.days_left} days"
     moved = f", end moved {one.moved} times" if one.moved else ""
-    places, owner = one_line(", ".join(entry.destinations)), one_line(entry.owner)
-    yield f"{places}   {entry.rung} since {entry.since}   {left}{moved}   {owner}"
-    would = sum(seen.count for seen in one.groups) + one.other
+    listed, owner = one_line(", ".join(entry.destinations)), one_line(entry.owner)
+    yield f"{listed}   {entry.rung} since {entry.since}   {left}{moved}   {owner}"
+    would, window = sum(seen.count for seen in one.groups) + one.other, int(entry.entry.window)
+    span = f"{window // 3600} h" if window % _DAY else f"{window // _DAY} d"
     yield (
-        f"last {entry.entry.window / 86_400:g} d, {one.processes} consumers:"
+        f"last {span}, {len(one.reported)} consumers:"
         f" {sum(one.accepted.values()):,} accepted, {would:,} would be rejected"
     )
     if one.groups:
         yield "  count  reason              who (* says the broker)           where  first UTC    last UTC     id"
     yield from map(_line, one.groups)
+    if one.oldest is not None:
+        yield f"oldest delivery of the last minute: appended at {iso_time(one.oldest)}"
     if one.never_signed:
         yield one_line(f"signed nothing: {few(one.never_signed)}")
-    yield "safe to go up" if one.is_safe else one_line(f"NOT safe to go up: {'; '.join(one.against)}")
+    waits = (
+        "; rollout up asks the broker what still waits" if entry.at is Rung.OBSERVE and one.oldest is None else ""
+    )
+    yield f"safe to go up{waits}" if one.is_safe else one_line(f"NOT safe to go up: {'; '.join(one.against)}")
 
 
 def _line(seen: Seen) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final
 
 import typer
@@ -12,6 +12,7 @@ import typer
 from mqauth import ConfigurationError, MalformedMessage, Message, Outcome, Pipeline, Reason, Signer, Verdict, load
 from mqauth.cli.app import MAX_INPUT, Config, Text, print_json, read_body, read_texts, standard_input
 from mqauth.cli.settings import file_of
+from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import require
 from mqauth.flow import Flow, run
 from mqauth.judging.pipeline import Delivery
@@ -19,7 +20,7 @@ from mqauth.logs import harmless
 from mqauth.signer import Prepared
 from mqauth.wire import destination, json_form
 from mqauth.wire.claims import MAX_BATCH
-from mqauth.wire.message import TOKEN_HEADER
+from mqauth.wire.message import NO_ORIGIN, TOKEN_HEADER, Origin
 
 _EXIT: Final = ((Verdict.REJECTED, 1), (Verdict.DEFERRED, 3), (Verdict.DUPLICATE, 3))
 """Exit codes; the first one whose verdict any message got counts."""
@@ -178,8 +179,9 @@ def verify(
 ) -> int:
     """Read messages as JSON and print the verdict on each.
 
-    With --lines the messages share one replay store, as in a running consumer. Exits with 1 where a message was
-    rejected, else with 3 where one was deferred or a duplicate, else with 0.
+    With --lines the messages share one replay store, as in a running consumer. A message without any origin, such
+    as sign prints, is judged as if a broker had taken it now. Exits with 1 where a message was rejected, else with
+    3 where one was deferred or a duplicate, else with 0.
     """
     pipeline = load(file_of(config)).judge
     verdicts: set[Verdict] = set()
@@ -196,6 +198,9 @@ def _verify_text(pipeline: Pipeline, text: Text) -> Outcome:
         message = json_form.from_form(text.parse())
     except MalformedMessage as error:
         return Outcome(verdict=Verdict.REJECTED, reason=Reason.MESSAGE_MALFORMED, detail=str(error))
+    if message.origin == NO_ORIGIN:
+        now = int(SYSTEM_CLOCK.now() * 1000)
+        message = replace(message, origin=Origin(timestamp_ms=now, timestamp_type="append"))
     return run(_consume(pipeline, pipeline.receive(message)))
 
 

@@ -16,7 +16,7 @@ from mqauth.authority.issuing import LIFETIME, LONGEST, RATE, SHORTEST
 from mqauth.config.declaration import Settings, inners, not_with
 from mqauth.config.heads import HeadsSettings
 from mqauth.config.issuer_settings import TRUST_DOMAIN, SourceSettings
-from mqauth.config.kinds import ANY, FLAG, NAME, PATH, POSITIVE, entries, is_url, text, whole
+from mqauth.config.kinds import ANY, FLAG, NAME, PATH, POSITIVE, entries, is_url, seconds, text, whole
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.http.connection import is_loopback
 from mqauth.wire.enrolment import MAX_LIFETIME as MAX_ENROLMENT
@@ -54,8 +54,8 @@ class CredentialSettings(SourceSettings):
     ] = None
     max_lifetime: Annotated[
         int | None,
-        whole(1, MAX_LIFETIME),
-        "Seconds between `iat` and `exp` of a credential, at most: 3600, of a producer's own keystore 300.",
+        seconds(1, MAX_LIFETIME),
+        "The time between `iat` and `exp` of a credential, at most: 3600 s, of a producer's own keystore 300 s.",
     ] = None
 
     @property
@@ -93,7 +93,7 @@ class GrantSettings(Settings):
         Mapping[str, str] | None, entries(NAME, NAME, 1), "What the WIT says besides; at most 16 texts."
     ] = None
     lifetime: Annotated[
-        int | None, whole(MIN_LIFETIME, LONGEST), "Seconds that its WITs live, where that is shorter."
+        int | None, seconds(MIN_LIFETIME, LONGEST), "How long its WITs live, where that is shorter."
     ] = None
 
 
@@ -108,13 +108,13 @@ class IdentityAuthoritySettings(HeadsSettings):
     passphrase_file: Annotated[
         Path | None, PATH, "The file with the passphrase of the keys.", not_with("passphrase_env")
     ] = None
-    lifetime: Annotated[int, whole(SHORTEST, LONGEST), "Seconds that a WIT lives."] = LIFETIME
+    lifetime: Annotated[int, seconds(SHORTEST, LONGEST), "How long a WIT lives."] = LIFETIME
     audit: Annotated[Path, PATH, "The audit file; a record is durable before anybody has the identity."]
     rate: Annotated[int, whole(0), "WITs of one subject a minute; 0 for any number."] = RATE
     refusal_rate: Annotated[
         int,
         whole(0),
-        "Refusals of one address a minute, beyond which it is not read; 0 where a proxy stands in front.",
+        "Refusals of one address and holder a minute, then it is not read; 0 where a proxy is in front.",
     ] = REFUSALS
     instances: Annotated[int, POSITIVE, "WITs of one subject alive at once, beyond which an alert is given."] = (
         INSTANCES

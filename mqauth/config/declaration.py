@@ -3,7 +3,7 @@
 Each setting is one annotated field. The field holds all there is to say about the setting: its name, its type, the
 kind of value with its bounds, one line of help, the default, and which other settings it needs or excludes::
 
-    leeway: Annotated[int, whole(0, MAX_LEEWAY), "Seconds of difference between clocks that are allowed."] = 5
+    leeway: Annotated[int, seconds(0, MAX_LEEWAY), "The difference between clocks that is allowed."] = 5
     heads_every: Annotated[int, POSITIVE, "Records after which a head is signed.", only_with("heads")] = 1000
 
 This module derives from it how a table is read, the suggestion for a misspelt key, the JSON Schema, and the page

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 from mqauth.audit.file import HeadFile
 from mqauth.clock import Clock
 from mqauth.config.declaration import Settings, not_with, only_with
-from mqauth.config.kinds import NAME, PATH, POSITIVE
+from mqauth.config.kinds import NAME, PATH, POSITIVE, seconds
 from mqauth.wire.keys import Key
 
 _HEADS: Final = only_with("heads")
@@ -24,7 +24,7 @@ class HeadsSettings(Settings):
     ] = None
     heads_key: Annotated[Path | None, PATH, "The private key that signs the heads.", _HEADS] = None
     heads_every: Annotated[int, POSITIVE, "Records after which a head is signed.", _HEADS] = 1000
-    heads_seconds: Annotated[int, POSITIVE, "Seconds after which a head is signed.", _HEADS] = 60
+    heads_seconds: Annotated[int, seconds(1), "The time after which a head is signed.", _HEADS] = 60
     heads_passphrase_env: Annotated[
         str | None, NAME, "The environment variable with the passphrase of that key.", _HEADS
     ] = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, cast
 
 from mqauth.config.declaration import Settings, not_with, only_with
-from mqauth.config.kinds import DATE, FLAG, NAME, PATH, entries, many, text, url, whole
+from mqauth.config.kinds import DATE, FLAG, NAME, PATH, entries, many, seconds, text, url
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.judging.trust_domain import IDENTITY_LIFETIME, MAX_IDENTITY_LIFETIME
 from mqauth.keystore.remote.rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
@@ -47,12 +47,12 @@ class SourceSettings(Settings):
     jwks: Annotated[str | None, url("https", "http"), "Its keys: the URL of a JWK Set."] = None
     discovery: Annotated[bool, FLAG, "Its keys: `true` finds them by OpenID Connect discovery."] = False
     max_stale: Annotated[
-        int, whole(int(COOLDOWN), MAX_STALE), "Seconds for which keys are used while the URL fails.", _REMOTE
+        int, seconds(int(COOLDOWN), MAX_STALE), "How long keys are used while the URL fails.", _REMOTE
     ] = 3600
     publish_delay: Annotated[
         int,
-        whole(0, int(MAX_PUBLISH_DELAY)),
-        "Seconds for which the issuer publishes a key before it signs with it.",
+        seconds(0, int(MAX_PUBLISH_DELAY)),
+        "How long the issuer publishes a key before it signs with it.",
         _REMOTE,
     ] = 30
     ca: Annotated[Path | None, PATH, "A PEM file of the CAs to trust in place of the system's.", _REMOTE] = None
@@ -93,8 +93,8 @@ class IssuerSettings(SourceSettings):
     ] = None
     max_identity_lifetime: Annotated[
         int,
-        whole(1, MAX_IDENTITY_LIFETIME),
-        "Seconds that an identity of the trust domain may still live.",
+        seconds(1, MAX_IDENTITY_LIFETIME),
+        "How long an identity of the trust domain may still live.",
         only_with("trust_domain"),
     ] = IDENTITY_LIFETIME
     subjects: Annotated[

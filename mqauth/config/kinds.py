@@ -22,7 +22,8 @@ from mqauth.wire import destination
 from mqauth.wire.claims import MAX_NAME, is_name
 
 _URL: Final = re.compile(r"[\x21-\x7e]+")
-_SPAN: Final = re.compile("[1-9][0-9]{0,3}[hd]")
+_DURATION: Final = re.compile("[1-9][0-9]{0,8}[smhd]")
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _BROKERS: Final = ("amqp", "amqps", "kafka")
 _NAME_LIMITS: Final = {"minLength": 1, "maxLength": MAX_NAME}
 Fault = Callable[[Any], str | None]
@@ -97,12 +98,6 @@ def whole(least: int, most: float = math.inf) -> Kind:
     return single((int,), "an integer", _bounds("integer", least, most), _out_of(least, most))
 
 
-def number(least: float, most: float) -> Kind:
-    """Return the kind of a number from ``least`` to ``most``, whole or not; it is read as a float."""
-    schema, fault = _bounds("number", least, most), _out_of(least, most)
-    return single((int, float), "a number", schema, fault, lambda found, _: float(found))
-
-
 def many(item: Kind, least: int = 0, into: type[tuple[Any, ...]] | type[frozenset[Any]] = tuple) -> Kind:
     """Return the kind of an array of texts.
 
@@ -167,31 +162,36 @@ def text_or_table(word: Kind, table: Kind) -> Kind:
     )
 
 
-def table_or(item: Kind, schema: Mapping[str, Any], read: Callable[[Table, str, Any], Any]) -> Kind:
-    """Return the kind of a single value, or of a table with a schema and a reader of its own."""
-    return Kind(
-        {"anyOf": [item.schema, schema]},
-        lambda table, key, found: (read if isinstance(found, dict) else item.read)(table, key, found),
-    )
+def seconds(least: float, most: float = math.inf, *, fractions: bool = False) -> Kind:
+    """Return the kind of a duration: a number of seconds, or a text such as ``90s``, ``15m``, ``12h`` or ``7d``.
+
+    Args:
+        least: seconds at least.
+        most: seconds at most.
+        fractions: whether it is read as a float, and a number need not be whole.
+    """
+    bounds, fault = _bounds("number" if fractions else "integer", least, most), _out_of(least, most)
+    types, expected = ((int, float), "a number") if fractions else ((int,), "an integer")
+
+    def read(table: Table, key: str, found: Any) -> Any:
+        if isinstance(found, str):
+            if _DURATION.fullmatch(found) is None:
+                raise table.refuse(key, 'must be seconds, or a duration like "90s", "15m", "12h" or "7d"')
+            found = int(found[:-1]) * _UNITS[found[-1]]
+        # Not isinstance: bool is a subclass of int.
+        if type(found) not in types:
+            raise table.mistyped(key, f'{expected} (seconds) or a string like "15m"', found)
+        what = fault(found)
+        if what is not None:
+            raise table.refuse(key, what)
+        return float(found) if fractions else found
+
+    text_form = {"type": "string", "pattern": f"^{_DURATION.pattern}$"}
+    return Kind({"anyOf": [bounds, text_form], "title": "duration"}, read)
 
 
-def span(least: int) -> Kind:
-    """Return the kind of a span of hours or days, such as ``12h`` or ``7d``; it is read as seconds."""
-
-    def fault(found: str) -> str | None:
-        good = _SPAN.fullmatch(found) is not None and _seconds(found) >= least
-        return None if good else f'must be hours or days like "12h" or "7d", at least {least} seconds'
-
-    return text("span", fault, {"pattern": _SPAN.pattern}, into=lambda found, _: _seconds(found))
-
-
-def _seconds(found: str) -> int:
-    return int(found[:-1]) * (86_400 if found[-1] == "d" else 3600)
-
-
-def url(*schemes: str, word: str | None = None) -> Kind:
-    """Return the kind of a URL with a host, or of one certain word in its place."""
-    words = () if word is None else (word,)
+def url(*schemes: str, words: tuple[str, ...] = ()) -> Kind:
+    """Return the kind of a URL with a host, or of certain words in its place."""
     expected = " or ".join([*(f'"{one}"' for one in words), *(f"{one}://..." for one in schemes)])
     pattern = "|".join([*(f"^{one}://" for one in schemes), *(f"^{one}$" for one in words)])
     return text(

@@ -17,13 +17,13 @@ from mqauth.audit.rollout_watch import last_rollout
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.authority import ConfiguredAuthority
+from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.declaration import read
 from mqauth.config.enrolment import enrolled, key_on_disk
 from mqauth.config.issuer_settings import IssuerSettings
 from mqauth.config.key_sources import key_source
 from mqauth.config.settings import (
     AuditSettings,
-    ConsumerSettings,
     FileSettings,
     MisuseSettings,
     ReleaseSettings,
@@ -152,13 +152,13 @@ class Configuration:
 
         Raises:
             ConfigurationError: there is no ``[consumer]``, its keys cannot be read, or another process writes
-                the audit file.
+                the audit file or has the replay file.
         """
         found = self._settings.audit
         audit: dict[str, Any] = (
             {"audit": None} if found is None else {"audit": self._audit_sink(found), "record": found.record}
         )
-        return self._pipeline(observers=self._observers, rollout=self.rollout, **audit)
+        return self._pipeline(observers=self._observers, rollout=self.rollout, beside=False, **audit)
 
     @cached_property
     def rollout(self) -> Rollout:
@@ -169,14 +169,14 @@ class Configuration:
 
     @cached_property
     def judge(self) -> Pipeline:
-        """The pipeline of ``[consumer]`` for verdicts alone: it opens no audit file and settles nothing.
+        """The pipeline of ``[consumer]`` for verdicts alone: it opens no audit or replay file and settles nothing.
 
         It judges at ``enforce``, whatever ``[[rollout]]`` says.
 
         Raises:
             ConfigurationError: there is no ``[consumer]``, or its keys cannot be read.
         """
-        return self._pipeline(audit=None)
+        return self._pipeline(audit=None, beside=True)
 
     @cached_property
     def trial(self) -> Pipeline:
@@ -185,7 +185,7 @@ class Configuration:
         Raises:
             ConfigurationError: there is no ``[consumer]``, or its keys cannot be read.
         """
-        return self._pipeline(audit=None, rollout=self.rollout)
+        return self._pipeline(audit=None, rollout=self.rollout, beside=True)
 
     @cached_property
     def authority(self) -> ConfiguredAuthority:
@@ -208,13 +208,17 @@ class Configuration:
         """
         return self._required(self._settings.dead_letters, "dead_letters").name
 
-    def _pipeline(self, **more: Any) -> Pipeline:
+    def _pipeline(self, *, beside: bool, **more: Any) -> Pipeline:
+        """Return a pipeline; one of a command that runs beside a consumer opens no file that has one owner."""
         found = self._required(self._settings.consumer, "consumer")
         issuers = {issuer.issuer: _issuer(issuer, self._clock) for issuer in found.issuers}
-        settings = found.arguments(Verifier) | {"accept_as": [each.alias for each in found.accept_as]}
+        settings = found.arguments(Verifier) | {
+            "accept_as": [each.alias for each in found.accept_as],
+            "without_evidence": [each.entry for each in found.without_evidence],
+        }
         verifier = Verifier(keys=issuers, release=self._releases(found.leeway), **settings)
         return Pipeline(
-            verifier=verifier, policy=_policy(found, self._clock), replay=self._store(),
+            verifier=verifier, policy=_policy(found, self._clock), replay=self._store(beside=beside),
             scope=found.scope, exception_messages=found.exception_messages, self_test=found.self_test,
             clock=self._clock, **more,
         )  # fmt: skip
@@ -227,9 +231,16 @@ class Configuration:
         }
         return ReleaseAuthorities(authorities, leeway=leeway) if authorities else None
 
-    def _store(self) -> ReplayStore:
+    def _store(self, *, beside: bool) -> ReplayStore | None:
         """Return the replay store; a store on Redis connects with its first claim."""
         found = self._settings.replay or ReplaySettings()
+        if found.kind == "none":
+            return None
+        if found.file is not None and not beside:
+            from mqauth.stores.file import FileReplayStore
+
+            with found.table.located("file"):
+                return FileReplayStore(found.file, clock=self._clock)
         if found.redis is None:
             return MemoryReplayStore(found.capacity, clock=self._clock)
         try:
@@ -250,7 +261,7 @@ class Configuration:
         # The watch stands before the flood gate: a detector has to count the records that the gate sums up.
         gate = FloodGate(file, found.flood_after)
         detector = Detector(self.thresholds)
-        before = last_rollout(found.file) if self.rollout else None
+        before = last_rollout(found.file, scope) if self.rollout else None
         # A rung that was lowered since the last start is an alert.
         if before is not None:
             detector.observe(before)

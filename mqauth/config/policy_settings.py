@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from mqauth.config.declaration import Settings
-from mqauth.config.kinds import PATH, number, text, url
+from mqauth.config.kinds import PATH, seconds, text, url
 from mqauth.policies.opa import MAX_REMEMBER, MIN_TIMEOUT, REMEMBER, TIMEOUT, is_path
 
 
@@ -30,10 +30,12 @@ class OPASettings(Settings):
         "The rule, which gives a boolean: `mqauth/allow` is `allow` of `package mqauth`.",
     ]
     remember: Annotated[
-        float, number(0, MAX_REMEMBER), "Seconds for which a decision is remembered, refusals too."
+        float, seconds(0, MAX_REMEMBER, fractions=True), "How long a decision is remembered, refusals too."
     ] = REMEMBER
     timeout: Annotated[
-        float, number(MIN_TIMEOUT, 5), "Seconds for a whole request; after that the message waits."
+        float,
+        seconds(MIN_TIMEOUT, 5, fractions=True),
+        "How long a whole request may take; after that the message waits.",
     ] = TIMEOUT
     ca: Annotated[Path | None, PATH, "A PEM file of the CAs to trust in place of the system's."] = None
     token_file: Annotated[

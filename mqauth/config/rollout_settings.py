@@ -5,41 +5,21 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from mqauth.config.declaration import Settings
-from mqauth.config.kinds import DATE, MOMENT, NAME, choice, entries, many, span, table_or
-from mqauth.config.toml_file import RefusedSetting, Table
+from mqauth.config.kinds import DATE, MOMENT, NAME, choice, entries, many, seconds, text, text_or_table, whole
+from mqauth.config.toml_file import RefusedSetting
 from mqauth.errors import ConfigurationError
 from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.policy import Rule
-from mqauth.judging.rollout import EVERYWHERE, WEEK, Exemption, LogMark, RolloutEntry, Rung
-from mqauth.wire.destination import is_kafka
+from mqauth.judging.rollout import EVERYWHERE, WEEK, Exemption, RolloutEntry, Rung
+from mqauth.judging.without_evidence import WithoutEvidence
 
 MAX_DAYS: Final = 90
 MAX_DAYS_EVERYWHERE: Final = 30
 _ONE_HOUR: Final = 3600
-_MARK_SCHEMA: Final = {
-    "type": "object",
-    "properties": {"topic_id": {"type": "string"}},
-    "required": ["topic_id"],
-    "additionalProperties": {"type": "integer", "minimum": 0},
-}
-
-
-def _log_mark(table: Table, key: str, _: Any) -> LogMark:
-    inner = table.inner(key)
-    offsets = dict(inner.members)
-    topic_id = offsets.pop("topic_id", None)
-    if not isinstance(topic_id, str) or not topic_id:
-        raise inner.refuse("topic_id", "required, and a string")
-    for partition, offset in offsets.items():
-        if not partition.isdecimal() or type(offset) is not int or offset < 0:
-            raise inner.refuse(partition, 'must be a partition with its end offset, like "0" = 8812044')
-    return LogMark(topic_id=topic_id, offsets={int(place): offset for place, offset in offsets.items()})
-
-
-_MARK: Final = table_or(MOMENT, _MARK_SCHEMA, _log_mark)
+_PARTITION: Final = text("partition", lambda found: None if found.isdecimal() else "must be a partition, like 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +36,6 @@ class RolloutSettings(Settings):
         choice(tuple(rung.label for rung in Rung)),
         "How far these destinations are; those that are not listed are at enforce.",
     ]
-    from_: Annotated[
-        datetime | LogMark | None,
-        _MARK,
-        "The mark of enforce-new, a time on RabbitMQ, offsets on Kafka.",
-    ] = None
     since: Annotated[date, DATE, "The day from which on they have this rung."]
     until: Annotated[
         date | None, DATE, "The day by which it ends, at most 90 days after; required below enforce."
@@ -68,7 +43,7 @@ class RolloutSettings(Settings):
     owner: Annotated[str, NAME, "Whom to ask."]
     window: Annotated[
         int | None,
-        span(_ONE_HOUR),
+        seconds(_ONE_HOUR),
         "How far the report looks back, `7d` if left out: the rarest producer's period.",
     ] = None
     accepted: Annotated[
@@ -85,25 +60,20 @@ class RolloutSettings(Settings):
     @property
     def entry(self) -> RolloutEntry:
         """The entry for the pipeline."""
-        mark = self.from_.timestamp() if isinstance(self.from_, datetime) else self.from_
         return RolloutEntry(
             destinations=self.destinations, rung=self.at, since=self.since, until=self.until or date.max,
-            owner=self.owner, window=float(self.window or WEEK), mark=mark,
+            owner=self.owner, window=float(self.window or WEEK),
         )  # fmt: skip
 
     def refusals(self) -> Iterator[RefusedSetting]:
-        """Yield the refusals of a term that is missing or too long, and of a mark that does not fit."""
+        """Yield the refusals of a term that is missing or too long."""
         refuse = self.table.refuse
         if self.at < Rung.ENFORCE:
             yield from self._terms()
-        if self.at is Rung.ENFORCE_NEW:
-            yield from self._marks()
-        elif self.from_ is not None:
-            yield refuse("from", 'only with rung = "enforce-new"')
         if EVERYWHERE in self.destinations and (len(self.destinations) > 1 or self.at > Rung.OBSERVE):
             yield refuse("destinations", '"*" stands alone, and only at off and observe')
         try:
-            _ = self.entry if self.at is not Rung.ENFORCE_NEW or self.from_ is not None else None
+            _ = self.entry
         except ConfigurationError as error:
             yield refuse("destinations", str(error))
 
@@ -113,17 +83,6 @@ class RolloutSettings(Settings):
             yield self.table.refuse("until", "required below enforce")
         elif not timedelta(0) < self.until - self.since <= timedelta(days=most):
             yield self.table.refuse("until", f"must be 1 to {most} days after since")
-
-    def _marks(self) -> Iterator[RefusedSetting]:
-        on_kafka = {is_kafka(place) for place in self.destinations}
-        if self.from_ is None:
-            yield self.table.refuse("from", "required at enforce-new")
-        elif len(on_kafka) > 1 or isinstance(self.from_, LogMark) not in on_kafka:
-            yield self.table.refuse("from", "is a time on RabbitMQ, and offsets with a topic_id on Kafka")
-        elif isinstance(self.from_, LogMark) and (
-            len(self.destinations) > 1 or set("*#") & set(self.destinations[0])
-        ):
-            yield self.table.refuse("destinations", "one topic an entry, and no wildcard, where there is a mark")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +109,33 @@ class UnsignedSettings(Settings):
             _ = self.exemption
         except ConfigurationError as error:
             yield self.table.refuse("kinds" if EVERYWHERE in self.kinds else "destination", str(error))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithoutEvidenceSettings(Settings):
+    """One of ``[[consumer.without_evidence]]``: messages that are dead-lettered as ``append_time_missing``."""
+
+    destination: Annotated[str, NAME, "Where they arrive, a pattern as in `[[consumer.allow]]`."]
+    through: Annotated[
+        datetime | Mapping[str, int],
+        text_or_table(MOMENT, entries(_PARTITION, whole(0), 1)),
+        "The last of them: a time by which they were signed, or on Kafka an offset for each partition.",
+    ]
+    why: Annotated[str, NAME, "Why the broker will never say when it took them; the audit records it."]
+
+    @property
+    def entry(self) -> WithoutEvidence:
+        """The entry for the verifier."""
+        through = self.through
+        last = through.timestamp() if isinstance(through, datetime) else {int(p): at for p, at in through.items()}
+        return WithoutEvidence(destination=self.destination, through=last, why=self.why)
+
+    def refusals(self) -> Iterator[RefusedSetting]:
+        """Yield the refusal of offsets of a queue."""
+        try:
+            _ = self.entry
+        except ConfigurationError as error:
+            yield self.table.refuse("", str(error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,19 +12,19 @@ values and opens no file. ``python -m integration.settings`` writes ``docs/confi
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, cast, get_args
+from typing import Annotated, Final, Literal, cast
 
 from mqauth.audit.file import MIN_BYTES
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import DEFAULT_FLOOD_AFTER
 from mqauth.config.authority_settings import IdentityAuthoritySettings
 from mqauth.config.broker import BrokerSettings, ReviewSettings
+from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.declaration import Settings, inner, inners, not_with
 from mqauth.config.heads import HeadsSettings
 from mqauth.config.identity_settings import IdentitySettings
-from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
+from mqauth.config.issuer_settings import SourceSettings
 from mqauth.config.kinds import (
-    ANY,
     AUDIENCE,
     BROKER_URL,
     DESTINATION,
@@ -35,19 +35,15 @@ from mqauth.config.kinds import (
     choice,
     entries,
     many,
-    number,
-    one_or_many,
-    text,
-    text_or_table,
+    seconds,
     url,
     whole,
 )
-from mqauth.config.policy_settings import OPASettings
-from mqauth.config.rollout_settings import AcceptAsSettings, RolloutSettings, RuleSettings, UnsignedSettings
+from mqauth.config.rollout_settings import (
+    RolloutSettings,
+)
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.errors import Reason
-from mqauth.judging.identities import CAPACITY, MAX_CAPACITY
-from mqauth.judging.token import MAX_LEEWAY, At
 from mqauth.keystore.identity.request import MAX_LIFE
 from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import DEFAULT_CAPACITY
@@ -57,17 +53,6 @@ from mqauth.wire.claims import MAX_BATCH
 from mqauth.wire.identity import trust_domain_of
 
 _THRESHOLDS: Final = Thresholds()
-
-
-_SUBJECT: Final = text(
-    "word",
-    lambda found: None if found == "subject" else 'must be "subject" or a table of user to subject',
-    {"const": "subject"},
-)
-
-
-def _only_append(members: Mapping[str, Any]) -> str | None:
-    return None if members.get("at") == "append" else 'only with at = "append"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +86,7 @@ class ProducerSettings(Settings):
         inner(IdentitySettings),
         "In place of `issuer`, `subject` and `keys`: an identity from an authority; experimental.",
     ] = None
-    lifetime: Annotated[int, whole(1, MAX_LIFETIME), "Seconds a token lives."] = 60
+    lifetime: Annotated[int, seconds(1, MAX_LIFETIME), "How long a token lives."] = 60
     leave_unsigned: Annotated[
         tuple[str, ...],
         many(NAME),
@@ -109,7 +94,9 @@ class ProducerSettings(Settings):
     ] = ()
     batch: Annotated[int, whole(1, MAX_BATCH), "Messages under one signature, at most; 1 is a token each."] = 1
     linger: Annotated[
-        float, number(0, MAX_LINGER), "Seconds a message may wait for others to share a signature with."
+        float,
+        seconds(0, MAX_LINGER, fractions=True),
+        "How long a message may wait for others to share a signature with.",
     ] = DEFAULT_LINGER
     passphrase_env: Annotated[str | None, NAME, "The environment variable with the passphrase of the keys."] = None
     passphrase_file: Annotated[
@@ -135,120 +122,31 @@ class ProducerSettings(Settings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConsumerSettings(Settings):
-    """``[consumer]``: the arguments of ``Verifier``, the rules of ``Allow``, and the scope."""
-
-    scope: Annotated[
-        str | None,
-        NAME,
-        "The group or queue whose consumers share replays; left out, the wrapper decides.",
-    ] = None
-    audience: Annotated[tuple[str, ...], one_or_many(AUDIENCE), "The audience of this consumer, or several."]
-    max_lifetime: Annotated[int, POSITIVE, "Seconds a token may live at most: `exp` minus `iat`."] = 3600
-    leeway: Annotated[int, whole(0, MAX_LEEWAY), "Seconds of difference between clocks that are allowed."] = 5
-    at: Annotated[
-        At,
-        choice(get_args(At)),
-        "Times are judged when a message is received, or as of when the broker appended it.",
-    ] = "consume"
-    max_queue_age: Annotated[
-        int | None,
-        POSITIVE,
-        "Seconds a message may have waited; `append` requires it.",
-        _only_append,
-    ] = None
-    append_evidence: Annotated[
-        Literal["interceptor"] | None,
-        choice(("interceptor",)),
-        "RabbitMQ itself writes `timestamp_in_ms`, and overwrites that of the sender.",
-        _only_append,
-    ] = None
-    unsigned_headers: Annotated[
-        Literal["hide", "reject"], choice(("hide", "reject")), "What happens to headers that no token covers."
-    ] = "hide"
-    allow_unsigned_headers: Annotated[
-        tuple[str, ...],
-        many(NAME),
-        "Names, or beginnings and a `*`, of headers that tracing and transport add: hidden, never rejected.",
-    ] = ()
-    accept_as: Annotated[
-        tuple[AcceptAsSettings, ...],
-        inners(AcceptAsSettings, 0, "at"),
-        "Where messages arrive that were signed for another destination: mirrors, shovels, moved queues.",
-    ] = ()
-    require_headers: Annotated[tuple[str, ...], many(NAME), "Headers that must be present and covered."] = ()
-    user_id: Annotated[
-        Literal["subject"] | Mapping[str, str] | None,
-        text_or_table(_SUBJECT, entries(ANY, NAME)),
-        "Compare the AMQP user with `sub`: they are equal, or a table maps users to subjects.",
-    ] = None
-    exception_messages: Annotated[
-        bool, FLAG, "Log the messages of exceptions that handlers raise; not where validators quote bodies."
-    ] = True
-    self_test: Annotated[
-        bool, FLAG, "Try at the start of a consumer that it refuses unsigned and forged messages."
-    ] = True
-    issuers: Annotated[
-        tuple[IssuerSettings, ...],
-        inners(IssuerSettings, 1, "issuer"),
-        "Whom to trust; each has one of `file`, `jwks`, `discovery`.",
-    ]
-    allow: Annotated[
-        tuple[RuleSettings, ...],
-        inners(RuleSettings),
-        "Who may publish where; without a rule everything is refused, unless there is an agent.",
-    ] = ()
-    opa: Annotated[
-        OPASettings | None,
-        inner(OPASettings),
-        "An Open Policy Agent that decides who may publish where; beside rules both must allow.",
-    ] = None
-    identities: Annotated[
-        int,
-        whole(1, MAX_CAPACITY),
-        "How many identities of producers are remembered; more producer processes cost a signature a message.",
-    ] = CAPACITY
-    unsigned: Annotated[
-        tuple[UnsignedSettings, ...],
-        inners(UnsignedSettings),
-        "What may lack a token for now, at enforce too; it is given to `unverified=` of the consumer.",
-    ] = ()
-
-    def refusals(self) -> Iterator[RefusedSetting]:
-        """Yield the refusals of a missing ``max_queue_age``, and of rules whose issuer is not configured."""
-        if self.at == "append" and self.max_queue_age is None:
-            yield self.table.refuse("max_queue_age", 'required with at = "append"')
-        issuers = {found.issuer for found in self.issuers}
-        domains = {found.trust_domain for found in self.issuers if found.trust_domain is not None}
-        for found in self.issuers:
-            inside = any(f"{found.issuer}/".startswith(f"{domain}/") for domain in domains)
-            if found.trust_domain is None and inside:
-                yield found.table.refuse("issuer", "lies in a trust domain that is configured")
-        for rule in self.allow:
-            if rule.issuer is None and len(issuers) > 1:
-                yield rule.table.refuse("issuer", "required where several issuers are configured")
-            of_domain = rule.issuer in domains if rule.issuer is not None else issuers == domains
-            if rule.claims and not of_domain:
-                yield rule.table.refuse("claims", "only for the subject of a trust domain")
-            if rule.issuer is not None and rule.issuer not in issuers:
-                yield rule.table.refuse("issuer", "is not among [[consumer.issuers]]")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplaySettings(Settings):
     """``[replay]``: which store remembers the messages that were handled."""
 
     store: Annotated[
         str,
-        url("redis", "rediss", word="memory"),
-        '`"memory"` for one process, or the URL of a Redis that all consumers of the scope share.',
+        url("redis", "rediss", words=("memory", "none")),
+        "A Redis that all consumers of the scope share; `memory` of one process; `none` lets copies pass.",
     ] = field(default="memory", repr=False)
+    file: Annotated[
+        Path | None,
+        PATH,
+        "A file on a local disk in place of `store`, for one process; it outlasts a restart.",
+        not_with("store"),
+    ] = None
     capacity: Annotated[int, POSITIVE, "Ids that the store in memory holds."] = DEFAULT_CAPACITY
 
     @property
     def redis(self) -> str | None:
-        """The URL of the Redis; ``None`` for the store in memory."""
-        return None if self.store == "memory" else self.store
+        """The URL of the Redis, if it is one."""
+        return self.store if "://" in self.store else None
+
+    @property
+    def kind(self) -> str:
+        """``file``, ``redis``, ``memory`` or ``none``."""
+        return "file" if self.file is not None else "redis" if self.redis is not None else self.store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,8 +170,8 @@ class AuditSettings(HeadsSettings):
 class MisuseSettings(Settings):
     """``[misuse]``: the arguments of ``Thresholds``."""
 
-    window: Annotated[float, POSITIVE, "Seconds over which events are counted."] = _THRESHOLDS.window
-    quiet: Annotated[float, POSITIVE, "Seconds before the same alert is given again."] = _THRESHOLDS.quiet
+    window: Annotated[float, seconds(1), "The time over which events are counted."] = _THRESHOLDS.window
+    quiet: Annotated[float, seconds(1), "The time before an alert is repeated."] = _THRESHOLDS.quiet
     burst: Annotated[
         int, POSITIVE, "Rejections of one reason for one issuer, kid, subject or destination in a window."
     ] = _THRESHOLDS.burst
@@ -284,7 +182,9 @@ class MisuseSettings(Settings):
     ] = _THRESHOLDS.skewed_producers
     unknown_kids: Annotated[int, POSITIVE, "Unknown kids of one issuer in a window."] = _THRESHOLDS.unknown_kids
     learn: Annotated[
-        float, whole(0), "Seconds in which new pairs of subject and destination, or kid and subject, are learned."
+        float,
+        seconds(0),
+        "How long new pairs of subject and destination, or kid and subject, are learned.",
     ] = _THRESHOLDS.learn
     capacity: Annotated[int, POSITIVE, "Entries that each detector holds."] = _THRESHOLDS.capacity
     authorities: Annotated[
@@ -330,7 +230,7 @@ class CheckSettings(Settings):
     )
     consumers: Annotated[int, POSITIVE, "Processes that share the consumer's scope."] = 1
     rate: Annotated[int | None, POSITIVE, "Messages a second, all consumers together."] = None
-    rotation: Annotated[int, POSITIVE, "Seconds after which a key is to be replaced."] = 90 * 86_400
+    rotation: Annotated[int, seconds(1), "The time after which a key is to be replaced."] = 90 * 86_400
     accept: Annotated[tuple[str, ...], many(NAME), "Codes of findings that are known and wanted."] = ()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from mqauth.console.display import MAX_GROUPS, Overview, overview
-from mqauth.console.jobs import ACCOUNT, JUDGE, READ, REHEARSE, Job
+from mqauth.console.jobs import ACCOUNT, FOR_ALL, JUDGE, READ, REHEARSE, Job
 from mqauth.errors import Cause, MqauthError, Unavailable, require
 from mqauth.logs import emit
 from mqauth.review import (
@@ -189,6 +189,8 @@ class Backend:
         self.session, self.files = session, tuple(files)
         self.beside: Sequence[Backend] = ()
         self.job: Job | None = None
+        # Kept beside the newest job: a viewer may read the letters again between a preview and its confirmation.
+        self._rehearsal: Job | None = None
         self.ledger: Ledger | None = None
         self.letters = Letters(session, waits)
         self._lock = threading.RLock()
@@ -230,25 +232,29 @@ class Backend:
             ConfigurationError: the session cannot carry out the plan.
         """
         self.session.check(plan)
-        return self._start(Job(kind=REHEARSE, by=plan.reviewer, plan=plan), self._rehearse)
+        with self._lock:
+            self._rehearsal = self._start(Job(kind=REHEARSE, by=plan.reviewer, plan=plan), self._rehearse)
+            return self._rehearsal
 
     def act(self, id: str, by: str) -> Job:
         """Start the act that was rehearsed, on the selection that was frozen then.
 
         Args:
-            id: of the rehearsal, which must be the newest job.
+            id: of the rehearsal, which must be the newest one.
             by: the reviewer, who must be the one who planned it.
 
         Raises:
-            BusyError: another job is running, or has run since.
+            BusyError: another job is running, or there was another rehearsal or an act since.
         """
         with self._lock:
-            found = self.job
+            found = self._rehearsal
             if found is None or found.id != id or not found.confirmable or found.by != by or found.plan is None:
                 raise BusyError("this preview is no longer the newest: make it again")
             job = Job(kind=found.plan.act, by=by, plan=found.plan, selection=found.selection)
             job.total = len(found.selection or ())
-            return self._start(job, self._act)
+            self._start(job, self._act)
+            self._rehearsal = None
+            return job
 
     def account(self, by: str) -> Job:
         """Start to compare the audit files with the letters.
@@ -282,7 +288,11 @@ class Backend:
 
     def _start(self, job: Job, work: Callable[[Job], None]) -> Job:
         with self._lock:
-            require(self.job is None or not self.job.running, "another job is running", BusyError)
+            if self.job is not None and self.job.running:
+                # Whoever may only look can start nothing that keeps a reviewer from working on what is shown.
+                gives_way = self.job.kind in FOR_ALL and job.kind not in FOR_ALL and not self.letters.stale
+                require(gives_way, "another job is running", BusyError)
+                self.job.cancelled.set()
             self.job = job
             self._worker.submit(self._work, job, work)
         return job

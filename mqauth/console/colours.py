@@ -50,6 +50,7 @@ REASONS: Final[dict[str, tuple[int, int]]] = {
     Reason.ISSUED_IN_FUTURE: (7, 3),
     Reason.IDENTITY_INVALID: (0, 4),
     Reason.IDENTITY_MISMATCH: (1, 4),
+    Reason.APPEND_TIME_MISSING: (2, 4),
 }
 """Each reason's number of a colour and of a pattern; no two reasons have both in common."""
 

@@ -135,13 +135,14 @@ class _JSONReader:
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
+        # Which number was given last, by name: a search from 2 each time would take seconds on a hostile body.
+        last: dict[str, int] = {}
         for name, value in pairs:
-            key, count = name, 1
+            key = name
             while key in found:
-                count += 1
-                key = f"{name} \u27f5 duplicate {count}"
-            if key != name:
                 self._twice[name] = None
+                last[name] = last.get(name, 1) + 1
+                key = f"{name} \u27f5 duplicate {last[name]}"
             found[key] = value
         return found
 

@@ -15,6 +15,8 @@ READ: Final = "read"
 JUDGE: Final = "judge"
 REHEARSE: Final = "rehearse"
 ACCOUNT: Final = "account"
+FOR_ALL: Final = frozenset((READ, ACCOUNT))
+"""The kinds that viewers may start."""
 TITLES: Final = {
     READ: "Reading dead letters", JUDGE: LABELS["check"], REHEARSE: LABELS["preview"], ACCOUNT: LABELS["balance"],
     REDRIVE: LABELS["redrive"], DISCARD: LABELS["discard"],

@@ -11,7 +11,7 @@ import hmac
 import os
 import secrets
 import stat
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -132,7 +132,7 @@ class Session:
 
 
 class Sessions:
-    """The sessions in memory, at most 500. One more ends the session that was unused for longest."""
+    """The sessions in memory, at most 500. One more ends the oldest one of whoever has the most."""
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
@@ -141,8 +141,11 @@ class Sessions:
     def begin(self, name: str, role: str) -> str:
         """Begin a session and return its secret id, for the cookie."""
         id, now = secrets.token_urlsafe(32), self._clock.monotonic()
-        while len(self._open) >= MAX_SESSIONS:
-            self._open.popitem(last=False)
+        if len(self._open) >= MAX_SESSIONS:
+            # Whoever logs in again and again ends sessions of their own, and nobody else's.
+            owners = Counter((session.name, session.role) for session in self._open.values())
+            most = owners.most_common(1)[0][0]
+            del self._open[next(key for key, one in self._open.items() if (one.name, one.role) == most)]
         self._open[_digest(id)] = Session(name=name, role=role, began=now, used=now)
         return id
 

@@ -11,12 +11,13 @@ from mqauth.audit.record import AuditRecord
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import Partition, TopicPartition
 from mqauth.errors import Cause, ConfigurationError, StaleDelivery, Unavailable
-from mqauth.flow import Flow, asked, is_async, refuse_async, run
+from mqauth.flow import Flow, asked, is_async, is_awaitable, refuse_async, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
+from mqauth.judging.rollout import is_lenient
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Verified, decoded, equip
 from mqauth.letters.dead_letter import DeadLetterSink
-from mqauth.replay.rules import ClaimRequest, ClaimStatus
+from mqauth.replay.rules import ClaimRequest
 
 # Looking up an enum's member is slow in Python 3.11.
 _JUDGE, _HANDLE = Step.JUDGE, Step.HANDLE
@@ -28,7 +29,7 @@ IN_PROCESS_BATCH: Final = 64
 Short-lived objects cost the garbage collector least.
 """
 _LEASE_PARTS: Final = 3
-_ClaimMany = Callable[[list[ClaimRequest]], list[ClaimStatus]]
+_ClaimMany = Callable[[list[ClaimRequest]], Any]
 
 
 class LogWork:
@@ -153,6 +154,7 @@ class EarlyClaims:
         self._many: _ClaimMany | None = None if waits else many
         self._on_loop = on_loop
         self._verdicts = guard.verdicts
+        self._patient = guard.patient
         self._most = IN_PROCESS_BATCH if getattr(guard.replay, "in_process", False) else None
         self._monotonic = guard.clock.monotonic
         self._longest = longest
@@ -188,9 +190,15 @@ class EarlyClaims:
         for delivery, request in requests:
             # From now on the store may hold the claim, even if its answer is lost.
             delivery.claim = request
+        # Below ``enforce`` a store that is slow must not delay every poll.
+        ask = self._patient(many) if any(is_lenient(delivery) for delivery, _ in requests) else many
         try:
-            statuses = many([request for _, request in requests]) if requests else []
+            statuses = ask([request for _, request in requests]) if requests else []
         except Exception:
+            statuses = []
+        # In an event loop it may be a coroutine. Nobody can wait for it here: each claims by itself in its turn.
+        if is_awaitable(statuses):
+            getattr(statuses, "close", bool)()
             statuses = []
         if len(statuses) == len(requests):
             for (delivery, request), status in zip(requests, statuses, strict=True):

@@ -71,7 +71,7 @@ class Progress:
             return self._guard.receive(message)
         key = self._key(message)
         rollout = self._guard.rollout
-        if rollout is not None and rollout.is_lenient(message, self._guard.verifier.evidence):
+        if rollout is not None and rollout.is_lenient(message):
             return self._anew(message, key)
         lost, kept = self._lost(key), min(self._kept.get(key, ()), key=_order, default=None)
         was_handled = kept is not None and _order(kept) != _UNHANDLED

@@ -36,7 +36,7 @@ from mqauth.wire import strict_json
 from mqauth.wire.jwk import MAX_DOCUMENT
 
 _DEPTH: Final = 8
-_JSON: Final = re.compile(r"application/(json|x-amz-json-1\.[01]|[a-z0-9.-]+\+json)", re.ASCII)
+_JSON: Final = re.compile(r"application/(json|[a-z0-9.-]+\+json)", re.ASCII)
 _MAX_AGE: Final = re.compile(r"max-age=\"?(\d{1,9})\"?", re.ASCII)
 _SECONDS: Final = re.compile(r"\d{1,9}", re.ASCII)
 

@@ -14,12 +14,8 @@ from typing import Annotated, Any, Final, TypeVar
 from faststream import AckPolicy, Context
 
 from mqauth.errors import require
-from mqauth.integrations.faststream_middleware import (
-    Middleware,
-    NotHandledError,
-    Protection,
-    require_manual,
-)
+from mqauth.integrations.faststream_acks import require_manual
+from mqauth.integrations.faststream_middleware import Middleware, NotHandledError, Protection
 from mqauth.integrations.faststream_unverified import kinds_of, unverified
 from mqauth.integrations.late_letters import Letters
 from mqauth.judging.pipeline import Pipeline

@@ -1,14 +1,27 @@
-"""What a FastStream handler says by ``ack``, ``nack`` and ``reject``, or by their exceptions."""
+"""FastStream's acknowledgements: mqauth settles, and what a handler says by them is told to the pipeline."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
 
+from faststream import AckPolicy
 from faststream.exceptions import NackMessage, RejectMessage
 from faststream.message import AckStatus
 
-from mqauth.errors import RejectNow, RetryLater
+from mqauth.errors import RejectNow, RetryLater, require
+
+
+def require_manual(subscriber: Any) -> None:
+    """Refuse a subscriber whose messages FastStream settles.
+
+    Raises:
+        ConfigurationError: it does.
+    """
+    require(
+        subscriber.ack_policy is AckPolicy.MANUAL,
+        "mqauth settles what a protected broker gets: its subscribers, and routers, have AckPolicy.MANUAL",
+    )
 
 
 def take_over(message: Any) -> None:
@@ -37,7 +50,7 @@ def raise_for(status: AckStatus | None) -> None:
 
 
 def ours(error: BaseException) -> BaseException:
-    """Return what our pipeline is to be told of an exception of a handler."""
+    """Return what a handler raised as the pipeline knows it."""
     if isinstance(error, NackMessage):
         return RetryLater(str(error))
     return RejectNow(str(error)) if isinstance(error, RejectMessage) else error

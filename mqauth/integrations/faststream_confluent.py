@@ -27,6 +27,7 @@ from mqauth.integrations.faststream_log import (
     attempt,
     check,
     only_signed,
+    prove,
     started,
     stopping,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "deliveries",
     "is_out_of_reach",
     "only_signed",
+    "prove",
     "seal",
     "started",
     "stopping",

@@ -13,7 +13,7 @@ from inspect import unwrap
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from faststream import AckPolicy, BaseMiddleware
+from faststream import BaseMiddleware
 from faststream.exceptions import (
     AckMessage,
     IgnoredException,
@@ -22,11 +22,12 @@ from faststream.exceptions import (
     SubscriberNotFound,
 )
 
+from mqauth.audit.observed import MINUTE
 from mqauth.brokers.event_loop import was_cancelled
 from mqauth.brokers.queue.processor import Processor
-from mqauth.errors import ConfigurationError, MqauthError, RejectNow, require
+from mqauth.errors import ConfigurationError, MqauthError, RejectNow, StaleDelivery, require
 from mqauth.flow import arun
-from mqauth.integrations.faststream_acks import ours, raise_for, take_over
+from mqauth.integrations.faststream_acks import ours, raise_for, require_manual, take_over
 from mqauth.integrations.faststream_unverified import check_handlers, kinds_of, passing
 from mqauth.integrations.late_letters import LateLetters, Letters
 from mqauth.integrations.turn import Turn, handle, handle_unverified
@@ -92,6 +93,7 @@ class Protection:
         self._guard = guard
         self._signer = signer
         self._processors: WeakKeyDictionary[Any, Processor] = WeakKeyDictionary()
+        self._telling: asyncio.Task[None] | None = None
 
     def processor(self, subscriber: Any) -> Processor:
         """Return what takes the messages of a subscriber through the pipeline.
@@ -139,17 +141,29 @@ class Protection:
         require(single, "a batch has one set of headers for many messages: leave the publisher's batch= out")
 
     async def tell(self, *, last: bool = False) -> None:
-        """Tell what a rollout has to tell, as a broker starts and, with ``last``, as it stops."""
+        """Tell what a rollout has to tell: as a broker starts, each minute after it, and ``last`` as it stops."""
+        if self._telling is not None:
+            self._telling.cancel()
         if self._guard is not None:
             await arun(self._guard.tick(last))
+            if self._guard.observing is not None and not last:
+                self._telling = asyncio.create_task(self._tell_on(self._guard))
+
+    async def _tell_on(self, guard: Pipeline) -> None:
+        while True:
+            await asyncio.sleep(MINUTE)
+            await arun(guard.tick())
 
     async def start(self, subscriber: Any, start: Callable[[], Any]) -> None:
         """Start a subscriber, which may have been declared after its broker started.
 
         Raises:
-            ConfigurationError: it cannot be protected; no message was taken.
+            ConfigurationError: it cannot be protected, or its broker does not prove the append times that are
+                believed; no message was taken.
         """
         self.processor(subscriber)
+        if self._guard is not None:
+            await self.leaf.prove(self._guard.verifier.times, self._broker)
         await start()
         await self.started()
 
@@ -166,6 +180,22 @@ class Protection:
         """Before the broker stops: leave to others what was begun."""
         for processor in self._processors.values():
             await self.leaf.stopping(processor)
+
+    async def prove(self, native: Any) -> None:
+        """Have the broker of a delivery prove its append times, once a connection.
+
+        Raises:
+            NotHandledError: the connection ended; the broker delivers the message again.
+            StopConsume: the broker does not prove them; the message stays unsettled.
+        """
+        try:
+            if self._guard is not None:
+                await self.leaf.prove(self._guard.verifier.times, self._broker, native)
+        except StaleDelivery as error:
+            raise NotHandledError(None) from error
+        except ConfigurationError as error:
+            emit("consumer.failed", "the subscriber stops: %s", error)
+            raise StopConsume from error
 
     def _new_processor(self, subscriber: Any) -> Processor:
         if self._guard is None:
@@ -259,6 +289,7 @@ class Middleware(BaseMiddleware):
         if self.msg is _ANSWER.get() or _is_of_test_broker(subscriber):
             return
         processor = self._protection.processor(subscriber)
+        await self._protection.prove(self.msg)
         self._turn = Turn(partial(processor.process, self.msg))
         self._message = await self._turn.wanted()
         if self._message is None:
@@ -354,18 +385,6 @@ def _is_of_test_broker(subscriber: Any) -> bool:
     """Return whether FastStream's ``TestBroker`` made a subscriber, to see what a publisher publishes."""
     calls = [unwrap(call.handler._original_call) for call in getattr(subscriber, "calls", ())]
     return bool(calls) and all(call.__module__ in TESTING for call in calls)
-
-
-def require_manual(subscriber: Any) -> None:
-    """Refuse a subscriber whose messages FastStream settles.
-
-    Raises:
-        ConfigurationError: it does.
-    """
-    require(
-        subscriber.ack_policy is AckPolicy.MANUAL,
-        "mqauth settles what a protected broker gets: its subscribers, and routers, have AckPolicy.MANUAL",
-    )
 
 
 def _not_handled(turn: Turn) -> Exception:

@@ -5,20 +5,21 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.abc import AbstractIncomingMessage, AbstractRobustConnection
 from aiormq.abc import DeliveredMessage
 from faststream.rabbit.parser import AioPikaParser
 from faststream.rabbit.schemas import RABBIT_REPLY, QueueType
 
-from mqauth.brokers import rabbitmq
 from mqauth.brokers.amqp_messages import DIRECT_REPLY
 from mqauth.brokers.amqp_topology import stream_refused
 from mqauth.brokers.event_loop import signed
 from mqauth.brokers.queue.processor import Processor
 from mqauth.brokers.rabbitmq.channel import is_stale
 from mqauth.brokers.rabbitmq.consumer import limit_of
-from mqauth.brokers.rabbitmq.producer import OUT_OF_REACH
+from mqauth.brokers.rabbitmq.interceptor import proved
+from mqauth.brokers.rabbitmq.producer import OUT_OF_REACH, Producer, UnroutableError
 from mqauth.brokers.rabbitmq.queue import Deliveries
+from mqauth.judging.token import Times
 from mqauth.signer import Signer
 
 
@@ -82,7 +83,7 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers:
         correlation_id=command.correlation_id,
         **command.message_options,
     )
-    producer = rabbitmq.Producer(command.exchange, signer)
+    producer = Producer(command.exchange, signer)
     sealed = await signed(signer, producer.seal, native, command.destination)
     # one dict for both: middlewares that come after ours add trace headers to the command's
     command.body, command.headers = sealed, sealed.headers
@@ -107,9 +108,26 @@ def check(command: Any, found: object) -> None:
     """
     # RabbitMQ returns a mandatory direct reply although it delivers it (manual, Direct Reply-to)
     if isinstance(found, DeliveredMessage) and not command.destination.startswith(DIRECT_REPLY):
-        raise rabbitmq.UnroutableError(command.exchange.name, command.destination)
+        raise UnroutableError(command.exchange.name, command.destination)
 
 
 def is_out_of_reach(error: BaseException) -> bool:
     """Return whether a publish failed since the broker, or the signing key, is out of reach."""
     return isinstance(error, OUT_OF_REACH)
+
+
+async def prove(times: Times, broker: Any, native: AbstractIncomingMessage | None = None) -> None:
+    """Have a broker prove that it overwrites append times; nothing is asked of FastStream's test broker.
+
+    Args:
+        times: of the verifier.
+        broker: FastStream's, connected.
+        native: a delivery, of whose connection it is asked.
+
+    Raises:
+        ConfigurationError: it does not, or refuses the question.
+        StaleDelivery: the delivery's channel ended.
+    """
+    source = broker._connection if native is None else native
+    if isinstance(source, AbstractRobustConnection) or getattr(native, "delivery_tag", None) is not None:
+        await proved(times, source)

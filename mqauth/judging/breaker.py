@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from mqauth.clock import Clock
 from mqauth.errors import Cause, Unavailable
-from mqauth.flow import Flow, is_awaitable
+from mqauth.flow import Flow
 
 R = TypeVar("R")
 PATIENCE: Final = 0.25
@@ -39,35 +38,12 @@ class Breaker:
         if self._monotonic() < self._closed_from:
             raise Unavailable(self._cause, f"it failed or was slow within the last {PAUSE:g} s")
 
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a plug-in, or refuse to; what is awaitable is measured until it was awaited."""
-        self.refuse()
-        began = self._monotonic()
-        try:
-            result = function(*args)
-        except Exception as error:
-            self._note(began, error)
-            raise
-        if is_awaitable(result):
-            return self._awaited(result, began)
-        self._note(began)
-        return result
-
     def watch(self, flow: Flow[R]) -> Flow[R]:
         """Run a flow that asks a plug-in, or refuse to."""
         self.refuse()
         began = self._monotonic()
         try:
             found = yield from flow
-        except Exception as error:
-            self._note(began, error)
-            raise
-        self._note(began)
-        return found
-
-    async def _awaited(self, result: Any, began: float) -> Any:
-        try:
-            found = await result
         except Exception as error:
             self._note(began, error)
             raise

@@ -31,6 +31,8 @@ MAX_FOUND: Final = 8
 MAX_EXPECTED: Final = 5
 """Most values that stand for what is configured; then "and 3 more"."""
 _LOOKED_AT: Final = 1000
+_COMPARED: Final = 32
+"""Names of headers that are compared letter by letter with that of the token: each takes 30 us."""
 
 
 def explain(delivery: Delivery, verifier: Verifier, policy: Policy) -> None:
@@ -110,8 +112,8 @@ Both = tuple[dict[str, Any], dict[str, Any]]
 
 
 def _token_missing(case: _Case) -> Both:
-    near = get_close_matches(TOKEN_HEADER, [fold(name)[:MAX_VALUE] for name in case.names], 1, 0.7)
-    names = {fold(name)[:MAX_VALUE]: name for name in case.names}
+    names = {fold(name)[:MAX_VALUE]: name for name in case.names[:_COMPARED]}
+    near = get_close_matches(TOKEN_HEADER, names, 1, 0.7)
     nearest = {"nearest": names[near[0]]} if near else {}
     return {"headers": len(case.message.headers)} | nearest | {"names": case.names}, {"header": TOKEN_HEADER}
 
@@ -228,6 +230,7 @@ _TELLERS: Final[dict[Reason, Callable[[_Case], Both]]] = {
     Reason.EXPIRED: _times,
     Reason.LIFETIME_EXCESSIVE: _times,
     Reason.QUEUE_AGE_EXCEEDED: _times,
+    Reason.APPEND_TIME_MISSING: _times,
     Reason.DESTINATION_MISMATCH: _destination,
     Reason.HEADERS_MISMATCH: _headers,
     Reason.COVERAGE_INSUFFICIENT: _coverage,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from typing import Final, NamedTuple
 
-from mqauth.errors import Cause, Reason, Rejection, Unavailable, require
+from mqauth.errors import Reason, Rejection, require
 from mqauth.judging.token import NOTHING, Readers, Times, Token
 from mqauth.wire import batch, identity, jws, memo
 from mqauth.wire.identity import Identity, Wit
@@ -176,6 +176,7 @@ def check_life(  # noqa: PLR0917 - all that one life is judged by
     longest: int,
     times: Times,
     message: Message,
+    issued: int,
     received: float,
     waived: frozenset[Reason] = NOTHING,
 ) -> None:
@@ -187,17 +188,16 @@ def check_life(  # noqa: PLR0917 - all that one life is judged by
         longest: seconds that a WIT may still live.
         times: the settings of time.
         message: as the broker delivered it.
+        issued: UTC seconds, ``iat`` of the proof.
         received: UTC seconds at which this process first received the delivery.
         waived: the reasons that a release waives.
 
     Raises:
-        Rejection: the reason of the first rule that is broken, unless it is waived.
+        Rejection: the reason of the first rule that is broken, unless it is waived; ``append_time_missing``.
         Unavailable: ``append_time_unavailable``.
     """
     who, leeway = wit.identity, times.leeway
-    moment = times.evidence(message) if times.at == "append" else received
-    if moment is None:
-        raise Unavailable(Cause.APPEND_TIME_UNAVAILABLE, "the broker gives no evidence of append time")
+    moment, waived = times.moment(message, issued, received, waived)
     # By the moment and not by ``iat``: whoever has a retired key can write any, and a WIT may have none.
     if key.expires is not None and moment >= key.expires and Reason.KEY_EXPIRED not in waived:
         raise Rejection(Reason.KEY_EXPIRED, "the authority's key had retired")

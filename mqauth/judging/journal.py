@@ -15,6 +15,9 @@ from mqauth.errors import SIGNED_REASONS, Cause, Reason, Rejection, RejectNow, R
 from mqauth.flow import ColourError
 from mqauth.judging.delivery import Delivery, Outcome, Step
 from mqauth.judging.policy import Allow, Policy, local_rules
+from mqauth.judging.rollout import Rollout, destinations_of
+from mqauth.judging.token import BACKLOG, longest_wait
+from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.unverified import Verdict
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetterSink, letter_id
@@ -207,29 +210,43 @@ class Journal:
                 self._clock.now() - wait.since, cause=kind[0], since=wait.since,
             )  # fmt: skip
 
-    def started(self, source: str, scope: str, dead_letters: str) -> None:
+    def started(self, source: str, scope: str, dead_letters: str, rollout: Rollout | None = None) -> None:
         """Log what a consumer trusts, and what it refuses.
 
         Args:
             source: the queue, or the topics.
             scope: the queue or group on whose behalf it handles messages.
             dead_letters: the queue or topic of rejected messages.
+            rollout: where messages may be unverified; ``None`` for nowhere.
         """
         facts: dict[str, Any] = self._verifier.trusts() | {
             "source": source, "scope": scope, "rules": rules_of(self._policy), "dead_letters": dead_letters,
             "audit": where(self._audit), "store": where(self._replay),
         }  # fmt: skip
+        but = f", but gives what is not proven at {destinations_of(rollout)} to unverified=" if rollout else ""
         self._began = self._clock.monotonic()
         emit(
             "consumer.started",
             "consumes %(source)s as %(scope)s: accepts what issuers %(issuers)s signed for audience %(audience)s,"
-            " by the rules %(rules)s; rejects everything else, also what is not signed; headers that are not"
-            " signed are %(unsigned_headers)s; dead letters to %(dead_letters)s; audit in %(audit)s; replay store"
-            " %(store)s",
-            {name: harmless(value, 1024) for name, value in facts.items()},
+            " by the rules %(rules)s; rejects everything else, also what is not signed%(but)s; headers that are"
+            " not signed are %(unsigned_headers)s; dead letters to %(dead_letters)s; audit in %(audit)s; replay"
+            " store %(store)s",
+            {name: harmless(value, 1024) for name, value in (facts | {"but": but}).items()},
             version=__version__, **facts,
         )  # fmt: skip
 
+        times = self._verifier.times
+        domains = [issuer for issuer in self._verifier.issuers.values() if isinstance(issuer, TrustDomain)]
+        lives = [domain.max_identity_lifetime for domain in domains]
+        waits = longest_wait(times.max_queue_age, [times.max_lifetime], lives)
+        if waits < BACKLOG and times.backlog is None:
+            emit(
+                "consumer.backlog_expires",
+                "a message that waits for more than %d s is rejected for its age: a longer stop of this consumer"
+                ' condemns its backlog; set at = "append" with max_queue_age, or max_lifetime and the lifetime of'
+                ' producers to a day, or backlog = "expires" if it is meant', waits,
+                scope=harmless(scope), seconds=waits,
+            )  # fmt: skip
         for alias in self._verifier.aliases.values():
             signed_for = ", ".join(alias.signed_for)
             emit("rollout.alias", "%s: messages signed for %s are accepted there", alias.at, signed_for)

@@ -10,6 +10,7 @@ it is bounded, so that a forgery costs little and tells nothing about what a lat
 ===== =========================================================== ========================================
 step  what must hold                                              where
 ===== =========================================================== ========================================
+(-)   the destination is at ``enforce``, and nothing is exempt    ``Ladder.passes``
 (0)   the delivery can be represented as a ``Message``            ``Verifier.open``
 (1)   there is one token, and it is small                         ``Verifier.open``
 (2)   the token has three canonical segments and a bounded kid    ``Verifier.open``
@@ -29,6 +30,9 @@ step  what must hold                                              where
 A step passes; or it raises ``Rejection``, which is final and the message's fault; or it raises ``Unavailable``,
 because keys, policy or store cannot be asked now. Then the verdict is deferred: the delivery stays at
 ``Step.JUDGE`` and takes the steps again later. So an outage of ours condemns no honest message.
+
+In a rollout the first step is the rung (``mqauth.judging.ladder``). At ``off`` it is the only one. At ``observe``
+whatever a step raises, and a duplicate, becomes an ``Unverified`` for a second handler.
 
 Steps (0) to (4) and (8) to (11) are pure. Keys, policy and store are plug-ins, and any of them may be
 asynchronous. So a verdict is a flow (``mqauth.flow``), but a plain call wherever nothing has to be awaited,
@@ -55,11 +59,14 @@ from typing import Any, Final, Literal, TypeAlias, cast
 
 from mqauth.clock import Clock, Randomness
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
-from mqauth.flow import OUR_FAULT, ColourError, Flow, answered, asked, at_once, either, guarded
+from mqauth.flow import OUR_FAULT, ColourError, Flow, answered, asked, at_once
 from mqauth.judging.delivery import Delivery, Step
-from mqauth.judging.policy import Decision, Policy, decided, decision_of, on_the_spot
+from mqauth.judging.key_lookup import known, looked_up
+from mqauth.judging.ladder import Ladder, would_be
+from mqauth.judging.policy import Allow, Decision, Policy, decided, decision_of, on_the_spot
+from mqauth.judging.rollout import is_lenient
 from mqauth.judging.token import Candidate
-from mqauth.judging.unverified import Verdict
+from mqauth.judging.unverified import Verdict, Would
 from mqauth.judging.verified import Verified, scope_of
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.release import Release, open_release
@@ -71,7 +78,6 @@ Claim: TypeAlias = ClaimRequest | None
 _OWNER_BYTES: Final = 12
 _HELD_SECONDS: Final = 3600
 _STORE: Final = Cause.REPLAY_STORE_UNAVAILABLE
-_KEYS: Final = Cause.KEYS_UNAVAILABLE
 _POLICY: Final = Cause.POLICY_UNAVAILABLE
 # Python 3.11 takes its time to look a member of an enum up
 _FRESH: Final = ClaimStatus.FRESH
@@ -90,6 +96,7 @@ class Judge:
         reread: ``"handle"``, or ``"duplicate"`` to settle without the handler what Kafka delivers again after it
             was done.
         lease: seconds a claim holds while its handler runs.
+        ladder: the rungs of a rollout; ``None`` where everything is enforced.
     """
 
     def __init__(
@@ -103,9 +110,12 @@ class Judge:
         lease: float,
         clock: Clock,
         randomness: Randomness,
+        ladder: Ladder | None = None,
     ) -> None:
         self._verifier = verifier
         self._policy, self._decide = policy, on_the_spot(policy)
+        self._is_local = isinstance(policy, Allow)
+        self.ladder = ladder
         self._replay = replay
         self._scope = scope
         self._reread = reread
@@ -124,21 +134,26 @@ class Judge:
         Raises:
             Unavailable: it cannot be reached now.
         """
-        claim = self.prepare(delivery)
-        if type(claim) is GeneratorType:
-            claim = yield from claim
-        if type(claim) is ClaimRequest:
-            # from now on the store may hold the claim, whatever becomes of its answer
-            delivery.claim = claim
-            status = at_once(_STORE, self._replay.claim, claim)  # (13)
-            if type(status) is not ClaimStatus:
-                status = yield from answered(_STORE, status)
-            if status is _FRESH:
-                delivery.step = _HANDLE
-            else:
-                self.conclude(delivery, claim, status)
-        elif delivery.step is _JUDGE:
-            yield from self._judge_released(delivery)
+        try:
+            claim = self.prepare(delivery)
+            claim = (yield from claim) if type(claim) is GeneratorType else claim
+            if type(claim) is ClaimRequest:
+                # from now on the store may hold the claim, whatever becomes of its answer
+                delivery.claim = claim
+                if self.ladder is None:
+                    status = at_once(_STORE, self._replay.claim, claim)  # (13)
+                else:
+                    status = yield from self._asked(delivery, claim)
+                if type(status) is not ClaimStatus:
+                    status = yield from answered(_STORE, status)
+                if status is _FRESH:
+                    delivery.step = _HANDLE
+                else:
+                    self.conclude(delivery, claim, status)
+            elif delivery.step is _JUDGE:
+                self._move_on(delivery, (yield from self._claim_released(delivery)))
+        except Exception as error:
+            self._refuse(delivery, error)
 
     def prepare(self, delivery: Delivery, waited: KeySet | None = None) -> Claim | Flow[Claim]:
         """Take steps (0) to (12), and return the claim to be made; ``conclude`` takes what the store said.
@@ -150,13 +165,16 @@ class Judge:
             waited: the keys of its issuer, if they had to be waited for.
 
         Returns:
-            The claim; ``None`` if the verdict is reached already, and for a released message, which ``judge``
-            judges. Where something has to be awaited, a flow that returns the same.
+            The claim; ``None`` if there is nothing to claim, and for a released message, which ``judge`` judges.
+            Where something has to be awaited, a flow that returns the same.
 
         Raises:
             Unavailable: the verdict cannot be reached now.
         """
         try:
+            # the rung: below ``enforce`` or exempt, a message may need no verdict
+            if self.ladder is not None and waited is None and self.ladder.passes(delivery):
+                return None
             # (0) to (4): the token is taken apart, and nothing in it is believed
             delivery.candidate = candidate = self._verifier.open(delivery.message)
             if candidate.shape.released:
@@ -170,20 +188,21 @@ class Judge:
             # (6) to (11): key and signature, then what is claimed, then the message itself
             delivery.verified = self._verifier.verify(delivery.message, candidate, keys, delivery.received)
             # (12): identity, so that no truthy answer of a broken policy passes for ALLOW
-            decision = at_once(_POLICY, self._decide, delivery.verified)
+            at_hand = self.ladder is None or self._is_local or not is_lenient(delivery)
+            decision = at_once(_POLICY, self._decide, delivery.verified) if at_hand else None
             if decision is not _ALLOW:
                 return self._decided(delivery, candidate, decision)
             return self._request(delivery, candidate)
         except Exception as error:
-            _refuse(delivery, error)
+            self._refuse(delivery, error)
             return None
 
-    def _keyed(self, delivery: Delivery, candidate: Candidate, source: KeySource, at_hand: Any) -> Flow[Claim]:
+    def _keyed(self, delivery: Delivery, candidate: Candidate, source: KeySource, held: Any) -> Flow[Claim]:
         """Wait for the keys of a token, and take the steps with them."""
         try:
-            keys = yield from self._keys(delivery, candidate, source, at_hand)
+            keys = yield from self._keys(delivery, candidate, source, held)
         except Exception as error:
-            _refuse(delivery, error)
+            self._refuse(delivery, error)
             return None
         claim = self.prepare(delivery, keys)
         return (yield from claim) if type(claim) is GeneratorType else cast(Claim, claim)
@@ -191,10 +210,14 @@ class Judge:
     def _decided(self, delivery: Delivery, candidate: Candidate, decision: Any) -> Flow[Claim]:
         """Wait for the decision of a policy, which may be a refusal already."""
         try:
-            _permit((yield from decided(self._policy, cast(Verified, delivery.verified), decision)))
+            verified, ladder = cast(Verified, delivery.verified), self._below(delivery)
+            if ladder is None or self._is_local:
+                _permit((yield from decided(self._policy, verified, decision)))
+            else:
+                _permit((yield from ladder.policy.watch(decision_of(self._policy, verified))))
             return self._request(delivery, candidate)
         except Exception as error:
-            _refuse(delivery, error)
+            self._refuse(delivery, error)
             return None
 
     def conclude(self, delivery: Delivery, claim: ClaimRequest, status: ClaimStatus) -> None:
@@ -208,15 +231,9 @@ class Judge:
             return
         delivery.claim = None
         try:
-            _move_on(delivery, self._claimed(delivery, claim, status))
+            self._move_on(delivery, self._claimed(delivery, claim, status))
         except Rejection as rejection:
-            delivery.reject(rejection, Step.RECORD)
-
-    def _judge_released(self, delivery: Delivery) -> Flow[None]:
-        try:
-            _move_on(delivery, (yield from self._claim_released(delivery)))
-        except Exception as error:
-            _refuse(delivery, error)
+            self._refuse(delivery, rejection)
 
     def _claim_released(self, delivery: Delivery) -> Flow[ClaimStatus]:
         """Take steps (5) to (13) of a message that a reviewer has released."""
@@ -242,28 +259,23 @@ class Judge:
         if authorities is None:
             raise Rejection(Reason.RELEASE_INVALID, "no release authority is configured")
         source, kid = authorities.source(found), found.opened.kid
-        keys = yield from _known(_at_hand(source))
+        keys = yield from known(_at_hand(source))
         if keys is None or keys.get(kid) is None:
             try:
-                keys = yield from _looked_up(source, kid, delivery.received, found.release.iss)
+                keys = yield from looked_up(source, kid, delivery.received, found.release.iss)
             except Rejection as error:
                 raise Rejection(Reason.RELEASE_INVALID, "the authority has no such key") from error
         return authorities.verify(message, found, keys, delivery.received)
 
-    def _keys(self, delivery: Delivery, candidate: Candidate, source: KeySource, at_hand: Any) -> Flow[KeySet]:
-        """Return the keys of the token's issuer, waiting for them if the token's key is missing.
-
-        Args:
-            delivery: of the token.
-            candidate: the token.
-            source: of its issuer's keys.
-            at_hand: what ``_at_hand`` returned of it.
-        """
-        kid = candidate.token.opened.kid
-        keys = yield from _known(at_hand)
+    def _keys(self, delivery: Delivery, candidate: Candidate, source: KeySource, held: Any) -> Flow[KeySet]:
+        """Return the keys of the token's issuer, waiting for them if the token's key is not among those held."""
+        kid, issuer = candidate.token.opened.kid, candidate.token.claims.iss
+        keys = yield from known(held)
         if keys is None or keys.get(kid) is None:
             delivery.key_set = None if keys is None else keys.version
-            keys = yield from _looked_up(source, kid, delivery.received, candidate.token.claims.iss)
+            looking = looked_up(source, kid, delivery.received, issuer)
+            ladder = self._below(delivery)
+            keys = yield from looking if ladder is None else ladder.issuers[issuer].watch(looking)
         return keys
 
     def draw_owners(self, deliveries: Sequence[Delivery]) -> None:
@@ -302,7 +314,12 @@ class Judge:
         )
 
     def _claim(self, delivery: Delivery, claim: ClaimRequest) -> Flow[ClaimStatus]:
-        return self._claimed(delivery, claim, (yield from asked(_STORE, self._replay.claim, claim)))
+        return self._claimed(delivery, claim, (yield from self._asked(delivery, claim)))
+
+    def _asked(self, delivery: Delivery, claim: ClaimRequest) -> Flow[Any]:
+        """Return what the store says of a claim; below ``enforce`` it is asked with little patience."""
+        asking, ladder = asked(_STORE, self._replay.claim, claim), self._below(delivery)
+        return (yield from asking if ladder is None else ladder.store.watch(asking))
 
     def _claim_release(self, delivery: Delivery, claim: ClaimRequest, release: Release) -> Flow[ClaimStatus]:
         """Claim the release, and the message too unless ``replayed`` is waived.
@@ -338,26 +355,31 @@ class Judge:
             raise Unavailable(_STORE, "the store's answer is no claim status")
         return status
 
+    def _below(self, delivery: Delivery) -> Ladder | None:
+        """Return the ladder where a delivery stands below ``enforce``."""
+        return self.ladder if is_lenient(delivery) else None
 
-def _refuse(delivery: Delivery, error: Exception) -> None:
-    """Reject a delivery for what a step raised; what nobody foresaw is a malformed message, and ends no consumer.
+    def _move_on(self, delivery: Delivery, status: ClaimStatus) -> None:
+        """Move a delivery on to the step that follows from a claim."""
+        if status is not ClaimStatus.DUPLICATE:
+            delivery.step = _HANDLE
+        elif (ladder := self._below(delivery)) is not None:
+            ladder.pass_on(delivery, Would(Verdict.DUPLICATE, detail="it was handled before"))
+        else:
+            delivery.verdict, delivery.step = Verdict.DUPLICATE, Step.RECORD
 
-    Raises:
-        Unavailable: ``error`` itself, if keys, policy or store are out of reach.
-    """
-    if isinstance(error, OUR_FAULT):
-        raise error
-    if not isinstance(error, Rejection):
-        error = Rejection(Reason.MESSAGE_MALFORMED, f"{type(error).__name__} while it was judged")
-    delivery.reject(error, Step.RECORD)
-
-
-def _move_on(delivery: Delivery, status: ClaimStatus) -> None:
-    """Move a delivery on to the step that follows from a claim."""
-    if status is ClaimStatus.DUPLICATE:
-        delivery.verdict, delivery.step = Verdict.DUPLICATE, Step.RECORD
-    else:
-        delivery.step = _HANDLE
+    def _refuse(self, delivery: Delivery, error: Exception) -> None:
+        """Reject a delivery for what a step raised, and raise again what is out of reach; below, pass it on."""
+        ladder = self._below(delivery)
+        if isinstance(error, OUR_FAULT) and (ladder is None or not isinstance(error, Unavailable)):
+            raise error
+        if not isinstance(error, Rejection | Unavailable):
+            # nobody foresaw it: that ends no consumer
+            error = Rejection(Reason.MESSAGE_MALFORMED, f"{type(error).__name__} while it was judged")
+        if ladder is not None:
+            ladder.pass_on(delivery, would_be(error))
+        elif isinstance(error, Rejection):
+            delivery.reject(error, Step.RECORD)
 
 
 def _permit(decision: Decision) -> None:
@@ -373,28 +395,3 @@ def _at_hand(source: KeySource) -> Any:
         raise
     except Exception:
         return None
-
-
-def _known(at_hand: Any) -> Flow[KeySet | None]:
-    """Return the keys at hand, awaited; ``None`` if there are none yet."""
-    try:
-        keys = yield from answered(_KEYS, at_hand)
-    except Unavailable:
-        return None
-    return keys if isinstance(keys, KeySet) else None
-
-
-def _looked_up(source: KeySource, kid: str, received: float, party: str) -> Flow[KeySet]:
-    """Make the key source of a configured party look for a kid once more; it may decide that the kid is unknown.
-
-    Raises:
-        Unavailable: the source is out of reach. The error names the party, for messages of others need not wait.
-    """
-    refreshed = either(source.refresh, getattr(source, "arefresh", None), kid, received)
-    try:
-        keys = yield from guarded(_KEYS, refreshed, passing=(*OUR_FAULT, Rejection))
-    except Unavailable as error:
-        raise Unavailable(error.cause, error.detail, party) from error
-    if not isinstance(keys, KeySet):
-        raise Unavailable(_KEYS, "the source's answer is no key set", party)
-    return keys

@@ -1,26 +1,22 @@
-"""Verdicts below ``enforce``: the same steps, plug-ins with little patience, and no message kept from its handler.
+"""Below ``enforce``: the rung of a delivery, plug-ins with little patience, and no message kept from its handler.
 
 ``observe`` is transparent: the handler runs as often, and in the same order, as without mqauth. So whatever would
-reject, defer or settle a message here becomes an ``Unverified`` that says it. A store, policy or key server that
+reject, defer or settle a message there becomes an ``Unverified`` that says it. A store, policy or key server that
 fails or is slow is not asked again for a while, and what ends a claim is never waited for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from types import GeneratorType
-from typing import Any, cast
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from mqauth.errors import Cause, Reason, Unavailable, require
+from mqauth.clock import Clock
+from mqauth.errors import Cause, Reason, Rejection, Unavailable, require
 from mqauth.flow import Flow, unwrapped
 from mqauth.judging.breaker import Breaker
 from mqauth.judging.delivery import Delivery, Step
-from mqauth.judging.judge import Claim, Judge
 from mqauth.judging.observing import Observing
-from mqauth.judging.policy import Decision, on_the_spot
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung, destinations_of, is_lenient, kinds_of
-from mqauth.judging.token import Candidate
 from mqauth.judging.unverified import (
     Unverified,
     UnverifiedHandler,
@@ -33,178 +29,89 @@ from mqauth.judging.unverified import (
 )
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit
-from mqauth.replay.rules import ClaimRequest, ClaimStatus
-from mqauth.wire.keys import KeySet, KeySource
 
 
-class _Asked:
-    """A store and a policy, asked through breakers; of the store only what a judge asks."""
-
-    def __init__(self, store: Breaker, replay: Any, breaker: Breaker, policy: Any) -> None:
-        self._store, self._replay, self._breaker, self._policy = store, replay, breaker, policy
-        twin = getattr(policy, "adecide", None)
-        self.adecide = None if twin is None else partial(breaker.call, twin)
-        self.remembered = None if twin is None else on_the_spot(policy)
-
-    def claim(self, request: ClaimRequest) -> Any:
-        """Claim a message."""
-        return self._store.call(self._replay.claim, request)
-
-    def decide(self, verified: Verified) -> Decision:
-        """Decide who may publish where."""
-        return cast(Decision, self._breaker.call(self._policy.decide, verified))
-
-
-class LadderJudge(Judge):
-    """Judges by the rung of each message: at ``enforce`` like ``Judge``, below it without ever refusing.
+class Ladder:
+    """The rungs below ``enforce``, for a judge and for the steps after its verdict.
 
     Args:
-        strict: judges at ``enforce``.
         rollout: the rungs and exemptions.
         observing: is told of each delivery that is given to the handler of ``Unverified``, once.
-        settings: as of ``Judge``.
+        issuers: names of all issuers.
+        clock: measures the patience.
+
+    Attributes:
+        store, policy, issuers: keep a plug-in that failed or was slow from being asked again at once.
     """
 
-    def __init__(self, strict: Judge, rollout: Rollout, observing: Observing, **settings: Any) -> None:
-        clock, verifier = settings["clock"], settings["verifier"]
-        require(
-            verifier.has_append_evidence or not any(isinstance(entry.mark, float) for entry in rollout.entries),
-            'a mark that is a time needs at = "append" and append_evidence = "interceptor"',
-        )
-        self.store = Breaker(Cause.REPLAY_STORE_UNAVAILABLE, clock)
-        self.audit = observing.breaker
-        policy = Breaker(Cause.POLICY_UNAVAILABLE, clock)
-        asked: Any = _Asked(self.store, settings["replay"], policy, settings["policy"])
-        super().__init__(**settings | {"replay": asked, "policy": asked})
-        self.strict = strict
+    def __init__(self, rollout: Rollout, observing: Observing, *, issuers: Iterable[str], clock: Clock) -> None:
         self._rollout = rollout
-        self._on_would = observing.passes
-        self._issuers = {name: Breaker(Cause.KEYS_UNAVAILABLE, clock) for name in self._verifier.issuers}
+        self._observing = observing
+        self.store = Breaker(Cause.REPLAY_STORE_UNAVAILABLE, clock)
+        self.policy = Breaker(Cause.POLICY_UNAVAILABLE, clock)
+        self.issuers = {name: Breaker(Cause.KEYS_UNAVAILABLE, clock) for name in issuers}
+        self._breakers = {Step.CONFIRM: self.store, Step.RELEASE: self.store, Step.RECORD: observing.breaker}
+        self.sink: Any = observing.sink
+        """Takes the records; a sink that hangs holds nobody up for long."""
 
-    def judge(self, delivery: Delivery) -> Flow[None]:
-        """Reach a verdict; below ``enforce`` whatever is no acceptance becomes an ``Unverified``."""
-        if self._is_strict(delivery):
-            yield from self.strict.judge(delivery)
-            return
-        if delivery.step is Step.PASS_ON:
-            return
-        try:
-            yield from super().judge(delivery)
-        except Unavailable as error:
-            self._defer_not(delivery, error)
-        self._relent(delivery)
-
-    def prepare(self, delivery: Delivery, waited: KeySet | None = None) -> Claim | Flow[Claim]:
-        """Take steps (0) to (12), as ``Judge`` does; ``None`` for what is given to the handler as it is."""
-        if waited is not None:
-            return super().prepare(delivery, waited)
-        if self._is_strict(delivery):
-            return self.strict.prepare(delivery)
-        if delivery.step is Step.PASS_ON:
-            return None
-        try:
-            found = super().prepare(delivery)
-        except Unavailable as error:
-            self._defer_not(delivery, error)
-            return None
-        if type(found) is GeneratorType:
-            return self._prepared(delivery, found)
-        self._relent(delivery)
-        return found
-
-    def conclude(self, delivery: Delivery, claim: ClaimRequest, status: ClaimStatus) -> None:
-        """Reach the verdict that follows from what the store said of a claim."""
-        super().conclude(delivery, claim, status)
-        if is_lenient(delivery):
-            self._relent(delivery)
-
-    def _prepared(self, delivery: Delivery, flow: Flow[Claim]) -> Flow[Claim]:
-        try:
-            found = yield from flow
-        except Unavailable as error:
-            self._defer_not(delivery, error)
-            return None
-        self._relent(delivery)
-        return found
-
-    def _keys(self, delivery: Delivery, candidate: Candidate, source: KeySource, at_hand: Any) -> Flow[KeySet]:
-        return (
-            yield from self._issuers[candidate.token.claims.iss].watch(
-                super()._keys(delivery, candidate, source, at_hand)
-            )
-        )
-
-    def _is_strict(self, delivery: Delivery) -> bool:
-        """Return whether a delivery is judged at ``enforce``; pass it on where it is not judged at all.
-
-        Raises:
-            Unavailable: its rung cannot be told yet.
-        """
-        if delivery.step is not Step.JUDGE:
-            return not is_lenient(delivery)
-        exemption = self._rollout.exemption(delivery.message)
-        rung = self._rollout.rung(delivery.message, self._verifier.evidence)
+    def passes(self, delivery: Delivery) -> bool:
+        """Note the rung of a delivery; return whether its handler gets it without a verdict."""
+        message = delivery.message
+        rung, exemption = self._rollout.rung(message), self._rollout.exemption(message)
+        delivery.rung = None if rung is Rung.ENFORCE and exemption is None else rung
         if exemption is not None:
-            would = Would(Verdict.REJECTED, Reason.TOKEN_MISSING, None, "exempt: no token header")
-            kind = delivery.message.text_property("type") if exemption.kinds else None
-            delivery.rung = rung
-            self._pass_on(delivery, would, kind)
-            return False
-        delivery.rung = None if rung is Rung.ENFORCE else rung
-        if rung is Rung.OFF:
-            self._pass_on(delivery, None)
-        return rung is Rung.ENFORCE
+            kind = message.text_property("type") if exemption.kinds else None
+            self.pass_on(
+                delivery, Would(Verdict.REJECTED, Reason.TOKEN_MISSING, None, "exempt: no token header"), kind
+            )
+        elif rung is Rung.OFF:
+            self.pass_on(delivery, None)
+        return delivery.step is Step.PASS_ON
 
-    def _defer_not(self, delivery: Delivery, error: Unavailable) -> None:
-        self._pass_on(delivery, Would(Verdict.DEFERRED, None, error.cause, error.detail))
+    def pass_on(self, delivery: Delivery, would: Would | None, kind: str | None = None) -> None:
+        """Have a delivery given to the handler of ``Unverified``.
 
-    def _relent(self, delivery: Delivery) -> None:
-        """Give the handler what would have been rejected, or settled without it."""
-        if delivery.step is Step.RECORD:
-            found = delivery.rejection
-            self._pass_on(
-                delivery,
-                Would(Verdict.DUPLICATE, detail="it was handled before") if found is None
-                else Would(Verdict.REJECTED, found.reason, None, found.detail),
-            )  # fmt: skip
-
-    def _pass_on(self, delivery: Delivery, would: Would | None, kind: str | None = None) -> None:
+        Args:
+            delivery: being judged.
+            would: what ``enforce`` would have said; ``None`` where it was not judged.
+            kind: of the exemption that lets it pass.
+        """
         first = delivery.unverified is None
         delivery.unverified = make_unverified(delivery.message, would, kind)
         delivery.verified = delivery.rejection = delivery.release = None
         delivery.claim = delivery.release_claim = None
         delivery.verdict, delivery.step = Verdict.UNVERIFIED, Step.PASS_ON
         if first:
-            self._on_would(delivery)
+            self._observing.passes(delivery)
 
+    def end(self, delivery: Delivery, ending: Flow[None], record_all: bool) -> Flow[None]:
+        """Take a step after the verdict; below ``enforce`` neither the store nor the audit is waited for.
 
-def lenient(end: Callable[..., Flow[None]], ladder: LadderJudge, record_all: bool, observing: Observing) -> Any:
-    """Return ``end`` as a function that counts, and waits below ``enforce`` for neither the store nor the audit.
-
-    Args:
-        end: takes the step that a delivery has come to.
-        ladder: its breakers keep store and audit from being asked again at once.
-        record_all: whether accepted messages are recorded.
-        observing: counts and tells.
-    """
-    breakers = {Step.CONFIRM: ladder.store, Step.RELEASE: ladder.store, Step.RECORD: ladder.audit}
-
-    def take(delivery: Delivery, *rest: Any) -> Flow[None]:
+        Args:
+            delivery: judged.
+            ending: takes the step that it has come to.
+            record_all: whether accepted messages are recorded.
+        """
         step = delivery.step
         if step is Step.CONFIRM:
-            observing.accepts(delivery)
-        yield from observing.tick()
-        if not is_lenient(delivery) or step not in breakers:
-            return (yield from end(delivery, *rest))
+            self._observing.accepts(delivery)
+        yield from self._observing.tick()
+        if step not in self._breakers or not is_lenient(delivery):
+            return (yield from ending)
         try:
-            yield from breakers[step].watch(end(delivery, *rest))
+            yield from self._breakers[step].watch(ending)
         except Unavailable as error:
-            observing.counts.lose(error.cause.value)
-            kept = Step.SETTLE if delivery.rejection is None else Step.BURY
-            wanted = step is not Step.RECORD and (record_all or kept is Step.BURY)
-            delivery.step = Step.RECORD if wanted else kept
+            self._observing.counts.lose(error.cause.value)
+            then = Step.SETTLE if delivery.rejection is None else Step.BURY
+            wanted = step is not Step.RECORD and (record_all or then is Step.BURY)
+            delivery.step = Step.RECORD if wanted else then
 
-    return take
+
+def would_be(error: Rejection | Unavailable) -> Would:
+    """Return what ``enforce`` would have said of a message for which a step raised this."""
+    if isinstance(error, Unavailable):
+        return Would(Verdict.DEFERRED, None, error.cause, error.detail)
+    return Would(Verdict.REJECTED, error.reason, None, error.detail)
 
 
 def check_handlers(rollout: Rollout | None, handler: Any, unverified: Unverifieds | None) -> None:

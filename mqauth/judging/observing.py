@@ -20,9 +20,11 @@ from mqauth.judging.breaker import Breaker
 from mqauth.judging.delivery import Delivery, verdict_record
 from mqauth.judging.policy import Policy
 from mqauth.judging.rollout import Rollout, as_facts, is_lenient
+from mqauth.judging.token import Candidate
 from mqauth.judging.unverified import Would
 from mqauth.judging.verifier import Verifier
 from mqauth.logs import emit
+from mqauth.wire.destination import is_kafka
 from mqauth.wire.message import Message
 
 SOON: Final = 14
@@ -65,7 +67,7 @@ class Observing:
         self._instance = instance
         self._policy = policy
         self._rules = hashlib.sha256(f"{policy.version} {verifier.settings}".encode()).hexdigest()[:16]
-        self._evidence = verifier.evidence
+        self._times = verifier.times
         self._scope_of = scope_of
         self._sees = hasattr(audit, "see")
         self._pending: deque[tuple[bool, AuditRecord]] = deque()
@@ -84,13 +86,13 @@ class Observing:
         Args:
             delivery: just judged.
         """
-        pattern = self._pattern(delivery.message)
-        self._note(delivery.message, pattern)
+        pattern = self._seen(delivery.message)
         would = None if delivery.unverified is None else delivery.unverified.would
         # What is exempt is decided, and no news; at off nothing was judged.
         if would is None or pattern is None or not is_lenient(delivery):
             return
-        shown = self.counts.would(pattern, _group(delivery, would), self._clock.now())
+        group = group_of_message(delivery.message, would.code, delivery.candidate)
+        shown = self.counts.would(pattern, group, self._clock.now())
         if self.sink is not None and (shown or (self._sees and would.reason not in (None, Reason.TOKEN_MISSING))):
             if len(self._pending) < PENDING:
                 self._pending.append((shown, self._would_record(delivery, would)))
@@ -99,19 +101,19 @@ class Observing:
 
     def accepts(self, delivery: Delivery) -> None:
         """Count a verified delivery of a listed destination."""
-        pattern, verified = self._pattern(delivery.message), delivery.verified
-        self._note(delivery.message, pattern)
+        pattern, verified = self._seen(delivery.message), delivery.verified
         if pattern is not None and verified is not None:
             self.counts.accept(pattern, verified.issuer, verified.subject)
 
-    def _note(self, message: Message, pattern: str | None) -> None:
-        self._scope = self._scope_of(message)
-        if pattern is not None and self._evidence(message) is None:
-            self.counts.lack_stamp(pattern)
-
-    def _pattern(self, message: Message) -> str | None:
-        entry = self.rollout.entry(message.destination)
-        return None if entry is None else entry.pattern(message.destination)
+    def _seen(self, message: Message) -> str | None:
+        """Return the pattern of a message's destination, and note how old it is where RabbitMQ proves that."""
+        self._scope, entry = self._scope_of(message), self.rollout.entry(message.destination)
+        pattern = None if entry is None else entry.pattern(message.destination)
+        # what a sender may have written says nothing of what waits
+        appended = None if self._times.unsafe_append_evidence else self._times.evidence(message)
+        if pattern is not None and appended is not None and not is_kafka(message.destination):
+            self.counts.appended(pattern, appended)
+        return pattern
 
     # Telling
 
@@ -127,10 +129,14 @@ class Observing:
                 return
             self._due = now + MINUTE
         if first:
-            facts = as_facts(self.rollout, self._aliases) | {"rules": self._rules}
+            named = [each.facts for each in self._times.without_evidence]
+            facts = as_facts(self.rollout, self._aliases) | {"without_evidence": named, "rules": self._rules}
             yield from self._write("rollout", facts, last)
             for line in lines(self.rollout):
                 emit("rollout.unenforced", "%s", line)
+            for each in named:
+                emit("rollout.without_evidence", "%(destination)s: dead-lettered without an append time, through "
+                     "%(through)s: %(why)s", each)  # fmt: skip
         self._tell_ends(now)
         yield from self._samples(last)
         if self.counts.lost:
@@ -245,12 +251,12 @@ def days_left(until: date, now: float) -> int:
     return (until - datetime.fromtimestamp(now, UTC).date()).days
 
 
-def _group(delivery: Delivery, would: Would) -> Group:
-    message, candidate = delivery.message, delivery.candidate
+def group_of_message(message: Message, code: str, candidate: Candidate | None = None) -> Group:
+    """Return the group of a message that would be refused, by what it says of itself."""
     user = message.properties.get("user-id")
     claims = None if candidate is None else candidate.token.claims
     return Group(
-        code=would.code, destination=message.destination[:256], app=_cut(message.text_property("app-id")),
+        code=code, destination=message.destination[:256], app=_cut(message.text_property("app-id")),
         user=_cut(user if isinstance(user, str) else None),
         subject=None if claims is None else _cut(claims.sub),
         kid=None if candidate is None else _cut(candidate.token.opened.kid), partition=message.origin.partition,

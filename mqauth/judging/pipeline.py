@@ -20,12 +20,12 @@ from typing import Any, Final, Literal
 from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import Cause, ConfigurationError, Unavailable, require
-from mqauth.flow import Attempts, Call, Flow, answered, asked, at_once, settling
+from mqauth.flow import Attempts, Call, Flow, answered, asked, at_once, call, run, settling
 from mqauth.judging.delivery import Delivery, Outcome, Step, asked_fence, refuse_unjudged, verdict_record
 from mqauth.judging.details import explain
 from mqauth.judging.journal import Journal
 from mqauth.judging.judge import Judge
-from mqauth.judging.ladder import LadderJudge, check_handlers, lenient, routed
+from mqauth.judging.ladder import Ladder, check_handlers, routed
 from mqauth.judging.observing import Observing
 from mqauth.judging.policy import Policy, local_rules
 from mqauth.judging.rollout import Rollout, is_lenient
@@ -34,7 +34,7 @@ from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 from mqauth.logs import HANDLING, emit
-from mqauth.replay.rules import DEFAULT_LEASE, ClaimStatus, ReplayStore
+from mqauth.replay.rules import DEFAULT_LEASE, ClaimStatus, NoReplayStore, ReplayStore
 from mqauth.wire.base64url import encode as base64url_encode
 from mqauth.wire.message import Message
 
@@ -54,7 +54,7 @@ class Pipeline:
     Args:
         verifier: judges tokens.
         policy: decides who may publish where; it is required, and an empty one refuses everything.
-        replay: remembers which messages were claimed.
+        replay: remembers which messages were claimed; ``None`` where handlers may handle every copy of a message.
         audit: makes verdicts durable; may be left out only if nothing is settled.
         scope: on whose behalf messages are handled; by default what the broker wrapper says.
         record: whether ``"rejections"`` or ``"all"`` verdicts are audited.
@@ -78,7 +78,7 @@ class Pipeline:
         *,
         verifier: Verifier,
         policy: Policy,
-        replay: ReplayStore,
+        replay: ReplayStore | None,
         audit: AuditSink | None = None,
         scope: str | None = None,
         record: Literal["rejections", "all"] = "rejections",
@@ -98,6 +98,7 @@ class Pipeline:
             'record is "rejections" or "all", reread is "handle" or "duplicate"',
         )
         require(lease > 0, "lease is more than 0 seconds")
+        replay = NoReplayStore() if replay is None else replay
         # a rule without an issuer would admit its subject of each of them
         loose = any(rule.issuer is None for rule in local_rules(policy) or ())
         require(
@@ -122,26 +123,20 @@ class Pipeline:
         }  # fmt: skip
         self.instance = instance or base64url_encode(randomness(6)).decode("ascii")
         self.rollout = rollout or None
-        self.verdicts = Judge(**settings)
-        """Takes the steps of a verdict; for whoever makes the claims of many deliveries together."""
         plugins: dict[str, Any] = {"verifier": verifier, "policy": policy, "replay": replay, "audit": audit}
         self.journal = Journal(clock, randomness, self.scope_of, messages=exception_messages, **plugins)
-        self._ending: Any = self._end
-        self._bounded_audit: Any = audit
         self.observing: Observing | None = None
-        if self.rollout is not None or verifier.aliases or verifier.ends:
+        self._ladder: Ladder | None = None
+        named = verifier.aliases or verifier.ends or verifier.times.without_evidence
+        if self.rollout is not None or named:
             self.observing = Observing(
                 self.rollout or Rollout(), audit, clock=clock, randomness=randomness, instance=self.instance,
                 policy=policy, verifier=verifier, scope_of=self.scope_of,
             )  # fmt: skip
-            self._climb(self.observing, settings)
-
-    def _climb(self, observing: Observing, settings: dict[str, Any]) -> None:
-        """Judge by the rung of each message, where anything is below ``enforce`` or exempt."""
-        if self.rollout is not None:
-            self._bounded_audit = observing.sink
-            ladder = self.verdicts = LadderJudge(self.verdicts, self.rollout, observing, **settings)
-            self._ending = lenient(self._end, ladder, self._record_all, observing)
+            if self.rollout is not None:
+                self._ladder = Ladder(self.rollout, self.observing, issuers=verifier.issuers, clock=clock)
+        self.verdicts = Judge(**settings, ladder=self._ladder)
+        """Takes the steps of a verdict; for whoever makes the claims of many deliveries together."""
 
     def receive(self, message: Message) -> Delivery:
         """Return a delivery of a message that is received now; never raises, whatever the message."""
@@ -182,7 +177,8 @@ class Pipeline:
                 elif step is _HANDLE and handler is not None:
                     yield from self._handled(delivery, handler, delivery.verified, _CONFIRM)
                 else:
-                    yield from self._ending(delivery, dead_letters, unverified)
+                    ending, ladder = self._end(delivery, dead_letters, unverified), self._ladder
+                    yield from ending if ladder is None else ladder.end(delivery, ending, self._record_all)
             outcome = Outcome.of(delivery)
             self.journal.ended(delivery)
         except Unavailable as error:
@@ -283,6 +279,11 @@ class Pipeline:
         require(refused, "an accepted or unverified delivery ends with confirm or release")
         return (yield from self.process(delivery, None, dead_letters))
 
+    def patient(self, ask: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a call of the store as it is made below ``enforce``, where a slow store holds nothing up."""
+        ladder = self._ladder
+        return ask if ladder is None else lambda *args: run(ladder.store.watch(call(ask, *args)))
+
     def handlers(self, handler: Any, unverified: Unverifieds | None) -> UnverifiedHandler | None:
         """Return what ``process`` is given as ``unverified``; to be asked once, when a consumer is made.
 
@@ -312,18 +313,13 @@ class Pipeline:
                     yield from answered(_STORE, ended)
             delivery.step = _SETTLE if delivery.rejection is None and not self._record_all else _RECORD
         elif step is _RECORD:
-            explain(delivery, self.verifier, self.policy)
             yield from self._record(delivery)
         elif step is _PASS_ON:
-            yield from self._pass_on(delivery, unverified)
+            # nothing is claimed of what needs no proof, and nothing recorded
+            old = require(unverified, "an unverified message came to a consumer without unverified=")
+            yield from self._handled(delivery, old, delivery.unverified, _SETTLE)
         else:
             yield from self._bury(delivery, dead_letters)
-
-    def _pass_on(self, delivery: Delivery, unverified: UnverifiedHandler | None) -> Flow[None]:
-        """Call the handler of what needs no proof; nothing is claimed, and nothing recorded of it."""
-        if unverified is None:
-            raise ConfigurationError("an unverified message came to a consumer without unverified=")
-        yield from self._handled(delivery, unverified, delivery.unverified, _SETTLE)
 
     def _handled(self, delivery: Delivery, handler: Any, message: Any, then: Step) -> Flow[None]:
         """Call a handler, and go on with step ``then`` once it has returned."""
@@ -345,6 +341,7 @@ class Pipeline:
 
     def _record(self, delivery: Delivery) -> Flow[None]:
         """Make the audit record durable, if the verdict is one to be recorded; the dead letter names it."""
+        explain(delivery, self.verifier, self.policy)
         if delivery.rejection is None and not (self._record_all and self.audit is not None):
             delivery.step = _SETTLE
             return
@@ -355,8 +352,7 @@ class Pipeline:
             delivery, scope=self.scope_of(delivery.message), time=self.clock.now(), policy=self.policy.version,
             instance=self.instance,
         )  # fmt: skip
-        # below enforce a sink that hangs holds nobody up
-        sink = self._bounded_audit if is_lenient(delivery) else self.audit
+        sink = self.audit if self._ladder is None or not is_lenient(delivery) else self._ladder.sink
         yield from asked(Cause.AUDIT_UNAVAILABLE, sink.write, record)
         delivery.step = Step.SETTLE if delivery.rejection is None else Step.BURY
 

@@ -1,29 +1,25 @@
 """The ladder of a rollout: on which rung a destination stands, and what may stay unsigned for now.
 
-``off``, ``observe``, ``enforce-new``, ``enforce``: what is not listed stands at the last one. The rung of a
-message follows from the configuration and from what the broker says of its delivery, never from anything that its
-sender wrote. It does not change in a running process. Where it cannot be told it is ``enforce``.
+``off``, ``observe``, ``enforce``: what is not listed stands at the last one. The rung of a message is that of its
+destination, and does not change in a running process.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 from enum import IntEnum
 from typing import Any, Final
 
-from mqauth.errors import Cause, Unavailable, require
+from mqauth.errors import require
 from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.policy import check_pattern, matches
-from mqauth.logs import emit
 from mqauth.wire.memo import Memo
 from mqauth.wire.message import TOKEN_HEADER, Message, fold
 
 WEEK: Final = 7 * 86_400.0
 EVERYWHERE: Final = "*"
-Evidence = Callable[[Message], float | None]
 
 
 class Rung(IntEnum):
@@ -31,31 +27,17 @@ class Rung(IntEnum):
 
     OFF = 0
     OBSERVE = 1
-    ENFORCE_NEW = 2
-    ENFORCE = 3
+    ENFORCE = 2
 
     @property
     def label(self) -> str:
         """The rung as configuration, records and letters spell it."""
-        return self.name.lower().replace("_", "-")
+        return self.name.lower()
 
     @classmethod
     def of(cls, label: str) -> Rung:
         """Return the rung of a label."""
-        return cls[label.upper().replace("-", "_")]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogMark:
-    """How far a topic had been written when it went up to ``enforce-new``.
-
-    Args:
-        topic_id: of the topic; of another one the mark says nothing.
-        offsets: the end offset of each partition; one that is not listed is new.
-    """
-
-    topic_id: str
-    offsets: Mapping[int, int]
+        return cls[label.upper()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +50,6 @@ class RolloutEntry:
         since, until: from which day on, and by which day it is to end.
         owner: whom to ask.
         window: seconds over which the report looks back.
-        mark: for ``enforce-new``, where the new messages begin: UTC seconds, or offsets.
     """
 
     destinations: tuple[str, ...]
@@ -77,17 +58,12 @@ class RolloutEntry:
     until: date
     owner: str
     window: float
-    mark: float | LogMark | None = None
 
     def __post_init__(self) -> None:
         for pattern in self.destinations:
             if pattern != EVERYWHERE:
                 check_pattern(pattern)
         require(self.destinations, "a rollout names its destinations")
-        require(
-            (self.rung is Rung.ENFORCE_NEW) == (self.mark is not None),
-            "enforce-new has a mark, and no other rung has one",
-        )
 
     def holds(self, destination: str) -> bool:
         """Return whether a destination is one of these."""
@@ -143,8 +119,6 @@ class Rollout:
         self.entries = tuple(entries)
         self.exemptions = tuple(exemptions)
         self._found = Memo[str, RolloutEntry | None](self._find)
-        self._void: set[tuple[str, str | None]] = set()
-        self._lock = threading.Lock()
 
     @property
     def below(self) -> tuple[RolloutEntry, ...]:
@@ -158,74 +132,39 @@ class Rollout:
         """Return the entry of a destination; ``None`` where it is not listed."""
         return self._found[destination]
 
-    def rung(self, message: Message, evidence: Evidence) -> Rung:
-        """Return how a message is judged: ``OFF``, ``OBSERVE`` or ``ENFORCE``.
-
-        Args:
-            message: as the broker delivered it.
-            evidence: returns when the broker appended it, UTC seconds, ``None`` where it gives no proof.
-
-        Raises:
-            Unavailable: ``append_time_unavailable``: its destination has a mark that is a time, and it has no
-                stamp.
-        """
+    def rung(self, message: Message) -> Rung:
+        """Return how a message is judged."""
         entry = self._found[message.destination]
-        if entry is None or entry.rung is Rung.ENFORCE:
-            return Rung.ENFORCE
-        if entry.mark is None:
-            return entry.rung
-        if isinstance(entry.mark, LogMark):
-            before = self._is_before(entry.mark, message)
-        else:
-            appended = evidence(message)
-            if appended is None:
-                raise Unavailable(
-                    Cause.APPEND_TIME_UNAVAILABLE, "the mark is a time, and the message has no stamp"
-                )
-            before = appended < entry.mark
-        return Rung.OBSERVE if before else Rung.ENFORCE
+        return Rung.ENFORCE if entry is None else entry.rung
 
-    def is_lenient(self, message: Message, evidence: Evidence) -> bool:
+    def is_lenient(self, message: Message) -> bool:
         """Return whether a message is judged below ``enforce``: nothing of ours keeps it from a handler."""
-        try:
-            return self.rung(message, evidence) < Rung.ENFORCE
-        except Unavailable:
-            return False
+        return self.rung(message) < Rung.ENFORCE
 
     def exemption(self, message: Message) -> Exemption | None:
         """Return what exempts a message; ``None`` where nothing does, or it has a token in whatever spelling."""
         for exemption in self.exemptions:
             if exemption.holds(message):
-                return None if any(fold(name) == TOKEN_HEADER for name, _ in message.headers) else exemption
+                return None if has_token(message) else exemption
         return None
 
     def admits(self, message: Message) -> bool:
-        """Return whether a message that is published now may reach a handler without a proof of who sent it."""
-        entry = self._found[message.destination]
-        # At enforce-new what is published now comes after the mark.
-        return (entry is not None and entry.rung < Rung.ENFORCE_NEW) or self.exemption(message) is not None
+        """Return whether a message may be sent back to a handler without a proof of who sent it.
 
-    def _is_before(self, mark: LogMark, message: Message) -> bool:
-        origin = message.origin
-        if origin.topic_id != mark.topic_id or origin.partition is None or origin.offset is None:
-            self._tell_void(message)
-            return False
-        return origin.offset < mark.offsets.get(origin.partition, 0)
-
-    def _tell_void(self, message: Message) -> None:
-        with self._lock:
-            told = (message.destination, message.origin.topic_id)
-            if told in self._void or len(self._void) > 100:
-                return
-            self._void.add(told)
-        emit(
-            "rollout.mark_void",
-            "%s: the mark is void, for the topic's id is another one; it is judged as enforce",
-            message.destination,
-        )
+        Whoever may write to the dead-letter queue chooses where a letter leads. So the destination has to be
+        listed: an entry for all of them does not count.
+        """
+        entry = self._find(message.destination)
+        listed = entry is not None and entry.pattern(message.destination) != EVERYWHERE
+        return (listed and self.is_lenient(message)) or self.exemption(message) is not None
 
     def _find(self, destination: str) -> RolloutEntry | None:
         return next((entry for entry in self.entries if entry.holds(destination)), None)
+
+
+def has_token(message: Message) -> bool:
+    """Return whether a message has a header with the name of the token's, in whatever spelling."""
+    return any(fold(name) == TOKEN_HEADER for name, _ in message.headers)
 
 
 def is_lenient(delivery: Any) -> bool:
@@ -253,7 +192,6 @@ def as_facts(rollout: Rollout, aliases: Iterable[AcceptAs] = ()) -> dict[str, An
             {
                 "destinations": list(entry.destinations), "rung": entry.rung.label, "owner": entry.owner,
                 "since": entry.since.isoformat(), "until": entry.until.isoformat(),
-                "mark": _mark_facts(entry.mark),
             }
             for entry in rollout.entries
         ],
@@ -266,9 +204,3 @@ def as_facts(rollout: Rollout, aliases: Iterable[AcceptAs] = ()) -> dict[str, An
         ],
         "accept_as": [{"at": alias.at, "signed_for": list(alias.signed_for)} for alias in aliases],
     }  # fmt: skip
-
-
-def _mark_facts(mark: float | LogMark | None) -> Any:
-    if isinstance(mark, LogMark):
-        return {"topic_id": mark.topic_id, **{str(place): end for place, end in sorted(mark.offsets.items())}}
-    return mark

@@ -12,6 +12,7 @@ for its store, and is thrown away (decision 117).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from types import GeneratorType
@@ -24,7 +25,6 @@ from mqauth.flow import OUR_FAULT, Flow, either, is_async, run
 from mqauth.judging.delivery import Delivery, Outcome
 from mqauth.judging.journal import Journal, few
 from mqauth.judging.judge import Judge
-from mqauth.judging.ladder import LadderJudge
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow, Rule, local_rules, place_of_pattern
 from mqauth.judging.rollout import Rung, destinations_of
@@ -96,8 +96,12 @@ def starting(guard: Pipeline) -> Flow[None]:
     """Try a pipeline, and a policy that is kept elsewhere, the first time that one of its consumers starts.
 
     Raises:
-        ConfigurationError: a hostile message was let in, or the policy gives no decisions; nothing was consumed.
+        ConfigurationError: a hostile message was let in, the policy gives no decisions, or the replay store is
+            another process's; nothing was consumed.
     """
+    starts = getattr(guard.replay, "at_start", None)
+    if starts is not None:
+        starts()
     if guard in _TRIED:
         return
     policy: Any = guard.policy
@@ -247,11 +251,14 @@ def _places(rules: tuple[Rule, ...]) -> list[str]:
 def _judge_of(guard: Pipeline, message: Message) -> Judge:
     """Return what judges a message in this pipeline: strictly also what a rung or an exemption lets through."""
     judge, rollout = guard.verdicts, guard.rollout
-    if rollout is None or not isinstance(judge, LadderJudge):
+    if rollout is None:
         return judge
     entry = rollout.entry(message.destination)
     below = (entry is not None and entry.rung is not Rung.ENFORCE) or rollout.exemption(message) is not None
-    return judge.strict if below else judge
+    if below:
+        judge = copy(judge)
+        judge.ladder = None
+    return judge
 
 
 def _is_let_in(judge: Judge, delivery: Delivery) -> bool | None:

@@ -12,12 +12,13 @@ Never by the moment of judging, or an honest message that waits for an outage of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal, NamedTuple
 
 from mqauth.errors import Cause, Reason, Rejection, Unavailable, require
+from mqauth.judging.without_evidence import WithoutEvidence
 from mqauth.letters.release import is_release
 from mqauth.wire import base64url, batch, destination, envelope, jws, memo, template, workload
 from mqauth.wire.claims import Batch, Claims, build
@@ -32,6 +33,8 @@ LEAF: Final = 1024
 _CHARACTER: Final = 16
 """Bytes a token takes for each of its characters, with claims made to take as much as they can; measured."""
 MAX_LEEWAY: Final = 60
+BACKLOG: Final = 86_400
+"""Seconds that messages should be able to wait while their consumer is stopped: it outlasts a night."""
 At = Literal["consume", "append"]
 NOTHING: Final = frozenset[Reason]()
 Readers = dict[tuple[str | bytes, int], template.Reader]
@@ -161,10 +164,19 @@ class Times:
     at: At = "consume"
     max_queue_age: int | None = None
     append_evidence: Literal["interceptor"] | None = None
+    unsafe_append_evidence: bool = False
+    backlog: Literal["expires"] | None = None
+    without_evidence: tuple[WithoutEvidence, ...] = ()
 
     def __post_init__(self) -> None:
+        require(self.backlog in (None, "expires"), 'backlog is "expires"')
+        require(self.at == "append" or not self.without_evidence, 'without_evidence is for at = "append"')
         require(self.at in ("consume", "append"), 'at is "consume" or "append"')
         require(self.append_evidence in (None, "interceptor"), 'append_evidence is "interceptor"')
+        require(
+            self.append_evidence is not None or not self.unsafe_append_evidence,
+            "unsafe_append_evidence goes with append_evidence",
+        )
         require(
             (self.at == "append") == (self.max_queue_age is not None),
             'at = "append" and max_queue_age go together',
@@ -182,6 +194,31 @@ class Times:
         if not destination.is_kafka(message.destination) and self.append_evidence != "interceptor":
             return None
         return origin.timestamp_ms / 1000
+
+    def moment(
+        self, message: Message, issued: int, received: float, waived: frozenset[Reason]
+    ) -> tuple[float, frozenset[Reason]]:
+        """Return the moment by which a message is judged, UTC seconds, and the reasons that are waived then.
+
+        Args:
+            message: as the broker delivered it.
+            issued: UTC seconds, ``iat`` of its verified token.
+            received: UTC seconds at which this process first received the delivery.
+            waived: the reasons that a release waives.
+
+        Raises:
+            Rejection: ``append_time_missing``, of a message that the operator named.
+            Unavailable: ``append_time_unavailable``.
+        """
+        moment = received if self.at == "consume" else self.evidence(message)
+        if moment is not None:
+            return moment, waived
+        if Reason.APPEND_TIME_MISSING in waived:
+            # A reviewer has let it through although nobody knows how long it waited.
+            return received, waived | {Reason.EXPIRED}
+        if any(entry.names(message, issued) for entry in self.without_evidence):
+            raise Rejection(Reason.APPEND_TIME_MISSING, "the broker did not say when it took the message")
+        raise Unavailable(Cause.APPEND_TIME_UNAVAILABLE, "the broker gives no evidence of append time")
 
     def ends(self, claims: Claims, key: Key) -> float:
         """Return until when the outcome of ``check`` at ``"consume"`` stays as it is, UTC seconds of receipt."""
@@ -206,7 +243,7 @@ class Times:
             waived: the reasons that a release waives.
 
         Raises:
-            Rejection: the reason of the first rule that is broken, unless it is waived.
+            Rejection: the reason of the first rule that is broken, unless it is waived; ``append_time_missing``.
             Unavailable: ``append_time_unavailable``.
         """
         if retires is not None and Reason.KEY_EXPIRED not in waived:
@@ -214,20 +251,46 @@ class Times:
             appended = self.evidence(message)
             if (claims.iat if appended is None else appended) >= retires:
                 raise Rejection(Reason.KEY_EXPIRED, "the key had retired before the token was made")
-        moment = self.evidence(message) if self.at == "append" else received
-        if moment is None:
-            raise Unavailable(Cause.APPEND_TIME_UNAVAILABLE, "the broker gives no evidence of append time")
+        moment, waived = self.moment(message, claims.iat, received, waived)
         if claims.iat > moment + self.leeway:
             raise Rejection(Reason.ISSUED_IN_FUTURE, "issued in the future")
         if claims.nbf is not None and claims.nbf > moment + self.leeway:
             raise Rejection(Reason.NOT_YET_VALID, "not valid yet")
         if (claims.exp + self.leeway <= moment or claims.exp <= claims.iat) and Reason.EXPIRED not in waived:
-            raise Rejection(Reason.EXPIRED, "expired")
+            raise Rejection(Reason.EXPIRED, self._expired(claims, moment))
         if claims.exp - claims.iat > self.max_lifetime and Reason.LIFETIME_EXCESSIVE not in waived:
             raise Rejection(Reason.LIFETIME_EXCESSIVE, "lives longer than the limit")
-        aged = self.max_queue_age is not None and received - moment > self.max_queue_age
-        if aged and Reason.QUEUE_AGE_EXCEEDED not in waived:
-            raise Rejection(Reason.QUEUE_AGE_EXCEEDED, "waited longer than the limit")
+        if (
+            self.max_queue_age is not None
+            and received - moment > self.max_queue_age
+            and Reason.QUEUE_AGE_EXCEEDED not in waived
+        ):
+            waited = f"waited {received - moment:.0f} s, longer than max_queue_age = {self.max_queue_age}"
+            raise Rejection(Reason.QUEUE_AGE_EXCEEDED, waited)
+
+    def _expired(self, claims: Claims, moment: float) -> str:
+        """Say for how long a message of an expired token had waited, and which setting would have kept it."""
+        if claims.exp <= claims.iat:
+            return "expires before it was issued"
+        until, kept = ("received", 'at = "append"') if self.at == "consume" else ("appended", "a longer lifetime")
+        waited, lifetime = f"{moment - claims.iat:.0f} s", f"{claims.exp - claims.iat} s"
+        return f"{until} {waited} after it was signed, with a token of {lifetime}; {kept} would have kept it"
+
+
+def longest_wait(
+    max_queue_age: int | None, lifetimes: Iterable[int], identity_lifetimes: Iterable[int] = ()
+) -> int:
+    """Return for how many seconds a message may wait in its queue before it is rejected for that alone.
+
+    Args:
+        max_queue_age: of a consumer that judges by the append time; ``None`` of one that does not.
+        lifetimes: seconds that tokens live.
+        identity_lifetimes: seconds that the WITs of trust domains live.
+    """
+    if max_queue_age is not None:
+        return max_queue_age
+    # A token ends with its WIT, and a producer asks for the next WIT when half of its life is over.
+    return min([*lifetimes, *(lifetime // 2 for lifetime in identity_lifetimes)])
 
 
 def is_revoked(key: Key, appended: float | None, received: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from copy import deepcopy
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -74,8 +75,10 @@ class Verified:
 
     @property
     def claims(self) -> Claims:
-        """The verified claim set."""
-        return self._facts.claims
+        """The verified claim set; what its caller changes in it, nobody else sees."""
+        # The siblings of a batch share one claim set.
+        found = self._facts.claims
+        return found if not found.extra else found._replace(extra=deepcopy(found.extra))
 
     @property
     def kid(self) -> str:
@@ -84,8 +87,15 @@ class Verified:
 
     @property
     def identity(self) -> Identity | None:
-        """What the authority of a trust domain says of the producer; ``None`` in the direct form."""
-        return self._facts.identity
+        """What the authority of a trust domain says of the producer; ``None`` in the direct form.
+
+        What its caller changes in the claims, nobody else sees.
+        """
+        # Messages share what is remembered of their WIT.
+        found = self._facts.identity
+        if found is None or not any(isinstance(value, dict | list) for value in found.claims.values()):
+            return found
+        return found._replace(claims=deepcopy(dict(found.claims)))
 
     @property
     def index(self) -> int | None:

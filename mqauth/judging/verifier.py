@@ -10,9 +10,10 @@ holds for (``Standing``). The signature of a remembered token is not checked aga
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from datetime import date
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from mqauth.errors import ConfigurationError, Reason, Rejection, require
 from mqauth.judging.accept_as import AcceptAs, by_place
@@ -21,6 +22,7 @@ from mqauth.judging.identities import Identities, check_life, ends_of
 from mqauth.judging.token import CAPACITY, NOTHING, At, Candidate, Shape, Standing, Times, Token, is_revoked
 from mqauth.judging.trust_domain import TrustDomain, refuse_overlap
 from mqauth.judging.verified import Verified, make_verified
+from mqauth.judging.without_evidence import WithoutEvidence
 from mqauth.letters.authorities import ReleaseAuthorities
 from mqauth.letters.release import Release
 from mqauth.wire import batch, envelope, jwk, jws, memo
@@ -87,7 +89,11 @@ class Verifier:
         leeway: seconds of clock difference allowed, at most 60.
         at: whether times are judged at ``"consume"`` or, on the broker's evidence, at ``"append"``.
         max_queue_age: seconds a message may have waited; required with ``at="append"``.
-        append_evidence: ``"interceptor"`` if RabbitMQ itself overwrites ``timestamp_in_ms``.
+        append_evidence: ``"interceptor"`` if RabbitMQ itself overwrites ``timestamp_in_ms``; a consumer has the
+            broker prove it at its start.
+        unsafe_append_evidence: whether to believe ``append_evidence`` without that proof.
+        without_evidence: messages that can never have the broker's evidence, and are dead-lettered for it.
+        backlog: ``"expires"`` if messages that wait for less than a day may be rejected for it: no warning.
         require_headers: names that must be present and covered.
         unsigned_headers: whether to ``"hide"`` headers that are not covered, or to ``"reject"`` the message.
         allow_unsigned_headers: names, or at least 4 characters and a ``*``, in any case, of headers that tracing
@@ -113,6 +119,9 @@ class Verifier:
         at: At = "consume",
         max_queue_age: int | None = None,
         append_evidence: Literal["interceptor"] | None = None,
+        unsafe_append_evidence: bool = False,
+        without_evidence: Iterable[WithoutEvidence] = (),
+        backlog: Literal["expires"] | None = None,
         require_headers: Iterable[str] = (),
         unsigned_headers: Literal["hide", "reject"] = "hide",
         allow_unsigned_headers: Iterable[str] = (),
@@ -124,17 +133,18 @@ class Verifier:
         self.issuers = _issuers(keys)
         trusted = any(isinstance(one, TrustDomain) for one in self.issuers.values())
         self.identities = Identities(identities) if trusted else None
-        _refuse_shared_names(self.issuers, release)
+        # Whoever signs messages must not release them.
+        for shared in sorted(set(self.issuers) & set(() if release is None else release.authorities)):
+            raise ConfigurationError(f"{shared!r} is an issuer and a release authority: give each its own name")
         self.audiences = _audiences(audience)
         self.times = Times(
             max_lifetime=max_lifetime, leeway=leeway, at=at, max_queue_age=max_queue_age,
-            append_evidence=append_evidence,
+            append_evidence=append_evidence, unsafe_append_evidence=unsafe_append_evidence,
+            without_evidence=tuple(without_evidence), backlog=backlog,
         )  # fmt: skip
         require(unsigned_headers in ("hide", "reject"), 'unsigned_headers is "hide" or "reject"')
-        require(
-            user_id in (None, "subject") or isinstance(user_id, Mapping),
-            'user_id is "subject" or a table of user to subject',
-        )
+        users = user_id in (None, "subject") or isinstance(user_id, Mapping)
+        require(users, 'user_id is "subject" or a table of user to subject')
         require(not isinstance(require_headers, str), "require_headers is a list of names")
         self.required = tuple(require_headers)
         self.allowed = HeaderNames("allow_unsigned_headers", allow_unsigned_headers, self.required)
@@ -142,32 +152,36 @@ class Verifier:
         self._reject_unsigned = unsigned_headers == "reject"
         self._covers = bool(self.required) or self._reject_unsigned
         self._user_id = user_id
-        self.tokens = memo.Memo[bytes, Token](capacity=CAPACITY)
-        self.shapes = memo.Memo[Form, Shape](lambda form: Shape(form, self.shapes.charge), capacity=CAPACITY)
+        self._forget()
         # append times and AMQP users differ between the messages of a batch, and steps (9) and (10) with them
         self._alike = at == "consume" and user_id is None
         self.release = release
-        self._given: dict[str, Any] = {
-            "audience": self.audiences, "max_lifetime": max_lifetime, "leeway": leeway, "at": at,
-            "max_queue_age": max_queue_age, "append_evidence": append_evidence, "require_headers": self.required,
-            "unsigned_headers": unsigned_headers, "allow_unsigned_headers": self.allowed.names,
-            "accept_as": tuple(self.aliases.values()), "user_id": user_id,
-        }  # fmt: skip
-        self.settings = repr((
+        self.ends = {name: one.until for name, one in self.issuers.items() if one.until is not None}
+
+    @property
+    def settings(self) -> str:
+        """A text that changes with what is trusted and how it is judged."""
+        return repr((
             sorted(
                 (name, one.vouches, sorted((kid, sorted(who)) for kid, who in (one.subjects or {}).items()),
                  getattr(one, "max_identity_lifetime", 0))
                 for name, one in self.issuers.items()
             ),
-            sorted(self.audiences), self.times, self.required, unsigned_headers, user_id,
+            sorted(self.audiences), self.times, self.required, self._reject_unsigned, self._user_id,
             sorted(self.allowed.names), sorted(map(repr, self.aliases.values())),
         ))  # fmt: skip
-        """A text that changes with what is trusted and how it is judged."""
-        self.ends = {name: one.until for name, one in self.issuers.items() if one.until is not None}
 
     def under(self, keys: Mapping[str, KeySource | Issuer]) -> Verifier:
         """Return another verifier with the same settings, which trusts these keys alone, and no reviewer."""
-        return Verifier(keys=keys, **self._given)
+        found = copy(self)
+        found.issuers, found.identities, found.release = _issuers(keys), None, None
+        found._forget()
+        return found
+
+    def _forget(self) -> None:
+        """Begin with nothing remembered of earlier messages."""
+        self.tokens = memo.Memo[bytes, Token](capacity=CAPACITY)
+        self.shapes = memo.Memo[Form, Shape](lambda form: Shape(form, self.shapes.charge), capacity=CAPACITY)
 
     @property
     def retention(self) -> int:
@@ -181,15 +195,6 @@ class Verifier:
             "audience": ", ".join(sorted(self.audiences)),
             "unsigned_headers": "rejected" if self._reject_unsigned else "hidden",
         }
-
-    @property
-    def has_append_evidence(self) -> bool:
-        """Whether RabbitMQ's interceptor says when a message was appended, and times are judged by that."""
-        return self.times.at == "append" and self.times.append_evidence == "interceptor"
-
-    def evidence(self, message: Message) -> float | None:
-        """Return when the broker says it appended a message, UTC seconds; ``None`` if it may not be believed."""
-        return self.times.evidence(message)
 
     def open(self, message: Message) -> Candidate:
         """Take the token of a message apart: steps (0) to (4).
@@ -326,7 +331,7 @@ class Verifier:
         # (9)
         issuer, retires, wit = self.issuer(token), key.expires, token.wit
         if wit is not None and isinstance(issuer, TrustDomain):
-            check_life(wit, key, issuer.max_identity_lifetime, self.times, message, received, waived)
+            check_life(wit, key, issuer.max_identity_lifetime, self.times, message, claims.iat, received, waived)
             retires = None  # the proof is of the workload's key, which ends with its identity
         self.times.check(claims, retires, message, received, waived)
         # (10)
@@ -381,13 +386,6 @@ def _issuers(keys: Mapping[str, KeySource | Issuer | TrustDomain]) -> dict[str, 
     domains = [name for name, one in found.items() if isinstance(one, TrustDomain)]
     refuse_overlap(domains, found.keys() - domains)
     return found
-
-
-def _refuse_shared_names(issuers: Iterable[str], release: ReleaseAuthorities | None) -> None:
-    """Refuse a release authority with an issuer's name: whoever signs messages must not release them."""
-    shared = sorted(set(issuers) & set(release.authorities)) if release is not None else []
-    if shared:
-        raise ConfigurationError(f"{shared[0]!r} is an issuer and a release authority: give each its own name")
 
 
 def _audiences(audience: str | Iterable[str]) -> frozenset[str]:

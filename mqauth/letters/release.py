@@ -23,7 +23,7 @@ RELEASE_HEADER: Final = "mqauth-release"
 RELEASE_TYPE: Final = "mqauth-release+jwt"
 WAIVABLE: Final = (
     Reason.EXPIRED, Reason.QUEUE_AGE_EXCEEDED, Reason.LIFETIME_EXCESSIVE, Reason.KEY_EXPIRED,
-    Reason.PRODUCER_FORBIDDEN, Reason.REPLAYED,
+    Reason.PRODUCER_FORBIDDEN, Reason.REPLAYED, Reason.APPEND_TIME_MISSING,
 )  # fmt: skip
 """The reasons that a release may waive. The list is closed: a forged or altered message is never let through."""
 MAX_LIFETIME: Final = 7 * 86_400

@@ -1,7 +1,8 @@
 """What a policy from outside said, for a while, and for how long nobody asks it after a failure.
 
 Decisions are remembered for a few seconds, refusals too: a producer that may not publish must not make a service
-be asked for each message. The memory is bounded in number and in bytes, and forgets the oldest first. After a
+be asked for each message. The memory is bounded in number and in bytes. Where it is full, the producer that has
+the most decisions loses its oldest one: whoever varies routing keys pushes out decisions of its own alone. After a
 failure nobody asks for a second, then for two, up to half a minute; then one asks, and all others wait for what
 becomes of that.
 """
@@ -9,18 +10,19 @@ becomes of that.
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from mqauth.judging.policy import Decision
+from mqauth.policies.question import Question
 
 DECISIONS: Final = 4096
 CAPACITY: Final = 4 * 1024 * 1024
 """Bytes of all decisions together."""
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
-_ENTRY: Final = 320
+_ENTRY: Final = 480
 _QUIET: Final = 60.0
 _NEVER: Final = float("-inf")
 
@@ -42,32 +44,43 @@ class Remembered:
     why: str = ""
 
 
-class Decisions(dict[Any, Remembered]):
-    """What became of questions; the oldest is forgotten where there is no room. Not safe for threads to change."""
+class Decisions(dict[Question, Remembered]):
+    """What became of questions, within a bound. Not safe for threads to change."""
 
     held = 0
     """Bytes that are taken, rounded up."""
 
-    def keep(self, question: tuple[Hashable, ...], found: Remembered) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self._by_producer = Counter[tuple[str, str]]()
+
+    def keep(self, question: Question, found: Remembered) -> None:
         """Remember what became of a question, in place of what became of it before."""
         self.drop(question)
         self.held += size_of(question)
         self[question] = found
+        self._by_producer[question.issuer, question.subject] += 1
         while len(self) > DECISIONS or self.held > CAPACITY:
-            self.drop(next(iter(self)))
+            most = max(self._by_producer, key=self._by_producer.__getitem__)
+            self.drop(next(one for one in self if (one.issuer, one.subject) == most))
 
-    def drop(self, question: tuple[Hashable, ...]) -> None:
+    def drop(self, question: Question) -> None:
         """Forget one question."""
         if self.pop(question, None) is not None:
             self.held -= size_of(question)
+            producer = (question.issuer, question.subject)
+            self._by_producer[producer] -= 1
+            if not self._by_producer[producer]:
+                del self._by_producer[producer]
 
     def clear(self) -> None:
         """Forget everything."""
         super().clear()
+        self._by_producer.clear()
         self.held = 0
 
 
-def size_of(question: tuple[Hashable, ...]) -> int:
+def size_of(question: Question) -> int:
     """Return the bytes that a question takes together with its decision; measured, and rounded up."""
     return _ENTRY + sum(map(sys.getsizeof, question))
 

@@ -1,7 +1,7 @@
 """What a policy from outside is asked of a message: exactly these members, and nothing else.
 
 What is asked is what the answer is remembered by. So nothing that differs from message to message is in it: no id,
-no time, no body, no header. Whoever may publish cannot make a service be asked for each message.
+no time, no body, no header. A producer can vary its routing keys alone, within the local rules if there are any.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
+from mqauth.logs import emit
 from mqauth.wire import memo, message
 
 DEFAULT_LEASE: Final = 60.0
@@ -102,6 +103,7 @@ class ReplayStore(Protocol):
     answers as if each came alone, in order; if it raises, some may be claimed, and the same owners may claim
     again. A store whose ``in_process`` is true has no round trips to save: it is asked for a part of a poll at a
     time. With ``first_place(request)`` it also says where the first delivery was, for the detail of a rejection.
+    With ``at_start()`` it is told that a consumer starts, and raises ``ConfigurationError`` if it cannot serve it.
     """
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus | Awaitable[ClaimStatus]:
@@ -116,6 +118,26 @@ class ReplayStore(Protocol):
 
     def release(self, request: ClaimRequest, /) -> Awaitable[None] | None:
         """Forget the claim; whoever is its owner no more changes nothing."""
+
+
+class NoReplayStore:
+    """Remembers nothing: what stands in for a store where every copy may be handled."""
+
+    in_process: Final = True
+
+    def at_start(self) -> None:
+        """Say at each start what is missing."""
+        emit("replay.off", "replay is off: a copy of a message is handled as often as it is sent")
+
+    def claim(self, request: ClaimRequest, /) -> ClaimStatus:
+        """Take every claim for a first one."""
+        return _FRESH
+
+    def confirm(self, request: ClaimRequest, /) -> None:
+        """Do nothing."""
+
+    def release(self, request: ClaimRequest, /) -> None:
+        """Do nothing."""
 
 
 def judge(entry: Entry | None, request: ClaimRequest, now: float) -> ClaimStatus:

@@ -151,6 +151,7 @@ EXPLANATIONS: Final[dict[str, Advice]] = {
     Reason.EXPIRED: Advice(_CLAIMS, "The token had expired when the message was received.", _TIME),
     Reason.LIFETIME_EXCESSIVE: Advice(_CLAIMS, "The token lives longer than this consumer allows.", _TIME),
     Reason.QUEUE_AGE_EXCEEDED: Advice(_CLAIMS, "The message waited longer than this consumer allows.", _TIME),
+    Reason.APPEND_TIME_MISSING: Advice(_CLAIMS, "The broker never said when it took the message.", _TIME),
     Reason.DESTINATION_MISMATCH: Advice(
         _BINDING, "The message was signed for another destination, and moved here.", _FORGED
     ),

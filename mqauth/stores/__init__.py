@@ -1,1 +1,1 @@
-"""Replay stores that all consumers of a scope share. Each module imports the client library of its store."""
+"""Replay stores outside a process's memory: on Redis for all consumers of a scope, in a file for one process."""

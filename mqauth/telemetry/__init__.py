@@ -70,7 +70,7 @@ _GAUGES: Final = {
     REPLAY_SIZE: ("{id}", "Ids in the replay store"),
     LETTERS_OPEN: ("{message}", "Dead letters that nobody has reviewed"),
     LETTERS_OLDEST: ("s", "How long the oldest of them lies there"),
-    RUNG: ("{rung}", "Rung of destinations: 0 off, 1 observe, 2 enforce-new, 3 enforce"),
+    RUNG: ("{rung}", "Rung of destinations: 0 off, 1 observe, 2 enforce"),
     DAYS_LEFT: ("{day}", "Days until a rung or an exemption ends; negative once it is overdue"),
     ALIASES: ("{destination}", "Destinations whose messages are accepted where they were not signed for"),
 }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
@@ -14,6 +15,22 @@ from mqauth._version import __version__
 from mqauth.errors import require
 from mqauth.telemetry import Telemetry
 from mqauth.telemetry.probes import answering
+
+ASKED_WITHIN: Final = 5.0
+"""Seconds that a connection may be silent; each has a thread."""
+
+
+def _bounded(handler: Any) -> Any:
+    """Return the server's class of handlers with an end to connections that say nothing."""
+
+    class Bounded(handler):  # type: ignore[misc]
+        timeout = ASKED_WITHIN
+
+        def handle(self) -> None:
+            with contextlib.suppress(TimeoutError):
+                super().handle()
+
+    return Bounded
 
 
 class Endpoint(AbstractContextManager["Endpoint"]):
@@ -51,6 +68,7 @@ class Endpoint(AbstractContextManager["Endpoint"]):
         # A registry of its own keeps the metrics of two endpoints in one process apart.
         self._provider = MeterProvider([PrometheusMetricReader(registry=registry)])
         self._server, self._thread = start_http_server(port, addr=host, registry=registry)
+        self._server.RequestHandlerClass = _bounded(self._server.RequestHandlerClass)
         self.port = int(self._server.server_port)
         self.meter = self._provider.get_meter("mqauth", __version__)
         self.telemetry = Telemetry(self.meter, now=now)

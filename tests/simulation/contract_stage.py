@@ -19,9 +19,9 @@ from pamqp import commands
 
 from mqauth.brokers import rabbitmq
 from mqauth.judging.pipeline import Pipeline
-from mqauth.testing.delivery_stage import AckObserver, Steps
-from mqauth.testing.stage_rabbitmq_member import Service
 from mqauth.wire.message import Message
+from tests.kit.delivery_stage import AckObserver, Steps
+from tests.kit.stage_rabbitmq_member import Service
 from tests.simulation.amqp_channel import PRECONDITION_FAILED, Channel, ChannelError
 from tests.simulation.amqp_queue import Queue, Stored, Subscription
 from tests.simulation.process import Process

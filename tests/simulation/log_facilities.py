@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 from mqauth.clock import Clock
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.judging.policy import Decision
+from mqauth.judging.token import Times
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, judge
 from mqauth.wire.keys import KeySet
 from mqauth.wire.message import Message, Origin
@@ -90,6 +91,7 @@ class Facilities:
     issuers: ClassVar[dict[str, Any]] = {}
     aliases: ClassVar[dict[str, Any]] = {}
     ends: ClassVar[dict[str, int]] = {}
+    times = Times()
 
     def __init__(self, clock: Clock, between: Callable[[], None]) -> None:
         self._clock = clock

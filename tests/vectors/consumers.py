@@ -10,6 +10,7 @@ from mqauth.flow import run
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
 from mqauth.judging.policy import Allow, Rule
 from mqauth.judging.verifier import Issuer, Verifier
+from mqauth.judging.without_evidence import WithoutEvidence
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.replay.memory import DEFAULT_CAPACITY, MemoryReplayStore
 from mqauth.testing import FakeClock
@@ -22,6 +23,11 @@ _PASSED: Final = (
     "unsigned_headers",
 )  # fmt: skip
 """The settings that are the verifier's own, by the same name."""
+
+
+def _through(said: Any) -> Any:
+    """Return offsets by the number of their partition, or a time."""
+    return {int(partition): offset for partition, offset in said.items()} if isinstance(said, dict) else said
 
 
 class OutOfReach:
@@ -93,6 +99,10 @@ class Consumer:
         self.pipeline = Pipeline(
             verifier=Verifier(
                 keys={said["issuer"]: issuer} | others, release=_authorities(said),
+                without_evidence=[
+                    WithoutEvidence(**entry | {"through": _through(entry["through"]), "why": "of before"})
+                    for entry in said.get("without_evidence", ())
+                ],
                 **{setting: said[setting] for setting in _PASSED if setting in said},
             ),
             policy=OutOfReach("policy_unavailable") if "policy_unavailable" in lost else _rules(said),

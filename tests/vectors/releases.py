@@ -116,6 +116,8 @@ def accepted() -> list[Vector]:
         *judged("reviewed at append", [
             ("a release of what waited too long", released(aged, "queue_age_exceeded")),
             ("a release is judged at receipt", released(stamped(timed(-300, 60), APPENDED * 1000))),
+            ("a release of what has no append time", released(honest, "append_time_missing")),
+            ("a release of what has no append time, expired since", released(expired, "append_time_missing")),
         ]),
         *judged("reviewed, with the scope of its broker", [
             ("a release for the group of its consumer", within(released(honest), Origin(scope=SCOPE))),
@@ -158,6 +160,13 @@ def unwaived() -> list[Vector]:
         ]),
         *judged("reviewed at append", [
             ("waiting too long, and a release that waives nothing", released(aged), "queue_age_exceeded"),
+            ("from the future without an append time, and a release that waives it", released(
+                timed(60, 99), "append_time_missing"), "issued_in_future"),
+            ("living too long without an append time, and a release that waives it", released(
+                timed(0, 9999), "append_time_missing"), "lifetime_excessive"),
+            ("no append time, and a release that waives all else", released(
+                expired, *(reason for reason in WAIVABLE if reason != Reason.APPEND_TIME_MISSING)),
+             "append_time_unavailable"),
         ]),
         *judged("reviewed, its authority out of reach", [
             ("a release whose authority is out of reach", released(FORGE.seal(kafka())), "keys_unavailable"),

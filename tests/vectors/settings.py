@@ -72,6 +72,9 @@ def consumers() -> dict[str, dict[str, Any]]:
         "common": {},
         "at append": append | {"append_evidence": "interceptor"},
         "at append without an interceptor": append,
+        "at append, with records that can have no time": append | {"without_evidence": [
+            {"destination": KAFKA, "through": {"0": 41, "1": 7}}, {"destination": RABBITMQ, "through": NOW - 100},
+        ]},
         "requires tenant": {"require_headers": ["tenant"]},
         "requires content-type": {"require_headers": ["content-type"]},
         "refuses what is not covered": {"unsigned_headers": "reject"},
@@ -120,6 +123,11 @@ def stamped(message: Message, ms: int | None = APPENDED * 1000, kind: Any = "app
     return replace(message, origin=replace(message.origin, timestamp_ms=ms, timestamp_type=kind))
 
 
+def at(origin: Origin, **claims: Any) -> Message:
+    """Return a record with a good token at a place of its log."""
+    return replace(FORGE.seal(kafka(), claims=claims), origin=origin)
+
+
 def of(iat: int, exp: int, *, key: Key | None = None, **claims: Any) -> Message:
     """Return a record with these times, in seconds from ``APPENDED``, which is when it was appended."""
     times = {"iat": APPENDED + iat, "exp": APPENDED + exp}
@@ -164,7 +172,51 @@ def at_append() -> list[Vector]:
             kafka(), key=ENDED, claims={"iat": NOW - 101, "exp": NOW + 9}), "append_time_unavailable"),
         ("a key revoked meanwhile, without append time", FORGE.seal(kafka(), key=LOST), "key_revoked"),
     ]  # fmt: skip
+    place = Origin(topic="orders", partition=0, offset=41)
+    timeless = [
+        ("no time at the last offset that is named", at(place)),
+        (
+            "a producer's time before the offset that is named",
+            at(replace(place, offset=0, timestamp_ms=NOW * 1000, timestamp_type="create")),
+        ),
+        (
+            "no time in a batch before the offset that is named",
+            replace(BATCH_FORGE.seal(kafka()), origin=replace(place, offset=1)),
+        ),
+        (
+            "no time on RabbitMQ, signed at the moment that is named",
+            FORGE.seal(rabbit(), claims={"iat": NOW - 100, "exp": NOW - 40}),
+        ),
+        (
+            "expired, and no time at the offset that is named",
+            replace(FORGE.seal(kafka(), claims={"iat": NOW - 999, "exp": NOW - 939}), origin=place),
+        ),
+    ]
+    waiting = [
+        ("no time past the offset that is named", at(replace(place, offset=42))),
+        ("no time in a partition that is not named", at(replace(place, partition=2, offset=0))),
+        ("no time and no place", FORGE.seal(kafka())),
+        (
+            "no time on RabbitMQ, signed after the moment that is named",
+            FORGE.seal(rabbit(), claims={"iat": NOW - 99, "exp": NOW + 9}),
+        ),
+        (
+            "no time at a destination that is not named",
+            replace(
+                FORGE.seal(kafka(destination="kafka:stock")), origin=Origin(topic="stock", partition=0, offset=0)
+            ),
+        ),
+    ]
     return [
+        *judged("at append, with records that can have no time", [
+            *((*case, "append_time_missing") for case in timeless),
+            *((*case, "append_time_unavailable") for case in waiting),
+            ("a time at an offset that is named", at(replace(
+                place, timestamp_ms=APPENDED * 1000, timestamp_type="append"), iat=APPENDED, exp=APPENDED + 60)),
+            ("another audience before the missing time", at(place, aud="x"), "audience_mismatch"),
+            ("a retired key before the missing time", replace(FORGE.seal(kafka(), key=ENDED), origin=place),
+             "key_expired"),
+        ]),
         *judged("at append", cases),
         *judged(rabbits, [
             ("on RabbitMQ where anybody may write the time", stamped(FORGE.seal(rabbit())),

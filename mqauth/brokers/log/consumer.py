@@ -241,7 +241,7 @@ class LogConsumer(BackgroundRun):
         unsubscribe = self._guard.on_change(self._assignment.keys_changed)
         with stopping_on_signals(self.stop, enabled=signals):
             self._running = True
-            self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name)
+            self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name, self._guard.rollout)
             with self._workers.first:
                 self._workers.run()
             unsubscribe()

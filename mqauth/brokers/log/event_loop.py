@@ -143,7 +143,7 @@ class AsyncLogConsumer:
         await arun(starting(self._guard))
         self._unsubscribe = self._guard.on_change(partial(self._keys_changed, asyncio.get_running_loop()))
         self._running = True
-        self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name)
+        self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name, self._guard.rollout)
         self._polling = asyncio.create_task(self._poll_until_stopped())
         return self
 

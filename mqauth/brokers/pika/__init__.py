@@ -13,11 +13,13 @@ from pika.adapters.blocking_connection import BlockingChannel
 from mqauth.brokers.log.judge import Judgement
 from mqauth.brokers.pika.confirmed import AuditQueue, DeadLetters, UnroutableError
 from mqauth.brokers.pika.consumer import Consumer
-from mqauth.brokers.pika.link import LOST
+from mqauth.brokers.pika.interceptor import echoed
+from mqauth.brokers.pika.link import LOST, drive, link_of
 from mqauth.brokers.pika.producer import Producer
 from mqauth.brokers.pika.queue import Delivered, Deliveries
 from mqauth.brokers.pika.topology import declare_dead_letters, declare_source
 from mqauth.brokers.pika.translate import from_native, to_message
+from mqauth.brokers.queue.interceptor import is_proved, prove
 from mqauth.delivery.health import QueueHealth as Health
 from mqauth.delivery.slot import Slot
 from mqauth.flow import run
@@ -64,9 +66,14 @@ def judge(
         scope: on whose behalf it was taken; by default the queue.
 
     Raises:
-        ConfigurationError: a plug-in is asynchronous.
+        ConfigurationError: a plug-in is asynchronous; or append times are believed, and the broker does not prove
+            them.
+        UnansweredError: it did not say whether it overwrites append times; nothing was judged.
         StaleDelivery: its channel ended: the broker delivers it again.
     """
+    times, link = guard.verifier.times, link_of(channel.connection)
+    if not is_proved(times, link):
+        drive(prove(times, link, echoed))
     native, calls = Delivered(channel, method, properties, body), Deliveries(queue, scope)
     delivery = guard.receive(calls.message(native))
     slot = Slot(native, calls, guard.clock.monotonic())

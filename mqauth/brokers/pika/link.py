@@ -192,7 +192,7 @@ class Line:
 
     async def opened(self, open_channel: Callable[..., Any]) -> None:
         """Open it, and return once the broker has answered."""
-        answer = self._future()
+        answer = self.awaited()
         self.native = open_channel(on_open_callback=partial(_answered, answer))
         # ``BlockingConnection.close`` asks each channel for what it was wrapped in, and closes that.
         self.native._set_cookie(self.native)
@@ -205,7 +205,7 @@ class Line:
         Raises:
             Exception: pika's: why the channel ended.
         """
-        answer = self._future()
+        answer = self.awaited()
         method(*args, **named, callback=partial(_answered, answer))
         return await answer
 
@@ -221,7 +221,8 @@ class Line:
         )
         self.native._cleanup_consumer_ref(consumer)
 
-    def _future(self) -> asyncio.Future[Any]:
+    def awaited(self) -> asyncio.Future[Any]:
+        """Return a future that gets the reason where the channel ends before its answer."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.add(answer)
         answer.add_done_callback(self._waiting.discard)

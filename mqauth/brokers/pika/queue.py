@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from pika.exceptions import AMQPChannelError
 
-from mqauth.brokers import amqp_topology
-from mqauth.brokers.amqp_topology import OFFSET, stream_refused
+from mqauth.brokers.amqp_topology import OFFSET, is_stream, stream_refused
 from mqauth.brokers.event_loop import DeliveryTasks
+from mqauth.brokers.pika.interceptor import echoed
 from mqauth.brokers.pika.link import LOST, Line, Link
 from mqauth.brokers.pika.translate import failures_of, read
 from mqauth.brokers.queue.client import OpenChannel, Take
@@ -128,7 +128,7 @@ class Queue(Deliveries):
         if line is None:
             raise ConfigurationError("the channel was not opened")
         await line.ask(line.native.basic_qos, prefetch_count=prefetch)
-        return OpenChannel(line, partial(self._send, line))
+        return OpenChannel(line, partial(self._send, line), self._link, echoed)
 
     async def consume(self, channel: Line, take: Take) -> str:
         """Have each delivery on a channel given to ``take``; return the consumer's tag."""
@@ -169,7 +169,7 @@ class Queue(Deliveries):
 
     async def refusal(self) -> ConfigurationError | None:
         """Ask the broker whether the queue is a stream; return the error for one, else ``None``."""
-        return stream_refused(self.queue) if await amqp_topology.is_stream(self._declared) else None
+        return stream_refused(self.queue) if await is_stream(self._declared) else None
 
     async def _declared(self, arguments: dict[str, Any]) -> str:
         """Return the broker's answer to a declaration, made on a channel of its own; empty where it agrees."""

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
 from mqauth.brokers.queue.channel import Send
+from mqauth.brokers.queue.interceptor import Ask
 from mqauth.delivery.slot import DeliveryFacts
 from mqauth.errors import ConfigurationError
 from mqauth.wire.message import Message
@@ -43,10 +44,14 @@ class OpenChannel(NamedTuple):
     Args:
         channel: the client's.
         send: sends its acks.
+        connection: the client's, below it.
+        ask: asks the broker on that connection whether it overwrites append times.
     """
 
     channel: Any
     send: Send
+    connection: Any
+    ask: Ask
 
 
 class QueueClient(DeliveryClient, Protocol):

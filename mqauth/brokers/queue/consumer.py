@@ -112,8 +112,9 @@ class QueueConsumer:
         )
         self._window = Window(calls.queue, guard.clock, self._processor.hold, prefetch)
         self._subscription = Subscription(
-            calls, self._window, self._processor, self._on_message, coalesce=coalesce_acks, sleep=sleep
-        )
+            calls, self._window, self._processor, self._on_message, times=guard.verifier.times,
+            coalesce=coalesce_acks, sleep=sleep,
+        )  # fmt: skip
         self._tasks = DeliveryTasks()
         self._beat = LoopBeat(guard.clock)
         self._in_callback = 0
@@ -136,7 +137,8 @@ class QueueConsumer:
             Exception: the client's own, where the queue cannot be consumed, or a connection that does not come
                 back by itself was lost.
         """
-        with loop_stopping_on_signals(self._stop, enabled=signals):
+        # a stop is heard while the broker is out of reach at the start, too
+        with loop_stopping_on_signals(self._end, enabled=signals):
             async with self:
                 await self._stopping.wait()
 
@@ -158,7 +160,9 @@ class QueueConsumer:
             partial(_wake, asyncio.get_running_loop(), self._processor.retrier)
         )
         self._beat.start(asyncio.get_running_loop())
-        self._guard.journal.started(f"queue {self._calls.queue}", self._calls.queue, self._letters)
+        self._guard.journal.started(
+            f"queue {self._calls.queue}", self._calls.queue, self._letters, self._guard.rollout
+        )
         self._supervisor = asyncio.create_task(self._supervise())
         if self._guard.observing is not None:
             self._telling = asyncio.create_task(self._tell(self._guard.observing))

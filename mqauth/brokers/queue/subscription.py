@@ -10,9 +10,11 @@ import tenacity
 from mqauth.brokers.event_loop import Sleep
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import OpenChannel, QueueClient, Take
+from mqauth.brokers.queue.interceptor import UnansweredError, prove
 from mqauth.brokers.queue.processor import Processor
 from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.window import PROBE_WAIT, PROBE_WAIT_MAX, Window
+from mqauth.judging.token import Times
 
 _STARTED_WITHIN: Final = 1.0
 """Seconds that a stop gives a call that begins to consume: a client may close the channel of a cancelled call."""
@@ -26,6 +28,7 @@ class Subscription:
         window: says what to ask for.
         processor: has the held deliveries, and tries them.
         take: gets each delivery.
+        times: of the verifier: whether the broker has to prove its append times.
         coalesce: whether to ack many deliveries in one frame.
         sleep: waits so many seconds.
 
@@ -35,9 +38,11 @@ class Subscription:
     """
 
     def __init__(
-        self, calls: QueueClient, window: Window, processor: Processor, take: Take, *, coalesce: bool, sleep: Sleep
-    ) -> None:
+        self, calls: QueueClient, window: Window, processor: Processor, take: Take, *, times: Times,
+        coalesce: bool, sleep: Sleep,
+    ) -> None:  # fmt: skip
         self._calls = calls
+        self._times = times
         self._window = window
         self._processor = processor
         self._take = take
@@ -115,17 +120,24 @@ class Subscription:
         self._calls.unwatch()
 
     async def _start(self) -> None:
-        """Consume; where that was possible before and the channel comes back by itself, retry until it is."""
-        if not self.started.is_set() or not self._calls.reopens:
+        """Consume; where the channel comes back by itself, retry what an outage kept it from.
+
+        Before it was possible once only an unanswered question is known to be that.
+        """
+        if not self._calls.reopens:
             return await self._consume()
         retrying = tenacity.AsyncRetrying(
             sleep=self._sleep,
             wait=tenacity.wait_random_exponential(multiplier=PROBE_WAIT, max=PROBE_WAIT_MAX),
             stop=tenacity.stop_never,
-            retry=tenacity.retry_if_exception(self._calls.is_temporary),
+            retry=tenacity.retry_if_exception(self._may_pass),
             before_sleep=self._failed_to_start,
         )
         await retrying(self._consume)
+
+    def _may_pass(self, error: BaseException) -> bool:
+        known = self.started.is_set() or isinstance(error, UnansweredError)
+        return known and self._calls.is_temporary(error)
 
     def _failed_to_start(self, attempt: tenacity.RetryCallState) -> None:
         self._window.outage.failed(None if attempt.outcome is None else attempt.outcome.exception())
@@ -139,6 +151,8 @@ class Subscription:
             if self._window.stalled is not None:
                 return self._window.outage.end()
             opened = await self._calls.open(self._window.prefetch)
+            # each connection anew: the broker may have another configuration by now
+            await prove(self._times, opened.connection, opened.ask)
             self._window.opens()
             self.acks = self._acks_of(opened)
             self._window.consumes(await self._calls.consume(opened.channel, self._take))

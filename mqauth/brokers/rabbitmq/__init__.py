@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from mqauth.brokers.queue.processor import Processor, fence
 from mqauth.brokers.rabbitmq.confirmed import AuditQueue, DeadLetters
 from mqauth.brokers.rabbitmq.consumer import Consumer
 from mqauth.brokers.rabbitmq.incoming import as_incoming
+from mqauth.brokers.rabbitmq.interceptor import proved
 from mqauth.brokers.rabbitmq.producer import Producer, UnroutableError, as_responder
 from mqauth.brokers.rabbitmq.queue import Deliveries
 from mqauth.brokers.rabbitmq.topology import declare_dead_letters, declare_source
@@ -28,7 +30,7 @@ from mqauth.brokers.rabbitmq.translate import from_native, to_message
 from mqauth.delivery.health import QueueHealth as Health
 from mqauth.delivery.hold import CONSUMER_TIMEOUT
 from mqauth.delivery.slot import Slot
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, StaleDelivery
 from mqauth.flow import arun
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline
 from mqauth.judging.unverified import Unverifieds
@@ -88,7 +90,8 @@ def guarded(
             pass; or a table of handlers by kind. It is another function than ``handler``.
 
     Raises:
-        ConfigurationError: the pipeline has no audit.
+        ConfigurationError: the pipeline has no audit; from the callback: append times are believed, and the broker
+            does not prove them, so that its message stays unacked.
     """
     if guard.audit is None:
         raise ConfigurationError("a consumer's pipeline needs audit=")
@@ -103,10 +106,15 @@ def guarded(
         delivery_limit=delivery_limit,
         unverified=unverified,
     )
-    running: set[asyncio.Task[Outcome | None]] = set()
+    running: set[asyncio.Task[None]] = set()
+
+    async def process(incoming: AbstractIncomingMessage) -> None:
+        with suppress(StaleDelivery):
+            await proved(guard.verifier.times, incoming)
+            await processor.process(incoming)
 
     async def callback(incoming: AbstractIncomingMessage | DeliveredMessage) -> None:
-        task = asyncio.create_task(processor.process(as_incoming(incoming)))
+        task = asyncio.create_task(process(as_incoming(incoming)))
         running.add(task)
         task.add_done_callback(running.discard)
         await asyncio.shield(task)
@@ -160,9 +168,11 @@ async def judge(
         scope: on whose behalf it was taken; by default the queue.
 
     Raises:
+        ConfigurationError: append times are believed, and the broker does not prove them.
         StaleDelivery: its channel ended: the broker delivers it again.
     """
     incoming = as_incoming(incoming)
+    await proved(guard.verifier.times, incoming)
     calls = Deliveries(queue, scope)
     delivery = guard.receive(calls.message(incoming))
     delivery.fence = partial(fence, calls, Slot(incoming, calls, guard.clock.monotonic()))

@@ -15,8 +15,8 @@ from mqauth.brokers.amqp_topology import OFFSET, stream_refused
 from mqauth.brokers.queue.channel import PART, RoundTrip, Send
 from mqauth.brokers.queue.client import OpenChannel, Take
 from mqauth.brokers.rabbitmq import channel as channels
-from mqauth.brokers.rabbitmq.channel import LOST, ClosedByOwnerError, closing_is_an_error, try_settle
 from mqauth.brokers.rabbitmq.incoming import subscribed
+from mqauth.brokers.rabbitmq.interceptor import echoed
 from mqauth.brokers.rabbitmq.topology import is_stream
 from mqauth.brokers.rabbitmq.translate import failures_of, from_native
 from mqauth.errors import ConfigurationError
@@ -61,11 +61,11 @@ class Deliveries:
 
     async def ack(self, native: AbstractIncomingMessage, /) -> bool:
         """Ack it alone; return ``False`` where its channel is gone."""
-        return await try_settle(native.ack, f"ack on {self.queue}")
+        return await channels.try_settle(native.ack, f"ack on {self.queue}")
 
     async def requeue(self, native: AbstractIncomingMessage, /) -> bool:
         """Give it back; return ``False`` where its channel is gone."""
-        return await try_settle(native.nack, f"requeue on {self.queue}")
+        return await channels.try_settle(native.nack, f"requeue on {self.queue}")
 
     async def lives(self, native: AbstractIncomingMessage, /) -> bool:
         """Return whether its channel answers a question that is asked from now on; closed where it does not."""
@@ -101,23 +101,23 @@ class Queue(Deliveries):
 
     async def open(self, prefetch: int) -> OpenChannel:
         """Set the window of the channel; return aiormq's channel."""
-        with closing_is_an_error():
+        with channels.closing_is_an_error():
             await self._native.channel.set_qos(prefetch_count=prefetch)
             self._channel = channel = await self._native.channel.get_underlay_channel()
             channel.on_consumer_cancel_callbacks.add(self._on_cancel)
-        return OpenChannel(channel, sender(channel, self.queue))
+        return OpenChannel(channel, sender(channel, self.queue), channel.connection, echoed)
 
     async def consume(self, channel: AbstractChannel, take: Take) -> str:
         """Have each delivery on aiormq's channel given to ``take``; return the consumer's tag."""
-        with closing_is_an_error():
+        with channels.closing_is_an_error():
             return await subscribed(self._native, channel, take)
 
     async def cancel(self, consumer: str) -> None:
         """Cancel a consumer, and return when no more of its deliveries come."""
         try:
-            with closing_is_an_error():
+            with channels.closing_is_an_error():
                 await self._native.cancel(consumer)
-        except LOST as error:
+        except channels.LOST as error:
             emit(
                 "client.cancel_failed",
                 "cancelling the consumer of %s failed: %s",
@@ -127,7 +127,7 @@ class Queue(Deliveries):
 
     def is_temporary(self, error: BaseException) -> bool:
         """Return whether an error that kept it from consuming may pass; not where the owner closed the channel."""
-        return isinstance(error, LOST) and not isinstance(error, ClosedByOwnerError)
+        return isinstance(error, channels.LOST) and not isinstance(error, channels.ClosedByOwnerError)
 
     def is_blocked(self) -> bool:
         """Return whether the broker has blocked the connection."""
@@ -174,9 +174,9 @@ async def _answers(channel: Any) -> bool:
     ``basic.qos`` it needs no value of the consumer's.
     """
     try:
-        with closing_is_an_error():
+        with channels.closing_is_an_error():
             await channel.flow(active=True)
-    except LOST:
+    except channels.LOST:
         return False
     return True
 
@@ -185,6 +185,6 @@ def sender(channel: AbstractChannel, queue: str) -> Send:
     """Return what sends the acks of aiormq's channel, and returns ``False`` where the channel is gone."""
 
     async def send(tag: int, multiple: bool) -> bool:
-        return await try_settle(partial(channel.basic_ack, tag, multiple=multiple), f"ack on {queue}")
+        return await channels.try_settle(partial(channel.basic_ack, tag, multiple=multiple), f"ack on {queue}")
 
     return send

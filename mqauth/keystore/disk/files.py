@@ -61,14 +61,19 @@ def write_whole(path: Path, raw: bytes) -> None:
 
 
 def refuse_writable(path: Path) -> None:
-    """Refuse a file that its group or others may write.
+    """Refuse a file that anybody but this process's user and root may write, or put another one in place of.
 
     Raises:
         ConfigurationError: they may, or its mode cannot be read.
     """
-    with file_errors(path):
-        mode = stat.S_IMODE(os.stat(path).st_mode)
-    require(not mode & 0o022, f"{path}: others may write it (mode {mode:04o}); chmod 600 it")
+    for place in (path, path.parent):
+        with file_errors(place):
+            found = os.stat(place)
+        require(found.st_uid in (0, os.geteuid()), f"{place}: another user owns it (uid {found.st_uid})")
+        # In a folder with the sticky bit nobody can replace the file of another user.
+        sticky = place is not path and found.st_mode & stat.S_ISVTX
+        mode = stat.S_IMODE(found.st_mode)
+        require(sticky or not mode & 0o022, f"{place}: others may write it (mode {mode:04o}); chmod go-w it")
 
 
 def stamp(path: Path) -> Stamp | None:

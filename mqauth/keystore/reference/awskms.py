@@ -4,36 +4,40 @@ Its reference is ``awskms:ARN``. Behind a question mark, joined by ``&``, may st
 or FIPS endpoint, and ``ca`` and ``unsafe_http_loopback=true`` for it. An alias is followed once, when it is
 adopted: the key that it stands for then is entered. The key material of an ARN never changes.
 
-Credentials are those that boto3 finds; botocore signs the requests, and ``mqauth.http`` sends them: one deadline,
-an answer bounded in bytes, no redirect. Whatever keeps KMS from signing is ``Unavailable``, with the host named.
-No answer's text is repeated, for AWS repeats the session token when a signature is wrong.
+botocore has the credentials, the requests and the connections. A call is made once: ``ReferenceKey`` tries again,
+and checks each signature. Whatever keeps KMS from signing is ``Unavailable``, with the host named; the code of an
+answer is repeated, and its text never, for AWS repeats the session token when a signature is wrong.
 
 Source: AWS KMS API Reference, "GetPublicKey" and "Sign"; Developer Guide, "Key spec reference".
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
+from botocore.config import Config
+from botocore.exceptions import ClientError
+from botocore.session import Session
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import refusing, require
-from mqauth.http.connection import Dial, Endpoint, FetchFailed, tls_context
-from mqauth.keystore.reference.aws_credentials import CHAIN, CredentialChain, signed
+from mqauth.audit.redaction import redact_logging
+from mqauth.errors import Cause, Unavailable, refusing, require
+from mqauth.http.connection import Endpoint
 from mqauth.keystore.reference.key import TIMEOUT
-from mqauth.keystore.reference.served import LOOPBACK, Served, options
-from mqauth.wire import strict_json
+from mqauth.keystore.reference.served import LOOPBACK, options
 from mqauth.wire.keys import PublicKey, natural_algorithm
 
+# At DEBUG botocore writes the session token into the log.
+redact_logging()
 SCHEME: Final = "awskms:"
 MAX_RAW: Final = 4096
 """Bytes of a message that KMS digests itself; Ed25519 signs no longer ones."""
@@ -47,7 +51,7 @@ _DOMAINS: Final = {
     "aws": "amazonaws.com", "aws-cn": "amazonaws.com.cn", "aws-us-gov": "amazonaws.com",
     "aws-eusc": "amazonaws.eu",
 }  # fmt: skip
-_CODE: Final = re.compile(r"(?:[A-Za-z.]{0,64}#)?([A-Za-z]{1,64})", re.ASCII)
+_CODE: Final = re.compile(r"[A-Za-z0-9]{1,64}", re.ASCII)
 _UNKNOWN: Final = "the credentials are wrong or have ended, or the clock here is wrong"
 _STRANGERS: Final = (
     "UnrecognizedClientException", "InvalidSignatureException", "ExpiredTokenException", "IncompleteSignature",
@@ -62,11 +66,10 @@ _SAID: Final[Mapping[str, str]] = {
     "NotFoundException": "no such key",
     "ThrottlingException": "over the quota of requests: send batches, or ask AWS for more",
     "ValidationException": "the key does not sign so",
-    "status 500": "AWS KMS failed",
-    "status 503": "AWS KMS failed",
+    "KMSInternalException": "AWS KMS failed",
     **dict.fromkeys(_STRANGERS, _UNKNOWN),
 }
-"""What codes and statuses mean that AWS KMS answers with."""
+"""What the codes of AWS mean."""
 
 
 class _Kind(NamedTuple):
@@ -83,7 +86,7 @@ _SIGNS: Final[Mapping[str, _Kind]] = {
     "EdDSA": _Kind("ED25519_SHA_512"),
 }
 """How AWS KMS makes the signatures of an algorithm."""
-_UNREADABLE: Final = (AttributeError, KeyError, TypeError, ValueError, UnsupportedAlgorithm)
+_UNREADABLE: Final = (KeyError, TypeError, ValueError, UnsupportedAlgorithm)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,30 +144,37 @@ class Place:
         return Endpoint.parse(self.server, unsafe_http_loopback=self.loopback, name=f"the endpoint of {_NAME}")
 
 
-class KmsKey(Served):
+@lru_cache(maxsize=64)
+def client_of(_process: int, place: Place, timeout: float) -> Any:
+    """Return botocore's client of a place: threads share it, and a child after a fork has its own."""
+    once = Config(connect_timeout=timeout, read_timeout=timeout, retries={"total_max_attempts": 1})
+    return Session().create_client(
+        "kms", region_name=place.region, endpoint_url=place.server, config=once,
+        verify=True if place.ca is None else str(place.ca),
+    )  # fmt: skip
+
+
+class KmsKey:
     """A key of AWS KMS; the ``Holder`` of ``awskms:``.
 
     Args:
         uri: the reference of the key.
-        timeout: seconds for a request, everything included, also what finds the credentials.
-        clock: tells the time.
-        dial: opens connections, in place of ``connect``.
-        chain: finds the credentials.
+        timeout: seconds to connect, and to wait for what is read.
 
     Raises:
-        ConfigurationError: the reference is none, or the file of CAs holds none.
+        ConfigurationError: the reference is none.
     """
 
-    def __init__(
-        self, uri: str, *, timeout: float = TIMEOUT, clock: Clock = SYSTEM_CLOCK, dial: Dial | None = None,
-        chain: CredentialChain = CHAIN,
-    ) -> None:  # fmt: skip
+    generation: Final = None
+    """No number: others may stand between us and the server, so each signature is checked."""
+
+    def __init__(self, uri: str, *, timeout: float = TIMEOUT) -> None:
         self._place = Place.parse(uri)
         self._uri = uri
-        self._endpoint = self._place.endpoint()
-        self._chain = chain
-        context = tls_context(self._place.ca) if self._endpoint.tls else None
-        super().__init__(self._place.shown, _SAID, context=context, timeout=timeout, clock=clock, dial=dial)
+        self._timeout = timeout
+
+    def __repr__(self) -> str:
+        return f"KmsKey({self._place.shown!r})"
 
     def pinned(self) -> str:
         """Return the reference with the ARN of the key, where it has that of an alias.
@@ -174,7 +184,7 @@ class KmsKey(Served):
         """
         if not self._place.alias:
             return self._uri
-        arn = str(self._described().get("KeyId"))
+        arn = str(self._ask("get_public_key").get("KeyId"))
         require(_ARN.fullmatch(arn) and ":key/" in arn, "an answer that names no key", self._unavailable)
         return self._uri.replace(self._place.arn, arn, 1)
 
@@ -185,11 +195,12 @@ class KmsKey(Served):
             ConfigurationError: the key there cannot sign for us.
             Unavailable: ``keys_unavailable``: AWS KMS cannot be reached, or refuses.
         """
-        found, where = self._described(), self._place.shown
+        found, where = self._ask("get_public_key"), self._place.shown
         with refusing(_UNREADABLE, f"{where}: no public half of a key that signs"):
-            public: PublicKey = load_der_public_key(base64.b64decode(found["PublicKey"], validate=True))  # type: ignore[assignment]
-            kind, named = _SIGNS.get(natural_algorithm(public)), found["SigningAlgorithms"]
-            signs = kind is not None and kind.named in named and found["KeyUsage"] == "SIGN_VERIFY"
+            public: PublicKey = load_der_public_key(found["PublicKey"])  # type: ignore[assignment]
+            kind = _SIGNS.get(natural_algorithm(public))
+            signs = kind is not None and kind.named in found["SigningAlgorithms"]
+            signs = signs and found["KeyUsage"] == "SIGN_VERIFY"
         require(signs, f"{where}: its key does not sign {', '.join(_SIGNS)}")
         return public
 
@@ -206,56 +217,38 @@ class KmsKey(Served):
             Unavailable: ``keys_unavailable``: AWS KMS cannot be reached, refuses, or answers something else.
         """
         where = self._place.shown
-        require(algorithm in _SIGNS, f"{where}: AWS KMS keys sign {', '.join(_SIGNS)}")
+        kind = require(_SIGNS.get(algorithm), f"{where}: AWS KMS keys sign {', '.join(_SIGNS)}")
         require(not self._place.alias, f"{where}: an alias may stand for another key tomorrow; adopt it")
-        kind = _SIGNS[algorithm]
-        message = {"KeyId": self._place.arn, "SigningAlgorithm": kind.named}
-        answer = self._ask("Sign", {**message, **_message(data, kind, where)})
+        named = "RAW"
+        if len(data) > MAX_RAW:
+            require(
+                kind.digest, f"{where}: an Ed25519 key of AWS KMS signs {MAX_RAW} bytes at most, and a token has"
+                f" {len(data)}: use a P-256 key",
+            )  # fmt: skip
+            named, data = "DIGEST", hashlib.new(str(kind.digest), data).digest()
+        answer = self._ask("sign", Message=data, MessageType=named, SigningAlgorithm=kind.named)
         with refusing(_UNREADABLE, f"an answer without a signature of {kind.named}", self._unavailable):
-            require({name: answer[name] for name in message} == message, "another key's", ValueError)
-            return _raw(base64.b64decode(answer["Signature"], validate=True), kind)
+            return _raw(answer["Signature"], kind)
 
-    def _described(self) -> Mapping[str, Any]:
-        return self._ask("GetPublicKey", {"KeyId": self._place.arn})
-
-    def _ask(self, action: str, document: Mapping[str, str]) -> Mapping[str, Any]:
+    def _ask(self, action: str, **members: Any) -> Mapping[str, Any]:
         """Return what AWS KMS answers about the key."""
-        deadline, body = self._deadline(), strict_json.dumps(document)
         try:
-            credentials = self._chain.credentials(deadline)
-        except FetchFailed as error:
-            raise self._unavailable(str(error)) from error
-        named = {"Content-Type": "application/x-amz-json-1.1", "X-Amz-Target": f"TrentService.{action}"}
-        headers = signed(
-            credentials, body, region=self._place.region, endpoint=self._endpoint, headers=named, clock=self._clock
-        )
-        answer = self._request(
-            self._endpoint, deadline=deadline, document=document, headers=headers, statuses=(200, 400, 403)
-        )
-        found = answer.document or {}
-        if answer.status != 200:
-            raise self._unavailable(self._refused(found, answer.status))
+            client = client_of(os.getpid(), self._place, self._timeout)
+            found: Mapping[str, Any] = getattr(client, action)(KeyId=self._place.arn, **members)
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            if code in _STRANGERS:
+                client_of.cache_clear()  # credentials of files and environment are read again
+            raise self._unavailable(code if _CODE.fullmatch(code) else "an error without a code") from None
+        except Exception as error:
+            # An answer of the wrong shape raises what its parser meets. The text of an error may hold what a
+            # process of the chain of credentials said.
+            raise self._unavailable(type(error).__name__) from None
         return found
 
-    def _refused(self, found: Mapping[str, Any], status: int) -> str:
-        """Return the code of a refusal; its text is not repeated."""
-        code = _CODE.fullmatch(str(found.get("__type", "")))
-        name = code[1] if code else f"status {status}"
-        if name in _STRANGERS:
-            self._chain.refused()
-        return name
-
-
-def _message(data: bytes, kind: _Kind, where: str) -> dict[str, str]:
-    """Return the members of a request that hold what is signed."""
-    named = "RAW"
-    if len(data) > MAX_RAW:
-        require(
-            kind.digest, f"{where}: an Ed25519 key of AWS KMS signs {MAX_RAW} bytes at most, and a token has"
-            f" {len(data)}: use a P-256 key",
-        )  # fmt: skip
-        named, data = "DIGEST", hashlib.new(str(kind.digest), data).digest()
-    return {"Message": base64.b64encode(data).decode("ascii"), "MessageType": named}
+    def _unavailable(self, detail: str) -> Unavailable:
+        detail = ": ".join(filter(None, (detail, _SAID.get(detail))))
+        return Unavailable(Cause.KEYS_UNAVAILABLE, f"{self._place.shown}: {detail}")
 
 
 def _raw(found: bytes, kind: _Kind) -> bytes:

@@ -5,8 +5,8 @@ locking of its own (``C_Initialize(NULL)``), and with a session for each thread 
 every call of every key is made on one thread, over one session, which is logged in once. A session does not
 outlive a fork: a child opens its own. After any error the session is dropped, and the next attempt initialises the
 library again and opens another. While a library hangs, its caller gets ``Unavailable`` after 2 s and others at
-once, and nothing else is asked of it; one that crashes takes the process along.
-``mqauth.keystore.SigningServer`` is a process for it.
+once, and nothing else is asked of it; one that crashes takes the process along. Where that must not be, the key
+belongs into a service: OpenBao or Vault (``transit``), or a KMS.
 
 ES256 is ``CKM_ECDSA`` over a digest that is made here, for not every HSM has ``CKM_ECDSA_SHA256``; it returns
 ``R || S``, as JWS wants it (RFC 7518, section 3.4). Ed25519 is ``CKM_EDDSA`` over the whole input.

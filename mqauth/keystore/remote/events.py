@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from mqauth.logs import emit
 from mqauth.wire.keys import KeySet
@@ -17,35 +17,22 @@ T = TypeVar("T")
 
 
 class EventKind(StrEnum):
-    """The kind of an event; the strings are stable, and metrics use them."""
+    """The kind of an event; the strings are stable, and metrics use them. All but the first are warnings."""
 
     REFRESHED = "refreshed"
-    """A good answer; the detail is ``unchanged`` where it brought nothing new."""
+    """A good answer; the detail says which keys it added, removed or changed."""
     FAILED = "failed"
     """The issuer gave no good answer; the detail says why."""
     STALE = "stale"
     """The set is older than it should be, and is used nevertheless."""
     UNAVAILABLE = "unavailable"
     """There is no set that may be used: messages are deferred."""
-    KEY_ADDED = "key_added"
-    KEY_REMOVED = "key_removed"
-    KEY_CHANGED = "key_changed"
-    """The same public key with another end, revocation, algorithm or other subjects."""
-    KEY_CONFLICT = "key_conflict"
-    """Alarm: a known kid came with another public key. The old key stays until that is seen twice."""
+    LOSS_HELD = "loss_held"
+    """An answer lacks most of the keys, or is an old one. They stay until that is seen twice."""
     KEY_SKIPPED = "key_skipped"
     """A key of the document cannot be used."""
-    LOSS_HELD = "loss_held"
-    """Alarm: an answer lacks most of the keys. They stay until that is seen twice."""
-    SNAPSHOT_LOADED = "snapshot_loaded"
-    SNAPSHOT_REFUSED = "snapshot_refused"
     SNAPSHOT_FAILED = "snapshot_failed"
-
-
-_WARNINGS: Final = frozenset(
-    (EventKind.FAILED, EventKind.STALE, EventKind.UNAVAILABLE, EventKind.KEY_CONFLICT, EventKind.KEY_SKIPPED,
-     EventKind.LOSS_HELD, EventKind.SNAPSHOT_REFUSED, EventKind.SNAPSHOT_FAILED)
-)  # fmt: skip
+    """The snapshot was refused, or could not be written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,14 +43,12 @@ class Event:
         kind: the kind of event.
         source: the URL of the key set, without its query.
         version: the version of the set in use afterwards, ``None`` where there is none.
-        kid: the key concerned.
         detail: one line for people; it never holds a key.
     """
 
     kind: EventKind
     source: str = ""
     version: str | None = None
-    kid: str | None = None
     detail: str = ""
 
 
@@ -135,16 +120,8 @@ class Announcer:
         """Report events, with the version of the set that is in use after them."""
         for event in events:
             self.counters[event.kind.value] += 1
-            level = logging.WARNING if event.kind in _WARNINGS else logging.INFO
-            emit(
-                "keys.changed",
-                "%s: %s %s %s",
-                self._source,
-                event.kind.value,
-                event.kid or "",
-                event.detail,
-                level=level,
-            )
+            level = logging.INFO if event.kind is EventKind.REFRESHED else logging.WARNING
+            emit("keys.changed", "%s: %s %s", self._source, event.kind.value, event.detail, level=level)
             if self._on_event is not None:
                 self._call(
                     self._on_event,

@@ -288,7 +288,7 @@ class JWKS:
                     path, cache.keys, source=self._kept_of, asked=asked, publish_delay=cache.publish_delay
                 )
             except OSError as error:
-                self._report(EventKind.SNAPSHOT_FAILED, words_of(error))
+                self._report(EventKind.SNAPSHOT_FAILED, f"not written: {words_of(error)}")
 
     def _restore(self) -> None:
         if self._snapshot is None or is_missing(self._snapshot):
@@ -298,10 +298,10 @@ class JWKS:
                 self._snapshot, source=self._kept_of, now=self._clock.now(), max_age=self._limits.max_stale
             )
         except ConfigurationError as refused:
-            self._report(EventKind.SNAPSHOT_REFUSED, str(refused))
+            self._report(EventKind.SNAPSHOT_FAILED, f"refused: {refused}")
             return
         self._cache = rules.restored(keys, self._clock.monotonic() - age, delay)
-        self._report(EventKind.SNAPSHOT_LOADED, f"{age:.0f} s old")
+        self._report(EventKind.REFRESHED, f"from the snapshot, {age:.0f} s old")
 
     def _report(self, kind: EventKind, detail: str) -> None:
         self._announcer.publish((Event(kind=kind, detail=detail),), self._cache.keys)

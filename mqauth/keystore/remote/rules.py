@@ -5,21 +5,21 @@ The age of an answer counts from the moment at which it was asked for: that is t
 speaks.
 
 An answer may be a mishap of the issuer, or an old copy, if it is empty, lacks most of the keys, or is dated
-before the answer in use. The keys that it adds are believed. A key that it lacks goes when the next answer lacks
-it, too.
+before the answer in use. The keys and cut-offs that it adds are believed. A key or cut-off that it lacks goes when
+the next answer lacks it, too. This protects honest messages from a slip of the issuer: ``key_unknown`` is final.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final, Literal
 
 from mqauth.errors import require
 from mqauth.keystore.remote.events import Event, EventKind
-from mqauth.wire.keys import Key, KeySet, thumbprint
+from mqauth.wire.keys import KeySet
 
 COOLDOWN: Final = 30.0
 """Seconds between the beginnings of two attempts for the sake of unknown kids, also during an outage."""
@@ -31,9 +31,6 @@ ABSENT_KIDS: Final = 128
 ABSENT_SECONDS: Final = 60.0
 """Short, so that a producer that signed a little before its key was published is heard again soon."""
 NEVER: Final = -math.inf
-Suspects = Mapping[str, str]
-"""How the last answer contradicted keys in use, by kid: ``ABSENT``, or the version of the key it had instead."""
-ABSENT: Final = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +101,7 @@ class Cache:
         publish_delay: the publish delay that the issuer announced, seconds.
         etag: the entity tag of the answer that equals the set.
         date: the issuer's date of that answer, UTC seconds.
-        suspects: the contradictions that the next answer has to confirm.
+        suspects: the kids of which the next answer has to confirm that they are gone or have other terms.
         seen_empty: whether the first answer held no key; a second one like it counts.
         attempt: when the last attempt began.
         in_flight: whether that attempt has not ended yet.
@@ -122,7 +119,7 @@ class Cache:
     publish_delay: float = 0
     etag: str | None = None
     date: float | None = None
-    suspects: Suspects = field(default_factory=dict)
+    suspects: Set[str] = frozenset()
     seen_empty: bool = False
     attempt: float = NEVER
     in_flight: bool = False
@@ -198,8 +195,7 @@ def answered(cache: Cache, answer: Answer, *, asked: float, limits: Limits, jitt
         suspects=merged.suspects, in_flight=False, due=asked + max(ahead, COOLDOWN),
         failing_since=None, failures=0, failure=None, seen_empty=False, announced="fresh",
     )  # fmt: skip
-    same = cache.keys is not None and merged.keys.version == cache.keys.version
-    return result, (Event(kind=EventKind.REFRESHED, detail="unchanged" if same else ""), *merged.events)
+    return result, merged.events
 
 
 def failed(cache: Cache, failure: str, *, asked: float, now: float, limits: Limits, jitter: float) -> Step:
@@ -222,7 +218,9 @@ def failed(cache: Cache, failure: str, *, asked: float, now: float, limits: Limi
 def _merged(cache: Cache, answer: Answer) -> Merged | None:
     """Return the set from now on; ``None`` for a first answer that is empty, unless it is the second one."""
     if answer.keys is None:
-        return Merged(cache.keys or KeySet([]), cache.suspects, ())
+        return Merged(
+            cache.keys or KeySet([]), cache.suspects, (Event(kind=EventKind.REFRESHED, detail="unchanged"),)
+        )
     if cache.keys is None and not answer.keys.keys and not cache.seen_empty:
         return None
     outdated = None not in (cache.date, answer.date) and (answer.date or 0) < (cache.date or 0)
@@ -314,77 +312,61 @@ def _check(name: str, value: float, low: float, high: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """The set to use from now on, the contradictions that the next answer has to confirm, and the events."""
+    """The set to use from now on, the kids that the next answer has to confirm, and the events."""
 
     keys: KeySet
-    suspects: Suspects
+    suspects: Set[str]
     events: tuple[Event, ...]
 
 
-def merge(current: KeySet, answer: KeySet, suspects: Suspects, *, outdated: bool) -> Merged:
+def merge(current: KeySet, answer: KeySet, suspects: Set[str], *, outdated: bool) -> Merged:
     """Merge an answer into the set in use.
 
     Args:
         current: the set in use, empty at first.
         answer: the keys of a good answer.
-        suspects: the contradictions that the last answer left to be confirmed.
+        suspects: the kids that the last answer left to be confirmed.
         outdated: whether the answer is dated before the one in use.
     """
-    guarded = outdated or 2 * sum(answer.get(key.kid) is None for key in current) > len(current.keys)
-    held: dict[str, str] = {}
-    for old in current:
-        doubt = _doubt(old, answer.get(old.kid), guarded=guarded, outdated=outdated)
-        if doubt is not None and suspects.get(old.kid) != doubt:
-            held[old.kid] = doubt
+    # A revocation and other new terms count at once, but not those of an old copy.
+    missing = {key.kid for key in current if answer.get(key.kid) is None}
+    others = {key.kid for key in current if answer.get(key.kid) not in (None, key)}
+    mishap = outdated or 2 * len(missing) > len(current.keys)
+    held = ((missing if mishap else set()) | (others if outdated else set())) - suspects
+    cutoffs = answer.cutoffs
+    if answer.misread or outdated:
+        cutoffs = current.cutoffs
+    elif held:
+        # Whoever answers with half a set by mistake has left out cut-offs, too: only later ones count already.
+        later = {
+            subject: cutoff
+            for subject, cutoff in answer.cutoffs.items()
+            if subject not in current.cutoffs or cutoff.before > current.cutoffs[subject].before
+        }
+        cutoffs = {**current.cutoffs, **later}
     keys = KeySet(
         [*(key for key in answer if key.kid not in held), *(key for key in current if key.kid in held)],
         answer.skipped,
-        # an old copy takes no cut-off back
-        current.cutoffs if answer.misread or outdated else answer.cutoffs,
+        cutoffs,
     )
-    events = (*_alarms(held), *_differences(current, keys))
+    events = tuple(_events(current, keys, held))
     # The very same object tells everybody that nothing has changed.
     if keys.version == current.version and keys.skipped == current.skipped:
         keys = current
     return Merged(keys, held, events)
 
 
-def _doubt(old: Key, new: Key | None, *, guarded: bool, outdated: bool) -> str | None:
-    """Return the contradiction that must be seen twice, ``None`` where the answer counts at once."""
-    if new is None:
-        return ABSENT if guarded else None
-    # A revocation and other new terms of the same public key count at once, but not those of an old copy.
-    if thumbprint(new.public) != thumbprint(old.public) or (outdated and new != old):
-        return KeySet([new]).version
-    return None
-
-
-def _alarms(held: Suspects) -> Iterable[Event]:
-    absent = sorted(kid for kid, doubt in held.items() if doubt == ABSENT)
-    if absent:
-        yield Event(kind=EventKind.LOSS_HELD, detail=f"{len(absent)} keys missing, kept until seen twice")
-    why = "another key came under this kid; the old one stays"
-    yield from (Event(kind=EventKind.KEY_CONFLICT, kid=kid, detail=why) for kid in sorted(held.keys() - absent))
-
-
-def _differences(old: KeySet, new: KeySet) -> Iterable[Event]:
-    """Yield an event for each key that came, went, changed, or cannot be used."""
+def _events(old: KeySet, new: KeySet, held: Set[str]) -> Iterator[Event]:
+    """Yield what an answer changed, what it cannot take away yet, and which of its keys cannot be used."""
     before, after = old.by_kid, new.by_kid
-    yield from (Event(kind=EventKind.KEY_ADDED, kid=kid) for kid in sorted(after.keys() - before.keys()))
-    yield from (Event(kind=EventKind.KEY_REMOVED, kid=kid) for kid in sorted(before.keys() - after.keys()))
-    for kid in sorted(before.keys() & after.keys()):
-        if before[kid] != after[kid]:
-            yield Event(kind=EventKind.KEY_CHANGED, kid=kid, detail=_change(before[kid], after[kid]))
+    changed = {kid for kid in before.keys() & after.keys() if before[kid] != after[kid]}
+    revoked = {kid for kid in changed if after[kid].revocation not in (None, before[kid].revocation)}
+    told = {
+        "added": after.keys() - before.keys(), "removed": before.keys() - after.keys(), "revoked": revoked,
+        "changed": changed - revoked,
+    }  # fmt: skip
+    detail = "; ".join(f"{what} {', '.join(sorted(kids))}" for what, kids in told.items() if kids)
+    yield Event(kind=EventKind.REFRESHED, detail=detail or "unchanged")
+    if held:
+        yield Event(kind=EventKind.LOSS_HELD, detail=f"{len(held)} keys missing or older, kept until seen twice")
     yield from (Event(kind=EventKind.KEY_SKIPPED, detail=line) for line in new.skipped if line not in old.skipped)
-
-
-def _change(old: Key, new: Key) -> str:
-    """Return the names of what differs between two keys of one kid."""
-    named = {
-        "public key": thumbprint(old.public) != thumbprint(new.public),
-        "algorithm": old.algorithm != new.algorithm,
-        "subjects": old.subjects != new.subjects,
-        "end": old.expires != new.expires,
-        "revocation": old.revocation != new.revocation,
-    }
-    return ", ".join(name for name, differs in named.items() if differs)

@@ -1,0 +1,250 @@
+"""A consumer of mqauth on each client, in one form, for tests of what every client promises."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aio_pika
+import kafka as kafka_python
+from confluent_kafka import Consumer as ConfluentConsumer
+from confluent_kafka.aio import AIOConsumer
+
+from mqauth import Pipeline
+from mqauth.brokers import aiokafka, confluent, kafka, pika, rabbitmq
+from mqauth.brokers.event_loop import on_thread, on_threads
+from mqauth.integrations.faststream import UnverifiedMessage, VerifiedMessage, protect, unverified
+from mqauth.testing.loop_thread import LoopThread
+from mqauth.testing.stage import wait_until
+from mqauth.testing.stage_aiokafka import AiokafkaClients
+from mqauth.testing.stage_confluent import ConfluentClients
+from mqauth.testing.stage_kafka import servers
+from mqauth.testing.stage_pika import connect
+
+_KAFKA: Any = kafka_python  # its classes have no types
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wiring:
+    """What a consumer is made of, whatever its client.
+
+    Args:
+        url: of the broker.
+        source: the queue or topic.
+        dead: the dead-letter queue or topic.
+        scope: the consumer group; on RabbitMQ the queue.
+        guard: the pipeline.
+        handler: a plain function that takes a ``Verified``.
+        old: one that takes an ``Unverified``, or ``None``.
+    """
+
+    url: str
+    source: str
+    dead: str
+    scope: str
+    guard: Pipeline
+    handler: Callable[[Any], Any]
+    old: Callable[[Any], Any] | None = None
+
+
+Consuming = Callable[[Wiring], AbstractContextManager[None]]
+"""Consumes within a ``with`` block, then stops in order; raises what kept the consumer from starting."""
+
+
+# RabbitMQ
+
+
+@contextmanager
+def by_aio_pika(wiring: Wiring) -> Iterator[None]:
+    """Consume with aio-pika."""
+
+    async def consumer() -> rabbitmq.Consumer:
+        queue = await (await consuming.channel()).get_queue(wiring.source)
+        letters = rabbitmq.DeadLetters(await publishing.channel(), wiring.dead)
+        return rabbitmq.Consumer(
+            queue, wiring.guard, wiring.handler, dead_letters=letters, prefetch=100, unverified=wiring.old
+        )
+
+    with closing(LoopThread()) as thread:
+        consuming = thread.call(aio_pika.connect_robust(wiring.url, reconnect_interval=0.2))
+        publishing = thread.call(aio_pika.connect_robust(wiring.url, reconnect_interval=0.2))
+        try:
+            made = thread.call(consumer())
+            thread.call(made.__aenter__())
+            yield
+            thread.call(made.__aexit__(None, None, None))
+        finally:
+            thread.call(consuming.close())
+            thread.call(publishing.close())
+
+
+@contextmanager
+def by_pika(wiring: Wiring) -> Iterator[None]:
+    """Consume with pika."""
+    with connect(wiring.url) as consuming, connect(wiring.url) as publishing:
+        letters = pika.DeadLetters(publishing, wiring.dead)
+        with pika.Consumer(
+            consuming, wiring.source, wiring.guard, wiring.handler, dead_letters=letters, unverified=wiring.old
+        ) as consumer:
+            # The thread that runs it raises what kept it from starting once the block ends.
+            wait_until(lambda: consumer.failed or consumer.health().consuming)
+            if not consumer.failed:
+                yield
+                return
+    raise AssertionError("unreachable")
+
+
+# Kafka
+
+
+@contextmanager
+def by_kafka_python(wiring: Wiring) -> Iterator[None]:
+    """Consume with kafka-python."""
+    known = {"bootstrap_servers": servers(wiring.url), "allow_auto_create_topics": False}
+    client = _KAFKA.KafkaConsumer(
+        wiring.source, group_id=wiring.scope, enable_auto_commit=False, auto_offset_reset="earliest", **known
+    )
+    letters = _KAFKA.KafkaProducer(acks="all", enable_idempotence=False, **known)
+    sink = kafka.DeadLetters(letters, wiring.dead)
+    with (
+        closing(client),
+        closing(letters),
+        kafka.Consumer(client, wiring.guard, wiring.handler, dead_letters=sink, unverified=wiring.old),
+    ):
+        yield
+
+
+@contextmanager
+def by_confluent(wiring: Wiring) -> Iterator[None]:
+    """Consume with confluent-kafka's ``Consumer``."""
+    clients = ConfluentClients(servers(wiring.url), wiring.scope)
+    letters = clients.letters(wiring.dead)
+    client = ConfluentConsumer(clients.consumer_settings())
+    with (
+        closing(letters.client),
+        closing(client),
+        confluent.Consumer(
+            client, wiring.guard, wiring.handler, topics=[wiring.source], dead_letters=letters,
+            unverified=wiring.old,
+        ),
+    ):  # fmt: skip
+        yield
+
+
+@contextmanager
+def by_confluent_aio(wiring: Wiring) -> Iterator[None]:
+    """Consume with confluent-kafka's ``AIOConsumer``."""
+    clients = ConfluentClients(servers(wiring.url), wiring.scope)
+    letters = clients.letters(wiring.dead)
+
+    async def consumer() -> tuple[Any, confluent.AIOConsumer]:
+        client = AIOConsumer(clients.consumer_settings())
+        return client, confluent.AIOConsumer(
+            client, wiring.guard, on_thread(wiring.handler), topics=[wiring.source], dead_letters=letters,
+            unverified=on_threads(wiring.old),
+        )  # fmt: skip
+
+    with closing(letters.client), closing(LoopThread()) as thread:
+        client, made = thread.call(consumer())
+        try:
+            thread.call(made.__aenter__())
+            yield
+            thread.call(made.__aexit__(None, None, None))
+        finally:
+            thread.call(client.close())
+
+
+@contextmanager
+def by_aiokafka(wiring: Wiring) -> Iterator[None]:
+    """Consume with aiokafka."""
+    clients = AiokafkaClients(servers(wiring.url), wiring.scope)
+
+    async def consumer() -> aiokafka.Consumer:
+        sink = aiokafka.DeadLetters(letters, wiring.dead)
+        return aiokafka.Consumer(
+            client, wiring.guard, on_thread(wiring.handler), dead_letters=sink, unverified=on_threads(wiring.old)
+        )
+
+    with closing(LoopThread()) as thread:
+        client, letters = thread.call(clients.consumer(wiring.source)), thread.call(clients.producer())
+        try:
+            made = thread.call(consumer())
+            thread.call(made.__aenter__())
+            yield
+            thread.call(made.__aexit__(None, None, None))
+        finally:
+            thread.call(client.stop())
+            thread.call(letters.stop())
+
+
+# FastStream
+
+
+def by_faststream(package: str) -> Consuming:
+    """Return what consumes with FastStream on a client.
+
+    Args:
+        package: FastStream's, with the client.
+    """
+
+    @contextmanager
+    def consuming(wiring: Wiring) -> Iterator[None]:
+        on_kafka = wiring.url.startswith("kafka:")
+        client: Any = importlib.import_module(package)
+        with closing(LoopThread()) as thread:
+            broker = thread.call(_broker(client, wiring, on_kafka=on_kafka))
+            try:
+                thread.call(broker.start())
+                yield
+            finally:
+                thread.call(broker.stop())
+
+    return consuming
+
+
+async def _broker(client: Any, wiring: Wiring, *, on_kafka: bool) -> Any:
+    """Return a protected broker with one subscriber, not started."""
+    kind = client.KafkaBroker if on_kafka else client.RabbitBroker
+    broker = kind(wiring.url.removeprefix("kafka://") if on_kafka else wiring.url, graceful_timeout=5)
+
+    async def in_queue() -> rabbitmq.DeadLetters:
+        return rabbitmq.DeadLetters(await (await broker.connect()).channel(), wiring.dead)
+
+    def in_topic() -> kafka.DeadLetters:
+        producer = _KAFKA.KafkaProducer(
+            bootstrap_servers=servers(wiring.url), acks="all", enable_idempotence=False
+        )
+        return kafka.DeadLetters(producer, wiring.dead)
+
+    protect(broker, guard=wiring.guard, dead_letters=in_topic if on_kafka else in_queue)
+    if on_kafka:
+        source = broker.subscriber(wiring.source, group_id=wiring.scope, auto_offset_reset="earliest")
+    else:
+        source = broker.subscriber(client.RabbitQueue(wiring.source, declare=False))
+    old = wiring.old
+    if old is not None:
+
+        @source(filter=unverified)
+        async def take_unverified(body: bytes, message: UnverifiedMessage) -> None:
+            old(message)
+
+    @source
+    async def take(body: bytes, message: VerifiedMessage) -> None:
+        wiring.handler(message)
+
+    return broker
+
+
+RABBITMQ: Final[dict[str, Consuming]] = {
+    "aio-pika": by_aio_pika, "pika": by_pika, "faststream": by_faststream("faststream.rabbit"),
+}  # fmt: skip
+"""Every client of RabbitMQ."""
+KAFKA: Final[dict[str, Consuming]] = {
+    "kafka-python": by_kafka_python, "confluent": by_confluent, "confluent+aio": by_confluent_aio,
+    "aiokafka": by_aiokafka, "faststream": by_faststream("faststream.kafka"),
+    "faststream-confluent": by_faststream("faststream.confluent"),
+}  # fmt: skip
+"""Every client of Kafka."""

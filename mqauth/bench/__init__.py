@@ -1,1 +1,0 @@
-"""``mqauth bench``: the cost of mqauth beside the bare clients."""

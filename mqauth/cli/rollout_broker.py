@@ -1,0 +1,182 @@
+"""What ``mqauth rollout up`` asks a broker: whether what was there before the last unsigned message is settled.
+
+The reports of consumers say what came. They cannot say what still waits, or waits again after a restart. On Kafka
+it can be read: every record behind the offsets that the group has committed, up to the end of each partition. So
+nothing that a sender wrote is believed, no setting of the broker is needed, and no offset is exempted.
+
+RabbitMQ shows nobody what a queue holds. With the interceptor the reports say how old the oldest delivery of the
+last minute was. Without it the queue has to have been empty, and the consumers have to have reported after that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from mqauth.audit.record import iso_time
+from mqauth.check.adoption import HOUR, Standing, is_accepted
+from mqauth.cli.broker import rabbitmq, reached, table_of
+from mqauth.config.broker import URLS, BrokerSettings
+from mqauth.config.kinds import is_broker_url
+from mqauth.config.rollout_settings import RolloutSettings
+from mqauth.config.settings import FileSettings
+from mqauth.errors import Reason, require
+from mqauth.judging.observing import group_of_message
+from mqauth.judging.policy import matches
+from mqauth.judging.rollout import Rollout, has_token
+from mqauth.wire import destination as places
+from mqauth.wire.message import Message
+
+PATIENCE: Final = 90.0
+"""Seconds for which a group's backlog is read, a queue is watched, or the reports of a minute are waited for."""
+LOOK: Final = 1.0
+"""Seconds between two looks."""
+NEEDS_BROKER: Final = "what is not settled yet is to be asked for: give --broker, or say --settled once you know"
+
+
+def broker_for(destination: str, named: str | None, config: FileSettings) -> BrokerSettings:
+    """Return the broker of a destination.
+
+    Args:
+        destination: of Kafka or RabbitMQ.
+        named: a URL, or a name of ``[brokers.NAME]``; by default the first of the right kind.
+        config: the configuration.
+
+    Raises:
+        ConfigurationError: none is named, or it is of the other kind.
+    """
+    if named is None:
+        tables = [each for each in (config.broker, *(config.brokers or {}).values()) if each is not None]
+    else:
+        tables = [BrokerSettings(url=named) if is_broker_url(named) else table_of(named, config)]
+    known = [table.unlocked() for table in tables]
+    fits = [each for each in known if each.url and each.url.startswith("kafka:") is places.is_kafka(destination)]
+    refusal = NEEDS_BROKER if named is None else f"--broker: must be {URLS}, and of the destination's kind"
+    return require(fits[0] if fits else None, refusal)
+
+
+# Kafka
+
+
+def unread(topic: str, group: str, entry: RolloutSettings, rollout: Rollout, broker: BrokerSettings) -> str | None:
+    """Return what a group has not settled and would be dead-lettered, ``None`` where there is nothing.
+
+    Args:
+        topic: a name, or a pattern: then topics count of which the group has committed an offset.
+        group: the consumer group.
+        entry: the entry that goes up; groups of messages that it accepts do not count.
+        rollout: what may lack a token at ``enforce``, too.
+        broker: is read; nothing is committed.
+
+    Raises:
+        ConfigurationError: there is no such topic.
+        CommandFailed: the broker cannot be reached.
+    """
+    import kafka
+    from kafka import TopicPartition
+
+    from mqauth.brokers.kafka import from_native
+
+    client: Any = kafka  # its classes have no types
+    servers = (broker.url or "").partition("://")[2].strip("/").split(",")
+    with reached(broker.url, user=broker.user), contextlib.closing(client.KafkaConsumer(
+        **broker.for_kafka(servers), group_id=group, enable_auto_commit=False, allow_auto_create_topics=False,
+    )) as reader:  # fmt: skip
+        # which topics, and how far the group has come in each partition
+        wanted = places.kafka(topic)
+        names = {name for name in reader.topics() if name == topic or matches(wanted, places.kafka(name))}
+        require(names, f"--broker: there is no topic {topic}")
+        found = [TopicPartition(name, each) for name in names for each in reader.partitions_for_topic(name) or ()]
+        committed = {place: reader.committed(place) for place in found}
+        known = {place.topic for place, offset in committed.items() if offset is not None} | {topic}
+        first, ends = reader.beginning_offsets(found), reader.end_offsets(found)
+        left = {
+            place: (max(committed[place] or 0, first[place]), ends[place])
+            for place in found
+            if place.topic in known
+        }
+        left = {place: (start, end) for place, (start, end) in left.items() if start < end}
+        # every record from there on to the end, as it was when it was asked for
+        reader.assign(list(left))
+        for place, (start, _) in left.items():
+            reader.seek(place, start)
+        over, unsigned = time.monotonic() + PATIENCE, dict[int, int]()
+        while waiting := [place for place, (_, end) in left.items() if reader.position(place) < end]:
+            if time.monotonic() > over:
+                return f"group {group} lags too far behind to be read in {PATIENCE:g} s: let it catch up"
+            for place, records in reader.poll(timeout_ms=1000).items():
+                messages = (
+                    from_native(record, scope=group) for record in records if record.offset < left[place][1]
+                )
+                number = sum(_is_unsigned(message, entry, rollout) for message in messages)
+                unsigned[place.partition] = unsigned.get(place.partition, 0) + number
+            reader.pause(*(place for place in left if place not in waiting))
+    total = sum(unsigned.values())
+    where = ", ".join(str(partition) for partition, number in sorted(unsigned.items()) if number)
+    return (
+        f"group {group} has {total:,} records without a token to settle, in partitions {where}" if total else None
+    )
+
+
+def _is_unsigned(message: Message, entry: RolloutSettings, rollout: Rollout) -> bool:
+    """Return whether a message would be dead-lettered for want of a token, and nobody has accepted that."""
+    if has_token(message) or rollout.exemption(message) is not None:
+        return False
+    return not is_accepted(entry, group_of_message(message, Reason.TOKEN_MISSING.value))
+
+
+# RabbitMQ
+
+
+def backlog(standing: Standing, now: float) -> str | None:
+    """Return that the messages that consumers got in the last minute are old, ``None`` where they are not."""
+    oldest = standing.oldest
+    if oldest is None or now - oldest <= HOUR:
+        return None
+    return f"the oldest delivery of the last minute was appended at {iso_time(oldest)}: let the consumers catch up"
+
+
+def emptied(
+    queue: str, broker: BrokerSettings, consumers: int, look: Callable[[], Standing], now: Callable[[], float]
+) -> str | None:
+    """Return why a queue may hold something old, ``None`` once it was empty and consumers reported after that.
+
+    Args:
+        queue: its name.
+        broker: is asked.
+        consumers: processes that have to report.
+        look: returns how the entry stands by now.
+        now: returns UTC seconds.
+
+    Raises:
+        ConfigurationError: there is no such queue.
+        CommandFailed: the broker cannot be reached.
+    """
+    over = time.monotonic() + PATIENCE
+    with rabbitmq(broker) as (connection, call):
+        while True:
+            ready, attached = call(_counted(connection, queue))
+            if not ready:
+                break
+            if time.monotonic() > over:
+                return f"queue {queue} has {ready:,} messages: let it run empty, or say --settled"
+            time.sleep(LOOK)
+    # what was delivered last is in a report that is written within a minute, or was at a consumer's end
+    empty = now()
+    while attached:
+        fresh = sum(told >= empty for told in look().reported.values())
+        if fresh >= consumers:
+            break
+        if time.monotonic() > over:
+            return f"queue {queue} is empty, and {fresh} of {consumers} consumers reported since: say --settled"
+        time.sleep(LOOK)
+    return None
+
+
+async def _counted(connection: Any, queue: str) -> tuple[int, int]:
+    channel = await connection.channel()
+    found = (await channel.declare_queue(queue, passive=True)).declaration_result
+    await channel.close()
+    return found.message_count or 0, found.consumer_count or 0

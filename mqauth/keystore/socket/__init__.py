@@ -1,1 +1,0 @@
-"""A signing key that another process has, behind a Unix socket."""

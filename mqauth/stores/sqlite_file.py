@@ -1,0 +1,160 @@
+"""A SQLite database on a local disk that one process has open, and no other.
+
+A write is in SQLite's log (WAL, https://sqlite.org/wal.html) before the call returns, so that a process that is
+killed loses nothing. The disk syncs it when ``sync`` tells it to, which is for a thread to call: until then a
+power cut may take the last writes back.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sqlite3
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from mqauth.audit.disk import open_private, sync_folder, undone_on_error
+from mqauth.errors import Cause, ConfigurationError, file_errors, refusing, require
+
+SHARE: Final = "several processes (prefork, replicas) share a store on Redis or Valkey"
+MOUNTS: Final = Path("/proc/self/mountinfo")
+_NETWORK: Final = frozenset(
+    ("9p", "afs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "gfs2", "lustre", "nfs", "nfs4", "ocfs2", "smb3")
+)
+_FRAMES: Final = 4096  # pages in the log, 16 MiB, beyond which it is to begin anew
+_FULL: Final = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE))
+_DAMAGED: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
+_DAMAGE: Final = (
+    "damaged. Move it away, with its -wal and -shm, to begin a new one, which does not know what was handled: a "
+    "copy of a message whose token is still good would be handled again"
+)
+
+
+class SQLiteFile:
+    """A database that is locked, whole, and ours.
+
+    Args:
+        path: the file, made with mode 0600. Beside it stand ``-wal`` and ``-shm`` of SQLite, and ``.lock``.
+        schema: SQL that makes the tables of a new file.
+        application: what ``PRAGMA application_id`` tells of files of this kind.
+
+    Raises:
+        ConfigurationError: the file is open already, its disk is not local or cannot be written, or it is damaged
+            or another program's.
+
+    Attributes:
+        connection: for one thread at a time.
+    """
+
+    def __init__(self, path: Path, schema: str, application: int) -> None:
+        self.path = path
+        self._process = os.getpid()
+        # First the lock: what a living process has open is not looked at.
+        with file_errors(path):
+            self._descriptors = _locked(path)
+        with undone_on_error(self._unlock):
+            try:
+                self.connection, self._syncing = self._connect(), self._connect()
+                self._check(schema, application)
+            except sqlite3.Error as error:
+                raise ConfigurationError(self.words(error)[1]) from error
+        _OPEN.append(self)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is the process that opened it, and no child after a fork."""
+        return os.getpid() == self._process
+
+    def sync(self) -> bool:
+        """Have the disk sync the log, and copy it to its place in the file; ``connection`` may write meanwhile.
+
+        Returns:
+            Whether the log is so long that it is to begin anew.
+
+        Raises:
+            OSError, sqlite3.Error: the disk refused.
+        """
+        _, frames, _ = self._syncing.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if frames > _FRAMES:
+            # What the next step would have to wait for is done here, while claims go on.
+            os.fsync(self._descriptors[1])
+        return bool(frames > _FRAMES)
+
+    def begin_anew(self) -> None:
+        """Let the next write begin the log anew; nobody may write meanwhile. That write syncs the log, too."""
+        self._syncing.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+
+    def words(self, error: Exception) -> tuple[Cause, str]:
+        """Return the cause and the detail of a deferral by an error of SQLite or of the system."""
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code in _FULL or getattr(error, "errno", 0) == errno.ENOSPC:
+            return Cause.REPLAY_STORE_FULL, f"{self.path}: the disk is full"
+        return Cause.REPLAY_STORE_UNAVAILABLE, f"{self.path}: {_DAMAGE if code & 0xFF in _DAMAGED else error}"
+
+    def close(self) -> None:
+        """Copy the log to its place, and close the file, while nobody uses it; in a forked child do nothing."""
+        if self.is_ours and self in _OPEN:
+            _OPEN.remove(self)
+            self.connection.close()
+            self._syncing.close()
+            self._unlock()
+
+    def _unlock(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+
+    def _connect(self) -> sqlite3.Connection:
+        """Return a connection that waits for nobody, and copies the log only when it is told to."""
+        connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        require(mode == "wal", f"{self.path}: SQLite cannot keep a log (WAL) here")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        return connection
+
+    def _check(self, schema: str, application: int) -> None:
+        execute = self.connection.execute
+        if execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+            self.connection.executescript(f"BEGIN; {schema}; PRAGMA application_id = {application}; COMMIT")
+        (found,) = execute("PRAGMA application_id").fetchone()
+        require(found == application, f"{self.path}: another program's file")
+        # A page that is damaged is to be met here, and not while messages are handled.
+        require(execute("PRAGMA quick_check(1)").fetchone() == ("ok",), f"{self.path}: {_DAMAGE}")
+
+
+_OPEN: Final[list[SQLiteFile]] = []
+
+
+def _locked(path: Path) -> tuple[int, int]:
+    """Return descriptors of a locked file beside a path, and of the file itself; both are made where missing.
+
+    SQLite's own locks (``fcntl``) are lost when the process closes any descriptor of their file. So the second one
+    is kept until SQLite has closed the file, and the lock is one of another kind (``flock``), on another file.
+    """
+    # Whether a process on another machine is dead no lock can prove.
+    device = path.parent.stat().st_dev
+    with suppress(FileNotFoundError):
+        for line in MOUNTS.read_text("utf-8", "surrogateescape").splitlines():
+            mount, _, file_system = line.partition(" - ")
+            kind = file_system.partition(" ")[0]
+            if mount.split(" ")[2] == f"{os.major(device)}:{os.minor(device)}":
+                require(kind not in _NETWORK, f"{path}: a store needs a local disk, and this is {kind}; {SHARE}")
+    lock = open_private(path.with_name(f"{path.name}.lock"), os.O_RDWR)
+    with undone_on_error(os.close, lock):
+        with refusing(BlockingIOError, f"{path}: already open, here or in another process; {SHARE}"):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file = open_private(path, os.O_RDWR)
+        with undone_on_error(os.close, file):
+            sync_folder(path)
+    return lock, file
+
+
+def _forked() -> None:
+    """Let a child go of the locks of its parent, or they would outlive that."""
+    while _OPEN:
+        os.close(_OPEN.pop()._descriptors[0])
+
+
+os.register_at_fork(after_in_child=_forked)

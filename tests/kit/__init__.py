@@ -1,0 +1,1 @@
+"""The test kit of the leaves: contracts of delivery, and the brokers that they run on."""
