@@ -109,6 +109,10 @@ class LogWork:
             Whether it was audited and skipped.
         """
         partition = self._assignment.partition(place)
+        # It has just been assigned, and is read again once it is begun.
+        if partition is None:
+            self._assignment.early.setdefault(place, first)
+            return False
         try:
             yield from asked(Cause.AUDIT_UNAVAILABLE, self._guard.audit.write, record)  # type: ignore[union-attr]
         except Unavailable as error:

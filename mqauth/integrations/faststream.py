@@ -112,9 +112,11 @@ def _protected(kind: Any) -> type:
             await self._mqauth.letters.start()
             await self._mqauth.tell()
             await super().start()
+            await self._mqauth.started()
 
         async def stop(self, *error: Any, **named: Any) -> None:
             leaving = Leaving(self.config.graceful_timeout or 0.0)
+            await leaving.wait(self._mqauth.stopping())
             await leaving.wait(super().stop(*error, **named))
             await leaving.wait(self._mqauth.tell(last=True))
 

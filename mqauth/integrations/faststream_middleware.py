@@ -165,6 +165,21 @@ class Protection:
         if self._guard is not None:
             await self.leaf.prove(self._guard.verifier.times, self._broker)
         await start()
+        await self.started()
+
+    async def started(self) -> None:
+        """Begin what subscribers that have started were given; may be called again.
+
+        Raises:
+            OffsetsRefusedError: the broker does not let a group commit.
+        """
+        for processor in self._processors.values():
+            await self.leaf.started(processor)
+
+    async def stopping(self) -> None:
+        """Before the broker stops: leave to others what was begun."""
+        for processor in self._processors.values():
+            await self.leaf.stopping(processor)
 
     async def prove(self, native: Any) -> None:
         """Have the broker of a delivery prove its append times, once a connection.
@@ -193,7 +208,7 @@ class Protection:
         require_manual(subscriber)
         check_handlers(subscriber)
         calls, settings = self.leaf.deliveries(subscriber)
-        return Processor(
+        return self.leaf.PROCESSOR(  # type: ignore[no-any-return]
             calls, self._guard, handle, dead_letters=self.letters, on_failure=_give_back,
             unverified=dict.fromkeys(kinds_of(subscriber), handle_unverified) or None, **settings,
         )  # fmt: skip

@@ -11,11 +11,11 @@ import traceback
 from typing import Any
 
 import aiokafka
+from aiokafka.consumer.fetcher import OffsetResetStrategy
 from aiokafka.protocol.metadata import MetadataRequest
 
 from mqauth.brokers.dead_letters import LOOK
 from mqauth.errors import ConfigurationError, require
-from mqauth.logs import emit
 
 
 def check_consumer(client: Any) -> None:
@@ -40,11 +40,6 @@ def check_consumer(client: Any) -> None:
         client._subscription.subscription and client._coordinator is not None,
         "subscribe the AIOKafkaConsumer to a topic and start it first",
     )
-    if client._auto_offset_reset == "latest":
-        emit(
-            "client.offsets_latest",
-            "auto_offset_reset is latest: a new group misses what was sent before it joined",
-        )
 
 
 def check_isolation(client: Any) -> None:
@@ -124,6 +119,47 @@ def generation_of(client: Any) -> int:
 def member_of(client: Any) -> str:
     """Return the id that the consumer has in its group."""
     return str(client._coordinator.member_id)
+
+
+async def committed(client: Any, places: list[Any]) -> dict[Any, Any]:
+    """Return what the group has committed of partitions, each as an ``OffsetAndMetadata``, by one request.
+
+    The client's own ``committed`` asks for one partition, and does not tell its metadata.
+
+    Raises:
+        aiokafka.errors.KafkaError: the broker refuses.
+    """
+    return await client._coordinator.fetch_committed_offsets(places)  # type: ignore[no-any-return]
+
+
+def position(client: Any, place: Any) -> int | None:
+    """Return the offset that is read next, ``None`` where there is none yet."""
+    subscription = client._subscription.subscription
+    assignment = None if subscription is None else subscription.assignment
+    if assignment is None or place not in assignment.tps:
+        return None
+    return assignment.state_value(place)._position  # type: ignore[no-any-return]
+
+
+def reset_of(client: Any) -> str:
+    """Return where the client begins without an offset: ``latest``, ``earliest`` or ``none``."""
+    found = str(client._auto_offset_reset)
+    return found if found in ("latest", "earliest") else "none"
+
+
+def no_reset(client: Any) -> Any:
+    """Have the client move no position by itself, but raise; return what ``restore_reset`` needs.
+
+    It would go to the end, past all that is left, where its offset is out of range.
+    """
+    theirs = client._fetcher._default_reset_strategy
+    client._fetcher._default_reset_strategy = OffsetResetStrategy.NONE
+    return theirs
+
+
+def restore_reset(client: Any, theirs: Any) -> None:
+    """Let the client move positions again."""
+    client._fetcher._default_reset_strategy = theirs
 
 
 def listen(client: Any, listener: Any) -> Any:

@@ -11,7 +11,6 @@ from typing import Any, Final, Literal
 from kafka.errors import KafkaTimeoutError
 
 from mqauth.errors import ConfigurationError, require
-from mqauth.logs import emit
 
 _TELLING: Final = {"KafkaConsumer": "group_id", "KafkaProducer": "max_block_ms"}
 """A setting that only clients of this kind have."""
@@ -64,11 +63,6 @@ def check_client(client: Any) -> None:
     for name in ("key_deserializer", "value_deserializer"):
         require(config[name] is None, f"leave {name} out: raw bytes are verified; decode= runs afterwards")
     require(config["group_id"], "set group_id: without it nothing can be committed")
-    if config["auto_offset_reset"] == "latest":
-        emit(
-            "client.offsets_latest",
-            "auto_offset_reset is latest: a new group misses what was sent before it joined",
-        )
 
 
 def session_of(client: Any) -> float:

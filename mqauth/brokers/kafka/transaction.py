@@ -65,7 +65,7 @@ class TransactionalDeadLetters(TransactionalLetters):
 
     def send_offsets(self, content: TransactionContent) -> None:
         """Add the offsets to the transaction."""
-        offsets = {place: OffsetAndMetadata(offset) for place, offset in content.offsets.items()}
+        offsets = {place: OffsetAndMetadata(*commit, -1) for place, commit in content.offsets.items()}
         self.client.send_offsets_to_transaction(offsets, content.group)
 
     def fenced(self, _error: BaseException) -> bool:

@@ -289,6 +289,10 @@ class LogConsumer(BackgroundRun):
             emit("consumer.grace_over", "handlers took longer than the grace time; their records come again")
         with self._workers.poll_lock:
             with first:
+                # Partitions that were assigned a moment ago: their next owner goes on from here.
+                if first.error is None:
+                    run(self.calls.beginning())
+            with first:
                 self.calls.commit(last=True)
                 run(self._work.giving_back())
                 run(self._guard.tick(last=True))

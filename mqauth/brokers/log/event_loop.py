@@ -262,6 +262,10 @@ class AsyncLogConsumer:
         await self._end_polls()
         await self._visits.end(self._grace, Leaving())
         with self._first:
+            # Partitions that were assigned a moment ago: their next owner goes on from here.
+            if self._first.error is None:
+                await arun(self.calls.beginning())
+        with self._first:
             await self._commit(last=True)
             await arun(self._work.giving_back())
             await arun(self._guard.tick(last=True))
