@@ -23,9 +23,9 @@ from mqauth.integrations.faststream import VerifiedMessage, protect
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing.attacks import honest_message
-from mqauth.testing.delivery_contract import LogPlay
 from mqauth.testing.loop_thread import LoopThread
-from mqauth.testing.stage_kafka_log import KafkaLogStage, KafkaMember
+from tests.kit.delivery_contract import LogPlay
+from tests.kit.stage_kafka_log import KafkaLogStage, KafkaMember
 
 _PYTHON: Any = kafka_python
 SOON: Final = {"auto_offset_reset": "latest", "metadata_max_age_ms": 500}

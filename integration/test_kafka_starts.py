@@ -27,7 +27,7 @@ from integration.services import Kafka
 from mqauth.audit.file import AuditFile
 from mqauth.delivery.assignment import RENEWAL
 from mqauth.errors import RetryLater
-from mqauth.testing.delivery_contract import _end
+from tests.kit.delivery_contract import _end
 
 _PYTHON: Any = kafka_python
 MANY = 20

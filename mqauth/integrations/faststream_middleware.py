@@ -223,7 +223,10 @@ class Protection:
         # a copy, so that a middleware before ours can publish its command once more
         command = copy(command)
         # a handler's result may go to another broker than its message came from
-        send, leaf = _innermost(call_next), _leaf(command)
+        leaf, send = _leaf(command), call_next
+        # the producer's method is at the end of the chain of middlewares
+        while isinstance(send, partial):
+            send = send.args[-1]
         require(self._signer is not None, "publishing needs signer=")
         require(
             send.__name__ in ("publish", "request"), f"{send.__name__} has one set of headers for many messages"
@@ -372,13 +375,6 @@ def _leaf(broker: Any) -> Any:
             if kind.__module__.startswith(f"{package}."):
                 return import_module(leaf)
     raise ConfigurationError("protect takes FastStream's RabbitBroker, KafkaBroker or Confluent's KafkaBroker")
-
-
-def _innermost(call_next: Any) -> Any:
-    """Return the producer's method at the end of a chain of middlewares."""
-    while isinstance(call_next, partial):
-        call_next = call_next.args[-1]
-    return call_next
 
 
 def _is_of_test_broker(subscriber: Any) -> bool:
