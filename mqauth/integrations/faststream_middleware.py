@@ -223,7 +223,8 @@ class Protection:
         # a copy, so that a middleware before ours can publish its command once more
         command = copy(command)
         # a handler's result may go to another broker than its message came from
-        leaf, send = _leaf(command), call_next
+        leaf = _leaf(command)
+        send: Any = call_next
         # the producer's method is at the end of the chain of middlewares
         while isinstance(send, partial):
             send = send.args[-1]
