@@ -362,7 +362,8 @@ def test_health(bench: Bench) -> None:
     assert (health.deferred, health.cause, health.detail) == (
         1,
         Cause.DEAD_LETTER_UNAVAILABLE,
-        "down (orders.dead)",
+        "down (orders.dead); its verdict is token_missing: no token header: headers 0 (claimed); configured: header"
+        " mqauth-token",
     )
     assert health.stalled_since == start
     assert (health.stalls[0].topic, health.stalls[0].partition, health.stalls[0].offset) == ("orders", 0, 0)
@@ -1064,6 +1065,15 @@ def test_decode(bench: Bench) -> None:
     assert bench.letters.published[0].rejection.detail == "decode: ValueError"
 
 
+def test_decode_with_the_message(bench: Bench) -> None:
+    """What requires a second argument gets the message too; one that is optional is left alone."""
+    bench.add(b"7")
+    bench.run(decode=lambda body, verified: (body, verified.subject))
+    bench.add(b"8")
+    bench.run(decode=lambda body, schema=None: (body, schema))
+    assert [seen.value for seen in bench.handled] == [(b"7", "orders-api"), (b"8", None)]
+
+
 def test_tombstone(bench: Bench) -> None:
     """A tombstone is handled like any message, and not decoded."""
     message = bench.forge.seal(Message(destination="kafka:orders", body=None, key=b"k"))
@@ -1128,7 +1138,7 @@ def test_a_group_that_begins_at_the_end(bench: Bench, caplog: pytest.LogCaptureF
     bench.run()
     assert bench.bodies == [b"2"]
     assert bench.client.commits == [{ZERO: 2, ONE: 0}, {ZERO: 3}]
-    assert [record.event for record in caplog.records if hasattr(record, "event")] == ["client.offsets_latest"]
+    assert [each.event for each in caplog.records if each.name == "mqauth.kafka"] == ["client.offsets_latest"]
 
 
 def test_a_start_that_cannot_be_committed(bench: Bench) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import confluent_kafka
@@ -15,6 +15,7 @@ from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.delivery.partition import Backoff
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds
+from mqauth.judging.verified import Decode
 from mqauth.letters.dead_letter import DeadLetterSink
 
 SESSION: Final = 6.0
@@ -66,7 +67,7 @@ class Consumer(LogConsumer):
         config: Mapping[str, Any],
         topics: Sequence[str],
         dead_letters: DeadLetterSink,
-        decode: Callable[[bytes], Any] | None = None,
+        decode: Decode | None = None,
         replies: Producer | None = None,
         grace: float = 30,
         workers: int = 1,

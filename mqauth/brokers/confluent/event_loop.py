@@ -30,7 +30,7 @@ from mqauth.errors import require
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Verified
+from mqauth.judging.verified import Decode, Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.threads import DaemonThread
 from mqauth.wire.message import Message
@@ -82,7 +82,7 @@ class AIOConsumer(AsyncLogConsumer):
         config: Mapping[str, Any],
         topics: Sequence[str],
         dead_letters: DeadLetterSink,
-        decode: Callable[[bytes], Any] | None = None,
+        decode: Decode | None = None,
         replies: Producer | None = None,
         grace: float = 30,
         workers: int = 1,

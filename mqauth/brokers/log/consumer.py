@@ -30,6 +30,7 @@ from mqauth.flow import run
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.selftest import at_start
 from mqauth.judging.unverified import Unverifieds, listed
+from mqauth.judging.verified import Decode
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 
@@ -184,7 +185,7 @@ class LogConsumer(BackgroundRun):
 
     def __init__(
         self, guard: Pipeline, handler: Handler, dead_letters: DeadLetterSink, *,
-        decode: Callable[[bytes], Any] | None, answer: TopicReplies | None, workers: int, grace: float,
+        decode: Decode | None, answer: TopicReplies | None, workers: int, grace: float,
         patience: float, commit_interval: float, session: float, backoff: Backoff, unverified: Unverifieds | None,
     ) -> None:  # fmt: skip
         others = {f"unverified {kind}": each for kind, each in listed(unverified).items()}

@@ -32,6 +32,7 @@ from mqauth.flow import Flow, Waiting, arun, begin, is_awaitable, resume, settle
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.selftest import starting
 from mqauth.judging.unverified import Unverifieds, listed
+from mqauth.judging.verified import Decode
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 
@@ -66,7 +67,7 @@ class AsyncLogConsumer:
 
     def __init__(
         self, guard: Pipeline, handler: Handler, dead_letters: DeadLetterSink, *,
-        decode: Callable[[bytes], Any] | None, answer: TopicReplies | None, workers: int, grace: float,
+        decode: Decode | None, answer: TopicReplies | None, workers: int, grace: float,
         patience: float, commit_interval: float, session: float, backoff: Backoff,
         unverified: Unverifieds | None,
     ) -> None:  # fmt: skip

@@ -27,7 +27,7 @@ from mqauth.judging.observing import Observing
 from mqauth.judging.pipeline import Handler, Outcome, Pipeline
 from mqauth.judging.selftest import starting
 from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Responder
+from mqauth.judging.verified import Decode, Responder
 from mqauth.letters.dead_letter import DeadLetterSink
 
 _MAX_PREFETCH: Final = 65_535
@@ -73,7 +73,7 @@ class QueueConsumer:
         consumer_timeout: float,
         delivery_limit: int,
         max_held: int | None,
-        decode: Callable[[bytes | None], Any] | None,
+        decode: Decode | None,
         responder: Responder | None,
         sleep: Sleep,
         unverified: Unverifieds | None,

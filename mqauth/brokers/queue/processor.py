@@ -18,7 +18,7 @@ from mqauth.errors import Rejection, StaleDelivery
 from mqauth.flow import Waiting, arun, begin, resume
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline
 from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Responder
+from mqauth.judging.verified import Decode, Responder
 from mqauth.letters.dead_letter import DeadLetterSink
 
 
@@ -74,7 +74,7 @@ class Processor:
         handler: Handler,
         *,
         dead_letters: DeadLetterSink,
-        decode: Callable[[bytes | None], Any] | None = None,
+        decode: Decode | None = None,
         responder: Responder | None = None,
         hold: float = SUSPENDS_AFTER,
         consumer_timeout: float = CONSUMER_TIMEOUT,
