@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -41,8 +41,9 @@ class Wiring:
         scope: the consumer group; on RabbitMQ the queue.
         guard: the pipeline.
         handler: a plain function that takes a ``Verified``.
-        old: one that takes an ``Unverified``, or ``None``.
+        old: one that takes an ``Unverified``, or a table of them by kind, or ``None``.
         grace: seconds that running handlers may take at a stop.
+        decode: makes the value of a body; FastStream's own decoders do that.
     """
 
     url: str
@@ -51,8 +52,9 @@ class Wiring:
     scope: str
     guard: Pipeline
     handler: Callable[[Any], Any]
-    old: Callable[[Any], Any] | None = None
+    old: Callable[[Any], Any] | Mapping[str, Callable[[Any], Any]] | None = None
     grace: float = 30.0
+    decode: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +94,7 @@ def by_aio_pika(wiring: Wiring) -> Iterator[Running]:
         letters = rabbitmq.DeadLetters(await publishing.channel(), wiring.dead)
         return rabbitmq.Consumer(
             queue, wiring.guard, on_thread(wiring.handler), dead_letters=letters, prefetch=100,
-            unverified=on_threads(wiring.old), grace=wiring.grace,
+            unverified=on_threads(wiring.old), grace=wiring.grace, decode=wiring.decode,
         )  # fmt: skip
 
     with closing(LoopThread()) as thread:
@@ -115,7 +117,7 @@ def by_pika(wiring: Wiring) -> Iterator[Running]:
         letters = pika.DeadLetters(publishing, wiring.dead)
         with pika.Consumer(
             consuming, wiring.source, wiring.guard, wiring.handler, dead_letters=letters, unverified=wiring.old,
-            grace=wiring.grace,
+            grace=wiring.grace, decode=wiring.decode,
         ) as consumer:  # fmt: skip
             # The thread that runs it raises what kept it from starting once the block ends.
             wait_until(lambda: consumer.failed or consumer.health().consuming)
@@ -141,9 +143,10 @@ def by_kafka_python(wiring: Wiring) -> Iterator[Running]:
         closing(client),
         closing(letters),
         kafka.Consumer(
-            client, wiring.guard, wiring.handler, dead_letters=sink, unverified=wiring.old, grace=wiring.grace
+            client, wiring.guard, wiring.handler, dead_letters=sink, unverified=wiring.old, grace=wiring.grace,
+            decode=wiring.decode,
         ) as consumer,
-    ):
+    ):  # fmt: skip
         yield _on_thread(consumer)
 
 
@@ -152,13 +155,14 @@ def by_confluent(wiring: Wiring) -> Iterator[Running]:
     """Consume with confluent-kafka's ``Consumer``."""
     clients = ConfluentClients(servers(wiring.url), wiring.scope)
     letters = clients.letters(wiring.dead)
-    client = ConfluentConsumer(clients.consumer_settings())
+    settings = clients.consumer_settings()
+    client = ConfluentConsumer(settings)
     with (
         closing(letters.client),
         closing(client),
         confluent.Consumer(
-            client, wiring.guard, wiring.handler, topics=[wiring.source], dead_letters=letters,
-            unverified=wiring.old, grace=wiring.grace,
+            client, wiring.guard, wiring.handler, topics=[wiring.source], dead_letters=letters, config=settings,
+            unverified=wiring.old, grace=wiring.grace, decode=wiring.decode,
         ) as consumer,
     ):  # fmt: skip
         yield _on_thread(consumer)
@@ -171,10 +175,12 @@ def by_confluent_aio(wiring: Wiring) -> Iterator[Running]:
     letters = clients.letters(wiring.dead)
 
     async def consumer() -> tuple[Any, confluent.AIOConsumer]:
-        client = AIOConsumer(clients.consumer_settings())
+        settings = clients.consumer_settings()
+        client = AIOConsumer(settings)
         return client, confluent.AIOConsumer(
             client, wiring.guard, on_thread(wiring.handler), topics=[wiring.source], dead_letters=letters,
-            unverified=on_threads(wiring.old), grace=wiring.grace,
+            config=settings,
+            unverified=on_threads(wiring.old), grace=wiring.grace, decode=wiring.decode,
         )  # fmt: skip
 
     with closing(letters.client), closing(LoopThread()) as thread:
@@ -196,7 +202,7 @@ def by_aiokafka(wiring: Wiring) -> Iterator[Running]:
         sink = aiokafka.DeadLetters(letters, wiring.dead)
         return aiokafka.Consumer(
             client, wiring.guard, on_thread(wiring.handler), dead_letters=sink, unverified=on_threads(wiring.old),
-            grace=wiring.grace,
+            grace=wiring.grace, decode=wiring.decode,
         )  # fmt: skip
 
     with closing(LoopThread()) as thread:
@@ -256,12 +262,16 @@ async def _broker(client: Any, wiring: Wiring, *, on_kafka: bool) -> Any:
         source = broker.subscriber(wiring.source, group_id=wiring.scope, auto_offset_reset="earliest")
     else:
         source = broker.subscriber(client.RabbitQueue(wiring.source, declare=False))
-    old = wiring.old
-    if old is not None:
 
-        @source(filter=unverified)
+    def takes(old: Callable[[Any], Any]) -> Any:
         async def take_unverified(body: bytes, message: UnverifiedMessage) -> None:
             old(message)
+
+        return take_unverified
+
+    for kind, old in (wiring.old if isinstance(wiring.old, Mapping) else {"*": wiring.old}).items():
+        if old is not None:
+            source(takes(old), filter=unverified.of(kind))
 
     @source
     async def take(body: bytes, message: VerifiedMessage) -> None:
@@ -280,3 +290,7 @@ KAFKA: Final[dict[str, Consuming]] = {
     "faststream-confluent": by_faststream("faststream.confluent"),
 }  # fmt: skip
 """Every client of Kafka."""
+CLIENTS: Final = {f"rabbitmq {name}": each for name, each in RABBITMQ.items()} | {
+    f"kafka {name}": each for name, each in KAFKA.items()
+}
+"""Every client, by its broker and name."""

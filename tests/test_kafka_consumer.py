@@ -362,8 +362,8 @@ def test_health(bench: Bench) -> None:
     assert (health.deferred, health.cause, health.detail) == (
         1,
         Cause.DEAD_LETTER_UNAVAILABLE,
-        "down (orders.dead); its verdict is token_missing: no token header: headers 0 (claimed); configured: header"
-        " mqauth-token",
+        "down (orders.dead); its verdict is token_missing: no token header: headers 0 (claimed); configured:"
+        " header mqauth-token",
     )
     assert health.stalled_since == start
     assert (health.stalls[0].topic, health.stalls[0].partition, health.stalls[0].offset) == ("orders", 0, 0)
