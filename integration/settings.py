@@ -39,7 +39,8 @@ Look up what a setting means, what it may be, and what it is where you leave it 
   256 characters. A boolean is `false` and an array is empty, unless another default is named.
 * A key has its type, bounds, unit and default in brackets. *Required* means: in a table that is there.
 * An editor that knows JSON Schema checks `mqauth.toml` while you type: make `#:schema mqauth.schema.json` its
-  first line, with the path of [the schema](mqauth.schema.json). `mqauth check` finds what several keys say together.
+  first line, with the path of [the schema](mqauth.schema.json). `mqauth check` finds what several keys say
+  together.
 """
 _ALIKE = 3
 """So many keys that an earlier table has too, word for word, are told by that table's name."""
