@@ -34,9 +34,17 @@ DOORS: Final = (
     "mqauth.telemetry", "mqauth.telemetry.prometheus", "mqauth.testing",
 )  # fmt: skip
 """The modules that programs import from."""
-SHARED: Final = 3
+SHARED: Final = 2
 """An option that so many commands have, with the same words, is told once."""
-_WRITTEN = "`python -m integration.reference` writes this page from the code: change the code, not the page.\n"
+_TOGETHER: Final = {
+    "*broker*": ("`--broker`", "`--broker-settings`", "`--config`", "`--queue`", "`--topic`"),
+    "*selection*": (
+        "`--id`", "`--issuer`", "`--kid`", "`--subject`", "`--destination`", "`--from`, `--since`", "`--to`, `--until`",
+        "`--intact`, `--not-intact`",
+    ),
+}  # fmt: skip
+"""Options that many commands take together, under one word."""
+_WRITTEN = "`python -m integration.reference` writes this page.\n"
 _LABELS: Final = {
     "mqauth.messages": "`verdict`, `reason`, `destination`",
     "mqauth.judge.duration": "`verdict`",
@@ -91,14 +99,23 @@ def commands() -> str:
         f"## Exit codes\n\n{_exit_codes()}",
         "## Options of several commands\n\nA command that takes one of these names it under *Also*.\n",
         *(shared[name] for name in sorted(shared)),
+        *(f"* {word}: {', '.join(names)}" for word, names in _TOGETHER.items()),
         "",
     ]
     for name, command, parameters in found:
         lines.append(f"## `{name}`\n\n{_paragraphs(command.help)}\n")
         own = [line for option, line in parameters.items() if shared.get(option) != line]
-        also = ", ".join(option for option, line in parameters.items() if shared.get(option) == line)
+        also = ", ".join(_together([option for option, line in parameters.items() if shared.get(option) == line]))
         lines += [*own, f"* Also: {also}" if also else "", ""] if own else [f"Also: {also}\n" if also else ""]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
+
+
+def _together(options: list[str]) -> list[str]:
+    """Return options with those that stand under one word replaced by it."""
+    for word, names in _TOGETHER.items():
+        if {*names} <= {*options}:
+            options = [word, *(option for option in options if option not in names)]
+    return options
 
 
 def verbs() -> Iterator[tuple[str, Any]]:
@@ -288,12 +305,20 @@ def _kind(said: dict[str, Any]) -> str:
 def api() -> str:
     """Return the page of public names, by the module they are imported from."""
     lines = [f"# API\n\nLook up a public name. {_WRITTEN}", "What is not listed here may change in any release.\n"]
+    told: dict[str, str] = {}
     for door in DOORS:
         with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
             warnings.simplefilter("ignore", DeprecationWarning)
             module = importlib.import_module(door)
         lines.append(f"## `{door}`\n\n{_first(module.__doc__)}\n")
-        lines += [f"* `{name}`: {_first(_docstring(module, name))}" for name in public_names(module)]
+        alike: dict[str, list[str]] = {}
+        for name in public_names(module):
+            line = f"* `{name}`: {_first(_docstring(module, name))}"
+            if told.setdefault(line, door) == door:
+                lines.append(line)
+            else:
+                alike.setdefault(told[line], []).append(f"`{name}`")
+        lines += [f"* As in `{above}`: {', '.join(names)}" for above, names in alike.items()]
         lines.append("")
     return "\n".join(lines)
 
@@ -339,14 +364,14 @@ def attacks() -> str:
         for one in CLASSES
     )
     listed = "".join(
-        f"\n**`{reason}`**\n\n"
-        + "".join(f"* `{one.name}`: {_plain(one.story)}\n" for one in ALL_ATTACKS if one.reason == reason)
-        for reason in dict.fromkeys(one.reason for one in ALL_ATTACKS)
+        f"* `{reason}`: {', '.join(f'`{attack.name}`' for attack in ALL_ATTACKS if attack.reason == reason)}\n"
+        for reason in dict.fromkeys(attack.reason for attack in ALL_ATTACKS)
     )
     return (
         f"{head}\n## Classes\n\nEach class has where it was seen, and its attacks. What needs an issuer, a disk "
         "or an operator's mistake cannot be sent as a message: the test that is named holds it.\n\n"
-        f"{classes}\n## Attacks of one message\n\nEach attack stands under the reason that it must meet.\n{listed}"
+        f"{classes}\n## Attacks of one message\n\nEach attack stands under the reason that it must meet. Its `story` says what "
+        f"it tries.\n\n{listed}"
     )
 
 
