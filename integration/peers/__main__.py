@@ -43,16 +43,19 @@ def installed() -> str:
 
 
 def table(peers: dict[str, Any], own: dict[str, str]) -> str:
-    """Return the table: a class in each row that any peer was tried with, a peer in each column."""
+    """Return the table: a class in each row that any of these accepted, a peer in each column; then the other classes."""
     heads = ["class", *(f"{name} {found['version']}" for name, found in peers.items()), "mqauth"]
     lines = [f"| {' | '.join(heads)} |", f"| {' | '.join(['---'] * len(heads))} |"]
+    refused = []
     rows = [(_FORGED, "a stranger's signature"), *((str(each.number), each.story) for each in CLASSES)]
     for number, story in rows:
-        cells = [found["outcomes"].get(number) for found in peers.values()]
-        if any(cells):
-            said = [_CELLS.get(cell or "", _NONE) for cell in (*cells, own.get(number))]
-            lines.append(f"| {'' if number == _FORGED else number + ': '}{story} | {' | '.join(said)} |")
-    return "\n".join(lines)
+        cells = [*(found["outcomes"].get(number) for found in peers.values()), own.get(number)]
+        if "accepted" in cells:
+            said = [_CELLS.get(cell or "", _NONE) for cell in cells]
+            lines.append(f"| {number}: {story} | {' | '.join(said)} |")
+        elif any(cells[:-1]):
+            refused.append(story if number == _FORGED else number)
+    return "\n".join([*lines, "", f"Refused by all that the class fits: {', '.join(refused)}."])
 
 
 def counts(peers: dict[str, Any], own: dict[str, str]) -> str:
