@@ -24,27 +24,23 @@ SCHEMA = ROOT / "docs" / "mqauth.schema.json"
 _HEAD = """\
 # Configuration
 
-Look up what a setting means, what it may be, and what it is where you leave it out. The command
-`python -m integration.settings` writes this page from the declarations in the code: change those, not the page.
+Look up a setting. `python -m integration.settings` writes this page. In brackets stand its type, bounds, unit and default. *Required* means: in
+a table that is there.
 
-* mqauth refuses an unknown key, a wrong type, a value out of its bounds, and a contradiction, in one line: file,
-  table, key, what is wrong.
-* Paths are relative to the folder of the file. No secret stands in a file: a setting names the variable or the
-  other file that holds it.
+* mqauth refuses an unknown key, a wrong type, a value out of its bounds, and a contradiction, in one line.
+* Paths are relative to the folder of the file. No secret stands in a file: a setting names the variable or the other file that holds it.
 * `${NAME}` in any text value is a variable of the environment, `${NAME:-default}` one that may be missing, and
   `$${` a plain `${`. Keys never have one. `mqauth check` notes where trust comes from the environment.
 * In the path of the audit file `{pid}`, `{host}`, `{scope}` and `{instance}` (`MQAUTH_INSTANCE`, else the host)
   are filled in. In containers each process has the number 1: use `{host}` too.
 * A duration is a number of seconds, or a text with its unit: `"90s"`, `"15m"`, `"12h"`, `"7d"`. A name has 1 to
   256 characters. A boolean is `false` and an array is empty, unless another default is named.
-* A key has its type, bounds, unit and default in brackets. *Required* means: in a table that is there.
-* An editor that knows JSON Schema checks `mqauth.toml` while you type: make `#:schema mqauth.schema.json` its
-  first line, with the path of [the schema](mqauth.schema.json). `mqauth check` finds what several keys say
-  together.
+* An editor checks `mqauth.toml` while you type: make `#:schema mqauth.schema.json` its first line, with the path of
+  [the schema](mqauth.schema.json).
 """
 _ALIKE = 3
 """So many keys that an earlier table has too, word for word, are told by that table's name."""
-_SHOWN = ("array", "table", "time", "date", "identi", "trust")
+_SHOWN = ("table", "time", "date", "identi")
 """Types whose values need an example."""
 
 
@@ -123,7 +119,7 @@ def _row(table: str, key: str, said: Mapping[str, Any], required: bool) -> str:
     kind, unit = _type(said), of(UNITS, table, key) or ""
     bounds = " ".join(part for part in (_bounds(said), unit) if part)
     default = f", default `{json.dumps(said['default'])}`" if said.get("default") else ""
-    example = f" Example: `{toml(of(EXAMPLES, table, key))}`" if kind.startswith(_SHOWN) or " or " in kind else ""
+    example = f" Example: `{toml(of(EXAMPLES, table, key))}`" if kind.startswith(_SHOWN) else ""
     shape = f"{kind}, {bounds}" if bounds and kind != "name" else kind
     return f"* `{key}` ({shape}{', *required*' if required else default}): {said['description']}{example}\n"
 
