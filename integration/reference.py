@@ -44,6 +44,8 @@ _TOGETHER: Final = {
     ),
 }  # fmt: skip
 """Options that many commands take together, under one word."""
+_NAMES: Final = 30
+"""So many names of attacks stand in one item of a list, at most."""
 _WRITTEN = "`python -m integration.reference` writes this page.\n"
 _LABELS: Final = {
     "mqauth.messages": "`verdict`, `reason`, `destination`",
@@ -363,10 +365,11 @@ def attacks() -> str:
         f"{one.number}. {_plain(one.story)} ({_plain(one.source)}): {_stands(one.attacks, one.elsewhere)}\n"
         for one in CLASSES
     )
-    listed = "".join(
-        f"* `{reason}`: {', '.join(f'`{attack.name}`' for attack in ALL_ATTACKS if attack.reason == reason)}\n"
-        for reason in dict.fromkeys(attack.reason for attack in ALL_ATTACKS)
-    )
+    listed = ""
+    for reason in dict.fromkeys(attack.reason for attack in ALL_ATTACKS):
+        names = [f"`{attack.name}`" for attack in ALL_ATTACKS if attack.reason == reason]
+        items = (names[at : at + _NAMES] for at in range(0, len(names), _NAMES))
+        listed += "".join(f"* `{reason}`: {', '.join(item)}\n" for item in items)
     return (
         f"{head}\n## Classes\n\nEach class has where it was seen, and its attacks. What needs an issuer, a disk "
         "or an operator's mistake cannot be sent as a message: the test that is named holds it.\n\n"

@@ -128,6 +128,29 @@ def test_links_lead_somewhere(page: str) -> None:
     assert [link for link in LINK.findall(read(page)) if not (folder / link).exists()] == []
 
 
+def words(page: str) -> int:
+    return len(read(page).split())
+
+
+def test_the_manual_is_short() -> None:
+    """A reader has at most 80,000 words in 90 pages, a newcomer 1,700, and who looks what is new 900."""
+    manual = [page for page in pages() if not page.startswith(".github/")]
+    assert sum(map(words, manual)) <= 80_000
+    assert len(manual) <= 90
+    assert words("README.md") <= 1_700
+    news = re.split(r"^## ", read("CHANGELOG.md"), flags=re.MULTILINE)[1:]
+    first = [section for section in news if section.startswith(("[Unreleased]", "[0.1.0]"))]
+    assert first
+    assert sum(len(section.split()) for section in first) <= 900
+
+
+def test_decisions_are_few_and_short() -> None:
+    """At most 25 decisions stand, each under 400 words."""
+    lengths = {path.name: len(path.read_text("utf-8").split()) for path in DECISIONS}
+    assert 0 < len(lengths) <= 25
+    assert {name: length for name, length in lengths.items() if length >= 400} == {}
+
+
 def test_decisions_are_indexed() -> None:
     """Every decision stands in the index under its own title, and says what was decided and what was not taken."""
     index = read("docs/decisions/README.md")
