@@ -39,8 +39,8 @@ SHARED: Final = 2
 _TOGETHER: Final = {
     "*broker*": ("`--broker`", "`--broker-settings`", "`--config`", "`--queue`", "`--topic`"),
     "*selection*": (
-        "`--id`", "`--issuer`", "`--kid`", "`--subject`", "`--destination`", "`--from`, `--since`", "`--to`, `--until`",
-        "`--intact`, `--not-intact`",
+        "`--id`", "`--issuer`", "`--kid`", "`--subject`", "`--destination`", "`--from`, `--since`",
+        "`--to`, `--until`", "`--intact`, `--not-intact`",
     ),
 }  # fmt: skip
 """Options that many commands take together, under one word."""
@@ -373,8 +373,8 @@ def attacks() -> str:
     return (
         f"{head}\n## Classes\n\nEach class has where it was seen, and its attacks. What needs an issuer, a disk "
         "or an operator's mistake cannot be sent as a message: the test that is named holds it.\n\n"
-        f"{classes}\n## Attacks of one message\n\nEach attack stands under the reason that it must meet. Its `story` says what "
-        f"it tries.\n\n{listed}"
+        f"{classes}\n## Attacks of one message\n\nEach attack stands under the reason that it must meet. "
+        f"Its `story` says what it tries.\n\n{listed}"
     )
 
 

@@ -24,19 +24,20 @@ SCHEMA = ROOT / "docs" / "mqauth.schema.json"
 _HEAD = """\
 # Configuration
 
-Look up a setting. `python -m integration.settings` writes this page. In brackets stand its type, bounds, unit and default. *Required* means: in
-a table that is there.
+Look up a setting. `python -m integration.settings` writes this page. In brackets stand its type, bounds, unit and
+default. *Required* means: in a table that is there.
 
 * mqauth refuses an unknown key, a wrong type, a value out of its bounds, and a contradiction, in one line.
-* Paths are relative to the folder of the file. No secret stands in a file: a setting names the variable or the other file that holds it.
+* Paths are relative to the folder of the file. No secret stands in a file: a setting names the variable or the
+  other file that holds it.
 * `${NAME}` in any text value is a variable of the environment, `${NAME:-default}` one that may be missing, and
   `$${` a plain `${`. Keys never have one. `mqauth check` notes where trust comes from the environment.
 * In the path of the audit file `{pid}`, `{host}`, `{scope}` and `{instance}` (`MQAUTH_INSTANCE`, else the host)
   are filled in. In containers each process has the number 1: use `{host}` too.
 * A duration is a number of seconds, or a text with its unit: `"90s"`, `"15m"`, `"12h"`, `"7d"`. A name has 1 to
   256 characters. A boolean is `false` and an array is empty, unless another default is named.
-* An editor checks `mqauth.toml` while you type: make `#:schema mqauth.schema.json` its first line, with the path of
-  [the schema](mqauth.schema.json).
+* An editor checks `mqauth.toml` while you type: make `#:schema mqauth.schema.json` its first line, with the path
+  of [the schema](mqauth.schema.json).
 """
 _ALIKE = 3
 """So many keys that an earlier table has too, word for word, are told by that table's name."""

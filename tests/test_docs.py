@@ -159,7 +159,9 @@ def test_decisions_are_indexed() -> None:
         number, _, name = title.removeprefix("# ").partition(". ")
         assert path.name.startswith(f"{int(number):02}-")
         assert f"* [{int(number):02}]({path.name}) {name}\n" in index
-        assert re.findall(r"^## (.*)$", path.read_text("utf-8"), re.MULTILINE) == ["Decision", "Not taken"], path.name
+        assert re.findall(r"^## (.*)$", path.read_text("utf-8"), re.MULTILINE) == ["Decision", "Not taken"], (
+            path.name
+        )
 
 
 COMMANDS = sorted({span for page in [*pages(), "CHANGELOG.md"] for span in SPAN.findall(read(page))})

@@ -43,7 +43,7 @@ def installed() -> str:
 
 
 def table(peers: dict[str, Any], own: dict[str, str]) -> str:
-    """Return the table: a class in each row that any of these accepted, a peer in each column; then the other classes."""
+    """Return the table: each class that any accepted, a peer in each column; then the other classes."""
     heads = ["class", *(f"{name} {found['version']}" for name, found in peers.items()), "mqauth"]
     lines = [f"| {' | '.join(heads)} |", f"| {' | '.join(['---'] * len(heads))} |"]
     refused = []
