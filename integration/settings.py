@@ -35,7 +35,8 @@ default. *Required* means: in a table that is there.
 * In the path of the audit file `{pid}`, `{host}`, `{scope}` and `{instance}` (`MQAUTH_INSTANCE`, else the host)
   are filled in. In containers each process has the number 1: use `{host}` too.
 * A duration is a number of seconds, or a text with its unit: `"90s"`, `"15m"`, `"12h"`, `"7d"`. A name has 1 to
-  256 characters. A boolean is `false` and an array is empty, unless another default is named.
+  256 characters. A boolean is `false` and an array is empty, unless another default is named. Where no bounds
+  are named a number is at least 1.
 * An editor checks `mqauth.toml` while you type: make `#:schema mqauth.schema.json` its first line, with the path
   of [the schema](mqauth.schema.json).
 """
@@ -121,7 +122,7 @@ def _row(table: str, key: str, said: Mapping[str, Any], required: bool) -> str:
     bounds = " ".join(part for part in (_bounds(said), unit) if part)
     default = f", default `{json.dumps(said['default'])}`" if said.get("default") else ""
     example = f" Example: `{toml(of(EXAMPLES, table, key))}`" if kind.startswith(_SHOWN) else ""
-    shape = f"{kind}, {bounds}" if bounds and kind != "name" else kind
+    shape = f"{kind}, {bounds}" if bounds and kind != "name" and bounds != "seconds" else kind
     return f"* `{key}` ({shape}{', *required*' if required else default}): {said['description']}{example}\n"
 
 
@@ -165,7 +166,7 @@ def _bounds(said: Mapping[str, Any]) -> str:
     if "maxLength" in said:
         return f"{said['minLength']} to {said['maxLength']} characters"
     least = [said[name] for name in ("minimum", "minItems", "minProperties") if name in said]
-    return f"at least {least[0]:,}" if least else ""
+    return f"at least {least[0]:,}" if least and least[0] != 1 else ""
 
 
 if __name__ == "__main__":
