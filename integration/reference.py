@@ -168,24 +168,31 @@ def reasons() -> str:
     """Return the page of reasons and causes: what each means, and what to do."""
     head = f"# Reasons and causes\n\nLook up why a message was rejected, and what to do about it. {_WRITTEN}"
     forged = Counter(told.next for told in EXPLANATIONS.values()).most_common(1)[0][0]
+    legend = "".join(f"* *{word}* means: {advice[:1].lower()}{advice[1:]}\n" for advice, word in _ADVICE.items())
     explained, step = "", ""
     for reason in Reason:
         told = EXPLANATIONS[reason]
         explained += f"\n**{told.step}**\n\n" if told.step != step else ""
-        explained += f"* `{reason}`: {told.meaning}{'' if told.next == forged else f' *{told.next}*'}\n"
+        advice = _ADVICE.get(told.next, told.next)
+        explained += f"* `{reason}`: {told.meaning}{'' if told.next == forged else f' *{advice}*'}\n"
         step = told.step
     causes = "".join(f"* `{cause}`: {meaning}. *{look}.*\n" for cause, (meaning, look) in CAUSES.items())
     return (
         f"{head}\n## Reasons\n\nA rejection is final: something is wrong with the message itself. Its dead "
         "letter names the reason in `mqauth-dead-reason`, its audit record in `reason`. Reasons stand under the "
         "step that failed, with what to do in italics. Where nothing is said: "
-        f"{forged[:1].lower()}{forged[1:]}\n{explained}\n## Causes\n\nA message is deferred when mqauth cannot "
-        "decide yet. It is neither handled nor dead-lettered, and mqauth tries again until it can decide. "
+        f"{forged[:1].lower()}{forged[1:]}\n\n{legend}{explained}\n## Causes\n\nA message is deferred when mqauth "
+        "cannot decide yet. It is neither handled nor dead-lettered, and mqauth tries again until it can decide. "
         "`health()` says since when and why.\n\n"
         f"{causes}"
     )
 
 
+_ADVICE: Final = {
+    EXPLANATIONS[Reason.EXPIRED].next: "Waive.",
+    EXPLANATIONS[Reason.TOKEN_MISSING].next: "Send again.",
+}
+"""What is to be done for many reasons, and the word for it on the page."""
 CAUSES: Final[dict[Cause, tuple[str, str]]] = {
     Cause.KEYS_UNAVAILABLE: (
         "no key set of this issuer may still be used, or a key does not sign",
