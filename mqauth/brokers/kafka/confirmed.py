@@ -22,7 +22,7 @@ def confirming(client: Any, timeout: float) -> ConfirmingClient:
         ConfigurationError: it does not wait for all replicas, is idempotent, or serializes.
     """
     config = producer_settings(client)
-    # One record that the broker refuses makes an idempotent producer of kafka-python fail for good (decision 50).
+    # One record that the broker refuses makes an idempotent producer of kafka-python fail for good (decision 11).
     require(
         not config["enable_idempotence"] and config["acks"] in (-1, "all"),
         'confirms need a KafkaProducer of their own with acks="all" and enable_idempotence=False',

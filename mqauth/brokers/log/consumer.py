@@ -3,7 +3,7 @@
 Worker threads take turns at the client: whoever holds the poll lock polls, and then works without it. A poll and
 the work on its records are mostly done by one thread, so that no thread has to be woken or to wait for the
 interpreter's lock. Only where work takes longer does another thread poll meanwhile, so that a long handler costs
-no heartbeat and no rebalance (decision 87).
+no heartbeat and no rebalance (decision 11).
 """
 
 from __future__ import annotations
