@@ -44,6 +44,7 @@ class Wiring:
         old: one that takes an ``Unverified``, or a table of them by kind, or ``None``.
         grace: seconds that running handlers may take at a stop.
         decode: makes the value of a body; FastStream's own decoders do that.
+        letters: of a broker of FastStream's, another sink than the usual one.
     """
 
     url: str
@@ -55,6 +56,7 @@ class Wiring:
     old: Callable[[Any], Any] | Mapping[str, Callable[[Any], Any]] | None = None
     grace: float = 30.0
     decode: Callable[..., Any] | None = None
+    letters: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,7 +259,8 @@ async def _broker(client: Any, wiring: Wiring, *, on_kafka: bool) -> Any:
         )  # fmt: skip
         return kafka.DeadLetters(producer, wiring.dead)
 
-    protect(broker, guard=wiring.guard, dead_letters=in_topic if on_kafka else in_queue)
+    usual = in_topic if on_kafka else in_queue
+    protect(broker, guard=wiring.guard, dead_letters=wiring.letters or usual)
     if on_kafka:
         source = broker.subscriber(wiring.source, group_id=wiring.scope, auto_offset_reset="earliest")
     else:

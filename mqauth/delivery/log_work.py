@@ -58,6 +58,7 @@ class LogWork:
         unverified: Unverifieds | None = None,
         on_loop: bool = False,
     ) -> None:
+        guard.verifier.check_log()
         self._guard = guard
         self._on_loop = on_loop
         self._unverified = guard.handlers(handler, unverified)

@@ -151,6 +151,7 @@ class LogProcessor(Processor):
     """
 
     def __init__(self, calls: Records, guard: Pipeline, *rest: Any, **settings: Any) -> None:
+        guard.verifier.check_log()
         super().__init__(calls, guard, *rest, **settings)
         self._records = calls
         self.positions = calls.positions = Positions(calls, guard.clock)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from mqauth.brokers.dead_letters import look
+from mqauth.errors import require
 from mqauth.flow import arun, is_async, settled
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 
@@ -31,8 +32,17 @@ class LateLetters:
         return getattr(self._sink, "name", "")
 
     async def start(self) -> None:
-        """Make the sink, anew where the broker starts again: its connection may have ended with the broker's."""
-        self._sink = await settled(self._given()) if callable(self._given) else self._given
+        """Make the sink, anew where the broker starts again: its connection may have ended with the broker's.
+
+        Raises:
+            ConfigurationError: it publishes only together with offsets, which FastStream commits.
+        """
+        sink = await settled(self._given()) if callable(self._given) else self._given
+        transactional = sink is not None and not hasattr(sink, "publish")
+        require(
+            not transactional, "FastStream commits its offsets itself: transactional dead letters cannot be used"
+        )
+        self._sink = sink
         await arun(look(self))
 
     async def ready(self) -> Any:

@@ -354,6 +354,16 @@ class Verifier:
         if expected != claims.sub:
             raise Rejection(Reason.SUBJECT_MISMATCH, "the broker's user is another subject")
 
+    def check_log(self) -> None:
+        """Refuse what no record of Kafka has.
+
+        Raises:
+            ConfigurationError: ``user_id`` is set.
+        """
+        require(
+            self._user_id is None, "user_id compares a user that RabbitMQ has checked: Kafka's records have none"
+        )
+
     def uncovered(self, message: Message, covered: Collection[str]) -> list[str]:
         """Return the application's headers that no token covers, but those that may stand without."""
         return [
