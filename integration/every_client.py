@@ -267,7 +267,7 @@ async def _broker(client: Any, wiring: Wiring, *, on_kafka: bool) -> Any:
         source = broker.subscriber(client.RabbitQueue(wiring.source, declare=False))
 
     def takes(old: Callable[[Any], Any]) -> Any:
-        async def take_unverified(body: bytes, message: UnverifiedMessage) -> None:
+        async def take_unverified(body: Any, message: UnverifiedMessage) -> None:
             old(message)
 
         return take_unverified
@@ -277,7 +277,7 @@ async def _broker(client: Any, wiring: Wiring, *, on_kafka: bool) -> Any:
             source(takes(old), filter=unverified.of(kind))
 
     @source
-    async def take(body: bytes, message: VerifiedMessage) -> None:
+    async def take(body: Any, message: VerifiedMessage) -> None:
         await asyncio.to_thread(wiring.handler, message)
 
     return broker

@@ -45,6 +45,7 @@ _GROUPS = {
     "holders": r"integration/test_(awskms|pkcs11|transit)",
     "spire": r"integration/test_spire",
     "keycloak": r"integration/test_keycloak",
+    "capabilities": r"integration/capabilities/",
     "rest": r"integration/",
 }
 """Which files are a group's, by a pattern; the first that fits counts."""

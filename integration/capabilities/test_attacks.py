@@ -1,0 +1,56 @@
+"""The attack suite against a consumer of every client, on a real RabbitMQ and a real Kafka."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration.every_client import CLIENTS, Running, Wiring
+from mqauth import AuditFile, MemoryReplayStore, Pipeline, Verifier
+from mqauth.testing.attacks import AttackSuite, Probe
+from mqauth.testing.stage_kafka import KafkaStage
+from mqauth.testing.stage_rabbitmq import RabbitMQStage
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+class TestEveryClient(AttackSuite):
+    """A consumer with clients of its own."""
+
+    @pytest.fixture
+    def target(self, client: str, request: pytest.FixtureRequest) -> Iterator[Any]:
+        """Yield a queue, or a topic with two partitions."""
+        broker = request.getfixturevalue(client.partition(" ")[0])
+        on_rabbitmq = client.startswith("rabbitmq")
+        stage = RabbitMQStage(broker.url) if on_rabbitmq else KafkaStage(broker.url, partitions=2)
+        stage.url = broker.url  # type: ignore[union-attr]
+        yield stage
+        stage.close()
+
+    @pytest.fixture
+    def make_consumer(
+        self, client: str, target: Any, tmp_path: Path
+    ) -> Iterator[Callable[[Probe], AbstractContextManager[Running]]]:
+        """Yield what connects and consumes; the replay store and the audit file outlive a consumer."""
+        store = MemoryReplayStore()
+        source = target.queue if client.startswith("rabbitmq") else target.topic
+
+        def consuming(probe: Probe) -> AbstractContextManager[Running]:
+            guard = Pipeline(
+                verifier=Verifier(keys=probe.keys, audience="billing"),
+                policy=probe.forge.policy(target.destination), replay=store, audit=audit,
+                observers=[probe.observer],
+            )  # fmt: skip
+            wiring = Wiring(
+                url=target.url, source=source, dead=target.dead, scope=getattr(target, "group", source),
+                guard=guard, handler=probe.handler,
+            )  # fmt: skip
+            return CLIENTS[client](wiring)
+
+        with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
+            yield consuming
