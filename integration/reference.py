@@ -19,6 +19,7 @@ from typing import Any, Final
 import typer.main
 
 from integration import settings
+from integration.capabilities import table
 from integration.documentation import ROOT
 from mqauth.cli import app as command_line
 from mqauth.errors import Cause, Reason
@@ -413,9 +414,16 @@ PAGES: Final[dict[str, Callable[[], str]]] = {
 }
 
 
+CAPABILITIES: Final = "## What each client can do\n"
+"""The section of the page of clients that is written from the table."""
+
+
 def write() -> None:
     """Write every generated page."""
     settings.write()
+    clients = FOLDER.parent / "clients.md"
+    before, start, rest = clients.read_text("utf-8").partition(CAPABILITIES)
+    clients.write_text(f"{before}{start}\n{table.page()}\n## {rest.partition(chr(10) + '## ')[2]}", "utf-8")
     for name, page in PAGES.items():
         (FOLDER / name).write_text(page(), "utf-8")
 

@@ -71,7 +71,7 @@ class Bench:
         """Whether the client is one of RabbitMQ's."""
         return CLIENTS[self.client] in RABBITMQ.values()
 
-    def pipeline(self, **settings: Any) -> Pipeline:
+    def pipeline(self, *, audit: Any = None, **settings: Any) -> Pipeline:
         """Return a pipeline whose verifier has these settings."""
         trusted = {
             self.forge.issuer: Issuer(keys=self.forge.keys),
@@ -91,7 +91,7 @@ class Bench:
         )  # fmt: skip
         return Pipeline(
             verifier=Verifier(**wanted | settings), policy=Allow(rules), replay=MemoryReplayStore(),
-            audit=self.audit, clock=self.clock, rollout=Rollout(exemptions=[exempt]),
+            audit=audit or self.audit, clock=self.clock, rollout=Rollout(exemptions=[exempt]),
             observers=[lambda outcome, message, seconds: self.outcomes.append(outcome.verdict.value)],
         )  # fmt: skip
 
