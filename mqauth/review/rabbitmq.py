@@ -65,6 +65,7 @@ class RabbitMQLetterBox:
         self._pass: AbstractChannel | None = None
         self._publishing: AbstractChannel | None = None
         self.expected = self._held = self._returned = 0
+        self._removed = False
 
     async def browse(self, limit: int, /) -> Sequence[Letter]:
         """Take the next letters, unacked; the end of the pass gives back those that were not removed.
@@ -128,6 +129,7 @@ class RabbitMQLetterBox:
         except _GONE as error:
             raise self._unavailable(error) from error
         self._held -= 1
+        self._removed = True
 
     async def _publish(self, native: Measured, exchange_name: str, routing_key: str) -> None:
         """Publish one message. Only the broker's ack counts: a message that no queue takes is returned instead."""
@@ -221,9 +223,20 @@ class RabbitMQLetterBox:
     async def _end(self) -> None:
         """Close the pass's channel, after which the broker puts back what was not acked."""
         channel, self._pass = self._pass, None
-        if channel is not None:
-            self._returned = self._held
-            await channel.close()
+        if channel is None:
+            return
+        arrived = asyncio.Queue[DeliveredMessage]()
+        if self._removed:
+            # A channel of RabbitMQ keeps acks back while its quorum queue has 32 to apply, and forgets them when
+            # it is closed: the letters would come again (seen on 4.0.5). The queue answers a consumer after all
+            # that it was sent before, and then the channel sends what it kept back.
+            await channel.set_qos(prefetch_count=1)
+            below = await channel.get_underlay_channel()
+            for _ in range(2):
+                consumer = await below.basic_consume(self.name, arrived.put)
+                await below.basic_cancel(str(consumer.consumer_tag))
+        self._returned, self._removed = self._held + arrived.qsize(), False
+        await channel.close()
 
     def _unavailable(self, error: BaseException) -> Unavailable:
         """Note that channel or connection may be gone, and return the error to raise."""
