@@ -226,3 +226,16 @@ def test_lines_are_short(caplog: pytest.LogCaptureFixture) -> None:
     begun(client, *(At("orders", number) for number in range(NAMED + 5)))
     (record,) = caplog.records
     assert record.getMessage().endswith("orders-19 at 20, and 5 more")
+
+
+def test_a_client_that_went_to_the_end_before_it_was_ours(caplog: pytest.LogCaptureFixture) -> None:
+    """Where what the group committed is gone, it begins at the first record that is left, and says so."""
+    client = Client({ZERO: Committed(5, METADATA), ONE: Committed(12, METADATA)})
+    # The client went to the end of one; of the other its user passes over two records.
+    client.positions = {ZERO: 20, ONE: 14}
+    starts = run(beginning(client, {ZERO, ONE}, {}, lambda: True))
+    assert starts[ZERO] == Start(10, Committed(5, METADATA), seek=True)
+    assert starts[ONE] == Start(14, Committed(12, METADATA), seek=False)
+    assert [each.getMessage() for each in caplog.records] == [
+        "group billing: offset 5 of orders-0 is out of range, its records are lost; it goes on at 10"
+    ]

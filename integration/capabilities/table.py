@@ -87,7 +87,7 @@ CAPABILITIES: Final = (
         "a backlog of days is judged by when the broker took it", yes(f"{_PROMISES}test_a_backlog_is_handled")
     ),
     Capability(
-        "what can never have that time waits until you end it (`without_evidence`)",
+        "a message that can never have that time waits until you end it (`without_evidence`)",
         yes(_STAMPS),
     ),
     Capability(
@@ -97,13 +97,13 @@ CAPABILITIES: Final = (
     ),
     Capability("a copy at another place is `replayed`", yes(f"{_PROMISES}test_a_copy_is_not_handled")),
     Capability(
-        "what is redelivered after a kill is handled",
+        "a message comes again after a kill, and is handled",
         _BY_CONTRACT
         | yes("test_confluent_aio.py::test_killed_and_started_again", _AIO)
         | yes("test_faststream_kill.py::test_killed_in_the_handler", *FASTSTREAM),
     ),
     Capability(
-        "only what is settled is acked or committed",
+        "acks and commits cover settled messages only",
         _BY_CONTRACT
         | yes("test_confluent_aio.py::test_storm", _AIO)
         | yes("test_faststream_kill.py::test_storm", _FS_KAFKA, _FS_CONFLUENT)
@@ -121,7 +121,7 @@ CAPABILITIES: Final = (
         | yes("test_kafka_clients.py::test_a_stop_while_the_broker_is_silent", *LOGS),
     ),
     Capability(
-        "what the client cannot read",
+        "a message that the client cannot read",
         other("stays unacked", "test_rabbitmq_unreadable.py::test_own_consumers", _AIO_PIKA)
         | other("ends the connection", "test_pika_consumer.py::test_poison", _PIKA)
         | other('`on_poison="skip"` passes it', "test_kafka_wrapper.py::test_poison_skipped", _KAFKA)

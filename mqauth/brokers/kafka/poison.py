@@ -67,4 +67,8 @@ class RecordReader:
         if poison is None or poison.partition is None:
             raise error
         kafka_repair.discard(self._client, poison.partition)
+        position = kafka_repair.position(self._client, poison.partition)
+        # Sent back to an earlier record meanwhile: what stands before is handled first, and then this comes again.
+        if position is not None and position < poison.first:
+            return
         run(self._policy.applying(poison, error, self._logs.of(poison.partition.topic)))

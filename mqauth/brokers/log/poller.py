@@ -10,7 +10,7 @@ from typing import Any, Final
 from mqauth.brokers.dead_letters import Errors
 from mqauth.brokers.log.outbox import Transactions
 from mqauth.brokers.log.replies import TopicReplies
-from mqauth.brokers.log.starting import beginning
+from mqauth.brokers.log.starting import beginning, tell_out_of_range
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import ClientCalls
 from mqauth.delivery.start import Committed
@@ -192,12 +192,7 @@ class LogPoller(ABC):
         for place, offset in first.items():
             partition = self._assignment.partition(place)
             if partition is not None:
-                emit(
-                    "client.offset_out_of_range",
-                    "group %s: offset %s of %s-%d is out of range, its records are lost; it goes on at %d",
-                    self.scope, partition.expected, place.topic, place.partition, offset, scope=self.scope,
-                    partition=place.partition, offset=offset,
-                )  # fmt: skip
+                tell_out_of_range(self.scope, place, partition.expected, offset)
                 self._assignment.skipped(partition, offset)
         self.outside.difference_update(first)
 

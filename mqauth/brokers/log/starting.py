@@ -93,7 +93,22 @@ def _as_committed(calls: OffsetCalls, place: Any, commit: Committed, early: Mapp
     if place in early or place in calls.unsure:
         return Start(early.get(place, commit.offset), commit, seek=True)
     position: int | None = yield from call(calls.position, place)
+    if position is not None and position > commit.offset:
+        # The user sought there; or the client went to the end before it was ours: its offset was out of range.
+        first: int = (yield from call(calls.bounds, {place}, False))[place]
+        if first > commit.offset:
+            tell_out_of_range(calls.scope, place, commit.offset, first)
+            return Start(first, commit, seek=True)
     return Start(commit.offset if position is None else position, commit, seek=False)
+
+
+def tell_out_of_range(scope: str, place: Any, offset: int | None, first: int) -> None:
+    """Log that records of a group are gone, and where it goes on."""
+    emit(
+        "client.offset_out_of_range",
+        "group %s: offset %s of %s-%d is out of range, its records are lost; it goes on at %d", scope, offset,
+        place.topic, place.partition, first, scope=scope, partition=place.partition, offset=first,
+    )  # fmt: skip
 
 
 def _committing(
