@@ -16,7 +16,7 @@ from mqauth.authority.dpop import SKEW
 from mqauth.authority.jose import Jwt, open_jwt
 from mqauth.authority.refusals import Refusal, Refused
 from mqauth.errors import Rejection, Unavailable, require
-from mqauth.wire import claims, enrolment, jws
+from mqauth.wire import claims, jws
 from mqauth.wire.enrolment import CREDENTIAL_TYPE
 from mqauth.wire.jwk import check_source
 from mqauth.wire.keys import Key, KeySource
@@ -41,7 +41,7 @@ class CredentialIssuer:
         enrolment: its keys are those of producers, each for its own subjects.
 
     Raises:
-        ConfigurationError: ``max_lifetime`` is out of its limits, or the keys are for something else.
+        ConfigurationError: the keys are for something else.
     """
 
     name: str
@@ -51,8 +51,6 @@ class CredentialIssuer:
     enrolment: bool = False
 
     def __post_init__(self) -> None:
-        most = enrolment.MAX_LIFETIME if self.enrolment else MAX_LIFETIME
-        require(1 <= self.max_lifetime <= most, f"max_lifetime is 1 to {most} seconds")
         check_source(self.keys, *(() if self.enrolment else ("jwt-svid",)))
 
 

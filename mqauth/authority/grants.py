@@ -10,8 +10,6 @@ from mqauth.authority.credential import Credential
 from mqauth.authority.refusals import Refusal, Refused
 from mqauth.errors import require
 from mqauth.wire import strict_json
-from mqauth.wire.claims import is_name
-from mqauth.wire.identity import trust_domain_of
 
 MAX_CLAIMS: Final = 16
 MAX_CLAIM_BYTES: Final = 1536
@@ -33,8 +31,7 @@ class Grant:
         lifetime: seconds that the WIT lives, ``None`` for the authority's.
 
     Raises:
-        ConfigurationError: the subject is no identifier, nothing is matched, or the claims or the lifetime are out
-            of their limits.
+        ConfigurationError: the claims are too many or too large, or one of them is not a grant's to set.
     """
 
     credential: str
@@ -44,18 +41,11 @@ class Grant:
     lifetime: int | None = None
 
     def __post_init__(self) -> None:
-        require(trust_domain_of(self.subject), "a subject is wimse:// or spiffe://, a trust domain, and a path")
-        require(self.match, "a grant matches at least one claim")
-        require(
-            self.lifetime is None or self.lifetime >= MIN_LIFETIME,
-            f"a lifetime is at least {MIN_LIFETIME} seconds",
-        )
         require(not REGISTERED & self.claims.keys(), f"claims are none of {', '.join(sorted(REGISTERED))}")
         require(
             len(self.claims) <= MAX_CLAIMS and len(strict_json.dumps(dict(self.claims))) <= MAX_CLAIM_BYTES,
             f"claims are at most {MAX_CLAIMS}, and {MAX_CLAIM_BYTES} bytes together",
         )
-        require(all(map(is_name, (*self.claims, *self.claims.values()))), "a claim is text of 1 to 256 characters")
 
     def difference(self, credential: Credential) -> str | None:
         """Return in what a credential differs from this grant, ``None`` where it matches."""

@@ -20,7 +20,6 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, Rejection, Unavailable, require
 from mqauth.flow import is_awaitable
 from mqauth.wire import base64url, identity, jws, strict_json
-from mqauth.wire.identity import is_trust_domain, trust_domain_of
 from mqauth.wire.keys import NO_CUTOFFS, Cutoff, SigningKeySource
 
 PATH: Final = "/v1/identity"
@@ -82,9 +81,6 @@ class IdentityAuthority:
         cutoffs: returns the subjects that are cut off.
         clock: tells the time.
         randomness: makes ids.
-
-    Raises:
-        ConfigurationError: a grant is of another trust domain, or lives longer; or a limit is not allowed.
     """
 
     def __init__(
@@ -93,12 +89,6 @@ class IdentityAuthority:
         cutoffs: Callable[[], Mapping[str, Cutoff]] = lambda: NO_CUTOFFS,
         clock: Clock = SYSTEM_CLOCK, randomness: Randomness = SYSTEM_RANDOMNESS,
     ) -> None:  # fmt: skip
-        require(is_trust_domain(trust_domain), "a trust domain is wimse:// or spiffe:// and a name")
-        require(SHORTEST <= lifetime <= LONGEST, f"lifetime is {SHORTEST} to {LONGEST} seconds")
-        for grant in desk.grants:
-            inside = trust_domain_of(grant.subject) == trust_domain
-            require(inside, f"a grant's subject {grant.subject!r} is of another trust domain")
-            require((grant.lifetime or 0) <= lifetime, "a grant's lifetime is longer than the authority's")
         self.trust_domain = trust_domain
         self.desk = desk
         self.lifetime = lifetime

@@ -135,7 +135,7 @@ def standings(entries: Sequence[RolloutSettings], records: Iterable[Record], ask
         asked: what is known beside them.
     """
     told = sorted((record for record in records if record.get("verdict") in ("observed", "rollout")), key=time_of)
-    rollout = Rollout([entry.entry for entry in entries])
+    rollout = Rollout([entry.build() for entry in entries])
     return [_standing(entry, rollout, told, asked) for entry in entries if entry.at < Rung.ENFORCE]
 
 
@@ -150,10 +150,10 @@ def _standing(entry: RolloutSettings, rollout: Rollout, told: Sequence[Record], 
         if record.get("verdict") != "observed":
             continue
         # a change counts although the record before it is older than the window
-        if rules not in (None, facts.get("rules")) and time >= now - entry.entry.window:
+        if rules not in (None, facts.get("rules")) and time >= now - entry.window:
             changed = time
         rules = facts.get("rules")
-        if time < now - entry.entry.window:
+        if time < now - entry.window:
             continue
         # what came in the window
         for place, number in _numbers(facts, "accepted", entry).items():
@@ -204,7 +204,7 @@ def _never_signed(
     places = set(entry.destinations)
     for alias in consumer.accept_as:
         # What arrives there has the rules of where it was published.
-        places |= set(alias.signed_for) if entry.entry.holds(alias.at) else set()
+        places |= set(alias.signed_for) if entry.build().holds(alias.at) else set()
     known = set[str]()
     for rule in consumer.allow:
         allowed = any(_meet(place, pattern) for place in places for pattern in rule.destinations)
@@ -222,7 +222,7 @@ def _meet(one: str, other: str) -> bool:
 def _against(found: Standing, now: float, changed: float | None, asked: Asked) -> Iterator[str]:
     """Yield what speaks against going up."""
     entry = found.entry
-    ends = datetime.combine(entry.since, time_of_day(), UTC).timestamp() + entry.entry.window
+    ends = datetime.combine(entry.since, time_of_day(), UTC).timestamp() + entry.window
     # what was delivered again and would be settled condemns nothing
     open_groups = [
         seen for seen in found.groups

@@ -1,4 +1,4 @@
-"""Rules on an authority: where its key is, whose credentials it takes, what they get, and what is kept of it."""
+"""Rules on an authority: its key, whose credentials it takes, and what they get; and on who asks it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from urllib.parse import urlsplit
 from mqauth.authority.grants import REGISTERED
 from mqauth.check.findings import Finding, finding, on
 from mqauth.check.issuers import key_set
-from mqauth.check.keystores import ring_of
-from mqauth.check.target import Target, few
-from mqauth.config.authority_settings import CredentialSettings, GrantSettings, IdentityAuthoritySettings
+from mqauth.check.target import Target, few, ring_of
+from mqauth.config.authority_settings import IdentityAuthoritySettings
 from mqauth.config.kinds import is_url
+from mqauth.config.settings import ProducerSettings
+from mqauth.http.connection import is_loopback
 from mqauth.judging.trust_domain import IDENTITY_LIFETIME
 from mqauth.keystore import State
 
@@ -39,18 +40,15 @@ def signing(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Fi
         )
     if is_url(authority.url, ("http",)):
         yield finding("authority_loopback", ("authority", "url"), f"http to {urlsplit(authority.url).hostname}")
-    limit = min(_taken(target, authority.trust_domain), default=IDENTITY_LIFETIME)
+    # How long they may live for the consumer of the same file, if it trusts the authority.
+    own = [each.max_identity_lifetime for each in target.issuers if each.trust_domain == authority.trust_domain]
+    limit = min(own, default=IDENTITY_LIFETIME)
     if authority.lifetime > limit:
         yield finding(
             "identity_lifetime_long",
             ("authority", "lifetime"),
             f"lifetime is {authority.lifetime} s, over {limit} s",
         )
-
-
-def _taken(target: Target, trust_domain: str) -> list[int]:
-    """Return how long identities may live for the consumer of the same file, if it trusts the authority."""
-    return [issuer.max_identity_lifetime for issuer in target.issuers if issuer.trust_domain == trust_domain]
 
 
 @on("authority")
@@ -78,42 +76,36 @@ def grants(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Fin
     for grant in authority.grants:
         at = (*grant.table.path, "match")
         if grant.match.keys() <= _OF_ALL:
-            said = f"{grant.subject} for whatever has this {few(sorted(grant.match))}"
-            yield finding("grant_matches_all", at, said)
+            what = f"{grant.subject} for whatever has this {few(sorted(grant.match))}"
+            yield finding("grant_matches_all", at, what)
+        # Whom the keys of its credential speak for, where a file of producers' own keys tells.
         wanted, source = grant.match.get("sub"), sources[grant.credential]
-        if wanted is not None and wanted not in _enrolled(source, target.now, wanted):
+        keys = key_set(source) if source.is_enrolment else None
+        alive = [
+            key for key in keys or ()
+            if key.revocation is None and (key.expires is None or target.now < key.expires)
+        ]  # fmt: skip
+        if None not in (wanted, keys) and not any(wanted in (key.subjects or ()) for key in alive):
             yield finding("grant_without_key", at, f"no key of {source.name} speaks for {wanted}")
         named = sorted(name for name in grant.claims or () if name.lower() in _MEANT)
         if named:
             yield finding("grant_claim_registered", (*grant.table.path, "claims"), f"says {few(named)}")
 
 
-def _enrolled(source: CredentialSettings, now: float, wanted: str) -> set[str]:
-    """Return whom the keys of a credential speak for; where the file does not tell, whoever is wanted."""
-    keys = key_set(source) if source.is_enrolment else None
-    if keys is None:
-        return {wanted}
-    alive = [key for key in keys if key.revocation is None and (key.expires is None or now < key.expires)]
-    return {subject for key in alive for subject in key.subjects or ()}
-
-
 @on("authority")
 def overlaps(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
     """Find grants of which an earlier one decides in their place: another one of the same identity matches too."""
     for number, grant in enumerate(authority.grants):
-        before = next((at for at, other in enumerate(authority.grants[:number]) if _covers(other, grant)), None)
-        if before is not None:
-            said = f"where both match, authority.grants[{before}] gives {grant.subject}"
-            yield finding("grants_overlap", (*grant.table.path, "match"), said)
-
-
-def _covers(first: GrantSettings, second: GrantSettings) -> bool:
-    """Tell whether the first grant takes from the second what only the second gives, or all of it."""
-    one, two = first.match, second.match
-    both = all(one[name] == two[name] for name in one.keys() & two.keys())
-    same = (first.credential, first.subject) == (second.credential, second.subject)
-    other = (first.claims or {}, first.lifetime) != (second.claims or {}, second.lifetime)
-    return same and both and (other or one.items() <= two.items())
+        for earlier, other in enumerate(authority.grants[:number]):
+            first, second = other.match, grant.match
+            both = all(first[name] == second[name] for name in first.keys() & second.keys())
+            same = (other.credential, other.subject) == (grant.credential, grant.subject)
+            differs = (other.claims or {}, other.lifetime) != (grant.claims or {}, grant.lifetime)
+            # It takes from this one what only this one gives, or all of it.
+            if same and both and (differs or first.items() <= second.items()):
+                what = f"where both match, authority.grants[{earlier}] gives {grant.subject}"
+                yield finding("grants_overlap", (*grant.table.path, "match"), what)
+                break
 
 
 @on("authority")
@@ -129,4 +121,20 @@ def limits(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]
         yield finding("authority_unanchored", ("authority", "heads"), "no heads")
 
 
-RULES: Final = (signing, credentials, grants, overlaps, limits)
+@on("producer")
+def enrolment(_: Target, producer: ProducerSettings) -> Iterator[Finding]:
+    """Find requests for an identity in plain text."""
+    identity = producer.identity
+    if identity is not None:
+        shown = identity.credential
+        for table, key, url in (
+            (identity.table, "authority", identity.authority), (shown.table, "token_url", shown.token_url),
+        ):  # fmt: skip
+            if url is not None and is_url(url, ("http",)):
+                host = urlsplit(url).hostname or ""
+                local = identity.unsafe_http_loopback and is_loopback(host)
+                code = "authority_loopback" if local else "authority_http"
+                yield finding(code, (*table.path, key), f"http to {host}")
+
+
+RULES: Final = (enrolment, signing, credentials, grants, overlaps, limits)

@@ -19,7 +19,6 @@ from urllib.parse import parse_qs, urlsplit
 from mqauth.check.findings import Finding, finding, on
 from mqauth.check.target import Path, Target, mode, strangers
 from mqauth.config.consumer_settings import ConsumerSettings
-from mqauth.config.policy_settings import OPASettings
 from mqauth.config.settings import DeadLettersSettings
 from mqauth.http.connection import is_loopback
 from mqauth.judging.policy import matches
@@ -88,77 +87,50 @@ def connections(target: Target) -> Iterator[Finding]:
 
 def writable(target: Target) -> Iterator[Finding]:
     """Find files that decide whom the consumer trusts, and that others may change."""
-    for path, place in _trusted(target):
-        if strangers(path) & _WRITE:
-            yield finding(
-                "trust_writable", place, f"{target.shown(path)} may be written by others (mode {mode(path)})"
-            )
+    replay, consumer, producer = target.replay, target.settings.consumer, target.settings.producer
+    trusted: list[tuple[FilePath | None, Path]] = [(target.file, ())]
+    trusted += [] if replay is None else [(replay.file, ("replay", "file"))]
+    if consumer is not None and consumer.opa is not None:
+        trusted.append((consumer.opa.ca, ("consumer", "opa", "ca")))
+    if producer is not None and producer.identity is not None:
+        trusted.append((producer.identity.ca, ("producer", "identity", "ca")))
+    trusted += [(reference.ca, signs.at) for signs, reference in target.references]
+    for source in target.sources:
+        files = (("file", source.file), ("ca", source.ca), ("snapshot", source.snapshot))
+        trusted += [(path, (*source.table.path, key)) for key, path in files]
+    for path, at in trusted:
+        if path is not None and strangers(path) & _WRITE:
+            what = f"{target.shown(path)} may be written by others (mode {mode(path)})"
+            yield finding("trust_writable", at, what)
 
 
 def readable(target: Target) -> Iterator[Finding]:
     """Find secrets that others may read."""
-    file = target.file
-    for secret, named in _secrets(target):
-        if strangers(secret):
-            yield finding(
-                "secret_readable", named, f"{target.shown(secret)} is open to others (mode {mode(secret)})"
-            )
-    passphrases = [(table, f"{start}_file") for table, start, _ in _passphrases(target)]
+    file, consumer, producer = target.file, target.settings.consumer, target.settings.producer
+    passphrases = [
+        (getattr(table, key), (name, key))
+        for name, table in (("producer", producer), ("audit", target.settings.audit),
+                            ("authority", target.settings.authority))
+        for key in ("passphrase_file", "heads_passphrase_file") if getattr(table, key, None) is not None
+    ]  # fmt: skip
+    secrets: list[tuple[FilePath | None, Path]] = [*passphrases]
+    if consumer is not None and consumer.opa is not None:
+        secrets.append((consumer.opa.token_file, ("consumer", "opa", "token_file")))
+    if producer is not None and producer.identity is not None:
+        at = ("producer", "identity", "credential", "client_secret_file")
+        secrets.append((producer.identity.credential.client_secret_file, at))
+    secrets += [(reference.secret, signs.at) for signs, reference in target.references]
+    for secret, named in secrets:
+        if secret is not None and strangers(secret):
+            what = f"{target.shown(secret)} is open to others (mode {mode(secret)})"
+            yield finding("secret_readable", named, what)
     if passphrases and strangers(file) & _WORLD_READ:
-        yield finding(
-            "config_readable", passphrases[0], f"{file.name} may be read by everybody and names a passphrase_file"
-        )
-    if strangers(file) & _READ:
-        for where, url in _urls(target):
-            if url.has_password:
-                yield finding(
-                    "secret_readable",
-                    where,
-                    f"a password for {url} in a file that others may read (mode {mode(file)})",
-                )
-
-
-def _passphrases(target: Target) -> Iterator[tuple[str, str, FilePath]]:
-    """Yield each file with a passphrase: its table, the beginning of its setting, and the file."""
-    found = target.settings
-    for table, settings in (("producer", found.producer), ("audit", found.audit), ("authority", found.authority)):
-        for start in ("passphrase", "heads_passphrase"):
-            file = getattr(settings, f"{start}_file", None)
-            if file is not None:
-                yield table, start, file
-
-
-def _secrets(target: Target) -> Iterator[tuple[FilePath, Path]]:
-    """Yield each file with a secret, and where it is named."""
-    for table, start, file in _passphrases(target):
-        yield file, (table, f"{start}_file")
-    opa = _agent(target)
-    if opa is not None and opa.token_file is not None:
-        yield opa.token_file, ("consumer", "opa", "token_file")
-    for signs, reference in target.references:
-        if reference.secret is not None:
-            yield reference.secret, signs.at
-
-
-def _agent(target: Target) -> OPASettings | None:
-    return None if target.settings.consumer is None else target.settings.consumer.opa
-
-
-def _trusted(target: Target) -> Iterator[tuple[FilePath, Path]]:
-    """Yield each file that trust rests on, and where it is named."""
-    yield target.file, ()
-    if target.replay is not None and target.replay.file is not None:
-        yield target.replay.file, ("replay", "file")
-    opa = _agent(target)
-    if opa is not None and opa.ca is not None:
-        yield opa.ca, ("consumer", "opa", "ca")
-    for signs, reference in target.references:
-        if reference.ca is not None:
-            yield reference.ca, signs.at
-    for source in target.sources:
-        for key, path in (("file", source.file), ("ca", source.ca), ("snapshot", source.snapshot)):
-            if path is not None:
-                yield path, (*source.table.path, key)
+        what = f"{file.name} may be read by everybody and names a passphrase_file"
+        yield finding("config_readable", passphrases[0][1], what)
+    for where, url in _urls(target):
+        if strangers(file) & _READ and url.has_password:
+            what = f"a password for {url} in a file that others may read (mode {mode(file)})"
+            yield finding("secret_readable", where, what)
 
 
 def _urls(target: Target) -> Iterator[tuple[Path, _URL]]:
@@ -216,15 +188,10 @@ def store(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
 
 
 @on("consumer")
-def self_test(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
-    """Find a consumer that does not try itself at its start."""
+def tables(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
+    """Find a consumer that does not try itself at its start, or without the tables that settling needs."""
     if not consumer.self_test:
         yield finding("self_test_off", ("consumer", "self_test"), "off")
-
-
-@on("consumer")
-def tables(target: Target, _: ConsumerSettings) -> Iterator[Finding]:
-    """Find a consumer without the tables that settling needs."""
     audited, buried = "audit" in target.present, "dead_letters" in target.present
     if not audited and not buried:
         yield finding("settles_nothing", ("consumer",), "neither [audit] nor [dead_letters]")
@@ -244,7 +211,8 @@ def audit(target: Target) -> Iterator[Finding]:
             yield finding("audit_not_durable", at, f"{shown} does not outlast a restart")
         if strangers(path) & _WRITE:
             yield finding("audit_writable", at, f"{shown} may be written by others (mode {mode(path)})")
-        elif not _may_write(path):
+        # A name that is filled in later is not looked at.
+        elif "{" not in str(path) and not os.access(path if path.exists() else path.parent, os.W_OK):
             yield finding("audit_unwritable", at, f"{shown} cannot be written by this user")
 
 
@@ -253,11 +221,6 @@ def _is_temporary(target: Target, path: FilePath) -> bool:
     # A configuration that lies in a temporary folder itself is only being tried out.
     temporary = [folder for folder in _TEMPORARY if not target.file.absolute().is_relative_to(folder)]
     return any(PurePosixPath(os.path.abspath(path)).is_relative_to(folder) for folder in temporary)
-
-
-def _may_write(path: FilePath) -> bool:
-    """Tell whether this user may write a file, or make it; a name that is filled in later is not looked at."""
-    return "{" in str(path) or os.access(path if path.exists() else path.parent, os.W_OK)
 
 
 def shared(target: Target) -> Iterator[Finding]:
@@ -284,4 +247,4 @@ def dead_letters(target: Target, settings: DeadLettersSettings) -> Iterator[Find
         yield finding("dead_letters_reachable", _NAME, f"a rule lets a producer publish to {name}")
 
 
-RULES: Final = (writable, readable, connections, store, self_test, tables, audit, shared, dead_letters)
+RULES: Final = (writable, readable, connections, store, tables, audit, shared, dead_letters)

@@ -6,10 +6,11 @@ how strong and how old they are, and their successors.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -17,9 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from mqauth.check.findings import Finding, finding, on
 from mqauth.check.issuers import DAY
-from mqauth.check.keystores import unless_refused
 from mqauth.check.target import Path as At
-from mqauth.check.target import Target, mode, others
+from mqauth.check.target import Target, mode, others, unless_refused
 from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import ConfigurationError
@@ -33,61 +33,23 @@ from mqauth.wire.header_names import HeaderNames
 from mqauth.wire.keys import MIN_RSA_BITS
 
 _LIMITS: Final = (
-    ("producer", "lifetime", 900, "lifetime_long"),
-    ("consumer", "max_lifetime", 3600, "lifetime_long"),
-    ("consumer", "leeway", 15, "leeway_large"),
+    ("producer", "lifetime", 900, MAX_LIFETIME, "lifetime_long"),
+    ("consumer", "max_lifetime", 3600, MAX_LIFETIME, "lifetime_long"),
+    ("consumer", "max_lifetime", MAX_LIFETIME, math.inf, "lifetime_unbounded"),
+    ("consumer", "leeway", 15, math.inf, "leeway_large"),
 )
-"""Table, setting, the most seconds that are no finding, and the code of more."""
+"""Table, setting, and of how many seconds on, up to how many, it has which code."""
 _MAX_PEM: Final = 64 * 1024
 _ENCRYPTED: Final = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
 _WRITE: Final = 0o022
 
 
-def repaired(members: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
-    """Return the tables without pitfalls that would have the whole table refused, and these pitfalls.
-
-    Args:
-        members: the result of tomllib, which may have any shape.
-    """
-    found: list[Finding] = []
-    tables = dict(members)
-    for name, lifetime in (("producer", "lifetime"), ("consumer", "max_lifetime")):
-        if isinstance(members.get(name), dict):
-            tables[name] = dict(members[name])
-            found += _bounded(name, tables[name], lifetime)
-            found += _addressed(name, tables[name])
-    return tables, found
-
-
-def _bounded(name: str, table: dict[str, Any], key: str) -> Iterator[Finding]:
-    """Remove a lifetime that is out of its bounds, so that the default takes its place."""
-    seconds = table.get(key)
-    if type(seconds) is int and not 1 <= seconds <= MAX_LIFETIME:
-        del table[key]
-        yield finding("lifetime_unbounded", (name, key), f"{seconds} s is no lifetime of 1 to {MAX_LIFETIME} s")
-
-
-def _addressed(name: str, table: dict[str, Any]) -> Iterator[Finding]:
-    """Put a stand-in in place of an audience that is missing or a wildcard."""
-    audience = table.get("audience", [])
-    names = [audience] if isinstance(audience, str) else audience
-    if not isinstance(names, list):
-        return
-    if not names or names == [""]:
-        yield finding("audience_missing", (name, "audience"), f"[{name}] names no audience")
-    elif any(isinstance(one, str) and "*" in one for one in names):
-        yield finding("audience_wildcard", (name, "audience"), "the audience holds a *")
-    else:
-        return
-    table["audience"] = "unnamed"
-
-
 def limits(target: Target) -> Iterator[Finding]:
     """Find tokens that live longer than they need to, and a leeway that is larger than clocks differ."""
-    for table, key, most, name in _LIMITS:
+    for table, key, limit, most, name in _LIMITS:
         settings = getattr(target.settings, table)
-        if settings is not None and getattr(settings, key) > most:
-            yield finding(name, (table, key), f"{key} is {getattr(settings, key)} s, over {most} s")
+        if settings is not None and limit < getattr(settings, key) <= most:
+            yield finding(name, (table, key), f"{key} is {getattr(settings, key)} s, over {limit} s")
 
 
 @on("consumer")
@@ -127,7 +89,7 @@ def trust(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
             "allow_unsigned_headers_broad", ("consumer", "allow_unsigned_headers"),
             f"{', '.join(broad)} ends within a word",
         )  # fmt: skip
-    wide = [pattern for each in consumer.accept_as for pattern in each.alias.broad]
+    wide = [pattern for each in consumer.accept_as for pattern in each.build().broad]
     if wide:
         yield finding("accept_as_broad", ("consumer", "accept_as"), f"{', '.join(wide)} takes any number of words")
     if consumer.unsigned_headers == "hide":
@@ -139,7 +101,8 @@ def trust(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
 def pem_files(target: Target) -> Iterator[Finding]:
     """Find private keys that are open to others, too short, or without a passphrase."""
     for signs in target.signers:
-        folder, pems = signs.keys, _pems(signs.keys)
+        folder = signs.keys
+        pems = sorted(folder.glob("*.pem")) if os.path.isdir(folder) else [folder] if folder.is_file() else []
         for path in pems:
             if others(path):
                 yield finding(
@@ -213,10 +176,6 @@ def _age(found: KeyRing, now: int, rotation: int, at: At) -> Iterator[Finding]:
         yield finding("key_no_next", at, said)
     if any(key.ready + DAY < now for key in waiting):
         yield finding("rotation_stalled", at, "a pending key has been ready for more than a day")
-
-
-def _pems(keys: Path) -> list[Path]:
-    return sorted(keys.glob("*.pem")) if os.path.isdir(keys) else [keys] if os.path.isfile(keys) else []
 
 
 def _raw(path: Path) -> bytes:

@@ -20,9 +20,9 @@ from typing import Any, Final
 from mqauth import review
 from mqauth.cli.outage import told
 from mqauth.cli.settings import FILE
-from mqauth.config.broker import URLS, BrokerSettings
+from mqauth.config.broker import BrokerSettings
 from mqauth.config.consumer_settings import ConsumerSettings
-from mqauth.config.kinds import is_broker_url
+from mqauth.config.kinds import URLS, is_broker_url
 from mqauth.config.settings import FileSettings
 from mqauth.errors import ConfigurationError, require
 from mqauth.flow import arun, run
@@ -219,9 +219,8 @@ def _close(connection: Any, call: Callable[..., Any]) -> None:
 @contextlib.contextmanager
 def _on_kafka(place: Place, settings: dict[str, Any]) -> Iterator[review.Session]:
     """Connect to Kafka, and create the topic of resolutions where it is missing."""
-    servers = place.broker.partition("://")[2].strip("/")
-    require("?" not in servers, "--broker: certificates and credentials for Kafka stand in --broker-settings")
-    bootstrap = {"reconnect_backoff_max_ms": _BACKOFF_MS} | place.settings.for_kafka(servers.split(","))
+    require("?" not in place.broker, "--broker: certificates and credentials for Kafka stand in --broker-settings")
+    bootstrap = {"reconnect_backoff_max_ms": _BACKOFF_MS} | place.settings.for_kafka(place.broker)
     import kafka
 
     from mqauth.review.kafka import KafkaLetterBox, KafkaRecords, create_reviewed

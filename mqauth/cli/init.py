@@ -202,8 +202,7 @@ def _kafka(place: Place, topology: dict[str, Any], consumer: ConsumerSettings | 
     from kafka.errors import TopicAlreadyExistsError
 
     client: Any = kafka  # its classes have no types
-    servers = place.broker.partition("://")[2].strip("/").split(",")
-    with contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(servers))) as admin:
+    with contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(place.broker))) as admin:
         check_stamps(admin, consumer)
         for found in topology["topics"]:
             new = client.admin.NewTopic(

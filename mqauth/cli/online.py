@@ -153,10 +153,9 @@ def _topic(place: Place, settings: FileSettings) -> None:
     import kafka
 
     client: Any = kafka  # its classes have no types
-    servers = place.broker.partition("://")[2].strip("/").split(",")
     with (
         reached(place.broker, user=place.settings.user),
-        contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(servers))) as admin,
+        contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(place.broker))) as admin,
     ):
         require(place.topic in admin.list_topics(), f"there is no topic {place.topic}")
         check_stamps(admin, settings.consumer)

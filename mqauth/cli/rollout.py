@@ -102,9 +102,7 @@ def up(
                 consumer = file.consumer
                 known = require(scope or (None if consumer is None else consumer.scope), _SCOPE)
                 if on_kafka:
-                    exempt = Rollout(
-                        (), [] if consumer is None else [each.exemption for each in consumer.unsigned]
-                    )
+                    exempt = Rollout((), [] if consumer is None else [each.build() for each in consumer.unsigned])
                     against = rollout_broker.unread(places.parse(destination)[1], known, entry, exempt, asked)
                 else:
                     against = rollout_broker.emptied(known, asked, look.consumers, look, _now)
@@ -189,7 +187,7 @@ def _standings(file: FileSettings, files: list[Path]) -> list[Standing]:
 
 def _held(file: FileSettings, destination: str) -> tuple[int, RolloutSettings]:
     """Return the entry that decides on a destination, and its number."""
-    entries = ((number, each) for number, each in enumerate(file.rollout) if each.entry.holds(destination))
+    entries = ((number, each) for number, each in enumerate(file.rollout) if each.build().holds(destination))
     number, entry = next(entries, (0, None))
     return number, require(
         entry if entry is not None and entry.at < Rung.ENFORCE else None,
@@ -306,7 +304,7 @@ def _lines(one: Standing) -> Iterator[str]:
     moved = f", end moved {one.moved} times" if one.moved else ""
     listed, owner = one_line(", ".join(entry.destinations)), one_line(entry.owner)
     yield f"{listed}   {entry.rung} since {entry.since}   {left}{moved}   {owner}"
-    would, window = sum(seen.count for seen in one.groups) + one.other, int(entry.entry.window)
+    would, window = sum(seen.count for seen in one.groups) + one.other, entry.window
     span = f"{window // 3600} h" if window % _DAY else f"{window // _DAY} d"
     yield (
         f"last {span}, {len(one.reported)} consumers:"

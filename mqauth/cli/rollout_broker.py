@@ -18,8 +18,8 @@ from typing import Any, Final
 from mqauth.audit.record import iso_time
 from mqauth.check.adoption import HOUR, Standing, is_accepted
 from mqauth.cli.broker import rabbitmq, reached, table_of
-from mqauth.config.broker import URLS, BrokerSettings
-from mqauth.config.kinds import is_broker_url
+from mqauth.config.broker import BrokerSettings
+from mqauth.config.kinds import URLS, is_broker_url
 from mqauth.config.rollout_settings import RolloutSettings
 from mqauth.config.settings import FileSettings
 from mqauth.errors import Reason, require
@@ -80,9 +80,9 @@ def unread(topic: str, group: str, entry: RolloutSettings, rollout: Rollout, bro
     from mqauth.brokers.kafka import from_native
 
     client: Any = kafka  # its classes have no types
-    servers = (broker.url or "").partition("://")[2].strip("/").split(",")
     with reached(broker.url, user=broker.user), contextlib.closing(client.KafkaConsumer(
-        **broker.for_kafka(servers), group_id=group, enable_auto_commit=False, allow_auto_create_topics=False,
+        **broker.for_kafka(broker.url or ""), group_id=group, enable_auto_commit=False,
+        allow_auto_create_topics=False,
     )) as reader:  # fmt: skip
         # which topics, and how far the group has come in each partition
         wanted = places.kafka(topic)

@@ -62,14 +62,15 @@ def _roles(table: Table, key: str, _: Any) -> dict[str, str]:
     return found
 
 
-def _origin_fault(text: str) -> str | None:
-    rest = text.partition("://")[2].removesuffix("/")
-    fits = is_url(text, ("https", "http")) and not any(mark in rest for mark in "/?#@")
-    return None if fits else "must be scheme, host and port alone: https://console.example:8443"
-
-
 _ROLES: Final = Kind(schema_of(RoleSettings), _roles)
-_ORIGIN: Final = text("URL", _origin_fault, into=lambda found, _: found.removesuffix("/").lower())
+_ORIGIN: Final = text(
+    "URL",
+    lambda url: (
+        is_url(url, ("https", "http")) and not set("/?#@") & set(url.partition("://")[2].removesuffix("/"))
+    ),
+    "must be scheme, host and port alone: https://console.example:8443",
+    into=lambda url, _: url.removesuffix("/").lower(),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
