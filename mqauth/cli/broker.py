@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from mqauth import review
+from mqauth.cli.app import Broker, BrokerFile, Config, Queue, Topic
 from mqauth.cli.outage import told
-from mqauth.cli.settings import FILE
+from mqauth.cli.settings import FILE, settings_of
 from mqauth.config.broker import BrokerSettings
 from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.kinds import URLS, is_broker_url
@@ -133,6 +134,14 @@ def place_of(
     given = {"queue": queue, "topic": topic}
     name = getattr(found, own) or getattr(table, own) or (None if letters is None else letters.name)
     return Place(broker=url, settings=found, **given | {own: given[own] or name})
+
+
+def placed(
+    *, broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None,
+    broker_settings: BrokerFile = None,
+) -> Place:  # fmt: skip
+    """Return the dead-letter queue or topic that the options of a command name; ``options`` calls it."""
+    return place_of(broker, queue, topic, broker_settings, settings_of(config))
 
 
 def places_of(

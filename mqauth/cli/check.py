@@ -46,11 +46,11 @@ def check(
     report = report.strict() if strict else report
     asked = list(ask(settings_of(file))) if online else []
     if as_json:
-        print_json(report.as_dict() | ({"online": [one._asdict() for one in asked]} if online else {}))
+        print_json(report.as_dict() | ({"online": [each._asdict() for each in asked]} if online else {}))
     else:
-        answer(False, None, *_lines(report), *_summary(file, report))
-        answer(False, None, *(one_line(f"{one.what}: {one.said}") for one in asked))
-    codes = {one.code for one in asked} | ({1} if report.count(Severity.ERROR) else set())
+        lines = [*_lines(report), *_summary(file, report)]
+        answer(False, None, *lines, *(one_line(f"{each.what}: {each.said}") for each in asked))
+    codes = {each.code for each in asked} | ({1} if report.count(Severity.ERROR) else set())
     return 1 if 1 in codes else max(codes, default=0)
 
 
@@ -60,21 +60,17 @@ def _lines(report: Report) -> Iterator[str]:
     if width is None and report.findings:
         yield "line\tseverity\tcode\tkey\tmessage\twhy\tinstead"
     for finding in report.findings:
-        yield from _cells(finding) if width is None else _block(finding, width)
-
-
-def _cells(finding: Finding) -> Iterator[str]:
-    line = "" if finding.line is None else str(finding.line)
-    code = finding.code
-    cells = (line, finding.severity.value, code.name, finding.key, finding.message, code.why, code.instead)
-    yield "\t".join(one_line(cell or "") for cell in cells)
+        line, code = "" if finding.line is None else str(finding.line), finding.code
+        cells = (line, finding.severity.value, code.name, finding.key, finding.message, code.why, code.instead)
+        yield from ["\t".join(map(one_line, cells))] if width is None else _block(finding, width)
 
 
 def _block(finding: Finding, width: int) -> Iterator[str]:
     """Yield a finding as a heading and paragraphs; words that are too long are cut in their middle."""
     place = "" if finding.line is None else f"  line {finding.line}"
     severity = typer.style(finding.severity.value, fg=_COLOURS[finding.severity], bold=True)
-    yield f"{severity if _coloured() else finding.severity.value}  {finding.code.name}{place}"
+    coloured = "NO_COLOR" not in os.environ
+    yield f"{severity if coloured else finding.severity.value}  {finding.code.name}{place}"
     said = f"{finding.key}: {finding.message}" if finding.key else finding.message
     for text in (said, f"why: {finding.code.why}", f"instead: {finding.code.instead}"):
         words = " ".join(middle(word, width - _INDENT) for word in one_line(text).split(" "))
@@ -84,17 +80,10 @@ def _block(finding: Finding, width: int) -> Iterator[str]:
     yield ""
 
 
-def _coloured() -> bool:
-    return "NO_COLOR" not in os.environ
-
-
 def _summary(file: Path, report: Report) -> Iterator[str]:
-    counts = [_counted(report.count(severity), severity.value) for severity in Severity]
+    counted = [(report.count(severity), severity.value) for severity in Severity]
+    counts = [f"{count} {noun}" + ("" if count == 1 else "s") for count, noun in counted]
     accepted = f"; {report.accepted} accepted" if report.accepted else ""
     yield f"{one_line(str(file))}: {', '.join(counts)}{accepted}."
     if report.unseen:
         yield f"Not looked at: {', '.join(report.unseen)}."
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")

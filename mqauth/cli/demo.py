@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
 from contextlib import closing
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
 from mqauth import ConfigurationError, Reason
-from mqauth.audit.chain import verify_chain
-from mqauth.cli.app import Json, answer
+from mqauth.cli.app import Json
 from mqauth.cli.broker import check_url, reached
-from mqauth.cli.demo_cases import ACCEPTED, CASE, Case, Result, audit_file, consumed, named
-from mqauth.cli.tables import table_lines
+from mqauth.cli.demo_cases import ACCEPTED, Case, audit_file, consumed, named, reported
 from mqauth.errors import require
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage, Stage
@@ -32,6 +29,10 @@ _STAGES: Final = {
 }
 _SCHEMES: Final = {"confluent": "kafka", "confluent+aio": "kafka", "aiokafka": "kafka", "pika": "amqp"}
 """Schemes that name a client, and the scheme of their URL otherwise."""
+_NEXT: Final = (
+    "Next: mqauth init --help writes a producer and a consumer of your own,",
+    "and mqauth demo --broker amqp://guest:guest@localhost/ shows this on a broker.",
+)
 
 
 def demo(
@@ -69,24 +70,31 @@ def demo(
     url = _SCHEMES.get(scheme, scheme) + mark + rest
     check_url("--broker", url)
     with reached(url):
-        return _play(_stage(broker), audit, as_json=as_json, messages=messages)
-
-
-def _stage(broker: str) -> Stage:
-    scheme = broker.partition("://")[0]
-    room, kind = _STAGES.get(scheme, ("rabbitmq", "RabbitMQStage"))
-    try:
-        stage: Stage = getattr(import_module(f"mqauth.testing.stage_{room}"), kind)(broker)
-    except ImportError as error:
-        raise ConfigurationError(f"--broker {scheme}://: install mqauth[{room}]") from error
-    return stage
+        room, kind = _STAGES.get(scheme, ("rabbitmq", "RabbitMQStage"))
+        try:
+            stage: Stage = getattr(import_module(f"mqauth.testing.stage_{room}"), kind)(broker)
+        except ImportError as error:
+            raise ConfigurationError(f"--broker {scheme}://: install mqauth[{room}]") from error
+        return _play(stage, audit, as_json=as_json, messages=messages)
 
 
 def _play(stage: Stage, kept: Path | None, *, as_json: bool, messages: int) -> int:
     """Publish the cases, consume them, and print the report."""
-    forge = Forge(lifetime=600)
+    forge, place = Forge(lifetime=600), stage.destination
+    # The honest messages, every attack that fits the broker, and a replay of the first message.
+    first = forge.signer().sign(named(honest_message(place, 0), "honest-0"))
+    cases = [Case(name="honest-0", story="an honest order", expected=ACCEPTED, message=first)]
+    for name, number in [(f"honest-{number}", number) for number in range(1, messages)]:
+        message = named(honest_message(place, number), name)
+        cases.append(Case(name=name, story="an honest order", expected=ACCEPTED, message=message, unsigned=True))
+    for number, attack in enumerate(ATTACKS, messages):
+        if attack.fits(place):
+            hostile = attack.mount(forge, named(honest_message(place, number), attack.name))
+            expected = attack.reason.value
+            cases.append(Case(name=attack.name, story=attack.story, expected=expected, message=hostile))
+    story = "a copy of honest-0, published again"
+    cases.append(Case(name="replay", story=story, expected=Reason.REPLAYED.value, message=first))
     with closing(stage), tempfile.TemporaryDirectory() as folder:
-        cases = list(_cases(forge, stage.destination, messages))
         with audit_file(kept, Path(folder)) as audit:
             for case in cases:
                 if case.unsigned:
@@ -94,60 +102,4 @@ def _play(stage: Stage, kept: Path | None, *, as_json: bool, messages: int) -> i
                 else:
                     stage.inject(case.message)
             results = consumed(stage, forge, audit, cases, kept is not None)
-        intact = verify_chain(audit.path).intact
-    lost = sum(result.verdict == "lost" for result in results)
-    answer(as_json, _report(stage.name, results, intact, lost), *_lines(stage.name, results, intact, lost))
-    return 0 if intact and not lost and all(result.as_expected for result in results) else 1
-
-
-def _cases(forge: Forge, place: str, messages: int) -> Iterator[Case]:
-    """Yield the honest messages, every attack that fits the broker, and a replay of the first message."""
-    first = forge.signer().sign(named(honest_message(place, 0), "honest-0"))
-    yield Case(name="honest-0", story="an honest order", expected=ACCEPTED, message=first)
-    for number in range(1, messages):
-        name = f"honest-{number}"
-        message = named(honest_message(place, number), name)
-        yield Case(name=name, story="an honest order", expected=ACCEPTED, message=message, unsigned=True)
-    for number, attack in enumerate(ATTACKS, messages):
-        if attack.fits(place):
-            hostile = attack.mount(forge, named(honest_message(place, number), attack.name))
-            yield Case(name=attack.name, story=attack.story, expected=attack.reason.value, message=hostile)
-    story = "a copy of honest-0, published again"
-    yield Case(name="replay", story=story, expected=Reason.REPLAYED.value, message=first)
-
-
-def _report(broker: str, results: list[Result], intact: bool, lost: int) -> dict[str, Any]:
-    return {
-        "broker": broker,
-        "cases": [
-            {
-                "case": result.case.name,
-                "expected": result.case.expected,
-                "verdict": result.verdict,
-                "reason": result.reason,
-                "handled": result.handled,
-                "dead_letter": result.reason is not None,
-                "audit": result.audit,
-            }
-            for result in results
-        ],
-        "audit_chain": "intact" if intact else "broken",
-        "lost": lost,
-    }
-
-
-def _lines(broker: str, results: list[Result], intact: bool, lost: int) -> Iterator[str]:
-    """Yield what became of every message, for people and for programs that read tables."""
-    cells = (
-        (one.case.name, one.verdict, one.reason or "", "yes" if one.as_expected else "NO", one.case.story)
-        for one in results
-    )
-    yield from table_lines(f"mqauth demo on {broker}", CASE, cells)
-    attacks = [result for result in results if result.case.expected != ACCEPTED]
-    yield (
-        f"{len(results) - len(attacks)} honest messages handled, "
-        f"{sum(result.as_expected for result in attacks)} of {len(attacks)} attacks dead-lettered, {lost} lost;"
-    )
-    yield f"audit chain {'intact' if intact else 'BROKEN'}."
-    yield "Next: mqauth init --help writes a producer and a consumer of your own,"
-    yield "and mqauth demo --broker amqp://guest:guest@localhost/ shows this on a broker."
+        return reported(stage.name, results, audit.path, as_json=as_json, end="dead-lettered", more=_NEXT)

@@ -6,7 +6,8 @@ Was it handled, is there a dead letter, is it in the audit? Nothing in the table
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -22,7 +23,9 @@ from mqauth import (
     Verified,
     Verifier,
 )
-from mqauth.cli.tables import Column
+from mqauth.audit.chain import verify_chain
+from mqauth.cli.app import answer
+from mqauth.cli.tables import Column, table_lines
 from mqauth.errors import require
 from mqauth.judging.policy import Policy
 from mqauth.testing.stage import Stage
@@ -32,7 +35,9 @@ _CASE_HEADER: Final = "demo-case"
 _REASON_HEADER: Final = "mqauth-dead-reason"
 ACCEPTED: Final = "accepted"
 """What is expected of an honest case."""
-CASE: Final = (
+LOST: Final = "lost"
+"""The verdict where neither handler nor dead letter has a message, or both have it."""
+_COLUMNS: Final = (
     Column("case"), Column("verdict", cut=False), Column("reason", cut=False), Column("as expected", cut=False),
     Column("what it is", goes=1),
 )  # fmt: skip
@@ -59,33 +64,30 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What became of a case, read back from the handler, the dead letters and the audit file.
+    """What became of a case, read back from whoever decided on it.
 
     Args:
-        case: the case.
-        handled: whether its handler saw it.
-        reason: of its dead letter; ``None`` where there is none.
-        audit: whether the audit file has a record of it.
+        case: its name.
+        story: what it is.
+        expected: ``accepted``, or the reason for which it must be refused.
+        verdict: ``accepted``, ``rejected``, ``lost``, or what became of a question to an authority.
+        reason: of its dead letter or its refusal; ``None`` where there is none.
+        audit: whether the audit has a record of a rejection.
     """
 
-    case: Case
-    handled: bool
+    case: str
+    story: str
+    expected: str
+    verdict: str
     reason: str | None
-    audit: bool
-
-    @property
-    def verdict(self) -> str:
-        """``accepted``, ``rejected``, or ``lost`` where neither handler nor dead letter has it, or both."""
-        if self.handled == (self.reason is not None):
-            return "lost"
-        return ACCEPTED if self.handled else "rejected"
+    audit: bool = True
 
     @property
     def as_expected(self) -> bool:
         """Whether the case ended as it must."""
-        if self.case.expected == ACCEPTED:
+        if self.expected == ACCEPTED:
             return self.verdict == ACCEPTED
-        return self.reason == self.case.expected and self.verdict == "rejected" and self.audit
+        return self.reason == self.expected and self.verdict != LOST and self.audit
 
 
 class Trust(Protocol):
@@ -131,40 +133,63 @@ def consumed(stage: Stage, trust: Trust, audit: AuditFile, cases: list[Case], ke
     """
     handled: list[Verified] = []
     pipeline = Pipeline(
-        verifier=trust.verifier(),
-        policy=trust.policy(stage.destination),
-        replay=MemoryReplayStore(),
-        audit=audit,
-        record="all" if keep else "rejections",
-        attempts=Attempts(limit=1),
-    )
+        verifier=trust.verifier(), policy=trust.policy(stage.destination), replay=MemoryReplayStore(), audit=audit,
+        record="all" if keep else "rejections", attempts=Attempts(limit=1),
+    )  # fmt: skip
     # Also where an attack is handled: the table has to say so.
     stage.consume(pipeline, handled.append, until=lambda: len(handled) + len(stage.letters()) >= len(cases))
     recorded = frozenset(re.findall(r'"(?:id|jti)":"([^"]*)"', audit.path.read_text("utf-8")))
-    return _results(cases, handled, stage.letters(), recorded)
-
-
-def _results(
-    cases: list[Case], handled: list[Verified], letters: list[Message], recorded: frozenset[str]
-) -> list[Result]:
-    by_name: dict[str, Message] = {}
-    for letter in letters:
+    letters: dict[str, Message] = {}
+    for letter in stage.letters():
         # The replay is a copy of honest-0 and has its name, so it is known by its reason.
-        name = _header(letter, _CASE_HEADER)
-        by_name["replay" if _header(letter, _REASON_HEADER) == Reason.REPLAYED.value else name] = letter
-    seen = [(_text(verified.header(_CASE_HEADER)), verified.jti) for verified in handled]
-    tokens = dict(seen) if len(dict(seen)) == len(seen) else {}
-    return [_result(case, tokens.get(case.name), by_name.get(case.name), recorded) for case in cases]
+        is_copy = _header(letter, _REASON_HEADER) == Reason.REPLAYED.value
+        letters["replay" if is_copy else _header(letter, _CASE_HEADER)] = letter
+    tokens = {_text(verified.header(_CASE_HEADER)): verified.jti for verified in handled}
+    if len(tokens) < len(handled):
+        tokens = {}
+    results = []
+    for case in cases:
+        jti, found = tokens.get(case.name), letters.get(case.name)
+        trace = jti if found is None else _header(found, "mqauth-dead-audit")
+        is_lost = (jti is None) is (found is None)
+        verdict = LOST if is_lost else ACCEPTED if found is None else "rejected"
+        reason = None if found is None else _header(found, _REASON_HEADER)
+        results.append(Result(case=case.name, story=case.story, expected=case.expected, verdict=verdict,
+                              reason=reason, audit=trace in recorded))  # fmt: skip
+    return results
 
 
-def _result(case: Case, jti: str | None, letter: Message | None, recorded: frozenset[str]) -> Result:
-    trace = jti if letter is None else _header(letter, "mqauth-dead-audit")
-    return Result(
-        case=case,
-        handled=jti is not None,
-        reason=None if letter is None else _header(letter, _REASON_HEADER),
-        audit=trace in recorded,
+def reported(
+    broker: str, results: Sequence[Result], audit: Path, *, as_json: bool, end: str, more: Sequence[str]
+) -> int:
+    """Print what became of every case, and return the exit code.
+
+    Args:
+        broker: where the cases were published.
+        results: of all cases.
+        audit: the audit file, whose chain is verified.
+        as_json: print JSON.
+        end: what becomes of an attack, in a word.
+        more: lines that people read in the end.
+    """
+    chain = "intact" if verify_chain(audit).intact else "broken"
+    lost = sum(result.verdict == LOST for result in results)
+    cells = [
+        (each.case, each.verdict, each.reason or "", "yes" if each.as_expected else "NO", each.story)
+        for each in results
+    ]
+    attacks = [result for result in results if result.expected != ACCEPTED]
+    refused = sum(result.as_expected for result in attacks)
+    answer(
+        as_json,
+        {"broker": broker, "cases": [asdict(each) for each in results], "audit_chain": chain, "lost": lost},
+        *table_lines(f"mqauth demo on {broker}", _COLUMNS, cells),
+        f"{len(results) - len(attacks)} honest messages handled,"
+        f" {refused} of {len(attacks)} attacks {end}, {lost} lost;",
+        f"audit chain {chain}.",
+        *more,
     )
+    return 0 if chain == "intact" and not lost and all(result.as_expected for result in results) else 1
 
 
 def named(message: Message, name: str) -> Message:
