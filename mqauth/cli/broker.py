@@ -25,7 +25,7 @@ from mqauth.config.broker import BrokerSettings
 from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.kinds import URLS, is_broker_url
 from mqauth.config.settings import FileSettings
-from mqauth.errors import ConfigurationError, require
+from mqauth.errors import ConfigurationError, refusing, require
 from mqauth.flow import arun, run
 from mqauth.wire.destination import is_kafka, parse
 
@@ -189,13 +189,13 @@ def opened(place: Place, **settings: Any) -> Iterator[review.Session]:
         ConfigurationError: the broker cannot be reached, its client is not installed, or there is no such
             queue or topic.
     """
-    opener = _on_kafka if place.on_kafka else _on_rabbitmq
-    try:
-        with reached(place.broker, user=place.settings.user), opener(place, settings) as session:
-            yield session
-    except ImportError as error:
-        extra = "kafka" if place.on_kafka else "rabbitmq"
-        raise ConfigurationError(f'--broker: needs its client: install "mqauth[{extra}]"') from error
+    extra, opener = ("kafka", _on_kafka) if place.on_kafka else ("rabbitmq", _on_rabbitmq)
+    with (
+        refusing(ImportError, f'--broker: needs its client: install "mqauth[{extra}]"'),
+        reached(place.broker, user=place.settings.user),
+        opener(place, settings) as session,
+    ):
+        yield session
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import signal
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -37,7 +36,7 @@ from mqauth.cli.app import (
     standard_input,
 )
 from mqauth.cli.broker import Place, opened, placed
-from mqauth.cli.forms import TO_CHANGE, TO_READ, WORD, CommandFailed, known_reason, pick, shown_time
+from mqauth.cli.forms import TO_CHANGE, TO_READ, WORD, confirmed, known_reason, pick, shown_time
 from mqauth.cli.settings import FILE, file_of, given, key_reader, review_of, reviewer_of, settings_of
 from mqauth.cli.tables import Column, Wide, table_lines
 from mqauth.errors import require
@@ -360,7 +359,14 @@ def _carry_out(
             answer(as_json, told, f"would {plan.act} {counts['accepted']} of {counts.total()} letters", *lines)
             return 0
         if not yes:
-            _ask(plan, session.box.name, counts, as_json=as_json)
+            end = " for good" if plan.act == DISCARD else ""
+            meant = (("id", plan.wanted.id), ("kid", plan.wanted.kid))
+            ids = "".join(f", {key} {value}" for key, value in meant if value)
+            letters = f"{counts['accepted']} of {counts.total()} letters of {session.box.name}"
+            confirmed(
+                f"{plan.act.capitalize()} {letters}{ids}{end}?",
+                "--yes: required where nobody can be asked (or look with --dry-run)", quiet=as_json,
+            )  # fmt: skip
         # Ctrl-C stops before the next letter, and the account stays exact.
         cancelled = threading.Event()
         kept = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
@@ -379,14 +385,3 @@ def _carry_out(
     lines += [f"ended by: {done.error}"] if done.error else []
     answer(as_json, {"act": _DONE[plan.act], **done.as_dict()}, *lines)
     return INTERRUPTED if cancelled.is_set() else 0 if done.done + done.gone == done.selected else 1
-
-
-def _ask(plan: Plan, name: str, counts: Counter[str], *, as_json: bool) -> None:
-    require(
-        not as_json and sys.stdin.isatty(), "--yes: required where nobody can be asked (or look with --dry-run)"
-    )
-    end = " for good" if plan.act == DISCARD else ""
-    ids = "".join(f", {key} {found}" for key, found in (("id", plan.wanted.id), ("kid", plan.wanted.kid)) if found)
-    question = f"{plan.act.capitalize()} {counts['accepted']} of {counts.total()} letters of {name}{ids}{end}?"
-    if not typer.confirm(question, err=True):
-        raise CommandFailed("nothing was done")

@@ -27,7 +27,6 @@ from mqauth.judging.observing import group_of_message
 from mqauth.judging.policy import matches
 from mqauth.judging.rollout import Rollout, has_token
 from mqauth.wire import destination as places
-from mqauth.wire.message import Message
 
 PATIENCE: Final = 90.0
 """Seconds for which a group's backlog is read, a queue is watched, or the reports of a minute are waited for."""
@@ -107,24 +106,20 @@ def unread(topic: str, group: str, entry: RolloutSettings, rollout: Rollout, bro
             if time.monotonic() > over:
                 return f"group {group} lags too far behind to be read in {PATIENCE:g} s: let it catch up"
             for place, records in reader.poll(timeout_ms=1000).items():
-                messages = (
-                    from_native(record, scope=group) for record in records if record.offset < left[place][1]
-                )
-                number = sum(_is_unsigned(message, entry, rollout) for message in messages)
-                unsigned[place.partition] = unsigned.get(place.partition, 0) + number
+                for message in (
+                    from_native(each, scope=group) for each in records if each.offset < left[place][1]
+                ):
+                    # What would be dead-lettered for want of a token, and nobody has accepted.
+                    unproven = not has_token(message) and rollout.exemption(message) is None
+                    missing = group_of_message(message, Reason.TOKEN_MISSING.value)
+                    if unproven and not is_accepted(entry, missing):
+                        unsigned[place.partition] = unsigned.get(place.partition, 0) + 1
             reader.pause(*(place for place in left if place not in waiting))
     total = sum(unsigned.values())
     where = ", ".join(str(partition) for partition, number in sorted(unsigned.items()) if number)
     return (
         f"group {group} has {total:,} records without a token to settle, in partitions {where}" if total else None
     )
-
-
-def _is_unsigned(message: Message, entry: RolloutSettings, rollout: Rollout) -> bool:
-    """Return whether a message would be dead-lettered for want of a token, and nobody has accepted that."""
-    if has_token(message) or rollout.exemption(message) is not None:
-        return False
-    return not is_accepted(entry, group_of_message(message, Reason.TOKEN_MISSING.value))
 
 
 # RabbitMQ
