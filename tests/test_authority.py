@@ -13,7 +13,7 @@ import pytest
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.record import AuditRecord
 from mqauth.audit.sinks import CallableSink, FloodGate
-from mqauth.authority.grants import Grant
+from mqauth.authority.desk import Grant
 from mqauth.authority.records import Records, Trace
 from mqauth.authority.refusals import Refusal, Refused
 from mqauth.errors import Cause, ConfigurationError, Unavailable

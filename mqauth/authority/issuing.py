@@ -11,8 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from mqauth.audit.record import AuditSink
 from mqauth.authority import dpop
-from mqauth.authority.desk import CredentialDesk
-from mqauth.authority.grants import Grant
+from mqauth.authority.desk import CredentialDesk, Grant
 from mqauth.authority.rates import Rate
 from mqauth.authority.records import Records, Trace
 from mqauth.authority.refusals import Refusal, Refused
@@ -137,7 +136,12 @@ class IdentityAuthority:
             Unavailable: the signing key or the audit is out of reach.
         """
         now = int(self._clock.now())
-        self._check_cutoff(grant.subject, now)
+        try:
+            cutoff = self._cutoffs().get(grant.subject)
+        except ConfigurationError as error:
+            raise Unavailable(Cause.KEYS_UNAVAILABLE, str(error)) from error
+        if cutoff is not None and now < cutoff.before:
+            raise Refused(Refusal.SUBJECT_CUT_OFF, "the subject is cut off until later")
         wait = self._rates.take(grant.subject)
         if wait:
             raise Refused(Refusal.RATE_EXCEEDED, "too many identities of the subject in a minute", wait)
@@ -157,14 +161,6 @@ class IdentityAuthority:
             Unavailable: ``audit_unavailable``.
         """
         self._write(self._records.refused(trace, refused))
-
-    def _check_cutoff(self, subject: str, now: int) -> None:
-        try:
-            found = self._cutoffs().get(subject)
-        except ConfigurationError as error:
-            raise Unavailable(Cause.KEYS_UNAVAILABLE, str(error)) from error
-        if found is not None and now < found.before:
-            raise Refused(Refusal.SUBJECT_CUT_OFF, "the subject is cut off until later")
 
     def _signed(self, payload: bytes) -> identity.Wit:
         """Return a signed WIT, read as a consumer does: nobody gets one that every consumer would refuse."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 from urllib.parse import urlsplit
 
-from mqauth.authority.grants import REGISTERED
+from mqauth.authority.desk import REGISTERED
 from mqauth.check.findings import Finding, finding, on
 from mqauth.check.issuers import key_set
 from mqauth.check.target import Target, few, ring_of

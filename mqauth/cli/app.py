@@ -45,7 +45,7 @@ VERBS: Final = {
     "verify": ("sign", "verify", "Read messages as JSON and print the verdict on each."),
     "health": ("health", "health", "Ask a process how its consumers are."),
     "check": ("check", "check", "Find mistakes and risky settings in a configuration file."),
-    "selftest": ("selftest", "selftest", "Try whether a consumer refuses unsigned and forged messages."),
+    "selftest": ("check", "selftest", "Try whether a consumer refuses unsigned and forged messages."),
     "keys": ("keys", "app", "Make, list, rotate, revoke and publish a producer's keys."),
     "authority": ("authority", "app", "Run an authority, which gives identities that live for an hour or so."),
     "identity": ("identity", "app", "Print what an identity or a token says."),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from mqauth import AuditFile, Key, Message, Reason, Signer, TrustDomain, Unavailable, Verifier
-from mqauth.cli.demo_cases import ACCEPTED, Case, Result, audit_file, consumed, named, reported
+from mqauth.cli.demo import ACCEPTED, Case, Result, audit_file, consumed, named, reported
 from mqauth.errors import MqauthError
 from mqauth.judging.policy import Allow, Rule
 from mqauth.keystore.identity.credentials import Credential

@@ -17,7 +17,7 @@ from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import files_of, with_parts
 from mqauth.audit.record import iso_time, read_records
 from mqauth.check import Severity, check
-from mqauth.check.adoption import Asked, Standing, standings
+from mqauth.check.rollout import Asked, Standing, standings
 from mqauth.cli import rollout_broker
 from mqauth.cli.app import Json, answer, group, one_line
 from mqauth.cli.rollout_file import Value, changed, number_of, split

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from mqauth.audit.record import iso_time
-from mqauth.check.adoption import HOUR, Standing, is_accepted
+from mqauth.check.rollout import HOUR, Standing, is_accepted
 from mqauth.cli.broker import rabbitmq, reached, table_of
 from mqauth.config.broker import BrokerSettings
 from mqauth.config.kinds import URLS, is_broker_url

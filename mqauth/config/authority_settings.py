@@ -12,7 +12,7 @@ from mqauth.audit.file import HeadFile
 from mqauth.audit.identity_watch import INSTANCES
 from mqauth.authority.application import REFUSALS
 from mqauth.authority.credential import MAX_LIFETIME
-from mqauth.authority.grants import MIN_LIFETIME, Grant
+from mqauth.authority.desk import MIN_LIFETIME, Grant
 from mqauth.authority.issuing import LIFETIME, LONGEST, RATE, SHORTEST
 from mqauth.clock import Clock
 from mqauth.config.declaration import Settings, inners, not_with, only_with
