@@ -120,16 +120,11 @@ def visible(text: str, *, lines: bool = False) -> str:
     """
     kept = "\n\t" if lines else ""
     return "".join(
-        _escape(char)
+        (f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}")
         if char not in kept and (unicodedata.category(char) in _HIDDEN or _BLANK.match(char))
         else char
         for char in text
     )
-
-
-def _escape(char: str) -> str:
-    code = ord(char)
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _short(raw: str | bytes) -> str:
