@@ -7,7 +7,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from mqauth.authority.desk import REGISTERED
-from mqauth.check.findings import Finding, finding, on
+from mqauth.check.findings import Finding, finding, on, those
 from mqauth.check.issuers import key_set
 from mqauth.check.target import Target, few, ring_of
 from mqauth.config.authority_settings import IdentityAuthoritySettings
@@ -34,37 +34,30 @@ def signing(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Fi
     found = ring_of(authority.keys)
     keys = () if found is None else found.keys
     local = [key.kid for key in keys if key.uri is None and key.state in (State.PENDING, State.ACTIVE)]
-    if local:
-        yield finding(
-            "authority_key_on_disk", ("authority", "keys"), f"{few(local)} in {target.shown(authority.keys)}"
-        )
-    if is_url(authority.url, ("http",)):
-        yield finding("authority_loopback", ("authority", "url"), f"http to {urlsplit(authority.url).hostname}")
     # How long they may live for the consumer of the same file, if it trusts the authority.
     own = [each.max_identity_lifetime for each in target.issuers if each.trust_domain == authority.trust_domain]
-    limit = min(own, default=IDENTITY_LIFETIME)
-    if authority.lifetime > limit:
-        yield finding(
-            "identity_lifetime_long",
-            ("authority", "lifetime"),
-            f"lifetime is {authority.lifetime} s, over {limit} s",
-        )
+    lives, limit = authority.lifetime, min(own, default=IDENTITY_LIFETIME)
+    yield from those(
+        (local, "authority_key_on_disk", ("authority", "keys"),
+         f"{few(local)} in {target.shown(authority.keys)}"),
+        (is_url(authority.url, ("http",)), "authority_loopback", ("authority", "url"),
+         f"http to {urlsplit(authority.url).hostname}"),
+        (lives > limit, "identity_lifetime_long", ("authority", "lifetime"),
+         f"lifetime is {lives} s, over {limit} s"),
+    )  # fmt: skip
 
 
 @on("authority")
 def credentials(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
     """Find credentials that live long, and producers' keys that enrol nobody."""
-    for found in authority.credentials:
-        if found.longest > LONG:
-            yield finding(
-                "credential_lifetime_long", (*found.table.path, "max_lifetime"),
-                f"max_lifetime is {found.longest} s, over {LONG} s",
-            )  # fmt: skip
-        silent = [key.kid for key in key_set(found) or () if not key.subjects] if found.is_enrolment else []
-        if silent:
-            yield finding(
-                "enrolment_unbound", (*found.table.path, "file"), f"no subject is named by the key {few(silent)}"
-            )
+    for source in authority.credentials:
+        path = source.table.path
+        silent = [key.kid for key in key_set(source) or () if not key.subjects] if source.is_enrolment else []
+        yield from those(
+            (source.longest > LONG, "credential_lifetime_long", (*path, "max_lifetime"),
+             f"max_lifetime is {source.longest} s, over {LONG} s"),
+            (silent, "enrolment_unbound", (*path, "file"), f"no subject is named by the key {few(silent)}"),
+        )  # fmt: skip
 
 
 @on("authority")
@@ -75,9 +68,6 @@ def grants(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Fin
     sources = {found.name: found for found in authority.credentials}
     for grant in authority.grants:
         at = (*grant.table.path, "match")
-        if grant.match.keys() <= _OF_ALL:
-            what = f"{grant.subject} for whatever has this {few(sorted(grant.match))}"
-            yield finding("grant_matches_all", at, what)
         # Whom the keys of its credential speak for, where a file of producers' own keys tells.
         wanted, source = grant.match.get("sub"), sources[grant.credential]
         keys = key_set(source) if source.is_enrolment else None
@@ -85,11 +75,14 @@ def grants(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Fin
             key for key in keys or ()
             if key.revocation is None and (key.expires is None or target.now < key.expires)
         ]  # fmt: skip
-        if None not in (wanted, keys) and not any(wanted in (key.subjects or ()) for key in alive):
-            yield finding("grant_without_key", at, f"no key of {source.name} speaks for {wanted}")
+        unmet = None not in (wanted, keys) and not any(wanted in (key.subjects or ()) for key in alive)
         named = sorted(name for name in grant.claims or () if name.lower() in _MEANT)
-        if named:
-            yield finding("grant_claim_registered", (*grant.table.path, "claims"), f"says {few(named)}")
+        yield from those(
+            (grant.match.keys() <= _OF_ALL, "grant_matches_all", at,
+             f"{grant.subject} for whatever has this {few(sorted(grant.match))}"),
+            (unmet, "grant_without_key", at, f"no key of {source.name} speaks for {wanted}"),
+            (named, "grant_claim_registered", (*grant.table.path, "claims"), f"says {few(named)}"),
+        )  # fmt: skip
 
 
 @on("authority")
@@ -111,14 +104,13 @@ def overlaps(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Findin
 @on("authority")
 def limits(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
     """Find limits that are off, and an audit file that whoever may write it can shorten unseen."""
-    if not authority.rate:
-        yield finding("authority_rate_off", ("authority", "rate"), "any number of identities of one subject")
-    if not authority.refusal_rate:
-        yield finding(
-            "authority_refusals_off", ("authority", "refusal_rate"), "any number of refusals of one address"
-        )
-    if authority.heads is None:
-        yield finding("authority_unanchored", ("authority", "heads"), "no heads")
+    yield from those(
+        (not authority.rate, "authority_rate_off", ("authority", "rate"),
+         "any number of identities of one subject"),
+        (not authority.refusal_rate, "authority_refusals_off", ("authority", "refusal_rate"),
+         "any number of refusals of one address"),
+        (authority.heads is None, "authority_unanchored", ("authority", "heads"), "no heads"),
+    )  # fmt: skip
 
 
 @on("producer")

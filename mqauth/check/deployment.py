@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from mqauth.check.findings import Finding, finding, on
+from mqauth.check.findings import Finding, finding, on, those
 from mqauth.check.target import Path, Target, mode, strangers
 from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.settings import DeadLettersSettings
@@ -190,15 +190,14 @@ def store(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
 @on("consumer")
 def tables(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find a consumer that does not try itself at its start, or without the tables that settling needs."""
-    if not consumer.self_test:
-        yield finding("self_test_off", ("consumer", "self_test"), "off")
     audited, buried = "audit" in target.present, "dead_letters" in target.present
-    if not audited and not buried:
-        yield finding("settles_nothing", ("consumer",), "neither [audit] nor [dead_letters]")
-    elif not audited:
-        yield finding("audit_missing", ("audit",), "[consumer] and [dead_letters], and no [audit]")
-    elif not buried:
-        yield finding("dead_letters_missing", ("dead_letters",), "[consumer] and [audit], and no [dead_letters]")
+    return those(
+        (not consumer.self_test, "self_test_off", ("consumer", "self_test"), "off"),
+        (not audited and not buried, "settles_nothing", ("consumer",), "neither [audit] nor [dead_letters]"),
+        (buried and not audited, "audit_missing", ("audit",), "[consumer] and [dead_letters], and no [audit]"),
+        (audited and not buried, "dead_letters_missing", ("dead_letters",),
+         "[consumer] and [audit], and no [dead_letters]"),
+    )  # fmt: skip
 
 
 def audit(target: Target) -> Iterator[Finding]:
@@ -227,10 +226,13 @@ def shared(target: Target) -> Iterator[Finding]:
     """Find an audit file that two processes write."""
     settings, own, consumers = target.settings.audit, dict(target.audit_files), target.options.consumers
     # In containers each process has the number 1.
-    if settings is not None and consumers > 1 and not any(name in str(settings.file) for name in _OWN):
-        yield finding("audit_shared", _FILE, f"{consumers} consumers, and a name that two of them may share")
-    if len(own) > 1 and len({os.path.abspath(path) for path in own.values()}) == 1:
-        yield finding("audit_shared", _AUTHORITY, "the consumer and the authority of this file write one")
+    named = settings is None or any(name in str(settings.file) for name in _OWN)
+    both = len(own) > 1 and len({os.path.abspath(path) for path in own.values()}) == 1
+    return those(
+        (consumers > 1 and not named, "audit_shared", _FILE,
+         f"{consumers} consumers, and a name that two of them may share"),
+        (both, "audit_shared", _AUTHORITY, "the consumer and the authority of this file write one"),
+    )  # fmt: skip
 
 
 @on("dead_letters")

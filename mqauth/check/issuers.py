@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from mqauth.check.findings import Finding, finding, on
+from mqauth.check.findings import Finding, finding, on, those
 from mqauth.check.target import Target, few, ring_of, unless_refused
 from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
@@ -66,22 +66,22 @@ def _subjects(issuer: IssuerSettings, keys: KeySet | None) -> Iterator[Finding]:
     """Find keys of an issuer that speak for nobody, or for several subjects that they do not name."""
     path, subjects = (*issuer.table.path, "subjects"), issuer.subjects or {}
     names = subjects.get(_ANY, frozenset())
-    if len(names) > 1 and (keys is None or any(key.subjects is None and key.kid not in subjects for key in keys)):
-        what = f'"*" stands for {len(names)} subjects: {", ".join(sorted(names))}'
-        yield finding("subjects_shared", (*path, _ANY), what)
-    if issuer.vouches:
-        at = (*issuer.table.path, "vouches")
-        yield finding("issuer_vouches", at, f"every key of {issuer.issuer} signs for all")
-        return
-    if issuer.subjects is None and issuer.file is None:
-        yield finding("binding_unseen", path, "neither subjects nor vouches, and the keys are remote")
+    silent = keys is None or any(key.subjects is None and key.kid not in subjects for key in keys)
     # An empty list in the key itself is stronger than any pin.
     unbound = [
         key.kid for key in keys or ()
         if key.subjects == frozenset() or (key.subjects is None and not names and key.kid not in subjects)
     ]  # fmt: skip
-    if unbound:
-        yield finding("issuer_unbound", path, f"no subject is named by, or pinned to, the key {few(unbound)}")
+    return those(
+        (len(names) > 1 and silent, "subjects_shared", (*path, _ANY),
+         f'"*" stands for {len(names)} subjects: {", ".join(sorted(names))}'),
+        (issuer.vouches, "issuer_vouches", (*issuer.table.path, "vouches"),
+         f"every key of {issuer.issuer} signs for all"),
+        (not issuer.vouches and issuer.subjects is None and issuer.file is None, "binding_unseen", path,
+         "neither subjects nor vouches, and the keys are remote"),
+        (not issuer.vouches and unbound, "issuer_unbound", path,
+         f"no subject is named by, or pinned to, the key {few(unbound)}"),
+    )  # fmt: skip
 
 
 @on("consumer")
@@ -110,12 +110,14 @@ def forms(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
 @on("consumer")
 def rules(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find rules that are missing, or too wide, or that no key can match, and an agent asked without TLS."""
-    if not consumer.allow and consumer.opa is None:
-        yield finding("policy_empty", ("consumer", "allow"), "no [[consumer.allow]]")
-    elif not consumer.allow:
-        yield finding("opa_unbounded", ("consumer", "opa"), "no [[consumer.allow]] beside [consumer.opa]")
-    if consumer.opa is not None and is_url(consumer.opa.url, ("http",)):
-        yield finding("opa_loopback", ("consumer", "opa", "url"), "http to this machine")
+    opa = consumer.opa
+    yield from those(
+        (not consumer.allow and opa is None, "policy_empty", ("consumer", "allow"), "no [[consumer.allow]]"),
+        (not consumer.allow and opa is not None, "opa_unbounded", ("consumer", "opa"),
+         "no [[consumer.allow]] beside [consumer.opa]"),
+        (opa is not None and is_url(opa.url, ("http",)), "opa_loopback", ("consumer", "opa", "url"),
+         "http to this machine"),
+    )  # fmt: skip
     for number, rule in enumerate(consumer.allow):
         path = ("consumer", "allow", number)
         for at, place in enumerate(rule.destinations):
@@ -141,10 +143,11 @@ def authorities(target: Target) -> Iterator[Finding]:
         producers.add(target.settings.producer.issuer)
     for found in target.authorities:
         path, much = found.table.path, sorted(found.waive & _MUCH)
-        if found.issuer in producers or _place(found) in places:
-            yield finding("release_self", (*path, "issuer"), f"{found.issuer} signs messages, or its keys do")
-        if much:
-            yield finding("release_waives_much", (*path, "waive"), f"waives {', '.join(much)}")
+        yield from those(
+            (found.issuer in producers or _place(found) in places, "release_self", (*path, "issuer"),
+             f"{found.issuer} signs messages, or its keys do"),
+            (much, "release_waives_much", (*path, "waive"), f"waives {', '.join(much)}"),
+        )  # fmt: skip
 
 
 def contents(target: Target) -> Iterator[Finding]:

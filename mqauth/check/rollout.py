@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from mqauth.audit.observed import Group, group_of
 from mqauth.audit.record import Record, iso_time, member, seconds_of, time_of
-from mqauth.check.findings import Finding, finding, on
+from mqauth.check.findings import Finding, finding, on, those
 from mqauth.check.target import Target, few
 from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.rollout_settings import RolloutSettings
@@ -274,6 +274,8 @@ def _whole(found: object) -> int:
 
 
 _YEAR: Final = 366
+_ROLLOUT: Final = ("rollout_overdue", "rollout_ending")
+_ISSUER: Final = ("issuer_overdue", "issuer_ending")
 
 
 @on("rollout")
@@ -281,13 +283,15 @@ def rungs(target: Target, entries: tuple[RolloutSettings, ...]) -> Iterator[Find
     """Find destinations that are not enforced, and terms that end or are over."""
     for number, entry in enumerate(entries):
         path, places = ("rollout", number), few(entry.destinations)
-        if entry.at in (Rung.OFF, Rung.OBSERVE):
-            code = "rollout_off" if entry.at is Rung.OFF else "rollout_observe"
-            yield finding(code, (*path, "rung"), f"{places}: {entry.rung}, ask {entry.owner}")
-        if EVERYWHERE in entry.destinations:
-            yield finding("rollout_catch_all", (*path, "destinations"), "every destination that no entry names")
+        asks = f"{places}: {entry.rung}, ask {entry.owner}"
+        yield from those(
+            (entry.at is Rung.OFF, "rollout_off", (*path, "rung"), asks),
+            (entry.at is Rung.OBSERVE, "rollout_observe", (*path, "rung"), asks),
+            (EVERYWHERE in entry.destinations, "rollout_catch_all", (*path, "destinations"),
+             "every destination that no entry names"),
+        )  # fmt: skip
         if entry.at < Rung.ENFORCE and entry.until is not None:
-            yield from _term((*path, "until"), places, days_left(entry.until, target.now))
+            yield from _term(_ROLLOUT, (*path, "until"), places, days_left(entry.until, target.now))
 
 
 @on("rollout")
@@ -304,15 +308,15 @@ def weakest(target: Target, entries: tuple[RolloutSettings, ...]) -> Iterator[Fi
 @on("consumer")
 def exemptions(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find what may lack a token."""
-    for number, found in enumerate(consumer.unsigned):
-        path = ("consumer", "unsigned", number)
-        yield finding("unsigned_exempt", (*path, "destination"), f"{found.destination}: {found.why}")
-        if not found.kinds and set("*#") & set(found.destination):
-            yield finding("exempt_broad", (*path, "destination"), f"{found.destination}, and no kinds")
-        left = days_left(found.until, target.now)
-        yield from _term((*path, "until"), found.destination, left)
-        if left > _YEAR:
-            yield finding("exempt_long", (*path, "until"), f"{found.destination}: in {left} days")
+    for number, exempt in enumerate(consumer.unsigned):
+        at, place = ("consumer", "unsigned", number, "destination"), exempt.destination
+        until, left = (*at[:-1], "until"), days_left(exempt.until, target.now)
+        yield from those(
+            (True, "unsigned_exempt", at, f"{place}: {exempt.why}"),
+            (not exempt.kinds and set("*#") & set(place), "exempt_broad", at, f"{place}, and no kinds"),
+            (left > _YEAR, "exempt_long", until, f"{place}: in {left} days"),
+        )
+        yield from _term(_ROLLOUT, until, place, left)
 
 
 @on("consumer")
@@ -321,18 +325,15 @@ def direct_issuers(target: Target, consumer: ConsumerSettings) -> Iterator[Findi
     for issuer in consumer.issuers:
         if issuer.until is not None:
             left = days_left(issuer.until, target.now)
-            path = (*issuer.table.path, "until")
-            if left < 0:
-                yield finding("issuer_overdue", path, f"{issuer.issuer}: over for {-left} days")
-            elif left <= SOON:
-                yield finding("issuer_ending", path, f"{issuer.issuer}: {left} days left")
+            yield from _term(_ISSUER, (*issuer.table.path, "until"), issuer.issuer, left)
 
 
-def _term(path: tuple[str | int, ...], places: str, left: int) -> Iterator[Finding]:
-    if left < 0:
-        yield finding("rollout_overdue", path, f"{places}: over for {-left} days")
-    elif left <= SOON:
-        yield finding("rollout_ending", path, f"{places}: {left} days left")
+def _term(codes: tuple[str, str], path: tuple[str | int, ...], what: str, left: int) -> Iterator[Finding]:
+    overdue, ending = codes
+    return those(
+        (left < 0, overdue, path, f"{what}: over for {-left} days"),
+        (0 <= left <= SOON, ending, path, f"{what}: {left} days left"),
+    )
 
 
 RULES: Final = (rungs, weakest, exemptions, direct_issuers)

@@ -16,9 +16,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from mqauth.check.findings import Finding, finding, on
+from mqauth.check.findings import Finding, finding, on, those
 from mqauth.check.issuers import DAY
-from mqauth.check.target import Path as At
 from mqauth.check.target import Target, mode, others, unless_refused
 from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.toml_file import read_passphrase
@@ -26,7 +25,6 @@ from mqauth.errors import ConfigurationError
 from mqauth.judging.token import BACKLOG, longest_wait
 from mqauth.keystore import State
 from mqauth.keystore.disk import files
-from mqauth.keystore.disk.ring import KeyRing
 from mqauth.signer import MAX_LIFETIME
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.header_names import HeaderNames
@@ -71,31 +69,20 @@ def backlog(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
 def trust(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find times and headers that a consumer gets without proof of who wrote them."""
     places = [place for rule in consumer.allow for place in rule.destinations]
-    if consumer.at != "consume" and consumer.append_evidence is None and not all(map(is_kafka, places)):
-        yield finding(
-            "append_without_evidence",
-            ("consumer", "append_evidence"),
-            'at = "append" without append_evidence, and a rule names RabbitMQ',
-        )
-    if consumer.unsafe_append_evidence:
-        yield finding(
-            "append_evidence_unproved",
-            ("consumer", "unsafe_append_evidence"),
-            "append times are believed unproved",
-        )
-    broad = HeaderNames("allow_unsigned_headers", consumer.allow_unsigned_headers).broad
-    if broad:
-        yield finding(
-            "allow_unsigned_headers_broad", ("consumer", "allow_unsigned_headers"),
-            f"{', '.join(broad)} ends within a word",
-        )  # fmt: skip
+    loose = HeaderNames("allow_unsigned_headers", consumer.allow_unsigned_headers).broad
     wide = [pattern for each in consumer.accept_as for pattern in each.build().broad]
-    if wide:
-        yield finding("accept_as_broad", ("consumer", "accept_as"), f"{', '.join(wide)} takes any number of words")
-    if consumer.unsigned_headers == "hide":
-        yield finding(
-            "unsigned_headers_hidden", ("consumer", "unsigned_headers"), "unsigned headers are hidden, not refused"
-        )
+    yield from those(
+        (consumer.at != "consume" and consumer.append_evidence is None and not all(map(is_kafka, places)),
+         "append_without_evidence", ("consumer", "append_evidence"),
+         'at = "append" without append_evidence, and a rule names RabbitMQ'),
+        (consumer.unsafe_append_evidence, "append_evidence_unproved", ("consumer", "unsafe_append_evidence"),
+         "append times are believed unproved"),
+        (loose, "allow_unsigned_headers_broad", ("consumer", "allow_unsigned_headers"),
+         f"{', '.join(loose)} ends within a word"),
+        (wide, "accept_as_broad", ("consumer", "accept_as"), f"{', '.join(wide)} takes any number of words"),
+        (consumer.unsigned_headers == "hide", "unsigned_headers_hidden", ("consumer", "unsigned_headers"),
+         "unsigned headers are hidden, not refused"),
+    )  # fmt: skip
 
 
 def pem_files(target: Target) -> Iterator[Finding]:
@@ -137,45 +124,43 @@ def passphrases(target: Target) -> Iterator[Finding]:
 
 def rotation(target: Target) -> Iterator[Finding]:
     """Find keys that are older than they should be, that have no successor, or that change too quickly."""
+    now, limit = int(target.now), target.options.rotation
     for signs in target.signers:
+        at, ring = signs.at, signs.ring
         if os.path.isfile(signs.keys):
-            yield finding("key_alone", signs.at, f"{target.shown(signs.keys)} is a single PEM file")
-        found = signs.ring
-        if found is None:
+            yield finding("key_alone", at, f"{target.shown(signs.keys)} is a single PEM file")
+        if ring is None:
             continue
-        yield from _age(found, int(target.now), target.options.rotation, signs.at)
-        if found.publish_delay < signs.fresh:
-            said = f"the keystore's publish_delay is {found.publish_delay} s, under {signs.fresh} s"
-            yield finding("publish_delay_short", signs.at, said)
-        if found.retain < signs.retain:
-            yield finding(
-                "retain_short", signs.at, f"the keystore's retain is {found.retain} s, under {signs.retain} s"
-            )
+        delay, retain = ring.publish_delay, ring.retain
+        yield from those(
+            (delay < signs.fresh, "publish_delay_short", at,
+             f"the keystore's publish_delay is {delay} s, under {signs.fresh} s"),
+            (retain < signs.retain, "retain_short", at,
+             f"the keystore's retain is {retain} s, under {signs.retain} s"),
+        )  # fmt: skip
+        # An active key that is overdue or due soon, and a pending one that nobody activates.
+        if ring.active is not None and ring.active.activated is not None:
+            kid, used = ring.active.kid, now - ring.active.activated
+            waiting = [key for key in ring.keys if key.state is State.PENDING]
+            soon = not waiting and used > limit - max(delay, limit // 10)
+            yield from those(
+                (used > limit, "key_overdue", at,
+                 f"the key {kid} has signed for {_days(used)}, longer than {_days(limit)}"),
+                (soon, "key_no_next", at,
+                 f"the key {kid} is due in {_days(max(limit - used, 0))}, and no other is pending"),
+                (any(key.ready + DAY < now for key in waiting), "rotation_stalled", at,
+                 "a pending key has been ready for more than a day"),
+            )  # fmt: skip
 
 
 def references(target: Target) -> Iterator[Finding]:
     """Find holders of keys that are asked without TLS, or whose secret cannot be read here."""
-    for signs, found in target.references:
-        if found.host is not None:
-            yield finding("transit_loopback", signs.at, f"{found.uri}: http to {found.host}")
-        if found.secret is not None and not os.access(found.secret, os.R_OK):
-            yield finding("passphrase_unavailable", signs.at, f"{found.uri}: {found.secret} cannot be read")
-
-
-def _age(found: KeyRing, now: int, rotation: int, at: At) -> Iterator[Finding]:
-    """Find an active key that is overdue or due soon, and a pending one that nobody activates."""
-    if found.active is None or found.active.activated is None:
-        return
-    kid, used = found.active.kid, now - found.active.activated
-    if used > rotation:
-        said = f"the key {kid} has signed for {_days(used)}, longer than {_days(rotation)}"
-        yield finding("key_overdue", at, said)
-    waiting = [key for key in found.keys if key.state is State.PENDING]
-    if not waiting and used > rotation - max(found.publish_delay, rotation // 10):
-        said = f"the key {kid} is due in {_days(max(rotation - used, 0))}, and no other is pending"
-        yield finding("key_no_next", at, said)
-    if any(key.ready + DAY < now for key in waiting):
-        yield finding("rotation_stalled", at, "a pending key has been ready for more than a day")
+    for signs, held in target.references:
+        unreadable = held.secret is not None and not os.access(held.secret, os.R_OK)
+        yield from those(
+            (held.host, "transit_loopback", signs.at, f"{held.uri}: http to {held.host}"),
+            (unreadable, "passphrase_unavailable", signs.at, f"{held.uri}: {held.secret} cannot be read"),
+        )
 
 
 def _raw(path: Path) -> bytes:
