@@ -167,24 +167,21 @@ def store(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     if replay.kind == "none":
         yield finding("replay_off", ("replay", "store"), 'store = "none"')
         return
-    at, capacity = ("replay", "store"), replay.capacity
+    at, where, capacity = ("replay", "store"), "in memory", replay.capacity
     if replay.file is not None:
-        at = ("replay", "file")
+        at, where = ("replay", "file"), "in a file of one process"
         with suppress(OSError):
             capacity = shutil.disk_usage(replay.file.parent).free // BYTES_AN_ID
-        if _is_temporary(target, replay.file):
-            yield finding("replay_not_durable", at, f"{target.shown(replay.file)} does not outlast a restart")
-    if options.consumers > 1:
-        where = "in memory" if replay.file is None else "in a file of one process"
-        yield finding("replay_memory_shared", at, f"{options.consumers} consumers, and a store {where}")
     kept = consumer.max_lifetime + consumer.leeway + (consumer.max_queue_age or 0)
     ids = (options.rate or 0) * kept
-    if ids > capacity:
-        yield finding(
-            "replay_capacity",
-            ("replay", "capacity") if replay.file is None else at,
-            f"{options.rate} messages a second for {kept} s are {ids} ids, over {capacity}",
-        )
+    yield from those(
+        (replay.file is not None and _is_temporary(target, replay.file), "replay_not_durable", at,
+         f"{target.shown(replay.file or target.file)} does not outlast a restart"),
+        (options.consumers > 1, "replay_memory_shared", at,
+         f"{options.consumers} consumers, and a store {where}"),
+        (ids > capacity, "replay_capacity", ("replay", "capacity") if replay.file is None else at,
+         f"{options.rate} messages a second for {kept} s are {ids} ids, over {capacity}"),
+    )  # fmt: skip
 
 
 @on("consumer")
@@ -204,15 +201,17 @@ def audit(target: Target) -> Iterator[Finding]:
     """Find an audit file that does not last, that others may write, or that two processes share."""
     for at, path in target.audit_files:
         shown = target.shown(path)
-        if os.path.exists(path) and not os.path.isfile(path):
-            yield finding("audit_not_durable", at, f"{shown} is no regular file")
-        elif _is_temporary(target, path):
-            yield finding("audit_not_durable", at, f"{shown} does not outlast a restart")
-        if strangers(path) & _WRITE:
-            yield finding("audit_writable", at, f"{shown} may be written by others (mode {mode(path)})")
+        odd = os.path.exists(path) and not os.path.isfile(path)
+        open_ = strangers(path) & _WRITE
         # A name that is filled in later is not looked at.
-        elif "{" not in str(path) and not os.access(path if path.exists() else path.parent, os.W_OK):
-            yield finding("audit_unwritable", at, f"{shown} cannot be written by this user")
+        usable = "{" in str(path) or os.access(path if path.exists() else path.parent, os.W_OK)
+        yield from those(
+            (odd, "audit_not_durable", at, f"{shown} is no regular file"),
+            (not odd and _is_temporary(target, path), "audit_not_durable", at,
+             f"{shown} does not outlast a restart"),
+            (open_, "audit_writable", at, f"{shown} may be written by others (mode {mode(path)})"),
+            (not open_ and not usable, "audit_unwritable", at, f"{shown} cannot be written by this user"),
+        )  # fmt: skip
 
 
 def _is_temporary(target: Target, path: FilePath) -> bool:

@@ -174,34 +174,25 @@ def remote(target: Target) -> Iterator[Finding]:
     for source in target.sources:
         path, given = source.table.path, source.table.members
         url = source.issuer if source.discovery else source.jwks or ""
-        if is_url(url, ("http",)):
-            host = urlsplit(url).hostname or ""
-            if is_loopback(host) and source.unsafe_http_loopback:
-                yield finding("jwks_loopback", (*path, "unsafe_http_loopback"), f"http to this machine ({host})")
-            else:
-                yield finding("jwks_http", (*path, "discovery" if source.discovery else "jwks"), f"http to {host}")
+        host = (urlsplit(url).hostname or "") if is_url(url, ("http",)) else None
+        local = host is not None and is_loopback(host) and source.unsafe_http_loopback
         # The keystore of an issuer whose producer is in the same file.
         producer = target.settings.producer
         signs = producer is not None and producer.issuer == source.issuer and producer.keys
-        own, limits = (
-            ring_of(signs) if signs else None,
-            [(DAY, "a day"), (target.options.rotation, "the rotation period")],
-        )
+        own = ring_of(signs) if signs else None
+        limits = [(DAY, "a day"), (target.options.rotation, "the rotation period")]
         if own is not None:
             limits.append((own.retain, "for which the keystore goes on publishing a retired key"))
-        limit, what = min(limits)
-        if "max_stale" in given and source.max_stale > limit:
-            yield finding(
-                "stale_beyond_rotation",
-                (*path, "max_stale"),
-                f"max_stale is {source.max_stale} s, over {limit} s, {what}",
-            )
-        if own is not None and "publish_delay" in given and source.publish_delay > own.publish_delay:
-            yield finding(
-                "publish_delay_overstated",
-                (*path, "publish_delay"),
-                f"publish_delay is {source.publish_delay} s, the keystore's {own.publish_delay} s",
-            )
+        (limit, what), delay = min(limits), source.publish_delay if own is None else own.publish_delay
+        yield from those(
+            (local, "jwks_loopback", (*path, "unsafe_http_loopback"), f"http to this machine ({host})"),
+            (host is not None and not local, "jwks_http", (*path, "discovery" if source.discovery else "jwks"),
+             f"http to {host}"),
+            ("max_stale" in given and source.max_stale > limit, "stale_beyond_rotation", (*path, "max_stale"),
+             f"max_stale is {source.max_stale} s, over {limit} s, {what}"),
+            ("publish_delay" in given and source.publish_delay > delay, "publish_delay_overstated",
+             (*path, "publish_delay"), f"publish_delay is {source.publish_delay} s, the keystore's {delay} s"),
+        )  # fmt: skip
 
 
 def key_set(source: SourceSettings) -> KeySet | None:

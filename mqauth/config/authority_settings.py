@@ -107,8 +107,8 @@ class CredentialSettings(SourceSettings):
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of a missing or second source, and of a keystore's credential that lives too long."""
         yield from SourceSettings.refusals(self)
-        if self.is_enrolment and self.longest > MAX_ENROLMENT:
-            yield self.table.refuse("max_lifetime", f"at most {MAX_ENROLMENT} for a producer's own keystore")
+        long = self.is_enrolment and self.longest > MAX_ENROLMENT
+        yield from self.refused((long, "max_lifetime", f"at most {MAX_ENROLMENT} for a producer's own keystore"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,14 +168,12 @@ class IdentityAuthoritySettings(HeadsSettings):
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of two credentials of one name, and of grants that no credential can get."""
-        names = [found.name for found in self.credentials]
-        for found in self.credentials:
-            if names.count(found.name) > 1:
-                yield found.table.refuse("name", "is configured twice")
+        names = [each.name for each in self.credentials]
+        for each in self.credentials:
+            yield from each.refused((names.count(each.name) > 1, "name", "is configured twice"))
         for grant in self.grants:
-            if grant.credential not in names:
-                yield grant.table.refuse("credential", "is not among [[authority.credentials]]")
-            if trust_domain_of(grant.subject) != self.trust_domain:
-                yield grant.table.refuse("subject", "is of another trust domain")
-            if (grant.lifetime or 0) > self.lifetime:
-                yield grant.table.refuse("lifetime", "is longer than the authority's")
+            yield from grant.refused(
+                (grant.credential not in names, "credential", "is not among [[authority.credentials]]"),
+                (trust_domain_of(grant.subject) != self.trust_domain, "subject", "is of another trust domain"),
+                ((grant.lifetime or 0) > self.lifetime, "lifetime", "is longer than the authority's"),
+            )

@@ -78,9 +78,9 @@ class BrokerSettings(Settings):
         """Yield the refusal of a password, which is for the environment or for a file of its own."""
         # Of several servers any may have one; so may the query, for kafka-python.
         servers = (self.url or "").partition("://")[2].split(",")
-        if any(urlsplit(f"//{server}").password is not None for server in servers):
-            what = "holds a password; use user with password_env or password_file, or url_env"
-            yield self.table.refuse("url", what)
+        secret = any(urlsplit(f"//{server}").password is not None for server in servers)
+        what = "holds a password; use user with password_env or password_file, or url_env"
+        return self.refused((secret, "url", what))
 
     @classmethod
     def load(cls, path: Path) -> "BrokerSettings":

@@ -172,19 +172,19 @@ class ConsumerSettings(Settings):
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of a missing ``max_queue_age``, and of rules whose issuer is not configured."""
-        if self.at == "append" and self.max_queue_age is None:
-            yield self.table.refuse("max_queue_age", 'required with at = "append"')
-        issuers = {found.issuer for found in self.issuers}
-        domains = {found.trust_domain for found in self.issuers if found.trust_domain is not None}
-        for found in self.issuers:
-            inside = any(f"{found.issuer}/".startswith(f"{domain}/") for domain in domains)
-            if found.trust_domain is None and inside:
-                yield found.table.refuse("issuer", "lies in a trust domain that is configured")
+        missing = self.at == "append" and self.max_queue_age is None
+        yield from self.refused((missing, "max_queue_age", 'required with at = "append"'))
+        issuers = {each.issuer for each in self.issuers}
+        domains = {each.trust_domain for each in self.issuers if each.trust_domain is not None}
+        for each in self.issuers:
+            inside = any(f"{each.issuer}/".startswith(f"{domain}/") for domain in domains)
+            is_direct = each.trust_domain is None
+            yield from each.refused((is_direct and inside, "issuer", "lies in a trust domain that is configured"))
         for rule in self.allow:
-            if rule.issuer is None and len(issuers) > 1:
-                yield rule.table.refuse("issuer", "required where several issuers are configured")
             of_domain = rule.issuer in domains if rule.issuer is not None else issuers == domains
-            if rule.claims and not of_domain:
-                yield rule.table.refuse("claims", "only for the subject of a trust domain")
-            if rule.issuer is not None and rule.issuer not in issuers:
-                yield rule.table.refuse("issuer", "is not among [[consumer.issuers]]")
+            yield from rule.refused(
+                (rule.issuer is None and len(issuers) > 1, "issuer", "required where several issuers are configured"),
+                (rule.claims and not of_domain, "claims", "only for the subject of a trust domain"),
+                (rule.issuer is not None and rule.issuer not in issuers, "issuer",
+                 "is not among [[consumer.issuers]]"),
+            )  # fmt: skip

@@ -101,6 +101,10 @@ class Settings:
         """Yield the contradictions between settings that are right one by one."""
         yield from ()
 
+    def refused(self, *rows: tuple[object, str, str]) -> Iterator[RefusedSetting]:
+        """Yield the refusals of a table of mistakes: what has to hold for it, the key, and what is wrong."""
+        return (self.table.refuse(key, what) for holds, key, what in rows if holds)
+
     def build(self) -> Any:
         """Return the object that the table alone describes; ``None`` where it describes none."""
         return None

@@ -67,11 +67,10 @@ class SourceSettings(Settings):
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusal of a missing or second source."""
         named = [key for key in ("file", "jwks", "discovery") if key in self.table.members]
-        if len(named) != 1:
-            found = " and ".join(named) or "none"
-            yield self.table.refuse("", f"needs one of file, jwks and discovery, not {found}")
-        if named == ["discovery"] and not self.discovery:
-            yield self.table.refuse("discovery", "must be true or left out")
+        return self.refused(
+            (len(named) != 1, "", f"needs one of file, jwks and discovery, not {' and '.join(named) or 'none'}"),
+            (named == ["discovery"] and not self.discovery, "discovery", "must be true or left out"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +123,8 @@ class IssuerSettings(SourceSettings):
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of a missing name, and of a missing or second source."""
         yield from SourceSettings.refusals(self)
-        if not {"issuer", "trust_domain"} & self.table.members.keys():
-            yield self.table.refuse("issuer", "required, or a trust_domain in its place")
+        nameless = not {"issuer", "trust_domain"} & self.table.members.keys()
+        yield from self.refused((nameless, "issuer", "required, or a trust_domain in its place"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,15 +151,15 @@ class CredentialSettings(Settings):
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusal of a missing or second kind, and of what belongs to a kind and is missing."""
-        named = [key for key in ("token_file", "keys", "token_url") if key in self.table.members]
-        if len(named) != 1:
-            found = " and ".join(named) or "none"
-            yield self.table.refuse("", f"needs one of token_file, keys and token_url, not {found}")
-            return
+        given = self.table.members
+        named = [key for key in ("token_file", "keys", "token_url") if key in given]
         needed = {"keys": ("issuer", "subject"), "token_url": ("client_id", "client_secret_file")}
-        for key in needed.get(named[0], ()):
-            if key not in self.table.members:
-                yield self.table.refuse(key, f"required with {named[0]}")
+        return self.refused(
+            (len(named) != 1, "",
+             f"needs one of token_file, keys and token_url, not {' and '.join(named) or 'none'}"),
+            *((named == [kind] and key not in given, key, f"required with {kind}")
+              for kind, keys in needed.items() for key in keys),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

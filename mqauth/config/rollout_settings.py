@@ -76,14 +76,16 @@ class RolloutSettings(Settings):
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of a term that is missing or too long."""
-        everywhere, below = EVERYWHERE in self.destinations, self.at < Rung.ENFORCE
-        most = MAX_DAYS_EVERYWHERE if everywhere else MAX_DAYS
-        if below and self.until is None:
-            yield self.table.refuse("until", "required below enforce")
-        elif below and self.until and not timedelta(0) < self.until - self.since <= timedelta(days=most):
-            yield self.table.refuse("until", f"must be 1 to {most} days after since")
-        if everywhere and (len(self.destinations) > 1 or self.at > Rung.OBSERVE):
-            yield self.table.refuse("destinations", '"*" stands alone, and only at off and observe')
+        everywhere, until = EVERYWHERE in self.destinations, self.until
+        term = timedelta(days=MAX_DAYS_EVERYWHERE if everywhere else MAX_DAYS)
+        bounded = until is not None and timedelta(0) < until - self.since <= term
+        below = self.at < Rung.ENFORCE
+        return self.refused(
+            (below and until is None, "until", "required below enforce"),
+            (below and until is not None and not bounded, "until", f"must be 1 to {term.days} days after since"),
+            (everywhere and (len(self.destinations) > 1 or self.at > Rung.OBSERVE), "destinations",
+             '"*" stands alone, and only at off and observe'),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

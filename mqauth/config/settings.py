@@ -111,10 +111,12 @@ class ProducerSettings(Settings):
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of what the direct form lacks, and of a lifetime that no identity lasts for."""
         needed = ("issuer", "subject", "keys") if self.identity is None else ()
-        yield from (self.table.refuse(name, "required") for name in needed if name not in self.table.members)
         most = MAX_LIFE // 2 - SPARE
-        if self.identity is not None and self.lifetime > most:
-            yield self.table.refuse("lifetime", f"must be at most {most} with an identity, half of its life")
+        return self.refused(
+            *((name not in self.table.members, name, "required") for name in needed),
+            (self.identity is not None and self.lifetime > most, "lifetime",
+             f"must be at most {most} with an identity, half of its life"),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,8 +111,8 @@ class OIDCSettings(Settings):
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield what is wrong with the scopes: ``openid`` is missing, or two are in one text."""
-        if "openid" not in self.scopes or any(" " in scope for scope in self.scopes):
-            yield self.table.refuse("scopes", 'must name "openid", and each scope by itself')
+        wrong = "openid" not in self.scopes or any(" " in scope for scope in self.scopes)
+        return self.refused((wrong, "scopes", 'must name "openid", and each scope by itself'))
 
 
 def read_settings(path: Path) -> OIDCSettings:
