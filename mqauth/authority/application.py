@@ -18,7 +18,7 @@ from mqauth import logs
 from mqauth.authority.issuing import PATH, Asked, IdentityAuthority
 from mqauth.authority.rates import Rate
 from mqauth.authority.records import Answered, Trace
-from mqauth.authority.refusals import ISSUED, SLOW_DOWN, UNAVAILABLE, Answer, Refusal, Refused
+from mqauth.authority.refusals import ISSUED, SLOW_DOWN, UNAVAILABLE, Answer, Refusal, Refused, grant_only
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Unavailable, require
 from mqauth.keystore.remote.keyserver import KeyServer
@@ -152,8 +152,7 @@ def _asked(headers: Headers, body: bytes | None) -> Asked:
     scheme, _, credential = (given[0] if len(given) == 1 else b"").decode("latin-1").partition(" ")
     if scheme.lower() not in _SCHEMES or not credential.isascii():
         raise Refused(Refusal.CREDENTIAL_MALFORMED, "there is not exactly one Authorization, of Bearer or DPoP")
-    if len(proofs) != 1 or not proofs[0].isascii():
-        raise Refused(Refusal.DPOP_INVALID, "there is not exactly one proof")
+    grant_only(len(proofs) == 1 and proofs[0].isascii(), Refusal.DPOP_INVALID, "there is not exactly one proof")
     # The subject that the body names, if there is one.
     try:
         named: Any = strict_json.loads(body, depth=_DEPTH) if body else {}

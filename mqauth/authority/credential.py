@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, cast
 
 from mqauth.authority.dpop import SKEW, Jwt, open_jwt
-from mqauth.authority.refusals import Refusal, Refused
+from mqauth.authority.refusals import Refusal, Refused, grant_only
 from mqauth.errors import Rejection, Unavailable, require
 from mqauth.wire import claims, jws
 from mqauth.wire.enrolment import CREDENTIAL_TYPE
@@ -141,7 +141,7 @@ def verify(reading: Reading, *, audience: str, now: float) -> Credential:
         known = typ == CREDENTIAL_TYPE
     else:
         known = typ is None or (type(typ) is str and typ.lower() in _TYPES)
-    _require(known, Refusal.CREDENTIAL_MALFORMED, "its typ is of no credential of this issuer")
+    grant_only(known, Refusal.CREDENTIAL_MALFORMED, "its typ is of no credential of this issuer")
     key = _key(issuer.keys, said.kid, now)
     try:
         jws.verify(jwt.opened, key)
@@ -149,25 +149,25 @@ def verify(reading: Reading, *, audience: str, now: float) -> Credential:
         raise Refused(Refusal.CREDENTIAL_SIGNATURE, error.detail) from error
     # For whom it is, and when.
     ours = jwt.claims.get("aud") in (audience, [audience])
-    _require(ours, Refusal.CREDENTIAL_AUDIENCE, "its aud is not ours alone")
+    grant_only(ours, Refusal.CREDENTIAL_AUDIENCE, "its aud is not ours alone")
     times = {"iat": jwt.claims.get("iat"), "exp": jwt.claims.get("exp"), "nbf": jwt.claims.get("nbf", 0)}
     for name, moment in times.items():
-        _require(type(moment) is int and moment >= 0, Refusal.CREDENTIAL_MALFORMED, f"its {name} is no time")
+        grant_only(type(moment) is int and moment >= 0, Refusal.CREDENTIAL_MALFORMED, f"its {name} is no time")
     issued, ends, begins = (int(moment or 0) for moment in times.values())
-    _require(now < ends, Refusal.CREDENTIAL_TIME, "it has expired")
-    _require(max(issued, begins) <= now + SKEW, Refusal.CREDENTIAL_TIME, "it is of the future")
-    _require(0 < ends - issued <= issuer.max_lifetime, Refusal.CREDENTIAL_TIME, "it lives longer than the limit")
+    grant_only(now < ends, Refusal.CREDENTIAL_TIME, "it has expired")
+    grant_only(max(issued, begins) <= now + SKEW, Refusal.CREDENTIAL_TIME, "it is of the future")
+    grant_only(0 < ends - issued <= issuer.max_lifetime, Refusal.CREDENTIAL_TIME, "it lives longer than the limit")
     # Whose it is: its key has to speak for its sub.
     subject = jwt.claims.get("sub")
-    _require(claims.is_name(subject), Refusal.CREDENTIAL_MALFORMED, "it has no sub")
+    grant_only(claims.is_name(subject), Refusal.CREDENTIAL_MALFORMED, "it has no sub")
     speaks = not issuer.enrolment if key.subjects is None else subject in key.subjects
-    _require(speaks, Refusal.CREDENTIAL_SUBJECT, "its key does not speak for its sub")
+    grant_only(speaks, Refusal.CREDENTIAL_SUBJECT, "its key does not speak for its sub")
     # A binding that cannot be read must not make it a bearer credential. What is no binding is ignored (RFC 7800,
     # section 3.1): Keycloak says ``kc-jkt-type`` beside it.
     cnf = jwt.claims.get("cnf", {"jkt": ""})
     jkt = cnf.get("jkt") if type(cnf) is dict and not _BINDINGS & cnf.keys() else None
     bound = type(jkt) is str and len(jkt) < _SIZE
-    _require(bound, Refusal.CREDENTIAL_BINDING, "its cnf is not a jkt alone")
+    grant_only(bound, Refusal.CREDENTIAL_BINDING, "its cnf is not a jkt alone")
     return said._replace(verified=True)
 
 
@@ -183,12 +183,7 @@ def _key(source: KeySource, kid: str, now: float) -> Key:
         except Rejection as error:
             raise Refused(Refusal.CREDENTIAL_KEY, "its kid is unknown, and the issuer out of reach") from error
         key = keys.get(kid)
-    _require(isinstance(key, Key), Refusal.CREDENTIAL_KEY, "its kid is unknown")
-    _require(key.revocation is None, Refusal.CREDENTIAL_KEY, "its key is revoked")
-    _require(key.expires is None or now < key.expires, Refusal.CREDENTIAL_KEY, "its key is retired")
+    grant_only(isinstance(key, Key), Refusal.CREDENTIAL_KEY, "its kid is unknown")
+    grant_only(key.revocation is None, Refusal.CREDENTIAL_KEY, "its key is revoked")
+    grant_only(key.expires is None or now < key.expires, Refusal.CREDENTIAL_KEY, "its key is retired")
     return cast(Key, key)
-
-
-def _require(condition: object, refusal: Refusal, detail: str) -> None:
-    if not condition:
-        raise Refused(refusal, detail)

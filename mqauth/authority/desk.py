@@ -10,7 +10,7 @@ from typing import Final
 from mqauth.authority import credential
 from mqauth.authority.credential import Credential, CredentialIssuer
 from mqauth.authority.records import Trace
-from mqauth.authority.refusals import Refusal, Refused
+from mqauth.authority.refusals import Refusal, Refused, grant_only
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import require
 from mqauth.wire import strict_json
@@ -71,11 +71,11 @@ def choose(grants: Iterable[Grant], credential: Credential, subject: str | None)
         Refused: ``grant_missing``, or ``subject_ambiguous`` where none was named and several subjects match.
     """
     found = [grant for grant in grants if grant.difference(credential) is None]
-    if subject is None and len({grant.subject for grant in found}) > 1:
-        raise Refused(Refusal.SUBJECT_AMBIGUOUS, "several grants match, and no sub was asked for")
+    ambiguous = subject is None and len({grant.subject for grant in found}) > 1
+    grant_only(not ambiguous, Refusal.SUBJECT_AMBIGUOUS, "several grants match, and no sub was asked for")
     wanted = [grant for grant in found if subject in (None, grant.subject)]
-    if not wanted:
-        raise Refused(Refusal.GRANT_MISSING, "no grant matches" if not found else "no grant for the sub asked for")
+    missing = "no grant for the sub asked for" if found else "no grant matches"
+    grant_only(wanted, Refusal.GRANT_MISSING, missing)
     return wanted[0]
 
 

@@ -14,7 +14,7 @@ from mqauth.authority import dpop
 from mqauth.authority.desk import CredentialDesk, Grant
 from mqauth.authority.rates import Rate
 from mqauth.authority.records import Records, Trace
-from mqauth.authority.refusals import Refusal, Refused
+from mqauth.authority.refusals import Refusal, Refused, grant_only
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, Rejection, Unavailable, require
 from mqauth.flow import is_awaitable
@@ -119,11 +119,10 @@ class IdentityAuthority:
         )
         trace.jkt = held.jkt
         found = self.desk.read(asked.credential, trace)
-        if found.jkt not in (None, held.jkt):
-            raise Refused(Refusal.CREDENTIAL_BINDING, "it is bound to another key")
+        binding, is_bound = Refusal.CREDENTIAL_BINDING, found.jkt is not None
+        grant_only(found.jkt in (None, held.jkt), binding, "it is bound to another key")
         # RFC 9449, sections 7.1 and 7.2
-        if asked.bound is (found.jkt is None):
-            raise Refused(Refusal.CREDENTIAL_BINDING, "it is shown as Bearer where it is bound, or else as DPoP")
+        grant_only(asked.bound is is_bound, binding, "it is shown as Bearer where it is bound, or else as DPoP")
         grant = self.desk.grant(found, asked.subject)
         trace.subject = grant.subject
         return self.vouch(grant, held.jwk, trace)
@@ -140,11 +139,10 @@ class IdentityAuthority:
             cutoff = self._cutoffs().get(grant.subject)
         except ConfigurationError as error:
             raise Unavailable(Cause.KEYS_UNAVAILABLE, str(error)) from error
-        if cutoff is not None and now < cutoff.before:
-            raise Refused(Refusal.SUBJECT_CUT_OFF, "the subject is cut off until later")
+        alive = cutoff is None or now >= cutoff.before
+        grant_only(alive, Refusal.SUBJECT_CUT_OFF, "the subject is cut off until later")
         wait = self._rates.take(grant.subject)
-        if wait:
-            raise Refused(Refusal.RATE_EXCEEDED, "too many identities of the subject in a minute", wait)
+        grant_only(not wait, Refusal.RATE_EXCEEDED, "too many identities of the subject in a minute", wait)
         lifetime = grant.lifetime or self.lifetime
         said = {
             "sub": grant.subject, "iat": now, "exp": now + lifetime,

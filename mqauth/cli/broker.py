@@ -25,7 +25,7 @@ from mqauth.config.broker import BrokerSettings
 from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.kinds import URLS, is_broker_url
 from mqauth.config.settings import FileSettings
-from mqauth.errors import ConfigurationError, refusing, require
+from mqauth.errors import refusing, require
 from mqauth.flow import arun, run
 from mqauth.wire.destination import is_kafka, parse
 
@@ -126,9 +126,10 @@ def place_of(
     is_url = broker is not None and "://" in broker
     table = table_of(None if is_url else broker, file)
     found = (table if settings is None else BrokerSettings.load(settings)).unlocked()
-    url = broker if is_url else found.url or table.unlocked().url
-    if url is None:
-        raise ConfigurationError(f"no broker: give --broker URL, or [broker] url in {file.table.file or FILE}")
+    url = require(
+        broker if is_url else found.url or table.unlocked().url,
+        f"no broker: give --broker URL, or [broker] url in {file.table.file or FILE}",
+    )
     letters = file.dead_letters
     own = "topic" if url.startswith("kafka:") else "queue"
     given = {"queue": queue, "topic": topic}
@@ -171,8 +172,7 @@ def table_of(name: str | None, file: FileSettings) -> BrokerSettings:
         return file.broker or BrokerSettings()
     if name is None and len(known) == 1:
         return next(iter(known.values()))
-    if name is None:
-        raise ConfigurationError(f"{where}: [brokers] has several: give --broker, one of {', '.join(known)}")
+    name = require(name, f"{where}: [brokers] has several: give --broker, one of {', '.join(known)}")
     has = f"{where} has {', '.join(known)}" if known else f"{where} has no [brokers.NAME]"
     return require(known.get(name), f"--broker: must be {URLS}, or a name of [brokers.NAME]; {has}")
 

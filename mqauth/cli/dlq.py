@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from mqauth import AuditFile, ConfigurationError, load
+from mqauth import AuditFile, load
 from mqauth.audit.record import iso_time
 from mqauth.cli.app import (
     INTERRUPTED,
@@ -315,9 +315,7 @@ def filter_and_why(reason: str | None, why: str | None) -> tuple[str | None, str
     """
     if why is None and reason is not None and not WORD.fullmatch(reason):
         return None, reason
-    if why is None:
-        raise ConfigurationError("an act needs a reason: --why, or --reason in more than one word")
-    return reason, why
+    return reason, require(why, "an act needs a reason: --why, or --reason in more than one word")
 
 
 @contextmanager

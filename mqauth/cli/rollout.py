@@ -165,9 +165,8 @@ def accept(
 
 def _own_files(file: FileSettings) -> list[Path]:
     """Return the audit files of ``[audit]``, of all processes."""
-    if file.audit is None:
-        raise ConfigurationError("give --audit FILE: the configuration has no [audit]")
-    return files_of(file.audit.file, None if file.consumer is None else file.consumer.scope)
+    audit = require(file.audit, "give --audit FILE: the configuration has no [audit]")
+    return files_of(audit.file, None if file.consumer is None else file.consumer.scope)
 
 
 def _no_files(file: FileSettings) -> str:

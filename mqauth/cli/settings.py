@@ -12,7 +12,7 @@ from mqauth.config.broker import ReviewSettings
 from mqauth.config.declaration import read_file
 from mqauth.config.settings import FileSettings
 from mqauth.config.toml_file import read_passphrase
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, require
 from mqauth.keystore import ReferenceKey, signing_key
 from mqauth.wire.keys import Key
 
@@ -57,10 +57,7 @@ def given(value: Path | None, option: str, setting: Path | None) -> Path:
     Raises:
         ConfigurationError: neither is there.
     """
-    found = setting if value is None else value
-    if found is None:
-        raise ConfigurationError(f"{option}: required, or [review] {option.lstrip('-')} in {FILE}")
-    return found
+    return require(value or setting, f"{option}: required, or [review] {option.lstrip('-')} in {FILE}")
 
 
 def key_reader(

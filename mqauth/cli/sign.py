@@ -88,9 +88,8 @@ def sign(
         found[name.replace("-", "_")] = value
     given = [[name, {"str": value}] for name, value in (_pair("--header", text) for text in headers or ())]
     body = read_body(standard_input())
-    if body is None:
-        raise MalformedMessage(f"the body is over {MAX_INPUT} bytes")
-    form |= {"body": _base64(body), "properties": found, "headers": given}
+    require(body is not None, f"the body is over {MAX_INPUT} bytes", MalformedMessage)
+    form |= {"body": _base64(body or b""), "properties": found, "headers": given}
     print_json(_with_token(form, signer.sign(json_form.from_form(form))))
 
 

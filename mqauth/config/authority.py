@@ -77,8 +77,9 @@ class ConfiguredAuthority:
         with found.table.located("keys"):
             keys = ActiveKey(found.keys, passphrase=passphrase, clock=self._clock)
             limited, overlap = getattr(keys.signing_key(), "subjects", None), self.keystore.ring().overlap
-        if limited is not None:
-            raise found.table.refuse("keys", "its key speaks for some subjects only: make it with --pinned")
+        found.table.require(
+            limited is None, "keys", "its key speaks for some subjects only: make it with --pinned"
+        )
         if overlap < found.lifetime:
             advice = f"run mqauth keys new --dir {found.keys} --overlap {found.lifetime}"
             why = "is shorter than lifetime: a retired key would end before its identities"

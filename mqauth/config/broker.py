@@ -144,8 +144,7 @@ class BrokerSettings(Settings):
             set(query.get("no_verify_ssl", ())) <= {"0"},
             "--broker: no_verify_ssl would accept any server's certificate; give ca in [broker]",
         )
-        if self.mechanism is not None:
-            raise self.table.refuse("mechanism", "is for Kafka")
+        self.table.require(self.mechanism is None, "mechanism", "is for Kafka")
         if self.user is not None:
             # The user of the settings, in place of the one in the URL.
             login = f"{quote(self.user, safe='')}:{quote(self.password or '', safe='')}"
@@ -177,10 +176,12 @@ class BrokerSettings(Settings):
             found["ssl_context"] = self.context()
         if self.user is None:
             return found
-        if self.mechanism is None:
-            raise self.table.refuse("user", f"needs mechanism, {' or '.join(MECHANISMS)}")
-        if not self.secure and not all(is_loopback(urlsplit(f"//{server}").hostname or "") for server in servers):
-            raise self.table.refuse("password", "sent to another machine needs tls = true, or ca")
+        self.table.require(self.mechanism is not None, "user", f"needs mechanism, {' or '.join(MECHANISMS)}")
+        self.table.require(
+            self.secure or all(is_loopback(urlsplit(f"//{server}").hostname or "") for server in servers),
+            "password",
+            "sent to another machine needs tls = true, or ca",
+        )
         return found | {
             "security_protocol": f"SASL_{found['security_protocol']}", "sasl_mechanism": self.mechanism,
             "sasl_plain_username": self.user, "sasl_plain_password": self.password,

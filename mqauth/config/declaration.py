@@ -224,11 +224,9 @@ def inners(declared: type[Settings], least: int = 0, unique: str = "") -> Kind:
             with collecting(refusals):
                 settings = read(declared, element)
                 name = getattr(settings, unique) if unique else number
-                if by_name.setdefault(name, settings) is not settings:
-                    raise element.refuse(unique, "is configured twice")
+                element.require(by_name.setdefault(name, settings) is settings, unique, "is configured twice")
         raise_first(refusals)
-        if len(by_name) < least:
-            raise table.refuse(key, f"must hold at least {least} table")
+        table.require(len(by_name) >= least, key, f"must hold at least {least} table")
         return tuple(by_name.values())
 
     return Kind({"type": "array", "items": schema_of(declared)} | ({"minItems": least} if least else {}), reader)

@@ -79,6 +79,7 @@ def key_on_disk(producer: ProducerSettings, naming: Settings, subject: str, cloc
             key = read_pem(keys, passphrase)
         now = key if isinstance(key, Key) else key.signing_key()
     subjects = getattr(now, "subjects", None)
-    if subjects is not None and subject not in subjects:
-        raise naming.table.refuse("subject", f"the key {now.kid} does not speak for it")
+    naming.table.require(
+        subjects is None or subject in subjects, "subject", f"the key {now.kid} does not speak for it"
+    )
     return key

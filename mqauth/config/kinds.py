@@ -63,8 +63,7 @@ def single(  # noqa: PLR0917
         # Not isinstance: bool is a subclass of int.
         if type(value) not in types:
             raise table.mistyped(key, called, value)
-        if not fits(value):
-            raise table.refuse(key, f"{refusal}, not {value}" if isinstance(value, int | float) else refusal)
+        table.require(fits(value), key, f"{refusal}, not {value}" if isinstance(value, int | float) else refusal)
         return into(value, table)
 
     return Kind(schema, read)
@@ -123,8 +122,11 @@ def seconds(least: float, most: float = math.inf, *, fractions: bool = False) ->
 
     def read(table: Table, key: str, value: Any) -> Any:
         if isinstance(value, str):
-            if _DURATION.fullmatch(value) is None:
-                raise table.refuse(key, 'must be seconds, or a duration like "90s", "15m", "12h" or "7d"')
+            table.require(
+                _DURATION.fullmatch(value) is not None,
+                key,
+                'must be seconds, or a duration like "90s", "15m", "12h" or "7d"',
+            )
             value = int(value[:-1]) * _UNITS[value[-1]]
         return number.read(table, key, value)
 
@@ -144,8 +146,7 @@ def many(item: Kind, least: int = 0, into: type[tuple[Any, ...]] | type[frozense
     def read(table: Table, key: str, value: Any) -> Any:
         if not isinstance(value, list):
             raise table.mistyped(key, "an array of strings", value)
-        if len(value) < least:
-            raise table.refuse(key, f"must name at least {least}")
+        table.require(len(value) >= least, key, f"must name at least {least}")
         return into(item.read(table, key, element) for element in value)
 
     return Kind({"type": "array", "items": item.schema} | ({"minItems": least} if least else {}), read)
@@ -174,8 +175,7 @@ def entries(name: Kind, item: Kind, least: int = 0) -> Kind:
 
     def read(table: Table, key: str, _: Any) -> Any:
         inner = table.inner(key)
-        if len(inner.members) < least:
-            raise inner.refuse("", f"must have at least {least} entry")
+        inner.require(len(inner.members) >= least, "", f"must have at least {least} entry")
         values: dict[Any, Any] = {}
         refusals: list[RefusedSetting] = []
         for inner_key, value in inner.members.items():

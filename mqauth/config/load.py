@@ -255,8 +255,9 @@ class Configuration:
     def _audit_sink(self, found: AuditSettings) -> MisuseWatch:
         heads = found.head_file(self._clock)
         scope = None if self._settings.consumer is None else self._settings.consumer.scope
-        if scope is None and "{scope}" in str(found.file):
-            raise found.table.refuse("file", "{scope} needs [consumer] scope")
+        found.table.require(
+            scope is not None or "{scope}" not in str(found.file), "file", "{scope} needs [consumer] scope"
+        )
         with found.table.located("file"):
             path = Path(str(found.file).replace("{scope}", (scope or "").replace("/", "_")))
             file = AuditFile(path, fsync=not found.unsafe_no_fsync, max_bytes=found.max_bytes, heads=heads)

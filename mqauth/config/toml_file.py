@@ -93,6 +93,15 @@ class Table:
         path = (*self.path, key) if key else self.path
         return RefusedSetting(file=self.file, path=path, place=place, what=what)
 
+    def require(self, condition: object, key: str, what: str) -> None:
+        """Refuse a key unless a condition holds.
+
+        Raises:
+            RefusedSetting: it does not hold.
+        """
+        if not condition:
+            raise self.refuse(key, what)
+
     @contextmanager
     def located(self, key: str) -> Iterator[None]:
         """Turn a configuration error that is raised within the block into a refusal of a key."""
@@ -194,8 +203,7 @@ def _variable(placeholder: re.Match[str], table: Table, key: str) -> str:
     name, default = placeholder[1], placeholder[2]
     if placeholder[0] == "$$":
         return "$"
-    if name is None:
-        raise table.refuse(key, "a placeholder is ${NAME} or ${NAME:-default}; a ${ that is none is written $${")
+    table.require(name, key, "a placeholder is ${NAME} or ${NAME:-default}; a ${ that is none is written $${")
     # An empty variable counts as one that is missing, where there is a default.
     value = os.environ.get(name) if default is None else os.environ.get(name) or default
     if value is None:

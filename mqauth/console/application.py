@@ -6,6 +6,7 @@ People log in with a local token, or at an OpenID provider (authorization code f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -248,27 +249,24 @@ class Login:
 
     async def _identify(self, request: Request) -> Person:
         """Return who came back from the provider."""
-        provider = self._provider
-        if provider is None:
-            raise _LoginError(404, _NO_PAGE)
-        pairs = request.query_params.multi_items()
+        provider = require(self._provider, _NO_PAGE, partial(_LoginError, 404))
+        pairs, forbidden = request.query_params.multi_items(), partial(_LoginError, 403)
         answer, issuer = dict(pairs), provider.settings.issuer
         # A parameter that is repeated makes the answer invalid (RFC 6749, section 3.1).
-        if len(answer) != len(pairs):
-            raise _LoginError(400, _MALFORMED)
-        attempt = self._attempts.redeem(self._cookie.read(request), answer.get("state", ""))
-        if attempt is None:
-            raise _LoginError(403, "This login was not begun here, is too old, or was used before. Begin again.")
+        require(len(answer) == len(pairs), _MALFORMED, partial(_LoginError, 400))
+        attempt = require(
+            self._attempts.redeem(self._cookie.read(request), answer.get("state", "")),
+            "This login was not begun here, is too old, or was used before. Begin again.", forbidden,
+        )  # fmt: skip
         # The answer of another provider (RFC 9207), and an answer that is an error.
         names_itself = provider.known is not None and provider.known.names_itself
-        if answer.get("iss", None if names_itself else issuer) != issuer:
-            raise _LoginError(403, "The answer is not of our identity provider. Begin again.")
+        ours = answer.get("iss", None if names_itself else issuer) == issuer
+        require(ours, "The answer is not of our identity provider. Begin again.", forbidden)
         if "error" in answer:
             error = answer["error"]
             emit("console.login_failed", "the identity provider answered a login with %s", visible(error)[:80])
             raise _LoginError(403, _ERRORS.get(error, "The identity provider refused the login."))
-        if "code" not in answer:
-            raise _LoginError(400, _MALFORMED)
+        require("code" in answer, _MALFORMED, partial(_LoginError, 400))
         claims = await self._ask(provider.claims, answer["code"], attempt, self._origin + CALLBACK)
         try:
             return person_of(claims, provider.settings)
@@ -277,8 +275,8 @@ class Login:
 
     async def _ask(self, question: Any, *arguments: Any) -> Any:
         """Ask the provider on a thread, with a bound on how many do so at once."""
-        if self._waiting >= MAX_AT_ONCE:
-            raise _LoginError(503, "Too many people sign in at this moment. Try again.")
+        refusal = "Too many people sign in at this moment. Try again."
+        require(self._waiting < MAX_AT_ONCE, refusal, partial(_LoginError, 503))
         self._waiting += 1
         try:
             return await run_in_threadpool(question, *arguments)

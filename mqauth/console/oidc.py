@@ -55,10 +55,10 @@ def _roles(table: Table, key: str, _: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for role in ROLES:
         for value in getattr(listed, role):
-            if found.setdefault(value, role) != role:
-                raise listed.table.refuse(role, "names a value that stands for another role too")
-    if not found:
-        raise listed.table.refuse("", "must name at least one value")
+            listed.table.require(
+                found.setdefault(value, role) == role, role, "names a value that stands for another role too"
+            )
+    listed.table.require(found, "", "must name at least one value")
     return found
 
 
@@ -129,8 +129,7 @@ def read_settings(path: Path) -> OIDCSettings:
         key, raw = "client_secret_env", os.environb.get(os.fsencode(settings.client_secret_env), b"")
     else:
         return settings
-    if not _SECRET.fullmatch(raw.strip()):
-        raise settings.table.refuse(key, "must hold printable ASCII characters")
+    settings.table.require(_SECRET.fullmatch(raw.strip()), key, "must hold printable ASCII characters")
     return replace(settings, secret=raw.strip().decode("ascii"))
 
 
