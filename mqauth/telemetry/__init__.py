@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import Meter
@@ -36,9 +36,6 @@ from mqauth.telemetry.authority import AUTHORITY_METRICS, AuthorityTelemetry
 from mqauth.telemetry.gauges import gauges
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.message import Message, fold
-
-if TYPE_CHECKING:
-    from mqauth.keystore.identity.identity_key import Health as IdentityHealth
 
 __all__ = ["METRICS", "AuthorityTelemetry", "Telemetry", "traced"]
 MESSAGES: Final = "mqauth.messages"
@@ -176,7 +173,7 @@ class Telemetry:
             over = datetime.combine(until + timedelta(days=1), time(), UTC).timestamp()
             self._gauges[ISSUER_ENDS].append(({"issuer": issuer}, partial(self._left, over)))
 
-    def watch_identity(self, health: Callable[[], IdentityHealth]) -> None:
+    def watch_identity(self, health: Callable[[], Any]) -> None:
         """Measure how long a producer's identity still lasts, with the label ``subject``.
 
         Args:
