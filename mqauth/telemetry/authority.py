@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 from opentelemetry import metrics
 from opentelemetry.metrics import Meter
 
 from mqauth._version import __version__
 from mqauth.telemetry.gauges import gauges
-
-if TYPE_CHECKING:
-    from mqauth.authority.records import Answered
 
 REQUESTS: Final = "mqauth.authority.requests"
 IDENTITIES: Final = "mqauth.authority.identities"
@@ -59,8 +56,8 @@ class AuthorityTelemetry:
         )
         self._gauges = gauges(meter, _GAUGES)
 
-    def observe(self, told: Answered) -> None:
-        """Count one answer."""
+    def observe(self, told: Any) -> None:
+        """Count one answer, an ``Answered`` of the authority."""
         labels = {"answer": told.answer, "refusal": told.refusal, "credential": told.credential}
         self._requests.add(1, labels)
         self._duration.record(told.seconds, {"answer": told.answer})
