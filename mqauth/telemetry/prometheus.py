@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -29,7 +29,7 @@ Consumers = Mapping[str, Callable[[], Health]]
 Start = Callable[[str, list[tuple[str, str]]], Any]
 
 
-def answering(consumers: Consumers, others: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+def _answering(consumers: Consumers, others: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
     """Return a WSGI application that answers the probes, and hands every other path on.
 
     No probe asks a broker, an issuer, a store or a disk: a restart cures none of them.
@@ -67,7 +67,7 @@ def answering(consumers: Consumers, others: Callable[..., Iterable[bytes]]) -> C
 def _looked(health: Callable[[], Health]) -> Health:
     """Look at a consumer, again where it changed at that moment: it runs on another thread."""
     for _ in range(_TRIES):
-        with suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError):
             return health()
     return health()
 
@@ -128,7 +128,7 @@ class Endpoint(AbstractContextManager["Endpoint"]):
         self.port = int(self._server.server_port)
         self.meter = self._provider.get_meter("mqauth", __version__)
         self.telemetry = Telemetry(self.meter, now=now)
-        self._server.set_app(answering(self.telemetry.consumers, make_wsgi_app(registry)))
+        self._server.set_app(_answering(self.telemetry.consumers, make_wsgi_app(registry)))
 
     def close(self) -> None:
         """Stop the server, and wait until its thread has ended."""
