@@ -86,7 +86,7 @@ def main(places: Sequence[str], doom: Doom, transactional: str, *, slow: bool, a
             replay=MemoryReplayStore(),
             audit=sink,
         )
-        rest: Any = {"topics": [topic], "dead_letters": letters}
+        rest: Any = {"config": settings, "topics": [topic], "dead_letters": letters}
         if aio:
             asyncio.run(in_event_loop(settings, guard, handler, **rest))
         else:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +26,8 @@ from mqauth.testing.stage_kafka import servers
 from mqauth.testing.stage_pika import connect
 
 _KAFKA: Any = kafka_python  # its classes have no types
+LONG: Final = 300.0
+"""Seconds: longer than any client of ours waits for a broker that is silent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +41,9 @@ class Wiring:
         scope: the consumer group; on RabbitMQ the queue.
         guard: the pipeline.
         handler: a plain function that takes a ``Verified``.
-        old: one that takes an ``Unverified``, or ``None``.
+        old: one that takes an ``Unverified``, or a table of them by kind, or ``None``.
+        grace: seconds that running handlers may take at a stop.
+        decode: makes the value of a body; FastStream's own decoders do that.
     """
 
     url: str
@@ -47,26 +52,50 @@ class Wiring:
     scope: str
     guard: Pipeline
     handler: Callable[[Any], Any]
-    old: Callable[[Any], Any] | None = None
+    old: Callable[[Any], Any] | Mapping[str, Callable[[Any], Any]] | None = None
+    grace: float = 30.0
+    decode: Callable[..., Any] | None = None
 
 
-Consuming = Callable[[Wiring], AbstractContextManager[None]]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A consumer that runs.
+
+    Args:
+        stop: stops it, and returns once it has stopped.
+        health: returns how it is doing; ``None`` where a framework owns it.
+    """
+
+    stop: Callable[[], Any]
+    health: Callable[[], Any] | None = None
+
+
+Consuming = Callable[[Wiring], AbstractContextManager[Running]]
 """Consumes within a ``with`` block, then stops in order; raises what kept the consumer from starting."""
+
+
+def _on_thread(consumer: Any) -> Running:
+    return Running(stop=lambda: consumer.__exit__(None, None, None), health=consumer.health)
+
+
+def _in_loop(thread: LoopThread, consumer: Any) -> Running:
+    return Running(stop=lambda: thread.call(consumer.stop(), LONG), health=consumer.health)
 
 
 # RabbitMQ
 
 
 @contextmanager
-def by_aio_pika(wiring: Wiring) -> Iterator[None]:
+def by_aio_pika(wiring: Wiring) -> Iterator[Running]:
     """Consume with aio-pika."""
 
     async def consumer() -> rabbitmq.Consumer:
         queue = await (await consuming.channel()).get_queue(wiring.source)
         letters = rabbitmq.DeadLetters(await publishing.channel(), wiring.dead)
         return rabbitmq.Consumer(
-            queue, wiring.guard, wiring.handler, dead_letters=letters, prefetch=100, unverified=wiring.old
-        )
+            queue, wiring.guard, on_thread(wiring.handler), dead_letters=letters, prefetch=100,
+            unverified=on_threads(wiring.old), grace=wiring.grace, decode=wiring.decode,
+        )  # fmt: skip
 
     with closing(LoopThread()) as thread:
         consuming = thread.call(aio_pika.connect_robust(wiring.url, reconnect_interval=0.2))
@@ -74,7 +103,7 @@ def by_aio_pika(wiring: Wiring) -> Iterator[None]:
         try:
             made = thread.call(consumer())
             thread.call(made.__aenter__())
-            yield
+            yield _in_loop(thread, made)
             thread.call(made.__aexit__(None, None, None))
         finally:
             thread.call(consuming.close())
@@ -82,17 +111,18 @@ def by_aio_pika(wiring: Wiring) -> Iterator[None]:
 
 
 @contextmanager
-def by_pika(wiring: Wiring) -> Iterator[None]:
+def by_pika(wiring: Wiring) -> Iterator[Running]:
     """Consume with pika."""
     with connect(wiring.url) as consuming, connect(wiring.url) as publishing:
         letters = pika.DeadLetters(publishing, wiring.dead)
         with pika.Consumer(
-            consuming, wiring.source, wiring.guard, wiring.handler, dead_letters=letters, unverified=wiring.old
-        ) as consumer:
+            consuming, wiring.source, wiring.guard, wiring.handler, dead_letters=letters, unverified=wiring.old,
+            grace=wiring.grace, decode=wiring.decode,
+        ) as consumer:  # fmt: skip
             # The thread that runs it raises what kept it from starting once the block ends.
             wait_until(lambda: consumer.failed or consumer.health().consuming)
             if not consumer.failed:
-                yield
+                yield _on_thread(consumer)
                 return
     raise AssertionError("unreachable")
 
@@ -101,7 +131,7 @@ def by_pika(wiring: Wiring) -> Iterator[None]:
 
 
 @contextmanager
-def by_kafka_python(wiring: Wiring) -> Iterator[None]:
+def by_kafka_python(wiring: Wiring) -> Iterator[Running]:
     """Consume with kafka-python."""
     known = {"bootstrap_servers": servers(wiring.url), "allow_auto_create_topics": False}
     client = _KAFKA.KafkaConsumer(
@@ -112,68 +142,75 @@ def by_kafka_python(wiring: Wiring) -> Iterator[None]:
     with (
         closing(client),
         closing(letters),
-        kafka.Consumer(client, wiring.guard, wiring.handler, dead_letters=sink, unverified=wiring.old),
-    ):
-        yield
+        kafka.Consumer(
+            client, wiring.guard, wiring.handler, dead_letters=sink, unverified=wiring.old, grace=wiring.grace,
+            decode=wiring.decode,
+        ) as consumer,
+    ):  # fmt: skip
+        yield _on_thread(consumer)
 
 
 @contextmanager
-def by_confluent(wiring: Wiring) -> Iterator[None]:
+def by_confluent(wiring: Wiring) -> Iterator[Running]:
     """Consume with confluent-kafka's ``Consumer``."""
     clients = ConfluentClients(servers(wiring.url), wiring.scope)
     letters = clients.letters(wiring.dead)
-    client = ConfluentConsumer(clients.consumer_settings())
+    settings = clients.consumer_settings()
+    client = ConfluentConsumer(settings)
     with (
         closing(letters.client),
         closing(client),
         confluent.Consumer(
-            client, wiring.guard, wiring.handler, topics=[wiring.source], dead_letters=letters,
-            unverified=wiring.old,
-        ),
+            client, wiring.guard, wiring.handler, topics=[wiring.source], dead_letters=letters, config=settings,
+            unverified=wiring.old, grace=wiring.grace, decode=wiring.decode,
+        ) as consumer,
     ):  # fmt: skip
-        yield
+        yield _on_thread(consumer)
 
 
 @contextmanager
-def by_confluent_aio(wiring: Wiring) -> Iterator[None]:
+def by_confluent_aio(wiring: Wiring) -> Iterator[Running]:
     """Consume with confluent-kafka's ``AIOConsumer``."""
     clients = ConfluentClients(servers(wiring.url), wiring.scope)
     letters = clients.letters(wiring.dead)
 
     async def consumer() -> tuple[Any, confluent.AIOConsumer]:
-        client = AIOConsumer(clients.consumer_settings())
+        settings = clients.consumer_settings()
+        client = AIOConsumer(settings)
         return client, confluent.AIOConsumer(
             client, wiring.guard, on_thread(wiring.handler), topics=[wiring.source], dead_letters=letters,
-            unverified=on_threads(wiring.old),
+            config=settings,
+            unverified=on_threads(wiring.old), grace=wiring.grace, decode=wiring.decode,
         )  # fmt: skip
 
     with closing(letters.client), closing(LoopThread()) as thread:
         client, made = thread.call(consumer())
         try:
             thread.call(made.__aenter__())
-            yield
+            yield _in_loop(thread, made)
             thread.call(made.__aexit__(None, None, None))
         finally:
             thread.call(client.close())
 
 
 @contextmanager
-def by_aiokafka(wiring: Wiring) -> Iterator[None]:
+def by_aiokafka(wiring: Wiring) -> Iterator[Running]:
     """Consume with aiokafka."""
     clients = AiokafkaClients(servers(wiring.url), wiring.scope)
 
     async def consumer() -> aiokafka.Consumer:
         sink = aiokafka.DeadLetters(letters, wiring.dead)
         return aiokafka.Consumer(
-            client, wiring.guard, on_thread(wiring.handler), dead_letters=sink, unverified=on_threads(wiring.old)
-        )
+            client, wiring.guard, on_thread(wiring.handler), dead_letters=sink, unverified=on_threads(wiring.old),
+            grace=wiring.grace, decode=wiring.decode,
+        )  # fmt: skip
 
     with closing(LoopThread()) as thread:
         client, letters = thread.call(clients.consumer(wiring.source)), thread.call(clients.producer())
         try:
             made = thread.call(consumer())
             thread.call(made.__aenter__())
-            yield
+            yield _in_loop(thread, made)
             thread.call(made.__aexit__(None, None, None))
         finally:
             thread.call(client.stop())
@@ -191,16 +228,15 @@ def by_faststream(package: str) -> Consuming:
     """
 
     @contextmanager
-    def consuming(wiring: Wiring) -> Iterator[None]:
+    def consuming(wiring: Wiring) -> Iterator[Running]:
         on_kafka = wiring.url.startswith("kafka:")
         client: Any = importlib.import_module(package)
         with closing(LoopThread()) as thread:
             broker = thread.call(_broker(client, wiring, on_kafka=on_kafka))
-            try:
+            with ExitStack() as ending:
+                ending.callback(lambda: thread.call(broker.stop(), LONG))
                 thread.call(broker.start())
-                yield
-            finally:
-                thread.call(broker.stop())
+                yield Running(stop=ending.close)
 
     return consuming
 
@@ -208,15 +244,17 @@ def by_faststream(package: str) -> Consuming:
 async def _broker(client: Any, wiring: Wiring, *, on_kafka: bool) -> Any:
     """Return a protected broker with one subscriber, not started."""
     kind = client.KafkaBroker if on_kafka else client.RabbitBroker
-    broker = kind(wiring.url.removeprefix("kafka://") if on_kafka else wiring.url, graceful_timeout=5)
+    url = wiring.url.removeprefix("kafka://") if on_kafka else wiring.url
+    broker = kind(url, graceful_timeout=min(5, wiring.grace))
 
     async def in_queue() -> rabbitmq.DeadLetters:
         return rabbitmq.DeadLetters(await (await broker.connect()).channel(), wiring.dead)
 
     def in_topic() -> kafka.DeadLetters:
         producer = _KAFKA.KafkaProducer(
-            bootstrap_servers=servers(wiring.url), acks="all", enable_idempotence=False
-        )
+            bootstrap_servers=servers(wiring.url), acks="all", enable_idempotence=False,
+            allow_auto_create_topics=False,
+        )  # fmt: skip
         return kafka.DeadLetters(producer, wiring.dead)
 
     protect(broker, guard=wiring.guard, dead_letters=in_topic if on_kafka else in_queue)
@@ -224,16 +262,20 @@ async def _broker(client: Any, wiring: Wiring, *, on_kafka: bool) -> Any:
         source = broker.subscriber(wiring.source, group_id=wiring.scope, auto_offset_reset="earliest")
     else:
         source = broker.subscriber(client.RabbitQueue(wiring.source, declare=False))
-    old = wiring.old
-    if old is not None:
 
-        @source(filter=unverified)
+    def takes(old: Callable[[Any], Any]) -> Any:
         async def take_unverified(body: bytes, message: UnverifiedMessage) -> None:
             old(message)
 
+        return take_unverified
+
+    for kind, old in (wiring.old if isinstance(wiring.old, Mapping) else {"*": wiring.old}).items():
+        if old is not None:
+            source(takes(old), filter=unverified.of(kind))
+
     @source
     async def take(body: bytes, message: VerifiedMessage) -> None:
-        wiring.handler(message)
+        await asyncio.to_thread(wiring.handler, message)
 
     return broker
 
@@ -248,3 +290,7 @@ KAFKA: Final[dict[str, Consuming]] = {
     "faststream-confluent": by_faststream("faststream.confluent"),
 }  # fmt: skip
 """Every client of Kafka."""
+CLIENTS: Final = {f"rabbitmq {name}": each for name, each in RABBITMQ.items()} | {
+    f"kafka {name}": each for name, each in KAFKA.items()
+}
+"""Every client, by its broker and name."""

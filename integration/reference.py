@@ -1,6 +1,6 @@
 """Writes the generated reference, `python -m integration.reference`: pages that repeat what the code says.
 
-`docs/reference/` holds commands, exit codes, reasons, the glossary, metrics, audit records and the API.
+`docs/reference/` holds commands, reasons, the glossary, metrics, audit records, attacks and the API.
 `docs/configuration.md` and its schema come from `integration.settings`, which this command runs as well. A test
 compares all of them with the code.
 """
@@ -12,6 +12,7 @@ import inspect
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -33,7 +34,19 @@ DOORS: Final = (
     "mqauth.telemetry", "mqauth.telemetry.prometheus", "mqauth.testing",
 )  # fmt: skip
 """The modules that programs import from."""
-_WRITTEN = "`python -m integration.reference` writes this page from the code: change the code, not the page.\n"
+SHARED: Final = 2
+"""An option that so many commands have, with the same words, is told once."""
+_TOGETHER: Final = {
+    "*broker*": ("`--broker`", "`--broker-settings`", "`--config`", "`--queue`", "`--topic`"),
+    "*selection*": (
+        "`--id`", "`--issuer`", "`--kid`", "`--subject`", "`--destination`", "`--from`, `--since`",
+        "`--to`, `--until`", "`--intact`, `--not-intact`",
+    ),
+}  # fmt: skip
+"""Options that many commands take together, under one word."""
+_NAMES: Final = 30
+"""So many names of attacks stand in one item of a list, at most."""
+_WRITTEN = "`python -m integration.reference` writes this page.\n"
 _LABELS: Final = {
     "mqauth.messages": "`verdict`, `reason`, `destination`",
     "mqauth.judge.duration": "`verdict`",
@@ -57,16 +70,54 @@ _LABELS: Final = {
     "mqauth.authority.cutoffs": "`trust_domain`",
     "mqauth.authority.key.age": "`trust_domain`",
 }
+_WATCHED: Final = {
+    "mqauth.messages": "observe",
+    "mqauth.judge.duration": "observe",
+    "mqauth.alerts": "alert",
+    "mqauth.deferred": "watch_consumer",
+    "mqauth.stalled": "watch_consumer",
+    "mqauth.key_set.age": "watch_keys",
+    "mqauth.issuer.ends": "watch_issuers",
+    "mqauth.identity.expires": "watch_identity",
+    "mqauth.policy.failing": "watch_policy",
+    "mqauth.replay.size": "watch_store",
+    "mqauth.dead_letters.open": "watch_dead_letters",
+    "mqauth.dead_letters.oldest": "watch_dead_letters",
+    "mqauth.rollout.rung": "watch_rollout",
+    "mqauth.rollout.days_left": "watch_rollout",
+    "mqauth.rollout.aliases": "watch_rollout",
+    "messaging.process.duration": "timed",
+}
+"""The method of `Telemetry` by which a metric is fed; an authority feeds its own."""
 
 
 def commands() -> str:
-    """Return the page of commands: what each does, its arguments and its options."""
-    lines = [f"# Commands\n\nLook up a command, its arguments and its options. {_WRITTEN}"]
-    lines.append("Every command ends with one of these [exit codes](exit-codes.md).\n")
-    for name, command in verbs():
+    """Return the page of commands: what each does, its arguments and its options, and how all of them end."""
+    found = [(name, command, _parameters(command)) for name, command in verbs()]
+    used = Counter(option for _, _, parameters in found for option in parameters.items())
+    shared = dict(option for option, count in reversed(used.most_common()) if count >= SHARED)
+    lines = [
+        f"# Commands\n\nLook up a command, its arguments and its options. {_WRITTEN}",
+        f"## Exit codes\n\n{_exit_codes()}",
+        "## Options of several commands\n\nA command that takes one of these names it under *Also*.\n",
+        *(shared[name] for name in sorted(shared)),
+        *(f"* {word}: {', '.join(names)}" for word, names in _TOGETHER.items()),
+        "",
+    ]
+    for name, command, parameters in found:
         lines.append(f"## `{name}`\n\n{_paragraphs(command.help)}\n")
-        lines += _options(command)
-    return "\n".join(lines)
+        own = [line for option, line in parameters.items() if shared.get(option) != line]
+        also = ", ".join(_together([option for option, line in parameters.items() if shared.get(option) == line]))
+        lines += [*own, f"* Also: {also}" if also else "", ""] if own else [f"Also: {also}\n" if also else ""]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
+
+
+def _together(options: list[str]) -> list[str]:
+    """Return options with those that stand under one word replaced by it."""
+    for word, names in _TOGETHER.items():
+        if {*names} <= {*options}:
+            options = [word, *(option for option in options if option not in names)]
+    return options
 
 
 def verbs() -> Iterator[tuple[str, Any]]:
@@ -84,24 +135,22 @@ def _below(command: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield from _below(command.get_command(context, inner), f"{name} {inner}")
 
 
-def _options(command: Any) -> Iterator[str]:
-    rows = [_option(found) for found in command.params if not found.hidden and found.name != "help"]
-    if rows:
-        yield "| Argument or option | Default | What it says |\n| --- | --- | --- |\n" + "".join(rows)
+def _parameters(command: Any) -> dict[str, str]:
+    """Return a command's arguments and options by their names, each as an item of a list."""
+    return dict(_parameter(found) for found in command.params if not found.hidden and found.name != "help")
 
 
-def _option(found: Any) -> str:
+def _parameter(found: Any) -> tuple[str, str]:
     if found.param_type_name == "argument":
         name = f"`{found.name.upper()}`"
     else:
         name = ", ".join(f"`{one}`" for one in (*found.opts, *found.secondary_opts))
     default = found.default
-    shown = "" if default in (None, False, ()) or callable(default) else f"`{default}`"
-    return f"| {name} | {'*required*' if found.required else shown} | {_cell(found.help or '')} |\n"
+    shown = "" if default in (None, False, ()) or callable(default) else f" (`{default}`)"
+    return name, f"* {name}{' (*required*)' if found.required else shown}: {_plain(found.help or '')}"
 
 
-def exit_codes() -> str:
-    """Return the page of exit codes."""
+def _exit_codes() -> str:
     rows = {
         0: "Fine: it did what it was asked, and found nothing wrong.",
         1: "Found or failed: a rejected message, a finding, a broken chain, or the command could not finish.",
@@ -109,39 +158,83 @@ def exit_codes() -> str:
         command_line.UNDECIDED: "Undecided: something was out of reach, or a message was deferred or a duplicate.",
         command_line.INTERRUPTED: "Interrupted by Ctrl-C.",
     }
-    table = "".join(f"| {code} | {said} |\n" for code, said in rows.items())
-    said = "`mqauth verify --lines` ends with 1 where any message was rejected, else with 3, else with 0."
-    head = f"# Exit codes\n\nTell in a script how a `mqauth` command ended. {_WRITTEN}"
-    return f"{head}\n| Code | Meaning |\n| --- | --- |\n{table}\n{said}\n"
+    table = "".join(f"* `{code}`: {said}\n" for code, said in rows.items())
+    return (
+        f"{table}\n`mqauth verify --lines` ends with 1 where any message was rejected, else with 3, else with 0.\n"
+    )
 
 
 def reasons() -> str:
     """Return the page of reasons and causes: what each means, and what to do."""
     head = f"# Reasons and causes\n\nLook up why a message was rejected, and what to do about it. {_WRITTEN}"
-    explained = "".join(
-        f"| `{reason}` | {EXPLANATIONS[reason].step} | {_cell(EXPLANATIONS[reason].meaning)} "
-        f"| {_cell(EXPLANATIONS[reason].next)} |\n"
-        for reason in Reason
-    )
-    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
-    told = dict(re.findall(r"^(\| `(\w+)` \| [^|]+ \| [^|]+ \|)$", page.partition("\n| cause |")[2], re.MULTILINE))
-    causes = "".join(f"{line}\n" for cause in Cause for line, name in told.items() if name == cause)
+    forged = Counter(told.next for told in EXPLANATIONS.values()).most_common(1)[0][0]
+    legend = "".join(f"* *{word}* means: {advice[:1].lower()}{advice[1:]}\n" for advice, word in _ADVICE.items())
+    explained, step = "", ""
+    for reason in Reason:
+        told = EXPLANATIONS[reason]
+        explained += f"\n**{told.step}**\n\n" if told.step != step else ""
+        advice = _ADVICE.get(told.next, told.next)
+        explained += f"* `{reason}`: {told.meaning}{'' if told.next == forged else f' *{advice}*'}\n"
+        step = told.step
+    causes = "".join(f"* `{cause}`: {meaning}. *{look}.*\n" for cause, (meaning, look) in CAUSES.items())
     return (
-        f"{head}\n## Reasons\n\nA rejection is final: something is wrong with the message itself. Its dead letter "
-        "names the reason in `mqauth-dead-reason`, its audit record in `reason`.\n\n"
-        "| Reason | Step that failed | What it means | What to do |\n| --- | --- | --- | --- |\n"
-        f"{explained}\n## Causes\n\nA message is deferred when mqauth cannot decide yet. mqauth tries again "
-        "until it can; `health()` names the cause.\n\n| Cause | What it means | What to look at |\n"
-        "| --- | --- | --- |\n"
+        f"{head}\n## Reasons\n\nA rejection is final: something is wrong with the message itself. Its dead "
+        "letter names the reason in `mqauth-dead-reason`, its audit record in `reason`. Reasons stand under the "
+        "step that failed, with what to do in italics. Where nothing is said: "
+        f"{forged[:1].lower()}{forged[1:]}\n\n{legend}{explained}\n## Causes\n\nA message is deferred when mqauth "
+        "cannot decide yet. It is neither handled nor dead-lettered, and mqauth tries again until it can decide. "
+        "`health()` says since when and why.\n\n"
         f"{causes}"
     )
+
+
+_ADVICE: Final = {
+    EXPLANATIONS[Reason.EXPIRED].next: "Waive.",
+    EXPLANATIONS[Reason.TOKEN_MISSING].next: "Send again.",
+}
+"""What is to be done for many reasons, and the word for it on the page."""
+CAUSES: Final[dict[Cause, tuple[str, str]]] = {
+    Cause.KEYS_UNAVAILABLE: (
+        "no key set of this issuer may still be used, or a key does not sign",
+        "Look at the issuer and the way to it; of a producer at its keystore, HSM, service or authority",
+    ),
+    Cause.KEY_PENDING: ("nobody knows the key yet, and the issuer cannot be asked", "Look at the issuer"),
+    Cause.REPLAY_STORE_UNAVAILABLE: ("the replay store does not answer; `detail` names it", "Look at the store"),
+    Cause.REPLAY_STORE_FULL: (
+        "more live ids than it may hold, or no room on its disk",
+        "More capacity or room, or shorter lives",
+    ),
+    Cause.CLAIM_HELD: ("another consumer may still be handling it", "Nothing: it waits at most a lease (60 s)"),
+    Cause.POLICY_UNAVAILABLE: (
+        "a policy of yours raised, or OPA gave no decision",
+        "Look at that policy; `health()` names the agent",
+    ),
+    Cause.APPEND_TIME_UNAVAILABLE: (
+        '`at = "append"`, and the broker does not prove when it took the message',
+        "LogAppendTime, or the interceptor; for messages of before that `without_evidence`",
+    ),
+    Cause.AUDIT_UNAVAILABLE: ("the record was not written", "Look at the disk, or the sink"),
+    Cause.DEAD_LETTER_UNAVAILABLE: (
+        "the letter was not confirmed: no such queue, full, refused, unreachable; `detail` has the verdict, too",
+        "Look at the dead-letter queue or topic; a start warns where it is missing (`consumer.sink_missing`)",
+    ),
+    Cause.HANDLER_DEFERRED: (
+        "your handler raised `RetryLater`, or `verified.reply` could not reach its broker or key",
+        "Look at what it waits for",
+    ),
+    Cause.BROKER_UNAVAILABLE: (
+        "RabbitMQ, of `health()` only: for a minute the consumer could not consume, or an alarm blocks its "
+        "connection",
+        "Look at what `detail` names: the connection, or a queue that is missing",
+    ),
+}
+"""Of each cause what it means, and what to look at."""
 
 
 def glossary() -> str:
     """Return the page of words: each term of the console, ``mqauth dlq`` and the manual, with its meaning."""
     head = f"# Glossary\n\nLook up a word of the console, of `mqauth dlq` and of this manual. {_WRITTEN}"
-    rows = "".join(f"| **{term}** | {_cell(meaning)} |\n" for term, meaning in sorted(TERMS.items()))
-    return f"{head}\n| Term | Meaning |\n| --- | --- |\n{rows}"
+    return f"{head}\n" + "".join(f"* **{term}**: {_plain(meaning)}\n" for term, meaning in sorted(TERMS.items()))
 
 
 class _Meter:
@@ -163,37 +256,62 @@ def metrics() -> str:
     Telemetry(meter)
     AuthorityTelemetry(meter)
     rows = "".join(
-        f"| `{name}` | {kind} | `{unit}` | {_LABELS[name]} | {description} |\n"
+        f"* `{name}` ({kind}, `{unit}`; {_LABELS[name]}): {description}{_from(name)}\n"
         for name, (kind, unit, description) in ((name, meter.said[name]) for name in METRICS)
     )
     return (
-        f"# Metrics\n\nLook up what a metric counts and which labels it has. {_WRITTEN}\n"
-        "Names are OpenTelemetry's. Prometheus shows `mqauth.messages` as `mqauth_messages_total`, and times with "
-        "`_seconds`. Alert rules and a dashboard: [alerts.yml](../observability/alerts.yml), "
-        "[grafana-dashboard.json](../observability/grafana-dashboard.json).\n\n"
-        f"| Name | Kind | Unit | Labels | What it measures |\n| --- | --- | --- | --- | --- |\n{rows}"
+        f"# Metrics\n\nLook up what a metric counts, its unit and its labels. {_WRITTEN}\n"
+        "[Alert on trouble](../how-to/alert-on-trouble.md) says how to serve them. Names are OpenTelemetry's. "
+        "Prometheus shows `mqauth.messages` as `mqauth_messages_total`, and times with `_seconds`. A name in "
+        "brackets is the method of `telemetry` that feeds a metric.\n\n"
+        f"{rows}\n"
+        "No label has a key id or a token id. Destinations and subjects have a hundred labels, half of them for "
+        "verified messages; all others are `other`. Of a deferred message `reason` is its cause, of an unverified "
+        "one what `enforce` would have said. `refusal` of an authority may also be a cause, or `unread` for an "
+        "address that was refused too often.\n"
     )
+
+
+def _from(name: str) -> str:
+    return f" (`{_WATCHED[name]}`)" if name in _WATCHED else ""
 
 
 def audit_schema() -> str:
     """Return the page of the audit record: each member, as its schema has it."""
     schema = json.loads((ROOT / "docs" / "audit-record.schema.json").read_text("utf-8"))
-    rows = "".join(_members("", schema, schema["$defs"]))
+    rows = _joined(list(_members("", schema, schema["$defs"], {})))
     return (
         f"# Audit record\n\nLook up a member of an audit record. {_WRITTEN}\n"
         "A record is one line of JSON. [The schema](../audit-record.schema.json) is exact about types and bounds; "
-        "[the audit page](../audit.md) says when records are written and how their chain is checked.\n\n"
-        f"{schema['description']}\n\n| Member | Type | Always there | What it says |\n"
-        f"| --- | --- | --- | --- |\n{rows}"
+        "[the audit page](../audit.md) says when records are written and how their chain is checked. Members with "
+        f"a star are always there.\n\n{schema['description']}\n\n{rows}"
     )
 
 
-def _members(prefix: str, schema: dict[str, Any], known: dict[str, Any]) -> Iterator[str]:
+def _joined(items: list[str]) -> str:
+    """Return items of a list, in which neighbours of one kind, of which nothing more is said, are one."""
+    lines: list[str] = []
+    for item in items:
+        name, kind = item.removeprefix("* ").split(" (", 1)
+        if lines and kind.endswith(")\n") and lines[-1].endswith(f" ({kind}"):
+            lines[-1] = lines[-1].removesuffix(f" ({kind}") + f", {name} ({kind}"
+        else:
+            lines.append(item)
+    return "".join(lines)
+
+
+def _members(prefix: str, schema: dict[str, Any], known: dict[str, Any], shown: dict[str, str]) -> Iterator[str]:
+    """Yield each member as an item of a list; members that one before has too are not told again."""
     for name, own in schema.get("properties", {}).items():
         said = known.get(own.get("$ref", "").rpartition("/")[2], {}) | own
-        always = "yes" if name in schema.get("required", ()) else ""
-        yield f"| `{prefix}{name}` | {_kind(said)} | {always} | {_cell(said.get('description', ''))} |\n"
-        yield from _members(f"{prefix}{name}.", said, known)
+        always = "*" if name in schema.get("required", ()) else ""
+        text = _plain(said.get("description", ""))
+        below = json.dumps(said.get("properties", {}))
+        like = f" Members as in `{shown[below]}`." if below in shown else ""
+        yield f"* `{prefix}{name}`{always} ({_kind(said)})" + (f": {text}{like}\n" if text or like else "\n")
+        if below != "{}" and not like:
+            shown[below] = f"{prefix}{name}"
+            yield from _members(f"{prefix}{name}.", said, known, shown)
 
 
 def _kind(said: dict[str, Any]) -> str:
@@ -208,12 +326,20 @@ def _kind(said: dict[str, Any]) -> str:
 def api() -> str:
     """Return the page of public names, by the module they are imported from."""
     lines = [f"# API\n\nLook up a public name. {_WRITTEN}", "What is not listed here may change in any release.\n"]
+    told: dict[str, str] = {}
     for door in DOORS:
         with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
             warnings.simplefilter("ignore", DeprecationWarning)
             module = importlib.import_module(door)
-        lines.append(f"## `{door}`\n\n{_first(module.__doc__)}\n\n| Name | What it is |\n| --- | --- |")
-        lines += [f"| `{name}` | {_first(_docstring(module, name))} |" for name in public_names(module)]
+        lines.append(f"## `{door}`\n\n{_first(module.__doc__)}\n")
+        alike: dict[str, list[str]] = {}
+        for name in public_names(module):
+            line = f"* `{name}`: {_first(_docstring(module, name)).partition('; ')[0].removesuffix('.')}"
+            if told.setdefault(line, door) == door:
+                lines.append(line)
+            else:
+                alike.setdefault(told[line], []).append(f"`{name}`")
+        lines += [f"* As in `{above}`: {', '.join(names)}" for above, names in alike.items()]
         lines.append("")
     return "\n".join(lines)
 
@@ -240,11 +366,11 @@ def _docstring(module: Any, name: str) -> str:
 
 
 def _first(text: str | None) -> str:
-    return _cell((text or "").strip().partition("\n\n")[0]).replace("``", "`")
+    return _plain((text or "").strip().partition("\n\n")[0]).replace("``", "`")
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+def _plain(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _paragraphs(text: str | None) -> str:
@@ -252,28 +378,28 @@ def _paragraphs(text: str | None) -> str:
 
 
 def attacks() -> str:
-    """Return the page of attacks: each class, and what stands for it; then each attack with its reason."""
+    """Return the page of attacks: each class, and what stands for it; then each attack under its reason."""
     head = f"# Attacks\n\nLook up what [the attack suite](../how-to/attack-your-consumer.md) tries. {_WRITTEN}"
-    rows = "".join(
-        f"| {one.number} | {_cell(one.story)} | {_cell(one.source)} | {_code(one.attacks)} "
-        f"| {_held(one.elsewhere)} |\n"
+    classes = "".join(
+        f"{one.number}. {_plain(one.story)} ({_plain(one.source)}): {_stands(one.attacks, one.elsewhere)}\n"
         for one in CLASSES
     )
-    listed = "".join(f"| `{one.name}` | {_cell(one.story)} | `{one.reason}` |\n" for one in ALL_ATTACKS)
+    listed = ""
+    for reason in dict.fromkeys(attack.reason for attack in ALL_ATTACKS):
+        names = [f"`{attack.name}`" for attack in ALL_ATTACKS if attack.reason == reason]
+        items = (names[at : at + _NAMES] for at in range(0, len(names), _NAMES))
+        listed += "".join(f"* `{reason}`: {', '.join(item)}\n" for item in items)
     return (
-        f"{head}\n## Classes\n\nWhat needs an issuer, a disk or an operator's mistake cannot be sent as a "
-        "message. A test of this repository holds it.\n\n| Class | What is tried | Seen at | Attacks | Held by |\n"
-        f"| --- | --- | --- | --- | --- |\n{rows}\n## Attacks of one message\n\n"
-        f"| Name | What is sent | Reason |\n| --- | --- | --- |\n{listed}"
+        f"{head}\n## Classes\n\nEach class has where it was seen, and its attacks. What needs an issuer, a disk "
+        "or an operator's mistake cannot be sent as a message: the test that is named holds it.\n\n"
+        f"{classes}\n## Attacks of one message\n\nEach attack stands under the reason that it must meet. "
+        f"Its `story` says what it tries.\n\n{listed}"
     )
 
 
-def _code(names: tuple[str, ...]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
-
-
-def _held(elsewhere: str) -> str:
-    return f"`{elsewhere}`" if "::" in elsewhere else _cell(elsewhere)
+def _stands(names: tuple[str, ...], elsewhere: str) -> str:
+    held = f"`{elsewhere.rpartition('::')[2]}`" if "::" in elsewhere else _plain(elsewhere)
+    return ", ".join([*(f"`{name}`" for name in names), *([held] if held else [])])
 
 
 PAGES: Final[dict[str, Callable[[], str]]] = {
@@ -281,7 +407,6 @@ PAGES: Final[dict[str, Callable[[], str]]] = {
     "attacks.md": attacks,
     "audit-record.md": audit_schema,
     "commands.md": commands,
-    "exit-codes.md": exit_codes,
     "metrics.md": metrics,
     "reasons.md": reasons,
     "glossary.md": glossary,

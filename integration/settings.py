@@ -24,28 +24,26 @@ SCHEMA = ROOT / "docs" / "mqauth.schema.json"
 _HEAD = """\
 # Configuration
 
-Look up what a setting means, what it may be, and what it is where you leave it out. The command
-`python -m integration.settings` writes this page from the declarations in the code: change those, not the page.
+Look up a setting. `python -m integration.settings` writes this page. In brackets stand its type, bounds, unit and
+default. *Required* means: in a table that is there.
 
-* mqauth refuses an unknown key, a wrong type, a value out of its bounds, and a contradiction. The message is one
-  line: file, table, key, what is wrong.
+* mqauth refuses an unknown key, a wrong type, a value out of its bounds, and a contradiction, in one line.
 * Paths are relative to the folder of the file. No secret stands in a file: a setting names the variable or the
   other file that holds it.
 * `${NAME}` in any text value is a variable of the environment, `${NAME:-default}` one that may be missing, and
-  `$${` a plain `${`. Keys never have one. What comes out obeys the same limits. `mqauth check` notes where trust
-  comes from the environment.
+  `$${` a plain `${`. Keys never have one. `mqauth check` notes where trust comes from the environment.
 * In the path of the audit file `{pid}`, `{host}`, `{scope}` and `{instance}` (`MQAUTH_INSTANCE`, else the host)
   are filled in. In containers each process has the number 1: use `{host}` too.
-* A duration is a number of seconds, or a text with its unit: `"90s"`, `"15m"`, `"12h"`, `"7d"`.
-* *Required* means: in a table that is there. The examples fit by themselves; not all of them fit together.
-* An editor that knows JSON Schema (Even Better TOML and Taplo do) checks `mqauth.toml` while you type.
-  Make `#:schema mqauth.schema.json` the first line of the file, with the path of [the schema](mqauth.schema.json).
-  The schema knows each key by itself; `mqauth check mqauth.toml` finds what several keys say together.
+* A duration is a number of seconds, or a text with its unit: `"90s"`, `"15m"`, `"12h"`, `"7d"`. A name has 1 to
+  256 characters. A boolean is `false` and an array is empty, unless another default is named. Where no bounds
+  are named a number is at least 1.
+* An editor checks `mqauth.toml` while you type: make `#:schema mqauth.schema.json` its first line, with the path
+  of [the schema](mqauth.schema.json).
 """
-_COLUMNS = (
-    "| Key | Type | Bounds | Unit | Default | Example | What it says |\n"
-    "| --- | --- | --- | --- | --- | --- | --- |\n"
-)
+_ALIKE = 3
+"""So many keys that an earlier table has too, word for word, are told by that table's name."""
+_SHOWN = ("table", "time", "date", "identi")
+"""Types whose values need an example."""
 
 
 def schema() -> dict[str, Any]:
@@ -60,14 +58,14 @@ def schema() -> dict[str, Any]:
 
 def page() -> str:
     """Return the reference page."""
-    parts = [_HEAD]
+    parts, told = [_HEAD], dict[str, str]()
     for title, said, found in (
         ("mqauth.toml", "The file that `mqauth.load` and most commands read.", schema_of(FileSettings)),
         ("--broker-settings FILE", "How `mqauth dlq` and `mqauth console` reach a broker.", schema_of(BrokerFile)),
         ("--oidc FILE", "How people log in to `mqauth console`.", schema_of(OIDCSettings)),
     ):
         parts.append(f"## `{title}`\n\n{said}\n")
-        parts += _tables("", found)
+        parts += _tables("", found, told)
     return "\n".join(parts)
 
 
@@ -77,16 +75,24 @@ def write() -> None:
     PAGE.write_text(page(), "utf-8")
 
 
-def _tables(name: str, table: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a table's keys, then the tables within it."""
+def _tables(name: str, table: Mapping[str, Any], told: dict[str, str]) -> Iterator[str]:
+    """Yield a table's keys, then the tables within it; `told` has the table where each item stands first."""
     properties = table["properties"]
-    rows = [
-        _row(name, key, said, key in table["required"])
+    rows = {
+        key: _row(name, key, said, key in table["required"])
         for key, said in properties.items()
         if _inner(said) is None and not _is_named(said)
-    ]
-    if rows:
-        yield _COLUMNS + "".join(rows)
+    }
+    alike: dict[str, list[str]] = {}
+    for key, row in rows.items():
+        alike.setdefault(told.get(row, ""), []).append(key)
+    short = {place: keys for place, keys in alike.items() if place and len(keys) >= _ALIKE}
+    lines = [row for row in rows.values() if told.get(row, "") not in short]
+    lines += [f"* {', '.join(f'`{key}`' for key in keys)}: as in {place}\n" for place, keys in short.items()]
+    if lines:
+        yield "".join(lines)
+    for row in rows.values():
+        told.setdefault(row, f"`[{name}]`")
     for key, said in properties.items():
         inner, dotted = _inner(said), f"{name}.{key}".lstrip(".")
         if _is_named(said):
@@ -95,7 +101,7 @@ def _tables(name: str, table: Mapping[str, Any]) -> Iterator[str]:
             brackets = f"[[{dotted}]]" if said["type"] == "array" else f"[{dotted}]"
             required = " *Required.*" if key in table["required"] else ""
             yield f"### `{brackets}`\n\n{said['description']}{required}\n"
-            yield from _tables(dotted, inner)
+            yield from _tables(dotted, inner, told)
 
 
 def _inner(said: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -111,11 +117,13 @@ def _is_named(said: Mapping[str, Any]) -> bool:
 
 
 def _row(table: str, key: str, said: Mapping[str, Any], required: bool) -> str:
-    """Return the line of a setting."""
-    unit, example = of(UNITS, table, key) or "", toml(of(EXAMPLES, table, key))
-    default = "*required*" if required else f"`{json.dumps(said['default'])}`" if "default" in said else ""
-    cells = (f"`{key}`", _type(said), _bounds(said), unit, default, f"`{example}`", said["description"])
-    return f"| {' | '.join(cells)} |\n"
+    """Return the item of a setting."""
+    kind, unit = _type(said), of(UNITS, table, key) or ""
+    bounds = " ".join(part for part in (_bounds(said), unit) if part)
+    default = f", default `{json.dumps(said['default'])}`" if said.get("default") else ""
+    example = f" Example: `{toml(of(EXAMPLES, table, key))}`" if kind.startswith(_SHOWN) else ""
+    shape = f"{kind}, {bounds}" if bounds and kind != "name" and bounds != "seconds" else kind
+    return f"* `{key}` ({shape}{', *required*' if required else default}): {said['description']}{example}\n"
 
 
 def toml(value: Any) -> str:
@@ -158,7 +166,7 @@ def _bounds(said: Mapping[str, Any]) -> str:
     if "maxLength" in said:
         return f"{said['minLength']} to {said['maxLength']} characters"
     least = [said[name] for name in ("minimum", "minItems", "minProperties") if name in said]
-    return f"at least {least[0]:,}" if least else ""
+    return f"at least {least[0]:,}" if least and least[0] != 1 else ""
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class AiokafkaMember:
     async def _start(self, make: Callable[[Any, Any], aiokafka.Consumer]) -> None:
         stage = self._stage
         clients = AiokafkaClients([self._relay.server], stage.group)
-        self._client = await clients.consumer(stage.topic, **TIMES)
+        self._client = await clients.consumer(stage.topic, **(TIMES | stage.settings))
         self._letters = await clients.producer()
         self._calls = self._client.getmany, self._client.commit
         self._client.getmany, self._client.commit = self._getmany, self._commit  # type: ignore[method-assign]
@@ -69,7 +69,7 @@ class AiokafkaMember:
         if self._dead or self._stage.refuses_commits:
             raise CommitFailedError
         # In a thread: reading the letters takes seconds on a busy machine, and the loop has heartbeats to send.
-        await asyncio.to_thread(self._stage.observe, offsets)
+        await asyncio.to_thread(self._stage.observe, {place: commit[0] for place, commit in offsets.items()})
         await self._calls[1](offsets)
 
     @property

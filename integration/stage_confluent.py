@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -57,13 +57,13 @@ class WatchedConsumer(Consumer):
 class ConfluentMember(LogMember):
     """A consumer in the background, behind a relay of its own."""
 
-    def __init__(self, stage: ConfluentLogStage, consumer: Callable[[Any, Any], Any]) -> None:
+    def __init__(self, stage: ConfluentLogStage, consumer: Callable[..., Any]) -> None:
         self._relay = Relay(stage.servers[0])
         clients = ConfluentClients([self._relay.server], stage.group)
-        times = {"session_timeout_ms": SESSION_MS, "heartbeat_interval_ms": HEARTBEAT_MS, **POLLING}
-        self._client = WatchedConsumer(stage, clients.consumer_settings(**times, **stage.settings))
+        config = clients.consumer_settings(**stage.times, **stage.settings)
+        self._client = WatchedConsumer(stage, config)
         self._letters = clients.letters(stage.dead)
-        super().__init__(consumer(self._client, Letters(stage, self._letters)))
+        super().__init__(consumer(self._client, dead_letters=Letters(stage, self._letters), config=config))
 
     def kill(self) -> None:
         """Let nothing of it reach the broker any more."""
@@ -108,9 +108,7 @@ class ConfluentLogStage(KafkaLogStage):
         settings: of the consumers' clients, names with ``_`` for dots.
     """
 
-    def __init__(self, url: str, **settings: Any) -> None:
-        super().__init__(url)
-        self.settings = settings
+    times: Mapping[str, Any] = {"session_timeout_ms": SESSION_MS, "heartbeat_interval_ms": HEARTBEAT_MS, **POLLING}
 
     def second(self, guard: Pipeline, handler: Handler, *, workers: int = 1) -> Any:
         """Start one more consumer of the group."""
@@ -119,10 +117,10 @@ class ConfluentLogStage(KafkaLogStage):
         return ConfluentMember(self, partial(self.wrapper, guard, handler, settings))
 
     def wrapper(
-        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, letters: Any
+        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, **made: Any
     ) -> Any:
         """Return the wrapper of a client."""
-        return confluent.Consumer(client, guard, handler, dead_letters=letters, **settings)
+        return confluent.Consumer(client, guard, handler, **made, **settings)
 
     def rebalance(self) -> None:
         """Have a stranger join the group, and leave it."""
@@ -140,11 +138,11 @@ class AIOConfluentLogStage(ConfluentLogStage):
     """The same with consumers in event loops."""
 
     def wrapper(
-        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, letters: Any
+        self, guard: Pipeline, handler: Handler, settings: dict[str, Any], client: Any, **made: Any
     ) -> Any:
         """Return the wrapper of a client."""
         return ThreadedConsumer(
             lambda: confluent.AIOConsumer(
-                WatchedAIOConsumer(client), guard, on_thread(handler), dead_letters=letters, **settings
+                WatchedAIOConsumer(client), guard, on_thread(handler), **made, **settings
             )
         )

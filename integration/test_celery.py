@@ -1,4 +1,4 @@
-"""What a token on every Celery task holds, and where it breaks: the facts of decision 96, on a real RabbitMQ."""
+"""What a token on every Celery task holds, and where it breaks (decision 21), on a real RabbitMQ."""
 
 from __future__ import annotations
 

@@ -117,8 +117,9 @@ def test_automatic_commits_commit_nothing(world: World) -> None:
     world.send(b"0", b"1", b"2")
     letters = world.stage.clients.letters(world.stage.dead)
     consumer = confluent.Consumer(
-        client, world.guard, handler, topics=[world.stage.topic], dead_letters=letters, commit_interval=0.05
-    )
+        client, world.guard, handler, config=settings, topics=[world.stage.topic], dead_letters=letters,
+        commit_interval=0.05,
+    )  # fmt: skip
     consumer.__enter__()
     assert begun.wait(30)
     wait_until(lambda: world.committed() == 1)
@@ -134,7 +135,8 @@ def test_automatic_commits_commit_nothing(world: World) -> None:
 
 def test_reads_on_after_a_stop(world: World) -> None:
     """Whoever goes on with the client after a stop reads on at the first record that is not settled."""
-    client = confluent_kafka.Consumer(world.stage.clients.consumer_settings())
+    config = world.stage.clients.consumer_settings()
+    client = confluent_kafka.Consumer(config)
     world.send(b"0", b"1", b"2")
     letters = world.stage.clients.letters(world.stage.dead)
 
@@ -143,7 +145,9 @@ def test_reads_on_after_a_stop(world: World) -> None:
         if verified.body == b"1":
             consumer.stop()
 
-    consumer = confluent.Consumer(client, world.guard, handler, topics=[world.stage.topic], dead_letters=letters)
+    consumer = confluent.Consumer(
+        client, world.guard, handler, config=config, topics=[world.stage.topic], dead_letters=letters
+    )
     consumer.run()
     found = [each.value() for each in client.consume(1, 10.0)]
     client.close()
@@ -188,9 +192,10 @@ def letters_of(world: World, name: str) -> confluent.TransactionalDeadLetters:
 
 def consumer_of(world: World, letters: confluent.TransactionalDeadLetters) -> tuple[Any, confluent.Consumer]:
     """Return a client, and a consumer with transactional letters on it."""
-    client = confluent_kafka.Consumer(world.stage.clients.consumer_settings())
+    config = world.stage.clients.consumer_settings()
+    client = confluent_kafka.Consumer(config)
     return client, confluent.Consumer(
-        client, world.guard, world.handle, topics=[world.stage.topic], dead_letters=letters
+        client, world.guard, world.handle, config=config, topics=[world.stage.topic], dead_letters=letters
     )
 
 
@@ -332,11 +337,12 @@ def test_batch_that_cannot_be_parsed(world: World) -> None:
     relay = Relay(world.stage.servers[0])
     relay.swaps = {b"rotten apple": b"rotten pears"}
     clients = ConfluentClients([relay.server], world.stage.group)
-    client = confluent_kafka.Consumer(clients.consumer_settings(check_crcs=True, session_timeout_ms=6000))
+    config = clients.consumer_settings(check_crcs=True, session_timeout_ms=6000)
+    client = confluent_kafka.Consumer(config)
     world.send(b"0")
     letters = world.stage.clients.letters(world.stage.dead)
     consumer = confluent.Consumer(
-        client, world.guard, world.handle, topics=[world.stage.topic], dead_letters=letters
+        client, world.guard, world.handle, config=config, topics=[world.stage.topic], dead_letters=letters
     )
     consumer.__enter__()
     wait_until(lambda: world.committed() == 1)

@@ -87,10 +87,11 @@ def test_answers_and_reads_on(kafka: Kafka, tmp_path: Path) -> None:
             stopping.append(asyncio.create_task(wrapped.stop()))
 
         stopping: list[asyncio.Task[None]] = []
-        async with AIOConsumer(stage.clients.consumer_settings()) as client:
+        config = stage.clients.consumer_settings()
+        async with AIOConsumer(config) as client:
             letters = stage.clients.letters(stage.dead)
             wrapped = confluent.AIOConsumer(
-                client, guard, handler, topics=[stage.topic], dead_letters=letters, replies=replies
+                client, guard, handler, config=config, topics=[stage.topic], dead_letters=letters, replies=replies
             )
             await wrapped.run()
             letters.client.close()
@@ -113,11 +114,12 @@ def test_answers_and_reads_on(kafka: Kafka, tmp_path: Path) -> None:
 
 def consumer_of(world: World, letters: confluent.TransactionalDeadLetters) -> tuple[Any, Any]:
     """Return a client, and a consumer in an event loop with transactional letters on it."""
-    client = Consumer(world.stage.clients.consumer_settings())
+    config = world.stage.clients.consumer_settings()
+    client = Consumer(config)
     topics, handler = [world.stage.topic], on_thread(world.handle)
     return client, ThreadedConsumer(
         lambda: confluent.AIOConsumer(
-            WatchedAIOConsumer(client), world.guard, handler, topics=topics, dead_letters=letters
+            WatchedAIOConsumer(client), world.guard, handler, config=config, topics=topics, dead_letters=letters
         )
     )
 

@@ -78,7 +78,7 @@ def rejections(folder: Path) -> list[str]:
 
 @pytest.fixture
 def rabbitmq_reader(rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[Reader]:
-    """Someone who followed the operations page on RabbitMQ, and tidies up."""
+    """Someone who has a RabbitMQ as the README declares it, and tidies up."""
     forget_rabbitmq(rabbitmq.url)
     reader = Reader(tmp_path, {RABBITMQ_URL: rabbitmq.url})
     yield reader
@@ -102,7 +102,7 @@ async def _forget_rabbitmq(url: str) -> None:
 
 @pytest.fixture
 def kafka_reader(kafka: Kafka, tmp_path: Path) -> Iterator[Reader]:
-    """Someone who followed the operations page on Kafka, and tidies up."""
+    """Someone who has a Kafka as the README declares it, and tidies up."""
     forget_kafka(kafka.url)
     yield Reader(tmp_path, {KAFKA_ADDRESS: kafka.url.partition("://")[2]})
     forget_kafka(kafka.url)
@@ -145,8 +145,7 @@ async def _forge_on_rabbitmq(url: str) -> str:
 def test_pika_examples(rabbitmq: RabbitMQ, rabbitmq_reader: Reader, tmp_path: Path) -> None:
     """The page's consumer on pika handles what its producer sent, dead-letters a forgery, and stops on SIGTERM."""
     settle_in(rabbitmq_reader)
-    for block in marked("docs/operations.md", "rabbitmq"):
-        rabbitmq_reader.run(block)
+    rabbitmq_reader.run(named("rabbitmq_topology.py"))
     producer, consumer = marked("docs/pika.md", "rabbitmq")
     with consuming(rabbitmq_reader, consumer) as next_line:
         rabbitmq_reader.run(producer)
@@ -172,8 +171,7 @@ def test_kafka_examples(kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> N
 def test_examples_on_kafka(door: str, kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> None:
     """The pages' consumers on other clients handle what their producers sent, and dead-letter a forgery."""
     settle_in(kafka_reader)
-    for block in marked("docs/operations.md", "kafka"):
-        kafka_reader.run(block)
+    kafka_reader.run(named("kafka_topology.py"))
     found = {block.name: block for block in marked(f"docs/{door.partition('_')[0]}.md", "kafka")}
     producer, consumer = found[f"{door}_producer.py"], found[f"{door}_consumer.py"]
     kafka_reader.run(producer)
@@ -192,8 +190,7 @@ def line_of_handler(next_line: Callable[[], str]) -> str:
 def test_faststream_rabbitmq_examples(rabbitmq: RabbitMQ, rabbitmq_reader: Reader, tmp_path: Path) -> None:
     """The page's application handles what its producer sent, and dead-letters a forgery; the other one loads."""
     settle_in(rabbitmq_reader)
-    for block in marked("docs/operations.md", "rabbitmq"):
-        rabbitmq_reader.run(block)
+    rabbitmq_reader.run(named("rabbitmq_topology.py"))
     producer, consumer, converted = marked("docs/faststream.md", "rabbitmq")
     with consuming(rabbitmq_reader, consumer) as next_line:
         rabbitmq_reader.run(producer)
@@ -208,8 +205,7 @@ def test_faststream_rabbitmq_examples(rabbitmq: RabbitMQ, rabbitmq_reader: Reade
 def test_faststream_kafka_examples(client_of: str, kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> None:
     """The page's applications on Kafka handle what their producers sent, and dead-letter a forgery."""
     settle_in(kafka_reader)
-    for block in marked("docs/operations.md", "kafka"):
-        kafka_reader.run(block)
+    kafka_reader.run(named("kafka_topology.py"))
     producer, consumer = (
         block
         for block in marked("docs/faststream.md", "kafka")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from mqauth.http.connection import Deadline, Endpoint, FetchFailed, connect, tls
 from mqauth.keystore.remote.fetch import URLFetch
 from mqauth.keystore.remote.rules import Answer
 from mqauth.testing import FakeClock
+from mqauth.testing.stage import wait_until
 from mqauth.wire.keys import Key, KeySet
 
 A, B, C = (Key.generate() for _ in range(3))
@@ -376,3 +379,25 @@ def test_discovery_finds_a_real_issuers_keys(server: KeyServer, authority: Autho
     with discover(server.origin, ca=authority.path, unsafe_http_loopback=True) as jwks:
         found = jwks.refresh(A.kid, SYSTEM_CLOCK.now())
     assert set(found.by_kid) == {A.kid, B.kid}
+
+
+@pytest.mark.parametrize("locked", [False, True], ids=["fetching", "with the lock held"])
+def test_a_child_after_a_fork_fetches_at_once(plain: KeyServer, authority: Authority, locked: bool) -> None:
+    """Whatever its parent was doing at the fork, a child has keys soon: it waits for no thread that it lacks."""
+    plain.up()
+    plain.serve([A])
+    plain.behave("hang")
+    before = plain.requests
+    with cache(plain, authority, timeout=2) as jwks:
+        wait_until(lambda: plain.requests > before)
+        plain.behave("ok")
+        with jwks._condition if locked else nullcontext():
+            child = os.fork()
+            if child == 0:
+                # A child that waits for the lock, or for half a minute, ends by the signal.
+                signal.alarm(int(SLACK))
+                while True:
+                    with suppress(Unavailable):
+                        os._exit(0 if jwks.key_set().get(A.kid) else 1)
+                    time.sleep(0.01)
+        assert os.waitpid(child, 0)[1] == 0

@@ -546,7 +546,7 @@ def test_the_command(
 
 @pytest.mark.slow
 def test_the_page(tmp_path: Path) -> None:
-    """Who follows the page has a producer that signs with an HSM, directly and by the socket."""
+    """Who follows the page has a producer that signs with an HSM."""
     hsm = SoftHSM.launch(tmp_path / "hsm")
     folder = tmp_path / "reader"
     folder.mkdir()
@@ -559,7 +559,7 @@ def test_the_page(tmp_path: Path) -> None:
             elif block.language == "toml":
                 reader.write(block)
     assert any("accepted" in text for text in printed), printed
-    assert (len(printed), len(list((folder / "keys").glob("*.pem")))) == (7, 0)
+    assert (len(printed), len(list((folder / "keys").glob("*.pem")))) == (6, 0)
 
 
 def test_an_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch, hsm: SoftHSM) -> None:

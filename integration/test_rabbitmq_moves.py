@@ -1,4 +1,4 @@
-"""What RabbitMQ does with messages by itself, as docs/operations.md says: queues that pass them on, and TTLs."""
+"""What RabbitMQ does by itself, as docs/operations-rabbitmq.md says: queues that pass messages on, and TTLs."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 from integration.services import RabbitMQ
 from integration.test_rabbitmq_wrapper import Bench, _bench, until
 from mqauth import ConfigurationError
-from mqauth.brokers.rabbitmq.topology import is_stream
+from mqauth.brokers.amqp_topology import is_stream
+from mqauth.brokers.rabbitmq.topology import refusal
 
 ARGUMENTS: list[dict[str, Any]] = [{}, {"x-max-length-bytes": 20_000_000, "x-max-age": "1D"}]
 
@@ -75,8 +77,8 @@ async def test_no_stream(bench: Bench, kind: str | None, more: dict[str, Any]) -
     """Other queues are none, nor is one that is missing, which stays missing."""
     queue = await _declare(bench, more | ({} if kind is None else {"x-queue-type": kind}))
     underlay = await queue.channel.get_underlay_channel()
-    assert not await is_stream(underlay, queue.name)
+    assert not await is_stream(partial(refusal, underlay, queue.name))
     await bench.channel.queue_delete(queue.name)
-    assert not await is_stream(underlay, queue.name)
+    assert not await is_stream(partial(refusal, underlay, queue.name))
     with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
         await bench.left()

@@ -65,11 +65,11 @@ _TABLE: Final = (
         "delivery",
         logging.WARNING,
         "connection.lost connection.unavailable consumer.backlog_expires consumer.full consumer.grace_over "
-        "consumer.resumed consumer.widened",
+        "consumer.resumed consumer.sink_missing consumer.widened",
     ),
     ("delivery", logging.ERROR, "claim.lost client.no_answer consumer.ended consumer.stalled"),
     ("delivery", logging.CRITICAL, "consumer.failed consumer.narrowed message.left"),
-    ("kafka", logging.INFO, "client.producer_stopped"),
+    ("kafka", logging.INFO, "client.partitions_added client.producer_stopped"),
     (
         "kafka",
         logging.WARNING,
@@ -81,7 +81,7 @@ _TABLE: Final = (
         logging.ERROR,
         "client.assignment_unknown client.listener_failed producer.unsent record.skipped reply.lost",
     ),
-    ("kafka", logging.CRITICAL, "reply.failed"),
+    ("kafka", logging.CRITICAL, "client.offset_out_of_range client.partitions_unmarked reply.failed"),
     ("keys", logging.WARNING, "issuer.ending keys.changed"),
     ("keys", logging.ERROR, "keys.callback_failed keys.fetch_failed"),
     ("keys", logging.CRITICAL, "issuer.overdue"),

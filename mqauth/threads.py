@@ -1,13 +1,15 @@
-"""A thread for calls that may never return, of a client library or of an HSM's."""
+"""A thread for calls that may never return, and what a child after a fork makes anew."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from functools import partial
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Final, Protocol
+from weakref import WeakSet
 
 
 class DaemonThread(Executor):
@@ -55,3 +57,24 @@ class DaemonThread(Executor):
                     future.set_result(work())
                 except BaseException as error:
                     future.set_exception(error)
+
+
+class Forked(Protocol):
+    """What has threads or locks, which a child after a fork lacks, or finds held by nobody."""
+
+    def forked(self) -> None:
+        """Make them anew."""
+
+
+def after_fork(owner: Forked) -> None:
+    """Call ``forked`` in each child after a fork, for as long as the owner lives."""
+    _OWNERS.add(owner)
+
+
+def _forked() -> None:
+    for owner in list(_OWNERS):
+        owner.forked()
+
+
+_OWNERS: Final[WeakSet[Forked]] = WeakSet()
+os.register_at_fork(after_in_child=_forked)

@@ -39,7 +39,7 @@ class FakeConsumer(Wire, AIOKafkaConsumer):  # type: ignore[misc]
         self.generation = -1
         self._positions: dict[Any, int] = {}
         self._coordinator = self
-        self._fetcher = SimpleNamespace(seek_to=self._seek_to)
+        self._fetcher = SimpleNamespace(seek_to=self._seek_to, _default_reset_strategy=None)
         self._client = SimpleNamespace(get_random_node=lambda: 0, send=self._answer)
         self._join_anew()
         self._coordinating = asyncio.get_running_loop().create_task(self._coordinate())
@@ -59,7 +59,22 @@ class FakeConsumer(Wire, AIOKafkaConsumer):  # type: ignore[misc]
     async def commit(self, offsets: Any = None) -> None:
         """Commit, where every partition is still ours."""
         await self._reached()
-        self.commit_offsets({_place(place): offset for place, offset in offsets.items()}, CommitFailedError())
+        commits = {_place(place): tuple(commit) for place, commit in offsets.items()}
+        self.commit_offsets(commits, CommitFailedError())
+
+    async def fetch_committed_offsets(self, places: Any) -> Any:
+        """Return the group's commits."""
+        await self._reached()
+        found = self.broker.commits([_place(place) for place in places])
+        return {TopicPartition(*place): commit for place, commit in found.items()}
+
+    def partitions_for_topic(self, topic: str) -> set[int]:
+        """Return the numbers of the topic's partitions."""
+        return {place.partition for place in self.broker.places}
+
+    async def beginning_offsets(self, places: Any) -> dict[Any, int]:
+        """Return where partitions begin."""
+        return dict.fromkeys(places, 0)
 
     def fetch(self) -> dict[Any, list[Record]]:
         """Return what is next of each partition that is not paused."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -21,7 +22,9 @@ from tests.log_broker import Broker, MemoryLogStage, Record, RunningMember, Wire
 from tests.log_broker import TopicPartition as Place
 
 QUIET = {"log_level": 0}
-SETTINGS: dict[str, Any] = {"group.id": "billing", "enable.auto.offset.store": False, **QUIET}
+SETTINGS: dict[str, Any] = {
+    "group.id": "billing", "enable.auto.offset.store": False, "auto.offset.reset": "earliest", **QUIET,
+}  # fmt: skip
 Callback = Callable[[Any, list[TopicPartition]], None]
 
 
@@ -73,9 +76,32 @@ class FakeConsumer(Wire, Consumer):
         """Commit, where every partition is still ours."""
         assert not asynchronous
         self.commit_offsets(
-            {_place(each): each.offset for each in offsets}, refusal(KafkaError.ILLEGAL_GENERATION)
+            {_place(each): (each.offset, each.metadata) for each in offsets},
+            refusal(KafkaError.ILLEGAL_GENERATION),
         )
         return offsets
+
+    def committed(self, partitions: Any, timeout: float = -1) -> Any:
+        """Return the group's commits."""
+        self.reach()
+        found = self.broker.commits([_place(each) for each in partitions])
+        return [
+            TopicPartition(place.topic, place.partition, commit.offset, commit.metadata)
+            for place, commit in found.items()
+        ]
+
+    def list_topics(self, topic: str = "", timeout: float = -1) -> Any:
+        """Return the partitions of the topic."""
+        numbers = {place.partition: None for place in self.broker.places}
+        return SimpleNamespace(topics={topic: SimpleNamespace(error=None, partitions=numbers)})
+
+    def offsets_for_times(self, partitions: Any, timeout: float = -1) -> Any:
+        """Return where partitions begin."""
+        return [TopicPartition(each.topic, each.partition, 0) for each in partitions]
+
+    def get_watermark_offsets(self, partition: Any, timeout: float = -1, cached: bool = False) -> Any:
+        """Return bounds: nothing was ever removed."""
+        return 0, len(self.broker.log[_place(partition)])
 
     def pause(self, partitions: Any) -> None:
         """Pause."""
@@ -184,6 +210,10 @@ class FakeProducer(Producer):
         self.broker = broker
         self._reports: list[Callable[[], None]] = []
 
+    def list_topics(self, topic: str = "", timeout: float = -1) -> Any:
+        """Return what topics there are."""
+        return SimpleNamespace(topics={"orders": None, "orders.dead": None})
+
     def produce(self, topic: Any, value: Any = None, key: Any = None, *, on_delivery: Any, headers: Any) -> None:  # type: ignore[override]
         """Append a letter, or lose it."""
         with self.broker.changed:
@@ -207,7 +237,7 @@ class ConfluentMemoryStage(MemoryLogStage):
     def second(self, guard: Pipeline, handler: Handler, *, workers: int = 1) -> Any:
         client, letters = FakeConsumer(self.broker), FakeProducer(self.broker)
         consumer = confluent.Consumer(
-            client, guard, handler, topics=[self.broker.topic], workers=workers,
+            client, guard, handler, config=SETTINGS, topics=[self.broker.topic], workers=workers,
             dead_letters=confluent.DeadLetters(letters, "orders.dead", timeout=1, config={}),
             backoff=confluent.Backoff(first=0.3, longest=1),
         )  # fmt: skip
@@ -229,7 +259,8 @@ class AIOConfluentMemoryStage(MemoryLogStage):
 
         def make() -> confluent.AIOConsumer:
             return confluent.AIOConsumer(
-                FakeAIOConsumer(client), guard, on_thread(handler), topics=[self.broker.topic], workers=workers,
+                FakeAIOConsumer(client), guard, on_thread(handler), config=SETTINGS, topics=[self.broker.topic],
+                workers=workers,
                 dead_letters=confluent.DeadLetters(letters, "orders.dead", timeout=1, config={}),
                 backoff=confluent.Backoff(first=0.3, longest=1),
             )  # fmt: skip

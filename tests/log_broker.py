@@ -22,7 +22,7 @@ from tests.kit.delivery_stage import CommitObserver
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
-    from kafka import TopicPartition
+    from kafka import OffsetAndMetadata, TopicPartition
     from kafka.errors import CommitFailedError, KafkaTimeoutError
 
     from mqauth.brokers import kafka
@@ -47,6 +47,7 @@ class Broker:
     topic: str = "orders"
     changed: threading.Condition = field(default_factory=lambda: threading.Condition(threading.RLock()))
     committed: dict[Any, int] = field(default_factory=dict)
+    metadata: dict[Any, str] = field(default_factory=dict)
     owner: dict[Any, Client] = field(default_factory=dict)
     members: list[Client] = field(default_factory=list)
     generation: int = 0
@@ -60,6 +61,12 @@ class Broker:
         self.places = [TopicPartition(self.topic, number) for number in range(PARTITIONS)]
         self.log: dict[Any, list[Record]] = {place: [] for place in self.places}
         self.turned = 0
+
+    def commits(self, places: Any) -> dict[Any, OffsetAndMetadata]:
+        """Return the group's commits of partitions."""
+        with self.changed:
+            found = [place for place in places if place in self.committed]
+            return {place: OffsetAndMetadata(self.committed[place], self.metadata[place], -1) for place in found}
 
     def append(self, message: Message) -> None:
         """Append a record."""
@@ -112,6 +119,11 @@ class Coordinator:
     def poll(self, timeout_ms: int) -> None:
         """Do nothing: the fake joins in ``poll``."""
 
+    def fetch_committed_offsets(self, places: Any, timeout_ms: int) -> Any:
+        """Return the group's commits."""
+        self._client.reach()
+        return self._client.broker.commits(places)
+
 
 class Wire:
     """A client's way to the broker in memory: cut, healed, killed.
@@ -137,17 +149,17 @@ class Wire:
         if self.dead:
             raise Gone
 
-    def commit_offsets(self, offsets: dict[Any, int], refusal: Exception) -> None:
-        """Commit, where every partition is still ours."""
+    def commit_offsets(self, offsets: dict[Any, tuple[int, str]], refusal: Exception) -> None:
+        """Commit offsets with their metadata, where every partition is still ours."""
         self.reach()
         broker: Any = self.broker
         with broker.changed:
             if broker.refuses_commits or any(broker.owner.get(place) is not self for place in offsets):
                 raise refusal
-            for place, offset in offsets.items():
+            for place, (offset, metadata) in offsets.items():
                 for observer in broker.observers:
                     observer(place.partition, offset)
-                broker.committed[place] = offset
+                broker.committed[place], broker.metadata[place] = offset, metadata
 
     def next_records(self, places: Any, positions: dict[Any, int]) -> dict[Any, list[Record]]:
         """Return what is next of each partition; what was on its way when we were put out comes first."""
@@ -212,7 +224,15 @@ class Client(Wire, Partitions):
 
     def commit(self, offsets: dict[Any, Any], timeout_ms: int) -> None:
         """Commit, where every partition is still ours."""
-        self.commit_offsets({place: offset.offset for place, offset in offsets.items()}, CommitFailedError())
+        self.commit_offsets({place: found[:2] for place, found in offsets.items()}, CommitFailedError())
+
+    def partitions_for_topic(self, topic: str) -> set[int]:
+        """Return the numbers of the topic's partitions."""
+        return set(range(PARTITIONS))
+
+    def beginning_offsets(self, places: Any, timeout_ms: int) -> dict[Any, int]:
+        """Return where partitions begin."""
+        return dict.fromkeys(places, 0)
 
     def fetch(self) -> dict[Any, list[Record]]:
         """Return what is next of each partition that is not paused."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -12,14 +13,17 @@ from unittest import mock
 import confluent_kafka
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
-from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
+from aiokafka.consumer.fetcher import Fetcher, FetchResult, OffsetResetStrategy, PartitionRecords
 from aiokafka.errors import (
     CommitFailedError,
+    GroupAuthorizationFailedError,
     GroupLoadInProgressError,
     IllegalStateError,
     KafkaConnectionError,
     KafkaTimeoutError,
     MessageSizeTooLargeError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
     ProducerFenced,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
@@ -28,12 +32,12 @@ from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.transaction import TxnOffsetCommitRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.structs import OffsetAndMetadata
 
 from mqauth import MemoryReplayStore, Pipeline, Verdict, Verified
 from mqauth.brokers import aiokafka
 from mqauth.brokers.aiokafka import client as aiokafka_client
-from mqauth.brokers.aiokafka import membership
-from mqauth.brokers.aiokafka import poller as polling
+from mqauth.brokers.aiokafka import membership, offsets
 from mqauth.brokers.aiokafka.confirmed import DeadLetters
 from mqauth.brokers.aiokafka.membership import Membership
 from mqauth.brokers.aiokafka.poller import Poller
@@ -43,17 +47,20 @@ from mqauth.brokers.log import event_loop
 from mqauth.brokers.log.event_loop import breathing
 from mqauth.brokers.log.poison import PoisonPolicy
 from mqauth.brokers.log.transaction import TransactionContent
-from mqauth.clock import SYSTEM_CLOCK
-from mqauth.delivery.assignment import Assignment
+from mqauth.delivery.assignment import COMMIT_RETRY, Assignment
 from mqauth.delivery.log_work import LogWork
+from mqauth.delivery.partition import Partition
+from mqauth.delivery.start import Committed, Start
 from mqauth.errors import ConfigurationError, MalformedMessage, Reason, Rejection, RetryLater, Unavailable
+from mqauth.flow import arun
 from mqauth.letters.dead_letter import DeadLetter
-from mqauth.testing import Forge
+from mqauth.testing import FakeClock, Forge
 from mqauth.wire.message import TOKEN_HEADER, Message, Origin
 from tests.conftest import KAFKA
 
 SAFE: dict[str, Any] = {"group_id": "billing", "enable_auto_commit": False, "auto_offset_reset": "earliest"}
 PLACE, OTHER = TopicPartition("orders", 0), TopicPartition("orders", 1)
+METADATA = "mqauth partitions=2"
 
 
 class Client(AIOKafkaProducer):
@@ -152,7 +159,9 @@ def started(*topics: str, **settings: Any) -> Any:
     client: Any = AIOKafkaConsumer(*topics, **(SAFE | settings))
     client._closed = True
     client._coordinator = SimpleNamespace(generation=3)
-    client._fetcher = SimpleNamespace(seek_to=client._subscription.seek)
+    client._fetcher = SimpleNamespace(
+        seek_to=client._subscription.seek, _default_reset_strategy=OffsetResetStrategy.EARLIEST
+    )
     client._client = SimpleNamespace(get_random_node=lambda: 0, send=answering("cluster"))
     return client
 
@@ -713,16 +722,24 @@ class Desk:
         self.happened: list[Any] = []
         self.asking = asyncio.Event()
         self.client.getmany = self.getmany
-        self.assignment = Assignment(SYSTEM_CLOCK)
+        self.clock = FakeClock()
+        self.assignment = Assignment(self.clock)
         work = LogWork(guard, self.assignment, print, lambda _: Sink())
         policy = PoisonPolicy(work, guard, "billing", skip=skip)
         self.poller = Poller(self.client, self.assignment, policy)
         self.poller.listen(self.settle, lambda error: self.happened.append(type(error).__name__))
         self.assign({PLACE, OTHER})
+        self.assignment.begin(dict.fromkeys((PLACE, OTHER), Start(0, Committed(0, METADATA), seek=False)), ())
 
     @property
     def listener(self) -> Any:
         return self.client._subscription.listener
+
+    def part(self, place: Any) -> Partition:
+        """Return a partition, which must have been begun."""
+        partition = self.assignment.partition(place)
+        assert partition is not None
+        return partition
 
     def assign(self, places: set[Any]) -> None:
         """Have the client take partitions, with their positions forgotten."""
@@ -815,17 +832,17 @@ async def test_poll_fails(desk: Desk) -> None:
 async def test_commit(error: Any, said: str | None, desk: Desk) -> None:
     """A commit that may succeed later is named; what is not ours any more is such a one."""
     desk.client.commit = failing(error) if error else lambda _: asyncio.sleep(0)
-    assert await desk.poller.send_commit({PLACE: 3}) == said
+    assert await desk.poller.send_commit({PLACE: Committed(3, METADATA)}) == said
 
 
 async def test_commit_refused(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit without rights ends the consumer; one that is not answered ends in time."""
     desk.client.commit = failing(TopicAuthorizationFailedError("orders"))
     with pytest.raises(TopicAuthorizationFailedError):
-        await desk.poller.send_commit({PLACE: 3})
-    monkeypatch.setattr(polling, "COMMIT_TIMEOUT", 0.01)
+        await desk.poller.send_commit({PLACE: Committed(3, METADATA)})
+    monkeypatch.setattr(offsets, "COMMIT_TIMEOUT", 0.01)
     desk.client.commit = lambda _: asyncio.sleep(60)
-    assert await desk.poller.send_commit({PLACE: 3}) == "TimeoutError"
+    assert await desk.poller.send_commit({PLACE: Committed(3, METADATA)}) == "TimeoutError"
 
 
 @pytest.mark.parametrize(("generation", "position"), [(4, 8), (5, None)], ids=["next", "not the next"])
@@ -834,7 +851,7 @@ async def test_positions_kept(generation: int, position: int | None, desk: Desk)
     desk.found = [{PLACE: [record()]}]
     for place, messages in (await desk.poller.fetch(0, False)).items():
         desk.assignment.receive(place, messages)
-    part = desk.assignment.partition(PLACE)
+    part = desk.part(PLACE)
     await desk.rebalance(generation, {PLACE})
     assert (desk.happened, desk.position(PLACE)) == (["settled"], position)
     assert (part.alive, part.suspended) == (position is not None, position is None)
@@ -845,7 +862,7 @@ async def test_moved_partition_dropped(desk: Desk) -> None:
     desk.found = [{PLACE: [record()], OTHER: [record(partition=1)]}]
     for place, messages in (await desk.poller.fetch(0, False)).items():
         desk.assignment.receive(place, messages)
-    parts = desk.assignment.partition(PLACE), desk.assignment.partition(OTHER)
+    parts = desk.part(PLACE), desk.part(OTHER)
     await desk.rebalance(4, {OTHER})
     await desk.rebalance(5, {PLACE, OTHER})
     assert [part.alive for part in parts] == [False, True]
@@ -865,7 +882,7 @@ async def test_seek_in_a_rebalance(desk: Desk) -> None:
 async def test_put_out_of_the_group(desk: Desk) -> None:
     """A member that was put out commits nothing, and drops all: its partitions are another's already."""
     desk.assignment.receive(PLACE, [aiokafka.from_native(record(), scope="billing")])
-    part = desk.assignment.partition(PLACE)
+    part = desk.part(PLACE)
     desk.client._coordinator.generation = -1
     await desk.rebalance(9, {PLACE})
     assert (desk.happened, part.alive) == ([], False)
@@ -940,21 +957,116 @@ async def test_membership(desk: Desk) -> None:
     assert desk.poller.membership() is None
 
 
+def commits(desk: Desk, found: dict[Any, Any], error: Exception | None = None) -> list[Any]:
+    """Have the group's commits be these, its partitions not begun yet; return what is committed from now on."""
+    made: list[Any] = []
+
+    async def fetch_committed_offsets(places: list[Any]) -> dict[Any, Any]:
+        if error is not None:
+            raise error
+        return {place: OffsetAndMetadata(*found[place]) for place in places if place in found}
+
+    async def commit(offsets: dict[Any, Any]) -> None:
+        made.append(offsets)
+
+    desk.client._coordinator.fetch_committed_offsets = fetch_committed_offsets
+    desk.client.commit = commit
+    desk.client.partitions_for_topic = lambda _: {0, 1}
+    desk.assignment.lost({PLACE, OTHER})
+    return made
+
+
+async def bounds(desk: Desk, first: int, end: int) -> None:
+    """Have all partitions begin and end there."""
+
+    async def at(offset: int, places: list[Any]) -> dict[Any, int]:
+        return dict.fromkeys(places, offset)
+
+    desk.client.beginning_offsets, desk.client.end_offsets = partial(at, first), partial(at, end)
+
+
 async def test_begins_at_final_offsets(desk: Desk) -> None:
     """Partitions that were assigned before transactions were looked at begin anew at their final offsets."""
-    found: dict[Any, Any] = {PLACE: 5, OTHER: None}
+    commits(desk, {PLACE: (5, METADATA), OTHER: (6, METADATA)})
+    desk.client.seek(PLACE, 3)
     desk.client._coordinator._send_req = None
-    desk.client.committed = failing(KafkaConnectionError())
     desk.poller.require_stable()
-    assert await desk.poller.fetch(0, False) == {}
+    await arun(desk.poller.polling())
+    assert (desk.position(PLACE), desk.position(OTHER)) == (5, 6)
 
-    async def committed(place: Any) -> Any:
-        return found[place]
 
-    desk.client.committed = committed
-    await desk.poller.fetch(0, False)
-    assert (desk.position(PLACE), desk.position(OTHER), len(desk.asked)) == (5, None, 1)
-    assert await desk.poller.committed(PLACE) == 5
+@pytest.mark.parametrize(("reset", "offset"), [("latest", 9), ("earliest", 4)])
+async def test_a_group_that_begins(desk: Desk, reset: str, offset: int) -> None:
+    """A new group begins where its client was told to, and commits that; the client moves nothing by itself."""
+    made = commits(desk, {})
+    await bounds(desk, 4, 9)
+    desk.poller.reset = reset
+    await arun(desk.poller.polling())
+    assert made == [{place: (offset, METADATA) for place in (PLACE, OTHER)}]
+    assert (desk.position(PLACE), desk.client.paused()) == (offset, set())
+    assert desk.client._fetcher._default_reset_strategy == OffsetResetStrategy.NONE
+    desk.poller.close()
+    assert desk.client._fetcher._default_reset_strategy == OffsetResetStrategy.EARLIEST
+
+
+async def test_a_client_that_has_begun(desk: Desk) -> None:
+    """Where the client has begun before it was given to us, that counts."""
+    made = commits(desk, {})
+    await bounds(desk, 4, 9)
+    desk.client.seek(PLACE, 7)
+    await arun(desk.poller.polling())
+    assert made == [{PLACE: (7, METADATA), OTHER: (4, METADATA)}]
+
+
+async def test_where_partitions_begin_is_not_known(desk: Desk) -> None:
+    """While the broker does not tell what is committed partitions are paused; without that right the run ends."""
+    commits(desk, {}, KafkaConnectionError())
+    await arun(desk.poller.polling())
+    assert (desk.client.paused(), desk.assignment.partition(PLACE)) == ({PLACE, OTHER}, None)
+    desk.clock.advance(COMMIT_RETRY)
+    commits(desk, {}, GroupAuthorizationFailedError("billing"))
+    with pytest.raises(aiokafka.OffsetsRefusedError, match="group billing read and commit its offsets of orders"):
+        await arun(desk.poller.polling())
+
+
+async def test_a_rebalance_while_partitions_begin(desk: Desk) -> None:
+    """What was asked before a rebalance is not committed after it: others may have got further."""
+    made = commits(desk, {})
+    await bounds(desk, 4, 9)
+    asked = desk.client.beginning_offsets
+
+    async def slowly(places: list[Any]) -> Any:
+        desk.assignment.lost({PLACE, OTHER})
+        return await asked(places)
+
+    desk.client.beginning_offsets = slowly
+    await arun(desk.poller.polling())
+    assert (made, desk.assignment.partition(PLACE)) == ([], None)
+
+
+@pytest.mark.parametrize("error", [OffsetOutOfRangeError({PLACE: 2}), NoOffsetForPartitionError(PLACE)], ids=str)
+async def test_out_of_range(desk: Desk, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the next offset is out of range, a partition is read on from the earliest one that is left."""
+    await bounds(desk, 4, 9)
+    desk.found = [error]
+    await arun(desk.poller.polling())
+    desk.poller.steer()
+    assert (desk.position(PLACE), desk.position(OTHER)) == (4, None)
+    assert "offset 0 of orders-0 is out of range, its records are lost; it goes on at 4" in caplog.text
+
+
+async def test_out_of_range_without_reset(desk: Desk) -> None:
+    """Whoever sets no reset gets the client's error."""
+    desk.poller.reset = "none"
+    desk.found = [OffsetOutOfRangeError({PLACE: 2})]
+    with pytest.raises(OffsetOutOfRangeError):
+        await arun(desk.poller.polling())
+
+
+@pytest.mark.parametrize(("told", "reset"), [("latest", "latest"), ("earliest", "earliest"), ("other", "none")])
+async def test_reset(told: str, reset: str) -> None:
+    """Where a client begins without an offset is one of three; aiokafka takes any other word for none."""
+    assert aiokafka_client.reset_of(SimpleNamespace(_auto_offset_reset=told)) == reset
 
 
 # Records that cannot be parsed

@@ -21,7 +21,7 @@ from mqauth.replay.rules import ClaimRequest
 from mqauth.testing import Forge
 from mqauth.wire.message import Message
 from tests.aiokafka_broker import FakeConsumer, FakeProducer
-from tests.log_broker import Broker
+from tests.log_broker import PARTITIONS, Broker
 
 PATIENCE = 10.0
 
@@ -185,9 +185,10 @@ async def test_grace_over(room: Room) -> None:
 
 async def test_settles_before_a_rebalance(room: Room) -> None:
     """Before a rebalance what is handled is committed, also where a commit has failed a moment ago."""
-    room.broker.refuses_commits = True
-    room.send(b"0")
     async with room.consumer() as consumer:
+        await room.until(lambda: len(room.broker.committed) == PARTITIONS)
+        room.broker.refuses_commits = True
+        room.send(b"0")
         await room.until(lambda: room.handled == [b"0"])
         await consumer._commit(last=True)
         assert room.committed() == 0
@@ -209,7 +210,8 @@ async def test_asks_for_nothing_in_a_rebalance(room: Room) -> None:
     await poller.revoked(set(client.assignment()))
     await arun(poller.polling())
     await poller.assigned(set(client.assignment()))
-    assert not client.paused()
+    # Until they are begun anew.
+    assert client.paused() == client.assignment()
     await arun(poller.polling())
     assert not client.paused()
 

@@ -924,11 +924,10 @@ def test_registry_is_written_for_people() -> None:
 
 
 def test_page_has_every_code() -> None:
-    """The table of the page is the registry: every code once, in its order, with severity, why and instead."""
-    page = (ROOT / "docs" / "check.md").read_text("utf-8")
-    rows = [row.strip("| ").split(" | ") for row in page.splitlines() if row.startswith("| `")]
-    wanted = [[f"`{code.name}`", code.severity.value, code.why, code.instead] for code in CODES.values()]
-    assert rows == wanted
+    """The list of the page is the registry: every code once, in its order, and what to write instead."""
+    page = (ROOT / "docs" / "check.md").read_text("utf-8").partition("## Codes")[2]
+    items = [item for item in page.splitlines() if item.startswith("* `")]
+    assert items == [f"* `{code.name}` ({code.severity.value}): {code.instead}" for code in CODES.values()]
 
 
 # --- the check as a whole ---------------------------------------------------------------------------------

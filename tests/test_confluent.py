@@ -12,13 +12,21 @@ from typing import Any
 import aiokafka
 import confluent_kafka
 import pytest
-from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    OFFSET_INVALID,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
 
 from mqauth import MemoryReplayStore, Pipeline, Verdict
 from mqauth.brokers import confluent
 from mqauth.brokers.confluent import producer as producing
-from mqauth.brokers.confluent.client import COMES_AGAIN, membership_of
+from mqauth.brokers.confluent.client import COMES_AGAIN, check_consumer, membership_of
 from mqauth.brokers.confluent.confirmed import TooLargeError
+from mqauth.brokers.confluent.offsets import left_out, reset_of
 from mqauth.brokers.confluent.pauses import KEPT
 from mqauth.brokers.confluent.poller import Poller
 from mqauth.brokers.confluent.positions import Place
@@ -26,18 +34,20 @@ from mqauth.brokers.confluent.replies import Replies
 from mqauth.brokers.confluent.translate import carries
 from mqauth.brokers.log.transaction import TransactionContent
 from mqauth.clock import SYSTEM_CLOCK
-from mqauth.delivery.assignment import Assignment
+from mqauth.delivery.assignment import COMMIT_RETRY, Assignment
+from mqauth.delivery.start import Committed
 from mqauth.errors import ConfigurationError, MalformedMessage, Reason, Rejection, RetryLater, Unavailable
 from mqauth.letters.dead_letter import DeadLetter
-from mqauth.testing import Forge
+from mqauth.testing import FakeClock, Forge
 from mqauth.wire.message import TOKEN_HEADER, Message, Origin
 from tests.conftest import KAFKA
 
 QUIET = {"log_level": 0}
-SAFE = {"group.id": "billing", "enable.auto.offset.store": False, **QUIET}
+SAFE: dict[str, Any] = {"group.id": "billing", "enable.auto.offset.store": False, **QUIET}
 IDEMPOTENT = {"enable.idempotence": True}
 PLACE = TopicPartition("orders", 0)
 WHERE = Place("orders", 0)
+METADATA = "mqauth partitions=2"
 
 
 class Client(confluent_kafka.Producer):
@@ -134,9 +144,33 @@ def client() -> Iterator[Client]:
 )
 def test_stored_offsets_refused(settings: dict[str, Any], said: str, guard: Pipeline) -> None:
     """A consumer that stores offsets by itself is refused; librdkafka tells it of itself."""
-    client = confluent_kafka.Consumer({"group.id": "g", **QUIET, **settings})
+    config = {"group.id": "g", **QUIET, **settings}
+    client = confluent_kafka.Consumer(config)
     with pytest.raises(ConfigurationError, match=said):
-        confluent.Consumer(client, guard, print, topics=["orders"], dead_letters=Sink())
+        confluent.Consumer(client, guard, print, config=config, topics=["orders"], dead_letters=Sink())
+
+
+@pytest.mark.parametrize("config", [None, {}, {"group.id": "other"}], ids=str)
+def test_settings_of_another_refused(config: Any, guard: Pipeline) -> None:
+    """Settings that are not the consumer's own are refused: what they say of it would be wrong."""
+    client = confluent_kafka.Consumer(SAFE)
+    with pytest.raises(ConfigurationError, match="config must be the mapping that the"):
+        confluent.Consumer(client, guard, print, config=config, topics=["orders"], dead_letters=Sink())
+
+
+@pytest.mark.parametrize(
+    ("config", "reset"),
+    [
+        ({}, "latest"), ({"auto.offset.reset": "largest"}, "latest"), ({"auto.offset.reset": "end"}, "latest"),
+        ({"auto.offset.reset": "smallest"}, "earliest"), ({"auto.offset.reset": "beginning"}, "earliest"),
+        ({"auto_offset_reset": "earliest"}, "earliest"), ({"auto.offset.reset": "error"}, "none"),
+        ({"default.topic.config": {"auto.offset.reset": "earliest"}}, "earliest"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_reset(config: dict[str, Any], reset: str) -> None:
+    """Where a consumer begins without an offset is known by its settings, in each of librdkafka's spellings."""
+    assert reset_of(check_consumer(confluent_kafka.Consumer(SAFE), SAFE | config)) == reset
 
 
 def test_other_clients_refused(guard: Pipeline, forge: Forge) -> None:
@@ -146,7 +180,7 @@ def test_other_clients_refused(guard: Pipeline, forge: Forge) -> None:
     for wrong in (deserializing, serializing, object()):
         name = type(wrong).__name__
         with pytest.raises(ConfigurationError, match=f"confluent_kafka.Consumer is needed, not .*{name}"):
-            confluent.Consumer(wrong, guard, print, topics=["orders"], dead_letters=Sink())  # type: ignore[arg-type]
+            confluent.Consumer(wrong, guard, print, config=SAFE, topics=["orders"], dead_letters=Sink())  # type: ignore[arg-type]
         with pytest.raises(ConfigurationError, match=f"confluent_kafka.Producer is needed, not .*{name}"):
             confluent.Producer(wrong, forge.signer(), config={})  # type: ignore[arg-type]
         with pytest.raises(ConfigurationError, match=f"confluent_kafka.Producer is needed, not .*{name}"):
@@ -184,7 +218,7 @@ def test_settings_refused(client: Client, forge: Forge, guard: Pipeline) -> None
     consumer = confluent_kafka.Consumer(SAFE)
     for topics in ("orders", []):
         with pytest.raises(ConfigurationError, match="topics"):
-            confluent.Consumer(consumer, guard, print, topics=topics, dead_letters=Sink())
+            confluent.Consumer(consumer, guard, print, config=SAFE, topics=topics, dead_letters=Sink())
 
 
 @pytest.mark.parametrize(
@@ -568,7 +602,7 @@ class Transactional(Client):
         self.calls.append("init")
 
     def send_offsets_to_transaction(self, positions: Any, group_metadata: Any, timeout: float = -1) -> None:
-        self.calls.append([(each.topic, each.offset) for each in positions])
+        self.calls.append([(each.topic, each.offset, each.metadata) for each in positions])
 
     def purge(self, in_queue: bool = True, in_flight: bool = True, blocking: bool = True) -> None:
         self.calls.append("purge")
@@ -584,12 +618,12 @@ def test_transaction() -> None:
     """A transaction has its letters and then its offsets; a client that failed is thrown away."""
     client = Transactional()
     sink = transactional(client, **{"transaction.timeout.ms": 5000})
-    content = TransactionContent(letters=[letter()], offsets={WHERE: 4}, group="member")
+    content = TransactionContent(letters=[letter()], offsets={WHERE: Committed(4, METADATA)}, group="member")
     sink.prepare()
     sink.write(content)
     sink.commit()
     sink.discard()
-    assert client.calls == ["init", "begin", [("orders", 4)], "commit", "purge"]
+    assert client.calls == ["init", "begin", [("orders", 4, METADATA)], "commit", "purge"]
     assert (sink.client, sink.longest, [sent["topic"] for sent in client.sent]) == (None, 5, ["dead"])
 
 
@@ -599,7 +633,7 @@ def test_transaction_too_large() -> None:
     sink = transactional(client)
     large = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
     client.outcomes = [large, large]
-    content = TransactionContent(letters=[letter(), letter(b"x" * 5000)], offsets={WHERE: 4})
+    content = TransactionContent(letters=[letter(), letter(b"x" * 5000)], offsets={WHERE: Committed(4, METADATA)})
     for attempt in range(2):
         with pytest.raises(TooLargeError) if not attempt else nullcontext():
             sink.write(content)
@@ -632,16 +666,14 @@ def test_membership_for_transactions(desk: Desk, monkeypatch: pytest.MonkeyPatch
     assert desk.poller.membership() is None
 
 
-def test_committed_offset(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The committed offset is the broker's; where none is, there is none, and an error is raised."""
-    answers = [
-        SimpleNamespace(offset=7, error=None), SimpleNamespace(offset=-1001, error=None),
-        SimpleNamespace(offset=-1001, error=KafkaError(KafkaError._TIMED_OUT)),
-    ]  # fmt: skip
-    monkeypatch.setattr(desk.client, "committed", lambda *_, **__: [answers.pop(0)])
-    assert (desk.poller.committed(WHERE), desk.poller.committed(WHERE)) == (7, None)
+def test_committed_offsets(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Committed offsets are the broker's, with their metadata, of partitions that have one; an error is raised."""
+    answers: list[Any] = [TopicPartition("orders", 0, 7, METADATA), TopicPartition("orders", 1, -1001)]
+    monkeypatch.setattr(desk.client, "committed", lambda *_, **__: answers)
+    assert desk.poller.committed([WHERE]) == {WHERE: (7, METADATA)}
+    answers.append(SimpleNamespace(offset=-1001, error=KafkaError(KafkaError._TIMED_OUT)))
     with pytest.raises(KafkaException):
-        desk.poller.committed(WHERE)
+        desk.poller.committed([WHERE])
 
 
 def test_answers(client: Client, forge: Forge) -> None:
@@ -684,6 +716,8 @@ class Partition(confluent_kafka.Consumer):
         self.asked: list[Any] = []
         self.generation, self.offset = 1, 3
         self.starting = False
+        self.commits: dict[int, tuple[int, str]] = {0: (1, METADATA), 1: (1, METADATA)}
+        self.bounds = 0, 100
 
     def subscribe(self, topics: Any, on_assign: Any, on_revoke: Any, on_lost: Any) -> None:  # type: ignore[override]
         self.on_assign, self.on_revoke, self.on_lost = on_assign, on_revoke, on_lost
@@ -703,6 +737,7 @@ class Partition(confluent_kafka.Consumer):
         answer = self.answers.pop(0) if self.answers else None
         if isinstance(answer, Exception):
             raise answer
+        self.commits |= {each.partition: (each.offset, each.metadata) for each in offsets}
         return answer or offsets
 
     def seek(self, partition: Any) -> None:
@@ -722,15 +757,37 @@ class Partition(confluent_kafka.Consumer):
     def position(self, partitions: Any) -> Any:
         return [TopicPartition("orders", each.partition, self.offset) for each in partitions]
 
+    def committed(self, partitions: Any, timeout: float = -1) -> Any:
+        return [
+            TopicPartition("orders", each.partition, *self.commits.get(each.partition, (-1001,)))
+            for each in partitions
+        ]
+
+    def list_topics(self, topic: str = "", timeout: float = -1) -> Any:
+        found = SimpleNamespace(error=self.unlisted, partitions={0: None, 1: None})
+        return SimpleNamespace(topics={topic: found})
+
+    unlisted: KafkaError | None = None
+
+    def offsets_for_times(self, partitions: Any, timeout: float = -1) -> Any:
+        self.asked.append(("bounds", [each.offset for each in partitions]))
+        ends = {OFFSET_BEGINNING: self.bounds[0], OFFSET_END: self.bounds[1]}
+        return [TopicPartition("orders", each.partition, ends[each.offset]) for each in partitions]
+
+    def get_watermark_offsets(self, partition: Any, timeout: float = -1, cached: bool = False) -> Any:
+        assert cached
+        return self.bounds
+
 
 class Desk:
     """A poller on a partition that is assigned, and what it knows."""
 
-    def __init__(self) -> None:
-        self.client = Partition()
-        self.assignment = Assignment(SYSTEM_CLOCK)
+    def __init__(self, client: Partition | None = None, **config: Any) -> None:
+        self.client = client or Partition()
+        self.clock = FakeClock()
+        self.assignment = Assignment(self.clock)
         self.settled = 0
-        self.poller = Poller(self.client, self.assignment, replies=None)
+        self.poller = Poller(self.client, self.assignment, config, replies=None)
         self.poller.listen(["orders"], self._settle)
         self.client.on_assign(self.client, [PLACE])
 
@@ -744,8 +801,8 @@ class Desk:
 
     def known(self) -> list[int | None]:
         """Return the offsets that wait."""
-        waiting = self.assignment.partition(WHERE).waiting
-        return [each.message.origin.offset for each in waiting]
+        partition = self.assignment.partition(WHERE)
+        return [] if partition is None else [each.message.origin.offset for each in partition.waiting]
 
     def revoking(self, offset: int) -> Callable[[], list[Any]]:
         """Return a call that reads a record, and has its partition revoked."""
@@ -812,6 +869,7 @@ def test_unknown_cluster(desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: py
 def settle(desk: Desk) -> None:
     """Settle all that waits."""
     partition = desk.assignment.partition(WHERE)
+    assert partition is not None
     while partition.waiting:
         partition.settle()
 
@@ -1091,3 +1149,137 @@ def test_debug_says_no_body(client: Client, forge: Forge, caplog: pytest.LogCapt
     confluent.Producer(client, forge.signer(), config={}).produce("orders", b"secret body")
     assert "secret" not in caplog.text
     assert "eyJ" not in caplog.text
+
+
+# Where partitions begin, and what is out of range
+
+
+def fresh(**config: Any) -> Desk:
+    """Return a desk of a group without offsets, its partition not yet assigned."""
+    client = Partition()
+    client.commits = {}
+    client.generation = -1
+    return Desk(client, **config)
+
+
+def asked(desk: Desk, name: str) -> list[Any]:
+    """Return what a client was asked by one name."""
+    return [rest for each, *rest in desk.client.asked if each == name]
+
+
+@pytest.mark.parametrize(("reset", "offset"), [("latest", 100), ("earliest", 0)])
+def test_a_group_that_begins(reset: str, offset: int) -> None:
+    """The start is committed as a partition is assigned: a moment later it is another one."""
+    desk = fresh(**{"auto.offset.reset": reset})
+    assert asked(desk, "commit") == [[[(0, offset)]]]
+    assert (desk.client.commits, desk.known()) == ({0: (offset, METADATA)}, [])
+    desk.client.bounds = 0, 110
+    desk.receive(offset)
+    assert asked(desk, "seek") == [[0, offset]]
+    assert desk.known() == [offset]
+
+
+def test_a_start_that_cannot_be_committed(caplog: pytest.LogCaptureFixture) -> None:
+    """What is read meanwhile is read again; the start stays what it was when the partition was assigned."""
+    client = Partition()
+    client.commits, client.answers = {}, [failing(KafkaError.NOT_COORDINATOR)]
+    desk = Desk(client)
+    desk.client.bounds = 0, 103
+    desk.receive(100, 101)
+    assert (desk.known(), desk.client.commits) == ([], {})
+    desk.clock.advance(COMMIT_RETRY)
+    desk.receive(100)
+    assert (desk.known(), desk.client.commits) == ([100], {0: (100, METADATA)})
+    assert "NOT_COORDINATOR" in caplog.text
+
+
+def test_topic_unknown() -> None:
+    """While the client does not know a topic whose partitions it holds, they wait."""
+    client = Partition()
+    client.commits, client.unlisted = {}, KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+    desk = Desk(client)
+    assert (asked(desk, "commit"), desk.assignment.partition(WHERE)) == ([], None)
+
+
+@pytest.mark.parametrize(
+    ("given", "start"), [(7, 7), (OFFSET_BEGINNING, 0), (OFFSET_END, 100), (OFFSET_INVALID, 100)], ids=str
+)
+@pytest.mark.parametrize("commits", [{}, {0: (50, METADATA)}], ids=["new", "known"])
+def test_assigned_by_hand(given: int, start: int, commits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was assigned by hand begins where its owner said it; what is committed of it stays what it is."""
+    client = Partition()
+    client.commits = dict(commits)
+    monkeypatch.setattr(client, "memberid", lambda: "")
+    monkeypatch.setattr(client, "assignment", lambda: [TopicPartition("orders", 0, given)])
+    desk = Desk.__new__(Desk)
+    desk.client, desk.assignment = client, Assignment(SYSTEM_CLOCK)
+    desk.poller = Poller(client, desk.assignment, {}, replies=None)
+    desk.poller.listen([], lambda: None)
+    desk.poller.poll(joins=False)
+    partition = desk.assignment.partition(WHERE)
+    assert partition is not None
+    known = bool(commits) and given == OFFSET_INVALID
+    assert (partition.expected, partition.committed) == (50 if known else start, 50 if commits else start)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected", "offset", "first"),
+    [
+        ((0, 10), 5, 5, None), ((6, 10), 5, 10, 6), ((6, 10), 5, None, 6), ((0, 10), 5, 8, None),
+        ((0, 10), 5, 2, None), ((0, 4), 5, 2, 0), ((0, 4), 5, None, None), (None, 5, 8, None),
+        ((-1001, -1001), 5, None, None),
+    ],
+)  # fmt: skip
+def test_left_out(bounds: Any, expected: int, offset: int | None, first: int | None) -> None:
+    """A gap is one of the log; but below what is left, or beyond the end of a log that was cut off, it is not."""
+    client = SimpleNamespace(get_watermark_offsets=lambda _place, cached: bounds)
+    assert left_out(client, WHERE, expected, offset) == first
+
+
+def test_out_of_range(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """Records behind those that the client has left out are read again, from the first one that is left."""
+    desk.receive(1, 2)
+    settle(desk)
+    desk.client.bounds = 6, 10
+    desk.receive(9)
+    assert desk.known() == []
+    desk.receive(6, 7)
+    assert (asked(desk, "seek"), desk.known()) == ([[0, 6]], [6, 7])
+    assert "offset 3 of orders-0 is out of range, its records are lost; it goes on at 6" in caplog.text
+
+
+def test_out_of_range_at_rest(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that has gone to the end of a partition that brings nothing more is told to go back."""
+    desk.receive(1)
+    settle(desk)
+    desk.client.bounds = 6, 10
+    desk.poller.poll(joins=False)
+    assert desk.poller.outside == set()
+    monkeypatch.setattr(desk.poller, "_looked", -(10.0**9))
+    desk.poller.poll(joins=False)
+    desk.poller.poll(joins=False)
+    assert asked(desk, "seek") == [[0, 6]]
+
+
+def test_what_is_left_is_not_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the broker does not tell what is left nothing of the partition is taken; a refusal ends the run."""
+    desk.client.bounds = 6, 10
+    answers: list[Any] = [failing(KafkaError._TIMED_OUT), failing(KafkaError.TOPIC_AUTHORIZATION_FAILED)]
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise answers.pop(0)
+
+    monkeypatch.setattr(desk.client, "offsets_for_times", fail)
+    desk.receive(9)
+    assert (desk.known(), desk.poller.outside) == ([], {WHERE})
+    with pytest.raises(KafkaException):
+        desk.receive(10)
+
+
+def test_out_of_range_without_reset() -> None:
+    """Whoever sets ``error`` gets one, also where librdkafka tells it as a record."""
+    desk = Desk(**{"auto.offset.reset": "error"})
+    error = record(partition=0, error=KafkaError(KafkaError._AUTO_OFFSET_RESET), topic="orders")
+    desk.client.batches = [[error]]
+    with pytest.raises(ConfigurationError, match="out of range, and auto_offset_reset is none"):
+        desk.poller.poll(joins=False)

@@ -20,6 +20,7 @@ from mqauth.brokers.confluent.poller import Poller
 from mqauth.brokers.confluent.positions import Place
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.delivery.assignment import Assignment
+from mqauth.delivery.start import Committed
 from mqauth.errors import ConfigurationError
 from mqauth.testing import Forge
 from mqauth.wire.message import Message, Origin
@@ -36,7 +37,8 @@ def wrapper(client: Any, letters: Any = None, **settings: Any) -> confluent.AIOC
         verifier=forge.verifier(), policy=forge.policy(KAFKA), replay=MemoryReplayStore(), audit=Sink(),
     )  # fmt: skip
     letters = letters or Sink()
-    return confluent.AIOConsumer(client, guard, print, topics=["orders"], dead_letters=letters, **settings)
+    wanted = {"config": SAFE, "topics": ["orders"], "dead_letters": letters} | settings
+    return confluent.AIOConsumer(client, guard, print, **wanted)
 
 
 async def test_the_client_holds_a_consumer() -> None:
@@ -61,24 +63,30 @@ async def test_another_client_is_refused() -> None:
 def poller() -> AIOPoller:
     """A poller that has its partition."""
     client = Partition()
-    found = AIOPoller(client, Assignment(SYSTEM_CLOCK), replies=None)
+    found = AIOPoller(client, Assignment(SYSTEM_CLOCK), SAFE, replies=None)
     found.listen(["orders"], lambda: None)
     client.on_assign(client, [confluent_kafka.TopicPartition("orders", 0)])
     return found
 
 
 async def test_calls_are_made_on_one_thread(poller: AIOPoller, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fetches and commits of the client are made on one thread, which is not the event loop's."""
+    """All calls that may wait are made on one thread, which is not the event loop's."""
     threads: list[int] = []
 
     def called(*_: Any) -> dict[Any, Any]:
         threads.append(threading.get_ident())
         return {}
 
-    monkeypatch.setattr(Poller, "fetch", called)
-    monkeypatch.setattr(Poller, "send_commit", called)
+    for name in ("fetch", "send_commit", "committed", "places", "position", "bounds"):
+        monkeypatch.setattr(Poller, name, called)
+    poller.given = {WHERE: 7}
     await poller.fetch(0.2, joins=False)
-    await poller.send_commit({WHERE: 1})
+    for call in (
+        poller.send_commit({WHERE: Committed(1, "")}), poller.committed([WHERE]), poller.places("orders"),
+        poller.position(WHERE), poller.bounds([WHERE], False),
+    ):  # fmt: skip
+        await call
+    assert len(threads) == 6
     assert len(set(threads)) == 1
     assert threading.get_ident() not in threads
     poller.close()
@@ -192,7 +200,7 @@ STUCK = """
 
     async def main():
         Poller.send_commit = stuck
-        poller = AIOPoller(Consumer({"group.id": "billing"}), Assignment(SYSTEM_CLOCK), replies=None)
+        poller = AIOPoller(Consumer({"group.id": "billing"}), Assignment(SYSTEM_CLOCK), {}, replies=None)
         committing = asyncio.ensure_future(poller.send_commit({}))
         await asyncio.to_thread(begun.wait)
         # The first one waits for the call.

@@ -93,8 +93,12 @@ def settled_all_the_same(_: Any) -> Any:
     """Ack what is deferred."""
 
     async def let_go(processor: Processor, begun: StartedDelivery) -> None:
+        native, acks = begun.slot.native, begun.acks
         await arun(processor.work._release(begun.delivery))
-        await processor._settle(begun)
+        if acks is not None:
+            processor._noted(native, acks, begun.delivery)
+        elif not processor._calls.is_settled(native):
+            await processor._calls.ack(native)
 
     return let_go
 
@@ -145,13 +149,13 @@ def impatient(original: Any) -> Any:
 def carried_over(original: Any) -> Any:
     """Ack on the new channel what is of the old one."""
 
-    def acks_of(subscription: Subscription, opened: Any) -> Any:
-        old, acks = subscription.acks, original(subscription, opened)
-        if old is not None:
-            old._send_ack, old._closed = opened.send, False
-        return acks
+    async def consume(subscription: Subscription) -> None:
+        old = subscription.acks
+        await original(subscription)
+        if old is not None and subscription.acks is not None:
+            old._send_ack, old._closed = subscription.acks._send_ack, False
 
-    return acks_of
+    return consume
 
 
 def cancelling(original: Any) -> Any:
@@ -220,7 +224,7 @@ MUTANTS = (
            CONTRACT.test_consumes_again_when_its_queue_is_back_after_a_minute),
     Caught("handlers end with their channel", Subscription, "_on_close", cancelling,
            CONTRACT.test_a_channel_that_ends_under_a_handler),
-    Caught("settles what is stale", Subscription, "_acks_of", carried_over,
+    Caught("settles what is stale", Subscription, "_consume", carried_over,
            CONTRACT.test_an_ack_is_of_its_own_channel),
     Caught("lease not renewed", LeaseRenewal, "renew", awaited(None),
            CONTRACT.test_a_handler_that_outlasts_its_lease),

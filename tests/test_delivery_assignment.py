@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from integration.scale import nightly
-from mqauth.delivery.assignment import COMMIT_RETRY, Assignment
-from mqauth.delivery.partition import Backoff, Partition, offset_of
+from mqauth.delivery.assignment import COMMIT_RETRY, RENEWAL, Assignment
+from mqauth.delivery.partition import Backoff, ClientCalls, Partition, offset_of
+from mqauth.delivery.start import Committed, Start
 from mqauth.errors import Cause
 from mqauth.judging.pipeline import Outcome, Step, Verdict
 from mqauth.replay.rules import ClaimRequest
@@ -69,10 +70,113 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
+def start(offset: int = 0, *, seek: bool = False) -> Start:
+    """Return the start of a partition at an offset."""
+    return Start(offset, Committed(offset, "mqauth partitions=3"), seek)
+
+
 @pytest.fixture
-def assignment(clock: FakeClock) -> Assignment:
-    """A book of two at once."""
+def fresh(clock: FakeClock) -> Assignment:
+    """Two at once, of which nothing was begun."""
     return Assignment(clock, backoff=Backoff(first=1, longest=1), session=SESSION, width=2)
+
+
+@pytest.fixture
+def assignment(fresh: Assignment) -> Assignment:
+    """Two at once, all begun at offset 0."""
+    fresh.begin({place: start() for place in (ZERO, ONE, TWO)}, HELD)
+    return fresh
+
+
+def part(assignment: Assignment, place: At) -> Partition:
+    """Return a partition, which must have been begun."""
+    partition = assignment.partition(place)
+    assert partition is not None
+    return partition
+
+
+def test_nothing_comes_of_what_was_not_begun(fresh: Assignment) -> None:
+    """What is received of a partition before it was begun is read again then, and not fetched in between."""
+    fresh.receive(ZERO, records(7, 8))
+    fresh.receive(ZERO, records(9))
+    wanted = fresh.client_calls(HELD, frozenset())
+    assert (wanted.pause, wanted.seek, fresh.choose()) == (HELD, {ZERO: 7}, None)
+    assert fresh.final_calls(HELD, HELD) == ClientCalls(pause=frozenset(), resume=HELD, seek={ZERO: 7})
+    fresh.begin({ZERO: start(5), ONE: start(3, seek=True)}, HELD)
+    fresh.receive(ZERO, records(10))
+    wanted = fresh.client_calls(HELD, HELD)
+    assert (wanted.resume, wanted.seek, fresh.choose()) == ({ZERO, ONE}, {ZERO: 7, ONE: 3}, None)
+    fresh.receive(ZERO, records(7))
+    assert chosen(fresh).settled == 5
+
+
+def test_what_could_not_be_begun_rests(fresh: Assignment, clock: FakeClock) -> None:
+    """Partitions whose start could not be committed are to be begun again after a second."""
+    assert fresh.unbegun(HELD) == HELD
+    fresh.begin({ZERO: start()}, HELD)
+    assert fresh.unbegun(HELD) == frozenset()
+    clock.advance(COMMIT_RETRY)
+    assert fresh.unbegun(HELD) == {ONE, TWO}
+
+
+def test_nothing_begins_while_it_is_revoked(fresh: Assignment) -> None:
+    """Between the two calls of an eager rebalance no partition is begun: it may not come back."""
+    fresh.revoked({ZERO, ONE}, held={ZERO, ONE})
+    assert fresh.unbegun({ZERO, ONE}) == frozenset()
+    fresh.assigned(held={ZERO})
+    assert fresh.unbegun({ZERO}) == {ZERO}
+    fresh.revoked({TWO}, held={ZERO})
+    assert fresh.unbegun({ZERO}) == {ZERO}
+
+
+@pytest.mark.parametrize(("end", "seek"), [("back", {ZERO: 7}), ("revoked", {}), ("lost", {})])
+def test_what_came_too_early_goes_with_its_partition(fresh: Assignment, end: str, seek: dict[At, int]) -> None:
+    """A partition that others may have had is read from where they have left it; one that came back is not."""
+    fresh.receive(ZERO, records(7))
+    if end == "lost":
+        fresh.lost({ZERO})
+    else:
+        fresh.revoked({ZERO}, held=HELD)
+    fresh.assigned(HELD if end == "back" else {ONE})
+    fresh.assigned(HELD)
+    fresh.begin({ZERO: start(6)}, {ZERO})
+    assert fresh.client_calls(HELD, frozenset()).seek == seek
+
+
+def test_rebalances_are_counted(fresh: Assignment) -> None:
+    """Whoever waited for an answer can tell whether partitions may be of others by now."""
+    epochs = [fresh.epoch]
+    for tell in (
+        lambda: fresh.revoked({ZERO}, held=HELD),
+        lambda: fresh.assigned(HELD),
+        lambda: fresh.lost({ONE}),
+    ):
+        tell()
+        epochs.append(fresh.epoch)
+    assert len(set(epochs)) == len(epochs)
+
+
+def test_idle_partitions_are_committed_again(assignment: Assignment, clock: FakeClock) -> None:
+    """Offsets expire at the broker: all are committed twice a day, also where nothing comes."""
+    clock.advance(RENEWAL - 1)
+    assert committed(assignment) == {}
+    clock.advance(1)
+    assert committed(assignment) == {ZERO: 0, ONE: 0, TWO: 0}
+    assert committed(assignment) == {}
+    clock.advance(RENEWAL)
+    assert committed(assignment) == {ZERO: 0, ONE: 0, TWO: 0}
+
+
+def test_records_that_are_gone_are_left_behind(assignment: Assignment, clock: FakeClock) -> None:
+    """Where the next records are gone, what waits is tried when it is due, and what is left is read after it."""
+    assignment.receive(ZERO, records(0, 1))
+    partition = carry(assignment, outcome=LATER)
+    assignment.skipped(partition, 6)
+    assert assignment.choose() is None
+    assert assignment.client_calls(HELD, frozenset()).seek == {ZERO: 6}
+    clock.advance(1)
+    carry(assignment)
+    assert committed(assignment) == {ZERO: 6}
 
 
 def test_marked_running_when_chosen(assignment: Assignment) -> None:
@@ -149,6 +253,7 @@ def test_keys_that_changed_are_not_waited_for(assignment: Assignment) -> None:
 def test_waits_grow_until_something_is_settled(clock: FakeClock) -> None:
     """Each deferral in a row waits longer and keeps the time of the first; what is settled ends the row."""
     assignment = Assignment(clock, backoff=Backoff(first=1, longest=8))
+    assignment.begin({ZERO: start()}, {ZERO})
     assignment.receive(ZERO, records(0, 1))
     since, waits = clock.now(), []
     for _ in range(4):
@@ -261,7 +366,7 @@ def test_after_a_pause_membership_is_confirmed_first(assignment: Assignment, clo
     paused(assignment, clock, SESSION + 1)
     assert assignment.choose() is None
     assert assignment.poll_timeout(0.2) == 0.0
-    assert committed(assignment) == {ZERO: 7, ONE: 1}
+    assert committed(assignment) == {ZERO: 0, ONE: 1, TWO: 0}
     assert chosen(assignment).topic_partition == ZERO
 
 
@@ -272,10 +377,11 @@ def test_a_commit_that_fails_confirms_nothing(assignment: Assignment, clock: Fak
     assignment.commit_failed()
     assert (assignment.choose(), committed(assignment)) == (None, {})
     assert assignment.poll_timeout(0.2) == 0.2
-    assignment.lost({ZERO, ONE})
+    assignment.lost(HELD)
     clock.advance(COMMIT_RETRY)
     assert (assignment.choose(), committed(assignment)) == (None, {})
     assignment.assigned({ZERO})
+    assignment.begin({ZERO: start(7)}, {ZERO})
     assignment.receive(ZERO, records(7))
     assert chosen(assignment).topic_partition == ZERO
 
@@ -299,7 +405,7 @@ def test_claims_to_be_given_back(assignment: Assignment) -> None:
     assignment.receive(ZERO, records(0))
     running = chosen(assignment)
     assignment.receive(ONE, records(0, 1, 2, place=ONE))
-    ahead = assignment.partition(ONE).waiting
+    ahead = part(assignment, ONE).waiting
     running.waiting[0].step = ahead[0].step = ahead[1].step = Step.HANDLE
     assert assignment.unhandled_claims() == [ahead[0], ahead[1]]
     assert assignment.running_deliveries() == [running.waiting[0]]
@@ -308,7 +414,7 @@ def test_claims_to_be_given_back(assignment: Assignment) -> None:
 def test_a_claim_without_an_answer_is_given_back(assignment: Assignment) -> None:
     """What the store may hold although its answer was lost is given back; what was never claimed is not."""
     assignment.receive(ZERO, records(0, 1))
-    asked, _ = assignment.partition(ZERO).waiting
+    asked, _ = part(assignment, ZERO).waiting
     asked.claim = ClaimRequest("billing", b"id", "owner", None, False, 60.0, 0.0)
     assert assignment.unhandled_claims() == [asked]
 
@@ -340,7 +446,7 @@ def test_a_stop_stands_at_what_is_read_again(assignment: Assignment, clock: Fake
 
 def test_a_range_of_a_lost_partition_is_not_committed(assignment: Assignment) -> None:
     """A range that was put on record while its partition was lost says nothing of it when it is back."""
-    partition = assignment.partition(ZERO)
+    partition = part(assignment, ZERO)
     assignment.lost({ZERO})
     assignment.skipped(partition, 5)
     assert (committed(assignment), assignment.client_calls(HELD, frozenset()).seek) == ({}, {})
@@ -369,6 +475,7 @@ class Facts(RuleBasedStateMachine):
         self.position = dict.fromkeys(HELD, 0)
         self.settled: dict[At, int] = dict.fromkeys(HELD, 0)
         self.running: list[Partition] = []
+        self.begun: set[At] = set()
         self.revoked: set[At] = set()
         self.waking = False
 
@@ -383,6 +490,15 @@ class Facts(RuleBasedStateMachine):
             self.assignment.receive(place, records(*range(start, start + count), place=place))
             self.position[place] = start + count
 
+    @rule(fails=st.booleans())
+    def begin(self, fails: bool) -> None:
+        """Begin what is to be begun, or fail."""
+        places = self.assignment.unbegun(frozenset(self.held - self.revoked))
+        assert not places & self.begun
+        starts = {} if fails else {place: start(self.settled[place]) for place in places}
+        self.assignment.begin(starts, places)
+        self.begun |= starts.keys()
+
     @rule()
     def choose(self) -> None:
         """Begin what may be begun."""
@@ -390,7 +506,7 @@ class Facts(RuleBasedStateMachine):
         if partition is None:
             return
         assert not self.waking
-        assert partition.topic_partition in self.held - self.revoked
+        assert partition.topic_partition in (self.held - self.revoked) & self.begun
         assert partition.topic_partition not in [other.topic_partition for other in self.running if other.alive]
         self.running.append(partition)
 
@@ -429,6 +545,7 @@ class Facts(RuleBasedStateMachine):
             self.revoked = set(self.held)
             return self.assignment.revoked(self.revoked, held=self.held)
         self.held -= places
+        self.begun -= places
         self.assignment.lost(places)
 
     @rule(places=st.sets(st.sampled_from(sorted(HELD))))
@@ -438,6 +555,7 @@ class Facts(RuleBasedStateMachine):
         for place in places - self.held:
             self.position[place] = self.settled[place]
         self.held, self.revoked, self.waking = set(places), set(), False
+        self.begun &= places
         self.assignment.assigned(places)
 
     @rule(seconds=st.sampled_from([0.1, 2.0, 6.0, SESSION + 1]))

@@ -37,7 +37,9 @@ def chaos(subject: str) -> set[str]:
 
 def test_every_named_test_exists() -> None:
     """Each test the page names is of the chaos table, of a delivery contract, or of a file it names."""
-    beside = {ROOT / "integration" / name for name in re.findall(r"`(test_\w+\.py)`", PAGE)}
+    named = set(re.findall(r"`(test_\w+\.py)`", PAGE))
+    beside = {path for path in (ROOT / "integration").rglob("test_*.py") if path.name in named}
+    assert {path.name for path in beside} == named
     assert names_in((*FILES, *beside, *CONTRACTS)) >= NAMED - {file.stem for file in beside}
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from pamqp.decode import embedded_value
+from pika.data import decode_value
 
 from mqauth.brokers.amqp_messages import APPEND_HEADER, append_time
 from mqauth.brokers.queue import interceptor
@@ -92,8 +94,30 @@ def test_unsafe_goes_with_evidence() -> None:
         Times(unsafe_append_evidence=True)
 
 
-@pytest.mark.parametrize(("value", "wanted"), [(7, 7), (Long(7), 7), (True, None), ("7", None), (-1, None)])
-def test_the_stamp_of_each_client(value: object, wanted: int | None) -> None:
-    """A long is one of pika's own kind, and is read as plain as any."""
-    found = append_time({APPEND_HEADER: value})
+def by_pika(raw: bytes) -> object:
+    """Return a field value as pika reads it."""
+    return decode_value(raw, 0)[0]
+
+
+def by_pamqp(raw: bytes) -> object:
+    """Return it as aio-pika's decoder does."""
+    return embedded_value(raw)[1]
+
+
+@pytest.mark.parametrize("read", [by_pika, by_pamqp])
+@pytest.mark.parametrize(
+    ("raw", "wanted"),
+    [
+        (b"l" + (7).to_bytes(8, "big"), 7), (b"L" + (7).to_bytes(8, "big"), 7), (b"I" + (7).to_bytes(4, "big"), 7),
+        (b"i" + (7).to_bytes(4, "big"), 7), (b"s" + (7).to_bytes(2, "big"), 7), (b"u" + (7).to_bytes(2, "big"), 7),
+        (b"b\7", 7), (b"B\7", 7), (b"l" + b"\xff" * 8, None), (b"t\1", None), (b"V", None),
+        (b"S" + (1).to_bytes(4, "big") + b"7", None), (b"x" + (1).to_bytes(4, "big") + b"7", None),
+        (b"T" + (7).to_bytes(8, "big"), None), (b"D\0" + (7).to_bytes(4, "big"), None),
+        (b"A" + bytes(4), None), (b"F" + bytes(4), None),
+    ],
+    ids=lambda raw: raw[:1].decode() if isinstance(raw, bytes) else str(raw),
+)  # fmt: skip
+def test_the_stamp_of_each_client(read: Any, raw: bytes, wanted: int | None) -> None:
+    """Integers of every width are plain times, also pika's own kind of them; nothing else is a time."""
+    found = append_time({APPEND_HEADER: read(raw)})
     assert (found, type(found)) == (wanted, type(wanted))

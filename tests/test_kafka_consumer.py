@@ -15,6 +15,7 @@ from unittest import mock
 import pytest
 
 from mqauth.delivery.assignment import Assignment
+from mqauth.delivery.start import Committed, Start
 from mqauth.errors import Cause, ConfigurationError, RetryLater, Unavailable
 from mqauth.flow import Attempts, ColourError, call
 from mqauth.judging.pipeline import Pipeline, Verdict
@@ -31,11 +32,14 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
     from kafka.consumer.subscription_state import SubscriptionState
     from kafka.errors import (
         CommitFailedError,
+        GroupAuthorizationFailedError,
         KafkaTimeoutError,
         TopicAuthorizationFailedError,
     )
+    from kafka.protocol.consumer.offsets import OffsetResetStrategy
 
     from mqauth.brokers import kafka
+    from mqauth.brokers.kafka import repair as kafka_repair
     from mqauth.brokers.kafka.poller import Listener
 
 ZERO, ONE = TopicPartition("orders", 0), TopicPartition("orders", 1)
@@ -72,9 +76,13 @@ class Client:
             "group_id": "billing", "auto_offset_reset": "earliest",
         } | config  # fmt: skip
         self._subscription = Subscription(listener)
+        self._coordinator: Any = SimpleNamespace(
+            rejoining=False, need_rejoin=lambda: False, fetch_committed_offsets=self.group_offsets
+        )
         self.log: dict[Any, list[Any]] = {ZERO: [], ONE: []}
         self.position = {ZERO: 0, ONE: 0}
         self.held = {ZERO, ONE}
+        self.group: Any = {place: OffsetAndMetadata(0, "mqauth partitions=2", -1) for place in self.held}
         self._paused: set[Any] = set()
         self.commits: list[dict[Any, int]] = []
         self.commit_errors: list[Exception] = []
@@ -97,6 +105,21 @@ class Client:
 
     def subscription(self) -> set[str] | None:
         return {"orders"}
+
+    def group_offsets(self, places: list[Any], timeout_ms: int) -> dict[Any, Any]:
+        """Return offsets that the group committed before."""
+        if isinstance(self.group, Exception):
+            raise self.group
+        return {place: self.group[place] for place in places if place in self.group}
+
+    def partitions_for_topic(self, topic: str) -> set[int]:
+        return {0, 1}
+
+    def end_offsets(self, places: list[Any], timeout_ms: int) -> dict[Any, int]:
+        return {place: len(self.log[place]) for place in places}
+
+    def beginning_offsets(self, places: list[Any], timeout_ms: int) -> dict[Any, int]:
+        return {place: min([record.offset for record in self.log[place]], default=0) for place in places}
 
     def assignment(self) -> set[Any]:
         return set(self.held)
@@ -339,7 +362,8 @@ def test_health(bench: Bench) -> None:
     assert (health.deferred, health.cause, health.detail) == (
         1,
         Cause.DEAD_LETTER_UNAVAILABLE,
-        "down (orders.dead)",
+        "down (orders.dead); its verdict is token_missing: no token header: headers 0 (claimed); configured:"
+        " header mqauth-token",
     )
     assert health.stalled_since == start
     assert (health.stalls[0].topic, health.stalls[0].partition, health.stalls[0].offset) == ("orders", 0, 0)
@@ -489,6 +513,7 @@ def test_assignment_unknown(bench: Bench) -> None:
     def fail() -> set[Any]:
         raise RuntimeError
 
+    bench.consumer._assignment.begin({ZERO: Start(0, Committed(0, ""), seek=False)}, {ZERO})
     part = bench.consumer._assignment.partition(ZERO)
     bench.client.assignment = fail  # type: ignore[method-assign]
     bench.client.listener.on_partitions_revoked({ZERO})
@@ -553,7 +578,7 @@ def test_a_record_that_outlasted_our_membership(bench: Bench, member: bool) -> N
     bench.client.events = [lambda: bench.clock.advance(100), lose]
     bench.run(rounds=20, seconds=0.5)
     assert [letter.rejection.reason.value for letter in bench.letters.published] == ["expired"] * member
-    assert bench.client.commits == ([{ZERO: 0}, {ZERO: 1}] if member else [])
+    assert bench.client.commits == ([{ZERO: 0, ONE: 0}, {ZERO: 1}] if member else [{ONE: 0}])
     assert buried == [0]
 
 
@@ -561,7 +586,7 @@ def test_a_rebalance_waits_for_the_handler(bench: Bench) -> None:
     """Before a rebalance the handler that runs ends and is committed, and no other begins."""
     coordinator, seen = Coordinator(), list[Any]()
     coordinator.rejoining = False
-    bench.client._coordinator = coordinator  # type: ignore[attr-defined]
+    bench.client._coordinator = coordinator
     due = threading.Event()
 
     def handler(verified: Verified) -> None:
@@ -586,7 +611,7 @@ def test_a_rebalance_inside_a_poll_waits(bench: Bench) -> None:
     """A rebalance that becomes due while the client polls is not begun there, as long as a handler runs."""
     coordinator, seen = Coordinator(), list[bool]()
     coordinator.rejoining = False
-    bench.client._coordinator = coordinator  # type: ignore[attr-defined]
+    bench.client._coordinator = coordinator
     polled = threading.Event()
 
     def polling() -> None:
@@ -816,11 +841,14 @@ class Coordinator:
         self.waits.append(timeout_ms)
         self.rejoining = self.rejoin_needed = False
 
+    def fetch_committed_offsets(self, places: list[Any], timeout_ms: int) -> dict[Any, Any]:
+        return {place: OffsetAndMetadata(0, "mqauth partitions=2", -1) for place in places}
+
 
 def test_half_done_join(bench: Bench) -> None:
     """A join that kafka-python would forget is asked for again, and waited for longer than a short poll."""
     coordinator = Coordinator()
-    bench.client._coordinator = coordinator  # type: ignore[attr-defined]
+    bench.client._coordinator = coordinator
     bench.run()
     assert coordinator.waits == [1000]
 
@@ -1037,6 +1065,15 @@ def test_decode(bench: Bench) -> None:
     assert bench.letters.published[0].rejection.detail == "decode: ValueError"
 
 
+def test_decode_with_the_message(bench: Bench) -> None:
+    """What requires a second argument gets the message too; one that is optional is left alone."""
+    bench.add(b"7")
+    bench.run(decode=lambda body, verified: (body, verified.subject))
+    bench.add(b"8")
+    bench.run(decode=lambda body, schema=None: (body, schema))
+    assert [seen.value for seen in bench.handled] == [(b"7", "orders-api"), (b"8", None)]
+
+
 def test_tombstone(bench: Bench) -> None:
     """A tombstone is handled like any message, and not decoded."""
     message = bench.forge.seal(Message(destination="kafka:orders", body=None, key=b"k"))
@@ -1092,11 +1129,79 @@ def test_client_refused(bench: Bench, config: dict[str, Any]) -> None:
         bench.make()
 
 
-def test_latest_is_warned_about(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """A new group that would miss earlier messages is warned about."""
+def test_a_group_that_begins_at_the_end(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """A new group begins at the end, says so, and commits that before it handles anything."""
     bench.client = Client(auto_offset_reset="latest")
-    bench.make()
-    assert "auto_offset_reset" in caplog.text
+    bench.client.group = {}
+    bench.add(b"0", b"1")
+    bench.client.events = [lambda: bench.add(b"2")]
+    bench.run()
+    assert bench.bodies == [b"2"]
+    assert bench.client.commits == [{ZERO: 2, ONE: 0}, {ZERO: 3}]
+    assert [each.event for each in caplog.records if each.name == "mqauth.kafka"] == ["client.offsets_latest"]
+
+
+def test_a_start_that_cannot_be_committed(bench: Bench) -> None:
+    """While the start cannot be committed nothing is handled, and partitions are paused; then all that came is."""
+    bench.client.group = {}
+    bench.client.commit_errors = [CommitFailedError(), KafkaTimeoutError()]
+    bench.add(b"0")
+    seen: list[Any] = []
+    bench.client.events = [lambda: seen.append((bench.bodies, bench.client.paused()))] * 3
+    bench.run(rounds=20, seconds=0.3)
+    assert seen == [([], {ZERO, ONE})] * 3
+    assert (bench.bodies, bench.client.commits) == ([b"0"], [{ZERO: 0, ONE: 0}, {ZERO: 1}])
+
+
+@pytest.mark.parametrize("call", ["read", "commit"])
+def test_no_right_to_commit(bench: Bench, call: str) -> None:
+    """A group that may read records but not its offsets handles nothing, and ends with an error that says why."""
+    bench.client.group = {}
+    bench.add(b"0")
+    if call == "read":
+        bench.client.group = GroupAuthorizationFailedError()
+    else:
+        bench.client.commit_errors = [GroupAuthorizationFailedError()]
+    with pytest.raises(kafka.OffsetsRefusedError, match="group billing read and commit its offsets of orders"):
+        bench.run()
+    assert bench.bodies == []
+
+
+def test_out_of_range(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the client's next offset is out of range, what it reads then is read from what is left, loudly."""
+    bench.add(*(b"%d" % number for number in range(8)))
+
+    def gone() -> None:
+        del bench.client.log[ZERO][:5]
+        bench.client.position[ZERO] = 7
+        bench.consumer.calls.outside.add(ZERO)
+
+    bench.client.max_records = 2
+    bench.client.events = [lambda: None, gone]
+    bench.run(rounds=20)
+    assert bench.bodies == [b"0", b"1", b"5", b"6", b"7"]
+    assert bench.client.committed == {ZERO: 8}
+    (line,) = [record for record in caplog.records if getattr(record, "event", "") == "client.offset_out_of_range"]
+    assert "offset 2 of orders-0 is out of range, its records are lost; it goes on at 5" in line.getMessage()
+
+
+def test_resets_go_to_what_is_left(bench: Bench) -> None:
+    """kafka-python resets an offset that is out of range to the earliest one, and tells; seeks are left alone."""
+    states = SubscriptionState("latest")
+    states.subscribe(topics=["orders"])
+    states.assign_from_subscribed([ZERO, ONE])
+    bench.client._subscription, told = states, list[Any]()  # type: ignore[assignment]
+    assert kafka_repair.position(bench.client, ZERO) is None
+    kafka_repair.reset_to_earliest(bench.client, told.append)
+    states.request_offset_reset(ZERO)
+    states.request_offset_reset(ONE, OffsetResetStrategy.LATEST)
+    found = [states.assignment[place].reset_strategy for place in (ZERO, ONE)]
+    assert (found, told) == ([OffsetResetStrategy.EARLIEST, OffsetResetStrategy.LATEST], [ZERO])
+    kafka_repair.hand_back(bench.client)
+    states.request_offset_reset(ZERO)
+    assert states.assignment[ZERO].reset_strategy == OffsetResetStrategy.LATEST
+    states.assignment[ZERO].seek(7)
+    assert kafka_repair.position(bench.client, ZERO) == 7
 
 
 @pytest.mark.parametrize(
@@ -1268,6 +1373,7 @@ def test_positions_after_a_rebalance(generation: int, position: int | None) -> N
     )  # fmt: skip
     assignment = Assignment(FakeClock())
     listener = Listener(client, assignment)
+    assignment.begin({ZERO: Start(7, Committed(7, ""), seek=False)}, {ZERO})
     stays = assignment.partition(ZERO)
     listener.on_partitions_revoked({ZERO, ONE})
     member.generation_id = generation

@@ -18,9 +18,13 @@ from tests.test_kafka_producer import Future, letter
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
+    from kafka import OffsetAndMetadata
     from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, ProducerFencedError
 
     from mqauth.brokers import kafka
+
+
+METADATA = "mqauth partitions=2"
 
 
 @dataclass
@@ -79,6 +83,7 @@ class Producer:
     def send_offsets_to_transaction(self, offsets: dict[Any, Any], group: Any) -> None:
         self.broker.step("offsets")
         self.broker.metadata.append(group)
+        assert {offset.metadata for offset in offsets.values()} == {METADATA}
         self.offsets = {partition: offset.offset for partition, offset in offsets.items()}
 
     def commit_transaction(self) -> None:
@@ -107,10 +112,12 @@ class Member(Client):
     def group_metadata(self) -> Any:
         return SimpleNamespace(generation_id=self.generations.pop(0) if self.generations else 3)
 
-    def committed(self, partition: Any, timeout_ms: int) -> int | None:  # type: ignore[override]
+    def group_offsets(self, places: list[Any], timeout_ms: int) -> dict[Any, Any]:
         assert timeout_ms > 0
-        self.broker.step("committed")
-        return self.broker.offsets.get(partition)
+        # Where partitions begin is asked before anything is committed.
+        if self.broker.metadata:
+            self.broker.step("committed")
+        return {place: OffsetAndMetadata(self.broker.offsets.get(place, 0), METADATA, -1) for place in places}
 
 
 class Stand(Bench):

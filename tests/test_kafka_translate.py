@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 import warnings
 from dataclasses import dataclass, fields
+from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -121,6 +122,22 @@ def test_log_stays_while_the_metadata_say_nothing(unknown: Any) -> None:
 def test_log_of_a_client_without_metadata(client: Any) -> None:
     """Where a client knows nothing, nothing is made up."""
     assert Logs(client).of("t") == (None, None)
+
+
+class Number(IntEnum):
+    """Numbers of a client that has a class of its own for them."""
+
+    LOG_APPEND_TIME = 1
+    OFFSET = 12
+    TIMESTAMP = 1_700_000_000_000
+
+
+def test_numbers_of_a_class_below_int() -> None:
+    """They are read as plain as any: without them a record has no place, and no append time."""
+    found = Record(offset=Number.OFFSET, timestamp=Number.TIMESTAMP, timestamp_type=Number.LOG_APPEND_TIME)
+    origin = translate.from_native(found, scope="g").origin
+    assert (origin.offset, origin.timestamp_ms, origin.timestamp_type) == (12, 1_700_000_000_000, "append")
+    assert {type(origin.offset), type(origin.timestamp_ms)} == {int}
 
 
 @pytest.mark.parametrize("kind", [0, None, -1, True, 2])

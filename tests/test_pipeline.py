@@ -500,7 +500,7 @@ class TestDeferral:
         for _ in range(3):
             outcome = world.process(delivery)
             assert_deferred(outcome, Cause.DEAD_LETTER_UNAVAILABLE)
-            assert outcome.detail == "unroutable (orders.dead)"
+            assert "unroutable (orders.dead); its verdict is token_missing: no token" in str(outcome.detail)
         assert counts(world) == (0, 1, 0)
         world.letters.publish.failure = None
         assert_rejected(world.process(delivery), Reason.TOKEN_MISSING)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mqauth.brokers.queue.client import OpenChannel
-from mqauth.brokers.queue.subscription import Subscription
+from mqauth.brokers.queue.subscription import AFTER_CANCEL, Subscription
 from mqauth.delivery.window import Window
 from mqauth.errors import Cause
 from mqauth.judging.token import Times
@@ -50,16 +50,20 @@ class Early:
 
 
 async def test_cancelled_before_its_tag_is_known() -> None:
-    """A cancel that comes in one read with the answer to ``basic.consume`` has the queue consumed anew."""
-    calls, clock = Early(), FakeClock()
+    """A cancel that comes in one read with the answer to ``basic.consume`` has the queue consumed anew, later."""
+    calls, clock, slept = Early(), FakeClock(), list[float]()
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
     window, nothing = Window("q", clock, hold(clock), 10), Any
     subscription = Subscription(
-        calls, window, nothing, nothing, times=Times(), coalesce=False, sleep=asyncio.sleep  # type: ignore[arg-type]
+        calls, window, nothing, nothing, times=Times(), coalesce=False, sleep=sleep  # type: ignore[arg-type]
     )  # fmt: skip
     running = asyncio.create_task(subscription.run())
     for _ in range(100):
         await asyncio.sleep(0)
-    assert (window.consumer, calls.started) == ("consumer 1", ["consumer 0", "consumer 1"])
+    assert (window.consumer, calls.started, slept) == ("consumer 1", ["consumer 0", "consumer 1"], [AFTER_CANCEL])
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 

@@ -1,4 +1,4 @@
-"""What ``docs/operations.md`` asks of ``connect_robust``, on a server that takes connections and says nothing."""
+"""What ``docs/operations-rabbitmq.md`` asks of ``connect_robust``, on a server that says nothing."""
 
 from __future__ import annotations
 

@@ -287,10 +287,10 @@ async def test_a_consumer_that_was_full_is_not_for_ever(audit: AuditFile) -> Non
     consumer._window.consumes("first")
     room = consumer._processor.hold.capacity
     room.put(1, tag="first", cause=Cause.HANDLER_DEFERRED, party=None, size=1)
-    consumer._look()
+    consumer._subscription.look(0)
     assert not consumer.health().consuming
     consumer._subscription._on_close("gone", False)
     room.take(1)
-    consumer._look()
+    consumer._subscription.look(0)
     consumer._window.consumes("second")
     assert consumer.health().consuming

@@ -302,12 +302,12 @@ def test_bad_metadata_is_a_fault(metadata: str) -> None:
 
 
 def test_what_brokers_write_on_a_letter_does_not_make_it_unsound() -> None:
-    """A delivery count and an interceptor's time on the letter itself are not the original's."""
+    """A delivery count, and an interceptor's header and property on the letter itself, are not the original's."""
     message = rabbitmq_message(headers=(("timestamp_in_ms", 5), ("tenant", "acme")))
+    message = replace(message, properties={**message.properties, "timestamp": "5"})
     form = letter_of(message).whole(lambda name, value: True)
-    lying = replace(
-        form, headers=(*form.headers, ("timestamp_in_ms", 9), ("x-delivery-count", 3), ("x-acquired-count", 4))
-    )
+    headers = (*form.headers, ("timestamp_in_ms", 9), ("x-delivery-count", 3), ("x-acquired-count", 4))
+    lying = replace(form, headers=headers, properties={**form.properties, "timestamp": "9"})
     found = read(Letter(message=lying))
     assert found.sound
     assert found.original is not None

@@ -378,9 +378,9 @@ def test_dashboard_and_alerts_use_emitted_names() -> None:
 
 
 def test_documented_metrics_are_emitted() -> None:
-    """The page's table has every metric, and no other."""
-    page = (DOCS.parent / "audit.md").read_text()
-    assert tuple(re.findall(r"^\| `((?:mqauth|messaging)\.[a-z._]+)` \|", page, re.MULTILINE)) == METRICS
+    """The page has every metric, and no other."""
+    page = (DOCS.parent / "reference" / "metrics.md").read_text()
+    assert tuple(re.findall(r"^\* `((?:mqauth|messaging)\.[a-z._]+)` ", page, re.MULTILINE)) == METRICS
 
 
 def test_dashboard_and_alerts_use_real_reasons() -> None:

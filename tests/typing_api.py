@@ -74,7 +74,7 @@ def on_confluent(client: confluent_kafka.Consumer, main: confluent_kafka.Produce
     producer = confluent.Producer(main, signer, config=config)
     producer.produce("orders", b"...", b"42")
     letters = confluent.DeadLetters(main, "orders.dead", config=config)
-    confluent.Consumer(client, guard, handle, topics=["orders"], dead_letters=letters).run()
+    confluent.Consumer(client, guard, handle, config=config, topics=["orders"], dead_letters=letters).run()
 
 
 def old_handle(message: mqauth.Unverified) -> None:

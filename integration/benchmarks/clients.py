@@ -1,6 +1,6 @@
 """All clients in one alternating run: ``python -m integration.benchmarks.clients --kafka ADDRESS --rabbitmq URL``.
 
-Prints the table of ``docs/clients.md``: messages a second, and microseconds of CPU of this process for each.
+Prints the table by client of ``docs/performance.md``: messages a second, and microseconds of CPU for each.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from mqauth.brokers.log.records import NO_LOG, RecordPlace
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.log_work import LogWork
+from mqauth.delivery.start import Committed, Start
 from mqauth.wire import message as wire
 
 MOST: Final = 500
@@ -45,8 +46,12 @@ class Bench(LeafBench):
 
     def consumer(self) -> Consumer:
         """Return a client of a group of its own."""
+        return Consumer(self.settings())
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of a group of its own."""
         group = {"group.id": uuid.uuid4().hex, "auto.offset.reset": "earliest", "enable.auto.offset.store": False}
-        return Consumer(self._servers | group)
+        return self._servers | group
 
     def produce_bare(self) -> None:
         """Send by the client alone."""
@@ -82,11 +87,12 @@ class Bench(LeafBench):
 
     def consume(self, workers: int = 1) -> None:
         """Read all by the wrapper."""
-        client = self.consumer()
+        config = self.settings()
+        client = Consumer(config)
         client.assign([TopicPartition(self.stage.topic, 0, 0)])
         handler = self.handler(lambda: consumer.stop())  # noqa: PLW0108 - made below
         consumer = confluent.Consumer(
-            client, self.guard(), handler, topics=[], dead_letters=Refusals(), workers=workers
+            client, self.guard(), handler, config=config, topics=[], dead_letters=Refusals(), workers=workers
         )
         consumer.run()
         client.close()
@@ -96,6 +102,7 @@ class Bench(LeafBench):
         guard, assignment = self.guard(), Assignment(SYSTEM_CLOCK)
         work = LogWork(guard, assignment, lambda _: None, lambda _: Refusals())
         place = TopicPartition(self.stage.topic, 0)
+        assignment.begin({place: Start(0, Committed(0, ""), seek=False)}, (place,))
         for first in range(0, len(records), MOST):
             assignment.receive(place, [made(each) for each in records[first : first + MOST]])
             partition = assignment.choose()

@@ -1,7 +1,7 @@
 """What RabbitMQ does with deliveries that come back, tried with plain aio-pika on three nodes.
 
 A holder on one node has deliveries of a queue that another node leads; a witness on the third takes what comes
-back. Decision 88 has what follows.
+back. Decision 10 has what follows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,14 @@
-"""Celery with a token on every task, as far as kombu allows: what decision 96 says of it can be seen here.
+"""Celery with a token on every task, as far as kombu allows, and why mqauth has no leaf for Celery (decision 21).
 
 kombu's producer signs a task when it is encoded, and kombu's consumer verifies it before Celery's worker sees it.
-A stranger's task is refused by that. A task may name others that come after it, though, and the worker signs
-those as itself.
+A stranger's task is refused by that. The promise breaks all the same:
+
+* A body names the tasks that come after it (``chain``, ``link``, ``chord``), and the worker signs those as itself.
+  So whoever may have one task run can have every task run that the worker may publish.
+* Remote control is consumed by ``kombu.pidbox``, past the verdict.
+* By default a task is acked before it runs, and settled by Celery's own rules else.
+* A task with an ``eta`` waits in the worker for longer than its token lives.
+* The worker's loop is one thread: a message that cannot be judged yet has no place to wait.
 """
 
 from __future__ import annotations

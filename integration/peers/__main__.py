@@ -19,10 +19,6 @@ PAGE: Final = FOLDER.parents[1] / "docs" / "comparison.md"
 BEGIN: Final = "<!-- peers: written by python -m integration.peers -->"
 END: Final = "<!-- end of peers -->"
 _FORGED: Final = "-1"
-_NONE: Final = "\u2013"
-_CELLS: Final = {
-    "accepted": "**accepted**", "refused": "refused", "refused, by an error that is not documented": "refused ¹",
-}  # fmt: skip
 
 
 def trials(python: str) -> dict[str, Any]:
@@ -43,21 +39,23 @@ def installed() -> str:
 
 
 def table(peers: dict[str, Any], own: dict[str, str]) -> str:
-    """Return the table: a class in each row that any peer was tried with, a peer in each column."""
-    heads = ["class", *(f"{name} {found['version']}" for name, found in peers.items()), "mqauth"]
-    lines = [f"| {' | '.join(heads)} |", f"| {' | '.join(['---'] * len(heads))} |"]
+    """Return the table: who accepted a class that any accepted; then the classes that all refused."""
+    columns = {**{name: found["outcomes"] for name, found in peers.items()}, "mqauth": own}
+    lines, refused = ["| class | accepted by |", "| --- | --- |"], []
     rows = [(_FORGED, "a stranger's signature"), *((str(each.number), each.story) for each in CLASSES)]
     for number, story in rows:
-        cells = [found["outcomes"].get(number) for found in peers.values()]
-        if any(cells):
-            said = [_CELLS.get(cell or "", _NONE) for cell in (*cells, own.get(number))]
-            lines.append(f"| {'' if number == _FORGED else number + ': '}{story} | {' | '.join(said)} |")
-    return "\n".join(lines)
+        accepted = [name for name, found in columns.items() if found.get(number) == "accepted"]
+        if accepted:
+            lines.append(f"| {number}: {story} | {'; '.join(accepted)} |")
+        elif any(number in found["outcomes"] for found in peers.values()):
+            refused.append(story if number == _FORGED else number)
+    return "\n".join([*lines, "", f"Refused by all that the class fits: {', '.join(refused)}."])
 
 
 def counts(peers: dict[str, Any], own: dict[str, str]) -> str:
     """Return a sentence for each column: how many classes it was tried with, and accepted."""
-    columns = {**{name: found["outcomes"] for name, found in peers.items()}, "mqauth": _tried(peers, own)}
+    versions = {f"{name} {found['version']}": found["outcomes"] for name, found in peers.items()}
+    columns = {**versions, "mqauth": _tried(peers, own)}
     lines = []
     for name, found in columns.items():
         tried = [said for number, said in found.items() if number != "0"]

@@ -21,7 +21,7 @@ from mqauth.wire import json_form
 from mqauth.wire.message import Message
 
 PAGES = (
-    "docs/how-to/review-dead-letters.md", "docs/how-to/survive-an-issuers-outage.md",
+    "docs/review.md", "docs/how-to/survive-an-issuers-outage.md",
     "docs/how-to/respond-to-a-stolen-key.md", "docs/how-to/write-a-producer-in-another-language.md",
     "docs/troubleshooting.md",
 )  # fmt: skip

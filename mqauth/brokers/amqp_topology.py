@@ -48,7 +48,16 @@ def stream_refused(name: str) -> ConfigurationError:
     return ConfigurationError(f"{name} is a stream, which loses what is given back to it: consume a quorum queue")
 
 
-async def is_stream(refusal: Callable[[dict[str, Any]], Awaitable[str]]) -> bool:
+async def exists(refusal: Callable[..., Awaitable[str]]) -> bool:
+    """Return whether a queue exists, or the broker does not tell.
+
+    Args:
+        refusal: declares the queue with properties, and returns the broker's answer; empty where it agrees.
+    """
+    return "NOT_FOUND" not in await refusal(passive=True)
+
+
+async def is_stream(refusal: Callable[..., Awaitable[str]]) -> bool:
     """Return whether a queue is known to be a stream; nothing is declared.
 
     A queue that was got by its name has no arguments that we know. But RabbitMQ compares the arguments of a
@@ -56,11 +65,11 @@ async def is_stream(refusal: Callable[[dict[str, Any]], Awaitable[str]]) -> bool
     priority, so that none comes into being where the queue is missing.
 
     Args:
-        refusal: declares the queue with arguments, and returns the broker's answer; empty where it agrees.
+        refusal: as ``exists`` has it.
     """
     wanted: dict[str, Any] = {"x-queue-type": "stream", "x-max-priority": 1}
     for _ in range(_ARGUMENTS):
-        answer = await refusal(wanted)
+        answer = await refusal(arguments=wanted)
         if not answer:
             return True
         differs = _OTHER.search(answer)

@@ -18,6 +18,7 @@ from mqauth.errors import require
 from mqauth.flow import is_async, is_awaitable
 from mqauth.judging.unverified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
+from mqauth.logs import emit
 from mqauth.signer import Signer
 from mqauth.threads import DaemonThread
 
@@ -26,6 +27,9 @@ Timer = Callable[[float, Callable[[], None]], Any]
 """Calls a function after so many seconds: ``call_later``, or a test's own."""
 Sleep = Callable[[float], Awaitable[Any]]
 """Waits so many seconds: ``asyncio.sleep``, or a test's own."""
+LEAVE: Final = 2.0
+"""Seconds for which a consumer that stops waits for its broker, beside its grace."""
+_MOMENT: Final = 0.1
 
 
 def call_later(seconds: float, function: Callable[[], None]) -> asyncio.TimerHandle:
@@ -98,11 +102,13 @@ class AwaitedLetters:
 
     name: str
     publish: Callable[[DeadLetter], Any]
+    exists: Callable[[], Any]
 
 
 def letters_on_thread(sink: DeadLetterSink) -> AwaitedLetters:
     """Return a sink that an event loop can wait for: plain calls are made on a thread."""
-    return AwaitedLetters(sink.name, on_thread(sink.publish))
+    exists = getattr(sink, "exists", lambda: None)
+    return AwaitedLetters(sink.name, on_thread(sink.publish), partial(asyncio.to_thread, exists))
 
 
 async def signed(signer: Signer, sign: Callable[..., R], *arguments: Any) -> R:
@@ -167,6 +173,37 @@ class LoopBeat:
         self._asked = None
 
 
+class Leaving:
+    """The time for which a consumer that stops waits for its broker: one limit for all that it asks.
+
+    What has no answer by then is left as it is, and not cancelled: it may have been sent, and what the broker has
+    not got it delivers again.
+
+    Args:
+        grace: seconds more, where handlers are waited for in the same call.
+
+    Attributes:
+        left: seconds of it that are left.
+    """
+
+    def __init__(self, grace: float = 0.0) -> None:
+        self.left = grace + LEAVE
+
+    async def wait(self, asked: Awaitable[Any]) -> None:
+        """Wait for something that the broker is to answer, while there is time.
+
+        Also where none is left, what needs no answer has a moment to be sent.
+        """
+        loop, asking = asyncio.get_running_loop(), asyncio.ensure_future(asked)
+        began = loop.time()
+        await asyncio.wait((asking,), timeout=max(self.left, _MOMENT))
+        before, self.left = self.left, max(0.0, self.left - (loop.time() - began))
+        if asking.done():
+            asking.result()
+        elif before:
+            emit("client.no_answer", "the broker does not answer a consumer that stops: it is left as it is")
+
+
 class DeliveryTasks:
     """The tasks of one consumer, one for each delivery."""
 
@@ -194,13 +231,22 @@ class DeliveryTasks:
             self._asking.add(task)
             self._asked.set()
 
-    async def end(self, grace: float) -> None:
-        """Return when all tasks have ended; those that need longer than ``grace`` seconds are cancelled, once."""
+    async def end(self, grace: float, leaving: Leaving, left: Callable[[], None] = lambda: None) -> None:
+        """Return when all tasks have ended; those that need longer than ``grace`` seconds are cancelled, once.
+
+        Args:
+            grace: seconds.
+            leaving: the time for which those that were cancelled may wait for the broker.
+            left: called when it is over, to end their waiting; the clean-up of a handler is never cut short.
+        """
         if not await self.wait_until_idle(grace):
             late = self._running - self._asking
             for task in late:
                 task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            ended = asyncio.gather(*late, return_exceptions=True)
+            await asyncio.wait((ended,), timeout=max(leaving.left, _MOMENT))
+            left()
+            await ended
 
     async def wait_until_idle(self, seconds: float) -> bool:
         """Wait for all tasks, at most so many seconds; return whether none runs any more."""

@@ -7,7 +7,7 @@ kind of value with its bounds, one line of help, the default, and which other se
     heads_every: Annotated[int, POSITIVE, "Records after which a head is signed.", only_with("heads")] = 1000
 
 This module derives from it how a table is read, the suggestion for a misspelt key, the JSON Schema, and the page
-``docs/configuration.md`` (decision 89). A setting without a default is required. The method ``refusals`` of a
+``docs/configuration.md`` (decision 20). A setting without a default is required. The method ``refusals`` of a
 table checks what concerns several settings at once. A setting has the name of the argument that it becomes, so
 that ``arguments`` can pass it on.
 """

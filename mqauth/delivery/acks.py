@@ -26,23 +26,15 @@ class Ack(NamedTuple):
 class DeliveryTags:
     """The delivery tags of one channel: those that are open, and those that are settled and not acked yet.
 
-    Args:
-        after: the last tag of the channel, where it is known that none up to it is unacked.
-
     Attributes:
-        shared: whether somebody else consumes on this channel too.
+        shared: whether somebody else consumes on this channel too, or has.
     """
 
-    def __init__(self, after: int = 0) -> None:
+    def __init__(self) -> None:
         self._open: dict[int, None] = {}
         self._settled: dict[int, Delivery] = {}
-        self._last = after
+        self._last = 0
         self.shared = False
-
-    @property
-    def clean(self) -> int:
-        """The last tag, where it is known that none up to it is unacked; else 0."""
-        return 0 if self.shared or self._open or self._settled else self._last
 
     @property
     def waiting(self) -> int:

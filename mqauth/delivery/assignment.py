@@ -1,45 +1,12 @@
 """The partitions of a log that are assigned to this consumer, and what is to be done with them.
 
-How the log engine works ======================== A client polls records of the partitions that the broker has
-assigned to it. It tells the ``Assignment`` what came, and asks it which calls to make: pause, resume, seek,
-commit. Workers ask it for a partition to work on. Nothing here makes a call, waits, or starts a thread.
-
-**Settled prefix.** A worker chooses a partition, which marks it as running, and carries its records to their end
-in order, one at a time. A record is settled when its handler has returned, or when its audit record and its dead
-letter are durable. So the settled records of a partition are a prefix of the received ones, and the offset
-behind the last of them can be committed. Commits are made after each visit of a partition, and at intervals
-during a long one. A failed commit is made again after a second.
-
-**Deferred records.** Where something is out of reach (the replay store, the audit sink, keys), the first record
-stays and its partition *stalls*: it is paused at the client and tried again after a back-off. Records behind it
-are forgotten and read again later, by a seek; only their times of receipt are kept, since a message is judged by
-the time when it first came. Other partitions go on.
-
-**Pauses.** A partition is paused while it is worked on, is stalled, or has records waiting. Where all workers are
-busy, all partitions are paused, since a fetch for idle ones would stand at the broker and keep the client from
-fetching for the busy ones. A partition that the user paused stays paused.
-
-**Early claims.** Records of one poll are claimed in the replay store in one round trip (``EarlyClaims``). A claim
-remembers topic, partition and offset, so that a consumer that reads the same record later may take it over.
-
-**Revocation.** Before a rebalance nothing new is begun, and what runs may end and is committed. An eager rebalance
-revokes everything and gives most of it back: partitions are *suspended* until it is known which. What was lost is
-dropped: no further step of its deliveries is taken, and nothing of it is committed.
-
-**Doubt.** A process that stood still for longer than the group's session may have lost its partitions without
-being told. Nothing is begun until a commit, which the broker refuses to a former member, has succeeded.
-
-Example. A poll brings offsets 10, 11 and 13 of ``orders-0`` (12 was compacted away); one round trip claims all
-three. 10 is handled: 11 may be committed. For 11 the audit sink is out of reach: the partition stalls at 11, the
-client is told to pause it and to seek to 13, and the record 13 is forgotten. The commit says 11. After the
-back-off 11 is tried again where it stopped; it is audited, dead-lettered, and settled. The partition is resumed,
-a poll brings 13, and 14 is committed. Had the partition been lost while it stalled, the next owner would read
-from 11.
+How it works is told in ``mqauth.delivery.partition``.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
@@ -47,12 +14,15 @@ from typing import Any, Final
 from mqauth.clock import Clock
 from mqauth.delivery.health import NO_RUNGS, Counts, LogHealth, Rungs, Stall
 from mqauth.delivery.partition import Backoff, ClientCalls, Partition, TopicPartition, offset_of
+from mqauth.delivery.start import Start
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
 from mqauth.wire.message import Message
 
 COMMIT_RETRY: Final = 1.0
 """Seconds before a failed commit is made again; during a rebalance none can succeed."""
+RENEWAL: Final = 12 * 3600.0
+"""Seconds after which all offsets are committed again: they expire (``offsets.retention.minutes``)."""
 Due = Mapping[Partition, int]
 _DEFERRED: Final = Verdict.DEFERRED
 
@@ -70,6 +40,8 @@ class Assignment:
 
     Attributes:
         counts: what became of the deliveries.
+        early: the first offset that was received of each partition before it was begun.
+        epoch: how many facts of rebalances came.
 
     Raises:
         ConfigurationError: ``interval`` is not above 0.
@@ -94,11 +66,13 @@ class Assignment:
         self._width = width
         self._lock = nullcontext() if lock is None else lock
         self._partitions: dict[Any, Partition] = {}
+        self.early: dict[Any, int] = {}
+        self.epoch = 0
         self.counts = Counts()
         self._running: list[Partition] = []
         self._paused: Set[Any] = frozenset()
-        self._held_back = self._stopping = self._ended = False
-        self._committed_at = self._held_until = clock.monotonic()
+        self._held_back = self._stopping = self._ended = self._revoked = False
+        self._committed_at = self._held_until = self._renewed_at = self._begins_at = clock.monotonic()
         self._beats: tuple[float, float] | None = None
         self._doubted: float | None = None
 
@@ -107,10 +81,31 @@ class Assignment:
         """How many partitions are being worked on, with those that were taken away meanwhile."""
         return len(self._running)
 
-    def partition(self, place: TopicPartition) -> Partition:
-        """Return a partition by its name; it is added where it is new."""
+    def partition(self, place: TopicPartition) -> Partition | None:
+        """Return a partition by its name; ``None`` where it was not begun."""
+        return self._partitions.get(place)
+
+    # Partitions that were just assigned
+
+    def unbegun(self, held: Set[Any]) -> Set[Any]:
+        """Return the partitions that are to be begun now, of those that the client holds."""
         with self._lock:
-            return self._partitions.setdefault(place, Partition(place))
+            found = held - self._partitions.keys()
+            waits = self._revoked or self._clock.monotonic() < self._begins_at
+            return frozenset() if waits else found
+
+    def begin(self, starts: Mapping[Any, Start], among: Collection[Any]) -> None:
+        """Begin partitions whose start is committed; where some could not be begun, try again after a second.
+
+        Args:
+            starts: where they begin.
+            among: those that were to be begun.
+        """
+        with self._lock:
+            for place, start in starts.items():
+                self._partitions[place] = Partition.begun(place, start, self.early.pop(place, None))
+            if len(starts) < len(among):
+                self._begins_at = self._clock.monotonic() + COMMIT_RETRY
 
     # Facts from the client: rebalances
 
@@ -121,21 +116,26 @@ class Assignment:
         protocol (KIP-429) revokes only what is really lost.
         """
         with self._lock:
+            self.epoch += 1
+            self._revoked = not set(places).isdisjoint(held)
             self._forget(set(places) - set(held))
-            for place in set(places) & self._partitions.keys():
+            for place in self._partitions.keys() & set(places):
                 self._partitions[place].suspended = True
 
     def assigned(self, held: Collection[Any]) -> None:
         """End a rebalance: go on with what the client holds, and drop what did not come back."""
         with self._lock:
-            self._forget({place for place, found in self._partitions.items() if found.suspended} - set(held))
+            self.epoch += 1
+            suspended = {place for place, found in self._partitions.items() if found.suspended}
+            self._forget((suspended | self.early.keys()) - set(held))
             for partition in self._partitions.values():
                 partition.suspended = False
-            self._doubted = None
+            self._revoked, self._doubted = False, None
 
     def lost(self, places: Collection[Any]) -> None:
         """Drop partitions that somebody else has already."""
         with self._lock:
+            self.epoch += 1
             self._forget(set(places))
 
     def hold_back(self, holding: bool) -> None:
@@ -162,10 +162,15 @@ class Assignment:
                 self._doubted = now[0]
 
     def receive(self, place: TopicPartition, messages: Sequence[Message]) -> None:
-        """Add records of a partition, in the order of its log."""
+        """Add records of a partition, in the order of its log; of one that was not begun they are read again."""
         now = self._clock.now()
         with self._lock:
-            partition = self.partition(place)
+            partition = self._partitions.get(place)
+            if partition is None:
+                self.early.setdefault(place, offset_of(messages[0]))
+            # Of a position that is about to be left.
+            if partition is None or partition.seek is not None:
+                return
             while back := partition.receive(messages, now):
                 partition, messages = self._went_back(partition, offset_of(back[0])), back
 
@@ -215,7 +220,7 @@ class Assignment:
             self._ended = True
 
     def skipped(self, partition: Partition, beyond: int) -> None:
-        """Go on at offset ``beyond``, behind a range that cannot be read and was audited."""
+        """Go on at offset ``beyond``, behind a range that cannot be read and was audited, or is gone."""
         with self._lock:
             partition.skip(beyond)
 
@@ -227,13 +232,9 @@ class Assignment:
             partition.attempt += 1
             partition.retry_at = self._clock.monotonic() + self._backoff.wait(partition.attempt)
             partition.stall = Stall(
-                topic=topic,
-                partition=number,
-                offset=offset,
-                cause=outcome.cause,
-                detail=outcome.detail,
+                topic=topic, partition=number, offset=offset, cause=outcome.cause, detail=outcome.detail,
                 since=self._clock.now() if before is None else before.since,
-            )
+            )  # fmt: skip
 
     def keys_changed(self) -> None:
         """Try deferred partitions again at once: the keys that they wait for may be there now."""
@@ -253,10 +254,13 @@ class Assignment:
         with self._lock:
             full = 0 < self._width <= len(self._running)
             partitions = self._partitions.values()
-            wished = held & (held if full else {found.topic_partition for found in partitions if found.busy})
+            unbegun = held - self._partitions.keys()
+            busy = {found.topic_partition for found in partitions if found.busy}
+            wished = held & (held if full else busy | unbegun)
             pause, resume = wished - paused, (paused & self._paused) - wished
             self._paused = pause | (wished & self._paused)
             wanted = {found.topic_partition: found.seek for found in partitions if found.topic_partition in held}
+            wanted |= {place: self.early.get(place) for place in unbegun}
             seek = {place: offset for place, offset in wanted.items() if offset is not None}
             for found in partitions:
                 found.seek = None
@@ -294,14 +298,16 @@ class Assignment:
         """Return the offsets that may be committed and are not yet.
 
         In doubt it also returns offsets that are committed already: such a commit shows whether we are a member.
+        So it does twice a day.
         """
         found: dict[Partition, int] = {}
         with self._lock:
+            again = self._doubted is not None or self._clock.monotonic() - self._renewed_at >= RENEWAL
             for partition in self._partitions.values():
                 offset = partition.settled
                 if self._doubted is not None:
                     offset = partition.first_open if offset is None else offset
-                elif offset == partition.committed:
+                elif offset == partition.committed and not again:
                     continue
                 if partition.ours and offset is not None:
                     found[partition] = offset
@@ -322,6 +328,8 @@ class Assignment:
                     partition.letters.popleft()
             if self._doubted is not None and began >= self._doubted:
                 self._doubted = None
+            if began - self._renewed_at >= RENEWAL:
+                self._renewed_at = began
 
     def commit_failed(self) -> None:
         """Note that a commit failed, and is to be made again."""
@@ -347,7 +355,7 @@ class Assignment:
             paused: those that are paused there.
         """
         with self._lock:
-            opened = {each.topic_partition: each.first_open for each in self._partitions.values()}
+            opened = self.early | {each.topic_partition: each.first_open for each in self._partitions.values()}
             seek = {place: offset for place, offset in opened.items() if offset is not None and place in held}
             return ClientCalls(pause=frozenset(), resume=paused & self._paused, seek=seek)
 
@@ -367,16 +375,18 @@ class Assignment:
 
         Letters of records before that offset are kept: these records are not read again.
         """
-        kept = [letter for letter in partition.letters if letter[0] < offset]
-        self._drop({partition.topic_partition})
-        renewed = self.partition(partition.topic_partition)
-        renewed.letters.extend(kept)
+        kept = (letter for letter in partition.letters if letter[0] < offset)
+        place = partition.topic_partition
+        self._drop({place})
+        self._partitions[place] = renewed = Partition(place, letters=deque(kept), metadata=partition.metadata)
         return renewed
 
     def _forget(self, places: Set[Any]) -> None:
         """Drop partitions that were taken away; the client forgets their pauses too."""
         self._drop(places)
         self._paused -= places
+        for place in places:
+            self.early.pop(place, None)
 
     def _drop(self, places: Set[Any]) -> None:
         for place in places & self._partitions.keys():

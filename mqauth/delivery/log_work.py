@@ -15,7 +15,7 @@ from mqauth.flow import Flow, asked, is_async, is_awaitable, refuse_async, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
 from mqauth.judging.rollout import is_lenient
 from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Verified, decoded, equip
+from mqauth.judging.verified import Decode, Verified, decoder, equip
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.replay.rules import ClaimRequest
 
@@ -53,7 +53,7 @@ class LogWork:
         handler: Handler,
         letters: Callable[[Partition], DeadLetterSink],
         *,
-        decode: Callable[[bytes], Any] | None = None,
+        decode: Decode | None = None,
         answer: Callable[[Verified, bytes], Any] | None = None,
         unverified: Unverifieds | None = None,
         on_loop: bool = False,
@@ -109,6 +109,10 @@ class LogWork:
             Whether it was audited and skipped.
         """
         partition = self._assignment.partition(place)
+        # It has just been assigned, and is read again once it is begun.
+        if partition is None:
+            self._assignment.early.setdefault(place, first)
+            return False
         try:
             yield from asked(Cause.AUDIT_UNAVAILABLE, self._guard.audit.write, record)  # type: ignore[union-attr]
         except Unavailable as error:
@@ -262,13 +266,14 @@ class LogLeases:
 
 def equipped(
     handler: Handler,
-    decode: Callable[[bytes], Any] | None,
+    decode: Decode | None,
     answer: Callable[[Verified, bytes], Any] | None,
 ) -> Handler:
     """Return a handler that gets a decoded message it can answer; the handler itself where neither is wanted."""
     if decode is None and answer is None:
         return handler
-    return lambda verified: handler(equip(verified, responder=answer, value=decoded(verified, decode)))
+    value = (lambda _: None) if decode is None else decoder(decode)
+    return lambda verified: handler(equip(verified, responder=answer, value=value(verified)))
 
 
 def check_plugins(guard: Pipeline, **plugins: object) -> None:

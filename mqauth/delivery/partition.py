@@ -1,8 +1,46 @@
 """One partition while it is assigned to us: the records received, and how far it may be committed.
 
-Its records are handled in order, one at a time, so the settled records are always a prefix of the received ones.
-Offsets have gaps, from compaction and transaction markers: "the next record" is the next one received, whatever
-its offset.
+How the log engine works
+========================
+A client polls records of the partitions that the broker has
+assigned to it. It tells the ``Assignment`` what came, and asks it which calls to make: pause, resume, seek,
+commit. Workers ask it for a partition to work on. Nothing here makes a call, waits, or starts a thread.
+
+**Start.** A partition that was assigned is *begun* once the group's offset of it is committed
+(``mqauth.delivery.start``). Before that it is paused, and what is received of it is read again later.
+
+**Settled prefix.** A worker chooses a partition, which marks it as running, and carries its records to their end
+in order, one at a time. A record is settled when its handler has returned, or when its audit record and its dead
+letter are durable. So the settled records of a partition are a prefix of the received ones, and the offset
+behind the last of them can be committed. Commits are made after each visit of a partition, and at intervals
+during a long one. A failed commit is made again after a second. Twice a day everything is committed again: offsets
+expire at the broker.
+
+**Deferred records.** Where something is out of reach (the replay store, the audit sink, keys), the first record
+stays and its partition *stalls*: it is paused at the client and tried again after a back-off. Records behind it
+are forgotten and read again later, by a seek; only their times of receipt are kept, since a message is judged by
+the time when it first came. Other partitions go on.
+
+**Pauses.** A partition is paused while it is worked on, is stalled, or has records waiting. Where all workers are
+busy, all partitions are paused, since a fetch for idle ones would stand at the broker and keep the client from
+fetching for the busy ones. A partition that the user paused stays paused.
+
+**Early claims.** Records of one poll are claimed in the replay store in one round trip (``EarlyClaims``). A claim
+remembers topic, partition and offset, so that a consumer that reads the same record later may take it over.
+
+**Revocation.** Before a rebalance nothing new is begun, and what runs may end and is committed. An eager rebalance
+revokes everything and gives most of it back: partitions are *suspended* until it is known which. What was lost is
+dropped: no further step of its deliveries is taken, and nothing of it is committed.
+
+**Doubt.** A process that stood still for longer than the group's session may have lost its partitions without
+being told. Nothing is begun until a commit, which the broker refuses to a former member, has succeeded.
+
+Example. A poll brings offsets 10, 11 and 13 of ``orders-0`` (12 was compacted away); one round trip claims all
+three. 10 is handled: 11 may be committed. For 11 the audit sink is out of reach: the partition stalls at 11, the
+client is told to pause it and to seek to 13, and the record 13 is forgotten. The commit says 11. After the
+back-off 11 is tried again where it stopped; it is audited, dead-lettered, and settled. The partition is resumed,
+a poll brings 13, and 14 is committed. Had the partition been lost while it stalled, the next owner would read
+from 11.
 """
 
 from __future__ import annotations
@@ -10,10 +48,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 from mqauth.clock import SYSTEM_RANDOMNESS, Randomness
 from mqauth.delivery.health import Stall
+from mqauth.delivery.start import Start
 from mqauth.errors import ConfigurationError, StaleDelivery
 from mqauth.judging.pipeline import Delivery
 from mqauth.letters.dead_letter import DeadLetter
@@ -69,6 +108,7 @@ class Partition:
         next: the offset to commit: one past the last settled record.
         beyond: the offset after a range that was skipped; it counts once everything before it is settled.
         committed: the offset that the broker has.
+        metadata: of its commits (``mqauth.delivery.start``).
         seek: the offset to read from next, where that is not where the client stands.
         receipts: when the records that will be read again were first received.
         alive: whether it is still assigned; once false, nothing of it is committed.
@@ -88,6 +128,7 @@ class Partition:
     next: int | None = None
     beyond: int | None = None
     committed: int | None = None
+    metadata: str = ""
     seek: int | None = None
     receipts: tuple[Receipt, ...] = ()
     alive: bool = True
@@ -103,6 +144,21 @@ class Partition:
         # Bound once: looking a method up for each delivery would cost more.
         self.fence = self.refuse_stale
 
+    @classmethod
+    def begun(cls, place: TopicPartition, start: Start, early: int | None) -> Self:
+        """Return a partition of which nothing was received yet.
+
+        Args:
+            place: its name.
+            start: where it begins.
+            early: the offset of the first record that was received of it before it was begun.
+        """
+        offset, committed, seek = start
+        return cls(
+            place, next=committed.offset, committed=committed.offset, metadata=committed.metadata,
+            last=offset - 1 if early is None else min(early, offset) - 1, seek=offset if seek else early,
+        )  # fmt: skip
+
     @property
     def ours(self) -> bool:
         """Whether its records may be begun and committed now."""
@@ -117,6 +173,11 @@ class Partition:
     def settled(self) -> int | None:
         """The offset that may be committed; never past a record that is not settled."""
         return self.next if self.waiting or self.beyond is None else max(self.beyond, self.next or 0)
+
+    @property
+    def expected(self) -> int | None:
+        """The offset behind the last record received; ``None`` where the client is to read from another one."""
+        return None if self.last is None or self.seek is not None else self.last + 1
 
     @property
     def first_open(self) -> int | None:
@@ -166,8 +227,9 @@ class Partition:
             self.seek = offset_of(tail[0].message)
 
     def skip(self, beyond: int) -> None:
-        """Go on at offset ``beyond``, behind a range that cannot be read."""
-        self.recovered()
+        """Go on at offset ``beyond``, behind a range that cannot be read, or is gone."""
+        if not self.waiting:
+            self.recovered()
         self.last, self.beyond, self.seek = beyond - 1, beyond, beyond
 
     def recovered(self) -> None:

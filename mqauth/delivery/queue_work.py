@@ -14,7 +14,7 @@ from mqauth.errors import Cause, StaleDelivery
 from mqauth.flow import Flow
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
 from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Responder
+from mqauth.judging.verified import Decode, Responder
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.wire.message import Message
@@ -57,7 +57,7 @@ class QueueWork:
         dead_letters: DeadLetterSink,
         *,
         ended: Callable[[Any], bool],
-        decode: Callable[[bytes | None], Any] | None,
+        decode: Decode | None,
         answer: Responder | None,
         stops: bool,
         unverified: Unverifieds | None = None,

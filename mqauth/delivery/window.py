@@ -282,7 +282,12 @@ class Window:
             return False
         said, self._said_full = self._said_full, self._is_full(self.consumer)
         if self._said_full and not said:
-            self._say_full()
+            causes = ", ".join(f"{number} {what}" for what, number in self._hold.capacity.by_cause().items())
+            # A warning where the user chose a prefetch of 1, else an error.
+            level, why = logging.ERROR, "no more can be held"
+            if self.prefetch == 1:
+                level, why = logging.WARNING, "its prefetch is 1"
+            emit("consumer.full", "%s waits, since %s: %s", self._queue, why, causes, level=level)
         return self._hold.capacity.wants_another(self.consumer, self.prefetch, busy - len(self._hold))
 
     def suspend(self, held: HeldDelivery) -> bool:
@@ -383,17 +388,3 @@ class Window:
 
     def _is_full(self, consumer: str) -> bool:
         return self._hold.capacity.is_full(consumer, self.prefetch)
-
-    def _say_full(self) -> None:
-        """Log that the queue waits; a warning where the user chose a prefetch of 1, else an error."""
-        causes = ", ".join(f"{number} {what}" for what, number in self._hold.capacity.by_cause().items())
-        ordered = self.prefetch == 1
-        why = "its prefetch is 1" if ordered else "no more can be held"
-        emit(
-            "consumer.full",
-            "%s waits, since %s: %s",
-            self._queue,
-            why,
-            causes,
-            level=logging.WARNING if ordered else logging.ERROR,
-        )

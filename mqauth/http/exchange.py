@@ -2,7 +2,7 @@
 
 A request has one deadline, a limit in bytes, and https; no redirect is followed. It uses ``http.client`` of the
 standard library over a ``DeadlineSocket``. No client library bounds the whole exchange: their timeouts begin anew
-with every byte that arrives (decision 30).
+with every byte that arrives (decision 1).
 """
 
 from __future__ import annotations

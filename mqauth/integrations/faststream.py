@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 from faststream import AckPolicy, Context
 
+from mqauth.brokers.event_loop import Leaving
 from mqauth.errors import require
 from mqauth.integrations.faststream_acks import require_manual
 from mqauth.integrations.faststream_middleware import Middleware, NotHandledError, Protection
@@ -111,10 +112,13 @@ def _protected(kind: Any) -> type:
             await self._mqauth.letters.start()
             await self._mqauth.tell()
             await super().start()
+            await self._mqauth.started()
 
         async def stop(self, *error: Any, **named: Any) -> None:
-            await super().stop(*error, **named)
-            await self._mqauth.tell(last=True)
+            leaving = Leaving(self.config.graceful_timeout or 0.0)
+            await leaving.wait(self._mqauth.stopping())
+            await leaving.wait(super().stop(*error, **named))
+            await leaving.wait(self._mqauth.tell(last=True))
 
     Protected.__name__, Protected.__qualname__ = kind.__name__, kind.__qualname__
     return Protected

@@ -3,67 +3,180 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Set
+from contextlib import suppress
 from typing import Any, Final
 
-from confluent_kafka import KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaException, Message
 from faststream.confluent.publisher.usecase import BatchPublisher
 from faststream.confluent.subscriber.usecase import DefaultSubscriber
 
-from mqauth.brokers.confluent.client import COMES_AGAIN, error_of
+from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, membership_of
+from mqauth.brokers.confluent.offsets import Offsets, OffsetsOnThread, bounds, left_out, reset_of
+from mqauth.brokers.confluent.positions import Place as Partition
+from mqauth.brokers.confluent.positions import native, places_of
 from mqauth.brokers.confluent.translate import from_native, is_sendable
+from mqauth.delivery.start import Committed
 from mqauth.errors import MalformedMessage, Unavailable, require
 from mqauth.integrations import faststream_log
-from mqauth.integrations.faststream_log import SETTINGS, Place, Records, attempt, check, only_signed, prove
+from mqauth.integrations.faststream_log import (
+    SETTINGS,
+    LogProcessor,
+    Place,
+    Records,
+    attempt,
+    check,
+    only_signed,
+    prove,
+    started,
+    stopping,
+)
 from mqauth.signer import Signer
 from mqauth.wire import message as wire
 
-__all__ = ["BATCHES", "check", "deliveries", "is_out_of_reach", "only_signed", "prove", "seal"]
+__all__ = [
+    "BATCHES",
+    "PROCESSOR",
+    "check",
+    "deliveries",
+    "is_out_of_reach",
+    "only_signed",
+    "prove",
+    "seal",
+    "started",
+    "stopping",
+]
 BATCHES: Final = (BatchPublisher,)
 """Kinds of publishers that send batches."""
-_LOST: Final = (KafkaException, RuntimeError)
-"""What the client raises where the partition is gone, the broker out of reach, or the consumer closed."""
+PROCESSOR: Final = LogProcessor
+"""Carries the records of a subscriber through the pipeline."""
 
 
 class ConfluentRecords(Records):
     """The calls for the records of one subscriber."""
 
+    lost = (KafkaException, RuntimeError)
+
     def place(self, native: Message, /) -> Place:
         """Return where a record is."""
         return Place(native.topic() or "", native.partition() or 0, native.offset() or 0)
+
+    def partition(self, native: Message, /) -> Partition:
+        """Return the partition of a record."""
+        return Partition(native.topic() or "", native.partition() or 0)
 
     def record(self, native: Message, /) -> wire.Message:
         """Return a record as a message; never raises."""
         return from_native(native, scope=self.queue)
 
-    def assigned(self, consumer: Any) -> Iterable[tuple[str, int]]:
-        """Return what is assigned to the client."""
-        try:
-            found = () if consumer is None else consumer.consumer.assignment()
-        except _LOST:
-            return ()
-        return [(each.topic, each.partition) for each in found]
+    held: Set[Any] = frozenset()
+    generation: object = None
 
-    async def commit(self, consumer: Any, place: Place) -> bool:
-        """Commit what is before a place; the client's own commit covers what was read and given back, too."""
-        wanted = [TopicPartition(*place)]
-        return await attempt(
-            _on_thread(consumer, partial(consumer.consumer.commit, offsets=wanted, asynchronous=False)),
-            _LOST,
-            "commit",
-        )
+    async def look(self) -> None:
+        """See what is assigned to the client."""
+        # On its thread: ``assignment`` never returns while another thread polls (confluent-kafka 2.16).
+        self.held, self.generation = frozenset(), None
+        if self._subscriber.consumer is not None:
+            with suppress(*self.lost):
+                self.held, self.generation = await self.offsets().here(_state, self._subscriber.consumer.consumer)
 
-    async def seek(self, consumer: Any, place: Place) -> bool:
-        """Go on reading at a place."""
-        return await attempt(
-            _on_thread(consumer, partial(consumer.consumer.seek, TopicPartition(*place))), _LOST, "seek"
-        )
+    def offsets(self) -> SubscriberOffsets:
+        """Return the calls that say and move where the group stands."""
+        return SubscriberOffsets(self._subscriber.consumer, self.queue, self.generation)
+
+    async def left_out(self, place: Any, expected: int, offset: int | None) -> int | None:
+        """Return the first offset that is left, where the client has left ``expected`` out."""
+        offsets = self.offsets()
+        found: int | None = await offsets.here(left_out, offsets.client, place, expected, offset)
+        return found
+
+    async def seek(self, place: Any, offset: int) -> bool:
+        """Have a partition read from an offset next."""
+        offsets = self.offsets()
+        return await attempt(offsets.here(offsets.client.seek, native(place, offset)), self.lost, "seek")
 
 
-async def _on_thread(consumer: Any, call: Callable[[], Any]) -> None:
-    """Make a call of the client on the one thread on which FastStream makes them."""
-    await asyncio.get_running_loop().run_in_executor(consumer._thread_pool, call)
+class Ends:
+    """Notes the ends of partitions as they are assigned, before anything is read: a moment later they are others.
+
+    Args:
+        theirs: the callback that the consumer had before.
+    """
+
+    def __init__(self, theirs: Callable[..., None] | None) -> None:
+        self._theirs = theirs
+        self.ends: Mapping[Any, int] = {}
+
+    def __call__(self, client: Any, partitions: Any) -> None:
+        """Note ends, on the thread of the client."""
+        # Where that fails they are asked for later.
+        with suppress(KafkaException):
+            self.ends = {**self.ends, **bounds(client, places_of(partitions), end=True)}
+        if self._theirs is not None:
+            self._theirs(client, partitions)
+
+
+class Building:
+    """Builds FastStream's consumers, each with ``Ends``.
+
+    Args:
+        theirs: what FastStream builds them by.
+    """
+
+    def __init__(self, theirs: Callable[..., Any]) -> None:
+        self._theirs = theirs
+
+    def __call__(self, *topics: Any, **settings: Any) -> Any:
+        """Return a consumer."""
+        consumer = self._theirs(*topics, **settings)
+        if reset_of(consumer.config) == "latest":
+            consumer._on_assign = Ends(consumer._on_assign)
+        return consumer
+
+
+def _state(client: Any) -> tuple[Set[Any], object]:
+    return places_of(client.assignment()), membership_of(client).generation
+
+
+class SubscriberOffsets(OffsetsOnThread):
+    """The calls of a subscriber's client that say and move where its group stands.
+
+    They are made on the one thread on which FastStream makes them.
+
+    Args:
+        consumer: FastStream's, with the client.
+        group: the consumer group.
+        generation: in which they commit.
+    """
+
+    unsure: Set[Any] = frozenset()
+
+    def __init__(self, consumer: Any, group: str, generation: object) -> None:
+        self._client = self.client = consumer.consumer
+        self._generation = generation
+        self._pool = consumer._thread_pool
+        self._ends = consumer._on_assign.ends if isinstance(consumer._on_assign, Ends) else {}
+        self.scope = group
+        self.reset = reset_of(consumer.config)
+
+    def bounds(self, places: Collection[Any], end: bool, /) -> Any:
+        """Return the first offset of each partition, or the end that it had when it was assigned."""
+        known = {place: self._ends[place] for place in places if end and place in self._ends}
+        return self.here(lambda: bounds(self._client, places, end=end) | known)
+
+    def send_commit(self, offsets: Mapping[Any, Committed], /) -> Any:
+        """Commit offsets by partition, unless there was a rebalance; return the name of an error that passes."""
+
+        def commit() -> Any:
+            if membership_of(self._client).generation != self._generation:
+                return "a rebalance"
+            return Offsets.send_commit(self, offsets)
+
+        return self.here(commit)
+
+    def here(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Make a call on the thread."""
+        return asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
 
 
 def deliveries(subscriber: Any) -> tuple[ConfluentRecords, dict[str, Any]]:
@@ -79,6 +192,9 @@ def deliveries(subscriber: Any) -> tuple[ConfluentRecords, dict[str, Any]]:
         "enable.auto.commit would commit records before their verdict: leave it out of config=",
     )
     require("group.id" not in config, "config= has group.id for all subscribers: give each its group_id=")
+    broker = subscriber._outer_config.broker_config
+    if not isinstance(broker.builder, Building):
+        broker.builder = Building(broker.builder)
     return ConfluentRecords(subscriber, DefaultSubscriber), SETTINGS
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Set
 from typing import Any, Final
 
 from aiokafka import ConsumerRecord, TopicPartition
@@ -10,44 +10,120 @@ from aiokafka.errors import ConsumerStoppedError, KafkaError, KafkaTimeoutError
 from faststream.kafka.publisher.usecase import BatchPublisher
 from faststream.kafka.subscriber.usecase import DefaultSubscriber
 
+from mqauth.brokers.aiokafka import client as aiokafka_client
+from mqauth.brokers.aiokafka.offsets import Offsets
 from mqauth.brokers.log.records import record_message
+from mqauth.delivery.start import Committed
 from mqauth.errors import Unavailable
-from mqauth.integrations.faststream_log import SETTINGS, Place, Records, attempt, check, only_signed, prove, seal
+from mqauth.integrations.faststream_log import (
+    SETTINGS,
+    LogProcessor,
+    Place,
+    Records,
+    attempt,
+    check,
+    only_signed,
+    prove,
+    seal,
+    started,
+    stopping,
+)
 from mqauth.wire.message import Message
 
-__all__ = ["BATCHES", "check", "deliveries", "is_out_of_reach", "only_signed", "prove", "seal"]
+__all__ = [
+    "BATCHES",
+    "PROCESSOR",
+    "check",
+    "deliveries",
+    "is_out_of_reach",
+    "only_signed",
+    "prove",
+    "seal",
+    "started",
+    "stopping",
+]
 BATCHES: Final = (BatchPublisher,)
 """Kinds of publishers that send batches."""
-_LOST: Final = (KafkaError, ConsumerStoppedError)
+PROCESSOR: Final = LogProcessor
+"""Carries the records of a subscriber through the pipeline."""
 
 
 class AioKafkaRecords(Records):
     """The calls for the records of one subscriber."""
 
+    lost = (KafkaError, ConsumerStoppedError, TimeoutError)
+
     def place(self, native: ConsumerRecord[Any, Any], /) -> Place:
         """Return where a record is."""
         return Place(native.topic, native.partition, native.offset)
+
+    def partition(self, native: ConsumerRecord[Any, Any], /) -> TopicPartition:
+        """Return the partition of a record."""
+        return TopicPartition(native.topic, native.partition)
 
     def record(self, native: ConsumerRecord[Any, Any], /) -> Message:
         """Return a record as a message; never raises."""
         return record_message(native, self.queue)
 
-    def assigned(self, consumer: Any) -> Iterable[tuple[str, int]]:
-        """Return what is assigned to the client."""
-        return () if consumer is None else consumer.assignment()
+    @property
+    def held(self) -> Set[Any]:
+        """What is assigned to the client."""
+        consumer = self._subscriber.consumer
+        return frozenset() if consumer is None else consumer.assignment()
 
-    async def commit(self, consumer: Any, place: Place) -> bool:
-        """Commit what is before a place."""
-        wanted = {TopicPartition(place.topic, place.partition): place.offset}
-        return await attempt(consumer.commit(wanted), _LOST, "commit")
+    @property
+    def generation(self) -> object:
+        """What changes with each rebalance."""
+        consumer = self._subscriber.consumer
+        return None if consumer is None else aiokafka_client.generation_of(consumer)
 
-    async def seek(self, consumer: Any, place: Place) -> bool:
-        """Go on reading at a place."""
+    async def look(self) -> None:
+        """Do nothing: the client can be asked at any time."""
+
+    def offsets(self) -> SubscriberOffsets:
+        """Return the calls that say and move where the group stands."""
+        return SubscriberOffsets(self._subscriber.consumer, self.queue)
+
+    async def left_out(self, place: Any, expected: int, offset: int | None) -> int | None:
+        """Return the first offset that is left, where the client has left ``expected`` out."""
+        offsets = self.offsets()
+        if offset is None and offsets.position(place) in (None, expected):
+            return None
+        first = (await offsets.bounds([place], False))[place]
+        if offset is not None and offset < expected:
+            return first if (await offsets.bounds([place], True))[place] < expected else None
+        return first if first > expected else None
+
+    async def seek(self, place: Any, offset: int) -> bool:
+        """Have a partition read from an offset next."""
 
         async def seek() -> None:
-            consumer.seek(TopicPartition(place.topic, place.partition), place.offset)
+            self._subscriber.consumer.seek(place, offset)
 
-        return await attempt(seek(), _LOST, "seek")
+        return await attempt(seek(), self.lost, "seek")
+
+
+class SubscriberOffsets(Offsets):
+    """The calls of a subscriber's client that say and move where its group stands.
+
+    Args:
+        client: aiokafka's.
+        group: the consumer group.
+    """
+
+    unsure: Set[Any] = frozenset()
+
+    def __init__(self, client: Any, group: str) -> None:
+        self._client = client
+        self._generation = aiokafka_client.generation_of(client)
+        self.scope = group
+        self.reset = aiokafka_client.reset_of(client)
+
+    async def send_commit(self, offsets: Mapping[Any, Committed], /) -> str | None:
+        """Commit offsets by partition, unless there was a rebalance; return the name of an error that passes."""
+        if aiokafka_client.generation_of(self._client) != self._generation:
+            return "a rebalance"
+        return await super().send_commit(offsets)
 
 
 def deliveries(subscriber: Any) -> tuple[AioKafkaRecords, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Set
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
@@ -12,7 +12,10 @@ from faststream._internal.parser import DefaultCodec
 
 from mqauth.brokers.event_loop import signed
 from mqauth.brokers.log.records import native_headers, to_message
+from mqauth.brokers.queue.processor import Processor
 from mqauth.errors import require
+from mqauth.integrations.faststream_positions import Positions
+from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit
 from mqauth.signer import Signer
@@ -31,7 +34,9 @@ class Place(NamedTuple):
 
 
 class Records:
-    """The calls for the records of one subscriber (``DeliveryClient``); its client's own are left to a subclass.
+    """The calls for the records of one subscriber (``DeliveryClient``, ``SubscriberClient``).
+
+    Those of its client are left to a subclass.
 
     FastStream's ``TestBroker`` gives a subscriber no consumer, and a record without a key an empty one.
 
@@ -51,31 +56,37 @@ class Records:
         self.queue: str = subscriber.group_id
         self._subscriber = subscriber
         self._again: set[Place] = set()
+        self.positions: Positions | None = None
 
     @abstractmethod
     def place(self, native: Any, /) -> Place:
         """Return where a record is."""
 
     @abstractmethod
+    def partition(self, native: Any, /) -> Any:
+        """Return the partition of a record, as the client names it."""
+
+    @abstractmethod
     def record(self, native: Any, /) -> Message:
         """Return a record as a message."""
 
+    @property
     @abstractmethod
-    def assigned(self, consumer: Any) -> Iterable[tuple[str, int]]:
-        """Return the topic and partition of what is assigned to the client."""
+    def held(self) -> Set[Any]:
+        """The partitions that are assigned to the client, as it is known."""
 
     @abstractmethod
-    def commit(self, consumer: Any, place: Place) -> Awaitable[bool]:
-        """Commit what is before a place; return ``False`` where the client cannot."""
+    async def seek(self, place: Any, offset: int) -> bool:
+        """Have a partition read from an offset next; return ``False`` where the client cannot."""
 
-    @abstractmethod
-    def seek(self, consumer: Any, place: Place) -> Awaitable[bool]:
-        """Go on reading at a place; return ``False`` where the client cannot."""
+    async def end(self) -> None:
+        """Stop the subscriber."""
+        await self._subscriber.stop()
 
     def message(self, native: Any, /) -> Message:
         """Return a record as a message; one that is read again after it was given back is known."""
         found, place = self.record(native), self.place(native)
-        if self._is_tested and found.key == b"":
+        if self.is_tested and found.key == b"":
             found = replace(found, key=None)
         if place in self._again:
             self._again.discard(place)
@@ -104,27 +115,74 @@ class Records:
 
     def ended(self, native: Any, /) -> bool:
         """Return whether its partition belongs to somebody else by now."""
-        return not self._is_tested and self.place(native)[:2] not in set(self.assigned(self._subscriber.consumer))
+        return not self.is_tested and self.partition(native) not in self.held
 
     async def ack(self, native: Any, /) -> bool:
         """Commit it; return ``False`` where the client cannot."""
-        if self._is_tested or self.ended(native):
-            return self._is_tested
-        place = self.place(native)
-        return await self.commit(self._subscriber.consumer, place._replace(offset=place.offset + 1))
+        if self.is_tested or self.positions is None or self.ended(native):
+            return self.is_tested
+        return await self.positions.commit(self.partition(native), self.place(native).offset + 1)
 
     async def requeue(self, native: Any, /) -> bool:
         """Have it read again; return ``False`` where the client cannot."""
-        self._again.add(self.place(native))
-        return self._is_tested or await self.seek(self._subscriber.consumer, self.place(native))
+        place, partition = self.place(native), self.partition(native)
+        self._again.add(place)
+        if self.positions is not None:
+            self.positions.read_again(partition, place.offset)
+        return self.is_tested or await self.seek(partition, place.offset)
 
     async def lives(self, native: Any, /) -> bool:
         """Return whether its partition is still ours."""
         return not self.ended(native)
 
     @property
-    def _is_tested(self) -> bool:
+    def is_tested(self) -> bool:
+        """Whether FastStream's ``TestBroker`` gave it its records."""
         return self._subscriber.running and self._subscriber.consumer is None
+
+
+class LogProcessor(Processor):
+    """Carries the records of one subscriber through the pipeline, each once its partition has begun.
+
+    Args:
+        calls: for its records.
+        guard: the pipeline.
+        rest: as ``Processor`` has them.
+    """
+
+    def __init__(self, calls: Records, guard: Pipeline, *rest: Any, **settings: Any) -> None:
+        super().__init__(calls, guard, *rest, **settings)
+        self._records = calls
+        self.positions = calls.positions = Positions(calls, guard.clock)  # type: ignore[arg-type]
+
+    async def process(self, native: Any, *rest: Any) -> Outcome | None:
+        """Carry a record to its end; return ``None`` for one that is no longer ours, or comes again.
+
+        Raises:
+            OffsetsRefusedError: the broker does not let the group commit.
+        """
+        place, offset = self._records.partition(native), self._records.place(native).offset
+        if not (self._records.is_tested or await self.positions.ready(place, offset)):
+            return None
+        self.positions.running += 1
+        try:
+            return await super().process(native, *rest)
+        finally:
+            self.positions.running -= 1
+
+
+async def started(processor: LogProcessor) -> None:
+    """Begin what a subscriber was given, and what it will be; may be called again.
+
+    Raises:
+        OffsetsRefusedError: the broker does not let the group commit.
+    """
+    await processor.positions.started()
+
+
+async def stopping(processor: LogProcessor) -> None:
+    """Before a subscriber stops: leave its partitions to others where they have begun."""
+    await processor.positions.stopping()
 
 
 async def attempt(call: Awaitable[Any], lost: tuple[type[Exception], ...], what: str) -> bool:

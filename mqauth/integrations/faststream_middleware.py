@@ -165,6 +165,21 @@ class Protection:
         if self._guard is not None:
             await self.leaf.prove(self._guard.verifier.times, self._broker)
         await start()
+        await self.started()
+
+    async def started(self) -> None:
+        """Begin what subscribers that have started were given; may be called again.
+
+        Raises:
+            OffsetsRefusedError: the broker does not let a group commit.
+        """
+        for processor in self._processors.values():
+            await self.leaf.started(processor)
+
+    async def stopping(self) -> None:
+        """Before the broker stops: leave to others what was begun."""
+        for processor in self._processors.values():
+            await self.leaf.stopping(processor)
 
     async def prove(self, native: Any) -> None:
         """Have the broker of a delivery prove its append times, once a connection.
@@ -193,7 +208,7 @@ class Protection:
         require_manual(subscriber)
         check_handlers(subscriber)
         calls, settings = self.leaf.deliveries(subscriber)
-        return Processor(
+        return self.leaf.PROCESSOR(  # type: ignore[no-any-return]
             calls, self._guard, handle, dead_letters=self.letters, on_failure=_give_back,
             unverified=dict.fromkeys(kinds_of(subscriber), handle_unverified) or None, **settings,
         )  # fmt: skip
@@ -208,7 +223,11 @@ class Protection:
         # a copy, so that a middleware before ours can publish its command once more
         command = copy(command)
         # a handler's result may go to another broker than its message came from
-        send, leaf = _innermost(call_next), _leaf(command)
+        leaf = _leaf(command)
+        send: Any = call_next
+        # the producer's method is at the end of the chain of middlewares
+        while isinstance(send, partial):
+            send = send.args[-1]
         require(self._signer is not None, "publishing needs signer=")
         require(
             send.__name__ in ("publish", "request"), f"{send.__name__} has one set of headers for many messages"
@@ -357,13 +376,6 @@ def _leaf(broker: Any) -> Any:
             if kind.__module__.startswith(f"{package}."):
                 return import_module(leaf)
     raise ConfigurationError("protect takes FastStream's RabbitBroker, KafkaBroker or Confluent's KafkaBroker")
-
-
-def _innermost(call_next: Any) -> Any:
-    """Return the producer's method at the end of a chain of middlewares."""
-    while isinstance(call_next, partial):
-        call_next = call_next.args[-1]
-    return call_next
 
 
 def _is_of_test_broker(subscriber: Any) -> bool:

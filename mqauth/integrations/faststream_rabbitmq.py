@@ -13,6 +13,7 @@ from faststream.rabbit.schemas import RABBIT_REPLY, QueueType
 from mqauth.brokers.amqp_messages import DIRECT_REPLY
 from mqauth.brokers.amqp_topology import stream_refused
 from mqauth.brokers.event_loop import signed
+from mqauth.brokers.queue.processor import Processor
 from mqauth.brokers.rabbitmq.channel import is_stale
 from mqauth.brokers.rabbitmq.consumer import limit_of
 from mqauth.brokers.rabbitmq.interceptor import proved
@@ -38,6 +39,8 @@ class FastStreamDeliveries(Deliveries):
         return native.delivery_tag is None or await super().lives(native)
 
 
+PROCESSOR = Processor
+"""Carries the deliveries of a subscriber through the pipeline."""
 BATCHES = ()
 """Kinds of publishers that send batches."""
 ANSWERS = FastStreamDeliveries(RABBIT_REPLY.name)
@@ -84,6 +87,13 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers:
     sealed = await signed(signer, producer.seal, native, command.destination)
     # one dict for both: middlewares that come after ours add trace headers to the command's
     command.body, command.headers = sealed, sealed.headers
+
+
+async def started(_processor: Processor) -> None:
+    """Do nothing: a queue keeps its own messages."""
+
+
+stopping = started
 
 
 def only_signed(_message: object, _verified: object) -> None:

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from mqauth.flow import is_async, settled
+from mqauth.brokers.dead_letters import look
+from mqauth.flow import arun, is_async, settled
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 
 Letters: TypeAlias = DeadLetterSink | Callable[[], Any]
@@ -32,6 +33,7 @@ class LateLetters:
     async def start(self) -> None:
         """Make the sink, anew where the broker starts again: its connection may have ended with the broker's."""
         self._sink = await settled(self._given()) if callable(self._given) else self._given
+        await arun(look(self))
 
     async def ready(self) -> Any:
         """Return the sink, made now if need be."""
@@ -41,5 +43,16 @@ class LateLetters:
 
     async def publish(self, letter: DeadLetter, /) -> None:
         """Publish a letter; return once the broker has confirmed it."""
-        publish = (await self.ready()).publish
-        await settled(publish(letter) if is_async(publish) else await asyncio.to_thread(publish, letter))
+        await self._call("publish", letter)
+
+    async def exists(self) -> Any:
+        """Return whether the broker has the queue or topic, as far as it tells.
+
+        Raises:
+            AttributeError: the sink cannot be asked.
+        """
+        return await self._call("exists")
+
+    async def _call(self, name: str, *given: Any) -> Any:
+        call = getattr(await self.ready(), name)
+        return await settled(call(*given) if is_async(call) else await asyncio.to_thread(call, *given))

@@ -124,9 +124,15 @@ class Journal:
 
     def ended(self, delivery: Delivery) -> None:
         """Log what a delivery came to, once it is to be settled."""
-        if delivery.waits is not None:
-            self._resumed(delivery.waits)
+        if (kind := delivery.waits) is not None:
             delivery.waits = None
+            with self._lock:
+                wait = self._waits.pop(kind, None)
+            if wait is not None and self.rate.admits("message.resumed", kind, {}):
+                emit(
+                    "message.resumed", "goes on after %s%s, %d s", kind[0], f" of {kind[1]}" if kind[1] else "",
+                    self._clock.now() - wait.since, cause=kind[0], since=wait.since,
+                )  # fmt: skip
         rejection = delivery.rejection
         if rejection is not None:
             self._rejected(delivery, rejection)
@@ -153,14 +159,17 @@ class Journal:
             )  # fmt: skip
 
     def deferred(self, delivery: Delivery, error: Unavailable, dead_letters: DeadLetterSink | None) -> Outcome:
-        """Defer a delivery, with a detail that names what is out of reach.
+        """Defer a delivery, with a detail that names what is out of reach, and the verdict where there is one.
 
         It is logged when deliveries begin to wait for that, and every five minutes while it lasts.
         """
-        what = _named(self._out_of_reach(error, dead_letters))
-        if what is not None:
-            detail = f"{error.detail} ({what})" if error.detail else what
-            error = Unavailable(error.cause, detail, error.party)
+        what, detail = _named(self._out_of_reach(error, dead_letters)) or "", error.detail
+        if what not in detail:
+            detail = f"{detail} ({what})" if detail else what
+        if delivery.rejection is not None:
+            said = harmless(delivery.rejection.sentence(), 1024)
+            detail = f"{detail}; its verdict is {delivery.rejection.reason.value}: {said}"
+        error = Unavailable(error.cause, detail, error.party)
         whose = delivery.message.destination if error.cause in _ONE_MESSAGE else error.party or ""
         delivery.waits = kind = (error.cause.value, harmless(whose))
         now = self._clock.monotonic()
@@ -170,18 +179,15 @@ class Journal:
             if wait is None and len(self._waits) < KINDS:
                 wait = self._waits[kind] = _Wait(self._clock.now(), now)
         if not silent and self.rate.admits("message.deferred", kind, {}):
-            self._say_deferred(delivery, error, self._clock.now() if wait is None else wait.since)
+            facts, detail, rejection = self._facts(delivery), harmless(error.detail, 2048), delivery.rejection
+            emit(
+                "message.deferred", "%s: waits, %s: %s", _place(facts), error.cause.value, detail,
+                cause=error.cause.value, detail=detail, since=self._clock.now() if wait is None else wait.since,
+                reason=None if rejection is None else rejection.reason.value, party=error.party, **facts,
+            )  # fmt: skip
         if wait is not None and not silent:
             wait.said = now
         return delivery.defer(error)
-
-    def _say_deferred(self, delivery: Delivery, error: Unavailable, since: float) -> None:
-        facts, detail = self._facts(delivery), harmless(error.detail)
-        emit(
-            "message.deferred", "%s: waits, %s: %s", _place(facts), error.cause.value, detail,
-            cause=error.cause.value, detail=detail, since=since,
-            party=error.party, **facts,
-        )  # fmt: skip
 
     def _out_of_reach(self, error: Unavailable, dead_letters: DeadLetterSink | None) -> object | None:
         if error.party is not None and error.party in self._verifier.issuers:
@@ -200,15 +206,6 @@ class Journal:
         if origin.offset is not None:
             return found | {"partition": origin.partition, "offset": origin.offset}
         return found if origin.queue is None else found | {"queue": harmless(origin.queue)}
-
-    def _resumed(self, kind: tuple[str, str]) -> None:
-        with self._lock:
-            wait = self._waits.pop(kind, None)
-        if wait is not None and self.rate.admits("message.resumed", kind, {}):
-            emit(
-                "message.resumed", "goes on after %s%s, %d s", kind[0], f" of {kind[1]}" if kind[1] else "",
-                self._clock.now() - wait.since, cause=kind[0], since=wait.since,
-            )  # fmt: skip
 
     def started(self, source: str, scope: str, dead_letters: str, rollout: Rollout | None = None) -> None:
         """Log what a consumer trusts, and what it refuses.

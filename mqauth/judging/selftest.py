@@ -6,7 +6,7 @@ at hand leave a forgery undecided. If one is let in, the consumer does not start
 
 An honest message needs a key, and nothing may be added to what the consumer trusts. So in the second half honest
 messages go through *another* pipeline with the same settings, which trusts a key made for the moment, has memory
-for its store, and is thrown away (decision 117).
+for its store, and is thrown away (decision 4).
 """
 
 from __future__ import annotations

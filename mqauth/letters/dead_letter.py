@@ -23,9 +23,11 @@ from mqauth.wire.destination import is_kafka
 from mqauth.wire.message import NO_PROPERTIES, TOKEN_HEADER, HeaderPair, HeaderValue, Message, fold
 
 PREFIX: Final = "mqauth-dead-"
-_LIVE_PROPERTIES: Final = frozenset(
-    ("user-id", "expiration", "reply-to", "message-id", "delivery-mode", "cluster-id")
+LIVE_PROPERTIES: Final = frozenset(
+    ("user-id", "expiration", "reply-to", "message-id", "delivery-mode", "cluster-id", "timestamp")
 )
+"""Properties that act on a letter itself, or that RabbitMQ's interceptor overwrites on it; those of the original
+are in the letter's metadata."""
 # A broker overwrites ``timestamp_in_ms`` when the letter is sent; the others route, delay or answer it.
 _LIVE_HEADERS: Final = frozenset(("CC", "BCC", "x-delay", "reply-to", "timestamp_in_ms"))
 WRITTEN_ON_LETTERS: Final = frozenset(("timestamp_in_ms", "x-delivery-count", "x-acquired-count"))
@@ -100,11 +102,11 @@ class DeadLetter:
         metadata["properties"] = {
             name: json_form.writable(value)
             for name, value in message.properties.items()
-            if name in _LIVE_PROPERTIES
+            if name in LIVE_PROPERTIES
         }
         return replace(
             message,
-            properties={name: value for name, value in message.properties.items() if name not in _LIVE_PROPERTIES},
+            properties={name: value for name, value in message.properties.items() if name not in LIVE_PROPERTIES},
             headers=(*kept, *self._lineage(metadata)),
             native=None,
         )

@@ -13,10 +13,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import hashlib
-import os
 import re
 import threading
-import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,6 +31,7 @@ from mqauth.judging.verified import Verified
 from mqauth.logs import emit, harmless
 from mqauth.policies.memory import Decisions, Pause, Remembered, pause_after
 from mqauth.policies.question import PROBE, Question, question_of
+from mqauth.threads import after_fork
 
 REMEMBER: Final = 10.0
 MAX_REMEMBER: Final = 300.0
@@ -138,7 +137,7 @@ class OPA:
         self._decisions, self._pause = Decisions(), Pause()
         self._asked = self._failed = 0
         self.forked()
-        _LIVE.add(self)
+        after_fork(self)
 
     def __repr__(self) -> str:
         return f"OPA({self.source!r})"
@@ -352,17 +351,6 @@ class OPA:
         token = read_bounded(self._token_file, _MAX_TOKEN).decode("ascii", "replace").strip()
         require(VISIBLE.fullmatch(token), f"{self._token_file}: not a token in one line of ASCII")
         return f"Bearer {token}"
-
-
-_LIVE: Final[weakref.WeakSet[OPA]] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    for policy in list(_LIVE):
-        policy.forked()
-
-
-os.register_at_fork(after_in_child=_forked)
 
 
 def is_path(value: object) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from mqauth.audit.record import MAX_SOURCE, iso_time
 from mqauth.audit.rollout_watch import RUNGS
 from mqauth.errors import MalformedMessage, Reason, Rejection, require
-from mqauth.letters.dead_letter import PREFIX, WRITTEN_ON_LETTERS, content_digest, letter_id
+from mqauth.letters.dead_letter import LIVE_PROPERTIES, PREFIX, WRITTEN_ON_LETTERS, content_digest, letter_id
 from mqauth.letters.release import MAX_HOPS
 from mqauth.logs import harmless
 from mqauth.wire import destination, envelope, identity, json_form, strict_json
@@ -23,8 +23,6 @@ from mqauth.wire.claims import Claims
 from mqauth.wire.message import TOKEN_HEADER, HeaderPair, Message, Origin, fold
 
 UNKNOWN: Final = "unknown"
-_LIVE: Final = frozenset(("user-id", "expiration", "reply-to", "message-id", "delivery-mode", "cluster-id"))
-"""Properties that act on a letter itself; those of the original are in the letter's metadata."""
 _OVERWRITTEN: Final = "timestamp_in_ms"
 _ID: Final = re.compile(r"[0-9a-f]{64}")
 _COUNT: Final = re.compile(r"[1-9][0-9]{0,6}")
@@ -183,7 +181,7 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
     metadata = _metadata(lines.get("metadata"))
     require(not metadata.get("stripped"), "headers in mqauth's own names were stripped from it", MalformedMessage)
     headers = _merged([*_kept(message, parsed[0])], metadata)
-    own = {name: value for name, value in message.properties.items() if name not in _LIVE}
+    own = {name: value for name, value in message.properties.items() if name not in LIVE_PROPERTIES}
     properties = own | _live_properties(metadata) if parsed[0] == destination.RABBITMQ else {}
     return Message(
         destination=place, body=message.body, key=message.key, properties=properties, headers=headers,
@@ -251,7 +249,7 @@ def _live_properties(metadata: Mapping[str, Any]) -> dict[str, str]:
         "the letter's metadata has no table of properties",
         MalformedMessage,
     )
-    return {name: value for name, value in found.items() if name in _LIVE}
+    return {name: value for name, value in found.items() if name in LIVE_PROPERTIES}
 
 
 def _origin(lines: Mapping[str, str], parsed: tuple[str, ...]) -> Origin:

@@ -70,7 +70,7 @@ class _RedisClaims:
         try:
             return [redis_script.STATUSES[letter] for letter in letters]
         except Exception as error:
-            raise _unavailable(error) from error
+            raise self._unavailable(error) from error
 
     def _send(self, verb: redis_script.Verb, requests: Sequence[ClaimRequest]) -> Flow[list[str]]:
         """Return the letter that the script answers to each request; it takes a round trip for every 1,000."""
@@ -85,9 +85,9 @@ class _RedisClaims:
             pool = getattr(self._client, "connection_pool", None)
             if pool is not None:
                 yield from call(pool.disconnect, False)
-            raise _unavailable(error) from error
+            raise self._unavailable(error) from error
         except Exception as error:
-            raise _unavailable(error) from error
+            raise self._unavailable(error) from error
         return answers
 
     def _run_script(self, verb: redis_script.Verb, requests: Sequence[ClaimRequest]) -> Flow[list[str]]:
@@ -119,6 +119,13 @@ class _RedisClaims:
             first, self._inspected = not self._inspected, True
         if first:
             _log_risks(info, forbidden)
+
+    def _unavailable(self, error: Exception) -> Unavailable:
+        """Return the deferral for a failure of the client or the server."""
+        full = isinstance(error, redis.exceptions.OutOfMemoryError)
+        cause = Cause.REPLAY_STORE_FULL if full else Cause.REPLAY_STORE_UNAVAILABLE
+        # The type alone: the text of a client's error may name users.
+        return Unavailable(cause, f"{type(error).__name__} ({self.where})")
 
 
 def _where(client: Any) -> str:
@@ -268,6 +275,7 @@ class EitherRedisReplayStore:
     def __init__(self, url: str, **settings: Any) -> None:
         self._plain = RedisReplayStore.from_url(url, **settings)
         self._awaited = AsyncRedisReplayStore.from_url(url, **settings)
+        self.where = self._plain.where
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus | Awaitable[ClaimStatus]:
         """Take the lease where the rules allow it, in one round trip.
@@ -305,17 +313,6 @@ def _log_risks(info: dict[str, Any], forbidden: str | None) -> None:
     nodes = info.values() if info and all(isinstance(node, dict) for node in info.values()) else [info]
     for risk in sorted({risk for node in nodes for risk in redis_script.risks(node)}):
         emit("store.unsafe", "the replay store is not safe: %s", risk)
-
-
-def _unavailable(error: Exception) -> Unavailable:
-    """Return the deferral for a failure of the client or the server."""
-    cause = (
-        Cause.REPLAY_STORE_FULL
-        if isinstance(error, redis.exceptions.OutOfMemoryError)
-        else Cause.REPLAY_STORE_UNAVAILABLE
-    )
-    # The type alone: the text of a client's error may name hosts and users.
-    return Unavailable(cause, type(error).__name__)
 
 
 def _backoff() -> redis.backoff.AbstractBackoff:

@@ -89,9 +89,12 @@ class ConfluentStage(KafkaStage):
         Raises:
             TimeoutError: it did not come to hold within a minute.
         """
-        client = Consumer(self.clients.consumer_settings())
+        config = self.clients.consumer_settings()
+        client = Consumer(config)
         letters = self.clients.letters(self.dead)
-        wrapped = confluent.Consumer(client, guard, handler, topics=[self.topic], dead_letters=letters, **settings)
+        wrapped = confluent.Consumer(
+            client, guard, handler, config=config, topics=[self.topic], dead_letters=letters, **settings
+        )
         try:
             with wrapped:
                 wait_until(until, lambda: not wrapped.failed)
@@ -113,9 +116,10 @@ class AIOConfluentStage(ConfluentStage):
         self, guard: Pipeline, handler: Handler, until: Callable[[], bool], settings: dict[str, Any]
     ) -> None:
         letters = self.clients.letters(self.dead)
-        async with AIOConsumer(self.clients.consumer_settings()) as client:
+        config = self.clients.consumer_settings()
+        async with AIOConsumer(config) as client:
             wrapped = confluent.AIOConsumer(
-                client, guard, handler, topics=[self.topic], dead_letters=letters, **settings
+                client, guard, handler, config=config, topics=[self.topic], dead_letters=letters, **settings
             )
             async with wrapped:
                 await asyncio.to_thread(wait_until, until, lambda: not wrapped.failed)

@@ -6,7 +6,7 @@ sections 3.1 and 7.1, RFC 8725.
 
 Ed25519 is done by libsodium, in half the time, if PyNaCl is installed (extra ``fast``). libsodium refuses what
 OpenSSL refuses, and points of small order besides. So what it accepts is accepted, and what it refuses is asked
-of OpenSSL: no verdict depends on what is installed (decision 75).
+of OpenSSL: no verdict depends on what is installed (decision 1).
 """
 
 from __future__ import annotations

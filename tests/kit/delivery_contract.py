@@ -297,14 +297,33 @@ class LogDeliveryContract:
 
     def test_commits_that_are_refused(self, play: LogPlay) -> None:
         """While commits fail messages are handled, none of them twice, and all are committed afterwards."""
-        play.stage.refuse_commits(True)
-        bodies = play.send(10)
         play.start()
+        bodies = play.send(16)
         play.wait(lambda: len(play.handled) >= len(bodies))
-        assert not play.stage.committed()
+        play.wait(play.all_committed)
+        play.stage.refuse_commits(True)
+        before = dict(play.stage.committed())
+        bodies += play.send(10)
+        play.wait(lambda: len(play.handled) >= len(bodies))
+        assert play.stage.committed() == before
         play.stage.refuse_commits(False)
         play.wait(play.all_committed)
         assert sorted(play.bodies) == sorted(bodies)
+
+    def test_a_start_is_committed_first(self, play: LogPlay) -> None:
+        """Before anything of a partition is handled, it is committed where the partition begins."""
+        first: dict[int, tuple[int, int]] = {}
+
+        def observe(partition: int, offset: int) -> None:
+            handled = sum(seen.origin.partition == partition for seen in play.handled)
+            first.setdefault(partition, (offset, handled))
+
+        play.stage.watch(observe)
+        bodies = play.send(16)
+        play.start(workers=4)
+        play.wait(lambda: len(play.handled) >= len(bodies))
+        assert set(first.values()) == {(0, 0)}
+        assert first.keys() >= play.stage.ends().keys()
 
     def test_what_is_stale_is_not_condemned(self, play: LogPlay) -> None:
         """A consumer that was cut off for longer than tokens live condemns nothing that another has handled."""

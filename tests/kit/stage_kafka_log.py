@@ -64,7 +64,8 @@ class KafkaMember(LogMember):
 
     def __init__(self, stage: KafkaLogStage, consumer: Callable[[Any, Any], kafka.Consumer]) -> None:
         self._stage = stage
-        self._client = stage.consumer(session_timeout_ms=SESSION_MS, heartbeat_interval_ms=HEARTBEAT_MS)
+        times = {"session_timeout_ms": SESSION_MS, "heartbeat_interval_ms": HEARTBEAT_MS}
+        self._client = stage.consumer(**(times | stage.settings))
         self._letters = stage.dead_letter_client()
         self._connected = threading.Event()
         self._connected.set()
@@ -130,12 +131,14 @@ class KafkaLogStage(KafkaStage):
 
     Args:
         url: ``kafka://host:port``, or several servers with commas.
+        settings: of the consumers' clients.
     """
 
     patience = 30.0
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, **settings: Any) -> None:
         super().__init__(url, partitions=PARTITIONS)
+        self.settings = settings
         self.refuses_commits = self.refuses_letters = False
         self.observers: list[CommitObserver] = []
         self.sent = 0

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 from unittest import mock
 
+from mqauth.brokers.log import starting
 from mqauth.delivery import assignment, partition
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.log_work import EarlyClaims, LogLeases, LogWork
 from mqauth.delivery.partition import Backoff, Partition
+from mqauth.delivery.start import Committed, Start
 from mqauth.judging.pipeline import Step
 
 Mutation = Callable[[Any], Any]
@@ -180,7 +182,57 @@ def only_the_last(original: Any) -> Any:
     return settle
 
 
+def uncommitted(original: Any) -> Any:
+    """Begin partitions without committing where."""
+
+    def begin(calls: Any, places: Any, early: Any, unchanged: Any) -> Any:
+        return original(Uncommitting(calls), places, early, unchanged)
+
+    return begin
+
+
+class Uncommitting:
+    """The calls of a client, of which every commit succeeds and none is made."""
+
+    def __init__(self, calls: Any) -> None:
+        self._calls = calls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._calls, name)
+
+    def send_commit(self, _offsets: Any, /) -> None:
+        """Do nothing."""
+
+
+def nothing_added(original: Any) -> Any:
+    """Take every partition without a commit for one that was always there."""
+    return lambda *args: original(*args)._replace(added=frozenset())
+
+
+def unsought(original: Any) -> Any:
+    """Go on where the client stands, past what came too early or is to be read first."""
+
+    def begun(place: Any, start: Start, _early: Any) -> Any:
+        return original(place, start._replace(seek=False), None)
+
+    return begun
+
+
+def begun_anyway(original: Any) -> Any:
+    """Begin partitions whose start could not be committed, where the client stands."""
+
+    def begin(found: Assignment, starts: Any, among: Any) -> None:
+        anyway = {place: Start(found.early.get(place, 0), Committed(0, ""), True) for place in among}
+        original(found, anyway | dict(starts), among)
+
+    return begin
+
+
 LOG: Final = (
+    Mutant("begins without a commit", starting, "beginning", uncommitted),
+    Mutant("begins although nothing was committed", Assignment, "begin", begun_anyway),
+    Mutant("takes what was added for old", starting, "topic_start", nothing_added),
+    Mutant("begins with what came too early", Partition, "begun", unsought),
     Mutant("commits received, not settled", Partition, "settled", received_as_settled),
     Mutant("takes what was put off for settled", Assignment, "attempted", settled_at_once),
     Mutant("settles all with the first", Partition, "settle", only_the_last),

@@ -37,7 +37,7 @@ class Fact(NamedTuple):
 LOG_FACTS: Final = {
     "append": 7, "turn": 8, "begin": 8, "step": 8, "round": 16, "wait": 4, "outage": 3, "heal": 4, "rebalance": 2,
     "pause": 1, "others": 1, "commits_go": 2, "user_pauses": 1, "keys_changed": 2, "arm": 1, "stop": 1,
-    "stop_late": 2, "kill": 1,
+    "stop_late": 2, "kill": 1, "grow": 1,
 }  # fmt: skip
 QUEUE_FACTS: Final = {
     "publish": 7, "deliver": 8, "step": 14, "answer": 10, "round": 14, "rest": 2, "wait": 5, "outage": 3,

@@ -2,17 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Set
 from typing import Final
 
 from mqauth.audit.record import AuditRecord
+from mqauth.brokers.log import starting
 from mqauth.delivery.partition import ClientCalls
+from mqauth.delivery.start import Committed
 from mqauth.flow import run
 from tests.simulation.log_facilities import PLACES, Abort, At, Entry
 from tests.simulation.log_workers import LogWorkers
 
 SESSION: Final = 30.0
 """Seconds of silence after which the group takes a member's partitions away."""
+
+
+class AwayError(Exception):
+    """No answer."""
+
+
+class Offsets:
+    """The calls of a client by which its partitions begin (``OffsetCalls``).
+
+    Args:
+        client: the client.
+    """
+
+    scope, reset, failed = "g", "latest", AwayError
+    unsure: Set[At] = frozenset()
+
+    def __init__(self, client: LogClient) -> None:
+        self._client = client
+
+    def committed(self, places: Collection[At], /) -> dict[At, Committed]:
+        """Return the group's commits, or no answer."""
+        client = self._client
+        if client.silent:
+            raise AwayError
+        found = [place for place in places if place in client.metadata]
+        return {place: Committed(client.committed[place], client.metadata[place]) for place in found}
+
+    def places(self, _topic: str, /) -> set[At]:
+        """Return the topic's partitions."""
+        return self._client.partitions()
+
+    def position(self, place: At, /) -> int:
+        """Return where the client stands."""
+        return self._client.position[place]
+
+    def bounds(self, places: Collection[At], end: bool, /) -> dict[At, int]:
+        """Return where partitions begin or end."""
+        return {place: self._client.ends[place] if end else 0 for place in places}
+
+    def send_commit(self, offsets: Mapping[At, Committed], /) -> str | None:
+        """Commit the start of partitions, as a member."""
+        client = self._client
+        if client.commits == "fail" or not offsets.keys() <= client.owned:
+            return "CommitFailed"
+        for place, commit in offsets.items():
+            client.begun(place, *commit)
+        return "TimedOut" if client.commits == "lose" else None
+
+    def passes(self, _error: BaseException, /) -> bool:
+        """Return whether the same call may succeed later."""
+        return True
 
 
 class LogClient(LogWorkers):
@@ -26,6 +79,7 @@ class LogClient(LogWorkers):
         joining: a rebalance has begun in an earlier poll.
         evicted: the group has put this member out, and its client does not know.
         commits: what becomes of a commit: ``succeed``, ``fail``, or ``lose`` its answer.
+        silent: whether no question is answered.
         polling: the polling thread is inside the client.
         paused: partitions that the client does not fetch.
         users: those of them that the client's owner paused.
@@ -34,6 +88,8 @@ class LogClient(LogWorkers):
     eager: bool
     most: int
     spread: int
+    silent = False
+    position: dict[At, int]
 
     def pause(self, number: int) -> None:
         """Let the process stand still."""
@@ -43,19 +99,28 @@ class LogClient(LogWorkers):
         """End the consumer that was asked to stop."""
         raise NotImplementedError
 
+    def partitions(self) -> set[At]:
+        """Return the partitions that the topic has by now."""
+        return set(PLACES[: self.count])
+
+    def latest(self, place: At) -> int:
+        """Return where a client with ``auto_offset_reset="latest"`` begins."""
+        return self.committed[place] if place in self.metadata else self.ends[place]
+
     def commits_go(self, number: int) -> None:
-        """Let commits succeed, fail, or lose their answers."""
+        """Let commits succeed, fail, or lose their answers; and questions be answered, or not."""
         self.commits = ("succeed", "succeed", "fail", "lose")[number & 3]
+        self.silent = not number & 12
 
     def rebalance(self, number: int) -> None:
         """Let a rebalance be due, after which some of the partitions are ours."""
-        self.pending = {place for at, place in enumerate(PLACES) if number >> at & 1}
+        self.pending = {place for at, place in enumerate(PLACES[: self.count]) if number >> at & 1}
         if self.tell:
             self.note(f"a rebalance is due: {sorted(place.partition for place in self.pending)}")
 
     def user_pauses(self, number: int) -> None:
         """Let the client's owner pause a partition, or resume it."""
-        place = PLACES[number % self.spread]
+        place = PLACES[number % min(self.spread, self.count)]
         if place in self.users:
             self.users.discard(place)
             self.paused.discard(place)
@@ -93,6 +158,8 @@ class LogClient(LogWorkers):
 
     def poll(self, number: int, *, joins: bool) -> None:
         """Make the client calls that the engine wants, poll, and pass on the records."""
+        if not self.joining:
+            self.begin_partitions()
         self.ask(self.assignment.client_calls(frozenset(self.held), frozenset(self.paused)))
         self.tell_beat()
         buffered = self.evicted and number & 8
@@ -107,6 +174,22 @@ class LogClient(LogWorkers):
                 self.skip(place, entries[0])
             elif entries:
                 self.receive(place, entries)
+
+    def begin_partitions(self) -> None:
+        """Begin the partitions that were just assigned, as ``LogPoller`` does."""
+        places = self.assignment.unbegun(frozenset(self.held))
+        if places:
+            starts = run(starting.beginning(Offsets(self), places, self.assignment.early, lambda: True))
+            self.assignment.begin(starts, places)
+            for place in starts:
+                part = self.assignment.partition(place)
+                assert part is not None
+                self.known[part] = self.serial[place]
+                # Put out of the group unawares, it begins where the end was, and another where it is now.
+                if place not in self.owned:
+                    self.astray.add(part)
+            if self.tell:
+                self.note(f"begun {starts}")
 
     def tell_beat(self) -> None:
         """Tell the engine that the process runs."""
@@ -167,6 +250,9 @@ class LogClient(LogWorkers):
         """Pass records to the engine."""
         self.assignment.receive(place, [entry.message for entry in entries])
         part = self.assignment.partition(place)
+        # It comes again once it has begun.
+        if part is None or part.seek is not None:
+            return
         self.known.setdefault(part, self.serial[place])
         self.require(not part.running, "what is worked on is not fetched", place)
         receipts, now = self.receipts.setdefault(part, {}), self.clock.now()
@@ -181,14 +267,16 @@ class LogClient(LogWorkers):
         """Step over a record that cannot be parsed."""
         record: AuditRecord = None  # type: ignore[assignment]
         part = self.assignment.partition(place)
-        self.known.setdefault(part, self.serial[place])
+        if part is not None:
+            self.known.setdefault(part, self.serial[place])
 
         def act() -> None:
             if run(self.work.skipping(place, entry.offset, entry.offset + 1, record)):
                 entry.done = True
-                self.waits.pop(part, None)
+                if part is not None:
+                    self.waits.pop(part, None)
                 self.note(f"skipped {entry}")
-            elif part.alive:
+            elif part is not None and part.alive:
                 self.deferred(part)
 
         self.guarded(act)
@@ -204,7 +292,8 @@ class LogClient(LogWorkers):
             log, at = self.log[place], self.first_open(place)
             self.require(self.is_ours(part), "only what is ours is committed", place)
             self.require(place not in self.suspended, "nothing is committed while it is revoked", place)
-            self.require(at >= len(log) or log[at].offset >= offset, "only what is settled is committed",
+            settled = part in self.astray or at >= len(log) or log[at].offset >= offset
+            self.require(settled, "only what is settled is committed",
                          f"{place.partition}/{offset}, open {log[at:at + 1]}")  # fmt: skip
         fenced = any(part.topic_partition not in self.owned for part in due)
         taken = not fenced and self.commits != "fail"
@@ -243,7 +332,7 @@ class LogClient(LogWorkers):
         """Lose all partitions."""
         self.note("everything is lost")
         self.evicted = False
-        self.pending = self.pending if self.pending is not None else set(PLACES)
+        self.pending = self.pending if self.pending is not None else self.partitions()
         self.forget(self.held)
         self.assignment.lost(set(self.held))
         self.owned = set()
@@ -258,7 +347,7 @@ class LogClient(LogWorkers):
 
     def end_join(self, number: int) -> None:
         """Receive the new assignment; the owner's own listener may pause a partition."""
-        target = set(PLACES) if self.pending is None else self.pending
+        target = self.partitions() if self.pending is None else self.pending
         self.pending, self.joining = None, False
         gone = self.held - target
         self.forget(gone)
@@ -266,13 +355,14 @@ class LogClient(LogWorkers):
             self.held -= gone
             self.assignment.revoked(gone, set(self.held))
         for place in target - self.held:
-            self.position[place] = self.committed[place]
+            self.position[place] = self.latest(place)
         self.held, self.owned, self.suspended, self.doubted = set(target), set(target), set(), None
         self.doubtful = set()
         self.paused &= target
         self.users &= target
         self.assignment.assigned(set(target))
-        if number & 64 and not self.healed and PLACES[(number >> 7) % self.spread] not in self.users:
+        place = PLACES[(number >> 7) % min(self.spread, self.count)]
+        if number & 64 and not self.healed and place not in self.users:
             self.user_pauses(number >> 7)
         if self.tell:
             self.note(f"assigned {sorted(place.partition for place in target)}")

@@ -48,9 +48,12 @@ class Entry:
         content: the number of what it says; a copy has its original's.
         kind: how it is to be taken, ``honest`` for example.
         misbehaves: how often its handler misbehaves.
+
+    Attributes:
+        missed: whether it was there before the group began with its partition, at the end.
     """
 
-    __slots__ = ("content", "done", "id", "kind", "letters", "message", "misbehaves", "offset", "place")
+    __slots__ = ("content", "done", "id", "kind", "letters", "message", "misbehaves", "missed", "offset", "place")
     shape, opened, claims, proof, index, learnt, wit = PLAIN, OPENED, CLAIMS, None, None, True, None
     destination = "kafka:orders"
 
@@ -61,7 +64,7 @@ class Entry:
         self.kind = kind
         self.misbehaves = misbehaves
         self.id = content.to_bytes(16, "big")
-        self.done = False
+        self.done = self.missed = False
         self.letters = 0
         origin = Origin(scope="g", topic=TOPIC, partition=place.partition, offset=offset)
         self.message = Message(destination=self.destination, body=self.id, origin=origin, native=self)

@@ -31,7 +31,10 @@ class LogInvariants:
     Attributes:
         log: the records of each partition.
         contents: the records of each content: an original and its copies.
-        committed: the group's committed offset of each partition, as the broker has it.
+        committed: the group's committed offset of each partition, as the broker has it; 0 where there is none.
+        metadata: of those commits, by the partitions that the group has begun.
+        count: how many partitions the topic has by now.
+        at_first: how many it had when the group began.
         owned: partitions that the broker assigns to this member.
         held: partitions that the client believes to be its own.
         excused: ids of claims that were left behind by a process that could not release them.
@@ -50,7 +53,10 @@ class LogInvariants:
         self.contents: list[list[Entry]] = []
         self.handled_at: dict[int, tuple[At, int]] = {}
         self.committed: dict[At, int] = dict.fromkeys(PLACES, 0)
-        self.owned: set[At] = set(PLACES)
+        self.metadata: dict[At, str] = {}
+        self.ends: dict[At, int] = dict.fromkeys(PLACES, 0)
+        self.count, self.at_first = len(PLACES), 0
+        self.owned: set[At] = set()
         self.held: set[At] = set()
         self.excused: set[bytes] = set()
         self.loose: set[int] = set()
@@ -66,6 +72,7 @@ class LogInvariants:
         self.beat: float | None = None
         self.serial = dict.fromkeys(PLACES, 0)
         self.known: dict[Partition, int] = {}
+        self.astray: set[Partition] = set()
         self.receipts: dict[Partition, dict[int, float]] = {}
         self.settled: dict[Partition, int] = {}
         self.waits: dict[Partition, tuple[float, int]] = {}
@@ -93,12 +100,14 @@ class LogInvariants:
         if assignment is not self.assignment:
             return self.fail("nothing begins after a stop", str(entry))
         place = entry.place
+        self.require(place in self.metadata, "nothing begins before its start is committed", entry)
         self.require(not self.stopping, "nothing begins after a stop", entry)
         self.require(not self.holding, "nothing begins before a rebalance", entry)
         self.require(self.is_ours(part), "nothing begins after a loss", entry)
         self.require(place not in self.suspended, "nothing begins while it is revoked", entry)
         log, at = self.log[place], self.first_open(place)
-        self.require(at >= len(log) or log[at].offset >= entry.offset, "order within a partition", entry)
+        ordered = part in self.astray or at >= len(log) or log[at].offset >= entry.offset
+        self.require(ordered, "order within a partition", entry)
         if place in self.owned:
             self.require(entry.offset >= self.committed[place], "what is committed is not begun", entry)
         first = self.receipts[part][entry.offset]
@@ -153,6 +162,18 @@ class LogInvariants:
         self.prefix[place] = at
         return at
 
+    def begun(self, place: At, offset: int, metadata: str) -> None:
+        """Check the first commit of a partition, and note what the group does not get of it."""
+        self.require(place not in self.metadata, "a partition begins once", place)
+        self.at_first = self.at_first or self.count
+        added = place.partition >= self.at_first
+        self.require(offset == (0 if added else offset), "what is added begins at its beginning", offset)
+        self.require(offset <= self.ends[place], "a partition begins with what comes", f"{offset} of {place}")
+        for entry in self.log[place]:
+            if entry.offset < offset:
+                entry.done = entry.missed = True
+        self.committed[place], self.metadata[place] = offset, metadata
+
     # Claims
 
     def forget(self, places: set[At]) -> None:
@@ -196,7 +217,7 @@ class LogInvariants:
     def at_rest(self) -> bool:
         """Tell whether everything is settled and committed."""
         done = all(self.first_open(place) == len(self.log[place]) for place in PLACES)
-        return done and not self.stopping and all(
+        return done and not self.stopping and self.metadata.keys() == set(PLACES[: self.count]) and all(
             self.committed[place] >= (self.log[place][-1].offset + 1 if self.log[place] else 0) for place in PLACES
         )  # fmt: skip
 
@@ -207,8 +228,9 @@ class LogInvariants:
             claim = self.store.entries.get(first.id)
             left = claim is not None and claim.owner is not None and first.id not in self.excused
             self.require(not left, "no claim is left", first)
-            if first.kind in ("honest", "later", "aborts"):
+            if first.kind in ("honest", "later", "aborts") and not first.missed:
                 self.require(first.content in self.handled_at, "every honest record is handled", first)
             if first.kind == "forged":
                 for entry in entries:
-                    self.require(entry.letters > 0 or entry.place not in self.held, "the forged are buried", entry)
+                    buried = entry.letters > 0 or entry.missed or entry.place not in self.held
+                    self.require(buried, "the forged are buried", entry)

@@ -80,7 +80,7 @@ class LogPlay(LogClient):
         self.facilities = Facilities(self.clock, self.between)
         self.store = (Store, BatchStore, NearStore, NearStore)[drawn >> 6 & 3](self.facilities, self.clock)
         self.letters = Letters(self.facilities, self.lettered)
-        self.ends = dict.fromkeys(PLACES, 0)
+        self.count = (1, 1, 2, 3)[drawn >> 10 & 3]
         self.pending: set[At] | None = None
         self.joining = self.evicted = self.polling = False
         self.commits = "succeed"
@@ -101,10 +101,10 @@ class LogPlay(LogClient):
         self.forget_consumer()
         if fresh:
             self.users, self.paused, self.evicted, self.joining = set(), set(), False, False
-            self.owned = set(PLACES) if self.pending is None else self.pending
+            self.owned = self.partitions() if self.pending is None else self.pending
             self.pending = None
             self.held = set(self.owned)
-            self.position = {place: self.committed[place] for place in self.held}
+            self.position = {place: self.latest(place) for place in self.held}
         self.assignment = WatchedAssignment(
             self.clock, backoff=SeededBackoff(first=FIRST, longest=LONGEST), session=SESSION, width=self.width
         )
@@ -115,7 +115,7 @@ class LogPlay(LogClient):
 
     def append(self, number: int) -> None:
         """Let records come into a log; some offsets are left out."""
-        place = PLACES[number % self.spread]
+        place = PLACES[number % min(self.spread, self.count)]
         for _ in range(1 + (number >> 2) % 5):
             kind = KINDS[(number >> 4) % len(KINDS)]
             self.append_one(place, kind, number)
@@ -174,9 +174,14 @@ class LogPlay(LogClient):
 
     def others(self, number: int) -> None:
         """Let another member handle some of what is not ours at the broker."""
-        for at, place in enumerate(PLACES):
+        for at, place in enumerate(PLACES[: self.count]):
             if place in self.owned:
                 continue
+            if place not in self.metadata:
+                added = self.at_first and place.partition >= self.at_first
+                self.begun(
+                    place, 0 if added else self.ends[place], f"mqauth partitions={self.at_first or self.count}"
+                )
             log = self.log[place]
             for entry in log[self.index_of(place, self.committed[place]) :][: number >> 2 * at & 3]:
                 if not self.store.take_over(entry, fails=entry.kind in FAILING):
@@ -186,6 +191,17 @@ class LogPlay(LogClient):
                 self.committed[place] = entry.offset + 1
         if self.tell:
             self.note(f"others have committed {list(self.committed.values())}")
+
+    def grow(self, number: int) -> None:
+        """Let partitions be added to the topic, with records before anybody knows of them; a rebalance is due."""
+        before = self.count
+        self.count = min(len(PLACES), self.count + 1 + number % 2)
+        if self.tell:
+            self.note(f"the topic has {self.count} partitions")
+        for place in PLACES[before : self.count]:
+            self.append_one(place, "honest", number)
+        if self.count > before:
+            self.pending = (self.held | self.partitions()) if number & 4 else self.held | {PLACES[self.count - 1]}
 
     def keys_changed(self, _number: int) -> None:
         """Let keys change."""
@@ -254,6 +270,7 @@ class LogPlay(LogClient):
         self.armed = None
         if number & 1 or self.healed:
             self.drain()
+        self.begin_partitions()
         committed = self.commit(last=True)
         parts = [part for part in self.known if part.alive]
         claimed = [part for part in parts if not part.running]
@@ -266,7 +283,7 @@ class LogPlay(LogClient):
         self.require(self.paused == self.users & self.held, "nothing is left paused", self.paused)
         for place in self.held:
             log, at = self.log[place], self.first_open(place)
-            if place in self.owned and at < len(log):
+            if place in self.owned and place in self.metadata and at < len(log):
                 self.require(self.position[place] <= log[at].offset, "a stop stands at what is open", log[at])
         if self.evicted:
             self.excuse()
@@ -282,7 +299,8 @@ class LogPlay(LogClient):
         self.healed, self.commits, self.armed = True, "succeed", None
         self.users, before = set(), self.users
         self.paused -= before
-        self.pending = set(PLACES)
+        self.silent = False
+        self.pending = self.partitions()
         for _ in range(60):
             self.turn(0xFF50)
             for _ in range(4):

@@ -20,7 +20,7 @@ class Acks:
         self.runner = runner
         self.channel = channel
         self.window = window
-        self.ledger, channel.clean = DeliveryTags(channel.clean), 0
+        self.ledger = DeliveryTags()
         self.timed = self.sending = self.closed = False
 
     def settle(self, tag: int, delivery: Delivery) -> None:
@@ -76,4 +76,3 @@ class Acks:
             yield lambda: not self.sending
             if self.ledger.waiting:
                 self.send_now()
-        self.channel.clean = self.ledger.clean

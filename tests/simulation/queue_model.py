@@ -129,7 +129,7 @@ class Channel:
         self.unacked: dict[int, Native] = {}
         self.consumers: dict[str, int] = {}
         self.transit: list[Native] = []
-        self.proven = self.clean = 0
+        self.proven = 0
 
 
 class Broker:

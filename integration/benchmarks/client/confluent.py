@@ -119,7 +119,9 @@ class Signed(Assigned, kafka.Signed):
     def wrapped(self, client: Any, handler: Handler, refusals: Refusals) -> Any:
         """Return mqauth's consumer around the client."""
         pipeline = guard(self._forge, self.place)
-        return confluent.Consumer(client, pipeline, handler, topics=[], dead_letters=refusals)
+        return confluent.Consumer(
+            client, pipeline, handler, config=self.settings(), topics=[], dead_letters=refusals
+        )
 
 
 class Batched(Signed, kafka.Batched):

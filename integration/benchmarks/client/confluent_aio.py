@@ -109,7 +109,8 @@ class Signed(Assigned, confluent.Signed):
             tally(verified.body)
 
         pipeline = guard(self._forge, self.place)
-        async with leaf.AIOConsumer(client, pipeline, handler, topics=[], dead_letters=refusals):
+        config = self.settings()
+        async with leaf.AIOConsumer(client, pipeline, handler, config=config, topics=[], dead_letters=refusals):
             await asyncio.to_thread(ended.wait)
 
 

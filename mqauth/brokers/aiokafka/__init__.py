@@ -10,7 +10,7 @@ from mqauth.brokers.aiokafka.consumer import Consumer
 from mqauth.brokers.aiokafka.producer import Producer
 from mqauth.brokers.aiokafka.transaction import TransactionalDeadLetters
 from mqauth.brokers.aiokafka.translate import Logs, from_native, judge
-from mqauth.brokers.log.errors import PoisonRecordError, ProducerFatalError
+from mqauth.brokers.log.errors import OffsetsRefusedError, PoisonRecordError, ProducerFatalError
 from mqauth.brokers.log.judge import AsyncJudgement
 from mqauth.brokers.log.records import Log
 from mqauth.delivery.health import LogHealth as Health
@@ -26,6 +26,7 @@ __all__ = [
     "Health",
     "Log",
     "Logs",
+    "OffsetsRefusedError",
     "PoisonRecordError",
     "Producer",
     "ProducerFatalError",

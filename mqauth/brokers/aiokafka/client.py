@@ -5,15 +5,17 @@ This is the only module that touches them.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import traceback
 from typing import Any
 
 import aiokafka
+from aiokafka.consumer.fetcher import OffsetResetStrategy
 from aiokafka.protocol.metadata import MetadataRequest
 
+from mqauth.brokers.dead_letters import LOOK
 from mqauth.errors import ConfigurationError, require
-from mqauth.logs import emit
 
 
 def check_consumer(client: Any) -> None:
@@ -38,11 +40,6 @@ def check_consumer(client: Any) -> None:
         client._subscription.subscription and client._coordinator is not None,
         "subscribe the AIOKafkaConsumer to a topic and start it first",
     )
-    if client._auto_offset_reset == "latest":
-        emit(
-            "client.offsets_latest",
-            "auto_offset_reset is latest: a new group misses what was sent before it joined",
-        )
 
 
 def check_isolation(client: Any) -> None:
@@ -124,6 +121,47 @@ def member_of(client: Any) -> str:
     return str(client._coordinator.member_id)
 
 
+async def committed(client: Any, places: list[Any]) -> dict[Any, Any]:
+    """Return what the group has committed of partitions, each as an ``OffsetAndMetadata``, by one request.
+
+    The client's own ``committed`` asks for one partition, and does not tell its metadata.
+
+    Raises:
+        aiokafka.errors.KafkaError: the broker refuses.
+    """
+    return await client._coordinator.fetch_committed_offsets(places)  # type: ignore[no-any-return]
+
+
+def position(client: Any, place: Any) -> int | None:
+    """Return the offset that is read next, ``None`` where there is none yet."""
+    subscription = client._subscription.subscription
+    assignment = None if subscription is None else subscription.assignment
+    if assignment is None or place not in assignment.tps:
+        return None
+    return assignment.state_value(place)._position  # type: ignore[no-any-return]
+
+
+def reset_of(client: Any) -> str:
+    """Return where the client begins without an offset: ``latest``, ``earliest`` or ``none``."""
+    found = str(client._auto_offset_reset)
+    return found if found in ("latest", "earliest") else "none"
+
+
+def no_reset(client: Any) -> Any:
+    """Have the client move no position by itself, but raise; return what ``restore_reset`` needs.
+
+    It would go to the end, past all that is left, where its offset is out of range.
+    """
+    theirs = client._fetcher._default_reset_strategy
+    client._fetcher._default_reset_strategy = OffsetResetStrategy.NONE
+    return theirs
+
+
+def restore_reset(client: Any, theirs: Any) -> None:
+    """Let the client move positions again."""
+    client._fetcher._default_reset_strategy = theirs
+
+
 def listen(client: Any, listener: Any) -> Any:
     """Have a listener called at rebalances; return the one that was called before.
 
@@ -163,6 +201,16 @@ async def cluster_of(client: Any) -> str | None:
     node = client._client.get_random_node()
     response = await client._client.send(node, MetadataRequest([]))
     return getattr(response, "cluster_id", None)
+
+
+async def has_topic(client: Any, topic: str) -> bool:
+    """Return whether the broker has a topic; all are asked for, so that none is made.
+
+    Raises:
+        aiokafka.errors.KafkaError, TimeoutError: it does not answer.
+    """
+    async with asyncio.timeout(LOOK):
+        return topic in (await client.client.fetch_all_metadata()).topics()
 
 
 def _check_kind(client: Any, kind: type) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any, Final
 
 import aiokafka
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from mqauth.audit.record import AuditRecord
-from mqauth.brokers.aiokafka.client import check_producer, is_idempotent, waits_for_all
+from mqauth.brokers.aiokafka.client import check_producer, has_topic, is_idempotent, waits_for_all
 from mqauth.brokers.aiokafka.translate import carries
 from mqauth.brokers.log.confirmed import MAX_BLOCK, ConfirmingClient, TopicAudit, TopicLetters
 from mqauth.errors import require
@@ -44,6 +45,7 @@ def confirming(client: Any, timeout: float) -> ConfirmingClient:
         send=send,
         wait=wait,
         over=lambda sent: sent[0].done(),
+        has=partial(has_topic, client),
         carries=carries,
         too_large=TOO_LARGE,
         failed=(KafkaError, TimeoutError, ValueError, TypeError, AssertionError, OSError),

@@ -8,14 +8,14 @@ listener raises aiokafka logs and drops.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from mqauth.brokers.aiokafka import client as aiokafka_client
-from mqauth.brokers.aiokafka.transaction import COMMIT_TIMEOUT, TransactionCalls
+from mqauth.brokers.aiokafka.transaction import TransactionCalls
 from mqauth.brokers.aiokafka.translate import Logs
 from mqauth.brokers.log.poison import PoisonPolicy, find_poison
 from mqauth.brokers.log.records import NO_LOG, partition_messages
@@ -65,6 +65,7 @@ class Poller(TransactionCalls):
             fail: ends the consumer by an error.
         """
         self._settle, self._fail = settle, fail
+        self._theirs = aiokafka_client.no_reset(self._client)
         self._listener = Listener(self)
         self._listener.theirs = aiokafka_client.listen(self._client, self._listener)
 
@@ -90,19 +91,6 @@ class Poller(TransactionCalls):
             self._positions[place] = records[-1].offset + 1
         return {place: partition_messages(batch, place, scope, log) for place, batch in found.items()}
 
-    async def send_commit(self, offsets: Mapping[Any, int]) -> str | None:
-        """Commit offsets by partition; return the name of an error that passes."""
-        try:
-            async with asyncio.timeout(COMMIT_TIMEOUT):
-                await self._client.commit(dict(offsets))
-        except (CommitFailedError, IllegalStateError, TimeoutError) as error:
-            return type(error).__name__
-        except KafkaError as error:
-            if not error.retriable:
-                raise
-            return type(error).__name__
-        return None
-
     def seek(self, place: Any, offset: int) -> None:
         """Read a partition from an offset next, also after a rebalance that is going on."""
         self._positions[place] = offset
@@ -120,6 +108,7 @@ class Poller(TransactionCalls):
             super().close()
         finally:
             aiokafka_client.listen(self._client, self._listener.theirs)
+            aiokafka_client.restore_reset(self._client, self._theirs)
 
     async def revoked(self, places: set[TopicPartition]) -> None:
         """Wait for running handlers and commit; then suspend the partitions until it is known which come back."""
@@ -149,6 +138,8 @@ class Poller(TransactionCalls):
             self._client.seek(place, offset)
         self.rebalancing = False
         self.steer()
+        # Partitions that came are begun by the next poll.
+        self.wake()
 
     async def _records(self, seconds: float) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]:
         """Return records of the partitions that are not paused."""
@@ -159,7 +150,6 @@ class Poller(TransactionCalls):
                 # The cluster's id is part of a record's place in the replay store. A record that was judged
                 # without it would be a replay of itself when it comes again.
                 await self._logs.of()
-                await self.begin_at_committed()
                 places = wanted or (_NOWHERE,)
                 return await self._client.getmany(*places, timeout_ms=int(seconds * 1000))  # type: ignore[no-any-return]
         except TimeoutError:
@@ -185,6 +175,10 @@ class Poller(TransactionCalls):
                 # The batch comes again, at the head of its partition.
                 self._client.seek(poison.partition, found[poison.partition][-1].offset + 1)
             return found
+        if isinstance(error, OffsetOutOfRangeError | NoOffsetForPartitionError) and self.reset != "none":
+            # A dictionary of offsets, or one partition.
+            self.outside |= {error.args[0]} if isinstance(error.args[0], TopicPartition) else set(error.args[0])
+            return {}
         if not isinstance(error, KafkaError) or not error.retriable:
             raise error
         emit("client.poll_failed", "poll failed with %s and is tried again", type(error).__name__)

@@ -14,12 +14,13 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import aiokafka
-from aiokafka.errors import KafkaError, ProducerFenced
+from aiokafka.errors import ProducerFenced
 
 from mqauth.brokers.aiokafka import client as aiokafka_client
 from mqauth.brokers.aiokafka.client import check_producer, fatal_error, transactional_id
 from mqauth.brokers.aiokafka.confirmed import TOO_LARGE
 from mqauth.brokers.aiokafka.membership import Membership, fence, require_stable
+from mqauth.brokers.aiokafka.offsets import Offsets
 from mqauth.brokers.aiokafka.translate import carries
 from mqauth.brokers.log.poller import LogPoller
 from mqauth.brokers.log.transaction import TransactionalLetters, TransactionContent
@@ -27,8 +28,6 @@ from mqauth.delivery.assignment import Assignment
 from mqauth.errors import require
 
 R = TypeVar("R")
-COMMIT_TIMEOUT: Final = 5.0
-"""Most seconds of one commit, or of a look at one: aiokafka itself tries for ever."""
 CLOSE: Final = 1.0
 """Most seconds in which a producer may end in order."""
 
@@ -100,20 +99,18 @@ class TransactionalDeadLetters(TransactionalLetters):
         await asyncio.gather(*map(asyncio.wrap_future, self._closing))
 
 
-class TransactionCalls(LogPoller):
+class TransactionCalls(Offsets, LogPoller):
     """The calls of an ``AIOKafkaConsumer`` that transactions need."""
-
-    failed = (KafkaError, TimeoutError)
 
     def __init__(self, client: Any, assignment: Assignment, **settings: Any) -> None:
         super().__init__(client, assignment, **settings)
         self.scope = aiokafka_client.group_of(client)
-        self._unstable: set[Any] = set()
+        self.reset = aiokafka_client.reset_of(client)
 
     def require_stable(self) -> None:
         """Have offsets waited for of which a transaction is open, those of the assignment at hand too."""
         require_stable(self._client)
-        self._unstable = set(self._client.assignment())
+        self.unsure = set(self._client.assignment())
 
     def membership(self) -> Membership | None:
         """Return the membership to commit by, ``None`` during a rebalance."""
@@ -122,22 +119,9 @@ class TransactionCalls(LogPoller):
             return None
         return Membership(self.scope, generation, aiokafka_client.member_of(self._client))
 
-    async def committed(self, place: Any, /) -> int | None:
-        """Return the committed offset of a partition."""
-        async with asyncio.timeout(COMMIT_TIMEOUT):
-            return await self._client.committed(place)  # type: ignore[no-any-return]
-
     async def wait(self, over: threading.Event, seconds: float, /) -> None:
         """Wait for the end of a transaction, at most so many seconds."""
         await asyncio.to_thread(over.wait, seconds)
-
-    async def begin_at_committed(self) -> None:
-        """Read partitions from their committed offsets that the client has asked for too early."""
-        for place in tuple(self._unstable):
-            offset = await self._client.committed(place)
-            self._unstable.discard(place)
-            if offset is not None and place in self._client.assignment():
-                self.seek(place, offset)
 
 
 class LoopProducer:

@@ -12,7 +12,7 @@ from mqauth.brokers.confluent.event_loop import AIOConsumer
 from mqauth.brokers.confluent.producer import Producer
 from mqauth.brokers.confluent.transaction import TransactionalDeadLetters
 from mqauth.brokers.confluent.translate import Logs, ajudge, from_native, judge
-from mqauth.brokers.log.errors import PoisonRecordError, ProducerFatalError
+from mqauth.brokers.log.errors import OffsetsRefusedError, PoisonRecordError, ProducerFatalError
 from mqauth.brokers.log.judge import AsyncJudgement, Judgement
 from mqauth.brokers.log.records import Log
 from mqauth.delivery.health import LogHealth as Health
@@ -30,6 +30,7 @@ __all__ = [
     "Judgement",
     "Log",
     "Logs",
+    "OffsetsRefusedError",
     "PoisonRecordError",
     "Producer",
     "ProducerFatalError",

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
 
+from mqauth.brokers.dead_letters import LOOK
 from mqauth.errors import ConfigurationError, require
 
 _METADATA: Final = b"CGMDv2:"
@@ -38,8 +39,8 @@ COMES_AGAIN: Final = frozenset(
     )
 )  # fmt: skip
 """Codes of errors after which the same call may succeed; ``KafkaError.retriable`` knows transactions only."""
-REBALANCING: Final = frozenset((KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS))
-"""Codes of a commit that is refused while a rebalance goes on, or after one that we were not told of."""
+REBALANCING: Final = frozenset(("ILLEGAL_GENERATION", "REBALANCE_IN_PROGRESS"))
+"""Names of errors of a commit that is refused while a rebalance goes on, or after one that we were not told of."""
 _ALL: Final = (-1, "-1", "all")
 
 
@@ -55,11 +56,15 @@ class Membership(NamedTuple):
     generation: int
 
 
-def check_consumer(client: Any) -> None:
-    """Refuse a consumer that commits by itself, or deserializes before verification.
+def check_consumer(client: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Refuse a consumer that commits by itself, or deserializes before verification; return its settings.
+
+    Args:
+        client: the consumer.
+        config: the settings it was made with.
 
     Raises:
-        ConfigurationError: it does, or it is of another kind.
+        ConfigurationError: it does, it is of another kind, or the settings are not its own.
     """
     _check_kind(client, confluent_kafka.Consumer, confluent_kafka.DeserializingConsumer)
     # Storing an empty list of offsets fails with _INVALID_ARG where enable.auto.offset.store is on, and asks the
@@ -70,6 +75,12 @@ def check_consumer(client: Any) -> None:
         raise ConfigurationError(
             'set "enable.auto.offset.store" to False: offsets are committed when records are settled'
         ) from error
+    found = _dotted(config)
+    require(
+        found.get("group.id") == membership_of(client).group,
+        "config must be the mapping that the Consumer was made with: its group.id is another one",
+    )
+    return found
 
 
 def check_producer(client: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -83,9 +94,7 @@ def check_producer(client: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
         ConfigurationError: it is of another kind, or serializes after signing.
     """
     _check_kind(client, confluent_kafka.Producer, confluent_kafka.SerializingProducer)
-    require(isinstance(config, Mapping), "config must be the mapping that the Producer was made with")
-    found = {name.replace("_", "."): value for name, value in config.items()}
-    return found | dict(found.get("default.topic.config", {}))
+    return _dotted(config)
 
 
 def waits_for_all(config: Mapping[str, Any]) -> bool:
@@ -123,7 +132,23 @@ def name_of(error: BaseException) -> str:
     return error_of(error).name() if isinstance(error, KafkaException) else type(error).__name__
 
 
+def _dotted(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of a client, with names in dots."""
+    require(isinstance(config, Mapping), "config must be the mapping that the client was made with")
+    found = {name.replace("_", "."): value for name, value in config.items()}
+    return found | dict(found.get("default.topic.config", {}))
+
+
 def _check_kind(client: Any, kind: type, refused: type) -> None:
     if isinstance(client, refused) or not isinstance(client, kind):
         found = f"{type(client).__module__}.{type(client).__name__}"
         raise ConfigurationError(f"a confluent_kafka.{kind.__name__} is needed, not {found}")
+
+
+def has_topic(client: Any, topic: str) -> bool:
+    """Return whether the broker has a topic; all are asked for, so that none is made.
+
+    Raises:
+        KafkaException: it does not answer.
+    """
+    return topic in client.list_topics(timeout=LOOK).topics

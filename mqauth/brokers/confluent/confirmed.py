@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from operator import attrgetter
 from typing import Any, Final
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
 
-from mqauth.brokers.confluent.client import check_producer, error_of, name_of, waits_for_all
+from mqauth.brokers.confluent.client import check_producer, error_of, has_topic, name_of, waits_for_all
 from mqauth.brokers.confluent.translate import carries
 from mqauth.brokers.log.confirmed import ConfirmingClient, TopicAudit, TopicLetters
 from mqauth.errors import require
@@ -86,6 +87,7 @@ def confirming(client: Any, config: Mapping[str, Any]) -> ConfirmingClient:
         send=lambda topic, **record: sent(client, topic, record),
         wait=Report.get,
         over=attrgetter("told"),
+        has=partial(has_topic, client),
         carries=carries,
         too_large=TooLargeError,
         failed=(KafkaException, TooLargeError, BufferError, ValueError, TypeError, RuntimeError),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import confluent_kafka
@@ -15,6 +15,7 @@ from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.delivery.partition import Backoff
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds
+from mqauth.judging.verified import Decode
 from mqauth.letters.dead_letter import DeadLetterSink
 
 SESSION: Final = 6.0
@@ -35,6 +36,7 @@ class Consumer(LogConsumer):
             ``run`` has returned. It is not closed.
         guard: the pipeline, with an audit sink.
         handler: takes a ``Verified``; runs on a worker thread.
+        config: the settings that the client was made with, which it does not tell.
         topics: the topics to subscribe to, or patterns that begin with ``^``; empty where partitions were
             assigned by hand. The wrapper subscribes, since the client tells nobody else of rebalances.
         dead_letters: where rejected messages go: ``DeadLetters``, or ``TransactionalDeadLetters`` for letters that
@@ -62,9 +64,10 @@ class Consumer(LogConsumer):
         guard: Pipeline,
         handler: Handler,
         *,
+        config: Mapping[str, Any],
         topics: Sequence[str],
         dead_letters: DeadLetterSink,
-        decode: Callable[[bytes], Any] | None = None,
+        decode: Decode | None = None,
         replies: Producer | None = None,
         grace: float = 30,
         workers: int = 1,
@@ -72,13 +75,13 @@ class Consumer(LogConsumer):
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
         unverified: Unverifieds | None = None,
     ) -> None:
-        check_consumer(client)
+        settings = check_consumer(client, config)
         answer = None if replies is None else Replies(replies)
         super().__init__(
             guard, handler, dead_letters, decode=decode, answer=answer, workers=workers, grace=grace,
             patience=grace, commit_interval=commit_interval, session=SESSION, backoff=backoff,
             unverified=unverified,
         )  # fmt: skip
-        poller = Poller(client, self._assignment, replies=answer)
+        poller = Poller(client, self._assignment, settings, replies=answer)
         self.attach(poller)
         poller.listen(topics, self.settle)

@@ -17,6 +17,7 @@ from confluent_kafka.aio import AIOConsumer as Client
 
 from mqauth.brokers.confluent.client import check_consumer
 from mqauth.brokers.confluent.consumer import SESSION
+from mqauth.brokers.confluent.offsets import OffsetsOnThread
 from mqauth.brokers.confluent.poller import Poller
 from mqauth.brokers.confluent.producer import Producer
 from mqauth.brokers.confluent.replies import Replies
@@ -29,7 +30,7 @@ from mqauth.errors import require
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Verified
+from mqauth.judging.verified import Decode, Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.threads import DaemonThread
 from mqauth.wire.message import Message
@@ -51,6 +52,7 @@ class AIOConsumer(AsyncLogConsumer):
             ``run`` has returned. It is not closed.
         guard: the pipeline, with an audit sink.
         handler: takes a ``Verified``; may be asynchronous. A synchronous one blocks the event loop.
+        config: the settings that the client was made with, which it does not tell.
         topics: the topics to subscribe to, or patterns that begin with ``^``; empty where partitions were
             assigned by hand. The wrapper subscribes, since the client tells nobody else of rebalances.
         dead_letters: where rejected messages go: ``DeadLetters``, which are waited for on a thread, or
@@ -77,9 +79,10 @@ class AIOConsumer(AsyncLogConsumer):
         guard: Pipeline,
         handler: Handler,
         *,
+        config: Mapping[str, Any],
         topics: Sequence[str],
         dead_letters: DeadLetterSink,
-        decode: Callable[[bytes], Any] | None = None,
+        decode: Decode | None = None,
         replies: Producer | None = None,
         grace: float = 30,
         workers: int = 1,
@@ -88,7 +91,7 @@ class AIOConsumer(AsyncLogConsumer):
         unverified: Unverifieds | None = None,
     ) -> None:
         require(isinstance(client, Client), f"an AIOConsumer is needed, not {type(client).__name__}")
-        check_consumer(client._consumer)
+        settings = check_consumer(client._consumer, config)
         answer = None if replies is None else AIOReplies(replies)
         transactional = isinstance(dead_letters, TransactionalLetters)
         dead_letters = dead_letters if transactional else letters_on_thread(dead_letters)
@@ -97,7 +100,7 @@ class AIOConsumer(AsyncLogConsumer):
             grace=grace, patience=grace, commit_interval=commit_interval, session=SESSION, backoff=backoff,
             unverified=unverified,
         )  # fmt: skip
-        poller = AIOPoller(client._consumer, self._assignment, replies=answer)
+        poller = AIOPoller(client._consumer, self._assignment, settings, replies=answer)
         self.attach(poller)
         poller.listen(topics, partial(self._settle_on_thread, asyncio.get_running_loop()))
 
@@ -110,7 +113,7 @@ class AIOConsumer(AsyncLogConsumer):
             idle.result(self._patience + BESIDE)
 
 
-class AIOPoller(Poller):
+class AIOPoller(OffsetsOnThread, Poller):
     """The calls of the ``Consumer`` in an ``AIOConsumer``, made on one thread; the rest as ``Poller`` has it."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -134,10 +137,6 @@ class AIOPoller(Poller):
         finally:
             self._assignment.hold_back(False)
 
-    def send_commit(self, offsets: Mapping[Any, int]) -> Any:
-        """Commit offsets by partition; return the name of an error that passes, in an event loop to be awaited."""
-        return self._here(super().send_commit, offsets)
-
     def committing(self, *, last: bool = False) -> Flow[None]:
         """Return ``commit`` as a flow; the last one serves a rebalance to its end, as without an event loop."""
         if last and in_event_loop():
@@ -145,13 +144,9 @@ class AIOPoller(Poller):
         else:
             yield from super().committing(last=last)
 
-    def committed(self, place: Any, /) -> Any:
-        """Return the committed offset of a partition, in an event loop to be awaited."""
-        return self._here(super().committed, place)
-
     def wait(self, over: threading.Event, seconds: float, /) -> Any:
         """Wait for the end of a transaction, at most so many seconds, in an event loop to be awaited."""
-        return self._here(over.wait, seconds)
+        return self.here(over.wait, seconds)
 
     def wake(self) -> None:
         """End the wait for handlers."""
@@ -166,7 +161,7 @@ class AIOPoller(Poller):
         """Return once all that ``close`` began has ended, to be awaited."""
         return asyncio.wrap_future(self._closing)
 
-    def _here(self, work: Callable[..., Any], *args: Any) -> Any:
+    def here(self, work: Callable[..., Any], *args: Any) -> Any:
         """Make a call on the thread; at once where this is the thread, inside a callback of the client."""
         return self._on_thread(work, *args) if in_event_loop() else work(*args)
 

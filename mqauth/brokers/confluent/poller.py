@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from mqauth.brokers.confluent.client import COMES_AGAIN, REBALANCING, error_of, membership_of, name_of
+from mqauth.brokers.confluent.client import REBALANCING, error_of, membership_of
+from mqauth.brokers.confluent.offsets import left_out, reset_of
 from mqauth.brokers.confluent.pauses import MOST, PausingCalls
 from mqauth.brokers.confluent.positions import KeptPositions, Place, native, places_of
 from mqauth.brokers.confluent.translate import Logs, heed, translated
@@ -21,10 +22,15 @@ from mqauth.brokers.log.poller import IDLE
 from mqauth.brokers.log.records import RecordPlace
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import ClientCalls, offset_of
+from mqauth.delivery.start import Committed
 from mqauth.errors import require
+from mqauth.flow import run
 from mqauth.logs import emit
 from mqauth.wire.message import Message
 
+LOOK: Final = 1.0
+"""Seconds after which partitions that bring nothing are looked at: the client may stand at their end, past records
+that it left out."""
 REBALANCE: Final = 5.0
 """Most seconds for which the last commit waits for the end of a rebalance."""
 
@@ -35,11 +41,14 @@ class Poller(PausingCalls):
     Args:
         client: the ``confluent_kafka.Consumer``.
         assignment: says which calls to make, and gets the records.
+        config: the client's settings, which it does not tell.
         settings: as ``LogPoller`` has them.
     """
 
-    def __init__(self, client: Any, assignment: Assignment, **settings: Any) -> None:
+    def __init__(self, client: Any, assignment: Assignment, config: Mapping[str, Any], **settings: Any) -> None:
         super().__init__(client, assignment, **settings)
+        self.reset = reset_of(config)
+        self._looked = time.monotonic()
         self._logs = Logs(client)
         self.scope = membership_of(client).group
         self._late: dict[Place, int] = {}  # seeks that the client has refused so far
@@ -63,7 +72,9 @@ class Poller(PausingCalls):
                 list(topics), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
             )
             return
-        self._held = places_of(self._client.assignment())
+        assigned = self._client.assignment()
+        self._held = places_of(assigned)
+        self.given = {Place(each.topic, each.partition): each.offset for each in assigned}
         require(
             self._held and not self._client.memberid(),
             "topics must name a topic, unless partitions were assigned by hand",
@@ -80,25 +91,22 @@ class Poller(PausingCalls):
             PoisonRecordError: a record cannot be parsed.
             KafkaException: the broker refuses for good, for lack of rights for example.
         """
-        for place, messages in self._messages(self._consume(self._patience(seconds))).items():
+        found = self._messages(self._consume(self._patience(seconds)))
+        for place, messages in found.items():
             if self._is_next(place, messages[0]):
                 self._keep(place, messages)
+        if not found and seconds > 0 and time.monotonic() - self._looked >= LOOK:
+            # Nothing is on its way of these: their positions are what the client has.
+            self._looked = time.monotonic()
+            idle = self._held - self._paused - self._read.keys() - self._late.keys()
+            self.outside |= {place for place in idle if self._left_out(place, None)}
         return self._wanted()
 
-    def send_commit(self, offsets: Mapping[Any, int]) -> str | None:
+    def send_commit(self, offsets: Mapping[Any, Committed], /) -> Any:
         """Commit offsets by partition; return the name of an error that passes."""
-        natives = [native(place, offset) for place, offset in offsets.items()]
-        try:
-            for each in self._client.commit(offsets=natives, asynchronous=False):
-                if each.error is not None:
-                    raise KafkaException(each.error)
-        except KafkaException as error:
-            if error_of(error).code() not in COMES_AGAIN:
-                raise
-            self._refused = error_of(error).code() in REBALANCING
-            return name_of(error)
-        self._refused = False
-        return None
+        failure = super().send_commit(offsets)
+        self._refused = failure in REBALANCING
+        return failure
 
     def commit(self, *, last: bool = False) -> None:
         """Commit the offsets that are due; the last commit serves a rebalance to its end where one refuses it.
@@ -142,8 +150,22 @@ class Poller(PausingCalls):
 
     def _is_next(self, place: Place, first: Message) -> bool:
         """Return whether records go to the assignment: of a partition that is ours, and not to be read again."""
-        again = self._kept.read_again(place, offset_of(first))
-        return not again and place in self._held and place not in self._late
+        offset = offset_of(first)
+        again = self._kept.read_again(place, offset)
+        if again or place not in self._held or place in self._late:
+            return False
+        if place not in self._read and self._left_out(place, offset):
+            self.outside.add(place)
+        return place not in self.outside
+
+    def _left_out(self, place: Place, offset: int | None) -> bool:
+        """Return whether the client has left records out before the one that came, or before it came to rest."""
+        partition = self._assignment.partition(place)
+        expected = None if partition is None else partition.expected
+        # Offsets have gaps, so that only another one than the next is a reason to look.
+        if expected is None or offset == expected:
+            return False
+        return left_out(self._client, place, expected, offset) is not None
 
     def _consume(self, seconds: float) -> list[Any]:
         # The cluster's id is part of a record's place in the replay store. A record that was judged without it
@@ -168,7 +190,10 @@ class Poller(PausingCalls):
         found: dict[tuple[str, int], tuple[RecordPlace, list[Message]]] = {}
         for record in records:
             if record.error() is not None:
-                heed(record)
+                if record.error().code() == KafkaError._AUTO_OFFSET_RESET:
+                    self.outside.add(Place(record.topic(), record.partition()))
+                else:
+                    heed(record)
                 continue
             # A plain tuple for each record: a NamedTuple costs as much as all the other calls of a record.
             place = record.topic(), record.partition()
@@ -186,6 +211,8 @@ class Poller(PausingCalls):
         self._assignment.assigned(self._held)
         if self._kept.restore(client, places):
             self.steer()
+        # At once: the end of a partition is another one a moment later.
+        run(self.beginning())
 
     def _revoked(self, client: Any, partitions: list[TopicPartition]) -> None:
         """Wait for running handlers and commit; then suspend the partitions, or drop those that go elsewhere."""

@@ -27,9 +27,9 @@ def places_of(partitions: Iterable[Any]) -> set[Place]:
     return {Place(each.topic, each.partition) for each in partitions}
 
 
-def native(place: Any, offset: int = OFFSET_INVALID) -> TopicPartition:
+def native(place: Any, offset: int = OFFSET_INVALID, metadata: str = "") -> TopicPartition:
     """Return the client's ``TopicPartition`` of a place."""
-    return TopicPartition(place.topic, place.partition, offset)
+    return TopicPartition(place.topic, place.partition, offset, metadata)
 
 
 class KeptPositions:

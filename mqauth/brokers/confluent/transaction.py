@@ -9,15 +9,15 @@ from typing import Any, Final
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
 
-from mqauth.brokers.confluent.client import check_producer, error_of, membership_of
+from mqauth.brokers.confluent.client import check_producer, error_of, has_topic, membership_of
 from mqauth.brokers.confluent.confirmed import Report, TooLargeError, sent
+from mqauth.brokers.confluent.offsets import Offsets
 from mqauth.brokers.confluent.positions import native
 from mqauth.brokers.confluent.translate import carries
 from mqauth.brokers.log.poller import LogPoller
 from mqauth.brokers.log.transaction import TransactionalLetters, TransactionContent
 from mqauth.errors import require
 
-FETCH_TIMEOUT: Final = 5.0
 _FENCED: Final = frozenset((KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH))
 _LONGEST_MS: Final = 60_000
 """librdkafka's default of ``transaction.timeout.ms``."""
@@ -79,9 +79,13 @@ class TransactionalDeadLetters(TransactionalLetters):
         """Give a record to the client."""
         return sent(self.client, self.name, record)
 
+    def exists(self) -> bool:
+        """Return whether the broker has the topic, as far as it tells."""
+        return has_topic(self.client, self.name)
+
     def send_offsets(self, content: TransactionContent) -> None:
         """Add the offsets to the transaction."""
-        offsets = [native(place, offset) for place, offset in content.offsets.items()]
+        offsets = [native(place, *commit) for place, commit in content.offsets.items()]
         self.client.send_offsets_to_transaction(offsets, content.group, self.timeout)
 
     def fenced(self, error: BaseException) -> bool:
@@ -96,10 +100,8 @@ class TransactionalDeadLetters(TransactionalLetters):
             client.close()
 
 
-class TransactionCalls(LogPoller):
+class TransactionCalls(Offsets, LogPoller):
     """The calls of a ``confluent_kafka.Consumer`` that transactions need."""
-
-    failed = KafkaException
 
     def membership(self) -> Any:
         """Return the membership to commit by, ``None`` during a rebalance."""
@@ -107,10 +109,3 @@ class TransactionCalls(LogPoller):
         if self._client.memberid() and membership_of(self._client).generation < 0:
             return None
         return self._client.consumer_group_metadata()
-
-    def committed(self, place: Any, /) -> int | None:
-        """Return the committed offset of a partition."""
-        (found,) = self._client.committed([native(place)], timeout=FETCH_TIMEOUT)
-        if found.error is not None:
-            raise KafkaException(found.error)
-        return None if found.offset < 0 else int(found.offset)

@@ -10,7 +10,7 @@ from mqauth.brokers.kafka.consumer import Consumer
 from mqauth.brokers.kafka.producer import Producer
 from mqauth.brokers.kafka.transaction import TransactionalDeadLetters
 from mqauth.brokers.kafka.translate import Logs, from_native, judge
-from mqauth.brokers.log.errors import PoisonRecordError, ProducerFatalError
+from mqauth.brokers.log.errors import OffsetsRefusedError, PoisonRecordError, ProducerFatalError
 from mqauth.brokers.log.judge import Judgement
 from mqauth.brokers.log.records import Log
 from mqauth.delivery.health import LogHealth as Health
@@ -26,6 +26,7 @@ __all__ = [
     "Judgement",
     "Log",
     "Logs",
+    "OffsetsRefusedError",
     "PoisonRecordError",
     "Producer",
     "ProducerFatalError",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final, Literal
 
+from kafka.errors import KafkaTimeoutError
+
 from mqauth.errors import ConfigurationError, require
-from mqauth.logs import emit
 
 _TELLING: Final = {"KafkaConsumer": "group_id", "KafkaProducer": "max_block_ms"}
 """A setting that only clients of this kind have."""
@@ -60,11 +63,6 @@ def check_client(client: Any) -> None:
     for name in ("key_deserializer", "value_deserializer"):
         require(config[name] is None, f"leave {name} out: raw bytes are verified; decode= runs afterwards")
     require(config["group_id"], "set group_id: without it nothing can be committed")
-    if config["auto_offset_reset"] == "latest":
-        emit(
-            "client.offsets_latest",
-            "auto_offset_reset is latest: a new group misses what was sent before it joined",
-        )
 
 
 def session_of(client: Any) -> float:
@@ -92,6 +90,27 @@ def check_isolation(client: Any) -> None:
         client.config["isolation_level"] == "read_committed",
         'transactional dead letters need isolation_level="read_committed" in the consumer',
     )
+
+
+def has_topic(client: Any, topic: str) -> bool | None:
+    """Return whether the broker has a topic, in ``max_block_ms``; ``None`` where the client may make it."""
+    if client.config["allow_auto_create_topics"]:
+        return None
+    began = time.monotonic()
+    with suppress(KafkaTimeoutError):
+        client.partitions_for(topic)
+    return not is_no_topic(client, topic, began)
+
+
+def is_no_topic(client: Any, topic: str, began: float) -> bool:
+    """Return whether the broker has answered since ``began`` (monotonic seconds) and does not know the topic.
+
+    kafka-python 3.0.12 raises ``KafkaTimeoutError`` both for this and for a broker out of reach. A requester
+    chooses the topic: an answer to a topic that does not exist must not stop the request's partition for ever.
+    """
+    metadata = client._metadata
+    answered: bool = metadata._last_successful_refresh_ms >= began * 1000
+    return answered and metadata.partitions_for_topic(topic) is None
 
 
 def refuse_foreign(record: Any) -> None:

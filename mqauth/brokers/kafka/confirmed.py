@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
-from mqauth.brokers.kafka.client import producer_settings
+from mqauth.brokers.kafka.client import has_topic, producer_settings
 from mqauth.brokers.kafka.translate import carries
 from mqauth.brokers.log.confirmed import MAX_BLOCK, ConfirmingClient, TopicAudit, TopicLetters
 from mqauth.errors import require
@@ -21,7 +22,7 @@ def confirming(client: Any, timeout: float) -> ConfirmingClient:
         ConfigurationError: it does not wait for all replicas, is idempotent, or serializes.
     """
     config = producer_settings(client)
-    # One record that the broker refuses makes an idempotent producer of kafka-python fail for good (decision 50).
+    # One record that the broker refuses makes an idempotent producer of kafka-python fail for good (decision 11).
     require(
         not config["enable_idempotence"] and config["acks"] in (-1, "all"),
         'confirms need a KafkaProducer of their own with acks="all" and enable_idempotence=False',
@@ -32,6 +33,7 @@ def confirming(client: Any, timeout: float) -> ConfirmingClient:
         send=lambda topic, **record: [client.send(topic, **record)],
         wait=lambda sent, seconds: sent[0].get(timeout=seconds),
         over=lambda sent: sent[0].is_done,
+        has=partial(has_topic, client),
         carries=carries,
         too_large=MessageSizeTooLargeError,
         failed=(KafkaError, ValueError, TypeError, OSError),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 from kafka import KafkaConsumer
 
@@ -17,6 +16,7 @@ from mqauth.delivery.partition import Backoff
 from mqauth.errors import require
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds
+from mqauth.judging.verified import Decode
 from mqauth.letters.dead_letter import DeadLetterSink
 
 
@@ -60,7 +60,7 @@ class Consumer(LogConsumer):
         handler: Handler,
         *,
         dead_letters: DeadLetterSink,
-        decode: Callable[[bytes], Any] | None = None,
+        decode: Decode | None = None,
         replies: Producer | None = None,
         grace: float = 30,
         on_poison: Literal["stop", "skip"] = "stop",

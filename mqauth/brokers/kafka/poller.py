@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from kafka import ConsumerRebalanceListener, OffsetAndMetadata
+from kafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError
 
 from mqauth.brokers.kafka import repair as kafka_repair
@@ -16,6 +16,7 @@ from mqauth.brokers.log.poller import LogPoller
 from mqauth.brokers.log.records import partition_messages
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.log_work import LogWork
+from mqauth.delivery.start import Committed
 from mqauth.errors import require
 from mqauth.judging.pipeline import Pipeline
 from mqauth.wire.message import Message
@@ -43,6 +44,8 @@ class Poller(LogPoller):
         super().__init__(client, assignment, **settings)
         self._logs = Logs(client)
         self.scope = str(client.config["group_id"])
+        self.reset = str(client.config["auto_offset_reset"])
+        kafka_repair.reset_to_earliest(client, self.outside.add)
         self._records = RecordReader(client, PoisonPolicy(work, guard, self.scope, skip=skip), self._logs)
 
     def fetch(self, seconds: float, joins: bool) -> dict[Any, list[Message]]:
@@ -53,14 +56,36 @@ class Poller(LogPoller):
             for place, batch in records.items()
         }
 
-    def send_commit(self, offsets: Mapping[Any, int]) -> str | None:
+    def send_commit(self, offsets: Mapping[Any, Committed], /) -> str | None:
         """Commit offsets by partition; return the name of an error that passes."""
-        natives = {place: OffsetAndMetadata(offset) for place, offset in offsets.items()}
+        natives = {place: OffsetAndMetadata(*commit, -1) for place, commit in offsets.items()}
         try:
             self._client.commit(natives, timeout_ms=COMMIT_TIMEOUT_MS)
         except COMES_AGAIN as error:
             return type(error).__name__
         return None
+
+    def committed(self, places: Collection[Any], /) -> dict[Any, Committed]:
+        """Return the group's commits by partition."""
+        found = kafka_repair.committed(self._client, list(places), COMMIT_TIMEOUT_MS)
+        return {place: Committed(commit.offset, commit.metadata) for place, commit in found.items()}
+
+    def places(self, topic: str, /) -> set[Any]:
+        """Return all partitions of a topic that the client knows of."""
+        return {TopicPartition(topic, number) for number in self._client.partitions_for_topic(topic)}
+
+    def position(self, place: Any, /) -> int | None:
+        """Return the offset that is read next, ``None`` where there is none yet."""
+        return kafka_repair.position(self._client, place)
+
+    def bounds(self, places: Collection[Any], end: bool, /) -> dict[Any, int]:
+        """Return the first offset of each partition, or the one behind the last record that may be read."""
+        ask = self._client.end_offsets if end else self._client.beginning_offsets
+        return ask(list(places), timeout_ms=COMMIT_TIMEOUT_MS)  # type: ignore[no-any-return]
+
+    def passes(self, error: BaseException, /) -> bool:
+        """Return whether the same call may succeed later."""
+        return isinstance(error, COMES_AGAIN)
 
     def close(self) -> None:
         """Leave the client as it was given to us."""
@@ -74,10 +99,6 @@ class Poller(LogPoller):
         found = self._client.group_metadata()
         subscribed = self._client.subscription() is not None
         return None if subscribed and found.generation_id < 0 else found
-
-    def committed(self, place: Any, /) -> int | None:
-        """Return the committed offset of a partition."""
-        return self._client.committed(place, timeout_ms=COMMIT_TIMEOUT_MS)  # type: ignore[no-any-return]
 
     def rejoins(self) -> bool:
         """Return whether the next ``poll`` takes part in a rebalance."""

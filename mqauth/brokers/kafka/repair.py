@@ -6,9 +6,11 @@ around, and does nothing for a client without these attributes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
+
+from kafka.protocol.consumer.offsets import OffsetResetStrategy
 
 from mqauth.logs import emit
 
@@ -51,6 +53,46 @@ def forget_positions(client: Any, places: set[Any]) -> None:
     states: Any = getattr(getattr(client, "_subscription", None), "assignment", {})
     for place in places & states.keys():
         states[place] = type(states[place])()
+
+
+def committed(client: Any, places: list[Any], timeout_ms: int) -> dict[Any, Any]:
+    """Return what the group has committed of partitions, each as an ``OffsetAndMetadata``, by one request.
+
+    The client's own ``committed`` asks for one partition at a time.
+    """
+    return client._coordinator.fetch_committed_offsets(places, timeout_ms=timeout_ms)  # type: ignore[no-any-return]
+
+
+def position(client: Any, place: Any) -> int | None:
+    """Return the offset that is read next, ``None`` where there is none yet.
+
+    The client's own ``position`` asks the broker for what is missing of all partitions.
+    """
+    states: Any = getattr(getattr(client, "_subscription", None), "assignment", {})
+    found = getattr(states.get(place), "position", None)
+    return None if found is None else int(found.offset)
+
+
+def reset_to_earliest(client: Any, told: Callable[[Any], object]) -> None:
+    """Have the client go to the earliest record where its offset is out of range, and tell of it.
+
+    It would go where ``auto_offset_reset`` says: by default to the end, past all that is left.
+
+    Args:
+        client: the ``KafkaConsumer``.
+        told: called with each such partition.
+    """
+    state: Any = getattr(client, "_subscription", None)
+    theirs = getattr(state, "request_offset_reset", None)
+    if theirs is None:
+        return
+
+    def request_offset_reset(partition: Any, strategy: Any = None) -> None:
+        if strategy is None:
+            told(partition)
+        theirs(partition, OffsetResetStrategy.EARLIEST if strategy is None else strategy)
+
+    state.request_offset_reset = request_offset_reset
 
 
 def tell(listener: Any, method: str, partitions: Any) -> None:
@@ -140,6 +182,7 @@ def hand_back(client: Any) -> None:
         theirs = attributes.pop(_WOKEN)
         del attributes["fetch_records"]
         attributes.update({} if theirs is None else {"fetch_records": theirs})
+    getattr(getattr(client, "_subscription", None), "__dict__", {}).pop("request_offset_reset", None)
 
 
 def postponed(client: Any) -> BaseException | None:

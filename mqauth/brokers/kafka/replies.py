@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 
 from kafka.errors import KafkaError, RetriableError, UnknownTopicOrPartitionError
 
+from mqauth.brokers.kafka.client import is_no_topic
 from mqauth.brokers.kafka.producer import Producer
 from mqauth.brokers.log.errors import ProducerFatalError
 from mqauth.brokers.log.records import NativeHeaders
@@ -50,7 +51,7 @@ class Replies(TopicReplies):
         except _OUT_OF_REACH as error:
             if request in self._refused:
                 raise self._refused[request] from error
-            if isinstance(error, RetriableError) and _is_no_topic(self._producer.client, topic, began):
+            if isinstance(error, RetriableError) and is_no_topic(self._producer.client, topic, began):
                 raise
             raise later(type(error).__name__) from error
 
@@ -93,14 +94,3 @@ class Answer:
         except KafkaError as error:
             self._refused(error)
             raise
-
-
-def _is_no_topic(client: Any, topic: str, began: float) -> bool:
-    """Return whether the broker has answered since ``began`` (monotonic seconds) and does not know the topic.
-
-    kafka-python 3.0.12 raises ``KafkaTimeoutError`` both for this and for a broker out of reach. A requester
-    chooses the topic: an answer to a topic that does not exist must not stop the request's partition for ever.
-    """
-    metadata = client._metadata
-    answered: bool = metadata._last_successful_refresh_ms >= began * 1000
-    return answered and metadata.partitions_for_topic(topic) is None

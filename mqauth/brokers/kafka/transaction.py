@@ -13,7 +13,7 @@ from kafka import KafkaProducer, OffsetAndMetadata
 from kafka.errors import MessageSizeTooLargeError, ProducerFencedError
 
 from mqauth.brokers.kafka import repair as kafka_repair
-from mqauth.brokers.kafka.client import producer_settings
+from mqauth.brokers.kafka.client import has_topic, producer_settings
 from mqauth.brokers.kafka.translate import carries
 from mqauth.brokers.log.confirmed import MAX_BLOCK
 from mqauth.brokers.log.transaction import TransactionalLetters, TransactionContent
@@ -59,9 +59,13 @@ class TransactionalDeadLetters(TransactionalLetters):
         config["max_block_ms"] = min(config["max_block_ms"], int(min(self.timeout, MAX_BLOCK) * 1000))
         return client
 
+    def exists(self) -> bool | None:
+        """Return whether the broker has the topic, as far as it tells."""
+        return has_topic(self.client, self.name)
+
     def send_offsets(self, content: TransactionContent) -> None:
         """Add the offsets to the transaction."""
-        offsets = {place: OffsetAndMetadata(offset) for place, offset in content.offsets.items()}
+        offsets = {place: OffsetAndMetadata(*commit, -1) for place, commit in content.offsets.items()}
         self.client.send_offsets_to_transaction(offsets, content.group)
 
     def fenced(self, _error: BaseException) -> bool:

@@ -29,6 +29,7 @@ class ConfirmingClient:
             outcome, which must not be awaitable itself.
         wait: waits for an outcome, at most so many seconds, and raises why the record was not confirmed.
         over: returns whether there is an outcome.
+        has: returns whether the broker has a topic, or its awaitable does; ``None`` where that cannot be told.
         carries: returns whether the client can send a header again unchanged.
         too_large: errors of a record that is over a size of the client or the broker.
         failed: all errors of a record that was not confirmed, those included.
@@ -38,6 +39,7 @@ class ConfirmingClient:
     send: Callable[..., Any]
     wait: Callable[[Any, float], Any]
     over: Callable[[Any], bool]
+    has: Callable[[str], Any]
     carries: Carries
     too_large: Errors
     failed: Errors
@@ -106,6 +108,9 @@ class TopicLetters:
         timeout: seconds to wait for the confirm.
         oversize: what becomes of a message that fits in no other form.
 
+    Attributes:
+        exists: returns whether the broker has the topic, as far as it tells; on an event loop to be awaited.
+
     Raises:
         ConfigurationError: a setting is unknown.
     """
@@ -116,6 +121,7 @@ class TopicLetters:
         check_oversize(oversize)
         self.client = native
         self.name = topic
+        self.exists = partial(client.has, topic)
         self._calls = client
         self._records = Confirmed(client, topic, timeout, Cause.DEAD_LETTER_UNAVAILABLE)
         self._oversize = oversize
@@ -150,11 +156,15 @@ class TopicAudit:
         client: its calls.
         topic: the audit topic.
         timeout: seconds to wait for the confirm.
+
+    Attributes:
+        exists: as those of dead letters have it.
     """
 
     def __init__(self, native: Any, client: ConfirmingClient, topic: str, timeout: float) -> None:
         self.client = native
         self.name = topic
+        self.exists = partial(client.has, topic)
         self._records = Confirmed(client, topic, timeout, Cause.AUDIT_UNAVAILABLE)
 
     def write(self, record: AuditRecord, /) -> Any:

@@ -3,7 +3,7 @@
 Worker threads take turns at the client: whoever holds the poll lock polls, and then works without it. A poll and
 the work on its records are mostly done by one thread, so that no thread has to be woken or to wait for the
 interpreter's lock. Only where work takes longer does another thread poll meanwhile, so that a long handler costs
-no heartbeat and no rebalance (decision 87).
+no heartbeat and no rebalance (decision 11).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final, Self
 
 from mqauth.brokers.background import BackgroundRun, FirstError
+from mqauth.brokers.dead_letters import look
 from mqauth.brokers.event_loop import stopping_on_signals
 from mqauth.brokers.log.outbox import Transactions
 from mqauth.brokers.log.poller import LogPoller
@@ -29,6 +30,7 @@ from mqauth.flow import run
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.selftest import at_start
 from mqauth.judging.unverified import Unverifieds, listed
+from mqauth.judging.verified import Decode
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 
@@ -183,7 +185,7 @@ class LogConsumer(BackgroundRun):
 
     def __init__(
         self, guard: Pipeline, handler: Handler, dead_letters: DeadLetterSink, *,
-        decode: Callable[[bytes], Any] | None, answer: TopicReplies | None, workers: int, grace: float,
+        decode: Decode | None, answer: TopicReplies | None, workers: int, grace: float,
         patience: float, commit_interval: float, session: float, backoff: Backoff, unverified: Unverifieds | None,
     ) -> None:  # fmt: skip
         others = {f"unverified {kind}": each for kind, each in listed(unverified).items()}
@@ -242,6 +244,7 @@ class LogConsumer(BackgroundRun):
         with stopping_on_signals(self.stop, enabled=signals):
             self._running = True
             self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name, self._guard.rollout)
+            run(look(self._dead_letters, self._guard.audit))
             with self._workers.first:
                 self._workers.run()
             unsubscribe()
@@ -286,6 +289,10 @@ class LogConsumer(BackgroundRun):
         if not self._workers.join(self._guard.clock, self._grace):
             emit("consumer.grace_over", "handlers took longer than the grace time; their records come again")
         with self._workers.poll_lock:
+            with first:
+                # Partitions that were assigned a moment ago: their next owner goes on from here.
+                if first.error is None:
+                    run(self.calls.beginning())
             with first:
                 self.calls.commit(last=True)
                 run(self._work.giving_back())

@@ -17,6 +17,15 @@ class PoisonRecordError(MqauthError):
     code = "poison_record"
 
 
+class OffsetsRefusedError(MqauthError):
+    """The broker does not let the consumer's group read or commit its offsets; nothing was handled.
+
+    Give the group the right ``READ`` on itself and on the topics.
+    """
+
+    code = "offsets_refused"
+
+
 class ProducerFatalError(MqauthError):
     """An idempotent producer has failed for good; close it and make a new one.
 

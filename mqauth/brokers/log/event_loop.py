@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from mqauth.brokers.background import FirstError
-from mqauth.brokers.event_loop import DeliveryTasks, loop_stopping_on_signals, was_cancelled
+from mqauth.brokers.dead_letters import look
+from mqauth.brokers.event_loop import DeliveryTasks, Leaving, loop_stopping_on_signals, was_cancelled
 from mqauth.brokers.log.outbox import Transactions
 from mqauth.brokers.log.poller import IDLE, LogPoller
 from mqauth.brokers.log.replies import TopicReplies
@@ -31,6 +32,7 @@ from mqauth.flow import Flow, Waiting, arun, begin, is_awaitable, resume, settle
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.selftest import starting
 from mqauth.judging.unverified import Unverifieds, listed
+from mqauth.judging.verified import Decode
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 
@@ -65,7 +67,7 @@ class AsyncLogConsumer:
 
     def __init__(
         self, guard: Pipeline, handler: Handler, dead_letters: DeadLetterSink, *,
-        decode: Callable[[bytes], Any] | None, answer: TopicReplies | None, workers: int, grace: float,
+        decode: Decode | None, answer: TopicReplies | None, workers: int, grace: float,
         patience: float, commit_interval: float, session: float, backoff: Backoff,
         unverified: Unverifieds | None,
     ) -> None:  # fmt: skip
@@ -184,6 +186,7 @@ class AsyncLogConsumer:
 
     async def _poll_until_stopped(self) -> None:
         try:
+            await arun(look(self._dead_letters, self._guard.audit))
             while not self._stopping.is_set():
                 await self._commit()
                 await arun(self._work.renewing())
@@ -258,7 +261,11 @@ class AsyncLogConsumer:
         """Let running handlers finish, commit, release claims, and leave the client at the first open records."""
         self._unsubscribe()
         await self._end_polls()
-        await self._visits.end(self._grace)
+        await self._visits.end(self._grace, Leaving())
+        with self._first:
+            # Partitions that were assigned a moment ago: their next owner goes on from here.
+            if self._first.error is None:
+                await arun(self.calls.beginning())
         with self._first:
             await self._commit(last=True)
             await arun(self._work.giving_back())

@@ -7,6 +7,7 @@ transaction is in flight at a time, and no plain commit beside it.
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -17,6 +18,7 @@ from mqauth.clock import Clock
 from mqauth.delivery.assignment import Assignment, Due
 from mqauth.delivery.health import Stall
 from mqauth.delivery.partition import Backoff, Partition
+from mqauth.delivery.start import Committed
 from mqauth.errors import Cause
 from mqauth.flow import Flow, call
 from mqauth.letters.dead_letter import DeadLetter
@@ -47,8 +49,8 @@ class GroupClient(Protocol):
     def membership(self) -> Any:
         """Return the membership to commit by, as the client has it; ``None`` during a rebalance."""
 
-    def committed(self, place: Any, /) -> Any:
-        """Return the committed offset of a partition, ``None`` where there is none; may be a coroutine."""
+    def committed(self, places: Collection[Any], /) -> Any:
+        """Return the group's commits by partition, of those that have one; may be a coroutine."""
 
     def wait(self, over: threading.Event, seconds: float, /) -> Any:
         """Wait for the end of a transaction, at most so many seconds; may be a coroutine."""
@@ -118,7 +120,7 @@ class Transactions:
         if group is None or self._dead or not (self.rested or last):
             return {partition: offset for partition, offset in due.items() if not partition.letters}
         self._due = due
-        offsets = {partition.topic_partition: offset for partition, offset in due.items()}
+        offsets = {each.topic_partition: Committed(offset, each.metadata) for each, offset in due.items()}
         self._start(TransactionContent(letters=letters, offsets=offsets, group=group))
         if last:
             yield from self._finishing()
@@ -198,11 +200,12 @@ class Transactions:
         """Ask the broker whether a transaction was committed: the next producer has ended it either way."""
         doubtful, self._doubtful = self._doubtful, {}
         try:
+            places = [partition.topic_partition for partition in doubtful if partition.alive]
+            found: Mapping[Any, Committed] = (yield from call(self._group.committed, places)) if places else {}
             for partition, offset in doubtful.items():
-                if partition.alive:
-                    found = yield from call(self._group.committed, partition.topic_partition)
-                    if found is not None and found >= offset:
-                        self._committed({partition: offset}, self._began)
+                commit = found.get(partition.topic_partition)
+                if partition.alive and commit is not None and commit.offset >= offset:
+                    self._committed({partition: offset}, self._began)
         except self._group.failed as error:
             emit(
                 "client.offsets_unknown",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from typing import Any, Final
 
 from mqauth.brokers.dead_letters import Errors
 from mqauth.brokers.log.outbox import Transactions
 from mqauth.brokers.log.replies import TopicReplies
+from mqauth.brokers.log.starting import beginning
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import ClientCalls
+from mqauth.delivery.start import Committed
+from mqauth.errors import require
 from mqauth.flow import Flow, call, run
 from mqauth.logs import emit
 from mqauth.wire.message import Message
@@ -30,12 +33,14 @@ class LogPoller(ABC):
 
     Attributes:
         transactions: commit dead letters with their offsets, where the consumer has transactional ones.
-        scope: the consumer group.
-        failed: what ``committed`` raises where the broker does not answer.
+        scope, reset, unsure, failed: as ``OffsetCalls`` has them.
+        outside: partitions whose next offset is out of range, as the client says.
     """
 
     failed: Errors = ()
     scope = ""
+    reset = "none"
+    unsure: Set[Any] = frozenset()
     waits_beside_handlers = False
     """Whether a poll may wait while handlers run, since ``wake`` ends it."""
     rebalancing = False
@@ -46,8 +51,9 @@ class LogPoller(ABC):
         self._assignment = assignment
         self._replies = replies
         self.transactions: Transactions | None = None
+        self.outside: set[Any] = set()
 
-    # Calls of the client, which a leaf makes; ``fetch`` and ``send_commit`` may be coroutines
+    # Calls of the client, which a leaf makes; ``fetch`` and those of ``OffsetCalls`` may be coroutines
 
     def held(self) -> tuple[Set[Any], Set[Any]]:
         """Return the partitions that the client holds now, and those of them that are paused there."""
@@ -63,12 +69,32 @@ class LogPoller(ABC):
         """
 
     @abstractmethod
-    def send_commit(self, offsets: Mapping[Any, int]) -> Any:
+    def send_commit(self, offsets: Mapping[Any, Committed], /) -> Any:
         """Commit offsets by partition, and return once the broker has answered.
 
         Returns:
             ``None``, or the name of an error after which the same commit may succeed; others are raised.
         """
+
+    @abstractmethod
+    def committed(self, places: Collection[Any], /) -> Any:
+        """Return the group's commits by partition, of those that have one."""
+
+    @abstractmethod
+    def places(self, topic: str, /) -> Any:
+        """Return all partitions of a topic that the client knows of."""
+
+    @abstractmethod
+    def position(self, place: Any, /) -> Any:
+        """Return the offset that the client will read next; ``None`` where it has none yet, or does not tell."""
+
+    @abstractmethod
+    def bounds(self, places: Collection[Any], end: bool, /) -> Any:
+        """Return the first offset of each partition, or the one behind its last record that may be read."""
+
+    @abstractmethod
+    def passes(self, error: BaseException, /) -> bool:
+        """Return whether the same call may succeed later."""
 
     def pause(self, places: Set[Any]) -> None:
         """Fetch no more of these partitions."""
@@ -87,10 +113,6 @@ class LogPoller(ABC):
 
         The broker does not check the membership of a transaction that names no generation.
         """
-        raise NotImplementedError
-
-    def committed(self, _place: Any, /) -> Any:
-        """Return the committed offset of a partition, ``None`` where there is none; may be a coroutine."""
         raise NotImplementedError
 
     def wait(self, over: threading.Event, seconds: float, /) -> Any:
@@ -119,6 +141,7 @@ class LogPoller(ABC):
 
         Raises:
             PoisonRecordError: a record cannot be parsed, and the policy is to stop.
+            OffsetsRefusedError: the broker does not let the group read or commit its offsets.
             ProducerFatalError: the producer of answers, or of transactional letters, can send nothing more.
             Exception: the client's own, where the broker refuses for good.
         """
@@ -128,6 +151,7 @@ class LogPoller(ABC):
         """Return ``poll`` as a flow."""
         if self._replies is not None:
             self._replies.check()
+        yield from self.beginning()
         self.steer()
         self._assignment.heartbeat()
         longest = self._assignment.poll_timeout(IDLE, beside_handlers=self.waits_beside_handlers)
@@ -136,7 +160,46 @@ class LogPoller(ABC):
         records: Mapping[Any, list[Message]] = yield from call(self.fetch, longest, joins)
         self._assignment.heartbeat()
         for place, messages in records.items():
-            self._assignment.receive(place, messages)
+            # Of a partition that is out of range they are read again.
+            if place not in self.outside:
+                self._assignment.receive(place, messages)
+        if self.outside:
+            yield from self._going_on()
+
+    def beginning(self) -> Flow[None]:
+        """Begin the partitions that were just assigned, once their start is committed."""
+        assignment = self._assignment
+        places = frozenset() if self.rebalancing else assignment.unbegun(self.held()[0])
+        if places:
+            epoch = assignment.epoch
+            starts = yield from beginning(self, places, assignment.early, lambda: assignment.epoch == epoch)
+            # After a rebalance meanwhile they may be of others, or have been.
+            if assignment.epoch == epoch:
+                assignment.begin(starts, places)
+
+    def _going_on(self) -> Flow[None]:
+        """Go on at the earliest record that is left, where the next one is out of range."""
+        self.outside &= self.held()[0]
+        # Others are begun first.
+        places = {place for place in self.outside if self._assignment.partition(place) is not None}
+        require(self.reset != "none" or not places, "an offset is out of range, and auto_offset_reset is none")
+        try:
+            first: Mapping[Any, int] = (yield from call(self.bounds, places, False)) if places else {}
+        except self.failed as error:
+            if not self.passes(error):
+                raise
+            return
+        for place, offset in first.items():
+            partition = self._assignment.partition(place)
+            if partition is not None:
+                emit(
+                    "client.offset_out_of_range",
+                    "group %s: offset %s of %s-%d is out of range, its records are lost; it goes on at %d",
+                    self.scope, partition.expected, place.topic, place.partition, offset, scope=self.scope,
+                    partition=place.partition, offset=offset,
+                )  # fmt: skip
+                self._assignment.skipped(partition, offset)
+        self.outside.difference_update(first)
 
     def commit(self, *, last: bool = False) -> None:
         """Commit the offsets that are due.
@@ -158,7 +221,7 @@ class LogPoller(ABC):
         if not due:
             return
         began = self._assignment.commit_began()
-        offsets = {found.topic_partition: offset for found, offset in due.items()}
+        offsets = {found.topic_partition: Committed(offset, found.metadata) for found, offset in due.items()}
         failure: str | None = yield from call(self.send_commit, offsets)
         if failure is None:
             self._assignment.committed(due, began)

@@ -114,7 +114,7 @@ def _placed(record: Any, place: RecordPlace) -> Message:
     try:
         kind = record.timestamp_type
         return place.message(
-            record.offset, record.timestamp, type(kind) is int and kind == LOG_APPEND_TIME, record.key,
+            record.offset, record.timestamp, _natural(kind) == LOG_APPEND_TIME, record.key,
             record.value, record.headers, record,
         )  # fmt: skip
     except Exception:
@@ -212,8 +212,8 @@ def _is_pair(pair: Any, shape: Any, values: Any) -> bool:
 
 
 def _natural(value: object) -> int | None:
-    # Kafka says -1 for a number that it does not know.
-    return value if type(value) is int and value >= 0 else None
+    # Kafka says -1 for a number that it does not know. A client may have classes of its own below ``int``.
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _bytes(value: HeaderValue) -> bytes:

@@ -17,6 +17,7 @@ from mqauth.brokers.dead_letters import Errors
 from mqauth.brokers.log.confirmed import can_exist
 from mqauth.brokers.log.records import dead_letter_headers, record_size
 from mqauth.clock import Clock
+from mqauth.delivery.start import Committed
 from mqauth.errors import ConfigurationError, require
 from mqauth.letters.dead_letter import Carries, DeadLetter, undelivered
 from mqauth.wire.message import Message
@@ -166,7 +167,7 @@ class TransactionContent:
     """
 
     letters: Sequence[DeadLetter] = ()
-    offsets: Mapping[Any, int] = field(default_factory=dict)
+    offsets: Mapping[Any, Committed] = field(default_factory=dict)
     group: Any = None
 
 

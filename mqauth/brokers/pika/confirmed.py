@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any, Final
 
 import pika
@@ -15,9 +16,10 @@ from pika.exceptions import ChannelClosedByBroker, NackError
 
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers.amqp_messages import may_be_too_large, new_message_id
-from mqauth.brokers.dead_letters import in_time
+from mqauth.brokers.amqp_topology import exists
+from mqauth.brokers.dead_letters import LOOK, in_time
 from mqauth.brokers.pika.link import LOST, Line, here, link_of
-from mqauth.brokers.pika.topology import declare_dead_letters
+from mqauth.brokers.pika.topology import declare_dead_letters, refusal
 from mqauth.brokers.pika.translate import PERSISTENT, carries, check_properties, to_properties
 from mqauth.brokers.queue.confirmed import (
     DEFAULT_MAX_BODY,
@@ -176,6 +178,18 @@ class _Sink:
         channel = self._connection.channel()
         declare_dead_letters(channel, self.name)
         channel.close()
+
+    def exists(self) -> Awaitable[bool] | bool:
+        """Return whether the broker has the queue; in an event loop that is to be awaited.
+
+        Raises:
+            Unavailable: it does not answer.
+        """
+        return here(self._exists())
+
+    async def _exists(self) -> bool:
+        async with in_time(LOOK, self.cause, LOST):
+            return await exists(partial(refusal, self.link, self.name))
 
     async def _send(self, body: bytes, properties: BasicProperties) -> None:
         try:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from pika import BlockingConnection
 
@@ -20,6 +19,7 @@ from mqauth.delivery.health import QueueHealth
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds
+from mqauth.judging.verified import Decode
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
 
@@ -77,7 +77,7 @@ class Consumer(BackgroundRun):
         dead_letters: DeadLetterSink,
         prefetch: int = DEFAULT_PREFETCH,
         coalesce_acks: bool = True,
-        decode: Callable[[bytes | None], Any] | None = None,
+        decode: Decode | None = None,
         replies: Signer | Producer | None = None,
         grace: float = 30,
         hold: float = SUSPENDS_AFTER,

@@ -27,7 +27,7 @@ LOST: Final = (AMQPError, OSError)
 """Errors of pika where a channel or connection is gone, or the broker says no."""
 TICK: Final = 0.2
 """Seconds between two looks at pika's timers: heartbeats, and the limit of a blocked connection."""
-FLUSH: Final = 2.0
+FLUSH: Final = 1.0
 """Most seconds for the last frames to leave, when a connection is given back."""
 LOOK: Final = 0.01
 """Seconds between two looks whether they have left."""
@@ -91,7 +91,9 @@ class Link:
         """Drive it no longer, once what was written has left, and channels that we close are closed."""
         self._watchers.clear()
         for _ in range(int(FLUSH / LOOK)):
-            if self.loop is None or not self._is_busy():
+            channels = list(self._impl._channels.values())
+            busy = self._impl._get_write_buffer_size() or any(channel.is_closing for channel in channels)
+            if self.loop is None or not busy:
                 break
             await asyncio.sleep(LOOK)
         self._let_go()
@@ -121,10 +123,6 @@ class Link:
         await line.opened(self._impl.channel)
         return line
 
-    def _is_busy(self) -> bool:
-        channels = list(self._impl._channels.values())
-        return bool(self._impl._get_write_buffer_size()) or any(channel.is_closing for channel in channels)
-
     def _fileno(self) -> int:
         """Return a file that is readable whenever pika's poller has something to do."""
         poller = self._impl.ioloop._poller
@@ -134,7 +132,7 @@ class Link:
         """Let pika do what is ready, and nothing that waits."""
         ioloop = self._impl.ioloop
         # A timer that is due keeps ``poll`` from waiting.
-        ioloop.call_later(0, _nothing)
+        ioloop.call_later(0, lambda: None)
         ioloop.poll()
         ioloop.process_timeouts()
         if self._impl.is_closed:
@@ -283,8 +281,8 @@ async def _driving(work: Awaitable[R]) -> R:
     try:
         return await work
     finally:
-        for link in list(_DRIVEN.get(asyncio.get_running_loop(), ())):
-            await link.detach()
+        driven = _DRIVEN.get(asyncio.get_running_loop(), ())
+        await asyncio.gather(*[link.detach() for link in driven])
 
 
 def here(work: Coroutine[Any, Any, R]) -> Coroutine[Any, Any, R] | R:
@@ -305,7 +303,3 @@ def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args
 def _answered(answer: asyncio.Future[Any], result: Any = None) -> None:
     if not answer.done():
         answer.set_result(result)
-
-
-def _nothing() -> None:
-    """Do nothing."""

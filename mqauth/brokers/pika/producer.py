@@ -79,7 +79,7 @@ class Producer:
         self._open_calls = OpenCalls(lambda: ClosedByOwnerError("the producer was closed"))
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._end: Callable[[], object] = _nothing
+        self._end: Callable[[], object] = lambda: None
         self._closed = False
 
     def publish(
@@ -247,7 +247,3 @@ def _deferring() -> Iterator[None]:
 
 def _call(loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any, Any, R]]) -> Future[R]:
     return asyncio.run_coroutine_threadsafe(work(), loop)
-
-
-def _nothing() -> None:
-    """Do nothing."""

@@ -12,6 +12,7 @@ from mqauth.brokers.amqp_topology import OFFSET, is_stream, stream_refused
 from mqauth.brokers.event_loop import DeliveryTasks
 from mqauth.brokers.pika.interceptor import echoed
 from mqauth.brokers.pika.link import LOST, Line, Link
+from mqauth.brokers.pika.topology import refusal
 from mqauth.brokers.pika.translate import failures_of, read
 from mqauth.brokers.queue.client import OpenChannel, Take
 from mqauth.errors import ConfigurationError
@@ -169,17 +170,8 @@ class Queue(Deliveries):
 
     async def refusal(self) -> ConfigurationError | None:
         """Ask the broker whether the queue is a stream; return the error for one, else ``None``."""
-        return stream_refused(self.queue) if await is_stream(self._declared) else None
-
-    async def _declared(self, arguments: dict[str, Any]) -> str:
-        """Return the broker's answer to a declaration, made on a channel of its own; empty where it agrees."""
-        try:
-            line = await self._link.channel()
-            await line.ask(line.native.queue_declare, self.queue, durable=True, arguments=arguments)
-            line.native.close()
-        except LOST as error:
-            return str(error) or type(error).__name__
-        return ""
+        ask = partial(refusal, self._link, self.queue)
+        return stream_refused(self.queue) if await is_stream(ask) else None
 
     async def _send(self, line: Line, tag: int, multiple: bool) -> bool:
         return self._settle(partial(line.native.basic_ack, tag, multiple), "ack")

@@ -7,6 +7,7 @@ from typing import Any
 from pika.adapters.blocking_connection import BlockingChannel
 
 from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, LETTERS, UNPARSEABLE, source_arguments
+from mqauth.brokers.pika.link import LOST, Link
 
 
 def declare_source(channel: BlockingChannel, name: str, *, delivery_limit: int = DEFAULT_DELIVERY_LIMIT) -> None:
@@ -33,6 +34,23 @@ def declare_dead_letters(channel: BlockingChannel, name: str) -> None:
         pika.exceptions.ChannelClosedByBroker: it exists with other arguments.
     """
     _declare(channel, name, dict(LETTERS))
+
+
+async def refusal(link: Link, name: str, **wanted: Any) -> str:
+    """Return the broker's answer to a declaration, made on a channel of its own; empty where it agrees.
+
+    Args:
+        link: the connection.
+        name: the queue.
+        wanted: its properties.
+    """
+    try:
+        line = await link.channel()
+        await line.ask(line.native.queue_declare, name, durable=True, **wanted)
+        line.native.close()
+    except LOST as error:
+        return str(error) or type(error).__name__
+    return ""
 
 
 def _declare(channel: BlockingChannel, name: str, arguments: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 from mqauth.brokers.event_loop import Timer, call_later
 from mqauth.delivery.acks import DeliveryTags
@@ -19,8 +18,6 @@ PART: Final = 1.0
 """Seconds of each part of the timeout of a round trip."""
 Send = Callable[[int, bool], Awaitable[bool]]
 """Sends the ack of a tag, and of all before it where the flag says so; false where the channel is gone."""
-_CLEAN: Final[WeakKeyDictionary[Any, int]] = WeakKeyDictionary()
-"""The last tag of channels on which everything was acked, for the next consumer of the channel."""
 
 
 class Acks:
@@ -51,7 +48,7 @@ class Acks:
         self._send_ack = send
         self._lost = lost
         self._timer = timer
-        self._tags = DeliveryTags(_CLEAN.pop(channel, 0))
+        self._tags = DeliveryTags()
         self._timed = False
         self._sending: asyncio.Task[None] | None = None
         self._closed = False
@@ -74,15 +71,13 @@ class Acks:
             self._lost(dropped)
 
     async def finish(self) -> None:
-        """Ack everything settled, and return when it was sent; another consumer may go on with the channel."""
+        """Ack everything settled, and return when it was sent."""
         if self._tags.waiting:
             self._send_now()
         while self._sending is not None and not self._sending.done():
             await asyncio.wait((self._sending,))
             if self._tags.waiting:
                 self._send_now()
-        if clean := self._tags.clean:
-            _CLEAN[self.channel] = clean
 
     def _send_soon(self) -> None:
         self._timed = True
@@ -147,23 +142,14 @@ class RoundTrip:
 
     async def _answered(self) -> bool:
         """Ask once; return ``False`` where the channel ended, or is closed here since no answer came."""
-        asked = asyncio.ensure_future(self._ask_broker())
-        if await self._in_time(asked):
-            return await asked
-        emit(
-            "client.no_answer",
-            "the broker did not answer on a channel within %g s: closing it",
-            TIMEOUT_PARTS * self._part,
-        )
-        asked.cancel()
-        await asyncio.wait((asked,), timeout=self._part)
-        return False
-
-    async def _in_time(self, asked: asyncio.Future[bool]) -> bool:
-        timeout = AnswerTimeout()
-        while True:
-            await asyncio.wait((asked,), timeout=self._part)
-            if asked.done():
-                return True
+        asked, timeout, seconds = asyncio.ensure_future(self._ask_broker()), AnswerTimeout(), self._part
+        await asyncio.wait((asked,), timeout=seconds)
+        while not asked.done():
             if timeout.is_over(blocked=self._is_blocked()):
+                text = "the broker did not answer on a channel within %g s: closing it"
+                emit("client.no_answer", text, TIMEOUT_PARTS * seconds)
+                asked.cancel()
+                await asyncio.wait((asked,), timeout=seconds)
                 return False
+            await asyncio.wait((asked,), timeout=seconds)
+        return await asked

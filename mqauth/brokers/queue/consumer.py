@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from mqauth.audit.observed import MINUTE
-from mqauth.brokers.event_loop import DeliveryTasks, LoopBeat, Sleep, loop_stopping_on_signals
+from mqauth.brokers.dead_letters import look
+from mqauth.brokers.event_loop import DeliveryTasks, Leaving, LoopBeat, Sleep, loop_stopping_on_signals
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import QueueClient
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
@@ -26,7 +27,7 @@ from mqauth.judging.observing import Observing
 from mqauth.judging.pipeline import Handler, Outcome, Pipeline
 from mqauth.judging.selftest import starting
 from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Responder
+from mqauth.judging.verified import Decode, Responder
 from mqauth.letters.dead_letter import DeadLetterSink
 
 _MAX_PREFETCH: Final = 65_535
@@ -72,7 +73,7 @@ class QueueConsumer:
         consumer_timeout: float,
         delivery_limit: int,
         max_held: int | None,
-        decode: Callable[[bytes | None], Any] | None,
+        decode: Decode | None,
         responder: Responder | None,
         sleep: Sleep,
         unverified: Unverifieds | None,
@@ -91,7 +92,7 @@ class QueueConsumer:
         self._calls = calls
         self._guard = guard
         self._grace = grace
-        self._letters = dead_letters.name
+        self._dead_letters = dead_letters
         self._processor = Processor(
             calls,
             guard,
@@ -104,7 +105,7 @@ class QueueConsumer:
             delivery_limit=delivery_limit,
             capacity=HoldCapacity(beside, issuers=guard.verifier.issuers),
             at_once=prefetch,
-            changed=self._look,
+            changed=lambda: self._subscription.look(len(self._tasks)),
             before_requeue=self._suspend,
             on_failure=self._end_by,
             sleep=sleep,
@@ -161,7 +162,7 @@ class QueueConsumer:
         )
         self._beat.start(asyncio.get_running_loop())
         self._guard.journal.started(
-            f"queue {self._calls.queue}", self._calls.queue, self._letters, self._guard.rollout
+            f"queue {self._calls.queue}", self._calls.queue, self._dead_letters.name, self._guard.rollout
         )
         self._supervisor = asyncio.create_task(self._supervise())
         if self._guard.observing is not None:
@@ -256,14 +257,12 @@ class QueueConsumer:
         if self._window.settled(outcome):
             self._subscription.interrupt()
 
-    def _look(self) -> None:
-        self._subscription.look(len(self._tasks))
-
     async def _suspend(self, held: HeldDelivery) -> bool:
         return await self._subscription.suspend(held)
 
     async def _supervise(self) -> None:
         try:
+            await arun(look(self._dead_letters, self._guard.audit))
             await self._subscription.run()
         except (asyncio.CancelledError, GeneratorExit):
             raise
@@ -288,30 +287,29 @@ class QueueConsumer:
         self.fail(error)
         await self._subscription.cancelled()
 
-    def _stop(self) -> None:
-        self._window.stop()
-        self._stopping.set()
-
     def _end(self) -> asyncio.Task[None]:
         """Begin to stop, once; return the task that does it."""
-        self._stop()
+        self._window.stop()
+        self._stopping.set()
         if self._ending is None:
             self._ending = asyncio.create_task(self._wind_up())
         return self._ending
 
     async def _wind_up(self) -> None:
+        leaving = Leaving()
         if self._unsubscribe is not None:
             self._unsubscribe()
         if self._supervisor is not None:
-            await self._subscription.end(self._supervisor)
-        await self._subscription.cancelled()
+            await self._subscription.end(self._supervisor, leaving)
+        await leaving.wait(self._subscription.cancelled())
         self._processor.retrier.stop()
-        await self._tasks.end(self._grace)
-        await self._subscription.finish()
+        await self._tasks.end(self._grace, leaving, self._processor.left.set)
+        await self._subscription.finish(leaving)
         if self._telling is not None:
             self._telling.cancel()
-            await asyncio.gather(self._telling, return_exceptions=True)
-            await arun(self._guard.tick(last=True))
+            await asyncio.wait((self._telling,))
+            # The audit may be at the broker, too.
+            await leaving.wait(arun(self._guard.tick(last=True)))
         self._processor.work.stopped()
         self._guard.journal.stopped(self._calls.queue, self._window.counts)
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from mqauth.brokers.event_loop import Sleep, Timer, call_later, was_cancelled
+from mqauth.brokers.event_loop import Sleep, Timer, call_later, first_of, was_cancelled
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import DeliveryClient
 from mqauth.brokers.queue.retrier import Retrier
@@ -18,7 +18,7 @@ from mqauth.errors import Rejection, StaleDelivery
 from mqauth.flow import Waiting, arun, begin, resume
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline
 from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Responder
+from mqauth.judging.verified import Decode, Responder
 from mqauth.letters.dead_letter import DeadLetterSink
 
 
@@ -62,6 +62,9 @@ class Processor:
         sleep: waits so many seconds.
         timer: calls a function after so many seconds; claims are renewed by it.
         unverified: takes an ``Unverified``; or a table of handlers by kind.
+
+    Attributes:
+        left: set when a stop waits for the broker no longer.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class Processor:
         handler: Handler,
         *,
         dead_letters: DeadLetterSink,
-        decode: Callable[[bytes | None], Any] | None = None,
+        decode: Decode | None = None,
         responder: Responder | None = None,
         hold: float = SUSPENDS_AFTER,
         consumer_timeout: float = CONSUMER_TIMEOUT,
@@ -104,6 +107,7 @@ class Processor:
         )
         self.retrier = Retrier(self.hold, self._attempt, at_once=at_once, sleep=sleep, changed=changed)
         self._leases = LeaseRenewal(guard, timer=timer)
+        self.left = asyncio.Event()
 
     def begin(self, native: Any, acks: Acks | None) -> StartedDelivery | Outcome:
         """Take a new delivery as far as nothing is to be awaited.
@@ -194,15 +198,19 @@ class Processor:
             outcome = await self._put_off(HeldDelivery(slot, delivery, outcome, self._clock.now()))
         if is_deferred(outcome):
             await self._let_go(begun)
-        else:
-            await self._settle(begun)
+        elif begun.acks is not None:
+            self._noted(slot.native, begun.acks, delivery)
+        elif not self._calls.is_settled(slot.native) and not await self._calls.ack(slot.native):
+            self.work.lost((delivery,))
         return outcome
 
     async def _put_off(self, held: HeldDelivery) -> Outcome:
         """Hold a deferred delivery for as long as it may be; return its last outcome."""
         try:
             outcome = await self.retrier.hold(held)
-            if await self._stays(held):
+            # The queue is suspended where the cause concerns everyone; then some deliveries stay unacked.
+            suspend = self._before_requeue if self.hold.wants_suspension(held) else None
+            if suspend is not None and await suspend(held):
                 outcome = await self.retrier.hold(held)
             if held.is_given_up:
                 held.give_up(self._clock.now())
@@ -211,12 +219,6 @@ class Processor:
         finally:
             held.end()
             self._changed()
-
-    async def _stays(self, held: HeldDelivery) -> bool:
-        """Suspend the queue where a cause concerns everyone; return whether the delivery stays unacked."""
-        if self._before_requeue is None or not self.hold.wants_suspension(held):
-            return False
-        return await self._before_requeue(held)
 
     async def _attempt(self, delivery: Delivery, begun: Waiting[Outcome] | None = None) -> Outcome:
         try:
@@ -236,13 +238,6 @@ class Processor:
             elif isinstance(error, Exception):
                 return
         await self._let_go(begun)
-
-    async def _settle(self, begun: StartedDelivery) -> None:
-        native, acks, delivery = begun.slot.native, begun.acks, begun.delivery
-        if acks is not None:
-            self._noted(native, acks, delivery)
-        elif not self._calls.is_settled(native) and not await self._calls.ack(native):
-            self.work.lost((delivery,))
 
     def _noted(self, native: Any, acks: Acks, delivery: Delivery) -> None:
         """Have a delivery acked soon, unless its handler settled it itself."""
@@ -264,8 +259,10 @@ class Processor:
         # Before the call: where that is cancelled while the socket is drained, the requeue was sent all the
         # same, and a second one would close the channel.
         slot.given_back()
+        requeue = asyncio.ensure_future(self._calls.requeue(native))
+        await first_of(asyncio.wait((requeue,)), self.left.wait())
         # The tag stays open until the requeue was sent: an ack of many could cover it meanwhile.
-        if await self._calls.requeue(native) and acks is not None:
+        if requeue.done() and requeue.result() and acks is not None:
             acks.gone(self._calls.tag(native))
 
 

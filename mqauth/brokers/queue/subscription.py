@@ -7,15 +7,20 @@ from typing import Final
 
 import tenacity
 
-from mqauth.brokers.event_loop import Sleep
+from mqauth.brokers.event_loop import Leaving, Sleep
 from mqauth.brokers.queue.channel import Acks
-from mqauth.brokers.queue.client import OpenChannel, QueueClient, Take
+from mqauth.brokers.queue.client import QueueClient, Take
 from mqauth.brokers.queue.interceptor import UnansweredError, prove
 from mqauth.brokers.queue.processor import Processor
 from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.window import PROBE_WAIT, PROBE_WAIT_MAX, Window
 from mqauth.judging.token import Times
 
+AFTER_CANCEL: Final = 1.0
+"""Seconds for which a queue is left alone after the broker has cancelled its consumer.
+
+RabbitMQ 4.0 ends the connection (541) of whoever consumes a quorum queue while it is being deleted.
+"""
 _STARTED_WITHIN: Final = 1.0
 """Seconds that a stop gives a call that begins to consume: a client may close the channel of a cancelled call."""
 
@@ -53,6 +58,7 @@ class Subscription:
         self._interrupted = asyncio.Event()
         self._answered = asyncio.Event()
         self._starting = asyncio.Lock()
+        self._withdrawn = False
         self._cancelling: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -64,10 +70,17 @@ class Subscription:
         self._calls.watch(self._on_close, self._on_cancel)
         while not self._window.stopping:
             self._window.outage.begin()
+            if self._withdrawn:
+                self._withdrawn = False
+                await self._sleep(AFTER_CANCEL)
             await self._start()
             self.started.set()
+            # A window of 1 is opened again after a long time without a loss.
             if self._window.stalled is None:
-                await self._until_interrupted()
+                try:
+                    await asyncio.wait_for(self._interrupted.wait(), self._window.calm())
+                except TimeoutError:
+                    self._window.widen()
             # Where the broker still has our consumer, the queue is suspended or consumed anew with another window.
             await self.cancelled()
             if self._window.stalled is not None:
@@ -105,18 +118,19 @@ class Subscription:
             self._cancelling = asyncio.create_task(self._cancel())
         await asyncio.shield(self._cancelling)
 
-    async def end(self, running: asyncio.Task[None]) -> None:
-        """End the task that runs ``run``, and give a call that begins to consume a moment to return."""
+    async def end(self, running: asyncio.Task[None], leaving: Leaving) -> None:
+        """End the task that runs ``run``, while there is time."""
         self._interrupted.set()
+        # A call that begins to consume has a moment to return.
         if self._window.outage.lasts:
-            await asyncio.wait((running,), timeout=_STARTED_WITHIN)
+            await leaving.wait(asyncio.wait((running,), timeout=_STARTED_WITHIN))
         running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        await leaving.wait(asyncio.wait((running,)))
 
-    async def finish(self) -> None:
-        """Ack what was settled, and watch the channel no longer."""
+    async def finish(self, leaving: Leaving) -> None:
+        """Ack what was settled, while there is time, and watch the channel no longer."""
         if self.acks is not None:
-            await self.acks.finish()
+            await leaving.wait(self.acks.finish())
         self._calls.unwatch()
 
     async def _start(self) -> None:
@@ -154,24 +168,12 @@ class Subscription:
             # each connection anew: the broker may have another configuration by now
             await prove(self._times, opened.connection, opened.ask)
             self._window.opens()
-            self.acks = self._acks_of(opened)
+            if self._coalesce:
+                # The same ones while the channel lives, since its tags go on counting.
+                if self.acks is None or self.acks.channel is not opened.channel:
+                    self.acks = Acks(opened.channel, opened.send, lost=self._processor.work.lost)
+                self.acks.window = self._window.prefetch
             self._window.consumes(await self._calls.consume(opened.channel, self._take))
-
-    def _acks_of(self, opened: OpenChannel) -> Acks | None:
-        """Return the acks of a channel: the same ones while it lives, since its tags go on counting."""
-        if not self._coalesce:
-            return None
-        if self.acks is None or self.acks.channel is not opened.channel:
-            self.acks = Acks(opened.channel, opened.send, lost=self._processor.work.lost)
-        self.acks.window = self._window.prefetch
-        return self.acks
-
-    async def _until_interrupted(self) -> None:
-        """Wait until consuming is interrupted; a window of 1 is opened again after a long time without a loss."""
-        try:
-            await asyncio.wait_for(self._interrupted.wait(), self._window.calm())
-        except TimeoutError:
-            self._window.widen()
 
     def _on_close(self, why: str, channel_alone: bool) -> None:
         self._interrupted.set()
@@ -183,6 +185,7 @@ class Subscription:
         # While a consumer is being started its tag is not known yet. Its cancel may come in one read with the
         # answer that has the tag, before the task that waits for the answer goes on.
         if self._window.consumer is None or self._window.cancelled(consumer):
+            self._withdrawn = True
             self._interrupted.set()
 
     async def _cancel(self) -> None:
@@ -198,17 +201,14 @@ class Subscription:
         while not held.is_over:
             self._answered.clear()
             await self._answered.wait()
+        # One that was given back is probed with, ever more slowly, until it would get further.
         if held.waits and not held.needs_ours:
-            await self._probed(held)
+            retrying = tenacity.AsyncRetrying(
+                sleep=self._processor.retrier.sleep_until_woken,
+                wait=tenacity.wait_random_exponential(multiplier=self._window.probe_wait, max=PROBE_WAIT_MAX),
+                stop=tenacity.stop_never,
+                retry=tenacity.retry_if_result(lambda answered: answered is not True),
+            )
+            await retrying(self._processor.probe, held.delivery)
         self._processor.retrier.go_on()
         self._window.go_on()
-
-    async def _probed(self, held: HeldDelivery) -> None:
-        """Probe with a delivery that was given back, ever more slowly, until it would get further."""
-        retrying = tenacity.AsyncRetrying(
-            sleep=self._processor.retrier.sleep_until_woken,
-            wait=tenacity.wait_random_exponential(multiplier=self._window.probe_wait, max=PROBE_WAIT_MAX),
-            stop=tenacity.stop_never,
-            retry=tenacity.retry_if_result(lambda answered: answered is not True),
-        )
-        await retrying(self._processor.probe, held.delivery)

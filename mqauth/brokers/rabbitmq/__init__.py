@@ -34,6 +34,7 @@ from mqauth.errors import ConfigurationError, StaleDelivery
 from mqauth.flow import arun
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline
 from mqauth.judging.unverified import Unverifieds
+from mqauth.judging.verified import Decode
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
 
@@ -60,7 +61,7 @@ def guarded(
     *,
     dead_letters: DeadLetterSink,
     queue: str,
-    decode: Callable[[bytes | None], Any] | None = None,
+    decode: Decode | None = None,
     replies: Signer | Producer | None = None,
     consumer_timeout: float = CONSUMER_TIMEOUT,
     delivery_limit: int = DEFAULT_DELIVERY_LIMIT,

@@ -5,7 +5,7 @@ Dead letters are published by us, since ``basic.reject`` cannot carry a reason.
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Final
 
 import aio_pika
@@ -15,7 +15,8 @@ from pamqp import commands
 
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers.amqp_messages import may_be_too_large, new_message_id
-from mqauth.brokers.dead_letters import in_time
+from mqauth.brokers.amqp_topology import exists
+from mqauth.brokers.dead_letters import LOOK, in_time
 from mqauth.brokers.queue.confirmed import (
     DEFAULT_MAX_BODY,
     RECORD_PROPERTIES,
@@ -23,7 +24,7 @@ from mqauth.brokers.queue.confirmed import (
     check_queue,
 )
 from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error, ready
-from mqauth.brokers.rabbitmq.topology import declare_dead_letters
+from mqauth.brokers.rabbitmq.topology import declare_dead_letters, refusal
 from mqauth.brokers.rabbitmq.translate import Measured, carries, frame_limit, to_native
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.flow import arun
@@ -35,69 +36,23 @@ _TOO_LARGE: Final = (exceptions.ChannelPreconditionFailed, ValueError, OverflowE
 """Errors for a body that is over the broker's size, and of aio-pika or ``Measured`` for what cannot be sent."""
 
 
-class Confirmed:
-    """Publishes to one queue through the default exchange, and waits for the broker's confirm.
-
-    Args:
-        channel: a connected aio-pika channel with publisher confirms.
-        name: the queue.
-        timeout: seconds to wait for the connection and the confirm.
-        cause: of the ``Unavailable`` that is raised while there is no confirm.
-
-    Raises:
-        ConfigurationError: the channel has no publisher confirms, or a setting is wrong.
-    """
-
-    def __init__(self, channel: AbstractChannel, name: str, timeout: float, cause: Cause) -> None:
-        if not getattr(channel, "publisher_confirms", False):
-            raise ConfigurationError("dead letters and audit records need a channel with publisher confirms")
-        check_queue(name, timeout)
-        self._channel = channel
-        self._name = name
-        self._timeout = timeout
-        self._cause = cause
-
-    def in_time(self) -> AbstractAsyncContextManager[None]:
-        """Limit the time of what is published inside, and turn errors of the broker into ``Unavailable``.
-
-        Raises:
-            Unavailable: timed out, refused or not reachable.
-        """
-        return in_time(self._timeout, self._cause, LOST)
-
-    async def publish(self, native: Measured) -> None:
-        """Publish a message once the channel is open; return once the broker has confirmed it.
-
-        Raises:
-            MalformedMessage: its header frame is over what the broker takes.
-            Unavailable: there is no such queue.
-            aio_pika.exceptions.AMQPError: the broker refused it, or its connection ended.
-        """
-        with closing_is_an_error():
-            await ready(self._channel)
-            native.limit = await frame_limit(self._channel)
-            try:
-                result = await self._channel.default_exchange.publish(native, self._name, mandatory=True)
-            except exceptions.ChannelPreconditionFailed as error:
-                if may_be_too_large(str(error), len(native.body)):
-                    raise
-                raise Unavailable(self._cause, "the channel was closed for another message") from error
-        if not isinstance(result, commands.Basic.Ack):
-            raise Unavailable(self._cause, "the queue does not exist")
-
-
 class _Sink:
-    """A queue that something is published to.
+    """A queue that something is published to through the default exchange, each time confirmed by the broker.
 
     Attributes:
         channel: the aio-pika channel.
         name: the queue's name.
     """
 
-    def __init__(self, channel: AbstractChannel, name: str, timeout: float, cause: Cause) -> None:
-        self._queue = Confirmed(channel, name, timeout, cause)
+    cause: Cause
+
+    def __init__(self, channel: AbstractChannel, name: str, timeout: float) -> None:
+        if not getattr(channel, "publisher_confirms", False):
+            raise ConfigurationError("dead letters and audit records need a channel with publisher confirms")
+        check_queue(name, timeout)
         self.channel = channel
         self.name = name
+        self._timeout = timeout
 
     async def declare(self) -> AbstractQueue:
         """Declare the recommended queue: quorum, no delivery limit, no TTL, refusing when full.
@@ -106,6 +61,38 @@ class _Sink:
             aio_pika.exceptions.ChannelPreconditionFailed: it exists with other arguments.
         """
         return await declare_dead_letters(self.channel, self.name)
+
+    async def exists(self) -> bool:
+        """Return whether the broker has the queue.
+
+        Raises:
+            Unavailable: it does not answer.
+        """
+        async with in_time(LOOK, self.cause, LOST):
+            with closing_is_an_error():
+                await ready(self.channel)
+                channel = await self.channel.get_underlay_channel()
+            return await exists(partial(refusal, channel, self.name))
+
+    async def _send(self, native: Measured) -> None:
+        """Publish a message once the channel is open; return once the broker has confirmed it.
+
+        Raises:
+            MalformedMessage: its header frame is over what the broker takes.
+            Unavailable: there is no such queue.
+            aio_pika.exceptions.AMQPError: the broker refused it, or its connection ended.
+        """
+        with closing_is_an_error():
+            await ready(self.channel)
+            native.limit = await frame_limit(self.channel)
+            try:
+                result = await self.channel.default_exchange.publish(native, self.name, mandatory=True)
+            except exceptions.ChannelPreconditionFailed as error:
+                if may_be_too_large(str(error), len(native.body)):
+                    raise
+                raise Unavailable(self.cause, "the channel was closed for another message") from error
+        if not isinstance(result, commands.Basic.Ack):
+            raise Unavailable(self.cause, "the queue does not exist")
 
 
 class DeadLetters(_Sink):
@@ -124,6 +111,8 @@ class DeadLetters(_Sink):
         ConfigurationError: the channel has no publisher confirms, or a setting is unknown.
     """
 
+    cause = Cause.DEAD_LETTER_UNAVAILABLE
+
     def __init__(
         self,
         channel: AbstractChannel,
@@ -134,7 +123,7 @@ class DeadLetters(_Sink):
         oversize_letters: Oversize = "reference",
     ) -> None:
         check_oversize(oversize_letters)
-        super().__init__(channel, name, timeout, Cause.DEAD_LETTER_UNAVAILABLE)
+        super().__init__(channel, name, timeout)
         self._max_body = max_body
         self._oversize = oversize_letters
 
@@ -144,11 +133,11 @@ class DeadLetters(_Sink):
         Raises:
             Unavailable: ``dead_letter_unavailable``: unroutable, refused, timed out or not reachable.
         """
-        async with self._queue.in_time():
-            await arun(burying(letter, self._send, carries, _TOO_LARGE, self._max_body, self._oversize))
+        async with in_time(self._timeout, self.cause, LOST):
+            await arun(burying(letter, self._form, carries, _TOO_LARGE, self._max_body, self._oversize))
 
-    async def _send(self, form: Message) -> None:
-        await self._queue.publish(to_native(form, message_id=new_message_id()))
+    async def _form(self, form: Message) -> None:
+        await self._send(to_native(form, message_id=new_message_id()))
 
 
 class AuditQueue(_Sink):
@@ -166,8 +155,10 @@ class AuditQueue(_Sink):
         ConfigurationError: the channel has no publisher confirms, or a setting is wrong.
     """
 
+    cause = Cause.AUDIT_UNAVAILABLE
+
     def __init__(self, channel: AbstractChannel, name: str, *, timeout: float = 30) -> None:
-        super().__init__(channel, name, timeout, Cause.AUDIT_UNAVAILABLE)
+        super().__init__(channel, name, timeout)
 
     async def write(self, record: AuditRecord, /) -> None:
         """Publish one record and return once the broker has confirmed it.
@@ -182,5 +173,5 @@ class AuditQueue(_Sink):
             message_id=new_message_id(),
             **RECORD_PROPERTIES,
         )
-        async with self._queue.in_time():
-            await self._queue.publish(message)
+        async with in_time(self._timeout, self.cause, LOST):
+            await self._send(message)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from aio_pika.abc import AbstractQueue
 
@@ -18,6 +17,7 @@ from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER
 from mqauth.delivery.slot import NO_LIMIT
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds
+from mqauth.judging.verified import Decode
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.signer import Signer
@@ -68,7 +68,7 @@ class Consumer(QueueConsumer):
         dead_letters: DeadLetterSink,
         prefetch: int = DEFAULT_PREFETCH,
         coalesce_acks: bool = True,
-        decode: Callable[[bytes | None], Any] | None = None,
+        decode: Decode | None = None,
         replies: Signer | Producer | None = None,
         grace: float = 30,
         hold: float = SUSPENDS_AFTER,

@@ -78,9 +78,9 @@ async def echoed(connection: AbstractConnection, headers: dict[str, Any], body: 
                 await asking.basic_publish(body, routing_key=name, properties=Basic.Properties(headers=headers))
                 return await answer
             finally:
-                # the queue goes with its consumer
+                # the queue goes with its consumer; where its close is cancelled, aiormq 7.2 sends a second one
                 with suppress(TimeoutError, *LOST):
-                    await asyncio.wait_for(asking.close(), _CLOSES)
+                    await asyncio.wait_for(asyncio.shield(asking.close()), _CLOSES)
     except AMQPChannelError as error:
         raise refused(error) from error
     except LOST as error:

@@ -11,13 +11,13 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractQueue, AbstractRobustC
 from aio_pika.exceptions import AMQPChannelError
 from aiormq.abc import AbstractChannel
 
-from mqauth.brokers.amqp_topology import OFFSET, stream_refused
+from mqauth.brokers.amqp_topology import OFFSET, is_stream, stream_refused
 from mqauth.brokers.queue.channel import PART, RoundTrip, Send
 from mqauth.brokers.queue.client import OpenChannel, Take
 from mqauth.brokers.rabbitmq import channel as channels
 from mqauth.brokers.rabbitmq.incoming import subscribed
 from mqauth.brokers.rabbitmq.interceptor import echoed
-from mqauth.brokers.rabbitmq.topology import is_stream
+from mqauth.brokers.rabbitmq.topology import refusal
 from mqauth.brokers.rabbitmq.translate import failures_of, from_native
 from mqauth.errors import ConfigurationError
 from mqauth.logs import emit
@@ -142,7 +142,7 @@ class Queue(Deliveries):
 
     async def refusal(self) -> ConfigurationError | None:
         """Ask the broker whether the queue is a stream; return the error for one, else ``None``."""
-        if self._channel is None or not await is_stream(self._channel, self.queue):
+        if self._channel is None or not await is_stream(partial(refusal, self._channel, self.queue)):
             return None
         return stream_refused(self.queue)
 

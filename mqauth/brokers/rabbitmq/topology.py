@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
+import asyncio
 from typing import Any
 
 from aio_pika.abc import AbstractChannel, AbstractQueue, AbstractRobustChannel
 from aiormq.abc import AbstractChannel as UnderlayChannel
 
-from mqauth.brokers import amqp_topology
 from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, LETTERS, UNPARSEABLE, source_arguments
 from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error
 
@@ -48,23 +47,20 @@ async def _declare(channel: AbstractChannel, name: str, arguments: dict[str, Any
     return await channel.declare_queue(name, durable=True, arguments=arguments)
 
 
-async def is_stream(channel: UnderlayChannel, name: str) -> bool:
-    """Return whether a queue is known to be a stream; nothing is declared.
+async def refusal(channel: UnderlayChannel, name: str, **wanted: Any) -> str:
+    """Return the broker's answer to a declaration, made on a channel of its own; empty where it agrees.
 
     Args:
         channel: aiormq's, whose connection is used.
         name: the queue.
+        wanted: its properties.
     """
-    return await amqp_topology.is_stream(partial(_refusal, channel, name))
-
-
-async def _refusal(channel: UnderlayChannel, name: str, arguments: dict[str, Any]) -> str:
-    """Return the broker's answer to a declaration, made on a channel of its own; empty where it agrees."""
     try:
         with closing_is_an_error():
             asking = await channel.connection.channel(publisher_confirms=False)
-            await asking.queue_declare(name, durable=True, arguments=arguments)
-            await asking.close()
+            await asking.queue_declare(name, durable=True, **wanted)
+            # Cancelled here, aiormq 7.2 would send a second Channel.Close, and RabbitMQ end the connection.
+            await asyncio.shield(asking.close())
     except LOST as error:
         return str(error) or type(error).__name__
     return ""

@@ -8,9 +8,7 @@ tells when the key that vouches for us is revoked, or our subject cut off.
 from __future__ import annotations
 
 import logging
-import os
 import threading
-import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -29,6 +27,7 @@ from mqauth.keystore.identity.request import KEYS_PATH, IdentityRequest, Refused
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.keystore.remote.refresher import ThreadRefresher, in_event_loop
 from mqauth.logs import emit
+from mqauth.threads import after_fork
 from mqauth.wire.keys import KeySet
 from mqauth.wire.workload import WorkloadKey
 
@@ -123,7 +122,7 @@ class IdentityKey:
         self._stale = False
         self._fork = threading.Lock()
         self._begin()
-        _LIVE.add(self)
+        after_fork(self)
 
     def __enter__(self) -> IdentityKey:
         self.start()
@@ -290,14 +289,3 @@ class IdentityKey:
 
     def _jitter(self) -> float:
         return self._randomness(1)[0] / 256
-
-
-_LIVE: Final[weakref.WeakSet[IdentityKey]] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    for key in list(_LIVE):
-        key.forked()
-
-
-os.register_at_fork(after_in_child=_forked)

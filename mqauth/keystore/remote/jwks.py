@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -20,6 +21,7 @@ from mqauth.keystore.remote.events import Announcer, Event, EventKind, Health, L
 from mqauth.keystore.remote.fetch import DiscoveredFetch, Fetch, URLFetch
 from mqauth.keystore.remote.refresher import Ended, ThreadRefresher, in_event_loop
 from mqauth.logs import emit
+from mqauth.threads import after_fork
 from mqauth.wire.jwk import Svid
 from mqauth.wire.keys import KeySet
 
@@ -90,11 +92,20 @@ class JWKS:
         self._randomness = randomness
         self._cache = rules.Cache()
         self._absent = rules.AbsentKids()
-        self._condition = threading.Condition()
-        self._ended = Ended()
         self._closed = False
-        self._refresher = refresher(self._condition, self._work)
+        self._make_refresher = refresher
+        self.forked()
+        after_fork(self)
         self._restore()
+
+    def forked(self) -> None:
+        """Make what a child after a fork lacks: lock and thread, and the attempt that its parent was making."""
+        self._condition, self._ended = threading.Condition(), Ended()
+        self._refresher = self._make_refresher(self._condition, self._work)
+        if self._closed:
+            self._refresher.close()
+        if self._cache.in_flight or self._cache.keys is None:
+            self._cache = replace(self._cache, in_flight=False, attempt=rules.NEVER, due=rules.NEVER)
 
     def __enter__(self) -> JWKS:
         self.start()

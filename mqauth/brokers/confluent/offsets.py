@@ -1,0 +1,143 @@
+"""The calls of a ``confluent_kafka.Consumer`` that say and move where its group stands (``OffsetCalls``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Final
+
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaException
+
+from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, name_of
+from mqauth.brokers.confluent.positions import Place, native
+from mqauth.brokers.dead_letters import Errors
+from mqauth.delivery.start import Committed
+
+FETCH_TIMEOUT: Final = 5.0
+"""Most seconds of one question."""
+_RESETS: Final = {"smallest": "earliest", "earliest": "earliest", "beginning": "earliest", "error": "none"}
+
+
+def reset_of(config: Mapping[str, Any]) -> str:
+    """Return where a client begins without an offset, ``latest``, ``earliest`` or ``none``, by its settings."""
+    return _RESETS.get(str(config.get("auto.offset.reset")), "latest")
+
+
+def left_out(client: Any, place: Place, expected: int, offset: int | None) -> int | None:
+    """Return the first offset that is left, where the one that was to be read next is out of range; else ``None``.
+
+    librdkafka then goes to the end, or where ``auto.offset.reset`` says, and tells nobody. But each fetch of a
+    partition has told its bounds, which the client remembers.
+
+    Args:
+        client: the consumer.
+        place: the partition.
+        expected: the offset that was to be read next.
+        offset: of the record that came; ``None`` where none comes.
+    """
+    bounds = client.get_watermark_offsets(native(place), cached=True)
+    if bounds is None or bounds[0] < 0:
+        return None
+    first, end = bounds
+    cut_off = offset is not None and offset < expected and end < expected
+    return int(first) if first > expected or cut_off else None
+
+
+def bounds(client: Any, places: Iterable[Place], *, end: bool) -> dict[Place, int]:
+    """Return the first offset of each partition, or the one behind the last record that may be read.
+
+    Raises:
+        KafkaException: the broker does not tell.
+    """
+    # Its times may be logical offsets: one request for each broker, where ``get_watermark_offsets`` takes one for
+    # each partition.
+    wanted = [native(place, OFFSET_END if end else OFFSET_BEGINNING) for place in places]
+    found = _checked(client.offsets_for_times(wanted, timeout=FETCH_TIMEOUT))
+    return {Place(each.topic, each.partition): each.offset for each in found}
+
+
+class Offsets:
+    """Those calls, for a leaf that has the client as ``_client``."""
+
+    _client: Any
+    failed: Errors = KafkaException
+    given: Mapping[Any, int] = {}
+    """Where partitions that were assigned by hand are to begin, where their owner said it."""
+
+    def send_commit(self, offsets: Mapping[Any, Committed], /) -> Any:
+        """Commit offsets by partition; return the name of an error that passes."""
+        natives = [native(place, *commit) for place, commit in offsets.items()]
+        try:
+            _checked(self._client.commit(offsets=natives, asynchronous=False))
+        except KafkaException as error:
+            if not self.passes(error):
+                raise
+            return name_of(error)
+        return None
+
+    def committed(self, places: Collection[Any], /) -> Any:
+        """Return the group's commits by partition."""
+        found = _checked(self._client.committed([native(place) for place in places], timeout=FETCH_TIMEOUT))
+        return {
+            Place(each.topic, each.partition): Committed(each.offset, each.metadata or "")
+            for each in found
+            if each.offset >= 0
+        }
+
+    def places(self, topic: str, /) -> Any:
+        """Return all partitions of a topic."""
+        found = self._client.list_topics(topic, timeout=FETCH_TIMEOUT).topics[topic]
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return {Place(topic, number) for number in found.partitions}
+
+    def position(self, place: Any, /) -> Any:
+        """Return where its owner has told a partition to begin; the client tells no position before a record."""
+        offset = self.given.get(place, OFFSET_INVALID)
+        if offset in (OFFSET_BEGINNING, OFFSET_END):
+            return bounds(self._client, [place], end=offset == OFFSET_END)[place]
+        return offset if offset >= 0 else None
+
+    def bounds(self, places: Collection[Any], end: bool, /) -> Any:
+        """Return the first offset of each partition, or the one behind the last record that may be read."""
+        return bounds(self._client, places, end=end)
+
+    def passes(self, error: BaseException, /) -> bool:
+        """Return whether the same call may succeed later."""
+        return error_of(error).code() in COMES_AGAIN
+
+
+class OffsetsOnThread(Offsets):
+    """The same on a thread, each to be awaited."""
+
+    def here(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Make a call on the thread."""
+        raise NotImplementedError
+
+    def send_commit(self, offsets: Mapping[Any, Committed], /) -> Any:
+        """Commit offsets by partition; return the name of an error that passes."""
+        return self.here(super().send_commit, offsets)
+
+    def committed(self, places: Collection[Any], /) -> Any:
+        """Return the group's commits by partition."""
+        return self.here(super().committed, places)
+
+    def places(self, topic: str, /) -> Any:
+        """Return all partitions of a topic."""
+        return self.here(super().places, topic)
+
+    def position(self, place: Any, /) -> Any:
+        """Return where its owner has told a partition to begin."""
+        return self.here(super().position, place) if place in self.given else None
+
+    def bounds(self, places: Collection[Any], end: bool, /) -> Any:
+        """Return the first offset of each partition, or the one behind the last record that may be read."""
+        return self.here(super().bounds, places, end)
+
+
+def _checked(partitions: Iterable[Any]) -> list[Any]:
+    """Return partitions as the client gave them; raise the error of the first that has one."""
+    found = list(partitions)
+    for each in found:
+        if each.error is not None:
+            raise KafkaException(each.error)
+    return found

@@ -1,0 +1,261 @@
+"""Where the partitions of a FastStream subscriber begin, and where they stand (``mqauth.delivery.start``).
+
+FastStream owns the client and tells of no rebalance. So a task looks at the assignment, and a record of a
+partition that was not begun waits until it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import ChainMap
+from collections.abc import Mapping, Set
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from mqauth.brokers.log.starting import OffsetCalls, beginning
+from mqauth.clock import Clock
+from mqauth.delivery.assignment import COMMIT_RETRY, RENEWAL
+from mqauth.delivery.start import Committed
+from mqauth.errors import MqauthError
+from mqauth.flow import arun, settled
+from mqauth.logs import emit
+
+WATCH: Final = 0.1
+"""Seconds between two looks at the assignment."""
+LOOK: Final = 1.0
+"""Seconds between two looks at where the client stands."""
+
+
+class SubscriberClient(Protocol):
+    """The calls of a subscriber's client (``Records``); partitions are named as ``OffsetCalls`` names them."""
+
+    lost: tuple[type[Exception], ...]
+    """What it raises where a partition is gone, the broker out of reach, or the consumer stopped."""
+
+    @property
+    def held(self) -> Set[Any]:
+        """What was assigned to it at the last look; nothing while it has not started, or has stopped."""
+
+    @property
+    def generation(self) -> object:
+        """What changes with each rebalance."""
+
+    async def look(self) -> None:
+        """See what is assigned to it."""
+
+    def offsets(self) -> OffsetCalls:
+        """Return the calls that say and move where its group stands; no commit is made after a rebalance."""
+
+    async def left_out(self, place: Any, expected: int, offset: int | None) -> int | None:
+        """Return the first offset that is left, where the client has left ``expected`` out; else ``None``.
+
+        Args:
+            place: the partition.
+            expected: the offset that is to be read next.
+            offset: of the record that came; ``None`` where none comes.
+        """
+
+    async def seek(self, place: Any, offset: int) -> bool:
+        """Have a partition read from an offset next."""
+
+    async def end(self) -> None:
+        """Stop the subscriber."""
+
+
+@dataclass(slots=True)
+class Position:
+    """Where a partition stands.
+
+    Attributes:
+        expected: the offset that is read next.
+        commit: what is committed.
+        sought: whether the client was told to read there, and no record has come since.
+        looked: what was expected at the last look.
+    """
+
+    expected: int
+    commit: Committed
+    sought: bool
+    looked: int | None = None
+
+
+class Positions:
+    """Begins the partitions of one subscriber, commits for it, and sees that none is read from the end.
+
+    Args:
+        client: calls of its client.
+        clock: tells the time.
+
+    Attributes:
+        running: how many of its records are being handled.
+    """
+
+    def __init__(self, client: SubscriberClient, clock: Clock) -> None:
+        self._client = client
+        self._clock = clock
+        self._places: dict[Any, Position] = {}
+        self._early: dict[Any, int] = {}
+        self._waiting: dict[Any, int] = {}
+        self._generation: object = None
+        self._lock = asyncio.Lock()
+        self._begins_at = self._looks_at = self._renewed_at = clock.monotonic()
+        self._task: asyncio.Task[None] | None = None
+        self.running = 0
+
+    async def ready(self, place: Any, offset: int) -> bool:
+        """Wait until a partition has begun; return whether its record is the one to handle next.
+
+        Raises:
+            OffsetsRefusedError: the broker does not let the group commit.
+        """
+        self._waiting[place] = offset
+        await self._client.look()
+        while (position := self._places.get(place)) is None:
+            if place not in self._client.held:
+                return False
+            await self.begin()
+            if place not in self._places:
+                await asyncio.sleep(WATCH)
+        del self._waiting[place]
+        if position.sought:
+            # It may have been at hand already when the client was told where to read: then it comes once more.
+            position.sought = not await self._client.seek(place, position.expected)
+            return False
+        while offset != position.expected:
+            try:
+                if await self._went_on(place, position, offset):
+                    return False
+                break
+            except self._client.lost as error:
+                emit("client.poll_failed", "looking for what is left failed with %s", type(error).__name__)
+                await asyncio.sleep(LOOK)
+        position.expected = offset + 1
+        return True
+
+    def read_again(self, place: Any, offset: int) -> None:
+        """Note that a partition is read from an offset again."""
+        if place in self._places:
+            self._places[place].expected = offset
+
+    async def begin(self) -> None:
+        """Begin the partitions that were just assigned.
+
+        Raises:
+            OffsetsRefusedError: the broker does not let the group commit.
+            ConfigurationError: a partition has no offset, and ``auto_offset_reset`` is ``none``.
+        """
+        async with self._lock:
+            client = self._client
+            await client.look()
+            held, generation = client.held, client.generation
+            # After a rebalance others may have had any of them.
+            if generation != self._generation:
+                self._places, self._early, self._generation = {}, {}, generation
+            self._places = {place: found for place, found in self._places.items() if place in held}
+            new = held - self._places.keys()
+            if not new or self._clock.monotonic() < self._begins_at:
+                return
+            # A record may come to wait meanwhile.
+            early = ChainMap(self._early, self._waiting)
+            starts = await arun(beginning(client.offsets(), new, early, lambda: True))
+            await client.look()
+            if client.generation != generation:
+                return
+            for place, start in starts.items():
+                self._early.pop(place, None)
+                sought = start.seek and start.offset != self._waiting.get(place)
+                if not sought or await client.seek(place, start.offset):
+                    self._places[place] = Position(start.offset, start.committed, sought)
+            if len(starts) < len(new):
+                self._begins_at = self._clock.monotonic() + COMMIT_RETRY
+
+    async def commit(self, place: Any, offset: int) -> bool:
+        """Commit what is before an offset; return ``False`` where the client cannot."""
+        async with self._lock:
+            position = self._places.get(place)
+            return position is not None and await self._commit(
+                {place: Committed(offset, position.commit.metadata)}
+            )
+
+    async def started(self) -> None:
+        """Begin what was assigned by now, and watch the assignment from now on; may be called again.
+
+        Raises:
+            OffsetsRefusedError: the broker does not let the group commit.
+        """
+        if self._task is None:
+            await self.begin()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._watch())
+
+    async def stopping(self) -> None:
+        """Stop watching; what was assigned a moment ago is begun, since its next owner goes on from there."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,))
+            with suppress(MqauthError, *self._client.lost):
+                await self.begin()
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                await self.begin()
+                await self._renew()
+                await self._look()
+            except MqauthError as error:
+                emit("consumer.failed", "the subscriber stops: %s", error)
+                return await self._client.end()
+            except self._client.lost as error:
+                emit("client.poll_failed", "looking at partitions failed with %s", type(error).__name__)
+            await asyncio.sleep(WATCH)
+
+    async def _renew(self) -> None:
+        """Commit everything again: offsets expire at the broker."""
+        now = self._clock.monotonic()
+        if now - self._renewed_at >= RENEWAL:
+            async with self._lock:
+                offsets = {place: position.commit for place, position in self._places.items()}
+                if not offsets or await self._commit(offsets):
+                    self._renewed_at = now
+
+    async def _look(self) -> None:
+        """See whether the client has gone to the end of a partition that brings nothing."""
+        now = self._clock.monotonic()
+        if now < self._looks_at or self.running:
+            return
+        self._looks_at = now + LOOK
+        for place, position in list(self._places.items()):
+            if position.expected == position.looked:
+                await self._went_on(place, position, None)
+            position.looked = position.expected
+
+    async def _went_on(self, place: Any, position: Position, offset: int | None) -> bool:
+        """Go back to what is left, where the client has left something out; return whether it does."""
+        expected = position.expected
+        first = await self._client.left_out(place, expected, offset)
+        if first is None or position.expected != expected:
+            return False
+        emit(
+            "client.offset_out_of_range",
+            "offset %d of %s-%d is out of range, its records are lost; it goes on at %d", expected, *place, first,
+            partition=place[1], offset=first,
+        )  # fmt: skip
+        position.expected = first
+        if first == offset:
+            return False
+        position.sought = offset is None
+        return await self._client.seek(place, first)
+
+    async def _commit(self, offsets: Mapping[Any, Committed]) -> bool:
+        try:
+            failure: str | None = await settled(self._client.offsets().send_commit(offsets))
+        except self._client.lost as error:
+            failure = type(error).__name__
+        if failure is not None:
+            emit("client.commit_failed", "commit failed, what is not committed comes again: %s", failure)
+            return False
+        for place, commit in offsets.items():
+            self._places[place].commit = commit
+        return True

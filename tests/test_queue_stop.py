@@ -1,0 +1,216 @@
+"""A consumer of a queue stops in its time, whichever of its client's calls never returns."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mqauth import AuditFile, MemoryReplayStore, Pipeline
+from mqauth.brokers import event_loop
+from mqauth.brokers.event_loop import on_thread
+from mqauth.brokers.queue.client import OpenChannel
+from mqauth.brokers.queue.consumer import QueueConsumer
+from mqauth.testing.forge import Forge
+from mqauth.wire.message import Message
+
+PLACE = "rabbitmq:shop/orders.created"
+SOON = 5.0
+"""Seconds: far more than a stop takes here, and far less than for ever."""
+
+
+class Client:
+    """The calls of a client that delivers one message; the calls of some names never return.
+
+    Args:
+        message: what it delivers.
+        hangs: names of calls.
+    """
+
+    queue = "orders"
+    reopens = True
+
+    def __init__(self, message: Message, *hangs: str) -> None:
+        self._message = message
+        self._hangs = hangs
+        self.made: list[str] = []
+        self.asked, self.answers = asyncio.Event(), asyncio.Event()
+
+    async def _call(self, name: str) -> bool:
+        self.made.append(name)
+        self.asked.set()
+        if name in self._hangs:
+            await self.answers.wait()
+        return True
+
+    async def ready(self) -> None:
+        """Be ready."""
+        await self._call("ready")
+
+    async def open(self, _prefetch: int) -> OpenChannel:
+        """Open a channel."""
+        return OpenChannel(self, self.send, self, None)  # type: ignore[arg-type]
+
+    async def consume(self, _channel: object, take: Callable[[Any], Awaitable[None]]) -> str:
+        """Deliver the message."""
+        asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(take(SimpleNamespace())))
+        return "tag"
+
+    async def cancel(self, _consumer: str) -> None:
+        """Cancel the consumer."""
+        await self._call("cancel")
+
+    async def send(self, _tag: int, _multiple: bool) -> bool:
+        """Send an ack."""
+        return await self._call("send")
+
+    async def requeue(self, _native: object) -> bool:
+        """Give it back."""
+        return await self._call("requeue")
+
+    def message(self, _native: object) -> Message:
+        """Return the message."""
+        return self._message
+
+    def watch(self, *_: object) -> None:
+        """Tell nobody."""
+
+    def unwatch(self) -> None:
+        """Tell nobody."""
+        self.made.append("unwatch")
+
+    def _no(self, *_: object) -> bool:
+        return False
+
+    ended = is_settled = is_blocked = may_be_refused = is_temporary = _no
+
+    def tag(self, _native: object) -> int:
+        """Return its number."""
+        return 1
+
+    def consumer(self, _native: object) -> str:
+        """Return its consumer's tag."""
+        return "tag"
+
+    def size(self, _native: object) -> int:
+        """Return its size."""
+        return 1
+
+    def returns(self, _native: object) -> int:
+        """Return how often it was given back."""
+        return 0
+
+
+def consumer(client: Client, handler: Any, audit: AuditFile, forge: Forge) -> QueueConsumer:
+    """Return a consumer without a grace."""
+    guard = Pipeline(
+        verifier=forge.verifier(), policy=forge.policy(PLACE), replay=MemoryReplayStore(), audit=audit
+    )
+    settings: dict[str, Any] = {
+        "prefetch": 1, "coalesce_acks": True, "grace": 0, "hold": 60, "consumer_timeout": 1800,
+        "delivery_limit": -1, "max_held": None, "decode": None, "responder": None, "sleep": asyncio.sleep,
+        "unverified": None,
+    }  # fmt: skip
+    letters: Any = SimpleNamespace(name="dead", publish=lambda _: None)
+    return QueueConsumer(client, guard, handler, dead_letters=letters, **settings)
+
+
+@pytest.fixture
+def audit(tmp_path: Path) -> Iterator[AuditFile]:
+    """An audit file."""
+    with AuditFile(tmp_path / "audit.jsonl", fsync=False) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a stop wait for the broker for a moment only."""
+    monkeypatch.setattr(event_loop, "LEAVE", 0.05)
+    monkeypatch.setattr(event_loop, "_MOMENT", 0.01)
+
+
+@pytest.mark.parametrize(
+    ("hangs", "then"),
+    [
+        (("ready",), ["unwatch"]),
+        (("cancel",), ["send", "cancel", "unwatch"]),
+        (("send",), ["send", "cancel", "unwatch"]),
+        (("cancel", "send"), ["send", "cancel", "unwatch"]),
+        (("requeue",), ["cancel", "requeue", "unwatch"]),
+        (("cancel", "requeue"), ["cancel", "requeue", "unwatch"]),
+    ],
+    ids=" ".join,
+)
+async def test_a_call_that_never_returns(
+    hangs: tuple[str, ...], then: list[str], audit: AuditFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stop ends, and says so where nothing was answered; what needs no answer was sent all the same."""
+    begun, forge = asyncio.Event(), Forge(lifetime=600)
+
+    async def handler(_message: Any) -> None:
+        begun.set()
+        if "requeue" in hangs:
+            await client.answers.wait()
+
+    client = Client(forge.signer().sign(Message(destination=PLACE, body=b"order")), *hangs)
+    made = consumer(client, handler, audit, forge)
+    running = asyncio.create_task(made.run())
+    await (client.asked if hangs == ("ready",) else begun).wait()
+    try:
+        async with asyncio.timeout(SOON):
+            await made.stop()
+    finally:
+        client.answers.set()
+        await running
+    assert client.made == ["ready", *then]
+    assert caplog.text.count("does not answer a consumer that stops") == (hangs != ("requeue",))
+
+
+async def test_a_thread_is_waited_for(audit: AuditFile) -> None:
+    """A plain handler that outlives its grace and the broker's time is not cut off, and its message is acked."""
+    begun, ends, forge = threading.Event(), threading.Event(), Forge(lifetime=600)
+
+    def handler(_message: Any) -> None:
+        begun.set()
+        ends.wait(SOON)
+
+    client = Client(forge.signer().sign(Message(destination=PLACE, body=b"order")))
+    made = consumer(client, on_thread(handler), audit, forge)
+    async with made:
+        await asyncio.to_thread(begun.wait, SOON)
+        stopping = asyncio.create_task(made.stop())
+        await asyncio.wait((stopping,), timeout=0.2)
+        assert not stopping.done()
+        ends.set()
+        await stopping
+    assert client.made[-2:] == ["send", "unwatch"]
+
+
+async def test_a_clean_up_is_not_cut_short(audit: AuditFile) -> None:
+    """A handler that is cancelled cleans up, however long after the broker's time, and its message goes back."""
+    begun, ends, forge = asyncio.Event(), asyncio.Event(), Forge(lifetime=600)
+    cleaned: list[bool] = []
+
+    async def handler(_message: Any) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await ends.wait()
+            cleaned.append(True)
+
+    client = Client(forge.signer().sign(Message(destination=PLACE, body=b"order")))
+    made = consumer(client, handler, audit, forge)
+    async with made:
+        await begun.wait()
+        stopping = asyncio.create_task(made.stop())
+        await asyncio.wait((stopping,), timeout=0.2)
+        assert (stopping.done(), cleaned) == (False, [])
+        ends.set()
+        await stopping
+    assert (cleaned, client.made[-2:]) == ([True], ["requeue", "unwatch"])
