@@ -17,7 +17,7 @@ from kafka import KafkaAdminClient
 
 from integration.services import Kafka, RabbitMQ
 from mqauth.cli import main
-from mqauth.cli.online import Asked
+from mqauth.cli.check import Asked
 from mqauth.keystore import Keystore
 
 FILE = """

@@ -196,8 +196,22 @@ def test_trace_leads_from_a_key_to_who_asked(run: Run, machine: Key, capsys: pyt
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
-        (('url = "https', 'url = "http'), "[authority] url: must be https://...: http only on this machine"),
-        ((f'"{URL}"', f'"{URL}/"'), "[authority] url: must be https://..., with neither user"),
+        (('url = "https', 'url = "http'), "[authority] url: must be https://... (http only on this machine)"),
+        ((f'"{URL}"', f'"{URL}/"'), "with neither user, query, fragment nor a / at its end"),
+        (
+            ("[authority]\n", "[authority]\nlifetime = 299\n"),
+            "lifetime: must be 300 to 86400",
+        ),
+        (
+            (f'subject = "{ORDERS}"', f'subject = "{ORDERS}"\nlifetime = 59'),
+            "lifetime: must be 60 to 86400, not 59",
+        ),
+        (
+            (f'subject = "{ORDERS}"', f'subject = "{ORDERS}"\nlifetime = 3601'),
+            "lifetime: is longer than the authority's",
+        ),
+        ((f'subject = "{ORDERS}"', f'subject = "{ORDERS}/../b"'), "subject: must be an identifier"),
+        (('env = "prod"', 'env = ""'), "must be 1 to 256 characters"),
         (("[authority]\n", "[authority]\nlifetime = 7200\n"), "its overlap of 3600 s is shorter than lifetime"),
         (('credential = "machines"', 'credential = "x"'), "[[authority.grants]] #1 credential: is not among"),
         ((f'subject = "{ORDERS}"', 'subject = "wimse://x/a"'), "[[authority.grants]] #1 subject: is of another"),

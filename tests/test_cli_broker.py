@@ -33,7 +33,7 @@ def load(tmp_path: Path, lines: str, table: str = "[broker]") -> BrokerSettings:
 
 def test_sasl_over_tls_reaches_kafka_python(tmp_path: Path) -> None:
     """Mechanism, user and password; TLS that verifies names and chains, from 1.2 on."""
-    found = load(tmp_path, SASL + "tls = true\n").for_kafka(["a:9093", "b:9093"])
+    found = load(tmp_path, SASL + "tls = true\n").for_kafka("kafka://a:9093,b:9093")
     context = found.pop("ssl_context")
     assert found.pop("bootstrap_timeout_ms") <= 10_000
     assert found == {
@@ -50,7 +50,7 @@ def test_sasl_over_tls_reaches_kafka_python(tmp_path: Path) -> None:
 def test_protocol_follows_from_what_is_there(lines: str, protocol: str, tmp_path: Path) -> None:
     """On this machine a password may go in the clear."""
     for server in ("127.0.0.1:9092", "localhost:9092", "[::1]:9092"):
-        assert load(tmp_path, lines).for_kafka([server])["security_protocol"] == protocol
+        assert load(tmp_path, lines).for_kafka(f"kafka://{server}")["security_protocol"] == protocol
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_protocol_follows_from_what_is_there(lines: str, protocol: str, tmp_path
 def test_a_password_goes_to_no_other_machine_in_the_clear(servers: list[str], tmp_path: Path) -> None:
     """SASL without TLS off loopback is refused."""
     with pytest.raises(ConfigurationError, match="needs tls = true"):
-        load(tmp_path, SASL).for_kafka(servers)
+        load(tmp_path, SASL).for_kafka(f"kafka://{','.join(servers)}")
 
 
 def test_a_login_takes_the_place_of_the_urls(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_user_on_kafka_needs_a_mechanism(tmp_path: Path) -> None:
     """The file alone does not tell which broker it is for; the client does."""
     settings = load(tmp_path, 'user = "a"\npassword_env = "BROKER_PASSWORD"')
     with pytest.raises(ConfigurationError, match="needs mechanism"):
-        settings.for_kafka(["127.0.0.1:9092"])
+        settings.for_kafka("kafka://127.0.0.1:9092")
 
 
 def test_a_password_file_of_other_bytes_is_refused(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from mqauth.cli import app, main
+from mqauth.cli import main
+from mqauth.cli.dlq import GROUP, LETTER, VERDICT
 from mqauth.cli.forms import TO_CHANGE, CommandFailed, moment, pick, shown_time
-from mqauth.cli.letter_tables import GROUP, LETTER, VERDICT
 from mqauth.cli.outage import told
 from mqauth.cli.tables import Column, fitted, middle
 from mqauth.clock import SYSTEM_CLOCK
@@ -388,10 +388,9 @@ def test_a_fault_of_ours_repeats_no_text(ended: Exit, monkeypatch: pytest.Monkey
     )  # fmt: skip
 
 
-def test_debug_after_two_hyphens_is_an_argument() -> None:
+def test_debug_after_two_hyphens_is_an_argument(ended: Exit) -> None:
     """Behind ``--`` the word is taken as it stands."""
-    assert app._without_debug(["a", "--debug", "--", "--debug"]) == (["a", "--", "--debug"], True)
-    assert app._without_debug(["a", "--", "--debug"]) == (["a", "--", "--debug"], False)
+    assert ended("check", "--", "--debug") == (2, "mqauth: --debug: No such file or directory\n")
 
 
 _ENTRY = (

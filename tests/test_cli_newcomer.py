@@ -155,7 +155,11 @@ INPUTS = [
         2,
         "[consumer] audience: must be a string or an array of strings, not an integer",
     ),
-    ("verify --config wide.toml", 2, "[consumer] audience: must be a name, never a wildcard"),
+    (
+        "verify --config wide.toml",
+        2,
+        "[consumer] audience: must be a name of 1 to 256",
+    ),
     ("verify message.json", 2, "Got unexpected extra argument"),
     # authority and identity
     ("authority", 2, "no command given: try mqauth authority serve"),

@@ -20,10 +20,9 @@ from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import FloodGate
 from mqauth.config.broker import BrokerFile, BrokerSettings, ReviewSettings
-from mqauth.config.consumer_settings import ConsumerSettings
+from mqauth.config.consumer_settings import ConsumerSettings, OPASettings
 from mqauth.config.declaration import Setting, Settings, inner, inners, not_with, only_with, read, schema_of
-from mqauth.config.identity_settings import CredentialSettings, IdentitySettings
-from mqauth.config.issuer_settings import IssuerSettings
+from mqauth.config.issuer_settings import CredentialSettings, IdentitySettings, IssuerSettings
 from mqauth.config.kinds import (
     BROKER_URL,
     FLAG,
@@ -40,7 +39,6 @@ from mqauth.config.kinds import (
     url,
     whole,
 )
-from mqauth.config.policy_settings import OPASettings
 from mqauth.config.rollout_settings import AcceptAsSettings, RolloutSettings, RuleSettings, UnsignedSettings
 from mqauth.config.settings import (
     AuditSettings,

@@ -15,8 +15,7 @@ from starlette.testclient import TestClient
 
 from mqauth import AuditFile
 from mqauth.console import Backend, Tokens, application
-from mqauth.console.colours import GREY, PATTERNS, REASONS, of_producer, of_reason
-from mqauth.console.display import _JSONReader, body
+from mqauth.console.display import GREY, PATTERNS, REASONS, _JSONReader, body, of_producer, of_reason
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.review import ALL, Filter
 from mqauth.review import trail as trails

@@ -539,7 +539,7 @@ class TestCommand:
         self, place: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Where an issuer is out of reach and the agent is wrong, the command ends with 1, not 3."""
-        monkeypatch.setattr("mqauth.cli.selftest.agent", lambda *_: SimpleNamespace(what="a", said="b", code=1))
+        monkeypatch.setattr("mqauth.cli.check.agent", lambda *_: SimpleNamespace(what="a", said="b", code=1))
         away = 'jwks = "http://127.0.0.1:1/jwks.json"\nunsafe_http_loopback = true'
         (place / "mqauth.toml").write_text(CONFIG.replace('file = "jwks.json"', away) + AGENT)
         assert main(["selftest"]) == 1

@@ -30,9 +30,9 @@ AT_THE_TOP = 9
 FOLDERS = 31
 LINES = 400
 # These numbers only fall: a change that needs less lowers them, one that needs more takes away elsewhere.
-OUTSIDE_TESTING = 26_460
+OUTSIDE_TESTING = 25_690
 """Statements of the library without ``testing``."""
-TESTING = 1_990
+TESTING = 1_989
 CORE = 12_378
 """Statements of what ``CONSUMER`` imports: what stands between the wire and a handler."""
 CONSUMER = """

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
 from typing import Any, Final
 
 from mqauth import logs
-from mqauth.authority.issuing import PATH, Asked, IdentityAuthority, Issued
+from mqauth.authority.issuing import PATH, Asked, IdentityAuthority
 from mqauth.authority.rates import Rate
 from mqauth.authority.records import Answered, Trace
-from mqauth.authority.refusals import ISSUED, SLOW_DOWN, UNAVAILABLE, Answer, Refusal, Refused
+from mqauth.authority.refusals import ISSUED, SLOW_DOWN, UNAVAILABLE, Answer, Refusal, Refused, grant_only
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Unavailable, require
 from mqauth.keystore.remote.keyserver import KeyServer
@@ -85,41 +86,43 @@ class AuthorityServer:
 
     async def _identity(self, scope: Message, receive: Receive, send: Send) -> None:
         began, trace, headers = self._clock.monotonic(), Trace(_address(scope)), list(scope["headers"])
-        asks = self._counted(trace.address, headers)
-        try:
-            (answer, body, wait), why = await self._reply(headers, receive, trace, asks)
-        except ConnectionError:
-            # Nobody asked for anything, and nobody listens: there is nothing to judge, to record or to answer.
-            self._refusals.count(asks)
-            return
-        self._tell(answer, why, trace, self._clock.monotonic() - began)
+        # Refusals are counted by address and holder. Anybody can name a holder, but only with a credential of its
+        # issuer's form, and once for each holder.
+        shown = [value for name, value in headers if name == b"authorization"]
+        credential = shown[0].decode("latin-1").partition(" ")[2].strip(" ") if len(shown) == 1 else ""
+        asks = f"{trace.address} {self._authority.desk.holder(credential)}"
+        wait = self._refusals.wait(asks)
+        reply: tuple[Reply, str] = (SLOW_DOWN, {}, wait), UNREAD
+        if not wait:
+            raw = None
+            try:
+                with suppress(TimeoutError):
+                    raw = await asyncio.wait_for(_body(receive), BODY_SECONDS)
+            except ConnectionError:
+                # Nobody asked for anything, and nobody listens: there is nothing to judge, to record or to answer.
+                self._refusals.count(asks)
+                return
+            reply = await asyncio.to_thread(self._judged, headers, raw, trace, asks)
+        (answer, body, wait), why = reply
+        # Observers are told; metrics must not keep an identity back.
+        named = "" if trace.credential is None else trace.credential.name
+        given = trace.subject or "" if answer is ISSUED else ""
+        told = Answered(answer.error, why, named, given, self._clock.monotonic() - began)
+        for observer in self._observers:
+            try:
+                observer(told)
+            except Exception as error:
+                emit("observer.failed", "an observer failed: %s", type(error).__name__)
         more = [(b"retry-after", str(wait).encode())] if wait else []
         if answer.status == 401:
             more.append((b"www-authenticate", f'DPoP algs="{" ".join(ALGORITHMS)}"'.encode()))
         await _send(send, answer, body, more)
 
-    def _counted(self, address: str, headers: Headers) -> str:
-        """Return what the refusals of a request are counted under."""
-        # Anybody can name a holder, but only with a credential of its issuer's form, and once for each holder.
-        shown = [value for name, value in headers if name == b"authorization"]
-        credential = shown[0].decode("latin-1").partition(" ")[2].strip(" ") if len(shown) == 1 else ""
-        return f"{address} {self._authority.desk.holder(credential)}"
-
-    async def _reply(self, headers: Headers, receive: Receive, trace: Trace, asks: str) -> tuple[Reply, str]:
-        """Return the answer to a request, and why it is none with an identity."""
-        wait = self._refusals.wait(asks)
-        if wait:
-            return (SLOW_DOWN, {}, wait), UNREAD
-        try:
-            body = await asyncio.wait_for(_body(receive), BODY_SECONDS)
-        except TimeoutError:
-            body = None
-        return await asyncio.to_thread(self._judged, headers, body, trace, asks)
-
     def _judged(self, headers: Headers, body: bytes | None, trace: Trace, asks: str) -> tuple[Reply, str]:
+        """Return the answer to a request, and why it is none with an identity."""
         try:
             try:
-                return (ISSUED, _told(self._authority.issue(_asked(headers, body), trace)), 0), ""
+                issued = self._authority.issue(_asked(headers, body), trace)
             except Refused as refused:
                 # What is refused for its rate is honest, and must not shut out others of its address.
                 if refused.refusal is not Refusal.RATE_EXCEEDED:
@@ -130,21 +133,10 @@ class AuthorityServer:
             if self._lines.admits("authority.unavailable", (error.cause.value,), {}):
                 emit("authority.unavailable", "no identity can be given: %s", error)
             return (UNAVAILABLE, {}, RETRY_AFTER), error.cause.value
-
-    def _tell(self, answer: Answer, why: str, trace: Trace, seconds: float) -> None:
-        credential = "" if trace.credential is None else trace.credential.name
-        given = trace.subject or "" if answer is ISSUED else ""
-        for observer in self._observers:
-            try:
-                observer(Answered(answer.error, why, credential, given, seconds))
-            except Exception as error:  # metrics must not keep an identity back
-                emit("observer.failed", "an observer failed: %s", type(error).__name__)
-
-
-def _told(issued: Issued) -> dict[str, Any]:
-    # Seconds from now, so that the clock of whoever asked does not matter.
-    return {"wit": issued.wit, "sub": issued.subject, "expires_in": issued.lifetime,
-            "renew_in": issued.lifetime // 2}  # fmt: skip
+        # Seconds from now, so that the clock of whoever asked does not matter.
+        told = {"wit": issued.wit, "sub": issued.subject, "expires_in": issued.lifetime,
+                "renew_in": issued.lifetime // 2}  # fmt: skip
+        return (ISSUED, told, 0), ""
 
 
 def _asked(headers: Headers, body: bytes | None) -> Asked:
@@ -160,22 +152,15 @@ def _asked(headers: Headers, body: bytes | None) -> Asked:
     scheme, _, credential = (given[0] if len(given) == 1 else b"").decode("latin-1").partition(" ")
     if scheme.lower() not in _SCHEMES or not credential.isascii():
         raise Refused(Refusal.CREDENTIAL_MALFORMED, "there is not exactly one Authorization, of Bearer or DPoP")
-    if len(proofs) != 1 or not proofs[0].isascii():
-        raise Refused(Refusal.DPOP_INVALID, "there is not exactly one proof")
-    return Asked(credential.strip(" "), proofs[0].decode("ascii"), _subject(body), scheme.lower() == "dpop")
-
-
-def _subject(body: bytes) -> str | None:
-    """Return the subject that a body names."""
-    if not body:
-        return None
+    grant_only(len(proofs) == 1 and proofs[0].isascii(), Refusal.DPOP_INVALID, "there is not exactly one proof")
+    # The subject that the body names, if there is one.
     try:
-        found = strict_json.loads(body, depth=_DEPTH)
-        require(type(found) is dict and found.keys() <= {"sub"}, "no object with sub", ValueError)
-        require(is_name(found.get("sub", "-")), "its sub is no name", ValueError)
+        named: Any = strict_json.loads(body, depth=_DEPTH) if body else {}
+        require(type(named) is dict and named.keys() <= {"sub"}, "no object with sub", ValueError)
+        require(is_name(named.get("sub", "-")), "its sub is no name", ValueError)
     except ValueError as error:
         raise Refused(Refusal.REQUEST_MALFORMED, f"the body: {error}") from error
-    return str(found["sub"]) if "sub" in found else None
+    return Asked(credential.strip(" "), proofs[0].decode("ascii"), named.get("sub"), scheme.lower() == "dpop")
 
 
 async def _body(receive: Receive) -> bytes | None:
@@ -184,26 +169,23 @@ async def _body(receive: Receive) -> bytes | None:
     Raises:
         ConnectionError: its sender went away.
     """
-    raw = b""
-    while len(raw) <= MAX_BODY:
+    raw, more = b"", True
+    while more and len(raw) <= MAX_BODY:
         message = await receive()
         require(message["type"] == "http.request", "its sender went away", ConnectionError)
-        raw += message.get("body", b"")
-        if not message.get("more_body", False):
-            return raw if len(raw) <= MAX_BODY else None
-    return None
+        raw, more = raw + message.get("body", b""), message.get("more_body", False)
+    return raw if len(raw) <= MAX_BODY else None
 
 
 def _address(scope: Message) -> str:
     """Return the address that a request came from; of IPv6 the /64, which one site has all of."""
     try:
-        found = ipaddress.ip_address(scope["client"][0])
+        address = ipaddress.ip_address(scope["client"][0])
     except (KeyError, TypeError, ValueError):
         return "unknown"
-    if found.version == 4:
-        return str(found)
-    mapped = getattr(found, "ipv4_mapped", None)
-    return str(mapped or ipaddress.ip_network((found, 64), strict=False))
+    mapped = getattr(address, "ipv4_mapped", None)
+    whole = address.version == 4 or mapped
+    return str(mapped or address) if whole else str(ipaddress.ip_network((address, 64), strict=False))
 
 
 async def _send(send: Send, answer: Answer, body: dict[str, Any], more: list[tuple[bytes, bytes]]) -> None:

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
-from mqauth.authority.dpop import SKEW
-from mqauth.authority.jose import Jwt, open_jwt
-from mqauth.authority.refusals import Refusal, Refused
+from mqauth.authority.dpop import SKEW, Jwt, open_jwt
+from mqauth.authority.refusals import Refusal, Refused, grant_only
 from mqauth.errors import Rejection, Unavailable, require
-from mqauth.wire import claims, enrolment, jws
+from mqauth.wire import claims, jws
 from mqauth.wire.enrolment import CREDENTIAL_TYPE
 from mqauth.wire.jwk import check_source
 from mqauth.wire.keys import Key, KeySource
@@ -41,7 +40,7 @@ class CredentialIssuer:
         enrolment: its keys are those of producers, each for its own subjects.
 
     Raises:
-        ConfigurationError: ``max_lifetime`` is out of its limits, or the keys are for something else.
+        ConfigurationError: the keys are for something else.
     """
 
     name: str
@@ -51,8 +50,6 @@ class CredentialIssuer:
     enrolment: bool = False
 
     def __post_init__(self) -> None:
-        most = enrolment.MAX_LIFETIME if self.enrolment else MAX_LIFETIME
-        require(1 <= self.max_lifetime <= most, f"max_lifetime is 1 to {most} seconds")
         check_source(self.keys, *(() if self.enrolment else ("jwt-svid",)))
 
 
@@ -138,78 +135,55 @@ def verify(reading: Reading, *, audience: str, now: float) -> Credential:
         Unavailable: the issuer's keys are out of reach.
     """
     jwt, said, issuer = reading
-    _check_type(jwt.header.get("typ"), issuer.enrolment)
+    # Its type, and its signature.
+    typ: Any = jwt.header.get("typ")
+    if issuer.enrolment:
+        known = typ == CREDENTIAL_TYPE
+    else:
+        known = typ is None or (type(typ) is str and typ.lower() in _TYPES)
+    grant_only(known, Refusal.CREDENTIAL_MALFORMED, "its typ is of no credential of this issuer")
     key = _key(issuer.keys, said.kid, now)
     try:
         jws.verify(jwt.opened, key)
     except Rejection as error:
         raise Refused(Refusal.CREDENTIAL_SIGNATURE, error.detail) from error
-    _require(
-        jwt.claims.get("aud") in (audience, [audience]), Refusal.CREDENTIAL_AUDIENCE, "its aud is not ours alone"
-    )
-    _check_times(jwt.claims, issuer.max_lifetime, now)
+    # For whom it is, and when.
+    ours = jwt.claims.get("aud") in (audience, [audience])
+    grant_only(ours, Refusal.CREDENTIAL_AUDIENCE, "its aud is not ours alone")
+    times = {"iat": jwt.claims.get("iat"), "exp": jwt.claims.get("exp"), "nbf": jwt.claims.get("nbf", 0)}
+    for name, moment in times.items():
+        grant_only(type(moment) is int and moment >= 0, Refusal.CREDENTIAL_MALFORMED, f"its {name} is no time")
+    issued, ends, begins = (int(moment or 0) for moment in times.values())
+    grant_only(now < ends, Refusal.CREDENTIAL_TIME, "it has expired")
+    grant_only(max(issued, begins) <= now + SKEW, Refusal.CREDENTIAL_TIME, "it is of the future")
+    grant_only(0 < ends - issued <= issuer.max_lifetime, Refusal.CREDENTIAL_TIME, "it lives longer than the limit")
+    # Whose it is: its key has to speak for its sub.
     subject = jwt.claims.get("sub")
-    _require(claims.is_name(subject), Refusal.CREDENTIAL_MALFORMED, "it has no sub")
-    _require(
-        subject in key.subjects if key.subjects is not None else not issuer.enrolment,
-        Refusal.CREDENTIAL_SUBJECT,
-        "its key does not speak for its sub",
-    )
-    _check_binding(jwt.claims)
+    grant_only(claims.is_name(subject), Refusal.CREDENTIAL_MALFORMED, "it has no sub")
+    speaks = not issuer.enrolment if key.subjects is None else subject in key.subjects
+    grant_only(speaks, Refusal.CREDENTIAL_SUBJECT, "its key does not speak for its sub")
+    # A binding that cannot be read must not make it a bearer credential. What is no binding is ignored (RFC 7800,
+    # section 3.1): Keycloak says ``kc-jkt-type`` beside it.
+    cnf = jwt.claims.get("cnf", {"jkt": ""})
+    jkt = cnf.get("jkt") if type(cnf) is dict and not _BINDINGS & cnf.keys() else None
+    bound = type(jkt) is str and len(jkt) < _SIZE
+    grant_only(bound, Refusal.CREDENTIAL_BINDING, "its cnf is not a jkt alone")
     return said._replace(verified=True)
-
-
-def _check_type(typ: Any, enrolment: bool) -> None:
-    known = typ == CREDENTIAL_TYPE if enrolment else typ is None or (type(typ) is str and typ.lower() in _TYPES)
-    _require(known, Refusal.CREDENTIAL_MALFORMED, "its typ is of no credential of this issuer")
 
 
 def _key(source: KeySource, kid: str, now: float) -> Key:
     """Return the issuer's key of a kid; one that ended signs no credential, whenever that was signed."""
-    key = _known(source, kid) or _asked_again(source, kid, now)
-    _require(key.revocation is None, Refusal.CREDENTIAL_KEY, "its key is revoked")
-    _require(key.expires is None or now < key.expires, Refusal.CREDENTIAL_KEY, "its key is retired")
-    return key
-
-
-def _known(source: KeySource, kid: str) -> Key | None:
+    key: Any = None
     # A source that was never asked has no set, and its first answer is worth a wait.
     with suppress(Unavailable):
-        return source.key_set().get(kid)
-    return None
-
-
-def _asked_again(source: KeySource, kid: str, now: float) -> Key:
-    try:
-        found: Any = source.refresh(kid, now)
-    except Rejection as error:
-        raise Refused(Refusal.CREDENTIAL_KEY, "its kid is unknown, and the issuer out of reach") from error
-    key = found.get(kid)
-    if not isinstance(key, Key):
-        raise Refused(Refusal.CREDENTIAL_KEY, "its kid is unknown")
-    return key
-
-
-def _check_times(said: Mapping[str, Any], most: int, now: float) -> None:
-    issued, ends, begins = said.get("iat"), said.get("exp"), said.get("nbf", 0)
-    for name, found in (("iat", issued), ("exp", ends), ("nbf", begins)):
-        _require(type(found) is int and found >= 0, Refusal.CREDENTIAL_MALFORMED, f"its {name} is no time")
-    issued, ends, begins = int(issued or 0), int(ends or 0), int(begins)
-    _require(now < ends, Refusal.CREDENTIAL_TIME, "it has expired")
-    _require(max(issued, begins) <= now + SKEW, Refusal.CREDENTIAL_TIME, "it is of the future")
-    _require(0 < ends - issued <= most, Refusal.CREDENTIAL_TIME, "it lives longer than the limit")
-
-
-def _check_binding(said: Mapping[str, Any]) -> None:
-    if "cnf" not in said:
-        return
-    # A binding that cannot be read must not make it a bearer credential. What is no binding is ignored (RFC 7800,
-    # section 3.1): Keycloak says ``kc-jkt-type`` beside it.
-    confirmed = said["cnf"]
-    found = confirmed.get("jkt") if type(confirmed) is dict and not _BINDINGS & confirmed.keys() else None
-    _require(type(found) is str and len(found) < _SIZE, Refusal.CREDENTIAL_BINDING, "its cnf is not a jkt alone")
-
-
-def _require(condition: object, refusal: Refusal, detail: str) -> None:
-    if not condition:
-        raise Refused(refusal, detail)
+        key = source.key_set().get(kid)
+    if key is None:
+        try:
+            keys: Any = source.refresh(kid, now)
+        except Rejection as error:
+            raise Refused(Refusal.CREDENTIAL_KEY, "its kid is unknown, and the issuer out of reach") from error
+        key = keys.get(kid)
+    grant_only(isinstance(key, Key), Refusal.CREDENTIAL_KEY, "its kid is unknown")
+    grant_only(key.revocation is None, Refusal.CREDENTIAL_KEY, "its key is revoked")
+    grant_only(key.expires is None or now < key.expires, Refusal.CREDENTIAL_KEY, "its key is retired")
+    return cast(Key, key)

@@ -1,17 +1,82 @@
-"""Where credentials are shown: whose they are, whether they may be believed, and what they get."""
+"""Where credentials are shown: whose they are, whether they may be believed, and which grant they get."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
 
-from mqauth.authority import credential, grants
+from mqauth.authority import credential
 from mqauth.authority.credential import Credential, CredentialIssuer
-from mqauth.authority.grants import Grant
 from mqauth.authority.records import Trace
-from mqauth.authority.refusals import Refused
+from mqauth.authority.refusals import Refusal, Refused, grant_only
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import require
+from mqauth.wire import strict_json
+
+MAX_CLAIMS: Final = 16
+MAX_CLAIM_BYTES: Final = 1536
+"""Bytes of all claims as JSON; a WIT has at most 4,096 bytes, and each message carries one."""
+MIN_LIFETIME: Final = 60
+REGISTERED: Final = frozenset(("iss", "sub", "aud", "exp", "nbf", "iat", "jti", "cnf", "mqa", "wth"))
+"""Claims that are never a grant's to set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """A credential with these claims gets this identity.
+
+    Args:
+        credential: the name of the credential's issuer.
+        match: its claims, by name; each must be this text.
+        subject: the identity.
+        claims: what the WIT says besides.
+        lifetime: seconds that the WIT lives, ``None`` for the authority's.
+
+    Raises:
+        ConfigurationError: the claims are too many or too large, or one of them is not a grant's to set.
+    """
+
+    credential: str
+    match: Mapping[str, str]
+    subject: str
+    claims: Mapping[str, str] = field(default_factory=dict)
+    lifetime: int | None = None
+
+    def __post_init__(self) -> None:
+        require(not REGISTERED & self.claims.keys(), f"claims are none of {', '.join(sorted(REGISTERED))}")
+        require(
+            len(self.claims) <= MAX_CLAIMS and len(strict_json.dumps(dict(self.claims))) <= MAX_CLAIM_BYTES,
+            f"claims are at most {MAX_CLAIMS}, and {MAX_CLAIM_BYTES} bytes together",
+        )
+
+    def difference(self, credential: Credential) -> str | None:
+        """Return in what a credential differs from this grant, ``None`` where it matches."""
+        if credential.name != self.credential:
+            return f"is for credentials of {self.credential}"
+        other = [name for name, text in self.match.items() if credential.text(name) != text]
+        return f"wants another {', '.join(other)}" if other else None
+
+
+def choose(grants: Iterable[Grant], credential: Credential, subject: str | None) -> Grant:
+    """Return the grant that a credential gets; of several for one subject the first decides.
+
+    Args:
+        grants: all of them.
+        credential: verified.
+        subject: that was asked for, ``None`` where none was named.
+
+    Raises:
+        Refused: ``grant_missing``, or ``subject_ambiguous`` where none was named and several subjects match.
+    """
+    found = [grant for grant in grants if grant.difference(credential) is None]
+    ambiguous = subject is None and len({grant.subject for grant in found}) > 1
+    grant_only(not ambiguous, Refusal.SUBJECT_AMBIGUOUS, "several grants match, and no sub was asked for")
+    wanted = [grant for grant in found if subject in (None, grant.subject)]
+    missing = "no grant for the sub asked for" if found else "no grant matches"
+    grant_only(wanted, Refusal.GRANT_MISSING, missing)
+    return wanted[0]
 
 
 class CredentialDesk:
@@ -22,9 +87,6 @@ class CredentialDesk:
         grants: which credential gets which identity.
         audience: what ``aud`` of a credential has to say: the authority's URL.
         clock: tells the time.
-
-    Raises:
-        ConfigurationError: two issuers are one, or a grant is of no configured credential.
     """
 
     def __init__(
@@ -36,10 +98,6 @@ class CredentialDesk:
         self.audience = audience
         self._clock = clock
         self._by_iss = {each.issuer: each for each in self.issuers}
-        names = {each.name for each in self.issuers}
-        require(len(self._by_iss) == len(names) == len(self.issuers), "two issuers of credentials are one")
-        for grant in self.grants:
-            require(grant.credential in names, f"a grant names the credential {grant.credential!r}: there is none")
 
     def holder(self, text: str) -> str:
         """Return whose credential a text claims to be, as a digest; empty where it is none of a configured issuer.
@@ -74,4 +132,4 @@ class CredentialDesk:
         Raises:
             Refused: ``grant_missing`` or ``subject_ambiguous``.
         """
-        return grants.choose(self.grants, found, subject)
+        return choose(self.grants, found, subject)

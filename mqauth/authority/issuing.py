@@ -11,16 +11,14 @@ from typing import Any, Final, NamedTuple
 
 from mqauth.audit.record import AuditSink
 from mqauth.authority import dpop
-from mqauth.authority.desk import CredentialDesk
-from mqauth.authority.grants import Grant
+from mqauth.authority.desk import CredentialDesk, Grant
 from mqauth.authority.rates import Rate
 from mqauth.authority.records import Records, Trace
-from mqauth.authority.refusals import Refusal, Refused
+from mqauth.authority.refusals import Refusal, Refused, grant_only
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, Rejection, Unavailable, require
 from mqauth.flow import is_awaitable
 from mqauth.wire import base64url, identity, jws, strict_json
-from mqauth.wire.identity import is_trust_domain, trust_domain_of
 from mqauth.wire.keys import NO_CUTOFFS, Cutoff, SigningKeySource
 
 PATH: Final = "/v1/identity"
@@ -82,9 +80,6 @@ class IdentityAuthority:
         cutoffs: returns the subjects that are cut off.
         clock: tells the time.
         randomness: makes ids.
-
-    Raises:
-        ConfigurationError: a grant is of another trust domain, or lives longer; or a limit is not allowed.
     """
 
     def __init__(
@@ -93,12 +88,6 @@ class IdentityAuthority:
         cutoffs: Callable[[], Mapping[str, Cutoff]] = lambda: NO_CUTOFFS,
         clock: Clock = SYSTEM_CLOCK, randomness: Randomness = SYSTEM_RANDOMNESS,
     ) -> None:  # fmt: skip
-        require(is_trust_domain(trust_domain), "a trust domain is wimse:// or spiffe:// and a name")
-        require(SHORTEST <= lifetime <= LONGEST, f"lifetime is {SHORTEST} to {LONGEST} seconds")
-        for grant in desk.grants:
-            inside = trust_domain_of(grant.subject) == trust_domain
-            require(inside, f"a grant's subject {grant.subject!r} is of another trust domain")
-            require((grant.lifetime or 0) <= lifetime, "a grant's lifetime is longer than the authority's")
         self.trust_domain = trust_domain
         self.desk = desk
         self.lifetime = lifetime
@@ -130,11 +119,10 @@ class IdentityAuthority:
         )
         trace.jkt = held.jkt
         found = self.desk.read(asked.credential, trace)
-        if found.jkt not in (None, held.jkt):
-            raise Refused(Refusal.CREDENTIAL_BINDING, "it is bound to another key")
+        binding, is_bound = Refusal.CREDENTIAL_BINDING, found.jkt is not None
+        grant_only(found.jkt in (None, held.jkt), binding, "it is bound to another key")
         # RFC 9449, sections 7.1 and 7.2
-        if asked.bound is (found.jkt is None):
-            raise Refused(Refusal.CREDENTIAL_BINDING, "it is shown as Bearer where it is bound, or else as DPoP")
+        grant_only(asked.bound is is_bound, binding, "it is shown as Bearer where it is bound, or else as DPoP")
         grant = self.desk.grant(found, asked.subject)
         trace.subject = grant.subject
         return self.vouch(grant, held.jwk, trace)
@@ -147,10 +135,14 @@ class IdentityAuthority:
             Unavailable: the signing key or the audit is out of reach.
         """
         now = int(self._clock.now())
-        self._check_cutoff(grant.subject, now)
+        try:
+            cutoff = self._cutoffs().get(grant.subject)
+        except ConfigurationError as error:
+            raise Unavailable(Cause.KEYS_UNAVAILABLE, str(error)) from error
+        alive = cutoff is None or now >= cutoff.before
+        grant_only(alive, Refusal.SUBJECT_CUT_OFF, "the subject is cut off until later")
         wait = self._rates.take(grant.subject)
-        if wait:
-            raise Refused(Refusal.RATE_EXCEEDED, "too many identities of the subject in a minute", wait)
+        grant_only(not wait, Refusal.RATE_EXCEEDED, "too many identities of the subject in a minute", wait)
         lifetime = grant.lifetime or self.lifetime
         said = {
             "sub": grant.subject, "iat": now, "exp": now + lifetime,
@@ -167,14 +159,6 @@ class IdentityAuthority:
             Unavailable: ``audit_unavailable``.
         """
         self._write(self._records.refused(trace, refused))
-
-    def _check_cutoff(self, subject: str, now: int) -> None:
-        try:
-            found = self._cutoffs().get(subject)
-        except ConfigurationError as error:
-            raise Unavailable(Cause.KEYS_UNAVAILABLE, str(error)) from error
-        if found is not None and now < found.before:
-            raise Refused(Refusal.SUBJECT_CUT_OFF, "the subject is cut off until later")
 
     def _signed(self, payload: bytes) -> identity.Wit:
         """Return a signed WIT, read as a consumer does: nobody gets one that every consumer would refuse."""

@@ -65,3 +65,13 @@ class Refused(Exception):
     def answer(self) -> Answer:
         """What whoever asked gets: the same for every fault of a credential."""
         return _ANSWERS.get(self.refusal, Answer(401, "invalid_client"))
+
+
+def grant_only(condition: object, refusal: Refusal, detail: str, wait: int = 0) -> None:
+    """Refuse a request unless a condition holds; the other arguments are those of ``Refused``.
+
+    Raises:
+        Refused: it does not hold.
+    """
+    if not condition:
+        raise Refused(refusal, detail, wait)

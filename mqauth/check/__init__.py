@@ -1,6 +1,6 @@
 """``mqauth check``: finds the pitfalls of a configuration file.
 
-``codes`` has the registry of them, ``target`` and ``keystores`` are what the rules look at, ``tokens``,
+``codes`` has the registry of them, ``target`` is what the rules look at, ``tokens``,
 ``issuers``, ``authority`` and ``deployment`` hold the rules. The check as a whole reads the file, asks every rule,
 builds the objects, and puts the findings in order.
 """
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.check import authority, deployment, enrolment, issuers, rollout, tokens
+from mqauth.check import authority, deployment, issuers, rollout, tokens
 from mqauth.check.codes import CODES, Code, Severity
 from mqauth.check.findings import Finding, Report, Rule, finding, ordered
 from mqauth.check.target import Target, lines_of, nearest, read
@@ -25,9 +25,17 @@ from mqauth.config.toml_file import RefusedSetting, placeholders, read_toml
 from mqauth.errors import ConfigurationError
 
 __all__ = ["CODES", "Code", "Finding", "Report", "Severity", "check"]
-_TRUST: Final = {"consumer": ("issuers", "allow"), "release": ("authorities",)}
+_TRUST: Final = frozenset((("consumer", "issuers"), ("consumer", "allow"), ("release", "authorities")))
+_PITFALLS: Final = (
+    ("lifetime", "must be 1 to", "lifetime_unbounded"),
+    ("max_lifetime", "must be at least", "lifetime_unbounded"),
+    ("audience", "required", "audience_missing"),
+    ("audience", "must name", "audience_missing"),
+    ("audience", "must be a name", "audience_wildcard"),
+)
+"""Refusals that have a code of their own: the key, and how the refusal begins."""
 RULES: Final[tuple[Rule, ...]] = (
-    *tokens.RULES, *enrolment.RULES, *issuers.RULES, *authority.RULES, *deployment.RULES, *rollout.RULES,
+    *tokens.RULES, *issuers.RULES, *authority.RULES, *deployment.RULES, *rollout.RULES,
 )  # fmt: skip
 """Each rule yields its findings on a target."""
 
@@ -43,28 +51,41 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
         ConfigurationError: the file cannot be read, or it is no TOML.
     """
     text, members = read_toml(Path(path))
-    readable, raw = tokens.repaired(members)
-    target = read(Path(path), readable, now=clock.now())
-    findings = [*raw, *(finding("configuration", refusal.path, refusal.what) for refusal in target.refusals)]
-    findings += [
-        finding("trust_from_environment", at, f"takes {name} from the environment") for at, name in _outside(text)
-    ]
+    target = read(Path(path), members, now=clock.now())
+    findings: list[Finding] = []
+    # What the reader refuses.
+    for refusal in target.refusals:
+        codes = (
+            code
+            for key, begins, code in _PITFALLS
+            if refusal.path[-1:] == (key,) and refusal.what.startswith(begins)
+        )
+        findings.append(finding(next(codes, "configuration"), refusal.path, refusal.what))
+    # Settings that say whom to trust, and have a placeholder.
+    for at, name in placeholders(tomllib.loads(text)):
+        if at[:2] in _TRUST:
+            findings.append(finding("trust_from_environment", at, f"takes {name} from the environment"))
+    # What the rules find; what is refused when the objects are built, where nothing was found wrong before; and
+    # names in [check] accept that cannot be accepted.
     findings += [found for rule in RULES for found in rule(target)]
-    findings += [*_unless_known(_built(path, readable, clock, target), findings), *_acceptances(target)]
+    wrong = {found.path for found in findings if found.severity is Severity.ERROR}
+    for found in _built(path, members, clock, target):
+        if found.path not in wrong:
+            wrong.add(found.path)
+            findings.append(found)
+    for number, name in enumerate(target.options.accept):
+        if name not in CODES:
+            near = difflib.get_close_matches(name, CODES, 1)
+            what = "no such code" + (f"; did you mean {near[0]}?" if near else "")
+            findings.append(finding("configuration", ("check", "accept", number), what))
+        elif CODES[name].severity is Severity.ERROR:
+            what = f"{name} is an error, and cannot be accepted"
+            findings.append(finding("configuration", ("check", "accept", number), what))
     lines = lines_of(text)
     every = ordered(replace(found, line=nearest(lines, found.path)) for found in findings)
     accepted = target.options.accept
-    kept = tuple(one for one in every if one.severity is Severity.ERROR or one.code.name not in accepted)
+    kept = tuple(each for each in every if each.severity is Severity.ERROR or each.code.name not in accepted)
     return Report(findings=kept, unseen=tuple(_unseen(target)), accepted=len(every) - len(kept))
-
-
-def _outside(text: str) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Yield each setting that says whom to trust and has a placeholder, with the variable."""
-    members = tomllib.loads(text)
-    for table, keys in _TRUST.items():
-        found = members.get(table)
-        for at, name in placeholders({key: found.get(key) for key in keys} if isinstance(found, dict) else None):
-            yield (table, *at), name
 
 
 def _built(path: str | Path, members: dict[str, Any], clock: Clock, target: Target) -> Iterator[Finding]:
@@ -94,38 +115,16 @@ def _built(path: str | Path, members: dict[str, Any], clock: Clock, target: Targ
             yield finding("configuration", (), f"{error.filename}: {error.strerror}")
 
 
-def _unless_known(built: Iterable[Finding], findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Yield the findings at places where no error has been found already."""
-    known = {found.path for found in findings if found.severity is Severity.ERROR}
-    for found in built:
-        if found.path not in known:
-            known.add(found.path)
-            yield found
-
-
-def _acceptances(target: Target) -> Iterator[Finding]:
-    """Yield a finding for each name in ``[check] accept`` that cannot be accepted."""
-    for number, name in enumerate(target.options.accept):
-        path = ("check", "accept", number)
-        if name not in CODES:
-            near = difflib.get_close_matches(name, CODES, 1)
-            yield finding("configuration", path, "no such code" + (f"; did you mean {near[0]}?" if near else ""))
-        elif CODES[name].severity is Severity.ERROR:
-            yield finding("configuration", path, f"{name} is an error, and cannot be accepted")
-
-
 def _unseen(target: Target) -> Iterator[str]:
     """Yield what could not be looked at, and the setting that makes it visible."""
-    given = target.options.table.members
-    if "brokers" not in given:
-        yield "broker URLs ([check] brokers)"
-    replay = target.replay
-    if target.settings.consumer is not None and replay is not None and replay.kind in ("memory", "file"):
-        if "consumers" not in given:
-            yield "whether consumers share the replay store ([check] consumers)"
-        if "rate" not in given:
-            yield "replay capacity ([check] rate)"
-    if target.settings.producer is not None and target.settings.producer.identity is not None:
-        yield "what the authority would give"
-    if any(source.file is None for source in target.sources):
-        yield "remote key sets"
+    given, replay, producer = target.options.table.members, target.replay, target.settings.producer
+    local = target.settings.consumer is not None and replay is not None and replay.kind in ("memory", "file")
+    for is_unseen, what in (
+        ("brokers" not in given, "broker URLs ([check] brokers)"),
+        (local and "consumers" not in given, "whether consumers share the replay store ([check] consumers)"),
+        (local and "rate" not in given, "replay capacity ([check] rate)"),
+        (producer is not None and producer.identity is not None, "what the authority would give"),
+        (any(source.file is None for source in target.sources), "remote key sets"),
+    ):
+        if is_unseen:
+            yield what

@@ -1,4 +1,4 @@
-"""Rules on an authority: where its key is, whose credentials it takes, what they get, and what is kept of it."""
+"""Rules on an authority: its key, whose credentials it takes, and what they get; and on who asks it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import Final
 from urllib.parse import urlsplit
 
-from mqauth.authority.grants import REGISTERED
-from mqauth.check.findings import Finding, finding, on
+from mqauth.authority.desk import REGISTERED
+from mqauth.check.findings import Finding, finding, on, those
 from mqauth.check.issuers import key_set
-from mqauth.check.keystores import ring_of
-from mqauth.check.target import Target, few
-from mqauth.config.authority_settings import CredentialSettings, GrantSettings, IdentityAuthoritySettings
+from mqauth.check.target import Target, few, ring_of
+from mqauth.config.authority_settings import IdentityAuthoritySettings
 from mqauth.config.kinds import is_url
+from mqauth.config.settings import ProducerSettings
+from mqauth.http.connection import is_loopback
 from mqauth.judging.trust_domain import IDENTITY_LIFETIME
 from mqauth.keystore import State
 
@@ -33,40 +34,30 @@ def signing(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Fi
     found = ring_of(authority.keys)
     keys = () if found is None else found.keys
     local = [key.kid for key in keys if key.uri is None and key.state in (State.PENDING, State.ACTIVE)]
-    if local:
-        yield finding(
-            "authority_key_on_disk", ("authority", "keys"), f"{few(local)} in {target.shown(authority.keys)}"
-        )
-    if is_url(authority.url, ("http",)):
-        yield finding("authority_loopback", ("authority", "url"), f"http to {urlsplit(authority.url).hostname}")
-    limit = min(_taken(target, authority.trust_domain), default=IDENTITY_LIFETIME)
-    if authority.lifetime > limit:
-        yield finding(
-            "identity_lifetime_long",
-            ("authority", "lifetime"),
-            f"lifetime is {authority.lifetime} s, over {limit} s",
-        )
-
-
-def _taken(target: Target, trust_domain: str) -> list[int]:
-    """Return how long identities may live for the consumer of the same file, if it trusts the authority."""
-    return [issuer.max_identity_lifetime for issuer in target.issuers if issuer.trust_domain == trust_domain]
+    # How long they may live for the consumer of the same file, if it trusts the authority.
+    own = [each.max_identity_lifetime for each in target.issuers if each.trust_domain == authority.trust_domain]
+    lives, limit = authority.lifetime, min(own, default=IDENTITY_LIFETIME)
+    yield from those(
+        (local, "authority_key_on_disk", ("authority", "keys"),
+         f"{few(local)} in {target.shown(authority.keys)}"),
+        (is_url(authority.url, ("http",)), "authority_loopback", ("authority", "url"),
+         f"http to {urlsplit(authority.url).hostname}"),
+        (lives > limit, "identity_lifetime_long", ("authority", "lifetime"),
+         f"lifetime is {lives} s, over {limit} s"),
+    )  # fmt: skip
 
 
 @on("authority")
 def credentials(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
     """Find credentials that live long, and producers' keys that enrol nobody."""
-    for found in authority.credentials:
-        if found.longest > LONG:
-            yield finding(
-                "credential_lifetime_long", (*found.table.path, "max_lifetime"),
-                f"max_lifetime is {found.longest} s, over {LONG} s",
-            )  # fmt: skip
-        silent = [key.kid for key in key_set(found) or () if not key.subjects] if found.is_enrolment else []
-        if silent:
-            yield finding(
-                "enrolment_unbound", (*found.table.path, "file"), f"no subject is named by the key {few(silent)}"
-            )
+    for source in authority.credentials:
+        path = source.table.path
+        silent = [key.kid for key in key_set(source) or () if not key.subjects] if source.is_enrolment else []
+        yield from those(
+            (source.longest > LONG, "credential_lifetime_long", (*path, "max_lifetime"),
+             f"max_lifetime is {source.longest} s, over {LONG} s"),
+            (silent, "enrolment_unbound", (*path, "file"), f"no subject is named by the key {few(silent)}"),
+        )  # fmt: skip
 
 
 @on("authority")
@@ -77,56 +68,65 @@ def grants(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Fin
     sources = {found.name: found for found in authority.credentials}
     for grant in authority.grants:
         at = (*grant.table.path, "match")
-        if grant.match.keys() <= _OF_ALL:
-            said = f"{grant.subject} for whatever has this {few(sorted(grant.match))}"
-            yield finding("grant_matches_all", at, said)
+        # Whom the keys of its credential speak for, where a file of producers' own keys tells.
         wanted, source = grant.match.get("sub"), sources[grant.credential]
-        if wanted is not None and wanted not in _enrolled(source, target.now, wanted):
-            yield finding("grant_without_key", at, f"no key of {source.name} speaks for {wanted}")
+        keys = key_set(source) if source.is_enrolment else None
+        alive = [
+            key for key in keys or ()
+            if key.revocation is None and (key.expires is None or target.now < key.expires)
+        ]  # fmt: skip
+        unmet = None not in (wanted, keys) and not any(wanted in (key.subjects or ()) for key in alive)
         named = sorted(name for name in grant.claims or () if name.lower() in _MEANT)
-        if named:
-            yield finding("grant_claim_registered", (*grant.table.path, "claims"), f"says {few(named)}")
-
-
-def _enrolled(source: CredentialSettings, now: float, wanted: str) -> set[str]:
-    """Return whom the keys of a credential speak for; where the file does not tell, whoever is wanted."""
-    keys = key_set(source) if source.is_enrolment else None
-    if keys is None:
-        return {wanted}
-    alive = [key for key in keys if key.revocation is None and (key.expires is None or now < key.expires)]
-    return {subject for key in alive for subject in key.subjects or ()}
+        yield from those(
+            (grant.match.keys() <= _OF_ALL, "grant_matches_all", at,
+             f"{grant.subject} for whatever has this {few(sorted(grant.match))}"),
+            (unmet, "grant_without_key", at, f"no key of {source.name} speaks for {wanted}"),
+            (named, "grant_claim_registered", (*grant.table.path, "claims"), f"says {few(named)}"),
+        )  # fmt: skip
 
 
 @on("authority")
 def overlaps(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
     """Find grants of which an earlier one decides in their place: another one of the same identity matches too."""
     for number, grant in enumerate(authority.grants):
-        before = next((at for at, other in enumerate(authority.grants[:number]) if _covers(other, grant)), None)
-        if before is not None:
-            said = f"where both match, authority.grants[{before}] gives {grant.subject}"
-            yield finding("grants_overlap", (*grant.table.path, "match"), said)
-
-
-def _covers(first: GrantSettings, second: GrantSettings) -> bool:
-    """Tell whether the first grant takes from the second what only the second gives, or all of it."""
-    one, two = first.match, second.match
-    both = all(one[name] == two[name] for name in one.keys() & two.keys())
-    same = (first.credential, first.subject) == (second.credential, second.subject)
-    other = (first.claims or {}, first.lifetime) != (second.claims or {}, second.lifetime)
-    return same and both and (other or one.items() <= two.items())
+        for earlier, other in enumerate(authority.grants[:number]):
+            first, second = other.match, grant.match
+            both = all(first[name] == second[name] for name in first.keys() & second.keys())
+            same = (other.credential, other.subject) == (grant.credential, grant.subject)
+            differs = (other.claims or {}, other.lifetime) != (grant.claims or {}, grant.lifetime)
+            # It takes from this one what only this one gives, or all of it.
+            if same and both and (differs or first.items() <= second.items()):
+                what = f"where both match, authority.grants[{earlier}] gives {grant.subject}"
+                yield finding("grants_overlap", (*grant.table.path, "match"), what)
+                break
 
 
 @on("authority")
 def limits(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
     """Find limits that are off, and an audit file that whoever may write it can shorten unseen."""
-    if not authority.rate:
-        yield finding("authority_rate_off", ("authority", "rate"), "any number of identities of one subject")
-    if not authority.refusal_rate:
-        yield finding(
-            "authority_refusals_off", ("authority", "refusal_rate"), "any number of refusals of one address"
-        )
-    if authority.heads is None:
-        yield finding("authority_unanchored", ("authority", "heads"), "no heads")
+    yield from those(
+        (not authority.rate, "authority_rate_off", ("authority", "rate"),
+         "any number of identities of one subject"),
+        (not authority.refusal_rate, "authority_refusals_off", ("authority", "refusal_rate"),
+         "any number of refusals of one address"),
+        (authority.heads is None, "authority_unanchored", ("authority", "heads"), "no heads"),
+    )  # fmt: skip
 
 
-RULES: Final = (signing, credentials, grants, overlaps, limits)
+@on("producer")
+def enrolment(_: Target, producer: ProducerSettings) -> Iterator[Finding]:
+    """Find requests for an identity in plain text."""
+    identity = producer.identity
+    if identity is not None:
+        shown = identity.credential
+        for table, key, url in (
+            (identity.table, "authority", identity.authority), (shown.table, "token_url", shown.token_url),
+        ):  # fmt: skip
+            if url is not None and is_url(url, ("http",)):
+                host = urlsplit(url).hostname or ""
+                local = identity.unsafe_http_loopback and is_loopback(host)
+                code = "authority_loopback" if local else "authority_http"
+                yield finding(code, (*table.path, key), f"http to {host}")
+
+
+RULES: Final = (enrolment, signing, credentials, grants, overlaps, limits)

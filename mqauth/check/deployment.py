@@ -16,10 +16,9 @@ from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from mqauth.check.findings import Finding, finding, on
+from mqauth.check.findings import Finding, finding, on, those
 from mqauth.check.target import Path, Target, mode, strangers
 from mqauth.config.consumer_settings import ConsumerSettings
-from mqauth.config.policy_settings import OPASettings
 from mqauth.config.settings import DeadLettersSettings
 from mqauth.http.connection import is_loopback
 from mqauth.judging.policy import matches
@@ -88,77 +87,50 @@ def connections(target: Target) -> Iterator[Finding]:
 
 def writable(target: Target) -> Iterator[Finding]:
     """Find files that decide whom the consumer trusts, and that others may change."""
-    for path, place in _trusted(target):
-        if strangers(path) & _WRITE:
-            yield finding(
-                "trust_writable", place, f"{target.shown(path)} may be written by others (mode {mode(path)})"
-            )
+    replay, consumer, producer = target.replay, target.settings.consumer, target.settings.producer
+    trusted: list[tuple[FilePath | None, Path]] = [(target.file, ())]
+    trusted += [] if replay is None else [(replay.file, ("replay", "file"))]
+    if consumer is not None and consumer.opa is not None:
+        trusted.append((consumer.opa.ca, ("consumer", "opa", "ca")))
+    if producer is not None and producer.identity is not None:
+        trusted.append((producer.identity.ca, ("producer", "identity", "ca")))
+    trusted += [(reference.ca, signs.at) for signs, reference in target.references]
+    for source in target.sources:
+        files = (("file", source.file), ("ca", source.ca), ("snapshot", source.snapshot))
+        trusted += [(path, (*source.table.path, key)) for key, path in files]
+    for path, at in trusted:
+        if path is not None and strangers(path) & _WRITE:
+            what = f"{target.shown(path)} may be written by others (mode {mode(path)})"
+            yield finding("trust_writable", at, what)
 
 
 def readable(target: Target) -> Iterator[Finding]:
     """Find secrets that others may read."""
-    file = target.file
-    for secret, named in _secrets(target):
-        if strangers(secret):
-            yield finding(
-                "secret_readable", named, f"{target.shown(secret)} is open to others (mode {mode(secret)})"
-            )
-    passphrases = [(table, f"{start}_file") for table, start, _ in _passphrases(target)]
+    file, consumer, producer = target.file, target.settings.consumer, target.settings.producer
+    passphrases = [
+        (getattr(table, key), (name, key))
+        for name, table in (("producer", producer), ("audit", target.settings.audit),
+                            ("authority", target.settings.authority))
+        for key in ("passphrase_file", "heads_passphrase_file") if getattr(table, key, None) is not None
+    ]  # fmt: skip
+    secrets: list[tuple[FilePath | None, Path]] = [*passphrases]
+    if consumer is not None and consumer.opa is not None:
+        secrets.append((consumer.opa.token_file, ("consumer", "opa", "token_file")))
+    if producer is not None and producer.identity is not None:
+        at = ("producer", "identity", "credential", "client_secret_file")
+        secrets.append((producer.identity.credential.client_secret_file, at))
+    secrets += [(reference.secret, signs.at) for signs, reference in target.references]
+    for secret, named in secrets:
+        if secret is not None and strangers(secret):
+            what = f"{target.shown(secret)} is open to others (mode {mode(secret)})"
+            yield finding("secret_readable", named, what)
     if passphrases and strangers(file) & _WORLD_READ:
-        yield finding(
-            "config_readable", passphrases[0], f"{file.name} may be read by everybody and names a passphrase_file"
-        )
-    if strangers(file) & _READ:
-        for where, url in _urls(target):
-            if url.has_password:
-                yield finding(
-                    "secret_readable",
-                    where,
-                    f"a password for {url} in a file that others may read (mode {mode(file)})",
-                )
-
-
-def _passphrases(target: Target) -> Iterator[tuple[str, str, FilePath]]:
-    """Yield each file with a passphrase: its table, the beginning of its setting, and the file."""
-    found = target.settings
-    for table, settings in (("producer", found.producer), ("audit", found.audit), ("authority", found.authority)):
-        for start in ("passphrase", "heads_passphrase"):
-            file = getattr(settings, f"{start}_file", None)
-            if file is not None:
-                yield table, start, file
-
-
-def _secrets(target: Target) -> Iterator[tuple[FilePath, Path]]:
-    """Yield each file with a secret, and where it is named."""
-    for table, start, file in _passphrases(target):
-        yield file, (table, f"{start}_file")
-    opa = _agent(target)
-    if opa is not None and opa.token_file is not None:
-        yield opa.token_file, ("consumer", "opa", "token_file")
-    for signs, reference in target.references:
-        if reference.secret is not None:
-            yield reference.secret, signs.at
-
-
-def _agent(target: Target) -> OPASettings | None:
-    return None if target.settings.consumer is None else target.settings.consumer.opa
-
-
-def _trusted(target: Target) -> Iterator[tuple[FilePath, Path]]:
-    """Yield each file that trust rests on, and where it is named."""
-    yield target.file, ()
-    if target.replay is not None and target.replay.file is not None:
-        yield target.replay.file, ("replay", "file")
-    opa = _agent(target)
-    if opa is not None and opa.ca is not None:
-        yield opa.ca, ("consumer", "opa", "ca")
-    for signs, reference in target.references:
-        if reference.ca is not None:
-            yield reference.ca, signs.at
-    for source in target.sources:
-        for key, path in (("file", source.file), ("ca", source.ca), ("snapshot", source.snapshot)):
-            if path is not None:
-                yield path, (*source.table.path, key)
+        what = f"{file.name} may be read by everybody and names a passphrase_file"
+        yield finding("config_readable", passphrases[0][1], what)
+    for where, url in _urls(target):
+        if strangers(file) & _READ and url.has_password:
+            what = f"a password for {url} in a file that others may read (mode {mode(file)})"
+            yield finding("secret_readable", where, what)
 
 
 def _urls(target: Target) -> Iterator[tuple[Path, _URL]]:
@@ -195,57 +167,51 @@ def store(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     if replay.kind == "none":
         yield finding("replay_off", ("replay", "store"), 'store = "none"')
         return
-    at, capacity = ("replay", "store"), replay.capacity
+    at, where, capacity = ("replay", "store"), "in memory", replay.capacity
     if replay.file is not None:
-        at = ("replay", "file")
+        at, where = ("replay", "file"), "in a file of one process"
         with suppress(OSError):
             capacity = shutil.disk_usage(replay.file.parent).free // BYTES_AN_ID
-        if _is_temporary(target, replay.file):
-            yield finding("replay_not_durable", at, f"{target.shown(replay.file)} does not outlast a restart")
-    if options.consumers > 1:
-        where = "in memory" if replay.file is None else "in a file of one process"
-        yield finding("replay_memory_shared", at, f"{options.consumers} consumers, and a store {where}")
     kept = consumer.max_lifetime + consumer.leeway + (consumer.max_queue_age or 0)
     ids = (options.rate or 0) * kept
-    if ids > capacity:
-        yield finding(
-            "replay_capacity",
-            ("replay", "capacity") if replay.file is None else at,
-            f"{options.rate} messages a second for {kept} s are {ids} ids, over {capacity}",
-        )
+    yield from those(
+        (replay.file is not None and _is_temporary(target, replay.file), "replay_not_durable", at,
+         f"{target.shown(replay.file or target.file)} does not outlast a restart"),
+        (options.consumers > 1, "replay_memory_shared", at,
+         f"{options.consumers} consumers, and a store {where}"),
+        (ids > capacity, "replay_capacity", ("replay", "capacity") if replay.file is None else at,
+         f"{options.rate} messages a second for {kept} s are {ids} ids, over {capacity}"),
+    )  # fmt: skip
 
 
 @on("consumer")
-def self_test(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
-    """Find a consumer that does not try itself at its start."""
-    if not consumer.self_test:
-        yield finding("self_test_off", ("consumer", "self_test"), "off")
-
-
-@on("consumer")
-def tables(target: Target, _: ConsumerSettings) -> Iterator[Finding]:
-    """Find a consumer without the tables that settling needs."""
+def tables(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
+    """Find a consumer that does not try itself at its start, or without the tables that settling needs."""
     audited, buried = "audit" in target.present, "dead_letters" in target.present
-    if not audited and not buried:
-        yield finding("settles_nothing", ("consumer",), "neither [audit] nor [dead_letters]")
-    elif not audited:
-        yield finding("audit_missing", ("audit",), "[consumer] and [dead_letters], and no [audit]")
-    elif not buried:
-        yield finding("dead_letters_missing", ("dead_letters",), "[consumer] and [audit], and no [dead_letters]")
+    return those(
+        (not consumer.self_test, "self_test_off", ("consumer", "self_test"), "off"),
+        (not audited and not buried, "settles_nothing", ("consumer",), "neither [audit] nor [dead_letters]"),
+        (buried and not audited, "audit_missing", ("audit",), "[consumer] and [dead_letters], and no [audit]"),
+        (audited and not buried, "dead_letters_missing", ("dead_letters",),
+         "[consumer] and [audit], and no [dead_letters]"),
+    )  # fmt: skip
 
 
 def audit(target: Target) -> Iterator[Finding]:
     """Find an audit file that does not last, that others may write, or that two processes share."""
     for at, path in target.audit_files:
         shown = target.shown(path)
-        if os.path.exists(path) and not os.path.isfile(path):
-            yield finding("audit_not_durable", at, f"{shown} is no regular file")
-        elif _is_temporary(target, path):
-            yield finding("audit_not_durable", at, f"{shown} does not outlast a restart")
-        if strangers(path) & _WRITE:
-            yield finding("audit_writable", at, f"{shown} may be written by others (mode {mode(path)})")
-        elif not _may_write(path):
-            yield finding("audit_unwritable", at, f"{shown} cannot be written by this user")
+        odd = os.path.exists(path) and not os.path.isfile(path)
+        open_ = strangers(path) & _WRITE
+        # A name that is filled in later is not looked at.
+        usable = "{" in str(path) or os.access(path if path.exists() else path.parent, os.W_OK)
+        yield from those(
+            (odd, "audit_not_durable", at, f"{shown} is no regular file"),
+            (not odd and _is_temporary(target, path), "audit_not_durable", at,
+             f"{shown} does not outlast a restart"),
+            (open_, "audit_writable", at, f"{shown} may be written by others (mode {mode(path)})"),
+            (not open_ and not usable, "audit_unwritable", at, f"{shown} cannot be written by this user"),
+        )  # fmt: skip
 
 
 def _is_temporary(target: Target, path: FilePath) -> bool:
@@ -255,19 +221,17 @@ def _is_temporary(target: Target, path: FilePath) -> bool:
     return any(PurePosixPath(os.path.abspath(path)).is_relative_to(folder) for folder in temporary)
 
 
-def _may_write(path: FilePath) -> bool:
-    """Tell whether this user may write a file, or make it; a name that is filled in later is not looked at."""
-    return "{" in str(path) or os.access(path if path.exists() else path.parent, os.W_OK)
-
-
 def shared(target: Target) -> Iterator[Finding]:
     """Find an audit file that two processes write."""
     settings, own, consumers = target.settings.audit, dict(target.audit_files), target.options.consumers
     # In containers each process has the number 1.
-    if settings is not None and consumers > 1 and not any(name in str(settings.file) for name in _OWN):
-        yield finding("audit_shared", _FILE, f"{consumers} consumers, and a name that two of them may share")
-    if len(own) > 1 and len({os.path.abspath(path) for path in own.values()}) == 1:
-        yield finding("audit_shared", _AUTHORITY, "the consumer and the authority of this file write one")
+    named = settings is None or any(name in str(settings.file) for name in _OWN)
+    both = len(own) > 1 and len({os.path.abspath(path) for path in own.values()}) == 1
+    return those(
+        (consumers > 1 and not named, "audit_shared", _FILE,
+         f"{consumers} consumers, and a name that two of them may share"),
+        (both, "audit_shared", _AUTHORITY, "the consumer and the authority of this file write one"),
+    )  # fmt: skip
 
 
 @on("dead_letters")
@@ -284,4 +248,4 @@ def dead_letters(target: Target, settings: DeadLettersSettings) -> Iterator[Find
         yield finding("dead_letters_reachable", _NAME, f"a rule lets a producer publish to {name}")
 
 
-RULES: Final = (writable, readable, connections, store, self_test, tables, audit, shared, dead_letters)
+RULES: Final = (writable, readable, connections, store, tables, audit, shared, dead_letters)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,6 +88,15 @@ def finding(name: str, path: Path, message: str) -> Finding:
     # Names and paths come from the file, and may hold commands for the terminal.
     printable = (character if character.isprintable() else ascii(character)[1:-1] for character in message)
     return Finding(code=code, severity=code.severity, path=path, message="".join(printable))
+
+
+def those(*rows: tuple[object, str, Path, str]) -> Iterator[Finding]:
+    """Yield the findings of a table of pitfalls.
+
+    Args:
+        rows: what has to hold for it, and the arguments of ``finding``.
+    """
+    return (finding(name, path, message) for holds, name, path, message in rows if holds)
 
 
 Rule = Callable[[Target], Iterable[Finding]]

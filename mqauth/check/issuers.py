@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from mqauth.check.findings import Finding, finding, on
-from mqauth.check.keystores import ring_of, unless_refused
-from mqauth.check.target import Target, few
+from mqauth.check.findings import Finding, finding, on, those
+from mqauth.check.target import Target, few, ring_of, unless_refused
 from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.kinds import is_url
@@ -20,13 +20,12 @@ from mqauth.http.connection import is_loopback
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer
 from mqauth.keystore.disk import files
-from mqauth.keystore.disk.ring import KeyRing
 from mqauth.wire import base64url
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.identity import trust_domain_of
 from mqauth.wire.jwk import MAX_DOCUMENT, Svid, is_other_svid, load_key, load_key_set
-from mqauth.wire.keys import MIN_RSA_BITS, MIN_RSA_EXPONENT, Key, KeySet
+from mqauth.wire.keys import MIN_RSA_BITS, MIN_RSA_EXPONENT, KeySet
 
 DAY: Final = 86_400
 _DEPTH: Final = 8
@@ -37,62 +36,52 @@ _MUCH: Final = frozenset((Reason.PRODUCER_FORBIDDEN, Reason.REPLAYED, Reason.KEY
 
 
 @on("consumer")
-def bindings(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
-    """Find issuers whose keys speak for nobody, or for too many subjects."""
+def bindings(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
+    """Find issuers whose keys speak for nobody, for too many subjects, or for another issuer too."""
+    seen: dict[str, str] = {}
     for issuer in consumer.issuers:
-        path = issuer.table.path
-        # A trust domain vouches for its subjects, and rules name them.
-        if issuer.trust_domain is not None:
-            continue
-        if issuer.vouches:
-            yield finding("issuer_vouches", (*path, "vouches"), f"every key of {issuer.issuer} signs for all")
-        elif issuer.subjects is None and issuer.file is None:
-            yield finding(
-                "binding_unseen", (*path, "subjects"), "neither subjects nor vouches, and the keys are remote"
-            )
-        unbound = [] if issuer.vouches else [key.kid for key in _unbound(issuer)]
-        if unbound:
-            yield finding(
-                "issuer_unbound",
-                (*path, "subjects"),
-                f"no subject is named by, or pinned to, the key {few(unbound)}",
-            )
-
-
-@on("consumer")
-def pins(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
-    """Find several subjects for every key that names none, and pins of keys that the file does not have."""
-    for issuer in consumer.issuers:
-        path, pinned, keys = (*issuer.table.path, "subjects"), issuer.subjects or {}, key_set(issuer)
-        names = pinned.get(_ANY, frozenset())
-        silent = keys is None or any(key.subjects is None and key.kid not in pinned for key in keys)
-        if len(names) > 1 and silent and issuer.trust_domain is None:
-            yield finding(
-                "subjects_shared",
-                (*path, _ANY),
-                f'"*" stands for {len(names)} subjects: {", ".join(sorted(names))}',
-            )
-        for kid in pinned:
+        path, keys, subjects = issuer.table.path, key_set(issuer), issuer.subjects or {}
+        first = seen.setdefault(_place(issuer), issuer.issuer)
+        if first != issuer.issuer:
+            key = "jwks" if issuer.file is None else "file"
+            yield finding("issuers_share_keys", (*path, key), f"{issuer.issuer} has the keys of {first}")
+        # Pins of keys that the file does not have.
+        for kid in subjects:
             if kid != _ANY and keys is not None and keys.get(kid) is None:
+                shown = target.shown(issuer.file or target.file)
                 yield finding(
-                    "pin_unknown",
-                    (*path, kid),
-                    f"no usable key of {target.shown(issuer.file or target.file)} has the kid {kid}",
+                    "pin_unknown", (*path, "subjects", kid), f"no usable key of {shown} has the kid {kid}"
                 )
+        # A trust domain vouches for its subjects, and rules name them; its keys must outlast the identities.
+        if issuer.trust_domain is not None:
+            lives = issuer.max_identity_lifetime
+            if issuer.file is None and issuer.max_stale < lives:
+                what = f"{issuer.issuer}: max_stale is {issuer.max_stale} s, identities last {lives} s"
+                yield finding("identity_outlives_keys", (*path, "max_stale"), what)
+        else:
+            yield from _subjects(issuer, keys)
 
 
-@on("consumer")
-def trust_domains(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
-    """Find trust domains whose keys are dropped before the identities that they vouched for end."""
-    for issuer in consumer.issuers:
-        remote = issuer.trust_domain is not None and issuer.file is None
-        if remote and issuer.max_stale < issuer.max_identity_lifetime:
-            yield finding(
-                "identity_outlives_keys",
-                (*issuer.table.path, "max_stale"),
-                f"{issuer.issuer}: max_stale is {issuer.max_stale} s, "
-                f"identities last {issuer.max_identity_lifetime} s",
-            )
+def _subjects(issuer: IssuerSettings, keys: KeySet | None) -> Iterator[Finding]:
+    """Find keys of an issuer that speak for nobody, or for several subjects that they do not name."""
+    path, subjects = (*issuer.table.path, "subjects"), issuer.subjects or {}
+    names = subjects.get(_ANY, frozenset())
+    silent = keys is None or any(key.subjects is None and key.kid not in subjects for key in keys)
+    # An empty list in the key itself is stronger than any pin.
+    unbound = [
+        key.kid for key in keys or ()
+        if key.subjects == frozenset() or (key.subjects is None and not names and key.kid not in subjects)
+    ]  # fmt: skip
+    return those(
+        (len(names) > 1 and silent, "subjects_shared", (*path, _ANY),
+         f'"*" stands for {len(names)} subjects: {", ".join(sorted(names))}'),
+        (issuer.vouches, "issuer_vouches", (*issuer.table.path, "vouches"),
+         f"every key of {issuer.issuer} signs for all"),
+        (not issuer.vouches and issuer.subjects is None and issuer.file is None, "binding_unseen", path,
+         "neither subjects nor vouches, and the keys are remote"),
+        (not issuer.vouches and unbound, "issuer_unbound", path,
+         f"no subject is named by, or pinned to, the key {few(unbound)}"),
+    )  # fmt: skip
 
 
 @on("consumer")
@@ -105,7 +94,11 @@ def forms(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     workloads = [rule for rule in consumer.allow if rule.issuer in domains]
     for number, rule in enumerate(consumer.allow):
         issuer = direct.get(rule.issuer or "")
-        same = [other.subject for other in workloads if _is_same(rule, other)]
+        # Two rules are of one workload, as far as a file shows it, by its name, or by all that it may do.
+        same = [
+            other.subject for other in workloads
+            if rule.subject in _names(other.subject) or set(rule.destinations) == set(other.destinations)
+        ]  # fmt: skip
         if same and issuer is not None and not _is_silent(issuer, rule, target.now):
             yield finding(
                 "forms_both",
@@ -115,28 +108,21 @@ def forms(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
 
 
 @on("consumer")
-def shared_keys(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
-    """Find two issuers that have the same keys."""
-    seen: dict[str, str] = {}
-    for issuer in consumer.issuers:
-        first = seen.setdefault(_place(issuer), issuer.issuer)
-        if first != issuer.issuer:
-            yield finding(
-                "issuers_share_keys",
-                (*issuer.table.path, "jwks" if issuer.file is None else "file"),
-                f"{issuer.issuer} has the keys of {first}",
-            )
-
-
-@on("consumer")
 def rules(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
-    """Find rules that are missing, that let a producer publish too widely, or that no key can match."""
-    if not consumer.allow and consumer.opa is None:
-        yield finding("policy_empty", ("consumer", "allow"), "no [[consumer.allow]]")
+    """Find rules that are missing, or too wide, or that no key can match, and an agent asked without TLS."""
+    opa = consumer.opa
+    yield from those(
+        (not consumer.allow and opa is None, "policy_empty", ("consumer", "allow"), "no [[consumer.allow]]"),
+        (not consumer.allow and opa is not None, "opa_unbounded", ("consumer", "opa"),
+         "no [[consumer.allow]] beside [consumer.opa]"),
+        (opa is not None and is_url(opa.url, ("http",)), "opa_loopback", ("consumer", "opa", "url"),
+         "http to this machine"),
+    )  # fmt: skip
     for number, rule in enumerate(consumer.allow):
         path = ("consumer", "allow", number)
         for at, place in enumerate(rule.destinations):
-            if _is_all(place):
+            words = place.rpartition(":" if is_kafka(place) else "/")[2].split(".")
+            if set(words) <= _WILDCARDS:
                 # With the default exchange, a routing key is the name of a queue.
                 name = "rule_matches_all" if is_kafka(place) or place.startswith("rabbitmq:/") else "rule_broad"
                 yield finding(name, (*path, "destinations", at), f"{rule.subject} may publish to {place}")
@@ -149,17 +135,6 @@ def rules(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
             )
 
 
-@on("consumer")
-def agents(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
-    """Find an agent that nothing bounds, and one that is asked without TLS."""
-    if consumer.opa is None:
-        return
-    if not consumer.allow:
-        yield finding("opa_unbounded", ("consumer", "opa"), "no [[consumer.allow]] beside [consumer.opa]")
-    if is_url(consumer.opa.url, ("http",)):
-        yield finding("opa_loopback", ("consumer", "opa", "url"), "http to this machine")
-
-
 def authorities(target: Target) -> Iterator[Finding]:
     """Find release authorities that sign messages too, or that may waive what keeps others out."""
     producers = {issuer.issuer for issuer in target.issuers}
@@ -168,10 +143,11 @@ def authorities(target: Target) -> Iterator[Finding]:
         producers.add(target.settings.producer.issuer)
     for found in target.authorities:
         path, much = found.table.path, sorted(found.waive & _MUCH)
-        if found.issuer in producers or _place(found) in places:
-            yield finding("release_self", (*path, "issuer"), f"{found.issuer} signs messages, or its keys do")
-        if much:
-            yield finding("release_waives_much", (*path, "waive"), f"waives {', '.join(much)}")
+        yield from those(
+            (found.issuer in producers or _place(found) in places, "release_self", (*path, "issuer"),
+             f"{found.issuer} signs messages, or its keys do"),
+            (much, "release_waives_much", (*path, "waive"), f"waives {', '.join(much)}"),
+        )  # fmt: skip
 
 
 def contents(target: Target) -> Iterator[Finding]:
@@ -198,24 +174,25 @@ def remote(target: Target) -> Iterator[Finding]:
     for source in target.sources:
         path, given = source.table.path, source.table.members
         url = source.issuer if source.discovery else source.jwks or ""
-        if is_url(url, ("http",)):
-            yield _http(source, urlsplit(url).hostname or "")
-        own, limits = _own_ring(target, source), [(DAY, "a day"), (target.options.rotation, "the rotation period")]
+        host = (urlsplit(url).hostname or "") if is_url(url, ("http",)) else None
+        local = host is not None and is_loopback(host) and source.unsafe_http_loopback
+        # The keystore of an issuer whose producer is in the same file.
+        producer = target.settings.producer
+        signs = producer is not None and producer.issuer == source.issuer and producer.keys
+        own = ring_of(signs) if signs else None
+        limits = [(DAY, "a day"), (target.options.rotation, "the rotation period")]
         if own is not None:
             limits.append((own.retain, "for which the keystore goes on publishing a retired key"))
-        limit, what = min(limits)
-        if "max_stale" in given and source.max_stale > limit:
-            yield finding(
-                "stale_beyond_rotation",
-                (*path, "max_stale"),
-                f"max_stale is {source.max_stale} s, over {limit} s, {what}",
-            )
-        if own is not None and "publish_delay" in given and source.publish_delay > own.publish_delay:
-            yield finding(
-                "publish_delay_overstated",
-                (*path, "publish_delay"),
-                f"publish_delay is {source.publish_delay} s, the keystore's {own.publish_delay} s",
-            )
+        (limit, what), delay = min(limits), source.publish_delay if own is None else own.publish_delay
+        yield from those(
+            (local, "jwks_loopback", (*path, "unsafe_http_loopback"), f"http to this machine ({host})"),
+            (host is not None and not local, "jwks_http", (*path, "discovery" if source.discovery else "jwks"),
+             f"http to {host}"),
+            ("max_stale" in given and source.max_stale > limit, "stale_beyond_rotation", (*path, "max_stale"),
+             f"max_stale is {source.max_stale} s, over {limit} s, {what}"),
+            ("publish_delay" in given and source.publish_delay > delay, "publish_delay_overstated",
+             (*path, "publish_delay"), f"publish_delay is {source.publish_delay} s, the keystore's {delay} s"),
+        )  # fmt: skip
 
 
 def key_set(source: SourceSettings) -> KeySet | None:
@@ -228,24 +205,11 @@ def key_set(source: SourceSettings) -> KeySet | None:
 
 def _listed(path: Path | None) -> list[Any]:
     """Return the keys of a JWK Set file as they stand; none if it cannot be read."""
-    if path is None:
-        return []
-    try:
-        found = strictjson.loads(files.read_bounded(path, MAX_DOCUMENT), depth=_DEPTH)
-    except (ConfigurationError, strictjson.StrictJSONError):
-        return []
-    keys = found.get("keys") if isinstance(found, dict) else None
+    keys: Any = None
+    with suppress(ConfigurationError, strictjson.StrictJSONError):
+        document = None if path is None else strictjson.loads(files.read_bounded(path, MAX_DOCUMENT), depth=_DEPTH)
+        keys = document.get("keys") if isinstance(document, dict) else None
     return keys if isinstance(keys, list) else []
-
-
-def _unbound(issuer: IssuerSettings) -> Iterator[Key]:
-    """Yield the keys of a file that speak for nobody."""
-    subjects = issuer.subjects or {}
-    for key in key_set(issuer) or ():
-        # An empty list in the key itself is stronger than any pin.
-        pinned = bool(subjects.get(_ANY)) or key.kid in subjects
-        if key.subjects == frozenset() or (key.subjects is None and not pinned):
-            yield key
 
 
 def _is_silent(issuer: IssuerSettings, rule: RuleSettings, now: float) -> bool:
@@ -262,11 +226,10 @@ def _is_silent(issuer: IssuerSettings, rule: RuleSettings, now: float) -> bool:
     return not any(judge.speaks_for(key, rule.subject) for key in alive)
 
 
-def _is_same(rule: RuleSettings, workload: RuleSettings) -> bool:
-    """Tell whether two rules are of one workload, as far as a file shows it: by its name, or by all it may do."""
-    path = workload.subject.partition("://")[2].partition("/")[2]
-    named = rule.subject in (path, path.rpartition("/")[2])
-    return named or set(rule.destinations) == set(workload.destinations)
+def _names(identity: str) -> tuple[str, str]:
+    """Return the path of a workload's identity, and the last part of it."""
+    path = identity.partition("://")[2].partition("/")[2]
+    return path, path.rpartition("/")[2]
 
 
 def _place(source: SourceSettings) -> str:
@@ -274,26 +237,16 @@ def _place(source: SourceSettings) -> str:
     return source.jwks or source.issuer if source.file is None else os.path.realpath(source.file)
 
 
-def _is_all(place: str) -> bool:
-    words = place.rpartition(":" if is_kafka(place) else "/")[2].split(".")
-    return set(words) <= _WILDCARDS
-
-
-def _http(source: SourceSettings, host: str) -> Finding:
-    path = source.table.path
-    if is_loopback(host) and source.unsafe_http_loopback:
-        return finding("jwks_loopback", (*path, "unsafe_http_loopback"), f"http to this machine ({host})")
-    return finding("jwks_http", (*path, "discovery" if source.discovery else "jwks"), f"http to {host}")
-
-
 def _fault(members: Any, svid: Svid | None) -> tuple[str, str] | None:
     """Return the code of what is wrong with a key, and a description without a word of the key itself."""
     if isinstance(members, Mapping):
-        if _is_symmetric(members):
+        # A shared secret, or meant for an algorithm of one (RFC 7518, section 3.1).
+        algorithm = str(members.get("alg", "")).lower()
+        if members.get("kty") == "oct" or "k" in members or algorithm == "none" or algorithm.startswith("hs"):
             return "jwks_symmetric", "a shared secret, or an alg that signs nothing"
         if _PRIVATE & members.keys():
             return "jwks_private", "holds a private key"
-        if _is_weak(members):
+        if members.get("kty") == "RSA" and _is_weak(members):
             return "key_weak", f"RSA under {MIN_RSA_BITS} bits, or an exponent under {MIN_RSA_EXPONENT}"
     if is_other_svid(members, svid):
         return None
@@ -304,15 +257,7 @@ def _fault(members: Any, svid: Svid | None) -> tuple[str, str] | None:
     return None
 
 
-def _is_symmetric(members: Mapping[str, Any]) -> bool:
-    """Tell whether a JWK is a shared secret, or meant for an algorithm of one (RFC 7518, section 3.1)."""
-    algorithm = str(members.get("alg", "")).lower()
-    return members.get("kty") == "oct" or "k" in members or algorithm == "none" or algorithm.startswith("hs")
-
-
 def _is_weak(members: Mapping[str, Any]) -> bool:
-    if members.get("kty") != "RSA":
-        return False
     try:
         modulus, exponent = (int.from_bytes(base64url.decode(str(members[name]).encode())) for name in ("n", "e"))
     except (KeyError, ValueError):
@@ -320,12 +265,4 @@ def _is_weak(members: Mapping[str, Any]) -> bool:
     return modulus.bit_length() < MIN_RSA_BITS or exponent < MIN_RSA_EXPONENT
 
 
-def _own_ring(target: Target, source: SourceSettings) -> KeyRing | None:
-    """Return the keystore of an issuer whose producer is in the same file."""
-    producer = target.settings.producer
-    if producer is None or producer.keys is None or producer.issuer != source.issuer:
-        return None
-    return ring_of(producer.keys)
-
-
-RULES: Final = (bindings, pins, trust_domains, forms, shared_keys, rules, agents, authorities, contents, remote)
+RULES: Final = (bindings, forms, rules, authorities, contents, remote)

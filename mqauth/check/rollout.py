@@ -1,18 +1,281 @@
-"""Rules on the rollout: what is not enforced, and until when."""
+"""The rollout: rules on what is not enforced, and until when; who does not sign yet, and whether it may go up.
+
+The report is read from the audit files of all consumers. To go up is safe only if nothing speaks against it: each
+message that would be refused counts as honest until somebody says otherwise, and silence is no proof.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from datetime import time as time_of_day
+from typing import Any, Final
 
-from mqauth.check.findings import Finding, finding, on
+from mqauth.audit.observed import Group, group_of
+from mqauth.audit.record import Record, iso_time, member, seconds_of, time_of
+from mqauth.check.findings import Finding, finding, on, those
 from mqauth.check.target import Target, few
 from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.rollout_settings import RolloutSettings
 from mqauth.judging.observing import SOON, days_left
-from mqauth.judging.rollout import EVERYWHERE, Rung
+from mqauth.judging.policy import matches
+from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung
+from mqauth.judging.unverified import Verdict
+
+HOUR: Final = 3600.0
+"""Seconds within which each consumer has to have reported."""
+
+
+@dataclass(slots=True)
+class Seen:
+    """One group of messages that would be refused, over all partitions and processes."""
+
+    group: Group
+    count: int = 0
+    first: str = ""
+    last: str = ""
+    partitions: set[int] = field(default_factory=set)
+
+    def add(self, facts: Record) -> None:
+        """Add what one record says of it."""
+        number, place = facts.get("count"), facts.get("partition")
+        self.count += number if type(number) is int else 0
+        first, last = str(facts.get("first")), str(facts.get("last"))
+        self.first, self.last = min(self.first or first, first), max(self.last, last)
+        if type(place) is int:
+            self.partitions.add(place)
+
+    @property
+    def who(self) -> str:
+        """Who it says it is; what the broker has validated has a star."""
+        group = self.group
+        said = ", ".join(part for part in (group.subject, group.kid) if part)
+        app = f"app-id {group.app}" if group.app else ""
+        return " ".join(part for part in (f"*{group.user}" if group.user else "", said or app) if part) or "-"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the group as JSON values."""
+        named = {name: value for name, value in self.group._asdict().items() if value is not None}
+        named.pop("partition", None)
+        return {"id": self.group.id, **named, "count": self.count, "first": self.first, "last": self.last,
+                "partitions": sorted(self.partitions)}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Standing:
+    """How one entry of the rollout stands.
+
+    Args:
+        entry: its settings.
+        days_left: until its end; negative once it is overdue.
+        accepted: verified messages in the window, by pattern.
+        groups: what would be refused, the most frequent first.
+        other: messages that would be refused and belong to no group.
+        reported: when each process of the last hour reported last, UTC seconds.
+        rungs: on which its destinations were within the last hour.
+        oldest: when the oldest delivery of each process's last report was appended, UTC seconds, where RabbitMQ
+            proves that; ``None`` where nothing proves it.
+        moved: how often its end was moved.
+        never_signed: producers that a rule lets publish there, and that signed nothing in the window.
+        against: why it may not go up; empty where it is safe.
+    """
+
+    entry: RolloutSettings
+    days_left: int
+    accepted: dict[str, int] = field(default_factory=dict)
+    groups: list[Seen] = field(default_factory=list)
+    other: int = 0
+    reported: dict[Any, float] = field(default_factory=dict)
+    rungs: set[str] = field(default_factory=set)
+    oldest: float | None = None
+    moved: int = 0
+    never_signed: list[str] = field(default_factory=list)
+    against: list[str] = field(default_factory=list)
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether it may go up."""
+        return not self.against
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "destinations": list(self.entry.destinations), "rung": self.entry.rung, "owner": self.entry.owner,
+            "since": self.entry.since.isoformat(), "days_left": self.days_left, "accepted": self.accepted,
+            "would_reject": sum(seen.count for seen in self.groups) + self.other, "other": self.other,
+            "processes": len(self.reported), "mixed": len(self.rungs) > 1, "moved": self.moved,
+            "oldest": None if self.oldest is None else iso_time(self.oldest),
+            "groups": [seen.as_dict() for seen in self.groups],
+            "never_signed": self.never_signed, "safe": self.is_safe, "against": self.against,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is known beside the records.
+
+    Args:
+        now: UTC seconds.
+        consumers: processes that have to report.
+        broken: what is wrong with the audit files, ``None`` where nothing is.
+        consumer: whose rules and aliases say which producers there are.
+    """
+
+    now: float
+    consumers: int = 1
+    broken: str | None = None
+    consumer: ConsumerSettings | None = None
+
+
+def standings(entries: Sequence[RolloutSettings], records: Iterable[Record], asked: Asked) -> list[Standing]:
+    """Return how each entry below ``enforce`` stands.
+
+    Args:
+        entries: all of ``[[rollout]]``.
+        records: of the audit files of all consumers, in any order.
+        asked: what is known beside them.
+    """
+    told = sorted((record for record in records if record.get("verdict") in ("observed", "rollout")), key=time_of)
+    rollout = Rollout([entry.build() for entry in entries])
+    return [_standing(entry, rollout, told, asked) for entry in entries if entry.at < Rung.ENFORCE]
+
+
+def _standing(entry: RolloutSettings, rollout: Rollout, told: Sequence[Record], asked: Asked) -> Standing:
+    now = asked.now
+    found = Standing(entry, days_left(entry.until, now) if entry.until else 0)
+    groups, signed, oldest = dict[str, Seen](), set[tuple[str, str]](), dict[Any, float]()
+    rules: Any = None
+    changed: float | None = None
+    for record in told:
+        time, facts = time_of(record), member(record, "observed")
+        if record.get("verdict") != "observed":
+            continue
+        # a change counts although the record before it is older than the window
+        if rules not in (None, facts.get("rules")) and time >= now - entry.window:
+            changed = time
+        rules = facts.get("rules")
+        if time < now - entry.window:
+            continue
+        # what came in the window
+        for place, number in _numbers(facts, "accepted", entry).items():
+            found.accepted[place] = found.accepted.get(place, 0) + number
+        found.other += _whole(facts.get("other"))
+        _group(groups, facts, rollout, entry)
+        signed |= set(_signers(facts, entry))
+        if time < now - HOUR:
+            continue
+        # who is there, on which rung, and how old the last deliveries were
+        process, rungs, appended = record.get("instance"), member(facts, "rungs"), member(facts, "oldest")
+        found.reported[process] = time
+        found.rungs |= {str(rungs[place]) for place in entry.destinations if place in rungs}
+        times = [seconds_of(appended[place]) for place in entry.destinations if place in appended]
+        if times:
+            oldest[process] = min(times)
+    found.groups = sorted(groups.values(), key=lambda seen: -seen.count)
+    found.oldest = min(oldest.values(), default=None)
+    if asked.consumer is not None:
+        found.never_signed = list(_never_signed(entry, asked.consumer, signed))
+    found.moved = max(0, len(_ends(told, entry)) - 1)
+    found.against = list(_against(found, now, changed, asked))
+    return found
+
+
+def _group(groups: dict[str, Seen], facts: Record, rollout: Rollout, entry: RolloutSettings) -> None:
+    listed: Any = facts.get("groups")
+    for one in listed if isinstance(listed, list) else ():
+        if isinstance(one, dict):
+            group = group_of(one)
+            held = rollout.entry(group.destination)
+            if held is not None and held.destinations == entry.destinations:
+                groups.setdefault(group.id, Seen(group)).add(one)
+
+
+def _signers(facts: Record, entry: RolloutSettings) -> Iterator[tuple[str, str]]:
+    """Yield issuer and subject of those that signed for an entry's destinations."""
+    for place, issuers in member(facts, "signed").items():
+        if place in entry.destinations and isinstance(issuers, dict):
+            for issuer, subjects in issuers.items():
+                yield from ((issuer, subject) for subject in (subjects if isinstance(subjects, dict) else ()))
+
+
+def _never_signed(
+    entry: RolloutSettings, consumer: ConsumerSettings, signed: set[tuple[str, str]]
+) -> Iterator[str]:
+    """Yield the producers of rules for an entry's destinations that signed nothing there."""
+    places = set(entry.destinations)
+    for alias in consumer.accept_as:
+        # What arrives there has the rules of where it was published.
+        places |= set(alias.signed_for) if entry.build().holds(alias.at) else set()
+    known = set[str]()
+    for rule in consumer.allow:
+        allowed = any(_meet(place, pattern) for place in places for pattern in rule.destinations)
+        silent = not any(rule.issuer in (None, issuer) and rule.subject == who for issuer, who in signed)
+        if allowed and silent and rule.subject not in known:
+            known.add(rule.subject)
+            yield rule.subject
+
+
+def _meet(one: str, other: str) -> bool:
+    """Return whether two patterns may have a destination in common; the words of each stand for themselves."""
+    return EVERYWHERE in (one, other) or one == other or matches(one, other) or matches(other, one)
+
+
+def _against(found: Standing, now: float, changed: float | None, asked: Asked) -> Iterator[str]:
+    """Yield what speaks against going up."""
+    entry = found.entry
+    ends = datetime.combine(entry.since, time_of_day(), UTC).timestamp() + entry.window
+    # what was delivered again and would be settled condemns nothing
+    open_groups = [
+        seen for seen in found.groups
+        if seen.group.code != Verdict.DUPLICATE.value and not is_accepted(entry, seen.group)
+    ]  # fmt: skip
+    silent = [place for place in entry.destinations if not found.accepted.get(place)]
+    reported = f"{len(found.reported)} of {asked.consumers} consumers reported within the hour"
+    for holds, what in (
+        (now < ends, f"the window is over at {iso_time(ends)}"),
+        (asked.broken is not None, asked.broken or ""),
+        (len(found.reported) < asked.consumers, reported),
+        (open_groups, f"{len(open_groups)} groups"),
+        (found.other, f"{found.other} messages in no group"),
+        (silent, f"no accepted message of {', '.join(silent)}"),
+        (changed is not None, f"rules, issuers or settings changed at {iso_time(changed or 0)}"),
+        (len(found.rungs) > 1, f"mixed: {' and '.join(sorted(found.rungs))} within the hour"),
+        (entry.at is Rung.OFF, "nothing is judged at off"),
+    ):
+        if holds:
+            yield what
+
+
+def is_accepted(entry: RolloutSettings, group: Group) -> bool:
+    """Return whether somebody has accepted that a group's messages are refused."""
+    accepted = entry.accepted or {}
+    return group.id in accepted or f"{group.code} {group.destination}" in accepted
+
+
+def _ends(told: Sequence[Record], entry: RolloutSettings) -> set[str]:
+    """Return the ends that starts have named for the destinations of an entry."""
+    named: set[str] = set()
+    for record in told:
+        rungs: Any = member(record, "rollout").get("rungs")
+        for one in rungs if isinstance(rungs, list) else ():
+            if isinstance(one, dict) and set(one.get("destinations") or ()) & set(entry.destinations):
+                named.add(str(one.get("until")))
+    return named
+
+
+def _numbers(facts: Record, name: str, entry: RolloutSettings) -> Mapping[str, int]:
+    counts = member(facts, name)
+    return {place: _whole(counts[place]) for place in entry.destinations if place in counts}
+
+
+def _whole(found: object) -> int:
+    return found if type(found) is int else 0
+
 
 _YEAR: Final = 366
+_ROLLOUT: Final = ("rollout_overdue", "rollout_ending")
+_ISSUER: Final = ("issuer_overdue", "issuer_ending")
 
 
 @on("rollout")
@@ -20,13 +283,15 @@ def rungs(target: Target, entries: tuple[RolloutSettings, ...]) -> Iterator[Find
     """Find destinations that are not enforced, and terms that end or are over."""
     for number, entry in enumerate(entries):
         path, places = ("rollout", number), few(entry.destinations)
-        if entry.at in (Rung.OFF, Rung.OBSERVE):
-            code = "rollout_off" if entry.at is Rung.OFF else "rollout_observe"
-            yield finding(code, (*path, "rung"), f"{places}: {entry.rung}, ask {entry.owner}")
-        if EVERYWHERE in entry.destinations:
-            yield finding("rollout_catch_all", (*path, "destinations"), "every destination that no entry names")
+        asks = f"{places}: {entry.rung}, ask {entry.owner}"
+        yield from those(
+            (entry.at is Rung.OFF, "rollout_off", (*path, "rung"), asks),
+            (entry.at is Rung.OBSERVE, "rollout_observe", (*path, "rung"), asks),
+            (EVERYWHERE in entry.destinations, "rollout_catch_all", (*path, "destinations"),
+             "every destination that no entry names"),
+        )  # fmt: skip
         if entry.at < Rung.ENFORCE and entry.until is not None:
-            yield from _term((*path, "until"), places, days_left(entry.until, target.now))
+            yield from _term(_ROLLOUT, (*path, "until"), places, days_left(entry.until, target.now))
 
 
 @on("rollout")
@@ -43,15 +308,15 @@ def weakest(target: Target, entries: tuple[RolloutSettings, ...]) -> Iterator[Fi
 @on("consumer")
 def exemptions(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find what may lack a token."""
-    for number, found in enumerate(consumer.unsigned):
-        path = ("consumer", "unsigned", number)
-        yield finding("unsigned_exempt", (*path, "destination"), f"{found.destination}: {found.why}")
-        if not found.kinds and set("*#") & set(found.destination):
-            yield finding("exempt_broad", (*path, "destination"), f"{found.destination}, and no kinds")
-        left = days_left(found.until, target.now)
-        yield from _term((*path, "until"), found.destination, left)
-        if left > _YEAR:
-            yield finding("exempt_long", (*path, "until"), f"{found.destination}: in {left} days")
+    for number, exempt in enumerate(consumer.unsigned):
+        at, place = ("consumer", "unsigned", number, "destination"), exempt.destination
+        until, left = (*at[:-1], "until"), days_left(exempt.until, target.now)
+        yield from those(
+            (True, "unsigned_exempt", at, f"{place}: {exempt.why}"),
+            (not exempt.kinds and set("*#") & set(place), "exempt_broad", at, f"{place}, and no kinds"),
+            (left > _YEAR, "exempt_long", until, f"{place}: in {left} days"),
+        )
+        yield from _term(_ROLLOUT, until, place, left)
 
 
 @on("consumer")
@@ -60,18 +325,15 @@ def direct_issuers(target: Target, consumer: ConsumerSettings) -> Iterator[Findi
     for issuer in consumer.issuers:
         if issuer.until is not None:
             left = days_left(issuer.until, target.now)
-            path = (*issuer.table.path, "until")
-            if left < 0:
-                yield finding("issuer_overdue", path, f"{issuer.issuer}: over for {-left} days")
-            elif left <= SOON:
-                yield finding("issuer_ending", path, f"{issuer.issuer}: {left} days left")
+            yield from _term(_ISSUER, (*issuer.table.path, "until"), issuer.issuer, left)
 
 
-def _term(path: tuple[str | int, ...], places: str, left: int) -> Iterator[Finding]:
-    if left < 0:
-        yield finding("rollout_overdue", path, f"{places}: over for {-left} days")
-    elif left <= SOON:
-        yield finding("rollout_ending", path, f"{places}: {left} days left")
+def _term(codes: tuple[str, str], path: tuple[str | int, ...], what: str, left: int) -> Iterator[Finding]:
+    overdue, ending = codes
+    return those(
+        (left < 0, overdue, path, f"{what}: over for {-left} days"),
+        (0 <= left <= SOON, ending, path, f"{what}: {left} days left"),
+    )
 
 
 RULES: Final = (rungs, weakest, exemptions, direct_issuers)

@@ -1,8 +1,8 @@
 """A configuration file as the rules see it: its settings as far as they can be read, and where each key stands.
 
-One table that is refused does not hide the others. ``tomllib`` gives values without their places, so the lines of
-keys are found by a scanner. It reads only texts that ``tomllib`` has accepted, and need not refuse anything
-(TOML 1.0.0).
+One table that is refused does not hide the others. Keystores are seen too: which tables name them, whose keys they
+hold, and what references rest on. ``tomllib`` gives values without their places, so the file is read once more, a
+statement at a time, to learn on which line each key stands.
 """
 
 from __future__ import annotations
@@ -11,38 +11,122 @@ import contextlib
 import grp
 import os
 import pwd
-import re
 import stat
 import tomllib
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path as FilePath
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 from mqauth.authority.application import MAX_AGE
-from mqauth.check.keystores import FRESH, Reference, Signs, reference_of
 from mqauth.config.declaration import collect
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.settings import AuthoritySettings, CheckSettings, FileSettings, ReplaySettings
-from mqauth.config.toml_file import RefusedSetting, Table
+from mqauth.config.toml_file import RefusedSetting, Table, read_passphrase
+from mqauth.errors import ConfigurationError
+from mqauth.keystore import Keystore
+from mqauth.keystore.disk.ring import KeyRing
+from mqauth.keystore.reference import pkcs11_uri, transit
 
 Path = tuple[str | int, ...]
 """Keys from the top of the file; an element of an array by its number, from 0."""
 _FEW: Final = 3
-_BLANK: Final = re.compile(r"(?:[ \t\r\n]++|#[^\n]*+)*+")
-_KEY: Final = re.compile(r'[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'')
-_DOT: Final = re.compile(r"[ \t]*\.[ \t]*")
-_EQUALS: Final = re.compile(r"[ \t]*=[ \t]*")
-_BETWEEN: Final = re.compile(r"(?:[ \t\r\n,]++|#[^\n]*+)*+")
-_STRING: Final = re.compile(
-    r'"""(?:[^"\\]++|\\.|"{1,2}(?!"))*+"{3,5}'
-    r"|'''(?:[^']++|'{1,2}(?!'))*+'{3,5}"
-    r'|"(?:[^"\\\n]++|\\.)*+"'
-    r"|'[^'\n]*+'",
-    re.DOTALL,
+_CLOSINGS: Final = tuple(
+    # A comment may stand behind the last bracket.
+    end + "".join(brackets)
+    for depth in range(5)
+    for brackets in product("]}", repeat=depth)
+    for end in ("", "\n")
 )
-_PLAIN: Final = re.compile(r"[^,\]}#\n]*")
+"""What may close the brackets of a statement that goes on in the next line."""
+FRESH: Final = 300
+"""Seconds for which a consumer uses a fetched set without asking again, by default."""
+T = TypeVar("T")
+
+
+class Signs(NamedTuple):
+    """A table that names keys which sign.
+
+    Args:
+        table: its name.
+        settings: its settings, which say where a passphrase is.
+        keys: the keystore folder, or a PEM file.
+        fresh: seconds for which consumers use a fetched set without asking again.
+        retain: seconds for which a retired key is needed after its end.
+    """
+
+    table: str
+    settings: Any
+    keys: FilePath
+    fresh: int
+    retain: int
+
+    @property
+    def at(self) -> tuple[str, str]:
+        """Where the keys are named."""
+        return self.table, "keys"
+
+    @property
+    def ring(self) -> KeyRing | None:
+        """The keys of the keystore folder, ``None`` if they are a single file or cannot be read."""
+        return ring_of(self.keys)
+
+    def passphrase(self) -> bytes | None:
+        """Return the passphrase, ``None`` if there is none or it cannot be read."""
+        env, file = self.settings.passphrase_env, self.settings.passphrase_file
+        return unless_refused(lambda: read_passphrase(env=env, file=file))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the keys need no passphrase, or theirs can be read here."""
+        named = self.settings.passphrase_env is not None or self.settings.passphrase_file is not None
+        return not named or self.passphrase() is not None
+
+
+class Reference(NamedTuple):
+    """A key of a keystore that something else holds.
+
+    Args:
+        uri: the reference, as people may see it: without what stands behind its question mark.
+        secret: the file with the token or the PIN, ``None`` where the environment has it.
+        ca: the file of the CAs to trust in place of the system's.
+        host: where it is asked by http.
+    """
+
+    uri: str
+    secret: FilePath | None
+    ca: FilePath | None = None
+    host: str | None = None
+
+
+def unless_refused(read: Callable[[], T]) -> T | None:
+    """Return what a reader of a file returns, ``None`` where it refuses the file."""
+    try:
+        return read()
+    except ConfigurationError:
+        return None
+
+
+def ring_of(folder: FilePath) -> KeyRing | None:
+    """Return the keys of a keystore folder, ``None`` if it is no folder or cannot be read."""
+    return unless_refused(Keystore(folder=folder).ring) if os.path.isdir(folder) else None
+
+
+def reference_of(uri: str) -> Reference | None:
+    """Return what a reference names on this machine, ``None`` where it cannot be read."""
+    shown = uri.partition("?")[0]
+    if uri.startswith(transit.SCHEME):
+        place = unless_refused(lambda: transit.Place.parse(uri))
+        plain = place is not None and place.server.startswith("http:")
+        return (
+            None
+            if place is None
+            else Reference(shown, place.token_file, place.ca, place.server if plain else None)
+        )
+    token = unless_refused(lambda: pkcs11_uri.parse(uri))
+    kind, _, name = ((token and token.pin_source) or "").partition(":")
+    return None if token is None else Reference(shown, FilePath(name) if kind == "file" else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,14 +267,53 @@ def _status(path: FilePath) -> os.stat_result | None:
 def lines_of(text: str) -> Mapping[Path, int]:
     """Return the line, from 1, of every table, key and array element of a TOML text.
 
+    It is read by tomllib statement by statement, and a statement of several lines as far as each line goes, with
+    the brackets that are still open closed. Of a text that is nested too deep the lines that were found stand.
+
     Args:
         text: any text that ``tomllib.loads`` accepts.
     """
-    scanner = _Scanner(text)
-    # Of a text that is nested too deep, or in a newer TOML, the lines that were found stand.
-    with contextlib.suppress(RecursionError, ValueError):
-        scanner.scan()
-    return scanner.found
+    lines: dict[Path, int] = {}
+    elements: dict[Path, int] = {}
+    base: Path = ()
+    statement, start, is_new = "", 1, True
+    for number, line in enumerate(text.split("\n"), 1):
+        statement += f"\n{line}" if statement else line
+        closing, value = next(_readings(statement), (None, {}))
+        if statement.lstrip().startswith("["):
+            # A header: each table on the way, of an array of tables its last element so far.
+            base = ()
+            while value:
+                ((key, value),) = value.items()
+                base = (*base, key)
+                # A table may have been noted with one within it before; its own header tells more.
+                lines[base] = lines.get(base, number) if value else number
+                if isinstance(value, list):
+                    value, elements[base] = {}, elements.get(base, 0) + 1
+                if base in elements:
+                    base = (*base, elements[base] - 1)
+                    lines.setdefault(base, number)
+        for path in _paths(value, base):
+            lines.setdefault(path, start if is_new else number)
+        is_new = is_new and closing is None
+        if closing == "":
+            statement, start, is_new = "", number + 1, True
+    return lines
+
+
+def _readings(statement: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what tomllib reads of a statement, as it is or with its brackets closed, and what closed it."""
+    for closing in _CLOSINGS:
+        with contextlib.suppress(RecursionError, ValueError):
+            yield closing, tomllib.loads(statement + closing)
+
+
+def _paths(value: Any, base: Path) -> Iterator[Path]:
+    """Yield the paths of all keys and elements within a value."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in inside:
+        yield (*base, key)
+        yield from _paths(inner, (*base, key))
 
 
 def nearest(lines: Mapping[Path, int], path: Path) -> int | None:
@@ -199,112 +322,3 @@ def nearest(lines: Mapping[Path, int], path: Path) -> int | None:
         if path[:length] in lines:
             return lines[path[:length]]
     return None
-
-
-class _Scanner:
-    """Walks through a text once and notes where things stand."""
-
-    def __init__(self, text: str) -> None:
-        self.found: dict[Path, int] = {}
-        self._text = text
-        self._at = 0
-        self._breaks = [found.start() for found in re.finditer("\n", text)]
-        self._counts: dict[Path, int] = {}
-
-    def scan(self) -> None:
-        """Read the whole text."""
-        base: Path = ()
-        while not self._ends():
-            if self._text.startswith("[[", self._at):
-                base = self._header(2)
-            elif self._text.startswith("[", self._at):
-                base = self._header(1)
-            else:
-                self._pair(base)
-
-    def _ends(self) -> bool:
-        self._skip(_BLANK)
-        return self._at == len(self._text)
-
-    def _header(self, brackets: int) -> Path:
-        """Read ``[a.b]`` or ``[[a.b]]`` and return the path of its table."""
-        start = self._at
-        self._at += brackets
-        *parents, last = self._keys()
-        self._skip(_BLANK)
-        self._at += brackets
-        path: Path = ()
-        for part in parents:
-            path = self._inner((*path, part), start)
-        path = (*path, last)
-        if brackets == 2:
-            self._note(path, start)
-            self._counts[path] = self._counts.get(path, 0) + 1
-            return self._inner(path, start)
-        # A table within may have been noted by its own header before. The table's own header tells more.
-        self.found.pop(path, None)
-        self._note(path, start)
-        return path
-
-    def _inner(self, path: Path, start: int) -> Path:
-        """Return a path or, if it is an array of tables, the path of the array's last element so far."""
-        self._note(path, start)
-        if path in self._counts:
-            path = (*path, self._counts[path] - 1)
-            self._note(path, start)
-        return path
-
-    def _pair(self, base: Path) -> None:
-        """Read ``key = value``."""
-        start = self._at
-        for part in self._keys():
-            base = (*base, part)
-            self._note(base, start)
-        self._take(_EQUALS)
-        self._value(base)
-
-    def _keys(self) -> list[str]:
-        """Read a dotted key, and return its parts without their quotes and escapes."""
-        self._skip(_BLANK)
-        parts = [self._take(_KEY)]
-        while self._skip(_DOT):
-            parts.append(self._take(_KEY))
-        return [next(iter(tomllib.loads(f"{part} = 0"))) for part in parts]
-
-    def _value(self, path: Path) -> None:
-        opening = self._text[self._at]
-        if opening in "[{":
-            self._at += 1
-            number = 0
-            while not self._closes(opening):
-                if opening == "{":
-                    self._pair(path)
-                else:
-                    self._note((*path, number), self._at)
-                    self._value((*path, number))
-                number += 1
-        else:
-            self._take(_STRING if opening in "\"'" else _PLAIN)
-
-    def _closes(self, opening: str) -> bool:
-        """Skip blanks and commas, and tell whether the array or inline table ends here."""
-        self._skip(_BETWEEN)
-        if not self._text.startswith("]" if opening == "[" else "}", self._at):
-            return False
-        self._at += 1
-        return True
-
-    def _note(self, path: Path, offset: int) -> None:
-        self.found.setdefault(path, bisect_left(self._breaks, offset) + 1)
-
-    def _skip(self, pattern: re.Pattern[str]) -> bool:
-        found = pattern.match(self._text, self._at)
-        self._at = self._at if found is None else found.end()
-        return found is not None
-
-    def _take(self, pattern: re.Pattern[str]) -> str:
-        found = pattern.match(self._text, self._at)
-        if found is None:
-            raise ValueError("not the TOML that this scanner knows")
-        self._at = found.end()
-        return found[0]

@@ -6,88 +6,48 @@ how strong and how old they are, and their successors.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from mqauth.check.findings import Finding, finding, on
+from mqauth.check.findings import Finding, finding, on, those
 from mqauth.check.issuers import DAY
-from mqauth.check.keystores import unless_refused
-from mqauth.check.target import Path as At
-from mqauth.check.target import Target, mode, others
+from mqauth.check.target import Target, mode, others, unless_refused
 from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import ConfigurationError
 from mqauth.judging.token import BACKLOG, longest_wait
 from mqauth.keystore import State
 from mqauth.keystore.disk import files
-from mqauth.keystore.disk.ring import KeyRing
 from mqauth.signer import MAX_LIFETIME
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.header_names import HeaderNames
 from mqauth.wire.keys import MIN_RSA_BITS
 
 _LIMITS: Final = (
-    ("producer", "lifetime", 900, "lifetime_long"),
-    ("consumer", "max_lifetime", 3600, "lifetime_long"),
-    ("consumer", "leeway", 15, "leeway_large"),
+    ("producer", "lifetime", 900, MAX_LIFETIME, "lifetime_long"),
+    ("consumer", "max_lifetime", 3600, MAX_LIFETIME, "lifetime_long"),
+    ("consumer", "max_lifetime", MAX_LIFETIME, math.inf, "lifetime_unbounded"),
+    ("consumer", "leeway", 15, math.inf, "leeway_large"),
 )
-"""Table, setting, the most seconds that are no finding, and the code of more."""
+"""Table, setting, and of how many seconds on, up to how many, it has which code."""
 _MAX_PEM: Final = 64 * 1024
 _ENCRYPTED: Final = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
 _WRITE: Final = 0o022
 
 
-def repaired(members: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
-    """Return the tables without pitfalls that would have the whole table refused, and these pitfalls.
-
-    Args:
-        members: the result of tomllib, which may have any shape.
-    """
-    found: list[Finding] = []
-    tables = dict(members)
-    for name, lifetime in (("producer", "lifetime"), ("consumer", "max_lifetime")):
-        if isinstance(members.get(name), dict):
-            tables[name] = dict(members[name])
-            found += _bounded(name, tables[name], lifetime)
-            found += _addressed(name, tables[name])
-    return tables, found
-
-
-def _bounded(name: str, table: dict[str, Any], key: str) -> Iterator[Finding]:
-    """Remove a lifetime that is out of its bounds, so that the default takes its place."""
-    seconds = table.get(key)
-    if type(seconds) is int and not 1 <= seconds <= MAX_LIFETIME:
-        del table[key]
-        yield finding("lifetime_unbounded", (name, key), f"{seconds} s is no lifetime of 1 to {MAX_LIFETIME} s")
-
-
-def _addressed(name: str, table: dict[str, Any]) -> Iterator[Finding]:
-    """Put a stand-in in place of an audience that is missing or a wildcard."""
-    audience = table.get("audience", [])
-    names = [audience] if isinstance(audience, str) else audience
-    if not isinstance(names, list):
-        return
-    if not names or names == [""]:
-        yield finding("audience_missing", (name, "audience"), f"[{name}] names no audience")
-    elif any(isinstance(one, str) and "*" in one for one in names):
-        yield finding("audience_wildcard", (name, "audience"), "the audience holds a *")
-    else:
-        return
-    table["audience"] = "unnamed"
-
-
 def limits(target: Target) -> Iterator[Finding]:
     """Find tokens that live longer than they need to, and a leeway that is larger than clocks differ."""
-    for table, key, most, name in _LIMITS:
+    for table, key, limit, most, name in _LIMITS:
         settings = getattr(target.settings, table)
-        if settings is not None and getattr(settings, key) > most:
-            yield finding(name, (table, key), f"{key} is {getattr(settings, key)} s, over {most} s")
+        if settings is not None and limit < getattr(settings, key) <= most:
+            yield finding(name, (table, key), f"{key} is {getattr(settings, key)} s, over {limit} s")
 
 
 @on("consumer")
@@ -109,37 +69,27 @@ def backlog(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
 def trust(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find times and headers that a consumer gets without proof of who wrote them."""
     places = [place for rule in consumer.allow for place in rule.destinations]
-    if consumer.at != "consume" and consumer.append_evidence is None and not all(map(is_kafka, places)):
-        yield finding(
-            "append_without_evidence",
-            ("consumer", "append_evidence"),
-            'at = "append" without append_evidence, and a rule names RabbitMQ',
-        )
-    if consumer.unsafe_append_evidence:
-        yield finding(
-            "append_evidence_unproved",
-            ("consumer", "unsafe_append_evidence"),
-            "append times are believed unproved",
-        )
-    broad = HeaderNames("allow_unsigned_headers", consumer.allow_unsigned_headers).broad
-    if broad:
-        yield finding(
-            "allow_unsigned_headers_broad", ("consumer", "allow_unsigned_headers"),
-            f"{', '.join(broad)} ends within a word",
-        )  # fmt: skip
-    wide = [pattern for each in consumer.accept_as for pattern in each.alias.broad]
-    if wide:
-        yield finding("accept_as_broad", ("consumer", "accept_as"), f"{', '.join(wide)} takes any number of words")
-    if consumer.unsigned_headers == "hide":
-        yield finding(
-            "unsigned_headers_hidden", ("consumer", "unsigned_headers"), "unsigned headers are hidden, not refused"
-        )
+    loose = HeaderNames("allow_unsigned_headers", consumer.allow_unsigned_headers).broad
+    wide = [pattern for each in consumer.accept_as for pattern in each.build().broad]
+    yield from those(
+        (consumer.at != "consume" and consumer.append_evidence is None and not all(map(is_kafka, places)),
+         "append_without_evidence", ("consumer", "append_evidence"),
+         'at = "append" without append_evidence, and a rule names RabbitMQ'),
+        (consumer.unsafe_append_evidence, "append_evidence_unproved", ("consumer", "unsafe_append_evidence"),
+         "append times are believed unproved"),
+        (loose, "allow_unsigned_headers_broad", ("consumer", "allow_unsigned_headers"),
+         f"{', '.join(loose)} ends within a word"),
+        (wide, "accept_as_broad", ("consumer", "accept_as"), f"{', '.join(wide)} takes any number of words"),
+        (consumer.unsigned_headers == "hide", "unsigned_headers_hidden", ("consumer", "unsigned_headers"),
+         "unsigned headers are hidden, not refused"),
+    )  # fmt: skip
 
 
 def pem_files(target: Target) -> Iterator[Finding]:
     """Find private keys that are open to others, too short, or without a passphrase."""
     for signs in target.signers:
-        folder, pems = signs.keys, _pems(signs.keys)
+        folder = signs.keys
+        pems = sorted(folder.glob("*.pem")) if os.path.isdir(folder) else [folder] if folder.is_file() else []
         for path in pems:
             if others(path):
                 yield finding(
@@ -174,49 +124,43 @@ def passphrases(target: Target) -> Iterator[Finding]:
 
 def rotation(target: Target) -> Iterator[Finding]:
     """Find keys that are older than they should be, that have no successor, or that change too quickly."""
+    now, limit = int(target.now), target.options.rotation
     for signs in target.signers:
+        at, ring = signs.at, signs.ring
         if os.path.isfile(signs.keys):
-            yield finding("key_alone", signs.at, f"{target.shown(signs.keys)} is a single PEM file")
-        found = signs.ring
-        if found is None:
+            yield finding("key_alone", at, f"{target.shown(signs.keys)} is a single PEM file")
+        if ring is None:
             continue
-        yield from _age(found, int(target.now), target.options.rotation, signs.at)
-        if found.publish_delay < signs.fresh:
-            said = f"the keystore's publish_delay is {found.publish_delay} s, under {signs.fresh} s"
-            yield finding("publish_delay_short", signs.at, said)
-        if found.retain < signs.retain:
-            yield finding(
-                "retain_short", signs.at, f"the keystore's retain is {found.retain} s, under {signs.retain} s"
-            )
+        delay, retain = ring.publish_delay, ring.retain
+        yield from those(
+            (delay < signs.fresh, "publish_delay_short", at,
+             f"the keystore's publish_delay is {delay} s, under {signs.fresh} s"),
+            (retain < signs.retain, "retain_short", at,
+             f"the keystore's retain is {retain} s, under {signs.retain} s"),
+        )  # fmt: skip
+        # An active key that is overdue or due soon, and a pending one that nobody activates.
+        if ring.active is not None and ring.active.activated is not None:
+            kid, used = ring.active.kid, now - ring.active.activated
+            waiting = [key for key in ring.keys if key.state is State.PENDING]
+            soon = not waiting and used > limit - max(delay, limit // 10)
+            yield from those(
+                (used > limit, "key_overdue", at,
+                 f"the key {kid} has signed for {_days(used)}, longer than {_days(limit)}"),
+                (soon, "key_no_next", at,
+                 f"the key {kid} is due in {_days(max(limit - used, 0))}, and no other is pending"),
+                (any(key.ready + DAY < now for key in waiting), "rotation_stalled", at,
+                 "a pending key has been ready for more than a day"),
+            )  # fmt: skip
 
 
 def references(target: Target) -> Iterator[Finding]:
     """Find holders of keys that are asked without TLS, or whose secret cannot be read here."""
-    for signs, found in target.references:
-        if found.host is not None:
-            yield finding("transit_loopback", signs.at, f"{found.uri}: http to {found.host}")
-        if found.secret is not None and not os.access(found.secret, os.R_OK):
-            yield finding("passphrase_unavailable", signs.at, f"{found.uri}: {found.secret} cannot be read")
-
-
-def _age(found: KeyRing, now: int, rotation: int, at: At) -> Iterator[Finding]:
-    """Find an active key that is overdue or due soon, and a pending one that nobody activates."""
-    if found.active is None or found.active.activated is None:
-        return
-    kid, used = found.active.kid, now - found.active.activated
-    if used > rotation:
-        said = f"the key {kid} has signed for {_days(used)}, longer than {_days(rotation)}"
-        yield finding("key_overdue", at, said)
-    waiting = [key for key in found.keys if key.state is State.PENDING]
-    if not waiting and used > rotation - max(found.publish_delay, rotation // 10):
-        said = f"the key {kid} is due in {_days(max(rotation - used, 0))}, and no other is pending"
-        yield finding("key_no_next", at, said)
-    if any(key.ready + DAY < now for key in waiting):
-        yield finding("rotation_stalled", at, "a pending key has been ready for more than a day")
-
-
-def _pems(keys: Path) -> list[Path]:
-    return sorted(keys.glob("*.pem")) if os.path.isdir(keys) else [keys] if os.path.isfile(keys) else []
+    for signs, held in target.references:
+        unreadable = held.secret is not None and not os.access(held.secret, os.R_OK)
+        yield from those(
+            (held.host, "transit_loopback", signs.at, f"{held.uri}: http to {held.host}"),
+            (unreadable, "passphrase_unavailable", signs.at, f"{held.uri}: {held.secret} cannot be read"),
+        )
 
 
 def _raw(path: Path) -> bytes:

@@ -6,6 +6,7 @@ Verbs share options, bounded JSON on standard input, and JSON lines or one line 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import os
@@ -44,7 +45,7 @@ VERBS: Final = {
     "verify": ("sign", "verify", "Read messages as JSON and print the verdict on each."),
     "health": ("health", "health", "Ask a process how its consumers are."),
     "check": ("check", "check", "Find mistakes and risky settings in a configuration file."),
-    "selftest": ("selftest", "selftest", "Try whether a consumer refuses unsigned and forged messages."),
+    "selftest": ("check", "selftest", "Try whether a consumer refuses unsigned and forged messages."),
     "keys": ("keys", "app", "Make, list, rotate, revoke and publish a producer's keys."),
     "authority": ("authority", "app", "Run an authority, which gives identities that live for an hour or so."),
     "identity": ("identity", "app", "Print what an identity or a token says."),
@@ -127,6 +128,34 @@ def group(text: str, example: str) -> typer.Typer:
     return app
 
 
+def options(**makers: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the decorator of a command that takes what functions make of options, so that each is declared once.
+
+    Args:
+        makers: by the name of the command's argument; their options become options of the command.
+    """
+
+    def decorated(command: Callable[..., Any]) -> Callable[..., Any]:
+        signatures = {
+            name: inspect.signature(function, eval_str=True).parameters
+            for name, function in {"": command, **makers}.items()
+        }
+
+        def called(**given: Any) -> Any:
+            made = {
+                name: make(**{each: given[each] for each in signatures[name]}) for name, make in makers.items()
+            }
+            return command(**made, **{name: given[name] for name in signatures[""] if name not in makers})
+
+        known = {name: each for some in signatures.values() for name, each in some.items() if name not in makers}
+        vars(called)["__signature__"] = inspect.Signature([*known.values()])
+        called.__annotations__ = {name: each.annotation for name, each in known.items()}
+        called.__name__, called.__doc__ = command.__name__, command.__doc__
+        return called
+
+    return decorated
+
+
 class LazyGroup(TyperGroup):
     """A group whose verbs are imported when they are called.
 
@@ -179,11 +208,14 @@ def mqauth_command(
 def run(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code; every error that is ours becomes one line on standard error."""
     if sys.stdout is None:
-        return _failed("standard output is closed", 1)
+        print_error("standard output is closed")
+        return 1
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal may not have every letter of a name. An escape in its place is better than a traceback.
         sys.stdout.reconfigure(errors="backslashreplace")
-    given, debug = _without_debug(arguments)
+    # --debug may stand anywhere before --.
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    given = [each for each in arguments[:end] if each != "--debug"] + [*arguments[end:]]
     try:
         code = typer.main.get_command(app).main(given, prog_name="mqauth", standalone_mode=False)
         sys.stdout.flush()
@@ -193,17 +225,11 @@ def run(arguments: Sequence[str]) -> int:
         abandon_output()
         return 1
     except Exception as error:
-        if debug:
+        if len(given) < len(arguments):
             traceback.print_exc()
-        return _failed(*_told(error))
+        text, code = _told(error)
+        print_error(text)
     return code if isinstance(code, int) else 0
-
-
-def _without_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
-    """Return the arguments without ``--debug``, which may stand anywhere before ``--``."""
-    end = list(arguments).index("--") if "--" in arguments else len(arguments)
-    kept = [one for one in arguments[:end] if one != "--debug"]
-    return [*kept, *arguments[end:]], len(kept) < end
 
 
 def _told(error: Exception) -> tuple[str, int]:
@@ -219,11 +245,6 @@ def _told(error: Exception) -> tuple[str, int]:
         return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or type(error).__name__}", 1
     # Its text may hold anything.
     return f"this is a fault of mqauth ({type(error).__name__}); run it again with --debug and report it", 1
-
-
-def _failed(text: str, code: int) -> int:
-    print_error(text)
-    return code
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,16 +297,12 @@ def read_texts(stream: BinaryIO, *, lines: bool) -> Iterator[Text]:
         return
     for number, line in enumerate(iter(lambda: stream.readline(MAX_INPUT + 1), b""), 1):
         if len(line) > MAX_INPUT and not line.endswith(b"\n"):
-            _skip_line(stream)
+            # In pieces: a line without an end must not fill the memory.
+            while (chunk := stream.readline(_CHUNK)) and not chunk.endswith(b"\n"):
+                pass
             yield Text(number, None)
         elif line.strip(_BLANK):
             yield Text(number, line)
-
-
-def _skip_line(stream: BinaryIO) -> None:
-    # In pieces: a line without an end must not fill the memory.
-    while (chunk := stream.readline(_CHUNK)) and not chunk.endswith(b"\n"):
-        pass
 
 
 def read_body(stream: BinaryIO) -> bytes | None:
@@ -301,7 +318,9 @@ def print_json(value: Any) -> None:
     """
     raw = strict_json.dumps(value)
     if not raw.isascii() or b"\x7f" in raw:
-        raw = _UNPRINTABLE.sub(_escape, raw.decode("utf-8")).encode("utf-8")
+        raw = _UNPRINTABLE.sub(
+            lambda each: json.dumps(each[0])[1:-1].replace("\x7f", "\\u007f"), raw.decode("utf-8")
+        ).encode("utf-8")
     sys.stdout.buffer.write(raw + b"\n")
     sys.stdout.buffer.flush()
 
@@ -318,10 +337,6 @@ def answer(as_json: bool, value: Any, *parts: Any) -> None:
             from rich.console import Console
 
             Console().print(part)
-
-
-def _escape(match: re.Match[str]) -> str:
-    return json.dumps(match.group())[1:-1].replace("\x7f", "\\u007f")
 
 
 def print_error(text: str) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime, timedelta
 from io import BufferedReader
 from pathlib import Path
@@ -16,8 +16,8 @@ from typing import Annotated, Final
 import typer
 from rich.cells import cell_len, set_cell_size
 
-from mqauth import Alert, ConfigurationError, Detector, Thresholds, load
-from mqauth.audit.chain import ChainReport, Progress, as_json, verify_chain
+from mqauth import ConfigurationError, Detector, Thresholds, load
+from mqauth.audit.chain import as_json, verify_chain
 from mqauth.audit.disk import last_lines
 from mqauth.audit.file import parts, read_heads, with_parts
 from mqauth.audit.record import (
@@ -69,11 +69,29 @@ def verify(
     require(heads is not None or (keys is None and not continued), "--keys and --continued need --heads")
     pinned = None if keys is None else load_key_set(read_bounded(keys, MAX_DOCUMENT), name=str(keys))
     known = None if heads is None else read_heads(heads, pinned)
-    paths = with_parts(files)
-    with _progress(paths) as progress:
-        report = verify_chain(paths, known, continued=continued, progress=progress)
-    sentence = _sentence_of_report(report, heads is not None, pinned is not None)
-    answer(json, as_json(report), one_line(sentence))
+    paths, seen = with_parts(files), 0
+    with progress_bar("reading", sum(path.stat().st_size for path in paths if path.exists())) as show_bytes:
+
+        def advance(size: int) -> None:
+            nonlocal seen
+            before, seen = seen, seen + size
+            # Drawing the bar for every line would take longer than the hashing.
+            if before >> 20 != seen >> 20:
+                show_bytes(seen)
+
+        report = verify_chain(paths, known, continued=continued, progress=advance)
+    note = "" if report.what is None else f"; {report.what}"
+    if not report.intact:
+        place = "" if report.file is None else f" of {report.file}"
+        said = f"BROKEN: line {report.first_bad}{place}: {report.what}; {report.records} records before it hold"
+    elif report.anchored:
+        behind = f", the last {report.unsigned} of them after the last signed head" if report.unsigned else ""
+        trust = "; the key in the heads is trusted: give --keys" if pinned is None else ""
+        said = f"intact; {report.records} records{behind}{note}{trust}"
+    else:
+        why = "no signed heads to compare it with" if heads is None else "the heads do not cover all of it"
+        said = f"unanchored: unbroken, but {why}; {report.records} records{note}"
+    answer(json, as_json(report), one_line(said))
     return 0 if report.intact else 1
 
 
@@ -133,21 +151,17 @@ def trace(
     """Print every record of a key, a producer or a token. Exits with 1 where there is none."""
     require({kid, subject, jti, jkt} != {None}, "trace needs --kid, --subject, --jti or --jkt")
     paths = with_parts(files)
-    ids = {name: _whole(paths, name, given) for name, given in (("kid", kid), ("jti", jti), ("jkt", jkt))}
+    # Of a key or a token the beginning of its id may be given.
+    ids = {"kid": kid, "jti": jti, "jkt": jkt}
+    for name, given in ids.items():
+        known = (str(value_of(record, name) or "") for record in read_records(paths))
+        ids[name] = given and pick(given, known, option=f"--{name}")
     wanted = Selection(subject=subject, verified=verified, since=since, until=until, **ids)
     found = False
     for record in filter(wanted.holds, read_records(paths)):
         found = True
         _print(record, json)
     return 0 if found else 1
-
-
-def _whole(paths: Sequence[Path], name: str, given: str | None) -> str | None:
-    """Return the id of a key or a token whose beginning was given."""
-    if given is None:
-        return None
-    known = (str(value_of(record, name) or "") for record in read_records(paths))
-    return pick(given, known, option=f"--{name}")
 
 
 @app.command("stats")
@@ -177,22 +191,12 @@ def detect(
     found = False
     for record in read_records(with_parts(files)):
         for alert in detector.observe(record):
-            found = True
-            _print_alert(alert, json, str(record.get("time")))
+            found, time = True, str(record.get("time"))
+            about = ", ".join(f"{name} {value}" for name, value in alert.about.items())
+            claimed = "" if alert.verified else "claimed "
+            line = one_line(f"{time}  {alert.kind}  {alert.count} times  {claimed}{about}")
+            answer(json, {"time": time, **alert.as_dict()}, line)
     return 1 if found else 0
-
-
-def _sentence_of_report(report: ChainReport, heads: bool, pinned: bool) -> str:
-    if not report.intact:
-        place = "" if report.file is None else f" of {report.file}"
-        return f"BROKEN: line {report.first_bad}{place}: {report.what}; {report.records} records before it hold"
-    note = "" if report.what is None else f"; {report.what}"
-    if report.anchored:
-        behind = f", the last {report.unsigned} of them after the last signed head" if report.unsigned else ""
-        trust = "" if pinned else "; the key in the heads is trusted: give --keys"
-        return f"intact; {report.records} records{behind}{note}{trust}"
-    why = "the heads do not cover all of it" if heads else "no signed heads to compare it with"
-    return f"unanchored: unbroken, but {why}; {report.records} records{note}"
 
 
 def _time_line(found: Counter[str], by: str) -> list[tuple[str, int]]:
@@ -224,25 +228,14 @@ def _bars(rows: Sequence[tuple[str, int]]) -> Iterator[str]:
         max(SHORT, columns - counts - 4 - _BAR),
     )
     bar = max(1, min(_MOST, columns - width - counts - 4))
-    block = "█" if _encodes("█") else "#"
+    block = "█" if "█".encode(sys.stdout.encoding or "ascii", "replace") != b"?" else "#"
     for name, number in rows:
         shown = set_cell_size(middle(one_line(name), width), width)
         yield f"{shown}  {number:>{counts}}  {block * (max(1, round(number / most * bar)) if number else 0)}"
 
 
-def _encodes(text: str) -> bool:
-    try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _print(record: Record, json: bool) -> None:
-    if json:
-        print_json(dict(record))
-    else:
-        print(one_line(_sentence(record)), flush=True)
+    answer(json, dict(record), one_line(_sentence(record)))
 
 
 def _sentence(record: Record) -> str:
@@ -260,43 +253,16 @@ def _sentence(record: Record) -> str:
         return f"{record.get('time')}  {verdict}  no. {record.get('flood')} of a flood"
     claims = claims_of(record)
     who = f"{claims.get('sub', '?')} ({claims.get('iss', '?')}, kid {claims.get('kid', '?')})"
-    mark = "" if is_verified(record) or not claims else "claimed "
-    place = member(record, "broker").get("destination") or _asker(member(record, "asked"))
-    who = who if claims else "no token"
-    return f"{record.get('time')}  {verdict}  {place}  {mark}{who}  {record.get('detail') or ''}".rstrip()
-
-
-def _asker(asked: Record) -> str:
-    """Return who asked an authority, where a record has it."""
+    proof = "" if is_verified(record) or not claims else "claimed "
+    # Who asked an authority, where a record has it.
+    asked = member(record, "asked")
     shown = member(asked, "credential")
     mark = "" if shown.get("verified") is True else "claimed "
-    by = [f"by {mark}{shown.get('name')}: {shown.get('sub')}"] if shown else []
-    return "  ".join([f"from {asked['address']}", *by]) if "address" in asked else ""
-
-
-def _print_alert(alert: Alert, json: bool, moment: str) -> None:
-    if json:
-        print_json({"time": moment, **alert.as_dict()})
-        return
-    about = ", ".join(f"{name} {value}" for name, value in alert.about.items())
-    claimed = "" if alert.verified else "claimed "
-    print(one_line(f"{moment}  {alert.kind}  {alert.count} times  {claimed}{about}"))
-
-
-@contextmanager
-def _progress(files: Sequence[Path]) -> Iterator[Progress]:
-    """Give a function that takes the bytes read since it was last called, and shows them on a terminal."""
-    total, seen = sum(file.stat().st_size for file in files if file.exists()), 0
-    with progress_bar("reading", total) as show_bytes:
-
-        def advance(size: int) -> None:
-            nonlocal seen
-            before, seen = seen, seen + size
-            # Drawing the bar for every line would take longer than the hashing.
-            if before >> 20 != seen >> 20:
-                show_bytes(seen)
-
-        yield advance
+    by = f"  by {mark}{shown.get('name')}: {shown.get('sub')}" if shown else ""
+    asker = f"from {asked['address']}{by}" if "address" in asked else ""
+    place = member(record, "broker").get("destination") or asker
+    who = who if claims else "no token"
+    return f"{record.get('time')}  {verdict}  {place}  {proof}{who}  {record.get('detail') or ''}".rstrip()
 
 
 def follow(path: Path, wait: Callable[[], None]) -> Iterator[Record]:

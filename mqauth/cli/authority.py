@@ -15,7 +15,7 @@ from mqauth.audit.file import with_parts
 from mqauth.audit.record import Selection, read_records
 from mqauth.authority.application import AuthorityServer
 from mqauth.authority.credential import Credential
-from mqauth.authority.grants import Grant
+from mqauth.authority.desk import Grant
 from mqauth.authority.issuing import PATH
 from mqauth.authority.records import ISSUED, Trace
 from mqauth.authority.refusals import Refused
@@ -108,20 +108,17 @@ def _measured(
         from mqauth.telemetry.prometheus import Endpoint
     except ImportError as error:
         raise ConfigurationError('--metrics-port needs "mqauth[prometheus]"') from error
-    with _endpoint(Endpoint, host, port) as endpoint:
+    try:
+        # Who names an address means it.
+        served = Endpoint(port, host=host, expose=True)
+    except OSError as error:
+        raise ConfigurationError(f"--metrics-host {host} --metrics-port {port}: {error.strerror}") from error
+    with served as endpoint:
         telemetry = AuthorityTelemetry(endpoint.meter)
         found = load(file_of(config), on_alert=endpoint.telemetry.alert).authority
         telemetry.watch(found.settings.trust_domain, cutoffs=found.cut_off, key_age=found.key_age)
         shown = f"http://{f'[{host}]' if ':' in host else host}:{endpoint.port}/metrics"
         yield found, found.server(found.authority(), [telemetry.observe]), {"metrics": shown}
-
-
-def _endpoint(kind: Any, host: str, port: int) -> Any:
-    """Return the server of metrics; who names an address means it."""
-    try:
-        return kind(port, host=host, expose=True)
-    except OSError as error:
-        raise ConfigurationError(f"--metrics-host {host} --metrics-port {port}: {error.strerror}") from error
 
 
 @app.command("grants")
@@ -138,7 +135,10 @@ def grants(
     """
     desk, trace = _configured(config).desk, Trace("command")
     try:
-        found = desk.read(_text_of(token), trace)
+        # One newline at its end is no part of it.
+        raw = sys.stdin.buffer.read(_MAX_FILE) if token == Path("-") else read_bounded(token, _MAX_FILE)
+        require(raw.isascii(), f"{token}: no JWT")
+        found = desk.read(raw.decode("ascii").strip(), trace)
         grant = desk.grant(found, subject)
     except Refused as refused:
         shown, lines = _shown(trace.credential), _reasons(desk.grants, trace.credential)
@@ -169,7 +169,13 @@ def issue(
     found = _configured(config)
     granted = [grant for grant in found.desk.grants if grant.subject == subject]
     require(granted, "--sub: no grant names this subject")
-    members, trace = _jwk_of(jwk), Trace("command", subject)
+    try:
+        members = identity.read_jwk(strict_json.loads(read_bounded(jwk, _MAX_FILE), depth=2))
+        identity.key_of(members)
+    except (Rejection, ValueError) as error:
+        detail = getattr(error, "detail", error)
+        raise CommandFailed(f"{jwk}: not one public key as a JWK: {detail}", USAGE) from error
+    trace = Trace("command", subject)
     trace.jkt = identity.jkt_of(members)
     authority = found.authority(audit)
     try:
@@ -203,7 +209,11 @@ def cutoff(
     within = identity.trust_domain_of(subject) == found.settings.trust_domain
     require(within, f"--sub: must be an identifier in {found.settings.trust_domain}")
     cut = found.keystore.cut_off(subject, reason=reason, before=None if before is None else int(before))
-    alive = _alive(found, subject)
+    # How many identities still live by the audit file here, if it tells anything.
+    alive, since = None, time.time() - found.settings.lifetime
+    with suppress(ConfigurationError):
+        wanted = Selection(subject=subject, verdict=ISSUED, since=since)
+        alive = sum(map(wanted.holds, read_records(with_parts([found.settings.audit]))))
     told = {"sub": subject, "before": cut.before, "reason": cut.reason, "alive": alive}
     answer(as_json, told, f"{subject} is cut off: what was issued before {shown_time(cut.before)} UTC is refused")
     if alive == 0:
@@ -214,34 +224,8 @@ def cutoff(
         print_error(f"note: a grant still names {subject}: whoever has its credential can ask again")
 
 
-def _alive(found: ConfiguredAuthority, subject: str) -> int | None:
-    """Return how many identities of a subject still live by the audit file here; ``None`` if it tells nothing."""
-    wanted = Selection(subject=subject, verdict=ISSUED, since=time.time() - found.settings.lifetime)
-    with suppress(ConfigurationError):
-        return sum(map(wanted.holds, read_records(with_parts([found.settings.audit]))))
-    return None
-
-
 def _configured(config: Path | None) -> ConfiguredAuthority:
     return load(file_of(config)).authority
-
-
-def _text_of(path: Path) -> str:
-    """Return a credential; one newline at its end is no part of it."""
-    raw = sys.stdin.buffer.read(_MAX_FILE) if path == Path("-") else read_bounded(path, _MAX_FILE)
-    require(raw.isascii(), f"{path}: no JWT")
-    return raw.decode("ascii").strip()
-
-
-def _jwk_of(path: Path) -> dict[str, str]:
-    """Return a public key, as it goes into a WIT."""
-    try:
-        members = identity.read_jwk(strict_json.loads(read_bounded(path, _MAX_FILE), depth=2))
-        identity.key_of(members)
-    except (Rejection, ValueError) as error:
-        detail = getattr(error, "detail", error)
-        raise CommandFailed(f"{path}: not one public key as a JWK: {detail}", USAGE) from error
-    return members
 
 
 def _shown(found: Credential | None) -> dict[str, Any]:

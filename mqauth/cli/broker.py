@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from mqauth import review
+from mqauth.cli.app import Broker, BrokerFile, Config, Queue, Topic
 from mqauth.cli.outage import told
-from mqauth.cli.settings import FILE
-from mqauth.config.broker import URLS, BrokerSettings
+from mqauth.cli.settings import FILE, settings_of
+from mqauth.config.broker import BrokerSettings
 from mqauth.config.consumer_settings import ConsumerSettings
-from mqauth.config.kinds import is_broker_url
+from mqauth.config.kinds import URLS, is_broker_url
 from mqauth.config.settings import FileSettings
-from mqauth.errors import ConfigurationError, require
+from mqauth.errors import refusing, require
 from mqauth.flow import arun, run
 from mqauth.wire.destination import is_kafka, parse
 
@@ -125,14 +126,23 @@ def place_of(
     is_url = broker is not None and "://" in broker
     table = table_of(None if is_url else broker, file)
     found = (table if settings is None else BrokerSettings.load(settings)).unlocked()
-    url = broker if is_url else found.url or table.unlocked().url
-    if url is None:
-        raise ConfigurationError(f"no broker: give --broker URL, or [broker] url in {file.table.file or FILE}")
+    url = require(
+        broker if is_url else found.url or table.unlocked().url,
+        f"no broker: give --broker URL, or [broker] url in {file.table.file or FILE}",
+    )
     letters = file.dead_letters
     own = "topic" if url.startswith("kafka:") else "queue"
     given = {"queue": queue, "topic": topic}
     name = getattr(found, own) or getattr(table, own) or (None if letters is None else letters.name)
     return Place(broker=url, settings=found, **given | {own: given[own] or name})
+
+
+def placed(
+    *, broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None,
+    broker_settings: BrokerFile = None,
+) -> Place:  # fmt: skip
+    """Return the dead-letter queue or topic that the options of a command name; ``options`` calls it."""
+    return place_of(broker, queue, topic, broker_settings, settings_of(config))
 
 
 def places_of(
@@ -162,8 +172,7 @@ def table_of(name: str | None, file: FileSettings) -> BrokerSettings:
         return file.broker or BrokerSettings()
     if name is None and len(known) == 1:
         return next(iter(known.values()))
-    if name is None:
-        raise ConfigurationError(f"{where}: [brokers] has several: give --broker, one of {', '.join(known)}")
+    name = require(name, f"{where}: [brokers] has several: give --broker, one of {', '.join(known)}")
     has = f"{where} has {', '.join(known)}" if known else f"{where} has no [brokers.NAME]"
     return require(known.get(name), f"--broker: must be {URLS}, or a name of [brokers.NAME]; {has}")
 
@@ -180,13 +189,13 @@ def opened(place: Place, **settings: Any) -> Iterator[review.Session]:
         ConfigurationError: the broker cannot be reached, its client is not installed, or there is no such
             queue or topic.
     """
-    opener = _on_kafka if place.on_kafka else _on_rabbitmq
-    try:
-        with reached(place.broker, user=place.settings.user), opener(place, settings) as session:
-            yield session
-    except ImportError as error:
-        extra = "kafka" if place.on_kafka else "rabbitmq"
-        raise ConfigurationError(f'--broker: needs its client: install "mqauth[{extra}]"') from error
+    extra, opener = ("kafka", _on_kafka) if place.on_kafka else ("rabbitmq", _on_rabbitmq)
+    with (
+        refusing(ImportError, f'--broker: needs its client: install "mqauth[{extra}]"'),
+        reached(place.broker, user=place.settings.user),
+        opener(place, settings) as session,
+    ):
+        yield session
 
 
 @contextlib.contextmanager
@@ -219,9 +228,8 @@ def _close(connection: Any, call: Callable[..., Any]) -> None:
 @contextlib.contextmanager
 def _on_kafka(place: Place, settings: dict[str, Any]) -> Iterator[review.Session]:
     """Connect to Kafka, and create the topic of resolutions where it is missing."""
-    servers = place.broker.partition("://")[2].strip("/")
-    require("?" not in servers, "--broker: certificates and credentials for Kafka stand in --broker-settings")
-    bootstrap = {"reconnect_backoff_max_ms": _BACKOFF_MS} | place.settings.for_kafka(servers.split(","))
+    require("?" not in place.broker, "--broker: certificates and credentials for Kafka stand in --broker-settings")
+    bootstrap = {"reconnect_backoff_max_ms": _BACKOFF_MS} | place.settings.for_kafka(place.broker)
     import kafka
 
     from mqauth.review.kafka import KafkaLetterBox, KafkaRecords, create_reviewed

@@ -1,22 +1,167 @@
-"""``mqauth check``: prints what is wrong with a configuration file, as a table or as JSON."""
+"""``mqauth check``: what is wrong with a configuration file, and what the network says; ``mqauth selftest``."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import typer
 
 from mqauth.check import Finding, Report, Severity
 from mqauth.check import check as check_file
-from mqauth.cli.app import Json, answer, one_line, print_json
-from mqauth.cli.online import ask
+from mqauth.cli.app import UNDECIDED, Config, Json, answer, one_line, print_json
+from mqauth.cli.broker import check_stamps, opened, place_of, rabbitmq, reached, table_of
 from mqauth.cli.settings import file_of, settings_of
 from mqauth.cli.tables import middle, terminal_width
+from mqauth.clock import SYSTEM_CLOCK
+from mqauth.config.issuer_settings import SourceSettings
+from mqauth.config.load import load
+from mqauth.config.settings import FileSettings
+from mqauth.errors import ConfigurationError, MqauthError, Unavailable, require
+from mqauth.flow import is_async
+from mqauth.http.connection import Deadline, Endpoint, FetchFailed, tls_context
+from mqauth.http.exchange import request
+from mqauth.judging.selftest import self_test
+from mqauth.keystore import Keystore
+from mqauth.keystore.remote.fetch import DiscoveredFetch, URLFetch
+from mqauth.keystore.remote.jwks import JWKS
+from mqauth.keystore.remote.keyserver import HEALTH, PATHS
+from mqauth.policies.opa import OPA
+
+_SECONDS = 5.0
+
+
+class Asked(NamedTuple):
+    """One question to the network, and its answer.
+
+    Args:
+        what: whom was asked.
+        code: 0 where all is well, 1 where the answer is wrong, 3 where none came.
+        said: in words.
+    """
+
+    what: str
+    code: int
+    said: str
+
+
+def ask(settings: FileSettings) -> Iterator[Asked]:
+    """Ask everybody that a file names, and that can be asked; nothing that was there is changed anywhere."""
+    consumer, release, authority = settings.consumer, settings.release, settings.authority
+    trusted = (*(consumer.issuers if consumer else ()), *(release.authorities if release else ()))
+    for source in (*trusted, *(authority.credentials if authority else ())):
+        if source.file is None:
+            yield answered(f"issuer {source.issuer}", "no keys", partial(_issuer, source))
+    if authority is not None:
+        yield answered(
+            f"authority {authority.url}", "no answer", partial(_authority, authority.url, keys=authority.keys)
+        )
+    identity = None if settings.producer is None else settings.producer.identity
+    if identity is not None:
+        yield answered(
+            f"identity from {identity.authority}",
+            "no answer",
+            lambda: _authority(identity.authority, ca=identity.ca),
+        )
+    opa = None if consumer is None else consumer.opa
+    if opa is not None:
+        yield agent(f"agent {opa.path}", lambda: OPA(**opa.arguments(OPA)))
+    for name in [*([None] if settings.broker is not None else []), *(settings.brokers or {})]:
+        table = "[broker]" if name is None else f"[brokers.{name}]"
+        yield answered(table, "", partial(_broker, name, settings))
+        url = table_of(name, settings).unlocked().url or ""
+        if consumer is not None and consumer.append_evidence is not None and not url.startswith("kafka:"):
+            yield answered(f"append_evidence of {table}", "", partial(_interceptor, name, settings))
+
+
+def answered(what: str, missing: str, question: Callable[[], str]) -> Asked:
+    """Ask a question, and return what came of it.
+
+    Args:
+        what: whom it is put to.
+        missing: what did not come, where the network gives no answer.
+        question: returns the answer in words, or raises what is wrong.
+    """
+    try:
+        return Asked(what, 0, question())
+    except FetchFailed as error:
+        return Asked(what, 3, f"{missing}: {error}")
+    except MqauthError as error:
+        is_out = isinstance(error, Unavailable | ConnectionError) or getattr(error, "exit_code", 1) == 3
+        return Asked(what, 3 if is_out else 1, str(error))
+
+
+def agent(what: str, opened: Callable[[], OPA]) -> Asked:
+    """Ask an agent for a decision on what names no producer, which must be a refusal."""
+    return answered(what, "no decision", lambda: f"refuses what names no producer; {opened().probed()}")
+
+
+def _authority(url: str, *, ca: Path | None = None, keys: Path | None = None) -> str:
+    """Ask an authority how it is, and for its set; that has the key which signs, where its keystore is here."""
+    context = tls_context(ca)
+    health, published = (Endpoint.parse(url + path, unsafe_http_loopback=True) for path in (HEALTH, PATHS[0]))
+    told = request(health, deadline=Deadline(SYSTEM_CLOCK, _SECONDS), context=context).document or {}
+    found = URLFetch(published, timeout=_SECONDS, context=context, clock=SYSTEM_CLOCK)(None).keys
+    active = None if keys is None else Keystore(folder=keys).ring().active
+    require(told.get("active"), "none of its keys signs")
+    if active is not None and (found is None or found.get(active.kid) is None):
+        raise ConfigurationError(f"its set lacks the key that signs here, {active.kid}: another authority answers")
+    return f"well; {_counted(len(found.keys) if found is not None else 0)}"
+
+
+def _issuer(source: SourceSettings) -> str:
+    given: dict[str, Any] = {"timeout": _SECONDS, "clock": SYSTEM_CLOCK, "context": tls_context(source.ca)}
+    if source.jwks is None:
+        fetch: Any = DiscoveredFetch(source.issuer, unsafe_http_loopback=source.unsafe_http_loopback, **given)
+    else:
+        endpoint = Endpoint.parse(source.jwks, unsafe_http_loopback=source.unsafe_http_loopback)
+        fetch = URLFetch(endpoint, svid=source.svid, **given)
+    found = fetch(None).keys
+    keys = require(() if found is None else tuple(found.keys), "its set has no key that can be used")
+    unbound = sum(key.subjects is None for key in keys)
+    return f"{_counted(len(keys))}, {unbound} without a subject" if unbound else _counted(len(keys))
+
+
+def _counted(keys: int) -> str:
+    return f"{keys} {'key' if keys == 1 else 'keys'}"
+
+
+def _broker(name: str | None, settings: FileSettings) -> str:
+    """Look for the queue, or for the topic and the stamps of those that are consumed; nothing is read yet."""
+    place = place_of(name, None, None, None, settings)
+    if not place.on_kafka:
+        with opened(place):
+            return f"reached; {place.queue} is there"
+    import kafka
+
+    client: Any = kafka  # its classes have no types
+    # A review session would create the topic of resolutions beside it.
+    with (
+        reached(place.broker, user=place.settings.user),
+        contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(place.broker))) as admin,
+    ):
+        require(place.topic in admin.list_topics(), f"there is no topic {place.topic}")
+        check_stamps(admin, settings.consumer)
+    return f"reached; {place.topic} is there"
+
+
+def _interceptor(name: str | None, settings: FileSettings) -> str:
+    """Have a RabbitMQ prove that it overwrites append times, as a consumer does at its start."""
+    from mqauth.brokers.queue.interceptor import question
+    from mqauth.brokers.rabbitmq.interceptor import echoed
+
+    with rabbitmq(table_of(name, settings).unlocked()) as (connection, call):
+        call(question(connection.transport.connection, echoed))
+    return "proved: it overwrites what a sender writes"
+
 
 _COLOURS: Final = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 _INDENT: Final = 4
@@ -46,11 +191,11 @@ def check(
     report = report.strict() if strict else report
     asked = list(ask(settings_of(file))) if online else []
     if as_json:
-        print_json(report.as_dict() | ({"online": [one._asdict() for one in asked]} if online else {}))
+        print_json(report.as_dict() | ({"online": [each._asdict() for each in asked]} if online else {}))
     else:
-        answer(False, None, *_lines(report), *_summary(file, report))
-        answer(False, None, *(one_line(f"{one.what}: {one.said}") for one in asked))
-    codes = {one.code for one in asked} | ({1} if report.count(Severity.ERROR) else set())
+        lines = [*_lines(report), *_summary(file, report)]
+        answer(False, None, *lines, *(one_line(f"{each.what}: {each.said}") for each in asked))
+    codes = {each.code for each in asked} | ({1} if report.count(Severity.ERROR) else set())
     return 1 if 1 in codes else max(codes, default=0)
 
 
@@ -60,21 +205,17 @@ def _lines(report: Report) -> Iterator[str]:
     if width is None and report.findings:
         yield "line\tseverity\tcode\tkey\tmessage\twhy\tinstead"
     for finding in report.findings:
-        yield from _cells(finding) if width is None else _block(finding, width)
-
-
-def _cells(finding: Finding) -> Iterator[str]:
-    line = "" if finding.line is None else str(finding.line)
-    code = finding.code
-    cells = (line, finding.severity.value, code.name, finding.key, finding.message, code.why, code.instead)
-    yield "\t".join(one_line(cell or "") for cell in cells)
+        line, code = "" if finding.line is None else str(finding.line), finding.code
+        cells = (line, finding.severity.value, code.name, finding.key, finding.message, code.why, code.instead)
+        yield from ["\t".join(map(one_line, cells))] if width is None else _block(finding, width)
 
 
 def _block(finding: Finding, width: int) -> Iterator[str]:
     """Yield a finding as a heading and paragraphs; words that are too long are cut in their middle."""
     place = "" if finding.line is None else f"  line {finding.line}"
     severity = typer.style(finding.severity.value, fg=_COLOURS[finding.severity], bold=True)
-    yield f"{severity if _coloured() else finding.severity.value}  {finding.code.name}{place}"
+    coloured = "NO_COLOR" not in os.environ
+    yield f"{severity if coloured else finding.severity.value}  {finding.code.name}{place}"
     said = f"{finding.key}: {finding.message}" if finding.key else finding.message
     for text in (said, f"why: {finding.code.why}", f"instead: {finding.code.instead}"):
         words = " ".join(middle(word, width - _INDENT) for word in one_line(text).split(" "))
@@ -84,17 +225,38 @@ def _block(finding: Finding, width: int) -> Iterator[str]:
     yield ""
 
 
-def _coloured() -> bool:
-    return "NO_COLOR" not in os.environ
-
-
 def _summary(file: Path, report: Report) -> Iterator[str]:
-    counts = [_counted(report.count(severity), severity.value) for severity in Severity]
+    counted = [(report.count(severity), severity.value) for severity in Severity]
+    counts = [f"{count} {noun}" + ("" if count == 1 else "s") for count, noun in counted]
     accepted = f"; {report.accepted} accepted" if report.accepted else ""
     yield f"{one_line(str(file))}: {', '.join(counts)}{accepted}."
     if report.unseen:
         yield f"Not looked at: {', '.join(report.unseen)}."
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
+def selftest(config: Config = None, as_json: Json = False) -> int:
+    """Try whether a consumer refuses unsigned and forged messages.
+
+    Its pipeline is given unsigned and forged messages, and a second one with the same settings honest ones.
+
+    Issuers are asked for their keys, and an agent of [consumer.opa] for a decision; no broker, store or audit file
+    is used. Exits with 1 where a hostile message was let in, an honest one was not handled, or the agent does not
+    decide. Exits with 3 where only an issuer's keys or the agent are out of reach.
+    """
+    guard = load(file_of(config)).trial
+    # Each issuer is asked for its keys once; those that are out of reach are told of as undecided.
+    for source in (issuer.keys for issuer in guard.verifier.issuers.values()):
+        if not is_async(source.refresh):
+            with suppress(MqauthError):
+                source.refresh("mqauth-self-test", guard.clock.now())
+        if isinstance(source, JWKS):
+            source.close()
+    policy, found = guard.policy, self_test(guard)
+    asked = agent(f"agent {policy.source}", lambda: policy) if isinstance(policy, OPA) else None
+    if as_json:
+        print_json(asdict(found) | {"agent": None if asked is None else asked._asdict()})
+    else:
+        for line in (*found.lines(), *([] if asked is None else [f"{asked.what}: {asked.said}"])):
+            typer.echo(one_line(line))
+    code = 0 if asked is None else asked.code
+    return 1 if found.accepted or found.condemned or code == 1 else UNDECIDED if found.undecided else code

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -41,20 +41,18 @@ class Connection(H11Protocol):
         # Uvicorn also counts requests of connections that are gone; those of a closed one end in a moment.
         self.limit_concurrency = 2 * most
         if len(self.connections) > most:
-            waiting = [one for one in self.connections if one is not self and _waits(one)]
+            # Those whose client has not asked yet, asks slowly, or does not read its answer.
+            waiting = [
+                other for other in cast(set[Any], self.connections)
+                if other is not self and (
+                    other.conn.their_state in _CLIENTS_TURN or other.transport.get_write_buffer_size() > 0
+                )
+            ]  # fmt: skip
             if waiting:
-                _close(min(waiting, key=attrgetter("begun")))
+                # What is not sent is lost.
+                oldest = min(waiting, key=attrgetter("begun"))
+                self.connections.discard(oldest)
+                oldest.transport.abort()
             else:
                 # All are busy: this one is answered 503.
                 self.limit_concurrency = 0
-
-
-def _waits(connection: Any) -> bool:
-    """Tell whether the client of a connection has not asked yet, asks slowly, or does not read its answer."""
-    return connection.conn.their_state in _CLIENTS_TURN or connection.transport.get_write_buffer_size() > 0
-
-
-def _close(connection: Any) -> None:
-    """Close a connection now; what is not sent is lost."""
-    connection.connections.discard(connection)
-    connection.transport.abort()

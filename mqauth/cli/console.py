@@ -6,9 +6,9 @@ import getpass
 import ipaddress
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +30,6 @@ from mqauth.cli.app import (
     answer,
 )
 from mqauth.cli.broker import opened, places_of
-from mqauth.cli.dlq import key_reader, reviewer_of
 from mqauth.cli.serve import (
     Host,
     Level,
@@ -45,7 +44,7 @@ from mqauth.cli.serve import (
     log_lines,
     origin,
 )
-from mqauth.cli.settings import file_of, review_of, settings_of
+from mqauth.cli.settings import file_of, key_reader, review_of, reviewer_of, settings_of
 from mqauth.errors import require
 from mqauth.http.connection import FetchFailed
 from mqauth.keystore import ReferenceKey
@@ -99,16 +98,26 @@ def console(
     require(key is not None or authority is None, "--authority: only with --key")
     places = places_of(broker, queue, topic, broker_settings, settings)
     try:
-        from mqauth.console import Backend, Tokens, application, redirect_uri
+        from mqauth.console import Backend, Provider, Tokens, application, read_settings, redirect_uri
+        from mqauth.console.site import fresh_tokens
+        from mqauth.console.site import token_file as read_tokens
     except ImportError as error:
         raise ConfigurationError('mqauth console needs its packages: install "mqauth[cli,console]"') from error
-    desk = Desk(
-        config=config, judges=settings.consumer is not None,
-        read_key=None if key is None else key_reader(key, passphrase_env, passphrase_file), authority=authority,
-        lifetime=lifetime,
-    )  # fmt: skip
-    name = desk.reviewer(reviewer, tokens=tokens)
-    provider = None if oidc is None else _provider(oidc)
+    read_key = None if key is None else key_reader(key, passphrase_env, passphrase_file)
+
+    require(read_key is None or settings.consumer, "--key: needs --config too, the consumer's configuration")
+    judging = None if settings.consumer is None else file_of(config)
+    powers = partial(_powers, judging, read_key, authority=authority, lifetime=lifetime)
+    name = _name(read_key, reviewer, tokens=tokens)
+    if read_key is not None:
+        # The key has to speak for the name.
+        powers()["releaser"](name)
+    # Wrong settings of the provider are told now. One that cannot be reached stops no start: it may come back.
+    provider = None if oidc is None else Provider(read_settings(oidc))
+    try:
+        _ = None if provider is None else provider.metadata()
+    except FetchFailed as error:
+        print(f"warning: identity provider: {error}; the console asks it again at each login", file=sys.stderr)
     with ExitStack() as stack:
         listener = stack.enter_context(listen(host, port, tls=tls))
         hosts = _hosts(listener, names or (), provider)
@@ -116,10 +125,12 @@ def console(
         sink = None if audit is None else stack.enter_context(AuditFile(audit))
         backends = {}
         for called, place in places.items():
-            session = stack.enter_context(opened(place, audit=sink, **desk.powers()))
+            session = stack.enter_context(opened(place, audit=sink, **powers()))
             backends[called] = Backend(session, files=files or ())
             stack.callback(backends[called].close)
-        made, fresh = _tokens(token_file) if tokens else ({}, False)
+        made, fresh = fresh_tokens(), True
+        if token_file is not None:
+            made, fresh = read_tokens(token_file)
         served = application(
             backends, tokens=Tokens(made) if tokens else None, provider=provider, hosts=hosts, reviewer=name,
             tls=tls,
@@ -128,78 +139,35 @@ def console(
         stack.enter_context(log_lines(log, level))
         for backend in backends.values():
             backend.read(name)
-        redirect = {} if back is None else {"redirect_uri": back}
-        told: dict[str, Any] = {"url": origin(listener, tls=tls) + "/", "tokens": made if fresh else {}} | redirect
-        answer(as_json, told, *_lines(**told, kept=token_file if tokens and not fresh else None))
+        told: dict[str, Any] = {"url": origin(listener, tls=tls) + "/", "tokens": made if tokens and fresh else {}}
+        told |= {} if back is None else {"redirect_uri": back}
+        kept = [f"tokens are in {token_file}"] if tokens and not fresh else []
+        answer(
+            as_json, told, f"console at {told['url']}",
+            *([] if back is None else [f"redirect URI at the identity provider: {back}"]),
+            *(f"{role} token: {token}" for role, token in told["tokens"].items()), *kept,
+        )  # fmt: skip
         server.run(listener)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Desk:
-    """What reviewers work with, on each queue and topic alike.
-
-    Args:
-        config: the consumer's configuration.
-        judges: whether it has a consumer that judges.
-        read_key: returns the reviewers' key, if there is one.
-        authority: issuer of the releases.
-        lifetime: seconds for which a release is valid.
-    """
-
-    config: Path | None
-    judges: bool
-    read_key: Callable[[], Key | ReferenceKey] | None
-    authority: str | None
-    lifetime: int
-
-    def powers(self) -> dict[str, Any]:
-        """Return the pipeline and the releaser of one session; each has its own, since each has its own loop."""
-        guard = load(file_of(self.config)).trial if self.judges else None
-        releaser: MakeReleaser | None = None
-        if self.read_key is not None and guard is not None:
-            releaser = reviewers_releaser(guard, self.read_key, authority=self.authority, lifetime=self.lifetime)
-        return {"guard": guard, "releaser": releaser}
-
-    def reviewer(self, named: str | None, *, tokens: bool) -> str:
-        """Return the name of whoever logs in with the local token, for whom the key must be good.
-
-        Raises:
-            ConfigurationError: the key does not speak for the name, or there is a key and no configuration.
-        """
-        powers = self.powers()
-        if self.read_key is None:
-            return named or getpass.getuser()
-        require(self.judges, "--key: needs --config too, the consumer's configuration")
-        if not tokens and named is None:
-            # Everybody signs in under a name of their own. Any name that the key speaks for shows that it is good.
-            named = min(self.read_key().subjects or (), default=None)
-        name = reviewer_of(self.read_key, named)
-        powers["releaser"](name)
-        return name
+def _name(read_key: Callable[[], Key | ReferenceKey] | None, named: str | None, *, tokens: bool) -> str:
+    """Return the name of whoever signs in with the local token."""
+    if read_key is None:
+        return named or getpass.getuser()
+    # Without tokens everybody has a name of their own; any name that the key speaks for shows that it is good.
+    subjects = () if tokens else read_key().subjects or ()
+    return reviewer_of(read_key, named or min(subjects, default=None))
 
 
-def _provider(path: Path) -> Provider:
-    """Return the OpenID provider, asked once.
-
-    Wrong settings are told now. A provider that cannot be reached stops no start, since it may come back.
-
-    Raises:
-        ConfigurationError: its file, or what it publishes of itself, cannot be used.
-    """
-    from mqauth.console import Provider, read_settings
-
-    provider = Provider(read_settings(path))
-    try:
-        provider.metadata()
-    except FetchFailed as error:
-        print(f"warning: identity provider: {error}; the console asks it again at each login", file=sys.stderr)
-    return provider
-
-
-def _tokens(path: Path | None) -> tuple[dict[str, str], bool]:
-    from mqauth.console.site import fresh_tokens, token_file
-
-    return (fresh_tokens(), True) if path is None else token_file(path)
+def _powers(
+    config: Path | None, read_key: Callable[[], Key | ReferenceKey] | None, *, authority: str | None, lifetime: int
+) -> dict[str, Any]:
+    """Return the pipeline and the releaser of one session; each has its own, since each has its own loop."""
+    guard = None if config is None else load(config).trial
+    releaser: MakeReleaser | None = None
+    if read_key is not None and guard is not None:
+        releaser = reviewers_releaser(guard, read_key, authority=authority, lifetime=lifetime)
+    return {"guard": guard, "releaser": releaser}
 
 
 def _hosts(listener: socket.socket, names: Sequence[str], provider: Provider | None) -> list[str]:
@@ -217,15 +185,3 @@ def _hosts(listener: socket.socket, names: Sequence[str], provider: Provider | N
     more = [*names, *([] if url is None else [url.partition("://")[2]])]
     own = origin(listener, tls=False).partition("://")[2]
     return [own, f"localhost:{port}", *(name.lower() for name in more)]
-
-
-def _lines(
-    *, url: str, tokens: dict[str, str], redirect_uri: str | None = None, kept: Path | None
-) -> Iterator[str]:
-    """Yield what people have to know to sign in."""
-    yield f"console at {url}"
-    if redirect_uri is not None:
-        yield f"redirect URI at the identity provider: {redirect_uri}"
-    yield from (f"{role} token: {token}" for role, token in tokens.items())
-    if kept is not None:
-        yield f"tokens are in {kept}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -62,6 +63,23 @@ def pick(given: str, known: Iterable[str], *, option: str, least: int = TO_READ)
     more = ", ..." if len(found) > _NAMED else ""
     require(len(found) == 1, f"{option} {given}: {len(found)} begin so: {', '.join(found[:_NAMED])}{more}")
     return found[0]
+
+
+def confirmed(question: str, refusal: str, *, quiet: bool) -> None:
+    """Ask a question on a terminal; go on only where the answer is yes.
+
+    Args:
+        question: what is asked.
+        refusal: of a command that can ask nobody.
+        quiet: whether the command prints JSON, and asks nobody.
+
+    Raises:
+        ConfigurationError: nobody can be asked.
+        CommandFailed: the answer is no.
+    """
+    require(not quiet and sys.stdin.isatty(), refusal)
+    if not typer.confirm(question, err=True):
+        raise CommandFailed("nothing was done")
 
 
 def moment(text: str) -> float:

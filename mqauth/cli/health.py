@@ -38,32 +38,27 @@ def health(
     with refusing(ValueError, "a URL is like http://127.0.0.1:9464/health"):
         port = parts.port
     require(parts.scheme == "http" and bool(parts.hostname), "a URL is like http://127.0.0.1:9464/health")
+    host, port = str(parts.hostname), port or 80
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
-        told = _asked(str(parts.hostname), port or 80, parts.path or "/health", timeout)
+        connection.request("GET", parts.path or "/health")
+        response = connection.getresponse()
+        document = json.loads(response.read(_MOST))
+        require(isinstance(document, dict), "no object", ValueError)
     except (OSError, ValueError, http.client.HTTPException) as error:
         why = words_of(error) if isinstance(error, OSError) else type(error).__name__
-        typer.echo(f"{parts.hostname}:{port or 80} does not answer: {why}; is an Endpoint open there?", err=True)
+        typer.echo(f"{host}:{port} does not answer: {why}; is an Endpoint open there?", err=True)
         return 1
+    finally:
+        connection.close()
+    # A key server has no states: it publishes the keys, or it does not.
+    told = {"state": "ok" if response.status == http.HTTPStatus.OK else "stopped"} | document
     if as_json:
         print_json(told)
     else:
         for line in _lines(told):
             typer.echo(one_line(line))
     return _CODES.get(str(told.get("state")), 1)
-
-
-def _asked(host: str, port: int, path: str, timeout: float) -> dict[str, Any]:
-    connection = http.client.HTTPConnection(host, port, timeout=timeout)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        told = json.loads(answer.read(_MOST))
-    finally:
-        connection.close()
-    told = require(told if isinstance(told, dict) else None, "no object", ValueError)
-    # A key server has no states: it publishes the keys, or it does not.
-    found: dict[str, Any] = {"state": "ok" if answer.status == http.HTTPStatus.OK else "stopped"}
-    return found | told
 
 
 def _lines(told: dict[str, Any]) -> list[str]:

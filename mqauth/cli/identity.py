@@ -10,8 +10,8 @@ from mqauth.cli.app import Json, answer, group, one_line, standard_input
 from mqauth.cli.forms import shown_time
 from mqauth.errors import MalformedMessage, Rejection
 from mqauth.wire import identity
-from mqauth.wire.claims import Batch, Binding, Claims
-from mqauth.wire.identity import SEPARATOR, Wit
+from mqauth.wire.claims import Batch, Claims
+from mqauth.wire.identity import SEPARATOR
 from mqauth.wire.jws import MAX_TOKEN
 
 app = group("Print what an identity or a token says.", "mqauth identity show -")
@@ -50,11 +50,18 @@ def described(token: bytes) -> dict[str, Any]:
     """
     first, _, rest = token.partition(SEPARATOR)
     if not identity.is_wit(first):
-        opened, said = identity.opened_token(token)
-        direct = {"issuer": said.iss, "subject": said.sub, "kid": opened.kid, "algorithm": opened.algorithm}
-        return {"form": "direct", "verified": False, "token": direct | _proof(said)}
+        opened, claims = identity.opened_token(token)
+        direct = {"issuer": claims.iss, "subject": claims.sub, "kid": opened.kid, "algorithm": opened.algorithm}
+        return {"form": "direct", "verified": False, "token": direct | _proof(claims)}
     wit = identity.parse_wit(first)
-    found: dict[str, Any] = {"form": "identity", "verified": False, "identity": _identity(wit)}
+    found: dict[str, Any] = {"form": "identity", "verified": False}
+    said = wit.identity
+    found["identity"] = {
+        "subject": said.subject, "trust_domain": said.trust_domain, "authority_kid": said.kid,
+        "authority_algorithm": wit.opened.algorithm, "algorithm": wit.jwk["alg"], "jkt": said.jkt,
+        "issued": said.issued, "begins": wit.begins, "expires": said.expires, "jti": said.jti, "iss": said.iss,
+        "claims": dict(said.claims), "bytes": len(wit.text),
+    }  # fmt: skip
     if rest:
         proof = identity.parse_proof(identity.open_proof(rest.partition(SEPARATOR)[0]))
         found["proof"] = {"algorithm": proof.opened.algorithm} | _proof(proof.claims)
@@ -62,28 +69,14 @@ def described(token: bytes) -> dict[str, Any]:
     return found
 
 
-def _identity(wit: Wit) -> dict[str, Any]:
-    said = wit.identity
+def _proof(claims: Claims) -> dict[str, Any]:
+    """Return what a token says of its message; of a batch only its proof says which message it binds."""
+    mqa = claims.mqa
+    bound: dict[str, Any] = {"batch": mqa.size} if isinstance(mqa, Batch) else {"destination": mqa.dst}
     return {
-        "subject": said.subject, "trust_domain": said.trust_domain, "authority_kid": said.kid,
-        "authority_algorithm": wit.opened.algorithm, "algorithm": wit.jwk["alg"], "jkt": said.jkt,
-        "issued": said.issued, "begins": wit.begins, "expires": said.expires, "jti": said.jti, "iss": said.iss,
-        "claims": dict(said.claims), "bytes": len(wit.text),
+        "audience": claims.aud, "issued": claims.iat, "begins": claims.nbf, "expires": claims.exp,
+        "jti": claims.jti, **bound, "covered": list(mqa.hdr), "claims": dict(claims.extra),
     }  # fmt: skip
-
-
-def _proof(said: Claims) -> dict[str, Any]:
-    return {
-        "audience": said.aud, "issued": said.iat, "begins": said.nbf, "expires": said.exp, "jti": said.jti,
-        **_bound(said.mqa), "claims": dict(said.extra),
-    }  # fmt: skip
-
-
-def _bound(mqa: Binding | Batch) -> dict[str, Any]:
-    """Return which message a token binds; of a batch only its proof says that."""
-    if isinstance(mqa, Batch):
-        return {"batch": mqa.size, "covered": list(mqa.hdr)}
-    return {"destination": mqa.dst, "covered": list(mqa.hdr)}
 
 
 def _lines(found: dict[str, Any], indent: str = "") -> list[str]:

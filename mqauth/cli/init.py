@@ -25,7 +25,7 @@ from mqauth.cli.init_files import Project, read_topology
 from mqauth.cli.settings import settings_of
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.consumer_settings import ConsumerSettings
-from mqauth.errors import ConfigurationError, file_errors, require
+from mqauth.errors import ConfigurationError, file_errors, refusing, require
 from mqauth.keystore import Keystore
 from mqauth.wire.jwk import dump_key_set
 
@@ -70,8 +70,7 @@ def init(
 ) -> None:
     """Write a producer and a consumer that run, with keys and settings. Overwrites nothing."""
     if not (apply and (folder / _TOPOLOGY).exists()):
-        project = _asked(broker, producer, consumer, issuer=issuer, url=url, rung=rung, managed=managed)
-        _write(folder, project)
+        _write(folder, _asked(broker, producer, consumer, issuer=issuer, url=url, rung=rung, managed=managed))
     if apply:
         _declare(folder)
     answer(False, None, *_next(folder, applied=apply))
@@ -97,9 +96,11 @@ def _asked(
     secret = ":" in url.partition("://")[2].rpartition("@")[0]
     require(not secret, "--url: holds a password; leave it out, and see [broker] in consumer/mqauth.toml")
     require(url.startswith("kafka:") == (broker == "kafka"), f"--url: is no URL of {broker}, like {_URLS[broker]}")
-    today = datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).date()
-    return Project(broker=broker, producer=producer, consumer=consumer, issuer=issuer, url=url, today=today,
-                   managed=managed, observe=rung == "observe", owner=getpass.getuser())  # fmt: skip
+    return Project(
+        broker=broker, producer=producer, consumer=consumer, issuer=issuer, url=url, managed=managed,
+        observe=rung == "observe", owner=getpass.getuser(),
+        today=datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).date(),
+    )  # fmt: skip
 
 
 def _answered(name: str, given: str | None, like: str) -> str:
@@ -121,14 +122,9 @@ def _write(folder: Path, project: Project) -> None:
         public = json.dumps(dump_key_set(keystore.public_keys()), indent=2)
         (stage / "consumer" / "jwks.json").write_text(public + "\n", "utf-8")
         for side in ("producer", "consumer"):
-            _checked(stage / side / "mqauth.toml")
-
-
-def _checked(path: Path) -> None:
-    """Refuse a file in which ``mqauth check`` finds an error."""
-    wrong = [found for found in check(path).findings if found.severity is Severity.ERROR]
-    if wrong:
-        raise ConfigurationError(f"{path.parent.name}/{path.name}: {wrong[0].key}: {wrong[0].message}")
+            findings = check(stage / side / "mqauth.toml").findings
+            for wrong in [each for each in findings if each.severity is Severity.ERROR]:
+                raise ConfigurationError(f"{side}/mqauth.toml: {wrong.key}: {wrong.message}")
 
 
 @contextlib.contextmanager
@@ -166,15 +162,15 @@ def _declare(folder: Path) -> None:
     proves = settings.consumer is not None and settings.consumer.append_evidence is not None
     wanted = "topics" if place.on_kafka else "queues"
     require(wanted in topology, f"{folder / _TOPOLOGY}: is for another broker than [broker] url")
-    try:
-        with reached(place.broker, user=place.settings.user):
-            if place.on_kafka:
-                _kafka(place, topology, settings.consumer)
-            else:
-                asyncio.run(_rabbitmq(place, topology, proves=proves))
-    except ImportError as error:
-        extra = "kafka" if place.on_kafka else "rabbitmq"
-        raise ConfigurationError(f'--apply: needs its client: install "mqauth[{extra}]"') from error
+    extra = "kafka" if place.on_kafka else "rabbitmq"
+    with (
+        refusing(ImportError, f'--apply: needs its client: install "mqauth[{extra}]"'),
+        reached(place.broker, user=place.settings.user),
+    ):
+        if place.on_kafka:
+            _kafka(place, topology, settings.consumer)
+        else:
+            asyncio.run(_rabbitmq(place, topology, proves=proves))
 
 
 async def _rabbitmq(place: Place, topology: dict[str, Any], *, proves: bool) -> None:
@@ -202,8 +198,7 @@ def _kafka(place: Place, topology: dict[str, Any], consumer: ConsumerSettings | 
     from kafka.errors import TopicAlreadyExistsError
 
     client: Any = kafka  # its classes have no types
-    servers = place.broker.partition("://")[2].strip("/").split(",")
-    with contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(servers))) as admin:
+    with contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(place.broker))) as admin:
         check_stamps(admin, consumer)
         for found in topology["topics"]:
             new = client.admin.NewTopic(

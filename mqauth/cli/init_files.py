@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from mqauth.brokers.amqp_topology import LETTERS, UNPARSEABLE, source_arguments
 from mqauth.cli.broker import APPEND_TIME, TIMESTAMP_TYPE
-from mqauth.errors import require
+from mqauth.errors import refusing, require
 from mqauth.wire import destination
 
 OBSERVED: Final = 30
@@ -264,54 +264,37 @@ class Project:
 
     def texts(self) -> dict[str, str]:
         """Return the text of every file but the keys, by its path."""
-        values = self.values
-        on_kafka = self.broker == "kafka"
-        old = _OLD.substitute(kind="" if on_kafka else "async ")
-        values |= (
-            self._times()
-            | {"rollout": "", "old": "", "unverified": ""}
-            | (
-                {"rollout": _ROLLOUT.substitute(values), "old": old, "unverified": ", unverified=old_handle"}
-                if self.observe
-                else {}
-            )
-        )
-        producer, consumer = (
-            (_PRODUCER_KAFKA, _CONSUMER_KAFKA) if on_kafka else (_PRODUCER_RABBITMQ, _CONSUMER_RABBITMQ)
-        )
-        topology = (
-            {"topics": kafka_topics(values, managed=self.managed)} if on_kafka else rabbitmq_definitions(values)
-        )
-        return {
+        values, on_kafka, managed = self.values, self.broker == "kafka", self.managed
+        # By which clock messages are judged, how long they may wait, and which findings that explains.
+        accepted = ["key_plain", *(["lifetime_long"] if managed else [])]
+        hidden = ["unsigned_headers_hidden", *accepted[1:], *(["rollout_observe"] if self.observe else [])]
+        hidden += [] if on_kafka or not self.observe else ["rollout_weakest"]
+        values |= {
+            "lifetime": "1d" if managed else "60s",
+            "times": _MANAGED if managed else _APPEND + ("" if on_kafka else _INTERCEPTOR),
+            "why_lifetime": ", and so a message may wait" if managed else "",
+            "accepted": json.dumps(accepted)[1:-1], "consumer_accepted": json.dumps(hidden)[1:-1],
+            "why_accepted": "; a day is long, and outlasts a night" if managed else "",
+            "why_observe": "; observe lets all pass, until its day" if self.observe else "",
+            "rollout": _ROLLOUT.substitute(values) if self.observe else "",
+            "old": _OLD.substitute(kind="" if on_kafka else "async ") if self.observe else "",
+            "unverified": ", unverified=old_handle" if self.observe else "",
+        }  # fmt: skip
+        producer, consumer, topology = _PRODUCER_RABBITMQ, _CONSUMER_RABBITMQ, rabbitmq_definitions(values)
+        if on_kafka:
+            producer, consumer = _PRODUCER_KAFKA, _CONSUMER_KAFKA
+            topology = {"topics": kafka_topics(values, managed=managed)}
+        # A broker of Docker Compose and its configuration, unless the broker is somebody else's.
+        files = {} if managed else {"compose.yml": _COMPOSE[self.broker]}
+        files |= {} if managed or on_kafka else {"rabbitmq.conf": INTERCEPTOR_CONF}
+        return files | {
             "producer/mqauth.toml": _PRODUCER_TOML.substitute(values),
             "producer/producer.py": producer.substitute(values),
             "consumer/mqauth.toml": _CONSUMER_TOML.substitute(values),
             "consumer/consumer.py": consumer.substitute(values),
             "topology.json": json.dumps(topology, indent=2) + "\n",
             ".gitignore": _IGNORED,
-        } | self._broker_files()
-
-    def _times(self) -> dict[str, str]:
-        """Return by which clock messages are judged, how long they may wait, and which findings that explains."""
-        accepted = ["key_plain", *(["lifetime_long"] if self.managed else [])]
-        hidden = ["unsigned_headers_hidden", *accepted[1:]]
-        hidden += ["rollout_observe"] if self.observe else []
-        hidden += ["rollout_weakest"] if self.observe and self.broker == "rabbitmq" else []
-        append = _APPEND + (_INTERCEPTOR if self.broker == "rabbitmq" else "")
-        return {
-            "lifetime": "1d" if self.managed else "60s", "times": _MANAGED if self.managed else append,
-            "why_lifetime": ", and so a message may wait" if self.managed else "",
-            "accepted": json.dumps(accepted)[1:-1], "consumer_accepted": json.dumps(hidden)[1:-1],
-            "why_accepted": "; a day is long, and outlasts a night" if self.managed else "",
-            "why_observe": "; observe lets all pass, until its day" if self.observe else "",
-        }  # fmt: skip
-
-    def _broker_files(self) -> dict[str, str]:
-        """Return the broker of Docker Compose and its configuration, none where the broker is somebody else's."""
-        if self.managed:
-            return {}
-        configuration = {"rabbitmq.conf": INTERCEPTOR_CONF} if self.broker == "rabbitmq" else {}
-        return {"compose.yml": _COMPOSE[self.broker], **configuration}
+        }
 
 
 def rabbitmq_definitions(values: dict[str, str]) -> dict[str, Any]:
@@ -350,10 +333,9 @@ def read_topology(text: str) -> dict[str, Any]:
     Raises:
         ConfigurationError: it is none.
     """
-    try:
-        found: Any = json.loads(text)
-    except ValueError:
-        found = None
-    wanted = isinstance(found, dict) and ("topics" in found or {"exchanges", "queues", "bindings"} <= found.keys())
-    require(wanted, "topology.json: not the topology that mqauth init writes")
-    return dict(found)
+    refusal = "topology.json: not the topology that mqauth init writes"
+    with refusing(ValueError, refusal):
+        topology: Any = json.loads(text)
+    keys = topology.keys() if isinstance(topology, dict) else set()
+    require("topics" in keys or {"exchanges", "queues", "bindings"} <= keys, refusal)
+    return dict(topology)

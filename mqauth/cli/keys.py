@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from mqauth.cli.app import (
     group,
     print_error,
 )
-from mqauth.cli.forms import TO_CHANGE, CommandFailed, pick, shown_time
+from mqauth.cli.forms import TO_CHANGE, confirmed, pick, shown_time
 from mqauth.cli.serve import (
     Host,
     Level,
@@ -94,13 +93,8 @@ def new(
     """Make a key. The first one of a folder signs at once; later ones are pending."""
     require(algorithm in ALGORITHMS, f"--alg: must be {', '.join(ALGORITHMS)}")
     keystore = Keystore(folder=folder, passphrase=_passphrase(passphrase_env, passphrase_file))
-    _require_subjects(folder, subjects, pinned)
-    made = keystore.create(
-        algorithm=algorithm, subjects=subjects or None, publish_delay=publish_delay, pending=pending,
-        overlap=overlap,
-    )  # fmt: skip
-    _print_key(made, folder, as_json=as_json)
-    _warn_of_delay(keystore)
+    create = partial(keystore.create, algorithm=algorithm, pending=pending)
+    _made(keystore, create, subjects, pinned=pinned, as_json=as_json, publish_delay=publish_delay, overlap=overlap)
 
 
 @app.command("adopt")
@@ -117,11 +111,9 @@ def adopt(
     as_json: Json = False,
 ) -> None:
     """Enter a key that an HSM or a service holds. It is pending; its private half stays there."""
-    _require_subjects(folder, subjects, pinned)
     keystore = Keystore(folder=folder)
-    made = keystore.adopt(uri, subjects=subjects or None, publish_delay=publish_delay, overlap=overlap)
-    _print_key(made, folder, as_json=as_json)
-    _warn_of_delay(keystore)
+    adopt = partial(keystore.adopt, uri)
+    _made(keystore, adopt, subjects, pinned=pinned, as_json=as_json, publish_delay=publish_delay, overlap=overlap)
 
 
 @app.command("jwks")
@@ -146,17 +138,12 @@ def jwks(
 def list_keys(folder: Dir = _FOLDER, as_json: Json = False, wide: Wide = False) -> None:
     """Show every key with its state and times."""
     keys = Keystore(folder=folder).ring().keys
-    cells = (
-        (
-            key.kid,
-            key.state.value,
-            key.key.algorithm,
-            _subjects(key),
-            shown_time(key.created),
-            shown_time(key.ready),
-        )
+    cells = [
+        (key.kid, key.state.value, key.key.algorithm,
+         "(pinned by consumers)" if key.key.subjects is None else ", ".join(sorted(key.key.subjects)),
+         shown_time(key.created), shown_time(key.ready))
         for key in keys
-    )
+    ]  # fmt: skip
     title = f"{len(keys)} {'key' if len(keys) == 1 else 'keys'} in {folder}"
     answer(as_json, {"keys": [ring.describe(key) for key in keys]}, *table_lines(title, KEY, cells, wide=wide))
 
@@ -203,20 +190,12 @@ def _end(folder: Path, kid: str, act: Callable[[KeyRing, str, int], KeyRing], *,
     whole = pick(kid, (key.kid for key in before.keys), option="--kid", least=TO_CHANGE)
     after = act(before, whole, now)
     if before.active is not None and after.active is None and not yes:
-        _ask(
-            whole, min((key.ready for key in after.keys if key.state is ring.State.PENDING), default=None), as_json
-        )
-    _print_key(
-        keystore.change(lambda found, moment: act(found, whole, moment)).get(whole), folder, as_json=as_json
-    )
-
-
-def _ask(kid: str, ready: int | None, as_json: bool) -> None:
-    until = "until you make another key" if ready is None else f"until {shown_time(ready)} UTC"
-    said = f"{kid} is the only active key: nothing can be signed {until}"
-    require(not as_json and sys.stdin.isatty(), f"{said}; give --yes if that is what you want")
-    if not typer.confirm(f"{said}. Go on?", err=True):
-        raise CommandFailed("nothing was done")
+        ready = min((key.ready for key in after.keys if key.state is ring.State.PENDING), default=None)
+        until = "until you make another key" if ready is None else f"until {shown_time(ready)} UTC"
+        warning = f"{whole} is the only active key: nothing can be signed {until}"
+        confirmed(f"{warning}. Go on?", f"{warning}; give --yes if that is what you want", quiet=as_json)
+    ended = keystore.change(lambda keys, moment: act(keys, whole, moment)).get(whole)
+    _print_key(ended, folder, as_json=as_json)
 
 
 @app.command("serve")
@@ -247,13 +226,25 @@ def serve(
             server.run(listener)
 
 
-def _require_subjects(folder: Path, subjects: list[str] | None, pinned: bool) -> None:
-    """Refuse the first key of a folder that says neither whom it speaks for nor that consumers say so."""
+def _made(
+    keystore: Keystore, make: Callable[..., RingKey], subjects: list[str] | None, *, pinned: bool, as_json: bool,
+    **settings: int | None,
+) -> None:  # fmt: skip
+    """Make or adopt a key, and print it.
+
+    The first key of a folder has to say whom it speaks for, or that consumers say so.
+    """
     require(not (subjects and pinned), "--pinned: contradicts --subject")
     require(
-        subjects is not None or pinned or not files.is_missing(folder / KEYSET),
+        subjects is not None or pinned or not files.is_missing(keystore.folder / KEYSET),
         "--subject: name the producer that the key speaks for; or --pinned, if consumers say whom",
     )
+    _print_key(make(subjects=subjects or None, **settings), keystore.folder, as_json=as_json)
+    # Within such a delay a consumer cannot have asked again: it would refuse the next key.
+    delay, least = keystore.ring().publish_delay, int(COOLDOWN)
+    if delay < least:
+        warning = f"warning: {keystore.folder}: a new key signs after {delay} s, and consumers count on {least} s"
+        print_error(f"{warning}: they may reject its first messages as key_unknown; see --publish-delay")
 
 
 def _passphrase(env: str | None, file: Path | None) -> bytes | None:
@@ -266,15 +257,3 @@ def _print_key(key: RingKey, folder: Path, *, as_json: bool) -> None:
     until = f" until {shown_time(key.ready)} UTC" if key.state is ring.State.PENDING else ""
     told = {"kid": key.kid, "algorithm": algorithm, "state": state}
     answer(as_json, told, f"{key.kid} ({algorithm}) is {state}{until} in {folder}")
-
-
-def _warn_of_delay(keystore: Keystore) -> None:
-    """Warn of a delay within which a consumer cannot have asked again: it would refuse the next key."""
-    delay, least = keystore.ring().publish_delay, int(COOLDOWN)
-    if delay < least:
-        said = f"warning: {keystore.folder}: a new key signs after {delay} s, and consumers count on {least} s"
-        print_error(f"{said}: they may reject its first messages as key_unknown; see --publish-delay")
-
-
-def _subjects(key: RingKey) -> str:
-    return "(pinned by consumers)" if key.key.subjects is None else ", ".join(sorted(key.key.subjects))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import socket
 import ssl
-from collections.abc import Iterator
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -36,32 +35,22 @@ def told(error: BaseException, urls: list[str], user: str | None, seconds: float
         user: who logs in, where it is not in the URL.
         seconds: for how long it was tried.
     """
-    servers = [server for url in urls for server in _servers(url)]
-    where = ", ".join(f"{one.scheme}://{_address(one)}" for one in servers) or "the broker"
-    name = user or next((one.username for one in servers if one.username), None)
+    servers = []
+    for scheme, _, rest in (url.partition("://") for url in urls):
+        servers += [urlsplit(f"{scheme}://{server}") for server in rest.split(",")]
+    hosts = [(each, f"[{each.hostname}]" if ":" in (each.hostname or "") else each.hostname) for each in servers]
+    named = (f"{each.scheme}://{host}:{each.port or _PORTS[each.scheme]}" for each, host in hosts)
+    where = ", ".join(named) or "the broker"
+    name = user or next((each.username for each in servers if each.username), None)
     who = f" as user {name}" if name else ""
-    for one in _chain(error):
+    cause: BaseException | None = error
+    while cause is not None:
         for pattern, what_to_do in _REFUSED:
-            if pattern.search(type(one).__name__):
-                return ConfigurationError(f"{where} refuses us{who}: {_words(one)}; {what_to_do}")
+            if pattern.search(type(cause).__name__):
+                return ConfigurationError(f"{where} refuses us{who}: {_words(cause)}; {what_to_do}")
+        cause = cause.__cause__ or cause.__context__
     why, what_to_do = _why(error, servers)
     return CommandFailed(f"cannot reach {where}{who}: {why}, {seconds:.0f} s; {what_to_do}", UNDECIDED)
-
-
-def _servers(url: str) -> Iterator[SplitResult]:
-    scheme, _, rest = url.partition("://")
-    return (urlsplit(f"{scheme}://{server}") for server in rest.split(","))
-
-
-def _address(server: SplitResult) -> str:
-    host = server.hostname or ""
-    return f"{f'[{host}]' if ':' in host else host}:{server.port or _PORTS[server.scheme]}"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _words(error: BaseException) -> str:

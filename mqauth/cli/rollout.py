@@ -17,13 +17,12 @@ from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import files_of, with_parts
 from mqauth.audit.record import iso_time, read_records
 from mqauth.check import Severity, check
-from mqauth.check.adoption import Asked, Seen, Standing, standings
+from mqauth.check.rollout import Asked, Standing, standings
 from mqauth.cli import rollout_broker
 from mqauth.cli.app import Json, answer, group, one_line
 from mqauth.cli.rollout_file import Value, changed, number_of, split
 from mqauth.cli.settings import file_of, settings_of
 from mqauth.clock import SYSTEM_CLOCK
-from mqauth.config.rollout_settings import RolloutSettings
 from mqauth.config.settings import FileSettings
 from mqauth.config.toml_file import read_toml
 from mqauth.errors import ConfigurationError, file_errors, refusing, require
@@ -89,7 +88,11 @@ def up(
     """Go up one rung, to a stricter one. Exits with 1 where that is not safe."""
     require(not force or why, "--force needs --why")
     file = settings_of(file_of(config))
-    number, entry = _held(file, destination)
+    # The entry that decides on the destination.
+    held = [number for number, each in enumerate(file.rollout) if each.build().holds(destination)]
+    below = held and file.rollout[held[0]].at < Rung.ENFORCE
+    require(below, f"{destination} is in no entry below enforce")
+    number, entry = held[0], file.rollout[held[0]]
     rung, on_kafka = Rung(entry.at + 1), places.is_kafka(destination)
     if rung is Rung.ENFORCE and not force:
         # what the reports say, and then what the broker says of what waits
@@ -102,9 +105,7 @@ def up(
                 consumer = file.consumer
                 known = require(scope or (None if consumer is None else consumer.scope), _SCOPE)
                 if on_kafka:
-                    exempt = Rollout(
-                        (), [] if consumer is None else [each.exemption for each in consumer.unsigned]
-                    )
+                    exempt = Rollout((), [] if consumer is None else [each.build() for each in consumer.unsigned])
                     against = rollout_broker.unread(places.parse(destination)[1], known, entry, exempt, asked)
                 else:
                     against = rollout_broker.emptied(known, asked, look.consumers, look, _now)
@@ -164,9 +165,8 @@ def accept(
 
 def _own_files(file: FileSettings) -> list[Path]:
     """Return the audit files of ``[audit]``, of all processes."""
-    if file.audit is None:
-        raise ConfigurationError("give --audit FILE: the configuration has no [audit]")
-    return files_of(file.audit.file, None if file.consumer is None else file.consumer.scope)
+    audit = require(file.audit, "give --audit FILE: the configuration has no [audit]")
+    return files_of(audit.file, None if file.consumer is None else file.consumer.scope)
 
 
 def _no_files(file: FileSettings) -> str:
@@ -185,16 +185,6 @@ def _standings(file: FileSettings, files: list[Path]) -> list[Standing]:
         consumer=file.consumer,
     )
     return standings(file.rollout, read_records(with_parts(files)), asked)
-
-
-def _held(file: FileSettings, destination: str) -> tuple[int, RolloutSettings]:
-    """Return the entry that decides on a destination, and its number."""
-    entries = ((number, each) for number, each in enumerate(file.rollout) if each.entry.holds(destination))
-    number, entry = next(entries, (0, None))
-    return number, require(
-        entry if entry is not None and entry.at < Rung.ENFORCE else None,
-        f"{destination} is in no entry below enforce",
-    )
 
 
 class _Look:
@@ -256,7 +246,11 @@ def _apply(config: Path | None, change: _Change, *, only_print: bool, yes: bool,
     with file_errors(path), tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".toml") as trial:
         trial.write(new)
         trial.flush()
-        _refuse_worse(path, Path(trial.name))
+        # Refused is an error that mqauth check finds in the new file alone; it builds what a consumer builds.
+        before = {(each.code.name, each.message) for each in check(path).findings}
+        for each in check(Path(trial.name)).findings:
+            if each.severity is Severity.ERROR and (each.code.name, each.message) not in before:
+                raise ConfigurationError(f"nothing was written: the new file has {each.key}: {each.message}")
     if only_print:
         answer(as_json, {"text": new}, new.removesuffix("\n"))
         return 0
@@ -271,21 +265,6 @@ def _apply(config: Path | None, change: _Change, *, only_print: bool, yes: bool,
     facts = {"destination": change.destination, "rung": rung, "written": written}
     answer(as_json, facts | {"lines": diff, "note": change.note})
     return 0 if written else 1
-
-
-def _refuse_worse(path: Path, trial: Path) -> None:
-    """Refuse a new file that ``mqauth check`` finds an error in which the old one does not have.
-
-    The check builds what a consumer builds at its start.
-
-    Args:
-        path: the file as it is.
-        trial: the new one, beside it.
-    """
-    before = {(one.code.name, one.message) for one in check(path).findings if one.severity is Severity.ERROR}
-    for one in check(trial).findings:
-        if one.severity is Severity.ERROR and (one.code.name, one.message) not in before:
-            raise ConfigurationError(f"nothing was written: the new file has {one.key}: {one.message}")
 
 
 def _noted(why: str | None) -> dict[str, str]:
@@ -306,7 +285,7 @@ def _lines(one: Standing) -> Iterator[str]:
     moved = f", end moved {one.moved} times" if one.moved else ""
     listed, owner = one_line(", ".join(entry.destinations)), one_line(entry.owner)
     yield f"{listed}   {entry.rung} since {entry.since}   {left}{moved}   {owner}"
-    would, window = sum(seen.count for seen in one.groups) + one.other, int(entry.entry.window)
+    would, window = sum(seen.count for seen in one.groups) + one.other, entry.window
     span = f"{window // 3600} h" if window % _DAY else f"{window // _DAY} d"
     yield (
         f"last {span}, {len(one.reported)} consumers:"
@@ -314,7 +293,12 @@ def _lines(one: Standing) -> Iterator[str]:
     )
     if one.groups:
         yield "  count  reason              who (* says the broker)           where  first UTC    last UTC     id"
-    yield from map(_line, one.groups)
+    for seen in one.groups:
+        # What a sender wrote is escaped and cut.
+        where = ",".join(map(str, sorted(seen.partitions)[:4])) or "-"
+        times = "  ".join(one_line(text[5:16].replace("T", " ")) for text in (seen.first, seen.last))
+        who, code = one_line(seen.who)[:_WHO], one_line(seen.group.code)[:18]
+        yield f"{seen.count:>7,}  {code:<18}  {who:<{_WHO}}  {where:<5}  {times}  {seen.group.id}"
     if one.oldest is not None:
         yield f"oldest delivery of the last minute: appended at {iso_time(one.oldest)}"
     if one.never_signed:
@@ -323,11 +307,3 @@ def _lines(one: Standing) -> Iterator[str]:
         "; rollout up asks the broker what still waits" if entry.at is Rung.OBSERVE and one.oldest is None else ""
     )
     yield f"safe to go up{waits}" if one.is_safe else one_line(f"NOT safe to go up: {'; '.join(one.against)}")
-
-
-def _line(seen: Seen) -> str:
-    """Return the line of a group; what a sender wrote is escaped and cut."""
-    where = ",".join(map(str, sorted(seen.partitions)[:4])) or "-"
-    times = "  ".join(one_line(text[5:16].replace("T", " ")) for text in (seen.first, seen.last))
-    who, code = one_line(seen.who)[:_WHO], one_line(seen.group.code)[:18]
-    return f"{seen.count:>7,}  {code:<18}  {who:<{_WHO}}  {where:<5}  {times}  {seen.group.id}"

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from mqauth.audit.record import iso_time
-from mqauth.check.adoption import HOUR, Standing, is_accepted
+from mqauth.check.rollout import HOUR, Standing, is_accepted
 from mqauth.cli.broker import rabbitmq, reached, table_of
-from mqauth.config.broker import URLS, BrokerSettings
-from mqauth.config.kinds import is_broker_url
+from mqauth.config.broker import BrokerSettings
+from mqauth.config.kinds import URLS, is_broker_url
 from mqauth.config.rollout_settings import RolloutSettings
 from mqauth.config.settings import FileSettings
 from mqauth.errors import Reason, require
@@ -27,7 +27,6 @@ from mqauth.judging.observing import group_of_message
 from mqauth.judging.policy import matches
 from mqauth.judging.rollout import Rollout, has_token
 from mqauth.wire import destination as places
-from mqauth.wire.message import Message
 
 PATIENCE: Final = 90.0
 """Seconds for which a group's backlog is read, a queue is watched, or the reports of a minute are waited for."""
@@ -80,9 +79,9 @@ def unread(topic: str, group: str, entry: RolloutSettings, rollout: Rollout, bro
     from mqauth.brokers.kafka import from_native
 
     client: Any = kafka  # its classes have no types
-    servers = (broker.url or "").partition("://")[2].strip("/").split(",")
     with reached(broker.url, user=broker.user), contextlib.closing(client.KafkaConsumer(
-        **broker.for_kafka(servers), group_id=group, enable_auto_commit=False, allow_auto_create_topics=False,
+        **broker.for_kafka(broker.url or ""), group_id=group, enable_auto_commit=False,
+        allow_auto_create_topics=False,
     )) as reader:  # fmt: skip
         # which topics, and how far the group has come in each partition
         wanted = places.kafka(topic)
@@ -107,24 +106,20 @@ def unread(topic: str, group: str, entry: RolloutSettings, rollout: Rollout, bro
             if time.monotonic() > over:
                 return f"group {group} lags too far behind to be read in {PATIENCE:g} s: let it catch up"
             for place, records in reader.poll(timeout_ms=1000).items():
-                messages = (
-                    from_native(record, scope=group) for record in records if record.offset < left[place][1]
-                )
-                number = sum(_is_unsigned(message, entry, rollout) for message in messages)
-                unsigned[place.partition] = unsigned.get(place.partition, 0) + number
+                for message in (
+                    from_native(each, scope=group) for each in records if each.offset < left[place][1]
+                ):
+                    # What would be dead-lettered for want of a token, and nobody has accepted.
+                    unproven = not has_token(message) and rollout.exemption(message) is None
+                    missing = group_of_message(message, Reason.TOKEN_MISSING.value)
+                    if unproven and not is_accepted(entry, missing):
+                        unsigned[place.partition] = unsigned.get(place.partition, 0) + 1
             reader.pause(*(place for place in left if place not in waiting))
     total = sum(unsigned.values())
     where = ", ".join(str(partition) for partition, number in sorted(unsigned.items()) if number)
     return (
         f"group {group} has {total:,} records without a token to settle, in partitions {where}" if total else None
     )
-
-
-def _is_unsigned(message: Message, entry: RolloutSettings, rollout: Rollout) -> bool:
-    """Return whether a message would be dead-lettered for want of a token, and nobody has accepted that."""
-    if has_token(message) or rollout.exemption(message) is not None:
-        return False
-    return not is_accepted(entry, group_of_message(message, Reason.TOKEN_MISSING.value))
 
 
 # RabbitMQ

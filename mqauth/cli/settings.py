@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from mqauth.config.broker import ReviewSettings
 from mqauth.config.declaration import read_file
 from mqauth.config.settings import FileSettings
-from mqauth.errors import ConfigurationError
+from mqauth.config.toml_file import read_passphrase
+from mqauth.errors import ConfigurationError, require
+from mqauth.keystore import ReferenceKey, signing_key
+from mqauth.wire.keys import Key
 
 FILE: Final = "mqauth.toml"
 
@@ -52,7 +57,17 @@ def given(value: Path | None, option: str, setting: Path | None) -> Path:
     Raises:
         ConfigurationError: neither is there.
     """
-    found = setting if value is None else value
-    if found is None:
-        raise ConfigurationError(f"{option}: required, or [review] {option.lstrip('-')} in {FILE}")
-    return found
+    return require(value or setting, f"{option}: required, or [review] {option.lstrip('-')} in {FILE}")
+
+
+def key_reader(
+    path: Path, passphrase_env: str | None, passphrase_file: Path | None
+) -> Callable[[], Key | ReferenceKey]:
+    """Return a function that reads the reviewer's key from a keystore folder or PEM file."""
+    return lambda: signing_key(path, passphrase=read_passphrase(env=passphrase_env, file=passphrase_file))
+
+
+def reviewer_of(read_key: Callable[[], Key | ReferenceKey], named: str | None) -> str:
+    """Return the name of the reviewer: as given, the key's only subject, or the user of this machine."""
+    subjects = sorted(read_key().subjects or ())
+    return named or (subjects[0] if len(subjects) == 1 else getpass.getuser())

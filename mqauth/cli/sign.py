@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final
 
 import typer
 
 from mqauth import ConfigurationError, MalformedMessage, Message, Outcome, Pipeline, Reason, Signer, Verdict, load
-from mqauth.cli.app import MAX_INPUT, Config, Text, print_json, read_body, read_texts, standard_input
+from mqauth.cli.app import MAX_INPUT, Config, print_json, read_body, read_texts, standard_input
 from mqauth.cli.settings import file_of
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import require
@@ -72,11 +72,24 @@ def sign(
         return
     require(not lines, "--lines: not with --to, where all of standard input is one body")
     signer = load(file_of(config)).signer
-    form = _form_of(to, key, headers or (), properties or ())
+    try:
+        destination.parse(to)
+    except MalformedMessage as error:
+        raise ConfigurationError(f"--to: {error}") from error
+    form: dict[str, Any] = {"destination": to}
+    require(key is None or destination.is_kafka(to), "--key: only Kafka has record keys")
+    if destination.is_kafka(to):
+        form["key"] = None if key is None else _base64(_utf8("--key", key))
+    # A hyphen and an underscore in the name of a property are the same.
+    found: dict[str, str] = {}
+    for name, value in (_pair("--property", text) for text in properties or ()):
+        require(name.replace("_", "-") in json_form.PROPERTIES, f"--property: {name}: no such property")
+        require(name.replace("-", "_") not in found, f"--property: {name}: given twice")
+        found[name.replace("-", "_")] = value
+    given = [[name, {"str": value}] for name, value in (_pair("--header", text) for text in headers or ())]
     body = read_body(standard_input())
-    if body is None:
-        raise MalformedMessage(f"the body is over {MAX_INPUT} bytes")
-    form["body"] = _base64(body)
+    require(body is not None, f"the body is over {MAX_INPUT} bytes", MalformedMessage)
+    form |= {"body": _base64(body or b""), "properties": found, "headers": given}
     print_json(_with_token(form, signer.sign(json_form.from_form(form))))
 
 
@@ -85,7 +98,8 @@ def _sign_forms(signer: Signer, *, lines: bool, batch: int) -> None:
     for text in read_texts(standard_input(), lines=lines):
         place = f"line {text.number}" if lines else "standard input"
         try:
-            form = _object_of(text)
+            form = text.parse()
+            require(isinstance(form, dict), "a message is an object", MalformedMessage)
             waiting.append(_Waiting(place, form, signer.prepare(json_form.from_form(form))))
         except MalformedMessage as error:
             _print_sealed(signer, waiting)
@@ -115,41 +129,6 @@ def _with_token(form: dict[str, Any], signed: Message) -> dict[str, Any]:
         raise MalformedMessage("the signer added no token")
     text = token if isinstance(token, str) else token.decode("ascii")
     return form | {"headers": [*form.get("headers", []), [TOKEN_HEADER, {"str": text}]]}
-
-
-def _object_of(text: Text) -> dict[str, Any]:
-    form = text.parse()
-    if not isinstance(form, dict):
-        raise MalformedMessage("a message is an object")
-    return form
-
-
-def _form_of(place: str, key: str | None, headers: Iterable[str], properties: Iterable[str]) -> dict[str, Any]:
-    """Return the JSON form of the message that the options describe, with an empty body."""
-    try:
-        destination.parse(place)
-    except MalformedMessage as error:
-        raise ConfigurationError(f"--to: {error}") from error
-    form: dict[str, Any] = {"destination": place}
-    if destination.is_kafka(place):
-        form["key"] = None if key is None else _base64(_utf8("--key", key))
-    elif key is not None:
-        raise ConfigurationError("--key: only Kafka has record keys")
-    return form | {
-        "body": "",
-        "properties": _properties(properties),
-        "headers": [[name, {"str": value}] for name, value in (_pair("--header", text) for text in headers)],
-    }
-
-
-def _properties(texts: Iterable[str]) -> dict[str, str]:
-    """Return the properties by the names of the JSON form; a hyphen and an underscore in a name are the same."""
-    found: dict[str, str] = {}
-    for name, value in (_pair("--property", text) for text in texts):
-        require(name.replace("_", "-") in json_form.PROPERTIES, f"--property: {name}: no such property")
-        require(name.replace("-", "_") not in found, f"--property: {name}: given twice")
-        found[name.replace("-", "_")] = value
-    return found
 
 
 def _pair(option: str, text: str) -> tuple[str, str]:
@@ -186,22 +165,27 @@ def verify(
     pipeline = load(file_of(config)).judge
     verdicts: set[Verdict] = set()
     for text in read_texts(standard_input(), lines=lines):
-        outcome = _verify_text(pipeline, text)
-        print_json(_describe(outcome))
+        try:
+            message = json_form.from_form(text.parse())
+        except MalformedMessage as error:
+            # A text that is no message is rejected like any malformed message.
+            outcome = Outcome(verdict=Verdict.REJECTED, reason=Reason.MESSAGE_MALFORMED, detail=str(error))
+        else:
+            if message.origin == NO_ORIGIN:
+                now = int(SYSTEM_CLOCK.now() * 1000)
+                message = replace(message, origin=Origin(timestamp_ms=now, timestamp_type="append"))
+            outcome = run(_consume(pipeline, pipeline.receive(message)))
+        # The claims of a message that was not accepted may be forged, so they are left out.
+        accepted = outcome.verdict is Verdict.ACCEPTED and outcome.verified is not None
+        reason = outcome.cause if outcome.verdict is Verdict.DEFERRED else outcome.reason
+        print_json({
+            "verdict": outcome.verdict.value,
+            "reason": None if reason is None else reason.value,
+            "detail": None if outcome.detail is None else harmless(outcome.detail),
+            "claims": outcome.verified.claims.as_dict() if accepted and outcome.verified is not None else None,
+        })  # fmt: skip
         verdicts.add(outcome.verdict)
     return 0 if exit_zero else next((code for verdict, code in _EXIT if verdict in verdicts), 0)
-
-
-def _verify_text(pipeline: Pipeline, text: Text) -> Outcome:
-    """Return the verdict on one text; a text that is no message is rejected like any malformed message."""
-    try:
-        message = json_form.from_form(text.parse())
-    except MalformedMessage as error:
-        return Outcome(verdict=Verdict.REJECTED, reason=Reason.MESSAGE_MALFORMED, detail=str(error))
-    if message.origin == NO_ORIGIN:
-        now = int(SYSTEM_CLOCK.now() * 1000)
-        message = replace(message, origin=Origin(timestamp_ms=now, timestamp_type="append"))
-    return run(_consume(pipeline, pipeline.receive(message)))
 
 
 def _consume(pipeline: Pipeline, delivery: Delivery) -> Flow[Outcome]:
@@ -210,15 +194,3 @@ def _consume(pipeline: Pipeline, delivery: Delivery) -> Flow[Outcome]:
     if outcome.verdict is not Verdict.ACCEPTED:
         return outcome
     return (yield from pipeline.confirm(delivery))
-
-
-def _describe(outcome: Outcome) -> dict[str, Any]:
-    # The claims of a message that was not accepted may be forged, so they are left out.
-    accepted = outcome.verdict is Verdict.ACCEPTED and outcome.verified is not None
-    reason = outcome.cause if outcome.verdict is Verdict.DEFERRED else outcome.reason
-    return {
-        "verdict": outcome.verdict.value,
-        "reason": None if reason is None else reason.value,
-        "detail": None if outcome.detail is None else harmless(outcome.detail),
-        "claims": outcome.verified.claims.as_dict() if accepted and outcome.verified is not None else None,
-    }

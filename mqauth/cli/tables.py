@@ -81,15 +81,36 @@ def fitted(
             [cell[:SHORT] if column.is_id else cell for column, cell in zip(columns, row, strict=True)]
             for row in rows
         ]
-        columns, rows, same = _without_same(columns, rows)
-        yield from (middle(line, width) for line in same)
-    kept, widths = _widths(columns, rows, width)
+        # Columns whose cells are all the same, unless all columns are.
+        same = [
+            index for index, column in enumerate(columns)
+            if len(rows) > 1 and not column.is_id and len({row[index] for row in rows}) == 1
+        ]  # fmt: skip
+        kept = [index for index in range(len(columns)) if index not in same]
+        if kept:
+            yield from (middle(f"{columns[index].name}: {rows[0][index] or '-'}", width) for index in same)
+            columns, rows = [columns[index] for index in kept], [[row[index] for index in kept] for row in rows]
+    # The columns that stay, by their index, and how wide each is.
+    full = [
+        max(cell_len(column.name), *(cell_len(row[index]) for row in rows), 0)
+        for index, column in enumerate(columns)
+    ]
+    kept, going = (
+        list(range(len(columns))),
+        sorted((each.goes, at) for at, each in enumerate(columns) if each.goes),
+    )
+    widths = _cut(full, columns, width)
+    while _total(widths) > width and going:
+        kept.remove(going.pop(0)[1])
+        widths = _cut([full[index] for index in kept], [columns[index] for index in kept], width)
     if _total(widths) > width:
-        yield from _blocks(columns, rows, width)
-        return
-    if rows:
-        chosen = [[row[index] for index in kept] for row in rows]
-        yield from _lined([[columns[index].name for index in kept], *chosen], widths)
+        for row in rows:
+            yield ""
+            yield from (middle(f"{column.name}: {cell}", width) for column, cell in zip(columns, row, strict=True))
+    elif rows:
+        for line in ([column.name for column in columns], *rows):
+            cells = (set_cell_size(middle(line[at], size), size) for at, size in zip(kept, widths, strict=True))
+            yield (" " * _GAP).join(cells).rstrip()
 
 
 def middle(text: str, width: int) -> str:
@@ -104,42 +125,12 @@ def middle(text: str, width: int) -> str:
     return f"{head}…{tail}"
 
 
-def _without_same(
-    columns: Sequence[Column], rows: Sequence[Row]
-) -> tuple[Sequence[Column], Sequence[Row], list[str]]:
-    """Return the table without columns whose cells are all the same, and a line for each of them."""
-    same = [
-        index
-        for index, column in enumerate(columns)
-        if len(rows) > 1 and not column.is_id and len({row[index] for row in rows}) == 1
-    ]
-    kept = [index for index in range(len(columns)) if index not in same]
-    if not kept:
-        return columns, rows, []
-    said = [f"{columns[index].name}: {rows[0][index] or '-'}" for index in same]
-    return [columns[index] for index in kept], [[row[index] for index in kept] for row in rows], said
-
-
-def _widths(columns: Sequence[Column], rows: Sequence[Row], width: int) -> tuple[list[int], list[int]]:
-    """Return the columns that stay, by their index, and how wide each is."""
-    full = [
-        max(cell_len(column.name), *(cell_len(row[index]) for row in rows), 0)
-        for index, column in enumerate(columns)
-    ]
-    kept = list(range(len(columns)))
-    going = sorted((column.goes, index) for index, column in enumerate(columns) if column.goes)
-    while True:
-        widths = _cut([full[index] for index in kept], [columns[index].cut for index in kept], width)
-        if _total(widths) <= width or not going:
-            return kept, widths
-        kept.remove(going.pop(0)[1])
-
-
-def _cut(widths: list[int], may_cut: list[bool], width: int) -> list[int]:
+def _cut(full: Sequence[int], columns: Sequence[Column], width: int) -> list[int]:
     """Return widths that fit, the widest texts cut first; as narrow as they may be where nothing fits."""
-    widths = list(widths)
+    widths = list(full)
     while _total(widths) > width:
-        widest = max((index for index, may in enumerate(may_cut) if may), key=lambda at: widths[at], default=None)
+        may_cut = (index for index, column in enumerate(columns) if column.cut)
+        widest = max(may_cut, key=widths.__getitem__, default=None)
         if widest is None or widths[widest] <= _LEAST:
             break
         widths[widest] -= 1
@@ -148,16 +139,3 @@ def _cut(widths: list[int], may_cut: list[bool], width: int) -> list[int]:
 
 def _total(widths: Sequence[int]) -> int:
     return sum(widths) + _GAP * (len(widths) - 1)
-
-
-def _lined(rows: Sequence[Row], widths: Sequence[int]) -> Iterator[str]:
-    for row in rows:
-        cells = (set_cell_size(middle(cell, size), size) for cell, size in zip(row, widths, strict=True))
-        yield (" " * _GAP).join(cells).rstrip()
-
-
-def _blocks(columns: Sequence[Column], rows: Sequence[Row], width: int) -> Iterator[str]:
-    for row in rows:
-        yield ""
-        for column, cell in zip(columns, row, strict=True):
-            yield middle(f"{column.name}: {cell}", width)

@@ -8,19 +8,18 @@ from functools import cached_property
 from pathlib import Path
 
 from mqauth.audit.disk import last_lines
-from mqauth.audit.file import AuditFile, HeadFile
+from mqauth.audit.file import AuditFile
 from mqauth.audit.misuse import Alert, Detector
 from mqauth.audit.record import parse_record
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.authority.application import MAX_AGE, AuthorityServer
 from mqauth.authority.credential import CredentialIssuer
 from mqauth.authority.desk import CredentialDesk
-from mqauth.authority.grants import Grant
 from mqauth.authority.issuing import IdentityAuthority
 from mqauth.authority.records import Answered
 from mqauth.clock import Clock
-from mqauth.config.authority_settings import GrantSettings, IdentityAuthoritySettings
-from mqauth.config.key_sources import key_source
+from mqauth.config.authority_settings import IdentityAuthoritySettings
+from mqauth.config.keys import key_source
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import ActiveKey, Keystore
 from mqauth.keystore.remote.keyserver import KeyServer
@@ -57,16 +56,14 @@ class ConfiguredAuthority:
         Raises:
             ConfigurationError: the keys of an issuer cannot be read.
         """
-        found = self.settings
         issuers = [
             CredentialIssuer(
                 name=each.name, issuer=each.issuer, keys=key_source(each, self._clock), max_lifetime=each.longest,
                 enrolment=each.is_enrolment,
-            ) for each in found.credentials
+            ) for each in self.settings.credentials
         ]  # fmt: skip
-        return CredentialDesk(
-            issuers=issuers, grants=[_grant(each) for each in found.grants], audience=found.url, clock=self._clock
-        )
+        grants = [each.build() for each in self.settings.grants]
+        return CredentialDesk(issuers=issuers, grants=grants, audience=self.settings.url, clock=self._clock)
 
     @cached_property
     def keys(self) -> ActiveKey:
@@ -80,8 +77,9 @@ class ConfiguredAuthority:
         with found.table.located("keys"):
             keys = ActiveKey(found.keys, passphrase=passphrase, clock=self._clock)
             limited, overlap = getattr(keys.signing_key(), "subjects", None), self.keystore.ring().overlap
-        if limited is not None:
-            raise found.table.refuse("keys", "its key speaks for some subjects only: make it with --pinned")
+        found.table.require(
+            limited is None, "keys", "its key speaks for some subjects only: make it with --pinned"
+        )
         if overlap < found.lifetime:
             advice = f"run mqauth keys new --dir {found.keys} --overlap {found.lifetime}"
             why = "is shorter than lifetime: a retired key would end before its identities"
@@ -100,7 +98,13 @@ class ConfiguredAuthority:
         """
         found, keys, heads = self.settings, self.keys, self.settings.head_file(self._clock)
         with found.table.located("audit"):
-            sink = self._audit_sink(audit or found.audit, heads)
+            file = AuditFile(audit or found.audit, heads=heads)
+            detector = Detector(instances=found.instances)
+            # What was given before the last start is known: a thief's credential is not the first ever seen.
+            with suppress(ConfigurationError, ValueError):
+                for raw in last_lines(file.path, _REMEMBERED):
+                    detector.observe(parse_record(raw))
+            sink = MisuseWatch(FloodGate(file), detector, on_alert=self._on_alert, clock=self._clock)
         return IdentityAuthority(
             trust_domain=found.trust_domain, desk=self.desk, keys=keys, audit=sink, lifetime=found.lifetime,
             rate=found.rate, cutoffs=self.keystore.cutoffs, clock=self._clock,
@@ -132,20 +136,3 @@ class ConfiguredAuthority:
         return AuthorityServer(
             authority, keys, refusals=self.settings.refusal_rate, observers=observers, clock=self._clock
         )
-
-    def _audit_sink(self, path: Path, heads: HeadFile | None) -> MisuseWatch:
-        file = AuditFile(path, heads=heads)
-        detector = Detector(instances=self.settings.instances)
-        # What was given before the last start is known: a credential of a thief is not the first one ever seen.
-        with suppress(ConfigurationError, ValueError):
-            for raw in last_lines(file.path, _REMEMBERED):
-                detector.observe(parse_record(raw))
-        return MisuseWatch(FloodGate(file), detector, on_alert=self._on_alert, clock=self._clock)
-
-
-def _grant(found: GrantSettings) -> Grant:
-    with found.table.located("claims"):
-        return Grant(
-            credential=found.credential, match=found.match, subject=found.subject, claims=found.claims or {},
-            lifetime=found.lifetime,
-        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The declarations of ``[authority]``: whose credentials it takes, and which identity each of them gets."""
+"""The declarations of ``[authority]``, and of signed heads, which an audit file of a consumer has alike."""
 
 # No ``from __future__ import annotations``, as in ``settings``.
 
@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import urlsplit
 
+from mqauth.audit.file import HeadFile
 from mqauth.audit.identity_watch import INSTANCES
 from mqauth.authority.application import REFUSALS
 from mqauth.authority.credential import MAX_LIFETIME
-from mqauth.authority.grants import MIN_LIFETIME
+from mqauth.authority.desk import MIN_LIFETIME, Grant
 from mqauth.authority.issuing import LIFETIME, LONGEST, RATE, SHORTEST
-from mqauth.config.declaration import Settings, inners, not_with
-from mqauth.config.heads import HeadsSettings
+from mqauth.clock import Clock
+from mqauth.config.declaration import Settings, inners, not_with, only_with
 from mqauth.config.issuer_settings import TRUST_DOMAIN, SourceSettings
 from mqauth.config.kinds import ANY, FLAG, NAME, PATH, POSITIVE, entries, is_url, seconds, text, whole
 from mqauth.config.toml_file import RefusedSetting
@@ -22,24 +23,54 @@ from mqauth.http.connection import is_loopback
 from mqauth.wire.enrolment import MAX_LIFETIME as MAX_ENROLMENT
 from mqauth.wire.identity import trust_domain_of
 from mqauth.wire.jwk import Svid
+from mqauth.wire.keys import Key
 
 
-def _url_fault(found: str) -> str | None:
-    parts = urlsplit(found) if is_url(found, ("https", "http")) else None
-    plain = parts is not None and not parts.query and not parts.fragment and "@" not in parts.netloc
-    if parts is None or not plain or found.endswith("/"):
-        return "must be https://..., with neither user, query, fragment nor a / at its end"
-    local = parts.scheme == "https" or is_loopback(parts.hostname or "")
-    return None if local else "must be https://...: http only on this machine"
+def _is_own_url(text: str) -> bool:
+    local = is_url(text, ("http",)) and is_loopback(urlsplit(text).hostname or "")
+    return (local or is_url(text, ("https",))) and not set("?#@") & set(text) and not text.endswith("/")
 
 
-_AUTHORITY_URL: Final = text("URL", _url_fault, {"pattern": "^https?://"})
+_AUTHORITY_URL: Final = text(
+    "URL", _is_own_url,
+    "must be https://... (http only on this machine), with neither user, query, fragment nor a / at its end",
+    {"pattern": "^https?://"},
+)  # fmt: skip
+_HEADS: Final = only_with("heads")
 _SUBJECT: Final = text(
-    "identifier",
-    lambda found: (
-        None if trust_domain_of(found) else "must be an identifier like wimse://prod.example/shop/orders"
-    ),
+    "identifier", trust_domain_of, "must be an identifier like wimse://prod.example/shop/orders"
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadsSettings(Settings):
+    """The part of a table with an audit file that says where the heads of its chain are signed."""
+
+    heads: Annotated[
+        Path | None, PATH, "A file for signed heads of the chain, best on another disk.", only_with("heads_key")
+    ] = None
+    heads_key: Annotated[Path | None, PATH, "The private key that signs the heads.", _HEADS] = None
+    heads_every: Annotated[int, POSITIVE, "Records after which a head is signed.", _HEADS] = 1000
+    heads_seconds: Annotated[int, seconds(1), "The time after which a head is signed.", _HEADS] = 60
+    heads_passphrase_env: Annotated[
+        str | None, NAME, "The environment variable with the passphrase of that key.", _HEADS
+    ] = None
+    heads_passphrase_file: Annotated[
+        Path | None, PATH, "The file with the passphrase of that key.", _HEADS, not_with("heads_passphrase_env")
+    ] = None
+
+    def head_file(self, clock: Clock) -> HeadFile | None:
+        """Return where heads are signed, ``None`` where they are not.
+
+        Raises:
+            RefusedSetting: the key cannot be read.
+        """
+        if self.heads is None or self.heads_key is None:
+            return None
+        passphrase = self.read_secret("heads_passphrase")
+        with self.table.located("heads_key"):
+            key = Key.load(self.heads_key, passphrase=passphrase)
+        return HeadFile(self.heads, key, every=self.heads_every, seconds=self.heads_seconds, clock=clock)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +107,8 @@ class CredentialSettings(SourceSettings):
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of a missing or second source, and of a keystore's credential that lives too long."""
         yield from SourceSettings.refusals(self)
-        if self.is_enrolment and self.longest > MAX_ENROLMENT:
-            yield self.table.refuse("max_lifetime", f"at most {MAX_ENROLMENT} for a producer's own keystore")
+        long = self.is_enrolment and self.longest > MAX_ENROLMENT
+        yield from self.refused((long, "max_lifetime", f"at most {MAX_ENROLMENT} for a producer's own keystore"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +126,11 @@ class GrantSettings(Settings):
     lifetime: Annotated[
         int | None, seconds(MIN_LIFETIME, LONGEST), "How long its WITs live, where that is shorter."
     ] = None
+    blamed = "claims"
+
+    def build(self) -> Grant:
+        """Return the grant for the authority."""
+        return Grant(**self.arguments(Grant) | {"claims": self.claims or {}})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,14 +168,12 @@ class IdentityAuthoritySettings(HeadsSettings):
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of two credentials of one name, and of grants that no credential can get."""
-        names = [found.name for found in self.credentials]
-        for found in self.credentials:
-            if names.count(found.name) > 1:
-                yield found.table.refuse("name", "is configured twice")
+        names = [each.name for each in self.credentials]
+        for each in self.credentials:
+            yield from each.refused((names.count(each.name) > 1, "name", "is configured twice"))
         for grant in self.grants:
-            if grant.credential not in names:
-                yield grant.table.refuse("credential", "is not among [[authority.credentials]]")
-            if trust_domain_of(grant.subject) != self.trust_domain:
-                yield grant.table.refuse("subject", "is of another trust domain")
-            if (grant.lifetime or 0) > self.lifetime:
-                yield grant.table.refuse("lifetime", "is longer than the authority's")
+            yield from grant.refused(
+                (grant.credential not in names, "credential", "is not among [[authority.credentials]]"),
+                (trust_domain_of(grant.subject) != self.trust_domain, "subject", "is of another trust domain"),
+                ((grant.lifetime or 0) > self.lifetime, "lifetime", "is longer than the authority's"),
+            )

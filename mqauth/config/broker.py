@@ -7,14 +7,15 @@ nothing in it can turn verification off.
 # No ``from __future__ import annotations``, as in ``mqauth.config.settings``.
 
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import parse_qs, quote, urlsplit
 
 from mqauth.config.declaration import Settings, inner, not_with, only_with, read_file
-from mqauth.config.kinds import FLAG, NAME, PATH, choice, is_broker_url, many, text
-from mqauth.config.toml_file import read_passphrase
+from mqauth.config.kinds import BROKER_URL, FLAG, NAME, PATH, URLS, choice, is_broker_url, many
+from mqauth.config.toml_file import RefusedSetting, read_passphrase
 from mqauth.errors import require
 from mqauth.http.connection import is_loopback
 
@@ -22,18 +23,6 @@ MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _BOOTSTRAP_MS: Final = 10_000
 """Milliseconds for which kafka-python tries to reach a first server."""
 _URL_TLS: Final = ("cafile", "capath", "cadata", "certfile", "keyfile")
-URLS: Final = "amqp://..., amqps://... or kafka://host:port"
-
-
-def _url_fault(found: str) -> str | None:
-    if not is_broker_url(found):
-        return f"must be {URLS}"
-    # Of several servers any may have a password; so may the query, for kafka-python.
-    password = any(urlsplit(f"//{server}").password is not None for server in found.partition("://")[2].split(","))
-    return "holds a password; use user with password_env or password_file, or url_env" if password else None
-
-
-_PLAIN_URL: Final = text("URL", _url_fault, {"pattern": "^(amqp|amqps|kafka)://"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +35,7 @@ class BrokerSettings(Settings):
     """
 
     url: Annotated[
-        str | None, _PLAIN_URL, "The broker: `amqp://`, `amqps://` or `kafka://host:port`, without a password."
+        str | None, BROKER_URL, "The broker: `amqp://`, `amqps://` or `kafka://host:port`, without a password."
     ] = field(default=None, repr=False)
     url_env: Annotated[
         str | None, NAME, "The environment variable with the URL, which may have a password.", not_with("url")
@@ -85,6 +74,14 @@ class BrokerSettings(Settings):
     passphrase: bytes | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
 
+    def refusals(self) -> Iterator[RefusedSetting]:
+        """Yield the refusal of a password, which is for the environment or for a file of its own."""
+        # Of several servers any may have one; so may the query, for kafka-python.
+        servers = (self.url or "").partition("://")[2].split(",")
+        secret = any(urlsplit(f"//{server}").password is not None for server in servers)
+        what = "holds a password; use user with password_env or password_file, or url_env"
+        return self.refused((secret, "url", what))
+
     @classmethod
     def load(cls, path: Path) -> "BrokerSettings":
         """Read a settings file and the secrets it refers to.
@@ -101,8 +98,7 @@ class BrokerSettings(Settings):
         Raises:
             ConfigurationError: one of them cannot be read.
         """
-        secrets = {name: self.read_secret(name) for name in ("password", "passphrase")}
-        password, passphrase = secrets["password"], secrets["passphrase"]
+        password, passphrase = self.read_secret("password"), self.read_secret("passphrase")
         with self.table.located("url_env"):
             url = read_passphrase(env=self.url_env)
             found = self.url if url is None else url.decode("utf-8", "replace")
@@ -148,24 +144,30 @@ class BrokerSettings(Settings):
             set(query.get("no_verify_ssl", ())) <= {"0"},
             "--broker: no_verify_ssl would accept any server's certificate; give ca in [broker]",
         )
-        if self.mechanism is not None:
-            raise self.table.refuse("mechanism", "is for Kafka")
-        found: dict[str, Any] = {"url": self._with_login(url)}
+        self.table.require(self.mechanism is None, "mechanism", "is for Kafka")
+        if self.user is not None:
+            # The user of the settings, in place of the one in the URL.
+            login = f"{quote(self.user, safe='')}:{quote(self.password or '', safe='')}"
+            url = parts._replace(netloc=f"{login}@{parts.netloc.rpartition('@')[2]}").geturl()
         if not self.secure:
-            return found
+            return {"url": url}
         require(parts.scheme == "amqps", "--broker: amqps:// is required by the TLS of [broker]")
         require(
             query.keys().isdisjoint(_URL_TLS),
             "--broker: certificates are in the URL and in [broker], not in both",
         )
-        return found | {"ssl_context": self.context()}
+        return {"url": url, "ssl_context": self.context()}
 
-    def for_kafka(self, servers: list[str]) -> dict[str, Any]:
+    def for_kafka(self, url: str) -> dict[str, Any]:
         """Return the arguments that every client of kafka-python takes.
+
+        Args:
+            url: ``kafka://host:port``, with further servers after commas.
 
         Raises:
             ConfigurationError: a password would be sent to another machine without TLS.
         """
+        servers = url.partition("://")[2].strip("/").split(",")
         found: dict[str, Any] = {
             "bootstrap_servers": servers, "bootstrap_timeout_ms": _BOOTSTRAP_MS,
             "security_protocol": "SSL" if self.secure else "PLAINTEXT",
@@ -174,22 +176,16 @@ class BrokerSettings(Settings):
             found["ssl_context"] = self.context()
         if self.user is None:
             return found
-        if self.mechanism is None:
-            raise self.table.refuse("user", f"needs mechanism, {' or '.join(MECHANISMS)}")
-        if not self.secure and not all(map(_is_loopback, servers)):
-            raise self.table.refuse("password", "sent to another machine needs tls = true, or ca")
+        self.table.require(self.mechanism is not None, "user", f"needs mechanism, {' or '.join(MECHANISMS)}")
+        self.table.require(
+            self.secure or all(is_loopback(urlsplit(f"//{server}").hostname or "") for server in servers),
+            "password",
+            "sent to another machine needs tls = true, or ca",
+        )
         return found | {
             "security_protocol": f"SASL_{found['security_protocol']}", "sasl_mechanism": self.mechanism,
             "sasl_plain_username": self.user, "sasl_plain_password": self.password,
         }  # fmt: skip
-
-    def _with_login(self, url: str) -> str:
-        """Return an AMQP URL with the user and password of the settings in place of its own."""
-        if self.user is None:
-            return url
-        parts = urlsplit(url)
-        login = f"{quote(self.user, safe='')}:{quote(self.password or '', safe='')}"
-        return parts._replace(netloc=f"{login}@{parts.netloc.rpartition('@')[2]}").geturl()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +206,3 @@ class BrokerFile(Settings):
     """The file of ``--broker-settings`` as a whole."""
 
     broker: Annotated[BrokerSettings, inner(BrokerSettings), "How the broker is reached."]
-
-
-def _is_loopback(server: str) -> bool:
-    return is_loopback(urlsplit(f"//{server}").hostname or "")

@@ -4,15 +4,17 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
-from mqauth.config.declaration import Settings, inner, inners
+from mqauth.config.declaration import Settings, inner, inners, only_with
 from mqauth.config.issuer_settings import IssuerSettings
 from mqauth.config.kinds import (
     ANY,
-    AUDIENCE,
+    EXACT_NAME,
     FLAG,
     NAME,
+    PATH,
     choice,
     entries,
     many,
@@ -20,9 +22,9 @@ from mqauth.config.kinds import (
     seconds,
     text,
     text_or_table,
+    url,
     whole,
 )
-from mqauth.config.policy_settings import OPASettings
 from mqauth.config.rollout_settings import (
     AcceptAsSettings,
     RuleSettings,
@@ -32,11 +34,10 @@ from mqauth.config.rollout_settings import (
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.judging.identities import CAPACITY, MAX_CAPACITY
 from mqauth.judging.token import MAX_LEEWAY, At
+from mqauth.policies.opa import MAX_REMEMBER, MIN_TIMEOUT, REMEMBER, TIMEOUT, is_path
 
 _SUBJECT: Final = text(
-    "word",
-    lambda found: None if found == "subject" else 'must be "subject" or a table of user to subject',
-    {"const": "subject"},
+    "word", "subject".__eq__, 'must be "subject" or a table of user to subject', {"const": "subject"}
 )
 
 
@@ -44,8 +45,32 @@ def _only_append(members: Mapping[str, Any]) -> str | None:
     return None if members.get("at") == "append" else 'only with at = "append"'
 
 
-def _only_evidence(members: Mapping[str, Any]) -> str | None:
-    return None if "append_evidence" in members else "only with append_evidence"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OPASettings(Settings):
+    """``[consumer.opa]``: the arguments of ``OPA``."""
+
+    url: Annotated[
+        str,
+        url("https", "http"),
+        "The agent; https, or http on this machine.",
+    ]
+    path: Annotated[
+        str,
+        text("path", is_path, "must be words of letters, digits, _ and -, with / between them"),
+        "The rule, which gives a boolean: `mqauth/allow` is `allow` of `package mqauth`.",
+    ]
+    remember: Annotated[
+        float, seconds(0, MAX_REMEMBER, fractions=True), "How long a decision is remembered, refusals too."
+    ] = REMEMBER
+    timeout: Annotated[
+        float,
+        seconds(MIN_TIMEOUT, 5, fractions=True),
+        "How long a whole request may take; after that the message waits.",
+    ] = TIMEOUT
+    ca: Annotated[Path | None, PATH, "A PEM file of the CAs to trust in place of the system's."] = None
+    token_file: Annotated[
+        Path | None, PATH, "A file with the bearer token to send, read again for each request."
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +82,7 @@ class ConsumerSettings(Settings):
         NAME,
         "The group or queue whose consumers share replays; left out, the wrapper decides.",
     ] = None
-    audience: Annotated[tuple[str, ...], one_or_many(AUDIENCE), "The audience of this consumer, or several."]
+    audience: Annotated[tuple[str, ...], one_or_many(EXACT_NAME), "The audience of this consumer, or several."]
     max_lifetime: Annotated[int, seconds(1), "How long a token may live at most: `exp` minus `iat`."] = 3600
     leeway: Annotated[int, seconds(0, MAX_LEEWAY), "The difference between clocks that is allowed."] = 5
     at: Annotated[
@@ -81,7 +106,7 @@ class ConsumerSettings(Settings):
         bool,
         FLAG,
         "Believe `append_evidence` without that proof: for an account that may declare no queue.",
-        _only_evidence,
+        only_with("append_evidence"),
     ] = False
     without_evidence: Annotated[
         tuple[WithoutEvidenceSettings, ...],
@@ -147,19 +172,20 @@ class ConsumerSettings(Settings):
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of a missing ``max_queue_age``, and of rules whose issuer is not configured."""
-        if self.at == "append" and self.max_queue_age is None:
-            yield self.table.refuse("max_queue_age", 'required with at = "append"')
-        issuers = {found.issuer for found in self.issuers}
-        domains = {found.trust_domain for found in self.issuers if found.trust_domain is not None}
-        for found in self.issuers:
-            inside = any(f"{found.issuer}/".startswith(f"{domain}/") for domain in domains)
-            if found.trust_domain is None and inside:
-                yield found.table.refuse("issuer", "lies in a trust domain that is configured")
+        missing = self.at == "append" and self.max_queue_age is None
+        yield from self.refused((missing, "max_queue_age", 'required with at = "append"'))
+        issuers = {each.issuer for each in self.issuers}
+        domains = {each.trust_domain for each in self.issuers if each.trust_domain is not None}
+        for each in self.issuers:
+            inside = any(f"{each.issuer}/".startswith(f"{domain}/") for domain in domains)
+            is_direct = each.trust_domain is None
+            yield from each.refused((is_direct and inside, "issuer", "lies in a trust domain that is configured"))
         for rule in self.allow:
-            if rule.issuer is None and len(issuers) > 1:
-                yield rule.table.refuse("issuer", "required where several issuers are configured")
             of_domain = rule.issuer in domains if rule.issuer is not None else issuers == domains
-            if rule.claims and not of_domain:
-                yield rule.table.refuse("claims", "only for the subject of a trust domain")
-            if rule.issuer is not None and rule.issuer not in issuers:
-                yield rule.table.refuse("issuer", "is not among [[consumer.issuers]]")
+            yield from rule.refused(
+                (rule.issuer is None and len(issuers) > 1, "issuer",
+                 "required where several issuers are configured"),
+                (rule.claims and not of_domain, "claims", "only for the subject of a trust domain"),
+                (rule.issuer is not None and rule.issuer not in issuers, "issuer",
+                 "is not among [[consumer.issuers]]"),
+            )  # fmt: skip

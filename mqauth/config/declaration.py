@@ -14,12 +14,13 @@ that ``arguments`` can pass it on.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Final, NamedTuple, TypeVar, get_origin, get_type_hints
 
 from mqauth.config.kinds import Kind
 from mqauth.config.toml_file import (
@@ -44,14 +45,12 @@ class Setting(NamedTuple):
         help: one line that explains it.
         rules: which other settings it needs or excludes.
         default: its value where it is left out; ``MISSING`` if it is required.
-        field: the name of its field: its own, with ``_`` after it where that is a word of Python.
     """
 
     kind: Kind
     help: str
     rules: tuple[Rule, ...]
     default: Any
-    field: str
 
     def read(self, table: Table, key: str) -> Any:
         """Return the value of the setting in a table.
@@ -59,10 +58,10 @@ class Setting(NamedTuple):
         Raises:
             RefusedSetting: the value is wrong, or is not allowed beside the other keys.
         """
-        found = self.kind.read(table, key, table.members[key])
+        value = self.kind.read(table, key, table.members[key])
         for what in filter(None, (rule(table.members) for rule in self.rules)):
             raise table.refuse(key, what)
-        return found
+        return value
 
     @property
     def schema(self) -> Mapping[str, Any]:
@@ -89,22 +88,31 @@ class Settings:
     def settings(cls) -> Mapping[str, Setting]:
         """Return the settings that the class declares, by name and in the order of declaration."""
         hints = get_type_hints(cls, include_extras=True)
-        found: dict[str, Setting] = {}
-        for one in fields(cls):
-            if get_origin(hints[one.name]) is Annotated:
-                kind, text, *rules = hints[one.name].__metadata__
-                name = one.name.removesuffix("_")
-                found[name] = Setting(kind, text, tuple(rules), one.default, one.name)
-        return found
+        declared = {each: hints[each.name] for each in fields(cls) if get_origin(hints[each.name]) is Annotated}
+        return {
+            each.name: Setting(hint.__metadata__[0], hint.__metadata__[1], hint.__metadata__[2:], each.default)
+            for each, hint in declared.items()
+        }
+
+    blamed: ClassVar[str] = ""
+    """The setting at which a refusal of ``build`` stands; empty for the table as a whole."""
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the contradictions between settings that are right one by one."""
         yield from ()
 
+    def refused(self, *rows: tuple[object, str, str]) -> Iterator[RefusedSetting]:
+        """Yield the refusals of a table of mistakes: what has to hold for it, the key, and what is wrong."""
+        return (self.table.refuse(key, what) for holds, key, what in rows if holds)
+
+    def build(self) -> Any:
+        """Return the object that the table alone describes; ``None`` where it describes none."""
+        return None
+
     def arguments(self, target: Callable[..., object]) -> dict[str, Any]:
         """Return those settings that a class or function takes as arguments, by name."""
         parameters = inspect.signature(target).parameters
-        return {name: getattr(self, one.field) for name, one in self.settings().items() if name in parameters}
+        return {name: getattr(self, name) for name in self.settings() if name in parameters}
 
     def read_secret(self, name: str) -> bytes | None:
         """Return the secret that two of the settings refer to, ``None`` where neither is set.
@@ -144,16 +152,20 @@ def read(declared: type[S], table: Table) -> S:
     """
     values, refusals = collect(declared, table)
     raise_first(refusals)
-    found = declared(table=table, **values)
-    raise_first(list(found.refusals()))
-    return found
+    settings = declared(table=table, **values)
+    raise_first(list(settings.refusals()))
+    # What only the object itself can refuse is refused while the file is read.
+    with table.located(declared.blamed):
+        settings.build()
+    return settings
 
 
 def collect(declared: type[Settings], table: Table) -> tuple[dict[str, Any], list[RefusedSetting]]:
     """Return the values of a table that are right one by one, and the refusals of all others."""
     known = declared.settings()
     values: dict[str, Any] = {}
-    meant = table.unknown(known)
+    unknown = (key for key in table.members if key not in known)
+    meant = {key: "".join(difflib.get_close_matches(key, known, 1)) for key in unknown}
     refusals = [
         table.refuse(key, f"unknown key; did you mean {near}?" if near else "unknown key")
         for key, near in meant.items()
@@ -161,7 +173,7 @@ def collect(declared: type[Settings], table: Table) -> tuple[dict[str, Any], lis
     for name, setting in known.items():
         with collecting(refusals):
             if name in table.members:
-                values[setting.field] = setting.read(table, name)
+                values[name] = setting.read(table, name)
             # A misspelt key is one mistake, and the suggestion names the missing key.
             elif setting.default is MISSING and name not in meant.values():
                 raise table.refuse(name, "required")
@@ -181,14 +193,14 @@ def schema_of(declared: type[Settings]) -> dict[str, Any]:
 
 def only_with(*others: str) -> Rule:
     """Return the rule of a setting that has a meaning only if one of the others is set, too."""
-    said = f"only with {' or '.join(others)}"
-    return lambda members: None if members.keys() & set(others) else said
+    refusal = f"only with {' or '.join(others)}"
+    return lambda members: None if members.keys() & set(others) else refusal
 
 
 def not_with(other: str) -> Rule:
     """Return the rule of a setting that says the same as another one in another way."""
-    said = f"contradicts {other}: only one of the two may be set"
-    return lambda members: said if other in members else None
+    refusal = f"contradicts {other}: only one of the two may be set"
+    return lambda members: refusal if other in members else None
 
 
 def inner(declared: type[Settings]) -> Kind:
@@ -206,17 +218,15 @@ def inners(declared: type[Settings], least: int = 0, unique: str = "") -> Kind:
     """
 
     def reader(table: Table, key: str, _: Any) -> tuple[Settings, ...]:
-        found: dict[Any, Settings] = {}
+        by_name: dict[Any, Settings] = {}
         refusals: list[RefusedSetting] = []
         for number, element in enumerate(table.elements(key)):
             with collecting(refusals):
-                one = read(declared, element)
-                name = getattr(one, unique) if unique else number
-                if found.setdefault(name, one) is not one:
-                    raise element.refuse(unique, "is configured twice")
+                settings = read(declared, element)
+                name = getattr(settings, unique) if unique else number
+                element.require(by_name.setdefault(name, settings) is settings, unique, "is configured twice")
         raise_first(refusals)
-        if len(found) < least:
-            raise table.refuse(key, f"must hold at least {least} table")
-        return tuple(found.values())
+        table.require(len(by_name) >= least, key, f"must hold at least {least} table")
+        return tuple(by_name.values())
 
     return Kind({"type": "array", "items": schema_of(declared)} | ({"minItems": least} if least else {}), reader)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -26,8 +27,6 @@ _DURATION: Final = re.compile("[1-9][0-9]{0,8}[smhd]")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _BROKERS: Final = ("amqp", "amqps", "kafka")
 _NAME_LIMITS: Final = {"minLength": 1, "maxLength": MAX_NAME}
-Fault = Callable[[Any], str | None]
-"""Returns what is wrong with a value of the right type, or ``None``. It never repeats a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,57 +44,94 @@ class Kind:
     read: Callable[[Table, str, Any], Any]
 
 
-def single(
-    types: tuple[type, ...], expected: str, schema: Mapping[str, Any], fault: Fault,
-    into: Callable[[Any, Table], Any] = lambda found, _: found,
+def single(  # noqa: PLR0917
+    types: tuple[type, ...], called: str, schema: Mapping[str, Any], fits: Callable[[Any], object], refusal: str,
+    into: Callable[[Any, Table], Any] = lambda value, _: value,
 ) -> Kind:  # fmt: skip
     """Return the kind of a single value.
 
     Args:
         types: the Python types that it may have; a boolean is not an integer.
-        expected: these types in words.
+        called: these types in words.
         schema: the kind in JSON Schema.
-        fault: returns what is wrong with a value of such a type.
+        fits: tells whether a value of such a type is within its limits.
+        refusal: says what it must be; a number that was found stands behind it.
         into: converts the value, given the table it stands in.
     """
 
-    def read(table: Table, key: str, found: Any) -> Any:
+    def read(table: Table, key: str, value: Any) -> Any:
         # Not isinstance: bool is a subclass of int.
-        if type(found) not in types:
-            raise table.mistyped(key, expected, found)
-        what = fault(found)
-        if what is not None:
-            raise table.refuse(key, what)
-        return into(found, table)
+        if type(value) not in types:
+            raise table.mistyped(key, called, value)
+        table.require(fits(value), key, f"{refusal}, not {value}" if isinstance(value, int | float) else refusal)
+        return into(value, table)
 
     return Kind(schema, read)
 
 
-def text(title: str, fault: Fault, limits: Mapping[str, Any] | None = None, **into: Any) -> Kind:
+def text(
+    title: str, fits: Callable[[str], object], refusal: str, limits: Mapping[str, Any] | None = None, **into: Any
+) -> Kind:
     """Return the kind of a text.
 
     Args:
         title: what the reference page calls it.
-        fault: returns what is wrong with a text.
+        fits: tells whether a text is one.
+        refusal: says what it must be.
         limits: the limits that JSON Schema can express.
         into: as for ``single``.
     """
-    return single((str,), "a string", {"type": "string", "title": title, **(limits or {})}, fault, **into)
+    return single((str,), "a string", {"type": "string", "title": title, **(limits or {})}, fits, refusal, **into)
 
 
 def choice(choices: tuple[str, ...]) -> Kind:
     """Return the kind of one of a few texts; a text of a ``StrEnum`` is read as the member of the enum."""
-    expected = "must be " + " or ".join(f'"{one}"' for one in choices)
-    schema = {"enum": [str(one) for one in choices]}
     return single(
-        (str,), "a string", schema, lambda found: None if found in choices else expected,
-        lambda found, _: choices[choices.index(found)],
+        (str,), "a string", {"enum": [str(each) for each in choices]}, choices.__contains__,
+        "must be " + " or ".join(f'"{each}"' for each in choices),
+        lambda text, _: choices[choices.index(text)],
     )  # fmt: skip
 
 
-def whole(least: int, most: float = math.inf) -> Kind:
-    """Return the kind of a whole number from ``least`` to ``most``."""
-    return single((int,), "an integer", _bounds("integer", least, most), _out_of(least, most))
+def whole(least: float, most: float = math.inf, *, called: str = "an integer", fractions: bool = False) -> Kind:
+    """Return the kind of a number from ``least`` to ``most``.
+
+    Args:
+        least: the least that it may be.
+        most: the most.
+        called: its type in words.
+        fractions: whether it is read as a float, and need not be whole.
+    """
+    name, types = ("number", (int, float)) if fractions else ("integer", (int,))
+    schema = {"type": name, "minimum": least} | ({} if most == math.inf else {"maximum": most})
+    bounds = f"at least {least}" if most == math.inf else f"{least:.15g} to {most:.15g}"
+    # NaN is never within the bounds.
+    return single(
+        types, called, schema, lambda value: least <= value <= most, f"must be {bounds}",
+        lambda value, _: float(value) if fractions else value,
+    )  # fmt: skip
+
+
+def seconds(least: float, most: float = math.inf, *, fractions: bool = False) -> Kind:
+    """Return the kind of a duration: a number of seconds, or a text such as ``90s``, ``15m``, ``12h`` or ``7d``.
+
+    Arguments are those of ``whole``.
+    """
+    called = f'{"a number" if fractions else "an integer"} (seconds) or a string like "15m"'
+    number = whole(least, most, called=called, fractions=fractions)
+
+    def read(table: Table, key: str, value: Any) -> Any:
+        if isinstance(value, str):
+            table.require(
+                _DURATION.fullmatch(value) is not None,
+                key,
+                'must be seconds, or a duration like "90s", "15m", "12h" or "7d"',
+            )
+            value = int(value[:-1]) * _UNITS[value[-1]]
+        return number.read(table, key, value)
+
+    text_form = {"type": "string", "pattern": f"^{_DURATION.pattern}$"}
+    return Kind({"anyOf": [number.schema, text_form], "title": "duration"}, read)
 
 
 def many(item: Kind, least: int = 0, into: type[tuple[Any, ...]] | type[frozenset[Any]] = tuple) -> Kind:
@@ -107,12 +143,11 @@ def many(item: Kind, least: int = 0, into: type[tuple[Any, ...]] | type[frozense
         into: the type it is read as.
     """
 
-    def read(table: Table, key: str, found: Any) -> Any:
-        if not isinstance(found, list):
-            raise table.mistyped(key, "an array of strings", found)
-        if len(found) < least:
-            raise table.refuse(key, f"must name at least {least}")
-        return into(item.read(table, key, one) for one in found)
+    def read(table: Table, key: str, value: Any) -> Any:
+        if not isinstance(value, list):
+            raise table.mistyped(key, "an array of strings", value)
+        table.require(len(value) >= least, key, f"must name at least {least}")
+        return into(item.read(table, key, element) for element in value)
 
     return Kind({"type": "array", "items": item.schema} | ({"minItems": least} if least else {}), read)
 
@@ -121,10 +156,10 @@ def one_or_many(item: Kind) -> Kind:
     """Return the kind of a text, or of an array of at least one such text; both are read as a tuple."""
     several = many(item, 1)
 
-    def read(table: Table, key: str, found: Any) -> Any:
-        if not isinstance(found, str | list):
-            raise table.mistyped(key, "a string or an array of strings", found)
-        return several.read(table, key, [found] if isinstance(found, str) else found)
+    def read(table: Table, key: str, value: Any) -> Any:
+        if not isinstance(value, str | list):
+            raise table.mistyped(key, "a string or an array of strings", value)
+        return several.read(table, key, [value] if isinstance(value, str) else value)
 
     return Kind({"anyOf": [item.schema, several.schema]}, read)
 
@@ -140,15 +175,14 @@ def entries(name: Kind, item: Kind, least: int = 0) -> Kind:
 
     def read(table: Table, key: str, _: Any) -> Any:
         inner = table.inner(key)
-        if len(inner.members) < least:
-            raise inner.refuse("", f"must have at least {least} entry")
-        found: dict[Any, Any] = {}
+        inner.require(len(inner.members) >= least, "", f"must have at least {least} entry")
+        values: dict[Any, Any] = {}
         refusals: list[RefusedSetting] = []
-        for one, value in inner.members.items():
+        for inner_key, value in inner.members.items():
             with collecting(refusals):
-                found[name.read(inner, one, one)] = item.read(inner, one, value)
+                values[name.read(inner, inner_key, inner_key)] = item.read(inner, inner_key, value)
         raise_first(refusals)
-        return found
+        return values
 
     schema = {"type": "object", "additionalProperties": item.schema}
     return Kind(schema | ({"minProperties": least} if least else {}), read)
@@ -158,47 +192,19 @@ def text_or_table(word: Kind, table: Kind) -> Kind:
     """Return the kind of a text or a table, each of a kind of its own."""
     return Kind(
         {"anyOf": [word.schema, table.schema]},
-        lambda place, key, found: (table if isinstance(found, dict) else word).read(place, key, found),
+        lambda place, key, value: (table if isinstance(value, dict) else word).read(place, key, value),
     )
-
-
-def seconds(least: float, most: float = math.inf, *, fractions: bool = False) -> Kind:
-    """Return the kind of a duration: a number of seconds, or a text such as ``90s``, ``15m``, ``12h`` or ``7d``.
-
-    Args:
-        least: seconds at least.
-        most: seconds at most.
-        fractions: whether it is read as a float, and a number need not be whole.
-    """
-    bounds, fault = _bounds("number" if fractions else "integer", least, most), _out_of(least, most)
-    types, expected = ((int, float), "a number") if fractions else ((int,), "an integer")
-
-    def read(table: Table, key: str, found: Any) -> Any:
-        if isinstance(found, str):
-            if _DURATION.fullmatch(found) is None:
-                raise table.refuse(key, 'must be seconds, or a duration like "90s", "15m", "12h" or "7d"')
-            found = int(found[:-1]) * _UNITS[found[-1]]
-        # Not isinstance: bool is a subclass of int.
-        if type(found) not in types:
-            raise table.mistyped(key, f'{expected} (seconds) or a string like "15m"', found)
-        what = fault(found)
-        if what is not None:
-            raise table.refuse(key, what)
-        return float(found) if fractions else found
-
-    text_form = {"type": "string", "pattern": f"^{_DURATION.pattern}$"}
-    return Kind({"anyOf": [bounds, text_form], "title": "duration"}, read)
 
 
 def url(*schemes: str, words: tuple[str, ...] = ()) -> Kind:
     """Return the kind of a URL with a host, or of certain words in its place."""
-    expected = " or ".join([*(f'"{one}"' for one in words), *(f"{one}://..." for one in schemes)])
-    pattern = "|".join([*(f"^{one}://" for one in schemes), *(f"^{one}$" for one in words)])
+    expected = [*(f'"{word}"' for word in words), *(f"{scheme}://..." for scheme in schemes)]
+    patterns = [*(f"^{scheme}://" for scheme in schemes), *(f"^{word}$" for word in words)]
     return text(
-        " or ".join([*(f'`"{one}"`' for one in words), "URL"]),
-        lambda found: None if found in words or is_url(found, schemes) else f"must be {expected}",
-        {"pattern": pattern},
-    )
+        " or ".join([*(f'`"{word}"`' for word in words), "URL"]),
+        lambda value: value in words or is_url(value, schemes), f"must be {' or '.join(expected)}",
+        {"pattern": "|".join(patterns)},
+    )  # fmt: skip
 
 
 def is_url(text: str, schemes: tuple[str, ...]) -> bool:
@@ -217,60 +223,36 @@ def is_broker_url(text: str) -> bool:
     return all(is_url(f"{scheme}://{server}", _BROKERS) for server in servers)
 
 
-def _bounds(name: str, least: float, most: float) -> dict[str, Any]:
-    return {"type": name, "minimum": least} | ({} if most == math.inf else {"maximum": most})
+def _is_destination(text: str) -> bool:
+    with suppress(MalformedMessage):
+        return bool(destination.parse(text))
+    return False
 
 
-def _out_of(least: float, most: float) -> Fault:
-    """Return the function that refuses numbers outside the bounds; NaN is never inside."""
-    bounds = f"at least {least}" if most == math.inf else f"{least:.15g} to {most:.15g}"
-    return lambda found: None if least <= found <= most else f"must be {bounds}, not {found}"
-
-
-def _name_fault(found: str) -> str | None:
-    return None if is_name(found) else f"must be 1 to {MAX_NAME} characters, none a control character"
-
-
-def _audience_fault(found: str) -> str | None:
-    return _name_fault(found) or ("must be a name, never a wildcard" if "*" in found else None)
-
-
-def _destination_fault(found: str) -> str | None:
-    # Unlike every other refusal this one repeats the text: among many destinations one has to find the wrong one.
-    try:
-        destination.parse(found)
-    except MalformedMessage as error:
-        return str(error)
-    return None
-
-
-ANY: Final = text("text", lambda _: None)
-NAME: Final = text("name", _name_fault, _NAME_LIMITS)
-AUDIENCE: Final = text("name", _audience_fault, {**_NAME_LIMITS, "pattern": r"^[^*]*$"})
-DESTINATION: Final = text("destination", _destination_fault)
-BROKER_URL: Final = text(
-    "URL",
-    lambda found: None if is_broker_url(found) else "must be amqp://..., amqps://... or kafka://host:port",
-    {"pattern": "^(amqp|amqps|kafka)://"},
+ANY: Final = text("text", lambda _: True, "")
+NAME: Final = text("name", is_name, f"must be 1 to {MAX_NAME} characters, none a control character", _NAME_LIMITS)
+EXACT_NAME: Final = text(
+    "name", lambda name: is_name(name) and "*" not in name,
+    f"must be a name of 1 to {MAX_NAME} characters, never a wildcard", {**_NAME_LIMITS, "pattern": r"^[^*]*$"},
+)  # fmt: skip
+DESTINATION: Final = text(
+    "destination", _is_destination, "must be a destination, rabbitmq:<exchange>/<routing key> or kafka:<topic>"
 )
+URLS: Final = "amqp://..., amqps://... or kafka://host:port"
+BROKER_URL: Final = text("URL", is_broker_url, f"must be {URLS}", {"pattern": "^(amqp|amqps|kafka)://"})
 PATH: Final = text(
-    "path",
-    lambda found: None if found and "\0" not in found else "must be a path",
-    {"minLength": 1},
-    into=lambda found, table: Path(table.file).parent / found,
-)
+    "path", lambda path: path and "\0" not in path, "must be a path", {"minLength": 1},
+    into=lambda path, table: Path(table.file).parent / path,
+)  # fmt: skip
 """A path, relative to the folder of the file in which it stands."""
 POSITIVE: Final = whole(1)
-FLAG: Final = single((bool,), "a boolean", {"type": "boolean"}, lambda _: None)
+FLAG: Final = single((bool,), "a boolean", {"type": "boolean"}, lambda _: True, "")
 DATE: Final = single(
-    (date,),
-    "a date like 2027-01-31, without quotation marks",
-    {"type": "string", "format": "date", "title": "date"},
-    lambda _: None,
-)
+    (date,), "a date like 2027-01-31, without quotation marks",
+    {"type": "string", "format": "date", "title": "date"}, lambda _: True, "",
+)  # fmt: skip
 MOMENT: Final = single(
-    (datetime,),
-    "a time like 2026-12-04T10:00:00Z, without quotation marks",
+    (datetime,), "a time like 2026-12-04T10:00:00Z, without quotation marks",
     {"type": "string", "format": "date-time", "title": "time"},
-    lambda found: None if found.tzinfo is not None else "must say its zone, like Z",
-)
+    lambda time: time.tzinfo, "must say its zone, like Z",
+)  # fmt: skip

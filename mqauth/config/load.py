@@ -17,11 +17,8 @@ from mqauth.audit.rollout_watch import last_rollout
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.authority import ConfiguredAuthority
-from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.declaration import read
-from mqauth.config.enrolment import enrolled, key_on_disk
-from mqauth.config.issuer_settings import IssuerSettings
-from mqauth.config.key_sources import key_source
+from mqauth.config.keys import enrolled, key_on_disk, key_source
 from mqauth.config.settings import (
     AuditSettings,
     FileSettings,
@@ -154,18 +151,16 @@ class Configuration:
             ConfigurationError: there is no ``[consumer]``, its keys cannot be read, or another process writes
                 the audit file or has the replay file.
         """
-        found = self._settings.audit
-        audit: dict[str, Any] = (
-            {"audit": None} if found is None else {"audit": self._audit_sink(found), "record": found.record}
-        )
-        return self._pipeline(observers=self._observers, rollout=self.rollout, beside=False, **audit)
+        audit = self._settings.audit
+        sink = {} if audit is None else {"audit": self._audit_sink(audit), "record": audit.record}
+        return self._pipeline(observers=self._observers, rollout=self.rollout, beside=False, **sink)
 
     @cached_property
     def rollout(self) -> Rollout:
         """The rungs of ``[[rollout]]`` and the exemptions of ``[[consumer.unsigned]]``."""
         consumer = self._settings.consumer
         unsigned = () if consumer is None else consumer.unsigned
-        return Rollout([found.entry for found in self._settings.rollout], [found.exemption for found in unsigned])
+        return Rollout([each.build() for each in self._settings.rollout], [each.build() for each in unsigned])
 
     @cached_property
     def judge(self) -> Pipeline:
@@ -176,7 +171,7 @@ class Configuration:
         Raises:
             ConfigurationError: there is no ``[consumer]``, or its keys cannot be read.
         """
-        return self._pipeline(audit=None, beside=True)
+        return self._pipeline(beside=True)
 
     @cached_property
     def trial(self) -> Pipeline:
@@ -185,7 +180,7 @@ class Configuration:
         Raises:
             ConfigurationError: there is no ``[consumer]``, or its keys cannot be read.
         """
-        return self._pipeline(audit=None, rollout=self.rollout, beside=True)
+        return self._pipeline(rollout=self.rollout, beside=True)
 
     @cached_property
     def authority(self) -> ConfiguredAuthority:
@@ -210,26 +205,33 @@ class Configuration:
 
     def _pipeline(self, *, beside: bool, **more: Any) -> Pipeline:
         """Return a pipeline; one of a command that runs beside a consumer opens no file that has one owner."""
-        found = self._required(self._settings.consumer, "consumer")
-        issuers = {issuer.issuer: _issuer(issuer, self._clock) for issuer in found.issuers}
-        settings = found.arguments(Verifier) | {
-            "accept_as": [each.alias for each in found.accept_as],
-            "without_evidence": [each.entry for each in found.without_evidence],
-        }
-        verifier = Verifier(keys=issuers, release=self._releases(found.leeway), **settings)
-        return Pipeline(
-            verifier=verifier, policy=_policy(found, self._clock), replay=self._store(beside=beside),
-            scope=found.scope, exception_messages=found.exception_messages, self_test=found.self_test,
-            clock=self._clock, **more,
-        )  # fmt: skip
-
-    def _releases(self, leeway: int) -> ReleaseAuthorities | None:
+        clock, consumer = self._clock, self._required(self._settings.consumer, "consumer")
+        # Whom it trusts, and who may release what it rejected.
+        issuers: dict[str, Issuer | TrustDomain] = {}
+        for each in consumer.issuers:
+            kind = Issuer if each.trust_domain is None else TrustDomain
+            issuers[each.issuer] = kind(keys=key_source(each, clock), **each.arguments(kind))
         release = self._settings.release or ReleaseSettings()
         authorities = {
-            found.issuer: Authority(keys=key_source(found, self._clock), **found.arguments(Authority))
-            for found in release.authorities
+            each.issuer: Authority(keys=key_source(each, clock), **each.arguments(Authority))
+            for each in release.authorities
         }
-        return ReleaseAuthorities(authorities, leeway=leeway) if authorities else None
+        settings = consumer.arguments(Verifier) | {
+            "accept_as": [each.build() for each in consumer.accept_as],
+            "without_evidence": [each.build() for each in consumer.without_evidence],
+        }
+        releases = ReleaseAuthorities(authorities, leeway=consumer.leeway) if authorities else None
+        # The rules; an agent decides beside them, and is asked only what the rules allow.
+        rules = Allow([rule.build() for rule in consumer.allow])
+        policy: Policy = rules
+        if consumer.opa is not None:
+            with consumer.opa.table.located("url"):
+                within = rules if consumer.allow else None
+                policy = OPA(**consumer.opa.arguments(OPA), within=within, scope=consumer.scope, clock=clock)
+        return Pipeline(
+            verifier=Verifier(keys=issuers, release=releases, **settings), policy=policy,
+            replay=self._store(beside=beside), clock=clock, **consumer.arguments(Pipeline), **more,
+        )  # fmt: skip
 
     def _store(self, *, beside: bool) -> ReplayStore | None:
         """Return the replay store; a store on Redis connects with its first claim."""
@@ -253,8 +255,9 @@ class Configuration:
     def _audit_sink(self, found: AuditSettings) -> MisuseWatch:
         heads = found.head_file(self._clock)
         scope = None if self._settings.consumer is None else self._settings.consumer.scope
-        if scope is None and "{scope}" in str(found.file):
-            raise found.table.refuse("file", "{scope} needs [consumer] scope")
+        found.table.require(
+            scope is not None or "{scope}" not in str(found.file), "file", "{scope} needs [consumer] scope"
+        )
         with found.table.located("file"):
             path = Path(str(found.file).replace("{scope}", (scope or "").replace("/", "_")))
             file = AuditFile(path, fsync=not found.unsafe_no_fsync, max_bytes=found.max_bytes, heads=heads)
@@ -269,20 +272,3 @@ class Configuration:
 
     def _required(self, found: T | None, name: str) -> T:
         return require(found, f"{self.file}: [{name}]: required here, and missing")
-
-
-def _policy(found: ConsumerSettings, clock: Clock) -> Policy:
-    """Return the rules; with an agent it decides, too, and is asked only what the rules allow."""
-    rules = Allow([rule.rule for rule in found.allow])
-    if found.opa is None:
-        return rules
-    with found.opa.table.located("url"):
-        within = rules if found.allow else None
-        return OPA(**found.opa.arguments(OPA), within=within, scope=found.scope, clock=clock)
-
-
-def _issuer(found: IssuerSettings, clock: Clock) -> Issuer | TrustDomain:
-    keys = key_source(found, clock)
-    if found.trust_domain is None:
-        return Issuer(keys=keys, **found.arguments(Issuer))
-    return TrustDomain(keys=keys, **found.arguments(TrustDomain))

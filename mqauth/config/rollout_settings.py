@@ -8,9 +8,20 @@ from datetime import date, datetime, timedelta
 from typing import Annotated, Final
 
 from mqauth.config.declaration import Settings
-from mqauth.config.kinds import DATE, MOMENT, NAME, choice, entries, many, seconds, text, text_or_table, whole
+from mqauth.config.kinds import (
+    DATE,
+    EXACT_NAME,
+    MOMENT,
+    NAME,
+    choice,
+    entries,
+    many,
+    seconds,
+    text,
+    text_or_table,
+    whole,
+)
 from mqauth.config.toml_file import RefusedSetting
-from mqauth.errors import ConfigurationError
 from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.policy import Rule
 from mqauth.judging.rollout import EVERYWHERE, WEEK, Exemption, RolloutEntry, Rung
@@ -19,13 +30,14 @@ from mqauth.judging.without_evidence import WithoutEvidence
 MAX_DAYS: Final = 90
 MAX_DAYS_EVERYWHERE: Final = 30
 _ONE_HOUR: Final = 3600
-_PARTITION: Final = text("partition", lambda found: None if found.isdecimal() else "must be a partition, like 0")
+_PARTITION: Final = text("partition", str.isdecimal, "must be a partition, like 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSettings(Settings):
     """One of ``[[rollout]]``: the rung of some destinations; the first entry that matches decides."""
 
+    blamed = "destinations"
     destinations: Annotated[
         tuple[str, ...],
         many(NAME, 1),
@@ -41,11 +53,9 @@ class RolloutSettings(Settings):
         date | None, DATE, "The day by which it ends, at most 90 days after; required below enforce."
     ] = None
     owner: Annotated[str, NAME, "Whom to ask."]
-    window: Annotated[
-        int | None,
-        seconds(_ONE_HOUR),
-        "How far the report looks back, `7d` if left out: the rarest producer's period.",
-    ] = None
+    window: Annotated[int, seconds(_ONE_HOUR), "How far the report looks back: the rarest producer's period."] = (
+        int(WEEK)
+    )
     accepted: Annotated[
         Mapping[str, str] | None,
         entries(NAME, NAME),
@@ -57,58 +67,44 @@ class RolloutSettings(Settings):
         """The rung."""
         return Rung.of(self.rung)
 
-    @property
-    def entry(self) -> RolloutEntry:
-        """The entry for the pipeline."""
+    def build(self) -> RolloutEntry:
+        """Return the entry for the pipeline."""
         return RolloutEntry(
             destinations=self.destinations, rung=self.at, since=self.since, until=self.until or date.max,
-            owner=self.owner, window=float(self.window or WEEK),
+            owner=self.owner, window=float(self.window),
         )  # fmt: skip
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of a term that is missing or too long."""
-        refuse = self.table.refuse
-        if self.at < Rung.ENFORCE:
-            yield from self._terms()
-        if EVERYWHERE in self.destinations and (len(self.destinations) > 1 or self.at > Rung.OBSERVE):
-            yield refuse("destinations", '"*" stands alone, and only at off and observe')
-        try:
-            _ = self.entry
-        except ConfigurationError as error:
-            yield refuse("destinations", str(error))
-
-    def _terms(self) -> Iterator[RefusedSetting]:
-        most = MAX_DAYS_EVERYWHERE if EVERYWHERE in self.destinations else MAX_DAYS
-        if self.until is None:
-            yield self.table.refuse("until", "required below enforce")
-        elif not timedelta(0) < self.until - self.since <= timedelta(days=most):
-            yield self.table.refuse("until", f"must be 1 to {most} days after since")
+        everywhere, until = EVERYWHERE in self.destinations, self.until
+        term = timedelta(days=MAX_DAYS_EVERYWHERE if everywhere else MAX_DAYS)
+        bounded = until is not None and timedelta(0) < until - self.since <= term
+        below = self.at < Rung.ENFORCE
+        return self.refused(
+            (below and until is None, "until", "required below enforce"),
+            (below and until is not None and not bounded, "until", f"must be 1 to {term.days} days after since"),
+            (everywhere and (len(self.destinations) > 1 or self.at > Rung.OBSERVE), "destinations",
+             '"*" stands alone, and only at off and observe'),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnsignedSettings(Settings):
     """One of ``[[consumer.unsigned]]``: messages that may lack a token for now, at enforce too."""
 
+    blamed = "destination"
     destination: Annotated[str, NAME, "Where they come from, a pattern as in `[[consumer.allow]]`."]
     kinds: Annotated[
         frozenset[str],
-        many(NAME, into=frozenset),
+        many(EXACT_NAME, into=frozenset),
         "Only those whose property `type` is one of these; each needs a handler of its own.",
     ] = frozenset()
     until: Annotated[date, DATE, "The day by which it ends, at most a year from now."]
     why: Annotated[str, NAME, "Why they cannot be signed yet."]
 
-    @property
-    def exemption(self) -> Exemption:
-        """The exemption for the pipeline."""
+    def build(self) -> Exemption:
+        """Return the exemption for the pipeline."""
         return Exemption(**self.arguments(Exemption))
-
-    def refusals(self) -> Iterator[RefusedSetting]:
-        """Yield the refusal of a pattern that is none."""
-        try:
-            _ = self.exemption
-        except ConfigurationError as error:
-            yield self.table.refuse("kinds" if EVERYWHERE in self.kinds else "destination", str(error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,25 +119,18 @@ class WithoutEvidenceSettings(Settings):
     ]
     why: Annotated[str, NAME, "Why the broker will never say when it took them; the audit records it."]
 
-    @property
-    def entry(self) -> WithoutEvidence:
-        """The entry for the verifier."""
+    def build(self) -> WithoutEvidence:
+        """Return the entry for the verifier."""
         through = self.through
         last = through.timestamp() if isinstance(through, datetime) else {int(p): at for p, at in through.items()}
         return WithoutEvidence(destination=self.destination, through=last, why=self.why)
-
-    def refusals(self) -> Iterator[RefusedSetting]:
-        """Yield the refusal of offsets of a queue."""
-        try:
-            _ = self.entry
-        except ConfigurationError as error:
-            yield self.table.refuse("", str(error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleSettings(Settings):
     """One of ``[[consumer.allow]]``: the arguments of ``Rule``."""
 
+    blamed = "destinations"
     subject: Annotated[str, NAME, "The producer, letter for letter."]
     issuer: Annotated[str | None, NAME, "Its issuer; required where several are configured."] = None
     claims: Annotated[
@@ -155,36 +144,21 @@ class RuleSettings(Settings):
         "Where it may publish: destinations whose dotted words may be `*` (one word) or `#` (any number).",
     ]
 
-    @property
-    def rule(self) -> Rule:
-        """The rule for the policy."""
+    def build(self) -> Rule:
+        """Return the rule for the policy."""
         return Rule(**self.arguments(Rule))
-
-    def refusals(self) -> Iterator[RefusedSetting]:
-        """Yield the refusal of a destination that is not one."""
-        try:
-            _ = self.rule
-        except ConfigurationError as error:
-            yield self.table.refuse("destinations", str(error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptAsSettings(Settings):
     """One of ``[[consumer.accept_as]]``: the arguments of ``AcceptAs``."""
 
+    blamed = "signed_for"
     at: Annotated[str, NAME, "Where the messages arrive: a destination, exact."]
     signed_for: Annotated[
         tuple[str, ...], many(NAME, 1), "Where they were published first: patterns as in `[[consumer.allow]]`."
     ]
 
-    @property
-    def alias(self) -> AcceptAs:
-        """The alias for the verifier."""
+    def build(self) -> AcceptAs:
+        """Return the alias for the verifier."""
         return AcceptAs(**self.arguments(AcceptAs))
-
-    def refusals(self) -> Iterator[RefusedSetting]:
-        """Yield the refusal of a destination that is not one."""
-        try:
-            _ = self.alias
-        except ConfigurationError as error:
-            yield self.table.refuse("signed_for", str(error))

@@ -17,17 +17,15 @@ from typing import Annotated, Final, Literal, cast
 from mqauth.audit.file import MIN_BYTES
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import DEFAULT_FLOOD_AFTER
-from mqauth.config.authority_settings import IdentityAuthoritySettings
+from mqauth.config.authority_settings import HeadsSettings, IdentityAuthoritySettings
 from mqauth.config.broker import BrokerSettings, ReviewSettings
 from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.declaration import Settings, inner, inners, not_with
-from mqauth.config.heads import HeadsSettings
-from mqauth.config.identity_settings import IdentitySettings
-from mqauth.config.issuer_settings import SourceSettings
+from mqauth.config.issuer_settings import IdentitySettings, SourceSettings
 from mqauth.config.kinds import (
-    AUDIENCE,
     BROKER_URL,
     DESTINATION,
+    EXACT_NAME,
     FLAG,
     NAME,
     PATH,
@@ -39,9 +37,7 @@ from mqauth.config.kinds import (
     url,
     whole,
 )
-from mqauth.config.rollout_settings import (
-    RolloutSettings,
-)
+from mqauth.config.rollout_settings import RolloutSettings
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.errors import Reason
 from mqauth.keystore.identity.request import MAX_LIFE
@@ -69,10 +65,10 @@ class ProducerSettings(Settings):
     subject: Annotated[str, NAME, "The producer's name: `sub` of each token.", not_with("identity")] = cast(
         str, None
     )
-    audience: Annotated[str, AUDIENCE, "The service or stream that messages are meant for: `aud` of each token."]
+    audience: Annotated[str, EXACT_NAME, "The service or stream that messages are meant for: `aud` of each token."]
     audiences: Annotated[
         Mapping[str, str] | None,
-        entries(DESTINATION, AUDIENCE),
+        entries(DESTINATION, EXACT_NAME),
         'Another audience for each destination that is named, such as `"kafka:orders" = "billing"`.',
     ] = None
     keys: Annotated[
@@ -115,10 +111,12 @@ class ProducerSettings(Settings):
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of what the direct form lacks, and of a lifetime that no identity lasts for."""
         needed = ("issuer", "subject", "keys") if self.identity is None else ()
-        yield from (self.table.refuse(name, "required") for name in needed if name not in self.table.members)
         most = MAX_LIFE // 2 - SPARE
-        if self.identity is not None and self.lifetime > most:
-            yield self.table.refuse("lifetime", f"must be at most {most} with an identity, half of its life")
+        return self.refused(
+            *((name not in self.table.members, name, "required") for name in needed),
+            (self.identity is not None and self.lifetime > most, "lifetime",
+             f"must be at most {most} with an identity, half of its life"),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,12 +7,11 @@ might be a secret.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +93,15 @@ class Table:
         path = (*self.path, key) if key else self.path
         return RefusedSetting(file=self.file, path=path, place=place, what=what)
 
+    def require(self, condition: object, key: str, what: str) -> None:
+        """Refuse a key unless a condition holds.
+
+        Raises:
+            RefusedSetting: it does not hold.
+        """
+        if not condition:
+            raise self.refuse(key, what)
+
     @contextmanager
     def located(self, key: str) -> Iterator[None]:
         """Turn a configuration error that is raised within the block into a refusal of a key."""
@@ -105,11 +113,6 @@ class Table:
     def mistyped(self, key: str, expected: str, found: Any) -> RefusedSetting:
         """Return the refusal of a value whose type is not the expected one."""
         return self.refuse(key, f"must be {expected}, not {_TYPES.get(type(found), 'a date or time')}")
-
-    def unknown(self, known: Collection[str]) -> dict[str, str]:
-        """Return the keys that are not among the known ones, each with the known key it resembles, or ``""``."""
-        unknown = (key for key in self.members if key not in known)
-        return {key: "".join(difflib.get_close_matches(key, known, 1)) for key in unknown}
 
     def inner(self, key: str) -> Table:
         """Return the table under a key of this table.
@@ -196,15 +199,13 @@ def _filled(found: Any, table: Table, key: str = "") -> Any:
     return found
 
 
-def _variable(found: re.Match[str], table: Table, key: str) -> str:
-    if found[0] == "$$":
+def _variable(placeholder: re.Match[str], table: Table, key: str) -> str:
+    name, default = placeholder[1], placeholder[2]
+    if placeholder[0] == "$$":
         return "$"
-    name, default = found[1], found[2]
-    if name is None:
-        raise table.refuse(key, "a placeholder is ${NAME} or ${NAME:-default}; a ${ that is none is written $${")
-    value = os.environ.get(name)
-    if default is not None:
-        return value or default
+    table.require(name, key, "a placeholder is ${NAME} or ${NAME:-default}; a ${ that is none is written $${")
+    # An empty variable counts as one that is missing, where there is a default.
+    value = os.environ.get(name) if default is None else os.environ.get(name) or default
     if value is None:
         raise table.refuse(key, f"the variable {name} is not set, and ${{{name}}} has no default")
     return value

@@ -6,6 +6,7 @@ People log in with a local token, or at an OpenID provider (authorization code f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -21,7 +22,8 @@ from starlette.types import ASGIApp
 
 from mqauth.console.backend import Backend
 from mqauth.console.display import visible
-from mqauth.console.oidc import IDTokenError, NoNameError, Person, person
+from mqauth.console.oidc import IDTokenError, NoNameError, Person
+from mqauth.console.oidc import person as person_of
 from mqauth.console.oidc_provider import LIFETIME, Attempts, Provider
 from mqauth.console.pages import SEE_OTHER, BadRequestError, Pages, read_form
 from mqauth.console.places import Lobby, places_of
@@ -230,7 +232,16 @@ class Login:
     async def callback(self, request: Request) -> Response:
         """Begin a session for a person whom the provider sends back. Whatever happens, this login is over."""
         try:
-            response = self._let_in(request, await self._identify(request))
+            person = await self._identify(request)
+            who = visible(person.name)
+            emit(
+                "console.login", "login of %s (sub %s): %s", who, visible(person.subject), person.role or "no role"
+            )
+            if person.role is None:
+                raise _LoginError(403, f"You are {who}, but nothing gives you a role in this console.")
+            # A page, not a redirect: the session's strict cookie is not sent on one that another site began.
+            page = self._site.page("welcome.html", None, who=who, role=person.role)
+            response = self._site.begin(request, page, person.name, person.role)
         except _LoginError as error:
             response = self._page(error.status, str(error))
         self._cookie.delete(response)
@@ -238,43 +249,34 @@ class Login:
 
     async def _identify(self, request: Request) -> Person:
         """Return who came back from the provider."""
-        if self._provider is None:
-            raise _LoginError(404, _NO_PAGE)
-        pairs = request.query_params.multi_items()
-        answer = dict(pairs)
+        provider = require(self._provider, _NO_PAGE, partial(_LoginError, 404))
+        pairs, forbidden = request.query_params.multi_items(), partial(_LoginError, 403)
+        answer, issuer = dict(pairs), provider.settings.issuer
         # A parameter that is repeated makes the answer invalid (RFC 6749, section 3.1).
-        if len(answer) != len(pairs):
-            raise _LoginError(400, _MALFORMED)
-        attempt = self._attempts.redeem(self._cookie.read(request), answer.get("state", ""))
-        if attempt is None:
-            raise _LoginError(403, "This login was not begun here, is too old, or was used before. Begin again.")
-        self._check(answer, self._provider)
-        claims = await self._ask(self._provider.claims, answer["code"], attempt, self._origin + CALLBACK)
+        require(len(answer) == len(pairs), _MALFORMED, partial(_LoginError, 400))
+        attempt = require(
+            self._attempts.redeem(self._cookie.read(request), answer.get("state", "")),
+            "This login was not begun here, is too old, or was used before. Begin again.", forbidden,
+        )  # fmt: skip
+        # The answer of another provider (RFC 9207), and an answer that is an error.
+        names_itself = provider.known is not None and provider.known.names_itself
+        ours = answer.get("iss", None if names_itself else issuer) == issuer
+        require(ours, "The answer is not of our identity provider. Begin again.", forbidden)
+        if "error" in answer:
+            error = answer["error"]
+            emit("console.login_failed", "the identity provider answered a login with %s", visible(error)[:80])
+            raise _LoginError(403, _ERRORS.get(error, "The identity provider refused the login."))
+        require("code" in answer, _MALFORMED, partial(_LoginError, 400))
+        claims = await self._ask(provider.claims, answer["code"], attempt, self._origin + CALLBACK)
         try:
-            return person(claims, self._provider.settings)
+            return person_of(claims, provider.settings)
         except NoNameError as error:
             raise _LoginError(403, f"{visible(str(error))}.", error) from error
 
-    def _check(self, answer: Mapping[str, str], provider: Provider) -> None:
-        """Refuse the answer of another provider (RFC 9207), and an answer that is an error."""
-        known = provider.known
-        names_itself = known is not None and known.names_itself
-        if answer.get("iss", None if names_itself else provider.settings.issuer) != provider.settings.issuer:
-            raise _LoginError(403, "The answer is not of our identity provider. Begin again.")
-        if "error" in answer:
-            emit(
-                "console.login_failed",
-                "the identity provider answered a login with %s",
-                visible(answer["error"])[:80],
-            )
-            raise _LoginError(403, _ERRORS.get(answer["error"], "The identity provider refused the login."))
-        if "code" not in answer:
-            raise _LoginError(400, _MALFORMED)
-
     async def _ask(self, question: Any, *arguments: Any) -> Any:
         """Ask the provider on a thread, with a bound on how many do so at once."""
-        if self._waiting >= MAX_AT_ONCE:
-            raise _LoginError(503, "Too many people sign in at this moment. Try again.")
+        refusal = "Too many people sign in at this moment. Try again."
+        require(self._waiting < MAX_AT_ONCE, refusal, partial(_LoginError, 503))
         self._waiting += 1
         try:
             return await run_in_threadpool(question, *arguments)
@@ -285,27 +287,16 @@ class Login:
         finally:
             self._waiting -= 1
 
-    def _let_in(self, request: Request, found: Person) -> Response:
-        who = visible(found.name)
-        emit("console.login", "login of %s (sub %s): %s", who, visible(found.subject), found.role or "no role")
-        if found.role is None:
-            return self._page(403, f"You are {who}, but nothing gives you a role in this console.")
-        # A page, not a redirect: the session's strict cookie is not sent on one that another site began.
-        page = self._site.page("welcome.html", None, who=who, role=found.role)
-        return self._site.begin(request, page, found.name, found.role)
-
     def _page(self, status: int = 200, trouble: str | None = None) -> Response:
-        label = None if self._provider is None else self._provider.settings.label
+        label, leave = None, None
+        if self._provider is not None:
+            label, known = self._provider.settings.label, self._provider.known
+            # Where people log out at the provider (OpenID Connect RP-Initiated Logout 1.0).
+            if known is not None and known.end_session is not None:
+                mark = "&" if "?" in known.end_session else "?"
+                leave = f"{known.end_session}{mark}{urlencode({'client_id': self._provider.settings.client_id})}"
         names = [place.backend.session.box.name for place in self._site.places]
         return self._site.page(
             "login.html", None, status=status, names=names, trouble=trouble,
-            tokens=self._tokens is not None, provider=label, start=self._origin + START, leave=self._log_out_url(),
+            tokens=self._tokens is not None, provider=label, start=self._origin + START, leave=leave,
         )  # fmt: skip
-
-    def _log_out_url(self) -> str | None:
-        """Return where people log out at the provider (OpenID Connect RP-Initiated Logout 1.0)."""
-        known = None if self._provider is None else self._provider.known
-        if self._provider is None or known is None or known.end_session is None:
-            return None
-        mark = "&" if "?" in known.end_session else "?"
-        return f"{known.end_session}{mark}{urlencode({'client_id': self._provider.settings.client_id})}"

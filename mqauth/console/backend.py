@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Final, TypeVar
@@ -113,22 +114,22 @@ class Letters:
 
     def overview(self) -> Overview | None:
         """Return what the first page shows, at most a second old; ``None`` before anything was read."""
-        return self._ask(self._newest_overview, None)
+
+        def newest(index: Index) -> Overview:
+            now, known = self._session.clock.monotonic(), self._overview
+            same = known is not None and known.complete == index.complete and known.total == index.size
+            # An index that grows has more letters every few milliseconds.
+            fresh = not index.complete and now - self._made < FRESH
+            if known is None or not (same or fresh):
+                self._made, self._overview = now, overview(index)
+            return self._overview or overview(index)
+
+        return self._ask(newest, None)
 
     def _ask(self, question: Callable[[Index], T], otherwise: T) -> T:
         """Ask the index, if there is one; it is not replaced before it has answered."""
         with self._lock:
             return otherwise if self.index is None else question(self.index)
-
-    def _newest_overview(self, index: Index) -> Overview:
-        now, known = self._session.clock.monotonic(), self._overview
-        if known is not None and known.complete == index.complete and known.total == index.size:
-            return known
-        # An index that grows has more letters every few milliseconds.
-        if known is not None and not index.complete and now - self._made < FRESH:
-            return known
-        self._made, self._overview = now, overview(index)
-        return self._overview
 
     def read(self, job: Job) -> None:
         """Read all letters. While the broker is out of reach, try again until it is back or the job is cancelled.
@@ -139,37 +140,30 @@ class Letters:
         if self._closed.is_set():
             job.cancelled.set()
         waits = chain(self._waits, repeat(self._waits[-1]))
-        while not self._reached(job):
+        while True:
+            # Into a new index, which is shown at once where the current one no longer holds.
+            fresh = Index(self._session.clock.now())
+            try:
+                self._session.survey(
+                    progress=partial(self._progress, job, fresh), cancelled=job.cancelled, into=fresh
+                )
+                self.lost = None
+                return
+            except Unavailable as error:
+                self.lost = self.lost or Lost(since=self._session.clock.now(), why=str(error))
+            finally:
+                if fresh.complete or self.index is fresh:
+                    self.show(fresh)
+                    self.stale = not fresh.complete
+                else:
+                    fresh.close()
             if job.cancelled.wait(next(waits)):
                 raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "not reached before it was cancelled")
 
-    def _reached(self, job: Job) -> bool:
-        """Read all letters, and tell whether the broker was there."""
-        try:
-            self._read(job)
-        except Unavailable as error:
-            self.lost = self.lost or Lost(since=self._session.clock.now(), why=str(error))
-            return False
-        self.lost = None
-        return True
-
-    def _read(self, job: Job) -> None:
-        """Read all letters into a new index. It is shown at once where the current one no longer holds."""
-        fresh = Index(self._session.clock.now())
-
-        def progress(seen: int) -> None:
-            job.seen, job.total, self.lost = seen, max(seen, fresh.expected), None
-            if self.stale:
-                self.show(fresh)
-
-        try:
-            self._session.survey(progress=progress, cancelled=job.cancelled, into=fresh)
-        finally:
-            if fresh.complete or self.index is fresh:
-                self.show(fresh)
-                self.stale = not fresh.complete
-            else:
-                fresh.close()
+    def _progress(self, job: Job, fresh: Index, seen: int) -> None:
+        job.seen, job.total, self.lost = seen, max(seen, fresh.expected), None
+        if self.stale:
+            self.show(fresh)
 
 
 class Backend:
@@ -221,8 +215,15 @@ class Backend:
             BusyError: another job is running.
             ConfigurationError: the session has no verifier.
         """
+
+        def work(job: Job) -> None:
+            index = self.letters.index
+            if index is not None:
+                job.total = index.count(wanted)
+                job.counts = self.session.judge(index, wanted, progress=job.saw, cancelled=job.cancelled)
+
         self.session.pipeline()
-        return self._start(Job(kind=JUDGE, by=by), lambda job: self._judge(job, wanted))
+        return self._start(Job(kind=JUDGE, by=by), work)
 
     def rehearse(self, plan: Plan) -> Job:
         """Start to freeze a selection, and to find out what the act would do.
@@ -231,9 +232,18 @@ class Backend:
             BusyError: another job is running.
             ConfigurationError: the session cannot carry out the plan.
         """
+
+        def work(job: Job) -> None:
+            index = self.letters.index
+            if index is not None:
+                job.total = index.count(plan.wanted)
+                job.selection, job.counts = self.session.rehearse(
+                    index, plan, progress=job.saw, cancelled=job.cancelled
+                )
+
         self.session.check(plan)
         with self._lock:
-            self._rehearsal = self._start(Job(kind=REHEARSE, by=plan.reviewer, plan=plan), self._rehearse)
+            self._rehearsal = self._start(Job(kind=REHEARSE, by=plan.reviewer, plan=plan), work)
             return self._rehearsal
 
     def act(self, id: str, by: str) -> Job:
@@ -248,11 +258,22 @@ class Backend:
         """
         with self._lock:
             found = self._rehearsal
-            if found is None or found.id != id or not found.confirmable or found.by != by or found.plan is None:
+            if found is None or found.id != id or not found.confirmable or found.by != by:
                 raise BusyError("this preview is no longer the newest: make it again")
-            job = Job(kind=found.plan.act, by=by, plan=found.plan, selection=found.selection)
-            job.total = len(found.selection or ())
-            self._start(job, self._act)
+            plan, selection = require(found.plan, "no plan"), require(found.selection, "no selection")
+
+            def work(job: Job) -> None:
+                # The index no longer holds, even where the act fails halfway.
+                self.letters.stale = True
+                done = self.session.act(plan, selection, progress=job.saw, cancelled=job.cancelled)
+                job.account = done.as_dict()
+                # Whoever cancelled the act did not cancel the reading after it.
+                job.seen = job.total = 0
+                job.cancelled = threading.Event()
+                self.letters.read(job)
+
+            job = Job(kind=plan.act, by=by, plan=plan, selection=selection, total=len(selection))
+            self._start(job, work)
             self._rehearsal = None
             return job
 
@@ -262,7 +283,21 @@ class Backend:
         Raises:
             BusyError: another job is running.
         """
-        return self._start(Job(kind=ACCOUNT, by=by), self._account)
+
+        def work(job: Job) -> None:
+            self.letters.read(job)
+            index = self.letters.index
+            if index is not None and index.complete:
+                # The audit files may be those of all queues and topics, so a letter of theirs may lie in any.
+                found = [ids for other in self.beside if (ids := other.letters.ids()) is not None]
+                require(
+                    len(found) == len(self.beside), "the other queues and topics are not all read yet", BusyError
+                )
+                beside = chain.from_iterable(ids for _, ids in found)
+                as_of = min([index.as_of, *(at for at, _ in found)])
+                self.ledger = self.session.ledger(index, self.files, beside=beside, as_of=as_of)
+
+        return self._start(Job(kind=ACCOUNT, by=by), work)
 
     def cancel(self, id: str) -> None:
         """Stop a job before its next letter."""
@@ -308,41 +343,3 @@ class Backend:
             job.error = type(error).__name__
         finally:
             job.running = False
-
-    def _judge(self, job: Job, wanted: Filter) -> None:
-        index = self.letters.index
-        if index is not None:
-            job.total = index.count(wanted)
-            job.counts = self.session.judge(index, wanted, progress=job.saw, cancelled=job.cancelled)
-
-    def _rehearse(self, job: Job) -> None:
-        index, plan = self.letters.index, job.plan
-        if index is not None and plan is not None:
-            job.total = index.count(plan.wanted)
-            job.selection, job.counts = self.session.rehearse(
-                index, plan, progress=job.saw, cancelled=job.cancelled
-            )
-
-    def _act(self, job: Job) -> None:
-        """Redrive or discard, then read what is left."""
-        plan, selection = job.plan, job.selection
-        if plan is None or selection is None:
-            return
-        # The index no longer holds, even where the act fails halfway.
-        self.letters.stale = True
-        job.account = self.session.act(plan, selection, progress=job.saw, cancelled=job.cancelled).as_dict()
-        # Whoever cancelled the act did not cancel the reading after it.
-        job.seen = job.total = 0
-        job.cancelled = threading.Event()
-        self.letters.read(job)
-
-    def _account(self, job: Job) -> None:
-        self.letters.read(job)
-        index = self.letters.index
-        if index is not None and index.complete:
-            # The audit files may be those of all queues and topics, so a letter of theirs may lie in any.
-            found = [ids for other in self.beside if (ids := other.letters.ids()) is not None]
-            require(len(found) == len(self.beside), "the other queues and topics are not all read yet", BusyError)
-            beside = chain.from_iterable(ids for _, ids in found)
-            as_of = min([index.as_of, *(at for at, _ in found)])
-            self.ledger = self.session.ledger(index, self.files, beside=beside, as_of=as_of)

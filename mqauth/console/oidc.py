@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 from joserfc import jws
-from joserfc.jwk import JWKRegistry, Key, RSAKey
+from joserfc.jwk import JWKRegistry, RSAKey
 from joserfc.jwt import JWTClaimsRegistry
 
 from mqauth.config.declaration import Settings, not_with, read, read_file, schema_of
@@ -55,21 +55,22 @@ def _roles(table: Table, key: str, _: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for role in ROLES:
         for value in getattr(listed, role):
-            if found.setdefault(value, role) != role:
-                raise listed.table.refuse(role, "names a value that stands for another role too")
-    if not found:
-        raise listed.table.refuse("", "must name at least one value")
+            listed.table.require(
+                found.setdefault(value, role) == role, role, "names a value that stands for another role too"
+            )
+    listed.table.require(found, "", "must name at least one value")
     return found
 
 
-def _origin_fault(text: str) -> str | None:
-    rest = text.partition("://")[2].removesuffix("/")
-    fits = is_url(text, ("https", "http")) and not any(mark in rest for mark in "/?#@")
-    return None if fits else "must be scheme, host and port alone: https://console.example:8443"
-
-
 _ROLES: Final = Kind(schema_of(RoleSettings), _roles)
-_ORIGIN: Final = text("URL", _origin_fault, into=lambda found, _: found.removesuffix("/").lower())
+_ORIGIN: Final = text(
+    "URL",
+    lambda url: (
+        is_url(url, ("https", "http")) and not set("/?#@") & set(url.partition("://")[2].removesuffix("/"))
+    ),
+    "must be scheme, host and port alone: https://console.example:8443",
+    into=lambda url, _: url.removesuffix("/").lower(),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +111,8 @@ class OIDCSettings(Settings):
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield what is wrong with the scopes: ``openid`` is missing, or two are in one text."""
-        if "openid" not in self.scopes or any(" " in scope for scope in self.scopes):
-            yield self.table.refuse("scopes", 'must name "openid", and each scope by itself')
+        wrong = "openid" not in self.scopes or any(" " in scope for scope in self.scopes)
+        return self.refused((wrong, "scopes", 'must name "openid", and each scope by itself'))
 
 
 def read_settings(path: Path) -> OIDCSettings:
@@ -121,20 +122,15 @@ def read_settings(path: Path) -> OIDCSettings:
         ConfigurationError: the file cannot be read, a key is unknown, missing or out of its limits, or the secret
             cannot be read or others may read it; one line that says where.
     """
-    found = read_file(OIDCSettings, path)
-    return replace(found, secret=_secret(found))
-
-
-def _secret(found: OIDCSettings) -> str | None:
-    if found.client_secret_file is not None:
-        key, raw = "client_secret_file", read_bounded(found.client_secret_file, _MAX_SECRET, private=True)
-    elif found.client_secret_env is not None:
-        key, raw = "client_secret_env", os.environb.get(os.fsencode(found.client_secret_env), b"")
+    settings = read_file(OIDCSettings, path)
+    if settings.client_secret_file is not None:
+        key, raw = "client_secret_file", read_bounded(settings.client_secret_file, _MAX_SECRET, private=True)
+    elif settings.client_secret_env is not None:
+        key, raw = "client_secret_env", os.environb.get(os.fsencode(settings.client_secret_env), b"")
     else:
-        return None
-    if not _SECRET.fullmatch(raw.strip()):
-        raise found.table.refuse(key, "must hold printable ASCII characters")
-    return raw.strip().decode("ascii")
+        return settings
+    settings.table.require(_SECRET.fullmatch(raw.strip()), key, "must hold printable ASCII characters")
+    return replace(settings, secret=raw.strip().decode("ascii"))
 
 
 class IDTokenError(MqauthError):
@@ -186,27 +182,19 @@ def check(
     Raises:
         IDTokenError: it is not.
     """
-    claims = _signed_claims(token, jwks, ALGORITHMS.intersection(algorithms))
-    option: Any = {"essential": True}
-    registry = JWTClaimsRegistry(
-        now=int(now), leeway=LEEWAY, iss=option | {"value": settings.issuer}, sub=option,
-        aud=option | {"value": settings.client_id}, exp=option, iat=option, nonce=option,
-    )  # fmt: skip
+    allowed = ALGORITHMS.intersection(algorithms)
     try:
-        registry.validate(claims)
-    except Exception as error:
-        raise IDTokenError(f"a claim of the ID token is wrong: {getattr(error, 'claim', None) or 'one'}") from None
-    _check_login(claims, settings.client_id, nonce, now)
-    return claims
-
-
-def _signed_claims(token: str, jwks: Mapping[str, Any], algorithms: frozenset[str]) -> dict[str, Any]:
-    """Return the claims of a token whose signature holds by the key that it names."""
-    try:
+        # The signature, by the one key that the header means. Of two with one name neither is used.
         found = jws.extract_compact(token.encode("ascii"))
         header = found.headers()
-        require(header.get("alg") in algorithms, "the ID token's algorithm is not allowed", IDTokenError)
-        good = jws.validate_compact(found, _key(jwks, header), algorithms)
+        require(header.get("alg") in allowed, "the ID token's algorithm is not allowed", IDTokenError)
+        listed = jwks.get("keys")
+        fit = [members for members in listed if _fits(members, header)] if isinstance(listed, list) else []
+        require(len(fit) == 1, "the provider has no key, or several, for the ID token", IDTokenError)
+        key = JWKRegistry.import_key(fit[0])
+        strong = not isinstance(key, RSAKey) or key.public_key.key_size >= _MIN_RSA_BITS
+        require(strong, f"the provider's RSA key has fewer than {_MIN_RSA_BITS} bits", IDTokenError)
+        good = jws.validate_compact(found, key, allowed)
         claims = strict_json.loads(found.payload or b"", depth=8)
     except IDTokenError:
         raise
@@ -216,21 +204,25 @@ def _signed_claims(token: str, jwks: Mapping[str, Any], algorithms: frozenset[st
     require(good is True, "the ID token's signature does not hold", IDTokenError)
     if not isinstance(claims, dict):
         raise IDTokenError("the ID token holds no claims")
+    # The claims that every ID token has.
+    option: Any = {"essential": True}
+    registry = JWTClaimsRegistry(
+        now=int(now), leeway=LEEWAY, iss=option | {"value": settings.issuer}, sub=option,
+        aud=option | {"value": settings.client_id}, exp=option, iat=option, nonce=option,
+    )  # fmt: skip
+    try:
+        registry.validate(claims)
+    except Exception as error:
+        raise IDTokenError(f"a claim of the ID token is wrong: {getattr(error, 'claim', None) or 'one'}") from None
+    # What binds it to this client and this login.
+    client = settings.client_id
+    require(claims["aud"] in (client, [client]), "the ID token is for others too", IDTokenError)
+    require(claims.get("azp", client) == client, "the ID token was issued to another client", IDTokenError)
+    given = claims["nonce"].encode("utf-8", "surrogatepass") if isinstance(claims["nonce"], str) else b""
+    require(hmac.compare_digest(given, nonce.encode()), "the ID token belongs to another login", IDTokenError)
+    require(claims["iat"] >= now - MAX_AGE, "the ID token is old", IDTokenError)
+    require(is_name(claims["sub"], 1, 255), "the ID token names nobody", IDTokenError)
     return claims
-
-
-def _key(jwks: Mapping[str, Any], header: Mapping[str, Any]) -> Key:
-    """Return the one key that the header means. Of two with one name neither is used."""
-    listed = jwks.get("keys")
-    fit = [members for members in listed if _fits(members, header)] if isinstance(listed, list) else []
-    require(len(fit) == 1, "the provider has no key, or several, for the ID token", IDTokenError)
-    key = JWKRegistry.import_key(fit[0])
-    require(
-        not isinstance(key, RSAKey) or key.public_key.key_size >= _MIN_RSA_BITS,
-        f"the provider's RSA key has fewer than {_MIN_RSA_BITS} bits",
-        IDTokenError,
-    )
-    return key
 
 
 def _fits(members: Any, header: Mapping[str, Any]) -> bool:
@@ -244,61 +236,29 @@ def _fits(members: Any, header: Mapping[str, Any]) -> bool:
     )
 
 
-def _check_login(claims: Mapping[str, Any], client_id: str, nonce: str, now: float) -> None:
-    """Check the claims that bind the token to this client and this login."""
-    require(claims["aud"] in (client_id, [client_id]), "the ID token is for others too", IDTokenError)
-    require(
-        claims.get("azp", client_id) == client_id,
-        "the ID token was issued to another client",
-        IDTokenError,
-    )
-    require(
-        isinstance(claims["nonce"], str) and hmac.compare_digest(_raw(claims["nonce"]), _raw(nonce)),
-        "the ID token belongs to another login",
-        IDTokenError,
-    )
-    require(claims["iat"] >= now - MAX_AGE, "the ID token is old", IDTokenError)
-    require(is_name(claims["sub"], 1, 255), "the ID token names nobody", IDTokenError)
-
-
-def _raw(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
-
-
 def person(claims: Mapping[str, Any], settings: OIDCSettings) -> Person:
     """Return the person that a checked ID token is about.
 
     Raises:
         NoNameError: the claim that names people is missing or no name, or an e-mail address was not verified.
     """
-    return Person(
-        subject=str(claims["sub"]), name=_name(claims, settings.name_claim), role=_role(claims, settings)
-    )
-
-
-def _name(claims: Mapping[str, Any], claim: str) -> str:
-    name = claims.get(claim)
+    name = claims.get(settings.name_claim)
     require(
         is_name(name) and str(name) == str(name).strip(),
-        f"The identity provider sent no {claim} for you",
+        f"The identity provider sent no {settings.name_claim} for you",
         NoNameError,
     )
     # Without this, whoever registers a reviewer's address with the provider would act under it (section 5.1).
     require(
-        claim != "email" or claims.get("email_verified") is True,
+        settings.name_claim != "email" or claims.get("email_verified") is True,
         "The identity provider has not verified your e-mail address",
         NoNameError,
     )
-    return str(name)
-
-
-def _role(claims: Mapping[str, Any], settings: OIDCSettings) -> str | None:
-    """Return the highest role that a value of the role claim stands for."""
-    found: Any = claims
+    # The highest role that a value of the role claim stands for.
+    values: Any = claims
     for step in settings.role_claim:
-        found = found.get(step) if isinstance(found, Mapping) else None
-    values = [found] if isinstance(found, str) else found
-    if not isinstance(values, list) or len(values) > MAX_VALUES:
-        return None
-    mine = {settings.roles.get(value) for value in values if isinstance(value, str)}
-    return next((role for role in ROLES if role in mine), None)
+        values = values.get(step) if isinstance(values, Mapping) else None
+    values = [values] if isinstance(values, str) else values if isinstance(values, list) else []
+    mine = {settings.roles.get(value) for value in values[: MAX_VALUES + 1] if isinstance(value, str)}
+    role = next((role for role in ROLES if role in mine and len(values) <= MAX_VALUES), None)
+    return Person(subject=str(claims["sub"]), name=str(name), role=role)

@@ -82,20 +82,15 @@ class Attempts:
             raw = self._seal.decrypt_at_time((sealed or "").encode("ascii"), LIFETIME, int(self._clock.now()))
         except (InvalidToken, ValueError):
             return None
-        attempt = Attempt(**json.loads(raw))
+        attempt, now = Attempt(**json.loads(raw)), self._clock.monotonic()
         same = hmac.compare_digest(attempt.state.encode(), state.encode("utf-8", "replace"))
-        return attempt if same and self._first_use(attempt.state) else None
-
-    def _first_use(self, state: str) -> bool:
-        """Note that a login has come back, and tell whether it is the first time."""
-        now = self._clock.monotonic()
         while self._used and (len(self._used) >= MAX_USED or next(iter(self._used.values())) <= now):
             self._used.popitem(last=False)
-        if state in self._used:
-            return False
+        if not same or attempt.state in self._used:
+            return None
         # Twice as long as the cookie is valid by the wall clock, which may be set back.
-        self._used[state] = now + 2 * LIFETIME
-        return True
+        self._used[attempt.state] = now + 2 * LIFETIME
+        return attempt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,41 +173,31 @@ class Provider:
         """
         deadline = Deadline(self._clock, TIMEOUT)
         metadata = self.metadata(deadline)
-        token = self._exchange(metadata, code, attempt, redirect_uri, deadline)
-        # The keys are read for each login: a rotation is seen at once, and a withdrawn key is no key any more.
-        return check(
-            token, self._get(metadata.jwks, deadline), self.settings, nonce=attempt.nonce, now=self._clock.now(),
-            algorithms=metadata.algorithms,
-        )  # fmt: skip
-
-    def _exchange(
-        self, metadata: Metadata, code: str, attempt: Attempt, redirect_uri: str, deadline: Deadline
-    ) -> str:
-        """Return the ID token for a code (OpenID Connect Core 1.0, section 3.1.3)."""
+        # The code is exchanged for the ID token (OpenID Connect Core 1.0, section 3.1.3); the client authenticates
+        # itself in the form, or in the header (RFC 6749, section 2.3.1).
         require(1 <= len(code) <= 4096, "no code", FetchFailed)
+        id, secret, authorization = self.settings.client_id, self.settings.secret, None
         form = {
             "grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri,
             "code_verifier": attempt.verifier,
         }  # fmt: skip
-        more, authorization = self._credentials(metadata)
+        if secret is not None and metadata.basic:
+            pair = f"{quote_plus(id)}:{quote_plus(secret)}".encode("ascii")
+            authorization = f"Basic {base64.b64encode(pair).decode('ascii')}"
+        else:
+            form |= {"client_id": id} | ({} if secret is None else {"client_secret": secret})
         answer = request(
-            metadata.token, deadline=deadline, context=self._context, form=form | more,
+            metadata.token, deadline=deadline, context=self._context, form=form,
             headers={"Authorization": authorization}, dial=self._dial,
         )  # fmt: skip
         token = (answer.document or {}).get("id_token")
         if not isinstance(token, str):
             raise FetchFailed("the answer holds no ID token")
-        return token
-
-    def _credentials(self, metadata: Metadata) -> tuple[dict[str, str], str | None]:
-        """Return the form fields and the header that authenticate us (RFC 6749, section 2.3.1)."""
-        id, secret = self.settings.client_id, self.settings.secret
-        if secret is None:
-            return {"client_id": id}, None
-        if not metadata.basic:
-            return {"client_id": id, "client_secret": secret}, None
-        pair = f"{quote_plus(id)}:{quote_plus(secret)}".encode("ascii")
-        return {}, f"Basic {base64.b64encode(pair).decode('ascii')}"
+        # The keys are read for each login: a rotation is seen at once, and a withdrawn key is no key any more.
+        return check(
+            token, self._get(metadata.jwks, deadline), self.settings, nonce=attempt.nonce, now=self._clock.now(),
+            algorithms=metadata.algorithms,
+        )  # fmt: skip
 
     def _read(self, found: Mapping[str, Any]) -> Metadata:
         """Return the metadata of a configuration that can be used."""

@@ -24,8 +24,7 @@ from starlette.responses import HTMLResponse, Response
 from mqauth.audit.disk import open_private
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.console.backend import Backend
-from mqauth.console.colours import of_producer, of_reason
-from mqauth.console.display import COLUMNS, moment
+from mqauth.console.display import COLUMNS, moment, of_producer, of_reason
 from mqauth.console.jobs import TITLES
 from mqauth.errors import ConfigurationError, require
 from mqauth.logs import Rate, emit

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import Meter
@@ -25,6 +25,7 @@ from opentelemetry.trace import Link, SpanKind, Tracer
 from mqauth._version import __version__
 from mqauth.audit.misuse import Alert
 from mqauth.clock import SYSTEM_CLOCK
+from mqauth.delivery.health import Health
 from mqauth.flow import is_async, settled
 from mqauth.judging.observing import days_left, ends
 from mqauth.judging.pipeline import Handler, Outcome, Verdict
@@ -77,30 +78,6 @@ _GAUGES: Final = {
 # Those of OpenTelemetry's conventions for messaging.
 _HANDLER_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _BUCKETS: Final = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0)
-
-
-class Health(Protocol):
-    """The part of a consumer's ``health()`` that is measured here."""
-
-    @property
-    def deferred(self) -> int:
-        """The number of deliveries that are held now."""
-
-    @property
-    def stalled_since(self) -> float | None:
-        """UTC seconds since when the oldest of them waits."""
-
-
-class IdentityHealth(Protocol):
-    """The part of an ``IdentityKey``'s ``health()`` that is measured here."""
-
-    @property
-    def subject(self) -> str:
-        """Whose identity it is."""
-
-    @property
-    def expires_in(self) -> float | None:
-        """Seconds until it ends, ``None`` where there is none."""
 
 
 class Telemetry:
@@ -172,7 +149,12 @@ class Telemetry:
         self.consumers[name] = health
         labels = {"consumer": name}
         self._gauges[DEFERRED].append((labels, lambda: health().deferred))
-        self._gauges[STALLED].append((labels, lambda: self._since(health().stalled_since)))
+
+        def stalled() -> float:
+            since = health().stalled_since
+            return 0.0 if since is None else max(0.0, self._now() - since)
+
+        self._gauges[STALLED].append((labels, stalled))
 
     def watch_keys(self, issuer: str, age: Callable[[], float | None]) -> None:
         """Measure the age of an issuer's key set.
@@ -187,9 +169,11 @@ class Telemetry:
     def watch_issuers(self, verifier: Verifier) -> None:
         """Measure how long the direct issuers that have an ``until`` still count, with the label ``issuer``."""
         for issuer, until in verifier.ends.items():
-            self._gauges[ISSUER_ENDS].append(({"issuer": issuer}, partial(self._seconds, until)))
+            # The day itself still counts, as it does for ``days_left``.
+            over = datetime.combine(until + timedelta(days=1), time(), UTC).timestamp()
+            self._gauges[ISSUER_ENDS].append(({"issuer": issuer}, partial(self._left, over)))
 
-    def watch_identity(self, health: Callable[[], IdentityHealth]) -> None:
+    def watch_identity(self, health: Callable[[], Any]) -> None:
         """Measure how long a producer's identity still lasts, with the label ``subject``.
 
         Args:
@@ -247,10 +231,8 @@ class Telemetry:
         for places, until in ends(rollout):
             self._gauges[DAYS_LEFT].append(({"destination": places}, partial(self._days, until)))
 
-    def _seconds(self, until: date) -> float:
-        # The day itself still counts, as it does for ``days_left``.
-        over = datetime.combine(until + timedelta(days=1), time(), UTC)
-        return over.timestamp() - self._now()
+    def _left(self, over: float) -> float:
+        return over - self._now()
 
     def _days(self, until: date) -> float:
         return days_left(until, self._now())
@@ -284,9 +266,6 @@ class Telemetry:
             self._destinations.add(destination)
         return destination
 
-    def _since(self, moment: float | None) -> float:
-        return 0.0 if moment is None else max(0.0, self._now() - moment)
-
 
 def traced(handler: Handler, tracer: Tracer | None = None, *, trust_parent: bool = True) -> Handler:
     """Return a handler that runs within a span named after the destination of its message.
@@ -296,8 +275,41 @@ def traced(handler: Handler, tracer: Tracer | None = None, *, trust_parent: bool
         tracer: by default a tracer of the global provider.
         trust_parent: continue the trace that the message names. ``False`` starts a new trace that links to it.
     """
-    found = tracer or trace.get_tracer("mqauth", __version__)
-    return _within(handler, lambda verified: _span(found, verified, trust_parent))
+    tracer = tracer or trace.get_tracer("mqauth", __version__)
+
+    def span(verified: Verified) -> Any:
+        # The headers of the message that the configured propagator reads, as text; no others are looked at.
+        propagator = get_global_textmap()
+        fields = {fold(name): name for name in propagator.fields}
+        headers = {
+            fields[fold(name)]: value.decode("ascii", "replace") if isinstance(value, bytes) else value
+            for name, value in verified._facts.message.headers
+            if fold(name) in fields and isinstance(value, str | bytes)
+        }
+        context = propagator.extract(headers)
+        remote = trace.get_current_span(context).get_span_context()
+        # What is said of the message are verified facts, and where the broker had it.
+        origin, body = verified.origin, verified.body
+        name = verified.destination.partition(":")[2]
+        name = name if is_kafka(verified.destination) else name.replace("/", ":", 1)
+        broker = {
+            "messaging.message.body.size": None if body is None else len(body),
+            "messaging.rabbitmq.destination.routing_key": origin.routing_key,
+            "messaging.destination.partition.id": None if origin.partition is None else str(origin.partition),
+            "messaging.kafka.offset": origin.offset,
+            "messaging.kafka.message.tombstone": True if body is None and origin.offset is not None else None,
+        }
+        return tracer.start_as_current_span(
+            f"process {name}", context=context if trust_parent else None, kind=SpanKind.CONSUMER,
+            links=[] if trust_parent or not remote.is_valid else [Link(remote)],
+            attributes={
+                **_said(verified), **{key: value for key, value in broker.items() if value is not None},
+                "messaging.destination.name": name, "mqauth.issuer": verified.issuer,
+                "mqauth.subject": verified.subject,
+            },
+        )  # fmt: skip
+
+    return _within(handler, span)
 
 
 def _within(handler: Handler, entered: Callable[[Verified], AbstractContextManager[Any]]) -> Handler:
@@ -323,51 +335,3 @@ def _said(verified: Verified) -> dict[str, Any]:
     if system == "kafka" and verified.origin.scope is not None:
         found["messaging.consumer.group.name"] = verified.origin.scope
     return found
-
-
-def _place(verified: Verified) -> dict[str, Any]:
-    """Return where the broker had a message, by the same conventions."""
-    origin, body = verified.origin, verified.body
-    found = {
-        "messaging.message.body.size": None if body is None else len(body),
-        "messaging.rabbitmq.destination.routing_key": origin.routing_key,
-        "messaging.destination.partition.id": None if origin.partition is None else str(origin.partition),
-        "messaging.kafka.offset": origin.offset,
-        "messaging.kafka.message.tombstone": True if body is None and origin.offset is not None else None,
-    }
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _name(verified: Verified) -> str:
-    """Return the destination's name by the conventions: the topic, or ``exchange:routing key``."""
-    name = verified.destination.partition(":")[2]
-    return name if is_kafka(verified.destination) else name.replace("/", ":", 1)
-
-
-def _span(tracer: Tracer, verified: Verified, trust_parent: bool) -> Any:
-    """Start a span and return its context manager; its attributes are verified facts."""
-    context = get_global_textmap().extract(_trace_headers(verified._facts.message))
-    remote = trace.get_current_span(context).get_span_context()
-    return tracer.start_as_current_span(
-        f"process {_name(verified)}",
-        context=context if trust_parent else None,
-        kind=SpanKind.CONSUMER,
-        links=[] if trust_parent or not remote.is_valid else [Link(remote)],
-        attributes={
-            **_said(verified),
-            **_place(verified),
-            "messaging.destination.name": _name(verified),
-            "mqauth.issuer": verified.issuer,
-            "mqauth.subject": verified.subject,
-        },
-    )
-
-
-def _trace_headers(message: Message) -> dict[str, str]:
-    """Return the headers of a message that the configured propagator reads, as text; no others are looked at."""
-    fields = {fold(name): name for name in get_global_textmap().fields}
-    return {
-        fields[fold(name)]: value.decode("ascii", "replace") if isinstance(value, bytes) else value
-        for name, value in message.headers
-        if fold(name) in fields and isinstance(value, str | bytes)
-    }

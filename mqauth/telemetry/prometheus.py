@@ -1,9 +1,13 @@
-"""A Prometheus endpoint: OpenTelemetry's exporter, served by the HTTP server of ``prometheus_client``."""
+"""A Prometheus endpoint: OpenTelemetry's exporter, served by the HTTP server of ``prometheus_client``.
+
+Beside it stands what an orchestrator asks a process: does it live, is it ready, how is it.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -12,9 +16,61 @@ from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import CollectorRegistry, make_wsgi_app, start_http_server
 
 from mqauth._version import __version__
+from mqauth.delivery.health import Health, State
 from mqauth.errors import require
 from mqauth.telemetry import Telemetry
-from mqauth.telemetry.probes import answering
+
+LIVE, READY, HEALTH = "/live", "/ready", "/health"
+DEAD_AFTER: Final = 300.0
+"""Seconds without a move of its loop or poll thread after which a process is taken for dead."""
+_WORST: Final = (State.STOPPED, State.STALLED, State.DEGRADED, State.OK)
+_TRIES: Final = 3
+Consumers = Mapping[str, Callable[[], Health]]
+Start = Callable[[str, list[tuple[str, str]]], Any]
+
+
+def _answering(consumers: Consumers, others: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    """Return a WSGI application that answers the probes, and hands every other path on.
+
+    No probe asks a broker, an issuer, a store or a disk: a restart cures none of them.
+
+    Args:
+        consumers: ``health`` of each consumer by its name; looked at when a probe asks.
+        others: answers every other path.
+    """
+
+    def application(environ: Mapping[str, Any], start: Start) -> Iterable[bytes]:
+        path = str(environ.get("PATH_INFO"))
+        if path not in (LIVE, READY, HEALTH):
+            return others(environ, start)
+        found = {name: _looked(health) for name, health in list(consumers.items())}
+        told: dict[str, Any]
+        if path == LIVE:
+            told = {"silent": {name: each.silent for name, each in found.items() if each.running}}
+            fine = all(seconds < DEAD_AFTER for seconds in told["silent"].values())
+        elif path == READY:
+            told = {"running": {name: each.running for name, each in found.items()}}
+            fine = bool(found) and all(told["running"].values())
+        else:
+            states = {each.state for each in found.values()}
+            state = next((state for state in _WORST if state in states), State.OK)
+            told = {"state": state.value, "consumers": {name: each.as_dict() for name, each in found.items()}}
+            fine = state is not State.STOPPED
+        body = json.dumps(told, default=str).encode()
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        start("200 OK" if fine else "503 Service Unavailable", [*headers, ("Cache-Control", "no-store")])
+        return [body]
+
+    return application
+
+
+def _looked(health: Callable[[], Health]) -> Health:
+    """Look at a consumer, again where it changed at that moment: it runs on another thread."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(RuntimeError):
+            return health()
+    return health()
+
 
 ASKED_WITHIN: Final = 5.0
 """Seconds that a connection may be silent; each has a thread."""
@@ -72,7 +128,7 @@ class Endpoint(AbstractContextManager["Endpoint"]):
         self.port = int(self._server.server_port)
         self.meter = self._provider.get_meter("mqauth", __version__)
         self.telemetry = Telemetry(self.meter, now=now)
-        self._server.set_app(answering(self.telemetry.consumers, make_wsgi_app(registry)))
+        self._server.set_app(_answering(self.telemetry.consumers, make_wsgi_app(registry)))
 
     def close(self) -> None:
         """Stop the server, and wait until its thread has ended."""
