@@ -39,7 +39,7 @@ def come_back(assignment: Assignment, messages: list[Message]) -> Any:
 
 
 def test_what_was_handled_here_is_settled_and_committed_first(assignment: Assignment) -> None:
-    """Records that come again after their handlers have ended do not run again, and nothing runs before a commit."""
+    """Records that come again after their handlers have ended do not run again; a commit comes first."""
     messages = records(0, 1, 2)
     assignment.receive(ZERO, messages)
     carry(assignment, 2)

@@ -288,17 +288,19 @@ class Assignment:
             timely = self._ended or not self._running or self._doubted is not None
             if not last and (now < self._held_until or not (timely or now - self._committed_at >= self._interval)):
                 return {}
-            return self.settled_offsets()
+            found = self.settled_offsets()
+            self._uncommitted = self._uncommitted if found else None
+            return found
 
     def settled_offsets(self) -> Due:
         """Return the offsets that may be committed and are not yet.
 
         In doubt it also returns offsets that are committed already: such a commit shows whether we are a member.
-        So it does after a commit that failed, and twice a day.
+        So it does twice a day.
         """
         found: dict[Partition, int] = {}
         with self._lock:
-            again = self._uncommitted is not None or self._clock.monotonic() - self._renewed_at >= RENEWAL
+            again = self._clock.monotonic() - self._renewed_at >= RENEWAL
             for partition in self._partitions.values():
                 offset = partition.settled
                 if self._doubted is not None:
@@ -364,7 +366,7 @@ class Assignment:
         """Return how the consumer is doing: whether it runs, and what is not enforced, is told."""
         with self._lock:
             now = self._clock.monotonic()
-            began = now if self._uncommitted is None or not self._partitions else self._uncommitted
+            began = now if self._uncommitted is None else self._uncommitted
             return LogHealth.of(
                 [found.stall or found.unsent for found in self._partitions.values()], consuming=consuming,
                 in_flight=len(self._running), at=self._clock.now(), silent=now - (self._beats or (now,))[0],

@@ -11,13 +11,14 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, Self
 
 from mqauth.brokers.background import BackgroundRun, FirstError
 from mqauth.brokers.dead_letters import look
 from mqauth.brokers.event_loop import stopping_on_signals
 from mqauth.brokers.log.outbox import Transactions
-from mqauth.brokers.log.poller import LogPoller
+from mqauth.brokers.log.poller import LEAVE, LogPoller
 from mqauth.brokers.log.replies import TopicReplies
 from mqauth.brokers.log.transaction import TransactionalLetters
 from mqauth.clock import Clock
@@ -32,6 +33,7 @@ from mqauth.judging.selftest import at_start
 from mqauth.judging.unverified import Unverifieds, listed
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
+from mqauth.threads import DaemonThread
 
 WATCH: Final = 0.1
 """Seconds after which another thread polls while handlers run."""
@@ -42,6 +44,8 @@ BUSY: Final = 0.05
 class WorkerThreads:
     """Runs handlers on threads, and the client on one of them at a time.
 
+    No call of the client is made on the thread of ``run``, which therefore ends although one never returns.
+
     Args:
         threads: how many run handlers; with 0 the caller of ``run`` does, and nobody polls meanwhile.
         poll: polls the client; called by one thread at a time.
@@ -50,6 +54,7 @@ class WorkerThreads:
 
     Attributes:
         poll_lock: held by the thread that polls.
+        client: the thread on which the caller of ``run`` has calls of the client made.
         first: what a poll or a visit raised first.
     """
 
@@ -64,6 +69,7 @@ class WorkerThreads:
         self._choose = choose
         self._visit = visit
         self.poll_lock = threading.Lock()
+        self.client = DaemonThread("mqauth-kafka-client")
         self._left = threading.Condition()
         self._visiting = self._polls = 0
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -93,20 +99,37 @@ class WorkerThreads:
         self._stopped = True
         self._woken.put(None)
 
-    def wait_until_idle(self, clock: Clock, seconds: float) -> None:
-        """Wait until nobody works, at most so many seconds, or until all is stopped."""
+    def wait_until_idle(self, clock: Clock, seconds: float, *, stopping: bool = False) -> bool:
+        """Wait until nobody works, at most so many seconds; return whether that is so.
+
+        Args:
+            clock: tells the time.
+            seconds: at most.
+            stopping: whether to wait although all is stopped.
+        """
         deadline = clock.monotonic() + seconds
         with self._left:
-            while self._visiting and not self._stopped and clock.monotonic() < deadline:
+            while self._visiting and clock.monotonic() < deadline and (stopping or not self._stopped):
                 self._left.wait(BUSY)
+            return not self._visiting
 
-    def join(self, clock: Clock, seconds: float) -> bool:
-        """Wait for the threads to end, at most so many seconds; return whether nobody works any more."""
-        deadline = clock.monotonic() + seconds
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(max(0.0, deadline - clock.monotonic()))
-        return not self._visiting
+    def aside(self, work: Callable[[], None], seconds: float | None = None) -> bool:
+        """Have calls of the client made, and wait for them: for so long, or else until all is stopped.
+
+        Returns:
+            Whether they have returned; otherwise they are left as they are.
+
+        Raises:
+            BaseException: what they raised.
+        """
+        made, waits = self.client.submit(work), True
+        while waits:
+            with suppress(TimeoutError):
+                made.exception(WATCH if seconds is None else seconds)
+            waits = seconds is None and not self._stopped and not made.done()
+        if made.done():
+            made.result()
+        return made.done()
 
     def _serve(self) -> None:
         try:
@@ -124,10 +147,19 @@ class WorkerThreads:
     def _turn(self) -> Any:
         """Return something to work on, polling for it where there is nothing yet."""
         with self.poll_lock:
-            found = None if self._stopped else self._choose()
+            found = self._chosen()
             if found is None and not self._stopped:
-                self._polled()
-                found = self._choose()
+                if self._threads:
+                    self._polled()
+                else:
+                    self.aside(self._polled)
+                found = self._chosen()
+            return found
+
+    def _chosen(self) -> Any:
+        # At once, so that whoever waits for the work to end knows of it.
+        with self._left:
+            found = None if self._stopped else self._choose()
             self._visiting += found is not None
             return found
 
@@ -151,11 +183,14 @@ class WorkerThreads:
                 self._woken.get(timeout=WATCH)
             except queue.Empty:
                 if self._polls == seen and self.poll_lock.acquire(blocking=False):
-                    try:
-                        self._polled()
-                    finally:
-                        self.poll_lock.release()
+                    self.aside(self._polled_and_left)
                 seen = self._polls
+
+    def _polled_and_left(self) -> None:
+        try:
+            self._polled()
+        finally:
+            self.poll_lock.release()
 
 
 class LogConsumer(BackgroundRun):
@@ -243,12 +278,12 @@ class LogConsumer(BackgroundRun):
         with stopping_on_signals(self.stop, enabled=signals):
             self._running = True
             self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name, self._guard.rollout)
-            run(look(self._dead_letters, self._guard.audit))
+            self._workers.aside(lambda: run(look(self._dead_letters, self._guard.audit)))
             with self._workers.first:
                 self._workers.run()
             unsubscribe()
             with self._workers.first:
-                self._wind_up(self._workers.first)
+                self._wind_up()
             self._running = False
             self._workers.first.check()
 
@@ -282,11 +317,18 @@ class LogConsumer(BackgroundRun):
         finally:
             self._assignment.hold_back(False)
 
-    def _wind_up(self, first: FirstError) -> None:
+    def _wind_up(self) -> None:
         """Let running handlers finish, commit, release claims, and leave the client at the first open records."""
         self.stop()
-        if not self._workers.join(self._guard.clock, self._grace):
+        if not self._workers.wait_until_idle(self._guard.clock, self._grace, stopping=True):
             emit("consumer.grace_over", "handlers took longer than the grace time; their records come again")
+        if not self._workers.aside(self._leave, LEAVE):
+            emit("client.no_answer", "the broker does not answer a consumer that stops: it is left as it is")
+        self._workers.client.shutdown()
+        self._guard.journal.stopped(self.calls.scope, self._assignment.counts)
+
+    def _leave(self) -> None:
+        first = self._workers.first
         with self._workers.poll_lock:
             with first:
                 # Partitions that were assigned a moment ago: their next owner goes on from here.
@@ -298,4 +340,3 @@ class LogConsumer(BackgroundRun):
                 run(self._guard.tick(last=True))
             with first:
                 self.calls.close()
-            self._guard.journal.stopped(self.calls.scope, self._assignment.counts)

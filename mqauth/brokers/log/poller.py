@@ -21,6 +21,9 @@ from mqauth.wire.message import Message
 
 IDLE: Final = 0.2
 """Most seconds of one poll: these clients have no wakeup, so this is how soon ``stop()`` is seen."""
+LEAVE: Final = 3.5
+"""Seconds for which a consumer that stops waits for its broker, beside its grace: others that join a group at that
+moment need up to three."""
 
 
 class LogPoller(ABC):
