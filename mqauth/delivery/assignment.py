@@ -71,6 +71,7 @@ class Assignment:
         self._doubted: float | None = None
         self._finished = Finished()
         self._uncommitted: float | None = None
+        self._asked: float | None = None
 
     @property
     def running(self) -> int:
@@ -103,11 +104,7 @@ class Assignment:
                 self._begins_at = self._clock.monotonic() + COMMIT_RETRY
 
     def revoked(self, places: Collection[Any], held: Collection[Any]) -> None:
-        """Suspend revoked partitions that the client still holds, and drop the others.
-
-        An eager rebalance revokes everything and gives most of it back, with its position kept. The cooperative
-        protocol (KIP-429) revokes only what is really lost.
-        """
+        """Suspend revoked partitions that the client still holds, and drop the others."""
         with self._lock:
             self.epoch += 1
             self._revoked = not set(places).isdisjoint(held)
@@ -263,11 +260,9 @@ class Assignment:
             return ClientCalls(pause=pause, resume=resume, seek=seek)
 
     def poll_timeout(self, longest: float, *, beside_handlers: bool = False) -> float:
-        """Return for how many seconds a poll may wait.
+        """Return for how many seconds a poll may wait: at most ``longest``.
 
-        Args:
-            longest: seconds at most.
-            beside_handlers: whether it may wait while handlers run: something ends it as soon as one has ended.
+        Beside handlers it waits only where something ends it as soon as one has ended.
         """
         now = self._clock.monotonic()
         with self._lock:
@@ -278,11 +273,7 @@ class Assignment:
             return max(0.0, min([longest, *(moment - now for moment in moments)]))
 
     def due_commits(self, *, last: bool = False) -> Due:
-        """Return the offsets to commit now: after each visit, and at intervals during a long one.
-
-        Args:
-            last: whether this is the last commit, so that everything is due.
-        """
+        """Return the offsets to commit now: after each visit, at intervals in a long one, and all at the end."""
         now = self._clock.monotonic()
         with self._lock:
             timely = self._ended or not self._running or self._doubted is not None
@@ -318,6 +309,15 @@ class Assignment:
             self._uncommitted = self._committed_at if self._uncommitted is None else self._uncommitted
             return self._committed_at
 
+    def asking(self, is_asked: bool) -> None:
+        """Note that the client is asked to commit, or has returned from that."""
+        self._asked = self._clock.monotonic() if is_asked else None
+
+    @property
+    def unanswered(self) -> float:
+        """Seconds for which the client has not returned from a commit."""
+        return 0.0 if (asked := self._asked) is None else self._clock.monotonic() - asked
+
     def committed(self, offsets: Due, began: float) -> None:
         """Note offsets that the broker has taken: it knew us as a member when the commit began."""
         with self._lock:
@@ -351,12 +351,7 @@ class Assignment:
             return [each for each in asked if each.step in (Step.JUDGE, Step.HANDLE)]
 
     def final_calls(self, held: Set[Any], paused: Set[Any]) -> ClientCalls:
-        """Return the calls that leave the client as it was: no pause of ours, and each position at what is open.
-
-        Args:
-            held: the partitions that the client holds now.
-            paused: those that are paused there.
-        """
+        """Return the calls that leave the client as it was: without our pauses, at the first open records."""
         with self._lock:
             opened = self.early | {each.topic_partition: each.first_open for each in self._partitions.values()}
             seek = {place: offset for place, offset in opened.items() if offset is not None and place in held}
@@ -366,11 +361,11 @@ class Assignment:
         """Return how the consumer is doing: whether it runs, and what is not enforced, is told."""
         with self._lock:
             now = self._clock.monotonic()
-            began = now if self._uncommitted is None else self._uncommitted
+            since = 0.0 if self._uncommitted is None else now - self._uncommitted
             return LogHealth.of(
                 [found.stall or found.unsent for found in self._partitions.values()], consuming=consuming,
                 in_flight=len(self._running), at=self._clock.now(), silent=now - (self._beats or (now,))[0],
-                counts=self.counts, rollout=rollout, uncommitted=now - began,
+                counts=self.counts, rollout=rollout, uncommitted=max(self.unanswered, since),
             )  # fmt: skip
 
     def _finish(self, partition: Partition) -> None:

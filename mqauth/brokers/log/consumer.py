@@ -51,6 +51,7 @@ class WorkerThreads:
         poll: polls the client; called by one thread at a time.
         choose: returns something to work on, ``None`` where there is nothing.
         visit: works on it, without the poll lock.
+        check: raises where the client does not answer any more; called on the thread of ``run``.
 
     Attributes:
         poll_lock: held by the thread that polls.
@@ -64,10 +65,12 @@ class WorkerThreads:
         poll: Callable[[], None],
         choose: Callable[[], Any],
         visit: Callable[[Any], None],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._poll = poll
         self._choose = choose
         self._visit = visit
+        self._check = check
         self.poll_lock = threading.Lock()
         self.client = DaemonThread("mqauth-kafka-client")
         self._left = threading.Condition()
@@ -127,6 +130,8 @@ class WorkerThreads:
             with suppress(TimeoutError):
                 made.exception(WATCH if seconds is None else seconds)
             waits = seconds is None and not self._stopped and not made.done()
+            if waits:
+                self._check()
         if made.done():
             made.result()
         return made.done()
@@ -182,6 +187,7 @@ class WorkerThreads:
             try:
                 self._woken.get(timeout=WATCH)
             except queue.Empty:
+                self._check()
                 if self._polls == seen and self.poll_lock.acquire(blocking=False):
                     self.aside(self._polled_and_left)
                 seen = self._polls
@@ -237,7 +243,9 @@ class LogConsumer(BackgroundRun):
         )
         self._grace = grace
         self._patience = patience
-        self._workers = WorkerThreads(workers, self._poll_once, self._assignment.choose, self._work.visit)
+        self._workers = WorkerThreads(
+            workers, self._poll_once, self._assignment.choose, self._work.visit, self._check
+        )
         self._started = self._running = False
 
     def attach(self, calls: LogPoller) -> None:
@@ -269,6 +277,7 @@ class LogConsumer(BackgroundRun):
             ConfigurationError: it ran before, or a plug-in is asynchronous.
             PoisonRecordError: a record cannot be parsed and the policy is to stop.
             ProducerFatalError: the producer of answers, or of transactional dead letters, can send nothing more.
+            CommitUnansweredError: the client does not return from a commit.
             Exception: the client's own, where the broker refuses it for good, for lack of rights for example.
         """
         require(not self._started, "a consumer runs once: make another one")
@@ -302,6 +311,9 @@ class LogConsumer(BackgroundRun):
         self._assignment.hold_back(True)
         self._workers.wait_until_idle(self._guard.clock, self._patience)
         self.calls.commit()
+
+    def _check(self) -> None:
+        self.calls.check()
 
     def _poll_once(self) -> None:
         """Commit and poll; before a rebalance, settle what runs."""
