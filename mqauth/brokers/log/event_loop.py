@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 
 from mqauth.brokers.background import FirstError
 from mqauth.brokers.dead_letters import look
-from mqauth.brokers.event_loop import DeliveryTasks, Leaving, loop_stopping_on_signals, was_cancelled
+from mqauth.brokers.event_loop import DeliveryTasks, Leaving, call_later, loop_stopping_on_signals, was_cancelled
 from mqauth.brokers.log.outbox import Transactions
 from mqauth.brokers.log.poller import IDLE, LEAVE, LogPoller
 from mqauth.brokers.log.replies import TopicReplies
@@ -205,12 +205,13 @@ class AsyncLogConsumer:
 
     def _check(self) -> None:
         """Look every second whether the client still answers."""
+        if self._stopping.is_set():
+            return
         try:
             self.calls.check()
         except MqauthError as error:
-            self.fail(error)
-        if not self._stopping.is_set():
-            self._checking = asyncio.get_running_loop().call_later(LOOK, self._check)
+            return self.fail(error)
+        call_later(LOOK, self._check)
 
     async def _commit(self, *, last: bool = False) -> None:
         # The client's coordinator commits too, in a task of its own, before a rebalance.
@@ -273,7 +274,6 @@ class AsyncLogConsumer:
         """Let running handlers finish, commit, release claims, and leave the client at the first open records."""
         leaving, first = Leaving(seconds=LEAVE), self._first
         self._unsubscribe()
-        self._checking.cancel()
         if self._polling is not None and self._polling is not asyncio.current_task():
             # It may wait for a rebalance that does not end.
             await asyncio.wait((self._polling,), timeout=IDLE)
