@@ -269,7 +269,8 @@ class Assignment:
             if self._running and not beside_handlers:
                 return 0.0
             moments = [each.retry_at for each in self._partitions.values() if each.stall is not None and each.ours]
-            moments += [] if self._doubted is None else [self._held_until]
+            # A member without a partition has nothing to commit that would end its doubt.
+            moments += [] if self._doubted is None or not self.settled_offsets() else [self._held_until]
             return max(0.0, min([longest, *(moment - now for moment in moments)]))
 
     def due_commits(self, *, last: bool = False) -> Due:
