@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import aio_pika
@@ -43,6 +43,8 @@ class Wiring:
         handler: a plain function that takes a ``Verified``.
         old: one that takes an ``Unverified``, or ``None``.
         grace: seconds that running handlers may take at a stop.
+        client: settings of a consuming client of Kafka, with ``_`` for dots.
+        consumer: more settings of mqauth's consumer.
     """
 
     url: str
@@ -53,6 +55,8 @@ class Wiring:
     handler: Callable[[Any], Any]
     old: Callable[[Any], Any] | None = None
     grace: float = 30.0
+    client: Mapping[str, Any] = field(default_factory=dict)
+    consumer: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,17 +137,19 @@ def by_kafka_python(wiring: Wiring) -> Iterator[Running]:
     """Consume with kafka-python."""
     known = {"bootstrap_servers": servers(wiring.url), "allow_auto_create_topics": False}
     client = _KAFKA.KafkaConsumer(
-        wiring.source, group_id=wiring.scope, enable_auto_commit=False, auto_offset_reset="earliest", **known
-    )
+        wiring.source, group_id=wiring.scope, enable_auto_commit=False, auto_offset_reset="earliest", **known,
+        **wiring.client,
+    )  # fmt: skip
     letters = _KAFKA.KafkaProducer(acks="all", enable_idempotence=False, **known)
     sink = kafka.DeadLetters(letters, wiring.dead)
     with (
         closing(client),
         closing(letters),
         kafka.Consumer(
-            client, wiring.guard, wiring.handler, dead_letters=sink, unverified=wiring.old, grace=wiring.grace
+            client, wiring.guard, wiring.handler, dead_letters=sink, unverified=wiring.old, grace=wiring.grace,
+            **wiring.consumer,
         ) as consumer,
-    ):
+    ):  # fmt: skip
         yield _on_thread(consumer)
 
 
@@ -152,12 +158,13 @@ def by_confluent(wiring: Wiring) -> Iterator[Running]:
     """Consume with confluent-kafka's ``Consumer``."""
     clients = ConfluentClients(servers(wiring.url), wiring.scope)
     letters = clients.letters(wiring.dead)
-    client = ConfluentConsumer(clients.consumer_settings())
+    settings = clients.consumer_settings(**wiring.client)
+    client = ConfluentConsumer(settings)
     with (
         closing(letters.client),
         closing(client),
         confluent.Consumer(
-            client, wiring.guard, wiring.handler, topics=[wiring.source], dead_letters=letters,
+            client, wiring.guard, wiring.handler, config=settings, topics=[wiring.source], dead_letters=letters,
             unverified=wiring.old, grace=wiring.grace,
         ) as consumer,
     ):  # fmt: skip
@@ -171,10 +178,11 @@ def by_confluent_aio(wiring: Wiring) -> Iterator[Running]:
     letters = clients.letters(wiring.dead)
 
     async def consumer() -> tuple[Any, confluent.AIOConsumer]:
-        client = AIOConsumer(clients.consumer_settings())
+        settings = clients.consumer_settings(**wiring.client)
+        client = AIOConsumer(settings)
         return client, confluent.AIOConsumer(
-            client, wiring.guard, on_thread(wiring.handler), topics=[wiring.source], dead_letters=letters,
-            unverified=on_threads(wiring.old), grace=wiring.grace,
+            client, wiring.guard, on_thread(wiring.handler), config=settings, topics=[wiring.source],
+            dead_letters=letters, unverified=on_threads(wiring.old), grace=wiring.grace,
         )  # fmt: skip
 
     with closing(letters.client), closing(LoopThread()) as thread:
@@ -196,11 +204,12 @@ def by_aiokafka(wiring: Wiring) -> Iterator[Running]:
         sink = aiokafka.DeadLetters(letters, wiring.dead)
         return aiokafka.Consumer(
             client, wiring.guard, on_thread(wiring.handler), dead_letters=sink, unverified=on_threads(wiring.old),
-            grace=wiring.grace,
+            grace=wiring.grace, **wiring.consumer,
         )  # fmt: skip
 
     with closing(LoopThread()) as thread:
-        client, letters = thread.call(clients.consumer(wiring.source)), thread.call(clients.producer())
+        client = thread.call(clients.consumer(wiring.source, **wiring.client))
+        letters = thread.call(clients.producer())
         try:
             made = thread.call(consumer())
             thread.call(made.__aenter__())
