@@ -214,20 +214,20 @@ def test_a_codec_that_is_not_installed(
     """Honest records in a codec that is missing here are not skipped: the consumer ends, and names the package."""
     monkeypatch.setattr("kafka.codec.has_zstd", lambda: False)
     monkeypatch.setattr("aiokafka.codec.has_zstd", lambda: False)
-    bench.send(b"plain")
     producer = Producer(
         {"bootstrap.servers": servers(bench.broker.url)[0], "compression.type": "zstd", "linger.ms": 500}
     )
-    for number in range(30):
-        message = bench.signed(b"x" * 200 + b"%d" % number)
-        producer.produce(
-            bench.stage.topic, message.body, message.key, headers=dead_letter_headers(message.headers)
-        )
-    assert producer.flush(60) == 0
 
     def consume() -> None:
+        bench.send(b"plain")
         with consuming(bench.wiring(consumer={"on_poison": "skip"})) as running:
             health: Any = running.health
+            wait_until(lambda: bench.committed() == 1)
+            for number in range(30):
+                message = bench.signed(b"x" * 200 + b"%d" % number)
+                headers: Any = dead_letter_headers(message.headers)
+                producer.produce(bench.stage.topic, message.body, message.key, headers=headers)
+            assert producer.flush(60) == 0
             wait_until(lambda: not health().running)
 
     with pytest.raises(ConfigurationError, match=r"compressed with zstd.*pip install (zstandard|cramjam)$"):
