@@ -173,8 +173,9 @@ def test_a_freeze_that_is_over(consuming: Consuming, bench: Bench) -> None:
                 for_long(lambda: b"%d" % (sent + 2) in bench.handled or not health().running)  # noqa: B023
                 rounds, sent = rounds - 1, sent + 3
     with consuming(bench.wiring(client=SESSION)):
+        bench.send(b"last")
         wait_until(lambda: {b"%d" % number for number in range(sent)} <= set(bench.handled))
-        wait_until(lambda: bench.committed() == sent)
+        wait_until(lambda: bench.committed() == sent + 1)
     assert bench.stage.letters() == []
 
 

@@ -336,6 +336,7 @@ class LogConsumer(BackgroundRun):
             emit("consumer.grace_over", "handlers took longer than the grace time; their records come again")
         if not self._workers.aside(self._leave, LEAVE):
             emit("client.no_answer", "the broker does not answer a consumer that stops: it is left as it is")
+            self.calls.abandon()
         self._workers.client.shutdown()
         self._guard.journal.stopped(self.calls.scope, self._assignment.counts)
 

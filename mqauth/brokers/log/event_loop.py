@@ -292,6 +292,7 @@ class AsyncLogConsumer:
         with first:
             self.calls.close()
             await leaving.wait(settled(self.calls.closed()))
+        self.calls.abandon()
         self._running = False
         self._guard.journal.stopped(self.calls.scope, self._assignment.counts)
 

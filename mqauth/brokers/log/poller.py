@@ -272,6 +272,10 @@ class LogPoller(ABC):
         if wanted.resume:
             self.resume(wanted.resume)
 
+    def abandon(self) -> None:
+        """Ask nothing more of a client that does not answer, whatever it calls back."""
+        self.transactions = None
+
     def close(self) -> None:
         """Leave the client as it was given to us."""
         try:
