@@ -6,7 +6,7 @@ import asyncio
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import aio_pika
@@ -45,6 +45,8 @@ class Wiring:
         grace: seconds that running handlers may take at a stop.
         decode: makes the value of a body; FastStream's own decoders do that.
         letters: of a broker of FastStream's, another sink than the usual one.
+        client: settings of a consuming client of Kafka, with ``_`` for dots.
+        consumer: more settings of mqauth's consumer.
     """
 
     url: str
@@ -57,6 +59,8 @@ class Wiring:
     grace: float = 30.0
     decode: Callable[..., Any] | None = None
     letters: Any = None
+    client: Mapping[str, Any] = field(default_factory=dict)
+    consumer: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,8 +141,9 @@ def by_kafka_python(wiring: Wiring) -> Iterator[Running]:
     """Consume with kafka-python."""
     known = {"bootstrap_servers": servers(wiring.url), "allow_auto_create_topics": False}
     client = _KAFKA.KafkaConsumer(
-        wiring.source, group_id=wiring.scope, enable_auto_commit=False, auto_offset_reset="earliest", **known
-    )
+        wiring.source, group_id=wiring.scope, enable_auto_commit=False, auto_offset_reset="earliest", **known,
+        **wiring.client,
+    )  # fmt: skip
     letters = _KAFKA.KafkaProducer(acks="all", enable_idempotence=False, **known)
     sink = kafka.DeadLetters(letters, wiring.dead)
     with (
@@ -146,7 +151,7 @@ def by_kafka_python(wiring: Wiring) -> Iterator[Running]:
         closing(letters),
         kafka.Consumer(
             client, wiring.guard, wiring.handler, dead_letters=sink, unverified=wiring.old, grace=wiring.grace,
-            decode=wiring.decode,
+            decode=wiring.decode, **wiring.consumer,
         ) as consumer,
     ):  # fmt: skip
         yield _on_thread(consumer)
@@ -157,7 +162,7 @@ def by_confluent(wiring: Wiring) -> Iterator[Running]:
     """Consume with confluent-kafka's ``Consumer``."""
     clients = ConfluentClients(servers(wiring.url), wiring.scope)
     letters = clients.letters(wiring.dead)
-    settings = clients.consumer_settings()
+    settings = clients.consumer_settings(**wiring.client)
     client = ConfluentConsumer(settings)
     with (
         closing(letters.client),
@@ -177,12 +182,11 @@ def by_confluent_aio(wiring: Wiring) -> Iterator[Running]:
     letters = clients.letters(wiring.dead)
 
     async def consumer() -> tuple[Any, confluent.AIOConsumer]:
-        settings = clients.consumer_settings()
+        settings = clients.consumer_settings(**wiring.client)
         client = AIOConsumer(settings)
         return client, confluent.AIOConsumer(
             client, wiring.guard, on_thread(wiring.handler), topics=[wiring.source], dead_letters=letters,
-            config=settings,
-            unverified=on_threads(wiring.old), grace=wiring.grace, decode=wiring.decode,
+            config=settings, unverified=on_threads(wiring.old), grace=wiring.grace, decode=wiring.decode,
         )  # fmt: skip
 
     with closing(letters.client), closing(LoopThread()) as thread:
@@ -204,11 +208,12 @@ def by_aiokafka(wiring: Wiring) -> Iterator[Running]:
         sink = aiokafka.DeadLetters(letters, wiring.dead)
         return aiokafka.Consumer(
             client, wiring.guard, on_thread(wiring.handler), dead_letters=sink, unverified=on_threads(wiring.old),
-            grace=wiring.grace, decode=wiring.decode,
+            grace=wiring.grace, decode=wiring.decode, **wiring.consumer,
         )  # fmt: skip
 
     with closing(LoopThread()) as thread:
-        client, letters = thread.call(clients.consumer(wiring.source)), thread.call(clients.producer())
+        client = thread.call(clients.consumer(wiring.source, **wiring.client))
+        letters = thread.call(clients.producer())
         try:
             made = thread.call(consumer())
             thread.call(made.__aenter__())

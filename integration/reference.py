@@ -224,9 +224,10 @@ CAUSES: Final[dict[Cause, tuple[str, str]]] = {
         "Look at what it waits for",
     ),
     Cause.BROKER_UNAVAILABLE: (
-        "RabbitMQ, of `health()` only: for a minute the consumer could not consume, or an alarm blocks its "
-        "connection",
-        "Look at what `detail` names: the connection, or a queue that is missing",
+        "of `health()` only. RabbitMQ: for a minute the consumer could not consume, or an alarm blocks its "
+        "connection. Kafka: for ten seconds no commit has succeeded",
+        "Look at what `detail` names: the connection, a queue that is missing; on Kafka the broker, and handlers "
+        "that take longer than the session of the group",
     ),
 }
 """Of each cause what it means, and what to look at."""

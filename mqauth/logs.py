@@ -73,8 +73,8 @@ _TABLE: Final = (
     (
         "kafka",
         logging.WARNING,
-        "client.cluster_unknown client.commit_failed client.offsets_latest client.offsets_unknown "
-        "client.poll_failed client.transaction_failed producer.not_idempotent",
+        "client.cluster_unknown client.commit_failed client.handled_before client.offsets_latest "
+        "client.offsets_unknown client.poll_failed client.transaction_failed producer.not_idempotent",
     ),
     (
         "kafka",

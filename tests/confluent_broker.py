@@ -7,6 +7,7 @@ client's settings is answered by librdkafka itself. The rebalances are eager: al
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +46,8 @@ class FakeConsumer(Wire, Consumer):
         self.generation = -1
         self._joined = -1
         self._starts: dict[Any, int] | None = None
+        self.asked, self.answers = threading.Event(), threading.Event()
+        self.answers.set()
 
     def subscribe(self, topics: Any, on_assign: Any, on_revoke: Any, on_lost: Any) -> None:  # type: ignore[override]
         """Join the group."""
@@ -75,6 +78,8 @@ class FakeConsumer(Wire, Consumer):
     def commit(self, *, offsets: Any, asynchronous: bool) -> Any:  # type: ignore[override]
         """Commit, where every partition is still ours."""
         assert not asynchronous
+        self.asked.set()
+        self.answers.wait()
         self.commit_offsets(
             {_place(each): (each.offset, each.metadata) for each in offsets},
             refusal(KafkaError.ILLEGAL_GENERATION),
@@ -222,6 +227,10 @@ class FakeProducer(Producer):
             if error is None:
                 self.broker.dead.append(Record(topic, 0, len(self.broker.dead), value, key, headers))
             self._reports.append(lambda: on_delivery(error, None))
+
+    def list_topics(self, topic: str = "", timeout: float = -1) -> Any:
+        """Return the topic of the letters."""
+        return SimpleNamespace(topics={"orders.dead": None})
 
     def poll(self, timeout: float = -1) -> int:
         """Serve the reports."""

@@ -32,12 +32,14 @@ from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.transaction import TxnOffsetCommitRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import OffsetAndMetadata
 
 from mqauth import MemoryReplayStore, Pipeline, Verdict, Verified
 from mqauth.brokers import aiokafka
 from mqauth.brokers.aiokafka import client as aiokafka_client
 from mqauth.brokers.aiokafka import membership, offsets
+from mqauth.brokers.aiokafka.client import lacking
 from mqauth.brokers.aiokafka.confirmed import DeadLetters
 from mqauth.brokers.aiokafka.membership import Membership
 from mqauth.brokers.aiokafka.poller import Poller
@@ -725,7 +727,7 @@ class Desk:
         self.clock = FakeClock()
         self.assignment = Assignment(self.clock)
         work = LogWork(guard, self.assignment, print, lambda _: Sink())
-        policy = PoisonPolicy(work, guard, "billing", skip=skip)
+        policy = PoisonPolicy(work, guard, "billing", skip=skip, lacking=lacking)
         self.poller = Poller(self.client, self.assignment, policy)
         self.poller.listen(self.settle, lambda error: self.happened.append(type(error).__name__))
         self.assign({PLACE, OTHER})
@@ -1135,6 +1137,26 @@ async def test_poison_skipped(rotten: Desk, guard: Pipeline) -> None:
     assert (audited.reason, audited.broker["offset"], audited.broker["last_offset"]) == ("message_malformed", 5, 6)
     rotten.poller.ask(rotten.assignment.client_calls(*rotten.poller.held()))
     assert rotten.position(PLACE) == 7
+
+
+@pytest.mark.parametrize("rotten", [True], indirect=True)
+async def test_a_codec_that_is_missing_here(
+    rotten: Desk, guard: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records in a known codec that is not installed here are not skipped; those of an unknown one are."""
+    monkeypatch.setattr("aiokafka.codec.has_zstd", lambda: False)
+    audit: Any = guard.audit
+    for codec, attributes in (("zstd", 4), ("unknown", 7)):
+        data = bytearray(batch(5, b"a", b"b"))
+        data[22] |= attributes
+        data[17:21] = calc_crc32c(bytes(data[21:])).to_bytes(4, "big")
+        fetched(rotten, PLACE, bytes(data), 5)
+        if codec == "zstd":
+            with pytest.raises(ConfigurationError, match=r"orders-0: .*offset 5 .*zstd.*cramjam"):
+                await rotten.poller.fetch(0, False)
+        else:
+            assert await rotten.poller.fetch(0, False) == {}
+        assert len(audit.records) == (codec == "unknown")
 
 
 async def test_name_that_is_not_utf8(rotten: Desk) -> None:

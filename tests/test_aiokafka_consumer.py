@@ -346,3 +346,16 @@ async def test_cancelled(room: Room) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert room.committed() == 1
+
+
+async def test_a_handler_that_costs_the_membership_runs_once(room: Room) -> None:
+    """Records whose handlers each cost the membership are handled once, and committed."""
+    room.send(b"0", b"1", b"2")
+
+    async def handle(verified: Verified) -> None:
+        room.handled.append(verified.body)
+        room.broker.evict(room.clients[0])  # type: ignore[arg-type]
+
+    async with room.consumer(handle):
+        await room.until(lambda: room.committed() == 3)
+    assert room.handled == [b"0", b"1", b"2"]

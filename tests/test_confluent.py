@@ -1140,6 +1140,7 @@ def test_closed_listens_no_more(desk: Desk) -> None:
     desk.client.offset = None  # type: ignore[assignment]  # what is asked now raises
     desk.client.on_revoke(desk.client, [PLACE])
     desk.client.on_lost(desk.client, [PLACE])
+    desk.client.on_assign(desk.client, [PLACE])
     assert (desk.settled, desk.client.asked) == (0, [])
 
 

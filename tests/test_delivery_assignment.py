@@ -370,6 +370,23 @@ def test_after_a_pause_membership_is_confirmed_first(assignment: Assignment, clo
     assert chosen(assignment).topic_partition == ZERO
 
 
+@pytest.mark.parametrize("held", [0, 3])
+def test_a_clock_that_is_put_forward_costs_no_turns(fresh: Assignment, clock: FakeClock, held: int) -> None:
+    """After a step of the time of day an idle member polls as before, also one without partitions."""
+    fresh.begin({place: start() for place in sorted(HELD)[:held]}, ())
+    fresh.heartbeat()
+    clock.step(3600)
+    began, turns = clock.monotonic(), 0
+    while clock.monotonic() - began < 10:
+        turns += 1
+        if fresh.due_commits():
+            committed(fresh)
+        fresh.heartbeat()
+        clock.advance(fresh.poll_timeout(0.2) + 0.001)
+        fresh.heartbeat()
+    assert turns < 60
+
+
 def test_a_commit_that_fails_confirms_nothing(assignment: Assignment, clock: FakeClock) -> None:
     """Where the commit is refused the records wait, and go with their partition when it turns out to be lost."""
     paused(assignment, clock, SESSION + 1)

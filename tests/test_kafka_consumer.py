@@ -14,6 +14,7 @@ from unittest import mock
 
 import pytest
 
+from mqauth.brokers.log.poison import CODECS
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.start import Committed, Start
 from mqauth.errors import Cause, ConfigurationError, RetryLater, Unavailable
@@ -545,7 +546,7 @@ def test_taken_away(bench: Bench, method: str) -> None:
 
 
 def test_comes_back_fresh(bench: Bench) -> None:
-    """A partition that was lost and comes back is read from where the group is, and handled again."""
+    """A partition that comes back is read from where the group is; what was handled here is settled."""
     bench.add(b"0")
 
     def back() -> None:
@@ -556,8 +557,8 @@ def test_comes_back_fresh(bench: Bench) -> None:
     bench.client.commit_errors = [CommitFailedError()]
     bench.client.events = [lambda: None, lambda: None, back]
     bench.run()
-    assert bench.bodies == [b"0", b"0"]
-    assert bench.client.committed == {ZERO: 1}
+    assert bench.bodies == [b"0"]
+    assert bench.client.committed[ZERO] == 1
 
 
 @pytest.mark.parametrize("member", [True, False])
@@ -748,6 +749,20 @@ def test_poison_stops(bench: Bench) -> None:
         bench.run()
     assert bench.client.committed == {ZERO: 2}
     assert bench.audit.written == []
+
+
+@pytest.mark.parametrize("codec", ["zstd", "snappy", "lz4"])
+def test_a_codec_that_is_missing_here(bench: Bench, monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
+    """Honest records in a codec that is missing here are not skipped: the run ends, and names the package."""
+    number = {name: number for number, name in CODECS.items()}[codec]
+    monkeypatch.setattr(Batch, "compression_type", number, raising=False)
+    monkeypatch.setattr(f"kafka.codec.has_{codec}", lambda: False)
+    bench.add(b"0", b"1")
+    bench.client.events = [lambda: None, lambda: None, Iterated().fail]
+    package = {"zstd": "zstandard", "snappy": "python-snappy", "lz4": "lz4"}[codec]
+    with pytest.raises(ConfigurationError, match=rf"orders-0: .*offset 2 .*{codec}.*pip install {package}$"):
+        bench.run(on_poison="skip")
+    assert (bench.client.committed, bench.audit.written) == ({ZERO: 2}, [])
 
 
 def test_poison_skipped(bench: Bench) -> None:

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary, finalize
 
 from mqauth.clock import Clock
 from mqauth.errors import require
-from mqauth.flow import is_async, is_awaitable
+from mqauth.flow import is_async, is_awaitable, settled
 from mqauth.judging.unverified import Unverifieds
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 from mqauth.logs import emit
@@ -108,7 +108,15 @@ class AwaitedLetters:
 def letters_on_thread(sink: DeadLetterSink) -> AwaitedLetters:
     """Return a sink that an event loop can wait for: plain calls are made on a thread."""
     exists = getattr(sink, "exists", lambda: None)
-    return AwaitedLetters(sink.name, on_thread(sink.publish), partial(asyncio.to_thread, exists))
+    return AwaitedLetters(sink.name, partial(_aside, sink.publish), partial(_aside, exists))
+
+
+async def _aside(work: Callable[..., Any], *args: Any) -> Any:
+    """Make a call on a thread of its own, which nobody waits for once the caller is cancelled."""
+    thread = DaemonThread("mqauth-letters")
+    made = thread.submit(work, *args)
+    thread.shutdown()
+    return await settled(await asyncio.wrap_future(made))
 
 
 async def signed(signer: Signer, sign: Callable[..., R], *arguments: Any) -> R:
@@ -181,27 +189,33 @@ class Leaving:
 
     Args:
         grace: seconds more, where handlers are waited for in the same call.
+        seconds: for the broker, by default ``LEAVE``.
 
     Attributes:
         left: seconds of it that are left.
     """
 
-    def __init__(self, grace: float = 0.0) -> None:
-        self.left = grace + LEAVE
+    def __init__(self, grace: float = 0.0, seconds: float | None = None) -> None:
+        self.left = grace + (LEAVE if seconds is None else seconds)
 
     async def wait(self, asked: Awaitable[Any]) -> None:
         """Wait for something that the broker is to answer, while there is time.
 
         Also where none is left, what needs no answer has a moment to be sent.
         """
-        loop, asking = asyncio.get_running_loop(), asyncio.ensure_future(asked)
-        began = loop.time()
-        await asyncio.wait((asking,), timeout=max(self.left, _MOMENT))
-        before, self.left = self.left, max(0.0, self.left - (loop.time() - began))
-        if asking.done():
+        asking, before = asyncio.ensure_future(asked), self.left
+        if await self.ends(asking):
             asking.result()
         elif before:
             emit("client.no_answer", "the broker does not answer a consumer that stops: it is left as it is")
+
+    async def ends(self, asking: asyncio.Future[Any]) -> bool:
+        """Wait for the end of something while there is time; return whether it has come."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await asyncio.wait((asking,), timeout=max(self.left, _MOMENT))
+        self.left = max(0.0, self.left - (loop.time() - began))
+        return asking.done()
 
 
 class DeliveryTasks:
@@ -244,7 +258,7 @@ class DeliveryTasks:
             for task in late:
                 task.cancel()
             ended = asyncio.gather(*late, return_exceptions=True)
-            await asyncio.wait((ended,), timeout=max(leaving.left, _MOMENT))
+            await leaving.ends(ended)
             left()
             await ended
 

@@ -12,10 +12,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from mqauth.clock import Clock
-from mqauth.delivery.health import NO_RUNGS, Counts, LogHealth, Rungs, Stall
+from mqauth.delivery.finished import Finished
+from mqauth.delivery.health import NO_RUNGS, Counts, LogHealth, Rungs
 from mqauth.delivery.partition import Backoff, ClientCalls, Partition, TopicPartition, offset_of
 from mqauth.delivery.start import Start
-from mqauth.errors import ConfigurationError
+from mqauth.errors import require
 from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
 from mqauth.wire.message import Message
 
@@ -48,17 +49,10 @@ class Assignment:
     """
 
     def __init__(
-        self,
-        clock: Clock,
-        *,
-        backoff: Backoff = Backoff(),  # noqa: B008 - frozen
-        interval: float = 5.0,
-        session: float = math.inf,
-        width: int = 1,
-        lock: AbstractContextManager[Any] | None = None,
-    ) -> None:
-        if interval <= 0:
-            raise ConfigurationError(f"commit_interval must be above 0 seconds, not {interval}")
+        self, clock: Clock, *, backoff: Backoff = Backoff(), interval: float = 5.0, session: float = math.inf,  # noqa: B008
+        width: int = 1, lock: AbstractContextManager[Any] | None = None,
+    ) -> None:  # fmt: skip
+        require(interval > 0, f"commit_interval must be above 0 seconds, not {interval}")
         self._clock = clock
         self._backoff = backoff
         self._interval = interval
@@ -75,6 +69,9 @@ class Assignment:
         self._committed_at = self._held_until = self._renewed_at = self._begins_at = clock.monotonic()
         self._beats: tuple[float, float] | None = None
         self._doubted: float | None = None
+        self._finished = Finished()
+        self._uncommitted: float | None = None
+        self._asked: float | None = None
 
     @property
     def running(self) -> int:
@@ -85,14 +82,13 @@ class Assignment:
         """Return a partition by its name; ``None`` where it was not begun."""
         return self._partitions.get(place)
 
-    # Partitions that were just assigned
-
     def unbegun(self, held: Set[Any]) -> Set[Any]:
         """Return the partitions that are to be begun now, of those that the client holds."""
         with self._lock:
-            found = held - self._partitions.keys()
-            waits = self._revoked or self._clock.monotonic() < self._begins_at
-            return frozenset() if waits else found
+            if self._revoked or self._clock.monotonic() < self._begins_at:
+                return frozenset()
+            # A handler may still run for what was taken away: once it has ended it need not run again.
+            return held - self._partitions.keys() - {each.topic_partition for each in self._running}
 
     def begin(self, starts: Mapping[Any, Start], among: Collection[Any]) -> None:
         """Begin partitions whose start is committed; where some could not be begun, try again after a second.
@@ -107,14 +103,8 @@ class Assignment:
             if len(starts) < len(among):
                 self._begins_at = self._clock.monotonic() + COMMIT_RETRY
 
-    # Facts from the client: rebalances
-
     def revoked(self, places: Collection[Any], held: Collection[Any]) -> None:
-        """Suspend revoked partitions that the client still holds, and drop the others.
-
-        An eager rebalance revokes everything and gives most of it back, with its position kept. The cooperative
-        protocol (KIP-429) revokes only what is really lost.
-        """
+        """Suspend revoked partitions that the client still holds, and drop the others."""
         with self._lock:
             self.epoch += 1
             self._revoked = not set(places).isdisjoint(held)
@@ -146,8 +136,6 @@ class Assignment:
         """Begin nothing any more."""
         self._stopping = True
 
-    # Facts: polls, and outcomes of deliveries
-
     def heartbeat(self) -> None:
         """Note that this process runs; to be called just before and just after each poll.
 
@@ -171,6 +159,11 @@ class Assignment:
             # Of a position that is about to be left.
             if partition is None or partition.seek is not None:
                 return
+            if count := self._finished.settle(partition, messages):
+                # The next handler may take as long: nothing is begun until this is committed.
+                self.counts.duplicate += count
+                self._doubted = self._clock.monotonic()
+                messages = messages[count:]
             while back := partition.receive(messages, now):
                 partition, messages = self._went_back(partition, offset_of(back[0])), back
 
@@ -197,7 +190,12 @@ class Assignment:
         """Return the next delivery of a chosen partition, ``None`` where its worker is to leave it."""
         # Without the lock: only this worker takes a delivery away, and what is told a moment later is too late
         # with the lock as well. Whoever takes the partition away waits for this worker, or its fence refuses.
-        if self._held_back or self._stopping or not partition.ours or not partition.waiting:
+        if self._beats is not None and self._clock.monotonic() - self._beats[0] > self._session:
+            # A handler that blocks an event loop has kept everybody from polling.
+            self.heartbeat()
+        if self._held_back or self._stopping or self._doubted is not None:
+            return None
+        if not partition.ours or not partition.waiting:
             return None
         return partition.waiting[0]
 
@@ -206,15 +204,18 @@ class Assignment:
         with self._lock:
             self.counts.add(outcome)
             if outcome.verdict is not _DEFERRED:
+                self._finish(partition)
                 partition.settle()
                 return True
             self.stall(partition, offset_of(partition.waiting[0].message), outcome)
             partition.put_back()
             return False
 
-    def visit_ended(self, partition: Partition) -> None:
-        """Note that a worker has left a partition."""
+    def visit_ended(self, partition: Partition, *, handled: bool = False) -> None:
+        """Note that a worker has left a partition: also once a handler has returned for what was taken away."""
         with self._lock:
+            if handled:
+                self._finish(partition)
             partition.running = False
             self._running.remove(partition)
             self._ended = True
@@ -227,22 +228,14 @@ class Assignment:
     def stall(self, partition: Partition, offset: int, outcome: Outcome) -> None:
         """Defer a partition at an offset."""
         with self._lock:
-            topic, number = partition.topic_partition.topic, partition.topic_partition.partition
-            before = partition.stall
-            partition.attempt += 1
+            partition.defer(offset, outcome, self._clock.now())
             partition.retry_at = self._clock.monotonic() + self._backoff.wait(partition.attempt)
-            partition.stall = Stall(
-                topic=topic, partition=number, offset=offset, cause=outcome.cause, detail=outcome.detail,
-                since=self._clock.now() if before is None else before.since,
-            )  # fmt: skip
 
     def keys_changed(self) -> None:
         """Try deferred partitions again at once: the keys that they wait for may be there now."""
         with self._lock:
             for partition in self._partitions.values():
                 partition.retry_at = 0.0
-
-    # Calls to make, and offsets to commit
 
     def client_calls(self, held: Set[Any], paused: Set[Any]) -> ClientCalls:
         """Return what to pause, resume and seek before the next poll.
@@ -267,32 +260,29 @@ class Assignment:
             return ClientCalls(pause=pause, resume=resume, seek=seek)
 
     def poll_timeout(self, longest: float, *, beside_handlers: bool = False) -> float:
-        """Return for how many seconds a poll may wait.
+        """Return for how many seconds a poll may wait: at most ``longest``.
 
-        Args:
-            longest: seconds at most.
-            beside_handlers: whether it may wait while handlers run: something ends it as soon as one has ended.
+        Beside handlers it waits only where something ends it as soon as one has ended.
         """
         now = self._clock.monotonic()
         with self._lock:
             if self._running and not beside_handlers:
                 return 0.0
             moments = [each.retry_at for each in self._partitions.values() if each.stall is not None and each.ours]
-            moments += [] if self._doubted is None else [self._held_until]
+            # A member without a partition has nothing to commit that would end its doubt.
+            moments += [] if self._doubted is None or not self.settled_offsets() else [self._held_until]
             return max(0.0, min([longest, *(moment - now for moment in moments)]))
 
     def due_commits(self, *, last: bool = False) -> Due:
-        """Return the offsets to commit now: after each visit, and at intervals during a long one.
-
-        Args:
-            last: whether this is the last commit, so that everything is due.
-        """
+        """Return the offsets to commit now: after each visit, at intervals in a long one, and all at the end."""
         now = self._clock.monotonic()
         with self._lock:
             timely = self._ended or not self._running or self._doubted is not None
             if not last and (now < self._held_until or not (timely or now - self._committed_at >= self._interval)):
                 return {}
-            return self.settled_offsets()
+            found = self.settled_offsets()
+            self._uncommitted = self._uncommitted if found else None
+            return found
 
     def settled_offsets(self) -> Due:
         """Return the offsets that may be committed and are not yet.
@@ -302,7 +292,7 @@ class Assignment:
         """
         found: dict[Partition, int] = {}
         with self._lock:
-            again = self._doubted is not None or self._clock.monotonic() - self._renewed_at >= RENEWAL
+            again = self._clock.monotonic() - self._renewed_at >= RENEWAL
             for partition in self._partitions.values():
                 offset = partition.settled
                 if self._doubted is not None:
@@ -317,15 +307,27 @@ class Assignment:
         """Note that a commit begins; return the moment, which ``committed`` needs."""
         with self._lock:
             self._ended, self._committed_at = False, self._clock.monotonic()
+            self._uncommitted = self._committed_at if self._uncommitted is None else self._uncommitted
             return self._committed_at
+
+    def asking(self, is_asked: bool) -> None:
+        """Note that the client is asked to commit, or has returned from that."""
+        self._asked = self._clock.monotonic() if is_asked else None
+
+    @property
+    def unanswered(self) -> float:
+        """Seconds for which the client has not returned from a commit."""
+        return 0.0 if (asked := self._asked) is None else self._clock.monotonic() - asked
 
     def committed(self, offsets: Due, began: float) -> None:
         """Note offsets that the broker has taken: it knew us as a member when the commit began."""
         with self._lock:
             for partition, offset in offsets.items():
                 partition.committed, partition.unsent = offset, None
+                self._finished.forget(partition.topic_partition, offset)
                 while partition.letters and partition.letters[0][0] < offset:
                     partition.letters.popleft()
+            self._uncommitted = None
             if self._doubted is not None and began >= self._doubted:
                 self._doubted = None
             if began - self._renewed_at >= RENEWAL:
@@ -344,16 +346,13 @@ class Assignment:
     def unhandled_claims(self) -> list[Delivery]:
         """Return the deliveries that were claimed and will not be handled here: deferred, or claimed early."""
         with self._lock:
-            idle = [partition for partition in self._partitions.values() if not partition.running]
-            return [each for partition in idle for each in partition.waiting if _is_claimed(each)]
+            idle = [each for found in self._partitions.values() if not found.running for each in found.waiting]
+            # The store may hold a claim although its answer was lost.
+            asked = [each for each in idle if each.step is not Step.JUDGE or each.claim is not None]
+            return [each for each in asked if each.step in (Step.JUDGE, Step.HANDLE)]
 
     def final_calls(self, held: Set[Any], paused: Set[Any]) -> ClientCalls:
-        """Return the calls that leave the client as it was: no pause of ours, and each position at what is open.
-
-        Args:
-            held: the partitions that the client holds now.
-            paused: those that are paused there.
-        """
+        """Return the calls that leave the client as it was: without our pauses, at the first open records."""
         with self._lock:
             opened = self.early | {each.topic_partition: each.first_open for each in self._partitions.values()}
             seek = {place: offset for place, offset in opened.items() if offset is not None and place in held}
@@ -362,21 +361,28 @@ class Assignment:
     def health(self, consuming: bool, rollout: Rungs = NO_RUNGS) -> LogHealth:
         """Return how the consumer is doing: whether it runs, and what is not enforced, is told."""
         with self._lock:
-            found = [partition.stall or partition.unsent for partition in self._partitions.values()]
-            stalls = sorted((stall for stall in found if stall is not None), key=lambda stall: stall.since)
-            beat = self._beats or (self._clock.monotonic(),)
+            now = self._clock.monotonic()
+            since = 0.0 if self._uncommitted is None else now - self._uncommitted
             return LogHealth.of(
-                stalls, consuming=consuming, in_flight=len(self._running), at=self._clock.now(),
-                silent=self._clock.monotonic() - beat[0], counts=self.counts, rollout=rollout,
+                [found.stall or found.unsent for found in self._partitions.values()], consuming=consuming,
+                in_flight=len(self._running), at=self._clock.now(), silent=now - (self._beats or (now,))[0],
+                counts=self.counts, rollout=rollout, uncommitted=max(self.unanswered, since),
             )  # fmt: skip
 
-    def _went_back(self, partition: Partition, offset: int) -> Partition:
-        """Return a new partition in place of one that is read again from an earlier offset, by a user's seek.
+    def _finish(self, partition: Partition) -> None:
+        """Remember the first waiting record of a partition, which need not run again here."""
+        place, message = partition.topic_partition, partition.waiting[0].message
+        # A letter that waits for its transaction is dropped with its partition; and a user may want it read again.
+        waits = bool(partition.letters) and partition.letters[-1][0] == offset_of(message)
+        if not waits and self._partitions.get(place, partition) is partition:
+            self._finished.add(place, message)
 
-        Letters of records before that offset are kept: these records are not read again.
-        """
+    def _went_back(self, partition: Partition, offset: int) -> Partition:
+        """Return a new partition in place of one that is read again from an earlier offset, by a user's seek."""
+        # Letters of records before that offset are kept: these records are not read again.
         kept = (letter for letter in partition.letters if letter[0] < offset)
         place = partition.topic_partition
+        self._finished.forget(place)
         self._drop({place})
         self._partitions[place] = renewed = Partition(place, letters=deque(kept), metadata=partition.metadata)
         return renewed
@@ -391,8 +397,3 @@ class Assignment:
     def _drop(self, places: Set[Any]) -> None:
         for place in places & self._partitions.keys():
             self._partitions.pop(place).alive = False
-
-
-def _is_claimed(delivery: Delivery) -> bool:
-    """Return whether the store may hold a claim of a delivery: it does, or the answer to the claim was lost."""
-    return delivery.step is Step.HANDLE or (delivery.step is Step.JUDGE and delivery.claim is not None)

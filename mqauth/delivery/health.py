@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, TypeAlias, TypeVar
@@ -15,6 +15,8 @@ from mqauth.judging.verifier import Verifier
 
 Rungs: TypeAlias = Mapping[str, str]
 NO_RUNGS: Final[Rungs] = {}
+UNCOMMITTED: Final = 10.0
+"""Seconds without a commit that succeeds, although one was asked for, after which that is told."""
 STALLED_AFTER: Final = 60.0
 """Seconds of waiting after which a consumer is stalled."""
 
@@ -160,20 +162,31 @@ class LogHealth(Health):
     stalls: tuple[Stall, ...]
 
     @classmethod
-    def of(cls, stalls: Sequence[Stall], *, consuming: bool, counts: Counts, **more: Any) -> LogHealth:
-        """Return the health of a consumer by its stalls, the longest waiting first."""
-        first = stalls[0] if stalls else None
+    def of(
+        cls, waiting: Iterable[Stall | None], *, consuming: bool, counts: Counts, uncommitted: float, **more: Any
+    ) -> LogHealth:
+        """Return the health of a consumer by its stalls, the longest waiting first.
+
+        Args:
+            waiting: of each partition why it is deferred.
+            consuming: whether it runs.
+            counts: what became of its deliveries.
+            uncommitted: seconds for which no commit has succeeded although one was asked for.
+            more: other attributes.
+        """
+        stalls = sorted((stall for stall in waiting if stall is not None), key=lambda stall: stall.since)
+        cause: Cause | None = None
+        detail: str | None = None
+        since: float | None = None
+        if stalls:
+            cause, detail, since = stalls[0].cause, stalls[0].detail, stalls[0].since
+        elif uncommitted >= UNCOMMITTED:
+            cause, since = Cause.BROKER_UNAVAILABLE, more["at"] - uncommitted
+            detail = "no commit succeeds: what is handled meanwhile may come again"
         return cls(
-            consuming=consuming,
-            deferred=len(stalls),
-            stalled_since=None if first is None else first.since,
-            cause=None if first is None else first.cause,
-            detail=None if first is None else first.detail,
-            running=consuming,
-            counts=replace(counts),
-            stalls=tuple(stalls),
-            **more,
-        )
+            consuming=consuming, running=consuming, deferred=len(stalls), stalled_since=since, cause=cause,
+            detail=detail, counts=replace(counts), stalls=tuple(stalls), **more,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,7 +54,7 @@ from mqauth.clock import SYSTEM_RANDOMNESS, Randomness
 from mqauth.delivery.health import Stall
 from mqauth.delivery.start import Start
 from mqauth.errors import ConfigurationError, StaleDelivery
-from mqauth.judging.pipeline import Delivery
+from mqauth.judging.pipeline import Delivery, Outcome
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.wire.message import Message
 
@@ -231,6 +231,14 @@ class Partition:
         if not self.waiting:
             self.recovered()
         self.last, self.beyond, self.seek = beyond - 1, beyond, beyond
+
+    def defer(self, offset: int, outcome: Outcome, at: float) -> None:
+        """Note that its record at an offset is deferred, at UTC seconds."""
+        self.attempt += 1
+        self.stall = Stall(
+            topic=self.topic_partition.topic, partition=self.topic_partition.partition, offset=offset,
+            cause=outcome.cause, detail=outcome.detail, since=at if self.stall is None else self.stall.since,
+        )  # fmt: skip
 
     def recovered(self) -> None:
         """Note that nothing is out of reach any more."""

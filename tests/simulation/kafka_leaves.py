@@ -113,11 +113,13 @@ LEAVES: Final = {
         Leaf(
             name="kafka-python", client=kafka_broker.Client, consumer=_kafka,
             is_final=lambda error: type(error).__name__ == "TopicAuthorizationFailedError",
-            modules=(log_consumer, kafka_sealing, dead_letters),
+            modules=(log_consumer, kafka_sealing, dead_letters, daemon_threads, futures),
         ),
         Leaf(
             name="confluent", client=confluent_client.Client, consumer=_confluent, is_final=_is_refused,
-            modules=(log_consumer, dead_letters, confluent_poller, confluent_confirmed),
+            modules=(
+                log_consumer, dead_letters, confluent_poller, confluent_confirmed, daemon_threads, futures,
+            ),
         ),
         Leaf(
             name="confluent-aio", client=confluent_client.Client, consumer=_confluent_aio, is_final=_is_refused,

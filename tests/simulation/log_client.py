@@ -161,14 +161,14 @@ class LogClient(LogWorkers):
         if not self.joining:
             self.begin_partitions()
         self.ask(self.assignment.client_calls(frozenset(self.held), frozenset(self.paused)))
-        self.tell_beat()
+        self.assignment.heartbeat()
         buffered = self.evicted and number & 8
         if joins and not buffered and (self.pending is not None or self.evicted or self.joining):
             self.join(number)
         if number % 32 == 17:
             self.pause(number >> 5)
         found = {} if self.joining else self.fetched(number)
-        self.tell_beat()
+        self.assignment.heartbeat()
         for place, entries in found.items():
             if entries and entries[0].kind == "poison":
                 self.skip(place, entries[0])
@@ -191,13 +191,12 @@ class LogClient(LogWorkers):
             if self.tell:
                 self.note(f"begun {starts}")
 
-    def tell_beat(self) -> None:
-        """Tell the engine that the process runs."""
+    def beaten(self) -> None:
+        """Note that the engine knows that the process runs."""
         now = self.clock.monotonic()
         if self.beat is not None and now - self.beat > SESSION:
             self.doubted = now
         self.beat = now
-        self.assignment.heartbeat()
 
     def ask(self, wanted: ClientCalls) -> None:
         """Pause, resume and seek as wished."""

@@ -45,6 +45,11 @@ class WatchedAssignment(Assignment):
 
     play: LogPlay
 
+    def heartbeat(self) -> None:
+        """Note that the process runs."""
+        self.play.beaten()
+        super().heartbeat()
+
     def next_delivery(self, part: Partition) -> Delivery | None:
         """Return the delivery whose turn it is."""
         found = super().next_delivery(part)

@@ -11,6 +11,7 @@ import traceback
 from typing import Any
 
 import aiokafka
+import aiokafka.codec as codecs
 from aiokafka.consumer.fetcher import OffsetResetStrategy
 from aiokafka.protocol.metadata import MetadataRequest
 
@@ -188,6 +189,11 @@ def read_before(error: BaseException, partition: Any) -> dict[Any, list[Any]]:
         elif frame.f_code.co_name == "getall" and frame.f_locals.get("ret_list"):
             found[partition] = frame.f_locals["ret_list"]
     return found
+
+
+def lacking(codec: str) -> str | None:
+    """Return the package that aiokafka needs for a codec and does not find, ``None`` where it has it."""
+    return None if getattr(codecs, f"has_{codec}")() else "cramjam"
 
 
 async def cluster_of(client: Any) -> str | None:

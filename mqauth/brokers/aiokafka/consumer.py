@@ -76,7 +76,10 @@ class Consumer(AsyncLogConsumer):
             patience=aiokafka_client.rebalance_patience(client, grace), commit_interval=commit_interval,
             session=aiokafka_client.session_of(client), backoff=backoff, unverified=unverified,
         )  # fmt: skip
-        policy = PoisonPolicy(self._work, guard, aiokafka_client.group_of(client), skip=on_poison == "skip")
+        policy = PoisonPolicy(
+            self._work, guard, aiokafka_client.group_of(client), skip=on_poison == "skip",
+            lacking=aiokafka_client.lacking,
+        )  # fmt: skip
         poller = Poller(client, self._assignment, policy, replies=answer)
         self.attach(poller)
         if isinstance(dead_letters, TransactionalDeadLetters):

@@ -12,7 +12,12 @@ from mqauth.brokers.confluent.event_loop import AIOConsumer
 from mqauth.brokers.confluent.producer import Producer
 from mqauth.brokers.confluent.transaction import TransactionalDeadLetters
 from mqauth.brokers.confluent.translate import Logs, ajudge, from_native, judge
-from mqauth.brokers.log.errors import OffsetsRefusedError, PoisonRecordError, ProducerFatalError
+from mqauth.brokers.log.errors import (
+    CommitUnansweredError,
+    OffsetsRefusedError,
+    PoisonRecordError,
+    ProducerFatalError,
+)
 from mqauth.brokers.log.judge import AsyncJudgement, Judgement
 from mqauth.brokers.log.records import Log
 from mqauth.delivery.health import LogHealth as Health
@@ -24,6 +29,7 @@ __all__ = [
     "AsyncJudgement",
     "AuditTopic",
     "Backoff",
+    "CommitUnansweredError",
     "Consumer",
     "DeadLetters",
     "Health",

@@ -144,9 +144,13 @@ class Poller(PausingCalls):
         # Whoever goes on with the client commits for himself: a later revocation must not commit our offsets. And
         # a callback that raises inside the client's close, since it calls a client that is closed, ends that with
         # SystemError.
-        self._closed = True
+        self.abandon()
         self._late |= self._unread()
         super().close()
+
+    def abandon(self) -> None:
+        """Ask nothing more of the client, whatever it calls back."""
+        self._closed = True
 
     def _is_next(self, place: Place, first: Message) -> bool:
         """Return whether records go to the assignment: of a partition that is ours, and not to be read again."""
@@ -205,6 +209,8 @@ class Poller(PausingCalls):
 
     def _assigned(self, client: Any, partitions: list[TopicPartition]) -> None:
         """Go on with partitions that came back from a rebalance, and drop those that did not."""
+        if self._closed:
+            return
         places = places_of(partitions)
         self._assignment.lost(self._kept.lost(client))
         self._held |= places

@@ -8,6 +8,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any, Final
 
+import kafka.codec as codecs
 from kafka.errors import CommitFailedError, RebalanceInProgressError, RetriableError
 
 from mqauth.brokers.kafka import repair as kafka_repair
@@ -18,6 +19,13 @@ from mqauth.logs import emit
 
 COMES_AGAIN: Final = (CommitFailedError, RebalanceInProgressError, RetriableError)
 """Errors of a poll or a commit that is to be made again."""
+
+_PACKAGES: Final = {"snappy": "python-snappy", "lz4": "lz4", "zstd": "zstandard"}
+
+
+def lacking(codec: str) -> str | None:
+    """Return the package that kafka-python needs for a codec and does not find, ``None`` where it has it."""
+    return None if getattr(codecs, f"has_{codec}")() else _PACKAGES.get(codec)
 
 
 class RecordReader:

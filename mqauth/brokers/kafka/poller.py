@@ -9,7 +9,7 @@ from kafka import ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError
 
 from mqauth.brokers.kafka import repair as kafka_repair
-from mqauth.brokers.kafka.poison import COMES_AGAIN, RecordReader
+from mqauth.brokers.kafka.poison import COMES_AGAIN, RecordReader, lacking
 from mqauth.brokers.kafka.translate import Logs
 from mqauth.brokers.log.poison import PoisonPolicy
 from mqauth.brokers.log.poller import LogPoller
@@ -46,7 +46,8 @@ class Poller(LogPoller):
         self.scope = str(client.config["group_id"])
         self.reset = str(client.config["auto_offset_reset"])
         kafka_repair.reset_to_earliest(client, self.outside.add)
-        self._records = RecordReader(client, PoisonPolicy(work, guard, self.scope, skip=skip), self._logs)
+        policy = PoisonPolicy(work, guard, self.scope, skip=skip, lacking=lacking)
+        self._records = RecordReader(client, policy, self._logs)
 
     def fetch(self, seconds: float, joins: bool) -> dict[Any, list[Message]]:
         """Poll, and return the new messages by partition."""

@@ -11,13 +11,14 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, Self
 
 from mqauth.brokers.background import BackgroundRun, FirstError
 from mqauth.brokers.dead_letters import look
 from mqauth.brokers.event_loop import stopping_on_signals
 from mqauth.brokers.log.outbox import Transactions
-from mqauth.brokers.log.poller import LogPoller
+from mqauth.brokers.log.poller import LEAVE, LogPoller
 from mqauth.brokers.log.replies import TopicReplies
 from mqauth.brokers.log.transaction import TransactionalLetters
 from mqauth.clock import Clock
@@ -33,6 +34,7 @@ from mqauth.judging.unverified import Unverifieds, listed
 from mqauth.judging.verified import Decode
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
+from mqauth.threads import DaemonThread
 
 WATCH: Final = 0.1
 """Seconds after which another thread polls while handlers run."""
@@ -43,14 +45,18 @@ BUSY: Final = 0.05
 class WorkerThreads:
     """Runs handlers on threads, and the client on one of them at a time.
 
+    No call of the client is made on the thread of ``run``, which therefore ends although one never returns.
+
     Args:
         threads: how many run handlers; with 0 the caller of ``run`` does, and nobody polls meanwhile.
         poll: polls the client; called by one thread at a time.
         choose: returns something to work on, ``None`` where there is nothing.
         visit: works on it, without the poll lock.
+        check: raises where the client does not answer any more; called on the thread of ``run``.
 
     Attributes:
         poll_lock: held by the thread that polls.
+        client: the thread on which the caller of ``run`` has calls of the client made.
         first: what a poll or a visit raised first.
     """
 
@@ -60,11 +66,14 @@ class WorkerThreads:
         poll: Callable[[], None],
         choose: Callable[[], Any],
         visit: Callable[[Any], None],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._poll = poll
         self._choose = choose
         self._visit = visit
+        self._check = check
         self.poll_lock = threading.Lock()
+        self.client = DaemonThread("mqauth-kafka-client")
         self._left = threading.Condition()
         self._visiting = self._polls = 0
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -94,20 +103,39 @@ class WorkerThreads:
         self._stopped = True
         self._woken.put(None)
 
-    def wait_until_idle(self, clock: Clock, seconds: float) -> None:
-        """Wait until nobody works, at most so many seconds, or until all is stopped."""
+    def wait_until_idle(self, clock: Clock, seconds: float, *, stopping: bool = False) -> bool:
+        """Wait until nobody works, at most so many seconds; return whether that is so.
+
+        Args:
+            clock: tells the time.
+            seconds: at most.
+            stopping: whether to wait although all is stopped.
+        """
         deadline = clock.monotonic() + seconds
         with self._left:
-            while self._visiting and not self._stopped and clock.monotonic() < deadline:
+            while self._visiting and clock.monotonic() < deadline and (stopping or not self._stopped):
                 self._left.wait(BUSY)
+            return not self._visiting
 
-    def join(self, clock: Clock, seconds: float) -> bool:
-        """Wait for the threads to end, at most so many seconds; return whether nobody works any more."""
-        deadline = clock.monotonic() + seconds
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(max(0.0, deadline - clock.monotonic()))
-        return not self._visiting
+    def aside(self, work: Callable[[], None], seconds: float | None = None) -> bool:
+        """Have calls of the client made, and wait for them: for so long, or else until all is stopped.
+
+        Returns:
+            Whether they have returned; otherwise they are left as they are.
+
+        Raises:
+            BaseException: what they raised.
+        """
+        made, waits = self.client.submit(work), True
+        while waits:
+            with suppress(TimeoutError):
+                made.exception(WATCH if seconds is None else seconds)
+            waits = seconds is None and not self._stopped and not made.done()
+            if waits:
+                self._check()
+        if made.done():
+            made.result()
+        return made.done()
 
     def _serve(self) -> None:
         try:
@@ -125,10 +153,19 @@ class WorkerThreads:
     def _turn(self) -> Any:
         """Return something to work on, polling for it where there is nothing yet."""
         with self.poll_lock:
-            found = None if self._stopped else self._choose()
+            found = self._chosen()
             if found is None and not self._stopped:
-                self._polled()
-                found = self._choose()
+                if self._threads:
+                    self._polled()
+                else:
+                    self.aside(self._polled)
+                found = self._chosen()
+            return found
+
+    def _chosen(self) -> Any:
+        # At once, so that whoever waits for the work to end knows of it.
+        with self._left:
+            found = None if self._stopped else self._choose()
             self._visiting += found is not None
             return found
 
@@ -151,12 +188,16 @@ class WorkerThreads:
             try:
                 self._woken.get(timeout=WATCH)
             except queue.Empty:
+                self._check()
                 if self._polls == seen and self.poll_lock.acquire(blocking=False):
-                    try:
-                        self._polled()
-                    finally:
-                        self.poll_lock.release()
+                    self.aside(self._polled_and_left)
                 seen = self._polls
+
+    def _polled_and_left(self) -> None:
+        try:
+            self._polled()
+        finally:
+            self.poll_lock.release()
 
 
 class LogConsumer(BackgroundRun):
@@ -203,7 +244,9 @@ class LogConsumer(BackgroundRun):
         )
         self._grace = grace
         self._patience = patience
-        self._workers = WorkerThreads(workers, self._poll_once, self._assignment.choose, self._work.visit)
+        self._workers = WorkerThreads(
+            workers, self._poll_once, self._assignment.choose, self._work.visit, self._check
+        )
         self._started = self._running = False
 
     def attach(self, calls: LogPoller) -> None:
@@ -235,6 +278,7 @@ class LogConsumer(BackgroundRun):
             ConfigurationError: it ran before, or a plug-in is asynchronous.
             PoisonRecordError: a record cannot be parsed and the policy is to stop.
             ProducerFatalError: the producer of answers, or of transactional dead letters, can send nothing more.
+            CommitUnansweredError: the client does not return from a commit.
             Exception: the client's own, where the broker refuses it for good, for lack of rights for example.
         """
         require(not self._started, "a consumer runs once: make another one")
@@ -244,12 +288,12 @@ class LogConsumer(BackgroundRun):
         with stopping_on_signals(self.stop, enabled=signals):
             self._running = True
             self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name, self._guard.rollout)
-            run(look(self._dead_letters, self._guard.audit))
+            self._workers.aside(lambda: run(look(self._dead_letters, self._guard.audit)))
             with self._workers.first:
                 self._workers.run()
             unsubscribe()
             with self._workers.first:
-                self._wind_up(self._workers.first)
+                self._wind_up()
             self._running = False
             self._workers.first.check()
 
@@ -269,6 +313,9 @@ class LogConsumer(BackgroundRun):
         self._workers.wait_until_idle(self._guard.clock, self._patience)
         self.calls.commit()
 
+    def _check(self) -> None:
+        self.calls.check()
+
     def _poll_once(self) -> None:
         """Commit and poll; before a rebalance, settle what runs."""
         self.calls.commit()
@@ -283,11 +330,19 @@ class LogConsumer(BackgroundRun):
         finally:
             self._assignment.hold_back(False)
 
-    def _wind_up(self, first: FirstError) -> None:
+    def _wind_up(self) -> None:
         """Let running handlers finish, commit, release claims, and leave the client at the first open records."""
         self.stop()
-        if not self._workers.join(self._guard.clock, self._grace):
+        if not self._workers.wait_until_idle(self._guard.clock, self._grace, stopping=True):
             emit("consumer.grace_over", "handlers took longer than the grace time; their records come again")
+        if not self._workers.aside(self._leave, LEAVE):
+            emit("client.no_answer", "the broker does not answer a consumer that stops: it is left as it is")
+            self.calls.abandon()
+        self._workers.client.shutdown()
+        self._guard.journal.stopped(self.calls.scope, self._assignment.counts)
+
+    def _leave(self) -> None:
+        first = self._workers.first
         with self._workers.poll_lock:
             with first:
                 # Partitions that were assigned a moment ago: their next owner goes on from here.
@@ -299,4 +354,3 @@ class LogConsumer(BackgroundRun):
                 run(self._guard.tick(last=True))
             with first:
                 self.calls.close()
-            self._guard.journal.stopped(self.calls.scope, self._assignment.counts)

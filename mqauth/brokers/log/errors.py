@@ -17,6 +17,17 @@ class PoisonRecordError(MqauthError):
     code = "poison_record"
 
 
+class CommitUnansweredError(MqauthError):
+    """A client has not returned from a commit for 90 seconds; nothing more can be asked of it.
+
+    librdkafka 2.16 loses a commit that is under way while its broker stands still for longer than the session, and
+    confluent-kafka lets no other call of that client begin meanwhile. Start the process again: what was not
+    committed comes again.
+    """
+
+    code = "commit_unanswered"
+
+
 class OffsetsRefusedError(MqauthError):
     """The broker does not let the consumer's group read or commit its offsets; nothing was handled.
 

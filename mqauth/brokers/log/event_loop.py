@@ -18,16 +18,16 @@ from typing import Any, Final, Self
 
 from mqauth.brokers.background import FirstError
 from mqauth.brokers.dead_letters import look
-from mqauth.brokers.event_loop import DeliveryTasks, Leaving, loop_stopping_on_signals, was_cancelled
+from mqauth.brokers.event_loop import DeliveryTasks, Leaving, call_later, loop_stopping_on_signals, was_cancelled
 from mqauth.brokers.log.outbox import Transactions
-from mqauth.brokers.log.poller import IDLE, LogPoller
+from mqauth.brokers.log.poller import IDLE, LEAVE, LogPoller
 from mqauth.brokers.log.replies import TopicReplies
 from mqauth.brokers.log.transaction import TransactionalLetters
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.health import LogHealth, rungs, with_aliases
 from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Backoff, Partition
-from mqauth.errors import require
+from mqauth.errors import MqauthError, require
 from mqauth.flow import Flow, Waiting, arun, begin, is_awaitable, resume, settled
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.selftest import starting
@@ -38,6 +38,8 @@ from mqauth.logs import emit
 
 BREATH: Final = 0.02
 """Seconds after which a partition whose handlers never wait lets the other tasks of the event loop run."""
+LOOK: Final = 1.0
+"""Seconds between two looks whether the client still answers."""
 _NOT_BY_US: Final = "a call of the client or a handler was cancelled, not by us: was the client stopped first?"
 
 
@@ -124,6 +126,7 @@ class AsyncLogConsumer:
             ConfigurationError: it ran before.
             PoisonRecordError: a record cannot be parsed and the policy is to stop.
             ProducerFatalError: the producer of answers, or of transactional dead letters, can send nothing more.
+            CommitUnansweredError: the client does not return from a commit.
             Exception: the client's own, where the broker refuses it for good, for lack of rights for example.
         """
         with loop_stopping_on_signals(self._stop, enabled=signals):
@@ -147,6 +150,7 @@ class AsyncLogConsumer:
         self._running = True
         self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name, self._guard.rollout)
         self._polling = asyncio.create_task(self._poll_until_stopped())
+        self._check()
         return self
 
     async def __aexit__(
@@ -199,6 +203,16 @@ class AsyncLogConsumer:
             raise
         except BaseException as error:
             self.fail(error)
+
+    def _check(self) -> None:
+        """Look every second whether the client still answers."""
+        if self._stopping.is_set():
+            return
+        try:
+            self.calls.check()
+        except MqauthError as error:
+            return self.fail(error)
+        call_later(LOOK, self._check)
 
     async def _commit(self, *, last: bool = False) -> None:
         # The client's coordinator commits too, in a task of its own, before a rebalance.
@@ -259,29 +273,29 @@ class AsyncLogConsumer:
 
     async def _wind_up(self) -> None:
         """Let running handlers finish, commit, release claims, and leave the client at the first open records."""
+        leaving, first = Leaving(seconds=LEAVE), self._first
         self._unsubscribe()
-        await self._end_polls()
-        await self._visits.end(self._grace, Leaving())
-        with self._first:
-            # Partitions that were assigned a moment ago: their next owner goes on from here.
-            if self._first.error is None:
-                await arun(self.calls.beginning())
-        with self._first:
-            await self._commit(last=True)
-            await arun(self._work.giving_back())
-            await arun(self._guard.tick(last=True))
-        with self._first:
-            self.calls.close()
-            await settled(self.calls.closed())
-        self._running = False
-        self._guard.journal.stopped(self.calls.scope, self._assignment.counts)
-
-    async def _end_polls(self) -> None:
-        """Wait for the poll task; it may wait for a rebalance that does not end."""
         if self._polling is not None and self._polling is not asyncio.current_task():
+            # It may wait for a rebalance that does not end.
             await asyncio.wait((self._polling,), timeout=IDLE)
             self._polling.cancel()
-            await asyncio.wait((self._polling,))
+            await leaving.wait(asyncio.wait((self._polling,)))
+        await self._visits.end(self._grace, leaving)
+        with first:
+            # Partitions that were assigned a moment ago: their next owner goes on from here.
+            if first.error is None:
+                await leaving.wait(arun(self.calls.beginning()))
+        with first:
+            await leaving.wait(self._commit(last=True))
+        with first:
+            await leaving.wait(arun(self._work.giving_back()))
+            await leaving.wait(arun(self._guard.tick(last=True)))
+        with first:
+            self.calls.close()
+            await leaving.wait(settled(self.calls.closed()))
+        self.calls.abandon()
+        self._running = False
+        self._guard.journal.stopped(self.calls.scope, self._assignment.counts)
 
 
 def breathing(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:

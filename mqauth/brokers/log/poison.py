@@ -1,15 +1,16 @@
 """Records that a client cannot parse: found in the exception, audited, and skipped, for kafka-python and aiokafka.
 
-Such a record has a header name that is not UTF-8, a wrong checksum, or a codec that is not installed. The
-exception names no partition, so the partition is read from the locals of the client's ``_unpack_records`` in the
-traceback.
+Such a record has a header name that is not UTF-8, a wrong checksum, or an unknown codec. The exception names no
+partition, so the partition is read from the locals of the client's ``_unpack_records`` in the traceback. A known
+codec that is not installed here is no fault of the record.
 """
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from mqauth.audit import record as audit
 from mqauth.audit.record import AuditRecord
@@ -17,12 +18,15 @@ from mqauth.brokers.log.errors import PoisonRecordError
 from mqauth.brokers.log.records import NO_LOG, Log
 from mqauth.clock import SYSTEM_RANDOMNESS, uuid7
 from mqauth.delivery.log_work import LogWork
-from mqauth.errors import Reason
+from mqauth.errors import ConfigurationError, Reason
 from mqauth.flow import Flow
 from mqauth.judging.pipeline import Pipeline
 from mqauth.logs import emit
 from mqauth.wire import destination
 from mqauth.wire.message import Message, Origin
+
+CODECS: Final = {1: "gzip", 2: "snappy", 3: "lz4", 4: "zstd"}
+"""Codecs of batches by their number (Kafka protocol, record batch, attributes)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +38,14 @@ class Poison:
         first: offset of the first record that was not delivered.
         beyond: the offset after the batch.
         error: name of the exception's type.
+        codec: that the batch is compressed with, ``None`` where it is not, or the codec is unknown.
     """
 
     partition: Any
     first: int
     beyond: int
     error: str
+    codec: str | None = None
 
     def __str__(self) -> str:
         place = f"{self.partition.topic}-{self.partition.partition}"
@@ -54,13 +60,17 @@ class PoisonPolicy:
         guard: the pipeline, of which the audit record names policy and instance.
         scope: the consumer group.
         skip: whether to skip such records instead of stopping.
+        lacking: returns the package that the client needs for a codec and does not find, or ``None``.
     """
 
-    def __init__(self, work: LogWork, guard: Pipeline, scope: str, *, skip: bool) -> None:
+    def __init__(
+        self, work: LogWork, guard: Pipeline, scope: str, *, skip: bool, lacking: Callable[[str], str | None]
+    ) -> None:
         self._work = work
         self._guard = guard
         self._scope = guard.scope or scope
         self._skip = skip
+        self._lacking = lacking
 
     def applying(self, poison: Poison, error: BaseException, log: Log) -> Flow[None]:
         """Skip a batch, once that was audited.
@@ -72,7 +82,13 @@ class PoisonPolicy:
 
         Raises:
             PoisonRecordError: the policy is to stop.
+            ConfigurationError: the client lacks the package of its codec: nothing is wrong with the records.
         """
+        if poison.codec is not None and (package := self._lacking(poison.codec)) is not None:
+            raise ConfigurationError(
+                f"{poison.partition.topic}-{poison.partition.partition}: records from offset {poison.first} are "
+                f"compressed with {poison.codec}, and its package is missing here: pip install {package}"
+            ) from error
         if not self._skip:
             raise PoisonRecordError(str(poison)) from error
         record = audit_record(poison, self._guard, self._scope, log)
@@ -92,12 +108,14 @@ def find_poison(error: BaseException, partition: str = "topic_partition", batch:
         if frame.f_code.co_name == "_unpack_records":
             records = frame.f_locals.get("self")
             first = int(getattr(records, "next_fetch_offset", 0))
-            beyond = int(getattr(frame.f_locals.get(batch), "next_offset", 0))
+            unread = frame.f_locals.get(batch)
+            beyond = int(getattr(unread, "next_offset", 0))
             return Poison(
                 partition=getattr(records, partition, None),
                 first=first,
                 beyond=max(beyond, first + 1),
                 error=type(error).__name__,
+                codec=CODECS.get(getattr(unread, "compression_type", 0)),
             )
     return None
 

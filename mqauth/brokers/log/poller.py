@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Set
 from typing import Any, Final
 
 from mqauth.brokers.dead_letters import Errors
+from mqauth.brokers.log.errors import CommitUnansweredError
 from mqauth.brokers.log.outbox import Transactions
 from mqauth.brokers.log.replies import TopicReplies
 from mqauth.brokers.log.starting import beginning, tell_out_of_range
@@ -21,6 +22,11 @@ from mqauth.wire.message import Message
 
 IDLE: Final = 0.2
 """Most seconds of one poll: these clients have no wakeup, so this is how soon ``stop()`` is seen."""
+LEAVE: Final = 3.5
+"""Seconds for which a consumer that stops waits for its broker, beside its grace: others that join a group at that
+moment need up to three."""
+UNANSWERED: Final = 90.0
+"""Seconds after which a client will never return from a commit: its own limits are over by then."""
 
 
 class LogPoller(ABC):
@@ -172,7 +178,11 @@ class LogPoller(ABC):
         places = frozenset() if self.rebalancing else assignment.unbegun(self.held()[0])
         if places:
             epoch = assignment.epoch
-            starts = yield from beginning(self, places, assignment.early, lambda: assignment.epoch == epoch)
+            assignment.asking(True)
+            try:
+                starts = yield from beginning(self, places, assignment.early, lambda: assignment.epoch == epoch)
+            finally:
+                assignment.asking(False)
             # After a rebalance meanwhile they may be of others, or have been.
             if assignment.epoch == epoch:
                 assignment.begin(starts, places)
@@ -217,12 +227,28 @@ class LogPoller(ABC):
             return
         began = self._assignment.commit_began()
         offsets = {found.topic_partition: Committed(offset, found.metadata) for found, offset in due.items()}
-        failure: str | None = yield from call(self.send_commit, offsets)
+        self._assignment.asking(True)
+        try:
+            failure: str | None = yield from call(self.send_commit, offsets)
+        finally:
+            self._assignment.asking(False)
         if failure is None:
             self._assignment.committed(due, began)
         else:
             self._assignment.commit_failed()
             emit("client.commit_failed", "commit failed with %s; its records may come again", failure)
+
+    def check(self) -> None:
+        """Look from another thread whether the client still answers.
+
+        Raises:
+            CommitUnansweredError: it has not returned from a commit for too long.
+        """
+        if self._assignment.unanswered > UNANSWERED:
+            raise CommitUnansweredError(
+                f"the client of group {self.scope} has not returned from a commit for {UNANSWERED:.0f} s, and "
+                "takes no other call: start the process again"
+            )
 
     def steer(self) -> None:
         """Make the calls that the assignment asks for now, but in a rebalance."""
@@ -240,6 +266,10 @@ class LogPoller(ABC):
             self.seek(place, offset)
         if wanted.resume:
             self.resume(wanted.resume)
+
+    def abandon(self) -> None:
+        """Ask nothing more of a client that does not answer, whatever it calls back."""
+        self.transactions = None
 
     def close(self) -> None:
         """Leave the client as it was given to us."""
