@@ -263,6 +263,17 @@ def unwrapped(function: Any) -> Any:
     return inspect.unwrap(function)
 
 
+def requires_two(function: Callable[..., object]) -> bool:
+    """Return whether a function has to be called with two positional arguments at least."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        parameters = [each for each in inspect.signature(function).parameters.values() if each.kind in kinds]
+    # Some functions in C have no signature.
+    except (TypeError, ValueError):
+        return False
+    return len(parameters) > 1 and parameters[1].default is inspect.Parameter.empty
+
+
 def is_awaitable(result: object) -> TypeGuard[Awaitable[Any]]:
     """Tell whether a result is still to be awaited."""
     kind: Any = type(result)

@@ -215,10 +215,6 @@ class FakeProducer(Producer):
         self.broker = broker
         self._reports: list[Callable[[], None]] = []
 
-    def list_topics(self, topic: str = "", timeout: float = -1) -> Any:
-        """Return what topics there are."""
-        return SimpleNamespace(topics={"orders": None, "orders.dead": None})
-
     def produce(self, topic: Any, value: Any = None, key: Any = None, *, on_delivery: Any, headers: Any) -> None:  # type: ignore[override]
         """Append a letter, or lose it."""
         with self.broker.changed:

@@ -10,12 +10,12 @@ from typing import Any, Final
 from mqauth.audit.record import AuditRecord
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import Partition, TopicPartition
-from mqauth.errors import Cause, ConfigurationError, StaleDelivery, Unavailable
-from mqauth.flow import Flow, asked, is_async, is_awaitable, refuse_async, run
+from mqauth.errors import Cause, ConfigurationError, RejectNow, RetryLater, StaleDelivery, Unavailable, require
+from mqauth.flow import Flow, asked, is_async, is_awaitable, refuse_async, requires_two, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
 from mqauth.judging.rollout import is_lenient
 from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Decode, Verified, decoder, equip
+from mqauth.judging.verified import Decode, Verified, equip
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.replay.rules import ClaimRequest
 
@@ -58,7 +58,7 @@ class LogWork:
         unverified: Unverifieds | None = None,
         on_loop: bool = False,
     ) -> None:
-        guard.verifier.check_log()
+        check_log(guard)
         self._guard = guard
         self._on_loop = on_loop
         self._unverified = guard.handlers(handler, unverified)
@@ -271,11 +271,40 @@ def equipped(
     decode: Decode | None,
     answer: Callable[[Verified, bytes], Any] | None,
 ) -> Handler:
-    """Return a handler that gets a decoded message it can answer; the handler itself where neither is wanted."""
+    """Return a handler that gets a decoded message it can answer; the handler itself where neither is wanted.
+
+    The handler raises ``RejectNow`` where ``decode`` failed, and would fail again: the error names only the type
+    of what was raised, which may quote the body. ``RejectNow`` and ``RetryLater`` of ``decode`` itself pass: a
+    schema registry may be out of reach.
+    """
     if decode is None and answer is None:
         return handler
-    value = (lambda _: None) if decode is None else decoder(decode)
-    return lambda verified: handler(equip(verified, responder=answer, value=value(verified)))
+    call: Callable[..., Any] | None = decode
+    takes_message = decode is not None and requires_two(decode)
+
+    def decoding(verified: Verified) -> Any:
+        value = None
+        # A tombstone has no body.
+        if call is not None and verified.body is not None:
+            try:
+                value = call(verified.body, verified) if takes_message else call(verified.body)
+            except (RejectNow, RetryLater):
+                raise
+            except Exception as error:
+                raise RejectNow(f"decode: {type(error).__name__}") from error
+        return handler(equip(verified, responder=answer, value=value))
+
+    return decoding
+
+
+def check_log(guard: Pipeline) -> None:
+    """Refuse a pipeline that asks for what no record of Kafka has.
+
+    Raises:
+        ConfigurationError: its verifier has ``user_id``.
+    """
+    asked = guard.verifier.user_id is not None
+    require(not asked, "user_id compares a user that RabbitMQ has checked: Kafka's records have none")
 
 
 def check_plugins(guard: Pipeline, **plugins: object) -> None:

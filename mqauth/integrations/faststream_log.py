@@ -13,6 +13,7 @@ from faststream._internal.parser import DefaultCodec
 from mqauth.brokers.event_loop import signed
 from mqauth.brokers.log.records import native_headers, to_message
 from mqauth.brokers.queue.processor import Processor
+from mqauth.delivery.log_work import check_log
 from mqauth.errors import require
 from mqauth.integrations.faststream_positions import Positions
 from mqauth.judging.pipeline import Outcome, Pipeline
@@ -151,7 +152,7 @@ class LogProcessor(Processor):
     """
 
     def __init__(self, calls: Records, guard: Pipeline, *rest: Any, **settings: Any) -> None:
-        guard.verifier.check_log()
+        check_log(guard)
         super().__init__(calls, guard, *rest, **settings)
         self._records = calls
         self.positions = calls.positions = Positions(calls, guard.clock)  # type: ignore[arg-type]

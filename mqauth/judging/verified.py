@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from copy import deepcopy
-from inspect import Parameter, signature
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 
-from mqauth.errors import RejectNow, RetryLater, require
+from mqauth.errors import require
 from mqauth.letters.release import Release
 from mqauth.wire.claims import Claims
 from mqauth.wire.identity import Identity
@@ -19,7 +17,6 @@ Responder = Callable[["Verified", bytes], Awaitable[Any] | Any]
 Decode: TypeAlias = "Callable[[bytes], Any] | Callable[[bytes, Verified], Any]"
 """Makes the value of a body; where it requires a second argument, that is the ``Verified``, with its headers."""
 _MAKER: Final = object()
-_POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
 class _Facts(NamedTuple):
@@ -222,30 +219,3 @@ def equip(verified: Verified, *, responder: Responder | None = None, value: Any 
     if responder is None and value is None:
         return verified
     return Verified(_MAKER, verified._facts._replace(responder=responder, value=value))
-
-
-def decoder(decode: Decode) -> Callable[[Verified], Any]:
-    """Return what makes the value of a verified message, ``None`` for a tombstone; for broker wrappers.
-
-    What it returns raises ``RejectNow`` where ``decode`` failed, and would fail again: the error names only the
-    type of what was raised, which may quote the body. ``RejectNow`` and ``RetryLater`` of ``decode`` itself pass:
-    a schema registry may be out of reach.
-    """
-    call: Callable[..., Any] = decode
-    takes_message = False
-    # Some functions in C have no signature: they take the body.
-    with suppress(TypeError, ValueError):
-        parameters = [each for each in signature(decode).parameters.values() if each.kind in _POSITIONAL]
-        takes_message = len(parameters) > 1 and parameters[1].default is Parameter.empty
-
-    def value(verified: Verified) -> Any:
-        if verified.body is None:
-            return None
-        try:
-            return call(verified.body, verified) if takes_message else call(verified.body)
-        except (RejectNow, RetryLater):
-            raise
-        except Exception as error:
-            raise RejectNow(f"decode: {type(error).__name__}") from error
-
-    return value

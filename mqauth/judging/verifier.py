@@ -151,7 +151,7 @@ class Verifier:
         self.aliases = by_place(accept_as)
         self._reject_unsigned = unsigned_headers == "reject"
         self._covers = bool(self.required) or self._reject_unsigned
-        self._user_id = user_id
+        self.user_id = user_id
         self._forget()
         # append times and AMQP users differ between the messages of a batch, and steps (9) and (10) with them
         self._alike = at == "consume" and user_id is None
@@ -167,7 +167,7 @@ class Verifier:
                  getattr(one, "max_identity_lifetime", 0))
                 for name, one in self.issuers.items()
             ),
-            sorted(self.audiences), self.times, self.required, self._reject_unsigned, self._user_id,
+            sorted(self.audiences), self.times, self.required, self._reject_unsigned, self.user_id,
             sorted(self.allowed.names), sorted(map(repr, self.aliases.values())),
         ))  # fmt: skip
 
@@ -337,7 +337,7 @@ class Verifier:
         # (10)
         if not issuer.speaks_for(key, claims.sub):
             raise Rejection(Reason.SUBJECT_MISMATCH, "the key does not speak for this subject")
-        if self._user_id is not None:
+        if self.user_id is not None:
             self._check_user(message, claims)
         if wit is not None and self.identities is not None and release is None:
             self.identities.keep(wit, key)
@@ -350,19 +350,9 @@ class Verifier:
         user = message.properties.get("user-id")
         if user is None:
             return
-        expected = user if self._user_id == "subject" else dict(self._user_id or {}).get(user)
+        expected = user if self.user_id == "subject" else dict(self.user_id or {}).get(user)
         if expected != claims.sub:
             raise Rejection(Reason.SUBJECT_MISMATCH, "the broker's user is another subject")
-
-    def check_log(self) -> None:
-        """Refuse what no record of Kafka has.
-
-        Raises:
-            ConfigurationError: ``user_id`` is set.
-        """
-        require(
-            self._user_id is None, "user_id compares a user that RabbitMQ has checked: Kafka's records have none"
-        )
 
     def uncovered(self, message: Message, covered: Collection[str]) -> list[str]:
         """Return the application's headers that no token covers, but those that may stand without."""
