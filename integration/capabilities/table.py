@@ -118,7 +118,7 @@ CAPABILITIES: Final = (
     Capability(
         "a stop while the broker is silent takes `grace` and 5 s at most",
         yes("test_rabbitmq_clients.py::TestSilentBroker", *QUEUES)
-        | yes("test_kafka_clients.py::test_a_stop_while_the_broker_is_silent", *LOGS),
+        | yes("test_kafka_clients.py::TestSilentBroker", *LOGS),
     ),
     Capability(
         "a message that the client cannot read",
