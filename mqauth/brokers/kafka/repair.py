@@ -168,7 +168,7 @@ def _wake(client: Any) -> None:
 
     def fetch_records(*args: Any, **kwargs: Any) -> Any:
         found = fetch(*args, **kwargs)
-        landed = type(found) is tuple and found[1:] == (True,) and getattr(fetcher, "_completed_fetches", None)
+        landed = isinstance(found, tuple) and found[1:] == (True,) and getattr(fetcher, "_completed_fetches", None)
         return (found[0], False) if landed else found
 
     attributes[_WOKEN] = attributes.get("fetch_records")
