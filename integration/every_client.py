@@ -241,11 +241,22 @@ def by_faststream(package: str) -> Consuming:
         with closing(LoopThread()) as thread:
             broker = thread.call(_broker(client, wiring, on_kafka=on_kafka))
             with ExitStack() as ending:
-                ending.callback(lambda: thread.call(broker.stop(), LONG))
+                # Its client would go on as a member of the group, while this process lives.
+                ending.callback(lambda: thread.call(_left(), LONG))
+                stopping = ExitStack()
+                ending.callback(stopping.close)
+                stopping.callback(lambda: thread.call(broker.stop(), LONG))
                 thread.call(broker.start())
-                yield Running(stop=ending.close)
+                yield Running(stop=stopping.close)
 
     return consuming
+
+
+async def _left() -> None:
+    """Wait until a stop that was left, since its broker was silent, has come to its end."""
+    left = {task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__name__", "") == "stop"}
+    if left:
+        await asyncio.wait(left, timeout=LONG / 2)
 
 
 async def _broker(client: Any, wiring: Wiring, *, on_kafka: bool) -> Any:
