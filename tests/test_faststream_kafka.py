@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -28,13 +29,16 @@ from mqauth import (
     Reason,
     Verified,
 )
+from mqauth.delivery.start import Committed
 from mqauth.integrations import faststream_confluent, faststream_kafka
 from mqauth.integrations.faststream import NotHandledError, VerifiedMessage, protect
+from mqauth.integrations.faststream_positions import Position
 from mqauth.testing import FakeClock, Forge
 from tests.test_rabbitmq_consumer import Letters, audit
 
 __all__ = ["audit"]
 PLACE = "kafka:orders"
+END = 100
 
 
 class Consumer:
@@ -49,6 +53,8 @@ class Consumer:
         self.calls: list[tuple[str, int]] = []
         self.ours = [("orders", 0)]
         self.lost: Exception | None = None
+        self._coordinator = SimpleNamespace(generation=1)
+        self._auto_offset_reset = "earliest"
 
     def assignment(self) -> Any:
         """Return what is assigned."""
@@ -56,8 +62,16 @@ class Consumer:
 
     async def commit(self, offsets: Any) -> None:
         """Remember a commit."""
-        ((_, offset),) = offsets.items()
-        self.note("commit", offset)
+        ((_, commit),) = offsets.items()
+        self.note("commit", commit.offset)
+
+    async def beginning_offsets(self, places: Any) -> Any:
+        """Return the first offset of each partition."""
+        return dict.fromkeys(places, 0)
+
+    async def end_offsets(self, places: Any) -> Any:
+        """Return the offset behind the last record of each partition."""
+        return dict.fromkeys(places, END)
 
     def seek(self, _partition: Any, offset: int) -> None:
         """Remember a seek."""
@@ -81,6 +95,15 @@ class Inner(Consumer):
         """Remember a commit."""
         assert not asynchronous
         self.note("commit", offsets[0].offset)
+        return offsets
+
+    def consumer_group_metadata(self) -> bytes:
+        """Return group and generation as librdkafka encodes them."""
+        return b"CGMDv2:" + struct.pack("=i", 1) + b"billing\0"
+
+    def get_watermark_offsets(self, _partition: Any, **_: Any) -> tuple[int, int]:
+        """Return the bounds of a partition."""
+        return 0, END
 
     def seek(self, place: Any, _: Any = None) -> None:  # type: ignore[override]
         """Remember a seek."""
@@ -116,7 +139,7 @@ class Confluent:
 
     def __init__(self) -> None:
         self.inner = Inner()
-        self.consumer = SimpleNamespace(consumer=self.inner, _thread_pool=None)
+        self.consumer = SimpleNamespace(consumer=self.inner, _thread_pool=None, _on_assign=None, config={})
 
     def record(self, message: Message, offset: int) -> Any:
         """Return a message as the client gives it."""
@@ -167,6 +190,7 @@ class Service:
         (subscriber,) = self.broker.subscribers
         async with self.package.TestKafkaBroker(self.broker):
             subscriber.consumer = self.client.consumer
+            self.begin(subscriber)
 
             async def deliver(message: Message, offset: int = 7) -> None:
                 await subscriber.process_message(self.client.record(message, offset))
@@ -175,6 +199,12 @@ class Service:
                 yield deliver
             finally:
                 subscriber.consumer = None
+
+    def begin(self, subscriber: Any) -> None:
+        """Have the partition begun, as after a start that was committed."""
+        positions = self.broker._mqauth.processor(subscriber).positions
+        place = positions._client.partition(self.client.record(self.honest(), 7))
+        positions._places[place] = Position(7, Committed(7, "mqauth partitions=1"), sought=False)
 
     @property
     def reasons(self) -> list[Reason]:
@@ -297,6 +327,7 @@ async def test_result_that_cannot_be_published(
     (subscriber,) = service.broker.subscribers
     async with service.package.TestKafkaBroker(service.broker):
         subscriber.consumer = service.client.consumer
+        service.begin(subscriber)
         with pytest.raises(type(raised)):
             await subscriber.process_message(service.client.record(service.honest(), 7))
         subscriber.consumer = None
