@@ -73,6 +73,11 @@ class Consumer:
         """Return the offset behind the last record of each partition."""
         return dict.fromkeys(places, END)
 
+    def lose(self) -> None:
+        """Lose what is assigned, in a rebalance."""
+        self.ours = []
+        self._coordinator.generation += 1
+
     def seek(self, _partition: Any, offset: int) -> None:
         """Remember a seek."""
         self.note("seek", offset)
@@ -99,7 +104,7 @@ class Inner(Consumer):
 
     def consumer_group_metadata(self) -> bytes:
         """Return group and generation as librdkafka encodes them."""
-        return b"CGMDv2:" + struct.pack("=i", 1) + b"billing\0"
+        return b"CGMDv2:" + struct.pack("=i", self._coordinator.generation) + b"billing\0"
 
     def get_watermark_offsets(self, _partition: Any, **_: Any) -> tuple[int, int]:
         """Return the bounds of a partition."""
@@ -289,7 +294,7 @@ async def test_lost_while_handled(service: Service) -> None:
     """A partition that is lost while its record is handled is not committed."""
 
     async def lose() -> None:
-        service.client.inner.ours = []
+        service.client.inner.lose()
 
     service.subscribe(lose)
     async with service.running() as deliver:
