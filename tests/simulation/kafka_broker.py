@@ -257,10 +257,11 @@ class Coordinator:
 
 
 class Position:
-    """What kafka-python knows of one partition: no position, until it was fetched or reset."""
+    """What kafka-python knows of one partition: whether it is paused; no position, until it was fetched or reset."""
 
     position: Any = None
     reset: Any = None
+    paused = False
 
     def go(self, offset: int) -> None:
         """Read on from an offset."""
@@ -311,6 +312,20 @@ class Client(Partitions, Member):
         """Continue at an offset."""
         assert place in self.held, "kafka-python refuses to seek in what it does not hold"
         self._states[place].go(offset)
+
+    def paused(self) -> set[Any]:
+        """Return what is paused."""
+        return {place for place, state in self._states.items() if state.paused}
+
+    def pause(self, *places: Any) -> None:
+        """Fetch no more of these."""
+        for place in places:
+            self._states[place].paused = True
+
+    def resume(self, *places: Any) -> None:
+        """Fetch of these again."""
+        for place in places:
+            self._states[place].paused = False
 
     def partitions_for_topic(self, _topic: str) -> set[int]:
         """Return the numbers of the topic's partitions."""
@@ -389,7 +404,7 @@ class Client(Partitions, Member):
             self.joining = True
             if not self.member and self.held:
                 listener.on_partitions_lost(set(self.held))
-                self.held, self._paused, self.held_since = set(), set(), {}
+                self.held, self.held_since = set(), {}
                 self._states.clear()
             else:
                 self.revoked = True
@@ -404,12 +419,11 @@ class Client(Partitions, Member):
         if not self._is_shared_out():
             return
         self.generation, self.joining = self.offered, False
-        # A position outlives the rebalance.
+        # Positions and pauses outlive the rebalance.
         self._subscription.assignment = {place: self._states.get(place) or Position() for place in sorted(self.share)}
         now = self._threads.agenda.now
         self.held_since = {place: self.held_since.get(place, now) for place in self.share}
         self.held = set(self.share)
-        self._paused &= self.held
         self.revoked = False
         self._assigned_at = now
         self.broker.note(self.process.name, f"assigned {sorted(place.partition for place in self.held)}")
@@ -454,7 +468,7 @@ class Client(Partitions, Member):
                     state.go(broker.bounds([place], end=state.reset == OffsetResetStrategy.LATEST)[place])
 
     def _has_some(self) -> bool:
-        return any(map(self._left, self.held - self._paused))
+        return any(map(self._left, self.held - self.paused()))
 
     def _left(self, place: Any) -> int:
         """Return how many records can be read of a partition; where its offset is out of range, 1."""
@@ -466,7 +480,7 @@ class Client(Partitions, Member):
 
     def _fetch(self) -> dict[Any, list[Record]]:
         found = {}
-        for place in sorted(self.held - self._paused):
+        for place in sorted(self.held - self.paused()):
             position = self._states[place].position
             if position is not None and not self.broker.is_in_range(place, position.offset):
                 self._subscription.request_offset_reset(place)

@@ -104,15 +104,11 @@ def _aiokafka(
 
 
 def _is_final(error: BaseException) -> bool:
-    """Tell whether kafka-python, or mqauth, says that the broker refuses."""
-    return isinstance(error, kafka_broker.TopicAuthorizationFailedError | OffsetsRefusedError)
-
-
-def _is_refused(error: BaseException) -> bool:
-    """Tell whether librdkafka says that the broker refuses."""
-    found = error.args[0] if isinstance(error, KafkaException) else None
-    refused = isinstance(found, KafkaError) and found.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED
-    return refused or isinstance(error, OffsetsRefusedError)
+    """Tell whether a client's broker has refused for good, as it says itself or as mqauth says for it."""
+    error = (error.__cause__ or error) if isinstance(error, OffsetsRefusedError) else error
+    if isinstance(error, KafkaException):
+        return bool(error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    return isinstance(error, kafka_broker.TopicAuthorizationFailedError | TopicAuthorizationFailedError)
 
 
 LEAVES: Final = {
@@ -120,17 +116,17 @@ LEAVES: Final = {
     for leaf in (
         Leaf(
             name="kafka-python", client=kafka_broker.Client, consumer=_kafka,
-            is_final=lambda error: _is_final(error),
+            is_final=_is_final,
             modules=(log_consumer, kafka_client, kafka_sealing, dead_letters, daemon_threads, futures),
         ),
         Leaf(
-            name="confluent", client=confluent_client.Client, consumer=_confluent, is_final=_is_refused,
+            name="confluent", client=confluent_client.Client, consumer=_confluent, is_final=_is_final,
             modules=(
                 log_consumer, dead_letters, confluent_poller, confluent_confirmed, daemon_threads, futures,
             ),
         ),
         Leaf(
-            name="confluent-aio", client=confluent_client.Client, consumer=_confluent_aio, is_final=_is_refused,
+            name="confluent-aio", client=confluent_client.Client, consumer=_confluent_aio, is_final=_is_final,
             on_loop=True,
             modules=(
                 log_event_loop, daemon_threads, futures, dead_letters, confluent_poller, confluent_confirmed,
@@ -138,7 +134,7 @@ LEAVES: Final = {
         ),
         Leaf(
             name="aiokafka", client=aiokafka_client.Client, consumer=_aiokafka, on_loop=True,
-            is_final=lambda error: isinstance(error, TopicAuthorizationFailedError | OffsetsRefusedError),
+            is_final=_is_final,
             modules=(log_event_loop, dead_letters),
         ),
     )
