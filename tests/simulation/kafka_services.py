@@ -276,11 +276,7 @@ class Play:
         if service.stopping and service.begun > max(1, self.settings.workers):
             self.problem("nothing begins after a stop", f"{handling.process.name} {handling.place}")
         for other in self._live:
-            if (
-                other.process is handling.process
-                and other.place[0] == partition
-                and not client.regained(other.begun)
-            ):
+            if other.process is handling.process and other.place[0] == partition:
                 self.problem("one handler of a partition", f"{handling.place} beside {other.place}")
         place = PLACES[partition]
         if place not in self.broker.committed:
