@@ -10,6 +10,7 @@ import pytest
 from mqauth.delivery import finished
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import Backoff
+from mqauth.judging.pipeline import Step
 from mqauth.testing import FakeClock
 from mqauth.wire.message import Message
 from tests.test_delivery_assignment import DONE, HELD, LATER, SESSION, ZERO, carry, committed, part, records, start
@@ -76,6 +77,15 @@ def test_what_was_deferred_runs_again(assignment: Assignment) -> None:
     assert come_back(assignment, messages) == messages
 
 
+def test_a_claim_that_could_not_be_confirmed_runs_nothing_again(assignment: Assignment) -> None:
+    """A record whose handler has returned is remembered, although the store was away as its claim was to end."""
+    messages = records(0, 1)
+    assignment.receive(ZERO, messages)
+    part(assignment, ZERO).waiting[0].step = Step.CONFIRM
+    carry(assignment, outcome=LATER)
+    assert come_back(assignment, messages) == messages[1:]
+
+
 def test_who_goes_back_reads_again(assignment: Assignment) -> None:
     """Records that the client's owner seeks back to are handled again."""
     messages = records(0, 1)
@@ -94,7 +104,8 @@ def test_a_handler_that_outlasts_its_partition_is_waited_for(assignment: Assignm
     assignment.lost({ZERO})
     assignment.assigned(HELD)
     assert ZERO not in assignment.unbegun(HELD)
-    assignment.visit_ended(running, handled=True)
+    running.waiting[0].step = Step.CONFIRM
+    assignment.visit_ended(running)
     assert ZERO in assignment.unbegun(HELD)
     assert come_back(assignment, messages) == []
 

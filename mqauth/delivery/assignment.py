@@ -211,11 +211,11 @@ class Assignment:
             partition.put_back()
             return False
 
-    def visit_ended(self, partition: Partition, *, handled: bool = False) -> None:
+    def visit_ended(self, partition: Partition) -> None:
         """Note that a worker has left a partition: also once a handler has returned for what was taken away."""
         with self._lock:
-            if handled:
-                self._finish(partition)
+            if not partition.alive:
+                self._keep_handled(partition)
             partition.running = False
             self._running.remove(partition)
             self._ended = True
@@ -377,6 +377,11 @@ class Assignment:
         if not waits and self._partitions.get(place, partition) is partition:
             self._finished.add(place, message)
 
+    def _keep_handled(self, partition: Partition) -> None:
+        """Remember a record whose handler has returned, and of which nothing but the end of its claim is left."""
+        if partition.waiting and partition.waiting[0].step is Step.CONFIRM:
+            self._finish(partition)
+
     def _went_back(self, partition: Partition, offset: int) -> Partition:
         """Return a new partition in place of one that is read again from an earlier offset, by a user's seek."""
         # Letters of records before that offset are kept: these records are not read again.
@@ -389,6 +394,8 @@ class Assignment:
 
     def _forget(self, places: Set[Any]) -> None:
         """Drop partitions that were taken away; the client forgets their pauses too."""
+        for place in places & self._partitions.keys():
+            self._keep_handled(self._partitions[place])
         self._drop(places)
         self._paused -= places
         for place in places:

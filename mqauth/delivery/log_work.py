@@ -85,7 +85,7 @@ class LogWork:
         """Return ``visit`` as a flow, for a caller that runs several at a time and closes each."""
         guard, assignment, handler = self._guard, self._assignment, self._handler
         early = EarlyClaims(guard, on_loop=self._on_loop)
-        letters, unverified, handled = self._letters(partition), self._unverified, False
+        letters, unverified = self._letters(partition), self._unverified
         try:
             while (delivery := assignment.next_delivery(partition)) is not None:
                 early.judge_ahead(partition.waiting)
@@ -93,10 +93,9 @@ class LogWork:
                 if not assignment.attempted(partition, outcome):
                     return
         except StaleDelivery:
-            # Its handler has returned, and nothing but the end of its claim is left.
-            handled = delivery is not None and delivery.step is Step.CONFIRM
+            return
         finally:
-            assignment.visit_ended(partition, handled=handled)
+            assignment.visit_ended(partition)
 
     def skipping(self, place: TopicPartition, first: int, beyond: int, record: AuditRecord) -> Flow[bool]:
         """Audit a range that cannot be read, then go on behind it; where audit is out of reach, defer it.

@@ -12,10 +12,19 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaTimeoutError, TopicAuthorizationFailedError
+from aiokafka.consumer.fetcher import OffsetResetStrategy
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    KafkaTimeoutError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
+)
 
 from tests.kafka_client import Record
 from tests.simulation.kafka_broker import (
+    DEAD,
     FETCH,
     HEARTBEAT,
     LATENCY,
@@ -30,7 +39,7 @@ from tests.simulation.thread_loop import loop_of
 from tests.simulation.threads import Process
 
 SETTINGS: Final[dict[str, Any]] = {
-    "group_id": "billing", "enable_auto_commit": False, "auto_offset_reset": "earliest",
+    "group_id": "billing", "enable_auto_commit": False,
     "session_timeout_ms": int(SESSION * 1000), "rebalance_timeout_ms": int(PATIENCE * 1000),
 }  # fmt: skip
 
@@ -45,15 +54,16 @@ class Client(AIOKafkaConsumer, Member):  # type: ignore[misc]
     """
 
     def __init__(self, broker: Broker, process: Process, most: int) -> None:
-        super().__init__(TOPIC, **SETTINGS)
+        super().__init__(TOPIC, **SETTINGS | {"auto_offset_reset": broker.reset})
         self._closed = True  # nobody warns that it was not stopped
         self.enrol(broker, process, most)
         self.held = set()
         self._offered = -1
         self._offer: set[Any] = set()
-        self._positions: dict[Any, int] = {}
+        self._errors: dict[Any, Exception] = {}
         self._coordinator = self
-        self._fetcher = SimpleNamespace(seek_to=self._seek_to)
+        strategy = OffsetResetStrategy.from_str(broker.reset)
+        self._fetcher = SimpleNamespace(seek_to=self._seek_to, _default_reset_strategy=strategy)
         self._client = SimpleNamespace(get_random_node=lambda: 0, send=self._answer)
         self._coordinating = loop_of(process).create_task(self._coordinate())
 
@@ -90,6 +100,33 @@ class Client(AIOKafkaConsumer, Member):  # type: ignore[misc]
                 raise IllegalStateError(f"Partition {place} is not assigned")
         while not await self._commit_once(offsets):  # noqa: ASYNC110 - as aiokafka does
             await asyncio.sleep(0.1)
+
+    async def fetch_committed_offsets(self, places: Any) -> Any:
+        """Return the group's commits; what passes is tried again for ever."""
+        while True:
+            how = self.broker.out.get("commits")
+            await self._travel()
+            if how == "refused":
+                raise TopicAuthorizationFailedError
+            if how != "fails":
+                found = self.broker.commits(map(_place, places))
+                await self._travel()
+                return {TopicPartition(*place): commit for place, commit in found.items()}
+            await asyncio.sleep(0.1)
+
+    def partitions_for_topic(self, _topic: str) -> set[int]:
+        """Return the numbers of the topic's partitions."""
+        return {place.partition for place in PLACES}
+
+    async def beginning_offsets(self, places: Any) -> dict[Any, int]:
+        """Return where partitions begin."""
+        await self._travel()
+        return {place: self.broker.first[_place(place)] for place in places}
+
+    async def end_offsets(self, places: Any) -> dict[Any, int]:
+        """Return where partitions end."""
+        await self._travel()
+        return {place: len(self.broker.logs[_place(place)]) for place in places}
 
     async def stop(self) -> None:
         """Leave the group; aiokafka tells no listener of it."""
@@ -138,7 +175,7 @@ class Client(AIOKafkaConsumer, Member):  # type: ignore[misc]
         self.generation, self._assigned_at = self._offered, now
         places = {TopicPartition(*place) for place in share}
         self._subscription.assign_from_subscribed(places)
-        self._positions = {place: self.broker.committed.get(_place(place), 0) for place in places}
+        self._errors = {}
         self.held, self.held_since = set(share), dict.fromkeys(share, now)
         for place in sorted(places):
             self._ready_later(place, FETCH)
@@ -165,7 +202,7 @@ class Client(AIOKafkaConsumer, Member):  # type: ignore[misc]
             if not self.member or generation != self.broker.generation:
                 self.generation = -1
                 raise CommitFailedError
-            self._commit_all((_place(place), offset) for place, offset in offsets.items())
+            self._commit_all((_place(place), *commit[:2]) for place, commit in offsets.items())
         if how in ("fails", "answer lost"):
             await asyncio.sleep(1.0)
             return False
@@ -174,30 +211,56 @@ class Client(AIOKafkaConsumer, Member):  # type: ignore[misc]
 
     def _seek_to(self, place: Any, offset: int) -> None:
         self._subscription.seek(place, offset)
-        self._positions[place] = offset
+        self._errors.pop(place, None)
         # What was fetched is dropped, and comes again with the next request.
         self._ready_later(place, LATENCY)
 
     def _left(self, place: Any) -> int:
-        """Return how many records of a partition can be read now."""
-        if self._ready_at[place] > self._threads.agenda.now:
+        """Return how many records of a partition can be read now; 1 where there is an error to raise."""
+        broker, at = self.broker, _place(place)
+        if self._ready_at[place] > self._threads.agenda.now or place not in self.assignment():
             return 0
-        return len(self.broker.logs[_place(place)]) - self._positions[place]
+        state, error = self._state(place), None
+        if place not in self._errors and not state.has_valid_position:
+            if broker.out.get("commits") in ("fails", "refused"):
+                return 0
+            if at in broker.committed:
+                state.reset_to(broker.committed[at])
+            else:
+                error = NoOffsetForPartitionError(place)
+        elif place not in self._errors and not broker.is_in_range(at, state.position):
+            error = OffsetOutOfRangeError({place: state.position})
+        if error is not None:
+            if self._fetcher._default_reset_strategy == OffsetResetStrategy.NONE:
+                self._errors[place] = error
+            else:
+                state.await_reset(self._fetcher._default_reset_strategy)
+                state.reset_to(broker.without_offset(at))
+        return 1 if place in self._errors else len(broker.logs[at]) - state.position
+
+    def _state(self, place: Any) -> Any:
+        return self._subscription.subscription.assignment.state_value(place)
 
     def _wanted(self, places: Any) -> list[Any]:
-        return sorted((self.assignment() - self.paused()) & set(places))
+        return sorted(self.assignment() & set(places))
 
     def _has_some(self, places: Any) -> bool:
         return self._subscription.reassignment_in_progress or any(map(self._left, self._wanted(places)))
 
     def _take(self, places: Any) -> dict[Any, list[ConsumerRecord[Any, Any]]]:
-        """Take what has been fetched."""
-        found = {}
+        """Take what has been fetched; an error comes behind the records of other partitions."""
+        found: dict[Any, list[ConsumerRecord[Any, Any]]] = {}
         for place in self._wanted(places):
             count = min(self._left(place), self._threads.draw.randint(1, self._most))
+            if place in self._errors:
+                if found:
+                    break
+                self._ready_later(place, FETCH)
+                raise self._errors.pop(place)
             if count > 0:
-                begin = self._positions[place]
-                self._positions[place] += count
+                state = self._state(place)
+                begin = state.position
+                state.consumed_to(begin + count)
                 records = self.broker.logs[_place(place)][begin : begin + count]
                 found[place] = [_record(record) for record in records]
         return found
@@ -225,6 +288,14 @@ class LetterClient(AIOKafkaProducer):
         self._closed = True  # nobody warns that it was not stopped
         self._broker = broker
         self._process = process
+        self.client = SimpleNamespace(fetch_all_metadata=self._all_metadata)
+
+    async def _all_metadata(self) -> Any:
+        """Return which topics there are; the answer is waited for."""
+        loop, threads = loop_of(self._process), self._broker.threads
+        await asyncio.sleep(threads.draw.uniform(*LATENCY))
+        await loop.until(lambda: self._broker.out.get("letters") != "refused")
+        return SimpleNamespace(topics=lambda: {TOPIC, DEAD})
 
     async def send(self, topic: Any, value: Any = None, key: Any = None, **record: Any) -> Awaitable[None]:
         """Append a letter, or lose it."""

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any, Final, Self
 
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.aio import AIOConsumer
 
 from tests.kafka_client import Record
-from tests.simulation.kafka_broker import FETCH, HEARTBEAT, LATENCY, PLACES, TOPIC, Broker, Member, nothing
+from tests.simulation.kafka_broker import DEAD, FETCH, HEARTBEAT, LATENCY, PLACES, TOPIC, Broker, Member, nothing
 from tests.simulation.threads import Killed, Process, Task
 
 RESUMED: Final = (0.1, 0.35)
@@ -40,12 +40,14 @@ class Client(Consumer, Member):
     def __init__(self, broker: Broker, process: Process, most: int) -> None:
         # Not ``super().__init__``: that would begin librdkafka's threads.
         self.enrol(broker, process, most)
+        self.settings = {"group.id": "billing", "auto.offset.reset": broker.reset, "enable.auto.offset.store": False}
         self.held = set()
         self._offered = -1
         self._offer: set[Any] | None = None
         self._joined = self._closed = False
         self._hears_at: float | None = None
-        self._fetched: dict[Any, int] = {}
+        self._fetched: dict[Any, int | None] = {}
+        self._bounds: dict[Any, tuple[int, int]] = {}
         self._positions: dict[Any, int] = {}
         self._paused: set[Any] = set()
         self._starts: dict[Any, int] | None = None
@@ -115,9 +117,53 @@ class Client(Consumer, Member):
                 return self._fail(offsets, KafkaError.UNKNOWN_MEMBER_ID)
             if generation != self.broker.generation:
                 return self._fail(offsets, KafkaError.ILLEGAL_GENERATION)
-            self._commit_all((_place(each), each.offset) for each in offsets)
+            # It writes a NUL behind metadata.
+            self._commit_all((_place(each), each.offset, f"{each.metadata}\0") for each in offsets)
             self._travel()
             return self._fail(offsets, KafkaError._TIMED_OUT) if how == "answer lost" else offsets
+
+    def committed(self, partitions: Any, timeout: float = -1) -> Any:
+        """Return the group's commits; a partition without one has no valid offset."""
+        with self._one_at_a_time():
+            how = self.broker.out.get("commits")
+            self._travel()
+            if how == "refused":
+                raise refusal(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+            if how == "fails":
+                self._threads.sleep(timeout)
+                raise refusal(KafkaError._TIMED_OUT)
+            found = self.broker.commits(map(_place, partitions))
+            self._travel()
+            told = {place: (commit.offset, commit.metadata.rstrip("\0")) for place, commit in found.items()}
+            return [
+                TopicPartition(each.topic, each.partition, *told.get(_place(each), (OFFSET_INVALID, "")))
+                for each in partitions
+            ]
+
+    def list_topics(self, topic: str = "", timeout: float = -1) -> Any:
+        """Return the partitions of a topic."""
+        with self._one_at_a_time():
+            self._travel()
+            numbers = {place.partition: None for place in PLACES}
+            return SimpleNamespace(topics={topic: SimpleNamespace(error=None, partitions=numbers)})
+
+    def offsets_for_times(self, partitions: Any, timeout: float = -1) -> Any:
+        """Return where partitions begin or end, as is asked of each."""
+        with self._one_at_a_time():
+            self._travel()
+            assert {each.offset for each in partitions} <= {OFFSET_BEGINNING, OFFSET_END}
+            return [
+                TopicPartition(
+                    each.topic, each.partition,
+                    self.broker.bounds([_place(each)], end=each.offset == OFFSET_END)[_place(each)],
+                )
+                for each in partitions
+            ]  # fmt: skip
+
+    def get_watermark_offsets(self, partition: Any, timeout: float = -1, cached: bool = False) -> Any:
+        """Return the bounds that the last fetch of a partition has told."""
+        assert cached
+        return self._bounds.get(_place(partition), (OFFSET_INVALID, OFFSET_INVALID))
 
     def pause(self, partitions: Any) -> None:
         """Read no more of these."""
@@ -220,10 +266,10 @@ class Client(Consumer, Member):
                 self._begin(dict.fromkeys(share, OFFSET_INVALID))
 
     def _begin(self, starts: dict[Any, int]) -> None:
-        now, committed = self._threads.agenda.now, self.broker.committed
+        now = self._threads.agenda.now
         self.held, self._assigned_at = set(starts), now
         self.held_since = {place: self.held_since.get(place, now) for place in starts}
-        self._fetched = {place: at if at >= 0 else committed.get(place, 0) for place, at in starts.items()}
+        self._fetched = {place: at if at >= 0 else None for place, at in starts.items()}
         self._positions = {}
         for place in sorted(starts):
             self._ready_later(place, FETCH)
@@ -240,7 +286,12 @@ class Client(Consumer, Member):
         """Return how many records of a partition can be read now."""
         if place in self._paused or self._ready_at[place] > self._threads.agenda.now:
             return 0
-        return len(self.broker.logs[place]) - self._fetched[place]
+        broker, at = self.broker, self._fetched[place]
+        # It asks for the group's offset where it was told none; and tells nobody where it goes from one out of range.
+        at = broker.committed.get(place, -1) if at is None else at
+        at = at if broker.is_in_range(place, at) else broker.without_offset(place)
+        self._fetched[place], self._bounds[place] = at, (broker.first[place], len(broker.logs[place]))
+        return len(broker.logs[place]) - at
 
     def _read(self, most: int) -> list[tuple[Any, Record]]:
         """Take what has been fetched of one partition after the other."""
@@ -248,8 +299,8 @@ class Client(Consumer, Member):
         for place in sorted(self.held):
             count = min(self._left(place), most - len(found), self._threads.draw.randint(1, self._most))
             if count > 0:
-                begin = self._fetched[place]
-                self._fetched[place] += count
+                begin = self._fetched[place] or 0
+                self._fetched[place] = begin + count
                 found += [(place, record) for record in self.broker.logs[place][begin : begin + count]]
         return found
 
@@ -311,6 +362,15 @@ class LetterClient(Producer):
         self._broker = broker
         self._process = process
         self._reports: list[tuple[float, Callable[[], None]]] = []
+
+    def list_topics(self, topic: str = "", timeout: float = -1) -> Any:
+        """Return the topic of the letters."""
+        threads = self._broker.threads
+        threads.sleep(threads.draw.uniform(*LATENCY))
+        if self._broker.out.get("letters") == "refused":
+            threads.sleep(timeout)
+            raise refusal(KafkaError._TIMED_OUT)
+        return SimpleNamespace(topics={DEAD: None})
 
     def produce(self, topic: Any, value: Any = None, key: Any = None, *, on_delivery: Any, headers: Any) -> None:  # type: ignore[override]
         """Append a letter, or lose it; its report is served by ``poll``."""

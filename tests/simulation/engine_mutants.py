@@ -9,7 +9,7 @@ from typing import Any, Final
 from unittest import mock
 
 from mqauth.brokers.log import starting
-from mqauth.delivery import assignment, partition
+from mqauth.delivery import partition
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.log_work import EarlyClaims, LogLeases, LogWork
 from mqauth.delivery.partition import Backoff, Partition
@@ -149,9 +149,9 @@ def kept_when_taken(original: Any) -> Any:
     return assigned
 
 
-def answered_alone(_: Any) -> Any:
+def answered_alone(original: Any) -> Any:
     """Give back no claim whose answer was lost."""
-    return lambda delivery: delivery.step is Step.HANDLE
+    return lambda found: [each for each in original(found) if each.step is Step.HANDLE]
 
 
 def unremembered(original: Any) -> Any:
@@ -246,7 +246,7 @@ LOG: Final = (
     Mutant("runs a partition twice", Assignment, "choose", unmarked),
     Mutant("never comes to an end", Assignment, "visit_ended", returning(None)),
     Mutant("gives nothing back", LogWork, "giving_back", lambda _: left_out),
-    Mutant("gives back what was answered alone", assignment, "_is_claimed", answered_alone),
+    Mutant("gives back what was answered alone", Assignment, "unhandled_claims", answered_alone),
     Mutant("forgets which claims it asked for", EarlyClaims, "_judge", unremembered),
     Mutant("renews nothing", LogLeases, "due", returning([])),
     Mutant("loses the time of receipt", Partition, "_received_at", lambda _: lambda _part, _offset, now: now),

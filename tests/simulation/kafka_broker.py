@@ -6,9 +6,11 @@ a session. A commit of a former generation is fenced. A client that stood still 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 from tests.kafka_client import PRODUCER, Partitions, Record
@@ -16,7 +18,7 @@ from tests.simulation.threads import Killed, Process, Threads
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
-    from kafka import TopicPartition
+    from kafka import OffsetAndMetadata, TopicPartition
     from kafka.errors import (
         CommitFailedError,
         KafkaTimeoutError,
@@ -24,6 +26,7 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
         RequestTimedOutError,
         TopicAuthorizationFailedError,
     )  # fmt: skip
+    from kafka.protocol.consumer.offsets import OffsetResetStrategy
 
 TOPIC: Final = "orders"
 DEAD: Final = "orders.dead"
@@ -60,16 +63,23 @@ class Broker:
 
     Args:
         threads: the time.
-        told: called with a member, a place and an offset for each commit that is taken.
+        told: called with a member, a place, an offset and metadata for each commit that is taken.
         note: takes a line of the trace.
+        reset: where its clients begin without an offset, ``earliest`` or ``latest``.
+
+    Attributes:
+        first: the offset of the earliest record that is left, by partition.
     """
 
     threads: Threads
-    told: Callable[[Any, Any, int], None]
+    told: Callable[[Any, Any, int, str], None]
     note: Callable[[str, str], None]
+    reset: str = "earliest"
     logs: dict[Any, list[Record]] = field(default_factory=lambda: {place: [] for place in PLACES})
+    first: dict[Any, int] = field(default_factory=lambda: dict.fromkeys(PLACES, 0))
     dead: list[Record] = field(default_factory=list)
     committed: dict[Any, int] = field(default_factory=dict)
+    metadata: dict[Any, str] = field(default_factory=dict)
     members: list[Member] = field(default_factory=list)
     joined: list[Member] = field(default_factory=list)
     generation: int = 0
@@ -81,6 +91,29 @@ class Broker:
         log = self.logs[place]
         log.append(Record(TOPIC, place.partition, len(log), value, key, headers))
         return log[-1]
+
+    def remove(self, place: Any) -> None:
+        """Remove the older half of what is left of a partition, as retention does."""
+        end = len(self.logs[place])
+        self.first[place] += (end - self.first[place] + 1) // 2
+        self.note("broker", f"{place.partition} begins at {self.first[place]} of {end}")
+
+    def commits(self, places: Iterable[Any]) -> dict[Any, Any]:
+        """Return what the group has committed of partitions."""
+        found = [place for place in places if place in self.committed]
+        return {place: OffsetAndMetadata(self.committed[place], self.metadata[place], -1) for place in found}
+
+    def bounds(self, places: Iterable[Any], *, end: bool) -> dict[Any, int]:
+        """Return where partitions begin, or where they end."""
+        return {place: len(self.logs[place]) if end else self.first[place] for place in places}
+
+    def without_offset(self, place: Any) -> int:
+        """Return where a client begins that has no offset, or one that is out of range."""
+        return len(self.logs[place]) if self.reset == "latest" else self.first[place]
+
+    def is_in_range(self, place: Any, offset: int) -> bool:
+        """Tell whether a client can read from an offset."""
+        return self.first[place] <= offset <= len(self.logs[place])
 
     def bury(self, topic: str, value: Any, key: Any, headers: Any) -> Fate | None:
         """Append a letter, or lose it; ``None`` where the producer does not even take it."""
@@ -178,10 +211,10 @@ class Member:
         """Tell whether partitions were assigned after a time."""
         return self._assigned_at > since
 
-    def _commit_all(self, offsets: Iterable[tuple[Any, int]]) -> None:
-        for place, offset in offsets:
-            self.broker.told(self, place, offset)
-            self.broker.committed[place] = offset
+    def _commit_all(self, offsets: Iterable[tuple[Any, int, str]]) -> None:
+        for place, offset, metadata in offsets:
+            self.broker.told(self, place, offset, metadata)
+            self.broker.committed[place], self.broker.metadata[place] = offset, metadata
 
     def _ready_later(self, place: Any, delay: tuple[float, float]) -> None:
         """Have a partition read from some time on."""
@@ -214,6 +247,45 @@ class Coordinator:
         """Take part in a rebalance, at most so long."""
         self._client.take_part(timeout_ms / 1000)
 
+    def group_metadata(self) -> Any:
+        """Return the generation."""
+        return SimpleNamespace(generation_id=self._client.generation)
+
+    def fetch_committed_offsets(self, places: Any, timeout_ms: int) -> Any:
+        """Return the group's commits; an answer is waited for so long."""
+        return self._client.fetch_committed(places, timeout_ms / 1000)
+
+
+class Position:
+    """What kafka-python knows of one partition: whether it is paused; no position, until it was fetched or reset."""
+
+    position: Any = None
+    reset: Any = None
+    paused = False
+
+    def go(self, offset: int) -> None:
+        """Read on from an offset."""
+        self.position, self.reset = SimpleNamespace(offset=offset), None
+
+
+class Subscription:
+    """The part of kafka-python's subscription state that mqauth uses.
+
+    Args:
+        strategy: of its resets.
+    """
+
+    rebalance_listener: Any = None
+
+    def __init__(self, strategy: Any) -> None:
+        self.assignment: dict[Any, Position] = {}
+        self.strategy = strategy
+
+    def request_offset_reset(self, partition: Any, strategy: Any = None) -> None:
+        """Have a partition's position asked for anew."""
+        state = self.assignment[partition]
+        state.position, state.reset = None, self.strategy if strategy is None else strategy
+
 
 class Client(Partitions, Member):
     """A ``KafkaConsumer`` of the group.
@@ -227,9 +299,11 @@ class Client(Partitions, Member):
     def __init__(self, broker: Broker, process: Process, most: int) -> None:
         super().__init__(TOPIC, SESSION)
         self.enrol(broker, process, most)
+        self.config |= {"auto_offset_reset": broker.reset}
         self.offered = -1
         self._coordinator = Coordinator(self)
-        self._position: dict[Any, int] = {}
+        latest = broker.reset == "latest"
+        self._subscription = Subscription(OffsetResetStrategy.LATEST if latest else OffsetResetStrategy.EARLIEST)
         self.revoked = False
         self.joining = False
         self._using = 0
@@ -237,11 +311,47 @@ class Client(Partitions, Member):
     def seek(self, place: Any, offset: int) -> None:
         """Continue at an offset."""
         assert place in self.held, "kafka-python refuses to seek in what it does not hold"
-        self._position[place] = offset
+        self._states[place].go(offset)
 
-    def position(self, place: Any) -> int:
-        """Return the offset of the next record."""
-        return self._position[place]
+    def paused(self) -> set[Any]:
+        """Return what is paused."""
+        return {place for place, state in self._states.items() if state.paused}
+
+    def pause(self, *places: Any) -> None:
+        """Fetch no more of these."""
+        for place in places:
+            self._states[place].paused = True
+
+    def resume(self, *places: Any) -> None:
+        """Fetch of these again."""
+        for place in places:
+            self._states[place].paused = False
+
+    def partitions_for_topic(self, _topic: str) -> set[int]:
+        """Return the numbers of the topic's partitions."""
+        return {place.partition for place in PLACES}
+
+    def beginning_offsets(self, places: Any, timeout_ms: int) -> dict[Any, int]:
+        """Return where partitions begin."""
+        return self._bounds(places, end=False)
+
+    def end_offsets(self, places: Any, timeout_ms: int) -> dict[Any, int]:
+        """Return where partitions end."""
+        return self._bounds(places, end=True)
+
+    def fetch_committed(self, places: Any, seconds: float) -> dict[Any, Any]:
+        """Return the group's commits; an answer is waited for so long."""
+        with self._one_at_a_time():
+            how = self.broker.out.get("commits")
+            self._travel()
+            if how == "refused":
+                raise TopicAuthorizationFailedError
+            if how == "fails":
+                self._threads.sleep(seconds)
+                raise KafkaTimeoutError
+            found = self.broker.commits(places)
+            self._travel()
+            return found
 
     def must_join(self) -> bool:
         """Tell whether a join is due, as far as the client knows."""
@@ -260,6 +370,7 @@ class Client(Partitions, Member):
             if self.joining:
                 return {}
             until = self._threads.agenda.now + timeout_ms / 1000
+            self._find_positions()
             self._threads.wait(lambda: self._has_some() or self._coordinator.need_rejoin(), until)
             return self._fetch()
 
@@ -277,7 +388,7 @@ class Client(Partitions, Member):
                 raise RebalanceInProgressError
             if not self.member or self.generation != self.broker.generation or not offsets.keys() <= self.share:
                 raise CommitFailedError
-            self._commit_all((place, offset.offset) for place, offset in offsets.items())
+            self._commit_all((place, *offset[:2]) for place, offset in offsets.items())
             self._travel()
             if how == "answer lost":
                 raise RequestTimedOutError
@@ -293,7 +404,8 @@ class Client(Partitions, Member):
             self.joining = True
             if not self.member and self.held:
                 listener.on_partitions_lost(set(self.held))
-                self.held, self._paused, self.held_since = set(), set(), {}
+                self.held, self.held_since = set(), {}
+                self._states.clear()
             else:
                 self.revoked = True
                 listener.on_partitions_revoked(set(self.held))
@@ -307,12 +419,11 @@ class Client(Partitions, Member):
         if not self._is_shared_out():
             return
         self.generation, self.joining = self.offered, False
-        for place in self.share - self.held:
-            self._position[place] = self.broker.committed.get(place, 0)
+        # Positions and pauses outlive the rebalance.
+        self._subscription.assignment = {place: self._states.get(place) or Position() for place in sorted(self.share)}
         now = self._threads.agenda.now
         self.held_since = {place: self.held_since.get(place, now) for place in self.share}
         self.held = set(self.share)
-        self._paused &= self.held
         self.revoked = False
         self._assigned_at = now
         self.broker.note(self.process.name, f"assigned {sorted(place.partition for place in self.held)}")
@@ -326,17 +437,59 @@ class Client(Partitions, Member):
     def _is_shared_out(self) -> bool:
         return not self.broker.rebalancing and self.member and self.offered == self.broker.generation
 
+    @property
+    def _states(self) -> dict[Any, Position]:
+        return self._subscription.assignment
+
+    def _bounds(self, places: Any, *, end: bool) -> dict[Any, int]:
+        with self._one_at_a_time():
+            self._travel()
+            found = self.broker.bounds(places, end=end)
+            self._travel()
+            return found
+
+    def _find_positions(self) -> None:
+        """Ask for the offsets of partitions that have no position, and for the bounds of those without an offset."""
+        broker, states = self.broker, self._states
+        if missing := [place for place, state in states.items() if state.position is None and state.reset is None]:
+            self._travel()
+            if broker.out.get("commits") in ("refused", "fails"):
+                return
+            found = broker.commits(missing)
+            for place in missing:
+                if place in found:
+                    states[place].go(found[place].offset)
+                else:
+                    states[place].reset = self._subscription.strategy
+        if resets := [state for state in states.values() if state.reset is not None]:
+            self._travel()
+            for place, state in states.items():
+                if state in resets:
+                    state.go(broker.bounds([place], end=state.reset == OffsetResetStrategy.LATEST)[place])
+
     def _has_some(self) -> bool:
-        return any(len(self.broker.logs[p]) > self._position[p] for p in self.held - self._paused)
+        return any(map(self._left, self.held - self.paused()))
+
+    def _left(self, place: Any) -> int:
+        """Return how many records can be read of a partition; where its offset is out of range, 1."""
+        position = self._states[place].position
+        if position is None:
+            return 0
+        in_range = self.broker.is_in_range(place, position.offset)
+        return len(self.broker.logs[place]) - position.offset if in_range else 1
 
     def _fetch(self) -> dict[Any, list[Record]]:
         found = {}
-        for place in sorted(self.held - self._paused):
-            most = self._threads.draw.randint(1, self._most)
-            records = self.broker.logs[place][self._position[place] :][:most]
-            if records:
-                found[place] = records
-                self._position[place] += len(records)
+        for place in sorted(self.held - self.paused()):
+            position = self._states[place].position
+            if position is not None and not self.broker.is_in_range(place, position.offset):
+                self._subscription.request_offset_reset(place)
+            elif position is not None:
+                most = self._threads.draw.randint(1, self._most)
+                records = self.broker.logs[place][position.offset :][:most]
+                if records:
+                    found[place] = records
+                    self._states[place].go(position.offset + len(records))
         return found
 
     def _travel(self) -> None:
@@ -393,7 +546,18 @@ class LetterClient:
     def __init__(self, broker: Broker, process: Process) -> None:
         self._broker = broker
         self._process = process
-        self.config = PRODUCER
+        self.config = PRODUCER | {"allow_auto_create_topics": False}
+        self._metadata = SimpleNamespace(_last_successful_refresh_ms=-math.inf, partitions_for_topic={DEAD: {0}}.get)
+
+    def partitions_for(self, topic: str) -> set[int]:
+        """Return the partitions of a topic; they are waited for where the broker does not answer."""
+        threads = self._broker.threads
+        threads.sleep(threads.draw.uniform(*LATENCY))
+        if self._broker.out.get("letters") == "refused":
+            threads.sleep(self.config["max_block_ms"] / 1000)
+            raise KafkaTimeoutError("no metadata")
+        self._metadata._last_successful_refresh_ms = threads.agenda.now * 1000
+        return {0}
 
     def send(self, topic: str, *, value: Any, key: Any, headers: Any) -> Future:
         """Append a letter, or lose it."""

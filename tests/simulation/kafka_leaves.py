@@ -15,9 +15,11 @@ import mqauth.threads as daemon_threads
 from mqauth.brokers import aiokafka, confluent, dead_letters, kafka
 from mqauth.brokers.confluent import confirmed as confluent_confirmed
 from mqauth.brokers.confluent import poller as confluent_poller
+from mqauth.brokers.kafka import client as kafka_client
 from mqauth.brokers.kafka import sealing as kafka_sealing
 from mqauth.brokers.log import consumer as log_consumer
 from mqauth.brokers.log import event_loop as log_event_loop
+from mqauth.brokers.log.errors import OffsetsRefusedError
 from mqauth.judging.pipeline import Pipeline
 from tests.simulation import aiokafka_client, confluent_client, kafka_broker
 from tests.simulation.kafka_broker import DEAD, TOPIC, Broker
@@ -79,7 +81,7 @@ def _confluent(
 ) -> Any:
     letters = confluent_client.LetterClient(broker, process)
     return confluent.Consumer(
-        client, guard, handle, topics=[TOPIC], **settings,
+        client, guard, handle, config=client.settings, topics=[TOPIC], **settings,
         dead_letters=confluent.DeadLetters(letters, DEAD, timeout=TIMEOUT, config={}),
     )  # fmt: skip
 
@@ -89,7 +91,7 @@ def _confluent_aio(
 ) -> Any:
     letters = confluent_client.LetterClient(broker, process)
     return confluent.AIOConsumer(
-        confluent_client.AIOClient(client), guard, handle, topics=[TOPIC], **settings,
+        confluent_client.AIOClient(client), guard, handle, config=client.settings, topics=[TOPIC], **settings,
         dead_letters=confluent.DeadLetters(letters, DEAD, timeout=TIMEOUT, config={}),
     )  # fmt: skip
 
@@ -101,10 +103,12 @@ def _aiokafka(
     return aiokafka.Consumer(client, guard, handle, dead_letters=letters, **settings)
 
 
-def _is_refused(error: BaseException) -> bool:
-    """Tell whether librdkafka says that the broker refuses."""
-    found = error.args[0] if isinstance(error, KafkaException) else None
-    return isinstance(found, KafkaError) and found.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED
+def _is_final(error: BaseException) -> bool:
+    """Tell whether a client's broker has refused for good, as it says itself or as mqauth says for it."""
+    error = (error.__cause__ or error) if isinstance(error, OffsetsRefusedError) else error
+    if isinstance(error, KafkaException):
+        return bool(error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    return isinstance(error, kafka_broker.TopicAuthorizationFailedError | TopicAuthorizationFailedError)
 
 
 LEAVES: Final = {
@@ -112,17 +116,17 @@ LEAVES: Final = {
     for leaf in (
         Leaf(
             name="kafka-python", client=kafka_broker.Client, consumer=_kafka,
-            is_final=lambda error: type(error).__name__ == "TopicAuthorizationFailedError",
-            modules=(log_consumer, kafka_sealing, dead_letters, daemon_threads, futures),
+            is_final=_is_final,
+            modules=(log_consumer, kafka_client, kafka_sealing, dead_letters, daemon_threads, futures),
         ),
         Leaf(
-            name="confluent", client=confluent_client.Client, consumer=_confluent, is_final=_is_refused,
+            name="confluent", client=confluent_client.Client, consumer=_confluent, is_final=_is_final,
             modules=(
                 log_consumer, dead_letters, confluent_poller, confluent_confirmed, daemon_threads, futures,
             ),
         ),
         Leaf(
-            name="confluent-aio", client=confluent_client.Client, consumer=_confluent_aio, is_final=_is_refused,
+            name="confluent-aio", client=confluent_client.Client, consumer=_confluent_aio, is_final=_is_final,
             on_loop=True,
             modules=(
                 log_event_loop, daemon_threads, futures, dead_letters, confluent_poller, confluent_confirmed,
@@ -130,7 +134,7 @@ LEAVES: Final = {
         ),
         Leaf(
             name="aiokafka", client=aiokafka_client.Client, consumer=_aiokafka, on_loop=True,
-            is_final=lambda error: isinstance(error, TopicAuthorizationFailedError),
+            is_final=_is_final,
             modules=(log_event_loop, dead_letters),
         ),
     )

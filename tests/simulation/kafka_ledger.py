@@ -25,6 +25,7 @@ class Settings:
         orders, spread: how many are sent, in how many seconds.
         hostile: records of an attacker.
         batch: nothing; for the reduction.
+        reset: ``auto_offset_reset`` of the clients: where they begin without an offset.
     """
 
     consumers: int
@@ -39,6 +40,7 @@ class Settings:
     spread: float
     hostile: int
     batch: int = 1
+    reset: str = "earliest"
 
 
 @dataclass(slots=True)
@@ -79,6 +81,8 @@ class Ledger:
     copied: set[bytes] = field(default_factory=set)
     handlings: defaultdict[bytes, list[Handling]] = field(default_factory=lambda: defaultdict(list))
     handled: set[tuple[int, int]] = field(default_factory=set)
+    starts: dict[Any, int] = field(default_factory=dict)
+    """Where the group has begun with each partition."""
     claims: dict[Any, Claim] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)

@@ -7,14 +7,19 @@ from functools import partial
 from typing import Any, Final
 from unittest import mock
 
+from mqauth.brokers.aiokafka import client as aiokafka_client
 from mqauth.brokers.aiokafka import poller as aiokafka_poller
 from mqauth.brokers.aiokafka.confirmed import DeadLetters
+from mqauth.brokers.confluent import offsets as confluent_offsets
 from mqauth.brokers.confluent import poller as confluent_poller
 from mqauth.brokers.kafka import poller as kafka_poller
+from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.kafka.poller import Poller
+from mqauth.brokers.log import poller as log_poller
 from mqauth.brokers.log.confirmed import Confirmed, TopicLetters
 from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.brokers.log.event_loop import AsyncLogConsumer
+from mqauth.delivery.finished import Finished
 from mqauth.errors import Unavailable
 from mqauth.flow import call, run
 from tests.simulation import engine_mutants
@@ -92,6 +97,11 @@ def dying_of_commits(_: Any) -> Any:
     return send_commit
 
 
+def resetting(_: Any) -> Any:
+    """Let the client move positions by itself."""
+    return lambda client: client._fetcher._default_reset_strategy
+
+
 def left_paused(original: Any) -> Any:
     """Leave pauses at the client when partitions are revoked."""
 
@@ -110,8 +120,10 @@ ENGINE: Final = (
         "runs a partition twice", "gives nothing back", "ignores a revoke", "ignores a loss", "ignores a stop",
     }),
     Mutant("waits for no confirm of a letter", Confirmed, "_waiting", unwaited),
+    Mutant("begins without a commit", log_poller, "beginning", engine_mutants.uncommitted),
+    Mutant("runs what was handled again", Finished, "settle", returning(0)),
 )  # fmt: skip
-"""Those of the log engine that show in the whole, and one of what all leaves share."""
+"""Those of the log engine that show in the whole, and three of what all leaves share."""
 OFTEN: Final = tuple(mutant for mutant in ENGINE if mutant.name != "ignores a stop")
 """Those that show on the leaves of other clients too: one that ignores a stop begins too little there."""
 THREADS: Final = (Mutant("drops a letter while its sink is down", TopicLetters, "publish", swallowing),)
@@ -122,12 +134,14 @@ MUTANTS: Final = {
         Mutant("lets a rebalance wait for nothing", LogConsumer, "_poll_once", waiting_for_nothing),
         Mutant("seeks nothing", Poller, "ask", nothing_sought),
         Mutant("dies of a commit that failed", kafka_poller, "COMES_AGAIN", lambda _: ()),
+        Mutant("goes to the end where it is out of range", kafka_repair, "reset_to_earliest", returning(None)),
     ),
     "confluent": (
         *OFTEN, *THREADS,
         Mutant("lets a rebalance wait for nothing", LogConsumer, "settle", settling_nothing),
         Mutant("seeks nothing", confluent_poller.Poller, "seek", returning(None)),
-        Mutant("dies of a commit that failed", confluent_poller, "COMES_AGAIN", lambda _: frozenset()),
+        Mutant("dies of a commit that failed", confluent_offsets, "COMES_AGAIN", lambda _: frozenset()),
+        Mutant("goes to the end where it is out of range", confluent_poller, "left_out", returning(None)),
         Mutant("takes records of a position that it left", confluent_poller.Poller, "_is_next", returning(True)),
         Mutant("leaves what is revoked paused", confluent_poller.Poller, "_drop", left_paused),
     ),
@@ -137,6 +151,7 @@ MUTANTS: Final = {
         Mutant("lets a rebalance wait for nothing", AsyncLogConsumer, "settle", settling_nothing_on_loop),
         Mutant("seeks nothing", aiokafka_poller.Poller, "seek", returning(None)),
         Mutant("dies of a commit that failed", aiokafka_poller.Poller, "send_commit", dying_of_commits),
+        Mutant("goes to the end where it is out of range", aiokafka_client, "no_reset", resetting),
     ),
 }  # fmt: skip
 """By client: those of the engine, and those of its leaf."""

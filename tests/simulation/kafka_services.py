@@ -14,7 +14,7 @@ from mqauth.delivery.partition import Backoff
 from mqauth.flow import Attempts
 from mqauth.judging.verifier import Issuer
 from mqauth.testing.forge import ISSUER, Forge
-from tests.simulation.kafka_broker import TOPIC, Broker, Client, source_of
+from tests.simulation.kafka_broker import PLACES, TOPIC, Broker, Client, source_of
 from tests.simulation.kafka_facilities import (
     Audit,
     Keys,
@@ -35,6 +35,8 @@ DESTINATION: Final = f"kafka:{TOPIC}"
 AGAIN_AFTER: Final = 1.0
 GRACE: Final = 4.0
 TRIES: Final = 2
+METADATA: Final = f"mqauth partitions={len(PLACES)}"
+"""Of every commit, since the topic never grows."""
 
 
 class Abort(BaseException):
@@ -184,7 +186,7 @@ class Play:
         self.over = False
         self.ledger = Ledger()
         self.reach = Reach(self.threads, on_loop=leaf.on_loop)
-        self.broker = Broker(self.threads, self.committed, self.note)
+        self.broker = Broker(self.threads, self.committed, self.note, settings.reset)
         self.core = MemoryReplayStore(clock=self.threads.world)
         self.forge = forge(self.threads.world)
         self.behaviours: dict[int, Behaviour] = {}
@@ -274,21 +276,40 @@ class Play:
         if service.stopping and service.begun > max(1, self.settings.workers):
             self.problem("nothing begins after a stop", f"{handling.process.name} {handling.place}")
         for other in self._live:
-            if (
-                other.process is handling.process
-                and other.place[0] == partition
-                and not client.regained(other.begun)
-            ):
+            if other.process is handling.process and other.place[0] == partition:
                 self.problem("one handler of a partition", f"{handling.place} beside {other.place}")
-        committed = {place.partition: found for place, found in self.broker.committed.items()}
-        begun = range(committed.get(partition, 0), offset)
-        first = next((found for found in begun if not self._done(partition, found)), offset)
+        place = PLACES[partition]
+        if place not in self.broker.committed:
+            self.problem("nothing begins before its start is committed", f"{handling.process.name} {handling.place}")
+        if any(
+            each.place == handling.place and each.process is handling.process and each.ended is not None
+            for each in self.ledger.handlings[handling.label]
+        ):
+            self.problem("what was handled is settled unrun", f"{handling.process.name} {handling.place}")
+        begun = range(self.broker.committed.get(place, 0), offset)
+        first = next((found for found in begun if not self._is_over(partition, found)), offset)
         if first < offset:
             self.problem("order within a partition", f"{handling.place} before {first}")
 
-    def _done(self, partition: int, offset: int) -> bool:
-        """Tell whether a record was handled, has its letter, or is being handled now."""
-        return self._handled(partition, offset) or (partition, offset) in self.buried()
+    def _is_over(self, partition: int, offset: int) -> bool:
+        """Tell whether a record was handled, has its letter, is being handled now, or is gone."""
+        done = self._handled(partition, offset) or (partition, offset) in self.buried()
+        return done or offset < self.broker.first[PLACES[partition]]
+
+    def missed(self, label: bytes) -> int:
+        """Return how many records with a body the group never had to handle.
+
+        They were there before the group began with their partition, or were removed before they were handled.
+        """
+        return sum(
+            record.value == label and self._is_missed(place, record.offset)
+            for place, log in self.broker.logs.items() for record in log
+        )  # fmt: skip
+
+    def _is_missed(self, place: Any, offset: int) -> bool:
+        at = (place.partition, offset)
+        gone = offset < self.broker.first[place] and at not in self.ledger.handled and at not in self.buried()
+        return gone or offset < self.ledger.starts.get(place, 0)
 
     def _handled(self, partition: int, offset: int) -> bool:
         """Tell whether a record was handled, or is being handled now."""
@@ -299,19 +320,33 @@ class Play:
         """Return the places of all letters."""
         return {source_of(letter) for letter in self.broker.dead}
 
-    def committed(self, client: Client, place: Any, offset: int) -> None:
-        """Check a commit."""
+    def committed(self, client: Client, place: Any, offset: int, metadata: str) -> None:
+        """Check a commit; the first of a partition says where the group begins with it."""
         self.note(client.process.name, f"commits {place.partition}/{offset}")
-        buried = self.buried()
         if place not in client.share:
             self.problem("only what is ours is committed", f"{client.process.name} {place.partition}/{offset}")
-        for found in range(self.broker.committed.get(place, 0), offset):
+        if metadata.rstrip("\0") != METADATA:
+            self.problem("each commit is marked", f"{client.process.name} {place.partition}/{offset} {metadata!r}")
+        if place not in self.broker.committed:
+            self._begun(client, place, offset)
+            return
+        buried = self.buried()
+        for found in range(self.broker.committed[place], offset):
             here = (place.partition, found)
-            if here not in self.ledger.handled and here not in buried:
+            gone = found < self.broker.first[place]
+            if not gone and here not in self.ledger.handled and here not in buried:
                 self.problem("only what is settled is committed", f"{client.process.name} {here}")
         # kafka-python 3.0 keeps the position of a partition that it lost in the middle of a join and gets back
         if offset < self.broker.committed.get(place, 0) and not self._is_rough(client.process):
             self.problem("a commit goes not back", f"{client.process.name} {place.partition}/{offset}")
+
+    def _begun(self, client: Client, place: Any, offset: int) -> None:
+        """Check the first commit of a partition, before anything of it was handled."""
+        self.ledger.starts[place] = offset
+        begins_late = self.settings.reset == "earliest" and offset > self.broker.first[place]
+        handled = any(partition == place.partition for partition, _ in self.ledger.handled)
+        if begins_late or handled or offset > len(self.broker.logs[place]):
+            self.problem("a partition begins where it should", f"{client.process.name} {place.partition}/{offset}")
 
     def _is_rough(self, process: Process) -> bool:
         """Tell whether a process went through something after which messages may be handled again."""
@@ -341,7 +376,10 @@ class Play:
         A letter settles its record when the record is committed: where its confirm was lost, nobody knows of it.
         """
         log = range(self.broker.committed.get(place, 0), len(self.broker.logs[place]))
-        return next((found for found in log if not self._handled(place.partition, found)), -1)
+        return next(
+            (found for found in log if found >= self.broker.first[place] and not self._handled(place.partition, found)),
+            -1,
+        )
 
 
 def order_of(label: bytes) -> int:

@@ -101,6 +101,9 @@ class Facilities:
 
     # The verifier
 
+    def check_log(self) -> None:
+        """Refuse no log."""
+
     def open(self, message: Message) -> Any:
         """Return the record."""
         return message.native
