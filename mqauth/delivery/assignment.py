@@ -1,7 +1,4 @@
-"""The partitions of a log that are assigned to this consumer, and what is to be done with them.
-
-How it works is told in ``mqauth.delivery.partition``.
-"""
+"""The partitions of a log that are assigned to this consumer: ``mqauth.delivery.partition`` tells how it works."""
 
 from __future__ import annotations
 
@@ -362,11 +359,11 @@ class Assignment:
         """Return how the consumer is doing: whether it runs, and what is not enforced, is told."""
         with self._lock:
             now = self._clock.monotonic()
-            since = 0.0 if self._uncommitted is None else now - self._uncommitted
+            since = now if self._uncommitted is None else self._uncommitted
             return LogHealth.of(
                 [found.stall or found.unsent for found in self._partitions.values()], consuming=consuming,
                 in_flight=len(self._running), at=self._clock.now(), silent=now - (self._beats or (now,))[0],
-                counts=self.counts, rollout=rollout, uncommitted=max(self.unanswered, since),
+                counts=self.counts, rollout=rollout, uncommitted=max(self.unanswered, now - since),
             )  # fmt: skip
 
     def _finish(self, partition: Partition) -> None:
@@ -384,23 +381,18 @@ class Assignment:
 
     def _went_back(self, partition: Partition, offset: int) -> Partition:
         """Return a new partition in place of one that is read again from an earlier offset, by a user's seek."""
-        # Letters of records before that offset are kept: these records are not read again.
-        kept = (letter for letter in partition.letters if letter[0] < offset)
-        place = partition.topic_partition
+        place, partition.alive = partition.topic_partition, False
         self._finished.forget(place)
-        self._drop({place})
-        self._partitions[place] = renewed = Partition(place, letters=deque(kept), metadata=partition.metadata)
+        # Letters of records before that offset are kept: these records are not read again.
+        kept = deque(letter for letter in partition.letters if letter[0] < offset)
+        self._partitions[place] = renewed = Partition(place, letters=kept, metadata=partition.metadata)
         return renewed
 
     def _forget(self, places: Set[Any]) -> None:
         """Drop partitions that were taken away; the client forgets their pauses too."""
         for place in places & self._partitions.keys():
             self._keep_handled(self._partitions[place])
-        self._drop(places)
+            self._partitions.pop(place).alive = False
         self._paused -= places
         for place in places:
             self.early.pop(place, None)
-
-    def _drop(self, places: Set[Any]) -> None:
-        for place in places & self._partitions.keys():
-            self._partitions.pop(place).alive = False
