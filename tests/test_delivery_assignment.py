@@ -461,6 +461,16 @@ def test_a_stop_stands_at_what_is_read_again(assignment: Assignment, clock: Fake
     assert assignment.final_calls(HELD, frozenset()).seek == {ZERO: 1}
 
 
+def test_what_is_suspended_keeps_its_seek(assignment: Assignment) -> None:
+    """A client that holds nothing during a rebalance is sent to the next open record once it holds it again."""
+    assignment.receive(ZERO, records(0, 1, 2))
+    assignment.revoked(HELD, HELD)
+    part(assignment, ZERO).put_back()
+    assert assignment.client_calls(frozenset(), frozenset()).seek == {}
+    assignment.assigned(HELD)
+    assert assignment.client_calls(HELD, frozenset()).seek == {ZERO: 1}
+
+
 def test_a_range_of_a_lost_partition_is_not_committed(assignment: Assignment) -> None:
     """A range that was put on record while its partition was lost says nothing of it when it is back."""
     partition = part(assignment, ZERO)

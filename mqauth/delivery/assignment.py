@@ -252,8 +252,9 @@ class Assignment:
             wanted = {found.topic_partition: found.seek for found in partitions if found.topic_partition in held}
             wanted |= {place: self.early.get(place) for place in unbegun}
             seek = {place: offset for place, offset in wanted.items() if offset is not None}
-            for found in partitions:
-                found.seek = None
+            # What is suspended may not be held for a moment: its seek is made once it has come back.
+            for place in held & self._partitions.keys():
+                self._partitions[place].seek = None
             return ClientCalls(pause=pause, resume=resume, seek=seek)
 
     def poll_timeout(self, longest: float, *, beside_handlers: bool = False) -> float:

@@ -12,7 +12,17 @@ from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any, Final, Self
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    OFFSET_INVALID,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
 from confluent_kafka.aio import AIOConsumer
 
 from tests.kafka_client import Record
@@ -40,7 +50,7 @@ class Client(Consumer, Member):
     def __init__(self, broker: Broker, process: Process, most: int) -> None:
         # Not ``super().__init__``: that would begin librdkafka's threads.
         self.enrol(broker, process, most)
-        self.settings = {"group.id": "billing", "auto.offset.reset": broker.reset, "enable.auto.offset.store": False}
+        self.settings = {"group.id": "billing", "auto.offset.reset": broker.reset}
         self.held = set()
         self._offered = -1
         self._offer: set[Any] | None = None
@@ -287,7 +297,7 @@ class Client(Consumer, Member):
         if place in self._paused or self._ready_at[place] > self._threads.agenda.now:
             return 0
         broker, at = self.broker, self._fetched[place]
-        # It asks for the group's offset where it was told none; and tells nobody where it goes from one out of range.
+        # Told no offset, it asks for the group's. It tells nobody where it goes from one that is out of range.
         at = broker.committed.get(place, -1) if at is None else at
         at = at if broker.is_in_range(place, at) else broker.without_offset(place)
         self._fetched[place], self._bounds[place] = at, (broker.first[place], len(broker.logs[place]))

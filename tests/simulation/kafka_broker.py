@@ -257,7 +257,7 @@ class Coordinator:
 
 
 class Position:
-    """What kafka-python knows of one partition: whether it is paused; no position, until it was fetched or reset."""
+    """What kafka-python knows of one partition; its position is ``None`` until it was fetched or reset."""
 
     position: Any = None
     reset: Any = None
@@ -420,7 +420,8 @@ class Client(Partitions, Member):
             return
         self.generation, self.joining = self.offered, False
         # Positions and pauses outlive the rebalance.
-        self._subscription.assignment = {place: self._states.get(place) or Position() for place in sorted(self.share)}
+        states = {place: self._states.get(place) or Position() for place in sorted(self.share)}
+        self._subscription.assignment = states
         now = self._threads.agenda.now
         self.held_since = {place: self.held_since.get(place, now) for place in self.share}
         self.held = set(self.share)
@@ -449,7 +450,7 @@ class Client(Partitions, Member):
             return found
 
     def _find_positions(self) -> None:
-        """Ask for the offsets of partitions that have no position, and for the bounds of those without an offset."""
+        """Ask for the offsets of partitions without a position, and for the bounds of those without an offset."""
         broker, states = self.broker, self._states
         if missing := [place for place, state in states.items() if state.position is None and state.reset is None]:
             self._travel()
@@ -547,7 +548,9 @@ class LetterClient:
         self._broker = broker
         self._process = process
         self.config = PRODUCER | {"allow_auto_create_topics": False}
-        self._metadata = SimpleNamespace(_last_successful_refresh_ms=-math.inf, partitions_for_topic={DEAD: {0}}.get)
+        self._metadata = SimpleNamespace(
+            _last_successful_refresh_ms=-math.inf, partitions_for_topic={DEAD: {0}}.get
+        )
 
     def partitions_for(self, topic: str) -> set[int]:
         """Return the partitions of a topic; they are waited for where the broker does not answer."""

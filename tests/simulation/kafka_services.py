@@ -280,7 +280,7 @@ class Play:
                 self.problem("one handler of a partition", f"{handling.place} beside {other.place}")
         place = PLACES[partition]
         if place not in self.broker.committed:
-            self.problem("nothing begins before its start is committed", f"{handling.process.name} {handling.place}")
+            self.problem("nothing begins before its start is committed", f"{handling.place}")
         if any(
             each.place == handling.place and each.process is handling.process and each.ended is not None
             for each in self.ledger.handlings[handling.label]
@@ -375,11 +375,9 @@ class Play:
 
         A letter settles its record when the record is committed: where its confirm was lost, nobody knows of it.
         """
-        log = range(self.broker.committed.get(place, 0), len(self.broker.logs[place]))
-        return next(
-            (found for found in log if found >= self.broker.first[place] and not self._handled(place.partition, found)),
-            -1,
-        )
+        begun = max(self.broker.committed.get(place, 0), self.broker.first[place])
+        log = range(begun, len(self.broker.logs[place]))
+        return next((found for found in log if not self._handled(place.partition, found)), -1)
 
 
 def order_of(label: bytes) -> int:
