@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -99,7 +100,7 @@ def test_an_issuance_is_recorded_before_it_is_answered(world: World) -> None:
     assert asked["credential"] == {
         "name": "cluster", "verified": True, "kid": world.cluster.kid, "iss": CLUSTER, "sub": ACCOUNT, "jti": "t1",
     }  # fmt: skip
-    assert "eyJ" not in world.path.read_text()
+    assert not re.search(r"eyJ[\w-]+\.", world.path.read_text())
     assert verify_chain(world.path).intact
 
 
@@ -210,7 +211,7 @@ def test_credentials_that_get_nothing(world: World, name: str) -> None:
     (record,) = world.records()
     assert (found.status, found.body) == (status, {"error": error})
     assert (record["verdict"], record["reason"]) == ("identity_refused", refusal.value)
-    assert "eyJ" not in world.path.read_text()
+    assert not re.search(r"eyJ[\w-]+\.", world.path.read_text())
 
 
 _PROOFS: dict[str, Callable[[World, str], Any]] = {
