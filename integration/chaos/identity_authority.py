@@ -18,10 +18,10 @@ from pathlib import Path
 
 from integration.scale import nightly
 from mqauth import AuditFile
-from mqauth.authority import grants
+from mqauth.authority import desk
 from mqauth.authority.application import AuthorityServer
 from mqauth.authority.credential import CredentialIssuer
-from mqauth.authority.desk import CredentialDesk
+from mqauth.authority.desk import CredentialDesk, Grant
 from mqauth.authority.issuing import IdentityAuthority
 from mqauth.cli.serve import Server, listen
 from mqauth.keystore import ActiveKey, Keystore
@@ -119,14 +119,14 @@ def _free_port() -> int:
 def main(orders: Orders) -> None:
     """Serve until killed."""
     # The bound is for people's settings; nothing in an authority depends on it.
-    vars(grants)["MIN_LIFETIME"] = LIFETIME
+    desk.MIN_LIFETIME = LIFETIME  # type: ignore[misc]
     folder = Path(orders.folder)
     machines = CredentialIssuer(
         name="machines", issuer=MACHINES, keys=load_key_set((folder / "machines.json").read_bytes()),
         max_lifetime=300, enrolment=True,
     )  # fmt: skip
     granted = [
-        grants.Grant(credential="machines", match={"sub": name}, subject=subject_of(name), lifetime=LIFETIME)
+        Grant(credential="machines", match={"sub": name}, subject=subject_of(name), lifetime=LIFETIME)
         for name in orders.names
     ]
     keys = folder / "keys"
