@@ -214,8 +214,8 @@ class Assignment:
     def visit_ended(self, partition: Partition) -> None:
         """Note that a worker has left a partition: also once a handler has returned for what was taken away."""
         with self._lock:
-            if not partition.alive:
-                self._keep_handled(partition)
+            if partition.is_handled and not partition.alive:
+                self._finish(partition)
             partition.running = False
             self._running.remove(partition)
             self._ended = True
@@ -255,7 +255,6 @@ class Assignment:
             wanted = {found.topic_partition: found.seek for found in partitions if found.topic_partition in held}
             wanted |= {place: self.early.get(place) for place in unbegun}
             seek = {place: offset for place, offset in wanted.items() if offset is not None}
-            # What is suspended may not be held for a moment: its seek is made once it has come back.
             for place in held & self._partitions.keys():
                 self._partitions[place].seek = None
             return ClientCalls(pause=pause, resume=resume, seek=seek)
@@ -349,8 +348,7 @@ class Assignment:
         with self._lock:
             idle = [each for found in self._partitions.values() if not found.running for each in found.waiting]
             # The store may hold a claim although its answer was lost.
-            asked = [each for each in idle if each.step is not Step.JUDGE or each.claim is not None]
-            return [each for each in asked if each.step in (Step.JUDGE, Step.HANDLE)]
+            return [x for x in idle if x.step is Step.HANDLE or (x.step is Step.JUDGE and x.claim is not None)]
 
     def final_calls(self, held: Set[Any], paused: Set[Any]) -> ClientCalls:
         """Return the calls that leave the client as it was: without our pauses, at the first open records."""
@@ -378,11 +376,6 @@ class Assignment:
         if not waits and self._partitions.get(place, partition) is partition:
             self._finished.add(place, message)
 
-    def _keep_handled(self, partition: Partition) -> None:
-        """Remember a record whose handler has returned, and of which nothing but the end of its claim is left."""
-        if partition.waiting and partition.waiting[0].step is Step.CONFIRM:
-            self._finish(partition)
-
     def _went_back(self, partition: Partition, offset: int) -> Partition:
         """Return a new partition in place of one that is read again from an earlier offset, by a user's seek."""
         # Letters of records before that offset are kept: these records are not read again.
@@ -395,12 +388,12 @@ class Assignment:
 
     def _forget(self, places: Set[Any]) -> None:
         """Drop partitions that were taken away; the client forgets their pauses too."""
-        for place in places & self._partitions.keys():
-            self._keep_handled(self._partitions[place])
-        self._drop(places)
-        self._paused -= places
         for place in places:
             self.early.pop(place, None)
+            if (partition := self._partitions.get(place)) is not None and partition.is_handled:
+                self._finish(partition)
+        self._drop(places)
+        self._paused -= places
 
     def _drop(self, places: Set[Any]) -> None:
         for place in places & self._partitions.keys():
