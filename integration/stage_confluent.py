@@ -109,6 +109,7 @@ class ConfluentLogStage(KafkaLogStage):
     """
 
     times: Mapping[str, Any] = {"session_timeout_ms": SESSION_MS, "heartbeat_interval_ms": HEARTBEAT_MS, **POLLING}
+    loses_commits = True
 
     def second(self, guard: Pipeline, handler: Handler, *, workers: int = 1) -> Any:
         """Start one more consumer of the group."""

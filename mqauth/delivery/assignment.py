@@ -1,4 +1,7 @@
-"""The partitions of a log that are assigned to this consumer: ``mqauth.delivery.partition`` tells how it works."""
+"""The partitions of a log that are assigned to this consumer, and what is to be done with them.
+
+How it works is told in ``mqauth.delivery.partition``.
+"""
 
 from __future__ import annotations
 
@@ -211,8 +214,8 @@ class Assignment:
     def visit_ended(self, partition: Partition) -> None:
         """Note that a worker has left a partition: also once a handler has returned for what was taken away."""
         with self._lock:
-            if not partition.alive:
-                self._keep_handled(partition)
+            if partition.is_handled and not partition.alive:
+                self._finish(partition)
             partition.running = False
             self._running.remove(partition)
             self._ended = True
@@ -252,7 +255,6 @@ class Assignment:
             wanted = {found.topic_partition: found.seek for found in partitions if found.topic_partition in held}
             wanted |= {place: self.early.get(place) for place in unbegun}
             seek = {place: offset for place, offset in wanted.items() if offset is not None}
-            # What is suspended may not be held for a moment: its seek is made once it has come back.
             for place in held & self._partitions.keys():
                 self._partitions[place].seek = None
             return ClientCalls(pause=pause, resume=resume, seek=seek)
@@ -346,8 +348,7 @@ class Assignment:
         with self._lock:
             idle = [each for found in self._partitions.values() if not found.running for each in found.waiting]
             # The store may hold a claim although its answer was lost.
-            asked = [each for each in idle if each.step is not Step.JUDGE or each.claim is not None]
-            return [each for each in asked if each.step in (Step.JUDGE, Step.HANDLE)]
+            return [x for x in idle if x.step is Step.HANDLE or (x.step is Step.JUDGE and x.claim is not None)]
 
     def final_calls(self, held: Set[Any], paused: Set[Any]) -> ClientCalls:
         """Return the calls that leave the client as it was: without our pauses, at the first open records."""
@@ -360,11 +361,11 @@ class Assignment:
         """Return how the consumer is doing: whether it runs, and what is not enforced, is told."""
         with self._lock:
             now = self._clock.monotonic()
-            since = now if self._uncommitted is None else self._uncommitted
+            since = 0.0 if self._uncommitted is None else now - self._uncommitted
             return LogHealth.of(
                 [found.stall or found.unsent for found in self._partitions.values()], consuming=consuming,
                 in_flight=len(self._running), at=self._clock.now(), silent=now - (self._beats or (now,))[0],
-                counts=self.counts, rollout=rollout, uncommitted=max(self.unanswered, now - since),
+                counts=self.counts, rollout=rollout, uncommitted=max(self.unanswered, since),
             )  # fmt: skip
 
     def _finish(self, partition: Partition) -> None:
@@ -375,25 +376,25 @@ class Assignment:
         if not waits and self._partitions.get(place, partition) is partition:
             self._finished.add(place, message)
 
-    def _keep_handled(self, partition: Partition) -> None:
-        """Remember a record whose handler has returned, and of which nothing but the end of its claim is left."""
-        if partition.waiting and partition.waiting[0].step is Step.CONFIRM:
-            self._finish(partition)
-
     def _went_back(self, partition: Partition, offset: int) -> Partition:
         """Return a new partition in place of one that is read again from an earlier offset, by a user's seek."""
-        place, partition.alive = partition.topic_partition, False
-        self._finished.forget(place)
         # Letters of records before that offset are kept: these records are not read again.
-        kept = deque(letter for letter in partition.letters if letter[0] < offset)
-        self._partitions[place] = renewed = Partition(place, letters=kept, metadata=partition.metadata)
+        kept = (letter for letter in partition.letters if letter[0] < offset)
+        place = partition.topic_partition
+        self._finished.forget(place)
+        self._drop({place})
+        self._partitions[place] = renewed = Partition(place, letters=deque(kept), metadata=partition.metadata)
         return renewed
 
     def _forget(self, places: Set[Any]) -> None:
         """Drop partitions that were taken away; the client forgets their pauses too."""
-        for place in places & self._partitions.keys():
-            self._keep_handled(self._partitions[place])
-            self._partitions.pop(place).alive = False
-        self._paused -= places
         for place in places:
             self.early.pop(place, None)
+            if (partition := self._partitions.get(place)) is not None and partition.is_handled:
+                self._finish(partition)
+        self._drop(places)
+        self._paused -= places
+
+    def _drop(self, places: Set[Any]) -> None:
+        for place in places & self._partitions.keys():
+            self._partitions.pop(place).alive = False

@@ -54,7 +54,7 @@ from mqauth.clock import SYSTEM_RANDOMNESS, Randomness
 from mqauth.delivery.health import Stall
 from mqauth.delivery.start import Start
 from mqauth.errors import ConfigurationError, StaleDelivery
-from mqauth.judging.pipeline import Delivery, Outcome
+from mqauth.judging.pipeline import Delivery, Outcome, Step
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.wire.message import Message
 
@@ -109,7 +109,8 @@ class Partition:
         beyond: the offset after a range that was skipped; it counts once everything before it is settled.
         committed: the offset that the broker has.
         metadata: of its commits (``mqauth.delivery.start``).
-        seek: the offset to read from next, where that is not where the client stands.
+        seek: the offset to read from next, where that is not where the client stands; kept while the client does
+            not hold the partition, in the middle of a rebalance.
         receipts: when the records that will be read again were first received.
         alive: whether it is still assigned; once false, nothing of it is committed.
         suspended: whether an eager rebalance revoked it, and it is not known yet whether it comes back.
@@ -168,6 +169,11 @@ class Partition:
     def busy(self) -> bool:
         """Whether it is to be paused at the client: no more of its records are wanted now."""
         return self.running or self.stall is not None or bool(self.waiting) or bool(self.letters)
+
+    @property
+    def is_handled(self) -> bool:
+        """Whether the handler of its first waiting record has returned; nothing but the end of a claim is left."""
+        return bool(self.waiting) and self.waiting[0].step is Step.CONFIRM
 
     @property
     def settled(self) -> int | None:

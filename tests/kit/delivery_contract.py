@@ -337,9 +337,13 @@ class LogDeliveryContract:
         play.wait(lambda: set(play.bodies) >= set(bodies))
         play.clock.advance(LATER)
         play.stage.heal(first)
+        # A commit that the cut left without an answer is late by now: that ends a consumer of confluent-kafka.
+        spared = [first] if getattr(play.stage, "loses_commits", False) else []
+        play.members = [member for member in play.members if member not in spared]
         after = play.send(8)
         play.wait(lambda: set(play.bodies) >= set(after))
         play.wait(play.all_committed)
+        play.members += spared
         assert (sorted(play.bodies), play.reasons()) == (sorted(warm + bodies + after), [])
 
 

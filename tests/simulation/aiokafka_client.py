@@ -172,7 +172,7 @@ class Client(AIOKafkaConsumer, Member):  # type: ignore[misc]
 
     def _begin(self, share: set[Any]) -> None:
         now = self._threads.agenda.now
-        self.generation, self._assigned_at = self._offered, now
+        self.generation = self._offered
         places = {TopicPartition(*place) for place in share}
         self._subscription.assign_from_subscribed(places)
         self._errors = {}

@@ -277,7 +277,7 @@ class Client(Consumer, Member):
 
     def _begin(self, starts: dict[Any, int]) -> None:
         now = self._threads.agenda.now
-        self.held, self._assigned_at = set(starts), now
+        self.held = set(starts)
         self.held_since = {place: self.held_since.get(place, now) for place in starts}
         self._fetched = {place: at if at >= 0 else None for place, at in starts.items()}
         self._positions = {}

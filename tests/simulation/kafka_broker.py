@@ -204,12 +204,7 @@ class Member:
         self.member = False
         self.generation = -1
         self.held_since: dict[Any, float] = {}
-        self._assigned_at = 0.0
         self._ready_at: dict[Any, float] = {}
-
-    def regained(self, since: float) -> bool:
-        """Tell whether partitions were assigned after a time."""
-        return self._assigned_at > since
 
     def _commit_all(self, offsets: Iterable[tuple[Any, int, str]]) -> None:
         for place, offset, metadata in offsets:
@@ -426,7 +421,6 @@ class Client(Partitions, Member):
         self.held_since = {place: self.held_since.get(place, now) for place in self.share}
         self.held = set(self.share)
         self.revoked = False
-        self._assigned_at = now
         self.broker.note(self.process.name, f"assigned {sorted(place.partition for place in self.held)}")
         listener.on_partitions_assigned(set(self.held))
 

@@ -99,7 +99,7 @@ def test_replayed_beside_a_failed_handler(
 ) -> None:
     """A message that was not handled may have a letter as ``replayed`` only as a copy beside a failed handler."""
     ledger = Ledger(sent={b"order": 0}, copied={b"order"} if copied else set())
-    play: Any = SimpleNamespace(ledger=ledger, behaviours={0: Behaviour(how)})
+    play: Any = SimpleNamespace(ledger=ledger, behaviours={0: Behaviour(how)}, missed=lambda _: 0)
     monkeypatch.setattr(kafka_play, "_reasons", lambda _: {b"order": reasons})
     assert (not list(kafka_play.END["every honest message is handled"](play))) is holds
 
