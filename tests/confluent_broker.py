@@ -224,6 +224,10 @@ class FakeProducer(Producer):
                 self.broker.dead.append(Record(topic, 0, len(self.broker.dead), value, key, headers))
             self._reports.append(lambda: on_delivery(error, None))
 
+    def list_topics(self, topic: str = "", timeout: float = -1) -> Any:
+        """Return the topic of the letters."""
+        return SimpleNamespace(topics={"orders.dead": None})
+
     def poll(self, timeout: float = -1) -> int:
         """Serve the reports."""
         reports, self._reports = self._reports, []

@@ -92,6 +92,7 @@ class Facilities:
     aliases: ClassVar[dict[str, Any]] = {}
     ends: ClassVar[dict[str, int]] = {}
     times = Times()
+    user_id: str | None = None
 
     def __init__(self, clock: Clock, between: Callable[[], None]) -> None:
         self._clock = clock
@@ -100,9 +101,6 @@ class Facilities:
         self.records = 0
 
     # The verifier
-
-    def check_log(self) -> None:
-        """Refuse no log."""
 
     def open(self, message: Message) -> Any:
         """Return the record."""
