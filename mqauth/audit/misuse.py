@@ -16,6 +16,7 @@ from mqauth.audit.identity_watch import INSTANCES, IdentityWatch
 from mqauth.audit.record import Record, claims_of, is_verified, member, time_of
 from mqauth.audit.rollout_watch import RolloutWatch
 from mqauth.errors import Reason, require
+from mqauth.wire.memo import Recent
 
 _DIMENSIONS: Final = ("iss", "kid", "sub", "destination")
 _TEXT: Final = 256
@@ -163,7 +164,7 @@ class Detector:
     def __init__(self, thresholds: Thresholds = Thresholds(), *, instances: int = INSTANCES) -> None:
         self.thresholds = thresholds
         self._windows = {name: Window(thresholds.window, thresholds.capacity) for name in _WINDOWS}
-        self._silent: dict[Key, float] = {}
+        self._silent = Recent[Key, float](thresholds.capacity)
         self._pairs: set[Key] = set()
         self._subjects: dict[Key, set[str]] = {}
         self._started: float | None = None
@@ -261,11 +262,7 @@ class Detector:
         # An alert from long before the quiet time means that the clock was set back.
         if until - 2 * self.thresholds.quiet <= alert.time < until:
             return False
-        if len(self._silent) >= self.thresholds.capacity:
-            self._silent = {held: until for held, until in self._silent.items() if until > alert.time}
-        if len(self._silent) >= self.thresholds.capacity:
-            self._silent.pop(next(iter(self._silent)))
-        self._silent[key] = alert.time + self.thresholds.quiet
+        self._silent.keep(key, alert.time + self.thresholds.quiet)
         return True
 
 

@@ -45,7 +45,7 @@ class Identities:
             type(capacity) is int and 1 <= capacity <= MAX_CAPACITY, f"identities is 1 to {MAX_CAPACITY} in number"
         )
         self._capacity = capacity
-        self._held: dict[bytes, _Held] = {}
+        self._held = memo.Recent[bytes, _Held](capacity)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -142,10 +142,9 @@ class Identities:
             return
         workload = identity.workload_key(wit)
         with self._lock:
-            self._held.pop(wit.text, None)
-            if len(self._held) >= self._capacity:
-                del self._held[next(iter(self._held))]
-            self._held[wit.text] = _Held(_without_bytes(wit), authority, workload)
+            # Without what only its signature needs, which is more than half of what it takes.
+            opened = wit.opened._replace(signing_input=b"", payload=b"", signature=b"")
+            self._held.keep(wit.text, _Held(wit._replace(opened=opened), authority, workload))
 
     def _parsed(self, text: bytes) -> Wit:
         held = self._held.get(text)
@@ -163,11 +162,6 @@ class Identities:
         except Rejection as error:
             raise Rejection(error.reason, f"{error.detail}, of the identity") from error
         return identity.workload_key(wit)
-
-
-def _without_bytes(wit: Wit) -> Wit:
-    """Return a WIT without what only its signature needs, which is more than half of what it takes."""
-    return wit._replace(opened=wit.opened._replace(signing_input=b"", payload=b"", signature=b""))
 
 
 def check_life(  # noqa: PLR0917 - all that one life is judged by

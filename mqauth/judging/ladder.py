@@ -51,8 +51,6 @@ class Ladder:
         self.policy = Breaker(Cause.POLICY_UNAVAILABLE, clock)
         self.issuers = {name: Breaker(Cause.KEYS_UNAVAILABLE, clock) for name in issuers}
         self._breakers = {Step.CONFIRM: self.store, Step.RELEASE: self.store, Step.RECORD: observing.breaker}
-        self.sink: Any = observing.sink
-        """Takes the records; a sink that hangs holds nobody up for long."""
 
     def passes(self, delivery: Delivery) -> bool:
         """Note the rung of a delivery; return whether its handler gets it without a verdict."""

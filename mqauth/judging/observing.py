@@ -10,12 +10,11 @@ from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
-from mqauth.audit.bounded import BoundedSink
 from mqauth.audit.observed import MINUTE, Group, Observed
 from mqauth.audit.record import AuditRecord, AuditSink
 from mqauth.clock import Clock, Randomness, uuid7
 from mqauth.errors import Cause, Reason
-from mqauth.flow import Flow, settling
+from mqauth.flow import Flow, call
 from mqauth.judging.breaker import Breaker
 from mqauth.judging.delivery import Delivery, verdict_record
 from mqauth.judging.policy import Policy
@@ -57,8 +56,7 @@ class Observing:
     ) -> None:  # fmt: skip
         self.rollout = rollout
         self.counts = Observed()
-        self.sink = None if audit is None else BoundedSink(audit)
-        """Takes the records of what may go on without them; nobody waits for it for long."""
+        self.sink: Any = audit
         self.breaker = Breaker(Cause.AUDIT_UNAVAILABLE, clock)
         self._aliases = tuple(verifier.aliases.values())
         self._issuers = verifier.ends
@@ -170,7 +168,7 @@ class Observing:
         """Record some messages that would be refused; the detectors see others, too."""
         while self._pending:
             shown, record = self._pending.popleft()
-            write = self.sink.write if shown else self.sink.see  # type: ignore[union-attr]
+            write = self.sink.write if shown else self.sink.see
             yield from self._attempt(write, record, last)
 
     def _write(self, verdict: str, facts: dict[str, Any], last: bool) -> Flow[None]:
@@ -188,7 +186,7 @@ class Observing:
 
     def _attempt(self, write: Any, record: AuditRecord, last: bool) -> Flow[bool]:
         """Write a record, if the sink may be asked now; at the end of the process it may be in any case."""
-        writing = _written(write, record)
+        writing = call(write, record)
         try:
             yield from writing if last else self.breaker.watch(writing)
             return True
@@ -220,10 +218,6 @@ class Observing:
             return None
         self._told[what] = now
         return left
-
-
-def _written(write: Any, record: AuditRecord) -> Flow[None]:
-    yield from settling(write(record))
 
 
 def lines(rollout: Rollout) -> Iterator[str]:

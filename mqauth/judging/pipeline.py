@@ -352,8 +352,7 @@ class Pipeline:
             delivery, scope=self.scope_of(delivery.message), time=self.clock.now(), policy=self.policy.version,
             instance=self.instance,
         )  # fmt: skip
-        sink = self.audit if self._ladder is None or not is_lenient(delivery) else self._ladder.sink
-        yield from asked(Cause.AUDIT_UNAVAILABLE, sink.write, record)
+        yield from asked(Cause.AUDIT_UNAVAILABLE, self.audit.write, record)
         delivery.step = Step.SETTLE if delivery.rejection is None else Step.BURY
 
     def _bury(self, delivery: Delivery, dead_letters: DeadLetterSink | None) -> Flow[None]:

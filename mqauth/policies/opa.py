@@ -19,19 +19,19 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from mqauth.audit.disk import read_bounded
-from mqauth.clock import SYSTEM_CLOCK, Clock
+from mqauth.clock import SYSTEM_CLOCK, Backoff, Clock, Pause
 from mqauth.errors import Cause, MqauthError, Unavailable, require
 from mqauth.http.connection import MAX_TIMEOUT, VISIBLE, Deadline, Dial, Endpoint, FetchFailed, Kept, tls_context
 from mqauth.http.exchange import request
 from mqauth.judging.policy import Allow, Decision
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit, harmless
-from mqauth.policies.memory import Decisions, Pause, Remembered, pause_after
 from mqauth.policies.question import PROBE, Question, question_of
 from mqauth.threads import after_fork
+from mqauth.wire.memo import Recent, size_of
 
 REMEMBER: Final = 10.0
 MAX_REMEMBER: Final = 300.0
@@ -39,6 +39,8 @@ TIMEOUT: Final = 0.5
 MIN_TIMEOUT: Final = 0.01
 MAX_ANSWER: Final = 16 * 1024
 """Bytes of an answer."""
+MAX_MEMORY: Final = 8 * 1024 * 1024
+"""Bytes of all remembered decisions together."""
 MAX_PATH: Final = 256
 _PATH: Final = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*", re.ASCII)
 _SERVER_SPOKE: Final = (200, 400, 500)
@@ -53,6 +55,23 @@ _NO_DECISION: Final = "the answer is neither true nor false"
 State = Literal["ok", "failing", "unasked"]
 Asked = concurrent.futures.Future[Decision | Unavailable]
 Begin = Callable[[Callable[..., None], Question, Asked], object]
+RETRIES: Final = Backoff(first=1.0, longest=30.0)
+"""For how long nobody asks after failures in a row."""
+_QUIET: Final = 60.0
+
+
+class Remembered(NamedTuple):
+    """What became of a question.
+
+    Args:
+        until: monotonic seconds; after that it is asked again.
+        decision: ``None`` where the answer was no decision.
+        failures: how often in a row it was none.
+    """
+
+    until: float
+    decision: Decision | None
+    failures: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +153,9 @@ class OPA:
         self._version = _UNASKED
         # Monotonic seconds at which these revisions answered first.
         self._learnt = float("-inf")
-        self._decisions, self._pause = Decisions(), Pause()
+        # A producer varies its routing keys, and names may be long.
+        self._decisions = Recent[Question, Remembered](MAX_MEMORY, lambda question, _: size_of(question))
+        self._pause, self._why = Pause(RETRIES), ""
         self._asked = self._failed = 0
         self.forked()
         after_fork(self)
@@ -217,12 +238,13 @@ class OPA:
         """Return how the agent is doing; may be called from any thread."""
         with self._lock:
             now = self._clock.monotonic()
-            since, why = self._pause.failing_from(now), self._pause.why
+            # Where nobody has asked for a minute nobody knows.
+            since = self._pause.failing_since if now < self._pause.until + _QUIET else None
             known: State = "unasked" if self._version == _UNASKED else "ok"
             return PolicyHealth(
                 source=self.source, state=known if since is None else "failing", version=self.version,
                 remembered=len(self._decisions), asked=self._asked, failed=self._failed,
-                failing_for=0.0 if since is None else now - since, last_failure=why,
+                failing_for=0.0 if since is None else now - since, last_failure=self._why,
             )  # fmt: skip
 
     def forked(self) -> None:
@@ -249,7 +271,12 @@ class OPA:
             asked = self._pending.get(question)
             if asked is not None:
                 return asked
-            self._refuse(question, self._clock.monotonic())
+            # Nobody asks while the agent is left alone, or while it has no decision for this question.
+            now, before = self._clock.monotonic(), self._decisions.get(question)
+            if now < self._pause.until:
+                raise _unavailable(self._why)
+            if before is not None and before.decision is None and now < before.until:
+                raise _unavailable(_NO_DECISION)
             asked = self._pending[question] = Asked()
         try:
             begin(self._answer, question, asked)
@@ -258,21 +285,27 @@ class OPA:
             self._end(question, asked, _unavailable(f"nobody can ask: {error}"))
         return asked
 
-    def _refuse(self, question: Question, now: float) -> None:
-        """Refuse to ask while the agent is left alone, or while it has no decision for this question."""
-        before = self._decisions.get(question)
-        if not self._pause.admits(now):
-            raise _unavailable(self._pause.why)
-        if before is not None and before.decision is None and now < before.until:
-            raise _unavailable(before.why)
-
     def _answer(self, question: Question, asked: Asked) -> None:
-        """Ask, and give whoever waits the decision, or why there is none."""
-        found: Decision | Unavailable = _unavailable("the request broke off")
+        """Ask one question, remember what becomes of it, and give it to whoever waits."""
+        outcome: Decision | Unavailable = _unavailable("the request broke off")
+        begun = self._clock.monotonic()
         try:
-            found = self._put(question)
+            with self._lock:
+                if not self._pause.begin(begun, self._timeout):
+                    outcome = _unavailable(self._why)
+                    return
+            allowed, version = self._post(question.document)
+            # In one step, so that nothing is remembered that another revision decided.
+            with self._lock:
+                outcome = self._keep(question, allowed, begun, current=self._learn(version, begun))
+        except Exception as error:  # whatever goes wrong is no decision
+            why = str(error) if isinstance(error, MqauthError) else f"the request broke: {type(error).__name__}"
+            outcome = _unavailable(why)
+            with self._lock:
+                self._why = why
+                self._pause.failed(begun, self._clock.monotonic())
         finally:
-            self._end(question, asked, found)
+            self._end(question, asked, outcome)
 
     def _end(self, question: Question, asked: Asked, found: Decision | Unavailable) -> None:
         """Give whoever waits what was found, once; the question may be asked again from now on."""
@@ -284,23 +317,6 @@ class OPA:
             self._failed += isinstance(found, Unavailable)
         asked.set_result(found)
 
-    def _put(self, question: Question) -> Decision | Unavailable:
-        """Ask one question, and remember what becomes of it."""
-        begun = self._clock.monotonic()
-        with self._lock:
-            if not self._pause.begin(begun, self._timeout):
-                return _unavailable(self._pause.why)
-        try:
-            allowed, version = self._post(question.document)
-        except Exception as error:  # whatever goes wrong is no decision
-            why = str(error) if isinstance(error, MqauthError) else f"the request broke: {type(error).__name__}"
-            with self._lock:
-                self._pause.failed(begun, self._clock.monotonic(), why)
-            return _unavailable(why)
-        # In one step, so that nothing is remembered that another revision decided.
-        with self._lock:
-            return self._keep(question, allowed, begun, current=self._learn(version, begun))
-
     def _keep(self, question: Question, allowed: object, begun: float, *, current: bool) -> Decision | Unavailable:
         """Remember a decision from when it was asked for; and for longer and longer that there was none."""
         if type(allowed) is bool:
@@ -310,8 +326,8 @@ class OPA:
             return decision
         before = self._decisions.get(question)
         failures = 1 if before is None else before.failures + 1
-        until = self._clock.monotonic() + pause_after(failures)
-        self._decisions.keep(question, Remembered(until, None, failures, _NO_DECISION))
+        until = self._clock.monotonic() + RETRIES.step(failures)
+        self._decisions.keep(question, Remembered(until, None, failures))
         return _unavailable(_NO_DECISION)
 
     def _learn(self, version: str | None, begun: float) -> bool:
@@ -320,6 +336,7 @@ class OPA:
         Returns whether they are those in use: a slow answer may be of revisions before them.
         """
         self._pause.answered()
+        self._why = ""
         if version is None or version == self._version:
             return True
         if begun < self._learnt:

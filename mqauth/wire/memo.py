@@ -1,4 +1,4 @@
-"""A bounded memory of what pure functions return.
+"""Bounded memories: ``Memo`` of what pure functions return, and ``Recent`` of the latest entries.
 
 Most of a verdict is the same for thousands of messages: where the token stands among these header names, how
 this destination is spelt, what this producer's token header says. A ``Memo`` remembers such results. Its key is
@@ -98,6 +98,44 @@ class Memo(dict[K, V]):
             self.clear()
         self._held += size
         return True
+
+
+class Recent(dict[K, V]):
+    """The latest entries within a bound: the one that was kept the longest ago is forgotten first.
+
+    It is not safe for threads to change.
+
+    Args:
+        capacity: of all sizes together.
+        size: of an entry; by default each counts as one.
+    """
+
+    def __init__(self, capacity: int, size: Callable[[K, V], int] = lambda _key, _value: 1) -> None:
+        super().__init__()
+        self._capacity = capacity
+        self._size = size
+        self.held = 0
+
+    def keep(self, key: K, value: V) -> None:
+        """Keep an entry as the newest, in place of what was kept under its key; the newest is always kept."""
+        self.drop(key)
+        self.held += self._size(key, value)
+        self[key] = value
+        while self.held > self._capacity and len(self) > 1:
+            self.drop(next(iter(self)))
+
+    def drop(self, key: K) -> V | None:
+        """Forget an entry, and return its value; ``None`` where there is none."""
+        if key not in self:
+            return None
+        value = self.pop(key)
+        self.held -= self._size(key, value)
+        return value
+
+    def clear(self) -> None:
+        """Forget everything."""
+        super().clear()
+        self.held = 0
 
 
 def _held_by(key: Any) -> int:

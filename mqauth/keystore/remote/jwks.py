@@ -24,6 +24,7 @@ from mqauth.logs import emit
 from mqauth.threads import after_fork
 from mqauth.wire.jwk import Svid
 from mqauth.wire.keys import KeySet
+from mqauth.wire.memo import Recent
 
 
 class JWKS:
@@ -91,7 +92,7 @@ class JWKS:
         self._clock = clock
         self._randomness = randomness
         self._cache = rules.Cache()
-        self._absent = rules.AbsentKids()
+        self._absent = Recent[str, float](rules.ABSENT_KIDS)
         self._closed = False
         self._make_refresher = refresher
         self.forked()
@@ -217,7 +218,7 @@ class JWKS:
                 self._cache, kid, received=since, now=now, limits=self._limits, absent=self._absent
             )
             if ruling is rules.Ruling.ANSWER and rules.asked_in_vain(self._cache, kid, since):
-                self._absent.add(kid, self._cache.origin)
+                self._absent.keep(kid, self._cache.origin)
             if ruling is not rules.Ruling.ASK:
                 return ruling, self._ended, self._cache.attempt + self._limits.wait - now
             if self._closed:

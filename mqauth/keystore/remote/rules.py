@@ -17,14 +17,15 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final, Literal
 
+from mqauth.clock import Backoff
 from mqauth.errors import require
 from mqauth.keystore.remote.events import Event, EventKind
 from mqauth.wire.keys import KeySet
 
 COOLDOWN: Final = 30.0
 """Seconds between the beginnings of two attempts for the sake of unknown kids, also during an outage."""
-FIRST_RETRY: Final = 2.0
-"""Seconds before the second attempt of a cache that never had a set; doubles up to ``COOLDOWN``."""
+RETRIES: Final = Backoff(first=2.0, longest=COOLDOWN)
+"""Seconds between the attempts of a cache that never had a set."""
 MAX_STALE: Final = 7 * 86400
 MAX_PUBLISH_DELAY: Final = 7 * 86400.0
 ABSENT_KIDS: Final = 128
@@ -203,7 +204,7 @@ def failed(cache: Cache, failure: str, *, asked: float, now: float, limits: Limi
     if asked != cache.attempt or not cache.in_flight:
         return cache, ()
     # Without any set the first attempts follow each other faster.
-    pause = COOLDOWN if cache.keys is not None else min(COOLDOWN, FIRST_RETRY * 2.0 ** min(cache.failures, 10))
+    pause = COOLDOWN if cache.keys is not None else RETRIES.step(1 + cache.failures)
     state = state_of(cache, now, limits)
     result = replace(
         cache,
@@ -244,25 +245,9 @@ class Ruling(Enum):
     """The message is deferred: there is no set at all."""
 
 
-class AbsentKids(dict[str, float]):
-    """The kids that an issuer was asked for in vain, and when; the oldest is forgotten beyond ``ABSENT_KIDS``.
-
-    Without it a producer with one wrong kid would cause a request every half minute, for ever.
-    """
-
-    def add(self, kid: str, now: float) -> None:
-        """Remember that an answer lacked a kid."""
-        self.pop(kid, None)
-        self[kid] = now
-        if len(self) > ABSENT_KIDS:
-            del self[next(iter(self))]
-
-    def has(self, kid: str, now: float) -> bool:
-        """Tell whether a kid was asked for in vain within the last minute."""
-        return now - self.get(kid, NEVER) < ABSENT_SECONDS
-
-
-def rule(cache: Cache, kid: str, *, received: float, now: float, limits: Limits, absent: AbsentKids) -> Ruling:
+def rule(
+    cache: Cache, kid: str, *, received: float, now: float, limits: Limits, absent: Mapping[str, float]
+) -> Ruling:
     """Decide about a kid that the set in use may lack.
 
     Args:
@@ -271,12 +256,13 @@ def rule(cache: Cache, kid: str, *, received: float, now: float, limits: Limits,
         received: when the message was received.
         now: the present time.
         limits: the bounds.
-        absent: the kids that the issuer was asked for in vain.
+        absent: when the issuer was asked in vain for a kid; without them a producer with one wrong kid would cause
+            a request every half minute, for ever.
     """
     keys = usable(cache, now, limits)
     # A key that signs now has been published for the delay, so that a set younger than that would have it.
     young = now - cache.origin < max(limits.publish_delay, cache.publish_delay)
-    settled = young or absent.has(kid, now) or asked_in_vain(cache, kid, received)
+    settled = young or now - absent.get(kid, NEVER) < ABSENT_SECONDS or asked_in_vain(cache, kid, received)
     if keys is not None and (settled or keys.get(kid) is not None):
         return Ruling.ANSWER
     if cache.in_flight:
