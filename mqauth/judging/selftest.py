@@ -12,9 +12,8 @@ for its store, and is thrown away (decision 4).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from types import GeneratorType
 from typing import Any, Final
@@ -22,7 +21,7 @@ from weakref import WeakSet
 
 from mqauth.clock import SYSTEM_RANDOMNESS
 from mqauth.errors import ConfigurationError, Reason, Unavailable, require
-from mqauth.flow import Flow, either, run
+from mqauth.flow import Flow, call, run
 from mqauth.judging.delivery import Delivery, Outcome
 from mqauth.judging.journal import Journal, few
 from mqauth.judging.judge import Judge
@@ -45,8 +44,6 @@ MOST: Final = 8
 """Rules that are tried; the cost at a start must not grow with a configuration."""
 STRANGER: Final = "urn:mqauth:self-test"
 _ANYWHERE: Final = ("kafka:mqauth-self-test", "rabbitmq:/mqauth-self-test")
-_LIFETIME: Final = 60
-_BODY: Final = b"mqauth self-test"
 _TRIED: Final[WeakSet[Pipeline]] = WeakSet()
 
 
@@ -100,11 +97,7 @@ def starting(guard: Pipeline) -> Flow[None]:
     policy: Any = guard.policy
     require(getattr(policy, "scope", guard.scope) == guard.scope, "the policy has another scope than the pipeline")
     if hasattr(policy, "probe"):
-        yield from either(policy.probe, policy.aprobe)
-    _try(guard)
-
-
-def _try(guard: Pipeline) -> None:
+        yield from call(policy.probe, twin=policy.aprobe)
     if not guard.self_test:
         emit("selftest.off", "self_test is off: nobody has tried whether this consumer refuses a forged message")
         return
@@ -125,75 +118,62 @@ def self_test(guard: Pipeline) -> SelfTest:
 
     It claims, records and sends nothing, asks for no keys, and never waits.
     """
-    trial = _Trial(guard)
-    trial.try_hostile()
+    rules, policy, stranger = _rules(guard), guard.policy, Key.generate()
+    refused, accepted = 0, list[str]()
+    # The consumer's own pipeline judges what nobody signed: steps (0) to (12), or what it would wait for before.
+    for place in _places(rules):
+        forged = _signed(guard, place, stranger, STRANGER, rules[0].subject)
+        hostile = {
+            "an unsigned message": _plain(guard.verifier, place),
+            "a message of an issuer nobody trusts": forged,
+        }
+        for what, message in hostile.items():
+            delivery = guard.receive(message)
+            asked: Any = _judge_of(guard, message).prepare(delivery)
+            if type(asked) is GeneratorType:
+                asked.close()
+            if delivery.rejection is None:
+                accepted.append(f"{what} to {place}")
+            else:
+                refused += 1
     try:
-        trial.try_honest()
+        handled, condemned = _honest(guard, rules)
     except Exception as error:  # whatever is wrong there is no reason to keep a consumer from starting
-        trial.condemned.append(f"the second pipeline failed: {type(error).__name__}")
+        handled, condemned = 0, [f"the second pipeline failed: {type(error).__name__}"]
     return SelfTest(
-        refused=trial.refused, accepted=tuple(trial.accepted),
-        lenient="" if not guard.rollout else destinations_of(guard.rollout), handled=trial.handled,
-        condemned=tuple(trial.condemned), untried=tuple(trial.untried),
+        refused=refused, accepted=tuple(accepted),
+        lenient="" if not guard.rollout else destinations_of(guard.rollout), handled=handled,
+        condemned=tuple(condemned),
+        untried=() if isinstance(policy, Allow) else (f"the policy {type(policy).__name__}",),
     )  # fmt: skip
 
 
-@dataclass(slots=True)
-class _Trial:
-    """One self-test while it runs."""
+def _honest(guard: Pipeline, rules: tuple[Rule, ...]) -> tuple[int, list[str]]:
+    """Have a pipeline with the same settings handle a message of each rule, and refuse a copy of it.
 
-    guard: Pipeline
-    refused: int = 0
-    handled: int = 0
-    accepted: list[str] = field(default_factory=list)
-    condemned: list[str] = field(default_factory=list)
-    untried: list[str] = field(default_factory=list)
-
-    def try_hostile(self) -> None:
-        """Have the own pipeline judge what nobody signed."""
-        for what, message in _hostile(self.guard):
-            if _is_let_in(_judge_of(self.guard, message), self.guard.receive(message)):
-                self.accepted.append(f"{what} to {message.destination}")
-            else:
-                self.refused += 1
-
-    def try_honest(self) -> None:
-        """Have a pipeline with the same settings handle honest messages, one for each rule."""
-        policy = self.guard.policy
-        if not isinstance(policy, Allow):
-            self.untried.append(f"the policy {type(policy).__name__}")
-        rules = _rules(self.guard)
-        key = Key.generate(subjects=[rule.subject for rule in rules])
-        twin = _twin(self.guard, key, rules)
-        for rule in rules:
-            self._try_rule(twin, key, rule)
-
-    def _try_rule(self, twin: Pipeline, key: Key, rule: Rule) -> None:
-        """Try one message of a rule, and a copy of it."""
-        for place in map(place_of_pattern, rule.destinations[:1]):
-            message = _signed(twin, place, key, STRANGER, rule.subject)
-            seen: list[Verified] = []
-            first, second = (replace(message, origin=_origin(message, number, twin)) for number in range(2))
-            delivery = twin.receive(first)
-            outcome = run(twin.judge(delivery))
-            if outcome.verdict is Verdict.ACCEPTED:
-                run(twin.process(delivery, seen.append, None))
-            copy = run(twin.judge(twin.receive(second)))
-            if len(seen) != 1:
-                said = outcome.reason or outcome.cause or outcome.verdict.value
-                self.condemned.append(f"{rule.subject} to {place}: {said}: {outcome.detail or ''}")
-            elif copy.reason is not Reason.REPLAYED:
-                self.condemned.append(f"a copy to {place}: {copy.verdict.value}")
-            else:
-                self.handled += 1
-
-
-def _hostile(guard: Pipeline) -> Iterator[tuple[str, Message]]:
-    """Yield what must be refused, and what it is."""
-    rules, stranger = _rules(guard), Key.generate()
-    for place in _places(rules):
-        yield "an unsigned message", _plain(guard.verifier, place)
-        yield "a message of an issuer nobody trusts", _signed(guard, place, stranger, STRANGER, rules[0].subject)
+    Returns:
+        How many were handled, and what was not, for people.
+    """
+    key = Key.generate(subjects=[rule.subject for rule in rules])
+    twin, handled, condemned = _twin(guard, key, rules), 0, list[str]()
+    tried = [(rule.subject, place_of_pattern(place)) for rule in rules for place in rule.destinations[:1]]
+    for subject, place in tried:
+        message = _signed(twin, place, key, STRANGER, subject)
+        seen: list[Verified] = []
+        first, second = (replace(message, origin=_origin(message, number, twin)) for number in range(2))
+        delivery = twin.receive(first)
+        outcome = run(twin.judge(delivery))
+        if outcome.verdict is Verdict.ACCEPTED:
+            run(twin.process(delivery, seen.append, None))
+        copied = run(twin.judge(twin.receive(second)))
+        if len(seen) != 1:
+            said = outcome.reason or outcome.cause or outcome.verdict.value
+            condemned.append(f"{subject} to {place}: {said}: {outcome.detail or ''}")
+        elif copied.reason is not Reason.REPLAYED:
+            condemned.append(f"a copy to {place}: {copied.verdict.value}")
+        else:
+            handled += 1
+    return handled, condemned
 
 
 def _rules(guard: Pipeline) -> tuple[Rule, ...]:
@@ -222,14 +202,6 @@ def _judge_of(guard: Pipeline, message: Message) -> Judge:
     return judge
 
 
-def _is_let_in(judge: Judge, delivery: Delivery) -> bool:
-    """Return whether steps (0) to (12) let a message in, or would have to wait before they refuse it."""
-    asked: Any = judge.prepare(delivery)
-    if type(asked) is GeneratorType:
-        asked.close()
-    return delivery.rejection is None
-
-
 def _plain(verifier: Verifier, place: str) -> Message:
     """Return an unsigned message that has the headers this verifier requires."""
     on_kafka = destination.is_kafka(place)
@@ -237,7 +209,7 @@ def _plain(verifier: Verifier, place: str) -> Message:
     named = {name: value for name in verifier.required}
     properties = {} if on_kafka else dict.fromkeys(named.keys() & set(PROTECTED_PROPERTIES), "self-test")
     headers = tuple((name, found) for name, found in named.items() if name not in properties)
-    return Message(destination=place, body=_BODY, headers=headers, properties=properties)
+    return Message(destination=place, body=b"mqauth self-test", headers=headers, properties=properties)
 
 
 def _signed(guard: Pipeline, place: str, key: Key, issuer: str, subject: str) -> Message:
@@ -246,7 +218,7 @@ def _signed(guard: Pipeline, place: str, key: Key, issuer: str, subject: str) ->
     signer = Signer(
         key=replace(key, subjects=None), issuer=issuer, subject=subject,
         audience=min(verifier.audiences),
-        lifetime=min(_LIFETIME, verifier.times.max_lifetime), clock=guard.clock,
+        lifetime=min(60, verifier.times.max_lifetime), clock=guard.clock,
         cover=[name for name in verifier.required if name not in PROTECTED_PROPERTIES],
     )  # fmt: skip
     return signer.sign(_plain(verifier, place))

@@ -41,13 +41,8 @@ MAX_ANSWER: Final = 16 * 1024
 """Bytes of an answer."""
 MAX_MEMORY: Final = 8 * 1024 * 1024
 """Bytes of all remembered decisions together."""
-MAX_PATH: Final = 256
-_PATH: Final = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*", re.ASCII)
 _SERVER_SPOKE: Final = (200, 400, 500)
 """What OPA says of one question: a decision, or that its input or its rule is broken."""
-_MAX_TOKEN: Final = 8192
-_MAX_VERSION: Final = 128
-_WORKERS: Final = 4
 _UNASKED: Final = "opa, not asked yet"
 _UNVERSIONED: Final = "opa, no bundle"
 _NO_DECISION: Final = "the answer is neither true nor false"
@@ -57,7 +52,6 @@ Asked = concurrent.futures.Future[Decision | Unavailable]
 Begin = Callable[[Callable[..., None], Question, Asked], object]
 RETRIES: Final = Backoff(first=1.0, longest=30.0)
 """For how long nobody asks after failures in a row."""
-_QUIET: Final = 60.0
 
 
 class Remembered(NamedTuple):
@@ -175,7 +169,8 @@ class OPA:
         """Return a decision that is known without asking, ``None`` where there is none; never waits."""
         if self.within is not None and self.within.decide(verified) is not Decision.ALLOW:
             return Decision.DENY
-        return self._known(question_of(verified, self.scope))
+        known = self._decisions.get(question_of(verified, self.scope))
+        return known.decision if known is not None and self._clock.monotonic() < known.until else None
 
     def decide(self, verified: Verified, /) -> Decision:
         """Return the decision for one message; it blocks for ``timeout`` seconds at most.
@@ -239,7 +234,7 @@ class OPA:
         with self._lock:
             now = self._clock.monotonic()
             # Where nobody has asked for a minute nobody knows.
-            since = self._pause.failing_since if now < self._pause.until + _QUIET else None
+            since = self._pause.failing_since if now < self._pause.until + 60.0 else None
             known: State = "unasked" if self._version == _UNASKED else "ok"
             return PolicyHealth(
                 source=self.source, state=known if since is None else "failing", version=self.version,
@@ -251,11 +246,7 @@ class OPA:
         """Make what a child after a fork lacks: the lock, the threads, and whoever answers what was asked."""
         self._pending: dict[Question, Asked] = {}
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(_WORKERS, "mqauth-opa")
-
-    def _known(self, question: Question) -> Decision | None:
-        found = self._decisions.get(question)
-        return found.decision if found is not None and self._clock.monotonic() < found.until else None
+        self._pool = ThreadPoolExecutor(4, "mqauth-opa")
 
     def _begin(self, question: Question, begin: Begin) -> Asked:
         """Return what the answer to a question will be; whoever asks the same meanwhile waits for the same one.
@@ -365,14 +356,18 @@ class OPA:
     def _bearer(self) -> str | None:
         if self._token_file is None:
             return None
-        token = read_bounded(self._token_file, _MAX_TOKEN).decode("ascii", "replace").strip()
+        token = read_bounded(self._token_file, 8192).decode("ascii", "replace").strip()
         require(VISIBLE.fullmatch(token), f"{self._token_file}: not a token in one line of ASCII")
         return f"Bearer {token}"
 
 
 def is_path(value: object) -> bool:
     """Tell whether a value is the path of a rule, such as ``mqauth/allow``."""
-    return isinstance(value, str) and len(value) <= MAX_PATH and _PATH.fullmatch(value) is not None
+    return (
+        isinstance(value, str)
+        and len(value) <= 256
+        and re.fullmatch(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*", value, re.ASCII) is not None
+    )
 
 
 def version_of(document: Mapping[str, Any]) -> str:
@@ -386,7 +381,7 @@ def version_of(document: Mapping[str, Any]) -> str:
         for name, one in bundles.items()
     )
     said = harmless("opa " + " ".join(named), 4 * MAX_ANSWER)
-    return said if len(said) <= _MAX_VERSION else f"opa {hashlib.sha256(said.encode()).hexdigest()[:16]}"
+    return said if len(said) <= 128 else f"opa {hashlib.sha256(said.encode()).hexdigest()[:16]}"
 
 
 def _unavailable(why: str) -> Unavailable:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from mqauth.clock import Clock, Randomness
 from mqauth.errors import ConfigurationError, require
 from mqauth.http.connection import MAX_TIMEOUT, Deadline, Dial, Endpoint, FetchFailed, expect, tls_context
-from mqauth.http.exchange import Response, request
+from mqauth.http.exchange import request
 from mqauth.keystore.identity.credentials import Asking, Credential, error_of
 from mqauth.keystore.identity.renewal import Grant
 from mqauth.wire import dpop, identity
@@ -103,20 +102,10 @@ class IdentityRequest:
             randomness=self._randomness,
         )  # fmt: skip
         headers = {"Authorization": f"{scheme} {credential}", "DPoP": proof}
-        return self._grant(self.post(headers, {"sub": self._subject}, asking.deadline), key)
-
-    def post(self, headers: Mapping[str, str], document: Mapping[str, str], deadline: Deadline) -> Response:
-        """Send the request, and return the authority's answer.
-
-        Raises:
-            FetchFailed: there is none.
-        """
-        return request(
-            self._endpoint, deadline=deadline, context=self._context, dial=self._dial, document=document,
-            headers=headers, statuses=(200, *_REFUSALS), limit=MAX_ANSWER,
+        answer = request(
+            self._endpoint, deadline=asking.deadline, context=self._context, dial=self._dial,
+            document={"sub": self._subject}, headers=headers, statuses=(200, *_REFUSALS), limit=MAX_ANSWER,
         )  # fmt: skip
-
-    def _grant(self, answer: Response, key: Key) -> Grant:
         found = answer.document or {}
         if answer.status != 200:
             raise Refused(f"refused, {answer.status} {error_of(found)}", answer.retry_after)
