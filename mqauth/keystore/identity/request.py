@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from mqauth.clock import Clock, Randomness
 from mqauth.errors import ConfigurationError, require
 from mqauth.http.connection import MAX_TIMEOUT, Deadline, Dial, Endpoint, FetchFailed, expect, tls_context
-from mqauth.http.exchange import request
+from mqauth.http.exchange import Response, request
 from mqauth.keystore.identity.credentials import Asking, Credential, error_of
 from mqauth.keystore.identity.renewal import Grant
 from mqauth.wire import dpop, identity
@@ -102,10 +103,7 @@ class IdentityRequest:
             randomness=self._randomness,
         )  # fmt: skip
         headers = {"Authorization": f"{scheme} {credential}", "DPoP": proof}
-        answer = request(
-            self._endpoint, deadline=asking.deadline, context=self._context, dial=self._dial,
-            document={"sub": self._subject}, headers=headers, statuses=(200, *_REFUSALS), limit=MAX_ANSWER,
-        )  # fmt: skip
+        answer = self.post(headers, {"sub": self._subject}, asking.deadline)
         found = answer.document or {}
         if answer.status != 200:
             raise Refused(f"refused, {answer.status} {error_of(found)}", answer.retry_after)
@@ -118,6 +116,17 @@ class IdentityRequest:
             raise FetchFailed(f"it answered with no identity of ours: {error}") from error
         expect(self._subject == held.identity.subject == found.get("sub"), "it answered with another subject")
         return Grant(key=held, expires_in=expires, renew_in=renew)
+
+    def post(self, headers: Mapping[str, str], document: Mapping[str, str], deadline: Deadline) -> Response:
+        """Send the request, and return the authority's answer; an authority in this process answers in its place.
+
+        Raises:
+            FetchFailed: there is none.
+        """
+        return request(
+            self._endpoint, deadline=deadline, context=self._context, dial=self._dial, document=document,
+            headers=headers, statuses=(200, *_REFUSALS), limit=MAX_ANSWER,
+        )  # fmt: skip
 
 
 def _seconds(value: Any) -> int:
