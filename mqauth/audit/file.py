@@ -164,7 +164,11 @@ class AuditFile(AbstractContextManager["AuditFile"]):
         with self._lock:
             with refusing(OSError, "the record was not written", self._unavailable):
                 self._go_on()
-                self._append(record)
+                members = record.as_dict() | {"prev": self._hash}
+                digest = chain_hash(self._hash, members)
+                self._lines.append(strict_json.dumps(members | {"hash": digest}) + b"\n")
+                self._hash, self._chain = digest, self._chain or digest
+                self._records += 1
             if self._heads is not None and self._heads.due(self._records - self._tried):
                 self._sign()
 
@@ -179,14 +183,6 @@ class AuditFile(AbstractContextManager["AuditFile"]):
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
-
-    def _append(self, record: AuditRecord) -> None:
-        members = record.as_dict() | {"prev": self._hash}
-        digest = chain_hash(self._hash, members)
-        self._lines.append(strict_json.dumps(members | {"hash": digest}) + b"\n")
-        self._hash = digest
-        self._chain = self._chain or digest
-        self._records += 1
 
     def _go_on(self) -> None:
         """Begin a new file if this one is full, or if it was moved or deleted."""

@@ -159,20 +159,19 @@ class Observed:
             self.oldest = {}
         shown, room = [], MAX_BYTES
         for group, counted in sorted(groups.items(), key=lambda item: -item[1].number):
-            facts = _facts(group, counted)
+            said = {
+                name: harmless(value) if isinstance(value, str) else value
+                for name, value in group._asdict().items()
+                if value is not None
+            }
+            times = {"count": counted.number, "first": iso_time(counted.first), "last": iso_time(counted.last)}
+            facts = {"id": group.id, **said, **times}
             room -= len(strict_json.dumps(facts))
             if room > 0:
                 shown.append(facts)
             else:
                 other += counted.number
         return {**found, "groups": shown, "other": other}
-
-
-def _facts(group: Group, counted: _Count) -> dict[str, Any]:
-    said = {name: harmless(value) if isinstance(value, str) else value
-            for name, value in group._asdict().items() if value is not None}  # fmt: skip
-    times = {"count": counted.number, "first": iso_time(counted.first), "last": iso_time(counted.last)}
-    return {"id": group.id, **said, **times}
 
 
 def group_of(facts: Mapping[str, Any]) -> Group:

@@ -218,19 +218,15 @@ class MisuseWatch(_Wrapping):
                     self._on_alert(alert)
             except Exception as error:
                 emit("misuse.callback_failed", "an alert callback failed: %s", type(error).__name__)
-        return [self._record(alert, record) for alert in found]
-
-    def _record(self, alert: Alert, record: AuditRecord) -> AuditRecord:
-        return replace(
-            _fact_alone(record),
-            id=uuid7(self._clock, self._randomness),
-            verdict="alert",
-            reason=None,
-            detail=f"{alert.kind}, {alert.count} times",
-            dead_letter=None,
-            extra={name: record.extra[name] for name in ("rung",) if name in record.extra}
-            | {"alert": alert.as_dict(), "completed_by": record.id},
-        )
+        bare = replace(_fact_alone(record), verdict="alert", reason=None, dead_letter=None)
+        kept = {name: record.extra[name] for name in ("rung",) if name in record.extra}
+        return [
+            replace(
+                bare, id=uuid7(self._clock, self._randomness), detail=f"{alert.kind}, {alert.count} times",
+                extra=kept | {"alert": alert.as_dict(), "completed_by": record.id},
+            )
+            for alert in found
+        ]  # fmt: skip
 
 
 def close(sink: object) -> None:

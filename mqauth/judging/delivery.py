@@ -235,8 +235,12 @@ def _token_fields(delivery: Delivery) -> dict[str, Any]:
     candidate, rejection, verified = delivery.candidate, delivery.rejection, delivery.verified
     opened = None if candidate is None else candidate.token.opened
     proof = None if candidate is None else candidate.proof
+    try:
+        text: bytes | None = token_of(delivery.message)
+    except Rejection:
+        text = None
     return audit_records.token_fields(
-        _token(delivery.message),
+        text,
         None if opened is None else opened.kid,
         None if opened is None else opened.algorithm,
         None if candidate is None else candidate.token.claims,
@@ -245,10 +249,3 @@ def _token_fields(delivery: Delivery) -> dict[str, Any]:
         verified=verified is not None
         or (rejection is not None and delivery.unverified is None and rejection.reason in SIGNED_REASONS),
     )
-
-
-def _token(message: Message) -> bytes | None:
-    try:
-        return token_of(message)
-    except Rejection:
-        return None

@@ -24,10 +24,9 @@ from mqauth.errors import ConfigurationError, Reason, Unavailable, require
 from mqauth.flow import Flow, call, run
 from mqauth.judging.delivery import Delivery, Outcome
 from mqauth.judging.journal import Journal, few
-from mqauth.judging.judge import Judge
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow, Rule, local_rules, place_of_pattern
-from mqauth.judging.rollout import Rung, destinations_of
+from mqauth.judging.rollout import destinations_of
 from mqauth.judging.unverified import Verdict
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
@@ -129,7 +128,12 @@ def self_test(guard: Pipeline) -> SelfTest:
         }
         for what, message in hostile.items():
             delivery = guard.receive(message)
-            asked: Any = _judge_of(guard, message).prepare(delivery)
+            # Strictly also what a rung or an exemption lets through.
+            judge, rollout = guard.verdicts, guard.rollout
+            if rollout is not None and (rollout.is_lenient(message) or rollout.exemption(message) is not None):
+                judge = copy(judge)
+                judge.ladder = None
+            asked: Any = judge.prepare(delivery)
             if type(asked) is GeneratorType:
                 asked.close()
             if delivery.rejection is None:
@@ -155,7 +159,18 @@ def _honest(guard: Pipeline, rules: tuple[Rule, ...]) -> tuple[int, list[str]]:
         How many were handled, and what was not, for people.
     """
     key = Key.generate(subjects=[rule.subject for rule in rules])
-    twin, handled, condemned = _twin(guard, key, rules), 0, list[str]()
+    # It trusts one key, and has parts in memory.
+    verifier, policy = guard.verifier.under({STRANGER: KeySet([key])}), Allow(rules)
+    replay = MemoryReplayStore(2 * MOST, clock=guard.clock)
+    twin = Pipeline(
+        verifier=verifier, policy=policy, replay=replay, scope=guard.scope, lease=guard.lease,
+        attempts=guard.attempts, clock=guard.clock,
+    )  # fmt: skip
+    twin.journal = _Unlogged(
+        guard.clock, SYSTEM_RANDOMNESS, twin.scope_of, verifier=verifier, policy=policy, replay=replay, audit=None,
+        messages=False,
+    )  # fmt: skip
+    handled, condemned = 0, list[str]()
     tried = [(rule.subject, place_of_pattern(place)) for rule in rules for place in rule.destinations[:1]]
     for subject, place in tried:
         message = _signed(twin, place, key, STRANGER, subject)
@@ -187,19 +202,6 @@ def _places(rules: tuple[Rule, ...]) -> list[str]:
     """Return destinations that the rules admit, each once."""
     found = dict.fromkeys(place_of_pattern(pattern) for rule in rules for pattern in rule.destinations)
     return list(islice(found, MOST)) or list(_ANYWHERE)
-
-
-def _judge_of(guard: Pipeline, message: Message) -> Judge:
-    """Return what judges a message in this pipeline: strictly also what a rung or an exemption lets through."""
-    judge, rollout = guard.verdicts, guard.rollout
-    if rollout is None:
-        return judge
-    entry = rollout.entry(message.destination)
-    below = (entry is not None and entry.rung is not Rung.ENFORCE) or rollout.exemption(message) is not None
-    if below:
-        judge = copy(judge)
-        judge.ladder = None
-    return judge
 
 
 def _plain(verifier: Verifier, place: str) -> Message:
@@ -242,18 +244,3 @@ class _Unlogged(Journal):
     def deferred(self, delivery: Delivery, error: Unavailable, dead_letters: DeadLetterSink | None) -> Outcome:
         """Defer a delivery, and say nothing."""
         return delivery.defer(error)
-
-
-def _twin(guard: Pipeline, key: Key, rules: tuple[Rule, ...]) -> Pipeline:
-    """Return a pipeline with the same settings that trusts one key, and has parts in memory."""
-    verifier, policy = guard.verifier.under({STRANGER: KeySet([key])}), Allow(rules)
-    replay = MemoryReplayStore(2 * MOST, clock=guard.clock)
-    twin = Pipeline(
-        verifier=verifier, policy=policy, replay=replay, scope=guard.scope, lease=guard.lease,
-        attempts=guard.attempts, clock=guard.clock,
-    )  # fmt: skip
-    twin.journal = _Unlogged(
-        guard.clock, SYSTEM_RANDOMNESS, twin.scope_of, verifier=verifier, policy=policy, replay=replay, audit=None,
-        messages=False,
-    )  # fmt: skip
-    return twin

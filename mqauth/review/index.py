@@ -214,7 +214,10 @@ class Index(AbstractContextManager["Index"]):
         forms = [strict_json.dumps(json_form.to_form(letter.message)) for letter in letters]
         with self._lock:
             # Letters are counted into their groups; each has the number of its group.
-            named = [_kind(found) for found in readings]
+            named = [
+                (found.reason, found.issuer, harmless(found.kid or ""), found.subject, found.destination)
+                for found in readings
+            ]
             times: dict[_KindValues, list[float | None]] = {}
             for kind, found in zip(named, readings, strict=True):
                 times.setdefault(kind, []).append(found.time)
@@ -355,11 +358,6 @@ class Index(AbstractContextManager["Index"]):
             yield from rows
             with self._lock:
                 rows = cursor.fetchmany(_CHUNK)
-
-
-def _kind(reading: Reading) -> _KindValues:
-    kid = "" if reading.kid is None else harmless(reading.kid)
-    return reading.reason, reading.issuer, kid, reading.subject, reading.destination
 
 
 def _means_groups(wanted: Filter) -> bool:

@@ -61,7 +61,7 @@ class Memo(dict[K, V]):
         self._size = size
         self._capacity = capacity
         self._held = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __missing__(self, key: K) -> V:
         """Call the function, and remember what it returns."""
@@ -83,21 +83,18 @@ class Memo(dict[K, V]):
     def keep(self, key: K, value: V, size: int) -> None:
         """Remember a value of so many bytes, unless there is one already or it is larger than its share."""
         with self._lock:
-            if key not in self and self._charge(size):
+            if key not in self and self.charge(size):
                 self[key] = value
 
     def charge(self, size: int) -> bool:
         """Count bytes that are about to be kept inside a value; tell whether they may be kept."""
         with self._lock:
-            return self._charge(size)
-
-    def _charge(self, size: int) -> bool:
-        if size > self._capacity // _SHARE:
-            return False
-        if self._held + size > self._capacity:
-            self.clear()
-        self._held += size
-        return True
+            if size > self._capacity // _SHARE:
+                return False
+            if self._held + size > self._capacity:
+                self.clear()
+            self._held += size
+            return True
 
 
 class Recent(dict[K, V]):
