@@ -15,12 +15,14 @@ from typing import Any, Final
 from integration.services.opa import Agent
 from mqauth import OPA, Allow
 from mqauth.judging.policy import Decision
-from mqauth.policies.memory import DECISIONS, Decisions, Remembered, size_of
+from mqauth.policies.opa import MAX_MEMORY, Remembered
 from mqauth.policies.question import Question
 from mqauth.testing.policy_contract import PLACE, honest
+from mqauth.wire.memo import Recent, size_of
 
 POLICY: Final = 'package mqauth\ndefault allow := false\nallow if input.destination == "kafka:orders"\n'
 _ASKED: Final = 1000
+_DECISIONS: Final = 3000
 _ROUNDS: Final = 20
 _EACH: Final = 5000
 
@@ -58,8 +60,8 @@ def _memory() -> str:
     """Return what a full memory takes, measured and as it is counted."""
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    found = Decisions()
-    for number in range(DECISIONS):
+    found = Recent[Question, Remembered](MAX_MEMORY, lambda question, _: size_of(question))
+    for number in range(_DECISIONS):
         names = [f"{name}-{number}" for name in ("https://auth.example", "orders-api", "billing", "kafka:orders")]
         question = Question("direct", *names, f"scope-{number}", b"{}")
         found.keep(question, Remembered(float(number), Decision.ALLOW))

@@ -1,10 +1,16 @@
-"""Clock, ids and randomness: the only module of the core that asks the machine, so that tests can replace it."""
+"""Clock, ids and randomness: the only module of the core that asks the machine, so that tests can replace it.
+
+What waits after a failure waits by a ``Backoff``, and what leaves a service alone after one has a ``Pause``.
+"""
 
 from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from typing import Protocol
+
+from mqauth.errors import require
 
 
 class Clock(Protocol):
@@ -35,6 +41,76 @@ class SystemClock:
 
 SYSTEM_CLOCK: Clock = SystemClock()
 SYSTEM_RANDOMNESS: Randomness = os.urandom
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """How long what failed waits before each retry: exponential, without end.
+
+    Args:
+        first: longest first wait, seconds; later ones double.
+        longest: no wait is longer, seconds.
+
+    Raises:
+        ConfigurationError: a wait is not above 0, or the first is above the longest.
+    """
+
+    first: float = 0.5
+    longest: float = 30.0
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.first <= self.longest, "the first wait must be above 0 seconds, and not above the longest"
+        )
+
+    def step(self, failures: int) -> float:
+        """Return the longest wait, in seconds, after so many failures in a row."""
+        return min(self.first * 2.0 ** min(failures - 1, 60), self.longest)
+
+    def wait(self, failures: int, randomness: Randomness = SYSTEM_RANDOMNESS) -> float:
+        """Return the seconds to wait with equal jitter: between half of the step and the whole step.
+
+        Args:
+            failures: how many there were in a row, at least 1.
+            randomness: gives the jitter.
+        """
+        jitter = int.from_bytes(randomness(4), "big") / (1 << 32)
+        return self.step(failures) / 2 * (1 + jitter)
+
+
+class Pause:
+    """For how long nobody asks a service that failed; then one asks, and all others wait for its end.
+
+    Moments are monotonic seconds. It is not safe for threads to change.
+
+    Args:
+        backoff: its steps are the pauses.
+    """
+
+    def __init__(self, backoff: Backoff) -> None:
+        self._backoff = backoff
+        self.failures = 0
+        self.failing_since: float | None = None
+        self.until = self._from = float("-inf")
+
+    def begin(self, now: float, longest: float) -> bool:
+        """Tell whether a request may begin that takes ``longest`` seconds at most; after a failure one may."""
+        if now < self.until:
+            return False
+        if self.failures:
+            self.until = now + longest
+        return True
+
+    def failed(self, begun: float, now: float) -> None:
+        """Note that a request brought no answer; of several that were under way together only the first counts."""
+        if begun >= self._from:
+            self.failures += 1
+            self.failing_since = begun if self.failing_since is None else self.failing_since
+            self._from, self.until = now, now + self._backoff.step(self.failures)
+
+    def answered(self) -> None:
+        """Note that the service answers."""
+        self.failures, self.failing_since, self.until = 0, None, float("-inf")
 
 
 def uuid7(clock: Clock, randomness: Randomness) -> str:

@@ -97,20 +97,10 @@ class Waiting(Generic[R]):
     made: Callable[[], Awaitable[Any]] | None = None
 
 
-def call(function: Callable[P, R | Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> Flow[R]:
-    """Ask the runner for one call with positional arguments, and return its result."""
-    return (yield from either(function, None, *args, **kwargs))
-
-
-def either(
-    function: Callable[P, R | Awaitable[R]],
-    twin: Callable[P, R | Awaitable[R]] | None,
-    *args: P.args,
-    **kwargs: P.kwargs,
+def call(
+    function: Callable[..., R | Awaitable[R]], *args: Any, twin: Callable[..., R | Awaitable[R]] | None = None
 ) -> Flow[R]:
-    """Ask for a call that may block: ``run`` makes it, and ``arun`` makes its twin, if it has one."""
-    if kwargs:
-        raise TypeError("calls take positional arguments")
+    """Ask the runner for one call, and return its result; ``arun`` makes its twin, where the call may block."""
     return cast(R, (yield Call(function, args, twin=twin)))
 
 
@@ -256,11 +246,6 @@ def is_async(function: object) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 - an object's method, not callability, is asked for
     )
-
-
-def unwrapped(function: Any) -> Any:
-    """Return the function within those that ``functools.wraps`` has put around it."""
-    return inspect.unwrap(function)
 
 
 def requires_two(function: Callable[..., object]) -> bool:

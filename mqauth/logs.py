@@ -21,7 +21,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
-from types import FrameType
 from typing import Any, Final
 
 from mqauth.clock import Clock
@@ -34,8 +33,6 @@ KINDS: Final = 128
 """Kinds of lines that each event may have at a time; all others are of the kind ``other``."""
 EVERY: Final = 60.0
 """Seconds between two lines of one kind."""
-_FRAMES: Final = 30
-_CHAIN: Final = 4
 _OTHER: Final = ("other",)
 TOKEN: Final = re.compile(r"eyJ[A-Za-z0-9_\-]{8,}(?:[.~][A-Za-z0-9_\-]*)*")
 # Printable ASCII, and of Unicode what is not a control, a mark of direction, a separator, for private use, or
@@ -188,7 +185,18 @@ def emit(
 def error_fields(error: BaseException, *, messages: bool = True) -> dict[str, str]:
     """Return type, message and traceback of an exception, bounded and escaped."""
     kind = _type_of(error)
-    found = {"exception_type": kind, "exception_stacktrace": _traceback(error, messages)}
+    # The error and those it came from, the last one last, as Python writes it.
+    chain: list[str] = []
+    link: BaseException | None = error
+    while link is not None and len(chain) < 4:
+        frames = traceback.StackSummary.extract(traceback.walk_tb(link.__traceback__), limit=-30)
+        said = f": {_message(link)}" if messages else ""
+        # The lines of source are the service's own; a token in one is a mistake all the same.
+        lines = TOKEN.sub("<token>", "".join(frames.format()))
+        chain.append(f"Traceback (most recent call last):\n{lines}{_type_of(link)}{said}")
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    trace = "\n\nIt was raised while this was handled:\n\n".join(reversed(chain))
+    found = {"exception_type": kind, "exception_stacktrace": trace}
     return found | ({"exception_message": _message(error)} if messages else {})
 
 
@@ -214,14 +222,10 @@ def place_of(error: BaseException) -> str:
 def _their_frames(error: BaseException) -> Iterator[tuple[str, str, str]]:
     """Yield module, function, and file and line of the frames that belong to the handler, the innermost last."""
     for frame, line in traceback.walk_tb(error.__traceback__):
-        module = _module_of(frame)
+        module = str(frame.f_globals.get("__name__", "?"))
         if module.partition(".")[0] not in _NOT_THEIRS:
             name = frame.f_code.co_filename.replace("\\", "/").rpartition("/")[2]
             yield module, frame.f_code.co_qualname, f"{name}:{line}"
-
-
-def _module_of(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", "?"))
 
 
 def _type_of(error: BaseException) -> str:
@@ -236,20 +240,6 @@ def _message(error: BaseException) -> str:
     except Exception:
         return "?"
     return harmless(TOKEN.sub("<token>", text), MAX_MESSAGE)
-
-
-def _traceback(error: BaseException, messages: bool) -> str:
-    """Return the traceback of an exception and of those it came from, the last one last, as Python writes it."""
-    chain: list[str] = []
-    found: BaseException | None = error
-    while found is not None and len(chain) < _CHAIN:
-        frames = traceback.StackSummary.extract(traceback.walk_tb(found.__traceback__), limit=-_FRAMES)
-        said = f": {_message(found)}" if messages else ""
-        # The lines of source are the service's own; a token in one is a mistake all the same.
-        lines = TOKEN.sub("<token>", "".join(frames.format()))
-        chain.append(f"Traceback (most recent call last):\n{lines}{_type_of(found)}{said}")
-        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
-    return "\n\nIt was raised while this was handled:\n\n".join(reversed(chain))
 
 
 @dataclass(slots=True)
@@ -290,8 +280,18 @@ class Rate:
         with self._lock:
             kinds = self._kinds.setdefault(event, {})
             found = kinds.get(kind)
-            if found is None and len(kinds) >= KINDS and not self._has_room(event, kinds, now):
-                kind, found = _OTHER, kinds.get(_OTHER)
+            if found is None and len(kinds) >= KINDS:
+                full = now < self._full_until.get(event, 0.0)
+                if not full:
+                    # The kinds that were silent for a minute are forgotten.
+                    for silent in [
+                        name for name, lines in kinds.items() if now >= lines.ends and not lines.left_out
+                    ]:
+                        del kinds[silent]
+                    self._full_until[event] = min((lines.ends for lines in kinds.values()), default=0.0)
+                    full = len(kinds) >= KINDS
+                if full:
+                    kind, found = _OTHER, kinds.get(_OTHER)
             if found is None or (now >= found.ends and not found.left_out):
                 kinds[kind] = _Kind(now + EVERY)
                 return True
@@ -325,15 +325,6 @@ class Rate:
                     elif lines.left_out:
                         self._due = min(self._due, lines.ends)
         return found
-
-    def _has_room(self, event: str, kinds: dict[tuple[object, ...], _Kind], now: float) -> bool:
-        """Forget the kinds of an event that were silent for a minute; return whether a new one has room."""
-        if now < self._full_until.get(event, 0.0):
-            return False
-        for kind in [kind for kind, lines in kinds.items() if now >= lines.ends and not lines.left_out]:
-            del kinds[kind]
-        self._full_until[event] = min((lines.ends for lines in kinds.values()), default=0.0)
-        return len(kinds) < KINDS
 
 
 class AddMessage(logging.Filter):

@@ -24,7 +24,6 @@ LARGE_BODY: Final = 256 * 1024
 """Bytes of a body that is signed alone: a leaf hashes it twice, which costs more than a signature."""
 SPARE: Final = 30
 """Seconds by which an identity outlives each token that it proves; less where it lives for under 3 minutes."""
-_ATTEMPTS: Final = 3
 
 
 @dataclass(slots=True, eq=False)  # not frozen: that would be a tenth of what a message costs
@@ -100,7 +99,11 @@ class Signer:
             f"lifetime is 1 to {MAX_LIFETIME} whole seconds",
         )
         require(not isinstance(cover, str), "cover is a list of names: a text would cover its letters")
-        self._key_now = _source(key)
+        if isinstance(key, SigningKeySource):
+            self._key_now: Callable[[], SigningKey] = key.signing_key
+        else:
+            fixed = jws.LocalSigningKey(key) if isinstance(key, Key) else key
+            self._key_now = lambda: fixed
         self._blocks = getattr(key, "blocking", False) is True
         self._is_identity = getattr(key, "is_identity", False) is True
         self._build = workload.build if self._is_identity else claims.build
@@ -109,7 +112,13 @@ class Signer:
         self.subject = subject
         self.lifetime = lifetime
         self._audience = audience
-        self._audiences = _check_audiences(audiences or {})
+        self._audiences = dict(audiences or {})
+        for place, name in self._audiences.items():
+            _check_names(audience=name)
+            try:
+                destination.parse(place)
+            except MalformedMessage as error:
+                raise ConfigurationError(f"audiences: {place!r}: {error}") from error
         self._left = HeaderNames("leave_unsigned", leave_unsigned)
         self._cover = None if cover is None else tuple(dict.fromkeys(cover))
         self._clock = clock
@@ -179,7 +188,13 @@ class Signer:
         for places in groups.values():
             for at in range(0, len(places), MAX_BATCH):
                 part = places[at : at + MAX_BATCH]
-                found_tokens |= zip(part, self._group_tokens([prepared[place] for place in part]), strict=True)
+                group = [prepared[place] for place in part]
+                made = [self._single_token(group[0].message)] if len(group) == 1 else self._batch_tokens(group)
+                tokens: Sequence[str | MalformedMessage] = made
+                if max(map(len, made)) > jws.MAX_TOKEN:
+                    why = f"the token is over {jws.MAX_TOKEN} bytes: cover fewer headers"
+                    tokens = [MalformedMessage(why)] * len(group)
+                found_tokens |= zip(part, tokens, strict=True)
         return [found_tokens[place] for place in range(len(prepared))]
 
     def sign_many(self, messages: Iterable[Message]) -> list[Message]:
@@ -226,13 +241,6 @@ class Signer:
         times = (b"%d" % now, b"%d" % (now + self.lifetime))
         return self._token(template.fill(single.pieces, *times, self._jti(), digests))
 
-    def _group_tokens(self, group: list[Prepared]) -> Sequence[str | MalformedMessage]:
-        """Return the token headers of one group under one signature, or why each has none."""
-        found = [self._single_token(group[0].message)] if len(group) == 1 else self._batch_tokens(group)
-        if max(map(len, found)) > jws.MAX_TOKEN:
-            return [MalformedMessage(f"the token is over {jws.MAX_TOKEN} bytes: cover fewer headers")] * len(group)
-        return found
-
     def _batch_tokens(self, group: list[Prepared]) -> list[str]:
         """Return the token of a batch, each time with another proof."""
         audience, names = group[0].group
@@ -246,7 +254,7 @@ class Signer:
 
     def _token(self, payload: bytes) -> str:
         """Return a token; its header and its signature are of one key, also while keys rotate."""
-        for _ in range(_ATTEMPTS):
+        for _ in range(3):
             with suppress(KeyChanged):
                 if self._is_identity:
                     return workload.compact(payload, self._workload_key())
@@ -267,14 +275,28 @@ class Signer:
         """Return the key that signs now; one that was not seen before must speak for the subject."""
         key = self._key_now()
         if key is not self._checked:
-            _check_key(key, self.subject)
+            # what cannot sign, what signs tokens nobody could accept, and a key that names other subjects only
+            signs = callable(getattr(key, "sign", None))
+            require(signs, "the key cannot sign: for a keystore folder use mqauth.ActiveKey")
+            known = getattr(key, "algorithm", None) in ALGORITHMS
+            require(known, f"the key's algorithm is none of {', '.join(ALGORITHMS)}")
+            kid = claims.is_name(getattr(key, "kid", None), 1, MAX_KID)
+            require(kid, f"the key's kid is text of 1 to {MAX_KID} characters")
+            subjects = getattr(key, "subjects", None)
+            require(subjects is None or self.subject in subjects, "the key does not speak for this subject")
             require(
                 self._is_identity == isinstance(key, WorkloadKey)
                 and (not isinstance(key, WorkloadKey) or key.identity.trust_domain == self.issuer),
                 "the issuer of an identity is its trust domain, and its key comes as IdentityKey or WITKey",
             )
-            if isinstance(key, WorkloadKey):
-                _check_life(key.identity, self.lifetime)
+            if isinstance(key, WorkloadKey) and key.identity.issued is not None:
+                # It is renewed at half its life, and has to prove tokens until then.
+                life, spare = key.identity.expires - key.identity.issued, _spare(key.identity)
+                require(
+                    2 * (self.lifetime + spare) <= life,
+                    f"lifetime is {self.lifetime} s; with {spare} s to spare it must be at most half of the"
+                    f" identity's {life} s",
+                )
             self._checked = key
         return key
 
@@ -310,39 +332,6 @@ def _with_token(message: Message, token: str) -> Message:
     )  # fmt: skip
 
 
-def _source(key: Key | SigningKey | SigningKeySource) -> Callable[[], SigningKey]:
-    """Return the function that tells which key signs now."""
-    if isinstance(key, SigningKeySource):
-        return key.signing_key
-    fixed = jws.LocalSigningKey(key) if isinstance(key, Key) else key
-    return lambda: fixed
-
-
-def _check_key(key: SigningKey, subject: str) -> None:
-    """Refuse what cannot sign, what signs tokens nobody could accept, and a key that names other subjects only."""
-    require(
-        callable(getattr(key, "sign", None)), "the key cannot sign: for a keystore folder use mqauth.ActiveKey"
-    )
-    require(
-        getattr(key, "algorithm", None) in ALGORITHMS, f"the key's algorithm is none of {', '.join(ALGORITHMS)}"
-    )
-    require(
-        claims.is_name(getattr(key, "kid", None), 1, MAX_KID),
-        f"the key's kid is text of 1 to {MAX_KID} characters",
-    )
-    subjects = getattr(key, "subjects", None)
-    require(subjects is None or subject in subjects, "the key does not speak for this subject")
-
-
-def _check_life(found: Identity, lifetime: int) -> None:
-    """Refuse tokens that live so long that an identity proves none at half its life, when it is renewed."""
-    life, spare = None if found.issued is None else found.expires - found.issued, _spare(found)
-    require(
-        life is None or 2 * (lifetime + spare) <= life,
-        f"lifetime is {lifetime} s; with {spare} s to spare it must be at most half of the identity's {life} s",
-    )
-
-
 def _spare(found: Identity) -> int:
     """Return the seconds by which an identity outlives each token; a sixth of its life, if that is less."""
     return SPARE if found.issued is None else min(SPARE, (found.expires - found.issued) // 6)
@@ -351,13 +340,3 @@ def _spare(found: Identity) -> int:
 def _check_names(**names: object) -> None:
     for name, value in names.items():
         require(claims.is_name(value), f"{name} is text of 1 to {claims.MAX_NAME} characters")
-
-
-def _check_audiences(audiences: Mapping[str, str]) -> dict[str, str]:
-    for place, audience in audiences.items():
-        _check_names(audience=audience)
-        try:
-            destination.parse(place)
-        except MalformedMessage as error:
-            raise ConfigurationError(f"audiences: {place!r}: {error}") from error
-    return dict(audiences)

@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from mqauth.errors import ConfigurationError, Unavailable
+from mqauth.keystore.reference import TIMEOUT
 from mqauth.keystore.reference.awskms import KmsKey, Place, client_of
-from mqauth.keystore.reference.key import TIMEOUT, open_holder
+from mqauth.keystore.reference.key import open_holder
 from mqauth.wire import jws
 from mqauth.wire.keys import Key
 

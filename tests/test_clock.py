@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 
-from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, uuid7
+from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Backoff, Pause, uuid7
 from mqauth.testing import FakeClock
 
 
@@ -42,3 +42,24 @@ def test_the_system_clock_reads_wall_and_monotonic_time() -> None:
     before, steady = time.time(), time.monotonic()
     assert before <= SYSTEM_CLOCK.now() <= time.time()
     assert steady <= SYSTEM_CLOCK.monotonic() <= time.monotonic()
+
+
+def test_one_asks_for_all_after_a_pause() -> None:
+    """Once the pause is over one request begins; others wait for what becomes of it."""
+    pause = Pause(Backoff(first=1, longest=30))
+    assert pause.begin(0.0, 0.5)
+    pause.failed(0.0, 0.5)
+    assert not pause.begin(1.0, 0.5)
+    assert pause.begin(1.5, 0.5)
+    assert not pause.begin(1.6, 0.5)
+    pause.answered()
+    assert pause.begin(1.7, 0.5)
+    assert pause.begin(1.7, 0.5)
+
+
+def test_failures_together_count_once() -> None:
+    """Requests that were under way together and fail make one failure."""
+    pause = Pause(Backoff(first=1, longest=30))
+    for _ in range(4):
+        pause.failed(0.0, 0.5)
+    assert (pause.failures, pause.until) == (1, 1.5)

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from mqauth.audit.file import AuditFile
+from mqauth.clock import Backoff
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.log_work import LogWork
-from mqauth.delivery.partition import Backoff, Partition
+from mqauth.delivery.partition import Partition
 from tests.kit import delivery_contract
 from tests.kit.delivery_contract import LogDeliveryContract, LogPlay
 from tests.log_broker import Confirmed, MemoryLogStage, kafka_repair

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from integration.scale import nightly
+from mqauth.clock import Backoff
 from mqauth.delivery.assignment import COMMIT_RETRY, RENEWAL, Assignment
-from mqauth.delivery.partition import Backoff, ClientCalls, Partition, offset_of
+from mqauth.delivery.partition import ClientCalls, Partition, offset_of
 from mqauth.delivery.start import Committed, Start
 from mqauth.errors import Cause
 from mqauth.judging.pipeline import Outcome, Step, Verdict

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from mqauth.delivery.hold import HeldDelivery
-from mqauth.delivery.window import DEATHS_IN_A_ROW, OUTAGE_AFTER, PROBE_WAIT, RESTORE_AFTER, Window
+from mqauth.delivery.window import DEATHS_IN_A_ROW, OUTAGE_AFTER, PROBES, RESTORE_AFTER, Window
 from mqauth.errors import Cause
 from mqauth.judging.pipeline import Outcome, Step
 from mqauth.testing import FakeClock
@@ -138,9 +138,9 @@ def test_stalls_in_a_row_are_probed_ever_more_slowly() -> None:
         waits.append(stand.window.probe_wait)
         stand.window.go_on()
         stand.window.settled(deferred(ALL))
-    assert waits == [2 * PROBE_WAIT, 4 * PROBE_WAIT, 8 * PROBE_WAIT]
+    assert waits == [2 * PROBES.first, 4 * PROBES.first, 8 * PROBES.first]
     stand.window.settled(ACCEPTED)
-    assert stand.window.probe_wait == PROBE_WAIT
+    assert stand.window.probe_wait == PROBES.first
 
 
 def test_three_deaths_in_a_row_narrow_the_window(caplog: pytest.LogCaptureFixture) -> None:

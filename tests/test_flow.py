@@ -183,10 +183,10 @@ async def test_a_call_that_may_block_is_not_made_while_beginning() -> None:
     def blocks(_: str) -> str:
         raise AssertionError("it would block the loop")
 
-    found = flow.begin(flow.either(blocks, later, "v"))
+    found = flow.begin(flow.call(blocks, "v", twin=later))
     assert isinstance(found, flow.Waiting)
     assert await flow.resume(found) == "v"
-    plain = flow.begin(flow.either(blocks, str.upper, "v"))
+    plain = flow.begin(flow.call(blocks, "v", twin=str.upper))
     assert isinstance(plain, flow.Waiting)
     assert await flow.resume(plain) == "V"
 
@@ -298,12 +298,6 @@ async def test_cancelling_a_handler_cancels_it() -> None:
         await task
 
 
-def test_calls_take_positional_arguments() -> None:
-    """A keyword would be lost on the way to the runner, so it is refused."""
-    with pytest.raises(TypeError):
-        flow.run(flow.call(lambda value: value, value=1))
-
-
 @pytest.mark.parametrize(
     "settings",
     [{"limit": 0}, {"limit": 101}, {"limit": -1}, {"wait": -0.1}, {"wait": 6.0}, {"wait": math.nan},
@@ -345,13 +339,11 @@ def test_asynchronous_plugins_are_refused_by_name() -> None:
 
 
 def test_a_twin_serves_event_loops() -> None:
-    """run makes the call itself, arun its twin, or the call where it has none; keywords are refused."""
+    """run makes the call itself, arun its twin, or the call where it has none."""
     twin = lambda value: later(value * 2)  # noqa: E731
-    assert flow.run(flow.either(lambda value: value, twin, 1)) == 1
-    assert asyncio.run(flow.arun(flow.either(lambda value: value, twin, 1))) == 2
-    assert asyncio.run(flow.arun(flow.either(lambda value: value, None, 1))) == 1
-    with pytest.raises(TypeError):
-        flow.run(flow.either(lambda value: value, None, value=1))
+    assert flow.run(flow.call(lambda value: value, 1, twin=twin)) == 1
+    assert asyncio.run(flow.arun(flow.call(lambda value: value, 1, twin=twin))) == 2
+    assert asyncio.run(flow.arun(flow.call(lambda value: value, 1))) == 1
 
 
 async def test_settled_results_are_returned_and_awaitables_awaited() -> None:

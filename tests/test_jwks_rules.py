@@ -11,8 +11,9 @@ import pytest
 from mqauth.errors import ConfigurationError
 from mqauth.keystore.remote import rules
 from mqauth.keystore.remote.events import Event, EventKind
-from mqauth.keystore.remote.rules import AbsentKids, Answer, Cache, Limits, Ruling, merge
+from mqauth.keystore.remote.rules import ABSENT_KIDS, Answer, Cache, Limits, Ruling, merge
 from mqauth.wire.keys import Cutoff, Key, KeySet, Revocation
+from mqauth.wire.memo import Recent
 
 KEYS = [Key.generate() for _ in range(6)]
 A, B, C, D, E, F = KEYS
@@ -44,7 +45,7 @@ def ruling(
     cache: Cache, *, now: float, received: float | None = None, kid: str = NOBODY, **changes: Any
 ) -> Ruling:
     """Rule on a kid of a message received now, unless told otherwise."""
-    absent, limits = changes.pop("absent", AbsentKids()), changes.pop("limits", LIMITS)
+    absent, limits = changes.pop("absent", Recent[str, float](ABSENT_KIDS)), changes.pop("limits", LIMITS)
     since = now if received is None else received
     return rules.rule(cache, kid, received=since, now=now, limits=limits, absent=absent)
 
@@ -262,29 +263,17 @@ def test_a_set_past_max_stale_does_not_judge() -> None:
 
 def test_kids_asked_for_in_vain_are_remembered_for_a_minute() -> None:
     """An unknown kid that an answer lacked is not asked for again within 60 s; another kid is."""
-    cache, absent = fetched(A), AbsentKids()
-    absent.add(NOBODY, 40)
+    cache, absent = fetched(A), Recent[str, float](ABSENT_KIDS)
+    absent.keep(NOBODY, 40)
     assert ruling(cache, now=99.999, absent=absent) is Ruling.ANSWER
     assert ruling(cache, now=100, absent=absent) is Ruling.ASK
     assert ruling(cache, now=50, kid="other", absent=absent) is Ruling.ASK
 
 
-def test_the_memory_of_absent_kids_is_bounded() -> None:
-    """10,000 random kids leave 128 remembered, the latest ones; a change of the set forgets all."""
-    absent = AbsentKids()
-    for number in range(10_000):
-        absent.add(str(number), 0)
-    assert len(absent) == 128
-    assert absent.has("9999", 1)
-    assert not absent.has("9871", 1)
-    absent.clear()
-    assert len(absent) == 0
-
-
 @pytest.mark.parametrize("outage", [False, True])
 def test_a_flood_of_random_kids_costs_the_issuer_one_attempt_in_half_a_minute(outage: bool) -> None:
     """100 random kids a second for ten minutes cause at most 21 attempts, with the issuer up and down."""
-    cache, attempts, absent = fetched(A), 0, AbsentKids()
+    cache, attempts, absent = fetched(A), 0, Recent[str, float](ABSENT_KIDS)
     for tick in range(60_000):
         now = 30 + tick / 100
         if ruling(cache, now=now, kid=str(tick), absent=absent) is Ruling.ASK:

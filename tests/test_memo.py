@@ -15,7 +15,7 @@ import pytest
 from mqauth.errors import MalformedMessage, Rejection
 from mqauth.judging.policy import Allow, Decision
 from mqauth.wire import base64url, destination, jws
-from mqauth.wire.memo import Memo, size_of
+from mqauth.wire.memo import Memo, Recent, size_of
 
 
 def counted() -> tuple[list[str], Memo[str, str]]:
@@ -171,3 +171,28 @@ def test_a_key_is_counted_with_all_it_holds() -> None:
     assert size_of(("a", ("b",))) == size_of(("a", "b")) > size_of("a")
     assert size_of("a" * 1000) > 1000
     assert size_of((None, True, 5)) > size_of(())
+
+
+def test_the_oldest_entries_are_forgotten() -> None:
+    """The latest entries stay within the bound; what is kept again is the newest, and counts once."""
+    recent = Recent[str, int](5, lambda _key, size: size)
+    for key, size in (("a", 2), ("b", 2), ("a", 2), ("c", 2)):
+        recent.keep(key, size)
+    assert (list(recent), recent.held) == (["a", "c"], 4)
+    assert (recent.drop("a"), recent.drop("a"), recent.held) == (2, None, 2)
+    recent.keep("large", 9)
+    assert list(recent) == ["large"]
+    recent.clear()
+    assert (len(recent), recent.held) == (0, 0)
+
+
+def test_who_has_the_most_entries_loses_one() -> None:
+    """Of several owners the one with the most entries loses its oldest; the others keep theirs."""
+    recent = Recent[str, int](4, owner=lambda key: key[0])
+    for key in ("b1", "a1", "a2", "a3", "a4"):
+        recent.keep(key, 0)
+    assert list(recent) == ["b1", "a2", "a3", "a4"]
+    recent.drop("b1")
+    recent.keep("c1", 0)
+    recent.keep("a5", 0)
+    assert list(recent) == ["a3", "a4", "c1", "a5"]

@@ -22,7 +22,7 @@ SAMPLE: Final = (
         '_require(type(value) is int and value >= 0, f"{name} is no time in whole seconds")', "GtE to Gt", 1),
     Key("wire.claims", "_header_names", "return tuple(value)", "returns None", 1),
     Key("wire.envelope", "_scalar", 'return b"t\\x01" if value else b"t\\x00"', "condition negated", 1),
-    Key("wire.strict_json", "_float", 'raise StrictJSONError("a number that overflows")', "removed", 1),
+    Key("wire.strict_json", "_float", 'raise StrictJSONError("a number that is not finite")', "removed", 1),
     Key("judging.token", "Times.check", "if claims.iat > moment + self.leeway:", "Gt to GtE", 1),
     Key("judging.verifier", "Verifier._check_user", "if expected != claims.sub:", "NotEq to Eq", 1),
     Key("replay.rules", "judge", "if entry.place != request.place:", "NotEq to Eq", 1),

@@ -24,10 +24,8 @@ from mqauth.flow import arun, run
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.rollout import Rollout, RolloutEntry, Rung
 from mqauth.judging.selftest import at_start, starting
-from mqauth.policies import memory
-from mqauth.policies.memory import CAPACITY, DECISIONS, Decisions, Pause, Remembered, size_of
-from mqauth.policies.opa import version_of
-from mqauth.policies.question import Question, question_of
+from mqauth.policies.opa import MAX_MEMORY, version_of
+from mqauth.policies.question import question_of
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge, IdentityForge
 from mqauth.testing.policy_contract import ELSEWHERE, PLACE, honest
@@ -256,48 +254,27 @@ def test_an_answer_without_a_decision_says_nothing_of_bundles(agent: Agent) -> N
     assert opa.remembered(honest()) is ALLOW
 
 
-def question(number: int, size: int = 10) -> Question:
-    """Return one of many questions."""
-    return Question("direct", "i" * size, f"{number}", "a", "kafka:orders", "s", b"{}")
+def test_the_memory_is_bounded_in_bytes(agent: Agent) -> None:
+    """Whoever varies long routing keys fills no memory: the oldest decision is asked for again."""
+    opa, length = agent.opa(), 2048
+    places = [f"kafka:{number}-{'x' * length}" for number in range(MAX_MEMORY // (4 * length))]
+    for place in places:
+        opa.decide(honest(destination=place))
+    assert 0 < opa.health().remembered < len(places)
+    assert [opa.remembered(honest(destination=place)) for place in (places[0], places[-1])] == [None, DENY]
 
 
-def test_the_memory_is_bounded_in_number() -> None:
-    """It holds 4,096 decisions, and forgets the oldest first."""
-    found = Decisions()
-    for number in range(DECISIONS + 100):
-        found.keep(question(number), Remembered(1.0, ALLOW))
-    assert len(found) == DECISIONS
-    assert next(iter(found)) == question(100)
-
-
-def test_the_memory_is_bounded_in_bytes() -> None:
-    """Long names take the room of several short ones, and what is held is what its questions take."""
-    found = Decisions()
-    for number in range(DECISIONS):
-        found.keep(question(number, 4096), Remembered(1.0, ALLOW))
-    assert len(found) < DECISIONS / 4
-    assert found.held == sum(map(size_of, found)) <= CAPACITY
-    found.clear()
-    assert (len(found), found.held) == (0, 0)
-
-
-def test_who_varies_routing_keys_pushes_out_no_other_decision() -> None:
+def test_who_varies_routing_keys_pushes_out_no_other_decision(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A producer that asks for more places than there is room for forgets its own; an honest one is remembered."""
-    found = Decisions()
-    found.keep(question(1), Remembered(1.0, ALLOW))
-    for number in range(2 * DECISIONS):
-        found.keep(question(2)._replace(destination=f"rabbitmq:shop/{number}"), Remembered(1.0, DENY))
-    assert len(found) == DECISIONS
-    assert question(1) in found
-
-
-def test_what_is_asked_again_is_the_newest() -> None:
-    """A question that is answered again takes its room once, and is forgotten last."""
-    found = Decisions()
-    for number in (1, 2, 1):
-        found.keep(question(number), Remembered(1.0, DENY))
-    assert list(found) == [question(2), question(1)]
-    assert found.held == size_of(question(1)) + size_of(question(2))
+    monkeypatch.setattr("mqauth.policies.opa.MAX_MEMORY", 64 * 1024)
+    opa = agent.opa()
+    opa.decide(honest())
+    for number in range(200):
+        opa.decide(honest(subject="stock-api", destination=f"rabbitmq:shop/{number}"))
+    assert 0 < opa.health().remembered < 200
+    assert opa.remembered(honest()) is ALLOW
 
 
 # Outages.
@@ -324,28 +301,6 @@ def test_nobody_asks_for_a_while_after_a_failure(agent: Agent) -> None:
     clock.advance(1)
     agent.away = False
     assert opa.decide(honest(destination=ELSEWHERE)) is DENY
-
-
-def test_one_asks_for_all_after_a_pause() -> None:
-    """Once the pause is over one request begins; others wait for what becomes of it."""
-    pause = Pause()
-    assert pause.begin(0.0, 0.5)
-    pause.failed(0.0, 0.5, "x")
-    assert not pause.begin(1.0, 0.5)
-    assert pause.begin(1.5, 0.5)
-    assert not pause.begin(1.6, 0.5)
-    pause.answered()
-    assert pause.begin(1.7, 0.5)
-    assert pause.begin(1.7, 0.5)
-
-
-def test_failures_together_count_once() -> None:
-    """Requests that were under way together and fail make one failure."""
-    pause = Pause()
-    for _ in range(4):
-        pause.failed(0.0, 0.5, "x")
-    assert pause.failures == 1
-    assert memory.pause_after(1) == 1.0
 
 
 def test_one_question_without_a_decision_holds_nobody_else_up(agent: Agent) -> None:

@@ -59,7 +59,7 @@ def of(world: Ladder, verdict: str) -> list[dict[str, Any]]:
 
 
 class TestCounting:
-    """Groups by the summary of Misra and Gries."""
+    """Groups, and what has no place among them."""
 
     def test_nothing_is_lost_and_memory_is_bounded(self) -> None:
         """Of 100,000 messages of 50,000 names no count is lost, and a record has at most 64 KiB."""
@@ -77,11 +77,11 @@ class TestCounting:
         assert counts.take()["groups"] == []
 
     def test_a_rare_producer_in_a_flood_is_in_other(self) -> None:
-        """A flood can push it out of sight, and then ``other`` is not 0."""
+        """A flood can keep it out of sight, and then ``other`` is not 0."""
         counts = Observed()
-        counts.would(KAFKA, Group("token_missing", KAFKA, app="rare"), 0.0)
         for number in range(3000):
             counts.would(KAFKA, Group("token_missing", KAFKA, app=f"flood-{number}"), 0.0)
+        counts.would(KAFKA, Group("token_missing", KAFKA, app="rare"), 0.0)
         taken = counts.take()
         assert "rare" not in [group.get("app") for group in taken["groups"]]
         assert taken["other"] > 0

@@ -296,7 +296,7 @@ def test_staleness_ends_before_consumers_refuse(world: World) -> None:
     world.clock.advance(600)
     signer.sign(MESSAGE)
     world.rotate()
-    retired = world.store.ring().keys[0].published
+    retired = world.store.ring().published[0]
     world.break_keyset()
     last = last_signed(signer, world.clock)
     assert retired.expires is not None

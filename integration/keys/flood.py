@@ -23,7 +23,7 @@ from integration.keys.scene import until
 from integration.keyserver import KeyServer
 from integration.services import Kafka
 from mqauth import JWKS, AuditFile, MemoryReplayStore, Message, Outcome, Pipeline, Signer, Verdict, Verified
-from mqauth.delivery.partition import Backoff
+from mqauth.clock import Backoff
 from mqauth.keystore.remote import rules as jwks_rules
 from mqauth.testing.forge import ISSUER, SUBJECT, Forge
 

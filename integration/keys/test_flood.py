@@ -9,7 +9,7 @@ import pytest
 from integration.keys.flood import HONEST_EVERY, Bounds, flood
 from integration.scale import nightly
 from integration.services import Kafka
-from mqauth.delivery.partition import Backoff
+from mqauth.clock import Backoff
 from mqauth.keystore.remote import rules as jwks_rules
 
 MESSAGES = nightly(10_000, otherwise=2_000)

@@ -166,7 +166,11 @@ def verify_chain(
         ConfigurationError: a file cannot be read.
     """
     paths = [Path(files)] if isinstance(files, str | Path) else [Path(name) for name in files]
-    read = _Reading(_by_chain(heads or ()))
+    # Two heads that disagree are both kept. After somebody cut and rewrote the tail, the honest writer itself
+    # signs the second one.
+    read = _Reading({})
+    for head in heads or ():
+        read.heads.setdefault(head.chain, {}).setdefault(head.records, set()).add(head.hash)
     if continued and (begun := next(read_lines(paths), None)) is not None:
         read.resume(begun.prev)
     torn: Line | None = None
@@ -257,16 +261,6 @@ def _line(raw: bytes, number: int, file: str) -> Line:
     body, prev, own = found.groups()
     digest = hashlib.sha256(prev + body + b"}").hexdigest()
     return Line(number, file, digest == own.decode("ascii"), prev.decode("ascii"), own.decode("ascii"))
-
-
-def _by_chain(heads: Iterable[Head]) -> dict[str, dict[int, set[str]]]:
-    """Return the hashes of the heads by chain and number of records."""
-    # Two heads that disagree are both kept. After somebody cut and rewrote the tail, the honest writer itself
-    # signs the second one.
-    found: dict[str, dict[int, set[str]]] = {}
-    for head in heads:
-        found.setdefault(head.chain, {}).setdefault(head.records, set()).add(head.hash)
-    return found
 
 
 def _bad(line: Line, what: str) -> ChainReport:

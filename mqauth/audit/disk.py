@@ -114,8 +114,11 @@ class LineFile:
         self._torn = False
         with file_errors(path):
             self._descriptor = open_private(path, _FLAGS)
+            busy = f"{path}: another process writes it: stop that, or put {{pid}} into the name"
             with undone_on_error(os.close, self._descriptor):
-                self._lock()
+                with refusing(BlockingIOError, busy):
+                    fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                sync_folder(path)
         self.end = self._size()
 
     @property
@@ -129,7 +132,15 @@ class LineFile:
         Raises:
             OSError: the disk refused, or the file is closed.
         """
-        self._settle_end()
+        size = self._size()
+        if size > self.end and self._torn:
+            os.ftruncate(self._descriptor, self.end)
+        elif size != self.end:
+            # Foreign lines are kept: they are evidence, and the chain shows that they do not belong.
+            emit(
+                "audit.changed", "%s: somebody else changed this file: %d bytes, not %d", self.path, size, self.end
+            )
+            self.end = size
         self._torn = True
         _append(self._descriptor, line, self.end, fsync=self._fsync)
         self._torn = False
@@ -155,28 +166,6 @@ class LineFile:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    def _lock(self) -> None:
-        with refusing(
-            BlockingIOError, f"{self.path}: another process writes it: stop that, or put {{pid}} into the name"
-        ):
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        sync_folder(self.path)
-
-    def _settle_end(self) -> None:
-        """Remove a torn line; where somebody else changed the file, log that and continue at its end."""
-        size = self._size()
-        if size == self.end:
-            return
-        if self._torn and size > self.end:
-            os.ftruncate(self._descriptor, self.end)
-        else:
-            # Foreign lines are kept: they are evidence, and the chain shows that they do not belong.
-            emit(
-                "audit.changed", "%s: somebody else changed this file: %d bytes, not %d", self.path, size, self.end
-            )
-            self.end = size
-        self._torn = False
 
     def _size(self) -> int:
         return os.fstat(self._descriptor).st_size

@@ -125,7 +125,19 @@ class AuditFile(AbstractContextManager["AuditFile"]):
         self._lines = LineFile(self.path, fsync=fsync)
         # Otherwise the lock of a file that is refused would outlive the refusal.
         with undone_on_error(self._lines.close):
-            self._hash = self._recovered()
+            # The next record follows the last whole one; a torn line is cut off.
+            line, end, torn = last_line(self.path)
+            # A crash can leave the beginning of a record, or zeros. Anything else no audit file has written.
+            begun = _BEGINS.startswith(torn[: len(_BEGINS)]) or not torn.strip(b"\0")
+            require(begun, f"{self.path}: no audit file")
+            if end < self._lines.end:
+                emit("audit.torn", "%s: a torn last line is cut off: %d bytes", self.path, self._lines.end - end)
+                self._lines.cut(end)
+            before = rotated(self.path)
+            if line is None and before:
+                self._hash = _hash_of(last_line(before[-1])[0], before[-1])
+            else:
+                self._hash = GENESIS if line is None else _hash_of(line, self.path)
             self._chain, self._records, self._signed = self._counted()
         self._tried = self._signed
         # A crash may have left records unsigned.
@@ -152,7 +164,11 @@ class AuditFile(AbstractContextManager["AuditFile"]):
         with self._lock:
             with refusing(OSError, "the record was not written", self._unavailable):
                 self._go_on()
-                self._append(record)
+                members = record.as_dict() | {"prev": self._hash}
+                digest = chain_hash(self._hash, members)
+                self._lines.append(strict_json.dumps(members | {"hash": digest}) + b"\n")
+                self._hash, self._chain = digest, self._chain or digest
+                self._records += 1
             if self._heads is not None and self._heads.due(self._records - self._tried):
                 self._sign()
 
@@ -168,14 +184,6 @@ class AuditFile(AbstractContextManager["AuditFile"]):
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
-    def _append(self, record: AuditRecord) -> None:
-        members = record.as_dict() | {"prev": self._hash}
-        digest = chain_hash(self._hash, members)
-        self._lines.append(strict_json.dumps(members | {"hash": digest}) + b"\n")
-        self._hash = digest
-        self._chain = self._chain or digest
-        self._records += 1
-
     def _go_on(self) -> None:
         """Begin a new file if this one is full, or if it was moved or deleted."""
         if not self._lines.in_place():
@@ -187,14 +195,13 @@ class AuditFile(AbstractContextManager["AuditFile"]):
                 )
         elif self._max_bytes is not None and self._lines.end >= self._max_bytes:
             self._sign()
-            os.rename(self.path, _next_part(self.path))
+            before = rotated(self.path)
+            number = int(before[-1].suffix[1:]) + 1 if before else 1
+            os.rename(self.path, self.path.with_name(f"{self.path.name}.{number:06d}"))
             # Kept until the new file is there: if that fails now, the next write finishes the rotation quietly.
             self._renamed = True
         else:
             return
-        self._begin_anew()
-
-    def _begin_anew(self) -> None:
         with refusing(ConfigurationError, "a new file cannot be begun", self._unavailable):
             fresh = LineFile(self.path, fsync=self._fsync)
         with undone_on_error(fresh.close):
@@ -212,18 +219,6 @@ class AuditFile(AbstractContextManager["AuditFile"]):
             self._signed = self._records
         except OSError as error:
             emit("audit.head_unsigned", "%s: the head was not signed: %s", self._heads.path, type(error).__name__)
-
-    def _recovered(self) -> str:
-        """Return the hash that the next record follows; a torn last line is cut off."""
-        line, end, torn = last_line(self.path)
-        # A crash can leave the beginning of a record, or zeros. Anything else was not written by an audit file.
-        require(_BEGINS.startswith(torn[: len(_BEGINS)]) or not torn.strip(b"\0"), f"{self.path}: no audit file")
-        if end < self._lines.end:
-            emit("audit.torn", "%s: a torn last line is cut off: %d bytes", self.path, self._lines.end - end)
-            self._lines.cut(end)
-        if line is None and (done := rotated(self.path)):
-            return _hash_of(last_line(done[-1])[0], done[-1])
-        return GENESIS if line is None else _hash_of(line, self.path)
 
     def _counted(self) -> tuple[str, int, int]:
         """Return the chain's first hash, its number of records, and how many of them a signed head covers."""
@@ -313,12 +308,6 @@ def _own(path: str | Path) -> Path:
     host = os.uname().nodename
     own = {"{pid}": str(os.getpid()), "{host}": host, "{instance}": os.environ.get("MQAUTH_INSTANCE") or host}
     return Path(re.sub("|".join(map(re.escape, own)), lambda found: own[found[0]], str(path)))
-
-
-def _next_part(path: Path) -> Path:
-    done = rotated(path)
-    number = int(done[-1].suffix[1:]) + 1 if done else 1
-    return path.with_name(f"{path.name}.{number:06d}")
 
 
 def _head(raw: bytes, keys: KeySet) -> Head:

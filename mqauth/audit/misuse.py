@@ -8,7 +8,7 @@ Misra-Gries summary. It never holds more than its capacity, and never misses a k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,8 +16,8 @@ from mqauth.audit.identity_watch import INSTANCES, IdentityWatch
 from mqauth.audit.record import Record, claims_of, is_verified, member, time_of
 from mqauth.audit.rollout_watch import RolloutWatch
 from mqauth.errors import Reason, require
+from mqauth.wire.memo import Recent
 
-_DIMENSIONS: Final = ("iss", "kid", "sub", "destination")
 _TEXT: Final = 256
 # These are no misuse, or have a detector of their own: a backlog is no burst.
 _BURST_EXEMPT: Final = frozenset(
@@ -163,15 +163,12 @@ class Detector:
     def __init__(self, thresholds: Thresholds = Thresholds(), *, instances: int = INSTANCES) -> None:
         self.thresholds = thresholds
         self._windows = {name: Window(thresholds.window, thresholds.capacity) for name in _WINDOWS}
-        self._silent: dict[Key, float] = {}
+        self._silent = Recent[Key, float](thresholds.capacity)
         self._pairs: set[Key] = set()
         self._subjects: dict[Key, set[str]] = {}
         self._started: float | None = None
         self._rollout = RolloutWatch(thresholds.capacity)
         self._identities = IdentityWatch(thresholds.capacity, instances)
-        self._detectors: Mapping[str, Callable[[Fact], Iterator[Alert]]] = {
-            Reason.REPLAYED: self._replays, Reason.EXPIRED: self._expiry, Reason.KEY_UNKNOWN: self._unknown_kids,
-        }  # fmt: skip
 
     def observe(self, members: Record) -> list[Alert]:
         """Read one record, as ``AuditRecord.as_dict`` returns it, and return the alerts it completes.
@@ -187,51 +184,43 @@ class Detector:
             return [alert for alert in told if self._is_new(alert)]
         if self._started is None:
             self._started = fact.time
-        return [alert for alert in self._found(fact) if self._is_new(alert)]
+        alerts = self._habits(fact) if fact.reason is None else self._faults(fact)
+        return [alert for alert in alerts if self._is_new(alert)]
 
-    def _found(self, fact: Fact) -> Iterator[Alert]:
-        if fact.reason is None:
-            yield from self._habits(fact)
-            return
-        yield from self._burst(fact)
-        if fact.reason in self._detectors:
-            yield from self._detectors[fact.reason](fact)
+    def _faults(self, fact: Fact) -> Iterator[Alert]:
+        """Notice what rejections show, alone or together."""
+        limits = self.thresholds
+        if fact.reason not in _BURST_EXEMPT:
+            for dimension in filter(fact.values.__contains__, ("iss", "kid", "sub", "destination")):
+                count = self._count("bursts", (str(fact.reason), dimension, fact.values[dimension]), fact)
+                if count >= limits.burst:
+                    yield fact.alert("burst", count, "reason", dimension)
+        if fact.reason == Reason.REPLAYED:
+            # In a batch all messages share one token, so that the place in the batch is part of the key.
+            count = self._count("replays", fact.key("iss", "sub", "jti", "index"), fact)
+            if count >= limits.replays:
+                yield fact.alert("repeated_replay", count, "iss", "jti", "index", "sub")
+        elif fact.reason == Reason.EXPIRED:
+            # Expired tokens of many producers come from a wrong clock; of one from that producer or a thief.
+            self._count("expired by producer", fact.key("iss", "sub"), fact)
+            count = self._count("expired", (), fact)
+            if count >= limits.expired:
+                if len(self._windows["expired by producer"].counts) >= limits.skewed_producers:
+                    yield fact.alert("clock_skew", count, "destination")
+                else:
+                    yield fact.alert("expired_burst", count, "iss", "sub")
+        elif (
+            fact.reason == Reason.KEY_UNKNOWN and self._count("kids by issuer", fact.key("iss", "kid"), fact) == 1
+        ):
+            count = self._count("unknown kids", fact.key("iss"), fact)
+            if count >= limits.unknown_kids:
+                yield fact.alert("unknown_keys", count, "iss")
         elif fact.reason in AT_ONCE:
             kind, *about = AT_ONCE[Reason(fact.reason)]
             yield fact.alert(kind, 1, *about)
 
     def _count(self, window: str, key: Key, fact: Fact) -> int:
         return self._windows[window].add(key, fact.time)
-
-    def _burst(self, fact: Fact) -> Iterator[Alert]:
-        counted = () if fact.reason in _BURST_EXEMPT else filter(fact.values.__contains__, _DIMENSIONS)
-        for dimension in counted:
-            count = self._count("bursts", (str(fact.reason), dimension, fact.values[dimension]), fact)
-            if count >= self.thresholds.burst:
-                yield fact.alert("burst", count, "reason", dimension)
-
-    def _replays(self, fact: Fact) -> Iterator[Alert]:
-        # In a batch all messages share one token, so that the place in the batch is part of the key.
-        count = self._count("replays", fact.key("iss", "sub", "jti", "index"), fact)
-        if count >= self.thresholds.replays:
-            yield fact.alert("repeated_replay", count, "iss", "jti", "index", "sub")
-
-    def _expiry(self, fact: Fact) -> Iterator[Alert]:
-        # Expired tokens of many producers come from a wrong clock; of one they come from that producer or a thief.
-        self._count("expired by producer", fact.key("iss", "sub"), fact)
-        count = self._count("expired", (), fact)
-        if count < self.thresholds.expired:
-            return
-        if len(self._windows["expired by producer"].counts) >= self.thresholds.skewed_producers:
-            yield fact.alert("clock_skew", count, "destination")
-        else:
-            yield fact.alert("expired_burst", count, "iss", "sub")
-
-    def _unknown_kids(self, fact: Fact) -> Iterator[Alert]:
-        if self._count("kids by issuer", fact.key("iss", "kid"), fact) == 1:
-            count = self._count("unknown kids", fact.key("iss"), fact)
-            if count >= self.thresholds.unknown_kids:
-                yield fact.alert("unknown_keys", count, "iss")
 
     def _habits(self, fact: Fact) -> Iterator[Alert]:
         """Notice a producer at a new destination, and a key that signs for a second producer."""
@@ -242,11 +231,9 @@ class Detector:
             if learned:
                 yield fact.alert("new_destination", 1, "iss", "sub", "destination")
         issuer, subject = fact.key("iss", "sub")
-        if issuer not in self.thresholds.authorities:
-            yield from self._second_producer(fact, fact.key("iss", "kid"), subject)
-
-    def _second_producer(self, fact: Fact, key: Key, subject: str) -> Iterator[Alert]:
-        if key not in self._subjects and len(self._subjects) >= self.thresholds.capacity:
+        key = fact.key("iss", "kid")
+        room = key in self._subjects or len(self._subjects) < self.thresholds.capacity
+        if issuer in self.thresholds.authorities or not room:
             return
         seen = self._subjects.setdefault(key, set())
         if subject not in seen and len(seen) < 2:
@@ -261,11 +248,7 @@ class Detector:
         # An alert from long before the quiet time means that the clock was set back.
         if until - 2 * self.thresholds.quiet <= alert.time < until:
             return False
-        if len(self._silent) >= self.thresholds.capacity:
-            self._silent = {held: until for held, until in self._silent.items() if until > alert.time}
-        if len(self._silent) >= self.thresholds.capacity:
-            self._silent.pop(next(iter(self._silent)))
-        self._silent[key] = alert.time + self.thresholds.quiet
+        self._silent.keep(key, alert.time + self.thresholds.quiet)
         return True
 
 

@@ -1,7 +1,7 @@
 """What was seen below ``enforce``, counted in bounded memory: how much would be refused, why, and from whom.
 
 At first *every* message of a destination is unsigned, and whoever publishes chooses what it says of itself. So
-there are no records a message but counts by group, by the summary of Misra and Gries: at most ``CAPACITY`` groups,
+there are no records a message but counts by group, at most ``CAPACITY`` groups,
 and ``other`` for what has no place among them. No count is lost: groups and ``other`` add up to all that was seen.
 """
 
@@ -104,8 +104,19 @@ class Observed:
             elif len(self.groups) < CAPACITY:
                 self.groups[group] = _Count(1, now, now)
             else:
-                self._make_room()
-            return self._is_shown(group, now)
+                self.other += 1
+            # The first messages of a group are shown each hour, and not more than a few of all each minute.
+            if not self._hour <= now < self._hour + HOUR:
+                self._hour = now
+                self._shown.clear()
+            if not self._minute <= now < self._minute + MINUTE:
+                self._minute, self._in_minute = now, 0
+            shown = self._shown.get(group, 0)
+            if shown >= FIRST or self._in_minute >= MOST or (not shown and len(self._shown) >= CAPACITY):
+                return False
+            self._shown[group] = shown + 1
+            self._in_minute += 1
+            return True
 
     def accept(self, pattern: str, issuer: str, subject: str) -> None:
         """Count a verified message of the destinations of a pattern, and who signed it."""
@@ -134,62 +145,33 @@ class Observed:
             self.groups, self.other = {}, 0
             for name in _NAMES:
                 setattr(self, name, Counter())
-            found["signed"] = self._take_signed()
+            # As many producers as have room in a record; the others come in the next one.
+            found["signed"] = signed = dict[str, dict[str, dict[str, int]]]()
+            room = SIGNED_BYTES
+            for producer, number in list(self.signed.items()):
+                room -= sum(len(strict_json.dumps(text)) for text in producer) + 16
+                if room < 0:
+                    break
+                pattern, issuer, subject = producer
+                signed.setdefault(pattern, {}).setdefault(issuer, {})[subject] = number
+                del self.signed[producer]
             found["oldest"] = {pattern: iso_time(at) for pattern, at in self.oldest.items()}
             self.oldest = {}
         shown, room = [], MAX_BYTES
         for group, counted in sorted(groups.items(), key=lambda item: -item[1].number):
-            facts = _facts(group, counted)
+            said = {
+                name: harmless(value) if isinstance(value, str) else value
+                for name, value in group._asdict().items()
+                if value is not None
+            }
+            times = {"count": counted.number, "first": iso_time(counted.first), "last": iso_time(counted.last)}
+            facts = {"id": group.id, **said, **times}
             room -= len(strict_json.dumps(facts))
             if room > 0:
                 shown.append(facts)
             else:
                 other += counted.number
         return {**found, "groups": shown, "other": other}
-
-    def _take_signed(self) -> dict[str, dict[str, dict[str, int]]]:
-        """Take as many producers as have room in a record."""
-        taken: dict[str, dict[str, dict[str, int]]] = {}
-        room = SIGNED_BYTES
-        for producer, number in list(self.signed.items()):
-            room -= sum(map(_written, producer)) + 16
-            if room < 0:
-                break
-            pattern, issuer, subject = producer
-            taken.setdefault(pattern, {}).setdefault(issuer, {})[subject] = number
-            del self.signed[producer]
-        return taken
-
-    def _make_room(self) -> None:
-        # The message has no group, and each group gives one of its messages to ``other``.
-        self.other += 1 + len(self.groups)
-        for counted in self.groups.values():
-            counted.number -= 1
-        self.groups = {held: counted for held, counted in self.groups.items() if counted.number}
-
-    def _is_shown(self, group: Group, now: float) -> bool:
-        if not self._hour <= now < self._hour + HOUR:
-            self._hour = now
-            self._shown.clear()
-        if not self._minute <= now < self._minute + MINUTE:
-            self._minute, self._in_minute = now, 0
-        shown = self._shown.get(group, 0)
-        if shown >= FIRST or self._in_minute >= MOST or (not shown and len(self._shown) >= CAPACITY):
-            return False
-        self._shown[group] = shown + 1
-        self._in_minute += 1
-        return True
-
-
-def _written(text: str) -> int:
-    return len(strict_json.dumps(text))
-
-
-def _facts(group: Group, counted: _Count) -> dict[str, Any]:
-    said = {name: harmless(value) if isinstance(value, str) else value
-            for name, value in group._asdict().items() if value is not None}  # fmt: skip
-    times = {"count": counted.number, "first": iso_time(counted.first), "last": iso_time(counted.last)}
-    return {"id": group.id, **said, **times}
 
 
 def group_of(facts: Mapping[str, Any]) -> Group:

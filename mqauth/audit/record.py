@@ -28,7 +28,6 @@ MAX_SOURCE: Final = 512
 """Characters of a ``source``: the name of a topic has up to 249, of a queue up to 255, and more follows it."""
 Record = Mapping[str, Any]
 """A record as it was read back; an edited log may hold anything."""
-_DEPTH: Final = 8
 _CLAIMS: Final = {"kid": "kid", "subject": "sub", "issuer": "iss", "jti": "jti"}
 TIMES: Final = {"time": 13, "day": 10, "hour": 13, "minute": 16}
 """How many characters of a record's time name the span it lies in; ``time`` counts by the hour."""
@@ -238,7 +237,7 @@ def parse_record(raw: bytes) -> Record:
     Raises:
         ValueError: the line is no JSON object.
     """
-    members: Record = strict_json.loads(raw, depth=_DEPTH)
+    members: Record = strict_json.loads(raw, depth=8)
     require(isinstance(members, dict), "no object", ValueError)
     return members
 

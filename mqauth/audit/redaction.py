@@ -15,7 +15,6 @@ from mqauth.logs import TOKEN
 
 REDACTED: Final = "<token>"
 LOGGERS: Final = ("mqauth", "aio_pika", "aiormq", "pamqp", "pika", "kafka", "redis", "asyncio")
-_HIDDEN: Final = "botocore"
 _MARK: Final = "eyJ"
 
 
@@ -40,7 +39,7 @@ class _Factory:
         library = (record.name or "").partition(".")[0]
         if library in LOGGERS:
             redact(record)
-        elif library == _HIDDEN and record.levelno < logging.INFO:
+        elif library == "botocore" and record.levelno < logging.INFO:
             record.msg, record.args, record.exc_info = REDACTED, None, None
         return record
 

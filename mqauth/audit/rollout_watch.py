@@ -15,9 +15,6 @@ from mqauth.audit.record import Record, member, parse_record, time_of
 
 DAY: Final = 86_400.0
 RUNGS: Final = ("off", "observe", "enforce")
-_MARK: Final = b'"verdict":"rollout"'
-_FILES: Final = 16
-_TAIL: Final = 16 * 1024 * 1024
 Found = tuple[str, int, Mapping[str, str]]
 """The kind of an alert, a count, and what it is about."""
 
@@ -38,31 +35,25 @@ class RolloutWatch:
         """Yield what a record shows; ``now`` is its time, UTC seconds."""
         scope = str(record.get("scope"))[:256]
         if record.get("verdict") == "rollout":
-            yield from self._lowered(scope, rungs_of(member(record, "rollout")))
+            rungs, before = rungs_of(member(record, "rollout")), self._rungs.get(scope)
+            if before is not None or len(self._rungs) < self._capacity:
+                self._rungs[scope] = rungs
+            for place, rung in rungs.items():
+                if before is not None and rung < before.get(place, RUNGS.index("enforce")):
+                    yield "rung_lowered", 1, {"destination": place, "rung": RUNGS[rung]}
         elif record.get("verdict") == "observed":
-            yield from self._unsigned_again(scope, member(record, "observed"), now)
-
-    def _lowered(self, scope: str, rungs: dict[str, int]) -> Iterator[Found]:
-        before = self._rungs.get(scope)
-        if before is None and len(self._rungs) >= self._capacity:
-            return
-        self._rungs[scope] = rungs
-        for place, rung in rungs.items():
-            if before is not None and rung < before.get(place, RUNGS.index("enforce")):
-                yield "rung_lowered", 1, {"destination": place, "rung": RUNGS[rung]}
-
-    def _unsigned_again(self, scope: str, seen: Record, now: float) -> Iterator[Found]:
-        unsigned = member(seen, "unsigned")
-        for place in {*member(seen, "accepted"), *unsigned}:
-            key, count = (scope, place), unsigned.get(place, 0)
-            since = self._signed_since.get(key)
-            if not count:
-                if since is None and len(self._signed_since) < self._capacity:
-                    self._signed_since[key] = now
-                continue
-            self._signed_since.pop(key, None)
-            if since is not None and now - since >= DAY:
-                yield "unsigned_again", int(count), {"destination": str(place)[:256]}
+            seen = member(record, "observed")
+            unsigned = member(seen, "unsigned")
+            for place in {*member(seen, "accepted"), *unsigned}:
+                key, count = (scope, place), unsigned.get(place, 0)
+                since = self._signed_since.get(key)
+                if not count:
+                    if since is None and len(self._signed_since) < self._capacity:
+                        self._signed_since[key] = now
+                    continue
+                self._signed_since.pop(key, None)
+                if since is not None and now - since >= DAY:
+                    yield "unsigned_again", int(count), {"destination": str(place)[:256]}
 
 
 def rungs_of(facts: Record) -> dict[str, int]:
@@ -84,8 +75,10 @@ def last_rollout(path: Path, scope: str | None = None) -> Record | None:
         scope: likewise.
     """
     found: list[Record] = []
-    for file in sorted(files_of(path, scope), key=lambda each: each.stat().st_mtime)[-_FILES:]:
+    for file in sorted(files_of(path, scope), key=lambda each: each.stat().st_mtime)[-16:]:
         with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - _TAIL))
-            found += [parse_record(raw) for raw in stream if _MARK in raw and raw.endswith(b"\n")][-1:]
+            stream.seek(max(0, file.stat().st_size - (16 * 1024 * 1024)))
+            found += [
+                parse_record(raw) for raw in stream if b'"verdict":"rollout"' in raw and raw.endswith(b"\n")
+            ][-1:]
     return max(found, key=time_of, default=None)

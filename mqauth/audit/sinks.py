@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -146,7 +146,10 @@ class FloodGate(_Wrapping):
             nth = [window.peek(kind, record.time) + 1 for window, kind in zip(self._windows, kinds, strict=True)]
         first = record.verdict == "identity_refused" and nth[1] <= FIRST_OF_AN_ADDRESS
         if not first and any(count > limit for count, limit in zip(nth, self._limits, strict=True)):
-            record = replace(_fact_alone(record), extra={**_without_details(record.extra), "flood": max(nth)})
+            extra = {
+                name: value for name, value in record.extra.items() if name not in ("found", "expected", "asked")
+            }
+            record = replace(_fact_alone(record), extra={**extra, "flood": max(nth)})
         return _begun(self._counted(record, kinds))
 
     def _counted(self, record: AuditRecord, kinds: Kinds) -> Flow[None]:
@@ -210,27 +213,20 @@ class MisuseWatch(_Wrapping):
                 level=logging.CRITICAL if alert.kind in CRITICAL else None, kind=alert.kind, count=alert.count,
                 about=dict(alert.about), verified=alert.verified, audit=record.id, scope=record.scope,
             )  # fmt: skip
-            self._tell(alert)
-        return [self._record(alert, record) for alert in found]
-
-    def _tell(self, alert: Alert) -> None:
-        try:
-            if self._on_alert is not None:
-                self._on_alert(alert)
-        except Exception as error:
-            emit("misuse.callback_failed", "an alert callback failed: %s", type(error).__name__)
-
-    def _record(self, alert: Alert, record: AuditRecord) -> AuditRecord:
-        return replace(
-            _fact_alone(record),
-            id=uuid7(self._clock, self._randomness),
-            verdict="alert",
-            reason=None,
-            detail=f"{alert.kind}, {alert.count} times",
-            dead_letter=None,
-            extra={name: record.extra[name] for name in ("rung",) if name in record.extra}
-            | {"alert": alert.as_dict(), "completed_by": record.id},
-        )
+            try:
+                if self._on_alert is not None:
+                    self._on_alert(alert)
+            except Exception as error:
+                emit("misuse.callback_failed", "an alert callback failed: %s", type(error).__name__)
+        bare = replace(_fact_alone(record), verdict="alert", reason=None, dead_letter=None)
+        kept = {name: record.extra[name] for name in ("rung",) if name in record.extra}
+        return [
+            replace(
+                bare, id=uuid7(self._clock, self._randomness), detail=f"{alert.kind}, {alert.count} times",
+                extra=kept | {"alert": alert.as_dict(), "completed_by": record.id},
+            )
+            for alert in found
+        ]  # fmt: skip
 
 
 def close(sink: object) -> None:
@@ -267,10 +263,6 @@ def _kinds(record: AuditRecord) -> Kinds:
     # A refusal of an authority has no destination: who floods it must not hide what others ask for.
     place = record.broker.get("destination") or member(record.extra, "asked").get("address", "")
     return (reason, kid, str(place)), (reason, str(place)), (reason,)
-
-
-def _without_details(extra: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in extra.items() if name not in ("found", "expected", "asked")}
 
 
 def _fact_alone(record: AuditRecord) -> AuditRecord:

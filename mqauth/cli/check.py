@@ -7,7 +7,6 @@ import logging
 import os
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ import typer
 
 from mqauth.check import Finding, Report, Severity
 from mqauth.check import check as check_file
-from mqauth.cli.app import UNDECIDED, Config, Json, answer, one_line, print_json
+from mqauth.cli.app import Config, Json, answer, one_line, print_json
 from mqauth.cli.broker import check_stamps, opened, place_of, rabbitmq, reached, table_of
 from mqauth.cli.settings import file_of, settings_of
 from mqauth.cli.tables import middle, terminal_width
@@ -26,13 +25,11 @@ from mqauth.config.issuer_settings import SourceSettings
 from mqauth.config.load import load
 from mqauth.config.settings import FileSettings
 from mqauth.errors import ConfigurationError, MqauthError, Unavailable, require
-from mqauth.flow import is_async
 from mqauth.http.connection import Deadline, Endpoint, FetchFailed, tls_context
 from mqauth.http.exchange import request
 from mqauth.judging.selftest import self_test
 from mqauth.keystore import Keystore
 from mqauth.keystore.remote.fetch import DiscoveredFetch, URLFetch
-from mqauth.keystore.remote.jwks import JWKS
 from mqauth.keystore.remote.keyserver import HEALTH, PATHS
 from mqauth.policies.opa import OPA
 
@@ -239,18 +236,11 @@ def selftest(config: Config = None, as_json: Json = False) -> int:
 
     Its pipeline is given unsigned and forged messages, and a second one with the same settings honest ones.
 
-    Issuers are asked for their keys, and an agent of [consumer.opa] for a decision; no broker, store or audit file
-    is used. Exits with 1 where a hostile message was let in, an honest one was not handled, or the agent does not
-    decide. Exits with 3 where only an issuer's keys or the agent are out of reach.
+    An agent of [consumer.opa] is asked for a decision; no issuer, broker, store or audit file is used. Exits with
+    1 where a hostile message was let in, an honest one was not handled, or the agent does not decide. Exits with
+    3 where only the agent is out of reach.
     """
     guard = load(file_of(config)).trial
-    # Each issuer is asked for its keys once; those that are out of reach are told of as undecided.
-    for source in (issuer.keys for issuer in guard.verifier.issuers.values()):
-        if not is_async(source.refresh):
-            with suppress(MqauthError):
-                source.refresh("mqauth-self-test", guard.clock.now())
-        if isinstance(source, JWKS):
-            source.close()
     policy, found = guard.policy, self_test(guard)
     asked = agent(f"agent {policy.source}", lambda: policy) if isinstance(policy, OPA) else None
     if as_json:
@@ -259,4 +249,4 @@ def selftest(config: Config = None, as_json: Json = False) -> int:
         for line in (*found.lines(), *([] if asked is None else [f"{asked.what}: {asked.said}"])):
             typer.echo(one_line(line))
     code = 0 if asked is None else asked.code
-    return 1 if found.accepted or found.condemned or code == 1 else UNDECIDED if found.undecided else code
+    return 1 if found.accepted or found.condemned or code == 1 else code

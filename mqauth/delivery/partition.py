@@ -48,18 +48,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
-from mqauth.clock import SYSTEM_RANDOMNESS, Randomness
 from mqauth.delivery.health import Stall
 from mqauth.delivery.start import Start
-from mqauth.errors import ConfigurationError, StaleDelivery
+from mqauth.errors import StaleDelivery
 from mqauth.judging.pipeline import Delivery, Outcome, Step
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.wire.message import Message
-
-_MOST_DOUBLINGS: Final = 64
-_BYTES: Final = 4
 
 
 class TopicPartition(Protocol):
@@ -276,34 +272,3 @@ def _receipts(deliveries: Iterable[Delivery]) -> tuple[Receipt, ...]:
             found.pop()
         found.append(Receipt(offset_of(delivery.message), delivery.received))
     return tuple(found)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backoff:
-    """How long a deferred partition waits before each retry: exponential, with equal jitter, without end.
-
-    Args:
-        first: longest first wait, seconds; later ones double.
-        longest: no wait is longer, seconds.
-
-    Raises:
-        ConfigurationError: a wait is not above 0, or the first is above the longest.
-    """
-
-    first: float = 0.5
-    longest: float = 30.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.first <= self.longest:
-            raise ConfigurationError("the first wait must be above 0 seconds, and not above the longest")
-
-    def wait(self, attempt: int, randomness: Randomness = SYSTEM_RANDOMNESS) -> float:
-        """Return the seconds to wait before a retry: between half of its step and the whole step.
-
-        Args:
-            attempt: number of the retry, counted from 1.
-            randomness: gives the jitter.
-        """
-        step = min(self.first * 2.0 ** min(attempt - 1, _MOST_DOUBLINGS), self.longest)
-        jitter = int.from_bytes(randomness(_BYTES), "big") / (1 << 8 * _BYTES)
-        return step / 2 * (1 + jitter)

@@ -49,7 +49,7 @@ import logging
 from dataclasses import replace
 from typing import Final
 
-from mqauth.clock import Clock
+from mqauth.clock import Backoff, Clock
 from mqauth.delivery.health import NO_RUNGS, Counts, QueueHealth, Rungs
 from mqauth.delivery.hold import HeldDelivery, Hold, is_deferred
 from mqauth.errors import Cause
@@ -64,10 +64,8 @@ RESTORE_AFTER: Final = 600.0
 """Seconds without a loss after which a window of 1 is opened again."""
 OUTAGE_AFTER: Final = 60.0
 """Seconds without consuming after which health names that as a cause."""
-PROBE_WAIT: Final = 0.5
-"""Longest first wait before consuming or probing is tried again, seconds; later ones double."""
-PROBE_WAIT_MAX: Final = 30.0
-_DOUBLINGS: Final = 10
+PROBES: Final = Backoff(first=0.5, longest=30.0)
+"""How long consuming or probing waits before it is tried again."""
 _BLOCKED: Final = "the broker has blocked this connection by an alarm: it takes no ack and answers nothing"
 _DOWN: Final = "the connection is down"
 
@@ -309,7 +307,7 @@ class Window:
     @property
     def probe_wait(self) -> float:
         """Longest first wait between two probes, seconds; it doubles with each suspension in a row."""
-        return PROBE_WAIT * 2.0 ** min(self._stalls_in_a_row, _DOUBLINGS)
+        return PROBES.step(1 + self._stalls_in_a_row)
 
     def go_on(self) -> None:
         """End a suspension: its delivery got further, or had to go back because its consumer timeout was near.

@@ -135,9 +135,24 @@ def connect(endpoint: Endpoint, deadline: Deadline, context: ssl.SSLContext | No
         FetchFailed: the host is not known, or the deadline has passed.
         OSError: no address could be reached.
     """
-    addresses = _resolve(endpoint, deadline)
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            answers.put(socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            answers.put(error)
+
+    # The resolver of the system takes no timeout, so it runs on a thread that is left behind when time is up.
+    threading.Thread(target=look_up, name="mqauth-resolve", daemon=True).start()
+    try:
+        addresses = answers.get(timeout=deadline.remaining())
+    except queue.Empty:
+        raise FetchFailed("the host name was not looked up in time") from None
+    if isinstance(addresses, Exception):
+        raise FetchFailed("the host name is not known") from addresses
     failure: OSError = OSError("no address")
-    for position, (family, address) in enumerate(addresses):
+    for position, (family, _, _, _, address) in enumerate(addresses):
         wire = socket.socket(family, socket.SOCK_STREAM)
         try:
             # Each address gets its share of the time, so that a dead one does not use it up.
@@ -154,26 +169,6 @@ def connect(endpoint: Endpoint, deadline: Deadline, context: ssl.SSLContext | No
                 raise
             failure = error
     raise failure
-
-
-def _resolve(endpoint: Endpoint, deadline: Deadline) -> list[tuple[int, Any]]:
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def look_up() -> None:
-        try:
-            answers.put(socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as error:
-            answers.put(error)
-
-    # The resolver of the system takes no timeout, so it runs on a thread that is left behind when time is up.
-    threading.Thread(target=look_up, name="mqauth-resolve", daemon=True).start()
-    try:
-        found = answers.get(timeout=deadline.remaining())
-    except queue.Empty:
-        raise FetchFailed("the host name was not looked up in time") from None
-    if isinstance(found, Exception):
-        raise FetchFailed("the host name is not known") from found
-    return [(family, address) for family, _, _, _, address in found]
 
 
 class Kept:
@@ -217,8 +212,8 @@ def _is_silent(wire: socket.socket) -> bool:
 
 
 def _close_all(idle: deque[tuple[int, socket.socket]]) -> None:
-    while idle:
-        idle.pop()[1].close()
+    for _, wire in idle:
+        wire.close()
 
 
 class DeadlineSocket(io.RawIOBase):

@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Any
 from urllib.parse import urlencode
 
 from mqauth._version import __version__
@@ -34,11 +34,6 @@ from mqauth.http.connection import (
 )
 from mqauth.wire import strict_json
 from mqauth.wire.jwk import MAX_DOCUMENT
-
-_DEPTH: Final = 8
-_JSON: Final = re.compile(r"application/(json|[a-z0-9.-]+\+json)", re.ASCII)
-_MAX_AGE: Final = re.compile(r"max-age=\"?(\d{1,9})\"?", re.ASCII)
-_SECONDS: Final = re.compile(r"\d{1,9}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +88,12 @@ def request(
         FetchFailed: the answer is not a whole and small JSON object with one of the statuses, nor a 304 that was
             asked for.
     """
-    kind, body = _content(form, document)
+    kind: str | None = None
+    body: bytes | None = None
+    if form is not None:
+        kind, body = "application/x-www-form-urlencoded", urlencode(form).encode("ascii")
+    elif document is not None:
+        kind, body = "application/json", strict_json.dumps(document)
     optional = {"If-None-Match": etag, "Content-Type": kind, **(headers or {})}
     sent = {
         "Host": endpoint.authority,
@@ -140,13 +140,6 @@ def request(
         raise FetchFailed(f"not HTTP: {type(error).__name__}") from error
 
 
-def _content(form: Mapping[str, str] | None, document: Any) -> tuple[str | None, bytes | None]:
-    """Return the content type and the bytes of what is posted."""
-    if form is not None:
-        return "application/x-www-form-urlencoded", urlencode(form).encode("ascii")
-    return (None, None) if document is None else ("application/json", strict_json.dumps(document))
-
-
 def _checked(
     response: http.client.HTTPResponse, etag: str | None, statuses: Collection[int], limit: int
 ) -> Response:
@@ -155,25 +148,24 @@ def _checked(
     # A redirect could lead the request to a host that nobody configured.
     expect(not (300 <= status < 400 and status != 304), f"a redirect ({status}), which is never followed")
     if status in statuses:
-        document, etag = _document(response, limit), None
+        kind = headers.get("Content-Type")
+        kinds = r"application/(json|[a-z0-9.-]+\+json)"
+        good = kind is None or re.fullmatch(kinds, kind.partition(";")[0].strip().lower(), re.ASCII)
+        expect(good, "its content type is not JSON")
+        try:
+            document, etag = strict_json.loads(_body(response, limit), depth=8), None
+        except strict_json.StrictJSONError as error:
+            raise FetchFailed(f"not JSON: {error}") from error
+        expect(isinstance(document, dict), "not a JSON object")
     expect(document is not None or (status == 304 and etag is not None), f"status {status}")
+    tag = headers.get("ETag")
+    # One that can be sent back in a header.
+    etag = tag if tag is not None and len(tag) <= 256 and VISIBLE.fullmatch(tag) else etag
     return Response(
-        document=document, status=status, etag=_etag(headers.get("ETag")) or etag,
+        document=document, status=status, etag=etag,
         max_age=_max_age(headers.get("Cache-Control")), age=_seconds(headers.get("Age")),
         date=_date(headers.get("Date")), retry_after=_seconds(headers.get("Retry-After")),
     )  # fmt: skip
-
-
-def _document(response: http.client.HTTPResponse, limit: int) -> Mapping[str, Any]:
-    """Return the JSON object of an answer."""
-    kind = response.headers.get("Content-Type")
-    expect(kind is None or _JSON.fullmatch(kind.partition(";")[0].strip().lower()), "its content type is not JSON")
-    try:
-        document: Mapping[str, Any] = strict_json.loads(_body(response, limit), depth=_DEPTH)
-    except strict_json.StrictJSONError as error:
-        raise FetchFailed(f"not JSON: {error}") from error
-    expect(isinstance(document, dict), "not a JSON object")
-    return document
 
 
 def _body(response: http.client.HTTPResponse, limit: int) -> bytes:
@@ -193,24 +185,19 @@ def _body(response: http.client.HTTPResponse, limit: int) -> bytes:
     return body
 
 
-def _etag(value: str | None) -> str | None:
-    """Return an entity tag that can be sent back in a header."""
-    return value if value is not None and len(value) <= 256 and VISIBLE.fullmatch(value) else None
-
-
 def _max_age(value: str | None) -> float | None:
     """Return the seconds that ``Cache-Control`` allows, 0 where it forbids (RFC 9111, section 5.2.2)."""
     for directive in (value or "").lower().split(","):
         if directive.strip() in ("no-store", "no-cache"):
             return 0.0
-        if (found := _MAX_AGE.fullmatch(directive.strip())) is not None:
+        if (found := re.fullmatch(r"max-age=\"?(\d{1,9})\"?", directive.strip(), re.ASCII)) is not None:
             return float(found[1])
     return None
 
 
 def _seconds(value: str | None) -> float:
     """Return a whole number of seconds, 0 for anything else."""
-    return float(value) if value is not None and _SECONDS.fullmatch(value) else 0.0
+    return float(value) if value is not None and re.fullmatch(r"\d{1,9}", value, re.ASCII) else 0.0
 
 
 def _date(value: str | None) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, TypeVar
 
-from mqauth.clock import Clock
+from mqauth.clock import Backoff, Clock, Pause
 from mqauth.errors import Cause, Unavailable
 from mqauth.flow import Flow
 
@@ -27,31 +27,24 @@ class Breaker:
     def __init__(self, cause: Cause, clock: Clock) -> None:
         self._cause = cause
         self._monotonic = clock.monotonic
-        self._closed_from = float("-inf")
-
-    def refuse(self) -> None:
-        """Refuse to ask during the pause.
-
-        Raises:
-            Unavailable: with the cause.
-        """
-        if self._monotonic() < self._closed_from:
-            raise Unavailable(self._cause, f"it failed or was slow within the last {PAUSE:g} s")
+        self._pause = Pause(Backoff(first=PAUSE, longest=PAUSE))
 
     def watch(self, flow: Flow[R]) -> Flow[R]:
-        """Run a flow that asks a plug-in, or refuse to."""
-        self.refuse()
-        began = self._monotonic()
-        try:
-            found = yield from flow
-        except Exception as error:
-            self._note(began, error)
-            raise
-        self._note(began)
-        return found
+        """Run a flow that asks a plug-in.
 
-    def _note(self, began: float, error: Exception | None = None) -> None:
-        now = self._monotonic()
-        failed = error is not None and getattr(error, "cause", None) not in _TRANSIENT
-        if failed or now - began > PATIENCE:
-            self._closed_from = now + PAUSE
+        Raises:
+            Unavailable: with the cause, during the pause.
+            Exception: what the flow raised.
+        """
+        began, failed = self._monotonic(), False
+        if began < self._pause.until:
+            raise Unavailable(self._cause, f"it failed or was slow within the last {PAUSE:g} s")
+        try:
+            return (yield from flow)
+        except Exception as error:
+            failed = getattr(error, "cause", None) not in _TRANSIENT
+            raise
+        finally:
+            now = self._monotonic()
+            if failed or now - began > PATIENCE:
+                self._pause.failed(began, now)

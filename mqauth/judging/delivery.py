@@ -192,8 +192,25 @@ def verdict_record(
         policy: the version of the policy.
         instance: the name of this process.
     """
-    message, rejection = delivery.message, delivery.rejection
-    body = message.body
+    message, rejection, verified = delivery.message, delivery.rejection, delivery.verified
+    body, release, rung = message.body, delivery.release, delivery.rung_label
+    # Members that few records have.
+    extra: dict[str, Any] = {}
+    if release is not None:
+        extra["release"] = {
+            "iss": harmless(release.iss), "sub": harmless(release.sub),
+            "jti": harmless(release.jti), "letter": release.letter, "waive": sorted(release.waive),
+            "scope": harmless(release.scope),
+        }  # fmt: skip
+    if delivery.error is not None:
+        extra["error"] = delivery.error
+    if rejection is not None:
+        halves = {"found": rejection.found, "expected": rejection.expected}
+        extra |= {name: dict(said) for name, said in halves.items() if said}
+    if verified is not None and verified.destination != message.destination:
+        extra["signed_for"] = verified.destination
+    if rung is not None:
+        extra["rung"] = rung
     return audit_records.AuditRecord(
         id=delivery.record_id or "",
         time=time,
@@ -209,7 +226,7 @@ def verdict_record(
         policy=policy,
         dead_letter=None if rejection is None else letter_id(message, scope, digest=delivery.content_digest()),
         instance=instance,
-        extra=_extra(delivery),
+        extra=extra,
     )
 
 
@@ -218,8 +235,12 @@ def _token_fields(delivery: Delivery) -> dict[str, Any]:
     candidate, rejection, verified = delivery.candidate, delivery.rejection, delivery.verified
     opened = None if candidate is None else candidate.token.opened
     proof = None if candidate is None else candidate.proof
+    try:
+        text: bytes | None = token_of(delivery.message)
+    except Rejection:
+        text = None
     return audit_records.token_fields(
-        _token(delivery.message),
+        text,
         None if opened is None else opened.kid,
         None if opened is None else opened.algorithm,
         None if candidate is None else candidate.token.claims,
@@ -228,32 +249,3 @@ def _token_fields(delivery: Delivery) -> dict[str, Any]:
         verified=verified is not None
         or (rejection is not None and delivery.unverified is None and rejection.reason in SIGNED_REASONS),
     )
-
-
-def _extra(delivery: Delivery) -> dict[str, Any]:
-    """Return the members that few records have: release, error id, details, rung of what was not verified."""
-    release, error = delivery.release, delivery.error
-    found: dict[str, Any] = {} if release is None else {"release": _release_fields(release)}
-    found |= {} if error is None else {"error": error}
-    if delivery.rejection is not None:
-        halves = {"found": delivery.rejection.found, "expected": delivery.rejection.expected}
-        found |= {name: dict(said) for name, said in halves.items() if said}
-    verified, arrived = delivery.verified, delivery.message.destination
-    found |= {} if verified is None or verified.destination == arrived else {"signed_for": verified.destination}
-    rung = delivery.rung_label
-    return found if rung is None else found | {"rung": rung}
-
-
-def _release_fields(release: Release) -> dict[str, Any]:
-    return {
-        "iss": harmless(release.iss), "sub": harmless(release.sub),
-        "jti": harmless(release.jti), "letter": release.letter, "waive": sorted(release.waive),
-        "scope": harmless(release.scope),
-    }  # fmt: skip
-
-
-def _token(message: Message) -> bytes | None:
-    try:
-        return token_of(message)
-    except Rejection:
-        return None

@@ -129,10 +129,6 @@ def _token_header(case: _Case) -> Both:
     return {"parameters": tuple(parameters)} | said, {}
 
 
-def _issuer_untrusted(case: _Case) -> Both:
-    return {"issuer": case.claims.iss}, {"issuer": tuple(case.verifier.issuers)}
-
-
 def _key_unknown(case: _Case) -> Both:
     kids = tuple(key.kid for key in case.keys)
     return {"issuer": case.claims.iss, "kid": case.kid}, {
@@ -145,10 +141,6 @@ def _key_unknown(case: _Case) -> Both:
 def _key_revoked(case: _Case) -> Both:
     revoked = None if case.key is None or case.key.revocation is None else case.key.revocation.revoked_at
     return {"kid": case.kid, "issued": _time(case.claims.iat)}, {"revoked": _time(revoked)}
-
-
-def _audience(case: _Case) -> Both:
-    return {"audience": case.claims.aud}, {"audience": tuple(sorted(case.verifier.audiences))}
 
 
 def _subject(case: _Case) -> Both:
@@ -219,11 +211,14 @@ _TELLERS: Final[dict[Reason, Callable[[_Case], Both]]] = {
     Reason.TOKEN_TYPE: _token_header,
     Reason.HEADER_FORBIDDEN: _token_header,
     Reason.ALGORITHM_FORBIDDEN: _token_header,
-    Reason.ISSUER_UNTRUSTED: _issuer_untrusted,
+    Reason.ISSUER_UNTRUSTED: lambda case: ({"issuer": case.claims.iss}, {"issuer": tuple(case.verifier.issuers)}),
     Reason.KEY_UNKNOWN: _key_unknown,
     Reason.KEY_REVOKED: _key_revoked,
     Reason.KEY_EXPIRED: _times,
-    Reason.AUDIENCE_MISMATCH: _audience,
+    Reason.AUDIENCE_MISMATCH: lambda case: (
+        {"audience": case.claims.aud},
+        {"audience": tuple(sorted(case.verifier.audiences))},
+    ),
     Reason.SUBJECT_MISMATCH: _subject,
     Reason.ISSUED_IN_FUTURE: _times,
     Reason.NOT_YET_VALID: _times,

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from mqauth.errors import Reason, Rejection, require
 from mqauth.judging.token import NOTHING, Readers, Times, Token
 from mqauth.wire import batch, identity, jws, memo
-from mqauth.wire.identity import Identity, Wit
+from mqauth.wire.identity import Wit
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import Message
 
@@ -45,7 +45,7 @@ class Identities:
             type(capacity) is int and 1 <= capacity <= MAX_CAPACITY, f"identities is 1 to {MAX_CAPACITY} in number"
         )
         self._capacity = capacity
-        self._held: dict[bytes, _Held] = {}
+        self._held = memo.Recent[bytes, _Held](capacity)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -96,7 +96,7 @@ class Identities:
             if read is not None:
                 return Token(whole, opened._replace(kid=held.wit.identity.kid), read, held.wit), None, True
         said = identity.parse_proof(opened)
-        proof, wit = batch.proof_of(behind, said.claims), self._parsed(first)
+        proof, wit = batch.proof_of(behind, said.claims), identity.parse_wit(first) if held is None else held.wit
         if wit.digest != said.wth:
             raise Rejection(Reason.IDENTITY_MISMATCH, "the proof belongs to another identity")
         who = wit.identity
@@ -118,10 +118,26 @@ class Identities:
         """
         if not key.allows(wit.opened.algorithm):
             raise Rejection(Reason.ALGORITHM_FORBIDDEN, "the identity names another algorithm than its key has")
-        if _is_cut_off(wit.identity, keys, appended):
+        # The broker's evidence saves a message that is older than the cut-off.
+        who, cutoff = wit.identity, keys.cutoffs.get(wit.identity.subject)
+        if (
+            cutoff is not None
+            and (who.issued is None or who.issued < cutoff.before)
+            and (appended is None or appended >= cutoff.before)
+        ):
             raise Rejection(Reason.KEY_REVOKED, "the subject was cut off")
         if token.key is not key:
-            workload = self._workload(wit, key)
+            held = self._held.get(wit.text)
+            if held is not None and held.authority is key:
+                workload = held.workload
+            else:
+                # What is remembered has no signature any more; under another key object it is read again.
+                whole = wit if wit.opened.payload else identity.parse_wit(wit.text)
+                try:
+                    jws.verify(whole.opened, key)
+                except Rejection as error:
+                    raise Rejection(error.reason, f"{error.detail}, of the identity") from error
+                workload = identity.workload_key(wit)
             # Equal as texts, so that a message has one form.
             if token.opened.algorithm != wit.jwk["alg"]:
                 raise Rejection(Reason.ALGORITHM_FORBIDDEN, "the proof names another algorithm than its key has")
@@ -142,32 +158,9 @@ class Identities:
             return
         workload = identity.workload_key(wit)
         with self._lock:
-            self._held.pop(wit.text, None)
-            if len(self._held) >= self._capacity:
-                del self._held[next(iter(self._held))]
-            self._held[wit.text] = _Held(_without_bytes(wit), authority, workload)
-
-    def _parsed(self, text: bytes) -> Wit:
-        held = self._held.get(text)
-        return identity.parse_wit(text) if held is None else held.wit
-
-    def _workload(self, wit: Wit, authority: Key) -> Key:
-        """Return the workload's key, whose WIT's signature holds under the authority's."""
-        held = self._held.get(wit.text)
-        if held is not None and held.authority is authority:
-            return held.workload
-        # What is remembered has no signature any more; under another key object it is read again.
-        whole = wit if wit.opened.payload else identity.parse_wit(wit.text)
-        try:
-            jws.verify(whole.opened, authority)
-        except Rejection as error:
-            raise Rejection(error.reason, f"{error.detail}, of the identity") from error
-        return identity.workload_key(wit)
-
-
-def _without_bytes(wit: Wit) -> Wit:
-    """Return a WIT without what only its signature needs, which is more than half of what it takes."""
-    return wit._replace(opened=wit.opened._replace(signing_input=b"", payload=b"", signature=b""))
+            # Without what only its signature needs, which is more than half of what it takes.
+            opened = wit.opened._replace(signing_input=b"", payload=b"", signature=b"")
+            self._held.keep(wit.text, _Held(wit._replace(opened=opened), authority, workload))
 
 
 def check_life(  # noqa: PLR0917 - all that one life is judged by
@@ -216,13 +209,3 @@ def ends_of(wit: Wit, key: Key, times: Times) -> float:
     """Return until when the outcome of ``check_life`` at ``"consume"`` stays as it is, UTC seconds of receipt."""
     until = float(wit.identity.expires + times.leeway)
     return until if key.expires is None else min(until, float(key.expires))
-
-
-def _is_cut_off(who: Identity, keys: KeySet, appended: float | None) -> bool:
-    """Tell whether the subject was cut off after this WIT; the broker's evidence saves older messages."""
-    cutoff = keys.cutoffs.get(who.subject)
-    return (
-        cutoff is not None
-        and (who.issued is None or who.issued < cutoff.before)
-        and (appended is None or appended >= cutoff.before)
-    )

@@ -102,14 +102,10 @@ class Journal:
         if isinstance(error, RetryLater):
             raise Unavailable(Cause.HANDLER_DEFERRED, error.detail) from error
         delivery.record_id = delivery.record_id or uuid7(self._clock, self._randomness)
-        said = self._say_failed(delivery, error)
-        detail = error.detail if isinstance(error, RejectNow) else said
-        delivery.reject(Rejection(Reason.HANDLER_FAILED, detail), Step.RELEASE)
-
-    def _say_failed(self, delivery: Delivery, error: Exception) -> str:
-        """Log a handler's last failure; return what and where it was, without its message."""
         delivery.error = error_id(error)
-        said = f"{type(error).__name__}{_at(error)}, attempt {delivery.attempts + 1}, error {delivery.error}"
+        place = place_of(error)
+        at = f" in {harmless(place)}" if place else ""
+        said = f"{type(error).__name__}{at}, attempt {delivery.attempts + 1}, error {delivery.error}"
         facts, ids = self._facts(delivery), _ids(delivery)
         if self.rate.admits("handler.failed", (delivery.error, facts["destination"]), ids):
             scope = self._scope_of(delivery.message)
@@ -120,7 +116,8 @@ class Journal:
                 error_id=delivery.error, dead_letter=letter, audit=delivery.record_id,
                 **facts | ids,
             )  # fmt: skip
-        return said
+        detail = error.detail if isinstance(error, RejectNow) else said
+        delivery.reject(Rejection(Reason.HANDLER_FAILED, detail), Step.RELEASE)
 
     def ended(self, delivery: Delivery) -> None:
         """Log what a delivery came to, once it is to be settled."""
@@ -134,36 +131,37 @@ class Journal:
                     self._clock.now() - wait.since, cause=kind[0], since=wait.since,
                 )  # fmt: skip
         rejection = delivery.rejection
-        if rejection is not None:
-            self._rejected(delivery, rejection)
-        elif _DONE.isEnabledFor(logging.DEBUG):
+        failed = rejection is not None and rejection.reason is Reason.HANDLER_FAILED
+        # The line of a handler that raised is there already, with its traceback.
+        if rejection is not None and not (failed and delivery.error is not None):
+            facts, ids = self._facts(delivery), _ids(delivery)
+            event = "handler.failed" if failed else "message.rejected"
+            if self.rate.admits(event, (rejection.reason.value, facts["destination"]), ids):
+                emit(
+                    event, "%s: rejected, %s: %s", _place(facts), rejection.reason.value,
+                    harmless(rejection.sentence(), 1024),
+                    reason=rejection.reason.value, detail=harmless(rejection.detail), found=dict(rejection.found),
+                    expected=dict(rejection.expected), verified=rejection.reason in SIGNED_REASONS,
+                    dead_letter=delivery.letter, audit=delivery.record_id, **facts | ids,
+                )  # fmt: skip
+        elif rejection is None and _DONE.isEnabledFor(logging.DEBUG):
             event = "message.duplicate" if delivery.verdict is Verdict.DUPLICATE else "message.accepted"
             facts = self._facts(delivery)
             emit(event, "%s: %s", _place(facts), delivery.verdict.value, **facts, **_ids(delivery))
         self.rate.tick()
-
-    def _rejected(self, delivery: Delivery, rejection: Rejection) -> None:
-        # The line of a handler that raised is there already, with its traceback.
-        if rejection.reason is Reason.HANDLER_FAILED and delivery.error is not None:
-            return
-        facts, ids = self._facts(delivery), _ids(delivery)
-        event = "handler.failed" if rejection.reason is Reason.HANDLER_FAILED else "message.rejected"
-        if self.rate.admits(event, (rejection.reason.value, facts["destination"]), ids):
-            signed = rejection.reason in SIGNED_REASONS
-            emit(
-                event, "%s: rejected, %s: %s", _place(facts), rejection.reason.value,
-                harmless(rejection.sentence(), 1024),
-                reason=rejection.reason.value, detail=harmless(rejection.detail), found=dict(rejection.found),
-                expected=dict(rejection.expected),
-                verified=signed, dead_letter=delivery.letter, audit=delivery.record_id, **facts | ids,
-            )  # fmt: skip
 
     def deferred(self, delivery: Delivery, error: Unavailable, dead_letters: DeadLetterSink | None) -> Outcome:
         """Defer a delivery, with a detail that names what is out of reach, and the verdict where there is one.
 
         It is logged when deliveries begin to wait for that, and every five minutes while it lasts.
         """
-        what, detail = _named(self._out_of_reach(error, dead_letters)) or "", error.detail
+        plugin: object = {
+            Cause.REPLAY_STORE_UNAVAILABLE: self._replay, Cause.AUDIT_UNAVAILABLE: self._audit,
+            Cause.POLICY_UNAVAILABLE: self._policy, Cause.DEAD_LETTER_UNAVAILABLE: dead_letters,
+        }.get(error.cause)  # fmt: skip
+        if error.party is not None and error.party in self._verifier.issuers:
+            plugin = self._verifier.issuers[error.party].keys
+        what, detail = _named(plugin) or "", error.detail
         if what not in detail:
             detail = f"{detail} ({what})" if detail else what
         if delivery.rejection is not None:
@@ -188,14 +186,6 @@ class Journal:
         if wait is not None and not silent:
             wait.said = now
         return delivery.defer(error)
-
-    def _out_of_reach(self, error: Unavailable, dead_letters: DeadLetterSink | None) -> object | None:
-        if error.party is not None and error.party in self._verifier.issuers:
-            return self._verifier.issuers[error.party].keys
-        return {
-            Cause.REPLAY_STORE_UNAVAILABLE: self._replay, Cause.AUDIT_UNAVAILABLE: self._audit,
-            Cause.POLICY_UNAVAILABLE: self._policy, Cause.DEAD_LETTER_UNAVAILABLE: dead_letters,
-        }.get(error.cause)  # fmt: skip
 
     def _facts(self, delivery: Delivery) -> dict[str, Any]:
         """Return on whose behalf a message is handled, and where the broker had it."""
@@ -283,11 +273,6 @@ def few(names: list[str], separator: str = ", ") -> str:
     """Return the first five names, and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return separator.join(names[:_NAMED]) + more
-
-
-def _at(error: Exception) -> str:
-    place = place_of(error)
-    return f" in {harmless(place)}" if place else ""
 
 
 def _place(facts: Mapping[str, Any]) -> str:

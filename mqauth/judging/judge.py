@@ -250,7 +250,23 @@ class Judge:
         delivery.verified = self._verifier.verify(message, candidate, keys, received, release)  # (8) to (11)
         if Reason.PRODUCER_FORBIDDEN not in release.waive:
             _permit((yield from decision_of(self._policy, delivery.verified)))  # (12)
-        return (yield from self._claim_release(delivery, self._request(delivery, candidate), release))  # (13)
+        # (13): the release is claimed, and the message too unless ``replayed`` is waived. It does not matter which
+        # copy of a released message comes first, so neither claim has a place. A release that is done makes a
+        # duplicate, a message that is done a replay, and either that is held is waited for.
+        claim = self._request(delivery, candidate)
+        claim = replace(
+            claim, place=None, redelivered=True,
+            expires=max(claim.expires, float(release.exp + self._verifier.retention)),
+        )  # fmt: skip
+        released = replace(claim, id=release_id(release.iss, release.letter), index=None)
+        status = yield from self._claim(delivery, released)
+        if status is not _FRESH or Reason.REPLAYED in release.waive:
+            return status
+        delivery.release_claim = delivery.claim
+        status = yield from self._claim(delivery, claim)
+        if status is ClaimStatus.DUPLICATE:
+            raise Rejection(Reason.REPLAYED, "the message was handled before, without this release")
+        return status
 
     def _released(self, delivery: Delivery) -> Flow[Release]:
         """Judge the release that a message carries; whatever is wrong with it is ``release_invalid``."""
@@ -320,26 +336,6 @@ class Judge:
         """Return what the store says of a claim; below ``enforce`` it is asked with little patience."""
         asking, ladder = asked(_STORE, self._replay.claim, claim), self._below(delivery)
         return (yield from asking if ladder is None else ladder.store.watch(asking))
-
-    def _claim_release(self, delivery: Delivery, claim: ClaimRequest, release: Release) -> Flow[ClaimStatus]:
-        """Claim the release, and the message too unless ``replayed`` is waived.
-
-        It does not matter which copy of a released message comes first, so neither claim has a place. A release
-        that is done makes a duplicate, a message that is done a replay, and either that is held is waited for.
-        """
-        claim = replace(
-            claim, place=None, redelivered=True,
-            expires=max(claim.expires, float(release.exp + self._verifier.retention)),
-        )  # fmt: skip
-        released = replace(claim, id=release_id(release.iss, release.letter), index=None)
-        status = yield from self._claim(delivery, released)
-        if status is not _FRESH or Reason.REPLAYED in release.waive:
-            return status
-        delivery.release_claim = delivery.claim
-        status = yield from self._claim(delivery, claim)
-        if status is ClaimStatus.DUPLICATE:
-            raise Rejection(Reason.REPLAYED, "the message was handled before, without this release")
-        return status
 
     def _claimed(self, delivery: Delivery, claim: ClaimRequest, status: ClaimStatus) -> ClaimStatus:
         """Return what a claim came to, and note it if the message is this delivery's now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from mqauth.errors import Cause, Rejection, Unavailable
-from mqauth.flow import OUR_FAULT, Flow, answered, either, guarded
+from mqauth.flow import OUR_FAULT, Flow, answered, call, guarded
 from mqauth.wire.keys import KeySet, KeySource
 
 _KEYS: Final = Cause.KEYS_UNAVAILABLE
@@ -26,7 +26,7 @@ def looked_up(source: KeySource, kid: str, received: float, party: str) -> Flow[
     Raises:
         Unavailable: the source is out of reach. The error names the party, for messages of others need not wait.
     """
-    refreshed = either(source.refresh, getattr(source, "arefresh", None), kid, received)
+    refreshed = call(source.refresh, kid, received, twin=getattr(source, "arefresh", None))
     try:
         keys = yield from guarded(_KEYS, refreshed, passing=(*OUR_FAULT, Rejection))
     except Unavailable as error:

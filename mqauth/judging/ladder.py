@@ -7,18 +7,18 @@ fails or is slow is not asked again for a while, and what ends a claim is never 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from inspect import unwrap
 from typing import Any
 
 from mqauth.clock import Clock
 from mqauth.errors import Cause, Reason, Rejection, Unavailable, require
-from mqauth.flow import Flow, unwrapped
+from mqauth.flow import Flow
 from mqauth.judging.breaker import Breaker
 from mqauth.judging.delivery import Delivery, Step
 from mqauth.judging.observing import Observing
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung, destinations_of, is_lenient, kinds_of
 from mqauth.judging.unverified import (
-    Unverified,
     UnverifiedHandler,
     Unverifieds,
     Verdict,
@@ -51,8 +51,6 @@ class Ladder:
         self.policy = Breaker(Cause.POLICY_UNAVAILABLE, clock)
         self.issuers = {name: Breaker(Cause.KEYS_UNAVAILABLE, clock) for name in issuers}
         self._breakers = {Step.CONFIRM: self.store, Step.RELEASE: self.store, Step.RECORD: observing.breaker}
-        self.sink: Any = observing.sink
-        """Takes the records; a sink that hangs holds nobody up for long."""
 
     def passes(self, delivery: Delivery) -> bool:
         """Note the rung of a delivery; return whether its handler gets it without a verdict."""
@@ -137,8 +135,11 @@ def check_handlers(rollout: Rollout | None, handler: Any, unverified: Unverified
     given = listed(unverified)
     for each in given.values():
         require(callable(each), "unverified= is a handler, or a table of handlers by kind")
-        require(unwrapped(each) != unwrapped(handler), "unverified= is the handler itself: give another")
-        require(not _takes_verified(each), "unverified= takes an Unverified, and is annotated to take a Verified")
+        require(unwrap(each) != unwrap(handler), "unverified= is the handler itself: give another")
+        noted = getattr(unwrap(each), "__annotations__", {})
+        kinds = [kind for name, kind in noted.items() if name != "return"]
+        wrong = any(kind is Verified or str(kind).split(".")[-1] == "Verified" for kind in kinds)
+        require(not wrong, "unverified= takes an Unverified, and is annotated to take a Verified")
     needed = frozenset() if rollout is None else kinds_of(rollout)
     missing = sorted(needed - given.keys())
     require(not missing, f"unverified= has no handler for {', '.join(missing)}")
@@ -150,9 +151,3 @@ def routed(unverified: Unverifieds | None) -> UnverifiedHandler | None:
         return None
     table = listed(unverified)
     return lambda message: table[kind_of(message) or EVERYWHERE](message)
-
-
-def _takes_verified(handler: Callable[[Unverified], Any]) -> bool:
-    noted = getattr(unwrapped(handler), "__annotations__", {})
-    kinds = [kind for name, kind in noted.items() if name != "return"]
-    return any(kind is Verified or (isinstance(kind, str) and kind.split(".")[-1] == "Verified") for kind in kinds)

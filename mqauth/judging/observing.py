@@ -10,18 +10,16 @@ from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
-from mqauth.audit.bounded import BoundedSink
 from mqauth.audit.observed import MINUTE, Group, Observed
 from mqauth.audit.record import AuditRecord, AuditSink
 from mqauth.clock import Clock, Randomness, uuid7
 from mqauth.errors import Cause, Reason
-from mqauth.flow import Flow, settling
+from mqauth.flow import Flow, call
 from mqauth.judging.breaker import Breaker
 from mqauth.judging.delivery import Delivery, verdict_record
 from mqauth.judging.policy import Policy
 from mqauth.judging.rollout import Rollout, as_facts, is_lenient
 from mqauth.judging.token import Candidate
-from mqauth.judging.unverified import Would
 from mqauth.judging.verifier import Verifier
 from mqauth.logs import emit
 from mqauth.wire.destination import is_kafka
@@ -57,8 +55,7 @@ class Observing:
     ) -> None:  # fmt: skip
         self.rollout = rollout
         self.counts = Observed()
-        self.sink = None if audit is None else BoundedSink(audit)
-        """Takes the records of what may go on without them; nobody waits for it for long."""
+        self.sink: Any = audit
         self.breaker = Breaker(Cause.AUDIT_UNAVAILABLE, clock)
         self._aliases = tuple(verifier.aliases.values())
         self._issuers = verifier.ends
@@ -72,7 +69,7 @@ class Observing:
         self._sees = hasattr(audit, "see")
         self._pending: deque[tuple[bool, AuditRecord]] = deque()
         self._unwritten: deque[AuditRecord] = deque(maxlen=UNWRITTEN)
-        self._told: dict[str, float] = {}
+        self._told: dict[tuple[str, str], float] = {}
         self._scope = "default"
         self._due = float("-inf")
         self._began = clock.now()
@@ -95,7 +92,16 @@ class Observing:
         shown = self.counts.would(pattern, group, self._clock.now())
         if self.sink is not None and (shown or (self._sees and would.reason not in (None, Reason.TOKEN_MISSING))):
             if len(self._pending) < PENDING:
-                self._pending.append((shown, self._would_record(delivery, would)))
+                record = verdict_record(
+                    delivery, scope=self._scope, time=self._clock.now(), policy=self._policy.version,
+                    instance=self._instance,
+                )  # fmt: skip
+                record = replace(
+                    record, id=uuid7(self._clock, self._randomness), verdict="would_reject", dead_letter=None,
+                    reason=None if would.reason is None else would.reason.value,
+                    detail=would.detail if would.reason is not None else f"{would.code}: {would.detail}",
+                )  # fmt: skip
+                self._pending.append((shown, record))
             else:
                 self.counts.lose("records")
 
@@ -137,41 +143,22 @@ class Observing:
             for each in named:
                 emit("rollout.without_evidence", "%(destination)s: dead-lettered without an append time, through "
                      "%(through)s: %(why)s", each)  # fmt: skip
-        self._tell_ends(now)
-        yield from self._samples(last)
+        # Each day from two weeks before an end, and each hour after it.
+        for place, until in ends(self.rollout):
+            self._tell_end("rollout", place, until, now)
+        for name, until in self._issuers.items():
+            self._tell_end("issuer", name, until, now)
+        # Some messages that would be refused are recorded; the detectors see others, too.
+        while self._pending:
+            shown, record = self._pending.popleft()
+            yield from self._attempt(self.sink.write if shown else self.sink.see, record, last)
         if self.counts.lost:
             emit("rollout.not_awaited", "below enforce, not waited for: %s", dict(self.counts.lost))
         if self.rollout:
-            yield from self._write("observed", self._taken(), last)
-
-    def _taken(self) -> dict[str, Any]:
-        began, self._began = self._began, self._clock.now()
-        rungs = {place: entry.rung.label for entry in self.rollout.entries for place in entry.destinations}
-        return {
-            "seconds": round(self._began - began, 3),
-            "rules": self._rules,
-            "rungs": rungs,
-            **self.counts.take(),
-        }
-
-    def _would_record(self, delivery: Delivery, would: Would) -> AuditRecord:
-        """Return the record of one message that would be refused, with its coordinates."""
-        record = verdict_record(
-            delivery, scope=self._scope, time=self._clock.now(), policy=self._policy.version,
-            instance=self._instance,
-        )  # fmt: skip
-        return replace(
-            record, id=uuid7(self._clock, self._randomness), verdict="would_reject", dead_letter=None,
-            reason=None if would.reason is None else would.reason.value,
-            detail=would.detail if would.reason is not None else f"{would.code}: {would.detail}",
-        )  # fmt: skip
-
-    def _samples(self, last: bool) -> Flow[None]:
-        """Record some messages that would be refused; the detectors see others, too."""
-        while self._pending:
-            shown, record = self._pending.popleft()
-            write = self.sink.write if shown else self.sink.see  # type: ignore[union-attr]
-            yield from self._attempt(write, record, last)
+            began, self._began = self._began, self._clock.now()
+            rungs = {place: entry.rung.label for entry in self.rollout.entries for place in entry.destinations}
+            facts = {"seconds": round(self._began - began, 3), "rules": self._rules, "rungs": rungs}
+            yield from self._write("observed", facts | self.counts.take(), last)
 
     def _write(self, verdict: str, facts: dict[str, Any], last: bool) -> Flow[None]:
         """Write what is to be told; where that fails it is kept for the next time."""
@@ -188,7 +175,7 @@ class Observing:
 
     def _attempt(self, write: Any, record: AuditRecord, last: bool) -> Flow[bool]:
         """Write a record, if the sink may be asked now; at the end of the process it may be in any case."""
-        writing = _written(write, record)
+        writing = call(write, record)
         try:
             yield from writing if last else self.breaker.watch(writing)
             return True
@@ -197,33 +184,18 @@ class Observing:
             emit("rollout.unwritten", "a record of the rollout was not written: %s", type(error).__name__)
             return False
 
-    def _tell_ends(self, now: float) -> None:
-        """Warn each day from two weeks before an end, and each hour after it."""
-        for place, until in ends(self.rollout):
-            left = self._due_end(place, until, now)
-            if left is not None and left < 0:
-                emit("rollout.overdue", "%s: not enforced, and its time was over on %s", place, until)
-            elif left is not None:
-                emit("rollout.ending", "%s: not enforced, %d days left, until %s", place, left, until)
-        for name, until in self._issuers.items():
-            left = self._due_end(f"issuer {name}", until, now)
-            if left is not None and left < 0:
-                emit("issuer.overdue", "%s: its keys still count, and its time was over on %s", name, until)
-            elif left is not None:
-                emit("issuer.ending", "%s: its keys count for %d more days, until %s", name, left, until)
-
-    def _due_end(self, what: str, until: date, now: float) -> int | None:
-        """Return the days that are left, ``None`` where nothing is to be said of them now."""
+    def _tell_end(self, kind: str, name: str, until: date, now: float) -> None:
+        """Warn of a day by which something is to end, unless that was said within the last day or hour."""
         left = days_left(until, self._clock.now())
-        every = HOUR if left < 0 else DAY
-        if left > SOON or now < self._told.get(what, float("-inf")) + every:
-            return None
-        self._told[what] = now
-        return left
-
-
-def _written(write: Any, record: AuditRecord) -> Flow[None]:
-    yield from settling(write(record))
+        every, told = HOUR if left < 0 else DAY, self._told.get((kind, name), float("-inf"))
+        if left > SOON or now < told + every:
+            return
+        self._told[kind, name] = now
+        what = "not enforced" if kind == "rollout" else "its keys still count"
+        if left < 0:
+            emit(f"{kind}.overdue", "%s: %s, and its time was over on %s", name, what, until)
+        else:
+            emit(f"{kind}.ending", "%s: %s, %d days left, until %s", name, what, left, until)
 
 
 def lines(rollout: Rollout) -> Iterator[str]:

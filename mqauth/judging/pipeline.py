@@ -173,7 +173,12 @@ class Pipeline:
                 if passed is not None:
                     yield from settling(passed)
                 if step is _JUDGE:
-                    yield from self._timed_judge(delivery) if self._observers else self.verdicts.judge(delivery)
+                    started = self.clock.monotonic() if self._observers else 0.0
+                    try:
+                        yield from self.verdicts.judge(delivery)
+                    finally:
+                        if self._observers:
+                            delivery.judge_seconds = self.clock.monotonic() - started
                 elif step is _HANDLE and handler is not None:
                     yield from self._handled(delivery, handler, delivery.verified, _CONFIRM)
                 else:
@@ -183,8 +188,11 @@ class Pipeline:
             self.journal.ended(delivery)
         except Unavailable as error:
             outcome = self.journal.deferred(delivery, error, dead_letters)
-        if self._observers and handler is not None:
-            self._observe(outcome, delivery)
+        for observer in self._observers if handler is not None else ():
+            try:
+                observer(outcome, delivery.message, self.clock.now() - delivery.received)
+            except Exception as error:  # metrics must not stop a consumer
+                emit("observer.failed", "an observer failed: %s", type(error).__name__)
         return outcome
 
     def judge(self, delivery: Delivery) -> Flow[Outcome]:
@@ -319,7 +327,16 @@ class Pipeline:
             old = require(unverified, "an unverified message came to a consumer without unverified=")
             yield from self._handled(delivery, old, delivery.unverified, _SETTLE)
         else:
-            yield from self._bury(delivery, dead_letters)
+            # the dead letter, once the broker has confirmed it
+            if dead_letters is None or delivery.rejection is None or delivery.record_id is None:
+                raise ConfigurationError("only a rejected message that was recorded can be buried")
+            letter = DeadLetter(
+                message=delivery.message, rejection=delivery.rejection, scope=self.scope_of(delivery.message),
+                time=self.clock.now(), audit=delivery.record_id, release=delivery.release,
+                digest=delivery.content_digest(), error=delivery.error, rung=delivery.rung_label,
+            )  # fmt: skip
+            yield from asked(Cause.DEAD_LETTER_UNAVAILABLE, dead_letters.publish, letter)
+            delivery.letter, delivery.step = letter.id, _SETTLE
 
     def _handled(self, delivery: Delivery, handler: Any, message: Any, then: Step) -> Flow[None]:
         """Call a handler, and go on with step ``then`` once it has returned."""
@@ -331,13 +348,6 @@ class Pipeline:
             self.journal.failed(delivery, error)
         finally:
             HANDLING.set(None)
-
-    def _timed_judge(self, delivery: Delivery) -> Flow[None]:
-        started = self.clock.monotonic()
-        try:
-            yield from self.verdicts.judge(delivery)
-        finally:
-            delivery.judge_seconds = self.clock.monotonic() - started
 
     def _record(self, delivery: Delivery) -> Flow[None]:
         """Make the audit record durable, if the verdict is one to be recorded; the dead letter names it."""
@@ -352,28 +362,8 @@ class Pipeline:
             delivery, scope=self.scope_of(delivery.message), time=self.clock.now(), policy=self.policy.version,
             instance=self.instance,
         )  # fmt: skip
-        sink = self.audit if self._ladder is None or not is_lenient(delivery) else self._ladder.sink
-        yield from asked(Cause.AUDIT_UNAVAILABLE, sink.write, record)
+        yield from asked(Cause.AUDIT_UNAVAILABLE, self.audit.write, record)
         delivery.step = Step.SETTLE if delivery.rejection is None else Step.BURY
-
-    def _bury(self, delivery: Delivery, dead_letters: DeadLetterSink | None) -> Flow[None]:
-        """Publish the dead letter, and wait until the broker has confirmed it."""
-        if dead_letters is None or delivery.rejection is None or delivery.record_id is None:
-            raise ConfigurationError("only a rejected message that was recorded can be buried")
-        letter = DeadLetter(
-            message=delivery.message, rejection=delivery.rejection, scope=self.scope_of(delivery.message),
-            time=self.clock.now(), audit=delivery.record_id, release=delivery.release,
-            digest=delivery.content_digest(), error=delivery.error, rung=delivery.rung_label,
-        )  # fmt: skip
-        yield from asked(Cause.DEAD_LETTER_UNAVAILABLE, dead_letters.publish, letter)
-        delivery.letter, delivery.step = letter.id, Step.SETTLE
-
-    def _observe(self, outcome: Outcome, delivery: Delivery) -> None:
-        for observer in self._observers:
-            try:
-                observer(outcome, delivery.message, self.clock.now() - delivery.received)
-            except Exception as error:  # metrics must not stop a consumer
-                emit("observer.failed", "an observer failed: %s", type(error).__name__)
 
     def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Have a function called when the keys of an issuer change: deliveries that wait for a key may go on then.

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any, Final, Protocol, cast
 
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, require
-from mqauth.flow import Flow, answered, at_once, either, guarded
+from mqauth.flow import Flow, answered, at_once, call, guarded
 from mqauth.judging.verified import Verified, producer_and_place
 from mqauth.logs import emit
 from mqauth.wire import destination, memo
@@ -179,7 +179,7 @@ def decided(policy: Policy, verified: Verified, found: Any) -> Flow[Decision]:
     """
     twin = getattr(policy, "adecide", None)
     if found is None and twin is not None:
-        return (yield from guarded(_UNAVAILABLE, either(policy.decide, twin, verified)))
+        return cast(Decision, (yield from guarded(_UNAVAILABLE, call(policy.decide, verified, twin=twin))))
     return cast(Decision, (yield from answered(_UNAVAILABLE, found)))
 
 
@@ -200,18 +200,16 @@ def matches(pattern: str, place: str) -> bool:
         return True
     head, words = _split(pattern)
     place_head, place_words = _split(place)
-    return head == place_head and _match_words(words, place_words)
-
-
-def _match_words(pattern: list[str], words: list[str]) -> bool:
-    # the set of places in ``words`` that the pattern so far may end at: no pattern makes this backtrack
+    if head != place_head:
+        return False
+    # the set of places in ``place_words`` that the pattern so far may end at: no pattern makes this backtrack
     reachable = {0}
-    for item in pattern:
+    for item in words:
         if item == "#":
-            reachable = set(range(min(reachable), len(words) + 1)) if reachable else set()
+            reachable = set(range(min(reachable), len(place_words) + 1)) if reachable else set()
         else:
-            reachable = {at + 1 for at in reachable if at < len(words) and item in ("*", words[at])}
-    return len(words) in reachable
+            reachable = {at + 1 for at in reachable if at < len(place_words) and item in ("*", place_words[at])}
+    return len(place_words) in reachable
 
 
 def _split(place: str) -> tuple[str, list[str]]:

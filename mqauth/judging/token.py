@@ -257,7 +257,15 @@ class Times:
         if claims.nbf is not None and claims.nbf > moment + self.leeway:
             raise Rejection(Reason.NOT_YET_VALID, "not valid yet")
         if (claims.exp + self.leeway <= moment or claims.exp <= claims.iat) and Reason.EXPIRED not in waived:
-            raise Rejection(Reason.EXPIRED, self._expired(claims, moment))
+            if claims.exp <= claims.iat:
+                raise Rejection(Reason.EXPIRED, "expires before it was issued")
+            # for how long it had waited, and which setting would have kept it
+            until, kept = (
+                ("received", 'at = "append"') if self.at == "consume" else ("appended", "a longer lifetime")
+            )
+            waited, lifetime = f"{moment - claims.iat:.0f} s", f"{claims.exp - claims.iat} s"
+            why = f"{until} {waited} after it was signed, with a token of {lifetime}; {kept} would have kept it"
+            raise Rejection(Reason.EXPIRED, why)
         if claims.exp - claims.iat > self.max_lifetime and Reason.LIFETIME_EXCESSIVE not in waived:
             raise Rejection(Reason.LIFETIME_EXCESSIVE, "lives longer than the limit")
         if (
@@ -267,14 +275,6 @@ class Times:
         ):
             waited = f"waited {received - moment:.0f} s, longer than max_queue_age = {self.max_queue_age}"
             raise Rejection(Reason.QUEUE_AGE_EXCEEDED, waited)
-
-    def _expired(self, claims: Claims, moment: float) -> str:
-        """Say for how long a message of an expired token had waited, and which setting would have kept it."""
-        if claims.exp <= claims.iat:
-            return "expires before it was issued"
-        until, kept = ("received", 'at = "append"') if self.at == "consume" else ("appended", "a longer lifetime")
-        waited, lifetime = f"{moment - claims.iat:.0f} s", f"{claims.exp - claims.iat} s"
-        return f"{until} {waited} after it was signed, with a token of {lifetime}; {kept} would have kept it"
 
 
 def longest_wait(

@@ -136,7 +136,12 @@ class Verifier:
         # Whoever signs messages must not release them.
         for shared in sorted(set(self.issuers) & set(() if release is None else release.authorities)):
             raise ConfigurationError(f"{shared!r} is an issuer and a release authority: give each its own name")
-        self.audiences = _audiences(audience)
+        self.audiences = frozenset([audience] if isinstance(audience, str) else audience)
+        require(self.audiences, "audience names at least one audience")
+        require(
+            all(is_name(name) and "*" not in name for name in self.audiences),
+            "an audience is a name of 1 to 256 characters, never a wildcard",
+        )
         self.times = Times(
             max_lifetime=max_lifetime, leeway=leeway, at=at, max_queue_age=max_queue_age,
             append_evidence=append_evidence, unsafe_append_evidence=unsafe_append_evidence,
@@ -385,14 +390,4 @@ def _issuers(keys: Mapping[str, KeySource | Issuer | TrustDomain]) -> dict[str, 
     }
     domains = [name for name, one in found.items() if isinstance(one, TrustDomain)]
     refuse_overlap(domains, found.keys() - domains)
-    return found
-
-
-def _audiences(audience: str | Iterable[str]) -> frozenset[str]:
-    found = frozenset([audience] if isinstance(audience, str) else audience)
-    require(found, "audience names at least one audience")
-    require(
-        all(is_name(name) and "*" not in name for name in found),
-        "an audience is a name of 1 to 256 characters, never a wildcard",
-    )
     return found

@@ -209,7 +209,12 @@ class Releaser:
         waived = frozenset(waive)
         require(waived <= set(WAIVABLE), f"a release may waive {', '.join(WAIVABLE)}")
         bare, now = without_release(message), int(self._clock.now())
-        token, covered = _token_of(bare)
+        try:
+            token = envelope.token_of(bare)
+            covered = covered_names(token)
+        except Rejection as error:
+            why = f"only a message with a whole token can be released: {error.reason}"
+            raise MalformedMessage(why) from error
         release = Release(
             iss=self.issuer, sub=self.reviewer, reason=reason, letter=letter, tok=base64url.digest(token),
             mqa=envelope.bind(bare, covered), waive=waived, scope=scope, iat=now, exp=now + self.lifetime,
@@ -252,12 +257,3 @@ def _check_bindings(message: Message, release: Release) -> None:
         raise invalid(f"the release is of another message: {error.reason.value}") from error
     expect(release.tok == base64url.digest(token), "the release is of another token")
     expect(release.mqa.hdr == covered, "the release covers other headers than the producer's token")
-
-
-def _token_of(message: Message) -> tuple[bytes, tuple[str, ...]]:
-    """Return the producer's token on a message, and the names of the headers it covers."""
-    try:
-        token = envelope.token_of(message)
-        return token, covered_names(token)
-    except Rejection as error:
-        raise MalformedMessage(f"only a message with a whole token can be released: {error.reason}") from error

@@ -36,7 +36,6 @@ _LETTER: Final = re.compile(r"[0-9a-f]{64}")
 _DIGEST: Final = re.compile(r"[A-Za-z0-9\-_]{43}")
 _MAX_TIME: Final = 253_402_300_799
 """The last second of the year 9999, beyond which a time cannot be written."""
-_LENGTH: Final = len(RELEASE_HEADER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +129,7 @@ class OpenedRelease:
 
 def is_release(name: str) -> bool:
     """Tell whether a header name is that of a release, in any spelling."""
-    return len(name) == _LENGTH and fold(name) == RELEASE_HEADER
+    return len(name) == len(RELEASE_HEADER) and fold(name) == RELEASE_HEADER
 
 
 def without_release(message: Message) -> Message:
@@ -161,6 +160,9 @@ def parse(raw: bytes) -> Release:
     """
     found = claims.load(raw, _REQUIRED)
     expect(not found.keys() - {*_REQUIRED, "past"}, "the release has an unknown claim")
+    waived = found["waive"]
+    expect(type(waived) is list and all(type(name) is str for name in waived), "waive is no list of reasons")
+    expect(len(set(waived)) == len(waived) and set(waived) <= set(WAIVABLE), "it waives what no release may waive")
     return Release(
         iss=claims.text_claim(found, "iss"),
         sub=claims.text_claim(found, "sub"),
@@ -168,7 +170,7 @@ def parse(raw: bytes) -> Release:
         letter=_matching(found, "letter", _LETTER),
         tok=_matching(found, "tok", _DIGEST),
         mqa=claims.binding_claim(found["mqa"]),
-        waive=_waived(found["waive"]),
+        waive=frozenset(map(Reason, waived)),
         scope=claims.text_claim(found, "scope"),
         iat=claims.time_claim(found, "iat"),
         exp=claims.time_claim(found, "exp"),
@@ -221,12 +223,6 @@ def _value(message: Message) -> bytes:
     found = [(name, value) for name, value in message.headers if is_release(name)]
     expect(len(found) == 1 and found[0][0] == RELEASE_HEADER, "not exactly one release header")
     return envelope.token_of_value(found[0][1], on_kafka=destination.is_kafka(message.destination))
-
-
-def _waived(value: Any) -> frozenset[Reason]:
-    expect(type(value) is list and all(type(name) is str for name in value), "waive is no list of reasons")
-    expect(len(set(value)) == len(value) and set(value) <= set(WAIVABLE), "it waives what no release may waive")
-    return frozenset(Reason(name) for name in value)
 
 
 def _hop(value: Any) -> Hop:

@@ -19,19 +19,19 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from mqauth.audit.disk import read_bounded
-from mqauth.clock import SYSTEM_CLOCK, Clock
+from mqauth.clock import SYSTEM_CLOCK, Backoff, Clock, Pause
 from mqauth.errors import Cause, MqauthError, Unavailable, require
 from mqauth.http.connection import MAX_TIMEOUT, VISIBLE, Deadline, Dial, Endpoint, FetchFailed, Kept, tls_context
 from mqauth.http.exchange import request
 from mqauth.judging.policy import Allow, Decision
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit, harmless
-from mqauth.policies.memory import Decisions, Pause, Remembered, pause_after
 from mqauth.policies.question import PROBE, Question, question_of
 from mqauth.threads import after_fork
+from mqauth.wire.memo import Recent, size_of
 
 REMEMBER: Final = 10.0
 MAX_REMEMBER: Final = 300.0
@@ -39,13 +39,10 @@ TIMEOUT: Final = 0.5
 MIN_TIMEOUT: Final = 0.01
 MAX_ANSWER: Final = 16 * 1024
 """Bytes of an answer."""
-MAX_PATH: Final = 256
-_PATH: Final = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*", re.ASCII)
+MAX_MEMORY: Final = 8 * 1024 * 1024
+"""Bytes of all remembered decisions together."""
 _SERVER_SPOKE: Final = (200, 400, 500)
 """What OPA says of one question: a decision, or that its input or its rule is broken."""
-_MAX_TOKEN: Final = 8192
-_MAX_VERSION: Final = 128
-_WORKERS: Final = 4
 _UNASKED: Final = "opa, not asked yet"
 _UNVERSIONED: Final = "opa, no bundle"
 _NO_DECISION: Final = "the answer is neither true nor false"
@@ -53,6 +50,22 @@ _NO_DECISION: Final = "the answer is neither true nor false"
 State = Literal["ok", "failing", "unasked"]
 Asked = concurrent.futures.Future[Decision | Unavailable]
 Begin = Callable[[Callable[..., None], Question, Asked], object]
+RETRIES: Final = Backoff(first=1.0, longest=30.0)
+"""For how long nobody asks after failures in a row."""
+
+
+class Remembered(NamedTuple):
+    """What became of a question.
+
+    Args:
+        until: monotonic seconds; after that it is asked again.
+        decision: ``None`` where the answer was no decision.
+        failures: how often in a row it was none.
+    """
+
+    until: float
+    decision: Decision | None
+    failures: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +147,11 @@ class OPA:
         self._version = _UNASKED
         # Monotonic seconds at which these revisions answered first.
         self._learnt = float("-inf")
-        self._decisions, self._pause = Decisions(), Pause()
+        # A producer varies its routing keys, and names may be long: it pushes out decisions of its own alone.
+        self._decisions = Recent[Question, Remembered](
+            MAX_MEMORY, lambda question, _: size_of(question), lambda question: (question.issuer, question.subject)
+        )
+        self._pause, self._why = Pause(RETRIES), ""
         self._asked = self._failed = 0
         self.forked()
         after_fork(self)
@@ -154,7 +171,8 @@ class OPA:
         """Return a decision that is known without asking, ``None`` where there is none; never waits."""
         if self.within is not None and self.within.decide(verified) is not Decision.ALLOW:
             return Decision.DENY
-        return self._known(question_of(verified, self.scope))
+        known = self._decisions.get(question_of(verified, self.scope))
+        return known.decision if known is not None and self._clock.monotonic() < known.until else None
 
     def decide(self, verified: Verified, /) -> Decision:
         """Return the decision for one message; it blocks for ``timeout`` seconds at most.
@@ -217,23 +235,20 @@ class OPA:
         """Return how the agent is doing; may be called from any thread."""
         with self._lock:
             now = self._clock.monotonic()
-            since, why = self._pause.failing_from(now), self._pause.why
+            # Where nobody has asked for a minute nobody knows.
+            since = self._pause.failing_since if now < self._pause.until + 60.0 else None
             known: State = "unasked" if self._version == _UNASKED else "ok"
             return PolicyHealth(
                 source=self.source, state=known if since is None else "failing", version=self.version,
                 remembered=len(self._decisions), asked=self._asked, failed=self._failed,
-                failing_for=0.0 if since is None else now - since, last_failure=why,
+                failing_for=0.0 if since is None else now - since, last_failure=self._why,
             )  # fmt: skip
 
     def forked(self) -> None:
         """Make what a child after a fork lacks: the lock, the threads, and whoever answers what was asked."""
         self._pending: dict[Question, Asked] = {}
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(_WORKERS, "mqauth-opa")
-
-    def _known(self, question: Question) -> Decision | None:
-        found = self._decisions.get(question)
-        return found.decision if found is not None and self._clock.monotonic() < found.until else None
+        self._pool = ThreadPoolExecutor(4, "mqauth-opa")
 
     def _begin(self, question: Question, begin: Begin) -> Asked:
         """Return what the answer to a question will be; whoever asks the same meanwhile waits for the same one.
@@ -249,7 +264,12 @@ class OPA:
             asked = self._pending.get(question)
             if asked is not None:
                 return asked
-            self._refuse(question, self._clock.monotonic())
+            # Nobody asks while the agent is left alone, or while it has no decision for this question.
+            now, before = self._clock.monotonic(), self._decisions.get(question)
+            if now < self._pause.until:
+                raise _unavailable(self._why)
+            if before is not None and before.decision is None and now < before.until:
+                raise _unavailable(_NO_DECISION)
             asked = self._pending[question] = Asked()
         try:
             begin(self._answer, question, asked)
@@ -258,21 +278,27 @@ class OPA:
             self._end(question, asked, _unavailable(f"nobody can ask: {error}"))
         return asked
 
-    def _refuse(self, question: Question, now: float) -> None:
-        """Refuse to ask while the agent is left alone, or while it has no decision for this question."""
-        before = self._decisions.get(question)
-        if not self._pause.admits(now):
-            raise _unavailable(self._pause.why)
-        if before is not None and before.decision is None and now < before.until:
-            raise _unavailable(before.why)
-
     def _answer(self, question: Question, asked: Asked) -> None:
-        """Ask, and give whoever waits the decision, or why there is none."""
-        found: Decision | Unavailable = _unavailable("the request broke off")
+        """Ask one question, remember what becomes of it, and give it to whoever waits."""
+        outcome: Decision | Unavailable = _unavailable("the request broke off")
+        begun = self._clock.monotonic()
         try:
-            found = self._put(question)
+            with self._lock:
+                if not self._pause.begin(begun, self._timeout):
+                    outcome = _unavailable(self._why)
+                    return
+            allowed, version = self._post(question.document)
+            # In one step, so that nothing is remembered that another revision decided.
+            with self._lock:
+                outcome = self._keep(question, allowed, begun, current=self._learn(version, begun))
+        except Exception as error:  # whatever goes wrong is no decision
+            why = str(error) if isinstance(error, MqauthError) else f"the request broke: {type(error).__name__}"
+            outcome = _unavailable(why)
+            with self._lock:
+                self._why = why
+                self._pause.failed(begun, self._clock.monotonic())
         finally:
-            self._end(question, asked, found)
+            self._end(question, asked, outcome)
 
     def _end(self, question: Question, asked: Asked, found: Decision | Unavailable) -> None:
         """Give whoever waits what was found, once; the question may be asked again from now on."""
@@ -284,23 +310,6 @@ class OPA:
             self._failed += isinstance(found, Unavailable)
         asked.set_result(found)
 
-    def _put(self, question: Question) -> Decision | Unavailable:
-        """Ask one question, and remember what becomes of it."""
-        begun = self._clock.monotonic()
-        with self._lock:
-            if not self._pause.begin(begun, self._timeout):
-                return _unavailable(self._pause.why)
-        try:
-            allowed, version = self._post(question.document)
-        except Exception as error:  # whatever goes wrong is no decision
-            why = str(error) if isinstance(error, MqauthError) else f"the request broke: {type(error).__name__}"
-            with self._lock:
-                self._pause.failed(begun, self._clock.monotonic(), why)
-            return _unavailable(why)
-        # In one step, so that nothing is remembered that another revision decided.
-        with self._lock:
-            return self._keep(question, allowed, begun, current=self._learn(version, begun))
-
     def _keep(self, question: Question, allowed: object, begun: float, *, current: bool) -> Decision | Unavailable:
         """Remember a decision from when it was asked for; and for longer and longer that there was none."""
         if type(allowed) is bool:
@@ -310,8 +319,8 @@ class OPA:
             return decision
         before = self._decisions.get(question)
         failures = 1 if before is None else before.failures + 1
-        until = self._clock.monotonic() + pause_after(failures)
-        self._decisions.keep(question, Remembered(until, None, failures, _NO_DECISION))
+        until = self._clock.monotonic() + RETRIES.step(failures)
+        self._decisions.keep(question, Remembered(until, None, failures))
         return _unavailable(_NO_DECISION)
 
     def _learn(self, version: str | None, begun: float) -> bool:
@@ -320,6 +329,7 @@ class OPA:
         Returns whether they are those in use: a slow answer may be of revisions before them.
         """
         self._pause.answered()
+        self._why = ""
         if version is None or version == self._version:
             return True
         if begun < self._learnt:
@@ -348,14 +358,18 @@ class OPA:
     def _bearer(self) -> str | None:
         if self._token_file is None:
             return None
-        token = read_bounded(self._token_file, _MAX_TOKEN).decode("ascii", "replace").strip()
+        token = read_bounded(self._token_file, 8192).decode("ascii", "replace").strip()
         require(VISIBLE.fullmatch(token), f"{self._token_file}: not a token in one line of ASCII")
         return f"Bearer {token}"
 
 
 def is_path(value: object) -> bool:
     """Tell whether a value is the path of a rule, such as ``mqauth/allow``."""
-    return isinstance(value, str) and len(value) <= MAX_PATH and _PATH.fullmatch(value) is not None
+    return (
+        isinstance(value, str)
+        and len(value) <= 256
+        and re.fullmatch(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*", value, re.ASCII) is not None
+    )
 
 
 def version_of(document: Mapping[str, Any]) -> str:
@@ -369,7 +383,7 @@ def version_of(document: Mapping[str, Any]) -> str:
         for name, one in bundles.items()
     )
     said = harmless("opa " + " ".join(named), 4 * MAX_ANSWER)
-    return said if len(said) <= _MAX_VERSION else f"opa {hashlib.sha256(said.encode()).hexdigest()[:16]}"
+    return said if len(said) <= 128 else f"opa {hashlib.sha256(said.encode()).hexdigest()[:16]}"
 
 
 def _unavailable(why: str) -> Unavailable:

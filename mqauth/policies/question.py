@@ -15,8 +15,6 @@ from mqauth.wire import strict_json
 VERSION: Final = 1
 PROBE: Final[Mapping[str, Any]] = {"v": VERSION, "probe": True}
 """What is asked at a start: it names nobody, so that a policy has to refuse it."""
-_DEPTH: Final = 8
-_NO_CLAIMS: Final = b"{}"
 
 
 class Question(NamedTuple):
@@ -43,7 +41,7 @@ class Question(NamedTuple):
     @property
     def document(self) -> dict[str, Any]:
         """The question as the member ``input`` that is posted."""
-        said = self._asdict() | {"claims": strict_json.loads(self.claims, depth=_DEPTH)}
+        said = self._asdict() | {"claims": strict_json.loads(self.claims, depth=8)}
         return {"v": VERSION, **said}
 
 
@@ -62,5 +60,5 @@ def question_of(verified: Verified, scope: str | None) -> Question:
         claims.aud,
         verified.destination,
         scope_of(verified.origin, scope),
-        _NO_CLAIMS if identity is None else strict_json.dumps(dict(identity.claims)),
+        b"{}" if identity is None else strict_json.dumps(dict(identity.claims)),
     )

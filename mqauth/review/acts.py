@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from mqauth.audit import record as audit_records
 from mqauth.audit.record import AuditRecord, AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, uuid7
 from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable
-from mqauth.flow import Flow, call, either
+from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.letters.authorities import Releaser
 from mqauth.letters.release import Hop, Release, without_release
@@ -218,7 +218,10 @@ def _released(
     without claims does not find it.
     """
     scope = today.scope_for(reading, plan.scope)
-    past = today.past(original).and_then(_hop(reading, today.clock))
+    # The letter that is released now, as the next dead letter of the message will tell of it.
+    known = None if reading.reason == UNKNOWN else Reason(reading.reason)
+    hop = Hop(letter=reading.id, reason=known, time=int(today.clock.now()))
+    past = today.past(original).and_then(hop)
     original = redeliverable(original, scope=scope, now=today.clock.now())
     waived = plan.waive & {Reason.REPLAYED} if reading.reason == Reason.REPLAYED else frozenset[Reason]()
     while True:
@@ -236,15 +239,6 @@ def _released(
         if outcome.reason is None or outcome.reason not in plan.waive or outcome.reason in waived:
             raise _RefusedError(verdict_word(outcome))
         waived |= {outcome.reason}
-
-
-def _hop(reading: Reading, clock: Clock) -> Hop:
-    """Return the letter that is released now, as the next dead letter of the message will tell of it."""
-    return Hop(
-        letter=reading.id,
-        reason=None if reading.reason == UNKNOWN else Reason(reading.reason),
-        time=int(clock.now()),
-    )
 
 
 def _sweep(
@@ -271,7 +265,14 @@ def _sweep(
                     account.cancelled = True
                     break
                 wanted[mark] -= 1
-                yield from _one(letter, act, account)
+                try:
+                    yield from act(letter, read(letter))
+                    account.done += 1
+                except _RefusedError as refusal:
+                    account.refused[str(refusal)] += 1
+                except Unavailable:
+                    account.failed += 1
+                    raise
                 pace.progress(account.selected - account.left)
     except Unavailable as error:
         account.error = str(error)
@@ -295,27 +296,10 @@ class _Pace:
         """Wait until a letter is due, and return the time at which the next one is."""
         if self.rate is None:
             return due
-        woken: Callable[[float], bool | Awaitable[bool]] = self.cancelled.wait
+        waits: Callable[[float], Any] = self.cancelled.wait
         while (left := due - self.clock.monotonic()) > 0 and not self.cancelled.is_set():
-            yield from either(woken, _slept, min(left, _SLICE))
+            yield from call(waits, min(left, _SLICE), twin=asyncio.sleep)
         return max(due, self.clock.monotonic()) + 1 / self.rate
-
-
-async def _slept(seconds: float) -> bool:
-    await asyncio.sleep(seconds)
-    return False
-
-
-def _one(letter: Letter, act: Act, account: Account) -> Flow[None]:
-    try:
-        yield from act(letter, read(letter))
-    except _RefusedError as refusal:
-        account.refused[str(refusal)] += 1
-    except Unavailable:
-        account.failed += 1
-        raise
-    else:
-        account.done += 1
 
 
 def _end(box: LetterBox, account: Account) -> Flow[None]:

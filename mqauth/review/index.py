@@ -26,7 +26,6 @@ _CONDITIONS: Final = {
     "id": "substr(id, 1, length(?)) = ?", "since": "time >= ?", "until": "time < ?",
     "search": f"instr(lower({' || char(10) || '.join(_TEXTS)}), lower(?)) > 0",
 }  # fmt: skip
-_IN: Final = "mark IN ({})"
 _CHUNK: Final = 200
 _TABLES: Final = """
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE; PRAGMA cache_size = -16384;
@@ -51,7 +50,6 @@ ON CONFLICT DO UPDATE SET count = count + excluded.count,
   first = min(coalesce(first, excluded.first), coalesce(excluded.first, first)),
   last = max(coalesce(last, excluded.last), coalesce(excluded.last, last))
 """
-_KIND: Final = "SELECT kind FROM kinds WHERE (reason, issuer, kid, subject, destination) = (?, ?, ?, ?, ?)"
 _SPAN: Final = """
 SELECT min(at), max(at) FROM (SELECT first AS at FROM kinds UNION ALL SELECT last FROM kinds)
 WHERE at >= 0 AND at < ?
@@ -60,7 +58,6 @@ _COLUMNS: Final = """
 SELECT reason, min(max(CAST((time - ?) / ? AS INTEGER), 0), ?) AS at, count(*) FROM shown
 WHERE time >= 0 AND time < ? GROUP BY 1, 2
 """
-_LETTER: Final = "INSERT INTO letters VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
 _KindValues = tuple[str, str, str, str, str]
 
 
@@ -216,14 +213,27 @@ class Index(AbstractContextManager["Index"]):
         readings = [read(letter) for letter in letters]
         forms = [strict_json.dumps(json_form.to_form(letter.message)) for letter in letters]
         with self._lock:
-            kinds = self._add_to_groups(readings)
+            # Letters are counted into their groups; each has the number of its group.
+            named = [
+                (found.reason, found.issuer, harmless(found.kid or ""), found.subject, found.destination)
+                for found in readings
+            ]
+            times: dict[_KindValues, list[float | None]] = {}
+            for kind, found in zip(named, readings, strict=True):
+                times.setdefault(kind, []).append(found.time)
+            for kind, among in times.items():
+                known = [time for time in among if time is not None]
+                self._db.execute(_COUNT, (*kind, len(among), min(known, default=None), max(known, default=None)))
+            query = "SELECT kind FROM kinds WHERE (reason, issuer, kid, subject, destination) = (?, ?, ?, ?, ?)"
+            groups = {kind: self._db.execute(query, kind).fetchone()[0] for kind in times}
+            kinds = [groups[kind] for kind in named]
             numbers = range(self.size + 1, self.size + len(letters) + 1)
             rows = (
                 (number, kind, found.mark, found.id, found.detail, found.scope, found.time, found.form, found.size,
                  found.sound)
                 for number, kind, found in zip(numbers, kinds, readings, strict=True)
             )  # fmt: skip
-            self._db.executemany(_LETTER, rows)
+            self._db.executemany("INSERT INTO letters VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)", rows)
             self._db.executemany("INSERT INTO originals VALUES (?, ?)", zip(numbers, forms, strict=True))
             self.size += len(letters)
 
@@ -349,23 +359,6 @@ class Index(AbstractContextManager["Index"]):
             with self._lock:
                 rows = cursor.fetchmany(_CHUNK)
 
-    def _add_to_groups(self, readings: Sequence[Reading]) -> list[int]:
-        """Count letters into their groups, and return the number of each letter's group."""
-        kinds = [_kind(found) for found in readings]
-        times: dict[_KindValues, list[float | None]] = {}
-        for kind, found in zip(kinds, readings, strict=True):
-            times.setdefault(kind, []).append(found.time)
-        for kind, among in times.items():
-            known = [time for time in among if time is not None]
-            self._db.execute(_COUNT, (*kind, len(among), min(known, default=None), max(known, default=None)))
-        numbers = {kind: self._db.execute(_KIND, kind).fetchone()[0] for kind in times}
-        return [numbers[kind] for kind in kinds]
-
-
-def _kind(reading: Reading) -> _KindValues:
-    kid = "" if reading.kid is None else harmless(reading.kid)
-    return reading.reason, reading.issuer, kid, reading.subject, reading.destination
-
 
 def _means_groups(wanted: Filter) -> bool:
     """Tell whether a filter means every group as a whole or not at all."""
@@ -379,7 +372,9 @@ def _select(
     conditions, values = ["1"], list[Any]()
     for name, value in wanted.given().items():
         several = name == "marks"
-        condition = _IN.format(", ".join("?" * len(value))) if several else _CONDITIONS.get(name, f"{name} = ?")
+        condition = (
+            "mark IN ({})".format(", ".join("?" * len(value))) if several else _CONDITIONS.get(name, f"{name} = ?")
+        )
         conditions.append(condition)
         values += value if several else [value] * condition.count("?")
     return f"SELECT {what} FROM {table} WHERE {' AND '.join(conditions)} {rest}", [*values, *more]  # noqa: S608

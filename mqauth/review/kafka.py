@@ -151,8 +151,12 @@ class KafkaLetterBox:
     def _batch(self, limit: int) -> list[Letter]:
         if self._ends is None:
             self._begin()
-        while len(self._waiting) < limit and self._poll_letters():
-            continue
+        while len(self._waiting) < limit and (records := self._poll()) is not None:
+            for record in records:
+                message = from_native(record, scope=self.name)
+                key = resolution_key(message)
+                if key not in self._resolved:
+                    self._waiting.append(Letter(message=message, handle=key))
         return [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
 
     def _begin(self) -> None:
@@ -177,16 +181,6 @@ class KafkaLetterBox:
         self._consumer.assign(places)
         self._consumer.seek_to_beginning(*places)
         self._ends = self._consumer.end_offsets(places)
-
-    def _poll_letters(self) -> bool:
-        """Keep the open letters of one poll, and tell whether the pass goes on."""
-        records = self._poll()
-        for record in records or ():
-            message = from_native(record, scope=self.name)
-            key = resolution_key(message)
-            if key not in self._resolved:
-                self._waiting.append(Letter(message=message, handle=key))
-        return records is not None
 
     def _poll(self) -> list[Any] | None:
         """Return the next records, ``None`` at the end of the pass."""

@@ -23,9 +23,7 @@ from mqauth.wire.claims import Claims
 from mqauth.wire.message import TOKEN_HEADER, HeaderPair, Message, Origin, fold
 
 UNKNOWN: Final = "unknown"
-_OVERWRITTEN: Final = "timestamp_in_ms"
 _ID: Final = re.compile(r"[0-9a-f]{64}")
-_COUNT: Final = re.compile(r"[1-9][0-9]{0,6}")
 _REASONS: Final = frozenset(Reason)
 
 
@@ -119,10 +117,27 @@ def read(letter: Letter) -> Reading:
     message = letter.message
     lines = letter_headers(message)
     form = lines.get("form", "whole")
-    original, fault = _restored(message, lines, form)
-    named = lines.get("id", "")
-    if fault is None and original is not None:
-        fault = _unsound(original, lines, named)
+    original, fault, named = None, None, lines.get("id", "")
+    try:
+        if form == "whole":
+            original = _from_whole(message, lines)
+        elif form == "json":
+            original = json_form.from_form(_parse(message.body or b"", "body"))
+        elif form == "reference":
+            fault = "only a reference is left: the message was too large for a letter"
+        else:
+            fault = "the letter has no known form"
+    except MalformedMessage as error:
+        fault = str(error)
+    # A forged letter must not end the pass over all letters, whatever it makes a parser raise.
+    except Exception as error:
+        fault = f"{type(error).__name__} while it was read"
+    if original is not None:
+        digest = content_digest(original)
+        if digest != lines.get("digest"):
+            fault = "the digest belongs to another message"
+        elif letter_id(original, lines.get("scope", ""), digest=digest) != named:
+            fault = "the id belongs to another letter"
     mark = letter.mark
     return Reading(
         mark=mark,
@@ -134,7 +149,7 @@ def read(letter: Letter) -> Reading:
         source=harmless(lines.get("source", ""), MAX_SOURCE),
         audit=harmless(lines.get("audit", "")),
         time=_seconds(lines.get("time", "")),
-        count=int(lines["count"]) if _COUNT.fullmatch(lines.get("count", "")) else 1,
+        count=int(lines["count"]) if re.fullmatch(r"[1-9][0-9]{0,6}", lines.get("count", "")) else 1,
         history=_history(lines.get("history", "")),
         form=form if form in ("whole", "json", "reference") else UNKNOWN,
         size=len(message.body or b""),
@@ -157,23 +172,6 @@ def letter_headers(message: Message) -> dict[str, str]:
     return found
 
 
-def _restored(message: Message, lines: Mapping[str, str], form: str) -> tuple[Message | None, str | None]:
-    """Return the original, or why there is none."""
-    try:
-        if form == "whole":
-            return _from_whole(message, lines), None
-        if form == "json":
-            return json_form.from_form(_parse(message.body or b"", "body")), None
-        if form == "reference":
-            return None, "only a reference is left: the message was too large for a letter"
-        return None, "the letter has no known form"
-    except MalformedMessage as error:
-        return None, str(error)
-    # A forged letter must not end the pass over all letters, whatever it makes a parser raise.
-    except Exception as error:
-        return None, f"{type(error).__name__} while it was read"
-
-
 def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
     """Return the original of a letter that kept body and headers."""
     place = lines.get("destination", "")
@@ -182,7 +180,14 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
     require(not metadata.get("stripped"), "headers in mqauth's own names were stripped from it", MalformedMessage)
     headers = _merged([*_kept(message, parsed[0])], metadata)
     own = {name: value for name, value in message.properties.items() if name not in LIVE_PROPERTIES}
-    properties = own | _live_properties(metadata) if parsed[0] == destination.RABBITMQ else {}
+    live = metadata.get("properties", {})
+    require(
+        isinstance(live, dict) and all(isinstance(value, str) for value in live.values()),
+        "the letter's metadata has no table of properties",
+        MalformedMessage,
+    )
+    own |= {name: value for name, value in live.items() if name in LIVE_PROPERTIES}
+    properties = own if parsed[0] == destination.RABBITMQ else {}
     return Message(
         destination=place, body=message.body, key=message.key, properties=properties, headers=headers,
         origin=_origin(lines, parsed),
@@ -242,16 +247,6 @@ def _header(pair: list[Any]) -> HeaderPair:
     return name, json_form.value_from_form(tagged)
 
 
-def _live_properties(metadata: Mapping[str, Any]) -> dict[str, str]:
-    found = metadata.get("properties", {})
-    require(
-        isinstance(found, dict) and all(isinstance(value, str) for value in found.values()),
-        "the letter's metadata has no table of properties",
-        MalformedMessage,
-    )
-    return {name: value for name, value in found.items() if name in LIVE_PROPERTIES}
-
-
 def _origin(lines: Mapping[str, str], parsed: tuple[str, ...]) -> Origin:
     """Return where the original came from, as the letter says. Its id proves whether that is true."""
     scope, source = lines.get("scope"), lines.get("source", "")
@@ -259,16 +254,6 @@ def _origin(lines: Mapping[str, str], parsed: tuple[str, ...]) -> Origin:
         return Origin(scope=scope, queue=source, exchange=parsed[1], routing_key=parsed[2])
     origin = Origin.of_record(source, scope=scope)
     return require(origin, "the letter's source is not a place in a topic", MalformedMessage)
-
-
-def _unsound(original: Message, lines: Mapping[str, str], named: str) -> str | None:
-    """Return why a letter is not sound, ``None`` where it is."""
-    digest = content_digest(original)
-    if digest != lines.get("digest"):
-        return "the digest belongs to another message"
-    if letter_id(original, lines.get("scope", ""), digest=digest) != named:
-        return "the id belongs to another letter"
-    return None
 
 
 def _token_fields(original: Message | None) -> dict[str, Any]:
@@ -333,7 +318,7 @@ def redeliverable(original: Message, *, scope: str, now: float, proven: bool = T
         proven: whether the token is verified before anything is sent; otherwise it covers nothing.
     """
     claims = _token_fields(original)["claims"] if proven else None
-    dropped = {"BCC", "x-delay", _OVERWRITTEN, "CC"} - set(() if claims is None else claims.mqa.hdr)
+    dropped = {"BCC", "x-delay", "timestamp_in_ms", "CC"} - set(() if claims is None else claims.mqa.hdr)
     headers = tuple(
         pair for pair in original.headers if pair[0] not in dropped and not envelope.is_broker_written(pair[0])
     )

@@ -82,16 +82,6 @@ class LetterBox(Protocol):
         """
 
 
-def depth(box: LetterBox) -> Flow[int]:
-    """Return how many letters are open, by the broker's counts.
-
-    Raises:
-        Unavailable: the broker cannot be asked.
-    """
-    found: int = yield from call(box.depth)
-    return found
-
-
 def survey(
     box: LetterBox, *, clock: Clock = SYSTEM_CLOCK, progress: Callable[[int], None] = lambda count: None
 ) -> Flow[Index]:

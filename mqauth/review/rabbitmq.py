@@ -30,7 +30,6 @@ MAX_DELIVERIES: Final = 15
 _GONE: Final = (TimeoutError, *LOST)
 """Errors that mean that channel or connection are gone."""
 _SETTLE: Final = 5.0
-_POLL: Final = 0.05
 
 
 class RabbitMQLetterBox:
@@ -171,7 +170,13 @@ class RabbitMQLetterBox:
             one = await below.basic_get(self.name)
             found = [] if isinstance(one.delivery, commands.Basic.GetEmpty) else [delivered(one)]
         self._held += len(found)
-        self._check_deliveries(found)
+        # The broker would soon drop letters for being browsed.
+        most = 0 if self._unlimited else max(map(failures_of, found), default=0)
+        require(
+            most < MAX_DELIVERIES,
+            f"letters of {self.name} were delivered {most} times, and it may have a delivery limit: "
+            "declare dead-letter queues with x-delivery-limit -1",
+        )
         return [Letter(message=from_native(item, queue=self.name), handle=item) for item in found]
 
     async def _taken(self, channel: AbstractChannel, limit: int, expected: int) -> list[IncomingMessage]:
@@ -195,7 +200,14 @@ class RabbitMQLetterBox:
         """Open the channel of a pass, once the letters of the pass before are back in the queue."""
         self._pass = await (await self._connected()).channel()
         self._held = self.expected = 0
-        await self._wait_for_returned()
+        # The broker puts letters back some time after it closed the channel. A pass that began before would not
+        # see them, and would report a smaller queue.
+        deadline = asyncio.get_running_loop().time() + _SETTLE
+        while self._returned and asyncio.get_running_loop().time() < deadline:
+            queue = await self._pass.get_queue(self.name, ensure=True)
+            if (queue.declaration_result.message_count or 0) >= self._returned:
+                break
+            await asyncio.sleep(0.05)
         return self._pass
 
     async def _connected(self) -> AbstractConnection:
@@ -207,18 +219,6 @@ class RabbitMQLetterBox:
             self._pass = self._publishing = None
             self._returned, self._lost = 0, False
         return self.connection
-
-    async def _wait_for_returned(self) -> None:
-        # The broker puts letters back some time after it closed the channel. A pass that began before would not
-        # see them, and would report a smaller queue.
-        if self._pass is None or not self._returned:
-            return
-        deadline = asyncio.get_running_loop().time() + _SETTLE
-        while asyncio.get_running_loop().time() < deadline:
-            queue = await self._pass.get_queue(self.name, ensure=True)
-            if (queue.declaration_result.message_count or 0) >= self._returned:
-                return
-            await asyncio.sleep(_POLL)
 
     async def _end(self) -> None:
         """Close the pass's channel, after which the broker puts back what was not acked."""
@@ -244,15 +244,6 @@ class RabbitMQLetterBox:
         # aio-pika says by RuntimeError that a connection is closed.
         why = "the connection is closed" if type(error) is RuntimeError else type(error).__name__
         return Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, why)
-
-    def _check_deliveries(self, found: Sequence[IncomingMessage]) -> None:
-        """Refuse to go on browsing where the broker would soon drop the letters for it."""
-        most = 0 if self._unlimited else max(map(failures_of, found), default=0)
-        require(
-            most < MAX_DELIVERIES,
-            f"letters of {self.name} were delivered {most} times, and it may have a delivery limit: "
-            "declare dead-letter queues with x-delivery-limit -1",
-        )
 
 
 class _NoMessageId(str):

@@ -17,13 +17,13 @@ from mqauth.audit.file import with_parts
 from mqauth.audit.record import AuditSink, iso_time, read_records
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import require
-from mqauth.flow import Flow
+from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Pipeline
 from mqauth.letters.authorities import Releaser
 from mqauth.review.acts import Account, discard, redrive, rehearse
 from mqauth.review.index import ALL, Filter, Index, Selection
 from mqauth.review.letter import Reading
-from mqauth.review.letterbox import Judge, LetterBox, Originals, depth, fill, judge, survey
+from mqauth.review.letterbox import Judge, LetterBox, Originals, fill, judge, survey
 from mqauth.review.plan import DISCARD, Plan
 from mqauth.wire.keys import Key, SigningKey
 
@@ -90,7 +90,7 @@ class Session:
         Raises:
             Unavailable: ``dead_letter_unavailable``, the broker cannot be asked.
         """
-        return self.run(depth(self.box))
+        return self.run(call(self.box.depth))
 
     def survey(
         self,

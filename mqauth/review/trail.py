@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -45,22 +47,19 @@ def trail(files: Iterable[Path], letter: str) -> list[Step]:
     logs = [parts(path) for path in files]
     size = sum(_size(part) for log in logs for part in log)
     require(size <= LARGEST_FILES, f"the audit files have {size:,} bytes: ask mqauth audit show {letter} FILES")
-    found = (step for log in logs for step in _steps(log, letter))
-    return [step for _, step in zip(range(MOST), found, strict=False)]
+    steps: list[Step] = []
+    name = letter.encode("utf-8", "backslashreplace")
+    for line, raw, unbroken in chain.from_iterable(find(log, lambda raw: name in raw) for log in logs):
+        # A line that somebody damaged breaks the chain, and is no record.
+        with suppress(ValueError):
+            record = parse_record(raw)
+            if record.get("dead_letter") == letter:
+                steps.append(Step(record=record, file=line.file, line=line.number, unbroken=unbroken))
+        if len(steps) == MOST:
+            break
+    return steps
 
 
 def _size(path: Path) -> int:
     with file_errors(path):
         return path.stat().st_size
-
-
-def _steps(log: list[Path], letter: str) -> Iterator[Step]:
-    name = letter.encode("utf-8", "backslashreplace")
-    for line, raw, unbroken in find(log, lambda raw: name in raw):
-        try:
-            record = parse_record(raw)
-        # A line that somebody damaged breaks the chain, and is no record.
-        except ValueError:
-            continue
-        if record.get("dead_letter") == letter:
-            yield Step(record=record, file=line.file, line=line.number, unbroken=unbroken)

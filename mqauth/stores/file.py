@@ -42,7 +42,6 @@ A = TypeVar("A")
 T = TypeVar("T")
 BYTES_AN_ID: Final = 80
 """On the disk, at most, with those that are over and not forgotten yet; in batches less."""
-_APPLICATION: Final = 0x6D717277
 _SCHEMA: Final = """
 CREATE TABLE ids (key BLOB PRIMARY KEY, expires INTEGER, kept INTEGER, seen INTEGER, done INTEGER, places BLOB)
 WITHOUT ROWID;
@@ -50,7 +49,6 @@ CREATE TABLE names (number INTEGER PRIMARY KEY, name TEXT);
 CREATE TABLE age (seconds INTEGER);
 INSERT INTO age VALUES (0)
 """
-_READ: Final = "SELECT * FROM ids WHERE key = ?"
 _WRITE: Final = "REPLACE INTO ids VALUES (?, ?, ?, ?, ?, ?)"
 _GROW_OLD: Final = "UPDATE age SET seconds = ?"
 _BITS: Final = 5  # a row has at most 2 ** 5 messages, so that it is always far smaller than a page
@@ -114,7 +112,7 @@ class FileReplayStore:
     def __init__(self, path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self.where = str(path)
         self._clock = clock
-        self._file = SQLiteFile(Path(path), _SCHEMA, _APPLICATION)
+        self._file = SQLiteFile(Path(path), _SCHEMA, 0x6D717277)
         self._execute = self._file.connection.execute
         names = self._execute("SELECT name FROM names ORDER BY number")
         self._names = [(), *(tuple(json.loads(name)) for (name,) in names)]
@@ -268,7 +266,7 @@ class FileReplayStore:
         key += _NUMBER.pack(self._number((request.scope, index is None)))
         row = self._rows.get(key)
         if row is None:
-            columns = self._execute(_READ, (key,)).fetchone()
+            columns = self._execute("SELECT * FROM ids WHERE key = ?", (key,)).fetchone()
             row = _Row(key) if columns is None else _Row(*columns)
         return row, bit
 

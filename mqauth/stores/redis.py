@@ -26,10 +26,8 @@ from mqauth.logs import emit
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.stores import redis_script
 
-DEFAULT_MARGIN: Final = 300.0
 DEFAULT_TIMEOUT: Final = 2.0
 BATCH: Final = 1000
-CONNECTIONS: Final = 16
 _RETRIES: Final = 2
 
 
@@ -43,7 +41,7 @@ class _RedisClaims:
         client: Any,
         *,
         namespace: str = "mqauth",
-        margin: float = DEFAULT_MARGIN,
+        margin: float = 300.0,
         clock: Clock = SYSTEM_CLOCK,
         unsafe_lease_clock: Clock | None = None,
     ) -> None:
@@ -61,7 +59,10 @@ class _RedisClaims:
         self._margin = margin
         self._clock = clock
         self._lease_clock = unsafe_lease_clock
-        self.where = _where(client)
+        # Host, port and database, or the socket; never user or password.
+        settings = client.get_connection_kwargs()
+        host = settings.get("path") or f"{settings.get('host', type(client).__name__)}:{settings.get('port', '')}"
+        self.where = f"redis {host}/{settings.get('db', 0)}"
         self._inspected = False
         self._inspecting = threading.Lock()
 
@@ -79,7 +80,21 @@ class _RedisClaims:
             if not self._inspected:
                 yield from self._inspect()
             for start in range(0, len(requests), BATCH):
-                answers += yield from self._run_script(verb, requests[start : start + BATCH])
+                asked = redis_script.script_call(
+                    verb,
+                    requests[start : start + BATCH],
+                    namespace=self._namespace,
+                    now=self._clock.now(),
+                    margin=self._margin,
+                    lease_clock=None if self._lease_clock is None else self._lease_clock.monotonic(),
+                )
+                given = (len(asked.keys), *asked.keys, *asked.arguments)
+                try:
+                    answer = yield from call(self._client.evalsha, redis_script.SHA, *given)
+                # A server forgets its scripts when it restarts, or when another one takes over.
+                except redis.exceptions.NoScriptError:
+                    answer = yield from call(self._client.eval, redis_script.SCRIPT, *given)
+                answers += redis_script.letters(answer, asked)
         except redis.exceptions.ReadOnlyError as error:
             # The server has become a replica. Its name may lead to the new master by now, on a new connection.
             pool = getattr(self._client, "connection_pool", None)
@@ -90,26 +105,9 @@ class _RedisClaims:
             raise self._unavailable(error) from error
         return answers
 
-    def _run_script(self, verb: redis_script.Verb, requests: Sequence[ClaimRequest]) -> Flow[list[str]]:
-        asked = redis_script.script_call(
-            verb,
-            requests,
-            namespace=self._namespace,
-            now=self._clock.now(),
-            margin=self._margin,
-            lease_clock=None if self._lease_clock is None else self._lease_clock.monotonic(),
-        )
-        given = (len(asked.keys), *asked.keys, *asked.arguments)
-        try:
-            answer = yield from call(self._client.evalsha, redis_script.SHA, *given)
-        # A server forgets its scripts when it restarts, or when another one takes over.
-        except redis.exceptions.NoScriptError:
-            answer = yield from call(self._client.eval, redis_script.SCRIPT, *given)
-        return redis_script.letters(answer, asked)
-
     def _inspect(self) -> Flow[None]:
         """Log as an error, once, that the server may forget ids that still count."""
-        info, forbidden = {}, None
+        info, forbidden = dict[str, Any](), None
         try:
             info = yield from call(self._client.info)
         except redis.exceptions.ResponseError as error:
@@ -117,8 +115,14 @@ class _RedisClaims:
         # Several first claims at once all ask the server; only one of them logs.
         with self._inspecting:
             first, self._inspected = not self._inspected, True
-        if first:
-            _log_risks(info, forbidden)
+        if not first:
+            return
+        if forbidden is not None:
+            emit("store.unchecked", "INFO is forbidden (%s): make sure of maxmemory-policy noeviction", forbidden)
+        # A cluster answers with a dict for each of its nodes.
+        nodes = info.values() if info and all(isinstance(node, dict) for node in info.values()) else [info]
+        for risk in sorted({risk for node in nodes for risk in redis_script.risks(node)}):
+            emit("store.unsafe", "the replay store is not safe: %s", risk)
 
     def _unavailable(self, error: Exception) -> Unavailable:
         """Return the deferral for a failure of the client or the server."""
@@ -126,13 +130,6 @@ class _RedisClaims:
         cause = Cause.REPLAY_STORE_FULL if full else Cause.REPLAY_STORE_UNAVAILABLE
         # The type alone: the text of a client's error may name users.
         return Unavailable(cause, f"{type(error).__name__} ({self.where})")
-
-
-def _where(client: Any) -> str:
-    """Return host, port and database of a client, or its socket; never user or password."""
-    settings = client.get_connection_kwargs()
-    host = settings.get("path") or f"{settings.get('host', type(client).__name__)}:{settings.get('port', '')}"
-    return f"redis {host}/{settings.get('db', 0)}"
 
 
 class RedisReplayStore(_RedisClaims):
@@ -213,7 +210,7 @@ class AsyncRedisReplayStore(_RedisClaims):
 
     @classmethod
     def from_url(
-        cls, url: str, *, timeout: float = DEFAULT_TIMEOUT, connections: int = CONNECTIONS, **settings: Any
+        cls, url: str, *, timeout: float = DEFAULT_TIMEOUT, connections: int = 16, **settings: Any
     ) -> AsyncRedisReplayStore:
         """Return a store with a client of its own, which connects with the first claim.
 
@@ -303,16 +300,6 @@ class EitherRedisReplayStore:
         except RuntimeError:
             return self._plain
         return self._awaited
-
-
-def _log_risks(info: dict[str, Any], forbidden: str | None) -> None:
-    if forbidden is not None:
-        emit("store.unchecked", "INFO is forbidden (%s): make sure of maxmemory-policy noeviction", forbidden)
-        return
-    # A cluster answers with a dict for each of its nodes.
-    nodes = info.values() if info and all(isinstance(node, dict) for node in info.values()) else [info]
-    for risk in sorted({risk for node in nodes for risk in redis_script.risks(node)}):
-        emit("store.unsafe", "the replay store is not safe: %s", risk)
 
 
 def _backoff() -> redis.backoff.AbstractBackoff:

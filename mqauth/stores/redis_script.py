@@ -183,7 +183,16 @@ def script_call(
     for numbers in groups.values():
         remaining = max(requests[number].expires for number in numbers) - now
         found += (len(numbers), int(min(max(remaining, 0.0) + margin, _TTL_LIMIT) * 1000) + 1)
-        found += (_argument(verb, requests[number]) for number in numbers)
+        for request in (requests[number] for number in numbers):
+            said = verb
+            if verb is Verb.CLAIM and (request.renew or request.redelivered):
+                said = Verb.RENEW if request.renew else Verb.REDELIVERED
+            index, owner = (
+                "" if request.index is None else request.index,
+                request.owner.encode("utf-8", "surrogatepass"),
+            )
+            head = f"{said.value} {index} {round(request.lease * 1000)} {len(owner)} "
+            found.append(head.encode("ascii") + owner + _place(request.place))
     return ScriptCall(list(groups), found, [number for numbers in groups.values() for number in numbers])
 
 
@@ -219,18 +228,6 @@ def _key(namespace: str, request: ClaimRequest) -> bytes:
     prefix = _PREFIXES[namespace, request.scope]
     # The tilde keeps a batch apart from a single token of the same id.
     return prefix + request.id if request.index is None else prefix + request.id[:-2] + b"~"
-
-
-def _argument(verb: Verb, request: ClaimRequest) -> bytes:
-    """Return a request as an argument of the script."""
-    if verb is Verb.CLAIM and request.renew:
-        verb = Verb.RENEW
-    elif verb is Verb.CLAIM and request.redelivered:
-        verb = Verb.REDELIVERED
-    index = "" if request.index is None else request.index
-    owner = request.owner.encode("utf-8", "surrogatepass")
-    head = f"{verb.value} {index} {round(request.lease * 1000)} {len(owner)} "
-    return head.encode("ascii") + owner + _place(request.place)
 
 
 def _place(place: message.Place | None) -> bytes:

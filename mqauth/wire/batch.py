@@ -94,7 +94,10 @@ class Tree:
         require(1 <= len(leaves) <= MAX_BATCH, "a tree has 1 to 1024 leaves", ValueError)
         self._levels = [list(leaves)]
         while len(self._levels[-1]) > 1:
-            self._levels.append(_above(self._levels[-1]))
+            # An odd last node moves up.
+            level = self._levels[-1]
+            pairs = [node_hash(level[at], level[at + 1]) for at in range(0, len(level) - 1, 2)]
+            self._levels.append(pairs + level[len(pairs) * 2 :])
 
     @property
     def root(self) -> bytes:
@@ -280,12 +283,6 @@ _DESTINATIONS: Final = memo.Memo(_destination)
 
 def _invalid(detail: str) -> Rejection:
     return Rejection(Reason.PROOF_INVALID, detail)
-
-
-def _above(level: list[bytes]) -> list[bytes]:
-    """Return the level above another; an odd last node moves up."""
-    pairs = [node_hash(level[at], level[at + 1]) for at in range(0, len(level) - 1, 2)]
-    return pairs + level[len(pairs) * 2 :]
 
 
 def _below(level: list[bytes], above: list[bytes]) -> list[bytes]:

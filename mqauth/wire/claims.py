@@ -23,8 +23,6 @@ MAX_EXTRA: Final = 64
 """Values in claims that this profile does not name; members of objects and elements of lists count, too."""
 REQUIRED: Final = ("iss", "sub", "aud", "iat", "exp", "jti", "mqa")
 _REGISTERED: Final = frozenset((*REQUIRED, "nbf"))
-_MEMBERS: Final = frozenset(("v", "dst", "bod", "key", "hdr", "hds"))
-_BATCH_MEMBERS: Final = (frozenset(("v", "tree")), frozenset(("v", "tree", "hdr")))
 NO_EXTRA: Final[Mapping[str, Any]] = MappingProxyType({})
 _DIGEST = re.compile(r"[A-Za-z0-9\-_]{42}[AEIMQUYcgkosw048]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -176,11 +174,9 @@ def mqa_claim(found: Any) -> Binding | Batch:
     Raises:
         Rejection: ``claims_malformed``.
     """
-    return _batch_claim(found) if type(found) is dict and "tree" in found else binding_claim(found)
-
-
-def _batch_claim(found: dict[str, Any]) -> Batch:
-    _check_members(found, *_BATCH_MEMBERS)
+    if type(found) is not dict or "tree" not in found:
+        return binding_claim(found)
+    _check_members(found, frozenset(("v", "tree")), frozenset(("v", "tree", "hdr")))
     tree = found["tree"]
     _require(type(tree) is dict and tree.keys() == {"root", "size"}, "mqa.tree has not exactly its members")
     size = tree["size"]
@@ -203,7 +199,7 @@ def binding_claim(found: Any) -> Binding:
     Raises:
         Rejection: ``claims_malformed``.
     """
-    _check_members(found, _MEMBERS)
+    _check_members(found, frozenset(("v", "dst", "bod", "key", "hdr", "hds")))
     return Binding(
         dst=_destination(found["dst"]),
         bod=None if found["bod"] is None else digest_claim(found["bod"], "mqa.bod"),

@@ -17,7 +17,6 @@ from mqauth.wire.memo import Memo
 RABBITMQ: Final = "rabbitmq"
 KAFKA: Final = "kafka"
 _PARTS: Final = {RABBITMQ: 2, KAFKA: 1}
-_SEGMENT: Final = re.compile(r"(?:[A-Za-z0-9\-._~]|%[0-9A-F]{2})*")
 
 
 def encode(text: str) -> str:
@@ -53,7 +52,11 @@ def _parse(text: str) -> tuple[str, ...]:
 
 def _decode(segment: str) -> str:
     try:
-        text = unquote_to_bytes(segment).decode("utf-8") if _SEGMENT.fullmatch(segment) else None
+        text = (
+            unquote_to_bytes(segment).decode("utf-8")
+            if re.fullmatch(r"(?:[A-Za-z0-9\-._~]|%[0-9A-F]{2})*", segment)
+            else None
+        )
     except UnicodeDecodeError:
         text = None
     # another spelling of the same text, such as %61 for a, would be another destination to whoever compares text

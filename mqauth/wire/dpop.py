@@ -18,7 +18,6 @@ PROOF_TYPE: Final = "dpop+jwt"
 """``typ`` of a proof (section 4.2)."""
 HEADER: Final = frozenset(("typ", "alg", "jwk"))
 """The members of a proof's header, exactly."""
-_JTI: Final = 16
 
 
 def proof(
@@ -42,7 +41,7 @@ def proof(
     header = {"typ": PROOF_TYPE, "alg": key.algorithm, "jwk": public_members(key.public)}
     said = {
         "htm": method, "htu": url.partition("#")[0].partition("?")[0], "iat": int(clock.now()),
-        "jti": base64url.encode(randomness(_JTI)).decode("ascii"),
+        "jti": base64url.encode(randomness(16)).decode("ascii"),
     } | ({} if credential is None else {"ath": base64url.digest(credential.encode())})  # fmt: skip
     signing_input = b".".join(base64url.encode(strict_json.dumps(part)) for part in (header, said))
     signature = base64url.encode(LocalSigningKey(key).sign(signing_input))

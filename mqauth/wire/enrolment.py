@@ -18,7 +18,6 @@ CREDENTIAL_TYPE: Final = "mqauth-enrol+jwt"
 MAX_LIFETIME: Final = 300
 """Seconds between ``iat`` and ``exp``, at most."""
 LIFETIME: Final = 60
-_JTI: Final = 16
 
 
 def credential(
@@ -49,6 +48,6 @@ def credential(
     now = int(clock.now())
     said = {
         "iss": issuer, "sub": subject, "aud": authority, "iat": now, "exp": now + lifetime,
-        "jti": base64url.encode(randomness(_JTI)).decode("ascii"), "cnf": {"jkt": jkt},
+        "jti": base64url.encode(randomness(16)).decode("ascii"), "cnf": {"jkt": jkt},
     }  # fmt: skip
     return jws.compact(strict_json.dumps(said), key, typ=CREDENTIAL_TYPE)

@@ -234,7 +234,12 @@ def checked_encoder(form: Form, names: tuple[str, ...]) -> Encoder:
     try:
         refuse_case_twins(form, names)
     except MalformedMessage as error:
-        return partial(_refused, str(error))
+        why = str(error)
+
+        def refused(_message: Message) -> NoReturn:
+            raise MalformedMessage(why)
+
+        return refused
     return encoder(form, names)
 
 
@@ -259,10 +264,6 @@ def _encoded(
             add_value(parts, value)
     parts.append(tail)
     return b"".join(parts)
-
-
-def _refused(why: str, _message: Message) -> NoReturn:
-    raise MalformedMessage(why)
 
 
 def refuse_case_twins(form: Form, covered: Iterable[str]) -> None:
@@ -316,27 +317,22 @@ def add_value(parts: list[bytes], value: HeaderValue, depth: int = MAX_DEPTH) ->
         parts += (b"b", len(value).to_bytes(4, "big"), value)
     elif type(value) is str and value.isascii():  # most values on RabbitMQ
         parts += (b"s", len(value).to_bytes(4, "big"), value.encode())
-    elif isinstance(value, tuple | Mapping):
-        _add_container(parts, value, depth)
-    else:
-        parts.append(_scalar(value))
-
-
-def _add_container(
-    parts: list[bytes], value: tuple[HeaderValue, ...] | Mapping[str, HeaderValue], depth: int
-) -> None:
-    require(depth > 0, "a header value is nested too deep", MalformedMessage)
-    if isinstance(value, tuple):
+    elif isinstance(value, tuple):
+        require(depth > 0, "a header value is nested too deep", MalformedMessage)
         parts.append(b"l" + len(value).to_bytes(4, "big"))
         for item in value:
             add_value(parts, item, depth - 1)
-        return
-    parts.append(b"m" + len(value).to_bytes(4, "big"))
-    require(all(isinstance(name, str) for name in value), "a table has a name that is no text", MalformedMessage)
-    # brokers may reorder a table, so its order means nothing
-    for raw, name in sorted((utf8(name), name) for name in value):
-        parts.append(_sized(b"k", raw))
-        add_value(parts, value[name], depth - 1)
+    elif isinstance(value, Mapping):
+        require(depth > 0, "a header value is nested too deep", MalformedMessage)
+        parts.append(b"m" + len(value).to_bytes(4, "big"))
+        texts = all(isinstance(name, str) for name in value)
+        require(texts, "a table has a name that is no text", MalformedMessage)
+        # brokers may reorder a table, so its order means nothing
+        for raw, name in sorted((utf8(name), name) for name in value):
+            parts.append(_sized(b"k", raw))
+            add_value(parts, value[name], depth - 1)
+    else:
+        parts.append(_scalar(value))
 
 
 def _scalar(value: object) -> bytes:

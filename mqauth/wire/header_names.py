@@ -10,7 +10,6 @@ from mqauth.wire.message import PROTECTED_PROPERTIES, TOKEN_HEADER, fold
 
 MIN_PREFIX: Final = 4
 """Fewest characters before the ``*``: ``x-*`` would be most names there are."""
-_ENDS: Final = ("-", "_", ".")
 
 
 class HeaderNames:
@@ -53,7 +52,7 @@ class HeaderNames:
     @property
     def broad(self) -> tuple[str, ...]:
         """The beginnings that end within a word, and so may be those of other names too."""
-        return tuple(f"{prefix}*" for prefix in self._prefixes if not prefix.endswith(_ENDS))
+        return tuple(f"{prefix}*" for prefix in self._prefixes if not prefix.endswith(("-", "_", ".")))
 
     def without(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return the names that are none of these."""

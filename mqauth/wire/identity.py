@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -138,9 +139,29 @@ def parse_wit(text: bytes) -> Wit:
     _require(type(algorithm) is str and algorithm in jws.ALLOWED, "its alg is not on the list")
     opened = opened._replace(algorithm=str(algorithm), kid=str(header["kid"]))
     try:
-        return _wit(text, opened, claims.load(opened.payload, _WIT_REQUIRED))
+        found = claims.load(opened.payload, _WIT_REQUIRED)
+        subject = found["sub"]
+        domain = trust_domain_of(subject) if type(subject) is str else None
+        _require(domain is not None, "its sub is no identifier of a workload")
+        _require("aud" not in found, "it has an aud")
+        confirmed = found["cnf"]
+        _require(type(confirmed) is dict and confirmed.keys() == {"jwk"}, "its cnf is not exactly a jwk")
+        members = read_jwk(confirmed["jwk"])
+        issued, begins = (claims.time_claim(found, name) if name in found else None for name in ("iat", "nbf"))
+        who = Identity(
+            subject=subject,
+            trust_domain=str(domain),
+            kid=opened.kid,
+            expires=claims.time_claim(found, "exp"),
+            issued=issued,
+            jti=claims.text_claim(found, "jti", 1, MAX_JTI) if "jti" in found else None,
+            iss=claims.text_claim(found, "iss") if "iss" in found else None,
+            jkt=jkt_of(members),
+            claims=MappingProxyType(dict(claims.extra_claims(found, _WIT_REGISTERED))),
+        )
     except Rejection as error:
         raise _invalid(error.detail) from error
+    return Wit(text, opened, who, begins, members, base64url.digest(text))
 
 
 def take_apart(text: bytes) -> tuple[bytes, jws.Opened]:
@@ -176,7 +197,11 @@ def parse_proof(opened: jws.Opened) -> Proof:
         Rejection: ``claims_malformed`` or ``claim_missing``.
     """
     found = claims.load(opened.payload, _PROOF_REQUIRED)
-    require("iss" not in found and "sub" not in found, "who speaks stands in the WIT alone", _malformed_claims)
+    require(
+        "iss" not in found and "sub" not in found,
+        "who speaks stands in the WIT alone",
+        partial(Rejection, Reason.CLAIMS_MALFORMED),
+    )
     said = Claims(
         "", "",
         claims.text_claim(found, "aud"),
@@ -234,28 +259,6 @@ def opened_token(token: bytes) -> tuple[jws.Opened, Claims]:
     proof, wit = parse_proof(open_proof(rest.partition(SEPARATOR)[0])), parse_wit(first)
     who = wit.identity
     return proof.opened._replace(kid=who.kid), proof.claims._replace(iss=who.trust_domain, sub=who.subject)
-
-
-def _wit(text: bytes, opened: jws.Opened, found: dict[str, Any]) -> Wit:
-    subject, domain = found["sub"], trust_domain_of(found["sub"]) if type(found["sub"]) is str else None
-    _require(domain is not None, "its sub is no identifier of a workload")
-    _require("aud" not in found, "it has an aud")
-    confirmed = found["cnf"]
-    _require(type(confirmed) is dict and confirmed.keys() == {"jwk"}, "its cnf is not exactly a jwk")
-    members = read_jwk(confirmed["jwk"])
-    issued, begins = (claims.time_claim(found, name) if name in found else None for name in ("iat", "nbf"))
-    who = Identity(
-        subject=subject,
-        trust_domain=str(domain),
-        kid=opened.kid,
-        expires=claims.time_claim(found, "exp"),
-        issued=issued,
-        jti=claims.text_claim(found, "jti", 1, MAX_JTI) if "jti" in found else None,
-        iss=claims.text_claim(found, "iss") if "iss" in found else None,
-        jkt=jkt_of(members),
-        claims=MappingProxyType(dict(claims.extra_claims(found, _WIT_REGISTERED))),
-    )
-    return Wit(text, opened, who, begins, members, base64url.digest(text))
 
 
 def read_jwk(found: Any) -> dict[str, str]:
@@ -338,7 +341,3 @@ def _invalid(detail: str) -> Rejection:
 
 def _malformed(detail: str) -> Rejection:
     return Rejection(Reason.TOKEN_MALFORMED, detail)
-
-
-def _malformed_claims(detail: str) -> Rejection:
-    return Rejection(Reason.CLAIMS_MALFORMED, detail)

@@ -34,21 +34,19 @@ JSON_DEPTH: Final = 3 + 3 * envelope.MAX_DEPTH + 1
 Object, list and pair stand around the value of a header; each table in it adds three, and the innermost value one.
 """
 _require: Final = partial(require, error=MalformedMessage)
-_MEMBERS: Final = frozenset(("destination", "key", "body", "properties", "headers", "origin"))
-_DECIMAL: Final = re.compile(r"-?[0-9]{1,300}(\.[0-9]{1,300})?")
-_INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
-_TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_TEXT_ORIGIN: Final = ("scope", "cluster", "topic", "topic_id", "queue", "exchange", "routing_key")
 _NUMBER_ORIGIN: Final = ("partition", "offset", "timestamp_ms")
-_RABBITMQ_ORIGIN: Final = ("queue", "exchange", "routing_key")
-_KAFKA_ORIGIN: Final = ("cluster", "topic", "topic_id", "partition", "offset")
 
 
 def to_form(message: Message) -> dict[str, Any]:
     """Return the JSON form of a message, as values that ``json`` can write."""
     key = {"key": None if message.key is None else _base64(message.key)}
-    origin = _origin_to_form(message.origin)
+    stated = ((name, getattr(message.origin, name)) for name in Origin.__dataclass_fields__)
+    origin = {
+        name: writable(value) if isinstance(value, str) else value
+        for name, value in stated
+        if value is not None and value is not False
+    }
     return {
         "destination": message.destination,
         **(key if destination.is_kafka(message.destination) else {}),
@@ -69,7 +67,9 @@ def from_form(form: Any) -> Message:
         MalformedMessage: the value is not in the form, or contradicts itself.
     """
     _require(
-        isinstance(form, Mapping) and not form.keys() - _MEMBERS and {"destination", "body"} <= form.keys(),
+        isinstance(form, Mapping)
+        and not form.keys() - frozenset(("destination", "key", "body", "properties", "headers", "origin"))
+        and {"destination", "body"} <= form.keys(),
         "a message has destination, body and no unknown member",
     )
     place = form["destination"]
@@ -122,19 +122,18 @@ def value_from_form(tagged: Any, depth: int = envelope.MAX_DEPTH) -> HeaderValue
     if tag == "list" and isinstance(value, list):
         return tuple(value_from_form(item, depth - 1) for item in value)
     if tag == "table":
-        return _table(value, depth)
+        # an object of tagged values, or a list of pairs of a name and a tagged value
+        pairs = list(value.items()) if isinstance(value, Mapping) else value
+        _require(_are_pairs(pairs), "a table is an object of tagged values")
+        table = {name: value_from_form(item, depth - 1) for name, item in pairs}
+        _require(len(table) == len(pairs), "a table names a member twice")
+        return table
     _require(tag in _READERS, "a header value has an unknown tag")
     return _READERS[tag](value)
 
 
 def _foreign(value: object) -> dict[str, Any]:
     return {"str": f"({type(value).__name__} no broker carries)"}
-
-
-def _integer_to_form(value: int) -> dict[str, Any]:
-    if not envelope.is_carried_integer(value):
-        return _foreign(value)
-    return {"int": value if abs(value) <= strict_json.MAX_INTEGER else str(value)}
 
 
 def _time_to_form(value: datetime) -> dict[str, Any]:
@@ -148,7 +147,14 @@ def _time_to_form(value: datetime) -> dict[str, Any]:
 _WRITERS: Final[tuple[tuple[type, Callable[[Any], dict[str, Any]]], ...]] = (
     (NoneType, lambda value: {"null": value}),
     (bool, lambda value: {"bool": value}),
-    (int, _integer_to_form),
+    (
+        int,
+        lambda value: (
+            {"int": value if abs(value) <= strict_json.MAX_INTEGER else str(value)}
+            if envelope.is_carried_integer(value)
+            else _foreign(value)
+        ),
+    ),
     (float, lambda value: {"float": value if math.isfinite(value) else str(value)}),
     (str, lambda value: {"str": writable(value)}),
     (bytes, lambda value: {"b64": _base64(value)}),
@@ -159,15 +165,6 @@ _WRITERS: Final[tuple[tuple[type, Callable[[Any], dict[str, Any]]], ...]] = (
     ),
 )
 """What writes a value that holds no others, by its type; ``bool`` before ``int``, for every ``bool`` is one."""
-
-
-def _table(value: Any, depth: int) -> Mapping[str, HeaderValue]:
-    """Return a table: an object of tagged values, or a list of pairs of a name and a tagged value."""
-    pairs = list(value.items()) if isinstance(value, Mapping) else value
-    _require(_are_pairs(pairs), "a table is an object of tagged values")
-    table = {name: value_from_form(item, depth - 1) for name, item in pairs}
-    _require(len(table) == len(pairs), "a table names a member twice")
-    return table
 
 
 def _are_pairs(value: Any) -> bool:
@@ -191,7 +188,7 @@ _text = _of(str, "a str is text")
 
 
 def _integer(value: Any) -> int:
-    if isinstance(value, str) and _INTEGER.fullmatch(value):
+    if isinstance(value, str) and re.fullmatch(r"0|-?[1-9][0-9]{0,18}", value):
         value = int(value)
     _require(type(value) is int and envelope.is_carried_integer(value), "an int is an integer of 64 bits")
     return int(value)
@@ -212,13 +209,13 @@ def _bytes(value: Any) -> bytes:
 
 def _time(value: Any) -> datetime:
     refusal = "a time is RFC 3339 UTC in whole seconds"
-    _require(_TIME.fullmatch(_text(value)), refusal)
+    _require(re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z", _text(value)), refusal)
     with refusing(ValueError, refusal, MalformedMessage):
         return datetime.fromisoformat(value)
 
 
 def _decimal(value: Any) -> Decimal:
-    _require(_DECIMAL.fullmatch(_text(value)), "a decimal is digits with a point")
+    _require(re.fullmatch(r"-?[0-9]{1,300}(\.[0-9]{1,300})?", _text(value)), "a decimal is digits with a point")
     return Decimal(value)
 
 
@@ -252,12 +249,11 @@ def _headers(found: Any, on_kafka: bool) -> tuple[HeaderPair, ...]:
     """Return the header pairs in order, in the types that their broker carries."""
     _require(_are_pairs(found), "headers is a list of name and tagged value")
     pairs = tuple((name, value_from_form(tagged)) for name, tagged in found)
-    return tuple((name, _on_kafka(value)) for name, value in pairs) if on_kafka else pairs
-
-
-def _on_kafka(value: HeaderValue) -> HeaderValue:
-    _require(value is None or isinstance(value, str | bytes), "Kafka headers are str, b64 or null")
-    return envelope.utf8(value) if isinstance(value, str) else value
+    if not on_kafka:
+        return pairs
+    carried = all(value is None or isinstance(value, str | bytes) for _, value in pairs)
+    _require(carried, "Kafka headers are str, b64 or null")
+    return tuple((name, envelope.utf8(value) if isinstance(value, str) else value) for name, value in pairs)
 
 
 def _origin(found: Any, parsed: tuple[str, ...]) -> Origin:
@@ -269,7 +265,10 @@ def _origin(found: Any, parsed: tuple[str, ...]) -> Origin:
         "origin is an object without unknown members",
     )
     _require(
-        all(isinstance(found.get(name, ""), str | None) for name in _TEXT_ORIGIN)
+        all(
+            isinstance(found.get(name, ""), str | None)
+            for name in ("scope", "cluster", "topic", "topic_id", "queue", "exchange", "routing_key")
+        )
         and all(type(found.get(name, 0)) in (int, NoneType) for name in _NUMBER_ORIGIN)
         and all((found.get(name) or 0) >= 0 for name in _NUMBER_ORIGIN)
         and type(found.get("redelivered", False)) is bool
@@ -285,20 +284,17 @@ def _origin(found: Any, parsed: tuple[str, ...]) -> Origin:
         "origin contradicts destination",
     )
     _require(
-        all(getattr(origin, name) is None for name in (_RABBITMQ_ORIGIN if on_kafka else _KAFKA_ORIGIN)),
+        all(
+            getattr(origin, name) is None
+            for name in (
+                ("queue", "exchange", "routing_key")
+                if on_kafka
+                else ("cluster", "topic", "topic_id", "partition", "offset")
+            )
+        ),
         "origin names another broker than destination",
     )
     return origin
-
-
-def _origin_to_form(origin: Origin) -> dict[str, Any]:
-    """Return the members of an origin that say something."""
-    found = ((name, getattr(origin, name)) for name in Origin.__dataclass_fields__)
-    return {
-        name: writable(value) if isinstance(value, str) else value
-        for name, value in found
-        if value is not None and value is not False
-    }
 
 
 def _base64(raw: bytes) -> str:

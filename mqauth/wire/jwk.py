@@ -28,12 +28,10 @@ from mqauth.wire.keys import (
 )
 
 MAX_DOCUMENT: Final = 256 * 1024
-_DEPTH: Final = 8
 MAX_CUTOFFS: Final = 1024
 _PRIVATE: Final = frozenset(("d", "p", "q", "dp", "dq", "qi", "oth", "k"))
 Svid = Literal["jwt-svid", "wit-svid"]
 """The kinds of SVID whose keys of a SPIFFE bundle may be read: for credentials of an authority, and for WITs."""
-_SVIDS: Final = ("x509-svid", "jwt-svid", "wit-svid")
 _SMALL_ORDER: Final = frozenset(
     bytes.fromhex(point)
     for point in (
@@ -75,19 +73,34 @@ def load_key_set(
     Raises:
         ConfigurationError: the document is no JSON object with a list ``keys``.
     """
-    found = _parse(document, name) if isinstance(document, bytes) else document
-    listed = found.get("keys") if isinstance(found, Mapping) else None
+    parsed: Any = document
+    if isinstance(document, bytes):
+        require(len(document) <= MAX_DOCUMENT, f"{name}: over {MAX_DOCUMENT} bytes")
+        try:
+            parsed = strict_json.loads(document, depth=8)
+        except strict_json.StrictJSONError as error:
+            raise ConfigurationError(f"{name}: {error}") from error
+    listed = parsed.get("keys") if isinstance(parsed, Mapping) else None
     if not isinstance(listed, list):
         raise ConfigurationError(f"{name}: no JSON object with a list of keys")
-    return _collect(listed, _cutoffs(found.get("mqauth_cutoff", [])), svid)
-
-
-def _parse(raw: bytes, name: str) -> Any:
-    require(len(raw) <= MAX_DOCUMENT, f"{name}: over {MAX_DOCUMENT} bytes")
-    try:
-        return strict_json.loads(raw, depth=_DEPTH)
-    except strict_json.StrictJSONError as error:
-        raise ConfigurationError(f"{name}: {error}") from error
+    cutoffs = _cutoffs(parsed.get("mqauth_cutoff", []))
+    # A kid that stands for two different keys is used for neither.
+    keys: dict[str, Key] = {}
+    skipped: list[str] = []
+    ambiguous: set[str] = set()
+    for position, members in enumerate(listed):
+        if is_other_svid(members, svid):
+            continue
+        try:
+            key = load_key(members, svid=svid)
+        except ConfigurationError as error:
+            skipped.append(f"key {position}: {error}")
+            continue
+        if keys.setdefault(key.kid, key) != key:
+            ambiguous.add(key.kid)
+    skipped += [f"kid {kid[:MAX_KID]!r} stands for two keys" for kid in sorted(ambiguous)]
+    skipped += ["mqauth_cutoff cannot be read; the cut-offs before it stay"] if cutoffs is None else []
+    return KeySet((key for kid, key in keys.items() if kid not in ambiguous), skipped, cutoffs)
 
 
 def _cutoffs(listed: Any) -> Mapping[str, Cutoff] | None:
@@ -109,30 +122,10 @@ def _is_cutoff(entry: Any) -> bool:
     )
 
 
-def _collect(listed: list[Any], cutoffs: Mapping[str, Cutoff] | None, svid: Svid | None) -> KeySet:
-    """Return the keys that can be used; a kid that stands for two different keys is used for neither."""
-    keys: dict[str, Key] = {}
-    skipped: list[str] = []
-    ambiguous: set[str] = set()
-    for position, members in enumerate(listed):
-        if is_other_svid(members, svid):
-            continue
-        try:
-            key = load_key(members, svid=svid)
-        except ConfigurationError as error:
-            skipped.append(f"key {position}: {error}")
-            continue
-        if keys.setdefault(key.kid, key) != key:
-            ambiguous.add(key.kid)
-    skipped += [f"kid {kid[:MAX_KID]!r} stands for two keys" for kid in sorted(ambiguous)]
-    skipped += ["mqauth_cutoff cannot be read; the cut-offs before it stay"] if cutoffs is None else []
-    return KeySet((key for kid, key in keys.items() if kid not in ambiguous), skipped, cutoffs)
-
-
 def is_other_svid(members: Any, svid: Svid | None) -> bool:
     """Tell whether a key of a SPIFFE bundle is there for another kind of SVID: no mistake, and never ours."""
     use = members.get("use") if isinstance(members, Mapping) else None
-    return svid is not None and use in _SVIDS and use != svid
+    return svid is not None and use in ("x509-svid", "jwt-svid", "wit-svid") and use != svid
 
 
 def check_source(source: object, *taken: Svid) -> None:

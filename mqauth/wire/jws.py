@@ -12,6 +12,7 @@ of OpenSSL: no verdict depends on what is installed (decision 1).
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final, NamedTuple, cast
 
@@ -158,22 +159,12 @@ def ed25519_holds(data: bytes, public: Ed25519PublicKey, signature: bytes) -> bo
     return True
 
 
-def _libsodium() -> tuple[_Sodium | None, _Sodium | None]:
-    """Return ``crypto_sign_open`` and ``crypto_sign`` of libsodium, ``None`` if PyNaCl is not installed."""
-    try:
-        from nacl.bindings import crypto_sign, crypto_sign_open
-    except ImportError:
-        return None, None
-    return crypto_sign_open, crypto_sign
-
-
-_OPEN, _SIGN = _libsodium()
-
-
-def _header_segment(header: tuple[str, str, str]) -> bytes:
-    """Return the first segment of a token and its dot, of ``alg``, ``typ`` and ``kid``."""
-    algorithm, typ, kid = header
-    return base64url.encode(strict_json.dumps({"alg": algorithm, "typ": typ, "kid": kid})) + b"."
+# ``crypto_sign_open`` and ``crypto_sign`` of libsodium, ``None`` if PyNaCl is not installed
+_OPEN: _Sodium | None = None
+_SIGN: _Sodium | None = None
+with suppress(ImportError):
+    from nacl.bindings import crypto_sign as _SIGN
+    from nacl.bindings import crypto_sign_open as _OPEN
 
 
 def _check_header(header: tuple[bytes, str]) -> tuple[str, str]:
@@ -195,7 +186,12 @@ def _check_header(header: tuple[bytes, str]) -> tuple[str, str]:
 
 # the header of a producer is the same for every message that a key signs
 _HEADERS: Final = memo.Memo(_check_header)
-_HEADER_SEGMENTS: Final = memo.Memo(_header_segment)
+# the first segment of a token and its dot, by ``alg``, ``typ`` and ``kid``
+_HEADER_SEGMENTS: Final = memo.Memo[tuple[str, str, str], bytes](
+    lambda header: (
+        base64url.encode(strict_json.dumps(dict(zip(("alg", "typ", "kid"), header, strict=True)))) + b"."
+    )
+)
 
 
 def _malformed(detail: str) -> Rejection:

@@ -1,4 +1,4 @@
-"""A bounded memory of what pure functions return.
+"""Bounded memories: ``Memo`` of what pure functions return, and ``Recent`` of the latest entries.
 
 Most of a verdict is the same for thousands of messages: where the token stands among these header names, how
 this destination is spelt, what this producer's token header says. A ``Memo`` remembers such results. Its key is
@@ -17,6 +17,7 @@ For example, ``place = Memo(spell)`` turns ``spell("orders")`` into ``place["ord
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -61,7 +62,7 @@ class Memo(dict[K, V]):
         self._size = size
         self._capacity = capacity
         self._held = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __missing__(self, key: K) -> V:
         """Call the function, and remember what it returns."""
@@ -83,21 +84,69 @@ class Memo(dict[K, V]):
     def keep(self, key: K, value: V, size: int) -> None:
         """Remember a value of so many bytes, unless there is one already or it is larger than its share."""
         with self._lock:
-            if key not in self and self._charge(size):
+            if key not in self and self.charge(size):
                 self[key] = value
 
     def charge(self, size: int) -> bool:
         """Count bytes that are about to be kept inside a value; tell whether they may be kept."""
         with self._lock:
-            return self._charge(size)
+            if size > self._capacity // _SHARE:
+                return False
+            if self._held + size > self._capacity:
+                self.clear()
+            self._held += size
+            return True
 
-    def _charge(self, size: int) -> bool:
-        if size > self._capacity // _SHARE:
-            return False
-        if self._held + size > self._capacity:
-            self.clear()
-        self._held += size
-        return True
+
+class Recent(dict[K, V]):
+    """The latest entries within a bound: the one that was kept the longest ago is forgotten first.
+
+    Where several owners share it, the owner that has the most entries loses its oldest one: who makes many entries
+    pushes out none of the others. It is not safe for threads to change.
+
+    Args:
+        capacity: of all sizes together.
+        size: of an entry; by default each counts as one.
+        owner: whose entry a key is; by default all have one owner.
+    """
+
+    def __init__(
+        self, capacity: int, size: Callable[[K, V], int] = lambda _key, _value: 1,
+        owner: Callable[[K], object] = lambda _key: None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self._capacity = capacity
+        self._size = size
+        self._owner = owner
+        self._entries = Counter[object]()
+        self.held = 0
+
+    def keep(self, key: K, value: V) -> None:
+        """Keep an entry as the newest, in place of what was kept under its key."""
+        self.drop(key)
+        self.held += self._size(key, value)
+        self[key] = value
+        self._entries[self._owner(key)] += 1
+        while self.held > self._capacity and len(self) > 1:
+            most = max(self._entries, key=self._entries.__getitem__)
+            self.drop(next(each for each in self if self._owner(each) == most))
+
+    def drop(self, key: K) -> V | None:
+        """Forget an entry, and return its value; ``None`` where there is none."""
+        if key not in self:
+            return None
+        value, owner = self.pop(key), self._owner(key)
+        self.held -= self._size(key, value)
+        self._entries[owner] -= 1
+        if not self._entries[owner]:
+            del self._entries[owner]
+        return value
+
+    def clear(self) -> None:
+        """Forget everything."""
+        super().clear()
+        self._entries.clear()
+        self.held = 0
 
 
 def _held_by(key: Any) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 MAX_INTEGER: Final = 2**53
 
@@ -90,17 +90,13 @@ def _integers(least: int, beyond: int, bound: str) -> Callable[[str], int]:
 def _float(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise StrictJSONError("a number that overflows")
+        raise StrictJSONError("a number that is not finite")
     return number
-
-
-def _constant(_text: str) -> NoReturn:
-    raise StrictJSONError("NaN or an infinity")
 
 
 def _decoder(integer: Callable[[str], int]) -> json.JSONDecoder:
     return json.JSONDecoder(
-        object_pairs_hook=_unique, parse_int=integer, parse_float=_float, parse_constant=_constant
+        object_pairs_hook=_unique, parse_int=integer, parse_float=_float, parse_constant=_float
     )
 
 

@@ -9,10 +9,11 @@ from typing import Any, Final
 from unittest import mock
 
 from mqauth.brokers.log import starting
+from mqauth.clock import Backoff
 from mqauth.delivery import partition
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.log_work import EarlyClaims, LogLeases, LogWork
-from mqauth.delivery.partition import Backoff, Partition
+from mqauth.delivery.partition import Partition
 from mqauth.delivery.start import Committed, Start
 from mqauth.judging.pipeline import Step
 

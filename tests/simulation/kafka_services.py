@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from mqauth import MemoryReplayStore, Pipeline, RejectNow, RetryLater, Verified
-from mqauth.delivery.partition import Backoff
+from mqauth.clock import Backoff
 from mqauth.flow import Attempts
 from mqauth.judging.verifier import Issuer
 from mqauth.testing.forge import ISSUER, Forge

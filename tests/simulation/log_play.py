@@ -11,9 +11,10 @@ import random
 from collections.abc import Callable
 from typing import Any, Final
 
+from mqauth.clock import Backoff
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.log_work import LogWork
-from mqauth.delivery.partition import Backoff, Partition
+from mqauth.delivery.partition import Partition
 from mqauth.flow import Attempts, run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline
 from tests.simulation.log_client import SESSION, LogClient

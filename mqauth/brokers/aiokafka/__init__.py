@@ -13,9 +13,9 @@ from mqauth.brokers.aiokafka.translate import Logs, from_native, judge
 from mqauth.brokers.log.errors import OffsetsRefusedError, PoisonRecordError, ProducerFatalError
 from mqauth.brokers.log.judge import AsyncJudgement
 from mqauth.brokers.log.records import Log
+from mqauth.clock import Backoff
 from mqauth.delivery.health import LogHealth as Health
 from mqauth.delivery.health import Stall
-from mqauth.delivery.partition import Backoff
 
 __all__ = [
     "AsyncJudgement",

@@ -13,7 +13,7 @@ from mqauth.brokers.aiokafka.replies import Replies
 from mqauth.brokers.aiokafka.transaction import TransactionalDeadLetters
 from mqauth.brokers.log.event_loop import AsyncLogConsumer
 from mqauth.brokers.log.poison import PoisonPolicy
-from mqauth.delivery.partition import Backoff
+from mqauth.clock import Backoff
 from mqauth.errors import require
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds

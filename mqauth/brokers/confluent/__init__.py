@@ -20,9 +20,9 @@ from mqauth.brokers.log.errors import (
 )
 from mqauth.brokers.log.judge import AsyncJudgement, Judgement
 from mqauth.brokers.log.records import Log
+from mqauth.clock import Backoff
 from mqauth.delivery.health import LogHealth as Health
 from mqauth.delivery.health import Stall
-from mqauth.delivery.partition import Backoff
 
 __all__ = [
     "AIOConsumer",

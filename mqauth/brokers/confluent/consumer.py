@@ -12,7 +12,7 @@ from mqauth.brokers.confluent.poller import Poller
 from mqauth.brokers.confluent.producer import Producer
 from mqauth.brokers.confluent.replies import Replies
 from mqauth.brokers.log.consumer import LogConsumer
-from mqauth.delivery.partition import Backoff
+from mqauth.clock import Backoff
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Decode

@@ -25,7 +25,7 @@ from mqauth.brokers.event_loop import in_event_loop, letters_on_thread
 from mqauth.brokers.log.event_loop import AsyncLogConsumer
 from mqauth.brokers.log.records import NativeHeaders
 from mqauth.brokers.log.transaction import TransactionalLetters
-from mqauth.delivery.partition import Backoff
+from mqauth.clock import Backoff
 from mqauth.errors import require
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Handler, Pipeline

@@ -12,7 +12,7 @@ from mqauth.brokers.kafka.producer import Producer
 from mqauth.brokers.kafka.replies import Replies
 from mqauth.brokers.kafka.transaction import TransactionalDeadLetters
 from mqauth.brokers.log.consumer import LogConsumer
-from mqauth.delivery.partition import Backoff
+from mqauth.clock import Backoff
 from mqauth.errors import require
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds

@@ -21,11 +21,11 @@ from mqauth.brokers.log.outbox import Transactions
 from mqauth.brokers.log.poller import LEAVE, LogPoller
 from mqauth.brokers.log.replies import TopicReplies
 from mqauth.brokers.log.transaction import TransactionalLetters
-from mqauth.clock import Clock
+from mqauth.clock import Backoff, Clock
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.health import LogHealth, rungs, with_aliases
 from mqauth.delivery.log_work import LogWork, check_plugins
-from mqauth.delivery.partition import Backoff, Partition
+from mqauth.delivery.partition import Partition
 from mqauth.errors import require
 from mqauth.flow import run
 from mqauth.judging.pipeline import Handler, Pipeline

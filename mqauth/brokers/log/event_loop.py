@@ -23,10 +23,11 @@ from mqauth.brokers.log.outbox import Transactions
 from mqauth.brokers.log.poller import IDLE, LEAVE, LogPoller
 from mqauth.brokers.log.replies import TopicReplies
 from mqauth.brokers.log.transaction import TransactionalLetters
+from mqauth.clock import Backoff
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.health import LogHealth, rungs, with_aliases
 from mqauth.delivery.log_work import LogWork
-from mqauth.delivery.partition import Backoff, Partition
+from mqauth.delivery.partition import Partition
 from mqauth.errors import MqauthError, require
 from mqauth.flow import Flow, Waiting, arun, begin, is_awaitable, resume, settled
 from mqauth.judging.pipeline import Handler, Pipeline

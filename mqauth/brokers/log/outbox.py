@@ -14,10 +14,10 @@ from typing import Any, Final, Protocol
 from mqauth.brokers.dead_letters import Errors
 from mqauth.brokers.log.errors import ProducerFatalError
 from mqauth.brokers.log.transaction import TransactionalLetters, TransactionAttempt, TransactionContent
-from mqauth.clock import Clock
+from mqauth.clock import Backoff, Clock
 from mqauth.delivery.assignment import Assignment, Due
 from mqauth.delivery.health import Stall
-from mqauth.delivery.partition import Backoff, Partition
+from mqauth.delivery.partition import Partition
 from mqauth.delivery.start import Committed
 from mqauth.errors import Cause
 from mqauth.flow import Flow, call

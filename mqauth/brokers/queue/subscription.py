@@ -13,7 +13,7 @@ from mqauth.brokers.queue.client import QueueClient, Take
 from mqauth.brokers.queue.interceptor import UnansweredError, prove
 from mqauth.brokers.queue.processor import Processor
 from mqauth.delivery.hold import HeldDelivery
-from mqauth.delivery.window import PROBE_WAIT, PROBE_WAIT_MAX, Window
+from mqauth.delivery.window import PROBES, Window
 from mqauth.judging.token import Times
 
 AFTER_CANCEL: Final = 1.0
@@ -142,7 +142,7 @@ class Subscription:
             return await self._consume()
         retrying = tenacity.AsyncRetrying(
             sleep=self._sleep,
-            wait=tenacity.wait_random_exponential(multiplier=PROBE_WAIT, max=PROBE_WAIT_MAX),
+            wait=tenacity.wait_random_exponential(multiplier=PROBES.first, max=PROBES.longest),
             stop=tenacity.stop_never,
             retry=tenacity.retry_if_exception(self._may_pass),
             before_sleep=self._failed_to_start,
@@ -205,7 +205,7 @@ class Subscription:
         if held.waits and not held.needs_ours:
             retrying = tenacity.AsyncRetrying(
                 sleep=self._processor.retrier.sleep_until_woken,
-                wait=tenacity.wait_random_exponential(multiplier=self._window.probe_wait, max=PROBE_WAIT_MAX),
+                wait=tenacity.wait_random_exponential(multiplier=self._window.probe_wait, max=PROBES.longest),
                 stop=tenacity.stop_never,
                 retry=tenacity.retry_if_result(lambda answered: answered is not True),
             )

@@ -23,8 +23,6 @@ from mqauth.wire.claims import is_name
 from mqauth.wire.keys import Cutoff, Key, KeySet
 
 KEYSET: Final = "keyset.json"
-_MAX_KEYSET: Final = 4 * 1024 * 1024
-_MAX_PEM: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +53,7 @@ class Keystore:
             not files.is_missing(path),
             f"{self.folder}: no keystore (no {KEYSET}): mqauth keys new --dir {self.folder} makes one",
         )
-        return ring.load(files.read_bounded(path, _MAX_KEYSET), name=str(path))
+        return ring.load(files.read_bounded(path, 4 * 1024 * 1024), name=str(path))
 
     def create(
         self,
@@ -289,7 +287,7 @@ def read_pem(path: Path, passphrase: bytes | None = None, algorithm: str | None 
             passphrase.
     """
     return Key.from_pem(
-        files.read_bounded(path, _MAX_PEM, private=True),
+        files.read_bounded(path, 64 * 1024, private=True),
         passphrase=passphrase,
         algorithm=algorithm,
         name=str(path),

@@ -34,7 +34,6 @@ MAX_URI: Final = 1024
 _DEPTH: Final = 6
 _TIMES: Final = ("created", "ready", "activated", "retired", "revoked")
 _KEY: Final = frozenset(("kid", "algorithm", "state", "subjects", *_TIMES, "revocation", "public"))
-_URI: Final = re.compile(r"[a-z][a-z0-9+.-]*:[!-~]+", re.ASCII)
 
 
 class State(StrEnum):
@@ -78,7 +77,8 @@ class RingKey:
 
     def __post_init__(self) -> None:
         require(
-            self.uri is None or (len(self.uri) <= MAX_URI and _URI.fullmatch(self.uri)),
+            self.uri is None
+            or (len(self.uri) <= MAX_URI and re.fullmatch(r"[a-z][a-z0-9+.-]*:[!-~]+", self.uri, re.ASCII)),
             f"a uri is a scheme, a colon and more, of at most {MAX_URI} ASCII characters",
         )
 
@@ -86,12 +86,6 @@ class RingKey:
     def kid(self) -> str:
         """The key id."""
         return self.key.kid
-
-    @property
-    def published(self) -> Key:
-        """The key as consumers get it, with its end and its revocation, in a ring without ``overlap``."""
-        expires = None if self.retired is None else self.retired + RETIREMENT_GRACE
-        return replace(self.key.public_only, expires=expires, revocation=self.revocation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +129,13 @@ class KeyRing:
     @property
     def published(self) -> tuple[Key, ...]:
         """The keys as consumers get them, each with its end and its revocation."""
-        ends = (None if key.retired is None else key.retired + self.grace for key in self.keys)
-        return tuple(replace(key.published, expires=end) for key, end in zip(self.keys, ends, strict=True))
+        return tuple(
+            replace(
+                key.key.public_only, revocation=key.revocation,
+                expires=None if key.retired is None else key.retired + self.grace,
+            )
+            for key in self.keys
+        )  # fmt: skip
 
     def get(self, kid: str) -> RingKey:
         """Return the key with a kid.
@@ -179,7 +178,13 @@ def rotate(ring: KeyRing, now: int) -> KeyRing:
     The newest pending key whose delay has passed becomes active, and the keys before it retire. A key that has
     been retired for longer than ``retain`` goes.
     """
-    ring = replace(ring, keys=tuple(key for key in ring.keys if not _is_gone(key, now, ring.grace + ring.retain)))
+    # A revoked key stays published for good, so that its tokens are rejected as key_revoked.
+    keys = tuple(
+        key
+        for key in ring.keys
+        if key.state is not State.RETIRED or key.retired is None or now < key.retired + ring.grace + ring.retain
+    )
+    ring = replace(ring, keys=keys)
     while (promoted := _promote(ring, now)) != ring:
         ring = promoted
     return ring
@@ -231,11 +236,6 @@ def _promote(ring: KeyRing, now: int) -> KeyRing:
 def _with(ring: KeyRing, changed: RingKey) -> KeyRing:
     """Return the ring with one key replaced."""
     return replace(ring, keys=tuple(changed if key.kid == changed.kid else key for key in ring.keys))
-
-
-def _is_gone(key: RingKey, now: int, after: int) -> bool:
-    # A revoked key stays published for good, so that its tokens are rejected as key_revoked.
-    return key.state is State.RETIRED and key.retired is not None and now >= key.retired + after
 
 
 def describe(key: RingKey) -> dict[str, Any]:
@@ -300,34 +300,26 @@ def _key(members: Any) -> RingKey:
     key = jwk.load_key(public)
     # The kid becomes the name of a file, and a thumbprint has neither a slash nor a dot.
     require(thumbprint(key.public) == key.kid, "a kid is not the thumbprint of its key")
-    state = _state(members)
-    optional = {name: None if members[name] is None else _seconds(members, name) for name in _TIMES[2:]}
-    return RingKey(
-        key=key, state=state, created=_seconds(members, "created"), ready=_seconds(members, "ready"),
-        revocation=_revocation(members["revocation"], state), uri=members.get("uri"), **optional,
-    )  # fmt: skip
-
-
-def _state(members: Mapping[str, Any]) -> State:
     require(members["state"] in tuple(State), f"a state is {', '.join(State)}")
     state = State(members["state"])
     require(
         state not in _REACHED or members[_REACHED[state]] is not None,
         f"a key is {state.value} and does not say since when",
     )
-    return state
-
-
-def _revocation(found: Any, state: State) -> Revocation | None:
-    require((found is not None) == (state is State.REVOKED), "a revoked key, and no other, has a revocation")
-    if found is None:
-        return None
-    require(
-        isinstance(found, dict) and found.keys() == {"revoked_at", "reason"},
-        "a revocation has revoked_at and reason",
-    )
-    require(claims.is_name(found["reason"], 0), "a reason is one line of at most 256 characters")
-    return Revocation(revoked_at=_seconds(found, "revoked_at"), reason=found["reason"])
+    revocation, said = None, members["revocation"]
+    require((said is not None) == (state is State.REVOKED), "a revoked key, and no other, has a revocation")
+    if said is not None:
+        require(
+            isinstance(said, dict) and said.keys() == {"revoked_at", "reason"},
+            "a revocation has revoked_at and reason",
+        )
+        require(claims.is_name(said["reason"], 0), "a reason is one line of at most 256 characters")
+        revocation = Revocation(revoked_at=_seconds(said, "revoked_at"), reason=said["reason"])
+    optional = {name: None if members[name] is None else _seconds(members, name) for name in _TIMES[2:]}
+    return RingKey(
+        key=key, state=state, created=_seconds(members, "created"), ready=_seconds(members, "ready"),
+        revocation=revocation, uri=members.get("uri"), **optional,
+    )  # fmt: skip
 
 
 def _seconds(members: Mapping[str, Any], name: str) -> int:

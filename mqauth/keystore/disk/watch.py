@@ -26,7 +26,6 @@ MAX_LOOK: Final = 60.0
 """Seconds; a producer then notices that its key retired within a fifth of ``ring.RETIREMENT_GRACE``."""
 MAX_STALE: Final = ring.RETIREMENT_GRACE - MAX_LOOK
 """Seconds; consumers refuse a key that retired unnoticed after ``ring.RETIREMENT_GRACE``."""
-LONGEST_STALE: Final = 86_400.0
 FILE_LOOK_EVERY: Final = 1.0
 """Seconds between two looks at a JWK Set file for the sake of known kids, so that a revocation is noticed."""
 
@@ -58,7 +57,7 @@ class ActiveKey:
         max_stale: float = MAX_STALE, clock: Clock = SYSTEM_CLOCK,
     ) -> None:  # fmt: skip
         require(
-            0 < look_every <= MAX_LOOK and look_every <= max_stale <= LONGEST_STALE,
+            0 < look_every <= MAX_LOOK and look_every <= max_stale <= 86_400.0,
             "look_every is above 0 and at most 60 s, max_stale from it to a day",
         )
         self._keystore = Keystore(folder=Path(folder), passphrase=passphrase, clock=clock)
@@ -85,7 +84,10 @@ class ActiveKey:
             ConfigurationError: no key may sign: none is active, its PEM file may not be used, or the folder could
                 not be read for too long.
         """
-        if self._clock.monotonic() - self._looked >= self._every and self._try_lock():
+        # A thread of the parent may have held the lock at the fork, and there is no such thread in the child.
+        if self._process != os.getpid():
+            self._lock, self._process = threading.Lock(), os.getpid()
+        if self._clock.monotonic() - self._looked >= self._every and self._lock.acquire(blocking=False):
             try:
                 self._look()
             finally:
@@ -99,12 +101,6 @@ class ActiveKey:
             raise ConfigurationError(why)
         return key
 
-    def _try_lock(self) -> bool:
-        # A thread of the parent may have held the lock at the fork, and there is no such thread in the child.
-        if self._process != os.getpid():
-            self._lock, self._process = threading.Lock(), os.getpid()
-        return self._lock.acquire(blocking=False)
-
     def _look(self) -> None:
         """Read the folder again if it has changed; keep the last key for a while if it cannot be read."""
         self._looked = now = self._clock.monotonic()
@@ -114,7 +110,15 @@ class ActiveKey:
             try:
                 keys = self._keystore.ring()
             except ConfigurationError as error:
-                self._keep(str(error), now)
+                # The last key signs on while the folder cannot be read, until ``max_stale`` has passed.
+                why, (key, _) = str(error), self._state
+                if key is not None and self._read + self._max_stale - now > 0:
+                    until = f"at most until {self._max_stale:.0f} s after it was read"
+                    why = f"{why}; key {key.kid} signs on, {until}"
+                elif key is not None:
+                    why = f"{why}, for too long to know whether key {key.kid} may sign"
+                    self._state = (None, why)
+                self._errors.log(why)
                 return
             self._follow(stamp, keys)
         self._read = now
@@ -128,36 +132,19 @@ class ActiveKey:
             self._state = (None, self._keystore.no_active_key(keys))
         elif before is None or before.kid != active.kid:
             self._state = (None, "the next key is being read")
-            self._state = self._load(active)
+            try:
+                key = self._keystore.private_key(active)
+                self._state = jws.LocalSigningKey(key) if isinstance(key, Key) else key, ""
+            # The key before has ended, even if this one cannot be read.
+            except ConfigurationError as error:
+                self._state = None, str(error)
         if active is None or self._state[0] is not None:
             self._stamp = stamp
-        self._tell(before)
-
-    def _load(self, active: ring.RingKey) -> tuple[SigningKey | None, str]:
-        try:
-            key = self._keystore.private_key(active)
-            return jws.LocalSigningKey(key) if isinstance(key, Key) else key, ""
-        # The key before has ended, even if this one cannot be read.
-        except ConfigurationError as error:
-            return None, str(error)
-
-    def _tell(self, before: SigningKey | None) -> None:
-        """Log that another key signs, or that none does."""
         after, why = self._state
         if after is None:
             self._errors.log(f"{why}; nothing can be signed")
         elif after is not before and (before is not None or self._errors.text):
             emit("keys.signing", "%r: key %s signs from now on", self, after.kid)
-
-    def _keep(self, why: str, now: float) -> None:
-        """Go on with the last key while the folder cannot be read, until ``max_stale`` has passed."""
-        key, _ = self._state
-        if key is not None and self._read + self._max_stale - now > 0:
-            why = f"{why}; key {key.kid} signs on, at most until {self._max_stale:.0f} s after it was read"
-        elif key is not None:
-            why = f"{why}, for too long to know whether key {key.kid} may sign"
-            self._state = (None, why)
-        self._errors.log(why)
 
 
 class JWKSFile:

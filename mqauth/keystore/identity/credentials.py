@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import ssl
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -33,13 +33,16 @@ DPOP: Final = "DPoP"
 
 _REFUSALS: Final = (400, 401)
 """Of a token endpoint (RFC 6749, section 5.2)."""
-_ERROR: Final = re.compile(r"[a-z_]{1,64}", re.ASCII)
 
 
 def error_of(answer: Mapping[str, Any] | None) -> str:
     """Return the error that an answer names (RFC 6749, section 5.2), where it is a word of its kind."""
     error = (answer or {}).get("error")
-    return error if isinstance(error, str) and _ERROR.fullmatch(error) else "no error of its kind"
+    return (
+        error
+        if isinstance(error, str) and re.fullmatch(r"[a-z_]{1,64}", error, re.ASCII)
+        else "no error of its kind"
+    )
 
 
 class Asking(NamedTuple):
@@ -160,12 +163,24 @@ class ClientCredentials:
         proof = dpop.proof(
             asking.key, method="POST", url=self._url, clock=asking.clock, randomness=asking.randomness
         )
+        # Id and secret as RFC 6749, section 2.3.1, has them.
+        secret = read_bounded(self._secret, MAX_CREDENTIAL, private=True).removesuffix(b"\n")
+        basic = b64encode(f"{quote(self._client, safe='')}:{quote(secret, safe='')}".encode("ascii")).decode(
+            "ascii"
+        )
         try:
-            answer = self._answer(asking, {"Authorization": self._basic(), "DPoP": proof})
+            answer = request(
+                self._endpoint, deadline=asking.deadline, context=self._context, dial=asking.dial,
+                form={"grant_type": "client_credentials"},
+                headers={"Authorization": f"Basic {basic}", "DPoP": proof}, statuses=(200, *_REFUSALS),
+                limit=2 * MAX_CREDENTIAL,
+            )  # fmt: skip
+            expect(answer.status == 200, f"refused, {answer.status} {error_of(answer.document)}")
         except FetchFailed as error:
             # Whoever reads it would take the authority for the culprit.
             raise FetchFailed(f"the token endpoint {self._endpoint.authority}: {error}") from error
-        kind, found = answer.get("token_type"), answer.get("access_token")
+        document = answer.document or {}
+        kind, found = document.get("token_type"), document.get("access_token")
         expect(isinstance(kind, str) and isinstance(found, str), "the token endpoint gave no token")
         schemes = {scheme.lower(): scheme for scheme in (BEARER, DPOP)}
         expect(str(kind).lower() in schemes, "the token endpoint gave a token of another type")
@@ -174,23 +189,3 @@ class ClientCredentials:
             "the token endpoint gave no token of ASCII text",
         )
         return schemes[str(kind).lower()], str(found)
-
-    def _answer(self, asking: Asking, headers: Mapping[str, str]) -> Mapping[str, Any]:
-        """Return what the provider answers with a token.
-
-        Raises:
-            FetchFailed: it answers otherwise, or not at all.
-        """
-        answer = request(
-            self._endpoint, deadline=asking.deadline, context=self._context, dial=asking.dial,
-            form={"grant_type": "client_credentials"}, headers=headers, statuses=(200, *_REFUSALS),
-            limit=2 * MAX_CREDENTIAL,
-        )  # fmt: skip
-        expect(answer.status == 200, f"refused, {answer.status} {error_of(answer.document)}")
-        return answer.document or {}
-
-    def _basic(self) -> str:
-        """Return id and secret as RFC 6749, section 2.3.1, has them."""
-        secret = read_bounded(self._secret, MAX_CREDENTIAL, private=True).removesuffix(b"\n")
-        encoded: Callable[[str | bytes], str] = partial(quote, safe="")
-        return "Basic " + b64encode(f"{encoded(self._client)}:{encoded(secret)}".encode("ascii")).decode("ascii")

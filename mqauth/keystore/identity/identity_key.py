@@ -142,7 +142,13 @@ class IdentityKey:
         """
         self._refresher.ensure()
         with self._condition:
-            self._condition.wait_for(self._is_settled, wait)
+            # Until there is a key, or a failure that says why not.
+            self._condition.wait_for(
+                lambda: (
+                    self._state.failures > 0 or renewal.usable(self._state, Moment.of(self._clock)) is not None
+                ),
+                wait,
+            )
         self._keys.start()
 
     def close(self) -> None:
@@ -162,9 +168,21 @@ class IdentityKey:
             Unavailable: ``keys_unavailable``, with the authority's host.
         """
         if self._stale:
-            self._resume()
-        found = renewal.usable(self._state, Moment.of(self._clock))
-        return self._waited() if found is None else found
+            # This is a child after a fork, where something is signed, too.
+            with self._fork:
+                if self._stale:
+                    self._begin()
+                    self._state = renewal.forked(self._state, self._jitter())
+                    self._stale = False
+            self.start(0)
+        key = renewal.usable(self._state, Moment.of(self._clock))
+        if key is None:
+            self.start(0 if in_event_loop() else WAIT)
+            key = renewal.usable(self._state, Moment.of(self._clock))
+        if key is None:
+            why = self._state.why or "the identity has ended, or was not given yet"
+            raise Unavailable(Cause.KEYS_UNAVAILABLE, f"{self.host}: {why}")
+        return key
 
     def health(self) -> Health:
         """Return the state of the identity, its times and its counters."""
@@ -191,28 +209,6 @@ class IdentityKey:
     def forked(self) -> None:
         """Note that this is a child after a fork, which has neither the threads nor what they held."""
         self._stale, self._fork = True, threading.Lock()
-
-    def _resume(self) -> None:
-        """Go on in a child after a fork, where something is signed there."""
-        with self._fork:
-            if self._stale:
-                self._begin()
-                self._state = renewal.forked(self._state, self._jitter())
-                self._stale = False
-        self.start(0)
-
-    def _waited(self) -> WorkloadKey:
-        """Return the key of the first answer, where that comes soon."""
-        self.start(0 if in_event_loop() else WAIT)
-        found = renewal.usable(self._state, Moment.of(self._clock))
-        if found is None:
-            why = self._state.why or "the identity has ended, or was not given yet"
-            raise Unavailable(Cause.KEYS_UNAVAILABLE, f"{self.host}: {why}")
-        return found
-
-    def _is_settled(self) -> bool:
-        """Tell whether there is a key, or a failure that says why not."""
-        return self._state.failures > 0 or renewal.usable(self._state, Moment.of(self._clock)) is not None
 
     def _work(self) -> float:
         """Make the request that is due, if any; return the seconds until the next one is due."""
@@ -241,35 +237,29 @@ class IdentityKey:
             result = result if why is None else FetchFailed(why)
         with self._condition:
             before = self._state
-            self._state = self._after(result, asked)
+            if isinstance(result, Grant):
+                self._state = renewal.granted(result, asked=asked, jitter=self._jitter())
+            else:
+                self._state = renewal.failed(
+                    before, str(result), now=Moment.of(self._clock), jitter=self._jitter(),
+                    retry_after=result.retry_after if isinstance(result, Refused) else 0,
+                )  # fmt: skip
             self._condition.notify_all()
-        self._tell(before)
-        # A set that came since the look above was heard of while another identity was held, or none.
-        with suppress(Unavailable):
-            self._heard(self._keys.key_set())
-
-    def _after(self, result: Grant | Exception, asked: Moment) -> Renewal:
-        """Return the state after a request; the caller holds the lock."""
-        if isinstance(result, Grant):
-            return renewal.granted(result, asked=asked, jitter=self._jitter())
-        wanted = result.retry_after if isinstance(result, Refused) else 0
-        return renewal.failed(
-            self._state, str(result), now=Moment.of(self._clock), jitter=self._jitter(), retry_after=wanted
-        )
-
-    def _tell(self, before: Renewal) -> None:
         state = self._state
         if not state.failures:
             self._counters["renewed"] += 1
             emit("identity.renewed", "%s: %s has an identity for %.0f s", self.host, self.subject, state.life)
-            return
-        self._counters["failed"] += 1
-        usable = renewal.usable(state, Moment.of(self._clock)) is not None
-        text = "the last one is in use" if usable else "nothing can be signed"
-        emit(
-            "identity.failed", "%s: no identity for %s: %s; %s", self.host, self.subject, state.why, text,
-            level=None if usable else logging.ERROR,
-        )  # fmt: skip
+        else:
+            self._counters["failed"] += 1
+            usable = renewal.usable(state, Moment.of(self._clock)) is not None
+            text = "the last one is in use" if usable else "nothing can be signed"
+            emit(
+                "identity.failed", "%s: no identity for %s: %s; %s", self.host, self.subject, state.why, text,
+                level=None if usable else logging.ERROR,
+            )  # fmt: skip
+        # A set that came since the look above was heard of while another identity was held, or none.
+        with suppress(Unavailable):
+            self._heard(self._keys.key_set())
 
     def _heard(self, keys: KeySet) -> None:
         """Give an identity up that consumers refuse by a new set of the authority."""

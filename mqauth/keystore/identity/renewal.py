@@ -10,13 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from mqauth.clock import Clock
+from mqauth.clock import Backoff, Clock
 from mqauth.wire.identity import Identity
 from mqauth.wire.keys import KeySet
 from mqauth.wire.workload import WorkloadKey
 
-MAX_PAUSE: Final = 60.0
-MIN_PAUSE: Final = 1.0
+RETRIES: Final = Backoff(first=1.0, longest=60.0)
 """Seconds between two requests while they fail."""
 JITTER: Final = 0.1
 """The share of a wait by which it may be shorter, so that many producers do not ask at the same time."""
@@ -131,8 +130,8 @@ def failed(state: Renewal, why: str, *, now: Moment, jitter: float, retry_after:
 
 def pause(failures: int, *, jitter: float, retry_after: float = 0) -> float:
     """Return the seconds to wait after a failure: 1, doubling to 60, and at least what the authority asks for."""
-    doubled = min(MAX_PAUSE, 2.0 ** min(failures, 10)) * (1 - JITTER * jitter)
-    return min(MAX_PAUSE, max(MIN_PAUSE, doubled, retry_after))
+    doubled = RETRIES.step(1 + failures) * (1 - JITTER * jitter)
+    return min(RETRIES.longest, max(RETRIES.first, doubled, retry_after))
 
 
 def given_up(state: Renewal, why: str) -> Renewal:

@@ -103,20 +103,7 @@ class IdentityRequest:
             randomness=self._randomness,
         )  # fmt: skip
         headers = {"Authorization": f"{scheme} {credential}", "DPoP": proof}
-        return self._grant(self.post(headers, {"sub": self._subject}, asking.deadline), key)
-
-    def post(self, headers: Mapping[str, str], document: Mapping[str, str], deadline: Deadline) -> Response:
-        """Send the request, and return the authority's answer.
-
-        Raises:
-            FetchFailed: there is none.
-        """
-        return request(
-            self._endpoint, deadline=deadline, context=self._context, dial=self._dial, document=document,
-            headers=headers, statuses=(200, *_REFUSALS), limit=MAX_ANSWER,
-        )  # fmt: skip
-
-    def _grant(self, answer: Response, key: Key) -> Grant:
+        answer = self.post(headers, {"sub": self._subject}, asking.deadline)
         found = answer.document or {}
         if answer.status != 200:
             raise Refused(f"refused, {answer.status} {error_of(found)}", answer.retry_after)
@@ -129,6 +116,17 @@ class IdentityRequest:
             raise FetchFailed(f"it answered with no identity of ours: {error}") from error
         expect(self._subject == held.identity.subject == found.get("sub"), "it answered with another subject")
         return Grant(key=held, expires_in=expires, renew_in=renew)
+
+    def post(self, headers: Mapping[str, str], document: Mapping[str, str], deadline: Deadline) -> Response:
+        """Send the request, and return the authority's answer; an authority in this process answers in its place.
+
+        Raises:
+            FetchFailed: there is none.
+        """
+        return request(
+            self._endpoint, deadline=deadline, context=self._context, dial=self._dial, document=document,
+            headers=headers, statuses=(200, *_REFUSALS), limit=MAX_ANSWER,
+        )  # fmt: skip
 
 
 def _seconds(value: Any) -> int:

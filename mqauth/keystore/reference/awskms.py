@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from mqauth.audit.redaction import redact_logging
 from mqauth.errors import Cause, Unavailable, refusing, require
 from mqauth.http.connection import Endpoint
-from mqauth.keystore.reference.key import TIMEOUT
+from mqauth.keystore.reference import TIMEOUT
 from mqauth.keystore.reference.served import LOOPBACK, options
 from mqauth.wire.keys import PublicKey, natural_algorithm
 
@@ -42,7 +42,6 @@ SCHEME: Final = "awskms:"
 MAX_RAW: Final = 4096
 """Bytes of a message that KMS digests itself; Ed25519 signs no longer ones."""
 _NAME: Final = "an awskms URI"
-_OPTIONS: Final = frozenset(("endpoint", "ca", LOOPBACK))
 _ARN: Final = re.compile(
     r"arn:(aws[a-z-]{0,20}):kms:([a-z0-9-]{1,40}):\d{12}:(key/[A-Za-z0-9-]{1,64}|alias/[A-Za-z0-9/_-]{1,250})",
     re.ASCII,
@@ -51,7 +50,6 @@ _DOMAINS: Final = {
     "aws": "amazonaws.com", "aws-cn": "amazonaws.com.cn", "aws-us-gov": "amazonaws.com",
     "aws-eusc": "amazonaws.eu",
 }  # fmt: skip
-_CODE: Final = re.compile(r"[A-Za-z0-9]{1,64}", re.ASCII)
 _UNKNOWN: Final = "the credentials are wrong or have ended, or the clock here is wrong"
 _STRANGERS: Final = (
     "UnrecognizedClientException", "InvalidSignatureException", "ExpiredTokenException", "IncompleteSignature",
@@ -117,7 +115,7 @@ class Place:
         text, _, query = uri.removeprefix(SCHEME).partition("?")
         parts = require(_ARN.fullmatch(text), f"{_NAME} is awskms:arn:aws:kms:REGION:ACCOUNT:key/ID or alias/NAME")
         partition, region = parts.group(1, 2)
-        found = options(query, _OPTIONS, _NAME)
+        found = options(query, frozenset(("endpoint", "ca", LOOPBACK)), _NAME)
         domain = _DOMAINS.get(partition)
         require(domain or "endpoint" in found, f"{_NAME} of partition {partition} names its endpoint")
         ca = Path(found["ca"]) if "ca" in found else None
@@ -239,7 +237,9 @@ class KmsKey:
             code = str(error.response.get("Error", {}).get("Code", ""))
             if code in _STRANGERS:
                 client_of.cache_clear()  # credentials of files and environment are read again
-            raise self._unavailable(code if _CODE.fullmatch(code) else "an error without a code") from None
+            raise self._unavailable(
+                code if re.fullmatch(r"[A-Za-z0-9]{1,64}", code, re.ASCII) else "an error without a code"
+            ) from None
         except Exception as error:
             # An answer of the wrong shape raises what its parser meets. The text of an error may hold what a
             # process of the chain of credentials said.

@@ -17,11 +17,8 @@ from mqauth.logs import Rate, emit
 from mqauth.wire import jwk, jws
 from mqauth.wire.keys import Key, PublicKey, natural_algorithm, public_members, thumbprint
 
-TIMEOUT: Final = 2.0
-"""Seconds that a holder may take for one attempt."""
 ATTEMPTS: Final = Attempts(limit=3, wait=0.1, wait_max=1.0, final=(ConfigurationError,))
 """What is out of reach is asked three times; what was refused is not, for an HSM counts wrong PINs."""
-_PROBE: Final = b"mqauth: the first signature of an adopted key"
 
 
 class Holder(Protocol):
@@ -117,16 +114,16 @@ class ReferenceKey:
         # A lost connection is opened again within the call, and then its first signature is this one.
         same = before[1] is not None and before[1] == self._holder.generation
         if not same or before != self._checked:
-            with refusing(Rejection, f"{self.uri}: signs with another key than {self.kid}", self._mixed_up):
+            try:
                 jws.verify(jws.Opened(self.algorithm, self.kid, data, b"", signature), self._key)
+            except Rejection as error:
+                text = f"{self.uri}: signs with another key than {self.kid}"
+                # Who stands between us and a holder may have answered in its place, and be gone later.
+                if self._holder.generation is None:
+                    raise Unavailable(Cause.KEYS_UNAVAILABLE, text) from error
+                raise ConfigurationError(f"{text}, the key of the keystore") from error
             self._checked = before if same else None
         return signature
-
-    def _mixed_up(self, text: str) -> Exception:
-        # Who stands between us and a holder may have answered in its place, and be gone at the next attempt.
-        if self._holder.generation is None:
-            return Unavailable(Cause.KEYS_UNAVAILABLE, text)
-        return ConfigurationError(f"{text}, the key of the keystore")
 
 
 def open_holder(uri: str) -> Holder:
@@ -157,7 +154,7 @@ def adopted(uri: str) -> tuple[Key, str]:
     # Read as a consumer reads it: under a point of small order anything verifies.
     public = jwk.public_key(public_members(tried(ATTEMPTS, holder.public)))
     key = Key(kid=thumbprint(public), algorithm=natural_algorithm(public), public=public)
-    ReferenceKey(key, uri, holder).sign(_PROBE)
+    ReferenceKey(key, uri, holder).sign(b"mqauth: the first signature of an adopted key")
     return key, uri
 
 

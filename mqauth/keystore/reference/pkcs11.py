@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
 
 from mqauth.errors import Cause, ConfigurationError, Unavailable, refusing, require
-from mqauth.keystore.reference.key import TIMEOUT
+from mqauth.keystore.reference import TIMEOUT
 from mqauth.keystore.reference.pkcs11_uri import TokenURI, parse
 from mqauth.threads import DaemonThread
 from mqauth.wire.keys import PublicKey
@@ -120,30 +120,20 @@ class Sessions:
         self._stale |= self._loaded
 
     def _session(self, uri: TokenURI) -> pkcs11.Session:
+        """Return the session with a token, opened and logged in where there is none."""
         place = (uri.library(), uri.token, uri.serial)
-        if place not in self._open:
-            self._open[place] = self._login(uri, place)
-            self.generation += 1
-        return self._open[place]
-
-    def _login(self, uri: TokenURI, place: tuple[str, str, str | None]) -> pkcs11.Session:
-        """Open a session and log in, but never twice with a PIN that was refused: the HSM counts them."""
+        if place in self._open:
+            return self._open[place]
+        # Never twice with a PIN that was refused: the HSM counts them.
         pin = uri.pin()
         digest = hashlib.sha256(pin.encode()).digest()
         require(
             self._refused.get(place) != digest,
             f"{uri.where}: refused this PIN before, and is not asked again before a new PIN or a new start",
         )
-        token = _token(self._library(place[0]), uri)
+        path = place[0]
         try:
-            return token.open(user_pin=pin)
-        except _PIN_REFUSED:
-            self._refused[place] = digest
-            raise
-
-    def _library(self, path: str) -> Any:
-        try:
-            found = pkcs11.lib(path)
+            library = pkcs11.lib(path)
         except pkcs11.PKCS11Error as error:
             # Only what could not be loaded has no code of its own; a library may begin later than we do.
             require(type(error) is not pkcs11.PKCS11Error or path in self._loaded, f"{path}: no PKCS#11 library")
@@ -153,9 +143,15 @@ class Sessions:
             self._stale.discard(path)
             # What the library says of its end does not matter: it begins anew.
             with suppress(pkcs11.PKCS11Error):
-                found.finalize()
-            found.initialize()
-        return found
+                library.finalize()
+            library.initialize()
+        try:
+            self._open[place] = _token(library, uri).open(user_pin=pin)
+        except _PIN_REFUSED:
+            self._refused[place] = digest
+            raise
+        self.generation += 1
+        return self._open[place]
 
 
 SESSIONS: Final = Sessions()
@@ -200,22 +196,23 @@ class TokenKey:
             ConfigurationError: the token refuses us, or has another key under this name.
             Unavailable: the token is out of reach.
         """
-        return SESSIONS.call(self._uri, partial(self._signature, data, algorithm))
+
+        def signature(session: pkcs11.Session) -> bytes:
+            key, found = self._private(session)
+            require(
+                found == algorithm,
+                f"{self._uri.where}: private key {self._uri.what} signs {found}, and the keystore has {algorithm}",
+            )
+            if algorithm == "ES256":
+                return bytes(key.sign(hashlib.sha256(data).digest(), mechanism=Mechanism.ECDSA))
+            return bytes(key.sign(data, mechanism=Mechanism.EDDSA))
+
+        return SESSIONS.call(self._uri, signature)
 
     def _point(self, session: pkcs11.Session) -> tuple[bytes, str]:
         """Return the ``CKA_EC_POINT`` of the public key object, and the algorithm of the private one."""
         _, algorithm = self._private(session)
         return bytes(self._one(session, ObjectClass.PUBLIC_KEY, "public")[Attribute.EC_POINT]), algorithm
-
-    def _signature(self, data: bytes, algorithm: str, session: pkcs11.Session) -> bytes:
-        key, found = self._private(session)
-        require(
-            found == algorithm,
-            f"{self._uri.where}: private key {self._uri.what} signs {found}, and the keystore has {algorithm}",
-        )
-        if algorithm == "ES256":
-            return bytes(key.sign(hashlib.sha256(data).digest(), mechanism=Mechanism.ECDSA))
-        return bytes(key.sign(data, mechanism=Mechanism.EDDSA))
 
     def _private(self, session: pkcs11.Session) -> tuple[Any, str]:
         """Return the private key object, looked up once in each session, and its algorithm."""
@@ -275,12 +272,9 @@ def _public(point: bytes, algorithm: str) -> PublicKey:
     return load(point[2:] if len(point) == size + 2 and point[:2] == bytes((4, size)) else point)
 
 
-def _p256(point: bytes) -> PublicKey:
-    return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
-
-
 _POINTS: Final[dict[str, tuple[int, Callable[[bytes], PublicKey]]]] = {
-    "ES256": (65, _p256), "EdDSA": (32, ed25519.Ed25519PublicKey.from_public_bytes),
+    "ES256": (65, partial(ec.EllipticCurvePublicKey.from_encoded_point, ec.SECP256R1())),
+    "EdDSA": (32, ed25519.Ed25519PublicKey.from_public_bytes),
 }  # fmt: skip
 """Bytes of a point, and what reads it, by algorithm."""
 

@@ -18,10 +18,6 @@ MODULE: Final = "PKCS11_MODULE"
 PIN: Final = "MQAUTH_PKCS11_PIN"
 """The environment variable with the PIN, where the URI has no ``pin-source``."""
 _SCHEME: Final = "pkcs11:"
-_PATH: Final = frozenset(("token", "object", "id", "serial", "type"))
-_QUERY: Final = frozenset(("module-path", "pin-source"))
-_ESCAPES: Final = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})*")
-_MAX_PIN: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +70,7 @@ class TokenURI:
         """
         kind, _, name = (self.pin_source or f"env:{PIN}").partition(":")
         if kind == "file":
-            raw = files.read_bounded(Path(name), _MAX_PIN, private=True).removesuffix(b"\n").removesuffix(b"\r")
+            raw = files.read_bounded(Path(name), 1024, private=True).removesuffix(b"\n").removesuffix(b"\r")
         else:
             raw = os.environb.get(os.fsencode(name), b"")
         require(raw, f"{self.where}: no PIN in {kind} {name}: give pin-source=file:/path in the uri, or {PIN}")
@@ -88,10 +84,15 @@ def parse(uri: str) -> TokenURI:
     Raises:
         ConfigurationError: it is no such URI, names no token or no object, or has a PIN in it.
     """
-    require(uri.startswith(_SCHEME) and _ESCAPES.fullmatch(uri), "not a pkcs11 URI, or a % that escapes nothing")
+    require(
+        uri.startswith(_SCHEME) and re.fullmatch(r"(?:[^%]|%[0-9A-Fa-f]{2})*", uri),
+        "not a pkcs11 URI, or a % that escapes nothing",
+    )
     path, _, query = uri.removeprefix(_SCHEME).partition("?")
     require(re.search(r"(^|&)pin-value=", query) is None, "a PIN never stands in a uri: use pin-source=file:/path")
-    found = dict(_attributes(path, ";", _PATH)) | dict(_attributes(query, "&", _QUERY))
+    found = dict(_attributes(path, ";", frozenset(("token", "object", "id", "serial", "type")))) | dict(
+        _attributes(query, "&", frozenset(("module-path", "pin-source")))
+    )
     require(found.get("type", b"private") == b"private", "a key's uri is of type=private")
     require(found.get("token"), "a key's uri names its token: pkcs11:token=NAME;object=NAME")
     require(found.get("object") or found.get("id"), "a key's uri names its object, or its id")

@@ -24,20 +24,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import ConfigurationError, refusing, require
-from mqauth.http.connection import VISIBLE, Dial, Endpoint, tls_context
+from mqauth.errors import Cause, ConfigurationError, Unavailable, refusing, require
+from mqauth.http.connection import VISIBLE, Deadline, Dial, Endpoint, FetchFailed, Kept, tls_context
+from mqauth.http.exchange import request
 from mqauth.keystore.disk.files import read_bounded
-from mqauth.keystore.reference.key import TIMEOUT
-from mqauth.keystore.reference.served import LOOPBACK, Served, options
+from mqauth.keystore.reference import TIMEOUT
+from mqauth.keystore.reference.served import LOOPBACK, options
 from mqauth.wire import base64url
 from mqauth.wire.keys import PublicKey, natural_algorithm
 
 SCHEME: Final = "transit:"
-_MAX_TOKEN: Final = 16 * 1024
-_OPTIONS: Final = frozenset(("token_file", "ca", "key_version", LOOPBACK))
 # Mount and name; the mount may stand below a namespace. No segment is "." or "..".
 _PATH: Final = re.compile(r"((?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+)/([A-Za-z0-9_-][A-Za-z0-9._-]*)", re.ASCII)
-_VERSION: Final = re.compile(r"[1-9]\d{0,8}", re.ASCII)
 _SAID: Final[Mapping[str, str]] = {
     "status 400": "the key is gone, or does not sign so",
     "status 403": "the token has ended or was revoked, or its policy does not allow it",
@@ -93,14 +91,17 @@ class Place:
             ConfigurationError: it is none.
         """
         url, _, query = uri.removeprefix(SCHEME).partition("?")
-        found = options(query, _OPTIONS, "a transit URI")
+        found = options(query, frozenset(("token_file", "ca", "key_version", LOOPBACK)), "a transit URI")
         loopback = LOOPBACK in found
         Endpoint.parse(url, unsafe_http_loopback=loopback, name="a transit URI")
         parts = urlsplit(url)
         path = require(_PATH.fullmatch(parts.path), "a transit URI ends in /MOUNT/NAME of letters, digits, ._-")
         # Without it the server would sign with its newest version, whose public half no consumer has.
         version = found.get("key_version", "")
-        require(_VERSION.fullmatch(version), "a transit URI names a key_version, a number from 1 on")
+        require(
+            re.fullmatch(r"[1-9]\d{0,8}", version, re.ASCII),
+            "a transit URI names a key_version, a number from 1 on",
+        )
         files = {name: Path(found[name]) for name in ("token_file", "ca") if name in found}
         require("token_file" in files, "a transit URI names a token_file")
         require(all(file.is_absolute() for file in files.values()), "token_file and ca are absolute paths")
@@ -120,7 +121,7 @@ class Place:
         return Endpoint.parse(url, unsafe_http_loopback=self.loopback)
 
 
-class TransitKey(Served):
+class TransitKey:
     """Holds a key of a transit engine, asked by HTTP, over one connection that is kept.
 
     The token file is read again for each request, so that it may be replaced while we run. A version of the key is
@@ -136,12 +137,19 @@ class TransitKey(Served):
         ConfigurationError: the reference is none, or the file of CAs holds none.
     """
 
+    generation: Final = None
+    """No number: others may stand between us and the server, so each signature is checked."""
+
     def __init__(
         self, uri: str, *, timeout: float = TIMEOUT, clock: Clock = SYSTEM_CLOCK, dial: Dial | None = None
     ) -> None:
         self._place = Place.parse(uri)
         context = tls_context(self._place.ca) if self._place.server.startswith("https:") else None
-        super().__init__(self._place.shown, _SAID, context=context, timeout=timeout, clock=clock, dial=dial)
+        self._timeout, self._clock, self._dial = timeout, clock, dial
+        self._context, self._kept = context, Kept()
+
+    def __repr__(self) -> str:
+        return f"TransitKey({self._place.shown!r})"
 
     def public(self) -> PublicKey:
         """Return the public half of the pinned version.
@@ -176,36 +184,38 @@ class TransitKey(Served):
         version, encoded = self._place.version, base64.b64encode(data).decode("ascii")
         answer = self._ask("sign", {"input": encoded, "key_version": version, **_ASKED[algorithm]})
         with refusing(ValueError, f"an answer without a signature of version {version}", self._unavailable):
-            return _decoded(answer.get("signature"), f"vault:v{version}:", algorithm)
+            # Of Ed25519 it is standard base64, of ECDSA that of JWS.
+            text, prefix = str(answer.get("signature")), f"vault:v{version}:"
+            require(text.startswith(prefix), "another version's", ValueError)
+            text = text.removeprefix(prefix)
+            if algorithm == "EdDSA":
+                return base64.b64decode(text, validate=True)
+            return base64url.decode(text.encode("ascii"))
 
     def _ask(self, verb: str, document: Any = None) -> Mapping[str, Any]:
         """Return what the server answers about the key."""
         # A token file is replaced while we run: what is wrong with it now may be right at the next request.
+        path = self._place.token_file
         try:
-            headers = {"X-Vault-Token": self._token(), "X-Vault-Request": "true"}
+            token = read_bounded(path, 16 * 1024, private=True).decode("ascii", "replace").rstrip("\r\n")
+            require(VISIBLE.fullmatch(token), f"{path}: no token")
         except ConfigurationError as error:
             raise self._unavailable(str(error)) from error
-        answer = self._request(
-            self._place.endpoint(verb), deadline=self._deadline(), document=document, headers=headers
-        )
+        headers = {"X-Vault-Token": token, "X-Vault-Request": "true"}
+        try:
+            answer = request(
+                self._place.endpoint(verb), deadline=Deadline(self._clock, self._timeout), context=self._context,
+                document=document, headers=headers, dial=self._dial, kept=self._kept,
+            )  # fmt: skip
+        except FetchFailed as error:
+            raise self._unavailable(str(error)) from error
         found = (answer.document or {}).get("data")
         require(isinstance(found, dict), "an answer without data", self._unavailable)
         return found or {}
 
-    def _token(self) -> str:
-        path = self._place.token_file
-        raw = read_bounded(path, _MAX_TOKEN, private=True).decode("ascii", "replace").rstrip("\r\n")
-        require(VISIBLE.fullmatch(raw), f"{path}: no token")
-        return raw
-
-
-def _decoded(text: Any, prefix: str, algorithm: str) -> bytes:
-    """Return the bytes of a signature; of Ed25519 they are standard base64, of ECDSA those of JWS."""
-    require(isinstance(text, str) and text.startswith(prefix), "another version's", ValueError)
-    text = text.removeprefix(prefix)
-    if algorithm == "EdDSA":
-        return base64.b64decode(text, validate=True)
-    return base64url.decode(text.encode("ascii"))
+    def _unavailable(self, detail: str) -> Unavailable:
+        detail = ": ".join(filter(None, (detail, _SAID.get(detail))))
+        return Unavailable(Cause.KEYS_UNAVAILABLE, f"{self._place.shown}: {detail}")
 
 
 def _public(text: str) -> PublicKey:

@@ -105,27 +105,24 @@ class DiscoveredFetch(URLFetch):
         deadline = Deadline(self._clock, self._timeout)
         before = self._found
         try:
-            where = self._discover(deadline)
+            # The configuration is read again after an hour.
+            now = self._clock.monotonic()
+            if self._found is None or now - self._found_at >= _REDISCOVER:
+                configuration = self._get(self._endpoint, deadline, None).document or {}
+                expect(configuration.get("issuer") == self._issuer, "the OpenID configuration is another issuer's")
+                why = "the jwks_uri of the OpenID configuration is no https URL"
+                with refusing(ConfigurationError, why, FetchFailed):
+                    self._found = Endpoint.parse(
+                        configuration.get("jwks_uri", ""), unsafe_http_loopback=self._loopback
+                    )
+                self._found_at = now
+            where = self._found
             # An entity tag means something only at the URL where it was given.
             return _answer(self._get(where, deadline, etag if where == before else None))
         except FetchFailed:
             # The keys may have moved.
             self._found_at -= _REDISCOVER
             raise
-
-    def _discover(self, deadline: Deadline) -> Endpoint:
-        """Return the URL of the set, as the configuration named it within the last hour."""
-        now = self._clock.monotonic()
-        if self._found is None or now - self._found_at >= _REDISCOVER:
-            configuration = self._get(self._endpoint, deadline, None).document or {}
-            expect(configuration.get("issuer") == self._issuer, "the OpenID configuration is another issuer's")
-            why = "the jwks_uri of the OpenID configuration is no https URL"
-            with refusing(ConfigurationError, why, FetchFailed):
-                self._found = Endpoint.parse(
-                    configuration.get("jwks_uri", ""), unsafe_http_loopback=self._loopback
-                )
-            self._found_at = now
-        return self._found
 
 
 def _answer(response: Response, svid: jwk.Svid | None = None) -> Answer:

@@ -16,14 +16,17 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable, words_of
 from mqauth.http.connection import Endpoint, FetchFailed, tls_context
 from mqauth.keystore.disk.files import is_missing
-from mqauth.keystore.remote import rules, snapshot
+from mqauth.keystore.remote import rules
 from mqauth.keystore.remote.events import Announcer, Event, EventKind, Health, Listener, OnEvent
 from mqauth.keystore.remote.fetch import DiscoveredFetch, Fetch, URLFetch
 from mqauth.keystore.remote.refresher import Ended, ThreadRefresher, in_event_loop
+from mqauth.keystore.remote.snapshot import load as load_snapshot
+from mqauth.keystore.remote.snapshot import save as save_snapshot
 from mqauth.logs import emit
 from mqauth.threads import after_fork
 from mqauth.wire.jwk import Svid
 from mqauth.wire.keys import KeySet
+from mqauth.wire.memo import Recent
 
 
 class JWKS:
@@ -91,12 +94,22 @@ class JWKS:
         self._clock = clock
         self._randomness = randomness
         self._cache = rules.Cache()
-        self._absent = rules.AbsentKids()
+        self._absent = Recent[str, float](rules.ABSENT_KIDS)
         self._closed = False
         self._make_refresher = refresher
         self.forked()
         after_fork(self)
-        self._restore()
+        if self._snapshot is None or is_missing(self._snapshot):
+            return
+        try:
+            keys, age, delay = load_snapshot(
+                self._snapshot, source=self._kept_of, now=clock.now(), max_age=max_stale
+            )
+        except ConfigurationError as refused:
+            self._report(EventKind.SNAPSHOT_FAILED, f"refused: {refused}")
+        else:
+            self._cache = rules.restored(keys, clock.monotonic() - age, delay)
+            self._report(EventKind.REFRESHED, f"from the snapshot, {age:.0f} s old")
 
     def forked(self) -> None:
         """Make what a child after a fork lacks: lock and thread, and the attempt that its parent was making."""
@@ -217,7 +230,7 @@ class JWKS:
                 self._cache, kid, received=since, now=now, limits=self._limits, absent=self._absent
             )
             if ruling is rules.Ruling.ANSWER and rules.asked_in_vain(self._cache, kid, since):
-                self._absent.add(kid, self._cache.origin)
+                self._absent.keep(kid, self._cache.origin)
             if ruling is not rules.Ruling.ASK:
                 return ruling, self._ended, self._cache.attempt + self._limits.wait - now
             if self._closed:
@@ -285,34 +298,17 @@ class JWKS:
                 self._absent.clear()
             self._ended.set_result(None)
         self._announcer.publish(events, after.keys)
-        if after.asked != before.asked:
-            self._save(after)
-        if changed and after.keys is not None:
-            self._announcer.announce(after.keys)
-
-    def _save(self, cache: rules.Cache) -> None:
-        asked, path = self._clock.now() - (self._clock.monotonic() - cache.asked), self._snapshot
-        if path is not None and cache.keys is not None:
+        if after.asked != before.asked and self._snapshot is not None and after.keys is not None:
+            wall = self._clock.now() - (self._clock.monotonic() - after.asked)
             # A full disk is no reason to stop using the keys.
             try:
-                snapshot.save(
-                    path, cache.keys, source=self._kept_of, asked=asked, publish_delay=cache.publish_delay
+                save_snapshot(
+                    self._snapshot, after.keys, source=self._kept_of, asked=wall, publish_delay=after.publish_delay
                 )
             except OSError as error:
                 self._report(EventKind.SNAPSHOT_FAILED, f"not written: {words_of(error)}")
-
-    def _restore(self) -> None:
-        if self._snapshot is None or is_missing(self._snapshot):
-            return
-        try:
-            keys, age, delay = snapshot.load(
-                self._snapshot, source=self._kept_of, now=self._clock.now(), max_age=self._limits.max_stale
-            )
-        except ConfigurationError as refused:
-            self._report(EventKind.SNAPSHOT_FAILED, f"refused: {refused}")
-            return
-        self._cache = rules.restored(keys, self._clock.monotonic() - age, delay)
-        self._report(EventKind.REFRESHED, f"from the snapshot, {age:.0f} s old")
+        if changed and after.keys is not None:
+            self._announcer.announce(after.keys)
 
     def _report(self, kind: EventKind, detail: str) -> None:
         self._announcer.publish((Event(kind=kind, detail=detail),), self._cache.keys)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -88,21 +88,18 @@ def publish_delay(rings: Sequence[KeyRing]) -> int:
 
 def max_age(rings: Sequence[KeyRing], now: float, most: int = MAX_AGE) -> int:
     """Return the seconds for which a copy that is taken now is fresh, at most ``most``."""
-    # Until the next known change. And never beyond the publish delay: a key that is published in a moment must be
-    # known everywhere before it signs.
-    return int(min(publish_delay(rings), most, *(moment - now for moment in _changes(rings) if moment > now)))
-
-
-def _changes(rings: Iterable[KeyRing]) -> Iterator[int]:
-    """Yield the moments at which keys begin to sign, end, or go, in UTC seconds."""
+    # Until a key begins to sign, ends, or goes. And never beyond the publish delay: a key that is published in a
+    # moment must be known everywhere before it signs.
+    changes: list[int] = []
     for ring in rings:
         for key in ring.keys:
             if key.state is State.PENDING:
-                yield key.ready
+                changes.append(key.ready)
             if key.retired is not None:
-                yield from (key.retired + ring.grace, key.retired + ring.grace + ring.retain)
+                changes += (key.retired + ring.grace, key.retired + ring.grace + ring.retain)
             if key.revocation is not None:
-                yield key.revocation.revoked_at
+                changes.append(key.revocation.revoked_at)
+    return int(min(publish_delay(rings), most, *(moment - now for moment in changes if moment > now)))
 
 
 class KeyServer:
@@ -152,9 +149,6 @@ class KeyServer:
             return _json(503 if scope["path"] == HEALTH else 500, {"error": "the keys cannot be published"})
         if scope["path"] == HEALTH:
             return _json(200, {"status": "ok", "keys": self.current.keys, "active": self.current.active})
-        return self._key_set(scope)
-
-    def _key_set(self, scope: Message) -> tuple[int, Headers, bytes]:
         etag, seconds = self.current.etag, max_age(self._rings, self._clock.now(), self._most)
         headers = {b"cache-control": f"public, max-age={seconds}".encode(), b"etag": etag.encode()}
         # If-None-Match compares weakly (RFC 9110, section 13.1.2).
@@ -173,14 +167,12 @@ class KeyServer:
         self._stamps = []
         rings = [keystore.ring() for keystore in self._keystores]
         # A subject that two of them cut off is cut off until the later moment.
-        cut = sorted((item for each in self._keystores for item in each.cutoffs().items()), key=_moment)
+        cut = sorted(
+            (item for each in self._keystores for item in each.cutoffs().items()), key=lambda item: item[1].before
+        )
         found = publish(rings, dict(cut))
         self._rings, self._stamps = rings, stamps
         return found
-
-
-def _moment(item: tuple[str, Cutoff]) -> int:
-    return item[1].before
 
 
 def _json(status: int, members: dict[str, Any], more: Headers | None = None) -> tuple[int, Headers, bytes]:

@@ -12,19 +12,20 @@ the next answer lacks it, too. This protects honest messages from a slip of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final, Literal
 
+from mqauth.clock import Backoff
 from mqauth.errors import require
 from mqauth.keystore.remote.events import Event, EventKind
 from mqauth.wire.keys import KeySet
 
 COOLDOWN: Final = 30.0
 """Seconds between the beginnings of two attempts for the sake of unknown kids, also during an outage."""
-FIRST_RETRY: Final = 2.0
-"""Seconds before the second attempt of a cache that never had a set; doubles up to ``COOLDOWN``."""
+RETRIES: Final = Backoff(first=2.0, longest=COOLDOWN)
+"""Seconds between the attempts of a cache that never had a set."""
 MAX_STALE: Final = 7 * 86400
 MAX_PUBLISH_DELAY: Final = 7 * 86400.0
 ABSENT_KIDS: Final = 128
@@ -173,8 +174,13 @@ def answered(cache: Cache, answer: Answer, *, asked: float, limits: Limits, jitt
     """
     if asked != cache.attempt or not cache.in_flight:
         return cache, ()
-    merged = _merged(cache, answer)
-    if merged is None:
+    current = cache.keys or KeySet([])
+    if answer.keys is None:
+        merged = Merged(current, cache.suspects, (Event(kind=EventKind.REFRESHED, detail="unchanged"),))
+    elif cache.keys is not None or answer.keys.keys or cache.seen_empty:
+        outdated = cache.date is not None and answer.date is not None and answer.date < cache.date
+        merged = merge(current, answer.keys, cache.suspects, outdated=outdated)
+    else:
         return failed(
             replace(cache, seen_empty=True), "the first set holds no usable key",
             asked=asked, now=asked, limits=limits, jitter=jitter,
@@ -203,7 +209,7 @@ def failed(cache: Cache, failure: str, *, asked: float, now: float, limits: Limi
     if asked != cache.attempt or not cache.in_flight:
         return cache, ()
     # Without any set the first attempts follow each other faster.
-    pause = COOLDOWN if cache.keys is not None else min(COOLDOWN, FIRST_RETRY * 2.0 ** min(cache.failures, 10))
+    pause = COOLDOWN if cache.keys is not None else RETRIES.step(1 + cache.failures)
     state = state_of(cache, now, limits)
     result = replace(
         cache,
@@ -213,18 +219,6 @@ def failed(cache: Cache, failure: str, *, asked: float, now: float, limits: Limi
     )  # fmt: skip
     turned = () if state == cache.announced else (Event(kind=EventKind(state)),)
     return result, (Event(kind=EventKind.FAILED, detail=failure), *turned)
-
-
-def _merged(cache: Cache, answer: Answer) -> Merged | None:
-    """Return the set from now on; ``None`` for a first answer that is empty, unless it is the second one."""
-    if answer.keys is None:
-        return Merged(
-            cache.keys or KeySet([]), cache.suspects, (Event(kind=EventKind.REFRESHED, detail="unchanged"),)
-        )
-    if cache.keys is None and not answer.keys.keys and not cache.seen_empty:
-        return None
-    outdated = None not in (cache.date, answer.date) and (answer.date or 0) < (cache.date or 0)
-    return merge(cache.keys or KeySet([]), answer.keys, cache.suspects, outdated=outdated)
 
 
 class Ruling(Enum):
@@ -244,25 +238,9 @@ class Ruling(Enum):
     """The message is deferred: there is no set at all."""
 
 
-class AbsentKids(dict[str, float]):
-    """The kids that an issuer was asked for in vain, and when; the oldest is forgotten beyond ``ABSENT_KIDS``.
-
-    Without it a producer with one wrong kid would cause a request every half minute, for ever.
-    """
-
-    def add(self, kid: str, now: float) -> None:
-        """Remember that an answer lacked a kid."""
-        self.pop(kid, None)
-        self[kid] = now
-        if len(self) > ABSENT_KIDS:
-            del self[next(iter(self))]
-
-    def has(self, kid: str, now: float) -> bool:
-        """Tell whether a kid was asked for in vain within the last minute."""
-        return now - self.get(kid, NEVER) < ABSENT_SECONDS
-
-
-def rule(cache: Cache, kid: str, *, received: float, now: float, limits: Limits, absent: AbsentKids) -> Ruling:
+def rule(
+    cache: Cache, kid: str, *, received: float, now: float, limits: Limits, absent: Mapping[str, float]
+) -> Ruling:
     """Decide about a kid that the set in use may lack.
 
     Args:
@@ -271,12 +249,13 @@ def rule(cache: Cache, kid: str, *, received: float, now: float, limits: Limits,
         received: when the message was received.
         now: the present time.
         limits: the bounds.
-        absent: the kids that the issuer was asked for in vain.
+        absent: when the issuer was asked in vain for a kid; without them a producer with one wrong kid would cause
+            a request every half minute, for ever.
     """
     keys = usable(cache, now, limits)
     # A key that signs now has been published for the delay, so that a set younger than that would have it.
     young = now - cache.origin < max(limits.publish_delay, cache.publish_delay)
-    settled = young or absent.has(kid, now) or asked_in_vain(cache, kid, received)
+    settled = young or now - absent.get(kid, NEVER) < ABSENT_SECONDS or asked_in_vain(cache, kid, received)
     if keys is not None and (settled or keys.get(kid) is not None):
         return Ruling.ANSWER
     if cache.in_flight:
@@ -349,16 +328,8 @@ def merge(current: KeySet, answer: KeySet, suspects: Set[str], *, outdated: bool
         answer.skipped,
         cutoffs,
     )
-    events = tuple(_events(current, keys, held))
-    # The very same object tells everybody that nothing has changed.
-    if keys.version == current.version and keys.skipped == current.skipped:
-        keys = current
-    return Merged(keys, held, events)
-
-
-def _events(old: KeySet, new: KeySet, held: Set[str]) -> Iterator[Event]:
-    """Yield what an answer changed, what it cannot take away yet, and which of its keys cannot be used."""
-    before, after = old.by_kid, new.by_kid
+    # What the answer changed, what it cannot take away yet, and which of its keys cannot be used.
+    before, after = current.by_kid, keys.by_kid
     changed = {kid for kid in before.keys() & after.keys() if before[kid] != after[kid]}
     revoked = {kid for kid in changed if after[kid].revocation not in (None, before[kid].revocation)}
     told = {
@@ -366,7 +337,13 @@ def _events(old: KeySet, new: KeySet, held: Set[str]) -> Iterator[Event]:
         "changed": changed - revoked,
     }  # fmt: skip
     detail = "; ".join(f"{what} {', '.join(sorted(kids))}" for what, kids in told.items() if kids)
-    yield Event(kind=EventKind.REFRESHED, detail=detail or "unchanged")
+    events = [Event(kind=EventKind.REFRESHED, detail=detail or "unchanged")]
     if held:
-        yield Event(kind=EventKind.LOSS_HELD, detail=f"{len(held)} keys missing or older, kept until seen twice")
-    yield from (Event(kind=EventKind.KEY_SKIPPED, detail=line) for line in new.skipped if line not in old.skipped)
+        why = f"{len(held)} keys missing or older, kept until seen twice"
+        events.append(Event(kind=EventKind.LOSS_HELD, detail=why))
+    unusable = [line for line in keys.skipped if line not in current.skipped]
+    events += [Event(kind=EventKind.KEY_SKIPPED, detail=line) for line in unusable]
+    # The very same object tells everybody that nothing has changed.
+    if keys.version == current.version and keys.skipped == current.skipped:
+        keys = current
+    return Merged(keys, held, tuple(events))

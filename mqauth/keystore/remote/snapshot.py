@@ -10,17 +10,13 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from mqauth.audit.disk import undone_on_error
 from mqauth.errors import ConfigurationError, refusing, require
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire import jwk, strict_json
 from mqauth.wire.keys import KeySet
-
-_DEPTH: Final = 10
-_MAX_FILE: Final = 2 * jwk.MAX_DOCUMENT
-_SKEW: Final = 60.0
 
 
 def save(path: Path, keys: KeySet, *, source: str, asked: float, publish_delay: float) -> None:
@@ -67,14 +63,14 @@ def load(path: Path, *, source: str, now: float, max_age: float) -> tuple[KeySet
             or too old.
     """
     # A file that another user owns, or may write, would let that user choose the keys.
-    raw = read_bounded(path, _MAX_FILE, private=True, own=True)
+    raw = read_bounded(path, 2 * jwk.MAX_DOCUMENT, private=True, own=True)
     with refusing((ValueError, KeyError, AttributeError, TypeError, ConfigurationError), "it is damaged"):
-        content = strict_json.loads(raw, depth=_DEPTH)
+        content = strict_json.loads(raw, depth=10)
         require(content.pop("sha256") == _digest(content) and content["v"] == 1, "it is damaged")
         keys, age = jwk.load_key_set(content["document"]), now - float(content["asked"])
         found, publish_delay = content["source"], float(content["publish_delay"])
     require(found == source, "it is of another source")
-    require(-_SKEW <= age <= max_age, "it is too old, or of the future")
+    require(-60.0 <= age <= max_age, "it is too old, or of the future")
     return keys, max(0.0, age), publish_delay
 
 
