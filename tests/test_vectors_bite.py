@@ -263,7 +263,7 @@ MESSAGE_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
      "a twin in another case"),
     ("absent twins unseen", edit(envelope.refuse_case_twins, "len(folded) == len(exact)", "True"),
      "two covered names that differ in case, neither present"),
-    ("sorted by UTF-16", edit(envelope._add_container, "sorted((utf8(name), name) for name in value)",
+    ("sorted by UTF-16", edit(envelope.add_value, "sorted((utf8(name), name) for name in value)",
      'sorted(((utf8(name), name) for name in value), key=lambda pair: pair[1].encode("utf-16-be"))'),
      "a table sorted by UTF-8 and not by UTF-16"),
     ("floats in little endian", edit(scalar, 'struct.pack(">d"', 'struct.pack("<d"'),
@@ -369,7 +369,7 @@ SETTINGS_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
     ("more hops than letters", edit(release.parse_past, "max(1, len(hops))", "1"),
      "a past of fewer letters than hops"),
 )  # fmt: skip
-load, end, collect = jwk.load_key, jwk._end, jwk._collect
+load, end, collect = jwk.load_key, jwk._end, jwk.load_key_set
 COPIES: Final[tuple[tuple[str, Patch, str], ...]] = (
     ("any place is a re-read", edit(rules.judge, "entry.place != request.place", "False"),
      "Kafka: the same offset again is a re-read, another one a copy"),
@@ -391,12 +391,12 @@ COPIES: Final[tuple[tuple[str, Patch, str], ...]] = (
      "each group handles a message once"),
     ("forgotten before the leeway ends", edit(judge.Judge._request, "claims.exp + self._retention", "claims.exp"),
      "a copy is known to the end of the longest leeway"),
-    ("a release forgotten before its end", edit(judge.Judge._claim_release,
+    ("a release forgotten before its end", edit(judge.Judge._claim_released,
      "max(claim.expires, float(release.exp + self._verifier.retention))", "claim.expires"),
      "a release is good for once"),
-    ("a replay waived unasked", edit(judge.Judge._claim_release, "or Reason.REPLAYED in release.waive", "or True"),
+    ("a replay waived unasked", edit(judge.Judge._claim_released, "or Reason.REPLAYED in release.waive", "or True"),
      "what was handled is no news, whoever releases it"),
-    ("a held release is a copy", edit(judge.Judge._claim_release, "redelivered=True", "redelivered=False"),
+    ("a held release is a copy", edit(judge.Judge._claim_released, "redelivered=True", "redelivered=False"),
      "a release that is held"),
 )  # fmt: skip
 FAULTS: Final = (
