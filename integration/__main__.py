@@ -30,6 +30,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--nightly", action="store_true", help="floods and races in their full size, and Keycloak")
     how.add_argument("--clusters", action="store_true", help="only what needs three nodes of a broker")
+    commands.add_parser(
+        "versions", help="try the oldest and the newest releases of what mqauth uses, and write the page",
+        epilog="Any other argument is passed on to pytest.",
+    )  # fmt: skip
     up = commands.add_parser("up", help="start RabbitMQ, Kafka and Redis and keep them till Ctrl-C or `down`")
     up.add_argument("--detach", action="store_true", help="return when they are ready, and keep them running")
     down = commands.add_parser("down", help="stop what `up --detach` started")
@@ -60,13 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
-    if rest and options.command != "test":
+    if rest and options.command not in ("test", "versions"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
         if options.command == "test":
             return _test(options, rest)
+        if options.command == "versions":
+            # It needs packaging, which comes with pytest.
+            from integration import versions
+
+            return versions.run(rest)
         if options.command == "down":
             return supervisor.down(options.env_file)
         return (supervisor.detach if options.detach else supervisor.up)(options.env_file)

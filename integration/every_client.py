@@ -12,7 +12,6 @@ from typing import Any, Final
 import aio_pika
 import kafka as kafka_python
 from confluent_kafka import Consumer as ConfluentConsumer
-from confluent_kafka.aio import AIOConsumer
 
 from mqauth import Pipeline
 from mqauth.brokers import aiokafka, confluent, kafka, pika, rabbitmq
@@ -165,7 +164,6 @@ def by_confluent(wiring: Wiring) -> Iterator[Running]:
     settings = clients.consumer_settings(**wiring.client)
     client = ConfluentConsumer(settings)
     with (
-        closing(letters.client),
         closing(client),
         confluent.Consumer(
             client, wiring.guard, wiring.handler, topics=[wiring.source], dead_letters=letters, config=settings,
@@ -173,11 +171,14 @@ def by_confluent(wiring: Wiring) -> Iterator[Running]:
         ) as consumer,
     ):  # fmt: skip
         yield _on_thread(consumer)
+    letters.client.flush()
 
 
 @contextmanager
 def by_confluent_aio(wiring: Wiring) -> Iterator[Running]:
-    """Consume with confluent-kafka's ``AIOConsumer``."""
+    """Consume with confluent-kafka's ``AIOConsumer``, which old releases lack."""
+    from confluent_kafka.aio import AIOConsumer
+
     clients = ConfluentClients(servers(wiring.url), wiring.scope)
     letters = clients.letters(wiring.dead)
 

@@ -183,6 +183,9 @@ def _value_in(value: object, depth: int, faults: list[str]) -> HeaderValue:
     if isinstance(value, int) and not isinstance(value, bool):
         # pika has a class of its own for integers of 64 bits.
         return int(value)
+    if isinstance(value, datetime) and value.tzinfo is None:
+        # pika before 1.4 gives a time without its zone, which is UTC.
+        return value.replace(tzinfo=UTC)
     if value is None or isinstance(value, bool | float | str | bytes | datetime | Decimal):
         return value
     if isinstance(value, bytearray):

@@ -304,17 +304,24 @@ class EitherRedisReplayStore:
 
 def _backoff() -> redis.backoff.AbstractBackoff:
     # Short waits, because the consumer itself waits for the end of a longer outage.
-    return redis.backoff.ExponentialWithJitterBackoff(cap=0.5, base=0.05)
+    return redis.backoff.FullJitterBackoff(cap=0.5, base=0.05)
 
 
 def _pool(kind: Any, url: str, timeout: float, retry: Any, /, **limits: float) -> Any:
     """Return a pool of connections to a URL."""
     # "from None", and no text of ours repeats the URL: it may hold a password.
     try:
-        pool = kind.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=retry, **limits)
+        # Before 6.0 redis-py tries again only where it is told after which errors.
+        pool = kind.from_url(
+            url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=retry,
+            retry_on_error=[redis.ConnectionError, redis.TimeoutError], **limits,
+        )  # fmt: skip
     except Exception:
         raise ConfigurationError("the replay store's URL is not one of redis://, rediss:// or unix://") from None
     options = pool.connection_kwargs
+    if issubclass(pool.connection_class, redis.SSLConnection | redis.asyncio.SSLConnection):
+        # redis-py checks the name of the host by default only since 6.0.
+        options.setdefault("ssl_check_hostname", True)
     strict = options.get("ssl_cert_reqs", "required") in ("required", ssl.CERT_REQUIRED)
     require(
         strict and options.get("ssl_check_hostname") is not False,

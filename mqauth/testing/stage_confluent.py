@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, Producer
-from confluent_kafka.aio import AIOConsumer
 
 from mqauth.brokers import confluent
 from mqauth.brokers.event_loop import on_thread
@@ -100,7 +99,7 @@ class ConfluentStage(KafkaStage):
                 wait_until(until, lambda: not wrapped.failed)
         finally:
             client.close()
-            letters.client.close()
+            letters.client.flush()
 
 
 class AIOConfluentStage(ConfluentStage):
@@ -115,6 +114,8 @@ class AIOConfluentStage(ConfluentStage):
     async def _consume(
         self, guard: Pipeline, handler: Handler, until: Callable[[], bool], settings: dict[str, Any]
     ) -> None:
+        from confluent_kafka.aio import AIOConsumer
+
         letters = self.clients.letters(self.dead)
         config = self.clients.consumer_settings()
         async with AIOConsumer(config) as client:

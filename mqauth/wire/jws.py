@@ -17,7 +17,6 @@ from functools import partial
 from typing import Final, NamedTuple, cast
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from jwt.algorithms import Algorithm, ECAlgorithm, OKPAlgorithm, RSAAlgorithm, RSAPSSAlgorithm
 
@@ -33,8 +32,8 @@ _SIGNATURE: Final = 64
 ALLOWED: Final = frozenset(("EdDSA", "Ed25519", "ES256", "ES384", "PS256", "RS256"))
 _PYJWT: Final[dict[str, Algorithm]] = {
     "EdDSA": OKPAlgorithm(),
-    "ES256": ECAlgorithm(ECAlgorithm.SHA256, ec.SECP256R1),
-    "ES384": ECAlgorithm(ECAlgorithm.SHA384, ec.SECP384R1),
+    "ES256": ECAlgorithm(ECAlgorithm.SHA256),
+    "ES384": ECAlgorithm(ECAlgorithm.SHA384),
     "PS256": RSAPSSAlgorithm(RSAPSSAlgorithm.SHA256),
     "RS256": RSAAlgorithm(RSAAlgorithm.SHA256),
 }

@@ -11,9 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
-
-from confluent_kafka.aio import AIOConsumer as Client
+from typing import TYPE_CHECKING, Any, Final
 
 from mqauth.brokers.confluent.client import check_consumer
 from mqauth.brokers.confluent.consumer import SESSION
@@ -34,6 +32,9 @@ from mqauth.judging.verified import Decode, Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.threads import DaemonThread
 from mqauth.wire.message import Message
+
+if TYPE_CHECKING:
+    from confluent_kafka.aio import AIOConsumer as Client
 
 BESIDE: Final = 0.05
 """Most seconds between two polls while handlers run."""
@@ -90,6 +91,9 @@ class AIOConsumer(AsyncLogConsumer):
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
         unverified: Unverifieds | None = None,
     ) -> None:
+        # Releases before 2.13 have no such client, and the rest of this package works with them.
+        from confluent_kafka.aio import AIOConsumer as Client
+
         require(isinstance(client, Client), f"an AIOConsumer is needed, not {type(client).__name__}")
         settings = check_consumer(client._consumer, config)
         answer = None if replies is None else AIOReplies(replies)

@@ -128,7 +128,12 @@ class Logs:
             KafkaException: the broker has not told its cluster's id yet.
         """
         if self._log is None:
-            self._log = Log(self._client.cluster_id(timeout=CLUSTER_TIMEOUT) or None)
+            if hasattr(self._client, "cluster_id"):
+                cluster = self._client.cluster_id(timeout=CLUSTER_TIMEOUT)
+            else:
+                # Before 2.14 only the metadata of all topics have it.
+                cluster = self._client.list_topics(timeout=CLUSTER_TIMEOUT).cluster_id
+            self._log = Log(cluster or None)
         return self._log
 
 

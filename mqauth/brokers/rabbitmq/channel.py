@@ -198,7 +198,8 @@ async def reopen(channel: object) -> None:
 
 async def _is_open(channel: AbstractRobustChannel) -> bool:
     """Return whether a robust channel is open, after waiting a little for it."""
-    closed = asyncio.ensure_future(channel.closed())
+    # Before aio-pika 10.2 it is the channel's own future, which must not be cancelled.
+    closed = asyncio.ensure_future(asyncio.shield(channel.closed()))
     connection = getattr(channel, "_connection", None)
     if closed.done() or getattr(connection, "is_closed", False):
         raise ClosedByOwnerError("the channel was closed by its owner")

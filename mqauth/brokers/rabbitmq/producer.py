@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import aio_pika
 import aiormq.abc
 from aio_pika import exceptions
-from aio_pika.abc import AbstractExchange, AbstractMessage, PublishResultType
+from aio_pika.abc import AbstractExchange, AbstractMessage
 from pamqp import commands
 
 from mqauth.brokers.amqp_messages import mandatory_reply, new_message_id
@@ -28,6 +28,10 @@ from mqauth.logs import emit
 from mqauth.signer import Signer
 from mqauth.wire.batch import DEFAULT_LINGER
 from mqauth.wire.message import Message
+
+if TYPE_CHECKING:
+    # aio-pika before 10.1 has no name for it.
+    from aio_pika.abc import PublishResultType
 
 OUT_OF_REACH: Final = (exceptions.AMQPConnectionError, exceptions.ChannelInvalidStateError, OSError, Unavailable)
 """Errors of a publish where channel, connection or signing key are gone, and the broker has refused nothing."""
