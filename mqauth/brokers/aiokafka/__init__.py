@@ -10,8 +10,8 @@ from mqauth.brokers.aiokafka.consumer import Consumer
 from mqauth.brokers.aiokafka.producer import Producer
 from mqauth.brokers.aiokafka.transaction import TransactionalDeadLetters
 from mqauth.brokers.aiokafka.translate import Logs, from_native, judge
+from mqauth.brokers.judge import AsyncJudgement
 from mqauth.brokers.log.errors import OffsetsRefusedError, PoisonRecordError, ProducerFatalError
-from mqauth.brokers.log.judge import AsyncJudgement
 from mqauth.brokers.log.records import Log
 from mqauth.clock import Backoff
 from mqauth.delivery.health import LogHealth as Health

@@ -102,9 +102,9 @@ def session_of(client: Any) -> float:
     return float(client._session_timeout_ms) / 1000 if is_member(client) else math.inf
 
 
-def rebalance_patience(client: Any, grace: float) -> float:
+def rebalance_patience(client: Any) -> float:
     """Return the seconds for which a rebalance may wait for handlers: half of what the group waits for us."""
-    return min(grace, float(client._rebalance_timeout_ms) / 2000)
+    return float(client._rebalance_timeout_ms) / 2000
 
 
 def is_member(client: Any) -> bool:

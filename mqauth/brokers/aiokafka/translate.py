@@ -7,7 +7,7 @@ from typing import Any
 import aiokafka
 
 from mqauth.brokers.aiokafka.client import cluster_of
-from mqauth.brokers.log.judge import AsyncJudgement, ajudged
+from mqauth.brokers.judge import AsyncJudgement, ajudged
 from mqauth.brokers.log.records import NO_LOG, Log, record_message
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Pipeline

@@ -12,13 +12,13 @@ from mqauth.brokers.confluent.event_loop import AIOConsumer
 from mqauth.brokers.confluent.producer import Producer
 from mqauth.brokers.confluent.transaction import TransactionalDeadLetters
 from mqauth.brokers.confluent.translate import Logs, ajudge, from_native, judge
+from mqauth.brokers.judge import AsyncJudgement, Judgement
 from mqauth.brokers.log.errors import (
     CommitUnansweredError,
     OffsetsRefusedError,
     PoisonRecordError,
     ProducerFatalError,
 )
-from mqauth.brokers.log.judge import AsyncJudgement, Judgement
 from mqauth.brokers.log.records import Log
 from mqauth.clock import Backoff
 from mqauth.delivery.health import LogHealth as Health

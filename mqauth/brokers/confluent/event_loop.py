@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 from confluent_kafka.aio import AIOConsumer as Client
 
@@ -25,12 +25,11 @@ from mqauth.brokers.event_loop import in_event_loop, letters_on_thread
 from mqauth.brokers.log.event_loop import AsyncLogConsumer
 from mqauth.brokers.log.records import NativeHeaders
 from mqauth.brokers.log.transaction import TransactionalLetters
-from mqauth.clock import Backoff
+from mqauth.brokers.options import LogOptions
 from mqauth.errors import require
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Handler, Pipeline
-from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Decode, Verified
+from mqauth.judging.verified import Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.threads import DaemonThread
 from mqauth.wire.message import Message
@@ -57,17 +56,9 @@ class AIOConsumer(AsyncLogConsumer):
             assigned by hand. The wrapper subscribes, since the client tells nobody else of rebalances.
         dead_letters: where rejected messages go: ``DeadLetters``, which are waited for on a thread, or
             ``TransactionalDeadLetters`` for letters that are committed in one transaction with their offsets.
-        decode: makes ``Verified.value`` of the body after verification; what it raises dead-letters the
-            message as ``handler_failed``. Not called for a tombstone.
         replies: sends what ``Verified.reply`` is given to the topic in ``reply-to``, which is to be awaited. Where
             its client fails for good, ``run`` ends with ``ProducerFatalError``.
-        grace: seconds that a running handler may take to finish after ``stop``, and before a rebalance; keep it
-            below the client's ``max.poll.interval.ms``.
-        workers: how many handlers run at once, each for a partition of its own, which stays in order.
-        commit_interval: longest time between commits while records are settled, seconds.
-        backoff: how long a deferred partition waits.
-        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
-            pass; or a table of handlers by kind. It is another function than ``handler``.
+        options: as ``mqauth.brokers.options.LogOptions`` has them.
 
     Raises:
         ConfigurationError: the client or a setting is not as said.
@@ -82,24 +73,15 @@ class AIOConsumer(AsyncLogConsumer):
         config: Mapping[str, Any],
         topics: Sequence[str],
         dead_letters: DeadLetterSink,
-        decode: Decode | None = None,
         replies: Producer | None = None,
-        grace: float = 30,
-        workers: int = 1,
-        commit_interval: float = 5,
-        backoff: Backoff = Backoff(),  # noqa: B008 - frozen
-        unverified: Unverifieds | None = None,
+        **options: Unpack[LogOptions],
     ) -> None:
         require(isinstance(client, Client), f"an AIOConsumer is needed, not {type(client).__name__}")
         settings = check_consumer(client._consumer, config)
         answer = None if replies is None else AIOReplies(replies)
         transactional = isinstance(dead_letters, TransactionalLetters)
         dead_letters = dead_letters if transactional else letters_on_thread(dead_letters)
-        super().__init__(
-            guard, handler, dead_letters, decode=decode, answer=answer, workers=workers,
-            grace=grace, patience=grace, commit_interval=commit_interval, session=SESSION, backoff=backoff,
-            unverified=unverified,
-        )  # fmt: skip
+        super().__init__(guard, handler, dead_letters, answer=answer, session=SESSION, **options)
         poller = AIOPoller(client._consumer, self._assignment, settings, replies=answer)
         self.attach(poller)
         poller.listen(topics, partial(self._settle_on_thread, asyncio.get_running_loop()))

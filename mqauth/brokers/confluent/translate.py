@@ -9,8 +9,8 @@ import confluent_kafka
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaException
 
 from mqauth.brokers.confluent.client import COMES_AGAIN
+from mqauth.brokers.judge import AsyncJudgement, Judgement, ajudged, judged
 from mqauth.brokers.log.errors import PoisonRecordError
-from mqauth.brokers.log.judge import AsyncJudgement, Judgement, ajudged, judged
 from mqauth.brokers.log.records import NO_LOG, Log, RecordPlace, unreadable
 from mqauth.errors import ConfigurationError, require
 from mqauth.judging.pipeline import Pipeline

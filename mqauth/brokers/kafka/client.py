@@ -75,9 +75,9 @@ def session_of(client: Any) -> float:
     return float(client.config.get("session_timeout_ms", math.inf)) / 1000
 
 
-def rebalance_patience(client: Any, grace: float) -> float:
+def rebalance_patience(client: Any) -> float:
     """Return the seconds for which a rebalance may wait for handlers: half of what the group waits for us."""
-    return min(grace, float(client.config.get("max_poll_interval_ms", math.inf)) / 2000)
+    return float(client.config.get("max_poll_interval_ms", math.inf)) / 2000
 
 
 def check_isolation(client: Any) -> None:

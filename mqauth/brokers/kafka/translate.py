@@ -6,8 +6,8 @@ import base64
 from typing import Any
 from uuid import UUID
 
+from mqauth.brokers.judge import Judgement, judged
 from mqauth.brokers.kafka.client import refuse_foreign
-from mqauth.brokers.log.judge import Judgement, judged
 from mqauth.brokers.log.records import NO_LOG, Log, record_message
 from mqauth.judging.pipeline import Pipeline
 from mqauth.wire.message import HeaderValue, Message

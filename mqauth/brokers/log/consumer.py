@@ -17,21 +17,15 @@ from typing import Any, Final, Self
 from mqauth.brokers.background import BackgroundRun, FirstError
 from mqauth.brokers.dead_letters import look
 from mqauth.brokers.event_loop import stopping_on_signals
-from mqauth.brokers.log.outbox import Transactions
-from mqauth.brokers.log.poller import LEAVE, LogPoller
-from mqauth.brokers.log.replies import TopicReplies
-from mqauth.brokers.log.transaction import TransactionalLetters
-from mqauth.clock import Backoff, Clock
-from mqauth.delivery.assignment import Assignment
-from mqauth.delivery.health import LogHealth, rungs, with_aliases
-from mqauth.delivery.log_work import LogWork, check_plugins
-from mqauth.delivery.partition import Partition
+from mqauth.brokers.log.engine import LogEngine
+from mqauth.brokers.log.poller import LEAVE
+from mqauth.clock import Clock
+from mqauth.delivery.log_work import check_plugins
 from mqauth.errors import require
 from mqauth.flow import run
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.selftest import at_start
-from mqauth.judging.unverified import Unverifieds, listed
-from mqauth.judging.verified import Decode
+from mqauth.judging.unverified import listed
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.threads import DaemonThread
@@ -200,67 +194,31 @@ class WorkerThreads:
             self.poll_lock.release()
 
 
-class LogConsumer(BackgroundRun):
+class LogConsumer(BackgroundRun, LogEngine):
     """Consumes until it is stopped, by ``run`` or in the background of a ``with`` block.
 
     Args:
-        guard: the pipeline.
-        handler: takes a ``Verified``.
+        guard: the pipeline, with plug-ins that are not asynchronous.
+        handler: takes a ``Verified``; runs on a worker thread.
         dead_letters: where rejected messages go.
-        decode: makes ``Verified.value`` of the body after verification.
-        answer: sends what ``Verified.reply`` is given.
-        workers: how many threads run handlers; with 0 the caller of ``run`` does.
-        grace: seconds that running handlers may take after ``stop``.
-        patience: seconds that a rebalance waits for running handlers.
-        commit_interval: longest time between commits while records are settled, seconds.
-        session: seconds of silence after which the broker may have given our partitions to others.
-        backoff: how long a deferred partition waits.
-        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
-            pass; or a table of handlers by kind. It is another function than ``handler``.
+        settings: as ``LogEngine`` has them.
 
     Raises:
         ConfigurationError: a setting is out of its limits, or a plug-in is asynchronous.
     """
 
-    calls: LogPoller
-
     def __init__(
-        self, guard: Pipeline, handler: Handler, dead_letters: DeadLetterSink, *,
-        decode: Decode | None, answer: TopicReplies | None, workers: int, grace: float,
-        patience: float, commit_interval: float, session: float, backoff: Backoff, unverified: Unverifieds | None,
-    ) -> None:  # fmt: skip
-        others = {f"unverified {kind}": each for kind, each in listed(unverified).items()}
-        check_plugins(guard, handler=handler, dead_letters=dead_letters.publish, decode=decode, **others)
-        require(workers >= 0 and grace >= 0, "workers and grace must be at least 0")
-        self._guard = guard
-        self._assignment = Assignment(
-            guard.clock, backoff=backoff, interval=commit_interval, width=workers, session=session,
-            lock=threading.RLock(),
-        )  # fmt: skip
-        self._dead_letters = dead_letters
-        self._backoff = backoff
-        self._work = LogWork(
-            guard, self._assignment, handler, self._sink, decode=decode, answer=answer, unverified=unverified
+        self, guard: Pipeline, handler: Handler, dead_letters: DeadLetterSink, *, workers: int = 1, **settings: Any
+    ) -> None:
+        others = {f"unverified {kind}": each for kind, each in listed(settings.get("unverified")).items()}
+        check_plugins(
+            guard, handler=handler, dead_letters=dead_letters.publish, decode=settings.get("decode"), **others
         )
-        self._grace = grace
-        self._patience = patience
+        super().__init__(guard, handler, dead_letters, workers=workers, on_loop=False, **settings)
         self._workers = WorkerThreads(
             workers, self._poll_once, self._assignment.choose, self._work.visit, self._check
         )
-        self._started = self._running = False
-
-    def attach(self, calls: LogPoller) -> None:
-        """Take the client's calls; transactional dead letters are committed with their offsets from now on."""
-        self.calls = calls
-        if isinstance(self._dead_letters, TransactionalLetters):
-            calls.transactions = Transactions(
-                calls, self._dead_letters, self._assignment, self._guard.clock, self._backoff
-            )
-
-    def _sink(self, partition: Partition) -> DeadLetterSink:
-        """Return where the letters of a partition go."""
-        transactions = self.calls.transactions
-        return self._dead_letters if transactions is None else transactions.sink(partition)
+        self._started = False
 
     def __enter__(self) -> Self:
         """Run in a background thread, once the self-test has passed."""
@@ -301,11 +259,6 @@ class LogConsumer(BackgroundRun):
         """Let ``run`` end gracefully; may be called from any thread, a handler, or a signal handler."""
         self._assignment.stop()
         self._workers.stop()
-
-    def health(self) -> LogHealth:
-        """Return how the consumer is doing now; may be called from any thread."""
-        found = self._assignment.health(self._running, rungs(self._guard.rollout))
-        return with_aliases(found, self._guard.verifier)
 
     def settle(self) -> None:
         """Before a rebalance: begin nothing until this poll has ended, let what runs end, and commit it."""

@@ -7,7 +7,6 @@ its own from then on, so that a handler that waits keeps nobody from polling.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,21 +18,13 @@ from typing import Any, Final, Self
 from mqauth.brokers.background import FirstError
 from mqauth.brokers.dead_letters import look
 from mqauth.brokers.event_loop import DeliveryTasks, Leaving, call_later, loop_stopping_on_signals, was_cancelled
-from mqauth.brokers.log.outbox import Transactions
-from mqauth.brokers.log.poller import IDLE, LEAVE, LogPoller
-from mqauth.brokers.log.replies import TopicReplies
-from mqauth.brokers.log.transaction import TransactionalLetters
-from mqauth.clock import Backoff
-from mqauth.delivery.assignment import Assignment
-from mqauth.delivery.health import LogHealth, rungs, with_aliases
-from mqauth.delivery.log_work import LogWork
-from mqauth.delivery.partition import Partition
+from mqauth.brokers.log.engine import LogEngine
+from mqauth.brokers.log.poller import IDLE, LEAVE
 from mqauth.errors import MqauthError, require
 from mqauth.flow import Flow, Waiting, arun, begin, is_awaitable, resume, settled
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.selftest import starting
 from mqauth.judging.unverified import Unverifieds, listed
-from mqauth.judging.verified import Decode
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 
@@ -44,54 +35,34 @@ LOOK: Final = 1.0
 _NOT_BY_US: Final = "a call of the client or a handler was cancelled, not by us: was the client stopped first?"
 
 
-class AsyncLogConsumer:
+class AsyncLogConsumer(LogEngine):
     """Consumes until it is stopped, in the background of an ``async with`` block or for as long as ``run`` runs.
 
     Args:
         guard: the pipeline.
-        handler: takes a ``Verified``.
+        handler: takes a ``Verified``; may be asynchronous. A synchronous one blocks the event loop.
         dead_letters: where rejected messages go.
-        decode: makes ``Verified.value`` of the body after verification.
-        answer: sends what ``Verified.reply`` is given.
-        workers: how many handlers may run at once, each for a partition of its own.
-        grace: seconds that running handlers may take after ``stop``.
-        patience: seconds that a rebalance waits for running handlers.
-        commit_interval: longest time between commits while records are settled, seconds.
-        session: seconds of silence after which the broker may have given our partitions to others.
-        backoff: how long a deferred partition waits.
-        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
-            pass; or a table of handlers by kind. It is another function than ``handler``.
+        settings: as ``LogEngine`` has them.
 
     Raises:
         ConfigurationError: a setting is out of its limits, or the pipeline has no audit.
     """
 
-    calls: LogPoller
-
     def __init__(
-        self, guard: Pipeline, handler: Handler, dead_letters: DeadLetterSink, *,
-        decode: Decode | None, answer: TopicReplies | None, workers: int, grace: float,
-        patience: float, commit_interval: float, session: float, backoff: Backoff,
-        unverified: Unverifieds | None,
-    ) -> None:  # fmt: skip
-        require(guard.audit is not None, "a consumer's pipeline needs audit=")
-        require(workers >= 1 and grace >= 0, "workers must be at least 1, and grace at least 0")
-        self._guard = guard
-        # The lock is for health(), which other threads may call.
-        self._assignment = Assignment(
-            guard.clock, backoff=backoff, interval=commit_interval, width=workers, session=session,
-            lock=threading.RLock(),
-        )  # fmt: skip
-        self._dead_letters = dead_letters
-        self._backoff = backoff
-        self._work = LogWork(
-            guard, self._assignment, breathing(handler), self._sink, decode=decode, answer=answer,
-            unverified={kind: breathing(each) for kind, each in listed(unverified).items()} or None,
-            on_loop=True,
-        )  # fmt: skip
+        self,
+        guard: Pipeline,
+        handler: Handler,
+        dead_letters: DeadLetterSink,
+        *,
+        workers: int = 1,
+        unverified: Unverifieds | None = None,
+        **settings: Any,
+    ) -> None:
+        old = {kind: breathing(each) for kind, each in listed(unverified).items()} or None
+        super().__init__(
+            guard, breathing(handler), dead_letters, workers=workers, unverified=old, on_loop=True, **settings
+        )
         self._workers = workers
-        self._grace = grace
-        self._patience = patience
         self._visits = DeliveryTasks()
         self._committing = asyncio.Lock()
         self._stopping = asyncio.Event()
@@ -99,20 +70,6 @@ class AsyncLogConsumer:
         self._ending: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] = lambda: None
         self._first = FirstError()
-        self._running = False
-
-    def attach(self, calls: LogPoller) -> None:
-        """Take the client's calls; transactional dead letters are committed with their offsets from now on."""
-        self.calls = calls
-        if isinstance(self._dead_letters, TransactionalLetters):
-            calls.transactions = Transactions(
-                calls, self._dead_letters, self._assignment, self._guard.clock, self._backoff
-            )
-
-    def _sink(self, partition: Partition) -> DeadLetterSink:
-        """Return where the letters of a partition go."""
-        transactions = self.calls.transactions
-        return self._dead_letters if transactions is None else transactions.sink(partition)
 
     async def run(self, *, signals: bool = False) -> None:
         """Consume until ``stop`` is called or this task is cancelled, then stop gracefully.
@@ -166,11 +123,6 @@ class AsyncLogConsumer:
     def failed(self) -> bool:
         """Whether it ended with an error, which leaving the ``async with`` block raises."""
         return self._first.error is not None
-
-    def health(self) -> LogHealth:
-        """Return how the consumer is doing now; may be called from any thread."""
-        found = self._assignment.health(self._running, rungs(self._guard.rollout))
-        return with_aliases(found, self._guard.verifier)
 
     def fail(self, error: BaseException) -> None:
         """Begin to stop because of an error, which ``run`` raises in the end."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from pika.adapters.blocking_connection import BlockingChannel
 
-from mqauth.brokers.log.judge import Judgement
+from mqauth.brokers.judge import Judgement
 from mqauth.brokers.pika.confirmed import AuditQueue, DeadLetters, UnroutableError
 from mqauth.brokers.pika.consumer import Consumer
 from mqauth.brokers.pika.interceptor import echoed

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import Final
+from typing import Final, Unpack
 
 from pika import BlockingConnection
 
-from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, warn_of_shared_connection
+from mqauth.brokers.amqp_topology import warn_of_shared_connection
 from mqauth.brokers.background import BackgroundRun
-from mqauth.brokers.event_loop import Sleep, on_thread, on_threads
+from mqauth.brokers.event_loop import on_thread, on_threads
+from mqauth.brokers.options import QueueOptions
 from mqauth.brokers.pika.link import Link, drive, link_of, tell
 from mqauth.brokers.pika.producer import Producer, as_responder
 from mqauth.brokers.pika.queue import Queue
-from mqauth.brokers.queue.consumer import QueueConsumer
+from mqauth.brokers.queue.consumer import PREFETCH, QueueConsumer
 from mqauth.delivery.health import QueueHealth
-from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER
 from mqauth.judging.pipeline import Handler, Pipeline
-from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Decode
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
 
-DEFAULT_PREFETCH: Final = 10
 MAX_THREADS: Final = 32
 """Most threads of one consumer's handlers; with a longer prefetch the rest waits for one."""
 
@@ -42,26 +39,9 @@ class Consumer(BackgroundRun):
         handler: takes a ``Verified``. A plain function runs on a thread of its own, and may take its time: a stop
             waits for it, as nothing can interrupt it. An asynchronous one runs in the event loop of ``run``.
         dead_letters: where rejected messages go, best on another connection.
-        prefetch: deliveries at once; their handlers run concurrently, so that 1 keeps the order.
-        coalesce_acks: whether to ack many deliveries in one frame, at most 5 ms late; without, each by itself as
-            soon as it is settled.
-        decode: makes ``Verified.value`` of the body, after verification; what it raises dead-letters the
-            message as ``handler_failed``, at once.
         replies: signs what ``Verified.reply`` publishes, through the connection of ``dead_letters``; or a
             ``Producer`` on the default exchange.
-        grace: seconds that running handlers may take at ``stop``.
-        hold: seconds, at least 1, of a cause that concerns everyone after which the queue is suspended and the
-            held deliveries go back to the broker. What waits for a cause of its own, or of one issuer, is held in
-            any case.
-        consumer_timeout: seconds after which the broker closes a channel for a delivery that is not acked, as it
-            is set there (``consumer_timeout``); what is held goes back a tenth before.
-        delivery_limit: of the queue; by default RabbitMQ's 20. Negative for none. A message at its last delivery
-            is not given back.
-        max_held: deliveries held beside the window, by default ten times ``prefetch`` and at most 1,000, and
-            16 MiB of their bodies; beyond it the queue waits for all.
-        sleep: waits so many seconds.
-        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
-            pass; or a table of handlers by kind. It is another function than ``handler``.
+        options: as ``mqauth.brokers.options.QueueOptions`` has them.
 
     Raises:
         ConfigurationError: the pipeline has no audit, or a setting is out of its limits.
@@ -75,29 +55,22 @@ class Consumer(BackgroundRun):
         handler: Handler,
         *,
         dead_letters: DeadLetterSink,
-        prefetch: int = DEFAULT_PREFETCH,
-        coalesce_acks: bool = True,
-        decode: Decode | None = None,
         replies: Signer | Producer | None = None,
-        grace: float = 30,
-        hold: float = SUSPENDS_AFTER,
-        consumer_timeout: float = CONSUMER_TIMEOUT,
-        delivery_limit: int = DEFAULT_DELIVERY_LIMIT,
-        max_held: int | None = None,
-        sleep: Sleep = asyncio.sleep,
-        unverified: Unverifieds | None = None,
+        **options: Unpack[QueueOptions],
     ) -> None:
         link = link_of(connection)
+        options["unverified"] = on_threads(options.get("unverified"))
         self._engine = QueueConsumer(
-            Queue(link, queue), guard, on_thread(handler),
-            dead_letters=dead_letters, prefetch=prefetch, coalesce_acks=coalesce_acks, grace=grace, hold=hold,
-            consumer_timeout=consumer_timeout, delivery_limit=delivery_limit, max_held=max_held,
-            decode=decode, responder=as_responder(replies, dead_letters), sleep=sleep,
-            unverified=on_threads(unverified),
-        )  # fmt: skip
+            Queue(link, queue),
+            guard,
+            on_thread(handler),
+            dead_letters=dead_letters,
+            responder=as_responder(replies, dead_letters),
+            **options,
+        )
         self._links = [link, *_links(dead_letters, guard.audit)]
         self._watched = [*self._links, *_links(replies)]
-        self._threads = min(prefetch, MAX_THREADS)
+        self._threads = min(options.get("prefetch", PREFETCH), MAX_THREADS)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = False
         if link in self._links[1:]:

@@ -19,17 +19,25 @@ from mqauth.brokers.queue.processor import Processor, StartedDelivery
 from mqauth.brokers.queue.retrier import Retrier
 from mqauth.brokers.queue.subscription import Subscription
 from mqauth.delivery.health import QueueHealth, rungs, with_aliases
-from mqauth.delivery.hold import HELD_PER_PREFETCH, MAX_HELD, HeldDelivery, HoldCapacity
+from mqauth.delivery.hold import (
+    CONSUMER_TIMEOUT,
+    HELD_PER_PREFETCH,
+    MAX_HELD,
+    SUSPENDS_AFTER,
+    HeldDelivery,
+    HoldCapacity,
+)
 from mqauth.delivery.window import Window
 from mqauth.errors import ConfigurationError
 from mqauth.flow import arun
 from mqauth.judging.observing import Observing
 from mqauth.judging.pipeline import Handler, Outcome, Pipeline
 from mqauth.judging.selftest import starting
-from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Decode, Responder
+from mqauth.judging.verified import Responder
 from mqauth.letters.dead_letter import DeadLetterSink
 
+PREFETCH: Final = 10
+"""Default of deliveries at once."""
 _MAX_PREFETCH: Final = 65_535
 
 
@@ -41,18 +49,9 @@ class QueueConsumer:
         guard: the pipeline.
         handler: takes a ``Verified``.
         dead_letters: where rejected messages go.
-        prefetch: deliveries at once, 1 to 65,535.
-        coalesce_acks: whether to ack many deliveries in one frame.
-        grace: seconds that running handlers may take at a stop.
-        hold: seconds, at least 1, of a cause that concerns everyone after which the queue is suspended.
-        consumer_timeout: seconds after which the broker closes a channel for a delivery that is not acked.
-        delivery_limit: of the queue; negative for none.
-        max_held: deliveries held beside the window; by default ten times ``prefetch``, and at most 1,000.
-        decode: makes ``Verified.value`` of the body, after verification.
         responder: publishes what ``Verified.reply`` is given.
-        sleep: waits so many seconds.
-        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
-            pass; or a table of handlers by kind. It is another function than ``handler``.
+        prefetch, coalesce_acks, grace, hold, max_held, sleep: as ``QueueOptions`` has them.
+        settings: as ``Processor`` has them.
 
     Raises:
         ConfigurationError: the pipeline has no audit, dead letters go to the queue itself, or a setting is out of
@@ -66,17 +65,15 @@ class QueueConsumer:
         handler: Handler,
         *,
         dead_letters: DeadLetterSink,
-        prefetch: int,
-        coalesce_acks: bool,
-        grace: float,
-        hold: float,
-        consumer_timeout: float,
-        delivery_limit: int,
-        max_held: int | None,
-        decode: Decode | None,
-        responder: Responder | None,
-        sleep: Sleep,
-        unverified: Unverifieds | None,
+        responder: Responder | None = None,
+        prefetch: int = PREFETCH,
+        coalesce_acks: bool = True,
+        grace: float = 30,
+        hold: float = SUSPENDS_AFTER,
+        consumer_timeout: float = CONSUMER_TIMEOUT,
+        max_held: int | None = None,
+        sleep: Sleep = asyncio.sleep,
+        **settings: Any,
     ) -> None:
         if not 1 <= prefetch <= _MAX_PREFETCH or grace < 0 or not 0 <= (max_held or 0) <= MAX_HELD:
             raise ConfigurationError(
@@ -98,18 +95,16 @@ class QueueConsumer:
             guard,
             handler,
             dead_letters=dead_letters,
-            decode=decode,
             responder=responder,
             hold=hold,
             consumer_timeout=consumer_timeout,
-            delivery_limit=delivery_limit,
             capacity=HoldCapacity(beside, issuers=guard.verifier.issuers),
             at_once=prefetch,
             changed=lambda: self._subscription.look(len(self._tasks)),
             before_requeue=self._suspend,
             on_failure=self._end_by,
             sleep=sleep,
-            unverified=unverified,
+            **settings,
         )
         self._window = Window(calls.queue, guard.clock, self._processor.hold, prefetch)
         self._subscription = Subscription(

@@ -7,13 +7,14 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.event_loop import Sleep, Timer, call_later, first_of, was_cancelled
 from mqauth.brokers.queue.channel import Acks
 from mqauth.brokers.queue.client import DeliveryClient
 from mqauth.brokers.queue.retrier import Retrier
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER, HeldDelivery, Hold, HoldCapacity, is_deferred
 from mqauth.delivery.queue_work import INTERRUPTED, QueueLeases, QueueWork
-from mqauth.delivery.slot import NO_LIMIT, Slot
+from mqauth.delivery.slot import Slot
 from mqauth.errors import Rejection, StaleDelivery
 from mqauth.flow import Waiting, arun, begin, resume
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline
@@ -50,7 +51,7 @@ class Processor:
         responder: publishes what ``Verified.reply`` is given.
         hold: seconds of a cause that concerns everyone after which the queue is suspended.
         consumer_timeout: seconds after which the broker closes a channel for a delivery that is not acked.
-        delivery_limit: how often the broker may be given a message back; negative for any number.
+        delivery_limit: how often the broker may be given a message back, by default 20; negative for any number.
         capacity: counts what is held.
         at_once: how many of the held deliveries are tried at a time; ``None`` for any number.
         before_requeue: awaited before a delivery is given back for a cause that concerns everyone; returns true
@@ -78,7 +79,7 @@ class Processor:
         responder: Responder | None = None,
         hold: float = SUSPENDS_AFTER,
         consumer_timeout: float = CONSUMER_TIMEOUT,
-        delivery_limit: int = NO_LIMIT,
+        delivery_limit: int | None = None,
         capacity: HoldCapacity | None = None,
         at_once: int | None = None,
         changed: Callable[[], None] = lambda: None,
@@ -90,7 +91,7 @@ class Processor:
     ) -> None:
         self._calls = calls
         self._clock = guard.clock
-        self._limit = delivery_limit
+        self._limit = DEFAULT_DELIVERY_LIMIT if delivery_limit is None else delivery_limit
         self._changed = changed
         self._before_requeue = before_requeue
         self._on_failure = on_failure

@@ -12,12 +12,12 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from aio_pika.abc import AbstractIncomingMessage
 from aiormq.abc import DeliveredMessage
 
-from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT
+from mqauth.brokers.options import DeliveryOptions
 from mqauth.brokers.queue.processor import Processor, fence
 from mqauth.brokers.rabbitmq.confirmed import AuditQueue, DeadLetters
 from mqauth.brokers.rabbitmq.consumer import Consumer
@@ -28,13 +28,10 @@ from mqauth.brokers.rabbitmq.queue import Deliveries
 from mqauth.brokers.rabbitmq.topology import declare_dead_letters, declare_source
 from mqauth.brokers.rabbitmq.translate import from_native, to_message
 from mqauth.delivery.health import QueueHealth as Health
-from mqauth.delivery.hold import CONSUMER_TIMEOUT
 from mqauth.delivery.slot import Slot
 from mqauth.errors import ConfigurationError, StaleDelivery
 from mqauth.flow import arun
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline
-from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Decode
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
 
@@ -61,11 +58,8 @@ def guarded(
     *,
     dead_letters: DeadLetterSink,
     queue: str,
-    decode: Decode | None = None,
     replies: Signer | Producer | None = None,
-    consumer_timeout: float = CONSUMER_TIMEOUT,
-    delivery_limit: int = DEFAULT_DELIVERY_LIMIT,
-    unverified: Unverifieds | None = None,
+    **options: Unpack[DeliveryOptions],
 ) -> Callable[[AbstractIncomingMessage | DeliveredMessage], Coroutine[Any, Any, None]]:
     """Return a callback for ``queue.consume`` that does for each message what ``Consumer`` does.
 
@@ -82,13 +76,8 @@ def guarded(
         handler: takes a ``Verified``.
         dead_letters: where rejected messages go.
         queue: name of the queue that is consumed.
-        decode: makes ``Verified.value`` of the body, after verification; what it raises dead-letters the
-            message as ``handler_failed``, at once.
         replies: signs what ``Verified.reply`` publishes.
-        consumer_timeout: what the broker is set to, seconds.
-        delivery_limit: of the queue; negative for none.
-        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
-            pass; or a table of handlers by kind. It is another function than ``handler``.
+        options: as ``mqauth.brokers.options.DeliveryOptions`` has them.
 
     Raises:
         ConfigurationError: the pipeline has no audit; from the callback: append times are believed, and the broker
@@ -101,11 +90,8 @@ def guarded(
         guard,
         handler,
         dead_letters=dead_letters,
-        decode=decode,
         responder=as_responder(replies, dead_letters),
-        consumer_timeout=consumer_timeout,
-        delivery_limit=delivery_limit,
-        unverified=unverified,
+        **options,
     )
     running: set[asyncio.Task[None]] = set()
 
