@@ -13,6 +13,7 @@ from mqauth.brokers.log.engine import LogEngine
 from mqauth.brokers.options import DeliveryOptions, LogOptions, QueueOptions
 from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.queue.processor import Processor
+from mqauth.brokers.queue.subscription import Subscription
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -30,7 +31,7 @@ def keywords(call: Any) -> set[str]:
 def test_the_engines_take_what_is_told() -> None:
     """Each option that is told has a default in the engine that takes it, and none is told twice."""
     assert keywords(LogEngine) >= LogOptions.__optional_keys__
-    assert keywords(QueueConsumer) | keywords(Processor) >= QueueOptions.__optional_keys__
+    assert keywords(QueueConsumer) | keywords(Subscription) | keywords(Processor) >= QueueOptions.__optional_keys__
     assert keywords(Processor) >= DeliveryOptions.__optional_keys__
     for consumer in (*LOGS, *QUEUES):
         assert not keywords(consumer) & (LogOptions.__optional_keys__ | QueueOptions.__optional_keys__)

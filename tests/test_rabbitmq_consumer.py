@@ -24,7 +24,6 @@ from pamqp.header import ContentHeader
 
 from mqauth import AuditFile, Cause, ConfigurationError, MemoryReplayStore, Pipeline, Verdict, Verified
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
 from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_untouched, try_settle
 from mqauth.brokers.rabbitmq.incoming import Delivered
@@ -93,8 +92,12 @@ class Delivery(SimpleNamespace):
 
 
 def processing(guard: Pipeline, handler: Any, **settings: Any) -> Processor:
-    """Return a processor of a quorum queue ``q``."""
-    return Processor(Deliveries("q"), guard, handler, **{"delivery_limit": DEFAULT_DELIVERY_LIMIT} | settings)
+    """Return a processor of a quorum queue ``q``; ``before_requeue`` is its ``suspend``."""
+    suspend = settings.pop("before_requeue", None)
+    processor = Processor(Deliveries("q"), guard, handler, **settings)
+    if suspend is not None:
+        processor.suspend = suspend  # type: ignore[method-assign]
+    return processor
 
 
 def ask_instead(guard: Any, decide: Any) -> Any:
@@ -390,7 +393,7 @@ async def test_an_error_of_ours_on_the_spot_ends_the_consumer(
     """It is not left to aiormq, which would log it and go on with a delivery that nobody settles."""
     spot = Spot(audit)
     consumer = rabbitmq.Consumer(queue(), spot.table.guard, print, dead_letters=spot.table.letters)
-    monkeypatch.setattr(consumer._processor, "begin", broken)
+    monkeypatch.setattr(consumer._subscription, "begin", broken)
     await consumer._on_message(spot.delivery())
     assert isinstance(consumer._window.failure, ZeroDivisionError)
     assert consumer._stopping.is_set()
@@ -913,7 +916,7 @@ async def test_woken_is_tried_again_at_once(audit: AuditFile) -> None:
         await asyncio.sleep(0)
     assert len(table.processor.hold)
     table.letters.down = False
-    table.processor.retrier.wake()
+    table.processor.wake()
     assert (await asyncio.wait_for(processing, 30)).verdict is Verdict.REJECTED
     assert delivery.settled == ["ack"]
 

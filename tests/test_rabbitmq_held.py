@@ -81,7 +81,7 @@ async def test_retry_later_is_not_run_again_where_another_handled_it_meanwhile(a
         table.clock.advance(table.guard.lease + 1)
         await other.process(Delivery(honest, redelivered=True))
 
-    waits.processor.retrier._sleep = stand_still
+    waits.processor._sleep = stand_still
     outcome: Any = await waits.processor.process(delivery)
     assert (outcome.verdict, len(neighbour), waits.calls) == (Verdict.DUPLICATE, 1, 2)
 
@@ -149,7 +149,8 @@ async def test_the_last_delivery_is_held_through_an_outage_of_all(audit: AuditFi
 async def test_a_stop_gives_no_last_delivery_back(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
     """At a stop one whose handler asked for another time is buried; one that waits for others is left, loudly."""
     waits = Waits(audit)
-    waits.processor.retrier.stop()
+    waits.processor.hold.stopping = True
+    waits.processor.wake()
     delivery = last(waits.table)
     assert (await waits.processor.process(delivery)).reason is Reason.HANDLER_FAILED  # type: ignore[union-attr]
     waits.table.letters.down = True
@@ -197,7 +198,8 @@ async def test_what_only_waits_for_its_confirm_has_the_grace(audit: AuditFile) -
         return confirm(request)
 
     store.confirm = away
-    table.processor.retrier.stop()
+    table.processor.hold.stopping = True
+    table.processor.wake()
     delivery = Delivery(table.honest())
     assert (await table.process(delivery)).verdict is Verdict.ACCEPTED
     assert (delivery.settled, len(table.handled)) == (["ack"], 1)
@@ -205,7 +207,7 @@ async def test_what_only_waits_for_its_confirm_has_the_grace(audit: AuditFile) -
 
 async def test_guarded_holds_every_cause(audit: AuditFile) -> None:
     """What cannot be suspended holds for half an hour what any other would give back after a minute."""
-    table = Table(audit, before_requeue=None)
+    table = Table(audit, hold=None)
     table.letters.down = True
     delivery = Delivery(rabbitmq_forged())
     assert (await table.process(delivery)).cause is Cause.DEAD_LETTER_UNAVAILABLE
@@ -247,7 +249,7 @@ def test_the_limit_of_a_queue(audit: AuditFile, told: int | None, arguments: dic
     """It is what is told, else what the queue was declared with here, else RabbitMQ's own, of quorum queues."""
     source = queue(arguments={"x-queue-type": "quorum"} | arguments)
     consumer = rabbitmq.Consumer(source, Table(audit).guard, print, dead_letters=Letters(), delivery_limit=told)
-    assert consumer._processor._limit == limit
+    assert consumer._subscription._limit == limit
 
 
 @pytest.mark.parametrize("on_the_spot", [False, True])
@@ -285,12 +287,12 @@ async def test_a_consumer_that_was_full_is_not_for_ever(audit: AuditFile) -> Non
     source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
     consumer = rabbitmq.Consumer(source, table.guard, print, dead_letters=table.letters, prefetch=1)
     consumer._window.consumes("first")
-    room = consumer._processor.hold.capacity
+    room = consumer._subscription.hold.capacity
     room.put(1, tag="first", cause=Cause.HANDLER_DEFERRED, party=None, size=1)
-    consumer._subscription.look(0)
+    consumer._subscription.look()
     assert not consumer.health().consuming
     consumer._subscription._on_close("gone", False)
     room.take(1)
-    consumer._subscription.look(0)
+    consumer._subscription.look()
     consumer._window.consumes("second")
     assert consumer.health().consuming

@@ -485,7 +485,8 @@ async def test_what_only_trying_can_tell_stays_while_suspended(audit: AuditFile)
 
     async def suspend(held: HeldDelivery) -> bool:
         suspended.append(held)
-        processor.retrier.suspend()
+        processor.hold.suspended = True
+        processor.wake()
         table.guard.audit.write = write  # type: ignore[union-attr,method-assign]
         held.stays = held.needs_ours
         return held.stays

@@ -165,7 +165,7 @@ class Outage:
         """Note that it consumes again."""
         self._began = None
 
-    def failed(self, error: BaseException | None) -> None:
+    def failed(self, error: BaseException) -> None:
         """Log why it could not consume, and that it is tried again."""
         self._why = str(error) or type(error).__name__
         emit("connection.unavailable", "cannot consume %s now, trying again: %s", self._queue, self._why)

@@ -209,7 +209,7 @@ class Protection:
         check_handlers(subscriber)
         calls, settings = self.leaf.deliveries(subscriber)
         return self.leaf.PROCESSOR(  # type: ignore[no-any-return]
-            calls, self._guard, handle, dead_letters=self.letters, on_failure=_give_back,
+            calls, self._guard, handle, dead_letters=self.letters, gives_back=True,
             unverified=dict.fromkeys(kinds_of(subscriber), handle_unverified) or None, **settings,
         )  # fmt: skip
 
@@ -254,9 +254,7 @@ class Protection:
             TimeoutError: it could not be decided in time.
         """
         accepted: list[Verified] = []
-        calls = Processor(
-            self.leaf.ANSWERS, guard, accepted.append, dead_letters=self.letters, on_failure=_give_back
-        )
+        calls = Processor(self.leaf.ANSWERS, guard, accepted.append, dead_letters=self.letters, gives_back=True)
         async with asyncio.timeout(seconds):
             outcome = await calls.process(answer)
         if not accepted:
@@ -392,7 +390,3 @@ def _not_handled(turn: Turn) -> Exception:
         stop = StopConsume()
         stop.__cause__ = error
         return stop
-
-
-async def _give_back(_error: BaseException) -> None:
-    """Do nothing: the subscriber stops once its message was given back."""

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import Cause, ConfigurationError, Unavailable, require
-from mqauth.flow import Attempts, Call, Flow, answered, asked, at_once, call, run, settling
+from mqauth.flow import Attempts, Call, Flow, answered, at_once, call, run, settling
 from mqauth.judging.delivery import Delivery, Outcome, Step, asked_fence, refuse_unjudged, verdict_record
 from mqauth.judging.details import explain
 from mqauth.judging.journal import Journal
@@ -236,7 +236,7 @@ class Pipeline:
                 # before the store is asked: if its answer is lost the claim may be gone, and is made again
                 delivery.step, delivery.verdict, delivery.unverified = _JUDGE, Verdict.ACCEPTED, None
                 for claim in delivery.claims:
-                    yield from asked(_STORE, self.replay.release, claim)
+                    yield from call(self.replay.release, claim, cause=_STORE)
                 delivery.claim = delivery.release_claim = None
         except Unavailable as error:
             return delivery.defer(error)
@@ -261,7 +261,7 @@ class Pipeline:
         now = self.clock.now()
         for claim in delivery.claims:
             wish = replace(claim, renew=True, expires=max(claim.expires, now + self.lease))
-            if (yield from asked(_STORE, self.replay.claim, wish)) is not ClaimStatus.FRESH:
+            if (yield from call(self.replay.claim, wish, cause=_STORE)) is not ClaimStatus.FRESH:
                 return False
         delivery.renewed = now
         return True
@@ -335,7 +335,7 @@ class Pipeline:
                 time=self.clock.now(), audit=delivery.record_id, release=delivery.release,
                 digest=delivery.content_digest(), error=delivery.error, rung=delivery.rung_label,
             )  # fmt: skip
-            yield from asked(Cause.DEAD_LETTER_UNAVAILABLE, dead_letters.publish, letter)
+            yield from call(dead_letters.publish, letter, cause=Cause.DEAD_LETTER_UNAVAILABLE)
             delivery.letter, delivery.step = letter.id, _SETTLE
 
     def _handled(self, delivery: Delivery, handler: Any, message: Any, then: Step) -> Flow[None]:
@@ -362,7 +362,7 @@ class Pipeline:
             delivery, scope=self.scope_of(delivery.message), time=self.clock.now(), policy=self.policy.version,
             instance=self.instance,
         )  # fmt: skip
-        yield from asked(Cause.AUDIT_UNAVAILABLE, self.audit.write, record)
+        yield from call(self.audit.write, record, cause=Cause.AUDIT_UNAVAILABLE)
         delivery.step = Step.SETTLE if delivery.rejection is None else Step.BURY
 
     def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:

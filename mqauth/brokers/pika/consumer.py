@@ -15,7 +15,8 @@ from mqauth.brokers.options import QueueOptions
 from mqauth.brokers.pika.link import Link, drive, link_of, tell
 from mqauth.brokers.pika.producer import Producer, as_responder
 from mqauth.brokers.pika.queue import Queue
-from mqauth.brokers.queue.consumer import PREFETCH, QueueConsumer
+from mqauth.brokers.queue.consumer import QueueConsumer
+from mqauth.brokers.queue.subscription import PREFETCH
 from mqauth.delivery.health import QueueHealth
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.letters.dead_letter import DeadLetterSink
