@@ -28,7 +28,7 @@ from mqauth.brokers.amqp_messages import APPEND_HEADER
 from mqauth.brokers.pika import queue as pika_queue
 from mqauth.brokers.pika.link import LOST
 from mqauth.brokers.pika.translate import to_properties
-from mqauth.brokers.rabbitmq import interceptor as rabbitmq_interceptor
+from mqauth.brokers.rabbitmq import channel as rabbitmq_interceptor
 from mqauth.brokers.rabbitmq import queue as rabbitmq_queue
 from mqauth.cli import main as command
 from mqauth.errors import ConfigurationError, MqauthError, Reason

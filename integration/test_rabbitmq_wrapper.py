@@ -33,7 +33,7 @@ from mqauth import (
     Verified,
 )  # fmt: skip
 from mqauth.brokers import rabbitmq as wrapper
-from mqauth.brokers.queue.channel import Acks
+from mqauth.brokers.queue.client import Acks
 from mqauth.brokers.rabbitmq.queue import sender
 from mqauth.errors import Cause, Reason, Rejection, RetryLater, Unavailable
 from mqauth.flow import Attempts, ColourError

@@ -185,7 +185,7 @@ def test_forbidden_import_is_found(name: str, source: str) -> None:
         ("flow", "import inspect, tenacity"),
         ("wire.jws", "from jwt.algorithms import Algorithm"),
         ("judging.pipeline", "from mqauth import audit, wire"),
-        ("brokers.kafka.consumer", "import time, asyncio, kafka\nfrom mqauth.brokers.kafka.translate import Log"),
+        ("brokers.kafka.consumer", "import time, asyncio, kafka\nfrom mqauth.brokers.kafka.client import Log"),
         ("cli.sign", "import mqauth\nfrom mqauth.config import load"),
     ],
 )

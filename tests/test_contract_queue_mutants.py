@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mqauth.audit.file import AuditFile
-from mqauth.brokers.queue.channel import Acks
+from mqauth.brokers.queue.client import Acks
 from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.queue.processor import LeaseRenewal, Processor, StartedDelivery
 from mqauth.brokers.queue.subscription import Subscription

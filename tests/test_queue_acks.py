@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from integration.queue_acks import ACTS, Act, FakeChannel, carry_out, delivery
-from mqauth.brokers.queue.channel import ACK_DELAY, Acks
+from mqauth.brokers.queue.client import ACK_DELAY, Acks
 from mqauth.brokers.rabbitmq.queue import sender
 from mqauth.delivery.acks import MAX_UNSENT, DeliveryTags
 from mqauth.judging.pipeline import Delivery

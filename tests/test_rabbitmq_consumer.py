@@ -26,8 +26,7 @@ from mqauth import AuditFile, Cause, ConfigurationError, MemoryReplayStore, Pipe
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
 from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_untouched, try_settle
-from mqauth.brokers.rabbitmq.incoming import Delivered
-from mqauth.brokers.rabbitmq.queue import Deliveries
+from mqauth.brokers.rabbitmq.queue import Delivered, Deliveries
 from mqauth.brokers.rabbitmq.translate import from_native, headers_out
 from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.progress import again
@@ -340,8 +339,8 @@ async def test_a_stale_delivery_is_not_begun(audit: AuditFile) -> None:
     consumer._subscription.acks = spot.tags  # which would fail to open anything
     delivery = spot.delivery()
     delivery.channel.is_closed = True
-    await consumer._on_message(delivery)
-    assert (spot.table.handled, spot.tags.settled, len(consumer._tasks)) == ([], [], 0)
+    await consumer._subscription.take(delivery)
+    assert (spot.table.handled, spot.tags.settled, len(consumer._subscription.tasks)) == ([], [], 0)
 
 
 async def test_a_delivery_has_one_context(audit: AuditFile) -> None:
@@ -361,8 +360,8 @@ async def test_a_delivery_has_one_context(audit: AuditFile) -> None:
     spot = Spot(audit)
     consumer = rabbitmq.Consumer(queue(), spot.table.guard, handler, dead_letters=Letters())
     consumer._subscription.acks = spot.tags
-    await consumer._on_message(spot.delivery())
-    await asyncio.gather(*consumer._tasks._running)
+    await consumer._subscription.take(spot.delivery())
+    await asyncio.gather(*consumer._subscription.tasks._running)
     assert (seen, var.get(), spot.tags.settled) == (["inside", "outside"], "outside", [1])
 
 
@@ -394,7 +393,7 @@ async def test_an_error_of_ours_on_the_spot_ends_the_consumer(
     spot = Spot(audit)
     consumer = rabbitmq.Consumer(queue(), spot.table.guard, print, dead_letters=spot.table.letters)
     monkeypatch.setattr(consumer._subscription, "begin", broken)
-    await consumer._on_message(spot.delivery())
+    await consumer._subscription.take(spot.delivery())
     assert isinstance(consumer._window.failure, ZeroDivisionError)
     assert consumer._stopping.is_set()
 
@@ -408,8 +407,8 @@ async def test_what_is_handled_on_the_spot_is_in_flight(audit: AuditFile) -> Non
     )
     consumer._subscription.acks = spot.tags
     for _ in range(2):
-        await consumer._on_message(spot.delivery())
-        await asyncio.gather(*consumer._tasks._running)
+        await consumer._subscription.take(spot.delivery())
+        await asyncio.gather(*consumer._subscription.tasks._running)
     assert (seen, spot.tags.settled) == ([1, 1], [1, 2])
     assert consumer.health().in_flight == 0
 

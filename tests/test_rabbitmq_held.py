@@ -157,7 +157,7 @@ async def test_a_stop_gives_no_last_delivery_back(audit: AuditFile, caplog: pyte
     source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
     consumer = rabbitmq.Consumer(source, waits.table.guard, waits.handler, dead_letters=waits.table.letters)
     delivery = last(waits.table)
-    await consumer._on_message(delivery)
+    await consumer._subscription.take(delivery)
     assert (consumer.health().at_limit, consumer.health().held) == (0, {})
     with caplog.at_level(logging.CRITICAL):
         await consumer.stop()
@@ -275,8 +275,8 @@ async def test_an_outage_longer_than_a_delivery_costs_one_message(audit: AuditFi
     for tag, message in enumerate((table.honest(), rabbitmq_forged())):
         delivery = Delivery(message)
         delivery.delivery_tag = tag
-        await consumer._on_message(delivery)
-        await asyncio.gather(*consumer._tasks._running)
+        await consumer._subscription.take(delivery)
+        await asyncio.gather(*consumer._subscription.tasks._running)
     assert acks.settled == ([0, 1] if on_the_spot else [])
     assert (consumer.health().prefetch, consumer._subscription._interrupted.is_set()) == (10, True)
 

@@ -371,7 +371,7 @@ async def test_whatever_a_handler_raises_its_delivery_comes_back(
     consumer._window.consumes("tag")
     delivery: Any = Delivery(honest := table.honest())
     delivery.nack = lambda: _remember(delivery.settled, f"requeue after {source.cancelled}")
-    await consumer._on_message(delivery)
+    await consumer._subscription.take(delivery)
     await consumer.stop()
     assert type(consumer._window.failure) is error
     assert delivery.settled == ["requeue after ['tag']"]
@@ -414,7 +414,7 @@ async def test_a_stop_is_one(audit: AuditFile) -> None:
     source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
     consumer = rabbitmq.Consumer(source, table.guard, handler, dead_letters=Letters(), grace=0)
     delivery: Any = Delivery(honest := table.honest())
-    await consumer._on_message(delivery)
+    await consumer._subscription.take(delivery)
     await begun.wait()
     asking = [asyncio.create_task(consumer.stop()) for _ in range(3)]
     await turns(3)
@@ -436,8 +436,8 @@ async def test_a_handler_may_stop_its_consumer(audit: AuditFile) -> None:
 
     consumer = rabbitmq.Consumer(source, table.guard, handler, dead_letters=Letters(), grace=3600)
     delivery: Any = Delivery(table.honest())
-    await consumer._on_message(delivery)
-    await asyncio.gather(*consumer._tasks._running)
+    await consumer._subscription.take(delivery)
+    await asyncio.gather(*consumer._subscription.tasks._running)
     assert (ended, delivery.settled) == (["stop"], ["ack"])
 
 
@@ -449,7 +449,7 @@ async def test_what_comes_while_stopping_is_given_back_after_the_cancel(audit: A
     delivery.nack = lambda: _remember(order, "requeue")
 
     async def cancel(_: str) -> None:
-        await consumer._on_message(delivery)
+        await consumer._subscription.take(delivery)
         await turns()
         order.append("cancelled")
 

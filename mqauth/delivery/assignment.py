@@ -165,7 +165,12 @@ class Assignment:
                 self._doubted = self._clock.monotonic()
                 messages = messages[count:]
             while back := partition.receive(messages, now):
-                partition, messages = self._went_back(partition, offset_of(back[0])), back
+                # A user's seek: it is read again from there. Letters of records before that offset are kept.
+                kept = (letter for letter in partition.letters if letter[0] < offset_of(back[0]))
+                self._finished.forget(place)
+                self._drop({place})
+                partition = Partition(place, letters=deque(kept), metadata=partition.metadata)
+                self._partitions[place], messages = partition, back
 
     def choose(self) -> Partition | None:
         """Return a partition with records that may be worked on, ``None`` where there is none.
@@ -363,10 +368,15 @@ class Assignment:
             now = self._clock.monotonic()
             since = 0.0 if self._uncommitted is None else now - self._uncommitted
             return LogHealth.of(
-                [found.stall or found.unsent for found in self._partitions.values()], consuming=consuming,
-                in_flight=len(self._running), at=self._clock.now(), silent=now - (self._beats or (now,))[0],
-                counts=self.counts, rollout=rollout, uncommitted=max(self.unanswered, since),
-            )  # fmt: skip
+                [each.stall or each.unsent for each in self._partitions.values()],
+                consuming=consuming,
+                in_flight=len(self._running),
+                at=self._clock.now(),
+                silent=now - (self._beats or (now,))[0],
+                counts=self.counts,
+                rollout=rollout,
+                uncommitted=max(self.unanswered, since),
+            )
 
     def _finish(self, partition: Partition) -> None:
         """Remember the first waiting record of a partition, which need not run again here."""
@@ -375,16 +385,6 @@ class Assignment:
         waits = bool(partition.letters) and partition.letters[-1][0] == offset_of(message)
         if not waits and self._partitions.get(place, partition) is partition:
             self._finished.add(place, message)
-
-    def _went_back(self, partition: Partition, offset: int) -> Partition:
-        """Return a new partition in place of one that is read again from an earlier offset, by a user's seek."""
-        # Letters of records before that offset are kept: these records are not read again.
-        kept = (letter for letter in partition.letters if letter[0] < offset)
-        place = partition.topic_partition
-        self._finished.forget(place)
-        self._drop({place})
-        self._partitions[place] = renewed = Partition(place, letters=deque(kept), metadata=partition.metadata)
-        return renewed
 
     def _forget(self, places: Set[Any]) -> None:
         """Drop partitions that were taken away; the client forgets their pauses too."""

@@ -65,11 +65,6 @@ class HeldDelivery:
     is_over: bool = False
 
     @property
-    def why(self) -> tuple[Cause | None, float, str | None]:
-        """Its cause, since when (UTC seconds), and a line that explains it."""
-        return self.outcome.cause, self.since, self.outcome.detail
-
-    @property
     def needs_ours(self) -> bool:
         """Whether it must be ours to find out whether its cause is over.
 

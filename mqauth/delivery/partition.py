@@ -46,7 +46,7 @@ from 11.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -221,9 +221,14 @@ class Partition:
         head, *tail = self.waiting
         if tail:
             last = offset_of(tail[-1].message)
+            # One entry for each run of equal times.
+            receipts: list[Receipt] = []
+            for delivery in tail:
+                if receipts and receipts[-1].received == delivery.received:
+                    receipts.pop()
+                receipts.append(Receipt(offset_of(delivery.message), delivery.received))
             # Records behind these were put back before, and were not read again yet.
-            behind = tuple(known for known in self.receipts if known.upto > last)
-            self.receipts = _receipts(tail) + behind
+            self.receipts = (*receipts, *(known for known in self.receipts if known.upto > last))
             self.waiting = deque((head,))
             self.last, self.beyond = offset_of(head.message), None
             self.seek = offset_of(tail[0].message)
@@ -262,13 +267,3 @@ class Partition:
 def offset_of(message: Message) -> int:
     """Return the offset of a record; the broker always gives one."""
     return message.origin.offset or 0
-
-
-def _receipts(deliveries: Iterable[Delivery]) -> tuple[Receipt, ...]:
-    """Return the times of receipt of deliveries in order, one entry for each run of equal times."""
-    found: list[Receipt] = []
-    for delivery in deliveries:
-        if found and found[-1].received == delivery.received:
-            found.pop()
-        found.append(Receipt(offset_of(delivery.message), delivery.received))
-    return tuple(found)

@@ -66,7 +66,6 @@ OUTAGE_AFTER: Final = 60.0
 """Seconds without consuming after which health names that as a cause."""
 PROBES: Final = Backoff(first=0.5, longest=30.0)
 """How long consuming or probing waits before it is tried again."""
-_BLOCKED: Final = "the broker has blocked this connection by an alarm: it takes no ack and answers nothing"
 _DOWN: Final = "the connection is down"
 
 
@@ -355,7 +354,18 @@ class Window:
             rollout: the rungs below ``enforce``.
         """
         longest = self.stalled or self._hold.longest
-        cause, since, detail = self._unwell(blocked) if longest is None else longest.why
+        cause: Cause | None = None
+        since: float | None = None
+        detail: str | None = None
+        if longest is not None:
+            cause, since, detail = longest.outcome.cause, longest.since, longest.outcome.detail
+        elif self.failure is not None:
+            detail = f"the consumer ended: {type(self.failure).__name__}"
+        elif blocked:
+            cause = Cause.BROKER_UNAVAILABLE
+            detail = "the broker has blocked this connection by an alarm: it takes no ack and answers nothing"
+        elif (outage := self.outage.long()) is not None:
+            cause, since, detail = outage
         return QueueHealth(
             consuming=self.consumer is not None and not self._is_full(self.consumer),
             in_flight=in_flight,
@@ -375,14 +385,6 @@ class Window:
             held=self._hold.capacity.by_cause(),
             at_limit=self._hold.at_limit,
         )
-
-    def _unwell(self, blocked: bool) -> tuple[Cause | None, float | None, str | None]:
-        """Return cause, begin and detail of what is wrong where nothing is deferred."""
-        if self.failure is not None:
-            return None, None, f"the consumer ended: {type(self.failure).__name__}"
-        if blocked:
-            return Cause.BROKER_UNAVAILABLE, None, _BLOCKED
-        return self.outage.long() or (None, None, None)
 
     def _is_full(self, consumer: str) -> bool:
         return self._hold.capacity.is_full(consumer, self.prefetch)

@@ -11,11 +11,17 @@ from confluent_kafka import KafkaException, Message
 from faststream.confluent.publisher.usecase import BatchPublisher
 from faststream.confluent.subscriber.usecase import DefaultSubscriber
 
-from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, membership_of
-from mqauth.brokers.confluent.offsets import Offsets, OffsetsOnThread, bounds, left_out, reset_of
+from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, from_native, is_sendable, membership_of
+from mqauth.brokers.confluent.positions import (
+    Offsets,
+    OffsetsOnThread,
+    bounds,
+    left_out,
+    native,
+    places_of,
+    reset_of,
+)
 from mqauth.brokers.confluent.positions import Place as Partition
-from mqauth.brokers.confluent.positions import native, places_of
-from mqauth.brokers.confluent.translate import from_native, is_sendable
 from mqauth.delivery.start import Committed
 from mqauth.errors import MalformedMessage, Unavailable, require
 from mqauth.integrations import faststream_log

@@ -10,8 +10,8 @@ from unittest import mock
 from mqauth.brokers.aiokafka import client as aiokafka_client
 from mqauth.brokers.aiokafka import poller as aiokafka_poller
 from mqauth.brokers.aiokafka.confirmed import DeadLetters
-from mqauth.brokers.confluent import offsets as confluent_offsets
 from mqauth.brokers.confluent import poller as confluent_poller
+from mqauth.brokers.confluent import positions as confluent_offsets
 from mqauth.brokers.kafka import poller as kafka_poller
 from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.kafka.poller import Poller

@@ -1,4 +1,4 @@
-"""A second writing of the acks in ``mqauth.brokers.queue.channel``, with tasks that take turns."""
+"""A second writing of the acks in ``mqauth.brokers.queue.client``, with tasks that take turns."""
 
 from __future__ import annotations
 

@@ -7,10 +7,9 @@ from typing import Literal, Unpack
 import aiokafka
 
 from mqauth.brokers.aiokafka import client as aiokafka_client
+from mqauth.brokers.aiokafka.confirmed import TransactionalDeadLetters
 from mqauth.brokers.aiokafka.poller import Poller
-from mqauth.brokers.aiokafka.producer import Producer
-from mqauth.brokers.aiokafka.replies import Replies
-from mqauth.brokers.aiokafka.transaction import TransactionalDeadLetters
+from mqauth.brokers.aiokafka.producer import Producer, Replies
 from mqauth.brokers.log.event_loop import AsyncLogConsumer
 from mqauth.brokers.log.poison import PoisonPolicy
 from mqauth.brokers.options import LogOptions

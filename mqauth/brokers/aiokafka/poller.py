@@ -3,23 +3,36 @@
 aiokafka awaits the listener in its coordinator's task, and goes on with the rebalance when it has returned. So a
 revocation waits there for running handlers and commits, before the partitions go to another member. What the
 listener raises aiokafka logs and drops.
+
+The calls of an ``AIOKafkaConsumer`` that say and move where its group stands (``OffsetCalls``).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Final
 
 from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
-from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+)
 
 from mqauth.brokers.aiokafka import client as aiokafka_client
-from mqauth.brokers.aiokafka.transaction import TransactionCalls
-from mqauth.brokers.aiokafka.translate import Logs
+from mqauth.brokers.aiokafka.client import Logs
+from mqauth.brokers.aiokafka.membership import Membership, require_stable
+from mqauth.brokers.dead_letters import Errors
 from mqauth.brokers.log.poison import PoisonPolicy, find_poison
+from mqauth.brokers.log.poller import LogPoller
 from mqauth.brokers.log.records import NO_LOG, partition_messages
+from mqauth.brokers.log.starting import OffsetCalls
 from mqauth.delivery.assignment import Assignment
+from mqauth.delivery.start import Committed
 from mqauth.flow import arun
 from mqauth.logs import emit
 from mqauth.wire.message import Message
@@ -32,7 +45,55 @@ _NOWHERE: Final = TopicPartition("", -1)
 """Stands for no partition: a call of ``getmany`` that names none means all of them."""
 
 
-class Poller(TransactionCalls):
+COMMIT_TIMEOUT: Final = 5.0
+"""Most seconds of one call: aiokafka itself tries for ever."""
+
+
+class Offsets(OffsetCalls):
+    """Those calls, for a leaf that has the client as ``_client``."""
+
+    _client: Any
+    failed: Errors = (KafkaError, TimeoutError)
+
+    async def send_commit(self, offsets: Mapping[Any, Committed], /) -> str | None:
+        """Commit offsets by partition; return the name of an error that passes."""
+        try:
+            async with asyncio.timeout(COMMIT_TIMEOUT):
+                await self._client.commit(dict(offsets))
+        except self.failed as error:
+            if not self.passes(error):
+                raise
+            return type(error).__name__
+        return None
+
+    async def committed(self, places: Collection[Any], /) -> dict[Any, Committed]:
+        """Return the group's commits by partition."""
+        async with asyncio.timeout(COMMIT_TIMEOUT):
+            found = await aiokafka_client.committed(self._client, list(places))
+        return {place: Committed(commit.offset, commit.metadata) for place, commit in found.items()}
+
+    def places(self, topic: str, /) -> set[Any]:
+        """Return all partitions of a topic that the client knows of."""
+        return {TopicPartition(topic, number) for number in self._client.partitions_for_topic(topic) or ()}
+
+    def position(self, place: Any, /) -> int | None:
+        """Return the offset that is read next, ``None`` where there is none yet."""
+        return aiokafka_client.position(self._client, place)
+
+    async def bounds(self, places: Collection[Any], end: bool, /) -> dict[Any, int]:
+        """Return the first offset of each partition, or the one behind the last record that may be read."""
+        ask = self._client.end_offsets if end else self._client.beginning_offsets
+        async with asyncio.timeout(COMMIT_TIMEOUT):
+            return dict(await ask(list(places)))
+
+    def passes(self, error: BaseException, /) -> bool:
+        """Return whether the same call may succeed later."""
+        if isinstance(error, (CommitFailedError, IllegalStateError, TimeoutError)):
+            return True
+        return isinstance(error, KafkaError) and bool(error.retriable)
+
+
+class Poller(Offsets, LogPoller):
     """The calls of one client, made by the poll task, and its rebalance listener.
 
     An eager rebalance, the only kind that aiokafka has, revokes all partitions and assigns most of them again, at
@@ -49,6 +110,8 @@ class Poller(TransactionCalls):
 
     def __init__(self, client: Any, assignment: Assignment, poison: PoisonPolicy, **settings: Any) -> None:
         super().__init__(client, assignment, **settings)
+        self.scope = aiokafka_client.group_of(client)
+        self.reset = aiokafka_client.reset_of(client)
         self._logs = Logs(client)
         self._poison = poison
         self._positions: dict[TopicPartition, int] = {}
@@ -90,6 +153,22 @@ class Poller(TransactionCalls):
         for place, records in found.items():
             self._positions[place] = records[-1].offset + 1
         return {place: partition_messages(batch, place, scope, log) for place, batch in found.items()}
+
+    def require_stable(self) -> None:
+        """Have offsets waited for of which a transaction is open, those of the assignment at hand too."""
+        require_stable(self._client)
+        self.unsure = set(self._client.assignment())
+
+    def membership(self) -> Membership | None:
+        """Return the membership to commit by, ``None`` during a rebalance."""
+        generation = aiokafka_client.generation_of(self._client)
+        if aiokafka_client.is_member(self._client) and generation < 0:
+            return None
+        return Membership(self.scope, generation, aiokafka_client.member_of(self._client))
+
+    async def wait(self, over: threading.Event, seconds: float, /) -> None:
+        """Wait for the end of a transaction, at most so many seconds."""
+        await asyncio.to_thread(over.wait, seconds)
 
     def seek(self, place: Any, offset: int) -> None:
         """Read a partition from an offset next, also after a rebalance that is going on."""

@@ -13,11 +13,17 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from mqauth.brokers.confluent.client import REBALANCING, error_of, membership_of
-from mqauth.brokers.confluent.offsets import left_out, reset_of
-from mqauth.brokers.confluent.pauses import MOST, PausingCalls
-from mqauth.brokers.confluent.positions import KeptPositions, Place, native, places_of
-from mqauth.brokers.confluent.translate import Logs, heed, translated
+from mqauth.brokers.confluent.client import REBALANCING, Logs, error_of, heed, membership_of, translated
+from mqauth.brokers.confluent.positions import (
+    MOST,
+    KeptPositions,
+    PausingCalls,
+    Place,
+    left_out,
+    native,
+    places_of,
+    reset_of,
+)
 from mqauth.brokers.log.poller import IDLE
 from mqauth.brokers.log.records import RecordPlace
 from mqauth.delivery.assignment import Assignment

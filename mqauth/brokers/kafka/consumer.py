@@ -7,10 +7,9 @@ from typing import Literal, Unpack
 from kafka import KafkaConsumer
 
 from mqauth.brokers.kafka import client as kafka_client
+from mqauth.brokers.kafka.confirmed import TransactionalDeadLetters
 from mqauth.brokers.kafka.poller import Poller, listen
-from mqauth.brokers.kafka.producer import Producer
-from mqauth.brokers.kafka.replies import Replies
-from mqauth.brokers.kafka.transaction import TransactionalDeadLetters
+from mqauth.brokers.kafka.producer import Producer, Replies
 from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.brokers.options import LogOptions
 from mqauth.errors import require

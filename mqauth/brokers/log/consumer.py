@@ -134,9 +134,14 @@ class WorkerThreads:
     def _serve(self) -> None:
         try:
             while not self._stopped:
-                found = self._turn()
-                if found is not None:
-                    self._work(found)
+                chosen = self._turn()
+                if chosen is not None:
+                    try:
+                        self._visit(chosen)
+                    finally:
+                        with self._left:
+                            self._visiting -= 1
+                            self._left.notify_all()
                 elif self._visiting:
                     with self._left:
                         self._left.wait(BUSY)
@@ -147,29 +152,21 @@ class WorkerThreads:
     def _turn(self) -> Any:
         """Return something to work on, polling for it where there is nothing yet."""
         with self.poll_lock:
-            found = self._chosen()
-            if found is None and not self._stopped:
+            chosen = self._chosen()
+            if chosen is None and not self._stopped:
                 if self._threads:
                     self._polled()
                 else:
                     self.aside(self._polled)
-                found = self._chosen()
-            return found
+                chosen = self._chosen()
+            return chosen
 
     def _chosen(self) -> Any:
         # At once, so that whoever waits for the work to end knows of it.
         with self._left:
-            found = None if self._stopped else self._choose()
-            self._visiting += found is not None
-            return found
-
-    def _work(self, found: Any) -> None:
-        try:
-            self._visit(found)
-        finally:
-            with self._left:
-                self._visiting -= 1
-                self._left.notify_all()
+            chosen = None if self._stopped else self._choose()
+            self._visiting += chosen is not None
+            return chosen
 
     def _polled(self) -> None:
         self._polls += 1
@@ -177,6 +174,13 @@ class WorkerThreads:
 
     def _watch(self) -> None:
         """Poll in place of the workers while none of them has polled for a while."""
+
+        def poll() -> None:
+            try:
+                self._polled()
+            finally:
+                self.poll_lock.release()
+
         seen = -1
         while not self._stopped:
             try:
@@ -184,14 +188,8 @@ class WorkerThreads:
             except queue.Empty:
                 self._check()
                 if self._polls == seen and self.poll_lock.acquire(blocking=False):
-                    self.aside(self._polled_and_left)
+                    self.aside(poll)
                 seen = self._polls
-
-    def _polled_and_left(self) -> None:
-        try:
-            self._polled()
-        finally:
-            self.poll_lock.release()
 
 
 class LogConsumer(BackgroundRun, LogEngine):
@@ -285,25 +283,26 @@ class LogConsumer(BackgroundRun, LogEngine):
 
     def _wind_up(self) -> None:
         """Let running handlers finish, commit, release claims, and leave the client at the first open records."""
+        first = self._workers.first
+
+        def leave() -> None:
+            with self._workers.poll_lock:
+                with first:
+                    # Partitions that were assigned a moment ago: their next owner goes on from here.
+                    if first.error is None:
+                        run(self.calls.beginning())
+                with first:
+                    self.calls.commit(last=True)
+                    run(self._work.giving_back())
+                    run(self._guard.tick(last=True))
+                with first:
+                    self.calls.close()
+
         self.stop()
         if not self._workers.wait_until_idle(self._guard.clock, self._grace, stopping=True):
             emit("consumer.grace_over", "handlers took longer than the grace time; their records come again")
-        if not self._workers.aside(self._leave, LEAVE):
+        if not self._workers.aside(leave, LEAVE):
             emit("client.no_answer", "the broker does not answer a consumer that stops: it is left as it is")
             self.calls.abandon()
         self._workers.client.shutdown()
         self._guard.journal.stopped(self.calls.scope, self._assignment.counts)
-
-    def _leave(self) -> None:
-        first = self._workers.first
-        with self._workers.poll_lock:
-            with first:
-                # Partitions that were assigned a moment ago: their next owner goes on from here.
-                if first.error is None:
-                    run(self.calls.beginning())
-            with first:
-                self.calls.commit(last=True)
-                run(self._work.giving_back())
-                run(self._guard.tick(last=True))
-            with first:
-                self.calls.close()

@@ -8,7 +8,7 @@ from typing import Any
 
 from mqauth.brokers.log.outbox import Transactions
 from mqauth.brokers.log.poller import LogPoller
-from mqauth.brokers.log.replies import TopicReplies
+from mqauth.brokers.log.producer import TopicReplies
 from mqauth.brokers.log.transaction import TransactionalLetters
 from mqauth.clock import Backoff
 from mqauth.delivery.assignment import Assignment

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
-from functools import partial, wraps
+from functools import wraps
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -104,7 +104,15 @@ class AsyncLogConsumer(LogEngine):
         """Start consuming in the background."""
         require(self._polling is None, "a consumer runs once: make another one")
         await arun(starting(self._guard))
-        self._unsubscribe = self._guard.on_change(partial(self._keys_changed, asyncio.get_running_loop()))
+        loop = asyncio.get_running_loop()
+
+        def keys_changed() -> None:
+            # Called from any thread, and the loop may have ended meanwhile.
+            self._assignment.keys_changed()
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self.calls.wake)
+
+        self._unsubscribe = self._guard.on_change(keys_changed)
         self._running = True
         self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name, self._guard.rollout)
         self._polling = asyncio.create_task(self._poll_until_stopped())
@@ -142,6 +150,7 @@ class AsyncLogConsumer(LogEngine):
     # The poll task
 
     async def _poll_until_stopped(self) -> None:
+        assignment = self._assignment
         try:
             await arun(look(self._dead_letters, self._guard.audit))
             while not self._stopping.is_set():
@@ -150,7 +159,15 @@ class AsyncLogConsumer(LogEngine):
                 if self._guard.observing is not None:
                     await arun(self._guard.tick())
                 await arun(self.calls.polling())
-                self._start_visits()
+                # Partitions are worked on until something has to be awaited, and then in tasks of their own.
+                while assignment.running < self._workers and (partition := assignment.choose()) is not None:
+                    visiting = self._work.visiting(partition)
+                    # Begun before it is scheduled: a task that is cancelled before its first step would not end
+                    # its visit. One context for both parts, and none of it in the poll task's.
+                    context = copy_context()
+                    begun = context.run(begin, visiting)
+                    if isinstance(begun, Waiting):
+                        self._visits.run(self._visit(visiting, begun), context)
         except asyncio.CancelledError:
             self._cancelled()
             raise
@@ -172,17 +189,6 @@ class AsyncLogConsumer(LogEngine):
         async with self._committing:
             await arun(self.calls.committing(last=last))
 
-    def _start_visits(self) -> None:
-        """Work on partitions until something has to be awaited, and go on in tasks of their own."""
-        while self._assignment.running < self._workers and (partition := self._assignment.choose()) is not None:
-            visiting = self._work.visiting(partition)
-            # Begun before it is scheduled: a task that is cancelled before its first step would not end its visit.
-            # One context for both parts, and none of it in the poll task's.
-            context = copy_context()
-            begun = context.run(begin, visiting)
-            if isinstance(begun, Waiting):
-                self._visits.run(self._visit(visiting, begun), context)
-
     async def _visit(self, visiting: Flow[None], begun: Waiting[None]) -> None:
         try:
             await resume(begun)
@@ -202,13 +208,6 @@ class AsyncLogConsumer(LogEngine):
             self.fail(RuntimeError(_NOT_BY_US))
             return True
         return False
-
-    def _keys_changed(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Try deferred partitions again at once; may be called from any thread."""
-        self._assignment.keys_changed()
-        # The loop may have ended meanwhile.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(self.calls.wake)
 
     # The end
 

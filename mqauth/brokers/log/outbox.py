@@ -6,12 +6,10 @@ transaction is in flight at a time, and no plain commit beside it.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from mqauth.brokers.dead_letters import Errors
 from mqauth.brokers.log.errors import ProducerFatalError
 from mqauth.brokers.log.transaction import TransactionalLetters, TransactionAttempt, TransactionContent
 from mqauth.clock import Backoff, Clock
@@ -40,27 +38,11 @@ class Outbox:
         self.partition.letters.append((letter.message.origin.offset or 0, letter))
 
 
-class GroupClient(Protocol):
-    """The calls of a consumer's client that transactions need (``LogPoller``)."""
-
-    failed: Errors
-    """What ``committed`` raises where the broker does not answer."""
-
-    def membership(self) -> Any:
-        """Return the membership to commit by, as the client has it; ``None`` during a rebalance."""
-
-    def committed(self, places: Collection[Any], /) -> Any:
-        """Return the group's commits by partition, of those that have one; may be a coroutine."""
-
-    def wait(self, over: threading.Event, seconds: float, /) -> Any:
-        """Wait for the end of a transaction, at most so many seconds; may be a coroutine."""
-
-
 class Transactions:
     """Commits letters with offsets, one transaction after the other.
 
     Args:
-        group: calls of the consumer's client.
+        group: the calls of the consumer's client (``LogPoller``).
         letters: where they go.
         assignment: the partitions that they come from.
         clock: tells the time.
@@ -68,7 +50,7 @@ class Transactions:
     """
 
     def __init__(
-        self, group: GroupClient, letters: TransactionalLetters, assignment: Assignment, clock: Clock,
+        self, group: Any, letters: TransactionalLetters, assignment: Assignment, clock: Clock,
         backoff: Backoff,
     ) -> None:  # fmt: skip
         self._group = group

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Mapping, Set
 from typing import Any, Final
 
-from mqauth.brokers.dead_letters import Errors
 from mqauth.brokers.log.errors import CommitUnansweredError
 from mqauth.brokers.log.outbox import Transactions
-from mqauth.brokers.log.replies import TopicReplies
-from mqauth.brokers.log.starting import beginning, tell_out_of_range
+from mqauth.brokers.log.producer import TopicReplies
+from mqauth.brokers.log.starting import OffsetCalls, beginning, tell_out_of_range
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import ClientCalls
 from mqauth.delivery.start import Committed
@@ -29,7 +28,7 @@ UNANSWERED: Final = 90.0
 """Seconds after which a client will never return from a commit: its own limits are over by then."""
 
 
-class LogPoller(ABC):
+class LogPoller(OffsetCalls, ABC):
     """The calls of one client, made by whoever has the turn; a leaf says what each of them is.
 
     Args:
@@ -39,14 +38,9 @@ class LogPoller(ABC):
 
     Attributes:
         transactions: commit dead letters with their offsets, where the consumer has transactional ones.
-        scope, reset, unsure, failed: as ``OffsetCalls`` has them.
         outside: partitions whose next offset is out of range, as the client says.
     """
 
-    failed: Errors = ()
-    scope = ""
-    reset = "none"
-    unsure: Set[Any] = frozenset()
     waits_beside_handlers = False
     """Whether a poll may wait while handlers run, since ``wake`` ends it."""
     rebalancing = False
@@ -73,34 +67,6 @@ class LogPoller(ABC):
             seconds: how long to wait for the first of them at most.
             joins: whether the poll may take part in a rebalance.
         """
-
-    @abstractmethod
-    def send_commit(self, offsets: Mapping[Any, Committed], /) -> Any:
-        """Commit offsets by partition, and return once the broker has answered.
-
-        Returns:
-            ``None``, or the name of an error after which the same commit may succeed; others are raised.
-        """
-
-    @abstractmethod
-    def committed(self, places: Collection[Any], /) -> Any:
-        """Return the group's commits by partition, of those that have one."""
-
-    @abstractmethod
-    def places(self, topic: str, /) -> Any:
-        """Return all partitions of a topic that the client knows of."""
-
-    @abstractmethod
-    def position(self, place: Any, /) -> Any:
-        """Return the offset that the client will read next; ``None`` where it has none yet, or does not tell."""
-
-    @abstractmethod
-    def bounds(self, places: Collection[Any], end: bool, /) -> Any:
-        """Return the first offset of each partition, or the one behind its last record that may be read."""
-
-    @abstractmethod
-    def passes(self, error: BaseException, /) -> bool:
-        """Return whether the same call may succeed later."""
 
     def pause(self, places: Set[Any]) -> None:
         """Fetch no more of these partitions."""
@@ -169,8 +135,12 @@ class LogPoller(ABC):
             # Of a partition that is out of range they are read again.
             if place not in self.outside:
                 self._assignment.receive(place, messages)
-        if self.outside:
-            yield from self._going_on()
+        # Where the next record of a partition is out of range it goes on at the earliest that is left.
+        self.outside &= self.held()[0] if self.outside else set()
+        # Others are begun first.
+        if lost := {place for place in self.outside if self._assignment.partition(place) is not None}:
+            require(self.reset != "none", "an offset is out of range, and auto_offset_reset is none")
+            yield from self._going_on(lost)
 
     def beginning(self) -> Flow[None]:
         """Begin the partitions that were just assigned, once their start is committed."""
@@ -187,21 +157,16 @@ class LogPoller(ABC):
             if assignment.epoch == epoch:
                 assignment.begin(starts, places)
 
-    def _going_on(self) -> Flow[None]:
-        """Go on at the earliest record that is left, where the next one is out of range."""
-        self.outside &= self.held()[0]
-        # Others are begun first.
-        places = {place for place in self.outside if self._assignment.partition(place) is not None}
-        require(self.reset != "none" or not places, "an offset is out of range, and auto_offset_reset is none")
+    def _going_on(self, lost: Set[Any]) -> Flow[None]:
+        """Go on with partitions at the earliest record that is left."""
         try:
-            first: Mapping[Any, int] = (yield from call(self.bounds, places, False)) if places else {}
+            first: Mapping[Any, int] = yield from call(self.bounds, lost, False)
         except self.failed as error:
             if not self.passes(error):
                 raise
             return
         for place, offset in first.items():
-            partition = self._assignment.partition(place)
-            if partition is not None:
+            if (partition := self._assignment.partition(place)) is not None:
                 tell_out_of_range(self.scope, place, partition.expected, offset)
                 self._assignment.skipped(partition, offset)
         self.outside.difference_update(first)

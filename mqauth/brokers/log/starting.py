@@ -31,10 +31,10 @@ class OffsetCalls(Protocol):
         failed: what the calls raise where the broker does not answer, or refuses.
     """
 
-    scope: str
-    reset: str
-    unsure: Set[Any]
-    failed: Errors
+    scope: str = ""
+    reset: str = "none"
+    unsure: Set[Any] = frozenset()
+    failed: Errors = ()
 
     def committed(self, places: Collection[Any], /) -> Any:
         """Return the group's commits by partition, of those that have one."""

@@ -11,13 +11,17 @@ from typing import Any
 from pika.adapters.blocking_connection import BlockingChannel
 
 from mqauth.brokers.judge import Judgement
-from mqauth.brokers.pika.confirmed import AuditQueue, DeadLetters, UnroutableError
+from mqauth.brokers.pika.confirmed import (
+    AuditQueue,
+    DeadLetters,
+    UnroutableError,
+    declare_dead_letters,
+    declare_source,
+)
 from mqauth.brokers.pika.consumer import Consumer
-from mqauth.brokers.pika.interceptor import echoed
 from mqauth.brokers.pika.link import LOST, drive, link_of
 from mqauth.brokers.pika.producer import Producer
-from mqauth.brokers.pika.queue import Delivered, Deliveries
-from mqauth.brokers.pika.topology import declare_dead_letters, declare_source
+from mqauth.brokers.pika.queue import Delivered, Deliveries, echoed
 from mqauth.brokers.pika.translate import from_native, to_message
 from mqauth.brokers.queue.interceptor import is_proved, prove
 from mqauth.delivery.health import QueueHealth as Health

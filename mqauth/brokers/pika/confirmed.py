@@ -1,6 +1,8 @@
 """Publishes that are confirmed by the broker, and what is published so: dead letters and audit records.
 
 Dead letters are published by us, since ``basic.reject`` cannot carry a reason.
+
+The recommended queues, declared by pika: see ``brokers.amqp_topology``.
 """
 
 from __future__ import annotations
@@ -12,21 +14,22 @@ from typing import Any, Final
 
 import pika
 from pika import BasicProperties, BlockingConnection
+from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker, NackError
 
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers.amqp_messages import may_be_too_large, new_message_id
-from mqauth.brokers.amqp_topology import exists
-from mqauth.brokers.dead_letters import LOOK, in_time
-from mqauth.brokers.pika.link import LOST, Line, here, link_of
-from mqauth.brokers.pika.topology import declare_dead_letters, refusal
-from mqauth.brokers.pika.translate import PERSISTENT, carries, check_properties, to_properties
-from mqauth.brokers.queue.confirmed import (
+from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, LETTERS, UNPARSEABLE, exists, source_arguments
+from mqauth.brokers.dead_letters import (
     DEFAULT_MAX_BODY,
+    LOOK,
     RECORD_PROPERTIES,
     burying,
     check_queue,
+    in_time,
 )
+from mqauth.brokers.pika.link import LOST, Line, Link, here, link_of
+from mqauth.brokers.pika.translate import PERSISTENT, carries, check_properties, to_properties
 from mqauth.errors import Cause, MqauthError, Unavailable
 from mqauth.flow import arun
 from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize
@@ -280,3 +283,50 @@ class AuditQueue(_Sink):
         properties = BasicProperties(delivery_mode=PERSISTENT, message_id=new_message_id(), **RECORD_PROPERTIES)
         async with in_time(self._timeout, self.cause, LOST):
             await self._send(strictjson.dumps(record.as_dict()), properties)
+
+
+def declare_source(channel: BlockingChannel, name: str, *, delivery_limit: int = DEFAULT_DELIVERY_LIMIT) -> None:
+    """Declare a quorum queue to consume from, and ``<name>.unparseable`` for what no client can decode.
+
+    Messages found there with the reason ``delivery_limit`` may be healthy neighbours of a poison message.
+
+    Args:
+        channel: connected.
+        name: the queue; bind it yourself.
+        delivery_limit: deliveries after which RabbitMQ moves a message to the unparseable ones.
+
+    Raises:
+        pika.exceptions.ChannelClosedByBroker: it exists with other arguments.
+    """
+    declare_dead_letters(channel, name + UNPARSEABLE)
+    _declare(channel, name, source_arguments(name, delivery_limit))
+
+
+def declare_dead_letters(channel: BlockingChannel, name: str) -> None:
+    """Declare a quorum queue that keeps its messages: no delivery limit, no TTL, refusing when full.
+
+    Raises:
+        pika.exceptions.ChannelClosedByBroker: it exists with other arguments.
+    """
+    _declare(channel, name, dict(LETTERS))
+
+
+async def refusal(link: Link, name: str, **wanted: Any) -> str:
+    """Return the broker's answer to a declaration, made on a channel of its own; empty where it agrees.
+
+    Args:
+        link: the connection.
+        name: the queue.
+        wanted: its properties.
+    """
+    try:
+        line = await link.channel()
+        await line.ask(line.native.queue_declare, name, durable=True, **wanted)
+        line.native.close()
+    except LOST as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _declare(channel: BlockingChannel, name: str, arguments: dict[str, Any]) -> None:
+    channel.queue_declare(name, durable=True, arguments=arguments)

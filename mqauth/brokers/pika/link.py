@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 from pika import BlockingConnection, spec
 from pika.exceptions import AMQPConnectionError, AMQPError
 
-from mqauth.brokers.queue.channel import RoundTrip
+from mqauth.brokers.queue.client import RoundTrip
 from mqauth.errors import ConfigurationError
 
 R = TypeVar("R")

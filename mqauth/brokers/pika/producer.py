@@ -17,10 +17,10 @@ from pika.exceptions import AMQPConnectionError, ChannelWrongStateError
 
 from mqauth.brokers.amqp_messages import mandatory_reply, new_message_id
 from mqauth.brokers.amqp_values import headers_out
+from mqauth.brokers.dead_letters import responder_of
 from mqauth.brokers.pika.confirmed import DeadLetters, Publisher
 from mqauth.brokers.pika.link import Link, drive, tell
 from mqauth.brokers.pika.translate import to_message
-from mqauth.brokers.queue import confirmed
 from mqauth.brokers.sealing import OpenCalls, Pace, Sealing, SingleSealing
 from mqauth.errors import MqauthError, RetryLater, Unavailable
 from mqauth.judging.verified import Responder, Verified
@@ -212,7 +212,7 @@ def as_responder(replies: Signer | Producer | None, dead_letters: DeadLetterSink
         ConfigurationError: a signer is given, and no connection to publish through.
     """
     make = partial(Producer, dead_letters.link, "") if isinstance(dead_letters, DeadLetters) else None
-    return confirmed.as_responder(replies, Producer, make, _reply)
+    return responder_of(replies, Producer, make, _reply)
 
 
 def _reply(producer: Producer, verified: Verified, body: bytes) -> Any:

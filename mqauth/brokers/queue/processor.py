@@ -12,8 +12,7 @@ import tenacity
 
 from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.event_loop import Sleep, Timer, call_later, first_of, was_cancelled
-from mqauth.brokers.queue.channel import Acks
-from mqauth.brokers.queue.client import DeliveryClient
+from mqauth.brokers.queue.client import Acks, DeliveryClient
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, HeldDelivery, Hold, HoldCapacity, is_deferred
 from mqauth.delivery.queue_work import INTERRUPTED, QueueLeases, QueueWork
 from mqauth.delivery.slot import Slot

@@ -19,13 +19,11 @@ from aiormq.abc import DeliveredMessage
 
 from mqauth.brokers.options import DeliveryOptions
 from mqauth.brokers.queue.processor import Processor, fence
-from mqauth.brokers.rabbitmq.confirmed import AuditQueue, DeadLetters
+from mqauth.brokers.rabbitmq.channel import proved
+from mqauth.brokers.rabbitmq.confirmed import AuditQueue, DeadLetters, declare_dead_letters, declare_source
 from mqauth.brokers.rabbitmq.consumer import Consumer
-from mqauth.brokers.rabbitmq.incoming import as_incoming
-from mqauth.brokers.rabbitmq.interceptor import proved
 from mqauth.brokers.rabbitmq.producer import Producer, UnroutableError, as_responder
-from mqauth.brokers.rabbitmq.queue import Deliveries
-from mqauth.brokers.rabbitmq.topology import declare_dead_letters, declare_source
+from mqauth.brokers.rabbitmq.queue import Deliveries, as_incoming
 from mqauth.brokers.rabbitmq.translate import from_native, to_message
 from mqauth.delivery.health import QueueHealth as Health
 from mqauth.delivery.slot import Slot

@@ -8,23 +8,30 @@ A connection that the broker has blocked by an alarm may be lost before it is un
 who wait for that only when the broker says that it is unblocked, and a lost one never hears of it: a publish
 hangs, and aio-pika, which waits while it holds the channel's lock, never opens that channel again. So ``watch``
 wakes them when the connection is lost.
+
+aio-pika's calls for the question whether RabbitMQ overwrites append times (``brokers.queue.interceptor``).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakSet
 
 from aio_pika import exceptions
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractRobustChannel
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractRobustChannel, AbstractRobustConnection
+from aio_pika.exceptions import AMQPChannelError
+from aiormq.abc import AbstractConnection, DeliveredMessage
+from pamqp.commands import Basic
 
 from mqauth.brokers.event_loop import was_cancelled
-from mqauth.errors import MqauthError
+from mqauth.brokers.queue.interceptor import UnansweredError, prove, refused
+from mqauth.errors import MqauthError, StaleDelivery, require
+from mqauth.judging.token import Times
 from mqauth.logs import emit
 
 LOST: Final = (exceptions.AMQPError, exceptions.ChannelInvalidStateError, OSError)
@@ -214,3 +221,69 @@ async def _is_open(channel: AbstractRobustChannel) -> bool:
 def _transport(channel: object) -> Any:
     """Return aiormq's connection of a channel, ``None`` while there is none."""
     return getattr(getattr(getattr(channel, "_connection", None), "transport", None), "connection", None)
+
+
+_CLOSES: Final = 1.0
+"""Seconds in which a channel is to be closed; a blocked connection answers nothing."""
+
+
+async def proved(times: Times, source: AbstractIncomingMessage | AbstractRobustConnection) -> None:
+    """Return once a broker has proved that it overwrites append times; it is asked until it answers.
+
+    For whoever takes deliveries from a consumer that is not ours.
+
+    Args:
+        times: of the verifier.
+        source: a delivery, or a connection that comes back by itself.
+
+    Raises:
+        ConfigurationError: the broker leaves a sender's stamp as it is, or refuses the question.
+        StaleDelivery: the delivery's channel ended: the broker delivers it again.
+    """
+    while times.append_evidence is not None:
+        # aiormq's connection as it is now
+        if isinstance(source, AbstractRobustConnection):
+            await source.ready()
+            connection = require(source.transport, "the connection is closed").connection
+        elif is_stale(source):
+            raise StaleDelivery("its channel ended before its append time was proved")
+        else:
+            connection = source.channel.connection
+        try:
+            return await prove(times, connection, echoed)
+        except UnansweredError as error:
+            emit("client.append_unproved", "append times are not proved yet: %s", error)
+        await asyncio.sleep(RETRY)
+
+
+async def echoed(connection: AbstractConnection, headers: dict[str, Any], body: bytes) -> Mapping[str, Any]:
+    """Send a message to an exclusive queue on aiormq's connection, and return the headers it comes back with.
+
+    Raises:
+        ConfigurationError: the broker refuses.
+        UnansweredError: the connection was lost.
+    """
+    answer: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+
+    async def take(message: DeliveredMessage) -> None:
+        # whoever knows the queue's name may send to it, too
+        if message.body == body and not answer.done():
+            answer.set_result(message.header.properties.headers or {})
+
+    try:
+        with closing_is_an_error():
+            # confirms: a publish that is refused closes the channel, and its confirm raises why
+            asking = await connection.channel()
+            try:
+                name = (await asking.queue_declare(exclusive=True, auto_delete=True)).queue or ""
+                await asking.basic_consume(name, take, no_ack=True)
+                await asking.basic_publish(body, routing_key=name, properties=Basic.Properties(headers=headers))
+                return await answer
+            finally:
+                # the queue goes with its consumer; where its close is cancelled, aiormq 7.2 sends a second one
+                with suppress(TimeoutError, *LOST):
+                    await asyncio.wait_for(asyncio.shield(asking.close()), _CLOSES)
+    except AMQPChannelError as error:
+        raise refused(error) from error
+    except LOST as error:
+        raise UnansweredError(f"the broker was not asked: {error or type(error).__name__}") from error

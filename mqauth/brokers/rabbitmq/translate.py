@@ -20,7 +20,6 @@ from pamqp import commands
 
 from mqauth.brokers import amqp_messages, amqp_values
 from mqauth.brokers.amqp_messages import MAX_HEADER_FRAME, SHORT_STRINGS, Number, check_frame
-from mqauth.brokers.rabbitmq.incoming import Unreadable
 from mqauth.errors import MalformedMessage
 from mqauth.wire.message import HeaderPair, HeaderValue, Message
 
@@ -91,12 +90,20 @@ def from_native(incoming: AbstractIncomingMessage, *, queue: str, scope: str | N
         The message; its ``malformed`` names the first thing that could not be represented.
     """
     try:
+        # What aio-pika cannot hold: see ``queue.Unreadable``.
+        fault = getattr(incoming, "fault", None)
         return amqp_messages.delivered(
-            incoming, _NUMBERS, incoming.body,
-            exchange=incoming.exchange, routing_key=incoming.routing_key, redelivered=bool(incoming.redelivered),
-            queue=queue, scope=scope or queue, native=incoming,
-            faults=[incoming.fault] if isinstance(incoming, Unreadable) else [],
-        )  # fmt: skip
+            incoming,
+            _NUMBERS,
+            incoming.body,
+            exchange=incoming.exchange,
+            routing_key=incoming.routing_key,
+            redelivered=bool(incoming.redelivered),
+            queue=queue,
+            scope=scope or queue,
+            native=incoming,
+            faults=[] if fault is None else [fault],
+        )
     except Exception as error:
         return amqp_messages.unreadable(error, incoming, queue=queue, scope=scope or queue)
 
