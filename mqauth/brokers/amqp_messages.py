@@ -31,7 +31,6 @@ MAX_HEADER_FRAME: Final = 131_064
 _REST: Final = 12
 """Bytes of a header frame before its properties: class, weight and body size."""
 DIRECT_REPLY: Final = "amq.rabbitmq.reply-to."
-_ID_BYTES: Final = 16
 _OVER_SIZE: Final = re.compile(r"message size \d+ (?:is )?larger than (?:configured )?max size (\d+)")
 """RabbitMQ's text for a body over its ``max_message_size``."""
 Number: TypeAlias = tuple[str, str, Callable[[object], int | None]]
@@ -73,9 +72,25 @@ def delivered(
     appended = append_time(found.headers) if headers else None
     if not isinstance(body, bytes | bytearray):
         faults.append("the body is no bytes")
-    place, properties = destination.rabbitmq(exchange, routing_key), _properties_in(found, numbers, faults)
+    # Those properties that are present, as text, by AMQP's hyphenated names.
+    properties: dict[str, str] = {}
+    for name, attribute in SHORT_STRINGS.items():
+        value = getattr(found, attribute, None)
+        if isinstance(value, str):
+            if value:
+                properties[name] = value
+        elif value:
+            faults.append(f"property {name} is no text")
+    for name, attribute, read in numbers:
+        value = getattr(found, attribute, None)
+        if value and (number := read(value)):
+            properties[name] = str(number)
+    cluster = getattr(found, "cluster_id", None)
+    if cluster and isinstance(cluster, str):
+        properties["cluster-id"] = cluster
     origin = _ORIGINS[scope, queue, exchange, routing_key, redelivered, appended]
     malformed = faults[0] if faults else None
+    place = destination.rabbitmq(exchange, routing_key)
     return message_of(place, _bytes_or_empty(body), None, properties, headers, origin, native, malformed)
 
 
@@ -152,7 +167,7 @@ def failures(headers: Mapping[str, Any], *, redelivered: bool) -> int:
 
 def new_message_id() -> str:
     """Return a unique message id: some clients would add one after signing, or match returned messages by it."""
-    return os.urandom(_ID_BYTES).hex()
+    return os.urandom(16).hex()
 
 
 def published(
@@ -251,27 +266,6 @@ def _origin(said: tuple[str, str, str, str, bool, int | None]) -> Origin:
 
 _ORIGINS: Final = Memo(_origin)
 """Most deliveries of a queue share their origin, which takes longer to make than the rest of their message."""
-
-
-def _properties_in(found: object, numbers: Iterable[Number], faults: list[str]) -> dict[str, str]:
-    """Return the properties that are present as text, by AMQP's hyphenated names."""
-    properties: dict[str, str] = {}
-    for name, attribute in SHORT_STRINGS.items():
-        value = getattr(found, attribute, None)
-        if not value:
-            continue
-        if isinstance(value, str):
-            properties[name] = value
-        else:
-            faults.append(f"property {name} is no text")
-    for name, attribute, read in numbers:
-        value = getattr(found, attribute, None)
-        if value and (number := read(value)):
-            properties[name] = str(number)
-    cluster = getattr(found, "cluster_id", None)
-    if cluster and isinstance(cluster, str):
-        properties["cluster-id"] = cluster
-    return properties
 
 
 def _broker_name(name: object) -> str:

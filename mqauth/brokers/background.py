@@ -64,7 +64,15 @@ class BackgroundRun:
 
     def __enter__(self) -> Self:
         """Run in a background thread."""
-        self._background = threading.Thread(target=self._run_in_background, name="mqauth-consumer", daemon=True)
+
+        def run() -> None:
+            try:
+                self.run()
+            except BaseException as error:
+                emit("consumer.ended", "the consumer stopped: %s", type(error).__name__)
+                self._error = error
+
+        self._background = threading.Thread(target=run, name="mqauth-consumer", daemon=True)
         self._background.start()
         return self
 
@@ -77,10 +85,3 @@ class BackgroundRun:
             self._background.join()
         if self._error is not None and kind is None:
             raise self._error
-
-    def _run_in_background(self) -> None:
-        try:
-            self.run()
-        except BaseException as error:
-            emit("consumer.ended", "the consumer stopped: %s", type(error).__name__)
-            self._error = error

@@ -132,16 +132,12 @@ async def signed(signer: Signer, sign: Callable[..., R], *arguments: Any) -> R:
     if not signer.blocking:
         return sign(*arguments)
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_thread_of(loop, signer), partial(sign, *arguments))
-
-
-def _thread_of(loop: asyncio.AbstractEventLoop, signer: Signer) -> DaemonThread:
-    """Return the thread of an event loop for one signer; it ends with the signer."""
     threads = _SIGNING.setdefault(loop, WeakKeyDictionary())
     if signer not in threads:
+        # It ends with the signer.
         threads[signer] = DaemonThread("mqauth-signing")
         finalize(signer, threads[signer].shutdown)
-    return threads[signer]
+    return await loop.run_in_executor(threads[signer], partial(sign, *arguments))
 
 
 # by loop, since a ``DaemonThread`` serves one caller; a child after a fork has a loop of its own
@@ -174,11 +170,8 @@ class LoopBeat:
         if asked is not None:
             return self._clock.monotonic() - asked
         self._asked = self._clock.monotonic()
-        loop.call_soon_threadsafe(self._answer)
+        loop.call_soon_threadsafe(setattr, self, "_asked", None)
         return 0.0
-
-    def _answer(self) -> None:
-        self._asked = None
 
 
 class Leaving:
@@ -266,15 +259,12 @@ class DeliveryTasks:
         """Wait for all tasks, at most so many seconds; return whether none runs any more."""
         try:
             async with asyncio.timeout(seconds):
-                await self._idle()
+                while running := self._running - self._asking:
+                    self._asked.clear()
+                    await first_of(asyncio.wait(running), self._asked.wait())
         except TimeoutError:
             return False
         return True
-
-    async def _idle(self) -> None:
-        while running := self._running - self._asking:
-            self._asked.clear()
-            await first_of(asyncio.wait(running), self._asked.wait())
 
 
 @contextmanager

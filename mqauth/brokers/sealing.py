@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
-from typing import Final, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from mqauth.brokers.event_loop import Timer, call_later, signed
 from mqauth.clock import SYSTEM_CLOCK, Clock
@@ -22,8 +22,6 @@ from mqauth.wire.batch import DEFAULT_LINGER, check_batching
 from mqauth.wire.message import Message
 
 R = TypeVar("R")
-_WEIGHT: Final = 0.1
-"""Weight of the latest confirm in the measured latency."""
 
 
 class Pace:
@@ -51,7 +49,8 @@ class Pace:
     def confirmed(self, seconds: float) -> None:
         """Count a confirm that took so many seconds from its seal."""
         self.unconfirmed -= 1
-        weight = _WEIGHT if self.latency else 1.0
+        # Weight of the latest confirm in the measured latency.
+        weight = 0.1 if self.latency else 1.0
         self.latency += weight * (seconds - self.latency)
 
     def lost(self) -> None:

@@ -28,7 +28,6 @@ MAX_HELD: Final = 1000
 MAX_BYTES: Final = 16 * 1024 * 1024
 HELD_PER_PREFETCH: Final = 10
 """Default number of deliveries held beside the window, for each delivery of the prefetch."""
-_OF_TIMEOUT: Final = 0.9
 _Entry: TypeAlias = tuple[str, Cause | None, str | None, int]
 """One held delivery in the counts: its consumer tag, why it waits and for which party, the bytes of its body."""
 # Looking up an enum's member is slow in Python 3.11.
@@ -220,7 +219,7 @@ class Hold:
         self._clock = clock
         self.capacity = capacity
         self._seconds = seconds
-        self._oldest = _OF_TIMEOUT * consumer_timeout
+        self._oldest = 0.9 * consumer_timeout
         self._held: dict[int, HeldDelivery] = {}
         self.suspended = self.stopping = False
 

@@ -22,8 +22,6 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 """Most bytes of deliveries that were given back, about."""
 OVERHEAD: Final = 2048
 """Bytes of a delivery beside its message, about."""
-OF_NUMBER: Final = 32
-"""Bytes of a number, a time, or the like."""
 _UNHANDLED: Final = 2
 Fence = Callable[[Delivery], Any]
 
@@ -204,7 +202,8 @@ def _length(value: object) -> int:
         return sum(_length(part) for pair in value.items() for part in pair)
     if isinstance(value, tuple):
         return sum(map(_length, value))
-    return len(value) if isinstance(value, str | bytes) else OF_NUMBER
+    # Bytes of a number, a time, or the like.
+    return len(value) if isinstance(value, str | bytes) else 32
 
 
 def _order(delivery: Delivery) -> int:

@@ -29,8 +29,6 @@ SOON: Final = 14
 """Days before the end from which on it is said each day."""
 PENDING: Final = 1000
 """Records that wait for the next minute at most."""
-UNWRITTEN: Final = 120
-"""Records of starts and minutes that are kept while audit is out of reach, at most."""
 DAY: Final = 86_400.0
 HOUR: Final = 3600.0
 
@@ -68,7 +66,8 @@ class Observing:
         self._scope_of = scope_of
         self._sees = hasattr(audit, "see")
         self._pending: deque[tuple[bool, AuditRecord]] = deque()
-        self._unwritten: deque[AuditRecord] = deque(maxlen=UNWRITTEN)
+        # Records of starts and minutes that are kept while audit is out of reach, at most.
+        self._unwritten: deque[AuditRecord] = deque(maxlen=120)
         self._told: dict[tuple[str, str], float] = {}
         self._scope = "default"
         self._due = float("-inf")

@@ -133,8 +133,6 @@ class AuditTopic(TopicAudit):
 
 
 R = TypeVar("R")
-CLOSE: Final = 1.0
-"""Most seconds in which a producer may end in order."""
 
 
 class TransactionalDeadLetters(TransactionalLetters):
@@ -278,7 +276,8 @@ async def _outcome(sent: asyncio.Future[Any]) -> Any:
 
 async def _stop(client: Any) -> None:
     with suppress(Exception):
-        async with asyncio.timeout(CLOSE):
+        # Most seconds in which a producer may end in order.
+        async with asyncio.timeout(1.0):
             return await client.stop()  # type: ignore[no-any-return]
     # It waits for records that cannot be sent: what it leaves behind is ended one by one.
     with suppress(Exception):

@@ -20,8 +20,6 @@ from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16,
 
 _FORMER: Final = frozenset((22, 25, 82))
 """Codes of a commit by somebody who is no member any more."""
-_UNSTABLE: Final = 88
-"""The code of an offset of which a transaction is still open."""
 _TEXT: Final = CompactString("utf-8")
 _TAGS: Final = ("tags", TaggedFields)
 
@@ -207,12 +205,13 @@ async def _send(theirs: Any, request: Any) -> Any:
     topics: list[Any] = [(topic, list(partitions), {}) for topic, partitions in request._partitions or ()]
     response = await theirs(_Ready(OffsetFetchStruct(request._consumer_group, topics, True, {})))
     again = GroupLoadInProgressError.errno
+    # The code of an offset of which a transaction is still open.
     return SimpleNamespace(
         topics=[
             (
                 topic,
                 [
-                    (number, offset, metadata, again if code == _UNSTABLE else code)
+                    (number, offset, metadata, again if code == 88 else code)
                     for number, offset, _epoch, metadata, code, _tags in partitions
                 ],
             )

@@ -103,7 +103,10 @@ class Producer(RecordProducer):
         rest = {"partition": partition, "timestamp_ms": timestamp_ms}
         if self._sealing is not None:
             self._refuse_unbegun()
-            await self._learn(topic)
+            # The metadata of a topic that is new are waited for here: in a batch others would wait for them too.
+            if topic not in self._known:
+                await self.client.partitions_for(topic)
+                self._known.add(topic)
             return await self._sealing.add(self._signer.prepare(message), topic, rest)  # type: ignore[no-any-return]
         sealed = await signed(self._signer, self._signer.sign, message)
         return await self.client.send(  # type: ignore[no-any-return]
@@ -177,12 +180,6 @@ class Producer(RecordProducer):
         error = aiokafka_client.fatal_error(self.client)
         if error is not None:
             raise ProducerFatalError.after(type(error).__name__)
-
-    async def _learn(self, topic: str) -> None:
-        """Wait for the metadata of a topic that is new: in a batch others would wait for it too."""
-        if topic not in self._known:
-            await self.client.partitions_for(topic)
-            self._known.add(topic)
 
     async def _seal_all(self) -> None:
         if self._sealing is not None:

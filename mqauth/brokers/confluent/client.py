@@ -50,7 +50,6 @@ COMES_AGAIN: Final = frozenset(
 """Codes of errors after which the same call may succeed; ``KafkaError.retriable`` knows transactions only."""
 REBALANCING: Final = frozenset(("ILLEGAL_GENERATION", "REBALANCE_IN_PROGRESS"))
 """Names of errors of a commit that is refused while a rebalance goes on, or after one that we were not told of."""
-_ALL: Final = (-1, "-1", "all")
 
 
 class Membership(NamedTuple):
@@ -108,7 +107,7 @@ def check_producer(client: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def waits_for_all(config: Mapping[str, Any]) -> bool:
     """Return whether all replicas in sync acknowledge a producer's records, as they do by default."""
-    return all(config.get(name, "all") in _ALL for name in ("acks", "request.required.acks"))
+    return all(config.get(name, "all") in (-1, "-1", "all") for name in ("acks", "request.required.acks"))
 
 
 def is_idempotent(config: Mapping[str, Any]) -> bool:
@@ -166,8 +165,6 @@ def has_topic(client: Any, topic: str) -> bool:
 CLUSTER_TIMEOUT: Final = 5.0
 """Most seconds to wait for the cluster's id, which comes with the first metadata."""
 _UNREADABLE: Final = frozenset((KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG))
-_NO_HEADERS: Final = (None,)
-"""Stands for headers that cannot be read: it makes the message malformed, and keeps its body."""
 
 # A call in Python code, ``record.headers()``, notices the error only while the interpreter has not specialised it:
 # from the ninth or so call on, CPython 3.11 looks at the result alone. A call from C is always checked for both.
@@ -205,7 +202,8 @@ def translated(record: Any, place: RecordPlace) -> Message:
             headers = _CALL_HEADERS(record)
         except Exception:
             record.set_headers([])
-            headers = _NO_HEADERS
+            # Stands for headers that cannot be read: it makes the message malformed, and keeps its body.
+            headers = (None,)
         return place.message(
             record.offset(),
             stamp,

@@ -169,8 +169,6 @@ class AuditTopic(TopicAudit):
 
 
 _FENCED: Final = frozenset((KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH))
-_LONGEST_MS: Final = 60_000
-"""librdkafka's default of ``transaction.timeout.ms``."""
 
 
 class TransactionalDeadLetters(TransactionalLetters):
@@ -209,7 +207,8 @@ class TransactionalDeadLetters(TransactionalLetters):
     ) -> None:
         self._config = config
         super().__init__(make_client, topic, timeout)
-        self.longest = float(config.get("transaction.timeout.ms", _LONGEST_MS)) / 1000
+        # librdkafka's default of ``transaction.timeout.ms``.
+        self.longest = float(config.get("transaction.timeout.ms", 60_000)) / 1000
 
     def checked(self, client: Any) -> Any:
         """Return a new client, whose settings are as they must be.

@@ -37,8 +37,6 @@ from mqauth.wire.message import Message
 LOOK: Final = 1.0
 """Seconds after which partitions that bring nothing are looked at: the client may stand at their end, past records
 that it left out."""
-REBALANCE: Final = 5.0
-"""Most seconds for which the last commit waits for the end of a rebalance."""
 
 
 class Poller(PausingCalls):
@@ -121,7 +119,8 @@ class Poller(PausingCalls):
             last: whether this is the last commit.
         """
         super().commit(last=last)
-        until = time.monotonic() + REBALANCE
+        # Most seconds for which the last commit waits for the end of a rebalance.
+        until = time.monotonic() + 5.0
         while last and self._refused and time.monotonic() < until:
             # Callbacks are called in here; a record that is read meanwhile is to be read again.
             for record in self._client.consume(1, IDLE):

@@ -188,22 +188,17 @@ class Logs:
         # An id that was known once is kept until the metadata name another one. A topic that is being deleted, or
         # may not be seen for a moment, comes without its id; the records at hand must not change their place.
         before = self._known.get(topic, NO_LOG)
-        found = Log(self._cluster() or before.cluster, self._topic_id(topic) or before.topic_id)
+        cluster = getattr(self._metadata, "cluster_id", None)
+        ask = getattr(self._metadata, "topic_id", None)
+        uuid, topic_id = None if ask is None else ask(topic), None
+        if isinstance(uuid, UUID) and uuid.int:
+            # Kafka's own spelling: base64url without padding, 22 characters.
+            topic_id = base64.urlsafe_b64encode(uuid.bytes).rstrip(b"=").decode("ascii")
+        known = cluster if isinstance(cluster, str) and cluster else None
+        found = Log(known or before.cluster, topic_id or before.topic_id)
         if found != before:
             self._known[topic] = found
         return found
-
-    def _cluster(self) -> str | None:
-        found = getattr(self._metadata, "cluster_id", None)
-        return found if isinstance(found, str) and found else None
-
-    def _topic_id(self, topic: str) -> str | None:
-        """Return the id of a topic in Kafka's own spelling: base64url without padding, 22 characters."""
-        ask = getattr(self._metadata, "topic_id", None)
-        found = None if ask is None else ask(topic)
-        if not isinstance(found, UUID) or not found.int:
-            return None
-        return base64.urlsafe_b64encode(found.bytes).rstrip(b"=").decode("ascii")
 
 
 def judge(guard: Pipeline, record: Any, *, scope: str, log: Log = NO_LOG) -> Judgement:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final, TypeAlias
 
 from kafka import KafkaProducer
@@ -23,7 +22,6 @@ from mqauth.errors import Unavailable
 from mqauth.judging.verified import Verified
 from mqauth.signer import Signer
 from mqauth.wire.batch import DEFAULT_LINGER
-from mqauth.wire.message import Message
 
 
 class Producer(LogProducer):
@@ -101,11 +99,34 @@ class Producer(LogProducer):
         message = self._message(topic, value, key, headers)
         self.check_alive()
         sealing = self._sealing
-        if sealing is None or not self._joins(sealing, topic):
-            return self._send_alone(topic, message, partition, timestamp_ms)  # type: ignore[no-any-return]
-        prepared = self._signer.prepare(message)
+        if sealing is not None:
+            self._refuse_unbegun()
+            if sealing.knows(topic):
+                prepared = self._signer.prepare(message)
+                self._room.enter(self._patience)
+                return sealing.add(prepared, topic, partition, timestamp_ms)  # type: ignore[no-any-return]
+            # The first record to a topic waits for its metadata alone. The topic may have been known before: what
+            # waits for it goes first, so that the order is kept.
+            sealing.flush(self._patience)
+        # A token of its own.
         self._room.enter(self._patience)
-        return sealing.add(prepared, topic, partition, timestamp_ms)  # type: ignore[no-any-return]
+        try:
+            signed = self._signer.sign(message)
+            future = self.client.send(
+                topic,
+                value=signed.body,
+                key=signed.key,
+                headers=native_headers(signed.headers),
+                partition=partition,
+                timestamp_ms=timestamp_ms,
+            )
+        except BaseException:
+            self._room.leave()
+            raise
+        future.add_both(self._room.leave)
+        if sealing is not None and not future.failed():
+            sealing.learn(topic)
+        return future  # type: ignore[no-any-return]
 
     def flush(self, timeout: float | None = None) -> None:
         """Seal and send what waits, and wait until every record is acknowledged or has failed.
@@ -137,32 +158,6 @@ class Producer(LogProducer):
         if manager is not None and manager.has_fatal_error():
             raise ProducerFatalError.after(type(manager.last_error).__name__)
 
-    def _send_alone(self, topic: str, message: Message, partition: int | None, timestamp_ms: int | None) -> Any:
-        """Send a record with a token of its own."""
-        self._room.enter(self._patience)
-        try:
-            signed = self._signer.sign(message)
-            future = self.client.send(
-                topic, value=signed.body, key=signed.key, headers=native_headers(signed.headers),
-                partition=partition, timestamp_ms=timestamp_ms,
-            )  # fmt: skip
-        except BaseException:
-            self._room.leave()
-            raise
-        future.add_both(self._room.leave)
-        if self._sealing is not None and not future.failed():
-            self._sealing.learn(topic)
-        return future
-
-    def _joins(self, sealing: Sealing, topic: str) -> bool:
-        """Return whether a record joins a batch; the first to a topic does not, and waits for metadata alone."""
-        self._refuse_unbegun()
-        if sealing.knows(topic):
-            return True
-        # The topic may have been known before: what waits for it goes first, so that the order is kept.
-        sealing.flush(self._patience)
-        return False
-
 
 _OUT_OF_REACH: Final = (RetriableError, ProducerFatalError, Unavailable)
 """Errors of a send while broker or signing key cannot be reached, or after the client has failed for good."""
@@ -193,21 +188,22 @@ class Replies(TopicReplies):
         """
         request = verified.issuer, verified.subject, verified.jti, verified.index
         began = time.monotonic()
+
+        def note(error: KafkaError) -> None:
+            # Remember which request's answer made the client fail for good: its next attempt fails.
+            try:
+                self._producer.check_alive()
+            except ProducerFatalError:
+                self._refused[request] = error
+
         try:
-            return Answer(self._producer.send(topic, value=body, headers=headers), partial(self._note, request))
+            return Answer(self._producer.send(topic, value=body, headers=headers), note)
         except _OUT_OF_REACH as error:
             if request in self._refused:
                 raise self._refused[request] from error
             if isinstance(error, RetriableError) and is_no_topic(self._producer.client, topic, began):
                 raise
             raise later(type(error).__name__) from error
-
-    def _note(self, request: _Request, error: KafkaError) -> None:
-        """Remember which request's answer made the client fail for good: its next attempt fails."""
-        try:
-            self._producer.check_alive()
-        except ProducerFatalError:
-            self._refused[request] = error
 
 
 class Answer:

@@ -14,7 +14,6 @@ from kafka.protocol.consumer.offsets import OffsetResetStrategy
 
 from mqauth.logs import emit
 
-JOIN_MS: Final = 1000
 _WOKEN: Final = "_mqauth_woken"
 
 
@@ -140,7 +139,7 @@ def _join(client: Any) -> None:
     if coordinator.rejoining and not coordinator.rejoin_needed:
         coordinator.request_rejoin()
     if coordinator.need_rejoin():
-        coordinator.poll(timeout_ms=JOIN_MS)
+        coordinator.poll(timeout_ms=1000)
 
 
 def _unpark(client: Any) -> None:

@@ -32,7 +32,6 @@ BREATH: Final = 0.02
 """Seconds after which a partition whose handlers never wait lets the other tasks of the event loop run."""
 LOOK: Final = 1.0
 """Seconds between two looks whether the client still answers."""
-_NOT_BY_US: Final = "a call of the client or a handler was cancelled, not by us: was the client stopped first?"
 
 
 class AsyncLogConsumer(LogEngine):
@@ -205,7 +204,11 @@ class AsyncLogConsumer(LogEngine):
     def _cancelled(self) -> bool:
         """End the consumer by an error where not we cancelled this task, but somebody what it waited for."""
         if not was_cancelled():
-            self.fail(RuntimeError(_NOT_BY_US))
+            self.fail(
+                RuntimeError(
+                    "a call of the client or a handler was cancelled, not by us: was the client stopped first?"
+                )
+            )
             return True
         return False
 

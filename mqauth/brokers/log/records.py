@@ -21,7 +21,6 @@ from mqauth.wire.message import (
 )
 
 NativeHeaders = list[tuple[str, bytes]]
-_OCTETS: Final = (bytes, bytearray, memoryview)
 
 
 class Log(NamedTuple):
@@ -150,7 +149,7 @@ def octets(name: str, value: object) -> bytes | None:
     """
     if value is None or type(value) is bytes:
         return value
-    if isinstance(value, _OCTETS):
+    if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     raise MalformedMessage(f"the {name} must be bytes or None: serialize it first, or give value_serializer=")
 

@@ -36,7 +36,6 @@ from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.message import Message
 
-_PRECONDITION_FAILED: Final = 406
 _REFUSED: Final = (ValueError, OverflowError)
 """``TooLargeError``, and what pika raises for what it cannot send."""
 
@@ -140,7 +139,7 @@ class Publisher:
             self._settle(name, confirm, None if acked else NackError([]))
 
     def _on_close(self, reason: Exception) -> None:
-        refused = isinstance(reason, ChannelClosedByBroker) and reason.reply_code == _PRECONDITION_FAILED
+        refused = isinstance(reason, ChannelClosedByBroker) and reason.reply_code == 406
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
         for name, confirm, size in unconfirmed.values():
             ours = refused and may_be_too_large(str(reason), size)

@@ -17,8 +17,6 @@ from mqauth.errors import MalformedMessage
 from mqauth.wire.message import HeaderValue, Message
 
 PERSISTENT: Final = 2
-_FRAME: Final = 8
-"""Bytes of a frame beside its payload."""
 
 
 def from_native(method: Any, properties: Any, body: Any, *, queue: str, scope: str | None = None) -> Message:
@@ -109,7 +107,8 @@ def check_properties(properties: BasicProperties, frame_size: int) -> None:
         encoded: Any = properties.encode()
     except Exception as error:
         raise MalformedMessage(f"pika cannot send the message: {type(error).__name__}") from error
-    check_frame(sum(map(len, encoded)), min(frame_size - _FRAME, MAX_HEADER_FRAME))
+    # Bytes of a frame beside its payload.
+    check_frame(sum(map(len, encoded)), min(frame_size - 8, MAX_HEADER_FRAME))
 
 
 def carries(name: str, value: HeaderValue) -> bool:

@@ -24,8 +24,6 @@ AFTER_CANCEL: Final = 1.0
 
 RabbitMQ 4.0 ends the connection (541) of whoever consumes a quorum queue while it is being deleted.
 """
-_STARTED_WITHIN: Final = 1.0
-"""Seconds that a stop gives a call that begins to consume: a client may close the channel of a cancelled call."""
 
 
 class Subscription(Processor):
@@ -236,7 +234,9 @@ class Subscription(Processor):
         self._interrupted.set()
         # A call that begins to consume has a moment to return.
         if self.window.outage.lasts:
-            await leaving.wait(asyncio.wait((running,), timeout=_STARTED_WITHIN))
+            # Seconds that a stop gives a call that begins to consume: a client may close the channel of a
+            # cancelled call.
+            await leaving.wait(asyncio.wait((running,), timeout=1.0))
         running.cancel()
         await leaving.wait(asyncio.wait((running,)))
 

@@ -38,12 +38,7 @@ LOST: Final = (exceptions.AMQPError, exceptions.ChannelInvalidStateError, OSErro
 """Errors of aio-pika where a channel or connection is gone, or the broker says no."""
 RETRY: Final = 1.0
 """Seconds between two attempts to open one channel."""
-SAY: Final = 30.0
-"""Seconds between two log lines about one channel."""
-_RESTORE: Final = 10.0
 _PATIENCE: Final = 1.0
-_POLL: Final = 0.02
-_UNBLOCKED: Final = "_Connection__connection_unblocked"
 
 
 class ClosedByOwnerError(MqauthError, exceptions.ChannelInvalidStateError):
@@ -141,7 +136,8 @@ class _Tried:
     said: float = float("-inf")
 
     def say(self, now: float, why: object) -> None:
-        if now - self.said >= SAY:
+        # Seconds between two log lines about one channel.
+        if now - self.said >= 30.0:
             self.said = now
             emit("client.channel_failed", "a channel cannot be opened again, tried until it can: %s", why)
 
@@ -162,7 +158,7 @@ async def ready(channel: AbstractChannel) -> None:
     """
     while isinstance(channel, AbstractRobustChannel) and not await _is_open(channel):
         await reopen(channel)
-        await asyncio.sleep(_POLL)
+        await asyncio.sleep(0.02)
     watch(channel)
 
 
@@ -172,7 +168,7 @@ def watch(channel: object) -> None:
     if connection is None or connection in _WATCHED:
         return
     _WATCHED.add(connection)
-    unblocked: asyncio.Event = getattr(connection, _UNBLOCKED)
+    unblocked: asyncio.Event = connection._Connection__connection_unblocked
     connection.closing.add_done_callback(lambda _: unblocked.set())
 
 
@@ -195,7 +191,7 @@ async def reopen(channel: object) -> None:
     if connection is None or connection.is_closed:
         return tried.say(now, "its connection is down")
     try:
-        async with asyncio.timeout(_RESTORE):
+        async with asyncio.timeout(10.0):
             with closing_is_an_error():
                 await channel.restore()
     except LOST as error:
@@ -221,10 +217,6 @@ async def _is_open(channel: AbstractRobustChannel) -> bool:
 def _transport(channel: object) -> Any:
     """Return aiormq's connection of a channel, ``None`` while there is none."""
     return getattr(getattr(getattr(channel, "_connection", None), "transport", None), "connection", None)
-
-
-_CLOSES: Final = 1.0
-"""Seconds in which a channel is to be closed; a blocked connection answers nothing."""
 
 
 async def proved(times: Times, source: AbstractIncomingMessage | AbstractRobustConnection) -> None:
@@ -282,7 +274,8 @@ async def echoed(connection: AbstractConnection, headers: dict[str, Any], body: 
             finally:
                 # the queue goes with its consumer; where its close is cancelled, aiormq 7.2 sends a second one
                 with suppress(TimeoutError, *LOST):
-                    await asyncio.wait_for(asyncio.shield(asking.close()), _CLOSES)
+                    # Seconds in which a channel is to be closed; a blocked connection answers nothing.
+                    await asyncio.wait_for(asyncio.shield(asking.close()), 1.0)
     except AMQPChannelError as error:
         raise refused(error) from error
     except LOST as error:
