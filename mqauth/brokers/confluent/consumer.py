@@ -25,13 +25,11 @@ from mqauth.brokers.confluent.producer import Producer, Replies
 from mqauth.brokers.event_loop import in_event_loop, letters_on_thread
 from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.brokers.log.event_loop import AsyncLogConsumer
-from mqauth.brokers.log.records import NativeHeaders
 from mqauth.brokers.log.transaction import TransactionalLetters
 from mqauth.brokers.options import LogOptions
 from mqauth.errors import require
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Handler, Pipeline
-from mqauth.judging.verified import Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.threads import DaemonThread
 from mqauth.wire.message import Message
@@ -137,15 +135,17 @@ class AIOConsumer(AsyncLogConsumer):
         super().__init__(guard, handler, dead_letters, answer=answer, session=SESSION, **options)
         poller = AIOPoller(client._consumer, self._assignment, settings, replies=answer)
         self.attach(poller)
-        poller.listen(topics, partial(self._settle_on_thread, asyncio.get_running_loop()))
+        loop = asyncio.get_running_loop()
 
-    def _settle_on_thread(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Before a rebalance: begin nothing more, and let what runs end; the client's thread then commits."""
-        self._assignment.hold_back(True)
-        idle = asyncio.run_coroutine_threadsafe(self._visits.wait_until_idle(self._patience), loop)
-        # A loop that stands still, or has ended in between, would never answer.
-        with suppress(TimeoutError):
-            idle.result(self._patience + BESIDE)
+        def settle() -> None:
+            # Before a rebalance: begin nothing more, and let what runs end; the client's thread then commits.
+            self._assignment.hold_back(True)
+            idle = asyncio.run_coroutine_threadsafe(self._visits.wait_until_idle(self._patience), loop)
+            # A loop that stands still, or has ended in between, would never answer.
+            with suppress(TimeoutError):
+                idle.result(self._patience + BESIDE)
+
+        poller.listen(topics, settle)
 
 
 class AIOPoller(OffsetsOnThread, Poller):
@@ -167,8 +167,14 @@ class AIOPoller(OffsetsOnThread, Poller):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), BESIDE)
         self._woken.clear()
+
+        def keep(found: Mapping[Any, list[Message]]) -> None:
+            # It was read after a stop: ``close`` goes back to it.
+            for place, messages in found.items():
+                self._keep(place, messages)
+
         try:
-            return await self._on_thread(super().fetch, seconds, joins, unwanted=self._keep_all)
+            return await self._on_thread(super().fetch, seconds, joins, unwanted=keep)
         finally:
             self._assignment.hold_back(False)
 
@@ -219,18 +225,11 @@ class AIOPoller(OffsetsOnThread, Poller):
                 unwanted(running.result())
             raise
 
-    def _keep_all(self, found: Mapping[Any, list[Message]]) -> None:
-        """Keep what was read after a stop: ``close`` goes back to it."""
-        for place, messages in found.items():
-            self._keep(place, messages)
-
 
 class AIOReplies(Replies):
     """Sends signed answers to the topic in reply-to, each to be awaited."""
 
     def send(self, *parts: Any) -> Any:
         """Send an answer; return its message, to be awaited, once the broker has acknowledged it."""
-        return asyncio.to_thread(self._delivered, *parts)
-
-    def _delivered(self, verified: Verified, topic: str, body: bytes, headers: NativeHeaders) -> Any:
-        return super().send(verified, topic, body, headers).get(ANSWER)
+        send = super().send
+        return asyncio.to_thread(lambda: send(*parts).get(ANSWER))

@@ -15,6 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from mqauth.brokers.confluent.client import REBALANCING, Logs, error_of, heed, membership_of, translated
 from mqauth.brokers.confluent.positions import (
+    KEPT,
     MOST,
     KeptPositions,
     PausingCalls,
@@ -95,16 +96,28 @@ class Poller(PausingCalls):
             PoisonRecordError: a record cannot be parsed.
             KafkaException: the broker refuses for good, for lack of rights for example.
         """
-        found = self._messages(self._consume(self._patience(seconds)))
+        if seconds > 0:
+            # Where it waits, nothing runs and pauses are long.
+            self._stop(self._paused)
+        found = self._messages(self._consume(seconds if self._read.keys() <= self._paused else 0))
         for place, messages in found.items():
-            if self._is_next(place, messages[0]):
+            offset = offset_of(messages[0])
+            # Records go to the assignment where their partition is ours, and they are not to be read again.
+            if self._kept.read_again(place, offset) or place not in self._held or place in self._late:
+                continue
+            if place not in self._read and self._left_out(place, offset):
+                self.outside.add(place)
+            if place not in self.outside:
                 self._keep(place, messages)
         if not found and seconds > 0 and time.monotonic() - self._looked >= LOOK:
             # Nothing is on its way of these: their positions are what the client has.
             self._looked = time.monotonic()
             idle = self._held - self._paused - self._read.keys() - self._late.keys()
             self.outside |= {place for place in idle if self._left_out(place, None)}
-        return self._wanted()
+        wanted = {place: self._read.pop(place) for place in self._read.keys() - self._paused}
+        # Where enough is kept of a partition, the client pauses it.
+        self._stop({place for place, messages in self._read.items() if len(messages) >= KEPT})
+        return wanted
 
     def send_commit(self, offsets: Mapping[Any, Committed], /) -> Any:
         """Commit offsets by partition; return the name of an error that passes."""
@@ -157,16 +170,6 @@ class Poller(PausingCalls):
         """Ask nothing more of the client, whatever it calls back."""
         self._closed = True
 
-    def _is_next(self, place: Place, first: Message) -> bool:
-        """Return whether records go to the assignment: of a partition that is ours, and not to be read again."""
-        offset = offset_of(first)
-        again = self._kept.read_again(place, offset)
-        if again or place not in self._held or place in self._late:
-            return False
-        if place not in self._read and self._left_out(place, offset):
-            self.outside.add(place)
-        return place not in self.outside
-
     def _left_out(self, place: Place, offset: int | None) -> bool:
         """Return whether the client has left records out before the one that came, or before it came to rest."""
         partition = self._assignment.partition(place)
@@ -189,7 +192,7 @@ class Poller(PausingCalls):
             )
             return []
         # consume(500, 0.2) would wait for 500 records, or for the whole 0.2 s.
-        found = self._client.consume(self._most(), 0)
+        found = self._client.consume(1 if self._held and self._held == self._paused else MOST, 0)
         if not found and seconds > 0:
             found = self._client.consume(1, seconds)
             found += self._client.consume(MOST, 0) if found else []

@@ -290,25 +290,9 @@ class PausingCalls(Offsets, LogPoller):
         self._stopped -= places
         self._paused -= places
 
-    def _most(self) -> int:
-        """Return how many records are wanted of one ``consume``."""
-        return 1 if self._held and self._held == self._paused else MOST
-
-    def _patience(self, seconds: float) -> float:
-        """Return for how long ``consume`` may wait; where it waits, nothing runs and pauses are long."""
-        if seconds > 0:
-            self._stop(self._paused)
-        return seconds if self._read.keys() <= self._paused else 0
-
     def _keep(self, place: Place, messages: list[Message]) -> None:
-        """Keep what was read of a partition until ``_wanted`` is called."""
+        """Keep what was read of a partition until ``fetch`` returns it."""
         self._read.setdefault(place, []).extend(messages)
-
-    def _wanted(self) -> dict[Place, list[Message]]:
-        """Return what was read of partitions that are not paused; where enough is kept of one, pause it."""
-        found = {place: self._read.pop(place) for place in self._read.keys() - self._paused}
-        self._stop({place for place, messages in self._read.items() if len(messages) >= KEPT})
-        return found
 
     def _unread(self) -> dict[Place, int]:
         """Return for each partition of which records are kept the offset of the first."""

@@ -289,13 +289,12 @@ class Sealing(RecordSealing):
         for (topic, rest, context), error in common:
             emit("producer.unsent", "a record to %s was not sent: %s", topic, type(error).__name__)
             if rest["on_delivery"] is not None:
-                found = error_of(error) if isinstance(error, KafkaException) else _local(error)
+                if isinstance(error, KafkaException):
+                    found = error_of(error)
+                else:
+                    code = KafkaError._QUEUE_FULL if isinstance(error, BufferError) else KafkaError._FAIL
+                    found = KafkaError(code, f"{type(error).__name__}: {error}")
                 context.run(rest["on_delivery"], found, confluent_kafka.Message(topic=topic, error=found))
-
-
-def _local(error: BaseException) -> KafkaError:
-    code = KafkaError._QUEUE_FULL if isinstance(error, BufferError) else KafkaError._FAIL
-    return KafkaError(code, f"{type(error).__name__}: {error}")
 
 
 _NO_TOPIC: Final = frozenset(

@@ -85,17 +85,14 @@ def judge(
     def fence(delivery: Delivery) -> None:
         unproven = slot.unproven(delivery)
         if unproven is not None:
-            slot.answered(unproven, lives=_answers(channel))
+            try:
+                # pika waits for the answer until the connection is lost.
+                channel.flow(True)
+                lives = True
+            except LOST:
+                lives = False
+            slot.answered(unproven, lives=lives)
 
     delivery.fence = fence
     fence(delivery)
     return Judgement(guard, delivery, run(guard.judge(delivery)))
-
-
-def _answers(channel: BlockingChannel) -> bool:
-    """Return whether a channel answers; pika waits for that until the connection is lost."""
-    try:
-        channel.flow(True)
-    except LOST:
-        return False
-    return True

@@ -123,12 +123,9 @@ class Publisher:
 
     async def _open(self) -> None:
         line = await self.link.channel(self._on_close)
-        line.native.add_on_return_callback(self._on_return)
+        line.native.add_on_return_callback(lambda _, __, returned, ___: self._returned.add(returned.message_id))
         await line.ask(line.native.confirm_delivery, self._on_confirm)
         self._line, self._count = line, 0
-
-    def _on_return(self, _channel: object, _method: object, properties: BasicProperties, _body: bytes) -> None:
-        self._returned.add(properties.message_id)
 
     def _on_confirm(self, frame: Any) -> None:
         method = frame.method
@@ -187,11 +184,12 @@ class _Sink:
         Raises:
             Unavailable: it does not answer.
         """
-        return here(self._exists())
 
-    async def _exists(self) -> bool:
-        async with in_time(LOOK, self.cause, LOST):
-            return await exists(partial(refusal, self.link, self.name))
+        async def ask() -> bool:
+            async with in_time(LOOK, self.cause, LOST):
+                return await exists(partial(refusal, self.link, self.name))
+
+        return here(ask())
 
     async def _send(self, body: bytes, properties: BasicProperties) -> None:
         try:
@@ -240,14 +238,15 @@ class DeadLetters(_Sink):
         Raises:
             Unavailable: ``dead_letter_unavailable``: unroutable, refused, timed out or not reachable.
         """
-        return here(self._publish(letter))
 
-    async def _publish(self, letter: DeadLetter) -> None:
-        async with in_time(self._timeout, self.cause, LOST):
-            await arun(burying(letter, self._form, carries, _REFUSED, self._max_body, self._oversize))
+        async def send(form: Message) -> None:
+            await self._send(form.body or b"", to_properties(form, message_id=new_message_id()))
 
-    async def _form(self, form: Message) -> None:
-        await self._send(form.body or b"", to_properties(form, message_id=new_message_id()))
+        async def publish() -> None:
+            async with in_time(self._timeout, self.cause, LOST):
+                await arun(burying(letter, send, carries, _REFUSED, self._max_body, self._oversize))
+
+        return here(publish())
 
 
 class AuditQueue(_Sink):
@@ -276,12 +275,13 @@ class AuditQueue(_Sink):
         Raises:
             Unavailable: ``audit_unavailable``: no such queue, full, timed out or not reachable.
         """
-        return here(self._write(record))
 
-    async def _write(self, record: AuditRecord) -> None:
+        async def write() -> None:
+            async with in_time(self._timeout, self.cause, LOST):
+                await self._send(strictjson.dumps(record.as_dict()), properties)
+
         properties = BasicProperties(delivery_mode=PERSISTENT, message_id=new_message_id(), **RECORD_PROPERTIES)
-        async with in_time(self._timeout, self.cause, LOST):
-            await self._send(strictjson.dumps(record.as_dict()), properties)
+        return here(write())
 
 
 def declare_source(channel: BlockingChannel, name: str, *, delivery_limit: int = DEFAULT_DELIVERY_LIMIT) -> None:

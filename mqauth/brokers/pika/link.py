@@ -9,7 +9,7 @@ The event loop and pika take turns in one thread. pika 1.4 has no public name fo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -274,15 +274,14 @@ def drive(work: Coroutine[Any, Any, R], threads: int = 1) -> R:
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
         loop.set_default_executor(ThreadPoolExecutor(threads, "mqauth-handler"))
-        return runner.run(_driving(work))
 
+        async def driving() -> R:
+            try:
+                return await work
+            finally:
+                await asyncio.gather(*[link.detach() for link in _DRIVEN.get(loop, ())])
 
-async def _driving(work: Awaitable[R]) -> R:
-    try:
-        return await work
-    finally:
-        driven = _DRIVEN.get(asyncio.get_running_loop(), ())
-        await asyncio.gather(*[link.detach() for link in driven])
+        return runner.run(driving())
 
 
 def here(work: Coroutine[Any, Any, R]) -> Coroutine[Any, Any, R] | R:

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
 from pika import BasicProperties, BlockingConnection
 from pika.exceptions import AMQPConnectionError, ChannelWrongStateError
@@ -29,7 +29,6 @@ from mqauth.signer import Signer
 from mqauth.wire.batch import DEFAULT_LINGER
 from mqauth.wire.message import Message
 
-R = TypeVar("R")
 OUT_OF_REACH: Final = (AMQPConnectionError, ChannelWrongStateError, OSError, Unavailable)
 """Errors of a publish where channel, connection or signing key are gone, and the broker has refused nothing."""
 
@@ -129,7 +128,7 @@ class Producer:
             ClosedByOwnerError: the producer was closed.
         """
         publishing, loop = self.publishing(body, routing_key, properties, mandatory=mandatory), self.running()
-        return _call(loop, publishing)
+        return asyncio.run_coroutine_threadsafe(publishing(), loop)
 
     def running(self) -> asyncio.AbstractEventLoop:
         """Return the event loop that drives the connection, started where there is none.
@@ -228,13 +227,13 @@ def _reply(producer: Producer, verified: Verified, body: bytes) -> Any:
         asyncio.get_running_loop()
     except RuntimeError:
         with _deferring():
-            return _call(producer.running(), publishing).result()
-    return _awaited(publishing)
+            return asyncio.run_coroutine_threadsafe(publishing(), producer.running()).result()
 
+    async def awaited() -> None:
+        with _deferring():
+            await publishing()
 
-async def _awaited(publishing: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    with _deferring():
-        await publishing()
+    return awaited()
 
 
 @contextmanager
@@ -243,7 +242,3 @@ def _deferring() -> Iterator[None]:
         yield
     except OUT_OF_REACH as error:
         raise RetryLater(f"the answer could not be sent: {type(error).__name__}") from error
-
-
-def _call(loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any, Any, R]]) -> Future[R]:
-    return asyncio.run_coroutine_threadsafe(work(), loop)

@@ -45,11 +45,19 @@ def read(native: Any, *, queue: str, scope: str | None = None) -> Message:
     """
     try:
         *_, method, properties, body = native
+        expires = properties.expiration
         return amqp_messages.delivered(
-            properties, _NUMBERS, body,
-            exchange=method.exchange, routing_key=method.routing_key, redelivered=bool(method.redelivered),
-            queue=queue, scope=scope or queue, native=native, faults=_faults(properties),
-        )  # fmt: skip
+            properties,
+            _NUMBERS,
+            body,
+            exchange=method.exchange,
+            routing_key=method.routing_key,
+            redelivered=bool(method.redelivered),
+            queue=queue,
+            scope=scope or queue,
+            native=native,
+            faults=["the expiration is no number"] if expires and _number(expires) is None else [],
+        )
     except Exception as error:
         return amqp_messages.unreadable(error, native, queue=queue, scope=scope or queue)
 
@@ -128,12 +136,6 @@ def scalar_on_wire(value: object) -> HeaderValue:
         raise MalformedMessage("pika sends no floats in headers, and reads them as integers")
     # pika cuts the zeros at the end.
     return amqp_values.plain_scalar(value.normalize() if isinstance(value, Decimal) else value)
-
-
-def _faults(properties: Any) -> list[str]:
-    return (
-        ["the expiration is no number"] if properties.expiration and _number(properties.expiration) is None else []
-    )
 
 
 def _number(text: object) -> int | None:

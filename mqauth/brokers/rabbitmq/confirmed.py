@@ -137,11 +137,12 @@ class DeadLetters(_Sink):
         Raises:
             Unavailable: ``dead_letter_unavailable``: unroutable, refused, timed out or not reachable.
         """
-        async with in_time(self._timeout, self.cause, LOST):
-            await arun(burying(letter, self._form, carries, _TOO_LARGE, self._max_body, self._oversize))
 
-    async def _form(self, form: Message) -> None:
-        await self._send(to_native(form, message_id=new_message_id()))
+        async def send(form: Message) -> None:
+            await self._send(to_native(form, message_id=new_message_id()))
+
+        async with in_time(self._timeout, self.cause, LOST):
+            await arun(burying(letter, send, carries, _TOO_LARGE, self._max_body, self._oversize))
 
 
 class AuditQueue(_Sink):

@@ -49,7 +49,16 @@ class Consumer(QueueConsumer):
         options["delivery_limit"] = limit_of(queue, options.get("delivery_limit"))
         responder = as_responder(replies, dead_letters)
         super().__init__(Queue(queue), guard, handler, dead_letters=dead_letters, responder=responder, **options)
-        _check(queue, dead_letters)
+        if (getattr(queue, "arguments", None) or {}).get("x-queue-type") == "stream":
+            raise stream_refused(queue.name)
+        if share_connection(queue.channel, getattr(dead_letters, "channel", None)):
+            warn_of_shared_connection(queue.name)
+        if _is_classic(queue):
+            emit(
+                "client.classic_queue",
+                "%s is no quorum queue: one undecodable message would stop it for ever",
+                queue.name,
+            )
 
 
 def _is_classic(queue: AbstractQueue) -> bool:
@@ -64,17 +73,3 @@ def limit_of(queue: AbstractQueue, configured: int | None) -> int:
         return NO_LIMIT if configured is None else configured
     limit = (getattr(queue, "arguments", None) or {}).get("x-delivery-limit")
     return limit if isinstance(limit, int) else DEFAULT_DELIVERY_LIMIT
-
-
-def _check(queue: AbstractQueue, dead_letters: DeadLetterSink) -> None:
-    """Refuse what cannot work, and warn of what will hurt."""
-    if (getattr(queue, "arguments", None) or {}).get("x-queue-type") == "stream":
-        raise stream_refused(queue.name)
-    if share_connection(queue.channel, getattr(dead_letters, "channel", None)):
-        warn_of_shared_connection(queue.name)
-    if _is_classic(queue):
-        emit(
-            "client.classic_queue",
-            "%s is no quorum queue: one undecodable message would stop it for ever",
-            queue.name,
-        )

@@ -57,21 +57,15 @@ class Unreadable(Delivered):
         header, properties = copy.copy(message.header), copy.copy(message.header.properties)
         header.properties, mode = properties, properties.delivery_mode
         self.fault = "a property that aio-pika cannot hold"
-        if not _is_number(properties.expiration):
+        try:
+            decode_expiration(properties.expiration)
+        except ValueError:
             self.fault, properties.expiration = "the expiration is no number", None
         if mode not in _MODES:
             self.fault, properties.delivery_mode = f"delivery-mode {mode} is neither 1 nor 2", None
         super().__init__(replace(message, header=header))
         if mode not in _MODES:
             self.delivery_mode = mode  # type: ignore[assignment]
-
-
-def _is_number(expiration: str | None) -> bool:
-    try:
-        decode_expiration(expiration)
-    except ValueError:
-        return False
-    return True
 
 
 def delivered(message: DeliveredMessage) -> IncomingMessage:
