@@ -29,6 +29,7 @@ class ColourError(ConfigurationError):
     """A coroutine came back where nobody awaits. No handler's failure: it stops the consumer."""
 
 
+unwrap = inspect.unwrap
 P = ParamSpec("P")
 R = TypeVar("R")
 MAX_ATTEMPTS: Final = 100
@@ -160,7 +161,12 @@ def answered(cause: Cause, result: Any) -> Flow[Any]:
     Raises:
         Unavailable: with ``cause``, whatever awaiting it raised but ``OUR_FAULT``.
     """
-    return (yield from call(_itself, result, cause=cause)) if is_awaitable(result) else result
+    try:
+        return (yield from settling(result))
+    except OUR_FAULT:
+        raise
+    except Exception as error:
+        raise Unavailable(cause, type(error).__name__) from error
 
 
 def settling(result: Any) -> Flow[Any]:

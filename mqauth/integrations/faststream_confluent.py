@@ -84,7 +84,10 @@ class ConfluentRecords(Records):
         self.held, self.generation = frozenset(), None
         if self._subscriber.consumer is not None:
             with suppress(*self.lost):
-                self.held, self.generation = await self.offsets().here(_state, self._subscriber.consumer.consumer)
+                client = self._subscriber.consumer.consumer
+                self.held, self.generation = await self.offsets().here(
+                    lambda: (places_of(client.assignment()), membership_of(client).generation)
+                )
 
     def offsets(self) -> SubscriberOffsets:
         """Return the calls that say and move where the group stands."""
@@ -138,10 +141,6 @@ class Building:
         if reset_of(consumer.config) == "latest":
             consumer._on_assign = Ends(consumer._on_assign)
         return consumer
-
-
-def _state(client: Any) -> tuple[Set[Any], object]:
-    return places_of(client.assignment()), membership_of(client).generation
 
 
 class SubscriberOffsets(OffsetsOnThread):

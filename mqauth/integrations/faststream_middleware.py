@@ -101,10 +101,29 @@ class Protection:
         Raises:
             ConfigurationError: the subscriber cannot be protected.
         """
-        found = self._processors.get(subscriber)
-        if found is None:
-            found = self._processors[subscriber] = self._new_processor(subscriber)
-        return found
+        if subscriber in self._processors:
+            return self._processors[subscriber]
+        if self._guard is None:
+            raise ConfigurationError("subscribers need guard=")
+        # without a handler, get_one and iteration would give messages to code that settles nothing
+        require(
+            subscriber is not None and len(subscriber.calls),
+            "get_one and iteration are not protected: use a subscriber with a handler",
+        )
+        require_manual(subscriber)
+        check_handlers(subscriber)
+        calls, settings = self.leaf.deliveries(subscriber)
+        processor: Processor = self.leaf.PROCESSOR(
+            calls,
+            self._guard,
+            handle,
+            dead_letters=self.letters,
+            gives_back=True,
+            unverified=dict.fromkeys(kinds_of(subscriber), handle_unverified) or None,
+            **settings,
+        )
+        self._processors[subscriber] = processor
+        return processor
 
     async def check(self, broker: Any) -> None:
         """Refuse a broker whose subscribers or publishers cannot be protected.
@@ -142,17 +161,20 @@ class Protection:
 
     async def tell(self, *, last: bool = False) -> None:
         """Tell what a rollout has to tell: as a broker starts, each minute after it, and ``last`` as it stops."""
+        guard = self._guard
         if self._telling is not None:
             self._telling.cancel()
-        if self._guard is not None:
-            await arun(self._guard.tick(last))
-            if self._guard.observing is not None and not last:
-                self._telling = asyncio.create_task(self._tell_on(self._guard))
+        if guard is None:
+            return
 
-    async def _tell_on(self, guard: Pipeline) -> None:
-        while True:
-            await asyncio.sleep(MINUTE)
-            await arun(guard.tick())
+        async def tell_on() -> None:
+            while True:
+                await asyncio.sleep(MINUTE)
+                await arun(guard.tick())
+
+        await arun(guard.tick(last))
+        if guard.observing is not None and not last:
+            self._telling = asyncio.create_task(tell_on())
 
     async def start(self, subscriber: Any, start: Callable[[], Any]) -> None:
         """Start a subscriber, which may have been declared after its broker started.
@@ -196,22 +218,6 @@ class Protection:
         except ConfigurationError as error:
             emit("consumer.failed", "the subscriber stops: %s", error)
             raise StopConsume from error
-
-    def _new_processor(self, subscriber: Any) -> Processor:
-        if self._guard is None:
-            raise ConfigurationError("subscribers need guard=")
-        # without a handler, get_one and iteration would give messages to code that settles nothing
-        require(
-            subscriber is not None and len(subscriber.calls),
-            "get_one and iteration are not protected: use a subscriber with a handler",
-        )
-        require_manual(subscriber)
-        check_handlers(subscriber)
-        calls, settings = self.leaf.deliveries(subscriber)
-        return self.leaf.PROCESSOR(  # type: ignore[no-any-return]
-            calls, self._guard, handle, dead_letters=self.letters, gives_back=True,
-            unverified=dict.fromkeys(kinds_of(subscriber), handle_unverified) or None, **settings,
-        )  # fmt: skip
 
     async def publish(self, call_next: Callable[[Any], Any], command: Any) -> Any:
         """Sign what a command publishes, have it published, and verify the answer of a request.
@@ -288,7 +294,11 @@ class Middleware(BaseMiddleware):
         """
         subscriber = self.context.get_local("handler_")
         # an answer was verified where it was awaited
-        if self.msg is _ANSWER.get() or _is_of_test_broker(subscriber):
+        if self.msg is _ANSWER.get():
+            return
+        # FastStream's ``TestBroker`` made a subscriber, to see what a publisher publishes
+        calls = [unwrap(call.handler._original_call) for call in getattr(subscriber, "calls", ())]
+        if calls and all(call.__module__ in TESTING for call in calls):
             return
         processor = self._protection.processor(subscriber)
         await self._protection.prove(self.msg)
@@ -309,7 +319,11 @@ class Middleware(BaseMiddleware):
             # a middleware before ours calls again what has failed for good
             if self._turn.is_over:
                 raise _not_handled(self._turn)
-            self._let_answer(msg)
+            # Answered only where somebody who is known has asked for that.
+            if isinstance(self._message, Unverified):
+                msg.reply_to = ""
+            else:
+                self._protection.leaf.only_signed(msg, self._message)
             take_over(msg)
             try:
                 found = await call_next(msg)
@@ -334,7 +348,10 @@ class Middleware(BaseMiddleware):
         with self._scope:
             if turn is None or turn.is_over:
                 return False
-            if self._gives_back(exc_val):
+            # only a publish meets a broker: a file that a parser does not find is an OSError, too
+            published = exc_val is not None and self._reached is not None
+            stops = exc_val is not None and (not isinstance(exc_val, Exception) or isinstance(exc_val, _STOPS))
+            if stops or (published and self._reached.is_out_of_reach(exc_val)):
                 await turn.give_back()
                 return False
             # FastStream cannot be asked to parse, or to publish a result, once more
@@ -353,20 +370,6 @@ class Middleware(BaseMiddleware):
         self._reached = _leaf(cmd)
         return await self._protection.publish(call_next, cmd)
 
-    def _let_answer(self, msg: Any) -> None:
-        """Have a message answered only where somebody who is known has asked for that."""
-        if isinstance(self._message, Unverified):
-            msg.reply_to = ""
-        else:
-            self._protection.leaf.only_signed(msg, self._message)
-
-    def _gives_back(self, error: BaseException | None) -> bool:
-        if error is None:
-            return False
-        stops = not isinstance(error, Exception) or isinstance(error, _STOPS)
-        # only a publish meets a broker: a file that a parser does not find is an OSError, too
-        return stops or (self._reached is not None and self._reached.is_out_of_reach(error))
-
 
 def _leaf(broker: Any) -> Any:
     for kind in type(broker).__mro__:
@@ -374,12 +377,6 @@ def _leaf(broker: Any) -> Any:
             if kind.__module__.startswith(f"{package}."):
                 return import_module(leaf)
     raise ConfigurationError("protect takes FastStream's RabbitBroker, KafkaBroker or Confluent's KafkaBroker")
-
-
-def _is_of_test_broker(subscriber: Any) -> bool:
-    """Return whether FastStream's ``TestBroker`` made a subscriber, to see what a publisher publishes."""
-    calls = [unwrap(call.handler._original_call) for call in getattr(subscriber, "calls", ())]
-    return bool(calls) and all(call.__module__ in TESTING for call in calls)
 
 
 def _not_handled(turn: Turn) -> Exception:

@@ -202,7 +202,12 @@ class Positions:
         while True:
             try:
                 await self.begin()
-                await self._renew()
+                # Everything is committed again: offsets expire at the broker.
+                if (now := self._clock.monotonic()) - self._renewed_at >= RENEWAL:
+                    async with self._lock:
+                        offsets = {place: position.commit for place, position in self._places.items()}
+                        if not offsets or await self._commit(offsets):
+                            self._renewed_at = now
                 await self._look()
             except MqauthError as error:
                 emit("consumer.failed", "the subscriber stops: %s", error)
@@ -210,15 +215,6 @@ class Positions:
             except self._client.lost as error:
                 emit("client.poll_failed", "looking at partitions failed with %s", type(error).__name__)
             await asyncio.sleep(WATCH)
-
-    async def _renew(self) -> None:
-        """Commit everything again: offsets expire at the broker."""
-        now = self._clock.monotonic()
-        if now - self._renewed_at >= RENEWAL:
-            async with self._lock:
-                offsets = {place: position.commit for place, position in self._places.items()}
-                if not offsets or await self._commit(offsets):
-                    self._renewed_at = now
 
     async def _look(self) -> None:
         """See whether the client has gone to the end of a partition that brings nothing."""

@@ -7,7 +7,7 @@ proved, and every other one is asked only of what was verified.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from inspect import unwrap
@@ -63,15 +63,21 @@ def check_handlers(subscriber: Any) -> None:
     for call in subscriber.calls:
         kind = Verified if isinstance(call.filter, UnverifiedFilter) else Unverified
         text = f"{call.name} never gets a message of the kind {kind.__name__}, which it takes: look at its filter"
-        require(kind not in _hints(call.handler._original_call).values(), text)
+        hints: dict[str, Any] = {}
+        # a type of its own module that only its type checker knows is no name at run time
+        with suppress(NameError, TypeError):
+            hints = get_type_hints(unwrap(call.handler._original_call))
+        require(kind not in hints.values(), text)
 
 
 @contextmanager
 def passing(subscriber: Any, message: Verified | Unverified) -> Iterator[None]:
     """Have a subscriber's filters choose for a message."""
     found = message if isinstance(message, Unverified) else None
-    if found is not None:
-        _keep_apart(subscriber)
+    # All filters but ours ask for a proof first; a handler may have been added a moment ago.
+    for call in subscriber.calls if found is not None else ():
+        if not isinstance(call.filter, UnverifiedFilter) and getattr(call.filter, "func", None) is not _proven:
+            call.filter = partial(_proven, call.filter)
     token = _PASSED.set(found)
     try:
         yield
@@ -79,20 +85,5 @@ def passing(subscriber: Any, message: Verified | Unverified) -> Iterator[None]:
         _PASSED.reset(token)
 
 
-def _keep_apart(subscriber: Any) -> None:
-    """Have all filters but ours ask for a proof first; a handler may have been added a moment ago."""
-    for call in subscriber.calls:
-        if not isinstance(call.filter, UnverifiedFilter) and getattr(call.filter, "func", None) is not _proven:
-            call.filter = partial(_proven, call.filter)
-
-
 async def _proven(chosen: Any, message: Any) -> bool:
     return _PASSED.get() is None and await chosen(message)
-
-
-def _hints(handler: Any) -> dict[str, Any]:
-    # a type of its own module that only its type checker knows is no name at run time
-    try:
-        return get_type_hints(unwrap(handler))
-    except (NameError, TypeError):
-        return {}

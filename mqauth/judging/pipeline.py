@@ -321,7 +321,21 @@ class Pipeline:
                     yield from answered(_STORE, ended)
             delivery.step = _SETTLE if delivery.rejection is None and not self._record_all else _RECORD
         elif step is _RECORD:
-            yield from self._record(delivery)
+            # the audit record, durable, if the verdict is one to be recorded; the dead letter names it
+            explain(delivery, self.verifier, self.policy)
+            if delivery.rejection is not None or (self._record_all and self.audit is not None):
+                if self.audit is None:
+                    raise ConfigurationError("a pipeline without audit cannot settle rejected messages")
+                delivery.record_id = delivery.record_id or uuid7(self.clock, self._randomness)
+                record = verdict_record(
+                    delivery,
+                    scope=self.scope_of(delivery.message),
+                    time=self.clock.now(),
+                    policy=self.policy.version,
+                    instance=self.instance,
+                )
+                yield from call(self.audit.write, record, cause=Cause.AUDIT_UNAVAILABLE)
+            delivery.step = _SETTLE if delivery.rejection is None else Step.BURY
         elif step is _PASS_ON:
             # nothing is claimed of what needs no proof, and nothing recorded
             old = require(unverified, "an unverified message came to a consumer without unverified=")
@@ -348,22 +362,6 @@ class Pipeline:
             self.journal.failed(delivery, error)
         finally:
             HANDLING.set(None)
-
-    def _record(self, delivery: Delivery) -> Flow[None]:
-        """Make the audit record durable, if the verdict is one to be recorded; the dead letter names it."""
-        explain(delivery, self.verifier, self.policy)
-        if delivery.rejection is None and not (self._record_all and self.audit is not None):
-            delivery.step = _SETTLE
-            return
-        if self.audit is None:
-            raise ConfigurationError("a pipeline without audit cannot settle rejected messages")
-        delivery.record_id = delivery.record_id or uuid7(self.clock, self._randomness)
-        record = verdict_record(
-            delivery, scope=self.scope_of(delivery.message), time=self.clock.now(), policy=self.policy.version,
-            instance=self.instance,
-        )  # fmt: skip
-        yield from call(self.audit.write, record, cause=Cause.AUDIT_UNAVAILABLE)
-        delivery.step = Step.SETTLE if delivery.rejection is None else Step.BURY
 
     def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Have a function called when the keys of an issuer change: deliveries that wait for a key may go on then.

@@ -156,7 +156,18 @@ async def ready(channel: AbstractChannel) -> None:
         ClosedByOwnerError: channel or connection was closed by its owner.
         aio_pika.exceptions.AMQPError: it cannot be opened now, since something declared on it is missing.
     """
-    while isinstance(channel, AbstractRobustChannel) and not await _is_open(channel):
+    while isinstance(channel, AbstractRobustChannel):
+        closed = asyncio.ensure_future(channel.closed())
+        connection = getattr(channel, "_connection", None)
+        if closed.done() or getattr(connection, "is_closed", False):
+            raise ClosedByOwnerError("the channel was closed by its owner")
+        closed.cancel()
+        # It is waited for a little.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                await channel.ready()
+            if not channel.is_closed:
+                break
         await reopen(channel)
         await asyncio.sleep(0.02)
     watch(channel)
@@ -197,21 +208,6 @@ async def reopen(channel: object) -> None:
     except LOST as error:
         tried.say(now, error)
         raise
-
-
-async def _is_open(channel: AbstractRobustChannel) -> bool:
-    """Return whether a robust channel is open, after waiting a little for it."""
-    closed = asyncio.ensure_future(channel.closed())
-    connection = getattr(channel, "_connection", None)
-    if closed.done() or getattr(connection, "is_closed", False):
-        raise ClosedByOwnerError("the channel was closed by its owner")
-    closed.cancel()
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            await channel.ready()
-    except TimeoutError:
-        return False
-    return not channel.is_closed
 
 
 def _transport(channel: object) -> Any:

@@ -124,8 +124,13 @@ class Producer:
             ClosedByOwnerError: the producer was closed.
         """
         with self._open_calls:
-            native = self._as_message(message)
-            publishing = self._publish(native, routing_key, {"mandatory": mandatory, "immediate": immediate})
+            if self._serialize is not None and not isinstance(message, AbstractMessage):
+                message = self._serialize(message)
+                if isinstance(message, bytes):
+                    message = aio_pika.Message(message)
+            if not isinstance(message, AbstractMessage):
+                raise MalformedMessage("publish takes an aio_pika.Message, or a value with value_serializer=")
+            publishing = self._publish(message, routing_key, {"mandatory": mandatory, "immediate": immediate})
             if timeout is None:
                 return await publishing
             async with asyncio.timeout(timeout):
@@ -155,17 +160,6 @@ class Producer:
         wire, path = self._wire(message, routing_key, message_id), self._paths.through
         found: aio_pika.Message = path.ready(path.take(message, message_id), self._signer.sign(wire))
         return found
-
-    def _as_message(self, message: Any) -> AbstractMessage:
-        if type(message) is aio_pika.Message:
-            return message
-        if self._serialize is not None and not isinstance(message, AbstractMessage):
-            message = self._serialize(message)
-            if isinstance(message, bytes):
-                message = aio_pika.Message(message)
-        if not isinstance(message, AbstractMessage):
-            raise MalformedMessage("publish takes an aio_pika.Message, or a value with value_serializer=")
-        return message
 
     def _wire(self, message: AbstractMessage, routing_key: str, message_id: str) -> Message:
         # aiormq would add a message id after signing, so the message has one already.
