@@ -17,13 +17,12 @@ from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.queue.processor import LeaseRenewal, Processor, StartedDelivery
 from mqauth.brokers.queue.subscription import Subscription
 from mqauth.brokers.rabbitmq import DeadLetters
-from mqauth.brokers.rabbitmq import queue as rabbitmq_queue
+from mqauth.brokers.rabbitmq import consumer as rabbitmq_queue
 from mqauth.delivery import slot
-from mqauth.delivery.acks import DeliveryTags
 from mqauth.delivery.hold import HoldCapacity
 from mqauth.delivery.progress import Progress
 from mqauth.delivery.queue_work import QueueWork
-from mqauth.delivery.slot import Slot
+from mqauth.delivery.slot import DeliveryTags, Slot
 from mqauth.errors import Reason, Unavailable
 from mqauth.flow import arun
 from tests.kit.delivery_contract_queue import QueueDeliveryContract, QueuePlay

@@ -26,7 +26,7 @@ from mqauth import AuditFile, Cause, ConfigurationError, MemoryReplayStore, Pipe
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
 from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_untouched, try_settle
-from mqauth.brokers.rabbitmq.queue import Delivered, Deliveries
+from mqauth.brokers.rabbitmq.consumer import Delivered, Deliveries
 from mqauth.brokers.rabbitmq.translate import from_native, headers_out
 from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.progress import again

@@ -11,7 +11,7 @@ import pytest
 
 from mqauth import AuditFile, Cause, ConfigurationError, Verdict, Verified
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.rabbitmq.queue import Deliveries
+from mqauth.brokers.rabbitmq.consumer import Deliveries
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, HeldDelivery
 from mqauth.delivery.slot import Slot
 from mqauth.errors import Reason, RetryLater, Unavailable

@@ -16,7 +16,7 @@ from aio_pika import exceptions
 from mqauth import AuditFile, Cause, MemoryReplayStore, Verdict, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_blocked, try_settle
-from mqauth.brokers.rabbitmq.queue import round_trip
+from mqauth.brokers.rabbitmq.consumer import round_trip
 from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.progress import Progress
 from mqauth.delivery.slot import TIMEOUT_PARTS
@@ -536,7 +536,7 @@ async def _judged(table: Table, delivery: Any) -> None:
     await arun(table.guard.judge(delivery))
 
 
-async def _judged_again(table: Table) -> tuple[rabbitmq.Judged, Silent]:
+async def _judged_again(table: Table) -> tuple[rabbitmq.AsyncJudgement, Silent]:
     """Judge what was handled before, on a channel that does not answer yet."""
     honest, channel = table.honest(), Silent()
     await table.process(Delivery(honest))
@@ -550,7 +550,7 @@ async def _judged_again(table: Table) -> tuple[rabbitmq.Judged, Silent]:
 async def test_what_was_judged_is_buried_after_a_round_trip(audit: AuditFile) -> None:
     """Who settles by himself buries a replay once the broker has answered on its channel, and not before."""
     judged, channel = await _judged_again(table := Table(audit))
-    burying = asyncio.create_task(judged.bury(table.letters))
+    burying = asyncio.create_task(judged.dead_letter(table.letters))
     await turns()
     assert (len(channel.answers), audit.path.read_text(), table.letters.found) == (1, "", [])
     channel.answers[0].set_result(None)
@@ -563,7 +563,7 @@ async def test_what_was_judged_is_not_buried_once_its_channel_ended(audit: Audit
     """Neither where it is known, nor where the broker does not answer; nor is it judged."""
     judged, channel = await _judged_again(table := Table(audit))
     channel.is_closed = when == "before"
-    burying = asyncio.create_task(judged.bury(table.letters))
+    burying = asyncio.create_task(judged.dead_letter(table.letters))
     await turns()
     for answer in channel.answers:
         answer.set_exception(Exception)

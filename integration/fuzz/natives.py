@@ -29,7 +29,7 @@ from mqauth.brokers.confluent import client as confluent_translate
 from mqauth.brokers.kafka import client as kafka_translate
 from mqauth.brokers.log.records import to_message
 from mqauth.brokers.pika import translate as pika_translate
-from mqauth.brokers.rabbitmq import queue as incoming
+from mqauth.brokers.rabbitmq import consumer as incoming
 from mqauth.brokers.rabbitmq import translate as rabbitmq_translate
 from mqauth.errors import MalformedMessage
 from mqauth.letters.dead_letter import content_digest

@@ -1,4 +1,4 @@
-"""A verdict on one record, for programs that have their own poll loop and commit themselves."""
+"""A verdict on one delivery, for programs that have their own loop, and commit or settle themselves."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mqauth.wire.message import Message
 
 @dataclass(slots=True)
 class JudgedRecord:
-    """The verdict on one record."""
+    """The verdict on one delivery, how far it has come, and the pipeline."""
 
-    _guard: Pipeline
-    _delivery: Delivery
+    guard: Pipeline
+    delivery: Delivery
     outcome: Outcome
 
     @property
@@ -50,7 +50,7 @@ class JudgedRecord:
 
 @dataclass(slots=True)
 class Judgement(JudgedRecord):
-    """The verdict on one record, and the steps that follow from it; commit its offset only after the last one.
+    """The verdict on one delivery, and the steps that follow from it; commit or ack only after the last one.
 
     The last step of an accepted or unverified record is ``confirm`` after your handler, or ``release``, which
     makes it ``DEFERRED``; of a rejected one it is ``dead_letter``; a duplicate needs none. A deferred record is
@@ -59,20 +59,20 @@ class Judgement(JudgedRecord):
     """
 
     def again(self) -> Judgement:
-        """Judge a deferred record again, by the time when it was first received."""
-        return self._take(self._guard.judge(self._delivery))
+        """Judge a deferred delivery again, by the time when it was first received."""
+        return self._take(self.guard.judge(self.delivery))
 
     def confirm(self) -> Judgement:
-        """Mark the message as handled in the replay store, after your handler; then commit."""
-        return self._take(self._guard.confirm(self._delivery))
+        """Mark the message as handled in the replay store, after your handler; then commit or ack."""
+        return self._take(self.guard.confirm(self.delivery))
 
     def release(self) -> Judgement:
-        """Give the claim back because the message was not handled; do not commit."""
-        return self._take(self._guard.release(self._delivery))
+        """Give the claim back because the message was not handled; do not commit or ack."""
+        return self._take(self.guard.release(self.delivery))
 
     def dead_letter(self, dead_letters: DeadLetterSink) -> Judgement:
-        """Audit and dead-letter a rejected record; then commit."""
-        return self._take(self._guard.bury(self._delivery, dead_letters))
+        """Audit and dead-letter a rejected message; then commit or ack."""
+        return self._take(self.guard.bury(self.delivery, dead_letters))
 
     def _take(self, step: Flow[Outcome]) -> Judgement:
         self.outcome = run(step)
@@ -81,26 +81,26 @@ class Judgement(JudgedRecord):
 
 @dataclass(slots=True)
 class AsyncJudgement(JudgedRecord):
-    """The verdict on one record, and the steps that follow from it, each to be awaited.
+    """The verdict on one delivery, and the steps that follow from it, each to be awaited.
 
     They are those of ``Judgement``.
     """
 
     async def again(self) -> AsyncJudgement:
-        """Judge a deferred record again, by the time when it was first received."""
-        return await self._take(self._guard.judge(self._delivery))
+        """Judge a deferred delivery again, by the time when it was first received."""
+        return await self._take(self.guard.judge(self.delivery))
 
     async def confirm(self) -> AsyncJudgement:
-        """Mark the message as handled in the replay store, after your handler; then commit."""
-        return await self._take(self._guard.confirm(self._delivery))
+        """Mark the message as handled in the replay store, after your handler; then commit or ack."""
+        return await self._take(self.guard.confirm(self.delivery))
 
     async def release(self) -> AsyncJudgement:
-        """Give the claim back because the message was not handled; do not commit."""
-        return await self._take(self._guard.release(self._delivery))
+        """Give the claim back because the message was not handled; do not commit or ack."""
+        return await self._take(self.guard.release(self.delivery))
 
     async def dead_letter(self, dead_letters: DeadLetterSink) -> AsyncJudgement:
-        """Audit and dead-letter a rejected record, on a thread where the sink is plain; then commit."""
-        return await self._take(self._guard.bury(self._delivery, letters_on_thread(dead_letters)))
+        """Audit and dead-letter a rejected message, on a thread where the sink is plain; then commit or ack."""
+        return await self._take(self.guard.bury(self.delivery, letters_on_thread(dead_letters)))
 
     async def _take(self, step: Flow[Outcome]) -> AsyncJudgement:
         self.outcome = await arun(step)

@@ -12,9 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from mqauth.clock import Backoff, Clock
-from mqauth.delivery.finished import Finished
 from mqauth.delivery.health import NO_RUNGS, Counts, LogHealth, Rungs
-from mqauth.delivery.partition import ClientCalls, Partition, TopicPartition, offset_of
+from mqauth.delivery.partition import ClientCalls, Finished, Partition, TopicPartition, offset_of
 from mqauth.delivery.start import Start
 from mqauth.errors import require
 from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict

@@ -27,8 +27,15 @@ from mqauth.brokers.event_loop import was_cancelled
 from mqauth.brokers.queue.processor import Processor
 from mqauth.errors import ConfigurationError, MqauthError, RejectNow, StaleDelivery, require
 from mqauth.flow import arun
-from mqauth.integrations.faststream_acks import ours, raise_for, require_manual, take_over
-from mqauth.integrations.faststream_unverified import check_handlers, kinds_of, passing
+from mqauth.integrations.faststream_unverified import (
+    check_handlers,
+    kinds_of,
+    ours,
+    passing,
+    raise_for,
+    require_manual,
+    take_over,
+)
 from mqauth.integrations.late_letters import LateLetters, Letters
 from mqauth.integrations.turn import Turn, handle, handle_unverified
 from mqauth.judging.pipeline import Outcome, Pipeline

@@ -15,9 +15,8 @@ from mqauth.brokers.amqp_topology import stream_refused
 from mqauth.brokers.event_loop import signed
 from mqauth.brokers.queue.processor import Processor
 from mqauth.brokers.rabbitmq.channel import is_stale, proved
-from mqauth.brokers.rabbitmq.consumer import limit_of
+from mqauth.brokers.rabbitmq.consumer import Deliveries, limit_of
 from mqauth.brokers.rabbitmq.producer import OUT_OF_REACH, Producer, UnroutableError
-from mqauth.brokers.rabbitmq.queue import Deliveries
 from mqauth.judging.token import Times
 from mqauth.signer import Signer
 

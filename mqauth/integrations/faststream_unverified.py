@@ -2,6 +2,8 @@
 
 FastStream chooses a subscriber's handler by filters. Here one filter names the handler that takes what nothing
 proved, and every other one is asked only of what was verified.
+
+FastStream's acknowledgements: mqauth settles, and what a handler says by them is told to the pipeline.
 """
 
 from __future__ import annotations
@@ -13,7 +15,11 @@ from functools import partial
 from inspect import unwrap
 from typing import Any, Final, get_type_hints
 
-from mqauth.errors import require
+from faststream import AckPolicy
+from faststream.exceptions import NackMessage, RejectMessage
+from faststream.message import AckStatus
+
+from mqauth.errors import RejectNow, RetryLater, require
 from mqauth.judging.rollout import EVERYWHERE
 from mqauth.judging.unverified import Unverified, kind_of
 from mqauth.judging.verified import Verified
@@ -87,3 +93,47 @@ def passing(subscriber: Any, message: Verified | Unverified) -> Iterator[None]:
 
 async def _proven(chosen: Any, message: Any) -> bool:
     return _PASSED.get() is None and await chosen(message)
+
+
+def require_manual(subscriber: Any) -> None:
+    """Refuse a subscriber whose messages FastStream settles.
+
+    Raises:
+        ConfigurationError: it does.
+    """
+    require(
+        subscriber.ack_policy is AckPolicy.MANUAL,
+        "mqauth settles what a protected broker gets: its subscribers, and routers, have AckPolicy.MANUAL",
+    )
+
+
+def take_over(message: Any) -> None:
+    """Have what a handler says by ``ack``, ``nack`` and ``reject`` noted, and not done: mqauth settles."""
+
+    async def note(status: AckStatus, **_options: Any) -> None:
+        message.committed = message.committed or status
+
+    message.committed = None
+    message.ack = partial(note, AckStatus.ACKED)
+    message.nack = partial(note, AckStatus.NACKED)
+    message.reject = partial(note, AckStatus.REJECTED)
+
+
+def raise_for(status: AckStatus | None) -> None:
+    """Raise the exception of FastStream's that says the same as a handler's call.
+
+    Raises:
+        NackMessage: the handler put the message off.
+        RejectMessage: the handler wants it no more.
+    """
+    if status is AckStatus.NACKED:
+        raise NackMessage
+    if status is AckStatus.REJECTED:
+        raise RejectMessage
+
+
+def ours(error: BaseException) -> BaseException:
+    """Return what a handler raised as the pipeline knows it."""
+    if isinstance(error, NackMessage):
+        return RetryLater(str(error))
+    return RejectNow(str(error)) if isinstance(error, RejectMessage) else error

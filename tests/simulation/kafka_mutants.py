@@ -12,14 +12,14 @@ from mqauth.brokers.aiokafka import poller as aiokafka_poller
 from mqauth.brokers.aiokafka.confirmed import DeadLetters
 from mqauth.brokers.confluent import poller as confluent_poller
 from mqauth.brokers.confluent import positions as confluent_offsets
-from mqauth.brokers.kafka import poller as kafka_poller
+from mqauth.brokers.kafka import consumer as kafka_poller
 from mqauth.brokers.kafka import repair as kafka_repair
-from mqauth.brokers.kafka.poller import Poller
+from mqauth.brokers.kafka.consumer import Poller
 from mqauth.brokers.log import poller as log_poller
 from mqauth.brokers.log.confirmed import TopicLetters, TopicSink
 from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.brokers.log.event_loop import AsyncLogConsumer
-from mqauth.delivery.finished import Finished
+from mqauth.delivery.partition import Finished
 from mqauth.errors import Unavailable
 from mqauth.flow import call, run
 from tests.simulation import engine_mutants

@@ -258,7 +258,7 @@ class Sealing(RecordSealing):
         Raises:
             ConfigurationError: closed.
         """
-        if self.batches.add(prepared, lambda _: (topic, rest, copy_context())) is None:
+        if self.enqueue(prepared, lambda _: (topic, rest, copy_context())) is None:
             raise ConfigurationError("the producer is closed")
 
     def begin(self) -> Failures:

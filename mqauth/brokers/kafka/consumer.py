@@ -1,20 +1,41 @@
-"""The Kafka consumer: a ``KafkaConsumer`` with the delivery engine."""
+"""The Kafka consumer: a ``KafkaConsumer`` with the delivery engine.
+
+The calls of a ``KafkaConsumer``: poll, pause, seek, commit, and what its rebalances tell the assignment.
+
+Polls of kafka-python that meet records which cannot be parsed.
+
+``poll()`` raises once for such a record, and its next call spins for ever on the dead iterator left behind.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, Unpack
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
+from typing import Any, Final, Literal, Unpack
 
-from kafka import KafkaConsumer
+import kafka.codec as codecs
+from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka.errors import CommitFailedError, KafkaError, RebalanceInProgressError, RetriableError
 
 from mqauth.brokers.kafka import client as kafka_client
+from mqauth.brokers.kafka import repair as kafka_repair
+from mqauth.brokers.kafka.client import Logs
 from mqauth.brokers.kafka.confirmed import TransactionalDeadLetters
-from mqauth.brokers.kafka.poller import Poller, listen
 from mqauth.brokers.kafka.producer import Producer, Replies
 from mqauth.brokers.log.consumer import LogConsumer
+from mqauth.brokers.log.poison import PoisonPolicy, find_poison
+from mqauth.brokers.log.poller import LogPoller
+from mqauth.brokers.log.records import partition_messages
 from mqauth.brokers.options import LogOptions
+from mqauth.delivery.assignment import Assignment
+from mqauth.delivery.log_work import LogWork
+from mqauth.delivery.start import Committed
 from mqauth.errors import require
+from mqauth.flow import run
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.letters.dead_letter import DeadLetterSink
+from mqauth.logs import emit
+from mqauth.wire.message import Message
 
 
 class Consumer(LogConsumer):
@@ -67,3 +88,216 @@ class Consumer(LogConsumer):
             kafka_client.check_isolation(client)
         self.attach(Poller(client, self._assignment, self._work, guard, skip=on_poison == "skip", replies=answer))
         listen(client, self._assignment)
+
+
+COMMIT_TIMEOUT_MS: Final = 5000
+
+
+class Poller(LogPoller):
+    """The calls of one client, made by the thread that holds the poll lock.
+
+    Args:
+        client: the ``KafkaConsumer``.
+        assignment: says which calls to make, and gets the records.
+        work: audits the ranges that are skipped.
+        guard: the pipeline.
+        skip: whether to skip records that cannot be parsed instead of stopping.
+        settings: as ``LogPoller`` has them.
+    """
+
+    failed = KafkaError
+
+    def __init__(
+        self, client: Any, assignment: Assignment, work: LogWork, guard: Pipeline, *, skip: bool, **settings: Any
+    ) -> None:
+        super().__init__(client, assignment, **settings)
+        self._logs = Logs(client)
+        self.scope = str(client.config["group_id"])
+        self.reset = str(client.config["auto_offset_reset"])
+        kafka_repair.reset_to_earliest(client, self.outside.add)
+        policy = PoisonPolicy(work, guard, self.scope, skip=skip, lacking=lacking)
+        self._records = RecordReader(client, policy, self._logs)
+
+    def fetch(self, seconds: float, joins: bool) -> dict[Any, list[Message]]:
+        """Poll, and return the new messages by partition."""
+        records, logs, scope = self._records.poll(seconds, joins=joins), self._logs, self.scope
+        return {
+            place: partition_messages(batch, place, scope, logs.of(place.topic))
+            for place, batch in records.items()
+        }
+
+    def send_commit(self, offsets: Mapping[Any, Committed], /) -> str | None:
+        """Commit offsets by partition; return the name of an error that passes."""
+        natives = {place: OffsetAndMetadata(*commit, -1) for place, commit in offsets.items()}
+        try:
+            self._client.commit(natives, timeout_ms=COMMIT_TIMEOUT_MS)
+        except COMES_AGAIN as error:
+            return type(error).__name__
+        return None
+
+    def committed(self, places: Collection[Any], /) -> dict[Any, Committed]:
+        """Return the group's commits by partition."""
+        found = kafka_repair.committed(self._client, list(places), COMMIT_TIMEOUT_MS)
+        return {place: Committed(commit.offset, commit.metadata) for place, commit in found.items()}
+
+    def places(self, topic: str, /) -> set[Any]:
+        """Return all partitions of a topic that the client knows of."""
+        return {TopicPartition(topic, number) for number in self._client.partitions_for_topic(topic)}
+
+    def position(self, place: Any, /) -> int | None:
+        """Return the offset that is read next, ``None`` where there is none yet."""
+        return kafka_repair.position(self._client, place)
+
+    def bounds(self, places: Collection[Any], end: bool, /) -> dict[Any, int]:
+        """Return the first offset of each partition, or the one behind the last record that may be read."""
+        ask = self._client.end_offsets if end else self._client.beginning_offsets
+        return ask(list(places), timeout_ms=COMMIT_TIMEOUT_MS)  # type: ignore[no-any-return]
+
+    def passes(self, error: BaseException, /) -> bool:
+        """Return whether the same call may succeed later."""
+        return isinstance(error, COMES_AGAIN)
+
+    def close(self) -> None:
+        """Leave the client as it was given to us."""
+        try:
+            super().close()
+        finally:
+            kafka_repair.hand_back(self._client)
+
+    def membership(self) -> Any:
+        """Return the membership to commit by, ``None`` during a rebalance."""
+        found = self._client.group_metadata()
+        subscribed = self._client.subscription() is not None
+        return None if subscribed and found.generation_id < 0 else found
+
+    def rejoins(self) -> bool:
+        """Return whether the next ``poll`` takes part in a rebalance."""
+        return kafka_repair.rejoins(self._client)
+
+
+class Listener(ConsumerRebalanceListener):
+    """Tells the assignment of rebalances; runs on kafka-python's I/O thread, so it never raises and never commits.
+
+    Args:
+        client: the ``KafkaConsumer``.
+        assignment: the partitions.
+        theirs: the listener that the client had before; it is still called, and its errors are logged.
+    """
+
+    def __init__(self, client: Any, assignment: Assignment, theirs: Any = None) -> None:
+        self._client = client
+        self._assignment = assignment
+        self._suspended: set[Any] = set()
+        self._generation: int | None = None
+        self.theirs = theirs
+
+    def on_partitions_revoked(self, revoked: Any) -> None:
+        """Drop what was taken away; suspend what may come back."""
+        held = kafka_repair.held(self._client)
+        self._suspended, self._generation = set(revoked) & held, kafka_repair.generation(self._client)
+        self._assignment.revoked(revoked, held)
+        kafka_repair.tell(self.theirs, "on_partitions_revoked", revoked)
+
+    def on_partitions_assigned(self, assigned: Any) -> None:
+        """Go on with what came back; drop what did not, or what another member may have had in between."""
+        before = self._generation
+        if before is not None and kafka_repair.generation(self._client) != before + 1:
+            self._assignment.lost(self._suspended)
+            kafka_repair.forget_positions(self._client, self._suspended)
+        self._suspended = set()
+        self._assignment.assigned(kafka_repair.held(self._client))
+        kafka_repair.tell(self.theirs, "on_partitions_assigned", assigned)
+
+    def on_partitions_lost(self, lost: Any) -> None:
+        """Drop what was lost; somebody else has it already."""
+        self._assignment.lost(lost)
+        kafka_repair.tell(self.theirs, "on_partitions_lost", lost)
+
+
+def listen(client: Any, assignment: Assignment) -> None:
+    """Register a ``Listener`` with a subscribed client; one with partitions assigned by hand needs none.
+
+    Raises:
+        ConfigurationError: nothing is subscribed, or the client has an asynchronous listener.
+    """
+    topics = client.subscription()
+    if topics is None:
+        require(client.assignment(), "subscribe the KafkaConsumer to a topic first")
+        return
+    state: Any = getattr(client, "_subscription", None)
+    theirs = getattr(state, "rebalance_listener", None)
+    require(
+        theirs is None or isinstance(theirs, ConsumerRebalanceListener),
+        "an asynchronous rebalance listener cannot be kept: give a synchronous one",
+    )
+    listener = Listener(client, assignment, theirs.theirs if isinstance(theirs, Listener) else theirs)
+    # subscribe() would log that nothing changed.
+    if hasattr(state, "rebalance_listener"):
+        state.rebalance_listener = listener
+    else:
+        client.subscribe(topics=sorted(topics), listener=listener)
+
+
+COMES_AGAIN: Final = (CommitFailedError, RebalanceInProgressError, RetriableError)
+"""Errors of a poll or a commit that is to be made again."""
+
+_PACKAGES: Final = {"snappy": "python-snappy", "lz4": "lz4", "zstd": "zstandard"}
+
+
+def lacking(codec: str) -> str | None:
+    """Return the package that kafka-python needs for a codec and does not find, ``None`` where it has it."""
+    return None if getattr(codecs, f"has_{codec}")() else _PACKAGES.get(codec)
+
+
+class RecordReader:
+    """Polls a client, and deals with records that cannot be parsed.
+
+    Args:
+        client: the ``KafkaConsumer``.
+        policy: skips them, or ends the consumer.
+        logs: tells the ids of topics.
+    """
+
+    def __init__(self, client: Any, policy: PoisonPolicy, logs: Logs) -> None:
+        self._client = client
+        self._policy = policy
+        self._logs = logs
+        self._kept: BaseException | None = None
+
+    def poll(self, seconds: float, *, joins: bool) -> dict[Any, list[Any]]:
+        """Return new records by partition.
+
+        Args:
+            seconds: how long to wait at most.
+            joins: whether the poll may take part in a rebalance.
+
+        Raises:
+            PoisonRecordError: a record cannot be parsed, and the policy is to stop.
+        """
+        if self._kept is not None:
+            error, self._kept = self._kept, None
+            self._step_over(error)
+        try:
+            with nullcontext() if joins else kafka_repair.not_joining(self._client):
+                kafka_repair.before_poll(self._client)
+                records: dict[Any, list[Any]] = self._client.poll(timeout_ms=int(seconds * 1000))
+        except COMES_AGAIN as error:
+            emit("client.poll_failed", "poll failed with %s and is tried again", type(error).__name__)
+            return {}
+        except Exception as error:
+            self._step_over(error)
+            return {}
+        self._kept = kafka_repair.postponed(self._client)
+        return records
+
+    def _step_over(self, error: BaseException) -> None:
+        """Skip the batch that made ``poll()`` raise, or raise where there is none or the policy is to stop."""
+        poison = find_poison(error)
+        if poison is None or poison.partition is None:
+            raise error
+        kafka_repair.discard(self._client, poison.partition)
+        position = kafka_repair.position(self._client, poison.partition)
+        # Sent back to an earlier record meanwhile: what stands before is handled first, and then this comes again.
+        if position is not None and position < poison.first:
+            return
+        run(self._policy.applying(poison, error, self._logs.of(poison.partition.topic)))

@@ -14,9 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Self
 
-from mqauth.brokers.background import BackgroundRun, FirstError
 from mqauth.brokers.dead_letters import look
-from mqauth.brokers.event_loop import stopping_on_signals
+from mqauth.brokers.event_loop import BackgroundRun, FirstError, stopping_on_signals
 from mqauth.brokers.log.engine import LogEngine
 from mqauth.brokers.log.poller import LEAVE
 from mqauth.clock import Clock

@@ -15,9 +15,15 @@ from functools import wraps
 from types import TracebackType
 from typing import Any, Final, Self
 
-from mqauth.brokers.background import FirstError
 from mqauth.brokers.dead_letters import look
-from mqauth.brokers.event_loop import DeliveryTasks, Leaving, call_later, loop_stopping_on_signals, was_cancelled
+from mqauth.brokers.event_loop import (
+    DeliveryTasks,
+    FirstError,
+    Leaving,
+    call_later,
+    loop_stopping_on_signals,
+    was_cancelled,
+)
 from mqauth.brokers.log.engine import LogEngine
 from mqauth.brokers.log.poller import IDLE, LEAVE
 from mqauth.errors import MqauthError, require

@@ -18,10 +18,9 @@ from mqauth.brokers.pika.confirmed import (
     declare_dead_letters,
     declare_source,
 )
-from mqauth.brokers.pika.consumer import Consumer
+from mqauth.brokers.pika.consumer import Consumer, Delivered, Deliveries, echoed
 from mqauth.brokers.pika.link import LOST, drive, link_of
 from mqauth.brokers.pika.producer import Producer
-from mqauth.brokers.pika.queue import Delivered, Deliveries, echoed
 from mqauth.brokers.pika.translate import from_native, to_message
 from mqauth.brokers.queue.interceptor import is_proved, prove
 from mqauth.delivery.health import QueueHealth as Health

@@ -11,8 +11,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from mqauth.brokers.event_loop import Timer, call_later
 from mqauth.brokers.queue.interceptor import Ask
-from mqauth.delivery.acks import DeliveryTags
-from mqauth.delivery.slot import TIMEOUT_PARTS, AnswerTimeout, DeliveryFacts, RoundTripQueue
+from mqauth.delivery.slot import TIMEOUT_PARTS, AnswerTimeout, DeliveryFacts, DeliveryTags, RoundTripQueue
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Delivery
 from mqauth.logs import emit
