@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from mqauth.clock import Backoff, Clock
-from mqauth.delivery.health import NO_RUNGS, Counts, LogHealth, Rungs
+from mqauth.delivery.health import NO_SETTINGS, Counts, LogHealth, Settings
 from mqauth.delivery.partition import ClientCalls, Finished, Partition, TopicPartition, offset_of
 from mqauth.delivery.start import Start
 from mqauth.errors import require
@@ -361,7 +361,7 @@ class Assignment:
             seek = {place: offset for place, offset in opened.items() if offset is not None and place in held}
             return ClientCalls(pause=frozenset(), resume=paused & self._paused, seek=seek)
 
-    def health(self, consuming: bool, rollout: Rungs = NO_RUNGS) -> LogHealth:
+    def health(self, consuming: bool, settings: Settings = NO_SETTINGS) -> LogHealth:
         """Return how the consumer is doing: whether it runs, and what is not enforced, is told."""
         with self._lock:
             now = self._clock.monotonic()
@@ -373,8 +373,8 @@ class Assignment:
                 at=self._clock.now(),
                 silent=now - (self._beats or (now,))[0],
                 counts=self.counts,
-                rollout=rollout,
                 uncommitted=max(self.unanswered, since),
+                **settings,
             )
 
     def _finish(self, partition: Partition) -> None:

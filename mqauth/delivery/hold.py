@@ -194,8 +194,11 @@ class HoldCapacity:
 
     def by_cause(self) -> dict[str, int]:
         """Return how many are held for each cause and party, the most frequent first."""
-        found = Counter(_named(cause, party) for _, cause, party, _ in self._entries.values())
-        return dict(found.most_common())
+        counts = Counter[str]()
+        for _, cause, party, _ in self._entries.values():
+            name = "" if cause is None else cause.value
+            counts[name if party is None else f"{name} of {party}"] += 1
+        return dict(counts.most_common())
 
 
 class Hold:
@@ -297,8 +300,3 @@ def is_deferred(outcome: Outcome) -> bool:
 def _is_beside(cause: Cause | None, party: str | None) -> bool:
     """Return whether others need not wait for a delivery, since its cause concerns one message or one party."""
     return cause in OWN_CAUSES or party is not None
-
-
-def _named(cause: Cause | None, party: str | None) -> str:
-    name = "" if cause is None else cause.value
-    return name if party is None else f"{name} of {party}"

@@ -78,7 +78,14 @@ class Progress:
         lost = self._lost(key)
         was_handled = kept is not None and _order(kept) != _UNHANDLED
         if lost is not None and not (was_handled and lost.step is Step.JUDGE):
-            return self._follow(message, lost)
+            # Judged after the one that is still in flight.
+            delivery = Delivery(message=message, received=lost.received, deferred=True)
+            self._new[id(delivery)] = follower = _Follower(delivery, lost)
+            followers = self._followers.setdefault(id(lost), [])
+            followers[:] = [each for each in followers if not self._ended(each.delivery.message.native)] + [
+                follower
+            ]
+            return delivery
         if kept is not None:
             self._drop(key, kept)
             # Judged anew where there is no verdict, or it was not proven to be ours: a rejection that is yet to be
@@ -139,14 +146,6 @@ class Progress:
             if oldest is delivery:
                 break
             self._drop(key, oldest)
-
-    def _follow(self, message: Message, earlier: Delivery) -> Delivery:
-        """Return a delivery that is judged after one that is still in flight."""
-        delivery = Delivery(message=message, received=earlier.received, deferred=True)
-        self._new[id(delivery)] = follower = _Follower(delivery, earlier)
-        followers = self._followers.setdefault(id(earlier), [])
-        followers[:] = [each for each in followers if not self._ended(each.delivery.message.native)] + [follower]
-        return delivery
 
     def _wait(self, follower: _Follower, fence: Fence, delivery: Delivery) -> Any:
         """Defer judging while an earlier delivery is handled or confirmed; let every other step pass.

@@ -50,7 +50,7 @@ from dataclasses import replace
 from typing import Final
 
 from mqauth.clock import Backoff, Clock
-from mqauth.delivery.health import NO_RUNGS, Counts, QueueHealth, Rungs
+from mqauth.delivery.health import NO_SETTINGS, Counts, QueueHealth, Settings
 from mqauth.delivery.hold import HeldDelivery, Hold, is_deferred
 from mqauth.errors import Cause
 from mqauth.judging.delivery import Outcome
@@ -342,7 +342,13 @@ class Window:
         self.stopping = True
 
     def health(
-        self, *, in_flight: int, unsettled: int, blocked: bool, silent: float = 0.0, rollout: Rungs = NO_RUNGS
+        self,
+        *,
+        in_flight: int,
+        unsettled: int,
+        blocked: bool,
+        silent: float = 0.0,
+        settings: Settings = NO_SETTINGS,
     ) -> QueueHealth:
         """Return how the consumer is doing now.
 
@@ -351,7 +357,7 @@ class Window:
             unsettled: acks that could not be sent.
             blocked: whether the broker has blocked the connection.
             silent: seconds since the event loop last moved.
-            rollout: the rungs below ``enforce``.
+            settings: as ``told_of`` returns them.
         """
         longest = self.stalled or self._hold.longest
         cause: Cause | None = None
@@ -377,7 +383,7 @@ class Window:
             at=self._clock.now(),
             silent=silent,
             counts=replace(self.counts),
-            rollout=rollout,
+            **settings,
             connection_deaths=self._prefetch.deaths,
             prefetch=self.prefetch,
             unsettled=unsettled,

@@ -155,7 +155,7 @@ class LogProcessor(Processor):
         check_log(guard)
         super().__init__(calls, guard, *rest, **settings)
         self._records = calls
-        self.positions = calls.positions = Positions(calls, guard.clock)  # type: ignore[arg-type]
+        self.positions = calls.positions = Positions(calls, guard.clock)
 
     async def process(self, native: Any, *rest: Any) -> Outcome | None:
         """Carry a record to its end; return ``None`` for one that is no longer ours, or comes again.

@@ -23,6 +23,7 @@ from mqauth.brokers.log.producer import RecordProducer, TopicReplies, later
 from mqauth.brokers.log.records import NativeHeaders, native_headers
 from mqauth.brokers.log.sealing import sealed_headers
 from mqauth.errors import ConfigurationError, MalformedMessage, Unavailable
+from mqauth.flow import arun
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit
 from mqauth.signer import Prepared, Signer
@@ -139,11 +140,7 @@ class Producer(RecordProducer):
 
     async def begin_transaction(self) -> None:
         """Begin a transaction of a client that has a transactional id."""
-        await self._seal_all()
-        await self.client.begin_transaction()
-        if self._sealing is not None:
-            self._sealing.failure = None
-        self._began = True
+        await arun(self._beginning())
 
     async def commit_transaction(self) -> None:
         """Seal and send what waits, and commit; a transaction that lacks a record is not committed.
@@ -151,17 +148,11 @@ class Producer(RecordProducer):
         Raises:
             Exception: why a record of it was not sealed or sent: abort it.
         """
-        await self._seal_all()
-        if self._sealing is not None and self._sealing.failure is not None:
-            raise self._sealing.failure
-        await self.client.commit_transaction()
-        self._began = False
+        await arun(self._ending(self.client.commit_transaction, complete=True))
 
     async def abort_transaction(self) -> None:
         """Abort the transaction, with what waits."""
-        await self._seal_all()
-        await self.client.abort_transaction()
-        self._began = False
+        await arun(self._ending(self.client.abort_transaction, complete=False))
 
     async def __aenter__(self) -> Self:
         return self
@@ -284,19 +275,16 @@ class Sealing:
             for record, token in zip(records, tokens, strict=True):
                 if isinstance(token, MalformedMessage):
                     self._fail([record], token)
+                    continue
+                message, headers = record.prepared.message, sealed_headers(record.prepared, token)
+                try:
+                    sent = await self._client.send(
+                        record.topic, message.body, key=message.key, headers=headers, **record.rest
+                    )
+                except Exception as error:
+                    self._fail([record], error)
                 else:
-                    await self._send(record, token)
-
-    async def _send(self, record: WaitingRecord, token: str) -> None:
-        message = record.prepared.message
-        headers = sealed_headers(record.prepared, token)
-        try:
-            sent = await self._client.send(
-                record.topic, message.body, key=message.key, headers=headers, **record.rest
-            )
-        except Exception as error:
-            return self._fail([record], error)
-        sent.add_done_callback(_telling(record.outcome))
+                    sent.add_done_callback(_telling(record.outcome))
 
     def _fail(self, records: list[WaitingRecord], error: BaseException) -> None:
         self.failure = self.failure or error

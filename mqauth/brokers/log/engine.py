@@ -12,7 +12,7 @@ from mqauth.brokers.log.producer import TopicReplies
 from mqauth.brokers.log.transaction import TransactionalLetters
 from mqauth.clock import Backoff
 from mqauth.delivery.assignment import Assignment
-from mqauth.delivery.health import LogHealth, rungs, with_aliases
+from mqauth.delivery.health import LogHealth, told_of
 from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Partition
 from mqauth.errors import require
@@ -96,8 +96,7 @@ class LogEngine:
 
     def health(self) -> LogHealth:
         """Return how the consumer is doing now; may be called from any thread."""
-        health = self._assignment.health(self._running, rungs(self._guard.rollout))
-        return with_aliases(health, self._guard.verifier)
+        return self._assignment.health(self._running, told_of(self._guard.rollout, self._guard.verifier))
 
     def _sink(self, partition: Partition) -> Any:
         """Return where the letters of a partition go."""

@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 from mqauth.brokers.log.errors import ProducerFatalError
 from mqauth.brokers.log.records import NativeHeaders, to_message
 from mqauth.errors import RetryLater, require
+from mqauth.flow import Flow, call, run
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit
 from mqauth.signer import Signer
@@ -24,7 +25,7 @@ from mqauth.wire.message import Message
 DEFAULT_IN_FLIGHT: Final = 10_000
 
 
-class RecordProducer:
+class RecordProducer(ABC):
     """A producer on a client, synchronous or not.
 
     Args:
@@ -74,8 +75,33 @@ class RecordProducer:
             "with batches, begin and end transactions by the producer, not its client",
         )
 
+    def _beginning(self) -> Flow[None]:
+        """Begin a transaction."""
+        yield from call(self._seal_all)
+        yield from call(self.client.begin_transaction)
+        if self._sealing is not None:
+            self._sealing.failure = None
+        self._began = True
 
-class LogProducer(RecordProducer, ABC):
+    def _ending(self, end: Callable[..., Any], *timeout: float, complete: bool) -> Flow[None]:
+        """End a transaction, with what waits; one that must be complete raises why a record of it is missing."""
+        yield from call(self._seal_all)
+        if complete and self._sealing is not None and self._sealing.failure is not None:
+            raise self._sealing.failure
+        with self.serving():
+            yield from call(end, *timeout)
+        self._began = False
+
+    def serving(self) -> AbstractContextManager[None]:
+        """Return what is entered while the client may call delivery reports on this thread."""
+        return nullcontext()
+
+    @abstractmethod
+    def _seal_all(self) -> Any:
+        """Seal and send what waits; on an event loop a coroutine."""
+
+
+class LogProducer(RecordProducer):
     """A producer on a synchronous client; records that wait to be sealed are part of its transactions.
 
     Args:
@@ -95,11 +121,7 @@ class LogProducer(RecordProducer, ABC):
 
     def begin_transaction(self) -> None:
         """Begin a transaction of a client that has a transactional id."""
-        self._seal_all()
-        self.client.begin_transaction()
-        if self._sealing is not None:
-            self._sealing.failure = None
-        self._began = True
+        run(self._beginning())
 
     def commit_transaction(self, *timeout: float) -> None:
         """Seal and send what waits, and commit; a transaction that lacks a record is not committed.
@@ -110,12 +132,7 @@ class LogProducer(RecordProducer, ABC):
         Raises:
             Exception: why a record of it was not sealed or sent: abort it.
         """
-        self._seal_all()
-        if self._sealing is not None and self._sealing.failure is not None:
-            raise self._sealing.failure
-        with self.serving():
-            self.client.commit_transaction(*timeout)
-        self._began = False
+        run(self._ending(self.client.commit_transaction, *timeout, complete=True))
 
     def abort_transaction(self, *timeout: float) -> None:
         """Abort the transaction, with what waits.
@@ -123,14 +140,7 @@ class LogProducer(RecordProducer, ABC):
         Args:
             timeout: seconds, where the client takes them.
         """
-        self._seal_all()
-        with self.serving():
-            self.client.abort_transaction(*timeout)
-        self._began = False
-
-    def serving(self) -> AbstractContextManager[None]:
-        """Return what is entered while the client may call delivery reports on this thread."""
-        return nullcontext()
+        run(self._ending(self.client.abort_transaction, *timeout, complete=False))
 
     @abstractmethod
     def close(self) -> None:

@@ -14,7 +14,6 @@ from mqauth.wire.message import (
     NO_ORIGIN,
     NO_PROPERTIES,
     HeaderPair,
-    HeaderValue,
     Message,
     kafka_origin,
     message_of,
@@ -175,7 +174,11 @@ def native_headers(headers: object) -> NativeHeaders:
 
 def dead_letter_headers(headers: Iterable[HeaderPair]) -> NativeHeaders:
     """Return a dead letter's headers as clients take them, text as UTF-8."""
-    return [(name, _bytes(value)) for name, value in headers]
+    # ``carries`` of the client's wrapper lets only bytes and our own text come this far.
+    return [
+        (name, value if isinstance(value, bytes) else str(value).encode("utf-8", "backslashreplace"))
+        for name, value in headers
+    ]
 
 
 def record_size(value: bytes | None, key: bytes | None = None, headers: Iterable[tuple[str, bytes]] = ()) -> int:
@@ -213,8 +216,3 @@ def _is_pair(pair: Any, shape: Any, values: Any) -> bool:
 def _natural(value: object) -> int | None:
     # Kafka says -1 for a number that it does not know. A client may have classes of its own below ``int``.
     return int(value) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-def _bytes(value: HeaderValue) -> bytes:
-    # ``carries`` of the client's wrapper lets only bytes and our own text come this far.
-    return value if isinstance(value, bytes) else str(value).encode("utf-8", "backslashreplace")

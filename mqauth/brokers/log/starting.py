@@ -122,7 +122,11 @@ def _committing(
     missing = rest - own.keys()
     topics: dict[str, TopicStart] = {}
     for topic in {place.topic for place in rest}:
-        topics[topic] = yield from _topic_start(calls, topic, rest, own)
+        known = yield from call(calls.places, topic)
+        partitions = known | {place for place in rest if place.topic == topic}
+        others = partitions - rest - own.keys()
+        commits = (yield from call(calls.committed, others)) if others else {}
+        topics[topic] = topic_start(partitions, {**own, **commits})
     added = {place for place in missing if place in topics[place.topic].added}
     unmarked = {place for place in missing if place in topics[place.topic].unmarked}
 
@@ -156,14 +160,6 @@ def _committing(
     for place in rest:
         starts[place] = yield from _as_committed(calls, place, wanted[place], early)
     return starts
-
-
-def _topic_start(calls: OffsetCalls, topic: str, rest: Set[Any], own: Mapping[Any, Committed]) -> Flow[TopicStart]:
-    known = yield from call(calls.places, topic)
-    partitions = known | {place for place in rest if place.topic == topic}
-    others = partitions - rest - own.keys()
-    commits = (yield from call(calls.committed, others)) if others else {}
-    return topic_start(partitions, {**own, **commits})
 
 
 def _tell(

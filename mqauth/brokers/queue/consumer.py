@@ -13,7 +13,7 @@ from mqauth.brokers.dead_letters import look
 from mqauth.brokers.event_loop import Leaving, LoopBeat, Sleep, loop_stopping_on_signals
 from mqauth.brokers.queue.client import QueueClient
 from mqauth.brokers.queue.subscription import PREFETCH, Subscription
-from mqauth.delivery.health import QueueHealth, rungs, with_aliases
+from mqauth.delivery.health import QueueHealth, told_of
 from mqauth.delivery.hold import (
     CONSUMER_TIMEOUT,
     MAX_HELD,
@@ -162,14 +162,13 @@ class QueueConsumer:
     def health(self) -> QueueHealth:
         """Return how the consumer is doing now; may be called from any thread."""
         subscription = self._subscription
-        health = self._window.health(
+        return self._window.health(
             in_flight=len(subscription.tasks) + subscription.in_callback,
             unsettled=subscription.work.unsettled,
             blocked=self._calls.is_blocked(),
             silent=self._beat.silent(),
-            rollout=rungs(self._guard.rollout),
+            settings=told_of(self._guard.rollout, self._guard.verifier),
         )
-        return with_aliases(health, self._guard.verifier)
 
     async def _supervise(self) -> None:
         try:
