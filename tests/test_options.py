@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from mqauth.brokers import aiokafka, confluent, pika, rabbitmq
-from mqauth.brokers.log.engine import LogEngine
+from mqauth.brokers.log.poller import LogEngine
 from mqauth.brokers.options import DeliveryOptions, LogOptions, QueueOptions
 from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.queue.processor import Processor

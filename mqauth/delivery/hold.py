@@ -257,7 +257,8 @@ class Hold:
         held.outcome = outcome
         held.put_off += outcome.cause is Cause.HANDLER_DEFERRED
         slot, cause, party = held.slot, outcome.cause, outcome.party
-        self.capacity.put(id(held), tag=slot.consumer, cause=cause, party=party, size=slot.size)
+        tag, size = slot.facts.consumer(slot.native), slot.facts.size(slot.native)
+        self.capacity.put(id(held), tag=tag, cause=cause, party=party, size=size)
         if not self.capacity.concerns_everyone(cause, party):
             held.everyones_since = None
         elif held.everyones_since is None:

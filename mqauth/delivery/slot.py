@@ -75,12 +75,12 @@ class Slot:
         limit: how often the broker may be given it back; negative for any number.
     """
 
-    __slots__ = ("_facts", "_gone", "_limit", "_proved", "native", "received")
+    __slots__ = ("_gone", "_limit", "_proved", "facts", "native", "received")
 
     def __init__(self, native: Any, facts: DeliveryFacts, received: float, limit: int = NO_LIMIT) -> None:
         self.native = native
         self.received = received
-        self._facts = facts
+        self.facts = facts
         self._limit = limit
         self._gone = False
         self._proved: Rejection | None = None
@@ -88,22 +88,12 @@ class Slot:
     @property
     def is_ours(self) -> bool:
         """Whether the broker counts on us to settle it, as far as we know."""
-        return not self._gone and not self._facts.ended(self.native)
+        return not self._gone and not self.facts.ended(self.native)
 
     @property
     def is_last(self) -> bool:
         """Whether another return would exceed its delivery limit: the broker would put it away, without record."""
-        return 0 <= self._limit <= self._facts.returns(self.native)
-
-    @property
-    def consumer(self) -> str:
-        """The tag of the consumer that it came to."""
-        return self._facts.consumer(self.native)
-
-    @property
-    def size(self) -> int:
-        """Bytes of its body."""
-        return self._facts.size(self.native)
+        return 0 <= self._limit <= self.facts.returns(self.native)
 
     def unproven(self, delivery: Delivery) -> Rejection | None:
         """Return the rejection that needs a round trip before the next step, ``None`` where the step may be taken.
@@ -111,7 +101,7 @@ class Slot:
         Raises:
             StaleDelivery: the delivery is not ours any more.
         """
-        if self._gone or self._facts.ended(self.native):
+        if self._gone or self.facts.ended(self.native):
             raise StaleDelivery("the channel of the delivery ended")
         found = delivery.rejection
         if delivery.step is not _RECORD or found is None or found is self._proved:

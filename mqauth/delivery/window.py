@@ -69,74 +69,6 @@ PROBES: Final = Backoff(first=0.5, longest=30.0)
 _DOWN: Final = "the connection is down"
 
 
-class Prefetch:
-    """The prefetch, which falls to 1 after three lost connections in a row.
-
-    A message that kills its reader takes the connection with it, and a quorum queue counts that against the
-    delivery limit of every message in the window. With a window of 1 its healthy neighbours are not counted.
-
-    Args:
-        prefetch: deliveries at once.
-
-    Attributes:
-        now: the prefetch to ask for now.
-        deaths: how often channel or connection was lost while consuming.
-        in_a_row: how many connections were lost in a row.
-        is_cautious: whether it fell to 1 to find out with one delivery whether an outage is over.
-    """
-
-    def __init__(self, prefetch: int) -> None:
-        self.prefetch = self.now = prefetch
-        self.deaths = self.in_a_row = 0
-        self.is_cautious = False
-        self._since: float | None = None
-
-    @property
-    def narrowed(self) -> bool:
-        """Whether the window has fallen to 1."""
-        return self.now < self.prefetch
-
-    def opened(self, now: float) -> None:
-        """Note that consuming begins at ``now``, monotonic seconds, or goes on under another tag."""
-        self._since = now if self._since is None else self._since
-
-    def closed(self) -> None:
-        """Note that we ended consuming ourselves."""
-        self._since = None
-
-    def lost(self, now: float, *, channel_alone: bool = False) -> bool:
-        """Count a loss; return whether we were consuming.
-
-        Args:
-            now: monotonic seconds.
-            channel_alone: whether the broker closed the channel and not its connection, which is no death in a
-            row.
-        """
-        if self._since is None:
-            return False
-        steady = now - self._since >= STEADY
-        self._since = None
-        self.deaths += 1
-        if not channel_alone:
-            self.in_a_row = 1 if steady else self.in_a_row + 1
-        return True
-
-    def narrow(self) -> bool:
-        """Fall to 1 after the third loss in a row; return whether it fell now."""
-        if self.in_a_row < DEATHS_IN_A_ROW or self.narrowed or self.prefetch == 1:
-            return False
-        self.now = 1
-        return True
-
-    def caution(self) -> None:
-        """Fall to 1, so that one delivery alone finds out whether an outage is over."""
-        self.now, self.is_cautious = 1, True
-
-    def restore(self) -> None:
-        """Open the whole window again."""
-        self.now, self.in_a_row, self.is_cautious = self.prefetch, 0, False
-
-
 class Outage:
     """The time for which a consumer wants to consume, and cannot.
 
@@ -186,6 +118,7 @@ class Window:
         prefetch: deliveries at once.
 
     Attributes:
+        prefetch: how many deliveries to ask for at once now.
         consumer: the tag under which the broker sends messages now, ``None`` while it sends none.
         stalled: the delivery for which the queue was suspended.
         counts: what became of the deliveries.
@@ -198,7 +131,13 @@ class Window:
         self._queue = queue
         self._clock = clock
         self._hold = hold
-        self._prefetch = Prefetch(prefetch)
+        # It falls to 1 after three lost connections in a row. A message that kills its reader takes the connection
+        # with it, and a quorum queue counts that against the delivery limit of every message in the window. With a
+        # window of 1 its healthy neighbours are not counted.
+        self._whole = self.prefetch = prefetch
+        self._deaths = self._in_a_row = 0
+        self._is_cautious = False
+        self._since: float | None = None
         self._stalls_in_a_row = 0
         self._said_full = False
         self.outage = Outage(queue, clock)
@@ -208,16 +147,12 @@ class Window:
         self.failure: BaseException | None = None
         self.stopping = False
 
-    @property
-    def prefetch(self) -> int:
-        """How many deliveries to ask for at once now."""
-        return self._prefetch.now
-
     # Facts from the client
 
     def opens(self) -> None:
         """Note that consuming is being asked for, on an open channel."""
-        self._prefetch.opened(self._clock.monotonic())
+        # Or it goes on under another tag.
+        self._since = self._clock.monotonic() if self._since is None else self._since
 
     def consumes(self, consumer: str) -> None:
         """Note that the broker sends messages, under a consumer's tag."""
@@ -232,13 +167,19 @@ class Window:
             channel_alone: whether the broker closed the channel and not its connection.
         """
         self.consumer = None
-        if self.stopping or not self._prefetch.lost(self._clock.monotonic(), channel_alone=channel_alone):
+        if self.stopping or self._since is None:
             return
+        steady, self._since = self._clock.monotonic() - self._since >= STEADY, None
+        self._deaths += 1
+        # A channel that the broker closed, and not its connection, is no death in a row.
+        if not channel_alone:
+            self._in_a_row = 1 if steady else self._in_a_row + 1
         emit("connection.lost", "%s: channel or connection lost (%s)", self._queue, why)
-        if self._prefetch.narrow():
+        if self._in_a_row >= DEATHS_IN_A_ROW and self.prefetch == self._whole > 1:
+            self.prefetch = 1
             emit("consumer.narrowed",
                 "%s: %d connections were lost in a row, a message may be poison; prefetch falls to 1",
-                self._queue, self._prefetch.in_a_row,
+                self._queue, self._in_a_row,
             )  # fmt: skip
 
     def cancelled(self, consumer: str) -> bool:
@@ -264,9 +205,9 @@ class Window:
         if is_deferred(outcome):
             return False
         self._stalls_in_a_row = 0
-        if not self._prefetch.is_cautious or outcome.verdict is not Verdict.REJECTED:
+        if not self._is_cautious or outcome.verdict is not Verdict.REJECTED:
             return False
-        self._prefetch.restore()
+        self._restore()
         return True
 
     def passes_by(self, busy: int) -> bool:
@@ -294,7 +235,7 @@ class Window:
             Whether the delivery stays unacked meanwhile, and is tried until its cause is over. One that was
             handled does, and the first one where only that can tell whether it is over.
         """
-        self._prefetch.closed()
+        self._since = None
         if self.stalled is None and not self.stopping:
             self.stalled = held
             self._stalls_in_a_row += 1
@@ -317,19 +258,23 @@ class Window:
         if held is None:
             return
         if held.goes_back:
-            self._prefetch.caution()
+            # One delivery alone finds out whether an outage is over.
+            self.prefetch, self._is_cautious = 1, True
         emit("consumer.resumed", "%s goes on after %s", self._queue, held.outcome.cause)
 
     # Recovery, the end, and health
 
     def calm(self) -> float | None:
         """Return the seconds of consuming after which ``widen`` is due, ``None`` where it is not."""
-        return RESTORE_AFTER if self._prefetch.narrowed else None
+        return RESTORE_AFTER if self.prefetch < self._whole else None
 
     def widen(self) -> None:
         """Open the whole window again after a long time without a loss."""
-        self._prefetch.restore()
+        self._restore()
         emit("consumer.widened", "%s: prefetch back to %d", self._queue, self.prefetch)
+
+    def _restore(self) -> None:
+        self.prefetch, self._in_a_row, self._is_cautious = self._whole, 0, False
 
     def fail(self, error: BaseException) -> None:
         """Remember the first error that ends the consumer."""
@@ -384,7 +329,7 @@ class Window:
             silent=silent,
             counts=replace(self.counts),
             **settings,
-            connection_deaths=self._prefetch.deaths,
+            connection_deaths=self._deaths,
             prefetch=self.prefetch,
             unsettled=unsettled,
             party=None if longest is None else longest.outcome.party,

@@ -19,7 +19,7 @@ from mqauth.brokers.kafka import client as kafka_client
 from mqauth.brokers.kafka import sealing as kafka_sealing
 from mqauth.brokers.log import consumer as log_consumer
 from mqauth.brokers.log import event_loop as log_event_loop
-from mqauth.brokers.log.errors import OffsetsRefusedError
+from mqauth.brokers.log.records import OffsetsRefusedError
 from mqauth.judging.pipeline import Pipeline
 from tests.simulation import aiokafka_client, confluent_client, kafka_broker
 from tests.simulation.kafka_broker import DEAD, TOPIC, Broker

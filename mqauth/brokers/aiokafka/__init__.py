@@ -10,8 +10,7 @@ from mqauth.brokers.aiokafka.confirmed import AuditTopic, DeadLetters, Transacti
 from mqauth.brokers.aiokafka.consumer import Consumer
 from mqauth.brokers.aiokafka.producer import Producer
 from mqauth.brokers.judge import AsyncJudgement
-from mqauth.brokers.log.errors import OffsetsRefusedError, PoisonRecordError, ProducerFatalError
-from mqauth.brokers.log.records import Log
+from mqauth.brokers.log.records import Log, OffsetsRefusedError, PoisonRecordError, ProducerFatalError
 from mqauth.clock import Backoff
 from mqauth.delivery.health import LogHealth as Health
 from mqauth.delivery.health import Stall

@@ -18,9 +18,8 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartiti
 
 from mqauth.brokers.aiokafka import client as aiokafka_client
 from mqauth.brokers.event_loop import signed
-from mqauth.brokers.log.errors import ProducerFatalError
 from mqauth.brokers.log.producer import RecordProducer, TopicReplies, later
-from mqauth.brokers.log.records import NativeHeaders, native_headers
+from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, native_headers
 from mqauth.brokers.log.sealing import sealed_headers
 from mqauth.errors import ConfigurationError, MalformedMessage, Unavailable
 from mqauth.flow import arun

@@ -11,13 +11,13 @@ from mqauth.brokers.confluent.confirmed import AuditTopic, DeadLetters, Transact
 from mqauth.brokers.confluent.consumer import AIOConsumer, Consumer
 from mqauth.brokers.confluent.producer import Producer
 from mqauth.brokers.judge import AsyncJudgement, Judgement
-from mqauth.brokers.log.errors import (
+from mqauth.brokers.log.records import (
     CommitUnansweredError,
+    Log,
     OffsetsRefusedError,
     PoisonRecordError,
     ProducerFatalError,
 )
-from mqauth.brokers.log.records import Log
 from mqauth.clock import Backoff
 from mqauth.delivery.health import LogHealth as Health
 from mqauth.delivery.health import Stall

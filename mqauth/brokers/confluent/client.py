@@ -18,8 +18,7 @@ from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaExceptio
 
 from mqauth.brokers.dead_letters import LOOK
 from mqauth.brokers.judge import AsyncJudgement, Judgement, ajudged, judged
-from mqauth.brokers.log.errors import PoisonRecordError
-from mqauth.brokers.log.records import NO_LOG, Log, RecordPlace, unreadable
+from mqauth.brokers.log.records import NO_LOG, Log, PoisonRecordError, RecordPlace, unreadable
 from mqauth.errors import ConfigurationError, require
 from mqauth.judging.pipeline import Pipeline
 from mqauth.logs import emit

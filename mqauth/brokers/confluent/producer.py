@@ -28,9 +28,8 @@ from mqauth.brokers.confluent.client import (
     name_of,
 )
 from mqauth.brokers.confluent.confirmed import Report
-from mqauth.brokers.log.errors import ProducerFatalError
 from mqauth.brokers.log.producer import DEFAULT_IN_FLIGHT, LogProducer, TopicReplies, later
-from mqauth.brokers.log.records import NativeHeaders, native_headers
+from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, native_headers
 from mqauth.brokers.log.sealing import RecordSealing, sealed_headers
 from mqauth.errors import ConfigurationError, MalformedMessage, Unavailable
 from mqauth.judging.verified import Verified

@@ -15,9 +15,8 @@ from kafka.producer.future import FutureRecordMetadata
 
 from mqauth.brokers.kafka.client import is_no_topic, producer_settings
 from mqauth.brokers.kafka.sealing import InFlightLimit, Sealing
-from mqauth.brokers.log.errors import ProducerFatalError
 from mqauth.brokers.log.producer import DEFAULT_IN_FLIGHT, LogProducer, TopicReplies, later
-from mqauth.brokers.log.records import NativeHeaders, native_headers
+from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, native_headers
 from mqauth.errors import Unavailable
 from mqauth.judging.verified import Verified
 from mqauth.signer import Signer

@@ -16,8 +16,7 @@ from typing import Any, Final, Self
 
 from mqauth.brokers.dead_letters import look
 from mqauth.brokers.event_loop import BackgroundRun, FirstError, stopping_on_signals
-from mqauth.brokers.log.engine import LogEngine
-from mqauth.brokers.log.poller import LEAVE
+from mqauth.brokers.log.poller import LEAVE, LogEngine
 from mqauth.clock import Clock
 from mqauth.delivery.log_work import check_plugins
 from mqauth.errors import require

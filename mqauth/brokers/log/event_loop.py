@@ -24,8 +24,7 @@ from mqauth.brokers.event_loop import (
     loop_stopping_on_signals,
     was_cancelled,
 )
-from mqauth.brokers.log.engine import LogEngine
-from mqauth.brokers.log.poller import IDLE, LEAVE
+from mqauth.brokers.log.poller import IDLE, LEAVE, LogEngine
 from mqauth.errors import MqauthError, require
 from mqauth.flow import Flow, Waiting, arun, begin, is_awaitable, resume, settled
 from mqauth.judging.pipeline import Handler, Pipeline

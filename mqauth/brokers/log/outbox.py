@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mqauth.brokers.log.errors import ProducerFatalError
+from mqauth.brokers.log.records import ProducerFatalError
 from mqauth.brokers.log.transaction import TransactionalLetters, TransactionAttempt, TransactionContent
 from mqauth.clock import Backoff, Clock
 from mqauth.delivery.assignment import Assignment, Due

@@ -14,8 +14,7 @@ from typing import Any, Final
 
 from mqauth.audit import record as audit
 from mqauth.audit.record import AuditRecord
-from mqauth.brokers.log.errors import PoisonRecordError
-from mqauth.brokers.log.records import NO_LOG, Log
+from mqauth.brokers.log.records import NO_LOG, Log, PoisonRecordError
 from mqauth.clock import SYSTEM_RANDOMNESS, uuid7
 from mqauth.delivery.log_work import LogWork
 from mqauth.errors import ConfigurationError, Reason

@@ -12,8 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Final, Self
 
-from mqauth.brokers.log.errors import ProducerFatalError
-from mqauth.brokers.log.records import NativeHeaders, to_message
+from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, to_message
 from mqauth.errors import RetryLater, require
 from mqauth.flow import Flow, call, run
 from mqauth.judging.verified import Verified

@@ -1,14 +1,16 @@
 """Records of Kafka as ``Message``, and the values that producers are given, for every client library.
 
 The wrapper of a client says where a record has its fields. Reading a record never raises, whatever it holds.
+
+Errors that end a consumer or a producer of a log, whichever client it is built on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
-from mqauth.errors import MalformedMessage
+from mqauth.errors import MalformedMessage, MqauthError
 from mqauth.wire import destination
 from mqauth.wire.message import (
     NO_ORIGIN,
@@ -216,3 +218,48 @@ def _is_pair(pair: Any, shape: Any, values: Any) -> bool:
 def _natural(value: object) -> int | None:
     # Kafka says -1 for a number that it does not know. A client may have classes of its own below ``int``.
     return int(value) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+class PoisonRecordError(MqauthError):
+    """A record that the client cannot parse stands at the head of a partition, and the policy is to stop.
+
+    Nothing was skipped or committed. Look at the record with another client, then move the group's offset; with
+    kafka-python ``on_poison="skip"`` steps over it.
+    """
+
+    code = "poison_record"
+
+
+class CommitUnansweredError(MqauthError):
+    """A client has not returned from a commit for 90 seconds; nothing more can be asked of it.
+
+    librdkafka 2.16 loses a commit that is under way while its broker stands still for longer than the session, and
+    confluent-kafka lets no other call of that client begin meanwhile. Start the process again: what was not
+    committed comes again.
+    """
+
+    code = "commit_unanswered"
+
+
+class OffsetsRefusedError(MqauthError):
+    """The broker does not let the consumer's group read or commit its offsets; nothing was handled.
+
+    Give the group the right ``READ`` on itself and on the topics.
+    """
+
+    code = "offsets_refused"
+
+
+class ProducerFatalError(MqauthError):
+    """An idempotent producer has failed for good; close it and make a new one.
+
+    One error that cannot be retried makes every later send to every topic fail with it (KIP-360 state
+    ``FATAL_ERROR``). In kafka-python an unauthorized topic is such an error.
+    """
+
+    code = "producer_fatal"
+
+    @classmethod
+    def after(cls, name: str) -> Self:
+        """Return the error for a producer that failed for good with an error of this name."""
+        return cls(f"the producer failed for good with {name}: close it and make a new one")

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, Final, Protocol
 
 from mqauth.brokers.dead_letters import Errors
-from mqauth.brokers.log.errors import OffsetsRefusedError
+from mqauth.brokers.log.records import OffsetsRefusedError
 from mqauth.delivery.start import Committed, Start, TopicStart, partitions_at_first, topic_start
 from mqauth.errors import require
 from mqauth.flow import Flow, call

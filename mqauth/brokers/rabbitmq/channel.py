@@ -122,12 +122,6 @@ def is_untouched(native: object, method: str) -> bool:
     return all(type(one) is FunctionType and one.__globals__["__name__"].startswith("aio_pika.") for one in found)
 
 
-def share_connection(one: object, other: object) -> bool:
-    """Return whether two channels are known to be of one connection."""
-    connection = getattr(one, "_connection", None)
-    return connection is not None and connection is getattr(other, "_connection", None)
-
-
 @dataclass(slots=True)
 class _Tried:
     """When a channel was last tried and when that was last logged, in seconds of the event loop."""

@@ -30,7 +30,7 @@ from mqauth.brokers.options import QueueOptions
 from mqauth.brokers.queue.client import PART, OpenChannel, RoundTrip, Send, Take
 from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.rabbitmq import channel as channels
-from mqauth.brokers.rabbitmq.channel import echoed, is_untouched, share_connection
+from mqauth.brokers.rabbitmq.channel import echoed, is_untouched
 from mqauth.brokers.rabbitmq.confirmed import refusal
 from mqauth.brokers.rabbitmq.producer import Producer, as_responder
 from mqauth.brokers.rabbitmq.translate import failures_of, from_native
@@ -75,7 +75,9 @@ class Consumer(QueueConsumer):
         super().__init__(Queue(queue), guard, handler, dead_letters=dead_letters, responder=responder, **options)
         if (getattr(queue, "arguments", None) or {}).get("x-queue-type") == "stream":
             raise stream_refused(queue.name)
-        if share_connection(queue.channel, getattr(dead_letters, "channel", None)):
+        connection = getattr(queue.channel, "_connection", None)
+        letters = getattr(getattr(dead_letters, "channel", None), "_connection", None)
+        if connection is not None and connection is letters:
             warn_of_shared_connection(queue.name)
         if _is_classic(queue):
             emit(
