@@ -21,10 +21,15 @@ from mqauth.wire.message import Message, Origin, message_of
 
 APPEND_HEADER: Final = "timestamp_in_ms"
 SHORT_STRINGS: Final = {
-    "content-type": "content_type", "content-encoding": "content_encoding", "type": "type",
-    "message-id": "message_id", "correlation-id": "correlation_id", "reply-to": "reply_to",
-    "app-id": "app_id", "user-id": "user_id",
-}  # fmt: skip
+    "content-type": "content_type",
+    "content-encoding": "content_encoding",
+    "type": "type",
+    "message-id": "message_id",
+    "correlation-id": "correlation_id",
+    "reply-to": "reply_to",
+    "app-id": "app_id",
+    "user-id": "user_id",
+}
 """AMQP's text properties, each with the attribute that clients keep it in."""
 MAX_HEADER_FRAME: Final = 131_064
 """Bytes of properties and headers in one frame: RabbitMQ's ``frame_max`` of 131,072 less the frame's own 8."""
@@ -211,10 +216,10 @@ def published(
         destination=destination.rabbitmq(exchange, routing_key),
         body=bytes(body),
         properties=texts,
-        headers=tuple([
-            (header_name(name), on_wire(value, scalar, MAX_DEPTH)) for name, value in (headers or {}).items()
-        ]),
-    )  # fmt: skip
+        headers=tuple(
+            [(header_name(name), on_wire(value, scalar, MAX_DEPTH)) for name, value in (headers or {}).items()]
+        ),
+    )
 
 
 def check_frame(size: int, limit: int = MAX_HEADER_FRAME) -> None:

@@ -155,11 +155,14 @@ def headers_in(headers: object, faults: list[str]) -> tuple[HeaderPair, ...]:
     if type(headers) is not dict and not isinstance(headers, Mapping):
         faults.append("the headers are no table")
         return ()
-    return tuple([
-        (name, value) if type(value) is str and type(name) is str and name.isascii()
-        else (_name_in(name, faults), _value_in(value, MAX_DEPTH, faults))
-        for name, value in headers.items()
-    ])  # fmt: skip
+    return tuple(
+        [
+            (name, value)
+            if type(value) is str and type(name) is str and name.isascii()
+            else (_name_in(name, faults), _value_in(value, MAX_DEPTH, faults))
+            for name, value in headers.items()
+        ]
+    )
 
 
 def _name_in(name: object, faults: list[str]) -> str:

@@ -33,9 +33,11 @@ def look(*sinks: Any) -> Flow[None]:
         with suppress(Exception):
             if (yield from call(sink.exists)) is False:
                 emit(
-                    "consumer.sink_missing", "%s does not exist: until it does, what is rejected waits unsettled",
-                    harmless(sink.name), sink=harmless(sink.name),
-                )  # fmt: skip
+                    "consumer.sink_missing",
+                    "%s does not exist: until it does, what is rejected waits unsettled",
+                    harmless(sink.name),
+                    sink=harmless(sink.name),
+                )
 
 
 def first_taken(  # noqa: PLR0917 - a flow has no keywords

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import Context, copy_context
@@ -339,19 +340,19 @@ class FirstError:
             raise self.error
 
 
-class BackgroundRun:
+class BackgroundRun(ABC):
     """Runs ``run`` in a background thread, until ``stop`` at the end of the block."""
 
     _background: threading.Thread | None = None
     _error: BaseException | None = None
 
+    @abstractmethod
     def run(self) -> None:
         """Consume until ``stop`` is called."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stop(self) -> None:
         """Let ``run`` end."""
-        raise NotImplementedError
 
     @property
     def failed(self) -> bool:

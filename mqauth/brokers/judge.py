@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from mqauth.brokers.event_loop import letters_on_thread
 from mqauth.errors import Cause, Reason
@@ -13,9 +16,11 @@ from mqauth.judging.verified import Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.wire.message import Message
 
+T = TypeVar("T")
+
 
 @dataclass(slots=True)
-class JudgedRecord:
+class JudgedRecord(Generic[T]):
     """The verdict on one delivery, how far it has come, and the pipeline."""
 
     guard: Pipeline
@@ -47,32 +52,36 @@ class JudgedRecord:
         """The message, where it was accepted."""
         return self.outcome.verified
 
-
-@dataclass(slots=True)
-class Judgement(JudgedRecord):
-    """The verdict on one delivery, and the steps that follow from it; commit or ack only after the last one.
-
-    The last step of an accepted or unverified record is ``confirm`` after your handler, or ``release``, which
-    makes it ``DEFERRED``; of a rejected one it is ``dead_letter``; a duplicate needs none. A deferred record is
-    judged ``again``. Each step returns this judgement. Where it says ``DEFERRED``, repeat the step and commit
-    nothing. A step that does not fit the verdict raises ``ConfigurationError``.
-    """
-
-    def again(self) -> Judgement:
+    def again(self) -> T:
         """Judge a deferred delivery again, by the time when it was first received."""
         return self._take(self.guard.judge(self.delivery))
 
-    def confirm(self) -> Judgement:
+    def confirm(self) -> T:
         """Mark the message as handled in the replay store, after your handler; then commit or ack."""
         return self._take(self.guard.confirm(self.delivery))
 
-    def release(self) -> Judgement:
+    def release(self) -> T:
         """Give the claim back because the message was not handled; do not commit or ack."""
         return self._take(self.guard.release(self.delivery))
 
-    def dead_letter(self, dead_letters: DeadLetterSink) -> Judgement:
+    def dead_letter(self, dead_letters: DeadLetterSink) -> T:
         """Audit and dead-letter a rejected message; then commit or ack."""
         return self._take(self.guard.bury(self.delivery, dead_letters))
+
+    @abstractmethod
+    def _take(self, step: Flow[Outcome]) -> T:
+        """Take a step, and return this judgement."""
+
+
+@dataclass(slots=True)
+class Judgement(JudgedRecord["Judgement"]):
+    """The verdict on one delivery, and the steps that follow from it; commit or ack only after the last one.
+
+    The last step of an accepted or unverified message is ``confirm`` after your handler, or ``release``, which
+    makes it ``DEFERRED``; of a rejected one it is ``dead_letter``; a duplicate needs none. A deferred message is
+    judged ``again``. Each step returns this judgement. Where it says ``DEFERRED``, repeat the step and settle
+    nothing. A step that does not fit the verdict raises ``ConfigurationError``.
+    """
 
     def _take(self, step: Flow[Outcome]) -> Judgement:
         self.outcome = run(step)
@@ -80,27 +89,15 @@ class Judgement(JudgedRecord):
 
 
 @dataclass(slots=True)
-class AsyncJudgement(JudgedRecord):
+class AsyncJudgement(JudgedRecord[Coroutine[Any, Any, "AsyncJudgement"]]):
     """The verdict on one delivery, and the steps that follow from it, each to be awaited.
 
     They are those of ``Judgement``.
     """
 
-    async def again(self) -> AsyncJudgement:
-        """Judge a deferred delivery again, by the time when it was first received."""
-        return await self._take(self.guard.judge(self.delivery))
-
-    async def confirm(self) -> AsyncJudgement:
-        """Mark the message as handled in the replay store, after your handler; then commit or ack."""
-        return await self._take(self.guard.confirm(self.delivery))
-
-    async def release(self) -> AsyncJudgement:
-        """Give the claim back because the message was not handled; do not commit or ack."""
-        return await self._take(self.guard.release(self.delivery))
-
-    async def dead_letter(self, dead_letters: DeadLetterSink) -> AsyncJudgement:
+    def dead_letter(self, dead_letters: DeadLetterSink) -> Coroutine[Any, Any, AsyncJudgement]:
         """Audit and dead-letter a rejected message, on a thread where the sink is plain; then commit or ack."""
-        return await self._take(self.guard.bury(self.delivery, letters_on_thread(dead_letters)))
+        return self._take(self.guard.bury(self.delivery, letters_on_thread(dead_letters)))
 
     async def _take(self, step: Flow[Outcome]) -> AsyncJudgement:
         self.outcome = await arun(step)

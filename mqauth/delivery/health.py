@@ -40,8 +40,10 @@ def told_of(rollout: Rollout | None, verifier: Verifier) -> Settings:
 
 
 _COUNTED: Final = {
-    Verdict.REJECTED: "rejected", Verdict.DUPLICATE: "duplicate", Verdict.UNVERIFIED: "unverified",
-}  # fmt: skip
+    Verdict.REJECTED: "rejected",
+    Verdict.DUPLICATE: "duplicate",
+    Verdict.UNVERIFIED: "unverified",
+}
 _ACCEPTED: Final = Verdict.ACCEPTED
 
 
@@ -185,9 +187,16 @@ class LogHealth(Health):
             cause, since = Cause.BROKER_UNAVAILABLE, more["at"] - uncommitted
             detail = "no commit succeeds: what is handled meanwhile may come again"
         return cls(
-            consuming=consuming, running=consuming, deferred=len(stalls), stalled_since=since, cause=cause,
-            detail=detail, counts=replace(counts), stalls=tuple(stalls), **more,
-        )  # fmt: skip
+            consuming=consuming,
+            running=consuming,
+            deferred=len(stalls),
+            stalled_since=since,
+            cause=cause,
+            detail=detail,
+            counts=replace(counts),
+            stalls=tuple(stalls),
+            **more,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -160,9 +160,13 @@ class Partition:
         """
         offset, committed, seek = start
         return cls(
-            place, next=committed.offset, committed=committed.offset, metadata=committed.metadata,
-            last=offset - 1 if early is None else min(early, offset) - 1, seek=offset if seek else early,
-        )  # fmt: skip
+            place,
+            next=committed.offset,
+            committed=committed.offset,
+            metadata=committed.metadata,
+            last=offset - 1 if early is None else min(early, offset) - 1,
+            seek=offset if seek else early,
+        )
 
     @property
     def ours(self) -> bool:
@@ -251,9 +255,13 @@ class Partition:
         """Note that its record at an offset is deferred, at UTC seconds."""
         self.attempt += 1
         self.stall = Stall(
-            topic=self.topic_partition.topic, partition=self.topic_partition.partition, offset=offset,
-            cause=outcome.cause, detail=outcome.detail, since=at if self.stall is None else self.stall.since,
-        )  # fmt: skip
+            topic=self.topic_partition.topic,
+            partition=self.topic_partition.partition,
+            offset=offset,
+            cause=outcome.cause,
+            detail=outcome.detail,
+            since=at if self.stall is None else self.stall.since,
+        )
 
     def recovered(self) -> None:
         """Note that nothing is out of reach any more."""
@@ -313,10 +321,16 @@ class Finished:
             partition.last = offset_of(known[-1])
             partition.next, partition.beyond = partition.last + 1, None
             emit(
-                "client.handled_before", "%s-%d: %d records before offset %d come again, and were handled here: "
-                "do handlers take longer than the session of the group?", place.topic, place.partition, len(known),
-                partition.next, partition=place.partition, offset=partition.next,
-            )  # fmt: skip
+                "client.handled_before",
+                "%s-%d: %d records before offset %d come again, and were handled here: "
+                "do handlers take longer than the session of the group?",
+                place.topic,
+                place.partition,
+                len(known),
+                partition.next,
+                partition=place.partition,
+                offset=partition.next,
+            )
         return len(known)
 
     def forget(self, place: Any, upto: int | None = None) -> None:

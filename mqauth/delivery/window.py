@@ -177,10 +177,12 @@ class Window:
         emit("connection.lost", "%s: channel or connection lost (%s)", self._queue, why)
         if self._in_a_row >= DEATHS_IN_A_ROW and self.prefetch == self._whole > 1:
             self.prefetch = 1
-            emit("consumer.narrowed",
+            emit(
+                "consumer.narrowed",
                 "%s: %d connections were lost in a row, a message may be poison; prefetch falls to 1",
-                self._queue, self._in_a_row,
-            )  # fmt: skip
+                self._queue,
+                self._in_a_row,
+            )
 
     def cancelled(self, consumer: str) -> bool:
         """Note that the broker cancelled a consumer; return whether it was ours, so that we consume anew."""

@@ -200,9 +200,13 @@ class Positions:
             return False
         emit(
             "client.offset_out_of_range",
-            "offset %d of %s-%d is out of range, its records are lost; it goes on at %d", expected, *place, first,
-            partition=place[1], offset=first,
-        )  # fmt: skip
+            "offset %d of %s-%d is out of range, its records are lost; it goes on at %d",
+            expected,
+            *place,
+            first,
+            partition=place[1],
+            offset=first,
+        )
         position.expected = first
         if first == offset:
             return False

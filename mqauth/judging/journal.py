@@ -86,9 +86,15 @@ class Journal:
         kind = error_fields(error, messages=False)["exception_type"]
         if self.rate.admits("handler.retried", (kind, facts["destination"]), _ids(delivery)):
             emit(
-                "handler.retried", "%s: attempt %d of the handler failed with %s, and is made again",
-                _place(facts), delivery.attempts, kind, attempt=delivery.attempts, exception_type=kind, **facts,
-            )  # fmt: skip
+                "handler.retried",
+                "%s: attempt %d of the handler failed with %s, and is made again",
+                _place(facts),
+                delivery.attempts,
+                kind,
+                attempt=delivery.attempts,
+                exception_type=kind,
+                **facts,
+            )
 
     def failed(self, delivery: Delivery, error: Exception) -> None:
         """Reject a delivery as ``handler_failed`` after the last attempt of its handler, and log the traceback.
@@ -111,11 +117,18 @@ class Journal:
             scope = self._scope_of(delivery.message)
             letter = letter_id(delivery.message, scope, digest=delivery.content_digest())
             emit(
-                "handler.failed", "%s: the handler failed: %s", _place(facts), said, error=error,
-                messages=self._messages, attempts=delivery.attempts + 1,
-                error_id=delivery.error, dead_letter=letter, audit=delivery.record_id,
+                "handler.failed",
+                "%s: the handler failed: %s",
+                _place(facts),
+                said,
+                error=error,
+                messages=self._messages,
+                attempts=delivery.attempts + 1,
+                error_id=delivery.error,
+                dead_letter=letter,
+                audit=delivery.record_id,
                 **facts | ids,
-            )  # fmt: skip
+            )
         detail = error.detail if isinstance(error, RejectNow) else said
         delivery.reject(Rejection(Reason.HANDLER_FAILED, detail), Step.RELEASE)
 
@@ -127,9 +140,14 @@ class Journal:
                 wait = self._waits.pop(kind, None)
             if wait is not None and self.rate.admits("message.resumed", kind, {}):
                 emit(
-                    "message.resumed", "goes on after %s%s, %d s", kind[0], f" of {kind[1]}" if kind[1] else "",
-                    self._clock.now() - wait.since, cause=kind[0], since=wait.since,
-                )  # fmt: skip
+                    "message.resumed",
+                    "goes on after %s%s, %d s",
+                    kind[0],
+                    f" of {kind[1]}" if kind[1] else "",
+                    self._clock.now() - wait.since,
+                    cause=kind[0],
+                    since=wait.since,
+                )
         rejection = delivery.rejection
         failed = rejection is not None and rejection.reason is Reason.HANDLER_FAILED
         # The line of a handler that raised is there already, with its traceback.
@@ -138,12 +156,20 @@ class Journal:
             event = "handler.failed" if failed else "message.rejected"
             if self.rate.admits(event, (rejection.reason.value, facts["destination"]), ids):
                 emit(
-                    event, "%s: rejected, %s: %s", _place(facts), rejection.reason.value,
+                    event,
+                    "%s: rejected, %s: %s",
+                    _place(facts),
+                    rejection.reason.value,
                     harmless(rejection.sentence(), 1024),
-                    reason=rejection.reason.value, detail=harmless(rejection.detail), found=dict(rejection.found),
-                    expected=dict(rejection.expected), verified=rejection.reason in SIGNED_REASONS,
-                    dead_letter=delivery.letter, audit=delivery.record_id, **facts | ids,
-                )  # fmt: skip
+                    reason=rejection.reason.value,
+                    detail=harmless(rejection.detail),
+                    found=dict(rejection.found),
+                    expected=dict(rejection.expected),
+                    verified=rejection.reason in SIGNED_REASONS,
+                    dead_letter=delivery.letter,
+                    audit=delivery.record_id,
+                    **facts | ids,
+                )
         elif rejection is None and _DONE.isEnabledFor(logging.DEBUG):
             event = "message.duplicate" if delivery.verdict is Verdict.DUPLICATE else "message.accepted"
             facts = self._facts(delivery)
@@ -156,9 +182,11 @@ class Journal:
         It is logged when deliveries begin to wait for that, and every five minutes while it lasts.
         """
         plugin: object = {
-            Cause.REPLAY_STORE_UNAVAILABLE: self._replay, Cause.AUDIT_UNAVAILABLE: self._audit,
-            Cause.POLICY_UNAVAILABLE: self._policy, Cause.DEAD_LETTER_UNAVAILABLE: dead_letters,
-        }.get(error.cause)  # fmt: skip
+            Cause.REPLAY_STORE_UNAVAILABLE: self._replay,
+            Cause.AUDIT_UNAVAILABLE: self._audit,
+            Cause.POLICY_UNAVAILABLE: self._policy,
+            Cause.DEAD_LETTER_UNAVAILABLE: dead_letters,
+        }.get(error.cause)
         if error.party is not None and error.party in self._verifier.issuers:
             plugin = self._verifier.issuers[error.party].keys
         what, detail = _named(plugin) or "", error.detail
@@ -179,10 +207,18 @@ class Journal:
         if not silent and self.rate.admits("message.deferred", kind, {}):
             facts, detail, rejection = self._facts(delivery), harmless(error.detail, 2048), delivery.rejection
             emit(
-                "message.deferred", "%s: waits, %s: %s", _place(facts), error.cause.value, detail,
-                cause=error.cause.value, detail=detail, since=self._clock.now() if wait is None else wait.since,
-                reason=None if rejection is None else rejection.reason.value, party=error.party, **facts,
-            )  # fmt: skip
+                "message.deferred",
+                "%s: waits, %s: %s",
+                _place(facts),
+                error.cause.value,
+                detail,
+                cause=error.cause.value,
+                detail=detail,
+                since=self._clock.now() if wait is None else wait.since,
+                reason=None if rejection is None else rejection.reason.value,
+                party=error.party,
+                **facts,
+            )
         if wait is not None and not silent:
             wait.said = now
         return delivery.defer(error)
@@ -191,8 +227,9 @@ class Journal:
         """Return on whose behalf a message is handled, and where the broker had it."""
         message, origin = delivery.message, delivery.message.origin
         found: dict[str, Any] = {
-            "scope": harmless(self._scope_of(message)), "destination": harmless(message.destination),
-        }  # fmt: skip
+            "scope": harmless(self._scope_of(message)),
+            "destination": harmless(message.destination),
+        }
         if origin.offset is not None:
             return found | {"partition": origin.partition, "offset": origin.offset}
         return found if origin.queue is None else found | {"queue": harmless(origin.queue)}
@@ -207,9 +244,13 @@ class Journal:
             rollout: where messages may be unverified; ``None`` for nowhere.
         """
         facts: dict[str, Any] = self._verifier.trusts() | {
-            "source": source, "scope": scope, "rules": rules_of(self._policy), "dead_letters": dead_letters,
-            "audit": where(self._audit), "store": where(self._replay),
-        }  # fmt: skip
+            "source": source,
+            "scope": scope,
+            "rules": rules_of(self._policy),
+            "dead_letters": dead_letters,
+            "audit": where(self._audit),
+            "store": where(self._replay),
+        }
         but = f", but gives what is not proven at {destinations_of(rollout)} to unverified=" if rollout else ""
         self._began = self._clock.monotonic()
         emit(
@@ -219,8 +260,9 @@ class Journal:
             " not signed are %(unsigned_headers)s; dead letters to %(dead_letters)s; audit in %(audit)s; replay"
             " store %(store)s",
             {name: harmless(value, 1024) for name, value in (facts | {"but": but}).items()},
-            version=__version__, **facts,
-        )  # fmt: skip
+            version=__version__,
+            **facts,
+        )
 
         times = self._verifier.times
         domains = [issuer for issuer in self._verifier.issuers.values() if isinstance(issuer, TrustDomain)]
@@ -231,9 +273,11 @@ class Journal:
                 "consumer.backlog_expires",
                 "a message that waits for more than %d s is rejected for its age: a longer stop of this consumer"
                 ' condemns its backlog; set at = "append" with max_queue_age, or max_lifetime and the lifetime of'
-                ' producers to a day, or backlog = "expires" if it is meant', waits,
-                scope=harmless(scope), seconds=waits,
-            )  # fmt: skip
+                ' producers to a day, or backlog = "expires" if it is meant',
+                waits,
+                scope=harmless(scope),
+                seconds=waits,
+            )
         for alias in self._verifier.aliases.values():
             signed_for = ", ".join(alias.signed_for)
             emit("rollout.alias", "%s: messages signed for %s are accepted there", alias.at, signed_for)
@@ -244,9 +288,15 @@ class Journal:
         seconds = round(self._clock.monotonic() - self._began, 3)
         said = ", ".join(f"{number} {name}" for name, number in asdict(counts).items())
         emit(
-            "consumer.stopped", "%s: stopped after %.0f s: %s", harmless(scope), seconds, said,
-            scope=harmless(scope), seconds=seconds, **asdict(counts),
-        )  # fmt: skip
+            "consumer.stopped",
+            "%s: stopped after %.0f s: %s",
+            harmless(scope),
+            seconds,
+            said,
+            scope=harmless(scope),
+            seconds=seconds,
+            **asdict(counts),
+        )
 
 
 def where(plugin: object) -> str:

@@ -117,25 +117,30 @@ class Pipeline:
         self.lease = lease
         self._randomness = randomness
         self.self_test = self_test
-        settings: dict[str, Any] = {
-            "verifier": verifier, "policy": policy, "replay": replay, "scope": scope, "reread": reread,
-            "lease": lease, "clock": clock, "randomness": randomness,
-        }  # fmt: skip
         self.instance = instance or base64url_encode(randomness(6)).decode("ascii")
         self.rollout = rollout or None
-        plugins: dict[str, Any] = {"verifier": verifier, "policy": policy, "replay": replay, "audit": audit}
-        self.journal = Journal(clock, randomness, self.scope_of, messages=exception_messages, **plugins)
+        plugins: dict[str, Any] = {"verifier": verifier, "policy": policy, "replay": replay}
+        self.journal = Journal(
+            clock, randomness, self.scope_of, audit=audit, messages=exception_messages, **plugins
+        )
         self.observing: Observing | None = None
         self._ladder: Ladder | None = None
         named = verifier.aliases or verifier.ends or verifier.times.without_evidence
         if self.rollout is not None or named:
             self.observing = Observing(
-                self.rollout or Rollout(), audit, clock=clock, randomness=randomness, instance=self.instance,
-                policy=policy, verifier=verifier, scope_of=self.scope_of,
-            )  # fmt: skip
+                self.rollout or Rollout(),
+                audit,
+                clock=clock,
+                randomness=randomness,
+                instance=self.instance,
+                policy=policy,
+                verifier=verifier,
+                scope_of=self.scope_of,
+            )
             if self.rollout is not None:
                 self._ladder = Ladder(self.rollout, self.observing, issuers=verifier.issuers, clock=clock)
-        self.verdicts = Judge(**settings, ladder=self._ladder)
+        times: dict[str, Any] = {"lease": lease, "clock": clock, "randomness": randomness}
+        self.verdicts = Judge(scope=scope, reread=reread, ladder=self._ladder, **plugins, **times)
         """Takes the steps of a verdict; for whoever makes the claims of many deliveries together."""
 
     def receive(self, message: Message) -> Delivery:
@@ -345,10 +350,16 @@ class Pipeline:
             if dead_letters is None or delivery.rejection is None or delivery.record_id is None:
                 raise ConfigurationError("only a rejected message that was recorded can be buried")
             letter = DeadLetter(
-                message=delivery.message, rejection=delivery.rejection, scope=self.scope_of(delivery.message),
-                time=self.clock.now(), audit=delivery.record_id, release=delivery.release,
-                digest=delivery.content_digest(), error=delivery.error, rung=delivery.rung_label,
-            )  # fmt: skip
+                message=delivery.message,
+                rejection=delivery.rejection,
+                scope=self.scope_of(delivery.message),
+                time=self.clock.now(),
+                audit=delivery.record_id,
+                release=delivery.release,
+                digest=delivery.content_digest(),
+                error=delivery.error,
+                rung=delivery.rung_label,
+            )
             yield from call(dead_letters.publish, letter, cause=Cause.DEAD_LETTER_UNAVAILABLE)
             delivery.letter, delivery.step = letter.id, _SETTLE
 

@@ -65,9 +65,12 @@ class Consumer(AsyncLogConsumer):
             **options,
         )
         policy = PoisonPolicy(
-            self._work, guard, aiokafka_client.group_of(client), skip=on_poison == "skip",
+            self._work,
+            guard,
+            aiokafka_client.group_of(client),
+            skip=on_poison == "skip",
             lacking=aiokafka_client.lacking,
-        )  # fmt: skip
+        )
         poller = Poller(client, self._assignment, policy, replies=answer)
         self.attach(poller)
         if isinstance(dead_letters, TransactionalDeadLetters):

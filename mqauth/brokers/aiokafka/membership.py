@@ -111,8 +111,12 @@ class OffsetFetchResponse(Response):
                 (
                     "partitions",
                     CompactArray(
-                        ("partition", Int32), ("offset", Int64), ("leader_epoch", Int32), ("metadata", _TEXT),
-                        ("error_code", Int16), _TAGS,
+                        ("partition", Int32),
+                        ("offset", Int64),
+                        ("leader_epoch", Int32),
+                        ("metadata", _TEXT),
+                        ("error_code", Int16),
+                        _TAGS,
                     ),
                 ),
                 _TAGS,
@@ -120,7 +124,7 @@ class OffsetFetchResponse(Response):
         ),
         ("error_code", Int16),
         _TAGS,
-    )  # fmt: skip
+    )
 
 
 class OffsetFetchStruct(RequestStruct):
@@ -166,10 +170,17 @@ class FencedHandler(TxnOffsetCommitHandler):
         state, group = self._sender._txn_manager, self._group_id
         return _Ready(
             TxnOffsetCommitStruct(
-                state.transactional_id, group, state.producer_id, state.producer_epoch, group.generation,
-                group.member, None, [(topic, partitions, {}) for topic, partitions in topics.items()], {},
+                state.transactional_id,
+                group,
+                state.producer_id,
+                state.producer_epoch,
+                group.generation,
+                group.member,
+                None,
+                [(topic, partitions, {}) for topic, partitions in topics.items()],
+                {},
             )
-        )  # fmt: skip
+        )
 
     def handle_response(self, resp: Any) -> Any:
         """Act on the response; of a former member the transaction fails, and can be aborted."""

@@ -59,10 +59,14 @@ class Producer(RecordProducer):
     ) -> None:
         aiokafka_client.check_producer(client)
         super().__init__(
-            client, signer, serialize=value_serializer, batch=batch, linger=linger,
+            client,
+            signer,
+            serialize=value_serializer,
+            batch=batch,
+            linger=linger,
             transactional=aiokafka_client.transactional_id(client) is not None,
             idempotent=aiokafka_client.is_idempotent(client),
-        )  # fmt: skip
+        )
         self._known: set[str] = set()
         if batch > 1:
             self._sealing = Sealing(client, signer, batch=batch, linger=linger)

@@ -83,9 +83,15 @@ class Producer(LogProducer):
     ) -> None:
         config = check_producer(client, config)
         super().__init__(
-            client, signer, serialize=value_serializer, in_flight=max_in_flight, batch=batch, linger=linger,
-            transactional=bool(config.get("transactional.id")), idempotent=is_idempotent(config),
-        )  # fmt: skip
+            client,
+            signer,
+            serialize=value_serializer,
+            in_flight=max_in_flight,
+            batch=batch,
+            linger=linger,
+            transactional=bool(config.get("transactional.id")),
+            idempotent=is_idempotent(config),
+        )
         self._inside = threading.local()
         self._most = max_in_flight
         self._fatal: KafkaError | None = None

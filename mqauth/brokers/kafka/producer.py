@@ -55,9 +55,15 @@ class Producer(LogProducer):
     ) -> None:
         config = producer_settings(client)
         super().__init__(
-            client, signer, serialize=value_serializer, in_flight=max_in_flight, batch=batch, linger=linger,
-            transactional=bool(config.get("transactional_id")), idempotent=config["enable_idempotence"],
-        )  # fmt: skip
+            client,
+            signer,
+            serialize=value_serializer,
+            in_flight=max_in_flight,
+            batch=batch,
+            linger=linger,
+            transactional=bool(config.get("transactional_id")),
+            idempotent=config["enable_idempotence"],
+        )
         self._room = InFlightLimit(max_in_flight)
         self._patience: float = config["max_block_ms"] / 1000
         if batch > 1:

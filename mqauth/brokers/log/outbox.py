@@ -50,9 +50,13 @@ class Transactions:
     """
 
     def __init__(
-        self, group: Any, letters: TransactionalLetters, assignment: Assignment, clock: Clock,
+        self,
+        group: Any,
+        letters: TransactionalLetters,
+        assignment: Assignment,
+        clock: Clock,
         backoff: Backoff,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._group = group
         self._letters = letters
         self._assignment = assignment
@@ -208,9 +212,13 @@ class Transactions:
             if partition.letters:
                 place = partition.topic_partition
                 partition.unsent = Stall(
-                    topic=place.topic, partition=place.partition, offset=partition.letters[0][0],
-                    cause=Cause.DEAD_LETTER_UNAVAILABLE, detail=detail, since=self._since,
-                )  # fmt: skip
+                    topic=place.topic,
+                    partition=place.partition,
+                    offset=partition.letters[0][0],
+                    cause=Cause.DEAD_LETTER_UNAVAILABLE,
+                    detail=detail,
+                    since=self._since,
+                )
 
 
 def _letters(partition: Partition, offset: int) -> list[DeadLetter]:

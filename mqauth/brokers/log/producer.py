@@ -41,9 +41,16 @@ class RecordProducer(ABC):
     """
 
     def __init__(
-        self, client: Any, signer: Signer, *, serialize: Callable[[Any], bytes] | None, batch: int, linger: float,
-        transactional: bool, idempotent: bool,
-    ) -> None:  # fmt: skip
+        self,
+        client: Any,
+        signer: Signer,
+        *,
+        serialize: Callable[[Any], bytes] | None,
+        batch: int,
+        linger: float,
+        transactional: bool,
+        idempotent: bool,
+    ) -> None:
         check_batching(batch, linger)
         self.client = client
         self._signer = signer

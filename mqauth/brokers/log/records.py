@@ -88,9 +88,15 @@ class RecordPlace:
         if type(offset) is not int or type(timestamp_ms) is not int or offset < 0 or timestamp_ms < 0:
             offset, timestamp_ms = _natural(offset), _natural(timestamp_ms)
         origin = kafka_origin(
-            self._scope, self._topic, self._partition, offset, timestamp_ms, "append" if by_broker else "create",
-            self._cluster, self._topic_id,
-        )  # fmt: skip
+            self._scope,
+            self._topic,
+            self._partition,
+            offset,
+            timestamp_ms,
+            "append" if by_broker else "create",
+            self._cluster,
+            self._topic_id,
+        )
         return message_of(self._destination, value, key, NO_PROPERTIES, pairs, origin, native, fault)
 
 
@@ -114,9 +120,14 @@ def _placed(record: Any, place: RecordPlace) -> Message:
     try:
         kind = record.timestamp_type
         return place.message(
-            record.offset, record.timestamp, _natural(kind) == LOG_APPEND_TIME, record.key,
-            record.value, record.headers, record,
-        )  # fmt: skip
+            record.offset,
+            record.timestamp,
+            _natural(kind) == LOG_APPEND_TIME,
+            record.key,
+            record.value,
+            record.headers,
+            record,
+        )
     except Exception:
         return unreadable(record)
 

@@ -106,9 +106,16 @@ def tell_out_of_range(scope: str, place: Any, offset: int | None, first: int) ->
     """Log that records of a group are gone, and where it goes on."""
     emit(
         "client.offset_out_of_range",
-        "group %s: offset %s of %s-%d is out of range, its records are lost; it goes on at %d", scope, offset,
-        place.topic, place.partition, first, scope=scope, partition=place.partition, offset=first,
-    )  # fmt: skip
+        "group %s: offset %s of %s-%d is out of range, its records are lost; it goes on at %d",
+        scope,
+        offset,
+        place.topic,
+        place.partition,
+        first,
+        scope=scope,
+        partition=place.partition,
+        offset=first,
+    )
 
 
 def _committing(
@@ -168,21 +175,31 @@ def _tell(
     """Log which partitions begin without an offset of the group, and where."""
     if added:
         emit(
-            "client.partitions_added", "new to group %s, read from their beginning: %s", calls.scope,
-            _named(added, offsets), scope=calls.scope,
-        )  # fmt: skip
+            "client.partitions_added",
+            "new to group %s, read from their beginning: %s",
+            calls.scope,
+            _named(added, offsets),
+            scope=calls.scope,
+        )
     if skipping:
         emit(
-            "client.partitions_unmarked", "group %s has no offset of these partitions, and no commit of it says "
-            "whether they are new: they begin at the end, and what is before is not read: %s", calls.scope,
-            _named(skipping, offsets), scope=calls.scope,
-        )  # fmt: skip
+            "client.partitions_unmarked",
+            "group %s has no offset of these partitions, and no commit of it says "
+            "whether they are new: they begin at the end, and what is before is not read: %s",
+            calls.scope,
+            _named(skipping, offsets),
+            scope=calls.scope,
+        )
     latest = {place for place in missing - added - skipping if offsets[place] > 0}
     if latest and calls.reset == "latest":
         emit(
-            "client.offsets_latest", "auto_offset_reset is latest, and group %s begins with these partitions at "
-            "the end, without what was sent before: %s", calls.scope, _named(latest, offsets), scope=calls.scope,
-        )  # fmt: skip
+            "client.offsets_latest",
+            "auto_offset_reset is latest, and group %s begins with these partitions at "
+            "the end, without what was sent before: %s",
+            calls.scope,
+            _named(latest, offsets),
+            scope=calls.scope,
+        )
 
 
 def _named(places: Iterable[Any], offsets: Mapping[Any, int] | None = None) -> str:

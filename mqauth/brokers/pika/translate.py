@@ -86,9 +86,14 @@ def to_message(
     """
     found = properties or BasicProperties()
     return amqp_messages.published(
-        found, found.headers, body,
-        exchange=exchange, routing_key=routing_key, scalar=scalar_on_wire, message_id=message_id,
-    )  # fmt: skip
+        found,
+        found.headers,
+        body,
+        exchange=exchange,
+        routing_key=routing_key,
+        scalar=scalar_on_wire,
+        message_id=message_id,
+    )
 
 
 def to_properties(message: Message, **rest: Any) -> BasicProperties:
@@ -148,6 +153,8 @@ def failures_of(method: Any, headers: Mapping[str, Any] | None) -> int:
 
 
 _NUMBERS: Final[tuple[Number, ...]] = (
-    ("priority", "priority", amqp_messages.whole), ("delivery-mode", "delivery_mode", amqp_messages.whole),
-    ("timestamp", "timestamp", amqp_messages.whole), ("expiration", "expiration", _number),
-)  # fmt: skip
+    ("priority", "priority", amqp_messages.whole),
+    ("delivery-mode", "delivery_mode", amqp_messages.whole),
+    ("timestamp", "timestamp", amqp_messages.whole),
+    ("expiration", "expiration", _number),
+)

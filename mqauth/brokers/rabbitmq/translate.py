@@ -131,9 +131,14 @@ def to_message(
         MalformedMessage: a part cannot be sent, or would arrive as something else.
     """
     return amqp_messages.published(
-        native, native.headers, native.body,
-        exchange=exchange, routing_key=routing_key, scalar=scalar_on_wire, message_id=message_id,
-    )  # fmt: skip
+        native,
+        native.headers,
+        native.body,
+        exchange=exchange,
+        routing_key=routing_key,
+        scalar=scalar_on_wire,
+        message_id=message_id,
+    )
 
 
 def to_native(message: Message, *, message_id: str) -> Measured:
@@ -199,6 +204,8 @@ def _milliseconds(expiration: object) -> int | None:
 
 
 _NUMBERS: Final[tuple[Number, ...]] = (
-    ("priority", "priority", amqp_messages.whole), ("delivery-mode", "delivery_mode", amqp_messages.whole),
-    ("timestamp", "timestamp", _seconds), ("expiration", "expiration", _milliseconds),
-)  # fmt: skip
+    ("priority", "priority", amqp_messages.whole),
+    ("delivery-mode", "delivery_mode", amqp_messages.whole),
+    ("timestamp", "timestamp", _seconds),
+    ("expiration", "expiration", _milliseconds),
+)
