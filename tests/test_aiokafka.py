@@ -47,7 +47,7 @@ from mqauth.brokers.aiokafka.poller import Poller
 from mqauth.brokers.aiokafka.producer import Replies
 from mqauth.brokers.log import event_loop
 from mqauth.brokers.log.event_loop import breathing
-from mqauth.brokers.log.poison import PoisonPolicy
+from mqauth.brokers.log.poison import step_over
 from mqauth.brokers.log.transaction import TransactionContent
 from mqauth.delivery.assignment import COMMIT_RETRY, Assignment
 from mqauth.delivery.log_work import LogWork
@@ -727,7 +727,7 @@ class Desk:
         self.clock = FakeClock()
         self.assignment = Assignment(self.clock)
         work = LogWork(guard, self.assignment, print, lambda _: Sink())
-        policy = PoisonPolicy(work, guard, "billing", skip=skip, lacking=lacking)
+        policy = partial(step_over, work=work, guard=guard, scope="billing", skip=skip, lacking=lacking)
         self.poller = Poller(self.client, self.assignment, policy)
         self.poller.listen(self.settle, lambda error: self.happened.append(type(error).__name__))
         self.assign({PLACE, OTHER})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, Unpack
 
 import aiokafka
@@ -11,7 +12,7 @@ from mqauth.brokers.aiokafka.confirmed import TransactionalDeadLetters
 from mqauth.brokers.aiokafka.poller import Poller
 from mqauth.brokers.aiokafka.producer import Producer, Replies
 from mqauth.brokers.log.event_loop import AsyncLogConsumer
-from mqauth.brokers.log.poison import PoisonPolicy
+from mqauth.brokers.log.poison import step_over
 from mqauth.brokers.options import LogOptions
 from mqauth.errors import require
 from mqauth.judging.pipeline import Handler, Pipeline
@@ -64,10 +65,11 @@ class Consumer(AsyncLogConsumer):
             session=aiokafka_client.session_of(client),
             **options,
         )
-        policy = PoisonPolicy(
-            self._work,
-            guard,
-            aiokafka_client.group_of(client),
+        policy = partial(
+            step_over,
+            work=self._work,
+            guard=guard,
+            scope=aiokafka_client.group_of(client),
             skip=on_poison == "skip",
             lacking=aiokafka_client.lacking,
         )

@@ -27,13 +27,13 @@ from mqauth.brokers.aiokafka import client as aiokafka_client
 from mqauth.brokers.aiokafka.client import Logs
 from mqauth.brokers.aiokafka.membership import Membership, require_stable
 from mqauth.brokers.dead_letters import Errors
-from mqauth.brokers.log.poison import PoisonPolicy, find_poison
+from mqauth.brokers.log.poison import find_poison
 from mqauth.brokers.log.poller import LogPoller
 from mqauth.brokers.log.records import NO_LOG, partition_messages
 from mqauth.brokers.log.starting import OffsetCalls
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.start import Committed
-from mqauth.flow import arun
+from mqauth.flow import Flow, arun
 from mqauth.logs import emit
 from mqauth.wire.message import Message
 
@@ -102,13 +102,15 @@ class Poller(Offsets, LogPoller):
     Args:
         client: the ``AIOKafkaConsumer``.
         assignment: says which calls to make, and gets the records.
-        poison: what becomes of records that cannot be parsed.
+        poison: skips records that cannot be parsed, or ends the consumer (``poison.step_over``).
         settings: as ``LogPoller`` has them.
     """
 
     waits_beside_handlers = True
 
-    def __init__(self, client: Any, assignment: Assignment, poison: PoisonPolicy, **settings: Any) -> None:
+    def __init__(
+        self, client: Any, assignment: Assignment, poison: Callable[..., Flow[None]], **settings: Any
+    ) -> None:
         super().__init__(client, assignment, **settings)
         self.scope = aiokafka_client.group_of(client)
         self.reset = aiokafka_client.reset_of(client)
@@ -249,7 +251,7 @@ class Poller(Offsets, LogPoller):
         if poison is not None:
             found = aiokafka_client.read_before(error, poison.partition)
             if not found:
-                await arun(self._poison.applying(poison, error, self._logs.known or NO_LOG))
+                await arun(self._poison(poison, error, self._logs.known or NO_LOG))
             elif poison.partition in found:
                 # The batch comes again, at the head of its partition.
                 self._client.seek(poison.partition, found[poison.partition][-1].offset + 1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Final, Literal, Unpack
 
 import kafka.codec as codecs
@@ -23,7 +24,7 @@ from mqauth.brokers.kafka.client import Logs
 from mqauth.brokers.kafka.confirmed import TransactionalDeadLetters
 from mqauth.brokers.kafka.producer import Producer, Replies
 from mqauth.brokers.log.consumer import LogConsumer
-from mqauth.brokers.log.poison import PoisonPolicy, find_poison
+from mqauth.brokers.log.poison import find_poison, step_over
 from mqauth.brokers.log.poller import LogPoller
 from mqauth.brokers.log.records import partition_messages
 from mqauth.brokers.options import LogOptions
@@ -115,16 +116,45 @@ class Poller(LogPoller):
         self.scope = str(client.config["group_id"])
         self.reset = str(client.config["auto_offset_reset"])
         kafka_repair.reset_to_earliest(client, self.outside.add)
-        policy = PoisonPolicy(work, guard, self.scope, skip=skip, lacking=lacking)
-        self._records = RecordReader(client, policy, self._logs)
+        self._poison = partial(step_over, work=work, guard=guard, scope=self.scope, skip=skip, lacking=lacking)
+        self._kept: BaseException | None = None
 
     def fetch(self, seconds: float, joins: bool) -> dict[Any, list[Message]]:
-        """Poll, and return the new messages by partition."""
-        records, logs, scope = self._records.poll(seconds, joins=joins), self._logs, self.scope
+        """Poll, and return the new messages by partition.
+
+        Raises:
+            PoisonRecordError: a record cannot be parsed, and the policy is to stop.
+        """
+        if self._kept is not None:
+            error, self._kept = self._kept, None
+            self._step_over(error)
+        try:
+            with nullcontext() if joins else kafka_repair.not_joining(self._client):
+                kafka_repair.before_poll(self._client)
+                records: dict[Any, list[Any]] = self._client.poll(timeout_ms=int(seconds * 1000))
+        except COMES_AGAIN as error:
+            emit("client.poll_failed", "poll failed with %s and is tried again", type(error).__name__)
+            return {}
+        except Exception as error:
+            self._step_over(error)
+            return {}
+        self._kept = kafka_repair.postponed(self._client)
+        logs, scope = self._logs, self.scope
         return {
             place: partition_messages(batch, place, scope, logs.of(place.topic))
             for place, batch in records.items()
         }
+
+    def _step_over(self, error: BaseException) -> None:
+        """Skip the batch that made ``poll()`` raise, or raise where there is none or the policy is to stop."""
+        poison = find_poison(error)
+        if poison is None or poison.partition is None:
+            raise error
+        kafka_repair.discard(self._client, poison.partition)
+        position = kafka_repair.position(self._client, poison.partition)
+        # Sent back to an earlier record meanwhile: what stands before is handled first, and then this comes again.
+        if position is None or position >= poison.first:
+            run(self._poison(poison, error, self._logs.of(poison.partition.topic)))
 
     def send_commit(self, offsets: Mapping[Any, Committed], /) -> str | None:
         """Commit offsets by partition; return the name of an error that passes."""
@@ -247,57 +277,3 @@ _PACKAGES: Final = {"snappy": "python-snappy", "lz4": "lz4", "zstd": "zstandard"
 def lacking(codec: str) -> str | None:
     """Return the package that kafka-python needs for a codec and does not find, ``None`` where it has it."""
     return None if getattr(codecs, f"has_{codec}")() else _PACKAGES.get(codec)
-
-
-class RecordReader:
-    """Polls a client, and deals with records that cannot be parsed.
-
-    Args:
-        client: the ``KafkaConsumer``.
-        policy: skips them, or ends the consumer.
-        logs: tells the ids of topics.
-    """
-
-    def __init__(self, client: Any, policy: PoisonPolicy, logs: Logs) -> None:
-        self._client = client
-        self._policy = policy
-        self._logs = logs
-        self._kept: BaseException | None = None
-
-    def poll(self, seconds: float, *, joins: bool) -> dict[Any, list[Any]]:
-        """Return new records by partition.
-
-        Args:
-            seconds: how long to wait at most.
-            joins: whether the poll may take part in a rebalance.
-
-        Raises:
-            PoisonRecordError: a record cannot be parsed, and the policy is to stop.
-        """
-        if self._kept is not None:
-            error, self._kept = self._kept, None
-            self._step_over(error)
-        try:
-            with nullcontext() if joins else kafka_repair.not_joining(self._client):
-                kafka_repair.before_poll(self._client)
-                records: dict[Any, list[Any]] = self._client.poll(timeout_ms=int(seconds * 1000))
-        except COMES_AGAIN as error:
-            emit("client.poll_failed", "poll failed with %s and is tried again", type(error).__name__)
-            return {}
-        except Exception as error:
-            self._step_over(error)
-            return {}
-        self._kept = kafka_repair.postponed(self._client)
-        return records
-
-    def _step_over(self, error: BaseException) -> None:
-        """Skip the batch that made ``poll()`` raise, or raise where there is none or the policy is to stop."""
-        poison = find_poison(error)
-        if poison is None or poison.partition is None:
-            raise error
-        kafka_repair.discard(self._client, poison.partition)
-        position = kafka_repair.position(self._client, poison.partition)
-        # Sent back to an earlier record meanwhile: what stands before is handled first, and then this comes again.
-        if position is not None and position < poison.first:
-            return
-        run(self._policy.applying(poison, error, self._logs.of(poison.partition.topic)))

@@ -100,7 +100,13 @@ class Transactions:
         # The membership is read first. Where a partition is lost between the two reads, the broker refuses the
         # transaction of a former member.
         group, due = self._group.membership(), self._assignment.settled_offsets()
-        letters = [letter for partition, offset in due.items() for letter in _letters(partition, offset)]
+        letters = [
+            letter
+            for partition, offset in due.items()
+            # A copy: a worker may add a letter meanwhile.
+            for place, letter in tuple(partition.letters)
+            if place < offset
+        ]
         if not letters:
             return due
         if group is None or self._dead or not (self.rested or last):
@@ -219,8 +225,3 @@ class Transactions:
                     detail=detail,
                     since=self._since,
                 )
-
-
-def _letters(partition: Partition, offset: int) -> list[DeadLetter]:
-    # A copy first: a worker may add a letter meanwhile.
-    return [letter for place, letter in tuple(partition.letters) if place < offset]

@@ -16,7 +16,7 @@ from mqauth.brokers.queue.client import Acks, DeliveryClient
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, HeldDelivery, Hold, HoldCapacity, is_deferred
 from mqauth.delivery.queue_work import INTERRUPTED, QueueLeases, QueueWork
 from mqauth.delivery.slot import Slot
-from mqauth.errors import Rejection, StaleDelivery
+from mqauth.errors import StaleDelivery
 from mqauth.flow import Waiting, arun, begin, resume
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline
 from mqauth.judging.unverified import Unverifieds
@@ -356,9 +356,11 @@ def fence(calls: DeliveryClient, slot: Slot, delivery: Delivery) -> Awaitable[No
     Raises:
         StaleDelivery: it is not ours any more.
     """
-
-    async def prove(rejection: Rejection) -> None:
-        slot.answered(rejection, lives=await calls.lives(slot.native))
-
     unproven = slot.unproven(delivery)
-    return None if unproven is None else prove(unproven)
+    if unproven is None:
+        return None
+
+    async def prove() -> None:
+        slot.answered(unproven, lives=await calls.lives(slot.native))
+
+    return prove()
