@@ -115,8 +115,10 @@ class Subscription(Processor):
 
     async def suspend(self, held: HeldDelivery) -> bool:
         """Cancel the consumer before a delivery is given back; return whether it is to stay unacked instead."""
-        self.hold.suspended = True
-        self.wake()
+        # Woken once: those that go back follow, and those that stay are not tried again for each of them.
+        if not self.hold.suspended:
+            self.hold.suspended = True
+            self.wake()
         stays = self.window.suspend(held)
         await self.cancelled()
         self._interrupted.set()
