@@ -103,7 +103,10 @@ def _protected(kind: Any) -> type:
             return found
 
         def include_router(self, router: Any, **settings: Any) -> None:
-            self._mqauth.check_router(router)
+            for subscriber in router.subscribers:
+                require_manual(subscriber)
+            for publisher in router.publishers:
+                self._mqauth.check_publisher(publisher)
             super().include_router(router, **settings)
 
         async def start(self) -> None:

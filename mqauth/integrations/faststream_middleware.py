@@ -146,17 +146,6 @@ class Protection:
             await arun(starting(self._guard))
         require(self._signer or not broker.publishers, "publishers need signer=")
 
-    def check_router(self, router: Any) -> None:
-        """Refuse a router whose subscribers' messages FastStream settles, or that has a publisher of batches.
-
-        Raises:
-            ConfigurationError: it is such a one.
-        """
-        for subscriber in router.subscribers:
-            require_manual(subscriber)
-        for publisher in router.publishers:
-            self.check_publisher(publisher)
-
     def check_publisher(self, publisher: Any) -> None:
         """Refuse a publisher of batches.
 

@@ -9,7 +9,6 @@ import base64
 import math
 import time
 from contextlib import suppress
-from functools import lru_cache
 from typing import Any, Final, Literal
 from uuid import UUID
 
@@ -122,31 +121,10 @@ def is_no_topic(client: Any, topic: str, began: float) -> bool:
     return answered and metadata.partitions_for_topic(topic) is None
 
 
-def refuse_foreign(record: Any) -> None:
-    """Refuse a record of another client library, whose fields may mean something else.
-
-    Raises:
-        ConfigurationError: it is one; the text names it.
-    """
-    kind: Any = type(record)
-    if (name := _foreign(kind)) is not None:
-        raise ConfigurationError(f"a ConsumerRecord of kafka-python is needed, not {name}")
-
-
-@lru_cache(maxsize=64)
-def _foreign(kind: type) -> str | None:
-    """Return the name of a class of another client library, ``None`` for every other class."""
-    return _name(kind) if _package(kind) in _OTHERS else None
-
-
 def _name(kind: type) -> str:
     """Return the name of a class with its package, as users import it."""
-    package = _package(kind)
+    package = kind.__module__.partition(".")[0]
     return f"{_OTHERS.get(package, package)}.{kind.__name__}"
-
-
-def _package(kind: type) -> str:
-    return kind.__module__.partition(".")[0]
 
 
 def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
@@ -160,7 +138,10 @@ def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
     Raises:
         ConfigurationError: the record is aiokafka's or confluent-kafka's.
     """
-    refuse_foreign(record)
+    kind: Any = type(record)
+    # Fields of another client's record may mean something else.
+    if kind.__module__.partition(".")[0] in _OTHERS:
+        raise ConfigurationError(f"a ConsumerRecord of kafka-python is needed, not {_name(kind)}")
     return record_message(record, scope, log)
 
 

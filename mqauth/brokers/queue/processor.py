@@ -195,10 +195,6 @@ class Processor:
             if self.work.end(delivery):
                 self._leases.remove(delivery)
 
-    async def turn_away(self, native: Any, acks: Acks | None) -> None:
-        """Give back a delivery that came after a stop, unjudged."""
-        await self._give_back(Slot(native, self._calls, self._clock.monotonic(), self._limit), acks)
-
     async def probe(self, delivery: Delivery) -> bool:
         """Return whether a delivery that was given back would get further now; its handler is not run."""
         try:

@@ -14,6 +14,7 @@ from mqauth.brokers.queue.client import Acks, QueueClient
 from mqauth.brokers.queue.interceptor import UnansweredError, prove
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
 from mqauth.delivery.hold import HELD_PER_PREFETCH, MAX_HELD, SUSPENDS_AFTER, HeldDelivery, HoldCapacity
+from mqauth.delivery.slot import Slot
 from mqauth.delivery.window import PROBES, Window
 from mqauth.judging.pipeline import Handler, Outcome, Pipeline
 
@@ -189,7 +190,7 @@ class Subscription(Processor):
 
     async def _turn_away(self, native: Any, acks: Acks | None) -> None:
         await self.cancelled()
-        await self.turn_away(native, acks)
+        await self._give_back(Slot(native, self._calls, self._clock.monotonic(), self._limit), acks)
 
     async def _carry(self, native: Any, acks: Acks | None, begun: StartedDelivery) -> None:
         try:
