@@ -207,9 +207,9 @@ async def arun(flow: Flow[R], result: Any = None, error: Exception | None = None
         result: of that call.
         error: why that call failed.
     """
-    while isinstance(found := begin(flow, result, error), Waiting):
-        result, error = await _outcome(found.wish, found.made)
-    return found
+    while isinstance(begun := begin(flow, result, error), Waiting):
+        result, error = await _outcome(begun.wish, begun.made)
+    return begun
 
 
 def begin(flow: Flow[R], result: Any = None, error: Exception | None = None) -> R | Waiting[R]:

@@ -35,7 +35,7 @@ LIMITS = {
     ("pika/translate",): 78,
     ("rabbitmq/confirmed:DeadLetters,_Sink",): 49,
     ("rabbitmq/translate:from_native,failures_of,to_message,to_native,headers_out,carries,scalar_on_wire",): 58,
-    ("../integrations/faststream", "../integrations/faststream_middleware", "../integrations/turn"): 378,
+    ("../integrations/faststream", "../integrations/faststream_middleware", "../integrations/turn"): 380,
     ("../integrations/late_letters",): 30,
     ("../integrations/faststream_rabbitmq",): 57,
     ("../integrations/faststream_log", "../integrations/faststream_kafka"): 214,

@@ -43,7 +43,7 @@ Number: TypeAlias = tuple[str, str, Callable[[object], int | None]]
 
 
 def delivered(
-    found: Any,
+    native_properties: Any,
     numbers: Iterable[Number],
     body: object,
     *,
@@ -58,7 +58,7 @@ def delivered(
     """Return the message of a delivery.
 
     Args:
-        found: has AMQP's properties as attributes, and ``headers``.
+        native_properties: has AMQP's properties as attributes, and ``headers``.
         numbers: its number properties.
         body: the bytes.
         exchange: as the broker says; empty or ``None`` for the default exchange.
@@ -72,25 +72,25 @@ def delivered(
     Raises:
         Exception: exchange or routing key are no text; ``unreadable`` makes the message then.
     """
-    headers = headers_in(found.headers, faults)
+    headers = headers_in(native_properties.headers, faults)
     exchange, routing_key = _broker_name(exchange), _broker_name(routing_key)
-    appended = append_time(found.headers) if headers else None
+    appended = append_time(native_properties.headers) if headers else None
     if not isinstance(body, bytes | bytearray):
         faults.append("the body is no bytes")
     # Those properties that are present, as text, by AMQP's hyphenated names.
     properties: dict[str, str] = {}
     for name, attribute in SHORT_STRINGS.items():
-        value = getattr(found, attribute, None)
+        value = getattr(native_properties, attribute, None)
         if isinstance(value, str):
             if value:
                 properties[name] = value
         elif value:
             faults.append(f"property {name} is no text")
     for name, attribute, read in numbers:
-        value = getattr(found, attribute, None)
+        value = getattr(native_properties, attribute, None)
         if value and (number := read(value)):
             properties[name] = str(number)
-    cluster = getattr(found, "cluster_id", None)
+    cluster = getattr(native_properties, "cluster_id", None)
     if cluster and isinstance(cluster, str):
         properties["cluster-id"] = cluster
     origin = _ORIGINS[scope, queue, exchange, routing_key, redelivered, appended]
@@ -104,8 +104,8 @@ def append_time(headers: Mapping[str, Any]) -> int | None:
 
     The interceptor writes a long, which pika reads as a class of its own below ``int``.
     """
-    found = headers.get(APPEND_HEADER)
-    return int(found) if isinstance(found, int) and not isinstance(found, bool) and found >= 0 else None
+    stamp = headers.get(APPEND_HEADER)
+    return int(stamp) if isinstance(stamp, int) and not isinstance(stamp, bool) and stamp >= 0 else None
 
 
 def may_be_too_large(why: str, size: int) -> bool:
@@ -119,8 +119,8 @@ def may_be_too_large(why: str, size: int) -> bool:
         why: the broker's text.
         size: bytes of the body.
     """
-    found = _OVER_SIZE.search(why)
-    return found is None or size > int(found[1])
+    limit = _OVER_SIZE.search(why)
+    return limit is None or size > int(limit[1])
 
 
 def unreadable(error: Exception, native: object, *, queue: str, scope: str) -> Message:
@@ -255,9 +255,9 @@ def mandatory_reply(place: object) -> bool:
     return not place.startswith(DIRECT_REPLY)
 
 
-def _origin(said: tuple[str, str, str, str, bool, int | None]) -> Origin:
+def _origin(facts: tuple[str, str, str, str, bool, int | None]) -> Origin:
     """Return what the broker says of a delivery: scope, queue, exchange, routing key, redelivered, append time."""
-    scope, queue, exchange, routing_key, redelivered, appended = said
+    scope, queue, exchange, routing_key, redelivered, appended = facts
     return Origin(
         scope=scope,
         queue=queue,

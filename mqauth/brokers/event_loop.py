@@ -72,13 +72,13 @@ def on_thread(handler: Callable[..., Any]) -> Callable[..., Any]:
     async def handle(verified: Any) -> Any:
         running = asyncio.get_running_loop().run_in_executor(None, copy_context().run, handler, verified)
         try:
-            found = await asyncio.shield(running)
+            result = await asyncio.shield(running)
         except asyncio.CancelledError:
             # The grace is over. A thread cannot be interrupted, and what it did must count.
-            found = await running
-            if is_awaitable(found):
+            result = await running
+            if is_awaitable(result):
                 raise
-        return await found if is_awaitable(found) else found
+        return await result if is_awaitable(result) else result
 
     return handle
 

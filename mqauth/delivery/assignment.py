@@ -115,7 +115,7 @@ class Assignment:
         """End a rebalance: go on with what the client holds, and drop what did not come back."""
         with self._lock:
             self.epoch += 1
-            suspended = {place for place, found in self._partitions.items() if found.suspended}
+            suspended = {place for place, each in self._partitions.items() if each.suspended}
             self._forget((suspended | self.early.keys()) - set(held))
             for partition in self._partitions.values():
                 partition.suspended = False
@@ -180,14 +180,14 @@ class Assignment:
         with self._lock:
             if self._held_back or self._stopping or self._doubted is not None:
                 return None
-            for found in self._partitions.values():
-                if found.running or found.suspended or (found.stall is not None and now < found.retry_at):
+            for each in self._partitions.values():
+                if each.running or each.suspended or (each.stall is not None and now < each.retry_at):
                     continue
-                if found.waiting:
-                    found.running = True
-                    self._running.append(found)
-                    return found
-                found.stall = None
+                if each.waiting:
+                    each.running = True
+                    self._running.append(each)
+                    return each
+                each.stall = None
         return None
 
     def next_delivery(self, partition: Partition) -> Delivery | None:
@@ -252,11 +252,11 @@ class Assignment:
             full = 0 < self._width <= len(self._running)
             partitions = self._partitions.values()
             unbegun = held - self._partitions.keys()
-            busy = {found.topic_partition for found in partitions if found.busy}
+            busy = {each.topic_partition for each in partitions if each.busy}
             wished = held & (held if full else busy | unbegun)
             pause, resume = wished - paused, (paused & self._paused) - wished
             self._paused = pause | (wished & self._paused)
-            wanted = {found.topic_partition: found.seek for found in partitions if found.topic_partition in held}
+            wanted = {each.topic_partition: each.seek for each in partitions if each.topic_partition in held}
             wanted |= {place: self.early.get(place) for place in unbegun}
             seek = {place: offset for place, offset in wanted.items() if offset is not None}
             for place in held & self._partitions.keys():
@@ -284,9 +284,9 @@ class Assignment:
             timely = self._ended or not self._running or self._doubted is not None
             if not last and (now < self._held_until or not (timely or now - self._committed_at >= self._interval)):
                 return {}
-            found = self.settled_offsets()
-            self._uncommitted = self._uncommitted if found else None
-            return found
+            due = self.settled_offsets()
+            self._uncommitted = self._uncommitted if due else None
+            return due
 
     def settled_offsets(self) -> Due:
         """Return the offsets that may be committed and are not yet.
@@ -294,7 +294,7 @@ class Assignment:
         In doubt it also returns offsets that are committed already: such a commit shows whether we are a member.
         So it does twice a day.
         """
-        found: dict[Partition, int] = {}
+        due: dict[Partition, int] = {}
         with self._lock:
             again = self._clock.monotonic() - self._renewed_at >= RENEWAL
             for partition in self._partitions.values():
@@ -304,8 +304,8 @@ class Assignment:
                 elif offset == partition.committed and not again:
                     continue
                 if partition.ours and offset is not None:
-                    found[partition] = offset
-        return found
+                    due[partition] = offset
+        return due
 
     def commit_began(self) -> float:
         """Note that a commit begins; return the moment, which ``committed`` needs."""

@@ -215,7 +215,7 @@ class EarlyClaims:
 
     def _requests(self, deliveries: list[Delivery]) -> list[tuple[Delivery, ClaimRequest]]:
         """Return the claims to make, up to the first delivery for which something is out of reach."""
-        found = []
+        requests = []
         self._verdicts.draw_owners(deliveries)
         for delivery in deliveries:
             try:
@@ -228,8 +228,8 @@ class EarlyClaims:
                 break
             # A claim without a place could not be made again if its answer were lost.
             if type(prepared) is ClaimRequest and prepared.place is not None:
-                found.append((delivery, prepared))
-        return found
+                requests.append((delivery, prepared))
+        return requests
 
 
 class LogLeases:
@@ -255,14 +255,14 @@ class LogLeases:
             running: those whose handlers run; all others are forgotten.
             now: monotonic seconds.
         """
-        before, self._since, found = self._since, {}, list[Delivery]()
+        before, self._since, due = self._since, {}, list[Delivery]()
         for delivery in running:
             _, since = before.get(id(delivery), (delivery, now))
             if now - since >= self._every:
-                found.append(delivery)
+                due.append(delivery)
                 since = now
             self._since[id(delivery)] = (delivery, since)
-        return found
+        return due
 
 
 def equipped(

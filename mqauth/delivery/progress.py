@@ -169,15 +169,15 @@ class Progress:
 
     def _lost(self, key: str) -> Delivery | None:
         """Return the delivery of this content that outlived its channel; one whose handler runs comes first."""
-        found: Delivery | None = None
+        lost: Delivery | None = None
         for number, delivery in self._in_flight.items():
             if not self._ended(delivery.message.native):
                 continue
             if number not in self._keys:
                 self._keys[number] = self._key(delivery.message)
-            if self._keys[number] == key and (found is None or found.step is Step.JUDGE):
-                found = delivery
-        return found
+            if self._keys[number] == key and (lost is None or lost.step is Step.JUDGE):
+                lost = delivery
+        return lost
 
     def _key(self, message: Message) -> str:
         return letter_id(message, self._guard.scope_of(message))

@@ -103,10 +103,10 @@ class Slot:
         """
         if self._gone or self.facts.ended(self.native):
             raise StaleDelivery("the channel of the delivery ended")
-        found = delivery.rejection
-        if delivery.step is not _RECORD or found is None or found is self._proved:
+        rejection = delivery.rejection
+        if delivery.step is not _RECORD or rejection is None or rejection is self._proved:
             return None
-        return found if found.reason in TIME_DEPENDENT else None
+        return rejection if rejection.reason in TIME_DEPENDENT else None
 
     def answered(self, rejection: Rejection, *, lives: bool) -> None:
         """Note the result of a round trip that began after a rejection.

@@ -220,8 +220,8 @@ class Window:
         """
         if self.consumer is None:
             return False
-        said, self._said_full = self._said_full, self._is_full(self.consumer)
-        if self._said_full and not said:
+        was_full, self._said_full = self._said_full, self._is_full(self.consumer)
+        if self._said_full and not was_full:
             causes = ", ".join(f"{number} {what}" for what, number in self._hold.capacity.by_cause().items())
             # A warning where the user chose a prefetch of 1, else an error.
             level, why = logging.ERROR, "no more can be held"

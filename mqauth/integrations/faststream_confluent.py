@@ -97,8 +97,8 @@ class ConfluentRecords(Records):
     async def left_out(self, place: Any, expected: int, offset: int | None) -> int | None:
         """Return the first offset that is left, where the client has left ``expected`` out."""
         offsets = self.offsets()
-        found: int | None = await offsets.here(left_out, offsets.client, place, expected, offset)
-        return found
+        first: int | None = await offsets.here(left_out, offsets.client, place, expected, offset)
+        return first
 
     async def seek(self, place: Any, offset: int) -> bool:
         """Have a partition read from an offset next."""
@@ -208,5 +208,5 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers:
 
 def is_out_of_reach(error: BaseException) -> bool:
     """Return whether a publish failed since the broker, or the signing key, is out of reach."""
-    found = isinstance(error, KafkaException) and error_of(error).code() in COMES_AGAIN
-    return found or isinstance(error, Unavailable)
+    passes = isinstance(error, KafkaException) and error_of(error).code() in COMES_AGAIN
+    return passes or isinstance(error, Unavailable)

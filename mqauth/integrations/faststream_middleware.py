@@ -69,10 +69,10 @@ class NotHandledError(MqauthError, IgnoredException):
     code = "not_handled"
 
     def __init__(self, outcome: Outcome | None) -> None:
-        found = None if outcome is None else outcome.reason or outcome.cause
+        why = None if outcome is None else outcome.reason or outcome.cause
         super().__init__("the message is no longer ours" if outcome is None else outcome.verdict.value)
         self.outcome = outcome
-        self._why = "" if found is None else f": {found.value}"
+        self._why = "" if why is None else f": {why.value}"
 
     def __str__(self) -> str:
         return f"not handled: {self.args[0]}{self._why}"
@@ -240,13 +240,13 @@ class Protection:
         # the test broker makes its answers itself: nobody published them, and so nobody signed them
         answers = asks and type(send.__self__).__module__ not in TESTING
         await leaf.seal(self._broker, command, send, self._signer, answers=answers)
-        found = await call_next(command)
+        returned = await call_next(command)
         if answers:
-            await self.verify(found, self._guard, command.timeout)
+            await self.verify(returned, self._guard, command.timeout)
         elif not asks:
-            leaf.check(command, found)
-        _ANSWER.set(found if asks else LEAVES)
-        return found
+            leaf.check(command, returned)
+        _ANSWER.set(returned if asks else LEAVES)
+        return returned
 
     async def verify(self, answer: Any, guard: Any, seconds: float | None) -> None:
         """Judge and settle the answer of a request, in so many seconds.
@@ -322,9 +322,9 @@ class Middleware(BaseMiddleware):
                 self._protection.leaf.only_signed(msg, self._message)
             take_over(msg)
             try:
-                found = await call_next(msg)
+                result = await call_next(msg)
                 raise_for(msg.committed)
-                return found
+                return result
             except (Exception, asyncio.CancelledError) as error:
                 if isinstance(error, (*_DONE, *_STOPS)) or was_cancelled():
                     raise

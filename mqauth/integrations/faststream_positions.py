@@ -116,7 +116,7 @@ class Positions:
             # After a rebalance others may have had any of them.
             if generation != self._generation:
                 self._places, self._early, self._generation = {}, {}, generation
-            self._places = {place: found for place, found in self._places.items() if place in held}
+            self._places = {place: position for place, position in self._places.items() if place in held}
             new = held - self._places.keys()
             if not new or self._clock.monotonic() < self._begins_at:
                 return

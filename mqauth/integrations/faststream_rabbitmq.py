@@ -98,14 +98,14 @@ def only_signed(_message: object, _verified: object) -> None:
     """Do nothing: reply-to is a property, which the token covers."""
 
 
-def check(command: Any, found: object) -> None:
+def check(command: Any, returned: object) -> None:
     """Check what a publish returned.
 
     Raises:
         UnroutableError: no queue takes the message; FastStream would return it as if it were confirmed.
     """
     # RabbitMQ returns a mandatory direct reply although it delivers it (manual, Direct Reply-to)
-    if isinstance(found, DeliveredMessage) and not command.destination.startswith(DIRECT_REPLY):
+    if isinstance(returned, DeliveredMessage) and not command.destination.startswith(DIRECT_REPLY):
         raise UnroutableError(command.exchange.name, command.destination)
 
 

@@ -40,8 +40,8 @@ class UnverifiedFilter:
 
     async def __call__(self, _message: Any) -> bool:
         """Return whether nothing proved the message that is handled now, and it is of this kind."""
-        found = _PASSED.get()
-        return found is not None and (kind_of(found) or EVERYWHERE) == self.kind
+        message = _PASSED.get()
+        return message is not None and (kind_of(message) or EVERYWHERE) == self.kind
 
     def of(self, kind: str) -> UnverifiedFilter:
         """Return the filter of one kind of exemption."""
@@ -57,7 +57,7 @@ No other handler of the subscriber gets what nothing proved."""
 def kinds_of(endpoint: Any) -> tuple[str, ...]:
     """Return the kinds for which a subscriber has such a handler; a publisher has none."""
     filters = [call.filter for call in getattr(endpoint, "calls", ())]
-    return tuple(found.kind for found in filters if isinstance(found, UnverifiedFilter))
+    return tuple(each.kind for each in filters if isinstance(each, UnverifiedFilter))
 
 
 def check_handlers(subscriber: Any) -> None:
@@ -79,12 +79,12 @@ def check_handlers(subscriber: Any) -> None:
 @contextmanager
 def passing(subscriber: Any, message: Verified | Unverified) -> Iterator[None]:
     """Have a subscriber's filters choose for a message."""
-    found = message if isinstance(message, Unverified) else None
+    unproven = message if isinstance(message, Unverified) else None
     # All filters but ours ask for a proof first; a handler may have been added a moment ago.
-    for call in subscriber.calls if found is not None else ():
+    for call in subscriber.calls if unproven is not None else ():
         if not isinstance(call.filter, UnverifiedFilter) and getattr(call.filter, "func", None) is not _proven:
             call.filter = partial(_proven, call.filter)
-    token = _PASSED.set(found)
+    token = _PASSED.set(unproven)
     try:
         yield
     finally:

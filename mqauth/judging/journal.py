@@ -111,7 +111,7 @@ class Journal:
         delivery.error = error_id(error)
         place = place_of(error)
         at = f" in {harmless(place)}" if place else ""
-        said = f"{type(error).__name__}{at}, attempt {delivery.attempts + 1}, error {delivery.error}"
+        sentence = f"{type(error).__name__}{at}, attempt {delivery.attempts + 1}, error {delivery.error}"
         facts, ids = self._facts(delivery), _ids(delivery)
         if self.rate.admits("handler.failed", (delivery.error, facts["destination"]), ids):
             scope = self._scope_of(delivery.message)
@@ -120,7 +120,7 @@ class Journal:
                 "handler.failed",
                 "%s: the handler failed: %s",
                 _place(facts),
-                said,
+                sentence,
                 error=error,
                 messages=self._messages,
                 attempts=delivery.attempts + 1,
@@ -129,7 +129,7 @@ class Journal:
                 audit=delivery.record_id,
                 **facts | ids,
             )
-        detail = error.detail if isinstance(error, RejectNow) else said
+        detail = error.detail if isinstance(error, RejectNow) else sentence
         delivery.reject(Rejection(Reason.HANDLER_FAILED, detail), Step.RELEASE)
 
     def ended(self, delivery: Delivery) -> None:
@@ -193,8 +193,8 @@ class Journal:
         if what not in detail:
             detail = f"{detail} ({what})" if detail else what
         if delivery.rejection is not None:
-            said = harmless(delivery.rejection.sentence(), 1024)
-            detail = f"{detail}; its verdict is {delivery.rejection.reason.value}: {said}"
+            sentence = harmless(delivery.rejection.sentence(), 1024)
+            detail = f"{detail}; its verdict is {delivery.rejection.reason.value}: {sentence}"
         error = Unavailable(error.cause, detail, error.party)
         whose = delivery.message.destination if error.cause in _ONE_MESSAGE else error.party or ""
         delivery.waits = kind = (error.cause.value, harmless(whose))
@@ -226,13 +226,13 @@ class Journal:
     def _facts(self, delivery: Delivery) -> dict[str, Any]:
         """Return on whose behalf a message is handled, and where the broker had it."""
         message, origin = delivery.message, delivery.message.origin
-        found: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "scope": harmless(self._scope_of(message)),
             "destination": harmless(message.destination),
         }
         if origin.offset is not None:
-            return found | {"partition": origin.partition, "offset": origin.offset}
-        return found if origin.queue is None else found | {"queue": harmless(origin.queue)}
+            return facts | {"partition": origin.partition, "offset": origin.offset}
+        return facts if origin.queue is None else facts | {"queue": harmless(origin.queue)}
 
     def started(self, source: str, scope: str, dead_letters: str, rollout: Rollout | None = None) -> None:
         """Log what a consumer trusts, and what it refuses.
@@ -286,13 +286,13 @@ class Journal:
         """Log what became of a consumer's deliveries, a data class of numbers, and what the log has left out."""
         self.rate.tick(all_of_them=True)
         seconds = round(self._clock.monotonic() - self._began, 3)
-        said = ", ".join(f"{number} {name}" for name, number in asdict(counts).items())
+        numbers = ", ".join(f"{number} {name}" for name, number in asdict(counts).items())
         emit(
             "consumer.stopped",
             "%s: stopped after %.0f s: %s",
             harmless(scope),
             seconds,
-            said,
+            numbers,
             scope=harmless(scope),
             seconds=seconds,
             **asdict(counts),
@@ -305,8 +305,8 @@ def where(plugin: object) -> str:
 
 
 def _named(plugin: object) -> str | None:
-    found = getattr(plugin, "where", None) or getattr(plugin, "name", None)
-    return found if isinstance(found, str) else None
+    name = getattr(plugin, "where", None) or getattr(plugin, "name", None)
+    return name if isinstance(name, str) else None
 
 
 def rules_of(policy: Policy) -> str:

@@ -233,17 +233,17 @@ def lines(rollout: Rollout) -> Iterator[str]:
             f"{', '.join(entry.destinations)}: {entry.rung.label} until {entry.until}, ask {entry.owner};"
             " forged messages reach handlers"
         )
-    for found in rollout.exemptions:
-        kinds = f" of the kinds {', '.join(sorted(found.kinds))}" if found.kinds else ""
-        yield f"{found.destination}: messages{kinds} may lack a token until {found.until}: {found.why}"
+    for exempt in rollout.exemptions:
+        kinds = f" of the kinds {', '.join(sorted(exempt.kinds))}" if exempt.kinds else ""
+        yield f"{exempt.destination}: messages{kinds} may lack a token until {exempt.until}: {exempt.why}"
 
 
 def ends(rollout: Rollout) -> Iterator[tuple[str, date]]:
     """Yield the destinations that are not enforced, and by which day each has to be."""
     for entry in rollout.below:
         yield ", ".join(entry.destinations), entry.until
-    for found in rollout.exemptions:
-        yield found.destination, found.until
+    for exempt in rollout.exemptions:
+        yield exempt.destination, exempt.until
 
 
 def days_left(until: date, now: float) -> int:

@@ -200,12 +200,12 @@ def as_facts(rollout: Rollout, aliases: Iterable[AcceptAs] = ()) -> dict[str, An
         ],
         "exempt": [
             {
-                "destination": found.destination,
-                "kinds": sorted(found.kinds),
-                "until": found.until.isoformat(),
-                "why": found.why,
+                "destination": exempt.destination,
+                "kinds": sorted(exempt.kinds),
+                "until": exempt.until.isoformat(),
+                "why": exempt.why,
             }
-            for found in rollout.exemptions
+            for exempt in rollout.exemptions
         ],
         "accept_as": [{"at": alias.at, "signed_for": list(alias.signed_for)} for alias in aliases],
     }

@@ -150,8 +150,8 @@ def position(client: Any, place: Any) -> int | None:
 
 def reset_of(client: Any) -> str:
     """Return where the client begins without an offset: ``latest``, ``earliest`` or ``none``."""
-    found = str(client._auto_offset_reset)
-    return found if found in ("latest", "earliest") else "none"
+    reset = str(client._auto_offset_reset)
+    return reset if reset in ("latest", "earliest") else "none"
 
 
 def no_reset(client: Any) -> Any:
@@ -188,13 +188,13 @@ def read_before(error: BaseException, partition: Any) -> dict[Any, list[Any]]:
         error: what it raised.
         partition: the last one, whose records cannot be parsed.
     """
-    found: dict[Any, list[Any]] = {}
+    records: dict[Any, list[Any]] = {}
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "fetched_records":
-            found |= frame.f_locals.get("drained", {})
+            records |= frame.f_locals.get("drained", {})
         elif frame.f_code.co_name == "getall" and frame.f_locals.get("ret_list"):
-            found[partition] = frame.f_locals["ret_list"]
-    return found
+            records[partition] = frame.f_locals["ret_list"]
+    return records
 
 
 def lacking(codec: str) -> str | None:
@@ -227,8 +227,8 @@ async def has_topic(client: Any, topic: str) -> bool:
 
 def _check_kind(client: Any, kind: type) -> None:
     if not isinstance(client, kind):
-        found = f"{type(client).__module__.partition('.')[0]}.{type(client).__name__}"
-        raise ConfigurationError(f"an aiokafka.{kind.__name__} is needed, not {found}")
+        name = f"{type(client).__module__.partition('.')[0]}.{type(client).__name__}"
+        raise ConfigurationError(f"an aiokafka.{kind.__name__} is needed, not {name}")
 
 
 def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
@@ -243,8 +243,8 @@ def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
         ConfigurationError: the record is of another client.
     """
     if not isinstance(record, aiokafka.ConsumerRecord):
-        found = f"{type(record).__module__}.{type(record).__name__}"
-        raise ConfigurationError(f"an aiokafka.ConsumerRecord is needed, not {found}")
+        name = f"{type(record).__module__}.{type(record).__name__}"
+        raise ConfigurationError(f"an aiokafka.ConsumerRecord is needed, not {name}")
     return record_message(record, scope, log)
 
 

@@ -184,13 +184,13 @@ class FencedHandler(TxnOffsetCommitHandler):
 
     def handle_response(self, resp: Any) -> Any:
         """Act on the response; of a former member the transaction fails, and can be aborted."""
-        found = [(topic, [each[:2] for each in partitions]) for topic, partitions, _ in resp.topics]
-        if any(code in _FORMER for _, partitions in found for _, code in partitions):
+        errors = [(topic, [each[:2] for each in partitions]) for topic, partitions, _ in resp.topics]
+        if any(code in _FORMER for _, partitions in errors for _, code in partitions):
             state = self._sender._txn_manager
             state.error_transaction(CommitFailedError("the consumer is no member of this generation"))
             state.wait_for_transaction_end().exception()  # nobody else may ask for it
             return None
-        return super().handle_response(SimpleNamespace(errors=found))  # type: ignore[no-untyped-call]
+        return super().handle_response(SimpleNamespace(errors=errors))  # type: ignore[no-untyped-call]
 
 
 def fence(producer: Any) -> None:

@@ -69,8 +69,8 @@ class Offsets(OffsetCalls):
     async def committed(self, places: Collection[Any], /) -> dict[Any, Committed]:
         """Return the group's commits by partition."""
         async with asyncio.timeout(COMMIT_TIMEOUT):
-            found = await aiokafka_client.committed(self._client, list(places))
-        return {place: Committed(commit.offset, commit.metadata) for place, commit in found.items()}
+            commits = await aiokafka_client.committed(self._client, list(places))
+        return {place: Committed(commit.offset, commit.metadata) for place, commit in commits.items()}
 
     def places(self, topic: str, /) -> set[Any]:
         """Return all partitions of a topic that the client knows of."""
@@ -145,16 +145,16 @@ class Poller(Offsets, LogPoller):
             PoisonRecordError: a record cannot be parsed, and the policy is to stop.
             Exception: the client's own, where the broker refuses for good.
         """
-        found = await self._records(max(seconds, SHORTEST))
+        batches = await self._records(max(seconds, SHORTEST))
         if self.rebalancing:
             # These are of an assignment that we were not told of yet: they are read again.
-            for place, records in found.items():
+            for place, records in batches.items():
                 self._client.seek(place, records[0].offset)
             return {}
         log, scope = self._logs.known or NO_LOG, self.scope
-        for place, records in found.items():
+        for place, records in batches.items():
             self._positions[place] = records[-1].offset + 1
-        return {place: partition_messages(batch, place, scope, log) for place, batch in found.items()}
+        return {place: partition_messages(batch, place, scope, log) for place, batch in batches.items()}
 
     def require_stable(self) -> None:
         """Have offsets waited for of which a transaction is open, those of the assignment at hand too."""
@@ -249,13 +249,13 @@ class Poller(Offsets, LogPoller):
         """
         poison = find_poison(error, "_tp", "next_batch")
         if poison is not None:
-            found = aiokafka_client.read_before(error, poison.partition)
-            if not found:
+            batches = aiokafka_client.read_before(error, poison.partition)
+            if not batches:
                 await arun(self._poison(poison, error, self._logs.known or NO_LOG))
-            elif poison.partition in found:
+            elif poison.partition in batches:
                 # The batch comes again, at the head of its partition.
-                self._client.seek(poison.partition, found[poison.partition][-1].offset + 1)
-            return found
+                self._client.seek(poison.partition, batches[poison.partition][-1].offset + 1)
+            return batches
         if isinstance(error, OffsetOutOfRangeError | NoOffsetForPartitionError) and self.reset != "none":
             # A dictionary of offsets, or one partition.
             self.outside |= {error.args[0]} if isinstance(error.args[0], TopicPartition) else set(error.args[0])

@@ -112,12 +112,12 @@ def check_consumer(client: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
         raise ConfigurationError(
             'set "enable.auto.offset.store" to False: offsets are committed when records are settled'
         ) from error
-    found = _dotted(config)
+    settings = _dotted(config)
     require(
-        found.get("group.id") == membership_of(client).group,
+        settings.get("group.id") == membership_of(client).group,
         "config must be the mapping that the Consumer was made with: its group.id is another one",
     )
-    return found
+    return settings
 
 
 def check_producer(client: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -150,18 +150,18 @@ def membership_of(client: Any) -> Membership:
     Raises:
         ConfigurationError: the encoding is not the one of librdkafka 2.
     """
-    found = bytes(client.consumer_group_metadata())
+    encoded = bytes(client.consumer_group_metadata())
     begin = len(_METADATA) + 4
-    if not found.startswith(_METADATA):
-        raise ConfigurationError(f"the group's metadata must begin with {_METADATA!r}, not {found[:7]!r}")
-    generation = int.from_bytes(found[len(_METADATA) : begin], sys.byteorder, signed=True)
-    return Membership(found[begin:].partition(b"\0")[0].decode("utf-8"), generation)
+    if not encoded.startswith(_METADATA):
+        raise ConfigurationError(f"the group's metadata must begin with {_METADATA!r}, not {encoded[:7]!r}")
+    generation = int.from_bytes(encoded[len(_METADATA) : begin], sys.byteorder, signed=True)
+    return Membership(encoded[begin:].partition(b"\0")[0].decode("utf-8"), generation)
 
 
 def error_of(raised: BaseException) -> KafkaError:
     """Return the error that a ``KafkaException`` carries."""
-    found = raised.args[0] if raised.args else None
-    return found if isinstance(found, KafkaError) else KafkaError(KafkaError.UNKNOWN)
+    error = raised.args[0] if raised.args else None
+    return error if isinstance(error, KafkaError) else KafkaError(KafkaError.UNKNOWN)
 
 
 def name_of(error: BaseException) -> str:
@@ -172,14 +172,14 @@ def name_of(error: BaseException) -> str:
 def _dotted(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the settings of a client, with names in dots."""
     require(isinstance(config, Mapping), "config must be the mapping that the client was made with")
-    found = {name.replace("_", "."): value for name, value in config.items()}
-    return found | dict(found.get("default.topic.config", {}))
+    settings = {name.replace("_", "."): value for name, value in config.items()}
+    return settings | dict(settings.get("default.topic.config", {}))
 
 
 def _check_kind(client: Any, kind: type, refused: type) -> None:
     if isinstance(client, refused) or not isinstance(client, kind):
-        found = f"{type(client).__module__}.{type(client).__name__}"
-        raise ConfigurationError(f"a confluent_kafka.{kind.__name__} is needed, not {found}")
+        name = f"{type(client).__module__}.{type(client).__name__}"
+        raise ConfigurationError(f"a confluent_kafka.{kind.__name__} is needed, not {name}")
 
 
 def has_topic(client: Any, topic: str) -> bool:

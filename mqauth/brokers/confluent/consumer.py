@@ -168,9 +168,9 @@ class AIOPoller(OffsetsOnThread, Poller):
                 await asyncio.wait_for(self._woken.wait(), BESIDE)
         self._woken.clear()
 
-        def keep(found: Mapping[Any, list[Message]]) -> None:
+        def keep(batches: Mapping[Any, list[Message]]) -> None:
             # It was read after a stop: ``close`` goes back to it.
-            for place, messages in found.items():
+            for place, messages in batches.items():
                 self._keep(place, messages)
 
         try:

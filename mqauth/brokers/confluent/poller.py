@@ -99,8 +99,8 @@ class Poller(PausingCalls):
         if seconds > 0:
             # Where it waits, nothing runs and pauses are long.
             self._stop(self._paused)
-        found = self._messages(self._consume(seconds if self._read.keys() <= self._paused else 0))
-        for place, messages in found.items():
+        batches = self._messages(self._consume(seconds if self._read.keys() <= self._paused else 0))
+        for place, messages in batches.items():
             offset = offset_of(messages[0])
             # Records go to the assignment where their partition is ours, and they are not to be read again.
             if self._kept.read_again(place, offset) or place not in self._held or place in self._late:
@@ -109,7 +109,7 @@ class Poller(PausingCalls):
                 self.outside.add(place)
             if place not in self.outside:
                 self._keep(place, messages)
-        if not found and seconds > 0 and time.monotonic() - self._looked >= LOOK:
+        if not batches and seconds > 0 and time.monotonic() - self._looked >= LOOK:
             # Nothing is on its way of these: their positions are what the client has.
             self._looked = time.monotonic()
             idle = self._held - self._paused - self._read.keys() - self._late.keys()
@@ -192,14 +192,14 @@ class Poller(PausingCalls):
             )
             return []
         # consume(500, 0.2) would wait for 500 records, or for the whole 0.2 s.
-        found = self._client.consume(1 if self._held and self._held == self._paused else MOST, 0)
-        if not found and seconds > 0:
-            found = self._client.consume(1, seconds)
-            found += self._client.consume(MOST, 0) if found else []
-        return found  # type: ignore[no-any-return]
+        records = self._client.consume(1 if self._held and self._held == self._paused else MOST, 0)
+        if not records and seconds > 0:
+            records = self._client.consume(1, seconds)
+            records += self._client.consume(MOST, 0) if records else []
+        return records  # type: ignore[no-any-return]
 
     def _messages(self, records: list[Any]) -> dict[Place, list[Message]]:
-        found: dict[tuple[str, int], tuple[RecordPlace, list[Message]]] = {}
+        batches: dict[tuple[str, int], tuple[RecordPlace, list[Message]]] = {}
         for record in records:
             if record.error() is not None:
                 if record.error().code() == KafkaError._AUTO_OFFSET_RESET:
@@ -209,11 +209,11 @@ class Poller(PausingCalls):
                 continue
             # A plain tuple for each record: a NamedTuple costs as much as all the other calls of a record.
             place = record.topic(), record.partition()
-            if place not in found:
-                found[place] = RecordPlace(*place, self.scope, self._logs.of()), []
-            common, messages = found[place]
+            if place not in batches:
+                batches[place] = RecordPlace(*place, self.scope, self._logs.of()), []
+            common, messages = batches[place]
             messages.append(translated(record, common))
-        return {Place(*place): messages for place, (_, messages) in found.items()}
+        return {Place(*place): messages for place, (_, messages) in batches.items()}
 
     def _assigned(self, client: Any, partitions: list[TopicPartition]) -> None:
         """Go on with partitions that came back from a rebalance, and drop those that did not."""

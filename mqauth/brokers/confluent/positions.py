@@ -154,8 +154,8 @@ def bounds(client: Any, places: Iterable[Place], *, end: bool) -> dict[Place, in
     # Its times may be logical offsets: one request for each broker, where ``get_watermark_offsets`` takes one for
     # each partition.
     wanted = [native(place, OFFSET_END if end else OFFSET_BEGINNING) for place in places]
-    found = _checked(client.offsets_for_times(wanted, timeout=FETCH_TIMEOUT))
-    return {Place(each.topic, each.partition): each.offset for each in found}
+    checked = _checked(client.offsets_for_times(wanted, timeout=FETCH_TIMEOUT))
+    return {Place(each.topic, each.partition): each.offset for each in checked}
 
 
 class Offsets(OffsetCalls):
@@ -179,19 +179,19 @@ class Offsets(OffsetCalls):
 
     def committed(self, places: Collection[Any], /) -> Any:
         """Return the group's commits by partition."""
-        found = _checked(self._client.committed([native(place) for place in places], timeout=FETCH_TIMEOUT))
+        commits = _checked(self._client.committed([native(place) for place in places], timeout=FETCH_TIMEOUT))
         return {
             Place(each.topic, each.partition): Committed(each.offset, each.metadata or "")
-            for each in found
+            for each in commits
             if each.offset >= 0
         }
 
     def places(self, topic: str, /) -> Any:
         """Return all partitions of a topic."""
-        found = self._client.list_topics(topic, timeout=FETCH_TIMEOUT).topics[topic]
-        if found.error is not None:
-            raise KafkaException(found.error)
-        return {Place(topic, number) for number in found.partitions}
+        metadata = self._client.list_topics(topic, timeout=FETCH_TIMEOUT).topics[topic]
+        if metadata.error is not None:
+            raise KafkaException(metadata.error)
+        return {Place(topic, number) for number in metadata.partitions}
 
     def position(self, place: Any, /) -> Any:
         """Return where its owner has told a partition to begin; the client tells no position before a record."""
@@ -239,11 +239,11 @@ class OffsetsOnThread(Offsets):
 
 def _checked(partitions: Iterable[Any]) -> list[Any]:
     """Return partitions as the client gave them; raise the error of the first that has one."""
-    found = list(partitions)
-    for each in found:
+    listed = list(partitions)
+    for each in listed:
         if each.error is not None:
             raise KafkaException(each.error)
-    return found
+    return listed
 
 
 MOST: Final = 500

@@ -295,11 +295,11 @@ class Sealing(RecordSealing):
             emit("producer.unsent", "a record to %s was not sent: %s", topic, type(error).__name__)
             if rest["on_delivery"] is not None:
                 if isinstance(error, KafkaException):
-                    found = error_of(error)
+                    reported = error_of(error)
                 else:
                     code = KafkaError._QUEUE_FULL if isinstance(error, BufferError) else KafkaError._FAIL
-                    found = KafkaError(code, f"{type(error).__name__}: {error}")
-                context.run(rest["on_delivery"], found, confluent_kafka.Message(topic=topic, error=found))
+                    reported = KafkaError(code, f"{type(error).__name__}: {error}")
+                context.run(rest["on_delivery"], reported, confluent_kafka.Message(topic=topic, error=reported))
 
 
 _NO_TOPIC: Final = frozenset(

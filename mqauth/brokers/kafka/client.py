@@ -176,10 +176,10 @@ class Logs:
             # Kafka's own spelling: base64url without padding, 22 characters.
             topic_id = base64.urlsafe_b64encode(uuid.bytes).rstrip(b"=").decode("ascii")
         known = cluster if isinstance(cluster, str) and cluster else None
-        found = Log(known or before.cluster, topic_id or before.topic_id)
-        if found != before:
-            self._known[topic] = found
-        return found
+        log = Log(known or before.cluster, topic_id or before.topic_id)
+        if log != before:
+            self._known[topic] = log
+        return log
 
 
 def judge(guard: Pipeline, record: Any, *, scope: str, log: Log = NO_LOG) -> Judgement:

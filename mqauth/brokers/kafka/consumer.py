@@ -167,8 +167,8 @@ class Poller(LogPoller):
 
     def committed(self, places: Collection[Any], /) -> dict[Any, Committed]:
         """Return the group's commits by partition."""
-        found = kafka_repair.committed(self._client, list(places), COMMIT_TIMEOUT_MS)
-        return {place: Committed(commit.offset, commit.metadata) for place, commit in found.items()}
+        commits = kafka_repair.committed(self._client, list(places), COMMIT_TIMEOUT_MS)
+        return {place: Committed(commit.offset, commit.metadata) for place, commit in commits.items()}
 
     def places(self, topic: str, /) -> set[Any]:
         """Return all partitions of a topic that the client knows of."""
@@ -196,9 +196,9 @@ class Poller(LogPoller):
 
     def membership(self) -> Any:
         """Return the membership to commit by, ``None`` during a rebalance."""
-        found = self._client.group_metadata()
+        metadata = self._client.group_metadata()
         subscribed = self._client.subscription() is not None
-        return None if subscribed and found.generation_id < 0 else found
+        return None if subscribed and metadata.generation_id < 0 else metadata
 
     def rejoins(self) -> bool:
         """Return whether the next ``poll`` takes part in a rebalance."""

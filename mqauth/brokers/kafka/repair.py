@@ -68,8 +68,8 @@ def position(client: Any, place: Any) -> int | None:
     The client's own ``position`` asks the broker for what is missing of all partitions.
     """
     states: Any = getattr(getattr(client, "_subscription", None), "assignment", {})
-    found = getattr(states.get(place), "position", None)
-    return None if found is None else int(found.offset)
+    known = getattr(states.get(place), "position", None)
+    return None if known is None else int(known.offset)
 
 
 def reset_to_earliest(client: Any, told: Callable[[Any], object]) -> None:
@@ -166,9 +166,11 @@ def _wake(client: Any) -> None:
         return
 
     def fetch_records(*args: Any, **kwargs: Any) -> Any:
-        found = fetch(*args, **kwargs)
-        landed = isinstance(found, tuple) and found[1:] == (True,) and getattr(fetcher, "_completed_fetches", None)
-        return (found[0], False) if landed else found
+        fetched = fetch(*args, **kwargs)
+        landed = (
+            isinstance(fetched, tuple) and fetched[1:] == (True,) and getattr(fetcher, "_completed_fetches", None)
+        )
+        return (fetched[0], False) if landed else fetched
 
     attributes[_WOKEN] = attributes.get("fetch_records")
     attributes["fetch_records"] = fetch_records

@@ -272,9 +272,9 @@ def breathing(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     async def breathe(result: Any) -> Any:
         nonlocal latest
-        found = await result if is_awaitable(result) else result
+        value = await result if is_awaitable(result) else result
         await asyncio.sleep(0)
         latest = time.monotonic()
-        return found
+        return value
 
     return handle

@@ -193,9 +193,9 @@ class Transactions:
         doubtful, self._doubtful = self._doubtful, {}
         try:
             places = [partition.topic_partition for partition in doubtful if partition.alive]
-            found: Mapping[Any, Committed] = (yield from call(self._group.committed, places)) if places else {}
+            commits: Mapping[Any, Committed] = (yield from call(self._group.committed, places)) if places else {}
             for partition, offset in doubtful.items():
-                commit = found.get(partition.topic_partition)
+                commit = commits.get(partition.topic_partition)
                 if partition.alive and commit is not None and commit.offset >= offset:
                     self._committed({partition: offset}, self._began)
         except self._group.failed as error:

@@ -203,7 +203,9 @@ class LogPoller(OffsetCalls, ABC):
         if not due:
             return
         began = self._assignment.commit_began()
-        offsets = {found.topic_partition: Committed(offset, found.metadata) for found, offset in due.items()}
+        offsets = {
+            partition.topic_partition: Committed(offset, partition.metadata) for partition, offset in due.items()
+        }
         self._assignment.asking(True)
         try:
             failure: str | None = yield from call(self.send_commit, offsets)

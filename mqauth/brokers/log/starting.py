@@ -203,7 +203,7 @@ def _tell(
 
 
 def _named(places: Iterable[Any], offsets: Mapping[Any, int] | None = None) -> str:
-    found = sorted(places, key=lambda place: (place.topic, place.partition))
-    at = {} if offsets is None else {place: f" at {offsets[place]}" for place in found}
-    named = [f"{place.topic}-{place.partition}{at.get(place, '')}" for place in islice(found, NAMED)]
-    return ", ".join([*named, *([f"and {len(found) - NAMED} more"] if len(found) > NAMED else [])])
+    ordered = sorted(places, key=lambda place: (place.topic, place.partition))
+    at = {} if offsets is None else {place: f" at {offsets[place]}" for place in ordered}
+    named = [f"{place.topic}-{place.partition}{at.get(place, '')}" for place in islice(ordered, NAMED)]
+    return ", ".join([*named, *([f"and {len(ordered) - NAMED} more"] if len(ordered) > NAMED else [])])

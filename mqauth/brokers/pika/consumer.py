@@ -323,17 +323,17 @@ async def echoed(link: Link, headers: dict[str, Any], body: bytes) -> Mapping[st
             # where an earlier call is refused, nobody waits for it
             answer.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-            def take(_channel: object, _method: object, properties: BasicProperties, found: bytes) -> None:
+            def take(_channel: object, _method: object, properties: BasicProperties, returned: bytes) -> None:
                 # whoever knows the queue's name may send to it, too
-                if found == body and not answer.done():
+                if returned == body and not answer.done():
                     answer.set_result(properties.headers or {})
 
             declared = await line.ask(line.native.queue_declare, "", exclusive=True, auto_delete=True)
             name = declared.method.queue
             await line.ask(line.native.basic_consume, name, take, auto_ack=True)
             line.native.basic_publish("", name, body, BasicProperties(headers=headers))
-            found: Mapping[str, Any] = await answer
-            return found
+            returned: Mapping[str, Any] = await answer
+            return returned
         finally:
             # the queue goes with its consumer
             if line.is_open:

@@ -84,10 +84,10 @@ def to_message(
     Raises:
         MalformedMessage: a part cannot be sent, or would arrive as something else.
     """
-    found = properties or BasicProperties()
+    given = properties or BasicProperties()
     return amqp_messages.published(
-        found,
-        found.headers,
+        given,
+        given.headers,
         body,
         exchange=exchange,
         routing_key=routing_key,
@@ -103,9 +103,9 @@ def to_properties(message: Message, **rest: Any) -> BasicProperties:
         message: a dead letter's form, or a sealed message.
         rest: properties that take the place of the message's own.
     """
-    found = message.properties
-    texts = {attribute: found.get(name) for name, attribute in SHORT_STRINGS.items()}
-    numbers = {name: int(found[name]) for name in ("priority", "timestamp") if name in found}
+    properties = message.properties
+    texts = {attribute: properties.get(name) for name, attribute in SHORT_STRINGS.items()}
+    numbers = {name: int(properties[name]) for name in ("priority", "timestamp") if name in properties}
     headers = amqp_values.headers_out(message.headers, bytes)
     return BasicProperties(**{**texts, **numbers, "headers": headers, "delivery_mode": PERSISTENT, **rest})
 

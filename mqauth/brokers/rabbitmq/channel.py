@@ -116,10 +116,12 @@ def is_untouched(native: object, method: str) -> bool:
     A proxy of wrapt pretends to be the function that it wraps, in ``__class__`` and ``__module__``, and
     ``functools.wraps`` copies ``__module__``. A function's own type and globals cannot be copied.
     """
-    found = [one for kind in type(native).__mro__ if (one := kind.__dict__.get(method)) is not None]
-    if not found or method in getattr(native, "__dict__", ()):
+    methods = [each for kind in type(native).__mro__ if (each := kind.__dict__.get(method)) is not None]
+    if not methods or method in getattr(native, "__dict__", ()):
         return False
-    return all(type(one) is FunctionType and one.__globals__["__name__"].startswith("aio_pika.") for one in found)
+    return all(
+        type(each) is FunctionType and each.__globals__["__name__"].startswith("aio_pika.") for each in methods
+    )
 
 
 @dataclass(slots=True)

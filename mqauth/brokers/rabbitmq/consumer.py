@@ -207,8 +207,8 @@ class _Reading:
         return await self._below.basic_consume(queue, partial(self._read, consumer_callback), **settings)
 
     async def _read(self, callback: Callable[..., Any], message: DeliveredMessage) -> None:
-        found = delivered(message)
-        await (self._take(found) if isinstance(found, Unreadable) else callback(message))
+        incoming = delivered(message)
+        await (self._take(incoming) if isinstance(incoming, Unreadable) else callback(message))
 
 
 class Deliveries:
@@ -345,13 +345,13 @@ _ROUND_TRIPS: Final[WeakKeyDictionary[Any, RoundTrip]] = WeakKeyDictionary()
 
 def round_trip(channel: Any, *, part: float = PART) -> RoundTrip:
     """Return the round trips of aiormq's channel; ``part`` as in ``RoundTrip``, where they are new."""
-    found = _ROUND_TRIPS.get(channel)
-    if found is None:
+    asked = _ROUND_TRIPS.get(channel)
+    if asked is None:
         # A strong reference would keep the key of the dictionary alive.
         known = ref(channel)
-        found = RoundTrip(lambda: _answers(known()), lambda: channels.is_blocked(known()), part=part)
-        _ROUND_TRIPS[channel] = found
-    return found
+        asked = RoundTrip(lambda: _answers(known()), lambda: channels.is_blocked(known()), part=part)
+        _ROUND_TRIPS[channel] = asked
+    return asked
 
 
 async def _answers(channel: Any) -> bool:

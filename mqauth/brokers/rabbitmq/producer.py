@@ -158,8 +158,8 @@ class Producer:
         """
         message_id = message.message_id or new_message_id()
         wire, path = self._wire(message, routing_key, message_id), self._paths.through
-        found: aio_pika.Message = path.ready(path.take(message, message_id), self._signer.sign(wire))
-        return found
+        native: aio_pika.Message = path.ready(path.take(message, message_id), self._signer.sign(wire))
+        return native
 
     def _wire(self, message: AbstractMessage, routing_key: str, message_id: str) -> Message:
         # aiormq would add a message id after signing, so the message has one already.
@@ -257,11 +257,11 @@ class DirectPath:
             MalformedMessage: aio-pika cannot send it.
         """
         try:
-            found: commands.Basic.Properties = native.properties
+            taken: commands.Basic.Properties = native.properties
         except Exception as error:
             raise unsendable(error) from error
-        found.message_id = message_id
-        return found
+        taken.message_id = message_id
+        return taken
 
     def ready(self, taken: Any, sealed: Message, /) -> Any:
         """Return what ``take`` returned with the sealed body and headers, encoded.
@@ -311,9 +311,9 @@ class ExchangePath:
 
     def take(self, native: AbstractMessage, message_id: str, /) -> Any:
         """Return a copy of the caller's message, which the caller may change from now on."""
-        found = Measured.of(native)
-        found.message_id = message_id
-        return found
+        taken = Measured.of(native)
+        taken.message_id = message_id
+        return taken
 
     def ready(self, taken: Any, sealed: Message, /) -> Any:
         """Return the copy with the sealed body and headers.

@@ -33,8 +33,8 @@ def unsendable(error: Exception) -> MalformedMessage:
 
 def agreed(channel: object) -> int:
     """Return the bytes that a header frame may have on aiormq's channel; at most 131,064, also where not known."""
-    found: int = getattr(channel, "max_content_size", 0)
-    return min(found, MAX_HEADER_FRAME) if found > 0 else MAX_HEADER_FRAME
+    size: int = getattr(channel, "max_content_size", 0)
+    return min(size, MAX_HEADER_FRAME) if size > 0 else MAX_HEADER_FRAME
 
 
 async def frame_limit(channel: Any) -> int:
@@ -70,12 +70,12 @@ class Measured(aio_pika.Message):
             MalformedMessage: they are over the limit, or cannot be encoded.
         """
         try:
-            found: commands.Basic.Properties = super().properties
-            raw = found.marshal()
+            encoded: commands.Basic.Properties = super().properties
+            raw = encoded.marshal()
         except Exception as error:
             raise unsendable(error) from error
         check_frame(len(raw), self.limit)
-        return found
+        return encoded
 
 
 def from_native(incoming: AbstractIncomingMessage, *, queue: str, scope: str | None = None) -> Message:
@@ -148,9 +148,9 @@ def to_native(message: Message, *, message_id: str) -> Measured:
         message: one of the letter's forms.
         message_id: a new one, since aiormq matches returned messages by it.
     """
-    found = message.properties
-    priority, timestamp = found.get("priority"), found.get("timestamp")
-    texts = {attribute: found.get(name) for name, attribute in SHORT_STRINGS.items() if name != "message-id"}
+    properties = message.properties
+    priority, timestamp = properties.get("priority"), properties.get("timestamp")
+    texts = {attribute: properties.get(name) for name, attribute in SHORT_STRINGS.items() if name != "message-id"}
     return Measured(
         message.body or b"",
         headers=headers_out(message.headers),
