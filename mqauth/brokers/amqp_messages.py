@@ -33,8 +33,6 @@ SHORT_STRINGS: Final = {
 """AMQP's text properties, each with the attribute that clients keep it in."""
 MAX_HEADER_FRAME: Final = 131_064
 """Bytes of properties and headers in one frame: RabbitMQ's ``frame_max`` of 131,072 less the frame's own 8."""
-_REST: Final = 12
-"""Bytes of a header frame before its properties: class, weight and body size."""
 DIRECT_REPLY: Final = "amq.rabbitmq.reply-to."
 _OVER_SIZE: Final = re.compile(r"message size \d+ (?:is )?larger than (?:configured )?max size (\d+)")
 """RabbitMQ's text for a body over its ``max_message_size``."""
@@ -232,7 +230,8 @@ def check_frame(size: int, limit: int = MAX_HEADER_FRAME) -> None:
     Raises:
         MalformedMessage: it is over the limit.
     """
-    size += _REST
+    # Bytes of a header frame before its properties: class, weight and body size.
+    size += 12
     if size > limit:
         raise MalformedMessage(
             f"properties and headers, token included, are {size} bytes: the broker takes {limit} bytes"

@@ -16,14 +16,13 @@ from mqauth.clock import Clock
 from mqauth.delivery.slot import Slot
 from mqauth.errors import Cause, Reason, Rejection
 from mqauth.judging.delivery import Delivery, Outcome, Step
+from mqauth.judging.journal import ONE_MESSAGE
 from mqauth.judging.unverified import Verdict
 
 SUSPENDS_AFTER: Final = 60.0
 """Default seconds of a cause that concerns everyone after which the queue is suspended."""
 CONSUMER_TIMEOUT: Final = 1800.0
 """RabbitMQ's default seconds after which it closes a channel for a delivery that is not acked."""
-OWN_CAUSES: Final = frozenset((Cause.CLAIM_HELD, Cause.HANDLER_DEFERRED, Cause.APPEND_TIME_UNAVAILABLE))
-"""Causes that concern one message."""
 MAX_HELD: Final = 1000
 MAX_BYTES: Final = 16 * 1024 * 1024
 HELD_PER_PREFETCH: Final = 10
@@ -300,4 +299,4 @@ def is_deferred(outcome: Outcome) -> bool:
 
 def _is_beside(cause: Cause | None, party: str | None) -> bool:
     """Return whether others need not wait for a delivery, since its cause concerns one message or one party."""
-    return cause in OWN_CAUSES or party is not None
+    return cause in ONE_MESSAGE or party is not None

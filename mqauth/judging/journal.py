@@ -29,7 +29,8 @@ AGAIN: Final = 300.0
 """Seconds after which a deferral that lasts is logged again."""
 _NAMED: Final = 5
 _DONE: Final = logging.getLogger(EVENTS["message.accepted"][0])
-_ONE_MESSAGE: Final = frozenset((Cause.CLAIM_HELD, Cause.HANDLER_DEFERRED, Cause.APPEND_TIME_UNAVAILABLE))
+ONE_MESSAGE: Final = frozenset((Cause.CLAIM_HELD, Cause.HANDLER_DEFERRED, Cause.APPEND_TIME_UNAVAILABLE))
+"""Causes that concern one message: others need not wait for it."""
 
 
 @dataclass(slots=True)
@@ -196,7 +197,7 @@ class Journal:
             sentence = harmless(delivery.rejection.sentence(), 1024)
             detail = f"{detail}; its verdict is {delivery.rejection.reason.value}: {sentence}"
         error = Unavailable(error.cause, detail, error.party)
-        whose = delivery.message.destination if error.cause in _ONE_MESSAGE else error.party or ""
+        whose = delivery.message.destination if error.cause in ONE_MESSAGE else error.party or ""
         delivery.waits = kind = (error.cause.value, harmless(whose))
         now = self._clock.monotonic()
         with self._lock:

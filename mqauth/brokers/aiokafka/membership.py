@@ -18,8 +18,6 @@ from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
 
-_FORMER: Final = frozenset((22, 25, 82))
-"""Codes of a commit by somebody who is no member any more."""
 _TEXT: Final = CompactString("utf-8")
 _TAGS: Final = ("tags", TaggedFields)
 
@@ -185,7 +183,8 @@ class FencedHandler(TxnOffsetCommitHandler):
     def handle_response(self, resp: Any) -> Any:
         """Act on the response; of a former member the transaction fails, and can be aborted."""
         errors = [(topic, [each[:2] for each in partitions]) for topic, partitions, _ in resp.topics]
-        if any(code in _FORMER for _, partitions in errors for _, code in partitions):
+        # Codes of a commit by somebody who is no member any more.
+        if any(code in {22, 25, 82} for _, partitions in errors for _, code in partitions):
             state = self._sender._txn_manager
             state.error_transaction(CommitFailedError("the consumer is no member of this generation"))
             state.wait_for_transaction_end().exception()  # nobody else may ask for it

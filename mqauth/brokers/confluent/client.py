@@ -191,8 +191,6 @@ def has_topic(client: Any, topic: str) -> bool:
     return topic in client.list_topics(timeout=LOOK).topics
 
 
-CLUSTER_TIMEOUT: Final = 5.0
-"""Most seconds to wait for the cluster's id, which comes with the first metadata."""
 _UNREADABLE: Final = frozenset((KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG))
 
 # A call in Python code, ``record.headers()``, notices the error only while the interpreter has not specialised it:
@@ -301,7 +299,8 @@ class Logs:
             KafkaException: the broker has not told its cluster's id yet.
         """
         if self._log is None:
-            self._log = Log(self._client.cluster_id(timeout=CLUSTER_TIMEOUT) or None)
+            # Most seconds to wait for the cluster's id, which comes with the first metadata.
+            self._log = Log(self._client.cluster_id(timeout=5.0) or None)
         return self._log
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final, NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 from pika import BasicProperties, BlockingConnection
 from pika.exceptions import AMQPChannelError
@@ -33,9 +33,6 @@ from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.signer import Signer
 from mqauth.wire.message import Message
-
-MAX_THREADS: Final = 32
-"""Most threads of one consumer's handlers; with a longer prefetch the rest waits for one."""
 
 
 class Consumer(BackgroundRun):
@@ -83,7 +80,8 @@ class Consumer(BackgroundRun):
         )
         self._links = [link, *_links(dead_letters, guard.audit)]
         self._watched = [*self._links, *_links(replies)]
-        self._threads = min(options.get("prefetch", PREFETCH), MAX_THREADS)
+        # Most threads of one consumer's handlers; with a longer prefetch the rest waits for one.
+        self._threads = min(options.get("prefetch", PREFETCH), 32)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = False
         if link in self._links[1:]:

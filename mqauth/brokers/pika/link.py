@@ -27,8 +27,6 @@ LOST: Final = (AMQPError, OSError)
 """Errors of pika where a channel or connection is gone, or the broker says no."""
 TICK: Final = 0.2
 """Seconds between two looks at pika's timers: heartbeats, and the limit of a blocked connection."""
-FLUSH: Final = 1.0
-"""Most seconds for the last frames to leave, when a connection is given back."""
 LOOK: Final = 0.01
 """Seconds between two looks whether they have left."""
 
@@ -90,7 +88,8 @@ class Link:
     async def detach(self) -> None:
         """Drive it no longer, once what was written has left, and channels that we close are closed."""
         self._watchers.clear()
-        for _ in range(int(FLUSH / LOOK)):
+        # Most seconds for the last frames to leave, when a connection is given back.
+        for _ in range(int(1.0 / LOOK)):
             channels = list(self._impl._channels.values())
             busy = self._impl._get_write_buffer_size() or any(channel.is_closing for channel in channels)
             if self.loop is None or not busy:
