@@ -1,6 +1,6 @@
 """Dead letters and audit records on their way to a broker, for every client library.
 
-Dead letters, audit records and answers on queues: what holds for every client of RabbitMQ.
+``burying`` and ``responder_of`` are for every client of RabbitMQ.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Timers, tasks of deliveries, threads, and signals that ask for a stop, for wrappers of asyncio clients.
 
-A consumer whose ``run`` blocks, in a background thread for the time of a ``with`` block; its first error.
+``BackgroundRun`` runs a consumer whose ``run`` blocks in a thread for the time of a ``with`` block.
 """
 
 from __future__ import annotations

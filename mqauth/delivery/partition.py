@@ -42,11 +42,10 @@ back-off 11 is tried again where it stopped; it is audited, dead-lettered, and s
 a poll brings 13, and 14 is committed. Had the partition been lost while it stalled, the next owner would read
 from 11.
 
-The records of a log that this process has finished and not committed yet, by place and content.
-
-A consumer that is put out of its group while a handler runs cannot commit what that handler did. Where the
-partition comes back to this process, the record is read again: it is settled without its handler. Otherwise a
-handler that always takes longer than the group's session would run for ever.
+``Finished`` knows the records that this process has finished and not committed yet, by place and content. A
+consumer that is put out of its group while a handler runs cannot commit what that handler did. Where the partition
+comes back to this process, the record is read again: it is settled without its handler. Otherwise a handler that
+always takes longer than the group's session would run for ever.
 """
 
 from __future__ import annotations

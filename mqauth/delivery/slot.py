@@ -6,10 +6,9 @@ handled it. So before such a rejection is recorded, the channel makes a round tr
 channel that answers a question was alive when it answered, and its deliveries were nobody else's when the
 question was asked.
 
-Delivery tags of one channel, and the fewest acks that settle them.
-
-An ack with ``multiple`` covers every delivery of the channel up to its tag (AMQP 0-9-1, ``basic.ack``). So its tag
-must never reach past a delivery that is not settled, or that is somebody else's.
+``DeliveryTags`` finds the fewest acks that settle the deliveries of one channel. An ack with ``multiple`` covers
+every delivery of the channel up to its tag (AMQP 0-9-1, ``basic.ack``). So its tag must never reach past a
+delivery that is not settled, or that is somebody else's.
 """
 
 from __future__ import annotations

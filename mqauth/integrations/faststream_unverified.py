@@ -3,7 +3,7 @@
 FastStream chooses a subscriber's handler by filters. Here one filter names the handler that takes what nothing
 proved, and every other one is asked only of what was verified.
 
-FastStream's acknowledgements: mqauth settles, and what a handler says by them is told to the pipeline.
+mqauth settles: what a handler says by FastStream's acknowledgements is told to the pipeline.
 """
 
 from __future__ import annotations

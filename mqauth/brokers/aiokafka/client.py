@@ -2,7 +2,7 @@
 
 This is the only module that touches them.
 
-Records of aiokafka as ``Message``, the ids of their log, and a verdict for your own loop.
+It also has records as ``Message``, the ids of their log, and a verdict for your own loop.
 """
 
 from __future__ import annotations

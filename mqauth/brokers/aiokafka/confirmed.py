@@ -1,9 +1,7 @@
 """Dead letters and audit records on topics; each call waits until the broker has confirmed the record.
 
-Dead letters and offsets in one Kafka transaction: the calls of aiokafka.
-
-A transaction runs on a thread of its own, as on every client; the calls are made on the event loop, where the
-producer lives.
+``TransactionalDeadLetters`` makes the calls for dead letters and offsets in one Kafka transaction. A transaction
+runs on a thread of its own, as on every client; the calls are made on the event loop, where the producer lives.
 """
 
 from __future__ import annotations

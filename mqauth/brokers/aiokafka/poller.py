@@ -4,7 +4,7 @@ aiokafka awaits the listener in its coordinator's task, and goes on with the reb
 revocation waits there for running handlers and commits, before the partitions go to another member. What the
 listener raises aiokafka logs and drops.
 
-The calls of an ``AIOKafkaConsumer`` that say and move where its group stands (``OffsetCalls``).
+``Offsets`` has those that say and move where its group stands (``OffsetCalls``).
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """The Kafka producer of aiokafka: ``send`` with the client's own signature, and a fresh token for each record.
 
-Batches of an aiokafka producer: records that are sealed together, and given to the client in their order.
-
-Signed answers: ``Verified.reply`` on aiokafka.
+``Sealing`` seals records together and gives them to the client in their order. ``Replies`` sends signed answers.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A client of confluent-kafka does not tell its settings. Of a consumer, the one setting that matters is found out
 by a call; of a producer, the user gives us the settings beside the client.
 
-Records of confluent-kafka as ``Message``, the ids of their log, and a verdict for your own poll loop.
+It also has records as ``Message``, the ids of their log, and a verdict for your own poll loop.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Dead letters and audit records on topics; each call waits until the broker has confirmed the record.
 
-Dead letters and offsets in one Kafka transaction: the calls of confluent-kafka.
+``TransactionalDeadLetters`` makes the calls for dead letters and offsets in one Kafka transaction.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The Kafka consumer of confluent-kafka: a ``confluent_kafka.Consumer`` with the delivery engine.
 
-The Kafka consumer of confluent-kafka in an event loop: a ``confluent_kafka.aio.AIOConsumer`` with the engine.
-
-An ``AIOConsumer`` makes each call of the ``Consumer`` in it on a thread. So does the poller here, on one thread of
-its own, so that what happens inside a call, such as a rebalance, is as it is without an event loop.
+In an event loop it is a ``confluent_kafka.aio.AIOConsumer`` with the engine. That client makes each call of the
+``Consumer`` in it on a thread. So does the poller here, on one thread of its own, so that what happens inside a
+call, such as a rebalance, is as it is without an event loop.
 """
 
 from __future__ import annotations

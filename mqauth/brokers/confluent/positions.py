@@ -4,13 +4,10 @@ An eager rebalance revokes all partitions of a consumer and assigns most of them
 the committed offset: records that are waiting here, and records whose handlers still run, would come a second
 time, with a new time of receipt. So the position of each partition is kept, and given back with the assignment.
 
-The calls of a ``confluent_kafka.Consumer`` that say and move where its group stands (``OffsetCalls``).
-
-Pauses that keep what the client has fetched, which librdkafka 2.16 throws away.
-
-After ``pause`` and ``resume`` some tenths of a second pass until records come again. So while handlers run for a
-short time nothing is paused at the client: records that are read meanwhile are kept here, until their partition is
-wanted again.
+``Offsets`` has the calls that say and move where its group stands (``OffsetCalls``). ``PausingCalls`` keeps what
+the client has fetched, which librdkafka 2.16 throws away with a pause. After ``pause`` and ``resume`` some tenths
+of a second pass until records come again. So while handlers run for a short time nothing is paused at the client:
+records that are read meanwhile are kept here, until their partition is wanted again.
 """
 
 from __future__ import annotations

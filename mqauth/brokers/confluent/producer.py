@@ -1,10 +1,7 @@
 """The Kafka producer of confluent-kafka: ``produce`` with the client's own signature, each record signed.
 
-Batches of a confluent-kafka producer: gives sealed records to the client, and reports those that failed.
-
-``mqauth.brokers.log.sealing`` decides when a batch is sealed.
-
-Signed answers: ``Verified.reply`` on confluent-kafka.
+``Sealing`` gives batches of sealed records to the client, and reports those that failed; when a batch is sealed
+is decided in ``mqauth.brokers.log.sealing``. ``Replies`` sends signed answers.
 """
 
 from __future__ import annotations

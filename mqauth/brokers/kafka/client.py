@@ -1,6 +1,6 @@
 """Checks of the kafka-python objects that users give us; each refusal says what to change.
 
-Records of kafka-python as ``Message``, the ids of their log, and a verdict for your own poll loop.
+It also has records as ``Message``, the ids of their log, and a verdict for your own poll loop.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Dead letters and audit records on Kafka, each durable once the broker has confirmed it.
 
-Dead letters and offsets in one Kafka transaction: the calls of kafka-python.
-
-kafka-python waits in a transaction without a time limit, and after a failed one it keeps offsets that it would add
-to the next.
+``TransactionalDeadLetters`` makes the calls for dead letters and offsets in one Kafka transaction. kafka-python
+waits in a transaction without a time limit, and after a failed one it keeps offsets that it would add to the next.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """The Kafka consumer: a ``KafkaConsumer`` with the delivery engine.
 
-The calls of a ``KafkaConsumer``: poll, pause, seek, commit, and what its rebalances tell the assignment.
+``Poller`` makes the calls of the client, and ``Listener`` tells the assignment of its rebalances.
 
-Polls of kafka-python that meet records which cannot be parsed.
-
-``poll()`` raises once for such a record, and its next call spins for ever on the dead iterator left behind.
+``poll()`` raises once for a record that cannot be parsed, and its next call spins for ever on the dead iterator
+left behind.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The Kafka producer: ``send`` with the client's own signature, and a fresh token for each record.
 
-Signed answers on Kafka: what ``Verified.reply`` calls.
+``Replies`` sends signed answers: what ``Verified.reply`` calls.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """One poll and one commit, in the order that the engine needs, for every client; the leaf makes the calls.
 
-What a consumer of a log has on threads and in an event loop alike: assignment, work and dead letters.
+``LogEngine`` is what a consumer of a log has on threads and in an event loop alike: assignment, work and dead
+letters.
 """
 
 from __future__ import annotations

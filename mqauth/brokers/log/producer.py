@@ -1,6 +1,6 @@
 """What the producers of every client have in common: settings, transactions, and records to sign.
 
-Signed answers to requests of a log: what ``Verified.reply`` calls, for every client.
+``TopicReplies`` sends signed answers: what ``Verified.reply`` calls.
 """
 
 from __future__ import annotations

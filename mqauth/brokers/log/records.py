@@ -2,7 +2,7 @@
 
 The wrapper of a client says where a record has its fields. Reading a record never raises, whatever it holds.
 
-Errors that end a consumer or a producer of a log, whichever client it is built on.
+The errors here end a consumer or a producer of a log, whichever client it is built on.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """pika's consumer: a queue with the delivery engine, and handlers on threads of their own.
 
-The calls of pika for one queue: consume, cancel, ack, give back, and ask if a channel lives.
-
-pika's calls for the question whether RabbitMQ overwrites append times (``brokers.queue.interceptor``).
+``Queue`` makes the calls of pika for one queue: consume, cancel, ack, give back, and so on. ``echoed`` asks
+whether RabbitMQ overwrites append times (``brokers.queue.interceptor``).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The calls that a client of a queue must have: the wrapper of an asyncio client makes them.
 
-Acks and round trips on one channel of an asyncio client.
+``Acks`` and ``RoundTrip`` are the acks and round trips on one channel of it.
 """
 
 from __future__ import annotations

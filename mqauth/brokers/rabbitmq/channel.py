@@ -9,7 +9,7 @@ who wait for that only when the broker says that it is unblocked, and a lost one
 hangs, and aio-pika, which waits while it holds the channel's lock, never opens that channel again. So ``watch``
 wakes them when the connection is lost.
 
-aio-pika's calls for the question whether RabbitMQ overwrites append times (``brokers.queue.interceptor``).
+``echoed`` asks whether RabbitMQ overwrites append times (``brokers.queue.interceptor``).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Dead letters are published by us, since ``basic.reject`` cannot carry a reason.
 
-The recommended queues, declared by aio-pika, and streams, which are refused: see ``brokers.amqp_topology``.
+The recommended queues are declared here, and streams refused: see ``brokers.amqp_topology``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The RabbitMQ consumer: an aio-pika queue with the delivery engine, and a refusal of what cannot work.
 
-The calls of aio-pika and aiormq for one queue: consume, cancel, ack, give back, and ask if a channel lives.
+``Queue`` makes the calls of aio-pika and aiormq for one queue: consume, cancel, ack, give back, and so on.
 
-Deliveries of aiormq as aio-pika's ``IncomingMessage``, whatever they hold, from an instrumented queue too.
+Deliveries of aiormq become aio-pika's ``IncomingMessage``, whatever they hold, from an instrumented queue too.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """The RabbitMQ producer: seals a copy of each message, alone or with others, and publishes it; signed answers.
 
-How a sealed message is published: past aio-pika's ``Exchange.publish``, unless that is instrumented.
-
-``Exchange.publish`` waits for the socket while it holds aiormq's publish lock, so that concurrent publishes go
-one by one, and it encodes the properties a second time to learn their size. aiormq's own ``basic_publish`` does
-neither.
+A sealed message is published past aio-pika's ``Exchange.publish``, unless that is instrumented. It waits for the
+socket while it holds aiormq's publish lock, so that concurrent publishes go one by one, and it encodes the
+properties a second time to learn their size. aiormq's own ``basic_publish`` does neither.
 """
 
 from __future__ import annotations
