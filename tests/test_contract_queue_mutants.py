@@ -161,7 +161,7 @@ def cancelling(original: Any) -> Any:
 
     def on_close(subscription: Any, why: str, channel_alone: bool) -> None:
         original(subscription, why, channel_alone)
-        for task in subscription._take.__self__._tasks._running:
+        for task in subscription.tasks._running:
             task.cancel()
 
     return on_close

@@ -14,11 +14,11 @@ from mqauth.judging.verified import Decode
 
 
 class HandlingOptions(TypedDict, total=False):
-    """Options of whoever takes messages to a handler.
+    """Options of every consumer.
 
     Attributes:
-        decode: makes ``Verified.value`` of the body, after verification; what it raises dead-letters the message
-            as ``handler_failed``, at once. Not called where there is no body, as in a tombstone of Kafka.
+        decode: makes ``Verified.value`` of the body, after verification. What it raises dead-letters the message
+            as ``handler_failed``, at once. It is not called where there is no body, as in a tombstone of Kafka.
         unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
             pass; or a table of handlers by kind. It is another function than the handler.
     """
@@ -28,11 +28,11 @@ class HandlingOptions(TypedDict, total=False):
 
 
 class DeliveryOptions(HandlingOptions, total=False):
-    """Options of whoever takes the deliveries of a queue.
+    """Options of every consumer of a queue, and of ``guarded``.
 
     Attributes:
-        consumer_timeout: seconds after which the broker closes a channel for a delivery that is not acked, as it
-            is set there (``consumer_timeout``), by default 1,800; what is held goes back a tenth before.
+        consumer_timeout: seconds after which the broker closes a channel for a delivery that is not acked, by
+            default 1,800, as it is set there (``consumer_timeout``). What is held goes back a tenth before.
         delivery_limit: of the queue; by default as it was declared by the client's object, else RabbitMQ's 20.
             Negative for none. A message at its last delivery is not given back.
     """
@@ -45,16 +45,16 @@ class QueueOptions(DeliveryOptions, total=False):
     """Options of a consumer of a queue.
 
     Attributes:
-        prefetch: deliveries at once, 1 to 65,535, by default 10; their handlers run concurrently, so that 1 keeps
-            the order.
-        coalesce_acks: whether to ack many deliveries in one frame, at most 5 ms late, where the channel is the
-            consumer's alone, as by default; without, each by itself as soon as it is settled.
+        prefetch: deliveries at once, 1 to 65,535, by default 10. Their handlers run concurrently, so that 1
+            keeps the order.
+        coalesce_acks: whether to ack many deliveries in one frame, at most 5 ms late, as by default. That needs a
+            channel that is the consumer's alone. Without it each is acked by itself as soon as it is settled.
         grace: seconds that running handlers may take at ``stop``, by default 30.
-        hold: seconds, at least 1 and by default 60, of a cause that concerns everyone after which the queue is
-            suspended and the held deliveries go back to the broker, but for those that were handled and wait for
-            their confirm. What waits for a cause of its own, or of one issuer, is held in any case.
+        hold: seconds of a cause that concerns everyone after which the queue is suspended, at least 1 and by
+            default 60. The held deliveries go back to the broker then, but for those that were handled and wait
+            for their confirm. What waits for a cause of its own, or of one issuer, is held in any case.
         max_held: deliveries held beside the window, by default ten times ``prefetch`` and at most 1,000, and 16
-            MiB of their bodies; beyond it the queue waits for all.
+            MiB of their bodies. Beyond it the queue waits for all.
         sleep: waits so many seconds; for tests.
     """
 
@@ -71,10 +71,10 @@ class LogOptions(HandlingOptions, total=False):
 
     Attributes:
         grace: seconds that a running handler may take to finish after ``stop``, and before a rebalance, by default
-            30; before a rebalance at most half of what the group waits for us, where the client tells that.
+            30. Before a rebalance it is at most half of what the group waits for us, where the client tells that.
         workers: how many handlers run at once, by default 1, each for a partition of its own, which stays in
-            order: on a blocking client so many threads. With 0 these handlers run on the thread of ``run``, and
-            each must be done well within the client's longest time between two polls.
+            order. On a blocking client they are threads. With 0 handlers run on the thread of ``run``, and each
+            must be done well within the client's longest time between two polls.
         commit_interval: longest time between commits while records are settled, seconds, by default 5.
         backoff: how long a deferred partition waits.
     """
