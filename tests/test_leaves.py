@@ -28,7 +28,7 @@ LIMITS = {
     ("kafka/confirmed:DeadLetters,AuditTopic,confirming",): 29,
     ("kafka/client:from_native,carries",): 7,
     ("rabbitmq/producer:Producer,UnroutableError",): 90,
-    ("pika/consumer",): 197,
+    ("pika/consumer",): 196,
     ("pika/producer:Producer",): 96,
     ("pika/confirmed:DeadLetters,_Sink",): 45,
     ("pika/confirmed:Publisher",): 56,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Set
 from contextlib import suppress
-from functools import wraps
 from typing import Any, Final
 
 from confluent_kafka import KafkaException, Message
@@ -126,6 +125,24 @@ class Ends:
             self._theirs(client, partitions)
 
 
+class Building:
+    """Builds FastStream's consumers, each with ``Ends``.
+
+    Args:
+        theirs: what FastStream builds them by.
+    """
+
+    def __init__(self, theirs: Callable[..., Any]) -> None:
+        self._theirs = theirs
+
+    def __call__(self, *topics: Any, **settings: Any) -> Any:
+        """Return a consumer."""
+        consumer = self._theirs(*topics, **settings)
+        if reset_of(consumer.config) == "latest":
+            consumer._on_assign = Ends(consumer._on_assign)
+        return consumer
+
+
 class SubscriberOffsets(OffsetsOnThread):
     """The calls of a subscriber's client that say and move where its group stands.
 
@@ -181,17 +198,8 @@ def deliveries(subscriber: Any) -> tuple[ConfluentRecords, dict[str, Any]]:
     )
     require("group.id" not in config, "config= has group.id for all subscribers: give each its group_id=")
     broker = subscriber._outer_config.broker_config
-    if not hasattr(broker.builder, "notes_ends"):
-        build = broker.builder
-
-        def building(*topics: Any, **settings: Any) -> Any:
-            consumer = build(*topics, **settings)
-            if reset_of(consumer.config) == "latest":
-                consumer._on_assign = Ends(consumer._on_assign)
-            return consumer
-
-        broker.builder = wraps(build)(building)
-        broker.builder.notes_ends = True
+    if not isinstance(broker.builder, Building):
+        broker.builder = Building(broker.builder)
     return ConfluentRecords(subscriber, DefaultSubscriber), SETTINGS
 
 
