@@ -14,7 +14,7 @@ BROKERS = Path(__file__).parent.parent / "mqauth" / "brokers"
 INTEGRATIONS = BROKERS.parent / "integrations"
 LIMITS = {
     ("kafka/consumer:Consumer,Poller,Listener,listen", "kafka/client:check_client,session_of"): 150,
-    ("confluent/consumer:Consumer", "confluent/poller", "confluent/client:check_consumer,membership_of"): 210,
+    ("confluent/consumer:Consumer", "confluent/poller", "confluent/client:check_consumer,membership_of"): 213,
     ("aiokafka/consumer", "aiokafka/poller:Poller,Listener"): 173,
     ("aiokafka/client",): 122,
     ("aiokafka/producer:Producer",): 76,
