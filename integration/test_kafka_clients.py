@@ -22,8 +22,7 @@ from integration.services import Kafka
 from mqauth import MemoryReplayStore, Pipeline
 from mqauth.audit.file import AuditFile
 from mqauth.brokers import aiokafka
-from mqauth.brokers.log.errors import CommitUnansweredError
-from mqauth.brokers.log.records import dead_letter_headers
+from mqauth.brokers.log.records import CommitUnansweredError, dead_letter_headers
 from mqauth.errors import ConfigurationError
 from mqauth.testing.forge import Forge
 from mqauth.testing.loop_thread import LoopThread

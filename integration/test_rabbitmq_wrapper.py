@@ -33,8 +33,8 @@ from mqauth import (
     Verified,
 )  # fmt: skip
 from mqauth.brokers import rabbitmq as wrapper
-from mqauth.brokers.queue.channel import Acks
-from mqauth.brokers.rabbitmq.queue import sender
+from mqauth.brokers.queue.client import Acks
+from mqauth.brokers.rabbitmq.consumer import sender
 from mqauth.errors import Cause, Reason, Rejection, RetryLater, Unavailable
 from mqauth.flow import Attempts, ColourError
 from mqauth.letters.dead_letter import DeadLetter
@@ -566,7 +566,7 @@ async def test_existing_consumers_are_guarded(bench: Bench) -> None:
 
 
 async def test_judging_for_those_who_settle_themselves(bench: Bench) -> None:
-    """judge() gives the verdict and settles nothing; confirm, release and bury end it."""
+    """judge() gives the verdict and settles nothing; confirm, release and dead_letter end it."""
     guard, name = bench.guard(), bench.source.name
     await bench.publish()
     await bench.forge_one()
@@ -578,7 +578,7 @@ async def test_judging_for_those_who_settle_themselves(bench: Bench) -> None:
     assert (await again.confirm()).verdict is Verdict.ACCEPTED
     forged = await wrapper.judge(guard, second, queue=name)
     assert forged.outcome.verdict is Verdict.REJECTED
-    assert (await forged.bury(bench.letters())).dead_letter is not None
+    assert (await forged.dead_letter(bench.letters())).outcome.dead_letter is not None
     await first.ack()
     await second.ack()
     assert len(await bench.buried()) == 1

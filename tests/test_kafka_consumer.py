@@ -41,7 +41,7 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
 
     from mqauth.brokers import kafka
     from mqauth.brokers.kafka import repair as kafka_repair
-    from mqauth.brokers.kafka.poller import Listener
+    from mqauth.brokers.kafka.consumer import Listener
 
 ZERO, ONE = TopicPartition("orders", 0), TopicPartition("orders", 1)
 

@@ -177,7 +177,7 @@ async def _rabbitmq(place: Place, topology: dict[str, Any], *, proves: bool) -> 
     import aio_pika
 
     from mqauth.brokers.queue.interceptor import question
-    from mqauth.brokers.rabbitmq.interceptor import echoed
+    from mqauth.brokers.rabbitmq.channel import echoed
 
     async with await aio_pika.connect(timeout=30, **place.settings.for_rabbitmq(place.broker)) as connection:
         channel = await connection.channel()

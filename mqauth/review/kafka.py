@@ -23,8 +23,7 @@ from kafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
-from mqauth.brokers.kafka.client import producer_settings, settings_of
-from mqauth.brokers.kafka.translate import Logs, carries, from_native
+from mqauth.brokers.kafka.client import Logs, carries, from_native, producer_settings, settings_of
 from mqauth.brokers.log.poison import find_poison
 from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.errors import Cause, MalformedMessage, Unavailable, require

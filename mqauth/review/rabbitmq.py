@@ -18,7 +18,7 @@ from aiormq.abc import DeliveredMessage
 from pamqp import commands
 
 from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error
-from mqauth.brokers.rabbitmq.incoming import delivered
+from mqauth.brokers.rabbitmq.consumer import delivered
 from mqauth.brokers.rabbitmq.translate import Measured, carries, failures_of, frame_limit, from_native, to_native
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable, require
 from mqauth.review.letter import Letter
