@@ -44,7 +44,7 @@ class Assignment:
         epoch: how many facts of rebalances came.
 
     Raises:
-        ConfigurationError: ``interval`` is not above 0.
+        ConfigurationError: ``interval`` or a wait is not above 0, or the first wait is above the longest.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Assignment:
         width: int = 1, lock: AbstractContextManager[Any] | None = None,
     ) -> None:  # fmt: skip
         require(interval > 0, f"commit_interval must be above 0 seconds, not {interval}")
+        require(0 < backoff.first <= backoff.longest, "backoff: 0 < first <= longest, in seconds")
         self._clock = clock
         self._backoff = backoff
         self._interval = interval
