@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from mqauth.clock import Backoff
 from mqauth.delivery import finished
 from mqauth.delivery.assignment import Assignment
-from mqauth.delivery.partition import Backoff
 from mqauth.judging.pipeline import Step
 from mqauth.testing import FakeClock
 from mqauth.wire.message import Message
