@@ -193,7 +193,7 @@ MESSAGE_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
     ("header with a name twice", edit(strict_json._unique, "len(result) != len(pairs)", "False"),
      "a header with a name twice"),
     ("a claim twice", edit(strict_json._unique, "len(result) != len(pairs)", "False"), "a claim twice"),
-    ("NaN", edit(strict_json._constant, 'raise StrictJSONError("NaN or an infinity")', "return 0.0"), "NaN"),
+    ("NaN", edit(strict_json._float, "math.isfinite(number)", "not math.isinf(number)"), "NaN"),
     ("infinite numbers", edit(strict_json._float, "math.isfinite(number)", "True"), "a number that overflows"),
     ("integers that are rounded", constant("_DECODER", strict_json._WIDE_DECODER, strict_json),
      "an integer beyond 2^53"),
@@ -239,7 +239,7 @@ MESSAGE_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
     ("nbf ignored", edit(judge_times, "claims.nbf is not None and", "False and"), "nbf before exp"),
     ("exp a second later", edit(judge_times, "self.leeway <= moment", "self.leeway < moment"),
      "expired past the leeway"),
-    ("empty life", edit(judge_times, "claims.exp <= claims.iat", "claims.exp < claims.iat"),
+    ("empty life", edit(judge_times, "or claims.exp <= claims.iat", "or claims.exp < claims.iat"),
      "expiring when issued"),
     ("lifetime a second shorter", edit(judge_times, "> self.max_lifetime", ">= self.max_lifetime"),
      "living as long as may be"),
@@ -263,7 +263,7 @@ MESSAGE_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
      "a twin in another case"),
     ("absent twins unseen", edit(envelope.refuse_case_twins, "len(folded) == len(exact)", "True"),
      "two covered names that differ in case, neither present"),
-    ("sorted by UTF-16", edit(envelope._add_container, "sorted((utf8(name), name) for name in value)",
+    ("sorted by UTF-16", edit(envelope.add_value, "sorted((utf8(name), name) for name in value)",
      'sorted(((utf8(name), name) for name in value), key=lambda pair: pair[1].encode("utf-16-be"))'),
      "a table sorted by UTF-8 and not by UTF-16"),
     ("floats in little endian", edit(scalar, 'struct.pack(">d"', 'struct.pack("<d"'),
@@ -369,7 +369,7 @@ SETTINGS_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
     ("more hops than letters", edit(release.parse_past, "max(1, len(hops))", "1"),
      "a past of fewer letters than hops"),
 )  # fmt: skip
-load, end, collect = jwk.load_key, jwk._end, jwk._collect
+load, end, collect = jwk.load_key, jwk._end, jwk.load_key_set
 COPIES: Final[tuple[tuple[str, Patch, str], ...]] = (
     ("any place is a re-read", edit(rules.judge, "entry.place != request.place", "False"),
      "Kafka: the same offset again is a re-read, another one a copy"),
@@ -391,12 +391,12 @@ COPIES: Final[tuple[tuple[str, Patch, str], ...]] = (
      "each group handles a message once"),
     ("forgotten before the leeway ends", edit(judge.Judge._request, "claims.exp + self._retention", "claims.exp"),
      "a copy is known to the end of the longest leeway"),
-    ("a release forgotten before its end", edit(judge.Judge._claim_release,
+    ("a release forgotten before its end", edit(judge.Judge._claim_released,
      "max(claim.expires, float(release.exp + self._verifier.retention))", "claim.expires"),
      "a release is good for once"),
-    ("a replay waived unasked", edit(judge.Judge._claim_release, "or Reason.REPLAYED in release.waive", "or True"),
+    ("a replay waived unasked", edit(judge.Judge._claim_released, "or Reason.REPLAYED in release.waive", "or True"),
      "what was handled is no news, whoever releases it"),
-    ("a held release is a copy", edit(judge.Judge._claim_release, "redelivered=True", "redelivered=False"),
+    ("a held release is a copy", edit(judge.Judge._claim_released, "redelivered=True", "redelivered=False"),
      "a release that is held"),
 )  # fmt: skip
 FAULTS: Final = (
