@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import threading
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -24,8 +22,6 @@ from integration.benchmarks.client.contenders import Effort
 from integration.relay_kafka import Relay
 from integration.services import Kafka
 from integration.stage_aiokafka import AiokafkaLogStage
-from integration.test_kafka_kill import FORGED, HONEST, Scene, copy_after_a_kill, killed_and_started_again
-from integration.test_kafka_transaction import killed_in_a_transaction
 from integration.test_kafka_wrapper import NotUtf8
 from mqauth import MemoryReplayStore, Pipeline, cli
 from mqauth.audit.file import AuditFile
@@ -372,72 +368,6 @@ def test_bench(kafka: Kafka) -> None:
         found = aiokafka_bench.measure(connections, effort)
     assert {name: rounds.failed for name, rounds in found.comparisons.items() if rounds.failed} == {}
     assert {"bare", "message", "batch"} <= set(found.comparisons["consume"].measured)
-
-
-class AiokafkaScene(Scene):
-    """A topic full of messages, and victims on aiokafka."""
-
-    module = "integration.aiokafka_victim"
-
-
-@pytest.fixture
-def scene(kafka: Kafka, tmp_path: Path) -> Iterator[AiokafkaScene]:
-    """A set scene."""
-    scene = AiokafkaScene(kafka.url, tmp_path)
-    yield scene
-    scene.stage.close()
-
-
-@pytest.mark.slow
-def test_a_copy_after_a_kill(scene: AiokafkaScene) -> None:
-    """What was handled is known to the next process: a copy that came between the two is `replayed`."""
-    copy_after_a_kill(scene)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["handler", "letter"])
-def test_killed_and_started_again(scene: AiokafkaScene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Killed twice between handler and commit, or dead letter and commit: sent = handled + dead-lettered."""
-    killed_and_started_again(scene, moment, capsys)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["written", "committing", "committed"])
-def test_killed_in_a_transaction(scene: AiokafkaScene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Killed around the commit of a transaction, letters are neither lost nor doubled."""
-    killed_in_a_transaction(scene, moment, capsys)
-
-
-@pytest.mark.slow
-def test_paused_beyond_the_session(scene: AiokafkaScene, capsys: pytest.CaptureFixture[str]) -> None:
-    """A process that stands still beyond its session, while another goes on, loses and condemns nothing."""
-    first = scene.victim("slow", 0)
-    wait_until(lambda: scene.seen().total() > 2)
-    first.send_signal(signal.SIGSTOP)
-    before = scene.seen().total()
-    scene.audit = scene.audit.with_name("second.jsonl")
-    second = scene.victim("slow", 0)
-    honest = {b"honest %d" % number for number in range(HONEST)}
-    forged = {b"forged %d" % number for number in range(0, HONEST, 2)}
-    with ExitStack() as undo:
-        undo.callback(first.kill)
-        undo.callback(second.kill)
-        wait_until(lambda: scene.seen().total() > before + 2)
-        first.send_signal(signal.SIGCONT)
-        wait_until(lambda: set(scene.seen()) == honest and scene.committed() == HONEST + FORGED)
-        undo.pop_all()
-    for process in (first, second):
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-    letters = Counter(letter.body for letter in scene.stage.letters())
-    assert set(letters) == forged
-    assert scene.committed() == HONEST + FORGED
-    assert before < HONEST
-    with capsys.disabled():
-        print(
-            f"\npaused: sent {HONEST + FORGED}, handled {len(scene.seen())} (+{scene.seen().total() - HONEST}),"
-            f" dead-lettered {len(letters)} (+{letters.total() - FORGED}), lost 0, honest condemned 0"
-        )
 
 
 def _close(members: list[Any]) -> None:

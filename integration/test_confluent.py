@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
 import threading
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +18,6 @@ from integration.benchmarks.client.contenders import Effort
 from integration.relay_kafka import Relay
 from integration.services import Kafka
 from integration.stage_confluent import ConfluentLogStage
-from integration.test_kafka_kill import FORGED, HONEST, Scene, killed_and_started_again
-from integration.test_kafka_transaction import killed_in_a_transaction
 from integration.test_kafka_wrapper import NotUtf8
 from mqauth import MemoryReplayStore, Pipeline, cli
 from mqauth.audit.file import AuditFile
@@ -264,72 +259,6 @@ def test_audit_topic(world: World) -> None:
     bodies = [letter.body or b"" for letter in world.stage.letters()]
     assert b'"token_missing"' in bodies[0]
     assert bodies[1] == b"forged"
-
-
-class ConfluentScene(Scene):
-    """A topic full of messages, and victims on confluent-kafka."""
-
-    module = "integration.confluent_victim"
-
-
-@pytest.fixture
-def scene(kafka: Kafka, tmp_path: Path) -> Iterator[ConfluentScene]:
-    """A set scene."""
-    scene = ConfluentScene(kafka.url, tmp_path)
-    yield scene
-    scene.stage.close()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["handler", "letter"])
-def test_killed_and_started_again(scene: ConfluentScene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Killed twice between handler and commit, or dead letter and commit: sent = handled + dead-lettered."""
-    killed_and_started_again(scene, moment, capsys)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["written", "committing", "committed"])
-def test_killed_in_a_transaction(scene: ConfluentScene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Killed around the commit of a transaction, letters are neither lost nor doubled."""
-    # One call of consume reads all records, so that there is one transaction with letters.
-    killed_in_a_transaction(scene, moment, capsys, (1, 1, 1) if moment == "written" else (1,))
-
-
-@pytest.mark.slow
-def test_paused_beyond_the_session(scene: ConfluentScene, capsys: pytest.CaptureFixture[str]) -> None:
-    """A process that stands still beyond its session, while another goes on, loses and condemns nothing."""
-    paused_beyond_the_session(scene, capsys)
-
-
-def paused_beyond_the_session(scene: ConfluentScene, capsys: pytest.CaptureFixture[str]) -> None:
-    """Have a process stand still, and another go on."""
-    first = scene.victim("slow", 0)
-    wait_until(lambda: scene.seen().total() > 2)
-    first.send_signal(signal.SIGSTOP)
-    before = scene.seen().total()
-    scene.audit = scene.audit.with_name("second.jsonl")
-    second = scene.victim("slow", 0)
-    honest = {b"honest %d" % number for number in range(HONEST)}
-    forged = {b"forged %d" % number for number in range(0, HONEST, 2)}
-    with ExitStack() as undo:
-        undo.callback(first.kill)
-        undo.callback(second.kill)
-        wait_until(lambda: scene.seen().total() > before + 2)
-        first.send_signal(signal.SIGCONT)
-        wait_until(lambda: set(scene.seen()) == honest and scene.committed() == HONEST + FORGED)
-        undo.pop_all()
-    for process in (first, second):
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-    letters = Counter(letter.body for letter in scene.stage.letters())
-    assert set(letters) == forged
-    assert scene.committed() == HONEST + FORGED
-    assert before < HONEST
-    with capsys.disabled():
-        print(
-            f"\npaused: sent {HONEST + FORGED}, handled {len(scene.seen())} (+{scene.seen().total() - HONEST}),"
-            f" dead-lettered {len(letters)} (+{letters.total() - FORGED}), lost 0, honest condemned 0"
-        )
 
 
 def test_batch_that_cannot_be_parsed(world: World) -> None:
