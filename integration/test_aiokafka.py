@@ -7,7 +7,6 @@ import json
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from integration.benchmarks.client import aiokafka as aiokafka_bench
 from integration.benchmarks.client.contenders import Effort
 from integration.relay_kafka import Relay
 from integration.services import Kafka
-from integration.stage_aiokafka import AiokafkaLogStage
 from integration.test_kafka_wrapper import NotUtf8
 from mqauth import MemoryReplayStore, Pipeline, cli
 from mqauth.audit.file import AuditFile
@@ -31,13 +29,9 @@ from mqauth.brokers.aiokafka.membership import Membership
 from mqauth.brokers.log.transaction import TransactionContent
 from mqauth.judging.verified import Verified
 from mqauth.testing.forge import Forge
-from mqauth.testing.stage import PATIENCE, wait_until
+from mqauth.testing.stage import wait_until
 from mqauth.testing.stage_aiokafka import AiokafkaClients, AiokafkaStage
 from mqauth.wire.message import Message
-from tests.kit.delivery_contract import LogPlay
-
-STORM = 60.0
-"""Seconds for which members join and leave."""
 
 
 class World:
@@ -368,51 +362,3 @@ def test_bench(kafka: Kafka) -> None:
         found = aiokafka_bench.measure(connections, effort)
     assert {name: rounds.failed for name, rounds in found.comparisons.items() if rounds.failed} == {}
     assert {"bare", "message", "batch"} <= set(found.comparisons["consume"].measured)
-
-
-def _close(members: list[Any]) -> None:
-    """Close what a storm that failed has left, so that no later test pays for it."""
-    for member in members:
-        with suppress(Exception):
-            member.close()
-
-
-@pytest.mark.slow
-def test_storm(kafka: Kafka, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """While four members join and leave nothing is lost or condemned, and each key is handled in order."""
-    stage = AiokafkaLogStage(kafka.url)
-    with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit, ExitStack() as left:
-        play = LogPlay(stage, audit)
-        left.callback(_close, play.members)
-        play.watch_commits()
-        bodies: list[bytes] = []
-        play.start()
-        over = threading.Event()
-        threading.Timer(STORM, over.set).start()
-        joined = 1
-        while not over.is_set():
-            bodies += play.send(20)
-            if len(play.members) < 4:
-                play.start()
-                joined += 1
-            else:
-                play.members.pop(0).close()
-            over.wait(0.5)
-        play.wait(lambda: len(play.handled) >= len(bodies) and play.all_committed(), 3 * PATIENCE)
-        left.pop_all()
-        for member in play.members:
-            member.close()
-    first = list(dict.fromkeys(play.bodies))
-    keys: dict[Any, list[int]] = {}
-    for seen in {body: seen for body, seen in zip(play.bodies, play.handled, strict=True)}.values():
-        keys.setdefault(seen.origin.partition, []).append(seen.origin.offset or 0)
-    assert sorted(first) == sorted(bodies)
-    assert stage.letters() == []
-    assert play.faults == []
-    assert all(offsets == sorted(offsets) for offsets in keys.values())
-    stage.close()
-    with capsys.disabled():
-        print(
-            f"\nstorm: {joined} joined, sent {len(bodies)}, handled {len(first)}"
-            f" (+{len(play.handled) - len(first)}), lost 0, condemned 0"
-        )

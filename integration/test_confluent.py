@@ -29,9 +29,6 @@ from mqauth.testing.stage_kafka import wait_until
 from mqauth.wire.message import Message
 from tests.kit.delivery_contract import LogPlay
 
-STORM = 60
-"""Seconds for which members join and leave."""
-
 
 class World:
     """A stage, an issuer, and a consumer's pipeline."""
@@ -320,47 +317,3 @@ def test_stopped_in_a_rebalance(kafka: Kafka, tmp_path: Path) -> None:
             member.close()
     stage.close()
     assert len(play.handled) == 60
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("assignor", ["range", "cooperative-sticky"])
-def test_storm(kafka: Kafka, tmp_path: Path, assignor: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """While four members join and leave nothing is lost or condemned, and each key is handled in order."""
-    weathered(ConfluentLogStage(kafka.url, partition_assignment_strategy=assignor), tmp_path, assignor, capsys)
-
-
-def weathered(stage: ConfluentLogStage, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Have members join and leave for a minute."""
-    with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
-        play = LogPlay(stage, audit)
-        play.watch_commits()
-        bodies: list[bytes] = []
-        play.start()
-        over = threading.Event()
-        threading.Timer(STORM, over.set).start()
-        joined = 1
-        while not over.is_set():
-            bodies += play.send(20)
-            if len(play.members) < 4:
-                play.start()
-                joined += 1
-            else:
-                play.members.pop(0).close()
-            over.wait(0.5)
-        play.wait(lambda: len(play.handled) >= len(bodies) and play.all_committed())
-        for member in play.members:
-            member.close()
-    first = list(dict.fromkeys(play.bodies))
-    keys: dict[Any, list[int]] = {}
-    for seen in {body: seen for body, seen in zip(play.bodies, play.handled, strict=True)}.values():
-        keys.setdefault(seen.origin.partition, []).append(seen.origin.offset or 0)
-    assert sorted(first) == sorted(bodies)
-    assert stage.letters() == []
-    assert play.faults == []
-    assert all(offsets == sorted(offsets) for offsets in keys.values())
-    stage.close()
-    with capsys.disabled():
-        print(
-            f"\nstorm ({name}): {joined} joined, sent {len(bodies)}, handled {len(first)}"
-            f" (+{len(play.handled) - len(first)}), lost 0, condemned 0"
-        )

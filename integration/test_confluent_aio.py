@@ -20,7 +20,6 @@ from integration.test_confluent import (
     World,
     committed_in_transactions,
     shut_out,
-    weathered,
 )
 from mqauth import AuditFile, MemoryReplayStore, Pipeline, Verdict, Verified, cli
 from mqauth.brokers import confluent
@@ -181,11 +180,3 @@ def test_bench(kafka: Kafka) -> None:
         found = confluent_aio_bench.measure(connections, effort)
     assert {name: rounds.failed for name, rounds in found.comparisons.items() if rounds.failed} == {}
     assert {"bare", "message", "batch"} <= set(found.comparisons["consume"].measured)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("assignor", ["range", "cooperative-sticky"])
-def test_storm(kafka: Kafka, tmp_path: Path, assignor: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """While four members join and leave nothing is lost or condemned, and each key is handled in order."""
-    stage = AIOConfluentLogStage(kafka.url, partition_assignment_strategy=assignor)
-    weathered(stage, tmp_path, f"{assignor}, in event loops", capsys)

@@ -104,8 +104,8 @@ CAPABILITIES: Final = (
     Capability(
         "acks and commits cover settled messages only",
         _BY_CONTRACT
-        | yes("test_confluent_aio.py::test_storm", _AIO)
-        | yes("test_faststream_storm.py::test_storm", _FS_KAFKA, _FS_CONFLUENT)
+        | yes("test_storms.py::test_storm", _AIO)
+        | yes("test_storms.py::test_storm_of_faststream", _FS_KAFKA, _FS_CONFLUENT)
         | yes("test_kills.py::test_killed_and_started_again", _FS_RABBITMQ),
     ),
     Capability("`RetryLater` holds a message", yes(f"{_PROMISES}test_what_waits_comes_again")),
