@@ -19,10 +19,9 @@ from integration.victim import broker_of, letters_of, subscriber_of
 from mqauth import AuditFile, MemoryReplayStore, Message, Pipeline
 from mqauth.integrations.faststream import VerifiedMessage, protect
 from mqauth.testing.forge import Forge
-from mqauth.testing.stage import wait_until
+from mqauth.testing.stage import PATIENCE, wait_until
 from mqauth.testing.stage_kafka import KafkaStage
 from tests.kit.delivery_contract import LogPlay
-from tests.kit.delivery_play import PATIENCE
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,4 @@
-"""Docstrings keep their shape: no reflow has cut a word, glued a list or a heading to prose, or left a word alone."""
+"""Docstrings keep their shape: no reflow has cut a word, glued a list to prose, or left a word alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GLUED = re.compile(r"[.:;,] [*-] \S|\w ={4,}|={4,} \w")
 def broken(text: str) -> Iterator[str]:
     """Yield the lines of a docstring that a reflow has broken."""
     lines = text.splitlines()
-    for line, after in zip(lines[1:], [*lines[2:], ""], strict=True):
+    for line, after in zip(lines[1:], (*lines[2:], ""), strict=False):
         words, goes_on = line.split(), after.strip() and _indent(after) == _indent(line)
         cut = goes_on and re.search(r"[a-z]-$", line)
         # a paragraph has no line of one word, unless its sentence ends there
