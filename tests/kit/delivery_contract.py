@@ -339,7 +339,7 @@ class LogDeliveryContract:
         play.wait(play.all_committed)
         play.clock.advance(LATER)
         play.stage.heal(first)
-        # A commit that the cut left without an answer is late by now: that, and nothing else, ends one of confluent-kafka.
+        # A commit that the cut left without an answer is late by now: that alone ends one of confluent-kafka.
         loses_commits = getattr(play.stage, "loses_commits", False)
         if loses_commits:
             play.members.remove(first)
