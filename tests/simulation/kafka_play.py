@@ -127,7 +127,7 @@ def run(played: KafkaPlay, tell: Callable[[str], None] | None = None) -> KafkaRe
             stack.enter_context(mock.patch.object(module, name, stand_in))
         wait = Backoff.wait
         stack.enter_context(
-            mock.patch.object(Backoff, "wait", lambda self, attempt: wait(self, attempt, entropy.randbytes))
+            mock.patch.object(Backoff, "wait", lambda self, failures: wait(self, failures, entropy.randbytes))
         )
         try:
             found = Scenario(play, played.faults).problems()
