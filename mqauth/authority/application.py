@@ -28,15 +28,10 @@ from mqauth.wire.claims import is_name
 from mqauth.wire.identity import ALGORITHMS
 
 MAX_BODY: Final = 16 * 1024
-BODY_SECONDS: Final = 10.0
-"""Seconds in which a request's body has to come."""
 MAX_AGE: Final = 60
 """Seconds for which a copy of the JWK Set is fresh: after them a cut-off is seen."""
 REFUSALS: Final = 60
 """Refusals a minute of one address and one holder of a credential; whoever asks on is not read."""
-RETRY_AFTER: Final = 5
-UNREAD: Final = "unread"
-"""Why an address gets ``slow_down`` that was refused too often."""
 _SCHEMES: Final = ("bearer", "dpop")
 _DEPTH: Final = 2
 Message = MutableMapping[str, Any]
@@ -92,12 +87,12 @@ class AuthorityServer:
         credential = shown[0].decode("latin-1").partition(" ")[2].strip(" ") if len(shown) == 1 else ""
         asks = f"{trace.address} {self._authority.desk.holder(credential)}"
         wait = self._refusals.wait(asks)
-        reply: tuple[Reply, str] = (SLOW_DOWN, {}, wait), UNREAD
+        reply: tuple[Reply, str] = (SLOW_DOWN, {}, wait), "unread"
         if not wait:
             raw = None
             try:
                 with suppress(TimeoutError):
-                    raw = await asyncio.wait_for(_body(receive), BODY_SECONDS)
+                    raw = await asyncio.wait_for(_body(receive), timeout=10.0)
             except ConnectionError:
                 # Nobody asked for anything, and nobody listens: there is nothing to judge, to record or to answer.
                 self._refusals.count(asks)
@@ -132,10 +127,14 @@ class AuthorityServer:
         except Unavailable as error:
             if self._lines.admits("authority.unavailable", (error.cause.value,), {}):
                 emit("authority.unavailable", "no identity can be given: %s", error)
-            return (UNAVAILABLE, {}, RETRY_AFTER), error.cause.value
+            return (UNAVAILABLE, {}, 5), error.cause.value
         # Seconds from now, so that the clock of whoever asked does not matter.
-        told = {"wit": issued.wit, "sub": issued.subject, "expires_in": issued.lifetime,
-                "renew_in": issued.lifetime // 2}  # fmt: skip
+        told = {
+            "wit": issued.wit,
+            "sub": issued.subject,
+            "expires_in": issued.lifetime,
+            "renew_in": issued.lifetime // 2,
+        }
         return (ISSUED, told, 0), ""
 
 
@@ -191,8 +190,11 @@ def _address(scope: Message) -> str:
 async def _send(send: Send, answer: Answer, body: dict[str, Any], more: list[tuple[bytes, bytes]]) -> None:
     raw = strict_json.dumps(body or {"error": answer.error})
     headers = [
-        (b"content-type", b"application/json"), (b"cache-control", b"no-store"),
-        (b"x-content-type-options", b"nosniff"), (b"content-length", str(len(raw)).encode()), *more,
-    ]  # fmt: skip
+        (b"content-type", b"application/json"),
+        (b"cache-control", b"no-store"),
+        (b"x-content-type-options", b"nosniff"),
+        (b"content-length", str(len(raw)).encode()),
+        *more,
+    ]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": raw})

@@ -23,9 +23,6 @@ from mqauth.wire.keys import Key, KeySource
 MAX_LIFETIME: Final = 86_400
 _TYPES: Final = frozenset(("jwt", "jose", "at+jwt", "application/jwt", "application/at+jwt"))
 """``typ`` of others' JWTs, in lower case; it may also be left out (RFC 7519, section 5.1; RFC 9068)."""
-_BINDINGS: Final = frozenset(("jwk", "jwe", "kid", "jku", "x5t#S256", "osc"))
-"""Members of ``cnf`` that bind to something that is not checked here (IANA, JWT confirmation methods)."""
-_SIZE: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,8 +162,10 @@ def verify(reading: Reading, *, audience: str, now: float) -> Credential:
     # A binding that cannot be read must not make it a bearer credential. What is no binding is ignored (RFC 7800,
     # section 3.1): Keycloak says ``kc-jkt-type`` beside it.
     cnf = jwt.claims.get("cnf", {"jkt": ""})
-    jkt = cnf.get("jkt") if type(cnf) is dict and not _BINDINGS & cnf.keys() else None
-    bound = type(jkt) is str and len(jkt) < _SIZE
+    # The other members bind to something that is not checked here (IANA, JWT confirmation methods).
+    unchecked = {"jwk", "jwe", "kid", "jku", "x5t#S256", "osc"}
+    jkt = cnf.get("jkt") if type(cnf) is dict and not unchecked & cnf.keys() else None
+    bound = type(jkt) is str and len(jkt) < 256
     grant_only(bound, Refusal.CREDENTIAL_BINDING, "its cnf is not a jkt alone")
     return said._replace(verified=True)
 

@@ -90,9 +90,13 @@ class CredentialDesk:
     """
 
     def __init__(
-        self, *, issuers: Iterable[CredentialIssuer], grants: Iterable[Grant], audience: str,
+        self,
+        *,
+        issuers: Iterable[CredentialIssuer],
+        grants: Iterable[Grant],
+        audience: str,
         clock: Clock = SYSTEM_CLOCK,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.issuers = tuple(issuers)
         self.grants = tuple(grants)
         self.audience = audience

@@ -27,7 +27,6 @@ SHORTEST: Final = 300
 LONGEST: Final = 86_400
 RATE: Final = 600
 """WITs of one subject a minute: a rollout starts hundreds of instances."""
-_JTI: Final = 16
 
 
 class Asked(NamedTuple):
@@ -83,11 +82,18 @@ class IdentityAuthority:
     """
 
     def __init__(
-        self, *, trust_domain: str, desk: CredentialDesk, keys: SigningKeySource, audit: AuditSink,
-        lifetime: int = LIFETIME, rate: int = RATE,
+        self,
+        *,
+        trust_domain: str,
+        desk: CredentialDesk,
+        keys: SigningKeySource,
+        audit: AuditSink,
+        lifetime: int = LIFETIME,
+        rate: int = RATE,
         cutoffs: Callable[[], Mapping[str, Cutoff]] = lambda: NO_CUTOFFS,
-        clock: Clock = SYSTEM_CLOCK, randomness: Randomness = SYSTEM_RANDOMNESS,
-    ) -> None:  # fmt: skip
+        clock: Clock = SYSTEM_CLOCK,
+        randomness: Randomness = SYSTEM_RANDOMNESS,
+    ) -> None:
         self.trust_domain = trust_domain
         self.desk = desk
         self.lifetime = lifetime
@@ -145,9 +151,12 @@ class IdentityAuthority:
         grant_only(not wait, Refusal.RATE_EXCEEDED, "too many identities of the subject in a minute", wait)
         lifetime = grant.lifetime or self.lifetime
         said = {
-            "sub": grant.subject, "iat": now, "exp": now + lifetime,
-            "jti": base64url.encode(self._randomness(_JTI)).decode("ascii"), "cnf": {"jwk": dict(jwk)},
-        }  # fmt: skip
+            "sub": grant.subject,
+            "iat": now,
+            "exp": now + lifetime,
+            "jti": base64url.encode(self._randomness(16)).decode("ascii"),
+            "cnf": {"jwk": dict(jwk)},
+        }
         wit = self._signed(strict_json.dumps(said | dict(grant.claims)))
         self._write(self._records.issued(trace, wit, lifetime))
         return Issued(wit.text.decode("ascii"), grant.subject, lifetime)

@@ -70,8 +70,13 @@ class Records:
         """Return the record of a WIT."""
         who = wit.identity
         said = token_fields(None, who.kid, wit.opened.algorithm, None, verified=True, identity=who)
-        said["verified"] |= {"iss": self._trust_domain, "sub": who.subject, "jti": who.jti, "iat": who.issued,
-                             "exp": who.expires}  # fmt: skip
+        said["verified"] |= {
+            "iss": self._trust_domain,
+            "sub": who.subject,
+            "jti": who.jti,
+            "iat": who.issued,
+            "exp": who.expires,
+        }
         said["thumbprint"] = sha256(wit.text)
         return self._record(ISSUED, None, f"for {lifetime} s", said, trace)
 
@@ -86,11 +91,22 @@ class Records:
         self, verdict: str, reason: str | None, detail: str, token: dict[str, Any], trace: Trace
     ) -> AuditRecord:
         return AuditRecord(
-            id=uuid7(self._clock, self._randomness), time=self._clock.now(), verdict=verdict, reason=reason,
-            detail=detail, scope=self._trust_domain, broker={}, token=token, body_sha256=None, body_size=None,
-            key_set=None, policy=None, dead_letter=None, instance=os.uname().nodename,
+            id=uuid7(self._clock, self._randomness),
+            time=self._clock.now(),
+            verdict=verdict,
+            reason=reason,
+            detail=detail,
+            scope=self._trust_domain,
+            broker={},
+            token=token,
+            body_sha256=None,
+            body_size=None,
+            key_set=None,
+            policy=None,
+            dead_letter=None,
+            instance=os.uname().nodename,
             extra={"asked": asked(trace)},
-        )  # fmt: skip
+        )
 
 
 def asked(trace: Trace) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from mqauth.config.toml_file import RefusedSetting, placeholders, read_toml
 from mqauth.errors import ConfigurationError
 
 __all__ = ["CODES", "Code", "Finding", "Report", "Severity", "check"]
-_TRUST: Final = frozenset((("consumer", "issuers"), ("consumer", "allow"), ("release", "authorities")))
 _PITFALLS: Final = (
     ("lifetime", "must be 1 to", "lifetime_unbounded"),
     ("max_lifetime", "must be at least", "lifetime_unbounded"),
@@ -35,8 +34,12 @@ _PITFALLS: Final = (
 )
 """Refusals that have a code of their own: the key, and how the refusal begins."""
 RULES: Final[tuple[Rule, ...]] = (
-    *tokens.RULES, *issuers.RULES, *authority.RULES, *deployment.RULES, *rollout.RULES,
-)  # fmt: skip
+    *tokens.RULES,
+    *issuers.RULES,
+    *authority.RULES,
+    *deployment.RULES,
+    *rollout.RULES,
+)
 """Each rule yields its findings on a target."""
 
 
@@ -63,7 +66,7 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
         findings.append(finding(next(codes, "configuration"), refusal.path, refusal.what))
     # Settings that say whom to trust, and have a placeholder.
     for at, name in placeholders(tomllib.loads(text)):
-        if at[:2] in _TRUST:
+        if at[:2] in (("consumer", "issuers"), ("consumer", "allow"), ("release", "authorities")):
             findings.append(finding("trust_from_environment", at, f"takes {name} from the environment"))
     # What the rules find; what is refused when the objects are built, where nothing was found wrong before; and
     # names in [check] accept that cannot be accepted.

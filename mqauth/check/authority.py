@@ -19,12 +19,25 @@ from mqauth.keystore import State
 
 LONG: Final = 7200
 """Seconds beyond which a credential lives long; a projected token of Kubernetes lives an hour or two."""
-_OF_ALL: Final = frozenset(("iss", "aud", "typ"))
-"""Claims that every credential of an issuer may have alike."""
 _MEANT: Final = REGISTERED | frozenset(
-    ("act", "alg", "ath", "audience", "azp", "client_id", "htm", "htu", "issuer", "kid", "may_act", "nonce",
-     "scope", "subject", "typ")
-)  # fmt: skip
+    (
+        "act",
+        "alg",
+        "ath",
+        "audience",
+        "azp",
+        "client_id",
+        "htm",
+        "htu",
+        "issuer",
+        "kid",
+        "may_act",
+        "nonce",
+        "scope",
+        "subject",
+        "typ",
+    )
+)
 """Names, in lower case, that readers of JWTs give a meaning of their own (RFC 7519, 8693 and 9449)."""
 
 
@@ -38,13 +51,20 @@ def signing(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Fi
     own = [each.max_identity_lifetime for each in target.issuers if each.trust_domain == authority.trust_domain]
     lives, limit = authority.lifetime, min(own, default=IDENTITY_LIFETIME)
     yield from those(
-        (local, "authority_key_on_disk", ("authority", "keys"),
-         f"{few(local)} in {target.shown(authority.keys)}"),
-        (is_url(authority.url, ("http",)), "authority_loopback", ("authority", "url"),
-         f"http to {urlsplit(authority.url).hostname}"),
-        (lives > limit, "identity_lifetime_long", ("authority", "lifetime"),
-         f"lifetime is {lives} s, over {limit} s"),
-    )  # fmt: skip
+        (local, "authority_key_on_disk", ("authority", "keys"), f"{few(local)} in {target.shown(authority.keys)}"),
+        (
+            is_url(authority.url, ("http",)),
+            "authority_loopback",
+            ("authority", "url"),
+            f"http to {urlsplit(authority.url).hostname}",
+        ),
+        (
+            lives > limit,
+            "identity_lifetime_long",
+            ("authority", "lifetime"),
+            f"lifetime is {lives} s, over {limit} s",
+        ),
+    )
 
 
 @on("authority")
@@ -54,10 +74,14 @@ def credentials(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Fin
         path = source.table.path
         silent = [key.kid for key in key_set(source) or () if not key.subjects] if source.is_enrolment else []
         yield from those(
-            (source.longest > LONG, "credential_lifetime_long", (*path, "max_lifetime"),
-             f"max_lifetime is {source.longest} s, over {LONG} s"),
+            (
+                source.longest > LONG,
+                "credential_lifetime_long",
+                (*path, "max_lifetime"),
+                f"max_lifetime is {source.longest} s, over {LONG} s",
+            ),
             (silent, "enrolment_unbound", (*path, "file"), f"no subject is named by the key {few(silent)}"),
-        )  # fmt: skip
+        )
 
 
 @on("authority")
@@ -72,17 +96,23 @@ def grants(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Fin
         wanted, source = grant.match.get("sub"), sources[grant.credential]
         keys = key_set(source) if source.is_enrolment else None
         alive = [
-            key for key in keys or ()
+            key
+            for key in keys or ()
             if key.revocation is None and (key.expires is None or target.now < key.expires)
-        ]  # fmt: skip
+        ]
         unmet = None not in (wanted, keys) and not any(wanted in (key.subjects or ()) for key in alive)
         named = sorted(name for name in grant.claims or () if name.lower() in _MEANT)
+        # Claims that every credential of an issuer may have alike.
         yield from those(
-            (grant.match.keys() <= _OF_ALL, "grant_matches_all", at,
-             f"{grant.subject} for whatever has this {few(sorted(grant.match))}"),
+            (
+                grant.match.keys() <= {"iss", "aud", "typ"},
+                "grant_matches_all",
+                at,
+                f"{grant.subject} for whatever has this {few(sorted(grant.match))}",
+            ),
             (unmet, "grant_without_key", at, f"no key of {source.name} speaks for {wanted}"),
             (named, "grant_claim_registered", (*grant.table.path, "claims"), f"says {few(named)}"),
-        )  # fmt: skip
+        )
 
 
 @on("authority")
@@ -105,12 +135,20 @@ def overlaps(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Findin
 def limits(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
     """Find limits that are off, and an audit file that whoever may write it can shorten unseen."""
     yield from those(
-        (not authority.rate, "authority_rate_off", ("authority", "rate"),
-         "any number of identities of one subject"),
-        (not authority.refusal_rate, "authority_refusals_off", ("authority", "refusal_rate"),
-         "any number of refusals of one address"),
+        (
+            not authority.rate,
+            "authority_rate_off",
+            ("authority", "rate"),
+            "any number of identities of one subject",
+        ),
+        (
+            not authority.refusal_rate,
+            "authority_refusals_off",
+            ("authority", "refusal_rate"),
+            "any number of refusals of one address",
+        ),
         (authority.heads is None, "authority_unanchored", ("authority", "heads"), "no heads"),
-    )  # fmt: skip
+    )
 
 
 @on("producer")
@@ -120,8 +158,9 @@ def enrolment(_: Target, producer: ProducerSettings) -> Iterator[Finding]:
     if identity is not None:
         shown = identity.credential
         for table, key, url in (
-            (identity.table, "authority", identity.authority), (shown.table, "token_url", shown.token_url),
-        ):  # fmt: skip
+            (identity.table, "authority", identity.authority),
+            (shown.table, "token_url", shown.token_url),
+        ):
             if url is not None and is_url(url, ("http",)):
                 host = urlsplit(url).hostname or ""
                 local = identity.unsafe_http_loopback and is_loopback(host)

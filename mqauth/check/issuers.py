@@ -32,7 +32,6 @@ _DEPTH: Final = 8
 _ANY: Final = "*"
 _WILDCARDS: Final = frozenset(("*", "#"))
 _PRIVATE: Final = frozenset(("d", "p", "q", "dp", "dq", "qi", "oth"))
-_MUCH: Final = frozenset((Reason.PRODUCER_FORBIDDEN, Reason.REPLAYED, Reason.KEY_EXPIRED))
 
 
 @on("consumer")
@@ -69,19 +68,36 @@ def _subjects(issuer: IssuerSettings, keys: KeySet | None) -> Iterator[Finding]:
     silent = keys is None or any(key.subjects is None and key.kid not in subjects for key in keys)
     # An empty list in the key itself is stronger than any pin.
     unbound = [
-        key.kid for key in keys or ()
+        key.kid
+        for key in keys or ()
         if key.subjects == frozenset() or (key.subjects is None and not names and key.kid not in subjects)
-    ]  # fmt: skip
+    ]
     return those(
-        (len(names) > 1 and silent, "subjects_shared", (*path, _ANY),
-         f'"*" stands for {len(names)} subjects: {", ".join(sorted(names))}'),
-        (issuer.vouches, "issuer_vouches", (*issuer.table.path, "vouches"),
-         f"every key of {issuer.issuer} signs for all"),
-        (not issuer.vouches and issuer.subjects is None and issuer.file is None, "binding_unseen", path,
-         "neither subjects nor vouches, and the keys are remote"),
-        (not issuer.vouches and unbound, "issuer_unbound", path,
-         f"no subject is named by, or pinned to, the key {few(unbound)}"),
-    )  # fmt: skip
+        (
+            len(names) > 1 and silent,
+            "subjects_shared",
+            (*path, _ANY),
+            f'"*" stands for {len(names)} subjects: {", ".join(sorted(names))}',
+        ),
+        (
+            issuer.vouches,
+            "issuer_vouches",
+            (*issuer.table.path, "vouches"),
+            f"every key of {issuer.issuer} signs for all",
+        ),
+        (
+            not issuer.vouches and issuer.subjects is None and issuer.file is None,
+            "binding_unseen",
+            path,
+            "neither subjects nor vouches, and the keys are remote",
+        ),
+        (
+            not issuer.vouches and unbound,
+            "issuer_unbound",
+            path,
+            f"no subject is named by, or pinned to, the key {few(unbound)}",
+        ),
+    )
 
 
 @on("consumer")
@@ -96,9 +112,10 @@ def forms(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
         issuer = direct.get(rule.issuer or "")
         # Two rules are of one workload, as far as a file shows it, by its name, or by all that it may do.
         same = [
-            other.subject for other in workloads
+            other.subject
+            for other in workloads
             if rule.subject in _names(other.subject) or set(rule.destinations) == set(other.destinations)
-        ]  # fmt: skip
+        ]
         if same and issuer is not None and not _is_silent(issuer, rule, target.now):
             yield finding(
                 "forms_both",
@@ -113,11 +130,19 @@ def rules(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     opa = consumer.opa
     yield from those(
         (not consumer.allow and opa is None, "policy_empty", ("consumer", "allow"), "no [[consumer.allow]]"),
-        (not consumer.allow and opa is not None, "opa_unbounded", ("consumer", "opa"),
-         "no [[consumer.allow]] beside [consumer.opa]"),
-        (opa is not None and is_url(opa.url, ("http",)), "opa_loopback", ("consumer", "opa", "url"),
-         "http to this machine"),
-    )  # fmt: skip
+        (
+            not consumer.allow and opa is not None,
+            "opa_unbounded",
+            ("consumer", "opa"),
+            "no [[consumer.allow]] beside [consumer.opa]",
+        ),
+        (
+            opa is not None and is_url(opa.url, ("http",)),
+            "opa_loopback",
+            ("consumer", "opa", "url"),
+            "http to this machine",
+        ),
+    )
     for number, rule in enumerate(consumer.allow):
         path = ("consumer", "allow", number)
         for at, place in enumerate(rule.destinations):
@@ -142,12 +167,17 @@ def authorities(target: Target) -> Iterator[Finding]:
     if target.settings.producer is not None:
         producers.add(target.settings.producer.issuer)
     for found in target.authorities:
-        path, much = found.table.path, sorted(found.waive & _MUCH)
+        path = found.table.path
+        much = sorted(found.waive & {Reason.PRODUCER_FORBIDDEN, Reason.REPLAYED, Reason.KEY_EXPIRED})
         yield from those(
-            (found.issuer in producers or _place(found) in places, "release_self", (*path, "issuer"),
-             f"{found.issuer} signs messages, or its keys do"),
+            (
+                found.issuer in producers or _place(found) in places,
+                "release_self",
+                (*path, "issuer"),
+                f"{found.issuer} signs messages, or its keys do",
+            ),
             (much, "release_waives_much", (*path, "waive"), f"waives {', '.join(much)}"),
-        )  # fmt: skip
+        )
 
 
 def contents(target: Target) -> Iterator[Finding]:
@@ -186,13 +216,25 @@ def remote(target: Target) -> Iterator[Finding]:
         (limit, what), delay = min(limits), source.publish_delay if own is None else own.publish_delay
         yield from those(
             (local, "jwks_loopback", (*path, "unsafe_http_loopback"), f"http to this machine ({host})"),
-            (host is not None and not local, "jwks_http", (*path, "discovery" if source.discovery else "jwks"),
-             f"http to {host}"),
-            ("max_stale" in given and source.max_stale > limit, "stale_beyond_rotation", (*path, "max_stale"),
-             f"max_stale is {source.max_stale} s, over {limit} s, {what}"),
-            ("publish_delay" in given and source.publish_delay > delay, "publish_delay_overstated",
-             (*path, "publish_delay"), f"publish_delay is {source.publish_delay} s, the keystore's {delay} s"),
-        )  # fmt: skip
+            (
+                host is not None and not local,
+                "jwks_http",
+                (*path, "discovery" if source.discovery else "jwks"),
+                f"http to {host}",
+            ),
+            (
+                "max_stale" in given and source.max_stale > limit,
+                "stale_beyond_rotation",
+                (*path, "max_stale"),
+                f"max_stale is {source.max_stale} s, over {limit} s, {what}",
+            ),
+            (
+                "publish_delay" in given and source.publish_delay > delay,
+                "publish_delay_overstated",
+                (*path, "publish_delay"),
+                f"publish_delay is {source.publish_delay} s, the keystore's {delay} s",
+            ),
+        )
 
 
 def key_set(source: SourceSettings) -> KeySet | None:

@@ -58,8 +58,14 @@ class Seen:
         """Return the group as JSON values."""
         named = {name: value for name, value in self.group._asdict().items() if value is not None}
         named.pop("partition", None)
-        return {"id": self.group.id, **named, "count": self.count, "first": self.first, "last": self.last,
-                "partitions": sorted(self.partitions)}  # fmt: skip
+        return {
+            "id": self.group.id,
+            **named,
+            "count": self.count,
+            "first": self.first,
+            "last": self.last,
+            "partitions": sorted(self.partitions),
+        }
 
 
 @dataclass(slots=True)
@@ -101,14 +107,23 @@ class Standing:
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
         return {
-            "destinations": list(self.entry.destinations), "rung": self.entry.rung, "owner": self.entry.owner,
-            "since": self.entry.since.isoformat(), "days_left": self.days_left, "accepted": self.accepted,
-            "would_reject": sum(seen.count for seen in self.groups) + self.other, "other": self.other,
-            "processes": len(self.reported), "mixed": len(self.rungs) > 1, "moved": self.moved,
+            "destinations": list(self.entry.destinations),
+            "rung": self.entry.rung,
+            "owner": self.entry.owner,
+            "since": self.entry.since.isoformat(),
+            "days_left": self.days_left,
+            "accepted": self.accepted,
+            "would_reject": sum(seen.count for seen in self.groups) + self.other,
+            "other": self.other,
+            "processes": len(self.reported),
+            "mixed": len(self.rungs) > 1,
+            "moved": self.moved,
             "oldest": None if self.oldest is None else iso_time(self.oldest),
             "groups": [seen.as_dict() for seen in self.groups],
-            "never_signed": self.never_signed, "safe": self.is_safe, "against": self.against,
-        }  # fmt: skip
+            "never_signed": self.never_signed,
+            "safe": self.is_safe,
+            "against": self.against,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,9 +242,10 @@ def _against(found: Standing, now: float, changed: float | None, asked: Asked) -
     ends = datetime.combine(entry.since, time_of_day(), UTC).timestamp() + entry.window
     # what was delivered again and would be settled condemns nothing
     open_groups = [
-        seen for seen in found.groups
+        seen
+        for seen in found.groups
         if seen.group.code != Verdict.DUPLICATE.value and not is_accepted(entry, seen.group)
-    ]  # fmt: skip
+    ]
     silent = [place for place in entry.destinations if not found.accepted.get(place)]
     reported = f"{len(found.reported)} of {asked.consumers} consumers reported within the hour"
     for holds, what in (
@@ -275,7 +291,6 @@ def _whole(found: object) -> int:
 
 _YEAR: Final = 366
 _ROLLOUT: Final = ("rollout_overdue", "rollout_ending")
-_ISSUER: Final = ("issuer_overdue", "issuer_ending")
 
 
 @on("rollout")
@@ -287,9 +302,13 @@ def rungs(target: Target, entries: tuple[RolloutSettings, ...]) -> Iterator[Find
         yield from those(
             (entry.at is Rung.OFF, "rollout_off", (*path, "rung"), asks),
             (entry.at is Rung.OBSERVE, "rollout_observe", (*path, "rung"), asks),
-            (EVERYWHERE in entry.destinations, "rollout_catch_all", (*path, "destinations"),
-             "every destination that no entry names"),
-        )  # fmt: skip
+            (
+                EVERYWHERE in entry.destinations,
+                "rollout_catch_all",
+                (*path, "destinations"),
+                "every destination that no entry names",
+            ),
+        )
         if entry.at < Rung.ENFORCE and entry.until is not None:
             yield from _term(_ROLLOUT, (*path, "until"), places, days_left(entry.until, target.now))
 
@@ -325,7 +344,9 @@ def direct_issuers(target: Target, consumer: ConsumerSettings) -> Iterator[Findi
     for issuer in consumer.issuers:
         if issuer.until is not None:
             left = days_left(issuer.until, target.now)
-            yield from _term(_ISSUER, (*issuer.table.path, "until"), issuer.issuer, left)
+            yield from _term(
+                ("issuer_overdue", "issuer_ending"), (*issuer.table.path, "until"), issuer.issuer, left
+            )
 
 
 def _term(codes: tuple[str, str], path: tuple[str | int, ...], what: str, left: int) -> Iterator[Finding]:

@@ -37,7 +37,6 @@ _LIMITS: Final = (
     ("consumer", "leeway", 15, math.inf, "leeway_large"),
 )
 """Table, setting, and of how many seconds on, up to how many, it has which code."""
-_MAX_PEM: Final = 64 * 1024
 _ENCRYPTED: Final = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
 _WRITE: Final = 0o022
 
@@ -72,17 +71,32 @@ def trust(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     loose = HeaderNames("allow_unsigned_headers", consumer.allow_unsigned_headers).broad
     wide = [pattern for each in consumer.accept_as for pattern in each.build().broad]
     yield from those(
-        (consumer.at != "consume" and consumer.append_evidence is None and not all(map(is_kafka, places)),
-         "append_without_evidence", ("consumer", "append_evidence"),
-         'at = "append" without append_evidence, and a rule names RabbitMQ'),
-        (consumer.unsafe_append_evidence, "append_evidence_unproved", ("consumer", "unsafe_append_evidence"),
-         "append times are believed unproved"),
-        (loose, "allow_unsigned_headers_broad", ("consumer", "allow_unsigned_headers"),
-         f"{', '.join(loose)} ends within a word"),
+        (
+            consumer.at != "consume" and consumer.append_evidence is None and not all(map(is_kafka, places)),
+            "append_without_evidence",
+            ("consumer", "append_evidence"),
+            'at = "append" without append_evidence, and a rule names RabbitMQ',
+        ),
+        (
+            consumer.unsafe_append_evidence,
+            "append_evidence_unproved",
+            ("consumer", "unsafe_append_evidence"),
+            "append times are believed unproved",
+        ),
+        (
+            loose,
+            "allow_unsigned_headers_broad",
+            ("consumer", "allow_unsigned_headers"),
+            f"{', '.join(loose)} ends within a word",
+        ),
         (wide, "accept_as_broad", ("consumer", "accept_as"), f"{', '.join(wide)} takes any number of words"),
-        (consumer.unsigned_headers == "hide", "unsigned_headers_hidden", ("consumer", "unsigned_headers"),
-         "unsigned headers are hidden, not refused"),
-    )  # fmt: skip
+        (
+            consumer.unsigned_headers == "hide",
+            "unsigned_headers_hidden",
+            ("consumer", "unsigned_headers"),
+            "unsigned headers are hidden, not refused",
+        ),
+    )
 
 
 def pem_files(target: Target) -> Iterator[Finding]:
@@ -133,24 +147,44 @@ def rotation(target: Target) -> Iterator[Finding]:
             continue
         delay, retain = ring.publish_delay, ring.retain
         yield from those(
-            (delay < signs.fresh, "publish_delay_short", at,
-             f"the keystore's publish_delay is {delay} s, under {signs.fresh} s"),
-            (retain < signs.retain, "retain_short", at,
-             f"the keystore's retain is {retain} s, under {signs.retain} s"),
-        )  # fmt: skip
+            (
+                delay < signs.fresh,
+                "publish_delay_short",
+                at,
+                f"the keystore's publish_delay is {delay} s, under {signs.fresh} s",
+            ),
+            (
+                retain < signs.retain,
+                "retain_short",
+                at,
+                f"the keystore's retain is {retain} s, under {signs.retain} s",
+            ),
+        )
         # An active key that is overdue or due soon, and a pending one that nobody activates.
         if ring.active is not None and ring.active.activated is not None:
             kid, used = ring.active.kid, now - ring.active.activated
             waiting = [key for key in ring.keys if key.state is State.PENDING]
             soon = not waiting and used > limit - max(delay, limit // 10)
             yield from those(
-                (used > limit, "key_overdue", at,
-                 f"the key {kid} has signed for {_days(used)}, longer than {_days(limit)}"),
-                (soon, "key_no_next", at,
-                 f"the key {kid} is due in {_days(max(limit - used, 0))}, and no other is pending"),
-                (any(key.ready + DAY < now for key in waiting), "rotation_stalled", at,
-                 "a pending key has been ready for more than a day"),
-            )  # fmt: skip
+                (
+                    used > limit,
+                    "key_overdue",
+                    at,
+                    f"the key {kid} has signed for {_days(used)}, longer than {_days(limit)}",
+                ),
+                (
+                    soon,
+                    "key_no_next",
+                    at,
+                    f"the key {kid} is due in {_days(max(limit - used, 0))}, and no other is pending",
+                ),
+                (
+                    any(key.ready + DAY < now for key in waiting),
+                    "rotation_stalled",
+                    at,
+                    "a pending key has been ready for more than a day",
+                ),
+            )
 
 
 def references(target: Target) -> Iterator[Finding]:
@@ -165,7 +199,7 @@ def references(target: Target) -> Iterator[Finding]:
 
 def _raw(path: Path) -> bytes:
     """Return a PEM file's bytes; none if it cannot be read."""
-    return unless_refused(lambda: files.read_bounded(path, _MAX_PEM)) or b""
+    return unless_refused(lambda: files.read_bounded(path, 64 * 1024)) or b""
 
 
 def _is_encrypted(raw: bytes) -> bool:

@@ -73,10 +73,13 @@ SETTINGS: Final[dict[str, Any]] = {
 From = Annotated[
     float | None,
     typer.Option(
-        "--from", "--since", parser=forms.moment, metavar="TIME",
+        "--from",
+        "--since",
+        parser=forms.moment,
+        metavar="TIME",
         help="From this time on: 2026-11-25T10:00:00Z, or 2h or 7d (ago), or now.",
     ),
-]  # fmt: skip
+]
 To = Annotated[
     float | None,
     typer.Option("--to", "--until", parser=forms.moment, metavar="TIME", help="Before this time, likewise."),

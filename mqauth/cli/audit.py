@@ -42,8 +42,6 @@ from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
 
 app: Final = group("Check, read and search audit files.", "mqauth audit verify FILE")
-_BAR: Final = 20
-"""Cells that a bar has at least; the name before it is cut."""
 _MOST: Final = 40
 _NAME: Final = 60
 _LONGEST: Final = 24 * 31
@@ -222,10 +220,11 @@ def _bars(rows: Sequence[tuple[str, int]]) -> Iterator[str]:
         return
     most = max((number for _, number in rows), default=1)
     counts = max((len(str(number)) for _, number in rows), default=0)
+    # Cells that a bar has at least; the name before it is cut.
     width = min(
         max((cell_len(one_line(name)) for name, _ in rows), default=0),
         _NAME,
-        max(SHORT, columns - counts - 4 - _BAR),
+        max(SHORT, columns - counts - 4 - 20),
     )
     bar = max(1, min(_MOST, columns - width - counts - 4))
     block = "█" if "█".encode(sys.stdout.encoding or "ascii", "replace") != b"?" else "#"

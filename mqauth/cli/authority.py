@@ -47,7 +47,6 @@ from mqauth.wire import identity, strict_json
 app: Final = group(
     "Run an authority, which gives identities that live for an hour or so.", "mqauth authority serve"
 )
-_REQUESTS: Final = 512
 _MAX_FILE: Final = 64 * 1024
 MetricsPort = Annotated[
     int | None,
@@ -82,12 +81,15 @@ def serve(
         _measured(config, metrics_host, metrics_port) as (found, application, metrics),
         listen(host, port, tls=certificate is not None) as listener,
     ):
-        server = Server(application, certificate, requests=_REQUESTS, verb="authority serve", extra="serve")
+        server = Server(application, certificate, requests=512, verb="authority serve", extra="serve")
         address = origin(listener, tls=certificate is not None)
         told = {
-            "url": address + PATH, "jwks": address + PATHS[0], "health": address + HEALTH,
-            "trust_domain": found.settings.trust_domain, **metrics,
-        }  # fmt: skip
+            "url": address + PATH,
+            "jwks": address + PATHS[0],
+            "health": address + HEALTH,
+            "trust_domain": found.settings.trust_domain,
+            **metrics,
+        }
         said = f"identities of {told['trust_domain']} at {told['url']}, keys at {told['jwks']}"
         answer(as_json, told, said, *(f"metrics at {url}" for url in metrics.values()))
         with log_lines(log, level):
@@ -194,13 +196,15 @@ def cutoff(
     before: Annotated[
         float | None,
         typer.Option(
-            "--before", parser=forms.moment, metavar="TIME",
+            "--before",
+            parser=forms.moment,
+            metavar="TIME",
             help="Identities issued before this time are refused; by default all up to now.",
         ),
     ] = None,
     config: Config = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Refuse every identity that a subject got up to now.
 
     Consumers see it within a minute. Identities that it gets later count again.

@@ -31,13 +31,8 @@ from mqauth.wire.destination import is_kafka, parse
 
 _CLIENTS: Final = ("aio_pika", "aiormq", "kafka", "pamqp", "pika")
 _PATIENCE: Final = 60.0
-_SEVERAL: Final = 2
 TIMESTAMP_TYPE: Final = "message.timestamp.type"
 APPEND_TIME: Final = "LogAppendTime"
-_BACKOFF_MS: Final = 5000
-"""Milliseconds after which kafka-python tries a lost broker again at the latest; its own default is 30 s."""
-_MAX_REQUEST: Final = 64 * 1024 * 1024
-"""Bytes of a record that is sent back. The broker's own limit decides."""
 
 
 def check_url(option: str, url: str) -> None:
@@ -138,9 +133,13 @@ def place_of(
 
 
 def placed(
-    *, broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None,
+    *,
+    broker: Broker = None,
+    config: Config = None,
+    queue: Queue = None,
+    topic: Topic = None,
     broker_settings: BrokerFile = None,
-) -> Place:  # fmt: skip
+) -> Place:
     """Return the dead-letter queue or topic that the options of a command name; ``options`` calls it."""
     return place_of(broker, queue, topic, broker_settings, settings_of(config))
 
@@ -153,7 +152,7 @@ def places_of(
     Arguments and errors are those of ``place_of``.
     """
     names = list(file.brokers or ())
-    if any((broker, queue, topic, settings)) or len(names) + (file.broker is not None) < _SEVERAL:
+    if any((broker, queue, topic, settings)) or len(names) + (file.broker is not None) < 2:
         # A URL is no name: it may hold a password.
         name = broker if broker in names else None
         return {name or "": place_of(broker, queue, topic, settings, file)}
@@ -229,7 +228,8 @@ def _close(connection: Any, call: Callable[..., Any]) -> None:
 def _on_kafka(place: Place, settings: dict[str, Any]) -> Iterator[review.Session]:
     """Connect to Kafka, and create the topic of resolutions where it is missing."""
     require("?" not in place.broker, "--broker: certificates and credentials for Kafka stand in --broker-settings")
-    bootstrap = {"reconnect_backoff_max_ms": _BACKOFF_MS} | place.settings.for_kafka(place.broker)
+    # Milliseconds after which kafka-python tries a lost broker again at the latest; its own default is 30 s.
+    bootstrap = {"reconnect_backoff_max_ms": 5000} | place.settings.for_kafka(place.broker)
     import kafka
 
     from mqauth.review.kafka import KafkaLetterBox, KafkaRecords, create_reviewed
@@ -243,10 +243,15 @@ def _on_kafka(place: Place, settings: dict[str, Any]) -> Iterator[review.Session
         create_reviewed(admin, topic)
         consumer = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
         records = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
+        # Bytes of a record that is sent back. The broker's own limit decides.
         producer = client.KafkaProducer(
-            **bootstrap, acks="all", enable_idempotence=False, allow_auto_create_topics=False, max_block_ms=5000,
-            max_request_size=_MAX_REQUEST,
-        )  # fmt: skip
+            **bootstrap,
+            acks="all",
+            enable_idempotence=False,
+            allow_auto_create_topics=False,
+            max_block_ms=5000,
+            max_request_size=64 * 1024 * 1024,
+        )
         stack.callback(producer.close)
         box = KafkaLetterBox(consumer, producer, topic)
         yield review.Session(box, run, originals=KafkaRecords(records), **settings)

@@ -19,7 +19,6 @@ from mqauth.config.toml_file import Table, read_toml, spelt
 from mqauth.errors import require
 
 app: Final = group("Show the settings that commands take, and where each comes from.", "mqauth config show")
-_SOURCES: Final = {"COMMANDLINE": "option", "ENVIRONMENT": "environment"}
 
 
 class Shown(NamedTuple):
@@ -56,7 +55,7 @@ def show(context: typer.Context, config: Config = None, broker: Broker = None, a
 
 def _source(context: typer.Context, name: str, variable: str, otherwise: str) -> str:
     source = require(context.get_parameter_source(name), name).name
-    said = _SOURCES.get(source)
+    said = {"COMMANDLINE": "option", "ENVIRONMENT": "environment"}.get(source)
     return otherwise if said is None else f"{said} {variable if source == 'ENVIRONMENT' else f'--{name}'}"
 
 

@@ -55,7 +55,11 @@ if TYPE_CHECKING:
 
 
 def console(
-    *, broker: Broker = None, queue: Queue = None, topic: Topic = None, config: Config = None,
+    *,
+    broker: Broker = None,
+    queue: Queue = None,
+    topic: Topic = None,
+    config: Config = None,
     key: Annotated[
         Path | None, typer.Option("--key", help="The reviewer's keystore folder or PEM file, to redrive.")
     ] = None,
@@ -79,11 +83,18 @@ def console(
     names: Annotated[
         list[str] | None, typer.Option("--name", help="Another host:port that people use; may be repeated.")
     ] = None,
-    tls_cert: TLSCert = None, tls_key: TLSKey = None, authority: Authority = None, lifetime: Lifetime = 3600,
-    reviewer: Reviewer = None, passphrase_env: PassphraseEnv = None, passphrase_file: PassphraseFile = None,
-    broker_settings: BrokerFile = None, as_json: Json = False, log: Log = LogForm.TEXT,
+    tls_cert: TLSCert = None,
+    tls_key: TLSKey = None,
+    authority: Authority = None,
+    lifetime: Lifetime = 3600,
+    reviewer: Reviewer = None,
+    passphrase_env: PassphraseEnv = None,
+    passphrase_file: PassphraseFile = None,
+    broker_settings: BrokerFile = None,
+    as_json: Json = False,
+    log: Log = LogForm.TEXT,
     level: Level = LogLevel.INFO,
-) -> None:  # fmt: skip
+) -> None:
     """Review dead letters in a browser. It runs until Ctrl-C."""
     certificate = certificate_of(tls_cert, tls_key)
     tls = certificate is not None
@@ -132,9 +143,13 @@ def console(
         if token_file is not None:
             made, fresh = read_tokens(token_file)
         served = application(
-            backends, tokens=Tokens(made) if tokens else None, provider=provider, hosts=hosts, reviewer=name,
+            backends,
+            tokens=Tokens(made) if tokens else None,
+            provider=provider,
+            hosts=hosts,
+            reviewer=name,
             tls=tls,
-        )  # fmt: skip
+        )
         server = Server(served, certificate, requests=64, verb="console", extra="console")
         stack.enter_context(log_lines(log, level))
         for backend in backends.values():
@@ -143,10 +158,13 @@ def console(
         told |= {} if back is None else {"redirect_uri": back}
         kept = [f"tokens are in {token_file}"] if tokens and not fresh else []
         answer(
-            as_json, told, f"console at {told['url']}",
+            as_json,
+            told,
+            f"console at {told['url']}",
             *([] if back is None else [f"redirect URI at the identity provider: {back}"]),
-            *(f"{role} token: {token}" for role, token in told["tokens"].items()), *kept,
-        )  # fmt: skip
+            *(f"{role} token: {token}" for role, token in told["tokens"].items()),
+            *kept,
+        )
         server.run(listener)
 
 

@@ -45,9 +45,12 @@ ACCEPTED: Final = "accepted"
 LOST: Final = "lost"
 """The verdict where neither handler nor dead letter has a message, or both have it."""
 _COLUMNS: Final = (
-    Column("case"), Column("verdict", cut=False), Column("reason", cut=False), Column("as expected", cut=False),
+    Column("case"),
+    Column("verdict", cut=False),
+    Column("reason", cut=False),
+    Column("as expected", cut=False),
     Column("what it is", goes=1),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,9 +143,13 @@ def consumed(stage: Stage, trust: Trust, audit: AuditFile, cases: list[Case], ke
     """
     handled: list[Verified] = []
     pipeline = Pipeline(
-        verifier=trust.verifier(), policy=trust.policy(stage.destination), replay=MemoryReplayStore(), audit=audit,
-        record="all" if keep else "rejections", attempts=Attempts(limit=1),
-    )  # fmt: skip
+        verifier=trust.verifier(),
+        policy=trust.policy(stage.destination),
+        replay=MemoryReplayStore(),
+        audit=audit,
+        record="all" if keep else "rejections",
+        attempts=Attempts(limit=1),
+    )
     # Also where an attack is handled: the table has to say so.
     stage.consume(pipeline, handled.append, until=lambda: len(handled) + len(stage.letters()) >= len(cases))
     recorded = frozenset(re.findall(r'"(?:id|jti)":"([^"]*)"', audit.path.read_text("utf-8")))
@@ -161,8 +168,16 @@ def consumed(stage: Stage, trust: Trust, audit: AuditFile, cases: list[Case], ke
         is_lost = (jti is None) is (found is None)
         verdict = LOST if is_lost else ACCEPTED if found is None else "rejected"
         reason = None if found is None else _header(found, _REASON_HEADER)
-        results.append(Result(case=case.name, story=case.story, expected=case.expected, verdict=verdict,
-                              reason=reason, audit=trace in recorded))  # fmt: skip
+        results.append(
+            Result(
+                case=case.name,
+                story=case.story,
+                expected=case.expected,
+                verdict=verdict,
+                reason=reason,
+                audit=trace in recorded,
+            )
+        )
     return results
 
 

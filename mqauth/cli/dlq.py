@@ -58,26 +58,37 @@ app: Final = group("List, check, redrive and discard dead letters.", "mqauth dlq
 _DONE: Final = {REDRIVE: "redriven", DISCARD: "discarded"}
 _IDS: Final = 20
 LETTER: Final = (
-    Column("letter", is_id=True, cut=False), Column("reason", cut=False), Column("time (UTC)", goes=3, cut=False),
-    Column("subject"), Column("issuer", goes=1), Column("destination", goes=4),
+    Column("letter", is_id=True, cut=False),
+    Column("reason", cut=False),
+    Column("time (UTC)", goes=3, cut=False),
+    Column("subject"),
+    Column("issuer", goes=1),
+    Column("destination", goes=4),
     Column("intact", goes=2, cut=False),
-)  # fmt: skip
+)
 GROUP: Final = (
-    Column("letters", cut=False), Column("reason", cut=False), Column("kid", is_id=True, cut=False),
-    Column("subject"), Column("issuer", goes=2), Column("destination", goes=4),
+    Column("letters", cut=False),
+    Column("reason", cut=False),
+    Column("kid", is_id=True, cut=False),
+    Column("subject"),
+    Column("issuer", goes=2),
+    Column("destination", goes=4),
     Column("first (UTC)", goes=1, cut=False),
     Column("last (UTC)", goes=3, cut=False),
-)  # fmt: skip
+)
 VERDICT: Final = (Column("letters", cut=False), Column("verdict now"))
 Audit = Annotated[Path | None, typer.Option("--audit", help="The reviewer's own audit file.")]
 
 
 def _filtered(
-    *, id: Annotated[str | None, typer.Option("--id", help="Id of a letter, or its beginning.")] = None,
+    *,
+    id: Annotated[str | None, typer.Option("--id", help="Id of a letter, or its beginning.")] = None,
     reason: Annotated[
         str | None,
         typer.Option(
-            "--reason", parser=known_reason, metavar="<str>",
+            "--reason",
+            parser=known_reason,
+            metavar="<str>",
             help="Dead letters rejected for this reason; of an act, in several words: why you act.",
         ),
     ] = None,
@@ -89,21 +100,33 @@ def _filtered(
     destination: Annotated[
         str | None, typer.Option("--destination", help="Dead letters sent to this destination.")
     ] = None,
-    since: From = None, until: To = None,
+    since: From = None,
+    until: To = None,
     sound: Annotated[
         bool | None, typer.Option("--intact/--not-intact", help="Dead letters that are intact, or not.")
     ] = None,
-) -> Filter:  # fmt: skip
+) -> Filter:
     """Return which dead letters are meant."""
-    return Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
-                  destination=destination, sound=sound)  # fmt: skip
+    return Filter(
+        since=since,
+        until=until,
+        id=id,
+        reason=reason,
+        issuer=issuer,
+        kid=kid,
+        subject=subject,
+        destination=destination,
+        sound=sound,
+    )
 
 
 def _acting(
-    *, rate: Annotated[float | None, typer.Option("--rate", help="Rate limit (dead letters per second).")] = None,
+    *,
+    rate: Annotated[float | None, typer.Option("--rate", help="Rate limit (dead letters per second).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, as_json: Json = False,
-) -> dict[str, Any]:  # fmt: skip
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> dict[str, Any]:
     """Return how an act is carried out."""
     return {"rate": rate, "dry_run": dry_run, "yes": yes, "as_json": as_json}
 
@@ -114,20 +137,30 @@ Why = Annotated[str | None, typer.Option("--why", help="Why you act, one line; r
 @app.command("list")
 @options(place=placed, wanted=_filtered)
 def list_letters(
-    *, place: Place, wanted: Filter,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="How many letters.")] = 100, as_json: Json = False,
+    *,
+    place: Place,
+    wanted: Filter,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many letters.")] = 100,
+    as_json: Json = False,
     wide: Wide = False,
-) -> None:  # fmt: skip
+) -> None:
     """List dead letters in the order of the queue. None is removed."""
     with _surveyed(place, as_json) as (session, index):
         wanted = _resolved(index, wanted)
         rows, total = index.page(wanted, limit=limit), index.count(wanted)
         letters = [_as_json(row, without=("number", "today"), times=("time",)) for row in rows]
         cells = [
-            (row.id, row.reason, shown_time(row.time), row.subject, row.issuer, row.destination,
-             "yes" if row.sound else "no")
+            (
+                row.id,
+                row.reason,
+                shown_time(row.time),
+                row.subject,
+                row.issuer,
+                row.destination,
+                "yes" if row.sound else "no",
+            )
             for row in rows
-        ]  # fmt: skip
+        ]
         more = [f"{total - len(rows)} more: --limit {total}"] if total > len(rows) else []
         lines = table_lines(_title(session, index, total), LETTER, cells, wide=wide)
         answer(as_json, {"as_of": iso_time(index.as_of), "total": total, "letters": letters}, *lines, *more)
@@ -141,10 +174,18 @@ def groups(*, place: Place, wanted: Filter, as_json: Json = False, wide: Wide = 
         wanted = _resolved(index, wanted)
         found = index.groups(wanted)
         cells = [
-            (str(each.count), each.reason, each.kid, each.subject, each.issuer, each.destination,
-             shown_time(each.first), shown_time(each.last))
+            (
+                str(each.count),
+                each.reason,
+                each.kid,
+                each.subject,
+                each.issuer,
+                each.destination,
+                shown_time(each.first),
+                shown_time(each.last),
+            )
             for each in found
-        ]  # fmt: skip
+        ]
         lines = table_lines(_title(session, index, index.count(wanted)), GROUP, cells, wide=wide)
         told = [_as_json(each, without=(), times=("first", "last")) for each in found]
         answer(as_json, {"as_of": iso_time(index.as_of), "groups": told}, *lines)
@@ -153,9 +194,11 @@ def groups(*, place: Place, wanted: Filter, as_json: Json = False, wide: Wide = 
 @app.command("show")
 @options(place=placed)
 def show(
-    *, letter: Annotated[str, typer.Argument(help="Id of a letter, or its beginning.")], place: Place,
+    *,
+    letter: Annotated[str, typer.Argument(help="Id of a letter, or its beginning.")],
+    place: Place,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Print one dead letter whole, as JSON.
 
     It has the reason, whether the letter is intact, and the original message.
@@ -181,19 +224,26 @@ def check(*, place: Place, wanted: Filter, config: Config = None, as_json: Json 
 @app.command("redrive")
 @options(place=placed, wanted=_filtered, acting=_acting)
 def redrive(
-    *, place: Place, wanted: Filter, acting: dict[str, Any], config: Config = None, audit: Audit = None,
-    key: Annotated[
-        Path | None, typer.Option("--key", help="The reviewer's keystore folder or PEM file.")
-    ] = None,
+    *,
+    place: Place,
+    wanted: Filter,
+    acting: dict[str, Any],
+    config: Config = None,
+    audit: Audit = None,
+    key: Annotated[Path | None, typer.Option("--key", help="The reviewer's keystore folder or PEM file.")] = None,
     waive: Annotated[
         list[str] | None, typer.Option("--waive", help=f"Waive where needed: {', '.join(WAIVABLE)}.")
     ] = None,
     scope: Annotated[
         str | None, typer.Option("--scope", help="Release for this consumer group or queue only.")
     ] = None,
-    authority: Authority = None, lifetime: Lifetime = 3600, reviewer: Reviewer = None,
-    passphrase_env: PassphraseEnv = None, passphrase_file: PassphraseFile = None, why: Why = None,
-) -> int:  # fmt: skip
+    authority: Authority = None,
+    lifetime: Lifetime = 3600,
+    reviewer: Reviewer = None,
+    passphrase_env: PassphraseEnv = None,
+    passphrase_file: PassphraseFile = None,
+    why: Why = None,
+) -> int:
     """Send the original messages back, each with a release.
 
     A release is your signed permission. Exits with 1 where some were refused or left.
@@ -206,22 +256,38 @@ def redrive(
     name = reviewer_of(read_key, reviewer or mine.reviewer)
     # A key that does not speak for the reviewer is refused before anything is connected.
     releaser(name)
-    plan = Plan(act=REDRIVE, wanted=replace(wanted, reason=reason), reason=why, waive=waivable(waive or ()),
-                scope=scope, reviewer=name)  # fmt: skip
+    plan = Plan(
+        act=REDRIVE,
+        wanted=replace(wanted, reason=reason),
+        reason=why,
+        waive=waivable(waive or ()),
+        scope=scope,
+        reviewer=name,
+    )
     return _carry_out(place, plan, audit, **acting, guard=guard, releaser=releaser)
 
 
 @app.command("discard")
 @options(place=placed, wanted=_filtered, acting=_acting)
 def discard(
-    *, place: Place, wanted: Filter, acting: dict[str, Any], config: Config = None, audit: Audit = None,
-    reviewer: Reviewer = None, why: Why = None,
-) -> int:  # fmt: skip
+    *,
+    place: Place,
+    wanted: Filter,
+    acting: dict[str, Any],
+    config: Config = None,
+    audit: Audit = None,
+    reviewer: Reviewer = None,
+    why: Why = None,
+) -> int:
     """Remove dead letters for good, each with an audit record. Exits with 1 where some were left."""
     reason, why = filter_and_why(wanted.reason, why)
     mine = review_of(settings_of(config))
-    plan = Plan(act=DISCARD, wanted=replace(wanted, reason=reason), reason=why,
-                reviewer=reviewer or mine.reviewer or getpass.getuser())  # fmt: skip
+    plan = Plan(
+        act=DISCARD,
+        wanted=replace(wanted, reason=reason),
+        reason=why,
+        reviewer=reviewer or mine.reviewer or getpass.getuser(),
+    )
     return _carry_out(place, plan, given(audit, "--audit", mine.audit), **acting)
 
 
@@ -251,8 +317,10 @@ def balance(
     files: Annotated[
         list[Path] | None, typer.Argument(help="Audit files of consumers and reviewers.", show_default=False)
     ] = None,
-    place: Place, config: Config = None, as_json: Json = False,
-) -> int:  # fmt: skip
+    place: Place,
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
     """Compare rejected with open + redriven + discarded.
 
     Exits with 1 where that does not add up: dead letters were lost, or removed by others.
@@ -280,8 +348,9 @@ def depth(
     most: Annotated[
         int | None, typer.Option("--max", min=0, help="Exit with 1 where there are more dead letters.")
     ] = None,
-    place: Place, as_json: Json = False,
-) -> int:  # fmt: skip
+    place: Place,
+    as_json: Json = False,
+) -> int:
     """Count dead letters without reading them, for a probe.
 
     Exits with 1 where there are more than --max.
@@ -342,9 +411,16 @@ def _resolved(index: Index, wanted: Filter, least: int = TO_READ) -> Filter:
 
 
 def _carry_out(
-    place: Place, plan: Plan, audit: Path, *, rate: float | None, yes: bool, dry_run: bool, as_json: bool,
+    place: Place,
+    plan: Plan,
+    audit: Path,
+    *,
+    rate: float | None,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
     **settings: Any,
-) -> int:  # fmt: skip
+) -> int:
     """Rehearse a plan, ask, and act; return 0 where every letter was acted on, else 1."""
     with opened(place, **settings) as session:
         with _index_of(session, as_json) as index:
@@ -363,8 +439,9 @@ def _carry_out(
             letters = f"{counts['accepted']} of {counts.total()} letters of {session.box.name}"
             confirmed(
                 f"{plan.act.capitalize()} {letters}{ids}{end}?",
-                "--yes: required where nobody can be asked (or look with --dry-run)", quiet=as_json,
-            )  # fmt: skip
+                "--yes: required where nobody can be asked (or look with --dry-run)",
+                quiet=as_json,
+            )
         # Ctrl-C stops before the next letter, and the account stays exact.
         cancelled = threading.Event()
         kept = signal.signal(signal.SIGINT, lambda *_: cancelled.set())

@@ -22,7 +22,6 @@ TO_CHANGE: Final = 8
 WORD: Final = re.compile(r"\w*")
 """One word, or none."""
 _NAMED: Final = 5
-_AGO: Final = re.compile(r"(\d{1,6})([smhd])")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -88,7 +87,7 @@ def moment(text: str) -> float:
     Raises:
         typer.BadParameter: the text is none of them.
     """
-    ago = _AGO.fullmatch(text)
+    ago = re.compile(r"(\d{1,6})([smhd])").fullmatch(text)
     if ago or text == "now":
         return SYSTEM_CLOCK.now() - (int(ago[1]) * _UNITS[ago[2]] if ago else 0)
     try:

@@ -13,9 +13,7 @@ import typer
 from mqauth.cli.app import UNDECIDED, Json, one_line, print_json
 from mqauth.errors import refusing, require, words_of
 
-DEFAULT: Final = "http://127.0.0.1:9464/health"
 _MOST: Final = 1024 * 1024
-_CODES: Final = {"ok": 0, "degraded": 0, "stalled": UNDECIDED}
 
 
 def health(
@@ -26,7 +24,7 @@ def health(
             envvar="MQAUTH_HEALTH",
             help="Of Endpoint's /health, or /healthz of mqauth keys serve.",
         ),
-    ] = DEFAULT,
+    ] = "http://127.0.0.1:9464/health",
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.")] = 3.0,
     as_json: Json = False,
 ) -> int:
@@ -58,7 +56,7 @@ def health(
     else:
         for line in _lines(told):
             typer.echo(one_line(line))
-    return _CODES.get(str(told.get("state")), 1)
+    return {"ok": 0, "degraded": 0, "stalled": UNDECIDED}.get(str(told.get("state")), 1)
 
 
 def _lines(told: dict[str, Any]) -> list[str]:

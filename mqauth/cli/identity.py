@@ -16,7 +16,6 @@ from mqauth.wire.jws import MAX_TOKEN
 
 app = group("Print what an identity or a token says.", "mqauth identity show -")
 _INPUT: Final = "-"
-_UNVERIFIED: Final = "nothing of this is verified: anybody may have written it"
 _TIMES: Final = ("issued", "begins", "expires")
 
 
@@ -36,7 +35,7 @@ def show(
     except Rejection as error:
         where = "standard input" if token == _INPUT else "the argument (for a file: mqauth identity show - < FILE)"
         raise MalformedMessage(f"{where}: {error.reason}: {error.detail}") from error
-    answer(as_json, found, "\n".join((_UNVERIFIED, *_lines(found))))
+    answer(as_json, found, "\n".join(("nothing of this is verified: anybody may have written it", *_lines(found))))
 
 
 def described(token: bytes) -> dict[str, Any]:
@@ -57,11 +56,20 @@ def described(token: bytes) -> dict[str, Any]:
     found: dict[str, Any] = {"form": "identity", "verified": False}
     said = wit.identity
     found["identity"] = {
-        "subject": said.subject, "trust_domain": said.trust_domain, "authority_kid": said.kid,
-        "authority_algorithm": wit.opened.algorithm, "algorithm": wit.jwk["alg"], "jkt": said.jkt,
-        "issued": said.issued, "begins": wit.begins, "expires": said.expires, "jti": said.jti, "iss": said.iss,
-        "claims": dict(said.claims), "bytes": len(wit.text),
-    }  # fmt: skip
+        "subject": said.subject,
+        "trust_domain": said.trust_domain,
+        "authority_kid": said.kid,
+        "authority_algorithm": wit.opened.algorithm,
+        "algorithm": wit.jwk["alg"],
+        "jkt": said.jkt,
+        "issued": said.issued,
+        "begins": wit.begins,
+        "expires": said.expires,
+        "jti": said.jti,
+        "iss": said.iss,
+        "claims": dict(said.claims),
+        "bytes": len(wit.text),
+    }
     if rest:
         proof = identity.parse_proof(identity.open_proof(rest.partition(SEPARATOR)[0]))
         found["proof"] = {"algorithm": proof.opened.algorithm} | _proof(proof.claims)
@@ -74,9 +82,15 @@ def _proof(claims: Claims) -> dict[str, Any]:
     mqa = claims.mqa
     bound: dict[str, Any] = {"batch": mqa.size} if isinstance(mqa, Batch) else {"destination": mqa.dst}
     return {
-        "audience": claims.aud, "issued": claims.iat, "begins": claims.nbf, "expires": claims.exp,
-        "jti": claims.jti, **bound, "covered": list(mqa.hdr), "claims": dict(claims.extra),
-    }  # fmt: skip
+        "audience": claims.aud,
+        "issued": claims.iat,
+        "begins": claims.nbf,
+        "expires": claims.exp,
+        "jti": claims.jti,
+        **bound,
+        "covered": list(mqa.hdr),
+        "claims": dict(claims.extra),
+    }
 
 
 def _lines(found: dict[str, Any], indent: str = "") -> list[str]:

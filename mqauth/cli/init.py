@@ -32,8 +32,6 @@ from mqauth.wire.jwk import dump_key_set
 _URLS: Final = {"rabbitmq": "amqp://localhost:5672/", "kafka": "kafka://localhost:9092"}
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TOPOLOGY: Final = "topology.json"
-_REPLICAS: Final = -1
-"""The broker's own default."""
 
 
 def init(
@@ -77,9 +75,15 @@ def init(
 
 
 def _asked(
-    broker: str | None, producer: str | None, consumer: str | None, *, issuer: str, url: str | None, rung: str,
+    broker: str | None,
+    producer: str | None,
+    consumer: str | None,
+    *,
+    issuer: str,
+    url: str | None,
+    rung: str,
     managed: bool,
-) -> Project:  # fmt: skip
+) -> Project:
     """Return what is wanted; asks for what no option says where somebody can be asked."""
     broker = _answered("broker", broker, "rabbitmq or kafka")
     require(broker in _URLS, "--broker: must be rabbitmq or kafka")
@@ -97,10 +101,16 @@ def _asked(
     require(not secret, "--url: holds a password; leave it out, and see [broker] in consumer/mqauth.toml")
     require(url.startswith("kafka:") == (broker == "kafka"), f"--url: is no URL of {broker}, like {_URLS[broker]}")
     return Project(
-        broker=broker, producer=producer, consumer=consumer, issuer=issuer, url=url, managed=managed,
-        observe=rung == "observe", owner=getpass.getuser(),
+        broker=broker,
+        producer=producer,
+        consumer=consumer,
+        issuer=issuer,
+        url=url,
+        managed=managed,
+        observe=rung == "observe",
+        owner=getpass.getuser(),
         today=datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).date(),
-    )  # fmt: skip
+    )
 
 
 def _answered(name: str, given: str | None, like: str) -> str:
@@ -201,9 +211,8 @@ def _kafka(place: Place, topology: dict[str, Any], consumer: ConsumerSettings | 
     with contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(place.broker))) as admin:
         check_stamps(admin, consumer)
         for found in topology["topics"]:
-            new = client.admin.NewTopic(
-                found["name"], found["partitions"], _REPLICAS, topic_configs=found["configs"]
-            )
+            # The broker's own default.
+            new = client.admin.NewTopic(found["name"], found["partitions"], -1, topic_configs=found["configs"])
             with contextlib.suppress(TopicAlreadyExistsError):
                 admin.create_topics([new])
 

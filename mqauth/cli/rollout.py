@@ -41,7 +41,6 @@ Why = Annotated[str, typer.Option("--why", help="The reason, kept in the file.")
 Print = Annotated[bool, typer.Option("--print", help="Print the new file, and change nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 _WHO: Final = 32
-_SCOPE: Final = "--scope: required, the consumer group or queue; or [consumer] scope; or --settled"
 _DAY: Final = 86_400
 _RESET: Final = "the history stays unsigned: who reads it from its beginning needs a group of his own, at observe"
 
@@ -58,9 +57,11 @@ def status(config: Config = None, audit: Audit = None, json: Json = False) -> in
     found = _standings(file, files)
     read = f"{len(files)} audit files read: {few(list(map(str, files)))}" if files else _no_files(file)
     answer(
-        json, [one.as_dict() | {"files": list(map(str, files))} for one in found],
-        one_line(read), *(line for one in found for line in _lines(one)),
-    )  # fmt: skip
+        json,
+        [one.as_dict() | {"files": list(map(str, files))} for one in found],
+        one_line(read),
+        *(line for one in found for line in _lines(one)),
+    )
     return 0 if all(one.is_safe and one.days_left >= 0 for one in found) else 1
 
 
@@ -103,7 +104,10 @@ def up(
             if on_kafka or standing.oldest is None:
                 asked = rollout_broker.broker_for(destination, broker, file)
                 consumer = file.consumer
-                known = require(scope or (None if consumer is None else consumer.scope), _SCOPE)
+                known = require(
+                    scope or (None if consumer is None else consumer.scope),
+                    "--scope: required, the consumer group or queue; or [consumer] scope; or --settled",
+                )
                 if on_kafka:
                     exempt = Rollout((), [] if consumer is None else [each.build() for each in consumer.unsigned])
                     against = rollout_broker.unread(places.parse(destination)[1], known, entry, exempt, asked)

@@ -79,10 +79,17 @@ def unread(topic: str, group: str, entry: RolloutSettings, rollout: Rollout, bro
     from mqauth.brokers.kafka import from_native
 
     client: Any = kafka  # its classes have no types
-    with reached(broker.url, user=broker.user), contextlib.closing(client.KafkaConsumer(
-        **broker.for_kafka(broker.url or ""), group_id=group, enable_auto_commit=False,
-        allow_auto_create_topics=False,
-    )) as reader:  # fmt: skip
+    with (
+        reached(broker.url, user=broker.user),
+        contextlib.closing(
+            client.KafkaConsumer(
+                **broker.for_kafka(broker.url or ""),
+                group_id=group,
+                enable_auto_commit=False,
+                allow_auto_create_topics=False,
+            )
+        ) as reader,
+    ):
         # which topics, and how far the group has come in each partition
         wanted = places.kafka(topic)
         names = {name for name in reader.topics() if name == topic or matches(wanted, places.kafka(name))}

@@ -21,8 +21,6 @@ from mqauth.keystore.disk import files
 from mqauth.logs import JSONFormatter, emit
 
 _BACKLOG: Final = 512
-_QUIET: Final = 60.0
-"""Seconds between two lines of uvicorn with one text."""
 
 
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; other than loopback only with TLS.")]
@@ -87,7 +85,7 @@ class _OnceAMinute(logging.Filter):
             return True
         if now < self._next.get(str(record.msg), 0.0):
             return False
-        self._next[str(record.msg)] = now + _QUIET
+        self._next[str(record.msg)] = now + 60.0
         return True
 
 
@@ -194,16 +192,33 @@ class Server:
             from mqauth.cli import connections
         except ImportError as error:
             raise ConfigurationError(f'mqauth {verb} needs uvicorn: install "mqauth[cli,{extra}]"') from error
-        settings: dict[str, Any] = {} if certificate is None else {
-            "ssl_context_factory": lambda _config, _default: certificate.context,
-            "callback_notify": certificate.renew, "timeout_notify": 60,
-        }  # fmt: skip
+        settings: dict[str, Any] = (
+            {}
+            if certificate is None
+            else {
+                "ssl_context_factory": lambda _config, _default: certificate.context,
+                "callback_notify": certificate.renew,
+                "timeout_notify": 60,
+            }
+        )
         config = uvicorn.Config(
-            application, http=connections.Connection, loop=connections.LOOP, ws="none", lifespan="off",
-            interface="asgi3", workers=1, log_config=None, log_level="warning", access_log=False,
-            server_header=False, proxy_headers=False, limit_concurrency=requests, backlog=_BACKLOG,
-            timeout_graceful_shutdown=5, **settings,
-        )  # fmt: skip
+            application,
+            http=connections.Connection,
+            loop=connections.LOOP,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            workers=1,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=requests,
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=5,
+            **settings,
+        )
         self._server = uvicorn.Server(config)
 
     def run(self, listener: socket.socket) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
@@ -22,8 +22,6 @@ from mqauth.wire import destination, json_form
 from mqauth.wire.claims import MAX_BATCH
 from mqauth.wire.message import NO_ORIGIN, TOKEN_HEADER, Origin
 
-_EXIT: Final = ((Verdict.REJECTED, 1), (Verdict.DEFERRED, 3), (Verdict.DUPLICATE, 3))
-"""Exit codes; the first one whose verdict any message got counts."""
 Lines = Annotated[bool, typer.Option("--lines", help="One message a line.")]
 Pairs = list[str] | None
 
@@ -178,14 +176,18 @@ def verify(
         # The claims of a message that was not accepted may be forged, so they are left out.
         accepted = outcome.verdict is Verdict.ACCEPTED and outcome.verified is not None
         reason = outcome.cause if outcome.verdict is Verdict.DEFERRED else outcome.reason
-        print_json({
-            "verdict": outcome.verdict.value,
-            "reason": None if reason is None else reason.value,
-            "detail": None if outcome.detail is None else harmless(outcome.detail),
-            "claims": outcome.verified.claims.as_dict() if accepted and outcome.verified is not None else None,
-        })  # fmt: skip
+        print_json(
+            {
+                "verdict": outcome.verdict.value,
+                "reason": None if reason is None else reason.value,
+                "detail": None if outcome.detail is None else harmless(outcome.detail),
+                "claims": outcome.verified.claims.as_dict() if accepted and outcome.verified is not None else None,
+            }
+        )
         verdicts.add(outcome.verdict)
-    return 0 if exit_zero else next((code for verdict, code in _EXIT if verdict in verdicts), 0)
+    if exit_zero:
+        return 0
+    return 1 if Verdict.REJECTED in verdicts else 3 if {Verdict.DEFERRED, Verdict.DUPLICATE} & verdicts else 0
 
 
 def _consume(pipeline: Pipeline, delivery: Delivery) -> Flow[Outcome]:

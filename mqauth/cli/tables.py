@@ -8,8 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, NamedTuple
 
 import typer
 from rich.cells import cell_len, set_cell_size
@@ -18,15 +17,9 @@ from mqauth.cli.app import one_line
 from mqauth.cli.forms import SHORT
 
 Wide = Annotated[bool, typer.Option("--wide", help="Whole values, wider than the terminal.")]
-_GAP: Final = 2
-_ENDLESS: Final = 100_000
-_LEAST: Final = 10
-"""Cells that are left of a text that is cut."""
-Row = Sequence[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """A column of a table.
 
     Args:
@@ -43,7 +36,7 @@ class Column:
 
 
 def table_lines(
-    title: str, columns: Sequence[Column], rows: Iterable[Row], *, wide: bool = False
+    title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]], *, wide: bool = False
 ) -> Iterator[str]:
     """Yield the lines of a table, for a terminal or for another program.
 
@@ -59,7 +52,7 @@ def table_lines(
         yield "\t".join(column.name for column in columns)
         yield from map("\t".join, cells)
     else:
-        yield from fitted(title, columns, cells, width=_ENDLESS if wide else width, whole=wide)
+        yield from fitted(title, columns, cells, width=100_000 if wide else width, whole=wide)
 
 
 def terminal_width() -> int | None:
@@ -68,49 +61,38 @@ def terminal_width() -> int | None:
 
 
 def fitted(
-    title: str, columns: Sequence[Column], rows: Sequence[Row], *, width: int, whole: bool = False
+    title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], *, width: int, whole: bool = False
 ) -> Iterator[str]:
     """Yield the lines of a table of at most ``width`` cells.
 
-    What is the same in all rows moves to the top. Then texts are cut in the middle, then columns go. What still
-    does not fit is printed as blocks of ``name: value``.
+    What is the same in all rows moves to the top. Then columns go, and texts are cut in the middle.
     """
     yield middle(title, width)
+    shown = [[column.name, *(row[at] for row in rows)] for at, column in enumerate(columns)]
+    kept = list(range(len(columns)))
     if not whole:
-        rows = [
-            [cell[:SHORT] if column.is_id else cell for column, cell in zip(columns, row, strict=True)]
-            for row in rows
+        shown = [
+            [text if number == 0 or not columns[at].is_id else text[:SHORT] for number, text in enumerate(texts)]
+            for at, texts in enumerate(shown)
         ]
         # Columns whose cells are all the same, unless all columns are.
-        same = [
-            index for index, column in enumerate(columns)
-            if len(rows) > 1 and not column.is_id and len({row[index] for row in rows}) == 1
-        ]  # fmt: skip
-        kept = [index for index in range(len(columns)) if index not in same]
-        if kept:
-            yield from (middle(f"{columns[index].name}: {rows[0][index] or '-'}", width) for index in same)
-            columns, rows = [columns[index] for index in kept], [[row[index] for index in kept] for row in rows]
-    # The columns that stay, by their index, and how wide each is.
-    full = [
-        max(cell_len(column.name), *(cell_len(row[index]) for row in rows), 0)
-        for index, column in enumerate(columns)
-    ]
-    kept, going = (
-        list(range(len(columns))),
-        sorted((each.goes, at) for at, each in enumerate(columns) if each.goes),
-    )
-    widths = _cut(full, columns, width)
-    while _total(widths) > width and going:
-        kept.remove(going.pop(0)[1])
-        widths = _cut([full[index] for index in kept], [columns[index] for index in kept], width)
-    if _total(widths) > width:
-        for row in rows:
-            yield ""
-            yield from (middle(f"{column.name}: {cell}", width) for column, cell in zip(columns, row, strict=True))
-    elif rows:
-        for line in ([column.name for column in columns], *rows):
-            cells = (set_cell_size(middle(line[at], size), size) for at, size in zip(kept, widths, strict=True))
-            yield (" " * _GAP).join(cells).rstrip()
+        same = [at for at in kept if len(rows) > 1 and not columns[at].is_id and len(set(shown[at][1:])) == 1]
+        if len(same) < len(columns):
+            yield from (middle(f"{columns[at].name}: {shown[at][1] or '-'}", width) for at in same)
+            kept = [at for at in kept if at not in same]
+    full = {at: max(map(cell_len, shown[at])) for at in kept}
+    # Two cells are between columns. A text that may be cut keeps ten; where that is too much, columns go.
+    least = {at: min(size, 10) if columns[at].cut else size for at, size in full.items()}
+    for _, at in sorted((columns[at].goes, at) for at in kept if columns[at].goes):
+        if sum(least.values()) + 2 * len(least) - 2 > width:
+            del least[at]
+    # The widest text is cut first. What still does not fit loses the middle of its lines.
+    widths = {at: full[at] for at in least}
+    while sum(widths.values()) + 2 * len(widths) - 2 > width and widths != least:
+        widths[max((at for at in least if widths[at] > least[at]), key=widths.__getitem__)] -= 1
+    for number in range(len(rows) + 1) if rows else ():
+        cells = (set_cell_size(middle(shown[at][number], size), size) for at, size in widths.items())
+        yield middle("  ".join(cells).rstrip(), width)
 
 
 def middle(text: str, width: int) -> str:
@@ -123,19 +105,3 @@ def middle(text: str, width: int) -> str:
     while cell_len(tail) > rest:
         tail = tail[1:]
     return f"{head}…{tail}"
-
-
-def _cut(full: Sequence[int], columns: Sequence[Column], width: int) -> list[int]:
-    """Return widths that fit, the widest texts cut first; as narrow as they may be where nothing fits."""
-    widths = list(full)
-    while _total(widths) > width:
-        may_cut = (index for index, column in enumerate(columns) if column.cut)
-        widest = max(may_cut, key=widths.__getitem__, default=None)
-        if widest is None or widths[widest] <= _LEAST:
-            break
-        widths[widest] -= 1
-    return widths
-
-
-def _total(widths: Sequence[int]) -> int:
-    return sum(widths) + _GAP * (len(widths) - 1)

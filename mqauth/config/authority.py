@@ -24,9 +24,6 @@ from mqauth.errors import ConfigurationError
 from mqauth.keystore import ActiveKey, Keystore
 from mqauth.keystore.remote.keyserver import KeyServer
 
-_REMEMBERED = 10_000
-"""Records of the audit file that the detectors read at the start."""
-
 
 class ConfiguredAuthority:
     """What ``[authority]`` describes; each part is made when it is first asked for.
@@ -58,10 +55,14 @@ class ConfiguredAuthority:
         """
         issuers = [
             CredentialIssuer(
-                name=each.name, issuer=each.issuer, keys=key_source(each, self._clock), max_lifetime=each.longest,
+                name=each.name,
+                issuer=each.issuer,
+                keys=key_source(each, self._clock),
+                max_lifetime=each.longest,
                 enrolment=each.is_enrolment,
-            ) for each in self.settings.credentials
-        ]  # fmt: skip
+            )
+            for each in self.settings.credentials
+        ]
         grants = [each.build() for each in self.settings.grants]
         return CredentialDesk(issuers=issuers, grants=grants, audience=self.settings.url, clock=self._clock)
 
@@ -102,13 +103,20 @@ class ConfiguredAuthority:
             detector = Detector(instances=found.instances)
             # What was given before the last start is known: a thief's credential is not the first ever seen.
             with suppress(ConfigurationError, ValueError):
-                for raw in last_lines(file.path, _REMEMBERED):
+                # Records of the audit file that the detectors read at the start.
+                for raw in last_lines(file.path, 10_000):
                     detector.observe(parse_record(raw))
             sink = MisuseWatch(FloodGate(file), detector, on_alert=self._on_alert, clock=self._clock)
         return IdentityAuthority(
-            trust_domain=found.trust_domain, desk=self.desk, keys=keys, audit=sink, lifetime=found.lifetime,
-            rate=found.rate, cutoffs=self.keystore.cutoffs, clock=self._clock,
-        )  # fmt: skip
+            trust_domain=found.trust_domain,
+            desk=self.desk,
+            keys=keys,
+            audit=sink,
+            lifetime=found.lifetime,
+            rate=found.rate,
+            cutoffs=self.keystore.cutoffs,
+            clock=self._clock,
+        )
 
     def key_age(self) -> float | None:
         """Return the seconds for which the present key has signed, ``None`` where none does."""

@@ -32,10 +32,11 @@ def _is_own_url(text: str) -> bool:
 
 
 _AUTHORITY_URL: Final = text(
-    "URL", _is_own_url,
+    "URL",
+    _is_own_url,
     "must be https://... (http only on this machine), with neither user, query, fragment nor a / at its end",
     {"pattern": "^https?://"},
-)  # fmt: skip
+)
 _HEADS: Final = only_with("heads")
 _SUBJECT: Final = text(
     "identifier", trust_domain_of, "must be an identifier like wimse://prod.example/shop/orders"

@@ -183,9 +183,15 @@ class ConsumerSettings(Settings):
         for rule in self.allow:
             of_domain = rule.issuer in domains if rule.issuer is not None else issuers == domains
             yield from rule.refused(
-                (rule.issuer is None and len(issuers) > 1, "issuer",
-                 "required where several issuers are configured"),
+                (
+                    rule.issuer is None and len(issuers) > 1,
+                    "issuer",
+                    "required where several issuers are configured",
+                ),
                 (rule.claims and not of_domain, "claims", "only for the subject of a trust domain"),
-                (rule.issuer is not None and rule.issuer not in issuers, "issuer",
-                 "is not among [[consumer.issuers]]"),
-            )  # fmt: skip
+                (
+                    rule.issuer is not None and rule.issuer not in issuers,
+                    "issuer",
+                    "is not among [[consumer.issuers]]",
+                ),
+            )

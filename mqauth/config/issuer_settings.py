@@ -155,11 +155,17 @@ class CredentialSettings(Settings):
         named = [key for key in ("token_file", "keys", "token_url") if key in given]
         needed = {"keys": ("issuer", "subject"), "token_url": ("client_id", "client_secret_file")}
         return self.refused(
-            (len(named) != 1, "",
-             f"needs one of token_file, keys and token_url, not {' and '.join(named) or 'none'}"),
-            *((named == [kind] and key not in given, key, f"required with {kind}")
-              for kind, keys in needed.items() for key in keys),
-        )  # fmt: skip
+            (
+                len(named) != 1,
+                "",
+                f"needs one of token_file, keys and token_url, not {' and '.join(named) or 'none'}",
+            ),
+            *(
+                (named == [kind] and key not in given, key, f"required with {kind}")
+                for kind, keys in needed.items()
+                for key in keys
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

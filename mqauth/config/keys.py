@@ -50,10 +50,12 @@ def enrolled(producer: ProducerSettings, clock: Clock) -> IdentityKey:
     else:
         with shown.table.located("token_url"):
             credential = ClientCredentials(
-                str(shown.token_url), client_id=str(shown.client_id),
-                client_secret_file=str(shown.client_secret_file), ca=identity.ca,
+                str(shown.token_url),
+                client_id=str(shown.client_id),
+                client_secret_file=str(shown.client_secret_file),
+                ca=identity.ca,
                 unsafe_http_loopback=identity.unsafe_http_loopback,
-            )  # fmt: skip
+            )
     with identity.table.located("authority"):
         return IdentityKey(clock=clock, **identity.arguments(IdentityKey) | {"credential": credential})
 

@@ -229,9 +229,13 @@ class Configuration:
                 within = rules if consumer.allow else None
                 policy = OPA(**consumer.opa.arguments(OPA), within=within, scope=consumer.scope, clock=clock)
         return Pipeline(
-            verifier=Verifier(keys=issuers, release=releases, **settings), policy=policy,
-            replay=self._store(beside=beside), clock=clock, **consumer.arguments(Pipeline), **more,
-        )  # fmt: skip
+            verifier=Verifier(keys=issuers, release=releases, **settings),
+            policy=policy,
+            replay=self._store(beside=beside),
+            clock=clock,
+            **consumer.arguments(Pipeline),
+            **more,
+        )
 
     def _store(self, *, beside: bool) -> ReplayStore | None:
         """Return the replay store; a store on Redis connects with its first claim."""

@@ -27,9 +27,6 @@ from mqauth.judging.policy import Rule
 from mqauth.judging.rollout import EVERYWHERE, WEEK, Exemption, RolloutEntry, Rung
 from mqauth.judging.without_evidence import WithoutEvidence
 
-MAX_DAYS: Final = 90
-MAX_DAYS_EVERYWHERE: Final = 30
-_ONE_HOUR: Final = 3600
 _PARTITION: Final = text("partition", str.isdecimal, "must be a partition, like 0")
 
 
@@ -53,8 +50,8 @@ class RolloutSettings(Settings):
         date | None, DATE, "The day by which it ends, at most 90 days after; required below enforce."
     ] = None
     owner: Annotated[str, NAME, "Whom to ask."]
-    window: Annotated[int, seconds(_ONE_HOUR), "How far the report looks back: the rarest producer's period."] = (
-        int(WEEK)
+    window: Annotated[int, seconds(3600), "How far the report looks back: the rarest producer's period."] = int(
+        WEEK
     )
     accepted: Annotated[
         Mapping[str, str] | None,
@@ -70,22 +67,29 @@ class RolloutSettings(Settings):
     def build(self) -> RolloutEntry:
         """Return the entry for the pipeline."""
         return RolloutEntry(
-            destinations=self.destinations, rung=self.at, since=self.since, until=self.until or date.max,
-            owner=self.owner, window=float(self.window),
-        )  # fmt: skip
+            destinations=self.destinations,
+            rung=self.at,
+            since=self.since,
+            until=self.until or date.max,
+            owner=self.owner,
+            window=float(self.window),
+        )
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of a term that is missing or too long."""
         everywhere, until = EVERYWHERE in self.destinations, self.until
-        term = timedelta(days=MAX_DAYS_EVERYWHERE if everywhere else MAX_DAYS)
+        term = timedelta(days=30 if everywhere else 90)
         bounded = until is not None and timedelta(0) < until - self.since <= term
         below = self.at < Rung.ENFORCE
         return self.refused(
             (below and until is None, "until", "required below enforce"),
             (below and until is not None and not bounded, "until", f"must be 1 to {term.days} days after since"),
-            (everywhere and (len(self.destinations) > 1 or self.at > Rung.OBSERVE), "destinations",
-             '"*" stands alone, and only at off and observe'),
-        )  # fmt: skip
+            (
+                everywhere and (len(self.destinations) > 1 or self.at > Rung.OBSERVE),
+                "destinations",
+                '"*" stands alone, and only at off and observe',
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

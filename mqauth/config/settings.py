@@ -102,9 +102,10 @@ class ProducerSettings(Settings):
     def __post_init__(self) -> None:
         if self.identity is not None:
             found = {
-                "issuer": trust_domain_of(self.identity.subject), "subject": self.identity.subject,
+                "issuer": trust_domain_of(self.identity.subject),
+                "subject": self.identity.subject,
                 "keys": self.identity.credential.keys,
-            }  # fmt: skip
+            }
             for name, value in found.items():
                 object.__setattr__(self, name, value)
 
@@ -114,9 +115,12 @@ class ProducerSettings(Settings):
         most = MAX_LIFE // 2 - SPARE
         return self.refused(
             *((name not in self.table.members, name, "required") for name in needed),
-            (self.identity is not None and self.lifetime > most, "lifetime",
-             f"must be at most {most} with an identity, half of its life"),
-        )  # fmt: skip
+            (
+                self.identity is not None and self.lifetime > most,
+                "lifetime",
+                f"must be at most {most} with an identity, half of its life",
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

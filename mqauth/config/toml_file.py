@@ -21,13 +21,17 @@ from mqauth.errors import ConfigurationError, require
 from mqauth.keystore.disk import files
 
 _MAX_FILE: Final = 1024 * 1024
-_MAX_SECRET_FILE: Final = 64 * 1024
 _MAX_PASSPHRASE: Final = 1023
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _PLACEHOLDER: Final = re.compile(r"\$\$(?=\{)|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})?")
 _TYPES: Final = {
-    bool: "a boolean", int: "an integer", float: "a float", str: "a string", list: "an array", dict: "a table",
-}  # fmt: skip
+    bool: "a boolean",
+    int: "an integer",
+    float: "a float",
+    str: "a string",
+    list: "an array",
+    dict: "a table",
+}
 
 
 class RefusedSetting(ConfigurationError):
@@ -228,7 +232,7 @@ def read_passphrase(*, env: str | None = None, file: Path | None = None) -> byte
             raise ConfigurationError(f"{name} is not set")
     elif file is not None:
         name = str(file)
-        raw = files.read_bounded(file, _MAX_SECRET_FILE).removesuffix(b"\n").removesuffix(b"\r")
+        raw = files.read_bounded(file, 64 * 1024).removesuffix(b"\n").removesuffix(b"\r")
     else:
         return None
     require(1 <= len(raw) <= _MAX_PASSPHRASE, f"{name}: a passphrase has 1 to {_MAX_PASSPHRASE} bytes")

@@ -41,7 +41,6 @@ _ERRORS: Final = {
     "login_required": "The identity provider wants you to sign in there first.",
     "temporarily_unavailable": "The identity provider is not available just now.",
 }
-_FAULT: Final = "The console failed on this page. Its log says why, under the id below."
 _NO_PAGE: Final = "There is no such page."
 _MALFORMED: Final = "The identity provider's answer is not in its form."
 
@@ -82,9 +81,13 @@ def application(
     only = places[0] if len(places) == 1 else None
     site = Site(places, sessions or Sessions(), Cookie(name="mqauth", tls=tls), only)
     login = Login(
-        site, tokens=tokens, reviewer=reviewer, provider=provider, attempts=attempts or Attempts(),
+        site,
+        tokens=tokens,
+        reviewer=reviewer,
+        provider=provider,
+        attempts=attempts or Attempts(),
         origin=origin(hosts, provider, tls=tls),
-    )  # fmt: skip
+    )
 
     async def failed(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 400
@@ -93,7 +96,8 @@ def application(
         return site.error(status, text, site.session(request))
 
     async def faulty(request: Request, error: Exception) -> Response:
-        return site.error(500, _FAULT, site.session(request), error)
+        text = "The console failed on this page. Its log says why, under the id below."
+        return site.error(500, text, site.session(request), error)
 
     handlers: Any = {HTTPException: failed, BadRequestError: failed}
     # Within Starlette's own middleware for errors, which would answer with an empty page.
@@ -188,9 +192,15 @@ class Login:
     """
 
     def __init__(
-        self, site: Site, *, tokens: Tokens | None, reviewer: str, provider: Provider | None, origin: str,
+        self,
+        site: Site,
+        *,
+        tokens: Tokens | None,
+        reviewer: str,
+        provider: Provider | None,
+        origin: str,
         attempts: Attempts,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._site, self._tokens, self._reviewer = site, tokens, reviewer
         self._provider, self._origin, self._attempts = provider, origin, attempts
         # A strict cookie would not be sent when the provider leads the browser back.
@@ -256,8 +266,9 @@ class Login:
         require(len(answer) == len(pairs), _MALFORMED, partial(_LoginError, 400))
         attempt = require(
             self._attempts.redeem(self._cookie.read(request), answer.get("state", "")),
-            "This login was not begun here, is too old, or was used before. Begin again.", forbidden,
-        )  # fmt: skip
+            "This login was not begun here, is too old, or was used before. Begin again.",
+            forbidden,
+        )
         # The answer of another provider (RFC 9207), and an answer that is an error.
         names_itself = provider.known is not None and provider.known.names_itself
         ours = answer.get("iss", None if names_itself else issuer) == issuer
@@ -297,6 +308,13 @@ class Login:
                 leave = f"{known.end_session}{mark}{urlencode({'client_id': self._provider.settings.client_id})}"
         names = [place.backend.session.box.name for place in self._site.places]
         return self._site.page(
-            "login.html", None, status=status, names=names, trouble=trouble,
-            tokens=self._tokens is not None, provider=label, start=self._origin + START, leave=leave,
-        )  # fmt: skip
+            "login.html",
+            None,
+            status=status,
+            names=names,
+            trouble=trouble,
+            tokens=self._tokens is not None,
+            provider=label,
+            start=self._origin + START,
+            leave=leave,
+        )

@@ -334,9 +334,14 @@ class Overview:
 def overview(index: Index) -> Overview:
     """Return what the first page shows of an index."""
     return Overview(
-        as_of=index.as_of, total=index.count(), kinds=index.kinds(), groups=index.groups(limit=MAX_GROUPS),
-        picture=_timeline(index), complete=index.complete, expected=index.expected,
-    )  # fmt: skip
+        as_of=index.as_of,
+        total=index.count(),
+        kinds=index.kinds(),
+        groups=index.groups(limit=MAX_GROUPS),
+        picture=_timeline(index),
+        complete=index.complete,
+        expected=index.expected,
+    )
 
 
 def _timeline(index: Index) -> Timeline:
@@ -355,6 +360,11 @@ def _timeline(index: Index) -> Timeline:
         columns[at][places.get(reason, len(shown) - 1)] += count
     untimed = max(0, totals.total() - sum(column.total() for column in columns.values()))
     return Timeline(
-        names=[*shown], totals=[*shown.values()], columns=columns, untimed=untimed, first=first, last=last,
+        names=[*shown],
+        totals=[*shown.values()],
+        columns=columns,
+        untimed=untimed,
+        first=first,
+        last=last,
         step=step,
-    )  # fmt: skip
+    )

@@ -37,7 +37,6 @@ MAX_AGE: Final = 600
 """Seconds since the token was issued; it comes straight from the token endpoint."""
 MAX_VALUES: Final = 1000
 _MIN_RSA_BITS: Final = 2048
-_MAX_SECRET: Final = 1024
 _SECRET: Final = re.compile(rb"[ -~]+")
 
 
@@ -96,8 +95,10 @@ class OIDCSettings(Settings):
     ] = None
     label: Annotated[str, NAME, "The words on the button, after *Sign in with*."] = "OpenID Connect"
     scopes: Annotated[tuple[str, ...], many(NAME, 1), "What is asked for; `openid` is among them."] = (
-        "openid", "email", "profile",
-    )  # fmt: skip
+        "openid",
+        "email",
+        "profile",
+    )
     name_claim: Annotated[str, NAME, "The claim that names people in releases and audit records."] = "email"
     role_claim: Annotated[
         tuple[str, ...], one_or_many(NAME), "The claim with a person's groups; a list leads into nested claims."
@@ -124,7 +125,7 @@ def read_settings(path: Path) -> OIDCSettings:
     """
     settings = read_file(OIDCSettings, path)
     if settings.client_secret_file is not None:
-        key, raw = "client_secret_file", read_bounded(settings.client_secret_file, _MAX_SECRET, private=True)
+        key, raw = "client_secret_file", read_bounded(settings.client_secret_file, 1024, private=True)
     elif settings.client_secret_env is not None:
         key, raw = "client_secret_env", os.environb.get(os.fsencode(settings.client_secret_env), b"")
     else:
@@ -207,9 +208,15 @@ def check(
     # The claims that every ID token has.
     option: Any = {"essential": True}
     registry = JWTClaimsRegistry(
-        now=int(now), leeway=LEEWAY, iss=option | {"value": settings.issuer}, sub=option,
-        aud=option | {"value": settings.client_id}, exp=option, iat=option, nonce=option,
-    )  # fmt: skip
+        now=int(now),
+        leeway=LEEWAY,
+        iss=option | {"value": settings.issuer},
+        sub=option,
+        aud=option | {"value": settings.client_id},
+        exp=option,
+        iat=option,
+        nonce=option,
+    )
     try:
         registry.validate(claims)
     except Exception as error:

@@ -26,21 +26,29 @@ from mqauth.review import ACTS, DIMENSIONS, LARGEST, QUEUE, Filter, Order, Plan,
 from mqauth.review.glossary import LABELS, explain
 
 PAGE: Final = 100
-MAX_FORM: Final = 16 * 1024
-TEXTS: Final = (*DIMENSIONS, "today", "id", "search")
 _MARK: Final = re.compile("[0-9a-f]{64}")
 LETTER_COLUMNS: Final = {
-    "id": LABELS["letter"], "reason": "Reason", "today": LABELS["now"], "subject": "Producer (claimed)",
-    "detail": "Detail", "time": "Time", "size": "Bytes", "sound": LABELS["intact"],
-}  # fmt: skip
+    "id": LABELS["letter"],
+    "reason": "Reason",
+    "today": LABELS["now"],
+    "subject": "Producer (claimed)",
+    "detail": "Detail",
+    "time": "Time",
+    "size": "Bytes",
+    "sound": LABELS["intact"],
+}
 GROUP_COLUMNS: Final = {
-    "count": LABELS["letters"], "reason": "Reason", "subject": "Producer (claimed)", "issuer": "Issuer (claimed)",
-    "kid": "Key", "destination": "Destination", "last": "Last",
-}  # fmt: skip
+    "count": LABELS["letters"],
+    "reason": "Reason",
+    "subject": "Producer (claimed)",
+    "issuer": "Issuer (claimed)",
+    "kid": "Key",
+    "destination": "Destination",
+    "last": "Last",
+}
 """Columns of the tables, each by the field that sorts it."""
 SEE_OTHER: Final = 303
 _LOOK_ONLY: Final = "Your role can look, but not act."
-_NONE_CHOSEN: Final = "Choose at least one dead letter first."
 _RESOLVED: Final = "No such dead letter is open. It may have been resolved since."
 _NOT_OURS: Final = "this is no form of this console"
 Fields = ImmutableMultiDict[str, str]
@@ -77,7 +85,7 @@ async def read_form(request: Request) -> Fields:
     raw = bytearray()
     async for piece in request.stream():
         raw += piece
-        require(len(raw) <= MAX_FORM, "the form is too large", BadRequestError)
+        require(len(raw) <= 16 * 1024, "the form is too large", BadRequestError)
     try:
         pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=PAGE + 40, errors="strict")
     except ValueError as error:
@@ -91,7 +99,9 @@ def filter_of(fields: Fields) -> Filter:
     Raises:
         BadRequestError: a text is too long, or a mark is none.
     """
-    texts: dict[str, Any] = {name: fields[name] for name in TEXTS if name in fields}
+    texts: dict[str, Any] = {
+        name: fields[name] for name in (*DIMENSIONS, "today", "id", "search") if name in fields
+    }
     require(all(len(text) <= 300 for text in texts.values()), "a filter is too long", BadRequestError)
     marks = fields.getlist("marks")
     require(len(marks) <= PAGE and all(map(_MARK.fullmatch, marks)), _NOT_OURS, BadRequestError)
@@ -126,9 +136,13 @@ def plan_of(act: str, fields: Fields, reviewer: str) -> Plan:
     """
     require(act in ACTS, _NOT_OURS, BadRequestError)
     return Plan(
-        act=act, wanted=filter_of(fields), reason=fields.get("why", "").strip(),
-        waive=waivable(fields.getlist("waive")), rate=_rate(fields.get("rate", "")), reviewer=reviewer,
-    )  # fmt: skip
+        act=act,
+        wanted=filter_of(fields),
+        reason=fields.get("why", "").strip(),
+        waive=waivable(fields.getlist("waive")),
+        rate=_rate(fields.get("rate", "")),
+        reviewer=reviewer,
+    )
 
 
 def row_number(text: str | None) -> int:
@@ -235,11 +249,17 @@ class Pages:
         earlier = bool(rows) and (not whole if before else after > 0)
         later = bool(rows) and (before > 0 or not whole)
         return self._filtered(
-            "letters.html", session, wanted, rows=rows, total=total, order=order, columns=LETTER_COLUMNS,
+            "letters.html",
+            session,
+            wanted,
+            rows=rows,
+            total=total,
+            order=order,
+            columns=LETTER_COLUMNS,
             walk=query_of(wanted, **sort),
             earlier=query_of(wanted, **sort, before=rows[0].number) if earlier else None,
             later=query_of(wanted, **sort, after=rows[-1].number) if later else None,
-        )  # fmt: skip
+        )
 
     @for_everybody
     async def letter(self, request: Request, session: Session) -> Response:
@@ -258,16 +278,25 @@ class Pages:
         before, after = await run_in_threadpool(self._beside, row, query)
         among = filter_of(query), {"sort": query["sort"]} if "sort" in query else {}
         return self._filtered(
-            "letter.html", session, Filter(marks=(row.mark,)), row=row, reading=reading, today=today, fault=fault,
-            advice=explain(reading.reason), claims=display.claims(reading),
+            "letter.html",
+            session,
+            Filter(marks=(row.mark,)),
+            row=row,
+            reading=reading,
+            today=today,
+            fault=fault,
+            advice=explain(reading.reason),
+            claims=display.claims(reading),
             # Only where today's verifier found the signature to hold are the claims the signer's own.
             holds=today == "accepted" or today in SIGNED_REASONS,
             body=None if original is None else display.body(original.body, form),
             headers=[] if original is None else display.headers(original),
             properties=[] if original is None else display.properties(original),
-            walk=query_of(among[0], **among[1]), before=before, after=after,
+            walk=query_of(among[0], **among[1]),
+            before=before,
+            after=after,
             now=explain(str(today)) if today in set(Reason) else None,
-        )  # fmt: skip
+        )
 
     @for_everybody
     async def trail(self, request: Request, session: Session) -> Response:
@@ -282,9 +311,15 @@ class Pages:
         except ConfigurationError as error:
             return self.site.error(400, f"{str(error).capitalize()}.", session)
         return self._filtered(
-            "audit.html", session, filter_of(request.query_params), reading=found[1], steps=steps,
-            record=display.record, walk=query_of(filter_of(request.query_params)), row=found[0],
-        )  # fmt: skip
+            "audit.html",
+            session,
+            filter_of(request.query_params),
+            reading=found[1],
+            steps=steps,
+            record=display.record,
+            walk=query_of(filter_of(request.query_params)),
+            row=found[0],
+        )
 
     def _beside(self, row: Row, query: Fields) -> tuple[Row | None, Row | None]:
         """Return the letters before and after one, within the filter and in the order of a query."""
@@ -313,7 +348,7 @@ class Pages:
         """Go on with the letters that were chosen one by one, and with nothing else."""
         wanted, act = Filter(marks=filter_of(fields).marks), fields.get("act", "")
         # Without any mark the same filter would mean all letters.
-        require(wanted.marks, _NONE_CHOSEN)
+        require(wanted.marks, "Choose at least one dead letter first.")
         if act == JUDGE:
             self._backend.judge(wanted, session.name)
             return RedirectResponse(f"{self.site.base}/job?{query_of(wanted)}", SEE_OTHER)

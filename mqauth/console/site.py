@@ -195,9 +195,14 @@ class Cookie:
     def put(self, response: Response, value: str) -> None:
         """Set the cookie in the browser."""
         response.set_cookie(
-            self.full_name, value, max_age=self.max_age, path="/", secure=self.tls, httponly=True,
+            self.full_name,
+            value,
+            max_age=self.max_age,
+            path="/",
+            secure=self.tls,
+            httponly=True,
             samesite=self.samesite,
-        )  # fmt: skip
+        )
 
     def delete(self, response: Response) -> None:
         """Delete the cookie in the browser."""
@@ -206,14 +211,23 @@ class Cookie:
 
 def _environment() -> Environment:
     made = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "pages_html"), autoescape=True, undefined=StrictUndefined,
-        auto_reload=False, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=FileSystemLoader(Path(__file__).parent / "pages_html"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        auto_reload=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     made.filters |= {"moment": moment, "count": _count, "plain": lambda reason: reason.replace("_", " ")}
     made.globals |= {
-        "explain": explain, "doing": TITLES.__getitem__, "bars": COLUMNS, "label": LABELS, "terms": TERMS,
-        "colour": of_reason, "hue": of_producer,
-    }  # fmt: skip
+        "explain": explain,
+        "doing": TITLES.__getitem__,
+        "bars": COLUMNS,
+        "label": LABELS,
+        "terms": TERMS,
+        "colour": of_reason,
+        "hue": of_producer,
+    }
     return made
 
 
@@ -280,9 +294,15 @@ class Site:
         """Return a page."""
         backend = None if self.place is None else self.place.backend
         html = self.environment.get_template(name).render(
-            status=status, session=session, backend=backend, job=backend and backend.job, base=self.base,
-            place=self.place, places=self.places, **values,
-        )  # fmt: skip
+            status=status,
+            session=session,
+            backend=backend,
+            job=backend and backend.job,
+            base=self.base,
+            place=self.place,
+            places=self.places,
+            **values,
+        )
         return HTMLResponse(html, status)
 
     def error(

@@ -42,10 +42,6 @@ from mqauth.review.plan import Plan
 from mqauth.wire.message import Message
 
 UNSENDABLE: Final = "unsendable"
-ENFORCED: Final = "enforced"
-"""A handler got the message without a proof, and its destination is enforced by now."""
-_SLICE: Final = 0.2
-"""Seconds after which a waiting act looks whether it was cancelled."""
 Act = Callable[[Letter, Reading], Flow[None]]
 
 
@@ -79,9 +75,15 @@ class Account:
     def as_dict(self) -> dict[str, Any]:
         """Return the account as JSON values."""
         return {
-            "selected": self.selected, "done": self.done, "refused": dict(self.refused), "failed": self.failed,
-            "gone": self.gone, "left": self.left, "error": self.error, "cancelled": self.cancelled,
-        }  # fmt: skip
+            "selected": self.selected,
+            "done": self.done,
+            "refused": dict(self.refused),
+            "failed": self.failed,
+            "gone": self.gone,
+            "left": self.left,
+            "error": self.error,
+            "cancelled": self.cancelled,
+        }
 
 
 class _RefusedError(MqauthError):
@@ -204,7 +206,7 @@ def _returned(
     plain = without_release(there)
     # Nothing that a release may waive would prove who sent it.
     if not today.admits(plain):
-        raise _RefusedError(ENFORCED)
+        raise _RefusedError("enforced")
     return plain, None
 
 
@@ -298,7 +300,8 @@ class _Pace:
             return due
         waits: Callable[[float], Any] = self.cancelled.wait
         while (left := due - self.clock.monotonic()) > 0 and not self.cancelled.is_set():
-            yield from call(waits, min(left, _SLICE), twin=asyncio.sleep)
+            # Seconds after which a waiting act looks whether it was cancelled.
+            yield from call(waits, min(left, 0.2), twin=asyncio.sleep)
         return max(due, self.clock.monotonic()) + 1 / self.rate
 
 
@@ -315,13 +318,19 @@ def _record(plan: Plan, reading: Reading, clock: Clock, act: str, release: Relea
     original = reading.original
     body = None if original is None else original.body
     review: dict[str, Any] = {
-        "reviewer": harmless(plan.reviewer), "mark": reading.mark, "sound": reading.sound,
-    }  # fmt: skip
+        "reviewer": harmless(plan.reviewer),
+        "mark": reading.mark,
+        "sound": reading.sound,
+    }
     if reading.rung is not None:
         review["rung"] = reading.rung
     if release is not None:
-        review |= {"release": release.jti, "authority": harmless(release.iss),
-                   "waive": sorted(release.waive), "until": release.exp}  # fmt: skip
+        review |= {
+            "release": release.jti,
+            "authority": harmless(release.iss),
+            "waive": sorted(release.waive),
+            "until": release.exp,
+        }
     return AuditRecord(
         id=uuid7(clock, SYSTEM_RANDOMNESS),
         time=clock.now(),

@@ -129,7 +129,8 @@ EXPLANATIONS: Final[dict[str, Advice]] = {
         _TOKEN, "The token is signed with an algorithm that is not accepted.", "Compare the producer's algorithm."
     ),
     Reason.KEY_UNKNOWN: Advice(
-        _KEY, "The token names a key that the issuer's key set did not hold.",
+        _KEY,
+        "The token names a key that the issuer's key set did not hold.",
         "Often a rotation: check again once the key is published. A key that never appears is a forgery.",
     ),
     Reason.KEY_REVOKED: Advice(_KEY, "The key was revoked: its holder may not be the producer.", _FORGED),
@@ -160,11 +161,13 @@ EXPLANATIONS: Final[dict[str, Advice]] = {
     Reason.HEADERS_MISMATCH: Advice(_BINDING, "A signed header or property was changed.", _FORGED),
     Reason.COVERAGE_INSUFFICIENT: Advice(_BINDING, "The token leaves out what it must cover.", _PRODUCER),
     Reason.PRODUCER_FORBIDDEN: Advice(
-        "Asking the policy", "The producer is genuine, but may not write to this destination.",
+        "Asking the policy",
+        "The producer is genuine, but may not write to this destination.",
         "If it should, change the policy and check again.",
     ),
     Reason.REPLAYED: Advice(
-        "Claiming the message", "The same token was handled before: this is a copy, or was sent twice.",
+        "Claiming the message",
+        "The same token was handled before: this is a copy, or was sent twice.",
         "Discard it, unless you know that the first one was lost.",
     ),
     Reason.PROOF_INVALID: Advice(
@@ -179,10 +182,11 @@ EXPLANATIONS: Final[dict[str, Advice]] = {
     Reason.RELEASE_INVALID: Advice("Checking the release", "A release came with it that is not valid.", _FORGED),
     Reason.MESSAGE_MALFORMED: Advice("Reading the message", "The broker's message cannot be read.", _PRODUCER),
     Reason.HANDLER_FAILED: Advice(
-        "Handling the message", "The message was verified, and its handler failed on it.",
+        "Handling the message",
+        "The message was verified, and its handler failed on it.",
         "Look at the consumer's log. Redrive once the handler is repaired.",
     ),
-}  # fmt: skip
+}
 UNKNOWN: Final = Advice("Unknown", "The dead letter names no reason of mqauth. It may be forged.", _FORGED)
 
 

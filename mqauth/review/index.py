@@ -23,9 +23,11 @@ from mqauth.wire import json_form, strict_json
 
 _TEXTS: Final = ("id", "reason", "replace(reason, '_', ' ')", "subject", "kid", "issuer", "destination", "detail")
 _CONDITIONS: Final = {
-    "id": "substr(id, 1, length(?)) = ?", "since": "time >= ?", "until": "time < ?",
+    "id": "substr(id, 1, length(?)) = ?",
+    "since": "time >= ?",
+    "until": "time < ?",
     "search": f"instr(lower({' || char(10) || '.join(_TEXTS)}), lower(?)) > 0",
-}  # fmt: skip
+}
 _CHUNK: Final = 200
 _TABLES: Final = """
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE; PRAGMA cache_size = -16384;
@@ -58,7 +60,6 @@ _COLUMNS: Final = """
 SELECT reason, min(max(CAST((time - ?) / ? AS INTEGER), 0), ?) AS at, count(*) FROM shown
 WHERE time >= 0 AND time < ? GROUP BY 1, 2
 """
-_KindValues = tuple[str, str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +219,7 @@ class Index(AbstractContextManager["Index"]):
                 (found.reason, found.issuer, harmless(found.kid or ""), found.subject, found.destination)
                 for found in readings
             ]
-            times: dict[_KindValues, list[float | None]] = {}
+            times: dict[tuple[str, str, str, str, str], list[float | None]] = {}
             for kind, found in zip(named, readings, strict=True):
                 times.setdefault(kind, []).append(found.time)
             for kind, among in times.items():
@@ -229,10 +230,20 @@ class Index(AbstractContextManager["Index"]):
             kinds = [groups[kind] for kind in named]
             numbers = range(self.size + 1, self.size + len(letters) + 1)
             rows = (
-                (number, kind, found.mark, found.id, found.detail, found.scope, found.time, found.form, found.size,
-                 found.sound)
+                (
+                    number,
+                    kind,
+                    found.mark,
+                    found.id,
+                    found.detail,
+                    found.scope,
+                    found.time,
+                    found.form,
+                    found.size,
+                    found.sound,
+                )
                 for number, kind, found in zip(numbers, kinds, readings, strict=True)
-            )  # fmt: skip
+            )
             self._db.executemany("INSERT INTO letters VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)", rows)
             self._db.executemany("INSERT INTO originals VALUES (?, ?)", zip(numbers, forms, strict=True))
             self.size += len(letters)

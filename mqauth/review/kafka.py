@@ -37,8 +37,6 @@ REVIEWED: Final = ".reviewed"
 _PYTHON: Any = kafka_python  # its classes have no types
 _ADMIN: Any = kafka_admin
 _POLL_MS: Final = 200
-_NOT_FOR_US: Final = (InvalidTopicError, TopicAuthorizationFailedError, UnknownTopicOrPartitionError)
-"""Errors that a forged letter can cause by the topic it names. They say nothing about the broker."""
 
 
 class KafkaLetterBox:
@@ -227,10 +225,11 @@ class KafkaRecords:
         Raises:
             Unavailable: ``dead_letter_unavailable``.
         """
+        # Errors that a forged letter can cause by the topic it names. They say nothing about the broker.
         try:
             with self._lock:
                 found = self._record(place)
-        except _NOT_FOR_US:
+        except (InvalidTopicError, TopicAuthorizationFailedError, UnknownTopicOrPartitionError):
             return None
         except (KafkaError, OSError) as error:
             raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error

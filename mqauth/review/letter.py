@@ -24,7 +24,6 @@ from mqauth.wire.message import TOKEN_HEADER, HeaderPair, Message, Origin, fold
 
 UNKNOWN: Final = "unknown"
 _ID: Final = re.compile(r"[0-9a-f]{64}")
-_REASONS: Final = frozenset(Reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,12 +103,16 @@ class Reading:
         same = ("id", "mark", "reason", "detail", "time", "scope", "destination", "source", "audit", "count")
         return {name: getattr(self, name) for name in same} | {
             "history": [dict(hop) for hop in self.history],
-            "form": self.form, "size": self.size, "sound": self.sound, "fault": self.fault,
+            "form": self.form,
+            "size": self.size,
+            "sound": self.sound,
+            "fault": self.fault,
             "rung": self.rung,
-            "kid": None if self.kid is None else harmless(self.kid), "alg": self.alg,
+            "kid": None if self.kid is None else harmless(self.kid),
+            "alg": self.alg,
             "claimed": None if self.claims is None else self.claims.as_dict(),
             "message": None if self.original is None else json_form.to_form(self.original),
-        }  # fmt: skip
+        }
 
 
 def read(letter: Letter) -> Reading:
@@ -142,7 +145,7 @@ def read(letter: Letter) -> Reading:
     return Reading(
         mark=mark,
         id=named if _ID.fullmatch(named) else mark,
-        reason=lines.get("reason", "") if lines.get("reason") in _REASONS else UNKNOWN,
+        reason=lines.get("reason", "") if lines.get("reason") in set(Reason) else UNKNOWN,
         detail=harmless(lines.get("detail", "")),
         scope=harmless(lines.get("scope", "")),
         destination=harmless(lines.get("destination", "")),
@@ -189,9 +192,13 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
     own |= {name: value for name, value in live.items() if name in LIVE_PROPERTIES}
     properties = own if parsed[0] == destination.RABBITMQ else {}
     return Message(
-        destination=place, body=message.body, key=message.key, properties=properties, headers=headers,
+        destination=place,
+        body=message.body,
+        key=message.key,
+        properties=properties,
+        headers=headers,
         origin=_origin(lines, parsed),
-    )  # fmt: skip
+    )
 
 
 def _kept(message: Message, scheme: str) -> Iterator[HeaderPair]:
@@ -300,9 +307,13 @@ def time_text(seconds: float | None) -> str:
 def proven(reading: Reading, original: Message) -> Reading:
     """Return the reading of a letter whose original was found elsewhere and has the id that the letter names."""
     return replace(
-        reading, original=original, sound=True, fault=None, destination=harmless(original.destination),
+        reading,
+        original=original,
+        sound=True,
+        fault=None,
+        destination=harmless(original.destination),
         **_token_fields(original),
-    )  # fmt: skip
+    )
 
 
 def redeliverable(original: Message, *, scope: str, now: float, proven: bool = True) -> Message:

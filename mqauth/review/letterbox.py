@@ -164,7 +164,6 @@ def take_in(box: LetterBox, forms: Iterable[Any]) -> Flow[int]:
     return count
 
 
-UNSOUND: Final = "letter_unsound"
 ONLY_REFERENCE: Final = "reference_only"
 GONE: Final = "original_gone"
 CHANGED: Final = "original_changed"
@@ -277,7 +276,7 @@ class Judge:
 
 def why_unsound(reading: Reading) -> str:
     """Return in one word why a letter has no original that could be sent."""
-    return reading.fault if reading.fault in (ONLY_REFERENCE, GONE, CHANGED) else UNSOUND
+    return reading.fault if reading.fault in (ONLY_REFERENCE, GONE, CHANGED) else "letter_unsound"
 
 
 def verdict_word(outcome: Outcome) -> str:

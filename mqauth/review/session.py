@@ -167,9 +167,14 @@ class Session:
         if plan.act == DISCARD:
             return selection, Counter(accepted=len(selection))
         counts = rehearse(
-            index, plan, guard=self.pipeline(), releaser=self._releaser_of(plan), originals=self.originals,
-            progress=progress, cancelled=cancelled,
-        )  # fmt: skip
+            index,
+            plan,
+            guard=self.pipeline(),
+            releaser=self._releaser_of(plan),
+            originals=self.originals,
+            progress=progress,
+            cancelled=cancelled,
+        )
         return selection, self.run(counts)
 
     def act(
@@ -196,9 +201,14 @@ class Session:
         if plan.act == DISCARD:
             return self.run(discard(self.box, selection, plan, clock=self.clock, **watched))
         wish = redrive(
-            self.box, selection, plan, guard=self.pipeline(), releaser=self._releaser_of(plan),
-            originals=self.originals, **watched,
-        )  # fmt: skip
+            self.box,
+            selection,
+            plan,
+            guard=self.pipeline(),
+            releaser=self._releaser_of(plan),
+            originals=self.originals,
+            **watched,
+        )
         return self.run(wish)
 
     def ledger(
@@ -283,10 +293,13 @@ class Ledger:
         lists = {"missing": self.missing, "unknown": self.unknown, "unproven": self.unproven}
         return {
             "as_of": None if self.as_of is None else iso_time(self.as_of),
-            "rejected": self.rejected, "open": self.open, "redriven": self.redriven,
-            "discarded": self.discarded, "difference": self.difference,
+            "rejected": self.rejected,
+            "open": self.open,
+            "redriven": self.redriven,
+            "discarded": self.discarded,
+            "difference": self.difference,
             **{name: {"count": len(found), "ids": list(found[:100])} for name, found in lists.items()},
-        }  # fmt: skip
+        }
 
 
 def account(

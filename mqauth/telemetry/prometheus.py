@@ -21,10 +21,6 @@ from mqauth.errors import require
 from mqauth.telemetry import Telemetry
 
 LIVE, READY, HEALTH = "/live", "/ready", "/health"
-DEAD_AFTER: Final = 300.0
-"""Seconds without a move of its loop or poll thread after which a process is taken for dead."""
-_WORST: Final = (State.STOPPED, State.STALLED, State.DEGRADED, State.OK)
-_TRIES: Final = 3
 Consumers = Mapping[str, Callable[[], Health]]
 Start = Callable[[str, list[tuple[str, str]]], Any]
 
@@ -47,13 +43,17 @@ def _answering(consumers: Consumers, others: Callable[..., Iterable[bytes]]) -> 
         told: dict[str, Any]
         if path == LIVE:
             told = {"silent": {name: each.silent for name, each in found.items() if each.running}}
-            fine = all(seconds < DEAD_AFTER for seconds in told["silent"].values())
+            # Seconds without a move of its loop or poll thread after which a process is taken for dead.
+            fine = all(seconds < 300.0 for seconds in told["silent"].values())
         elif path == READY:
             told = {"running": {name: each.running for name, each in found.items()}}
             fine = bool(found) and all(told["running"].values())
         else:
             states = {each.state for each in found.values()}
-            state = next((state for state in _WORST if state in states), State.OK)
+            state = next(
+                (state for state in (State.STOPPED, State.STALLED, State.DEGRADED, State.OK) if state in states),
+                State.OK,
+            )
             told = {"state": state.value, "consumers": {name: each.as_dict() for name, each in found.items()}}
             fine = state is not State.STOPPED
         body = json.dumps(told, default=str).encode()
@@ -66,7 +66,7 @@ def _answering(consumers: Consumers, others: Callable[..., Iterable[bytes]]) -> 
 
 def _looked(health: Callable[[], Health]) -> Health:
     """Look at a consumer, again where it changed at that moment: it runs on another thread."""
-    for _ in range(_TRIES):
+    for _ in range(3):
         with contextlib.suppress(RuntimeError):
             return health()
     return health()
