@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from mqauth.audit.file import AuditFile
 from mqauth.cli import dlq
 from mqauth.cli.app import run
-from mqauth.cli.serve import LogForm, LogLevel, log_lines
+from mqauth.cli.serve import log_lines
 from mqauth.keystore import Keystore
 from mqauth.logs import emit
 from tests.test_cli_audit import record
@@ -119,10 +119,10 @@ def test_lines_of_a_command_that_stays(capsys: pytest.CaptureFixture[str]) -> No
     """``--log json`` writes each line of mqauth as an object, from the level on, and leaves logging as it was."""
     logger = logging.getLogger("mqauth")
     before = (logger.handlers, logger.propagate, logger.level)
-    with log_lines(LogForm.JSON, LogLevel.INFO):
+    with log_lines("json", "info"):
         emit("console.login", "login of %s", "ada")
         emit("message.accepted", "not shown")
-    with log_lines(LogForm.TEXT, LogLevel.WARNING):
+    with log_lines("text", "warning"):
         emit("console.login", "not shown")
         emit("console.login_failed", "a login failed")
     assert (logger.handlers, logger.propagate, logger.level) == before

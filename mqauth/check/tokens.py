@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,6 @@ from mqauth.check.findings import Finding, finding, on, those
 from mqauth.check.issuers import DAY
 from mqauth.check.target import Target, mode, others, unless_refused
 from mqauth.config.consumer_settings import ConsumerSettings
-from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import ConfigurationError
 from mqauth.judging.token import BACKLOG, longest_wait
 from mqauth.keystore import State
@@ -109,9 +109,12 @@ def pem_files(target: Target) -> Iterator[Finding]:
                 yield finding(
                     "key_readable", signs.at, f"{target.shown(path)} is open to others (mode {mode(path)})"
                 )
-            bits = _rsa_bits(_raw(path), signs.passphrase())
-            if bits is not None and bits < MIN_RSA_BITS:
-                yield finding("key_weak", signs.at, f"{target.shown(path)}: RSA of {bits} bits")
+            # What is no key, or cannot be opened, is for the configuration's own reader.
+            with suppress(ConfigurationError, TypeError, ValueError, UnsupportedAlgorithm):
+                raw = _raw(path)
+                key = serialization.load_pem_private_key(raw, signs.passphrase() if _is_encrypted(raw) else None)
+                if isinstance(key, rsa.RSAPrivateKey) and key.key_size < MIN_RSA_BITS:
+                    yield finding("key_weak", signs.at, f"{target.shown(path)}: RSA of {key.key_size} bits")
         if os.path.isdir(folder) and others(folder):
             name = "keystore_writable" if others(folder) & _WRITE else "keystore_readable"
             yield finding(name, signs.at, f"{target.shown(folder)} is open to others (mode {mode(folder)})")
@@ -123,12 +126,13 @@ def pem_files(target: Target) -> Iterator[Finding]:
 
 def passphrases(target: Target) -> Iterator[Finding]:
     """Find a passphrase that cannot be read, or that lies beside the keys."""
-    for table, settings, keys, *_ in target.signers:
-        env, file = settings.passphrase_env, settings.passphrase_file
+    for signs in target.signers:
+        table, settings, keys, *_ = signs
+        file = settings.passphrase_file
         try:
-            read_passphrase(env=env, file=file)
+            signs.passphrase()
         except ConfigurationError as error:
-            key = "passphrase_env" if env is not None else "passphrase_file"
+            key = "passphrase_env" if file is None else "passphrase_file"
             yield finding("passphrase_unavailable", (table, key), str(error))
         folder = keys if os.path.isdir(keys) else keys.parent
         if file is not None and file.absolute().parent == folder.absolute():
@@ -204,15 +208,6 @@ def _raw(path: Path) -> bytes:
 
 def _is_encrypted(raw: bytes) -> bool:
     return any(mark in raw for mark in _ENCRYPTED)
-
-
-def _rsa_bits(raw: bytes, passphrase: bytes | None) -> int | None:
-    """Return the size of an RSA key, ``None`` if it is another key or cannot be opened."""
-    try:
-        key = serialization.load_pem_private_key(raw, passphrase if _is_encrypted(raw) else None)
-    except (TypeError, ValueError, UnsupportedAlgorithm):
-        return None
-    return key.key_size if isinstance(key, rsa.RSAPrivateKey) else None
 
 
 def _days(seconds: int) -> str:

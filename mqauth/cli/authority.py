@@ -26,8 +26,6 @@ from mqauth.cli.serve import (
     Host,
     Level,
     Log,
-    LogForm,
-    LogLevel,
     Server,
     TLSCert,
     TLSKey,
@@ -69,8 +67,8 @@ def serve(
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
     as_json: Json = False,
-    log: Log = LogForm.TEXT,
-    level: Level = LogLevel.INFO,
+    log: Log = "text",
+    level: Level = "info",
 ) -> None:
     """Give identities at /v1/identity, and keys at /jwks.json.
 

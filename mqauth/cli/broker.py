@@ -199,22 +199,20 @@ def opened(place: Place, **settings: Any) -> Iterator[review.Session]:
 
 @contextlib.contextmanager
 def _on_rabbitmq(place: Place, settings: dict[str, Any]) -> Iterator[review.Session]:
-    """Connect to RabbitMQ on an event loop of our own, which answers heartbeats while people think."""
+    """Connect to RabbitMQ, and give a session whose letter box finds another connection where one is lost."""
     queue, arguments = place.queue or "", place.settings.for_rabbitmq(place.broker)
     import aio_pika
 
     from mqauth.review.rabbitmq import RabbitMQLetterBox, is_unlimited
 
-    connect = partial(aio_pika.connect, **arguments)
-    with contextlib.ExitStack() as stack:
-        call = stack.enter_context(event_loop())
-        connection = call(connect(), _PATIENCE)
-        stack.callback(_close, connection, call)
+    with rabbitmq(place.settings, place.broker) as (connection, call):
         unlimited = call(is_unlimited(connection, queue), _PATIENCE)
+        connect = partial(aio_pika.connect, **arguments)
         box = RabbitMQLetterBox(connection, queue, connect=connect, unlimited=unlimited)
-        # The box may have another connection by then, where the first one was lost.
-        stack.callback(lambda: _close(box.connection, call))
-        yield review.Session(box, lambda flow: call(arun(flow)), **settings)
+        try:
+            yield review.Session(box, lambda flow: call(arun(flow)), **settings)
+        finally:
+            _close(box.connection, call)
 
 
 def _close(connection: Any, call: Callable[..., Any]) -> None:
@@ -287,8 +285,14 @@ def check_stamps(admin: Any, consumer: ConsumerSettings | None) -> None:
 
 
 @contextlib.contextmanager
-def rabbitmq(settings: BrokerSettings) -> Iterator[tuple[Any, Callable[..., Any]]]:
+def rabbitmq(settings: BrokerSettings, url: str | None = None) -> Iterator[tuple[Any, Callable[..., Any]]]:
     """Give a connection of aio-pika's, and a function that runs a coroutine on its event loop.
+
+    The loop has a thread of its own, which answers heartbeats while people think.
+
+    Args:
+        settings: of the broker.
+        url: in place of theirs.
 
     Raises:
         CommandFailed: the broker cannot be reached.
@@ -296,22 +300,21 @@ def rabbitmq(settings: BrokerSettings) -> Iterator[tuple[Any, Callable[..., Any]
     """
     import aio_pika
 
-    with reached(settings.url, user=settings.user), event_loop() as call:
-        connection = call(aio_pika.connect(**settings.for_rabbitmq(settings.url or "")), _PATIENCE)
-        try:
-            yield connection, call
-        finally:
-            _close(connection, call)
-
-
-@contextlib.contextmanager
-def event_loop() -> Iterator[Callable[..., Any]]:
-    """Give a function that runs a coroutine on a loop with a thread of its own, to its end or for some seconds."""
+    url = url or settings.url or ""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
+
+    def call(work: Any, seconds: float | None = None) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(seconds)
+
     try:
-        yield lambda work, seconds=None: asyncio.run_coroutine_threadsafe(work, loop).result(seconds)
+        with reached(url, user=settings.user):
+            connection = call(aio_pika.connect(**settings.for_rabbitmq(url)), _PATIENCE)
+            try:
+                yield connection, call
+            finally:
+                _close(connection, call)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(_PATIENCE)

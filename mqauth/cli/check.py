@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from mqauth.check import Finding, Report, Severity
+from mqauth.check import Report, Severity
 from mqauth.check import check as check_file
 from mqauth.cli.app import Config, Json, answer, one_line, print_json
 from mqauth.cli.broker import check_stamps, opened, place_of, rabbitmq, reached, table_of
@@ -160,10 +160,6 @@ def _interceptor(name: str | None, settings: FileSettings) -> str:
     return "proved: it overwrites what a sender writes"
 
 
-_COLOURS: Final = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
-_INDENT: Final = 4
-
-
 def check(
     file: Annotated[
         Path | None,
@@ -190,45 +186,39 @@ def check(
     if as_json:
         print_json(report.as_dict() | ({"online": [each._asdict() for each in asked]} if online else {}))
     else:
-        lines = [*_lines(report), *_summary(file, report)]
-        answer(False, None, *lines, *(one_line(f"{each.what}: {each.said}") for each in asked))
+        counted = [(report.count(severity), severity.value) for severity in Severity]
+        counts = ", ".join(f"{count} {noun}" + ("" if count == 1 else "s") for count, noun in counted)
+        accepted = f"; {report.accepted} accepted" if report.accepted else ""
+        unseen = [f"Not looked at: {', '.join(report.unseen)}."] if report.unseen else []
+        online_lines = (one_line(f"{each.what}: {each.said}") for each in asked)
+        summary = f"{one_line(str(file))}: {counts}{accepted}."
+        answer(False, None, *_lines(report), summary, *unseen, *online_lines)
     codes = {each.code for each in asked} | ({1} if report.count(Severity.ERROR) else set())
     return 1 if 1 in codes else max(codes, default=0)
 
 
 def _lines(report: Report) -> Iterator[str]:
     """Yield the findings: in blocks for a terminal, tab-separated for a program. The file may hold anything."""
-    width = terminal_width()
+    width, colours = terminal_width(), {"error": "red", "warning": "yellow", "note": "cyan"}
     if width is None and report.findings:
         yield "line\tseverity\tcode\tkey\tmessage\twhy\tinstead"
     for finding in report.findings:
-        line, code = "" if finding.line is None else str(finding.line), finding.code
-        cells = (line, finding.severity.value, code.name, finding.key, finding.message, code.why, code.instead)
-        yield from ["\t".join(map(one_line, cells))] if width is None else _block(finding, width)
-
-
-def _block(finding: Finding, width: int) -> Iterator[str]:
-    """Yield a finding as a heading and paragraphs; words that are too long are cut in their middle."""
-    place = "" if finding.line is None else f"  line {finding.line}"
-    severity = typer.style(finding.severity.value, fg=_COLOURS[finding.severity], bold=True)
-    coloured = "NO_COLOR" not in os.environ
-    yield f"{severity if coloured else finding.severity.value}  {finding.code.name}{place}"
-    said = f"{finding.key}: {finding.message}" if finding.key else finding.message
-    for text in (said, f"why: {finding.code.why}", f"instead: {finding.code.instead}"):
-        words = " ".join(middle(word, width - _INDENT) for word in one_line(text).split(" "))
-        yield from textwrap.wrap(
-            words, width, initial_indent=" " * 2, subsequent_indent=" " * _INDENT, break_on_hyphens=False
-        )
-    yield ""
-
-
-def _summary(file: Path, report: Report) -> Iterator[str]:
-    counted = [(report.count(severity), severity.value) for severity in Severity]
-    counts = [f"{count} {noun}" + ("" if count == 1 else "s") for count, noun in counted]
-    accepted = f"; {report.accepted} accepted" if report.accepted else ""
-    yield f"{one_line(str(file))}: {', '.join(counts)}{accepted}."
-    if report.unseen:
-        yield f"Not looked at: {', '.join(report.unseen)}."
+        line, code, severity = str(finding.line or ""), finding.code, finding.severity.value
+        if width is None:
+            cells = (line, severity, code.name, finding.key, finding.message, code.why, code.instead)
+            yield "\t".join(map(one_line, cells))
+            continue
+        # A heading and paragraphs; words that are too long are cut in their middle.
+        if "NO_COLOR" not in os.environ:
+            severity = typer.style(severity, fg=colours[severity], bold=True)
+        yield f"{severity}  {code.name}{f'  line {line}' if line else ''}"
+        message = f"{finding.key}: {finding.message}" if finding.key else finding.message
+        for text in (message, f"why: {code.why}", f"instead: {code.instead}"):
+            words = " ".join(middle(word, width - 4) for word in one_line(text).split(" "))
+            yield from textwrap.wrap(
+                words, width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+            )
+        yield ""
 
 
 def selftest(config: Config = None, as_json: Json = False) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import typer
@@ -21,18 +21,9 @@ from mqauth.errors import require
 app: Final = group("Show the settings that commands take, and where each comes from.", "mqauth config show")
 
 
-class Shown(NamedTuple):
-    """A setting with its value in words.
-
-    Args:
-        key: the table and the name.
-        value: as the file has it; of a URL the host alone.
-        source: an option, a variable, a line of the file, or ``default``.
-    """
-
-    key: str
-    value: str
-    source: str
+Shown = tuple[str, str, str]
+"""Table and name of a setting; its value as the file has it, of a URL the host alone; an option, a variable, a
+line of the file, or ``default``, which says so."""
 
 
 @app.command("show")
@@ -41,16 +32,16 @@ def show(context: typer.Context, config: Config = None, broker: Broker = None, a
     path = file_of(config)
     text, members = read_toml(path)
     settings = read(FileSettings, Table(file=str(path), members=members))
-    found = [Shown("file", str(path), _source(context, "config", "MQAUTH_CONFIG", "this folder"))]
+    rows: list[Shown] = [("file", str(path), _source(context, "config", "MQAUTH_CONFIG", "this folder"))]
     if broker is not None:
         is_url = "://" in broker
         table_of(None if is_url else broker, settings)
         said = _host(broker) if is_url else f"[brokers.{spelt(broker)}]"
-        found.append(Shown("broker", said, _source(context, "broker", "MQAUTH_BROKER", "")))
-    found += _settings(settings, str(path), lines_of(text))
-    width = max(len(one.key) for one in found)
-    lines = (f"{one.key:<{width}}  {one.value}  ({one.source})" for one in found)
-    answer(as_json, {"settings": [one._asdict() for one in found]}, *lines)
+        rows.append(("broker", said, _source(context, "broker", "MQAUTH_BROKER", "")))
+    rows += _settings(settings, str(path), lines_of(text))
+    width = max(len(key) for key, _, _ in rows)
+    told = [{"key": key, "value": value, "source": source} for key, value, source in rows]
+    answer(as_json, {"settings": told}, *(f"{key:<{width}}  {value}  ({source})" for key, value, source in rows))
 
 
 def _source(context: typer.Context, name: str, variable: str, otherwise: str) -> str:
@@ -71,7 +62,7 @@ def _settings(settings: Settings, file: str, lines: Mapping[Path, int]) -> Itera
         if not tables and (name in settings.table.members or found not in (None, (), frozenset())):
             value = ", ".join(map(_host, map(str, inner))) if name in hidden else _words(found)
             line = f"{file}:{nearest(lines, path)}" if name in settings.table.members else "default"
-            yield Shown(f"{settings.table.name} {spelt(name)}", value, line)
+            yield f"{settings.table.name} {spelt(name)}", value, line
 
 
 def _words(found: Any) -> str:

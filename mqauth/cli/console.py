@@ -34,8 +34,6 @@ from mqauth.cli.serve import (
     Host,
     Level,
     Log,
-    LogForm,
-    LogLevel,
     Server,
     TLSCert,
     TLSKey,
@@ -92,8 +90,8 @@ def console(
     passphrase_file: PassphraseFile = None,
     broker_settings: BrokerFile = None,
     as_json: Json = False,
-    log: Log = LogForm.TEXT,
-    level: Level = LogLevel.INFO,
+    log: Log = "text",
+    level: Level = "info",
 ) -> None:
     """Review dead letters in a browser. It runs until Ctrl-C."""
     certificate = certificate_of(tls_cert, tls_key)

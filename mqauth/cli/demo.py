@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Final
 
 import typer
 
@@ -100,16 +100,6 @@ class Result:
         return self.reason == self.expected and self.verdict != LOST and self.audit
 
 
-class Trust(Protocol):
-    """Whom a consumer of the demo trusts."""
-
-    def verifier(self) -> Verifier:
-        """Return its verifier."""
-
-    def policy(self, place: str, /) -> Policy:
-        """Return who may publish to a destination."""
-
-
 def audit_file(kept: Path | None, folder: Path) -> AuditFile:
     """Return the audit file of a demo: one that is kept has signed heads beside it.
 
@@ -131,20 +121,23 @@ def audit_file(kept: Path | None, folder: Path) -> AuditFile:
     return AuditFile(kept, heads=HeadFile(f"{kept}.heads", Key.load(key)))
 
 
-def consumed(stage: Stage, trust: Trust, audit: AuditFile, cases: list[Case], keep: bool) -> list[Result]:
+def consumed(
+    stage: Stage, verifier: Verifier, policy: Policy, audit: AuditFile, cases: list[Case], *, keep: bool
+) -> list[Result]:
     """Run a consumer until every case is handled or dead-lettered, and return the results.
 
     Args:
         stage: where the cases were published.
-        trust: whom the consumer trusts.
+        verifier: knows whom the consumer trusts.
+        policy: says who may publish there.
         audit: its audit file.
         cases: what was published.
         keep: whether every verdict is recorded, and not rejections alone.
     """
     handled: list[Verified] = []
     pipeline = Pipeline(
-        verifier=trust.verifier(),
-        policy=trust.policy(stage.destination),
+        verifier=verifier,
+        policy=policy,
         replay=MemoryReplayStore(),
         audit=audit,
         record="all" if keep else "rejections",
@@ -310,5 +303,6 @@ def _play(stage: Stage, kept: Path | None, *, as_json: bool, messages: int) -> i
                     stage.produce(forge.signer(), case.message)
                 else:
                     stage.inject(case.message)
-            results = consumed(stage, forge, audit, cases, kept is not None)
+            policy = forge.policy(place)
+            results = consumed(stage, forge.verifier(), policy, audit, cases, keep=kept is not None)
         return reported(stage.name, results, audit.path, as_json=as_json, end="dead-lettered", more=_NEXT)

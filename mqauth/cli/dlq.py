@@ -6,7 +6,7 @@ import getpass
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -78,6 +78,7 @@ GROUP: Final = (
 )
 VERDICT: Final = (Column("letters", cut=False), Column("verdict now"))
 Audit = Annotated[Path | None, typer.Option("--audit", help="The reviewer's own audit file.")]
+Why = Annotated[str | None, typer.Option("--why", help="Why you act, one line; required.")]
 
 
 def _filtered(
@@ -107,17 +108,7 @@ def _filtered(
     ] = None,
 ) -> Filter:
     """Return which dead letters are meant."""
-    return Filter(
-        since=since,
-        until=until,
-        id=id,
-        reason=reason,
-        issuer=issuer,
-        kid=kid,
-        subject=subject,
-        destination=destination,
-        sound=sound,
-    )
+    return Filter(**locals())
 
 
 def _acting(
@@ -128,10 +119,7 @@ def _acting(
     as_json: Json = False,
 ) -> dict[str, Any]:
     """Return how an act is carried out."""
-    return {"rate": rate, "dry_run": dry_run, "yes": yes, "as_json": as_json}
-
-
-Why = Annotated[str | None, typer.Option("--why", help="Why you act, one line; required.")]
+    return dict(locals())
 
 
 @app.command("list")
@@ -148,18 +136,10 @@ def list_letters(
     with _surveyed(place, as_json) as (session, index):
         wanted = _resolved(index, wanted)
         rows, total = index.page(wanted, limit=limit), index.count(wanted)
-        letters = [_as_json(row, without=("number", "today"), times=("time",)) for row in rows]
+        letters = [asdict(row) | {"time": time_text(row.time) or None} for row in rows]
         cells = [
-            (
-                row.id,
-                row.reason,
-                shown_time(row.time),
-                row.subject,
-                row.issuer,
-                row.destination,
-                "yes" if row.sound else "no",
-            )
-            for row in rows
+            (each.id, each.reason, shown_time(each.time), each.subject, each.issuer, each.destination, sound)
+            for each, sound in ((row, "yes" if row.sound else "no") for row in rows)
         ]
         more = [f"{total - len(rows)} more: --limit {total}"] if total > len(rows) else []
         lines = table_lines(_title(session, index, total), LETTER, cells, wide=wide)
@@ -172,22 +152,17 @@ def groups(*, place: Place, wanted: Filter, as_json: Json = False, wide: Wide = 
     """Count dead letters by reason, key, producer and destination."""
     with _surveyed(place, as_json) as (session, index):
         wanted = _resolved(index, wanted)
-        found = index.groups(wanted)
+        kinds = index.groups(wanted)
+        names = ("reason", "kid", "subject", "issuer", "destination")
         cells = [
-            (
-                str(each.count),
-                each.reason,
-                each.kid,
-                each.subject,
-                each.issuer,
-                each.destination,
-                shown_time(each.first),
-                shown_time(each.last),
-            )
-            for each in found
+            (str(each.count), *(getattr(each, name) for name in names), *map(shown_time, (each.first, each.last)))
+            for each in kinds
         ]
         lines = table_lines(_title(session, index, index.count(wanted)), GROUP, cells, wide=wide)
-        told = [_as_json(each, without=(), times=("first", "last")) for each in found]
+        told = [
+            asdict(each) | {"first": time_text(each.first) or None, "last": time_text(each.last) or None}
+            for each in kinds
+        ]
         answer(as_json, {"as_of": iso_time(index.as_of), "groups": told}, *lines)
 
 
@@ -367,12 +342,6 @@ def _title(session: Session, index: Index, total: int) -> str:
     return f"{total} {letters} of {session.box.name}, as of {shown_time(index.as_of)} UTC"
 
 
-def _as_json(row: Any, *, without: Sequence[str], times: Sequence[str]) -> dict[str, Any]:
-    """Return the fields of a row or a group, with times as text."""
-    fields = {name: value for name, value in asdict(row).items() if name not in without}
-    return fields | {name: time_text(fields[name]) or None for name in times}
-
-
 def filter_and_why(reason: str | None, why: str | None) -> tuple[str | None, str]:
     """Return the reason to filter by, and the reason of the act, from ``--reason`` and ``--why``.
 
@@ -390,13 +359,11 @@ def filter_and_why(reason: str | None, why: str | None) -> tuple[str | None, str
 @contextmanager
 def _surveyed(place: Place, quiet: bool, **settings: Any) -> Iterator[tuple[Session, Index]]:
     """Connect to a broker and read all letters, with their number on a terminal."""
-    with opened(place, **settings) as session, _index_of(session, quiet) as index:
-        yield session, index
-
-
-def _index_of(session: Session, quiet: bool) -> Index:
-    with progress_bar("reading letters", None, quiet=quiet) as advance:
-        return session.survey(progress=advance)
+    with opened(place, **settings) as session:
+        with progress_bar("reading letters", None, quiet=quiet) as advance:
+            read = session.survey(progress=advance)
+        with read as index:
+            yield session, index
 
 
 def _resolved(index: Index, wanted: Filter, least: int = TO_READ) -> Filter:
@@ -422,10 +389,9 @@ def _carry_out(
     **settings: Any,
 ) -> int:
     """Rehearse a plan, ask, and act; return 0 where every letter was acted on, else 1."""
-    with opened(place, **settings) as session:
-        with _index_of(session, as_json) as index:
-            plan = replace(plan, wanted=_resolved(index, plan.wanted, TO_CHANGE), rate=rate)
-            selection, counts = session.rehearse(index, plan)
+    with _surveyed(place, as_json, **settings) as (session, index):
+        plan = replace(plan, wanted=_resolved(index, plan.wanted, TO_CHANGE), rate=rate)
+        selection, counts = session.rehearse(index, plan)
         if dry_run:
             refused = Counter({reason: count for reason, count in counts.items() if reason != "accepted"})
             lines = [f"{count} will not be redriven: {reason}" for reason, count in refused.most_common()]
@@ -442,7 +408,8 @@ def _carry_out(
                 "--yes: required where nobody can be asked (or look with --dry-run)",
                 quiet=as_json,
             )
-        # Ctrl-C stops before the next letter, and the account stays exact.
+        # The letters on this disk have served. Ctrl-C stops before the next letter, and the account stays exact.
+        index.close()
         cancelled = threading.Event()
         kept = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
         try:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import http
 import http.client
 import json
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 from urllib.parse import urlsplit
 
 import typer
 
-from mqauth.cli.app import UNDECIDED, Json, one_line, print_json
+from mqauth.cli.app import UNDECIDED, Json, answer, one_line
 from mqauth.errors import refusing, require, words_of
 
 _MOST: Final = 1024 * 1024
@@ -51,20 +51,10 @@ def health(
         connection.close()
     # A key server has no states: it publishes the keys, or it does not.
     told = {"state": "ok" if response.status == http.HTTPStatus.OK else "stopped"} | document
-    if as_json:
-        print_json(told)
-    else:
-        for line in _lines(told):
-            typer.echo(one_line(line))
+    lines, consumers = [str(told.get("state"))], told.get("consumers")
+    for name, each in consumers.items() if isinstance(consumers, dict) else ():
+        health = each if isinstance(each, dict) else {}
+        reasons = "; ".join(map(str, health.get("reasons", ())))
+        lines.append(f"{name}: {health.get('state')}{': ' if reasons else ''}{reasons}")
+    answer(as_json, told, *map(one_line, lines))
     return {"ok": 0, "degraded": 0, "stalled": UNDECIDED}.get(str(told.get("state")), 1)
-
-
-def _lines(told: dict[str, Any]) -> list[str]:
-    consumers = told.get("consumers")
-    lines = [str(told.get("state"))]
-    for name, found in consumers.items() if isinstance(consumers, dict) else ():
-        reasons = "; ".join(map(str, found.get("reasons", ()))) if isinstance(found, dict) else ""
-        lines.append(
-            f"{name}: {found.get('state')}{': ' if reasons else ''}{reasons}" if isinstance(found, dict) else name
-        )
-    return lines

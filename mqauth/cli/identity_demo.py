@@ -53,16 +53,6 @@ class World:
             for name, subject in _PRODUCERS.items()
         }
 
-    def verifier(self) -> Verifier:
-        """Return the consumer's verifier: it knows the authority, and none of the producers."""
-        return Verifier(keys={TRUST_DOMAIN: TrustDomain(keys=self.authority)}, audience=AUDIENCE)
-
-    def policy(self, place: str) -> Allow:
-        """Return who may publish to a destination: two of the three."""
-        return Allow(
-            [Rule(subject=who, destinations=(place,), issuer=TRUST_DOMAIN) for who in (WORKLOAD, RETURNS)]
-        )
-
 
 def play(kept: Path | None, *, as_json: bool, messages: int) -> int:
     """Run the demo, print the report, and return the exit code."""
@@ -124,7 +114,14 @@ def _consumed(world: World, cases: list[Case]) -> list[Result]:
     with closing(MemoryStage()) as stage:
         for case in cases:
             stage.inject(case.message)
-        return consumed(stage, world, world.audit, cases, True)
+        # Two of the three producers may publish there.
+        rules = [
+            Rule(subject=subject, destinations=(stage.destination,), issuer=TRUST_DOMAIN)
+            for subject in (WORKLOAD, RETURNS)
+        ]
+        # The consumer's verifier knows the authority, and none of the producers.
+        verifier = Verifier(keys={TRUST_DOMAIN: TrustDomain(keys=world.authority)}, audience=AUDIENCE)
+        return consumed(stage, verifier, Allow(rules), world.audit, cases, keep=True)
 
 
 def _message(case: str, number: int = 0) -> Message:

@@ -122,7 +122,12 @@ def _answered(name: str, given: str | None, like: str) -> str:
 
 def _write(folder: Path, project: Project) -> None:
     """Write all files or none."""
-    with file_errors(folder), _staged(folder) as stage:
+    made, moved = not folder.exists(), list[Path]()
+    with file_errors(folder), contextlib.ExitStack() as stack:
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.callback(lambda: folder.rmdir() if made and not any(folder.iterdir()) else None)
+        # All is written into a folder beside, and appears once it is whole.
+        stage = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".mqauth-init-", dir=folder)))
         for name, text in project.texts().items():
             path = stage / name
             path.parent.mkdir(exist_ok=True)
@@ -135,31 +140,16 @@ def _write(folder: Path, project: Project) -> None:
             findings = check(stage / side / "mqauth.toml").findings
             for wrong in [each for each in findings if each.severity is Severity.ERROR]:
                 raise ConfigurationError(f"{side}/mqauth.toml: {wrong.key}: {wrong.message}")
-
-
-@contextlib.contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """Give a folder beside the files to be made; they appear once all are written, or none does."""
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=".mqauth-init-", dir=folder))
-    moved: list[Path] = []
-    try:
-        yield stage
         names = sorted(entry.name for entry in stage.iterdir())
         taken = [name for name in names if os.path.lexists(folder / name)]
         require(not taken, f"{folder}: has {', '.join(taken)} already; nothing was changed")
-        for name in names:
-            (stage / name).rename(folder / name)
-            moved.append(folder / name)
-    except BaseException:
-        for path in moved:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        raise
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        if made and not any(folder.iterdir()):
-            folder.rmdir()
+        try:
+            for name in names:
+                moved.append((stage / name).rename(folder / name))
+        except BaseException:
+            for path in moved:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            raise
 
 
 def _declare(folder: Path) -> None:

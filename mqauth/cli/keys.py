@@ -24,8 +24,6 @@ from mqauth.cli.serve import (
     Host,
     Level,
     Log,
-    LogForm,
-    LogLevel,
     Server,
     TLSCert,
     TLSKey,
@@ -217,8 +215,8 @@ def serve(
     tls_cert: TLSCert = None,
     tls_key: TLSKey = None,
     as_json: Json = False,
-    log: Log = LogForm.TEXT,
-    level: Level = LogLevel.INFO,
+    log: Log = "text",
+    level: Level = "info",
 ) -> None:
     """Publish the public keys over HTTP(S) at /jwks.json.
 

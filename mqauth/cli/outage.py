@@ -6,15 +6,13 @@ import re
 import socket
 import ssl
 from typing import Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from mqauth.cli.app import UNDECIDED
 from mqauth.cli.forms import CommandFailed
 from mqauth.errors import ConfigurationError, MqauthError, words_of
 
 _PORTS: Final = {"amqp": 5672, "amqps": 5671, "kafka": 9092}
-_PATIENCE: Final = 3.0
-"""Seconds for a connection that is tried only to learn why another one failed."""
 _REFUSED: Final = (
     (re.compile("Authentication|AuthorizationFailed|AccessRefused"), "are user, password and permissions right?"),
     (re.compile("NotFoundEntity|UnknownTopic"), "is it declared, in this virtual host?"),
@@ -49,7 +47,26 @@ def told(error: BaseException, urls: list[str], user: str | None, seconds: float
             if pattern.search(type(cause).__name__):
                 return ConfigurationError(f"{where} refuses us{who}: {_words(cause)}; {what_to_do}")
         cause = cause.__cause__ or cause.__context__
-    why, what_to_do = _why(error, servers)
+    why, what_to_do = f"it answers, but not as this broker does ({type(error).__name__})", _OTHERWISE
+    if not servers:
+        why, what_to_do = _words(error), "is it running?"
+    elif isinstance(error, ssl.SSLError):
+        why = "no TLS"
+    # Clients keep the reason to themselves, so the servers are tried once more, one by one.
+    for each in servers:
+        try:
+            address = each.hostname or "", each.port or _PORTS[each.scheme]
+            socket.create_connection(address, 3.0).close()
+            continue
+        except ConnectionRefusedError:
+            why, what_to_do = "connection refused", "is the broker running, and is this its port?"
+        except socket.gaierror as found:
+            why, what_to_do = words_of(found).lower(), "is the host's name right?"
+        except TimeoutError:
+            why, what_to_do = "no answer", "is a firewall in between?"
+        except OSError as found:
+            why, what_to_do = words_of(found).lower(), "is the network up?"
+        break
     return CommandFailed(f"cannot reach {where}{who}: {why}, {seconds:.0f} s; {what_to_do}", UNDECIDED)
 
 
@@ -59,26 +76,3 @@ def _words(error: BaseException) -> str:
     # Some reasons of aiormq are templates that nobody has filled in.
     texts = [one for one in (said, *error.args) if isinstance(one, str) and one and "%" not in one]
     return texts[0][:200] if texts else type(error).__name__
-
-
-def _why(error: BaseException, servers: list[SplitResult]) -> tuple[str, str]:
-    """Return why no connection came about, and what to do.
-
-    Clients keep the reason to themselves, so the servers are tried once more, one by one.
-    """
-    for one in servers:
-        try:
-            socket.create_connection((one.hostname or "", one.port or _PORTS[one.scheme]), _PATIENCE).close()
-        except ConnectionRefusedError:
-            return "connection refused", "is the broker running, and is this its port?"
-        except socket.gaierror as found:
-            return words_of(found).lower(), "is the host's name right?"
-        except TimeoutError:
-            return "no answer", "is a firewall in between?"
-        except OSError as found:
-            return words_of(found).lower(), "is the network up?"
-    if not servers:
-        return _words(error), "is it running?"
-    if isinstance(error, ssl.SSLError):
-        return "no TLS", _OTHERWISE
-    return f"it answers, but not as this broker does ({type(error).__name__})", _OTHERWISE

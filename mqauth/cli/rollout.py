@@ -6,7 +6,7 @@ import difflib
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Final
@@ -96,8 +96,15 @@ def up(
     number, entry = held[0], file.rollout[held[0]]
     rung, on_kafka = Rung(entry.at + 1), places.is_kafka(destination)
     if rung is Rung.ENFORCE and not force:
+        # The destination stands by itself where it is listed, else as its whole entry does.
+        alone = replace(entry, destinations=(destination,)) if destination in entry.destinations else entry
+        narrowed = replace(file, rollout=(*file.rollout[:number], alone, *file.rollout[number:]))
+
+        def look() -> Standing:
+            known = _standings(narrowed, audit or _own_files(file))
+            return next(each for each in known if each.entry is alone)
+
         # what the reports say, and then what the broker says of what waits
-        look = _Look(file, number, destination, audit)
         standing = look()
         if standing.is_safe and not settled:
             against = rollout_broker.backlog(standing, _now())
@@ -112,7 +119,8 @@ def up(
                     exempt = Rollout((), [] if consumer is None else [each.build() for each in consumer.unsigned])
                     against = rollout_broker.unread(places.parse(destination)[1], known, entry, exempt, asked)
                 else:
-                    against = rollout_broker.emptied(known, asked, look.consumers, look, _now)
+                    consumers = 1 if file.check is None else file.check.consumers
+                    against = rollout_broker.emptied(known, asked, consumers, look, _now)
             # meanwhile there may be new reports
             standing = look()
             standing.against += [] if against is None else [against]
@@ -122,8 +130,9 @@ def up(
     values: dict[str, Value] = {"rung": rung.label, "since": _today()}
     values |= {"until": None} if rung is Rung.ENFORCE else {}
     note = _RESET if on_kafka and rung is Rung.ENFORCE else None
-    change = _Change(destination, values, accepted=_noted(why), number=number, note=note)
-    return _apply(config, change, only_print=only_print, yes=yes, as_json=json)
+    noted = {} if why is None else {f"why {_today()}": why}
+    answers = {"only_print": only_print, "yes": yes, "as_json": json}
+    return _apply(config, destination, values, noted, number=number, note=note, **answers)
 
 
 @app.command("down")
@@ -144,8 +153,8 @@ def down(
     with refusing(ValueError, "--until is a date like 2027-01-31"):
         day = date.fromisoformat(until)
     values: dict[str, Value] = {"rung": Rung(rung - 1).label, "since": _today(), "until": day}
-    change = _Change(destination, values, accepted=_noted(why))
-    return _apply(config, change, only_print=only_print, yes=yes, as_json=json)
+    noted = {f"why {_today()}": why}
+    return _apply(config, destination, values, noted, only_print=only_print, yes=yes, as_json=json)
 
 
 @app.command("accept")
@@ -160,8 +169,7 @@ def accept(
     json: Json = False,
 ) -> int:
     """Accept a group that does not sign. It no longer speaks against going up, and the file says so."""
-    change = _Change(destination, accepted={found: why})
-    return _apply(config, change, only_print=only_print, yes=yes, as_json=json)
+    return _apply(config, destination, {}, {found: why}, only_print=only_print, yes=yes, as_json=json)
 
 
 # The reports
@@ -191,62 +199,40 @@ def _standings(file: FileSettings, files: list[Path]) -> list[Standing]:
     return standings(file.rollout, read_records(with_parts(files)), asked)
 
 
-class _Look:
-    """Returns how a destination stands by now: by itself where it is listed, else as its whole entry does.
-
-    Args:
-        file: the configuration.
-        number: of the entry that holds it.
-        destination: that is to go up.
-        audit: files in place of those of ``[audit]``.
-    """
-
-    def __init__(self, file: FileSettings, number: int, destination: str, audit: list[Path] | None) -> None:
-        entry = file.rollout[number]
-        if destination in entry.destinations:
-            entry = replace(entry, destinations=(destination,))
-        self._entry, self._audit = entry, audit
-        self._file = replace(file, rollout=(*file.rollout[:number], entry, *file.rollout[number:]))
-        self.consumers = 1 if file.check is None else file.check.consumers
-
-    def __call__(self) -> Standing:
-        files = self._audit or _own_files(self._file)
-        return next(one for one in _standings(self._file, files) if one.entry is self._entry)
-
-
 # The file
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """What is to be changed.
+def _apply(
+    config: Path | None,
+    destination: str,
+    values: Mapping[str, Value],
+    accepted: Mapping[str, str],
+    *,
+    number: int | None = None,
+    note: str | None = None,
+    only_print: bool,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    """Change an entry in the file, after the new file was judged and shown, and somebody asked.
 
     Args:
+        config: the file.
         destination: of the entry.
         values: by key; ``None`` removes one.
         accepted: what the entry keeps with a reason.
         number: of the entry that holds the destination, which gets an entry of its own; ``None`` for the one that
             lists it.
         note: what people should know of it.
+        only_print: print the new file, and change nothing.
+        yes: do not ask.
+        as_json: print JSON.
     """
-
-    destination: str
-    values: Mapping[str, Value] = field(default_factory=dict)
-    accepted: Mapping[str, str] = field(default_factory=dict)
-    number: int | None = None
-    note: str | None = None
-
-
-def _apply(config: Path | None, change: _Change, *, only_print: bool, yes: bool, as_json: bool) -> int:
-    """Change an entry in the file, after the new file was judged and shown, and somebody asked."""
     path = file_of(config)
     text, members = read_toml(path)
-    number, new = change.number, text
-    if number is None:
-        number = number_of(members.get("rollout", []), change.destination)
-    else:
-        new = split(text, number, change.destination)
-    new = changed(new, number, change.values, change.accepted)
+    new = text if number is None else split(text, number, destination)
+    number = number_of(members.get("rollout", []), destination) if number is None else number
+    new = changed(new, number, values, accepted)
     with file_errors(path), tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".toml") as trial:
         trial.write(new)
         trial.flush()
@@ -260,19 +246,15 @@ def _apply(config: Path | None, change: _Change, *, only_print: bool, yes: bool,
         return 0
     diff = list(difflib.unified_diff(text.splitlines(), new.splitlines(), str(path), str(path), lineterm=""))
     shown = sys.stderr if as_json else sys.stdout
-    print(*diff, *([] if change.note is None else [f"note: {change.note}"]), sep="\n", file=shown)
+    print(*diff, *([] if note is None else [f"note: {note}"]), sep="\n", file=shown)
     written = yes or typer.confirm("Write it? It counts from the next start of each consumer.", err=as_json)
     if written:
         with file_errors(path):
             path.write_text(new, "utf-8")
-    rung = str(change.values.get("rung") or members["rollout"][number]["rung"])
-    facts = {"destination": change.destination, "rung": rung, "written": written}
-    answer(as_json, facts | {"lines": diff, "note": change.note})
+    rung = str(values.get("rung") or members["rollout"][number]["rung"])
+    facts = {"destination": destination, "rung": rung, "written": written}
+    answer(as_json, facts | {"lines": diff, "note": note})
     return 0 if written else 1
-
-
-def _noted(why: str | None) -> dict[str, str]:
-    return {} if why is None else {f"why {_today()}": why}
 
 
 def _today() -> date:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import islice
 from typing import Annotated, Any
 
 import typer
 
-from mqauth import ConfigurationError, MalformedMessage, Message, Outcome, Pipeline, Reason, Signer, Verdict, load
+from mqauth import ConfigurationError, MalformedMessage, Message, Outcome, Reason, Signer, Verdict, load
 from mqauth.cli.app import MAX_INPUT, Config, print_json, read_body, read_texts, standard_input
 from mqauth.cli.settings import file_of
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import require
-from mqauth.flow import Flow, run
-from mqauth.judging.pipeline import Delivery
+from mqauth.flow import run
 from mqauth.logs import harmless
 from mqauth.signer import Prepared
 from mqauth.wire import destination, json_form
@@ -24,21 +23,6 @@ from mqauth.wire.message import NO_ORIGIN, TOKEN_HEADER, Origin
 
 Lines = Annotated[bool, typer.Option("--lines", help="One message a line.")]
 Pairs = list[str] | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A message that waits for the signature of its batch.
-
-    Args:
-        place: where it stood in the input, for errors.
-        form: the message as it was read.
-        prepared: the same message, hashed.
-    """
-
-    place: str
-    form: dict[str, Any]
-    prepared: Prepared
 
 
 def sign(
@@ -66,7 +50,7 @@ def sign(
     if to is None:
         for name, value in (("--key", key), ("--header", headers), ("--property", properties)):
             require(not value, f"{name}: only with --to")
-        _sign_forms(load(file_of(config)).signer, lines=lines, batch=batch)
+        _sign_forms(load(file_of(config)).signer, lines=lines, size=batch)
         return
     require(not lines, "--lines: not with --to, where all of standard input is one body")
     signer = load(file_of(config)).signer
@@ -77,7 +61,7 @@ def sign(
     form: dict[str, Any] = {"destination": to}
     require(key is None or destination.is_kafka(to), "--key: only Kafka has record keys")
     if destination.is_kafka(to):
-        form["key"] = None if key is None else _base64(_utf8("--key", key))
+        form["key"] = None if key is None else base64.b64encode(_utf8("--key", key)).decode("ascii")
     # A hyphen and an underscore in the name of a property are the same.
     found: dict[str, str] = {}
     for name, value in (_pair("--property", text) for text in properties or ()):
@@ -87,37 +71,36 @@ def sign(
     given = [[name, {"str": value}] for name, value in (_pair("--header", text) for text in headers or ())]
     body = read_body(standard_input())
     require(body is not None, f"the body is over {MAX_INPUT} bytes", MalformedMessage)
-    form |= {"body": _base64(body or b""), "properties": found, "headers": given}
+    form |= {"body": base64.b64encode(body or b"").decode("ascii"), "properties": found, "headers": given}
     print_json(_with_token(form, signer.sign(json_form.from_form(form))))
 
 
-def _sign_forms(signer: Signer, *, lines: bool, batch: int) -> None:
-    waiting: list[_Waiting] = []
-    for text in read_texts(standard_input(), lines=lines):
-        place = f"line {text.number}" if lines else "standard input"
+def _sign_forms(signer: Signer, *, lines: bool, size: int) -> None:
+    """Sign messages in batches, and print each with its token, also those before one that cannot be signed."""
+    fault: tuple[str, MalformedMessage] | None = None
+    texts = read_texts(standard_input(), lines=lines)
+    while fault is None and (batch := list(islice(texts, size))):
+        places = [f"line {text.number}" if lines else "standard input" for text in batch]
+        forms: list[dict[str, Any]] = []
+        prepared: list[Prepared] = []
+        for text, place in zip(batch, places, strict=True):
+            try:
+                form = text.parse()
+                require(isinstance(form, dict), "a message is an object", MalformedMessage)
+                prepared.append(signer.prepare(json_form.from_form(form)))
+            except MalformedMessage as error:
+                fault = place, error
+                break
+            forms.append(form)
         try:
-            form = text.parse()
-            require(isinstance(form, dict), "a message is an object", MalformedMessage)
-            waiting.append(_Waiting(place, form, signer.prepare(json_form.from_form(form))))
+            sealed = signer.seal(prepared)
         except MalformedMessage as error:
-            _print_sealed(signer, waiting)
-            raise MalformedMessage(
-                f"{place}: {error}{'' if lines else '; or is it a body? then give --to'}"
-            ) from error
-        if len(waiting) == batch:
-            _print_sealed(signer, waiting)
-            waiting = []
-    _print_sealed(signer, waiting)
-
-
-def _print_sealed(signer: Signer, waiting: Sequence[_Waiting]) -> None:
-    """Sign the waiting messages as one batch and print them in their order."""
-    try:
-        sealed = signer.seal([found.prepared for found in waiting])
-    except MalformedMessage as error:
-        raise MalformedMessage(f"{waiting[0].place}: {error}") from error
-    for found, message in zip(waiting, sealed, strict=True):
-        print_json(_with_token(found.form, message))
+            raise MalformedMessage(f"{places[0]}: {error}") from error
+        for form, message in zip(forms, sealed, strict=True):
+            print_json(_with_token(form, message))
+    if fault is not None:
+        advice = "" if lines else "; or is it a body? then give --to"
+        raise MalformedMessage(f"{fault[0]}: {fault[1]}{advice}") from fault[1]
 
 
 def _with_token(form: dict[str, Any], signed: Message) -> dict[str, Any]:
@@ -145,10 +128,6 @@ def _utf8(option: str, text: str) -> bytes:
         raise ConfigurationError(f"{option}: not UTF-8") from error
 
 
-def _base64(raw: bytes) -> str:
-    return base64.b64encode(raw).decode("ascii")
-
-
 def verify(
     config: Config = None,
     lines: Lines = False,
@@ -172,7 +151,10 @@ def verify(
             if message.origin == NO_ORIGIN:
                 now = int(SYSTEM_CLOCK.now() * 1000)
                 message = replace(message, origin=Origin(timestamp_ms=now, timestamp_type="append"))
-            outcome = run(_consume(pipeline, pipeline.receive(message)))
+            # A message that is accepted is confirmed, as by a consumer whose handler succeeds.
+            delivery = pipeline.receive(message)
+            outcome = run(pipeline.judge(delivery))
+            outcome = run(pipeline.confirm(delivery)) if outcome.verdict is Verdict.ACCEPTED else outcome
         # The claims of a message that was not accepted may be forged, so they are left out.
         accepted = outcome.verdict is Verdict.ACCEPTED and outcome.verified is not None
         reason = outcome.cause if outcome.verdict is Verdict.DEFERRED else outcome.reason
@@ -188,11 +170,3 @@ def verify(
     if exit_zero:
         return 0
     return 1 if Verdict.REJECTED in verdicts else 3 if {Verdict.DEFERRED, Verdict.DUPLICATE} & verdicts else 0
-
-
-def _consume(pipeline: Pipeline, delivery: Delivery) -> Flow[Outcome]:
-    """Claim and confirm, as a consumer does whose handler succeeds."""
-    outcome = yield from pipeline.judge(delivery)
-    if outcome.verdict is not Verdict.ACCEPTED:
-        return outcome
-    return (yield from pipeline.confirm(delivery))
