@@ -74,19 +74,17 @@ class AuthorityServer:
         """Answer one request."""
         if scope["type"] != "http" or scope["path"] != PATH:
             await self._keys(scope, receive, send)
-        elif scope["method"] != "POST":
+            return
+        if scope["method"] != "POST":
             await _send(send, Answer(405, "invalid_request"), {}, [(b"allow", b"POST")])
-        else:
-            await self._identity(scope, receive, send)
-
-    async def _identity(self, scope: Message, receive: Receive, send: Send) -> None:
+            return
         began, trace, headers = self._clock.monotonic(), Trace(_address(scope)), list(scope["headers"])
         # Refusals are counted by address and holder. Anybody can name a holder, but only with a credential of its
         # issuer's form, and once for each holder.
         shown = [value for name, value in headers if name == b"authorization"]
         credential = shown[0].decode("latin-1").partition(" ")[2].strip(" ") if len(shown) == 1 else ""
         asks = f"{trace.address} {self._authority.desk.holder(credential)}"
-        wait = self._refusals.wait(asks)
+        wait = self._refusals.take(asks, 0)
         reply: tuple[Reply, str] = (SLOW_DOWN, {}, wait), "unread"
         if not wait:
             raw = None
@@ -95,7 +93,7 @@ class AuthorityServer:
                     raw = await asyncio.wait_for(_body(receive), timeout=10.0)
             except ConnectionError:
                 # Nobody asked for anything, and nobody listens: there is nothing to judge, to record or to answer.
-                self._refusals.count(asks)
+                self._refusals.take(asks)
                 return
             reply = await asyncio.to_thread(self._judged, headers, raw, trace, asks)
         (answer, body, wait), why = reply
@@ -121,7 +119,7 @@ class AuthorityServer:
             except Refused as refused:
                 # What is refused for its rate is honest, and must not shut out others of its address.
                 if refused.refusal is not Refusal.RATE_EXCEEDED:
-                    self._refusals.count(asks)
+                    self._refusals.take(asks)
                 self._authority.refuse(refused, trace)
                 return (refused.answer, {}, refused.wait), refused.refusal.value
         except Unavailable as error:

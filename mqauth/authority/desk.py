@@ -59,26 +59,6 @@ class Grant:
         return f"wants another {', '.join(other)}" if other else None
 
 
-def choose(grants: Iterable[Grant], credential: Credential, subject: str | None) -> Grant:
-    """Return the grant that a credential gets; of several for one subject the first decides.
-
-    Args:
-        grants: all of them.
-        credential: verified.
-        subject: that was asked for, ``None`` where none was named.
-
-    Raises:
-        Refused: ``grant_missing``, or ``subject_ambiguous`` where none was named and several subjects match.
-    """
-    found = [grant for grant in grants if grant.difference(credential) is None]
-    ambiguous = subject is None and len({grant.subject for grant in found}) > 1
-    grant_only(not ambiguous, Refusal.SUBJECT_AMBIGUOUS, "several grants match, and no sub was asked for")
-    wanted = [grant for grant in found if subject in (None, grant.subject)]
-    missing = "no grant for the sub asked for" if found else "no grant matches"
-    grant_only(wanted, Refusal.GRANT_MISSING, missing)
-    return wanted[0]
-
-
 class CredentialDesk:
     """Reads credentials of its issuers, and looks their grants up; it needs no key, and writes no audit.
 
@@ -131,9 +111,19 @@ class CredentialDesk:
         return trace.credential
 
     def grant(self, found: Credential, subject: str | None) -> Grant:
-        """Return the grant that a credential gets.
+        """Return the grant that a credential gets; of several for one subject the first decides.
+
+        Args:
+            found: the credential, verified.
+            subject: that was asked for, ``None`` where none was named.
 
         Raises:
-            Refused: ``grant_missing`` or ``subject_ambiguous``.
+            Refused: ``grant_missing``, or ``subject_ambiguous`` where none was named and several subjects match.
         """
-        return choose(self.grants, found, subject)
+        matching = [grant for grant in self.grants if grant.difference(found) is None]
+        ambiguous = subject is None and len({grant.subject for grant in matching}) > 1
+        grant_only(not ambiguous, Refusal.SUBJECT_AMBIGUOUS, "several grants match, and no sub was asked for")
+        wanted = [grant for grant in matching if subject in (None, grant.subject)]
+        missing = "no grant for the sub asked for" if matching else "no grant matches"
+        grant_only(wanted, Refusal.GRANT_MISSING, missing)
+        return wanted[0]

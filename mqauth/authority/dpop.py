@@ -9,6 +9,7 @@ the holder of the key can use.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from mqauth.authority.refusals import Refusal, Refused
@@ -60,24 +61,13 @@ def open_jwt(text: str) -> Jwt:
     return Jwt(found, claims, Opened(algorithm, kid, raw[: raw.rindex(b".")], payload, signature))
 
 
+_require: Final = partial(require, error=ValueError)
 SKEW: Final = 60
 """Seconds by which the clock of whoever asks may differ, either way."""
 
 
-class HeldKey(NamedTuple):
-    """A key whose holder is asking.
-
-    Args:
-        jwk: its public half, as it goes into a WIT.
-        jkt: its RFC 7638 thumbprint.
-    """
-
-    jwk: Mapping[str, str]
-    jkt: str
-
-
-def verify(proof: str, *, url: str, credential: str, now: float) -> HeldKey:
-    """Return the key that a proof shows to be held.
+def verify(proof: str, *, url: str, credential: str, now: float) -> Mapping[str, str]:
+    """Return the public key, as it goes into a WIT, that a proof shows to be held.
 
     Args:
         proof: the one header ``DPoP``.
@@ -109,8 +99,4 @@ def verify(proof: str, *, url: str, credential: str, now: float) -> HeldKey:
         raise Refused(Refusal.DPOP_INVALID, error.detail.replace("of the identity", "of the proof")) from error
     except ValueError as error:
         raise Refused(Refusal.DPOP_INVALID, str(error)) from error
-    return HeldKey(jwk, identity.jkt_of(jwk))
-
-
-def _require(condition: object, refusal: str) -> None:
-    require(condition, refusal, ValueError)
+    return jwk

@@ -120,18 +120,18 @@ class IdentityAuthority:
             Unavailable: the issuer's keys, the signing key or the audit is out of reach.
         """
         trace.subject = asked.subject
-        held = dpop.verify(
+        jwk = dpop.verify(
             asked.proof, url=self.desk.audience + PATH, credential=asked.credential, now=self._clock.now()
         )
-        trace.jkt = held.jkt
+        trace.jkt = identity.jkt_of(jwk)
         found = self.desk.read(asked.credential, trace)
         binding, is_bound = Refusal.CREDENTIAL_BINDING, found.jkt is not None
-        grant_only(found.jkt in (None, held.jkt), binding, "it is bound to another key")
+        grant_only(found.jkt in (None, trace.jkt), binding, "it is bound to another key")
         # RFC 9449, sections 7.1 and 7.2
         grant_only(asked.bound is is_bound, binding, "it is shown as Bearer where it is bound, or else as DPoP")
         grant = self.desk.grant(found, asked.subject)
         trace.subject = grant.subject
-        return self.vouch(grant, held.jwk, trace)
+        return self.vouch(grant, jwk, trace)
 
     def vouch(self, grant: Grant, jwk: Mapping[str, str], trace: Trace) -> Issued:
         """Return a WIT for a key that is known to be the subject's, once its record is durable.

@@ -33,38 +33,21 @@ class Rate:
     def __len__(self) -> int:
         return len(self._counts)
 
-    def wait(self, key: str) -> int:
-        """Return the seconds after which there may be another of a key, 0 where there may be one now."""
+    def take(self, key: str, more: int = 1) -> int:
+        """Count so many more of a key if there may be another now; return the seconds after which there may be.
+
+        Returns:
+            0 where there may be one now.
+        """
         with self._lock:
-            return self._wait(key)
-
-    def count(self, key: str) -> None:
-        """Count one of a key."""
-        with self._lock:
-            self._turn()
-            self._add(key)
-
-    def take(self, key: str) -> int:
-        """Count one of a key if there may be another now; return what ``wait`` would."""
-        with self._lock:
-            seconds = self._wait(key)
-            if not seconds:
-                self._add(key)
-            return seconds
-
-    def _wait(self, key: str) -> int:
-        now = self._turn()
-        full = self._limit > 0 and self._counts.get(key, 0) >= self._limit
-        return max(1, math.ceil(self._ends - now)) if full else 0
-
-    def _add(self, key: str) -> None:
-        if key not in self._counts and len(self._counts) >= self._capacity:
-            del self._counts[min(self._counts, key=self._counts.__getitem__)]
-        self._counts[key] = self._counts.get(key, 0) + 1
-
-    def _turn(self) -> float:
-        now = self._clock.monotonic()
-        if now >= self._ends:
-            self._counts.clear()
-            self._ends = now + WINDOW
-        return now
+            now = self._clock.monotonic()
+            if now >= self._ends:
+                self._counts.clear()
+                self._ends = now + WINDOW
+            if 0 < self._limit <= self._counts.get(key, 0):
+                return max(1, math.ceil(self._ends - now))
+            if more and key not in self._counts and len(self._counts) >= self._capacity:
+                del self._counts[min(self._counts, key=self._counts.__getitem__)]
+            if more:
+                self._counts[key] = self._counts.get(key, 0) + more
+            return 0

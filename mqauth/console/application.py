@@ -13,7 +13,6 @@ from urllib.parse import urlencode
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
@@ -27,7 +26,7 @@ from mqauth.console.oidc import person as person_of
 from mqauth.console.oidc_provider import LIFETIME, Attempts, Provider
 from mqauth.console.pages import SEE_OTHER, BadRequestError, Pages, read_form
 from mqauth.console.places import Lobby, places_of
-from mqauth.console.shield import FaultMiddleware, SecurityMiddleware
+from mqauth.console.shield import SecurityMiddleware
 from mqauth.console.site import REVIEWER, STATIC, Cookie, Sessions, Site, Tokens
 from mqauth.errors import MqauthError, require
 from mqauth.logs import emit
@@ -99,12 +98,38 @@ def application(
         text = "The console failed on this page. Its log says why, under the id below."
         return site.error(500, text, site.session(request), error)
 
-    handlers: Any = {HTTPException: failed, BadRequestError: failed}
-    # Within Starlette's own middleware for errors, which would answer with an empty page.
-    shield = [Middleware(FaultMiddleware, failed=faulty)]
-    inner = Starlette(routes=_routes(site, login), exception_handlers=handlers, middleware=shield)
-    # Outermost, so that its headers are on every error too.
-    return SecurityMiddleware(inner, hosts, tls=tls)
+    lobby, many = Lobby(site), len(places) > 1
+    routes: list[Route | Mount] = [
+        *([Route("/", lobby.show), Route("/refresh", lobby.refresh, methods=["POST"])] if many else []),
+        Route("/login", login.show, methods=["GET"]),
+        Route("/login", login.with_token, methods=["POST"]),
+        Route(START, login.start, methods=["GET"]),
+        Route(CALLBACK, login.callback, methods=["GET"]),
+        Route("/logout", lobby.log_out, methods=["POST"]),
+        Mount("/static", StaticFiles(directory=STATIC)),
+    ]
+    # The pages of each queue or topic.
+    for pages, base in ((Pages(site.at(place)), place.base) for place in places):
+        routes += [
+            Route(f"{base}/", pages.groups),
+            Route(f"{base}/letters", pages.letters),
+            Route(f"{base}/letter/{{mark}}", pages.letter),
+            Route(f"{base}/letter/{{mark}}/audit", pages.trail),
+            Route(f"{base}/chosen", pages.chosen, methods=["POST"]),
+            Route(f"{base}/refresh", pages.refresh, methods=["POST"]),
+            Route(f"{base}/judge", pages.judge, methods=["POST"]),
+            Route(f"{base}/act/{{act}}", pages.act_form, methods=["GET"]),
+            Route(f"{base}/act/{{act}}", pages.rehearse, methods=["POST"]),
+            Route(f"{base}/confirm", pages.confirm, methods=["POST"]),
+            Route(f"{base}/cancel", pages.cancel, methods=["POST"]),
+            Route(f"{base}/job", pages.job),
+            Route(f"{base}/job.json", pages.progress),
+            Route(f"{base}/account", pages.account, methods=["GET"]),
+            Route(f"{base}/account", pages.start_account, methods=["POST"]),
+        ]
+    # Starlette raises a fault again once it has answered with our page; the shield keeps it from the server.
+    handlers: Any = {HTTPException: failed, BadRequestError: failed, Exception: faulty}
+    return SecurityMiddleware(Starlette(routes=routes, exception_handlers=handlers), hosts, tls=tls)
 
 
 def origin(hosts: Sequence[str], provider: Provider | None, *, tls: bool) -> str:
@@ -125,42 +150,6 @@ def origin(hosts: Sequence[str], provider: Provider | None, *, tls: bool) -> str
 def redirect_uri(hosts: Sequence[str], provider: Provider, *, tls: bool) -> str:
     """Return where the provider sends people back to; it has to be registered there."""
     return origin(hosts, provider, tls=tls) + CALLBACK
-
-
-def _routes(site: Site, login: Login) -> list[Route | Mount]:
-    lobby, many = Lobby(site), len(site.places) > 1
-    own = [route for place in site.places for route in _place_routes(Pages(site.at(place)), place.base)]
-    return [
-        *([Route("/", lobby.show), Route("/refresh", lobby.refresh, methods=["POST"])] if many else []),
-        Route("/login", login.show, methods=["GET"]),
-        Route("/login", login.with_token, methods=["POST"]),
-        Route(START, login.start, methods=["GET"]),
-        Route(CALLBACK, login.callback, methods=["GET"]),
-        Route("/logout", lobby.log_out, methods=["POST"]),
-        *own,
-        Mount("/static", StaticFiles(directory=STATIC)),
-    ]
-
-
-def _place_routes(pages: Pages, base: str) -> list[Route]:
-    """Return the pages of one queue or topic."""
-    return [
-        Route(f"{base}/", pages.groups),
-        Route(f"{base}/letters", pages.letters),
-        Route(f"{base}/letter/{{mark}}", pages.letter),
-        Route(f"{base}/letter/{{mark}}/audit", pages.trail),
-        Route(f"{base}/chosen", pages.chosen, methods=["POST"]),
-        Route(f"{base}/refresh", pages.refresh, methods=["POST"]),
-        Route(f"{base}/judge", pages.judge, methods=["POST"]),
-        Route(f"{base}/act/{{act}}", pages.act_form, methods=["GET"]),
-        Route(f"{base}/act/{{act}}", pages.rehearse, methods=["POST"]),
-        Route(f"{base}/confirm", pages.confirm, methods=["POST"]),
-        Route(f"{base}/cancel", pages.cancel, methods=["POST"]),
-        Route(f"{base}/job", pages.job),
-        Route(f"{base}/job.json", pages.progress),
-        Route(f"{base}/account", pages.account, methods=["GET"]),
-        Route(f"{base}/account", pages.start_account, methods=["POST"]),
-    ]
 
 
 class _LoginError(MqauthError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.concurrency import run_in_threadpool
@@ -20,7 +20,7 @@ from mqauth.console import display
 from mqauth.console.backend import BusyError
 from mqauth.console.jobs import JUDGE, REHEARSE
 from mqauth.console.site import Session, Site
-from mqauth.errors import SIGNED_REASONS, ConfigurationError, MqauthError, Reason, require
+from mqauth.errors import SIGNED_REASONS, ConfigurationError, MqauthError, Reason, refusing, require
 from mqauth.letters.release import WAIVABLE
 from mqauth.review import ACTS, DIMENSIONS, LARGEST, QUEUE, Filter, Order, Plan, Row, waivable
 from mqauth.review.glossary import LABELS, explain
@@ -52,16 +52,10 @@ _LOOK_ONLY: Final = "Your role can look, but not act."
 _RESOLVED: Final = "No such dead letter is open. It may have been resolved since."
 _NOT_OURS: Final = "this is no form of this console"
 Fields = ImmutableMultiDict[str, str]
-P = TypeVar("P", bound="HasSite")
-Shown = Callable[[P, Request, Session], Awaitable[Response]]
-Posted = Callable[[P, Request, Session, Fields], Awaitable[Response | None]]
-Endpoint = Callable[[P, Request], Awaitable[Response]]
-
-
-class HasSite(Protocol):
-    """Pages: they know what all pages share."""
-
-    site: Site
+# The first argument has what all pages share: its attribute ``site``.
+Shown = Callable[[Any, Request, Session], Awaitable[Response]]
+Posted = Callable[[Any, Request, Session, Fields], Awaitable[Response | None]]
+Endpoint = Callable[[Any, Request], Awaitable[Response]]
 
 
 class BadRequestError(MqauthError):
@@ -127,24 +121,6 @@ def query_of(wanted: Filter, **more: object) -> str:
     return urlencode(wanted.given() | {name: str(value) for name, value in more.items()}, doseq=True)
 
 
-def plan_of(act: str, fields: Fields, reviewer: str) -> Plan:
-    """Return the plan that the form of an act describes.
-
-    Raises:
-        BadRequestError: a field is not what our form sends.
-        ConfigurationError: no reason, or something that no release may waive.
-    """
-    require(act in ACTS, _NOT_OURS, BadRequestError)
-    return Plan(
-        act=act,
-        wanted=filter_of(fields),
-        reason=fields.get("why", "").strip(),
-        waive=waivable(fields.getlist("waive")),
-        rate=_rate(fields.get("rate", "")),
-        reviewer=reviewer,
-    )
-
-
 def row_number(text: str | None) -> int:
     """Return the number of a row in a query, 0 where there is none.
 
@@ -157,25 +133,10 @@ def row_number(text: str | None) -> int:
     return int(text)
 
 
-def _rate(text: str) -> float | None:
-    if not text.strip():
-        return None
-    try:
-        rate = float(text)
-    except ValueError as error:
-        raise BadRequestError("the rate limit is a number of dead letters per second") from error
-    require(
-        0.01 <= rate <= 1_000_000,
-        "the rate limit is 0.01 to 1000000 dead letters per second",
-        BadRequestError,
-    )
-    return rate
-
-
-def for_everybody(page: Shown[P]) -> Endpoint[P]:
+def for_everybody(page: Shown) -> Endpoint:
     """Let a page be seen by whoever is logged in."""
 
-    async def seen(self: P, request: Request) -> Response:
+    async def seen(self: Any, request: Request) -> Response:
         session = self.site.session(request)
         if session is None:
             return RedirectResponse("/login", SEE_OTHER)
@@ -184,30 +145,31 @@ def for_everybody(page: Shown[P]) -> Endpoint[P]:
     return seen
 
 
-def posted(*, viewers: bool = False) -> Callable[[Posted[P]], Endpoint[P]]:
+def posted(*, viewers: bool = False) -> Callable[[Posted], Endpoint]:
     """Let a form be posted by a reviewer, or by anybody logged in, with the CSRF token of the session.
 
     A form that answers nothing leads on to the job that it began.
     """
 
-    def wrap(page: Posted[P]) -> Endpoint[P]:
-        async def answered(self: P, request: Request) -> Response:
-            session = self.site.session(request)
+    def wrap(page: Posted) -> Endpoint:
+        async def answered(self: Any, request: Request) -> Response:
+            site: Site = self.site
+            session = site.session(request)
             if session is None:
-                return self.site.error(403, "You are not signed in any more.")
+                return site.error(403, "You are not signed in any more.")
             if not session.may_act and not viewers:
-                return self.site.error(403, _LOOK_ONLY, session)
+                return site.error(403, _LOOK_ONLY, session)
             fields = await read_form(request)
             given = fields.get("csrf", "").encode("utf-8", "surrogatepass")
             if not hmac.compare_digest(session.csrf.encode(), given):
-                return self.site.error(403, "The form is not of this session. Load the page again.", session)
+                return site.error(403, "The form is not of this session. Load the page again.", session)
             try:
                 answer = await page(self, request, session, fields)
-                return answer or RedirectResponse(f"{self.site.base}/job", SEE_OTHER)
+                return answer or RedirectResponse(f"{site.base}/job", SEE_OTHER)
             except BusyError as error:
-                return self.site.error(409, f"{str(error).capitalize()}.", session)
+                return site.error(409, f"{str(error).capitalize()}.", session)
             except ConfigurationError as error:
-                return self.site.error(400, str(error), session)
+                return site.error(400, str(error), session)
 
         return answered
 
@@ -369,7 +331,24 @@ class Pages:
     @posted()
     async def rehearse(self, request: Request, session: Session, fields: Fields) -> None:
         """Freeze a selection, and find out what the act would do."""
-        plan = plan_of(request.path_params["act"], fields, session.name)
+        act, rate, limits = (
+            request.path_params["act"],
+            None,
+            "the rate limit is 0.01 to 1000000 dead letters per second",
+        )
+        require(act in ACTS, _NOT_OURS, BadRequestError)
+        if fields.get("rate", "").strip():
+            with refusing(ValueError, limits, BadRequestError):
+                rate = float(fields["rate"])
+                require(0.01 <= rate <= 1_000_000, limits, BadRequestError)
+        plan = Plan(
+            act=act,
+            wanted=filter_of(fields),
+            reason=fields.get("why", "").strip(),
+            waive=waivable(fields.getlist("waive")),
+            rate=rate,
+            reviewer=session.name,
+        )
         await run_in_threadpool(self._backend.rehearse, plan)
 
     @posted()

@@ -155,7 +155,11 @@ def open_release(message: Message) -> OpenedRelease:
         Rejection: ``release_invalid``: it is repeated, misspelt, too large, of another type, or not strict.
     """
     try:
-        opened = jws.take_apart(_value(message), typ=RELEASE_TYPE)
+        # The one release header has the form of a token header.
+        found = [(name, value) for name, value in message.headers if is_release(name)]
+        expect(len(found) == 1 and found[0][0] == RELEASE_HEADER, "not exactly one release header")
+        token = envelope.token_of_value(found[0][1], on_kafka=destination.is_kafka(message.destination))
+        opened = jws.take_apart(token, typ=RELEASE_TYPE)
         return OpenedRelease(opened, parse(opened.payload))
     except Rejection as error:
         if error.reason is Reason.RELEASE_INVALID:
@@ -227,13 +231,6 @@ def invalid(detail: str) -> Rejection:
 
 expect: Final = partial(require, error=invalid)
 """Reject a release unless a condition holds: ``release_invalid`` with the detail that is given."""
-
-
-def _value(message: Message) -> bytes:
-    """Return the value of the one release header, which has the form of a token header."""
-    found = [(name, value) for name, value in message.headers if is_release(name)]
-    expect(len(found) == 1 and found[0][0] == RELEASE_HEADER, "not exactly one release header")
-    return envelope.token_of_value(found[0][1], on_kafka=destination.is_kafka(message.destination))
 
 
 def _hop(value: Any) -> Hop:

@@ -11,11 +11,12 @@ as a duplicate. Removing the letter first could lose the message instead.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from mqauth.audit import record as audit_records
 from mqauth.audit.record import AuditRecord, AuditSink
@@ -159,8 +160,12 @@ def redrive(
         yield from call(audit.write, _record(plan, reading, today.clock, "redriven", release))
         yield from call(box.remove, letter)
 
-    pace = _Pace(plan.rate, progress, cancelled or threading.Event(), today.clock)
-    return (yield from _sweep(box, selection, act, pace))
+    stop = cancelled or threading.Event()
+    return (
+        yield from _sweep(
+            box, selection, act, rate=plan.rate, progress=progress, cancelled=stop, clock=today.clock
+        )
+    )
 
 
 def discard(
@@ -189,8 +194,8 @@ def discard(
         yield from call(audit.write, _record(plan, reading, clock, "discarded", None))
         yield from call(box.remove, letter)
 
-    pace = _Pace(plan.rate, progress, cancelled or threading.Event(), clock)
-    return (yield from _sweep(box, selection, act, pace))
+    stop = cancelled or threading.Event()
+    return (yield from _sweep(box, selection, act, rate=plan.rate, progress=progress, cancelled=stop, clock=clock))
 
 
 def _returned(
@@ -247,11 +252,15 @@ def _sweep(
     box: LetterBox,
     selection: Selection,
     act: Act,
-    pace: _Pace,
+    *,
+    rate: float | None,
+    progress: Callable[[int], None],
+    cancelled: threading.Event,
+    clock: Clock,
 ) -> Flow[Account]:
     """Pass over a letter box and act on the letters of a selection. The pass is ended whatever happens."""
     account, wanted = Account(selected=len(selection)), dict(selection.marks)
-    due = pace.clock.monotonic()
+    due, wait = clock.monotonic(), cast(Callable[[float], Any], cancelled.wait)
     try:
         while account.left and not account.cancelled:
             letters = yield from call(box.browse, BATCH)
@@ -262,8 +271,11 @@ def _sweep(
                 mark = letter.mark
                 if not wanted.get(mark):
                     continue
-                due = yield from pace.wait(due)
-                if pace.cancelled.is_set():
+                # A waiting act looks five times a second whether it was cancelled.
+                while rate is not None and (left := due - clock.monotonic()) > 0 and not cancelled.is_set():
+                    yield from call(wait, min(left, 0.2), twin=asyncio.sleep)
+                due = max(due, clock.monotonic()) + 1 / (rate or math.inf)
+                if cancelled.is_set():
                     account.cancelled = True
                     break
                 wanted[mark] -= 1
@@ -275,7 +287,7 @@ def _sweep(
                 except Unavailable:
                     account.failed += 1
                     raise
-                pace.progress(account.selected - account.left)
+                progress(account.selected - account.left)
     except Unavailable as error:
         account.error = str(error)
     except Exception:
@@ -283,26 +295,6 @@ def _sweep(
         raise
     yield from _end(box, account)
     return account
-
-
-@dataclass(frozen=True, slots=True)
-class _Pace:
-    """How fast an act goes, who watches it, and how it is stopped."""
-
-    rate: float | None
-    progress: Callable[[int], None]
-    cancelled: threading.Event
-    clock: Clock
-
-    def wait(self, due: float) -> Flow[float]:
-        """Wait until a letter is due, and return the time at which the next one is."""
-        if self.rate is None:
-            return due
-        waits: Callable[[float], Any] = self.cancelled.wait
-        while (left := due - self.clock.monotonic()) > 0 and not self.cancelled.is_set():
-            # Seconds after which a waiting act looks whether it was cancelled.
-            yield from call(waits, min(left, 0.2), twin=asyncio.sleep)
-        return max(due, self.clock.monotonic()) + 1 / self.rate
 
 
 def _end(box: LetterBox, account: Account) -> Flow[None]:

@@ -7,7 +7,7 @@ restored, and that the letter's id and digest, computed again, are the ones that
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
@@ -179,9 +179,18 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
     """Return the original of a letter that kept body and headers."""
     place = lines.get("destination", "")
     parsed = destination.parse(place)
-    metadata = _metadata(lines.get("metadata"))
+    text = lines.get("metadata", "{}").encode("utf-8", "backslashreplace")
+    metadata: Any = _parse(text, "metadata")
+    require(isinstance(metadata, dict), "the letter's metadata is no object", MalformedMessage)
     require(not metadata.get("stripped"), "headers in mqauth's own names were stripped from it", MalformedMessage)
-    headers = _merged([*_kept(message, parsed[0])], metadata)
+    # The headers that stayed headers of the letter, the token under its own name.
+    written = WRITTEN_ON_LETTERS if parsed[0] == destination.RABBITMQ else ()
+    kept = [
+        (TOKEN_HEADER if name == f"{PREFIX}token" else name, value)
+        for name, value in message.headers
+        if name == f"{PREFIX}token" or (name not in written and not fold(name).startswith(PREFIX))
+    ]
+    headers = _merged(kept, metadata)
     own = {name: value for name, value in message.properties.items() if name not in LIVE_PROPERTIES}
     live = metadata.get("properties", {})
     require(
@@ -201,27 +210,11 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
     )
 
 
-def _kept(message: Message, scheme: str) -> Iterator[HeaderPair]:
-    """Yield the headers that stayed headers of the letter, the token under its own name."""
-    written = WRITTEN_ON_LETTERS if scheme == destination.RABBITMQ else ()
-    for name, value in message.headers:
-        if name == f"{PREFIX}token":
-            yield TOKEN_HEADER, value
-        elif name not in written and not fold(name).startswith(PREFIX):
-            yield name, value
-
-
 def _parse(raw: bytes, part: str) -> Any:
     try:
         return strict_json.loads(raw, depth=json_form.JSON_DEPTH, wide=True)
     except strict_json.StrictJSONError as error:
         raise MalformedMessage(f"the letter's {part} is {error}") from error
-
-
-def _metadata(text: str | None) -> dict[str, Any]:
-    found = {} if text is None else _parse(text.encode("utf-8", "backslashreplace"), "metadata")
-    require(isinstance(found, dict), "the letter's metadata is no object", MalformedMessage)
-    return found
 
 
 def _merged(headers: list[HeaderPair], metadata: Mapping[str, Any]) -> tuple[HeaderPair, ...]:
@@ -244,14 +237,10 @@ def _merged(headers: list[HeaderPair], metadata: Mapping[str, Any]) -> tuple[Hea
         "the letter's metadata does not have one place for each header",
         MalformedMessage,
     )
-    moved, kept = dict(zip(places, pairs, strict=True)), iter(headers)
-    return tuple(_header(moved[at]) if at in moved else next(kept) for at in range(total))
-
-
-def _header(pair: list[Any]) -> HeaderPair:
-    name, tagged = pair
-    require(isinstance(name, str), "a header's name is text", MalformedMessage)
-    return name, json_form.value_from_form(tagged)
+    require(all(isinstance(name, str) for name, _ in pairs), "a header's name is text", MalformedMessage)
+    values = [(name, json_form.value_from_form(tagged)) for name, tagged in pairs]
+    moved, kept = dict(zip(places, values, strict=True)), iter(headers)
+    return tuple(moved[at] if at in moved else next(kept) for at in range(total))
 
 
 def _origin(lines: Mapping[str, str], parsed: tuple[str, ...]) -> Origin:

@@ -21,7 +21,6 @@ from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
 from mqauth.letters.dead_letter import letter_id
 from mqauth.letters.release import NO_PAST, Past, without_release
-from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.review.index import ALL, Filter, Index, Row
 from mqauth.review.letter import Letter, Reading, proven, read, redeliverable
 from mqauth.wire import json_form
@@ -215,19 +214,6 @@ def recalled(reading: Reading, originals: Originals | None) -> Flow[Reading]:
     return proven(reading, original)
 
 
-class _NoClaims:
-    """A replay store that claims nothing, so that judging leaves no trace."""
-
-    def claim(self, _request: ClaimRequest, /) -> ClaimStatus:
-        return ClaimStatus.FRESH
-
-    def confirm(self, _request: ClaimRequest, /) -> None:
-        """Nothing was claimed."""
-
-    def release(self, _request: ClaimRequest, /) -> None:
-        """Nothing was claimed."""
-
-
 class Judge:
     """Gives today's verdict on letters.
 
@@ -239,7 +225,8 @@ class Judge:
     def __init__(self, guard: Pipeline, originals: Originals | None = None) -> None:
         self.clock, self.originals, self._scope = guard.clock, originals, guard.scope
         self._rollout = guard.rollout
-        self._guard = Pipeline(verifier=guard.verifier, policy=guard.policy, replay=_NoClaims(), clock=guard.clock)
+        # Without a store nothing is claimed, so that judging leaves no trace.
+        self._guard = Pipeline(verifier=guard.verifier, policy=guard.policy, replay=None, clock=guard.clock)
 
     def scope_for(self, reading: Reading, wanted: str | None = None) -> str:
         """Return the scope that a letter is judged and released for: the wanted, the pipeline's, or its own."""

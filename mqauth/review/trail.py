@@ -45,7 +45,10 @@ def trail(files: Iterable[Path], letter: str) -> list[Step]:
         ConfigurationError: a file cannot be read, or they have more than 1 GiB: too much while somebody waits.
     """
     logs = [parts(path) for path in files]
-    size = sum(_size(part) for log in logs for part in log)
+    size = 0
+    for part in chain.from_iterable(logs):
+        with file_errors(part):
+            size += part.stat().st_size
     require(size <= LARGEST_FILES, f"the audit files have {size:,} bytes: ask mqauth audit show {letter} FILES")
     steps: list[Step] = []
     name = letter.encode("utf-8", "backslashreplace")
@@ -58,8 +61,3 @@ def trail(files: Iterable[Path], letter: str) -> list[Step]:
         if len(steps) == MOST:
             break
     return steps
-
-
-def _size(path: Path) -> int:
-    with file_errors(path):
-        return path.stat().st_size
