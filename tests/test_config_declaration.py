@@ -20,9 +20,16 @@ from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import FloodGate
 from mqauth.config.broker import BrokerFile, BrokerSettings, ReviewSettings
-from mqauth.config.consumer_settings import ConsumerSettings, OPASettings
+from mqauth.config.consumer_settings import (
+    AcceptAsSettings,
+    ConsumerSettings,
+    OPASettings,
+    RolloutSettings,
+    RuleSettings,
+    UnsignedSettings,
+)
 from mqauth.config.declaration import Setting, Settings, inner, inners, not_with, only_with, read, schema_of
-from mqauth.config.issuer_settings import CredentialSettings, IdentitySettings, IssuerSettings
+from mqauth.config.issuer_settings import IdentityCredentialSettings, IdentitySettings, IssuerSettings
 from mqauth.config.kinds import (
     BROKER_URL,
     FLAG,
@@ -39,7 +46,6 @@ from mqauth.config.kinds import (
     url,
     whole,
 )
-from mqauth.config.rollout_settings import AcceptAsSettings, RolloutSettings, RuleSettings, UnsignedSettings
 from mqauth.config.settings import (
     AuditSettings,
     AuthoritySettings,
@@ -71,7 +77,7 @@ SOURCE = {"table", "issuer", "file", "jwks", "discovery"}
 OBJECTS: dict[type[Settings], tuple[tuple[Callable[..., object], ...], set[str]]] = {
     ProducerSettings: ((Signer,), {"keys", "identity", "batch", "linger", "passphrase_env", "passphrase_file"}),
     IdentitySettings: ((IdentityKey,), set()),
-    CredentialSettings: ((OwnKey, ClientCredentials), {"token_file"}),
+    IdentityCredentialSettings: ((OwnKey, ClientCredentials), {"token_file"}),
     ConsumerSettings: ((Verifier, Pipeline), {"issuers", "allow", "opa", "unsigned"}),
     IssuerSettings: ((Issuer, TrustDomain, JWKS), SOURCE | {"trust_domain"}),
     AuthoritySettings: ((Authority, JWKS), SOURCE),

@@ -18,7 +18,7 @@ from mqauth.console import Backend, Tokens, application
 from mqauth.console.display import GREY, PATTERNS, REASONS, _JSONReader, body, of_producer, of_reason
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.review import ALL, Filter
-from mqauth.review import trail as trails
+from mqauth.review import session as trails
 from mqauth.testing import FakeClock, Forge
 from tests.conftest import rabbitmq_message
 from tests.test_console import HOST, TOKENS, Room, bodies, csrf, mark_of, post

@@ -16,9 +16,8 @@ from typing import Any, Final
 
 from mqauth import logs
 from mqauth.authority.issuing import PATH, Asked, IdentityAuthority
-from mqauth.authority.rates import Rate
 from mqauth.authority.records import Answered, Trace
-from mqauth.authority.refusals import ISSUED, SLOW_DOWN, UNAVAILABLE, Answer, Refusal, Refused, grant_only
+from mqauth.authority.refusals import ISSUED, SLOW_DOWN, UNAVAILABLE, Answer, Rate, Refusal, Refused, grant_only
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Unavailable, require
 from mqauth.keystore.remote.keyserver import KeyServer

@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from mqauth.audit.record import AuditSink
-from mqauth.authority import dpop
+from mqauth.authority.credential import held_key
 from mqauth.authority.desk import CredentialDesk, Grant
-from mqauth.authority.rates import Rate
 from mqauth.authority.records import Records, Trace
-from mqauth.authority.refusals import Refusal, Refused, grant_only
+from mqauth.authority.refusals import Rate, Refusal, Refused, grant_only
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, Rejection, Unavailable, require
 from mqauth.flow import is_awaitable
@@ -120,7 +119,7 @@ class IdentityAuthority:
             Unavailable: the issuer's keys, the signing key or the audit is out of reach.
         """
         trace.subject = asked.subject
-        jwk = dpop.verify(
+        jwk = held_key(
             asked.proof, url=self.desk.audience + PATH, credential=asked.credential, now=self._clock.now()
         )
         trace.jkt = identity.jkt_of(jwk)

@@ -10,7 +10,7 @@ from mqauth.authority.desk import REGISTERED
 from mqauth.check.findings import Finding, finding, on, those
 from mqauth.check.issuers import key_set
 from mqauth.check.target import Target, few, ring_of
-from mqauth.config.authority_settings import IdentityAuthoritySettings
+from mqauth.config.issuer_settings import IdentityAuthoritySettings
 from mqauth.config.kinds import is_url
 from mqauth.config.settings import ProducerSettings
 from mqauth.http.connection import is_loopback

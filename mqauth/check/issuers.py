@@ -11,10 +11,9 @@ from urllib.parse import urlsplit
 
 from mqauth.check.findings import Finding, finding, on, those
 from mqauth.check.target import Target, few, ring_of, unless_refused
-from mqauth.config.consumer_settings import ConsumerSettings
+from mqauth.config.consumer_settings import ConsumerSettings, RuleSettings
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.kinds import is_url
-from mqauth.config.rollout_settings import RuleSettings
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.http.connection import is_loopback
 from mqauth.judging.trust_domain import TrustDomain

@@ -16,8 +16,7 @@ from mqauth.audit.observed import Group, group_of
 from mqauth.audit.record import Record, iso_time, member, seconds_of, time_of
 from mqauth.check.findings import Finding, finding, on, those
 from mqauth.check.target import Target, few
-from mqauth.config.consumer_settings import ConsumerSettings
-from mqauth.config.rollout_settings import RolloutSettings
+from mqauth.config.consumer_settings import ConsumerSettings, RolloutSettings
 from mqauth.judging.observing import SOON, days_left
 from mqauth.judging.policy import matches
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung

@@ -48,11 +48,11 @@ VERBS: Final = {
     "selftest": ("check", "selftest", "Try whether a consumer refuses unsigned and forged messages."),
     "keys": ("keys", "app", "Make, list, rotate, revoke and publish a producer's keys."),
     "authority": ("authority", "app", "Run an authority, which gives identities that live for an hour or so."),
-    "identity": ("identity", "app", "Print what an identity or a token says."),
+    "identity": ("sign", "app", "Print what an identity or a token says."),
     "audit": ("audit", "app", "Check, read and search audit files."),
     "dlq": ("dlq", "app", "List, check, redrive and discard dead letters."),
     "rollout": ("rollout", "app", "Bring signatures to a running system, step by step."),
-    "config": ("config", "app", "Show the settings that commands take, and where each comes from."),
+    "config": ("check", "app", "Show the settings that commands take, and where each comes from."),
     "console": ("console", "console", "Review dead letters in a browser. It runs until Ctrl-C."),
 }
 """Each verb with its module in ``mqauth.cli``, the function or application in it, and its line in the help."""

@@ -35,7 +35,7 @@ from mqauth.cli.serve import (
     origin,
 )
 from mqauth.cli.settings import file_of
-from mqauth.config.authority import ConfiguredAuthority
+from mqauth.config.keys import ConfiguredAuthority
 from mqauth.config.load import load
 from mqauth.errors import ConfigurationError, Rejection, require
 from mqauth.keystore.disk.files import read_bounded

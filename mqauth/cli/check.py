@@ -1,4 +1,7 @@
-"""``mqauth check``: what is wrong with a configuration file, and what the network says; ``mqauth selftest``."""
+"""``mqauth check``: what is wrong with a configuration file, and what the network says; ``mqauth selftest``.
+
+``mqauth config`` shows every setting that commands would take, and where each comes from.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,28 @@ import contextlib
 import logging
 import os
 import textwrap
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 import typer
 
 from mqauth.check import Report, Severity
 from mqauth.check import check as check_file
-from mqauth.cli.app import Config, Json, answer, one_line, print_json
+from mqauth.check.target import lines_of, nearest
+from mqauth.cli.app import Broker, Config, Json, answer, group, one_line, print_json
 from mqauth.cli.broker import check_stamps, opened, place_of, rabbitmq, reached, table_of
 from mqauth.cli.settings import file_of, settings_of
 from mqauth.cli.tables import middle, terminal_width
 from mqauth.clock import SYSTEM_CLOCK
+from mqauth.config.declaration import Settings, read
 from mqauth.config.issuer_settings import SourceSettings
 from mqauth.config.load import load
 from mqauth.config.settings import FileSettings
+from mqauth.config.toml_file import Table, read_toml, spelt
 from mqauth.errors import ConfigurationError, MqauthError, Unavailable, require
 from mqauth.http.connection import Deadline, Endpoint, FetchFailed, tls_context
 from mqauth.http.exchange import request
@@ -240,3 +247,65 @@ def selftest(config: Config = None, as_json: Json = False) -> int:
             typer.echo(one_line(line))
     code = 0 if asked is None else asked.code
     return 1 if found.accepted or found.condemned or code == 1 else code
+
+
+app: Final = group("Show the settings that commands take, and where each comes from.", "mqauth config show")
+
+
+Shown = tuple[str, str, str]
+"""Table and name of a setting; its value as the file has it, of a URL the host alone; an option, a variable, a
+line of the file, or ``default``, which says so."""
+
+
+@app.command("show")
+def show(context: typer.Context, config: Config = None, broker: Broker = None, as_json: Json = False) -> None:
+    """Show every setting with its value, and whether option, environment, file or default says so."""
+    path = file_of(config)
+    text, members = read_toml(path)
+    settings = read(FileSettings, Table(file=str(path), members=members))
+    rows: list[Shown] = [("file", str(path), _source(context, "config", "MQAUTH_CONFIG", "this folder"))]
+    if broker is not None:
+        is_url = "://" in broker
+        table_of(None if is_url else broker, settings)
+        said = _host(broker) if is_url else f"[brokers.{spelt(broker)}]"
+        rows.append(("broker", said, _source(context, "broker", "MQAUTH_BROKER", "")))
+    rows += _settings(settings, str(path), lines_of(text))
+    width = max(len(key) for key, _, _ in rows)
+    told = [{"key": key, "value": value, "source": source} for key, value, source in rows]
+    answer(as_json, {"settings": told}, *(f"{key:<{width}}  {value}  ({source})" for key, value, source in rows))
+
+
+def _source(context: typer.Context, name: str, variable: str, otherwise: str) -> str:
+    source = require(context.get_parameter_source(name), name).name
+    said = {"COMMANDLINE": "option", "ENVIRONMENT": "environment"}.get(source)
+    return otherwise if said is None else f"{said} {variable if source == 'ENVIRONMENT' else f'--{name}'}"
+
+
+def _settings(settings: Settings, file: str, lines: Mapping[tuple[str | int, ...], int]) -> Iterator[Shown]:
+    """Yield the settings of a table and of those within it, in the order in which they are declared."""
+    hidden = {each.name for each in fields(settings) if not each.repr}
+    for name in settings.settings():
+        found, path = getattr(settings, name), (*settings.table.path, name)
+        inner = found.values() if isinstance(found, Mapping) else found if isinstance(found, tuple) else [found]
+        tables = [one for one in inner if isinstance(one, Settings)]
+        for table in tables:
+            yield from _settings(table, file, lines)
+        if not tables and (name in settings.table.members or found not in (None, (), frozenset())):
+            value = ", ".join(map(_host, map(str, inner))) if name in hidden else _words(found)
+            line = f"{file}:{nearest(lines, path)}" if name in settings.table.members else "default"
+            yield f"{settings.table.name} {spelt(name)}", value, line
+
+
+def _words(found: Any) -> str:
+    if isinstance(found, Mapping):
+        return ", ".join(f"{name} = {_words(value)}" for name, value in found.items())
+    if isinstance(found, tuple | frozenset):
+        return ", ".join(map(str, found if isinstance(found, tuple) else sorted(found)))
+    return str(found).lower() if isinstance(found, bool) else str(found)
+
+
+def _host(url: str) -> str:
+    """Return scheme and hosts of a URL, which may hold a password."""
+    scheme, mark, rest = url.partition("://")
+    servers = (urlsplit(f"//{server}").netloc.rpartition("@")[2] for server in rest.split(","))
+    return f"{scheme}://{','.join(servers)}" if mark else url

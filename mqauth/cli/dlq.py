@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from mqauth import AuditFile, load
+from mqauth import AuditFile, load, review
 from mqauth.audit.record import iso_time
 from mqauth.cli.app import (
     INTERRUPTED,
@@ -41,39 +41,18 @@ from mqauth.cli.settings import FILE, file_of, given, key_reader, review_of, rev
 from mqauth.cli.tables import Column, Wide, table_lines
 from mqauth.errors import require
 from mqauth.letters.release import WAIVABLE
-from mqauth.review import (
-    DISCARD,
-    REDRIVE,
-    Filter,
-    Index,
-    Plan,
-    Session,
-    reviewers_releaser,
-    take_in,
-    time_text,
-    waivable,
-)
 
 app: Final = group("List, check, redrive and discard dead letters.", "mqauth dlq groups")
-_DONE: Final = {REDRIVE: "redriven", DISCARD: "discarded"}
+_DONE: Final = {review.REDRIVE: "redriven", review.DISCARD: "discarded"}
 _IDS: Final = 20
+_REASON, _SUBJECT, _PLACE = Column("reason", cut=False), Column("subject"), Column("destination", goes=4)
 LETTER: Final = (
-    Column("letter", is_id=True, cut=False),
-    Column("reason", cut=False),
-    Column("time (UTC)", goes=3, cut=False),
-    Column("subject"),
-    Column("issuer", goes=1),
-    Column("destination", goes=4),
-    Column("intact", goes=2, cut=False),
+    *(Column("letter", is_id=True, cut=False), _REASON, Column("time (UTC)", goes=3, cut=False), _SUBJECT),
+    *(Column("issuer", goes=1), _PLACE, Column("intact", goes=2, cut=False)),
 )
 GROUP: Final = (
-    Column("letters", cut=False),
-    Column("reason", cut=False),
-    Column("kid", is_id=True, cut=False),
-    Column("subject"),
-    Column("issuer", goes=2),
-    Column("destination", goes=4),
-    Column("first (UTC)", goes=1, cut=False),
+    *(Column("letters", cut=False), _REASON, Column("kid", is_id=True, cut=False), _SUBJECT),
+    *(Column("issuer", goes=2), _PLACE, Column("first (UTC)", goes=1, cut=False)),
     Column("last (UTC)", goes=3, cut=False),
 )
 VERDICT: Final = (Column("letters", cut=False), Column("verdict now"))
@@ -106,9 +85,9 @@ def _filtered(
     sound: Annotated[
         bool | None, typer.Option("--intact/--not-intact", help="Dead letters that are intact, or not.")
     ] = None,
-) -> Filter:
+) -> review.Filter:
     """Return which dead letters are meant."""
-    return Filter(**locals())
+    return review.Filter(**locals())
 
 
 def _acting(
@@ -127,7 +106,7 @@ def _acting(
 def list_letters(
     *,
     place: Place,
-    wanted: Filter,
+    wanted: review.Filter,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many letters.")] = 100,
     as_json: Json = False,
     wide: Wide = False,
@@ -136,7 +115,7 @@ def list_letters(
     with _surveyed(place, as_json) as (session, index):
         wanted = _resolved(index, wanted)
         rows, total = index.page(wanted, limit=limit), index.count(wanted)
-        letters = [asdict(row) | {"time": time_text(row.time) or None} for row in rows]
+        letters = [asdict(row) | {"time": review.time_text(row.time) or None} for row in rows]
         cells = [
             (each.id, each.reason, shown_time(each.time), each.subject, each.issuer, each.destination, sound)
             for each, sound in ((row, "yes" if row.sound else "no") for row in rows)
@@ -148,7 +127,7 @@ def list_letters(
 
 @app.command("groups")
 @options(place=placed, wanted=_filtered)
-def groups(*, place: Place, wanted: Filter, as_json: Json = False, wide: Wide = False) -> None:
+def groups(*, place: Place, wanted: review.Filter, as_json: Json = False, wide: Wide = False) -> None:
     """Count dead letters by reason, key, producer and destination."""
     with _surveyed(place, as_json) as (session, index):
         wanted = _resolved(index, wanted)
@@ -160,7 +139,8 @@ def groups(*, place: Place, wanted: Filter, as_json: Json = False, wide: Wide = 
         ]
         lines = table_lines(_title(session, index, index.count(wanted)), GROUP, cells, wide=wide)
         told = [
-            asdict(each) | {"first": time_text(each.first) or None, "last": time_text(each.last) or None}
+            asdict(each)
+            | {"first": review.time_text(each.first) or None, "last": review.time_text(each.last) or None}
             for each in kinds
         ]
         answer(as_json, {"as_of": iso_time(index.as_of), "groups": told}, *lines)
@@ -180,13 +160,13 @@ def show(
     """
     with _surveyed(place, True) as (_, index):
         whole = pick(letter, (id for id, _ in index.ids()), option="letter")
-        for row in index.page(Filter(id=whole)):
+        for row in index.page(review.Filter(id=whole)):
             print_json(index.reading(row.number).as_dict())
 
 
 @app.command("check")
 @options(place=placed, wanted=_filtered)
-def check(*, place: Place, wanted: Filter, config: Config = None, as_json: Json = False) -> None:
+def check(*, place: Place, wanted: review.Filter, config: Config = None, as_json: Json = False) -> None:
     """Ask what the verdict on dead letters would be today. Nothing is changed."""
     with _surveyed(place, as_json, guard=load(file_of(config)).trial) as (session, index):
         counts = session.judge(index, _resolved(index, wanted))
@@ -201,7 +181,7 @@ def check(*, place: Place, wanted: Filter, config: Config = None, as_json: Json 
 def redrive(
     *,
     place: Place,
-    wanted: Filter,
+    wanted: review.Filter,
     acting: dict[str, Any],
     config: Config = None,
     audit: Audit = None,
@@ -227,18 +207,12 @@ def redrive(
     mine, guard = review_of(settings_of(config)), load(file_of(config)).trial
     audit = given(audit, "--audit", mine.audit)
     read_key = key_reader(given(key, "--key", mine.key), passphrase_env, passphrase_file)
-    releaser = reviewers_releaser(guard, read_key, authority=authority or mine.authority, lifetime=lifetime)
+    releaser = review.reviewers_releaser(guard, read_key, authority=authority or mine.authority, lifetime=lifetime)
     name = reviewer_of(read_key, reviewer or mine.reviewer)
     # A key that does not speak for the reviewer is refused before anything is connected.
     releaser(name)
-    plan = Plan(
-        act=REDRIVE,
-        wanted=replace(wanted, reason=reason),
-        reason=why,
-        waive=waivable(waive or ()),
-        scope=scope,
-        reviewer=name,
-    )
+    terms: dict[str, Any] = {"waive": review.waivable(waive or ()), "scope": scope, "reviewer": name}
+    plan = review.Plan(act=review.REDRIVE, wanted=replace(wanted, reason=reason), reason=why, **terms)
     return _carry_out(place, plan, audit, **acting, guard=guard, releaser=releaser)
 
 
@@ -247,7 +221,7 @@ def redrive(
 def discard(
     *,
     place: Place,
-    wanted: Filter,
+    wanted: review.Filter,
     acting: dict[str, Any],
     config: Config = None,
     audit: Audit = None,
@@ -257,18 +231,14 @@ def discard(
     """Remove dead letters for good, each with an audit record. Exits with 1 where some were left."""
     reason, why = filter_and_why(wanted.reason, why)
     mine = review_of(settings_of(config))
-    plan = Plan(
-        act=DISCARD,
-        wanted=replace(wanted, reason=reason),
-        reason=why,
-        reviewer=reviewer or mine.reviewer or getpass.getuser(),
-    )
+    name = reviewer or mine.reviewer or getpass.getuser()
+    plan = review.Plan(act=review.DISCARD, wanted=replace(wanted, reason=reason), reason=why, reviewer=name)
     return _carry_out(place, plan, given(audit, "--audit", mine.audit), **acting)
 
 
 @app.command("export")
 @options(place=placed, wanted=_filtered)
-def export(*, place: Place, wanted: Filter, as_json: Json = False) -> None:
+def export(*, place: Place, wanted: review.Filter, as_json: Json = False) -> None:
     """Print dead letters as JSON lines. None is removed."""
     with _surveyed(place, True) as (_, index):
         for form in index.forms(_resolved(index, wanted)):
@@ -281,7 +251,7 @@ def import_letters(*, place: Place, as_json: Json = False) -> None:
     """Publish exported dead letters from standard input. The first that is not intact ends it."""
     with opened(place) as session:
         forms = (text.parse() for text in read_texts(standard_input(), lines=True))
-        count = session.run(take_in(session.box, forms))
+        count = session.run(review.take_in(session.box, forms))
     answer(as_json, {"imported": count}, f"{count} letters imported")
 
 
@@ -337,7 +307,7 @@ def depth(
     return 1 if most is not None and found > most else 0
 
 
-def _title(session: Session, index: Index, total: int) -> str:
+def _title(session: review.Session, index: review.Index, total: int) -> str:
     letters = "dead letter" if total == 1 else "dead letters"
     return f"{total} {letters} of {session.box.name}, as of {shown_time(index.as_of)} UTC"
 
@@ -357,7 +327,7 @@ def filter_and_why(reason: str | None, why: str | None) -> tuple[str | None, str
 
 
 @contextmanager
-def _surveyed(place: Place, quiet: bool, **settings: Any) -> Iterator[tuple[Session, Index]]:
+def _surveyed(place: Place, quiet: bool, **settings: Any) -> Iterator[tuple[review.Session, review.Index]]:
     """Connect to a broker and read all letters, with their number on a terminal."""
     with opened(place, **settings) as session:
         with progress_bar("reading letters", None, quiet=quiet) as advance:
@@ -366,7 +336,7 @@ def _surveyed(place: Place, quiet: bool, **settings: Any) -> Iterator[tuple[Sess
             yield session, index
 
 
-def _resolved(index: Index, wanted: Filter, least: int = TO_READ) -> Filter:
+def _resolved(index: review.Index, wanted: review.Filter, least: int = TO_READ) -> review.Filter:
     """Return a filter with the whole ids of the letter and the key whose beginnings it has."""
     # An empty id means letters without one.
     if wanted.id:
@@ -379,7 +349,7 @@ def _resolved(index: Index, wanted: Filter, least: int = TO_READ) -> Filter:
 
 def _carry_out(
     place: Place,
-    plan: Plan,
+    plan: review.Plan,
     audit: Path,
     *,
     rate: float | None,
@@ -399,7 +369,7 @@ def _carry_out(
             answer(as_json, told, f"would {plan.act} {counts['accepted']} of {counts.total()} letters", *lines)
             return 0
         if not yes:
-            end = " for good" if plan.act == DISCARD else ""
+            end = " for good" if plan.act == review.DISCARD else ""
             meant = (("id", plan.wanted.id), ("kid", plan.wanted.kid))
             ids = "".join(f", {key} {value}" for key, value in meant if value)
             letters = f"{counts['accepted']} of {counts.total()} letters of {session.box.name}"

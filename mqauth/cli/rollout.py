@@ -18,9 +18,9 @@ from mqauth.audit.file import files_of, with_parts
 from mqauth.audit.record import iso_time, read_records
 from mqauth.check import Severity, check
 from mqauth.check.rollout import Asked, Standing, standings
-from mqauth.cli import rollout_broker
+from mqauth.cli import rollout_steps
 from mqauth.cli.app import Json, answer, group, one_line
-from mqauth.cli.rollout_file import Value, changed, number_of, split
+from mqauth.cli.rollout_steps import Value, changed, number_of, split
 from mqauth.cli.settings import file_of, settings_of
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.settings import FileSettings
@@ -107,9 +107,9 @@ def up(
         # what the reports say, and then what the broker says of what waits
         standing = look()
         if standing.is_safe and not settled:
-            against = rollout_broker.backlog(standing, _now())
+            against = rollout_steps.backlog(standing, _now())
             if on_kafka or standing.oldest is None:
-                asked = rollout_broker.broker_for(destination, broker, file)
+                asked = rollout_steps.broker_for(destination, broker, file)
                 consumer = file.consumer
                 known = require(
                     scope or (None if consumer is None else consumer.scope),
@@ -117,10 +117,10 @@ def up(
                 )
                 if on_kafka:
                     exempt = Rollout((), [] if consumer is None else [each.build() for each in consumer.unsigned])
-                    against = rollout_broker.unread(places.parse(destination)[1], known, entry, exempt, asked)
+                    against = rollout_steps.unread(places.parse(destination)[1], known, entry, exempt, asked)
                 else:
                     consumers = 1 if file.check is None else file.check.consumers
-                    against = rollout_broker.emptied(known, asked, consumers, look, _now)
+                    against = rollout_steps.emptied(known, asked, consumers, look, _now)
             # meanwhile there may be new reports
             standing = look()
             standing.against += [] if against is None else [against]

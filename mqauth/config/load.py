@@ -16,9 +16,8 @@ from mqauth.audit.misuse import Alert, Detector, Thresholds
 from mqauth.audit.rollout_watch import last_rollout
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.config.authority import ConfiguredAuthority
 from mqauth.config.declaration import read
-from mqauth.config.keys import enrolled, key_on_disk, key_source
+from mqauth.config.keys import ConfiguredAuthority, enrolled, key_on_disk, key_source
 from mqauth.config.settings import (
     AuditSettings,
     FileSettings,

@@ -17,11 +17,15 @@ from typing import Annotated, Final, Literal, cast
 from mqauth.audit.file import MIN_BYTES
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import DEFAULT_FLOOD_AFTER
-from mqauth.config.authority_settings import HeadsSettings, IdentityAuthoritySettings
 from mqauth.config.broker import BrokerSettings, ReviewSettings
-from mqauth.config.consumer_settings import ConsumerSettings
+from mqauth.config.consumer_settings import ConsumerSettings, RolloutSettings
 from mqauth.config.declaration import Settings, inner, inners, not_with
-from mqauth.config.issuer_settings import IdentitySettings, SourceSettings
+from mqauth.config.issuer_settings import (
+    HeadsSettings,
+    IdentityAuthoritySettings,
+    IdentitySettings,
+    SourceSettings,
+)
 from mqauth.config.kinds import (
     BROKER_URL,
     DESTINATION,
@@ -37,7 +41,6 @@ from mqauth.config.kinds import (
     url,
     whole,
 )
-from mqauth.config.rollout_settings import RolloutSettings
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.errors import Reason
 from mqauth.keystore.identity.request import MAX_LIFE

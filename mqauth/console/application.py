@@ -1,10 +1,12 @@
-"""The ASGI application: routes, the login pages, and the middleware that stands before every answer.
+"""The ASGI application: routes, the login pages, and the page that lists several queues and topics.
 
 People log in with a local token, or at an OpenID provider (authorization code flow with PKCE).
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -19,17 +21,72 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from mqauth.console.backend import Backend
+from mqauth.console.backend import Backend, BusyError
 from mqauth.console.display import visible
 from mqauth.console.oidc import IDTokenError, NoNameError, Person
 from mqauth.console.oidc import person as person_of
 from mqauth.console.oidc_provider import LIFETIME, Attempts, Provider
-from mqauth.console.pages import SEE_OTHER, BadRequestError, Pages, read_form
-from mqauth.console.places import Lobby, places_of
+from mqauth.console.pages import SEE_OTHER, BadRequestError, Fields, Pages, for_everybody, posted, read_form
 from mqauth.console.shield import SecurityMiddleware
-from mqauth.console.site import REVIEWER, STATIC, Cookie, Sessions, Site, Tokens
+from mqauth.console.site import REVIEWER, STATIC, Cookie, Place, Session, Sessions, Site, Tokens
 from mqauth.errors import MqauthError, require
 from mqauth.logs import emit
+
+
+def places_of(backends: Mapping[str, Backend]) -> list[Place]:
+    """Return the queues and topics with the addresses of their pages.
+
+    Raises:
+        ConfigurationError: there is none, or two would have the same address.
+    """
+    if len(backends) == 1:
+        return [Place(backend, name=name) for name, backend in backends.items()]
+    bases = {f"/at/{_address(name)}": name for name in backends}
+    require(
+        backends and len(bases) == len(backends), "[brokers]: each needs a name of its own, of letters or digits"
+    )
+    for name, backend in backends.items():
+        backend.beside = [other for called, other in backends.items() if called != name]
+    return [Place(backends[name], base, name) for base, name in bases.items()]
+
+
+def _address(name: str) -> str:
+    """Return a name as it stands in addresses."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.").lower()
+
+
+class Lobby:
+    """The pages before those of one queue or topic.
+
+    Args:
+        site: what all pages share.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    @for_everybody
+    async def show(self, request: Request, session: Session) -> Response:
+        """Show the queues and topics with their counts."""
+        found = [(place, await run_in_threadpool(place.backend.letters.overview)) for place in self.site.places]
+        return self.site.page("places.html", session, found=found)
+
+    @posted(viewers=True)
+    async def refresh(self, request: Request, session: Session, fields: Fields) -> Response:
+        """Read the letters of all of them again; one that is at work goes on with that."""
+        for place in self.site.places:
+            with contextlib.suppress(BusyError):
+                place.backend.read(session.name)
+        return RedirectResponse("/", SEE_OTHER)
+
+    @posted(viewers=True)
+    async def log_out(self, request: Request, session: Session, fields: Fields) -> Response:
+        """End the session."""
+        self.site.sessions.end(self.site.cookie.read(request) or "")
+        response = RedirectResponse("/login", SEE_OTHER)
+        self.site.cookie.delete(response)
+        return response
+
 
 START: Final = "/login/oidc"
 CALLBACK: Final = "/login/callback"

@@ -32,7 +32,7 @@ from mqauth.review import (
     Row,
     Session,
 )
-from mqauth.review.trail import Step, trail
+from mqauth.review.session import Step, trail
 
 WAITS: Final = (1.0, 2.0, 5.0)
 """Seconds between attempts to reach a broker that was lost; the last one is repeated."""

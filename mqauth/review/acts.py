@@ -14,20 +14,20 @@ import asyncio
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from mqauth.audit import record as audit_records
 from mqauth.audit.record import AuditRecord, AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, uuid7
-from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable
+from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable, require
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.letters.authorities import Releaser
-from mqauth.letters.release import Hop, Release, without_release
+from mqauth.letters.release import WAIVABLE, Hop, Release, without_release
 from mqauth.logs import harmless
-from mqauth.review.index import Index, Row, Selection
+from mqauth.review.index import ALL, Filter, Index, Row, Selection
 from mqauth.review.letter import UNKNOWN, Letter, Reading, read, redeliverable
 from mqauth.review.letterbox import (
     BATCH,
@@ -39,8 +39,64 @@ from mqauth.review.letterbox import (
     verdict_word,
     why_unsound,
 )
-from mqauth.review.plan import Plan
+from mqauth.wire import claims as claim_set
 from mqauth.wire.message import Message
+
+REDRIVE: Final = "redrive"
+DISCARD: Final = "discard"
+ACTS: Final = (REDRIVE, DISCARD)
+
+
+def waivable(names: Iterable[str]) -> frozenset[Reason]:
+    """Return the reasons that a release may waive, by their names.
+
+    Raises:
+        ConfigurationError: no release may waive one of them, or there is no such reason.
+    """
+    wanted = frozenset(names)
+    require(wanted <= set(WAIVABLE), f"a release may waive {', '.join(WAIVABLE)}")
+    return frozenset(map(Reason, wanted))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """An act that a reviewer wants, before it is rehearsed and confirmed.
+
+    Args:
+        act: ``redrive`` or ``discard``.
+        wanted: which letters.
+        reason: why, one line; it stands in releases and in the audit.
+        waive: reasons that a release may waive where a letter needs it.
+        scope: consumer group or queue of the releases; by default each letter's own.
+        rate: letters a second at most; ``None`` for no limit.
+        reviewer: who acts.
+
+    Raises:
+        ConfigurationError: an unknown act, no reason, something that no release may waive, a rate of 0, or no name
+            of a reviewer.
+    """
+
+    act: str
+    wanted: Filter = ALL
+    reason: str
+    waive: frozenset[Reason] = frozenset()
+    scope: str | None = None
+    rate: float | None = None
+    reviewer: str
+
+    def __post_init__(self) -> None:
+        # Whatever is no discard would be carried out as a redrive.
+        require(self.act in ACTS, f"an act must be {' or '.join(ACTS)}")
+        require(
+            claim_set.is_name(self.reason) and self.reason.strip(),
+            f"a reason is required: one line of 1 to {claim_set.MAX_NAME} characters",
+        )
+        waivable(self.waive)
+        require(self.rate is None or self.rate > 0, "rate must be above 0 letters a second")
+        require(
+            claim_set.is_name(self.reviewer), f"a reviewer must be text of 1 to {claim_set.MAX_NAME} characters"
+        )
+
 
 UNSENDABLE: Final = "unsendable"
 Act = Callable[[Letter, Reading], Flow[None]]

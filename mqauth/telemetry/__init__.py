@@ -32,8 +32,7 @@ from mqauth.judging.pipeline import Handler, Outcome, Verdict
 from mqauth.judging.rollout import Rollout
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
-from mqauth.telemetry.authority import AUTHORITY_METRICS, AuthorityTelemetry
-from mqauth.telemetry.gauges import gauges
+from mqauth.telemetry.authority import AUTHORITY_METRICS, AuthorityTelemetry, gauges
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.message import Message, fold
 
