@@ -24,9 +24,8 @@ from rich.cells import cell_len
 
 from mqauth.cli import main
 from mqauth.cli.broker import told
-from mqauth.cli.dlq import GROUP, LETTER, VERDICT
 from mqauth.cli.forms import TO_CHANGE, CommandFailed, moment, pick, shown_time
-from mqauth.cli.tables import Column, fitted, middle
+from mqauth.cli.tables import GROUP, LETTER, VERDICT, Column, fitted, middle
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.keystore import Keystore

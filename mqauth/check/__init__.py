@@ -1,7 +1,7 @@
 """``mqauth check``: finds the pitfalls of a configuration file.
 
 ``codes`` has the registry of them, ``target`` is what the rules look at, ``tokens``,
-``issuers``, ``authority`` and ``deployment`` hold the rules. The check as a whole reads the file, asks every rule,
+``issuers``, ``deployment`` and ``rollout`` hold the rules. The check as a whole reads the file, asks every rule,
 builds the objects, and puts the findings in order.
 """
 
@@ -16,7 +16,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.check import authority, deployment, issuers, rollout, tokens
+from mqauth.check import deployment, issuers, rollout, tokens
 from mqauth.check.codes import CODES, Code, Severity
 from mqauth.check.findings import Finding, Report, Rule, finding, ordered
 from mqauth.check.target import Target, lines_of, nearest, read
@@ -37,7 +37,7 @@ _PITFALLS: Final = (
 RULES: Final[tuple[Rule, ...]] = (
     *tokens.RULES,
     *issuers.RULES,
-    *authority.RULES,
+    *tokens.AUTHORITY_RULES,
     *deployment.RULES,
     *rollout.RULES,
 )

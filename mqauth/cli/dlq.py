@@ -38,24 +38,13 @@ from mqauth.cli.app import (
 from mqauth.cli.broker import Place, opened, placed
 from mqauth.cli.forms import TO_CHANGE, TO_READ, WORD, confirmed, known_reason, pick, shown_time
 from mqauth.cli.settings import FILE, file_of, given, key_reader, review_of, reviewer_of, settings_of
-from mqauth.cli.tables import Column, Wide, table_lines
+from mqauth.cli.tables import GROUP, LETTER, VERDICT, Wide, table_lines
 from mqauth.errors import require
 from mqauth.letters.release import WAIVABLE
 
 app: Final = group("List, check, redrive and discard dead letters.", "mqauth dlq groups")
 _DONE: Final = {review.REDRIVE: "redriven", review.DISCARD: "discarded"}
 _IDS: Final = 20
-_REASON, _SUBJECT, _PLACE = Column("reason", cut=False), Column("subject"), Column("destination", goes=4)
-LETTER: Final = (
-    *(Column("letter", is_id=True, cut=False), _REASON, Column("time (UTC)", goes=3, cut=False), _SUBJECT),
-    *(Column("issuer", goes=1), _PLACE, Column("intact", goes=2, cut=False)),
-)
-GROUP: Final = (
-    *(Column("letters", cut=False), _REASON, Column("kid", is_id=True, cut=False), _SUBJECT),
-    *(Column("issuer", goes=2), _PLACE, Column("first (UTC)", goes=1, cut=False)),
-    Column("last (UTC)", goes=3, cut=False),
-)
-VERDICT: Final = (Column("letters", cut=False), Column("verdict now"))
 Audit = Annotated[Path | None, typer.Option("--audit", help="The reviewer's own audit file.")]
 Why = Annotated[str | None, typer.Option("--why", help="Why you act, one line; required.")]
 

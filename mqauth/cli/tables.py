@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import typer
 from rich.cells import cell_len, set_cell_size
@@ -33,6 +33,30 @@ class Column(NamedTuple):
     goes: int = 0
     is_id: bool = False
     cut: bool = True
+
+
+LETTER: Final = (
+    Column("letter", is_id=True, cut=False),
+    Column("reason", cut=False),
+    Column("time (UTC)", goes=3, cut=False),
+    Column("subject"),
+    Column("issuer", goes=1),
+    Column("destination", goes=4),
+    Column("intact", goes=2, cut=False),
+)
+"""Of dead letters."""
+GROUP: Final = (
+    Column("letters", cut=False),
+    Column("reason", cut=False),
+    Column("kid", is_id=True, cut=False),
+    Column("subject"),
+    Column("issuer", goes=2),
+    Column("destination", goes=4),
+    Column("first (UTC)", goes=1, cut=False),
+    Column("last (UTC)", goes=3, cut=False),
+)
+"""Of groups of dead letters."""
+VERDICT: Final = (Column("letters", cut=False), Column("verdict now"))
 
 
 def table_lines(
