@@ -144,13 +144,6 @@ def test_show_for_people_is_a_line_each(folder: Path, capsys: pytest.CaptureFixt
     assert "[broker] url         amqp://mq.example  (mqauth.toml:3)" in capsys.readouterr().out
 
 
-def test_groups_needs_no_option(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """``mqauth dlq groups`` in a folder with ``mqauth.toml`` asks the broker in it."""
-    (folder / "mqauth.toml").write_text('[broker]\nurl = "amqp://127.0.0.1:1/"\nqueue = "q"')
-    assert main(["dlq", "groups"]) != 0
-    assert "broker" in capsys.readouterr().err
-
-
 def test_review_settings_are_those_of_the_options(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """``[review]`` gives what no option gives: the first thing missing is then what the file does not have."""
     (folder / "mqauth.toml").write_text('[broker]\nurl = "amqp://127.0.0.1:1/"\nqueue = "q"')

@@ -66,7 +66,9 @@ def test_findings_are_tab_separated_for_a_program(tmp_path: Path, capsys: pytest
     """Piped, a finding is one line of seven cells, whole, under a line of names."""
     (tmp_path / "mqauth.toml").write_text(BAD)
     assert run(["check", str(tmp_path / "mqauth.toml")]) == 1
-    head, first, *_ = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    head, first, *_ = (line.split("\t") for line in printed.splitlines())
     assert head == ["line", "severity", "code", "key", "message", "why", "instead"]
     assert first[:5] == ["5", "error", "configuration", "consumer.leeway", "must be 0 to 60, not 90"]
 

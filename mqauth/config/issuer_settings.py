@@ -273,12 +273,12 @@ class CredentialSettings(SourceSettings):
     enrolment: Annotated[
         bool | None,
         FLAG,
-        "The keys are producers' own, each for the subjects in its `mqauth_sub`; by default `true` with `file`.",
+        "Whether keys are producers' own, each for its `mqauth_sub`; by default `true` with `file`.",
     ] = None
     max_lifetime: Annotated[
         int | None,
         seconds(1, MAX_LIFETIME),
-        "The time between `iat` and `exp` of a credential, at most: 3600 s, of a producer's own keystore 300 s.",
+        "The time between `iat` and `exp` of a credential, at most: 3600 s, of a producer's keystore 300 s.",
     ] = None
 
     @property
