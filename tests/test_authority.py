@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,8 @@ from mqauth.audit.chain import verify_chain
 from mqauth.audit.record import AuditRecord
 from mqauth.audit.sinks import CallableSink, FloodGate
 from mqauth.authority.desk import Grant
-from mqauth.authority.records import Records, Trace
+from mqauth.authority.issuing import IdentityAuthority
+from mqauth.authority.records import Trace
 from mqauth.authority.refusals import Refusal, Refused
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.keystore.identity.wit_key import WITKey
@@ -404,11 +404,12 @@ def test_a_flood_from_many_addresses_hides_no_other_refusal(clock: FakeClock) ->
     """However many addresses flood the audit with one reason, the first refusals of another one say who asked."""
     written: list[AuditRecord] = []
     gate = FloodGate(CallableSink(written.append), flood_after=1)
-    records = Records(DOMAIN, clock, os.urandom)
+    nothing: Any = None
+    authority = IdentityAuthority(trust_domain=DOMAIN, desk=nothing, keys=nothing, audit=gate, clock=clock)
     refused = Refused(Refusal.CREDENTIAL_SIGNATURE, "forged")
     for address in (f"2001:db8:0:{number:x}::/64" for number in range(26) for _ in range(4)):
-        gate.write(records.refused(Trace(address), refused))
-    gate.write(records.refused(Trace("10.0.0.3"), refused))
+        authority.refuse(refused, Trace(address))
+    authority.refuse(refused, Trace("10.0.0.3"))
     assert ["asked" in record.extra for record in written[-2:]] == [False, True]
 
 

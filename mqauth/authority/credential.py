@@ -175,22 +175,8 @@ class Credential(NamedTuple):
         return found if isinstance(found, str) else None
 
 
-class Reading(NamedTuple):
-    """A credential that was taken apart, before it is believed.
-
-    Args:
-        jwt: its parts.
-        said: what it says.
-        issuer: whose it is.
-    """
-
-    jwt: Jwt
-    said: Credential
-    issuer: CredentialIssuer
-
-
-def read(text: str, issuers: Mapping[str, CredentialIssuer]) -> Reading:
-    """Take a credential apart, and find its issuer.
+def read(text: str, issuers: Mapping[str, CredentialIssuer]) -> tuple[Credential, Jwt, CredentialIssuer]:
+    """Return what a credential says before it is believed, its parts, and whose it is.
 
     Args:
         text: as it stands in ``Authorization``.
@@ -208,14 +194,16 @@ def read(text: str, issuers: Mapping[str, CredentialIssuer]) -> Reading:
     found = issuers.get(name) if type(name) is str else None
     if found is None:
         raise Refused(Refusal.CREDENTIAL_ISSUER, "its iss is not configured")
-    return Reading(jwt, Credential(found.name, found.issuer, jwt.opened.kid, jwt.claims), found)
+    return Credential(found.name, found.issuer, jwt.opened.kid, jwt.claims), jwt, found
 
 
-def verify(reading: Reading, *, audience: str, now: float) -> Credential:
+def verify(said: Credential, jwt: Jwt, issuer: CredentialIssuer, *, audience: str, now: float) -> Credential:
     """Return a credential that may be believed.
 
     Args:
-        reading: of ``read``.
+        said: what it says, of ``read``.
+        jwt: its parts.
+        issuer: whose it is.
         audience: that ``aud`` has to say, and nothing else.
         now: UTC seconds.
 
@@ -223,7 +211,6 @@ def verify(reading: Reading, *, audience: str, now: float) -> Credential:
         Refused: the first of the rules that it breaks.
         Unavailable: the issuer's keys are out of reach.
     """
-    jwt, said, issuer = reading
     # Its type, and its signature.
     typ: Any = jwt.header.get("typ")
     if issuer.enrolment:

@@ -89,7 +89,7 @@ class CredentialDesk:
         It is for counting alone: nothing of the text is believed.
         """
         try:
-            said = credential.read(text, self._by_iss).said
+            said, _, _ = credential.read(text, self._by_iss)
         except (Refused, UnicodeError):
             return ""
         return hashlib.sha256(repr((said.name, said.claims.get("sub"))).encode("utf-8", "replace")).hexdigest()
@@ -105,9 +105,9 @@ class CredentialDesk:
             Refused: the first of the rules that it breaks.
             Unavailable: the keys of its issuer are out of reach.
         """
-        reading = credential.read(text, self._by_iss)
-        trace.credential = reading.said
-        trace.credential = credential.verify(reading, audience=self.audience, now=self._clock.now())
+        parts = credential.read(text, self._by_iss)
+        trace.credential = parts[0]
+        trace.credential = credential.verify(*parts, audience=self.audience, now=self._clock.now())
         return trace.credential
 
     def grant(self, found: Credential, subject: str | None) -> Grant:

@@ -6,17 +6,19 @@ was lost is asked for again. A record of each identity is durable before anybody
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from mqauth.audit.record import AuditSink
+from mqauth.audit.record import AuditRecord, AuditSink, sha256, token_fields
 from mqauth.authority.credential import held_key
 from mqauth.authority.desk import CredentialDesk, Grant
-from mqauth.authority.records import Records, Trace
+from mqauth.authority.records import ISSUED, REFUSED, Trace
 from mqauth.authority.refusals import Rate, Refusal, Refused, grant_only
-from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
+from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, Rejection, Unavailable, require
 from mqauth.flow import is_awaitable
+from mqauth.logs import harmless
 from mqauth.wire import base64url, identity, jws, strict_json
 from mqauth.wire.keys import NO_CUTOFFS, Cutoff, SigningKeySource
 
@@ -102,7 +104,6 @@ class IdentityAuthority:
         self._cutoffs = cutoffs
         self._clock = clock
         self._randomness = randomness
-        self._records = Records(trust_domain, clock, randomness)
 
     def __repr__(self) -> str:
         return f"IdentityAuthority({self.trust_domain!r})"
@@ -157,7 +158,12 @@ class IdentityAuthority:
             "cnf": {"jwk": dict(jwk)},
         }
         wit = self._signed(strict_json.dumps(said | dict(grant.claims)))
-        self._write(self._records.issued(trace, wit, lifetime))
+        who = wit.identity
+        token = token_fields(None, who.kid, wit.opened.algorithm, None, verified=True, identity=who)
+        times = {"iat": who.issued, "exp": who.expires}
+        token["verified"] |= {"iss": self.trust_domain, "sub": who.subject, "jti": who.jti} | times
+        token["thumbprint"] = sha256(wit.text)
+        self._write(ISSUED, None, f"for {lifetime} s", token, trace)
         return Issued(wit.text.decode("ascii"), grant.subject, lifetime)
 
     def refuse(self, refused: Refused, trace: Trace) -> None:
@@ -166,7 +172,10 @@ class IdentityAuthority:
         Raises:
             Unavailable: ``audit_unavailable``.
         """
-        self._write(self._records.refused(trace, refused))
+        # What nobody proved stands under ``claimed``.
+        subject = {} if trace.subject is None else {"sub": harmless(trace.subject)}
+        token = {"claimed": {"iss": self.trust_domain, **subject}, "thumbprint": None}
+        self._write(REFUSED, refused.refusal.value, refused.detail, token, trace)
 
     def _signed(self, payload: bytes) -> identity.Wit:
         """Return a signed WIT, read as a consumer does: nobody gets one that every consumer would refuse."""
@@ -182,6 +191,23 @@ class IdentityAuthority:
         except Rejection as error:
             raise Unavailable(Cause.KEYS_UNAVAILABLE, f"consumers would not take it: {error}") from error
 
-    def _write(self, record: Any) -> None:
+    def _write(self, verdict: str, reason: str | None, detail: str, token: dict[str, Any], trace: Trace) -> None:
+        record = AuditRecord(
+            id=uuid7(self._clock, self._randomness),
+            time=self._clock.now(),
+            verdict=verdict,
+            reason=reason,
+            detail=detail,
+            scope=self.trust_domain,
+            broker={},
+            token=token,
+            body_sha256=None,
+            body_size=None,
+            key_set=None,
+            policy=None,
+            dead_letter=None,
+            instance=os.uname().nodename,
+            extra={"asked": trace.as_dict()},
+        )
         written = self._audit.write(record)
         require(not is_awaitable(written), "the audit sink of an authority is asynchronous", RuntimeError)

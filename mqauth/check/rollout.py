@@ -6,7 +6,7 @@ message that would be refused counts as honest until somebody says otherwise, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from datetime import time as time_of_day
@@ -172,11 +172,22 @@ def _standing(entry: RolloutSettings, rollout: Rollout, told: Sequence[Record], 
         if time < now - entry.window:
             continue
         # what came in the window
-        for place, number in _numbers(facts, "accepted", entry).items():
-            found.accepted[place] = found.accepted.get(place, 0) + number
+        for place in entry.destinations:
+            if place in member(facts, "accepted"):
+                found.accepted[place] = found.accepted.get(place, 0) + _whole(member(facts, "accepted")[place])
         found.other += _whole(facts.get("other"))
-        _group(groups, facts, rollout, entry)
-        signed |= set(_signers(facts, entry))
+        for told_of in _tables(facts.get("groups")):
+            group = group_of(told_of)
+            held = rollout.entry(group.destination)
+            if held is not None and held.destinations == entry.destinations:
+                groups.setdefault(group.id, Seen(group)).add(told_of)
+        signed |= {
+            (issuer, subject)
+            for place, issuers in member(facts, "signed").items()
+            if place in entry.destinations and isinstance(issuers, dict)
+            for issuer, subjects in issuers.items()
+            for subject in (subjects if isinstance(subjects, dict) else ())
+        }
         if time < now - HOUR:
             continue
         # who is there, on which rung, and how old the last deliveries were
@@ -190,27 +201,21 @@ def _standing(entry: RolloutSettings, rollout: Rollout, told: Sequence[Record], 
     found.oldest = min(oldest.values(), default=None)
     if asked.consumer is not None:
         found.never_signed = list(_never_signed(entry, asked.consumer, signed))
-    found.moved = max(0, len(_ends(told, entry)) - 1)
+    # The ends that starts have named for its destinations.
+    ends = {
+        str(each.get("until"))
+        for record in told
+        for each in _tables(member(record, "rollout").get("rungs"))
+        if set(each.get("destinations") or ()) & set(entry.destinations)
+    }
+    found.moved = max(0, len(ends) - 1)
     found.against = list(_against(found, now, changed, asked))
     return found
 
 
-def _group(groups: dict[str, Seen], facts: Record, rollout: Rollout, entry: RolloutSettings) -> None:
-    listed: Any = facts.get("groups")
-    for one in listed if isinstance(listed, list) else ():
-        if isinstance(one, dict):
-            group = group_of(one)
-            held = rollout.entry(group.destination)
-            if held is not None and held.destinations == entry.destinations:
-                groups.setdefault(group.id, Seen(group)).add(one)
-
-
-def _signers(facts: Record, entry: RolloutSettings) -> Iterator[tuple[str, str]]:
-    """Yield issuer and subject of those that signed for an entry's destinations."""
-    for place, issuers in member(facts, "signed").items():
-        if place in entry.destinations and isinstance(issuers, dict):
-            for issuer, subjects in issuers.items():
-                yield from ((issuer, subject) for subject in (subjects if isinstance(subjects, dict) else ()))
+def _tables(listed: Any) -> list[dict[str, Any]]:
+    """Return the objects of a list in a record; none where it is no list."""
+    return [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
 
 
 def _never_signed(
@@ -223,16 +228,19 @@ def _never_signed(
         places |= set(alias.signed_for) if entry.build().holds(alias.at) else set()
     known = set[str]()
     for rule in consumer.allow:
-        allowed = any(_meet(place, pattern) for place in places for pattern in rule.destinations)
+        # Two patterns may have a destination in common; the words of each stand for themselves.
+        allowed = any(
+            EVERYWHERE in (place, pattern)
+            or place == pattern
+            or matches(place, pattern)
+            or matches(pattern, place)
+            for place in places
+            for pattern in rule.destinations
+        )
         silent = not any(rule.issuer in (None, issuer) and rule.subject == who for issuer, who in signed)
         if allowed and silent and rule.subject not in known:
             known.add(rule.subject)
             yield rule.subject
-
-
-def _meet(one: str, other: str) -> bool:
-    """Return whether two patterns may have a destination in common; the words of each stand for themselves."""
-    return EVERYWHERE in (one, other) or one == other or matches(one, other) or matches(other, one)
 
 
 def _against(found: Standing, now: float, changed: float | None, asked: Asked) -> Iterator[str]:
@@ -266,22 +274,6 @@ def is_accepted(entry: RolloutSettings, group: Group) -> bool:
     """Return whether somebody has accepted that a group's messages are refused."""
     accepted = entry.accepted or {}
     return group.id in accepted or f"{group.code} {group.destination}" in accepted
-
-
-def _ends(told: Sequence[Record], entry: RolloutSettings) -> set[str]:
-    """Return the ends that starts have named for the destinations of an entry."""
-    named: set[str] = set()
-    for record in told:
-        rungs: Any = member(record, "rollout").get("rungs")
-        for one in rungs if isinstance(rungs, list) else ():
-            if isinstance(one, dict) and set(one.get("destinations") or ()) & set(entry.destinations):
-                named.add(str(one.get("until")))
-    return named
-
-
-def _numbers(facts: Record, name: str, entry: RolloutSettings) -> Mapping[str, int]:
-    counts = member(facts, name)
-    return {place: _whole(counts[place]) for place in entry.destinations if place in counts}
 
 
 def _whole(found: object) -> int:

@@ -24,7 +24,6 @@ from mqauth.cli.broker import Place, check_stamps, check_url, place_of, reached
 from mqauth.cli.init_files import Project, read_topology
 from mqauth.cli.settings import settings_of
 from mqauth.clock import SYSTEM_CLOCK
-from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.errors import ConfigurationError, file_errors, refusing, require
 from mqauth.keystore import Keystore
 from mqauth.wire.jwk import dump_key_set
@@ -168,7 +167,19 @@ def _declare(folder: Path) -> None:
         reached(place.broker, user=place.settings.user),
     ):
         if place.on_kafka:
-            _kafka(place, topology, settings.consumer)
+            import kafka
+            from kafka.errors import TopicAlreadyExistsError
+
+            client: Any = kafka  # its classes have no types
+            with contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(place.broker))) as admin:
+                check_stamps(admin, settings.consumer)
+                for topic in topology["topics"]:
+                    # The number of replicas is the broker's own default.
+                    new = client.admin.NewTopic(
+                        topic["name"], topic["partitions"], -1, topic_configs=topic["configs"]
+                    )
+                    with contextlib.suppress(TopicAlreadyExistsError):
+                        admin.create_topics([new])
         else:
             asyncio.run(_rabbitmq(place, topology, proves=proves))
 
@@ -191,20 +202,6 @@ async def _rabbitmq(place: Place, topology: dict[str, Any], *, proves: bool) -> 
             await queues[found["destination"]].bind(found["source"], found["routing_key"])
         if proves:
             await question(connection.transport.connection, echoed)
-
-
-def _kafka(place: Place, topology: dict[str, Any], consumer: ConsumerSettings | None) -> None:
-    import kafka
-    from kafka.errors import TopicAlreadyExistsError
-
-    client: Any = kafka  # its classes have no types
-    with contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(place.broker))) as admin:
-        check_stamps(admin, consumer)
-        for found in topology["topics"]:
-            # The broker's own default.
-            new = client.admin.NewTopic(found["name"], found["partitions"], -1, topic_configs=found["configs"])
-            with contextlib.suppress(TopicAlreadyExistsError):
-                admin.create_topics([new])
 
 
 def _next(folder: Path, *, applied: bool) -> Iterator[str]:

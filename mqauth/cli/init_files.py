@@ -292,7 +292,15 @@ class Project:
         producer, consumer, topology = _PRODUCER_RABBITMQ, _CONSUMER_RABBITMQ, rabbitmq_definitions(values)
         if on_kafka:
             producer, consumer = _PRODUCER_KAFKA, _CONSUMER_KAFKA
-            topology = {"topics": kafka_topics(values, managed=managed)}
+            # Dead letters are kept until somebody reviewed them. They have the broker's stamp too, since Kafka
+            # refuses a record of a client whose clock is an hour ahead, and are larger than the message.
+            stamped = {TIMESTAMP_TYPE: APPEND_TIME}
+            kept = {"max.message.bytes": "2097152", "cleanup.policy": "delete", "retention.ms": "-1"}
+            topics = [
+                {"name": values["topic"], "partitions": 3, "configs": {} if managed else stamped},
+                {"name": values["letters"], "partitions": 1, "configs": stamped | kept},
+            ]
+            topology = {"topics": topics}
         # A broker of Docker Compose and its configuration, unless the broker is somebody else's.
         files = {} if managed else {"compose.yml": _COMPOSE[self.broker]}
         files |= {} if managed or on_kafka else {"rabbitmq.conf": INTERCEPTOR_CONF}
@@ -328,18 +336,6 @@ def rabbitmq_definitions(values: dict[str, str]) -> dict[str, Any]:
             }
         ],
     }
-
-
-def kafka_topics(values: dict[str, str], *, managed: bool) -> list[dict[str, Any]]:
-    """Return the topics with their settings; dead letters are kept until somebody reviewed them."""
-    stamped = {TIMESTAMP_TYPE: APPEND_TIME}
-    # Of letters too, since Kafka refuses a record of a client whose clock is an hour ahead. They are larger than
-    # the message.
-    letters = {**stamped, "max.message.bytes": "2097152", "cleanup.policy": "delete", "retention.ms": "-1"}
-    return [
-        {"name": values["topic"], "partitions": 3, "configs": {} if managed else stamped},
-        {"name": values["letters"], "partitions": 1, "configs": letters},
-    ]
 
 
 def read_topology(text: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
@@ -199,14 +200,18 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
         MalformedMessage,
     )
     own |= {name: value for name, value in live.items() if name in LIVE_PROPERTIES}
-    properties = own if parsed[0] == destination.RABBITMQ else {}
+    # Where it came from, as the letter says. Its id proves whether that is true.
+    scope, source = lines.get("scope"), lines.get("source", "")
+    origin = Origin.of_record(source, scope=scope)
+    if parsed[0] == destination.RABBITMQ:
+        origin = Origin(scope=scope, queue=source, exchange=parsed[1], routing_key=parsed[2])
     return Message(
         destination=place,
         body=message.body,
         key=message.key,
-        properties=properties,
+        properties=own if parsed[0] == destination.RABBITMQ else {},
         headers=headers,
-        origin=_origin(lines, parsed),
+        origin=require(origin, "the letter's source is not a place in a topic", MalformedMessage),
     )
 
 
@@ -243,37 +248,24 @@ def _merged(headers: list[HeaderPair], metadata: Mapping[str, Any]) -> tuple[Hea
     return tuple(moved[at] if at in moved else next(kept) for at in range(total))
 
 
-def _origin(lines: Mapping[str, str], parsed: tuple[str, ...]) -> Origin:
-    """Return where the original came from, as the letter says. Its id proves whether that is true."""
-    scope, source = lines.get("scope"), lines.get("source", "")
-    if parsed[0] == destination.RABBITMQ:
-        return Origin(scope=scope, queue=source, exchange=parsed[1], routing_key=parsed[2])
-    origin = Origin.of_record(source, scope=scope)
-    return require(origin, "the letter's source is not a place in a topic", MalformedMessage)
-
-
 def _token_fields(original: Message | None) -> dict[str, Any]:
     """Return what the token of an original claims: ``kid``, ``alg`` and ``claims``, ``None`` where unreadable."""
-    found: dict[str, Any] = {"kid": None, "alg": None, "claims": None}
-    if original is None:
-        return found
-    try:
-        opened, said = identity.opened_token(envelope.token_of(original))
-        return {"kid": opened.kid, "alg": opened.algorithm, "claims": said}
-    except Rejection:
-        return found
+    with suppress(Rejection):
+        if original is not None:
+            opened, claims = identity.opened_token(envelope.token_of(original))
+            return {"kid": opened.kid, "alg": opened.algorithm, "claims": claims}
+    return {"kid": None, "alg": None, "claims": None}
 
 
 def _history(text: str) -> tuple[Mapping[str, str], ...]:
     """Return the earlier letters, none where what the letter says of them is not in its form."""
-    try:
-        found = strict_json.loads(text.encode("utf-8", "backslashreplace"), depth=2)
-    except strict_json.StrictJSONError:
-        return ()
-    if type(found) is not list or len(found) > MAX_HOPS or not all(type(hop) is dict for hop in found):
-        return ()
+    hops: Any = None
+    with suppress(strict_json.StrictJSONError):
+        hops = strict_json.loads(text.encode("utf-8", "backslashreplace"), depth=2)
+    good = type(hops) is list and len(hops) <= MAX_HOPS and all(type(hop) is dict for hop in hops)
     return tuple(
-        {name: harmless(str(hop.get(name) or "")) for name in ("id", "reason", "released")} for hop in found
+        {name: harmless(str(hop.get(name) or "")) for name in ("id", "reason", "released")}
+        for hop in (hops if good else ())
     )
 
 
