@@ -13,9 +13,8 @@ import pytest
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.record import AuditRecord
 from mqauth.audit.sinks import CallableSink, FloodGate
-from mqauth.authority.desk import Grant
+from mqauth.authority.desk import Grant, Trace
 from mqauth.authority.issuing import IdentityAuthority
-from mqauth.authority.records import Trace
 from mqauth.authority.refusals import Refusal, Refused
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.keystore.identity.wit_key import WITKey

@@ -15,8 +15,8 @@ from contextlib import suppress
 from typing import Any, Final
 
 from mqauth import logs
+from mqauth.authority.desk import Answered, Trace
 from mqauth.authority.issuing import PATH, Asked, IdentityAuthority
-from mqauth.authority.records import Answered, Trace
 from mqauth.authority.refusals import ISSUED, SLOW_DOWN, UNAVAILABLE, Answer, Rate, Refusal, Refused, grant_only
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Unavailable, require

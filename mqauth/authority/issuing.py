@@ -12,8 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from mqauth.audit.record import AuditRecord, AuditSink, sha256, token_fields
 from mqauth.authority.credential import held_key
-from mqauth.authority.desk import CredentialDesk, Grant
-from mqauth.authority.records import ISSUED, REFUSED, Trace
+from mqauth.authority.desk import ISSUED, REFUSED, CredentialDesk, Grant, Trace
 from mqauth.authority.refusals import Rate, Refusal, Refused, grant_only
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, Rejection, Unavailable, require

@@ -46,13 +46,6 @@ class _URL(NamedTuple):
         return f"{self.scheme}://{','.join(self.hosts)}"
 
     @property
-    def is_encrypted(self) -> bool:
-        """Whether the connection is encrypted; kafka-python's default is not."""
-        if self.scheme == "kafka":
-            return set(self.options.get("security_protocol", ["PLAINTEXT"])) <= _ENCRYPTED
-        return self.scheme in ("amqps", "rediss")
-
-    @property
     def is_unverified(self) -> bool:
         """Whether an encrypted connection is made with anyone who answers."""
         if self.scheme in ("amqp", "amqps"):
@@ -69,9 +62,12 @@ def connections(target: Target) -> Iterator[Finding]:
     for path, url in _urls(target):
         ignored = sorted(_AMQP_TLS & url.options.keys())
         replay = url.scheme in ("redis", "rediss")
+        # kafka-python's default is not encrypted.
+        protocols = url.options.get("security_protocol", ["PLAINTEXT"])
+        encrypted = set(protocols) <= _ENCRYPTED if url.scheme == "kafka" else url.scheme in ("amqps", "rediss")
         if url.scheme == "amqp" and ignored:
             yield finding("broker_tls_ignored", path, f"{url} with {', '.join(ignored)}")
-        elif not url.is_encrypted and not all(map(is_loopback, url.hosts)):
+        elif not encrypted and not all(map(is_loopback, url.hosts)):
             yield finding("replay_plaintext" if replay else "broker_plaintext", path, f"{url} is plaintext")
         elif url.is_unverified:
             name = "replay_unverified" if replay else "broker_unverified"

@@ -281,8 +281,11 @@ def _fault(members: Any, svid: Svid | None) -> tuple[str, str] | None:
             return "jwks_symmetric", "a shared secret, or an alg that signs nothing"
         if _PRIVATE & members.keys():
             return "jwks_private", "holds a private key"
-        if members.get("kty") == "RSA" and _is_weak(members):
-            return "key_weak", f"RSA under {MIN_RSA_BITS} bits, or an exponent under {MIN_RSA_EXPONENT}"
+        with suppress(KeyError, ValueError):
+            raw = [base64url.decode(str(members[name]).encode()) for name in ("n", "e")]
+            modulus, exponent = map(int.from_bytes, raw)
+            if members["kty"] == "RSA" and (modulus.bit_length() < MIN_RSA_BITS or exponent < MIN_RSA_EXPONENT):
+                return "key_weak", f"RSA under {MIN_RSA_BITS} bits, or an exponent under {MIN_RSA_EXPONENT}"
     if is_other_svid(members, svid):
         return None
     try:
@@ -290,14 +293,6 @@ def _fault(members: Any, svid: Svid | None) -> tuple[str, str] | None:
     except ConfigurationError as error:
         return "jwks_skipped", str(error)
     return None
-
-
-def _is_weak(members: Mapping[str, Any]) -> bool:
-    try:
-        modulus, exponent = (int.from_bytes(base64url.decode(str(members[name]).encode())) for name in ("n", "e"))
-    except (KeyError, ValueError):
-        return False
-    return modulus.bit_length() < MIN_RSA_BITS or exponent < MIN_RSA_EXPONENT
 
 
 RULES: Final = (bindings, forms, rules, authorities, contents, remote)

@@ -15,9 +15,8 @@ from mqauth.audit.file import with_parts
 from mqauth.audit.record import Selection, read_records
 from mqauth.authority.application import AuthorityServer
 from mqauth.authority.credential import Credential
-from mqauth.authority.desk import Grant
+from mqauth.authority.desk import ISSUED, Grant, Trace
 from mqauth.authority.issuing import PATH
-from mqauth.authority.records import ISSUED, Trace
 from mqauth.authority.refusals import Refused
 from mqauth.cli import forms
 from mqauth.cli.app import USAGE, Config, Json, answer, group, print_error

@@ -265,7 +265,7 @@ def demo(
     if identity:
         require(broker is None, "--identity: in memory only, without --broker")
         # It needs the authority, which the other demo does not.
-        return int(import_module("mqauth.cli.sign_demo").play(audit, as_json=as_json, messages=messages))
+        return int(import_module("mqauth.cli.identity_demo").play(audit, as_json=as_json, messages=messages))
     if broker is None:
         return _play(MemoryStage(), audit, as_json=as_json, messages=messages)
     scheme, mark, rest = broker.partition("://")

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from types import SimpleNamespace
+from typing import Any, Final
 
 from mqauth import AuditFile, Key, Message, Reason, Signer, TrustDomain, Unavailable, Verifier
 from mqauth.cli.demo import ACCEPTED, Case, Result, audit_file, consumed, named, reported
@@ -26,7 +27,6 @@ from mqauth.testing.identity import OTHER_WORKLOAD, TRUST_DOMAIN, WORKLOAD, Iden
 from mqauth.testing.stage import MemoryStage
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import envelope
-from mqauth.wire.workload import WorkloadKey
 
 RETURNS: Final = f"{TRUST_DOMAIN}/shop/returns-api"
 _PRODUCERS: Final = {"orders-api": WORKLOAD, "returns-api": RETURNS, "stock-api": OTHER_WORKLOAD}
@@ -64,7 +64,8 @@ def play(kept: Path | None, *, as_json: bool, messages: int) -> int:
             world.authority.cut_off("orders-api", "its host was stolen")
             world.clock.advance(_WATCHED)
             # A thief signs with what was stolen, and asks for more; a producer that is not concerned goes on.
-            thief = Signer(key=_Stolen(stolen), issuer=TRUST_DOMAIN, subject=WORKLOAD, audience=AUDIENCE)
+            copied: Any = SimpleNamespace(is_identity=True, signing_key=lambda: stolen)
+            thief = Signer(key=copied, issuer=TRUST_DOMAIN, subject=WORKLOAD, audience=AUDIENCE)
             returns = world.signers["returns-api"].sign(_message("returns-after"))
             results += _consumed(
                 world,
@@ -270,18 +271,6 @@ def _asked(world: World, askers: list[tuple[str, str, str, str, Credential]]) ->
         except MqauthError as error:
             verdict, reason = "failed", error.code
         yield Result(case=case, verdict=verdict, reason=reason, expected=expected, story=story)
-
-
-class _Stolen:
-    """A source with the one key that somebody copied."""
-
-    is_identity = True
-
-    def __init__(self, key: WorkloadKey) -> None:
-        self._key = key
-
-    def signing_key(self) -> WorkloadKey:
-        return self._key
 
 
 def _token(message: Message) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Final, cast
 from urllib.parse import urlsplit
 
 from mqauth.audit.file import HeadFile
@@ -54,12 +54,6 @@ _TOKEN_URL: Final = only_with("token_url")
 _KID: Final = text(
     "kid", lambda kid: is_name(kid, 1, MAX_KID), f'must be a kid of at most {MAX_KID} characters, or "*"'
 )
-
-
-def _not_pinned(members: Mapping[str, Any]) -> str | None:
-    # ``vouches = false`` beside ``subjects`` says nothing new, and contradicts nothing.
-    both = members.get("vouches") and "subjects" in members
-    return "contradicts subjects: an issuer vouches for all or pins them" if both else None
 
 
 TRUST_DOMAIN: Final = text(
@@ -130,9 +124,7 @@ class IssuerSettings(SourceSettings):
         entries(_KID, many(NAME, 1, frozenset), 1),
         'The subjects that a key may speak for, by kid; `"*"` is for keys that do not say it themselves.',
     ] = None
-    vouches: Annotated[
-        bool, FLAG, "The issuer is an authority: its keys sign for all its subjects.", _not_pinned
-    ] = False
+    vouches: Annotated[bool, FLAG, "The issuer is an authority: its keys sign for all its subjects."] = False
     until: Annotated[
         date | None,
         DATE,
@@ -152,8 +144,14 @@ class IssuerSettings(SourceSettings):
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of a missing name, and of a missing or second source."""
         yield from SourceSettings.refusals(self)
-        nameless = not {"issuer", "trust_domain"} & self.table.members.keys()
-        yield from self.refused((nameless, "issuer", "required, or a trust_domain in its place"))
+        yield from self.refused(
+            (self.issuer is None, "issuer", "required, or a trust_domain in its place"),
+            (
+                self.vouches and self.subjects is not None,
+                "vouches",
+                "contradicts subjects: an issuer vouches for all or pins them",
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

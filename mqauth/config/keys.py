@@ -19,9 +19,8 @@ from mqauth.audit.record import parse_record
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.authority.application import MAX_AGE, AuthorityServer
 from mqauth.authority.credential import CredentialIssuer
-from mqauth.authority.desk import CredentialDesk
+from mqauth.authority.desk import Answered, CredentialDesk
 from mqauth.authority.issuing import IdentityAuthority
-from mqauth.authority.records import Answered
 from mqauth.clock import Clock
 from mqauth.config.declaration import Settings
 from mqauth.config.issuer_settings import IdentityAuthoritySettings, SourceSettings

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 
 from mqauth.console.backend import Backend, BusyError
 from mqauth.console.display import visible
-from mqauth.console.oidc import IDTokenError, NoNameError, Person
+from mqauth.console.oidc import IDTokenError, NoNameError
 from mqauth.console.oidc import person as person_of
 from mqauth.console.oidc_provider import LIFETIME, Attempts, Provider
 from mqauth.console.pages import SEE_OTHER, BadRequestError, Fields, Pages, for_everybody, posted, read_form
@@ -288,7 +288,30 @@ class Login:
     async def callback(self, request: Request) -> Response:
         """Begin a session for a person whom the provider sends back. Whatever happens, this login is over."""
         try:
-            person = await self._identify(request)
+            provider = require(self._provider, _NO_PAGE, partial(_LoginError, 404))
+            pairs, forbidden = request.query_params.multi_items(), partial(_LoginError, 403)
+            answer, issuer = dict(pairs), provider.settings.issuer
+            # A parameter that is repeated makes the answer invalid (RFC 6749, section 3.1).
+            require(len(answer) == len(pairs), _MALFORMED, partial(_LoginError, 400))
+            attempt = require(
+                self._attempts.redeem(self._cookie.read(request), answer.get("state", "")),
+                "This login was not begun here, is too old, or was used before. Begin again.",
+                forbidden,
+            )
+            # The answer of another provider (RFC 9207), and an answer that is an error.
+            names_itself = provider.known is not None and provider.known.names_itself
+            ours = answer.get("iss", None if names_itself else issuer) == issuer
+            require(ours, "The answer is not of our identity provider. Begin again.", forbidden)
+            if "error" in answer:
+                error = answer["error"]
+                emit("console.login_failed", "the identity provider answered a login with %s", visible(error)[:80])
+                raise _LoginError(403, _ERRORS.get(error, "The identity provider refused the login."))
+            require("code" in answer, _MALFORMED, partial(_LoginError, 400))
+            claims = await self._ask(provider.claims, answer["code"], attempt, self._origin + CALLBACK)
+            try:
+                person = person_of(claims, provider.settings)
+            except NoNameError as unnamed:
+                raise _LoginError(403, f"{visible(str(unnamed))}.", unnamed) from unnamed
             who = visible(person.name)
             emit(
                 "console.login", "login of %s (sub %s): %s", who, visible(person.subject), person.role or "no role"
@@ -298,37 +321,10 @@ class Login:
             # A page, not a redirect: the session's strict cookie is not sent on one that another site began.
             page = self._site.page("welcome.html", None, who=who, role=person.role)
             response = self._site.begin(request, page, person.name, person.role)
-        except _LoginError as error:
-            response = self._page(error.status, str(error))
+        except _LoginError as refused:
+            response = self._page(refused.status, str(refused))
         self._cookie.delete(response)
         return response
-
-    async def _identify(self, request: Request) -> Person:
-        """Return who came back from the provider."""
-        provider = require(self._provider, _NO_PAGE, partial(_LoginError, 404))
-        pairs, forbidden = request.query_params.multi_items(), partial(_LoginError, 403)
-        answer, issuer = dict(pairs), provider.settings.issuer
-        # A parameter that is repeated makes the answer invalid (RFC 6749, section 3.1).
-        require(len(answer) == len(pairs), _MALFORMED, partial(_LoginError, 400))
-        attempt = require(
-            self._attempts.redeem(self._cookie.read(request), answer.get("state", "")),
-            "This login was not begun here, is too old, or was used before. Begin again.",
-            forbidden,
-        )
-        # The answer of another provider (RFC 9207), and an answer that is an error.
-        names_itself = provider.known is not None and provider.known.names_itself
-        ours = answer.get("iss", None if names_itself else issuer) == issuer
-        require(ours, "The answer is not of our identity provider. Begin again.", forbidden)
-        if "error" in answer:
-            error = answer["error"]
-            emit("console.login_failed", "the identity provider answered a login with %s", visible(error)[:80])
-            raise _LoginError(403, _ERRORS.get(error, "The identity provider refused the login."))
-        require("code" in answer, _MALFORMED, partial(_LoginError, 400))
-        claims = await self._ask(provider.claims, answer["code"], attempt, self._origin + CALLBACK)
-        try:
-            return person_of(claims, provider.settings)
-        except NoNameError as error:
-            raise _LoginError(403, f"{visible(str(error))}.", error) from error
 
     async def _ask(self, question: Any, *arguments: Any) -> Any:
         """Ask the provider on a thread, with a bound on how many do so at once."""

@@ -322,20 +322,7 @@ class Overview:
 
 
 def overview(index: Index) -> Overview:
-    """Return what the first page shows of an index."""
-    return Overview(
-        as_of=index.as_of,
-        total=index.count(),
-        kinds=index.kinds(),
-        groups=index.groups(limit=MAX_GROUPS),
-        picture=_timeline(index),
-        complete=index.complete,
-        expected=index.expected,
-    )
-
-
-def _timeline(index: Index) -> Timeline:
-    """Return rejections over time by reason; the index itself counts them."""
+    """Return what the first page shows of an index; the index itself counts rejections over time by reason."""
     totals = Counter(dict(index.reasons()))
     shown = dict(totals.most_common(SERIES))
     if len(totals) > SERIES:
@@ -349,7 +336,7 @@ def _timeline(index: Index) -> Timeline:
         # Reasons that have no series of their own are in the last.
         columns[at][places.get(reason, len(shown) - 1)] += count
     untimed = max(0, totals.total() - sum(column.total() for column in columns.values()))
-    return Timeline(
+    picture = Timeline(
         names=[*shown],
         totals=[*shown.values()],
         columns=columns,
@@ -357,4 +344,13 @@ def _timeline(index: Index) -> Timeline:
         first=first,
         last=last,
         step=step,
+    )
+    return Overview(
+        as_of=index.as_of,
+        total=index.count(),
+        kinds=index.kinds(),
+        groups=index.groups(limit=MAX_GROUPS),
+        picture=picture,
+        complete=index.complete,
+        expected=index.expected,
     )

@@ -190,7 +190,16 @@ def check(
         header = found.headers()
         require(header.get("alg") in allowed, "the ID token's algorithm is not allowed", IDTokenError)
         listed = jwks.get("keys")
-        fit = [members for members in listed if _fits(members, header)] if isinstance(listed, list) else []
+        # Those that are asymmetric, for signatures, and have the name and algorithm of the header.
+        fit = [
+            members
+            for members in (listed if isinstance(listed, list) else ())
+            if isinstance(members, dict)
+            and members.get("kty") in ("RSA", "EC", "OKP")
+            and members.get("use", "sig") == "sig"
+            and members.get("alg", header["alg"]) == header["alg"]
+            and header.get("kid") in (None, members.get("kid"))
+        ]
         require(len(fit) == 1, "the provider has no key, or several, for the ID token", IDTokenError)
         key = JWKRegistry.import_key(fit[0])
         strong = not isinstance(key, RSAKey) or key.public_key.key_size >= _MIN_RSA_BITS
@@ -230,17 +239,6 @@ def check(
     require(claims["iat"] >= now - MAX_AGE, "the ID token is old", IDTokenError)
     require(is_name(claims["sub"], 1, 255), "the ID token names nobody", IDTokenError)
     return claims
-
-
-def _fits(members: Any, header: Mapping[str, Any]) -> bool:
-    """Tell whether a JWK is an asymmetric key for signatures, with the name and algorithm of the header."""
-    return (
-        isinstance(members, dict)
-        and members.get("kty") in ("RSA", "EC", "OKP")
-        and members.get("use", "sig") == "sig"
-        and members.get("alg", header["alg"]) == header["alg"]
-        and header.get("kid") in (None, members.get("kid"))
-    )
 
 
 def person(claims: Mapping[str, Any], settings: OIDCSettings) -> Person:
