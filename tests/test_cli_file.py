@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mqauth.cli import main
-from mqauth.cli.broker import Place, place_of
+from mqauth.cli.broker import DeadLetterAddress, place_of
 from mqauth.cli.settings import settings_of
 from mqauth.errors import ConfigurationError
 
@@ -35,7 +35,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def place(text: str, broker: str | None = None, *, queue: str | None = None, topic: str | None = None) -> Place:
+def place(
+    text: str, broker: str | None = None, *, queue: str | None = None, topic: str | None = None
+) -> DeadLetterAddress:
     """Return the place that options name beside a file of this text."""
     Path("mqauth.toml").write_text(text)
     return place_of(broker, queue, topic, None, settings_of(None))

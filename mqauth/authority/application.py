@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from mqauth import logs
 from mqauth.authority.desk import Answered, Trace
-from mqauth.authority.issuing import PATH, Asked, IdentityAuthority
+from mqauth.authority.issuing import PATH, IdentityAuthority, IssueRequest
 from mqauth.authority.refusals import ISSUED, SLOW_DOWN, UNAVAILABLE, Answer, Rate, Refusal, Refused, grant_only
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Unavailable, require
@@ -135,7 +135,7 @@ class AuthorityServer:
         return (ISSUED, told, 0), ""
 
 
-def _asked(headers: Headers, body: bytes | None) -> Asked:
+def _asked(headers: Headers, body: bytes | None) -> IssueRequest:
     """Return what a request asks for.
 
     Raises:
@@ -156,7 +156,9 @@ def _asked(headers: Headers, body: bytes | None) -> Asked:
         require(is_name(named.get("sub", "-")), "its sub is no name", ValueError)
     except ValueError as error:
         raise Refused(Refusal.REQUEST_MALFORMED, f"the body: {error}") from error
-    return Asked(credential.strip(" "), proofs[0].decode("ascii"), named.get("sub"), scheme.lower() == "dpop")
+    return IssueRequest(
+        credential.strip(" "), proofs[0].decode("ascii"), named.get("sub"), scheme.lower() == "dpop"
+    )
 
 
 async def _body(receive: Receive) -> bytes | None:

@@ -142,7 +142,7 @@ class CredentialIssuer:
         check_source(self.keys, *(() if self.enrolment else ("jwt-svid",)))
 
 
-class Credential(NamedTuple):
+class ShownCredential(NamedTuple):
     """What a credential says.
 
     Args:
@@ -160,7 +160,7 @@ class Credential(NamedTuple):
     verified: bool = False
 
     def __repr__(self) -> str:
-        return f"Credential({self.name!r})"
+        return f"ShownCredential({self.name!r})"
 
     def text(self, name: str) -> str | None:
         """Return a claim that is a text, else ``None``."""
@@ -175,7 +175,7 @@ class Credential(NamedTuple):
         return found if isinstance(found, str) else None
 
 
-def read(text: str, issuers: Mapping[str, CredentialIssuer]) -> tuple[Credential, Jwt, CredentialIssuer]:
+def read(text: str, issuers: Mapping[str, CredentialIssuer]) -> tuple[ShownCredential, Jwt, CredentialIssuer]:
     """Return what a credential says before it is believed, its parts, and whose it is.
 
     Args:
@@ -194,10 +194,12 @@ def read(text: str, issuers: Mapping[str, CredentialIssuer]) -> tuple[Credential
     found = issuers.get(name) if type(name) is str else None
     if found is None:
         raise Refused(Refusal.CREDENTIAL_ISSUER, "its iss is not configured")
-    return Credential(found.name, found.issuer, jwt.opened.kid, jwt.claims), jwt, found
+    return ShownCredential(found.name, found.issuer, jwt.opened.kid, jwt.claims), jwt, found
 
 
-def verify(said: Credential, jwt: Jwt, issuer: CredentialIssuer, *, audience: str, now: float) -> Credential:
+def verify(
+    said: ShownCredential, jwt: Jwt, issuer: CredentialIssuer, *, audience: str, now: float
+) -> ShownCredential:
     """Return a credential that may be believed.
 
     Args:

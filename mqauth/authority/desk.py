@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from mqauth.authority import credential
-from mqauth.authority.credential import Credential, CredentialIssuer
+from mqauth.authority.credential import CredentialIssuer, ShownCredential
 from mqauth.authority.refusals import Refusal, Refused, grant_only
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import require
@@ -33,7 +33,7 @@ class Trace:
     address: str
     subject: str | None = None
     jkt: str | None = None
-    credential: Credential | None = None
+    credential: ShownCredential | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return who asked: address, key, and credential."""
@@ -103,7 +103,7 @@ class Grant:
             f"claims are at most {MAX_CLAIMS}, and {MAX_CLAIM_BYTES} bytes together",
         )
 
-    def difference(self, credential: Credential) -> str | None:
+    def difference(self, credential: ShownCredential) -> str | None:
         """Return in what a credential differs from this grant, ``None`` where it matches."""
         if credential.name != self.credential:
             return f"is for credentials of {self.credential}"
@@ -146,7 +146,7 @@ class CredentialDesk:
             return ""
         return hashlib.sha256(repr((said.name, said.claims.get("sub"))).encode("utf-8", "replace")).hexdigest()
 
-    def read(self, text: str, trace: Trace) -> Credential:
+    def read(self, text: str, trace: Trace) -> ShownCredential:
         """Return a credential that may be believed.
 
         Args:
@@ -162,7 +162,7 @@ class CredentialDesk:
         trace.credential = credential.verify(*parts, audience=self.audience, now=self._clock.now())
         return trace.credential
 
-    def grant(self, found: Credential, subject: str | None) -> Grant:
+    def grant(self, found: ShownCredential, subject: str | None) -> Grant:
         """Return the grant that a credential gets; of several for one subject the first decides.
 
         Args:

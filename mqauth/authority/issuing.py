@@ -29,7 +29,7 @@ RATE: Final = 600
 """WITs of one subject a minute: a rollout starts hundreds of instances."""
 
 
-class Asked(NamedTuple):
+class IssueRequest(NamedTuple):
     """What somebody asks with.
 
     Args:
@@ -45,7 +45,7 @@ class Asked(NamedTuple):
     bound: bool = False
 
     def __repr__(self) -> str:
-        return f"Asked(subject={self.subject!r})"
+        return f"IssueRequest(subject={self.subject!r})"
 
 
 class Issued(NamedTuple):
@@ -107,7 +107,7 @@ class IdentityAuthority:
     def __repr__(self) -> str:
         return f"IdentityAuthority({self.trust_domain!r})"
 
-    def issue(self, asked: Asked, trace: Trace) -> Issued:
+    def issue(self, asked: IssueRequest, trace: Trace) -> Issued:
         """Return an identity for whoever asks, once its record is durable.
 
         Args:
@@ -149,14 +149,14 @@ class IdentityAuthority:
         wait = self._rates.take(grant.subject)
         grant_only(not wait, Refusal.RATE_EXCEEDED, "too many identities of the subject in a minute", wait)
         lifetime = grant.lifetime or self.lifetime
-        said = {
+        claims = {
             "sub": grant.subject,
             "iat": now,
             "exp": now + lifetime,
             "jti": base64url.encode(self._randomness(16)).decode("ascii"),
             "cnf": {"jwk": dict(jwk)},
         }
-        wit = self._signed(strict_json.dumps(said | dict(grant.claims)))
+        wit = self._signed(strict_json.dumps(claims | dict(grant.claims)))
         who = wit.identity
         token = token_fields(None, who.kid, wit.opened.algorithm, None, verified=True, identity=who)
         times = {"iat": who.issued, "exp": who.expires}

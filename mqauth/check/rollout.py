@@ -49,9 +49,9 @@ class Seen:
     def who(self) -> str:
         """Who it says it is; what the broker has validated has a star."""
         group = self.group
-        said = ", ".join(part for part in (group.subject, group.kid) if part)
+        named = ", ".join(part for part in (group.subject, group.kid) if part)
         app = f"app-id {group.app}" if group.app else ""
-        return " ".join(part for part in (f"*{group.user}" if group.user else "", said or app) if part) or "-"
+        return " ".join(part for part in (f"*{group.user}" if group.user else "", named or app) if part) or "-"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the group as JSON values."""
@@ -126,7 +126,7 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class RolloutFacts:
     """What is known beside the records.
 
     Args:
@@ -142,7 +142,9 @@ class Asked:
     consumer: ConsumerSettings | None = None
 
 
-def standings(entries: Sequence[RolloutSettings], records: Iterable[Record], asked: Asked) -> list[Standing]:
+def standings(
+    entries: Sequence[RolloutSettings], records: Iterable[Record], asked: RolloutFacts
+) -> list[Standing]:
     """Return how each entry below ``enforce`` stands.
 
     Args:
@@ -155,7 +157,7 @@ def standings(entries: Sequence[RolloutSettings], records: Iterable[Record], ask
     return [_standing(entry, rollout, told, asked) for entry in entries if entry.at < Rung.ENFORCE]
 
 
-def _standing(entry: RolloutSettings, rollout: Rollout, told: Sequence[Record], asked: Asked) -> Standing:
+def _standing(entry: RolloutSettings, rollout: Rollout, told: Sequence[Record], asked: RolloutFacts) -> Standing:
     now = asked.now
     found = Standing(entry, days_left(entry.until, now) if entry.until else 0)
     groups, signed, oldest = dict[str, Seen](), set[tuple[str, str]](), dict[Any, float]()
@@ -243,7 +245,7 @@ def _never_signed(
             yield rule.subject
 
 
-def _against(found: Standing, now: float, changed: float | None, asked: Asked) -> Iterator[str]:
+def _against(found: Standing, now: float, changed: float | None, asked: RolloutFacts) -> Iterator[str]:
     """Yield what speaks against going up."""
     entry = found.entry
     ends = datetime.combine(entry.since, time_of_day(), UTC).timestamp() + entry.window

@@ -128,8 +128,8 @@ def pem_files(target: Target) -> Iterator[Finding]:
             yield finding(name, signs.at, f"{target.shown(folder)} is open to others (mode {mode(folder)})")
         plain = [raw for raw in map(_raw, pems) if b"PRIVATE KEY-----" in raw and not _is_encrypted(raw)]
         if plain:
-            said = f"{len(plain)} of {len(pems)} PEM files under {signs.at[1]} without a passphrase"
-            yield finding("key_plain", signs.at, said)
+            what = f"{len(plain)} of {len(pems)} PEM files under {signs.at[1]} without a passphrase"
+            yield finding("key_plain", signs.at, what)
 
 
 def passphrases(target: Target) -> Iterator[Finding]:
@@ -144,8 +144,8 @@ def passphrases(target: Target) -> Iterator[Finding]:
             yield finding("passphrase_unavailable", (table, key), str(error))
         folder = keys if os.path.isdir(keys) else keys.parent
         if file is not None and file.absolute().parent == folder.absolute():
-            said = f"{target.shown(file)} lies beside the keys"
-            yield finding("passphrase_beside_keys", (table, "passphrase_file"), said)
+            what = f"{target.shown(file)} lies beside the keys"
+            yield finding("passphrase_beside_keys", (table, "passphrase_file"), what)
 
 
 def rotation(target: Target) -> Iterator[Finding]:

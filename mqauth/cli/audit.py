@@ -76,15 +76,15 @@ def verify(
     note = "" if report.what is None else f"; {report.what}"
     if not report.intact:
         place = "" if report.file is None else f" of {report.file}"
-        said = f"BROKEN: line {report.first_bad}{place}: {report.what}; {report.records} records before it hold"
+        verdict = f"BROKEN: line {report.first_bad}{place}: {report.what}; {report.records} records before it hold"
     elif report.anchored:
         behind = f", the last {report.unsigned} of them after the last signed head" if report.unsigned else ""
         trust = "; the key in the heads is trusted: give --keys" if pinned is None else ""
-        said = f"intact; {report.records} records{behind}{note}{trust}"
+        verdict = f"intact; {report.records} records{behind}{note}{trust}"
     else:
         why = "no signed heads to compare it with" if heads is None else "the heads do not cover all of it"
-        said = f"unanchored: unbroken, but {why}; {report.records} records{note}"
-    answer(json, as_json(report), one_line(said))
+        verdict = f"unanchored: unbroken, but {why}; {report.records} records{note}"
+    answer(json, as_json(report), one_line(verdict))
     return 0 if report.intact else 1
 
 

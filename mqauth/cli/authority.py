@@ -14,7 +14,7 @@ import typer
 from mqauth.audit.file import with_parts
 from mqauth.audit.record import Selection, read_records
 from mqauth.authority.application import AuthorityServer
-from mqauth.authority.credential import Credential
+from mqauth.authority.credential import ShownCredential
 from mqauth.authority.desk import ISSUED, Grant, Trace
 from mqauth.authority.issuing import PATH
 from mqauth.authority.refusals import Refused
@@ -87,8 +87,8 @@ def serve(
             "trust_domain": found.settings.trust_domain,
             **metrics,
         }
-        said = f"identities of {told['trust_domain']} at {told['url']}, keys at {told['jwks']}"
-        answer(as_json, told, said, *(f"metrics at {url}" for url in metrics.values()))
+        line = f"identities of {told['trust_domain']} at {told['url']}, keys at {told['jwks']}"
+        answer(as_json, told, line, *(f"metrics at {url}" for url in metrics.values()))
         with log_lines(log, level):
             server.run(listener)
 
@@ -229,13 +229,13 @@ def _configured(config: Path | None) -> ConfiguredAuthority:
     return load(file_of(config)).authority
 
 
-def _shown(found: Credential | None) -> dict[str, Any]:
+def _shown(found: ShownCredential | None) -> dict[str, Any]:
     if found is None:
         return {"credential": None}
     return {"credential": found.name, "iss": found.issuer, "sub": found.text("sub"), "verified": found.verified}
 
 
-def _reasons(known: tuple[Grant, ...], found: Credential | None) -> list[str]:
+def _reasons(known: tuple[Grant, ...], found: ShownCredential | None) -> list[str]:
     """Return a line for each grant: whether it matches, and what differs."""
     if found is None:
         return []

@@ -94,9 +94,9 @@ def told(error: BaseException, urls: list[str], user: str | None, seconds: float
 
 def _words(error: BaseException) -> str:
     """Return what a broker said, which is no secret of ours; the name of the error where it said nothing."""
-    said = getattr(error, "reason", None) or getattr(error, "verify_message", None)
+    reason = getattr(error, "reason", None) or getattr(error, "verify_message", None)
     # Some reasons of aiormq are templates that nobody has filled in.
-    texts = [one for one in (said, *error.args) if isinstance(one, str) and one and "%" not in one]
+    texts = [text for text in (reason, *error.args) if isinstance(text, str) and text and "%" not in text]
     return texts[0][:200] if texts else type(error).__name__
 
 
@@ -143,7 +143,7 @@ def reached(*urls: str | None, user: str | None = None) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class DeadLetterAddress:
     """A dead-letter queue or topic.
 
     Args:
@@ -176,7 +176,7 @@ class Place:
 
 def place_of(
     broker: str | None, queue: str | None, topic: str | None, settings: Path | None, file: FileSettings
-) -> Place:
+) -> DeadLetterAddress:
     """Return the dead-letter queue or topic that the options and the configuration name.
 
     Args:
@@ -187,7 +187,7 @@ def place_of(
         file: the configuration.
 
     Raises:
-        ConfigurationError: as for ``Place``, no broker is named, or the settings file is refused.
+        ConfigurationError: as for ``DeadLetterAddress``, no broker is named, or the settings file is refused.
     """
     is_url = broker is not None and "://" in broker
     table = table_of(None if is_url else broker, file)
@@ -200,7 +200,7 @@ def place_of(
     own = "topic" if url.startswith("kafka:") else "queue"
     given = {"queue": queue, "topic": topic}
     name = getattr(found, own) or getattr(table, own) or (None if letters is None else letters.name)
-    return Place(broker=url, settings=found, **given | {own: given[own] or name})
+    return DeadLetterAddress(broker=url, settings=found, **given | {own: given[own] or name})
 
 
 def placed(
@@ -210,14 +210,14 @@ def placed(
     queue: Queue = None,
     topic: Topic = None,
     broker_settings: BrokerFile = None,
-) -> Place:
+) -> DeadLetterAddress:
     """Return the dead-letter queue or topic that the options of a command name; ``options`` calls it."""
     return place_of(broker, queue, topic, broker_settings, settings_of(config))
 
 
 def places_of(
     broker: str | None, queue: str | None, topic: str | None, settings: Path | None, file: FileSettings
-) -> dict[str, Place]:
+) -> dict[str, DeadLetterAddress]:
     """Return all dead-letter queues and topics of the configuration by their names, where no option names one.
 
     Arguments and errors are those of ``place_of``.
@@ -248,7 +248,7 @@ def table_of(name: str | None, file: FileSettings) -> BrokerSettings:
 
 
 @contextlib.contextmanager
-def opened(place: Place, **settings: Any) -> Iterator[review.Session]:
+def opened(place: DeadLetterAddress, **settings: Any) -> Iterator[review.Session]:
     """Connect to the broker, and give a review session on the queue or topic.
 
     Args:
@@ -269,7 +269,7 @@ def opened(place: Place, **settings: Any) -> Iterator[review.Session]:
 
 
 @contextlib.contextmanager
-def _on_rabbitmq(place: Place, settings: dict[str, Any]) -> Iterator[review.Session]:
+def _on_rabbitmq(place: DeadLetterAddress, settings: dict[str, Any]) -> Iterator[review.Session]:
     """Connect to RabbitMQ, and give a session whose letter box finds another connection where one is lost."""
     queue, arguments = place.queue or "", place.settings.for_rabbitmq(place.broker)
     import aio_pika
@@ -294,7 +294,7 @@ def _close(connection: Any, call: Callable[..., Any]) -> None:
 
 
 @contextlib.contextmanager
-def _on_kafka(place: Place, settings: dict[str, Any]) -> Iterator[review.Session]:
+def _on_kafka(place: DeadLetterAddress, settings: dict[str, Any]) -> Iterator[review.Session]:
     """Connect to Kafka, and create the topic of resolutions where it is missing."""
     require("?" not in place.broker, "--broker: certificates and credentials for Kafka stand in --broker-settings")
     # Milliseconds after which kafka-python tries a lost broker again at the latest; its own default is 30 s.

@@ -43,7 +43,7 @@ from mqauth.policies.opa import OPA
 _SECONDS = 5.0
 
 
-class Asked(NamedTuple):
+class NetworkAnswer(NamedTuple):
     """One question to the network, and its answer.
 
     Args:
@@ -57,7 +57,7 @@ class Asked(NamedTuple):
     said: str
 
 
-def ask(settings: FileSettings) -> Iterator[Asked]:
+def ask(settings: FileSettings) -> Iterator[NetworkAnswer]:
     """Ask everybody that a file names, and that can be asked; nothing that was there is changed anywhere."""
     consumer, release, authority = settings.consumer, settings.release, settings.authority
     trusted = (*(consumer.issuers if consumer else ()), *(release.authorities if release else ()))
@@ -86,7 +86,7 @@ def ask(settings: FileSettings) -> Iterator[Asked]:
             yield answered(f"append_evidence of {table}", "", partial(_interceptor, name, settings))
 
 
-def answered(what: str, missing: str, question: Callable[[], str]) -> Asked:
+def answered(what: str, missing: str, question: Callable[[], str]) -> NetworkAnswer:
     """Ask a question, and return what came of it.
 
     Args:
@@ -95,15 +95,15 @@ def answered(what: str, missing: str, question: Callable[[], str]) -> Asked:
         question: returns the answer in words, or raises what is wrong.
     """
     try:
-        return Asked(what, 0, question())
+        return NetworkAnswer(what, 0, question())
     except FetchFailed as error:
-        return Asked(what, 3, f"{missing}: {error}")
+        return NetworkAnswer(what, 3, f"{missing}: {error}")
     except MqauthError as error:
         is_out = isinstance(error, Unavailable | ConnectionError) or getattr(error, "exit_code", 1) == 3
-        return Asked(what, 3 if is_out else 1, str(error))
+        return NetworkAnswer(what, 3 if is_out else 1, str(error))
 
 
-def agent(what: str, opened: Callable[[], OPA]) -> Asked:
+def agent(what: str, opened: Callable[[], OPA]) -> NetworkAnswer:
     """Ask an agent for a decision on what names no producer, which must be a refusal."""
     return answered(what, "no decision", lambda: f"refuses what names no producer; {opened().probed()}")
 
@@ -267,8 +267,8 @@ def show(context: typer.Context, config: Config = None, broker: Broker = None, a
     if broker is not None:
         is_url = "://" in broker
         table_of(None if is_url else broker, settings)
-        said = _host(broker) if is_url else f"[brokers.{spelt(broker)}]"
-        rows.append(("broker", said, _source(context, "broker", "MQAUTH_BROKER", "")))
+        value = _host(broker) if is_url else f"[brokers.{spelt(broker)}]"
+        rows.append(("broker", value, _source(context, "broker", "MQAUTH_BROKER", "")))
     rows += _settings(settings, str(path), lines_of(text))
     width = max(len(key) for key, _, _ in rows)
     told = [{"key": key, "value": value, "source": source} for key, value, source in rows]
@@ -277,8 +277,8 @@ def show(context: typer.Context, config: Config = None, broker: Broker = None, a
 
 def _source(context: typer.Context, name: str, variable: str, otherwise: str) -> str:
     source = require(context.get_parameter_source(name), name).name
-    said = {"COMMANDLINE": "option", "ENVIRONMENT": "environment"}.get(source)
-    return otherwise if said is None else f"{said} {variable if source == 'ENVIRONMENT' else f'--{name}'}"
+    kind = {"COMMANDLINE": "option", "ENVIRONMENT": "environment"}.get(source)
+    return otherwise if kind is None else f"{kind} {variable if source == 'ENVIRONMENT' else f'--{name}'}"
 
 
 def _settings(settings: Settings, file: str, lines: Mapping[tuple[str | int, ...], int]) -> Iterator[Shown]:
@@ -287,7 +287,7 @@ def _settings(settings: Settings, file: str, lines: Mapping[tuple[str | int, ...
     for name in settings.settings():
         found, path = getattr(settings, name), (*settings.table.path, name)
         inner = found.values() if isinstance(found, Mapping) else found if isinstance(found, tuple) else [found]
-        tables = [one for one in inner if isinstance(one, Settings)]
+        tables = [each for each in inner if isinstance(each, Settings)]
         for table in tables:
             yield from _settings(table, file, lines)
         if not tables and (name in settings.table.members or found not in (None, (), frozenset())):

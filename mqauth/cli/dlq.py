@@ -35,7 +35,7 @@ from mqauth.cli.app import (
     read_texts,
     standard_input,
 )
-from mqauth.cli.broker import Place, opened, placed
+from mqauth.cli.broker import DeadLetterAddress, opened, placed
 from mqauth.cli.forms import TO_CHANGE, TO_READ, WORD, confirmed, known_reason, pick, shown_time
 from mqauth.cli.settings import FILE, file_of, given, key_reader, review_of, reviewer_of, settings_of
 from mqauth.cli.tables import GROUP, LETTER, VERDICT, Wide, table_lines
@@ -94,7 +94,7 @@ def _acting(
 @options(place=placed, wanted=_filtered)
 def list_letters(
     *,
-    place: Place,
+    place: DeadLetterAddress,
     wanted: review.Filter,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many letters.")] = 100,
     as_json: Json = False,
@@ -116,7 +116,7 @@ def list_letters(
 
 @app.command("groups")
 @options(place=placed, wanted=_filtered)
-def groups(*, place: Place, wanted: review.Filter, as_json: Json = False, wide: Wide = False) -> None:
+def groups(*, place: DeadLetterAddress, wanted: review.Filter, as_json: Json = False, wide: Wide = False) -> None:
     """Count dead letters by reason, key, producer and destination."""
     with _surveyed(place, as_json) as (session, index):
         wanted = _resolved(index, wanted)
@@ -140,7 +140,7 @@ def groups(*, place: Place, wanted: review.Filter, as_json: Json = False, wide: 
 def show(
     *,
     letter: Annotated[str, typer.Argument(help="Id of a letter, or its beginning.")],
-    place: Place,
+    place: DeadLetterAddress,
     as_json: Json = False,
 ) -> None:
     """Print one dead letter whole, as JSON.
@@ -155,7 +155,9 @@ def show(
 
 @app.command("check")
 @options(place=placed, wanted=_filtered)
-def check(*, place: Place, wanted: review.Filter, config: Config = None, as_json: Json = False) -> None:
+def check(
+    *, place: DeadLetterAddress, wanted: review.Filter, config: Config = None, as_json: Json = False
+) -> None:
     """Ask what the verdict on dead letters would be today. Nothing is changed."""
     with _surveyed(place, as_json, guard=load(file_of(config)).trial) as (session, index):
         counts = session.judge(index, _resolved(index, wanted))
@@ -169,7 +171,7 @@ def check(*, place: Place, wanted: review.Filter, config: Config = None, as_json
 @options(place=placed, wanted=_filtered, acting=_acting)
 def redrive(
     *,
-    place: Place,
+    place: DeadLetterAddress,
     wanted: review.Filter,
     acting: dict[str, Any],
     config: Config = None,
@@ -209,7 +211,7 @@ def redrive(
 @options(place=placed, wanted=_filtered, acting=_acting)
 def discard(
     *,
-    place: Place,
+    place: DeadLetterAddress,
     wanted: review.Filter,
     acting: dict[str, Any],
     config: Config = None,
@@ -227,7 +229,7 @@ def discard(
 
 @app.command("export")
 @options(place=placed, wanted=_filtered)
-def export(*, place: Place, wanted: review.Filter, as_json: Json = False) -> None:
+def export(*, place: DeadLetterAddress, wanted: review.Filter, as_json: Json = False) -> None:
     """Print dead letters as JSON lines. None is removed."""
     with _surveyed(place, True) as (_, index):
         for form in index.forms(_resolved(index, wanted)):
@@ -236,7 +238,7 @@ def export(*, place: Place, wanted: review.Filter, as_json: Json = False) -> Non
 
 @app.command("import")
 @options(place=placed)
-def import_letters(*, place: Place, as_json: Json = False) -> None:
+def import_letters(*, place: DeadLetterAddress, as_json: Json = False) -> None:
     """Publish exported dead letters from standard input. The first that is not intact ends it."""
     with opened(place) as session:
         forms = (text.parse() for text in read_texts(standard_input(), lines=True))
@@ -251,7 +253,7 @@ def balance(
     files: Annotated[
         list[Path] | None, typer.Argument(help="Audit files of consumers and reviewers.", show_default=False)
     ] = None,
-    place: Place,
+    place: DeadLetterAddress,
     config: Config = None,
     as_json: Json = False,
 ) -> int:
@@ -282,7 +284,7 @@ def depth(
     most: Annotated[
         int | None, typer.Option("--max", min=0, help="Exit with 1 where there are more dead letters.")
     ] = None,
-    place: Place,
+    place: DeadLetterAddress,
     as_json: Json = False,
 ) -> int:
     """Count dead letters without reading them, for a probe.
@@ -316,7 +318,9 @@ def filter_and_why(reason: str | None, why: str | None) -> tuple[str | None, str
 
 
 @contextmanager
-def _surveyed(place: Place, quiet: bool, **settings: Any) -> Iterator[tuple[review.Session, review.Index]]:
+def _surveyed(
+    place: DeadLetterAddress, quiet: bool, **settings: Any
+) -> Iterator[tuple[review.Session, review.Index]]:
     """Connect to a broker and read all letters, with their number on a terminal."""
     with opened(place, **settings) as session:
         with progress_bar("reading letters", None, quiet=quiet) as advance:
@@ -331,13 +335,13 @@ def _resolved(index: review.Index, wanted: review.Filter, least: int = TO_READ) 
     if wanted.id:
         wanted = replace(wanted, id=pick(wanted.id, (id for id, _ in index.ids()), option="--id", least=least))
     if wanted.kid:
-        kids = (one.kid for one in index.groups())
+        kids = (group.kid for group in index.groups())
         wanted = replace(wanted, kid=pick(wanted.kid, kids, option="--kid", least=least))
     return wanted
 
 
 def _carry_out(
-    place: Place,
+    place: DeadLetterAddress,
     plan: review.Plan,
     audit: Path,
     *,

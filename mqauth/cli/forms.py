@@ -53,7 +53,7 @@ def pick(given: str, known: Iterable[str], *, option: str, least: int = TO_READ)
         CommandFailed: no id begins so; exit code 1.
         ConfigurationError: several do, or the beginning is too short.
     """
-    found = sorted({one for one in known if one.startswith(given)})
+    found = sorted({id for id in known if id.startswith(given)})
     if given in found:
         return given
     require(len(given) >= least, f"{option} {given}: give the id, or at least its first {least} characters")
@@ -106,7 +106,7 @@ def known_reason(text: str) -> str:
     Raises:
         typer.BadParameter: one word that is no reason; letters of it would be none, whatever was meant.
     """
-    known = [one.value for one in Reason]
+    known = [reason.value for reason in Reason]
     if WORD.fullmatch(text) and text not in ("", *known):
         near = "".join(get_close_matches(text, known, 1))
         raise typer.BadParameter(f"no such reason; {f'did you mean {near}' if near else 'see mqauth dlq groups'}")

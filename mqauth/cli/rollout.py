@@ -17,7 +17,7 @@ from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import files_of, with_parts
 from mqauth.audit.record import iso_time, read_records
 from mqauth.check import Severity, check
-from mqauth.check.rollout import Asked, Standing, standings
+from mqauth.check.rollout import RolloutFacts, Standing, standings
 from mqauth.cli import rollout_steps
 from mqauth.cli.app import Json, answer, group, one_line
 from mqauth.cli.rollout_steps import Value, changed, number_of, split
@@ -58,11 +58,11 @@ def status(config: Config = None, audit: Audit = None, json: Json = False) -> in
     read = f"{len(files)} audit files read: {few(list(map(str, files)))}" if files else _no_files(file)
     answer(
         json,
-        [one.as_dict() | {"files": list(map(str, files))} for one in found],
+        [standing.as_dict() | {"files": list(map(str, files))} for standing in found],
         one_line(read),
-        *(line for one in found for line in _lines(one)),
+        *(line for standing in found for line in _lines(standing)),
     )
-    return 0 if all(one.is_safe and one.days_left >= 0 for one in found) else 1
+    return 0 if all(standing.is_safe and standing.days_left >= 0 for standing in found) else 1
 
 
 @app.command("up")
@@ -190,7 +190,7 @@ def _standings(file: FileSettings, files: list[Path]) -> list[Standing]:
     reports = ((path, verify_chain(with_parts([path]))) for path in files)
     broken = (f"an audit file does not hold: {path}: {each.what}" for path, each in reports if not each.intact)
     consumers = 1 if file.check is None else file.check.consumers
-    asked = Asked(
+    asked = RolloutFacts(
         now=_now(),
         consumers=consumers,
         broken=next(broken, None if files else _no_files(file)),
@@ -264,32 +264,40 @@ def _today() -> date:
 # What people read
 
 
-def _lines(one: Standing) -> Iterator[str]:
+def _lines(standing: Standing) -> Iterator[str]:
     """Yield the lines of an entry's report."""
-    entry = one.entry
-    left = f"{one.days_left} days left" if one.days_left >= 0 else f"OVERDUE for {-one.days_left} days"
-    moved = f", end moved {one.moved} times" if one.moved else ""
+    entry = standing.entry
+    left = (
+        f"{standing.days_left} days left" if standing.days_left >= 0 else f"OVERDUE for {-standing.days_left} days"
+    )
+    moved = f", end moved {standing.moved} times" if standing.moved else ""
     listed, owner = one_line(", ".join(entry.destinations)), one_line(entry.owner)
     yield f"{listed}   {entry.rung} since {entry.since}   {left}{moved}   {owner}"
-    would, window = sum(seen.count for seen in one.groups) + one.other, entry.window
+    would, window = sum(seen.count for seen in standing.groups) + standing.other, entry.window
     span = f"{window // 3600} h" if window % _DAY else f"{window // _DAY} d"
     yield (
-        f"last {span}, {len(one.reported)} consumers:"
-        f" {sum(one.accepted.values()):,} accepted, {would:,} would be rejected"
+        f"last {span}, {len(standing.reported)} consumers:"
+        f" {sum(standing.accepted.values()):,} accepted, {would:,} would be rejected"
     )
-    if one.groups:
+    if standing.groups:
         yield "  count  reason              who (* says the broker)           where  first UTC    last UTC     id"
-    for seen in one.groups:
+    for seen in standing.groups:
         # What a sender wrote is escaped and cut.
         where = ",".join(map(str, sorted(seen.partitions)[:4])) or "-"
         times = "  ".join(one_line(text[5:16].replace("T", " ")) for text in (seen.first, seen.last))
         who, code = one_line(seen.who)[:_WHO], one_line(seen.group.code)[:18]
         yield f"{seen.count:>7,}  {code:<18}  {who:<{_WHO}}  {where:<5}  {times}  {seen.group.id}"
-    if one.oldest is not None:
-        yield f"oldest delivery of the last minute: appended at {iso_time(one.oldest)}"
-    if one.never_signed:
-        yield one_line(f"signed nothing: {few(one.never_signed)}")
+    if standing.oldest is not None:
+        yield f"oldest delivery of the last minute: appended at {iso_time(standing.oldest)}"
+    if standing.never_signed:
+        yield one_line(f"signed nothing: {few(standing.never_signed)}")
     waits = (
-        "; rollout up asks the broker what still waits" if entry.at is Rung.OBSERVE and one.oldest is None else ""
+        "; rollout up asks the broker what still waits"
+        if entry.at is Rung.OBSERVE and standing.oldest is None
+        else ""
     )
-    yield f"safe to go up{waits}" if one.is_safe else one_line(f"NOT safe to go up: {'; '.join(one.against)}")
+    yield (
+        f"safe to go up{waits}"
+        if standing.is_safe
+        else one_line(f"NOT safe to go up: {'; '.join(standing.against)}")
+    )

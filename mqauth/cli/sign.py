@@ -229,20 +229,20 @@ def described(token: bytes) -> dict[str, Any]:
         return {"form": "direct", "verified": False, "token": direct | _proof(claims)}
     wit = identity.parse_wit(first)
     found: dict[str, Any] = {"form": "identity", "verified": False}
-    said = wit.identity
+    who = wit.identity
     found["identity"] = {
-        "subject": said.subject,
-        "trust_domain": said.trust_domain,
-        "authority_kid": said.kid,
+        "subject": who.subject,
+        "trust_domain": who.trust_domain,
+        "authority_kid": who.kid,
         "authority_algorithm": wit.opened.algorithm,
         "algorithm": wit.jwk["alg"],
-        "jkt": said.jkt,
-        "issued": said.issued,
+        "jkt": who.jkt,
+        "issued": who.issued,
         "begins": wit.begins,
-        "expires": said.expires,
-        "jti": said.jti,
-        "iss": said.iss,
-        "claims": dict(said.claims),
+        "expires": who.expires,
+        "jti": who.jti,
+        "iss": who.iss,
+        "claims": dict(who.claims),
         "bytes": len(wit.text),
     }
     if rest:

@@ -28,26 +28,26 @@ from mqauth.console.oidc import person as person_of
 from mqauth.console.oidc_provider import LIFETIME, Attempts, Provider
 from mqauth.console.pages import SEE_OTHER, BadRequestError, Fields, Pages, for_everybody, posted, read_form
 from mqauth.console.shield import SecurityMiddleware
-from mqauth.console.site import REVIEWER, STATIC, Cookie, Place, Session, Sessions, Site, Tokens
+from mqauth.console.site import REVIEWER, STATIC, ConsoleQueue, Cookie, Sessions, Site, Tokens, WebSession
 from mqauth.errors import MqauthError, require
 from mqauth.logs import emit
 
 
-def places_of(backends: Mapping[str, Backend]) -> list[Place]:
+def places_of(backends: Mapping[str, Backend]) -> list[ConsoleQueue]:
     """Return the queues and topics with the addresses of their pages.
 
     Raises:
         ConfigurationError: there is none, or two would have the same address.
     """
     if len(backends) == 1:
-        return [Place(backend, name=name) for name, backend in backends.items()]
+        return [ConsoleQueue(backend, name=name) for name, backend in backends.items()]
     bases = {f"/at/{_address(name)}": name for name in backends}
     require(
         backends and len(bases) == len(backends), "[brokers]: each needs a name of its own, of letters or digits"
     )
     for name, backend in backends.items():
         backend.beside = [other for called, other in backends.items() if called != name]
-    return [Place(backends[name], base, name) for base, name in bases.items()]
+    return [ConsoleQueue(backends[name], base, name) for base, name in bases.items()]
 
 
 def _address(name: str) -> str:
@@ -66,13 +66,13 @@ class Lobby:
         self.site = site
 
     @for_everybody
-    async def show(self, request: Request, session: Session) -> Response:
+    async def show(self, request: Request, session: WebSession) -> Response:
         """Show the queues and topics with their counts."""
         found = [(place, await run_in_threadpool(place.backend.letters.overview)) for place in self.site.places]
         return self.site.page("places.html", session, found=found)
 
     @posted(viewers=True)
-    async def refresh(self, request: Request, session: Session, fields: Fields) -> Response:
+    async def refresh(self, request: Request, session: WebSession, fields: Fields) -> Response:
         """Read the letters of all of them again; one that is at work goes on with that."""
         for place in self.site.places:
             with contextlib.suppress(BusyError):
@@ -80,7 +80,7 @@ class Lobby:
         return RedirectResponse("/", SEE_OTHER)
 
     @posted(viewers=True)
-    async def log_out(self, request: Request, session: Session, fields: Fields) -> Response:
+    async def log_out(self, request: Request, session: WebSession, fields: Fields) -> Response:
         """End the session."""
         self.site.sessions.end(self.site.cookie.read(request) or "")
         response = RedirectResponse("/login", SEE_OTHER)

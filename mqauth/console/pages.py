@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from mqauth.console import display
 from mqauth.console.backend import BusyError
 from mqauth.console.jobs import JUDGE, REHEARSE
-from mqauth.console.site import Session, Site
+from mqauth.console.site import Site, WebSession
 from mqauth.errors import SIGNED_REASONS, ConfigurationError, MqauthError, Reason, refusing, require
 from mqauth.letters.release import WAIVABLE
 from mqauth.review import ACTS, DIMENSIONS, LARGEST, QUEUE, Filter, Order, Plan, Row, waivable
@@ -53,8 +53,8 @@ _RESOLVED: Final = "No such dead letter is open. It may have been resolved since
 _NOT_OURS: Final = "this is no form of this console"
 Fields = ImmutableMultiDict[str, str]
 # The first argument has what all pages share: its attribute ``site``.
-Shown = Callable[[Any, Request, Session], Awaitable[Response]]
-Posted = Callable[[Any, Request, Session, Fields], Awaitable[Response | None]]
+Shown = Callable[[Any, Request, WebSession], Awaitable[Response]]
+Posted = Callable[[Any, Request, WebSession, Fields], Awaitable[Response | None]]
 Endpoint = Callable[[Any, Request], Awaitable[Response]]
 
 
@@ -187,7 +187,7 @@ class Pages:
         self.site, self._backend = site, require(site.place, "these pages are of a queue or topic").backend
 
     @for_everybody
-    async def groups(self, request: Request, session: Session) -> Response:
+    async def groups(self, request: Request, session: WebSession) -> Response:
         """Show the groups of letters, the first page."""
         query = request.query_params
         wanted, order = Filter(search=query.get("search") or None), order_of(query, GROUP_COLUMNS, LARGEST)
@@ -198,7 +198,7 @@ class Pages:
         )
 
     @for_everybody
-    async def letters(self, request: Request, session: Session) -> Response:
+    async def letters(self, request: Request, session: WebSession) -> Response:
         """Show the letters that a filter means, a page at a time."""
         query, letters = request.query_params, self._backend.letters
         wanted, order = filter_of(query), order_of(query, LETTER_COLUMNS, QUEUE)
@@ -224,7 +224,7 @@ class Pages:
         )
 
     @for_everybody
-    async def letter(self, request: Request, session: Session) -> Response:
+    async def letter(self, request: Request, session: WebSession) -> Response:
         """Show one letter."""
         found = await run_in_threadpool(self._backend.letters.letter, request.path_params["mark"])
         if found is None:
@@ -261,7 +261,7 @@ class Pages:
         )
 
     @for_everybody
-    async def trail(self, request: Request, session: Session) -> Response:
+    async def trail(self, request: Request, session: WebSession) -> Response:
         """Show what the audit files say of a letter."""
         found = await run_in_threadpool(self._backend.letters.letter, request.path_params["mark"])
         if found is None:
@@ -294,19 +294,19 @@ class Pages:
         return before, after
 
     @posted(viewers=True)
-    async def refresh(self, request: Request, session: Session, fields: Fields) -> None:
+    async def refresh(self, request: Request, session: WebSession, fields: Fields) -> None:
         """Read all letters again."""
         self._backend.read(session.name)
 
     @posted()
-    async def judge(self, request: Request, session: Session, fields: Fields) -> Response:
+    async def judge(self, request: Request, session: WebSession, fields: Fields) -> Response:
         """Judge letters by today's verifier."""
         wanted = filter_of(fields)
         self._backend.judge(wanted, session.name)
         return RedirectResponse(f"{self.site.base}/job?{query_of(wanted)}", SEE_OTHER)
 
     @posted()
-    async def chosen(self, request: Request, session: Session, fields: Fields) -> Response:
+    async def chosen(self, request: Request, session: WebSession, fields: Fields) -> Response:
         """Go on with the letters that were chosen one by one, and with nothing else."""
         wanted, act = Filter(marks=filter_of(fields).marks), fields.get("act", "")
         # Without any mark the same filter would mean all letters.
@@ -318,7 +318,7 @@ class Pages:
         return RedirectResponse(f"{self.site.base}/act/{act}?{query_of(wanted)}", SEE_OTHER)
 
     @for_everybody
-    async def act_form(self, request: Request, session: Session) -> Response:
+    async def act_form(self, request: Request, session: WebSession) -> Response:
         """Show the form of an act."""
         act, wanted = request.path_params["act"], filter_of(request.query_params)
         if act not in ACTS:
@@ -329,7 +329,7 @@ class Pages:
         return self._filtered("act.html", session, wanted, act=act, total=total, waivable=WAIVABLE)
 
     @posted()
-    async def rehearse(self, request: Request, session: Session, fields: Fields) -> None:
+    async def rehearse(self, request: Request, session: WebSession, fields: Fields) -> None:
         """Freeze a selection, and find out what the act would do."""
         act, rate, limits = (
             request.path_params["act"],
@@ -352,23 +352,23 @@ class Pages:
         await run_in_threadpool(self._backend.rehearse, plan)
 
     @posted()
-    async def confirm(self, request: Request, session: Session, fields: Fields) -> None:
+    async def confirm(self, request: Request, session: WebSession, fields: Fields) -> None:
         """Do what was rehearsed."""
         self._backend.act(fields.get("job", ""), session.name)
 
     @posted()
-    async def cancel(self, request: Request, session: Session, fields: Fields) -> None:
+    async def cancel(self, request: Request, session: WebSession, fields: Fields) -> None:
         """Stop the running job before its next letter."""
         self._backend.cancel(fields.get("job", ""))
 
     @for_everybody
-    async def job(self, request: Request, session: Session) -> Response:
+    async def job(self, request: Request, session: WebSession) -> Response:
         """Show the newest job."""
         wanted = filter_of(request.query_params)
         return self._filtered("job.html", session, wanted, rehearsing=REHEARSE)
 
     @for_everybody
-    async def progress(self, request: Request, session: Session) -> Response:
+    async def progress(self, request: Request, session: WebSession) -> Response:
         """Return the progress of the newest job as JSON."""
         job = self._backend.job
         return JSONResponse(
@@ -376,15 +376,15 @@ class Pages:
         )
 
     @for_everybody
-    async def account(self, request: Request, session: Session) -> Response:
+    async def account(self, request: Request, session: WebSession) -> Response:
         """Show whether all letters add up."""
         return self.site.page("account.html", session, ledger=self._backend.ledger, files=self._backend.files)
 
     @posted(viewers=True)
-    async def start_account(self, request: Request, session: Session, fields: Fields) -> None:
+    async def start_account(self, request: Request, session: WebSession, fields: Fields) -> None:
         """Compare the audit files with the letters."""
         self._backend.account(session.name)
 
-    def _filtered(self, name: str, session: Session, wanted: Filter, **values: Any) -> Response:
+    def _filtered(self, name: str, session: WebSession, wanted: Filter, **values: Any) -> Response:
         """Return a page that shows the filter by which it was made."""
         return self.site.page(name, session, fields=wanted.given(), query=query_of(wanted), **values)

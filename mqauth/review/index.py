@@ -118,7 +118,7 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class LetterKind:
     """What makes letters one group. The texts are harmless to show; issuer, kid and subject are only claimed."""
 
     reason: str
@@ -129,7 +129,7 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group(Kind):
+class Group(LetterKind):
     """Letters of one kind; ``first`` and ``last`` are UTC seconds."""
 
     count: int
@@ -138,7 +138,7 @@ class Group(Kind):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row(Kind):
+class Row(LetterKind):
     """One letter in a list. Its texts are harmless to show."""
 
     number: int
@@ -173,7 +173,7 @@ class Order:
 
 QUEUE: Final = Order()
 LARGEST: Final = Order("count", down=True)
-DIMENSIONS: Final = tuple(each.name for each in fields(Kind))
+DIMENSIONS: Final = tuple(each.name for each in fields(LetterKind))
 _NAMES: Final = ", ".join(DIMENSIONS)
 _GROUP: Final = tuple(each.name for each in fields(Group))
 _ROW: Final = tuple(each.name for each in fields(Row))

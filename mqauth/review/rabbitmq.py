@@ -165,8 +165,8 @@ class RabbitMQLetterBox:
         else:
             # A quorum queue that has just started counts no messages. Only its leader's answer tells.
             below = await channel.get_underlay_channel()
-            one = await below.basic_get(self.name)
-            found = [] if isinstance(one.delivery, commands.Basic.GetEmpty) else [delivered(one)]
+            answer = await below.basic_get(self.name)
+            found = [] if isinstance(answer.delivery, commands.Basic.GetEmpty) else [delivered(answer)]
         self._held += len(found)
         # The broker would soon drop letters for being browsed.
         most = 0 if self._unlimited else max(map(failures_of, found), default=0)

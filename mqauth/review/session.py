@@ -351,7 +351,7 @@ LARGEST_FILES: Final = 1024**3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class TrailRecord:
     """An audit record of a dead letter.
 
     Args:
@@ -368,7 +368,7 @@ class Step:
     unbroken: bool
 
 
-def trail(files: Iterable[Path], letter: str) -> list[Step]:
+def trail(files: Iterable[Path], letter: str) -> list[TrailRecord]:
     """Return the first records of a dead letter, by its id, from audit files and their rotated parts.
 
     Raises:
@@ -380,14 +380,14 @@ def trail(files: Iterable[Path], letter: str) -> list[Step]:
         with file_errors(part):
             size += part.stat().st_size
     require(size <= LARGEST_FILES, f"the audit files have {size:,} bytes: ask mqauth audit show {letter} FILES")
-    steps: list[Step] = []
+    steps: list[TrailRecord] = []
     name = letter.encode("utf-8", "backslashreplace")
     for line, raw, unbroken in chain.from_iterable(find(log, lambda raw: name in raw) for log in logs):
         # A line that somebody damaged breaks the chain, and is no record.
         with suppress(ValueError):
             record = parse_record(raw)
             if record.get("dead_letter") == letter:
-                steps.append(Step(record=record, file=line.file, line=line.number, unbroken=unbroken))
+                steps.append(TrailRecord(record=record, file=line.file, line=line.number, unbroken=unbroken))
         if len(steps) == MOST:
             break
     return steps
