@@ -43,7 +43,6 @@ _REFUSED: Final = (
     (re.compile("Locked|Precondition"), "is another one using it?"),
 )
 """Names of errors that mean: the broker answered, and something in our settings is wrong; and what to do."""
-_OTHERWISE: Final = "is TLS on at one end alone (amqps://, tls = true), or is there no such virtual host?"
 
 
 def told(error: BaseException, urls: list[str], user: str | None, seconds: float) -> MqauthError:
@@ -69,7 +68,10 @@ def told(error: BaseException, urls: list[str], user: str | None, seconds: float
             if pattern.search(type(cause).__name__):
                 return ConfigurationError(f"{where} refuses us{who}: {_words(cause)}; {what_to_do}")
         cause = cause.__cause__ or cause.__context__
-    why, what_to_do = f"it answers, but not as this broker does ({type(error).__name__})", _OTHERWISE
+    why, what_to_do = (
+        f"it answers, but not as this broker does ({type(error).__name__})",
+        "is TLS on at one end alone (amqps://, tls = true), or is there no such virtual host?",
+    )
     if not servers:
         why, what_to_do = _words(error), "is it running?"
     elif isinstance(error, ssl.SSLError):

@@ -117,9 +117,12 @@ def console(
     require(read_key is None or settings.consumer, "--key: needs --config too, the consumer's configuration")
     judging = None if settings.consumer is None else file_of(config)
     powers = partial(_powers, judging, read_key, authority=authority, lifetime=lifetime)
-    name = _name(read_key, reviewer, tokens=tokens)
+    name = "" if read_key is not None else reviewer or getpass.getuser()
     if read_key is not None:
-        # The key has to speak for the name.
+        # The name of whoever signs in with the local token, for which the key has to speak. Without tokens
+        # everybody has a name of their own; any name that the key speaks for shows that it is good.
+        subjects = () if tokens else read_key().subjects or ()
+        name = reviewer_of(read_key, reviewer or min(subjects, default=None))
         powers()["releaser"](name)
     # Wrong settings of the provider are told now. One that cannot be reached stops no start: it may come back.
     provider = None if oidc is None else Provider(read_settings(oidc))
@@ -154,25 +157,15 @@ def console(
             backend.read(name)
         told: dict[str, Any] = {"url": origin(listener, tls=tls) + "/", "tokens": made if tokens and fresh else {}}
         told |= {} if back is None else {"redirect_uri": back}
-        kept = [f"tokens are in {token_file}"] if tokens and not fresh else []
         answer(
             as_json,
             told,
             f"console at {told['url']}",
             *([] if back is None else [f"redirect URI at the identity provider: {back}"]),
             *(f"{role} token: {token}" for role, token in told["tokens"].items()),
-            *kept,
+            *([f"tokens are in {token_file}"] if tokens and not fresh else []),
         )
         server.run(listener)
-
-
-def _name(read_key: Callable[[], Key | ReferenceKey] | None, named: str | None, *, tokens: bool) -> str:
-    """Return the name of whoever signs in with the local token."""
-    if read_key is None:
-        return named or getpass.getuser()
-    # Without tokens everybody has a name of their own; any name that the key speaks for shows that it is good.
-    subjects = () if tokens else read_key().subjects or ()
-    return reviewer_of(read_key, named or min(subjects, default=None))
 
 
 def _powers(

@@ -5,15 +5,13 @@ from __future__ import annotations
 import http
 import http.client
 import json
-from typing import Annotated, Final
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import typer
 
 from mqauth.cli.app import UNDECIDED, Json, answer, one_line
 from mqauth.errors import refusing, require, words_of
-
-_MOST: Final = 1024 * 1024
 
 
 def health(
@@ -41,7 +39,7 @@ def health(
     try:
         connection.request("GET", parts.path or "/health")
         response = connection.getresponse()
-        document = json.loads(response.read(_MOST))
+        document = json.loads(response.read(1024 * 1024))
         require(isinstance(document, dict), "no object", ValueError)
     except (OSError, ValueError, http.client.HTTPException) as error:
         why = words_of(error) if isinstance(error, OSError) else type(error).__name__

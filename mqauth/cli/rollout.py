@@ -42,7 +42,6 @@ Print = Annotated[bool, typer.Option("--print", help="Print the new file, and ch
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 _WHO: Final = 32
 _DAY: Final = 86_400
-_RESET: Final = "the history stays unsigned: who reads it from its beginning needs a group of his own, at observe"
 
 
 def _now() -> float:
@@ -129,7 +128,11 @@ def up(
             return 1
     values: dict[str, Value] = {"rung": rung.label, "since": _today()}
     values |= {"until": None} if rung is Rung.ENFORCE else {}
-    note = _RESET if on_kafka and rung is Rung.ENFORCE else None
+    note = (
+        "the history stays unsigned: who reads it from its beginning needs a group of his own, at observe"
+        if on_kafka and rung is Rung.ENFORCE
+        else None
+    )
     noted = {} if why is None else {f"why {_today()}": why}
     answers = {"only_print": only_print, "yes": yes, "as_json": json}
     return _apply(config, destination, values, noted, number=number, note=note, **answers)

@@ -41,7 +41,6 @@ PATIENCE: Final = 90.0
 """Seconds for which a group's backlog is read, a queue is watched, or the reports of a minute are waited for."""
 LOOK: Final = 1.0
 """Seconds between two looks."""
-NEEDS_BROKER: Final = "what is not settled yet is to be asked for: give --broker, or say --settled once you know"
 
 
 def broker_for(destination: str, named: str | None, config: FileSettings) -> BrokerSettings:
@@ -61,7 +60,11 @@ def broker_for(destination: str, named: str | None, config: FileSettings) -> Bro
         tables = [BrokerSettings(url=named) if is_broker_url(named) else table_of(named, config)]
     known = [table.unlocked() for table in tables]
     fits = [each for each in known if each.url and each.url.startswith("kafka:") is places.is_kafka(destination)]
-    refusal = NEEDS_BROKER if named is None else f"--broker: must be {URLS}, and of the destination's kind"
+    refusal = (
+        "what is not settled yet is to be asked for: give --broker, or say --settled once you know"
+        if named is None
+        else f"--broker: must be {URLS}, and of the destination's kind"
+    )
     return require(fits[0] if fits else None, refusal)
 
 

@@ -40,8 +40,6 @@ from mqauth.judging.token import MAX_LEEWAY, At
 from mqauth.judging.without_evidence import WithoutEvidence
 from mqauth.policies.opa import MAX_REMEMBER, MIN_TIMEOUT, REMEMBER, TIMEOUT, is_path
 
-_PARTITION: Final = text("partition", str.isdecimal, "must be a partition, like 0")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSettings(Settings):
@@ -131,7 +129,9 @@ class WithoutEvidenceSettings(Settings):
     destination: Annotated[str, NAME, "Where they arrive, a pattern as in `[[consumer.allow]]`."]
     through: Annotated[
         datetime | Mapping[str, int],
-        text_or_table(MOMENT, entries(_PARTITION, whole(0), 1)),
+        text_or_table(
+            MOMENT, entries(text("partition", str.isdecimal, "must be a partition, like 0"), whole(0), 1)
+        ),
         "The last of them: a time by which they were signed, or on Kafka an offset for each partition.",
     ]
     why: Annotated[str, NAME, "Why the broker will never say when it took them; the audit records it."]

@@ -61,7 +61,6 @@ def _roles(table: Table, key: str, _: Any) -> dict[str, str]:
     return found
 
 
-_ROLES: Final = Kind(schema_of(RoleSettings), _roles)
 _ORIGIN: Final = text(
     "URL",
     lambda url: (
@@ -104,7 +103,9 @@ class OIDCSettings(Settings):
         tuple[str, ...], one_or_many(NAME), "The claim with a person's groups; a list leads into nested claims."
     ] = ("groups",)
     roles: Annotated[
-        Mapping[str, str], _ROLES, "Which values of that claim stand for a role; of two roles the higher counts."
+        Mapping[str, str],
+        Kind(schema_of(RoleSettings), _roles),
+        "Which values of that claim stand for a role; of two roles the higher counts.",
     ]
     ca: Annotated[Path | None, PATH, "A PEM file of the CAs to trust in place of the system's."] = None
     unsafe_http_loopback: Annotated[bool, FLAG, "Allow http to a provider on this machine, for tests."] = False

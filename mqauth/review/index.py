@@ -52,10 +52,6 @@ ON CONFLICT DO UPDATE SET count = count + excluded.count,
   first = min(coalesce(first, excluded.first), coalesce(excluded.first, first)),
   last = max(coalesce(last, excluded.last), coalesce(excluded.last, last))
 """
-_SPAN: Final = """
-SELECT min(at), max(at) FROM (SELECT first AS at FROM kinds UNION ALL SELECT last FROM kinds)
-WHERE at >= 0 AND at < ?
-"""
 _COLUMNS: Final = """
 SELECT reason, min(max(CAST((time - ?) / ? AS INTEGER), 0), ?) AS at, count(*) FROM shown
 WHERE time >= 0 AND time < ? GROUP BY 1, 2
@@ -286,7 +282,11 @@ class Index(AbstractContextManager["Index"]):
 
     def span(self, before: float) -> tuple[float, float] | None:
         """Return the first and last time of the groups, UTC seconds from 0 to ``before``; ``None`` without any."""
-        first, last = self._ask(_SPAN, [before])[0]
+        span = (
+            "SELECT min(at), max(at) FROM (SELECT first AS at FROM kinds UNION ALL SELECT last FROM kinds)"
+            " WHERE at >= 0 AND at < ?"
+        )
+        first, last = self._ask(span, [before])[0]
         return None if first is None else (first, last)
 
     def columns(self, first: float, step: float, count: int, *, before: float) -> list[tuple[str, int, int]]:
