@@ -15,7 +15,7 @@ from mqauth.audit.record import AuditRecord
 from mqauth.audit.sinks import CallableSink, FloodGate
 from mqauth.authority.desk import Grant, Trace
 from mqauth.authority.issuing import IdentityAuthority
-from mqauth.authority.refusals import Refusal, Refused
+from mqauth.authority.refusals import Rate, Refusal, Refused
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.keystore.identity.wit_key import WITKey
 from mqauth.testing import FakeClock
@@ -371,6 +371,15 @@ def test_one_site_of_ipv6_is_one_address(tmp_path: Path) -> None:
     world = World(tmp_path, refusals=1)
     assert [world.ask("bad", address=f"2001:db8::{n}").status for n in range(1, 4)] == [401, 429, 429]
     assert world.ask("bad", address="2001:db8:0:1::1").status == 401
+
+
+def test_a_rate_is_bounded_and_looking_counts_nothing(clock: FakeClock) -> None:
+    """Beyond the capacity the key that was used least goes; who only looks takes no room."""
+    rate = Rate(2, clock, capacity=2)
+    assert [rate.take(key, 0) for key in ("a", "b", "c")] == [0, 0, 0]
+    assert len(rate) == 0
+    assert [rate.take(key) for key in ("a", "a", "b", "c", "a")] == [0, 0, 0, 0, 60]
+    assert len(rate) == 2
 
 
 def test_behind_a_proxy_addresses_do_not_count(tmp_path: Path) -> None:
