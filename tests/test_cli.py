@@ -17,9 +17,8 @@ import pytest
 
 from mqauth import __version__, cli
 from mqauth.cli import app
-from mqauth.cli.app import one_line
 from mqauth.cli.broker import check_url, reached
-from mqauth.cli.forms import CommandFailed
+from mqauth.cli.forms import CommandFailed, one_line
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.judging.pipeline import Pipeline
 from mqauth.keystore import Keystore, public_keys, signing_key
@@ -673,8 +672,8 @@ def test_line_bound_is_exact(monkeypatch: pytest.MonkeyPatch, size: int) -> None
     monkeypatch.setattr(app, "MAX_INPUT", 100)
     for end in (b"\n", b""):
         stream = io.BytesIO(b"x" * size + end)
-        (text,) = app.read_texts(stream, lines=True)
-        assert (text.raw is None) is (size > 100)
+        ((_, raw),) = app.read_texts(stream, lines=True)
+        assert (raw is None) is (size > 100)
 
 
 # --- demo -------------------------------------------------------------------------------------------------

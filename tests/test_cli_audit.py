@@ -17,7 +17,7 @@ import pytest
 from mqauth import cli
 from mqauth.audit.file import MIN_BYTES, AuditFile, HeadFile, parts
 from mqauth.audit.record import AuditRecord, Record
-from mqauth.cli import audit, tables
+from mqauth.cli import audit, forms
 from mqauth.cli.audit import follow
 from mqauth.errors import ConfigurationError
 from mqauth.wire.jwk import dump_key_set
@@ -285,7 +285,7 @@ def test_stats(path: Path, run: Run, by: str, counts: dict[str, int]) -> None:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Standard output as a terminal of 80 columns."""
-    monkeypatch.setattr(tables, "terminal_width", lambda: 80)
+    monkeypatch.setattr(forms, "terminal_width", lambda: 80)
 
 
 def test_stats_are_drawn(path: Path, run: Run, terminal: None) -> None:

@@ -24,8 +24,19 @@ from rich.cells import cell_len
 
 from mqauth.cli import main
 from mqauth.cli.broker import told
-from mqauth.cli.forms import TO_CHANGE, CommandFailed, moment, pick, shown_time
-from mqauth.cli.tables import GROUP, LETTER, VERDICT, Column, fitted, middle
+from mqauth.cli.forms import (
+    GROUP,
+    LETTER,
+    TO_CHANGE,
+    VERDICT,
+    Column,
+    CommandFailed,
+    fitted,
+    middle,
+    moment,
+    pick,
+    shown_time,
+)
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.keystore import Keystore

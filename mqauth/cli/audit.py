@@ -32,10 +32,17 @@ from mqauth.audit.record import (
     read_records,
     value_of,
 )
-from mqauth.cli import tables
-from mqauth.cli.app import From, Json, To, answer, group, one_line, print_json, progress_bar
-from mqauth.cli.forms import SHORT, pick
-from mqauth.cli.tables import middle
+from mqauth.cli import forms
+from mqauth.cli.app import (
+    From,
+    Json,
+    To,
+    answer,
+    group,
+    print_json,
+    progress_bar,
+)
+from mqauth.cli.forms import SHORT, middle, one_line, pick
 from mqauth.errors import file_errors, require
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
@@ -203,7 +210,7 @@ def detect(
 
 def _bars(rows: Sequence[tuple[str, int]]) -> Iterator[str]:
     """Yield a line with a bar for each count; piped, both tab-separated without a bar."""
-    columns = tables.terminal_width()
+    columns = forms.terminal_width()
     if columns is None:
         yield from (f"{one_line(name)}\t{number}" for name, number in rows)
         return

@@ -21,10 +21,10 @@ import typer
 from mqauth.check import Report, Severity
 from mqauth.check import check as check_file
 from mqauth.check.target import lines_of, nearest
-from mqauth.cli.app import Broker, Config, Json, answer, group, one_line, print_json
+from mqauth.cli.app import Broker, Config, Json, answer, group, print_json
 from mqauth.cli.broker import check_stamps, opened, place_of, rabbitmq, reached, table_of
+from mqauth.cli.forms import middle, one_line, terminal_width
 from mqauth.cli.settings import file_of, settings_of
-from mqauth.cli.tables import middle, terminal_width
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.declaration import Settings, read
 from mqauth.config.issuer_settings import SourceSettings

@@ -30,7 +30,7 @@ from mqauth import (
 from mqauth.audit.chain import verify_chain
 from mqauth.cli.app import Json, answer
 from mqauth.cli.broker import check_url, reached
-from mqauth.cli.tables import Column, table_lines
+from mqauth.cli.forms import Column, table_lines
 from mqauth.errors import require
 from mqauth.judging.policy import Policy
 from mqauth.testing.forge import Forge

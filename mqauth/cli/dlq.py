@@ -30,15 +30,28 @@ from mqauth.cli.app import (
     answer,
     group,
     options,
+    parsed,
     print_json,
     progress_bar,
     read_texts,
     standard_input,
 )
 from mqauth.cli.broker import DeadLetterAddress, opened, placed
-from mqauth.cli.forms import TO_CHANGE, TO_READ, WORD, confirmed, known_reason, pick, shown_time
+from mqauth.cli.forms import (
+    GROUP,
+    LETTER,
+    TO_CHANGE,
+    TO_READ,
+    VERDICT,
+    WORD,
+    Wide,
+    confirmed,
+    known_reason,
+    pick,
+    shown_time,
+    table_lines,
+)
 from mqauth.cli.settings import FILE, file_of, given, key_reader, review_of, reviewer_of, settings_of
-from mqauth.cli.tables import GROUP, LETTER, VERDICT, Wide, table_lines
 from mqauth.errors import require
 from mqauth.letters.release import WAIVABLE
 
@@ -241,7 +254,7 @@ def export(*, place: DeadLetterAddress, wanted: review.Filter, as_json: Json = F
 def import_letters(*, place: DeadLetterAddress, as_json: Json = False) -> None:
     """Publish exported dead letters from standard input. The first that is not intact ends it."""
     with opened(place) as session:
-        forms = (text.parse() for text in read_texts(standard_input(), lines=True))
+        forms = (parsed(raw) for _, raw in read_texts(standard_input(), lines=True))
         count = session.run(review.take_in(session.box, forms))
     answer(as_json, {"imported": count}, f"{count} letters imported")
 

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 import typer
 
-from mqauth.cli.app import UNDECIDED, Json, answer, one_line
+from mqauth.cli.app import UNDECIDED, Json, answer
+from mqauth.cli.forms import one_line
 from mqauth.errors import refusing, require, words_of
 
 

@@ -19,7 +19,7 @@ from mqauth.cli.app import (
     group,
     print_error,
 )
-from mqauth.cli.forms import TO_CHANGE, confirmed, pick, shown_time
+from mqauth.cli.forms import TO_CHANGE, Column, Wide, confirmed, pick, shown_time, table_lines
 from mqauth.cli.serve import (
     Host,
     Level,
@@ -32,7 +32,6 @@ from mqauth.cli.serve import (
     log_lines,
     origin,
 )
-from mqauth.cli.tables import Column, Wide, table_lines
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import require

@@ -19,7 +19,8 @@ from mqauth.audit.record import iso_time, read_records
 from mqauth.check import Severity, check
 from mqauth.check.rollout import RolloutFacts, Standing, standings
 from mqauth.cli import rollout_steps
-from mqauth.cli.app import Json, answer, group, one_line
+from mqauth.cli.app import Json, answer, group
+from mqauth.cli.forms import one_line
 from mqauth.cli.rollout_steps import Value, changed, number_of, split
 from mqauth.cli.settings import file_of, settings_of
 from mqauth.clock import SYSTEM_CLOCK

@@ -19,13 +19,13 @@ from mqauth.cli.app import (
     Json,
     answer,
     group,
-    one_line,
+    parsed,
     print_json,
     read_body,
     read_texts,
     standard_input,
 )
-from mqauth.cli.forms import shown_time
+from mqauth.cli.forms import one_line, shown_time
 from mqauth.cli.settings import file_of
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import Rejection, require
@@ -97,12 +97,12 @@ def _sign_forms(signer: Signer, *, lines: bool, size: int) -> None:
     fault: tuple[str, MalformedMessage] | None = None
     texts = read_texts(standard_input(), lines=lines)
     while fault is None and (batch := list(islice(texts, size))):
-        places = [f"line {text.number}" if lines else "standard input" for text in batch]
+        places = [f"line {number}" if lines else "standard input" for number, _ in batch]
         forms: list[dict[str, Any]] = []
         prepared: list[Prepared] = []
-        for text, place in zip(batch, places, strict=True):
+        for (_, raw), place in zip(batch, places, strict=True):
             try:
-                form = text.parse()
+                form = parsed(raw)
                 require(isinstance(form, dict), "a message is an object", MalformedMessage)
                 prepared.append(signer.prepare(json_form.from_form(form)))
             except MalformedMessage as error:
@@ -158,9 +158,9 @@ def verify(
     """
     pipeline = load(file_of(config)).judge
     verdicts: set[Verdict] = set()
-    for text in read_texts(standard_input(), lines=lines):
+    for _, raw in read_texts(standard_input(), lines=lines):
         try:
-            message = json_form.from_form(text.parse())
+            message = json_form.from_form(parsed(raw))
         except MalformedMessage as error:
             # A text that is no message is rejected like any malformed message.
             outcome = Outcome(verdict=Verdict.REJECTED, reason=Reason.MESSAGE_MALFORMED, detail=str(error))
