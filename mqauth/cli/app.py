@@ -279,7 +279,7 @@ def standard_input() -> BinaryIO:
 
 
 def read_texts(stream: BinaryIO, *, lines: bool) -> Iterator[tuple[int, bytes | None]]:
-    """Yield the JSON texts of a stream, each with its line, from 1; ``None`` where it has over ``MAX_INPUT`` bytes.
+    """Yield the JSON texts of a stream, each with its line, from 1; ``None`` for one over ``MAX_INPUT`` bytes.
 
     Args:
         stream: the bytes.
@@ -318,18 +318,12 @@ def print_json(value: Any) -> None:
     sys.stdout.buffer.flush()
 
 
-def answer(as_json: bool, value: Any, *parts: Any) -> None:
-    """Print what a command found: for programs as JSON, for people as lines of text and tables of Rich."""
+def answer(as_json: bool, value: Any, *lines: str) -> None:
+    """Print what a command found: for programs as JSON, for people as lines of text."""
     if as_json:
         print_json(value)
-        return
-    for part in parts:
-        if isinstance(part, str):
-            print(part, flush=True)
-        else:
-            from rich.console import Console
-
-            Console().print(part)
+    for line in () if as_json else lines:
+        print(line, flush=True)
 
 
 def print_error(text: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -166,7 +167,7 @@ def application(
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
     # The pages of each queue or topic.
-    for pages, base in ((Pages(site.at(place)), place.base) for place in places):
+    for pages, base in ((Pages(replace(site, place=place)), place.base) for place in places):
         routes += [
             Route(f"{base}/", pages.groups),
             Route(f"{base}/letters", pages.letters),

@@ -22,7 +22,7 @@ from mqauth.console.jobs import JUDGE, REHEARSE
 from mqauth.console.site import Site, WebSession
 from mqauth.errors import SIGNED_REASONS, ConfigurationError, MqauthError, Reason, refusing, require
 from mqauth.letters.release import WAIVABLE
-from mqauth.review import ACTS, DIMENSIONS, LARGEST, QUEUE, Filter, Order, Plan, Row, waivable
+from mqauth.review import ACTS, DIMENSIONS, LARGEST, QUEUE, Filter, Order, Plan, waivable
 from mqauth.review.glossary import LABELS, explain
 
 PAGE: Final = 100
@@ -237,8 +237,13 @@ class Pages:
             fault = str(error)
         query = request.query_params
         original, form = reading.original, query.get("view", "")
-        before, after = await run_in_threadpool(self._beside, row, query)
-        among = filter_of(query), {"sort": query["sort"]} if "sort" in query else {}
+        # The letters before and after it, within the filter and in the order of the query.
+        among, order = filter_of(query), order_of(query, LETTER_COLUMNS, QUEUE)
+        beside = [
+            await run_in_threadpool(self._backend.letters.page, among, after=row.number, limit=1, order=way)
+            for way in (order.reverse, order)
+        ]
+        before, after = (rows[0] if rows else None for rows in beside)
         return self._filtered(
             "letter.html",
             session,
@@ -254,7 +259,7 @@ class Pages:
             body=None if original is None else display.body(original.body, form),
             headers=[] if original is None else display.headers(original),
             properties=[] if original is None else display.properties(original),
-            walk=query_of(among[0], **among[1]),
+            walk=query_of(among, **({"sort": query["sort"]} if "sort" in query else {})),
             before=before,
             after=after,
             now=explain(str(today)) if today in set(Reason) else None,
@@ -282,16 +287,6 @@ class Pages:
             walk=query_of(filter_of(request.query_params)),
             row=found[0],
         )
-
-    def _beside(self, row: Row, query: Fields) -> tuple[Row | None, Row | None]:
-        """Return the letters before and after one, within the filter and in the order of a query."""
-        wanted, order = filter_of(query), order_of(query, LETTER_COLUMNS, QUEUE)
-        found = [
-            self._backend.letters.page(wanted, after=row.number, limit=1, order=way)
-            for way in (order.reverse, order)
-        ]
-        before, after = (rows[0] if rows else None for rows in found)
-        return before, after
 
     @posted(viewers=True)
     async def refresh(self, request: Request, session: WebSession, fields: Fields) -> None:

@@ -13,7 +13,7 @@ import secrets
 import stat
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -218,7 +218,11 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"moment": moment, "count": _count, "plain": lambda reason: reason.replace("_", " ")}
+    made.filters |= {
+        "moment": moment,
+        "count": lambda number, noun: f"{number:,} {noun}{'' if number == 1 else 's'}",
+        "plain": lambda reason: reason.replace("_", " "),
+    }
     made.globals |= {
         "explain": explain,
         "doing": TITLES.__getitem__,
@@ -229,10 +233,6 @@ def _environment() -> Environment:
         "hue": of_producer,
     }
     return made
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,10 +269,6 @@ class Site:
     place: ConsoleQueue | None = None
     environment: Environment = field(default_factory=_environment)
     refusals: Rate = field(default_factory=lambda: Rate(SYSTEM_CLOCK))
-
-    def at(self, place: ConsoleQueue) -> Site:
-        """Return the same for the pages of one queue or topic."""
-        return replace(self, place=place)
 
     @property
     def base(self) -> str:

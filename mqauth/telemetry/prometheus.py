@@ -9,7 +9,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
@@ -76,19 +76,6 @@ ASKED_WITHIN: Final = 5.0
 """Seconds that a connection may be silent; each has a thread."""
 
 
-def _bounded(handler: Any) -> Any:
-    """Return the server's class of handlers with an end to connections that say nothing."""
-
-    class Bounded(handler):  # type: ignore[misc]
-        timeout = ASKED_WITHIN
-
-        def handle(self) -> None:
-            with contextlib.suppress(TimeoutError):
-                super().handle()
-
-    return Bounded
-
-
 class Endpoint(AbstractContextManager["Endpoint"]):
     """A ``Telemetry`` whose metrics are served at ``/metrics``, beside ``/live``, ``/ready`` and ``/health``.
 
@@ -124,7 +111,16 @@ class Endpoint(AbstractContextManager["Endpoint"]):
         # A registry of its own keeps the metrics of two endpoints in one process apart.
         self._provider = MeterProvider([PrometheusMetricReader(registry=registry)])
         self._server, self._thread = start_http_server(port, addr=host, registry=registry)
-        self._server.RequestHandlerClass = _bounded(self._server.RequestHandlerClass)
+
+        # The server's class of handlers, with an end to connections that say nothing.
+        class Bounded(cast(Any, self._server.RequestHandlerClass)):  # type: ignore[misc]
+            timeout = ASKED_WITHIN
+
+            def handle(self) -> None:
+                with contextlib.suppress(TimeoutError):
+                    super().handle()
+
+        self._server.RequestHandlerClass = Bounded
         self.port = int(self._server.server_port)
         self.meter = self._provider.get_meter("mqauth", __version__)
         self.telemetry = Telemetry(self.meter, now=now)
