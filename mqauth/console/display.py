@@ -44,7 +44,6 @@ _BLANK: Final = re.compile(
 
 
 COLOURS: Final = 8
-PATTERNS: Final = ("plain", "stripes", "dots", "bars", "checks")
 GREY: Final = (COLOURS, 0)
 """Of whatever is no reason of ours: a forged letter may name any, and a chart sums up the rare ones."""
 REASONS: Final[dict[str, tuple[int, int]]] = {
@@ -85,7 +84,7 @@ REASONS: Final[dict[str, tuple[int, int]]] = {
     Reason.IDENTITY_MISMATCH: (1, 4),
     Reason.APPEND_TIME_MISSING: (2, 4),
 }
-"""Each reason's number of a colour and of a pattern; no two reasons have both in common."""
+"""Each reason's number of a colour and of a pattern: plain, stripes, dots, bars, checks; each pair stands once."""
 
 
 def of_reason(reason: str) -> tuple[int, int]:

@@ -76,30 +76,6 @@ LABELS: Final[dict[str, str]] = {
 }
 """What screens call things, by short names."""
 
-REPLACED: Final[dict[str, str]] = {
-    r"(?<!Dead )\bLetters?\b": "Dead letters, Dead letter",
-    r"\b[Rr]ead letters (anew|again)\b": "Refresh",
-    r"\b([Ll]ook|[Ss]how) what it would do\b|\b[Ff]inding out what\b": "Preview",
-    r"\b[Ll]eave it\b|\bDo nothing\b": "Cancel",
-    r"\b([Rr]eckon|Compare) now\b": "Recalculate",
-    r"\bNot (reckoned|compared) yet\b": "Not calculated yet",
-    r"\bAccount\b": "Balance",
-    r"\bToday\b": "Verdict now",
-    r"\bHolds\b|\bSound\b|\bnot sound\b": "Intact",
-    r"\bProperties\b": "Metadata",
-    r"\b[Ll]etters a second at most\b": "Rate limit (dead letters per second)",
-    r"\b[Jj]udge again\b|\bnot judged\b": "Check again",
-    r"\bWatch\b": "Show progress",
-    r"\bWhy\?": "Reason (kept in the audit log)",
-    r"\bWaive, where\b|\bWaived where needed\b": "Waive if needed",
-    r"\bNone is open that fits\b|\bNo open letter fits\b": "No dead letters match",
-    r"\bout of reach\b": "Cannot reach the broker",
-    r"\b[Ww]ould be refused\b": "Will not be redriven",
-    r"\b[Ll]og in\b|\b[Ll]ogged in\b|\bTo come in\b": "Sign in",
-    r"\bas somebody else\b": "Switch user",
-}
-"""Words that are no longer used on screens (regular expressions), each with the word in its place."""
-
 
 @dataclass(frozen=True, slots=True)
 class Advice:
