@@ -365,11 +365,7 @@ def _record(plan: Plan, reading: Reading, clock: Clock, act: str, release: Relea
     """Return the audit record of one act. What the token claims is verified only where a release was signed."""
     original = reading.original
     body = None if original is None else original.body
-    review: dict[str, Any] = {
-        "reviewer": harmless(plan.reviewer),
-        "mark": reading.mark,
-        "sound": reading.sound,
-    }
+    review: dict[str, Any] = {"reviewer": harmless(plan.reviewer), "mark": reading.mark, "sound": reading.sound}
     if reading.rung is not None:
         review["rung"] = reading.rung
     if release is not None:
