@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
 from integration.documentation import blocks
-from mqauth.cli.broker import BrokerSettings, DeadLetterAddress
+from mqauth.cli.broker import BrokerSettings, LetterAddress
 from mqauth.errors import ConfigurationError
 
 SASL = 'mechanism = "SCRAM-SHA-512"\nuser = "rev/iewer"\npassword_env = "BROKER_PASSWORD"\n'
@@ -149,7 +149,7 @@ def test_pem_files_that_cannot_be_used_are_one_error(tmp_path: Path) -> None:
 
 def test_no_secret_is_shown(tmp_path: Path) -> None:
     """A place can be logged."""
-    place = DeadLetterAddress(broker="kafka://127.0.0.1:1", topic="t", settings=load(tmp_path, SASL))
+    place = LetterAddress(broker="kafka://127.0.0.1:1", topic="t", settings=load(tmp_path, SASL))
     assert "s3cr" not in repr(place) + repr(place.settings)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mqauth.cli import main
-from mqauth.cli.broker import DeadLetterAddress, place_of
+from mqauth.cli.broker import LetterAddress, place_of
 from mqauth.cli.settings import settings_of
 from mqauth.errors import ConfigurationError
 
@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def place(
     text: str, broker: str | None = None, *, queue: str | None = None, topic: str | None = None
-) -> DeadLetterAddress:
+) -> LetterAddress:
     """Return the place that options name beside a file of this text."""
     Path("mqauth.toml").write_text(text)
     return place_of(broker, queue, topic, None, settings_of(None))

@@ -145,7 +145,7 @@ def reached(*urls: str | None, user: str | None = None) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetterAddress:
+class LetterAddress:
     """A dead-letter queue or topic.
 
     Args:
@@ -178,7 +178,7 @@ class DeadLetterAddress:
 
 def place_of(
     broker: str | None, queue: str | None, topic: str | None, settings: Path | None, file: FileSettings
-) -> DeadLetterAddress:
+) -> LetterAddress:
     """Return the dead-letter queue or topic that the options and the configuration name.
 
     Args:
@@ -189,7 +189,7 @@ def place_of(
         file: the configuration.
 
     Raises:
-        ConfigurationError: as for ``DeadLetterAddress``, no broker is named, or the settings file is refused.
+        ConfigurationError: as for ``LetterAddress``, no broker is named, or the settings file is refused.
     """
     is_url = broker is not None and "://" in broker
     table = table_of(None if is_url else broker, file)
@@ -202,7 +202,7 @@ def place_of(
     own = "topic" if url.startswith("kafka:") else "queue"
     given = {"queue": queue, "topic": topic}
     name = getattr(found, own) or getattr(table, own) or (None if letters is None else letters.name)
-    return DeadLetterAddress(broker=url, settings=found, **given | {own: given[own] or name})
+    return LetterAddress(broker=url, settings=found, **given | {own: given[own] or name})
 
 
 def placed(
@@ -212,14 +212,14 @@ def placed(
     queue: Queue = None,
     topic: Topic = None,
     broker_settings: BrokerFile = None,
-) -> DeadLetterAddress:
+) -> LetterAddress:
     """Return the dead-letter queue or topic that the options of a command name; ``options`` calls it."""
     return place_of(broker, queue, topic, broker_settings, settings_of(config))
 
 
 def places_of(
     broker: str | None, queue: str | None, topic: str | None, settings: Path | None, file: FileSettings
-) -> dict[str, DeadLetterAddress]:
+) -> dict[str, LetterAddress]:
     """Return all dead-letter queues and topics of the configuration by their names, where no option names one.
 
     Arguments and errors are those of ``place_of``.
@@ -250,7 +250,7 @@ def table_of(name: str | None, file: FileSettings) -> BrokerSettings:
 
 
 @contextlib.contextmanager
-def opened(place: DeadLetterAddress, **settings: Any) -> Iterator[review.Session]:
+def opened(place: LetterAddress, **settings: Any) -> Iterator[review.Session]:
     """Connect to the broker, and give a review session on the queue or topic.
 
     Args:
@@ -271,7 +271,7 @@ def opened(place: DeadLetterAddress, **settings: Any) -> Iterator[review.Session
 
 
 @contextlib.contextmanager
-def _on_rabbitmq(place: DeadLetterAddress, settings: dict[str, Any]) -> Iterator[review.Session]:
+def _on_rabbitmq(place: LetterAddress, settings: dict[str, Any]) -> Iterator[review.Session]:
     """Connect to RabbitMQ, and give a session whose letter box finds another connection where one is lost."""
     queue, arguments = place.queue or "", place.settings.for_rabbitmq(place.broker)
     import aio_pika
@@ -296,7 +296,7 @@ def _close(connection: Any, call: Callable[..., Any]) -> None:
 
 
 @contextlib.contextmanager
-def _on_kafka(place: DeadLetterAddress, settings: dict[str, Any]) -> Iterator[review.Session]:
+def _on_kafka(place: LetterAddress, settings: dict[str, Any]) -> Iterator[review.Session]:
     """Connect to Kafka, and create the topic of resolutions where it is missing."""
     require("?" not in place.broker, "--broker: certificates and credentials for Kafka stand in --broker-settings")
     # Milliseconds after which kafka-python tries a lost broker again at the latest; its own default is 30 s.

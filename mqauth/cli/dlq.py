@@ -36,7 +36,7 @@ from mqauth.cli.app import (
     read_texts,
     standard_input,
 )
-from mqauth.cli.broker import DeadLetterAddress, opened, placed
+from mqauth.cli.broker import LetterAddress, opened, placed
 from mqauth.cli.forms import (
     GROUP,
     LETTER,
@@ -57,7 +57,6 @@ from mqauth.letters.release import WAIVABLE
 
 app: Final = group("List, check, redrive and discard dead letters.", "mqauth dlq groups")
 _DONE: Final = {review.REDRIVE: "redriven", review.DISCARD: "discarded"}
-_IDS: Final = 20
 Audit = Annotated[Path | None, typer.Option("--audit", help="The reviewer's own audit file.")]
 Why = Annotated[str | None, typer.Option("--why", help="Why you act, one line; required.")]
 
@@ -107,7 +106,7 @@ def _acting(
 @options(place=placed, wanted=_filtered)
 def list_letters(
     *,
-    place: DeadLetterAddress,
+    place: LetterAddress,
     wanted: review.Filter,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many letters.")] = 100,
     as_json: Json = False,
@@ -129,7 +128,7 @@ def list_letters(
 
 @app.command("groups")
 @options(place=placed, wanted=_filtered)
-def groups(*, place: DeadLetterAddress, wanted: review.Filter, as_json: Json = False, wide: Wide = False) -> None:
+def groups(*, place: LetterAddress, wanted: review.Filter, as_json: Json = False, wide: Wide = False) -> None:
     """Count dead letters by reason, key, producer and destination."""
     with _surveyed(place, as_json) as (session, index):
         wanted = _resolved(index, wanted)
@@ -140,11 +139,10 @@ def groups(*, place: DeadLetterAddress, wanted: review.Filter, as_json: Json = F
             for each in kinds
         ]
         lines = table_lines(_title(session, index, index.count(wanted)), GROUP, cells, wide=wide)
-        told = [
-            asdict(each)
-            | {"first": review.time_text(each.first) or None, "last": review.time_text(each.last) or None}
-            for each in kinds
+        times = [
+            {name: review.time_text(getattr(each, name)) or None for name in ("first", "last")} for each in kinds
         ]
+        told = [asdict(each) | span for each, span in zip(kinds, times, strict=True)]
         answer(as_json, {"as_of": iso_time(index.as_of), "groups": told}, *lines)
 
 
@@ -153,7 +151,7 @@ def groups(*, place: DeadLetterAddress, wanted: review.Filter, as_json: Json = F
 def show(
     *,
     letter: Annotated[str, typer.Argument(help="Id of a letter, or its beginning.")],
-    place: DeadLetterAddress,
+    place: LetterAddress,
     as_json: Json = False,
 ) -> None:
     """Print one dead letter whole, as JSON.
@@ -168,9 +166,7 @@ def show(
 
 @app.command("check")
 @options(place=placed, wanted=_filtered)
-def check(
-    *, place: DeadLetterAddress, wanted: review.Filter, config: Config = None, as_json: Json = False
-) -> None:
+def check(*, place: LetterAddress, wanted: review.Filter, config: Config = None, as_json: Json = False) -> None:
     """Ask what the verdict on dead letters would be today. Nothing is changed."""
     with _surveyed(place, as_json, guard=load(file_of(config)).trial) as (session, index):
         counts = session.judge(index, _resolved(index, wanted))
@@ -184,7 +180,7 @@ def check(
 @options(place=placed, wanted=_filtered, acting=_acting)
 def redrive(
     *,
-    place: DeadLetterAddress,
+    place: LetterAddress,
     wanted: review.Filter,
     acting: dict[str, Any],
     config: Config = None,
@@ -224,7 +220,7 @@ def redrive(
 @options(place=placed, wanted=_filtered, acting=_acting)
 def discard(
     *,
-    place: DeadLetterAddress,
+    place: LetterAddress,
     wanted: review.Filter,
     acting: dict[str, Any],
     config: Config = None,
@@ -242,7 +238,7 @@ def discard(
 
 @app.command("export")
 @options(place=placed, wanted=_filtered)
-def export(*, place: DeadLetterAddress, wanted: review.Filter, as_json: Json = False) -> None:
+def export(*, place: LetterAddress, wanted: review.Filter, as_json: Json = False) -> None:
     """Print dead letters as JSON lines. None is removed."""
     with _surveyed(place, True) as (_, index):
         for form in index.forms(_resolved(index, wanted)):
@@ -251,7 +247,7 @@ def export(*, place: DeadLetterAddress, wanted: review.Filter, as_json: Json = F
 
 @app.command("import")
 @options(place=placed)
-def import_letters(*, place: DeadLetterAddress, as_json: Json = False) -> None:
+def import_letters(*, place: LetterAddress, as_json: Json = False) -> None:
     """Publish exported dead letters from standard input. The first that is not intact ends it."""
     with opened(place) as session:
         forms = (parsed(raw) for _, raw in read_texts(standard_input(), lines=True))
@@ -266,7 +262,7 @@ def balance(
     files: Annotated[
         list[Path] | None, typer.Argument(help="Audit files of consumers and reviewers.", show_default=False)
     ] = None,
-    place: DeadLetterAddress,
+    place: LetterAddress,
     config: Config = None,
     as_json: Json = False,
 ) -> int:
@@ -284,8 +280,8 @@ def balance(
         f" + {ledger.discarded} discarded + {len(ledger.missing)} missing{as_of}"
     ]
     for name, ids in (("missing", ledger.missing), ("unknown", ledger.unknown), ("unproven", ledger.unproven)):
-        lines += [f"{name}: {letter}" for letter in ids[:_IDS]]
-        lines += [f"{name}: {len(ids) - _IDS} more (--json lists 100)"] if len(ids) > _IDS else []
+        lines += [f"{name}: {letter}" for letter in ids[:20]]
+        lines += [f"{name}: {len(ids) - 20} more (--json lists 100)"] if len(ids) > 20 else []
     answer(as_json, ledger.as_dict(), *lines)
     return 1 if ledger.difference else 0
 
@@ -297,7 +293,7 @@ def depth(
     most: Annotated[
         int | None, typer.Option("--max", min=0, help="Exit with 1 where there are more dead letters.")
     ] = None,
-    place: DeadLetterAddress,
+    place: LetterAddress,
     as_json: Json = False,
 ) -> int:
     """Count dead letters without reading them, for a probe.
@@ -306,8 +302,8 @@ def depth(
     """
     with opened(place) as session:
         found, name = session.depth(), session.box.name
-    limit = "" if most is None else f"; at most {most}"
-    answer(as_json, {"open": found, "max": most}, f"{found} dead letters of {name}{limit}")
+    text = f"{found} dead letters of {name}" + ("" if most is None else f"; at most {most}")
+    answer(as_json, {"open": found, "max": most}, text)
     return 1 if most is not None and found > most else 0
 
 
@@ -331,9 +327,7 @@ def filter_and_why(reason: str | None, why: str | None) -> tuple[str | None, str
 
 
 @contextmanager
-def _surveyed(
-    place: DeadLetterAddress, quiet: bool, **settings: Any
-) -> Iterator[tuple[review.Session, review.Index]]:
+def _surveyed(place: LetterAddress, quiet: bool, **settings: Any) -> Iterator[tuple[review.Session, review.Index]]:
     """Connect to a broker and read all letters, with their number on a terminal."""
     with opened(place, **settings) as session:
         with progress_bar("reading letters", None, quiet=quiet) as advance:
@@ -354,7 +348,7 @@ def _resolved(index: review.Index, wanted: review.Filter, least: int = TO_READ) 
 
 
 def _carry_out(
-    place: DeadLetterAddress,
+    place: LetterAddress,
     plan: review.Plan,
     audit: Path,
     *,

@@ -20,7 +20,7 @@ import typer
 
 from mqauth.check import Severity, check
 from mqauth.cli.app import answer
-from mqauth.cli.broker import DeadLetterAddress, check_stamps, check_url, place_of, reached
+from mqauth.cli.broker import LetterAddress, check_stamps, check_url, place_of, reached
 from mqauth.cli.init_files import Project, read_topology
 from mqauth.cli.settings import settings_of
 from mqauth.clock import SYSTEM_CLOCK
@@ -184,7 +184,7 @@ def _declare(folder: Path) -> None:
             asyncio.run(_rabbitmq(place, topology, proves=proves))
 
 
-async def _rabbitmq(place: DeadLetterAddress, topology: dict[str, Any], *, proves: bool) -> None:
+async def _rabbitmq(place: LetterAddress, topology: dict[str, Any], *, proves: bool) -> None:
     import aio_pika
 
     from mqauth.brokers.queue.interceptor import question
