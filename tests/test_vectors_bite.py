@@ -343,7 +343,7 @@ SETTINGS_FAULTS: Final[tuple[tuple[str, Patch, str], ...]] = (
      "a release for another scope"),
     ("a release before the audience", edit(believe, "claims.aud not in self.audiences",
      "claims.aud not in self.audiences and not waived"), "another audience, and a release that waives all"),
-    ("the first of two releases", edit(release._value, "len(found) == 1 and ", ""), "a release twice"),
+    ("the first of two releases", edit(release.open_release, "len(found) == 1 and ", ""), "a release twice"),
     ("a release of tokens' type", edit(release.open_release, "typ=RELEASE_TYPE", 'typ="mqauth+jwt"'),
      "a release of the type of tokens"),
     ("claims of a release ignored", edit(release.parse, 'not found.keys() - {*_REQUIRED, "past"}', "True"),

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pytest
-from mqauth.brokers.log.errors import CommitUnansweredError
 
 from mqauth.audit.file import AuditFile
+from mqauth.brokers.log.records import CommitUnansweredError
 from mqauth.errors import Cause, RetryLater
 from mqauth.judging.verified import Verified
 from mqauth.testing.clock import RunningClock
