@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import signal
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -46,6 +46,29 @@ def kafka() -> Iterator[Kafka]:
 def redis() -> Iterator[Redis]:
     """A Redis or Valkey that all tests share."""
     yield from _session(Redis.launch())
+
+
+def _ours(shared: Any, variable: str) -> Iterator[Any]:
+    """Yield the shared service where it is ours, so that a test may stop it, else one more."""
+    if shared.ours:
+        yield shared
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(variable)
+        server = type(shared).launch()
+    yield from _session(server)
+
+
+@pytest.fixture(scope="session")
+def own_redis(redis: Redis) -> Iterator[Redis]:
+    """A Redis that a test may stop or set up anew."""
+    yield from _ours(redis, "MQAUTH_REDIS_URL")
+
+
+@pytest.fixture(scope="session")
+def own_kafka(kafka: Kafka) -> Iterator[Kafka]:
+    """A Kafka that a test may stop."""
+    yield from _ours(kafka, "MQAUTH_KAFKA_URL")
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
-from mqauth.brokers.queue.channel import Acks
+from mqauth.brokers.queue.client import Acks
 from mqauth.judging.pipeline import Delivery
 from mqauth.wire.message import Message
 

@@ -14,7 +14,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, is_typeddict
 
 import typer.main
 
@@ -30,9 +30,9 @@ from mqauth.testing.attacks import ALL_ATTACKS
 
 FOLDER: Final = ROOT / "docs" / "reference"
 DOORS: Final = (
-    "mqauth", "mqauth.brokers.rabbitmq", "mqauth.brokers.pika", "mqauth.brokers.kafka", "mqauth.brokers.aiokafka",
-    "mqauth.brokers.confluent", "mqauth.integrations.faststream", "mqauth.keystore", "mqauth.stores.redis",
-    "mqauth.telemetry", "mqauth.telemetry.prometheus", "mqauth.testing",
+    "mqauth", "mqauth.brokers.options", "mqauth.brokers.rabbitmq", "mqauth.brokers.pika", "mqauth.brokers.kafka",
+    "mqauth.brokers.aiokafka", "mqauth.brokers.confluent", "mqauth.integrations.faststream", "mqauth.keystore",
+    "mqauth.stores.redis", "mqauth.telemetry", "mqauth.telemetry.prometheus", "mqauth.testing",
 )  # fmt: skip
 """The modules that programs import from."""
 SHARED: Final = 2
@@ -338,12 +338,21 @@ def api() -> str:
         for name in public_names(module):
             line = f"* `{name}`: {_first(_docstring(module, name)).partition('; ')[0].removesuffix('.')}"
             if told.setdefault(line, door) == door:
-                lines.append(line)
+                lines += [line, *options(getattr(module, name))]
             else:
                 alike.setdefault(told[line], []).append(f"`{name}`")
         lines += [f"* As in `{above}`: {', '.join(names)}" for above, names in alike.items()]
         lines.append("")
     return "\n".join(lines)
+
+
+def options(found: Any) -> list[str]:
+    """Return an item for each option that a type of options adds, as its docstring tells it."""
+    if not is_typeddict(found):
+        return []
+    listed = found.__doc__.partition("Attributes:\n")[2]
+    items = re.findall(r"^ {8}(\w+): (.+?)(?=^ {8}\w|\Z)", listed, re.DOTALL | re.MULTILINE)
+    return [f"  * `{name}`: {_plain(text).removesuffix('.').replace('``', '`')}" for name, text in items]
 
 
 def public_names(module: Any) -> list[str]:

@@ -34,7 +34,7 @@ UNIT_GROUPS = 4
 _GROUPS = {
     "others": r"integration/((keys|audit|benchmarks|fuzz|peers)/|test_(docs|interop|jwks|redis|services))",
     "confluent": r"integration/test_(contract_)?confluent",
-    "clients": r"integration/test_(contract_)?(aiokafka|faststream|pika|celery)",
+    "clients": r"integration/test_(contract_)?(aiokafka|faststream|kills|storms|pika|celery)",
     "opa": r"integration/test_opa",
     "kafka": r"integration/test_(kafka|contract_kafka|store_race)",
     "rabbitmq": r"integration/test_(contract_|simulated_)?rabbitmq",

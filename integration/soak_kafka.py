@@ -21,9 +21,9 @@ from kafka.errors import KafkaError  # noqa: E402
 
 from integration.chaos.count import Letter  # noqa: E402
 from integration.chaos.kafka_scene import Scene, until  # noqa: E402
-from integration.chaos.kafka_victim import Orders  # noqa: E402
 from integration.services import Kafka, Redis  # noqa: E402
 from integration.soak_rabbitmq import Process  # noqa: E402
+from integration.victim import Orders  # noqa: E402
 from mqauth.brokers import kafka  # noqa: E402
 
 AT_ONCE = 100
@@ -106,10 +106,8 @@ class Driver:
         self._stack.close()
 
     def _orders(self, folder: Path, name: str) -> Orders:
-        scene = self._scene
-        return Orders(
-            url=scene.url, topic=scene.name, dead=scene.dead, group=scene.group, redis=self._redis.url,
-            keys=str(scene.keys_file), handled=str(folder / name), audit=str(folder / f"{name}.jsonl"),
+        return self._scene.orders(
+            redis=self._redis.url, handled=str(folder / name), audit=str(folder / f"{name}.jsonl"),
             assigned=str(folder), at_once=AT_ONCE,
         )  # fmt: skip
 

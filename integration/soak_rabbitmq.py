@@ -22,8 +22,8 @@ from pamqp import commands
 from integration.chaos.conftest import INTERCEPTOR
 from integration.chaos.count import Letter
 from integration.chaos.rabbitmq_scene import Scene, until
-from integration.chaos.rabbitmq_victim import Orders
 from integration.services import RabbitMQ, Redis
+from integration.victim import Orders
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error
 
@@ -145,10 +145,9 @@ class Driver:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _orders(self, folder: Path, name: str) -> Orders:
-        return Orders(
-            url=self._broker.url, queue=self._scene.name, dead=self._scene.dead, redis=self._redis.url,
-            keys=str(self._scene.keys_file), handled=str(folder / name), audit=str(folder / f"{name}.jsonl"),
-            lease=LEASE, prefetch=PREFETCH, ends=False,
+        return self._scene.orders(
+            redis=self._redis.url, handled=str(folder / name), audit=str(folder / f"{name}.jsonl"), lease=LEASE,
+            at_once=PREFETCH,
         )  # fmt: skip
 
     async def _declare(self) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import threading
 import warnings
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +20,6 @@ from integration.benchmarks.client import aiokafka as aiokafka_bench
 from integration.benchmarks.client.contenders import Effort
 from integration.relay_kafka import Relay
 from integration.services import Kafka
-from integration.stage_aiokafka import AiokafkaLogStage
-from integration.test_kafka_kill import FORGED, HONEST, Scene, copy_after_a_kill, killed_and_started_again
-from integration.test_kafka_transaction import killed_in_a_transaction
 from integration.test_kafka_wrapper import NotUtf8
 from mqauth import MemoryReplayStore, Pipeline, cli
 from mqauth.audit.file import AuditFile
@@ -35,13 +29,9 @@ from mqauth.brokers.aiokafka.membership import Membership
 from mqauth.brokers.log.transaction import TransactionContent
 from mqauth.judging.verified import Verified
 from mqauth.testing.forge import Forge
-from mqauth.testing.stage import PATIENCE, wait_until
+from mqauth.testing.stage import wait_until
 from mqauth.testing.stage_aiokafka import AiokafkaClients, AiokafkaStage
 from mqauth.wire.message import Message
-from tests.kit.delivery_contract import LogPlay
-
-STORM = 60.0
-"""Seconds for which members join and leave."""
 
 
 class World:
@@ -372,117 +362,3 @@ def test_bench(kafka: Kafka) -> None:
         found = aiokafka_bench.measure(connections, effort)
     assert {name: rounds.failed for name, rounds in found.comparisons.items() if rounds.failed} == {}
     assert {"bare", "message", "batch"} <= set(found.comparisons["consume"].measured)
-
-
-class AiokafkaScene(Scene):
-    """A topic full of messages, and victims on aiokafka."""
-
-    module = "integration.aiokafka_victim"
-
-
-@pytest.fixture
-def scene(kafka: Kafka, tmp_path: Path) -> Iterator[AiokafkaScene]:
-    """A set scene."""
-    scene = AiokafkaScene(kafka.url, tmp_path)
-    yield scene
-    scene.stage.close()
-
-
-@pytest.mark.slow
-def test_a_copy_after_a_kill(scene: AiokafkaScene) -> None:
-    """What was handled is known to the next process: a copy that came between the two is `replayed`."""
-    copy_after_a_kill(scene)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["handler", "letter"])
-def test_killed_and_started_again(scene: AiokafkaScene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Killed twice between handler and commit, or dead letter and commit: sent = handled + dead-lettered."""
-    killed_and_started_again(scene, moment, capsys)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["written", "committing", "committed"])
-def test_killed_in_a_transaction(scene: AiokafkaScene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Killed around the commit of a transaction, letters are neither lost nor doubled."""
-    killed_in_a_transaction(scene, moment, capsys)
-
-
-@pytest.mark.slow
-def test_paused_beyond_the_session(scene: AiokafkaScene, capsys: pytest.CaptureFixture[str]) -> None:
-    """A process that stands still beyond its session, while another goes on, loses and condemns nothing."""
-    first = scene.victim("slow", 0)
-    wait_until(lambda: scene.seen().total() > 2)
-    first.send_signal(signal.SIGSTOP)
-    before = scene.seen().total()
-    scene.audit = scene.audit.with_name("second.jsonl")
-    second = scene.victim("slow", 0)
-    honest = {b"honest %d" % number for number in range(HONEST)}
-    forged = {b"forged %d" % number for number in range(0, HONEST, 2)}
-    with ExitStack() as undo:
-        undo.callback(first.kill)
-        undo.callback(second.kill)
-        wait_until(lambda: scene.seen().total() > before + 2)
-        first.send_signal(signal.SIGCONT)
-        wait_until(lambda: set(scene.seen()) == honest and scene.committed() == HONEST + FORGED)
-        undo.pop_all()
-    for process in (first, second):
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-    letters = Counter(letter.body for letter in scene.stage.letters())
-    assert set(letters) == forged
-    assert scene.committed() == HONEST + FORGED
-    assert before < HONEST
-    with capsys.disabled():
-        print(
-            f"\npaused: sent {HONEST + FORGED}, handled {len(scene.seen())} (+{scene.seen().total() - HONEST}),"
-            f" dead-lettered {len(letters)} (+{letters.total() - FORGED}), lost 0, honest condemned 0"
-        )
-
-
-def _close(members: list[Any]) -> None:
-    """Close what a storm that failed has left, so that no later test pays for it."""
-    for member in members:
-        with suppress(Exception):
-            member.close()
-
-
-@pytest.mark.slow
-def test_storm(kafka: Kafka, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """While four members join and leave nothing is lost or condemned, and each key is handled in order."""
-    stage = AiokafkaLogStage(kafka.url)
-    with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit, ExitStack() as left:
-        play = LogPlay(stage, audit)
-        left.callback(_close, play.members)
-        play.watch_commits()
-        bodies: list[bytes] = []
-        play.start()
-        over = threading.Event()
-        threading.Timer(STORM, over.set).start()
-        joined = 1
-        while not over.is_set():
-            bodies += play.send(20)
-            if len(play.members) < 4:
-                play.start()
-                joined += 1
-            else:
-                play.members.pop(0).close()
-            over.wait(0.5)
-        play.wait(lambda: len(play.handled) >= len(bodies) and play.all_committed(), 3 * PATIENCE)
-        left.pop_all()
-        for member in play.members:
-            member.close()
-    first = list(dict.fromkeys(play.bodies))
-    keys: dict[Any, list[int]] = {}
-    for seen in {body: seen for body, seen in zip(play.bodies, play.handled, strict=True)}.values():
-        keys.setdefault(seen.origin.partition, []).append(seen.origin.offset or 0)
-    assert sorted(first) == sorted(bodies)
-    assert stage.letters() == []
-    assert play.faults == []
-    assert all(offsets == sorted(offsets) for offsets in keys.values())
-    stage.close()
-    with capsys.disabled():
-        print(
-            f"\nstorm: {joined} joined, sent {len(bodies)}, handled {len(first)}"
-            f" (+{len(play.handled) - len(first)}), lost 0, condemned 0"
-        )

@@ -25,11 +25,11 @@ from mqauth import MemoryReplayStore, Pipeline
 from mqauth.audit.file import AuditFile
 from mqauth.brokers import pika, rabbitmq
 from mqauth.brokers.amqp_messages import APPEND_HEADER
-from mqauth.brokers.pika import queue as pika_queue
+from mqauth.brokers.pika import consumer as pika_queue
 from mqauth.brokers.pika.link import LOST
 from mqauth.brokers.pika.translate import to_properties
-from mqauth.brokers.rabbitmq import interceptor as rabbitmq_interceptor
-from mqauth.brokers.rabbitmq import queue as rabbitmq_queue
+from mqauth.brokers.rabbitmq import channel as rabbitmq_interceptor
+from mqauth.brokers.rabbitmq import consumer as rabbitmq_queue
 from mqauth.cli import main as command
 from mqauth.errors import ConfigurationError, MqauthError, Reason
 from mqauth.judging.verifier import Issuer

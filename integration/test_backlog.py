@@ -22,7 +22,7 @@ import pytest
 
 from integration.scale import nightly
 from integration.services import Kafka, RabbitMQ
-from integration.test_init import mqauth, url_of
+from integration.test_init import letters, mqauth, url_of
 from mqauth.wire.json_form import from_form
 from mqauth.wire.message import Message
 
@@ -41,12 +41,15 @@ runpy.run_path("consumer/consumer.py", run_name="__main__")
 
 
 @contextmanager
-def consumer(shop: Path, later: int) -> Iterator[subprocess.Popen[str]]:
-    """Run the program that init wrote as if it were later, and kill it in the end."""
+def consumer(shop: Path, later: int, *, killed: bool) -> Iterator[subprocess.Popen[str]]:
+    """Run the program that init wrote as if it were later, and kill it in the end, or stop it in order."""
     words = [sys.executable, "-c", LATER, str(later)]
     with subprocess.Popen(words, cwd=shop, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
+            if not killed:
+                process.terminate()
+                assert process.wait(60) == 0
         finally:
             process.kill()
 
@@ -102,15 +105,6 @@ class Shop:
         mqauth(self.folder, "keys", "rotate", "--dir", "producer/keys")
         mqauth(self.folder, "keys", "jwks", "--dir", "producer/keys", "--out", "consumer/jwks.json")
 
-    def letters(self, count: int) -> list[dict[str, Any]]:
-        """Return the groups of dead letters, once there are so many letters."""
-        for _ in range(60):
-            told = mqauth(self.folder, "dlq", "groups", "--config", "consumer/mqauth.toml", "--json")
-            groups: list[dict[str, Any]] = json.loads(told)["groups"]
-            if sum(group["count"] for group in groups) >= count:
-                return groups
-        raise AssertionError(f"fewer than {count} letters")
-
 
 @pytest.mark.parametrize(
     ("options", "later"), [((), HOUR), ((), 24 * HOUR), ((), 6 * 24 * HOUR), (("--managed",), 23 * HOUR)],
@@ -122,17 +116,19 @@ def test_a_backlog_is_handled(
 ) -> None:
     """All that waited for a stopped consumer is handled once, although its key was rotated, and nothing condemned.
 
-    Then the process is killed and started again: a copy of what it had handled is no message.
+    Then the process is killed and started again: a copy of what it had handled is no message. Kafka misses a
+    process that was killed after most of a minute, so that only one row of each broker waits for that.
     """
+    killed = later == 6 * 24 * HOUR
     shop = Shop(tmp_path, broker, request.getfixturevalue(broker), *options)
     waiting = shop.sign(COUNT)
     shop.publish(waiting)
     shop.rotate()
-    with consumer(shop.folder, later) as process:
+    with consumer(shop.folder, later, killed=killed) as process:
         assert handled(process, COUNT) == {str(number) for number in range(COUNT)}
         # The last claim is confirmed before the next message is handled.
         shop.publish(shop.sign(1))
         assert handled(process, 1) == {"0"}
-    with consumer(shop.folder, later):
+    with consumer(shop.folder, later, killed=killed):
         shop.publish(waiting[:3])
-        assert {(group["reason"], group["count"]) for group in shop.letters(3)} == {("replayed", 3)}
+        assert {(group["reason"], group["count"]) for group in letters(shop.folder, 3)} == {("replayed", 3)}

@@ -17,7 +17,7 @@ from kafka import KafkaAdminClient
 
 from integration.services import Kafka, RabbitMQ
 from mqauth.cli import main
-from mqauth.cli.check import Asked
+from mqauth.cli.check import NetworkAnswer
 from mqauth.keystore import Keystore
 
 FILE = """
@@ -66,10 +66,10 @@ def asked(file: Path, capsys: pytest.CaptureFixture[str], text: str) -> tuple[in
     return code, {one.what: (one.code, one.said) for one in found}
 
 
-def online(file: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[Asked]]:
+def online(file: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[NetworkAnswer]]:
     """Return the exit code, and all answers."""
     code = main(["check", str(file), "--online", "--json"])
-    return code, [Asked(**one) for one in json.loads(capsys.readouterr().out)["online"]]
+    return code, [NetworkAnswer(**one) for one in json.loads(capsys.readouterr().out)["online"]]
 
 
 @pytest.mark.slow

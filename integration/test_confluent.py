@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
 import threading
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +18,6 @@ from integration.benchmarks.client.contenders import Effort
 from integration.relay_kafka import Relay
 from integration.services import Kafka
 from integration.stage_confluent import ConfluentLogStage
-from integration.test_kafka_kill import FORGED, HONEST, Scene, killed_and_started_again
-from integration.test_kafka_transaction import killed_in_a_transaction
 from integration.test_kafka_wrapper import NotUtf8
 from mqauth import MemoryReplayStore, Pipeline, cli
 from mqauth.audit.file import AuditFile
@@ -33,9 +28,6 @@ from mqauth.testing.stage_confluent import ConfluentClients, ConfluentStage
 from mqauth.testing.stage_kafka import wait_until
 from mqauth.wire.message import Message
 from tests.kit.delivery_contract import LogPlay
-
-STORM = 60
-"""Seconds for which members join and leave."""
 
 
 class World:
@@ -266,72 +258,6 @@ def test_audit_topic(world: World) -> None:
     assert bodies[1] == b"forged"
 
 
-class ConfluentScene(Scene):
-    """A topic full of messages, and victims on confluent-kafka."""
-
-    module = "integration.confluent_victim"
-
-
-@pytest.fixture
-def scene(kafka: Kafka, tmp_path: Path) -> Iterator[ConfluentScene]:
-    """A set scene."""
-    scene = ConfluentScene(kafka.url, tmp_path)
-    yield scene
-    scene.stage.close()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["handler", "letter"])
-def test_killed_and_started_again(scene: ConfluentScene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Killed twice between handler and commit, or dead letter and commit: sent = handled + dead-lettered."""
-    killed_and_started_again(scene, moment, capsys)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["written", "committing", "committed"])
-def test_killed_in_a_transaction(scene: ConfluentScene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Killed around the commit of a transaction, letters are neither lost nor doubled."""
-    # One call of consume reads all records, so that there is one transaction with letters.
-    killed_in_a_transaction(scene, moment, capsys, (1, 1, 1) if moment == "written" else (1,))
-
-
-@pytest.mark.slow
-def test_paused_beyond_the_session(scene: ConfluentScene, capsys: pytest.CaptureFixture[str]) -> None:
-    """A process that stands still beyond its session, while another goes on, loses and condemns nothing."""
-    paused_beyond_the_session(scene, capsys)
-
-
-def paused_beyond_the_session(scene: ConfluentScene, capsys: pytest.CaptureFixture[str]) -> None:
-    """Have a process stand still, and another go on."""
-    first = scene.victim("slow", 0)
-    wait_until(lambda: scene.seen().total() > 2)
-    first.send_signal(signal.SIGSTOP)
-    before = scene.seen().total()
-    scene.audit = scene.audit.with_name("second.jsonl")
-    second = scene.victim("slow", 0)
-    honest = {b"honest %d" % number for number in range(HONEST)}
-    forged = {b"forged %d" % number for number in range(0, HONEST, 2)}
-    with ExitStack() as undo:
-        undo.callback(first.kill)
-        undo.callback(second.kill)
-        wait_until(lambda: scene.seen().total() > before + 2)
-        first.send_signal(signal.SIGCONT)
-        wait_until(lambda: set(scene.seen()) == honest and scene.committed() == HONEST + FORGED)
-        undo.pop_all()
-    for process in (first, second):
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-    letters = Counter(letter.body for letter in scene.stage.letters())
-    assert set(letters) == forged
-    assert scene.committed() == HONEST + FORGED
-    assert before < HONEST
-    with capsys.disabled():
-        print(
-            f"\npaused: sent {HONEST + FORGED}, handled {len(scene.seen())} (+{scene.seen().total() - HONEST}),"
-            f" dead-lettered {len(letters)} (+{letters.total() - FORGED}), lost 0, honest condemned 0"
-        )
-
-
 def test_batch_that_cannot_be_parsed(world: World) -> None:
     """A batch with a wrong checksum ends the consumer by name; nothing of it is begun or committed, or lost."""
     relay = Relay(world.stage.servers[0])
@@ -391,47 +317,3 @@ def test_stopped_in_a_rebalance(kafka: Kafka, tmp_path: Path) -> None:
             member.close()
     stage.close()
     assert len(play.handled) == 60
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("assignor", ["range", "cooperative-sticky"])
-def test_storm(kafka: Kafka, tmp_path: Path, assignor: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """While four members join and leave nothing is lost or condemned, and each key is handled in order."""
-    weathered(ConfluentLogStage(kafka.url, partition_assignment_strategy=assignor), tmp_path, assignor, capsys)
-
-
-def weathered(stage: ConfluentLogStage, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Have members join and leave for a minute."""
-    with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
-        play = LogPlay(stage, audit)
-        play.watch_commits()
-        bodies: list[bytes] = []
-        play.start()
-        over = threading.Event()
-        threading.Timer(STORM, over.set).start()
-        joined = 1
-        while not over.is_set():
-            bodies += play.send(20)
-            if len(play.members) < 4:
-                play.start()
-                joined += 1
-            else:
-                play.members.pop(0).close()
-            over.wait(0.5)
-        play.wait(lambda: len(play.handled) >= len(bodies) and play.all_committed())
-        for member in play.members:
-            member.close()
-    first = list(dict.fromkeys(play.bodies))
-    keys: dict[Any, list[int]] = {}
-    for seen in {body: seen for body, seen in zip(play.bodies, play.handled, strict=True)}.values():
-        keys.setdefault(seen.origin.partition, []).append(seen.origin.offset or 0)
-    assert sorted(first) == sorted(bodies)
-    assert stage.letters() == []
-    assert play.faults == []
-    assert all(offsets == sorted(offsets) for offsets in keys.values())
-    stage.close()
-    with capsys.disabled():
-        print(
-            f"\nstorm ({name}): {joined} joined, sent {len(bodies)}, handled {len(first)}"
-            f" (+{len(play.handled) - len(first)}), lost 0, condemned 0"
-        )

@@ -17,15 +17,10 @@ from integration.benchmarks.client.contenders import Effort
 from integration.services import Kafka
 from integration.stage_confluent import AIOConfluentLogStage, WatchedAIOConsumer
 from integration.test_confluent import (
-    ConfluentScene,
     World,
     committed_in_transactions,
-    paused_beyond_the_session,
     shut_out,
-    weathered,
 )
-from integration.test_kafka_kill import killed_and_started_again
-from integration.test_kafka_transaction import killed_in_a_transaction
 from mqauth import AuditFile, MemoryReplayStore, Pipeline, Verdict, Verified, cli
 from mqauth.brokers import confluent
 from mqauth.brokers.event_loop import on_thread
@@ -185,49 +180,3 @@ def test_bench(kafka: Kafka) -> None:
         found = confluent_aio_bench.measure(connections, effort)
     assert {name: rounds.failed for name, rounds in found.comparisons.items() if rounds.failed} == {}
     assert {"bare", "message", "batch"} <= set(found.comparisons["consume"].measured)
-
-
-class AIOConfluentScene(ConfluentScene):
-    """A topic full of messages, and victims in event loops."""
-
-    module = "integration.confluent_aio_victim"
-
-
-@pytest.fixture
-def scene(kafka: Kafka, tmp_path: Path) -> Iterator[AIOConfluentScene]:
-    """Yield a set scene."""
-    scene = AIOConfluentScene(kafka.url, tmp_path)
-    yield scene
-    scene.stage.close()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["handler", "letter"])
-def test_killed_and_started_again(
-    scene: AIOConfluentScene, moment: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Killed twice between handler and commit, or dead letter and commit: sent = handled + dead-lettered."""
-    killed_and_started_again(scene, moment, capsys)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["written", "committing", "committed"])
-def test_killed_in_a_transaction(
-    scene: AIOConfluentScene, moment: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Killed around the commit of a transaction, letters are neither lost nor doubled."""
-    killed_in_a_transaction(scene, moment, capsys, (1, 1, 1) if moment == "written" else (1,))
-
-
-@pytest.mark.slow
-def test_paused_beyond_the_session(scene: AIOConfluentScene, capsys: pytest.CaptureFixture[str]) -> None:
-    """A process that stands still beyond its session, while another goes on, loses and condemns nothing."""
-    paused_beyond_the_session(scene, capsys)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("assignor", ["range", "cooperative-sticky"])
-def test_storm(kafka: Kafka, tmp_path: Path, assignor: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """While four members join and leave nothing is lost or condemned, and each key is handled in order."""
-    stage = AIOConfluentLogStage(kafka.url, partition_assignment_strategy=assignor)
-    weathered(stage, tmp_path, f"{assignor}, in event loops", capsys)

@@ -7,8 +7,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,10 +16,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from integration.services import Kafka, RabbitMQ
+from mqauth.testing.stage import wait_until
 
 pytestmark = pytest.mark.slow
 
 PATIENCE = 120
+DLQ = ("dlq", "groups", "--config", "consumer/mqauth.toml")
 
 
 def mqauth(folder: Path, *arguments: str, stdin: str = "") -> str:
@@ -75,7 +77,7 @@ def test_the_next_commands_lead_to_a_handled_and_a_rejected_message(
     """The topology is declared, one message is handled, and the one without a token is a dead letter."""
     with shop_of(broker, "enforce", tmp_path, request) as (shop, lines, last):
         assert lines == [f'handled: from orders-enforce-{broker} {{"order": 1}}\n']
-        found = _rejected(shop, last)
+        found = letters(shop, 1, last)
     assert [(one["reason"], one["count"]) for one in found] == [("token_missing", 1)]
 
 
@@ -97,10 +99,19 @@ def test_a_consumer_that_observes_handles_both(
     assert (sum(found["accepted"].values()), found["processes"], len(found["files"])) == (1, 1, 1)
 
 
-def _rejected(shop: Path, words: list[str]) -> list[dict[str, Any]]:
-    """Return the groups of dead letters, once there are any."""
+def recorded(shop: Path) -> int:
+    """Return how many rejections the consumer has recorded."""
+    lines = [line for file in (shop / "consumer").glob("audit*.jsonl") for line in file.read_text().splitlines()]
+    return sum(json.loads(line)["verdict"] == "rejected" for line in lines if line.endswith("}"))
+
+
+def letters(shop: Path, count: int, words: Sequence[str] = DLQ) -> list[dict[str, Any]]:
+    """Return the groups of dead letters, once there are so many: the command is asked when all are recorded."""
+    for _ in range(2):  # a consumer that was killed is missed by Kafka after most of a minute
+        with suppress(TimeoutError):
+            wait_until(lambda: recorded(shop) >= count)
     for _ in range(30):
         groups: list[dict[str, Any]] = json.loads(mqauth(shop, *words, "--json"))["groups"]
-        if groups:
+        if sum(group["count"] for group in groups) >= count:
             return groups
-    raise AssertionError("no dead letter")
+    raise AssertionError(f"fewer than {count} letters")

@@ -6,10 +6,9 @@ import asyncio
 import gc
 import random
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +16,19 @@ import pytest
 from confluent_kafka import Producer
 
 from integration import scale
-from integration.every_client import KAFKA, LONG, Consuming, Wiring
+from integration.client_bench import BESIDE_GRACE, ClientBench
+from integration.every_client import KAFKA, LONG, Consuming
 from integration.services import Kafka
-from mqauth import MemoryReplayStore, Pipeline
-from mqauth.audit.file import AuditFile
 from mqauth.brokers import aiokafka
-from mqauth.brokers.log.errors import CommitUnansweredError
-from mqauth.brokers.log.records import dead_letter_headers
+from mqauth.brokers.log.records import CommitUnansweredError, dead_letter_headers
 from mqauth.errors import ConfigurationError
-from mqauth.testing.forge import Forge
 from mqauth.testing.loop_thread import LoopThread
 from mqauth.testing.stage import wait_until
 from mqauth.testing.stage_aiokafka import AiokafkaClients
-from mqauth.testing.stage_kafka import KafkaStage, servers
-from mqauth.wire.message import Message
+from mqauth.testing.stage_kafka import servers
 
 # FastStream's client, which is left where its own stop hangs, warns of its sockets once it is collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-BESIDE_GRACE = 5.0
-"""Seconds that a stop may take beside its grace, whatever the broker does."""
 SESSION = {"session_timeout_ms": 6000}
 LIBRDKAFKA = SESSION | {"topic_metadata_refresh_interval_ms": 300_000}
 """The second is the client's default: one that asks each second may lose all its brokers for good in a freeze."""
@@ -45,53 +38,10 @@ SKIPPING = {name: KAFKA[name] for name in ("kafka-python", "aiokafka")}
 """Those that can skip records."""
 
 
-class Bench:
-    """A topic on the shared broker, its producer, and what a consumer is made of."""
-
-    def __init__(self, broker: Kafka, folder: Path) -> None:
-        self.broker = broker
-        self.ending = ExitStack()
-        self.stage = KafkaStage(broker.url)
-        self.ending.callback(self.stage.close)
-        self.ending.callback(broker.start)
-        self.forge = Forge(lifetime=3000)
-        self.audit = self.ending.enter_context(AuditFile(folder / "audit.jsonl", fsync=False))
-        self.handled: list[bytes | None] = []
-
-    def guard(self) -> Pipeline:
-        """Return a pipeline."""
-        return Pipeline(
-            verifier=self.forge.verifier(), policy=self.forge.policy(self.stage.destination),
-            replay=MemoryReplayStore(), audit=self.audit,
-        )  # fmt: skip
-
-    def wiring(self, handler: Any = None, **settings: Any) -> Wiring:
-        """Return the parts of a consumer."""
-        take = handler or (lambda message: self.handled.append(message.body))
-        return Wiring(
-            url=self.broker.url, source=self.stage.topic, dead=self.stage.dead, scope=self.stage.group,
-            guard=self.guard(), handler=take, **settings,
-        )  # fmt: skip
-
-    def signed(self, body: bytes) -> Message:
-        """Return a message of the honest producer."""
-        return self.forge.signer().sign(Message(destination=self.stage.destination, body=body, key=b"k"))
-
-    def send(self, *bodies: bytes) -> None:
-        """Publish messages of the honest producer."""
-        for body in bodies:
-            self.stage.inject(self.signed(body))
-
-    def committed(self) -> int:
-        """Return how many records the group has committed."""
-        found: Any = self.stage.admin.list_group_offsets({self.stage.group: None})
-        return sum(commit.offset for commit in found[self.stage.group].values())
-
-
 @pytest.fixture
-def bench(kafka: Kafka, tmp_path: Path) -> Iterator[Bench]:
+def bench(kafka: Kafka, tmp_path: Path) -> Iterator[ClientBench]:
     """A bench; the broker runs when it ends."""
-    found = Bench(kafka, tmp_path)
+    found = ClientBench(kafka, tmp_path)
     with found.ending:
         yield found
     gc.collect()
@@ -101,17 +51,6 @@ def bench(kafka: Kafka, tmp_path: Path) -> Iterator[Bench]:
 def client(request: pytest.FixtureRequest) -> Consuming:
     """Each client."""
     return request.param  # type: ignore[no-any-return]
-
-
-def stopped_within(bench: Bench, running: Any) -> float:
-    """Freeze the broker, stop a consumer, and return the seconds that took; the broker goes on after it."""
-    bench.broker.pause()
-    began = time.monotonic()
-    try:
-        running.stop()
-        return time.monotonic() - began
-    finally:
-        bench.broker.resume()
 
 
 def for_long(condition: Callable[[], bool]) -> None:
@@ -125,23 +64,23 @@ def for_long(condition: Callable[[], bool]) -> None:
 class TestSilentBroker:
     """A broker that is frozen answers nothing, and keeps its connections open."""
 
-    def test_idle(self, client: Consuming, bench: Bench) -> None:
+    def test_idle(self, client: Consuming, bench: ClientBench) -> None:
         """A consumer that waits for messages stops within seconds."""
         bench.send(b"first")
         with client(bench.wiring(grace=0.5)) as running:
             wait_until(lambda: bench.handled == [b"first"])
-            assert stopped_within(bench, running) < 0.5 + BESIDE_GRACE
+            assert bench.stopped_within(running) < 0.5 + BESIDE_GRACE
 
-    def test_while_it_waits(self, client: Consuming, bench: Bench) -> None:
+    def test_while_it_waits(self, client: Consuming, bench: ClientBench) -> None:
         """A consumer whose broker has been frozen for a while, so that calls wait for it, stops within seconds."""
         bench.send(b"first")
         with client(bench.wiring(grace=0.5)) as running:
             wait_until(lambda: bench.handled == [b"first"])
             bench.broker.pause()
             threading.Event().wait(4)
-            assert stopped_within(bench, running) < 0.5 + BESIDE_GRACE
+            assert bench.stopped_within(running) < 0.5 + BESIDE_GRACE
 
-    def test_a_handler_runs(self, client: Consuming, bench: Bench) -> None:
+    def test_a_handler_runs(self, client: Consuming, bench: ClientBench) -> None:
         """A handler has its grace; its message is settled or comes again, and no other one is lost."""
         begun = threading.Event()
 
@@ -153,7 +92,7 @@ class TestSilentBroker:
         bench.send(b"first")
         with client(bench.wiring(handler, grace=2)) as running:
             assert begun.wait(60)
-            assert stopped_within(bench, running) < 2 + BESIDE_GRACE
+            assert bench.stopped_within(running) < 2 + BESIDE_GRACE
         wait_until(lambda: bench.handled == [b"first"])
         bench.send(b"second")
         with client(bench.wiring()):
@@ -162,7 +101,7 @@ class TestSilentBroker:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OURS)
-def test_a_freeze_that_is_over(name: str, bench: Bench) -> None:
+def test_a_freeze_that_is_over(name: str, bench: ClientBench) -> None:
     """After a freeze of the broker a consumer goes on, or ends with an error where its client is lost."""
     rounds, sent = scale.nightly(100, otherwise=1), 0
     consuming, settings = OURS[name], LIBRDKAFKA if name.startswith("confluent") else SESSION
@@ -187,7 +126,7 @@ def test_a_freeze_that_is_over(name: str, bench: Bench) -> None:
 
 
 @pytest.mark.slow
-def test_a_handler_that_blocks_for_longer_than_the_session(bench: Bench) -> None:
+def test_a_handler_that_blocks_for_longer_than_the_session(bench: ClientBench) -> None:
     """A plain handler that blocks the event loop for longer than the session runs once, and is committed."""
     bench.send(b"0", b"1", b"2")
 
@@ -217,7 +156,7 @@ def test_a_handler_that_blocks_for_longer_than_the_session(bench: Bench) -> None
 
 @pytest.mark.parametrize("consuming", SKIPPING.values(), ids=SKIPPING)
 def test_a_codec_that_is_not_installed(
-    consuming: Consuming, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    consuming: Consuming, bench: ClientBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Honest records in a codec that is missing here are not skipped: the consumer ends, and names the package."""
     monkeypatch.setattr("kafka.codec.has_zstd", lambda: False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +12,6 @@ import pytest
 from kafka import OffsetAndMetadata, TopicPartition
 
 from integration.services import Kafka
-from integration.test_kafka_kill import FORGED, HONEST, Scene
-from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import AuditFile
 from mqauth.brokers import kafka as wrapper
 from mqauth.brokers.kafka import repair as kafka_repair
@@ -29,46 +26,6 @@ from mqauth.wire.message import Message
 _PYTHON: Any = kafka_python
 ROUNDS = 5
 EACH = 100
-
-
-@pytest.fixture
-def scene(kafka: Kafka, tmp_path: Path) -> Iterator[Scene]:
-    """A set scene."""
-    scene = Scene(kafka.url, tmp_path)
-    yield scene
-    scene.stage.close()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["handler", "written", "committing", "committed"])
-def test_killed_in_a_transaction(scene: Scene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Killed around the commit, letters are neither lost nor doubled: sent = handled + dead-lettered."""
-    killed_in_a_transaction(scene, moment, capsys)
-
-
-def killed_in_a_transaction(
-    scene: Scene, moment: str, capsys: pytest.CaptureFixture[str], kills: tuple[int, ...] = (1, 2, 2)
-) -> None:
-    """Kill victims at a moment, each in its first or second transaction, let another one end their work, count."""
-    name = f"{scene.stage.group}.letters"
-    for after in kills:
-        assert scene.victim(moment, after, name).wait(90) == -signal.SIGKILL
-    last = scene.victim("never", 0, name)
-    wait_until(lambda: scene.committed() == HONEST + FORGED)
-    last.send_signal(signal.SIGTERM)
-    # Where nothing was left to it, it may be told to end before it has begun.
-    assert last.wait(60) in (0, -signal.SIGTERM)
-    letters, handled = scene.stage.letters(), scene.seen()
-    ids = Counter(letter.occurrences("mqauth-dead-id") for letter in letters)
-    assert set(handled) == {b"honest %d" % number for number in range(HONEST)}
-    assert {letter.body for letter in letters} == {b"forged %d" % number for number in range(0, HONEST, 2)}
-    assert (len(ids), ids.total()) == (FORGED, FORGED)
-    assert verify_chain(scene.audit).intact
-    with capsys.disabled():
-        print(
-            f"\nkilled at {moment}: sent {HONEST + FORGED}, handled {len(handled)} (+{handled.total() - HONEST}),"
-            f" dead-lettered {len(ids)} (+{ids.total() - FORGED}), lost 0, honest condemned 0"
-        )
 
 
 class Bench:

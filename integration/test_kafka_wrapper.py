@@ -20,7 +20,6 @@ from integration.services import Kafka
 from mqauth import AuditFile, MemoryReplayStore, Pipeline, Verified
 from mqauth.brokers import kafka as wrapper
 from mqauth.brokers.kafka import repair as kafka_repair
-from mqauth.errors import Cause
 from mqauth.flow import Attempts
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage, wait_until
@@ -177,27 +176,6 @@ def test_poison_skipped(make: Callable[..., Bench]) -> None:
 
 
 @pytest.mark.slow
-def test_missing_dead_letters(make: Callable[..., Bench]) -> None:
-    """While the dead-letter topic is missing its partition stands still and others go on; then nothing is lost."""
-    bench = make(partitions=2)
-    bench.stage.remove_dead_letters()
-    bench.send_raw((b"evil", []))
-    bench.send(b"behind")
-    bench.send(*(b"other %d" % number for number in range(20)), partition=1)
-    consumer = bench.consumer(client={"max_poll_records": 5})
-    with consumer:
-        wait_until(lambda: len(bench.handled) == 20 and consumer.health().deferred == 1)
-        health = consumer.health()
-        assert (health.cause, health.stalls[0].partition) == (Cause.DEAD_LETTER_UNAVAILABLE, 0)
-        assert b"behind" not in bench.handled
-        bench.stage.restore_dead_letters()
-        wait_until(lambda: b"behind" in bench.handled)
-        assert consumer.health().deferred == 0
-    assert [letter.body for letter in bench.stage.letters()] == [b"evil"]
-    assert (bench.committed(0), bench.committed(1)) == (2, 20)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "assignor", [RangePartitionAssignor, CooperativeStickyAssignor], ids=["eager", "cooperative"]
 )
@@ -227,34 +205,6 @@ def test_rebalance(make: Callable[..., Bench], assignor: Any) -> None:
         wait_until(lambda: len(set(bench.handled)) == total or first.failed)
     assert set(bench.handled) == {b"%d" % number for number in range(total)}
     assert bench.stage.letters() == []
-    assert [bench.committed(partition) for partition in range(4)] == [total // 4] * 4
-
-
-@pytest.mark.parametrize(
-    "assignor", [RangePartitionAssignor, CooperativeStickyAssignor], ids=["eager", "cooperative"]
-)
-def test_rebalance_waits_for_what_runs(make: Callable[..., Bench], assignor: Any) -> None:
-    """A rebalance begins once the handlers that run have ended and are committed: nothing is handled twice."""
-    bench = make(partitions=4)
-    total = 200
-    for number in range(total):
-        bench.send(b"%d" % number, partition=number % 4)
-    started, pace = threading.Event(), threading.Event()
-
-    def handler(verified: Verified) -> None:
-        pace.wait(0.02)
-        bench.handler(verified)
-        started.set()
-
-    client = {"partition_assignment_strategy": [assignor], "heartbeat_interval_ms": 300}
-    guard = bench.guard(replay=MemoryReplayStore())
-    with bench.consumer(handler, client=client, guard=guard, workers=2) as first:
-        assert started.wait(timeout=30)
-        with bench.consumer(handler, client=client, guard=guard, workers=2) as second:
-            wait_until(lambda: bool(second.calls._client.assignment()) or first.failed)
-            wait_until(lambda: len(bench.handled) >= total or first.failed or second.failed)
-        second.calls._client.close()
-    assert sorted(bench.handled) == sorted(b"%d" % number for number in range(total))
     assert [bench.committed(partition) for partition in range(4)] == [total // 4] * 4
 
 
@@ -315,31 +265,6 @@ def test_tombstone_letter(bench: Bench) -> None:
         wait_until(lambda: bool(bench.stage.letters()) or consumer.failed)
     (letter,) = bench.stage.letters()
     assert (letter.body, letter.key) == (None, b"k")
-
-
-def test_log_append_time(make: Callable[..., Bench]) -> None:
-    """Under LogAppendTime the broker's own time is evidence: ``at="append"`` judges by it."""
-    bench = make(config={"message.timestamp.type": "LogAppendTime"})
-    bench.send(b"0")
-    seen: list[Verified] = []
-    guard = bench.guard(verifier=bench.forge.verifier(at="append", max_queue_age=600))
-    with bench.consumer(seen.append, guard=guard) as consumer:
-        wait_until(lambda: bool(seen) or consumer.failed)
-    assert seen[0].origin.timestamp_type == "append"
-    assert abs((seen[0].origin.timestamp_ms or 0) / 1000 - bench.forge.clock.now()) < 60
-
-
-def test_no_append_time(bench: Bench) -> None:
-    """Under CreateTime there is no evidence: the record waits, and health says why."""
-    bench.send(b"0")
-    guard = bench.guard(verifier=bench.forge.verifier(at="append", max_queue_age=600))
-    with bench.consumer(guard=guard) as consumer:
-        wait_until(lambda: consumer.health().deferred == 1 or consumer.failed)
-        assert consumer.health().cause is Cause.APPEND_TIME_UNAVAILABLE
-    assert bench.handled == []
-    assert bench.stage.letters() == []
-    # where the group begins
-    assert bench.committed() == 0
 
 
 def test_reply(bench: Bench) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,63 +12,23 @@ from typing import Any
 import pytest
 
 from integration import scale
-from integration.every_client import RABBITMQ, Consuming, Wiring
+from integration.client_bench import BESIDE_GRACE, ClientBench
+from integration.every_client import RABBITMQ, Consuming
 from integration.services import RabbitMQ
-from mqauth import MemoryReplayStore, Pipeline
-from mqauth.audit.file import AuditFile
 from mqauth.brokers import pika
 from mqauth.errors import RejectNow
-from mqauth.testing.forge import Forge
 from mqauth.testing.stage import wait_until
 from mqauth.testing.stage_pika import connect
-from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.wire.destination import parse
-from mqauth.wire.message import Message
 
 AWAY = 3.0
 """Seconds for which a queue is missing."""
-BESIDE_GRACE = 5.0
-"""Seconds that a stop may take beside its grace, whatever the broker does."""
-
-
-class Bench:
-    """A queue on the shared broker, its producer, and what a consumer is made of."""
-
-    def __init__(self, broker: RabbitMQ, folder: Path) -> None:
-        self.broker = broker
-        self.ending = ExitStack()
-        self.stage = RabbitMQStage(broker.url)
-        self.ending.callback(self.stage.close)
-        self.ending.callback(broker.start)
-        self.forge = Forge(lifetime=600)
-        self.audit = self.ending.enter_context(AuditFile(folder / "audit.jsonl", fsync=False))
-        self.handled: list[bytes | None] = []
-
-    def wiring(self, handler: Any = None, **settings: Any) -> Wiring:
-        """Return the parts of a consumer."""
-        guard = Pipeline(
-            verifier=self.forge.verifier(), policy=self.forge.policy(self.stage.destination),
-            replay=MemoryReplayStore(), audit=self.audit,
-        )  # fmt: skip
-        take = handler or (lambda message: self.handled.append(message.body))
-        return Wiring(
-            url=self.broker.url, source=self.stage.queue, dead=self.stage.dead, scope=self.stage.queue,
-            guard=guard, handler=take, **settings,
-        )  # fmt: skip
-
-    def has_handled(self, number: int) -> bool:
-        """Return whether so many messages were handled."""
-        return len(self.handled) == number
-
-    def send(self, body: bytes) -> None:
-        """Publish a message of the honest producer."""
-        self.stage.inject(self.forge.signer().sign(Message(destination=self.stage.destination, body=body)))
 
 
 @pytest.fixture
-def bench(rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[Bench]:
+def bench(rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[ClientBench]:
     """A fresh bench."""
-    found = Bench(rabbitmq, tmp_path)
+    found = ClientBench(rabbitmq, tmp_path)
     with found.ending:
         yield found
 
@@ -80,27 +39,16 @@ def client(request: pytest.FixtureRequest) -> Consuming:
     return request.param  # type: ignore[no-any-return]
 
 
-def stopped_within(bench: Bench, running: Any) -> float:
-    """Freeze the broker, stop a consumer, and return the seconds that took; the broker goes on after it."""
-    bench.broker.pause()
-    began = time.monotonic()
-    try:
-        running.stop()
-        return time.monotonic() - began
-    finally:
-        bench.broker.resume()
-
-
 class TestSilentBroker:
     """A broker that is frozen answers nothing, and keeps its connections open."""
 
-    def test_idle(self, client: Consuming, bench: Bench) -> None:
+    def test_idle(self, client: Consuming, bench: ClientBench) -> None:
         """A consumer that waits for messages stops within seconds."""
         with client(bench.wiring(grace=0.5)) as running:
-            assert stopped_within(bench, running) < 0.5 + BESIDE_GRACE
+            assert bench.stopped_within(running) < 0.5 + BESIDE_GRACE
 
     @pytest.mark.parametrize("seconds", [1, 4], ids=["within its grace", "beyond it"])
-    def test_a_handler_runs(self, client: Consuming, bench: Bench, seconds: int) -> None:
+    def test_a_handler_runs(self, client: Consuming, bench: ClientBench, seconds: int) -> None:
         """A handler has its grace; its message is settled or comes again, and no other one is lost."""
         begun = threading.Event()
 
@@ -112,13 +60,13 @@ class TestSilentBroker:
         bench.send(b"first")
         with client(bench.wiring(handler, grace=2)) as running:
             assert begun.wait(30)
-            assert stopped_within(bench, running) < 2 + BESIDE_GRACE
+            assert bench.stopped_within(running) < 2 + BESIDE_GRACE
         wait_until(lambda: bench.handled == [b"first"])
         bench.send(b"second")
         with client(bench.wiring()):
             wait_until(lambda: b"second" in bench.handled)
 
-    def test_a_letter_has_no_confirm(self, client: Consuming, bench: Bench) -> None:
+    def test_a_letter_has_no_confirm(self, client: Consuming, bench: ClientBench) -> None:
         """A dead letter without its confirm ends with the grace; its message comes again, and is dead-lettered."""
         frozen = threading.Event()
 
@@ -130,7 +78,7 @@ class TestSilentBroker:
         bench.send(b"first")
         with client(bench.wiring(handler, grace=1)) as running:
             assert frozen.wait(30)
-            assert stopped_within(bench, running) < 1 + BESIDE_GRACE
+            assert bench.stopped_within(running) < 1 + BESIDE_GRACE
 
         def refuse(_message: Any) -> None:
             raise RejectNow("no such article")
@@ -140,7 +88,7 @@ class TestSilentBroker:
 
 
 @pytest.mark.slow
-def test_a_queue_is_deleted_and_made_anew(client: Consuming, bench: Bench) -> None:
+def test_a_queue_is_deleted_and_made_anew(client: Consuming, bench: ClientBench) -> None:
     """A consumer goes on once its queue is back, each time; RabbitMQ 4.0 ends who consumes it again at once."""
     rounds = scale.nightly(20, otherwise=4)
     with client(bench.wiring()):

@@ -15,7 +15,7 @@ from integration.services import RabbitMQ
 from integration.test_rabbitmq_wrapper import Bench, _bench, until
 from mqauth import ConfigurationError
 from mqauth.brokers.amqp_topology import is_stream
-from mqauth.brokers.rabbitmq.topology import refusal
+from mqauth.brokers.rabbitmq.confirmed import refusal
 
 ARGUMENTS: list[dict[str, Any]] = [{}, {"x-max-length-bytes": 20_000_000, "x-max-age": "1D"}]
 

@@ -94,7 +94,7 @@ async def test_own_consumers(bench: Bench) -> None:
     got = await channel.basic_get(name)
     judged = await wrapper.judge(bench.guard(), got, queue=name)
     assert judged.outcome.reason is Reason.MESSAGE_MALFORMED
-    assert (await judged.bury(bench.letters())).dead_letter is not None
+    assert (await judged.dead_letter(bench.letters())).outcome.dead_letter is not None
     await judged.delivery.message.native.ack()
     callback = wrapper.guarded(bench.guard(), bench.handler, dead_letters=bench.letters(), queue=name)
     await channel.basic_consume(name, callback)

@@ -33,9 +33,9 @@ from mqauth import (
     Verified,
 )  # fmt: skip
 from mqauth.brokers import rabbitmq as wrapper
-from mqauth.brokers.queue.channel import Acks
-from mqauth.brokers.rabbitmq.queue import sender
-from mqauth.errors import Cause, Reason, Rejection, RetryLater, Unavailable
+from mqauth.brokers.queue.client import Acks
+from mqauth.brokers.rabbitmq.consumer import sender
+from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.flow import Attempts, ColourError
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing.forge import SUBJECT, Forge
@@ -288,26 +288,6 @@ async def test_no_window_is_a_deadlock(bench: Bench, prefetch: int, coalesce: bo
     assert len(set(bench.handled)) == 50
 
 
-async def test_a_slow_handler_is_not_acked_by_its_neighbours(bench: Bench) -> None:
-    """What is still handled when its consumer dies is delivered again, and none of its acked neighbours."""
-    begun = asyncio.Event()
-
-    async def handler(verified: Verified) -> None:
-        if verified.body == b"slow":
-            begun.set()
-            await asyncio.Event().wait()
-        bench.handled.append(verified.body or b"")
-
-    for body in (b"1", b"slow", b"2", b"3"):
-        await bench.publish(body)
-    async with bench.consumer(handler, grace=0) as consumer:
-        await begun.wait()
-        await until(lambda: len(bench.handled) == 3)
-        await until(lambda: consumer.health().in_flight == 1)
-    await until(_waits(bench, 1))
-    assert (await bench.source.get()).body == b"slow"
-
-
 async def test_an_oversize_header_frame_is_refused(bench: Bench) -> None:
     """A header frame the broker would close the connection for is refused before it is sent."""
     with pytest.raises(MalformedMessage, match="131064"):
@@ -354,89 +334,6 @@ async def test_a_long_outage_suspends_the_consumer(bench: Bench) -> None:
     assert bench.handled == [b"honest"]
 
 
-@pytest.mark.slow
-async def test_an_outage_does_not_expire_messages(bench: Bench) -> None:
-    """A message deferred past its token's life is still judged by when it was first received."""
-    store = _Flaky()
-    bench.forge.lifetime = 1
-    await bench.publish()
-    async with bench.consumer(guard=bench.guard(replay=store), hold=1) as consumer:
-        await until(lambda: consumer.health().cause is Cause.REPLAY_STORE_UNAVAILABLE)
-        await until(lambda: not consumer.health().consuming)
-        await asyncio.sleep(7)
-        store.down = False
-        await until(lambda: bench.handled == [b"honest"])
-    assert await bench.buried() == []
-
-
-async def test_a_handler_may_ask_for_another_time(bench: Bench) -> None:
-    """RetryLater defers the one message, others go on, and it is handled at a later attempt."""
-    tries = 0
-
-    async def handler(verified: Verified) -> None:
-        nonlocal tries
-        tries += verified.body == b"shy"
-        if verified.body == b"shy" and tries < 4:
-            raise RetryLater("not yet")
-        bench.handled.append(verified.body or b"")
-
-    await bench.publish(b"shy")
-    await bench.publish(b"bold")
-    async with bench.consumer(handler, hold=1):
-        await until(lambda: sorted(bench.handled) == [b"bold", b"shy"])
-    assert await bench.buried() == []
-
-
-async def test_the_handler_outlives_the_connection(bench: Bench) -> None:
-    """A handler is not cancelled with the connection; the broker's redelivery is settled as a duplicate."""
-    begun, go_on = asyncio.Event(), asyncio.Event()
-
-    async def handler(verified: Verified) -> None:
-        begun.set()
-        await go_on.wait()
-        bench.handled.append(verified.body or b"")
-
-    await bench.publish()
-    async with bench.consumer(handler) as consumer:
-        await begun.wait()
-        bench.wire.cut()
-        await until(lambda: consumer.health().deferred == 1)
-        go_on.set()
-        await until(lambda: consumer.health().in_flight == 0)
-        health = consumer.health()
-    assert bench.handled == [b"honest"]
-    assert (health.connection_deaths, health.unsettled) == (1, 1)
-    assert Verdict.DUPLICATE in [outcome.verdict for outcome in bench.outcomes]
-    assert await bench.left() == 0
-
-
-async def test_a_graceful_stop(bench: Bench) -> None:
-    """stop() lets a running handler finish, and gives back what outlasts the grace time, unclaimed."""
-    begun, go_on = asyncio.Event(), asyncio.Event()
-
-    async def handler(verified: Verified) -> None:
-        begun.set()
-        await go_on.wait()
-        bench.handled.append(verified.body or b"")
-
-    guard = bench.guard()
-    await bench.publish(b"slow")
-    consumer = bench.consumer(handler, guard, grace=0.1)
-    async with consumer:
-        await begun.wait()
-    await until(_waits(bench, 1))
-    assert bench.handled == []
-    begun.clear()
-    second = bench.consumer(handler, guard, grace=10)
-    async with second:
-        await begun.wait()
-        stopping = asyncio.create_task(second.stop())
-        await asyncio.sleep(0.05)
-        go_on.set()
-        await stopping
-    assert (bench.handled, await bench.left()) == ([b"slow"], 0)
-
-
 async def test_run_ends_with_our_own_faults(bench: Bench) -> None:
     """An error of ours ends run() instead of being swallowed, and the message stays."""
 
@@ -467,17 +364,6 @@ async def test_run_ends_when_its_channel_is_closed(bench: Bench) -> None:
     await bench.source.channel.close()
     with pytest.raises(exceptions.ChannelInvalidStateError):
         await asyncio.wait_for(running, 10)
-
-
-async def test_a_deleted_queue_is_consumed_again(bench: Bench) -> None:
-    """After its queue was deleted and declared again the consumer goes on."""
-    async with bench.consumer() as consumer:
-        await bench.channel.queue_delete(bench.source.name)
-        await until(lambda: not consumer.health().consuming)
-        await wrapper.declare_source(await bench.publishing.channel(), bench.source.name)
-        await until(lambda: consumer.health().consuming)
-        await bench.publish()
-        await until(lambda: bench.handled == [b"honest"])
 
 
 async def test_oversize_headers_go_into_the_letters_body(bench: Bench) -> None:
@@ -566,7 +452,7 @@ async def test_existing_consumers_are_guarded(bench: Bench) -> None:
 
 
 async def test_judging_for_those_who_settle_themselves(bench: Bench) -> None:
-    """judge() gives the verdict and settles nothing; confirm, release and bury end it."""
+    """judge() gives the verdict and settles nothing; confirm, release and dead_letter end it."""
     guard, name = bench.guard(), bench.source.name
     await bench.publish()
     await bench.forge_one()
@@ -578,7 +464,7 @@ async def test_judging_for_those_who_settle_themselves(bench: Bench) -> None:
     assert (await again.confirm()).verdict is Verdict.ACCEPTED
     forged = await wrapper.judge(guard, second, queue=name)
     assert forged.outcome.verdict is Verdict.REJECTED
-    assert (await forged.bury(bench.letters())).dead_letter is not None
+    assert (await forged.dead_letter(bench.letters())).outcome.dead_letter is not None
     await first.ack()
     await second.ack()
     assert len(await bench.buried()) == 1
@@ -607,34 +493,6 @@ async def test_replies_are_signed(bench: Bench) -> None:
     assert judged.outcome.verified.properties["correlation-id"] == "c-1"
     assert judged.outcome.verified.body == b"42"
     await mailbox.cancel(tag)
-
-
-@pytest.mark.slow
-async def test_append_time_of_the_interceptor(bench: Bench) -> None:
-    """With the broker's interceptor and append_evidence a token may expire in the queue and still be handled."""
-    bench.forge.lifetime = 1
-    await bench.publish(headers={"timestamp_in_ms": 5})
-    await asyncio.sleep(7)
-    verifier = bench.forge.verifier(at="append", max_queue_age=600, append_evidence="interceptor")
-    async with bench.consumer(guard=bench.guard(verifier=verifier)):
-        await until(lambda: bench.handled == [b"honest"])
-    await bench.publish(b"late")
-    await asyncio.sleep(7)
-    async with bench.consumer(guard=bench.guard()):
-        await until(_buried(bench))
-    assert [text(letter, "reason") for letter in await bench.buried()] == ["expired"]
-
-
-class _Flaky(MemoryReplayStore):
-    """A store that is down until told."""
-
-    down = True
-
-    def claim(self, request: Any, /) -> Any:
-        """Claim, or be out of reach."""
-        if self.down:
-            raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, "down")
-        return super().claim(request)
 
 
 def _waits(bench: Bench, count: int, queue: str | None = None) -> Callable[[], Awaitable[bool]]:

@@ -62,16 +62,9 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture(scope="module")
-def own(redis: Redis) -> Iterator[Redis]:
-    """A Redis that may be stopped and set up anew: the shared one where it is ours."""
-    if redis.ours:
-        yield redis
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MQAUTH_REDIS_URL")
-        server = Redis.launch()
-    with server:
-        yield server
+def own(own_redis: Redis) -> Redis:
+    """A Redis that may be stopped and set up anew."""
+    return own_redis
 
 
 @pytest.fixture

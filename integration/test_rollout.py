@@ -157,7 +157,7 @@ def test_a_record_that_was_put_off(climb: Climb) -> None:
 
 def test_a_queue_that_does_not_run_empty(climb: Climb, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the interceptor nobody knows what waits there: it stays at observe, or somebody says so."""
-    monkeypatch.setattr("mqauth.cli.rollout_broker.PATIENCE", 3.0)
+    monkeypatch.setattr("mqauth.cli.rollout_steps.PATIENCE", 3.0)
     ladder = climb("aio-pika", managed=True)
     ladder.clock.hours = -3
     ladder.up()

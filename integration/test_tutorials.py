@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,8 +21,8 @@ from integration.test_docs import consuming, forget_kafka, forget_rabbitmq
 from mqauth.audit.chain import verify_chain
 
 TEN_MINUTES = 600.0
-TRIES = 120
-"""Consumers learn within a minute what an authority cut off; one try takes half a second or more."""
+TRIES, BETWEEN = 60, 2.0
+"""Consumers learn within a minute what an authority cut off; a try is a process, so seconds pass between two."""
 LINES = 300
 """Lines that a terminal may print before the one that a page shows."""
 PAGES = {"rabbitmq": "docs/tutorials/rabbitmq.md", "kafka": "docs/tutorials/kafka.md"}
@@ -88,6 +89,7 @@ class Follower:
             if matches(text, self._printed):
                 return
             assert self._last is not None, where
+            threading.Event().wait(BETWEEN)
             self._printed = self._reader.run(self._last)
         raise AssertionError(f"{where}: printed {self._printed}")
 

@@ -10,8 +10,6 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from mqauth.errors import require
-
 
 class Clock(Protocol):
     """Tells wall time, for tokens, and monotonic time, for leases and waits."""
@@ -48,20 +46,12 @@ class Backoff:
     """How long what failed waits before each retry: exponential, without end.
 
     Args:
-        first: longest first wait, seconds; later ones double.
+        first: longest first wait, seconds, above 0; later ones double.
         longest: no wait is longer, seconds.
-
-    Raises:
-        ConfigurationError: a wait is not above 0, or the first is above the longest.
     """
 
     first: float = 0.5
     longest: float = 30.0
-
-    def __post_init__(self) -> None:
-        require(
-            0 < self.first <= self.longest, "the first wait must be above 0 seconds, and not above the longest"
-        )
 
     def step(self, failures: int) -> float:
         """Return the longest wait, in seconds, after so many failures in a row."""

@@ -29,6 +29,7 @@ class ColourError(ConfigurationError):
     """A coroutine came back where nobody awaits. No handler's failure: it stops the consumer."""
 
 
+unwrap = inspect.unwrap
 P = ParamSpec("P")
 R = TypeVar("R")
 MAX_ATTEMPTS: Final = 100
@@ -98,10 +99,33 @@ class Waiting(Generic[R]):
 
 
 def call(
-    function: Callable[..., R | Awaitable[R]], *args: Any, twin: Callable[..., R | Awaitable[R]] | None = None
+    function: Callable[..., R | Awaitable[R]],
+    *args: Any,
+    twin: Callable[..., R | Awaitable[R]] | None = None,
+    cause: Cause | None = None,
+    passing: tuple[type[Exception], ...] = OUR_FAULT,
 ) -> Flow[R]:
-    """Ask the runner for one call, and return its result; ``arun`` makes its twin, where the call may block."""
-    return cast(R, (yield Call(function, args, twin=twin)))
+    """Ask the runner for one call, and return its result.
+
+    Args:
+        function: what is called.
+        args: its arguments.
+        twin: what ``arun`` calls in its place, where the call may block.
+        cause: why the delivery waits where the call fails, since a plug-in is out of reach.
+        passing: with a cause, errors that are raised as they are.
+
+    Raises:
+        Unavailable: with ``cause``.
+        Exception: without one, whatever the call raised.
+    """
+    try:
+        return cast(R, (yield Call(function, args, twin=twin)))
+    except passing:
+        raise
+    except Exception as error:
+        if cause is None:
+            raise
+        raise Unavailable(cause, type(error).__name__) from error
 
 
 def tried(attempts: Attempts, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -115,16 +139,6 @@ def tried(attempts: Attempts, function: Callable[P, R], *args: P.args, **kwargs:
         return cast(R, (yield Call(function, args, attempts)))
 
     return run(flow())
-
-
-def asked(cause: Cause, function: Callable[..., Any], *args: Any) -> Flow[Any]:
-    """Call a plug-in on the spot, and ask the runner only to await what it returned.
-
-    Raises:
-        Unavailable: with ``cause``, whatever the plug-in raised but ``OUR_FAULT``.
-    """
-    result = at_once(cause, function, *args)
-    return result if result is None else (yield from answered(cause, result))
 
 
 def at_once(cause: Cause, function: Callable[..., Any], *args: Any) -> Any:
@@ -147,26 +161,17 @@ def answered(cause: Cause, result: Any) -> Flow[Any]:
     Raises:
         Unavailable: with ``cause``, whatever awaiting it raised but ``OUR_FAULT``.
     """
-    return (yield from guarded(cause, settling(result)))
+    try:
+        return (yield from settling(result))
+    except OUR_FAULT:
+        raise
+    except Exception as error:
+        raise Unavailable(cause, type(error).__name__) from error
 
 
 def settling(result: Any) -> Flow[Any]:
     """Return a result, which the runner awaits if it is awaitable."""
     return (yield Call(_itself, (result,))) if is_awaitable(result) else result
-
-
-def guarded(cause: Cause, wished: Flow[R], *, passing: tuple[type[Exception], ...] = OUR_FAULT) -> Flow[R]:
-    """Run a flow of which every failure but ``passing`` means that something is out of reach.
-
-    Raises:
-        Unavailable: with ``cause``.
-    """
-    try:
-        return (yield from wished)
-    except passing:
-        raise
-    except Exception as error:
-        raise Unavailable(cause, type(error).__name__) from error
 
 
 def run(flow: Flow[R]) -> R:
@@ -202,9 +207,9 @@ async def arun(flow: Flow[R], result: Any = None, error: Exception | None = None
         result: of that call.
         error: why that call failed.
     """
-    while isinstance(found := begin(flow, result, error), Waiting):
-        result, error = await _outcome(found.wish, found.made)
-    return found
+    while isinstance(begun := begin(flow, result, error), Waiting):
+        result, error = await _outcome(begun.wish, begun.made)
+    return begun
 
 
 def begin(flow: Flow[R], result: Any = None, error: Exception | None = None) -> R | Waiting[R]:

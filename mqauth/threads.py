@@ -50,8 +50,8 @@ class DaemonThread(Executor):
         self._calls.put(None)
 
     def _serve(self) -> None:
-        while (found := self._calls.get()) is not None:
-            future, work = found
+        while (submitted := self._calls.get()) is not None:
+            future, work = submitted
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(work())

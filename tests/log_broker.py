@@ -27,10 +27,10 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
 
     from mqauth.brokers import kafka
     from mqauth.brokers.kafka import repair as kafka_repair
-    from mqauth.brokers.log.confirmed import Confirmed
+    from mqauth.brokers.log.confirmed import TopicSink
     from mqauth.brokers.log.records import dead_letter_headers
 
-__all__ = ["Confirmed", "MemoryLogStage", "kafka", "kafka_repair"]
+__all__ = ["MemoryLogStage", "TopicSink", "kafka", "kafka_repair"]
 SESSION = 0.3
 PARTITIONS = 4
 MOST = 50

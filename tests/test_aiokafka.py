@@ -38,16 +38,16 @@ from aiokafka.structs import OffsetAndMetadata
 from mqauth import MemoryReplayStore, Pipeline, Verdict, Verified
 from mqauth.brokers import aiokafka
 from mqauth.brokers.aiokafka import client as aiokafka_client
-from mqauth.brokers.aiokafka import membership, offsets
-from mqauth.brokers.aiokafka.client import lacking
+from mqauth.brokers.aiokafka import membership
+from mqauth.brokers.aiokafka import poller as offsets
+from mqauth.brokers.aiokafka.client import carries, lacking
 from mqauth.brokers.aiokafka.confirmed import DeadLetters
 from mqauth.brokers.aiokafka.membership import Membership
 from mqauth.brokers.aiokafka.poller import Poller
-from mqauth.brokers.aiokafka.replies import Replies
-from mqauth.brokers.aiokafka.translate import carries
+from mqauth.brokers.aiokafka.producer import Replies
 from mqauth.brokers.log import event_loop
 from mqauth.brokers.log.event_loop import breathing
-from mqauth.brokers.log.poison import PoisonPolicy
+from mqauth.brokers.log.poison import step_over
 from mqauth.brokers.log.transaction import TransactionContent
 from mqauth.delivery.assignment import COMMIT_RETRY, Assignment
 from mqauth.delivery.log_work import LogWork
@@ -727,7 +727,7 @@ class Desk:
         self.clock = FakeClock()
         self.assignment = Assignment(self.clock)
         work = LogWork(guard, self.assignment, print, lambda _: Sink())
-        policy = PoisonPolicy(work, guard, "billing", skip=skip, lacking=lacking)
+        policy = partial(step_over, work=work, guard=guard, scope="billing", skip=skip, lacking=lacking)
         self.poller = Poller(self.client, self.assignment, policy)
         self.poller.listen(self.settle, lambda error: self.happened.append(type(error).__name__))
         self.assign({PLACE, OTHER})

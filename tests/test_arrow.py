@@ -165,7 +165,7 @@ def test_every_room_exists() -> None:
         ("brokers.kafka", "import jwt"),
         ("brokers.queue.acks", "import aio_pika"),
         ("brokers.queue.acks", "from mqauth.brokers import rabbitmq"),
-        ("brokers.log.turns", "from mqauth.brokers.kafka.poller import Poller"),
+        ("brokers.log.turns", "from mqauth.brokers.kafka.consumer import Poller"),
         ("brokers.kafka", "from mqauth.stores.redis import RedisReplayStore"),
         ("brokers.kafka", "from mqauth.cli import main"),
         ("keystore.disk.folder", "from mqauth.config import load"),
@@ -185,7 +185,7 @@ def test_forbidden_import_is_found(name: str, source: str) -> None:
         ("flow", "import inspect, tenacity"),
         ("wire.jws", "from jwt.algorithms import Algorithm"),
         ("judging.pipeline", "from mqauth import audit, wire"),
-        ("brokers.kafka.consumer", "import time, asyncio, kafka\nfrom mqauth.brokers.kafka.translate import Log"),
+        ("brokers.kafka.consumer", "import time, asyncio, kafka\nfrom mqauth.brokers.kafka.client import Log"),
         ("cli.sign", "import mqauth\nfrom mqauth.config import load"),
     ],
 )

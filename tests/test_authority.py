@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +13,9 @@ import pytest
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.record import AuditRecord
 from mqauth.audit.sinks import CallableSink, FloodGate
-from mqauth.authority.desk import Grant
-from mqauth.authority.records import Records, Trace
-from mqauth.authority.refusals import Refusal, Refused
+from mqauth.authority.desk import Grant, Trace
+from mqauth.authority.issuing import IdentityAuthority
+from mqauth.authority.refusals import Rate, Refusal, Refused
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.keystore.identity.wit_key import WITKey
 from mqauth.testing import FakeClock
@@ -374,6 +373,15 @@ def test_one_site_of_ipv6_is_one_address(tmp_path: Path) -> None:
     assert world.ask("bad", address="2001:db8:0:1::1").status == 401
 
 
+def test_a_rate_is_bounded_and_looking_counts_nothing(clock: FakeClock) -> None:
+    """Beyond the capacity the key that was used least goes; who only looks takes no room."""
+    rate = Rate(2, clock, capacity=2)
+    assert [rate.take(key, 0) for key in ("a", "b", "c")] == [0, 0, 0]
+    assert len(rate) == 0
+    assert [rate.take(key) for key in ("a", "a", "b", "c", "a")] == [0, 0, 0, 0, 60]
+    assert len(rate) == 2
+
+
 def test_behind_a_proxy_addresses_do_not_count(tmp_path: Path) -> None:
     """With a rate of 0 no number of refusals shuts an address out."""
     world = World(tmp_path, refusals=0)
@@ -404,11 +412,12 @@ def test_a_flood_from_many_addresses_hides_no_other_refusal(clock: FakeClock) ->
     """However many addresses flood the audit with one reason, the first refusals of another one say who asked."""
     written: list[AuditRecord] = []
     gate = FloodGate(CallableSink(written.append), flood_after=1)
-    records = Records(DOMAIN, clock, os.urandom)
+    nothing: Any = None
+    authority = IdentityAuthority(trust_domain=DOMAIN, desk=nothing, keys=nothing, audit=gate, clock=clock)
     refused = Refused(Refusal.CREDENTIAL_SIGNATURE, "forged")
     for address in (f"2001:db8:0:{number:x}::/64" for number in range(26) for _ in range(4)):
-        gate.write(records.refused(Trace(address), refused))
-    gate.write(records.refused(Trace("10.0.0.3"), refused))
+        authority.refuse(refused, Trace(address))
+    authority.refuse(refused, Trace("10.0.0.3"))
     assert ["asked" in record.extra for record in written[-2:]] == [False, True]
 
 

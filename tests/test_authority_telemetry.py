@@ -12,7 +12,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from mqauth.authority.application import AuthorityServer
-from mqauth.authority.records import Answered
+from mqauth.authority.desk import Answered
 from mqauth.authority.refusals import Refusal
 from mqauth.errors import Cause, Unavailable
 from mqauth.keystore.remote.keyserver import KeyServer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -16,10 +17,9 @@ import pytest
 
 from mqauth import __version__, cli
 from mqauth.cli import app
-from mqauth.cli.app import one_line
 from mqauth.cli.broker import check_url, reached
-from mqauth.cli.forms import CommandFailed
-from mqauth.errors import Cause, Reason, Unavailable
+from mqauth.cli.forms import CommandFailed, one_line
+from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.judging.pipeline import Pipeline
 from mqauth.keystore import Keystore, public_keys, signing_key
 from mqauth.replay.memory import MemoryReplayStore
@@ -27,23 +27,9 @@ from mqauth.wire.json_form import from_form
 from mqauth.wire.jwk import dump_key_set, load_key_set
 from mqauth.wire.keys import Key
 from mqauth.wire.strict_json import loads
+from tests.test_config import SMALL
 
-CONFIG = """
-[producer]
-issuer = "https://auth.example"
-subject = "orders-api"
-audience = "billing"
-keys = "keys"
-
-[consumer]
-audience = "billing"
-[[consumer.issuers]]
-issuer = "https://auth.example"
-file = "jwks.json"
-[[consumer.allow]]
-subject = "orders-api"
-destinations = ["rabbitmq:shop/orders.*", "kafka:orders"]
-"""
+CONFIG = SMALL.replace('["kafka:orders"]', '["rabbitmq:shop/orders.*", "kafka:orders"]')
 MESSAGE = {"destination": "kafka:orders", "key": "aw==", "body": "aGVsbG8=", "headers": [["tenant", {"str": "a"}]]}
 
 
@@ -138,19 +124,6 @@ def test_help(shell: Shell, arguments: tuple[str, ...]) -> None:
     ran = shell(*arguments)
     assert (ran.code, ran.err) == (0, "")
     assert b"Usage: mqauth" in ran.out
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        (), ("nonsense",), ("--nonsense",), ("keys",), ("keys", "nonsense"), ("sign",), ("verify",),
-        ("sign", "--config"), ("verify", "--config", "x", "extra"), ("keys", "new", "--publish-delay", "soon"),
-        ("keys", "revoke", "--kid", "x"), ("demo", "--messages", "0"), ("demo", "--messages", "many"),
-    ],
-)  # fmt: skip
-def test_usage_error_is_one_line(shell: Shell, arguments: tuple[str, ...]) -> None:
-    """A misused command exits 2 with one line on standard error, no box and no traceback."""
-    assert "mqauth" in shell.refused(*arguments)
 
 
 @pytest.mark.parametrize(("typed", "meant"), [(("sgin",), "sign"), (("keys", "nwe"), "new")])
@@ -279,19 +252,11 @@ def test_passphrase_from_the_environment(shell: Shell, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (("new", "--alg", "HS256"), "--alg: must be EdDSA, ES256, ES384, PS256, RS256"),
-        (("new", "--subject", ""), "a subject is text"),
-        (("new", "--pinned", "--publish-delay", "-1"), "publish_delay is 0 to"),
-        (("new", "--passphrase-env", "MQAUTH_TEST_UNSET"), "the variable MQAUTH_TEST_UNSET is not set"),
-        (("new", "--passphrase-file", "nowhere"), "nowhere: No such file"),
         (("new", "--passphrase-env", "A", "--passphrase-file", "b"), "--passphrase-file contradicts"),
         (("new", "--pinned", "--dir", "/dev/null/keys"), "/dev/null/keys: Not a directory"),
-        (("jwks", "--dir", "nowhere"), "nowhere: No such file"),
         (("jwks", "--dir", "."), ".: no keystore"),
-        (("list", "--dir", "nowhere"), "nowhere: no keystore (no keyset.json): mqauth keys new --dir nowhere"),
         (("jwks", "--dir", "bad.pem"), "bad.pem: no PEM private key"),
         (("jwks", "--dir", "open.pem"), "open.pem: private, but open to others (mode 0644); chmod 600 it"),
-        (("rotate", "--dir", "nowhere"), "nowhere: no keystore (no keyset.json): mqauth keys new --dir nowhere"),
         (("retire", "--kid", "x", "--dir", "damaged"), "damaged/keyset.json: not UTF-8 JSON"),
     ],
 )
@@ -350,25 +315,10 @@ def test_a_short_publish_delay_is_warned_of(shell: Shell) -> None:
     assert shell("keys", "new", "--publish-delay", "30").err == ""
 
 
-def test_keys_retire_for_people(shell: Shell) -> None:
-    """A retired key is said to be so in one line."""
-    shell("keys", "new", "--pinned")
-    pending = shell("keys", "new", "--pinned", "--json").object()["kid"]
-    assert shell("keys", "retire", "--kid", pending).out.decode() == f"{pending} (EdDSA) is retired in keys\n"
-
-
 def test_kid_may_begin_with_a_hyphen(shell: Shell) -> None:
     """A thumbprint that looks like an option is taken as the kid."""
     shell("keys", "new", "--pinned")
     assert shell.refused("keys", "retire", "--kid", "-abc").startswith("--kid -abc: give the id, or at least")
-
-
-@pytest.mark.parametrize("time", ["soon", "2030-01-31T12:00:00", "1900-01-01T00:00:00Z", "2030-01-31"])
-def test_revocation_time_has_a_zone(shell: Shell, time: str) -> None:
-    """``--from`` is a time with a zone, or one line that says so."""
-    kid = shell("keys", "new", "--pinned", "--json").object()["kid"]
-    arguments = ("keys", "revoke", "--kid", kid, "--reason", "x", "--from", time)
-    assert "'--from' / '--since': give a time with a zone like" in shell.refused(*arguments)
 
 
 # --- sign -------------------------------------------------------------------------------------------------
@@ -475,7 +425,7 @@ def test_a_batch_has_1_to_1024_messages(ready: Shell, number: str) -> None:
         (b"3", "a message is an object"),
         (b"{}", "a message has destination"),
         (b'{"destination": "kafka:a", "body": "", "body": ""}', "a duplicate name"),
-        (b'{"destination": "kafka:a", "body": NaN}', "NaN"),
+        (b'{"destination": "kafka:a", "body": NaN}', "not finite"),
         (b'{"destination": "kafka:a b", "body": ""}', "percent-encoded"),
         (b'{"destination": "kafka:a", "body": "*"}', "not base64"),
         (b'{"destination": "kafka:a", "body": "", "more": 1}', "no unknown member"),
@@ -527,45 +477,20 @@ def test_sign_a_body_for_rabbitmq(ready: Shell) -> None:
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (("--to", "orders"), "--to: a destination is"),
         (("--to", "kafka:a/b"), "--to: a destination is"),
         (("--to", "kafka:é"), "--to: a destination is not percent-encoded"),
-        (("--to", "rabbitmq:/q", "--key", "k"), "--key: only Kafka"),
-        (("--to", "kafka:a", "--header", "novalue"), "--header: must be name=value"),
         (("--to", "kafka:a", "--header", "=v"), "--header: must be name=value"),
-        (("--to", "kafka:a", "--property", "colour=red"), "--property: colour: no such property"),
         (("--to", "kafka:a", "--property", "type=a", "--property", "type=b"), "--property: type: given twice"),
         (("--to", "kafka:a", "--key", "\udcff"), "--key: not UTF-8"),
         (("--to", "rabbitmq:/q", "--header", "a=1", "--header", "a=2"), "a header stands twice"),
         (("--to", "kafka:a", "--header", "mqauth-token=x"), "the message carries a token already"),
-        (("--to", "kafka:a", "--lines"), "--lines: not with --to"),
-        (("--key", "k"), "--key: only with --to"),
         (("--header", "a=b"), "--header: only with --to"),
-        (("--batch", "2"), "--batch: only with --lines"),
         (("--property", "type=b"), "--property: only with --to"),
     ],
 )
 def test_bad_argument_of_sign_is_one_line(ready: Shell, arguments: tuple[str, ...], what: str) -> None:
     """Each argument that is not in its form is named in one line."""
     assert ready.refused(*SIGN, *arguments, stdin=b"body").startswith(what)
-
-
-@pytest.mark.parametrize("command", ["sign", "verify"])
-@pytest.mark.parametrize(
-    ("text", "what"),
-    [
-        (None, "mqauth.toml: No such file or directory"),
-        ("[producer\n", "mqauth.toml: not TOML: "),
-        (CONFIG + "[nonsense]\n", "mqauth.toml: nonsense: unknown key"),
-        (CONFIG.replace('audience = "billing"', "audience = 3", 1), "mqauth.toml: [producer] audience: must be"),
-        ("[audit]\nfile = 'a'\n", "mqauth.toml: ["),
-    ],
-)
-def test_configuration_error_is_one_line(shell: Shell, command: str, text: str | None, what: str) -> None:
-    """A configuration that cannot be used ends ``sign`` and ``verify`` alike: one line, exit 2."""
-    if text is not None:
-        Path("mqauth.toml").write_text(text)
-    assert shell.refused(command, "--config", "mqauth.toml", stdin=MESSAGE).startswith(what)
 
 
 # --- verify -----------------------------------------------------------------------------------------------
@@ -640,11 +565,6 @@ def test_exit_code_of_lines(ready: Shell, verdicts: list[str], code: int) -> Non
         messages.append(ready(*SIGN, stdin=queued).object() if fresh else first | {"origin": origins[verdict]})
     ran = ready(*VERIFY, "--lines", stdin=lines(*messages[: len(verdicts)]))
     assert ([found["verdict"] for found in ran.objects()], ran.code) == (verdicts, code)
-
-
-def test_every_line_rejected_exits_1(ready: Shell) -> None:
-    """A file of nothing but forgeries does not end like one of honest messages."""
-    assert ready(*VERIFY, "--lines", stdin=lines(MESSAGE, MESSAGE)).code == 1
 
 
 def test_redelivery_is_told_from_replay(ready: Shell) -> None:
@@ -752,8 +672,8 @@ def test_line_bound_is_exact(monkeypatch: pytest.MonkeyPatch, size: int) -> None
     monkeypatch.setattr(app, "MAX_INPUT", 100)
     for end in (b"\n", b""):
         stream = io.BytesIO(b"x" * size + end)
-        (text,) = app.read_texts(stream, lines=True)
-        assert (text.raw is None) is (size > 100)
+        ((_, raw),) = app.read_texts(stream, lines=True)
+        assert (raw is None) is (size > 100)
 
 
 # --- demo -------------------------------------------------------------------------------------------------
@@ -768,23 +688,6 @@ def test_demo_as_json(shell: Shell) -> None:
     assert (shell.place / "audit.jsonl").exists()
 
 
-def test_demo_for_people_has_no_colour_when_piped(shell: Shell) -> None:
-    """The table is plain text where nobody looks at it on a terminal."""
-    ran = shell("demo", "--messages", "1")
-    assert (ran.code, ran.err) == (0, "")
-    assert b"\x1b" not in ran.out
-
-
-@pytest.mark.parametrize("url", ["amqp://user:hunter2@127.0.0.1:1/", "amqps://127.0.0.1:1/"])
-def test_demo_on_a_broker_that_is_down_is_one_line(shell: Shell, url: str) -> None:
-    """A broker nobody listens at is one line with host and port and without password, exit 3."""
-    said = shell.refused("demo", "--broker", url, code=3)
-    assert said.startswith("cannot reach amqp")
-    assert "127.0.0.1:1" in said
-    assert "connection refused" in said
-    assert "hunter2" not in said
-
-
 def test_fault_of_a_client_library_is_told_from_ours() -> None:
     """What a client library raises is one line; a fault of this library stays what it is."""
     fault = type("NoBrokersAvailable", (Exception,), {"__module__": "kafka.errors"})
@@ -797,23 +700,24 @@ def test_fault_of_a_client_library_is_told_from_ours() -> None:
         raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("url", ["kafka://a:1,b:2", "kafka://a", "amqp://a/vhost", "amqps://user:x@a:5671/"])
-def test_good_broker_url_passes(url: str) -> None:
-    """A vhost, a password and several Kafka servers are allowed."""
-    check_url("--broker", url)
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["", "localhost", "http://a/", "amqp://", "kafka://a:b", "kafka://a:70000", "kafka://a:1,b:x", "amqp://a b"],
-)
-def test_demo_refuses_a_bad_url(shell: Shell, url: str) -> None:
-    """A broker URL that is none is one line, and is not repeated: it may hold a password."""
-    assert shell.refused("demo", "--broker", url).startswith("--broker: must be amqp://")
-
-
 def test_guard_of_verify_is_a_pipeline(ready: Shell) -> None:
     """``verify`` judges by the pipeline a consumer runs, not by rules of its own."""
     import mqauth
 
     assert type(mqauth.load("mqauth.toml").judge) is Pipeline
+
+
+@pytest.mark.parametrize(
+    ("url", "good"),
+    [
+        *((url, True) for url in ("kafka://a:1,b:2", "kafka://a", "amqp://a/vhost", "amqps://user:x@a:5671/")),
+        *((url, False) for url in ("", "localhost", "http://a/", "amqp://", "kafka://a:b", "kafka://a:70000")),
+        *((url, False) for url in ("kafka://a:1,b:x", "amqp://a b")),
+    ],
+)
+def test_a_broker_url_is_checked(url: str, good: bool) -> None:
+    """A vhost, a password and several Kafka servers are allowed."""
+    with (
+        contextlib.nullcontext() if good else pytest.raises(ConfigurationError, match="--broker: must be amqp://")
+    ):
+        check_url("--broker", url)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
 from integration.documentation import blocks
-from mqauth.cli import main
-from mqauth.cli.broker import BrokerSettings, Place
+from mqauth.cli.broker import BrokerSettings, LetterAddress
 from mqauth.errors import ConfigurationError
 
 SASL = 'mechanism = "SCRAM-SHA-512"\nuser = "rev/iewer"\npassword_env = "BROKER_PASSWORD"\n'
@@ -151,23 +149,8 @@ def test_pem_files_that_cannot_be_used_are_one_error(tmp_path: Path) -> None:
 
 def test_no_secret_is_shown(tmp_path: Path) -> None:
     """A place can be logged."""
-    place = Place(broker="kafka://127.0.0.1:1", topic="t", settings=load(tmp_path, SASL))
+    place = LetterAddress(broker="kafka://127.0.0.1:1", topic="t", settings=load(tmp_path, SASL))
     assert "s3cr" not in repr(place) + repr(place.settings)
-
-
-@pytest.mark.parametrize(
-    "place", [["--broker", "amqps://127.0.0.1:1/?no_verify_ssl=1", "--queue", "q"],
-              ["--broker", "kafka://kafka.example:9092", "--topic", "t"]],
-)  # fmt: skip
-def test_the_command_refuses_before_it_connects(
-    place: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One line, exit code 2, and no secret in it."""
-    settings: Any = tmp_path / "broker.toml"
-    settings.write_text(f"[broker]\n{SASL if 'kafka' in place[1] else ''}")
-    assert main(["dlq", "list", *place, "--broker-settings", str(settings)]) == 2
-    said = capsys.readouterr().err
-    assert (said.count("\n"), "s3cr" in said) == (1, False)
 
 
 def test_the_documented_file_is_read(tmp_path: Path) -> None:

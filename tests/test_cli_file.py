@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mqauth.cli import main
-from mqauth.cli.broker import Place, place_of
+from mqauth.cli.broker import LetterAddress, place_of
 from mqauth.cli.settings import settings_of
 from mqauth.errors import ConfigurationError
 
@@ -35,7 +35,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def place(text: str, broker: str | None = None, *, queue: str | None = None, topic: str | None = None) -> Place:
+def place(
+    text: str, broker: str | None = None, *, queue: str | None = None, topic: str | None = None
+) -> LetterAddress:
     """Return the place that options name beside a file of this text."""
     Path("mqauth.toml").write_text(text)
     return place_of(broker, queue, topic, None, settings_of(None))
@@ -142,13 +144,6 @@ def test_show_for_people_is_a_line_each(folder: Path, capsys: pytest.CaptureFixt
     (folder / "mqauth.toml").write_text(FILE)
     assert main(["config", "show"]) == 0
     assert "[broker] url         amqp://mq.example  (mqauth.toml:3)" in capsys.readouterr().out
-
-
-def test_groups_needs_no_option(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """``mqauth dlq groups`` in a folder with ``mqauth.toml`` asks the broker in it."""
-    (folder / "mqauth.toml").write_text('[broker]\nurl = "amqp://127.0.0.1:1/"\nqueue = "q"')
-    assert main(["dlq", "groups"]) != 0
-    assert "broker" in capsys.readouterr().err
 
 
 def test_review_settings_are_those_of_the_options(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

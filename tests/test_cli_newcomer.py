@@ -14,25 +14,10 @@ from mqauth.cli import main
 from mqauth.cli.app import VERBS
 from mqauth.keystore import Keystore
 from mqauth.wire.jwk import dump_key_set
+from tests.test_config import SMALL as CONFIG
 
 RABBITMQ = "--broker amqp://127.0.0.1:1/ --queue q"
 KAFKA = "--broker kafka://127.0.0.1:1 --topic t"
-CONFIG = """
-[producer]
-issuer = "https://auth.example"
-subject = "orders-api"
-audience = "billing"
-keys = "keys"
-
-[consumer]
-audience = "billing"
-[[consumer.issuers]]
-issuer = "https://auth.example"
-file = "jwks.json"
-[[consumer.allow]]
-subject = "orders-api"
-destinations = ["kafka:orders"]
-"""
 BROKEN = {
     "syntax.toml": "[consumer\n", "unknown.toml": "[consumr]\n", "type.toml": "[consumer]\naudience = 5\n",
     "empty.toml": "", "binary.toml": "\udcff", "secret.toml": '[broker]\nurl = "amqp://u:hunter2@h/"\n',
@@ -145,8 +130,11 @@ INPUTS = [
     ("sign --to kafka:orders --property colour=red", 2, "--property: colour: no such property"),
     ("sign --to rabbitmq:shop/a --key k", 2, "--key: only Kafka has record keys"),
     ("sign --key k", 2, "--key: only with --to"),
+    ("sign --header a=b", 2, "--header: only with --to"),
     # verify
     ("verify --config nowhere.toml", 2, "nowhere.toml: No such file"),
+    ("verify --config syntax.toml", 2, "syntax.toml: not TOML"),
+    ("verify --config unknown.toml", 2, "unknown.toml: consumr: unknown key"),
     ("verify --config empty.toml", 2, "[consumer]: required here, and missing"),
     ("verify --config nojwks.toml", 2, "nowhere.json: No such file"),
     ("verify --config norule.toml", 2, "[[consumer.allow]] #1 destinations: "),
@@ -187,6 +175,11 @@ INPUTS = [
     ("audit stats audit.jsonl --since 2026-11-25", 2, "give a time with a zone"),
     ("audit detect audit.jsonl --config nowhere.toml", 2, "nowhere.toml: No such file"),
     # dlq
+    ("dlq", 2, "no command given: try mqauth dlq groups"),
+    (f"dlq list {RABBITMQ} --topic t", 2, "--topic: this broker needs --queue"),
+    (f"dlq list {KAFKA} --limit 0", 2, "Invalid value for '--limit'"),
+    (f"dlq list {RABBITMQ} --reason x9", 2, "no such reason; see mqauth dlq groups"),
+    (f"dlq discard {RABBITMQ} --audit a --reason expird --yes", 2, "did you mean expired"),
     ("dlq group", 2, "No such command 'group'"),
     ("dlq groups", 2, "no broker: give --broker URL, or [broker] url in mqauth.toml"),
     ("dlq groups --config nobroker.toml", 2, "or [broker] url in nobroker.toml"),

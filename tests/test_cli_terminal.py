@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from mqauth.audit.file import AuditFile
 from mqauth.cli import dlq
 from mqauth.cli.app import run
-from mqauth.cli.serve import LogForm, LogLevel, log_lines
+from mqauth.cli.serve import log_lines
 from mqauth.keystore import Keystore
 from mqauth.logs import emit
 from tests.test_cli_audit import record
@@ -66,7 +66,9 @@ def test_findings_are_tab_separated_for_a_program(tmp_path: Path, capsys: pytest
     """Piped, a finding is one line of seven cells, whole, under a line of names."""
     (tmp_path / "mqauth.toml").write_text(BAD)
     assert run(["check", str(tmp_path / "mqauth.toml")]) == 1
-    head, first, *_ = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    head, first, *_ = (line.split("\t") for line in printed.splitlines())
     assert head == ["line", "severity", "code", "key", "message", "why", "instead"]
     assert first[:5] == ["5", "error", "configuration", "consumer.leeway", "must be 0 to 60, not 90"]
 
@@ -119,10 +121,10 @@ def test_lines_of_a_command_that_stays(capsys: pytest.CaptureFixture[str]) -> No
     """``--log json`` writes each line of mqauth as an object, from the level on, and leaves logging as it was."""
     logger = logging.getLogger("mqauth")
     before = (logger.handlers, logger.propagate, logger.level)
-    with log_lines(LogForm.JSON, LogLevel.INFO):
+    with log_lines("json", "info"):
         emit("console.login", "login of %s", "ada")
         emit("message.accepted", "not shown")
-    with log_lines(LogForm.TEXT, LogLevel.WARNING):
+    with log_lines("text", "warning"):
         emit("console.login", "not shown")
         emit("console.login_failed", "a login failed")
     assert (logger.handlers, logger.propagate, logger.level) == before

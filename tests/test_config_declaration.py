@@ -20,9 +20,23 @@ from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import FloodGate
 from mqauth.config.broker import BrokerFile, BrokerSettings, ReviewSettings
-from mqauth.config.consumer_settings import ConsumerSettings, OPASettings
+from mqauth.config.consumer_settings import (
+    AcceptAsSettings,
+    ConsumerSettings,
+    OPASettings,
+    RolloutSettings,
+    RuleSettings,
+    UnsignedSettings,
+)
 from mqauth.config.declaration import Setting, Settings, inner, inners, not_with, only_with, read, schema_of
-from mqauth.config.issuer_settings import CredentialSettings, IdentitySettings, IssuerSettings
+from mqauth.config.issuer_settings import CredentialSettings as AuthorityCredentials
+from mqauth.config.issuer_settings import (
+    GrantSettings,
+    IdentityAuthoritySettings,
+    IdentityCredentialSettings,
+    IdentitySettings,
+    IssuerSettings,
+)
 from mqauth.config.kinds import (
     BROKER_URL,
     FLAG,
@@ -39,7 +53,6 @@ from mqauth.config.kinds import (
     url,
     whole,
 )
-from mqauth.config.rollout_settings import AcceptAsSettings, RolloutSettings, RuleSettings, UnsignedSettings
 from mqauth.config.settings import (
     AuditSettings,
     AuthoritySettings,
@@ -71,7 +84,7 @@ SOURCE = {"table", "issuer", "file", "jwks", "discovery"}
 OBJECTS: dict[type[Settings], tuple[tuple[Callable[..., object], ...], set[str]]] = {
     ProducerSettings: ((Signer,), {"keys", "identity", "batch", "linger", "passphrase_env", "passphrase_file"}),
     IdentitySettings: ((IdentityKey,), set()),
-    CredentialSettings: ((OwnKey, ClientCredentials), {"token_file"}),
+    IdentityCredentialSettings: ((OwnKey, ClientCredentials), {"token_file"}),
     ConsumerSettings: ((Verifier, Pipeline), {"issuers", "allow", "opa", "unsigned"}),
     IssuerSettings: ((Issuer, TrustDomain, JWKS), SOURCE | {"trust_domain"}),
     AuthoritySettings: ((Authority, JWKS), SOURCE),
@@ -92,7 +105,7 @@ OBJECTS: dict[type[Settings], tuple[tuple[Callable[..., object], ...], set[str]]
 DECLARED = (
     *OBJECTS, CheckSettings, DeadLettersSettings, FileSettings, ReleaseSettings, BrokerFile, BrokerSettings,
     ReviewSettings,
-    OIDCSettings, RoleSettings,
+    OIDCSettings, RoleSettings, IdentityAuthoritySettings, AuthorityCredentials, GrantSettings,
 )  # fmt: skip
 
 
@@ -163,6 +176,25 @@ def test_a_declaration_is_whole(name: str, setting: Setting) -> None:
     if isinstance(setting.default, bool | int | float | str):
         table = Table(file="mqauth.toml", members={name: setting.default})
         assert setting.kind.read(table, name, setting.default) == setting.default
+
+
+@pytest.mark.parametrize(("name", "setting"), every_setting())
+def test_what_the_schema_refuses_is_refused(name: str, setting: Setting) -> None:
+    """A value of a wrong type or beyond a bound is refused at its key, exactly where an editor would mark it."""
+    schema = Draft202012Validator(setting.kind.schema)
+    numbers = [each for each in setting.kind.schema.get("anyOf", [setting.kind.schema]) if "minimum" in each]
+    beside = [each["minimum"] + step for each in numbers for step in (-1, 0)]
+    beside += [each["maximum"] + step for each in numbers if "maximum" in each for step in (0, 1)]
+    taken, refusals = list[Any](), list[str]()
+    for value in (True, 7, 1.5, -1, "", "text", "t" * 5000, [], [[]], [1], {}, {"a": 1}, {"a": []}, *beside):
+        try:
+            setting.kind.read(Table(file="mqauth.toml", members={name: value}), name, value)
+            taken.append(value)
+        except RefusedSetting as refused:
+            refusals.append(str(refused))
+    assert all(name in refusal for refusal in refusals)
+    assert [value for value in taken if not schema.is_valid(value)] == []
+    assert [value for value in beside if schema.is_valid(value) and value not in taken] == []
 
 
 @pytest.mark.parametrize("declared", OBJECTS)

@@ -24,14 +24,11 @@ from confluent_kafka import (
 from mqauth import MemoryReplayStore, Pipeline, Verdict
 from mqauth.brokers import confluent
 from mqauth.brokers.confluent import producer as producing
-from mqauth.brokers.confluent.client import COMES_AGAIN, check_consumer, membership_of
+from mqauth.brokers.confluent.client import COMES_AGAIN, carries, check_consumer, membership_of
 from mqauth.brokers.confluent.confirmed import TooLargeError
-from mqauth.brokers.confluent.offsets import left_out, reset_of
-from mqauth.brokers.confluent.pauses import KEPT
 from mqauth.brokers.confluent.poller import Poller
-from mqauth.brokers.confluent.positions import Place
-from mqauth.brokers.confluent.replies import Replies
-from mqauth.brokers.confluent.translate import carries
+from mqauth.brokers.confluent.positions import KEPT, Place, left_out, reset_of
+from mqauth.brokers.confluent.producer import Replies
 from mqauth.brokers.log.transaction import TransactionContent
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.delivery.assignment import COMMIT_RETRY, Assignment

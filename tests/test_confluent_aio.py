@@ -15,7 +15,7 @@ from confluent_kafka.aio import AIOConsumer
 
 from mqauth import MemoryReplayStore, Pipeline, Verdict
 from mqauth.brokers import confluent
-from mqauth.brokers.confluent.event_loop import AIOPoller
+from mqauth.brokers.confluent.consumer import AIOPoller
 from mqauth.brokers.confluent.poller import Poller
 from mqauth.brokers.confluent.positions import Place
 from mqauth.clock import SYSTEM_CLOCK
@@ -103,7 +103,7 @@ async def test_a_fetch_beside_handlers_waits_for_one_to_end(
         return {}
 
     monkeypatch.setattr(Poller, "fetch", called)
-    monkeypatch.setattr("mqauth.brokers.confluent.event_loop.BESIDE", 60)
+    monkeypatch.setattr("mqauth.brokers.confluent.consumer.BESIDE", 60)
     running = asyncio.create_task(poller.fetch(0.0, joins=False))
     await asyncio.sleep(0)
     assert not fetched.is_set()
@@ -189,7 +189,7 @@ async def test_an_error_is_not_judged() -> None:
 STUCK = """
     import asyncio, threading
     from confluent_kafka import Consumer
-    from mqauth.brokers.confluent.event_loop import AIOPoller
+    from mqauth.brokers.confluent.consumer import AIOPoller
     from mqauth.brokers.confluent.poller import Poller
     from mqauth.clock import SYSTEM_CLOCK
     from mqauth.delivery.assignment import Assignment

@@ -32,7 +32,7 @@ from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.review import ALL, Filter, Plan, Session
-from mqauth.review.glossary import EXPLANATIONS, LABELS, REPLACED
+from mqauth.review.glossary import EXPLANATIONS, LABELS
 from mqauth.review.letterbox import BATCH
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER, SUBJECT
@@ -52,6 +52,31 @@ HOSTILE = (
     "{{ 7*7 }}{% raw %}", "javascript:alert(1)", "\u202eevil\u2066", "&lt;b&gt;", "a\x00b\x1b[31m",
     "ada\u3164\xad\ufe0f\U000e0100",
 )  # fmt: skip
+
+
+REPLACED = {
+    r"(?<!Dead )\bLetters?\b": "Dead letters, Dead letter",
+    r"\b[Rr]ead letters (anew|again)\b": "Refresh",
+    r"\b([Ll]ook|[Ss]how) what it would do\b|\b[Ff]inding out what\b": "Preview",
+    r"\b[Ll]eave it\b|\bDo nothing\b": "Cancel",
+    r"\b([Rr]eckon|Compare) now\b": "Recalculate",
+    r"\bNot (reckoned|compared) yet\b": "Not calculated yet",
+    r"\bAccount\b": "Balance",
+    r"\bToday\b": "Verdict now",
+    r"\bHolds\b|\bSound\b|\bnot sound\b": "Intact",
+    r"\bProperties\b": "Metadata",
+    r"\b[Ll]etters a second at most\b": "Rate limit (dead letters per second)",
+    r"\b[Jj]udge again\b|\bnot judged\b": "Check again",
+    r"\bWatch\b": "Show progress",
+    r"\bWhy\?": "Reason (kept in the audit log)",
+    r"\bWaive, where\b|\bWaived where needed\b": "Waive if needed",
+    r"\bNone is open that fits\b|\bNo open letter fits\b": "No dead letters match",
+    r"\bout of reach\b": "Cannot reach the broker",
+    r"\b[Ww]ould be refused\b": "Will not be redriven",
+    r"\b[Ll]og in\b|\b[Ll]ogged in\b|\bTo come in\b": "Sign in",
+    r"\bas somebody else\b": "Switch user",
+}
+"""Words that are no longer used on screens (regular expressions), each with the word in its place."""
 
 
 class Room:

@@ -15,13 +15,6 @@ from mqauth.wire.keys import Key, KeySet
 NOWHERE = ["console", "--broker", "amqp://127.0.0.1:1/", "--queue", "orders.dead", "--port", "0"]
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # noqa: S104
-def test_other_addresses_want_tls(host: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without TLS the console listens on loopback only."""
-    assert run([*NOWHERE, "--host", host]) == 2
-    assert "only with --tls-cert and --tls-key" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [

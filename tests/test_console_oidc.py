@@ -551,6 +551,7 @@ def token(
     said = {"iss": ISSUER, "sub": "0815", "aud": CLIENT, "nonce": NONCE, "iat": now, "exp": now + 60} | claims
     said.pop(drop, None)
     head = {"alg": "ES256", "kid": "1"} | (header or {})
+    head = {name: value for name, value in head.items() if value is not None}
     return jwt.encode(head, said, key, algorithms=[head["alg"]])
 
 
@@ -675,7 +676,7 @@ def test_key_swap(clock: FakeClock, jwks: dict[str, Any]) -> None:
 
 def test_key_without_name(clock: FakeClock) -> None:
     """A token that names no key is verified only where the provider has exactly one that fits."""
-    made = _without_kid(clock)
+    made = token(clock, header={"kid": None})
     assert check(made, public(KEY), **expected(clock))
     crowd = public(KEY, RSA)
     crowd["keys"] += [
@@ -688,12 +689,6 @@ def test_key_without_name(clock: FakeClock) -> None:
     assert check(made, crowd, **expected(clock))
     with pytest.raises(IDTokenError, match="or several"):
         check(made, public(KEY, OTHER), **expected(clock))
-
-
-def _without_kid(clock: FakeClock) -> str:
-    now = int(clock.now())
-    said = {"iss": ISSUER, "sub": "0815", "aud": CLIENT, "nonce": NONCE, "iat": now, "exp": now + 60}
-    return jwt.encode({"alg": "ES256"}, said, KEY)
 
 
 @pytest.mark.filterwarnings("ignore::joserfc.errors.SecurityWarning")
@@ -731,17 +726,7 @@ def test_critical_header(clock: FakeClock) -> None:
         check(sign({"alg": "ES256", "kid": "1", "crit": ["x"], "x": 1}), public(KEY), **expected(clock))
 
 
-@pytest.mark.parametrize(
-    "claims",
-    [
-        {"iss": "https://evil.example"},
-        {"aud": "another"},
-        {"nonce": "x" * 43},
-        {"exp": 1},
-        {"iat": 1},
-        {"azp": "x"},
-    ],
-)
+@pytest.mark.parametrize("claims", [{"iss": "https://evil.example"}, {"nonce": "x" * 43}])
 def test_wrong_token_lets_nobody_in(room: Room, claims: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     """Through the whole login, a token that is wrong begins no session, and the page tells nothing of it."""
     room.fake.claims |= claims

@@ -15,10 +15,10 @@ from starlette.testclient import TestClient
 
 from mqauth import AuditFile
 from mqauth.console import Backend, Tokens, application
-from mqauth.console.display import GREY, PATTERNS, REASONS, _JSONReader, body, of_producer, of_reason
+from mqauth.console.display import GREY, REASONS, _JSONReader, body, of_producer, of_reason
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.review import ALL, Filter
-from mqauth.review import trail as trails
+from mqauth.review import session as trails
 from mqauth.testing import FakeClock, Forge
 from tests.conftest import rabbitmq_message
 from tests.test_console import HOST, TOKENS, Room, bodies, csrf, mark_of, post
@@ -215,7 +215,7 @@ def test_every_reason_has_a_mark_of_its_own() -> None:
     """Each reason has a colour and a pattern that no other reason has both of; what is no reason is grey."""
     assert set(REASONS) == set(Reason)
     assert len(set(REASONS.values())) == len(REASONS)
-    assert all(pattern in range(len(PATTERNS)) for _, pattern in REASONS.values())
+    assert all(pattern in range(5) for _, pattern in REASONS.values())
     assert of_reason("forged") == GREY
     assert GREY not in REASONS.values()
 

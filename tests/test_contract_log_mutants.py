@@ -16,7 +16,7 @@ from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Partition
 from tests.kit import delivery_contract
 from tests.kit.delivery_contract import LogDeliveryContract, LogPlay
-from tests.log_broker import Confirmed, MemoryLogStage, kafka_repair
+from tests.log_broker import MemoryLogStage, TopicSink, kafka_repair
 from tests.log_broker import kafka as leaf
 from tests.simulation.engine_mutants import (
     Mutant,
@@ -55,7 +55,7 @@ def skipping(original: Any) -> Any:
 MUTANTS = (
     Caught("commits received, not settled", Partition, "settled", received_as_settled,
            CONTRACT.test_a_commit_covers_what_is_settled),
-    Caught("letter not confirmed", Confirmed, "_waiting", unwaited, CONTRACT.test_a_letter_is_confirmed),
+    Caught("letter not confirmed", TopicSink, "sending", unwaited, CONTRACT.test_a_letter_is_confirmed),
     Caught("letter dropped while the sink is down", DeadLetters, "publish", swallowing,
            CONTRACT.test_a_letter_is_confirmed),
     Caught("deferred treated as settled", Assignment, "attempted", settled_at_once,

@@ -12,19 +12,17 @@ from typing import Any
 import pytest
 
 from mqauth.audit.file import AuditFile
-from mqauth.brokers.queue.channel import Acks
+from mqauth.brokers.queue.client import Acks
 from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.queue.processor import LeaseRenewal, Processor, StartedDelivery
-from mqauth.brokers.queue.retrier import Retrier
 from mqauth.brokers.queue.subscription import Subscription
 from mqauth.brokers.rabbitmq import DeadLetters
-from mqauth.brokers.rabbitmq import queue as rabbitmq_queue
+from mqauth.brokers.rabbitmq import consumer as rabbitmq_queue
 from mqauth.delivery import slot
-from mqauth.delivery.acks import DeliveryTags
 from mqauth.delivery.hold import HoldCapacity
 from mqauth.delivery.progress import Progress
 from mqauth.delivery.queue_work import QueueWork
-from mqauth.delivery.slot import Slot
+from mqauth.delivery.slot import DeliveryTags, Slot
 from mqauth.errors import Reason, Unavailable
 from mqauth.flow import arun
 from tests.kit.delivery_contract_queue import QueueDeliveryContract, QueuePlay
@@ -106,7 +104,7 @@ def settled_all_the_same(_: Any) -> Any:
 def at_once(_: Any) -> Any:
     """Wait for nothing before the next attempt."""
 
-    async def pause(_retrier: Retrier, _held: Any, _seconds: float) -> None:
+    async def pause(_processor: Processor, _seconds: float) -> None:
         await asyncio.sleep(0.001)
 
     return pause
@@ -163,7 +161,7 @@ def cancelling(original: Any) -> Any:
 
     def on_close(subscription: Any, why: str, channel_alone: bool) -> None:
         original(subscription, why, channel_alone)
-        for task in subscription._take.__self__._tasks._running:
+        for task in subscription.tasks._running:
             task.cancel()
 
     return on_close
@@ -190,7 +188,8 @@ MUTANTS = (
            CONTRACT.test_a_letter_is_confirmed),
     Caught("deferred treated as settled", Processor, "_let_go", settled_all_the_same,
            CONTRACT.test_what_is_put_off_is_not_settled),
-    Caught("ignores back-off", Retrier, "_pause", at_once, CONTRACT.test_what_is_put_off_is_not_tried_hotly),
+    Caught("ignores back-off", Processor, "sleep_until_woken", at_once,
+           CONTRACT.test_what_is_put_off_is_not_tried_hotly),
     Caught("no release on stop", QueueWork, "_release", unreleased, CONTRACT.test_no_claim_outlives_the_stop),
     Caught("receipt time lost", Progress, "receive", unlike, CONTRACT.test_the_time_of_receipt_survives),
     Caught("judges what is stale", slot, "TIME_DEPENDENT", without(Reason.REPLAYED),
@@ -214,7 +213,7 @@ MUTANTS = (
            CONTRACT.test_consumes_again_when_its_queue_is_back),
     Caught("never resumes: outage", Processor, "probe", awaited(False),
            CONTRACT.test_an_outage_requeues_nothing_hotly),
-    Caught("requeues hot", QueueConsumer, "_suspend", awaited(False),
+    Caught("requeues hot", Subscription, "suspend", awaited(False),
            CONTRACT.test_an_outage_requeues_nothing_hotly),
     Caught("overtakes", HoldCapacity, "wants_another", returning(True),
            CONTRACT.test_what_is_put_off_is_not_overtaken),

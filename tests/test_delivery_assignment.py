@@ -14,7 +14,7 @@ from mqauth.clock import Backoff
 from mqauth.delivery.assignment import COMMIT_RETRY, RENEWAL, Assignment
 from mqauth.delivery.partition import ClientCalls, Partition, offset_of
 from mqauth.delivery.start import Committed, Start
-from mqauth.errors import Cause
+from mqauth.errors import Cause, ConfigurationError
 from mqauth.judging.pipeline import Outcome, Step, Verdict
 from mqauth.replay.rules import ClaimRequest
 from mqauth.testing import FakeClock
@@ -602,3 +602,10 @@ class Facts(RuleBasedStateMachine):
 
 TestFacts = Facts.TestCase
 TestFacts.settings = settings(max_examples=nightly(300, otherwise=100), stateful_step_count=30, deadline=None)
+
+
+@pytest.mark.parametrize(("first", "longest"), [(0.0, 1.0), (2.0, 1.0)])
+def test_a_wait_of_nothing_is_refused(clock: FakeClock, first: float, longest: float) -> None:
+    """A first wait that is not above 0, or above the longest, would have a broker asked without end."""
+    with pytest.raises(ConfigurationError, match="backoff"):
+        Assignment(clock, backoff=Backoff(first=first, longest=longest))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from mqauth.delivery.hold import MAX_BYTES, HoldCapacity
-from mqauth.delivery.window import STEADY, Prefetch
+from mqauth.delivery.window import RESTORE_AFTER, STEADY, Window
 from mqauth.errors import Cause
+from mqauth.testing import FakeClock
+from tests.delivery_parts import held, hold
 
 OURS, DEAD = "https://ours", "https://dead"
 
@@ -88,28 +90,41 @@ def test_a_cause_of_all_takes_no_room() -> None:
     assert not capacity.wants_another("t", 10, 0)
 
 
+class Deaths:
+    """A window whose connections are lost."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.window = Window("q", self.clock, hold(self.clock), 10)
+
+    def die(self, after: float, *, channel_alone: bool = False) -> int:
+        """Lose the connection so many seconds after it was opened; return the window."""
+        self.window.opens()
+        self.clock.advance(after)
+        self.window.lost("gone", channel_alone=channel_alone)
+        return self.window.prefetch
+
+    def counted(self) -> int:
+        """Return how many deaths health tells of."""
+        return self.window.health(in_flight=0, unsettled=0, blocked=False).connection_deaths
+
+
 def test_window_falls_after_three_deaths_in_a_row() -> None:
-    """The third death within a minute of its start narrows the window, once; calm opens it again."""
-    window = Prefetch(10)
-    fell = []
-    for _ in range(4):
-        window.opened(0)
-        assert window.lost(STEADY - 1)
-        fell.append(window.narrow())
-    assert (fell, window.now, window.deaths) == ([False, False, True, False], 1, 4)
-    window.restore()
-    assert (window.now, window.in_a_row, window.narrowed) == (10, 0, False)
+    """The third death within a minute of its start narrows the window; calm opens it again."""
+    deaths = Deaths()
+    assert [deaths.die(STEADY - 1) for _ in range(4)] == [10, 10, 1, 1]
+    assert (deaths.counted(), deaths.window.calm()) == (4, RESTORE_AFTER)
+    deaths.window.widen()
+    assert (deaths.die(STEADY - 1), deaths.window.calm()) == (10, None)
 
 
 def test_window_steady_deaths_are_not_in_a_row() -> None:
     """A connection that lived a minute, one closed by ourselves, or a refused channel is no death in a row."""
-    window = Prefetch(10)
+    deaths = Deaths()
     for _ in range(5):
-        window.opened(0)
-        window.lost(STEADY)
-        window.opened(0)
-        window.lost(0, channel_alone=True)
-    assert (window.narrow(), window.in_a_row, window.deaths) == (False, 1, 10)
-    window.opened(0)
-    window.closed()
-    assert window.lost(0) is False
+        assert [deaths.die(STEADY), deaths.die(0, channel_alone=True)] == [10, 10]
+    assert deaths.counted() == 10
+    deaths.window.opens()
+    deaths.window.suspend(held(Cause.REPLAY_STORE_UNAVAILABLE))
+    deaths.window.lost("gone", channel_alone=False)
+    assert deaths.counted() == 10

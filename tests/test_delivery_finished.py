@@ -1,4 +1,4 @@
-"""``mqauth.delivery.finished``: what was handled here is settled without its handler where it comes again."""
+"""``mqauth.delivery.partition``: what was handled here is settled without its handler where it comes again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mqauth.clock import Backoff
-from mqauth.delivery import finished
+from mqauth.delivery import partition as finished
 from mqauth.delivery.assignment import Assignment
 from mqauth.judging.pipeline import Step
 from mqauth.testing import FakeClock

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 from mqauth.brokers.event_loop import LoopBeat
 from mqauth.cli.app import app, run
 from mqauth.delivery.assignment import Assignment
-from mqauth.delivery.health import Counts, Health, LogHealth, QueueHealth, State, rungs
+from mqauth.delivery.health import Counts, Health, LogHealth, QueueHealth, State, told_of
 from mqauth.delivery.hold import Hold, HoldCapacity
 from mqauth.delivery.window import Window
 from mqauth.errors import Cause
@@ -191,8 +192,9 @@ def test_rungs() -> None:
         destinations=("kafka:orders", "kafka:refunds"), rung=Rung.OBSERVE, since=date(2026, 11, 1),
         until=date(2026, 12, 1), owner="orders-team", window=86_400.0,
     )  # fmt: skip
-    assert rungs(Rollout([entry])) == {"kafka:orders": "observe", "kafka:refunds": "observe"}
-    assert rungs(None) == {}
+    nobody: Any = SimpleNamespace(aliases={})
+    assert told_of(Rollout([entry]), nobody)["rollout"] == {"kafka:orders": "observe", "kafka:refunds": "observe"}
+    assert told_of(None, nobody) == {"rollout": {}, "aliases": {}}
 
 
 @pytest.mark.parametrize(

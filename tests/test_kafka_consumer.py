@@ -7,7 +7,6 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -17,7 +16,7 @@ import pytest
 from mqauth.brokers.log.poison import CODECS
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.start import Committed, Start
-from mqauth.errors import Cause, ConfigurationError, RetryLater, Unavailable
+from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.flow import Attempts, ColourError, call
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.verified import Verified
@@ -41,7 +40,7 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
 
     from mqauth.brokers import kafka
     from mqauth.brokers.kafka import repair as kafka_repair
-    from mqauth.brokers.kafka.poller import Listener
+    from mqauth.brokers.kafka.consumer import Listener
 
 ZERO, ONE = TopicPartition("orders", 0), TopicPartition("orders", 1)
 
@@ -249,14 +248,6 @@ def bench(clock: FakeClock, forge: Forge) -> Bench:
     return Bench(clock, forge)
 
 
-def test_handled_and_committed(bench: Bench) -> None:
-    """Accepted records reach the handler in order, and the offset after the last one is committed."""
-    bench.add(b"0", b"1", b"2")
-    bench.run()
-    assert bench.bodies == [b"0", b"1", b"2"]
-    assert bench.client.committed == {ZERO: 3}
-
-
 def test_scope_and_origin(bench: Bench) -> None:
     """The group is the scope, and the origin names the exact place."""
     bench.add(b"0", partition=ONE)
@@ -265,77 +256,11 @@ def test_scope_and_origin(bench: Bench) -> None:
     assert (origin.scope, origin.source) == ("billing", "orders/1/0")
 
 
-def test_rejected(bench: Bench) -> None:
-    """A rejected record is dead-lettered and then committed; the handler never sees it."""
-    bench.add(b"evil", sealed=False)
-    bench.add(b"good")
-    bench.run()
-    assert bench.bodies == [b"good"]
-    assert [letter.message.body for letter in bench.letters.published] == [b"evil"]
-    assert bench.client.committed == {ZERO: 2}
-
-
 def test_one_commit_a_batch(bench: Bench) -> None:
     """A batch costs one commit, not one a record."""
     bench.add(*(b"%d" % number for number in range(50)))
     bench.run()
     assert bench.client.commits == [{ZERO: 50}]
-
-
-def test_deferred_stands_still(bench: Bench) -> None:
-    """Without dead letters a partition stands at its first rejected record, uncommitted and paused; others go."""
-    bench.letters.down = True
-    bench.add(b"good")
-    bench.add(b"evil", sealed=False)
-    bench.add(b"behind")
-    bench.add(b"other", partition=ONE)
-    paused: list[set[Any]] = []
-    bench.client.events = [lambda: None, lambda: paused.append(bench.client.paused())]
-    bench.run(rounds=3)
-    assert sorted(bench.bodies) == [b"good", b"other"]
-    assert bench.client.committed == {ZERO: 1, ONE: 1}
-    assert paused == [{ZERO}]
-    assert (ZERO, 1) in bench.client.seeks
-
-
-def test_deferred_recovers(bench: Bench) -> None:
-    """Once the world is back the record goes on from where it stopped, and those behind it follow in order."""
-    bench.letters.down = True
-    bench.add(b"evil", sealed=False)
-    bench.add(b"1", b"2")
-    bench.client.events = [lambda: None] * 6 + [lambda: setattr(bench.letters, "down", False)]
-    bench.run(rounds=60, seconds=1)
-    assert len(bench.letters.published) == 1
-    assert len(bench.audit.written) == 1
-    assert bench.bodies == [b"1", b"2"]
-    assert bench.client.committed == {ZERO: 3}
-
-
-def test_deferred_does_not_expire(bench: Bench) -> None:
-    """Honest records behind a deferred one are judged as of their first receipt, however long it took."""
-    bench.letters.down = True
-    bench.add(b"evil", sealed=False)
-    bench.add(b"1", b"2")
-    bench.client.events = [lambda: None] * 20 + [lambda: setattr(bench.letters, "down", False)]
-    bench.run(rounds=60, seconds=10)
-    assert bench.clock.now() - bench.handled[0].received > 60
-    assert bench.bodies == [b"1", b"2"]
-    assert len(bench.letters.published) == 1
-
-
-def test_backoff_grows(bench: Bench) -> None:
-    """A deferred record is not tried at each poll, but ever more rarely."""
-    bench.letters.down = True
-    attempts = []
-    publish = bench.letters.publish
-    bench.letters.publish = lambda letter: (attempts.append(bench.clock.monotonic()), publish(letter))  # type: ignore
-    bench.add(b"evil", sealed=False)
-    bench.run(rounds=1000, seconds=0.1, backoff=kafka.Backoff(first=1, longest=20))
-    waits = [after - before for before, after in pairwise(attempts)]
-    assert len(attempts) < 20
-    assert 0.5 <= waits[0] <= 1.2
-    assert all(wait <= 20.2 for wait in waits)
-    assert min(waits[-3:]) >= 10
 
 
 @pytest.mark.parametrize("attempt", [1, 2, 3, 10, 10_000])
@@ -373,22 +298,6 @@ def test_health(bench: Bench) -> None:
         False, 0, None, None, None)  # fmt: skip
 
 
-def test_retry_later(bench: Bench) -> None:
-    """A handler that asks for another time gets the same record again, before those behind it."""
-    signals = [RetryLater("not now")]
-
-    def handler(verified: Verified) -> None:
-        if signals:
-            raise signals.pop()
-        bench.handled.append(verified)
-
-    bench.handler = handler
-    bench.add(b"0", b"1")
-    bench.run(rounds=20, seconds=1)
-    assert bench.bodies == [b"0", b"1"]
-    assert bench.client.committed == {ZERO: 2}
-
-
 def test_handler_failure(bench: Bench) -> None:
     """A handler that always fails costs its message a dead letter, and the consumer goes on."""
 
@@ -419,23 +328,6 @@ def test_stop_in_a_batch(bench: Bench) -> None:
     assert bench.client.committed == {ZERO: 2}
     assert bench.client.position[ZERO] == 2
     assert bench.client.paused() == set()
-
-
-def test_stop_releases_claims(bench: Bench) -> None:
-    """The claim of a record whose handler asked for another time is given back at the end."""
-    store = MemoryReplayStore(clock=bench.clock)
-    released: list[Any] = []
-    release = store.release
-    store.release = lambda request: (released.append(request), release(request))[1]  # type: ignore[method-assign]
-
-    def handler(_verified: Verified) -> None:
-        raise RetryLater
-
-    bench.handler = handler
-    bench.add(b"0")
-    bench.run(rounds=2, guard=bench.guard(replay=store))
-    assert len(released) == 1
-    assert bench.client.committed == {}
 
 
 def test_runs_once(bench: Bench) -> None:
@@ -581,31 +473,6 @@ def test_a_record_that_outlasted_our_membership(bench: Bench, member: bool) -> N
     assert [letter.rejection.reason.value for letter in bench.letters.published] == ["expired"] * member
     assert bench.client.commits == ([{ZERO: 0, ONE: 0}, {ZERO: 1}] if member else [{ONE: 0}])
     assert buried == [0]
-
-
-def test_a_rebalance_waits_for_the_handler(bench: Bench) -> None:
-    """Before a rebalance the handler that runs ends and is committed, and no other begins."""
-    coordinator, seen = Coordinator(), list[Any]()
-    coordinator.rejoining = False
-    bench.client._coordinator = coordinator
-    due = threading.Event()
-
-    def handler(verified: Verified) -> None:
-        bench.handled.append(verified)
-        if len(bench.handled) == 1:
-            coordinator.rejoin_needed = True
-            due.wait(0.5)
-
-    def joins(timeout_ms: int) -> None:
-        seen.append((bench.bodies, dict(bench.client.committed)))
-        coordinator.rejoin_needed = False
-        bench.consumer.stop()
-
-    coordinator.poll = joins  # type: ignore[method-assign]
-    bench.handler = handler
-    bench.add(b"0", b"1")
-    bench.run(rounds=10**9, workers=1)
-    assert seen == [([b"0"], {ZERO: 1})]
 
 
 def test_a_rebalance_inside_a_poll_waits(bench: Bench) -> None:
@@ -978,24 +845,6 @@ def test_a_long_handler_keeps_its_claim(bench: Bench, renewed: bool) -> None:
 WISH = ClaimRequest(
     scope="other", id=b"0" * 16, owner="o", place=None, redelivered=False, lease=1, expires=0
 )  # fmt: skip
-
-
-def test_partitions_side_by_side(bench: Bench) -> None:
-    """With two workers two partitions are handled at the same time."""
-    both = threading.Barrier(2, timeout=30)
-
-    def handler(verified: Verified) -> None:
-        both.wait()
-        bench.handled.append(verified)
-        if len(bench.handled) == 2:
-            bench.consumer.stop()
-
-    bench.handler = handler
-    bench.add(b"0", partition=ZERO)
-    bench.add(b"1", partition=ONE)
-    bench.run(rounds=10**9, workers=2)
-    assert sorted(bench.bodies, key=str) == [b"0", b"1"]
-    assert bench.client.committed == {ZERO: 1, ONE: 1}
 
 
 def test_grace(bench: Bench) -> None:

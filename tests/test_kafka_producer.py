@@ -322,7 +322,7 @@ def test_unknown_outcome_failed() -> None:
 
 def test_unknown_outcomes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only so many open outcomes are remembered; the oldest is forgotten first."""
-    monkeypatch.setattr("mqauth.brokers.dead_letters.MAX_UNCONFIRMED", 2)
+    monkeypatch.setattr("mqauth.brokers.log.confirmed.MAX_UNCONFIRMED", 2)
     letters, client = dead_letters(*(Future(done=False) for _ in range(4)))
     for body in (b"1", b"2", b"3", b"3", b"2", b"1"):
         with pytest.raises(Unavailable):
@@ -332,7 +332,7 @@ def test_unknown_outcomes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_outcomes_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever sends large bad messages fills no memory with what is remembered of their letters."""
-    monkeypatch.setattr("mqauth.brokers.dead_letters.MAX_UNCONFIRMED_BYTES", 5000)
+    monkeypatch.setattr("mqauth.brokers.log.confirmed.MAX_UNCONFIRMED_BYTES", 5000)
     letters, client = dead_letters(*(Future(done=False) for _ in range(3)))
     large, other = b"1" * 4000, b"2" * 4000
     for body in (large, other, other, large):

@@ -21,8 +21,7 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
         TopicAuthorizationFailedError,
     )
 
-    from mqauth.brokers.kafka.producer import ProducerFatalError
-    from mqauth.brokers.kafka.replies import Replies
+    from mqauth.brokers.kafka.producer import ProducerFatalError, Replies
 
 
 class Unsent:

@@ -79,8 +79,8 @@ class Stand:
         self.producer = kafka.Producer(self.client, self.forge.signer(key=self.vault), batch=batch, linger=linger)
         assert self.producer._sealing is not None
         self.sealing = self.producer._sealing
-        self.alarm = FakeAlarm(lambda: self.sealing.batches.flush(None))
-        self.sealing.batches._timer = self.alarm
+        self.alarm = FakeAlarm(lambda: self.sealing.flush(None))
+        self.sealing._timer = self.alarm
         self.send(b"first")
         if not busy:
             self.client.acknowledge()

@@ -158,7 +158,9 @@ def test_letters_and_offsets_are_one(stand: Stand) -> None:
     stand.run()
     assert (stand.broker.committed, stand.broker.offsets) == ([b"evil", b"worse"], {ZERO: 4, ONE: 1})
     assert [group.generation_id for group in stand.broker.metadata] == [3]
-    assert (stand.plain, stand.bodies) == ({}, [b"0", b"3", b"other"])
+    assert (stand.plain, sorted(stand.bodies)) == ({}, [b"0", b"3", b"other"])
+    # the client holds its partitions as a set: there is an order within each alone
+    assert stand.bodies.index(b"0") < stand.bodies.index(b"3")
     assert [producer.closed for producer in stand.broker.made] == [True]
 
 

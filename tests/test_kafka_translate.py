@@ -1,4 +1,4 @@
-"""``mqauth.brokers.kafka.translate``: records to messages, total, and what ``send`` is given."""
+"""``mqauth.brokers.kafka.client``: records to messages, total, and what ``send`` is given."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from mqauth.wire.message import Message
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
-    from mqauth.brokers.kafka import translate
-    from mqauth.brokers.kafka.translate import Logs
+    from mqauth.brokers.kafka import client as translate
+    from mqauth.brokers.kafka.client import Logs
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from mqauth.brokers.log.errors import OffsetsRefusedError
+from mqauth.brokers.log.records import OffsetsRefusedError
 from mqauth.brokers.log.starting import NAMED, beginning
 from mqauth.delivery.start import Committed, Start
 from mqauth.errors import ConfigurationError

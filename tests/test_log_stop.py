@@ -13,8 +13,8 @@ from mqauth.brokers import confluent
 from mqauth.brokers.event_loop import on_thread
 from mqauth.brokers.log import consumer as log_consumer
 from mqauth.brokers.log import event_loop as log_event_loop
-from mqauth.brokers.log.errors import CommitUnansweredError
 from mqauth.brokers.log.poller import UNANSWERED
+from mqauth.brokers.log.records import CommitUnansweredError
 from mqauth.delivery.health import UNCOMMITTED
 from mqauth.errors import Cause
 from mqauth.testing import FakeClock, Forge

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from integration.queue_acks import ACTS, Act, FakeChannel, carry_out, delivery
-from mqauth.brokers.queue.channel import ACK_DELAY, Acks
-from mqauth.brokers.rabbitmq.queue import sender
-from mqauth.delivery.acks import MAX_UNSENT, DeliveryTags
+from mqauth.brokers.queue.client import ACK_DELAY, Acks
+from mqauth.brokers.rabbitmq.consumer import sender
+from mqauth.delivery.slot import MAX_UNSENT, DeliveryTags
 from mqauth.judging.pipeline import Delivery
 
 orders = st.integers(1, 40).flatmap(

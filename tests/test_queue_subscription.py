@@ -9,17 +9,16 @@ from typing import Any
 
 from mqauth.brokers.queue.client import OpenChannel
 from mqauth.brokers.queue.subscription import AFTER_CANCEL, Subscription
-from mqauth.delivery.window import Window
 from mqauth.errors import Cause
 from mqauth.judging.token import Times
 from mqauth.testing import FakeClock
-from tests.delivery_parts import held, hold
+from tests.delivery_parts import held
 
 
 class Early:
     """A client whose broker cancels the first consumer before the call that starts it has returned its tag."""
 
-    reopens = False
+    queue, reopens, ended = "q", False, None
 
     def __init__(self) -> None:
         self.started: list[str] = []
@@ -49,6 +48,14 @@ class Early:
         self.cancelled.append(consumer)
 
 
+def made(calls: Any, clock: FakeClock, sleep: Any) -> Subscription:
+    """Return a subscription that takes no delivery."""
+    guard: Any = SimpleNamespace(
+        clock=clock, lease=60, handlers=lambda *_: None, verifier=SimpleNamespace(times=Times(), issuers=())
+    )
+    return Subscription(calls, guard, print, fail=print, dead_letters=None, coalesce_acks=False, sleep=sleep)
+
+
 async def test_cancelled_before_its_tag_is_known() -> None:
     """A cancel that comes in one read with the answer to ``basic.consume`` has the queue consumed anew, later."""
     calls, clock, slept = Early(), FakeClock(), list[float]()
@@ -56,10 +63,8 @@ async def test_cancelled_before_its_tag_is_known() -> None:
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    window, nothing = Window("q", clock, hold(clock), 10), Any
-    subscription = Subscription(
-        calls, window, nothing, nothing, times=Times(), coalesce=False, sleep=sleep  # type: ignore[arg-type]
-    )  # fmt: skip
+    subscription = made(calls, clock, sleep)
+    window = subscription.window
     running = asyncio.create_task(subscription.run())
     for _ in range(100):
         await asyncio.sleep(0)
@@ -91,13 +96,10 @@ class Suspending:
 
     def __init__(self) -> None:
         self.calls, clock = Slow(), FakeClock()
-        self.window = Window("q", clock, hold(clock), 10)
         self.probed = 0
-        retrier = SimpleNamespace(suspend=lambda: None, go_on=lambda: None, sleep_until_woken=asyncio.sleep)
-        processor: Any = SimpleNamespace(retrier=retrier, probe=self.probe)
-        self.subscription = Subscription(
-            self.calls, self.window, processor, None, times=Times(), coalesce=False, sleep=asyncio.sleep  # type: ignore[arg-type]
-        )  # fmt: skip
+        self.subscription = made(self.calls, clock, asyncio.sleep)
+        self.subscription.probe = self.probe  # type: ignore[method-assign]
+        self.window = self.subscription.window
         self.held = held(Cause.REPLAY_STORE_UNAVAILABLE)
         self.running = asyncio.create_task(self.subscription.run())
         self.suspending: Any = None
@@ -121,7 +123,7 @@ class Suspending:
     async def give_back(self) -> None:
         """End the waiting of the delivery, as whoever gives it back does."""
         self.held.end()
-        self.subscription.look(0)
+        self.subscription.look()
         await self.ended()
 
     async def stop(self) -> None:

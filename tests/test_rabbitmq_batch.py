@@ -16,7 +16,7 @@ from pamqp import commands
 from mqauth import ConfigurationError, MalformedMessage, Message, Signer
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError
-from mqauth.brokers.rabbitmq.publishing import DRAIN_EVERY, DirectPath, Encoded, ExchangePath, PublishPaths
+from mqauth.brokers.rabbitmq.producer import DRAIN_EVERY, DirectPath, Encoded, ExchangePath, PublishPaths
 from mqauth.brokers.rabbitmq.translate import to_message
 from mqauth.brokers.sealing import Pace, Sealing
 from mqauth.errors import Cause, Unavailable

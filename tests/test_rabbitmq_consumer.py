@@ -24,11 +24,9 @@ from pamqp.header import ContentHeader
 
 from mqauth import AuditFile, Cause, ConfigurationError, MemoryReplayStore, Pipeline, Verdict, Verified
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
 from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_untouched, try_settle
-from mqauth.brokers.rabbitmq.incoming import Delivered
-from mqauth.brokers.rabbitmq.queue import Deliveries
+from mqauth.brokers.rabbitmq.consumer import Delivered, Deliveries
 from mqauth.brokers.rabbitmq.translate import from_native, headers_out
 from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.progress import again
@@ -93,8 +91,12 @@ class Delivery(SimpleNamespace):
 
 
 def processing(guard: Pipeline, handler: Any, **settings: Any) -> Processor:
-    """Return a processor of a quorum queue ``q``."""
-    return Processor(Deliveries("q"), guard, handler, **{"delivery_limit": DEFAULT_DELIVERY_LIMIT} | settings)
+    """Return a processor of a quorum queue ``q``; ``before_requeue`` is its ``suspend``."""
+    suspend = settings.pop("before_requeue", None)
+    processor = Processor(Deliveries("q"), guard, handler, **settings)
+    if suspend is not None:
+        processor.suspend = suspend  # type: ignore[method-assign]
+    return processor
 
 
 def ask_instead(guard: Any, decide: Any) -> Any:
@@ -337,8 +339,8 @@ async def test_a_stale_delivery_is_not_begun(audit: AuditFile) -> None:
     consumer._subscription.acks = spot.tags  # which would fail to open anything
     delivery = spot.delivery()
     delivery.channel.is_closed = True
-    await consumer._on_message(delivery)
-    assert (spot.table.handled, spot.tags.settled, len(consumer._tasks)) == ([], [], 0)
+    await consumer._subscription.take(delivery)
+    assert (spot.table.handled, spot.tags.settled, len(consumer._subscription.tasks)) == ([], [], 0)
 
 
 async def test_a_delivery_has_one_context(audit: AuditFile) -> None:
@@ -358,8 +360,8 @@ async def test_a_delivery_has_one_context(audit: AuditFile) -> None:
     spot = Spot(audit)
     consumer = rabbitmq.Consumer(queue(), spot.table.guard, handler, dead_letters=Letters())
     consumer._subscription.acks = spot.tags
-    await consumer._on_message(spot.delivery())
-    await asyncio.gather(*consumer._tasks._running)
+    await consumer._subscription.take(spot.delivery())
+    await asyncio.gather(*consumer._subscription.tasks._running)
     assert (seen, var.get(), spot.tags.settled) == (["inside", "outside"], "outside", [1])
 
 
@@ -390,8 +392,8 @@ async def test_an_error_of_ours_on_the_spot_ends_the_consumer(
     """It is not left to aiormq, which would log it and go on with a delivery that nobody settles."""
     spot = Spot(audit)
     consumer = rabbitmq.Consumer(queue(), spot.table.guard, print, dead_letters=spot.table.letters)
-    monkeypatch.setattr(consumer._processor, "begin", broken)
-    await consumer._on_message(spot.delivery())
+    monkeypatch.setattr(consumer._subscription, "begin", broken)
+    await consumer._subscription.take(spot.delivery())
     assert isinstance(consumer._window.failure, ZeroDivisionError)
     assert consumer._stopping.is_set()
 
@@ -405,8 +407,8 @@ async def test_what_is_handled_on_the_spot_is_in_flight(audit: AuditFile) -> Non
     )
     consumer._subscription.acks = spot.tags
     for _ in range(2):
-        await consumer._on_message(spot.delivery())
-        await asyncio.gather(*consumer._tasks._running)
+        await consumer._subscription.take(spot.delivery())
+        await asyncio.gather(*consumer._subscription.tasks._running)
     assert (seen, spot.tags.settled) == ([1, 1], [1, 2])
     assert consumer.health().in_flight == 0
 
@@ -913,7 +915,7 @@ async def test_woken_is_tried_again_at_once(audit: AuditFile) -> None:
         await asyncio.sleep(0)
     assert len(table.processor.hold)
     table.letters.down = False
-    table.processor.retrier.wake()
+    table.processor.wake()
     assert (await asyncio.wait_for(processing, 30)).verdict is Verdict.REJECTED
     assert delivery.settled == ["ack"]
 

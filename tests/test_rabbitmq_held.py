@@ -11,7 +11,7 @@ import pytest
 
 from mqauth import AuditFile, Cause, ConfigurationError, Verdict, Verified
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.rabbitmq.queue import Deliveries
+from mqauth.brokers.rabbitmq.consumer import Deliveries
 from mqauth.delivery.hold import CONSUMER_TIMEOUT, HeldDelivery
 from mqauth.delivery.slot import Slot
 from mqauth.errors import Reason, RetryLater, Unavailable
@@ -81,7 +81,7 @@ async def test_retry_later_is_not_run_again_where_another_handled_it_meanwhile(a
         table.clock.advance(table.guard.lease + 1)
         await other.process(Delivery(honest, redelivered=True))
 
-    waits.processor.retrier._sleep = stand_still
+    waits.processor._sleep = stand_still
     outcome: Any = await waits.processor.process(delivery)
     assert (outcome.verdict, len(neighbour), waits.calls) == (Verdict.DUPLICATE, 1, 2)
 
@@ -149,14 +149,15 @@ async def test_the_last_delivery_is_held_through_an_outage_of_all(audit: AuditFi
 async def test_a_stop_gives_no_last_delivery_back(audit: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
     """At a stop one whose handler asked for another time is buried; one that waits for others is left, loudly."""
     waits = Waits(audit)
-    waits.processor.retrier.stop()
+    waits.processor.hold.stopping = True
+    waits.processor.wake()
     delivery = last(waits.table)
     assert (await waits.processor.process(delivery)).reason is Reason.HANDLER_FAILED  # type: ignore[union-attr]
     waits.table.letters.down = True
     source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
     consumer = rabbitmq.Consumer(source, waits.table.guard, waits.handler, dead_letters=waits.table.letters)
     delivery = last(waits.table)
-    await consumer._on_message(delivery)
+    await consumer._subscription.take(delivery)
     assert (consumer.health().at_limit, consumer.health().held) == (0, {})
     with caplog.at_level(logging.CRITICAL):
         await consumer.stop()
@@ -197,7 +198,8 @@ async def test_what_only_waits_for_its_confirm_has_the_grace(audit: AuditFile) -
         return confirm(request)
 
     store.confirm = away
-    table.processor.retrier.stop()
+    table.processor.hold.stopping = True
+    table.processor.wake()
     delivery = Delivery(table.honest())
     assert (await table.process(delivery)).verdict is Verdict.ACCEPTED
     assert (delivery.settled, len(table.handled)) == (["ack"], 1)
@@ -205,7 +207,7 @@ async def test_what_only_waits_for_its_confirm_has_the_grace(audit: AuditFile) -
 
 async def test_guarded_holds_every_cause(audit: AuditFile) -> None:
     """What cannot be suspended holds for half an hour what any other would give back after a minute."""
-    table = Table(audit, before_requeue=None)
+    table = Table(audit, hold=None)
     table.letters.down = True
     delivery = Delivery(rabbitmq_forged())
     assert (await table.process(delivery)).cause is Cause.DEAD_LETTER_UNAVAILABLE
@@ -247,7 +249,7 @@ def test_the_limit_of_a_queue(audit: AuditFile, told: int | None, arguments: dic
     """It is what is told, else what the queue was declared with here, else RabbitMQ's own, of quorum queues."""
     source = queue(arguments={"x-queue-type": "quorum"} | arguments)
     consumer = rabbitmq.Consumer(source, Table(audit).guard, print, dead_letters=Letters(), delivery_limit=told)
-    assert consumer._processor._limit == limit
+    assert consumer._subscription._limit == limit
 
 
 @pytest.mark.parametrize("on_the_spot", [False, True])
@@ -273,8 +275,8 @@ async def test_an_outage_longer_than_a_delivery_costs_one_message(audit: AuditFi
     for tag, message in enumerate((table.honest(), rabbitmq_forged())):
         delivery = Delivery(message)
         delivery.delivery_tag = tag
-        await consumer._on_message(delivery)
-        await asyncio.gather(*consumer._tasks._running)
+        await consumer._subscription.take(delivery)
+        await asyncio.gather(*consumer._subscription.tasks._running)
     assert acks.settled == ([0, 1] if on_the_spot else [])
     assert (consumer.health().prefetch, consumer._subscription._interrupted.is_set()) == (10, True)
 
@@ -285,12 +287,12 @@ async def test_a_consumer_that_was_full_is_not_for_ever(audit: AuditFile) -> Non
     source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
     consumer = rabbitmq.Consumer(source, table.guard, print, dead_letters=table.letters, prefetch=1)
     consumer._window.consumes("first")
-    room = consumer._processor.hold.capacity
+    room = consumer._subscription.hold.capacity
     room.put(1, tag="first", cause=Cause.HANDLER_DEFERRED, party=None, size=1)
-    consumer._subscription.look(0)
+    consumer._subscription.look()
     assert not consumer.health().consuming
     consumer._subscription._on_close("gone", False)
     room.take(1)
-    consumer._subscription.look(0)
+    consumer._subscription.look()
     consumer._window.consumes("second")
     assert consumer.health().consuming

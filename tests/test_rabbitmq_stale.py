@@ -16,7 +16,7 @@ from aio_pika import exceptions
 from mqauth import AuditFile, Cause, MemoryReplayStore, Verdict, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import closing_is_an_error, is_blocked, try_settle
-from mqauth.brokers.rabbitmq.queue import round_trip
+from mqauth.brokers.rabbitmq.consumer import round_trip
 from mqauth.delivery.hold import HeldDelivery
 from mqauth.delivery.progress import Progress
 from mqauth.delivery.slot import TIMEOUT_PARTS
@@ -371,7 +371,7 @@ async def test_whatever_a_handler_raises_its_delivery_comes_back(
     consumer._window.consumes("tag")
     delivery: Any = Delivery(honest := table.honest())
     delivery.nack = lambda: _remember(delivery.settled, f"requeue after {source.cancelled}")
-    await consumer._on_message(delivery)
+    await consumer._subscription.take(delivery)
     await consumer.stop()
     assert type(consumer._window.failure) is error
     assert delivery.settled == ["requeue after ['tag']"]
@@ -414,7 +414,7 @@ async def test_a_stop_is_one(audit: AuditFile) -> None:
     source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
     consumer = rabbitmq.Consumer(source, table.guard, handler, dead_letters=Letters(), grace=0)
     delivery: Any = Delivery(honest := table.honest())
-    await consumer._on_message(delivery)
+    await consumer._subscription.take(delivery)
     await begun.wait()
     asking = [asyncio.create_task(consumer.stop()) for _ in range(3)]
     await turns(3)
@@ -436,8 +436,8 @@ async def test_a_handler_may_stop_its_consumer(audit: AuditFile) -> None:
 
     consumer = rabbitmq.Consumer(source, table.guard, handler, dead_letters=Letters(), grace=3600)
     delivery: Any = Delivery(table.honest())
-    await consumer._on_message(delivery)
-    await asyncio.gather(*consumer._tasks._running)
+    await consumer._subscription.take(delivery)
+    await asyncio.gather(*consumer._subscription.tasks._running)
     assert (ended, delivery.settled) == (["stop"], ["ack"])
 
 
@@ -449,7 +449,7 @@ async def test_what_comes_while_stopping_is_given_back_after_the_cancel(audit: A
     delivery.nack = lambda: _remember(order, "requeue")
 
     async def cancel(_: str) -> None:
-        await consumer._on_message(delivery)
+        await consumer._subscription.take(delivery)
         await turns()
         order.append("cancelled")
 
@@ -485,7 +485,8 @@ async def test_what_only_trying_can_tell_stays_while_suspended(audit: AuditFile)
 
     async def suspend(held: HeldDelivery) -> bool:
         suspended.append(held)
-        processor.retrier.suspend()
+        processor.hold.suspended = True
+        processor.wake()
         table.guard.audit.write = write  # type: ignore[union-attr,method-assign]
         held.stays = held.needs_ours
         return held.stays
@@ -535,7 +536,7 @@ async def _judged(table: Table, delivery: Any) -> None:
     await arun(table.guard.judge(delivery))
 
 
-async def _judged_again(table: Table) -> tuple[rabbitmq.Judged, Silent]:
+async def _judged_again(table: Table) -> tuple[rabbitmq.AsyncJudgement, Silent]:
     """Judge what was handled before, on a channel that does not answer yet."""
     honest, channel = table.honest(), Silent()
     await table.process(Delivery(honest))
@@ -549,7 +550,7 @@ async def _judged_again(table: Table) -> tuple[rabbitmq.Judged, Silent]:
 async def test_what_was_judged_is_buried_after_a_round_trip(audit: AuditFile) -> None:
     """Who settles by himself buries a replay once the broker has answered on its channel, and not before."""
     judged, channel = await _judged_again(table := Table(audit))
-    burying = asyncio.create_task(judged.bury(table.letters))
+    burying = asyncio.create_task(judged.dead_letter(table.letters))
     await turns()
     assert (len(channel.answers), audit.path.read_text(), table.letters.found) == (1, "", [])
     channel.answers[0].set_result(None)
@@ -562,7 +563,7 @@ async def test_what_was_judged_is_not_buried_once_its_channel_ended(audit: Audit
     """Neither where it is known, nor where the broker does not answer; nor is it judged."""
     judged, channel = await _judged_again(table := Table(audit))
     channel.is_closed = when == "before"
-    burying = asyncio.create_task(judged.bury(table.letters))
+    burying = asyncio.create_task(judged.dead_letter(table.letters))
     await turns()
     for answer in channel.answers:
         answer.set_exception(Exception)

@@ -21,7 +21,7 @@ from pamqp.header import ContentHeader
 
 from mqauth.brokers.amqp_messages import may_be_too_large
 from mqauth.brokers.amqp_values import on_wire
-from mqauth.brokers.rabbitmq.incoming import Unreadable, delivered
+from mqauth.brokers.rabbitmq.consumer import Unreadable, delivered
 from mqauth.brokers.rabbitmq.translate import (
     MAX_HEADER_FRAME,
     Measured,

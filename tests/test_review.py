@@ -26,7 +26,7 @@ from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Issuer
 from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.dead_letter import PREFIX, DeadLetter, content_digest
-from mqauth.letters.release import RELEASE_HEADER, WAIVABLE
+from mqauth.letters.release import MAX_HOPS, RELEASE_HEADER, WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.review import (
     ALL,
@@ -299,6 +299,16 @@ def test_bad_metadata_is_a_fault(metadata: str) -> None:
     found = read(Letter(message=replace(form, headers=(*headers, (PREFIX + "metadata", metadata)))))
     assert (found.sound, found.original) == (False, None)
     assert found.fault
+
+
+@pytest.mark.parametrize(
+    ("history", "count"),
+    [("x", 0), ("{}", 0), ("[1]", 0), ("[{}]", 1), ("[{}, {}]", 2), (f"[{'{}, ' * MAX_HOPS}{{}}]", 0)],
+)
+def test_a_history_that_is_none_is_left_out(history: str, count: int) -> None:
+    """What a letter says of earlier letters is a list of at most eight objects, or nothing."""
+    headers = ((PREFIX + "history", history),)
+    assert len(read(Letter(message=rabbitmq_message(headers=headers))).history) == count
 
 
 def test_what_brokers_write_on_a_letter_does_not_make_it_unsound() -> None:

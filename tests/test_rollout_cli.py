@@ -101,6 +101,19 @@ def test_it_is_safe_where_nothing_speaks_against_it(place: Place) -> None:
     assert place.against() == []
 
 
+def test_how_often_an_end_was_moved_is_told(place: Place) -> None:
+    """Each end that a start named for the entry's destinations counts; those of others do not."""
+
+    def start(until: str, destination: str = "kafka:orders") -> AuditRecord:
+        rungs = [{"destinations": [destination], "rung": "observe", "until": until}]
+        return replace(observed(NOW - 60), verdict="rollout", extra={"rollout": {"rungs": rungs}})
+
+    ends = ["2026-12-31", "2026-12-31", "2027-01-31"]
+    place.records(observed(NOW - 60), *map(start, ends), start("2027-03-31", "kafka:stock"))
+    (found,) = json.loads(place.run("status", "--json")[1])
+    assert found["moved"] == 1
+
+
 def test_what_would_be_settled_speaks_against_nothing(place: Place) -> None:
     """A duplicate condemns nothing; it is shown, and does not count."""
     place.records(observed(NOW - 60, groups=[{**GROUP, "code": "duplicate"}]))

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mqauth import load
+from mqauth.config.consumer_settings import RolloutSettings
 from mqauth.config.declaration import read
-from mqauth.config.rollout_settings import RolloutSettings
 from mqauth.config.toml_file import Table
 from mqauth.errors import ConfigurationError
 from mqauth.judging.rollout import Rung

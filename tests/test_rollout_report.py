@@ -21,7 +21,7 @@ from mqauth.audit.record import iso_time
 from mqauth.audit.rollout_watch import last_rollout
 from mqauth.audit.sinks import MisuseWatch
 from mqauth.check import check
-from mqauth.delivery.health import QueueHealth, State, rungs, with_aliases
+from mqauth.delivery.health import QueueHealth, State, told_of
 from mqauth.errors import RejectNow
 from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.observing import lines
@@ -429,20 +429,23 @@ class TestAliases:
 
     def test_health_has_them(self, forge: Forge) -> None:
         """The state stays ``ok``: such a message has a proof like any other."""
-        healthy = QueueHealth(
+        found = QueueHealth(
             consuming=True, in_flight=0, deferred=0, stalled_since=None, cause=None, detail=None,
             connection_deaths=0, prefetch=1, unsettled=0, party=None, held={}, at_limit=0,
+            **told_of(None, forge.verifier(accept_as=[self.ALIAS])),
         )  # fmt: skip
-        found = with_aliases(healthy, forge.verifier(accept_as=[self.ALIAS]))
         assert found.aliases == {"kafka:eu.orders": f"{KAFKA}, kafka:refunds"}
         assert found.state is State.OK
-        assert with_aliases(healthy, forge.verifier()) is healthy
+        assert told_of(None, forge.verifier())["aliases"] == {}
 
-    def test_an_exemption_is_in_health_as_well(self) -> None:
+    def test_an_exemption_is_in_health_as_well(self, forge: Forge) -> None:
         """It is not enforced, so that the consumer is degraded."""
         exempt = Exemption(destination=RABBITMQ, until=date(2030, 9, 30), why="old")
-        assert rungs(Rollout(exemptions=[exempt])) == {RABBITMQ: "enforce, exempt until 2030-09-30"}
-        assert rungs(Rollout(at(Rung.OFF, RABBITMQ).entries, [exempt])) == {RABBITMQ: "off"}
+        verifier = forge.verifier()
+        told = told_of(Rollout(exemptions=[exempt]), verifier)["rollout"]
+        assert told == {RABBITMQ: "enforce, exempt until 2030-09-30"}
+        off = Rollout(at(Rung.OFF, RABBITMQ).entries, [exempt])
+        assert told_of(off, verifier)["rollout"] == {RABBITMQ: "off"}
 
     def test_a_gauge_has_them(self, forge: Forge) -> None:
         """How many destinations each accepts."""

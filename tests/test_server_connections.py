@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mqauth.cli import connections
-from mqauth.cli.serve import LogForm, LogLevel, listen, log_lines
+from mqauth.cli.serve import listen, log_lines
 from tests.authority_world import World
 from tests.test_authority_http import asked, fetch, serving
 
@@ -59,7 +59,7 @@ async def _silent() -> bytes:
 def test_a_warning_of_uvicorn_is_written_once_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever reaches the port cannot fill the log: a text comes once, others and errors as ever."""
     uvicorn = logging.getLogger("uvicorn.error")
-    with log_lines(LogForm.TEXT, LogLevel.INFO):
+    with log_lines("text", "info"):
         for _ in range(1000):
             uvicorn.warning("Invalid HTTP request received.")
         uvicorn.warning("another")

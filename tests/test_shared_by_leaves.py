@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mqauth.brokers import amqp_messages, amqp_values
-from mqauth.brokers.dead_letters import MAX_UNCONFIRMED, MAX_UNCONFIRMED_BYTES, Unconfirmed, first_taken, in_time
+from mqauth.brokers.dead_letters import first_taken, in_time
 from mqauth.brokers.sealing import OpenCalls
 from mqauth.errors import Cause, MalformedMessage, Reason, Rejection, Unavailable
 from mqauth.flow import arun, call, run
@@ -149,29 +149,6 @@ async def test_what_keeps_a_message_from_the_broker(error: Exception, detail: st
     with pytest.raises(MalformedMessage):
         async with in_time(60, Cause.AUDIT_UNAVAILABLE, TooLargeError):
             raise MalformedMessage("ours")
-
-
-def test_open_outcomes_are_kept_within_a_bound() -> None:
-    """The oldest of too many open outcomes is forgotten; what is taken is taken once."""
-    found = Unconfirmed()
-    for index in range(MAX_UNCONFIRMED + 1):
-        found.keep(str(index), index, 1)
-    assert (found.take("0"), found.take("1"), found.take("1")) == (None, 1, None)
-
-
-def test_open_outcomes_are_kept_within_a_bound_of_bytes() -> None:
-    """Large records push out the oldest ones; the latest is always kept, and what was taken counts no more."""
-    found, half = Unconfirmed(), MAX_UNCONFIRMED_BYTES // 2
-    found.keep("a", "a", half)
-    found.keep("b", "b", half)
-    found.keep("b", "b again", half)
-    found.keep("c", "c", 1)
-    assert [found.take(name) for name in "abc"] == [None, "b again", "c"]
-    found.keep("d", "d", half)
-    found.keep("e", "e", half)
-    assert found.take("d") == "d"
-    found.keep("f", "f", 3 * half)
-    assert [found.take(name) for name in "ef"] == [None, "f"]
 
 
 async def test_a_closing_waits_for_the_calls_under_way() -> None:

@@ -162,3 +162,9 @@ def refused(store: object, message: mqauth.Message) -> None:
     mqauth.Verifier(keys={})  # type: ignore[call-arg]
     handle(message)  # type: ignore[arg-type]
     mqauth.Issuer(keys=mqauth.KeySet([]), subjects={"*": "orders-api"})  # type: ignore[dict-item]
+
+
+def misspelt(queue: AbstractQueue, client: KafkaConsumer, letters: rabbitmq.DeadLetters) -> None:
+    """An option that no consumer has, and one of the other broker."""
+    rabbitmq.Consumer(queue, guard, handler, dead_letters=letters, prefech=1)  # type: ignore[call-arg]
+    kafka.Consumer(client, guard, handle, dead_letters=letters, prefetch=1)  # type: ignore[call-arg]

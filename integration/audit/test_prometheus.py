@@ -21,7 +21,7 @@ from integration.services.prometheus import Prometheus
 from mqauth.audit.file import AuditFile
 from mqauth.audit.misuse import Alert
 from mqauth.audit.sinks import FloodGate, MisuseWatch
-from mqauth.authority.records import Answered
+from mqauth.authority.desk import Answered
 from mqauth.errors import Reason, RejectNow
 from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.pipeline import Pipeline

@@ -13,7 +13,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, Final
 
-from integration.benchmarks.client.contenders import Contender, Effort, contenders_of, share
+from integration.benchmarks.client.contenders import Contender, Effort, share
 from integration.benchmarks.client.rounds import Rounds, Spread, Variant, alternate
 from integration.benchmarks.client.run import TOLD
 
@@ -38,7 +38,7 @@ def contenders(clients: Mapping[str, str], url: str, undo: ExitStack) -> Iterato
     for client, name in clients.items():
         module: Any = import_module(f"integration.benchmarks.client.{name}")
         connections = undo.enter_context(module.Connections(url))
-        for one in contenders_of(connections, module.Wrapped, module.Signed, module.Batched, ()):
+        for one in module.contenders(connections):
             undo.callback(one.close)
             if one.name in TOLD:
                 yield client, one

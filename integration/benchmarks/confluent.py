@@ -20,7 +20,7 @@ from integration.benchmarks.client.workload import Refusals
 from integration.benchmarks.counting import instructions, told
 from integration.benchmarks.leaf import BODY, LeafBench, command, tell
 from mqauth.brokers import confluent
-from mqauth.brokers.confluent.translate import translated
+from mqauth.brokers.confluent.client import translated
 from mqauth.brokers.log.records import NO_LOG, RecordPlace
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.delivery.assignment import Assignment

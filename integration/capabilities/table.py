@@ -99,15 +99,14 @@ CAPABILITIES: Final = (
     Capability(
         "a message comes again after a kill, and is handled",
         _BY_CONTRACT
-        | yes("test_confluent_aio.py::test_killed_and_started_again", _AIO)
-        | yes("test_faststream_kill.py::test_killed_in_the_handler", *FASTSTREAM),
+        | yes("test_kills.py::test_killed_and_started_again", _AIO, *FASTSTREAM),
     ),
     Capability(
         "acks and commits cover settled messages only",
         _BY_CONTRACT
-        | yes("test_confluent_aio.py::test_storm", _AIO)
-        | yes("test_faststream_kill.py::test_storm", _FS_KAFKA, _FS_CONFLUENT)
-        | yes("test_faststream_kill.py::test_killed_in_the_handler", _FS_RABBITMQ),
+        | yes("test_storms.py::test_storm", _AIO)
+        | yes("test_storms.py::test_storm_of_faststream", _FS_KAFKA, _FS_CONFLUENT)
+        | yes("test_kills.py::test_killed_and_started_again", _FS_RABBITMQ),
     ),
     Capability("`RetryLater` holds a message", yes(f"{_PROMISES}test_what_waits_comes_again")),
     Capability(

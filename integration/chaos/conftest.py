@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from integration.chaos.count import Count
-from integration.services import Kafka, RabbitMQ, Redis
+from integration.services import RabbitMQ
 
 INTERCEPTOR = "message_interceptors.incoming.set_header_timestamp.overwrite = true"
 
@@ -33,26 +33,6 @@ def report(capsys: pytest.CaptureFixture[str]) -> Callable[[Count], None]:
 
 
 @pytest.fixture(scope="session")
-def _our_redis(redis: Redis) -> Iterator[Redis]:
-    """The shared Redis where it is ours, else one more."""
-    if redis.ours:
-        yield redis
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MQAUTH_REDIS_URL")
-        server = Redis.launch()
-    with server:
-        yield server
-
-
-@pytest.fixture
-def own_redis(_our_redis: Redis) -> Iterator[Redis]:
-    """A Redis that the test may stop; it is brought back for the next."""
-    yield _our_redis
-    _our_redis.start()
-
-
-@pytest.fixture(scope="session")
 def _our_rabbitmq() -> Iterator[RabbitMQ]:
     """A RabbitMQ with the interceptor that stamps what it receives."""
     with RabbitMQ.launch(extra_config=[INTERCEPTOR]) as broker:
@@ -64,23 +44,3 @@ def own_rabbitmq(_our_rabbitmq: RabbitMQ) -> Iterator[RabbitMQ]:
     """A RabbitMQ that gives evidence of append time and that the test may stop; it is brought back."""
     yield _our_rabbitmq
     _our_rabbitmq.start()
-
-
-@pytest.fixture(scope="session")
-def _our_kafka(kafka: Kafka) -> Iterator[Kafka]:
-    """The shared Kafka where it is ours, else one more."""
-    if kafka.ours:
-        yield kafka
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MQAUTH_KAFKA_URL")
-        server = Kafka.launch()
-    with server:
-        yield server
-
-
-@pytest.fixture
-def own_kafka(_our_kafka: Kafka) -> Iterator[Kafka]:
-    """A Kafka that the test may stop; it is brought back for the next."""
-    yield _our_kafka
-    _our_kafka.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import Counter
@@ -15,19 +14,14 @@ import kafka as kafka_python
 from kafka import OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError
 
-from integration.chaos.count import Count, Letter, Sent, count
-from mqauth import Allow, AuditFile, Pipeline, Verified, Verifier
+from integration.chaos.count import Count, Letter
+from integration.chaos.row import Row
+from mqauth import Pipeline, Verified
 from mqauth.brokers import kafka
 from mqauth.brokers.log.records import native_headers, to_message
-from mqauth.flow import Attempts
-from mqauth.judging.pipeline import Outcome
-from mqauth.replay.memory import MemoryReplayStore
-from mqauth.replay.rules import ReplayStore
 from mqauth.signer import Signer
 from mqauth.stores.redis import RedisReplayStore
-from mqauth.testing.forge import SUBJECT, Forge
 from mqauth.testing.stage_kafka import KafkaStage
-from mqauth.wire.jwk import dump_key_set
 
 APPEND: dict[str, Any] = {"at": "append", "max_queue_age": 3600}
 """Verifier settings for a topic whose broker stamps what it receives."""
@@ -37,7 +31,7 @@ PATIENCE = 60.0
 _PYTHON: Any = kafka_python
 
 
-class Scene:
+class Scene(Row):
     """What a row publishes and finds; its topics are on one broker and have names of their own.
 
     Args:
@@ -47,19 +41,13 @@ class Scene:
         lifetime: seconds an honest token lives.
     """
 
+    broker, client, append, place = "kafka", "kafka-python", APPEND, "kafka:"
+
     def __init__(self, url: str, folder: Path, *, partitions: int = 2, lifetime: int = 3600) -> None:
-        self.url = url
         self.stage = KafkaStage(url, partitions=partitions, config=STAMPED)
-        self.name, self.dead, self.group = self.stage.topic, self.stage.dead, self.stage.group
+        super().__init__(url, self.stage.topic, self.stage.dead, folder, lifetime=lifetime)
+        self.group = self.stage.group
         self.places = [TopicPartition(self.name, number) for number in range(partitions)]
-        self.folder = folder
-        self.forge = Forge(lifetime=lifetime)
-        self.honest: list[bytes] = []
-        self.failing: list[bytes] = []
-        self.forged: list[bytes] = []
-        self.copies: Counter[bytes] = Counter()
-        self.handled: list[bytes] = []
-        self.outcomes: list[Outcome] = []
         self._sealed: dict[bytes, list[tuple[str, bytes]]] = {}
         self._closing: list[Any] = []
         self.publishing = self.keep(_PYTHON.KafkaProducer(bootstrap_servers=self.stage.servers, linger_ms=5))
@@ -76,25 +64,11 @@ class Scene:
         self._closing.append(closing)
         return closing
 
-    @property
-    def handled_file(self) -> Path:
-        """Where consumers in other processes write what they handled."""
-        return self.folder / "handled"
-
-    @property
-    def keys_file(self) -> Path:
-        """The key set in a file, for consumers in other processes."""
-        path = self.folder / "jwks.json"
-        path.write_text(json.dumps(dump_key_set(self.forge.keys)))
-        return path
-
     def send(
         self, number: int, *, signer: Signer | None = None, failing: bool = False, partition: int | None = None
     ) -> list[bytes]:
         """Publish so many honest messages, over all partitions or to one, and return their bodies."""
-        known = self.failing if failing else self.honest
-        bodies = [b"%s %d" % (b"failing" if failing else b"honest", len(known) + n) for n in range(number)]
-        known += bodies
+        bodies = self.named(number, failing=failing)
         signer = signer or self.forge.signer()
         for body in bodies:
             self._sealed[body] = self._seal(body, signer)
@@ -112,8 +86,7 @@ class Scene:
     def send_stubbornly(self, producer: kafka.Producer, number: int) -> int:
         """Publish honest messages, each anew until confirmed; return the sends that failed."""
         failures = 0
-        waiting = [b"honest %d" % (len(self.honest) + n) for n in range(number)]
-        self.honest += waiting
+        waiting = self.named(number)
         while waiting:
             waiting = _unconfirmed(producer, self.name, waiting)
             failures += len(waiting)
@@ -121,8 +94,7 @@ class Scene:
 
     def forge_some(self, number: int, *, signer: Signer | None = None, partition: int | None = None) -> None:
         """Publish so many forged messages: with a token of a signer nobody should believe, or with none."""
-        bodies = [b"forged %d" % (len(self.forged) + n) for n in range(number)]
-        self.forged += bodies
+        bodies = self.named_forged(number)
         for body in bodies:
             self._sealed[body] = [] if signer is None else self._seal(body, signer)
         self._publish(bodies, partition)
@@ -149,30 +121,13 @@ class Scene:
         for future in futures:
             future.get(timeout=PATIENCE)
 
-    def audit_file(self) -> AuditFile:
-        """Return the audit of this row."""
-        return AuditFile(self.folder / "audit.jsonl", fsync=False)
-
-    def verifier(self, **settings: Any) -> Verifier:
-        """Return a verifier that judges times by the broker's stamp."""
-        return self.forge.verifier(**(APPEND | settings))
-
     def store(self, url: str, **settings: Any) -> RedisReplayStore:
         """Return a store on a real Redis, of this row's own."""
         store = RedisReplayStore.from_url(url, timeout=1, namespace=self.name, **settings)
         self._closing.append(store)
         return store
 
-    def guard(self, audit: AuditFile, replay: ReplayStore | None = None, **settings: Any) -> Pipeline:
-        """Return a pipeline that trusts the forge on the source."""
-        wanted: dict[str, Any] = {
-            "verifier": self.verifier(), "policy": Allow({SUBJECT: ["kafka:" + self.name]}), "audit": audit,
-            "replay": replay or MemoryReplayStore(), "attempts": Attempts(limit=2, wait=0, wait_max=0),
-            "observers": [lambda outcome, message, seconds: self.outcomes.append(outcome)],
-        }  # fmt: skip
-        return Pipeline(**(wanted | settings))
-
-    def client(self, **settings: Any) -> Any:
+    def consuming(self, **settings: Any) -> Any:
         """Return a client of the row's group, subscribed to the source."""
         return self.keep(self.stage.consumer(**settings))
 
@@ -185,7 +140,7 @@ class Scene:
     ) -> kafka.Consumer:
         """Return a consumer of the source; its client is a new one, of these settings, or one there is."""
         if client is None or isinstance(client, dict):
-            client = self.client(**(client or {}))
+            client = self.consuming(**(client or {}))
         wanted: dict[str, Any] = {"backoff": kafka.Backoff(first=0.1, longest=0.5)}
         if "dead_letters" not in settings:
             wanted["dead_letters"] = kafka.DeadLetters(self.letter_client(), self.dead, timeout=5)
@@ -228,9 +183,7 @@ class Scene:
 
     def count(self, row: str, *, handled: Iterable[bytes] | None = None, letters: Iterable[Letter] = ()) -> Count:
         """Return the sums of the row; ``letters`` are those of a topic that is gone."""
-        sent = Sent(honest=self.honest, failing=self.failing, forged=self.forged, copies=self.copies)
-        handled = self.handled if handled is None else handled
-        return count(row, "kafka", sent, handled=handled, letters=[*letters, *self.letters()])
+        return self.summed(row, handled, [*letters, *self.letters()])
 
     def _asker(self, group: str) -> Any:
         """Return a client that asks for offsets of a group and never joins it."""

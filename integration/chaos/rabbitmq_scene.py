@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -15,18 +14,13 @@ import aio_pika
 from aio_pika.abc import AbstractConnection
 from pamqp import commands
 
-from integration.chaos.count import Count, Letter, Sent, count
-from mqauth import Allow, AuditFile, Pipeline, Verified, Verifier
+from integration.chaos.count import Count, Letter
+from integration.chaos.row import Row
+from mqauth import Pipeline, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import LOST
-from mqauth.flow import Attempts
-from mqauth.judging.pipeline import Outcome
-from mqauth.replay.memory import MemoryReplayStore
-from mqauth.replay.rules import ReplayStore
 from mqauth.signer import Signer
 from mqauth.stores.redis import AsyncRedisReplayStore
-from mqauth.testing.forge import SUBJECT, Forge
-from mqauth.wire.jwk import dump_key_set
 
 APPEND: dict[str, Any] = {"at": "append", "max_queue_age": 3600, "append_evidence": "interceptor"}
 """Verifier settings for a broker that stamps what it receives."""
@@ -35,7 +29,7 @@ MOMENT = 0.02
 PATIENCE = 60.0
 
 
-class Scene:
+class Scene(Row):
     """What a row publishes and finds; its queues are on one broker and have names of their own.
 
     Args:
@@ -44,18 +38,11 @@ class Scene:
         lifetime: seconds an honest token lives.
     """
 
+    broker, client, append, place = "rabbitmq", "aio-pika", APPEND, "rabbitmq:/"
+
     def __init__(self, url: str, folder: Path, *, lifetime: int = 3600) -> None:
-        self.url = url
-        self.name = f"mqauth-chaos-{uuid.uuid4().hex[:12]}"
-        self.dead = self.name + ".dead"
-        self.folder = folder
-        self.forge = Forge(lifetime=lifetime)
-        self.honest: list[bytes] = []
-        self.failing: list[bytes] = []
-        self.forged: list[bytes] = []
-        self.copies: Counter[bytes] = Counter()
-        self.handled: list[bytes] = []
-        self.outcomes: list[Outcome] = []
+        name = f"mqauth-chaos-{uuid.uuid4().hex[:12]}"
+        super().__init__(url, name, name + ".dead", folder, lifetime=lifetime)
         self._sealed: dict[bytes, aio_pika.Message] = {}
         self._stores: list[AsyncRedisReplayStore] = []
         self._connections: list[AbstractConnection] = []
@@ -83,23 +70,9 @@ class Scene:
         self._connections.append(connection)
         return await connection.channel()
 
-    @property
-    def handled_file(self) -> Path:
-        """Where consumers in other processes write what they handled."""
-        return self.folder / "handled"
-
-    @property
-    def keys_file(self) -> Path:
-        """The key set in a file, for consumers in other processes."""
-        path = self.folder / "jwks.json"
-        path.write_text(json.dumps(dump_key_set(self.forge.keys)))
-        return path
-
     async def send(self, number: int, *, signer: Signer | None = None, failing: bool = False) -> list[bytes]:
         """Publish so many honest messages, and return their bodies."""
-        known = self.failing if failing else self.honest
-        bodies = [b"%s %d" % (b"failing" if failing else b"honest", len(known) + n) for n in range(number)]
-        known += bodies
+        bodies = self.named(number, failing=failing)
         producer = rabbitmq.Producer(self.publishing.default_exchange, signer or self.forge.signer())
         for body in bodies:
             self._sealed[body] = producer.seal(aio_pika.Message(body, delivery_mode=2), self.name)
@@ -108,9 +81,7 @@ class Scene:
 
     async def send_stubbornly(self, number: int) -> int:
         """Publish honest messages, each again until it is confirmed; return how often that was necessary."""
-        bodies = [b"honest %d" % (len(self.honest) + n) for n in range(number)]
-        self.honest += bodies
-        return sum(await asyncio.gather(*map(self._until_confirmed, bodies)))
+        return sum(await asyncio.gather(*map(self._until_confirmed, self.named(number))))
 
     async def _until_confirmed(self, body: bytes) -> int:
         """Publish one message under a new token each time; return the attempts that failed."""
@@ -127,9 +98,7 @@ class Scene:
 
     async def forge_some(self, number: int, *, signer: Signer | None = None) -> None:
         """Publish so many forged messages: with a token of a signer nobody should believe, or with none."""
-        bodies = [b"forged %d" % (len(self.forged) + n) for n in range(number)]
-        self.forged += bodies
-        messages = [aio_pika.Message(body, delivery_mode=2) for body in bodies]
+        messages = [aio_pika.Message(body, delivery_mode=2) for body in self.named_forged(number)]
         if signer is not None:
             producer = rabbitmq.Producer(self.publishing.default_exchange, signer)
             messages = [producer.seal(message, self.name) for message in messages]
@@ -150,28 +119,11 @@ class Scene:
             results = await asyncio.gather(*(exchange.publish(message, self.name) for message in several))
             assert all(isinstance(result, commands.Basic.Ack) for result in results)
 
-    def audit_file(self) -> AuditFile:
-        """Return the audit of this row."""
-        return AuditFile(self.folder / "audit.jsonl", fsync=False)
-
-    def verifier(self, **settings: Any) -> Verifier:
-        """Return a verifier that judges times by the broker's stamp."""
-        return self.forge.verifier(**(APPEND | settings))
-
     def store(self, url: str, timeout: float = 1, **settings: Any) -> AsyncRedisReplayStore:
         """Return a store on a real Redis, of this row's own."""
         store = AsyncRedisReplayStore.from_url(url, timeout=timeout, namespace=self.name, **settings)
         self._stores.append(store)
         return store
-
-    def guard(self, audit: AuditFile, replay: ReplayStore | None = None, **settings: Any) -> Pipeline:
-        """Return a pipeline that trusts the forge on the source."""
-        wanted: dict[str, Any] = {
-            "verifier": self.verifier(), "policy": Allow({SUBJECT: ["rabbitmq:/" + self.name]}), "audit": audit,
-            "replay": replay or MemoryReplayStore(), "attempts": Attempts(limit=2, wait=0, wait_max=0),
-            "observers": [lambda outcome, message, seconds: self.outcomes.append(outcome)],
-        }  # fmt: skip
-        return Pipeline(**(wanted | settings))
 
     async def consumer(
         self, guard: Pipeline, handler: Any = None, *, url: str | None = None, **settings: Any
@@ -230,9 +182,7 @@ class Scene:
         self, row: str, *, handled: Iterable[bytes] | None = None, letters: Iterable[Letter] = ()
     ) -> Count:
         """Return the sums of the row; the dead letters are taken, beside those that were taken before."""
-        sent = Sent(honest=self.honest, failing=self.failing, forged=self.forged, copies=self.copies)
-        handled = self.handled if handled is None else handled
-        return count(row, "rabbitmq", sent, handled=handled, letters=[*letters, *await self.letters()])
+        return self.summed(row, handled, [*letters, *await self.letters()])
 
 
 @asynccontextmanager

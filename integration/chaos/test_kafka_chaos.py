@@ -22,7 +22,6 @@ from kafka.coordinator.assignors.range import RangePartitionAssignor
 
 from integration.chaos.count import Count
 from integration.chaos.kafka_scene import Scene, scene, until
-from integration.chaos.kafka_victim import Moment, Orders
 from integration.chaos.rabbitmq_world import (
     Disk,
     FastClock,
@@ -36,6 +35,7 @@ from integration.chaos.rabbitmq_world import (
 from integration.keyserver import KeyServer
 from integration.scale import nightly
 from integration.services import Kafka, Redis
+from integration.victim import Moment, Orders
 from mqauth import JWKS, Verified
 from mqauth.audit.chain import verify_chain
 from mqauth.errors import Cause
@@ -76,18 +76,8 @@ def stopping(own_kafka: Kafka, tmp_path: Path) -> Iterator[Scene]:
 
 def orders(row: Scene, redis: Redis, **settings: Any) -> Orders:
     """Return what a consumer process of a row is to do."""
-    row.handled_file.touch()
-    wanted: dict[str, Any] = {
-        "url": row.url, "topic": row.name, "dead": row.dead, "group": row.group, "redis": redis.url,
-        "keys": str(row.keys_file), "handled": str(row.handled_file), "assigned": str(row.folder),
-        "audit": str(row.folder / "audit.jsonl"),
-    }  # fmt: skip
-    return Orders(**(wanted | settings))
-
-
-def handled_by_processes(row: Scene) -> list[bytes]:
-    """Return what the consumer processes of a row handled."""
-    return row.handled_file.read_bytes().split(b"\n")[:-1]
+    wanted: dict[str, Any] = {"redis": redis.url, "assigned": str(row.folder), "at_once": 500}
+    return row.orders(**(wanted | settings))
 
 
 def ended(*processes: subprocess.Popen[bytes]) -> None:
@@ -124,9 +114,9 @@ def test_consumer_killed(
             victim = orders(row, redis, moment=moment, after=after, reread=reread, at_once=1).process()
             assert victim.wait(WITHIN) == -signal.SIGKILL
         survivor = orders(row, redis, reread=reread).process()
-        row.done(handled=lambda: handled_by_processes(row))
+        row.done(handled=row.handled_elsewhere)
         ended(survivor)
-        found = row.count(f"consumer killed between {between}", handled=handled_by_processes(row))
+        found = row.count(f"consumer killed between {between}", handled=row.handled_elsewhere())
         report(found)
         assert found.handled_again in again[0]
         assert found.letters_again in again[1]
@@ -146,10 +136,10 @@ def test_consumers_race_on_copies(kafka: Kafka, redis: Redis, tmp_path: Path, re
             some = row.send(50, partition=number % 4 // 2)
             row.copy(some, partition=1 - number % 4 // 2)
         row.copy(row.honest[:50])
-        row.done(handled=lambda: handled_by_processes(row))
+        row.done(handled=row.handled_elsewhere)
         ended(*racers)
         assert all(path.stat().st_size for path in tmp_path.glob("audit.*.jsonl"))
-        found = row.count("two consumers racing on copies", handled=handled_by_processes(row))
+        found = row.count("two consumers racing on copies", handled=row.handled_elsewhere())
         report(found)
         assert found.duplicates == 0
 
@@ -176,7 +166,7 @@ def test_rebalance_in_the_middle(row: Scene, redis: Redis, report: Report, assig
         guard = row.guard(audit, row.store(redis.url))
         with row.consumer(guard, handler, client=settings) as first:
             assert begun.wait(WITHIN)
-            client = row.client(**settings)
+            client = row.consuming(**settings)
             with row.consumer(guard, client=client) as second:
                 until(lambda: bool(client.assignment()), second)
                 joined.set()
@@ -201,7 +191,7 @@ def test_offset_reset_same_group(
         store = row.store(redis.url, clock=clock)
         verifier = row.verifier(max_queue_age=7 * DAY)
         guard = row.guard(audit, store, clock=clock, reread=reread, verifier=verifier)
-        client = row.client()
+        client = row.consuming()
         for _ in range(6):
             seen = len(row.outcomes)
             with row.consumer(guard, client=client) as consumer:
@@ -241,7 +231,7 @@ def test_redelivery_storm(row: Scene, redis: Redis, report: Report) -> None:
     bodies = row.send(1000, partition=0)
     with row.audit_file() as audit:
         guard = row.guard(audit, row.store(redis.url))
-        client = row.client()
+        client = row.consuming()
         for times in range(6):
             with row.consumer(guard, client=client) as consumer:
                 until(lambda: len(row.handled) == 1000 * (times + 1), consumer)  # noqa: B023 - ends within
@@ -481,10 +471,10 @@ def test_audit_disk_full(
         until(lambda: "audit_unavailable" in log.read_text())
         assert len(row.letters()) < 20  # a page of the file may have had room for a record or two
         place.free(victim.pid)
-        row.done(handled=lambda: handled_by_processes(row))
+        row.done(handled=row.handled_elsewhere)
         ended(victim)
         chain = verify_chain(audit)
-        found = row.count(f"audit disk full ({disk.__name__})", handled=handled_by_processes(row))
+        found = row.count(f"audit disk full ({disk.__name__})", handled=row.handled_elsewhere())
         report(found)
         assert (chain.intact, chain.records, found.duplicates) == (True, 20, 0)
 
@@ -570,7 +560,7 @@ def test_long_pause_is_no_rebalance(row: Scene, own_redis: Redis, report: Report
     """A partition that waits four times ``max_poll_interval_ms`` long is still ours, in the same generation."""
     row.send(20)
     limits = {"max_poll_interval_ms": 1500, "session_timeout_ms": 3000, "heartbeat_interval_ms": 300}
-    client = row.client(**limits)
+    client = row.consuming(**limits)
     generation = client._coordinator.generation_if_stable
     with row.audit_file() as audit:
         guard = row.guard(audit, row.store(own_redis.url))

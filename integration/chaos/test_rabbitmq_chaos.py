@@ -18,7 +18,6 @@ import pytest
 
 from integration.chaos.count import Count, Letter
 from integration.chaos.rabbitmq_scene import PATIENCE, Scene, scene, until
-from integration.chaos.rabbitmq_victim import Moment, Orders
 from integration.chaos.rabbitmq_world import (
     Disk,
     FastClock,
@@ -32,6 +31,7 @@ from integration.chaos.rabbitmq_world import (
 from integration.keyserver import KeyServer
 from integration.scale import nightly
 from integration.services import RabbitMQ, Redis
+from integration.victim import Moment, Orders
 from integration.wire import Wire
 from mqauth import JWKS, Verified
 from mqauth.audit.chain import verify_chain
@@ -57,17 +57,8 @@ async def row(own_rabbitmq: RabbitMQ, tmp_path: Path) -> AsyncIterator[Scene]:
 
 def orders(row: Scene, redis: Redis, **settings: Any) -> Orders:
     """Return what a consumer process of a row is to do."""
-    row.handled_file.touch()
-    wanted: dict[str, Any] = {
-        "url": row.url, "queue": row.name, "dead": row.dead, "redis": redis.url, "keys": str(row.keys_file),
-        "handled": str(row.handled_file), "audit": str(row.folder / "audit.jsonl"), "lease": LEASE,
-    }  # fmt: skip
-    return Orders(**(wanted | settings))
-
-
-def handled_by_processes(row: Scene) -> list[bytes]:
-    """Return what the consumer processes of a row handled."""
-    return row.handled_file.read_bytes().split(b"\n")[:-1]
+    wanted: dict[str, Any] = {"redis": redis.url, "lease": LEASE, "at_once": 10, "ends": True}
+    return row.orders(**(wanted | settings))
 
 
 @pytest.mark.slow
@@ -87,11 +78,11 @@ async def test_consumer_killed(
     await row.send(40)
     await row.forge_some(20)
     for after in (3, 7):
-        victim = await orders(row, own_redis, moment=moment, after=after, prefetch=1).process()
+        victim = await orders(row, own_redis, moment=moment, after=after, at_once=1).aprocess()
         assert await asyncio.wait_for(victim.wait(), WITHIN) == -signal.SIGKILL
-    survivor = await orders(row, own_redis).process()
+    survivor = await orders(row, own_redis).aprocess()
     assert await asyncio.wait_for(survivor.wait(), WITHIN) == 0
-    found = await row.count(f"consumer killed between {between}", handled=handled_by_processes(row))
+    found = await row.count(f"consumer killed between {between}", handled=row.handled_elsewhere())
     report(found)
     assert (found.handled_again, found.letters_again) == again
     chain = verify_chain(row.folder / "audit.jsonl")
@@ -105,10 +96,10 @@ async def test_consumers_race_on_copies(row: Scene, own_redis: Redis, report: Re
     await row.copy(bodies)
     await row.copy(bodies[:50])
     audit = str(row.folder / "audit.{pid}.jsonl")
-    racers = [await orders(row, own_redis, audit=audit, lease=60).process() for _ in range(2)]
+    racers = [await orders(row, own_redis, audit=audit, lease=60).aprocess() for _ in range(2)]
     assert [await asyncio.wait_for(racer.wait(), WITHIN) for racer in racers] == [0, 0]
     assert all(path.stat().st_size for path in row.folder.glob("audit.*.jsonl"))
-    found = await row.count("two consumers racing on copies", handled=handled_by_processes(row))
+    found = await row.count("two consumers racing on copies", handled=row.handled_elsewhere())
     report(found)
     assert found.duplicates == 0
 
@@ -335,7 +326,7 @@ async def test_audit_disk_full(
     log = row.folder / "log"
     with disk(row.folder / "disk") as place, log.open("wb") as stderr:
         audit = place.folder / "audit.jsonl"
-        victim = await orders(row, own_redis, audit=str(audit), ends=False, hold=1).process(stderr=stderr)
+        victim = await orders(row, own_redis, audit=str(audit), ends=False, hold=1).aprocess(stderr=stderr)
         await row.forge_some(5)
         await until(lambda: _waits(row, row.dead, 5))
         place.fill(victim.pid)
@@ -344,11 +335,11 @@ async def test_audit_disk_full(
         await until(lambda: "is stalled: audit_unavailable" in log.read_text())
         assert await row.waiting(row.dead) < 20  # a page of the file may have had room for a record or two
         place.free(victim.pid)
-        await row.done(handled=lambda: handled_by_processes(row))
+        await row.done(handled=row.handled_elsewhere)
         victim.terminate()
         assert await asyncio.wait_for(victim.wait(), WITHIN) == 0
         chain = verify_chain(audit)
-    found = await row.count(f"audit disk full ({disk.__name__})", handled=handled_by_processes(row))
+    found = await row.count(f"audit disk full ({disk.__name__})", handled=row.handled_elsewhere())
     report(found)
     assert (chain.intact, chain.records, found.duplicates) == (True, 20, 0)
 

@@ -13,7 +13,6 @@ import pytest
 
 from integration.chaos.count import Count
 from integration.chaos.rabbitmq_scene import Scene, scene, until
-from integration.chaos.rabbitmq_victim import Orders
 from integration.chaos.rabbitmq_world import SteppingClock
 from integration.services import RabbitMQ, Redis
 from integration.wire import Wire
@@ -37,12 +36,11 @@ async def row(own_rabbitmq: RabbitMQ, tmp_path: Path) -> AsyncIterator[Scene]:
 @asynccontextmanager
 async def consumers(row: Scene, redis: Redis, number: int) -> AsyncIterator[list[asyncio.subprocess.Process]]:
     """Run consumer processes on connections with a short heartbeat, and end them in order."""
-    row.handled_file.touch()
-    orders = Orders(
-        url=f"{row.url}?heartbeat={HEARTBEAT}", queue=row.name, dead=row.dead, redis=redis.url, ends=False,
-        keys=str(row.keys_file), handled=str(row.handled_file), audit=str(row.folder / "audit.{pid}.jsonl"),
+    orders = row.orders(
+        url=f"{row.url}?heartbeat={HEARTBEAT}", redis=redis.url, at_once=10,
+        audit=str(row.folder / "audit.{pid}.jsonl"),
     )  # fmt: skip
-    processes = [await orders.process() for _ in range(number)]
+    processes = [await orders.aprocess() for _ in range(number)]
     try:
         await until(lambda: _consumed_by(row, number))
         yield processes

@@ -29,7 +29,7 @@ from celery.signals import setup_logging
 
 import mqauth
 from mqauth.brokers import amqp_messages
-from mqauth.brokers.log.judge import judged
+from mqauth.brokers.judge import judged
 from mqauth.wire.message import Message
 
 OPEN, CLOSED = "web", "billing"

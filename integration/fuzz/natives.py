@@ -24,12 +24,12 @@ from pika import data as pika_data
 from integration.fuzz import seeds
 from integration.fuzz.draw import Draw, sized
 from integration.fuzz.oracles import plain
-from mqauth.brokers.aiokafka import translate as aiokafka_translate
-from mqauth.brokers.confluent import translate as confluent_translate
-from mqauth.brokers.kafka import translate as kafka_translate
+from mqauth.brokers.aiokafka import client as aiokafka_translate
+from mqauth.brokers.confluent import client as confluent_translate
+from mqauth.brokers.kafka import client as kafka_translate
 from mqauth.brokers.log.records import to_message
 from mqauth.brokers.pika import translate as pika_translate
-from mqauth.brokers.rabbitmq import incoming
+from mqauth.brokers.rabbitmq import consumer as incoming
 from mqauth.brokers.rabbitmq import translate as rabbitmq_translate
 from mqauth.errors import MalformedMessage
 from mqauth.letters.dead_letter import content_digest

@@ -20,7 +20,7 @@ from integration.fuzz.draw import Draw, packed_message, sized
 from integration.fuzz.oracles import plain
 from integration.fuzz.readers import is_carried
 from mqauth.console import display, pages
-from mqauth.console.site import Cookie, Place, Session, Sessions, Site
+from mqauth.console.site import ConsoleQueue, Cookie, Sessions, Site, WebSession
 from mqauth.errors import ConfigurationError, Reason, Rejection
 from mqauth.letters.dead_letter import MAX_HEADERS, DeadLetter
 from mqauth.review import LARGEST, QUEUE, Filter, Index
@@ -158,11 +158,11 @@ def _site() -> Site:
     box = SimpleNamespace(name="orders.dead")
     session = SimpleNamespace(box=box, guard=object(), can_redrive=True, can_discard=True)
     backend: Any = SimpleNamespace(letters=SimpleNamespace(lost=None), session=session, job=None, files=["audit"])
-    place = Place(backend)
+    place = ConsoleQueue(backend)
     return Site([place], Sessions(), Cookie(name="mqauth", tls=False), place)
 
 
-_SESSION: Final = Session(name="ada", role="reviewer", began=0.0, used=0.0)
+_SESSION: Final = WebSession(name="ada", role="reviewer", began=0.0, used=0.0)
 
 
 def _render(name: str, **values: Any) -> str:

@@ -27,8 +27,9 @@ _START: Final = 0.5
 """Seconds in which a command starts and reads letters, about; kills fall there too."""
 _PATIENCE: Final = 60.0
 _JITTER: Final = 0.01
-_RATE: Final = "100"
-"""Letters a second: slow enough that no run is through before it is killed."""
+_SLOW: Final = 5
+"""Letters a second of a run that is killed: on a busy machine its killer may stand still for seconds."""
+_FAST: Final = 100
 _TICK: Final = 0.001
 
 
@@ -75,7 +76,8 @@ def play_kills(scene: Scene, act: str, kills: int, letters: int, seed: int) -> T
     for number in range(letters):
         scene.stage.inject(scene.message("expired", number))
     scene.consume(letters)
-    arguments = command(scene, act, *(_releasing(scene) if act == "redrive" else ()))
+    more = _releasing(scene) if act == "redrive" else ()
+    arguments = command(scene, act, *more, rate=_SLOW)
     worst = 0
     for number in range(kills):
         code = killed(scene, arguments, rng, letters // (kills + 1))
@@ -85,7 +87,7 @@ def play_kills(scene: Scene, act: str, kills: int, letters: int, seed: int) -> T
         if code == 0:
             break
     else:
-        subprocess.run(line(arguments), stdout=subprocess.DEVNULL, timeout=300, check=True)
+        subprocess.run(line(command(scene, act, *more)), stdout=subprocess.DEVNULL, timeout=300, check=True)
     return _counted(scene, act, kills, letters, worst)
 
 
@@ -114,11 +116,11 @@ def _counted(scene: Scene, act: str, kills: int, letters: int, worst: int) -> Ta
     )  # fmt: skip
 
 
-def command(scene: Scene, act: str, *more: str) -> list[str]:
+def command(scene: Scene, act: str, *more: str, rate: int = _FAST) -> list[str]:
     """Return the command line of an act on everything."""
     name = ("--topic", scene.place.topic) if scene.place.on_kafka else ("--queue", scene.place.queue)
     return ["dlq", act, "--broker", scene.place.broker, *map(str, name), "--why", WHY, "--yes", "--json",
-            "--rate", _RATE, "--audit", str(scene.folder / "reviewer.jsonl"), *more]  # fmt: skip
+            "--rate", str(rate), "--audit", str(scene.folder / "reviewer.jsonl"), *more]  # fmt: skip
 
 
 def line(arguments: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from mqauth import Pipeline, Verified
 from mqauth.audit.file import AuditFile
 from mqauth.audit.record import read_records
-from mqauth.cli.broker import Place, opened
+from mqauth.cli.broker import LetterAddress, opened
 from mqauth.errors import Reason
 from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Issuer
@@ -56,10 +56,10 @@ class Scene:
         self.handled: list[Verified] = []
         self.replay = MemoryReplayStore()
         if isinstance(stage, KafkaStage):
-            self.place = Place(broker=url, topic=stage.dead)
+            self.place = LetterAddress(broker=url, topic=stage.dead)
             self.scope = stage.group
         else:
-            self.place = Place(broker=url, queue=stage.dead)
+            self.place = LetterAddress(broker=url, queue=stage.dead)
             self.scope = stage.queue
         self.outcomes = Counter[str]()
 

@@ -27,7 +27,7 @@ import kafka
 
 from integration.console.running import console
 from integration.review.scene import KINDS, Scene
-from mqauth.brokers.kafka import translate as kafka_translate
+from mqauth.brokers.kafka import client as kafka_translate
 from mqauth.brokers.log import records as log_records
 from mqauth.brokers.rabbitmq import translate as rabbitmq_translate
 from mqauth.errors import Reason, Rejection

@@ -9,7 +9,7 @@ import pytest
 
 from integration.scale import nightly
 from integration.services import RabbitMQ
-from mqauth.brokers.rabbitmq.topology import declare_dead_letters
+from mqauth.brokers.rabbitmq.confirmed import declare_dead_letters
 from mqauth.review.rabbitmq import RabbitMQLetterBox
 
 LETTERS = 400

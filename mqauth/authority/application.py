@@ -15,10 +15,9 @@ from contextlib import suppress
 from typing import Any, Final
 
 from mqauth import logs
-from mqauth.authority.issuing import PATH, Asked, IdentityAuthority
-from mqauth.authority.rates import Rate
-from mqauth.authority.records import Answered, Trace
-from mqauth.authority.refusals import ISSUED, SLOW_DOWN, UNAVAILABLE, Answer, Refusal, Refused, grant_only
+from mqauth.authority.desk import Answered, Trace
+from mqauth.authority.issuing import PATH, IdentityAuthority, IssueRequest
+from mqauth.authority.refusals import ISSUED, SLOW_DOWN, UNAVAILABLE, Answer, Rate, Refusal, Refused, grant_only
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Unavailable, require
 from mqauth.keystore.remote.keyserver import KeyServer
@@ -28,15 +27,10 @@ from mqauth.wire.claims import is_name
 from mqauth.wire.identity import ALGORITHMS
 
 MAX_BODY: Final = 16 * 1024
-BODY_SECONDS: Final = 10.0
-"""Seconds in which a request's body has to come."""
 MAX_AGE: Final = 60
 """Seconds for which a copy of the JWK Set is fresh: after them a cut-off is seen."""
 REFUSALS: Final = 60
 """Refusals a minute of one address and one holder of a credential; whoever asks on is not read."""
-RETRY_AFTER: Final = 5
-UNREAD: Final = "unread"
-"""Why an address gets ``slow_down`` that was refused too often."""
 _SCHEMES: Final = ("bearer", "dpop")
 _DEPTH: Final = 2
 Message = MutableMapping[str, Any]
@@ -79,28 +73,26 @@ class AuthorityServer:
         """Answer one request."""
         if scope["type"] != "http" or scope["path"] != PATH:
             await self._keys(scope, receive, send)
-        elif scope["method"] != "POST":
+            return
+        if scope["method"] != "POST":
             await _send(send, Answer(405, "invalid_request"), {}, [(b"allow", b"POST")])
-        else:
-            await self._identity(scope, receive, send)
-
-    async def _identity(self, scope: Message, receive: Receive, send: Send) -> None:
+            return
         began, trace, headers = self._clock.monotonic(), Trace(_address(scope)), list(scope["headers"])
         # Refusals are counted by address and holder. Anybody can name a holder, but only with a credential of its
         # issuer's form, and once for each holder.
         shown = [value for name, value in headers if name == b"authorization"]
         credential = shown[0].decode("latin-1").partition(" ")[2].strip(" ") if len(shown) == 1 else ""
         asks = f"{trace.address} {self._authority.desk.holder(credential)}"
-        wait = self._refusals.wait(asks)
-        reply: tuple[Reply, str] = (SLOW_DOWN, {}, wait), UNREAD
+        wait = self._refusals.take(asks, 0)
+        reply: tuple[Reply, str] = (SLOW_DOWN, {}, wait), "unread"
         if not wait:
             raw = None
             try:
                 with suppress(TimeoutError):
-                    raw = await asyncio.wait_for(_body(receive), BODY_SECONDS)
+                    raw = await asyncio.wait_for(_body(receive), timeout=10.0)
             except ConnectionError:
                 # Nobody asked for anything, and nobody listens: there is nothing to judge, to record or to answer.
-                self._refusals.count(asks)
+                self._refusals.take(asks)
                 return
             reply = await asyncio.to_thread(self._judged, headers, raw, trace, asks)
         (answer, body, wait), why = reply
@@ -126,20 +118,24 @@ class AuthorityServer:
             except Refused as refused:
                 # What is refused for its rate is honest, and must not shut out others of its address.
                 if refused.refusal is not Refusal.RATE_EXCEEDED:
-                    self._refusals.count(asks)
+                    self._refusals.take(asks)
                 self._authority.refuse(refused, trace)
                 return (refused.answer, {}, refused.wait), refused.refusal.value
         except Unavailable as error:
             if self._lines.admits("authority.unavailable", (error.cause.value,), {}):
                 emit("authority.unavailable", "no identity can be given: %s", error)
-            return (UNAVAILABLE, {}, RETRY_AFTER), error.cause.value
+            return (UNAVAILABLE, {}, 5), error.cause.value
         # Seconds from now, so that the clock of whoever asked does not matter.
-        told = {"wit": issued.wit, "sub": issued.subject, "expires_in": issued.lifetime,
-                "renew_in": issued.lifetime // 2}  # fmt: skip
+        told = {
+            "wit": issued.wit,
+            "sub": issued.subject,
+            "expires_in": issued.lifetime,
+            "renew_in": issued.lifetime // 2,
+        }
         return (ISSUED, told, 0), ""
 
 
-def _asked(headers: Headers, body: bytes | None) -> Asked:
+def _asked(headers: Headers, body: bytes | None) -> IssueRequest:
     """Return what a request asks for.
 
     Raises:
@@ -160,7 +156,9 @@ def _asked(headers: Headers, body: bytes | None) -> Asked:
         require(is_name(named.get("sub", "-")), "its sub is no name", ValueError)
     except ValueError as error:
         raise Refused(Refusal.REQUEST_MALFORMED, f"the body: {error}") from error
-    return Asked(credential.strip(" "), proofs[0].decode("ascii"), named.get("sub"), scheme.lower() == "dpop")
+    return IssueRequest(
+        credential.strip(" "), proofs[0].decode("ascii"), named.get("sub"), scheme.lower() == "dpop"
+    )
 
 
 async def _body(receive: Receive) -> bytes | None:
@@ -191,8 +189,11 @@ def _address(scope: Message) -> str:
 async def _send(send: Send, answer: Answer, body: dict[str, Any], more: list[tuple[bytes, bytes]]) -> None:
     raw = strict_json.dumps(body or {"error": answer.error})
     headers = [
-        (b"content-type", b"application/json"), (b"cache-control", b"no-store"),
-        (b"x-content-type-options", b"nosniff"), (b"content-length", str(len(raw)).encode()), *more,
-    ]  # fmt: skip
+        (b"content-type", b"application/json"),
+        (b"cache-control", b"no-store"),
+        (b"x-content-type-options", b"nosniff"),
+        (b"content-length", str(len(raw)).encode()),
+        *more,
+    ]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": raw})

@@ -3,6 +3,12 @@
 One kind serves Kubernetes' projected tokens, client credentials of an OpenID provider, SPIRE's JWT-SVIDs and CI
 systems. A producer that has none of these signs a JWT with its own key (``mqauth-enrol+jwt``), and only for the
 subjects that this key speaks for: whoever has any key of a set could otherwise ask for any grant.
+
+Beside a credential stands a DPoP proof. JWTs of others have other headers than our tokens, so
+``mqauth.wire.jws.take_apart`` does not read them. What is read here is as strict otherwise: one form of
+base64url, one reading of JSON, and no ``crit``. A proof is for one method, one URL, one credential and one
+minute. Its ``jti`` is not remembered: whoever repeats a request gets a WIT that only the holder of the key can
+use. Sources: RFC 7515, 7519, 8725 and 9449.
 """
 
 from __future__ import annotations
@@ -10,22 +16,105 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
-from mqauth.authority.dpop import SKEW, Jwt, open_jwt
 from mqauth.authority.refusals import Refusal, Refused, grant_only
 from mqauth.errors import Rejection, Unavailable, require
-from mqauth.wire import claims, jws
+from mqauth.wire import base64url, claims, identity, jws, strict_json
+from mqauth.wire.dpop import HEADER, PROOF_TYPE
 from mqauth.wire.enrolment import CREDENTIAL_TYPE
 from mqauth.wire.jwk import check_source
+from mqauth.wire.jws import ALLOWED, Opened
 from mqauth.wire.keys import Key, KeySource
+
+MAX_JWT: Final = 8192
+"""Bytes of a credential or of a proof."""
+_DEPTH: Final = 8
+_SEGMENTS: Final = 3
+
+
+class Jwt(NamedTuple):
+    """A JWT taken apart; nothing in it is believed.
+
+    Args:
+        header: its JOSE header.
+        claims: its claims.
+        opened: the same for ``jws.verify``.
+    """
+
+    header: dict[str, Any]
+    claims: dict[str, Any]
+    opened: Opened
+
+    def __repr__(self) -> str:
+        return f"Jwt({self.header.get('typ')!r})"
+
+
+def open_jwt(text: str) -> Jwt:
+    """Take a JWT apart.
+
+    Raises:
+        ValueError: it is too large, in another form, or has an algorithm that is not on the list.
+    """
+    require(len(text) <= MAX_JWT, f"over {MAX_JWT} bytes", ValueError)
+    raw = text.encode("ascii")
+    segments = raw.split(b".", _SEGMENTS)
+    require(len(segments) == _SEGMENTS, "not three segments", ValueError)
+    header, payload, signature = (base64url.decode(segment) for segment in segments)
+    found, claims = (strict_json.loads(part, depth=_DEPTH) for part in (header, payload))
+    require(type(found) is dict and type(claims) is dict, "its header or its claims are no object", ValueError)
+    algorithm, kid = found.get("alg"), found.get("kid", "")
+    require(type(algorithm) is str and algorithm in ALLOWED, "its alg is not on the list", ValueError)
+    require(type(kid) is str, "its kid is no text", ValueError)
+    require("crit" not in found, "it has a crit", ValueError)
+    return Jwt(found, claims, Opened(algorithm, kid, raw[: raw.rindex(b".")], payload, signature))
+
+
+_require: Final = partial(require, error=ValueError)
+SKEW: Final = 60
+"""Seconds by which the clock of whoever asks may differ, either way."""
+
+
+def held_key(proof: str, *, url: str, credential: str, now: float) -> Mapping[str, str]:
+    """Return the public key, as it goes into a WIT, that a proof shows to be held.
+
+    Args:
+        proof: the one header ``DPoP``.
+        url: that ``htu`` has to say.
+        credential: that ``ath`` has to be the digest of.
+        now: UTC seconds.
+
+    Raises:
+        Refused: ``dpop_invalid``.
+    """
+    try:
+        header, said, opened = open_jwt(proof)
+        _require(header.keys() == HEADER, "its header has not exactly typ, alg and jwk")
+        _require(header["typ"] == PROOF_TYPE, f"its typ is not {PROOF_TYPE}")
+        _require(type(header["jwk"]) is dict, "its jwk is no object")
+        # A JWK in a proof need not have an alg (RFC 9449, section 4.2); if it has one, it is that of the header.
+        jwk = identity.read_jwk({"alg": opened.algorithm} | header["jwk"])
+        _require(jwk["alg"] == opened.algorithm, "its jwk names another alg")
+        jws.verify(opened, identity.key_of(jwk))
+        # What it is for: this method, URL, credential and minute.
+        issued = said.get("iat")
+        _require(said.get("htm") == "POST", "its htm is another method")
+        _require(said.get("htu") == url, "its htu is another URL")
+        _require(type(issued) is int and abs(issued - now) <= SKEW, f"its iat is not within {SKEW} s")
+        _require(claims.is_name(said.get("jti")), "it has no jti")
+        ath = base64url.digest(credential.encode("ascii"))
+        _require(said.get("ath") == ath, "its ath is of another credential")
+    except Rejection as error:
+        raise Refused(Refusal.DPOP_INVALID, error.detail.replace("of the identity", "of the proof")) from error
+    except ValueError as error:
+        raise Refused(Refusal.DPOP_INVALID, str(error)) from error
+    return jwk
+
 
 MAX_LIFETIME: Final = 86_400
 _TYPES: Final = frozenset(("jwt", "jose", "at+jwt", "application/jwt", "application/at+jwt"))
 """``typ`` of others' JWTs, in lower case; it may also be left out (RFC 7519, section 5.1; RFC 9068)."""
-_BINDINGS: Final = frozenset(("jwk", "jwe", "kid", "jku", "x5t#S256", "osc"))
-"""Members of ``cnf`` that bind to something that is not checked here (IANA, JWT confirmation methods)."""
-_SIZE: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +142,7 @@ class CredentialIssuer:
         check_source(self.keys, *(() if self.enrolment else ("jwt-svid",)))
 
 
-class Credential(NamedTuple):
+class ShownCredential(NamedTuple):
     """What a credential says.
 
     Args:
@@ -71,7 +160,7 @@ class Credential(NamedTuple):
     verified: bool = False
 
     def __repr__(self) -> str:
-        return f"Credential({self.name!r})"
+        return f"ShownCredential({self.name!r})"
 
     def text(self, name: str) -> str | None:
         """Return a claim that is a text, else ``None``."""
@@ -86,22 +175,8 @@ class Credential(NamedTuple):
         return found if isinstance(found, str) else None
 
 
-class Reading(NamedTuple):
-    """A credential that was taken apart, before it is believed.
-
-    Args:
-        jwt: its parts.
-        said: what it says.
-        issuer: whose it is.
-    """
-
-    jwt: Jwt
-    said: Credential
-    issuer: CredentialIssuer
-
-
-def read(text: str, issuers: Mapping[str, CredentialIssuer]) -> Reading:
-    """Take a credential apart, and find its issuer.
+def read(text: str, issuers: Mapping[str, CredentialIssuer]) -> tuple[ShownCredential, Jwt, CredentialIssuer]:
+    """Return what a credential says before it is believed, its parts, and whose it is.
 
     Args:
         text: as it stands in ``Authorization``.
@@ -119,14 +194,18 @@ def read(text: str, issuers: Mapping[str, CredentialIssuer]) -> Reading:
     found = issuers.get(name) if type(name) is str else None
     if found is None:
         raise Refused(Refusal.CREDENTIAL_ISSUER, "its iss is not configured")
-    return Reading(jwt, Credential(found.name, found.issuer, jwt.opened.kid, jwt.claims), found)
+    return ShownCredential(found.name, found.issuer, jwt.opened.kid, jwt.claims), jwt, found
 
 
-def verify(reading: Reading, *, audience: str, now: float) -> Credential:
+def verify(
+    said: ShownCredential, jwt: Jwt, issuer: CredentialIssuer, *, audience: str, now: float
+) -> ShownCredential:
     """Return a credential that may be believed.
 
     Args:
-        reading: of ``read``.
+        said: what it says, of ``read``.
+        jwt: its parts.
+        issuer: whose it is.
         audience: that ``aud`` has to say, and nothing else.
         now: UTC seconds.
 
@@ -134,7 +213,6 @@ def verify(reading: Reading, *, audience: str, now: float) -> Credential:
         Refused: the first of the rules that it breaks.
         Unavailable: the issuer's keys are out of reach.
     """
-    jwt, said, issuer = reading
     # Its type, and its signature.
     typ: Any = jwt.header.get("typ")
     if issuer.enrolment:
@@ -165,8 +243,10 @@ def verify(reading: Reading, *, audience: str, now: float) -> Credential:
     # A binding that cannot be read must not make it a bearer credential. What is no binding is ignored (RFC 7800,
     # section 3.1): Keycloak says ``kc-jkt-type`` beside it.
     cnf = jwt.claims.get("cnf", {"jkt": ""})
-    jkt = cnf.get("jkt") if type(cnf) is dict and not _BINDINGS & cnf.keys() else None
-    bound = type(jkt) is str and len(jkt) < _SIZE
+    # The other members bind to something that is not checked here (IANA, JWT confirmation methods).
+    unchecked = {"jwk", "jwe", "kid", "jku", "x5t#S256", "osc"}
+    jkt = cnf.get("jkt") if type(cnf) is dict and not unchecked & cnf.keys() else None
+    bound = type(jkt) is str and len(jkt) < 256
     grant_only(bound, Refusal.CREDENTIAL_BINDING, "its cnf is not a jkt alone")
     return said._replace(verified=True)
 

@@ -6,18 +6,18 @@ was lost is asked for again. A record of each identity is durable before anybody
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from mqauth.audit.record import AuditSink
-from mqauth.authority import dpop
-from mqauth.authority.desk import CredentialDesk, Grant
-from mqauth.authority.rates import Rate
-from mqauth.authority.records import Records, Trace
-from mqauth.authority.refusals import Refusal, Refused, grant_only
-from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
+from mqauth.audit.record import AuditRecord, AuditSink, sha256, token_fields
+from mqauth.authority.credential import held_key
+from mqauth.authority.desk import ISSUED, REFUSED, CredentialDesk, Grant, Trace
+from mqauth.authority.refusals import Rate, Refusal, Refused, grant_only
+from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, Rejection, Unavailable, require
 from mqauth.flow import is_awaitable
+from mqauth.logs import harmless
 from mqauth.wire import base64url, identity, jws, strict_json
 from mqauth.wire.keys import NO_CUTOFFS, Cutoff, SigningKeySource
 
@@ -27,10 +27,9 @@ SHORTEST: Final = 300
 LONGEST: Final = 86_400
 RATE: Final = 600
 """WITs of one subject a minute: a rollout starts hundreds of instances."""
-_JTI: Final = 16
 
 
-class Asked(NamedTuple):
+class IssueRequest(NamedTuple):
     """What somebody asks with.
 
     Args:
@@ -46,7 +45,7 @@ class Asked(NamedTuple):
     bound: bool = False
 
     def __repr__(self) -> str:
-        return f"Asked(subject={self.subject!r})"
+        return f"IssueRequest(subject={self.subject!r})"
 
 
 class Issued(NamedTuple):
@@ -83,11 +82,18 @@ class IdentityAuthority:
     """
 
     def __init__(
-        self, *, trust_domain: str, desk: CredentialDesk, keys: SigningKeySource, audit: AuditSink,
-        lifetime: int = LIFETIME, rate: int = RATE,
+        self,
+        *,
+        trust_domain: str,
+        desk: CredentialDesk,
+        keys: SigningKeySource,
+        audit: AuditSink,
+        lifetime: int = LIFETIME,
+        rate: int = RATE,
         cutoffs: Callable[[], Mapping[str, Cutoff]] = lambda: NO_CUTOFFS,
-        clock: Clock = SYSTEM_CLOCK, randomness: Randomness = SYSTEM_RANDOMNESS,
-    ) -> None:  # fmt: skip
+        clock: Clock = SYSTEM_CLOCK,
+        randomness: Randomness = SYSTEM_RANDOMNESS,
+    ) -> None:
         self.trust_domain = trust_domain
         self.desk = desk
         self.lifetime = lifetime
@@ -97,12 +103,11 @@ class IdentityAuthority:
         self._cutoffs = cutoffs
         self._clock = clock
         self._randomness = randomness
-        self._records = Records(trust_domain, clock, randomness)
 
     def __repr__(self) -> str:
         return f"IdentityAuthority({self.trust_domain!r})"
 
-    def issue(self, asked: Asked, trace: Trace) -> Issued:
+    def issue(self, asked: IssueRequest, trace: Trace) -> Issued:
         """Return an identity for whoever asks, once its record is durable.
 
         Args:
@@ -114,18 +119,18 @@ class IdentityAuthority:
             Unavailable: the issuer's keys, the signing key or the audit is out of reach.
         """
         trace.subject = asked.subject
-        held = dpop.verify(
+        jwk = held_key(
             asked.proof, url=self.desk.audience + PATH, credential=asked.credential, now=self._clock.now()
         )
-        trace.jkt = held.jkt
+        trace.jkt = identity.jkt_of(jwk)
         found = self.desk.read(asked.credential, trace)
         binding, is_bound = Refusal.CREDENTIAL_BINDING, found.jkt is not None
-        grant_only(found.jkt in (None, held.jkt), binding, "it is bound to another key")
+        grant_only(found.jkt in (None, trace.jkt), binding, "it is bound to another key")
         # RFC 9449, sections 7.1 and 7.2
         grant_only(asked.bound is is_bound, binding, "it is shown as Bearer where it is bound, or else as DPoP")
         grant = self.desk.grant(found, asked.subject)
         trace.subject = grant.subject
-        return self.vouch(grant, held.jwk, trace)
+        return self.vouch(grant, jwk, trace)
 
     def vouch(self, grant: Grant, jwk: Mapping[str, str], trace: Trace) -> Issued:
         """Return a WIT for a key that is known to be the subject's, once its record is durable.
@@ -144,12 +149,20 @@ class IdentityAuthority:
         wait = self._rates.take(grant.subject)
         grant_only(not wait, Refusal.RATE_EXCEEDED, "too many identities of the subject in a minute", wait)
         lifetime = grant.lifetime or self.lifetime
-        said = {
-            "sub": grant.subject, "iat": now, "exp": now + lifetime,
-            "jti": base64url.encode(self._randomness(_JTI)).decode("ascii"), "cnf": {"jwk": dict(jwk)},
-        }  # fmt: skip
-        wit = self._signed(strict_json.dumps(said | dict(grant.claims)))
-        self._write(self._records.issued(trace, wit, lifetime))
+        claims = {
+            "sub": grant.subject,
+            "iat": now,
+            "exp": now + lifetime,
+            "jti": base64url.encode(self._randomness(16)).decode("ascii"),
+            "cnf": {"jwk": dict(jwk)},
+        }
+        wit = self._signed(strict_json.dumps(claims | dict(grant.claims)))
+        who = wit.identity
+        token = token_fields(None, who.kid, wit.opened.algorithm, None, verified=True, identity=who)
+        times = {"iat": who.issued, "exp": who.expires}
+        token["verified"] |= {"iss": self.trust_domain, "sub": who.subject, "jti": who.jti} | times
+        token["thumbprint"] = sha256(wit.text)
+        self._write(ISSUED, None, f"for {lifetime} s", token, trace)
         return Issued(wit.text.decode("ascii"), grant.subject, lifetime)
 
     def refuse(self, refused: Refused, trace: Trace) -> None:
@@ -158,7 +171,10 @@ class IdentityAuthority:
         Raises:
             Unavailable: ``audit_unavailable``.
         """
-        self._write(self._records.refused(trace, refused))
+        # What nobody proved stands under ``claimed``.
+        subject = {} if trace.subject is None else {"sub": harmless(trace.subject)}
+        token = {"claimed": {"iss": self.trust_domain, **subject}, "thumbprint": None}
+        self._write(REFUSED, refused.refusal.value, refused.detail, token, trace)
 
     def _signed(self, payload: bytes) -> identity.Wit:
         """Return a signed WIT, read as a consumer does: nobody gets one that every consumer would refuse."""
@@ -174,6 +190,23 @@ class IdentityAuthority:
         except Rejection as error:
             raise Unavailable(Cause.KEYS_UNAVAILABLE, f"consumers would not take it: {error}") from error
 
-    def _write(self, record: Any) -> None:
+    def _write(self, verdict: str, reason: str | None, detail: str, token: dict[str, Any], trace: Trace) -> None:
+        record = AuditRecord(
+            id=uuid7(self._clock, self._randomness),
+            time=self._clock.now(),
+            verdict=verdict,
+            reason=reason,
+            detail=detail,
+            scope=self.trust_domain,
+            broker={},
+            token=token,
+            body_sha256=None,
+            body_size=None,
+            key_set=None,
+            policy=None,
+            dead_letter=None,
+            instance=os.uname().nodename,
+            extra={"asked": trace.as_dict()},
+        )
         written = self._audit.write(record)
         require(not is_awaitable(written), "the audit sink of an authority is asynchronous", RuntimeError)

@@ -21,17 +21,19 @@ from mqauth.wire.message import Message, Origin, message_of
 
 APPEND_HEADER: Final = "timestamp_in_ms"
 SHORT_STRINGS: Final = {
-    "content-type": "content_type", "content-encoding": "content_encoding", "type": "type",
-    "message-id": "message_id", "correlation-id": "correlation_id", "reply-to": "reply_to",
-    "app-id": "app_id", "user-id": "user_id",
-}  # fmt: skip
+    "content-type": "content_type",
+    "content-encoding": "content_encoding",
+    "type": "type",
+    "message-id": "message_id",
+    "correlation-id": "correlation_id",
+    "reply-to": "reply_to",
+    "app-id": "app_id",
+    "user-id": "user_id",
+}
 """AMQP's text properties, each with the attribute that clients keep it in."""
 MAX_HEADER_FRAME: Final = 131_064
 """Bytes of properties and headers in one frame: RabbitMQ's ``frame_max`` of 131,072 less the frame's own 8."""
-_REST: Final = 12
-"""Bytes of a header frame before its properties: class, weight and body size."""
 DIRECT_REPLY: Final = "amq.rabbitmq.reply-to."
-_ID_BYTES: Final = 16
 _OVER_SIZE: Final = re.compile(r"message size \d+ (?:is )?larger than (?:configured )?max size (\d+)")
 """RabbitMQ's text for a body over its ``max_message_size``."""
 Number: TypeAlias = tuple[str, str, Callable[[object], int | None]]
@@ -39,7 +41,7 @@ Number: TypeAlias = tuple[str, str, Callable[[object], int | None]]
 
 
 def delivered(
-    found: Any,
+    native_properties: Any,
     numbers: Iterable[Number],
     body: object,
     *,
@@ -54,7 +56,7 @@ def delivered(
     """Return the message of a delivery.
 
     Args:
-        found: has AMQP's properties as attributes, and ``headers``.
+        native_properties: has AMQP's properties as attributes, and ``headers``.
         numbers: its number properties.
         body: the bytes.
         exchange: as the broker says; empty or ``None`` for the default exchange.
@@ -68,14 +70,30 @@ def delivered(
     Raises:
         Exception: exchange or routing key are no text; ``unreadable`` makes the message then.
     """
-    headers = headers_in(found.headers, faults)
+    headers = headers_in(native_properties.headers, faults)
     exchange, routing_key = _broker_name(exchange), _broker_name(routing_key)
-    appended = append_time(found.headers) if headers else None
+    appended = append_time(native_properties.headers) if headers else None
     if not isinstance(body, bytes | bytearray):
         faults.append("the body is no bytes")
-    place, properties = destination.rabbitmq(exchange, routing_key), _properties_in(found, numbers, faults)
+    # Those properties that are present, as text, by AMQP's hyphenated names.
+    properties: dict[str, str] = {}
+    for name, attribute in SHORT_STRINGS.items():
+        value = getattr(native_properties, attribute, None)
+        if isinstance(value, str):
+            if value:
+                properties[name] = value
+        elif value:
+            faults.append(f"property {name} is no text")
+    for name, attribute, read in numbers:
+        value = getattr(native_properties, attribute, None)
+        if value and (number := read(value)):
+            properties[name] = str(number)
+    cluster = getattr(native_properties, "cluster_id", None)
+    if cluster and isinstance(cluster, str):
+        properties["cluster-id"] = cluster
     origin = _ORIGINS[scope, queue, exchange, routing_key, redelivered, appended]
     malformed = faults[0] if faults else None
+    place = destination.rabbitmq(exchange, routing_key)
     return message_of(place, _bytes_or_empty(body), None, properties, headers, origin, native, malformed)
 
 
@@ -84,8 +102,8 @@ def append_time(headers: Mapping[str, Any]) -> int | None:
 
     The interceptor writes a long, which pika reads as a class of its own below ``int``.
     """
-    found = headers.get(APPEND_HEADER)
-    return int(found) if isinstance(found, int) and not isinstance(found, bool) and found >= 0 else None
+    stamp = headers.get(APPEND_HEADER)
+    return int(stamp) if isinstance(stamp, int) and not isinstance(stamp, bool) and stamp >= 0 else None
 
 
 def may_be_too_large(why: str, size: int) -> bool:
@@ -99,8 +117,8 @@ def may_be_too_large(why: str, size: int) -> bool:
         why: the broker's text.
         size: bytes of the body.
     """
-    found = _OVER_SIZE.search(why)
-    return found is None or size > int(found[1])
+    limit = _OVER_SIZE.search(why)
+    return limit is None or size > int(limit[1])
 
 
 def unreadable(error: Exception, native: object, *, queue: str, scope: str) -> Message:
@@ -152,7 +170,7 @@ def failures(headers: Mapping[str, Any], *, redelivered: bool) -> int:
 
 def new_message_id() -> str:
     """Return a unique message id: some clients would add one after signing, or match returned messages by it."""
-    return os.urandom(_ID_BYTES).hex()
+    return os.urandom(16).hex()
 
 
 def published(
@@ -196,10 +214,10 @@ def published(
         destination=destination.rabbitmq(exchange, routing_key),
         body=bytes(body),
         properties=texts,
-        headers=tuple([
-            (header_name(name), on_wire(value, scalar, MAX_DEPTH)) for name, value in (headers or {}).items()
-        ]),
-    )  # fmt: skip
+        headers=tuple(
+            [(header_name(name), on_wire(value, scalar, MAX_DEPTH)) for name, value in (headers or {}).items()]
+        ),
+    )
 
 
 def check_frame(size: int, limit: int = MAX_HEADER_FRAME) -> None:
@@ -212,7 +230,8 @@ def check_frame(size: int, limit: int = MAX_HEADER_FRAME) -> None:
     Raises:
         MalformedMessage: it is over the limit.
     """
-    size += _REST
+    # Bytes of a header frame before its properties: class, weight and body size.
+    size += 12
     if size > limit:
         raise MalformedMessage(
             f"properties and headers, token included, are {size} bytes: the broker takes {limit} bytes"
@@ -235,9 +254,9 @@ def mandatory_reply(place: object) -> bool:
     return not place.startswith(DIRECT_REPLY)
 
 
-def _origin(said: tuple[str, str, str, str, bool, int | None]) -> Origin:
+def _origin(facts: tuple[str, str, str, str, bool, int | None]) -> Origin:
     """Return what the broker says of a delivery: scope, queue, exchange, routing key, redelivered, append time."""
-    scope, queue, exchange, routing_key, redelivered, appended = said
+    scope, queue, exchange, routing_key, redelivered, appended = facts
     return Origin(
         scope=scope,
         queue=queue,
@@ -251,27 +270,6 @@ def _origin(said: tuple[str, str, str, str, bool, int | None]) -> Origin:
 
 _ORIGINS: Final = Memo(_origin)
 """Most deliveries of a queue share their origin, which takes longer to make than the rest of their message."""
-
-
-def _properties_in(found: object, numbers: Iterable[Number], faults: list[str]) -> dict[str, str]:
-    """Return the properties that are present as text, by AMQP's hyphenated names."""
-    properties: dict[str, str] = {}
-    for name, attribute in SHORT_STRINGS.items():
-        value = getattr(found, attribute, None)
-        if not value:
-            continue
-        if isinstance(value, str):
-            properties[name] = value
-        else:
-            faults.append(f"property {name} is no text")
-    for name, attribute, read in numbers:
-        value = getattr(found, attribute, None)
-        if value and (number := read(value)):
-            properties[name] = str(number)
-    cluster = getattr(found, "cluster_id", None)
-    if cluster and isinstance(cluster, str):
-        properties["cluster-id"] = cluster
-    return properties
 
 
 def _broker_name(name: object) -> str:

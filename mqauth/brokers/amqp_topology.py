@@ -21,8 +21,6 @@ LETTERS: Final = {"x-queue-type": "quorum", "x-delivery-limit": -1, "x-overflow"
 """Arguments of a queue that keeps its messages: no delivery limit, no TTL, refusing when full."""
 OFFSET: Final = "x-stream-offset"
 """Header that RabbitMQ adds to what it delivers from a stream; any publisher can write it too."""
-_ARGUMENTS: Final = 10
-"""More than the number of arguments that a stream can have."""
 _OTHER: Final = re.compile(r"arg '([\w-]+)' .* current is the value '([^']*)' of type '(\w+)'")
 
 
@@ -68,7 +66,8 @@ async def is_stream(refusal: Callable[..., Awaitable[str]]) -> bool:
         refusal: as ``exists`` has it.
     """
     wanted: dict[str, Any] = {"x-queue-type": "stream", "x-max-priority": 1}
-    for _ in range(_ARGUMENTS):
+    # More than the number of arguments that a stream can have.
+    for _ in range(10):
         answer = await refusal(arguments=wanted)
         if not answer:
             return True

@@ -25,7 +25,6 @@ MAX_TIME: Final = 0xFFFF_FFFF
 """Largest timestamp that pamqp reads as seconds since 1970; it takes a larger one for milliseconds."""
 _INT64: Final = 1 << 63
 _MANTISSA: Final = 1 << 31
-_MAX_SCALE: Final = 255
 Scalar: TypeAlias = Callable[[object], HeaderValue]
 """Returns a scalar as the consumers of one client will read it, or raises ``MalformedMessage``."""
 
@@ -114,9 +113,19 @@ def plain_scalar(value: object) -> HeaderValue:
             raise MalformedMessage("an integer in a header must fit in 64 bits")
         return int(value)
     if isinstance(value, Decimal):
-        return _decimal(value)
+        # A scale of one octet and a signed mantissa of 32 bits.
+        scale = max(0, -int(value.as_tuple().exponent))
+        mantissa = int(value.scaleb(scale))
+        if scale > 255 or not -_MANTISSA <= mantissa < _MANTISSA:
+            raise ValueError("the decimal does not fit in AMQP's scale and mantissa")
+        return Decimal(mantissa).scaleb(-scale)
     if isinstance(value, datetime):
-        return _whole_seconds(value)
+        # Whole seconds, in UTC where it names no zone.
+        aware = value if value.utcoffset() is not None else value.replace(tzinfo=UTC)
+        seconds = int(aware.timestamp())
+        if not 0 <= seconds <= MAX_TIME:
+            raise MalformedMessage("a time in a header must be between 1970 and 2106")
+        return datetime.fromtimestamp(seconds, tz=UTC)
     raise MalformedMessage(f"AMQP's clients send no header value of type {type(value).__name__}")
 
 
@@ -134,24 +143,6 @@ def single(value: float) -> float:
     return float(found)
 
 
-def _decimal(value: Decimal) -> Decimal:
-    """Return a decimal as AMQP holds it: a scale of one octet and a signed mantissa of 32 bits."""
-    scale = max(0, -int(value.as_tuple().exponent))
-    mantissa = int(value.scaleb(scale))
-    if scale > _MAX_SCALE or not -_MANTISSA <= mantissa < _MANTISSA:
-        raise ValueError("the decimal does not fit in AMQP's scale and mantissa")
-    return Decimal(mantissa).scaleb(-scale)
-
-
-def _whole_seconds(value: datetime) -> datetime:
-    """Return a time in whole seconds, in UTC where it names no zone."""
-    aware = value if value.utcoffset() is not None else value.replace(tzinfo=UTC)
-    seconds = int(aware.timestamp())
-    if not 0 <= seconds <= MAX_TIME:
-        raise MalformedMessage("a time in a header must be between 1970 and 2106")
-    return datetime.fromtimestamp(seconds, tz=UTC)
-
-
 def headers_in(headers: object, faults: list[str]) -> tuple[HeaderPair, ...]:
     """Return the pairs of an incoming header table; never raises.
 
@@ -164,11 +155,14 @@ def headers_in(headers: object, faults: list[str]) -> tuple[HeaderPair, ...]:
     if type(headers) is not dict and not isinstance(headers, Mapping):
         faults.append("the headers are no table")
         return ()
-    return tuple([
-        (name, value) if type(value) is str and type(name) is str and name.isascii()
-        else (_name_in(name, faults), _value_in(value, MAX_DEPTH, faults))
-        for name, value in headers.items()
-    ])  # fmt: skip
+    return tuple(
+        [
+            (name, value)
+            if type(value) is str and type(name) is str and name.isascii()
+            else (_name_in(name, faults), _value_in(value, MAX_DEPTH, faults))
+            for name, value in headers.items()
+        ]
+    )
 
 
 def _name_in(name: object, faults: list[str]) -> str:

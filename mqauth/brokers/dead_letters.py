@@ -1,23 +1,23 @@
-"""Dead letters and audit records on their way to a broker, for every client library."""
+"""Dead letters and audit records on their way to a broker, for every client library.
+
+``burying`` and ``responder_of`` are for every client of RabbitMQ.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
-from mqauth.errors import Cause, Unavailable
+from mqauth.errors import Cause, ConfigurationError, Unavailable, require
 from mqauth.flow import Flow, call
+from mqauth.judging.verified import Responder
 from mqauth.letters.dead_letter import Carries, DeadLetter, Oversize, undelivered
 from mqauth.logs import emit, harmless
 from mqauth.wire.message import Message
 
-MAX_UNCONFIRMED: Final = 1000
-"""Records with an open outcome that are remembered at most."""
-MAX_UNCONFIRMED_BYTES: Final = 16 * 1024 * 1024
-"""Bytes of these records at most, but for the latest, which is always remembered."""
 LOOK: Final = 5.0
 """Seconds for which a broker is asked whether it has a queue or topic."""
 Errors = type[Exception] | tuple[type[Exception], ...]
@@ -33,9 +33,11 @@ def look(*sinks: Any) -> Flow[None]:
         with suppress(Exception):
             if (yield from call(sink.exists)) is False:
                 emit(
-                    "consumer.sink_missing", "%s does not exist: until it does, what is rejected waits unsettled",
-                    harmless(sink.name), sink=harmless(sink.name),
-                )  # fmt: skip
+                    "consumer.sink_missing",
+                    "%s does not exist: until it does, what is rejected waits unsettled",
+                    harmless(sink.name),
+                    sink=harmless(sink.name),
+                )
 
 
 def first_taken(  # noqa: PLR0917 - a flow has no keywords
@@ -89,40 +91,66 @@ async def in_time(seconds: float, cause: Cause, lost: Errors) -> AsyncIterator[N
         raise Unavailable(cause, type(error).__name__) from error
 
 
-class Unconfirmed:
-    """Records that were sent and not yet confirmed, by their id: they are waited for again, not sent twice.
+DEFAULT_MAX_BODY: Final = 16 * 1024 * 1024
+"""RabbitMQ 4's default ``max_message_size``, bytes."""
+RECORD_PROPERTIES: Final[dict[str, Any]] = {"content_type": "application/json", "type": "mqauth-audit-1"}
+"""Of the message that holds an audit record."""
 
-    Beyond the bounds the oldest are forgotten; they may be sent twice, under the same id.
+
+def check_queue(name: str, timeout: float) -> None:
+    """Refuse a queue without a name, and a time to wait that is none.
+
+    Raises:
+        ConfigurationError: it is refused.
     """
+    require(timeout > 0 and name, "a queue must be named, and timeout must be above 0 seconds")
 
-    def __init__(self) -> None:
-        self._sent: dict[str, tuple[Any, int]] = {}
-        self._bytes = 0
-        self._lock = threading.Lock()
 
-    def take(self, name: str) -> Any:
-        """Return what was kept under an id, and forget it; ``None`` where there is nothing."""
-        with self._lock:
-            return self._pop(name)
+def burying(  # noqa: PLR0917 - a flow has no keywords
+    letter: DeadLetter,
+    send: Callable[[Message], Any],
+    carries: Carries,
+    too_large: Errors,
+    max_body: int,
+    oversize: Oversize,
+) -> Flow[None]:
+    """Publish a letter in the first of its forms that fits.
 
-    def keep(self, name: str, sent: Any, size: int) -> None:
-        """Keep what the client returned for a record.
+    Args:
+        letter: the letter.
+        send: publishes a form; returns, or its awaitable does, once the broker has confirmed it.
+        carries: returns whether the client can send a header again.
+        too_large: what ``send`` raises for a form that the broker or the client does not take.
+        max_body: bytes of body the broker takes; more only where the rejected message itself was larger.
+        oversize: whether a form that only refers to the message may be sent.
 
-        Args:
-            name: the record's id.
-            sent: the client's future.
-            size: bytes of the record. A sender of bad messages chooses it, so the bytes of all are bounded too.
-        """
-        with self._lock:
-            self._pop(name)
-            self._sent[name] = sent, size
-            self._bytes += size
-            while len(self._sent) > 1 and (
-                len(self._sent) > MAX_UNCONFIRMED or self._bytes > MAX_UNCONFIRMED_BYTES
-            ):
-                self._pop(next(iter(self._sent)))
+    Raises:
+        Unavailable: ``dead_letter_unavailable`` where no form fits; or what ``send`` raises.
+    """
+    limit = max(max_body, len(letter.message.body or b""))
 
-    def _pop(self, name: str) -> Any:
-        sent, size = self._sent.pop(name, (None, 0))
-        self._bytes -= size
-        return sent
+    def fits(form: Message) -> bool:
+        return len(form.body or b"") <= limit
+
+    yield from first_taken(letter, lambda form: call(send, form), carries, fits, too_large, oversize)
+
+
+def responder_of(replies: Any, kind: type, make: Callable[[Any], Any] | None, reply: Any) -> Responder | None:
+    """Return what publishes answers, ``None`` where there is no signer for them.
+
+    Args:
+        replies: a producer of answers, or a signer.
+        kind: the class of producers.
+        make: makes a producer of a signer, ``None`` where there is nothing to publish through.
+        reply: publishes an answer by a producer.
+
+    Raises:
+        ConfigurationError: a signer is given, and nothing to publish through.
+    """
+    if replies is None:
+        return None
+    if not isinstance(replies, kind):
+        if make is None:
+            raise ConfigurationError("replies= must be a Producer where dead letters go by another sink")
+        replies = make(replies)
+    return partial(reply, replies)

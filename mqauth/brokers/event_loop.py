@@ -1,16 +1,21 @@
-"""Timers, tasks of deliveries, threads, and signals that ask for a stop, for wrappers of asyncio clients."""
+"""Timers, tasks of deliveries, threads, and signals that ask for a stop, for wrappers of asyncio clients.
+
+``BackgroundRun`` runs a consumer whose ``run`` blocks in a thread for the time of a ``with`` block.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, Final, TypeVar
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
 from weakref import WeakKeyDictionary, finalize
 
 from mqauth.clock import Clock
@@ -67,13 +72,13 @@ def on_thread(handler: Callable[..., Any]) -> Callable[..., Any]:
     async def handle(verified: Any) -> Any:
         running = asyncio.get_running_loop().run_in_executor(None, copy_context().run, handler, verified)
         try:
-            found = await asyncio.shield(running)
+            result = await asyncio.shield(running)
         except asyncio.CancelledError:
             # The grace is over. A thread cannot be interrupted, and what it did must count.
-            found = await running
-            if is_awaitable(found):
+            result = await running
+            if is_awaitable(result):
                 raise
-        return await found if is_awaitable(found) else found
+        return await result if is_awaitable(result) else result
 
     return handle
 
@@ -132,16 +137,12 @@ async def signed(signer: Signer, sign: Callable[..., R], *arguments: Any) -> R:
     if not signer.blocking:
         return sign(*arguments)
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_thread_of(loop, signer), partial(sign, *arguments))
-
-
-def _thread_of(loop: asyncio.AbstractEventLoop, signer: Signer) -> DaemonThread:
-    """Return the thread of an event loop for one signer; it ends with the signer."""
     threads = _SIGNING.setdefault(loop, WeakKeyDictionary())
     if signer not in threads:
+        # It ends with the signer.
         threads[signer] = DaemonThread("mqauth-signing")
         finalize(signer, threads[signer].shutdown)
-    return threads[signer]
+    return await loop.run_in_executor(threads[signer], partial(sign, *arguments))
 
 
 # by loop, since a ``DaemonThread`` serves one caller; a child after a fork has a loop of its own
@@ -174,11 +175,8 @@ class LoopBeat:
         if asked is not None:
             return self._clock.monotonic() - asked
         self._asked = self._clock.monotonic()
-        loop.call_soon_threadsafe(self._answer)
+        loop.call_soon_threadsafe(setattr, self, "_asked", None)
         return 0.0
-
-    def _answer(self) -> None:
-        self._asked = None
 
 
 class Leaving:
@@ -266,15 +264,12 @@ class DeliveryTasks:
         """Wait for all tasks, at most so many seconds; return whether none runs any more."""
         try:
             async with asyncio.timeout(seconds):
-                await self._idle()
+                while running := self._running - self._asking:
+                    self._asked.clear()
+                    await first_of(asyncio.wait(running), self._asked.wait())
         except TimeoutError:
             return False
         return True
-
-    async def _idle(self) -> None:
-        while running := self._running - self._asking:
-            self._asked.clear()
-            await first_of(asyncio.wait(running), self._asked.wait())
 
 
 @contextmanager
@@ -309,3 +304,81 @@ def loop_stopping_on_signals(stop: Callable[[], object], *, enabled: bool) -> Ab
     """Return ``stopping_on_signals`` for a function that is called in the running event loop."""
     ask = partial(asyncio.get_running_loop().call_soon_threadsafe, stop)
     return stopping_on_signals(ask, enabled=enabled)
+
+
+class FirstError:
+    """A ``with`` block whose error is kept, and raised by ``check``; of several blocks the first error counts.
+
+    What ended a consumer is told so, whatever fails later while it leaves its client. Later errors are noted at it
+    by their types alone: their texts may hold anything.
+
+    Attributes:
+        error: the first error, ``None`` where there was none.
+    """
+
+    error: BaseException | None = None
+
+    def __enter__(self) -> None:
+        """Begin a block."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        """Keep the error of the block."""
+        if error is not None:
+            self.keep(error)
+        return True
+
+    def keep(self, error: BaseException) -> None:
+        """Keep an error, or note it at the one that came before."""
+        if self.error is None:
+            self.error = error
+        elif error is not self.error:
+            self.error.add_note(f"and later: {type(error).__name__}")
+
+    def check(self) -> None:
+        """Raise the first error, if there was one."""
+        if self.error is not None:
+            raise self.error
+
+
+class BackgroundRun(ABC):
+    """Runs ``run`` in a background thread, until ``stop`` at the end of the block."""
+
+    _background: threading.Thread | None = None
+    _error: BaseException | None = None
+
+    @abstractmethod
+    def run(self) -> None:
+        """Consume until ``stop`` is called."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Let ``run`` end."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether a background run ended with an error, which leaving the ``with`` block raises."""
+        return self._error is not None
+
+    def __enter__(self) -> Self:
+        """Run in a background thread."""
+
+        def run() -> None:
+            try:
+                self.run()
+            except BaseException as error:
+                emit("consumer.ended", "the consumer stopped: %s", type(error).__name__)
+                self._error = error
+
+        self._background = threading.Thread(target=run, name="mqauth-consumer", daemon=True)
+        self._background.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop gracefully; raise the error that ended ``run``, unless the block raised one."""
+        self.stop()
+        if self._background is not None:
+            self._background.join()
+        if self._error is not None and kind is None:
+            raise self._error

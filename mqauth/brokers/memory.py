@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Awaitable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
 
+from mqauth.delivery.log_work import equipped
 from mqauth.errors import Cause, ConfigurationError, MqauthError, Unavailable
-from mqauth.flow import arun, refuse_async, run
+from mqauth.flow import refuse_async, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Verdict
 from mqauth.judging.selftest import at_start
 from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Verified, equip
+from mqauth.judging.verified import Verified
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.signer import Signer
 from mqauth.wire import destination
 from mqauth.wire.message import Message, Origin
-
-_IDLE_SECONDS: Final = 0.05
 
 
 class UnroutableError(MqauthError):
@@ -175,6 +172,7 @@ class Consumer:
         self._queue = queue
         self._guard = guard
         self._handler = handler
+        self._equipped = equipped(handler, None, None if replies is None else self._answer)
         self._dead_letters = dead_letters
         self._replies = replies
         self._stopped = threading.Event()
@@ -186,36 +184,29 @@ class Consumer:
             ConfigurationError: the handler or a plug-in is asynchronous.
         """
         refuse_async(handler=self._handler, store=self._guard.replay.claim)
-        return [self._settle(delivery, run(self._flow(delivery))) for delivery in self._deliveries()]
-
-    async def adrain(self) -> list[Outcome]:
-        """Process the waiting messages like ``drain``, with synchronous or asynchronous plug-ins and handlers."""
-        return [self._settle(delivery, await arun(self._flow(delivery))) for delivery in self._deliveries()]
+        at_start(self._guard)
+        # Everything that waits now: what is deferred waits again, and is not taken twice.
+        deliveries: list[Delivery] = []
+        while (taken := self._broker.take(self._queue)) is not None:
+            deliveries.append(taken if isinstance(taken, Delivery) else self._guard.receive(taken))
+        outcomes: list[Outcome] = []
+        for delivery in deliveries:
+            outcomes.append(
+                run(self._guard.process(delivery, self._equipped, self._dead_letters, self._unverified))
+            )
+            if outcomes[-1].verdict is Verdict.DEFERRED:
+                self._broker.give_back(self._queue, delivery)
+        return outcomes
 
     def run(self) -> None:
         """Process messages until ``stop`` is called from another thread or the handler."""
         while not self._stopped.is_set():
             if all(outcome.verdict is Verdict.DEFERRED for outcome in self.drain()):
-                self._broker.wait(_IDLE_SECONDS)
+                self._broker.wait(0.05)
 
     def stop(self) -> None:
         """Let ``run`` end once the messages it took are settled."""
         self._stopped.set()
-
-    def _deliveries(self) -> list[Delivery]:
-        """Take everything that waits."""
-        at_start(self._guard)
-        found: list[Delivery] = []
-        while (taken := self._broker.take(self._queue)) is not None:
-            found.append(taken if isinstance(taken, Delivery) else self._guard.receive(taken))
-        return found
-
-    def _flow(self, delivery: Delivery) -> Any:
-        return self._guard.process(delivery, self._handle, self._dead_letters, self._unverified)
-
-    def _handle(self, verified: Verified) -> Awaitable[Any] | Any:
-        answer = None if self._replies is None else self._answer
-        return self._handler(equip(verified, responder=answer))
 
     def _answer(self, verified: Verified, body: bytes) -> None:
         """Publish a signed answer to reply-to, with the correlation id where the request has one."""
@@ -231,16 +222,6 @@ class Consumer:
             headers=tuple((name, text.encode()) for name, text in kept.items()) if on_kafka else (),
         )
         self._broker.publish(self._replies.sign(answer))
-
-    def _settle(self, delivery: Delivery, outcome: Outcome) -> Outcome:
-        if outcome.verdict is Verdict.DEFERRED:
-            self._broker.give_back(self._queue, delivery)
-        return outcome
-
-
-def redeliver(message: Message) -> Message:
-    """Return a message as its broker would deliver it again."""
-    return replace(message, origin=replace(message.origin, redelivered=message.origin.topic is None))
 
 
 def _origin(place: str, offset: int) -> Origin:

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
-from typing import Final, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from mqauth.brokers.event_loop import Timer, call_later, signed
 from mqauth.clock import SYSTEM_CLOCK, Clock
@@ -22,8 +22,6 @@ from mqauth.wire.batch import DEFAULT_LINGER, check_batching
 from mqauth.wire.message import Message
 
 R = TypeVar("R")
-_WEIGHT: Final = 0.1
-"""Weight of the latest confirm in the measured latency."""
 
 
 class Pace:
@@ -51,7 +49,8 @@ class Pace:
     def confirmed(self, seconds: float) -> None:
         """Count a confirm that took so many seconds from its seal."""
         self.unconfirmed -= 1
-        weight = _WEIGHT if self.latency else 1.0
+        # Weight of the latest confirm in the measured latency.
+        weight = 0.1 if self.latency else 1.0
         self.latency += weight * (seconds - self.latency)
 
     def lost(self) -> None:
@@ -174,10 +173,10 @@ class Sealing:
         waiting, self._waiting = self._waiting, []
         self._round += 1
         groups: dict[object, list[_Waiting]] = {}
-        for one in waiting:
+        for each in waiting:
             # The future is done already where its caller was cancelled.
-            if not one.sealed.done():
-                groups.setdefault(one.prepared.group, []).append(one)
+            if not each.sealed.done():
+                groups.setdefault(each.prepared.group, []).append(each)
         for group in groups.values():
             self._seal(group)
 
@@ -204,7 +203,7 @@ class Sealing:
     def _seal(self, group: list[_Waiting]) -> None:
         """Have one group sealed, on a thread where the key may block; its messages are unconfirmed from now on."""
         self.pace.unconfirmed += len(group)
-        prepared = [one.prepared for one in group]
+        prepared = [each.prepared for each in group]
         try:
             if self._signer.blocking:
                 task = asyncio.create_task(signed(self._signer, self._signer.seal, prepared))
@@ -225,21 +224,21 @@ class Sealing:
 
     def _tell(self, group: list[_Waiting], sealed: list[Message]) -> None:
         """Give each caller its sealed message, but those who were cancelled meanwhile."""
-        for one, message in zip(group, sealed, strict=True):
-            if one.sealed.done():
+        for each, message in zip(group, sealed, strict=True):
+            if each.sealed.done():
                 self.lost()
             else:
-                one.sealed.set_result(message)
+                each.sealed.set_result(message)
 
     def _refuse(self, group: list[_Waiting], error: BaseException) -> None:
         """Give each caller the error; where the token of all would be too large, seal each by itself."""
         self.pace.unconfirmed -= len(group)
         alone = isinstance(error, MalformedMessage) and len(group) > 1
-        for one in group:
+        for each in group:
             if alone:
-                self._seal([one])
-            elif not one.sealed.done():
-                one.sealed.set_exception(error)
+                self._seal([each])
+            elif not each.sealed.done():
+                each.sealed.set_exception(error)
         self._consider()
 
 

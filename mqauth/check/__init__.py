@@ -1,7 +1,7 @@
 """``mqauth check``: finds the pitfalls of a configuration file.
 
 ``codes`` has the registry of them, ``target`` is what the rules look at, ``tokens``,
-``issuers``, ``authority`` and ``deployment`` hold the rules. The check as a whole reads the file, asks every rule,
+``issuers``, ``deployment`` and ``rollout`` hold the rules. The check as a whole reads the file, asks every rule,
 builds the objects, and puts the findings in order.
 """
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.check import authority, deployment, issuers, rollout, tokens
+from mqauth.check import deployment, issuers, rollout, tokens
 from mqauth.check.codes import CODES, Code, Severity
 from mqauth.check.findings import Finding, Report, Rule, finding, ordered
 from mqauth.check.target import Target, lines_of, nearest, read
@@ -25,7 +26,6 @@ from mqauth.config.toml_file import RefusedSetting, placeholders, read_toml
 from mqauth.errors import ConfigurationError
 
 __all__ = ["CODES", "Code", "Finding", "Report", "Severity", "check"]
-_TRUST: Final = frozenset((("consumer", "issuers"), ("consumer", "allow"), ("release", "authorities")))
 _PITFALLS: Final = (
     ("lifetime", "must be 1 to", "lifetime_unbounded"),
     ("max_lifetime", "must be at least", "lifetime_unbounded"),
@@ -35,8 +35,12 @@ _PITFALLS: Final = (
 )
 """Refusals that have a code of their own: the key, and how the refusal begins."""
 RULES: Final[tuple[Rule, ...]] = (
-    *tokens.RULES, *issuers.RULES, *authority.RULES, *deployment.RULES, *rollout.RULES,
-)  # fmt: skip
+    *tokens.RULES,
+    *issuers.RULES,
+    *tokens.AUTHORITY_RULES,
+    *deployment.RULES,
+    *rollout.RULES,
+)
 """Each rule yields its findings on a target."""
 
 
@@ -63,16 +67,16 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
         findings.append(finding(next(codes, "configuration"), refusal.path, refusal.what))
     # Settings that say whom to trust, and have a placeholder.
     for at, name in placeholders(tomllib.loads(text)):
-        if at[:2] in _TRUST:
+        if at[:2] in (("consumer", "issuers"), ("consumer", "allow"), ("release", "authorities")):
             findings.append(finding("trust_from_environment", at, f"takes {name} from the environment"))
     # What the rules find; what is refused when the objects are built, where nothing was found wrong before; and
     # names in [check] accept that cannot be accepted.
     findings += [found for rule in RULES for found in rule(target)]
     wrong = {found.path for found in findings if found.severity is Severity.ERROR}
-    for found in _built(path, members, clock, target):
-        if found.path not in wrong:
-            wrong.add(found.path)
-            findings.append(found)
+    for at, what in _refused(path, members, clock, target):
+        if at not in wrong:
+            wrong.add(at)
+            findings.append(finding("configuration", at, what))
     for number, name in enumerate(target.options.accept):
         if name not in CODES:
             near = difflib.get_close_matches(name, CODES, 1)
@@ -85,17 +89,35 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
     every = ordered(replace(found, line=nearest(lines, found.path)) for found in findings)
     accepted = target.options.accept
     kept = tuple(each for each in every if each.severity is Severity.ERROR or each.code.name not in accepted)
-    return Report(findings=kept, unseen=tuple(_unseen(target)), accepted=len(every) - len(kept))
+    # What could not be looked at, and the setting that makes it visible.
+    given, replay, producer = target.options.table.members, target.replay, target.settings.producer
+    local = target.settings.consumer is not None and replay is not None and replay.kind in ("memory", "file")
+    unseen = (
+        ("brokers" not in given, "broker URLs ([check] brokers)"),
+        (local and "consumers" not in given, "whether consumers share the replay store ([check] consumers)"),
+        (local and "rate" not in given, "replay capacity ([check] rate)"),
+        (producer is not None and producer.identity is not None, "what the authority would give"),
+        (any(source.file is None for source in target.sources), "remote key sets"),
+    )
+    return Report(
+        findings=kept, unseen=tuple(what for holds, what in unseen if holds), accepted=len(every) - len(kept)
+    )
 
 
-def _built(path: str | Path, members: dict[str, Any], clock: Clock, target: Target) -> Iterator[Finding]:
+def _refused(
+    path: str | Path, members: dict[str, Any], clock: Clock, target: Target
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Yield what is refused when the objects are built, as each process builds its own at its start.
 
     No audit file is opened and nothing is connected.
     """
     settings = target.settings
     # Without their passphrase, keys cannot be opened here.
-    openable = {signs.table for signs in target.signers if signs.is_open}
+    openable = set()
+    for signs in target.signers:
+        with suppress(ConfigurationError):
+            signs.passphrase()
+            openable.add(signs.table)
     parts = {
         # A signer with an identity would ask the authority for it.
         "signer": "producer" in openable,
@@ -108,23 +130,8 @@ def _built(path: str | Path, members: dict[str, Any], clock: Clock, target: Targ
         try:
             attrgetter(name)(Configuration(str(path), members, clock))
         except RefusedSetting as refused:
-            yield finding("configuration", refused.path, refused.what)
+            yield refused.path, refused.what
         except ConfigurationError as error:
-            yield finding("configuration", (), str(error))
+            yield (), str(error)
         except OSError as error:
-            yield finding("configuration", (), f"{error.filename}: {error.strerror}")
-
-
-def _unseen(target: Target) -> Iterator[str]:
-    """Yield what could not be looked at, and the setting that makes it visible."""
-    given, replay, producer = target.options.table.members, target.replay, target.settings.producer
-    local = target.settings.consumer is not None and replay is not None and replay.kind in ("memory", "file")
-    for is_unseen, what in (
-        ("brokers" not in given, "broker URLs ([check] brokers)"),
-        (local and "consumers" not in given, "whether consumers share the replay store ([check] consumers)"),
-        (local and "rate" not in given, "replay capacity ([check] rate)"),
-        (producer is not None and producer.identity is not None, "what the authority would give"),
-        (any(source.file is None for source in target.sources), "remote key sets"),
-    ):
-        if is_unseen:
-            yield what
+            yield (), f"{error.filename}: {error.strerror}"

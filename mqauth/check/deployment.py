@@ -26,20 +26,12 @@ from mqauth.stores.file import BYTES_AN_ID
 from mqauth.wire import destination
 
 _TEMPORARY: Final = tuple(PurePosixPath(path) for path in ("/dev", "/proc", "/run", "/var/run", "/tmp"))  # noqa: S108
-_FILE: Final = ("audit", "file")
-_AUTHORITY: Final = ("authority", "audit")
-_OWN: Final = ("{host}", "{instance}")
 _NAME: Final = ("dead_letters", "name")
-_READ: Final = 0o044
 _WRITE: Final = 0o022
-_WORLD_READ: Final = 0o004
 _ENCRYPTED: Final = frozenset(("SSL", "SASL_SSL"))
 _AMQP_TLS: Final = frozenset(
     ("ssl", "ssl_options", "ssl_context", "cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl")
 )
-_PASSWORDS: Final = frozenset(("password", "sasl_plain_password"))
-_END: Final = re.compile("[/?#]")
-_YES: Final = frozenset(("true", "t", "yes", "y", "1"))
 
 
 class _URL(NamedTuple):
@@ -54,20 +46,14 @@ class _URL(NamedTuple):
         return f"{self.scheme}://{','.join(self.hosts)}"
 
     @property
-    def is_encrypted(self) -> bool:
-        """Whether the connection is encrypted; kafka-python's default is not."""
-        if self.scheme == "kafka":
-            return set(self.options.get("security_protocol", ["PLAINTEXT"])) <= _ENCRYPTED
-        return self.scheme in ("amqps", "rediss")
-
-    @property
     def is_unverified(self) -> bool:
         """Whether an encrypted connection is made with anyone who answers."""
         if self.scheme in ("amqp", "amqps"):
             # aio-pika verifies only without this option or with 0: even ``=false`` turns verification off.
             return any(value != "0" for value in self.options.get("no_verify_ssl", ()))
         lax = any(value != "required" for value in self.options.get("ssl_cert_reqs", ()))
-        checked = {value.lower() for value in self.options.get("ssl_check_hostname", ())} <= _YES
+        hostname = {value.lower() for value in self.options.get("ssl_check_hostname", ())}
+        checked = hostname <= {"true", "t", "yes", "y", "1"}
         return self.scheme != "redis" and (lax or not checked)
 
 
@@ -76,9 +62,12 @@ def connections(target: Target) -> Iterator[Finding]:
     for path, url in _urls(target):
         ignored = sorted(_AMQP_TLS & url.options.keys())
         replay = url.scheme in ("redis", "rediss")
+        # kafka-python's default is not encrypted.
+        protocols = url.options.get("security_protocol", ["PLAINTEXT"])
+        encrypted = set(protocols) <= _ENCRYPTED if url.scheme == "kafka" else url.scheme in ("amqps", "rediss")
         if url.scheme == "amqp" and ignored:
             yield finding("broker_tls_ignored", path, f"{url} with {', '.join(ignored)}")
-        elif not url.is_encrypted and not all(map(is_loopback, url.hosts)):
+        elif not encrypted and not all(map(is_loopback, url.hosts)):
             yield finding("replay_plaintext" if replay else "broker_plaintext", path, f"{url} is plaintext")
         elif url.is_unverified:
             name = "replay_unverified" if replay else "broker_unverified"
@@ -109,10 +98,14 @@ def readable(target: Target) -> Iterator[Finding]:
     file, consumer, producer = target.file, target.settings.consumer, target.settings.producer
     passphrases = [
         (getattr(table, key), (name, key))
-        for name, table in (("producer", producer), ("audit", target.settings.audit),
-                            ("authority", target.settings.authority))
-        for key in ("passphrase_file", "heads_passphrase_file") if getattr(table, key, None) is not None
-    ]  # fmt: skip
+        for name, table in (
+            ("producer", producer),
+            ("audit", target.settings.audit),
+            ("authority", target.settings.authority),
+        )
+        for key in ("passphrase_file", "heads_passphrase_file")
+        if getattr(table, key, None) is not None
+    ]
     secrets: list[tuple[FilePath | None, Path]] = [*passphrases]
     if consumer is not None and consumer.opa is not None:
         secrets.append((consumer.opa.token_file, ("consumer", "opa", "token_file")))
@@ -124,11 +117,11 @@ def readable(target: Target) -> Iterator[Finding]:
         if secret is not None and strangers(secret):
             what = f"{target.shown(secret)} is open to others (mode {mode(secret)})"
             yield finding("secret_readable", named, what)
-    if passphrases and strangers(file) & _WORLD_READ:
+    if passphrases and strangers(file) & 0o004:
         what = f"{file.name} may be read by everybody and names a passphrase_file"
         yield finding("config_readable", passphrases[0][1], what)
     for where, url in _urls(target):
-        if strangers(file) & _READ and url.has_password:
+        if strangers(file) & 0o044 and url.has_password:
             what = f"a password for {url} in a file that others may read (mode {mode(file)})"
             yield finding("secret_readable", where, what)
 
@@ -147,14 +140,15 @@ def _parsed(text: str) -> _URL:
     scheme, _, rest = text.partition("://")
     # A scheme in capitals is the same one (RFC 3986, section 3.1).
     scheme = scheme.lower()
-    place = _END.split(rest, maxsplit=1)[0]
+    place = re.compile("[/?#]").split(rest, maxsplit=1)[0]
     servers = place.split(",") if scheme == "kafka" else [place]
     options = parse_qs(text.partition("#")[0].partition("?")[2], keep_blank_values=True)
     return _URL(
         scheme=scheme,
         hosts=[urlsplit(f"{scheme}://{server}").hostname or "" for server in servers],
         options=options,
-        has_password=any(":" in one.rpartition("@")[0] for one in servers) or bool(_PASSWORDS & options.keys()),
+        has_password=any(":" in server.rpartition("@")[0] for server in servers)
+        or not options.keys().isdisjoint(("password", "sasl_plain_password")),
     )
 
 
@@ -175,13 +169,20 @@ def store(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     kept = consumer.max_lifetime + consumer.leeway + (consumer.max_queue_age or 0)
     ids = (options.rate or 0) * kept
     yield from those(
-        (replay.file is not None and _is_temporary(target, replay.file), "replay_not_durable", at,
-         f"{target.shown(replay.file or target.file)} does not outlast a restart"),
-        (options.consumers > 1, "replay_memory_shared", at,
-         f"{options.consumers} consumers, and a store {where}"),
-        (ids > capacity, "replay_capacity", ("replay", "capacity") if replay.file is None else at,
-         f"{options.rate} messages a second for {kept} s are {ids} ids, over {capacity}"),
-    )  # fmt: skip
+        (
+            replay.file is not None and _is_temporary(target, replay.file),
+            "replay_not_durable",
+            at,
+            f"{target.shown(replay.file or target.file)} does not outlast a restart",
+        ),
+        (options.consumers > 1, "replay_memory_shared", at, f"{options.consumers} consumers, and a store {where}"),
+        (
+            ids > capacity,
+            "replay_capacity",
+            ("replay", "capacity") if replay.file is None else at,
+            f"{options.rate} messages a second for {kept} s are {ids} ids, over {capacity}",
+        ),
+    )
 
 
 @on("consumer")
@@ -192,9 +193,13 @@ def tables(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
         (not consumer.self_test, "self_test_off", ("consumer", "self_test"), "off"),
         (not audited and not buried, "settles_nothing", ("consumer",), "neither [audit] nor [dead_letters]"),
         (buried and not audited, "audit_missing", ("audit",), "[consumer] and [dead_letters], and no [audit]"),
-        (audited and not buried, "dead_letters_missing", ("dead_letters",),
-         "[consumer] and [audit], and no [dead_letters]"),
-    )  # fmt: skip
+        (
+            audited and not buried,
+            "dead_letters_missing",
+            ("dead_letters",),
+            "[consumer] and [audit], and no [dead_letters]",
+        ),
+    )
 
 
 def audit(target: Target) -> Iterator[Finding]:
@@ -207,11 +212,15 @@ def audit(target: Target) -> Iterator[Finding]:
         usable = "{" in str(path) or os.access(path if path.exists() else path.parent, os.W_OK)
         yield from those(
             (odd, "audit_not_durable", at, f"{shown} is no regular file"),
-            (not odd and _is_temporary(target, path), "audit_not_durable", at,
-             f"{shown} does not outlast a restart"),
+            (
+                not odd and _is_temporary(target, path),
+                "audit_not_durable",
+                at,
+                f"{shown} does not outlast a restart",
+            ),
             (open_, "audit_writable", at, f"{shown} may be written by others (mode {mode(path)})"),
             (not open_ and not usable, "audit_unwritable", at, f"{shown} cannot be written by this user"),
-        )  # fmt: skip
+        )
 
 
 def _is_temporary(target: Target, path: FilePath) -> bool:
@@ -225,13 +234,17 @@ def shared(target: Target) -> Iterator[Finding]:
     """Find an audit file that two processes write."""
     settings, own, consumers = target.settings.audit, dict(target.audit_files), target.options.consumers
     # In containers each process has the number 1.
-    named = settings is None or any(name in str(settings.file) for name in _OWN)
+    named = settings is None or any(name in str(settings.file) for name in ("{host}", "{instance}"))
     both = len(own) > 1 and len({os.path.abspath(path) for path in own.values()}) == 1
     return those(
-        (consumers > 1 and not named, "audit_shared", _FILE,
-         f"{consumers} consumers, and a name that two of them may share"),
-        (both, "audit_shared", _AUTHORITY, "the consumer and the authority of this file write one"),
-    )  # fmt: skip
+        (
+            consumers > 1 and not named,
+            "audit_shared",
+            ("audit", "file"),
+            f"{consumers} consumers, and a name that two of them may share",
+        ),
+        (both, "audit_shared", ("authority", "audit"), "the consumer and the authority of this file write one"),
+    )
 
 
 @on("dead_letters")

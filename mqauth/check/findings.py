@@ -30,9 +30,14 @@ class Finding:
     def as_dict(self) -> dict[str, Any]:
         """Return the finding as JSON values."""
         return {
-            "code": self.code.name, "severity": self.severity.value, "line": self.line, "key": self.key,
-            "message": self.message, "why": self.code.why, "instead": self.code.instead,
-        }  # fmt: skip
+            "code": self.code.name,
+            "severity": self.severity.value,
+            "line": self.line,
+            "key": self.key,
+            "message": self.message,
+            "why": self.code.why,
+            "instead": self.code.instead,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

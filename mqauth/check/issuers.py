@@ -11,10 +11,9 @@ from urllib.parse import urlsplit
 
 from mqauth.check.findings import Finding, finding, on, those
 from mqauth.check.target import Target, few, ring_of, unless_refused
-from mqauth.config.consumer_settings import ConsumerSettings
+from mqauth.config.consumer_settings import ConsumerSettings, RuleSettings
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.kinds import is_url
-from mqauth.config.rollout_settings import RuleSettings
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.http.connection import is_loopback
 from mqauth.judging.trust_domain import TrustDomain
@@ -32,7 +31,6 @@ _DEPTH: Final = 8
 _ANY: Final = "*"
 _WILDCARDS: Final = frozenset(("*", "#"))
 _PRIVATE: Final = frozenset(("d", "p", "q", "dp", "dq", "qi", "oth"))
-_MUCH: Final = frozenset((Reason.PRODUCER_FORBIDDEN, Reason.REPLAYED, Reason.KEY_EXPIRED))
 
 
 @on("consumer")
@@ -58,30 +56,41 @@ def bindings(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
             if issuer.file is None and issuer.max_stale < lives:
                 what = f"{issuer.issuer}: max_stale is {issuer.max_stale} s, identities last {lives} s"
                 yield finding("identity_outlives_keys", (*path, "max_stale"), what)
-        else:
-            yield from _subjects(issuer, keys)
-
-
-def _subjects(issuer: IssuerSettings, keys: KeySet | None) -> Iterator[Finding]:
-    """Find keys of an issuer that speak for nobody, or for several subjects that they do not name."""
-    path, subjects = (*issuer.table.path, "subjects"), issuer.subjects or {}
-    names = subjects.get(_ANY, frozenset())
-    silent = keys is None or any(key.subjects is None and key.kid not in subjects for key in keys)
-    # An empty list in the key itself is stronger than any pin.
-    unbound = [
-        key.kid for key in keys or ()
-        if key.subjects == frozenset() or (key.subjects is None and not names and key.kid not in subjects)
-    ]  # fmt: skip
-    return those(
-        (len(names) > 1 and silent, "subjects_shared", (*path, _ANY),
-         f'"*" stands for {len(names)} subjects: {", ".join(sorted(names))}'),
-        (issuer.vouches, "issuer_vouches", (*issuer.table.path, "vouches"),
-         f"every key of {issuer.issuer} signs for all"),
-        (not issuer.vouches and issuer.subjects is None and issuer.file is None, "binding_unseen", path,
-         "neither subjects nor vouches, and the keys are remote"),
-        (not issuer.vouches and unbound, "issuer_unbound", path,
-         f"no subject is named by, or pinned to, the key {few(unbound)}"),
-    )  # fmt: skip
+            continue
+        names, path = subjects.get(_ANY, frozenset()), (*path, "subjects")
+        silent = keys is None or any(key.subjects is None and key.kid not in subjects for key in keys)
+        # An empty list in the key itself is stronger than any pin.
+        unbound = [
+            key.kid
+            for key in keys or ()
+            if key.subjects == frozenset() or (key.subjects is None and not names and key.kid not in subjects)
+        ]
+        yield from those(
+            (
+                len(names) > 1 and silent,
+                "subjects_shared",
+                (*path, _ANY),
+                f'"*" stands for {len(names)} subjects: {", ".join(sorted(names))}',
+            ),
+            (
+                issuer.vouches,
+                "issuer_vouches",
+                (*issuer.table.path, "vouches"),
+                f"every key of {issuer.issuer} signs for all",
+            ),
+            (
+                not issuer.vouches and issuer.subjects is None and issuer.file is None,
+                "binding_unseen",
+                path,
+                "neither subjects nor vouches, and the keys are remote",
+            ),
+            (
+                not issuer.vouches and unbound,
+                "issuer_unbound",
+                path,
+                f"no subject is named by, or pinned to, the key {few(unbound)}",
+            ),
+        )
 
 
 @on("consumer")
@@ -96,9 +105,10 @@ def forms(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
         issuer = direct.get(rule.issuer or "")
         # Two rules are of one workload, as far as a file shows it, by its name, or by all that it may do.
         same = [
-            other.subject for other in workloads
+            other.subject
+            for other in workloads
             if rule.subject in _names(other.subject) or set(rule.destinations) == set(other.destinations)
-        ]  # fmt: skip
+        ]
         if same and issuer is not None and not _is_silent(issuer, rule, target.now):
             yield finding(
                 "forms_both",
@@ -113,11 +123,19 @@ def rules(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     opa = consumer.opa
     yield from those(
         (not consumer.allow and opa is None, "policy_empty", ("consumer", "allow"), "no [[consumer.allow]]"),
-        (not consumer.allow and opa is not None, "opa_unbounded", ("consumer", "opa"),
-         "no [[consumer.allow]] beside [consumer.opa]"),
-        (opa is not None and is_url(opa.url, ("http",)), "opa_loopback", ("consumer", "opa", "url"),
-         "http to this machine"),
-    )  # fmt: skip
+        (
+            not consumer.allow and opa is not None,
+            "opa_unbounded",
+            ("consumer", "opa"),
+            "no [[consumer.allow]] beside [consumer.opa]",
+        ),
+        (
+            opa is not None and is_url(opa.url, ("http",)),
+            "opa_loopback",
+            ("consumer", "opa", "url"),
+            "http to this machine",
+        ),
+    )
     for number, rule in enumerate(consumer.allow):
         path = ("consumer", "allow", number)
         for at, place in enumerate(rule.destinations):
@@ -142,12 +160,17 @@ def authorities(target: Target) -> Iterator[Finding]:
     if target.settings.producer is not None:
         producers.add(target.settings.producer.issuer)
     for found in target.authorities:
-        path, much = found.table.path, sorted(found.waive & _MUCH)
+        path = found.table.path
+        much = sorted(found.waive & {Reason.PRODUCER_FORBIDDEN, Reason.REPLAYED, Reason.KEY_EXPIRED})
         yield from those(
-            (found.issuer in producers or _place(found) in places, "release_self", (*path, "issuer"),
-             f"{found.issuer} signs messages, or its keys do"),
+            (
+                found.issuer in producers or _place(found) in places,
+                "release_self",
+                (*path, "issuer"),
+                f"{found.issuer} signs messages, or its keys do",
+            ),
             (much, "release_waives_much", (*path, "waive"), f"waives {', '.join(much)}"),
-        )  # fmt: skip
+        )
 
 
 def contents(target: Target) -> Iterator[Finding]:
@@ -186,13 +209,25 @@ def remote(target: Target) -> Iterator[Finding]:
         (limit, what), delay = min(limits), source.publish_delay if own is None else own.publish_delay
         yield from those(
             (local, "jwks_loopback", (*path, "unsafe_http_loopback"), f"http to this machine ({host})"),
-            (host is not None and not local, "jwks_http", (*path, "discovery" if source.discovery else "jwks"),
-             f"http to {host}"),
-            ("max_stale" in given and source.max_stale > limit, "stale_beyond_rotation", (*path, "max_stale"),
-             f"max_stale is {source.max_stale} s, over {limit} s, {what}"),
-            ("publish_delay" in given and source.publish_delay > delay, "publish_delay_overstated",
-             (*path, "publish_delay"), f"publish_delay is {source.publish_delay} s, the keystore's {delay} s"),
-        )  # fmt: skip
+            (
+                host is not None and not local,
+                "jwks_http",
+                (*path, "discovery" if source.discovery else "jwks"),
+                f"http to {host}",
+            ),
+            (
+                "max_stale" in given and source.max_stale > limit,
+                "stale_beyond_rotation",
+                (*path, "max_stale"),
+                f"max_stale is {source.max_stale} s, over {limit} s, {what}",
+            ),
+            (
+                "publish_delay" in given and source.publish_delay > delay,
+                "publish_delay_overstated",
+                (*path, "publish_delay"),
+                f"publish_delay is {source.publish_delay} s, the keystore's {delay} s",
+            ),
+        )
 
 
 def key_set(source: SourceSettings) -> KeySet | None:
@@ -246,8 +281,11 @@ def _fault(members: Any, svid: Svid | None) -> tuple[str, str] | None:
             return "jwks_symmetric", "a shared secret, or an alg that signs nothing"
         if _PRIVATE & members.keys():
             return "jwks_private", "holds a private key"
-        if members.get("kty") == "RSA" and _is_weak(members):
-            return "key_weak", f"RSA under {MIN_RSA_BITS} bits, or an exponent under {MIN_RSA_EXPONENT}"
+        with suppress(KeyError, ValueError):
+            raw = [base64url.decode(str(members[name]).encode()) for name in ("n", "e")]
+            modulus, exponent = map(int.from_bytes, raw)
+            if members["kty"] == "RSA" and (modulus.bit_length() < MIN_RSA_BITS or exponent < MIN_RSA_EXPONENT):
+                return "key_weak", f"RSA under {MIN_RSA_BITS} bits, or an exponent under {MIN_RSA_EXPONENT}"
     if is_other_svid(members, svid):
         return None
     try:
@@ -255,14 +293,6 @@ def _fault(members: Any, svid: Svid | None) -> tuple[str, str] | None:
     except ConfigurationError as error:
         return "jwks_skipped", str(error)
     return None
-
-
-def _is_weak(members: Mapping[str, Any]) -> bool:
-    try:
-        modulus, exponent = (int.from_bytes(base64url.decode(str(members[name]).encode())) for name in ("n", "e"))
-    except (KeyError, ValueError):
-        return False
-    return modulus.bit_length() < MIN_RSA_BITS or exponent < MIN_RSA_EXPONENT
 
 
 RULES: Final = (bindings, forms, rules, authorities, contents, remote)

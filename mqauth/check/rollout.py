@@ -6,7 +6,7 @@ message that would be refused counts as honest until somebody says otherwise, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from datetime import time as time_of_day
@@ -16,8 +16,7 @@ from mqauth.audit.observed import Group, group_of
 from mqauth.audit.record import Record, iso_time, member, seconds_of, time_of
 from mqauth.check.findings import Finding, finding, on, those
 from mqauth.check.target import Target, few
-from mqauth.config.consumer_settings import ConsumerSettings
-from mqauth.config.rollout_settings import RolloutSettings
+from mqauth.config.consumer_settings import ConsumerSettings, RolloutSettings
 from mqauth.judging.observing import SOON, days_left
 from mqauth.judging.policy import matches
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung
@@ -50,16 +49,22 @@ class Seen:
     def who(self) -> str:
         """Who it says it is; what the broker has validated has a star."""
         group = self.group
-        said = ", ".join(part for part in (group.subject, group.kid) if part)
+        named = ", ".join(part for part in (group.subject, group.kid) if part)
         app = f"app-id {group.app}" if group.app else ""
-        return " ".join(part for part in (f"*{group.user}" if group.user else "", said or app) if part) or "-"
+        return " ".join(part for part in (f"*{group.user}" if group.user else "", named or app) if part) or "-"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the group as JSON values."""
         named = {name: value for name, value in self.group._asdict().items() if value is not None}
         named.pop("partition", None)
-        return {"id": self.group.id, **named, "count": self.count, "first": self.first, "last": self.last,
-                "partitions": sorted(self.partitions)}  # fmt: skip
+        return {
+            "id": self.group.id,
+            **named,
+            "count": self.count,
+            "first": self.first,
+            "last": self.last,
+            "partitions": sorted(self.partitions),
+        }
 
 
 @dataclass(slots=True)
@@ -101,18 +106,27 @@ class Standing:
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
         return {
-            "destinations": list(self.entry.destinations), "rung": self.entry.rung, "owner": self.entry.owner,
-            "since": self.entry.since.isoformat(), "days_left": self.days_left, "accepted": self.accepted,
-            "would_reject": sum(seen.count for seen in self.groups) + self.other, "other": self.other,
-            "processes": len(self.reported), "mixed": len(self.rungs) > 1, "moved": self.moved,
+            "destinations": list(self.entry.destinations),
+            "rung": self.entry.rung,
+            "owner": self.entry.owner,
+            "since": self.entry.since.isoformat(),
+            "days_left": self.days_left,
+            "accepted": self.accepted,
+            "would_reject": sum(seen.count for seen in self.groups) + self.other,
+            "other": self.other,
+            "processes": len(self.reported),
+            "mixed": len(self.rungs) > 1,
+            "moved": self.moved,
             "oldest": None if self.oldest is None else iso_time(self.oldest),
             "groups": [seen.as_dict() for seen in self.groups],
-            "never_signed": self.never_signed, "safe": self.is_safe, "against": self.against,
-        }  # fmt: skip
+            "never_signed": self.never_signed,
+            "safe": self.is_safe,
+            "against": self.against,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class RolloutFacts:
     """What is known beside the records.
 
     Args:
@@ -128,7 +142,9 @@ class Asked:
     consumer: ConsumerSettings | None = None
 
 
-def standings(entries: Sequence[RolloutSettings], records: Iterable[Record], asked: Asked) -> list[Standing]:
+def standings(
+    entries: Sequence[RolloutSettings], records: Iterable[Record], asked: RolloutFacts
+) -> list[Standing]:
     """Return how each entry below ``enforce`` stands.
 
     Args:
@@ -141,7 +157,7 @@ def standings(entries: Sequence[RolloutSettings], records: Iterable[Record], ask
     return [_standing(entry, rollout, told, asked) for entry in entries if entry.at < Rung.ENFORCE]
 
 
-def _standing(entry: RolloutSettings, rollout: Rollout, told: Sequence[Record], asked: Asked) -> Standing:
+def _standing(entry: RolloutSettings, rollout: Rollout, told: Sequence[Record], asked: RolloutFacts) -> Standing:
     now = asked.now
     found = Standing(entry, days_left(entry.until, now) if entry.until else 0)
     groups, signed, oldest = dict[str, Seen](), set[tuple[str, str]](), dict[Any, float]()
@@ -158,11 +174,22 @@ def _standing(entry: RolloutSettings, rollout: Rollout, told: Sequence[Record], 
         if time < now - entry.window:
             continue
         # what came in the window
-        for place, number in _numbers(facts, "accepted", entry).items():
-            found.accepted[place] = found.accepted.get(place, 0) + number
+        for place in entry.destinations:
+            if place in member(facts, "accepted"):
+                found.accepted[place] = found.accepted.get(place, 0) + _whole(member(facts, "accepted")[place])
         found.other += _whole(facts.get("other"))
-        _group(groups, facts, rollout, entry)
-        signed |= set(_signers(facts, entry))
+        for told_of in _tables(facts.get("groups")):
+            group = group_of(told_of)
+            held = rollout.entry(group.destination)
+            if held is not None and held.destinations == entry.destinations:
+                groups.setdefault(group.id, Seen(group)).add(told_of)
+        signed |= {
+            (issuer, subject)
+            for place, issuers in member(facts, "signed").items()
+            if place in entry.destinations and isinstance(issuers, dict)
+            for issuer, subjects in issuers.items()
+            for subject in (subjects if isinstance(subjects, dict) else ())
+        }
         if time < now - HOUR:
             continue
         # who is there, on which rung, and how old the last deliveries were
@@ -176,27 +203,21 @@ def _standing(entry: RolloutSettings, rollout: Rollout, told: Sequence[Record], 
     found.oldest = min(oldest.values(), default=None)
     if asked.consumer is not None:
         found.never_signed = list(_never_signed(entry, asked.consumer, signed))
-    found.moved = max(0, len(_ends(told, entry)) - 1)
+    # The ends that starts have named for its destinations.
+    ends = {
+        str(each.get("until"))
+        for record in told
+        for each in _tables(member(record, "rollout").get("rungs"))
+        if set(each.get("destinations") or ()) & set(entry.destinations)
+    }
+    found.moved = max(0, len(ends) - 1)
     found.against = list(_against(found, now, changed, asked))
     return found
 
 
-def _group(groups: dict[str, Seen], facts: Record, rollout: Rollout, entry: RolloutSettings) -> None:
-    listed: Any = facts.get("groups")
-    for one in listed if isinstance(listed, list) else ():
-        if isinstance(one, dict):
-            group = group_of(one)
-            held = rollout.entry(group.destination)
-            if held is not None and held.destinations == entry.destinations:
-                groups.setdefault(group.id, Seen(group)).add(one)
-
-
-def _signers(facts: Record, entry: RolloutSettings) -> Iterator[tuple[str, str]]:
-    """Yield issuer and subject of those that signed for an entry's destinations."""
-    for place, issuers in member(facts, "signed").items():
-        if place in entry.destinations and isinstance(issuers, dict):
-            for issuer, subjects in issuers.items():
-                yield from ((issuer, subject) for subject in (subjects if isinstance(subjects, dict) else ()))
+def _tables(listed: Any) -> list[dict[str, Any]]:
+    """Return the objects of a list in a record; none where it is no list."""
+    return [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
 
 
 def _never_signed(
@@ -209,27 +230,31 @@ def _never_signed(
         places |= set(alias.signed_for) if entry.build().holds(alias.at) else set()
     known = set[str]()
     for rule in consumer.allow:
-        allowed = any(_meet(place, pattern) for place in places for pattern in rule.destinations)
+        # Two patterns may have a destination in common; the words of each stand for themselves.
+        allowed = any(
+            EVERYWHERE in (place, pattern)
+            or place == pattern
+            or matches(place, pattern)
+            or matches(pattern, place)
+            for place in places
+            for pattern in rule.destinations
+        )
         silent = not any(rule.issuer in (None, issuer) and rule.subject == who for issuer, who in signed)
         if allowed and silent and rule.subject not in known:
             known.add(rule.subject)
             yield rule.subject
 
 
-def _meet(one: str, other: str) -> bool:
-    """Return whether two patterns may have a destination in common; the words of each stand for themselves."""
-    return EVERYWHERE in (one, other) or one == other or matches(one, other) or matches(other, one)
-
-
-def _against(found: Standing, now: float, changed: float | None, asked: Asked) -> Iterator[str]:
+def _against(found: Standing, now: float, changed: float | None, asked: RolloutFacts) -> Iterator[str]:
     """Yield what speaks against going up."""
     entry = found.entry
     ends = datetime.combine(entry.since, time_of_day(), UTC).timestamp() + entry.window
     # what was delivered again and would be settled condemns nothing
     open_groups = [
-        seen for seen in found.groups
+        seen
+        for seen in found.groups
         if seen.group.code != Verdict.DUPLICATE.value and not is_accepted(entry, seen.group)
-    ]  # fmt: skip
+    ]
     silent = [place for place in entry.destinations if not found.accepted.get(place)]
     reported = f"{len(found.reported)} of {asked.consumers} consumers reported within the hour"
     for holds, what in (
@@ -253,29 +278,12 @@ def is_accepted(entry: RolloutSettings, group: Group) -> bool:
     return group.id in accepted or f"{group.code} {group.destination}" in accepted
 
 
-def _ends(told: Sequence[Record], entry: RolloutSettings) -> set[str]:
-    """Return the ends that starts have named for the destinations of an entry."""
-    named: set[str] = set()
-    for record in told:
-        rungs: Any = member(record, "rollout").get("rungs")
-        for one in rungs if isinstance(rungs, list) else ():
-            if isinstance(one, dict) and set(one.get("destinations") or ()) & set(entry.destinations):
-                named.add(str(one.get("until")))
-    return named
-
-
-def _numbers(facts: Record, name: str, entry: RolloutSettings) -> Mapping[str, int]:
-    counts = member(facts, name)
-    return {place: _whole(counts[place]) for place in entry.destinations if place in counts}
-
-
 def _whole(found: object) -> int:
     return found if type(found) is int else 0
 
 
 _YEAR: Final = 366
 _ROLLOUT: Final = ("rollout_overdue", "rollout_ending")
-_ISSUER: Final = ("issuer_overdue", "issuer_ending")
 
 
 @on("rollout")
@@ -287,9 +295,13 @@ def rungs(target: Target, entries: tuple[RolloutSettings, ...]) -> Iterator[Find
         yield from those(
             (entry.at is Rung.OFF, "rollout_off", (*path, "rung"), asks),
             (entry.at is Rung.OBSERVE, "rollout_observe", (*path, "rung"), asks),
-            (EVERYWHERE in entry.destinations, "rollout_catch_all", (*path, "destinations"),
-             "every destination that no entry names"),
-        )  # fmt: skip
+            (
+                EVERYWHERE in entry.destinations,
+                "rollout_catch_all",
+                (*path, "destinations"),
+                "every destination that no entry names",
+            ),
+        )
         if entry.at < Rung.ENFORCE and entry.until is not None:
             yield from _term(_ROLLOUT, (*path, "until"), places, days_left(entry.until, target.now))
 
@@ -325,7 +337,9 @@ def direct_issuers(target: Target, consumer: ConsumerSettings) -> Iterator[Findi
     for issuer in consumer.issuers:
         if issuer.until is not None:
             left = days_left(issuer.until, target.now)
-            yield from _term(_ISSUER, (*issuer.table.path, "until"), issuer.issuer, left)
+            yield from _term(
+                ("issuer_overdue", "issuer_ending"), (*issuer.table.path, "until"), issuer.issuer, left
+            )
 
 
 def _term(codes: tuple[str, str], path: tuple[str | int, ...], what: str, left: int) -> Iterator[Finding]:

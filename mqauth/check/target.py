@@ -73,15 +73,12 @@ class Signs(NamedTuple):
         return ring_of(self.keys)
 
     def passphrase(self) -> bytes | None:
-        """Return the passphrase, ``None`` if there is none or it cannot be read."""
-        env, file = self.settings.passphrase_env, self.settings.passphrase_file
-        return unless_refused(lambda: read_passphrase(env=env, file=file))
+        """Return the passphrase, ``None`` if there is none.
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the keys need no passphrase, or theirs can be read here."""
-        named = self.settings.passphrase_env is not None or self.settings.passphrase_file is not None
-        return not named or self.passphrase() is not None
+        Raises:
+            ConfigurationError: it cannot be read.
+        """
+        return read_passphrase(env=self.settings.passphrase_env, file=self.settings.passphrase_file)
 
 
 class Reference(NamedTuple):
@@ -116,17 +113,15 @@ def ring_of(folder: FilePath) -> KeyRing | None:
 def reference_of(uri: str) -> Reference | None:
     """Return what a reference names on this machine, ``None`` where it cannot be read."""
     shown = uri.partition("?")[0]
-    if uri.startswith(transit.SCHEME):
-        place = unless_refused(lambda: transit.Place.parse(uri))
-        plain = place is not None and place.server.startswith("http:")
-        return (
-            None
-            if place is None
-            else Reference(shown, place.token_file, place.ca, place.server if plain else None)
-        )
-    token = unless_refused(lambda: pkcs11_uri.parse(uri))
-    kind, _, name = ((token and token.pin_source) or "").partition(":")
-    return None if token is None else Reference(shown, FilePath(name) if kind == "file" else None)
+    try:
+        if uri.startswith(transit.SCHEME):
+            key = transit.Place.parse(uri)
+            plain = key.server if key.server.startswith("http:") else None
+            return Reference(shown, key.token_file, key.ca, plain)
+        kind, _, name = (pkcs11_uri.parse(uri).pin_source or "").partition(":")
+        return Reference(shown, FilePath(name) if kind == "file" else None)
+    except ConfigurationError:
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,13 +230,11 @@ def strangers(path: FilePath) -> int:
 
 def is_own_group(user: int, group: int) -> bool:
     """Tell whether a group has no member but its user, as with ``umask 002``, or the user is root."""
-    if user == 0:
-        return True
     try:
         name, found = pwd.getpwuid(user).pw_name, grp.getgrgid(group)
     except KeyError:
-        return False
-    return found.gr_name == name and set(found.gr_mem) <= {name}
+        return user == 0
+    return user == 0 or (found.gr_name == name and set(found.gr_mem) <= {name})
 
 
 def mode(path: FilePath) -> str:

@@ -1,7 +1,8 @@
 """Rules on tokens and the private keys that sign them.
 
 How long tokens live, whom they are meant for, and by which clock they are judged; who can read a producer's keys,
-how strong and how old they are, and their successors.
+how strong and how old they are, and their successors. An authority signs identities: its key, whose credentials it
+takes, what they get, and who asks it.
 """
 
 from __future__ import annotations
@@ -9,20 +10,27 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from mqauth.authority.desk import REGISTERED
 from mqauth.check.findings import Finding, finding, on, those
-from mqauth.check.issuers import DAY
-from mqauth.check.target import Target, mode, others, unless_refused
+from mqauth.check.issuers import DAY, key_set
+from mqauth.check.target import Target, few, mode, others, ring_of, unless_refused
 from mqauth.config.consumer_settings import ConsumerSettings
-from mqauth.config.toml_file import read_passphrase
+from mqauth.config.issuer_settings import IdentityAuthoritySettings
+from mqauth.config.kinds import is_url
+from mqauth.config.settings import ProducerSettings
 from mqauth.errors import ConfigurationError
+from mqauth.http.connection import is_loopback
 from mqauth.judging.token import BACKLOG, longest_wait
+from mqauth.judging.trust_domain import IDENTITY_LIFETIME
 from mqauth.keystore import State
 from mqauth.keystore.disk import files
 from mqauth.signer import MAX_LIFETIME
@@ -37,7 +45,6 @@ _LIMITS: Final = (
     ("consumer", "leeway", 15, math.inf, "leeway_large"),
 )
 """Table, setting, and of how many seconds on, up to how many, it has which code."""
-_MAX_PEM: Final = 64 * 1024
 _ENCRYPTED: Final = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
 _WRITE: Final = 0o022
 
@@ -72,17 +79,32 @@ def trust(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     loose = HeaderNames("allow_unsigned_headers", consumer.allow_unsigned_headers).broad
     wide = [pattern for each in consumer.accept_as for pattern in each.build().broad]
     yield from those(
-        (consumer.at != "consume" and consumer.append_evidence is None and not all(map(is_kafka, places)),
-         "append_without_evidence", ("consumer", "append_evidence"),
-         'at = "append" without append_evidence, and a rule names RabbitMQ'),
-        (consumer.unsafe_append_evidence, "append_evidence_unproved", ("consumer", "unsafe_append_evidence"),
-         "append times are believed unproved"),
-        (loose, "allow_unsigned_headers_broad", ("consumer", "allow_unsigned_headers"),
-         f"{', '.join(loose)} ends within a word"),
+        (
+            consumer.at != "consume" and consumer.append_evidence is None and not all(map(is_kafka, places)),
+            "append_without_evidence",
+            ("consumer", "append_evidence"),
+            'at = "append" without append_evidence, and a rule names RabbitMQ',
+        ),
+        (
+            consumer.unsafe_append_evidence,
+            "append_evidence_unproved",
+            ("consumer", "unsafe_append_evidence"),
+            "append times are believed unproved",
+        ),
+        (
+            loose,
+            "allow_unsigned_headers_broad",
+            ("consumer", "allow_unsigned_headers"),
+            f"{', '.join(loose)} ends within a word",
+        ),
         (wide, "accept_as_broad", ("consumer", "accept_as"), f"{', '.join(wide)} takes any number of words"),
-        (consumer.unsigned_headers == "hide", "unsigned_headers_hidden", ("consumer", "unsigned_headers"),
-         "unsigned headers are hidden, not refused"),
-    )  # fmt: skip
+        (
+            consumer.unsigned_headers == "hide",
+            "unsigned_headers_hidden",
+            ("consumer", "unsigned_headers"),
+            "unsigned headers are hidden, not refused",
+        ),
+    )
 
 
 def pem_files(target: Target) -> Iterator[Finding]:
@@ -95,31 +117,35 @@ def pem_files(target: Target) -> Iterator[Finding]:
                 yield finding(
                     "key_readable", signs.at, f"{target.shown(path)} is open to others (mode {mode(path)})"
                 )
-            bits = _rsa_bits(_raw(path), signs.passphrase())
-            if bits is not None and bits < MIN_RSA_BITS:
-                yield finding("key_weak", signs.at, f"{target.shown(path)}: RSA of {bits} bits")
+            # What is no key, or cannot be opened, is for the configuration's own reader.
+            with suppress(ConfigurationError, TypeError, ValueError, UnsupportedAlgorithm):
+                raw = _raw(path)
+                key = serialization.load_pem_private_key(raw, signs.passphrase() if _is_encrypted(raw) else None)
+                if isinstance(key, rsa.RSAPrivateKey) and key.key_size < MIN_RSA_BITS:
+                    yield finding("key_weak", signs.at, f"{target.shown(path)}: RSA of {key.key_size} bits")
         if os.path.isdir(folder) and others(folder):
             name = "keystore_writable" if others(folder) & _WRITE else "keystore_readable"
             yield finding(name, signs.at, f"{target.shown(folder)} is open to others (mode {mode(folder)})")
         plain = [raw for raw in map(_raw, pems) if b"PRIVATE KEY-----" in raw and not _is_encrypted(raw)]
         if plain:
-            said = f"{len(plain)} of {len(pems)} PEM files under {signs.at[1]} without a passphrase"
-            yield finding("key_plain", signs.at, said)
+            what = f"{len(plain)} of {len(pems)} PEM files under {signs.at[1]} without a passphrase"
+            yield finding("key_plain", signs.at, what)
 
 
 def passphrases(target: Target) -> Iterator[Finding]:
     """Find a passphrase that cannot be read, or that lies beside the keys."""
-    for table, settings, keys, *_ in target.signers:
-        env, file = settings.passphrase_env, settings.passphrase_file
+    for signs in target.signers:
+        table, settings, keys, *_ = signs
+        file = settings.passphrase_file
         try:
-            read_passphrase(env=env, file=file)
+            signs.passphrase()
         except ConfigurationError as error:
-            key = "passphrase_env" if env is not None else "passphrase_file"
+            key = "passphrase_env" if file is None else "passphrase_file"
             yield finding("passphrase_unavailable", (table, key), str(error))
         folder = keys if os.path.isdir(keys) else keys.parent
         if file is not None and file.absolute().parent == folder.absolute():
-            said = f"{target.shown(file)} lies beside the keys"
-            yield finding("passphrase_beside_keys", (table, "passphrase_file"), said)
+            what = f"{target.shown(file)} lies beside the keys"
+            yield finding("passphrase_beside_keys", (table, "passphrase_file"), what)
 
 
 def rotation(target: Target) -> Iterator[Finding]:
@@ -133,24 +159,44 @@ def rotation(target: Target) -> Iterator[Finding]:
             continue
         delay, retain = ring.publish_delay, ring.retain
         yield from those(
-            (delay < signs.fresh, "publish_delay_short", at,
-             f"the keystore's publish_delay is {delay} s, under {signs.fresh} s"),
-            (retain < signs.retain, "retain_short", at,
-             f"the keystore's retain is {retain} s, under {signs.retain} s"),
-        )  # fmt: skip
+            (
+                delay < signs.fresh,
+                "publish_delay_short",
+                at,
+                f"the keystore's publish_delay is {delay} s, under {signs.fresh} s",
+            ),
+            (
+                retain < signs.retain,
+                "retain_short",
+                at,
+                f"the keystore's retain is {retain} s, under {signs.retain} s",
+            ),
+        )
         # An active key that is overdue or due soon, and a pending one that nobody activates.
         if ring.active is not None and ring.active.activated is not None:
             kid, used = ring.active.kid, now - ring.active.activated
             waiting = [key for key in ring.keys if key.state is State.PENDING]
             soon = not waiting and used > limit - max(delay, limit // 10)
             yield from those(
-                (used > limit, "key_overdue", at,
-                 f"the key {kid} has signed for {_days(used)}, longer than {_days(limit)}"),
-                (soon, "key_no_next", at,
-                 f"the key {kid} is due in {_days(max(limit - used, 0))}, and no other is pending"),
-                (any(key.ready + DAY < now for key in waiting), "rotation_stalled", at,
-                 "a pending key has been ready for more than a day"),
-            )  # fmt: skip
+                (
+                    used > limit,
+                    "key_overdue",
+                    at,
+                    f"the key {kid} has signed for {_days(used)}, longer than {_days(limit)}",
+                ),
+                (
+                    soon,
+                    "key_no_next",
+                    at,
+                    f"the key {kid} is due in {_days(max(limit - used, 0))}, and no other is pending",
+                ),
+                (
+                    any(key.ready + DAY < now for key in waiting),
+                    "rotation_stalled",
+                    at,
+                    "a pending key has been ready for more than a day",
+                ),
+            )
 
 
 def references(target: Target) -> Iterator[Finding]:
@@ -165,20 +211,11 @@ def references(target: Target) -> Iterator[Finding]:
 
 def _raw(path: Path) -> bytes:
     """Return a PEM file's bytes; none if it cannot be read."""
-    return unless_refused(lambda: files.read_bounded(path, _MAX_PEM)) or b""
+    return unless_refused(lambda: files.read_bounded(path, 64 * 1024)) or b""
 
 
 def _is_encrypted(raw: bytes) -> bool:
     return any(mark in raw for mark in _ENCRYPTED)
-
-
-def _rsa_bits(raw: bytes, passphrase: bytes | None) -> int | None:
-    """Return the size of an RSA key, ``None`` if it is another key or cannot be opened."""
-    try:
-        key = serialization.load_pem_private_key(raw, passphrase if _is_encrypted(raw) else None)
-    except (TypeError, ValueError, UnsupportedAlgorithm):
-        return None
-    return key.key_size if isinstance(key, rsa.RSAPrivateKey) else None
 
 
 def _days(seconds: int) -> str:
@@ -186,3 +223,157 @@ def _days(seconds: int) -> str:
 
 
 RULES: Final = (limits, backlog, trust, pem_files, passphrases, rotation, references)
+
+
+LONG: Final = 7200
+"""Seconds beyond which a credential lives long; a projected token of Kubernetes lives an hour or two."""
+_MEANT: Final = REGISTERED | frozenset(
+    (
+        "act",
+        "alg",
+        "ath",
+        "audience",
+        "azp",
+        "client_id",
+        "htm",
+        "htu",
+        "issuer",
+        "kid",
+        "may_act",
+        "nonce",
+        "scope",
+        "subject",
+        "typ",
+    )
+)
+"""Names, in lower case, that readers of JWTs give a meaning of their own (RFC 7519, 8693 and 9449)."""
+
+
+@on("authority")
+def signing(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
+    """Find a key that can be copied, a URL in the clear, and identities that live longer than they should."""
+    found = ring_of(authority.keys)
+    keys = () if found is None else found.keys
+    local = [key.kid for key in keys if key.uri is None and key.state in (State.PENDING, State.ACTIVE)]
+    # How long they may live for the consumer of the same file, if it trusts the authority.
+    own = [each.max_identity_lifetime for each in target.issuers if each.trust_domain == authority.trust_domain]
+    lives, limit = authority.lifetime, min(own, default=IDENTITY_LIFETIME)
+    yield from those(
+        (local, "authority_key_on_disk", ("authority", "keys"), f"{few(local)} in {target.shown(authority.keys)}"),
+        (
+            is_url(authority.url, ("http",)),
+            "authority_loopback",
+            ("authority", "url"),
+            f"http to {urlsplit(authority.url).hostname}",
+        ),
+        (
+            lives > limit,
+            "identity_lifetime_long",
+            ("authority", "lifetime"),
+            f"lifetime is {lives} s, over {limit} s",
+        ),
+    )
+
+
+@on("authority")
+def credentials(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
+    """Find credentials that live long, and producers' keys that enrol nobody."""
+    for source in authority.credentials:
+        path = source.table.path
+        silent = [key.kid for key in key_set(source) or () if not key.subjects] if source.is_enrolment else []
+        yield from those(
+            (
+                source.longest > LONG,
+                "credential_lifetime_long",
+                (*path, "max_lifetime"),
+                f"max_lifetime is {source.longest} s, over {LONG} s",
+            ),
+            (silent, "enrolment_unbound", (*path, "file"), f"no subject is named by the key {few(silent)}"),
+        )
+
+
+@on("authority")
+def grants(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
+    """Find grants that are missing, that anybody of an issuer gets, or that nobody gets."""
+    if not authority.grants:
+        yield finding("grants_empty", ("authority", "grants"), "no [[authority.grants]]")
+    sources = {found.name: found for found in authority.credentials}
+    for grant in authority.grants:
+        at = (*grant.table.path, "match")
+        # Whom the keys of its credential speak for, where a file of producers' own keys tells.
+        wanted, source = grant.match.get("sub"), sources[grant.credential]
+        keys = key_set(source) if source.is_enrolment else None
+        alive = [
+            key
+            for key in keys or ()
+            if key.revocation is None and (key.expires is None or target.now < key.expires)
+        ]
+        unmet = None not in (wanted, keys) and not any(wanted in (key.subjects or ()) for key in alive)
+        named = sorted(name for name in grant.claims or () if name.lower() in _MEANT)
+        # Claims that every credential of an issuer may have alike.
+        yield from those(
+            (
+                grant.match.keys() <= {"iss", "aud", "typ"},
+                "grant_matches_all",
+                at,
+                f"{grant.subject} for whatever has this {few(sorted(grant.match))}",
+            ),
+            (unmet, "grant_without_key", at, f"no key of {source.name} speaks for {wanted}"),
+            (named, "grant_claim_registered", (*grant.table.path, "claims"), f"says {few(named)}"),
+        )
+
+
+@on("authority")
+def overlaps(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
+    """Find grants of which an earlier one decides in their place: another one of the same identity matches too."""
+    for number, grant in enumerate(authority.grants):
+        for earlier, other in enumerate(authority.grants[:number]):
+            first, second = other.match, grant.match
+            both = all(first[name] == second[name] for name in first.keys() & second.keys())
+            same = (other.credential, other.subject) == (grant.credential, grant.subject)
+            differs = (other.claims or {}, other.lifetime) != (grant.claims or {}, grant.lifetime)
+            # It takes from this one what only this one gives, or all of it.
+            if same and both and (differs or first.items() <= second.items()):
+                what = f"where both match, authority.grants[{earlier}] gives {grant.subject}"
+                yield finding("grants_overlap", (*grant.table.path, "match"), what)
+                break
+
+
+@on("authority")
+def rates(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
+    """Find limits that are off, and an audit file that whoever may write it can shorten unseen."""
+    yield from those(
+        (
+            not authority.rate,
+            "authority_rate_off",
+            ("authority", "rate"),
+            "any number of identities of one subject",
+        ),
+        (
+            not authority.refusal_rate,
+            "authority_refusals_off",
+            ("authority", "refusal_rate"),
+            "any number of refusals of one address",
+        ),
+        (authority.heads is None, "authority_unanchored", ("authority", "heads"), "no heads"),
+    )
+
+
+@on("producer")
+def enrolment(_: Target, producer: ProducerSettings) -> Iterator[Finding]:
+    """Find requests for an identity in plain text."""
+    identity = producer.identity
+    if identity is not None:
+        shown = identity.credential
+        for table, key, url in (
+            (identity.table, "authority", identity.authority),
+            (shown.table, "token_url", shown.token_url),
+        ):
+            if url is not None and is_url(url, ("http",)):
+                host = urlsplit(url).hostname or ""
+                local = identity.unsafe_http_loopback and is_loopback(host)
+                code = "authority_loopback" if local else "authority_http"
+                yield finding(code, (*table.path, key), f"http to {host}")
+
+
+AUTHORITY_RULES: Final = (enrolment, signing, credentials, grants, overlaps, rates)

@@ -14,7 +14,6 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final
@@ -24,6 +23,7 @@ from typer.core import TyperGroup
 
 from mqauth._version import __version__
 from mqauth.cli import forms
+from mqauth.cli.forms import one_line
 from mqauth.errors import MalformedMessage, MqauthError, Unavailable, require
 from mqauth.wire import strict_json
 
@@ -48,17 +48,16 @@ VERBS: Final = {
     "selftest": ("check", "selftest", "Try whether a consumer refuses unsigned and forged messages."),
     "keys": ("keys", "app", "Make, list, rotate, revoke and publish a producer's keys."),
     "authority": ("authority", "app", "Run an authority, which gives identities that live for an hour or so."),
-    "identity": ("identity", "app", "Print what an identity or a token says."),
+    "identity": ("sign", "app", "Print what an identity or a token says."),
     "audit": ("audit", "app", "Check, read and search audit files."),
     "dlq": ("dlq", "app", "List, check, redrive and discard dead letters."),
     "rollout": ("rollout", "app", "Bring signatures to a running system, step by step."),
-    "config": ("config", "app", "Show the settings that commands take, and where each comes from."),
+    "config": ("check", "app", "Show the settings that commands take, and where each comes from."),
     "console": ("console", "console", "Review dead letters in a browser. It runs until Ctrl-C."),
 }
 """Each verb with its module in ``mqauth.cli``, the function or application in it, and its line in the help."""
 MAX_INPUT: Final = 16 * 1024 * 1024
 """Most bytes of a message in JSON, of a line of it, or of a body."""
-_BLANK: Final = b" \t\r\n"
 _CHUNK: Final = 64 * 1024
 _UNPRINTABLE = re.compile(
     r"[\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f"
@@ -73,10 +72,13 @@ SETTINGS: Final[dict[str, Any]] = {
 From = Annotated[
     float | None,
     typer.Option(
-        "--from", "--since", parser=forms.moment, metavar="TIME",
+        "--from",
+        "--since",
+        parser=forms.moment,
+        metavar="TIME",
         help="From this time on: 2026-11-25T10:00:00Z, or 2h or 7d (ago), or now.",
     ),
-]  # fmt: skip
+]
 To = Annotated[
     float | None,
     typer.Option("--to", "--until", parser=forms.moment, metavar="TIME", help="Before this time, likewise."),
@@ -247,32 +249,23 @@ def _told(error: Exception) -> tuple[str, int]:
     return f"this is a fault of mqauth ({type(error).__name__}); run it again with --debug and report it", 1
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
-    """One JSON text of standard input, not parsed yet.
+def parsed(raw: bytes | None) -> Any:
+    """Return the JSON value of a text of standard input. Integers may have 64 bits, as those of AMQP have.
 
     Args:
-        number: its line, from 1.
         raw: its bytes; ``None`` where there were more than ``MAX_INPUT``.
+
+    Raises:
+        MalformedMessage: the text is too large or not strict JSON.
     """
+    from mqauth.wire.json_form import JSON_DEPTH
 
-    number: int
-    raw: bytes | None
-
-    def parse(self) -> Any:
-        """Return the JSON value. Integers may have 64 bits, as those of AMQP have.
-
-        Raises:
-            MalformedMessage: the text is too large or not strict JSON.
-        """
-        from mqauth.wire.json_form import JSON_DEPTH
-
-        if self.raw is None:
-            raise MalformedMessage(f"over {MAX_INPUT} bytes")
-        try:
-            return strict_json.loads(self.raw, depth=JSON_DEPTH, wide=True)
-        except strict_json.StrictJSONError as error:
-            raise MalformedMessage(str(error)) from error
+    if raw is None:
+        raise MalformedMessage(f"over {MAX_INPUT} bytes")
+    try:
+        return strict_json.loads(raw, depth=JSON_DEPTH, wide=True)
+    except strict_json.StrictJSONError as error:
+        raise MalformedMessage(str(error)) from error
 
 
 def standard_input() -> BinaryIO:
@@ -285,24 +278,24 @@ def standard_input() -> BinaryIO:
     return sys.stdin.buffer
 
 
-def read_texts(stream: BinaryIO, *, lines: bool) -> Iterator[Text]:
-    """Yield the JSON texts of a stream.
+def read_texts(stream: BinaryIO, *, lines: bool) -> Iterator[tuple[int, bytes | None]]:
+    """Yield the JSON texts of a stream, each with its line, from 1; ``None`` for one over ``MAX_INPUT`` bytes.
 
     Args:
         stream: the bytes.
         lines: whether each line that is not blank is a text; else the whole stream is one.
     """
     if not lines:
-        yield Text(1, read_body(stream))
+        yield 1, read_body(stream)
         return
     for number, line in enumerate(iter(lambda: stream.readline(MAX_INPUT + 1), b""), 1):
         if len(line) > MAX_INPUT and not line.endswith(b"\n"):
             # In pieces: a line without an end must not fill the memory.
             while (chunk := stream.readline(_CHUNK)) and not chunk.endswith(b"\n"):
                 pass
-            yield Text(number, None)
-        elif line.strip(_BLANK):
-            yield Text(number, line)
+            yield number, None
+        elif line.strip(b" \t\r\n"):
+            yield number, line
 
 
 def read_body(stream: BinaryIO) -> bytes | None:
@@ -325,29 +318,17 @@ def print_json(value: Any) -> None:
     sys.stdout.buffer.flush()
 
 
-def answer(as_json: bool, value: Any, *parts: Any) -> None:
-    """Print what a command found: for programs as JSON, for people as lines of text and tables of Rich."""
+def answer(as_json: bool, value: Any, *lines: str) -> None:
+    """Print what a command found: for programs as JSON, for people as lines of text."""
     if as_json:
         print_json(value)
-        return
-    for part in parts:
-        if isinstance(part, str):
-            print(part, flush=True)
-        else:
-            from rich.console import Console
-
-            Console().print(part)
+    for line in () if as_json else lines:
+        print(line, flush=True)
 
 
 def print_error(text: str) -> None:
     """Print one line on standard error, whatever characters the text has."""
     print(f"mqauth: {one_line(text)}", file=sys.stderr)
-
-
-def one_line(text: str) -> str:
-    """Return text with line breaks as spaces and every other character that does not print escaped."""
-    joined = " ".join(text.split())
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in joined)
 
 
 def abandon_output() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -33,21 +32,22 @@ from mqauth.audit.record import (
     read_records,
     value_of,
 )
-from mqauth.cli import tables
-from mqauth.cli.app import From, Json, To, answer, group, one_line, print_json, progress_bar
-from mqauth.cli.forms import SHORT, pick
-from mqauth.cli.tables import middle
+from mqauth.cli import forms
+from mqauth.cli.app import (
+    From,
+    Json,
+    To,
+    answer,
+    group,
+    print_json,
+    progress_bar,
+)
+from mqauth.cli.forms import SHORT, middle, one_line, pick
 from mqauth.errors import file_errors, require
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
 
 app: Final = group("Check, read and search audit files.", "mqauth audit verify FILE")
-_BAR: Final = 20
-"""Cells that a bar has at least; the name before it is cut."""
-_MOST: Final = 40
-_NAME: Final = 60
-_LONGEST: Final = 24 * 31
-"""Steps of a time line that are printed, with those in which there was nothing."""
 Files = Annotated[list[Path], typer.Argument(help="Audit files, oldest first; their rotated parts are found.")]
 
 
@@ -83,15 +83,15 @@ def verify(
     note = "" if report.what is None else f"; {report.what}"
     if not report.intact:
         place = "" if report.file is None else f" of {report.file}"
-        said = f"BROKEN: line {report.first_bad}{place}: {report.what}; {report.records} records before it hold"
+        verdict = f"BROKEN: line {report.first_bad}{place}: {report.what}; {report.records} records before it hold"
     elif report.anchored:
         behind = f", the last {report.unsigned} of them after the last signed head" if report.unsigned else ""
         trust = "; the key in the heads is trusted: give --keys" if pinned is None else ""
-        said = f"intact; {report.records} records{behind}{note}{trust}"
+        verdict = f"intact; {report.records} records{behind}{note}{trust}"
     else:
         why = "no signed heads to compare it with" if heads is None else "the heads do not cover all of it"
-        said = f"unanchored: unbroken, but {why}; {report.records} records{note}"
-    answer(json, as_json(report), one_line(said))
+        verdict = f"unanchored: unbroken, but {why}; {report.records} records{note}"
+    answer(json, as_json(report), one_line(verdict))
     return 0 if report.intact else 1
 
 
@@ -175,9 +175,18 @@ def stats(
     """Count records by what --by names, and draw bars."""
     require(by in DIMENSIONS, f"--by: must be {', '.join(DIMENSIONS)}")
     wanted = Selection(since=since, until=until)
-    found = count(filter(wanted.holds, read_records(with_parts(files))), by)
-    rows = _time_line(found, by) if by in TIMES else found.most_common()
-    answer(json, {"by": by, "records": found.total(), "counts": dict(rows)}, *_bars(rows))
+    counts = count(filter(wanted.holds, read_records(with_parts(files))), by)
+    rows = sorted(counts.items()) if by in TIMES else counts.most_common()
+    with suppress(ValueError):
+        times = sorted(map(datetime.fromisoformat, counts)) if by in TIMES else []
+        step = {"day": timedelta(days=1), "minute": timedelta(minutes=1)}.get(by, timedelta(hours=1))
+        # Steps in which there was nothing are rows too, up to a month of hours: one forged time in the year 9999
+        # must not print millions of them.
+        if times and (times[-1] - times[0]) / step <= 24 * 31:
+            starts = (times[0] + number * step for number in range(round((times[-1] - times[0]) / step) + 1))
+            names = [start.isoformat(timespec="minutes")[: TIMES[by]] for start in starts]
+            rows = [(name, counts.get(name, 0)) for name in names]
+    answer(json, {"by": by, "records": counts.total(), "counts": dict(rows)}, *_bars(rows))
 
 
 @app.command("detect")
@@ -199,35 +208,17 @@ def detect(
     return 1 if found else 0
 
 
-def _time_line(found: Counter[str], by: str) -> list[tuple[str, int]]:
-    """Return counts in the order of time, with the steps between them in which there was nothing."""
-    step = {"day": timedelta(days=1), "minute": timedelta(minutes=1)}.get(by, timedelta(hours=1))
-    try:
-        times = sorted(datetime.fromisoformat(name) for name in found)
-    except ValueError:
-        return sorted(found.items())
-    # One forged time in the year 9999 must not print millions of empty lines.
-    if not times or (times[-1] - times[0]) / step > _LONGEST:
-        return sorted(found.items())
-    steps = (times[0] + number * step for number in range(round((times[-1] - times[0]) / step) + 1))
-    names = [start.isoformat(timespec="minutes")[: TIMES[by]] for start in steps]
-    return [(name, found.get(name, 0)) for name in names]
-
-
 def _bars(rows: Sequence[tuple[str, int]]) -> Iterator[str]:
     """Yield a line with a bar for each count; piped, both tab-separated without a bar."""
-    columns = tables.terminal_width()
+    columns = forms.terminal_width()
     if columns is None:
         yield from (f"{one_line(name)}\t{number}" for name, number in rows)
         return
     most = max((number for _, number in rows), default=1)
-    counts = max((len(str(number)) for _, number in rows), default=0)
-    width = min(
-        max((cell_len(one_line(name)) for name, _ in rows), default=0),
-        _NAME,
-        max(SHORT, columns - counts - 4 - _BAR),
-    )
-    bar = max(1, min(_MOST, columns - width - counts - 4))
+    counts, longest = len(str(most)), max((cell_len(one_line(name)) for name, _ in rows), default=0)
+    # A bar has twenty to forty cells; the name before it is cut.
+    width = min(longest, 60, max(SHORT, columns - counts - 4 - 20))
+    bar = max(1, min(40, columns - width - counts - 4))
     block = "█" if "█".encode(sys.stdout.encoding or "ascii", "replace") != b"?" else "#"
     for name, number in rows:
         shown = set_cell_size(middle(one_line(name), width), width)

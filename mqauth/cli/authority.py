@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -13,11 +12,9 @@ import typer
 
 from mqauth.audit.file import with_parts
 from mqauth.audit.record import Selection, read_records
-from mqauth.authority.application import AuthorityServer
-from mqauth.authority.credential import Credential
-from mqauth.authority.desk import Grant
+from mqauth.authority.credential import ShownCredential
+from mqauth.authority.desk import ISSUED, Grant, Trace
 from mqauth.authority.issuing import PATH
-from mqauth.authority.records import ISSUED, Trace
 from mqauth.authority.refusals import Refused
 from mqauth.cli import forms
 from mqauth.cli.app import USAGE, Config, Json, answer, group, print_error
@@ -26,8 +23,6 @@ from mqauth.cli.serve import (
     Host,
     Level,
     Log,
-    LogForm,
-    LogLevel,
     Server,
     TLSCert,
     TLSKey,
@@ -37,7 +32,7 @@ from mqauth.cli.serve import (
     origin,
 )
 from mqauth.cli.settings import file_of
-from mqauth.config.authority import ConfiguredAuthority
+from mqauth.config.keys import ConfiguredAuthority
 from mqauth.config.load import load
 from mqauth.errors import ConfigurationError, Rejection, require
 from mqauth.keystore.disk.files import read_bounded
@@ -47,15 +42,7 @@ from mqauth.wire import identity, strict_json
 app: Final = group(
     "Run an authority, which gives identities that live for an hour or so.", "mqauth authority serve"
 )
-_REQUESTS: Final = 512
 _MAX_FILE: Final = 64 * 1024
-MetricsPort = Annotated[
-    int | None,
-    typer.Option("--metrics-port", min=0, max=65_535, help="Serve /metrics for Prometheus there; 0 for any free."),
-]
-MetricsHost = Annotated[
-    str, typer.Option("--metrics-host", help="Address for /metrics, which asks nobody for a password.")
-]
 Subject = Annotated[str, typer.Option("--sub", help="The identity, such as wimse://prod.example/shop/orders-api.")]
 
 
@@ -67,58 +54,60 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0 for any that is free.")] = 8443,
     tls_cert: TLSCert = None,
     tls_key: TLSKey = None,
-    metrics_port: MetricsPort = None,
-    metrics_host: MetricsHost = "127.0.0.1",
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port", min=0, max=65_535, help="Serve /metrics for Prometheus there; 0 for any free."
+        ),
+    ] = None,
+    metrics_host: Annotated[
+        str, typer.Option("--metrics-host", help="Address for /metrics, which asks nobody for a password.")
+    ] = "127.0.0.1",
     as_json: Json = False,
-    log: Log = LogForm.TEXT,
-    level: Level = LogLevel.INFO,
+    log: Log = "text",
+    level: Level = "info",
 ) -> None:
     """Give identities at /v1/identity, and keys at /jwks.json.
 
     It runs until Ctrl-C.
     """
-    certificate = certificate_of(tls_cert, tls_key)
-    with (
-        _measured(config, metrics_host, metrics_port) as (found, application, metrics),
-        listen(host, port, tls=certificate is not None) as listener,
-    ):
-        server = Server(application, certificate, requests=_REQUESTS, verb="authority serve", extra="serve")
+    certificate, metrics, observers = certificate_of(tls_cert, tls_key), dict[str, str](), list[Any]()
+    with ExitStack() as stack:
+        if metrics_port is None:
+            found = _configured(config)
+        else:
+            try:
+                from mqauth.telemetry import AuthorityTelemetry
+                from mqauth.telemetry.prometheus import Endpoint
+            except ImportError as error:
+                raise ConfigurationError('--metrics-port needs "mqauth[prometheus]"') from error
+            try:
+                # Who names an address means it.
+                endpoint = stack.enter_context(Endpoint(metrics_port, host=metrics_host, expose=True))
+            except OSError as error:
+                named = f"--metrics-host {metrics_host} --metrics-port {metrics_port}"
+                raise ConfigurationError(f"{named}: {error.strerror}") from error
+            telemetry = AuthorityTelemetry(endpoint.meter)
+            found = load(file_of(config), on_alert=endpoint.telemetry.alert).authority
+            telemetry.watch(found.settings.trust_domain, cutoffs=found.cut_off, key_age=found.key_age)
+            observers.append(telemetry.observe)
+            shown = f"[{metrics_host}]" if ":" in metrics_host else metrics_host
+            metrics["metrics"] = f"http://{shown}:{endpoint.port}/metrics"
+        application = found.server(found.authority(), observers)
+        listener = stack.enter_context(listen(host, port, tls=certificate is not None))
+        server = Server(application, certificate, requests=512, verb="authority serve", extra="serve")
         address = origin(listener, tls=certificate is not None)
         told = {
-            "url": address + PATH, "jwks": address + PATHS[0], "health": address + HEALTH,
-            "trust_domain": found.settings.trust_domain, **metrics,
-        }  # fmt: skip
-        said = f"identities of {told['trust_domain']} at {told['url']}, keys at {told['jwks']}"
-        answer(as_json, told, said, *(f"metrics at {url}" for url in metrics.values()))
+            "url": address + PATH,
+            "jwks": address + PATHS[0],
+            "health": address + HEALTH,
+            "trust_domain": found.settings.trust_domain,
+            **metrics,
+        }
+        line = f"identities of {told['trust_domain']} at {told['url']}, keys at {told['jwks']}"
+        answer(as_json, told, line, *(f"metrics at {url}" for url in metrics.values()))
         with log_lines(log, level):
             server.run(listener)
-
-
-@contextmanager
-def _measured(
-    config: Path | None, host: str, port: int | None
-) -> Iterator[tuple[ConfiguredAuthority, AuthorityServer, dict[str, str]]]:
-    """Yield an authority, its application, and where its metrics are, if somebody wants them."""
-    if port is None:
-        found = _configured(config)
-        yield found, found.server(found.authority()), {}
-        return
-    try:
-        from mqauth.telemetry import AuthorityTelemetry
-        from mqauth.telemetry.prometheus import Endpoint
-    except ImportError as error:
-        raise ConfigurationError('--metrics-port needs "mqauth[prometheus]"') from error
-    try:
-        # Who names an address means it.
-        served = Endpoint(port, host=host, expose=True)
-    except OSError as error:
-        raise ConfigurationError(f"--metrics-host {host} --metrics-port {port}: {error.strerror}") from error
-    with served as endpoint:
-        telemetry = AuthorityTelemetry(endpoint.meter)
-        found = load(file_of(config), on_alert=endpoint.telemetry.alert).authority
-        telemetry.watch(found.settings.trust_domain, cutoffs=found.cut_off, key_age=found.key_age)
-        shown = f"http://{f'[{host}]' if ':' in host else host}:{endpoint.port}/metrics"
-        yield found, found.server(found.authority(), [telemetry.observe]), {"metrics": shown}
 
 
 @app.command("grants")
@@ -194,13 +183,15 @@ def cutoff(
     before: Annotated[
         float | None,
         typer.Option(
-            "--before", parser=forms.moment, metavar="TIME",
+            "--before",
+            parser=forms.moment,
+            metavar="TIME",
             help="Identities issued before this time are refused; by default all up to now.",
         ),
     ] = None,
     config: Config = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Refuse every identity that a subject got up to now.
 
     Consumers see it within a minute. Identities that it gets later count again.
@@ -228,13 +219,13 @@ def _configured(config: Path | None) -> ConfiguredAuthority:
     return load(file_of(config)).authority
 
 
-def _shown(found: Credential | None) -> dict[str, Any]:
+def _shown(found: ShownCredential | None) -> dict[str, Any]:
     if found is None:
         return {"credential": None}
     return {"credential": found.name, "iss": found.issuer, "sub": found.text("sub"), "verified": found.verified}
 
 
-def _reasons(known: tuple[Grant, ...], found: Credential | None) -> list[str]:
+def _reasons(known: tuple[Grant, ...], found: ShownCredential | None) -> list[str]:
     """Return a line for each grant: whether it matches, and what differs."""
     if found is None:
         return []

@@ -1,7 +1,8 @@
 """Connections to a broker for ``mqauth dlq``, ``console`` and ``demo``, while the command runs.
 
 ``[broker]`` in ``mqauth.toml``, or in the file of ``--broker-settings``, says where the dead letters are and how
-their broker is reached. An option counts before the environment, and the environment before the file.
+their broker is reached. An option counts before the environment, and the environment before the file. Why a broker
+cannot be used is one line: what, where, why, and what to do.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,28 +20,92 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from mqauth import review
-from mqauth.cli.app import Broker, BrokerFile, Config, Queue, Topic
-from mqauth.cli.outage import told
+from mqauth.cli.app import UNDECIDED, Broker, BrokerFile, Config, Queue, Topic
+from mqauth.cli.forms import CommandFailed
 from mqauth.cli.settings import FILE, settings_of
 from mqauth.config.broker import BrokerSettings
 from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.kinds import URLS, is_broker_url
 from mqauth.config.settings import FileSettings
-from mqauth.errors import refusing, require
+from mqauth.errors import ConfigurationError, MqauthError, refusing, require, words_of
 from mqauth.flow import arun, run
 from mqauth.wire.destination import is_kafka, parse
 
+_PORTS: Final = {"amqp": 5672, "amqps": 5671, "kafka": 9092}
+_REFUSED: Final = (
+    (re.compile("Authentication|AuthorizationFailed|AccessRefused"), "are user, password and permissions right?"),
+    (re.compile("NotFoundEntity|UnknownTopic"), "is it declared, in this virtual host?"),
+    (re.compile("NotAllowed"), "is there such a virtual host, and may the user use it?"),
+    (re.compile("CertVerification"), "give ca in [broker], and the host's name as the certificate has it"),
+    (re.compile("Locked|Precondition"), "is another one using it?"),
+)
+"""Names of errors that mean: the broker answered, and something in our settings is wrong; and what to do."""
+
+
+def told(error: BaseException, urls: list[str], user: str | None, seconds: float) -> MqauthError:
+    """Return the error that tells why a broker cannot be used.
+
+    Args:
+        error: of its client.
+        urls: the brokers; passwords and queries in them are not repeated.
+        user: who logs in, where it is not in the URL.
+        seconds: for how long it was tried.
+    """
+    servers = []
+    for scheme, _, rest in (url.partition("://") for url in urls):
+        servers += [urlsplit(f"{scheme}://{server}") for server in rest.split(",")]
+    hosts = [(each, f"[{each.hostname}]" if ":" in (each.hostname or "") else each.hostname) for each in servers]
+    named = (f"{each.scheme}://{host}:{each.port or _PORTS[each.scheme]}" for each, host in hosts)
+    where = ", ".join(named) or "the broker"
+    name = user or next((each.username for each in servers if each.username), None)
+    who = f" as user {name}" if name else ""
+    cause: BaseException | None = error
+    while cause is not None:
+        for pattern, what_to_do in _REFUSED:
+            if pattern.search(type(cause).__name__):
+                return ConfigurationError(f"{where} refuses us{who}: {_words(cause)}; {what_to_do}")
+        cause = cause.__cause__ or cause.__context__
+    why, what_to_do = (
+        f"it answers, but not as this broker does ({type(error).__name__})",
+        "is TLS on at one end alone (amqps://, tls = true), or is there no such virtual host?",
+    )
+    if not servers:
+        why, what_to_do = _words(error), "is it running?"
+    elif isinstance(error, ssl.SSLError):
+        why = "no TLS"
+    # Clients keep the reason to themselves, so the servers are tried once more, one by one.
+    for each in servers:
+        try:
+            address = each.hostname or "", each.port or _PORTS[each.scheme]
+            socket.create_connection(address, 3.0).close()
+            continue
+        except ConnectionRefusedError:
+            why, what_to_do = "connection refused", "is the broker running, and is this its port?"
+        except socket.gaierror as found:
+            why, what_to_do = words_of(found).lower(), "is the host's name right?"
+        except TimeoutError:
+            why, what_to_do = "no answer", "is a firewall in between?"
+        except OSError as found:
+            why, what_to_do = words_of(found).lower(), "is the network up?"
+        break
+    return CommandFailed(f"cannot reach {where}{who}: {why}, {seconds:.0f} s; {what_to_do}", UNDECIDED)
+
+
+def _words(error: BaseException) -> str:
+    """Return what a broker said, which is no secret of ours; the name of the error where it said nothing."""
+    reason = getattr(error, "reason", None) or getattr(error, "verify_message", None)
+    # Some reasons of aiormq are templates that nobody has filled in.
+    texts = [text for text in (reason, *error.args) if isinstance(text, str) and text and "%" not in text]
+    return texts[0][:200] if texts else type(error).__name__
+
+
 _CLIENTS: Final = ("aio_pika", "aiormq", "kafka", "pamqp", "pika")
 _PATIENCE: Final = 60.0
-_SEVERAL: Final = 2
 TIMESTAMP_TYPE: Final = "message.timestamp.type"
 APPEND_TIME: Final = "LogAppendTime"
-_BACKOFF_MS: Final = 5000
-"""Milliseconds after which kafka-python tries a lost broker again at the latest; its own default is 30 s."""
-_MAX_REQUEST: Final = 64 * 1024 * 1024
-"""Bytes of a record that is sent back. The broker's own limit decides."""
 
 
 def check_url(option: str, url: str) -> None:
@@ -77,7 +145,7 @@ def reached(*urls: str | None, user: str | None = None) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class LetterAddress:
     """A dead-letter queue or topic.
 
     Args:
@@ -110,7 +178,7 @@ class Place:
 
 def place_of(
     broker: str | None, queue: str | None, topic: str | None, settings: Path | None, file: FileSettings
-) -> Place:
+) -> LetterAddress:
     """Return the dead-letter queue or topic that the options and the configuration name.
 
     Args:
@@ -121,7 +189,7 @@ def place_of(
         file: the configuration.
 
     Raises:
-        ConfigurationError: as for ``Place``, no broker is named, or the settings file is refused.
+        ConfigurationError: as for ``LetterAddress``, no broker is named, or the settings file is refused.
     """
     is_url = broker is not None and "://" in broker
     table = table_of(None if is_url else broker, file)
@@ -134,26 +202,30 @@ def place_of(
     own = "topic" if url.startswith("kafka:") else "queue"
     given = {"queue": queue, "topic": topic}
     name = getattr(found, own) or getattr(table, own) or (None if letters is None else letters.name)
-    return Place(broker=url, settings=found, **given | {own: given[own] or name})
+    return LetterAddress(broker=url, settings=found, **given | {own: given[own] or name})
 
 
 def placed(
-    *, broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None,
+    *,
+    broker: Broker = None,
+    config: Config = None,
+    queue: Queue = None,
+    topic: Topic = None,
     broker_settings: BrokerFile = None,
-) -> Place:  # fmt: skip
+) -> LetterAddress:
     """Return the dead-letter queue or topic that the options of a command name; ``options`` calls it."""
     return place_of(broker, queue, topic, broker_settings, settings_of(config))
 
 
 def places_of(
     broker: str | None, queue: str | None, topic: str | None, settings: Path | None, file: FileSettings
-) -> dict[str, Place]:
+) -> dict[str, LetterAddress]:
     """Return all dead-letter queues and topics of the configuration by their names, where no option names one.
 
     Arguments and errors are those of ``place_of``.
     """
     names = list(file.brokers or ())
-    if any((broker, queue, topic, settings)) or len(names) + (file.broker is not None) < _SEVERAL:
+    if any((broker, queue, topic, settings)) or len(names) + (file.broker is not None) < 2:
         # A URL is no name: it may hold a password.
         name = broker if broker in names else None
         return {name or "": place_of(broker, queue, topic, settings, file)}
@@ -178,7 +250,7 @@ def table_of(name: str | None, file: FileSettings) -> BrokerSettings:
 
 
 @contextlib.contextmanager
-def opened(place: Place, **settings: Any) -> Iterator[review.Session]:
+def opened(place: LetterAddress, **settings: Any) -> Iterator[review.Session]:
     """Connect to the broker, and give a review session on the queue or topic.
 
     Args:
@@ -199,23 +271,21 @@ def opened(place: Place, **settings: Any) -> Iterator[review.Session]:
 
 
 @contextlib.contextmanager
-def _on_rabbitmq(place: Place, settings: dict[str, Any]) -> Iterator[review.Session]:
-    """Connect to RabbitMQ on an event loop of our own, which answers heartbeats while people think."""
+def _on_rabbitmq(place: LetterAddress, settings: dict[str, Any]) -> Iterator[review.Session]:
+    """Connect to RabbitMQ, and give a session whose letter box finds another connection where one is lost."""
     queue, arguments = place.queue or "", place.settings.for_rabbitmq(place.broker)
     import aio_pika
 
     from mqauth.review.rabbitmq import RabbitMQLetterBox, is_unlimited
 
-    connect = partial(aio_pika.connect, **arguments)
-    with contextlib.ExitStack() as stack:
-        call = stack.enter_context(event_loop())
-        connection = call(connect(), _PATIENCE)
-        stack.callback(_close, connection, call)
+    with rabbitmq(place.settings, place.broker) as (connection, call):
         unlimited = call(is_unlimited(connection, queue), _PATIENCE)
+        connect = partial(aio_pika.connect, **arguments)
         box = RabbitMQLetterBox(connection, queue, connect=connect, unlimited=unlimited)
-        # The box may have another connection by then, where the first one was lost.
-        stack.callback(lambda: _close(box.connection, call))
-        yield review.Session(box, lambda flow: call(arun(flow)), **settings)
+        try:
+            yield review.Session(box, lambda flow: call(arun(flow)), **settings)
+        finally:
+            _close(box.connection, call)
 
 
 def _close(connection: Any, call: Callable[..., Any]) -> None:
@@ -226,10 +296,11 @@ def _close(connection: Any, call: Callable[..., Any]) -> None:
 
 
 @contextlib.contextmanager
-def _on_kafka(place: Place, settings: dict[str, Any]) -> Iterator[review.Session]:
+def _on_kafka(place: LetterAddress, settings: dict[str, Any]) -> Iterator[review.Session]:
     """Connect to Kafka, and create the topic of resolutions where it is missing."""
     require("?" not in place.broker, "--broker: certificates and credentials for Kafka stand in --broker-settings")
-    bootstrap = {"reconnect_backoff_max_ms": _BACKOFF_MS} | place.settings.for_kafka(place.broker)
+    # Milliseconds after which kafka-python tries a lost broker again at the latest; its own default is 30 s.
+    bootstrap = {"reconnect_backoff_max_ms": 5000} | place.settings.for_kafka(place.broker)
     import kafka
 
     from mqauth.review.kafka import KafkaLetterBox, KafkaRecords, create_reviewed
@@ -243,10 +314,15 @@ def _on_kafka(place: Place, settings: dict[str, Any]) -> Iterator[review.Session
         create_reviewed(admin, topic)
         consumer = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
         records = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
+        # Bytes of a record that is sent back. The broker's own limit decides.
         producer = client.KafkaProducer(
-            **bootstrap, acks="all", enable_idempotence=False, allow_auto_create_topics=False, max_block_ms=5000,
-            max_request_size=_MAX_REQUEST,
-        )  # fmt: skip
+            **bootstrap,
+            acks="all",
+            enable_idempotence=False,
+            allow_auto_create_topics=False,
+            max_block_ms=5000,
+            max_request_size=64 * 1024 * 1024,
+        )
         stack.callback(producer.close)
         box = KafkaLetterBox(consumer, producer, topic)
         yield review.Session(box, run, originals=KafkaRecords(records), **settings)
@@ -282,8 +358,14 @@ def check_stamps(admin: Any, consumer: ConsumerSettings | None) -> None:
 
 
 @contextlib.contextmanager
-def rabbitmq(settings: BrokerSettings) -> Iterator[tuple[Any, Callable[..., Any]]]:
+def rabbitmq(settings: BrokerSettings, url: str | None = None) -> Iterator[tuple[Any, Callable[..., Any]]]:
     """Give a connection of aio-pika's, and a function that runs a coroutine on its event loop.
+
+    The loop has a thread of its own, which answers heartbeats while people think.
+
+    Args:
+        settings: of the broker.
+        url: in place of theirs.
 
     Raises:
         CommandFailed: the broker cannot be reached.
@@ -291,22 +373,21 @@ def rabbitmq(settings: BrokerSettings) -> Iterator[tuple[Any, Callable[..., Any]
     """
     import aio_pika
 
-    with reached(settings.url, user=settings.user), event_loop() as call:
-        connection = call(aio_pika.connect(**settings.for_rabbitmq(settings.url or "")), _PATIENCE)
-        try:
-            yield connection, call
-        finally:
-            _close(connection, call)
-
-
-@contextlib.contextmanager
-def event_loop() -> Iterator[Callable[..., Any]]:
-    """Give a function that runs a coroutine on a loop with a thread of its own, to its end or for some seconds."""
+    url = url or settings.url or ""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
+
+    def call(work: Any, seconds: float | None = None) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(seconds)
+
     try:
-        yield lambda work, seconds=None: asyncio.run_coroutine_threadsafe(work, loop).result(seconds)
+        with reached(url, user=settings.user):
+            connection = call(aio_pika.connect(**settings.for_rabbitmq(url)), _PATIENCE)
+            try:
+                yield connection, call
+            finally:
+                _close(connection, call)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(_PATIENCE)

@@ -1,4 +1,7 @@
-"""``mqauth check``: what is wrong with a configuration file, and what the network says; ``mqauth selftest``."""
+"""``mqauth check``: what is wrong with a configuration file, and what the network says; ``mqauth selftest``.
+
+``mqauth config`` shows every setting that commands would take, and where each comes from.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,28 @@ import contextlib
 import logging
 import os
 import textwrap
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 import typer
 
-from mqauth.check import Finding, Report, Severity
+from mqauth.check import Report, Severity
 from mqauth.check import check as check_file
-from mqauth.cli.app import Config, Json, answer, one_line, print_json
+from mqauth.check.target import lines_of, nearest
+from mqauth.cli.app import Broker, Config, Json, answer, group, print_json
 from mqauth.cli.broker import check_stamps, opened, place_of, rabbitmq, reached, table_of
+from mqauth.cli.forms import middle, one_line, terminal_width
 from mqauth.cli.settings import file_of, settings_of
-from mqauth.cli.tables import middle, terminal_width
 from mqauth.clock import SYSTEM_CLOCK
+from mqauth.config.declaration import Settings, read
 from mqauth.config.issuer_settings import SourceSettings
 from mqauth.config.load import load
 from mqauth.config.settings import FileSettings
+from mqauth.config.toml_file import Table, read_toml, spelt
 from mqauth.errors import ConfigurationError, MqauthError, Unavailable, require
 from mqauth.http.connection import Deadline, Endpoint, FetchFailed, tls_context
 from mqauth.http.exchange import request
@@ -36,7 +43,7 @@ from mqauth.policies.opa import OPA
 _SECONDS = 5.0
 
 
-class Asked(NamedTuple):
+class NetworkAnswer(NamedTuple):
     """One question to the network, and its answer.
 
     Args:
@@ -50,7 +57,7 @@ class Asked(NamedTuple):
     said: str
 
 
-def ask(settings: FileSettings) -> Iterator[Asked]:
+def ask(settings: FileSettings) -> Iterator[NetworkAnswer]:
     """Ask everybody that a file names, and that can be asked; nothing that was there is changed anywhere."""
     consumer, release, authority = settings.consumer, settings.release, settings.authority
     trusted = (*(consumer.issuers if consumer else ()), *(release.authorities if release else ()))
@@ -79,7 +86,7 @@ def ask(settings: FileSettings) -> Iterator[Asked]:
             yield answered(f"append_evidence of {table}", "", partial(_interceptor, name, settings))
 
 
-def answered(what: str, missing: str, question: Callable[[], str]) -> Asked:
+def answered(what: str, missing: str, question: Callable[[], str]) -> NetworkAnswer:
     """Ask a question, and return what came of it.
 
     Args:
@@ -88,15 +95,15 @@ def answered(what: str, missing: str, question: Callable[[], str]) -> Asked:
         question: returns the answer in words, or raises what is wrong.
     """
     try:
-        return Asked(what, 0, question())
+        return NetworkAnswer(what, 0, question())
     except FetchFailed as error:
-        return Asked(what, 3, f"{missing}: {error}")
+        return NetworkAnswer(what, 3, f"{missing}: {error}")
     except MqauthError as error:
         is_out = isinstance(error, Unavailable | ConnectionError) or getattr(error, "exit_code", 1) == 3
-        return Asked(what, 3 if is_out else 1, str(error))
+        return NetworkAnswer(what, 3 if is_out else 1, str(error))
 
 
-def agent(what: str, opened: Callable[[], OPA]) -> Asked:
+def agent(what: str, opened: Callable[[], OPA]) -> NetworkAnswer:
     """Ask an agent for a decision on what names no producer, which must be a refusal."""
     return answered(what, "no decision", lambda: f"refuses what names no producer; {opened().probed()}")
 
@@ -153,15 +160,11 @@ def _broker(name: str | None, settings: FileSettings) -> str:
 def _interceptor(name: str | None, settings: FileSettings) -> str:
     """Have a RabbitMQ prove that it overwrites append times, as a consumer does at its start."""
     from mqauth.brokers.queue.interceptor import question
-    from mqauth.brokers.rabbitmq.interceptor import echoed
+    from mqauth.brokers.rabbitmq.channel import echoed
 
     with rabbitmq(table_of(name, settings).unlocked()) as (connection, call):
         call(question(connection.transport.connection, echoed))
     return "proved: it overwrites what a sender writes"
-
-
-_COLOURS: Final = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
-_INDENT: Final = 4
 
 
 def check(
@@ -190,45 +193,39 @@ def check(
     if as_json:
         print_json(report.as_dict() | ({"online": [each._asdict() for each in asked]} if online else {}))
     else:
-        lines = [*_lines(report), *_summary(file, report)]
-        answer(False, None, *lines, *(one_line(f"{each.what}: {each.said}") for each in asked))
+        counted = [(report.count(severity), severity.value) for severity in Severity]
+        counts = ", ".join(f"{count} {noun}" + ("" if count == 1 else "s") for count, noun in counted)
+        accepted = f"; {report.accepted} accepted" if report.accepted else ""
+        unseen = [f"Not looked at: {', '.join(report.unseen)}."] if report.unseen else []
+        online_lines = (one_line(f"{each.what}: {each.said}") for each in asked)
+        summary = f"{one_line(str(file))}: {counts}{accepted}."
+        answer(False, None, *_lines(report), summary, *unseen, *online_lines)
     codes = {each.code for each in asked} | ({1} if report.count(Severity.ERROR) else set())
     return 1 if 1 in codes else max(codes, default=0)
 
 
 def _lines(report: Report) -> Iterator[str]:
     """Yield the findings: in blocks for a terminal, tab-separated for a program. The file may hold anything."""
-    width = terminal_width()
+    width, colours = terminal_width(), {"error": "red", "warning": "yellow", "note": "cyan"}
     if width is None and report.findings:
         yield "line\tseverity\tcode\tkey\tmessage\twhy\tinstead"
     for finding in report.findings:
-        line, code = "" if finding.line is None else str(finding.line), finding.code
-        cells = (line, finding.severity.value, code.name, finding.key, finding.message, code.why, code.instead)
-        yield from ["\t".join(map(one_line, cells))] if width is None else _block(finding, width)
-
-
-def _block(finding: Finding, width: int) -> Iterator[str]:
-    """Yield a finding as a heading and paragraphs; words that are too long are cut in their middle."""
-    place = "" if finding.line is None else f"  line {finding.line}"
-    severity = typer.style(finding.severity.value, fg=_COLOURS[finding.severity], bold=True)
-    coloured = "NO_COLOR" not in os.environ
-    yield f"{severity if coloured else finding.severity.value}  {finding.code.name}{place}"
-    said = f"{finding.key}: {finding.message}" if finding.key else finding.message
-    for text in (said, f"why: {finding.code.why}", f"instead: {finding.code.instead}"):
-        words = " ".join(middle(word, width - _INDENT) for word in one_line(text).split(" "))
-        yield from textwrap.wrap(
-            words, width, initial_indent=" " * 2, subsequent_indent=" " * _INDENT, break_on_hyphens=False
-        )
-    yield ""
-
-
-def _summary(file: Path, report: Report) -> Iterator[str]:
-    counted = [(report.count(severity), severity.value) for severity in Severity]
-    counts = [f"{count} {noun}" + ("" if count == 1 else "s") for count, noun in counted]
-    accepted = f"; {report.accepted} accepted" if report.accepted else ""
-    yield f"{one_line(str(file))}: {', '.join(counts)}{accepted}."
-    if report.unseen:
-        yield f"Not looked at: {', '.join(report.unseen)}."
+        line, code, severity = str(finding.line or ""), finding.code, finding.severity.value
+        if width is None:
+            cells = (line, severity, code.name, finding.key, finding.message, code.why, code.instead)
+            yield "\t".join(map(one_line, cells))
+            continue
+        # A heading and paragraphs; words that are too long are cut in their middle.
+        if "NO_COLOR" not in os.environ:
+            severity = typer.style(severity, fg=colours[severity], bold=True)
+        yield f"{severity}  {code.name}{f'  line {line}' if line else ''}"
+        message = f"{finding.key}: {finding.message}" if finding.key else finding.message
+        for text in (message, f"why: {code.why}", f"instead: {code.instead}"):
+            words = " ".join(middle(word, width - 4) for word in one_line(text).split(" "))
+            yield from textwrap.wrap(
+                words, width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+            )
+        yield ""
 
 
 def selftest(config: Config = None, as_json: Json = False) -> int:
@@ -250,3 +247,65 @@ def selftest(config: Config = None, as_json: Json = False) -> int:
             typer.echo(one_line(line))
     code = 0 if asked is None else asked.code
     return 1 if found.accepted or found.condemned or code == 1 else code
+
+
+app: Final = group("Show the settings that commands take, and where each comes from.", "mqauth config show")
+
+
+Shown = tuple[str, str, str]
+"""Table and name of a setting; its value as the file has it, of a URL the host alone; an option, a variable, a
+line of the file, or ``default``, which says so."""
+
+
+@app.command("show")
+def show(context: typer.Context, config: Config = None, broker: Broker = None, as_json: Json = False) -> None:
+    """Show every setting with its value, and whether option, environment, file or default says so."""
+    path = file_of(config)
+    text, members = read_toml(path)
+    settings = read(FileSettings, Table(file=str(path), members=members))
+    rows: list[Shown] = [("file", str(path), _source(context, "config", "MQAUTH_CONFIG", "this folder"))]
+    if broker is not None:
+        is_url = "://" in broker
+        table_of(None if is_url else broker, settings)
+        value = _host(broker) if is_url else f"[brokers.{spelt(broker)}]"
+        rows.append(("broker", value, _source(context, "broker", "MQAUTH_BROKER", "")))
+    rows += _settings(settings, str(path), lines_of(text))
+    width = max(len(key) for key, _, _ in rows)
+    told = [{"key": key, "value": value, "source": source} for key, value, source in rows]
+    answer(as_json, {"settings": told}, *(f"{key:<{width}}  {value}  ({source})" for key, value, source in rows))
+
+
+def _source(context: typer.Context, name: str, variable: str, otherwise: str) -> str:
+    source = require(context.get_parameter_source(name), name).name
+    kind = {"COMMANDLINE": "option", "ENVIRONMENT": "environment"}.get(source)
+    return otherwise if kind is None else f"{kind} {variable if source == 'ENVIRONMENT' else f'--{name}'}"
+
+
+def _settings(settings: Settings, file: str, lines: Mapping[tuple[str | int, ...], int]) -> Iterator[Shown]:
+    """Yield the settings of a table and of those within it, in the order in which they are declared."""
+    hidden = {each.name for each in fields(settings) if not each.repr}
+    for name in settings.settings():
+        found, path = getattr(settings, name), (*settings.table.path, name)
+        inner = found.values() if isinstance(found, Mapping) else found if isinstance(found, tuple) else [found]
+        tables = [each for each in inner if isinstance(each, Settings)]
+        for table in tables:
+            yield from _settings(table, file, lines)
+        if not tables and (name in settings.table.members or found not in (None, (), frozenset())):
+            value = ", ".join(map(_host, map(str, inner))) if name in hidden else _words(found)
+            line = f"{file}:{nearest(lines, path)}" if name in settings.table.members else "default"
+            yield f"{settings.table.name} {spelt(name)}", value, line
+
+
+def _words(found: Any) -> str:
+    if isinstance(found, Mapping):
+        return ", ".join(f"{name} = {_words(value)}" for name, value in found.items())
+    if isinstance(found, tuple | frozenset):
+        return ", ".join(map(str, found if isinstance(found, tuple) else sorted(found)))
+    return str(found).lower() if isinstance(found, bool) else str(found)
+
+
+def _host(url: str) -> str:
+    """Return scheme and hosts of a URL, which may hold a password."""
+    scheme, mark, rest = url.partition("://")
+    servers = (urlsplit(f"//{server}").netloc.rpartition("@")[2] for server in rest.split(","))
+    return f"{scheme}://{','.join(servers)}" if mark else url

@@ -18,7 +18,6 @@ HANDSHAKE_SECONDS: Final = 5.0
 """Seconds in which a client has to end its TLS handshake; until then its connection is not counted."""
 LOOP: Final = f"{__name__}:HandshakeLoop"
 """The loop, as uvicorn is told of it."""
-_CLIENTS_TURN: Final = (h11.IDLE, h11.SEND_BODY)
 
 
 class HandshakeLoop(asyncio.SelectorEventLoop):
@@ -42,12 +41,13 @@ class Connection(H11Protocol):
         self.limit_concurrency = 2 * most
         if len(self.connections) > most:
             # Those whose client has not asked yet, asks slowly, or does not read its answer.
+            others = (other for other in cast(set[Any], self.connections) if other is not self)
             waiting = [
-                other for other in cast(set[Any], self.connections)
-                if other is not self and (
-                    other.conn.their_state in _CLIENTS_TURN or other.transport.get_write_buffer_size() > 0
-                )
-            ]  # fmt: skip
+                other
+                for other in others
+                if other.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+                or other.transport.get_write_buffer_size() > 0
+            ]
             if waiting:
                 # What is not sent is lost.
                 oldest = min(waiting, key=attrgetter("begun"))

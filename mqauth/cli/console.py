@@ -34,8 +34,6 @@ from mqauth.cli.serve import (
     Host,
     Level,
     Log,
-    LogForm,
-    LogLevel,
     Server,
     TLSCert,
     TLSKey,
@@ -55,7 +53,11 @@ if TYPE_CHECKING:
 
 
 def console(
-    *, broker: Broker = None, queue: Queue = None, topic: Topic = None, config: Config = None,
+    *,
+    broker: Broker = None,
+    queue: Queue = None,
+    topic: Topic = None,
+    config: Config = None,
     key: Annotated[
         Path | None, typer.Option("--key", help="The reviewer's keystore folder or PEM file, to redrive.")
     ] = None,
@@ -79,11 +81,18 @@ def console(
     names: Annotated[
         list[str] | None, typer.Option("--name", help="Another host:port that people use; may be repeated.")
     ] = None,
-    tls_cert: TLSCert = None, tls_key: TLSKey = None, authority: Authority = None, lifetime: Lifetime = 3600,
-    reviewer: Reviewer = None, passphrase_env: PassphraseEnv = None, passphrase_file: PassphraseFile = None,
-    broker_settings: BrokerFile = None, as_json: Json = False, log: Log = LogForm.TEXT,
-    level: Level = LogLevel.INFO,
-) -> None:  # fmt: skip
+    tls_cert: TLSCert = None,
+    tls_key: TLSKey = None,
+    authority: Authority = None,
+    lifetime: Lifetime = 3600,
+    reviewer: Reviewer = None,
+    passphrase_env: PassphraseEnv = None,
+    passphrase_file: PassphraseFile = None,
+    broker_settings: BrokerFile = None,
+    as_json: Json = False,
+    log: Log = "text",
+    level: Level = "info",
+) -> None:
     """Review dead letters in a browser. It runs until Ctrl-C."""
     certificate = certificate_of(tls_cert, tls_key)
     tls = certificate is not None
@@ -108,9 +117,12 @@ def console(
     require(read_key is None or settings.consumer, "--key: needs --config too, the consumer's configuration")
     judging = None if settings.consumer is None else file_of(config)
     powers = partial(_powers, judging, read_key, authority=authority, lifetime=lifetime)
-    name = _name(read_key, reviewer, tokens=tokens)
+    name = "" if read_key is not None else reviewer or getpass.getuser()
     if read_key is not None:
-        # The key has to speak for the name.
+        # The name of whoever signs in with the local token, for which the key has to speak. Without tokens
+        # everybody has a name of their own; any name that the key speaks for shows that it is good.
+        subjects = () if tokens else read_key().subjects or ()
+        name = reviewer_of(read_key, reviewer or min(subjects, default=None))
         powers()["releaser"](name)
     # Wrong settings of the provider are told now. One that cannot be reached stops no start: it may come back.
     provider = None if oidc is None else Provider(read_settings(oidc))
@@ -132,31 +144,28 @@ def console(
         if token_file is not None:
             made, fresh = read_tokens(token_file)
         served = application(
-            backends, tokens=Tokens(made) if tokens else None, provider=provider, hosts=hosts, reviewer=name,
+            backends,
+            tokens=Tokens(made) if tokens else None,
+            provider=provider,
+            hosts=hosts,
+            reviewer=name,
             tls=tls,
-        )  # fmt: skip
+        )
         server = Server(served, certificate, requests=64, verb="console", extra="console")
         stack.enter_context(log_lines(log, level))
         for backend in backends.values():
             backend.read(name)
         told: dict[str, Any] = {"url": origin(listener, tls=tls) + "/", "tokens": made if tokens and fresh else {}}
         told |= {} if back is None else {"redirect_uri": back}
-        kept = [f"tokens are in {token_file}"] if tokens and not fresh else []
         answer(
-            as_json, told, f"console at {told['url']}",
+            as_json,
+            told,
+            f"console at {told['url']}",
             *([] if back is None else [f"redirect URI at the identity provider: {back}"]),
-            *(f"{role} token: {token}" for role, token in told["tokens"].items()), *kept,
-        )  # fmt: skip
+            *(f"{role} token: {token}" for role, token in told["tokens"].items()),
+            *([f"tokens are in {token_file}"] if tokens and not fresh else []),
+        )
         server.run(listener)
-
-
-def _name(read_key: Callable[[], Key | ReferenceKey] | None, named: str | None, *, tokens: bool) -> str:
-    """Return the name of whoever signs in with the local token."""
-    if read_key is None:
-        return named or getpass.getuser()
-    # Without tokens everybody has a name of their own; any name that the key speaks for shows that it is good.
-    subjects = () if tokens else read_key().subjects or ()
-    return reviewer_of(read_key, named or min(subjects, default=None))
 
 
 def _powers(

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Final
 
 import typer
 
@@ -30,7 +30,7 @@ from mqauth import (
 from mqauth.audit.chain import verify_chain
 from mqauth.cli.app import Json, answer
 from mqauth.cli.broker import check_url, reached
-from mqauth.cli.tables import Column, table_lines
+from mqauth.cli.forms import Column, table_lines
 from mqauth.errors import require
 from mqauth.judging.policy import Policy
 from mqauth.testing.forge import Forge
@@ -45,9 +45,12 @@ ACCEPTED: Final = "accepted"
 LOST: Final = "lost"
 """The verdict where neither handler nor dead letter has a message, or both have it."""
 _COLUMNS: Final = (
-    Column("case"), Column("verdict", cut=False), Column("reason", cut=False), Column("as expected", cut=False),
+    Column("case"),
+    Column("verdict", cut=False),
+    Column("reason", cut=False),
+    Column("as expected", cut=False),
     Column("what it is", goes=1),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,16 +100,6 @@ class Result:
         return self.reason == self.expected and self.verdict != LOST and self.audit
 
 
-class Trust(Protocol):
-    """Whom a consumer of the demo trusts."""
-
-    def verifier(self) -> Verifier:
-        """Return its verifier."""
-
-    def policy(self, place: str, /) -> Policy:
-        """Return who may publish to a destination."""
-
-
 def audit_file(kept: Path | None, folder: Path) -> AuditFile:
     """Return the audit file of a demo: one that is kept has signed heads beside it.
 
@@ -128,21 +121,28 @@ def audit_file(kept: Path | None, folder: Path) -> AuditFile:
     return AuditFile(kept, heads=HeadFile(f"{kept}.heads", Key.load(key)))
 
 
-def consumed(stage: Stage, trust: Trust, audit: AuditFile, cases: list[Case], keep: bool) -> list[Result]:
+def consumed(
+    stage: Stage, verifier: Verifier, policy: Policy, audit: AuditFile, cases: list[Case], *, keep: bool
+) -> list[Result]:
     """Run a consumer until every case is handled or dead-lettered, and return the results.
 
     Args:
         stage: where the cases were published.
-        trust: whom the consumer trusts.
+        verifier: knows whom the consumer trusts.
+        policy: says who may publish there.
         audit: its audit file.
         cases: what was published.
         keep: whether every verdict is recorded, and not rejections alone.
     """
     handled: list[Verified] = []
     pipeline = Pipeline(
-        verifier=trust.verifier(), policy=trust.policy(stage.destination), replay=MemoryReplayStore(), audit=audit,
-        record="all" if keep else "rejections", attempts=Attempts(limit=1),
-    )  # fmt: skip
+        verifier=verifier,
+        policy=policy,
+        replay=MemoryReplayStore(),
+        audit=audit,
+        record="all" if keep else "rejections",
+        attempts=Attempts(limit=1),
+    )
     # Also where an attack is handled: the table has to say so.
     stage.consume(pipeline, handled.append, until=lambda: len(handled) + len(stage.letters()) >= len(cases))
     recorded = frozenset(re.findall(r'"(?:id|jti)":"([^"]*)"', audit.path.read_text("utf-8")))
@@ -161,8 +161,16 @@ def consumed(stage: Stage, trust: Trust, audit: AuditFile, cases: list[Case], ke
         is_lost = (jti is None) is (found is None)
         verdict = LOST if is_lost else ACCEPTED if found is None else "rejected"
         reason = None if found is None else _header(found, _REASON_HEADER)
-        results.append(Result(case=case.name, story=case.story, expected=case.expected, verdict=verdict,
-                              reason=reason, audit=trace in recorded))  # fmt: skip
+        results.append(
+            Result(
+                case=case.name,
+                story=case.story,
+                expected=case.expected,
+                verdict=verdict,
+                reason=reason,
+                audit=trace in recorded,
+            )
+        )
     return results
 
 
@@ -295,5 +303,6 @@ def _play(stage: Stage, kept: Path | None, *, as_json: bool, messages: int) -> i
                     stage.produce(forge.signer(), case.message)
                 else:
                     stage.inject(case.message)
-            results = consumed(stage, forge, audit, cases, kept is not None)
+            policy = forge.policy(place)
+            results = consumed(stage, forge.verifier(), policy, audit, cases, keep=kept is not None)
         return reported(stage.name, results, audit.path, as_json=as_json, end="dead-lettered", more=_NEXT)

@@ -6,7 +6,7 @@ import getpass
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from mqauth import AuditFile, load
+from mqauth import AuditFile, load, review
 from mqauth.audit.record import iso_time
 from mqauth.cli.app import (
     INTERRUPTED,
@@ -30,54 +30,46 @@ from mqauth.cli.app import (
     answer,
     group,
     options,
+    parsed,
     print_json,
     progress_bar,
     read_texts,
     standard_input,
 )
-from mqauth.cli.broker import Place, opened, placed
-from mqauth.cli.forms import TO_CHANGE, TO_READ, WORD, confirmed, known_reason, pick, shown_time
+from mqauth.cli.broker import LetterAddress, opened, placed
+from mqauth.cli.forms import (
+    GROUP,
+    LETTER,
+    TO_CHANGE,
+    TO_READ,
+    VERDICT,
+    WORD,
+    Wide,
+    confirmed,
+    known_reason,
+    pick,
+    shown_time,
+    table_lines,
+)
 from mqauth.cli.settings import FILE, file_of, given, key_reader, review_of, reviewer_of, settings_of
-from mqauth.cli.tables import Column, Wide, table_lines
 from mqauth.errors import require
 from mqauth.letters.release import WAIVABLE
-from mqauth.review import (
-    DISCARD,
-    REDRIVE,
-    Filter,
-    Index,
-    Plan,
-    Session,
-    reviewers_releaser,
-    take_in,
-    time_text,
-    waivable,
-)
 
 app: Final = group("List, check, redrive and discard dead letters.", "mqauth dlq groups")
-_DONE: Final = {REDRIVE: "redriven", DISCARD: "discarded"}
-_IDS: Final = 20
-LETTER: Final = (
-    Column("letter", is_id=True, cut=False), Column("reason", cut=False), Column("time (UTC)", goes=3, cut=False),
-    Column("subject"), Column("issuer", goes=1), Column("destination", goes=4),
-    Column("intact", goes=2, cut=False),
-)  # fmt: skip
-GROUP: Final = (
-    Column("letters", cut=False), Column("reason", cut=False), Column("kid", is_id=True, cut=False),
-    Column("subject"), Column("issuer", goes=2), Column("destination", goes=4),
-    Column("first (UTC)", goes=1, cut=False),
-    Column("last (UTC)", goes=3, cut=False),
-)  # fmt: skip
-VERDICT: Final = (Column("letters", cut=False), Column("verdict now"))
+_DONE: Final = {review.REDRIVE: "redriven", review.DISCARD: "discarded"}
 Audit = Annotated[Path | None, typer.Option("--audit", help="The reviewer's own audit file.")]
+Why = Annotated[str | None, typer.Option("--why", help="Why you act, one line; required.")]
 
 
 def _filtered(
-    *, id: Annotated[str | None, typer.Option("--id", help="Id of a letter, or its beginning.")] = None,
+    *,
+    id: Annotated[str | None, typer.Option("--id", help="Id of a letter, or its beginning.")] = None,
     reason: Annotated[
         str | None,
         typer.Option(
-            "--reason", parser=known_reason, metavar="<str>",
+            "--reason",
+            parser=known_reason,
+            metavar="<str>",
             help="Dead letters rejected for this reason; of an act, in several words: why you act.",
         ),
     ] = None,
@@ -89,45 +81,46 @@ def _filtered(
     destination: Annotated[
         str | None, typer.Option("--destination", help="Dead letters sent to this destination.")
     ] = None,
-    since: From = None, until: To = None,
+    since: From = None,
+    until: To = None,
     sound: Annotated[
         bool | None, typer.Option("--intact/--not-intact", help="Dead letters that are intact, or not.")
     ] = None,
-) -> Filter:  # fmt: skip
+) -> review.Filter:
     """Return which dead letters are meant."""
-    return Filter(since=since, until=until, id=id, reason=reason, issuer=issuer, kid=kid, subject=subject,
-                  destination=destination, sound=sound)  # fmt: skip
+    return review.Filter(**locals())
 
 
 def _acting(
-    *, rate: Annotated[float | None, typer.Option("--rate", help="Rate limit (dead letters per second).")] = None,
+    *,
+    rate: Annotated[float | None, typer.Option("--rate", help="Rate limit (dead letters per second).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, as_json: Json = False,
-) -> dict[str, Any]:  # fmt: skip
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> dict[str, Any]:
     """Return how an act is carried out."""
-    return {"rate": rate, "dry_run": dry_run, "yes": yes, "as_json": as_json}
-
-
-Why = Annotated[str | None, typer.Option("--why", help="Why you act, one line; required.")]
+    return dict(locals())
 
 
 @app.command("list")
 @options(place=placed, wanted=_filtered)
 def list_letters(
-    *, place: Place, wanted: Filter,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="How many letters.")] = 100, as_json: Json = False,
+    *,
+    place: LetterAddress,
+    wanted: review.Filter,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many letters.")] = 100,
+    as_json: Json = False,
     wide: Wide = False,
-) -> None:  # fmt: skip
+) -> None:
     """List dead letters in the order of the queue. None is removed."""
     with _surveyed(place, as_json) as (session, index):
         wanted = _resolved(index, wanted)
         rows, total = index.page(wanted, limit=limit), index.count(wanted)
-        letters = [_as_json(row, without=("number", "today"), times=("time",)) for row in rows]
+        letters = [asdict(row) | {"time": review.time_text(row.time) or None} for row in rows]
         cells = [
-            (row.id, row.reason, shown_time(row.time), row.subject, row.issuer, row.destination,
-             "yes" if row.sound else "no")
-            for row in rows
-        ]  # fmt: skip
+            (each.id, each.reason, shown_time(each.time), each.subject, each.issuer, each.destination, sound)
+            for each, sound in ((row, "yes" if row.sound else "no") for row in rows)
+        ]
         more = [f"{total - len(rows)} more: --limit {total}"] if total > len(rows) else []
         lines = table_lines(_title(session, index, total), LETTER, cells, wide=wide)
         answer(as_json, {"as_of": iso_time(index.as_of), "total": total, "letters": letters}, *lines, *more)
@@ -135,40 +128,45 @@ def list_letters(
 
 @app.command("groups")
 @options(place=placed, wanted=_filtered)
-def groups(*, place: Place, wanted: Filter, as_json: Json = False, wide: Wide = False) -> None:
+def groups(*, place: LetterAddress, wanted: review.Filter, as_json: Json = False, wide: Wide = False) -> None:
     """Count dead letters by reason, key, producer and destination."""
     with _surveyed(place, as_json) as (session, index):
         wanted = _resolved(index, wanted)
-        found = index.groups(wanted)
+        kinds = index.groups(wanted)
+        names = ("reason", "kid", "subject", "issuer", "destination")
         cells = [
-            (str(each.count), each.reason, each.kid, each.subject, each.issuer, each.destination,
-             shown_time(each.first), shown_time(each.last))
-            for each in found
-        ]  # fmt: skip
+            (str(each.count), *(getattr(each, name) for name in names), *map(shown_time, (each.first, each.last)))
+            for each in kinds
+        ]
         lines = table_lines(_title(session, index, index.count(wanted)), GROUP, cells, wide=wide)
-        told = [_as_json(each, without=(), times=("first", "last")) for each in found]
+        times = [
+            {name: review.time_text(getattr(each, name)) or None for name in ("first", "last")} for each in kinds
+        ]
+        told = [asdict(each) | span for each, span in zip(kinds, times, strict=True)]
         answer(as_json, {"as_of": iso_time(index.as_of), "groups": told}, *lines)
 
 
 @app.command("show")
 @options(place=placed)
 def show(
-    *, letter: Annotated[str, typer.Argument(help="Id of a letter, or its beginning.")], place: Place,
+    *,
+    letter: Annotated[str, typer.Argument(help="Id of a letter, or its beginning.")],
+    place: LetterAddress,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Print one dead letter whole, as JSON.
 
     It has the reason, whether the letter is intact, and the original message.
     """
     with _surveyed(place, True) as (_, index):
         whole = pick(letter, (id for id, _ in index.ids()), option="letter")
-        for row in index.page(Filter(id=whole)):
+        for row in index.page(review.Filter(id=whole)):
             print_json(index.reading(row.number).as_dict())
 
 
 @app.command("check")
 @options(place=placed, wanted=_filtered)
-def check(*, place: Place, wanted: Filter, config: Config = None, as_json: Json = False) -> None:
+def check(*, place: LetterAddress, wanted: review.Filter, config: Config = None, as_json: Json = False) -> None:
     """Ask what the verdict on dead letters would be today. Nothing is changed."""
     with _surveyed(place, as_json, guard=load(file_of(config)).trial) as (session, index):
         counts = session.judge(index, _resolved(index, wanted))
@@ -181,19 +179,26 @@ def check(*, place: Place, wanted: Filter, config: Config = None, as_json: Json 
 @app.command("redrive")
 @options(place=placed, wanted=_filtered, acting=_acting)
 def redrive(
-    *, place: Place, wanted: Filter, acting: dict[str, Any], config: Config = None, audit: Audit = None,
-    key: Annotated[
-        Path | None, typer.Option("--key", help="The reviewer's keystore folder or PEM file.")
-    ] = None,
+    *,
+    place: LetterAddress,
+    wanted: review.Filter,
+    acting: dict[str, Any],
+    config: Config = None,
+    audit: Audit = None,
+    key: Annotated[Path | None, typer.Option("--key", help="The reviewer's keystore folder or PEM file.")] = None,
     waive: Annotated[
         list[str] | None, typer.Option("--waive", help=f"Waive where needed: {', '.join(WAIVABLE)}.")
     ] = None,
     scope: Annotated[
         str | None, typer.Option("--scope", help="Release for this consumer group or queue only.")
     ] = None,
-    authority: Authority = None, lifetime: Lifetime = 3600, reviewer: Reviewer = None,
-    passphrase_env: PassphraseEnv = None, passphrase_file: PassphraseFile = None, why: Why = None,
-) -> int:  # fmt: skip
+    authority: Authority = None,
+    lifetime: Lifetime = 3600,
+    reviewer: Reviewer = None,
+    passphrase_env: PassphraseEnv = None,
+    passphrase_file: PassphraseFile = None,
+    why: Why = None,
+) -> int:
     """Send the original messages back, each with a release.
 
     A release is your signed permission. Exits with 1 where some were refused or left.
@@ -202,32 +207,38 @@ def redrive(
     mine, guard = review_of(settings_of(config)), load(file_of(config)).trial
     audit = given(audit, "--audit", mine.audit)
     read_key = key_reader(given(key, "--key", mine.key), passphrase_env, passphrase_file)
-    releaser = reviewers_releaser(guard, read_key, authority=authority or mine.authority, lifetime=lifetime)
+    releaser = review.reviewers_releaser(guard, read_key, authority=authority or mine.authority, lifetime=lifetime)
     name = reviewer_of(read_key, reviewer or mine.reviewer)
     # A key that does not speak for the reviewer is refused before anything is connected.
     releaser(name)
-    plan = Plan(act=REDRIVE, wanted=replace(wanted, reason=reason), reason=why, waive=waivable(waive or ()),
-                scope=scope, reviewer=name)  # fmt: skip
+    terms: dict[str, Any] = {"waive": review.waivable(waive or ()), "scope": scope, "reviewer": name}
+    plan = review.Plan(act=review.REDRIVE, wanted=replace(wanted, reason=reason), reason=why, **terms)
     return _carry_out(place, plan, audit, **acting, guard=guard, releaser=releaser)
 
 
 @app.command("discard")
 @options(place=placed, wanted=_filtered, acting=_acting)
 def discard(
-    *, place: Place, wanted: Filter, acting: dict[str, Any], config: Config = None, audit: Audit = None,
-    reviewer: Reviewer = None, why: Why = None,
-) -> int:  # fmt: skip
+    *,
+    place: LetterAddress,
+    wanted: review.Filter,
+    acting: dict[str, Any],
+    config: Config = None,
+    audit: Audit = None,
+    reviewer: Reviewer = None,
+    why: Why = None,
+) -> int:
     """Remove dead letters for good, each with an audit record. Exits with 1 where some were left."""
     reason, why = filter_and_why(wanted.reason, why)
     mine = review_of(settings_of(config))
-    plan = Plan(act=DISCARD, wanted=replace(wanted, reason=reason), reason=why,
-                reviewer=reviewer or mine.reviewer or getpass.getuser())  # fmt: skip
+    name = reviewer or mine.reviewer or getpass.getuser()
+    plan = review.Plan(act=review.DISCARD, wanted=replace(wanted, reason=reason), reason=why, reviewer=name)
     return _carry_out(place, plan, given(audit, "--audit", mine.audit), **acting)
 
 
 @app.command("export")
 @options(place=placed, wanted=_filtered)
-def export(*, place: Place, wanted: Filter, as_json: Json = False) -> None:
+def export(*, place: LetterAddress, wanted: review.Filter, as_json: Json = False) -> None:
     """Print dead letters as JSON lines. None is removed."""
     with _surveyed(place, True) as (_, index):
         for form in index.forms(_resolved(index, wanted)):
@@ -236,11 +247,11 @@ def export(*, place: Place, wanted: Filter, as_json: Json = False) -> None:
 
 @app.command("import")
 @options(place=placed)
-def import_letters(*, place: Place, as_json: Json = False) -> None:
+def import_letters(*, place: LetterAddress, as_json: Json = False) -> None:
     """Publish exported dead letters from standard input. The first that is not intact ends it."""
     with opened(place) as session:
-        forms = (text.parse() for text in read_texts(standard_input(), lines=True))
-        count = session.run(take_in(session.box, forms))
+        forms = (parsed(raw) for _, raw in read_texts(standard_input(), lines=True))
+        count = session.run(review.take_in(session.box, forms))
     answer(as_json, {"imported": count}, f"{count} letters imported")
 
 
@@ -251,8 +262,10 @@ def balance(
     files: Annotated[
         list[Path] | None, typer.Argument(help="Audit files of consumers and reviewers.", show_default=False)
     ] = None,
-    place: Place, config: Config = None, as_json: Json = False,
-) -> int:  # fmt: skip
+    place: LetterAddress,
+    config: Config = None,
+    as_json: Json = False,
+) -> int:
     """Compare rejected with open + redriven + discarded.
 
     Exits with 1 where that does not add up: dead letters were lost, or removed by others.
@@ -267,8 +280,8 @@ def balance(
         f" + {ledger.discarded} discarded + {len(ledger.missing)} missing{as_of}"
     ]
     for name, ids in (("missing", ledger.missing), ("unknown", ledger.unknown), ("unproven", ledger.unproven)):
-        lines += [f"{name}: {letter}" for letter in ids[:_IDS]]
-        lines += [f"{name}: {len(ids) - _IDS} more (--json lists 100)"] if len(ids) > _IDS else []
+        lines += [f"{name}: {letter}" for letter in ids[:20]]
+        lines += [f"{name}: {len(ids) - 20} more (--json lists 100)"] if len(ids) > 20 else []
     answer(as_json, ledger.as_dict(), *lines)
     return 1 if ledger.difference else 0
 
@@ -280,28 +293,23 @@ def depth(
     most: Annotated[
         int | None, typer.Option("--max", min=0, help="Exit with 1 where there are more dead letters.")
     ] = None,
-    place: Place, as_json: Json = False,
-) -> int:  # fmt: skip
+    place: LetterAddress,
+    as_json: Json = False,
+) -> int:
     """Count dead letters without reading them, for a probe.
 
     Exits with 1 where there are more than --max.
     """
     with opened(place) as session:
         found, name = session.depth(), session.box.name
-    limit = "" if most is None else f"; at most {most}"
-    answer(as_json, {"open": found, "max": most}, f"{found} dead letters of {name}{limit}")
+    text = f"{found} dead letters of {name}" + ("" if most is None else f"; at most {most}")
+    answer(as_json, {"open": found, "max": most}, text)
     return 1 if most is not None and found > most else 0
 
 
-def _title(session: Session, index: Index, total: int) -> str:
+def _title(session: review.Session, index: review.Index, total: int) -> str:
     letters = "dead letter" if total == 1 else "dead letters"
     return f"{total} {letters} of {session.box.name}, as of {shown_time(index.as_of)} UTC"
-
-
-def _as_json(row: Any, *, without: Sequence[str], times: Sequence[str]) -> dict[str, Any]:
-    """Return the fields of a row or a group, with times as text."""
-    fields = {name: value for name, value in asdict(row).items() if name not in without}
-    return fields | {name: time_text(fields[name]) or None for name in times}
 
 
 def filter_and_why(reason: str | None, why: str | None) -> tuple[str | None, str]:
@@ -319,37 +327,41 @@ def filter_and_why(reason: str | None, why: str | None) -> tuple[str | None, str
 
 
 @contextmanager
-def _surveyed(place: Place, quiet: bool, **settings: Any) -> Iterator[tuple[Session, Index]]:
+def _surveyed(place: LetterAddress, quiet: bool, **settings: Any) -> Iterator[tuple[review.Session, review.Index]]:
     """Connect to a broker and read all letters, with their number on a terminal."""
-    with opened(place, **settings) as session, _index_of(session, quiet) as index:
-        yield session, index
+    with opened(place, **settings) as session:
+        with progress_bar("reading letters", None, quiet=quiet) as advance:
+            read = session.survey(progress=advance)
+        with read as index:
+            yield session, index
 
 
-def _index_of(session: Session, quiet: bool) -> Index:
-    with progress_bar("reading letters", None, quiet=quiet) as advance:
-        return session.survey(progress=advance)
-
-
-def _resolved(index: Index, wanted: Filter, least: int = TO_READ) -> Filter:
+def _resolved(index: review.Index, wanted: review.Filter, least: int = TO_READ) -> review.Filter:
     """Return a filter with the whole ids of the letter and the key whose beginnings it has."""
     # An empty id means letters without one.
     if wanted.id:
         wanted = replace(wanted, id=pick(wanted.id, (id for id, _ in index.ids()), option="--id", least=least))
     if wanted.kid:
-        kids = (one.kid for one in index.groups())
+        kids = (group.kid for group in index.groups())
         wanted = replace(wanted, kid=pick(wanted.kid, kids, option="--kid", least=least))
     return wanted
 
 
 def _carry_out(
-    place: Place, plan: Plan, audit: Path, *, rate: float | None, yes: bool, dry_run: bool, as_json: bool,
+    place: LetterAddress,
+    plan: review.Plan,
+    audit: Path,
+    *,
+    rate: float | None,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
     **settings: Any,
-) -> int:  # fmt: skip
+) -> int:
     """Rehearse a plan, ask, and act; return 0 where every letter was acted on, else 1."""
-    with opened(place, **settings) as session:
-        with _index_of(session, as_json) as index:
-            plan = replace(plan, wanted=_resolved(index, plan.wanted, TO_CHANGE), rate=rate)
-            selection, counts = session.rehearse(index, plan)
+    with _surveyed(place, as_json, **settings) as (session, index):
+        plan = replace(plan, wanted=_resolved(index, plan.wanted, TO_CHANGE), rate=rate)
+        selection, counts = session.rehearse(index, plan)
         if dry_run:
             refused = Counter({reason: count for reason, count in counts.items() if reason != "accepted"})
             lines = [f"{count} will not be redriven: {reason}" for reason, count in refused.most_common()]
@@ -357,15 +369,17 @@ def _carry_out(
             answer(as_json, told, f"would {plan.act} {counts['accepted']} of {counts.total()} letters", *lines)
             return 0
         if not yes:
-            end = " for good" if plan.act == DISCARD else ""
+            end = " for good" if plan.act == review.DISCARD else ""
             meant = (("id", plan.wanted.id), ("kid", plan.wanted.kid))
             ids = "".join(f", {key} {value}" for key, value in meant if value)
             letters = f"{counts['accepted']} of {counts.total()} letters of {session.box.name}"
             confirmed(
                 f"{plan.act.capitalize()} {letters}{ids}{end}?",
-                "--yes: required where nobody can be asked (or look with --dry-run)", quiet=as_json,
-            )  # fmt: skip
-        # Ctrl-C stops before the next letter, and the account stays exact.
+                "--yes: required where nobody can be asked (or look with --dry-run)",
+                quiet=as_json,
+            )
+        # The letters on this disk have served. Ctrl-C stops before the next letter, and the account stays exact.
+        index.close()
         cancelled = threading.Event()
         kept = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
         try:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import http
 import http.client
 import json
-from typing import Annotated, Any, Final
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import typer
 
-from mqauth.cli.app import UNDECIDED, Json, one_line, print_json
+from mqauth.cli.app import UNDECIDED, Json, answer
+from mqauth.cli.forms import one_line
 from mqauth.errors import refusing, require, words_of
-
-DEFAULT: Final = "http://127.0.0.1:9464/health"
-_MOST: Final = 1024 * 1024
-_CODES: Final = {"ok": 0, "degraded": 0, "stalled": UNDECIDED}
 
 
 def health(
@@ -26,7 +23,7 @@ def health(
             envvar="MQAUTH_HEALTH",
             help="Of Endpoint's /health, or /healthz of mqauth keys serve.",
         ),
-    ] = DEFAULT,
+    ] = "http://127.0.0.1:9464/health",
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.")] = 3.0,
     as_json: Json = False,
 ) -> int:
@@ -43,7 +40,7 @@ def health(
     try:
         connection.request("GET", parts.path or "/health")
         response = connection.getresponse()
-        document = json.loads(response.read(_MOST))
+        document = json.loads(response.read(1024 * 1024))
         require(isinstance(document, dict), "no object", ValueError)
     except (OSError, ValueError, http.client.HTTPException) as error:
         why = words_of(error) if isinstance(error, OSError) else type(error).__name__
@@ -53,20 +50,10 @@ def health(
         connection.close()
     # A key server has no states: it publishes the keys, or it does not.
     told = {"state": "ok" if response.status == http.HTTPStatus.OK else "stopped"} | document
-    if as_json:
-        print_json(told)
-    else:
-        for line in _lines(told):
-            typer.echo(one_line(line))
-    return _CODES.get(str(told.get("state")), 1)
-
-
-def _lines(told: dict[str, Any]) -> list[str]:
-    consumers = told.get("consumers")
-    lines = [str(told.get("state"))]
-    for name, found in consumers.items() if isinstance(consumers, dict) else ():
-        reasons = "; ".join(map(str, found.get("reasons", ()))) if isinstance(found, dict) else ""
-        lines.append(
-            f"{name}: {found.get('state')}{': ' if reasons else ''}{reasons}" if isinstance(found, dict) else name
-        )
-    return lines
+    lines, consumers = [str(told.get("state"))], told.get("consumers")
+    for name, each in consumers.items() if isinstance(consumers, dict) else ():
+        health = each if isinstance(each, dict) else {}
+        reasons = "; ".join(map(str, health.get("reasons", ())))
+        lines.append(f"{name}: {health.get('state')}{': ' if reasons else ''}{reasons}")
+    answer(as_json, told, *map(one_line, lines))
+    return {"ok": 0, "degraded": 0, "stalled": UNDECIDED}.get(str(told.get("state")), 1)

@@ -20,11 +20,10 @@ import typer
 
 from mqauth.check import Severity, check
 from mqauth.cli.app import answer
-from mqauth.cli.broker import Place, check_stamps, check_url, place_of, reached
+from mqauth.cli.broker import LetterAddress, check_stamps, check_url, place_of, reached
 from mqauth.cli.init_files import Project, read_topology
 from mqauth.cli.settings import settings_of
 from mqauth.clock import SYSTEM_CLOCK
-from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.errors import ConfigurationError, file_errors, refusing, require
 from mqauth.keystore import Keystore
 from mqauth.wire.jwk import dump_key_set
@@ -32,8 +31,6 @@ from mqauth.wire.jwk import dump_key_set
 _URLS: Final = {"rabbitmq": "amqp://localhost:5672/", "kafka": "kafka://localhost:9092"}
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TOPOLOGY: Final = "topology.json"
-_REPLICAS: Final = -1
-"""The broker's own default."""
 
 
 def init(
@@ -77,9 +74,15 @@ def init(
 
 
 def _asked(
-    broker: str | None, producer: str | None, consumer: str | None, *, issuer: str, url: str | None, rung: str,
+    broker: str | None,
+    producer: str | None,
+    consumer: str | None,
+    *,
+    issuer: str,
+    url: str | None,
+    rung: str,
     managed: bool,
-) -> Project:  # fmt: skip
+) -> Project:
     """Return what is wanted; asks for what no option says where somebody can be asked."""
     broker = _answered("broker", broker, "rabbitmq or kafka")
     require(broker in _URLS, "--broker: must be rabbitmq or kafka")
@@ -97,10 +100,16 @@ def _asked(
     require(not secret, "--url: holds a password; leave it out, and see [broker] in consumer/mqauth.toml")
     require(url.startswith("kafka:") == (broker == "kafka"), f"--url: is no URL of {broker}, like {_URLS[broker]}")
     return Project(
-        broker=broker, producer=producer, consumer=consumer, issuer=issuer, url=url, managed=managed,
-        observe=rung == "observe", owner=getpass.getuser(),
+        broker=broker,
+        producer=producer,
+        consumer=consumer,
+        issuer=issuer,
+        url=url,
+        managed=managed,
+        observe=rung == "observe",
+        owner=getpass.getuser(),
         today=datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).date(),
-    )  # fmt: skip
+    )
 
 
 def _answered(name: str, given: str | None, like: str) -> str:
@@ -112,7 +121,12 @@ def _answered(name: str, given: str | None, like: str) -> str:
 
 def _write(folder: Path, project: Project) -> None:
     """Write all files or none."""
-    with file_errors(folder), _staged(folder) as stage:
+    made, moved = not folder.exists(), list[Path]()
+    with file_errors(folder), contextlib.ExitStack() as stack:
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.callback(lambda: folder.rmdir() if made and not any(folder.iterdir()) else None)
+        # All is written into a folder beside, and appears once it is whole.
+        stage = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".mqauth-init-", dir=folder)))
         for name, text in project.texts().items():
             path = stage / name
             path.parent.mkdir(exist_ok=True)
@@ -125,31 +139,16 @@ def _write(folder: Path, project: Project) -> None:
             findings = check(stage / side / "mqauth.toml").findings
             for wrong in [each for each in findings if each.severity is Severity.ERROR]:
                 raise ConfigurationError(f"{side}/mqauth.toml: {wrong.key}: {wrong.message}")
-
-
-@contextlib.contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """Give a folder beside the files to be made; they appear once all are written, or none does."""
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=".mqauth-init-", dir=folder))
-    moved: list[Path] = []
-    try:
-        yield stage
         names = sorted(entry.name for entry in stage.iterdir())
         taken = [name for name in names if os.path.lexists(folder / name)]
         require(not taken, f"{folder}: has {', '.join(taken)} already; nothing was changed")
-        for name in names:
-            (stage / name).rename(folder / name)
-            moved.append(folder / name)
-    except BaseException:
-        for path in moved:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        raise
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        if made and not any(folder.iterdir()):
-            folder.rmdir()
+        try:
+            for name in names:
+                moved.append((stage / name).rename(folder / name))
+        except BaseException:
+            for path in moved:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            raise
 
 
 def _declare(folder: Path) -> None:
@@ -168,16 +167,28 @@ def _declare(folder: Path) -> None:
         reached(place.broker, user=place.settings.user),
     ):
         if place.on_kafka:
-            _kafka(place, topology, settings.consumer)
+            import kafka
+            from kafka.errors import TopicAlreadyExistsError
+
+            client: Any = kafka  # its classes have no types
+            with contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(place.broker))) as admin:
+                check_stamps(admin, settings.consumer)
+                for topic in topology["topics"]:
+                    # The number of replicas is the broker's own default.
+                    new = client.admin.NewTopic(
+                        topic["name"], topic["partitions"], -1, topic_configs=topic["configs"]
+                    )
+                    with contextlib.suppress(TopicAlreadyExistsError):
+                        admin.create_topics([new])
         else:
             asyncio.run(_rabbitmq(place, topology, proves=proves))
 
 
-async def _rabbitmq(place: Place, topology: dict[str, Any], *, proves: bool) -> None:
+async def _rabbitmq(place: LetterAddress, topology: dict[str, Any], *, proves: bool) -> None:
     import aio_pika
 
     from mqauth.brokers.queue.interceptor import question
-    from mqauth.brokers.rabbitmq.interceptor import echoed
+    from mqauth.brokers.rabbitmq.channel import echoed
 
     async with await aio_pika.connect(timeout=30, **place.settings.for_rabbitmq(place.broker)) as connection:
         channel = await connection.channel()
@@ -191,21 +202,6 @@ async def _rabbitmq(place: Place, topology: dict[str, Any], *, proves: bool) -> 
             await queues[found["destination"]].bind(found["source"], found["routing_key"])
         if proves:
             await question(connection.transport.connection, echoed)
-
-
-def _kafka(place: Place, topology: dict[str, Any], consumer: ConsumerSettings | None) -> None:
-    import kafka
-    from kafka.errors import TopicAlreadyExistsError
-
-    client: Any = kafka  # its classes have no types
-    with contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(place.broker))) as admin:
-        check_stamps(admin, consumer)
-        for found in topology["topics"]:
-            new = client.admin.NewTopic(
-                found["name"], found["partitions"], _REPLICAS, topic_configs=found["configs"]
-            )
-            with contextlib.suppress(TopicAlreadyExistsError):
-                admin.create_topics([new])
 
 
 def _next(folder: Path, *, applied: bool) -> Iterator[str]:

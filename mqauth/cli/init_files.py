@@ -15,7 +15,6 @@ from mqauth.wire import destination
 
 OBSERVED: Final = 30
 """Days after which ``--rung observe`` ends."""
-_DELIVERIES: Final = 20
 _PRODUCER_TOML: Final = Template("""\
 # The producer "$producer": what it signs as. Find what is risky: mqauth check producer/mqauth.toml
 [producer]
@@ -256,11 +255,20 @@ class Project:
         exchange, key = self.producer, "created"
         place = destination.kafka(self.producer) if self.broker == "kafka" else destination.rabbitmq(exchange, key)
         return {
-            "producer": self.producer, "consumer": self.consumer, "issuer": self.issuer, "url": self.url,
-            "destination": place, "exchange": exchange, "key": key, "topic": self.producer, "owner": self.owner,
-            "letters": f"{self.producer}.dead", "servers": self.url.partition("://")[2].strip("/"),
-            "since": self.today.isoformat(), "until": (self.today + timedelta(OBSERVED)).isoformat(),
-        }  # fmt: skip
+            "producer": self.producer,
+            "consumer": self.consumer,
+            "issuer": self.issuer,
+            "url": self.url,
+            "destination": place,
+            "exchange": exchange,
+            "key": key,
+            "topic": self.producer,
+            "owner": self.owner,
+            "letters": f"{self.producer}.dead",
+            "servers": self.url.partition("://")[2].strip("/"),
+            "since": self.today.isoformat(),
+            "until": (self.today + timedelta(OBSERVED)).isoformat(),
+        }
 
     def texts(self) -> dict[str, str]:
         """Return the text of every file but the keys, by its path."""
@@ -273,17 +281,26 @@ class Project:
             "lifetime": "1d" if managed else "60s",
             "times": _MANAGED if managed else _APPEND + ("" if on_kafka else _INTERCEPTOR),
             "why_lifetime": ", and so a message may wait" if managed else "",
-            "accepted": json.dumps(accepted)[1:-1], "consumer_accepted": json.dumps(hidden)[1:-1],
+            "accepted": json.dumps(accepted)[1:-1],
+            "consumer_accepted": json.dumps(hidden)[1:-1],
             "why_accepted": "; a day is long, and outlasts a night" if managed else "",
             "why_observe": "; observe lets all pass, until its day" if self.observe else "",
             "rollout": _ROLLOUT.substitute(values) if self.observe else "",
             "old": _OLD.substitute(kind="" if on_kafka else "async ") if self.observe else "",
             "unverified": ", unverified=old_handle" if self.observe else "",
-        }  # fmt: skip
+        }
         producer, consumer, topology = _PRODUCER_RABBITMQ, _CONSUMER_RABBITMQ, rabbitmq_definitions(values)
         if on_kafka:
             producer, consumer = _PRODUCER_KAFKA, _CONSUMER_KAFKA
-            topology = {"topics": kafka_topics(values, managed=managed)}
+            # Dead letters are kept until somebody reviewed them. They have the broker's stamp too, since Kafka
+            # refuses a record of a client whose clock is an hour ahead, and are larger than the message.
+            stamped = {TIMESTAMP_TYPE: APPEND_TIME}
+            kept = {"max.message.bytes": "2097152", "cleanup.policy": "delete", "retention.ms": "-1"}
+            topics = [
+                {"name": values["topic"], "partitions": 3, "configs": {} if managed else stamped},
+                {"name": values["letters"], "partitions": 1, "configs": stamped | kept},
+            ]
+            topology = {"topics": topics}
         # A broker of Docker Compose and its configuration, unless the broker is somebody else's.
         files = {} if managed else {"compose.yml": _COMPOSE[self.broker]}
         files |= {} if managed or on_kafka else {"rabbitmq.conf": INTERCEPTOR_CONF}
@@ -300,7 +317,7 @@ class Project:
 def rabbitmq_definitions(values: dict[str, str]) -> dict[str, Any]:
     """Return the exchange and the queues as definitions that RabbitMQ imports."""
     queues = {
-        values["consumer"]: source_arguments(values["consumer"], _DELIVERIES),
+        values["consumer"]: source_arguments(values["consumer"], 20),
         values["consumer"] + UNPARSEABLE: dict(LETTERS),
         values["letters"]: dict(LETTERS),
     }
@@ -309,22 +326,16 @@ def rabbitmq_definitions(values: dict[str, str]) -> dict[str, Any]:
         "exchanges": [durable | {"name": values["exchange"], "type": "topic", "internal": False, "arguments": {}}],
         "queues": [durable | {"name": name, "arguments": found} for name, found in queues.items()],
         "bindings": [
-            {"vhost": "/", "source": values["exchange"], "destination": values["consumer"],
-             "destination_type": "queue", "routing_key": values["key"], "arguments": {}}
+            {
+                "vhost": "/",
+                "source": values["exchange"],
+                "destination": values["consumer"],
+                "destination_type": "queue",
+                "routing_key": values["key"],
+                "arguments": {},
+            }
         ],
-    }  # fmt: skip
-
-
-def kafka_topics(values: dict[str, str], *, managed: bool) -> list[dict[str, Any]]:
-    """Return the topics with their settings; dead letters are kept until somebody reviewed them."""
-    stamped = {TIMESTAMP_TYPE: APPEND_TIME}
-    # Of letters too, since Kafka refuses a record of a client whose clock is an hour ahead. They are larger than
-    # the message.
-    letters = {**stamped, "max.message.bytes": "2097152", "cleanup.policy": "delete", "retention.ms": "-1"}
-    return [
-        {"name": values["topic"], "partitions": 3, "configs": {} if managed else stamped},
-        {"name": values["letters"], "partitions": 1, "configs": letters},
-    ]
+    }
 
 
 def read_topology(text: str) -> dict[str, Any]:

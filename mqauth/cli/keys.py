@@ -19,13 +19,11 @@ from mqauth.cli.app import (
     group,
     print_error,
 )
-from mqauth.cli.forms import TO_CHANGE, confirmed, pick, shown_time
+from mqauth.cli.forms import TO_CHANGE, Column, Wide, confirmed, pick, shown_time, table_lines
 from mqauth.cli.serve import (
     Host,
     Level,
     Log,
-    LogForm,
-    LogLevel,
     Server,
     TLSCert,
     TLSKey,
@@ -34,7 +32,6 @@ from mqauth.cli.serve import (
     log_lines,
     origin,
 )
-from mqauth.cli.tables import Column, Wide, table_lines
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import require
@@ -50,12 +47,15 @@ from mqauth.wire.keys import ALGORITHMS
 app: Final = group("Make, list, rotate, revoke and publish a producer's keys.", "mqauth keys new --subject NAME")
 _FOLDER: Final = Path("keys")
 KEY: Final = (
-    Column("kid", is_id=True, cut=False), Column("state", cut=False), Column("alg", goes=2, cut=False),
-    Column("subjects"), Column("created (UTC)", goes=1, cut=False), Column("ready (UTC)", goes=3, cut=False),
-)  # fmt: skip
+    Column("kid", is_id=True, cut=False),
+    Column("state", cut=False),
+    Column("alg", goes=2, cut=False),
+    Column("subjects"),
+    Column("created (UTC)", goes=1, cut=False),
+    Column("ready (UTC)", goes=3, cut=False),
+)
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Dir = Annotated[Path, typer.Option("--dir", help="The keystore folder.")]
-FolderOrPEM = Annotated[Path, typer.Option("--dir", help="The keystore folder, or a single PEM file.")]
 Subjects = Annotated[
     list[str] | None,
     typer.Option("--subject", help="A producer that the key may speak for; by default those of the last key."),
@@ -118,7 +118,7 @@ def adopt(
 
 @app.command("jwks")
 def jwks(
-    folder: FolderOrPEM = _FOLDER,
+    folder: Annotated[Path, typer.Option("--dir", help="The keystore folder, or a single PEM file.")] = _FOLDER,
     passphrase_env: PassphraseEnv = None,
     passphrase_file: PassphraseFile = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write this file, whole or not at all.")] = None,
@@ -139,11 +139,16 @@ def list_keys(folder: Dir = _FOLDER, as_json: Json = False, wide: Wide = False) 
     """Show every key with its state and times."""
     keys = Keystore(folder=folder).ring().keys
     cells = [
-        (key.kid, key.state.value, key.key.algorithm,
-         "(pinned by consumers)" if key.key.subjects is None else ", ".join(sorted(key.key.subjects)),
-         shown_time(key.created), shown_time(key.ready))
+        (
+            key.kid,
+            key.state.value,
+            key.key.algorithm,
+            "(pinned by consumers)" if key.key.subjects is None else ", ".join(sorted(key.key.subjects)),
+            shown_time(key.created),
+            shown_time(key.ready),
+        )
         for key in keys
-    ]  # fmt: skip
+    ]
     title = f"{len(keys)} {'key' if len(keys) == 1 else 'keys'} in {folder}"
     answer(as_json, {"keys": [ring.describe(key) for key in keys]}, *table_lines(title, KEY, cells, wide=wide))
 
@@ -209,8 +214,8 @@ def serve(
     tls_cert: TLSCert = None,
     tls_key: TLSKey = None,
     as_json: Json = False,
-    log: Log = LogForm.TEXT,
-    level: Level = LogLevel.INFO,
+    log: Log = "text",
+    level: Level = "info",
 ) -> None:
     """Publish the public keys over HTTP(S) at /jwks.json.
 
@@ -227,9 +232,14 @@ def serve(
 
 
 def _made(
-    keystore: Keystore, make: Callable[..., RingKey], subjects: list[str] | None, *, pinned: bool, as_json: bool,
+    keystore: Keystore,
+    make: Callable[..., RingKey],
+    subjects: list[str] | None,
+    *,
+    pinned: bool,
+    as_json: bool,
     **settings: int | None,
-) -> None:  # fmt: skip
+) -> None:
     """Make or adopt a key, and print it.
 
     The first key of a folder has to say whom it speaks for, or that consumers say so.

@@ -6,7 +6,7 @@ import difflib
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Final
@@ -17,10 +17,11 @@ from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import files_of, with_parts
 from mqauth.audit.record import iso_time, read_records
 from mqauth.check import Severity, check
-from mqauth.check.rollout import Asked, Standing, standings
-from mqauth.cli import rollout_broker
-from mqauth.cli.app import Json, answer, group, one_line
-from mqauth.cli.rollout_file import Value, changed, number_of, split
+from mqauth.check.rollout import RolloutFacts, Standing, standings
+from mqauth.cli import rollout_steps
+from mqauth.cli.app import Json, answer, group
+from mqauth.cli.forms import one_line
+from mqauth.cli.rollout_steps import Value, changed, number_of, split
 from mqauth.cli.settings import file_of, settings_of
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.settings import FileSettings
@@ -41,9 +42,7 @@ Why = Annotated[str, typer.Option("--why", help="The reason, kept in the file.")
 Print = Annotated[bool, typer.Option("--print", help="Print the new file, and change nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 _WHO: Final = 32
-_SCOPE: Final = "--scope: required, the consumer group or queue; or [consumer] scope; or --settled"
 _DAY: Final = 86_400
-_RESET: Final = "the history stays unsigned: who reads it from its beginning needs a group of his own, at observe"
 
 
 def _now() -> float:
@@ -58,10 +57,12 @@ def status(config: Config = None, audit: Audit = None, json: Json = False) -> in
     found = _standings(file, files)
     read = f"{len(files)} audit files read: {few(list(map(str, files)))}" if files else _no_files(file)
     answer(
-        json, [one.as_dict() | {"files": list(map(str, files))} for one in found],
-        one_line(read), *(line for one in found for line in _lines(one)),
-    )  # fmt: skip
-    return 0 if all(one.is_safe and one.days_left >= 0 for one in found) else 1
+        json,
+        [standing.as_dict() | {"files": list(map(str, files))} for standing in found],
+        one_line(read),
+        *(line for standing in found for line in _lines(standing)),
+    )
+    return 0 if all(standing.is_safe and standing.days_left >= 0 for standing in found) else 1
 
 
 @app.command("up")
@@ -95,20 +96,31 @@ def up(
     number, entry = held[0], file.rollout[held[0]]
     rung, on_kafka = Rung(entry.at + 1), places.is_kafka(destination)
     if rung is Rung.ENFORCE and not force:
+        # The destination stands by itself where it is listed, else as its whole entry does.
+        alone = replace(entry, destinations=(destination,)) if destination in entry.destinations else entry
+        narrowed = replace(file, rollout=(*file.rollout[:number], alone, *file.rollout[number:]))
+
+        def look() -> Standing:
+            known = _standings(narrowed, audit or _own_files(file))
+            return next(each for each in known if each.entry is alone)
+
         # what the reports say, and then what the broker says of what waits
-        look = _Look(file, number, destination, audit)
         standing = look()
         if standing.is_safe and not settled:
-            against = rollout_broker.backlog(standing, _now())
+            against = rollout_steps.backlog(standing, _now())
             if on_kafka or standing.oldest is None:
-                asked = rollout_broker.broker_for(destination, broker, file)
+                asked = rollout_steps.broker_for(destination, broker, file)
                 consumer = file.consumer
-                known = require(scope or (None if consumer is None else consumer.scope), _SCOPE)
+                known = require(
+                    scope or (None if consumer is None else consumer.scope),
+                    "--scope: required, the consumer group or queue; or [consumer] scope; or --settled",
+                )
                 if on_kafka:
                     exempt = Rollout((), [] if consumer is None else [each.build() for each in consumer.unsigned])
-                    against = rollout_broker.unread(places.parse(destination)[1], known, entry, exempt, asked)
+                    against = rollout_steps.unread(places.parse(destination)[1], known, entry, exempt, asked)
                 else:
-                    against = rollout_broker.emptied(known, asked, look.consumers, look, _now)
+                    consumers = 1 if file.check is None else file.check.consumers
+                    against = rollout_steps.emptied(known, asked, consumers, look, _now)
             # meanwhile there may be new reports
             standing = look()
             standing.against += [] if against is None else [against]
@@ -117,9 +129,14 @@ def up(
             return 1
     values: dict[str, Value] = {"rung": rung.label, "since": _today()}
     values |= {"until": None} if rung is Rung.ENFORCE else {}
-    note = _RESET if on_kafka and rung is Rung.ENFORCE else None
-    change = _Change(destination, values, accepted=_noted(why), number=number, note=note)
-    return _apply(config, change, only_print=only_print, yes=yes, as_json=json)
+    note = (
+        "the history stays unsigned: who reads it from its beginning needs a group of his own, at observe"
+        if on_kafka and rung is Rung.ENFORCE
+        else None
+    )
+    noted = {} if why is None else {f"why {_today()}": why}
+    answers = {"only_print": only_print, "yes": yes, "as_json": json}
+    return _apply(config, destination, values, noted, number=number, note=note, **answers)
 
 
 @app.command("down")
@@ -140,8 +157,8 @@ def down(
     with refusing(ValueError, "--until is a date like 2027-01-31"):
         day = date.fromisoformat(until)
     values: dict[str, Value] = {"rung": Rung(rung - 1).label, "since": _today(), "until": day}
-    change = _Change(destination, values, accepted=_noted(why))
-    return _apply(config, change, only_print=only_print, yes=yes, as_json=json)
+    noted = {f"why {_today()}": why}
+    return _apply(config, destination, values, noted, only_print=only_print, yes=yes, as_json=json)
 
 
 @app.command("accept")
@@ -156,8 +173,7 @@ def accept(
     json: Json = False,
 ) -> int:
     """Accept a group that does not sign. It no longer speaks against going up, and the file says so."""
-    change = _Change(destination, accepted={found: why})
-    return _apply(config, change, only_print=only_print, yes=yes, as_json=json)
+    return _apply(config, destination, {}, {found: why}, only_print=only_print, yes=yes, as_json=json)
 
 
 # The reports
@@ -178,7 +194,7 @@ def _standings(file: FileSettings, files: list[Path]) -> list[Standing]:
     reports = ((path, verify_chain(with_parts([path]))) for path in files)
     broken = (f"an audit file does not hold: {path}: {each.what}" for path, each in reports if not each.intact)
     consumers = 1 if file.check is None else file.check.consumers
-    asked = Asked(
+    asked = RolloutFacts(
         now=_now(),
         consumers=consumers,
         broken=next(broken, None if files else _no_files(file)),
@@ -187,62 +203,40 @@ def _standings(file: FileSettings, files: list[Path]) -> list[Standing]:
     return standings(file.rollout, read_records(with_parts(files)), asked)
 
 
-class _Look:
-    """Returns how a destination stands by now: by itself where it is listed, else as its whole entry does.
-
-    Args:
-        file: the configuration.
-        number: of the entry that holds it.
-        destination: that is to go up.
-        audit: files in place of those of ``[audit]``.
-    """
-
-    def __init__(self, file: FileSettings, number: int, destination: str, audit: list[Path] | None) -> None:
-        entry = file.rollout[number]
-        if destination in entry.destinations:
-            entry = replace(entry, destinations=(destination,))
-        self._entry, self._audit = entry, audit
-        self._file = replace(file, rollout=(*file.rollout[:number], entry, *file.rollout[number:]))
-        self.consumers = 1 if file.check is None else file.check.consumers
-
-    def __call__(self) -> Standing:
-        files = self._audit or _own_files(self._file)
-        return next(one for one in _standings(self._file, files) if one.entry is self._entry)
-
-
 # The file
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """What is to be changed.
+def _apply(
+    config: Path | None,
+    destination: str,
+    values: Mapping[str, Value],
+    accepted: Mapping[str, str],
+    *,
+    number: int | None = None,
+    note: str | None = None,
+    only_print: bool,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    """Change an entry in the file, after the new file was judged and shown, and somebody asked.
 
     Args:
+        config: the file.
         destination: of the entry.
         values: by key; ``None`` removes one.
         accepted: what the entry keeps with a reason.
         number: of the entry that holds the destination, which gets an entry of its own; ``None`` for the one that
             lists it.
         note: what people should know of it.
+        only_print: print the new file, and change nothing.
+        yes: do not ask.
+        as_json: print JSON.
     """
-
-    destination: str
-    values: Mapping[str, Value] = field(default_factory=dict)
-    accepted: Mapping[str, str] = field(default_factory=dict)
-    number: int | None = None
-    note: str | None = None
-
-
-def _apply(config: Path | None, change: _Change, *, only_print: bool, yes: bool, as_json: bool) -> int:
-    """Change an entry in the file, after the new file was judged and shown, and somebody asked."""
     path = file_of(config)
     text, members = read_toml(path)
-    number, new = change.number, text
-    if number is None:
-        number = number_of(members.get("rollout", []), change.destination)
-    else:
-        new = split(text, number, change.destination)
-    new = changed(new, number, change.values, change.accepted)
+    new = text if number is None else split(text, number, destination)
+    number = number_of(members.get("rollout", []), destination) if number is None else number
+    new = changed(new, number, values, accepted)
     with file_errors(path), tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".toml") as trial:
         trial.write(new)
         trial.flush()
@@ -256,19 +250,15 @@ def _apply(config: Path | None, change: _Change, *, only_print: bool, yes: bool,
         return 0
     diff = list(difflib.unified_diff(text.splitlines(), new.splitlines(), str(path), str(path), lineterm=""))
     shown = sys.stderr if as_json else sys.stdout
-    print(*diff, *([] if change.note is None else [f"note: {change.note}"]), sep="\n", file=shown)
+    print(*diff, *([] if note is None else [f"note: {note}"]), sep="\n", file=shown)
     written = yes or typer.confirm("Write it? It counts from the next start of each consumer.", err=as_json)
     if written:
         with file_errors(path):
             path.write_text(new, "utf-8")
-    rung = str(change.values.get("rung") or members["rollout"][number]["rung"])
-    facts = {"destination": change.destination, "rung": rung, "written": written}
-    answer(as_json, facts | {"lines": diff, "note": change.note})
+    rung = str(values.get("rung") or members["rollout"][number]["rung"])
+    facts = {"destination": destination, "rung": rung, "written": written}
+    answer(as_json, facts | {"lines": diff, "note": note})
     return 0 if written else 1
-
-
-def _noted(why: str | None) -> dict[str, str]:
-    return {} if why is None else {f"why {_today()}": why}
 
 
 def _today() -> date:
@@ -278,32 +268,40 @@ def _today() -> date:
 # What people read
 
 
-def _lines(one: Standing) -> Iterator[str]:
+def _lines(standing: Standing) -> Iterator[str]:
     """Yield the lines of an entry's report."""
-    entry = one.entry
-    left = f"{one.days_left} days left" if one.days_left >= 0 else f"OVERDUE for {-one.days_left} days"
-    moved = f", end moved {one.moved} times" if one.moved else ""
+    entry = standing.entry
+    left = (
+        f"{standing.days_left} days left" if standing.days_left >= 0 else f"OVERDUE for {-standing.days_left} days"
+    )
+    moved = f", end moved {standing.moved} times" if standing.moved else ""
     listed, owner = one_line(", ".join(entry.destinations)), one_line(entry.owner)
     yield f"{listed}   {entry.rung} since {entry.since}   {left}{moved}   {owner}"
-    would, window = sum(seen.count for seen in one.groups) + one.other, entry.window
+    would, window = sum(seen.count for seen in standing.groups) + standing.other, entry.window
     span = f"{window // 3600} h" if window % _DAY else f"{window // _DAY} d"
     yield (
-        f"last {span}, {len(one.reported)} consumers:"
-        f" {sum(one.accepted.values()):,} accepted, {would:,} would be rejected"
+        f"last {span}, {len(standing.reported)} consumers:"
+        f" {sum(standing.accepted.values()):,} accepted, {would:,} would be rejected"
     )
-    if one.groups:
+    if standing.groups:
         yield "  count  reason              who (* says the broker)           where  first UTC    last UTC     id"
-    for seen in one.groups:
+    for seen in standing.groups:
         # What a sender wrote is escaped and cut.
         where = ",".join(map(str, sorted(seen.partitions)[:4])) or "-"
         times = "  ".join(one_line(text[5:16].replace("T", " ")) for text in (seen.first, seen.last))
         who, code = one_line(seen.who)[:_WHO], one_line(seen.group.code)[:18]
         yield f"{seen.count:>7,}  {code:<18}  {who:<{_WHO}}  {where:<5}  {times}  {seen.group.id}"
-    if one.oldest is not None:
-        yield f"oldest delivery of the last minute: appended at {iso_time(one.oldest)}"
-    if one.never_signed:
-        yield one_line(f"signed nothing: {few(one.never_signed)}")
+    if standing.oldest is not None:
+        yield f"oldest delivery of the last minute: appended at {iso_time(standing.oldest)}"
+    if standing.never_signed:
+        yield one_line(f"signed nothing: {few(standing.never_signed)}")
     waits = (
-        "; rollout up asks the broker what still waits" if entry.at is Rung.OBSERVE and one.oldest is None else ""
+        "; rollout up asks the broker what still waits"
+        if entry.at is Rung.OBSERVE and standing.oldest is None
+        else ""
     )
-    yield f"safe to go up{waits}" if one.is_safe else one_line(f"NOT safe to go up: {'; '.join(one.against)}")
+    yield (
+        f"safe to go up{waits}"
+        if standing.is_safe
+        else one_line(f"NOT safe to go up: {'; '.join(standing.against)}")
+    )

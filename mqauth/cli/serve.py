@@ -10,9 +10,8 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
@@ -21,8 +20,6 @@ from mqauth.keystore.disk import files
 from mqauth.logs import JSONFormatter, emit
 
 _BACKLOG: Final = 512
-_QUIET: Final = 60.0
-"""Seconds between two lines of uvicorn with one text."""
 
 
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; other than loopback only with TLS.")]
@@ -30,35 +27,23 @@ TLSCert = Annotated[Path | None, typer.Option("--tls-cert", help="PEM file with 
 TLSKey = Annotated[Path | None, typer.Option("--tls-key", help="PEM file with the key of the certificate.")]
 
 
-class LogForm(StrEnum):
-    """The form of the lines that a command which stays writes on standard error."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-class LogLevel(StrEnum):
-    """The least level of these lines."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-Log = Annotated[LogForm, typer.Option("--log", help="Form of the log on standard error: text, or JSON lines.")]
-Level = Annotated[LogLevel, typer.Option("--log-level", help="Least level of the log.")]
+Log = Annotated[
+    Literal["text", "json"], typer.Option("--log", help="Form of the log on standard error: text, or JSON lines.")
+]
+Level = Annotated[
+    Literal["debug", "info", "warning", "error"], typer.Option("--log-level", help="Least level of the log.")
+]
 
 
 @contextlib.contextmanager
-def log_lines(form: LogForm, level: LogLevel) -> Iterator[None]:
+def log_lines(form: str, level: str) -> Iterator[None]:
     """Write the lines of mqauth, and warnings of its server, to standard error within the block."""
     handler = logging.StreamHandler()
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     text.converter = time.gmtime
-    handler.setFormatter(JSONFormatter() if form is LogForm.JSON else text)
+    handler.setFormatter(JSONFormatter() if form == "json" else text)
     handler.addFilter(_OnceAMinute())
-    least = logging.getLevelNamesMapping()[level.value.upper()]
+    least = logging.getLevelNamesMapping()[level.upper()]
     loggers = {logging.getLogger("mqauth"): least, logging.getLogger("uvicorn"): max(least, logging.WARNING)}
     kept = {logger: (logger.handlers, logger.propagate, logger.level) for logger in loggers}
     try:
@@ -87,7 +72,7 @@ class _OnceAMinute(logging.Filter):
             return True
         if now < self._next.get(str(record.msg), 0.0):
             return False
-        self._next[str(record.msg)] = now + _QUIET
+        self._next[str(record.msg)] = now + 60.0
         return True
 
 
@@ -194,16 +179,33 @@ class Server:
             from mqauth.cli import connections
         except ImportError as error:
             raise ConfigurationError(f'mqauth {verb} needs uvicorn: install "mqauth[cli,{extra}]"') from error
-        settings: dict[str, Any] = {} if certificate is None else {
-            "ssl_context_factory": lambda _config, _default: certificate.context,
-            "callback_notify": certificate.renew, "timeout_notify": 60,
-        }  # fmt: skip
+        settings: dict[str, Any] = (
+            {}
+            if certificate is None
+            else {
+                "ssl_context_factory": lambda _config, _default: certificate.context,
+                "callback_notify": certificate.renew,
+                "timeout_notify": 60,
+            }
+        )
         config = uvicorn.Config(
-            application, http=connections.Connection, loop=connections.LOOP, ws="none", lifespan="off",
-            interface="asgi3", workers=1, log_config=None, log_level="warning", access_log=False,
-            server_header=False, proxy_headers=False, limit_concurrency=requests, backlog=_BACKLOG,
-            timeout_graceful_shutdown=5, **settings,
-        )  # fmt: skip
+            application,
+            http=connections.Connection,
+            loop=connections.LOOP,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            workers=1,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=requests,
+            backlog=_BACKLOG,
+            timeout_graceful_shutdown=5,
+            **settings,
+        )
         self._server = uvicorn.Server(config)
 
     def run(self, listener: socket.socket) -> None:

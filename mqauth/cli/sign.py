@@ -1,46 +1,45 @@
-"""``mqauth sign`` and ``mqauth verify``: messages in the JSON form in, messages with a token or verdicts out."""
+"""``mqauth sign`` and ``mqauth verify``: messages in the JSON form in, messages with a token or verdicts out.
+
+``mqauth identity show`` prints what a token of either form, or a WIT, says; nothing of it is verified.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import islice
 from typing import Annotated, Any, Final
 
 import typer
 
-from mqauth import ConfigurationError, MalformedMessage, Message, Outcome, Pipeline, Reason, Signer, Verdict, load
-from mqauth.cli.app import MAX_INPUT, Config, print_json, read_body, read_texts, standard_input
+from mqauth import ConfigurationError, MalformedMessage, Message, Outcome, Reason, Signer, Verdict, load
+from mqauth.cli.app import (
+    MAX_INPUT,
+    Config,
+    Json,
+    answer,
+    group,
+    parsed,
+    print_json,
+    read_body,
+    read_texts,
+    standard_input,
+)
+from mqauth.cli.forms import one_line, shown_time
 from mqauth.cli.settings import file_of
 from mqauth.clock import SYSTEM_CLOCK
-from mqauth.errors import require
-from mqauth.flow import Flow, run
-from mqauth.judging.pipeline import Delivery
+from mqauth.errors import Rejection, require
+from mqauth.flow import run
 from mqauth.logs import harmless
 from mqauth.signer import Prepared
-from mqauth.wire import destination, json_form
-from mqauth.wire.claims import MAX_BATCH
+from mqauth.wire import destination, identity, json_form
+from mqauth.wire.claims import MAX_BATCH, Batch, Claims
+from mqauth.wire.identity import SEPARATOR
+from mqauth.wire.jws import MAX_TOKEN
 from mqauth.wire.message import NO_ORIGIN, TOKEN_HEADER, Origin
 
-_EXIT: Final = ((Verdict.REJECTED, 1), (Verdict.DEFERRED, 3), (Verdict.DUPLICATE, 3))
-"""Exit codes; the first one whose verdict any message got counts."""
 Lines = Annotated[bool, typer.Option("--lines", help="One message a line.")]
 Pairs = list[str] | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A message that waits for the signature of its batch.
-
-    Args:
-        place: where it stood in the input, for errors.
-        form: the message as it was read.
-        prepared: the same message, hashed.
-    """
-
-    place: str
-    form: dict[str, Any]
-    prepared: Prepared
 
 
 def sign(
@@ -68,7 +67,7 @@ def sign(
     if to is None:
         for name, value in (("--key", key), ("--header", headers), ("--property", properties)):
             require(not value, f"{name}: only with --to")
-        _sign_forms(load(file_of(config)).signer, lines=lines, batch=batch)
+        _sign_forms(load(file_of(config)).signer, lines=lines, size=batch)
         return
     require(not lines, "--lines: not with --to, where all of standard input is one body")
     signer = load(file_of(config)).signer
@@ -79,7 +78,7 @@ def sign(
     form: dict[str, Any] = {"destination": to}
     require(key is None or destination.is_kafka(to), "--key: only Kafka has record keys")
     if destination.is_kafka(to):
-        form["key"] = None if key is None else _base64(_utf8("--key", key))
+        form["key"] = None if key is None else base64.b64encode(_utf8("--key", key)).decode("ascii")
     # A hyphen and an underscore in the name of a property are the same.
     found: dict[str, str] = {}
     for name, value in (_pair("--property", text) for text in properties or ()):
@@ -89,37 +88,36 @@ def sign(
     given = [[name, {"str": value}] for name, value in (_pair("--header", text) for text in headers or ())]
     body = read_body(standard_input())
     require(body is not None, f"the body is over {MAX_INPUT} bytes", MalformedMessage)
-    form |= {"body": _base64(body or b""), "properties": found, "headers": given}
+    form |= {"body": base64.b64encode(body or b"").decode("ascii"), "properties": found, "headers": given}
     print_json(_with_token(form, signer.sign(json_form.from_form(form))))
 
 
-def _sign_forms(signer: Signer, *, lines: bool, batch: int) -> None:
-    waiting: list[_Waiting] = []
-    for text in read_texts(standard_input(), lines=lines):
-        place = f"line {text.number}" if lines else "standard input"
+def _sign_forms(signer: Signer, *, lines: bool, size: int) -> None:
+    """Sign messages in batches, and print each with its token, also those before one that cannot be signed."""
+    fault: tuple[str, MalformedMessage] | None = None
+    texts = read_texts(standard_input(), lines=lines)
+    while fault is None and (batch := list(islice(texts, size))):
+        places = [f"line {number}" if lines else "standard input" for number, _ in batch]
+        forms: list[dict[str, Any]] = []
+        prepared: list[Prepared] = []
+        for (_, raw), place in zip(batch, places, strict=True):
+            try:
+                form = parsed(raw)
+                require(isinstance(form, dict), "a message is an object", MalformedMessage)
+                prepared.append(signer.prepare(json_form.from_form(form)))
+            except MalformedMessage as error:
+                fault = place, error
+                break
+            forms.append(form)
         try:
-            form = text.parse()
-            require(isinstance(form, dict), "a message is an object", MalformedMessage)
-            waiting.append(_Waiting(place, form, signer.prepare(json_form.from_form(form))))
+            sealed = signer.seal(prepared)
         except MalformedMessage as error:
-            _print_sealed(signer, waiting)
-            raise MalformedMessage(
-                f"{place}: {error}{'' if lines else '; or is it a body? then give --to'}"
-            ) from error
-        if len(waiting) == batch:
-            _print_sealed(signer, waiting)
-            waiting = []
-    _print_sealed(signer, waiting)
-
-
-def _print_sealed(signer: Signer, waiting: Sequence[_Waiting]) -> None:
-    """Sign the waiting messages as one batch and print them in their order."""
-    try:
-        sealed = signer.seal([found.prepared for found in waiting])
-    except MalformedMessage as error:
-        raise MalformedMessage(f"{waiting[0].place}: {error}") from error
-    for found, message in zip(waiting, sealed, strict=True):
-        print_json(_with_token(found.form, message))
+            raise MalformedMessage(f"{places[0]}: {error}") from error
+        for form, message in zip(forms, sealed, strict=True):
+            print_json(_with_token(form, message))
+    if fault is not None:
+        advice = "" if lines else "; or is it a body? then give --to"
+        raise MalformedMessage(f"{fault[0]}: {fault[1]}{advice}") from fault[1]
 
 
 def _with_token(form: dict[str, Any], signed: Message) -> dict[str, Any]:
@@ -147,10 +145,6 @@ def _utf8(option: str, text: str) -> bytes:
         raise ConfigurationError(f"{option}: not UTF-8") from error
 
 
-def _base64(raw: bytes) -> str:
-    return base64.b64encode(raw).decode("ascii")
-
-
 def verify(
     config: Config = None,
     lines: Lines = False,
@@ -164,9 +158,9 @@ def verify(
     """
     pipeline = load(file_of(config)).judge
     verdicts: set[Verdict] = set()
-    for text in read_texts(standard_input(), lines=lines):
+    for _, raw in read_texts(standard_input(), lines=lines):
         try:
-            message = json_form.from_form(text.parse())
+            message = json_form.from_form(parsed(raw))
         except MalformedMessage as error:
             # A text that is no message is rejected like any malformed message.
             outcome = Outcome(verdict=Verdict.REJECTED, reason=Reason.MESSAGE_MALFORMED, detail=str(error))
@@ -174,23 +168,112 @@ def verify(
             if message.origin == NO_ORIGIN:
                 now = int(SYSTEM_CLOCK.now() * 1000)
                 message = replace(message, origin=Origin(timestamp_ms=now, timestamp_type="append"))
-            outcome = run(_consume(pipeline, pipeline.receive(message)))
+            # A message that is accepted is confirmed, as by a consumer whose handler succeeds.
+            delivery = pipeline.receive(message)
+            outcome = run(pipeline.judge(delivery))
+            outcome = run(pipeline.confirm(delivery)) if outcome.verdict is Verdict.ACCEPTED else outcome
         # The claims of a message that was not accepted may be forged, so they are left out.
         accepted = outcome.verdict is Verdict.ACCEPTED and outcome.verified is not None
         reason = outcome.cause if outcome.verdict is Verdict.DEFERRED else outcome.reason
-        print_json({
-            "verdict": outcome.verdict.value,
-            "reason": None if reason is None else reason.value,
-            "detail": None if outcome.detail is None else harmless(outcome.detail),
-            "claims": outcome.verified.claims.as_dict() if accepted and outcome.verified is not None else None,
-        })  # fmt: skip
+        print_json(
+            {
+                "verdict": outcome.verdict.value,
+                "reason": None if reason is None else reason.value,
+                "detail": None if outcome.detail is None else harmless(outcome.detail),
+                "claims": outcome.verified.claims.as_dict() if accepted and outcome.verified is not None else None,
+            }
+        )
         verdicts.add(outcome.verdict)
-    return 0 if exit_zero else next((code for verdict, code in _EXIT if verdict in verdicts), 0)
+    if exit_zero:
+        return 0
+    return 1 if Verdict.REJECTED in verdicts else 3 if {Verdict.DEFERRED, Verdict.DUPLICATE} & verdicts else 0
 
 
-def _consume(pipeline: Pipeline, delivery: Delivery) -> Flow[Outcome]:
-    """Claim and confirm, as a consumer does whose handler succeeds."""
-    outcome = yield from pipeline.judge(delivery)
-    if outcome.verdict is not Verdict.ACCEPTED:
-        return outcome
-    return (yield from pipeline.confirm(delivery))
+app = group("Print what an identity or a token says.", "mqauth identity show -")
+_INPUT: Final = "-"
+_TIMES: Final = ("issued", "begins", "expires")
+
+
+@app.command("show")
+def show(
+    token: Annotated[str, typer.Argument(help="A token or a WIT; - reads it from standard input.")] = _INPUT,
+    as_json: Json = False,
+) -> None:
+    """Print what a token or a WIT says, without verifying any of it.
+
+    Of a token in the identity form it tells whether its proof belongs to its WIT. Prefer standard input: arguments
+    stand in the list of processes.
+    """
+    raw = standard_input().read(MAX_TOKEN + 2) if token == _INPUT else token.encode("utf-8", "backslashreplace")
+    try:
+        found = described(raw.strip())
+    except Rejection as error:
+        where = "standard input" if token == _INPUT else "the argument (for a file: mqauth identity show - < FILE)"
+        raise MalformedMessage(f"{where}: {error.reason}: {error.detail}") from error
+    answer(as_json, found, "\n".join(("nothing of this is verified: anybody may have written it", *_lines(found))))
+
+
+def described(token: bytes) -> dict[str, Any]:
+    """Return what a token or a WIT says, as JSON values.
+
+    Args:
+        token: its bytes, as they stand in a header.
+
+    Raises:
+        Rejection: it cannot be parsed, as a consumer would say.
+    """
+    first, _, rest = token.partition(SEPARATOR)
+    if not identity.is_wit(first):
+        opened, claims = identity.opened_token(token)
+        direct = {"issuer": claims.iss, "subject": claims.sub, "kid": opened.kid, "algorithm": opened.algorithm}
+        return {"form": "direct", "verified": False, "token": direct | _proof(claims)}
+    wit = identity.parse_wit(first)
+    found: dict[str, Any] = {"form": "identity", "verified": False}
+    who = wit.identity
+    found["identity"] = {
+        "subject": who.subject,
+        "trust_domain": who.trust_domain,
+        "authority_kid": who.kid,
+        "authority_algorithm": wit.opened.algorithm,
+        "algorithm": wit.jwk["alg"],
+        "jkt": who.jkt,
+        "issued": who.issued,
+        "begins": wit.begins,
+        "expires": who.expires,
+        "jti": who.jti,
+        "iss": who.iss,
+        "claims": dict(who.claims),
+        "bytes": len(wit.text),
+    }
+    if rest:
+        proof = identity.parse_proof(identity.open_proof(rest.partition(SEPARATOR)[0]))
+        found["proof"] = {"algorithm": proof.opened.algorithm} | _proof(proof.claims)
+        found["proof_belongs_to_identity"] = proof.wth == wit.digest
+    return found
+
+
+def _proof(claims: Claims) -> dict[str, Any]:
+    """Return what a token says of its message; of a batch only its proof says which message it binds."""
+    mqa = claims.mqa
+    bound: dict[str, Any] = {"batch": mqa.size} if isinstance(mqa, Batch) else {"destination": mqa.dst}
+    return {
+        "audience": claims.aud,
+        "issued": claims.iat,
+        "begins": claims.nbf,
+        "expires": claims.exp,
+        "jti": claims.jti,
+        **bound,
+        "covered": list(mqa.hdr),
+        "claims": dict(claims.extra),
+    }
+
+
+def _lines(found: dict[str, Any], indent: str = "") -> list[str]:
+    lines = []
+    for name, value in found.items():
+        if isinstance(value, dict) and value and name != "claims":
+            lines += [f"{indent}{name}:", *_lines(value, indent + "  ")]
+        elif value not in (None, [], {}):
+            shown = shown_time(value) if name in _TIMES else value
+            lines.append(indent + one_line(f"{name.replace('_', ' ')}: {shown}"))
+    return lines

@@ -22,7 +22,6 @@ from mqauth.http.connection import is_loopback
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _BOOTSTRAP_MS: Final = 10_000
 """Milliseconds for which kafka-python tries to reach a first server."""
-_URL_TLS: Final = ("cafile", "capath", "cadata", "certfile", "keyfile")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +152,7 @@ class BrokerSettings(Settings):
             return {"url": url}
         require(parts.scheme == "amqps", "--broker: amqps:// is required by the TLS of [broker]")
         require(
-            query.keys().isdisjoint(_URL_TLS),
+            query.keys().isdisjoint(("cafile", "capath", "cadata", "certfile", "keyfile")),
             "--broker: certificates are in the URL and in [broker], not in both",
         )
         return {"url": url, "ssl_context": self.context()}
@@ -169,9 +168,10 @@ class BrokerSettings(Settings):
         """
         servers = url.partition("://")[2].strip("/").split(",")
         found: dict[str, Any] = {
-            "bootstrap_servers": servers, "bootstrap_timeout_ms": _BOOTSTRAP_MS,
+            "bootstrap_servers": servers,
+            "bootstrap_timeout_ms": _BOOTSTRAP_MS,
             "security_protocol": "SSL" if self.secure else "PLAINTEXT",
-        }  # fmt: skip
+        }
         if self.secure:
             found["ssl_context"] = self.context()
         if self.user is None:
@@ -183,9 +183,11 @@ class BrokerSettings(Settings):
             "sent to another machine needs tls = true, or ca",
         )
         return found | {
-            "security_protocol": f"SASL_{found['security_protocol']}", "sasl_mechanism": self.mechanism,
-            "sasl_plain_username": self.user, "sasl_plain_password": self.password,
-        }  # fmt: skip
+            "security_protocol": f"SASL_{found['security_protocol']}",
+            "sasl_mechanism": self.mechanism,
+            "sasl_plain_username": self.user,
+            "sasl_plain_password": self.password,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

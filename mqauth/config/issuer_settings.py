@@ -1,4 +1,8 @@
-"""The declarations of ``[[consumer.issuers]]``, whom to trust, and of ``[producer.identity]``, who vouches."""
+"""The declarations of ``[[consumer.issuers]]``, ``[producer.identity]`` and ``[authority]``.
+
+They say who trusts whom, and who vouches; and of an audit file, of a consumer or of an authority, where the
+heads of its chain are signed.
+"""
 
 # No ``from __future__ import annotations``, as in ``settings``.
 
@@ -6,18 +10,43 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Final, cast
+from urllib.parse import urlsplit
 
-from mqauth.config.declaration import Settings, inner, not_with, only_with
-from mqauth.config.kinds import DATE, FLAG, NAME, PATH, choice, entries, many, seconds, text, url
+from mqauth.audit.file import HeadFile
+from mqauth.audit.identity_watch import INSTANCES
+from mqauth.authority.application import REFUSALS
+from mqauth.authority.credential import MAX_LIFETIME
+from mqauth.authority.desk import MIN_LIFETIME, Grant
+from mqauth.authority.issuing import LIFETIME, LONGEST, RATE, SHORTEST
+from mqauth.clock import Clock
+from mqauth.config.declaration import Settings, inner, inners, not_with, only_with
+from mqauth.config.kinds import (
+    ANY,
+    DATE,
+    FLAG,
+    NAME,
+    PATH,
+    POSITIVE,
+    choice,
+    entries,
+    is_url,
+    many,
+    seconds,
+    text,
+    url,
+    whole,
+)
 from mqauth.config.toml_file import RefusedSetting
+from mqauth.http.connection import is_loopback
 from mqauth.judging.trust_domain import IDENTITY_LIFETIME, MAX_IDENTITY_LIFETIME
 from mqauth.keystore.identity.request import ALGORITHMS
 from mqauth.keystore.remote.rules import COOLDOWN, MAX_PUBLISH_DELAY, MAX_STALE
 from mqauth.wire.claims import is_name
+from mqauth.wire.enrolment import MAX_LIFETIME as MAX_ENROLMENT
 from mqauth.wire.identity import is_trust_domain, trust_domain_of
 from mqauth.wire.jwk import Svid
-from mqauth.wire.keys import MAX_KID
+from mqauth.wire.keys import MAX_KID, Key
 
 _REMOTE: Final = only_with("jwks", "discovery")
 _KEYS: Final = only_with("keys")
@@ -25,12 +54,6 @@ _TOKEN_URL: Final = only_with("token_url")
 _KID: Final = text(
     "kid", lambda kid: is_name(kid, 1, MAX_KID), f'must be a kid of at most {MAX_KID} characters, or "*"'
 )
-
-
-def _not_pinned(members: Mapping[str, Any]) -> str | None:
-    # ``vouches = false`` beside ``subjects`` says nothing new, and contradicts nothing.
-    both = members.get("vouches") and "subjects" in members
-    return "contradicts subjects: an issuer vouches for all or pins them" if both else None
 
 
 TRUST_DOMAIN: Final = text(
@@ -101,9 +124,7 @@ class IssuerSettings(SourceSettings):
         entries(_KID, many(NAME, 1, frozenset), 1),
         'The subjects that a key may speak for, by kid; `"*"` is for keys that do not say it themselves.',
     ] = None
-    vouches: Annotated[
-        bool, FLAG, "The issuer is an authority: its keys sign for all its subjects.", _not_pinned
-    ] = False
+    vouches: Annotated[bool, FLAG, "The issuer is an authority: its keys sign for all its subjects."] = False
     until: Annotated[
         date | None,
         DATE,
@@ -123,12 +144,18 @@ class IssuerSettings(SourceSettings):
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of a missing name, and of a missing or second source."""
         yield from SourceSettings.refusals(self)
-        nameless = not {"issuer", "trust_domain"} & self.table.members.keys()
-        yield from self.refused((nameless, "issuer", "required, or a trust_domain in its place"))
+        yield from self.refused(
+            (self.issuer is None, "issuer", "required, or a trust_domain in its place"),
+            (
+                self.vouches and self.subjects is not None,
+                "vouches",
+                "contradicts subjects: an issuer vouches for all or pins them",
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CredentialSettings(Settings):
+class IdentityCredentialSettings(Settings):
     """``[producer.identity.credential]``: exactly one of ``token_file``, ``keys`` and ``token_url``."""
 
     token_file: Annotated[
@@ -155,11 +182,17 @@ class CredentialSettings(Settings):
         named = [key for key in ("token_file", "keys", "token_url") if key in given]
         needed = {"keys": ("issuer", "subject"), "token_url": ("client_id", "client_secret_file")}
         return self.refused(
-            (len(named) != 1, "",
-             f"needs one of token_file, keys and token_url, not {' and '.join(named) or 'none'}"),
-            *((named == [kind] and key not in given, key, f"required with {kind}")
-              for kind, keys in needed.items() for key in keys),
-        )  # fmt: skip
+            (
+                len(named) != 1,
+                "",
+                f"needs one of token_file, keys and token_url, not {' and '.join(named) or 'none'}",
+            ),
+            *(
+                (named == [kind] and key not in given, key, f"required with {kind}")
+                for kind, keys in needed.items()
+                for key in keys
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,9 +207,163 @@ class IdentitySettings(Settings):
     ]
     algorithm: Annotated[str, choice(ALGORITHMS), "The algorithm of the keys that it is issued for."] = "EdDSA"
     credential: Annotated[
-        CredentialSettings,
-        inner(CredentialSettings),
+        IdentityCredentialSettings,
+        inner(IdentityCredentialSettings),
         "What the authority is shown: one of `token_file`, `keys` and `token_url`.",
     ] = field(repr=False)
     ca: Annotated[Path | None, PATH, "A PEM file of the CAs to trust in place of the system's."] = None
     unsafe_http_loopback: Annotated[bool, FLAG, "Allow http to this machine, for tests."] = False
+
+
+def _is_own_url(text: str) -> bool:
+    local = is_url(text, ("http",)) and is_loopback(urlsplit(text).hostname or "")
+    return (local or is_url(text, ("https",))) and not set("?#@") & set(text) and not text.endswith("/")
+
+
+_AUTHORITY_URL: Final = text(
+    "URL",
+    _is_own_url,
+    "must be https://... (http only on this machine), with neither user, query, fragment nor a / at its end",
+    {"pattern": "^https?://"},
+)
+_HEADS: Final = only_with("heads")
+_SUBJECT: Final = text(
+    "identifier", trust_domain_of, "must be an identifier like wimse://prod.example/shop/orders"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadsSettings(Settings):
+    """The part of a table with an audit file that says where the heads of its chain are signed."""
+
+    heads: Annotated[
+        Path | None, PATH, "A file for signed heads of the chain, best on another disk.", only_with("heads_key")
+    ] = None
+    heads_key: Annotated[Path | None, PATH, "The private key that signs the heads.", _HEADS] = None
+    heads_every: Annotated[int, POSITIVE, "Records after which a head is signed.", _HEADS] = 1000
+    heads_seconds: Annotated[int, seconds(1), "The time after which a head is signed.", _HEADS] = 60
+    heads_passphrase_env: Annotated[
+        str | None, NAME, "The environment variable with the passphrase of that key.", _HEADS
+    ] = None
+    heads_passphrase_file: Annotated[
+        Path | None, PATH, "The file with the passphrase of that key.", _HEADS, not_with("heads_passphrase_env")
+    ] = None
+
+    def head_file(self, clock: Clock) -> HeadFile | None:
+        """Return where heads are signed, ``None`` where they are not.
+
+        Raises:
+            RefusedSetting: the key cannot be read.
+        """
+        if self.heads is None or self.heads_key is None:
+            return None
+        passphrase = self.read_secret("heads_passphrase")
+        with self.table.located("heads_key"):
+            key = Key.load(self.heads_key, passphrase=passphrase)
+        return HeadFile(self.heads, key, every=self.heads_every, seconds=self.heads_seconds, clock=clock)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialSettings(SourceSettings):
+    """One of ``[[authority.credentials]]``: an issuer of credentials, and the source of its keys."""
+
+    name: Annotated[str, NAME, "What grants call it."]
+    enrolment: Annotated[
+        bool | None,
+        FLAG,
+        "Whether keys are producers' own, each for its `mqauth_sub`; by default `true` with `file`.",
+    ] = None
+    max_lifetime: Annotated[
+        int | None,
+        seconds(1, MAX_LIFETIME),
+        "The time between `iat` and `exp` of a credential, at most: 3600 s, of a producer's keystore 300 s.",
+    ] = None
+
+    @property
+    def is_enrolment(self) -> bool:
+        """Whether the keys are producers' own keystores."""
+        return self.enrolment if self.enrolment is not None else self.file is not None
+
+    @property
+    def longest(self) -> int:
+        """Seconds between ``iat`` and ``exp``, at most."""
+        return self.max_lifetime or (MAX_ENROLMENT if self.is_enrolment else LIFETIME)
+
+    @property
+    def svid(self) -> Svid | None:
+        """The use of the keys that are read of a SPIFFE bundle; producers' own keys are in none."""
+        return None if self.is_enrolment else "jwt-svid"
+
+    def refusals(self) -> Iterator[RefusedSetting]:
+        """Yield the refusals of a missing or second source, and of a keystore's credential that lives too long."""
+        yield from SourceSettings.refusals(self)
+        long = self.is_enrolment and self.longest > MAX_ENROLMENT
+        yield from self.refused((long, "max_lifetime", f"at most {MAX_ENROLMENT} for a producer's own keystore"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantSettings(Settings):
+    """One of ``[[authority.grants]]``: a credential with these claims gets this identity."""
+
+    credential: Annotated[str, NAME, "The name of one of `[[authority.credentials]]`."]
+    match: Annotated[
+        Mapping[str, str], entries(NAME, ANY, 1), "Claims of the credential; each must be exactly this text."
+    ]
+    subject: Annotated[str, _SUBJECT, "The identity: an identifier in the authority's trust domain."]
+    claims: Annotated[
+        Mapping[str, str] | None, entries(NAME, NAME, 1), "What the WIT says besides; at most 16 texts."
+    ] = None
+    lifetime: Annotated[
+        int | None, seconds(MIN_LIFETIME, LONGEST), "How long its WITs live, where that is shorter."
+    ] = None
+    blamed = "claims"
+
+    def build(self) -> Grant:
+        """Return the grant for the authority."""
+        return Grant(**self.arguments(Grant) | {"claims": self.claims or {}})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityAuthoritySettings(HeadsSettings):
+    """``[authority]``: the arguments of ``IdentityAuthority``, its key and its audit file, with signed heads."""
+
+    trust_domain: Annotated[str, TRUST_DOMAIN, "The trust domain of all its identities; experimental."]
+    url: Annotated[str, _AUTHORITY_URL, "Its own URL: what `aud` of a credential and `htu` of a proof must say."]
+    keys: Annotated[Path, PATH, "The keystore folder with the key that signs; made with `--overlap`."]
+    passphrase_env: Annotated[str | None, NAME, "The environment variable with the passphrase of the keys."] = None
+    passphrase_file: Annotated[
+        Path | None, PATH, "The file with the passphrase of the keys.", not_with("passphrase_env")
+    ] = None
+    lifetime: Annotated[int, seconds(SHORTEST, LONGEST), "How long a WIT lives."] = LIFETIME
+    audit: Annotated[Path, PATH, "The audit file; a record is durable before anybody has the identity."]
+    rate: Annotated[int, whole(0), "WITs of one subject a minute; 0 for any number."] = RATE
+    refusal_rate: Annotated[
+        int,
+        whole(0),
+        "Refusals of one address and holder a minute, then it is not read; 0 where a proxy is in front.",
+    ] = REFUSALS
+    instances: Annotated[int, POSITIVE, "WITs of one subject alive at once, beyond which an alert is given."] = (
+        INSTANCES
+    )
+    credentials: Annotated[
+        tuple[CredentialSettings, ...],
+        inners(CredentialSettings, 1, "issuer"),
+        "Whose credentials are taken; each has one of `file`, `jwks`, `discovery`.",
+    ]
+    grants: Annotated[
+        tuple[GrantSettings, ...],
+        inners(GrantSettings),
+        "Which credential gets which identity; exact, no patterns.",
+    ] = ()
+
+    def refusals(self) -> Iterator[RefusedSetting]:
+        """Yield the refusals of two credentials of one name, and of grants that no credential can get."""
+        names = [each.name for each in self.credentials]
+        for each in self.credentials:
+            yield from each.refused((names.count(each.name) > 1, "name", "is configured twice"))
+        for grant in self.grants:
+            yield from grant.refused(
+                (grant.credential not in names, "credential", "is not among [[authority.credentials]]"),
+                (trust_domain_of(grant.subject) != self.trust_domain, "subject", "is of another trust domain"),
+                ((grant.lifetime or 0) > self.lifetime, "lifetime", "is longer than the authority's"),
+            )

@@ -1,19 +1,37 @@
-"""The keys that settings describe: those of an issuer, which are trusted, and those of a producer, which sign."""
+"""The keys that settings describe, and the authority of ``[authority]``.
+
+Keys of an issuer are trusted, those of a producer sign. The authority is made in parts: a dry run needs neither
+its key nor its audit file.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
 
+from mqauth.audit.disk import last_lines
+from mqauth.audit.file import AuditFile
+from mqauth.audit.misuse import Alert, Detector
+from mqauth.audit.record import parse_record
+from mqauth.audit.sinks import FloodGate, MisuseWatch
+from mqauth.authority.application import MAX_AGE, AuthorityServer
+from mqauth.authority.credential import CredentialIssuer
+from mqauth.authority.desk import Answered, CredentialDesk
+from mqauth.authority.issuing import IdentityAuthority
 from mqauth.clock import Clock
 from mqauth.config.declaration import Settings
-from mqauth.config.issuer_settings import SourceSettings
+from mqauth.config.issuer_settings import IdentityAuthoritySettings, SourceSettings
 from mqauth.config.settings import ProducerSettings
-from mqauth.errors import require
-from mqauth.keystore import ActiveKey, JWKSFile
+from mqauth.errors import ConfigurationError, require
+from mqauth.keystore import ActiveKey, JWKSFile, Keystore
 from mqauth.keystore.disk.folder import read_pem
 from mqauth.keystore.identity.credentials import ClientCredentials, Credential, OwnKey, TokenFile
 from mqauth.keystore.identity.identity_key import IdentityKey
 from mqauth.keystore.remote.jwks import JWKS, discover
+from mqauth.keystore.remote.keyserver import KeyServer
 from mqauth.wire.keys import Key, KeySource
 
 
@@ -50,10 +68,12 @@ def enrolled(producer: ProducerSettings, clock: Clock) -> IdentityKey:
     else:
         with shown.table.located("token_url"):
             credential = ClientCredentials(
-                str(shown.token_url), client_id=str(shown.client_id),
-                client_secret_file=str(shown.client_secret_file), ca=identity.ca,
+                str(shown.token_url),
+                client_id=str(shown.client_id),
+                client_secret_file=str(shown.client_secret_file),
+                ca=identity.ca,
                 unsafe_http_loopback=identity.unsafe_http_loopback,
-            )  # fmt: skip
+            )
     with identity.table.located("authority"):
         return IdentityKey(clock=clock, **identity.arguments(IdentityKey) | {"credential": credential})
 
@@ -83,3 +103,124 @@ def key_on_disk(producer: ProducerSettings, naming: Settings, subject: str, cloc
         subjects is None or subject in subjects, "subject", f"the key {now.kid} does not speak for it"
     )
     return key
+
+
+class ConfiguredAuthority:
+    """What ``[authority]`` describes; each part is made when it is first asked for.
+
+    Args:
+        settings: the table.
+        clock: of the parts.
+        on_alert: called with each misuse alert.
+    """
+
+    def __init__(
+        self, settings: IdentityAuthoritySettings, clock: Clock, on_alert: Callable[[Alert], None] | None = None
+    ) -> None:
+        self.settings = settings
+        self._clock = clock
+        self._on_alert = on_alert
+
+    @property
+    def keystore(self) -> Keystore:
+        """The folder of its keys, and of what it has cut off."""
+        return Keystore(folder=self.settings.keys, clock=self._clock)
+
+    @cached_property
+    def desk(self) -> CredentialDesk:
+        """What is to be known of credentials and grants.
+
+        Raises:
+            ConfigurationError: the keys of an issuer cannot be read.
+        """
+        issuers = [
+            CredentialIssuer(
+                name=each.name,
+                issuer=each.issuer,
+                keys=key_source(each, self._clock),
+                max_lifetime=each.longest,
+                enrolment=each.is_enrolment,
+            )
+            for each in self.settings.credentials
+        ]
+        grants = [each.build() for each in self.settings.grants]
+        return CredentialDesk(issuers=issuers, grants=grants, audience=self.settings.url, clock=self._clock)
+
+    @cached_property
+    def keys(self) -> ActiveKey:
+        """The key that signs, followed; nothing asks an HSM or a service for a signature yet.
+
+        Raises:
+            ConfigurationError: the key may not be used, or its keystore has too short an overlap.
+        """
+        found = self.settings
+        passphrase = found.read_secret("passphrase")
+        with found.table.located("keys"):
+            keys = ActiveKey(found.keys, passphrase=passphrase, clock=self._clock)
+            limited, overlap = getattr(keys.signing_key(), "subjects", None), self.keystore.ring().overlap
+        found.table.require(
+            limited is None, "keys", "its key speaks for some subjects only: make it with --pinned"
+        )
+        if overlap < found.lifetime:
+            advice = f"run mqauth keys new --dir {found.keys} --overlap {found.lifetime}"
+            why = "is shorter than lifetime: a retired key would end before its identities"
+            raise found.table.refuse("keys", f"its overlap of {overlap} s {why}; {advice}")
+        return keys
+
+    def authority(self, audit: Path | None = None) -> IdentityAuthority:
+        """Return the authority, with its key and its audit file.
+
+        Args:
+            audit: a file in place of that of the settings, which another process may have.
+
+        Raises:
+            ConfigurationError: the key may not be used, its keystore has too short an overlap, or another process
+                writes the audit file.
+        """
+        found, keys, heads = self.settings, self.keys, self.settings.head_file(self._clock)
+        with found.table.located("audit"):
+            file = AuditFile(audit or found.audit, heads=heads)
+            detector = Detector(instances=found.instances)
+            # What was given before the last start is known: a thief's credential is not the first ever seen.
+            with suppress(ConfigurationError, ValueError):
+                # Records of the audit file that the detectors read at the start.
+                for raw in last_lines(file.path, 10_000):
+                    detector.observe(parse_record(raw))
+            sink = MisuseWatch(FloodGate(file), detector, on_alert=self._on_alert, clock=self._clock)
+        return IdentityAuthority(
+            trust_domain=found.trust_domain,
+            desk=self.desk,
+            keys=keys,
+            audit=sink,
+            lifetime=found.lifetime,
+            rate=found.rate,
+            cutoffs=self.keystore.cutoffs,
+            clock=self._clock,
+        )
+
+    def key_age(self) -> float | None:
+        """Return the seconds for which the present key has signed, ``None`` where none does."""
+        active = self.keystore.ring().active
+        since = None if active is None else active.activated
+        return None if since is None else self._clock.now() - since
+
+    def cut_off(self) -> int:
+        """Return how many subjects are cut off."""
+        return len(self.keystore.cutoffs())
+
+    def server(
+        self, authority: IdentityAuthority, observers: Iterable[Callable[[Answered], None]] = ()
+    ) -> AuthorityServer:
+        """Return the application that serves an authority and its JWK Set.
+
+        Args:
+            authority: judges requests.
+            observers: called with each answer.
+
+        Raises:
+            ConfigurationError: the JWK Set cannot be published.
+        """
+        keys = KeyServer([self.settings.keys], most=MAX_AGE, clock=self._clock)
+        return AuthorityServer(
+            authority, keys, refusals=self.settings.refusal_rate, observers=observers, clock=self._clock
+        )

@@ -25,7 +25,6 @@ from mqauth.wire.claims import MAX_NAME, is_name
 _URL: Final = re.compile(r"[\x21-\x7e]+")
 _DURATION: Final = re.compile("[1-9][0-9]{0,8}[smhd]")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_BROKERS: Final = ("amqp", "amqps", "kafka")
 _NAME_LIMITS: Final = {"minLength": 1, "maxLength": MAX_NAME}
 
 
@@ -45,9 +44,13 @@ class Kind:
 
 
 def single(  # noqa: PLR0917
-    types: tuple[type, ...], called: str, schema: Mapping[str, Any], fits: Callable[[Any], object], refusal: str,
+    types: tuple[type, ...],
+    called: str,
+    schema: Mapping[str, Any],
+    fits: Callable[[Any], object],
+    refusal: str,
     into: Callable[[Any, Table], Any] = lambda value, _: value,
-) -> Kind:  # fmt: skip
+) -> Kind:
     """Return the kind of a single value.
 
     Args:
@@ -87,10 +90,13 @@ def text(
 def choice(choices: tuple[str, ...]) -> Kind:
     """Return the kind of one of a few texts; a text of a ``StrEnum`` is read as the member of the enum."""
     return single(
-        (str,), "a string", {"enum": [str(each) for each in choices]}, choices.__contains__,
+        (str,),
+        "a string",
+        {"enum": [str(each) for each in choices]},
+        choices.__contains__,
         "must be " + " or ".join(f'"{each}"' for each in choices),
         lambda text, _: choices[choices.index(text)],
-    )  # fmt: skip
+    )
 
 
 def whole(least: float, most: float = math.inf, *, called: str = "an integer", fractions: bool = False) -> Kind:
@@ -107,9 +113,13 @@ def whole(least: float, most: float = math.inf, *, called: str = "an integer", f
     bounds = f"at least {least}" if most == math.inf else f"{least:.15g} to {most:.15g}"
     # NaN is never within the bounds.
     return single(
-        types, called, schema, lambda value: least <= value <= most, f"must be {bounds}",
+        types,
+        called,
+        schema,
+        lambda value: least <= value <= most,
+        f"must be {bounds}",
         lambda value, _: float(value) if fractions else value,
-    )  # fmt: skip
+    )
 
 
 def seconds(least: float, most: float = math.inf, *, fractions: bool = False) -> Kind:
@@ -202,9 +212,10 @@ def url(*schemes: str, words: tuple[str, ...] = ()) -> Kind:
     patterns = [*(f"^{scheme}://" for scheme in schemes), *(f"^{word}$" for word in words)]
     return text(
         " or ".join([*(f'`"{word}"`' for word in words), "URL"]),
-        lambda value: value in words or is_url(value, schemes), f"must be {' or '.join(expected)}",
+        lambda value: value in words or is_url(value, schemes),
+        f"must be {' or '.join(expected)}",
         {"pattern": "|".join(patterns)},
-    )  # fmt: skip
+    )
 
 
 def is_url(text: str, schemes: tuple[str, ...]) -> bool:
@@ -220,7 +231,7 @@ def is_broker_url(text: str) -> bool:
     """Tell whether a text is an AMQP URL, or ``kafka://host:port`` with further servers after commas."""
     scheme, _, rest = text.partition("://")
     servers = rest.split(",") if scheme == "kafka" else [rest]
-    return all(is_url(f"{scheme}://{server}", _BROKERS) for server in servers)
+    return all(is_url(f"{scheme}://{server}", ("amqp", "amqps", "kafka")) for server in servers)
 
 
 def _is_destination(text: str) -> bool:
@@ -232,27 +243,37 @@ def _is_destination(text: str) -> bool:
 ANY: Final = text("text", lambda _: True, "")
 NAME: Final = text("name", is_name, f"must be 1 to {MAX_NAME} characters, none a control character", _NAME_LIMITS)
 EXACT_NAME: Final = text(
-    "name", lambda name: is_name(name) and "*" not in name,
-    f"must be a name of 1 to {MAX_NAME} characters, never a wildcard", {**_NAME_LIMITS, "pattern": r"^[^*]*$"},
-)  # fmt: skip
+    "name",
+    lambda name: is_name(name) and "*" not in name,
+    f"must be a name of 1 to {MAX_NAME} characters, never a wildcard",
+    {**_NAME_LIMITS, "pattern": r"^[^*]*$"},
+)
 DESTINATION: Final = text(
     "destination", _is_destination, "must be a destination, rabbitmq:<exchange>/<routing key> or kafka:<topic>"
 )
 URLS: Final = "amqp://..., amqps://... or kafka://host:port"
 BROKER_URL: Final = text("URL", is_broker_url, f"must be {URLS}", {"pattern": "^(amqp|amqps|kafka)://"})
 PATH: Final = text(
-    "path", lambda path: path and "\0" not in path, "must be a path", {"minLength": 1},
+    "path",
+    lambda path: path and "\0" not in path,
+    "must be a path",
+    {"minLength": 1},
     into=lambda path, table: Path(table.file).parent / path,
-)  # fmt: skip
+)
 """A path, relative to the folder of the file in which it stands."""
 POSITIVE: Final = whole(1)
 FLAG: Final = single((bool,), "a boolean", {"type": "boolean"}, lambda _: True, "")
 DATE: Final = single(
-    (date,), "a date like 2027-01-31, without quotation marks",
-    {"type": "string", "format": "date", "title": "date"}, lambda _: True, "",
-)  # fmt: skip
+    (date,),
+    "a date like 2027-01-31, without quotation marks",
+    {"type": "string", "format": "date", "title": "date"},
+    lambda _: True,
+    "",
+)
 MOMENT: Final = single(
-    (datetime,), "a time like 2026-12-04T10:00:00Z, without quotation marks",
+    (datetime,),
+    "a time like 2026-12-04T10:00:00Z, without quotation marks",
     {"type": "string", "format": "date-time", "title": "time"},
-    lambda time: time.tzinfo, "must say its zone, like Z",
-)  # fmt: skip
+    lambda time: time.tzinfo,
+    "must say its zone, like Z",
+)

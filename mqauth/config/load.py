@@ -16,11 +16,9 @@ from mqauth.audit.misuse import Alert, Detector, Thresholds
 from mqauth.audit.rollout_watch import last_rollout
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.config.authority import ConfiguredAuthority
 from mqauth.config.declaration import read
-from mqauth.config.keys import enrolled, key_on_disk, key_source
+from mqauth.config.keys import ConfiguredAuthority, enrolled, key_on_disk, key_source
 from mqauth.config.settings import (
-    AuditSettings,
     FileSettings,
     MisuseSettings,
     ReleaseSettings,
@@ -151,8 +149,25 @@ class Configuration:
             ConfigurationError: there is no ``[consumer]``, its keys cannot be read, or another process writes
                 the audit file or has the replay file.
         """
-        audit = self._settings.audit
-        sink = {} if audit is None else {"audit": self._audit_sink(audit), "record": audit.record}
+        given, sink = self._settings.audit, dict[str, Any]()
+        if given is not None:
+            heads = given.head_file(self._clock)
+            scope = None if self._settings.consumer is None else self._settings.consumer.scope
+            given.table.require(
+                scope is not None or "{scope}" not in str(given.file), "file", "{scope} needs [consumer] scope"
+            )
+            with given.table.located("file"):
+                path = Path(str(given.file).replace("{scope}", (scope or "").replace("/", "_")))
+                file = AuditFile(path, fsync=not given.unsafe_no_fsync, max_bytes=given.max_bytes, heads=heads)
+            detector = Detector(self.thresholds)
+            before = last_rollout(given.file, scope) if self.rollout else None
+            # A rung that was lowered since the last start is an alert.
+            if before is not None:
+                detector.observe(before)
+            # The watch stands before the flood gate: a detector has to count the records that the gate sums up.
+            gate = FloodGate(file, given.flood_after)
+            watch = MisuseWatch(gate, detector, on_alert=self._on_alert, clock=self._clock)
+            sink = {"audit": watch, "record": given.record}
         return self._pipeline(observers=self._observers, rollout=self.rollout, beside=False, **sink)
 
     @cached_property
@@ -229,9 +244,13 @@ class Configuration:
                 within = rules if consumer.allow else None
                 policy = OPA(**consumer.opa.arguments(OPA), within=within, scope=consumer.scope, clock=clock)
         return Pipeline(
-            verifier=Verifier(keys=issuers, release=releases, **settings), policy=policy,
-            replay=self._store(beside=beside), clock=clock, **consumer.arguments(Pipeline), **more,
-        )  # fmt: skip
+            verifier=Verifier(keys=issuers, release=releases, **settings),
+            policy=policy,
+            replay=self._store(beside=beside),
+            clock=clock,
+            **consumer.arguments(Pipeline),
+            **more,
+        )
 
     def _store(self, *, beside: bool) -> ReplayStore | None:
         """Return the replay store; a store on Redis connects with its first claim."""
@@ -251,24 +270,6 @@ class Configuration:
             raise found.table.refuse("store", 'needs redis-py: install "mqauth[redis]"') from error
         with found.table.located("store"):
             return EitherRedisReplayStore(found.redis, clock=self._clock)
-
-    def _audit_sink(self, found: AuditSettings) -> MisuseWatch:
-        heads = found.head_file(self._clock)
-        scope = None if self._settings.consumer is None else self._settings.consumer.scope
-        found.table.require(
-            scope is not None or "{scope}" not in str(found.file), "file", "{scope} needs [consumer] scope"
-        )
-        with found.table.located("file"):
-            path = Path(str(found.file).replace("{scope}", (scope or "").replace("/", "_")))
-            file = AuditFile(path, fsync=not found.unsafe_no_fsync, max_bytes=found.max_bytes, heads=heads)
-        # The watch stands before the flood gate: a detector has to count the records that the gate sums up.
-        gate = FloodGate(file, found.flood_after)
-        detector = Detector(self.thresholds)
-        before = last_rollout(found.file, scope) if self.rollout else None
-        # A rung that was lowered since the last start is an alert.
-        if before is not None:
-            detector.observe(before)
-        return MisuseWatch(gate, detector, on_alert=self._on_alert, clock=self._clock)
 
     def _required(self, found: T | None, name: str) -> T:
         return require(found, f"{self.file}: [{name}]: required here, and missing")

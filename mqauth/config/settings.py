@@ -17,11 +17,15 @@ from typing import Annotated, Final, Literal, cast
 from mqauth.audit.file import MIN_BYTES
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import DEFAULT_FLOOD_AFTER
-from mqauth.config.authority_settings import HeadsSettings, IdentityAuthoritySettings
 from mqauth.config.broker import BrokerSettings, ReviewSettings
-from mqauth.config.consumer_settings import ConsumerSettings
+from mqauth.config.consumer_settings import ConsumerSettings, RolloutSettings
 from mqauth.config.declaration import Settings, inner, inners, not_with
-from mqauth.config.issuer_settings import IdentitySettings, SourceSettings
+from mqauth.config.issuer_settings import (
+    HeadsSettings,
+    IdentityAuthoritySettings,
+    IdentitySettings,
+    SourceSettings,
+)
 from mqauth.config.kinds import (
     BROKER_URL,
     DESTINATION,
@@ -37,7 +41,6 @@ from mqauth.config.kinds import (
     url,
     whole,
 )
-from mqauth.config.rollout_settings import RolloutSettings
 from mqauth.config.toml_file import RefusedSetting
 from mqauth.errors import Reason
 from mqauth.keystore.identity.request import MAX_LIFE
@@ -102,9 +105,10 @@ class ProducerSettings(Settings):
     def __post_init__(self) -> None:
         if self.identity is not None:
             found = {
-                "issuer": trust_domain_of(self.identity.subject), "subject": self.identity.subject,
+                "issuer": trust_domain_of(self.identity.subject),
+                "subject": self.identity.subject,
                 "keys": self.identity.credential.keys,
-            }  # fmt: skip
+            }
             for name, value in found.items():
                 object.__setattr__(self, name, value)
 
@@ -114,9 +118,12 @@ class ProducerSettings(Settings):
         most = MAX_LIFE // 2 - SPARE
         return self.refused(
             *((name not in self.table.members, name, "required") for name in needed),
-            (self.identity is not None and self.lifetime > most, "lifetime",
-             f"must be at most {most} with an identity, half of its life"),
-        )  # fmt: skip
+            (
+                self.identity is not None and self.lifetime > most,
+                "lifetime",
+                f"must be at most {most} with an identity, half of its life",
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

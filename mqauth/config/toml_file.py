@@ -21,13 +21,17 @@ from mqauth.errors import ConfigurationError, require
 from mqauth.keystore.disk import files
 
 _MAX_FILE: Final = 1024 * 1024
-_MAX_SECRET_FILE: Final = 64 * 1024
 _MAX_PASSPHRASE: Final = 1023
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _PLACEHOLDER: Final = re.compile(r"\$\$(?=\{)|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})?")
 _TYPES: Final = {
-    bool: "a boolean", int: "an integer", float: "a float", str: "a string", list: "an array", dict: "a table",
-}  # fmt: skip
+    bool: "a boolean",
+    int: "an integer",
+    float: "a float",
+    str: "a string",
+    list: "an array",
+    dict: "a table",
+}
 
 
 class RefusedSetting(ConfigurationError):
@@ -181,7 +185,7 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
 def placeholders(found: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Yield the place of each ``${NAME}`` in the texts of a value, and the name."""
     if isinstance(found, str):
-        yield from (((), one[1]) for one in _PLACEHOLDER.finditer(found) if one[1])
+        yield from (((), match[1]) for match in _PLACEHOLDER.finditer(found) if match[1])
     elif isinstance(found, dict | list):
         for key, inner in found.items() if isinstance(found, dict) else enumerate(found):
             yield from (((key, *at), name) for at, name in placeholders(inner))
@@ -190,12 +194,12 @@ def placeholders(found: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
 def _filled(found: Any, table: Table, key: str = "") -> Any:
     """Return a value with the environment's variables in place of ``${NAME}`` in its texts, never in keys."""
     if isinstance(found, str):
-        return _PLACEHOLDER.sub(lambda one: _variable(one, table, key), found)
+        return _PLACEHOLDER.sub(lambda match: _variable(match, table, key), found)
     if isinstance(found, list):
-        return [_filled(one, table, key) for one in found]
+        return [_filled(each, table, key) for each in found]
     if isinstance(found, dict):
         inner = table.inner(key) if key and key in table.members and table.members[key] is found else table
-        return {name: _filled(one, inner, name) for name, one in found.items()}
+        return {name: _filled(each, inner, name) for name, each in found.items()}
     return found
 
 
@@ -228,7 +232,7 @@ def read_passphrase(*, env: str | None = None, file: Path | None = None) -> byte
             raise ConfigurationError(f"{name} is not set")
     elif file is not None:
         name = str(file)
-        raw = files.read_bounded(file, _MAX_SECRET_FILE).removesuffix(b"\n").removesuffix(b"\r")
+        raw = files.read_bounded(file, 64 * 1024).removesuffix(b"\n").removesuffix(b"\r")
     else:
         return None
     require(1 <= len(raw) <= _MAX_PASSPHRASE, f"{name}: a passphrase has 1 to {_MAX_PASSPHRASE} bytes")

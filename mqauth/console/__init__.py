@@ -10,6 +10,14 @@ from mqauth.console.oidc_provider import Provider
 from mqauth.console.site import REVIEWER, VIEWER, Sessions, Tokens
 
 __all__ = [
-    "REVIEWER", "VIEWER", "Backend", "OIDCSettings", "Provider", "Sessions", "Tokens", "application",
-    "read_settings", "redirect_uri",
-]  # fmt: skip
+    "REVIEWER",
+    "VIEWER",
+    "Backend",
+    "OIDCSettings",
+    "Provider",
+    "Sessions",
+    "Tokens",
+    "application",
+    "read_settings",
+    "redirect_uri",
+]

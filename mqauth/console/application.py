@@ -1,11 +1,14 @@
-"""The ASGI application: routes, the login pages, and the middleware that stands before every answer.
+"""The ASGI application: routes, the login pages, and the page that lists several queues and topics.
 
 People log in with a local token, or at an OpenID provider (authorization code flow with PKCE).
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -13,24 +16,78 @@ from urllib.parse import urlencode
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from mqauth.console.backend import Backend
+from mqauth.console.backend import Backend, BusyError
 from mqauth.console.display import visible
-from mqauth.console.oidc import IDTokenError, NoNameError, Person
+from mqauth.console.oidc import IDTokenError, NoNameError
 from mqauth.console.oidc import person as person_of
 from mqauth.console.oidc_provider import LIFETIME, Attempts, Provider
-from mqauth.console.pages import SEE_OTHER, BadRequestError, Pages, read_form
-from mqauth.console.places import Lobby, places_of
-from mqauth.console.shield import FaultMiddleware, SecurityMiddleware
-from mqauth.console.site import REVIEWER, STATIC, Cookie, Sessions, Site, Tokens
+from mqauth.console.pages import SEE_OTHER, BadRequestError, Fields, Pages, for_everybody, posted, read_form
+from mqauth.console.shield import SecurityMiddleware
+from mqauth.console.site import REVIEWER, STATIC, ConsoleQueue, Cookie, Sessions, Site, Tokens, WebSession
 from mqauth.errors import MqauthError, require
 from mqauth.logs import emit
+
+
+def places_of(backends: Mapping[str, Backend]) -> list[ConsoleQueue]:
+    """Return the queues and topics with the addresses of their pages.
+
+    Raises:
+        ConfigurationError: there is none, or two would have the same address.
+    """
+    if len(backends) == 1:
+        return [ConsoleQueue(backend, name=name) for name, backend in backends.items()]
+    bases = {f"/at/{_address(name)}": name for name in backends}
+    require(
+        backends and len(bases) == len(backends), "[brokers]: each needs a name of its own, of letters or digits"
+    )
+    for name, backend in backends.items():
+        backend.beside = [other for called, other in backends.items() if called != name]
+    return [ConsoleQueue(backends[name], base, name) for base, name in bases.items()]
+
+
+def _address(name: str) -> str:
+    """Return a name as it stands in addresses."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.").lower()
+
+
+class Lobby:
+    """The pages before those of one queue or topic.
+
+    Args:
+        site: what all pages share.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    @for_everybody
+    async def show(self, request: Request, session: WebSession) -> Response:
+        """Show the queues and topics with their counts."""
+        found = [(place, await run_in_threadpool(place.backend.letters.overview)) for place in self.site.places]
+        return self.site.page("places.html", session, found=found)
+
+    @posted(viewers=True)
+    async def refresh(self, request: Request, session: WebSession, fields: Fields) -> Response:
+        """Read the letters of all of them again; one that is at work goes on with that."""
+        for place in self.site.places:
+            with contextlib.suppress(BusyError):
+                place.backend.read(session.name)
+        return RedirectResponse("/", SEE_OTHER)
+
+    @posted(viewers=True)
+    async def log_out(self, request: Request, session: WebSession, fields: Fields) -> Response:
+        """End the session."""
+        self.site.sessions.end(self.site.cookie.read(request) or "")
+        response = RedirectResponse("/login", SEE_OTHER)
+        self.site.cookie.delete(response)
+        return response
+
 
 START: Final = "/login/oidc"
 CALLBACK: Final = "/login/callback"
@@ -41,7 +98,6 @@ _ERRORS: Final = {
     "login_required": "The identity provider wants you to sign in there first.",
     "temporarily_unavailable": "The identity provider is not available just now.",
 }
-_FAULT: Final = "The console failed on this page. Its log says why, under the id below."
 _NO_PAGE: Final = "There is no such page."
 _MALFORMED: Final = "The identity provider's answer is not in its form."
 
@@ -82,9 +138,13 @@ def application(
     only = places[0] if len(places) == 1 else None
     site = Site(places, sessions or Sessions(), Cookie(name="mqauth", tls=tls), only)
     login = Login(
-        site, tokens=tokens, reviewer=reviewer, provider=provider, attempts=attempts or Attempts(),
+        site,
+        tokens=tokens,
+        reviewer=reviewer,
+        provider=provider,
+        attempts=attempts or Attempts(),
         origin=origin(hosts, provider, tls=tls),
-    )  # fmt: skip
+    )
 
     async def failed(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 400
@@ -93,14 +153,41 @@ def application(
         return site.error(status, text, site.session(request))
 
     async def faulty(request: Request, error: Exception) -> Response:
-        return site.error(500, _FAULT, site.session(request), error)
+        text = "The console failed on this page. Its log says why, under the id below."
+        return site.error(500, text, site.session(request), error)
 
-    handlers: Any = {HTTPException: failed, BadRequestError: failed}
-    # Within Starlette's own middleware for errors, which would answer with an empty page.
-    shield = [Middleware(FaultMiddleware, failed=faulty)]
-    inner = Starlette(routes=_routes(site, login), exception_handlers=handlers, middleware=shield)
-    # Outermost, so that its headers are on every error too.
-    return SecurityMiddleware(inner, hosts, tls=tls)
+    lobby, many = Lobby(site), len(places) > 1
+    routes: list[Route | Mount] = [
+        *([Route("/", lobby.show), Route("/refresh", lobby.refresh, methods=["POST"])] if many else []),
+        Route("/login", login.show, methods=["GET"]),
+        Route("/login", login.with_token, methods=["POST"]),
+        Route(START, login.start, methods=["GET"]),
+        Route(CALLBACK, login.callback, methods=["GET"]),
+        Route("/logout", lobby.log_out, methods=["POST"]),
+        Mount("/static", StaticFiles(directory=STATIC)),
+    ]
+    # The pages of each queue or topic.
+    for pages, base in ((Pages(replace(site, place=place)), place.base) for place in places):
+        routes += [
+            Route(f"{base}/", pages.groups),
+            Route(f"{base}/letters", pages.letters),
+            Route(f"{base}/letter/{{mark}}", pages.letter),
+            Route(f"{base}/letter/{{mark}}/audit", pages.trail),
+            Route(f"{base}/chosen", pages.chosen, methods=["POST"]),
+            Route(f"{base}/refresh", pages.refresh, methods=["POST"]),
+            Route(f"{base}/judge", pages.judge, methods=["POST"]),
+            Route(f"{base}/act/{{act}}", pages.act_form, methods=["GET"]),
+            Route(f"{base}/act/{{act}}", pages.rehearse, methods=["POST"]),
+            Route(f"{base}/confirm", pages.confirm, methods=["POST"]),
+            Route(f"{base}/cancel", pages.cancel, methods=["POST"]),
+            Route(f"{base}/job", pages.job),
+            Route(f"{base}/job.json", pages.progress),
+            Route(f"{base}/account", pages.account, methods=["GET"]),
+            Route(f"{base}/account", pages.start_account, methods=["POST"]),
+        ]
+    # Starlette raises a fault again once it has answered with our page; the shield keeps it from the server.
+    handlers: Any = {HTTPException: failed, BadRequestError: failed, Exception: faulty}
+    return SecurityMiddleware(Starlette(routes=routes, exception_handlers=handlers), hosts, tls=tls)
 
 
 def origin(hosts: Sequence[str], provider: Provider | None, *, tls: bool) -> str:
@@ -121,42 +208,6 @@ def origin(hosts: Sequence[str], provider: Provider | None, *, tls: bool) -> str
 def redirect_uri(hosts: Sequence[str], provider: Provider, *, tls: bool) -> str:
     """Return where the provider sends people back to; it has to be registered there."""
     return origin(hosts, provider, tls=tls) + CALLBACK
-
-
-def _routes(site: Site, login: Login) -> list[Route | Mount]:
-    lobby, many = Lobby(site), len(site.places) > 1
-    own = [route for place in site.places for route in _place_routes(Pages(site.at(place)), place.base)]
-    return [
-        *([Route("/", lobby.show), Route("/refresh", lobby.refresh, methods=["POST"])] if many else []),
-        Route("/login", login.show, methods=["GET"]),
-        Route("/login", login.with_token, methods=["POST"]),
-        Route(START, login.start, methods=["GET"]),
-        Route(CALLBACK, login.callback, methods=["GET"]),
-        Route("/logout", lobby.log_out, methods=["POST"]),
-        *own,
-        Mount("/static", StaticFiles(directory=STATIC)),
-    ]
-
-
-def _place_routes(pages: Pages, base: str) -> list[Route]:
-    """Return the pages of one queue or topic."""
-    return [
-        Route(f"{base}/", pages.groups),
-        Route(f"{base}/letters", pages.letters),
-        Route(f"{base}/letter/{{mark}}", pages.letter),
-        Route(f"{base}/letter/{{mark}}/audit", pages.trail),
-        Route(f"{base}/chosen", pages.chosen, methods=["POST"]),
-        Route(f"{base}/refresh", pages.refresh, methods=["POST"]),
-        Route(f"{base}/judge", pages.judge, methods=["POST"]),
-        Route(f"{base}/act/{{act}}", pages.act_form, methods=["GET"]),
-        Route(f"{base}/act/{{act}}", pages.rehearse, methods=["POST"]),
-        Route(f"{base}/confirm", pages.confirm, methods=["POST"]),
-        Route(f"{base}/cancel", pages.cancel, methods=["POST"]),
-        Route(f"{base}/job", pages.job),
-        Route(f"{base}/job.json", pages.progress),
-        Route(f"{base}/account", pages.account, methods=["GET"]),
-        Route(f"{base}/account", pages.start_account, methods=["POST"]),
-    ]
 
 
 class _LoginError(MqauthError):
@@ -188,9 +239,15 @@ class Login:
     """
 
     def __init__(
-        self, site: Site, *, tokens: Tokens | None, reviewer: str, provider: Provider | None, origin: str,
+        self,
+        site: Site,
+        *,
+        tokens: Tokens | None,
+        reviewer: str,
+        provider: Provider | None,
+        origin: str,
         attempts: Attempts,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._site, self._tokens, self._reviewer = site, tokens, reviewer
         self._provider, self._origin, self._attempts = provider, origin, attempts
         # A strict cookie would not be sent when the provider leads the browser back.
@@ -232,7 +289,30 @@ class Login:
     async def callback(self, request: Request) -> Response:
         """Begin a session for a person whom the provider sends back. Whatever happens, this login is over."""
         try:
-            person = await self._identify(request)
+            provider = require(self._provider, _NO_PAGE, partial(_LoginError, 404))
+            pairs, forbidden = request.query_params.multi_items(), partial(_LoginError, 403)
+            answer, issuer = dict(pairs), provider.settings.issuer
+            # A parameter that is repeated makes the answer invalid (RFC 6749, section 3.1).
+            require(len(answer) == len(pairs), _MALFORMED, partial(_LoginError, 400))
+            attempt = require(
+                self._attempts.redeem(self._cookie.read(request), answer.get("state", "")),
+                "This login was not begun here, is too old, or was used before. Begin again.",
+                forbidden,
+            )
+            # The answer of another provider (RFC 9207), and an answer that is an error.
+            names_itself = provider.known is not None and provider.known.names_itself
+            ours = answer.get("iss", None if names_itself else issuer) == issuer
+            require(ours, "The answer is not of our identity provider. Begin again.", forbidden)
+            if "error" in answer:
+                error = answer["error"]
+                emit("console.login_failed", "the identity provider answered a login with %s", visible(error)[:80])
+                raise _LoginError(403, _ERRORS.get(error, "The identity provider refused the login."))
+            require("code" in answer, _MALFORMED, partial(_LoginError, 400))
+            claims = await self._ask(provider.claims, answer["code"], attempt, self._origin + CALLBACK)
+            try:
+                person = person_of(claims, provider.settings)
+            except NoNameError as unnamed:
+                raise _LoginError(403, f"{visible(str(unnamed))}.", unnamed) from unnamed
             who = visible(person.name)
             emit(
                 "console.login", "login of %s (sub %s): %s", who, visible(person.subject), person.role or "no role"
@@ -242,36 +322,10 @@ class Login:
             # A page, not a redirect: the session's strict cookie is not sent on one that another site began.
             page = self._site.page("welcome.html", None, who=who, role=person.role)
             response = self._site.begin(request, page, person.name, person.role)
-        except _LoginError as error:
-            response = self._page(error.status, str(error))
+        except _LoginError as refused:
+            response = self._page(refused.status, str(refused))
         self._cookie.delete(response)
         return response
-
-    async def _identify(self, request: Request) -> Person:
-        """Return who came back from the provider."""
-        provider = require(self._provider, _NO_PAGE, partial(_LoginError, 404))
-        pairs, forbidden = request.query_params.multi_items(), partial(_LoginError, 403)
-        answer, issuer = dict(pairs), provider.settings.issuer
-        # A parameter that is repeated makes the answer invalid (RFC 6749, section 3.1).
-        require(len(answer) == len(pairs), _MALFORMED, partial(_LoginError, 400))
-        attempt = require(
-            self._attempts.redeem(self._cookie.read(request), answer.get("state", "")),
-            "This login was not begun here, is too old, or was used before. Begin again.", forbidden,
-        )  # fmt: skip
-        # The answer of another provider (RFC 9207), and an answer that is an error.
-        names_itself = provider.known is not None and provider.known.names_itself
-        ours = answer.get("iss", None if names_itself else issuer) == issuer
-        require(ours, "The answer is not of our identity provider. Begin again.", forbidden)
-        if "error" in answer:
-            error = answer["error"]
-            emit("console.login_failed", "the identity provider answered a login with %s", visible(error)[:80])
-            raise _LoginError(403, _ERRORS.get(error, "The identity provider refused the login."))
-        require("code" in answer, _MALFORMED, partial(_LoginError, 400))
-        claims = await self._ask(provider.claims, answer["code"], attempt, self._origin + CALLBACK)
-        try:
-            return person_of(claims, provider.settings)
-        except NoNameError as error:
-            raise _LoginError(403, f"{visible(str(error))}.", error) from error
 
     async def _ask(self, question: Any, *arguments: Any) -> Any:
         """Ask the provider on a thread, with a bound on how many do so at once."""
@@ -297,6 +351,13 @@ class Login:
                 leave = f"{known.end_session}{mark}{urlencode({'client_id': self._provider.settings.client_id})}"
         names = [place.backend.session.box.name for place in self._site.places]
         return self._site.page(
-            "login.html", None, status=status, names=names, trouble=trouble,
-            tokens=self._tokens is not None, provider=label, start=self._origin + START, leave=leave,
-        )  # fmt: skip
+            "login.html",
+            None,
+            status=status,
+            names=names,
+            trouble=trouble,
+            tokens=self._tokens is not None,
+            provider=label,
+            start=self._origin + START,
+            leave=leave,
+        )

@@ -32,7 +32,7 @@ from mqauth.review import (
     Row,
     Session,
 )
-from mqauth.review.trail import Step, trail
+from mqauth.review.session import TrailRecord, trail
 
 WAITS: Final = (1.0, 2.0, 5.0)
 """Seconds between attempts to reach a broker that was lost; the last one is repeated."""
@@ -308,7 +308,7 @@ class Backend:
         """Return today's verdict on a letter; ``None`` without a verifier."""
         return None if self.session.guard is None else self.session.verdict(reading)
 
-    def trail(self, letter: str) -> list[Step]:
+    def trail(self, letter: str) -> list[TrailRecord]:
         """Return what the audit files say of a dead letter, by its id.
 
         Raises:

@@ -10,7 +10,7 @@ import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, NoReturn
@@ -44,7 +44,6 @@ _BLANK: Final = re.compile(
 
 
 COLOURS: Final = 8
-PATTERNS: Final = ("plain", "stripes", "dots", "bars", "checks")
 GREY: Final = (COLOURS, 0)
 """Of whatever is no reason of ours: a forged letter may name any, and a chart sums up the rare ones."""
 REASONS: Final[dict[str, tuple[int, int]]] = {
@@ -85,7 +84,7 @@ REASONS: Final[dict[str, tuple[int, int]]] = {
     Reason.IDENTITY_MISMATCH: (1, 4),
     Reason.APPEND_TIME_MISSING: (2, 4),
 }
-"""Each reason's number of a colour and of a pattern; no two reasons have both in common."""
+"""Each reason's number of a colour and of a pattern: plain, stripes, dots, bars, checks; each pair stands once."""
 
 
 def of_reason(reason: str) -> tuple[int, int]:
@@ -145,17 +144,26 @@ def body(raw: bytes | None, form: str) -> Body:
         found = body(raw, "json")
         return found if found.text else body(raw, "text")
     if form == "hex":
-        return Body("hex", "\n".join(_hex(raw[:MAX_HEX])), len(raw), _cut(len(raw), MAX_HEX))
+        rows = ((start, raw[start : start + _ROW]) for start in range(0, min(len(raw), MAX_HEX), _ROW))
+        shown = (
+            f"{start:08x}  {row.hex(' '):<47}  {''.join(chr(byte) if 32 <= byte < 127 else '.' for byte in row)}"
+            for start, row in rows
+        )
+        return Body("hex", "\n".join(shown), len(raw), _cut(len(raw), MAX_HEX))
     note = _cut(len(raw), MAX_BODY)
-    if form == "json":
-        return Body("json", "", len(raw), "Too large to be shown as JSON.") if note else _json_body(raw)
-    return Body("text", visible(raw[:MAX_BODY].decode("utf-8", "backslashreplace"), lines=True), len(raw), note)
-
-
-def _json_body(raw: bytes) -> Body:
-    reader = _JSONReader()
+    if form != "json":
+        text = raw[:MAX_BODY].decode("utf-8", "backslashreplace")
+        return Body("text", visible(text, lines=True), len(raw), note)
+    if note:
+        return Body("json", "", len(raw), "Too large to be shown as JSON.")
+    reader, text = _JSONReader(), ""
     try:
-        text = _indented(reader.read(raw))
+        # A little more than is shown: the whole could be a thousand times as long as the body, since 900 lists in
+        # each other indent to 57 MB.
+        for part in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(reader.read(raw)):
+            text += part
+            if len(text) > MAX_BODY:
+                break
     except (ValueError, RecursionError):
         return Body("json", "", len(raw), "This is not JSON.")
     notes = reader.notes()
@@ -208,25 +216,6 @@ class _JSONReader:
 
 def _refuse(text: str) -> NoReturn:
     raise ValueError(f"{text} is not JSON")
-
-
-def _indented(value: Any) -> str:
-    """Return the beginning of a value as indented JSON, a little more than is shown."""
-    # The whole could be a thousand times as long as the body: 900 lists in each other indent to 57 MB.
-    parts, size = list[str](), 0
-    for part in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(value):
-        parts.append(part)
-        size += len(part)
-        if size > MAX_BODY:
-            break
-    return "".join(parts)
-
-
-def _hex(raw: bytes) -> Iterator[str]:
-    for start in range(0, len(raw), _ROW):
-        row = raw[start : start + _ROW]
-        letters = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)
-        yield f"{start:08x}  {row.hex(' '):<47}  {letters}"
 
 
 def _cut(size: int, limit: int) -> str:
@@ -332,15 +321,7 @@ class Overview:
 
 
 def overview(index: Index) -> Overview:
-    """Return what the first page shows of an index."""
-    return Overview(
-        as_of=index.as_of, total=index.count(), kinds=index.kinds(), groups=index.groups(limit=MAX_GROUPS),
-        picture=_timeline(index), complete=index.complete, expected=index.expected,
-    )  # fmt: skip
-
-
-def _timeline(index: Index) -> Timeline:
-    """Return rejections over time by reason; the index itself counts them."""
+    """Return what the first page shows of an index; the index itself counts rejections over time by reason."""
     totals = Counter(dict(index.reasons()))
     shown = dict(totals.most_common(SERIES))
     if len(totals) > SERIES:
@@ -354,7 +335,21 @@ def _timeline(index: Index) -> Timeline:
         # Reasons that have no series of their own are in the last.
         columns[at][places.get(reason, len(shown) - 1)] += count
     untimed = max(0, totals.total() - sum(column.total() for column in columns.values()))
-    return Timeline(
-        names=[*shown], totals=[*shown.values()], columns=columns, untimed=untimed, first=first, last=last,
+    picture = Timeline(
+        names=[*shown],
+        totals=[*shown.values()],
+        columns=columns,
+        untimed=untimed,
+        first=first,
+        last=last,
         step=step,
-    )  # fmt: skip
+    )
+    return Overview(
+        as_of=index.as_of,
+        total=index.count(),
+        kinds=index.kinds(),
+        groups=index.groups(limit=MAX_GROUPS),
+        picture=picture,
+        complete=index.complete,
+        expected=index.expected,
+    )

@@ -18,9 +18,13 @@ ACCOUNT: Final = "account"
 FOR_ALL: Final = frozenset((READ, ACCOUNT))
 """The kinds that viewers may start."""
 TITLES: Final = {
-    READ: "Reading dead letters", JUDGE: LABELS["check"], REHEARSE: LABELS["preview"], ACCOUNT: LABELS["balance"],
-    REDRIVE: LABELS["redrive"], DISCARD: LABELS["discard"],
-}  # fmt: skip
+    READ: "Reading dead letters",
+    JUDGE: LABELS["check"],
+    REHEARSE: LABELS["preview"],
+    ACCOUNT: LABELS["balance"],
+    REDRIVE: LABELS["redrive"],
+    DISCARD: LABELS["discard"],
+}
 """The kinds of jobs, as pages name them."""
 
 
@@ -77,6 +81,11 @@ class Job:
     def as_dict(self) -> dict[str, Any]:
         """Return the progress as JSON values."""
         return {
-            "id": self.id, "kind": self.kind, "running": self.running, "seen": self.seen, "total": self.total,
-            "acted": self.account is not None, "cancelling": self.running and self.cancelled.is_set(),
-        }  # fmt: skip
+            "id": self.id,
+            "kind": self.kind,
+            "running": self.running,
+            "seen": self.seen,
+            "total": self.total,
+            "acted": self.account is not None,
+            "cancelling": self.running and self.cancelled.is_set(),
+        }

@@ -37,7 +37,6 @@ MAX_AGE: Final = 600
 """Seconds since the token was issued; it comes straight from the token endpoint."""
 MAX_VALUES: Final = 1000
 _MIN_RSA_BITS: Final = 2048
-_MAX_SECRET: Final = 1024
 _SECRET: Final = re.compile(rb"[ -~]+")
 
 
@@ -62,7 +61,6 @@ def _roles(table: Table, key: str, _: Any) -> dict[str, str]:
     return found
 
 
-_ROLES: Final = Kind(schema_of(RoleSettings), _roles)
 _ORIGIN: Final = text(
     "URL",
     lambda url: (
@@ -96,14 +94,18 @@ class OIDCSettings(Settings):
     ] = None
     label: Annotated[str, NAME, "The words on the button, after *Sign in with*."] = "OpenID Connect"
     scopes: Annotated[tuple[str, ...], many(NAME, 1), "What is asked for; `openid` is among them."] = (
-        "openid", "email", "profile",
-    )  # fmt: skip
+        "openid",
+        "email",
+        "profile",
+    )
     name_claim: Annotated[str, NAME, "The claim that names people in releases and audit records."] = "email"
     role_claim: Annotated[
         tuple[str, ...], one_or_many(NAME), "The claim with a person's groups; a list leads into nested claims."
     ] = ("groups",)
     roles: Annotated[
-        Mapping[str, str], _ROLES, "Which values of that claim stand for a role; of two roles the higher counts."
+        Mapping[str, str],
+        Kind(schema_of(RoleSettings), _roles),
+        "Which values of that claim stand for a role; of two roles the higher counts.",
     ]
     ca: Annotated[Path | None, PATH, "A PEM file of the CAs to trust in place of the system's."] = None
     unsafe_http_loopback: Annotated[bool, FLAG, "Allow http to a provider on this machine, for tests."] = False
@@ -124,7 +126,7 @@ def read_settings(path: Path) -> OIDCSettings:
     """
     settings = read_file(OIDCSettings, path)
     if settings.client_secret_file is not None:
-        key, raw = "client_secret_file", read_bounded(settings.client_secret_file, _MAX_SECRET, private=True)
+        key, raw = "client_secret_file", read_bounded(settings.client_secret_file, 1024, private=True)
     elif settings.client_secret_env is not None:
         key, raw = "client_secret_env", os.environb.get(os.fsencode(settings.client_secret_env), b"")
     else:
@@ -189,7 +191,16 @@ def check(
         header = found.headers()
         require(header.get("alg") in allowed, "the ID token's algorithm is not allowed", IDTokenError)
         listed = jwks.get("keys")
-        fit = [members for members in listed if _fits(members, header)] if isinstance(listed, list) else []
+        # Those that are asymmetric, for signatures, and have the name and algorithm of the header.
+        fit = [
+            members
+            for members in (listed if isinstance(listed, list) else ())
+            if isinstance(members, dict)
+            and members.get("kty") in ("RSA", "EC", "OKP")
+            and members.get("use", "sig") == "sig"
+            and members.get("alg", header["alg"]) == header["alg"]
+            and header.get("kid") in (None, members.get("kid"))
+        ]
         require(len(fit) == 1, "the provider has no key, or several, for the ID token", IDTokenError)
         key = JWKRegistry.import_key(fit[0])
         strong = not isinstance(key, RSAKey) or key.public_key.key_size >= _MIN_RSA_BITS
@@ -207,9 +218,15 @@ def check(
     # The claims that every ID token has.
     option: Any = {"essential": True}
     registry = JWTClaimsRegistry(
-        now=int(now), leeway=LEEWAY, iss=option | {"value": settings.issuer}, sub=option,
-        aud=option | {"value": settings.client_id}, exp=option, iat=option, nonce=option,
-    )  # fmt: skip
+        now=int(now),
+        leeway=LEEWAY,
+        iss=option | {"value": settings.issuer},
+        sub=option,
+        aud=option | {"value": settings.client_id},
+        exp=option,
+        iat=option,
+        nonce=option,
+    )
     try:
         registry.validate(claims)
     except Exception as error:
@@ -223,17 +240,6 @@ def check(
     require(claims["iat"] >= now - MAX_AGE, "the ID token is old", IDTokenError)
     require(is_name(claims["sub"], 1, 255), "the ID token names nobody", IDTokenError)
     return claims
-
-
-def _fits(members: Any, header: Mapping[str, Any]) -> bool:
-    """Tell whether a JWK is an asymmetric key for signatures, with the name and algorithm of the header."""
-    return (
-        isinstance(members, dict)
-        and members.get("kty") in ("RSA", "EC", "OKP")
-        and members.get("use", "sig") == "sig"
-        and members.get("alg", header["alg"]) == header["alg"]
-        and header.get("kid") in (None, members.get("kid"))
-    )
 
 
 def person(claims: Mapping[str, Any], settings: OIDCSettings) -> Person:

@@ -157,11 +157,18 @@ class Provider:
             FetchFailed, ConfigurationError: as for ``metadata``.
         """
         where = self.metadata().authorization
-        query = urlencode({
-            "response_type": "code", "client_id": self.settings.client_id, "redirect_uri": redirect_uri,
-            "scope": " ".join(self.settings.scopes), "state": attempt.state, "nonce": attempt.nonce,
-            "code_challenge": attempt.challenge, "code_challenge_method": "S256",
-        })  # fmt: skip
+        query = urlencode(
+            {
+                "response_type": "code",
+                "client_id": self.settings.client_id,
+                "redirect_uri": redirect_uri,
+                "scope": " ".join(self.settings.scopes),
+                "state": attempt.state,
+                "nonce": attempt.nonce,
+                "code_challenge": attempt.challenge,
+                "code_challenge_method": "S256",
+            }
+        )
         return f"{where}{'&' if '?' in where else '?'}{query}"
 
     def claims(self, code: str, attempt: Attempt, redirect_uri: str) -> dict[str, Any]:
@@ -178,26 +185,36 @@ class Provider:
         require(1 <= len(code) <= 4096, "no code", FetchFailed)
         id, secret, authorization = self.settings.client_id, self.settings.secret, None
         form = {
-            "grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri,
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": redirect_uri,
             "code_verifier": attempt.verifier,
-        }  # fmt: skip
+        }
         if secret is not None and metadata.basic:
             pair = f"{quote_plus(id)}:{quote_plus(secret)}".encode("ascii")
             authorization = f"Basic {base64.b64encode(pair).decode('ascii')}"
         else:
             form |= {"client_id": id} | ({} if secret is None else {"client_secret": secret})
         answer = request(
-            metadata.token, deadline=deadline, context=self._context, form=form,
-            headers={"Authorization": authorization}, dial=self._dial,
-        )  # fmt: skip
+            metadata.token,
+            deadline=deadline,
+            context=self._context,
+            form=form,
+            headers={"Authorization": authorization},
+            dial=self._dial,
+        )
         token = (answer.document or {}).get("id_token")
         if not isinstance(token, str):
             raise FetchFailed("the answer holds no ID token")
         # The keys are read for each login: a rotation is seen at once, and a withdrawn key is no key any more.
         return check(
-            token, self._get(metadata.jwks, deadline), self.settings, nonce=attempt.nonce, now=self._clock.now(),
+            token,
+            self._get(metadata.jwks, deadline),
+            self.settings,
+            nonce=attempt.nonce,
+            now=self._clock.now(),
             algorithms=metadata.algorithms,
-        )  # fmt: skip
+        )
 
     def _read(self, found: Mapping[str, Any]) -> Metadata:
         """Return the metadata of a configuration that can be used."""
@@ -222,9 +239,10 @@ class Provider:
             token=self._endpoint(found.get("token_endpoint"), "token_endpoint"),
             jwks=self._endpoint(found.get("jwks_uri"), "jwks_uri"),
             end_session=None if leave is None else self._url(leave, "end_session_endpoint"),
-            algorithms=algorithms, basic=_BASIC in ways,
+            algorithms=algorithms,
+            basic=_BASIC in ways,
             names_itself=found.get("authorization_response_iss_parameter_supported") is True,
-        )  # fmt: skip
+        )
 
     def _url(self, url: Any, name: str) -> str:
         """Return a URL that people may be sent to."""

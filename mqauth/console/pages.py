@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.concurrency import run_in_threadpool
@@ -19,41 +19,43 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from mqauth.console import display
 from mqauth.console.backend import BusyError
 from mqauth.console.jobs import JUDGE, REHEARSE
-from mqauth.console.site import Session, Site
-from mqauth.errors import SIGNED_REASONS, ConfigurationError, MqauthError, Reason, require
+from mqauth.console.site import Site, WebSession
+from mqauth.errors import SIGNED_REASONS, ConfigurationError, MqauthError, Reason, refusing, require
 from mqauth.letters.release import WAIVABLE
-from mqauth.review import ACTS, DIMENSIONS, LARGEST, QUEUE, Filter, Order, Plan, Row, waivable
+from mqauth.review import ACTS, DIMENSIONS, LARGEST, QUEUE, Filter, Order, Plan, waivable
 from mqauth.review.glossary import LABELS, explain
 
 PAGE: Final = 100
-MAX_FORM: Final = 16 * 1024
-TEXTS: Final = (*DIMENSIONS, "today", "id", "search")
 _MARK: Final = re.compile("[0-9a-f]{64}")
 LETTER_COLUMNS: Final = {
-    "id": LABELS["letter"], "reason": "Reason", "today": LABELS["now"], "subject": "Producer (claimed)",
-    "detail": "Detail", "time": "Time", "size": "Bytes", "sound": LABELS["intact"],
-}  # fmt: skip
+    "id": LABELS["letter"],
+    "reason": "Reason",
+    "today": LABELS["now"],
+    "subject": "Producer (claimed)",
+    "detail": "Detail",
+    "time": "Time",
+    "size": "Bytes",
+    "sound": LABELS["intact"],
+}
 GROUP_COLUMNS: Final = {
-    "count": LABELS["letters"], "reason": "Reason", "subject": "Producer (claimed)", "issuer": "Issuer (claimed)",
-    "kid": "Key", "destination": "Destination", "last": "Last",
-}  # fmt: skip
+    "count": LABELS["letters"],
+    "reason": "Reason",
+    "subject": "Producer (claimed)",
+    "issuer": "Issuer (claimed)",
+    "kid": "Key",
+    "destination": "Destination",
+    "last": "Last",
+}
 """Columns of the tables, each by the field that sorts it."""
 SEE_OTHER: Final = 303
 _LOOK_ONLY: Final = "Your role can look, but not act."
-_NONE_CHOSEN: Final = "Choose at least one dead letter first."
 _RESOLVED: Final = "No such dead letter is open. It may have been resolved since."
 _NOT_OURS: Final = "this is no form of this console"
 Fields = ImmutableMultiDict[str, str]
-P = TypeVar("P", bound="HasSite")
-Shown = Callable[[P, Request, Session], Awaitable[Response]]
-Posted = Callable[[P, Request, Session, Fields], Awaitable[Response | None]]
-Endpoint = Callable[[P, Request], Awaitable[Response]]
-
-
-class HasSite(Protocol):
-    """Pages: they know what all pages share."""
-
-    site: Site
+# The first argument has what all pages share: its attribute ``site``.
+Shown = Callable[[Any, Request, WebSession], Awaitable[Response]]
+Posted = Callable[[Any, Request, WebSession, Fields], Awaitable[Response | None]]
+Endpoint = Callable[[Any, Request], Awaitable[Response]]
 
 
 class BadRequestError(MqauthError):
@@ -77,7 +79,7 @@ async def read_form(request: Request) -> Fields:
     raw = bytearray()
     async for piece in request.stream():
         raw += piece
-        require(len(raw) <= MAX_FORM, "the form is too large", BadRequestError)
+        require(len(raw) <= 16 * 1024, "the form is too large", BadRequestError)
     try:
         pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=PAGE + 40, errors="strict")
     except ValueError as error:
@@ -91,7 +93,9 @@ def filter_of(fields: Fields) -> Filter:
     Raises:
         BadRequestError: a text is too long, or a mark is none.
     """
-    texts: dict[str, Any] = {name: fields[name] for name in TEXTS if name in fields}
+    texts: dict[str, Any] = {
+        name: fields[name] for name in (*DIMENSIONS, "today", "id", "search") if name in fields
+    }
     require(all(len(text) <= 300 for text in texts.values()), "a filter is too long", BadRequestError)
     marks = fields.getlist("marks")
     require(len(marks) <= PAGE and all(map(_MARK.fullmatch, marks)), _NOT_OURS, BadRequestError)
@@ -117,20 +121,6 @@ def query_of(wanted: Filter, **more: object) -> str:
     return urlencode(wanted.given() | {name: str(value) for name, value in more.items()}, doseq=True)
 
 
-def plan_of(act: str, fields: Fields, reviewer: str) -> Plan:
-    """Return the plan that the form of an act describes.
-
-    Raises:
-        BadRequestError: a field is not what our form sends.
-        ConfigurationError: no reason, or something that no release may waive.
-    """
-    require(act in ACTS, _NOT_OURS, BadRequestError)
-    return Plan(
-        act=act, wanted=filter_of(fields), reason=fields.get("why", "").strip(),
-        waive=waivable(fields.getlist("waive")), rate=_rate(fields.get("rate", "")), reviewer=reviewer,
-    )  # fmt: skip
-
-
 def row_number(text: str | None) -> int:
     """Return the number of a row in a query, 0 where there is none.
 
@@ -143,25 +133,10 @@ def row_number(text: str | None) -> int:
     return int(text)
 
 
-def _rate(text: str) -> float | None:
-    if not text.strip():
-        return None
-    try:
-        rate = float(text)
-    except ValueError as error:
-        raise BadRequestError("the rate limit is a number of dead letters per second") from error
-    require(
-        0.01 <= rate <= 1_000_000,
-        "the rate limit is 0.01 to 1000000 dead letters per second",
-        BadRequestError,
-    )
-    return rate
-
-
-def for_everybody(page: Shown[P]) -> Endpoint[P]:
+def for_everybody(page: Shown) -> Endpoint:
     """Let a page be seen by whoever is logged in."""
 
-    async def seen(self: P, request: Request) -> Response:
+    async def seen(self: Any, request: Request) -> Response:
         session = self.site.session(request)
         if session is None:
             return RedirectResponse("/login", SEE_OTHER)
@@ -170,30 +145,31 @@ def for_everybody(page: Shown[P]) -> Endpoint[P]:
     return seen
 
 
-def posted(*, viewers: bool = False) -> Callable[[Posted[P]], Endpoint[P]]:
+def posted(*, viewers: bool = False) -> Callable[[Posted], Endpoint]:
     """Let a form be posted by a reviewer, or by anybody logged in, with the CSRF token of the session.
 
     A form that answers nothing leads on to the job that it began.
     """
 
-    def wrap(page: Posted[P]) -> Endpoint[P]:
-        async def answered(self: P, request: Request) -> Response:
-            session = self.site.session(request)
+    def wrap(page: Posted) -> Endpoint:
+        async def answered(self: Any, request: Request) -> Response:
+            site: Site = self.site
+            session = site.session(request)
             if session is None:
-                return self.site.error(403, "You are not signed in any more.")
+                return site.error(403, "You are not signed in any more.")
             if not session.may_act and not viewers:
-                return self.site.error(403, _LOOK_ONLY, session)
+                return site.error(403, _LOOK_ONLY, session)
             fields = await read_form(request)
             given = fields.get("csrf", "").encode("utf-8", "surrogatepass")
             if not hmac.compare_digest(session.csrf.encode(), given):
-                return self.site.error(403, "The form is not of this session. Load the page again.", session)
+                return site.error(403, "The form is not of this session. Load the page again.", session)
             try:
                 answer = await page(self, request, session, fields)
-                return answer or RedirectResponse(f"{self.site.base}/job", SEE_OTHER)
+                return answer or RedirectResponse(f"{site.base}/job", SEE_OTHER)
             except BusyError as error:
-                return self.site.error(409, f"{str(error).capitalize()}.", session)
+                return site.error(409, f"{str(error).capitalize()}.", session)
             except ConfigurationError as error:
-                return self.site.error(400, str(error), session)
+                return site.error(400, str(error), session)
 
         return answered
 
@@ -211,7 +187,7 @@ class Pages:
         self.site, self._backend = site, require(site.place, "these pages are of a queue or topic").backend
 
     @for_everybody
-    async def groups(self, request: Request, session: Session) -> Response:
+    async def groups(self, request: Request, session: WebSession) -> Response:
         """Show the groups of letters, the first page."""
         query = request.query_params
         wanted, order = Filter(search=query.get("search") or None), order_of(query, GROUP_COLUMNS, LARGEST)
@@ -222,7 +198,7 @@ class Pages:
         )
 
     @for_everybody
-    async def letters(self, request: Request, session: Session) -> Response:
+    async def letters(self, request: Request, session: WebSession) -> Response:
         """Show the letters that a filter means, a page at a time."""
         query, letters = request.query_params, self._backend.letters
         wanted, order = filter_of(query), order_of(query, LETTER_COLUMNS, QUEUE)
@@ -235,14 +211,20 @@ class Pages:
         earlier = bool(rows) and (not whole if before else after > 0)
         later = bool(rows) and (before > 0 or not whole)
         return self._filtered(
-            "letters.html", session, wanted, rows=rows, total=total, order=order, columns=LETTER_COLUMNS,
+            "letters.html",
+            session,
+            wanted,
+            rows=rows,
+            total=total,
+            order=order,
+            columns=LETTER_COLUMNS,
             walk=query_of(wanted, **sort),
             earlier=query_of(wanted, **sort, before=rows[0].number) if earlier else None,
             later=query_of(wanted, **sort, after=rows[-1].number) if later else None,
-        )  # fmt: skip
+        )
 
     @for_everybody
-    async def letter(self, request: Request, session: Session) -> Response:
+    async def letter(self, request: Request, session: WebSession) -> Response:
         """Show one letter."""
         found = await run_in_threadpool(self._backend.letters.letter, request.path_params["mark"])
         if found is None:
@@ -255,22 +237,36 @@ class Pages:
             fault = str(error)
         query = request.query_params
         original, form = reading.original, query.get("view", "")
-        before, after = await run_in_threadpool(self._beside, row, query)
-        among = filter_of(query), {"sort": query["sort"]} if "sort" in query else {}
+        # The letters before and after it, within the filter and in the order of the query.
+        among, order = filter_of(query), order_of(query, LETTER_COLUMNS, QUEUE)
+        beside = [
+            await run_in_threadpool(self._backend.letters.page, among, after=row.number, limit=1, order=way)
+            for way in (order.reverse, order)
+        ]
+        before, after = (rows[0] if rows else None for rows in beside)
         return self._filtered(
-            "letter.html", session, Filter(marks=(row.mark,)), row=row, reading=reading, today=today, fault=fault,
-            advice=explain(reading.reason), claims=display.claims(reading),
+            "letter.html",
+            session,
+            Filter(marks=(row.mark,)),
+            row=row,
+            reading=reading,
+            today=today,
+            fault=fault,
+            advice=explain(reading.reason),
+            claims=display.claims(reading),
             # Only where today's verifier found the signature to hold are the claims the signer's own.
             holds=today == "accepted" or today in SIGNED_REASONS,
             body=None if original is None else display.body(original.body, form),
             headers=[] if original is None else display.headers(original),
             properties=[] if original is None else display.properties(original),
-            walk=query_of(among[0], **among[1]), before=before, after=after,
+            walk=query_of(among, **({"sort": query["sort"]} if "sort" in query else {})),
+            before=before,
+            after=after,
             now=explain(str(today)) if today in set(Reason) else None,
-        )  # fmt: skip
+        )
 
     @for_everybody
-    async def trail(self, request: Request, session: Session) -> Response:
+    async def trail(self, request: Request, session: WebSession) -> Response:
         """Show what the audit files say of a letter."""
         found = await run_in_threadpool(self._backend.letters.letter, request.path_params["mark"])
         if found is None:
@@ -282,38 +278,34 @@ class Pages:
         except ConfigurationError as error:
             return self.site.error(400, f"{str(error).capitalize()}.", session)
         return self._filtered(
-            "audit.html", session, filter_of(request.query_params), reading=found[1], steps=steps,
-            record=display.record, walk=query_of(filter_of(request.query_params)), row=found[0],
-        )  # fmt: skip
-
-    def _beside(self, row: Row, query: Fields) -> tuple[Row | None, Row | None]:
-        """Return the letters before and after one, within the filter and in the order of a query."""
-        wanted, order = filter_of(query), order_of(query, LETTER_COLUMNS, QUEUE)
-        found = [
-            self._backend.letters.page(wanted, after=row.number, limit=1, order=way)
-            for way in (order.reverse, order)
-        ]
-        before, after = (rows[0] if rows else None for rows in found)
-        return before, after
+            "audit.html",
+            session,
+            filter_of(request.query_params),
+            reading=found[1],
+            steps=steps,
+            record=display.record,
+            walk=query_of(filter_of(request.query_params)),
+            row=found[0],
+        )
 
     @posted(viewers=True)
-    async def refresh(self, request: Request, session: Session, fields: Fields) -> None:
+    async def refresh(self, request: Request, session: WebSession, fields: Fields) -> None:
         """Read all letters again."""
         self._backend.read(session.name)
 
     @posted()
-    async def judge(self, request: Request, session: Session, fields: Fields) -> Response:
+    async def judge(self, request: Request, session: WebSession, fields: Fields) -> Response:
         """Judge letters by today's verifier."""
         wanted = filter_of(fields)
         self._backend.judge(wanted, session.name)
         return RedirectResponse(f"{self.site.base}/job?{query_of(wanted)}", SEE_OTHER)
 
     @posted()
-    async def chosen(self, request: Request, session: Session, fields: Fields) -> Response:
+    async def chosen(self, request: Request, session: WebSession, fields: Fields) -> Response:
         """Go on with the letters that were chosen one by one, and with nothing else."""
         wanted, act = Filter(marks=filter_of(fields).marks), fields.get("act", "")
         # Without any mark the same filter would mean all letters.
-        require(wanted.marks, _NONE_CHOSEN)
+        require(wanted.marks, "Choose at least one dead letter first.")
         if act == JUDGE:
             self._backend.judge(wanted, session.name)
             return RedirectResponse(f"{self.site.base}/job?{query_of(wanted)}", SEE_OTHER)
@@ -321,7 +313,7 @@ class Pages:
         return RedirectResponse(f"{self.site.base}/act/{act}?{query_of(wanted)}", SEE_OTHER)
 
     @for_everybody
-    async def act_form(self, request: Request, session: Session) -> Response:
+    async def act_form(self, request: Request, session: WebSession) -> Response:
         """Show the form of an act."""
         act, wanted = request.path_params["act"], filter_of(request.query_params)
         if act not in ACTS:
@@ -332,29 +324,46 @@ class Pages:
         return self._filtered("act.html", session, wanted, act=act, total=total, waivable=WAIVABLE)
 
     @posted()
-    async def rehearse(self, request: Request, session: Session, fields: Fields) -> None:
+    async def rehearse(self, request: Request, session: WebSession, fields: Fields) -> None:
         """Freeze a selection, and find out what the act would do."""
-        plan = plan_of(request.path_params["act"], fields, session.name)
+        act, rate, limits = (
+            request.path_params["act"],
+            None,
+            "the rate limit is 0.01 to 1000000 dead letters per second",
+        )
+        require(act in ACTS, _NOT_OURS, BadRequestError)
+        if fields.get("rate", "").strip():
+            with refusing(ValueError, limits, BadRequestError):
+                rate = float(fields["rate"])
+                require(0.01 <= rate <= 1_000_000, limits, BadRequestError)
+        plan = Plan(
+            act=act,
+            wanted=filter_of(fields),
+            reason=fields.get("why", "").strip(),
+            waive=waivable(fields.getlist("waive")),
+            rate=rate,
+            reviewer=session.name,
+        )
         await run_in_threadpool(self._backend.rehearse, plan)
 
     @posted()
-    async def confirm(self, request: Request, session: Session, fields: Fields) -> None:
+    async def confirm(self, request: Request, session: WebSession, fields: Fields) -> None:
         """Do what was rehearsed."""
         self._backend.act(fields.get("job", ""), session.name)
 
     @posted()
-    async def cancel(self, request: Request, session: Session, fields: Fields) -> None:
+    async def cancel(self, request: Request, session: WebSession, fields: Fields) -> None:
         """Stop the running job before its next letter."""
         self._backend.cancel(fields.get("job", ""))
 
     @for_everybody
-    async def job(self, request: Request, session: Session) -> Response:
+    async def job(self, request: Request, session: WebSession) -> Response:
         """Show the newest job."""
         wanted = filter_of(request.query_params)
         return self._filtered("job.html", session, wanted, rehearsing=REHEARSE)
 
     @for_everybody
-    async def progress(self, request: Request, session: Session) -> Response:
+    async def progress(self, request: Request, session: WebSession) -> Response:
         """Return the progress of the newest job as JSON."""
         job = self._backend.job
         return JSONResponse(
@@ -362,15 +371,15 @@ class Pages:
         )
 
     @for_everybody
-    async def account(self, request: Request, session: Session) -> Response:
+    async def account(self, request: Request, session: WebSession) -> Response:
         """Show whether all letters add up."""
         return self.site.page("account.html", session, ledger=self._backend.ledger, files=self._backend.files)
 
     @posted(viewers=True)
-    async def start_account(self, request: Request, session: Session, fields: Fields) -> None:
+    async def start_account(self, request: Request, session: WebSession, fields: Fields) -> None:
         """Compare the audit files with the letters."""
         self._backend.account(session.name)
 
-    def _filtered(self, name: str, session: Session, wanted: Filter, **values: Any) -> Response:
+    def _filtered(self, name: str, session: WebSession, wanted: Filter, **values: Any) -> Response:
         """Return a page that shows the filter by which it was made."""
         return self.site.page(name, session, fields=wanted.given(), query=query_of(wanted), **values)

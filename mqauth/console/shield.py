@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
+from contextlib import suppress
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 POLICY: Final = (
@@ -45,12 +45,22 @@ class SecurityMiddleware:
         """Serve one request."""
         if scope["type"] != "http":
             return
-        guarded = self._with_headers(send)
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answered = MutableHeaders(scope=message)
+                answered.update(HEADERS)
+                if self._scheme == "https":
+                    answered["strict-transport-security"] = "max-age=31536000"
+            await send(message)
+
         refusal = self._refusal(Headers(scope=scope), str(scope["method"]))
         if refusal is not None:
             await PlainTextResponse(refusal[1], refusal[0])(scope, receive, guarded)
             return
-        await self._app(scope, receive, guarded)
+        # A fault of one page was told there and logged, and the console goes on.
+        with suppress(Exception):
+            await self._app(scope, receive, guarded)
 
     def _refusal(self, headers: Headers, method: str) -> tuple[int, str] | None:
         """Return status and text for a request that is refused, else ``None``."""
@@ -64,43 +74,3 @@ class SecurityMiddleware:
         if (sender is None or sender.lower() in ours) and site in ("same-origin", "none"):
             return None
         return 403, "the request comes from another site\n"
-
-    def _with_headers(self, send: Send) -> Send:
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers.update(HEADERS)
-                if self._scheme == "https":
-                    headers["strict-transport-security"] = "max-age=31536000"
-            await send(message)
-
-        return guarded
-
-
-class FaultMiddleware:
-    """Answers with a page where the application raised, so that nobody sees a traceback or an empty page.
-
-    Args:
-        app: the application.
-        failed: returns the page, and logs the fault.
-    """
-
-    def __init__(self, app: ASGIApp, failed: Callable[[Request, Exception], Awaitable[Response]]) -> None:
-        self._app, self._failed = app, failed
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        begun = False
-
-        async def watched(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watched)
-        # A fault of one page is told there, and the console goes on.
-        except Exception as error:
-            answer = await self._failed(Request(scope), error)
-            if not begun:
-                await answer(scope, receive, send)

@@ -13,7 +13,7 @@ import secrets
 import stat
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -108,7 +108,7 @@ def _read(path: Path) -> dict[str, str]:
 
 
 @dataclass(slots=True, kw_only=True)
-class Session:
+class WebSession:
     """A person who is logged in.
 
     Args:
@@ -135,7 +135,7 @@ class Sessions:
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
-        self._open: OrderedDict[bytes, Session] = OrderedDict()
+        self._open: OrderedDict[bytes, WebSession] = OrderedDict()
 
     def begin(self, name: str, role: str) -> str:
         """Begin a session and return its secret id, for the cookie."""
@@ -144,11 +144,11 @@ class Sessions:
             # Whoever logs in again and again ends sessions of their own, and nobody else's.
             owners = Counter((session.name, session.role) for session in self._open.values())
             most = owners.most_common(1)[0][0]
-            del self._open[next(key for key, one in self._open.items() if (one.name, one.role) == most)]
-        self._open[_digest(id)] = Session(name=name, role=role, began=now, used=now)
+            del self._open[next(key for key, each in self._open.items() if (each.name, each.role) == most)]
+        self._open[_digest(id)] = WebSession(name=name, role=role, began=now, used=now)
         return id
 
-    def find(self, id: str) -> Session | None:
+    def find(self, id: str) -> WebSession | None:
         """Return a session that has not ended, and note that it was used."""
         key, now = _digest(id), self._clock.monotonic()
         session = self._open.pop(key, None)
@@ -195,9 +195,14 @@ class Cookie:
     def put(self, response: Response, value: str) -> None:
         """Set the cookie in the browser."""
         response.set_cookie(
-            self.full_name, value, max_age=self.max_age, path="/", secure=self.tls, httponly=True,
+            self.full_name,
+            value,
+            max_age=self.max_age,
+            path="/",
+            secure=self.tls,
+            httponly=True,
             samesite=self.samesite,
-        )  # fmt: skip
+        )
 
     def delete(self, response: Response) -> None:
         """Delete the cookie in the browser."""
@@ -206,23 +211,32 @@ class Cookie:
 
 def _environment() -> Environment:
     made = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "pages_html"), autoescape=True, undefined=StrictUndefined,
-        auto_reload=False, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    made.filters |= {"moment": moment, "count": _count, "plain": lambda reason: reason.replace("_", " ")}
+        loader=FileSystemLoader(Path(__file__).parent / "pages_html"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        auto_reload=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "moment": moment,
+        "count": lambda number, noun: f"{number:,} {noun}{'' if number == 1 else 's'}",
+        "plain": lambda reason: reason.replace("_", " "),
+    }
     made.globals |= {
-        "explain": explain, "doing": TITLES.__getitem__, "bars": COLUMNS, "label": LABELS, "terms": TERMS,
-        "colour": of_reason, "hue": of_producer,
-    }  # fmt: skip
+        "explain": explain,
+        "doing": TITLES.__getitem__,
+        "bars": COLUMNS,
+        "label": LABELS,
+        "terms": TERMS,
+        "colour": of_reason,
+        "hue": of_producer,
+    }
     return made
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 @dataclass(frozen=True, slots=True)
-class Place:
+class ConsoleQueue:
     """A queue or topic of the console.
 
     Args:
@@ -249,23 +263,19 @@ class Site:
         refusals: limits the lines on requests that were refused.
     """
 
-    places: Sequence[Place]
+    places: Sequence[ConsoleQueue]
     sessions: Sessions
     cookie: Cookie
-    place: Place | None = None
+    place: ConsoleQueue | None = None
     environment: Environment = field(default_factory=_environment)
     refusals: Rate = field(default_factory=lambda: Rate(SYSTEM_CLOCK))
-
-    def at(self, place: Place) -> Site:
-        """Return the same for the pages of one queue or topic."""
-        return replace(self, place=place)
 
     @property
     def base(self) -> str:
         """What stands before the addresses of the pages."""
         return "" if self.place is None else self.place.base
 
-    def session(self, request: Request) -> Session | None:
+    def session(self, request: Request) -> WebSession | None:
         """Return the session of whoever sent a request."""
         return self.sessions.find(self.cookie.read(request) or "")
 
@@ -276,17 +286,23 @@ class Site:
         self.cookie.put(response, self.sessions.begin(name, role))
         return response
 
-    def page(self, name: str, session: Session | None, *, status: int = 200, **values: Any) -> Response:
+    def page(self, name: str, session: WebSession | None, *, status: int = 200, **values: Any) -> Response:
         """Return a page."""
         backend = None if self.place is None else self.place.backend
         html = self.environment.get_template(name).render(
-            status=status, session=session, backend=backend, job=backend and backend.job, base=self.base,
-            place=self.place, places=self.places, **values,
-        )  # fmt: skip
+            status=status,
+            session=session,
+            backend=backend,
+            job=backend and backend.job,
+            base=self.base,
+            place=self.place,
+            places=self.places,
+            **values,
+        )
         return HTMLResponse(html, status)
 
     def error(
-        self, status: int, text: str, session: Session | None = None, fault: Exception | None = None
+        self, status: int, text: str, session: WebSession | None = None, fault: Exception | None = None
     ) -> Response:
         """Return the page of an error, with an id by which the log has it.
 

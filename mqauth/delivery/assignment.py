@@ -12,9 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from mqauth.clock import Backoff, Clock
-from mqauth.delivery.finished import Finished
-from mqauth.delivery.health import NO_RUNGS, Counts, LogHealth, Rungs
-from mqauth.delivery.partition import ClientCalls, Partition, TopicPartition, offset_of
+from mqauth.delivery.health import NO_SETTINGS, Counts, LogHealth, Settings
+from mqauth.delivery.partition import ClientCalls, Finished, Partition, TopicPartition, offset_of
 from mqauth.delivery.start import Start
 from mqauth.errors import require
 from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
@@ -45,7 +44,7 @@ class Assignment:
         epoch: how many facts of rebalances came.
 
     Raises:
-        ConfigurationError: ``interval`` is not above 0.
+        ConfigurationError: ``interval`` or a wait is not above 0, or the first wait is above the longest.
     """
 
     def __init__(
@@ -53,6 +52,7 @@ class Assignment:
         width: int = 1, lock: AbstractContextManager[Any] | None = None,
     ) -> None:  # fmt: skip
         require(interval > 0, f"commit_interval must be above 0 seconds, not {interval}")
+        require(0 < backoff.first <= backoff.longest, "backoff: 0 < first <= longest, in seconds")
         self._clock = clock
         self._backoff = backoff
         self._interval = interval
@@ -116,7 +116,7 @@ class Assignment:
         """End a rebalance: go on with what the client holds, and drop what did not come back."""
         with self._lock:
             self.epoch += 1
-            suspended = {place for place, found in self._partitions.items() if found.suspended}
+            suspended = {place for place, each in self._partitions.items() if each.suspended}
             self._forget((suspended | self.early.keys()) - set(held))
             for partition in self._partitions.values():
                 partition.suspended = False
@@ -165,7 +165,12 @@ class Assignment:
                 self._doubted = self._clock.monotonic()
                 messages = messages[count:]
             while back := partition.receive(messages, now):
-                partition, messages = self._went_back(partition, offset_of(back[0])), back
+                # A user's seek: it is read again from there. Letters of records before that offset are kept.
+                kept = (letter for letter in partition.letters if letter[0] < offset_of(back[0]))
+                self._finished.forget(place)
+                self._drop({place})
+                partition = Partition(place, letters=deque(kept), metadata=partition.metadata)
+                self._partitions[place], messages = partition, back
 
     def choose(self) -> Partition | None:
         """Return a partition with records that may be worked on, ``None`` where there is none.
@@ -176,14 +181,14 @@ class Assignment:
         with self._lock:
             if self._held_back or self._stopping or self._doubted is not None:
                 return None
-            for found in self._partitions.values():
-                if found.running or found.suspended or (found.stall is not None and now < found.retry_at):
+            for each in self._partitions.values():
+                if each.running or each.suspended or (each.stall is not None and now < each.retry_at):
                     continue
-                if found.waiting:
-                    found.running = True
-                    self._running.append(found)
-                    return found
-                found.stall = None
+                if each.waiting:
+                    each.running = True
+                    self._running.append(each)
+                    return each
+                each.stall = None
         return None
 
     def next_delivery(self, partition: Partition) -> Delivery | None:
@@ -248,11 +253,11 @@ class Assignment:
             full = 0 < self._width <= len(self._running)
             partitions = self._partitions.values()
             unbegun = held - self._partitions.keys()
-            busy = {found.topic_partition for found in partitions if found.busy}
+            busy = {each.topic_partition for each in partitions if each.busy}
             wished = held & (held if full else busy | unbegun)
             pause, resume = wished - paused, (paused & self._paused) - wished
             self._paused = pause | (wished & self._paused)
-            wanted = {found.topic_partition: found.seek for found in partitions if found.topic_partition in held}
+            wanted = {each.topic_partition: each.seek for each in partitions if each.topic_partition in held}
             wanted |= {place: self.early.get(place) for place in unbegun}
             seek = {place: offset for place, offset in wanted.items() if offset is not None}
             for place in held & self._partitions.keys():
@@ -280,9 +285,9 @@ class Assignment:
             timely = self._ended or not self._running or self._doubted is not None
             if not last and (now < self._held_until or not (timely or now - self._committed_at >= self._interval)):
                 return {}
-            found = self.settled_offsets()
-            self._uncommitted = self._uncommitted if found else None
-            return found
+            due = self.settled_offsets()
+            self._uncommitted = self._uncommitted if due else None
+            return due
 
     def settled_offsets(self) -> Due:
         """Return the offsets that may be committed and are not yet.
@@ -290,7 +295,7 @@ class Assignment:
         In doubt it also returns offsets that are committed already: such a commit shows whether we are a member.
         So it does twice a day.
         """
-        found: dict[Partition, int] = {}
+        due: dict[Partition, int] = {}
         with self._lock:
             again = self._clock.monotonic() - self._renewed_at >= RENEWAL
             for partition in self._partitions.values():
@@ -300,8 +305,8 @@ class Assignment:
                 elif offset == partition.committed and not again:
                     continue
                 if partition.ours and offset is not None:
-                    found[partition] = offset
-        return found
+                    due[partition] = offset
+        return due
 
     def commit_began(self) -> float:
         """Note that a commit begins; return the moment, which ``committed`` needs."""
@@ -357,16 +362,21 @@ class Assignment:
             seek = {place: offset for place, offset in opened.items() if offset is not None and place in held}
             return ClientCalls(pause=frozenset(), resume=paused & self._paused, seek=seek)
 
-    def health(self, consuming: bool, rollout: Rungs = NO_RUNGS) -> LogHealth:
+    def health(self, consuming: bool, settings: Settings = NO_SETTINGS) -> LogHealth:
         """Return how the consumer is doing: whether it runs, and what is not enforced, is told."""
         with self._lock:
             now = self._clock.monotonic()
             since = 0.0 if self._uncommitted is None else now - self._uncommitted
             return LogHealth.of(
-                [found.stall or found.unsent for found in self._partitions.values()], consuming=consuming,
-                in_flight=len(self._running), at=self._clock.now(), silent=now - (self._beats or (now,))[0],
-                counts=self.counts, rollout=rollout, uncommitted=max(self.unanswered, since),
-            )  # fmt: skip
+                [each.stall or each.unsent for each in self._partitions.values()],
+                consuming=consuming,
+                in_flight=len(self._running),
+                at=self._clock.now(),
+                silent=now - (self._beats or (now,))[0],
+                counts=self.counts,
+                uncommitted=max(self.unanswered, since),
+                **settings,
+            )
 
     def _finish(self, partition: Partition) -> None:
         """Remember the first waiting record of a partition, which need not run again here."""
@@ -375,16 +385,6 @@ class Assignment:
         waits = bool(partition.letters) and partition.letters[-1][0] == offset_of(message)
         if not waits and self._partitions.get(place, partition) is partition:
             self._finished.add(place, message)
-
-    def _went_back(self, partition: Partition, offset: int) -> Partition:
-        """Return a new partition in place of one that is read again from an earlier offset, by a user's seek."""
-        # Letters of records before that offset are kept: these records are not read again.
-        kept = (letter for letter in partition.letters if letter[0] < offset)
-        place = partition.topic_partition
-        self._finished.forget(place)
-        self._drop({place})
-        self._partitions[place] = renewed = Partition(place, letters=deque(kept), metadata=partition.metadata)
-        return renewed
 
     def _forget(self, places: Set[Any]) -> None:
         """Drop partitions that were taken away; the client forgets their pauses too."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias
 
 from mqauth.errors import Cause
 from mqauth.judging.delivery import Outcome
@@ -13,34 +13,37 @@ from mqauth.judging.rollout import Rollout
 from mqauth.judging.unverified import Verdict
 from mqauth.judging.verifier import Verifier
 
-Rungs: TypeAlias = Mapping[str, str]
-NO_RUNGS: Final[Rungs] = {}
+Settings: TypeAlias = Mapping[str, Mapping[str, str]]
+NO_SETTINGS: Final[Settings] = {}
 UNCOMMITTED: Final = 10.0
 """Seconds without a commit that succeeds, although one was asked for, after which that is told."""
 STALLED_AFTER: Final = 60.0
 """Seconds of waiting after which a consumer is stalled."""
 
 
-def rungs(rollout: Rollout | None) -> Rungs:
-    """Return the rung of each pattern of destinations that is below ``enforce``, and what is exempt above it."""
-    if rollout is None:
-        return NO_RUNGS
-    exempt = {found.destination: f"enforce, exempt until {found.until}" for found in rollout.exemptions}
-    return exempt | {pattern: entry.rung.label for entry in rollout.below for pattern in entry.destinations}
+def told_of(rollout: Rollout | None, verifier: Verifier) -> Settings:
+    """Return what a consumer's settings add to its health.
 
-
-H = TypeVar("H", bound="Health")
-
-
-def with_aliases(health: H, verifier: Verifier) -> H:
-    """Return the health of a consumer with the aliases that its verifier accepts."""
-    found = {alias.at: ", ".join(alias.signed_for) for alias in verifier.aliases.values()}
-    return replace(health, aliases=found) if found else health
+    Returns:
+        ``rollout``: the rung of each pattern of destinations that is below ``enforce``, and what is exempt above;
+        ``aliases``: where messages are accepted that were signed for another destination, and for which.
+    """
+    aliases = {alias.at: ", ".join(alias.signed_for) for alias in verifier.aliases.values()}
+    exempt = (
+        {}
+        if rollout is None
+        else {each.destination: f"enforce, exempt until {each.until}" for each in rollout.exemptions}
+    )
+    below = () if rollout is None else rollout.below
+    rungs = {pattern: entry.rung.label for entry in below for pattern in entry.destinations}
+    return {"rollout": exempt | rungs, "aliases": aliases}
 
 
 _COUNTED: Final = {
-    Verdict.REJECTED: "rejected", Verdict.DUPLICATE: "duplicate", Verdict.UNVERIFIED: "unverified",
-}  # fmt: skip
+    Verdict.REJECTED: "rejected",
+    Verdict.DUPLICATE: "duplicate",
+    Verdict.UNVERIFIED: "unverified",
+}
 _ACCEPTED: Final = Verdict.ACCEPTED
 
 
@@ -184,9 +187,16 @@ class LogHealth(Health):
             cause, since = Cause.BROKER_UNAVAILABLE, more["at"] - uncommitted
             detail = "no commit succeeds: what is handled meanwhile may come again"
         return cls(
-            consuming=consuming, running=consuming, deferred=len(stalls), stalled_since=since, cause=cause,
-            detail=detail, counts=replace(counts), stalls=tuple(stalls), **more,
-        )  # fmt: skip
+            consuming=consuming,
+            running=consuming,
+            deferred=len(stalls),
+            stalled_since=since,
+            cause=cause,
+            detail=detail,
+            counts=replace(counts),
+            stalls=tuple(stalls),
+            **more,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,19 +16,17 @@ from mqauth.clock import Clock
 from mqauth.delivery.slot import Slot
 from mqauth.errors import Cause, Reason, Rejection
 from mqauth.judging.delivery import Delivery, Outcome, Step
+from mqauth.judging.journal import ONE_MESSAGE
 from mqauth.judging.unverified import Verdict
 
 SUSPENDS_AFTER: Final = 60.0
 """Default seconds of a cause that concerns everyone after which the queue is suspended."""
 CONSUMER_TIMEOUT: Final = 1800.0
 """RabbitMQ's default seconds after which it closes a channel for a delivery that is not acked."""
-OWN_CAUSES: Final = frozenset((Cause.CLAIM_HELD, Cause.HANDLER_DEFERRED, Cause.APPEND_TIME_UNAVAILABLE))
-"""Causes that concern one message."""
 MAX_HELD: Final = 1000
 MAX_BYTES: Final = 16 * 1024 * 1024
 HELD_PER_PREFETCH: Final = 10
 """Default number of deliveries held beside the window, for each delivery of the prefetch."""
-_OF_TIMEOUT: Final = 0.9
 _Entry: TypeAlias = tuple[str, Cause | None, str | None, int]
 """One held delivery in the counts: its consumer tag, why it waits and for which party, the bytes of its body."""
 # Looking up an enum's member is slow in Python 3.11.
@@ -63,11 +61,6 @@ class HeldDelivery:
     put_off: int = 0
     goes_back: bool = False
     is_over: bool = False
-
-    @property
-    def why(self) -> tuple[Cause | None, float, str | None]:
-        """Its cause, since when (UTC seconds), and a line that explains it."""
-        return self.outcome.cause, self.since, self.outcome.detail
 
     @property
     def needs_ours(self) -> bool:
@@ -200,8 +193,11 @@ class HoldCapacity:
 
     def by_cause(self) -> dict[str, int]:
         """Return how many are held for each cause and party, the most frequent first."""
-        found = Counter(_named(cause, party) for _, cause, party, _ in self._entries.values())
-        return dict(found.most_common())
+        counts = Counter[str]()
+        for _, cause, party, _ in self._entries.values():
+            name = "" if cause is None else cause.value
+            counts[name if party is None else f"{name} of {party}"] += 1
+        return dict(counts.most_common())
 
 
 class Hold:
@@ -225,7 +221,7 @@ class Hold:
         self._clock = clock
         self.capacity = capacity
         self._seconds = seconds
-        self._oldest = _OF_TIMEOUT * consumer_timeout
+        self._oldest = 0.9 * consumer_timeout
         self._held: dict[int, HeldDelivery] = {}
         self.suspended = self.stopping = False
 
@@ -260,7 +256,8 @@ class Hold:
         held.outcome = outcome
         held.put_off += outcome.cause is Cause.HANDLER_DEFERRED
         slot, cause, party = held.slot, outcome.cause, outcome.party
-        self.capacity.put(id(held), tag=slot.consumer, cause=cause, party=party, size=slot.size)
+        tag, size = slot.facts.consumer(slot.native), slot.facts.size(slot.native)
+        self.capacity.put(id(held), tag=tag, cause=cause, party=party, size=size)
         if not self.capacity.concerns_everyone(cause, party):
             held.everyones_since = None
         elif held.everyones_since is None:
@@ -302,9 +299,4 @@ def is_deferred(outcome: Outcome) -> bool:
 
 def _is_beside(cause: Cause | None, party: str | None) -> bool:
     """Return whether others need not wait for a delivery, since its cause concerns one message or one party."""
-    return cause in OWN_CAUSES or party is not None
-
-
-def _named(cause: Cause | None, party: str | None) -> str:
-    name = "" if cause is None else cause.value
-    return name if party is None else f"{name} of {party}"
+    return cause in ONE_MESSAGE or party is not None

@@ -11,7 +11,7 @@ from mqauth.audit.record import AuditRecord
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import Partition, TopicPartition
 from mqauth.errors import Cause, ConfigurationError, RejectNow, RetryLater, StaleDelivery, Unavailable, require
-from mqauth.flow import Flow, asked, is_async, is_awaitable, refuse_async, requires_two, run
+from mqauth.flow import Flow, call, is_async, is_awaitable, refuse_async, requires_two, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
 from mqauth.judging.rollout import is_lenient
 from mqauth.judging.unverified import Unverifieds
@@ -115,7 +115,7 @@ class LogWork:
             self._assignment.early.setdefault(place, first)
             return False
         try:
-            yield from asked(Cause.AUDIT_UNAVAILABLE, self._guard.audit.write, record)  # type: ignore[union-attr]
+            yield from call(self._guard.audit.write, record, cause=Cause.AUDIT_UNAVAILABLE)  # type: ignore[union-attr]
         except Unavailable as error:
             outcome = Outcome(verdict=Verdict.DEFERRED, cause=error.cause, detail=error.detail)
             self._assignment.stall(partition, first, outcome)
@@ -215,7 +215,7 @@ class EarlyClaims:
 
     def _requests(self, deliveries: list[Delivery]) -> list[tuple[Delivery, ClaimRequest]]:
         """Return the claims to make, up to the first delivery for which something is out of reach."""
-        found = []
+        requests = []
         self._verdicts.draw_owners(deliveries)
         for delivery in deliveries:
             try:
@@ -228,8 +228,8 @@ class EarlyClaims:
                 break
             # A claim without a place could not be made again if its answer were lost.
             if type(prepared) is ClaimRequest and prepared.place is not None:
-                found.append((delivery, prepared))
-        return found
+                requests.append((delivery, prepared))
+        return requests
 
 
 class LogLeases:
@@ -255,14 +255,14 @@ class LogLeases:
             running: those whose handlers run; all others are forgotten.
             now: monotonic seconds.
         """
-        before, self._since, found = self._since, {}, list[Delivery]()
+        before, self._since, due = self._since, {}, list[Delivery]()
         for delivery in running:
             _, since = before.get(id(delivery), (delivery, now))
             if now - since >= self._every:
-                found.append(delivery)
+                due.append(delivery)
                 since = now
             self._since[id(delivery)] = (delivery, since)
-        return found
+        return due
 
 
 def equipped(
@@ -278,15 +278,15 @@ def equipped(
     """
     if decode is None and answer is None:
         return handler
-    call: Callable[..., Any] | None = decode
+    decoder: Callable[..., Any] | None = decode
     takes_message = decode is not None and requires_two(decode)
 
     def decoding(verified: Verified) -> Any:
         value = None
         # A tombstone has no body.
-        if call is not None and verified.body is not None:
+        if decoder is not None and verified.body is not None:
             try:
-                value = call(verified.body, verified) if takes_message else call(verified.body)
+                value = decoder(verified.body, verified) if takes_message else decoder(verified.body)
             except (RejectNow, RetryLater):
                 raise
             except Exception as error:

@@ -41,20 +41,27 @@ client is told to pause it and to seek to 13, and the record 13 is forgotten. Th
 back-off 11 is tried again where it stopped; it is audited, dead-lettered, and settled. The partition is resumed,
 a poll brings 13, and 14 is committed. Had the partition been lost while it stalled, the next owner would read
 from 11.
+
+``Finished`` knows the records that this process has finished and not committed yet, by place and content. A
+consumer that is put out of its group while a handler runs cannot commit what that handler did. Where the partition
+comes back to this process, the record is read again: it is settled without its handler. Otherwise a handler that
+always takes longer than the group's session would run for ever.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, Self
+from itertools import takewhile
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 from mqauth.delivery.health import Stall
 from mqauth.delivery.start import Start
 from mqauth.errors import StaleDelivery
 from mqauth.judging.pipeline import Delivery, Outcome, Step
 from mqauth.letters.dead_letter import DeadLetter
+from mqauth.logs import emit
 from mqauth.wire.message import Message
 
 
@@ -152,9 +159,13 @@ class Partition:
         """
         offset, committed, seek = start
         return cls(
-            place, next=committed.offset, committed=committed.offset, metadata=committed.metadata,
-            last=offset - 1 if early is None else min(early, offset) - 1, seek=offset if seek else early,
-        )  # fmt: skip
+            place,
+            next=committed.offset,
+            committed=committed.offset,
+            metadata=committed.metadata,
+            last=offset - 1 if early is None else min(early, offset) - 1,
+            seek=offset if seek else early,
+        )
 
     @property
     def ours(self) -> bool:
@@ -221,9 +232,14 @@ class Partition:
         head, *tail = self.waiting
         if tail:
             last = offset_of(tail[-1].message)
+            # One entry for each run of equal times.
+            receipts: list[Receipt] = []
+            for delivery in tail:
+                if receipts and receipts[-1].received == delivery.received:
+                    receipts.pop()
+                receipts.append(Receipt(offset_of(delivery.message), delivery.received))
             # Records behind these were put back before, and were not read again yet.
-            behind = tuple(known for known in self.receipts if known.upto > last)
-            self.receipts = _receipts(tail) + behind
+            self.receipts = (*receipts, *(known for known in self.receipts if known.upto > last))
             self.waiting = deque((head,))
             self.last, self.beyond = offset_of(head.message), None
             self.seek = offset_of(tail[0].message)
@@ -238,9 +254,13 @@ class Partition:
         """Note that its record at an offset is deferred, at UTC seconds."""
         self.attempt += 1
         self.stall = Stall(
-            topic=self.topic_partition.topic, partition=self.topic_partition.partition, offset=offset,
-            cause=outcome.cause, detail=outcome.detail, since=at if self.stall is None else self.stall.since,
-        )  # fmt: skip
+            topic=self.topic_partition.topic,
+            partition=self.topic_partition.partition,
+            offset=offset,
+            cause=outcome.cause,
+            detail=outcome.detail,
+            since=at if self.stall is None else self.stall.since,
+        )
 
     def recovered(self) -> None:
         """Note that nothing is out of reach any more."""
@@ -264,11 +284,68 @@ def offset_of(message: Message) -> int:
     return message.origin.offset or 0
 
 
-def _receipts(deliveries: Iterable[Delivery]) -> tuple[Receipt, ...]:
-    """Return the times of receipt of deliveries in order, one entry for each run of equal times."""
-    found: list[Receipt] = []
-    for delivery in deliveries:
-        if found and found[-1].received == delivery.received:
-            found.pop()
-        found.append(Receipt(offset_of(delivery.message), delivery.received))
-    return tuple(found)
+MOST: Final = 10_000
+"""Most records of all partitions; of those past it handlers run again."""
+
+
+class Finished:
+    """Bounded memory of finished records; the partition that waits longest for its commit is forgotten first."""
+
+    def __init__(self) -> None:
+        self._places: dict[Any, dict[int, int]] = {}
+        self._size = 0
+
+    def add(self, place: Any, message: Message) -> None:
+        """Remember a record."""
+        if self._size >= MOST and (oldest := next(iter(self._places))) != place:
+            self.forget(oldest)
+        if self._size < MOST:
+            records = self._places.setdefault(place, {})
+            self._size -= len(records)
+            records[offset_of(message)] = _content(message)
+            self._size += len(records)
+
+    def settle(self, partition: Partition, messages: Sequence[Message]) -> int:
+        """Settle the first of the records that a partition receives, as far as they were finished here.
+
+        Returns:
+            How many they are. Each has the content that is remembered: a topic may have been made anew.
+        """
+        place, records = partition.topic_partition, self._places.get(partition.topic_partition)
+        went_back = offset_of(messages[0]) <= (-1 if partition.last is None else partition.last)
+        if records is None or partition.waiting or partition.running or went_back:
+            return 0
+        known = list(takewhile(lambda each: records.get(offset_of(each)) == _content(each), messages))
+        if known:
+            partition.last = offset_of(known[-1])
+            partition.next, partition.beyond = partition.last + 1, None
+            emit(
+                "client.handled_before",
+                "%s-%d: %d records before offset %d come again, and were handled here: "
+                "do handlers take longer than the session of the group?",
+                place.topic,
+                place.partition,
+                len(known),
+                partition.next,
+                partition=place.partition,
+                offset=partition.next,
+            )
+        return len(known)
+
+    def forget(self, place: Any, upto: int | None = None) -> None:
+        """Forget the records of a partition, or those below an offset that is committed."""
+        if (records := self._places.pop(place, None)) is None:
+            return
+        self._size -= len(records)
+        done = [] if upto is None else list(takewhile(lambda offset: offset < upto, records))
+        for offset in done:
+            del records[offset]
+        if upto is not None and records:
+            self._places[place] = records
+            self._size += len(records)
+
+
+def _content(message: Message) -> int:
+    # The token is among the headers, and speaks for the body.
+    origin = message.origin
+    return hash((origin.topic_id, origin.timestamp_ms, message.key, message.headers, len(message.body or b"")))

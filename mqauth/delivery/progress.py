@@ -22,8 +22,6 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 """Most bytes of deliveries that were given back, about."""
 OVERHEAD: Final = 2048
 """Bytes of a delivery beside its message, about."""
-OF_NUMBER: Final = 32
-"""Bytes of a number, a time, or the like."""
 _UNHANDLED: Final = 2
 Fence = Callable[[Delivery], Any]
 
@@ -70,25 +68,33 @@ class Progress:
         if not message.origin.redelivered or not (self._kept or self._in_flight):
             return self._guard.receive(message)
         key = self._key(message)
-        rollout = self._guard.rollout
+        rollout, kept = self._guard.rollout, min(self._kept.get(key, ()), key=_order, default=None)
         if rollout is not None and rollout.is_lenient(message):
-            return self._anew(message, key)
-        lost, kept = self._lost(key), min(self._kept.get(key, ()), key=_order, default=None)
+            # Handled whatever became of an earlier one, and judged by the time of that.
+            if kept is None:
+                return self._guard.receive(message)
+            self._drop(key, kept)
+            return Delivery(message=message, received=kept.received, owner=kept.owner)
+        lost = self._lost(key)
         was_handled = kept is not None and _order(kept) != _UNHANDLED
         if lost is not None and not (was_handled and lost.step is Step.JUDGE):
-            return self._follow(message, lost)
+            # Judged after the one that is still in flight.
+            delivery = Delivery(message=message, received=lost.received, deferred=True)
+            self._new[id(delivery)] = follower = _Follower(delivery, lost)
+            followers = self._followers.setdefault(id(lost), [])
+            followers[:] = [each for each in followers if not self._ended(each.delivery.message.native)] + [
+                follower
+            ]
+            return delivery
         if kept is not None:
             self._drop(key, kept)
-            return again(message, kept) if _is_judged_anew(kept) else kept
+            # Judged anew where there is no verdict, or it was not proven to be ours: a rejection that is yet to be
+            # recorded may be ``replayed`` only because the message was handled elsewhere meanwhile. A handler that
+            # failed has ended, and is not run again.
+            reason = None if kept.rejection is None else kept.rejection.reason
+            unproven = kept.step is Step.RECORD and reason not in (None, Reason.HANDLER_FAILED)
+            return again(message, kept) if kept.step is Step.JUDGE or unproven else kept
         return self._guard.receive(message)
-
-    def _anew(self, message: Message, key: str) -> Delivery:
-        """Return a delivery that is handled whatever became of an earlier one, and judged by the time of that."""
-        kept = min(self._kept.get(key, ()), key=_order, default=None)
-        if kept is None:
-            return self._guard.receive(message)
-        self._drop(key, kept)
-        return Delivery(message=message, received=kept.received, owner=kept.owner)
 
     def fenced(self, delivery: Delivery, fence: Fence) -> Fence:
         """Return a fence that also keeps a delivery from being judged while an earlier one of it is handled."""
@@ -110,23 +116,26 @@ class Progress:
         if self._again[id(delivery)]:
             self._again -= Counter((id(delivery),))
             return False
-        self._go_on(delivery)
-        return True
-
-    def _go_on(self, delivery: Delivery) -> None:
         self._in_flight.pop(id(delivery), None)
         key = self._keys.pop(id(delivery), None)
         followers = self._followers.pop(id(delivery), None)
         if key is None or not followers or _order(delivery) == _UNHANDLED:
-            return
+            return True
         self._drop(key, delivery)
         later = followers.pop().delivery
-        self._follow_instead(followers, later, key)
+        # The others wait for the one that goes on there. They are byte-identical copies: once the lease is over,
+        # the store would let them be handled, too.
+        if followers and id(later) in self._in_flight:
+            for each in followers:
+                each.earlier = later
+            self._followers[id(later)] = followers
+            self._keys[id(later)] = key
         for field in fields(Delivery):
             if field.name not in ("message", "fence"):
                 setattr(later, field.name, getattr(delivery, field.name))
         if later.step is Step.SETTLE and later.rejection is None:
             later.verdict, later.step, later.record_id = Verdict.DUPLICATE, Step.RECORD, None
+        return True
 
     def keep(self, delivery: Delivery) -> None:
         """Keep the progress of a delivery that is given back, for the next one of the same content."""
@@ -137,26 +146,6 @@ class Progress:
             if oldest is delivery:
                 break
             self._drop(key, oldest)
-
-    def _follow(self, message: Message, earlier: Delivery) -> Delivery:
-        """Return a delivery that is judged after one that is still in flight."""
-        delivery = Delivery(message=message, received=earlier.received, deferred=True)
-        self._new[id(delivery)] = follower = _Follower(delivery, earlier)
-        followers = self._followers.setdefault(id(earlier), [])
-        followers[:] = [each for each in followers if not self._ended(each.delivery.message.native)] + [follower]
-        return delivery
-
-    def _follow_instead(self, followers: list[_Follower], later: Delivery, key: str) -> None:
-        """Have the other followers of a delivery that ended wait for the one that goes on where it stopped.
-
-        They are byte-identical copies. Once the lease is over, the store would let them be handled, too.
-        """
-        if not followers or id(later) not in self._in_flight:
-            return
-        for each in followers:
-            each.earlier = later
-        self._followers[id(later)] = followers
-        self._keys[id(later)] = key
 
     def _wait(self, follower: _Follower, fence: Fence, delivery: Delivery) -> Any:
         """Defer judging while an earlier delivery is handled or confirmed; let every other step pass.
@@ -180,15 +169,15 @@ class Progress:
 
     def _lost(self, key: str) -> Delivery | None:
         """Return the delivery of this content that outlived its channel; one whose handler runs comes first."""
-        found: Delivery | None = None
+        lost: Delivery | None = None
         for number, delivery in self._in_flight.items():
             if not self._ended(delivery.message.native):
                 continue
             if number not in self._keys:
                 self._keys[number] = self._key(delivery.message)
-            if self._keys[number] == key and (found is None or found.step is Step.JUDGE):
-                found = delivery
-        return found
+            if self._keys[number] == key and (lost is None or lost.step is Step.JUDGE):
+                lost = delivery
+        return lost
 
     def _key(self, message: Message) -> str:
         return letter_id(message, self._guard.scope_of(message))
@@ -212,32 +201,17 @@ def _length(value: object) -> int:
         return sum(_length(part) for pair in value.items() for part in pair)
     if isinstance(value, tuple):
         return sum(map(_length, value))
-    return len(value) if isinstance(value, str | bytes) else OF_NUMBER
-
-
-def _is_judged_anew(delivery: Delivery) -> bool:
-    """Return whether an earlier delivery's verdict is not kept: there is none, or it was not proven to be ours.
-
-    A rejection that is yet to be recorded may be ``replayed`` only because the message was handled elsewhere
-    meanwhile. A handler that failed has ended, and is not run again.
-    """
-    found, step = delivery.rejection, delivery.step
-    unproven = step is Step.RECORD and found is not None and found.reason is not Reason.HANDLER_FAILED
-    return step is Step.JUDGE or unproven
-
-
-def _was_handled(delivery: Delivery) -> bool:
-    """Return whether a delivery's handler has ended, and its claim or its record is still to be ended."""
-    if delivery.step in (Step.JUDGE, Step.HANDLE, Step.PASS_ON, Step.SETTLE):
-        return False
-    rejection = delivery.rejection
-    return delivery.verdict is Verdict.ACCEPTED if rejection is None else rejection.reason is Reason.HANDLER_FAILED
+    # Bytes of a number, a time, or the like.
+    return len(value) if isinstance(value, str | bytes) else 32
 
 
 def _order(delivery: Delivery) -> int:
     """Return which of several deliveries of one content comes first: no handler that has ended may run again."""
-    if _was_handled(delivery):
-        return 0
-    found = delivery.rejection
-    ran = delivery.step is Step.SETTLE and (found is None or found.reason is Reason.HANDLER_FAILED)
-    return 1 if ran else _UNHANDLED
+    step, rejection = delivery.step, delivery.rejection
+    failed = rejection is not None and rejection.reason is Reason.HANDLER_FAILED
+    if step is Step.SETTLE:
+        return 1 if rejection is None or failed else _UNHANDLED
+    # Its handler has ended, and its claim or its record is still to be ended.
+    accepted = rejection is None and delivery.verdict is Verdict.ACCEPTED
+    handled = step not in (Step.JUDGE, Step.HANDLE, Step.PASS_ON) and (failed or accepted)
+    return 0 if handled else _UNHANDLED

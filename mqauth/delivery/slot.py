@@ -5,11 +5,16 @@ that depends on the moment is then reached at the wrong moment: the message is `
 handled it. So before such a rejection is recorded, the channel makes a round trip. AMQP answers in order, so a
 channel that answers a question was alive when it answered, and its deliveries were nobody else's when the
 question was asked.
+
+``DeliveryTags`` finds the fewest acks that settle the deliveries of one channel. An ack with ``multiple`` covers
+every delivery of the channel up to its tag (AMQP 0-9-1, ``basic.ack``). So its tag must never reach past a
+delivery that is not settled, or that is somebody else's.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, Generic, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from mqauth.errors import Reason, Rejection, StaleDelivery
 from mqauth.judging.delivery import Delivery, Step
@@ -69,12 +74,12 @@ class Slot:
         limit: how often the broker may be given it back; negative for any number.
     """
 
-    __slots__ = ("_facts", "_gone", "_limit", "_proved", "native", "received")
+    __slots__ = ("_gone", "_limit", "_proved", "facts", "native", "received")
 
     def __init__(self, native: Any, facts: DeliveryFacts, received: float, limit: int = NO_LIMIT) -> None:
         self.native = native
         self.received = received
-        self._facts = facts
+        self.facts = facts
         self._limit = limit
         self._gone = False
         self._proved: Rejection | None = None
@@ -82,22 +87,12 @@ class Slot:
     @property
     def is_ours(self) -> bool:
         """Whether the broker counts on us to settle it, as far as we know."""
-        return not self._gone and not self._facts.ended(self.native)
+        return not self._gone and not self.facts.ended(self.native)
 
     @property
     def is_last(self) -> bool:
         """Whether another return would exceed its delivery limit: the broker would put it away, without record."""
-        return 0 <= self._limit <= self._facts.returns(self.native)
-
-    @property
-    def consumer(self) -> str:
-        """The tag of the consumer that it came to."""
-        return self._facts.consumer(self.native)
-
-    @property
-    def size(self) -> int:
-        """Bytes of its body."""
-        return self._facts.size(self.native)
+        return 0 <= self._limit <= self.facts.returns(self.native)
 
     def unproven(self, delivery: Delivery) -> Rejection | None:
         """Return the rejection that needs a round trip before the next step, ``None`` where the step may be taken.
@@ -105,12 +100,12 @@ class Slot:
         Raises:
             StaleDelivery: the delivery is not ours any more.
         """
-        if self._gone or self._facts.ended(self.native):
+        if self._gone or self.facts.ended(self.native):
             raise StaleDelivery("the channel of the delivery ended")
-        found = delivery.rejection
-        if delivery.step is not _RECORD or found is None or found is self._proved:
+        rejection = delivery.rejection
+        if delivery.step is not _RECORD or rejection is None or rejection is self._proved:
             return None
-        return found if found.reason in TIME_DEPENDENT else None
+        return rejection if rejection.reason in TIME_DEPENDENT else None
 
     def answered(self, rejection: Rejection, *, lives: bool) -> None:
         """Note the result of a round trip that began after a rejection.
@@ -180,3 +175,83 @@ class AnswerTimeout:
         """
         self._left = TIMEOUT_PARTS if blocked else self._left - 1
         return self._left <= 0
+
+
+MAX_UNSENT: Final = 256
+"""Number of settled deliveries at which their acks are sent at once."""
+
+
+class Ack(NamedTuple):
+    """One frame: ``basic.ack`` of a tag, and the deliveries that it settles."""
+
+    tag: int
+    multiple: bool
+    deliveries: Sequence[Delivery]
+
+
+class DeliveryTags:
+    """The delivery tags of one channel: those that are open, and those that are settled and not acked yet.
+
+    Attributes:
+        shared: whether somebody else consumes on this channel too, or has.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[int, None] = {}
+        self._settled: dict[int, Delivery] = {}
+        self._last = 0
+        self.shared = False
+
+    @property
+    def waiting(self) -> int:
+        """How many are settled and not acked."""
+        return len(self._settled)
+
+    @property
+    def unacked(self) -> int:
+        """How many the broker counts against the prefetch."""
+        return len(self._open) + len(self._settled)
+
+    def presses(self, window: int) -> bool:
+        """Return whether acks must be sent at once, since the broker would soon send nothing.
+
+        Args:
+            window: how many unacked deliveries the broker allows.
+        """
+        return self.waiting >= min(max(1, window // 2), MAX_UNSENT) or self.unacked >= window
+
+    def opened(self, tag: int) -> None:
+        """Add a delivery; no ack covers it before it is settled."""
+        # Tags count from 1 without gaps. A gap is a delivery to somebody else on this channel, and we cannot know
+        # whether that one is settled: from then on each of ours is acked by itself.
+        self.shared = self.shared or tag != self._last + 1
+        self._last = max(self._last, tag)
+        self._open[tag] = None
+
+    def settled(self, tag: int, delivery: Delivery) -> None:
+        """Note that an open delivery is to be acked."""
+        del self._open[tag]
+        self._settled[tag] = delivery
+
+    def gone(self, tag: int) -> None:
+        """Note that an open delivery needs no ack: it was given back, or acked by its handler."""
+        self._open.pop(tag, None)
+
+    def take(self) -> list[Ack]:
+        """Return the acks of everything settled, in the order to be sent, and forget it.
+
+        One ack is for all deliveries before the first open one, by the highest tag of ours, since the broker
+        closes the channel for a tag that is not unacked. Each delivery behind it has an ack of its own.
+        """
+        settled, self._settled = self._settled, {}
+        first_open = 0 if self.shared else next(iter(self._open), self._last + 1)
+        before = [tag for tag in settled if tag < first_open]
+        acks = [Ack(tag, False, (settled[tag],)) for tag in settled if tag >= first_open]
+        if before:
+            acks.insert(0, Ack(max(before), len(before) > 1, [settled[tag] for tag in before]))
+        return acks
+
+    def drop(self) -> list[Delivery]:
+        """Return what is settled and will never be acked, since the channel ended, and forget it."""
+        settled, self._settled = self._settled, {}
+        return list(settled.values())

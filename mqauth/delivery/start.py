@@ -49,8 +49,8 @@ def partitions_at_first(commits: Iterable[Committed]) -> int | None:
     Args:
         commits: the group's commits of the topic.
     """
-    found = [_METADATA.fullmatch(commit.metadata or "") for commit in commits]
-    return min((int(each[1]) for each in found if each is not None), default=None)
+    matches = [_METADATA.fullmatch(commit.metadata or "") for commit in commits]
+    return min((int(each[1]) for each in matches if each is not None), default=None)
 
 
 class TopicStart(NamedTuple):

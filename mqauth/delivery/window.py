@@ -50,7 +50,7 @@ from dataclasses import replace
 from typing import Final
 
 from mqauth.clock import Backoff, Clock
-from mqauth.delivery.health import NO_RUNGS, Counts, QueueHealth, Rungs
+from mqauth.delivery.health import NO_SETTINGS, Counts, QueueHealth, Settings
 from mqauth.delivery.hold import HeldDelivery, Hold, is_deferred
 from mqauth.errors import Cause
 from mqauth.judging.delivery import Outcome
@@ -66,76 +66,7 @@ OUTAGE_AFTER: Final = 60.0
 """Seconds without consuming after which health names that as a cause."""
 PROBES: Final = Backoff(first=0.5, longest=30.0)
 """How long consuming or probing waits before it is tried again."""
-_BLOCKED: Final = "the broker has blocked this connection by an alarm: it takes no ack and answers nothing"
 _DOWN: Final = "the connection is down"
-
-
-class Prefetch:
-    """The prefetch, which falls to 1 after three lost connections in a row.
-
-    A message that kills its reader takes the connection with it, and a quorum queue counts that against the
-    delivery limit of every message in the window. With a window of 1 its healthy neighbours are not counted.
-
-    Args:
-        prefetch: deliveries at once.
-
-    Attributes:
-        now: the prefetch to ask for now.
-        deaths: how often channel or connection was lost while consuming.
-        in_a_row: how many connections were lost in a row.
-        is_cautious: whether it fell to 1 to find out with one delivery whether an outage is over.
-    """
-
-    def __init__(self, prefetch: int) -> None:
-        self.prefetch = self.now = prefetch
-        self.deaths = self.in_a_row = 0
-        self.is_cautious = False
-        self._since: float | None = None
-
-    @property
-    def narrowed(self) -> bool:
-        """Whether the window has fallen to 1."""
-        return self.now < self.prefetch
-
-    def opened(self, now: float) -> None:
-        """Note that consuming begins at ``now``, monotonic seconds, or goes on under another tag."""
-        self._since = now if self._since is None else self._since
-
-    def closed(self) -> None:
-        """Note that we ended consuming ourselves."""
-        self._since = None
-
-    def lost(self, now: float, *, channel_alone: bool = False) -> bool:
-        """Count a loss; return whether we were consuming.
-
-        Args:
-            now: monotonic seconds.
-            channel_alone: whether the broker closed the channel and not its connection, which is no death in a
-            row.
-        """
-        if self._since is None:
-            return False
-        steady = now - self._since >= STEADY
-        self._since = None
-        self.deaths += 1
-        if not channel_alone:
-            self.in_a_row = 1 if steady else self.in_a_row + 1
-        return True
-
-    def narrow(self) -> bool:
-        """Fall to 1 after the third loss in a row; return whether it fell now."""
-        if self.in_a_row < DEATHS_IN_A_ROW or self.narrowed or self.prefetch == 1:
-            return False
-        self.now = 1
-        return True
-
-    def caution(self) -> None:
-        """Fall to 1, so that one delivery alone finds out whether an outage is over."""
-        self.now, self.is_cautious = 1, True
-
-    def restore(self) -> None:
-        """Open the whole window again."""
-        self.now, self.in_a_row, self.is_cautious = self.prefetch, 0, False
 
 
 class Outage:
@@ -165,7 +96,7 @@ class Outage:
         """Note that it consumes again."""
         self._began = None
 
-    def failed(self, error: BaseException | None) -> None:
+    def failed(self, error: BaseException) -> None:
         """Log why it could not consume, and that it is tried again."""
         self._why = str(error) or type(error).__name__
         emit("connection.unavailable", "cannot consume %s now, trying again: %s", self._queue, self._why)
@@ -187,6 +118,7 @@ class Window:
         prefetch: deliveries at once.
 
     Attributes:
+        prefetch: how many deliveries to ask for at once now.
         consumer: the tag under which the broker sends messages now, ``None`` while it sends none.
         stalled: the delivery for which the queue was suspended.
         counts: what became of the deliveries.
@@ -199,7 +131,13 @@ class Window:
         self._queue = queue
         self._clock = clock
         self._hold = hold
-        self._prefetch = Prefetch(prefetch)
+        # It falls to 1 after three lost connections in a row. A message that kills its reader takes the connection
+        # with it, and a quorum queue counts that against the delivery limit of every message in the window. With a
+        # window of 1 its healthy neighbours are not counted.
+        self._whole = self.prefetch = prefetch
+        self._deaths = self._in_a_row = 0
+        self._is_cautious = False
+        self._since: float | None = None
         self._stalls_in_a_row = 0
         self._said_full = False
         self.outage = Outage(queue, clock)
@@ -209,16 +147,12 @@ class Window:
         self.failure: BaseException | None = None
         self.stopping = False
 
-    @property
-    def prefetch(self) -> int:
-        """How many deliveries to ask for at once now."""
-        return self._prefetch.now
-
     # Facts from the client
 
     def opens(self) -> None:
         """Note that consuming is being asked for, on an open channel."""
-        self._prefetch.opened(self._clock.monotonic())
+        # Or it goes on under another tag.
+        self._since = self._clock.monotonic() if self._since is None else self._since
 
     def consumes(self, consumer: str) -> None:
         """Note that the broker sends messages, under a consumer's tag."""
@@ -233,14 +167,22 @@ class Window:
             channel_alone: whether the broker closed the channel and not its connection.
         """
         self.consumer = None
-        if self.stopping or not self._prefetch.lost(self._clock.monotonic(), channel_alone=channel_alone):
+        if self.stopping or self._since is None:
             return
+        steady, self._since = self._clock.monotonic() - self._since >= STEADY, None
+        self._deaths += 1
+        # A channel that the broker closed, and not its connection, is no death in a row.
+        if not channel_alone:
+            self._in_a_row = 1 if steady else self._in_a_row + 1
         emit("connection.lost", "%s: channel or connection lost (%s)", self._queue, why)
-        if self._prefetch.narrow():
-            emit("consumer.narrowed",
+        if self._in_a_row >= DEATHS_IN_A_ROW and self.prefetch == self._whole > 1:
+            self.prefetch = 1
+            emit(
+                "consumer.narrowed",
                 "%s: %d connections were lost in a row, a message may be poison; prefetch falls to 1",
-                self._queue, self._prefetch.in_a_row,
-            )  # fmt: skip
+                self._queue,
+                self._in_a_row,
+            )
 
     def cancelled(self, consumer: str) -> bool:
         """Note that the broker cancelled a consumer; return whether it was ours, so that we consume anew."""
@@ -265,9 +207,9 @@ class Window:
         if is_deferred(outcome):
             return False
         self._stalls_in_a_row = 0
-        if not self._prefetch.is_cautious or outcome.verdict is not Verdict.REJECTED:
+        if not self._is_cautious or outcome.verdict is not Verdict.REJECTED:
             return False
-        self._prefetch.restore()
+        self._restore()
         return True
 
     def passes_by(self, busy: int) -> bool:
@@ -278,8 +220,8 @@ class Window:
         """
         if self.consumer is None:
             return False
-        said, self._said_full = self._said_full, self._is_full(self.consumer)
-        if self._said_full and not said:
+        was_full, self._said_full = self._said_full, self._is_full(self.consumer)
+        if self._said_full and not was_full:
             causes = ", ".join(f"{number} {what}" for what, number in self._hold.capacity.by_cause().items())
             # A warning where the user chose a prefetch of 1, else an error.
             level, why = logging.ERROR, "no more can be held"
@@ -295,7 +237,7 @@ class Window:
             Whether the delivery stays unacked meanwhile, and is tried until its cause is over. One that was
             handled does, and the first one where only that can tell whether it is over.
         """
-        self._prefetch.closed()
+        self._since = None
         if self.stalled is None and not self.stopping:
             self.stalled = held
             self._stalls_in_a_row += 1
@@ -318,19 +260,23 @@ class Window:
         if held is None:
             return
         if held.goes_back:
-            self._prefetch.caution()
+            # One delivery alone finds out whether an outage is over.
+            self.prefetch, self._is_cautious = 1, True
         emit("consumer.resumed", "%s goes on after %s", self._queue, held.outcome.cause)
 
     # Recovery, the end, and health
 
     def calm(self) -> float | None:
         """Return the seconds of consuming after which ``widen`` is due, ``None`` where it is not."""
-        return RESTORE_AFTER if self._prefetch.narrowed else None
+        return RESTORE_AFTER if self.prefetch < self._whole else None
 
     def widen(self) -> None:
         """Open the whole window again after a long time without a loss."""
-        self._prefetch.restore()
+        self._restore()
         emit("consumer.widened", "%s: prefetch back to %d", self._queue, self.prefetch)
+
+    def _restore(self) -> None:
+        self.prefetch, self._in_a_row, self._is_cautious = self._whole, 0, False
 
     def fail(self, error: BaseException) -> None:
         """Remember the first error that ends the consumer."""
@@ -343,7 +289,13 @@ class Window:
         self.stopping = True
 
     def health(
-        self, *, in_flight: int, unsettled: int, blocked: bool, silent: float = 0.0, rollout: Rungs = NO_RUNGS
+        self,
+        *,
+        in_flight: int,
+        unsettled: int,
+        blocked: bool,
+        silent: float = 0.0,
+        settings: Settings = NO_SETTINGS,
     ) -> QueueHealth:
         """Return how the consumer is doing now.
 
@@ -352,10 +304,21 @@ class Window:
             unsettled: acks that could not be sent.
             blocked: whether the broker has blocked the connection.
             silent: seconds since the event loop last moved.
-            rollout: the rungs below ``enforce``.
+            settings: as ``told_of`` returns them.
         """
         longest = self.stalled or self._hold.longest
-        cause, since, detail = self._unwell(blocked) if longest is None else longest.why
+        cause: Cause | None = None
+        since: float | None = None
+        detail: str | None = None
+        if longest is not None:
+            cause, since, detail = longest.outcome.cause, longest.since, longest.outcome.detail
+        elif self.failure is not None:
+            detail = f"the consumer ended: {type(self.failure).__name__}"
+        elif blocked:
+            cause = Cause.BROKER_UNAVAILABLE
+            detail = "the broker has blocked this connection by an alarm: it takes no ack and answers nothing"
+        elif (outage := self.outage.long()) is not None:
+            cause, since, detail = outage
         return QueueHealth(
             consuming=self.consumer is not None and not self._is_full(self.consumer),
             in_flight=in_flight,
@@ -367,22 +330,14 @@ class Window:
             at=self._clock.now(),
             silent=silent,
             counts=replace(self.counts),
-            rollout=rollout,
-            connection_deaths=self._prefetch.deaths,
+            **settings,
+            connection_deaths=self._deaths,
             prefetch=self.prefetch,
             unsettled=unsettled,
             party=None if longest is None else longest.outcome.party,
             held=self._hold.capacity.by_cause(),
             at_limit=self._hold.at_limit,
         )
-
-    def _unwell(self, blocked: bool) -> tuple[Cause | None, float | None, str | None]:
-        """Return cause, begin and detail of what is wrong where nothing is deferred."""
-        if self.failure is not None:
-            return None, None, f"the consumer ended: {type(self.failure).__name__}"
-        if blocked:
-            return Cause.BROKER_UNAVAILABLE, None, _BLOCKED
-        return self.outage.long() or (None, None, None)
 
     def _is_full(self, consumer: str) -> bool:
         return self._hold.capacity.is_full(consumer, self.prefetch)

@@ -15,9 +15,8 @@ from faststream import AckPolicy, Context
 
 from mqauth.brokers.event_loop import Leaving
 from mqauth.errors import require
-from mqauth.integrations.faststream_acks import require_manual
 from mqauth.integrations.faststream_middleware import Middleware, NotHandledError, Protection
-from mqauth.integrations.faststream_unverified import kinds_of, unverified
+from mqauth.integrations.faststream_unverified import kinds_of, require_manual, unverified
 from mqauth.integrations.late_letters import Letters
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.unverified import Unverified
@@ -66,14 +65,16 @@ def protect(
     if guard is not None:
         require(guard.audit is not None, "a consumer's pipeline needs audit=")
         require(dead_letters is not None, "guard= needs dead_letters=")
-    found: Any = broker
-    protection = Protection(found, guard, dead_letters, signer)
-    require(not found.subscribers, "protect a broker before its subscribers are declared")
-    require(not hasattr(found, "_mqauth"), "the broker is protected already: give guard= and signer= in one call")
-    found.config.broker_config.ack_policy = AckPolicy.MANUAL
-    found.add_middleware(partial(Middleware, protection=protection))
-    found.__class__ = _protected(type(found))
-    found._mqauth = protection
+    protected: Any = broker
+    protection = Protection(protected, guard, dead_letters, signer)
+    require(not protected.subscribers, "protect a broker before its subscribers are declared")
+    require(
+        not hasattr(protected, "_mqauth"), "the broker is protected already: give guard= and signer= in one call"
+    )
+    protected.config.broker_config.ack_policy = AckPolicy.MANUAL
+    protected.add_middleware(partial(Middleware, protection=protection))
+    protected.__class__ = _protected(type(protected))
+    protected._mqauth = protection
     return broker
 
 
@@ -93,18 +94,21 @@ def _protected(kind: Any) -> type:
             return _marked(super().publishers)
 
         def subscriber(self, *args: Any, **settings: Any) -> Any:
-            found = super().subscriber(*args, **settings)
-            require_manual(found)
-            found.start = partial(self._mqauth.start, found, found.start)
-            return found
+            subscriber = super().subscriber(*args, **settings)
+            require_manual(subscriber)
+            subscriber.start = partial(self._mqauth.start, subscriber, subscriber.start)
+            return subscriber
 
         def publisher(self, *args: Any, **settings: Any) -> Any:
-            found = super().publisher(*args, **settings)
-            self._mqauth.check_publisher(found)
-            return found
+            publisher = super().publisher(*args, **settings)
+            self._mqauth.check_publisher(publisher)
+            return publisher
 
         def include_router(self, router: Any, **settings: Any) -> None:
-            self._mqauth.check_router(router)
+            for subscriber in router.subscribers:
+                require_manual(subscriber)
+            for publisher in router.publishers:
+                self._mqauth.check_publisher(publisher)
             super().include_router(router, **settings)
 
         async def start(self) -> None:

@@ -11,11 +11,17 @@ from confluent_kafka import KafkaException, Message
 from faststream.confluent.publisher.usecase import BatchPublisher
 from faststream.confluent.subscriber.usecase import DefaultSubscriber
 
-from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, membership_of
-from mqauth.brokers.confluent.offsets import Offsets, OffsetsOnThread, bounds, left_out, reset_of
+from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, from_native, is_sendable, membership_of
+from mqauth.brokers.confluent.positions import (
+    Offsets,
+    OffsetsOnThread,
+    bounds,
+    left_out,
+    native,
+    places_of,
+    reset_of,
+)
 from mqauth.brokers.confluent.positions import Place as Partition
-from mqauth.brokers.confluent.positions import native, places_of
-from mqauth.brokers.confluent.translate import from_native, is_sendable
 from mqauth.delivery.start import Committed
 from mqauth.errors import MalformedMessage, Unavailable, require
 from mqauth.integrations import faststream_log
@@ -78,7 +84,10 @@ class ConfluentRecords(Records):
         self.held, self.generation = frozenset(), None
         if self._subscriber.consumer is not None:
             with suppress(*self.lost):
-                self.held, self.generation = await self.offsets().here(_state, self._subscriber.consumer.consumer)
+                client = self._subscriber.consumer.consumer
+                self.held, self.generation = await self.offsets().here(
+                    lambda: (places_of(client.assignment()), membership_of(client).generation)
+                )
 
     def offsets(self) -> SubscriberOffsets:
         """Return the calls that say and move where the group stands."""
@@ -87,8 +96,8 @@ class ConfluentRecords(Records):
     async def left_out(self, place: Any, expected: int, offset: int | None) -> int | None:
         """Return the first offset that is left, where the client has left ``expected`` out."""
         offsets = self.offsets()
-        found: int | None = await offsets.here(left_out, offsets.client, place, expected, offset)
-        return found
+        first: int | None = await offsets.here(left_out, offsets.client, place, expected, offset)
+        return first
 
     async def seek(self, place: Any, offset: int) -> bool:
         """Have a partition read from an offset next."""
@@ -132,10 +141,6 @@ class Building:
         if reset_of(consumer.config) == "latest":
             consumer._on_assign = Ends(consumer._on_assign)
         return consumer
-
-
-def _state(client: Any) -> tuple[Set[Any], object]:
-    return places_of(client.assignment()), membership_of(client).generation
 
 
 class SubscriberOffsets(OffsetsOnThread):
@@ -211,5 +216,5 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers:
 
 def is_out_of_reach(error: BaseException) -> bool:
     """Return whether a publish failed since the broker, or the signing key, is out of reach."""
-    found = isinstance(error, KafkaException) and error_of(error).code() in COMES_AGAIN
-    return found or isinstance(error, Unavailable)
+    passes = isinstance(error, KafkaException) and error_of(error).code() in COMES_AGAIN
+    return passes or isinstance(error, Unavailable)

@@ -86,13 +86,13 @@ class Records:
 
     def message(self, native: Any, /) -> Message:
         """Return a record as a message; one that is read again after it was given back is known."""
-        found, place = self.record(native), self.place(native)
-        if self.is_tested and found.key == b"":
-            found = replace(found, key=None)
+        message, place = self.record(native), self.place(native)
+        if self.is_tested and message.key == b"":
+            message = replace(message, key=None)
         if place in self._again:
             self._again.discard(place)
-            found = replace(found, origin=replace(found.origin, redelivered=True))
-        return found
+            message = replace(message, origin=replace(message.origin, redelivered=True))
+        return message
 
     def tag(self, native: Any, /) -> int:
         """Return its offset."""
@@ -155,7 +155,7 @@ class LogProcessor(Processor):
         check_log(guard)
         super().__init__(calls, guard, *rest, **settings)
         self._records = calls
-        self.positions = calls.positions = Positions(calls, guard.clock)  # type: ignore[arg-type]
+        self.positions = calls.positions = Positions(calls, guard.clock)
 
     async def process(self, native: Any, *rest: Any) -> Outcome | None:
         """Carry a record to its end; return ``None`` for one that is no longer ours, or comes again.

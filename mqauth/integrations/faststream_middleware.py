@@ -27,8 +27,15 @@ from mqauth.brokers.event_loop import was_cancelled
 from mqauth.brokers.queue.processor import Processor
 from mqauth.errors import ConfigurationError, MqauthError, RejectNow, StaleDelivery, require
 from mqauth.flow import arun
-from mqauth.integrations.faststream_acks import ours, raise_for, require_manual, take_over
-from mqauth.integrations.faststream_unverified import check_handlers, kinds_of, passing
+from mqauth.integrations.faststream_unverified import (
+    check_handlers,
+    kinds_of,
+    ours,
+    passing,
+    raise_for,
+    require_manual,
+    take_over,
+)
 from mqauth.integrations.late_letters import LateLetters, Letters
 from mqauth.integrations.turn import Turn, handle, handle_unverified
 from mqauth.judging.pipeline import Outcome, Pipeline
@@ -62,10 +69,10 @@ class NotHandledError(MqauthError, IgnoredException):
     code = "not_handled"
 
     def __init__(self, outcome: Outcome | None) -> None:
-        found = None if outcome is None else outcome.reason or outcome.cause
+        why = None if outcome is None else outcome.reason or outcome.cause
         super().__init__("the message is no longer ours" if outcome is None else outcome.verdict.value)
         self.outcome = outcome
-        self._why = "" if found is None else f": {found.value}"
+        self._why = "" if why is None else f": {why.value}"
 
     def __str__(self) -> str:
         return f"not handled: {self.args[0]}{self._why}"
@@ -101,10 +108,29 @@ class Protection:
         Raises:
             ConfigurationError: the subscriber cannot be protected.
         """
-        found = self._processors.get(subscriber)
-        if found is None:
-            found = self._processors[subscriber] = self._new_processor(subscriber)
-        return found
+        if subscriber in self._processors:
+            return self._processors[subscriber]
+        if self._guard is None:
+            raise ConfigurationError("subscribers need guard=")
+        # without a handler, get_one and iteration would give messages to code that settles nothing
+        require(
+            subscriber is not None and len(subscriber.calls),
+            "get_one and iteration are not protected: use a subscriber with a handler",
+        )
+        require_manual(subscriber)
+        check_handlers(subscriber)
+        calls, settings = self.leaf.deliveries(subscriber)
+        processor: Processor = self.leaf.PROCESSOR(
+            calls,
+            self._guard,
+            handle,
+            dead_letters=self.letters,
+            gives_back=True,
+            unverified=dict.fromkeys(kinds_of(subscriber), handle_unverified) or None,
+            **settings,
+        )
+        self._processors[subscriber] = processor
+        return processor
 
     async def check(self, broker: Any) -> None:
         """Refuse a broker whose subscribers or publishers cannot be protected.
@@ -120,17 +146,6 @@ class Protection:
             await arun(starting(self._guard))
         require(self._signer or not broker.publishers, "publishers need signer=")
 
-    def check_router(self, router: Any) -> None:
-        """Refuse a router whose subscribers' messages FastStream settles, or that has a publisher of batches.
-
-        Raises:
-            ConfigurationError: it is such a one.
-        """
-        for subscriber in router.subscribers:
-            require_manual(subscriber)
-        for publisher in router.publishers:
-            self.check_publisher(publisher)
-
     def check_publisher(self, publisher: Any) -> None:
         """Refuse a publisher of batches.
 
@@ -142,17 +157,20 @@ class Protection:
 
     async def tell(self, *, last: bool = False) -> None:
         """Tell what a rollout has to tell: as a broker starts, each minute after it, and ``last`` as it stops."""
+        guard = self._guard
         if self._telling is not None:
             self._telling.cancel()
-        if self._guard is not None:
-            await arun(self._guard.tick(last))
-            if self._guard.observing is not None and not last:
-                self._telling = asyncio.create_task(self._tell_on(self._guard))
+        if guard is None:
+            return
 
-    async def _tell_on(self, guard: Pipeline) -> None:
-        while True:
-            await asyncio.sleep(MINUTE)
-            await arun(guard.tick())
+        async def tell_on() -> None:
+            while True:
+                await asyncio.sleep(MINUTE)
+                await arun(guard.tick())
+
+        await arun(guard.tick(last))
+        if guard.observing is not None and not last:
+            self._telling = asyncio.create_task(tell_on())
 
     async def start(self, subscriber: Any, start: Callable[[], Any]) -> None:
         """Start a subscriber, which may have been declared after its broker started.
@@ -197,22 +215,6 @@ class Protection:
             emit("consumer.failed", "the subscriber stops: %s", error)
             raise StopConsume from error
 
-    def _new_processor(self, subscriber: Any) -> Processor:
-        if self._guard is None:
-            raise ConfigurationError("subscribers need guard=")
-        # without a handler, get_one and iteration would give messages to code that settles nothing
-        require(
-            subscriber is not None and len(subscriber.calls),
-            "get_one and iteration are not protected: use a subscriber with a handler",
-        )
-        require_manual(subscriber)
-        check_handlers(subscriber)
-        calls, settings = self.leaf.deliveries(subscriber)
-        return self.leaf.PROCESSOR(  # type: ignore[no-any-return]
-            calls, self._guard, handle, dead_letters=self.letters, on_failure=_give_back,
-            unverified=dict.fromkeys(kinds_of(subscriber), handle_unverified) or None, **settings,
-        )  # fmt: skip
-
     async def publish(self, call_next: Callable[[Any], Any], command: Any) -> Any:
         """Sign what a command publishes, have it published, and verify the answer of a request.
 
@@ -238,13 +240,13 @@ class Protection:
         # the test broker makes its answers itself: nobody published them, and so nobody signed them
         answers = asks and type(send.__self__).__module__ not in TESTING
         await leaf.seal(self._broker, command, send, self._signer, answers=answers)
-        found = await call_next(command)
+        returned = await call_next(command)
         if answers:
-            await self.verify(found, self._guard, command.timeout)
+            await self.verify(returned, self._guard, command.timeout)
         elif not asks:
-            leaf.check(command, found)
-        _ANSWER.set(found if asks else LEAVES)
-        return found
+            leaf.check(command, returned)
+        _ANSWER.set(returned if asks else LEAVES)
+        return returned
 
     async def verify(self, answer: Any, guard: Any, seconds: float | None) -> None:
         """Judge and settle the answer of a request, in so many seconds.
@@ -254,9 +256,7 @@ class Protection:
             TimeoutError: it could not be decided in time.
         """
         accepted: list[Verified] = []
-        calls = Processor(
-            self.leaf.ANSWERS, guard, accepted.append, dead_letters=self.letters, on_failure=_give_back
-        )
+        calls = Processor(self.leaf.ANSWERS, guard, accepted.append, dead_letters=self.letters, gives_back=True)
         async with asyncio.timeout(seconds):
             outcome = await calls.process(answer)
         if not accepted:
@@ -290,7 +290,11 @@ class Middleware(BaseMiddleware):
         """
         subscriber = self.context.get_local("handler_")
         # an answer was verified where it was awaited
-        if self.msg is _ANSWER.get() or _is_of_test_broker(subscriber):
+        if self.msg is _ANSWER.get():
+            return
+        # FastStream's ``TestBroker`` made a subscriber, to see what a publisher publishes
+        calls = [unwrap(call.handler._original_call) for call in getattr(subscriber, "calls", ())]
+        if calls and all(call.__module__ in TESTING for call in calls):
             return
         processor = self._protection.processor(subscriber)
         await self._protection.prove(self.msg)
@@ -311,12 +315,16 @@ class Middleware(BaseMiddleware):
             # a middleware before ours calls again what has failed for good
             if self._turn.is_over:
                 raise _not_handled(self._turn)
-            self._let_answer(msg)
+            # Answered only where somebody who is known has asked for that.
+            if isinstance(self._message, Unverified):
+                msg.reply_to = ""
+            else:
+                self._protection.leaf.only_signed(msg, self._message)
             take_over(msg)
             try:
-                found = await call_next(msg)
+                result = await call_next(msg)
                 raise_for(msg.committed)
-                return found
+                return result
             except (Exception, asyncio.CancelledError) as error:
                 if isinstance(error, (*_DONE, *_STOPS)) or was_cancelled():
                     raise
@@ -336,7 +344,10 @@ class Middleware(BaseMiddleware):
         with self._scope:
             if turn is None or turn.is_over:
                 return False
-            if self._gives_back(exc_val):
+            # only a publish meets a broker: a file that a parser does not find is an OSError, too
+            published = exc_val is not None and self._reached is not None
+            stops = exc_val is not None and (not isinstance(exc_val, Exception) or isinstance(exc_val, _STOPS))
+            if stops or (published and self._reached.is_out_of_reach(exc_val)):
                 await turn.give_back()
                 return False
             # FastStream cannot be asked to parse, or to publish a result, once more
@@ -355,20 +366,6 @@ class Middleware(BaseMiddleware):
         self._reached = _leaf(cmd)
         return await self._protection.publish(call_next, cmd)
 
-    def _let_answer(self, msg: Any) -> None:
-        """Have a message answered only where somebody who is known has asked for that."""
-        if isinstance(self._message, Unverified):
-            msg.reply_to = ""
-        else:
-            self._protection.leaf.only_signed(msg, self._message)
-
-    def _gives_back(self, error: BaseException | None) -> bool:
-        if error is None:
-            return False
-        stops = not isinstance(error, Exception) or isinstance(error, _STOPS)
-        # only a publish meets a broker: a file that a parser does not find is an OSError, too
-        return stops or (self._reached is not None and self._reached.is_out_of_reach(error))
-
 
 def _leaf(broker: Any) -> Any:
     for kind in type(broker).__mro__:
@@ -376,12 +373,6 @@ def _leaf(broker: Any) -> Any:
             if kind.__module__.startswith(f"{package}."):
                 return import_module(leaf)
     raise ConfigurationError("protect takes FastStream's RabbitBroker, KafkaBroker or Confluent's KafkaBroker")
-
-
-def _is_of_test_broker(subscriber: Any) -> bool:
-    """Return whether FastStream's ``TestBroker`` made a subscriber, to see what a publisher publishes."""
-    calls = [unwrap(call.handler._original_call) for call in getattr(subscriber, "calls", ())]
-    return bool(calls) and all(call.__module__ in TESTING for call in calls)
 
 
 def _not_handled(turn: Turn) -> Exception:
@@ -392,7 +383,3 @@ def _not_handled(turn: Turn) -> Exception:
         stop = StopConsume()
         stop.__cause__ = error
         return stop
-
-
-async def _give_back(_error: BaseException) -> None:
-    """Do nothing: the subscriber stops once its message was given back."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import ChainMap
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from mqauth.brokers.log.starting import OffsetCalls, beginning
+from mqauth.brokers.log.starting import beginning
 from mqauth.clock import Clock
 from mqauth.delivery.assignment import COMMIT_RETRY, RENEWAL
 from mqauth.delivery.start import Committed
@@ -25,42 +25,6 @@ WATCH: Final = 0.1
 """Seconds between two looks at the assignment."""
 LOOK: Final = 1.0
 """Seconds between two looks at where the client stands."""
-
-
-class SubscriberClient(Protocol):
-    """The calls of a subscriber's client (``Records``); partitions are named as ``OffsetCalls`` names them."""
-
-    lost: tuple[type[Exception], ...]
-    """What it raises where a partition is gone, the broker out of reach, or the consumer stopped."""
-
-    @property
-    def held(self) -> Set[Any]:
-        """What was assigned to it at the last look; nothing while it has not started, or has stopped."""
-
-    @property
-    def generation(self) -> object:
-        """What changes with each rebalance."""
-
-    async def look(self) -> None:
-        """See what is assigned to it."""
-
-    def offsets(self) -> OffsetCalls:
-        """Return the calls that say and move where its group stands; no commit is made after a rebalance."""
-
-    async def left_out(self, place: Any, expected: int, offset: int | None) -> int | None:
-        """Return the first offset that is left, where the client has left ``expected`` out; else ``None``.
-
-        Args:
-            place: the partition.
-            expected: the offset that is to be read next.
-            offset: of the record that came; ``None`` where none comes.
-        """
-
-    async def seek(self, place: Any, offset: int) -> bool:
-        """Have a partition read from an offset next."""
-
-    async def end(self) -> None:
-        """Stop the subscriber."""
 
 
 @dataclass(slots=True)
@@ -84,14 +48,14 @@ class Positions:
     """Begins the partitions of one subscriber, commits for it, and sees that none is read from the end.
 
     Args:
-        client: calls of its client.
+        client: calls of its client (``Records``).
         clock: tells the time.
 
     Attributes:
         running: how many of its records are being handled.
     """
 
-    def __init__(self, client: SubscriberClient, clock: Clock) -> None:
+    def __init__(self, client: Any, clock: Clock) -> None:
         self._client = client
         self._clock = clock
         self._places: dict[Any, Position] = {}
@@ -152,7 +116,7 @@ class Positions:
             # After a rebalance others may have had any of them.
             if generation != self._generation:
                 self._places, self._early, self._generation = {}, {}, generation
-            self._places = {place: found for place, found in self._places.items() if place in held}
+            self._places = {place: position for place, position in self._places.items() if place in held}
             new = held - self._places.keys()
             if not new or self._clock.monotonic() < self._begins_at:
                 return
@@ -202,23 +166,20 @@ class Positions:
         while True:
             try:
                 await self.begin()
-                await self._renew()
+                # Everything is committed again: offsets expire at the broker.
+                if (now := self._clock.monotonic()) - self._renewed_at >= RENEWAL:
+                    async with self._lock:
+                        offsets = {place: position.commit for place, position in self._places.items()}
+                        if not offsets or await self._commit(offsets):
+                            self._renewed_at = now
                 await self._look()
             except MqauthError as error:
                 emit("consumer.failed", "the subscriber stops: %s", error)
-                return await self._client.end()
+                await self._client.end()
+                return
             except self._client.lost as error:
                 emit("client.poll_failed", "looking at partitions failed with %s", type(error).__name__)
             await asyncio.sleep(WATCH)
-
-    async def _renew(self) -> None:
-        """Commit everything again: offsets expire at the broker."""
-        now = self._clock.monotonic()
-        if now - self._renewed_at >= RENEWAL:
-            async with self._lock:
-                offsets = {place: position.commit for place, position in self._places.items()}
-                if not offsets or await self._commit(offsets):
-                    self._renewed_at = now
 
     async def _look(self) -> None:
         """See whether the client has gone to the end of a partition that brings nothing."""
@@ -239,14 +200,18 @@ class Positions:
             return False
         emit(
             "client.offset_out_of_range",
-            "offset %d of %s-%d is out of range, its records are lost; it goes on at %d", expected, *place, first,
-            partition=place[1], offset=first,
-        )  # fmt: skip
+            "offset %d of %s-%d is out of range, its records are lost; it goes on at %d",
+            expected,
+            *place,
+            first,
+            partition=place[1],
+            offset=first,
+        )
         position.expected = first
         if first == offset:
             return False
         position.sought = offset is None
-        return await self._client.seek(place, first)
+        return bool(await self._client.seek(place, first))
 
     async def _commit(self, offsets: Mapping[Any, Committed]) -> bool:
         try:

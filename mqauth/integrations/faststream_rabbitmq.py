@@ -14,11 +14,9 @@ from mqauth.brokers.amqp_messages import DIRECT_REPLY
 from mqauth.brokers.amqp_topology import stream_refused
 from mqauth.brokers.event_loop import signed
 from mqauth.brokers.queue.processor import Processor
-from mqauth.brokers.rabbitmq.channel import is_stale
-from mqauth.brokers.rabbitmq.consumer import limit_of
-from mqauth.brokers.rabbitmq.interceptor import proved
+from mqauth.brokers.rabbitmq.channel import is_stale, proved
+from mqauth.brokers.rabbitmq.consumer import Deliveries, limit_of
 from mqauth.brokers.rabbitmq.producer import OUT_OF_REACH, Producer, UnroutableError
-from mqauth.brokers.rabbitmq.queue import Deliveries
 from mqauth.judging.token import Times
 from mqauth.signer import Signer
 
@@ -100,14 +98,14 @@ def only_signed(_message: object, _verified: object) -> None:
     """Do nothing: reply-to is a property, which the token covers."""
 
 
-def check(command: Any, found: object) -> None:
+def check(command: Any, returned: object) -> None:
     """Check what a publish returned.
 
     Raises:
         UnroutableError: no queue takes the message; FastStream would return it as if it were confirmed.
     """
     # RabbitMQ returns a mandatory direct reply although it delivers it (manual, Direct Reply-to)
-    if isinstance(found, DeliveredMessage) and not command.destination.startswith(DIRECT_REPLY):
+    if isinstance(returned, DeliveredMessage) and not command.destination.startswith(DIRECT_REPLY):
         raise UnroutableError(command.exchange.name, command.destination)
 
 

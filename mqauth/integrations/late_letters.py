@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from mqauth.brokers.dead_letters import look
+from mqauth.brokers.event_loop import letters_on_thread
 from mqauth.errors import require
-from mqauth.flow import arun, is_async, settled
+from mqauth.flow import arun, settled
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 
 Letters: TypeAlias = DeadLetterSink | Callable[[], Any]
@@ -42,27 +42,15 @@ class LateLetters:
         require(
             not transactional, "FastStream commits its offsets itself: transactional dead letters cannot be used"
         )
-        self._sink = sink
+        self._sink = None if sink is None else letters_on_thread(sink)
         await arun(look(self))
 
-    async def ready(self) -> Any:
-        """Return the sink, made now if need be."""
+    async def publish(self, letter: DeadLetter, /) -> None:
+        """Publish a letter; return once the broker has confirmed it; the sink is made now if need be."""
         if self._sink is None:
             await self.start()
-        return self._sink
-
-    async def publish(self, letter: DeadLetter, /) -> None:
-        """Publish a letter; return once the broker has confirmed it."""
-        await self._call("publish", letter)
+        await self._sink.publish(letter)
 
     async def exists(self) -> Any:
-        """Return whether the broker has the queue or topic, as far as it tells.
-
-        Raises:
-            AttributeError: the sink cannot be asked.
-        """
-        return await self._call("exists")
-
-    async def _call(self, name: str, *given: Any) -> Any:
-        call = getattr(await self.ready(), name)
-        return await settled(call(*given) if is_async(call) else await asyncio.to_thread(call, *given))
+        """Return whether the broker has the queue or topic, as far as it tells."""
+        return await self._sink.exists()

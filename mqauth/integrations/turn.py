@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, copy_context
-from typing import Any, Final
+from typing import Final
 
 from mqauth.judging.pipeline import Outcome
 from mqauth.judging.unverified import Unverified
@@ -49,7 +49,11 @@ class Turn:
         self._answers: asyncio.Queue[BaseException | None] = asyncio.Queue()
         context = copy_context()
         context.run(_TURN.set, self)
-        self._task = asyncio.create_task(_outcome(carry), context=context)
+
+        async def process() -> Outcome | None:
+            return await carry()
+
+        self._task = asyncio.create_task(process(), context=context)
         self._task.add_done_callback(lambda _: self._asked.put_nowait(None))
 
     @property
@@ -95,8 +99,3 @@ class Turn:
             Exception: what ended the pipeline.
         """
         return None if self._task.cancelled() else self._task.result()
-
-
-async def _outcome(carry: Callable[[], Awaitable[Any]]) -> Outcome | None:
-    found: Outcome | None = await carry()
-    return found

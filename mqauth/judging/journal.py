@@ -29,7 +29,8 @@ AGAIN: Final = 300.0
 """Seconds after which a deferral that lasts is logged again."""
 _NAMED: Final = 5
 _DONE: Final = logging.getLogger(EVENTS["message.accepted"][0])
-_ONE_MESSAGE: Final = frozenset((Cause.CLAIM_HELD, Cause.HANDLER_DEFERRED, Cause.APPEND_TIME_UNAVAILABLE))
+ONE_MESSAGE: Final = frozenset((Cause.CLAIM_HELD, Cause.HANDLER_DEFERRED, Cause.APPEND_TIME_UNAVAILABLE))
+"""Causes that concern one message: others need not wait for it."""
 
 
 @dataclass(slots=True)
@@ -86,9 +87,15 @@ class Journal:
         kind = error_fields(error, messages=False)["exception_type"]
         if self.rate.admits("handler.retried", (kind, facts["destination"]), _ids(delivery)):
             emit(
-                "handler.retried", "%s: attempt %d of the handler failed with %s, and is made again",
-                _place(facts), delivery.attempts, kind, attempt=delivery.attempts, exception_type=kind, **facts,
-            )  # fmt: skip
+                "handler.retried",
+                "%s: attempt %d of the handler failed with %s, and is made again",
+                _place(facts),
+                delivery.attempts,
+                kind,
+                attempt=delivery.attempts,
+                exception_type=kind,
+                **facts,
+            )
 
     def failed(self, delivery: Delivery, error: Exception) -> None:
         """Reject a delivery as ``handler_failed`` after the last attempt of its handler, and log the traceback.
@@ -105,18 +112,25 @@ class Journal:
         delivery.error = error_id(error)
         place = place_of(error)
         at = f" in {harmless(place)}" if place else ""
-        said = f"{type(error).__name__}{at}, attempt {delivery.attempts + 1}, error {delivery.error}"
+        sentence = f"{type(error).__name__}{at}, attempt {delivery.attempts + 1}, error {delivery.error}"
         facts, ids = self._facts(delivery), _ids(delivery)
         if self.rate.admits("handler.failed", (delivery.error, facts["destination"]), ids):
             scope = self._scope_of(delivery.message)
             letter = letter_id(delivery.message, scope, digest=delivery.content_digest())
             emit(
-                "handler.failed", "%s: the handler failed: %s", _place(facts), said, error=error,
-                messages=self._messages, attempts=delivery.attempts + 1,
-                error_id=delivery.error, dead_letter=letter, audit=delivery.record_id,
+                "handler.failed",
+                "%s: the handler failed: %s",
+                _place(facts),
+                sentence,
+                error=error,
+                messages=self._messages,
+                attempts=delivery.attempts + 1,
+                error_id=delivery.error,
+                dead_letter=letter,
+                audit=delivery.record_id,
                 **facts | ids,
-            )  # fmt: skip
-        detail = error.detail if isinstance(error, RejectNow) else said
+            )
+        detail = error.detail if isinstance(error, RejectNow) else sentence
         delivery.reject(Rejection(Reason.HANDLER_FAILED, detail), Step.RELEASE)
 
     def ended(self, delivery: Delivery) -> None:
@@ -127,9 +141,14 @@ class Journal:
                 wait = self._waits.pop(kind, None)
             if wait is not None and self.rate.admits("message.resumed", kind, {}):
                 emit(
-                    "message.resumed", "goes on after %s%s, %d s", kind[0], f" of {kind[1]}" if kind[1] else "",
-                    self._clock.now() - wait.since, cause=kind[0], since=wait.since,
-                )  # fmt: skip
+                    "message.resumed",
+                    "goes on after %s%s, %d s",
+                    kind[0],
+                    f" of {kind[1]}" if kind[1] else "",
+                    self._clock.now() - wait.since,
+                    cause=kind[0],
+                    since=wait.since,
+                )
         rejection = delivery.rejection
         failed = rejection is not None and rejection.reason is Reason.HANDLER_FAILED
         # The line of a handler that raised is there already, with its traceback.
@@ -138,12 +157,20 @@ class Journal:
             event = "handler.failed" if failed else "message.rejected"
             if self.rate.admits(event, (rejection.reason.value, facts["destination"]), ids):
                 emit(
-                    event, "%s: rejected, %s: %s", _place(facts), rejection.reason.value,
+                    event,
+                    "%s: rejected, %s: %s",
+                    _place(facts),
+                    rejection.reason.value,
                     harmless(rejection.sentence(), 1024),
-                    reason=rejection.reason.value, detail=harmless(rejection.detail), found=dict(rejection.found),
-                    expected=dict(rejection.expected), verified=rejection.reason in SIGNED_REASONS,
-                    dead_letter=delivery.letter, audit=delivery.record_id, **facts | ids,
-                )  # fmt: skip
+                    reason=rejection.reason.value,
+                    detail=harmless(rejection.detail),
+                    found=dict(rejection.found),
+                    expected=dict(rejection.expected),
+                    verified=rejection.reason in SIGNED_REASONS,
+                    dead_letter=delivery.letter,
+                    audit=delivery.record_id,
+                    **facts | ids,
+                )
         elif rejection is None and _DONE.isEnabledFor(logging.DEBUG):
             event = "message.duplicate" if delivery.verdict is Verdict.DUPLICATE else "message.accepted"
             facts = self._facts(delivery)
@@ -156,19 +183,21 @@ class Journal:
         It is logged when deliveries begin to wait for that, and every five minutes while it lasts.
         """
         plugin: object = {
-            Cause.REPLAY_STORE_UNAVAILABLE: self._replay, Cause.AUDIT_UNAVAILABLE: self._audit,
-            Cause.POLICY_UNAVAILABLE: self._policy, Cause.DEAD_LETTER_UNAVAILABLE: dead_letters,
-        }.get(error.cause)  # fmt: skip
+            Cause.REPLAY_STORE_UNAVAILABLE: self._replay,
+            Cause.AUDIT_UNAVAILABLE: self._audit,
+            Cause.POLICY_UNAVAILABLE: self._policy,
+            Cause.DEAD_LETTER_UNAVAILABLE: dead_letters,
+        }.get(error.cause)
         if error.party is not None and error.party in self._verifier.issuers:
             plugin = self._verifier.issuers[error.party].keys
         what, detail = _named(plugin) or "", error.detail
         if what not in detail:
             detail = f"{detail} ({what})" if detail else what
         if delivery.rejection is not None:
-            said = harmless(delivery.rejection.sentence(), 1024)
-            detail = f"{detail}; its verdict is {delivery.rejection.reason.value}: {said}"
+            sentence = harmless(delivery.rejection.sentence(), 1024)
+            detail = f"{detail}; its verdict is {delivery.rejection.reason.value}: {sentence}"
         error = Unavailable(error.cause, detail, error.party)
-        whose = delivery.message.destination if error.cause in _ONE_MESSAGE else error.party or ""
+        whose = delivery.message.destination if error.cause in ONE_MESSAGE else error.party or ""
         delivery.waits = kind = (error.cause.value, harmless(whose))
         now = self._clock.monotonic()
         with self._lock:
@@ -179,10 +208,18 @@ class Journal:
         if not silent and self.rate.admits("message.deferred", kind, {}):
             facts, detail, rejection = self._facts(delivery), harmless(error.detail, 2048), delivery.rejection
             emit(
-                "message.deferred", "%s: waits, %s: %s", _place(facts), error.cause.value, detail,
-                cause=error.cause.value, detail=detail, since=self._clock.now() if wait is None else wait.since,
-                reason=None if rejection is None else rejection.reason.value, party=error.party, **facts,
-            )  # fmt: skip
+                "message.deferred",
+                "%s: waits, %s: %s",
+                _place(facts),
+                error.cause.value,
+                detail,
+                cause=error.cause.value,
+                detail=detail,
+                since=self._clock.now() if wait is None else wait.since,
+                reason=None if rejection is None else rejection.reason.value,
+                party=error.party,
+                **facts,
+            )
         if wait is not None and not silent:
             wait.said = now
         return delivery.defer(error)
@@ -190,12 +227,13 @@ class Journal:
     def _facts(self, delivery: Delivery) -> dict[str, Any]:
         """Return on whose behalf a message is handled, and where the broker had it."""
         message, origin = delivery.message, delivery.message.origin
-        found: dict[str, Any] = {
-            "scope": harmless(self._scope_of(message)), "destination": harmless(message.destination),
-        }  # fmt: skip
+        facts: dict[str, Any] = {
+            "scope": harmless(self._scope_of(message)),
+            "destination": harmless(message.destination),
+        }
         if origin.offset is not None:
-            return found | {"partition": origin.partition, "offset": origin.offset}
-        return found if origin.queue is None else found | {"queue": harmless(origin.queue)}
+            return facts | {"partition": origin.partition, "offset": origin.offset}
+        return facts if origin.queue is None else facts | {"queue": harmless(origin.queue)}
 
     def started(self, source: str, scope: str, dead_letters: str, rollout: Rollout | None = None) -> None:
         """Log what a consumer trusts, and what it refuses.
@@ -207,9 +245,13 @@ class Journal:
             rollout: where messages may be unverified; ``None`` for nowhere.
         """
         facts: dict[str, Any] = self._verifier.trusts() | {
-            "source": source, "scope": scope, "rules": rules_of(self._policy), "dead_letters": dead_letters,
-            "audit": where(self._audit), "store": where(self._replay),
-        }  # fmt: skip
+            "source": source,
+            "scope": scope,
+            "rules": rules_of(self._policy),
+            "dead_letters": dead_letters,
+            "audit": where(self._audit),
+            "store": where(self._replay),
+        }
         but = f", but gives what is not proven at {destinations_of(rollout)} to unverified=" if rollout else ""
         self._began = self._clock.monotonic()
         emit(
@@ -219,8 +261,9 @@ class Journal:
             " not signed are %(unsigned_headers)s; dead letters to %(dead_letters)s; audit in %(audit)s; replay"
             " store %(store)s",
             {name: harmless(value, 1024) for name, value in (facts | {"but": but}).items()},
-            version=__version__, **facts,
-        )  # fmt: skip
+            version=__version__,
+            **facts,
+        )
 
         times = self._verifier.times
         domains = [issuer for issuer in self._verifier.issuers.values() if isinstance(issuer, TrustDomain)]
@@ -231,9 +274,11 @@ class Journal:
                 "consumer.backlog_expires",
                 "a message that waits for more than %d s is rejected for its age: a longer stop of this consumer"
                 ' condemns its backlog; set at = "append" with max_queue_age, or max_lifetime and the lifetime of'
-                ' producers to a day, or backlog = "expires" if it is meant', waits,
-                scope=harmless(scope), seconds=waits,
-            )  # fmt: skip
+                ' producers to a day, or backlog = "expires" if it is meant',
+                waits,
+                scope=harmless(scope),
+                seconds=waits,
+            )
         for alias in self._verifier.aliases.values():
             signed_for = ", ".join(alias.signed_for)
             emit("rollout.alias", "%s: messages signed for %s are accepted there", alias.at, signed_for)
@@ -242,11 +287,17 @@ class Journal:
         """Log what became of a consumer's deliveries, a data class of numbers, and what the log has left out."""
         self.rate.tick(all_of_them=True)
         seconds = round(self._clock.monotonic() - self._began, 3)
-        said = ", ".join(f"{number} {name}" for name, number in asdict(counts).items())
+        numbers = ", ".join(f"{number} {name}" for name, number in asdict(counts).items())
         emit(
-            "consumer.stopped", "%s: stopped after %.0f s: %s", harmless(scope), seconds, said,
-            scope=harmless(scope), seconds=seconds, **asdict(counts),
-        )  # fmt: skip
+            "consumer.stopped",
+            "%s: stopped after %.0f s: %s",
+            harmless(scope),
+            seconds,
+            numbers,
+            scope=harmless(scope),
+            seconds=seconds,
+            **asdict(counts),
+        )
 
 
 def where(plugin: object) -> str:
@@ -255,8 +306,8 @@ def where(plugin: object) -> str:
 
 
 def _named(plugin: object) -> str | None:
-    found = getattr(plugin, "where", None) or getattr(plugin, "name", None)
-    return found if isinstance(found, str) else None
+    name = getattr(plugin, "where", None) or getattr(plugin, "name", None)
+    return name if isinstance(name, str) else None
 
 
 def rules_of(policy: Policy) -> str:

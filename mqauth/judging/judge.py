@@ -59,7 +59,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 
 from mqauth.clock import Clock, Randomness
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
-from mqauth.flow import OUR_FAULT, ColourError, Flow, answered, asked, at_once
+from mqauth.flow import OUR_FAULT, ColourError, Flow, answered, at_once, call
 from mqauth.judging.delivery import Delivery, Step
 from mqauth.judging.key_lookup import known, looked_up
 from mqauth.judging.ladder import Ladder, would_be
@@ -334,7 +334,7 @@ class Judge:
 
     def _asked(self, delivery: Delivery, claim: ClaimRequest) -> Flow[Any]:
         """Return what the store says of a claim; below ``enforce`` it is asked with little patience."""
-        asking, ladder = asked(_STORE, self._replay.claim, claim), self._below(delivery)
+        asking, ladder = call(self._replay.claim, claim, cause=_STORE), self._below(delivery)
         return (yield from asking if ladder is None else ladder.store.watch(asking))
 
     def _claimed(self, delivery: Delivery, claim: ClaimRequest, status: ClaimStatus) -> ClaimStatus:

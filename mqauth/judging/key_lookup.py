@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from mqauth.errors import Cause, Rejection, Unavailable
-from mqauth.flow import OUR_FAULT, Flow, answered, call, guarded
+from mqauth.flow import OUR_FAULT, Flow, answered, call
 from mqauth.wire.keys import KeySet, KeySource
 
 _KEYS: Final = Cause.KEYS_UNAVAILABLE
@@ -26,9 +26,11 @@ def looked_up(source: KeySource, kid: str, received: float, party: str) -> Flow[
     Raises:
         Unavailable: the source is out of reach. The error names the party, for messages of others need not wait.
     """
-    refreshed = call(source.refresh, kid, received, twin=getattr(source, "arefresh", None))
+    twin = getattr(source, "arefresh", None)
     try:
-        keys = yield from guarded(_KEYS, refreshed, passing=(*OUR_FAULT, Rejection))
+        keys = yield from call(
+            source.refresh, kid, received, twin=twin, cause=_KEYS, passing=(*OUR_FAULT, Rejection)
+        )
     except Unavailable as error:
         raise Unavailable(error.cause, error.detail, party) from error
     if not isinstance(keys, KeySet):

@@ -8,12 +8,11 @@ fails or is slow is not asked again for a while, and what ends a claim is never 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from inspect import unwrap
 from typing import Any
 
 from mqauth.clock import Clock
 from mqauth.errors import Cause, Reason, Rejection, Unavailable, require
-from mqauth.flow import Flow
+from mqauth.flow import Flow, unwrap
 from mqauth.judging.breaker import Breaker
 from mqauth.judging.delivery import Delivery, Step
 from mqauth.judging.observing import Observing

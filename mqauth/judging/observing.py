@@ -29,8 +29,6 @@ SOON: Final = 14
 """Days before the end from which on it is said each day."""
 PENDING: Final = 1000
 """Records that wait for the next minute at most."""
-UNWRITTEN: Final = 120
-"""Records of starts and minutes that are kept while audit is out of reach, at most."""
 DAY: Final = 86_400.0
 HOUR: Final = 3600.0
 
@@ -50,9 +48,17 @@ class Observing:
     """
 
     def __init__(
-        self, rollout: Rollout, audit: AuditSink | None, *, clock: Clock, randomness: Randomness, instance: str,
-        policy: Policy, verifier: Verifier, scope_of: Callable[[Message], str],
-    ) -> None:  # fmt: skip
+        self,
+        rollout: Rollout,
+        audit: AuditSink | None,
+        *,
+        clock: Clock,
+        randomness: Randomness,
+        instance: str,
+        policy: Policy,
+        verifier: Verifier,
+        scope_of: Callable[[Message], str],
+    ) -> None:
         self.rollout = rollout
         self.counts = Observed()
         self.sink: Any = audit
@@ -68,7 +74,8 @@ class Observing:
         self._scope_of = scope_of
         self._sees = hasattr(audit, "see")
         self._pending: deque[tuple[bool, AuditRecord]] = deque()
-        self._unwritten: deque[AuditRecord] = deque(maxlen=UNWRITTEN)
+        # Records of starts and minutes that are kept while audit is out of reach, at most.
+        self._unwritten: deque[AuditRecord] = deque(maxlen=120)
         self._told: dict[tuple[str, str], float] = {}
         self._scope = "default"
         self._due = float("-inf")
@@ -93,14 +100,20 @@ class Observing:
         if self.sink is not None and (shown or (self._sees and would.reason not in (None, Reason.TOKEN_MISSING))):
             if len(self._pending) < PENDING:
                 record = verdict_record(
-                    delivery, scope=self._scope, time=self._clock.now(), policy=self._policy.version,
+                    delivery,
+                    scope=self._scope,
+                    time=self._clock.now(),
+                    policy=self._policy.version,
                     instance=self._instance,
-                )  # fmt: skip
+                )
                 record = replace(
-                    record, id=uuid7(self._clock, self._randomness), verdict="would_reject", dead_letter=None,
+                    record,
+                    id=uuid7(self._clock, self._randomness),
+                    verdict="would_reject",
+                    dead_letter=None,
                     reason=None if would.reason is None else would.reason.value,
                     detail=would.detail if would.reason is not None else f"{would.code}: {would.detail}",
-                )  # fmt: skip
+                )
                 self._pending.append((shown, record))
             else:
                 self.counts.lose("records")
@@ -141,8 +154,11 @@ class Observing:
             for line in lines(self.rollout):
                 emit("rollout.unenforced", "%s", line)
             for each in named:
-                emit("rollout.without_evidence", "%(destination)s: dead-lettered without an append time, through "
-                     "%(through)s: %(why)s", each)  # fmt: skip
+                emit(
+                    "rollout.without_evidence",
+                    "%(destination)s: dead-lettered without an append time, through %(through)s: %(why)s",
+                    each,
+                )
         # Each day from two weeks before an end, and each hour after it.
         for place, until in ends(self.rollout):
             self._tell_end("rollout", place, until, now)
@@ -163,10 +179,22 @@ class Observing:
     def _write(self, verdict: str, facts: dict[str, Any], last: bool) -> Flow[None]:
         """Write what is to be told; where that fails it is kept for the next time."""
         record = AuditRecord(
-            id=uuid7(self._clock, self._randomness), time=self._clock.now(), verdict=verdict, reason=None,
-            detail=None, scope=self._scope, broker={}, token={}, body_sha256=None, body_size=None, key_set=None,
-            policy=self._policy.version, dead_letter=None, instance=self._instance, extra={verdict: facts},
-        )  # fmt: skip
+            id=uuid7(self._clock, self._randomness),
+            time=self._clock.now(),
+            verdict=verdict,
+            reason=None,
+            detail=None,
+            scope=self._scope,
+            broker={},
+            token={},
+            body_sha256=None,
+            body_size=None,
+            key_set=None,
+            policy=self._policy.version,
+            dead_letter=None,
+            instance=self._instance,
+            extra={verdict: facts},
+        )
         self._unwritten.append(record)
         while self.sink is not None and self._unwritten:
             if not (yield from self._attempt(self.sink.write, self._unwritten[0], last)):
@@ -205,17 +233,17 @@ def lines(rollout: Rollout) -> Iterator[str]:
             f"{', '.join(entry.destinations)}: {entry.rung.label} until {entry.until}, ask {entry.owner};"
             " forged messages reach handlers"
         )
-    for found in rollout.exemptions:
-        kinds = f" of the kinds {', '.join(sorted(found.kinds))}" if found.kinds else ""
-        yield f"{found.destination}: messages{kinds} may lack a token until {found.until}: {found.why}"
+    for exempt in rollout.exemptions:
+        kinds = f" of the kinds {', '.join(sorted(exempt.kinds))}" if exempt.kinds else ""
+        yield f"{exempt.destination}: messages{kinds} may lack a token until {exempt.until}: {exempt.why}"
 
 
 def ends(rollout: Rollout) -> Iterator[tuple[str, date]]:
     """Yield the destinations that are not enforced, and by which day each has to be."""
     for entry in rollout.below:
         yield ", ".join(entry.destinations), entry.until
-    for found in rollout.exemptions:
-        yield found.destination, found.until
+    for exempt in rollout.exemptions:
+        yield exempt.destination, exempt.until
 
 
 def days_left(until: date, now: float) -> int:
@@ -228,11 +256,14 @@ def group_of_message(message: Message, code: str, candidate: Candidate | None = 
     user = message.properties.get("user-id")
     claims = None if candidate is None else candidate.token.claims
     return Group(
-        code=code, destination=message.destination[:256], app=_cut(message.text_property("app-id")),
+        code=code,
+        destination=message.destination[:256],
+        app=_cut(message.text_property("app-id")),
         user=_cut(user if isinstance(user, str) else None),
         subject=None if claims is None else _cut(claims.sub),
-        kid=None if candidate is None else _cut(candidate.token.opened.kid), partition=message.origin.partition,
-    )  # fmt: skip
+        kid=None if candidate is None else _cut(candidate.token.opened.kid),
+        partition=message.origin.partition,
+    )
 
 
 def _cut(text: str | None) -> str | None:

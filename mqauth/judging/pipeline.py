@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import Cause, ConfigurationError, Unavailable, require
-from mqauth.flow import Attempts, Call, Flow, answered, asked, at_once, call, run, settling
+from mqauth.flow import Attempts, Call, Flow, answered, at_once, call, run, settling
 from mqauth.judging.delivery import Delivery, Outcome, Step, asked_fence, refuse_unjudged, verdict_record
 from mqauth.judging.details import explain
 from mqauth.judging.journal import Journal
@@ -117,25 +117,30 @@ class Pipeline:
         self.lease = lease
         self._randomness = randomness
         self.self_test = self_test
-        settings: dict[str, Any] = {
-            "verifier": verifier, "policy": policy, "replay": replay, "scope": scope, "reread": reread,
-            "lease": lease, "clock": clock, "randomness": randomness,
-        }  # fmt: skip
         self.instance = instance or base64url_encode(randomness(6)).decode("ascii")
         self.rollout = rollout or None
-        plugins: dict[str, Any] = {"verifier": verifier, "policy": policy, "replay": replay, "audit": audit}
-        self.journal = Journal(clock, randomness, self.scope_of, messages=exception_messages, **plugins)
+        plugins: dict[str, Any] = {"verifier": verifier, "policy": policy, "replay": replay}
+        self.journal = Journal(
+            clock, randomness, self.scope_of, audit=audit, messages=exception_messages, **plugins
+        )
         self.observing: Observing | None = None
         self._ladder: Ladder | None = None
         named = verifier.aliases or verifier.ends or verifier.times.without_evidence
         if self.rollout is not None or named:
             self.observing = Observing(
-                self.rollout or Rollout(), audit, clock=clock, randomness=randomness, instance=self.instance,
-                policy=policy, verifier=verifier, scope_of=self.scope_of,
-            )  # fmt: skip
+                self.rollout or Rollout(),
+                audit,
+                clock=clock,
+                randomness=randomness,
+                instance=self.instance,
+                policy=policy,
+                verifier=verifier,
+                scope_of=self.scope_of,
+            )
             if self.rollout is not None:
                 self._ladder = Ladder(self.rollout, self.observing, issuers=verifier.issuers, clock=clock)
-        self.verdicts = Judge(**settings, ladder=self._ladder)
+        times: dict[str, Any] = {"lease": lease, "clock": clock, "randomness": randomness}
+        self.verdicts = Judge(scope=scope, reread=reread, ladder=self._ladder, **plugins, **times)
         """Takes the steps of a verdict; for whoever makes the claims of many deliveries together."""
 
     def receive(self, message: Message) -> Delivery:
@@ -236,7 +241,7 @@ class Pipeline:
                 # before the store is asked: if its answer is lost the claim may be gone, and is made again
                 delivery.step, delivery.verdict, delivery.unverified = _JUDGE, Verdict.ACCEPTED, None
                 for claim in delivery.claims:
-                    yield from asked(_STORE, self.replay.release, claim)
+                    yield from call(self.replay.release, claim, cause=_STORE)
                 delivery.claim = delivery.release_claim = None
         except Unavailable as error:
             return delivery.defer(error)
@@ -261,7 +266,7 @@ class Pipeline:
         now = self.clock.now()
         for claim in delivery.claims:
             wish = replace(claim, renew=True, expires=max(claim.expires, now + self.lease))
-            if (yield from asked(_STORE, self.replay.claim, wish)) is not ClaimStatus.FRESH:
+            if (yield from call(self.replay.claim, wish, cause=_STORE)) is not ClaimStatus.FRESH:
                 return False
         delivery.renewed = now
         return True
@@ -321,7 +326,21 @@ class Pipeline:
                     yield from answered(_STORE, ended)
             delivery.step = _SETTLE if delivery.rejection is None and not self._record_all else _RECORD
         elif step is _RECORD:
-            yield from self._record(delivery)
+            # the audit record, durable, if the verdict is one to be recorded; the dead letter names it
+            explain(delivery, self.verifier, self.policy)
+            if delivery.rejection is not None or (self._record_all and self.audit is not None):
+                if self.audit is None:
+                    raise ConfigurationError("a pipeline without audit cannot settle rejected messages")
+                delivery.record_id = delivery.record_id or uuid7(self.clock, self._randomness)
+                record = verdict_record(
+                    delivery,
+                    scope=self.scope_of(delivery.message),
+                    time=self.clock.now(),
+                    policy=self.policy.version,
+                    instance=self.instance,
+                )
+                yield from call(self.audit.write, record, cause=Cause.AUDIT_UNAVAILABLE)
+            delivery.step = _SETTLE if delivery.rejection is None else Step.BURY
         elif step is _PASS_ON:
             # nothing is claimed of what needs no proof, and nothing recorded
             old = require(unverified, "an unverified message came to a consumer without unverified=")
@@ -331,11 +350,17 @@ class Pipeline:
             if dead_letters is None or delivery.rejection is None or delivery.record_id is None:
                 raise ConfigurationError("only a rejected message that was recorded can be buried")
             letter = DeadLetter(
-                message=delivery.message, rejection=delivery.rejection, scope=self.scope_of(delivery.message),
-                time=self.clock.now(), audit=delivery.record_id, release=delivery.release,
-                digest=delivery.content_digest(), error=delivery.error, rung=delivery.rung_label,
-            )  # fmt: skip
-            yield from asked(Cause.DEAD_LETTER_UNAVAILABLE, dead_letters.publish, letter)
+                message=delivery.message,
+                rejection=delivery.rejection,
+                scope=self.scope_of(delivery.message),
+                time=self.clock.now(),
+                audit=delivery.record_id,
+                release=delivery.release,
+                digest=delivery.content_digest(),
+                error=delivery.error,
+                rung=delivery.rung_label,
+            )
+            yield from call(dead_letters.publish, letter, cause=Cause.DEAD_LETTER_UNAVAILABLE)
             delivery.letter, delivery.step = letter.id, _SETTLE
 
     def _handled(self, delivery: Delivery, handler: Any, message: Any, then: Step) -> Flow[None]:
@@ -348,22 +373,6 @@ class Pipeline:
             self.journal.failed(delivery, error)
         finally:
             HANDLING.set(None)
-
-    def _record(self, delivery: Delivery) -> Flow[None]:
-        """Make the audit record durable, if the verdict is one to be recorded; the dead letter names it."""
-        explain(delivery, self.verifier, self.policy)
-        if delivery.rejection is None and not (self._record_all and self.audit is not None):
-            delivery.step = _SETTLE
-            return
-        if self.audit is None:
-            raise ConfigurationError("a pipeline without audit cannot settle rejected messages")
-        delivery.record_id = delivery.record_id or uuid7(self.clock, self._randomness)
-        record = verdict_record(
-            delivery, scope=self.scope_of(delivery.message), time=self.clock.now(), policy=self.policy.version,
-            instance=self.instance,
-        )  # fmt: skip
-        yield from asked(Cause.AUDIT_UNAVAILABLE, self.audit.write, record)
-        delivery.step = Step.SETTLE if delivery.rejection is None else Step.BURY
 
     def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Have a function called when the keys of an issuer change: deliveries that wait for a key may go on then.

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any, Final, Protocol, cast
 
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, require
-from mqauth.flow import Flow, answered, at_once, call, guarded
+from mqauth.flow import Flow, answered, at_once, call
 from mqauth.judging.verified import Verified, producer_and_place
 from mqauth.logs import emit
 from mqauth.wire import destination, memo
@@ -179,7 +179,7 @@ def decided(policy: Policy, verified: Verified, found: Any) -> Flow[Decision]:
     """
     twin = getattr(policy, "adecide", None)
     if found is None and twin is not None:
-        return cast(Decision, (yield from guarded(_UNAVAILABLE, call(policy.decide, verified, twin=twin))))
+        return cast(Decision, (yield from call(policy.decide, verified, twin=twin, cause=_UNAVAILABLE)))
     return cast(Decision, (yield from answered(_UNAVAILABLE, found)))
 
 

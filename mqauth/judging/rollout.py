@@ -190,17 +190,22 @@ def as_facts(rollout: Rollout, aliases: Iterable[AcceptAs] = ()) -> dict[str, An
     return {
         "rungs": [
             {
-                "destinations": list(entry.destinations), "rung": entry.rung.label, "owner": entry.owner,
-                "since": entry.since.isoformat(), "until": entry.until.isoformat(),
+                "destinations": list(entry.destinations),
+                "rung": entry.rung.label,
+                "owner": entry.owner,
+                "since": entry.since.isoformat(),
+                "until": entry.until.isoformat(),
             }
             for entry in rollout.entries
         ],
         "exempt": [
             {
-                "destination": found.destination, "kinds": sorted(found.kinds), "until": found.until.isoformat(),
-                "why": found.why,
+                "destination": exempt.destination,
+                "kinds": sorted(exempt.kinds),
+                "until": exempt.until.isoformat(),
+                "why": exempt.why,
             }
-            for found in rollout.exemptions
+            for exempt in rollout.exemptions
         ],
         "accept_as": [{"at": alias.at, "signed_for": list(alias.signed_for)} for alias in aliases],
-    }  # fmt: skip
+    }

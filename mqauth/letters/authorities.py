@@ -216,10 +216,19 @@ class Releaser:
             why = f"only a message with a whole token can be released: {error.reason}"
             raise MalformedMessage(why) from error
         release = Release(
-            iss=self.issuer, sub=self.reviewer, reason=reason, letter=letter, tok=base64url.digest(token),
-            mqa=envelope.bind(bare, covered), waive=waived, scope=scope, iat=now, exp=now + self.lifetime,
-            jti=base64url.encode(self._randomness(16)).decode("ascii"), past=past,
-        )  # fmt: skip
+            iss=self.issuer,
+            sub=self.reviewer,
+            reason=reason,
+            letter=letter,
+            tok=base64url.digest(token),
+            mqa=envelope.bind(bare, covered),
+            waive=waived,
+            scope=scope,
+            iat=now,
+            exp=now + self.lifetime,
+            jti=base64url.encode(self._randomness(16)).decode("ascii"),
+            past=past,
+        )
         signed = jws.compact(strict_json.dumps(release.as_dict()), self._key, typ=RELEASE_TYPE)
         if len(signed) > jws.MAX_TOKEN and past is not None and past.hops:
             return self.release(

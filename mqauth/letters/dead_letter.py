@@ -28,8 +28,6 @@ LIVE_PROPERTIES: Final = frozenset(
 )
 """Properties that act on a letter itself, or that RabbitMQ's interceptor overwrites on it; those of the original
 are in the letter's metadata."""
-# A broker overwrites ``timestamp_in_ms`` when the letter is sent; the others route, delay or answer it.
-_LIVE_HEADERS: Final = frozenset(("CC", "BCC", "x-delay", "reply-to", "timestamp_in_ms"))
 WRITTEN_ON_LETTERS: Final = frozenset(("timestamp_in_ms", "x-delivery-count", "x-acquired-count"))
 """Headers that RabbitMQ writes on a letter, so that a reader cannot tell those of the original."""
 _MAX_KEY: Final = 1024
@@ -249,6 +247,8 @@ def _split_headers(message: Message, carries: Carries) -> tuple[list[HeaderPair]
     kept: list[HeaderPair] = []
     metadata: dict[str, Any] = {"headers": [], "places": [], "stripped": 0}
     written = frozenset[str]() if is_kafka(message.destination) else WRITTEN_ON_LETTERS
+    # A broker overwrites ``timestamp_in_ms`` when the letter is sent; the others route, delay or answer it.
+    live = ("CC", "BCC", "x-delay", "reply-to", "timestamp_in_ms")
     moved, place = False, 0
     for name, value in message.headers:
         lowered = fold(name)
@@ -256,7 +256,7 @@ def _split_headers(message: Message, carries: Carries) -> tuple[list[HeaderPair]
         token = name == TOKEN_HEADER and not moved
         if lowered.startswith(PREFIX):
             metadata["stripped"] += 1
-        elif name in _LIVE_HEADERS or not carries(name, value) or (lowered == TOKEN_HEADER and not token):
+        elif name in live or not carries(name, value) or (lowered == TOKEN_HEADER and not token):
             metadata["places"].append(place)
             metadata["headers"].append([json_form.writable(name), json_form.value_to_form(value)])
             place += 1

@@ -22,9 +22,14 @@ from mqauth.wire.message import Message, fold
 RELEASE_HEADER: Final = "mqauth-release"
 RELEASE_TYPE: Final = "mqauth-release+jwt"
 WAIVABLE: Final = (
-    Reason.EXPIRED, Reason.QUEUE_AGE_EXCEEDED, Reason.LIFETIME_EXCESSIVE, Reason.KEY_EXPIRED,
-    Reason.PRODUCER_FORBIDDEN, Reason.REPLAYED, Reason.APPEND_TIME_MISSING,
-)  # fmt: skip
+    Reason.EXPIRED,
+    Reason.QUEUE_AGE_EXCEEDED,
+    Reason.LIFETIME_EXCESSIVE,
+    Reason.KEY_EXPIRED,
+    Reason.PRODUCER_FORBIDDEN,
+    Reason.REPLAYED,
+    Reason.APPEND_TIME_MISSING,
+)
 """The reasons that a release may waive. The list is closed: a forged or altered message is never let through."""
 MAX_LIFETIME: Final = 7 * 86_400
 """Most seconds a release may live; the consumer's replay store remembers its claim for as long."""
@@ -34,8 +39,6 @@ MAX_COUNT: Final = 1_000_000
 _REQUIRED: Final = ("iss", "sub", "reason", "letter", "tok", "mqa", "waive", "scope", "iat", "exp", "jti")
 _LETTER: Final = re.compile(r"[0-9a-f]{64}")
 _DIGEST: Final = re.compile(r"[A-Za-z0-9\-_]{43}")
-_MAX_TIME: Final = 253_402_300_799
-"""The last second of the year 9999, beyond which a time cannot be written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,10 +115,18 @@ class Release:
     def as_dict(self) -> dict[str, Any]:
         """Return the claims as they stand in the token."""
         found: dict[str, Any] = {
-            "iss": self.iss, "sub": self.sub, "reason": self.reason, "letter": self.letter, "tok": self.tok,
-            "waive": sorted(self.waive), "scope": self.scope, "iat": self.iat, "exp": self.exp, "jti": self.jti,
+            "iss": self.iss,
+            "sub": self.sub,
+            "reason": self.reason,
+            "letter": self.letter,
+            "tok": self.tok,
+            "waive": sorted(self.waive),
+            "scope": self.scope,
+            "iat": self.iat,
+            "exp": self.exp,
+            "jti": self.jti,
             "mqa": self.mqa.as_dict(),
-        }  # fmt: skip
+        }
         return found if self.past is None else found | {"past": asdict(self.past)}
 
 
@@ -144,7 +155,11 @@ def open_release(message: Message) -> OpenedRelease:
         Rejection: ``release_invalid``: it is repeated, misspelt, too large, of another type, or not strict.
     """
     try:
-        opened = jws.take_apart(_value(message), typ=RELEASE_TYPE)
+        # The one release header has the form of a token header.
+        found = [(name, value) for name, value in message.headers if is_release(name)]
+        expect(len(found) == 1 and found[0][0] == RELEASE_HEADER, "not exactly one release header")
+        token = envelope.token_of_value(found[0][1], on_kafka=destination.is_kafka(message.destination))
+        opened = jws.take_apart(token, typ=RELEASE_TYPE)
         return OpenedRelease(opened, parse(opened.payload))
     except Rejection as error:
         if error.reason is Reason.RELEASE_INVALID:
@@ -218,17 +233,11 @@ expect: Final = partial(require, error=invalid)
 """Reject a release unless a condition holds: ``release_invalid`` with the detail that is given."""
 
 
-def _value(message: Message) -> bytes:
-    """Return the value of the one release header, which has the form of a token header."""
-    found = [(name, value) for name, value in message.headers if is_release(name)]
-    expect(len(found) == 1 and found[0][0] == RELEASE_HEADER, "not exactly one release header")
-    return envelope.token_of_value(found[0][1], on_kafka=destination.is_kafka(message.destination))
-
-
 def _hop(value: Any) -> Hop:
     found = _members(value, "letter", "reason", "time")
     reason, time = found["reason"], found["time"]
-    expect(type(time) is int and 0 <= time <= _MAX_TIME, "a hop has no time in whole seconds")
+    # The last second of the year 9999, beyond which a time cannot be written.
+    expect(type(time) is int and 0 <= time <= 253_402_300_799, "a hop has no time in whole seconds")
     expect(reason is None or (type(reason) is str and reason in set(Reason)), "a hop has an unknown reason")
     return Hop(
         letter=_matching(found, "letter", _LETTER), reason=None if reason is None else Reason(reason), time=time

@@ -7,11 +7,10 @@ A ``LetterBox`` is a dead-letter queue or topic (``mqauth.review.letterbox``, ``
 it.
 """
 
-from mqauth.review.acts import Account, discard, redrive, rehearse
+from mqauth.review.acts import ACTS, DISCARD, REDRIVE, Account, Plan, discard, redrive, rehearse, waivable
 from mqauth.review.index import ALL, DIMENSIONS, LARGEST, QUEUE, Filter, Group, Index, Order, Row, Selection
 from mqauth.review.letter import Letter, Reading, read, time_text
 from mqauth.review.letterbox import Judge, LetterBox, fill, judge, survey, take_in
-from mqauth.review.plan import ACTS, DISCARD, REDRIVE, Plan, waivable
 from mqauth.review.session import Ledger, MakeReleaser, Session, account, reviewers_releaser
 
 __all__ = [

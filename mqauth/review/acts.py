@@ -11,22 +11,23 @@ as a duplicate. Removing the letter first could lose the message instead.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from mqauth.audit import record as audit_records
 from mqauth.audit.record import AuditRecord, AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, uuid7
-from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable
+from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable, require
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.letters.authorities import Releaser
-from mqauth.letters.release import Hop, Release, without_release
+from mqauth.letters.release import WAIVABLE, Hop, Release, without_release
 from mqauth.logs import harmless
-from mqauth.review.index import Index, Row, Selection
+from mqauth.review.index import ALL, Filter, Index, Row, Selection
 from mqauth.review.letter import UNKNOWN, Letter, Reading, read, redeliverable
 from mqauth.review.letterbox import (
     BATCH,
@@ -38,14 +39,66 @@ from mqauth.review.letterbox import (
     verdict_word,
     why_unsound,
 )
-from mqauth.review.plan import Plan
+from mqauth.wire import claims as claim_set
 from mqauth.wire.message import Message
 
+REDRIVE: Final = "redrive"
+DISCARD: Final = "discard"
+ACTS: Final = (REDRIVE, DISCARD)
+
+
+def waivable(names: Iterable[str]) -> frozenset[Reason]:
+    """Return the reasons that a release may waive, by their names.
+
+    Raises:
+        ConfigurationError: no release may waive one of them, or there is no such reason.
+    """
+    wanted = frozenset(names)
+    require(wanted <= set(WAIVABLE), f"a release may waive {', '.join(WAIVABLE)}")
+    return frozenset(map(Reason, wanted))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """An act that a reviewer wants, before it is rehearsed and confirmed.
+
+    Args:
+        act: ``redrive`` or ``discard``.
+        wanted: which letters.
+        reason: why, one line; it stands in releases and in the audit.
+        waive: reasons that a release may waive where a letter needs it.
+        scope: consumer group or queue of the releases; by default each letter's own.
+        rate: letters a second at most; ``None`` for no limit.
+        reviewer: who acts.
+
+    Raises:
+        ConfigurationError: an unknown act, no reason, something that no release may waive, a rate of 0, or no name
+            of a reviewer.
+    """
+
+    act: str
+    wanted: Filter = ALL
+    reason: str
+    waive: frozenset[Reason] = frozenset()
+    scope: str | None = None
+    rate: float | None = None
+    reviewer: str
+
+    def __post_init__(self) -> None:
+        # Whatever is no discard would be carried out as a redrive.
+        require(self.act in ACTS, f"an act must be {' or '.join(ACTS)}")
+        require(
+            claim_set.is_name(self.reason) and self.reason.strip(),
+            f"a reason is required: one line of 1 to {claim_set.MAX_NAME} characters",
+        )
+        waivable(self.waive)
+        require(self.rate is None or self.rate > 0, "rate must be above 0 letters a second")
+        require(
+            claim_set.is_name(self.reviewer), f"a reviewer must be text of 1 to {claim_set.MAX_NAME} characters"
+        )
+
+
 UNSENDABLE: Final = "unsendable"
-ENFORCED: Final = "enforced"
-"""A handler got the message without a proof, and its destination is enforced by now."""
-_SLICE: Final = 0.2
-"""Seconds after which a waiting act looks whether it was cancelled."""
 Act = Callable[[Letter, Reading], Flow[None]]
 
 
@@ -79,9 +132,15 @@ class Account:
     def as_dict(self) -> dict[str, Any]:
         """Return the account as JSON values."""
         return {
-            "selected": self.selected, "done": self.done, "refused": dict(self.refused), "failed": self.failed,
-            "gone": self.gone, "left": self.left, "error": self.error, "cancelled": self.cancelled,
-        }  # fmt: skip
+            "selected": self.selected,
+            "done": self.done,
+            "refused": dict(self.refused),
+            "failed": self.failed,
+            "gone": self.gone,
+            "left": self.left,
+            "error": self.error,
+            "cancelled": self.cancelled,
+        }
 
 
 class _RefusedError(MqauthError):
@@ -157,8 +216,12 @@ def redrive(
         yield from call(audit.write, _record(plan, reading, today.clock, "redriven", release))
         yield from call(box.remove, letter)
 
-    pace = _Pace(plan.rate, progress, cancelled or threading.Event(), today.clock)
-    return (yield from _sweep(box, selection, act, pace))
+    stop = cancelled or threading.Event()
+    return (
+        yield from _sweep(
+            box, selection, act, rate=plan.rate, progress=progress, cancelled=stop, clock=today.clock
+        )
+    )
 
 
 def discard(
@@ -187,8 +250,8 @@ def discard(
         yield from call(audit.write, _record(plan, reading, clock, "discarded", None))
         yield from call(box.remove, letter)
 
-    pace = _Pace(plan.rate, progress, cancelled or threading.Event(), clock)
-    return (yield from _sweep(box, selection, act, pace))
+    stop = cancelled or threading.Event()
+    return (yield from _sweep(box, selection, act, rate=plan.rate, progress=progress, cancelled=stop, clock=clock))
 
 
 def _returned(
@@ -204,7 +267,7 @@ def _returned(
     plain = without_release(there)
     # Nothing that a release may waive would prove who sent it.
     if not today.admits(plain):
-        raise _RefusedError(ENFORCED)
+        raise _RefusedError("enforced")
     return plain, None
 
 
@@ -245,11 +308,15 @@ def _sweep(
     box: LetterBox,
     selection: Selection,
     act: Act,
-    pace: _Pace,
+    *,
+    rate: float | None,
+    progress: Callable[[int], None],
+    cancelled: threading.Event,
+    clock: Clock,
 ) -> Flow[Account]:
     """Pass over a letter box and act on the letters of a selection. The pass is ended whatever happens."""
     account, wanted = Account(selected=len(selection)), dict(selection.marks)
-    due = pace.clock.monotonic()
+    due, wait = clock.monotonic(), cast(Callable[[float], Any], cancelled.wait)
     try:
         while account.left and not account.cancelled:
             letters = yield from call(box.browse, BATCH)
@@ -260,8 +327,11 @@ def _sweep(
                 mark = letter.mark
                 if not wanted.get(mark):
                     continue
-                due = yield from pace.wait(due)
-                if pace.cancelled.is_set():
+                # A waiting act looks five times a second whether it was cancelled.
+                while rate is not None and (left := due - clock.monotonic()) > 0 and not cancelled.is_set():
+                    yield from call(wait, min(left, 0.2), twin=asyncio.sleep)
+                due = max(due, clock.monotonic()) + 1 / (rate or math.inf)
+                if cancelled.is_set():
                     account.cancelled = True
                     break
                 wanted[mark] -= 1
@@ -273,7 +343,7 @@ def _sweep(
                 except Unavailable:
                     account.failed += 1
                     raise
-                pace.progress(account.selected - account.left)
+                progress(account.selected - account.left)
     except Unavailable as error:
         account.error = str(error)
     except Exception:
@@ -281,25 +351,6 @@ def _sweep(
         raise
     yield from _end(box, account)
     return account
-
-
-@dataclass(frozen=True, slots=True)
-class _Pace:
-    """How fast an act goes, who watches it, and how it is stopped."""
-
-    rate: float | None
-    progress: Callable[[int], None]
-    cancelled: threading.Event
-    clock: Clock
-
-    def wait(self, due: float) -> Flow[float]:
-        """Wait until a letter is due, and return the time at which the next one is."""
-        if self.rate is None:
-            return due
-        waits: Callable[[float], Any] = self.cancelled.wait
-        while (left := due - self.clock.monotonic()) > 0 and not self.cancelled.is_set():
-            yield from call(waits, min(left, _SLICE), twin=asyncio.sleep)
-        return max(due, self.clock.monotonic()) + 1 / self.rate
 
 
 def _end(box: LetterBox, account: Account) -> Flow[None]:
@@ -314,14 +365,16 @@ def _record(plan: Plan, reading: Reading, clock: Clock, act: str, release: Relea
     """Return the audit record of one act. What the token claims is verified only where a release was signed."""
     original = reading.original
     body = None if original is None else original.body
-    review: dict[str, Any] = {
-        "reviewer": harmless(plan.reviewer), "mark": reading.mark, "sound": reading.sound,
-    }  # fmt: skip
+    review: dict[str, Any] = {"reviewer": harmless(plan.reviewer), "mark": reading.mark, "sound": reading.sound}
     if reading.rung is not None:
         review["rung"] = reading.rung
     if release is not None:
-        review |= {"release": release.jti, "authority": harmless(release.iss),
-                   "waive": sorted(release.waive), "until": release.exp}  # fmt: skip
+        review |= {
+            "release": release.jti,
+            "authority": harmless(release.iss),
+            "waive": sorted(release.waive),
+            "until": release.exp,
+        }
     return AuditRecord(
         id=uuid7(clock, SYSTEM_RANDOMNESS),
         time=clock.now(),

@@ -76,30 +76,6 @@ LABELS: Final[dict[str, str]] = {
 }
 """What screens call things, by short names."""
 
-REPLACED: Final[dict[str, str]] = {
-    r"(?<!Dead )\bLetters?\b": "Dead letters, Dead letter",
-    r"\b[Rr]ead letters (anew|again)\b": "Refresh",
-    r"\b([Ll]ook|[Ss]how) what it would do\b|\b[Ff]inding out what\b": "Preview",
-    r"\b[Ll]eave it\b|\bDo nothing\b": "Cancel",
-    r"\b([Rr]eckon|Compare) now\b": "Recalculate",
-    r"\bNot (reckoned|compared) yet\b": "Not calculated yet",
-    r"\bAccount\b": "Balance",
-    r"\bToday\b": "Verdict now",
-    r"\bHolds\b|\bSound\b|\bnot sound\b": "Intact",
-    r"\bProperties\b": "Metadata",
-    r"\b[Ll]etters a second at most\b": "Rate limit (dead letters per second)",
-    r"\b[Jj]udge again\b|\bnot judged\b": "Check again",
-    r"\bWatch\b": "Show progress",
-    r"\bWhy\?": "Reason (kept in the audit log)",
-    r"\bWaive, where\b|\bWaived where needed\b": "Waive if needed",
-    r"\bNone is open that fits\b|\bNo open letter fits\b": "No dead letters match",
-    r"\bout of reach\b": "Cannot reach the broker",
-    r"\b[Ww]ould be refused\b": "Will not be redriven",
-    r"\b[Ll]og in\b|\b[Ll]ogged in\b|\bTo come in\b": "Sign in",
-    r"\bas somebody else\b": "Switch user",
-}
-"""Words that are no longer used on screens (regular expressions), each with the word in its place."""
-
 
 @dataclass(frozen=True, slots=True)
 class Advice:
@@ -129,7 +105,8 @@ EXPLANATIONS: Final[dict[str, Advice]] = {
         _TOKEN, "The token is signed with an algorithm that is not accepted.", "Compare the producer's algorithm."
     ),
     Reason.KEY_UNKNOWN: Advice(
-        _KEY, "The token names a key that the issuer's key set did not hold.",
+        _KEY,
+        "The token names a key that the issuer's key set did not hold.",
         "Often a rotation: check again once the key is published. A key that never appears is a forgery.",
     ),
     Reason.KEY_REVOKED: Advice(_KEY, "The key was revoked: its holder may not be the producer.", _FORGED),
@@ -160,11 +137,13 @@ EXPLANATIONS: Final[dict[str, Advice]] = {
     Reason.HEADERS_MISMATCH: Advice(_BINDING, "A signed header or property was changed.", _FORGED),
     Reason.COVERAGE_INSUFFICIENT: Advice(_BINDING, "The token leaves out what it must cover.", _PRODUCER),
     Reason.PRODUCER_FORBIDDEN: Advice(
-        "Asking the policy", "The producer is genuine, but may not write to this destination.",
+        "Asking the policy",
+        "The producer is genuine, but may not write to this destination.",
         "If it should, change the policy and check again.",
     ),
     Reason.REPLAYED: Advice(
-        "Claiming the message", "The same token was handled before: this is a copy, or was sent twice.",
+        "Claiming the message",
+        "The same token was handled before: this is a copy, or was sent twice.",
         "Discard it, unless you know that the first one was lost.",
     ),
     Reason.PROOF_INVALID: Advice(
@@ -179,10 +158,11 @@ EXPLANATIONS: Final[dict[str, Advice]] = {
     Reason.RELEASE_INVALID: Advice("Checking the release", "A release came with it that is not valid.", _FORGED),
     Reason.MESSAGE_MALFORMED: Advice("Reading the message", "The broker's message cannot be read.", _PRODUCER),
     Reason.HANDLER_FAILED: Advice(
-        "Handling the message", "The message was verified, and its handler failed on it.",
+        "Handling the message",
+        "The message was verified, and its handler failed on it.",
         "Look at the consumer's log. Redrive once the handler is repaired.",
     ),
-}  # fmt: skip
+}
 UNKNOWN: Final = Advice("Unknown", "The dead letter names no reason of mqauth. It may be forged.", _FORGED)
 
 

@@ -23,9 +23,11 @@ from mqauth.wire import json_form, strict_json
 
 _TEXTS: Final = ("id", "reason", "replace(reason, '_', ' ')", "subject", "kid", "issuer", "destination", "detail")
 _CONDITIONS: Final = {
-    "id": "substr(id, 1, length(?)) = ?", "since": "time >= ?", "until": "time < ?",
+    "id": "substr(id, 1, length(?)) = ?",
+    "since": "time >= ?",
+    "until": "time < ?",
     "search": f"instr(lower({' || char(10) || '.join(_TEXTS)}), lower(?)) > 0",
-}  # fmt: skip
+}
 _CHUNK: Final = 200
 _TABLES: Final = """
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE; PRAGMA cache_size = -16384;
@@ -50,15 +52,10 @@ ON CONFLICT DO UPDATE SET count = count + excluded.count,
   first = min(coalesce(first, excluded.first), coalesce(excluded.first, first)),
   last = max(coalesce(last, excluded.last), coalesce(excluded.last, last))
 """
-_SPAN: Final = """
-SELECT min(at), max(at) FROM (SELECT first AS at FROM kinds UNION ALL SELECT last FROM kinds)
-WHERE at >= 0 AND at < ?
-"""
 _COLUMNS: Final = """
 SELECT reason, min(max(CAST((time - ?) / ? AS INTEGER), 0), ?) AS at, count(*) FROM shown
 WHERE time >= 0 AND time < ? GROUP BY 1, 2
 """
-_KindValues = tuple[str, str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +114,7 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class LetterKind:
     """What makes letters one group. The texts are harmless to show; issuer, kid and subject are only claimed."""
 
     reason: str
@@ -128,7 +125,7 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group(Kind):
+class Group(LetterKind):
     """Letters of one kind; ``first`` and ``last`` are UTC seconds."""
 
     count: int
@@ -137,7 +134,7 @@ class Group(Kind):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row(Kind):
+class Row(LetterKind):
     """One letter in a list. Its texts are harmless to show."""
 
     number: int
@@ -172,7 +169,7 @@ class Order:
 
 QUEUE: Final = Order()
 LARGEST: Final = Order("count", down=True)
-DIMENSIONS: Final = tuple(each.name for each in fields(Kind))
+DIMENSIONS: Final = tuple(each.name for each in fields(LetterKind))
 _NAMES: Final = ", ".join(DIMENSIONS)
 _GROUP: Final = tuple(each.name for each in fields(Group))
 _ROW: Final = tuple(each.name for each in fields(Row))
@@ -218,7 +215,7 @@ class Index(AbstractContextManager["Index"]):
                 (found.reason, found.issuer, harmless(found.kid or ""), found.subject, found.destination)
                 for found in readings
             ]
-            times: dict[_KindValues, list[float | None]] = {}
+            times: dict[tuple[str, str, str, str, str], list[float | None]] = {}
             for kind, found in zip(named, readings, strict=True):
                 times.setdefault(kind, []).append(found.time)
             for kind, among in times.items():
@@ -229,10 +226,20 @@ class Index(AbstractContextManager["Index"]):
             kinds = [groups[kind] for kind in named]
             numbers = range(self.size + 1, self.size + len(letters) + 1)
             rows = (
-                (number, kind, found.mark, found.id, found.detail, found.scope, found.time, found.form, found.size,
-                 found.sound)
+                (
+                    number,
+                    kind,
+                    found.mark,
+                    found.id,
+                    found.detail,
+                    found.scope,
+                    found.time,
+                    found.form,
+                    found.size,
+                    found.sound,
+                )
                 for number, kind, found in zip(numbers, kinds, readings, strict=True)
-            )  # fmt: skip
+            )
             self._db.executemany("INSERT INTO letters VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)", rows)
             self._db.executemany("INSERT INTO originals VALUES (?, ?)", zip(numbers, forms, strict=True))
             self.size += len(letters)
@@ -275,7 +282,11 @@ class Index(AbstractContextManager["Index"]):
 
     def span(self, before: float) -> tuple[float, float] | None:
         """Return the first and last time of the groups, UTC seconds from 0 to ``before``; ``None`` without any."""
-        first, last = self._ask(_SPAN, [before])[0]
+        span = (
+            "SELECT min(at), max(at) FROM (SELECT first AS at FROM kinds UNION ALL SELECT last FROM kinds)"
+            " WHERE at >= 0 AND at < ?"
+        )
+        first, last = self._ask(span, [before])[0]
         return None if first is None else (first, last)
 
     def columns(self, first: float, step: float, count: int, *, before: float) -> list[tuple[str, int, int]]:

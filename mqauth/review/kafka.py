@@ -23,8 +23,7 @@ from kafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
-from mqauth.brokers.kafka.client import producer_settings, settings_of
-from mqauth.brokers.kafka.translate import Logs, carries, from_native
+from mqauth.brokers.kafka.client import Logs, carries, from_native, producer_settings, settings_of
 from mqauth.brokers.log.poison import find_poison
 from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.errors import Cause, MalformedMessage, Unavailable, require
@@ -37,8 +36,7 @@ REVIEWED: Final = ".reviewed"
 _PYTHON: Any = kafka_python  # its classes have no types
 _ADMIN: Any = kafka_admin
 _POLL_MS: Final = 200
-_NOT_FOR_US: Final = (InvalidTopicError, TopicAuthorizationFailedError, UnknownTopicOrPartitionError)
-"""Errors that a forged letter can cause by the topic it names. They say nothing about the broker."""
+_NO_GROUP: Final = "the consumer must have no group: it commits nothing"
 
 
 class KafkaLetterBox:
@@ -60,7 +58,7 @@ class KafkaLetterBox:
             not config["enable_idempotence"] and config["acks"] in (-1, "all"),
             'the producer must have acks="all" and enable_idempotence=False',
         )
-        _check_no_group(consumer)
+        require(settings_of(consumer, "KafkaConsumer")["group_id"] is None, _NO_GROUP)
         self._consumer = consumer
         self._producer = producer
         self.name = topic
@@ -154,7 +152,9 @@ class KafkaLetterBox:
         while len(self._waiting) < limit and (records := self._poll()) is not None:
             for record in records:
                 message = from_native(record, scope=self.name)
-                key = resolution_key(message)
+                # The key of a letter's resolution has its id and its place, so that no letter resolves another.
+                letter = letter_headers(message).get("id", "")[:64]
+                key = f"{letter}/{message.origin.partition}/{message.origin.offset}".encode("utf-8", "replace")
                 if key not in self._resolved:
                     self._waiting.append(Letter(message=message, handle=key))
         return [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
@@ -215,7 +215,7 @@ class KafkaRecords:
     """
 
     def __init__(self, consumer: Any, *, timeout: float = 30) -> None:
-        _check_no_group(consumer)
+        require(settings_of(consumer, "KafkaConsumer")["group_id"] is None, _NO_GROUP)
         self._consumer = consumer
         self._logs = Logs(consumer)
         self._timeout = timeout
@@ -227,10 +227,11 @@ class KafkaRecords:
         Raises:
             Unavailable: ``dead_letter_unavailable``.
         """
+        # Errors that a forged letter can cause by the topic it names. They say nothing about the broker.
         try:
             with self._lock:
                 found = self._record(place)
-        except _NOT_FOR_US:
+        except (InvalidTopicError, TopicAuthorizationFailedError, UnknownTopicOrPartitionError):
             return None
         except (KafkaError, OSError) as error:
             raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
@@ -267,21 +268,6 @@ class KafkaRecords:
             if self._consumer.position(partition) >= self._consumer.end_offsets([partition])[partition]:
                 return None
         raise KafkaError("no record in time")
-
-
-def _check_no_group(consumer: Any) -> None:
-    require(
-        settings_of(consumer, "KafkaConsumer")["group_id"] is None,
-        "the consumer must have no group: it commits nothing",
-    )
-
-
-def resolution_key(message: Message) -> bytes:
-    """Return the key of a letter's resolution: its id and its place, so that no letter resolves another."""
-    origin = message.origin
-    return f"{letter_headers(message).get('id', '')[:64]}/{origin.partition}/{origin.offset}".encode(
-        "utf-8", "replace"
-    )
 
 
 def _place(key: bytes) -> tuple[int, int]:

@@ -7,7 +7,8 @@ restored, and that the letter's id and digest, computed again, are the ones that
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
@@ -24,7 +25,6 @@ from mqauth.wire.message import TOKEN_HEADER, HeaderPair, Message, Origin, fold
 
 UNKNOWN: Final = "unknown"
 _ID: Final = re.compile(r"[0-9a-f]{64}")
-_REASONS: Final = frozenset(Reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,12 +104,16 @@ class Reading:
         same = ("id", "mark", "reason", "detail", "time", "scope", "destination", "source", "audit", "count")
         return {name: getattr(self, name) for name in same} | {
             "history": [dict(hop) for hop in self.history],
-            "form": self.form, "size": self.size, "sound": self.sound, "fault": self.fault,
+            "form": self.form,
+            "size": self.size,
+            "sound": self.sound,
+            "fault": self.fault,
             "rung": self.rung,
-            "kid": None if self.kid is None else harmless(self.kid), "alg": self.alg,
+            "kid": None if self.kid is None else harmless(self.kid),
+            "alg": self.alg,
             "claimed": None if self.claims is None else self.claims.as_dict(),
             "message": None if self.original is None else json_form.to_form(self.original),
-        }  # fmt: skip
+        }
 
 
 def read(letter: Letter) -> Reading:
@@ -142,7 +146,7 @@ def read(letter: Letter) -> Reading:
     return Reading(
         mark=mark,
         id=named if _ID.fullmatch(named) else mark,
-        reason=lines.get("reason", "") if lines.get("reason") in _REASONS else UNKNOWN,
+        reason=lines.get("reason", "") if lines.get("reason") in set(Reason) else UNKNOWN,
         detail=harmless(lines.get("detail", "")),
         scope=harmless(lines.get("scope", "")),
         destination=harmless(lines.get("destination", "")),
@@ -176,9 +180,18 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
     """Return the original of a letter that kept body and headers."""
     place = lines.get("destination", "")
     parsed = destination.parse(place)
-    metadata = _metadata(lines.get("metadata"))
+    text = lines.get("metadata", "{}").encode("utf-8", "backslashreplace")
+    metadata: Any = _parse(text, "metadata")
+    require(isinstance(metadata, dict), "the letter's metadata is no object", MalformedMessage)
     require(not metadata.get("stripped"), "headers in mqauth's own names were stripped from it", MalformedMessage)
-    headers = _merged([*_kept(message, parsed[0])], metadata)
+    # The headers that stayed headers of the letter, the token under its own name.
+    written = WRITTEN_ON_LETTERS if parsed[0] == destination.RABBITMQ else ()
+    kept = [
+        (TOKEN_HEADER if name == f"{PREFIX}token" else name, value)
+        for name, value in message.headers
+        if name == f"{PREFIX}token" or (name not in written and not fold(name).startswith(PREFIX))
+    ]
+    headers = _merged(kept, metadata)
     own = {name: value for name, value in message.properties.items() if name not in LIVE_PROPERTIES}
     live = metadata.get("properties", {})
     require(
@@ -187,21 +200,19 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
         MalformedMessage,
     )
     own |= {name: value for name, value in live.items() if name in LIVE_PROPERTIES}
-    properties = own if parsed[0] == destination.RABBITMQ else {}
+    # Where it came from, as the letter says. Its id proves whether that is true.
+    scope, source = lines.get("scope"), lines.get("source", "")
+    origin = Origin.of_record(source, scope=scope)
+    if parsed[0] == destination.RABBITMQ:
+        origin = Origin(scope=scope, queue=source, exchange=parsed[1], routing_key=parsed[2])
     return Message(
-        destination=place, body=message.body, key=message.key, properties=properties, headers=headers,
-        origin=_origin(lines, parsed),
-    )  # fmt: skip
-
-
-def _kept(message: Message, scheme: str) -> Iterator[HeaderPair]:
-    """Yield the headers that stayed headers of the letter, the token under its own name."""
-    written = WRITTEN_ON_LETTERS if scheme == destination.RABBITMQ else ()
-    for name, value in message.headers:
-        if name == f"{PREFIX}token":
-            yield TOKEN_HEADER, value
-        elif name not in written and not fold(name).startswith(PREFIX):
-            yield name, value
+        destination=place,
+        body=message.body,
+        key=message.key,
+        properties=own if parsed[0] == destination.RABBITMQ else {},
+        headers=headers,
+        origin=require(origin, "the letter's source is not a place in a topic", MalformedMessage),
+    )
 
 
 def _parse(raw: bytes, part: str) -> Any:
@@ -209,12 +220,6 @@ def _parse(raw: bytes, part: str) -> Any:
         return strict_json.loads(raw, depth=json_form.JSON_DEPTH, wide=True)
     except strict_json.StrictJSONError as error:
         raise MalformedMessage(f"the letter's {part} is {error}") from error
-
-
-def _metadata(text: str | None) -> dict[str, Any]:
-    found = {} if text is None else _parse(text.encode("utf-8", "backslashreplace"), "metadata")
-    require(isinstance(found, dict), "the letter's metadata is no object", MalformedMessage)
-    return found
 
 
 def _merged(headers: list[HeaderPair], metadata: Mapping[str, Any]) -> tuple[HeaderPair, ...]:
@@ -237,47 +242,30 @@ def _merged(headers: list[HeaderPair], metadata: Mapping[str, Any]) -> tuple[Hea
         "the letter's metadata does not have one place for each header",
         MalformedMessage,
     )
-    moved, kept = dict(zip(places, pairs, strict=True)), iter(headers)
-    return tuple(_header(moved[at]) if at in moved else next(kept) for at in range(total))
-
-
-def _header(pair: list[Any]) -> HeaderPair:
-    name, tagged = pair
-    require(isinstance(name, str), "a header's name is text", MalformedMessage)
-    return name, json_form.value_from_form(tagged)
-
-
-def _origin(lines: Mapping[str, str], parsed: tuple[str, ...]) -> Origin:
-    """Return where the original came from, as the letter says. Its id proves whether that is true."""
-    scope, source = lines.get("scope"), lines.get("source", "")
-    if parsed[0] == destination.RABBITMQ:
-        return Origin(scope=scope, queue=source, exchange=parsed[1], routing_key=parsed[2])
-    origin = Origin.of_record(source, scope=scope)
-    return require(origin, "the letter's source is not a place in a topic", MalformedMessage)
+    require(all(isinstance(name, str) for name, _ in pairs), "a header's name is text", MalformedMessage)
+    values = [(name, json_form.value_from_form(tagged)) for name, tagged in pairs]
+    moved, kept = dict(zip(places, values, strict=True)), iter(headers)
+    return tuple(moved[at] if at in moved else next(kept) for at in range(total))
 
 
 def _token_fields(original: Message | None) -> dict[str, Any]:
     """Return what the token of an original claims: ``kid``, ``alg`` and ``claims``, ``None`` where unreadable."""
-    found: dict[str, Any] = {"kid": None, "alg": None, "claims": None}
-    if original is None:
-        return found
-    try:
-        opened, said = identity.opened_token(envelope.token_of(original))
-        return {"kid": opened.kid, "alg": opened.algorithm, "claims": said}
-    except Rejection:
-        return found
+    with suppress(Rejection):
+        if original is not None:
+            opened, claims = identity.opened_token(envelope.token_of(original))
+            return {"kid": opened.kid, "alg": opened.algorithm, "claims": claims}
+    return {"kid": None, "alg": None, "claims": None}
 
 
 def _history(text: str) -> tuple[Mapping[str, str], ...]:
     """Return the earlier letters, none where what the letter says of them is not in its form."""
-    try:
-        found = strict_json.loads(text.encode("utf-8", "backslashreplace"), depth=2)
-    except strict_json.StrictJSONError:
-        return ()
-    if type(found) is not list or len(found) > MAX_HOPS or not all(type(hop) is dict for hop in found):
-        return ()
+    hops: Any = None
+    with suppress(strict_json.StrictJSONError):
+        hops = strict_json.loads(text.encode("utf-8", "backslashreplace"), depth=2)
+    good = type(hops) is list and len(hops) <= MAX_HOPS and all(type(hop) is dict for hop in hops)
     return tuple(
-        {name: harmless(str(hop.get(name) or "")) for name in ("id", "reason", "released")} for hop in found
+        {name: harmless(str(hop.get(name) or "")) for name in ("id", "reason", "released")}
+        for hop in (hops if good else ())
     )
 
 
@@ -300,9 +288,13 @@ def time_text(seconds: float | None) -> str:
 def proven(reading: Reading, original: Message) -> Reading:
     """Return the reading of a letter whose original was found elsewhere and has the id that the letter names."""
     return replace(
-        reading, original=original, sound=True, fault=None, destination=harmless(original.destination),
+        reading,
+        original=original,
+        sound=True,
+        fault=None,
+        destination=harmless(original.destination),
         **_token_fields(original),
-    )  # fmt: skip
+    )
 
 
 def redeliverable(original: Message, *, scope: str, now: float, proven: bool = True) -> Message:

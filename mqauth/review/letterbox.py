@@ -21,7 +21,6 @@ from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
 from mqauth.letters.dead_letter import letter_id
 from mqauth.letters.release import NO_PAST, Past, without_release
-from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.review.index import ALL, Filter, Index, Row
 from mqauth.review.letter import Letter, Reading, proven, read, redeliverable
 from mqauth.wire import json_form
@@ -164,7 +163,6 @@ def take_in(box: LetterBox, forms: Iterable[Any]) -> Flow[int]:
     return count
 
 
-UNSOUND: Final = "letter_unsound"
 ONLY_REFERENCE: Final = "reference_only"
 GONE: Final = "original_gone"
 CHANGED: Final = "original_changed"
@@ -216,19 +214,6 @@ def recalled(reading: Reading, originals: Originals | None) -> Flow[Reading]:
     return proven(reading, original)
 
 
-class _NoClaims:
-    """A replay store that claims nothing, so that judging leaves no trace."""
-
-    def claim(self, _request: ClaimRequest, /) -> ClaimStatus:
-        return ClaimStatus.FRESH
-
-    def confirm(self, _request: ClaimRequest, /) -> None:
-        """Nothing was claimed."""
-
-    def release(self, _request: ClaimRequest, /) -> None:
-        """Nothing was claimed."""
-
-
 class Judge:
     """Gives today's verdict on letters.
 
@@ -240,7 +225,8 @@ class Judge:
     def __init__(self, guard: Pipeline, originals: Originals | None = None) -> None:
         self.clock, self.originals, self._scope = guard.clock, originals, guard.scope
         self._rollout = guard.rollout
-        self._guard = Pipeline(verifier=guard.verifier, policy=guard.policy, replay=_NoClaims(), clock=guard.clock)
+        # Without a store nothing is claimed, so that judging leaves no trace.
+        self._guard = Pipeline(verifier=guard.verifier, policy=guard.policy, replay=None, clock=guard.clock)
 
     def scope_for(self, reading: Reading, wanted: str | None = None) -> str:
         """Return the scope that a letter is judged and released for: the wanted, the pipeline's, or its own."""
@@ -277,7 +263,7 @@ class Judge:
 
 def why_unsound(reading: Reading) -> str:
     """Return in one word why a letter has no original that could be sent."""
-    return reading.fault if reading.fault in (ONLY_REFERENCE, GONE, CHANGED) else UNSOUND
+    return reading.fault if reading.fault in (ONLY_REFERENCE, GONE, CHANGED) else "letter_unsound"
 
 
 def verdict_word(outcome: Outcome) -> str:

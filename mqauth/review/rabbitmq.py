@@ -18,15 +18,13 @@ from aiormq.abc import DeliveredMessage
 from pamqp import commands
 
 from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error
-from mqauth.brokers.rabbitmq.incoming import delivered
+from mqauth.brokers.rabbitmq.consumer import delivered
 from mqauth.brokers.rabbitmq.translate import Measured, carries, failures_of, frame_limit, from_native, to_native
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable, require
 from mqauth.review.letter import Letter
 from mqauth.wire import destination
 from mqauth.wire.message import Message
 
-MAX_DELIVERIES: Final = 15
-"""Deliveries of a letter after which a queue must be known to have no delivery limit; RabbitMQ's default is 20."""
 _GONE: Final = (TimeoutError, *LOST)
 """Errors that mean that channel or connection are gone."""
 _SETTLE: Final = 5.0
@@ -167,13 +165,15 @@ class RabbitMQLetterBox:
         else:
             # A quorum queue that has just started counts no messages. Only its leader's answer tells.
             below = await channel.get_underlay_channel()
-            one = await below.basic_get(self.name)
-            found = [] if isinstance(one.delivery, commands.Basic.GetEmpty) else [delivered(one)]
+            answer = await below.basic_get(self.name)
+            found = [] if isinstance(answer.delivery, commands.Basic.GetEmpty) else [delivered(answer)]
         self._held += len(found)
         # The broker would soon drop letters for being browsed.
         most = 0 if self._unlimited else max(map(failures_of, found), default=0)
+        # Deliveries of a letter after which a queue must be known to have no delivery limit; RabbitMQ's
+        # default is 20.
         require(
-            most < MAX_DELIVERIES,
+            most < 15,
             f"letters of {self.name} were delivered {most} times, and it may have a delivery limit: "
             "declare dead-letter queues with x-delivery-limit -1",
         )

@@ -8,23 +8,24 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
-from mqauth.audit.file import with_parts
-from mqauth.audit.record import AuditSink, iso_time, read_records
+from mqauth.audit.chain import find
+from mqauth.audit.file import parts, with_parts
+from mqauth.audit.record import AuditSink, Record, iso_time, parse_record, read_records
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import require
+from mqauth.errors import file_errors, require
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Pipeline
 from mqauth.letters.authorities import Releaser
-from mqauth.review.acts import Account, discard, redrive, rehearse
+from mqauth.review.acts import DISCARD, Account, Plan, discard, redrive, rehearse
 from mqauth.review.index import ALL, Filter, Index, Selection
 from mqauth.review.letter import Reading
 from mqauth.review.letterbox import Judge, LetterBox, Originals, fill, judge, survey
-from mqauth.review.plan import DISCARD, Plan
 from mqauth.wire.keys import Key, SigningKey
 
 R = TypeVar("R")
@@ -167,9 +168,14 @@ class Session:
         if plan.act == DISCARD:
             return selection, Counter(accepted=len(selection))
         counts = rehearse(
-            index, plan, guard=self.pipeline(), releaser=self._releaser_of(plan), originals=self.originals,
-            progress=progress, cancelled=cancelled,
-        )  # fmt: skip
+            index,
+            plan,
+            guard=self.pipeline(),
+            releaser=self._releaser_of(plan),
+            originals=self.originals,
+            progress=progress,
+            cancelled=cancelled,
+        )
         return selection, self.run(counts)
 
     def act(
@@ -196,9 +202,14 @@ class Session:
         if plan.act == DISCARD:
             return self.run(discard(self.box, selection, plan, clock=self.clock, **watched))
         wish = redrive(
-            self.box, selection, plan, guard=self.pipeline(), releaser=self._releaser_of(plan),
-            originals=self.originals, **watched,
-        )  # fmt: skip
+            self.box,
+            selection,
+            plan,
+            guard=self.pipeline(),
+            releaser=self._releaser_of(plan),
+            originals=self.originals,
+            **watched,
+        )
         return self.run(wish)
 
     def ledger(
@@ -283,10 +294,13 @@ class Ledger:
         lists = {"missing": self.missing, "unknown": self.unknown, "unproven": self.unproven}
         return {
             "as_of": None if self.as_of is None else iso_time(self.as_of),
-            "rejected": self.rejected, "open": self.open, "redriven": self.redriven,
-            "discarded": self.discarded, "difference": self.difference,
+            "rejected": self.rejected,
+            "open": self.open,
+            "redriven": self.redriven,
+            "discarded": self.discarded,
+            "difference": self.difference,
             **{name: {"count": len(found), "ids": list(found[:100])} for name, found in lists.items()},
-        }  # fmt: skip
+        }
 
 
 def account(
@@ -328,3 +342,52 @@ def account(
         unproven=tuple(sorted(unproven)),
         as_of=as_of,
     )
+
+
+MOST: Final = 20
+"""Records of a dead letter that are shown; the rejection and one act are the rule."""
+LARGEST_FILES: Final = 1024**3
+"""Bytes of audit files that are read for one dead letter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrailRecord:
+    """An audit record of a dead letter.
+
+    Args:
+        record: as the file has it.
+        file: its path.
+        line: counted from 1.
+        unbroken: whether each record of the chain up to this one follows the one before it. Signed heads were not
+            compared.
+    """
+
+    record: Record
+    file: str
+    line: int
+    unbroken: bool
+
+
+def trail(files: Iterable[Path], letter: str) -> list[TrailRecord]:
+    """Return the first records of a dead letter, by its id, from audit files and their rotated parts.
+
+    Raises:
+        ConfigurationError: a file cannot be read, or they have more than 1 GiB: too much while somebody waits.
+    """
+    logs = [parts(path) for path in files]
+    size = 0
+    for part in chain.from_iterable(logs):
+        with file_errors(part):
+            size += part.stat().st_size
+    require(size <= LARGEST_FILES, f"the audit files have {size:,} bytes: ask mqauth audit show {letter} FILES")
+    steps: list[TrailRecord] = []
+    name = letter.encode("utf-8", "backslashreplace")
+    for line, raw, unbroken in chain.from_iterable(find(log, lambda raw: name in raw) for log in logs):
+        # A line that somebody damaged breaks the chain, and is no record.
+        with suppress(ValueError):
+            record = parse_record(raw)
+            if record.get("dead_letter") == letter:
+                steps.append(TrailRecord(record=record, file=line.file, line=line.number, unbroken=unbroken))
+        if len(steps) == MOST:
+            break
+    return steps

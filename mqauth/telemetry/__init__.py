@@ -32,8 +32,7 @@ from mqauth.judging.pipeline import Handler, Outcome, Verdict
 from mqauth.judging.rollout import Rollout
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
-from mqauth.telemetry.authority import AUTHORITY_METRICS, AuthorityTelemetry
-from mqauth.telemetry.gauges import gauges
+from mqauth.telemetry.authority import AUTHORITY_METRICS, AuthorityTelemetry, gauges
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.message import Message, fold
 
@@ -55,10 +54,24 @@ RUNG: Final = "mqauth.rollout.rung"
 DAYS_LEFT: Final = "mqauth.rollout.days_left"
 ALIASES: Final = "mqauth.rollout.aliases"
 METRICS: Final = (
-    MESSAGES, JUDGE_DURATION, ALERTS, DEFERRED, STALLED, KEY_SET_AGE, ISSUER_ENDS, IDENTITY_EXPIRES,
-    POLICY_FAILING, REPLAY_SIZE, LETTERS_OPEN, LETTERS_OLDEST, RUNG, DAYS_LEFT, ALIASES, PROCESS_DURATION,
+    MESSAGES,
+    JUDGE_DURATION,
+    ALERTS,
+    DEFERRED,
+    STALLED,
+    KEY_SET_AGE,
+    ISSUER_ENDS,
+    IDENTITY_EXPIRES,
+    POLICY_FAILING,
+    REPLAY_SIZE,
+    LETTERS_OPEN,
+    LETTERS_OLDEST,
+    RUNG,
+    DAYS_LEFT,
+    ALIASES,
+    PROCESS_DURATION,
     *AUTHORITY_METRICS,
-)  # fmt: skip
+)
 """All metrics of this module; the dashboard and the alert rules name these and no others."""
 MAX_DESTINATIONS: Final = 100
 _GAUGES: Final = {
@@ -300,14 +313,18 @@ def traced(handler: Handler, tracer: Tracer | None = None, *, trust_parent: bool
             "messaging.kafka.message.tombstone": True if body is None and origin.offset is not None else None,
         }
         return tracer.start_as_current_span(
-            f"process {name}", context=context if trust_parent else None, kind=SpanKind.CONSUMER,
+            f"process {name}",
+            context=context if trust_parent else None,
+            kind=SpanKind.CONSUMER,
             links=[] if trust_parent or not remote.is_valid else [Link(remote)],
             attributes={
-                **_said(verified), **{key: value for key, value in broker.items() if value is not None},
-                "messaging.destination.name": name, "mqauth.issuer": verified.issuer,
+                **_said(verified),
+                **{key: value for key, value in broker.items() if value is not None},
+                "messaging.destination.name": name,
+                "mqauth.issuer": verified.issuer,
                 "mqauth.subject": verified.subject,
             },
-        )  # fmt: skip
+        )
 
     return _within(handler, span)
 
@@ -330,8 +347,10 @@ def _said(verified: Verified) -> dict[str, Any]:
     """Return what OpenTelemetry's conventions say of processing a message, without its destination."""
     system = "kafka" if is_kafka(verified.destination) else "rabbitmq"
     found: dict[str, Any] = {
-        "messaging.system": system, "messaging.operation.name": "process", "messaging.operation.type": "process",
-    }  # fmt: skip
+        "messaging.system": system,
+        "messaging.operation.name": "process",
+        "messaging.operation.type": "process",
+    }
     if system == "kafka" and verified.origin.scope is not None:
         found["messaging.consumer.group.name"] = verified.origin.scope
     return found

@@ -9,7 +9,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
@@ -21,10 +21,6 @@ from mqauth.errors import require
 from mqauth.telemetry import Telemetry
 
 LIVE, READY, HEALTH = "/live", "/ready", "/health"
-DEAD_AFTER: Final = 300.0
-"""Seconds without a move of its loop or poll thread after which a process is taken for dead."""
-_WORST: Final = (State.STOPPED, State.STALLED, State.DEGRADED, State.OK)
-_TRIES: Final = 3
 Consumers = Mapping[str, Callable[[], Health]]
 Start = Callable[[str, list[tuple[str, str]]], Any]
 
@@ -47,13 +43,17 @@ def _answering(consumers: Consumers, others: Callable[..., Iterable[bytes]]) -> 
         told: dict[str, Any]
         if path == LIVE:
             told = {"silent": {name: each.silent for name, each in found.items() if each.running}}
-            fine = all(seconds < DEAD_AFTER for seconds in told["silent"].values())
+            # Seconds without a move of its loop or poll thread after which a process is taken for dead.
+            fine = all(seconds < 300.0 for seconds in told["silent"].values())
         elif path == READY:
             told = {"running": {name: each.running for name, each in found.items()}}
             fine = bool(found) and all(told["running"].values())
         else:
             states = {each.state for each in found.values()}
-            state = next((state for state in _WORST if state in states), State.OK)
+            state = next(
+                (state for state in (State.STOPPED, State.STALLED, State.DEGRADED, State.OK) if state in states),
+                State.OK,
+            )
             told = {"state": state.value, "consumers": {name: each.as_dict() for name, each in found.items()}}
             fine = state is not State.STOPPED
         body = json.dumps(told, default=str).encode()
@@ -66,7 +66,7 @@ def _answering(consumers: Consumers, others: Callable[..., Iterable[bytes]]) -> 
 
 def _looked(health: Callable[[], Health]) -> Health:
     """Look at a consumer, again where it changed at that moment: it runs on another thread."""
-    for _ in range(_TRIES):
+    for _ in range(3):
         with contextlib.suppress(RuntimeError):
             return health()
     return health()
@@ -74,19 +74,6 @@ def _looked(health: Callable[[], Health]) -> Health:
 
 ASKED_WITHIN: Final = 5.0
 """Seconds that a connection may be silent; each has a thread."""
-
-
-def _bounded(handler: Any) -> Any:
-    """Return the server's class of handlers with an end to connections that say nothing."""
-
-    class Bounded(handler):  # type: ignore[misc]
-        timeout = ASKED_WITHIN
-
-        def handle(self) -> None:
-            with contextlib.suppress(TimeoutError):
-                super().handle()
-
-    return Bounded
 
 
 class Endpoint(AbstractContextManager["Endpoint"]):
@@ -124,7 +111,16 @@ class Endpoint(AbstractContextManager["Endpoint"]):
         # A registry of its own keeps the metrics of two endpoints in one process apart.
         self._provider = MeterProvider([PrometheusMetricReader(registry=registry)])
         self._server, self._thread = start_http_server(port, addr=host, registry=registry)
-        self._server.RequestHandlerClass = _bounded(self._server.RequestHandlerClass)
+
+        # The server's class of handlers, with an end to connections that say nothing.
+        class Bounded(cast(Any, self._server.RequestHandlerClass)):  # type: ignore[misc]
+            timeout = ASKED_WITHIN
+
+            def handle(self) -> None:
+                with contextlib.suppress(TimeoutError):
+                    super().handle()
+
+        self._server.RequestHandlerClass = Bounded
         self.port = int(self._server.server_port)
         self.meter = self._provider.get_meter("mqauth", __version__)
         self.telemetry = Telemetry(self.meter, now=now)

@@ -12,14 +12,16 @@ from aiokafka.errors import TopicAuthorizationFailedError
 from confluent_kafka import KafkaError, KafkaException
 
 import mqauth.threads as daemon_threads
-from mqauth.brokers import aiokafka, confluent, dead_letters, kafka
+from mqauth.brokers import aiokafka, confluent, kafka
 from mqauth.brokers.confluent import confirmed as confluent_confirmed
 from mqauth.brokers.confluent import poller as confluent_poller
 from mqauth.brokers.kafka import client as kafka_client
 from mqauth.brokers.kafka import sealing as kafka_sealing
+from mqauth.brokers.log import confirmed as log_confirmed
 from mqauth.brokers.log import consumer as log_consumer
 from mqauth.brokers.log import event_loop as log_event_loop
-from mqauth.brokers.log.errors import OffsetsRefusedError
+from mqauth.brokers.log import poller as log_poller
+from mqauth.brokers.log.records import OffsetsRefusedError
 from mqauth.judging.pipeline import Pipeline
 from tests.simulation import aiokafka_client, confluent_client, kafka_broker
 from tests.simulation.kafka_broker import DEAD, TOPIC, Broker
@@ -117,25 +119,29 @@ LEAVES: Final = {
         Leaf(
             name="kafka-python", client=kafka_broker.Client, consumer=_kafka,
             is_final=_is_final,
-            modules=(log_consumer, kafka_client, kafka_sealing, dead_letters, daemon_threads, futures),
+            modules=(
+                log_consumer, kafka_client, kafka_sealing, log_confirmed, log_poller, daemon_threads, futures,
+            ),
         ),
         Leaf(
             name="confluent", client=confluent_client.Client, consumer=_confluent, is_final=_is_final,
             modules=(
-                log_consumer, dead_letters, confluent_poller, confluent_confirmed, daemon_threads, futures,
+                log_consumer, log_confirmed, log_poller, confluent_poller, confluent_confirmed, daemon_threads,
+                futures,
             ),
         ),
         Leaf(
             name="confluent-aio", client=confluent_client.Client, consumer=_confluent_aio, is_final=_is_final,
             on_loop=True,
             modules=(
-                log_event_loop, daemon_threads, futures, dead_letters, confluent_poller, confluent_confirmed,
+                log_event_loop, daemon_threads, futures, log_confirmed, log_poller, confluent_poller,
+                confluent_confirmed,
             ),
         ),
         Leaf(
             name="aiokafka", client=aiokafka_client.Client, consumer=_aiokafka, on_loop=True,
             is_final=_is_final,
-            modules=(log_event_loop, dead_letters),
+            modules=(log_event_loop, log_confirmed, log_poller),
         ),
     )
 }  # fmt: skip

@@ -10,16 +10,16 @@ from unittest import mock
 from mqauth.brokers.aiokafka import client as aiokafka_client
 from mqauth.brokers.aiokafka import poller as aiokafka_poller
 from mqauth.brokers.aiokafka.confirmed import DeadLetters
-from mqauth.brokers.confluent import offsets as confluent_offsets
 from mqauth.brokers.confluent import poller as confluent_poller
-from mqauth.brokers.kafka import poller as kafka_poller
+from mqauth.brokers.confluent import positions as confluent_offsets
+from mqauth.brokers.kafka import consumer as kafka_poller
 from mqauth.brokers.kafka import repair as kafka_repair
-from mqauth.brokers.kafka.poller import Poller
+from mqauth.brokers.kafka.consumer import Poller
 from mqauth.brokers.log import poller as log_poller
-from mqauth.brokers.log.confirmed import Confirmed, TopicLetters
+from mqauth.brokers.log.confirmed import TopicLetters, TopicSink
 from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.brokers.log.event_loop import AsyncLogConsumer
-from mqauth.delivery.finished import Finished
+from mqauth.delivery.partition import Finished
 from mqauth.errors import Unavailable
 from mqauth.flow import call, run
 from tests.simulation import engine_mutants
@@ -29,10 +29,10 @@ from tests.simulation.engine_mutants import Mutant, returning
 def unwaited(_: Any) -> Any:
     """Send a record without waiting for its confirm."""
 
-    def waiting(records: Any, _name: str, record: Any) -> Any:
-        yield from call(partial(records._client.send, records._topic, **record))
+    def sending(sink: Any, _name: str, *, passing: Any = (), **record: Any) -> Any:
+        yield from call(partial(sink._calls.send, sink.name, **record))
 
-    return waiting
+    return sending
 
 
 def swallowing(original: Any) -> Any:
@@ -119,7 +119,7 @@ ENGINE: Final = (
         "forgets what stands behind a deferral", "never resumes", "never commits",
         "runs a partition twice", "gives nothing back", "ignores a revoke", "ignores a loss", "ignores a stop",
     }),
-    Mutant("waits for no confirm of a letter", Confirmed, "_waiting", unwaited),
+    Mutant("waits for no confirm of a letter", TopicSink, "sending", unwaited),
     Mutant("begins without a commit", log_poller, "beginning", engine_mutants.uncommitted),
     Mutant("runs what was handled again", Finished, "settle", returning(0)),
 )  # fmt: skip

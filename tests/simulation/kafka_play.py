@@ -19,7 +19,7 @@ from unittest import mock
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mqauth.brokers.log.records import dead_letter_headers
-from mqauth.delivery import partition
+from mqauth.clock import Backoff
 from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
 from mqauth.testing.token_attacks import ATTACKS, honest_message
 from mqauth.wire.keys import Key
@@ -125,11 +125,9 @@ def run(played: KafkaPlay, tell: Callable[[str], None] | None = None) -> KafkaRe
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         for module, name, stand_in in leaf.replaced(play.threads):
             stack.enter_context(mock.patch.object(module, name, stand_in))
-        wait = partition.Backoff.wait
+        wait = Backoff.wait
         stack.enter_context(
-            mock.patch.object(
-                partition.Backoff, "wait", lambda self, attempt: wait(self, attempt, entropy.randbytes)
-            )
+            mock.patch.object(Backoff, "wait", lambda self, failures: wait(self, failures, entropy.randbytes))
         )
         try:
             found = Scenario(play, played.faults).problems()

@@ -1,10 +1,10 @@
-"""A second writing of the acks in ``mqauth.brokers.queue.channel``, with tasks that take turns."""
+"""A second writing of the acks in ``mqauth.brokers.queue.client``, with tasks that take turns."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mqauth.delivery.acks import DeliveryTags
+from mqauth.delivery.slot import DeliveryTags
 from mqauth.judging.pipeline import Delivery
 from tests.simulation.queue_model import Channel
 from tests.simulation.queue_tasks import Steps, at_once

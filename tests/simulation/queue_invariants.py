@@ -248,7 +248,7 @@ class QueueInvariants:
 
     def goes_on(self, runner: Runner) -> None:
         """Note when a queue went on after it was suspended."""
-        if runner.window._prefetch.is_cautious:
+        if runner.window._is_cautious:
             self.narrowed_at = self.moment()
 
     def look_at_rest(self, runner: Runner) -> None:
@@ -256,7 +256,7 @@ class QueueInvariants:
         window = runner.window
         if window.stopping or window.consumer is None or self.channel.ended or not self.channel.alive:
             return
-        cautious = window._prefetch.is_cautious
+        cautious = window._is_cautious
         self.require(
             not cautious or self.rejected_at <= self.narrowed_at, "the whole window comes back", window.prefetch
         )

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from mqauth.delivery import progress, slot
-from mqauth.delivery.acks import Ack, DeliveryTags
 from mqauth.delivery.hold import HeldDelivery, Hold, HoldCapacity
 from mqauth.delivery.progress import Progress
 from mqauth.delivery.queue_work import QueueLeases, QueueWork
-from mqauth.delivery.slot import RoundTripQueue, Slot
+from mqauth.delivery.slot import Ack, DeliveryTags, RoundTripQueue, Slot
 from mqauth.delivery.window import Window
 from mqauth.judging.pipeline import Step
 from tests.simulation.engine_mutants import Mutant, returning

@@ -1,6 +1,6 @@
 """A second writing of ``mqauth.brokers.queue.subscription``, with tasks that take turns.
 
-Questions on the channel are asked here, too, as ``mqauth.brokers.queue.channel`` asks them.
+Questions on the channel are asked here, too, as ``mqauth.brokers.queue.client`` asks them.
 """
 
 from __future__ import annotations

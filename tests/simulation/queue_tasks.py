@@ -119,18 +119,23 @@ class Loop:
                 self._current(None)
             result, error = None, None
             try:
-                result = yield from self._made(wish)
+                result = yield from self._made(wish, delivery)
             except Exception as raised:
                 error = raised
 
-    def _made(self, wish: Call) -> Steps[Any]:
+    def _made(self, wish: Call, delivery: Delivery) -> Steps[Any]:
         """Make a call, as often as it may fail."""
         left = 1 if wish.attempts is None else wish.attempts.limit
         while True:
             left -= 1
             try:
-                itself = wish.function is flow._itself
-                return (yield from self.awaited(wish.arguments[0] if itself else wish.function(*wish.arguments)))
+                self._current(delivery)
+                try:
+                    itself = wish.function is flow._itself
+                    result = wish.arguments[0] if itself else wish.function(*wish.arguments)
+                finally:
+                    self._current(None)
+                return (yield from self.awaited(result))
             except (RetryLater, RejectNow):
                 raise
             except Exception:

@@ -15,7 +15,8 @@ FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
 QUICK, SHARD = 3, 3
 """The first seeds are played in the quick form of the test command too."""
-SEEDS, SLOW_SHARD = scale.nightly(2000, otherwise=200), 40
+SEEDS, SLOW_SHARD = scale.nightly(2000, otherwise=43), 40
+ON_PIKA = scale.nightly(50, otherwise=14)
 SHARDS = [
     *((first, SHARD) for first in range(0, QUICK, SHARD)),
     *(pytest.param(first, SLOW_SHARD, marks=pytest.mark.slow) for first in range(QUICK, SEEDS, SLOW_SHARD)),
@@ -36,7 +37,8 @@ def test_seeds(first: int, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "count"), [(0, 2), *(pytest.param(first, 12, marks=pytest.mark.slow) for first in range(2, 50, 12))]
+    ("first", "count"),
+    [(0, 2), *(pytest.param(first, 12, marks=pytest.mark.slow) for first in range(2, ON_PIKA, 12))],
 )
 def test_seeds_on_pika(first: int, count: int) -> None:
     """No seed of a shard breaks an invariant where the consumers are on pika."""

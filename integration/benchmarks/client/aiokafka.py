@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiokafka as client_library
 
 from integration.benchmarks.client import kafka
-from integration.benchmarks.client.contenders import WORK, BrokerResult, Effort, Make, compare_all, contenders_of
+from integration.benchmarks.client.contenders import WORK, benchmark_of
 from integration.benchmarks.client.event_loop import Send, at_pace, fail, failing, settle, with_latencies
 from integration.benchmarks.client.kafka import token_of
-from integration.benchmarks.client.rounds import Measured, Progress, Stopwatch
+from integration.benchmarks.client.rounds import Measured, Stopwatch
 from integration.benchmarks.client.workload import PATIENCE, Refusals, Tally, guard
 from mqauth.brokers import aiokafka
 from mqauth.judging.verified import Verified
@@ -195,16 +195,4 @@ class Batched(Signed, kafka.Batched):
     """mqauth with one token for up to 64 records."""
 
 
-def measure(
-    connections: Connections, effort: Effort, others: Iterable[Make] = (), *, progress: Progress = lambda _: None
-) -> BrokerResult:
-    """Compare all contenders, with an empty handler and with one that works 100 us.
-
-    Args:
-        connections: to the broker.
-        effort: how much is measured.
-        others: make contenders beside the bare client and mqauth.
-        progress: called with what is measured next.
-    """
-    made = contenders_of(connections, Wrapped, Signed, Batched, others)
-    return compare_all(made, effort, works=(0.0, WORK), progress=progress)
+contenders, measure = benchmark_of(Wrapped, Signed, Batched, works=(0.0, WORK))

@@ -6,14 +6,13 @@ kafka-python.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final
 
 from confluent_kafka import OFFSET_END, Consumer, Producer, TopicPartition
 
 from integration.benchmarks.client import kafka
-from integration.benchmarks.client.contenders import WORK, BrokerResult, Effort, Make, compare_all, contenders_of
-from integration.benchmarks.client.rounds import Progress
+from integration.benchmarks.client.contenders import WORK, benchmark_of
 from integration.benchmarks.client.workload import Refusals, guard
 from mqauth.brokers import confluent
 from mqauth.judging.pipeline import Handler
@@ -128,16 +127,4 @@ class Batched(Signed, kafka.Batched):
     """mqauth with one token for up to 64 records."""
 
 
-def measure(
-    connections: Connections, effort: Effort, others: Iterable[Make] = (), *, progress: Progress = lambda _: None
-) -> BrokerResult:
-    """Compare all contenders, with an empty handler and with one that works 100 us.
-
-    Args:
-        connections: to the broker.
-        effort: how much is measured.
-        others: make contenders beside the bare client and mqauth.
-        progress: called with what is measured next.
-    """
-    made = contenders_of(connections, Wrapped, Signed, Batched, others)
-    return compare_all(made, effort, works=(0.0, WORK), progress=progress)
+contenders, measure = benchmark_of(Wrapped, Signed, Batched, works=(0.0, WORK))

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from typing import Any
 
 from confluent_kafka import OFFSET_END, TopicPartition
@@ -15,9 +14,8 @@ from confluent_kafka.aio import AIOConsumer
 
 from integration.benchmarks.client import confluent
 from integration.benchmarks.client.confluent import MOST
-from integration.benchmarks.client.contenders import WORK, BrokerResult, Effort, Make, compare_all, contenders_of
+from integration.benchmarks.client.contenders import WORK, benchmark_of
 from integration.benchmarks.client.kafka import token_of
-from integration.benchmarks.client.rounds import Progress
 from integration.benchmarks.client.workload import PATIENCE, Refusals, RoundEnd, Tally, guard
 from mqauth.brokers import confluent as leaf
 from mqauth.judging.verified import Verified
@@ -118,16 +116,4 @@ class Batched(Signed, confluent.Batched):
     """mqauth with one token for up to 64 records."""
 
 
-def measure(
-    connections: Connections, effort: Effort, others: Iterable[Make] = (), *, progress: Progress = lambda _: None
-) -> BrokerResult:
-    """Compare all contenders, with an empty handler and with one that works 100 us.
-
-    Args:
-        connections: to the broker.
-        effort: how much is measured.
-        others: make contenders beside the bare client and mqauth.
-        progress: called with what is measured next.
-    """
-    made = contenders_of(connections, Wrapped, Signed, Batched, others)
-    return compare_all(made, effort, works=(0.0, WORK), progress=progress)
+contenders, measure = benchmark_of(Wrapped, Signed, Batched, works=(0.0, WORK))

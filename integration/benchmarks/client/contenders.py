@@ -131,30 +131,40 @@ class BrokerResult:
     added: Mapping[str, float]
 
 
-def contenders_of(
-    connections: Any,
+def benchmark_of(
     wrapped: Callable[[Any, Wrapper], Contender],
     signed: Callable[[Any, Forge], Contender],
     batched: Callable[[Any, Forge], Any],
-    others: Iterable[Make],
-) -> Iterator[Contender]:
-    """Yield ``bare``, ``message``, ``batch`` and ``carried`` on one broker, then the others.
+    works: Sequence[float] = (0.0,),
+) -> tuple[Callable[..., Iterator[Contender]], Callable[..., BrokerResult]]:
+    """Return what yields the contenders of a client, and what compares them all on one broker.
+
+    Both take connections to the broker and what makes further contenders; the second also takes the ``Effort``,
+    and ``progress``, which is called with what is measured next.
 
     Args:
-        connections: to the broker.
         wrapped: makes a contender of the broker's client and a wrapper.
         signed: makes the contender that signs each message.
         batched: makes the contender that signs in batches; its ``token`` is the one that is carried.
-        others: make further contenders.
+        works: seconds for which handlers keep the CPU busy, one comparison each.
     """
-    forge = Forge(lifetime=LIFETIME)
-    yield wrapped(connections, Bare())
-    yield signed(connections, forge)
-    batch = batched(connections, forge)
-    yield batch
-    yield wrapped(connections, Carried(batch.token()))
-    for make in others:
-        yield make(connections)
+
+    def contenders(connections: Any, others: Iterable[Make] = ()) -> Iterator[Contender]:
+        forge = Forge(lifetime=LIFETIME)
+        yield wrapped(connections, Bare())
+        yield signed(connections, forge)
+        batch = batched(connections, forge)
+        yield batch
+        yield wrapped(connections, Carried(batch.token()))
+        for make in others:
+            yield make(connections)
+
+    def measure(
+        connections: Any, effort: Effort, others: Iterable[Make] = (), *, progress: Progress = lambda _: None
+    ) -> BrokerResult:
+        return compare_all(contenders(connections, others), effort, works=works, progress=progress)
+
+    return contenders, measure
 
 
 def compare(

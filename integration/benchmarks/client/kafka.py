@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
 
 import kafka as kafka_python
@@ -18,15 +18,9 @@ from integration.benchmarks.client.blocking import BlockingContender
 from integration.benchmarks.client.contenders import (
     HEADER,
     WORK,
-    BrokerResult,
-    Contender,
-    Effort,
-    Make,
     Wrapper,
-    compare_all,
-    contenders_of,
+    benchmark_of,
 )
-from integration.benchmarks.client.rounds import Progress
 from integration.benchmarks.client.workload import BATCH, PATIENCE, Refusals, RoundEnd, Tally, Workload, guard
 from mqauth.brokers import kafka
 from mqauth.brokers.kafka import repair as kafka_repair
@@ -286,23 +280,7 @@ class Batched(Signed):
         return [_native(signed) for signed in self._forge.signer().sign_many(messages)]
 
 
-def contenders(connections: Connections, others: Iterable[Make] = ()) -> Iterator[Contender]:
-    """Yield the contenders, each with topics of its own; ``others`` make more of them."""
-    return contenders_of(connections, Wrapped, Signed, Batched, others)
-
-
-def measure(
-    connections: Connections, effort: Effort, others: Iterable[Make] = (), *, progress: Progress = lambda _: None
-) -> BrokerResult:
-    """Compare all contenders on one broker, with an empty handler and with one that works 100 us.
-
-    Args:
-        connections: to the broker.
-        effort: how much is measured.
-        others: make contenders beside the bare client and mqauth.
-        progress: called with what is measured next.
-    """
-    return compare_all(contenders(connections, others), effort, works=(0.0, WORK), progress=progress)
+contenders, measure = benchmark_of(Wrapped, Signed, Batched, works=(0.0, WORK))
 
 
 def crc_source() -> str:

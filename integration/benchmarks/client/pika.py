@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final
 
@@ -17,9 +17,8 @@ from pika import BasicProperties, BlockingConnection, URLParameters
 
 from integration.benchmarks.client import rabbitmq
 from integration.benchmarks.client.blocking import BlockingContender
-from integration.benchmarks.client.contenders import HEADER, BrokerResult, Effort, Make, compare_all, contenders_of
+from integration.benchmarks.client.contenders import HEADER, benchmark_of
 from integration.benchmarks.client.rabbitmq import AT_ONCE, PREFETCH
-from integration.benchmarks.client.rounds import Progress
 from integration.benchmarks.client.workload import BATCH, PATIENCE, Refusals, RoundEnd, Tally, guard
 from mqauth.brokers import pika
 from mqauth.judging.verified import Verified
@@ -177,15 +176,4 @@ class Batched(Signed, rabbitmq.Batched):
         return send, flush
 
 
-def measure(
-    connections: Connections, effort: Effort, others: Iterable[Make] = (), *, progress: Progress = lambda _: None
-) -> BrokerResult:
-    """Compare all contenders on one broker.
-
-    Args:
-        connections: to the broker.
-        effort: how much is measured.
-        others: make contenders beside the bare client and mqauth.
-        progress: called with what is measured next.
-    """
-    return compare_all(contenders_of(connections, Wrapped, Signed, Batched, others), effort, progress=progress)
+contenders, measure = benchmark_of(Wrapped, Signed, Batched)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Self
 
 import aio_pika
@@ -15,16 +15,11 @@ from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMess
 
 from integration.benchmarks.client.contenders import (
     HEADER,
-    BrokerResult,
-    Contender,
-    Effort,
-    Make,
     Wrapper,
-    compare_all,
-    contenders_of,
+    benchmark_of,
 )
 from integration.benchmarks.client.event_loop import Send, at_pace, fail, failing, settle, with_latencies
-from integration.benchmarks.client.rounds import Measured, Progress, Stopwatch
+from integration.benchmarks.client.rounds import Measured, Stopwatch
 from integration.benchmarks.client.workload import BATCH, Refusals, Tally, Workload, guard
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.translate import headers_out, to_message
@@ -291,23 +286,7 @@ class Batched(Signed):
         return natives
 
 
-def contenders(connections: Connections, others: Iterable[Make] = ()) -> Iterator[Contender]:
-    """Yield the contenders, each with an exchange and a queue of its own; ``others`` make more of them."""
-    return contenders_of(connections, Wrapped, Signed, Batched, others)
-
-
-def measure(
-    connections: Connections, effort: Effort, others: Iterable[Make] = (), *, progress: Progress = lambda _: None
-) -> BrokerResult:
-    """Compare all contenders on one broker.
-
-    Args:
-        connections: to the broker.
-        effort: how much is measured.
-        others: make contenders beside the bare client and mqauth.
-        progress: called with what is measured next.
-    """
-    return compare_all(contenders(connections, others), effort, progress=progress)
+contenders, measure = benchmark_of(Wrapped, Signed, Batched)
 
 
 def size(message: aio_pika.Message) -> int:

@@ -5,14 +5,12 @@ takes what is rejected, and ``TransactionalDeadLetters`` commits it together wit
 those who keep their own loop. Install the ``aiokafka`` extra.
 """
 
-from mqauth.brokers.aiokafka.confirmed import AuditTopic, DeadLetters
+from mqauth.brokers.aiokafka.client import Logs, from_native, judge
+from mqauth.brokers.aiokafka.confirmed import AuditTopic, DeadLetters, TransactionalDeadLetters
 from mqauth.brokers.aiokafka.consumer import Consumer
 from mqauth.brokers.aiokafka.producer import Producer
-from mqauth.brokers.aiokafka.transaction import TransactionalDeadLetters
-from mqauth.brokers.aiokafka.translate import Logs, from_native, judge
-from mqauth.brokers.log.errors import OffsetsRefusedError, PoisonRecordError, ProducerFatalError
-from mqauth.brokers.log.judge import AsyncJudgement
-from mqauth.brokers.log.records import Log
+from mqauth.brokers.judge import AsyncJudgement
+from mqauth.brokers.log.records import Log, OffsetsRefusedError, PoisonRecordError, ProducerFatalError
 from mqauth.clock import Backoff
 from mqauth.delivery.health import LogHealth as Health
 from mqauth.delivery.health import Stall

@@ -1,6 +1,8 @@
 """Checks of the aiokafka objects that users give us, and what aiokafka 0.14 tells by private attributes alone.
 
 This is the only module that touches them.
+
+It also has records as ``Message``, the ids of their log, and a verdict for your own loop.
 """
 
 from __future__ import annotations
@@ -16,7 +18,11 @@ from aiokafka.consumer.fetcher import OffsetResetStrategy
 from aiokafka.protocol.metadata import MetadataRequest
 
 from mqauth.brokers.dead_letters import LOOK
+from mqauth.brokers.judge import AsyncJudgement, ajudged
+from mqauth.brokers.log.records import NO_LOG, Log, record_message
 from mqauth.errors import ConfigurationError, require
+from mqauth.judging.pipeline import Pipeline
+from mqauth.wire.message import HeaderValue, Message
 
 
 def check_consumer(client: Any) -> None:
@@ -102,9 +108,9 @@ def session_of(client: Any) -> float:
     return float(client._session_timeout_ms) / 1000 if is_member(client) else math.inf
 
 
-def rebalance_patience(client: Any, grace: float) -> float:
+def rebalance_patience(client: Any) -> float:
     """Return the seconds for which a rebalance may wait for handlers: half of what the group waits for us."""
-    return min(grace, float(client._rebalance_timeout_ms) / 2000)
+    return float(client._rebalance_timeout_ms) / 2000
 
 
 def is_member(client: Any) -> bool:
@@ -144,8 +150,8 @@ def position(client: Any, place: Any) -> int | None:
 
 def reset_of(client: Any) -> str:
     """Return where the client begins without an offset: ``latest``, ``earliest`` or ``none``."""
-    found = str(client._auto_offset_reset)
-    return found if found in ("latest", "earliest") else "none"
+    reset = str(client._auto_offset_reset)
+    return reset if reset in ("latest", "earliest") else "none"
 
 
 def no_reset(client: Any) -> Any:
@@ -182,13 +188,13 @@ def read_before(error: BaseException, partition: Any) -> dict[Any, list[Any]]:
         error: what it raised.
         partition: the last one, whose records cannot be parsed.
     """
-    found: dict[Any, list[Any]] = {}
+    records: dict[Any, list[Any]] = {}
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "fetched_records":
-            found |= frame.f_locals.get("drained", {})
+            records |= frame.f_locals.get("drained", {})
         elif frame.f_code.co_name == "getall" and frame.f_locals.get("ret_list"):
-            found[partition] = frame.f_locals["ret_list"]
-    return found
+            records[partition] = frame.f_locals["ret_list"]
+    return records
 
 
 def lacking(codec: str) -> str | None:
@@ -221,5 +227,69 @@ async def has_topic(client: Any, topic: str) -> bool:
 
 def _check_kind(client: Any, kind: type) -> None:
     if not isinstance(client, kind):
-        found = f"{type(client).__module__.partition('.')[0]}.{type(client).__name__}"
-        raise ConfigurationError(f"an aiokafka.{kind.__name__} is needed, not {found}")
+        name = f"{type(client).__module__.partition('.')[0]}.{type(client).__name__}"
+        raise ConfigurationError(f"an aiokafka.{kind.__name__} is needed, not {name}")
+
+
+def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
+    """Return the message of an ``aiokafka.ConsumerRecord``; nothing that the record holds makes this raise.
+
+    Args:
+        record: as ``AIOKafkaConsumer.getmany`` or ``getone`` returned it, without deserializers.
+        scope: the consumer group.
+        log: the id of its cluster (``Logs.of``).
+
+    Raises:
+        ConfigurationError: the record is of another client.
+    """
+    if not isinstance(record, aiokafka.ConsumerRecord):
+        name = f"{type(record).__module__}.{type(record).__name__}"
+        raise ConfigurationError(f"an aiokafka.ConsumerRecord is needed, not {name}")
+    return record_message(record, scope, log)
+
+
+def carries(_name: str, value: HeaderValue) -> bool:
+    """Return whether aiokafka can send a header again unchanged."""
+    return isinstance(value, bytes)
+
+
+class Logs:
+    """Returns the id of a client's cluster, for which the broker is asked once.
+
+    aiokafka does not tell the id of a topic (KIP-516), so a topic that was deleted and made anew is taken for the
+    same one.
+
+    Args:
+        client: a started ``AIOKafkaConsumer``.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.known: Log | None = None
+        """What was answered."""
+
+    async def of(self, _topic: str = "") -> Log:
+        """Return the ids of a topic: the cluster's alone.
+
+        Raises:
+            aiokafka.errors.KafkaError: the broker has not told its cluster's id yet.
+        """
+        if self.known is None:
+            self.known = Log(await cluster_of(self._client))
+        return self.known
+
+
+async def judge(guard: Pipeline, record: Any, *, scope: str, log: Log = NO_LOG) -> AsyncJudgement:
+    """Judge one ``aiokafka.ConsumerRecord``; an accepted one is claimed.
+
+    Args:
+        guard: the pipeline.
+        record: as ``AIOKafkaConsumer.getmany`` or ``getone`` returned it, without deserializers.
+        scope: the consumer group.
+        log: the id of its cluster, ``await Logs(client).of(record.topic)``. Without it two clusters behind one
+            replay store are one place.
+
+    Raises:
+        ConfigurationError: the record is of another client.
+    """
+    return await ajudged(guard, from_native(record, scope=scope, log=log))

@@ -1,18 +1,34 @@
-"""Dead letters and audit records on topics; each call waits until the broker has confirmed the record."""
+"""Dead letters and audit records on topics; each call waits until the broker has confirmed the record.
+
+``TransactionalDeadLetters`` makes the calls for dead letters and offsets in one Kafka transaction. A transaction
+runs on a thread of its own, as on every client; the calls are made on the event loop, where the producer lives.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aiokafka
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, ProducerFenced, RecordListTooLargeError
 
 from mqauth.audit.record import AuditRecord
-from mqauth.brokers.aiokafka.client import check_producer, has_topic, is_idempotent, waits_for_all
-from mqauth.brokers.aiokafka.translate import carries
+from mqauth.brokers.aiokafka.client import (
+    carries,
+    check_producer,
+    fatal_error,
+    has_topic,
+    is_idempotent,
+    transactional_id,
+    waits_for_all,
+)
+from mqauth.brokers.aiokafka.membership import fence
 from mqauth.brokers.log.confirmed import MAX_BLOCK, ConfirmingClient, TopicAudit, TopicLetters
+from mqauth.brokers.log.transaction import TransactionalLetters, TransactionContent
 from mqauth.errors import require
 from mqauth.flow import arun
 from mqauth.letters.dead_letter import DeadLetter, Oversize
@@ -112,3 +128,157 @@ class AuditTopic(TopicAudit):
             Unavailable: ``audit_unavailable``: refused, timed out or not reachable.
         """
         await arun(self.writing(record))
+
+
+R = TypeVar("R")
+
+
+class TransactionalDeadLetters(TransactionalLetters):
+    """Dead letters that are written if and only if the offsets of their records are committed.
+
+    Give it to an ``aiokafka.Consumer`` whose client has ``isolation_level="read_committed"``, and read the dead
+    letters with that too. Once audited, a letter waits in memory; with the next commit it is written, in order and
+    in the first of its forms that fits, together with the offsets. A transaction that fails is made again with
+    the same letters; meanwhile their partitions are paused, and nothing of them is committed. Needs Kafka 2.5 or
+    newer.
+
+    Args:
+        make_client: makes an ``AIOKafkaProducer(transactional_id=...)`` for these letters alone, which is not
+            started; called at once, and after each failed transaction. The id is one for each running consumer and
+            the same after its restart: a second instance with it shuts the first one out. Its clients are started
+            and stopped here.
+        topic: the dead-letter topic; let its ``max.message.bytes`` be above the source's, and the client's
+            ``max_request_size`` too.
+        timeout: seconds to wait for the broker to take the letters; longer ones are shown as stalled.
+
+    Raises:
+        ConfigurationError: the client has no ``transactional_id``, or a setting is out of its limits.
+    """
+
+    carries = staticmethod(carries)
+    too_large = TOO_LARGE
+
+    def __init__(
+        self, make_client: Callable[[], aiokafka.AIOKafkaProducer], topic: str, timeout: float = 30
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._closing: list[Future[None]] = []
+        super().__init__(make_client, topic, timeout)
+        self.longest = self.client.native._txn_manager.transaction_timeout_ms / 1000
+        # The client is made on the loop too.
+        self._make = lambda: on_loop(self._loop, _called(make_client), timeout)
+
+    def checked(self, client: Any) -> Any:
+        """Return a new client, with the settings that it must have, for the thread of a transaction.
+
+        Raises:
+            ConfigurationError: it has no ``transactional_id``, or a serializer.
+        """
+        check_producer(client)
+        require(
+            transactional_id(client),
+            "transactional dead letters need an AIOKafkaProducer(transactional_id=...)",
+        )
+        fence(client)
+        return LoopProducer(client, self._loop, self.timeout)
+
+    def send_offsets(self, content: TransactionContent) -> None:
+        """Add the offsets to the transaction."""
+        self.client.send_offsets(dict(content.offsets), content.group)
+
+    def fenced(self, error: BaseException) -> bool:
+        """Return whether another producer has taken over the id, or the broker has ended a long transaction."""
+        first = None if self.client is None else fatal_error(self.client.native)
+        return isinstance(error, ProducerFenced) or isinstance(first, ProducerFenced)
+
+    def close_client(self, client: Any) -> None:
+        """Have a client closed within seconds, whatever its state."""
+        self._closing.append(asyncio.run_coroutine_threadsafe(_stop(client.native), self._loop))
+
+    async def closed(self) -> None:
+        """Return once all clients are closed."""
+        await asyncio.gather(*map(asyncio.wrap_future, self._closing))
+
+
+class LoopProducer:
+    """The calls of an ``AIOKafkaProducer`` in a transaction, for a thread without an event loop.
+
+    Args:
+        native: the producer.
+        loop: where it lives.
+        timeout: seconds that each call may take.
+    """
+
+    def __init__(self, native: Any, loop: asyncio.AbstractEventLoop, timeout: float) -> None:
+        self.native = native
+        self._loop = loop
+        self._timeout = timeout
+
+    def init_transactions(self) -> None:
+        """Start the producer; a transaction that its predecessor left open is ended first."""
+        self._call(self.native.start())
+
+    def begin_transaction(self) -> None:
+        """Begin a transaction."""
+        self._call(self.native.begin_transaction())
+
+    def commit_transaction(self) -> None:
+        """Commit it."""
+        self._call(self.native.commit_transaction())
+
+    def send_offsets(self, offsets: Mapping[Any, int], group: Any) -> None:
+        """Add offsets to it."""
+        self._call(self.native.send_offsets_to_transaction(offsets, group))
+
+    def send(self, topic: str, **record: Any) -> Sent:
+        """Send a record."""
+        return Sent(self._call(self.native.send(topic, **record)), self._loop)
+
+    def _call(self, work: Coroutine[Any, Any, R]) -> R:
+        return on_loop(self._loop, work, self._timeout)
+
+
+class Sent:
+    """The outcome of a record, for a thread without an event loop."""
+
+    def __init__(self, outcome: asyncio.Future[Any], loop: asyncio.AbstractEventLoop) -> None:
+        self._outcome = outcome
+        self._loop = loop
+
+    def get(self, timeout: float) -> Any:
+        """Return the record's metadata, after at most so many seconds."""
+        return on_loop(self._loop, _outcome(self._outcome), timeout)
+
+
+def on_loop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, R], timeout: float) -> R:
+    """Run a coroutine on another thread's loop, and return what it returns.
+
+    Raises:
+        TimeoutError: it took longer; it is cancelled.
+    """
+    future = asyncio.run_coroutine_threadsafe(work, loop)
+    try:
+        return future.result(timeout)
+    except TimeoutError:
+        future.cancel()
+        raise
+
+
+async def _called(make_client: Callable[[], Any]) -> Any:
+    return make_client()
+
+
+async def _outcome(sent: asyncio.Future[Any]) -> Any:
+    return await asyncio.shield(sent)
+
+
+async def _stop(client: Any) -> None:
+    with suppress(Exception):
+        # Most seconds in which a producer may end in order.
+        async with asyncio.timeout(1.0):
+            return await client.stop()  # type: ignore[no-any-return]
+    # It waits for records that cannot be sent: what it leaves behind is ended one by one.
+    with suppress(Exception):
+        await client._sender.close()
+    with suppress(Exception):
+        await client.client.close()

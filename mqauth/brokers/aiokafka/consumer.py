@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import partial
+from typing import Literal, Unpack
 
 import aiokafka
 
 from mqauth.brokers.aiokafka import client as aiokafka_client
+from mqauth.brokers.aiokafka.confirmed import TransactionalDeadLetters
 from mqauth.brokers.aiokafka.poller import Poller
-from mqauth.brokers.aiokafka.producer import Producer
-from mqauth.brokers.aiokafka.replies import Replies
-from mqauth.brokers.aiokafka.transaction import TransactionalDeadLetters
+from mqauth.brokers.aiokafka.producer import Producer, Replies
 from mqauth.brokers.log.event_loop import AsyncLogConsumer
-from mqauth.brokers.log.poison import PoisonPolicy
-from mqauth.clock import Backoff
+from mqauth.brokers.log.poison import step_over
+from mqauth.brokers.options import LogOptions
 from mqauth.errors import require
 from mqauth.judging.pipeline import Handler, Pipeline
-from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Decode
 from mqauth.letters.dead_letter import DeadLetterSink
 
 
@@ -34,19 +32,11 @@ class Consumer(AsyncLogConsumer):
         handler: takes a ``Verified``; may be asynchronous. A synchronous one blocks the event loop.
         dead_letters: where rejected messages go: ``DeadLetters``, or ``TransactionalDeadLetters`` for letters that
             are committed in one transaction with their offsets.
-        decode: makes ``Verified.value`` of the body after verification; what it raises dead-letters the
-            message as ``handler_failed``. Not called for a tombstone.
         replies: sends what ``Verified.reply`` is given to the topic in ``reply-to``. Where its client fails for
             good, ``run`` ends with ``ProducerFatalError``.
-        grace: seconds that a running handler may take to finish after ``stop``, and before a rebalance; before
-            one at most half of the client's ``rebalance_timeout_ms``, by default its ``session_timeout_ms``.
         on_poison: ``"stop"`` with an error at a record that aiokafka cannot parse, or ``"skip"`` its batch and
             write an audit record of the range.
-        workers: how many handlers run at once, each for a partition of its own, which stays in order.
-        commit_interval: longest time between commits while records are settled, seconds.
-        backoff: how long a deferred partition waits.
-        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
-            pass; or a table of handlers by kind. It is another function than ``handler``.
+        options: as ``mqauth.brokers.options.LogOptions`` has them.
 
     Raises:
         ConfigurationError: the client or a setting is not as said.
@@ -59,27 +49,30 @@ class Consumer(AsyncLogConsumer):
         handler: Handler,
         *,
         dead_letters: DeadLetterSink,
-        decode: Decode | None = None,
         replies: Producer | None = None,
-        grace: float = 30,
         on_poison: Literal["stop", "skip"] = "stop",
-        workers: int = 1,
-        commit_interval: float = 5,
-        backoff: Backoff = Backoff(),  # noqa: B008 - frozen
-        unverified: Unverifieds | None = None,
+        **options: Unpack[LogOptions],
     ) -> None:
         aiokafka_client.check_consumer(client)
         require(on_poison in ("stop", "skip"), f'on_poison must be "stop" or "skip", not {on_poison!r}')
         answer = None if replies is None else Replies(replies)
         super().__init__(
-            guard, handler, dead_letters, decode=decode, answer=answer, workers=workers, grace=grace,
-            patience=aiokafka_client.rebalance_patience(client, grace), commit_interval=commit_interval,
-            session=aiokafka_client.session_of(client), backoff=backoff, unverified=unverified,
-        )  # fmt: skip
-        policy = PoisonPolicy(
-            self._work, guard, aiokafka_client.group_of(client), skip=on_poison == "skip",
+            guard,
+            handler,
+            dead_letters,
+            answer=answer,
+            patience=aiokafka_client.rebalance_patience(client),
+            session=aiokafka_client.session_of(client),
+            **options,
+        )
+        policy = partial(
+            step_over,
+            work=self._work,
+            guard=guard,
+            scope=aiokafka_client.group_of(client),
+            skip=on_poison == "skip",
             lacking=aiokafka_client.lacking,
-        )  # fmt: skip
+        )
         poller = Poller(client, self._assignment, policy, replies=answer)
         self.attach(poller)
         if isinstance(dead_letters, TransactionalDeadLetters):

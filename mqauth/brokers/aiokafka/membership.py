@@ -18,10 +18,6 @@ from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
 
-_FORMER: Final = frozenset((22, 25, 82))
-"""Codes of a commit by somebody who is no member any more."""
-_UNSTABLE: Final = 88
-"""The code of an offset of which a transaction is still open."""
 _TEXT: Final = CompactString("utf-8")
 _TAGS: Final = ("tags", TaggedFields)
 
@@ -113,8 +109,12 @@ class OffsetFetchResponse(Response):
                 (
                     "partitions",
                     CompactArray(
-                        ("partition", Int32), ("offset", Int64), ("leader_epoch", Int32), ("metadata", _TEXT),
-                        ("error_code", Int16), _TAGS,
+                        ("partition", Int32),
+                        ("offset", Int64),
+                        ("leader_epoch", Int32),
+                        ("metadata", _TEXT),
+                        ("error_code", Int16),
+                        _TAGS,
                     ),
                 ),
                 _TAGS,
@@ -122,7 +122,7 @@ class OffsetFetchResponse(Response):
         ),
         ("error_code", Int16),
         _TAGS,
-    )  # fmt: skip
+    )
 
 
 class OffsetFetchStruct(RequestStruct):
@@ -168,20 +168,28 @@ class FencedHandler(TxnOffsetCommitHandler):
         state, group = self._sender._txn_manager, self._group_id
         return _Ready(
             TxnOffsetCommitStruct(
-                state.transactional_id, group, state.producer_id, state.producer_epoch, group.generation,
-                group.member, None, [(topic, partitions, {}) for topic, partitions in topics.items()], {},
+                state.transactional_id,
+                group,
+                state.producer_id,
+                state.producer_epoch,
+                group.generation,
+                group.member,
+                None,
+                [(topic, partitions, {}) for topic, partitions in topics.items()],
+                {},
             )
-        )  # fmt: skip
+        )
 
     def handle_response(self, resp: Any) -> Any:
         """Act on the response; of a former member the transaction fails, and can be aborted."""
-        found = [(topic, [each[:2] for each in partitions]) for topic, partitions, _ in resp.topics]
-        if any(code in _FORMER for _, partitions in found for _, code in partitions):
+        errors = [(topic, [each[:2] for each in partitions]) for topic, partitions, _ in resp.topics]
+        # Codes of a commit by somebody who is no member any more.
+        if any(code in {22, 25, 82} for _, partitions in errors for _, code in partitions):
             state = self._sender._txn_manager
             state.error_transaction(CommitFailedError("the consumer is no member of this generation"))
             state.wait_for_transaction_end().exception()  # nobody else may ask for it
             return None
-        return super().handle_response(SimpleNamespace(errors=found))  # type: ignore[no-untyped-call]
+        return super().handle_response(SimpleNamespace(errors=errors))  # type: ignore[no-untyped-call]
 
 
 def fence(producer: Any) -> None:
@@ -207,12 +215,13 @@ async def _send(theirs: Any, request: Any) -> Any:
     topics: list[Any] = [(topic, list(partitions), {}) for topic, partitions in request._partitions or ()]
     response = await theirs(_Ready(OffsetFetchStruct(request._consumer_group, topics, True, {})))
     again = GroupLoadInProgressError.errno
+    # The code of an offset of which a transaction is still open.
     return SimpleNamespace(
         topics=[
             (
                 topic,
                 [
-                    (number, offset, metadata, again if code == _UNSTABLE else code)
+                    (number, offset, metadata, again if code == 88 else code)
                     for number, offset, _epoch, metadata, code, _tags in partitions
                 ],
             )

@@ -3,24 +3,37 @@
 aiokafka awaits the listener in its coordinator's task, and goes on with the rebalance when it has returned. So a
 revocation waits there for running handlers and commits, before the partitions go to another member. What the
 listener raises aiokafka logs and drops.
+
+``Offsets`` has those that say and move where its group stands (``OffsetCalls``).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Final
 
 from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
-from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+)
 
 from mqauth.brokers.aiokafka import client as aiokafka_client
-from mqauth.brokers.aiokafka.transaction import TransactionCalls
-from mqauth.brokers.aiokafka.translate import Logs
-from mqauth.brokers.log.poison import PoisonPolicy, find_poison
+from mqauth.brokers.aiokafka.client import Logs
+from mqauth.brokers.aiokafka.membership import Membership, require_stable
+from mqauth.brokers.dead_letters import Errors
+from mqauth.brokers.log.poison import find_poison
+from mqauth.brokers.log.poller import LogPoller
 from mqauth.brokers.log.records import NO_LOG, partition_messages
+from mqauth.brokers.log.starting import OffsetCalls
 from mqauth.delivery.assignment import Assignment
-from mqauth.flow import arun
+from mqauth.delivery.start import Committed
+from mqauth.flow import Flow, arun
 from mqauth.logs import emit
 from mqauth.wire.message import Message
 
@@ -32,7 +45,55 @@ _NOWHERE: Final = TopicPartition("", -1)
 """Stands for no partition: a call of ``getmany`` that names none means all of them."""
 
 
-class Poller(TransactionCalls):
+COMMIT_TIMEOUT: Final = 5.0
+"""Most seconds of one call: aiokafka itself tries for ever."""
+
+
+class Offsets(OffsetCalls):
+    """Those calls, for a leaf that has the client as ``_client``."""
+
+    _client: Any
+    failed: Errors = (KafkaError, TimeoutError)
+
+    async def send_commit(self, offsets: Mapping[Any, Committed], /) -> str | None:
+        """Commit offsets by partition; return the name of an error that passes."""
+        try:
+            async with asyncio.timeout(COMMIT_TIMEOUT):
+                await self._client.commit(dict(offsets))
+        except self.failed as error:
+            if not self.passes(error):
+                raise
+            return type(error).__name__
+        return None
+
+    async def committed(self, places: Collection[Any], /) -> dict[Any, Committed]:
+        """Return the group's commits by partition."""
+        async with asyncio.timeout(COMMIT_TIMEOUT):
+            commits = await aiokafka_client.committed(self._client, list(places))
+        return {place: Committed(commit.offset, commit.metadata) for place, commit in commits.items()}
+
+    def places(self, topic: str, /) -> set[Any]:
+        """Return all partitions of a topic that the client knows of."""
+        return {TopicPartition(topic, number) for number in self._client.partitions_for_topic(topic) or ()}
+
+    def position(self, place: Any, /) -> int | None:
+        """Return the offset that is read next, ``None`` where there is none yet."""
+        return aiokafka_client.position(self._client, place)
+
+    async def bounds(self, places: Collection[Any], end: bool, /) -> dict[Any, int]:
+        """Return the first offset of each partition, or the one behind the last record that may be read."""
+        ask = self._client.end_offsets if end else self._client.beginning_offsets
+        async with asyncio.timeout(COMMIT_TIMEOUT):
+            return dict(await ask(list(places)))
+
+    def passes(self, error: BaseException, /) -> bool:
+        """Return whether the same call may succeed later."""
+        if isinstance(error, (CommitFailedError, IllegalStateError, TimeoutError)):
+            return True
+        return isinstance(error, KafkaError) and bool(error.retriable)
+
+
+class Poller(Offsets, LogPoller):
     """The calls of one client, made by the poll task, and its rebalance listener.
 
     An eager rebalance, the only kind that aiokafka has, revokes all partitions and assigns most of them again, at
@@ -41,14 +102,18 @@ class Poller(TransactionCalls):
     Args:
         client: the ``AIOKafkaConsumer``.
         assignment: says which calls to make, and gets the records.
-        poison: what becomes of records that cannot be parsed.
+        poison: skips records that cannot be parsed, or ends the consumer (``poison.step_over``).
         settings: as ``LogPoller`` has them.
     """
 
     waits_beside_handlers = True
 
-    def __init__(self, client: Any, assignment: Assignment, poison: PoisonPolicy, **settings: Any) -> None:
+    def __init__(
+        self, client: Any, assignment: Assignment, poison: Callable[..., Flow[None]], **settings: Any
+    ) -> None:
         super().__init__(client, assignment, **settings)
+        self.scope = aiokafka_client.group_of(client)
+        self.reset = aiokafka_client.reset_of(client)
         self._logs = Logs(client)
         self._poison = poison
         self._positions: dict[TopicPartition, int] = {}
@@ -80,16 +145,32 @@ class Poller(TransactionCalls):
             PoisonRecordError: a record cannot be parsed, and the policy is to stop.
             Exception: the client's own, where the broker refuses for good.
         """
-        found = await self._records(max(seconds, SHORTEST))
+        batches = await self._records(max(seconds, SHORTEST))
         if self.rebalancing:
             # These are of an assignment that we were not told of yet: they are read again.
-            for place, records in found.items():
+            for place, records in batches.items():
                 self._client.seek(place, records[0].offset)
             return {}
         log, scope = self._logs.known or NO_LOG, self.scope
-        for place, records in found.items():
+        for place, records in batches.items():
             self._positions[place] = records[-1].offset + 1
-        return {place: partition_messages(batch, place, scope, log) for place, batch in found.items()}
+        return {place: partition_messages(batch, place, scope, log) for place, batch in batches.items()}
+
+    def require_stable(self) -> None:
+        """Have offsets waited for of which a transaction is open, those of the assignment at hand too."""
+        require_stable(self._client)
+        self.unsure = set(self._client.assignment())
+
+    def membership(self) -> Membership | None:
+        """Return the membership to commit by, ``None`` during a rebalance."""
+        generation = aiokafka_client.generation_of(self._client)
+        if aiokafka_client.is_member(self._client) and generation < 0:
+            return None
+        return Membership(self.scope, generation, aiokafka_client.member_of(self._client))
+
+    async def wait(self, over: threading.Event, seconds: float, /) -> None:
+        """Wait for the end of a transaction, at most so many seconds."""
+        await asyncio.to_thread(over.wait, seconds)
 
     def seek(self, place: Any, offset: int) -> None:
         """Read a partition from an offset next, also after a rebalance that is going on."""
@@ -168,13 +249,13 @@ class Poller(TransactionCalls):
         """
         poison = find_poison(error, "_tp", "next_batch")
         if poison is not None:
-            found = aiokafka_client.read_before(error, poison.partition)
-            if not found:
-                await arun(self._poison.applying(poison, error, self._logs.known or NO_LOG))
-            elif poison.partition in found:
+            batches = aiokafka_client.read_before(error, poison.partition)
+            if not batches:
+                await arun(self._poison(poison, error, self._logs.known or NO_LOG))
+            elif poison.partition in batches:
                 # The batch comes again, at the head of its partition.
-                self._client.seek(poison.partition, found[poison.partition][-1].offset + 1)
-            return found
+                self._client.seek(poison.partition, batches[poison.partition][-1].offset + 1)
+            return batches
         if isinstance(error, OffsetOutOfRangeError | NoOffsetForPartitionError) and self.reset != "none":
             # A dictionary of offsets, or one partition.
             self.outside |= {error.args[0]} if isinstance(error.args[0], TopicPartition) else set(error.args[0])

@@ -1,21 +1,29 @@
-"""The Kafka producer of aiokafka: ``send`` with the client's own signature, and a fresh token for each record."""
+"""The Kafka producer of aiokafka: ``send`` with the client's own signature, and a fresh token for each record.
+
+``Sealing`` seals records together and gives them to the client in their order. ``Replies`` sends signed answers.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self, TypeAlias
 
 import aiokafka
+from aiokafka.errors import KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
 
 from mqauth.brokers.aiokafka import client as aiokafka_client
-from mqauth.brokers.aiokafka.sealing import Sealing
 from mqauth.brokers.event_loop import signed
-from mqauth.brokers.log.errors import ProducerFatalError
-from mqauth.brokers.log.producer import RecordProducer
-from mqauth.brokers.log.records import native_headers
-from mqauth.signer import Signer
+from mqauth.brokers.log.producer import RecordProducer, TopicReplies, later
+from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, native_headers
+from mqauth.brokers.log.sealing import sealed_headers
+from mqauth.errors import ConfigurationError, MalformedMessage, Unavailable
+from mqauth.flow import arun
+from mqauth.judging.verified import Verified
+from mqauth.logs import emit
+from mqauth.signer import Prepared, Signer
 from mqauth.wire.batch import DEFAULT_LINGER
 
 
@@ -49,10 +57,14 @@ class Producer(RecordProducer):
     ) -> None:
         aiokafka_client.check_producer(client)
         super().__init__(
-            client, signer, serialize=value_serializer, batch=batch, linger=linger,
+            client,
+            signer,
+            serialize=value_serializer,
+            batch=batch,
+            linger=linger,
             transactional=aiokafka_client.transactional_id(client) is not None,
             idempotent=aiokafka_client.is_idempotent(client),
-        )  # fmt: skip
+        )
         self._known: set[str] = set()
         if batch > 1:
             self._sealing = Sealing(client, signer, batch=batch, linger=linger)
@@ -93,7 +105,10 @@ class Producer(RecordProducer):
         rest = {"partition": partition, "timestamp_ms": timestamp_ms}
         if self._sealing is not None:
             self._refuse_unbegun()
-            await self._learn(topic)
+            # The metadata of a topic that is new are waited for here: in a batch others would wait for them too.
+            if topic not in self._known:
+                await self.client.partitions_for(topic)
+                self._known.add(topic)
             return await self._sealing.add(self._signer.prepare(message), topic, rest)  # type: ignore[no-any-return]
         sealed = await signed(self._signer, self._signer.sign, message)
         return await self.client.send(  # type: ignore[no-any-return]
@@ -126,11 +141,7 @@ class Producer(RecordProducer):
 
     async def begin_transaction(self) -> None:
         """Begin a transaction of a client that has a transactional id."""
-        await self._seal_all()
-        await self.client.begin_transaction()
-        if self._sealing is not None:
-            self._sealing.failure = None
-        self._began = True
+        await arun(self._beginning())
 
     async def commit_transaction(self) -> None:
         """Seal and send what waits, and commit; a transaction that lacks a record is not committed.
@@ -138,17 +149,11 @@ class Producer(RecordProducer):
         Raises:
             Exception: why a record of it was not sealed or sent: abort it.
         """
-        await self._seal_all()
-        if self._sealing is not None and self._sealing.failure is not None:
-            raise self._sealing.failure
-        await self.client.commit_transaction()
-        self._began = False
+        await arun(self._ending(self.client.commit_transaction, complete=True))
 
     async def abort_transaction(self) -> None:
         """Abort the transaction, with what waits."""
-        await self._seal_all()
-        await self.client.abort_transaction()
-        self._began = False
+        await arun(self._ending(self.client.abort_transaction, complete=False))
 
     async def __aenter__(self) -> Self:
         return self
@@ -168,12 +173,170 @@ class Producer(RecordProducer):
         if error is not None:
             raise ProducerFatalError.after(type(error).__name__)
 
-    async def _learn(self, topic: str) -> None:
-        """Wait for the metadata of a topic that is new: in a batch others would wait for it too."""
-        if topic not in self._known:
-            await self.client.partitions_for(topic)
-            self._known.add(topic)
-
     async def _seal_all(self) -> None:
         if self._sealing is not None:
             await self._sealing.flush()
+
+
+Outcome: TypeAlias = asyncio.Future[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingRecord:
+    """A record that waits to be sealed.
+
+    Args:
+        prepared: its message.
+        topic: its topic.
+        rest: the other arguments of the client's ``send``.
+        outcome: the future that its sender has.
+    """
+
+    prepared: Prepared
+    topic: str
+    rest: Mapping[str, Any]
+    outcome: Outcome
+
+
+class Sealing:
+    """Seals the records of one producer and sends them; who completes a batch waits until it is with the client.
+
+    Args:
+        client: the ``AIOKafkaProducer``.
+        signer: signs each batch.
+        batch: how many records are sealed together.
+        linger: seconds a record waits at most for others.
+
+    Attributes:
+        failure: why the first record failed that could not be sealed or sent, since this was last set to ``None``.
+    """
+
+    def __init__(self, client: Any, signer: Signer, *, batch: int, linger: float) -> None:
+        self._client = client
+        self._signer = signer
+        self._batch = batch
+        self._linger = linger
+        self._open: list[WaitingRecord] = []
+        self._timer: asyncio.TimerHandle | None = None
+        # The lock is fair: batches reach the client in the order in which they were closed.
+        self._order = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._in_flight = 0
+        self._ended = False
+        self.failure: BaseException | None = None
+
+    async def add(self, prepared: Prepared, topic: str, rest: Mapping[str, Any]) -> Outcome:
+        """Have a record sealed and sent; return the future of its outcome.
+
+        Raises:
+            ConfigurationError: closed.
+        """
+        if self._ended:
+            raise ConfigurationError("the producer is closed")
+        outcome: Outcome = asyncio.get_running_loop().create_future()
+        alone = not self._in_flight
+        self._in_flight += 1
+        outcome.add_done_callback(self._over)
+        self._open.append(WaitingRecord(prepared, topic, rest, outcome))
+        if alone or len(self._open) >= self._batch:
+            await self.flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._linger, self._close)
+        return outcome
+
+    async def flush(self) -> None:
+        """Seal what waits, and return once all of it is with the client; its caller's end changes nothing."""
+        self._close()
+        if self._tasks:
+            await asyncio.shield(asyncio.gather(*self._tasks))
+
+    def end(self) -> None:
+        """Take no more records."""
+        self._ended = True
+
+    def _close(self) -> None:
+        """Close the open batch; a task of its own seals and sends it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._open:
+            closed, self._open = self._open, []
+            task = asyncio.create_task(self._send_all(closed))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _send_all(self, records: list[WaitingRecord]) -> None:
+        async with self._order:
+            try:
+                prepared = [record.prepared for record in records]
+                tokens = await signed(self._signer, self._signer.tokens, prepared)
+            except Exception as error:
+                emit("producer.unsent", "%d records not sent: %s", len(records), type(error).__name__)
+                return self._fail(records, error)
+            for record, token in zip(records, tokens, strict=True):
+                if isinstance(token, MalformedMessage):
+                    self._fail([record], token)
+                    continue
+                message, headers = record.prepared.message, sealed_headers(record.prepared, token)
+                try:
+                    sent = await self._client.send(
+                        record.topic, message.body, key=message.key, headers=headers, **record.rest
+                    )
+                except Exception as error:
+                    self._fail([record], error)
+                else:
+                    sent.add_done_callback(_telling(record.outcome))
+
+    def _fail(self, records: list[WaitingRecord], error: BaseException) -> None:
+        self.failure = self.failure or error
+        for record in records:
+            if not record.outcome.done():
+                record.outcome.set_exception(error)
+
+    def _over(self, _outcome: Outcome) -> None:
+        self._in_flight -= 1
+
+
+def _telling(outcome: Outcome) -> Callable[[Outcome], None]:
+    """Return what passes the outcome of the client's future on."""
+
+    def tell(sent: Outcome) -> None:
+        if outcome.done():
+            return
+        if sent.cancelled():
+            outcome.cancel()
+        elif (error := sent.exception()) is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(sent.result())
+
+    return tell
+
+
+PATIENCE: Final = 10.0
+"""Most seconds that an answer waits for the broker."""
+
+
+class Replies(TopicReplies):
+    """Sends signed answers to the topic in reply-to, each to be awaited."""
+
+    _producer: Producer
+
+    async def send(self, _verified: Verified, topic: str, body: bytes, headers: NativeHeaders) -> Any:
+        """Send an answer, and return its metadata once the broker has acknowledged it.
+
+        Raises:
+            RetryLater: it cannot be sent now.
+            aiokafka.errors.KafkaError: the broker refuses it, or the topic does not exist.
+        """
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await self._producer.send_and_wait(topic, body, headers=headers)
+        except UnknownTopicOrPartitionError:
+            raise
+        except (ProducerFatalError, Unavailable, KafkaTimeoutError, TimeoutError) as error:
+            raise later(type(error).__name__) from error
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            raise later(type(error).__name__) from error

@@ -6,20 +6,18 @@
 ``confluent`` extra.
 """
 
-from mqauth.brokers.confluent.confirmed import AuditTopic, DeadLetters
-from mqauth.brokers.confluent.consumer import Consumer
-from mqauth.brokers.confluent.event_loop import AIOConsumer
+from mqauth.brokers.confluent.client import Logs, ajudge, from_native, judge
+from mqauth.brokers.confluent.confirmed import AuditTopic, DeadLetters, TransactionalDeadLetters
+from mqauth.brokers.confluent.consumer import AIOConsumer, Consumer
 from mqauth.brokers.confluent.producer import Producer
-from mqauth.brokers.confluent.transaction import TransactionalDeadLetters
-from mqauth.brokers.confluent.translate import Logs, ajudge, from_native, judge
-from mqauth.brokers.log.errors import (
+from mqauth.brokers.judge import AsyncJudgement, Judgement
+from mqauth.brokers.log.records import (
     CommitUnansweredError,
+    Log,
     OffsetsRefusedError,
     PoisonRecordError,
     ProducerFatalError,
 )
-from mqauth.brokers.log.judge import AsyncJudgement, Judgement
-from mqauth.brokers.log.records import Log
 from mqauth.clock import Backoff
 from mqauth.delivery.health import LogHealth as Health
 from mqauth.delivery.health import Stall

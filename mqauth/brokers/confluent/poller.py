@@ -13,11 +13,18 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from mqauth.brokers.confluent.client import REBALANCING, error_of, membership_of
-from mqauth.brokers.confluent.offsets import left_out, reset_of
-from mqauth.brokers.confluent.pauses import MOST, PausingCalls
-from mqauth.brokers.confluent.positions import KeptPositions, Place, native, places_of
-from mqauth.brokers.confluent.translate import Logs, heed, translated
+from mqauth.brokers.confluent.client import REBALANCING, Logs, error_of, heed, membership_of, translated
+from mqauth.brokers.confluent.positions import (
+    KEPT,
+    MOST,
+    KeptPositions,
+    PausingCalls,
+    Place,
+    left_out,
+    native,
+    places_of,
+    reset_of,
+)
 from mqauth.brokers.log.poller import IDLE
 from mqauth.brokers.log.records import RecordPlace
 from mqauth.delivery.assignment import Assignment
@@ -31,8 +38,6 @@ from mqauth.wire.message import Message
 LOOK: Final = 1.0
 """Seconds after which partitions that bring nothing are looked at: the client may stand at their end, past records
 that it left out."""
-REBALANCE: Final = 5.0
-"""Most seconds for which the last commit waits for the end of a rebalance."""
 
 
 class Poller(PausingCalls):
@@ -91,16 +96,22 @@ class Poller(PausingCalls):
             PoisonRecordError: a record cannot be parsed.
             KafkaException: the broker refuses for good, for lack of rights for example.
         """
-        found = self._messages(self._consume(self._patience(seconds)))
-        for place, messages in found.items():
+        if seconds > 0:
+            # Where it waits, nothing runs and pauses are long.
+            self._stop(self._paused)
+        batches = self._messages(self._consume(seconds if self._read.keys() <= self._paused else 0))
+        for place, messages in batches.items():
             if self._is_next(place, messages[0]):
                 self._keep(place, messages)
-        if not found and seconds > 0 and time.monotonic() - self._looked >= LOOK:
+        if not batches and seconds > 0 and time.monotonic() - self._looked >= LOOK:
             # Nothing is on its way of these: their positions are what the client has.
             self._looked = time.monotonic()
             idle = self._held - self._paused - self._read.keys() - self._late.keys()
             self.outside |= {place for place in idle if self._left_out(place, None)}
-        return self._wanted()
+        wanted = {place: self._read.pop(place) for place in self._read.keys() - self._paused}
+        # Where enough is kept of a partition, the client pauses it.
+        self._stop({place for place, messages in self._read.items() if len(messages) >= KEPT})
+        return wanted
 
     def send_commit(self, offsets: Mapping[Any, Committed], /) -> Any:
         """Commit offsets by partition; return the name of an error that passes."""
@@ -115,7 +126,8 @@ class Poller(PausingCalls):
             last: whether this is the last commit.
         """
         super().commit(last=last)
-        until = time.monotonic() + REBALANCE
+        # Most seconds for which the last commit waits for the end of a rebalance.
+        until = time.monotonic() + 5.0
         while last and self._refused and time.monotonic() < until:
             # Callbacks are called in here; a record that is read meanwhile is to be read again.
             for record in self._client.consume(1, IDLE):
@@ -184,14 +196,14 @@ class Poller(PausingCalls):
             )
             return []
         # consume(500, 0.2) would wait for 500 records, or for the whole 0.2 s.
-        found = self._client.consume(self._most(), 0)
-        if not found and seconds > 0:
-            found = self._client.consume(1, seconds)
-            found += self._client.consume(MOST, 0) if found else []
-        return found  # type: ignore[no-any-return]
+        records = self._client.consume(1 if self._held and self._held == self._paused else MOST, 0)
+        if not records and seconds > 0:
+            records = self._client.consume(1, seconds)
+            records += self._client.consume(MOST, 0) if records else []
+        return records  # type: ignore[no-any-return]
 
     def _messages(self, records: list[Any]) -> dict[Place, list[Message]]:
-        found: dict[tuple[str, int], tuple[RecordPlace, list[Message]]] = {}
+        batches: dict[tuple[str, int], tuple[RecordPlace, list[Message]]] = {}
         for record in records:
             if record.error() is not None:
                 if record.error().code() == KafkaError._AUTO_OFFSET_RESET:
@@ -201,11 +213,11 @@ class Poller(PausingCalls):
                 continue
             # A plain tuple for each record: a NamedTuple costs as much as all the other calls of a record.
             place = record.topic(), record.partition()
-            if place not in found:
-                found[place] = RecordPlace(*place, self.scope, self._logs.of()), []
-            common, messages = found[place]
+            if place not in batches:
+                batches[place] = RecordPlace(*place, self.scope, self._logs.of()), []
+            common, messages = batches[place]
             messages.append(translated(record, common))
-        return {Place(*place): messages for place, (_, messages) in found.items()}
+        return {Place(*place): messages for place, (_, messages) in batches.items()}
 
     def _assigned(self, client: Any, partitions: list[TopicPartition]) -> None:
         """Go on with partitions that came back from a rebalance, and drop those that did not."""

@@ -1,24 +1,37 @@
-"""The Kafka producer of confluent-kafka: ``produce`` with the client's own signature, each record signed."""
+"""The Kafka producer of confluent-kafka: ``produce`` with the client's own signature, each record signed.
+
+``Sealing`` gives batches of sealed records to the client, and reports those that failed; when a batch is sealed
+is decided in ``mqauth.brokers.log.sealing``. ``Replies`` sends signed answers.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from contextvars import Context, copy_context
+from typing import Any, Final, TypeAlias
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
 
-from mqauth.brokers.confluent.client import check_producer, error_of, is_idempotent
-from mqauth.brokers.confluent.sealing import Sealing
-from mqauth.brokers.confluent.translate import is_sendable
-from mqauth.brokers.log.errors import ProducerFatalError
-from mqauth.brokers.log.producer import DEFAULT_IN_FLIGHT, LogProducer
-from mqauth.brokers.log.records import native_headers
-from mqauth.errors import MalformedMessage
-from mqauth.signer import Signer
+from mqauth.brokers.confluent.client import (
+    COMES_AGAIN,
+    check_producer,
+    error_of,
+    is_idempotent,
+    is_sendable,
+    name_of,
+)
+from mqauth.brokers.confluent.confirmed import Report
+from mqauth.brokers.log.producer import DEFAULT_IN_FLIGHT, LogProducer, TopicReplies, later
+from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, native_headers
+from mqauth.brokers.log.sealing import RecordSealing, sealed_headers
+from mqauth.errors import ConfigurationError, MalformedMessage, Unavailable
+from mqauth.judging.verified import Verified
+from mqauth.logs import emit
+from mqauth.signer import Prepared, Signer
 from mqauth.wire.batch import DEFAULT_LINGER
 
 PATIENCE: Final = 60.0
@@ -67,9 +80,15 @@ class Producer(LogProducer):
     ) -> None:
         config = check_producer(client, config)
         super().__init__(
-            client, signer, serialize=value_serializer, in_flight=max_in_flight, batch=batch, linger=linger,
-            transactional=bool(config.get("transactional.id")), idempotent=is_idempotent(config),
-        )  # fmt: skip
+            client,
+            signer,
+            serialize=value_serializer,
+            in_flight=max_in_flight,
+            batch=batch,
+            linger=linger,
+            transactional=bool(config.get("transactional.id")),
+            idempotent=is_idempotent(config),
+        )
         self._inside = threading.local()
         self._most = max_in_flight
         self._fatal: KafkaError | None = None
@@ -211,3 +230,140 @@ class Producer(LogProducer):
             self.poll(ROUND)
         finally:
             self._inside.full = False
+
+
+Record: TypeAlias = tuple[str, Mapping[str, Any], Context]
+"""A record's topic, the other arguments of ``produce``, and the context of its sender, in which it is traced."""
+Failures: TypeAlias = list[tuple[Record, Exception]]
+
+
+class Sealing(RecordSealing):
+    """The sender of one producer's ``Batches``.
+
+    Args:
+        client: the ``confluent_kafka.Producer``.
+        signer: signs each batch.
+        give: gives a record to the client.
+        batch: how many records are sealed together.
+        linger: seconds a record waits at most for others.
+    """
+
+    def __init__(
+        self, client: Any, signer: Signer, give: Callable[..., None], *, batch: int, linger: float
+    ) -> None:
+        self._client = client
+        self._give = give
+        super().__init__(signer, batch=batch, linger=linger, patience=PATIENCE)
+
+    def add(self, prepared: Prepared, topic: str, rest: Mapping[str, Any]) -> None:
+        """Have a record sealed and sent.
+
+        Raises:
+            ConfigurationError: closed.
+        """
+        if self.enqueue(prepared, lambda _: (topic, rest, copy_context())) is None:
+            raise ConfigurationError("the producer is closed")
+
+    def begin(self) -> Failures:
+        """Return the list of a batch's failures."""
+        return []
+
+    def idle(self) -> bool:
+        """Return whether nothing is in flight."""
+        return not len(self._client)
+
+    def send(self, prepared: Prepared, record: Record, token: str, /) -> BaseException | None:
+        """Give a record to the client; return its error, or ``None``."""
+        topic, rest, context = record
+        message = prepared.message
+        headers = sealed_headers(prepared, token)
+        try:
+            context.run(self._give, topic, message.body, key=message.key, headers=headers, **rest)
+        except Exception as error:
+            return self.failed(error)  # type: ignore[no-any-return]
+        return None
+
+    def handed(self, common: Failures, records: Sequence[Record], outcomes: Sequence[Any], /) -> None:
+        """Note the records of a batch that were not sent."""
+        common += [(record, error) for record, error in zip(records, outcomes, strict=True) if error is not None]
+
+    def tell(self, common: Failures, /) -> None:
+        """Call the delivery reports of the records that were not sent."""
+        for (topic, rest, context), error in common:
+            emit("producer.unsent", "a record to %s was not sent: %s", topic, type(error).__name__)
+            if rest["on_delivery"] is not None:
+                if isinstance(error, KafkaException):
+                    reported = error_of(error)
+                else:
+                    code = KafkaError._QUEUE_FULL if isinstance(error, BufferError) else KafkaError._FAIL
+                    reported = KafkaError(code, f"{type(error).__name__}: {error}")
+                context.run(rest["on_delivery"], reported, confluent_kafka.Message(topic=topic, error=reported))
+
+
+_NO_TOPIC: Final = frozenset(
+    (KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART)
+)
+_LATER: Final = (COMES_AGAIN | {KafkaError._MSG_TIMED_OUT, KafkaError._QUEUE_FULL}) - _NO_TOPIC
+
+
+class Replies(TopicReplies):
+    """Sends signed answers to the topic in reply-to, and learns from reports whether the client has failed."""
+
+    _producer: Producer
+
+    def send(self, _verified: Verified, topic: str, body: bytes, headers: NativeHeaders) -> Answer:
+        """Send an answer.
+
+        Raises:
+            RetryLater: it cannot be sent now.
+            KafkaException: the client refuses the answer.
+        """
+        answer = Answer(self._producer)
+        try:
+            self._producer.produce(topic, value=body, headers=headers, on_delivery=answer.tell)
+        except (BufferError, ProducerFatalError, Unavailable) as error:
+            raise later(type(error).__name__) from error
+        return answer
+
+    def check(self) -> None:
+        """Serve reports; refuse to go on with a client that has failed for good.
+
+        Raises:
+            ProducerFatalError: it has.
+        """
+        self._producer.poll(0)
+        super().check()
+
+
+class Answer(Report):
+    """An answer that was sent; ``get`` puts the handler off while the broker is out of reach.
+
+    Args:
+        producer: the producer that sent it.
+    """
+
+    def __init__(self, producer: Producer) -> None:
+        super().__init__(producer.poll)
+        self._note = producer.note
+
+    def tell(self, error: KafkaError | None, message: Any) -> None:
+        """Note the delivery report; called by the client."""
+        super().tell(error, message)
+        self._note(error)
+        if error is not None:
+            emit("reply.lost", "an answer was not delivered: %s", error.name())
+
+    def get(self, timeout: float | None = None) -> Any:
+        """Return the delivered message, after at most so many seconds.
+
+        Raises:
+            RetryLater: the broker is out of reach, or has not answered yet.
+            TooLargeError: it is too large for the client or the broker.
+            KafkaException: the broker refused it.
+        """
+        try:
+            return super().get(timeout)
+        except KafkaException as error:
+            if error_of(error).code() in _LATER:
+                raise later(name_of(error)) from error
+            raise

@@ -5,14 +5,12 @@ rejected, ``TransactionalDeadLetters`` commits it together with the offsets. A p
 takes ``judge``. Install the ``kafka`` extra.
 """
 
-from mqauth.brokers.kafka.confirmed import AuditTopic, DeadLetters
+from mqauth.brokers.judge import Judgement
+from mqauth.brokers.kafka.client import Logs, from_native, judge
+from mqauth.brokers.kafka.confirmed import AuditTopic, DeadLetters, TransactionalDeadLetters
 from mqauth.brokers.kafka.consumer import Consumer
 from mqauth.brokers.kafka.producer import Producer
-from mqauth.brokers.kafka.transaction import TransactionalDeadLetters
-from mqauth.brokers.kafka.translate import Logs, from_native, judge
-from mqauth.brokers.log.errors import OffsetsRefusedError, PoisonRecordError, ProducerFatalError
-from mqauth.brokers.log.judge import Judgement
-from mqauth.brokers.log.records import Log
+from mqauth.brokers.log.records import Log, OffsetsRefusedError, PoisonRecordError, ProducerFatalError
 from mqauth.clock import Backoff
 from mqauth.delivery.health import LogHealth as Health
 from mqauth.delivery.health import Stall

@@ -1,16 +1,24 @@
-"""Checks of the kafka-python objects that users give us; each refusal says what to change."""
+"""Checks of the kafka-python objects that users give us; each refusal says what to change.
+
+It also has records as ``Message``, the ids of their log, and a verdict for your own poll loop.
+"""
 
 from __future__ import annotations
 
+import base64
 import math
 import time
 from contextlib import suppress
-from functools import lru_cache
 from typing import Any, Final, Literal
+from uuid import UUID
 
 from kafka.errors import KafkaTimeoutError
 
+from mqauth.brokers.judge import Judgement, judged
+from mqauth.brokers.log.records import NO_LOG, Log, record_message
 from mqauth.errors import ConfigurationError, require
+from mqauth.judging.pipeline import Pipeline
+from mqauth.wire.message import HeaderValue, Message
 
 _TELLING: Final = {"KafkaConsumer": "group_id", "KafkaProducer": "max_block_ms"}
 """A setting that only clients of this kind have."""
@@ -75,9 +83,9 @@ def session_of(client: Any) -> float:
     return float(client.config.get("session_timeout_ms", math.inf)) / 1000
 
 
-def rebalance_patience(client: Any, grace: float) -> float:
+def rebalance_patience(client: Any) -> float:
     """Return the seconds for which a rebalance may wait for handlers: half of what the group waits for us."""
-    return min(grace, float(client.config.get("max_poll_interval_ms", math.inf)) / 2000)
+    return float(client.config.get("max_poll_interval_ms", math.inf)) / 2000
 
 
 def check_isolation(client: Any) -> None:
@@ -113,28 +121,78 @@ def is_no_topic(client: Any, topic: str, began: float) -> bool:
     return answered and metadata.partitions_for_topic(topic) is None
 
 
-def refuse_foreign(record: Any) -> None:
-    """Refuse a record of another client library, whose fields may mean something else.
-
-    Raises:
-        ConfigurationError: it is one; the text names it.
-    """
-    kind: Any = type(record)
-    if (name := _foreign(kind)) is not None:
-        raise ConfigurationError(f"a ConsumerRecord of kafka-python is needed, not {name}")
-
-
-@lru_cache(maxsize=64)
-def _foreign(kind: type) -> str | None:
-    """Return the name of a class of another client library, ``None`` for every other class."""
-    return _name(kind) if _package(kind) in _OTHERS else None
-
-
 def _name(kind: type) -> str:
     """Return the name of a class with its package, as users import it."""
-    package = _package(kind)
+    package = kind.__module__.partition(".")[0]
     return f"{_OTHERS.get(package, package)}.{kind.__name__}"
 
 
-def _package(kind: type) -> str:
-    return kind.__module__.partition(".")[0]
+def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
+    """Return the message of a ``ConsumerRecord``; nothing that the record holds makes this raise.
+
+    Args:
+        record: as ``KafkaConsumer.poll`` returned it, without deserializers.
+        scope: the consumer group.
+        log: the ids of its cluster and topic (``Logs.of``).
+
+    Raises:
+        ConfigurationError: the record is aiokafka's or confluent-kafka's.
+    """
+    kind: Any = type(record)
+    # Fields of another client's record may mean something else.
+    if kind.__module__.partition(".")[0] in _OTHERS:
+        raise ConfigurationError(f"a ConsumerRecord of kafka-python is needed, not {_name(kind)}")
+    return record_message(record, scope, log)
+
+
+def carries(_name: str, value: HeaderValue) -> bool:
+    """Return whether kafka-python can send a header again: it delivers ``None`` but refuses to send it."""
+    return isinstance(value, bytes)
+
+
+class Logs:
+    """Returns the ids of cluster and topic, from a client's metadata.
+
+    A topic's name is not enough where there are two clusters, or where a topic was deleted and made anew. Both ids
+    come with every metadata response (the topic's from Kafka 2.8 on, KIP-516), so that asking costs no request.
+
+    Args:
+        client: a ``KafkaConsumer``.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._metadata: Any = getattr(client, "_cluster", None)
+        self._known: dict[str, Log] = {}
+
+    def of(self, topic: str) -> Log:
+        """Return the ids of a topic; never asks the broker, and never raises."""
+        # An id that was known once is kept until the metadata name another one. A topic that is being deleted, or
+        # may not be seen for a moment, comes without its id; the records at hand must not change their place.
+        before = self._known.get(topic, NO_LOG)
+        cluster = getattr(self._metadata, "cluster_id", None)
+        ask = getattr(self._metadata, "topic_id", None)
+        uuid, topic_id = None if ask is None else ask(topic), None
+        if isinstance(uuid, UUID) and uuid.int:
+            # Kafka's own spelling: base64url without padding, 22 characters.
+            topic_id = base64.urlsafe_b64encode(uuid.bytes).rstrip(b"=").decode("ascii")
+        known = cluster if isinstance(cluster, str) and cluster else None
+        log = Log(known or before.cluster, topic_id or before.topic_id)
+        if log != before:
+            self._known[topic] = log
+        return log
+
+
+def judge(guard: Pipeline, record: Any, *, scope: str, log: Log = NO_LOG) -> Judgement:
+    """Judge one ``ConsumerRecord``, and claim it in the replay store where it is accepted.
+
+    Args:
+        guard: the pipeline.
+        record: as ``KafkaConsumer.poll`` returned it, without deserializers.
+        scope: the consumer group.
+        log: the ids of cluster and topic, ``Logs(client).of(record.topic)``. Without them the replay store cannot
+            tell two clusters, or a topic from one that was deleted and made anew, apart.
+
+    Raises:
+        ConfigurationError: a plug-in is asynchronous, or the record is aiokafka's or confluent-kafka's.
+    """
+    return judged(guard, from_native(record, scope=scope, log=log))

@@ -1,21 +1,26 @@
-"""The Kafka producer: ``send`` with the client's own signature, and a fresh token for each record."""
+"""The Kafka producer: ``send`` with the client's own signature, and a fresh token for each record.
+
+``Replies`` sends signed answers: what ``Verified.reply`` calls.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 from kafka import KafkaProducer
+from kafka.errors import KafkaError, RetriableError, UnknownTopicOrPartitionError
 from kafka.producer.future import FutureRecordMetadata
 
-from mqauth.brokers.kafka.client import producer_settings
+from mqauth.brokers.kafka.client import is_no_topic, producer_settings
 from mqauth.brokers.kafka.sealing import InFlightLimit, Sealing
-from mqauth.brokers.log.errors import ProducerFatalError
-from mqauth.brokers.log.producer import DEFAULT_IN_FLIGHT, LogProducer
-from mqauth.brokers.log.records import native_headers
+from mqauth.brokers.log.producer import DEFAULT_IN_FLIGHT, LogProducer, TopicReplies, later
+from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, native_headers
+from mqauth.errors import Unavailable
+from mqauth.judging.verified import Verified
 from mqauth.signer import Signer
 from mqauth.wire.batch import DEFAULT_LINGER
-from mqauth.wire.message import Message
 
 
 class Producer(LogProducer):
@@ -50,9 +55,15 @@ class Producer(LogProducer):
     ) -> None:
         config = producer_settings(client)
         super().__init__(
-            client, signer, serialize=value_serializer, in_flight=max_in_flight, batch=batch, linger=linger,
-            transactional=bool(config.get("transactional_id")), idempotent=config["enable_idempotence"],
-        )  # fmt: skip
+            client,
+            signer,
+            serialize=value_serializer,
+            in_flight=max_in_flight,
+            batch=batch,
+            linger=linger,
+            transactional=bool(config.get("transactional_id")),
+            idempotent=config["enable_idempotence"],
+        )
         self._room = InFlightLimit(max_in_flight)
         self._patience: float = config["max_block_ms"] / 1000
         if batch > 1:
@@ -93,11 +104,34 @@ class Producer(LogProducer):
         message = self._message(topic, value, key, headers)
         self.check_alive()
         sealing = self._sealing
-        if sealing is None or not self._joins(sealing, topic):
-            return self._send_alone(topic, message, partition, timestamp_ms)  # type: ignore[no-any-return]
-        prepared = self._signer.prepare(message)
+        if sealing is not None:
+            self._refuse_unbegun()
+            if sealing.knows(topic):
+                prepared = self._signer.prepare(message)
+                self._room.enter(self._patience)
+                return sealing.add(prepared, topic, partition, timestamp_ms)  # type: ignore[no-any-return]
+            # The first record to a topic waits for its metadata alone. The topic may have been known before: what
+            # waits for it goes first, so that the order is kept.
+            sealing.flush(self._patience)
+        # A token of its own.
         self._room.enter(self._patience)
-        return sealing.add(prepared, topic, partition, timestamp_ms)  # type: ignore[no-any-return]
+        try:
+            signed = self._signer.sign(message)
+            future = self.client.send(
+                topic,
+                value=signed.body,
+                key=signed.key,
+                headers=native_headers(signed.headers),
+                partition=partition,
+                timestamp_ms=timestamp_ms,
+            )
+        except BaseException:
+            self._room.leave()
+            raise
+        future.add_both(self._room.leave)
+        if sealing is not None and not future.failed():
+            sealing.learn(topic)
+        return future  # type: ignore[no-any-return]
 
     def flush(self, timeout: float | None = None) -> None:
         """Seal and send what waits, and wait until every record is acknowledged or has failed.
@@ -129,28 +163,82 @@ class Producer(LogProducer):
         if manager is not None and manager.has_fatal_error():
             raise ProducerFatalError.after(type(manager.last_error).__name__)
 
-    def _send_alone(self, topic: str, message: Message, partition: int | None, timestamp_ms: int | None) -> Any:
-        """Send a record with a token of its own."""
-        self._room.enter(self._patience)
-        try:
-            signed = self._signer.sign(message)
-            future = self.client.send(
-                topic, value=signed.body, key=signed.key, headers=native_headers(signed.headers),
-                partition=partition, timestamp_ms=timestamp_ms,
-            )  # fmt: skip
-        except BaseException:
-            self._room.leave()
-            raise
-        future.add_both(self._room.leave)
-        if self._sealing is not None and not future.failed():
-            self._sealing.learn(topic)
-        return future
 
-    def _joins(self, sealing: Sealing, topic: str) -> bool:
-        """Return whether a record joins a batch; the first to a topic does not, and waits for metadata alone."""
-        self._refuse_unbegun()
-        if sealing.knows(topic):
-            return True
-        # The topic may have been known before: what waits for it goes first, so that the order is kept.
-        sealing.flush(self._patience)
-        return False
+_OUT_OF_REACH: Final = (RetriableError, ProducerFatalError, Unavailable)
+"""Errors of a send while broker or signing key cannot be reached, or after the client has failed for good."""
+_Request: TypeAlias = tuple[str, str, str, int | None]
+"""Issuer, subject, token id and index of a request: the same for each attempt at it."""
+
+
+class Replies(TopicReplies):
+    """Sends signed answers to the topic in reply-to.
+
+    An answer that the broker refuses makes an idempotent client fail for good: then the request of that answer
+    fails, all others are deferred, and ``check`` ends the consumer.
+
+    Args:
+        producer: signs and sends.
+    """
+
+    def __init__(self, producer: Producer) -> None:
+        super().__init__(producer)
+        self._refused: dict[_Request, KafkaError] = {}
+
+    def send(self, verified: Verified, topic: str, body: bytes, headers: NativeHeaders) -> Answer:
+        """Send an answer.
+
+        Raises:
+            RetryLater: it cannot be sent now.
+            kafka.errors.KafkaError: the topic does not exist, or the broker refused an earlier answer.
+        """
+        request = verified.issuer, verified.subject, verified.jti, verified.index
+        began = time.monotonic()
+
+        def note(error: KafkaError) -> None:
+            # Remember which request's answer made the client fail for good: its next attempt fails.
+            try:
+                self._producer.check_alive()
+            except ProducerFatalError:
+                self._refused[request] = error
+
+        try:
+            return Answer(self._producer.send(topic, value=body, headers=headers), note)
+        except _OUT_OF_REACH as error:
+            if request in self._refused:
+                raise self._refused[request] from error
+            if isinstance(error, RetriableError) and is_no_topic(self._producer.client, topic, began):
+                raise
+            raise later(type(error).__name__) from error
+
+
+class Answer:
+    """The client's future of an answer, whose ``get`` defers the handler while the broker is out of reach.
+
+    Args:
+        future: the client's.
+        refused: called with the error where the broker refused the answer.
+    """
+
+    def __init__(self, future: Any, refused: Callable[[KafkaError], None]) -> None:
+        self._future = future
+        self._refused = refused
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._future, name)
+
+    def get(self, timeout: float | None = None) -> Any:
+        """Return the record's metadata, after at most so many seconds.
+
+        Raises:
+            RetryLater: the broker is out of reach, or has not answered yet.
+            kafka.errors.KafkaError: it refused the answer.
+        """
+        try:
+            return self._future.get(timeout=timeout)
+        except UnknownTopicOrPartitionError:
+            raise
+        except _OUT_OF_REACH as error:
+            raise later(type(error).__name__) from error
+        except KafkaError as error:
+            self._refused(error)
+            raise

@@ -14,7 +14,6 @@ from kafka.protocol.consumer.offsets import OffsetResetStrategy
 
 from mqauth.logs import emit
 
-JOIN_MS: Final = 1000
 _WOKEN: Final = "_mqauth_woken"
 
 
@@ -69,8 +68,8 @@ def position(client: Any, place: Any) -> int | None:
     The client's own ``position`` asks the broker for what is missing of all partitions.
     """
     states: Any = getattr(getattr(client, "_subscription", None), "assignment", {})
-    found = getattr(states.get(place), "position", None)
-    return None if found is None else int(found.offset)
+    known = getattr(states.get(place), "position", None)
+    return None if known is None else int(known.offset)
 
 
 def reset_to_earliest(client: Any, told: Callable[[Any], object]) -> None:
@@ -140,7 +139,7 @@ def _join(client: Any) -> None:
     if coordinator.rejoining and not coordinator.rejoin_needed:
         coordinator.request_rejoin()
     if coordinator.need_rejoin():
-        coordinator.poll(timeout_ms=JOIN_MS)
+        coordinator.poll(timeout_ms=1000)
 
 
 def _unpark(client: Any) -> None:
@@ -167,9 +166,11 @@ def _wake(client: Any) -> None:
         return
 
     def fetch_records(*args: Any, **kwargs: Any) -> Any:
-        found = fetch(*args, **kwargs)
-        landed = isinstance(found, tuple) and found[1:] == (True,) and getattr(fetcher, "_completed_fetches", None)
-        return (found[0], False) if landed else found
+        fetched = fetch(*args, **kwargs)
+        landed = (
+            isinstance(fetched, tuple) and fetched[1:] == (True,) and getattr(fetcher, "_completed_fetches", None)
+        )
+        return (fetched[0], False) if landed else fetched
 
     attributes[_WOKEN] = attributes.get("fetch_records")
     attributes["fetch_records"] = fetch_records

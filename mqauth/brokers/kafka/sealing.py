@@ -201,7 +201,7 @@ sent and traced, and the future that its sender has."""
 
 
 class Sealing(RecordSealing):
-    """Seals and sends the records of one producer: the ``Sender`` of its batches.
+    """Seals and sends the records of one producer: ``RecordSealing`` on kafka-python.
 
     Args:
         client: the ``KafkaProducer``.
@@ -234,7 +234,7 @@ class Sealing(RecordSealing):
             kafka.errors.IllegalStateError: the producer was closed.
         """
         context = copy_context()
-        record = self.batches.add(
+        record = self.enqueue(
             prepared, lambda stage: (topic, partition, timestamp_ms, context, RecordFuture(stage))
         )
         if record is None:

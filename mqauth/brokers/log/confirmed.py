@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 from mqauth.audit.record import AuditRecord
-from mqauth.brokers.dead_letters import Errors, Unconfirmed, first_taken
+from mqauth.brokers.dead_letters import Errors, first_taken
 from mqauth.brokers.log.records import dead_letter_headers, record_size
 from mqauth.errors import Cause, Unavailable, require
 from mqauth.flow import Flow, call, run
 from mqauth.letters.dead_letter import Carries, DeadLetter, Oversize, check_oversize
 from mqauth.wire import strict_json
+from mqauth.wire.memo import Recent
 from mqauth.wire.message import Message
 
+MAX_UNCONFIRMED: Final = 1000
+"""Records with an open outcome that are remembered at most."""
+MAX_UNCONFIRMED_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of these records at most, but for the latest, which is always remembered."""
 MAX_BLOCK: Final = 5.0
 """Most seconds that a record waits for metadata of its topic: a missing topic must not hold up the others."""
 
@@ -46,26 +52,38 @@ class ConfirmingClient:
     name: Callable[[BaseException], str] = lambda error: type(error).__name__
 
 
-class Confirmed:
+class TopicSink:
     """Sends records to one topic and waits for the broker's confirm; several threads may do so at once.
 
     Args:
-        client: its calls.
+        native: the client, as the user gave it to us.
+        calls: its calls.
         topic: the topic.
         timeout: seconds to wait for a confirm.
-        cause: of the ``Unavailable`` that is raised without one.
+
+    Attributes:
+        cause: of the ``Unavailable`` that is raised without a confirm.
+        exists: returns whether the broker has the topic, as far as it tells; on an event loop to be awaited.
 
     Raises:
         ConfigurationError: a setting is wrong.
     """
 
-    def __init__(self, client: ConfirmingClient, topic: str, timeout: float, cause: Cause) -> None:
+    cause: Cause
+
+    def __init__(self, native: Any, calls: ConfirmingClient, topic: str, timeout: float) -> None:
         require(timeout > 0 and topic, "a topic must be named, and timeout must be above 0 seconds")
-        self._client = client
-        self._topic = topic
+        self.client = native
+        self.name = topic
+        self.exists = partial(calls.has, topic)
+        self._calls = calls
         self._timeout = timeout
-        self._cause = cause
-        self._unconfirmed = Unconfirmed()
+        # Records that were sent and not yet confirmed, by their id, with their size. A sender of bad messages
+        # chooses that, so it is bounded; those that are forgotten may be sent twice, under the same id.
+        self._unconfirmed = Recent[str, tuple[Any, int]](
+            MAX_UNCONFIRMED_BYTES, lambda _, kept: max(kept[1], MAX_UNCONFIRMED_BYTES // MAX_UNCONFIRMED)
+        )
+        self._lock = threading.Lock()
 
     def sending(self, name: str, *, passing: Errors = (), **record: Any) -> Flow[None]:
         """Send a record, and return once the broker has confirmed it.
@@ -78,52 +96,44 @@ class Confirmed:
         Raises:
             Unavailable: there is no confirm; without one a record does not exist.
         """
-        try:
-            yield from self._waiting(name, record)
-        except passing:
-            raise
-        except self._client.failed as error:
-            raise Unavailable(self._cause, self._client.name(error)) from error
-
-    def _waiting(self, name: str, record: dict[str, Any]) -> Flow[None]:
+        calls = self._calls
         # The client keeps trying after our timeout. So a record that is still open is waited for again: sending it
         # twice would write it twice.
-        client, sent = self._client, self._unconfirmed.take(name)
-        if sent is None:
-            sent = yield from call(partial(client.send, self._topic, **record))
+        with self._lock:
+            sent, _ = self._unconfirmed.drop(name) or (None, 0)
         try:
-            yield from call(client.wait, sent, self._timeout)
-        finally:
-            if not client.over(sent):
-                self._unconfirmed.keep(name, sent, record_size(**record))
+            if sent is None:
+                sent = yield from call(partial(calls.send, self.name, **record))
+            try:
+                yield from call(calls.wait, sent, self._timeout)
+            finally:
+                if not calls.over(sent):
+                    with self._lock:
+                        self._unconfirmed.keep(name, (sent, record_size(**record)))
+        except passing:
+            raise
+        except calls.failed as error:
+            raise Unavailable(self.cause, calls.name(error)) from error
 
 
-class TopicLetters:
+class TopicLetters(TopicSink):
     """What ``DeadLetters`` of every client is: a sink of dead letters on one topic.
 
     Args:
-        native: the client, as the user gave it to us.
-        client: its calls.
-        topic: the dead-letter topic.
-        timeout: seconds to wait for the confirm.
+        native, calls, topic, timeout: as ``TopicSink`` has them.
         oversize: what becomes of a message that fits in no other form.
-
-    Attributes:
-        exists: returns whether the broker has the topic, as far as it tells; on an event loop to be awaited.
 
     Raises:
         ConfigurationError: a setting is unknown.
     """
 
+    cause = Cause.DEAD_LETTER_UNAVAILABLE
+
     def __init__(
-        self, native: Any, client: ConfirmingClient, topic: str, timeout: float, oversize: Oversize
+        self, native: Any, calls: ConfirmingClient, topic: str, timeout: float, oversize: Oversize
     ) -> None:
         check_oversize(oversize)
-        self.client = native
-        self.name = topic
-        self.exists = partial(client.has, topic)
-        self._calls = client
-        self._records = Confirmed(client, topic, timeout, Cause.DEAD_LETTER_UNAVAILABLE)
+        super().__init__(native, calls, topic, timeout)
         self._oversize = oversize
 
     def publish(self, letter: DeadLetter, /) -> Any:
@@ -137,35 +147,18 @@ class TopicLetters:
     def publishing(self, letter: DeadLetter) -> Flow[None]:
         """Return ``publish`` as a flow."""
         calls = self._calls
-        return first_taken(
-            letter, partial(self._send, letter.id), calls.carries, can_exist, calls.too_large, self._oversize
-        )
 
-    def _send(self, name: str, form: Message) -> Flow[None]:
-        headers = dead_letter_headers(form.headers)
-        return self._records.sending(
-            name, passing=self._calls.too_large, value=form.body, key=form.key, headers=headers
-        )
+        def send(form: Message) -> Flow[None]:
+            headers = dead_letter_headers(form.headers)
+            return self.sending(letter.id, passing=calls.too_large, value=form.body, key=form.key, headers=headers)
+
+        return first_taken(letter, send, calls.carries, can_exist, calls.too_large, self._oversize)
 
 
-class TopicAudit:
-    """What ``AuditTopic`` of every client is: a sink of audit records on one topic.
+class TopicAudit(TopicSink):
+    """What ``AuditTopic`` of every client is: a sink of audit records on one topic."""
 
-    Args:
-        native: the client, as the user gave it to us.
-        client: its calls.
-        topic: the audit topic.
-        timeout: seconds to wait for the confirm.
-
-    Attributes:
-        exists: as those of dead letters have it.
-    """
-
-    def __init__(self, native: Any, client: ConfirmingClient, topic: str, timeout: float) -> None:
-        self.client = native
-        self.name = topic
-        self.exists = partial(client.has, topic)
-        self._records = Confirmed(client, topic, timeout, Cause.AUDIT_UNAVAILABLE)
+    cause = Cause.AUDIT_UNAVAILABLE
 
     def write(self, record: AuditRecord, /) -> Any:
         """Send one record and return once the broker has confirmed it.
@@ -178,7 +171,7 @@ class TopicAudit:
     def writing(self, record: AuditRecord) -> Flow[None]:
         """Return ``write`` as a flow."""
         key = record.instance.encode("utf-8", "replace")
-        return self._records.sending(record.id, value=strict_json.dumps(record.as_dict()), key=key)
+        return self.sending(record.id, value=strict_json.dumps(record.as_dict()), key=key)
 
 
 def can_exist(form: Message) -> bool:

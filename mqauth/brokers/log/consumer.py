@@ -14,24 +14,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Self
 
-from mqauth.brokers.background import BackgroundRun, FirstError
 from mqauth.brokers.dead_letters import look
-from mqauth.brokers.event_loop import stopping_on_signals
-from mqauth.brokers.log.outbox import Transactions
-from mqauth.brokers.log.poller import LEAVE, LogPoller
-from mqauth.brokers.log.replies import TopicReplies
-from mqauth.brokers.log.transaction import TransactionalLetters
-from mqauth.clock import Backoff, Clock
-from mqauth.delivery.assignment import Assignment
-from mqauth.delivery.health import LogHealth, rungs, with_aliases
-from mqauth.delivery.log_work import LogWork, check_plugins
-from mqauth.delivery.partition import Partition
+from mqauth.brokers.event_loop import BackgroundRun, FirstError, stopping_on_signals
+from mqauth.brokers.log.poller import LEAVE, LogEngine
+from mqauth.clock import Clock
+from mqauth.delivery.log_work import check_plugins
 from mqauth.errors import require
 from mqauth.flow import run
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.selftest import at_start
-from mqauth.judging.unverified import Unverifieds, listed
-from mqauth.judging.verified import Decode
+from mqauth.judging.unverified import listed
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.threads import DaemonThread
@@ -140,9 +132,14 @@ class WorkerThreads:
     def _serve(self) -> None:
         try:
             while not self._stopped:
-                found = self._turn()
-                if found is not None:
-                    self._work(found)
+                chosen = self._turn()
+                if chosen is not None:
+                    try:
+                        self._visit(chosen)
+                    finally:
+                        with self._left:
+                            self._visiting -= 1
+                            self._left.notify_all()
                 elif self._visiting:
                     with self._left:
                         self._left.wait(BUSY)
@@ -153,29 +150,21 @@ class WorkerThreads:
     def _turn(self) -> Any:
         """Return something to work on, polling for it where there is nothing yet."""
         with self.poll_lock:
-            found = self._chosen()
-            if found is None and not self._stopped:
+            chosen = self._chosen()
+            if chosen is None and not self._stopped:
                 if self._threads:
                     self._polled()
                 else:
                     self.aside(self._polled)
-                found = self._chosen()
-            return found
+                chosen = self._chosen()
+            return chosen
 
     def _chosen(self) -> Any:
         # At once, so that whoever waits for the work to end knows of it.
         with self._left:
-            found = None if self._stopped else self._choose()
-            self._visiting += found is not None
-            return found
-
-    def _work(self, found: Any) -> None:
-        try:
-            self._visit(found)
-        finally:
-            with self._left:
-                self._visiting -= 1
-                self._left.notify_all()
+            chosen = None if self._stopped else self._choose()
+            self._visiting += chosen is not None
+            return chosen
 
     def _polled(self) -> None:
         self._polls += 1
@@ -183,6 +172,13 @@ class WorkerThreads:
 
     def _watch(self) -> None:
         """Poll in place of the workers while none of them has polled for a while."""
+
+        def poll() -> None:
+            try:
+                self._polled()
+            finally:
+                self.poll_lock.release()
+
         seen = -1
         while not self._stopped:
             try:
@@ -190,77 +186,35 @@ class WorkerThreads:
             except queue.Empty:
                 self._check()
                 if self._polls == seen and self.poll_lock.acquire(blocking=False):
-                    self.aside(self._polled_and_left)
+                    self.aside(poll)
                 seen = self._polls
 
-    def _polled_and_left(self) -> None:
-        try:
-            self._polled()
-        finally:
-            self.poll_lock.release()
 
-
-class LogConsumer(BackgroundRun):
+class LogConsumer(BackgroundRun, LogEngine):
     """Consumes until it is stopped, by ``run`` or in the background of a ``with`` block.
 
     Args:
-        guard: the pipeline.
-        handler: takes a ``Verified``.
+        guard: the pipeline, with plug-ins that are not asynchronous.
+        handler: takes a ``Verified``; runs on a worker thread.
         dead_letters: where rejected messages go.
-        decode: makes ``Verified.value`` of the body after verification.
-        answer: sends what ``Verified.reply`` is given.
-        workers: how many threads run handlers; with 0 the caller of ``run`` does.
-        grace: seconds that running handlers may take after ``stop``.
-        patience: seconds that a rebalance waits for running handlers.
-        commit_interval: longest time between commits while records are settled, seconds.
-        session: seconds of silence after which the broker may have given our partitions to others.
-        backoff: how long a deferred partition waits.
-        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
-            pass; or a table of handlers by kind. It is another function than ``handler``.
+        settings: as ``LogEngine`` has them.
 
     Raises:
         ConfigurationError: a setting is out of its limits, or a plug-in is asynchronous.
     """
 
-    calls: LogPoller
-
     def __init__(
-        self, guard: Pipeline, handler: Handler, dead_letters: DeadLetterSink, *,
-        decode: Decode | None, answer: TopicReplies | None, workers: int, grace: float,
-        patience: float, commit_interval: float, session: float, backoff: Backoff, unverified: Unverifieds | None,
-    ) -> None:  # fmt: skip
-        others = {f"unverified {kind}": each for kind, each in listed(unverified).items()}
-        check_plugins(guard, handler=handler, dead_letters=dead_letters.publish, decode=decode, **others)
-        require(workers >= 0 and grace >= 0, "workers and grace must be at least 0")
-        self._guard = guard
-        self._assignment = Assignment(
-            guard.clock, backoff=backoff, interval=commit_interval, width=workers, session=session,
-            lock=threading.RLock(),
-        )  # fmt: skip
-        self._dead_letters = dead_letters
-        self._backoff = backoff
-        self._work = LogWork(
-            guard, self._assignment, handler, self._sink, decode=decode, answer=answer, unverified=unverified
+        self, guard: Pipeline, handler: Handler, dead_letters: DeadLetterSink, *, workers: int = 1, **settings: Any
+    ) -> None:
+        others = {f"unverified {kind}": each for kind, each in listed(settings.get("unverified")).items()}
+        check_plugins(
+            guard, handler=handler, dead_letters=dead_letters.publish, decode=settings.get("decode"), **others
         )
-        self._grace = grace
-        self._patience = patience
+        super().__init__(guard, handler, dead_letters, workers=workers, on_loop=False, **settings)
         self._workers = WorkerThreads(
             workers, self._poll_once, self._assignment.choose, self._work.visit, self._check
         )
-        self._started = self._running = False
-
-    def attach(self, calls: LogPoller) -> None:
-        """Take the client's calls; transactional dead letters are committed with their offsets from now on."""
-        self.calls = calls
-        if isinstance(self._dead_letters, TransactionalLetters):
-            calls.transactions = Transactions(
-                calls, self._dead_letters, self._assignment, self._guard.clock, self._backoff
-            )
-
-    def _sink(self, partition: Partition) -> DeadLetterSink:
-        """Return where the letters of a partition go."""
-        transactions = self.calls.transactions
-        return self._dead_letters if transactions is None else transactions.sink(partition)
+        self._started = False
 
     def __enter__(self) -> Self:
         """Run in a background thread, once the self-test has passed."""
@@ -302,11 +256,6 @@ class LogConsumer(BackgroundRun):
         self._assignment.stop()
         self._workers.stop()
 
-    def health(self) -> LogHealth:
-        """Return how the consumer is doing now; may be called from any thread."""
-        found = self._assignment.health(self._running, rungs(self._guard.rollout))
-        return with_aliases(found, self._guard.verifier)
-
     def settle(self) -> None:
         """Before a rebalance: begin nothing until this poll has ended, let what runs end, and commit it."""
         self._assignment.hold_back(True)
@@ -332,25 +281,26 @@ class LogConsumer(BackgroundRun):
 
     def _wind_up(self) -> None:
         """Let running handlers finish, commit, release claims, and leave the client at the first open records."""
+        first = self._workers.first
+
+        def leave() -> None:
+            with self._workers.poll_lock:
+                with first:
+                    # Partitions that were assigned a moment ago: their next owner goes on from here.
+                    if first.error is None:
+                        run(self.calls.beginning())
+                with first:
+                    self.calls.commit(last=True)
+                    run(self._work.giving_back())
+                    run(self._guard.tick(last=True))
+                with first:
+                    self.calls.close()
+
         self.stop()
         if not self._workers.wait_until_idle(self._guard.clock, self._grace, stopping=True):
             emit("consumer.grace_over", "handlers took longer than the grace time; their records come again")
-        if not self._workers.aside(self._leave, LEAVE):
+        if not self._workers.aside(leave, LEAVE):
             emit("client.no_answer", "the broker does not answer a consumer that stops: it is left as it is")
             self.calls.abandon()
         self._workers.client.shutdown()
         self._guard.journal.stopped(self.calls.scope, self._assignment.counts)
-
-    def _leave(self) -> None:
-        first = self._workers.first
-        with self._workers.poll_lock:
-            with first:
-                # Partitions that were assigned a moment ago: their next owner goes on from here.
-                if first.error is None:
-                    run(self.calls.beginning())
-            with first:
-                self.calls.commit(last=True)
-                run(self._work.giving_back())
-                run(self._guard.tick(last=True))
-            with first:
-                self.calls.close()

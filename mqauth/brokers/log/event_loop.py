@@ -7,33 +7,29 @@ its own from then on, so that a handler that waits keeps nobody from polling.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
-from functools import partial, wraps
+from functools import wraps
 from types import TracebackType
 from typing import Any, Final, Self
 
-from mqauth.brokers.background import FirstError
 from mqauth.brokers.dead_letters import look
-from mqauth.brokers.event_loop import DeliveryTasks, Leaving, call_later, loop_stopping_on_signals, was_cancelled
-from mqauth.brokers.log.outbox import Transactions
-from mqauth.brokers.log.poller import IDLE, LEAVE, LogPoller
-from mqauth.brokers.log.replies import TopicReplies
-from mqauth.brokers.log.transaction import TransactionalLetters
-from mqauth.clock import Backoff
-from mqauth.delivery.assignment import Assignment
-from mqauth.delivery.health import LogHealth, rungs, with_aliases
-from mqauth.delivery.log_work import LogWork
-from mqauth.delivery.partition import Partition
+from mqauth.brokers.event_loop import (
+    DeliveryTasks,
+    FirstError,
+    Leaving,
+    call_later,
+    loop_stopping_on_signals,
+    was_cancelled,
+)
+from mqauth.brokers.log.poller import IDLE, LEAVE, LogEngine
 from mqauth.errors import MqauthError, require
 from mqauth.flow import Flow, Waiting, arun, begin, is_awaitable, resume, settled
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.selftest import starting
 from mqauth.judging.unverified import Unverifieds, listed
-from mqauth.judging.verified import Decode
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 
@@ -41,57 +37,36 @@ BREATH: Final = 0.02
 """Seconds after which a partition whose handlers never wait lets the other tasks of the event loop run."""
 LOOK: Final = 1.0
 """Seconds between two looks whether the client still answers."""
-_NOT_BY_US: Final = "a call of the client or a handler was cancelled, not by us: was the client stopped first?"
 
 
-class AsyncLogConsumer:
+class AsyncLogConsumer(LogEngine):
     """Consumes until it is stopped, in the background of an ``async with`` block or for as long as ``run`` runs.
 
     Args:
         guard: the pipeline.
-        handler: takes a ``Verified``.
+        handler: takes a ``Verified``; may be asynchronous. A synchronous one blocks the event loop.
         dead_letters: where rejected messages go.
-        decode: makes ``Verified.value`` of the body after verification.
-        answer: sends what ``Verified.reply`` is given.
-        workers: how many handlers may run at once, each for a partition of its own.
-        grace: seconds that running handlers may take after ``stop``.
-        patience: seconds that a rebalance waits for running handlers.
-        commit_interval: longest time between commits while records are settled, seconds.
-        session: seconds of silence after which the broker may have given our partitions to others.
-        backoff: how long a deferred partition waits.
-        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
-            pass; or a table of handlers by kind. It is another function than ``handler``.
+        settings: as ``LogEngine`` has them.
 
     Raises:
         ConfigurationError: a setting is out of its limits, or the pipeline has no audit.
     """
 
-    calls: LogPoller
-
     def __init__(
-        self, guard: Pipeline, handler: Handler, dead_letters: DeadLetterSink, *,
-        decode: Decode | None, answer: TopicReplies | None, workers: int, grace: float,
-        patience: float, commit_interval: float, session: float, backoff: Backoff,
-        unverified: Unverifieds | None,
-    ) -> None:  # fmt: skip
-        require(guard.audit is not None, "a consumer's pipeline needs audit=")
-        require(workers >= 1 and grace >= 0, "workers must be at least 1, and grace at least 0")
-        self._guard = guard
-        # The lock is for health(), which other threads may call.
-        self._assignment = Assignment(
-            guard.clock, backoff=backoff, interval=commit_interval, width=workers, session=session,
-            lock=threading.RLock(),
-        )  # fmt: skip
-        self._dead_letters = dead_letters
-        self._backoff = backoff
-        self._work = LogWork(
-            guard, self._assignment, breathing(handler), self._sink, decode=decode, answer=answer,
-            unverified={kind: breathing(each) for kind, each in listed(unverified).items()} or None,
-            on_loop=True,
-        )  # fmt: skip
+        self,
+        guard: Pipeline,
+        handler: Handler,
+        dead_letters: DeadLetterSink,
+        *,
+        workers: int = 1,
+        unverified: Unverifieds | None = None,
+        **settings: Any,
+    ) -> None:
+        old = {kind: breathing(each) for kind, each in listed(unverified).items()} or None
+        super().__init__(
+            guard, breathing(handler), dead_letters, workers=workers, unverified=old, on_loop=True, **settings
+        )
         self._workers = workers
-        self._grace = grace
-        self._patience = patience
         self._visits = DeliveryTasks()
         self._committing = asyncio.Lock()
         self._stopping = asyncio.Event()
@@ -99,20 +74,6 @@ class AsyncLogConsumer:
         self._ending: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] = lambda: None
         self._first = FirstError()
-        self._running = False
-
-    def attach(self, calls: LogPoller) -> None:
-        """Take the client's calls; transactional dead letters are committed with their offsets from now on."""
-        self.calls = calls
-        if isinstance(self._dead_letters, TransactionalLetters):
-            calls.transactions = Transactions(
-                calls, self._dead_letters, self._assignment, self._guard.clock, self._backoff
-            )
-
-    def _sink(self, partition: Partition) -> DeadLetterSink:
-        """Return where the letters of a partition go."""
-        transactions = self.calls.transactions
-        return self._dead_letters if transactions is None else transactions.sink(partition)
 
     async def run(self, *, signals: bool = False) -> None:
         """Consume until ``stop`` is called or this task is cancelled, then stop gracefully.
@@ -147,7 +108,15 @@ class AsyncLogConsumer:
         """Start consuming in the background."""
         require(self._polling is None, "a consumer runs once: make another one")
         await arun(starting(self._guard))
-        self._unsubscribe = self._guard.on_change(partial(self._keys_changed, asyncio.get_running_loop()))
+        loop = asyncio.get_running_loop()
+
+        def keys_changed() -> None:
+            # Called from any thread, and the loop may have ended meanwhile.
+            self._assignment.keys_changed()
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self.calls.wake)
+
+        self._unsubscribe = self._guard.on_change(keys_changed)
         self._running = True
         self._guard.journal.started("topics", self.calls.scope, self._dead_letters.name, self._guard.rollout)
         self._polling = asyncio.create_task(self._poll_until_stopped())
@@ -167,11 +136,6 @@ class AsyncLogConsumer:
         """Whether it ended with an error, which leaving the ``async with`` block raises."""
         return self._first.error is not None
 
-    def health(self) -> LogHealth:
-        """Return how the consumer is doing now; may be called from any thread."""
-        found = self._assignment.health(self._running, rungs(self._guard.rollout))
-        return with_aliases(found, self._guard.verifier)
-
     def fail(self, error: BaseException) -> None:
         """Begin to stop because of an error, which ``run`` raises in the end."""
         self._first.keep(error)
@@ -190,6 +154,7 @@ class AsyncLogConsumer:
     # The poll task
 
     async def _poll_until_stopped(self) -> None:
+        assignment = self._assignment
         try:
             await arun(look(self._dead_letters, self._guard.audit))
             while not self._stopping.is_set():
@@ -198,7 +163,15 @@ class AsyncLogConsumer:
                 if self._guard.observing is not None:
                     await arun(self._guard.tick())
                 await arun(self.calls.polling())
-                self._start_visits()
+                # Partitions are worked on until something has to be awaited, and then in tasks of their own.
+                while assignment.running < self._workers and (partition := assignment.choose()) is not None:
+                    visiting = self._work.visiting(partition)
+                    # Begun before it is scheduled: a task that is cancelled before its first step would not end
+                    # its visit. One context for both parts, and none of it in the poll task's.
+                    context = copy_context()
+                    begun = context.run(begin, visiting)
+                    if isinstance(begun, Waiting):
+                        self._visits.run(self._visit(visiting, begun), context)
         except asyncio.CancelledError:
             self._cancelled()
             raise
@@ -220,17 +193,6 @@ class AsyncLogConsumer:
         async with self._committing:
             await arun(self.calls.committing(last=last))
 
-    def _start_visits(self) -> None:
-        """Work on partitions until something has to be awaited, and go on in tasks of their own."""
-        while self._assignment.running < self._workers and (partition := self._assignment.choose()) is not None:
-            visiting = self._work.visiting(partition)
-            # Begun before it is scheduled: a task that is cancelled before its first step would not end its visit.
-            # One context for both parts, and none of it in the poll task's.
-            context = copy_context()
-            begun = context.run(begin, visiting)
-            if isinstance(begun, Waiting):
-                self._visits.run(self._visit(visiting, begun), context)
-
     async def _visit(self, visiting: Flow[None], begun: Waiting[None]) -> None:
         try:
             await resume(begun)
@@ -247,16 +209,13 @@ class AsyncLogConsumer:
     def _cancelled(self) -> bool:
         """End the consumer by an error where not we cancelled this task, but somebody what it waited for."""
         if not was_cancelled():
-            self.fail(RuntimeError(_NOT_BY_US))
+            self.fail(
+                RuntimeError(
+                    "a call of the client or a handler was cancelled, not by us: was the client stopped first?"
+                )
+            )
             return True
         return False
-
-    def _keys_changed(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Try deferred partitions again at once; may be called from any thread."""
-        self._assignment.keys_changed()
-        # The loop may have ended meanwhile.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(self.calls.wake)
 
     # The end
 
@@ -313,9 +272,9 @@ def breathing(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     async def breathe(result: Any) -> Any:
         nonlocal latest
-        found = await result if is_awaitable(result) else result
+        value = await result if is_awaitable(result) else result
         await asyncio.sleep(0)
         latest = time.monotonic()
-        return found
+        return value
 
     return handle

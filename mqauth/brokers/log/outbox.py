@@ -6,13 +6,11 @@ transaction is in flight at a time, and no plain commit beside it.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from mqauth.brokers.dead_letters import Errors
-from mqauth.brokers.log.errors import ProducerFatalError
+from mqauth.brokers.log.records import ProducerFatalError
 from mqauth.brokers.log.transaction import TransactionalLetters, TransactionAttempt, TransactionContent
 from mqauth.clock import Backoff, Clock
 from mqauth.delivery.assignment import Assignment, Due
@@ -40,27 +38,11 @@ class Outbox:
         self.partition.letters.append((letter.message.origin.offset or 0, letter))
 
 
-class GroupClient(Protocol):
-    """The calls of a consumer's client that transactions need (``LogPoller``)."""
-
-    failed: Errors
-    """What ``committed`` raises where the broker does not answer."""
-
-    def membership(self) -> Any:
-        """Return the membership to commit by, as the client has it; ``None`` during a rebalance."""
-
-    def committed(self, places: Collection[Any], /) -> Any:
-        """Return the group's commits by partition, of those that have one; may be a coroutine."""
-
-    def wait(self, over: threading.Event, seconds: float, /) -> Any:
-        """Wait for the end of a transaction, at most so many seconds; may be a coroutine."""
-
-
 class Transactions:
     """Commits letters with offsets, one transaction after the other.
 
     Args:
-        group: calls of the consumer's client.
+        group: the calls of the consumer's client (``LogPoller``).
         letters: where they go.
         assignment: the partitions that they come from.
         clock: tells the time.
@@ -68,9 +50,13 @@ class Transactions:
     """
 
     def __init__(
-        self, group: GroupClient, letters: TransactionalLetters, assignment: Assignment, clock: Clock,
+        self,
+        group: Any,
+        letters: TransactionalLetters,
+        assignment: Assignment,
+        clock: Clock,
         backoff: Backoff,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._group = group
         self._letters = letters
         self._assignment = assignment
@@ -114,7 +100,13 @@ class Transactions:
         # The membership is read first. Where a partition is lost between the two reads, the broker refuses the
         # transaction of a former member.
         group, due = self._group.membership(), self._assignment.settled_offsets()
-        letters = [letter for partition, offset in due.items() for letter in _letters(partition, offset)]
+        letters = [
+            letter
+            for partition, offset in due.items()
+            # A copy: a worker may add a letter meanwhile.
+            for place, letter in tuple(partition.letters)
+            if place < offset
+        ]
         if not letters:
             return due
         if group is None or self._dead or not (self.rested or last):
@@ -201,9 +193,9 @@ class Transactions:
         doubtful, self._doubtful = self._doubtful, {}
         try:
             places = [partition.topic_partition for partition in doubtful if partition.alive]
-            found: Mapping[Any, Committed] = (yield from call(self._group.committed, places)) if places else {}
+            commits: Mapping[Any, Committed] = (yield from call(self._group.committed, places)) if places else {}
             for partition, offset in doubtful.items():
-                commit = found.get(partition.topic_partition)
+                commit = commits.get(partition.topic_partition)
                 if partition.alive and commit is not None and commit.offset >= offset:
                     self._committed({partition: offset}, self._began)
         except self._group.failed as error:
@@ -226,11 +218,10 @@ class Transactions:
             if partition.letters:
                 place = partition.topic_partition
                 partition.unsent = Stall(
-                    topic=place.topic, partition=place.partition, offset=partition.letters[0][0],
-                    cause=Cause.DEAD_LETTER_UNAVAILABLE, detail=detail, since=self._since,
-                )  # fmt: skip
-
-
-def _letters(partition: Partition, offset: int) -> list[DeadLetter]:
-    # A copy first: a worker may add a letter meanwhile.
-    return [letter for place, letter in tuple(partition.letters) if place < offset]
+                    topic=place.topic,
+                    partition=place.partition,
+                    offset=partition.letters[0][0],
+                    cause=Cause.DEAD_LETTER_UNAVAILABLE,
+                    detail=detail,
+                    since=self._since,
+                )

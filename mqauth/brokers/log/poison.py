@@ -14,8 +14,7 @@ from typing import Any, Final
 
 from mqauth.audit import record as audit
 from mqauth.audit.record import AuditRecord
-from mqauth.brokers.log.errors import PoisonRecordError
-from mqauth.brokers.log.records import NO_LOG, Log
+from mqauth.brokers.log.records import NO_LOG, Log, PoisonRecordError
 from mqauth.clock import SYSTEM_RANDOMNESS, uuid7
 from mqauth.delivery.log_work import LogWork
 from mqauth.errors import ConfigurationError, Reason
@@ -52,48 +51,43 @@ class Poison:
         return f"{place}: the batch from offset {self.first} to {self.beyond - 1} cannot be parsed ({self.error})"
 
 
-class PoisonPolicy:
-    """Skips records that cannot be parsed, or ends the consumer.
+def step_over(
+    poison: Poison,
+    error: BaseException,
+    log: Log,
+    *,
+    work: LogWork,
+    guard: Pipeline,
+    scope: str,
+    skip: bool,
+    lacking: Callable[[str], str | None],
+) -> Flow[None]:
+    """Skip a batch that cannot be parsed, once that was audited; or end the consumer.
 
     Args:
+        poison: the batch.
+        error: what the client raised.
+        log: the ids of its topic.
         work: audits the ranges that are skipped.
         guard: the pipeline, of which the audit record names policy and instance.
         scope: the consumer group.
         skip: whether to skip such records instead of stopping.
         lacking: returns the package that the client needs for a codec and does not find, or ``None``.
+
+    Raises:
+        PoisonRecordError: the policy is to stop.
+        ConfigurationError: the client lacks the package of its codec: nothing is wrong with the records.
     """
-
-    def __init__(
-        self, work: LogWork, guard: Pipeline, scope: str, *, skip: bool, lacking: Callable[[str], str | None]
-    ) -> None:
-        self._work = work
-        self._guard = guard
-        self._scope = guard.scope or scope
-        self._skip = skip
-        self._lacking = lacking
-
-    def applying(self, poison: Poison, error: BaseException, log: Log) -> Flow[None]:
-        """Skip a batch, once that was audited.
-
-        Args:
-            poison: the batch.
-            error: what the client raised.
-            log: the ids of its topic.
-
-        Raises:
-            PoisonRecordError: the policy is to stop.
-            ConfigurationError: the client lacks the package of its codec: nothing is wrong with the records.
-        """
-        if poison.codec is not None and (package := self._lacking(poison.codec)) is not None:
-            raise ConfigurationError(
-                f"{poison.partition.topic}-{poison.partition.partition}: records from offset {poison.first} are "
-                f"compressed with {poison.codec}, and its package is missing here: pip install {package}"
-            ) from error
-        if not self._skip:
-            raise PoisonRecordError(str(poison)) from error
-        record = audit_record(poison, self._guard, self._scope, log)
-        if (yield from self._work.skipping(poison.partition, poison.first, poison.beyond, record)):
-            emit("record.skipped", "%s, skipped", poison)
+    if poison.codec is not None and (package := lacking(poison.codec)) is not None:
+        raise ConfigurationError(
+            f"{poison.partition.topic}-{poison.partition.partition}: records from offset {poison.first} are "
+            f"compressed with {poison.codec}, and its package is missing here: pip install {package}"
+        ) from error
+    if not skip:
+        raise PoisonRecordError(str(poison)) from error
+    record = audit_record(poison, guard, guard.scope or scope, log)
+    if (yield from work.skipping(poison.partition, poison.first, poison.beyond, record)):
+        emit("record.skipped", "%s, skipped", poison)
 
 
 def find_poison(error: BaseException, partition: str = "topic_partition", batch: str = "batch") -> Poison | None:

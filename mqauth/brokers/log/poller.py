@@ -1,22 +1,34 @@
-"""One poll and one commit, in the order that the engine needs, for every client; the leaf makes the calls."""
+"""One poll and one commit, in the order that the engine needs, for every client; the leaf makes the calls.
+
+``LogEngine`` is what a consumer of a log has on threads and in an event loop alike: assignment, work and dead
+letters.
+"""
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Mapping, Set
 from typing import Any, Final
 
-from mqauth.brokers.dead_letters import Errors
-from mqauth.brokers.log.errors import CommitUnansweredError
 from mqauth.brokers.log.outbox import Transactions
-from mqauth.brokers.log.replies import TopicReplies
-from mqauth.brokers.log.starting import beginning, tell_out_of_range
+from mqauth.brokers.log.producer import TopicReplies
+from mqauth.brokers.log.records import CommitUnansweredError
+from mqauth.brokers.log.starting import OffsetCalls, beginning, tell_out_of_range
+from mqauth.brokers.log.transaction import TransactionalLetters
+from mqauth.clock import Backoff
 from mqauth.delivery.assignment import Assignment
-from mqauth.delivery.partition import ClientCalls
+from mqauth.delivery.health import LogHealth, told_of
+from mqauth.delivery.log_work import LogWork
+from mqauth.delivery.partition import ClientCalls, Partition
 from mqauth.delivery.start import Committed
 from mqauth.errors import require
 from mqauth.flow import Flow, call, run
+from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.unverified import Unverifieds
+from mqauth.judging.verified import Decode
+from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.wire.message import Message
 
@@ -29,7 +41,7 @@ UNANSWERED: Final = 90.0
 """Seconds after which a client will never return from a commit: its own limits are over by then."""
 
 
-class LogPoller(ABC):
+class LogPoller(OffsetCalls, ABC):
     """The calls of one client, made by whoever has the turn; a leaf says what each of them is.
 
     Args:
@@ -39,14 +51,9 @@ class LogPoller(ABC):
 
     Attributes:
         transactions: commit dead letters with their offsets, where the consumer has transactional ones.
-        scope, reset, unsure, failed: as ``OffsetCalls`` has them.
         outside: partitions whose next offset is out of range, as the client says.
     """
 
-    failed: Errors = ()
-    scope = ""
-    reset = "none"
-    unsure: Set[Any] = frozenset()
     waits_beside_handlers = False
     """Whether a poll may wait while handlers run, since ``wake`` ends it."""
     rebalancing = False
@@ -73,34 +80,6 @@ class LogPoller(ABC):
             seconds: how long to wait for the first of them at most.
             joins: whether the poll may take part in a rebalance.
         """
-
-    @abstractmethod
-    def send_commit(self, offsets: Mapping[Any, Committed], /) -> Any:
-        """Commit offsets by partition, and return once the broker has answered.
-
-        Returns:
-            ``None``, or the name of an error after which the same commit may succeed; others are raised.
-        """
-
-    @abstractmethod
-    def committed(self, places: Collection[Any], /) -> Any:
-        """Return the group's commits by partition, of those that have one."""
-
-    @abstractmethod
-    def places(self, topic: str, /) -> Any:
-        """Return all partitions of a topic that the client knows of."""
-
-    @abstractmethod
-    def position(self, place: Any, /) -> Any:
-        """Return the offset that the client will read next; ``None`` where it has none yet, or does not tell."""
-
-    @abstractmethod
-    def bounds(self, places: Collection[Any], end: bool, /) -> Any:
-        """Return the first offset of each partition, or the one behind its last record that may be read."""
-
-    @abstractmethod
-    def passes(self, error: BaseException, /) -> bool:
-        """Return whether the same call may succeed later."""
 
     def pause(self, places: Set[Any]) -> None:
         """Fetch no more of these partitions."""
@@ -169,8 +148,12 @@ class LogPoller(ABC):
             # Of a partition that is out of range they are read again.
             if place not in self.outside:
                 self._assignment.receive(place, messages)
-        if self.outside:
-            yield from self._going_on()
+        # Where the next record of a partition is out of range it goes on at the earliest that is left.
+        self.outside &= self.held()[0] if self.outside else set()
+        # Others are begun first.
+        if lost := {place for place in self.outside if self._assignment.partition(place) is not None}:
+            require(self.reset != "none", "an offset is out of range, and auto_offset_reset is none")
+            yield from self._going_on(lost)
 
     def beginning(self) -> Flow[None]:
         """Begin the partitions that were just assigned, once their start is committed."""
@@ -187,21 +170,16 @@ class LogPoller(ABC):
             if assignment.epoch == epoch:
                 assignment.begin(starts, places)
 
-    def _going_on(self) -> Flow[None]:
-        """Go on at the earliest record that is left, where the next one is out of range."""
-        self.outside &= self.held()[0]
-        # Others are begun first.
-        places = {place for place in self.outside if self._assignment.partition(place) is not None}
-        require(self.reset != "none" or not places, "an offset is out of range, and auto_offset_reset is none")
+    def _going_on(self, lost: Set[Any]) -> Flow[None]:
+        """Go on with partitions at the earliest record that is left."""
         try:
-            first: Mapping[Any, int] = (yield from call(self.bounds, places, False)) if places else {}
+            first: Mapping[Any, int] = yield from call(self.bounds, lost, False)
         except self.failed as error:
             if not self.passes(error):
                 raise
             return
         for place, offset in first.items():
-            partition = self._assignment.partition(place)
-            if partition is not None:
+            if (partition := self._assignment.partition(place)) is not None:
                 tell_out_of_range(self.scope, place, partition.expected, offset)
                 self._assignment.skipped(partition, offset)
         self.outside.difference_update(first)
@@ -226,7 +204,9 @@ class LogPoller(ABC):
         if not due:
             return
         began = self._assignment.commit_began()
-        offsets = {found.topic_partition: Committed(offset, found.metadata) for found, offset in due.items()}
+        offsets = {
+            partition.topic_partition: Committed(offset, partition.metadata) for partition, offset in due.items()
+        }
         self._assignment.asking(True)
         try:
             failure: str | None = yield from call(self.send_commit, offsets)
@@ -278,3 +258,85 @@ class LogPoller(ABC):
         finally:
             if self.transactions is not None:
                 self.transactions.close()
+
+
+class LogEngine:
+    """The engine of one consumer, without who runs it.
+
+    Args:
+        guard: the pipeline.
+        handler: takes a ``Verified``.
+        dead_letters: where rejected messages go.
+        answer: sends what ``Verified.reply`` is given.
+        patience: most seconds that a rebalance may wait for running handlers, beside ``grace``.
+        session: seconds of silence after which the broker may have given our partitions to others.
+        on_loop: whether it runs in an event loop.
+        decode, grace, workers, commit_interval, backoff, unverified: as ``LogOptions`` has them.
+
+    Raises:
+        ConfigurationError: a setting is out of its limits, or the pipeline has no audit.
+    """
+
+    calls: LogPoller
+
+    def __init__(
+        self,
+        guard: Pipeline,
+        handler: Handler,
+        dead_letters: DeadLetterSink,
+        *,
+        answer: TopicReplies | None,
+        session: float,
+        patience: float = math.inf,
+        on_loop: bool,
+        decode: Decode | None = None,
+        grace: float = 30,
+        workers: int = 1,
+        commit_interval: float = 5,
+        backoff: Backoff = Backoff(),  # noqa: B008 - frozen
+        unverified: Unverifieds | None = None,
+    ) -> None:
+        require(guard.audit is not None, "a consumer's pipeline needs audit=")
+        require(workers >= on_loop and grace >= 0, f"workers must be at least {on_loop:d}, and grace at least 0")
+        self._guard = guard
+        # In an event loop the lock is for health(), which other threads may call.
+        self._assignment = Assignment(
+            guard.clock,
+            backoff=backoff,
+            interval=commit_interval,
+            width=workers,
+            session=session,
+            lock=threading.RLock(),
+        )
+        self._dead_letters = dead_letters
+        self._backoff = backoff
+        self._work = LogWork(
+            guard,
+            self._assignment,
+            handler,
+            self._sink,
+            decode=decode,
+            answer=answer,
+            unverified=unverified,
+            on_loop=on_loop,
+        )
+        self._grace = grace
+        self._patience = min(grace, patience)
+        self._running = False
+
+    def attach(self, calls: LogPoller) -> None:
+        """Take the client's calls; transactional dead letters are committed with their offsets from now on."""
+        self.calls = calls
+        if isinstance(self._dead_letters, TransactionalLetters):
+            calls.transactions = Transactions(
+                calls, self._dead_letters, self._assignment, self._guard.clock, self._backoff
+            )
+
+    def health(self) -> LogHealth:
+        """Return how the consumer is doing now; may be called from any thread."""
+        return self._assignment.health(self._running, told_of(self._guard.rollout, self._guard.verifier))
+
+    def _sink(self, partition: Partition) -> Any:
+        """Return where the letters of a partition go."""
+        transactions = self.calls.transactions
+        return self._dead_letters if transactions is None else transactions.sink(partition)

@@ -1,4 +1,7 @@
-"""What the producers of every client have in common: settings, transactions, and records to sign."""
+"""What the producers of every client have in common: settings, transactions, and records to sign.
+
+``TopicReplies`` sends signed answers: what ``Verified.reply`` calls.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Final, Self
 
-from mqauth.brokers.log.records import to_message
-from mqauth.errors import require
+from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, to_message
+from mqauth.errors import RetryLater, require
+from mqauth.flow import Flow, call, run
+from mqauth.judging.verified import Verified
 from mqauth.logs import emit
 from mqauth.signer import Signer
 from mqauth.wire.batch import check_batching
@@ -19,7 +24,7 @@ from mqauth.wire.message import Message
 DEFAULT_IN_FLIGHT: Final = 10_000
 
 
-class RecordProducer:
+class RecordProducer(ABC):
     """A producer on a client, synchronous or not.
 
     Args:
@@ -36,9 +41,16 @@ class RecordProducer:
     """
 
     def __init__(
-        self, client: Any, signer: Signer, *, serialize: Callable[[Any], bytes] | None, batch: int, linger: float,
-        transactional: bool, idempotent: bool,
-    ) -> None:  # fmt: skip
+        self,
+        client: Any,
+        signer: Signer,
+        *,
+        serialize: Callable[[Any], bytes] | None,
+        batch: int,
+        linger: float,
+        transactional: bool,
+        idempotent: bool,
+    ) -> None:
         check_batching(batch, linger)
         self.client = client
         self._signer = signer
@@ -69,8 +81,33 @@ class RecordProducer:
             "with batches, begin and end transactions by the producer, not its client",
         )
 
+    def _beginning(self) -> Flow[None]:
+        """Begin a transaction."""
+        yield from call(self._seal_all)
+        yield from call(self.client.begin_transaction)
+        if self._sealing is not None:
+            self._sealing.failure = None
+        self._began = True
 
-class LogProducer(RecordProducer, ABC):
+    def _ending(self, end: Callable[..., Any], *timeout: float, complete: bool) -> Flow[None]:
+        """End a transaction, with what waits; one that must be complete raises why a record of it is missing."""
+        yield from call(self._seal_all)
+        if complete and self._sealing is not None and self._sealing.failure is not None:
+            raise self._sealing.failure
+        with self.serving():
+            yield from call(end, *timeout)
+        self._began = False
+
+    def serving(self) -> AbstractContextManager[None]:
+        """Return what is entered while the client may call delivery reports on this thread."""
+        return nullcontext()
+
+    @abstractmethod
+    def _seal_all(self) -> Any:
+        """Seal and send what waits; on an event loop a coroutine."""
+
+
+class LogProducer(RecordProducer):
     """A producer on a synchronous client; records that wait to be sealed are part of its transactions.
 
     Args:
@@ -90,11 +127,7 @@ class LogProducer(RecordProducer, ABC):
 
     def begin_transaction(self) -> None:
         """Begin a transaction of a client that has a transactional id."""
-        self._seal_all()
-        self.client.begin_transaction()
-        if self._sealing is not None:
-            self._sealing.failure = None
-        self._began = True
+        run(self._beginning())
 
     def commit_transaction(self, *timeout: float) -> None:
         """Seal and send what waits, and commit; a transaction that lacks a record is not committed.
@@ -105,12 +138,7 @@ class LogProducer(RecordProducer, ABC):
         Raises:
             Exception: why a record of it was not sealed or sent: abort it.
         """
-        self._seal_all()
-        if self._sealing is not None and self._sealing.failure is not None:
-            raise self._sealing.failure
-        with self.serving():
-            self.client.commit_transaction(*timeout)
-        self._began = False
+        run(self._ending(self.client.commit_transaction, *timeout, complete=True))
 
     def abort_transaction(self, *timeout: float) -> None:
         """Abort the transaction, with what waits.
@@ -118,14 +146,7 @@ class LogProducer(RecordProducer, ABC):
         Args:
             timeout: seconds, where the client takes them.
         """
-        self._seal_all()
-        with self.serving():
-            self.client.abort_transaction(*timeout)
-        self._began = False
-
-    def serving(self) -> AbstractContextManager[None]:
-        """Return what is entered while the client may call delivery reports on this thread."""
-        return nullcontext()
+        run(self._ending(self.client.abort_transaction, *timeout, complete=False))
 
     @abstractmethod
     def close(self) -> None:
@@ -146,3 +167,61 @@ class LogProducer(RecordProducer, ABC):
         until = None if timeout is None else time.monotonic() + timeout
         self._sealing.flush(timeout)
         return None if until is None else max(0.0, until - time.monotonic())
+
+
+class TopicReplies(ABC):
+    """Sends signed answers to the topic in reply-to; the leaf says how one is sent.
+
+    While the broker or the signing key cannot be reached, the handler is deferred. An answer or a topic that is
+    wrong fails the handler: the requester chooses the topic, and a missing one must not hold a partition for ever.
+
+    Args:
+        producer: signs and sends.
+    """
+
+    def __init__(self, producer: Any) -> None:
+        self._producer = producer
+
+    def __call__(self, verified: Verified, body: bytes) -> Any:
+        """Send an answer.
+
+        Raises:
+            RetryLater: it cannot be sent now.
+            ConfigurationError: the request names no topic.
+            Exception: the client's own, where it refuses the answer.
+        """
+        properties = verified.properties
+        require("reply-to" in properties, "the message cannot be answered: it has no reply-to")
+        names = ("correlation-id",) if "correlation-id" in properties else ()
+        headers = [(name, properties[name].encode("utf-8")) for name in names]
+        return self.send(verified, properties["reply-to"], body, headers)
+
+    @abstractmethod
+    def send(self, verified: Verified, topic: str, body: bytes, headers: NativeHeaders) -> Any:
+        """Send an answer, as ``__call__`` describes; a leaf's own.
+
+        Args:
+            verified: the request.
+            topic: where the answer goes.
+            body: of the answer.
+            headers: of the answer.
+        """
+
+    def check(self) -> None:
+        """Refuse to go on with a client that has failed for good: every request would be deferred.
+
+        Raises:
+            ProducerFatalError: it has.
+        """
+        try:
+            self._producer.check_alive()
+        except ProducerFatalError as error:
+            emit(
+                "reply.failed", "answers: %s; the consumer ends, and requests without an answer come again", error
+            )
+            raise
+
+
+def later(why: str) -> RetryLater:
+    """Return the error that defers a handler whose answer cannot be sent now."""
+    return RetryLater(f"the answer could not be sent: {why}")

@@ -1,27 +1,27 @@
 """Records of Kafka as ``Message``, and the values that producers are given, for every client library.
 
 The wrapper of a client says where a record has its fields. Reading a record never raises, whatever it holds.
+
+The errors here end a consumer or a producer of a log, whichever client it is built on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
-from mqauth.errors import MalformedMessage
+from mqauth.errors import MalformedMessage, MqauthError
 from mqauth.wire import destination
 from mqauth.wire.message import (
     NO_ORIGIN,
     NO_PROPERTIES,
     HeaderPair,
-    HeaderValue,
     Message,
     kafka_origin,
     message_of,
 )
 
 NativeHeaders = list[tuple[str, bytes]]
-_OCTETS: Final = (bytes, bytearray, memoryview)
 
 
 class Log(NamedTuple):
@@ -88,9 +88,15 @@ class RecordPlace:
         if type(offset) is not int or type(timestamp_ms) is not int or offset < 0 or timestamp_ms < 0:
             offset, timestamp_ms = _natural(offset), _natural(timestamp_ms)
         origin = kafka_origin(
-            self._scope, self._topic, self._partition, offset, timestamp_ms, "append" if by_broker else "create",
-            self._cluster, self._topic_id,
-        )  # fmt: skip
+            self._scope,
+            self._topic,
+            self._partition,
+            offset,
+            timestamp_ms,
+            "append" if by_broker else "create",
+            self._cluster,
+            self._topic_id,
+        )
         return message_of(self._destination, value, key, NO_PROPERTIES, pairs, origin, native, fault)
 
 
@@ -114,9 +120,14 @@ def _placed(record: Any, place: RecordPlace) -> Message:
     try:
         kind = record.timestamp_type
         return place.message(
-            record.offset, record.timestamp, _natural(kind) == LOG_APPEND_TIME, record.key,
-            record.value, record.headers, record,
-        )  # fmt: skip
+            record.offset,
+            record.timestamp,
+            _natural(kind) == LOG_APPEND_TIME,
+            record.key,
+            record.value,
+            record.headers,
+            record,
+        )
     except Exception:
         return unreadable(record)
 
@@ -150,7 +161,7 @@ def octets(name: str, value: object) -> bytes | None:
     """
     if value is None or type(value) is bytes:
         return value
-    if isinstance(value, _OCTETS):
+    if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     raise MalformedMessage(f"the {name} must be bytes or None: serialize it first, or give value_serializer=")
 
@@ -176,7 +187,11 @@ def native_headers(headers: object) -> NativeHeaders:
 
 def dead_letter_headers(headers: Iterable[HeaderPair]) -> NativeHeaders:
     """Return a dead letter's headers as clients take them, text as UTF-8."""
-    return [(name, _bytes(value)) for name, value in headers]
+    # ``carries`` of the client's wrapper lets only bytes and our own text come this far.
+    return [
+        (name, value if isinstance(value, bytes) else str(value).encode("utf-8", "backslashreplace"))
+        for name, value in headers
+    ]
 
 
 def record_size(value: bytes | None, key: bytes | None = None, headers: Iterable[tuple[str, bytes]] = ()) -> int:
@@ -216,6 +231,46 @@ def _natural(value: object) -> int | None:
     return int(value) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def _bytes(value: HeaderValue) -> bytes:
-    # ``carries`` of the client's wrapper lets only bytes and our own text come this far.
-    return value if isinstance(value, bytes) else str(value).encode("utf-8", "backslashreplace")
+class PoisonRecordError(MqauthError):
+    """A record that the client cannot parse stands at the head of a partition, and the policy is to stop.
+
+    Nothing was skipped or committed. Look at the record with another client, then move the group's offset; with
+    kafka-python ``on_poison="skip"`` steps over it.
+    """
+
+    code = "poison_record"
+
+
+class CommitUnansweredError(MqauthError):
+    """A client has not returned from a commit for 90 seconds; nothing more can be asked of it.
+
+    librdkafka 2.16 loses a commit that is under way while its broker stands still for longer than the session, and
+    confluent-kafka lets no other call of that client begin meanwhile. Start the process again: what was not
+    committed comes again.
+    """
+
+    code = "commit_unanswered"
+
+
+class OffsetsRefusedError(MqauthError):
+    """The broker does not let the consumer's group read or commit its offsets; nothing was handled.
+
+    Give the group the right ``READ`` on itself and on the topics.
+    """
+
+    code = "offsets_refused"
+
+
+class ProducerFatalError(MqauthError):
+    """An idempotent producer has failed for good; close it and make a new one.
+
+    One error that cannot be retried makes every later send to every topic fail with it (KIP-360 state
+    ``FATAL_ERROR``). In kafka-python an unauthorized topic is such an error.
+    """
+
+    code = "producer_fatal"
+
+    @classmethod
+    def after(cls, name: str) -> Self:
+        """Return the error for a producer that failed for good with an error of this name."""
+        return cls(f"the producer failed for good with {name}: close it and make a new one")

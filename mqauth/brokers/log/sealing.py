@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final
 
 from mqauth.brokers.log.records import NativeHeaders
 from mqauth.errors import MalformedMessage
@@ -20,8 +21,6 @@ from mqauth.logs import emit
 from mqauth.signer import Prepared, Signer
 from mqauth.wire.message import TOKEN_HEADER
 
-R = TypeVar("R")
-R_contra = TypeVar("R_contra", contravariant=True)
 IDLE: Final = 1.0
 """Seconds after which a thread that has nothing to wait for ends."""
 
@@ -69,50 +68,29 @@ class ThreadTimer:
 
 
 @dataclass(slots=True, eq=False)
-class _Batch(Generic[R]):
+class _Batch:
     """The records of one batch, and what they have in common."""
 
     common: Any
     prepared: list[Prepared] = field(default_factory=list)
-    records: list[R] = field(default_factory=list)
+    records: list[Any] = field(default_factory=list)
 
 
-class Sender(Protocol[R_contra]):
-    """The calls of a client's wrapper for the records of one producer; ``R_contra`` is its form of a record."""
-
-    def begin(self) -> Any:
-        """Return what the records of one batch have in common."""
-
-    def idle(self) -> bool:
-        """Return whether nothing is in flight but the record that is being added."""
-
-    def send(self, prepared: Prepared, record: R_contra, token: str, /) -> Any:
-        """Give a record to the client; return what will hold its outcome, whatever the client says."""
-
-    def failed(self, error: BaseException, /) -> Any:
-        """Return what holds the outcome of a record that was not sent."""
-
-    def handed(self, common: Any, records: Sequence[R_contra], outcomes: Sequence[Any], /) -> None:
-        """Note what holds the outcomes of a batch; nothing may be called from here that may send again."""
-
-    def tell(self, common: Any, /) -> None:
-        """Call those who wait for a batch; they may send again."""
-
-
-class Batches(Generic[R]):
-    """Seals the records of one producer and has them sent.
+class RecordSealing(ABC):
+    """Seals the records of one producer and has them sent; the leaf says how a record is given to its client.
 
     Args:
         signer: signs each batch.
-        sender: the client's wrapper.
         batch: how many records are sealed together.
         linger: most seconds that a record waits for others.
         patience: seconds for which a sender waits while another thread sends.
+
+    Attributes:
+        failure: why the first record failed that could not be sealed or sent, since this was last set to ``None``.
     """
 
-    def __init__(self, signer: Signer, sender: Sender[R], *, batch: int, linger: float, patience: float) -> None:
+    def __init__(self, signer: Signer, *, batch: int, linger: float, patience: float) -> None:
         self._signer = signer
-        self._sender = sender
         self._batch = batch
         self._linger = linger
         self._patience = patience
@@ -121,11 +99,41 @@ class Batches(Generic[R]):
         # while sealing and sending, so that batches reach the client in the order in which they were closed.
         self._lock = threading.Lock()
         self._order = threading.Lock()
-        self._open: _Batch[R] | None = None
-        self._closed: deque[_Batch[R]] = deque()
+        self._open: _Batch | None = None
+        self._closed: deque[_Batch] = deque()
         self._ended = False
+        self.failure: BaseException | None = None
 
-    def add(self, prepared: Prepared, make: Callable[[Any], R]) -> R | None:
+    # Calls of the leaf
+
+    @abstractmethod
+    def begin(self) -> Any:
+        """Return what the records of one batch have in common."""
+
+    @abstractmethod
+    def idle(self) -> bool:
+        """Return whether nothing is in flight but the record that is being added."""
+
+    @abstractmethod
+    def send(self, prepared: Prepared, record: Any, token: str, /) -> Any:
+        """Give a record to the client; return what will hold its outcome, whatever the client says."""
+
+    @abstractmethod
+    def handed(self, common: Any, records: Sequence[Any], outcomes: Sequence[Any], /) -> None:
+        """Note what holds the outcomes of a batch; nothing may be called from here that may send again."""
+
+    @abstractmethod
+    def tell(self, common: Any, /) -> None:
+        """Call those who wait for a batch; they may send again."""
+
+    # What is the same for all
+
+    def failed(self, error: BaseException, /) -> Any:
+        """Note the error of a record that was not sent; return what holds its outcome."""
+        self.failure = self.failure or error
+        return error
+
+    def enqueue(self, prepared: Prepared, make: Callable[[Any], Any]) -> Any:
         """Have a record sealed and sent.
 
         Args:
@@ -138,11 +146,11 @@ class Batches(Generic[R]):
         with self._lock:
             if self._ended:
                 return None
-            batch = self._open or _Batch[R](self._sender.begin())
+            batch = self._open or _Batch(self.begin())
             record = make(batch.common)
             batch.prepared.append(prepared)
             batch.records.append(record)
-            complete = len(batch.records) >= self._batch or self._sender.idle()
+            complete = len(batch.records) >= self._batch or self.idle()
             self._open = None if complete else batch
             if complete:
                 self._closed.append(batch)
@@ -178,20 +186,20 @@ class Batches(Generic[R]):
             self._order.release()
             # Only after the release, since what is called may send again.
             for common in sent:
-                self._sender.tell(common)
+                self.tell(common)
         return True
 
-    def _send(self, batch: _Batch[R]) -> None:
+    def _send(self, batch: _Batch) -> None:
         """Seal a batch and have its records sent; each one gets an outcome."""
-        sender, records = self._sender, batch.records
+        records = batch.records
         outcomes, error = list[Any](), None
         try:
             tokens = self._signer.tokens(batch.prepared)
             for prepared, record, token in zip(batch.prepared, records, tokens, strict=True):
                 if isinstance(token, MalformedMessage):
-                    outcomes.append(sender.failed(token))
+                    outcomes.append(self.failed(token))
                 else:
-                    outcomes.append(sender.send(prepared, record, token))
+                    outcomes.append(self.send(prepared, record, token))
         except BaseException as caught:
             error = caught
             cause = f"{type(error).__name__} {getattr(error, 'cause', '')}".strip()
@@ -206,37 +214,8 @@ class Batches(Generic[R]):
                 raise
         finally:
             if error is not None:
-                outcomes += [sender.failed(error) for _ in records[len(outcomes) :]]
-            sender.handed(batch.common, records, outcomes)
-
-
-class RecordSealing:
-    """What the senders of every client have in common: their batches, and the first failure.
-
-    Args:
-        signer: signs each batch.
-        batch: how many records are sealed together.
-        linger: most seconds that a record waits for others.
-        patience: seconds for which a sender waits while another thread sends.
-
-    Attributes:
-        failure: why the first record failed that could not be sealed or sent, since this was last set to ``None``.
-    """
-
-    def __init__(self, signer: Signer, *, batch: int, linger: float, patience: float) -> None:
-        sender: Any = self
-        self.batches = Batches[Any](signer, sender, batch=batch, linger=linger, patience=patience)
-        self.end = self.batches.end
-        self.failure: BaseException | None = None
-
-    def flush(self, timeout: float | None) -> bool:
-        """Seal and send what waits; return false where another thread still sends after ``timeout`` seconds."""
-        return self.batches.flush(timeout)
-
-    def failed(self, error: BaseException, /) -> Any:
-        """Note the error of a record that was not sent."""
-        self.failure = self.failure or error
-        return error
+                outcomes += [self.failed(error) for _ in records[len(outcomes) :]]
+            self.handed(batch.common, records, outcomes)
 
 
 def sealed_headers(prepared: Prepared, token: str) -> NativeHeaders:

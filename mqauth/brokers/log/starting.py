@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, Final, Protocol
 
 from mqauth.brokers.dead_letters import Errors
-from mqauth.brokers.log.errors import OffsetsRefusedError
+from mqauth.brokers.log.records import OffsetsRefusedError
 from mqauth.delivery.start import Committed, Start, TopicStart, partitions_at_first, topic_start
 from mqauth.errors import require
 from mqauth.flow import Flow, call
@@ -31,10 +31,10 @@ class OffsetCalls(Protocol):
         failed: what the calls raise where the broker does not answer, or refuses.
     """
 
-    scope: str
-    reset: str
-    unsure: Set[Any]
-    failed: Errors
+    scope: str = ""
+    reset: str = "none"
+    unsure: Set[Any] = frozenset()
+    failed: Errors = ()
 
     def committed(self, places: Collection[Any], /) -> Any:
         """Return the group's commits by partition, of those that have one."""
@@ -106,9 +106,16 @@ def tell_out_of_range(scope: str, place: Any, offset: int | None, first: int) ->
     """Log that records of a group are gone, and where it goes on."""
     emit(
         "client.offset_out_of_range",
-        "group %s: offset %s of %s-%d is out of range, its records are lost; it goes on at %d", scope, offset,
-        place.topic, place.partition, first, scope=scope, partition=place.partition, offset=first,
-    )  # fmt: skip
+        "group %s: offset %s of %s-%d is out of range, its records are lost; it goes on at %d",
+        scope,
+        offset,
+        place.topic,
+        place.partition,
+        first,
+        scope=scope,
+        partition=place.partition,
+        offset=first,
+    )
 
 
 def _committing(
@@ -122,7 +129,11 @@ def _committing(
     missing = rest - own.keys()
     topics: dict[str, TopicStart] = {}
     for topic in {place.topic for place in rest}:
-        topics[topic] = yield from _topic_start(calls, topic, rest, own)
+        known = yield from call(calls.places, topic)
+        partitions = known | {place for place in rest if place.topic == topic}
+        others = partitions - rest - own.keys()
+        commits = (yield from call(calls.committed, others)) if others else {}
+        topics[topic] = topic_start(partitions, {**own, **commits})
     added = {place for place in missing if place in topics[place.topic].added}
     unmarked = {place for place in missing if place in topics[place.topic].unmarked}
 
@@ -158,39 +169,41 @@ def _committing(
     return starts
 
 
-def _topic_start(calls: OffsetCalls, topic: str, rest: Set[Any], own: Mapping[Any, Committed]) -> Flow[TopicStart]:
-    known = yield from call(calls.places, topic)
-    partitions = known | {place for place in rest if place.topic == topic}
-    others = partitions - rest - own.keys()
-    commits = (yield from call(calls.committed, others)) if others else {}
-    return topic_start(partitions, {**own, **commits})
-
-
 def _tell(
     calls: OffsetCalls, offsets: Mapping[Any, int], missing: Set[Any], added: Set[Any], skipping: Set[Any]
 ) -> None:
     """Log which partitions begin without an offset of the group, and where."""
     if added:
         emit(
-            "client.partitions_added", "new to group %s, read from their beginning: %s", calls.scope,
-            _named(added, offsets), scope=calls.scope,
-        )  # fmt: skip
+            "client.partitions_added",
+            "new to group %s, read from their beginning: %s",
+            calls.scope,
+            _named(added, offsets),
+            scope=calls.scope,
+        )
     if skipping:
         emit(
-            "client.partitions_unmarked", "group %s has no offset of these partitions, and no commit of it says "
-            "whether they are new: they begin at the end, and what is before is not read: %s", calls.scope,
-            _named(skipping, offsets), scope=calls.scope,
-        )  # fmt: skip
+            "client.partitions_unmarked",
+            "group %s has no offset of these partitions, and no commit of it says "
+            "whether they are new: they begin at the end, and what is before is not read: %s",
+            calls.scope,
+            _named(skipping, offsets),
+            scope=calls.scope,
+        )
     latest = {place for place in missing - added - skipping if offsets[place] > 0}
     if latest and calls.reset == "latest":
         emit(
-            "client.offsets_latest", "auto_offset_reset is latest, and group %s begins with these partitions at "
-            "the end, without what was sent before: %s", calls.scope, _named(latest, offsets), scope=calls.scope,
-        )  # fmt: skip
+            "client.offsets_latest",
+            "auto_offset_reset is latest, and group %s begins with these partitions at "
+            "the end, without what was sent before: %s",
+            calls.scope,
+            _named(latest, offsets),
+            scope=calls.scope,
+        )
 
 
 def _named(places: Iterable[Any], offsets: Mapping[Any, int] | None = None) -> str:
-    found = sorted(places, key=lambda place: (place.topic, place.partition))
-    at = {} if offsets is None else {place: f" at {offsets[place]}" for place in found}
-    named = [f"{place.topic}-{place.partition}{at.get(place, '')}" for place in islice(found, NAMED)]
-    return ", ".join([*named, *([f"and {len(found) - NAMED} more"] if len(found) > NAMED else [])])
+    ordered = sorted(places, key=lambda place: (place.topic, place.partition))
+    at = {} if offsets is None else {place: f" at {offsets[place]}" for place in ordered}
+    named = [f"{place.topic}-{place.partition}{at.get(place, '')}" for place in islice(ordered, NAMED)]
+    return ", ".join([*named, *([f"and {len(ordered) - NAMED} more"] if len(ordered) > NAMED else [])])

@@ -10,14 +10,17 @@ from typing import Any
 
 from pika.adapters.blocking_connection import BlockingChannel
 
-from mqauth.brokers.log.judge import Judgement
-from mqauth.brokers.pika.confirmed import AuditQueue, DeadLetters, UnroutableError
-from mqauth.brokers.pika.consumer import Consumer
-from mqauth.brokers.pika.interceptor import echoed
+from mqauth.brokers.judge import Judgement
+from mqauth.brokers.pika.confirmed import (
+    AuditQueue,
+    DeadLetters,
+    UnroutableError,
+    declare_dead_letters,
+    declare_source,
+)
+from mqauth.brokers.pika.consumer import Consumer, Delivered, Deliveries, echoed
 from mqauth.brokers.pika.link import LOST, drive, link_of
 from mqauth.brokers.pika.producer import Producer
-from mqauth.brokers.pika.queue import Delivered, Deliveries
-from mqauth.brokers.pika.topology import declare_dead_letters, declare_source
 from mqauth.brokers.pika.translate import from_native, to_message
 from mqauth.brokers.queue.interceptor import is_proved, prove
 from mqauth.delivery.health import QueueHealth as Health
@@ -81,17 +84,14 @@ def judge(
     def fence(delivery: Delivery) -> None:
         unproven = slot.unproven(delivery)
         if unproven is not None:
-            slot.answered(unproven, lives=_answers(channel))
+            try:
+                # pika waits for the answer until the connection is lost.
+                channel.flow(True)
+                lives = True
+            except LOST:
+                lives = False
+            slot.answered(unproven, lives=lives)
 
     delivery.fence = fence
     fence(delivery)
     return Judgement(guard, delivery, run(guard.judge(delivery)))
-
-
-def _answers(channel: BlockingChannel) -> bool:
-    """Return whether a channel answers; pika waits for that until the connection is lost."""
-    try:
-        channel.flow(True)
-    except LOST:
-        return False
-    return True

@@ -1,6 +1,8 @@
 """Publishes that are confirmed by the broker, and what is published so: dead letters and audit records.
 
 Dead letters are published by us, since ``basic.reject`` cannot carry a reason.
+
+The recommended queues are declared here: see ``brokers.amqp_topology``.
 """
 
 from __future__ import annotations
@@ -12,28 +14,28 @@ from typing import Any, Final
 
 import pika
 from pika import BasicProperties, BlockingConnection
+from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker, NackError
 
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers.amqp_messages import may_be_too_large, new_message_id
-from mqauth.brokers.amqp_topology import exists
-from mqauth.brokers.dead_letters import LOOK, in_time
-from mqauth.brokers.pika.link import LOST, Line, here, link_of
-from mqauth.brokers.pika.topology import declare_dead_letters, refusal
-from mqauth.brokers.pika.translate import PERSISTENT, carries, check_properties, to_properties
-from mqauth.brokers.queue.confirmed import (
+from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, LETTERS, UNPARSEABLE, exists, source_arguments
+from mqauth.brokers.dead_letters import (
     DEFAULT_MAX_BODY,
+    LOOK,
     RECORD_PROPERTIES,
     burying,
     check_queue,
+    in_time,
 )
+from mqauth.brokers.pika.link import LOST, Line, Link, here, link_of
+from mqauth.brokers.pika.translate import PERSISTENT, carries, check_properties, to_properties
 from mqauth.errors import Cause, MqauthError, Unavailable
 from mqauth.flow import arun
 from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.message import Message
 
-_PRECONDITION_FAILED: Final = 406
 _REFUSED: Final = (ValueError, OverflowError)
 """``TooLargeError``, and what pika raises for what it cannot send."""
 
@@ -121,12 +123,9 @@ class Publisher:
 
     async def _open(self) -> None:
         line = await self.link.channel(self._on_close)
-        line.native.add_on_return_callback(self._on_return)
+        line.native.add_on_return_callback(lambda _, __, returned, ___: self._returned.add(returned.message_id))
         await line.ask(line.native.confirm_delivery, self._on_confirm)
         self._line, self._count = line, 0
-
-    def _on_return(self, _channel: object, _method: object, properties: BasicProperties, _body: bytes) -> None:
-        self._returned.add(properties.message_id)
 
     def _on_confirm(self, frame: Any) -> None:
         method = frame.method
@@ -137,7 +136,7 @@ class Publisher:
             self._settle(name, confirm, None if acked else NackError([]))
 
     def _on_close(self, reason: Exception) -> None:
-        refused = isinstance(reason, ChannelClosedByBroker) and reason.reply_code == _PRECONDITION_FAILED
+        refused = isinstance(reason, ChannelClosedByBroker) and reason.reply_code == 406
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
         for name, confirm, size in unconfirmed.values():
             ours = refused and may_be_too_large(str(reason), size)
@@ -185,11 +184,12 @@ class _Sink:
         Raises:
             Unavailable: it does not answer.
         """
-        return here(self._exists())
 
-    async def _exists(self) -> bool:
-        async with in_time(LOOK, self.cause, LOST):
-            return await exists(partial(refusal, self.link, self.name))
+        async def ask() -> bool:
+            async with in_time(LOOK, self.cause, LOST):
+                return await exists(partial(refusal, self.link, self.name))
+
+        return here(ask())
 
     async def _send(self, body: bytes, properties: BasicProperties) -> None:
         try:
@@ -238,14 +238,15 @@ class DeadLetters(_Sink):
         Raises:
             Unavailable: ``dead_letter_unavailable``: unroutable, refused, timed out or not reachable.
         """
-        return here(self._publish(letter))
 
-    async def _publish(self, letter: DeadLetter) -> None:
-        async with in_time(self._timeout, self.cause, LOST):
-            await arun(burying(letter, self._form, carries, _REFUSED, self._max_body, self._oversize))
+        async def send(form: Message) -> None:
+            await self._send(form.body or b"", to_properties(form, message_id=new_message_id()))
 
-    async def _form(self, form: Message) -> None:
-        await self._send(form.body or b"", to_properties(form, message_id=new_message_id()))
+        async def publish() -> None:
+            async with in_time(self._timeout, self.cause, LOST):
+                await arun(burying(letter, send, carries, _REFUSED, self._max_body, self._oversize))
+
+        return here(publish())
 
 
 class AuditQueue(_Sink):
@@ -274,9 +275,57 @@ class AuditQueue(_Sink):
         Raises:
             Unavailable: ``audit_unavailable``: no such queue, full, timed out or not reachable.
         """
-        return here(self._write(record))
 
-    async def _write(self, record: AuditRecord) -> None:
+        async def write() -> None:
+            async with in_time(self._timeout, self.cause, LOST):
+                await self._send(strictjson.dumps(record.as_dict()), properties)
+
         properties = BasicProperties(delivery_mode=PERSISTENT, message_id=new_message_id(), **RECORD_PROPERTIES)
-        async with in_time(self._timeout, self.cause, LOST):
-            await self._send(strictjson.dumps(record.as_dict()), properties)
+        return here(write())
+
+
+def declare_source(channel: BlockingChannel, name: str, *, delivery_limit: int = DEFAULT_DELIVERY_LIMIT) -> None:
+    """Declare a quorum queue to consume from, and ``<name>.unparseable`` for what no client can decode.
+
+    Messages found there with the reason ``delivery_limit`` may be healthy neighbours of a poison message.
+
+    Args:
+        channel: connected.
+        name: the queue; bind it yourself.
+        delivery_limit: deliveries after which RabbitMQ moves a message to the unparseable ones.
+
+    Raises:
+        pika.exceptions.ChannelClosedByBroker: it exists with other arguments.
+    """
+    declare_dead_letters(channel, name + UNPARSEABLE)
+    _declare(channel, name, source_arguments(name, delivery_limit))
+
+
+def declare_dead_letters(channel: BlockingChannel, name: str) -> None:
+    """Declare a quorum queue that keeps its messages: no delivery limit, no TTL, refusing when full.
+
+    Raises:
+        pika.exceptions.ChannelClosedByBroker: it exists with other arguments.
+    """
+    _declare(channel, name, dict(LETTERS))
+
+
+async def refusal(link: Link, name: str, **wanted: Any) -> str:
+    """Return the broker's answer to a declaration, made on a channel of its own; empty where it agrees.
+
+    Args:
+        link: the connection.
+        name: the queue.
+        wanted: its properties.
+    """
+    try:
+        line = await link.channel()
+        await line.ask(line.native.queue_declare, name, durable=True, **wanted)
+        line.native.close()
+    except LOST as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _declare(channel: BlockingChannel, name: str, arguments: dict[str, Any]) -> None:
+    channel.queue_declare(name, durable=True, arguments=arguments)

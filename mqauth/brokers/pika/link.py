@@ -9,7 +9,7 @@ The event loop and pika take turns in one thread. pika 1.4 has no public name fo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 from pika import BlockingConnection, spec
 from pika.exceptions import AMQPConnectionError, AMQPError
 
-from mqauth.brokers.queue.channel import RoundTrip
+from mqauth.brokers.queue.client import RoundTrip
 from mqauth.errors import ConfigurationError
 
 R = TypeVar("R")
@@ -27,8 +27,6 @@ LOST: Final = (AMQPError, OSError)
 """Errors of pika where a channel or connection is gone, or the broker says no."""
 TICK: Final = 0.2
 """Seconds between two looks at pika's timers: heartbeats, and the limit of a blocked connection."""
-FLUSH: Final = 1.0
-"""Most seconds for the last frames to leave, when a connection is given back."""
 LOOK: Final = 0.01
 """Seconds between two looks whether they have left."""
 
@@ -90,7 +88,8 @@ class Link:
     async def detach(self) -> None:
         """Drive it no longer, once what was written has left, and channels that we close are closed."""
         self._watchers.clear()
-        for _ in range(int(FLUSH / LOOK)):
+        # Most seconds for the last frames to leave, when a connection is given back.
+        for _ in range(int(1.0 / LOOK)):
             channels = list(self._impl._channels.values())
             busy = self._impl._get_write_buffer_size() or any(channel.is_closing for channel in channels)
             if self.loop is None or not busy:
@@ -274,15 +273,14 @@ def drive(work: Coroutine[Any, Any, R], threads: int = 1) -> R:
     with asyncio.Runner() as runner:
         loop = runner.get_loop()
         loop.set_default_executor(ThreadPoolExecutor(threads, "mqauth-handler"))
-        return runner.run(_driving(work))
 
+        async def driving() -> R:
+            try:
+                return await work
+            finally:
+                await asyncio.gather(*[link.detach() for link in _DRIVEN.get(loop, ())])
 
-async def _driving(work: Awaitable[R]) -> R:
-    try:
-        return await work
-    finally:
-        driven = _DRIVEN.get(asyncio.get_running_loop(), ())
-        await asyncio.gather(*[link.detach() for link in driven])
+        return runner.run(driving())
 
 
 def here(work: Coroutine[Any, Any, R]) -> Coroutine[Any, Any, R] | R:

@@ -10,17 +10,17 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
 from pika import BasicProperties, BlockingConnection
 from pika.exceptions import AMQPConnectionError, ChannelWrongStateError
 
 from mqauth.brokers.amqp_messages import mandatory_reply, new_message_id
 from mqauth.brokers.amqp_values import headers_out
+from mqauth.brokers.dead_letters import responder_of
 from mqauth.brokers.pika.confirmed import DeadLetters, Publisher
 from mqauth.brokers.pika.link import Link, drive, tell
 from mqauth.brokers.pika.translate import to_message
-from mqauth.brokers.queue import confirmed
 from mqauth.brokers.sealing import OpenCalls, Pace, Sealing, SingleSealing
 from mqauth.errors import MqauthError, RetryLater, Unavailable
 from mqauth.judging.verified import Responder, Verified
@@ -29,7 +29,6 @@ from mqauth.signer import Signer
 from mqauth.wire.batch import DEFAULT_LINGER
 from mqauth.wire.message import Message
 
-R = TypeVar("R")
 OUT_OF_REACH: Final = (AMQPConnectionError, ChannelWrongStateError, OSError, Unavailable)
 """Errors of a publish where channel, connection or signing key are gone, and the broker has refused nothing."""
 
@@ -129,7 +128,7 @@ class Producer:
             ClosedByOwnerError: the producer was closed.
         """
         publishing, loop = self.publishing(body, routing_key, properties, mandatory=mandatory), self.running()
-        return _call(loop, publishing)
+        return asyncio.run_coroutine_threadsafe(publishing(), loop)
 
     def running(self) -> asyncio.AbstractEventLoop:
         """Return the event loop that drives the connection, started where there is none.
@@ -212,7 +211,7 @@ def as_responder(replies: Signer | Producer | None, dead_letters: DeadLetterSink
         ConfigurationError: a signer is given, and no connection to publish through.
     """
     make = partial(Producer, dead_letters.link, "") if isinstance(dead_letters, DeadLetters) else None
-    return confirmed.as_responder(replies, Producer, make, _reply)
+    return responder_of(replies, Producer, make, _reply)
 
 
 def _reply(producer: Producer, verified: Verified, body: bytes) -> Any:
@@ -228,13 +227,13 @@ def _reply(producer: Producer, verified: Verified, body: bytes) -> Any:
         asyncio.get_running_loop()
     except RuntimeError:
         with _deferring():
-            return _call(producer.running(), publishing).result()
-    return _awaited(publishing)
+            return asyncio.run_coroutine_threadsafe(publishing(), producer.running()).result()
 
+    async def awaited() -> None:
+        with _deferring():
+            await publishing()
 
-async def _awaited(publishing: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    with _deferring():
-        await publishing()
+    return awaited()
 
 
 @contextmanager
@@ -243,7 +242,3 @@ def _deferring() -> Iterator[None]:
         yield
     except OUT_OF_REACH as error:
         raise RetryLater(f"the answer could not be sent: {type(error).__name__}") from error
-
-
-def _call(loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any, Any, R]]) -> Future[R]:
-    return asyncio.run_coroutine_threadsafe(work(), loop)

@@ -17,8 +17,6 @@ from mqauth.errors import MalformedMessage
 from mqauth.wire.message import HeaderValue, Message
 
 PERSISTENT: Final = 2
-_FRAME: Final = 8
-"""Bytes of a frame beside its payload."""
 
 
 def from_native(method: Any, properties: Any, body: Any, *, queue: str, scope: str | None = None) -> Message:
@@ -47,11 +45,19 @@ def read(native: Any, *, queue: str, scope: str | None = None) -> Message:
     """
     try:
         *_, method, properties, body = native
+        expires = properties.expiration
         return amqp_messages.delivered(
-            properties, _NUMBERS, body,
-            exchange=method.exchange, routing_key=method.routing_key, redelivered=bool(method.redelivered),
-            queue=queue, scope=scope or queue, native=native, faults=_faults(properties),
-        )  # fmt: skip
+            properties,
+            _NUMBERS,
+            body,
+            exchange=method.exchange,
+            routing_key=method.routing_key,
+            redelivered=bool(method.redelivered),
+            queue=queue,
+            scope=scope or queue,
+            native=native,
+            faults=["the expiration is no number"] if expires and _number(expires) is None else [],
+        )
     except Exception as error:
         return amqp_messages.unreadable(error, native, queue=queue, scope=scope or queue)
 
@@ -78,11 +84,16 @@ def to_message(
     Raises:
         MalformedMessage: a part cannot be sent, or would arrive as something else.
     """
-    found = properties or BasicProperties()
+    given = properties or BasicProperties()
     return amqp_messages.published(
-        found, found.headers, body,
-        exchange=exchange, routing_key=routing_key, scalar=scalar_on_wire, message_id=message_id,
-    )  # fmt: skip
+        given,
+        given.headers,
+        body,
+        exchange=exchange,
+        routing_key=routing_key,
+        scalar=scalar_on_wire,
+        message_id=message_id,
+    )
 
 
 def to_properties(message: Message, **rest: Any) -> BasicProperties:
@@ -92,9 +103,9 @@ def to_properties(message: Message, **rest: Any) -> BasicProperties:
         message: a dead letter's form, or a sealed message.
         rest: properties that take the place of the message's own.
     """
-    found = message.properties
-    texts = {attribute: found.get(name) for name, attribute in SHORT_STRINGS.items()}
-    numbers = {name: int(found[name]) for name in ("priority", "timestamp") if name in found}
+    properties = message.properties
+    texts = {attribute: properties.get(name) for name, attribute in SHORT_STRINGS.items()}
+    numbers = {name: int(properties[name]) for name in ("priority", "timestamp") if name in properties}
     headers = amqp_values.headers_out(message.headers, bytes)
     return BasicProperties(**{**texts, **numbers, "headers": headers, "delivery_mode": PERSISTENT, **rest})
 
@@ -109,7 +120,8 @@ def check_properties(properties: BasicProperties, frame_size: int) -> None:
         encoded: Any = properties.encode()
     except Exception as error:
         raise MalformedMessage(f"pika cannot send the message: {type(error).__name__}") from error
-    check_frame(sum(map(len, encoded)), min(frame_size - _FRAME, MAX_HEADER_FRAME))
+    # Bytes of a frame beside its payload.
+    check_frame(sum(map(len, encoded)), min(frame_size - 8, MAX_HEADER_FRAME))
 
 
 def carries(name: str, value: HeaderValue) -> bool:
@@ -131,12 +143,6 @@ def scalar_on_wire(value: object) -> HeaderValue:
     return amqp_values.plain_scalar(value.normalize() if isinstance(value, Decimal) else value)
 
 
-def _faults(properties: Any) -> list[str]:
-    return (
-        ["the expiration is no number"] if properties.expiration and _number(properties.expiration) is None else []
-    )
-
-
 def _number(text: object) -> int | None:
     return int(text) if isinstance(text, str) and text.isdecimal() and text.isascii() else None
 
@@ -147,6 +153,8 @@ def failures_of(method: Any, headers: Mapping[str, Any] | None) -> int:
 
 
 _NUMBERS: Final[tuple[Number, ...]] = (
-    ("priority", "priority", amqp_messages.whole), ("delivery-mode", "delivery_mode", amqp_messages.whole),
-    ("timestamp", "timestamp", amqp_messages.whole), ("expiration", "expiration", _number),
-)  # fmt: skip
+    ("priority", "priority", amqp_messages.whole),
+    ("delivery-mode", "delivery_mode", amqp_messages.whole),
+    ("timestamp", "timestamp", amqp_messages.whole),
+    ("expiration", "expiration", _number),
+)

@@ -1,14 +1,20 @@
-"""The calls that a client of a queue must have: the wrapper of an asyncio client makes them."""
+"""The calls that a client of a queue must have: the wrapper of an asyncio client makes them.
+
+``Acks`` and ``RoundTrip`` are the acks and round trips on one channel of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, Protocol
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, NamedTuple, Protocol
 
-from mqauth.brokers.queue.channel import Send
+from mqauth.brokers.event_loop import Timer, call_later
 from mqauth.brokers.queue.interceptor import Ask
-from mqauth.delivery.slot import DeliveryFacts
+from mqauth.delivery.slot import TIMEOUT_PARTS, AnswerTimeout, DeliveryFacts, DeliveryTags, RoundTripQueue
 from mqauth.errors import ConfigurationError
+from mqauth.judging.pipeline import Delivery
+from mqauth.logs import emit
 from mqauth.wire.message import Message
 
 Take = Callable[[Any], Awaitable[None]]
@@ -94,3 +100,146 @@ class QueueClient(DeliveryClient, Protocol):
 
     async def refusal(self) -> ConfigurationError | None:
         """Return why the queue may not be consumed, ``None`` where it may."""
+
+
+ACK_DELAY: Final = 0.005
+"""Most seconds after which a settled delivery is acked."""
+PART: Final = 1.0
+"""Seconds of each part of the timeout of a round trip."""
+Send = Callable[[int, bool], Awaitable[bool]]
+"""Sends the ack of a tag, and of all before it where the flag says so; false where the channel is gone."""
+
+
+class Acks:
+    """Acks the deliveries of one channel, many in a frame.
+
+    They are sent 5 ms after the first of them was settled, and at once where half the window waits to be acked, or
+    the whole of it is unacked: the broker would send nothing more.
+
+    Args:
+        channel: the client's, which the deliveries are of.
+        send: sends an ack on it.
+        lost: gets the deliveries that could not be acked; the broker delivers them again.
+        window: the prefetch; may be changed with it.
+        timer: calls a function after so many seconds.
+    """
+
+    def __init__(
+        self,
+        channel: Any,
+        send: Send,
+        *,
+        lost: Callable[[Sequence[Delivery]], None],
+        window: int = 1,
+        timer: Timer = call_later,
+    ) -> None:
+        self.channel = channel
+        self.window = window
+        self._send_ack = send
+        self._lost = lost
+        self._timer = timer
+        self._tags = DeliveryTags()
+        self._timed = False
+        self._sending: asyncio.Task[None] | None = None
+        self._closed = False
+        self.opened, self.gone = self._tags.opened, self._tags.gone
+
+    def settle(self, tag: int, delivery: Delivery) -> None:
+        """Have a delivery acked soon."""
+        self._tags.settled(tag, delivery)
+        if self._closed:
+            self._lost(self._tags.drop())
+        elif self._tags.presses(self.window):
+            self._send_now()
+        elif not self._timed:
+            self._send_soon()
+
+    def close(self) -> None:
+        """Give up: the channel is gone, and its tags with it."""
+        self._closed = True
+        if dropped := self._tags.drop():
+            self._lost(dropped)
+
+    async def finish(self) -> None:
+        """Ack everything settled, and return when it was sent."""
+        if self._tags.waiting:
+            self._send_now()
+        while self._sending is not None and not self._sending.done():
+            await asyncio.wait((self._sending,))
+            if self._tags.waiting:
+                self._send_now()
+
+    def _send_soon(self) -> None:
+        self._timed = True
+        self._timer(ACK_DELAY, self._ring)
+
+    def _ring(self) -> None:
+        self._timed = False
+        if self._tags.waiting:
+            self._send_now()
+
+    def _send_now(self) -> None:
+        # The task begins when everything else that is ready has run, and may have settled more.
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send())
+
+    async def _send(self) -> None:
+        while True:
+            for ack in self._tags.take():
+                if not await self._send_ack(ack.tag, ack.multiple):
+                    self._lost(ack.deliveries)
+            if not self._tags.waiting or not self._tags.presses(self.window):
+                break
+        if self._tags.waiting and not self._timed:
+            self._send_soon()
+
+
+class RoundTrip:
+    """Asks the broker on one channel whether it lives, once for all who wait when the question is asked.
+
+    Args:
+        ask: asks, and returns whether the channel lives. It is cancelled where no answer came, and closes the
+            channel then.
+        is_blocked: returns whether the broker has blocked the connection, and answers nothing there.
+        part: seconds of each part of the timeout.
+    """
+
+    def __init__(
+        self, ask: Callable[[], Awaitable[bool]], is_blocked: Callable[[], bool], *, part: float = PART
+    ) -> None:
+        self._ask_broker = ask
+        self._is_blocked = is_blocked
+        self._part = part
+        self._waiting = RoundTripQueue[asyncio.Future[bool]]()
+        self._asking: asyncio.Task[None] | None = None
+
+    async def lives(self) -> bool:
+        """Return whether the channel answers a question that is asked from now on; closed where it does not."""
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        if self._waiting.add(answer):
+            self._asking = asyncio.create_task(self._ask())
+        return await answer
+
+    async def _ask(self) -> None:
+        while self._waiting.ask():
+            lives = False
+            try:
+                lives = await self._answered()
+            finally:
+                for answer in self._waiting.answered():
+                    if not answer.done():
+                        answer.set_result(lives)
+
+    async def _answered(self) -> bool:
+        """Ask once; return ``False`` where the channel ended, or is closed here since no answer came."""
+        asked, timeout, seconds = asyncio.ensure_future(self._ask_broker()), AnswerTimeout(), self._part
+        await asyncio.wait((asked,), timeout=seconds)
+        while not asked.done():
+            if timeout.is_over(blocked=self._is_blocked()):
+                text = "the broker did not answer on a channel within %g s: closing it"
+                emit("client.no_answer", text, TIMEOUT_PARTS * seconds)
+                asked.cancel()
+                await asyncio.wait((asked,), timeout=seconds)
+                return False
+            await asyncio.wait((asked,), timeout=seconds)
+        return await asked

@@ -5,29 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import copy_context
-from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
 from mqauth.audit.observed import MINUTE
 from mqauth.brokers.dead_letters import look
-from mqauth.brokers.event_loop import DeliveryTasks, Leaving, LoopBeat, Sleep, loop_stopping_on_signals
-from mqauth.brokers.queue.channel import Acks
+from mqauth.brokers.event_loop import Leaving, LoopBeat, Sleep, loop_stopping_on_signals
 from mqauth.brokers.queue.client import QueueClient
-from mqauth.brokers.queue.processor import Processor, StartedDelivery
-from mqauth.brokers.queue.retrier import Retrier
-from mqauth.brokers.queue.subscription import Subscription
-from mqauth.delivery.health import QueueHealth, rungs, with_aliases
-from mqauth.delivery.hold import HELD_PER_PREFETCH, MAX_HELD, HeldDelivery, HoldCapacity
-from mqauth.delivery.window import Window
-from mqauth.errors import ConfigurationError
+from mqauth.brokers.queue.subscription import PREFETCH, Subscription
+from mqauth.delivery.health import QueueHealth, told_of
+from mqauth.delivery.hold import (
+    CONSUMER_TIMEOUT,
+    MAX_HELD,
+    SUSPENDS_AFTER,
+)
+from mqauth.errors import ConfigurationError, require
 from mqauth.flow import arun
 from mqauth.judging.observing import Observing
-from mqauth.judging.pipeline import Handler, Outcome, Pipeline
+from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.selftest import starting
-from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Decode, Responder
 from mqauth.letters.dead_letter import DeadLetterSink
 
 _MAX_PREFETCH: Final = 65_535
@@ -41,18 +37,8 @@ class QueueConsumer:
         guard: the pipeline.
         handler: takes a ``Verified``.
         dead_letters: where rejected messages go.
-        prefetch: deliveries at once, 1 to 65,535.
-        coalesce_acks: whether to ack many deliveries in one frame.
-        grace: seconds that running handlers may take at a stop.
-        hold: seconds, at least 1, of a cause that concerns everyone after which the queue is suspended.
-        consumer_timeout: seconds after which the broker closes a channel for a delivery that is not acked.
-        delivery_limit: of the queue; negative for none.
-        max_held: deliveries held beside the window; by default ten times ``prefetch``, and at most 1,000.
-        decode: makes ``Verified.value`` of the body, after verification.
-        responder: publishes what ``Verified.reply`` is given.
-        sleep: waits so many seconds.
-        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
-            pass; or a table of handlers by kind. It is another function than ``handler``.
+        prefetch, grace, hold, consumer_timeout, max_held, sleep: as ``QueueOptions`` has them.
+        settings: as ``Subscription`` has them.
 
     Raises:
         ConfigurationError: the pipeline has no audit, dead letters go to the queue itself, or a setting is out of
@@ -66,61 +52,44 @@ class QueueConsumer:
         handler: Handler,
         *,
         dead_letters: DeadLetterSink,
-        prefetch: int,
-        coalesce_acks: bool,
-        grace: float,
-        hold: float,
-        consumer_timeout: float,
-        delivery_limit: int,
-        max_held: int | None,
-        decode: Decode | None,
-        responder: Responder | None,
-        sleep: Sleep,
-        unverified: Unverifieds | None,
+        prefetch: int = PREFETCH,
+        grace: float = 30,
+        hold: float = SUSPENDS_AFTER,
+        consumer_timeout: float = CONSUMER_TIMEOUT,
+        max_held: int | None = None,
+        sleep: Sleep = asyncio.sleep,
+        **settings: Any,
     ) -> None:
-        if not 1 <= prefetch <= _MAX_PREFETCH or grace < 0 or not 0 <= (max_held or 0) <= MAX_HELD:
-            raise ConfigurationError(
-                f"prefetch must be 1 to {_MAX_PREFETCH}, max_held 0 to {MAX_HELD}, and grace not negative"
-            )
-        if guard.audit is None:
-            raise ConfigurationError("a consumer's pipeline needs audit=")
-        if dead_letters.name == calls.queue:
-            raise ConfigurationError("dead letters must go to another queue than the one consumed")
-        if not 1.0 <= hold < consumer_timeout:
-            raise ConfigurationError("hold must be at least 1 second, and shorter than consumer_timeout")
-        beside = min(HELD_PER_PREFETCH * prefetch, MAX_HELD) if max_held is None else max_held
+        require(
+            1 <= prefetch <= _MAX_PREFETCH and grace >= 0 and 0 <= (max_held or 0) <= MAX_HELD,
+            f"prefetch must be 1 to {_MAX_PREFETCH}, max_held 0 to {MAX_HELD}, and grace not negative",
+        )
+        require(guard.audit is not None, "a consumer's pipeline needs audit=")
+        require(dead_letters.name != calls.queue, "dead letters must go to another queue than the one consumed")
+        require(
+            1.0 <= hold < consumer_timeout, "hold must be at least 1 second, and shorter than consumer_timeout"
+        )
         self._calls = calls
         self._guard = guard
         self._grace = grace
         self._dead_letters = dead_letters
-        self._processor = Processor(
+        self._subscription = Subscription(
             calls,
             guard,
             handler,
+            fail=self.fail,
             dead_letters=dead_letters,
-            decode=decode,
-            responder=responder,
+            prefetch=prefetch,
             hold=hold,
             consumer_timeout=consumer_timeout,
-            delivery_limit=delivery_limit,
-            capacity=HoldCapacity(beside, issuers=guard.verifier.issuers),
-            at_once=prefetch,
-            changed=lambda: self._subscription.look(len(self._tasks)),
-            before_requeue=self._suspend,
-            on_failure=self._end_by,
+            max_held=max_held,
             sleep=sleep,
-            unverified=unverified,
+            **settings,
         )
-        self._window = Window(calls.queue, guard.clock, self._processor.hold, prefetch)
-        self._subscription = Subscription(
-            calls, self._window, self._processor, self._on_message, times=guard.verifier.times,
-            coalesce=coalesce_acks, sleep=sleep,
-        )  # fmt: skip
-        self._tasks = DeliveryTasks()
+        self._window = self._subscription.window
         self._beat = LoopBeat(guard.clock)
-        self._in_callback = 0
         self._stopping = asyncio.Event()
-        self._unsubscribe: Callable[[], None] | None = None
+        self._unsubscribe: Callable[[], None] = lambda: None
         self._supervisor: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._telling: asyncio.Task[None] | None = None
@@ -149,7 +118,7 @@ class QueueConsumer:
         It happens once, however often this is called or its caller is cancelled. A handler that calls it is not
         waited for.
         """
-        self._tasks.leave_out(asyncio.current_task())
+        self._subscription.tasks.leave_out(asyncio.current_task())
         await asyncio.shield(self._end())
 
     async def __aenter__(self) -> Self:
@@ -157,10 +126,15 @@ class QueueConsumer:
         if self._supervisor is not None:
             raise ConfigurationError("a consumer runs once: make another one")
         await arun(starting(self._guard))
-        self._unsubscribe = self._guard.on_change(
-            partial(_wake, asyncio.get_running_loop(), self._processor.retrier)
-        )
-        self._beat.start(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            # Called from any thread, and the loop may have ended meanwhile.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._subscription.wake)
+
+        self._unsubscribe = self._guard.on_change(wake)
+        self._beat.start(loop)
         self._guard.journal.started(
             f"queue {self._calls.queue}", self._calls.queue, self._dead_letters.name, self._guard.rollout
         )
@@ -187,78 +161,14 @@ class QueueConsumer:
 
     def health(self) -> QueueHealth:
         """Return how the consumer is doing now; may be called from any thread."""
-        found = self._window.health(
-            in_flight=len(self._tasks) + self._in_callback,
-            unsettled=self._processor.work.unsettled,
+        subscription = self._subscription
+        return self._window.health(
+            in_flight=len(subscription.tasks) + subscription.in_callback,
+            unsettled=subscription.work.unsettled,
             blocked=self._calls.is_blocked(),
             silent=self._beat.silent(),
-            rollout=rungs(self._guard.rollout),
+            settings=told_of(self._guard.rollout, self._guard.verifier),
         )
-        return with_aliases(found, self._guard.verifier)
-
-    # Deliveries
-
-    async def _on_message(self, native: Any) -> None:
-        """Process a delivery at once, and go on in a task of ours where something is to be awaited.
-
-        A client may cancel its own task when a connection is lost, and with it a handler in the middle.
-        """
-        calls, acks = self._calls, self._subscription.acks
-        # The broker delivers it again.
-        if calls.ended(native):
-            return
-        if acks is not None:
-            acks.opened(calls.tag(native))
-        if calls.may_be_refused(native):
-            self._tasks.run(self._ask_for_refusal())
-        if self._stopping.is_set():
-            return self._tasks.run(self._turn_away(native, acks))
-        # One context for both parts, so that what instrumentation sets in the first is there in the second.
-        context = copy_context()
-        begun = context.run(self._begun, native, acks)
-        if begun is not None:
-            self._tasks.run(self._process(native, acks, begun), context)
-
-    async def _ask_for_refusal(self) -> None:
-        if (refusal := await self._calls.refusal()) is not None:
-            self.fail(refusal)
-
-    async def _turn_away(self, native: Any, acks: Acks | None) -> None:
-        # Only once nothing is consumed any more: it would come again at once.
-        await self._subscription.cancelled()
-        await self._processor.turn_away(native, acks)
-
-    def _begun(self, native: Any, acks: Acks | None) -> StartedDelivery | None:
-        """Start a delivery; return ``None`` where it is settled, or an error of ours ends the consumer."""
-        self._in_callback = 1
-        try:
-            found = self._processor.begin(native, acks)
-        except BaseException as error:
-            self.fail(error)
-            return None
-        finally:
-            self._in_callback = 0
-        if isinstance(found, StartedDelivery):
-            return found
-        self._settled(found)
-        return None
-
-    async def _process(self, native: Any, acks: Acks | None, begun: StartedDelivery) -> None:
-        try:
-            outcome = await self._processor.process(native, acks, begun)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            return self.fail(error)
-        if outcome is not None:
-            self._settled(outcome)
-
-    def _settled(self, outcome: Outcome) -> None:
-        if self._window.settled(outcome):
-            self._subscription.interrupt()
-
-    async def _suspend(self, held: HeldDelivery) -> bool:
-        return await self._subscription.suspend(held)
 
     async def _supervise(self) -> None:
         try:
@@ -282,11 +192,6 @@ class QueueConsumer:
         self._window.fail(error)
         self._end()
 
-    async def _end_by(self, error: BaseException) -> None:
-        """Begin to stop because of an error, and return once nothing is consumed any more."""
-        self.fail(error)
-        await self._subscription.cancelled()
-
     def _end(self) -> asyncio.Task[None]:
         """Begin to stop, once; return the task that does it."""
         self._window.stop()
@@ -296,26 +201,19 @@ class QueueConsumer:
         return self._ending
 
     async def _wind_up(self) -> None:
-        leaving = Leaving()
-        if self._unsubscribe is not None:
-            self._unsubscribe()
+        leaving, subscription = Leaving(), self._subscription
+        self._unsubscribe()
         if self._supervisor is not None:
-            await self._subscription.end(self._supervisor, leaving)
-        await leaving.wait(self._subscription.cancelled())
-        self._processor.retrier.stop()
-        await self._tasks.end(self._grace, leaving, self._processor.left.set)
-        await self._subscription.finish(leaving)
+            await subscription.end(self._supervisor, leaving)
+        await leaving.wait(subscription.cancelled())
+        subscription.hold.stopping = True
+        subscription.wake()
+        await subscription.tasks.end(self._grace, leaving, subscription.left.set)
+        await subscription.finish(leaving)
         if self._telling is not None:
             self._telling.cancel()
             await asyncio.wait((self._telling,))
             # The audit may be at the broker, too.
             await leaving.wait(arun(self._guard.tick(last=True)))
-        self._processor.work.stopped()
+        subscription.work.stopped()
         self._guard.journal.stopped(self._calls.queue, self._window.counts)
-
-
-def _wake(loop: asyncio.AbstractEventLoop, retrier: Retrier) -> None:
-    """Have a consumer retry its deferred deliveries now; may be called from any thread."""
-    # The loop may have ended meanwhile.
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(retrier.wake)

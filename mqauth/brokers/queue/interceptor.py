@@ -27,7 +27,6 @@ FALSE_STAMP: Final = 1
 WITHIN: Final = 10.0
 """Seconds for an answer; a broker that is short of memory reads nothing from who publishes."""
 SETTING: Final = "message_interceptors.incoming.set_header_timestamp.overwrite = true"
-_NONCE_BYTES: Final = 16
 Ask = Callable[[Any, dict[str, Any], bytes], Awaitable[Mapping[str, Any]]]
 """Sends, on a connection, a message with headers and a body to an exclusive queue, which is deleted after, and
 returns the headers with which the message of that body comes back.
@@ -97,7 +96,7 @@ async def question(connection: Any, ask: Ask) -> None:
     """
     try:
         async with asyncio.timeout(WITHIN):
-            headers = await ask(connection, {APPEND_HEADER: FALSE_STAMP}, os.urandom(_NONCE_BYTES))
+            headers = await ask(connection, {APPEND_HEADER: FALSE_STAMP}, os.urandom(16))
     except TimeoutError as error:
         raise UnansweredError(
             "the broker did not say whether it overwrites append times; is it short of memory or disk?"

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import tenacity
+
+from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.event_loop import Sleep, Timer, call_later, first_of, was_cancelled
-from mqauth.brokers.queue.channel import Acks
-from mqauth.brokers.queue.client import DeliveryClient
-from mqauth.brokers.queue.retrier import Retrier
-from mqauth.delivery.hold import CONSUMER_TIMEOUT, SUSPENDS_AFTER, HeldDelivery, Hold, HoldCapacity, is_deferred
+from mqauth.brokers.queue.client import Acks, DeliveryClient
+from mqauth.delivery.hold import CONSUMER_TIMEOUT, HeldDelivery, Hold, HoldCapacity, is_deferred
 from mqauth.delivery.queue_work import INTERRUPTED, QueueLeases, QueueWork
-from mqauth.delivery.slot import NO_LIMIT, Slot
-from mqauth.errors import Rejection, StaleDelivery
+from mqauth.delivery.slot import Slot
+from mqauth.errors import StaleDelivery
 from mqauth.flow import Waiting, arun, begin, resume
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Decode, Responder
 from mqauth.letters.dead_letter import DeadLetterSink
+
+_WAIT: Final = tenacity.wait_random_exponential(multiplier=0.1, max=5.0)
+"""How long a deferred delivery waits before it is tried again."""
 
 
 class StartedDelivery(NamedTuple):
@@ -39,29 +44,22 @@ class StartedDelivery(NamedTuple):
 
 
 class Processor:
-    """Takes deliveries of one queue through the pipeline and settles them.
+    """Takes deliveries of one queue through the pipeline and settles them; deferred ones it holds and tries again.
 
     Args:
         calls: the client's.
         guard: the pipeline.
         handler: takes a ``Verified``; may be asynchronous. A synchronous one blocks the event loop.
         dead_letters: where rejected messages go.
-        decode: makes ``Verified.value`` of the body, after verification.
+        decode, unverified, consumer_timeout, delivery_limit: as ``DeliveryOptions`` has them.
         responder: publishes what ``Verified.reply`` is given.
-        hold: seconds of a cause that concerns everyone after which the queue is suspended.
-        consumer_timeout: seconds after which the broker closes a channel for a delivery that is not acked.
-        delivery_limit: how often the broker may be given a message back; negative for any number.
+        hold: seconds of a cause that concerns everyone after which the queue is suspended; ``None`` where it
+            cannot be, since its consumer is somebody else's.
         capacity: counts what is held.
         at_once: how many of the held deliveries are tried at a time; ``None`` for any number.
-        before_requeue: awaited before a delivery is given back for a cause that concerns everyone; returns true
-            where it is to stay unacked, and to be tried until its cause is over. Without it nothing can be
-            suspended.
-        changed: called when something begins or ceases to be held.
-        on_failure: awaited with an error that ends the consumer, before its delivery is given back. Without it a
-            delivery that meets an error of ours stays unacked.
+        gives_back: whether a delivery that meets an error of ours is given back; else it stays unacked.
         sleep: waits so many seconds.
         timer: calls a function after so many seconds; claims are renewed by it.
-        unverified: takes an ``Unverified``; or a table of handlers by kind.
 
     Attributes:
         left: set when a stop waits for the broker no longer.
@@ -76,38 +74,57 @@ class Processor:
         dead_letters: DeadLetterSink,
         decode: Decode | None = None,
         responder: Responder | None = None,
-        hold: float = SUSPENDS_AFTER,
+        hold: float | None = None,
         consumer_timeout: float = CONSUMER_TIMEOUT,
-        delivery_limit: int = NO_LIMIT,
+        delivery_limit: int | None = None,
         capacity: HoldCapacity | None = None,
         at_once: int | None = None,
-        changed: Callable[[], None] = lambda: None,
-        before_requeue: Callable[[HeldDelivery], Awaitable[bool]] | None = None,
-        on_failure: Callable[[BaseException], Awaitable[None]] | None = None,
+        gives_back: bool = False,
         sleep: Sleep = asyncio.sleep,
         timer: Timer = call_later,
         unverified: Unverifieds | None = None,
     ) -> None:
         self._calls = calls
         self._clock = guard.clock
-        self._limit = delivery_limit
-        self._changed = changed
-        self._before_requeue = before_requeue
-        self._on_failure = on_failure
+        self._limit = DEFAULT_DELIVERY_LIMIT if delivery_limit is None else delivery_limit
+        self._gives_back = gives_back
         self.work = QueueWork(
-            calls.queue, guard, handler, dead_letters,
-            ended=calls.ended, decode=decode, answer=responder, stops=before_requeue is not None,
+            calls.queue,
+            guard,
+            handler,
+            dead_letters,
+            ended=calls.ended,
+            decode=decode,
+            answer=responder,
+            stops=hold is not None,
             unverified=unverified,
-        )  # fmt: skip
-        self.hold = Hold(
-            guard.clock,
-            HoldCapacity() if capacity is None else capacity,
-            seconds=None if before_requeue is None else hold,
-            consumer_timeout=consumer_timeout,
         )
-        self.retrier = Retrier(self.hold, self._attempt, at_once=at_once, sleep=sleep, changed=changed)
+        self.hold = Hold(guard.clock, capacity or HoldCapacity(), seconds=hold, consumer_timeout=consumer_timeout)
+        self._turn: AbstractAsyncContextManager[Any] = (
+            nullcontext() if at_once is None else asyncio.Semaphore(at_once)
+        )
+        self._sleep = sleep
+        self._woken = asyncio.Event()
         self._leases = LeaseRenewal(guard, timer=timer)
         self.left = asyncio.Event()
+
+    # What only the consumer of a queue knows
+
+    def look(self) -> None:
+        """Act on what has begun or ceased to be held."""
+
+    async def suspend(self, held: HeldDelivery) -> bool:
+        """Suspend the queue before a delivery is given back for a cause that concerns everyone.
+
+        Returns:
+            Whether it is to stay unacked, and to be tried until its cause is over.
+        """
+        return False
+
+    async def end_by(self, error: BaseException) -> None:
+        """End the consumer by an error, and return once nothing is consumed any more."""
+
+    # What is the same for all
 
     def begin(self, native: Any, acks: Acks | None) -> StartedDelivery | Outcome:
         """Take a new delivery as far as nothing is to be awaited.
@@ -145,14 +162,25 @@ class Processor:
             ConfigurationError: the pipeline cannot settle messages.
             BaseException: what a handler raised that is no ``Exception``; its claim was released.
         """
-        if begun is None and self._calls.ended(native):
-            return None
-        begun = begun or self._begun(native, acks)
-        delivery = begun.delivery
+        if begun is None:
+            if self._calls.ended(native):
+                return None
+            begun = self._begun(native, acks)
+        slot, delivery, outcome = begun.slot, begun.delivery, begun.first
         self.work.begin(delivery)
-        self._leases.add(delivery, begun.slot.received)
+        self._leases.add(delivery, slot.received)
         try:
-            return await self._to_its_end(begun)
+            if isinstance(outcome, Waiting):
+                outcome = await self._attempt(delivery, outcome)
+            if is_deferred(outcome):
+                outcome = await self._put_off(HeldDelivery(slot, delivery, outcome, self._clock.now()))
+            if is_deferred(outcome):
+                await self._let_go(begun)
+            elif begun.acks is not None:
+                self._noted(slot.native, begun.acks, delivery)
+            elif not self._calls.is_settled(slot.native) and not await self._calls.ack(slot.native):
+                self.work.lost((delivery,))
+            return outcome
         except StaleDelivery:
             await self._let_go(begun)
             return None
@@ -167,10 +195,6 @@ class Processor:
             if self.work.end(delivery):
                 self._leases.remove(delivery)
 
-    async def turn_away(self, native: Any, acks: Acks | None) -> None:
-        """Give back a delivery that came after a stop, unjudged."""
-        await self._give_back(self._slot(native), acks)
-
     async def probe(self, delivery: Delivery) -> bool:
         """Return whether a delivery that was given back would get further now; its handler is not run."""
         try:
@@ -182,43 +206,61 @@ class Processor:
                 raise
             return False
 
-    def _slot(self, native: Any) -> Slot:
-        return Slot(native, self._calls, self._clock.monotonic(), self._limit)
+    def wake(self) -> None:
+        """Try all deferred deliveries again now; some of them may go back instead."""
+        woken, self._woken = self._woken, asyncio.Event()
+        woken.set()
+
+    async def sleep_until_woken(self, seconds: float) -> None:
+        """Wait so many seconds, or until woken."""
+        await first_of(self._sleep(seconds), self._woken.wait())
 
     def _begun(self, native: Any, acks: Acks | None) -> StartedDelivery:
-        slot = self._slot(native)
+        slot = Slot(native, self._calls, self._clock.monotonic(), self._limit)
         delivery = self.work.receive(self._calls.message(native), partial(fence, self._calls, slot))
         return StartedDelivery(slot, acks, delivery, begin(self.work.attempt(delivery)))
-
-    async def _to_its_end(self, begun: StartedDelivery) -> Outcome:
-        slot, delivery, outcome = begun.slot, begun.delivery, begun.first
-        if isinstance(outcome, Waiting):
-            outcome = await self._attempt(delivery, outcome)
-        if is_deferred(outcome):
-            outcome = await self._put_off(HeldDelivery(slot, delivery, outcome, self._clock.now()))
-        if is_deferred(outcome):
-            await self._let_go(begun)
-        elif begun.acks is not None:
-            self._noted(slot.native, begun.acks, delivery)
-        elif not self._calls.is_settled(slot.native) and not await self._calls.ack(slot.native):
-            self.work.lost((delivery,))
-        return outcome
 
     async def _put_off(self, held: HeldDelivery) -> Outcome:
         """Hold a deferred delivery for as long as it may be; return its last outcome."""
         try:
-            outcome = await self.retrier.hold(held)
+            outcome = await self._retried(held)
             # The queue is suspended where the cause concerns everyone; then some deliveries stay unacked.
-            suspend = self._before_requeue if self.hold.wants_suspension(held) else None
-            if suspend is not None and await suspend(held):
-                outcome = await self.retrier.hold(held)
+            if self.hold.wants_suspension(held) and await self.suspend(held):
+                outcome = await self._retried(held)
             if held.is_given_up:
                 held.give_up(self._clock.now())
-                outcome = await self.retrier.hold(held)
+                outcome = await self._retried(held)
             return outcome
         finally:
             held.end()
-            self._changed()
+            self.look()
+
+    async def _retried(self, held: HeldDelivery) -> Outcome:
+        """Try a held delivery again, with a jittered back-off, for as long as ``Hold`` allows."""
+
+        async def attempt() -> Outcome:
+            async with self._turn:
+                outcome = await self._attempt(held.delivery)
+            self.hold.attempted(held, outcome)
+            if held.waits:
+                self.look()
+            return outcome
+
+        retrying = tenacity.AsyncRetrying(
+            sleep=self.sleep_until_woken,
+            wait=_WAIT,
+            stop=lambda _: self.hold.is_over(held),
+            retry=tenacity.retry_if_result(is_deferred),
+            retry_error_callback=lambda _: held.outcome,
+        )
+        self.hold.put(held)
+        self.look()
+        try:
+            outcome: Outcome = await retrying(attempt)
+            return outcome
+        finally:
+            self.hold.take(held)
+            self.look()
 
     async def _attempt(self, delivery: Delivery, begun: Waiting[Outcome] | None = None) -> Outcome:
         try:
@@ -233,10 +275,9 @@ class Processor:
     async def _failed(self, begun: StartedDelivery, error: BaseException) -> None:
         # Given back only once nothing is consumed any more: it would come again at once.
         if not isinstance(error, asyncio.CancelledError):
-            if self._on_failure is not None:
-                await self._on_failure(error)
-            elif isinstance(error, Exception):
+            if isinstance(error, Exception) and not self._gives_back:
                 return
+            await self.end_by(error)
         await self._let_go(begun)
 
     def _noted(self, native: Any, acks: Acks, delivery: Delivery) -> None:
@@ -312,8 +353,10 @@ def fence(calls: DeliveryClient, slot: Slot, delivery: Delivery) -> Awaitable[No
         StaleDelivery: it is not ours any more.
     """
     unproven = slot.unproven(delivery)
-    return None if unproven is None else _prove(calls, slot, unproven)
+    if unproven is None:
+        return None
 
+    async def prove() -> None:
+        slot.answered(unproven, lives=await calls.lives(slot.native))
 
-async def _prove(calls: DeliveryClient, slot: Slot, rejection: Rejection) -> None:
-    slot.answered(rejection, lives=await calls.lives(slot.native))
+    return prove()

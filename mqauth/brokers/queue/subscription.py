@@ -3,56 +3,82 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from collections.abc import Callable
+from contextvars import copy_context
+from typing import Any, Final
 
 import tenacity
 
-from mqauth.brokers.event_loop import Leaving, Sleep
-from mqauth.brokers.queue.channel import Acks
-from mqauth.brokers.queue.client import QueueClient, Take
+from mqauth.brokers.event_loop import DeliveryTasks, Leaving, Sleep
+from mqauth.brokers.queue.client import Acks, QueueClient
 from mqauth.brokers.queue.interceptor import UnansweredError, prove
-from mqauth.brokers.queue.processor import Processor
-from mqauth.delivery.hold import HeldDelivery
+from mqauth.brokers.queue.processor import Processor, StartedDelivery
+from mqauth.delivery.hold import HELD_PER_PREFETCH, MAX_HELD, SUSPENDS_AFTER, HeldDelivery, HoldCapacity
+from mqauth.delivery.slot import Slot
 from mqauth.delivery.window import PROBES, Window
-from mqauth.judging.token import Times
+from mqauth.judging.pipeline import Handler, Outcome, Pipeline
 
+PREFETCH: Final = 10
+"""Default of deliveries at once."""
 AFTER_CANCEL: Final = 1.0
 """Seconds for which a queue is left alone after the broker has cancelled its consumer.
 
 RabbitMQ 4.0 ends the connection (541) of whoever consumes a quorum queue while it is being deleted.
 """
-_STARTED_WITHIN: Final = 1.0
-"""Seconds that a stop gives a call that begins to consume: a client may close the channel of a cancelled call."""
 
 
-class Subscription:
-    """The consumer at the broker.
+class Subscription(Processor):
+    """The consumer at the broker: has deliveries sent, takes each to its end, and suspends the queue.
 
     Args:
         calls: the client's.
-        window: says what to ask for.
-        processor: has the held deliveries, and tries them.
-        take: gets each delivery.
-        times: of the verifier: whether the broker has to prove its append times.
-        coalesce: whether to ack many deliveries in one frame.
-        sleep: waits so many seconds.
+        guard: the pipeline.
+        handler: takes a ``Verified``.
+        fail: begins to stop the consumer because of an error.
+        prefetch, coalesce_acks, hold, max_held, sleep: as ``QueueOptions`` has them.
+        settings: as ``Processor`` has them.
 
     Attributes:
+        window: says what to ask the broker for.
+        tasks: of the deliveries.
         acks: of the channel that is consumed on; ``None`` where each delivery is acked by itself.
         started: set once the queue was consumed.
     """
 
     def __init__(
-        self, calls: QueueClient, window: Window, processor: Processor, take: Take, *, times: Times,
-        coalesce: bool, sleep: Sleep,
-    ) -> None:  # fmt: skip
-        self._calls = calls
-        self._times = times
-        self._window = window
-        self._processor = processor
-        self._take = take
-        self._coalesce = coalesce
-        self._sleep = sleep
+        self,
+        calls: QueueClient,
+        guard: Pipeline,
+        handler: Handler,
+        *,
+        fail: Callable[[BaseException], object],
+        prefetch: int = PREFETCH,
+        coalesce_acks: bool = True,
+        hold: float = SUSPENDS_AFTER,
+        max_held: int | None = None,
+        sleep: Sleep = asyncio.sleep,
+        **settings: Any,
+    ) -> None:
+        beside = min(HELD_PER_PREFETCH * prefetch, MAX_HELD) if max_held is None else max_held
+        capacity = HoldCapacity(beside, issuers=guard.verifier.issuers)
+        super().__init__(
+            calls,
+            guard,
+            handler,
+            hold=hold,
+            capacity=capacity,
+            at_once=prefetch,
+            gives_back=True,
+            sleep=sleep,
+            **settings,
+        )
+        self._calls: QueueClient = calls
+        self._times = guard.verifier.times
+        self._coalesce = coalesce_acks
+        self._fail = fail
+        self.window = Window(calls.queue, guard.clock, self.hold, prefetch)
+        self.tasks = DeliveryTasks()
+        self.in_callback = 0
         self.acks: Acks | None = None
         self.started = asyncio.Event()
         self._interrupted = asyncio.Event()
@@ -68,62 +94,152 @@ class Subscription:
             Exception: the client's own, where the queue cannot be consumed.
         """
         self._calls.watch(self._on_close, self._on_cancel)
-        while not self._window.stopping:
-            self._window.outage.begin()
+        while not self.window.stopping:
+            self.window.outage.begin()
             if self._withdrawn:
                 self._withdrawn = False
                 await self._sleep(AFTER_CANCEL)
             await self._start()
             self.started.set()
             # A window of 1 is opened again after a long time without a loss.
-            if self._window.stalled is None:
+            if self.window.stalled is None:
                 try:
-                    await asyncio.wait_for(self._interrupted.wait(), self._window.calm())
+                    await asyncio.wait_for(self._interrupted.wait(), self.window.calm())
                 except TimeoutError:
-                    self._window.widen()
+                    self.window.widen()
             # Where the broker still has our consumer, the queue is suspended or consumed anew with another window.
             await self.cancelled()
-            if self._window.stalled is not None:
-                await self._until_cause_is_over(self._window.stalled)
+            if self.window.stalled is not None:
+                await self._until_cause_is_over(self.window.stalled)
 
-    def interrupt(self) -> None:
-        """Consume anew, with the window as it is now."""
-        self._interrupted.set()
-
-    def look(self, busy: int) -> None:
-        """Act on what has begun or ceased to be held.
-
-        Args:
-            busy: deliveries in work, the held ones included.
-        """
-        if self._window.passes_by(busy):
-            self._interrupted.set()
-        if self._window.stalled is not None and self._window.stalled.is_over:
-            self._answered.set()
+    # A suspension: begun before a delivery goes back, seen by ``run``, over when that delivery gets further
 
     async def suspend(self, held: HeldDelivery) -> bool:
         """Cancel the consumer before a delivery is given back; return whether it is to stay unacked instead."""
-        self._processor.retrier.suspend()
-        stays = self._window.suspend(held)
+        # Woken once: those that go back follow, and those that stay are not tried again for each of them.
+        if not self.hold.suspended:
+            self.hold.suspended = True
+            self.wake()
+        stays = self.window.suspend(held)
         await self.cancelled()
         self._interrupted.set()
         return stays
+
+    def look(self) -> None:
+        """Act on what has begun or ceased to be held: consume anew beside it, or see that a suspension ends."""
+        if self.window.passes_by(len(self.tasks)):
+            self._interrupted.set()
+        if self.window.stalled is not None and self.window.stalled.is_over:
+            self._answered.set()
+
+    async def _until_cause_is_over(self, held: HeldDelivery) -> None:
+        """Wait until the delivery for which the queue is suspended gets further."""
+        # Probed with only once it was given back: a probe could settle what is still to be given back.
+        while not held.is_over:
+            self._answered.clear()
+            await self._answered.wait()
+        # One that was given back is probed with, ever more slowly, until it would get further.
+        if held.waits and not held.needs_ours:
+            retrying = tenacity.AsyncRetrying(
+                sleep=self.sleep_until_woken,
+                wait=tenacity.wait_random_exponential(multiplier=self.window.probe_wait, max=PROBES.longest),
+                stop=tenacity.stop_never,
+                retry=tenacity.retry_if_result(lambda answered: answered is not True),
+            )
+            await retrying(self.probe, held.delivery)
+        self.hold.suspended = False
+        self.window.go_on()
+
+    # Deliveries
+
+    async def take(self, native: Any) -> None:
+        """Process a delivery at once, and go on in a task of ours where something is to be awaited.
+
+        A client may cancel its own task when a connection is lost, and with it a handler in the middle.
+        """
+        calls, acks = self._calls, self.acks
+        # The broker delivers it again.
+        if calls.ended(native):
+            return
+        if acks is not None:
+            acks.opened(calls.tag(native))
+        if calls.may_be_refused(native):
+
+            async def ask() -> None:
+                if (refusal := await calls.refusal()) is not None:
+                    self._fail(refusal)
+
+            self.tasks.run(ask())
+        if self.window.stopping:
+            # Given back only once nothing is consumed any more: it would come again at once.
+            return self.tasks.run(self._turn_away(native, acks))
+        # One context for both parts, so that what instrumentation sets in the first is there in the second.
+        context = copy_context()
+        self.in_callback = 1
+        try:
+            begun = context.run(self.begin, native, acks)
+        except BaseException as error:
+            self._fail(error)
+            return
+        finally:
+            self.in_callback = 0
+        if isinstance(begun, StartedDelivery):
+            self.tasks.run(self._carry(native, acks, begun), context)
+        else:
+            self._settled(begun)
+
+    async def _turn_away(self, native: Any, acks: Acks | None) -> None:
+        await self.cancelled()
+        await self._give_back(Slot(native, self._calls, self._clock.monotonic(), self._limit), acks)
+
+    async def _carry(self, native: Any, acks: Acks | None, begun: StartedDelivery) -> None:
+        try:
+            outcome = await self.process(native, acks, begun)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._fail(error)
+            return
+        if outcome is not None:
+            self._settled(outcome)
+
+    def _settled(self, outcome: Outcome) -> None:
+        if self.window.settled(outcome):
+            # Consumed anew, with the window as it is now.
+            self._interrupted.set()
+
+    # The end
+
+    async def end_by(self, error: BaseException) -> None:
+        """Begin to stop because of an error, and return once nothing is consumed any more."""
+        self._fail(error)
+        await self.cancelled()
 
     async def cancelled(self) -> None:
         """Cancel the consumer at the broker, once, and return when no more deliveries come.
 
         A consumer that is being started is waited for, and cancelled then.
         """
+
+        async def cancel() -> None:
+            # A consumer that is being started has no tag yet.
+            async with self._starting:
+                consumer = self.window.leave()
+            if consumer is not None:
+                await self._calls.cancel(consumer)
+
         if self._cancelling is None or self._cancelling.done():
-            self._cancelling = asyncio.create_task(self._cancel())
+            self._cancelling = asyncio.create_task(cancel())
         await asyncio.shield(self._cancelling)
 
     async def end(self, running: asyncio.Task[None], leaving: Leaving) -> None:
         """End the task that runs ``run``, while there is time."""
         self._interrupted.set()
         # A call that begins to consume has a moment to return.
-        if self._window.outage.lasts:
-            await leaving.wait(asyncio.wait((running,), timeout=_STARTED_WITHIN))
+        if self.window.outage.lasts:
+            # Seconds that a stop gives a call that begins to consume: a client may close the channel of a
+            # cancelled call.
+            await leaving.wait(asyncio.wait((running,), timeout=1.0))
         running.cancel()
         await leaving.wait(asyncio.wait((running,)))
 
@@ -140,21 +256,20 @@ class Subscription:
         """
         if not self._calls.reopens:
             return await self._consume()
+
+        def may_pass(error: BaseException) -> bool:
+            known = self.started.is_set() or isinstance(error, UnansweredError)
+            if passes := known and self._calls.is_temporary(error):
+                self.window.outage.failed(error)
+            return passes
+
         retrying = tenacity.AsyncRetrying(
             sleep=self._sleep,
             wait=tenacity.wait_random_exponential(multiplier=PROBES.first, max=PROBES.longest),
             stop=tenacity.stop_never,
-            retry=tenacity.retry_if_exception(self._may_pass),
-            before_sleep=self._failed_to_start,
+            retry=tenacity.retry_if_exception(may_pass),
         )
         await retrying(self._consume)
-
-    def _may_pass(self, error: BaseException) -> bool:
-        known = self.started.is_set() or isinstance(error, UnansweredError)
-        return known and self._calls.is_temporary(error)
-
-    def _failed_to_start(self, attempt: tenacity.RetryCallState) -> None:
-        self._window.outage.failed(None if attempt.outcome is None else attempt.outcome.exception())
 
     async def _consume(self) -> None:
         # The window is set each time, since a channel that was opened anew has none.
@@ -162,53 +277,28 @@ class Subscription:
         self._interrupted.clear()
         async with self._starting:
             # Suspended meanwhile: a consumer would get what is being given back.
-            if self._window.stalled is not None:
-                return self._window.outage.end()
-            opened = await self._calls.open(self._window.prefetch)
+            if self.window.stalled is not None:
+                return self.window.outage.end()
+            opened = await self._calls.open(self.window.prefetch)
             # each connection anew: the broker may have another configuration by now
             await prove(self._times, opened.connection, opened.ask)
-            self._window.opens()
+            self.window.opens()
             if self._coalesce:
                 # The same ones while the channel lives, since its tags go on counting.
                 if self.acks is None or self.acks.channel is not opened.channel:
-                    self.acks = Acks(opened.channel, opened.send, lost=self._processor.work.lost)
-                self.acks.window = self._window.prefetch
-            self._window.consumes(await self._calls.consume(opened.channel, self._take))
+                    self.acks = Acks(opened.channel, opened.send, lost=self.work.lost)
+                self.acks.window = self.window.prefetch
+            self.window.consumes(await self._calls.consume(opened.channel, self.take))
 
     def _on_close(self, why: str, channel_alone: bool) -> None:
         self._interrupted.set()
         if self.acks is not None:
             self.acks.close()
-        self._window.lost(why, channel_alone=channel_alone)
+        self.window.lost(why, channel_alone=channel_alone)
 
     def _on_cancel(self, consumer: str) -> None:
         # While a consumer is being started its tag is not known yet. Its cancel may come in one read with the
         # answer that has the tag, before the task that waits for the answer goes on.
-        if self._window.consumer is None or self._window.cancelled(consumer):
+        if self.window.consumer is None or self.window.cancelled(consumer):
             self._withdrawn = True
             self._interrupted.set()
-
-    async def _cancel(self) -> None:
-        # A consumer that is being started has no tag yet.
-        async with self._starting:
-            consumer = self._window.leave()
-        if consumer is not None:
-            await self._calls.cancel(consumer)
-
-    async def _until_cause_is_over(self, held: HeldDelivery) -> None:
-        """Wait until the delivery for which the queue is suspended gets further."""
-        # Probed with only once it was given back: a probe could settle what is still to be given back.
-        while not held.is_over:
-            self._answered.clear()
-            await self._answered.wait()
-        # One that was given back is probed with, ever more slowly, until it would get further.
-        if held.waits and not held.needs_ours:
-            retrying = tenacity.AsyncRetrying(
-                sleep=self._processor.retrier.sleep_until_woken,
-                wait=tenacity.wait_random_exponential(multiplier=self._window.probe_wait, max=PROBES.longest),
-                stop=tenacity.stop_never,
-                retry=tenacity.retry_if_result(lambda answered: answered is not True),
-            )
-            await retrying(self._processor.probe, held.delivery)
-        self._processor.retrier.go_on()
-        self._window.go_on()

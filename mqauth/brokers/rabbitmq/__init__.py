@@ -10,40 +10,34 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from aio_pika.abc import AbstractIncomingMessage
 from aiormq.abc import DeliveredMessage
 
-from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT
+from mqauth.brokers.judge import AsyncJudgement
+from mqauth.brokers.options import DeliveryOptions
 from mqauth.brokers.queue.processor import Processor, fence
-from mqauth.brokers.rabbitmq.confirmed import AuditQueue, DeadLetters
-from mqauth.brokers.rabbitmq.consumer import Consumer
-from mqauth.brokers.rabbitmq.incoming import as_incoming
-from mqauth.brokers.rabbitmq.interceptor import proved
+from mqauth.brokers.rabbitmq.channel import proved
+from mqauth.brokers.rabbitmq.confirmed import AuditQueue, DeadLetters, declare_dead_letters, declare_source
+from mqauth.brokers.rabbitmq.consumer import Consumer, Deliveries, as_incoming
 from mqauth.brokers.rabbitmq.producer import Producer, UnroutableError, as_responder
-from mqauth.brokers.rabbitmq.queue import Deliveries
-from mqauth.brokers.rabbitmq.topology import declare_dead_letters, declare_source
 from mqauth.brokers.rabbitmq.translate import from_native, to_message
 from mqauth.delivery.health import QueueHealth as Health
-from mqauth.delivery.hold import CONSUMER_TIMEOUT
 from mqauth.delivery.slot import Slot
 from mqauth.errors import ConfigurationError, StaleDelivery
 from mqauth.flow import arun
-from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline
-from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Decode
+from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
 
 __all__ = [
+    "AsyncJudgement",
     "AuditQueue",
     "Consumer",
     "DeadLetters",
     "Health",
-    "Judged",
     "Producer",
     "UnroutableError",
     "declare_dead_letters",
@@ -61,11 +55,8 @@ def guarded(
     *,
     dead_letters: DeadLetterSink,
     queue: str,
-    decode: Decode | None = None,
     replies: Signer | Producer | None = None,
-    consumer_timeout: float = CONSUMER_TIMEOUT,
-    delivery_limit: int = DEFAULT_DELIVERY_LIMIT,
-    unverified: Unverifieds | None = None,
+    **options: Unpack[DeliveryOptions],
 ) -> Callable[[AbstractIncomingMessage | DeliveredMessage], Coroutine[Any, Any, None]]:
     """Return a callback for ``queue.consume`` that does for each message what ``Consumer`` does.
 
@@ -82,13 +73,8 @@ def guarded(
         handler: takes a ``Verified``.
         dead_letters: where rejected messages go.
         queue: name of the queue that is consumed.
-        decode: makes ``Verified.value`` of the body, after verification; what it raises dead-letters the
-            message as ``handler_failed``, at once.
         replies: signs what ``Verified.reply`` publishes.
-        consumer_timeout: what the broker is set to, seconds.
-        delivery_limit: of the queue; negative for none.
-        unverified: takes an ``Unverified``, where a rung below ``enforce`` or an exemption lets such messages
-            pass; or a table of handlers by kind. It is another function than ``handler``.
+        options: as ``mqauth.brokers.options.DeliveryOptions`` has them.
 
     Raises:
         ConfigurationError: the pipeline has no audit; from the callback: append times are believed, and the broker
@@ -101,11 +87,8 @@ def guarded(
         guard,
         handler,
         dead_letters=dead_letters,
-        decode=decode,
         responder=as_responder(replies, dead_letters),
-        consumer_timeout=consumer_timeout,
-        delivery_limit=delivery_limit,
-        unverified=unverified,
+        **options,
     )
     running: set[asyncio.Task[None]] = set()
 
@@ -123,43 +106,13 @@ def guarded(
     return callback
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """A judged delivery, for programs that handle and settle it themselves.
-
-    Args:
-        outcome: the verdict; ``outcome.verified`` is the message where it was accepted.
-        delivery: how far it has come.
-        guard: the pipeline.
-    """
-
-    outcome: Outcome
-    delivery: Delivery
-    guard: Pipeline
-
-    async def confirm(self) -> Outcome:
-        """Mark the message as handled in the replay store; ack it unless the outcome is deferred."""
-        return await arun(self.guard.confirm(self.delivery))
-
-    async def release(self) -> Outcome:
-        """Give the claim back because the message was not handled; then requeue it."""
-        return await arun(self.guard.release(self.delivery))
-
-    async def bury(self, dead_letters: DeadLetterSink) -> Outcome:
-        """Audit and dead-letter a rejected message; ack it unless the outcome is deferred.
-
-        A rejection that depends on the moment waits for a round trip on its channel, as with ``Consumer``.
-
-        Raises:
-            StaleDelivery: its channel ended or did not answer, so that it comes again; nothing was recorded.
-        """
-        return await arun(self.guard.bury(self.delivery, dead_letters))
-
-
 async def judge(
     guard: Pipeline, incoming: AbstractIncomingMessage | DeliveredMessage, *, queue: str, scope: str | None = None
-) -> Judged:
+) -> AsyncJudgement:
     """Judge one delivery, and claim it in the replay store where it is accepted; nothing is settled.
+
+    A rejection that depends on the moment waits for a round trip on its channel, as with ``Consumer``: its
+    ``dead_letter`` raises ``StaleDelivery`` where the channel ended, so that the delivery comes again.
 
     Args:
         guard: the pipeline.
@@ -178,5 +131,4 @@ async def judge(
     delivery = guard.receive(calls.message(incoming))
     delivery.fence = partial(fence, calls, Slot(incoming, calls, guard.clock.monotonic()))
     delivery.fence(delivery)
-    outcome = await arun(guard.judge(delivery))
-    return Judged(outcome=outcome, delivery=delivery, guard=guard)
+    return AsyncJudgement(guard, delivery, await arun(guard.judge(delivery)))

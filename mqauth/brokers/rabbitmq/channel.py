@@ -8,35 +8,37 @@ A connection that the broker has blocked by an alarm may be lost before it is un
 who wait for that only when the broker says that it is unblocked, and a lost one never hears of it: a publish
 hangs, and aio-pika, which waits while it holds the channel's lock, never opens that channel again. So ``watch``
 wakes them when the connection is lost.
+
+``echoed`` asks whether RabbitMQ overwrites append times (``brokers.queue.interceptor``).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakSet
 
 from aio_pika import exceptions
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractRobustChannel
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractRobustChannel, AbstractRobustConnection
+from aio_pika.exceptions import AMQPChannelError
+from aiormq.abc import AbstractConnection, DeliveredMessage
+from pamqp.commands import Basic
 
 from mqauth.brokers.event_loop import was_cancelled
-from mqauth.errors import MqauthError
+from mqauth.brokers.queue.interceptor import UnansweredError, prove, refused
+from mqauth.errors import MqauthError, StaleDelivery, require
+from mqauth.judging.token import Times
 from mqauth.logs import emit
 
 LOST: Final = (exceptions.AMQPError, exceptions.ChannelInvalidStateError, OSError)
 """Errors of aio-pika where a channel or connection is gone, or the broker says no."""
 RETRY: Final = 1.0
 """Seconds between two attempts to open one channel."""
-SAY: Final = 30.0
-"""Seconds between two log lines about one channel."""
-_RESTORE: Final = 10.0
 _PATIENCE: Final = 1.0
-_POLL: Final = 0.02
-_UNBLOCKED: Final = "_Connection__connection_unblocked"
 
 
 class ClosedByOwnerError(MqauthError, exceptions.ChannelInvalidStateError):
@@ -114,16 +116,12 @@ def is_untouched(native: object, method: str) -> bool:
     A proxy of wrapt pretends to be the function that it wraps, in ``__class__`` and ``__module__``, and
     ``functools.wraps`` copies ``__module__``. A function's own type and globals cannot be copied.
     """
-    found = [one for kind in type(native).__mro__ if (one := kind.__dict__.get(method)) is not None]
-    if not found or method in getattr(native, "__dict__", ()):
+    methods = [each for kind in type(native).__mro__ if (each := kind.__dict__.get(method)) is not None]
+    if not methods or method in getattr(native, "__dict__", ()):
         return False
-    return all(type(one) is FunctionType and one.__globals__["__name__"].startswith("aio_pika.") for one in found)
-
-
-def share_connection(one: object, other: object) -> bool:
-    """Return whether two channels are known to be of one connection."""
-    connection = getattr(one, "_connection", None)
-    return connection is not None and connection is getattr(other, "_connection", None)
+    return all(
+        type(each) is FunctionType and each.__globals__["__name__"].startswith("aio_pika.") for each in methods
+    )
 
 
 @dataclass(slots=True)
@@ -134,7 +132,8 @@ class _Tried:
     said: float = float("-inf")
 
     def say(self, now: float, why: object) -> None:
-        if now - self.said >= SAY:
+        # Seconds between two log lines about one channel.
+        if now - self.said >= 30.0:
             self.said = now
             emit("client.channel_failed", "a channel cannot be opened again, tried until it can: %s", why)
 
@@ -153,9 +152,21 @@ async def ready(channel: AbstractChannel) -> None:
         ClosedByOwnerError: channel or connection was closed by its owner.
         aio_pika.exceptions.AMQPError: it cannot be opened now, since something declared on it is missing.
     """
-    while isinstance(channel, AbstractRobustChannel) and not await _is_open(channel):
+    while isinstance(channel, AbstractRobustChannel):
+        # Before aio-pika 10.2 it is the channel's own future, which must not be cancelled.
+        closed = asyncio.ensure_future(asyncio.shield(channel.closed()))
+        connection = getattr(channel, "_connection", None)
+        if closed.done() or getattr(connection, "is_closed", False):
+            raise ClosedByOwnerError("the channel was closed by its owner")
+        closed.cancel()
+        # It is waited for a little.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                await channel.ready()
+            if not channel.is_closed:
+                break
         await reopen(channel)
-        await asyncio.sleep(_POLL)
+        await asyncio.sleep(0.02)
     watch(channel)
 
 
@@ -165,7 +176,7 @@ def watch(channel: object) -> None:
     if connection is None or connection in _WATCHED:
         return
     _WATCHED.add(connection)
-    unblocked: asyncio.Event = getattr(connection, _UNBLOCKED)
+    unblocked: asyncio.Event = connection._Connection__connection_unblocked
     connection.closing.add_done_callback(lambda _: unblocked.set())
 
 
@@ -188,7 +199,7 @@ async def reopen(channel: object) -> None:
     if connection is None or connection.is_closed:
         return tried.say(now, "its connection is down")
     try:
-        async with asyncio.timeout(_RESTORE):
+        async with asyncio.timeout(10.0):
             with closing_is_an_error():
                 await channel.restore()
     except LOST as error:
@@ -196,22 +207,69 @@ async def reopen(channel: object) -> None:
         raise
 
 
-async def _is_open(channel: AbstractRobustChannel) -> bool:
-    """Return whether a robust channel is open, after waiting a little for it."""
-    # Before aio-pika 10.2 it is the channel's own future, which must not be cancelled.
-    closed = asyncio.ensure_future(asyncio.shield(channel.closed()))
-    connection = getattr(channel, "_connection", None)
-    if closed.done() or getattr(connection, "is_closed", False):
-        raise ClosedByOwnerError("the channel was closed by its owner")
-    closed.cancel()
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            await channel.ready()
-    except TimeoutError:
-        return False
-    return not channel.is_closed
-
-
 def _transport(channel: object) -> Any:
     """Return aiormq's connection of a channel, ``None`` while there is none."""
     return getattr(getattr(getattr(channel, "_connection", None), "transport", None), "connection", None)
+
+
+async def proved(times: Times, source: AbstractIncomingMessage | AbstractRobustConnection) -> None:
+    """Return once a broker has proved that it overwrites append times; it is asked until it answers.
+
+    For whoever takes deliveries from a consumer that is not ours.
+
+    Args:
+        times: of the verifier.
+        source: a delivery, or a connection that comes back by itself.
+
+    Raises:
+        ConfigurationError: the broker leaves a sender's stamp as it is, or refuses the question.
+        StaleDelivery: the delivery's channel ended: the broker delivers it again.
+    """
+    while times.append_evidence is not None:
+        # aiormq's connection as it is now
+        if isinstance(source, AbstractRobustConnection):
+            await source.ready()
+            connection = require(source.transport, "the connection is closed").connection
+        elif is_stale(source):
+            raise StaleDelivery("its channel ended before its append time was proved")
+        else:
+            connection = source.channel.connection
+        try:
+            return await prove(times, connection, echoed)
+        except UnansweredError as error:
+            emit("client.append_unproved", "append times are not proved yet: %s", error)
+        await asyncio.sleep(RETRY)
+
+
+async def echoed(connection: AbstractConnection, headers: dict[str, Any], body: bytes) -> Mapping[str, Any]:
+    """Send a message to an exclusive queue on aiormq's connection, and return the headers it comes back with.
+
+    Raises:
+        ConfigurationError: the broker refuses.
+        UnansweredError: the connection was lost.
+    """
+    answer: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+
+    async def take(message: DeliveredMessage) -> None:
+        # whoever knows the queue's name may send to it, too
+        if message.body == body and not answer.done():
+            answer.set_result(message.header.properties.headers or {})
+
+    try:
+        with closing_is_an_error():
+            # confirms: a publish that is refused closes the channel, and its confirm raises why
+            asking = await connection.channel()
+            try:
+                name = (await asking.queue_declare(exclusive=True, auto_delete=True)).queue or ""
+                await asking.basic_consume(name, take, no_ack=True)
+                await asking.basic_publish(body, routing_key=name, properties=Basic.Properties(headers=headers))
+                return await answer
+            finally:
+                # the queue goes with its consumer; where its close is cancelled, aiormq 7.2 sends a second one
+                with suppress(TimeoutError, *LOST):
+                    # Seconds in which a channel is to be closed; a blocked connection answers nothing.
+                    await asyncio.wait_for(asyncio.shield(asking.close()), 1.0)
+    except AMQPChannelError as error:
+        raise refused(error) from error
+    except LOST as error:
+        raise UnansweredError(f"the broker was not asked: {error or type(error).__name__}") from error

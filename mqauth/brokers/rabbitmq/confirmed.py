@@ -1,30 +1,34 @@
 """Dead letters and audit records on RabbitMQ queues, each durable once the broker has confirmed it.
 
 Dead letters are published by us, since ``basic.reject`` cannot carry a reason.
+
+The recommended queues are declared here, and streams refused: see ``brokers.amqp_topology``.
 """
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import aio_pika
 from aio_pika import exceptions
-from aio_pika.abc import AbstractChannel, AbstractQueue
+from aio_pika.abc import AbstractChannel, AbstractQueue, AbstractRobustChannel
+from aiormq.abc import AbstractChannel as UnderlayChannel
 from pamqp import commands
 
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers.amqp_messages import may_be_too_large, new_message_id
-from mqauth.brokers.amqp_topology import exists
-from mqauth.brokers.dead_letters import LOOK, in_time
-from mqauth.brokers.queue.confirmed import (
+from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, LETTERS, UNPARSEABLE, exists, source_arguments
+from mqauth.brokers.dead_letters import (
     DEFAULT_MAX_BODY,
+    LOOK,
     RECORD_PROPERTIES,
     burying,
     check_queue,
+    in_time,
 )
 from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error, ready
-from mqauth.brokers.rabbitmq.topology import declare_dead_letters, refusal
 from mqauth.brokers.rabbitmq.translate import Measured, carries, frame_limit, to_native
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.flow import arun
@@ -133,11 +137,12 @@ class DeadLetters(_Sink):
         Raises:
             Unavailable: ``dead_letter_unavailable``: unroutable, refused, timed out or not reachable.
         """
-        async with in_time(self._timeout, self.cause, LOST):
-            await arun(burying(letter, self._form, carries, _TOO_LARGE, self._max_body, self._oversize))
 
-    async def _form(self, form: Message) -> None:
-        await self._send(to_native(form, message_id=new_message_id()))
+        async def send(form: Message) -> None:
+            await self._send(to_native(form, message_id=new_message_id()))
+
+        async with in_time(self._timeout, self.cause, LOST):
+            await arun(burying(letter, send, carries, _TOO_LARGE, self._max_body, self._oversize))
 
 
 class AuditQueue(_Sink):
@@ -175,3 +180,57 @@ class AuditQueue(_Sink):
         )
         async with in_time(self._timeout, self.cause, LOST):
             await self._send(message)
+
+
+async def declare_source(
+    channel: AbstractChannel, name: str, *, delivery_limit: int = DEFAULT_DELIVERY_LIMIT
+) -> AbstractQueue:
+    """Declare a quorum queue to consume from, and ``<name>.unparseable`` for what no client can decode.
+
+    Messages found there with the reason ``delivery_limit`` may be healthy neighbours of a poison message.
+
+    Args:
+        channel: connected.
+        name: the queue; bind it yourself.
+        delivery_limit: deliveries after which RabbitMQ moves a message to the unparseable ones.
+
+    Raises:
+        aio_pika.exceptions.ChannelPreconditionFailed: it exists with other arguments.
+    """
+    await declare_dead_letters(channel, name + UNPARSEABLE)
+    return await _declare(channel, name, source_arguments(name, delivery_limit))
+
+
+async def declare_dead_letters(channel: AbstractChannel, name: str) -> AbstractQueue:
+    """Declare a quorum queue that keeps its messages: no delivery limit, no TTL, refusing when full.
+
+    Raises:
+        aio_pika.exceptions.ChannelPreconditionFailed: it exists with other arguments.
+    """
+    return await _declare(channel, name, dict(LETTERS))
+
+
+async def _declare(channel: AbstractChannel, name: str, arguments: dict[str, Any]) -> AbstractQueue:
+    # A robust channel would declare it again after each reconnect, and stay closed where that fails.
+    if isinstance(channel, AbstractRobustChannel):
+        return await channel.declare_queue(name, durable=True, arguments=arguments, robust=False)
+    return await channel.declare_queue(name, durable=True, arguments=arguments)
+
+
+async def refusal(channel: UnderlayChannel, name: str, **wanted: Any) -> str:
+    """Return the broker's answer to a declaration, made on a channel of its own; empty where it agrees.
+
+    Args:
+        channel: aiormq's, whose connection is used.
+        name: the queue.
+        wanted: its properties.
+    """
+    try:
+        with closing_is_an_error():
+            asking = await channel.connection.channel(publisher_confirms=False)
+            await asking.queue_declare(name, durable=True, **wanted)
+            # Cancelled here, aiormq 7.2 would send a second Channel.Close, and RabbitMQ end the connection.
+            await asyncio.shield(asking.close())
+    except LOST as error:
+        return str(error) or type(error).__name__
+    return ""

@@ -1,25 +1,33 @@
-"""The RabbitMQ producer: seals a copy of each message, alone or with others, and publishes it; signed answers."""
+"""The RabbitMQ producer: seals a copy of each message, alone or with others, and publishes it; signed answers.
+
+A sealed message is published past aio-pika's ``Exchange.publish``, unless that is instrumented. It waits for the
+socket while it holds aiormq's publish lock, so that concurrent publishes go one by one, and it encodes the
+properties a second time to learn their size. aiormq's own ``basic_publish`` does neither.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
+from weakref import WeakKeyDictionary
 
 import aio_pika
+import aiormq
 import aiormq.abc
 from aio_pika import exceptions
 from aio_pika.abc import AbstractExchange, AbstractMessage
 from pamqp import commands
 
-from mqauth.brokers.amqp_messages import mandatory_reply, new_message_id
-from mqauth.brokers.queue import confirmed
-from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, closing_is_an_error, reopen
+from mqauth.brokers.amqp_messages import check_frame, mandatory_reply, new_message_id
+from mqauth.brokers.dead_letters import responder_of
+from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, closing_is_an_error, is_untouched, reopen
 from mqauth.brokers.rabbitmq.confirmed import DeadLetters
-from mqauth.brokers.rabbitmq.publishing import PublishPath, PublishPaths, one_at_a_time
-from mqauth.brokers.rabbitmq.translate import to_message
+from mqauth.brokers.rabbitmq.translate import Measured, agreed, frame_limit, headers_out, to_message, unsendable
 from mqauth.brokers.sealing import OpenCalls, Pace, Sealing, SingleSealing
 from mqauth.errors import MalformedMessage, MqauthError, RetryLater, Unavailable
 from mqauth.judging.verified import Responder, Verified
@@ -118,8 +126,13 @@ class Producer:
             ClosedByOwnerError: the producer was closed.
         """
         with self._open_calls:
-            native = self._as_message(message)
-            publishing = self._publish(native, routing_key, {"mandatory": mandatory, "immediate": immediate})
+            if self._serialize is not None and not isinstance(message, AbstractMessage):
+                message = self._serialize(message)
+                if isinstance(message, bytes):
+                    message = aio_pika.Message(message)
+            if not isinstance(message, AbstractMessage):
+                raise MalformedMessage("publish takes an aio_pika.Message, or a value with value_serializer=")
+            publishing = self._publish(message, routing_key, {"mandatory": mandatory, "immediate": immediate})
             if timeout is None:
                 return await publishing
             async with asyncio.timeout(timeout):
@@ -147,19 +160,8 @@ class Producer:
         """
         message_id = message.message_id or new_message_id()
         wire, path = self._wire(message, routing_key, message_id), self._paths.through
-        found: aio_pika.Message = path.ready(path.take(message, message_id), self._signer.sign(wire))
-        return found
-
-    def _as_message(self, message: Any) -> AbstractMessage:
-        if type(message) is aio_pika.Message:
-            return message
-        if self._serialize is not None and not isinstance(message, AbstractMessage):
-            message = self._serialize(message)
-            if isinstance(message, bytes):
-                message = aio_pika.Message(message)
-        if not isinstance(message, AbstractMessage):
-            raise MalformedMessage("publish takes an aio_pika.Message, or a value with value_serializer=")
-        return message
+        native: aio_pika.Message = path.ready(path.take(message, message_id), self._signer.sign(wire))
+        return native
 
     def _wire(self, message: AbstractMessage, routing_key: str, message_id: str) -> Message:
         # aiormq would add a message id after signing, so the message has one already.
@@ -202,7 +204,7 @@ def as_responder(replies: Signer | Producer | None, dead_letters: DeadLetterSink
     """
     channel = dead_letters.channel if isinstance(dead_letters, DeadLetters) else None
     make = None if channel is None else partial(Producer, channel.default_exchange)
-    return confirmed.as_responder(replies, Producer, make, _reply)
+    return responder_of(replies, Producer, make, _reply)
 
 
 async def _reply(producer: Producer, verified: Verified, body: bytes) -> PublishResultType | None:
@@ -218,3 +220,165 @@ async def _reply(producer: Producer, verified: Verified, body: bytes) -> Publish
         return await producer.publish(answer, str(place), mandatory=mandatory)
     except OUT_OF_REACH as error:
         raise RetryLater(f"the answer could not be sent: {type(error).__name__}") from error
+
+
+DRAIN_EVERY: Final = 32
+"""One publish of so many waits for the socket, so that a broker that stops reading soon stops all publishers."""
+
+
+@dataclass(slots=True)
+class Encoded:
+    """Properties in the form in which pamqp asks for them, encoded once, and the body."""
+
+    message_id: str
+    raw: bytes
+    body: bytes
+
+    def marshal(self) -> bytes:
+        """Return the encoded properties."""
+        return self.raw
+
+
+class DirectPath:
+    """Publishes through aiormq's channel and waits for the confirm, but seldom for the socket.
+
+    While a broker does not read, under a memory alarm, publishes that time out must not pile up in the transport.
+
+    Args:
+        exchange: aio-pika's.
+    """
+
+    def __init__(self, exchange: AbstractExchange) -> None:
+        self._exchange: Any = exchange
+        self._sent = 0
+
+    def take(self, native: AbstractMessage, message_id: str, /) -> Any:
+        """Return the properties of the caller's message, which the caller may change from now on.
+
+        Raises:
+            MalformedMessage: aio-pika cannot send it.
+        """
+        try:
+            taken: commands.Basic.Properties = native.properties
+        except Exception as error:
+            raise unsendable(error) from error
+        taken.message_id = message_id
+        return taken
+
+    def ready(self, taken: Any, sealed: Message, /) -> Any:
+        """Return what ``take`` returned with the sealed body and headers, encoded.
+
+        Raises:
+            MalformedMessage: its header frame is over its size, or cannot be encoded.
+        """
+        taken.headers = headers_out(sealed.headers)
+        try:
+            raw = taken.marshal()
+        except Exception as error:
+            raise unsendable(error) from error
+        check_frame(len(raw))
+        return Encoded(taken.message_id or "", raw, sealed.body or b"")
+
+    async def send(self, ready: Any, routing_key: str, *, mandatory: bool, immediate: bool) -> Any:
+        """Publish it and wait for the confirm; without publisher confirms return ``None`` once it is written."""
+        exchange = self._exchange
+        # The same refusals as those of ``Exchange.publish``.
+        if exchange.internal:
+            raise ValueError(f"Can not publish to internal exchange: '{exchange.name}'!")
+        if exchange.channel.is_closed:
+            raise exceptions.ChannelInvalidStateError("the channel is closed")
+        channel: aiormq.Channel = await exchange.channel.get_underlay_channel()
+        check_frame(len(ready.raw), agreed(channel))
+        self._sent += 1
+        return await channel.basic_publish(
+            ready.body,
+            exchange=exchange.name,
+            routing_key=routing_key,
+            properties=ready,
+            mandatory=mandatory,
+            immediate=immediate,
+            wait=not channel.publisher_confirms or self._sent % DRAIN_EVERY == 0,
+        )
+
+
+class ExchangePath:
+    """Publishes through ``Exchange.publish``, whatever instrumentation has made of it.
+
+    Args:
+        exchange: aio-pika's, or one like it.
+    """
+
+    def __init__(self, exchange: AbstractExchange) -> None:
+        self._exchange = exchange
+
+    def take(self, native: AbstractMessage, message_id: str, /) -> Any:
+        """Return a copy of the caller's message, which the caller may change from now on."""
+        taken = Measured.of(native)
+        taken.message_id = message_id
+        return taken
+
+    def ready(self, taken: Any, sealed: Message, /) -> Any:
+        """Return the copy with the sealed body and headers.
+
+        Raises:
+            MalformedMessage: its header frame is over its size, or cannot be encoded.
+        """
+        taken.body = sealed.body or b""
+        taken.headers = headers_out(sealed.headers)
+        taken.check()
+        return taken
+
+    async def send(self, ready: Any, routing_key: str, *, mandatory: bool, immediate: bool) -> Any:
+        """Publish it and wait for the confirm; without publisher confirms return ``None``."""
+        ready.limit = await frame_limit(getattr(self._exchange, "channel", None))
+        return await self._exchange.publish(ready, routing_key, mandatory=mandatory, immediate=immediate)
+
+
+PublishPath: TypeAlias = DirectPath | ExchangePath
+
+
+class PublishPaths:
+    """Both paths of one exchange.
+
+    Args:
+        exchange: aio-pika's.
+    """
+
+    def __init__(self, exchange: AbstractExchange) -> None:
+        self.through = ExchangePath(exchange)
+        self._direct = DirectPath(exchange)
+        self._exchange = exchange
+
+    def now(self) -> PublishPath:
+        """Return the path for the next message: direct, unless ``publish`` is instrumented."""
+        return self._direct if is_untouched(self._exchange, "publish") else self.through
+
+
+@dataclass(slots=True)
+class _Turn:
+    """The lock of one message id, and how many hold it or wait for it."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
+
+
+_TURNS: Final[WeakKeyDictionary[Any, dict[str, _Turn]]] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def one_at_a_time(exchange: AbstractExchange, message_id: str) -> AsyncIterator[None]:
+    """Keep two messages with the same id from being in flight on one channel.
+
+    aiormq 7.2 knows a returned message by its id alone: where the broker returns one of the two, aiormq would
+    report that to the other's caller too.
+    """
+    turns = _TURNS.setdefault(getattr(exchange, "channel", exchange), {})
+    turn = turns.setdefault(message_id, _Turn())
+    turn.users += 1
+    try:
+        async with turn.lock:
+            yield
+    finally:
+        turn.users -= 1
+        if not turn.users:
+            turns.pop(message_id, None)

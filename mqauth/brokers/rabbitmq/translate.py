@@ -20,7 +20,6 @@ from pamqp import commands
 
 from mqauth.brokers import amqp_messages, amqp_values
 from mqauth.brokers.amqp_messages import MAX_HEADER_FRAME, SHORT_STRINGS, Number, check_frame
-from mqauth.brokers.rabbitmq.incoming import Unreadable
 from mqauth.errors import MalformedMessage
 from mqauth.wire.message import HeaderPair, HeaderValue, Message
 
@@ -34,8 +33,8 @@ def unsendable(error: Exception) -> MalformedMessage:
 
 def agreed(channel: object) -> int:
     """Return the bytes that a header frame may have on aiormq's channel; at most 131,064, also where not known."""
-    found: int = getattr(channel, "max_content_size", 0)
-    return min(found, MAX_HEADER_FRAME) if found > 0 else MAX_HEADER_FRAME
+    size: int = getattr(channel, "max_content_size", 0)
+    return min(size, MAX_HEADER_FRAME) if size > 0 else MAX_HEADER_FRAME
 
 
 async def frame_limit(channel: Any) -> int:
@@ -71,12 +70,12 @@ class Measured(aio_pika.Message):
             MalformedMessage: they are over the limit, or cannot be encoded.
         """
         try:
-            found: commands.Basic.Properties = super().properties
-            raw = found.marshal()
+            encoded: commands.Basic.Properties = super().properties
+            raw = encoded.marshal()
         except Exception as error:
             raise unsendable(error) from error
         check_frame(len(raw), self.limit)
-        return found
+        return encoded
 
 
 def from_native(incoming: AbstractIncomingMessage, *, queue: str, scope: str | None = None) -> Message:
@@ -91,12 +90,20 @@ def from_native(incoming: AbstractIncomingMessage, *, queue: str, scope: str | N
         The message; its ``malformed`` names the first thing that could not be represented.
     """
     try:
+        # What aio-pika cannot hold: see ``queue.Unreadable``.
+        fault = getattr(incoming, "fault", None)
         return amqp_messages.delivered(
-            incoming, _NUMBERS, incoming.body,
-            exchange=incoming.exchange, routing_key=incoming.routing_key, redelivered=bool(incoming.redelivered),
-            queue=queue, scope=scope or queue, native=incoming,
-            faults=[incoming.fault] if isinstance(incoming, Unreadable) else [],
-        )  # fmt: skip
+            incoming,
+            _NUMBERS,
+            incoming.body,
+            exchange=incoming.exchange,
+            routing_key=incoming.routing_key,
+            redelivered=bool(incoming.redelivered),
+            queue=queue,
+            scope=scope or queue,
+            native=incoming,
+            faults=[] if fault is None else [fault],
+        )
     except Exception as error:
         return amqp_messages.unreadable(error, incoming, queue=queue, scope=scope or queue)
 
@@ -124,9 +131,14 @@ def to_message(
         MalformedMessage: a part cannot be sent, or would arrive as something else.
     """
     return amqp_messages.published(
-        native, native.headers, native.body,
-        exchange=exchange, routing_key=routing_key, scalar=scalar_on_wire, message_id=message_id,
-    )  # fmt: skip
+        native,
+        native.headers,
+        native.body,
+        exchange=exchange,
+        routing_key=routing_key,
+        scalar=scalar_on_wire,
+        message_id=message_id,
+    )
 
 
 def to_native(message: Message, *, message_id: str) -> Measured:
@@ -136,9 +148,9 @@ def to_native(message: Message, *, message_id: str) -> Measured:
         message: one of the letter's forms.
         message_id: a new one, since aiormq matches returned messages by it.
     """
-    found = message.properties
-    priority, timestamp = found.get("priority"), found.get("timestamp")
-    texts = {attribute: found.get(name) for name, attribute in SHORT_STRINGS.items() if name != "message-id"}
+    properties = message.properties
+    priority, timestamp = properties.get("priority"), properties.get("timestamp")
+    texts = {attribute: properties.get(name) for name, attribute in SHORT_STRINGS.items() if name != "message-id"}
     return Measured(
         message.body or b"",
         headers=headers_out(message.headers),
@@ -192,6 +204,8 @@ def _milliseconds(expiration: object) -> int | None:
 
 
 _NUMBERS: Final[tuple[Number, ...]] = (
-    ("priority", "priority", amqp_messages.whole), ("delivery-mode", "delivery_mode", amqp_messages.whole),
-    ("timestamp", "timestamp", _seconds), ("expiration", "expiration", _milliseconds),
-)  # fmt: skip
+    ("priority", "priority", amqp_messages.whole),
+    ("delivery-mode", "delivery_mode", amqp_messages.whole),
+    ("timestamp", "timestamp", _seconds),
+    ("expiration", "expiration", _milliseconds),
+)

@@ -6,23 +6,32 @@ nothing that a sender wrote is believed, no setting of the broker is needed, and
 
 RabbitMQ shows nobody what a queue holds. With the interceptor the reports say how old the oldest delivery of the
 last minute was. Without it the queue has to have been empty, and the consumers have to have reported after that.
+
+What ``mqauth rollout`` changes in the file is here too: one entry of ``[[rollout]]``, by tomlkit, and all else
+stays as it was written.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from datetime import date
 from typing import Any, Final
+
+import tomlkit
 
 from mqauth.audit.record import iso_time
 from mqauth.check.rollout import HOUR, Standing, is_accepted
 from mqauth.cli.broker import rabbitmq, reached, table_of
 from mqauth.config.broker import BrokerSettings
+from mqauth.config.consumer_settings import RolloutSettings
 from mqauth.config.kinds import URLS, is_broker_url
-from mqauth.config.rollout_settings import RolloutSettings
 from mqauth.config.settings import FileSettings
-from mqauth.errors import Reason, require
+from mqauth.errors import Reason, refusing, require
 from mqauth.judging.observing import group_of_message
 from mqauth.judging.policy import matches
 from mqauth.judging.rollout import Rollout, has_token
@@ -32,7 +41,6 @@ PATIENCE: Final = 90.0
 """Seconds for which a group's backlog is read, a queue is watched, or the reports of a minute are waited for."""
 LOOK: Final = 1.0
 """Seconds between two looks."""
-NEEDS_BROKER: Final = "what is not settled yet is to be asked for: give --broker, or say --settled once you know"
 
 
 def broker_for(destination: str, named: str | None, config: FileSettings) -> BrokerSettings:
@@ -52,7 +60,11 @@ def broker_for(destination: str, named: str | None, config: FileSettings) -> Bro
         tables = [BrokerSettings(url=named) if is_broker_url(named) else table_of(named, config)]
     known = [table.unlocked() for table in tables]
     fits = [each for each in known if each.url and each.url.startswith("kafka:") is places.is_kafka(destination)]
-    refusal = NEEDS_BROKER if named is None else f"--broker: must be {URLS}, and of the destination's kind"
+    refusal = (
+        "what is not settled yet is to be asked for: give --broker, or say --settled once you know"
+        if named is None
+        else f"--broker: must be {URLS}, and of the destination's kind"
+    )
     return require(fits[0] if fits else None, refusal)
 
 
@@ -79,10 +91,17 @@ def unread(topic: str, group: str, entry: RolloutSettings, rollout: Rollout, bro
     from mqauth.brokers.kafka import from_native
 
     client: Any = kafka  # its classes have no types
-    with reached(broker.url, user=broker.user), contextlib.closing(client.KafkaConsumer(
-        **broker.for_kafka(broker.url or ""), group_id=group, enable_auto_commit=False,
-        allow_auto_create_topics=False,
-    )) as reader:  # fmt: skip
+    with (
+        reached(broker.url, user=broker.user),
+        contextlib.closing(
+            client.KafkaConsumer(
+                **broker.for_kafka(broker.url or ""),
+                group_id=group,
+                enable_auto_commit=False,
+                allow_auto_create_topics=False,
+            )
+        ) as reader,
+    ):
         # which topics, and how far the group has come in each partition
         wanted = places.kafka(topic)
         names = {name for name in reader.topics() if name == topic or matches(wanted, places.kafka(name))}
@@ -175,3 +194,82 @@ async def _counted(connection: Any, queue: str) -> tuple[int, int]:
     found = (await channel.declare_queue(queue, passive=True)).declaration_result
     await channel.close()
     return found.message_count or 0, found.consumer_count or 0
+
+
+_FORM: Final = "the entry cannot be changed: write it as [[rollout]] with a key a line"
+Value = str | date | None
+
+
+def number_of(entries: list[Mapping[str, Any]], destination: str) -> int:
+    """Return the number of the entry, from 0, that lists a destination or pattern.
+
+    Raises:
+        ConfigurationError: no entry lists it.
+    """
+    numbers = (number for number, each in enumerate(entries) if destination in each["destinations"])
+    return require(next(numbers, -1) + 1, f"{destination} is in no [[rollout]] of the file") - 1
+
+
+def changed(text: str, number: int, values: Mapping[str, Value], accepted: Mapping[str, str]) -> str:
+    """Return a text with some keys of an entry set, and others removed.
+
+    Args:
+        text: of the file.
+        number: of the entry, from 0.
+        values: by key; ``None`` removes the key.
+        accepted: what is added to the entry's table ``accepted``.
+    """
+    document: Any = tomlkit.parse(text)
+    entry = document["rollout"][number]
+    with _without_its_end(entry):
+        for key, value in values.items():
+            if value is None:
+                entry.pop(key, None)
+            else:
+                entry[key] = value
+        for key, why in accepted.items():
+            if "accepted" in entry:
+                entry["accepted"][key] = why
+            else:
+                entry.append(tomlkit.key(["accepted", key]), why)
+    return _written(document)
+
+
+def split(text: str, number: int, destination: str) -> str:
+    """Return a text in which a destination has the entry ``number``, and what it stood in comes after it.
+
+    Args:
+        text: of the file.
+        number: of the entry that holds it, from 0.
+        destination: listed there, or held by a pattern, which stays.
+    """
+    document: Any = tomlkit.parse(text)
+    entry = document["rollout"][number]
+    if list(entry["destinations"]) == [destination]:
+        return text
+    with _without_its_end(entry):
+        own = deepcopy(entry)
+    own["destinations"] = [destination]
+    if destination in entry["destinations"]:
+        entry["destinations"].remove(destination)
+    own.add(tomlkit.nl())
+    document["rollout"].insert(number, own)
+    return _written(document)
+
+
+@contextmanager
+def _without_its_end(entry: Any) -> Iterator[None]:
+    """Take the blank lines and comments behind an entry's last key away: they belong to what comes after it."""
+    body, end = getattr(entry.value, "body", []), []
+    while body and body[-1][0] is None:
+        end.append(body.pop())
+    yield
+    body.extend(reversed(end))
+
+
+def _written(document: Any) -> str:
+    """Return a document as text, which says what the document holds."""
+    text = str(tomlkit.dumps(document))
+    with refusing(ValueError, _FORM):
+        require(tomllib.loads(text) == document.unwrap(), _FORM)
+    return text

@@ -1,0 +1,86 @@
+"""A source on a shared broker that a test may freeze, its producer, and what any client's consumer is made of."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from integration.every_client import Wiring
+from integration.services import Kafka, RabbitMQ
+from mqauth import MemoryReplayStore, Pipeline
+from mqauth.audit.file import AuditFile
+from mqauth.testing.forge import Forge
+from mqauth.testing.stage_kafka import KafkaStage
+from mqauth.testing.stage_rabbitmq import RabbitMQStage
+from mqauth.wire.message import Message
+
+BESIDE_GRACE = 5.0
+"""Seconds that a stop may take beside its grace, whatever the broker does."""
+
+
+class ClientBench:
+    """A source on a broker, an issuer, and what was handled.
+
+    Args:
+        broker: runs when ``ending`` has ended.
+        folder: for the audit.
+    """
+
+    def __init__(self, broker: Kafka | RabbitMQ, folder: Path) -> None:
+        self.broker = broker
+        self.ending = ExitStack()
+        on_kafka = isinstance(broker, Kafka)
+        self.stage: Any = KafkaStage(broker.url) if on_kafka else RabbitMQStage(broker.url)
+        self.source = self.stage.topic if on_kafka else self.stage.queue
+        self._scope, self._key = (self.stage.group, b"k") if on_kafka else (self.source, None)
+        self.ending.callback(self.stage.close)
+        self.ending.callback(broker.start)
+        self.forge = Forge(lifetime=3000)
+        self.audit = self.ending.enter_context(AuditFile(folder / "audit.jsonl", fsync=False))
+        self.handled: list[bytes | None] = []
+
+    def guard(self) -> Pipeline:
+        """Return a pipeline."""
+        return Pipeline(
+            verifier=self.forge.verifier(), policy=self.forge.policy(self.stage.destination),
+            replay=MemoryReplayStore(), audit=self.audit,
+        )  # fmt: skip
+
+    def wiring(self, handler: Any = None, **settings: Any) -> Wiring:
+        """Return the parts of a consumer."""
+        take = handler or (lambda message: self.handled.append(message.body))
+        return Wiring(
+            url=self.broker.url, source=self.source, dead=self.stage.dead, scope=self._scope, guard=self.guard(),
+            handler=take, **settings,
+        )  # fmt: skip
+
+    def signed(self, body: bytes) -> Message:
+        """Return a message of the honest producer."""
+        plain = Message(destination=self.stage.destination, body=body, key=self._key)
+        return self.forge.signer().sign(plain)
+
+    def send(self, *bodies: bytes) -> None:
+        """Publish messages of the honest producer."""
+        for body in bodies:
+            self.stage.inject(self.signed(body))
+
+    def has_handled(self, number: int) -> bool:
+        """Return whether so many messages were handled."""
+        return len(self.handled) == number
+
+    def committed(self) -> int:
+        """Return how many records the group has committed."""
+        found: Any = self.stage.admin.list_group_offsets({self.stage.group: None})
+        return sum(commit.offset for commit in found[self.stage.group].values())
+
+    def stopped_within(self, running: Any) -> float:
+        """Freeze the broker, stop a consumer, and return the seconds that took; the broker goes on after it."""
+        self.broker.pause()
+        began = time.monotonic()
+        try:
+            running.stop()
+            return time.monotonic() - began
+        finally:
+            self.broker.resume()
