@@ -81,7 +81,7 @@ def test_open_outcomes_are_bounded() -> None:
     for number in range(1200):
         with pytest.raises(Unavailable):
             sink.write(record(number))
-    assert len(sink._records._unconfirmed._sent) == 1000
+    assert len(sink._unconfirmed) == 1000
 
 
 @pytest.mark.parametrize(

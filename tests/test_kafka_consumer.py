@@ -1077,12 +1077,6 @@ def test_settings_refused(bench: Bench, settings: dict[str, Any]) -> None:
         bench.make(**settings)
 
 
-def test_backoff_refused() -> None:
-    """Waits that shrink are refused."""
-    with pytest.raises(ConfigurationError):
-        kafka.Backoff(first=2, longest=1)
-
-
 def test_audit_required(bench: Bench) -> None:
     """A consumer without an audit sink could settle no rejection, and is refused."""
     with pytest.raises(ConfigurationError, match="audit"):
