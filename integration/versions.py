@@ -39,7 +39,6 @@ BESIDE: Final = {
 DOUBLES: Final = {"confluent-kafka": "2.14.0"}
 """Releases that the unit tests need, since their doubles are made of the client's own classes; the tests on real
 brokers then run with the lower bound."""
-TESTED: Final = ("tests",)
 PROMISED: Final = ("integration/capabilities/test_promises.py",)
 
 
@@ -128,43 +127,54 @@ def is_solved(extra: str, neighbour: str, folder: Path) -> bool:
 
 
 def run(arguments: list[str]) -> int:
-    """Try the lowest and the highest releases, and write what was found; return the exit code.
+    """Try releases, and write what was found; return the exit code.
 
     Args:
-        arguments: for pytest, such as ``-k rabbitmq``.
+        arguments: ``lowest``, ``highest`` or ``beside``, all three by default; any other is for pytest.
     """
-    bounds, results = lower_bounds(), dict[str, Any]()
+    kinds = [each for each in ("lowest", "highest", "beside") if each in arguments] or [
+        "lowest",
+        "highest",
+        "beside",
+    ]
+    rest, bounds = [each for each in arguments if each not in kinds], lower_bounds()
+    results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory(prefix="mqauth-versions-") as name:
-        for kind, version, constraints in (("lowest", OLDEST, bounds | DOUBLES), ("highest", NEWEST, {})):
-            environment = Environment(Path(name, kind), version, constraints)
-            units = environment.test(*TESTED, *arguments)
-            if kind == "lowest":
-                environment.pip("install", *(f"{each}=={bounds[each]}" for each in DOUBLES))
-            promised = environment.test(*PROMISED, *arguments)
-            results[kind] = {
-                "python": version, "releases": environment.releases(bounds), "units": units, "promises": promised,
-            }  # fmt: skip
-        results["beside"] = {each: is_solved(extra, each, Path(name, each)) for each, extra in BESIDE.items()}
-    results["on"] = datetime.now(UTC).date().isoformat()
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
-    PAGE.write_text(page(), "utf-8")
-    good = all(results[kind][what] for kind in ("lowest", "highest") for what in ("units", "promises"))
-    return 0 if good and all(results["beside"].values()) else 1
+        for kind in kinds:
+            found: dict[str, Any] = {"on": datetime.now(UTC).date().isoformat()}
+            if kind == "beside":
+                found |= {each: is_solved(extra, each, Path(name, each)) for each, extra in BESIDE.items()}
+            else:
+                oldest = kind == "lowest"
+                version = OLDEST if oldest else NEWEST
+                environment = Environment(Path(name, kind), version, bounds | DOUBLES if oldest else {})
+                found |= {"python": version, "units": environment.test("tests", *rest)}
+                if oldest:
+                    environment.pip("install", *(f"{each}=={bounds[each]}" for each in DOUBLES))
+                found["promises"] = environment.test(*PROMISED, *rest)
+                found["releases"] = environment.releases(bounds)
+            results[kind] = found
+            RESULTS.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+            PAGE.write_text(page(), "utf-8")
+    return 0 if all(value is not False for kind in kinds for value in results[kind].values()) else 1
 
 
 def page() -> str:
-    """Return the page as it is to be: its text up to the first table, and the tables."""
-    found = json.loads(RESULTS.read_text("utf-8"))
-    lowest, highest = found["lowest"], found["highest"]
-    rows = [(name, lowest["releases"][name], highest["releases"][name]) for name in lowest["releases"]]
-    for what, name in (("units", "*unit tests*"), ("promises", "*what every client promises, on real brokers*")):
-        rows.append((name, *("passed" if each[what] else "**failed**" for each in (lowest, highest))))
-    beside = [(name, BESIDE[name], "yes" if solved else "**no**") for name, solved in found["beside"].items()]
-    lines = [
-        PAGE.read_text("utf-8").partition(MARK)[0] + MARK, "", f"Tried on {found['on']}:", "",
-        f"| package | oldest (Python {lowest['python']}) | newest (Python {highest['python']}) |", "|---|---|---|",
-        *(f"| {' | '.join(row)} |" for row in rows),
-        "", "| beside | with the extra | pip finds a solution |", "|---|---|---|",
-        *(f"| {' | '.join(row)} |" for row in beside), "",
-    ]  # fmt: skip
+    """Return the page as it is to be: its text up to the mark, and a table of each kind that was tried."""
+    results, words = json.loads(RESULTS.read_text("utf-8")), {True: "passed", False: "**failed**"}
+    lines = [PAGE.read_text("utf-8").partition(MARK)[0] + MARK]
+    for kind, title in (("lowest", "Oldest"), ("highest", "Newest")):
+        if kind in results:
+            found = results[kind]
+            lines += [
+                f"{title} releases, Python {found['python']}, {found['on']}: unit tests {words[found['units']]}; what "
+                f"every client promises on real brokers {words[found['promises']]}.", "",
+                ", ".join(f"{name} {release}" for name, release in found["releases"].items()), "",
+            ]  # fmt: skip
+    if "beside" in results:
+        lines += [f"Beside others, {results['beside']['on']}:", ""]
+        for each, extra in BESIDE.items():
+            solved = "pip finds a solution" if results["beside"][each] else "**pip finds no solution**"
+            lines.append(f"* `mqauth[{extra}]` and `{each}`: {solved}")
+        lines.append("")
     return "\n".join(lines)
