@@ -27,6 +27,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 RESULTS: Final = Path(__file__).with_name("versions.json")
 PAGE: Final = ROOT / "docs" / "reference" / "supported-versions.md"
 MARK: Final = "<!-- written by python -m integration versions -->\n"
+KINDS: Final = ("lowest", "highest", "beside")
 OLDEST, NEWEST = "3.11", "3.13"
 BESIDE: Final = {
     "aiobotocore": "aws",
@@ -138,7 +139,7 @@ def run(arguments: list[str]) -> int:
         "beside",
     ]
     rest, bounds = [each for each in arguments if each not in kinds], lower_bounds()
-    results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    known = results()
     with tempfile.TemporaryDirectory(prefix="mqauth-versions-") as name:
         for kind in kinds:
             found: dict[str, Any] = {"on": datetime.now(UTC).date().isoformat()}
@@ -153,28 +154,35 @@ def run(arguments: list[str]) -> int:
                     environment.pip("install", *(f"{each}=={bounds[each]}" for each in DOUBLES))
                 found["promises"] = environment.test(*PROMISED, *rest)
                 found["releases"] = environment.releases(bounds)
-            results[kind] = found
-            RESULTS.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+            known[kind] = found
+            RESULTS.write_text(json.dumps(known, indent=2) + "\n", "utf-8")
             PAGE.write_text(page(), "utf-8")
-    return 0 if all(value is not False for kind in kinds for value in results[kind].values()) else 1
+    return 0 if all(value is not False for kind in kinds for value in known[kind].values()) else 1
+
+
+def results() -> dict[str, Any]:
+    """Return what was found, by kind."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    return found
 
 
 def page() -> str:
     """Return the page as it is to be: its text up to the mark, and a table of each kind that was tried."""
-    results, words = json.loads(RESULTS.read_text("utf-8")), {True: "passed", False: "**failed**"}
+    known, words = results(), {True: "passed", False: "**failed**"}
     lines = [PAGE.read_text("utf-8").partition(MARK)[0] + MARK]
     for kind, title in (("lowest", "Oldest"), ("highest", "Newest")):
-        if kind in results:
-            found = results[kind]
+        if kind in known:
+            found = known[kind]
             lines += [
-                f"{title} releases, Python {found['python']}, {found['on']}: unit tests {words[found['units']]}; what "
-                f"every client promises on real brokers {words[found['promises']]}.", "",
+                f"{title} releases, Python {found['python']}, {found['on']}: unit tests {words[found['units']]}, "
+                f"what every client promises on real brokers {words[found['promises']]}.",
+                "",
                 ", ".join(f"{name} {release}" for name, release in found["releases"].items()), "",
             ]  # fmt: skip
-    if "beside" in results:
-        lines += [f"Beside others, {results['beside']['on']}:", ""]
+    if "beside" in known:
+        lines += [f"Beside others, {known['beside']['on']}:", ""]
         for each, extra in BESIDE.items():
-            solved = "pip finds a solution" if results["beside"][each] else "**pip finds no solution**"
+            solved = "pip finds a solution" if known["beside"][each] else "**pip finds no solution**"
             lines.append(f"* `mqauth[{extra}]` and `{each}`: {solved}")
         lines.append("")
     return "\n".join(lines)
