@@ -11,22 +11,19 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mqauth"
 FLOORS = (
-    ("errors", "_version", "clock", "threads"),
-    ("logs",),
-    ("wire", "flow"),
-    ("signer", "replay", "audit"),
-    ("letters",),
-    ("judging",),
-    ("delivery", "http"),
-    ("brokers", "stores", "keystore", "policies", "telemetry"),
-    ("authority",),
-    ("config", "review", "testing", "integrations"),
-    ("check", "console"),
-    ("cli",),
-    ("__main__",),
+    (("errors", "_version", "clock", "threads"), ("logs",)),
+    (("wire", "flow"),),
+    (("signer", "replay", "audit"), ("letters",)),
+    (("judging",),),
+    (("delivery", "http"),),
+    (("brokers", "stores", "keystore", "policies", "telemetry"),),
+    (("authority",), ("config",)),
+    (("check", "review", "testing", "integrations"),),
+    (("console",), ("cli",), ("__main__",)),
 )
-"""The rooms from the ground up; what is in a room may import its own room and the floors below it."""
-RANK = {room: rank for rank, floor in enumerate(FLOORS) for room in floor}
+"""The nine floors from the ground up, each of one or more steps of rooms; what is in a room may import its own room and
+the steps below it."""
+RANK = {room: rank for rank, step in enumerate(step for floor in FLOORS for step in floor) for room in step}
 CORE = frozenset(
     (
         "errors",
