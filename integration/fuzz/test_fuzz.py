@@ -115,7 +115,7 @@ FAULTS: dict[str, tuple[str, Any, str, Any]] = {
     "a proof that may name its producer": ("identity", identity, "require", lambda *_: True),
     "a float that is sealed as it was given": ("rabbitmq-published", amqp_values, "single", float),
     "a record whose headers are dropped": ("kafka-values", records, "message_of", _headerless),
-    "a letter without its properties": ("dead-letter", review_letter, "_live_properties", lambda _: {}),
+    "a letter without its properties": ("dead-letter", review_letter, "LIVE_PROPERTIES", frozenset()),
     "a page that escapes nothing": ("view", site, "Environment", _bare),
     "a page that shows what is invisible": ("view", display, "visible", lambda text, **_: text),
 }  # fmt: skip
