@@ -84,14 +84,10 @@ def test_each_fault_has_a_key_of_its_own(module: str) -> None:
 
 @pytest.mark.parametrize("entry", entries(), ids=lambda entry: f"{entry['module']}:{entry['function']}")
 def test_each_survivor_is_still_there(entry: dict[str, Any]) -> None:
-    """What is explained is in the code as it is written down, with one of the reasons and a sentence or a test."""
+    """What is explained is of a function with as many faults, and has one of the reasons and a sentence or test."""
     assert entry["why"] in WHY
     assert entry["note"]
-    found = keys(entry["module"])
-    if "faults" in entry:
-        assert {Key(entry["module"], entry["function"], *fault) for fault in entry["faults"]} <= found
-    else:
-        assert any(key.function == entry["function"] for key in found)
+    assert sum(key.function == entry["function"] for key in keys(entry["module"])) >= entry.get("faults", 1) > 0
 
 
 def test_the_tests_that_survivors_name_exist() -> None:
@@ -103,12 +99,12 @@ def test_the_tests_that_survivors_name_exist() -> None:
 
 
 def test_a_score_counts_what_a_vector_can_tell() -> None:
-    """What is explained is not counted, and what is not is open."""
-    killed, explained, still = (Key("wire.claims", name, "", "", 1) for name in ("a", "b", "c"))
-    report = Report({explained: "memo"})
-    for key, told in ((killed, "tokens: x"), (explained, ""), (still, "")):
+    """What is explained, all of a function or so many, is not counted, and what is not is open."""
+    killed, whole, some, still = (Key("wire.claims", name, "", "", 1) for name in ("a", "b", "c", "c"))
+    report = Report({("wire.claims", "b"): None, ("wire.claims", "c"): 1})
+    for key, told in ((killed, "tokens: x"), (whole, ""), (some, ""), (still, "")):
         report.add(key, told)
-    assert report.line("wire.claims") == "wire.claims: 50.0 % of 2 (1 killed, 1 explained, 1 open)"
+    assert report.line("wire.claims") == "wire.claims: 50.0 % of 2 (1 killed, 2 explained, 1 open)"
     assert report.open == [still]
 
 

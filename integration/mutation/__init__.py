@@ -1,9 +1,9 @@
 """Mutation of the verifier: small faults are put into our own code, one at a time; the vectors alone must tell.
 
 ``python -m integration.mutation [MODULE...]`` prints the score of each module, and the survivors that nobody has
-explained. What is explained stands in ``survivors.json``, with the reason why no vector can tell. The full run
-takes a quarter of an hour of one processor. It is no part of the test command, which replays a sample of it
-(``tests/test_mutation.py``).
+explained. How many are explained of a function stands in ``survivors.json``, with the reason why no vector can
+tell. The full run takes a quarter of an hour of one processor. It is no part of the test command, which replays a
+sample of it (``tests/test_mutation.py``).
 """
 
 from __future__ import annotations

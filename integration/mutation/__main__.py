@@ -50,7 +50,8 @@ def _run(trials: Trials, report: Report, modules: Sequence[str], *, again: bool)
         for fault, told in trials.run(tried):
             report.add(fault.key, told)
             if told == SURVIVED and not report.is_explained(fault.key):
-                print(f"  {' | '.join(map(str, fault.key))}", flush=True)
+                state = "open" if report.open[-1:] == [fault.key] else "explained"
+                print(f"  {state}: {' | '.join(map(str, fault.key))}", flush=True)
         print(report.line(module), f"in {time.monotonic() - begun:.0f} s", flush=True)
 
 

@@ -28,23 +28,27 @@ class Report:
     """Counts faults by module.
 
     Args:
-        explained: the reason by key, or by module and function.
+        explained: how many survivors of a module and function are explained; ``None`` for all of them.
     """
 
-    def __init__(self, explained: Mapping[tuple[Any, ...], str]) -> None:
-        self._explained = explained
+    def __init__(self, explained: Mapping[tuple[str, str], int | None]) -> None:
+        self._explained = dict(explained)
         self._counts: Counter[tuple[str, str]] = Counter()
         self.open: list[Key] = []
 
     def is_explained(self, key: Key) -> bool:
-        """Tell whether it is known why no vector can tell of a fault."""
-        return key in self._explained or key[:2] in self._explained
+        """Tell whether it is known why no vector can tell of any fault of a function."""
+        return self._explained.get(key[:2], 0) is None
 
     def add(self, key: Key, told: str) -> None:
         """Count a fault."""
         if told != SURVIVED:
             outcome = "killed"
-        elif self.is_explained(key):
+        elif (left := self._explained.get(key[:2], 0)) is None:
+            outcome = "explained"
+        elif left:
+            # By number and not by line, so that a change of form explains itself.
+            self._explained[key[:2]] = left - 1
             outcome = "explained"
         else:
             outcome = "open"
@@ -66,18 +70,15 @@ class Report:
 
 
 def entries() -> list[dict[str, Any]]:
-    """Return what stands in the file: of a function, all its faults, or those that are listed."""
+    """Return what stands in the file: of a function, how many of its faults survive, or nothing where all do."""
     found: list[dict[str, Any]] = json.loads(FILE.read_text("utf-8"))["survivors"]
     return found
 
 
-def explained() -> dict[tuple[Any, ...], str]:
-    """Return the reasons by key, or by module and function where they hold of all faults of one."""
-    found: dict[tuple[Any, ...], str] = {}
+def explained() -> dict[tuple[str, str], int | None]:
+    """Return how many survivors are explained by module and function, ``None`` where all are."""
+    found: dict[tuple[str, str], int | None] = {}
     for entry in entries():
-        where = entry["module"], entry["function"]
-        for fault in entry.get("faults", ()):
-            found[Key(*where, *fault)] = entry["why"]
-        if "faults" not in entry:
-            found[where] = entry["why"]
+        where, known = (entry["module"], entry["function"]), found.get((entry["module"], entry["function"]), 0)
+        found[where] = None if known is None or "faults" not in entry else known + entry["faults"]
     return found
