@@ -21,8 +21,9 @@ FLOORS = (
     (("check", "review", "testing", "integrations"),),
     (("console",), ("cli",), ("__main__",)),
 )
-"""The nine floors from the ground up, each of one or more steps of rooms; what is in a room may import its own room
-and the steps below it."""
+"""The nine floors from the ground up, each of one or more steps of rooms.
+
+What is in a room may import its own room and the steps below it."""
 RANK = {room: rank for rank, step in enumerate(step for floor in FLOORS for step in floor) for room in step}
 CORE = frozenset(
     (

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding
+from cryptography.hazmat.primitives.asymmetric import ec, padding
 
 from mqauth.errors import ConfigurationError
 from mqauth.judging import judge, key_lookup, token
@@ -144,7 +144,7 @@ def der_too(honest: Any, data: bytes, key: Any, signature: bytes) -> bool:
     """Accept DER beside R || S."""
     if len(signature) == 64:
         return bool(honest(data, key, signature))
-    key.verify(signature, data, jws.ec.ECDSA(hashes.SHA256()))
+    key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
     return True
 
 

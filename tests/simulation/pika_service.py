@@ -70,7 +70,7 @@ class PikaConsumerService(ConsumerService):
             coalesce_acks=settings.coalesce, grace=settings.grace, hold=settings.hold,
             replies=self._deployment.forge.signer(clock=process.clock),
         )  # fmt: skip
-        running = asyncio.create_task(pika_link._driving(self.consumer._run(signals=False)))
+        running = asyncio.create_task(pika_link.driving(self.consumer._run(signals=False)))
         asked = asyncio.create_task(self._asked.wait())
         await asyncio.wait((running, asked), return_when=asyncio.FIRST_COMPLETED)
         self.consumer.stop()

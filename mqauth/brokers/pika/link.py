@@ -9,7 +9,7 @@ The event loop and pika take turns in one thread. pika 1.4 has no public name fo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -271,16 +271,17 @@ def drive(work: Coroutine[Any, Any, R], threads: int = 1) -> R:
         threads: for plain functions that it runs on threads of their own.
     """
     with asyncio.Runner() as runner:
-        loop = runner.get_loop()
-        loop.set_default_executor(ThreadPoolExecutor(threads, "mqauth-handler"))
+        runner.get_loop().set_default_executor(ThreadPoolExecutor(threads, "mqauth-handler"))
+        return runner.run(driving(work))
 
-        async def driving() -> R:
-            try:
-                return await work
-            finally:
-                await asyncio.gather(*[link.detach() for link in _DRIVEN.get(loop, ())])
 
-        return runner.run(driving())
+async def driving(work: Awaitable[R]) -> R:
+    """Await some work, and let go of the connections that this event loop drives."""
+    try:
+        return await work
+    finally:
+        driven = _DRIVEN.get(asyncio.get_running_loop(), ())
+        await asyncio.gather(*[link.detach() for link in driven])
 
 
 def here(work: Coroutine[Any, Any, R]) -> Coroutine[Any, Any, R] | R:
