@@ -84,7 +84,7 @@ def test_each_fault_has_a_key_of_its_own(module: str) -> None:
 
 @pytest.mark.parametrize("entry", entries(), ids=lambda entry: f"{entry['module']}:{entry['function']}")
 def test_each_survivor_is_still_there(entry: dict[str, Any]) -> None:
-    """What is explained is of a function with as many faults, and has one of the reasons and a sentence or test."""
+    """What is explained is of a function with as many faults, and has a reason and a sentence or test."""
     assert entry["why"] in WHY
     assert entry["note"]
     assert sum(key.function == entry["function"] for key in keys(entry["module"])) >= entry.get("faults", 1) > 0
