@@ -149,7 +149,7 @@ def run(arguments: list[str]) -> int:
                 oldest = kind == "lowest"
                 version = OLDEST if oldest else NEWEST
                 environment = Environment(Path(name, kind), version, bounds | DOUBLES if oldest else {})
-                found |= {"python": version, "units": environment.test("tests", *rest)}
+                found |= {"python": version, "units": environment.test("tests", "-m", "not slow", *rest)}
                 if oldest:
                     environment.pip("install", *(f"{each}=={bounds[each]}" for each in DOUBLES))
                 found["promises"] = environment.test(*PROMISED, *rest)
