@@ -134,11 +134,10 @@ class AIOConsumer(AsyncLogConsumer):
         require(isinstance(client, Client), f"an AIOConsumer is needed, not {type(client).__name__}")
         settings = check_consumer(client._consumer, config)
         answer = None if replies is None else AIOReplies(replies)
-        transactional = isinstance(dead_letters, TransactionalLetters)
-        dead_letters = dead_letters if transactional else letters_on_thread(dead_letters)
+        if not isinstance(dead_letters, TransactionalLetters):
+            dead_letters = letters_on_thread(dead_letters)
         super().__init__(guard, handler, dead_letters, answer=answer, session=SESSION, **options)
-        poller = AIOPoller(client._consumer, self._assignment, settings, replies=answer)
-        self.attach(poller)
+        self.attach(poller := AIOPoller(client._consumer, self._assignment, settings, replies=answer))
         loop = asyncio.get_running_loop()
 
         def settle() -> None:
