@@ -227,7 +227,10 @@ def _observed(ladder: Ladder) -> list[Run]:
 
 def notice_a_stripped_token(ladder: Ladder) -> None:
     """After a day in which each message was signed, one without is an alert."""
-    with ladder.consumer(), ladder.traffic(EACH):
+    with ladder.consumer():
+        with ladder.traffic(EACH):
+            pass
+        # The consumer's first minute begins with its first delivery.
         ladder.wait_for()
         # A minute later the counts are written.
         ladder.clock.hours += 0.02
