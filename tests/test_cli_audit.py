@@ -16,7 +16,8 @@ import pytest
 
 from mqauth import cli
 from mqauth.audit.file import MIN_BYTES, AuditFile, HeadFile, parts
-from mqauth.audit.record import AuditRecord, Record
+from mqauth.audit.query import Record
+from mqauth.audit.record import AuditRecord
 from mqauth.cli import audit, forms
 from mqauth.cli.audit import follow
 from mqauth.errors import ConfigurationError

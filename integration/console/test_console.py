@@ -17,7 +17,7 @@ from integration.console.running import console
 from integration.review.scene import Scene
 from integration.services import Kafka, RabbitMQ
 from mqauth.audit.chain import verify_chain
-from mqauth.audit.record import read_records
+from mqauth.audit.query import read_records
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.wire.message import Message

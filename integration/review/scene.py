@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from mqauth import Pipeline, Verified
 from mqauth.audit.file import AuditFile
-from mqauth.audit.record import read_records
+from mqauth.audit.query import read_records
 from mqauth.cli.broker import LetterAddress, opened
 from mqauth.errors import Reason
 from mqauth.judging.policy import Allow

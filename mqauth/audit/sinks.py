@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mqauth.audit.misuse import Alert, Detector, Window
-from mqauth.audit.record import AuditRecord, AuditSink, claims_of, member
+from mqauth.audit.query import claims_of, member
+from mqauth.audit.record import AuditRecord, AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import require
 from mqauth.flow import Flow, Waiting, begin, resume, settling

@@ -13,7 +13,8 @@ from datetime import time as time_of_day
 from typing import Any, Final
 
 from mqauth.audit.observed import Group, group_of
-from mqauth.audit.record import Record, iso_time, member, seconds_of, time_of
+from mqauth.audit.query import Record, member, seconds_of, time_of
+from mqauth.audit.record import iso_time
 from mqauth.check.findings import Finding, finding, on, those
 from mqauth.check.target import Target, few
 from mqauth.config.consumer_settings import ConsumerSettings, RolloutSettings

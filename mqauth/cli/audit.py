@@ -19,7 +19,7 @@ from mqauth import ConfigurationError, Detector, Thresholds, load
 from mqauth.audit.chain import as_json, verify_chain
 from mqauth.audit.disk import last_lines
 from mqauth.audit.file import parts, read_heads, with_parts
-from mqauth.audit.record import (
+from mqauth.audit.query import (
     DIMENSIONS,
     TIMES,
     Record,

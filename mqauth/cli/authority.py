@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from mqauth.audit.file import with_parts
-from mqauth.audit.record import Selection, read_records
+from mqauth.audit.query import Selection, read_records
 from mqauth.authority.credential import ShownCredential
 from mqauth.authority.desk import ISSUED, Grant, Trace
 from mqauth.authority.issuing import PATH

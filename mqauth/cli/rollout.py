@@ -15,7 +15,8 @@ import typer
 
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import files_of, with_parts
-from mqauth.audit.record import iso_time, read_records
+from mqauth.audit.query import read_records
+from mqauth.audit.record import iso_time
 from mqauth.check import Severity, check
 from mqauth.check.rollout import RolloutFacts, Standing, standings
 from mqauth.cli import rollout_steps

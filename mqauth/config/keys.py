@@ -15,7 +15,7 @@ from pathlib import Path
 from mqauth.audit.disk import last_lines
 from mqauth.audit.file import AuditFile
 from mqauth.audit.misuse import Alert, Detector
-from mqauth.audit.record import parse_record
+from mqauth.audit.query import parse_record
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.authority.application import MAX_AGE, AuthorityServer
 from mqauth.authority.credential import CredentialIssuer

@@ -16,7 +16,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 from mqauth.audit.chain import find
 from mqauth.audit.file import parts, with_parts
-from mqauth.audit.record import AuditSink, Record, iso_time, parse_record, read_records
+from mqauth.audit.query import Record, parse_record, read_records
+from mqauth.audit.record import AuditSink, iso_time
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import file_errors, require
 from mqauth.flow import Flow, call
