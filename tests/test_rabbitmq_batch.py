@@ -116,6 +116,12 @@ def test_refused_settings(batch: int, linger: float) -> None:
         Pace(batch, linger)
 
 
+def test_a_channel_is_no_exchange() -> None:
+    """Who gives a producer the channel is told at once what it takes."""
+    with pytest.raises(ConfigurationError, match=r"takes an exchange, as channel\.default_exchange, not Channel"):
+        rabbitmq.Producer(aio_pika.Channel.__new__(aio_pika.Channel), Forge().signer())  # type: ignore[arg-type]
+
+
 async def test_one_alone_does_not_wait() -> None:
     """With nothing unconfirmed a message is sealed at once, in the single form, and no timer is set."""
     table = Table()

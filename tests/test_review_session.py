@@ -209,7 +209,7 @@ def test_the_key_is_read_for_each_releaser(bureau: Bureau) -> None:
     keys = [Key.generate(subjects=["ada"]), Key.generate(subjects=["bob"])]
     make = reviewers_releaser(trusting(bureau, REVIEW), iter(keys).__next__, authority=None, lifetime=60)
     assert [make("ada").reviewer, make("bob").reviewer] == ["ada", "bob"]
-    with pytest.raises(ConfigurationError, match="does not speak for this reviewer"):
+    with pytest.raises(ConfigurationError, match="does not speak for bob, but for ada"):
         reviewers_releaser(bureau.guard, lambda: keys[0], authority=None, lifetime=60)("bob")
 
 

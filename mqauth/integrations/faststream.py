@@ -11,10 +11,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Final, TypeVar
 
-from faststream import AckPolicy, Context
+from mqauth.errors import needs_extra, require
+
+with needs_extra("faststream"):
+    from faststream import AckPolicy, Context
 
 from mqauth.brokers.event_loop import Leaving
-from mqauth.errors import require
 from mqauth.integrations.faststream_middleware import Middleware, NotHandledError, Protection
 from mqauth.integrations.faststream_unverified import kinds_of, require_manual, unverified
 from mqauth.integrations.late_letters import Letters

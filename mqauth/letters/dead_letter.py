@@ -205,6 +205,15 @@ class DeadLetter:
         return tuple((PREFIX + name, value) for name, value in fields.items() if value is not None)
 
 
+def name_of(sink: DeadLetterSink) -> str:
+    """Return the queue or topic of a sink.
+
+    Raises:
+        ConfigurationError: it has no name.
+    """
+    return str(require(getattr(sink, "name", None), "a sink of dead letters has a name, its queue or topic"))
+
+
 def check_oversize(oversize: Oversize) -> None:
     """Check the setting ``oversize_letters``.
 

@@ -17,10 +17,13 @@ from datetime import UTC, datetime, time, timedelta
 from functools import partial
 from typing import Any, Final
 
-from opentelemetry import metrics, trace
-from opentelemetry.metrics import Meter
-from opentelemetry.propagate import get_global_textmap
-from opentelemetry.trace import Link, SpanKind, Tracer
+from mqauth.errors import needs_extra
+
+with needs_extra("otel"):
+    from opentelemetry import metrics, trace
+    from opentelemetry.metrics import Meter
+    from opentelemetry.propagate import get_global_textmap
+    from opentelemetry.trace import Link, SpanKind, Tracer
 
 from mqauth._version import __version__
 from mqauth.audit.misuse import Alert

@@ -28,7 +28,7 @@ from mqauth.flow import Flow, call, run
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Decode
-from mqauth.letters.dead_letter import DeadLetterSink
+from mqauth.letters.dead_letter import DeadLetterSink, name_of
 from mqauth.logs import emit
 from mqauth.wire.message import Message
 
@@ -297,6 +297,7 @@ class LogEngine:
         unverified: Unverifieds | None = None,
     ) -> None:
         require(guard.audit is not None, "a consumer's pipeline needs audit=")
+        name_of(dead_letters)
         require(workers >= on_loop and grace >= 0, f"workers must be at least {on_loop:d}, and grace at least 0")
         self._guard = guard
         # In an event loop the lock is for health(), which other threads may call.

@@ -24,7 +24,7 @@ from mqauth.flow import arun
 from mqauth.judging.observing import Observing
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.selftest import starting
-from mqauth.letters.dead_letter import DeadLetterSink
+from mqauth.letters.dead_letter import DeadLetterSink, name_of
 
 _MAX_PREFETCH: Final = 65_535
 
@@ -65,7 +65,8 @@ class QueueConsumer:
             f"prefetch must be 1 to {_MAX_PREFETCH}, max_held 0 to {MAX_HELD}, and grace not negative",
         )
         require(guard.audit is not None, "a consumer's pipeline needs audit=")
-        require(dead_letters.name != calls.queue, "dead letters must go to another queue than the one consumed")
+        dead = name_of(dead_letters)
+        require(dead != calls.queue, "dead letters must go to another queue than the one consumed")
         require(
             1.0 <= hold < consumer_timeout, "hold must be at least 1 second, and shorter than consumer_timeout"
         )

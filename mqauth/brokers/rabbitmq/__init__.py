@@ -13,8 +13,11 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Unpack
 
-from aio_pika.abc import AbstractIncomingMessage
-from aiormq.abc import DeliveredMessage
+from mqauth.errors import ConfigurationError, StaleDelivery, needs_extra
+
+with needs_extra("rabbitmq"):
+    from aio_pika.abc import AbstractIncomingMessage
+    from aiormq.abc import DeliveredMessage
 
 from mqauth.brokers.judge import AsyncJudgement
 from mqauth.brokers.options import DeliveryOptions
@@ -26,7 +29,6 @@ from mqauth.brokers.rabbitmq.producer import Producer, UnroutableError, as_respo
 from mqauth.brokers.rabbitmq.translate import from_native, to_message
 from mqauth.delivery.health import QueueHealth as Health
 from mqauth.delivery.slot import Slot
-from mqauth.errors import ConfigurationError, StaleDelivery
 from mqauth.flow import arun
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.letters.dead_letter import DeadLetterSink

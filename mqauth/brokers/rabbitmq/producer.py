@@ -29,7 +29,7 @@ from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, closing_is_an_er
 from mqauth.brokers.rabbitmq.confirmed import DeadLetters
 from mqauth.brokers.rabbitmq.translate import Measured, agreed, frame_limit, headers_out, to_message, unsendable
 from mqauth.brokers.sealing import OpenCalls, Pace, Sealing, SingleSealing
-from mqauth.errors import MalformedMessage, MqauthError, RetryLater, Unavailable
+from mqauth.errors import MalformedMessage, MqauthError, RetryLater, Unavailable, require
 from mqauth.judging.verified import Responder, Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
@@ -70,7 +70,7 @@ class Producer:
         linger: seconds a message may wait for others to be sealed with, 0 to 10.
 
     Raises:
-        ConfigurationError: ``batch`` or ``linger`` is out of its limits.
+        ConfigurationError: ``batch`` or ``linger`` is out of its limits, or a channel in place of an exchange.
     """
 
     def __init__(
@@ -82,6 +82,10 @@ class Producer:
         batch: int = 1,
         linger: float = DEFAULT_LINGER,
     ) -> None:
+        given = type(exchange).__name__
+        require(
+            hasattr(exchange, "publish"), f"a producer takes an exchange, as channel.default_exchange, not {given}"
+        )
         pace = Pace(batch, linger)
         self._sealing = SingleSealing(signer) if batch == 1 else Sealing(signer, pace)
         self._exchange = exchange
