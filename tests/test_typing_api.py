@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+NEWCOMER = ROOT / "tests" / "typing_newcomer.py"
 
 
 def test_the_users_view_type_checks() -> None:
@@ -18,6 +21,32 @@ def test_the_users_view_type_checks() -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_a_newcomers_code_type_checks_under_mypy() -> None:
+    """typing_newcomer.py needs neither a cast nor an ignore under ``mypy --strict``."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "--strict",
+         "--cache-dir", str(ROOT / ".mypy_cache"), str(NEWCOMER)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_a_newcomers_code_type_checks_under_pyright(tmp_path: Path) -> None:
+    """typing_newcomer.py is clean under pyright's strict rules, and an exchanged type is not."""
+    settings = {"typeCheckingMode": "strict", "pythonVersion": "3.11", "reportMissingTypeStubs": False}
+    settings |= {"extraPaths": [str(ROOT)]}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    shutil.copy(NEWCOMER, tmp_path / "newcomer.py")
+    wrong = NEWCOMER.read_text("utf-8").replace("verified.value.number + 1", "verified.value.upper()")
+    (tmp_path / "wrong.py").write_text(wrong)
+    command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable, "--outputjson"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    told = json.loads(ran.stdout)["generalDiagnostics"]
+    found = [(Path(line["file"]).name, line["rule"], line["message"]) for line in told]
+    assert {name for name, _, _ in found} == {"wrong.py"}, found
+    assert any('Cannot access attribute "upper" for class "Order"' in message for _, _, message in found)
 
 
 def test_the_package_is_marked_as_typed() -> None:

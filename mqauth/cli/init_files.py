@@ -133,7 +133,7 @@ logging.basicConfig(level="WARNING")
 
 
 async def handle(verified: mqauth.Verified) -> None:
-    print("handled: from", verified.subject, verified.body.decode(), flush=True)
+    print("handled: from", verified.subject, verified.payload.decode(), flush=True)
 $old
 
 async def main() -> None:
@@ -184,7 +184,7 @@ logging.basicConfig(level="WARNING")
 
 
 def handle(verified: mqauth.Verified) -> None:
-    print("handled: from", verified.subject, verified.body.decode(), flush=True)
+    print("handled: from", verified.subject, verified.payload.decode(), flush=True)
 $old
 
 client = KafkaConsumer(

@@ -16,6 +16,7 @@ from mqauth.brokers.log.poison import step_over
 from mqauth.brokers.options import LogOptions
 from mqauth.errors import require
 from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.verified import V
 from mqauth.letters.dead_letter import DeadLetterSink
 
 
@@ -46,12 +47,12 @@ class Consumer(AsyncLogConsumer):
         self,
         client: aiokafka.AIOKafkaConsumer,
         guard: Pipeline,
-        handler: Handler,
+        handler: Handler[V],
         *,
         dead_letters: DeadLetterSink,
         replies: Producer | None = None,
         on_poison: Literal["stop", "skip"] = "stop",
-        **options: Unpack[LogOptions],
+        **options: Unpack[LogOptions[V]],
     ) -> None:
         aiokafka_client.check_consumer(client)
         require(on_poison in ("stop", "skip"), f'on_poison must be "stop" or "skip", not {on_poison!r}')

@@ -28,6 +28,7 @@ from mqauth.brokers.options import LogOptions
 from mqauth.errors import require
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.verified import V
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.threads import DaemonThread
 from mqauth.wire.message import Message
@@ -70,13 +71,13 @@ class Consumer(LogConsumer):
         self,
         client: confluent_kafka.Consumer,
         guard: Pipeline,
-        handler: Handler,
+        handler: Handler[V],
         *,
         config: Mapping[str, Any],
         topics: Sequence[str],
         dead_letters: DeadLetterSink,
         replies: Producer | None = None,
-        **options: Unpack[LogOptions],
+        **options: Unpack[LogOptions[V]],
     ) -> None:
         settings = check_consumer(client, config)
         answer = None if replies is None else Replies(replies)
@@ -120,13 +121,13 @@ class AIOConsumer(AsyncLogConsumer):
         self,
         client: Client,
         guard: Pipeline,
-        handler: Handler,
+        handler: Handler[V],
         *,
         config: Mapping[str, Any],
         topics: Sequence[str],
         dead_letters: DeadLetterSink,
         replies: Producer | None = None,
-        **options: Unpack[LogOptions],
+        **options: Unpack[LogOptions[V]],
     ) -> None:
         # Releases before 2.13 have no such client, and the rest of this package works with them.
         from confluent_kafka.aio import AIOConsumer as Client

@@ -33,6 +33,7 @@ from mqauth.delivery.start import Committed
 from mqauth.errors import require
 from mqauth.flow import run
 from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.verified import V
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.wire.message import Message
@@ -65,12 +66,12 @@ class Consumer(LogConsumer):
         self,
         client: KafkaConsumer,
         guard: Pipeline,
-        handler: Handler,
+        handler: Handler[V],
         *,
         dead_letters: DeadLetterSink,
         replies: Producer | None = None,
         on_poison: Literal["stop", "skip"] = "stop",
-        **options: Unpack[LogOptions],
+        **options: Unpack[LogOptions[V]],
     ) -> None:
         kafka_client.check_client(client)
         require(on_poison in ("stop", "skip"), f'on_poison must be "stop" or "skip", not {on_poison!r}')

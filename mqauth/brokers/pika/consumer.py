@@ -28,6 +28,7 @@ from mqauth.brokers.queue.subscription import PREFETCH
 from mqauth.delivery.health import QueueHealth
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.verified import V
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.signer import Signer
@@ -61,11 +62,11 @@ class Consumer(BackgroundRun):
         connection: BlockingConnection,
         queue: str,
         guard: Pipeline,
-        handler: Handler,
+        handler: Handler[V],
         *,
         dead_letters: DeadLetterSink,
         replies: Signer | Producer | None = None,
-        **options: Unpack[QueueOptions],
+        **options: Unpack[QueueOptions[V]],
     ) -> None:
         link = link_of(connection)
         options["unverified"] = on_threads(options.get("unverified"))

@@ -31,6 +31,7 @@ from mqauth.delivery.health import QueueHealth as Health
 from mqauth.delivery.slot import Slot
 from mqauth.flow import arun
 from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.verified import V
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
 
@@ -53,12 +54,12 @@ __all__ = [
 
 def guarded(
     guard: Pipeline,
-    handler: Handler,
+    handler: Handler[V],
     *,
     dead_letters: DeadLetterSink,
     queue: str,
     replies: Signer | Producer | None = None,
-    **options: Unpack[DeliveryOptions],
+    **options: Unpack[DeliveryOptions[V]],
 ) -> Callable[[AbstractIncomingMessage | DeliveredMessage], Coroutine[Any, Any, None]]:
     """Return a callback for ``queue.consume`` that does for each message what ``Consumer`` does.
 
