@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
 from io import BufferedReader
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.cells import cell_len, set_cell_size
 
 from mqauth import ConfigurationError, Detector, Thresholds, load
 from mqauth.audit.chain import as_json, verify_chain
@@ -42,7 +41,7 @@ from mqauth.cli.app import (
     print_json,
     progress_bar,
 )
-from mqauth.cli.forms import SHORT, middle, one_line, pick
+from mqauth.cli.forms import Column, one_line, pick, table_lines
 from mqauth.errors import file_errors, require
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
@@ -186,7 +185,15 @@ def stats(
             starts = (times[0] + number * step for number in range(round((times[-1] - times[0]) / step) + 1))
             names = [start.isoformat(timespec="minutes")[: TIMES[by]] for start in starts]
             rows = [(name, counts.get(name, 0)) for name in names]
-    answer(json, {"by": by, "records": counts.total(), "counts": dict(rows)}, *_bars(rows))
+    most = max((number for _, number in rows), default=1)
+    # Bars are for people.
+    drawn = forms.terminal_width() is not None
+    columns = [Column(by), Column("records", cut=False), *([Column("", cut=False)] if drawn else [])]
+    cells = [
+        (name, str(number), *(["#" * math.ceil(number / most * 30)] if drawn else [])) for name, number in rows
+    ]
+    lines = table_lines(f"{counts.total()} records by {by}", columns, cells)
+    answer(json, {"by": by, "records": counts.total(), "counts": dict(rows)}, *lines)
 
 
 @app.command("detect")
@@ -206,23 +213,6 @@ def detect(
             line = one_line(f"{time}  {alert.kind}  {alert.count} times  {claimed}{about}")
             answer(json, {"time": time, **alert.as_dict()}, line)
     return 1 if found else 0
-
-
-def _bars(rows: Sequence[tuple[str, int]]) -> Iterator[str]:
-    """Yield a line with a bar for each count; piped, both tab-separated without a bar."""
-    columns = forms.terminal_width()
-    if columns is None:
-        yield from (f"{one_line(name)}\t{number}" for name, number in rows)
-        return
-    most = max((number for _, number in rows), default=1)
-    counts, longest = len(str(most)), max((cell_len(one_line(name)) for name, _ in rows), default=0)
-    # A bar has twenty to forty cells; the name before it is cut.
-    width = min(longest, 60, max(SHORT, columns - counts - 4 - 20))
-    bar = max(1, min(40, columns - width - counts - 4))
-    block = "█" if "█".encode(sys.stdout.encoding or "ascii", "replace") != b"?" else "#"
-    for name, number in rows:
-        shown = set_cell_size(middle(one_line(name), width), width)
-        yield f"{shown}  {number:>{counts}}  {block * (max(1, round(number / most * bar)) if number else 0)}"
 
 
 def _print(record: Record, json: bool) -> None:

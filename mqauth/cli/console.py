@@ -18,7 +18,6 @@ from mqauth import AuditFile, ConfigurationError, Key, load
 from mqauth.cli.app import (
     Authority,
     Broker,
-    BrokerFile,
     Config,
     Json,
     Lifetime,
@@ -88,7 +87,6 @@ def console(
     reviewer: Reviewer = None,
     passphrase_env: PassphraseEnv = None,
     passphrase_file: PassphraseFile = None,
-    broker_settings: BrokerFile = None,
     as_json: Json = False,
     log: Log = "text",
     level: Level = "info",
@@ -105,7 +103,7 @@ def console(
     key, audit, files = key or mine.key, audit or mine.audit, files or list(mine.audit_files)
     authority, reviewer = authority or mine.authority, reviewer or mine.reviewer
     require(key is not None or authority is None, "--authority: only with --key")
-    places = places_of(broker, queue, topic, broker_settings, settings)
+    places = places_of(broker, queue, topic, settings)
     try:
         from mqauth.console import Backend, Provider, Tokens, application, read_settings, redirect_uri
         from mqauth.console.site import fresh_tokens

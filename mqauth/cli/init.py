@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import getpass
 import json
@@ -11,7 +10,6 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -20,8 +18,8 @@ import typer
 
 from mqauth.check import Severity, check
 from mqauth.cli.app import answer
-from mqauth.cli.broker import LetterAddress, check_stamps, check_url, place_of, reached
-from mqauth.cli.init_files import Project, read_topology
+from mqauth.cli.broker import check_stamps, check_url, kafka_admin, needing, place_of, rabbitmq
+from mqauth.cli.init_files import Project
 from mqauth.cli.settings import settings_of
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import ConfigurationError, file_errors, refusing, require
@@ -67,48 +65,56 @@ def init(
 ) -> None:
     """Write a producer and a consumer that run, with keys and settings. Overwrites nothing."""
     if not (apply and (folder / _TOPOLOGY).exists()):
-        _write(folder, _asked(broker, producer, consumer, issuer=issuer, url=url, rung=rung, managed=managed))
+        # What no option says is asked for, where somebody can be asked.
+        broker = _answered("broker", broker, "rabbitmq or kafka")
+        require(broker in _URLS, "--broker: must be rabbitmq or kafka")
+        producer = _answered("producer", producer, "orders-api")
+        consumer = _answered("consumer", consumer, "billing")
+        for option, name in (("--producer", producer), ("--consumer", consumer)):
+            require(_NAME.fullmatch(name), f"{option}: must be 1 to 100 letters, digits, '.', '_' or '-'")
+        require(producer != consumer, "--consumer: must be another name than --producer")
+        printable = re.fullmatch(r"[!#-\[\]-~]{1,256}", issuer)
+        require(printable, "--issuer: must be 1 to 256 printable characters, no quotes")
+        require(rung in ("enforce", "observe"), "--rung: must be enforce or observe")
+        url = url or _URLS[broker]
+        check_url("--url", url)
+        secret = ":" in url.partition("://")[2].rpartition("@")[0]
+        require(not secret, "--url: holds a password; leave it out, and see [broker] in consumer/mqauth.toml")
+        fits = url.startswith("kafka:") == (broker == "kafka")
+        require(fits, f"--url: is no URL of {broker}, like {_URLS[broker]}")
+        _write(
+            folder,
+            Project(
+                broker=broker,
+                producer=producer,
+                consumer=consumer,
+                issuer=issuer,
+                url=url,
+                managed=managed,
+                observe=rung == "observe",
+                owner=getpass.getuser(),
+                today=datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).date(),
+            ),
+        )
     if apply:
         _declare(folder)
-    answer(False, None, *_next(folder, applied=apply))
-
-
-def _asked(
-    broker: str | None,
-    producer: str | None,
-    consumer: str | None,
-    *,
-    issuer: str,
-    url: str | None,
-    rung: str,
-    managed: bool,
-) -> Project:
-    """Return what is wanted; asks for what no option says where somebody can be asked."""
-    broker = _answered("broker", broker, "rabbitmq or kafka")
-    require(broker in _URLS, "--broker: must be rabbitmq or kafka")
-    producer, consumer = _answered("producer", producer, "orders-api"), _answered("consumer", consumer, "billing")
-    for option, name in (("--producer", producer), ("--consumer", consumer)):
-        require(_NAME.fullmatch(name), f"{option}: must be 1 to 100 letters, digits, '.', '_' or '-'")
-    require(producer != consumer, "--consumer: must be another name than --producer")
-    require(
-        re.fullmatch(r"[!#-\[\]-~]{1,256}", issuer), "--issuer: must be 1 to 256 printable characters, no quotes"
-    )
-    require(rung in ("enforce", "observe"), "--rung: must be enforce or observe")
-    url = url or _URLS[broker]
-    check_url("--url", url)
-    secret = ":" in url.partition("://")[2].rpartition("@")[0]
-    require(not secret, "--url: holds a password; leave it out, and see [broker] in consumer/mqauth.toml")
-    require(url.startswith("kafka:") == (broker == "kafka"), f"--url: is no URL of {broker}, like {_URLS[broker]}")
-    return Project(
-        broker=broker,
-        producer=producer,
-        consumer=consumer,
-        issuer=issuer,
-        url=url,
-        managed=managed,
-        observe=rung == "observe",
-        owner=getpass.getuser(),
-        today=datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).date(),
+    # The commands that come next.
+    ready = f"{folder / _TOPOLOGY} is declared at the broker" if apply else f"{folder} is ready"
+    compose = not apply and (folder / "compose.yml").exists()
+    answer(
+        False,
+        None,
+        f"{ready}. Next:",
+        *([f"  cd {folder}"] if folder != Path() else []),
+        *(["  docker compose up -d --wait      # a broker, unless you have one"] if compose else []),
+        *(
+            []
+            if apply
+            else ["  mqauth init . --apply            # declares the queues or topics of topology.json"]
+        ),
+        "  python consumer/consumer.py      # in a terminal of its own",
+        "  python producer/producer.py      # one signed message, one without a token",
+        "  mqauth dlq groups --config consumer/mqauth.toml",
     )
 
 
@@ -153,25 +159,22 @@ def _write(folder: Path, project: Project) -> None:
 
 def _declare(folder: Path) -> None:
     """Declare exchange and queues, or topics, at the broker of ``consumer/mqauth.toml``; what exists stays."""
-    with file_errors(folder / _TOPOLOGY):
-        topology = read_topology((folder / _TOPOLOGY).read_text("utf-8"))
+    path = folder / _TOPOLOGY
+    with file_errors(path), refusing(ValueError, "topology.json: not the topology that mqauth init writes"):
+        topology: Any = json.loads(path.read_text("utf-8"))
+        require(isinstance(topology, dict), "", ValueError)
     settings = settings_of(folder / "consumer" / "mqauth.toml")
-    place = place_of(None, None, None, None, settings)
-    # what a consumer would ask at its start: it is not to fail there
+    place = place_of(None, None, None, settings)
+    # What a consumer would ask at its start: it is not to fail there.
     proves = settings.consumer is not None and settings.consumer.append_evidence is not None
-    wanted = "topics" if place.on_kafka else "queues"
-    require(wanted in topology, f"{folder / _TOPOLOGY}: is for another broker than [broker] url")
-    extra = "kafka" if place.on_kafka else "rabbitmq"
-    with (
-        refusing(ImportError, f'--apply: needs its client: install "mqauth[{extra}]"'),
-        reached(place.broker, user=place.settings.user),
-    ):
+    require(("topics" in topology) is place.on_kafka, f"{path}: is for another broker than [broker] url")
+    with needing("--apply", place):
         if place.on_kafka:
             import kafka
             from kafka.errors import TopicAlreadyExistsError
 
             client: Any = kafka  # its classes have no types
-            with contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(place.broker))) as admin:
+            with kafka_admin(place) as admin:
                 check_stamps(admin, settings.consumer)
                 for topic in topology["topics"]:
                     # The number of replicas is the broker's own default.
@@ -181,38 +184,22 @@ def _declare(folder: Path) -> None:
                     with contextlib.suppress(TopicAlreadyExistsError):
                         admin.create_topics([new])
         else:
-            asyncio.run(_rabbitmq(place, topology, proves=proves))
+            with rabbitmq(place.settings, place.broker) as (connection, call):
+                call(_declared(connection, topology, proves=proves))
 
 
-async def _rabbitmq(place: LetterAddress, topology: dict[str, Any], *, proves: bool) -> None:
-    import aio_pika
-
+async def _declared(connection: Any, topology: dict[str, Any], *, proves: bool) -> None:
     from mqauth.brokers.queue.interceptor import question
     from mqauth.brokers.rabbitmq.channel import echoed
 
-    async with await aio_pika.connect(timeout=30, **place.settings.for_rabbitmq(place.broker)) as connection:
-        channel = await connection.channel()
-        for found in topology["exchanges"]:
-            await channel.declare_exchange(found["name"], found["type"], durable=True)
-        queues = {
-            found["name"]: await channel.declare_queue(found["name"], durable=True, arguments=found["arguments"])
-            for found in topology["queues"]
-        }
-        for found in topology["bindings"]:
-            await queues[found["destination"]].bind(found["source"], found["routing_key"])
-        if proves:
-            await question(connection.transport.connection, echoed)
-
-
-def _next(folder: Path, *, applied: bool) -> Iterator[str]:
-    """Yield the commands that come next."""
-    yield f"{folder / _TOPOLOGY} is declared at the broker. Next:" if applied else f"{folder} is ready. Next:"
-    if folder != Path():
-        yield f"  cd {folder}"
-    if not applied:
-        if (folder / "compose.yml").exists():
-            yield "  docker compose up -d --wait      # a broker, unless you have one"
-        yield "  mqauth init . --apply            # declares the queues or topics of topology.json"
-    yield "  python consumer/consumer.py      # in a terminal of its own"
-    yield "  python producer/producer.py      # one signed message, one without a token"
-    yield "  mqauth dlq groups --config consumer/mqauth.toml"
+    channel = await connection.channel()
+    for exchange in topology["exchanges"]:
+        await channel.declare_exchange(exchange["name"], exchange["type"], durable=True)
+    queues = {
+        queue["name"]: await channel.declare_queue(queue["name"], durable=True, arguments=queue["arguments"])
+        for queue in topology["queues"]
+    }
+    for binding in topology["bindings"]:
+        await queues[binding["destination"]].bind(binding["source"], binding["routing_key"])
+    if proves:
+        await question(connection.transport.connection, echoed)

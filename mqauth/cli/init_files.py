@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from mqauth.brokers.amqp_topology import LETTERS, UNPARSEABLE, source_arguments
 from mqauth.cli.broker import APPEND_TIME, TIMESTAMP_TYPE
-from mqauth.errors import refusing, require
 from mqauth.wire import destination
 
 OBSERVED: Final = 30
@@ -289,7 +288,6 @@ class Project:
             "old": _OLD.substitute(kind="" if on_kafka else "async ") if self.observe else "",
             "unverified": ", unverified=old_handle" if self.observe else "",
         }
-        producer, consumer, topology = _PRODUCER_RABBITMQ, _CONSUMER_RABBITMQ, rabbitmq_definitions(values)
         if on_kafka:
             producer, consumer = _PRODUCER_KAFKA, _CONSUMER_KAFKA
             # Dead letters are kept until somebody reviewed them. They have the broker's stamp too, since Kafka
@@ -300,7 +298,30 @@ class Project:
                 {"name": values["topic"], "partitions": 3, "configs": {} if managed else stamped},
                 {"name": values["letters"], "partitions": 1, "configs": stamped | kept},
             ]
-            topology = {"topics": topics}
+            topology: dict[str, Any] = {"topics": topics}
+        else:
+            producer, consumer = _PRODUCER_RABBITMQ, _CONSUMER_RABBITMQ
+            # Definitions that RabbitMQ imports.
+            queues = {
+                values["consumer"]: source_arguments(values["consumer"], 20),
+                values["consumer"] + UNPARSEABLE: dict(LETTERS),
+                values["letters"]: dict(LETTERS),
+            }
+            exchange = {"name": values["exchange"], "type": "topic", "internal": False, "arguments": {}}
+            binding = {
+                "vhost": "/",
+                "source": values["exchange"],
+                "destination": values["consumer"],
+                "destination_type": "queue",
+                "routing_key": values["key"],
+                "arguments": {},
+            }
+            durable = {"vhost": "/", "durable": True, "auto_delete": False}
+            topology = {
+                "exchanges": [durable | exchange],
+                "queues": [durable | {"name": name, "arguments": found} for name, found in queues.items()],
+                "bindings": [binding],
+            }
         # A broker of Docker Compose and its configuration, unless the broker is somebody else's.
         files = {} if managed else {"compose.yml": _COMPOSE[self.broker]}
         files |= {} if managed or on_kafka else {"rabbitmq.conf": INTERCEPTOR_CONF}
@@ -312,41 +333,3 @@ class Project:
             "topology.json": json.dumps(topology, indent=2) + "\n",
             ".gitignore": _IGNORED,
         }
-
-
-def rabbitmq_definitions(values: dict[str, str]) -> dict[str, Any]:
-    """Return the exchange and the queues as definitions that RabbitMQ imports."""
-    queues = {
-        values["consumer"]: source_arguments(values["consumer"], 20),
-        values["consumer"] + UNPARSEABLE: dict(LETTERS),
-        values["letters"]: dict(LETTERS),
-    }
-    durable = {"vhost": "/", "durable": True, "auto_delete": False}
-    return {
-        "exchanges": [durable | {"name": values["exchange"], "type": "topic", "internal": False, "arguments": {}}],
-        "queues": [durable | {"name": name, "arguments": found} for name, found in queues.items()],
-        "bindings": [
-            {
-                "vhost": "/",
-                "source": values["exchange"],
-                "destination": values["consumer"],
-                "destination_type": "queue",
-                "routing_key": values["key"],
-                "arguments": {},
-            }
-        ],
-    }
-
-
-def read_topology(text: str) -> dict[str, Any]:
-    """Return the topology of ``topology.json``.
-
-    Raises:
-        ConfigurationError: it is none.
-    """
-    refusal = "topology.json: not the topology that mqauth init writes"
-    with refusing(ValueError, refusal):
-        topology: Any = json.loads(text)
-    keys = topology.keys() if isinstance(topology, dict) else set()
-    require("topics" in keys or {"exchanges", "queues", "bindings"} <= keys, refusal)
-    return dict(topology)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import parse_qs, quote, urlsplit
 
-from mqauth.config.declaration import Settings, inner, not_with, only_with, read_file
+from mqauth.config.declaration import Settings, not_with, only_with
 from mqauth.config.kinds import BROKER_URL, FLAG, NAME, PATH, URLS, choice, is_broker_url, many
 from mqauth.config.toml_file import RefusedSetting, read_passphrase
 from mqauth.errors import require
@@ -80,16 +80,6 @@ class BrokerSettings(Settings):
         secret = any(urlsplit(f"//{server}").password is not None for server in servers)
         what = "holds a password; use user with password_env or password_file, or url_env"
         return self.refused((secret, "url", what))
-
-    @classmethod
-    def load(cls, path: Path) -> "BrokerSettings":
-        """Read a settings file and the secrets it refers to.
-
-        Raises:
-            ConfigurationError: no such file, an unknown key, a wrong type or a contradiction, or a secret cannot
-                be read.
-        """
-        return read_file(BrokerFile, path).broker.unlocked()
 
     def unlocked(self) -> "BrokerSettings":
         """Return the settings with the secrets that they refer to, and with the URL of ``url_env``.
@@ -201,10 +191,3 @@ class ReviewSettings(Settings):
     audit_files: Annotated[
         tuple[Path, ...], many(PATH), "Audit files of consumers and reviewers, for the balance."
     ] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerFile(Settings):
-    """The file of ``--broker-settings`` as a whole."""
-
-    broker: Annotated[BrokerSettings, inner(BrokerSettings), "How the broker is reached."]
