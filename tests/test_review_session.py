@@ -21,7 +21,7 @@ from tests.conftest import RABBITMQ, rabbitmq_message
 from tests.test_review import REVIEW, WHY, Bureau
 
 PACKAGE = Path(__file__).parent.parent / "mqauth"
-FLOWS = frozenset(("account", "discard", "judge", "redrive", "rehearse"))
+FLOWS = frozenset(("account", "act", "judge", "rehearse"))
 """Functions of the review that a session calls; whoever calls them too may make rules of their own."""
 
 
@@ -243,9 +243,9 @@ def test_neither_command_nor_console_goes_around_the_session(path: Path) -> None
 @pytest.mark.parametrize(
     "source",
     [
-        "from mqauth.review import redrive as go",
+        "from mqauth.review import act as go",
         "from mqauth.review.letterbox import judge",
-        "review.discard(box)",
+        "review.act(box)",
     ],
 )
 def test_a_way_around_the_session_is_found(source: str) -> None:
