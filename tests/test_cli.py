@@ -626,6 +626,18 @@ def test_oversize_message_is_not_signed(ready: Shell, monkeypatch: pytest.Monkey
     assert "over 100 bytes" in ready.refused(*SIGN, stdin=b"x" * 101)
 
 
+@pytest.mark.parametrize("key", [[], ["--key", "42"]])
+def test_sign_a_body(ready: Shell, key: list[str]) -> None:
+    """``--to`` makes the form from the raw bytes of standard input, and ``--key`` a record key."""
+    body = b"\x00\xff\n no JSON \n"
+    ran = ready(*SIGN, "--to", "kafka:orders", *key, stdin=body)
+    form = ran.object()
+    assert base64.b64decode(form["body"]) == body
+    assert base64.b64decode(form.get("key", "")) == (b"42" if key else b"")
+    assert ready(*VERIFY, stdin=ran.out).object()["verdict"] == "accepted"
+    assert ready(*SIGN, "--to", "rabbitmq:shop/orders.new").object()["body"] == ""
+
+
 @pytest.mark.parametrize("size", [99, 100, 101])
 def test_line_bound_is_exact(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """A line of exactly the bound passes, with or without its newline; one byte more does not."""

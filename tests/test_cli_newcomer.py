@@ -122,6 +122,9 @@ INPUTS = [
     ("sign --config nokeys.toml", 2, "[producer] keys: "),
     ("sign --config other.toml", 2, "[producer] subject: the key"),
     ("sign", 2, "standard input: "),
+    ("sign --lines --to kafka:orders", 2, "--lines: not with --to"),
+    ("sign --to orders", 2, "a destination is"),
+    ("sign --to rabbitmq:shop/a --key k", 2, "--key: only with --to kafka:TOPIC"),
     ("sign --batch 8", 2, "--batch: only with --lines"),
     ("sign --batch 5000 --lines", 2, "Invalid value for '--batch'"),
     # verify

@@ -180,12 +180,6 @@ class LetterAddress:
 def place_of(broker: str | None, queue: str | None, topic: str | None, file: FileSettings) -> LetterAddress:
     """Return the dead-letter queue or topic that the options and the configuration name.
 
-    Args:
-        broker: a URL, or a name of ``[brokers.NAME]``.
-        queue: on RabbitMQ.
-        topic: on Kafka.
-        file: the configuration.
-
     Raises:
         ConfigurationError: as for ``LetterAddress``, or no broker is named.
     """

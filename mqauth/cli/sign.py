@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
 from itertools import islice
 from typing import Annotated, Any, Final
@@ -13,6 +14,7 @@ import typer
 
 from mqauth import MalformedMessage, Outcome, Reason, Verdict, load
 from mqauth.cli.app import (
+    MAX_INPUT,
     Config,
     Json,
     answer,
@@ -29,7 +31,7 @@ from mqauth.errors import Rejection, require
 from mqauth.flow import run
 from mqauth.logs import harmless
 from mqauth.signer import Prepared
-from mqauth.wire import identity, json_form
+from mqauth.wire import identity, json_form, strict_json
 from mqauth.wire.claims import MAX_BATCH, Batch, Claims
 from mqauth.wire.identity import SEPARATOR
 from mqauth.wire.jws import MAX_TOKEN
@@ -45,15 +47,28 @@ def sign(
         int,
         typer.Option("--batch", min=1, max=MAX_BATCH, help="Messages that share one signature, with --lines."),
     ] = 1,
+    to: Annotated[
+        str | None, typer.Option("--to", help="Destination of one message, whose body is standard input.")
+    ] = None,
+    key: Annotated[str | None, typer.Option("--key", help="Kafka record key, with --to.")] = None,
 ) -> None:
     """Read messages as JSON and print them with a token in their headers.
 
     The first message that cannot be signed ends it; the messages before it are signed and printed.
     """
     require(batch == 1 or lines, "--batch: only with --lines")
+    require(to is None or not lines, "--lines: not with --to, where all of standard input is one body")
+    require(key is None or (to or "").startswith("kafka:"), "--key: only with --to kafka:TOPIC")
     signer = load(file_of(config)).signer
     fault: MalformedMessage | None = None
     texts = read_texts(standard_input(), lines=lines)
+    if to is not None:
+        _, body = next(texts)
+        require(body is not None, f"the body is over {MAX_INPUT} bytes", MalformedMessage)
+        message_form = {"destination": to, "body": base64.b64encode(body or b"").decode("ascii")}
+        if key is not None:
+            message_form["key"] = base64.b64encode(key.encode("utf-8", "surrogateescape")).decode("ascii")
+        texts = iter([(1, strict_json.dumps(message_form))])
     while fault is None and (texts_of_batch := list(islice(texts, batch))):
         places = [f"line {number}" if lines else "standard input" for number, _ in texts_of_batch]
         forms: list[dict[str, Any]] = []
