@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from mqauth import AuditFile
 from mqauth.console import Backend, Tokens, application
-from mqauth.console.display import GREY, REASONS, _JSONReader, body, of_producer, of_reason
+from mqauth.console.display import GREY, REASONS, body, of_producer, of_reason
 from mqauth.errors import ConfigurationError, Reason
 from mqauth.review import ALL, Filter
 from mqauth.review import session as trails
@@ -249,36 +249,11 @@ def test_a_producer_has_one_colour() -> None:
 # --- bodies -----------------------------------------------------------------------------------------------
 
 
-def test_duplicate_keys_are_marked() -> None:
-    """Of a key that is there twice both values are shown, marked, and a note names the key."""
-    shown = body(b'{"amount": 1, "x": {"a": 1}, "amount": 1000, "amount": 2}', "json")
-    assert [line.strip(" ,") for line in shown.text.splitlines() if "amount" in line] == [
-        '"amount": 1', '"amount \u27f5 duplicate 2": 1000', '"amount \u27f5 duplicate 3": 2',
-    ]  # fmt: skip
-    assert "Duplicate keys, of which readers may take either: amount." in shown.note
-
-
-def test_a_marked_key_hides_no_other() -> None:
-    """A body that holds the very text of a mark loses no value."""
-    raw = '{"a": 1, "a \u27f5 duplicate 2": 2, "a": 3}'.encode()
-    assert re.findall(r": (\d)", body(raw, "json").text) == ["1", "2", "3"]
-
-
-class Counted(str):
-    """A key that counts how often a mark is made of it."""
-
-    marked = 0
-
-    def __format__(self, form: str, /) -> str:
-        """Return the text."""
-        Counted.marked += 1
-        return str(self)
-
-
-def test_duplicate_keys_cost_a_mark_each() -> None:
-    """A body of repeated keys is read in a time that grows with its size, not with the square of it."""
-    _JSONReader()._object([(Counted("a"), 1)] * 1000)
-    assert Counted.marked == 999
+def test_a_key_twice_is_shown_as_text() -> None:
+    """Of a key that is there twice readers may take either value: the text as it was sent shows both."""
+    raw = b'{"x": {"a": 1}, "amount": 1000, "amount": 2}'
+    assert "a key twice" in body(raw, "json").note
+    assert (body(raw, "").form, body(raw, "").text) == ("text", raw.decode())
 
 
 @pytest.mark.parametrize(
@@ -286,15 +261,14 @@ def test_duplicate_keys_cost_a_mark_each() -> None:
 )
 def test_what_is_not_json_is_said_to_be_none(raw: bytes) -> None:
     """A text that only lenient readers take is no JSON, and by default it is shown as text."""
-    assert body(raw, "json").note == "This is not JSON."
+    assert body(raw, "json").note.startswith("This is not JSON")
     assert body(raw, "").form == "text"
 
 
 def test_json_is_shown_first() -> None:
-    """Without a choice JSON is indented; numbers that a reader would round are noted."""
+    """Without a choice JSON is indented; where numbers stand as they were sent is noted."""
     assert body(b'{"a":[1.5]}', "").text == '{\n  "a": [\n    1.5\n  ]\n}'
-    assert not body(b'{"a":[1.5]}', "").note
-    assert "rounded" in body(b"0.1000000000000000055", "").note
+    assert body(b"0.1000000000000000055", "").note == "The text has numbers as sent."
     assert body(b"12345678901234567890123", "").text == "12345678901234567890123"
 
 

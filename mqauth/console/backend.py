@@ -36,8 +36,6 @@ from mqauth.review.session import TrailRecord, trail
 
 WAITS: Final = (1.0, 2.0, 5.0)
 """Seconds between attempts to reach a broker that was lost; the last one is repeated."""
-FRESH: Final = 1.0
-"""Seconds for which the overview of an index that grows is not made again."""
 T = TypeVar("T")
 
 
@@ -71,8 +69,6 @@ class Letters:
         self.lost: Lost | None = None
         self._session, self._waits = session, tuple(waits)
         self._lock = threading.RLock()
-        self._overview: Overview | None = None
-        self._made = 0.0
         self._closed = threading.Event()
 
     def close(self) -> None:
@@ -82,7 +78,7 @@ class Letters:
     def show(self, index: Index | None) -> None:
         """Put an index in the place of the one before, which is deleted."""
         with self._lock:
-            old, self.index, self._overview = self.index, index, None
+            old, self.index = self.index, index
             self.stale = False
         if old is not None and old is not index:
             old.close()
@@ -113,18 +109,8 @@ class Letters:
         return self._ask(find, None)
 
     def overview(self) -> Overview | None:
-        """Return what the first page shows, at most a second old; ``None`` before anything was read."""
-
-        def newest(index: Index) -> Overview:
-            now, known = self._session.clock.monotonic(), self._overview
-            same = known is not None and known.complete == index.complete and known.total == index.size
-            # An index that grows has more letters every few milliseconds.
-            fresh = not index.complete and now - self._made < FRESH
-            if known is None or not (same or fresh):
-                self._made, self._overview = now, overview(index)
-            return self._overview or overview(index)
-
-        return self._ask(newest, None)
+        """Return what the first page shows; ``None`` before anything was read."""
+        return self._ask(overview, None)
 
     def _ask(self, question: Callable[[Index], T], otherwise: T) -> T:
         """Ask the index, if there is one; it is not replaced before it has answered."""
