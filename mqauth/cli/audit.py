@@ -14,7 +14,7 @@ from typing import Annotated, Final
 
 import typer
 
-from mqauth import ConfigurationError, Detector, Thresholds, load
+from mqauth import Detector, Thresholds, load
 from mqauth.audit.chain import as_json, verify_chain
 from mqauth.audit.disk import last_lines
 from mqauth.audit.file import parts, read_heads, with_parts
@@ -42,7 +42,7 @@ from mqauth.cli.app import (
     progress_bar,
 )
 from mqauth.cli.forms import Column, one_line, pick, table_lines
-from mqauth.errors import file_errors, require
+from mqauth.errors import file_errors, refusing, require
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
 
@@ -110,10 +110,8 @@ def tail(
 def print_tail(file: Path, *, lines: int, on: bool, json: bool, wait: Callable[[], None]) -> None:
     """Print the last records of a file; ``wait`` is called where a followed file has nothing new."""
     for raw in last_lines(file, lines):
-        try:
+        with refusing(ValueError, f"{file}: its end is no audit record"):
             _show(parse_record(raw), json)
-        except ValueError as error:
-            raise ConfigurationError(f"{file}: its end is no audit record") from error
     if on:
         for record in follow(file, wait):
             _show(record, json)

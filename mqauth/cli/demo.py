@@ -16,7 +16,6 @@ import typer
 from mqauth import (
     Attempts,
     AuditFile,
-    ConfigurationError,
     HeadFile,
     Key,
     MemoryReplayStore,
@@ -31,7 +30,7 @@ from mqauth.audit.chain import verify_chain
 from mqauth.cli.app import Json, answer
 from mqauth.cli.broker import check_url, reached
 from mqauth.cli.forms import Column, table_lines
-from mqauth.errors import require
+from mqauth.errors import refusing, require
 from mqauth.judging.policy import Policy
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage, Stage
@@ -197,10 +196,8 @@ def demo(
             check_url("--broker", url)
             stack.enter_context(reached(url))
             room, kind = _STAGES.get(scheme, ("rabbitmq", "RabbitMQStage"))
-            try:
+            with refusing(ImportError, f"--broker {scheme}://: install mqauth[{room}]"):
                 stage = getattr(import_module(f"mqauth.testing.stage_{room}"), kind)(broker)
-            except ImportError as error:
-                raise ConfigurationError(f"--broker {scheme}://: install mqauth[{room}]") from error
         stack.callback(stage.close)
         # An audit file that is kept has signed heads beside it. One that an earlier demo left goes on with the key
         # that signed them.

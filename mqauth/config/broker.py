@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 from mqauth.config.declaration import Settings, not_with, only_with
 from mqauth.config.kinds import BROKER_URL, FLAG, NAME, PATH, URLS, choice, is_broker_url, many
 from mqauth.config.toml_file import RefusedSetting, read_passphrase
-from mqauth.errors import require
+from mqauth.errors import refusing, require
 from mqauth.http.connection import is_loopback
 
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -92,10 +92,8 @@ class BrokerSettings(Settings):
             url = read_passphrase(env=self.url_env)
             found = self.url if url is None else url.decode("utf-8", "replace")
             require(found is None or is_broker_url(found), f"the variable {self.url_env} holds no {URLS}")
-        try:
+        with self.table.located("password_file"), refusing(UnicodeDecodeError, "the password is not UTF-8"):
             text = None if password is None else password.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise self.table.refuse("password_file", "the password is not UTF-8") from error
         return replace(self, passphrase=passphrase, password=text, url=found)
 
     @property

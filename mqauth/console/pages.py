@@ -80,10 +80,8 @@ async def read_form(request: Request) -> Fields:
     async for piece in request.stream():
         raw += piece
         require(len(raw) <= 16 * 1024, "the form is too large", BadRequestError)
-    try:
+    with refusing(ValueError, _NOT_OURS, BadRequestError):
         pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=PAGE + 40, errors="strict")
-    except ValueError as error:
-        raise BadRequestError(_NOT_OURS) from error
     return Fields(pairs)
 
 

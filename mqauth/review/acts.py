@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 from mqauth.audit import record as audit_records
 from mqauth.audit.record import AuditRecord, AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, uuid7
-from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable, require
+from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable, refusing, require
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.letters.authorities import Releaser
@@ -264,10 +264,8 @@ def _act_on(  # noqa: PLR0917
     if today is not None:
         reading = yield from recalled(reading, today.originals)
         message, release = yield from _returned(today, reading, plan, require(releaser, "a redrive needs a key"))
-        try:
+        with refusing(MalformedMessage, UNSENDABLE, _RefusedError):
             yield from call(box.publish, message)
-        except MalformedMessage as error:
-            raise _RefusedError(UNSENDABLE) from error
     # The record is durable before the letter goes: no letter may vanish without a trace.
     yield from call(audit.write, _record(plan, reading, clock, release))
     yield from call(box.remove, letter)
