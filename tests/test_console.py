@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from mqauth import flow
 from mqauth.audit.record import AuditRecord
 from mqauth.brokers import memory
-from mqauth.console import Backend, Sessions, Tokens, application
+from mqauth.console import Backend, Sessions, Tokens, application, display
 from mqauth.console.backend import BusyError
 from mqauth.console.display import MAX_BODY, MAX_GROUPS, body, visible
 from mqauth.console.pages import GROUP_COLUMNS, LETTER_COLUMNS
@@ -31,7 +31,7 @@ from mqauth.judging.verifier import Issuer
 from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.review import ALL, Filter, Plan, Session
+from mqauth.review import ALL, Filter, Index, Plan, Session
 from mqauth.review.glossary import EXPLANATIONS, LABELS
 from mqauth.review.letterbox import BATCH
 from mqauth.testing import FakeClock, Forge
@@ -164,7 +164,7 @@ def post(client: TestClient, path: str, **fields: Any) -> Any:
 
 def mark_of(room: Room) -> str:
     """Return the mark of the first letter."""
-    return room.backend.letters.page(ALL, after=0, limit=1)[0].mark
+    return room.backend.letters.ask(Index.page, [], ALL, after=0, limit=1)[0].mark
 
 
 # --- hostile letters --------------------------------------------------------------------------------------
@@ -582,7 +582,7 @@ def test_groups_and_picture(room: Room) -> None:
     shown = room.client().get("/").text
     assert "<strong>4 dead letters</strong> in 2 groups" in shown
     assert shown.index("expired</a>") < shown.index("token missing</a>")
-    overview = room.backend.letters.overview()
+    overview = room.backend.letters.ask(display.overview, None)
     assert overview is not None
     assert sum(column.total() for column in overview.columns.values()) == 4
     drawn = re.findall(
@@ -732,7 +732,7 @@ def test_many_groups_are_bounded(room: Room) -> None:
         room.forge.seal(rabbitmq_message(body=b"x"), claims={"sub": f"s{n}"}) for n in range(MAX_GROUPS + 5)
     ]
     room.send(*messages)
-    overview = room.backend.letters.overview()
+    overview = room.backend.letters.ask(display.overview, None)
     assert overview is not None
     assert overview.kinds == MAX_GROUPS + 5
     assert f"The first {MAX_GROUPS} of {MAX_GROUPS + 5} groups" in room.client().get("/").text

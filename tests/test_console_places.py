@@ -17,7 +17,7 @@ from mqauth import AuditFile
 from mqauth.console import Backend, Tokens, application
 from mqauth.console.display import GREY, REASONS, body, of_producer, of_reason
 from mqauth.errors import ConfigurationError, Reason
-from mqauth.review import ALL, Filter
+from mqauth.review import ALL, Filter, Index
 from mqauth.review import session as trails
 from mqauth.testing import FakeClock, Forge
 from tests.conftest import rabbitmq_message
@@ -37,7 +37,7 @@ def room(clock: FakeClock, forge: Forge, tmp_path: Path) -> Iterator[Room]:
 
 def marks(room: Room) -> list[str]:
     """Return the marks of all letters, in the order of the queue."""
-    return [row.mark for row in room.backend.letters.page(ALL, after=0, limit=1000)]
+    return [row.mark for row in room.backend.letters.ask(Index.page, [], ALL, after=0, limit=1000)]
 
 
 def test_an_act_takes_the_chosen_rows_and_no_others(room: Room) -> None:
@@ -92,10 +92,10 @@ def test_chosen_letters_that_are_gone_are_not_acted_on(room: Room) -> None:
     """A chosen letter that was resolved since is not replaced by another."""
     room.send(*room.late(2))
     chosen = marks(room)[:1]
-    assert room.backend.letters.count(Filter(marks=tuple(chosen))) == 1
+    assert room.backend.letters.ask(Index.count, 0, Filter(marks=tuple(chosen))) == 1
     room.broker.take(room.backend.session.box.name)
     room.read()
-    assert room.backend.letters.count(Filter(marks=tuple(chosen))) == 0
+    assert room.backend.letters.ask(Index.count, 0, Filter(marks=tuple(chosen))) == 0
     assert "Discard 0 dead letters" in room.client().get("/act/discard", params={"marks": chosen}).text
 
 
@@ -299,7 +299,7 @@ def test_a_fault_is_a_page_with_an_id(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("secret-42")
 
-    monkeypatch.setattr(room.backend.letters, "overview", broken)
+    monkeypatch.setattr("mqauth.console.pages.order_of", broken)
     shown = room.client().get("/")
     assert shown.status_code == 500
     assert "content-security-policy" in shown.headers
@@ -339,7 +339,7 @@ def test_a_letter_leads_to_its_audit_record(room: Room, tmp_path: Path) -> None:
     shown = html.unescape(client.get(f"/letter/{mark}/audit").text)
     assert shown.count("unbroken") == 1
     assert "Line 1 of" in shown
-    id = room.backend.letters.page(ALL, after=0, limit=1)[0].id
+    id = room.backend.letters.ask(Index.page, [], ALL, after=0, limit=1)[0].id
     assert f'"dead_letter": "{id}"' in shown
 
 

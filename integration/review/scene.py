@@ -159,7 +159,8 @@ class Scene:
 
     def look(self, found: Session, read: Callable[[Index], Any]) -> Any:
         """Survey the letters and read something from the index."""
-        with found.survey() as index:
+        with Index(found.clock.now()) as index:
+            found.survey(index)
             return read(index)
 
     def freeze(self, found: Session, **wanted: Any) -> Any:

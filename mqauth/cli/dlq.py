@@ -312,11 +312,10 @@ def _title(session: review.Session, index: review.Index, total: int) -> str:
 @contextmanager
 def _surveyed(place: LetterAddress, quiet: bool, **settings: Any) -> Iterator[tuple[review.Session, review.Index]]:
     """Connect to a broker and read all letters, with their number on a terminal."""
-    with opened(place, **settings) as session:
+    with opened(place, **settings) as session, review.Index(session.clock.now()) as index:
         with progress_bar("reading letters", None, quiet=quiet) as advance:
-            read = session.survey(progress=advance)
-        with read as index:
-            yield session, index
+            session.survey(index, progress=advance)
+        yield session, index
 
 
 def _resolved(index: review.Index, wanted: review.Filter, least: int = TO_READ) -> review.Filter:

@@ -23,7 +23,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from mqauth.console.backend import Backend, BusyError
-from mqauth.console.display import visible
+from mqauth.console.display import overview, visible
 from mqauth.console.oidc import IDTokenError, NoNameError
 from mqauth.console.oidc import person as person_of
 from mqauth.console.oidc_provider import LIFETIME, Attempts, Provider
@@ -69,7 +69,10 @@ class Lobby:
     @for_everybody
     async def show(self, request: Request, session: WebSession) -> Response:
         """Show the queues and topics with their counts."""
-        found = [(place, await run_in_threadpool(place.backend.letters.overview)) for place in self.site.places]
+        found = [
+            (place, await run_in_threadpool(place.backend.letters.ask, overview, None))
+            for place in self.site.places
+        ]
         return self.site.page("places.html", session, found=found)
 
     @posted(viewers=True)

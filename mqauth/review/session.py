@@ -95,29 +95,22 @@ class Session:
 
     def survey(
         self,
+        index: Index,
         *,
         progress: Callable[[int], None] = lambda seen: None,
         cancelled: threading.Event | None = None,
-        into: Index | None = None,
-    ) -> Index:
-        """Read all letters into an index, removing none.
+    ) -> None:
+        """Read all letters into an empty index, which others may read meanwhile, removing none.
 
         Args:
+            index: keeps what was read where the broker fails.
             progress: called with the number of letters read so far.
-            cancelled: set from any thread, it ends the reading of ``into`` after the letters at hand.
-            into: an empty index that others may read meanwhile; by default a new one, closed where reading fails.
+            cancelled: set from any thread, it ends the reading after the letters at hand.
 
         Raises:
             Unavailable: ``dead_letter_unavailable``, the broker cannot be asked.
         """
-        index = Index(self.clock.now()) if into is None else into
-        try:
-            self.run(fill(index, self.box, progress=progress, cancelled=cancelled))
-        except BaseException:
-            if into is None:
-                index.close()
-            raise
-        return index
+        self.run(fill(index, self.box, progress=progress, cancelled=cancelled))
 
     def judge(
         self,
