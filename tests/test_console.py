@@ -445,7 +445,7 @@ def test_token_file(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     assert token_file(path) == (tokens, False)
     path.chmod(0o640)
-    with pytest.raises(ConfigurationError, match="mode 0600"):
+    with pytest.raises(ConfigurationError, match="chmod 600"):
         token_file(path)
 
 

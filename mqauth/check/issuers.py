@@ -105,7 +105,7 @@ def forms(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
         same = [
             other.subject
             for other in workloads
-            if rule.subject in _names(other.subject) or set(rule.destinations) == set(other.destinations)
+            if other.subject.endswith(f"/{rule.subject}") or set(rule.destinations) == set(other.destinations)
         ]
         if same and issuer is not None and not _is_silent(issuer, rule, target.now):
             yield finding(
@@ -254,12 +254,6 @@ def _is_silent(issuer: IssuerSettings, rule: RuleSettings, now: float) -> bool:
             return True
     alive = [key for key in keys if key.revocation is None or key.revocation.revoked_at > now]
     return not any(judge.speaks_for(key, rule.subject) for key in alive)
-
-
-def _names(identity: str) -> tuple[str, str]:
-    """Return the path of a workload's identity, and the last part of it."""
-    path = identity.partition("://")[2].partition("/")[2]
-    return path, path.rpartition("/")[2]
 
 
 def _place(source: SourceSettings) -> str:

@@ -193,14 +193,11 @@ def headers(message: Message) -> list[tuple[str, str, str]]:
             size = len(value) if isinstance(value, str | bytes) else 0
             found.append((_short(name), f"not shown, {size} bytes", "token"))
         else:
-            found.append((_short(name), _value(value), type(value).__name__))
+            shown = json.dumps(json_form.value_to_form(value)) if isinstance(value, tuple | Mapping) else value
+            found.append(
+                (_short(name), _short(shown if isinstance(shown, bytes) else str(shown)), type(value).__name__)
+            )
     return found
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, tuple | Mapping):
-        return _short(json.dumps(json_form.value_to_form(value)))
-    return _short(value if isinstance(value, bytes) else str(value))
 
 
 def properties(message: Message) -> list[tuple[str, str]]:
