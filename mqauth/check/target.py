@@ -13,6 +13,7 @@ import pwd
 import stat
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, Final, NamedTuple, TypeVar
@@ -86,6 +87,20 @@ class Reference(NamedTuple):
     ca: FilePath | None = None
     host: str | None = None
 
+    @classmethod
+    def of(cls, uri: str) -> Reference:
+        """Return what a reference names on this machine.
+
+        Raises:
+            ConfigurationError: it cannot be read, or is none.
+        """
+        shown = uri.partition("?")[0]
+        if uri.startswith(transit.SCHEME):
+            key = transit.Place.parse(uri)
+            return cls(shown, key.token_file, key.ca, key.server if key.server.startswith("http:") else None)
+        kind, _, name = (pkcs11_uri.parse(uri).pin_source or "").partition(":")
+        return cls(shown, FilePath(name) if kind == "file" else None)
+
 
 def unless_refused(read: Callable[[], T]) -> T | None:
     """Return what a reader of a file returns, ``None`` where it refuses the file."""
@@ -98,20 +113,6 @@ def unless_refused(read: Callable[[], T]) -> T | None:
 def ring_of(folder: FilePath) -> KeyRing | None:
     """Return the keys of a keystore folder, ``None`` if it is no folder or cannot be read."""
     return unless_refused(Keystore(folder=folder).ring) if os.path.isdir(folder) else None
-
-
-def reference_of(uri: str) -> Reference | None:
-    """Return what a reference names on this machine, ``None`` where it cannot be read."""
-    shown = uri.partition("?")[0]
-    try:
-        if uri.startswith(transit.SCHEME):
-            key = transit.Place.parse(uri)
-            plain = key.server if key.server.startswith("http:") else None
-            return Reference(shown, key.token_file, key.ca, plain)
-        kind, _, name = (pkcs11_uri.parse(uri).pin_source or "").partition(":")
-        return Reference(shown, FilePath(name) if kind == "file" else None)
-    except ConfigurationError:
-        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,10 +173,12 @@ class Target:
         seen = set()
         for signs in self.signers:
             for key in () if signs.ring is None else signs.ring.keys:
-                found = None if key.uri is None else reference_of(key.uri)
-                if found is not None and (signs.at, *found[1:]) not in seen:
-                    seen.add((signs.at, *found[1:]))
-                    yield signs, found
+                # What cannot be read is for the configuration's own reader.
+                with suppress(ConfigurationError):
+                    named = Reference.of(key.uri or "")
+                    if (signs.at, *named[1:]) not in seen:
+                        seen.add((signs.at, *named[1:]))
+                        yield signs, named
 
     @property
     def audit_files(self) -> tuple[tuple[Path, FilePath], ...]:

@@ -17,7 +17,7 @@ from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import files_of, with_parts
 from mqauth.audit.record import iso_time, read_records
 from mqauth.check import Severity, check
-from mqauth.check.rollout import RolloutFacts, Standing, standings
+from mqauth.check.rollout import HOUR, RolloutFacts, Standing, standings
 from mqauth.cli import rollout_steps
 from mqauth.cli.app import Json, answer, group
 from mqauth.cli.forms import one_line
@@ -107,7 +107,11 @@ def up(
         # what the reports say, and then what the broker says of what waits
         standing = look()
         if standing.is_safe and not settled:
-            against = rollout_steps.backlog(standing, _now())
+            against = None
+            # With the interceptor the reports say how old what consumers got in the last minute is.
+            if standing.oldest is not None and _now() - standing.oldest > HOUR:
+                oldest = f"the oldest delivery of the last minute was appended at {iso_time(standing.oldest)}"
+                against = f"{oldest}: let the consumers catch up"
             if on_kafka or standing.oldest is None:
                 asked = rollout_steps.broker_for(destination, broker, file)
                 consumer = file.consumer
