@@ -50,8 +50,9 @@ def verified(
     sealed = signer.sign(message) if index is None else signer.sign_many([message] * (index + 2))[index]
     verifier = Verifier(keys={issuer: Issuer(keys=KeySet([signing]))}, audience=audience)
     candidate = verifier.open(sealed)
-    sealed_message = verifier.verify(sealed, candidate, KeySet([signing]), float(candidate.token.claims.iat))
-    return equip(sealed_message, value=value)
+    return equip(
+        verifier.verify(sealed, candidate, KeySet([signing]), float(candidate.token.claims.iat)), value=value
+    )
 
 
 def unverified(
