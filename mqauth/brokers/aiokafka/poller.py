@@ -97,7 +97,7 @@ class Poller(Offsets, LogPoller):
     """The calls of one client, made by the poll task, and its rebalance listener.
 
     An eager rebalance, the only kind that aiokafka has, revokes all partitions and assigns most of them again, at
-    their committed offsets. So positions are kept here, and given back with the assignment.
+    their committed offsets.
 
     Args:
         client: the ``AIOKafkaConsumer``.
@@ -116,9 +116,6 @@ class Poller(Offsets, LogPoller):
         self.reset = aiokafka_client.reset_of(client)
         self._logs = Logs(client)
         self._poison = poison
-        self._positions: dict[TopicPartition, int] = {}
-        self._revoked: set[TopicPartition] = set()
-        self._generation = -1
         self._closed = False
         self._waiting: asyncio.Timeout | None = None
 
@@ -152,8 +149,6 @@ class Poller(Offsets, LogPoller):
                 self._client.seek(place, records[0].offset)
             return {}
         log, scope = self._logs.known or NO_LOG, self.scope
-        for place, records in batches.items():
-            self._positions[place] = records[-1].offset + 1
         return {place: partition_messages(batch, place, scope, log) for place, batch in batches.items()}
 
     def require_stable(self) -> None:
@@ -171,11 +166,6 @@ class Poller(Offsets, LogPoller):
     async def wait(self, over: threading.Event, seconds: float, /) -> None:
         """Wait for the end of a transaction, at most so many seconds."""
         await asyncio.to_thread(over.wait, seconds)
-
-    def seek(self, place: Any, offset: int) -> None:
-        """Read a partition from an offset next, also after a rebalance that is going on."""
-        self._positions[place] = offset
-        self._client.seek(place, offset)
 
     def wake(self) -> None:
         """End a poll that waits."""
@@ -195,9 +185,8 @@ class Poller(Offsets, LogPoller):
         """Wait for running handlers and commit; then suspend the partitions until it is known which come back."""
         if self._closed:
             return
-        self.rebalancing = True
-        self._generation, self._revoked = aiokafka_client.generation_of(self._client), places
-        if self._generation >= 0:
+        self.rebalancing, generation = True, aiokafka_client.generation_of(self._client)
+        if generation >= 0:
             try:
                 await self._settle()
             # The client is stopped under its consumer; the next poll tells of it.
@@ -205,18 +194,11 @@ class Poller(Offsets, LogPoller):
                 raise
             except BaseException as error:
                 self._fail(error)
-        self._assignment.revoked(places, places)
+        self._assignment.revoked(places, places, generation)
 
     async def assigned(self, places: set[TopicPartition]) -> None:
         """Go on with partitions that came back, at their positions, and drop those that did not."""
-        # In a generation in between, or after we were put out of the group, another member may have had them.
-        if self._generation < 0 or aiokafka_client.generation_of(self._client) != self._generation + 1:
-            self._assignment.lost(self._revoked)
-            self._positions.clear()
-        self._assignment.assigned(places)
-        self._positions = {place: offset for place, offset in self._positions.items() if place in places}
-        for place, offset in self._positions.items():
-            self._client.seek(place, offset)
+        self._assignment.assigned(places, aiokafka_client.generation_of(self._client), at_commits=True)
         self.rebalancing = False
         self.steer()
         # Partitions that came are begun by the next poll.

@@ -6,7 +6,7 @@ around, and does nothing for a client without these attributes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -43,7 +43,7 @@ def generation(client: Any) -> int | None:
     return None if membership is None else int(membership().generation_id)
 
 
-def forget_positions(client: Any, places: set[Any]) -> None:
+def forget_positions(client: Any, places: Set[Any]) -> None:
     """Have partitions read from their committed offsets next, as if they were new.
 
     kafka-python 3.0 keeps a position through an eager rebalance, also where another member had the partition in a

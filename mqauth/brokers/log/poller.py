@@ -12,11 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
 from typing import Any, Final
 
-from mqauth.brokers.log.outbox import Transactions
 from mqauth.brokers.log.producer import TopicReplies
 from mqauth.brokers.log.records import CommitUnansweredError
 from mqauth.brokers.log.starting import OffsetCalls, beginning, tell_out_of_range
-from mqauth.brokers.log.transaction import TransactionalLetters
+from mqauth.brokers.log.transaction import TransactionalLetters, Transactions
 from mqauth.clock import Backoff
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.health import LogHealth, told_of
@@ -173,7 +172,7 @@ class LogPoller(OffsetCalls, ABC):
     def _going_on(self, lost: Set[Any]) -> Flow[None]:
         """Go on with partitions at the earliest record that is left."""
         try:
-            first: Mapping[Any, int] = yield from call(self.bounds, lost, False)
+            first: Mapping[Any, int] = yield from call(self.here, self.bounds, lost, False)
         except self.failed as error:
             if not self.passes(error):
                 raise
@@ -209,7 +208,7 @@ class LogPoller(OffsetCalls, ABC):
         }
         self._assignment.asking(True)
         try:
-            failure: str | None = yield from call(self.send_commit, offsets)
+            failure: str | None = yield from call(self.here, self.send_commit, offsets)
         finally:
             self._assignment.asking(False)
         if failure is None:
@@ -299,14 +298,8 @@ class LogEngine:
         require(guard.audit is not None, "a consumer's pipeline needs audit=")
         require(workers >= on_loop and grace >= 0, f"workers must be at least {on_loop:d}, and grace at least 0")
         self._guard = guard
-        # In an event loop the lock is for health(), which other threads may call.
         self._assignment = Assignment(
-            guard.clock,
-            backoff=backoff,
-            interval=commit_interval,
-            width=workers,
-            session=session,
-            lock=threading.RLock(),
+            guard.clock, backoff=backoff, interval=commit_interval, width=workers, session=session
         )
         self._dead_letters = dead_letters
         self._backoff = backoff
