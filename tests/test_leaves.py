@@ -14,7 +14,12 @@ BROKERS = Path(__file__).parent.parent / "mqauth" / "brokers"
 INTEGRATIONS = BROKERS.parent / "integrations"
 LIMITS = {
     ("kafka/consumer:Consumer,Poller,Listener,listen", "kafka/client:check_client,session_of"): 150,
-    ("confluent/consumer:Consumer", "confluent/poller", "confluent/client:check_consumer,membership_of"): 213,
+    (
+        "confluent/consumer:Consumer",
+        "confluent/poller",
+        "confluent/positions",
+        "confluent/client:check_consumer,membership_of",
+    ): 290,
     ("aiokafka/consumer", "aiokafka/poller:Poller,Listener"): 173,
     ("aiokafka/client",): 122,
     ("aiokafka/producer:Producer",): 76,
@@ -27,7 +32,7 @@ LIMITS = {
     ("kafka/producer:Producer",): 76,
     ("kafka/confirmed:DeadLetters,AuditTopic,confirming",): 29,
     ("kafka/client:from_native,carries",): 7,
-    ("rabbitmq/producer:Producer,UnroutableError",): 90,
+    ("rabbitmq/producer",): 217,
     ("pika/consumer",): 196,
     ("pika/producer:Producer",): 96,
     ("pika/confirmed:DeadLetters,_Sink",): 45,

@@ -152,7 +152,17 @@ class LogPoller(OffsetCalls, ABC):
         # Others are begun first.
         if lost := {place for place in self.outside if self._assignment.partition(place) is not None}:
             require(self.reset != "none", "an offset is out of range, and auto_offset_reset is none")
-            yield from self._going_on(lost)
+            try:
+                first: Mapping[Any, int] = yield from call(self.here, self.bounds, lost, False)
+            except self.failed as error:
+                if not self.passes(error):
+                    raise
+                return
+            for place, offset in first.items():
+                if (partition := self._assignment.partition(place)) is not None:
+                    tell_out_of_range(self.scope, place, partition.expected, offset)
+                    self._assignment.skipped(partition, offset)
+            self.outside.difference_update(first)
 
     def beginning(self) -> Flow[None]:
         """Begin the partitions that were just assigned, once their start is committed."""
@@ -168,20 +178,6 @@ class LogPoller(OffsetCalls, ABC):
             # After a rebalance meanwhile they may be of others, or have been.
             if assignment.epoch == epoch:
                 assignment.begin(starts, places)
-
-    def _going_on(self, lost: Set[Any]) -> Flow[None]:
-        """Go on with partitions at the earliest record that is left."""
-        try:
-            first: Mapping[Any, int] = yield from call(self.here, self.bounds, lost, False)
-        except self.failed as error:
-            if not self.passes(error):
-                raise
-            return
-        for place, offset in first.items():
-            if (partition := self._assignment.partition(place)) is not None:
-                tell_out_of_range(self.scope, place, partition.expected, offset)
-                self._assignment.skipped(partition, offset)
-        self.outside.difference_update(first)
 
     def commit(self, *, last: bool = False) -> None:
         """Commit the offsets that are due.

@@ -52,19 +52,16 @@ class ThreadTimer:
                 self._changed.notify()
 
     def _run(self) -> None:
-        while self._wait():
+        while True:
+            with self._changed:
+                # Where nothing was set for a while the thread ends.
+                if not self._changed.wait_for(lambda: self._due is not None, IDLE):
+                    self._thread = None
+                    return
+                while self._due is not None and (left := self._due - time.monotonic()) > 0:
+                    self._changed.wait(left)
+                self._due = None
             self._ring()
-
-    def _wait(self) -> bool:
-        """Wait until it is due; return false where nothing was set for a while, so that the thread is to end."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._due is not None, IDLE):
-                self._thread = None
-                return False
-            while self._due is not None and (left := self._due - time.monotonic()) > 0:
-                self._changed.wait(left)
-            self._due = None
-            return True
 
 
 @dataclass(slots=True, eq=False)

@@ -222,24 +222,19 @@ class RoundTrip:
 
     async def _ask(self) -> None:
         while self._waiting.ask():
-            lives = False
+            lives, over, seconds = False, False, self._part
+            asked, timeout = asyncio.ensure_future(self._ask_broker()), AnswerTimeout()
             try:
-                lives = await self._answered()
+                await asyncio.wait((asked,), timeout=seconds)
+                while not (over or asked.done()):
+                    # Closed here where no answer comes.
+                    if over := timeout.is_over(blocked=self._is_blocked()):
+                        text = "the broker did not answer on a channel within %g s: closing it"
+                        emit("client.no_answer", text, TIMEOUT_PARTS * seconds)
+                        asked.cancel()
+                    await asyncio.wait((asked,), timeout=seconds)
+                lives = not over and await asked
             finally:
                 for answer in self._waiting.answered():
                     if not answer.done():
                         answer.set_result(lives)
-
-    async def _answered(self) -> bool:
-        """Ask once; return ``False`` where the channel ended, or is closed here since no answer came."""
-        asked, timeout, seconds = asyncio.ensure_future(self._ask_broker()), AnswerTimeout(), self._part
-        await asyncio.wait((asked,), timeout=seconds)
-        while not asked.done():
-            if timeout.is_over(blocked=self._is_blocked()):
-                text = "the broker did not answer on a channel within %g s: closing it"
-                emit("client.no_answer", text, TIMEOUT_PARTS * seconds)
-                asked.cancel()
-                await asyncio.wait((asked,), timeout=seconds)
-                return False
-            await asyncio.wait((asked,), timeout=seconds)
-        return await asked

@@ -307,7 +307,7 @@ class Processor:
             acks.gone(self._calls.tag(native))
 
 
-class LeaseRenewal:
+class LeaseRenewal(QueueLeases):
     """Renews the claims of handlers that run long; its one timer stops while nothing is in flight.
 
     Args:
@@ -316,31 +316,30 @@ class LeaseRenewal:
     """
 
     def __init__(self, guard: Pipeline, *, timer: Timer = call_later) -> None:
+        super().__init__(guard.lease)
         self._guard = guard
         self._timer = timer
-        self._leases = QueueLeases(guard.lease)
         self._ticking = False
         self._renewing: asyncio.Task[None] | None = None
-        self.remove = self._leases.remove
 
     def add(self, delivery: Delivery, since: float) -> None:
         """Renew the claim of a delivery, made at ``since``, monotonic seconds, until ``remove``."""
-        self._leases.add(delivery, since)
+        super().add(delivery, since)
         if not self._ticking:
             self._ticking = True
-            self._timer(self._leases.every, self._tick)
+            self._timer(self.every, self._tick)
 
     async def renew(self) -> None:
         """Renew the claims that are due."""
-        for delivery in self._leases.due(self._guard.clock.monotonic()):
+        for delivery in self.due(self._guard.clock.monotonic()):
             if not await arun(self._guard.renew(delivery)):
-                self._leases.lost(delivery)
+                self.lost(delivery)
 
     def _tick(self) -> None:
-        self._ticking = bool(self._leases)
+        self._ticking = bool(self)
         if not self._ticking:
             return
-        self._timer(self._leases.every, self._tick)
+        self._timer(self.every, self._tick)
         # A renewal that hangs in the store is not joined by a second one.
         if self._renewing is None or self._renewing.done():
             self._renewing = asyncio.create_task(self.renew())

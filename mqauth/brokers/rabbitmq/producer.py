@@ -85,7 +85,7 @@ class Producer:
         pace = Pace(batch, linger)
         self._sealing = SingleSealing(signer) if batch == 1 else Sealing(signer, pace)
         self._exchange = exchange
-        self._paths = PublishPaths(exchange)
+        self._direct, self._through = DirectPath(exchange), ExchangePath(exchange)
         self._signer = signer
         self._serialize = value_serializer
         self._open_calls = OpenCalls(lambda: ClosedByOwnerError("the producer was closed"))
@@ -159,7 +159,7 @@ class Producer:
             MalformedMessage: the message cannot be sent, or would arrive as something else.
         """
         message_id = message.message_id or new_message_id()
-        wire, path = self._wire(message, routing_key, message_id), self._paths.through
+        wire, path = self._wire(message, routing_key, message_id), self._through
         native: aio_pika.Message = path.ready(path.take(message, message_id), self._signer.sign(wire))
         return native
 
@@ -170,9 +170,10 @@ class Producer:
     async def _publish(
         self, native: AbstractMessage, routing_key: str, flags: dict[str, bool]
     ) -> PublishResultType | None:
-        """Take the message as it is now, seal it, send it."""
+        """Take the message as it is now, seal it, send it: directly, unless ``publish`` is instrumented."""
         message_id = native.message_id or new_message_id()
-        wire, path = self._wire(native, routing_key, message_id), self._paths.now()
+        wire = self._wire(native, routing_key, message_id)
+        path = self._direct if is_untouched(self._exchange, "publish") else self._through
         send = partial(self._confirmed, path, path.take(native, message_id), routing_key, flags)
         # No other message has an id that was just made.
         if not native.message_id:
@@ -181,7 +182,12 @@ class Producer:
             return await self._sealing.publish(wire, send)
 
     async def _confirmed(
-        self, path: PublishPath, taken: Any, routing_key: str, flags: dict[str, bool], sealed: Message
+        self,
+        path: DirectPath | ExchangePath,
+        taken: Any,
+        routing_key: str,
+        flags: dict[str, bool],
+        sealed: Message,
     ) -> PublishResultType | None:
         """Publish, and raise what aio-pika may return: a message that came back."""
         ready = path.ready(taken, sealed)
@@ -335,23 +341,6 @@ class ExchangePath:
 
 
 PublishPath: TypeAlias = DirectPath | ExchangePath
-
-
-class PublishPaths:
-    """Both paths of one exchange.
-
-    Args:
-        exchange: aio-pika's.
-    """
-
-    def __init__(self, exchange: AbstractExchange) -> None:
-        self.through = ExchangePath(exchange)
-        self._direct = DirectPath(exchange)
-        self._exchange = exchange
-
-    def now(self) -> PublishPath:
-        """Return the path for the next message: direct, unless ``publish`` is instrumented."""
-        return self._direct if is_untouched(self._exchange, "publish") else self.through
 
 
 @dataclass(slots=True)
