@@ -28,7 +28,7 @@ class Stand:
 
     def consume(self, tag: str = "tag") -> None:
         """Begin to consume."""
-        self.window.outage.begin()
+        self.window.begins()
         self.window.opens()
         self.window.consumes(tag)
 
@@ -191,7 +191,7 @@ def test_what_is_wrong() -> None:
     stand = Stand()
     assert stand.health() == (True, None)
     stand.window.lost("gone", channel_alone=False)
-    stand.window.outage.begin()
+    stand.window.begins()
     stand.clock.advance(OUTAGE_AFTER)
     assert stand.health() == (False, Cause.BROKER_UNAVAILABLE)
     stand.consume()

@@ -278,7 +278,7 @@ async def test_an_outage_longer_than_a_delivery_costs_one_message(audit: AuditFi
         await consumer._subscription.take(delivery)
         await asyncio.gather(*consumer._subscription.tasks._running)
     assert acks.settled == ([0, 1] if on_the_spot else [])
-    assert (consumer.health().prefetch, consumer._subscription._interrupted.is_set()) == (10, True)
+    assert (consumer.health().prefetch, consumer._subscription.interrupted.is_set()) == (10, True)
 
 
 async def test_a_consumer_that_was_full_is_not_for_ever(audit: AuditFile) -> None:

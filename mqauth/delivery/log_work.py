@@ -154,8 +154,8 @@ class EarlyClaims:
         waits = is_async(many) or (on_loop and is_async(guard.policy.decide))
         self._many: _ClaimMany | None = None if waits else many
         self._on_loop = on_loop
+        self._guard = guard
         self._verdicts = guard.verdicts
-        self._patient = guard.patient
         self._most = IN_PROCESS_BATCH if getattr(guard.replay, "in_process", False) else None
         self._monotonic = guard.clock.monotonic
         self._longest = longest
@@ -192,7 +192,7 @@ class EarlyClaims:
             # From now on the store may hold the claim, even if its answer is lost.
             delivery.claim = request
         # Below ``enforce`` a store that is slow must not delay every poll.
-        ask = self._patient(many) if any(is_lenient(delivery) for delivery, _ in requests) else many
+        ask = self._guard.patient(many) if any(is_lenient(delivery) for delivery, _ in requests) else many
         try:
             statuses = ask([request for _, request in requests]) if requests else []
         except Exception:

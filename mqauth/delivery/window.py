@@ -69,45 +69,6 @@ PROBES: Final = Backoff(first=0.5, longest=30.0)
 _DOWN: Final = "the connection is down"
 
 
-class Outage:
-    """The time for which a consumer wants to consume, and cannot.
-
-    Args:
-        queue: its queue's name.
-        clock: tells the time.
-    """
-
-    def __init__(self, queue: str, clock: Clock) -> None:
-        self._queue = queue
-        self._clock = clock
-        self._began: tuple[float, float] | None = None
-        self._why = _DOWN
-
-    @property
-    def lasts(self) -> bool:
-        """Whether it does not consume, and wants to."""
-        return self._began is not None
-
-    def begin(self) -> None:
-        """Note that it does not consume, and wants to."""
-        self._began, self._why = (self._clock.monotonic(), self._clock.now()), _DOWN
-
-    def end(self) -> None:
-        """Note that it consumes again."""
-        self._began = None
-
-    def failed(self, error: BaseException) -> None:
-        """Log why it could not consume, and that it is tried again."""
-        self._why = str(error) or type(error).__name__
-        emit("connection.unavailable", "cannot consume %s now, trying again: %s", self._queue, self._why)
-
-    def long(self) -> tuple[Cause, float, str] | None:
-        """Return cause, begin (UTC seconds) and detail of an outage of a minute or more; ``None`` before."""
-        if self._began is None or self._clock.monotonic() - self._began[0] < OUTAGE_AFTER:
-            return None
-        return Cause.BROKER_UNAVAILABLE, self._began[1], f"cannot consume: {self._why}"
-
-
 class Window:
     """The window of one consumer.
 
@@ -122,7 +83,6 @@ class Window:
         consumer: the tag under which the broker sends messages now, ``None`` while it sends none.
         stalled: the delivery for which the queue was suspended.
         counts: what became of the deliveries.
-        outage: the time for which it wants to consume and cannot.
         failure: the error that ended the consumer.
         stopping: whether nothing more is begun.
     """
@@ -140,7 +100,9 @@ class Window:
         self._since: float | None = None
         self._stalls_in_a_row = 0
         self._said_full = False
-        self.outage = Outage(queue, clock)
+        # Since when it wants to consume and cannot, in monotonic and in UTC seconds, and why.
+        self._out_since: tuple[float, float] | None = None
+        self._why_out = _DOWN
         self.counts = Counts()
         self.consumer: str | None = None
         self.stalled: HeldDelivery | None = None
@@ -149,15 +111,28 @@ class Window:
 
     # Facts from the client
 
+    @property
+    def is_out(self) -> bool:
+        """Whether it does not consume, and wants to."""
+        return self._out_since is not None
+
+    def begins(self) -> None:
+        """Note that it does not consume, and wants to."""
+        self._out_since, self._why_out = (self._clock.monotonic(), self._clock.now()), _DOWN
+
+    def cannot(self, error: BaseException) -> None:
+        """Log why it could not consume, and that it is tried again."""
+        self._why_out = str(error) or type(error).__name__
+        emit("connection.unavailable", "cannot consume %s now, trying again: %s", self._queue, self._why_out)
+
     def opens(self) -> None:
         """Note that consuming is being asked for, on an open channel."""
         # Or it goes on under another tag.
         self._since = self._clock.monotonic() if self._since is None else self._since
 
-    def consumes(self, consumer: str) -> None:
-        """Note that the broker sends messages, under a consumer's tag."""
-        self.consumer = consumer
-        self.outage.end()
+    def consumes(self, consumer: str | None) -> None:
+        """Note that the broker sends messages, under a consumer's tag; none where the queue is suspended."""
+        self.consumer, self._out_since = consumer, None
 
     def lost(self, why: str, *, channel_alone: bool) -> None:
         """Note that channel or connection ended; three in a row while consuming narrow the window to 1.
@@ -317,8 +292,8 @@ class Window:
         elif blocked:
             cause = Cause.BROKER_UNAVAILABLE
             detail = "the broker has blocked this connection by an alarm: it takes no ack and answers nothing"
-        elif (outage := self.outage.long()) is not None:
-            cause, since, detail = outage
+        elif self._out_since is not None and self._clock.monotonic() - self._out_since[0] >= OUTAGE_AFTER:
+            cause, since, detail = Cause.BROKER_UNAVAILABLE, self._out_since[1], f"cannot consume: {self._why_out}"
         return QueueHealth(
             consuming=self.consumer is not None and not self._is_full(self.consumer),
             in_flight=in_flight,

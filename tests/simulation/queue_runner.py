@@ -315,7 +315,7 @@ class Runner(Subscription):
         """Stop consuming, see what runs to its end, and ack what was settled."""
         yield at_once
         self.interrupted = True
-        if self.window.outage.lasts:
+        if self.window.is_out:
             due = self._after(1.0)
             yield lambda: due() or self.supervisor not in self.loop.tasks
         if self.supervisor in self.loop.tasks:

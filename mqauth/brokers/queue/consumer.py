@@ -203,13 +203,21 @@ class QueueConsumer:
     async def _wind_up(self) -> None:
         leaving, subscription = Leaving(), self._subscription
         self._unsubscribe()
-        if self._supervisor is not None:
-            await subscription.end(self._supervisor, leaving)
+        subscription.interrupted.set()
+        if (supervisor := self._supervisor) is not None:
+            # A call that begins to consume has a second: a client may close the channel of a cancelled one.
+            if self._window.is_out:
+                await leaving.wait(asyncio.wait((supervisor,), timeout=1.0))
+            supervisor.cancel()
+            await leaving.wait(asyncio.wait((supervisor,)))
         await leaving.wait(subscription.cancelled())
         subscription.hold.stopping = True
         subscription.wake()
         await subscription.tasks.end(self._grace, leaving, subscription.left.set)
-        await subscription.finish(leaving)
+        # What was settled is acked, while there is time.
+        if subscription.acks is not None:
+            await leaving.wait(subscription.acks.finish())
+        self._calls.unwatch()
         if self._telling is not None:
             self._telling.cancel()
             await asyncio.wait((self._telling,))

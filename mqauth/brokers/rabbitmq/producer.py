@@ -8,13 +8,12 @@ properties a second time to learn their size. aiormq's own ``basic_publish`` doe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import aio_pika
 import aiormq
@@ -178,7 +177,7 @@ class Producer:
         # No other message has an id that was just made.
         if not native.message_id:
             return await self._sealing.publish(wire, send)
-        async with one_at_a_time(self._exchange, message_id):
+        async with turn_of(self._exchange, message_id):
             return await self._sealing.publish(wire, send)
 
     async def _confirmed(
@@ -343,31 +342,15 @@ class ExchangePath:
 PublishPath: TypeAlias = DirectPath | ExchangePath
 
 
-@dataclass(slots=True)
-class _Turn:
-    """The lock of one message id, and how many hold it or wait for it."""
-
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    users: int = 0
+_TURNS: Final[WeakKeyDictionary[Any, WeakValueDictionary[str, asyncio.Lock]]] = WeakKeyDictionary()
+"""The locks of message ids by channel, each for as long as somebody holds it or waits for it."""
 
 
-_TURNS: Final[WeakKeyDictionary[Any, dict[str, _Turn]]] = WeakKeyDictionary()
-
-
-@asynccontextmanager
-async def one_at_a_time(exchange: AbstractExchange, message_id: str) -> AsyncIterator[None]:
-    """Keep two messages with the same id from being in flight on one channel.
+def turn_of(exchange: AbstractExchange, message_id: str) -> asyncio.Lock:
+    """Return a lock that keeps two messages with the same id from being in flight on one channel.
 
     aiormq 7.2 knows a returned message by its id alone: where the broker returns one of the two, aiormq would
     report that to the other's caller too.
     """
-    turns = _TURNS.setdefault(getattr(exchange, "channel", exchange), {})
-    turn = turns.setdefault(message_id, _Turn())
-    turn.users += 1
-    try:
-        async with turn.lock:
-            yield
-    finally:
-        turn.users -= 1
-        if not turn.users:
-            turns.pop(message_id, None)
+    turns = _TURNS.setdefault(getattr(exchange, "channel", exchange), WeakValueDictionary())
+    return turns.setdefault(message_id, asyncio.Lock())
