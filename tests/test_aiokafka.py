@@ -38,12 +38,12 @@ from aiokafka.structs import OffsetAndMetadata
 from mqauth import MemoryReplayStore, Pipeline, Verdict, Verified
 from mqauth.brokers import aiokafka
 from mqauth.brokers.aiokafka import client as aiokafka_client
+from mqauth.brokers.aiokafka import consumer as offsets
 from mqauth.brokers.aiokafka import membership
-from mqauth.brokers.aiokafka import poller as offsets
 from mqauth.brokers.aiokafka.client import carries, lacking
 from mqauth.brokers.aiokafka.confirmed import DeadLetters
+from mqauth.brokers.aiokafka.consumer import Poller
 from mqauth.brokers.aiokafka.membership import Membership
-from mqauth.brokers.aiokafka.poller import Poller
 from mqauth.brokers.aiokafka.producer import Replies
 from mqauth.brokers.log import event_loop
 from mqauth.brokers.log.event_loop import breathing

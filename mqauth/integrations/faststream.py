@@ -17,7 +17,7 @@ from mqauth.brokers.event_loop import Leaving
 from mqauth.errors import require
 from mqauth.integrations.faststream_middleware import Middleware, NotHandledError, Protection
 from mqauth.integrations.faststream_unverified import kinds_of, require_manual, unverified
-from mqauth.integrations.late_letters import Letters
+from mqauth.integrations.framework import Letters
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.unverified import Unverified
 from mqauth.judging.verified import Verified

@@ -36,8 +36,7 @@ from mqauth.integrations.faststream_unverified import (
     require_manual,
     take_over,
 )
-from mqauth.integrations.late_letters import LateLetters, Letters
-from mqauth.integrations.turn import Turn, handle, handle_unverified
+from mqauth.integrations.framework import LateLetters, Letters, Turn, handle, handle_unverified
 from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.judging.selftest import starting
 from mqauth.judging.unverified import Unverified
