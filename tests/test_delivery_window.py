@@ -230,7 +230,7 @@ def test_facts_in_any_order(seed: int) -> None:
     for _ in range(200):
         chance.choice(acts)()
         assert stand.window.prefetch in (1, 10)
-        assert len(stand.hold) == len(waiting) == sum(stand.hold.capacity.by_cause().values())
+        assert len(stand.hold) == len(waiting) == sum(stand.hold.by_cause().values())
     while waiting:
         ends()
     stand.window.go_on()

@@ -197,13 +197,13 @@ class Window:
             return False
         was_full, self._said_full = self._said_full, self._is_full(self.consumer)
         if self._said_full and not was_full:
-            causes = ", ".join(f"{number} {what}" for what, number in self._hold.capacity.by_cause().items())
+            causes = ", ".join(f"{number} {what}" for what, number in self._hold.by_cause().items())
             # A warning where the user chose a prefetch of 1, else an error.
             level, why = logging.ERROR, "no more can be held"
             if self.prefetch == 1:
                 level, why = logging.WARNING, "its prefetch is 1"
             emit("consumer.full", "%s waits, since %s: %s", self._queue, why, causes, level=level)
-        return self._hold.capacity.wants_another(self.consumer, self.prefetch, busy - len(self._hold))
+        return self._hold.wants_another(self.consumer, self.prefetch, busy - len(self._hold))
 
     def suspend(self, held: HeldDelivery) -> bool:
         """Suspend the queue before a delivery goes back.
@@ -216,7 +216,7 @@ class Window:
         if self.stalled is None and not self.stopping:
             self.stalled = held
             self._stalls_in_a_row += 1
-            causes = ", ".join(self._hold.capacity.by_cause()) or held.outcome.cause
+            causes = ", ".join(self._hold.by_cause()) or held.outcome.cause
             emit("consumer.stalled", "%s is stalled: %s", self._queue, causes)
         held.stays = held.is_handled or (held is self.stalled and held.needs_ours)
         return held.stays
@@ -310,9 +310,9 @@ class Window:
             prefetch=self.prefetch,
             unsettled=unsettled,
             party=None if longest is None else longest.outcome.party,
-            held=self._hold.capacity.by_cause(),
+            held=self._hold.by_cause(),
             at_limit=self._hold.at_limit,
         )
 
     def _is_full(self, consumer: str) -> bool:
-        return self._hold.capacity.is_full(consumer, self.prefetch)
+        return self._hold.is_full(consumer, self.prefetch)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from mqauth.delivery.hold import HeldDelivery, Hold, HoldCapacity, is_deferred
+from mqauth.delivery.hold import HeldDelivery, Hold, is_deferred
 from mqauth.delivery.queue_work import QueueLeases, QueueWork
 from mqauth.delivery.slot import Slot
 from mqauth.delivery.window import Window
@@ -62,8 +62,9 @@ class Runner(Subscription):
     def __init__(self, play: QueuePlay, loop: Loop) -> None:
         super().__init__(play, loop)
         self.calls = Calls()
-        self.room = HoldCapacity(play.max_held)
-        self.hold = Hold(play.clock, self.room, seconds=play.hold_seconds, consumer_timeout=play.consumer_timeout)
+        self.hold = Hold(
+            play.clock, seconds=play.hold_seconds, consumer_timeout=play.consumer_timeout, max_held=play.max_held
+        )
         self.window = Window(QUEUE, play.clock, self.hold, play.prefetch)
         self.work = QueueWork(
             QUEUE, play.guard, play.handler, play.letters,

@@ -13,7 +13,7 @@ from mqauth.brokers.event_loop import DeliveryTasks, Sleep
 from mqauth.brokers.queue.client import Acks, QueueClient
 from mqauth.brokers.queue.interceptor import UnansweredError, prove
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
-from mqauth.delivery.hold import HELD_PER_PREFETCH, MAX_HELD, SUSPENDS_AFTER, HeldDelivery, HoldCapacity
+from mqauth.delivery.hold import HELD_PER_PREFETCH, MAX_HELD, SUSPENDS_AFTER, HeldDelivery
 from mqauth.delivery.slot import Slot
 from mqauth.delivery.window import PROBES, Window
 from mqauth.judging.pipeline import Handler, Outcome, Pipeline
@@ -61,13 +61,12 @@ class Subscription(Processor):
         **settings: Any,
     ) -> None:
         beside = min(HELD_PER_PREFETCH * prefetch, MAX_HELD) if max_held is None else max_held
-        capacity = HoldCapacity(beside, issuers=guard.verifier.issuers)
         super().__init__(
             calls,
             guard,
             handler,
             hold=hold,
-            capacity=capacity,
+            max_held=beside,
             at_once=prefetch,
             gives_back=True,
             sleep=sleep,
