@@ -10,7 +10,7 @@ from typing import Any, Final
 from mqauth.audit.record import AuditRecord
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import Partition, TopicPartition
-from mqauth.errors import Cause, ConfigurationError, RejectNow, RetryLater, StaleDelivery, Unavailable, require
+from mqauth.errors import Cause, RejectNow, RetryLater, StaleDelivery, Unavailable, require
 from mqauth.flow import Flow, call, is_async, is_awaitable, refuse_async, requires_two, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
 from mqauth.judging.rollout import is_lenient
@@ -307,22 +307,20 @@ def check_log(guard: Pipeline) -> None:
 
 
 def check_plugins(guard: Pipeline, **plugins: object) -> None:
-    """Refuse asynchronous plug-ins, and a pipeline without audit.
+    """Refuse asynchronous plug-ins.
 
     Args:
         guard: the pipeline of a consumer without an event loop.
         plugins: what else it calls, by name.
 
     Raises:
-        ConfigurationError: a plug-in is asynchronous, or there is no audit sink.
+        ConfigurationError: a plug-in is asynchronous.
     """
-    if guard.audit is None:
-        raise ConfigurationError("a consumer's pipeline needs audit=")
     refuse_async(
         store_claim=guard.replay.claim,
         store_confirm=guard.replay.confirm,
         store_release=guard.replay.release,
-        audit=guard.audit.write,
+        audit=getattr(guard.audit, "write", None),
         policy=guard.policy.decide,
         **{f"keys of {name}": issuer.keys.refresh for name, issuer in guard.verifier.issuers.items()},
         **plugins,

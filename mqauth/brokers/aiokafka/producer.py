@@ -19,7 +19,7 @@ from mqauth.brokers.event_loop import signed
 from mqauth.brokers.log.producer import RecordProducer, TopicReplies, later
 from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, native_headers
 from mqauth.brokers.log.sealing import sealed_headers
-from mqauth.errors import ConfigurationError, MalformedMessage, Unavailable
+from mqauth.errors import MalformedMessage, Unavailable, require
 from mqauth.flow import arun
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit
@@ -219,8 +219,7 @@ class Sealing:
         Raises:
             ConfigurationError: closed.
         """
-        if self._ended:
-            raise ConfigurationError("the producer is closed")
+        require(not self._ended, "the producer is closed")
         outcome: Outcome = asyncio.get_running_loop().create_future()
         alone = not self._in_flight
         self._in_flight.add(outcome)

@@ -29,7 +29,7 @@ from mqauth.brokers.confluent.confirmed import Report
 from mqauth.brokers.log.producer import DEFAULT_IN_FLIGHT, LogProducer, TopicReplies, later
 from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, native_headers
 from mqauth.brokers.log.sealing import RecordSealing, sealed_headers
-from mqauth.errors import ConfigurationError, MalformedMessage, Unavailable
+from mqauth.errors import MalformedMessage, Unavailable, require
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit
 from mqauth.signer import Prepared, Signer
@@ -261,8 +261,7 @@ class Sealing(RecordSealing):
         Raises:
             ConfigurationError: closed.
         """
-        if not self.enqueue(prepared, (topic, rest, copy_context())):
-            raise ConfigurationError("the producer is closed")
+        require(self.enqueue(prepared, (topic, rest, copy_context())), "the producer is closed")
 
     def idle(self) -> bool:
         """Return whether nothing is in flight."""

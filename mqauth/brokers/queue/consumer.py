@@ -19,7 +19,7 @@ from mqauth.delivery.hold import (
     MAX_HELD,
     SUSPENDS_AFTER,
 )
-from mqauth.errors import ConfigurationError, require
+from mqauth.errors import require
 from mqauth.flow import arun
 from mqauth.judging.observing import Observing
 from mqauth.judging.pipeline import Handler, Pipeline
@@ -123,8 +123,7 @@ class QueueConsumer:
 
     async def __aenter__(self) -> Self:
         """Start consuming in the background."""
-        if self._supervisor is not None:
-            raise ConfigurationError("a consumer runs once: make another one")
+        require(self._supervisor is None, "a consumer runs once: make another one")
         await arun(starting(self._guard))
         loop = asyncio.get_running_loop()
 

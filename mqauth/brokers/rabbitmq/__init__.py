@@ -26,7 +26,7 @@ from mqauth.brokers.rabbitmq.producer import Producer, UnroutableError, as_respo
 from mqauth.brokers.rabbitmq.translate import from_native, to_message
 from mqauth.delivery.health import QueueHealth as Health
 from mqauth.delivery.slot import Slot
-from mqauth.errors import ConfigurationError, StaleDelivery
+from mqauth.errors import StaleDelivery, require
 from mqauth.flow import arun
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.letters.dead_letter import DeadLetterSink
@@ -80,8 +80,7 @@ def guarded(
         ConfigurationError: the pipeline has no audit; from the callback: append times are believed, and the broker
             does not prove them, so that its message stays unacked.
     """
-    if guard.audit is None:
-        raise ConfigurationError("a consumer's pipeline needs audit=")
+    require(guard.audit is not None, "a consumer's pipeline needs audit=")
     processor = Processor(
         Deliveries(queue),
         guard,
