@@ -38,17 +38,16 @@ from aiokafka.structs import OffsetAndMetadata
 from mqauth import MemoryReplayStore, Pipeline, Verdict, Verified
 from mqauth.brokers import aiokafka
 from mqauth.brokers.aiokafka import client as aiokafka_client
+from mqauth.brokers.aiokafka import consumer as offsets
 from mqauth.brokers.aiokafka import membership
-from mqauth.brokers.aiokafka import poller as offsets
 from mqauth.brokers.aiokafka.client import carries, lacking
 from mqauth.brokers.aiokafka.confirmed import DeadLetters
+from mqauth.brokers.aiokafka.consumer import Poller
 from mqauth.brokers.aiokafka.membership import Membership
-from mqauth.brokers.aiokafka.poller import Poller
 from mqauth.brokers.aiokafka.producer import Replies
 from mqauth.brokers.log import event_loop
 from mqauth.brokers.log.event_loop import breathing
 from mqauth.brokers.log.poison import step_over
-from mqauth.brokers.log.transaction import TransactionContent
 from mqauth.delivery.assignment import COMMIT_RETRY, Assignment
 from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Partition
@@ -581,11 +580,11 @@ async def test_transaction() -> None:
     clients = [Transactional(transaction_timeout_ms=5000), Transactional()]
     first, second = clients
     sink = aiokafka.TransactionalDeadLetters(lambda: clients.pop(0), "dead", 1)  # type: ignore[arg-type, return-value]
-    content = TransactionContent(letters=[letter()], offsets={PLACE: 4}, group=Membership("billing", 3, "me"))
+    content: Any = ([letter()], {PLACE: 4}, Membership("billing", 3, "me"))
 
     def once() -> None:
         sink.prepare()
-        sink.write(content)
+        sink.write(*content)
         sink.commit()
         sink.discard()
         sink.prepare()
@@ -601,10 +600,10 @@ async def test_transaction_too_large() -> None:
     client = Transactional()
     sink = aiokafka.TransactionalDeadLetters(lambda: client, "dead", 1)  # type: ignore[arg-type, return-value]
     client.outcomes = [MessageSizeTooLargeError(), MessageSizeTooLargeError()]
-    content = TransactionContent(letters=[letter(), letter(b"x" * 5000)], offsets={PLACE: 4}, group="billing")
+    content: Any = ([letter(), letter(b"x" * 5000)], {PLACE: 4}, "billing")
     with pytest.raises(MessageSizeTooLargeError):
-        await asyncio.to_thread(sink.write, content)
-    await asyncio.to_thread(sink.write, content)
+        await asyncio.to_thread(sink.write, *content)
+    await asyncio.to_thread(sink.write, *content)
     assert [len(sent["value"]) == 5000 for sent in client.sent] == [False, True, False, False]
     assert client.sent[2]["value"] == b"x"
 
@@ -614,9 +613,9 @@ async def test_transaction_unanswered() -> None:
     client = Transactional()
     sink = aiokafka.TransactionalDeadLetters(lambda: client, "dead", 0.01)  # type: ignore[arg-type, return-value]
     client.deaf = True
-    content = TransactionContent(letters=[letter()], offsets={PLACE: 4}, group="billing")
+    content: Any = ([letter()], {PLACE: 4}, "billing")
     with pytest.raises(TimeoutError):
-        await asyncio.to_thread(sink.write, content)
+        await asyncio.to_thread(sink.write, *content)
 
 
 @pytest.mark.parametrize(
@@ -874,7 +873,7 @@ async def test_moved_partition_dropped(desk: Desk) -> None:
 async def test_seek_in_a_rebalance(desk: Desk) -> None:
     """A seek to be made while partitions are revoked is made with their assignment."""
     await desk.listener.on_partitions_revoked({PLACE, OTHER})
-    desk.poller.seek(PLACE, 5)
+    desk.part(PLACE).seek = 5
     desk.client._coordinator.generation = 4
     desk.assign({PLACE})
     await desk.listener.on_partitions_assigned({PLACE})

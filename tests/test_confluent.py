@@ -26,10 +26,9 @@ from mqauth.brokers import confluent
 from mqauth.brokers.confluent import producer as producing
 from mqauth.brokers.confluent.client import COMES_AGAIN, carries, check_consumer, membership_of
 from mqauth.brokers.confluent.confirmed import TooLargeError
-from mqauth.brokers.confluent.poller import Poller
-from mqauth.brokers.confluent.positions import KEPT, Place, left_out, reset_of
+from mqauth.brokers.confluent.poller import KEPT, Poller
+from mqauth.brokers.confluent.positions import Place, left_out, reset_of
 from mqauth.brokers.confluent.producer import Replies
-from mqauth.brokers.log.transaction import TransactionContent
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.delivery.assignment import COMMIT_RETRY, Assignment
 from mqauth.delivery.start import Committed
@@ -615,9 +614,9 @@ def test_transaction() -> None:
     """A transaction has its letters and then its offsets; a client that failed is thrown away."""
     client = Transactional()
     sink = transactional(client, **{"transaction.timeout.ms": 5000})
-    content = TransactionContent(letters=[letter()], offsets={WHERE: Committed(4, METADATA)}, group="member")
+    content: Any = ([letter()], {WHERE: Committed(4, METADATA)}, "member")
     sink.prepare()
-    sink.write(content)
+    sink.write(*content)
     sink.commit()
     sink.discard()
     assert client.calls == ["init", "begin", [("orders", 4, METADATA)], "commit", "purge"]
@@ -630,10 +629,10 @@ def test_transaction_too_large() -> None:
     sink = transactional(client)
     large = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
     client.outcomes = [large, large]
-    content = TransactionContent(letters=[letter(), letter(b"x" * 5000)], offsets={WHERE: Committed(4, METADATA)})
+    content: Any = ([letter(), letter(b"x" * 5000)], {WHERE: Committed(4, METADATA)}, None)
     for attempt in range(2):
         with pytest.raises(TooLargeError) if not attempt else nullcontext():
-            sink.write(content)
+            sink.write(*content)
     assert [len(sent["value"]) == 5000 for sent in client.sent] == [False, True, False, False]
     assert client.sent[2]["value"] == b"x"
 
@@ -928,7 +927,7 @@ def test_revoked_commits_at_once(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("generation", "start"), [(2, [("assign", [(0, 3)])]), (3, [])], ids=["ours throughout", "another's meanwhile"]
+    ("generation", "start"), [(2, [("seek", 0, 3)]), (3, [])], ids=["ours throughout", "another's meanwhile"]
 )
 def test_eager_rebalance(generation: int, start: list[Any], desk: Desk) -> None:
     """What comes back from an eager rebalance is gone on with where it stood, unless another could have had it."""
@@ -937,20 +936,24 @@ def test_eager_rebalance(generation: int, start: list[Any], desk: Desk) -> None:
     assert desk.assignment.choose() is None
     desk.client.generation = generation
     desk.client.on_assign(desk.client, [PLACE])
-    assert [each for each in desk.client.asked if each[0] == "assign"] == start
-    assert desk.known() == ([1, 2] if start else [])
+    # Read from the committed offset, before the client was told where to read.
+    desk.receive(1)
+    desk.poller.poll(joins=False)
+    assert [each for each in desk.client.asked if each[0] == "seek"] == start
+    assert desk.known() == ([1, 2] if start else [1])
 
 
 def test_paused_with_the_assignment(desk: Desk) -> None:
-    """A partition whose records wait here is paused again before the call that assigned it can read more of it."""
+    """A partition whose records wait here is sought to what is behind them, and paused again."""
     desk.receive(1, 2)
     desk.poller.poll(joins=False)
     desk.client.on_revoke(desk.client, [PLACE])
     desk.client.generation = 2
     desk.client.on_assign(desk.client, [PLACE])
+    desk.poller.poll(joins=False)
     desk.receive(3)
     assert desk.known() == [1, 2]
-    assert desk.client.asked == [("pause", [0]), ("resume", [0]), ("assign", [(0, 3)]), ("pause", [0])]
+    assert desk.client.asked == [("pause", [0]), ("resume", [0]), ("seek", 0, 3), ("pause", [0])]
     desk.client.on_revoke(desk.client, [PLACE])
     assert desk.client.asked[4:] == [("resume", [0])]
 
@@ -1017,7 +1020,8 @@ def test_read_ahead_and_revoked(watched: Watched) -> None:
     watched.client.on_revoke(watched.client, [PLACE])
     watched.client.generation = 2
     watched.client.on_assign(watched.client, [PLACE])
-    assert ("assign", [(0, 2)]) in watched.client.asked
+    watched.poller.poll(joins=False)
+    assert ("seek", 0, 2) in watched.client.asked
     watched.end()
     watched.receive(2)
     assert watched.known() == [2]
@@ -1053,7 +1057,8 @@ def test_rebalances_in_a_row(desk: Desk) -> None:
         desk.client.on_revoke(desk.client, [PLACE])
         desk.client.generation, desk.client.offset = generation, OFFSET_INVALID
         desk.client.on_assign(desk.client, [PLACE])
-    assert [each for each in desk.client.asked if each[0] == "assign"] == [("assign", [(0, 3)])] * 2
+        desk.poller.poll(joins=False)
+    assert [each for each in desk.client.asked if each[0] == "seek"] == [("seek", 0, 3)] * 2
     assert desk.known() == [1, 2]
 
 
@@ -1070,7 +1075,8 @@ def test_seek_before_a_rebalance(desk: Desk) -> None:
     desk.client.on_revoke(desk.client, [PLACE])
     desk.client.generation = 2
     desk.client.on_assign(desk.client, [PLACE])
-    assert ("assign", [(0, 2)]) in desk.client.asked
+    desk.poller.poll(joins=False)
+    assert [each for each in desk.client.asked if each[0] == "seek"] == [("seek", 0, 2)] * 2
 
 
 def test_read_by_the_revoking_call(desk: Desk) -> None:
@@ -1079,7 +1085,8 @@ def test_read_by_the_revoking_call(desk: Desk) -> None:
     desk.poller.poll(joins=False)
     desk.client.generation = 2
     desk.client.on_assign(desk.client, [PLACE])
-    assert desk.client.asked == [("assign", [(0, 2)])]
+    desk.poller.poll(joins=False)
+    assert desk.client.asked == [("seek", 0, 1)]
 
 
 def test_cooperative(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

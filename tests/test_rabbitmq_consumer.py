@@ -370,7 +370,7 @@ async def test_a_claim_ages_from_where_it_was_made(audit: AuditFile) -> None:
     ages = list[float]()
 
     async def handler(_: Verified) -> None:
-        ages.extend(clock.monotonic() - since for _, since in spot.processor._leases._leases._since.values())
+        ages.extend(clock.monotonic() - since for _, since in spot.processor._leases._since.values())
 
     spot = Spot(audit, handler)
     clock, delivery = spot.table.clock, spot.delivery()

@@ -38,7 +38,7 @@ from mqauth.replay.rules import DEFAULT_LEASE, ClaimStatus, NoReplayStore, Repla
 from mqauth.wire.base64url import encode as base64url_encode
 from mqauth.wire.message import Message
 
-__all__ = ["Delivery", "Handler", "Observer", "Outcome", "Pipeline", "Step", "Verdict"]
+__all__ = ["Delivery", "Handler", "Observer", "Outcome", "Pipeline", "Step", "V", "Verdict"]
 Handler: TypeAlias = Callable[[Verified[V]], Any]
 Observer = Callable[[Outcome, Message, float], None]
 # Python 3.11 takes its time to look a member of an enum up

@@ -115,8 +115,8 @@ def membership_of(client: Any) -> Membership:
     """
     encoded = bytes(client.consumer_group_metadata())
     begin = len(_METADATA) + 4
-    if not encoded.startswith(_METADATA):
-        raise ConfigurationError(f"the group's metadata must begin with {_METADATA!r}, not {encoded[:7]!r}")
+    found = encoded[: len(_METADATA)]
+    require(found == _METADATA, f"the group's metadata must begin with {_METADATA!r}, not {found!r}")
     generation = int.from_bytes(encoded[len(_METADATA) : begin], sys.byteorder, signed=True)
     return Membership(encoded[begin:].partition(b"\0")[0].decode("utf-8"), generation)
 

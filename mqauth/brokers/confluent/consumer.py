@@ -18,7 +18,6 @@ import confluent_kafka
 
 from mqauth.brokers.confluent.client import check_consumer
 from mqauth.brokers.confluent.poller import Poller
-from mqauth.brokers.confluent.positions import OffsetsOnThread
 from mqauth.brokers.confluent.producer import Producer, Replies
 from mqauth.brokers.event_loop import in_event_loop, letters_on_thread
 from mqauth.brokers.log.consumer import LogConsumer
@@ -27,8 +26,7 @@ from mqauth.brokers.log.transaction import TransactionalLetters
 from mqauth.brokers.options import LogOptions
 from mqauth.errors import require
 from mqauth.flow import Flow, call
-from mqauth.judging.pipeline import Handler, Pipeline
-from mqauth.judging.verified import V
+from mqauth.judging.pipeline import Handler, Pipeline, V
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.threads import DaemonThread
 from mqauth.wire.message import Message
@@ -152,7 +150,7 @@ class AIOConsumer(AsyncLogConsumer):
         poller.listen(topics, settle)
 
 
-class AIOPoller(OffsetsOnThread, Poller):
+class AIOPoller(Poller):
     """The calls of the ``Consumer`` in an ``AIOConsumer``, made on one thread; the rest as ``Poller`` has it."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -206,7 +204,7 @@ class AIOPoller(OffsetsOnThread, Poller):
         """Return once all that ``close`` began has ended, to be awaited."""
         return asyncio.wrap_future(self._closing)
 
-    def here(self, work: Callable[..., Any], *args: Any) -> Any:
+    def here(self, work: Callable[..., Any], /, *args: Any) -> Any:
         """Make a call on the thread; at once where this is the thread, inside a callback of the client."""
         return self._on_thread(work, *args) if in_event_loop() else work(*args)
 

@@ -26,9 +26,8 @@ from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.queue.interceptor import UnansweredError, refused
 from mqauth.brokers.queue.subscription import PREFETCH
 from mqauth.delivery.health import QueueHealth
-from mqauth.errors import ConfigurationError
-from mqauth.judging.pipeline import Handler, Pipeline
-from mqauth.judging.verified import V
+from mqauth.errors import ConfigurationError, require
+from mqauth.judging.pipeline import Handler, Pipeline, V
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.signer import Signer
@@ -237,9 +236,7 @@ class Queue(Deliveries):
 
     async def open(self, prefetch: int) -> OpenChannel:
         """Set the window of the channel."""
-        line = self._line
-        if line is None:
-            raise ConfigurationError("the channel was not opened")
+        line = require(self._line, "the channel was not opened")
         await line.ask(line.native.basic_qos, prefetch_count=prefetch)
         return OpenChannel(line, partial(self._send, line), self._link, echoed)
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Unpack
 
-from mqauth.errors import ConfigurationError, StaleDelivery, needs_extra
+from mqauth.errors import StaleDelivery, needs_extra, require
 
 with needs_extra("rabbitmq"):
     from aio_pika.abc import AbstractIncomingMessage
@@ -30,8 +30,7 @@ from mqauth.brokers.rabbitmq.translate import from_native, to_message
 from mqauth.delivery.health import QueueHealth as Health
 from mqauth.delivery.slot import Slot
 from mqauth.flow import arun
-from mqauth.judging.pipeline import Handler, Pipeline
-from mqauth.judging.verified import V
+from mqauth.judging.pipeline import Handler, Pipeline, V
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
 
@@ -83,8 +82,7 @@ def guarded(
         ConfigurationError: the pipeline has no audit; from the callback: append times are believed, and the broker
             does not prove them, so that its message stays unacked.
     """
-    if guard.audit is None:
-        raise ConfigurationError("a consumer's pipeline needs audit=")
+    require(guard.audit is not None, "a consumer's pipeline needs audit=")
     processor = Processor(
         Deliveries(queue),
         guard,

@@ -36,8 +36,7 @@ from mqauth.brokers.rabbitmq.producer import Producer, as_responder
 from mqauth.brokers.rabbitmq.translate import failures_of, from_native
 from mqauth.delivery.slot import NO_LIMIT
 from mqauth.errors import ConfigurationError
-from mqauth.judging.pipeline import Handler, Pipeline
-from mqauth.judging.verified import V
+from mqauth.judging.pipeline import Handler, Pipeline, V
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.signer import Signer
