@@ -83,6 +83,18 @@ def check_consumer(client: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
     return settings
 
 
+def check_isolation(settings: Mapping[str, Any]) -> None:
+    """Refuse the settings of a consumer that reads a committed offset of a transaction that is still open (KIP-447).
+
+    Raises:
+        ConfigurationError: they are such.
+    """
+    require(
+        settings.get("isolation.level", "read_committed") == "read_committed",
+        'transactional dead letters need "isolation.level": "read_committed" in the consumer',
+    )
+
+
 def check_producer(client: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Refuse a producer that serializes after signing; return its settings, with names in dots.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import confluent_kafka
 
-from mqauth.brokers.confluent.client import check_consumer
+from mqauth.brokers.confluent.client import check_consumer, check_isolation
 from mqauth.brokers.confluent.poller import Poller
 from mqauth.brokers.confluent.positions import OffsetsOnThread
 from mqauth.brokers.confluent.producer import Producer, Replies
@@ -79,6 +79,8 @@ class Consumer(LogConsumer):
         **options: Unpack[LogOptions],
     ) -> None:
         settings = check_consumer(client, config)
+        if isinstance(dead_letters, TransactionalLetters):
+            check_isolation(settings)
         answer = None if replies is None else Replies(replies)
         super().__init__(guard, handler, dead_letters, answer=answer, session=SESSION, **options)
         poller = Poller(client, self._assignment, settings, replies=answer)
@@ -133,6 +135,8 @@ class AIOConsumer(AsyncLogConsumer):
 
         require(isinstance(client, Client), f"an AIOConsumer is needed, not {type(client).__name__}")
         settings = check_consumer(client._consumer, config)
+        if isinstance(dead_letters, TransactionalLetters):
+            check_isolation(settings)
         answer = None if replies is None else AIOReplies(replies)
         if not isinstance(dead_letters, TransactionalLetters):
             dead_letters = letters_on_thread(dead_letters)
