@@ -19,6 +19,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from integration.forked import forks
+from integration.scale import is_nightly
+
 ROOT = Path(__file__).resolve().parents[1]
 RABBITMQ_URL = "amqp://guest:guest@localhost/"
 KAFKA_ADDRESS = "localhost:9092"
@@ -71,10 +74,11 @@ class Reader:
         self._changes = dict(changes or {})
         commands = folder / ".commands"
         commands.mkdir()
-        for name, entry in (("mqauth", f'-c "{_ENTRY}"'), ("python", "")):
+        for name, entry in (("mqauth", f'{sys.executable} -c "{_ENTRY}"'), ("python", sys.executable)):
             command = commands / name
-            command.write_text(f'#!/bin/sh\nexec {sys.executable} {entry} "$@"\n')
+            command.write_text(f'#!/bin/sh\nexec {entry if is_nightly() else forks().words(name)} "$@"\n')
             command.chmod(0o755)
+        self._python = str(commands / "python")
         self._environment = {
             **os.environ,
             "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
@@ -106,7 +110,7 @@ class Reader:
 
     def _words(self, block: Block) -> list[str]:
         if block.language == "python":
-            return [sys.executable, str(self.write(block))]
+            return [self._python, str(self.write(block))]
         return ["bash", "-euo", "pipefail", "-c", self.here(block.text)]
 
     def here(self, text: str) -> str:
