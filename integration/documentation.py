@@ -14,13 +14,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from integration.forked import forks
-from integration.scale import is_nightly
+from integration.forked import words
 
 ROOT = Path(__file__).resolve().parents[1]
 RABBITMQ_URL = "amqp://guest:guest@localhost/"
@@ -74,9 +72,9 @@ class Reader:
         self._changes = dict(changes or {})
         commands = folder / ".commands"
         commands.mkdir()
-        for name, entry in (("mqauth", f'{sys.executable} -c "{_ENTRY}"'), ("python", sys.executable)):
+        for name in ("mqauth", "python"):
             command = commands / name
-            command.write_text(f'#!/bin/sh\nexec {entry if is_nightly() else forks().words(name)} "$@"\n')
+            command.write_text(f'#!/bin/sh\nexec {" ".join(words(name))} "$@"\n')
             command.chmod(0o755)
         self._python = str(commands / "python")
         self._environment = {
@@ -118,9 +116,6 @@ class Reader:
         for said, meant in self._changes.items():
             text = text.replace(said, meant)
         return text
-
-
-_ENTRY = "import sys; from mqauth.cli import main; sys.exit(main())"
 
 
 def matches(expected: str, printed: str) -> bool:

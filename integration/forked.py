@@ -1,4 +1,4 @@
-"""Python commands by forks of one interpreter that has imported what they need: to import it takes most of the time.
+"""Python commands by forks of one interpreter that has imported what they need, which takes most of their time.
 
 A fork has the folder, environment, streams and arguments of whoever asks for it by ``integration.ask_fork``; it
 gets his signals, and he its exit code. The nightly form of the tests starts an interpreter for each command, as
@@ -24,16 +24,19 @@ import tempfile
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from types import ModuleType
+from typing import Any, Final, Literal, NoReturn
 
 from integration import ask_fork
+from integration.scale import is_nightly
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 IMPORTED: Final = (
-    "asyncio", "sqlite3", "pydantic", "rich.console", "mqauth.cli.app", "mqauth.cli.keys", "mqauth.cli.sign", "mqauth.cli.init",
-    "mqauth.cli.check", "mqauth.config.load", "mqauth.testing", "mqauth.signer", "mqauth.judging.pipeline",
-    "mqauth.brokers.memory", "mqauth.brokers.rabbitmq", "mqauth.brokers.pika", "mqauth.brokers.kafka",
-    "mqauth.brokers.confluent", "mqauth.brokers.aiokafka",
+    "asyncio", "sqlite3", "pydantic", "rich.console", "starlette.applications", "uvicorn", "mqauth.cli.app",
+    "mqauth.cli.keys", "mqauth.cli.sign", "mqauth.cli.init", "mqauth.cli.check", "mqauth.cli.dlq",
+    "mqauth.cli.serve", "mqauth.config.load", "mqauth.testing", "mqauth.signer", "mqauth.judging.pipeline", "mqauth.brokers.memory",
+    "mqauth.brokers.rabbitmq", "mqauth.brokers.pika", "mqauth.brokers.kafka", "mqauth.brokers.confluent",
+    "mqauth.brokers.aiokafka",
 )  # fmt: skip
 """Modules that are imported before a fork."""
 
@@ -53,9 +56,9 @@ class Forks:
             )  # fmt: skip
         atexit.register(self.close)
 
-    def words(self, kind: str) -> str:
-        """Return the beginning of a shell's command: ``mqauth``, or ``python`` with a file, ``-m`` or ``-c``."""
-        return f"{sys.executable} -I -S {ask_fork.__file__} {self._address} {kind}"
+    def words(self, kind: str) -> list[str]:
+        """Return the beginning of a command that is run by a fork."""
+        return [sys.executable, "-I", "-S", ask_fork.__file__, str(self._address), kind]
 
     def close(self) -> None:
         """End the interpreter; its forks go on for as long as those who asked for them."""
@@ -66,9 +69,15 @@ class Forks:
 
 
 @cache
-def forks() -> Forks:
-    """Return the one interpreter of this process."""
+def _forks() -> Forks:
     return Forks()
+
+
+def words(kind: Literal["mqauth", "python"]) -> list[str]:
+    """Return the beginning of a command: ``mqauth``, or ``python`` with a file, ``-m`` or ``-c``."""
+    if is_nightly():
+        return [sys.executable, *(["-m", "mqauth"] if kind == "mqauth" else [])]
+    return _forks().words(kind)
 
 
 def serve(listening: socket.socket) -> dict[str, Any]:
@@ -106,9 +115,8 @@ def _accompanied(asking: socket.socket) -> dict[str, Any]:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    sys.stdin = sys.__stdin__ = open(0, closefd=False)
-    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)
-    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode) for number, mode in enumerate("rww"))
+    sys.stderr.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     wanted: dict[str, Any] = json.loads(wish)
     return wanted
 
@@ -142,8 +150,10 @@ def run(kind: str, arguments: list[str], cwd: str, env: dict[str, str]) -> int:
     if arguments[0] == "-m":
         sys.path[0], sys.argv = cwd, arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-    elif arguments[0].startswith("-"):
-        os.execv(sys.executable, [sys.executable, *arguments])
+    elif arguments[0] == "-c":
+        sys.path[0], sys.argv = cwd, ["-c", *arguments[2:]]
+        sys.modules["__main__"] = program = ModuleType("__main__")
+        exec(compile(arguments[1], "<string>", "exec"), program.__dict__)  # noqa: S102 - a test's own program
     else:
         sys.path[0], sys.argv = str(Path(arguments[0]).resolve().parent), arguments
         runpy.run_path(arguments[0], run_name="__main__")

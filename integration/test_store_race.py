@@ -1,4 +1,4 @@
-"""Processes race on the same messages through a real Redis, eight of them at night: each is handled exactly once."""
+"""Processes race on the same messages through a real Redis, eight at night: each is handled exactly once."""
 
 from __future__ import annotations
 
