@@ -33,10 +33,10 @@ from integration.scale import is_nightly
 ROOT: Final = Path(__file__).resolve().parents[1]
 IMPORTED: Final = (
     "asyncio", "sqlite3", "pydantic", "rich.console", "starlette.applications", "uvicorn", "mqauth.cli.app",
-    "mqauth.cli.keys", "mqauth.cli.sign", "mqauth.cli.init", "mqauth.cli.check", "mqauth.cli.dlq",
-    "mqauth.cli.serve", "mqauth.config.load", "mqauth.testing", "mqauth.signer", "mqauth.judging.pipeline", "mqauth.brokers.memory",
-    "mqauth.brokers.rabbitmq", "mqauth.brokers.pika", "mqauth.brokers.kafka", "mqauth.brokers.confluent",
-    "mqauth.brokers.aiokafka",
+    "mqauth.cli.check", "mqauth.cli.dlq", "mqauth.cli.init", "mqauth.cli.keys", "mqauth.cli.serve",
+    "mqauth.cli.sign", "mqauth.config.load", "mqauth.testing", "mqauth.signer", "mqauth.judging.pipeline",
+    "mqauth.brokers.memory", "mqauth.brokers.rabbitmq", "mqauth.brokers.pika", "mqauth.brokers.kafka",
+    "mqauth.brokers.confluent", "mqauth.brokers.aiokafka",
 )  # fmt: skip
 """Modules that are imported before a fork."""
 
