@@ -171,7 +171,7 @@ def test_handler_that_stops_its_consumer(world: World) -> None:
 
     client, consumer = world.call(world.consumer(handler))
     world.stage.thread.loop.call_soon_threadsafe(made.set)
-    wait_until(lambda: not consumer.health().consuming)
+    wait_until(lambda: world.handled == [b"0"] and not consumer.health().consuming)
     world.call(client.stop())
     assert world.handled == [b"0"]
 
