@@ -22,6 +22,8 @@ copyright = "the mqauth authors; Apache-2.0"
 release = version = mqauth.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 include_patterns = ["README.md", "CHANGELOG.md", ".github/*.md", "docs/**.md"]
+# Folders without pages: looking through them takes longer than reading some pages.
+exclude_patterns = [".venv", ".git", ".*_cache", "mqauth", "tests", "integration"]
 root_doc = "docs/README"
 _LISTS = {root_doc, "docs/decisions/README"}
 _API = "docs/reference/api"

@@ -14,10 +14,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from integration.forked import words
 
 ROOT = Path(__file__).resolve().parents[1]
 RABBITMQ_URL = "amqp://guest:guest@localhost/"
@@ -71,10 +72,11 @@ class Reader:
         self._changes = dict(changes or {})
         commands = folder / ".commands"
         commands.mkdir()
-        for name, entry in (("mqauth", f'-c "{_ENTRY}"'), ("python", "")):
+        for name in ("mqauth", "python"):
             command = commands / name
-            command.write_text(f'#!/bin/sh\nexec {sys.executable} {entry} "$@"\n')
+            command.write_text(f'#!/bin/sh\nexec {" ".join(words(name))} "$@"\n')
             command.chmod(0o755)
+        self._python = str(commands / "python")
         self._environment = {
             **os.environ,
             "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
@@ -106,7 +108,7 @@ class Reader:
 
     def _words(self, block: Block) -> list[str]:
         if block.language == "python":
-            return [sys.executable, str(self.write(block))]
+            return [self._python, str(self.write(block))]
         return ["bash", "-euo", "pipefail", "-c", self.here(block.text)]
 
     def here(self, text: str) -> str:
@@ -114,9 +116,6 @@ class Reader:
         for said, meant in self._changes.items():
             text = text.replace(said, meant)
         return text
-
-
-_ENTRY = "import sys; from mqauth.cli import main; sys.exit(main())"
 
 
 def matches(expected: str, printed: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,13 +12,11 @@ import confluent_kafka
 import pytest
 from kafka import TopicPartition
 
-from integration.benchmarks.client import confluent as confluent_bench
-from integration.benchmarks.client.contenders import Effort
 from integration.relay_kafka import Relay
 from integration.services import Kafka
 from integration.stage_confluent import ConfluentLogStage
 from integration.test_kafka_wrapper import NotUtf8
-from mqauth import MemoryReplayStore, Pipeline, cli
+from mqauth import MemoryReplayStore, Pipeline
 from mqauth.audit.file import AuditFile
 from mqauth.brokers import confluent
 from mqauth.judging.verified import Verified
@@ -282,23 +279,6 @@ def test_batch_that_cannot_be_parsed(world: World) -> None:
     assert (world.handled, world.committed(), world.stage.letters()) == ([b"0"], 1, [])
     world.stage.consume(world.guard, world.handle, until=lambda: len(world.handled) == 3)
     assert world.handled == [b"0", b"rotten apple", b"2"]
-
-
-def test_demo(kafka: Kafka, capsys: pytest.CaptureFixture[str]) -> None:
-    """The demo runs on this client: every attack is dead-lettered, and nothing is lost."""
-    assert cli.main(["demo", "--json", "--broker", kafka.url.replace("kafka", "confluent", 1)]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert (report["broker"], report["audit_chain"], report["lost"]) == ("confluent", "intact", 0)
-
-
-@pytest.mark.slow
-def test_bench(kafka: Kafka) -> None:
-    """The benchmark has the bare client and ours, with a token for each record and in batches."""
-    effort = Effort(rounds=1, publish=64, consume=64, paced=4, paced_rounds=1)
-    with confluent_bench.Connections(kafka.url.removeprefix("kafka://")) as connections:
-        found = confluent_bench.measure(connections, effort)
-    assert {name: rounds.failed for name, rounds in found.comparisons.items() if rounds.failed} == {}
-    assert {"bare", "message", "batch"} <= set(found.comparisons["consume"].measured)
 
 
 def test_stopped_in_a_rebalance(kafka: Kafka, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.aio import AIOConsumer
 
-from integration.benchmarks.client import confluent_aio as confluent_aio_bench
-from integration.benchmarks.client.contenders import Effort
 from integration.services import Kafka
 from integration.stage_confluent import AIOConfluentLogStage, WatchedAIOConsumer
 from integration.test_confluent import (
@@ -21,7 +18,7 @@ from integration.test_confluent import (
     committed_in_transactions,
     shut_out,
 )
-from mqauth import AuditFile, MemoryReplayStore, Pipeline, Verdict, Verified, cli
+from mqauth import AuditFile, MemoryReplayStore, Pipeline, Verdict, Verified
 from mqauth.brokers import confluent
 from mqauth.brokers.event_loop import on_thread
 from mqauth.testing.contract import BatchContract, BrokerContract
@@ -163,20 +160,3 @@ def test_own_loop(world: World) -> None:
     assert asyncio.run(consume()) == [Verdict.ACCEPTED, Verdict.REJECTED]
     assert [letter.body for letter in world.stage.letters()] == [b"forged"]
     assert world.committed() == 2
-
-
-def test_demo(kafka: Kafka, capsys: pytest.CaptureFixture[str]) -> None:
-    """The demo runs on this client: every attack is dead-lettered, and nothing is lost."""
-    assert cli.main(["demo", "--json", "--broker", kafka.url.replace("kafka", "confluent+aio", 1)]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert (report["broker"], report["audit_chain"], report["lost"]) == ("confluent+aio", "intact", 0)
-
-
-@pytest.mark.slow
-def test_bench(kafka: Kafka) -> None:
-    """The benchmark has the bare client and ours, with a token for each record and in batches."""
-    effort = Effort(rounds=1, publish=64, consume=64, paced=4, paced_rounds=1)
-    with confluent_aio_bench.Connections(kafka.url.removeprefix("kafka://")) as connections:
-        found = confluent_aio_bench.measure(connections, effort)
-    assert {name: rounds.failed for name, rounds in found.comparisons.items() if rounds.failed} == {}
-    assert {"bare", "message", "batch"} <= set(found.comparisons["consume"].measured)

@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from integration.forked import words
 from integration.services import Kafka, RabbitMQ
 from mqauth.testing.stage import wait_until
 
@@ -26,7 +26,7 @@ DLQ = ("dlq", "groups", "--config", "consumer/mqauth.toml")
 
 def mqauth(folder: Path, *arguments: str, stdin: str = "") -> str:
     """Run the command in a folder and return what it prints."""
-    command = [sys.executable, "-m", "mqauth", *arguments]
+    command = [*words("mqauth"), *arguments]
     done = subprocess.run(
         command, cwd=folder, input=stdin, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
@@ -41,9 +41,9 @@ def url_of(service: RabbitMQ | Kafka) -> str:
 
 
 @contextmanager
-def running(folder: Path, words: list[str]) -> Iterator[subprocess.Popen[str]]:
+def running(folder: Path, command: list[str]) -> Iterator[subprocess.Popen[str]]:
     """Run a program beside the test; it ends with Ctrl-C."""
-    with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
@@ -63,8 +63,8 @@ def shop_of(
     shop = folder / "shop"
     for _ in range(2):
         assert "topology.json is declared" in mqauth(shop, *apply.split()[1:])
-    with running(shop, [sys.executable, *consume.split()[1:]]) as process:
-        subprocess.run([sys.executable, *produce.split()[1:]], cwd=shop, check=True, timeout=PATIENCE)
+    with running(shop, [*words("python"), *consume.split()[1:]]) as process:
+        subprocess.run([*words("python"), *produce.split()[1:]], cwd=shop, check=True, timeout=PATIENCE)
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(1 if rung == "enforce" else 2)]
         yield shop, lines, last.split()[1:]
@@ -93,8 +93,8 @@ def test_a_consumer_that_observes_handles_both(
         ]
     # the command that the file names says who does not sign, from the files that the consumer wrote
     assert "mqauth rollout status says who does not sign" in (shop / "consumer" / "mqauth.toml").read_text()
-    words = [sys.executable, "-m", "mqauth", "rollout", "status", "--config", "consumer/mqauth.toml", "--json"]
-    (found,) = json.loads(subprocess.run(words, cwd=shop, capture_output=True, check=False).stdout)
+    command = [*words("mqauth"), "rollout", "status", "--config", "consumer/mqauth.toml", "--json"]
+    (found,) = json.loads(subprocess.run(command, cwd=shop, capture_output=True, check=False).stdout)
     assert [(group["code"], group["count"]) for group in found["groups"]] == [("token_missing", 1)]
     assert (sum(found["accepted"].values()), found["processes"], len(found["files"])) == (1, 1, 1)
 
@@ -105,13 +105,13 @@ def recorded(shop: Path) -> int:
     return sum(json.loads(line)["verdict"] == "rejected" for line in lines if line.endswith("}"))
 
 
-def letters(shop: Path, count: int, words: Sequence[str] = DLQ) -> list[dict[str, Any]]:
+def letters(shop: Path, count: int, asked: Sequence[str] = DLQ) -> list[dict[str, Any]]:
     """Return the groups of dead letters, once there are so many: the command is asked when all are recorded."""
     for _ in range(2):  # a consumer that was killed is missed by Kafka after most of a minute
         with suppress(TimeoutError):
             wait_until(lambda: recorded(shop) >= count)
     for _ in range(30):
-        groups: list[dict[str, Any]] = json.loads(mqauth(shop, *words, "--json"))["groups"]
+        groups: list[dict[str, Any]] = json.loads(mqauth(shop, *asked, "--json"))["groups"]
         if sum(group["count"] for group in groups) >= count:
             return groups
     raise AssertionError(f"fewer than {count} letters")

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from kafka import TopicPartition
 
+from integration.scale import is_nightly
 from integration.victim import RABBIT, Orders
 from mqauth.audit.chain import verify_chain
 from mqauth.testing.forge import Forge
@@ -155,8 +156,8 @@ def scene(client: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
     ],
 )
 def test_killed_and_started_again(scene: Scene, moment: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Killed twice between handler and commit, or dead letter and commit: sent = handled + dead-lettered."""
-    scene.killed(moment, 3, 7)
+    """Killed between handler and commit, or dead letter and commit, at night twice: nothing is lost."""
+    scene.killed(moment, *((3, 7) if is_nightly() else (3,)))
     last = scene.victim()
     wait_until(lambda: scene.is_done() and scene.settled(), lambda: last.poll() is None)
     ends(last)
@@ -195,6 +196,8 @@ def test_killed_in_a_transaction(
     name = f"{scene.stage.group}.letters"
     # one call of confluent's consume reads all records, so that there is one transaction with letters
     kills = (1, 2, 2) if client not in CONFLUENT else (1, 1, 1) if moment == "written" else (1,)
+    if not is_nightly():
+        kills = kills[-1:]
     scene.killed(moment, *kills, transactional=name)
     last = scene.victim(transactional=name)
     wait_until(scene.settled)
@@ -210,7 +213,8 @@ def test_killed_in_a_transaction(
 @pytest.mark.parametrize("client", [*CONFLUENT, "aiokafka", "pika"])
 def test_stands_still_beyond_its_session(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     """A process that stands still beyond its session, while another goes on, loses and condemns nothing."""
-    first = scene.victim(work=0.1)
+    # So slow that it has not handled everything when it is stopped, however busy this machine is.
+    first = scene.victim(work=0.5)
     wait_until(lambda: scene.seen().total() > 2)
     first.send_signal(signal.SIGSTOP)
     before = scene.seen().total()

@@ -13,11 +13,9 @@ import pika
 import pytest
 from pika.exceptions import AMQPError
 
-from integration.benchmarks.client import pika as pika_bench
-from integration.benchmarks.client.contenders import Effort
 from integration.pika_world import HEARTBEAT, World
 from integration.services import RabbitMQ
-from mqauth import Verified, cli
+from mqauth import Verified
 from mqauth.brokers import pika as leaf
 from mqauth.testing.stage_kafka import wait_until
 from mqauth.wire.message import Message
@@ -170,21 +168,3 @@ def test_audit_queue(world: World) -> None:
     _, _, body = channel.basic_get(sink.name, auto_ack=True)
     channel.queue_delete(sink.name)
     assert json.loads(body)["reason"] == "token_missing"
-
-
-def test_demo(rabbitmq: RabbitMQ, capsys: pytest.CaptureFixture[str]) -> None:
-    """The demo runs on this client: every attack is dead-lettered, and nothing is lost."""
-    assert cli.main(["demo", "--json", "--broker", rabbitmq.url.replace("amqp", "pika", 1)]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["broker"], told["lost"]) == ("pika", 0)
-
-
-def test_bench(rabbitmq: RabbitMQ) -> None:
-    """The benchmark has the bare client and ours, with a token for each message and in batches, and none fails."""
-    effort = Effort(rounds=1, publish=64, consume=64, paced=4, paced_rounds=1)
-    with pika_bench.Connections(rabbitmq.url) as connections:
-        found = pika_bench.measure(connections, effort)
-    assert {name: rounds.failed for name, rounds in found.comparisons.items() if rounds.failed} == {}
-    assert [*found.comparisons["consume"].measured] == ["bare", "message", "batch", "carried"]
-    assert list(found.added) == ["bare", "message", "batch", "carried"]
-    assert found.added["bare"] == 0

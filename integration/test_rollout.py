@@ -17,6 +17,7 @@ import pytest
 
 from integration.every_client import KAFKA, RABBITMQ
 from integration.rollout_world import SIGNS, SILENT, STRIPPED, Ladder, LiveQueue, LiveTopic, Run, Shifted
+from integration.scale import nightly
 from integration.services import Kafka, RabbitMQ
 from mqauth import Unverified
 from mqauth.errors import RetryLater
@@ -24,10 +25,10 @@ from mqauth.testing.forge import Forge
 from mqauth.testing.stage import wait_until
 
 BELIEVES = "message_interceptors.incoming.set_header_timestamp.overwrite = false"
-BACKLOG = 400
-EACH = 20
+BACKLOG = nightly(400, otherwise=80)
+EACH = nightly(20, otherwise=8)
 """Messages that each of the four producers publishes on each rung."""
-AT_OFF = 80
+AT_OFF = nightly(80, otherwise=32)
 MINUTES = ("judging.observing", "brokers.queue.consumer", "integrations.faststream_middleware")
 """Where it is said how often a rollout tells what it has seen."""
 Climb = Callable[..., Ladder]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -25,8 +25,10 @@ from tests.kit.delivery_contract import LogPlay
 
 pytestmark = pytest.mark.slow
 
-STORM: Final = nightly(60, otherwise=20)
-"""Seconds for which members join and leave."""
+ROUNDS: Final = nightly(100, otherwise=12)
+"""How often a member joins or leaves."""
+PAUSE: Final = 0.5
+"""Seconds between two rounds, in which the group may come to rest, or not."""
 MEMBERS: Final = 4
 ASSIGNORS: Final = ("range", "cooperative-sticky")
 
@@ -70,16 +72,15 @@ def test_storm(kafka: Kafka, name: str, tmp_path: Path, capsys: pytest.CaptureFi
         play.watch_commits()
         bodies: list[bytes] = []
         play.start()
-        joined, over = 1, threading.Event()
-        threading.Timer(STORM, over.set).start()
-        while not over.is_set():
+        joined = 1
+        for _ in range(ROUNDS):
             bodies += play.send(20)
             if len(play.members) < MEMBERS:
                 play.start()
                 joined += 1
             else:
                 play.members.pop(0).close()
-            over.wait(0.5)
+            time.sleep(PAUSE)
         play.wait(lambda: len(play.handled) >= len(bodies) and play.all_committed(), 3 * PATIENCE)
         left.pop_all()
         for member in play.members:
@@ -140,18 +141,17 @@ async def test_storm_of_faststream(
 ) -> None:
     """While four members join and leave nothing is lost or condemned, and each partition keeps its order."""
     stage = KafkaStage(kafka.url, partitions=4)
-    loop, sent = asyncio.get_running_loop(), 0
+    sent = 0
     with AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
         storm = Storm(package, stage, audit)
-        over = loop.time() + STORM
-        while loop.time() < over:
+        for _ in range(ROUNDS):
             await asyncio.to_thread(storm.send, range(sent, sent + 20))
             sent += 20
             if len(storm.members) < MEMBERS:
                 await storm.join()
             else:
                 await storm.members.pop(0).stop()
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(PAUSE)
         await asyncio.to_thread(wait_until, lambda: len({order for order, *_ in storm.handled}) == sent)
         for member in storm.members:
             await member.stop()

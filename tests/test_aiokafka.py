@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import confluent_kafka
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, OffsetResetStrategy, PartitionRecords
 from aiokafka.errors import (
     CommitFailedError,
@@ -20,11 +18,8 @@ from aiokafka.errors import (
     GroupLoadInProgressError,
     IllegalStateError,
     KafkaConnectionError,
-    KafkaTimeoutError,
-    MessageSizeTooLargeError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
-    ProducerFenced,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
 )
@@ -35,16 +30,14 @@ from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import OffsetAndMetadata
 
-from mqauth import MemoryReplayStore, Pipeline, Verdict, Verified
+from mqauth import MemoryReplayStore, Pipeline, Verified
 from mqauth.brokers import aiokafka
 from mqauth.brokers.aiokafka import client as aiokafka_client
 from mqauth.brokers.aiokafka import consumer as offsets
 from mqauth.brokers.aiokafka import membership
-from mqauth.brokers.aiokafka.client import carries, lacking
-from mqauth.brokers.aiokafka.confirmed import DeadLetters
+from mqauth.brokers.aiokafka.client import lacking
 from mqauth.brokers.aiokafka.consumer import Poller
 from mqauth.brokers.aiokafka.membership import Membership
-from mqauth.brokers.aiokafka.producer import Replies
 from mqauth.brokers.log import event_loop
 from mqauth.brokers.log.event_loop import breathing
 from mqauth.brokers.log.poison import step_over
@@ -52,81 +45,17 @@ from mqauth.delivery.assignment import COMMIT_RETRY, Assignment
 from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Partition
 from mqauth.delivery.start import Committed, Start
-from mqauth.errors import ConfigurationError, MalformedMessage, Reason, Rejection, RetryLater, Unavailable
+from mqauth.errors import ConfigurationError
 from mqauth.flow import arun
-from mqauth.letters.dead_letter import DeadLetter
 from mqauth.testing import FakeClock, Forge
-from mqauth.wire.message import TOKEN_HEADER, Message, Origin
 from tests.conftest import KAFKA
+from tests.log_leaves import AioClient as Client
+from tests.log_leaves import Sink, letter
+from tests.log_leaves import aiokafka_record as record
 
 SAFE: dict[str, Any] = {"group_id": "billing", "enable_auto_commit": False, "auto_offset_reset": "earliest"}
 PLACE, OTHER = TopicPartition("orders", 0), TopicPartition("orders", 1)
 METADATA = "mqauth partitions=2"
-
-
-class Client(AIOKafkaProducer):
-    """An ``AIOKafkaProducer`` that keeps what it is given; its outcomes are the test's."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**({"enable_idempotence": True} | settings))
-        self._closed = True  # nobody warns that it was not stopped
-        self.sent: list[dict[str, Any]] = []
-        self.outcomes: list[Any] = []
-        self.calls: list[str] = []
-        self.open: list[asyncio.Future[Any]] = []
-        self.deaf = False
-
-    async def send(self, topic: Any, value: Any = None, key: Any = None, **record: Any) -> Any:
-        """Keep a record; an outcome that is raised at once stands in a list."""
-        outcome = self.outcomes.pop(0) if self.outcomes else None
-        if isinstance(outcome, list):
-            raise outcome[0]
-        self.sent.append({"topic": topic, "value": value, "key": key, **record})
-        future = asyncio.get_running_loop().create_future()
-        if self.deaf:
-            self.open.append(future)
-        elif outcome is None:
-            future.set_result("metadata")
-        else:
-            future.set_exception(outcome)
-        return future
-
-    async def partitions_for(self, topic: Any) -> Any:
-        """Know every topic but one."""
-        if topic == "unknown":
-            raise UnknownTopicOrPartitionError
-        return {0}
-
-    async def flush(self) -> None:
-        self.calls.append("flush")
-
-    async def stop(self) -> None:
-        self.calls.append("stop")
-
-    async def begin_transaction(self) -> None:
-        self.calls.append("begin")
-
-    async def commit_transaction(self) -> None:
-        self.calls.append("commit")
-
-    async def abort_transaction(self) -> None:
-        self.calls.append("abort")
-
-
-class Sink:
-    """A sink that is never reached, or keeps the audit records it is given."""
-
-    name = "dead"
-
-    def __init__(self) -> None:
-        self.records: list[Any] = []
-
-    def write(self, record: Any, /) -> None:
-        """Take an audit record."""
-        self.records.append(record)
-
-    def publish(self, letter: Any, /) -> None:
-        """Take a letter."""
 
 
 @pytest.fixture
@@ -147,12 +76,6 @@ def guard(forge: Forge) -> Pipeline:
 async def client() -> Client:
     """A producer's client."""
     return Client()
-
-
-@pytest.fixture
-async def letters() -> Client:
-    """A client for dead letters."""
-    return Client(acks="all", enable_idempotence=False)
 
 
 def started(*topics: str, **settings: Any) -> Any:
@@ -216,149 +139,10 @@ async def test_a_client_that_cannot_be_left_hides_no_error(
     assert not consumer.health().consuming
 
 
-async def test_other_clients_refused(guard: Pipeline, forge: Forge) -> None:
-    """A client of another library is refused by name."""
-    for wrong in (confluent_kafka.Producer({"log_level": 0}), object()):
-        name: Any = type(wrong).__name__
-        with pytest.raises(ConfigurationError, match=f"aiokafka.AIOKafkaConsumer is needed, not .*{name}"):
-            aiokafka.Consumer(wrong, guard, print, dead_letters=Sink())  # type: ignore[arg-type]
-        for make in (lambda: aiokafka.Producer(wrong, forge.signer()), lambda: DeadLetters(wrong, "dead")):  # type: ignore[arg-type]  # noqa: B023
-            with pytest.raises(ConfigurationError, match=f"aiokafka.AIOKafkaProducer is needed, not .*{name}"):
-                make()
-
-
-@pytest.mark.parametrize("settings", [{}, {"acks": 1}, {"acks": 0}, {"acks": "all", "enable_idempotence": True}])
-async def test_unconfirmed_refused(settings: dict[str, Any]) -> None:
-    """Letters and audit records go by no client that confirms less than all, or fails for good at a refusal."""
-    client = Client(**({"enable_idempotence": False} | settings))
-    for make in (aiokafka.DeadLetters, aiokafka.AuditTopic):
-        with pytest.raises(ConfigurationError, match="confirms need an AIOKafkaProducer"):
-            make(client, "dead")
-
-
-async def test_settings_refused(forge: Forge, guard: Pipeline, client: Client, letters: Client) -> None:
-    """Settings that can do nothing, and a client with serializers, are refused."""
-    with pytest.raises(ConfigurationError):
-        aiokafka.Producer(client, forge.signer(), batch=0)
-    with pytest.raises(ConfigurationError, match="value_serializer"):
-        aiokafka.Producer(Client(value_serializer=str.encode), forge.signer())
-    for topic, timeout in (("", 1.0), ("dead", 0.0)):
-        with pytest.raises(ConfigurationError):
-            aiokafka.DeadLetters(letters, topic, timeout)
-    for wrong in ({"workers": 0}, {"grace": -1}, {"on_poison": "look away"}, {"commit_interval": 0}):
-        with pytest.raises(ConfigurationError):
-            aiokafka.Consumer(started("orders"), guard, print, dead_letters=Sink(), **wrong)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("idempotent", [False, True])
-async def test_retries(idempotent: bool, forge: Forge, caplog: pytest.LogCaptureFixture) -> None:
-    """Who lets the client's own retries make second copies is told; it is aiokafka's default."""
-    aiokafka.Producer(Client(enable_idempotence=idempotent), forge.signer())
-    assert bool(caplog.records) is not idempotent
-
-
 # Records
 
 
-def record(**parts: Any) -> ConsumerRecord[Any, Any]:
-    """Return a record."""
-    wanted: dict[str, Any] = {
-        "topic": "orders", "partition": 0, "offset": 7, "timestamp": 99, "timestamp_type": 0, "key": b"k",
-        "value": b"x", "checksum": None, "serialized_key_size": 1, "serialized_value_size": 1, "headers": (),
-    }  # fmt: skip
-    return ConsumerRecord(**(wanted | parts))
-
-
-async def test_fields() -> None:
-    """Every field of a record is its message's."""
-    native = record(headers=(("a", b"1"), ("a", None)), timestamp_type=1)
-    message = aiokafka.from_native(native, scope="billing", log=aiokafka.Log("cluster"))
-    origin = Origin(
-        topic="orders", partition=0, offset=7, timestamp_ms=99, timestamp_type="append", scope="billing",
-        cluster="cluster",
-    )  # fmt: skip
-    assert (message.destination, message.body, message.key, message.headers) == (
-        KAFKA, b"x", b"k", (("a", b"1"), ("a", None)),
-    )  # fmt: skip
-    assert (message.origin, message.malformed) == (origin, None)
-    assert message.native is native
-
-
-async def test_no_fields() -> None:
-    """A record without headers, key, body or timestamp is one all the same; what has no fields is malformed."""
-    message = aiokafka.from_native(record(key=None, value=None, timestamp=-1), scope="billing")
-    assert (message.body, message.key, message.headers, message.malformed) == (None, None, (), None)
-    assert message.origin.timestamp_ms is None
-    bare = ConsumerRecord.__new__(ConsumerRecord)
-    assert aiokafka.from_native(bare, scope="billing").malformed == "the record cannot be read"
-
-
-@pytest.mark.parametrize(("value", "sent"), [(b"1", True), (None, False), ("text", False)])
-def test_carries(value: Any, sent: bool) -> None:
-    """A letter has a header as a header only where the client sends it unchanged."""
-    assert carries("a", value) is sent
-
-
-async def test_judge(guard: Pipeline, forge: Forge) -> None:
-    """A verdict for who polls by himself: accepted, confirmed, and a copy elsewhere is rejected."""
-    signed = forge.signer().sign(Message(destination=KAFKA, body=b"x", key=b"k"))
-    headers = tuple(signed.headers)
-    judgement = await aiokafka.judge(guard, record(headers=headers), scope="billing")
-    assert judgement.verdict is Verdict.ACCEPTED
-    assert (await judgement.release()).verdict is Verdict.DEFERRED
-    assert (await judgement.again()).verdict is Verdict.ACCEPTED
-    assert (await judgement.confirm()).verdict is Verdict.ACCEPTED
-    copy = await aiokafka.judge(guard, record(headers=headers, offset=8), scope="billing")
-    assert copy.reason is Reason.REPLAYED
-    assert (await copy.dead_letter(Sink())).verdict is Verdict.REJECTED
-    with pytest.raises(ConfigurationError, match=r"an aiokafka\.ConsumerRecord is needed"):
-        await aiokafka.judge(guard, object(), scope="g")
-
-
 # The producer
-
-
-@pytest.mark.parametrize("batch", [1, 8])
-async def test_send(batch: int, client: Client, forge: Forge) -> None:
-    """The client is given what was signed, the token last, and the rest as it was said."""
-    producer = aiokafka.Producer(client, forge.signer(), batch=batch)
-    headers = [("a", b"1")]
-    first = await producer.send("orders", b"x", b"k", 3, 5, headers)
-    second = await producer.send("orders", b"y")
-    await producer.flush()
-    assert [await first, await second] == ["metadata", "metadata"]
-    one, two = client.sent
-    assert (one["topic"], one["value"], one["key"], one["partition"], one["timestamp_ms"]) == (
-        "orders", b"x", b"k", 3, 5,
-    )  # fmt: skip
-    assert [name for name, _ in one["headers"]] == ["a", TOKEN_HEADER]
-    assert (two["partition"], two["timestamp_ms"]) == (None, None)
-    assert headers == [("a", b"1")]
-    verifier, keys, now = forge.verifier(), forge.keys, forge.clock.now()
-    for sent in client.sent:
-        message = Message(
-            destination=KAFKA, body=sent["value"], key=sent["key"], headers=tuple(sent["headers"]),
-        )  # fmt: skip
-        assert verifier.verify(message, verifier.open(message), keys, now).issuer
-
-
-async def test_serializer(client: Client, forge: Forge) -> None:
-    """What ``value_serializer`` makes is signed; bytes and tombstones pass, and other values are refused."""
-    producer = aiokafka.Producer(client, forge.signer(), value_serializer=str.encode)
-    for value in ("text", b"bytes", None):
-        await producer.send_and_wait("orders", value, key=b"k")
-    assert [sent["value"] for sent in client.sent] == [b"text", b"bytes", None]
-    with pytest.raises(MalformedMessage):
-        await aiokafka.Producer(client, forge.signer()).send("orders", "text")
-
-
-async def test_fatal(client: Client, forge: Forge) -> None:
-    """A client whose sending task has ended is named, and nothing more is given to it."""
-    producer = aiokafka.Producer(client, forge.signer())
-    client._message_accumulator._exception = ProducerFenced()
-    with pytest.raises(aiokafka.ProducerFatalError, match="ProducerFenced"):
-        await producer.send("orders", b"x")
-    assert client.sent == []
 
 
 async def test_batch_in_order(client: Client, forge: Forge) -> None:
@@ -404,37 +188,6 @@ async def test_lingers(client: Client, forge: Forge) -> None:
     assert [sent["value"] for sent in client.sent] == [b"0", b"1"]
 
 
-async def test_batch_fails_alone(client: Client, forge: Forge) -> None:
-    """What the client refuses of a batch, at once or later, fails its own future; the others go on."""
-    producer = aiokafka.Producer(client, forge.signer(), batch=4, linger=10)
-    client.deaf = True
-    await producer.send("orders", b"first")
-    client.deaf = False
-    client.outcomes = [[MessageSizeTooLargeError()], KafkaTimeoutError(), None]
-    futures = [await producer.send("orders", b"%d" % number) for number in range(3)]
-    await producer.flush()
-    found = await asyncio.gather(*futures, return_exceptions=True)
-    assert [type(each).__name__ for each in found] == ["MessageSizeTooLargeError", "KafkaTimeoutError", "str"]
-
-
-async def test_batch_without_key(client: Client, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Records of a batch that cannot be sealed fail, and are never sent."""
-    signer = forge.signer()
-    producer = aiokafka.Producer(client, signer, batch=4, linger=10)
-    client.deaf = True
-    await producer.send("orders", b"0")
-    future = await producer.send("orders", b"1")
-
-    def no_key(_signer: Any, _prepared: Any) -> Any:
-        raise ConfigurationError("there is no key")
-
-    monkeypatch.setattr(type(signer), "tokens", no_key)
-    await producer.flush()
-    with pytest.raises(ConfigurationError, match="no key"):
-        await future
-    assert [sent["value"] for sent in client.sent] == [b"0"]
-
-
 async def test_unknown_topic_alone(client: Client, forge: Forge) -> None:
     """A topic that does not exist is its sender's affair: no batch waits for it."""
     producer = aiokafka.Producer(client, forge.signer(), batch=4, linger=10)
@@ -459,190 +212,20 @@ async def test_sender_cancelled(client: Client, forge: Forge) -> None:
     assert await waiting == "metadata"
 
 
-async def test_stopped(client: Client, forge: Forge) -> None:
-    """Stopping sends what waits and stops the client; a batch takes nothing more."""
-    async with aiokafka.Producer(client, forge.signer(), batch=4, linger=10) as producer:
-        client.deaf = True
-        await producer.send("orders", b"0")
-        await producer.send("orders", b"1")
-    assert [sent["value"] for sent in client.sent] == [b"0", b"1"]
-    assert client.calls == ["stop"]
-    with pytest.raises(ConfigurationError, match="closed"):
-        await producer.send("orders", b"2")
-
-
-async def test_transactions(forge: Forge) -> None:
-    """What waits is part of its transaction; one that lacks a record is not committed, an unknown one refused."""
-    client = Client(transactional_id="t")
-    producer = aiokafka.Producer(client, forge.signer(), batch=4, linger=10)
-    with pytest.raises(ConfigurationError, match="begin and end transactions by the producer"):
-        await producer.send("orders", b"0")
-    await producer.begin_transaction()
-    await producer.send("orders", b"0")
-    await producer.send("orders", b"1")
-    await producer.commit_transaction()
-    assert [sent["value"] for sent in client.sent] == [b"0", b"1"]
-    await producer.begin_transaction()
-    client.outcomes = [[MessageSizeTooLargeError()]]
-    future = await producer.send("orders", b"2")
-    with pytest.raises(MessageSizeTooLargeError):
-        await producer.commit_transaction()
-    await producer.abort_transaction()
-    assert client.calls == ["begin", "commit", "begin", "abort"]
-    assert isinstance(future.exception(), MessageSizeTooLargeError)
-
-
 # Dead letters, answers
-
-
-def letter(body: bytes = b"x") -> DeadLetter:
-    """Return a letter."""
-    source = Message(destination=KAFKA, body=body, key=b"k", origin=Origin(topic="orders", partition=0, offset=3))
-    rejection = Rejection(Reason.TOKEN_MISSING, "token missing")
-    return DeadLetter(message=source, rejection=rejection, scope="billing", time=1.9e9, audit="record-1")
-
-
-async def test_letter_unconfirmed(letters: Client) -> None:
-    """A letter without an answer is not one yet; it is waited for again, and not sent twice."""
-    sink = aiokafka.DeadLetters(letters, "dead", 0.01)
-    letters.deaf = True
-    once = letter()
-    for _ in range(2):
-        with pytest.raises(Unavailable, match="TimeoutError"):
-            await sink.publish(once)
-    letters.open[0].set_result(None)
-    await sink.publish(once)
-    assert [(sent["topic"], sent["value"], sent["key"]) for sent in letters.sent] == [("dead", b"x", b"k")]
-
-
-@pytest.mark.parametrize("at_once", [False, True], ids=["by the broker", "by the client"])
-async def test_letter_too_large(at_once: bool, letters: Client) -> None:
-    """A form that is too large for the client or the broker makes room for a smaller one."""
-    error = MessageSizeTooLargeError()
-    letters.outcomes = [[error] if at_once else error]
-    await aiokafka.DeadLetters(letters, "dead").publish(letter(b"x" * 1000))
-    assert len(letters.sent[-1]["value"] or b"") != 1000
-
-
-@pytest.mark.parametrize(
-    "error", [TopicAuthorizationFailedError("dead"), KafkaTimeoutError()], ids=["not", "late"]
-)
-async def test_letter_refused(error: Exception, letters: Client) -> None:
-    """A letter that is refused, or lost, is named so and sent anew."""
-    letters.outcomes = [error]
-    sink = aiokafka.DeadLetters(letters, "dead")
-    with pytest.raises(Unavailable, match=type(error).__name__):
-        await sink.publish(letter())
-    await sink.publish(letter())
-    assert len(letters.sent) == 2
-
-
-@pytest.mark.parametrize(
-    ("outcome", "raised"),
-    [
-        (None, None), ([KafkaConnectionError()], RetryLater), (KafkaTimeoutError(), RetryLater),
-        ([UnknownTopicOrPartitionError()], UnknownTopicOrPartitionError),
-        (MessageSizeTooLargeError(), MessageSizeTooLargeError),
-    ],
-    ids=str,
-)  # fmt: skip
-async def test_answers(outcome: Any, raised: Any, client: Client, forge: Forge) -> None:
-    """An answer waits for its ack: out of reach it defers the handler, and one that is refused fails it."""
-    request: Any = SimpleNamespace(properties={"reply-to": "answers", "correlation-id": "7"})
-    client.outcomes = [outcome]
-    answering = Replies(aiokafka.Producer(client, forge.signer()))(request, b"yes")
-    if raised is None:
-        assert await answering == "metadata"
-        assert dict(client.sent[0]["headers"])["correlation-id"] == b"7"
-    else:
-        with pytest.raises(raised):
-            await answering
 
 
 # Transactional letters
 
 
-class Transactional(Client):
-    """A client that can do transactions, and notes what it is asked."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(transactional_id="a", **settings)
-
-    async def start(self) -> None:
-        self.calls.append("start")
-
-    async def send_offsets_to_transaction(self, offsets: Any, group_id: Any) -> None:
-        self.calls.append(f"{group_id} {[each.topic for each in offsets]}")
-
-
-async def test_transaction() -> None:
-    """A transaction has its letters and then its offsets; a client that failed is thrown away, and made anew."""
-    clients = [Transactional(transaction_timeout_ms=5000), Transactional()]
-    first, second = clients
-    sink = aiokafka.TransactionalDeadLetters(lambda: clients.pop(0), "dead", 1)  # type: ignore[arg-type, return-value]
-    content: Any = ([letter()], {PLACE: 4}, Membership("billing", 3, "me"))
-
-    def once() -> None:
-        sink.prepare()
-        sink.write(*content)
-        sink.commit()
-        sink.discard()
-        sink.prepare()
-
-    await asyncio.to_thread(once)
-    await sink.closed()
-    assert first.calls == ["start", "begin", "billing ['orders']", "commit", "stop"]
-    assert (sink.longest, [sent["topic"] for sent in first.sent], second.calls) == (5, ["dead"], ["start"])
-
-
-async def test_transaction_too_large() -> None:
-    """Where all letters of a request fail for the largest of them, that one alone is made smaller."""
-    client = Transactional()
-    sink = aiokafka.TransactionalDeadLetters(lambda: client, "dead", 1)  # type: ignore[arg-type, return-value]
-    client.outcomes = [MessageSizeTooLargeError(), MessageSizeTooLargeError()]
-    content: Any = ([letter(), letter(b"x" * 5000)], {PLACE: 4}, "billing")
-    with pytest.raises(MessageSizeTooLargeError):
-        await asyncio.to_thread(sink.write, *content)
-    await asyncio.to_thread(sink.write, *content)
-    assert [len(sent["value"]) == 5000 for sent in client.sent] == [False, True, False, False]
-    assert client.sent[2]["value"] == b"x"
-
-
 async def test_transaction_unanswered() -> None:
     """A call that is not answered in time ends the attempt, and not the thread."""
-    client = Transactional()
+    client = Client(transactional_id="a")
     sink = aiokafka.TransactionalDeadLetters(lambda: client, "dead", 0.01)  # type: ignore[arg-type, return-value]
     client.deaf = True
     content: Any = ([letter()], {PLACE: 4}, "billing")
     with pytest.raises(TimeoutError):
         await asyncio.to_thread(sink.write, *content)
-
-
-@pytest.mark.parametrize(
-    ("error", "first", "fenced"),
-    [
-        (ProducerFenced(), None, True),
-        (KafkaTimeoutError(), ProducerFenced(), True),
-        (KafkaTimeoutError(), None, False),
-    ],
-)
-async def test_fenced(error: Exception, first: Any, fenced: bool) -> None:
-    """What another producer with the same transactional id does is told from an outage."""
-    client = Transactional()
-    sink = aiokafka.TransactionalDeadLetters(lambda: client, "dead")  # type: ignore[arg-type, return-value]
-    client._message_accumulator._exception = first
-    assert sink.fenced(error) is fenced
-
-
-async def test_transactions_refused(client: Client, guard: Pipeline) -> None:
-    """No transactional id, a consumer that reads open transactions, a letter without its offset: refused."""
-    with pytest.raises(ConfigurationError, match="transactional_id"):
-        aiokafka.TransactionalDeadLetters(lambda: client, "dead")  # type: ignore[arg-type, return-value]
-    sink = aiokafka.TransactionalDeadLetters(Transactional, "dead")  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match="read_committed"):
-        aiokafka.Consumer(started("orders"), guard, print, dead_letters=sink)
-    with pytest.raises(ConfigurationError, match="mqauth's Consumer"):
-        sink.publish(letter())
 
 
 def test_repairs_are_needed() -> None:
@@ -654,7 +237,7 @@ def test_repairs_are_needed() -> None:
 @pytest.mark.parametrize(("code", "error"), [(0, None), (22, CommitFailedError), (25, CommitFailedError)])
 async def test_former_member(code: int, error: Any) -> None:
     """Offsets go with the member's generation; where the broker does not know it the transaction fails."""
-    producer: Any = Transactional()
+    producer: Any = Client(transactional_id="a")
     state, asked = producer._txn_manager, []
     membership.fence(producer)
 
@@ -1187,11 +770,3 @@ def test_private_parts() -> None:
     """The private attributes of aiokafka that are looked at are looked at in one module."""
     names = {name for name in vars(aiokafka_client) if not name.startswith("_")}
     assert {"generation_of", "listen", "cluster_of", "read_before"} <= names
-
-
-async def test_debug_says_no_body(client: Client, forge: Forge, caplog: pytest.LogCaptureFixture) -> None:
-    """Neither token nor body is in what is logged at debug level."""
-    caplog.set_level(logging.DEBUG)
-    await aiokafka.Producer(client, forge.signer(), batch=2).send_and_wait("orders", b"a very secret body")
-    assert "secret" not in caplog.text
-    assert "eyJ" not in caplog.text

@@ -20,7 +20,7 @@ from mqauth.testing.signing_contract import accepted
 from mqauth.wire.envelope import token_of
 from mqauth.wire.jws import LocalSigningKey
 from mqauth.wire.message import Message
-from tests.test_aiokafka import Client
+from tests.log_leaves import AioClient as Client
 
 PLACE = "rabbitmq:/orders"
 FORGE = Forge()

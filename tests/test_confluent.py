@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,93 +19,27 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from mqauth import MemoryReplayStore, Pipeline, Verdict
+from mqauth import MemoryReplayStore, Pipeline
 from mqauth.brokers import confluent
 from mqauth.brokers.confluent import producer as producing
-from mqauth.brokers.confluent.client import COMES_AGAIN, carries, check_consumer, membership_of
-from mqauth.brokers.confluent.confirmed import TooLargeError
+from mqauth.brokers.confluent.client import COMES_AGAIN, check_consumer, membership_of
 from mqauth.brokers.confluent.poller import KEPT, Poller
 from mqauth.brokers.confluent.positions import Place, left_out, reset_of
 from mqauth.brokers.confluent.producer import Replies
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.delivery.assignment import COMMIT_RETRY, Assignment
-from mqauth.delivery.start import Committed
-from mqauth.errors import ConfigurationError, MalformedMessage, Reason, Rejection, RetryLater, Unavailable
-from mqauth.letters.dead_letter import DeadLetter
+from mqauth.errors import ConfigurationError, MalformedMessage, RetryLater
 from mqauth.testing import FakeClock, Forge
-from mqauth.wire.message import TOKEN_HEADER, Message, Origin
 from tests.conftest import KAFKA
+from tests.log_leaves import IDEMPOTENT, QUIET, Sink
+from tests.log_leaves import ConfluentClient as Client
+from tests.log_leaves import confluent_record as record
+from tests.log_leaves import kafka_error as failing
 
-QUIET = {"log_level": 0}
 SAFE: dict[str, Any] = {"group.id": "billing", "enable.auto.offset.store": False, **QUIET}
-IDEMPOTENT = {"enable.idempotence": True}
 PLACE = TopicPartition("orders", 0)
 WHERE = Place("orders", 0)
 METADATA = "mqauth partitions=2"
-
-
-class Client(confluent_kafka.Producer):
-    """A ``confluent_kafka.Producer`` that keeps what it is given, and reports it when it is polled."""
-
-    def __init__(self) -> None:
-        super().__init__(QUIET)
-        self.sent: list[dict[str, Any]] = []
-        self.waiting: list[Callable[[], None]] = []
-        self.outcomes: list[Any] = []
-        self.calls: list[Any] = []
-        self.deaf = False
-
-    def __len__(self) -> int:
-        return len(self.waiting)
-
-    def produce(self, topic: str, value: Any = None, **record: Any) -> None:  # type: ignore[override]
-        outcome = self.outcomes.pop(0) if self.outcomes else None
-        if isinstance(outcome, Exception):
-            raise outcome
-        self.sent.append({"topic": topic, "value": value, **record})
-        told = record.get("on_delivery") or (lambda *_: None)
-        self.waiting.append(lambda: told(outcome, confluent_kafka.Message(topic=topic, value=value)))
-
-    def poll(self, timeout: float = -1) -> int:
-        waiting, self.waiting = ([], self.waiting) if self.deaf else (self.waiting, [])
-        for report in waiting:
-            report()
-        return len(waiting)
-
-    def flush(self, timeout: float = -1) -> int:
-        self.calls.append(("flush", timeout))
-        self.poll()
-        return len(self)
-
-    def close(self) -> bool:
-        self.calls.append("close")
-        return True
-
-    def begin_transaction(self) -> None:
-        self.calls.append("begin")
-
-    def commit_transaction(self, timeout: float = -1) -> None:
-        self.calls.append("commit")
-
-    def abort_transaction(self, timeout: float = -1) -> None:
-        self.calls.append("abort")
-
-
-class Sink:
-    """A sink that is never reached."""
-
-    name = "dead"
-
-    def write(self, record: Any, /) -> None:
-        """Take an audit record."""
-
-    def publish(self, letter: Any, /) -> None:
-        """Take a letter."""
-
-
-def failing(code: int) -> KafkaException:
-    """Return what the client raises."""
-    return KafkaException(KafkaError(code))
 
 
 @pytest.fixture
@@ -183,51 +115,6 @@ def test_other_clients_refused(guard: Pipeline, forge: Forge) -> None:
             confluent.DeadLetters(wrong, "dead", config={})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "config",
-    [{"acks": 1}, {"acks": "0"}, {"request.required.acks": 1}, {"request_required_acks": 1},
-     {"default.topic.config": {"acks": 1}}, {"transactional.id": "t"}, {"transactional_id": "t"}],
-    ids=str,
-)  # fmt: skip
-def test_unconfirmed_refused(config: dict[str, Any], client: Client) -> None:
-    """Dead letters and audit records are not given to a producer that confirms less than all, or nothing yet."""
-    with pytest.raises(ConfigurationError, match="confirms need a Producer"):
-        confluent.DeadLetters(client, "dead", config=config)
-    with pytest.raises(ConfigurationError, match="confirms need a Producer"):
-        confluent.AuditTopic(client, "audit", config=config)
-
-
-@pytest.mark.parametrize("config", [{}, {"acks": "all"}, {"acks": -1}, {"request.required.acks": "-1"}], ids=str)
-def test_confirmed_taken(config: dict[str, Any], client: Client) -> None:
-    """What every replica confirms is taken; it is librdkafka's default."""
-    assert confluent.DeadLetters(client, "dead", config=config).name == "dead"
-
-
-def test_settings_refused(client: Client, forge: Forge, guard: Pipeline) -> None:
-    """Settings that can do nothing, and a missing ``config``, are refused."""
-    for wrong in ({"batch": 0}, {"batch": 8, "max_in_flight": 4}, {"config": None}):
-        with pytest.raises(ConfigurationError):
-            confluent.Producer(client, forge.signer(), **({"config": {}} | wrong))  # type: ignore[arg-type]
-    for topic, timeout in (("", 1.0), ("dead", 0.0)):
-        with pytest.raises(ConfigurationError):
-            confluent.DeadLetters(client, topic, timeout, config={})
-    consumer = confluent_kafka.Consumer(SAFE)
-    for topics in ("orders", []):
-        with pytest.raises(ConfigurationError, match="topics"):
-            confluent.Consumer(consumer, guard, print, config=SAFE, topics=topics, dead_letters=Sink())
-
-
-@pytest.mark.parametrize(
-    ("config", "warned"), [({}, True), (IDEMPOTENT, False), ({"enable_idempotence": "true"}, False)], ids=str
-)
-def test_retries(
-    config: dict[str, Any], warned: bool, client: Client, forge: Forge, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Who lets the client's own retries make second copies is told; librdkafka's default does."""
-    confluent.Producer(client, forge.signer(), config=config)
-    assert bool(caplog.records) is warned
-
-
 def test_membership() -> None:
     """A client tells its group and generation in librdkafka's own encoding; another one is refused."""
     assert membership_of(confluent_kafka.Consumer(SAFE)) == ("billing", -1)
@@ -250,35 +137,6 @@ def test_codes() -> None:
 # Records
 
 
-def record(**parts: Any) -> confluent_kafka.Message:
-    """Return a record."""
-    wanted = {"topic": "orders", "partition": 1, "offset": 7, "key": b"k", "value": b"x", "timestamp": (1, 99)}
-    return confluent_kafka.Message(**(wanted | parts))
-
-
-def test_fields() -> None:
-    """Every field of a record is its message's."""
-    native = record(headers=[("a", b"1"), ("a", None)], timestamp=(2, 99))
-    message = confluent.from_native(native, scope="billing", log=confluent.Log("cluster"))
-    origin = Origin(
-        topic="orders", partition=1, offset=7, timestamp_ms=99, timestamp_type="append", scope="billing",
-        cluster="cluster",
-    )  # fmt: skip
-    assert (message.destination, message.body, message.key, message.headers) == (
-        KAFKA, b"x", b"k", (("a", b"1"), ("a", None)),
-    )  # fmt: skip
-    assert message.origin == origin
-    assert message.native is native
-    assert message.malformed is None
-
-
-def test_no_fields() -> None:
-    """A record without headers, key, body or timestamp is one all the same."""
-    message = confluent.from_native(record(key=None, value=None, timestamp=(0, -1)), scope="billing")
-    assert (message.body, message.key, message.headers, message.malformed) == (None, None, (), None)
-    assert message.origin.timestamp_ms is None
-
-
 class Broken(confluent_kafka.Message):
     """A record whose headers cannot be read, and which counts how often they are asked for."""
 
@@ -299,16 +157,6 @@ def test_unreadable_headers() -> None:
     assert confluent_kafka.Message.headers(native) == []
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "sent"),
-    [("a", b"1", True), ("a\0b", b"1", False), ("a\ud800", b"1", False), ("a", None, False)],
-    ids=ascii,
-)
-def test_carries(name: str, value: Any, sent: bool) -> None:
-    """A letter has a header as a header only where the client sends it unchanged."""
-    assert carries(name, value) is sent
-
-
 def test_other_records_refused(guard: Pipeline) -> None:
     """A record of another client is refused, and so is an error in place of a record."""
     other: Any = aiokafka.ConsumerRecord
@@ -320,49 +168,12 @@ def test_other_records_refused(guard: Pipeline) -> None:
         confluent.judge(guard, end, scope="g")
 
 
-def test_judge(guard: Pipeline, forge: Forge) -> None:
-    """A verdict for who polls by himself: accepted, confirmed, and a copy elsewhere is rejected."""
-    signed = forge.signer().sign(Message(destination=KAFKA, body=b"x", key=b"k"))
-    headers = list(signed.headers)
-    judgement = confluent.judge(guard, record(headers=headers), scope="billing")
-    assert judgement.verdict is Verdict.ACCEPTED
-    assert judgement.confirm().verdict is Verdict.ACCEPTED
-    copy = confluent.judge(guard, record(headers=headers, offset=8), scope="billing")
-    assert copy.reason is Reason.REPLAYED
-    assert confluent.judge(guard, record(), scope="billing").reason is Reason.TOKEN_MISSING
-
-
 # The producer
 
 
 def told(into: list[Any]) -> Callable[[Any, Any], None]:
     """Return a callback that notes what it is told."""
     return lambda error, message: into.append((error and error.name(), message.topic()))
-
-
-@pytest.mark.parametrize("batch", [1, 8])
-def test_produce(batch: int, client: Client, forge: Forge) -> None:
-    """The client is given what was signed, the token last, and the rest as it was said."""
-    reports: list[Any] = []
-    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT, batch=batch)
-    headers = [("a", b"1")]
-    producer.produce("orders", b"x", b"k", 3, timestamp=5, headers=headers, on_delivery=told(reports))
-    producer.produce("orders", b"y", callback=told(reports))
-    assert producer.flush(2) == 0
-    first, second = client.sent
-    assert (first["topic"], first["value"], first["key"], first["partition"], first["timestamp"]) == (
-        "orders", b"x", b"k", 3, 5,
-    )  # fmt: skip
-    assert [name for name, _ in first["headers"]] == ["a", TOKEN_HEADER]
-    assert (second["partition"], second["timestamp"]) == (-1, 0)
-    assert headers == [("a", b"1")]
-    assert reports == [(None, "orders"), (None, "orders")]
-    verifier, keys, now = forge.verifier(), forge.keys, forge.clock.now()
-    for sent in client.sent:
-        message = Message(
-            destination=KAFKA, body=sent["value"], key=sent["key"], headers=tuple(sent["headers"]),
-        )  # fmt: skip
-        assert verifier.verify(message, verifier.open(message), keys, now).issuer
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800"], ids=ascii)
@@ -372,16 +183,6 @@ def test_deadly_names(name: str, client: Client, forge: Forge) -> None:
     with pytest.raises(MalformedMessage):
         producer.produce("orders", b"x", headers=[(name, b"1")])
     assert client.sent == []
-
-
-def test_serializer(client: Client, forge: Forge) -> None:
-    """What ``value_serializer`` makes is signed; bytes and tombstones pass, and other values are refused."""
-    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT, value_serializer=str.encode)
-    for value in ("text", b"bytes", None):
-        producer.produce("orders", value, b"k")
-    assert [sent["value"] for sent in client.sent] == [b"text", b"bytes", None]
-    with pytest.raises(MalformedMessage):
-        confluent.Producer(client, forge.signer(), config=IDEMPOTENT).produce("orders", "text")
 
 
 def test_waits_for_room(client: Client, forge: Forge) -> None:
@@ -458,200 +259,7 @@ def test_report_while_room_is_made(client: Client, forge: Forge) -> None:
     assert len(refused) == 1
 
 
-def test_fatal(client: Client, forge: Forge) -> None:
-    """A client that has failed for good is named, and nothing more is given to it."""
-    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT)
-    client.outcomes = [failing(KafkaError._FATAL)]
-    for _ in range(2):
-        with pytest.raises(confluent.ProducerFatalError, match="_FATAL"):
-            producer.produce("orders", b"x")
-    assert client.sent == []
-
-
-def test_refused_record(client: Client, forge: Forge) -> None:
-    """What the client refuses of one record says nothing about the next."""
-    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT)
-    client.outcomes = [failing(KafkaError.MSG_SIZE_TOO_LARGE)]
-    with pytest.raises(KafkaException):
-        producer.produce("orders", b"x")
-    producer.produce("orders", b"y")
-    assert len(client.sent) == 1
-
-
-def test_batch_reports_failures(client: Client, forge: Forge, caplog: pytest.LogCaptureFixture) -> None:
-    """A record of a batch that the client refuses is reported as the client reports, and logged; others go on."""
-    reports: list[Any] = []
-    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT, batch=4, linger=10)
-    producer.produce("orders", b"0")
-    client.outcomes = [None, failing(KafkaError.MSG_SIZE_TOO_LARGE)]
-    for number in range(3):
-        producer.produce("orders", b"%d" % number, on_delivery=told(reports))
-    producer.flush()
-    assert sorted(reports, key=str) == [("MSG_SIZE_TOO_LARGE", "orders"), (None, "orders"), (None, "orders")]
-    assert "a record to orders was not sent: KafkaException" in caplog.text
-
-
-def test_batch_without_key(client: Client, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Records of a batch that cannot be sealed are reported, and never sent."""
-    signer = forge.signer()
-    producer = confluent.Producer(client, signer, config=IDEMPOTENT, batch=4, linger=10)
-    producer.produce("orders", b"0")
-    reports: list[Any] = []
-    producer.produce("orders", b"1", on_delivery=told(reports))
-
-    def failing_seal(_prepared: Any) -> Any:
-        raise ConfigurationError("there is no key")
-
-    monkeypatch.setattr(type(signer), "tokens", lambda _signer, prepared: failing_seal(prepared))
-    producer.flush()
-    assert reports == [("_FAIL", "orders")]
-    assert [sent["value"] for sent in client.sent] == [b"0"]
-
-
-def test_closed(client: Client, forge: Forge) -> None:
-    """Closing sends what waits, flushes and closes the client; a batch takes nothing more."""
-    with confluent.Producer(client, forge.signer(), config=IDEMPOTENT, batch=4, linger=10) as producer:
-        producer.produce("orders", b"0")
-        producer.produce("orders", b"1")
-    assert [sent["value"] for sent in client.sent] == [b"0", b"1"]
-    assert client.calls == [("flush", -1), "close"]
-    with pytest.raises(ConfigurationError, match="closed"):
-        producer.produce("orders", b"2")
-
-
-def test_transactions(client: Client, forge: Forge) -> None:
-    """What waits is part of its transaction; one that lacks a record is not committed, an unknown one refused."""
-    config = {"transactional.id": "t"}
-    producer = confluent.Producer(client, forge.signer(), config=config, batch=4, linger=10)
-    with pytest.raises(ConfigurationError, match="begin and end transactions by the producer"):
-        producer.produce("orders", b"0")
-    producer.begin_transaction()
-    producer.produce("orders", b"0")
-    producer.produce("orders", b"1")
-    producer.commit_transaction()
-    assert [sent["value"] for sent in client.sent] == [b"0", b"1"]
-    producer.begin_transaction()
-    client.outcomes = [failing(KafkaError.MSG_SIZE_TOO_LARGE)]
-    producer.produce("orders", b"2")
-    with pytest.raises(KafkaException):
-        producer.commit_transaction()
-    producer.abort_transaction()
-    assert client.calls == ["begin", "commit", "begin", "abort"]
-
-
 # Dead letters, audit, answers
-
-
-def letter(body: bytes = b"x") -> DeadLetter:
-    """Return a letter."""
-    source = Message(destination=KAFKA, body=body, key=b"k", origin=Origin(topic="orders", partition=0, offset=3))
-    rejection = Rejection(Reason.TOKEN_MISSING, "token missing")
-    return DeadLetter(message=source, rejection=rejection, scope="billing", time=1.9e9, audit="record-1")
-
-
-def test_letter(client: Client) -> None:
-    """A letter is confirmed by its report alone."""
-    sink = confluent.DeadLetters(client, "dead", config={})
-    sink.publish(letter())
-    (sent,) = client.sent
-    assert (sent["topic"], sent["value"], sent["key"]) == ("dead", b"x", b"k")
-
-
-def test_letter_unconfirmed(client: Client) -> None:
-    """A letter without a report is not one yet; it is waited for again, and not sent twice."""
-    sink = confluent.DeadLetters(client, "dead", 0.01, config={})
-    client.deaf = True
-    once = letter()
-    for _ in range(2):
-        with pytest.raises(Unavailable, match="_TIMED_OUT"):
-            sink.publish(once)
-    client.deaf = False
-    sink.publish(once)
-    assert len(client.sent) == 1
-
-
-@pytest.mark.parametrize("raised", [False, True], ids=["by the broker", "by the client"])
-def test_letter_too_large(raised: bool, client: Client) -> None:
-    """A form that is too large for the client or the broker makes room for a smaller one."""
-    error = failing(KafkaError.MSG_SIZE_TOO_LARGE)
-    client.outcomes = [error if raised else error.args[0]]
-    sink = confluent.DeadLetters(client, "dead", config={})
-    sink.publish(letter(b"x" * 1000))
-    assert len(client.sent[-1]["value"] or b"") != 1000
-
-
-@pytest.mark.parametrize("code", [KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError._MSG_TIMED_OUT])
-def test_letter_refused(code: int, client: Client) -> None:
-    """A letter that is refused, or lost, is named so and sent anew."""
-    client.outcomes = [KafkaError(code)]
-    sink = confluent.DeadLetters(client, "dead", config={})
-    with pytest.raises(Unavailable, match=KafkaError(code).name()):
-        sink.publish(letter())
-    sink.publish(letter())
-    assert len(client.sent) == 2
-
-
-class Transactional(Client):
-    """A client that can do transactions, and notes what it is asked."""
-
-    def init_transactions(self, timeout: float = -1) -> None:
-        self.calls.append("init")
-
-    def send_offsets_to_transaction(self, positions: Any, group_metadata: Any, timeout: float = -1) -> None:
-        self.calls.append([(each.topic, each.offset, each.metadata) for each in positions])
-
-    def purge(self, in_queue: bool = True, in_flight: bool = True, blocking: bool = True) -> None:
-        self.calls.append("purge")
-        raise SystemError("fenced")
-
-
-def transactional(client: Client, **config: Any) -> confluent.TransactionalDeadLetters:
-    """Return a sink."""
-    return confluent.TransactionalDeadLetters(lambda: client, "dead", 1, config={"transactional.id": "a"} | config)
-
-
-def test_transaction() -> None:
-    """A transaction has its letters and then its offsets; a client that failed is thrown away."""
-    client = Transactional()
-    sink = transactional(client, **{"transaction.timeout.ms": 5000})
-    content: Any = ([letter()], {WHERE: Committed(4, METADATA)}, "member")
-    sink.prepare()
-    sink.write(*content)
-    sink.commit()
-    sink.discard()
-    assert client.calls == ["init", "begin", [("orders", 4, METADATA)], "commit", "purge"]
-    assert (sink.client, sink.longest, [sent["topic"] for sent in client.sent]) == (None, 5, ["dead"])
-
-
-def test_transaction_too_large() -> None:
-    """Where all letters of a request fail for the largest of them, that one alone is made smaller."""
-    client = Transactional()
-    sink = transactional(client)
-    large = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
-    client.outcomes = [large, large]
-    content: Any = ([letter(), letter(b"x" * 5000)], {WHERE: Committed(4, METADATA)}, None)
-    for attempt in range(2):
-        with pytest.raises(TooLargeError) if not attempt else nullcontext():
-            sink.write(*content)
-    assert [len(sent["value"]) == 5000 for sent in client.sent] == [False, True, False, False]
-    assert client.sent[2]["value"] == b"x"
-
-
-@pytest.mark.parametrize(
-    ("code", "fenced"),
-    [(KafkaError._FENCED, True), (KafkaError.PRODUCER_FENCED, True), (KafkaError._TIMED_OUT, False)],
-)
-def test_fenced(code: int, fenced: bool) -> None:
-    """What another producer with the same transactional id does is told from an outage."""
-    assert transactional(Transactional()).fenced(failing(code)) is fenced
-
-
-def test_transactions_refused(client: Client) -> None:
-    """A client without a transactional id is refused, and a letter without its offset."""
-    with pytest.raises(ConfigurationError, match=r"transactional\.id"):
-        transactional(client, **{"transactional.id": ""})
-    with pytest.raises(ConfigurationError, match="commits the offsets"):
-        transactional(client).publish(letter())
 
 
 def test_membership_for_transactions(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -820,7 +428,7 @@ def desk() -> Desk:
 def test_poison(code: int, desk: Desk) -> None:
     """What cannot be parsed ends the run by name; nothing read beside it is begun."""
     desk.client.batches = [[record(partition=0, offset=1), record(error=KafkaError(code), offset=2)]]
-    with pytest.raises(confluent.PoisonRecordError, match="orders-1: the batch at offset 2"):
+    with pytest.raises(confluent.PoisonRecordError, match="orders-0: the batch at offset 2"):
         desk.poller.poll(joins=False)
     assert desk.known() == []
 
@@ -1146,14 +754,6 @@ def test_closed_listens_no_more(desk: Desk) -> None:
     desk.client.on_lost(desk.client, [PLACE])
     desk.client.on_assign(desk.client, [PLACE])
     assert (desk.settled, desk.client.asked) == (0, [])
-
-
-def test_debug_says_no_body(client: Client, forge: Forge, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing that is logged holds a token or a body."""
-    caplog.set_level(logging.DEBUG)
-    confluent.Producer(client, forge.signer(), config={}).produce("orders", b"secret body")
-    assert "secret" not in caplog.text
-    assert "eyJ" not in caplog.text
 
 
 # Where partitions begin, and what is out of range

@@ -25,7 +25,8 @@ from mqauth.errors import ConfigurationError
 from mqauth.testing import Forge
 from mqauth.wire.message import Message, Origin
 from tests.conftest import KAFKA
-from tests.test_confluent import SAFE, Partition, Sink
+from tests.log_leaves import Sink
+from tests.test_confluent import SAFE, Partition
 
 WHERE = Place("orders", 0)
 

@@ -13,8 +13,9 @@ import pytest
 
 from mqauth.errors import Cause, ConfigurationError
 from mqauth.testing import FakeClock, Forge
+from tests.log_leaves import KafkaFuture as Future
 from tests.test_kafka_consumer import ONE, ZERO, Bench, Client, Record
-from tests.test_kafka_producer import Future, letter
+from tests.test_kafka_producer import letter
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)

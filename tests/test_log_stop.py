@@ -23,7 +23,7 @@ from mqauth.testing.stage import wait_until
 from mqauth.wire.message import Message
 from tests.confluent_broker import SETTINGS, FakeAIOConsumer, FakeConsumer, FakeProducer
 from tests.log_broker import Broker
-from tests.test_confluent import Sink
+from tests.log_leaves import Sink
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The user's view type-checks under mypy --strict, with py.typed, and the mistakes in it do not."""
+"""The user's view type-checks with the package, under mypy --strict: ``tests/test_lint.py`` runs it on both."""
 
 from __future__ import annotations
 
@@ -6,31 +6,18 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 NEWCOMER = ROOT / "tests" / "typing_newcomer.py"
 
 
-def test_the_users_view_type_checks() -> None:
-    """typing_api.py is clean in strict mode; its ignores are needed, since an unused one is an error."""
-    # In a process of its own: mypy raises the recursion limit of the one it runs in, which other tests depend on.
-    ran = subprocess.run(
-        [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "--strict",
-         "--cache-dir", str(ROOT / ".mypy_cache"), str(ROOT / "tests" / "typing_api.py")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-
-
-def test_a_newcomers_code_type_checks_under_mypy() -> None:
-    """typing_newcomer.py needs neither a cast nor an ignore under ``mypy --strict``."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "--strict",
-         "--cache-dir", str(ROOT / ".mypy_cache"), str(NEWCOMER)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+def test_the_users_view_is_type_checked() -> None:
+    """mypy checks typing_api.py and a newcomer's code, strictly; an ignore that is not needed is an error."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["mypy"]
+    assert {"tests/typing_api.py", "tests/typing_newcomer.py"} <= set(settings["files"])
+    assert settings["strict"] is True
 
 
 def test_a_newcomers_code_type_checks_under_pyright(tmp_path: Path) -> None:

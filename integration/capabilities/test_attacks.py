@@ -10,17 +10,29 @@ from typing import Any
 import pytest
 
 from integration.every_client import CLIENTS, Running, Wiring
+from integration.scale import is_nightly
 from mqauth import AuditFile, MemoryReplayStore, Pipeline, Verifier
-from mqauth.testing.attacks import AttackSuite, Probe
+from mqauth.testing.attacks import AttackSuite, ConsumerFactory, Probe
+from mqauth.testing.batchforge import BatchForge
+from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
 
 pytestmark = pytest.mark.slow
 
 
+KINDS = [(False, Forge), (True, BatchForge), *([(False, BatchForge), (True, Forge)] if is_nightly() else [])]
+"""A cold consumer and single tokens, a warm one and batches; the other two pairs at night."""
+
+
 @pytest.mark.parametrize("client", CLIENTS)
 class TestEveryClient(AttackSuite):
     """A consumer with clients of its own."""
+
+    @pytest.mark.parametrize(("warm", "form"), KINDS)
+    def test_attacks(self, probe: Probe, make_consumer: ConsumerFactory, warm: bool) -> None:
+        """Every attack is rejected with its reason, honest messages between them are handled, and nothing else."""
+        super().test_attacks(probe, make_consumer, warm)
 
     @pytest.fixture
     def target(self, client: str, request: pytest.FixtureRequest) -> Iterator[Any]:

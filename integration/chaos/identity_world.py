@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from integration.chaos.count import Count, Letter, Sent, count
 from integration.chaos.identity_authority import DOMAIN, LIFETIME, Authority, subject_of
 from integration.chaos.kafka_scene import until
+from integration.scale import nightly
 from mqauth import JWKS, Allow, Pipeline, TrustDomain, Unavailable, Verifier
 from mqauth.delivery.health import Health, State
 from mqauth.errors import Cause, Reason
@@ -23,10 +24,10 @@ from mqauth.signer import Signer
 from mqauth.testing.forge import AUDIENCE
 from mqauth.wire.workload import WorkloadKey
 
-TOTAL = 10_000
+TOTAL = nightly(10_000, otherwise=1_000)
 """Honest messages, at least."""
 OUTAGE = 3 * LIFETIME
-BURST = 20
+BURST = nightly(20, otherwise=2)
 PAUSE = 0.5
 """Seconds between two bursts of a producer."""
 TOKEN = 4

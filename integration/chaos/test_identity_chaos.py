@@ -1,7 +1,7 @@
 """The row of identities in the chaos table, on a real RabbitMQ and a real Kafka, with an authority that is killed.
 
 Identities live 20 s here, so that an outage of three lifetimes takes a minute; in the nightly form 60 s, and three
-minutes. About 10,000 honest messages go through the wrapped producers meanwhile.
+minutes. A thousand honest messages, at night 10,000, go through the wrapped producers meanwhile.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from integration.chaos.rabbitmq_world import (
     unreachable,
 )
 from integration.keyserver import KeyServer
-from integration.scale import nightly
+from integration.scale import is_nightly, nightly
 from integration.services import RabbitMQ, Redis
 from integration.victim import Moment, Orders
 from integration.wire import Wire
@@ -44,7 +44,11 @@ Report = Callable[[Count], None]
 LEASE = 2
 WITHIN = 120
 STEP = 300.0
-FLOOD = nightly(10_000, otherwise=1_000)
+FLOOD = nightly(10_000, otherwise=500)
+KILLS = (3, 7) if is_nightly() else (3,)
+"""The times that a moment comes for at which a process is killed."""
+EACH = len(KILLS)
+"""One message a kill: that in flight."""
 DISKS: list[Callable[[Path], AbstractContextManager[Disk]]] = [quota, *([small_disk] if may_mount() else [])]
 
 
@@ -65,19 +69,19 @@ def orders(row: Scene, redis: Redis, **settings: Any) -> Orders:
 @pytest.mark.parametrize(
     ("moment", "between", "again"),
     [
-        pytest.param("handler", "handler and confirm", (2, 0), id="handler"),
+        pytest.param("handler", "handler and confirm", (EACH, 0), id="handler"),
         pytest.param("confirm", "confirm and ack", (0, 0), id="confirm"),
         pytest.param("audit", "audit and dead letter", (0, 0), id="audit"),
-        pytest.param("letter", "dead letter and settle", (0, 2), id="letter"),
+        pytest.param("letter", "dead letter and settle", (0, EACH), id="letter"),
     ],
 )
 async def test_consumer_killed(
     row: Scene, own_redis: Redis, report: Report, *, moment: Moment, between: str, again: tuple[int, int]
 ) -> None:
-    """Killed twice at this moment: nothing is lost, and only the one message in flight may come twice."""
+    """Killed at this moment nothing is lost, and only the one message in flight may come twice."""
     await row.send(40)
     await row.forge_some(20)
-    for after in (3, 7):
+    for after in KILLS:
         victim = await orders(row, own_redis, moment=moment, after=after, at_once=1).aprocess()
         assert await asyncio.wait_for(victim.wait(), WITHIN) == -signal.SIGKILL
     survivor = await orders(row, own_redis).aprocess()
@@ -87,7 +91,7 @@ async def test_consumer_killed(
     assert (found.handled_again, found.letters_again) == again
     chain = verify_chain(row.folder / "audit.jsonl")
     assert chain.intact
-    assert chain.records == len(row.forged) + 2 * (moment in ("audit", "letter"))
+    assert chain.records == len(row.forged) + EACH * (moment in ("audit", "letter"))
 
 
 async def test_consumers_race_on_copies(row: Scene, own_redis: Redis, report: Report) -> None:

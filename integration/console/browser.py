@@ -16,6 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
+from integration.scale import is_nightly
 from integration.services.machine import install
 
 _AXE: Any = importlib.import_module("axe_core_python.selenium")  # untyped
@@ -23,6 +24,7 @@ _STALE: Final = (StaleElementReferenceException, NoSuchElementException)
 PATIENCE: Final = 60.0
 WIDE: Final = (1280, 900)
 PHONE: Final = (390, 844)
+LOOKS: Final = [("light", WIDE), ("dark", PHONE), *([("light", PHONE), ("dark", WIDE)] if is_nightly() else [])]
 _FLAGS: Final = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-dev-shm-usage", "--disable-component-update",
@@ -85,18 +87,21 @@ class Browser:
         return str(self.driver.find_element(By.TAG_NAME, "main").text)
 
     def look(self, name: str) -> None:
-        """Take pictures of the whole page, light and dark, wide and on a phone; refuse any accessibility fault."""
-        for scheme in ("light", "dark"):
-            for size, label in ((WIDE, ""), (PHONE, "-390")):
-                self._set(scheme, size)
-                self._picture(self.pictures / f"{name}-{scheme}{label}.png")
-                faults = _AXE.Axe().run(self.driver)["violations"]
-                told = [(fault["id"], [node["html"][:120] for node in fault["nodes"][:2]]) for fault in faults]
-                assert not told, f"{name}, {scheme}{label}: {told}"
-                overflow = self.driver.execute_script(
-                    "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-                )
-                assert overflow <= 0, f"{name}{label}: the page is {overflow} pixels too wide"
+        """Take pictures of the whole page, light and dark, wide and on a phone; refuse any accessibility fault.
+
+        By day each colour and each size has one picture, at night each pair of them.
+        """
+        for scheme, size in LOOKS:
+            label = "" if size == WIDE else "-390"
+            self._set(scheme, size)
+            self._picture(self.pictures / f"{name}-{scheme}{label}.png")
+            faults = _AXE.Axe().run(self.driver)["violations"]
+            told = [(fault["id"], [node["html"][:120] for node in fault["nodes"][:2]]) for fault in faults]
+            assert not told, f"{name}, {scheme}{label}: {told}"
+            overflow = self.driver.execute_script(
+                "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            )
+            assert overflow <= 0, f"{name}{label}: the page is {overflow} pixels too wide"
         self._set("light", WIDE)
 
     def _picture(self, path: Path) -> None:

@@ -12,7 +12,7 @@ from integration.services import Kafka
 from mqauth.clock import Backoff
 from mqauth.keystore.remote import rules as jwks_rules
 
-MESSAGES = nightly(10_000, otherwise=2_000)
+MESSAGES = nightly(10_000, otherwise=600)
 BOUNDS = Bounds(publish_delay=0.5, max_hold=2, backoff=Backoff(first=0.2, longest=1))
 MEMORY = 24.0  # MiB; of 100,000 messages it is none
 

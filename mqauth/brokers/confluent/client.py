@@ -56,12 +56,13 @@ class Membership(NamedTuple):
     generation: int
 
 
-def check_consumer(client: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
+def check_consumer(client: Any, config: Mapping[str, Any], transactional: bool = False) -> Mapping[str, Any]:
     """Refuse a consumer that commits by itself, or deserializes before verification; return its settings.
 
     Args:
         client: the consumer.
         config: the settings it was made with.
+        transactional: whether its letters are committed in one transaction with its offsets.
 
     Raises:
         ConfigurationError: it does, it is of another kind, or the settings are not its own.
@@ -75,11 +76,12 @@ def check_consumer(client: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
         raise ConfigurationError(
             'set "enable.auto.offset.store" to False: offsets are committed when records are settled'
         ) from error
-    settings = _dotted(config)
-    require(
-        settings.get("group.id") == membership_of(client).group,
-        "config must be the mapping that the Consumer was made with: its group.id is another one",
-    )
+    settings, group = _dotted(config), membership_of(client).group
+    another = "config must be the mapping that the Consumer was made with: its group.id is another one"
+    require(settings.get("group.id") == group, another)
+    # It would read a committed offset of a transaction that is still open (KIP-447).
+    open_too = 'transactional dead letters need "isolation.level": "read_committed" in the consumer'
+    require(not transactional or settings.get("isolation.level") in (None, "read_committed"), open_too)
     return settings
 
 

@@ -77,7 +77,7 @@ class Consumer(LogConsumer):
         replies: Producer | None = None,
         **options: Unpack[LogOptions[V]],
     ) -> None:
-        settings = check_consumer(client, config)
+        settings = check_consumer(client, config, isinstance(dead_letters, TransactionalLetters))
         answer = None if replies is None else Replies(replies)
         super().__init__(guard, handler, dead_letters, answer=answer, session=SESSION, **options)
         poller = Poller(client, self._assignment, settings, replies=answer)
@@ -131,10 +131,10 @@ class AIOConsumer(AsyncLogConsumer):
         from confluent_kafka.aio import AIOConsumer as Client
 
         require(isinstance(client, Client), f"an AIOConsumer is needed, not {type(client).__name__}")
-        settings = check_consumer(client._consumer, config)
+        transactional = isinstance(dead_letters, TransactionalLetters)
+        settings = check_consumer(client._consumer, config, transactional)
         answer = None if replies is None else AIOReplies(replies)
-        if not isinstance(dead_letters, TransactionalLetters):
-            dead_letters = letters_on_thread(dead_letters)
+        dead_letters = dead_letters if transactional else letters_on_thread(dead_letters)
         super().__init__(guard, handler, dead_letters, answer=answer, session=SESSION, **options)
         self.attach(poller := AIOPoller(client._consumer, self._assignment, settings, replies=answer))
         loop = asyncio.get_running_loop()
