@@ -187,8 +187,7 @@ class Telemetry:
         for issuer, until in verifier.ends.items():
             # The day itself still counts, as it does for ``days_left``.
             over = datetime.combine(until + timedelta(days=1), time(), UTC).timestamp()
-            left = partial(lambda over: over - self._now(), over)
-            self._gauges[ISSUER_ENDS].append(({"issuer": issuer}, left))
+            self._gauges[ISSUER_ENDS].append(({"issuer": issuer}, partial(lambda end: end - self._now(), over)))
 
     def watch_identity(self, health: Callable[[], Any]) -> None:
         """Measure how long a producer's identity still lasts, with the label ``subject``.
