@@ -190,7 +190,11 @@ def _excused(scenario: Scenario, first: Handling, second: Handling) -> bool:
     world, settings = scenario.world, scenario.settings
     if not settings.shared and first.process != second.process:
         return True
-    acked = [when for when, process in world.ledger.acks[first.label] if process == first.process]
+    # The ack of a copy that came after it was handled is none of its own.
+    own = {number for when, process, number in world.ledger.deliveries[first.label]
+           if process == first.process and when <= first.begun}  # fmt: skip
+    acked = [when for when, process, number in world.ledger.acks[first.label]
+             if process == first.process and number in own]  # fmt: skip
     died = world.ledger.deaths.get(first.process)
     if died is not None and died <= second.begun and not any(when <= died for when in acked):
         return True

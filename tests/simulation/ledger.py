@@ -44,6 +44,10 @@ class Handling:
     cleaning: bool = False
 
 
+Event = tuple[float, str, int]
+"""When, which process, and the number of the very message in its queue: a copy has another one."""
+
+
 @dataclass(slots=True)
 class Claim:
     """A claim that was made at the store and neither confirmed nor released."""
@@ -61,7 +65,8 @@ class Ledger:
     forged: list[tuple[str, Label]] = field(default_factory=list)
     copies: defaultdict[Label, int] = field(default_factory=lambda: defaultdict(int))
     handlings: defaultdict[Label, list[Handling]] = field(default_factory=lambda: defaultdict(list))
-    acks: defaultdict[Label, list[tuple[float, str]]] = field(default_factory=lambda: defaultdict(list))
+    deliveries: defaultdict[Label, list[Event]] = field(default_factory=lambda: defaultdict(list))
+    acks: defaultdict[Label, list[Event]] = field(default_factory=lambda: defaultdict(list))
     losses: defaultdict[Label, list[tuple[float, str]]] = field(default_factory=lambda: defaultdict(list))
     """When a process lost the channel of an unacked delivery."""
     over_limit: list[Label] = field(default_factory=list)

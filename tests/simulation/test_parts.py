@@ -17,7 +17,7 @@ from tests.simulation.clock import Agenda
 from tests.simulation.determinism import OrderedSet
 from tests.simulation.faults import Fault, Plan
 from tests.simulation.invariants import INVARIANTS
-from tests.simulation.ledger import Handling, Ledger
+from tests.simulation.ledger import Event, Handling, Ledger
 from tests.simulation.outages import Outages
 from tests.simulation.runner import Play, Result
 from tests.simulation.scenario import rejected_body
@@ -206,18 +206,38 @@ def test_handled_again_after_an_outage(
 
 
 @pytest.mark.parametrize(
+    ("number", "at", "died", "allowed"),
+    [(1, 11.0, 12.0, False), (2, 11.0, 12.0, True), (1, 13.0, 12.0, True), (1, 13.0, 50.0, False)],
+    ids=["acked", "the ack of a copy", "died before its ack", "died after it came again"],
+)
+def test_handled_again_after_a_death(number: int, at: float, died: float, allowed: bool) -> None:
+    """Handled by consumer1 and again: only where that process died first, and the message itself was not acked."""
+    ledger = Ledger()
+    ledger.deliveries[b"a"] = [(8.0, "consumer1#1", 1), (10.5, "consumer1#1", 2)]
+    ledger.acks[b"a"], ledger.deaths["consumer1#1"] = [(at, "consumer1#1", number)], died
+    for process, begun in (("consumer1#1", 9.0), ("consumer2#1", 40.0)):
+        ledger.handlings[b"a"].append(Handling(b"a", process, begun, begun + 1.0))
+    processes = {process: SimpleNamespace(pauses=[]) for process in ("consumer1#1", "consumer2#1")}
+    scenario: Any = SimpleNamespace(
+        settings=SimpleNamespace(shared=True, lease=15.0),
+        world=SimpleNamespace(ledger=ledger, outages=Outages(), everyone=processes),
+    )
+    assert (not list(INVARIANTS["handled once"](scenario))) is allowed
+
+
+@pytest.mark.parametrize(
     ("dead", "reasons", "acks", "lifetime", "allowed"),
     [
-        ("consumer1#1", ["expired"], [(300.0, "consumer1#2")], 120, True),
-        ("consumer1#2", ["expired"], [(300.0, "consumer1#2")], 120, False),
-        ("consumer1#1", ["replayed"], [(300.0, "consumer1#2")], 120, False),
-        ("consumer1#1", ["expired"], [(11.0, "consumer1#1"), (300.0, "consumer1#2")], 120, False),
-        ("consumer1#1", ["expired"], [(300.0, "consumer1#2")], 3600, False),
+        ("consumer1#1", ["expired"], [(300.0, "consumer1#2", 1)], 120, True),
+        ("consumer1#2", ["expired"], [(300.0, "consumer1#2", 1)], 120, False),
+        ("consumer1#1", ["replayed"], [(300.0, "consumer1#2", 1)], 120, False),
+        ("consumer1#1", ["expired"], [(11.0, "consumer1#1", 1), (300.0, "consumer1#2", 1)], 120, False),
+        ("consumer1#1", ["expired"], [(300.0, "consumer1#2", 1)], 3600, False),
     ],
     ids=["died", "another died", "another reason", "acked", "a long life"],
 )
 def test_expired_after_a_death(
-    dead: str, reasons: list[str], acks: list[tuple[float, str]], lifetime: int, allowed: bool
+    dead: str, reasons: list[str], acks: list[Event], lifetime: int, allowed: bool
 ) -> None:
     """Handled by consumer1 and then expired: only where that process died and the broker never had its ack."""
     ledger = Ledger()

@@ -83,15 +83,14 @@ class World:
 
     def delivered(self, channel: Channel, consumer: Subscription, message: Stored, tag: int) -> None:
         """Note that a message was sent to a consumer."""
-        again = f" again ({message.returned})" if message.returned else ""
-        self.note(
-            "broker", f"{consumer.queue.name} -> {channel.connection.process} #{tag}{again} {message.body!r}"
-        )
+        process, again = channel.connection.process, f" again ({message.returned})" if message.returned else ""
+        self.ledger.deliveries[message.body].append((self.agenda.now, process, message.number))
+        self.note("broker", f"{consumer.queue.name} -> {process} #{tag}{again} {message.body!r}")
 
     def acked(self, channel: Channel, message: Stored) -> None:
         """Note that a message was acked."""
         process = channel.connection.process
-        self.ledger.acks[message.body].append((self.agenda.now, process))
+        self.ledger.acks[message.body].append((self.agenda.now, process, message.number))
         self.note("broker", f"ack of {process} {message.body!r}")
 
     def lost(self, channel: Channel, message: Stored) -> None:
