@@ -19,6 +19,7 @@ from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaExceptio
 from mqauth.brokers.dead_letters import LOOK
 from mqauth.brokers.judge import AsyncJudgement, Judgement, ajudged, judged
 from mqauth.brokers.log.records import NO_LOG, Log, PoisonRecordError, RecordPlace, unreadable
+from mqauth.brokers.log.transaction import TransactionalLetters
 from mqauth.errors import ConfigurationError, require
 from mqauth.judging.pipeline import Pipeline
 from mqauth.logs import emit
@@ -83,16 +84,25 @@ def check_consumer(client: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
     return settings
 
 
-def check_isolation(settings: Mapping[str, Any]) -> None:
-    """Refuse the settings of a consumer that reads a committed offset of a transaction that is still open (KIP-447).
+def check_isolation(settings: Mapping[str, Any], dead_letters: Any) -> Mapping[str, Any]:
+    """Refuse transactional letters for a consumer that reads a committed offset of an open transaction (KIP-447).
+
+    Args:
+        settings: of the consumer, with names in dots.
+        dead_letters: the sink it is given.
+
+    Returns:
+        The settings.
 
     Raises:
-        ConfigurationError: they are such.
+        ConfigurationError: its isolation level is another one than librdkafka's default.
     """
     require(
-        settings.get("isolation.level", "read_committed") == "read_committed",
+        not isinstance(dead_letters, TransactionalLetters)
+        or settings.get("isolation.level", "read_committed") == "read_committed",
         'transactional dead letters need "isolation.level": "read_committed" in the consumer',
     )
+    return settings
 
 
 def check_producer(client: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:

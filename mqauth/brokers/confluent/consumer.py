@@ -78,9 +78,7 @@ class Consumer(LogConsumer):
         replies: Producer | None = None,
         **options: Unpack[LogOptions],
     ) -> None:
-        settings = check_consumer(client, config)
-        if isinstance(dead_letters, TransactionalLetters):
-            check_isolation(settings)
+        settings = check_isolation(check_consumer(client, config), dead_letters)
         answer = None if replies is None else Replies(replies)
         super().__init__(guard, handler, dead_letters, answer=answer, session=SESSION, **options)
         poller = Poller(client, self._assignment, settings, replies=answer)
@@ -134,9 +132,7 @@ class AIOConsumer(AsyncLogConsumer):
         from confluent_kafka.aio import AIOConsumer as Client
 
         require(isinstance(client, Client), f"an AIOConsumer is needed, not {type(client).__name__}")
-        settings = check_consumer(client._consumer, config)
-        if isinstance(dead_letters, TransactionalLetters):
-            check_isolation(settings)
+        settings = check_isolation(check_consumer(client._consumer, config), dead_letters)
         answer = None if replies is None else AIOReplies(replies)
         if not isinstance(dead_letters, TransactionalLetters):
             dead_letters = letters_on_thread(dead_letters)
