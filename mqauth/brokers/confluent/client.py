@@ -137,8 +137,7 @@ def membership_of(client: Any) -> Membership:
     """
     encoded = bytes(client.consumer_group_metadata())
     begin = len(_METADATA) + 4
-    if not encoded.startswith(_METADATA):
-        raise ConfigurationError(f"the group's metadata must begin with {_METADATA!r}, not {encoded[:7]!r}")
+    require(encoded.startswith(_METADATA), f"the group's metadata begins with {encoded[:7]!r}, not {_METADATA!r}")
     generation = int.from_bytes(encoded[len(_METADATA) : begin], sys.byteorder, signed=True)
     return Membership(encoded[begin:].partition(b"\0")[0].decode("utf-8"), generation)
 
@@ -162,9 +161,11 @@ def _dotted(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _check_kind(client: Any, kind: type, refused: type) -> None:
-    if isinstance(client, refused) or not isinstance(client, kind):
-        name = f"{type(client).__module__}.{type(client).__name__}"
-        raise ConfigurationError(f"a confluent_kafka.{kind.__name__} is needed, not {name}")
+    name = f"{type(client).__module__}.{type(client).__name__}"
+    require(
+        isinstance(client, kind) and not isinstance(client, refused),
+        f"a confluent_kafka.{kind.__name__} is needed, not {name}",
+    )
 
 
 def has_topic(client: Any, topic: str) -> bool:
@@ -194,10 +195,9 @@ def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
     Raises:
         ConfigurationError: the record is of another client.
     """
-    kind = type(record)
     require(
         isinstance(record, confluent_kafka.Message),
-        f"a confluent_kafka.Message is needed, not {kind.__module__}.{kind.__name__}",
+        f"a confluent_kafka.Message is needed, not {type(record).__module__}.{type(record).__name__}",
     )
     return translated(record, RecordPlace(record.topic(), record.partition(), scope, log))
 
