@@ -148,8 +148,8 @@ def run(kind: str, arguments: list[str], cwd: str, env: dict[str, str]) -> int:
         sys.argv = ["mqauth", *arguments]
         return main()
     if arguments[0] == "-m":
-        sys.path[0], sys.argv = cwd, arguments[1:]
-        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        # pytest, for one, is told of modules that were imported before it.
+        os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 - the command itself
     elif arguments[0] == "-c":
         sys.path[0], sys.argv = cwd, ["-c", *arguments[2:]]
         sys.modules["__main__"] = program = ModuleType("__main__")
