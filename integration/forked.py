@@ -129,7 +129,7 @@ def _stay_beside(running: int, asking: socket.socket) -> NoReturn:
         if ended in ready:
             code = os.waitstatus_to_exitcode(os.waitpid(running, 0)[1])
             with suppress(OSError):
-                asking.sendall(bytes([code if code >= 0 else 128 - code]))
+                asking.sendall(code.to_bytes(ask_fork.CODE, "big", signed=True))
             os._exit(0)
         number = asking.recv(1)
         os.kill(running, number[0] if number else signal.SIGKILL)
