@@ -134,6 +134,7 @@ def _stay_beside(running: int, asking: socket.socket) -> NoReturn:
         number = asking.recv(1)
         os.kill(running, number[0] if number else signal.SIGKILL)
         if not number:
+            os.waitpid(running, 0)
             os._exit(0)
 
 
