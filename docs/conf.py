@@ -7,12 +7,15 @@ navigation, made of the lists of links on ``docs/README.md``, and the docstrings
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mqauth
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
 
 project = "mqauth"
 copyright = "the mqauth authors; Apache-2.0"
@@ -28,8 +31,18 @@ html_theme = "furo"
 html_title = f"mqauth {version}"
 html_extra_path = ["site"]
 html_copy_source = False
+html_search_scorer = str(Path(__file__).with_name("search_scorer.js"))
 # Headings have the anchors that a forge gives them: one link leads to a place on both.
 myst_heading_anchors = 6
+# The docstrings of a client's wrapper need no client.
+autodoc_mock_imports = [
+    name
+    for name in (
+        "aio_pika", "aiokafka", "aiormq", "confluent_kafka", "faststream", "kafka", "opentelemetry", "pamqp",
+        "pika", "prometheus_client", "redis",
+    )
+    if find_spec(name) is None
+]  # fmt: skip
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 # Fragments of messages and shortened output are no valid JSON, and are shown as they are.
@@ -60,6 +73,14 @@ def _read(app: Sphinx, page: str, source: list[str]) -> None:
         source[0] = _DOOR.sub(_docstrings, source[0])
 
 
+def _unsearched(app: Sphinx, env: BuildEnvironment) -> None:
+    """Leave the decisions out of the index: who searches has a task, and wants no history."""
+    for page in env.found_docs:
+        if page.startswith("docs/decisions/"):
+            env.metadata[page]["nosearch"] = ""
+
+
 def setup(app: Sphinx) -> None:
     """Be called by Sphinx."""
     app.connect("source-read", _read)
+    app.connect("env-updated", _unsearched)

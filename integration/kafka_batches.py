@@ -248,7 +248,7 @@ class BatchContract:
         future: Any = producer.send(world.topic, b"second", b"k", None, 0)
         client = producer.client
         del producer
-        assert future.stage.over.wait(PATIENCE)
+        assert future.sealing.is_sent(future, PATIENCE)
         client.close()
         assert future.get(timeout=PATIENCE).offset == 1
 

@@ -38,7 +38,7 @@ DOORS: Final = (
 SHARED: Final = 2
 """An option that so many commands have, with the same words, is told once."""
 _TOGETHER: Final = {
-    "*broker*": ("`--broker`", "`--broker-settings`", "`--config`", "`--queue`", "`--topic`"),
+    "*broker*": ("`--broker`", "`--config`", "`--queue`", "`--topic`"),
     "*selection*": (
         "`--id`", "`--issuer`", "`--kid`", "`--subject`", "`--destination`", "`--from`, `--since`",
         "`--to`, `--until`", "`--intact`, `--not-intact`",

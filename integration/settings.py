@@ -13,7 +13,6 @@ from typing import Any
 
 from integration.documentation import ROOT
 from integration.settings_examples import EXAMPLES, UNITS, of
-from mqauth.config.broker import BrokerFile
 from mqauth.config.declaration import schema_of
 from mqauth.config.settings import FileSettings
 from mqauth.console.oidc import OIDCSettings
@@ -61,7 +60,6 @@ def page() -> str:
     parts, told = [_HEAD], dict[str, str]()
     for title, said, found in (
         ("mqauth.toml", "The file that `mqauth.load` and most commands read.", schema_of(FileSettings)),
-        ("--broker-settings FILE", "How `mqauth dlq` and `mqauth console` reach a broker.", schema_of(BrokerFile)),
         ("--oidc FILE", "How people log in to `mqauth console`.", schema_of(OIDCSettings)),
     ):
         parts.append(f"## `{title}`\n\n{said}\n")

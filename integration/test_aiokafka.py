@@ -23,7 +23,6 @@ from mqauth.audit.file import AuditFile
 from mqauth.brokers import aiokafka
 from mqauth.brokers.aiokafka import membership
 from mqauth.brokers.aiokafka.membership import Membership
-from mqauth.brokers.log.transaction import TransactionContent
 from mqauth.judging.verified import Verified
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import wait_until
@@ -291,14 +290,12 @@ def test_transaction_of_a_former_member(world: World) -> None:
     _, consumer, letters = world.call(transactional(world, "former"))
     wait_until(lambda: world.committed() == 1, lambda: not consumer.failed)
     member = consumer.calls.membership()
-    content = TransactionContent(
-        offsets={TopicPartition(world.stage.topic, 0): 7},
-        group=Membership(str(member), member.generation - 1, member.member),
-    )
+    offsets: dict[Any, Any] = {TopicPartition(world.stage.topic, 0): 7}
+    group = Membership(str(member), member.generation - 1, member.member)
     world.call(consumer.stop())
     letters.prepare()
     with pytest.raises(CommitFailedError):
-        letters.write(content)
+        letters.write([], offsets, group)
     letters.discard()
     world.call(letters.closed())
     assert world.committed() == 1
@@ -318,7 +315,7 @@ def test_offsets_are_final(world: World, monkeypatch: pytest.MonkeyPatch) -> Non
     letters = world.call(letters_of(world, "other"))
     letters.prepare()
     place = TopicPartition(world.stage.topic, 0)
-    letters.write(TransactionContent(offsets={place: 1}, group=Membership(world.stage.group, -1, "")))
+    letters.write([], {place: 1}, Membership(world.stage.group, -1, ""))
     _, consumer, _ = world.call(transactional(world, "reader"))
     wait_until(lambda: asked.count(OffsetFetchRequest) > 3)
     assert world.handled == []

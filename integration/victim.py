@@ -144,8 +144,8 @@ class Doom:
         """Let this process die around the commits of a sink, on whichever side of the broker's decision."""
         write = letters.write
 
-        def written(content: Any) -> None:
-            write(content)
+        def written(*content: Any) -> None:
+            write(*content)
             self.at("written")
             if self._moment == "committing" and self._left <= 1:
                 threading.Timer(0.001, self.at, ("committing",)).start()

@@ -248,6 +248,20 @@ def file_errors(path: str | Path) -> Iterator[None]:
         raise ConfigurationError(f"{path}: {words_of(error)}") from error
 
 
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Name the extra of mqauth that brings a library which cannot be imported.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = str(error.name).partition(".")[0]
+        raise ModuleNotFoundError(f"no module {library!r}: pip install 'mqauth[{extra}]'", name=library) from None
+
+
 class KeyChanged(MqauthError):
     """A signing key was rotated and signs no more; its source has another."""
 

@@ -113,7 +113,6 @@ _TABLE: Final = (
     ("replay", logging.WARNING, "replay.off"),
     ("selftest", logging.INFO, "selftest.passed"),
     ("selftest", logging.WARNING, "selftest.off"),
-    ("selftest", logging.ERROR, "selftest.condemned"),
     ("selftest", logging.CRITICAL, "selftest.accepted"),
     ("stores.redis", logging.WARNING, "store.unchecked"),
     ("stores.redis", logging.ERROR, "store.unsafe"),

@@ -283,7 +283,9 @@ class Signer:
             kid = claims.is_name(getattr(key, "kid", None), 1, MAX_KID)
             require(kid, f"the key's kid is text of 1 to {MAX_KID} characters")
             subjects = getattr(key, "subjects", None)
-            require(subjects is None or self.subject in subjects, "the key does not speak for this subject")
+            named = ", ".join(sorted(subjects or ()))
+            others = f"the key {key.kid} does not speak for {self.subject}, but for {named}"
+            require(subjects is None or self.subject in subjects, others)
             require(
                 self._is_identity == isinstance(key, WorkloadKey)
                 and (not isinstance(key, WorkloadKey) or key.identity.trust_domain == self.issuer),

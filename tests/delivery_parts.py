@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mqauth.delivery.hold import HeldDelivery, Hold, HoldCapacity
+from mqauth.delivery.hold import HeldDelivery, Hold
 from mqauth.delivery.slot import NO_LIMIT, Slot
 from mqauth.errors import Cause
 from mqauth.judging.pipeline import Delivery, Outcome, Step, Verdict
@@ -60,9 +61,11 @@ def held(
 
 
 def hold(
-    clock: FakeClock, *, seconds: float | None = 60, timeout: float = 1800, capacity: HoldCapacity | None = None
+    clock: FakeClock,
+    *,
+    seconds: float | None = 60,
+    timeout: float = 1800,
+    issuers: Sequence[str] = ("https://ours",),
 ) -> Hold:
     """Return what holds, on a clock that counts from 0."""
-    return Hold(
-        clock, capacity or HoldCapacity(20, issuers=["https://ours"]), seconds=seconds, consumer_timeout=timeout
-    )
+    return Hold(clock, seconds=seconds, consumer_timeout=timeout, max_held=20, issuers=issuers)

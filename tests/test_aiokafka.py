@@ -33,15 +33,14 @@ from aiokafka.structs import OffsetAndMetadata
 from mqauth import MemoryReplayStore, Pipeline, Verified
 from mqauth.brokers import aiokafka
 from mqauth.brokers.aiokafka import client as aiokafka_client
+from mqauth.brokers.aiokafka import consumer as offsets
 from mqauth.brokers.aiokafka import membership
-from mqauth.brokers.aiokafka import poller as offsets
 from mqauth.brokers.aiokafka.client import lacking
+from mqauth.brokers.aiokafka.consumer import Poller
 from mqauth.brokers.aiokafka.membership import Membership
-from mqauth.brokers.aiokafka.poller import Poller
 from mqauth.brokers.log import event_loop
 from mqauth.brokers.log.event_loop import breathing
 from mqauth.brokers.log.poison import step_over
-from mqauth.brokers.log.transaction import TransactionContent
 from mqauth.delivery.assignment import COMMIT_RETRY, Assignment
 from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.partition import Partition
@@ -224,9 +223,9 @@ async def test_transaction_unanswered() -> None:
     client = Client(transactional_id="a")
     sink = aiokafka.TransactionalDeadLetters(lambda: client, "dead", 0.01)  # type: ignore[arg-type, return-value]
     client.deaf = True
-    content = TransactionContent(letters=[letter()], offsets={PLACE: 4}, group="billing")
+    content: Any = ([letter()], {PLACE: 4}, "billing")
     with pytest.raises(TimeoutError):
-        await asyncio.to_thread(sink.write, content)
+        await asyncio.to_thread(sink.write, *content)
 
 
 def test_repairs_are_needed() -> None:
@@ -457,7 +456,7 @@ async def test_moved_partition_dropped(desk: Desk) -> None:
 async def test_seek_in_a_rebalance(desk: Desk) -> None:
     """A seek to be made while partitions are revoked is made with their assignment."""
     await desk.listener.on_partitions_revoked({PLACE, OTHER})
-    desk.poller.seek(PLACE, 5)
+    desk.part(PLACE).seek = 5
     desk.client._coordinator.generation = 4
     desk.assign({PLACE})
     await desk.listener.on_partitions_assigned({PLACE})

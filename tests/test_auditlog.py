@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.audit.record import Selection, claims_of, count, is_verified, read_records
+from mqauth.audit.query import Selection, claims_of, count, is_verified, read_records
 from mqauth.errors import ConfigurationError
 from mqauth.wire import strict_json as strictjson
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pty
@@ -16,7 +15,8 @@ import pytest
 
 from mqauth import cli
 from mqauth.audit.file import MIN_BYTES, AuditFile, HeadFile, parts
-from mqauth.audit.record import AuditRecord, Record
+from mqauth.audit.query import Record
+from mqauth.audit.record import AuditRecord
 from mqauth.cli import audit, forms
 from mqauth.cli.audit import follow
 from mqauth.errors import ConfigurationError
@@ -294,14 +294,14 @@ def test_stats_are_drawn(path: Path, run: Run, terminal: None) -> None:
         for number in range(20, 30):
             file.write(record(number, kid="k1"))
     lines = run("stats", path, "--by", "kid")[1].splitlines()
-    assert [line.split() for line in lines] == [["k1", "20", "█" * 40], ["k2", "10", "█" * 20]]
+    assert [line.split() for line in lines[2:]] == [["k1", "20", "#" * 30], ["k2", "10", "#" * 15]]
 
 
 def test_stats_by_time_show_the_gaps(path: Path, run: Run) -> None:
     """Hours in which nothing happened stand between the others."""
     with AuditFile(path, fsync=False) as file:
         file.write(record(20, time=START + 3 * 3600.0))
-    lines = run("stats", path, "--by", "time")[1].splitlines()
+    _, *lines = run("stats", path, "--by", "time")[1].splitlines()
     assert [line.split()[:2] for line in lines] == [
         ["2026-11-25T10", "20"], ["2026-11-25T11", "0"], ["2026-11-25T12", "0"], ["2026-11-25T13", "1"]
     ]  # fmt: skip
@@ -321,15 +321,6 @@ def test_stats_of_hostile_times_and_names(tmp_path: Path, run: Run, terminal: No
         assert max((len(line) for line in out.splitlines()), default=0) <= 80
     code, out, _ = run("tail", path)
     assert (code, out.count("\n"), "\x1b" in out, "\u202e" in out) == (0, 2, False, False)
-
-
-def test_bars_without_unicode(path: Path, monkeypatch: pytest.MonkeyPatch, terminal: None) -> None:
-    """An output that cannot hold blocks gets number signs, not an error."""
-    plain = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", plain)
-    assert cli.main(["audit", "stats", str(path)]) == 0
-    plain.seek(0)
-    assert plain.read().split()[2] == "#" * 40
 
 
 @pytest.mark.parametrize("text", ["\x7f", "\x9b31m", "\u202e", "\u2028", "\ufeff", "\U000e0041"])

@@ -1,4 +1,4 @@
-"""``--broker-settings``: what a file may say, what reaches the clients, and what is refused."""
+"""``[broker]``: what it may say, what reaches the clients, and what is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
 from integration.documentation import blocks
-from mqauth.cli.broker import BrokerSettings, LetterAddress
+from mqauth.cli.broker import LetterAddress, table_of
+from mqauth.config.broker import BrokerSettings
+from mqauth.config.declaration import read_file
+from mqauth.config.settings import FileSettings
 from mqauth.errors import ConfigurationError
 
 SASL = 'mechanism = "SCRAM-SHA-512"\nuser = "rev/iewer"\npassword_env = "BROKER_PASSWORD"\n'
@@ -22,11 +25,11 @@ def _password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROKER_PASSWORD", "s3cr@t:/")
 
 
-def load(tmp_path: Path, lines: str, table: str = "[broker]") -> BrokerSettings:
-    """Read a settings file of these lines."""
-    path = tmp_path / "broker.toml"
-    path.write_text(f"{table}\n{lines}")
-    return BrokerSettings.load(path)
+def load(tmp_path: Path, lines: str) -> BrokerSettings:
+    """Read a file whose ``[broker]`` has these lines."""
+    path = tmp_path / "mqauth.toml"
+    path.write_text(f"[broker]\n{lines}")
+    return table_of(None, read_file(FileSettings, path)).unlocked()
 
 
 def test_sasl_over_tls_reaches_kafka_python(tmp_path: Path) -> None:
@@ -112,13 +115,6 @@ def test_a_file_that_says_nothing_clear_is_refused(lines: str, said: str, tmp_pa
         load(tmp_path, lines)
 
 
-@pytest.mark.parametrize("table", ["", "[brokers]", "[[broker]]"])
-def test_another_table_is_refused(table: str, tmp_path: Path) -> None:
-    """Only [broker] stands in the file."""
-    with pytest.raises(ConfigurationError):
-        load(tmp_path, "", table)
-
-
 def test_a_user_on_kafka_needs_a_mechanism(tmp_path: Path) -> None:
     """The file alone does not tell which broker it is for; the client does."""
     settings = load(tmp_path, 'user = "a"\npassword_env = "BROKER_PASSWORD"')
@@ -154,11 +150,9 @@ def test_no_secret_is_shown(tmp_path: Path) -> None:
 
 
 def test_the_documented_file_is_read(tmp_path: Path) -> None:
-    """The page's example is a whole file, and says what it seems to say."""
-    (block,) = [block for block in blocks("docs/review.md") if "# broker.toml" in block.text]
-    path = tmp_path / "broker.toml"
-    path.write_text(block.text)
-    found = BrokerSettings.load(path)
+    """The page's example says what it seems to say."""
+    (block,) = [block for block in blocks("docs/review.md") if "SCRAM-SHA-512" in block.text]
+    found = load(tmp_path, block.text.partition("[broker]")[2])
     assert (found.user, found.password, found.mechanism) == ("ada", "s3cr@t:/", "SCRAM-SHA-512")
     assert (found.ca, found.cert, found.key) == (
         tmp_path / "ca.pem", tmp_path / "reviewer.pem", tmp_path / "reviewer-key.pem"

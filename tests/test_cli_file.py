@@ -40,7 +40,7 @@ def place(
 ) -> LetterAddress:
     """Return the place that options name beside a file of this text."""
     Path("mqauth.toml").write_text(text)
-    return place_of(broker, queue, topic, None, settings_of(None))
+    return place_of(broker, queue, topic, settings_of(None))
 
 
 def test_the_file_alone_names_broker_and_queue() -> None:

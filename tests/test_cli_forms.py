@@ -32,7 +32,6 @@ from mqauth.cli.forms import (
     Column,
     CommandFailed,
     fitted,
-    middle,
     moment,
     pick,
     shown_time,
@@ -156,7 +155,7 @@ def test_the_widest_rows_fit_80_columns(columns: tuple[Column, ...]) -> None:
     lines = list(fitted("t" * 300, columns, rows, width=80))
     assert max(map(cell_len, lines)) <= 80
     for index, column in enumerate(columns):
-        if column.is_id:
+        if column.is_id and not column.more:
             assert all(any(row[index][:12] in line for line in lines) for row in rows)
 
 
@@ -172,40 +171,26 @@ def test_no_line_is_wider_than_the_terminal(rows: list[list[str]], width: int) -
     columns = (
         Column("id", is_id=True, cut=False),
         Column("a"),
-        Column("b", goes=1),
-        Column("c", goes=2, cut=False),
+        Column("b", more=True),
+        Column("c", cut=False),
     )
     lines = list(fitted("title", columns, rows, width=width))
     assert max(map(cell_len, lines)) <= width
 
 
-def test_what_is_the_same_moves_to_the_top() -> None:
-    """A column with one value in all rows is a line above the table."""
-    lines = list(
-        fitted("2 keys", (Column("kid", is_id=True), Column("alg")), [["a", "EdDSA"], ["b", "EdDSA"]], width=80)
-    )
-    assert lines == ["2 keys", "alg: EdDSA", "kid", "a", "b"]
-
-
-def test_columns_go_in_their_order() -> None:
-    """The lowest goes first, and one that stays is never left out."""
-    columns = (Column("id", is_id=True, cut=False), Column("x", goes=2, cut=False), Column("y", goes=1, cut=False))
-    rows = [["a" * 12, "1" * 10, "2" * 10], ["b" * 12, "3" * 10, "4" * 10]]
-    assert [line.split() for line in fitted("t", columns, rows, width=30)][1] == ["id", "x"]
-    assert [line.split() for line in fitted("t", columns, rows, width=20)][1] == ["id"]
+def test_some_columns_are_for_those_who_ask(tmp_path: Path) -> None:
+    """A column marked as more stands in a whole table alone."""
+    columns = (Column("id", is_id=True), Column("x", more=True), Column("y"))
+    rows = [["a" * 20, "1", "2"]]
+    assert [line.split() for line in fitted("t", columns, rows, width=30)] == [["t"], ["id", "y"], ["a" * 12, "2"]]
+    assert list(fitted("t", columns, rows, width=90, whole=True))[2].split() == ["a" * 20, "1", "2"]
 
 
 def test_what_does_not_fit_is_cut() -> None:
-    """A row keeps its beginning and its end."""
-    columns = (Column("reason", cut=False), Column("verdict", cut=False))
-    lines = list(fitted("t", columns, [["r" * 30, "v" * 30], ["s" * 30, "w" * 30]], width=40))
-    assert lines[2] == f"{'r' * 19}…{'v' * 20}"
-
-
-def test_texts_are_cut_in_the_middle() -> None:
-    """Beginning and end of a name tell most; characters of two cells count as two."""
-    assert middle("https://auth.example", 11) == "https…ample"
-    assert cell_len(middle("漢字" * 20, 11)) <= 11
+    """A text that may be cut makes room for those that may not."""
+    columns = (Column("reason", cut=False), Column("subject"))
+    lines = list(fitted("t", columns, [["r" * 20, "s" * 30]], width=40))
+    assert lines[2] == f"{'r' * 20}  {'s' * 17}…"
 
 
 def in_terminal(arguments: list[str], folder: Path, columns: int = 80) -> str:

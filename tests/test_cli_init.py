@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import mqauth
 from mqauth.check import check
 from mqauth.cli import main
-from mqauth.cli.init_files import Project
+from mqauth.cli.init import texts
 from mqauth.config.load import load
 from mqauth.flow import run
 
@@ -128,11 +127,8 @@ def test_what_is_wrong_is_named(
 
 def test_definitions_are_those_of_the_library() -> None:
     """A quorum queue with a delivery limit, its neighbour for the unparseable, and dead letters that stay."""
-    project = Project(
-        broker="rabbitmq", producer="p", consumer="c", issuer="i", url="amqp://a/", managed=False, observe=False,
-        owner="o", today=date(2026, 11, 27),
-    )  # fmt: skip
-    found = json.loads(project.texts()["topology.json"])
+    wanted = {"broker": "rabbitmq", "producer": "p", "consumer": "c", "issuer": "i", "url": "amqp://a/"}
+    found = json.loads(texts(**wanted, managed=False, observe=False)["topology.json"])
     arguments = {one["name"]: one["arguments"] for one in found["queues"]}
     assert set(arguments) == {"c", "c.unparseable", "p.dead"}
     assert arguments["c"]["x-dead-letter-routing-key"] == "c.unparseable"

@@ -41,15 +41,14 @@ def fits(shown: str) -> list[str]:
 
 
 def test_stats_in_a_terminal(tmp_path: Path) -> None:
-    """Each key has a bar in one line, with a beginning and an end of its id by which ``trace`` finds it."""
+    """Each key has a bar in one line, with a beginning of its id by which ``trace`` finds it."""
     kids = [Keystore(folder=tmp_path / "keys").create(subjects=["a"]).kid for _ in range(3)]
     with AuditFile(tmp_path / "audit.jsonl", fsync=False) as file:
         for number, kid in enumerate(kids):
             file.write(record(number, kid=kid))
     lines = fits(in_terminal(["audit", "stats", "audit.jsonl", "--by", "kid"], tmp_path))
-    assert len(lines) == 3
-    assert {line[:12] for line in lines} == {kid[:12] for kid in kids}
-    assert run(["audit", "trace", str(tmp_path / "audit.jsonl"), "--kid", lines[0][:12]]) == 0
+    assert {line[:12] for line in lines[2:]} == {kid[:12] for kid in kids}
+    assert run(["audit", "trace", str(tmp_path / "audit.jsonl"), "--kid", lines[2][:12]]) == 0
 
 
 def test_findings_in_a_terminal_are_paragraphs(tmp_path: Path) -> None:
@@ -57,7 +56,7 @@ def test_findings_in_a_terminal_are_paragraphs(tmp_path: Path) -> None:
     (tmp_path / "mqauth.toml").write_text(BAD)
     lines = fits(in_terminal(["check"], tmp_path))
     assert "error  configuration  line 5" in lines
-    assert "  consumer.leeway: must be 0 to 60, not 90" in lines
+    assert "  consumer.leeway: must be 0 to 60, not 90" in map(str.rstrip, lines)
     words = " ".join(" ".join(lines).split())
     assert "mqauth refuses the setting, and the producer or consumer that needs it does not start." in words
 
@@ -74,19 +73,19 @@ def test_findings_are_tab_separated_for_a_program(tmp_path: Path, capsys: pytest
 
 
 def test_the_demo_in_a_terminal(tmp_path: Path) -> None:
-    """Each attack has one line, its name and its reason whole; that all went as expected is said once."""
+    """Each attack has one line, its name and its reason whole; what did not go as expected is named."""
     lines = fits(in_terminal(["demo", "--messages", "1"], tmp_path))
-    assert "as expected: yes" in lines
+    assert not [line for line in lines if line.startswith("NOT as expected")]
     assert sum(line.startswith("replay ") and "replayed" in line for line in lines) == 1
     assert sum(" algorithm_forbidden " in line for line in lines) == 3
 
 
 def test_the_demo_piped(capsys: pytest.CaptureFixture[str]) -> None:
-    """For a program each case is a line of five cells, and the story is whole."""
+    """For a program each case is a line of four cells, and the story is whole."""
     assert run(["demo", "--messages", "1"]) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines() if "\t" in line]
-    assert rows[0] == ["case", "verdict", "reason", "as expected", "what it is"]
-    assert ["own-key-url", "rejected", "header_forbidden", "yes"] in [row[:4] for row in rows]
+    assert rows[0] == ["case", "verdict", "reason", "what it is"]
+    assert ["own-key-url", "rejected", "header_forbidden"] in [row[:3] for row in rows]
 
 
 @pytest.mark.parametrize(("most", "code"), [(None, 0), (2, 0), (1, 1), (0, 1)])

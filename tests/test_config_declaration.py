@@ -19,7 +19,7 @@ from integration.settings_examples import EXAMPLES, UNITS, of
 from mqauth.audit.file import AuditFile, HeadFile
 from mqauth.audit.misuse import Thresholds
 from mqauth.audit.sinks import FloodGate
-from mqauth.config.broker import BrokerFile, BrokerSettings, ReviewSettings
+from mqauth.config.broker import BrokerSettings, ReviewSettings
 from mqauth.config.consumer_settings import (
     AcceptAsSettings,
     ConsumerSettings,
@@ -103,7 +103,7 @@ OBJECTS: dict[type[Settings], tuple[tuple[Callable[..., object], ...], set[str]]
 }  # fmt: skip
 """The objects that take a table's settings as arguments of the same names, and the settings used otherwise."""
 DECLARED = (
-    *OBJECTS, CheckSettings, DeadLettersSettings, FileSettings, ReleaseSettings, BrokerFile, BrokerSettings,
+    *OBJECTS, CheckSettings, DeadLettersSettings, FileSettings, ReleaseSettings, BrokerSettings,
     ReviewSettings,
     OIDCSettings, RoleSettings, IdentityAuthoritySettings, AuthorityCredentials, GrantSettings,
 )  # fmt: skip
@@ -141,7 +141,7 @@ def settings_of(name: str, table: dict[str, Any]) -> Iterator[tuple[str, str, di
 def test_every_setting_has_an_example_that_fits() -> None:
     """The page's example of each setting is TOML that its schema accepts, and no example is of no setting."""
     used = set[str]()
-    for declared in (reference.FileSettings, reference.BrokerFile, reference.OIDCSettings):
+    for declared in (reference.FileSettings, reference.OIDCSettings):
         for table, key, said in settings_of("", schema_of(declared)):
             used |= {f"{table}.{key}"} & EXAMPLES.keys() or {key}
             value = of(EXAMPLES, table, key)

@@ -23,8 +23,8 @@ from mqauth import MemoryReplayStore, Pipeline
 from mqauth.brokers import confluent
 from mqauth.brokers.confluent import producer as producing
 from mqauth.brokers.confluent.client import COMES_AGAIN, check_consumer, membership_of
-from mqauth.brokers.confluent.poller import Poller
-from mqauth.brokers.confluent.positions import KEPT, Place, left_out, reset_of
+from mqauth.brokers.confluent.poller import KEPT, Poller
+from mqauth.brokers.confluent.positions import Place, left_out, reset_of
 from mqauth.brokers.confluent.producer import Replies
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.delivery.assignment import COMMIT_RETRY, Assignment
@@ -527,7 +527,7 @@ def test_revoked_commits_at_once(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("generation", "start"), [(2, [("assign", [(0, 3)])]), (3, [])], ids=["ours throughout", "another's meanwhile"]
+    ("generation", "start"), [(2, [("seek", 0, 3)]), (3, [])], ids=["ours throughout", "another's meanwhile"]
 )
 def test_eager_rebalance(generation: int, start: list[Any], desk: Desk) -> None:
     """What comes back from an eager rebalance is gone on with where it stood, unless another could have had it."""
@@ -536,20 +536,24 @@ def test_eager_rebalance(generation: int, start: list[Any], desk: Desk) -> None:
     assert desk.assignment.choose() is None
     desk.client.generation = generation
     desk.client.on_assign(desk.client, [PLACE])
-    assert [each for each in desk.client.asked if each[0] == "assign"] == start
-    assert desk.known() == ([1, 2] if start else [])
+    # Read from the committed offset, before the client was told where to read.
+    desk.receive(1)
+    desk.poller.poll(joins=False)
+    assert [each for each in desk.client.asked if each[0] == "seek"] == start
+    assert desk.known() == ([1, 2] if start else [1])
 
 
 def test_paused_with_the_assignment(desk: Desk) -> None:
-    """A partition whose records wait here is paused again before the call that assigned it can read more of it."""
+    """A partition whose records wait here is sought to what is behind them, and paused again."""
     desk.receive(1, 2)
     desk.poller.poll(joins=False)
     desk.client.on_revoke(desk.client, [PLACE])
     desk.client.generation = 2
     desk.client.on_assign(desk.client, [PLACE])
+    desk.poller.poll(joins=False)
     desk.receive(3)
     assert desk.known() == [1, 2]
-    assert desk.client.asked == [("pause", [0]), ("resume", [0]), ("assign", [(0, 3)]), ("pause", [0])]
+    assert desk.client.asked == [("pause", [0]), ("resume", [0]), ("seek", 0, 3), ("pause", [0])]
     desk.client.on_revoke(desk.client, [PLACE])
     assert desk.client.asked[4:] == [("resume", [0])]
 
@@ -616,7 +620,8 @@ def test_read_ahead_and_revoked(watched: Watched) -> None:
     watched.client.on_revoke(watched.client, [PLACE])
     watched.client.generation = 2
     watched.client.on_assign(watched.client, [PLACE])
-    assert ("assign", [(0, 2)]) in watched.client.asked
+    watched.poller.poll(joins=False)
+    assert ("seek", 0, 2) in watched.client.asked
     watched.end()
     watched.receive(2)
     assert watched.known() == [2]
@@ -652,7 +657,8 @@ def test_rebalances_in_a_row(desk: Desk) -> None:
         desk.client.on_revoke(desk.client, [PLACE])
         desk.client.generation, desk.client.offset = generation, OFFSET_INVALID
         desk.client.on_assign(desk.client, [PLACE])
-    assert [each for each in desk.client.asked if each[0] == "assign"] == [("assign", [(0, 3)])] * 2
+        desk.poller.poll(joins=False)
+    assert [each for each in desk.client.asked if each[0] == "seek"] == [("seek", 0, 3)] * 2
     assert desk.known() == [1, 2]
 
 
@@ -669,7 +675,8 @@ def test_seek_before_a_rebalance(desk: Desk) -> None:
     desk.client.on_revoke(desk.client, [PLACE])
     desk.client.generation = 2
     desk.client.on_assign(desk.client, [PLACE])
-    assert ("assign", [(0, 2)]) in desk.client.asked
+    desk.poller.poll(joins=False)
+    assert [each for each in desk.client.asked if each[0] == "seek"] == [("seek", 0, 2)] * 2
 
 
 def test_read_by_the_revoking_call(desk: Desk) -> None:
@@ -678,7 +685,8 @@ def test_read_by_the_revoking_call(desk: Desk) -> None:
     desk.poller.poll(joins=False)
     desk.client.generation = 2
     desk.client.on_assign(desk.client, [PLACE])
-    assert desk.client.asked == [("assign", [(0, 2)])]
+    desk.poller.poll(joins=False)
+    assert desk.client.asked == [("seek", 0, 1)]
 
 
 def test_cooperative(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,11 +82,11 @@ async def test_calls_are_made_on_one_thread(poller: AIOPoller, monkeypatch: pyte
         monkeypatch.setattr(Poller, name, called)
     poller.given = {WHERE: 7}
     await poller.fetch(0.2, joins=False)
-    for call in (
-        poller.send_commit({WHERE: Committed(1, "")}), poller.committed([WHERE]), poller.places("orders"),
-        poller.position(WHERE), poller.bounds([WHERE], False),
+    for work, *arguments in (
+        (poller.send_commit, {WHERE: Committed(1, "")}), (poller.committed, [WHERE]), (poller.places, "orders"),
+        (poller.position, WHERE), (poller.bounds, [WHERE], False),
     ):  # fmt: skip
-        await call
+        await poller.here(work, *arguments)
     assert len(threads) == 6
     assert len(set(threads)) == 1
     assert threading.get_ident() not in threads
@@ -144,7 +144,7 @@ async def test_nothing_is_called_after_the_end(poller: AIOPoller) -> None:
     """A call after ``close`` is refused: it would never be made."""
     poller.close()
     with pytest.raises(RuntimeError, match="no call can be made any more"):
-        await poller.send_commit({WHERE: 1})
+        await poller.here(poller.send_commit, {WHERE: 1})
 
 
 async def test_a_transaction_keeps_no_event_loop_waiting(
@@ -158,9 +158,9 @@ async def test_a_transaction_keeps_no_event_loop_waiting(
     await asyncio.sleep(0)
     over.set()
     await waiting
-    await poller.committed(WHERE)
+    await poller.here(poller.committed, WHERE)
     assert threads != [threading.get_ident()]
-    assert await asyncio.to_thread(poller.committed, WHERE) is None
+    assert await asyncio.to_thread(poller.here, poller.committed, WHERE) is None
     assert await asyncio.to_thread(poller.wait, over, 30)
     poller.close()
     await poller.closed()
@@ -202,7 +202,7 @@ STUCK = """
     async def main():
         Poller.send_commit = stuck
         poller = AIOPoller(Consumer({"group.id": "billing"}), Assignment(SYSTEM_CLOCK), {}, replies=None)
-        committing = asyncio.ensure_future(poller.send_commit({}))
+        committing = asyncio.ensure_future(poller.here(poller.send_commit, {}))
         await asyncio.to_thread(begun.wait)
         # The first one waits for the call.
         for _ in range(2):

@@ -107,7 +107,7 @@ def test_key_that_speaks_for_several(tmp_path: Path, capsys: pytest.CaptureFixtu
     options = [*NOWHERE, "--config", str(tmp_path / "mqauth.toml"), "--key", str(tmp_path / "keys")]
     capsys.readouterr()
     assert run([*options, *oidc(tmp_path)[:2]]) == 2
-    assert "does not speak for this reviewer" in capsys.readouterr().err
+    assert "does not speak for " in capsys.readouterr().err
     assert run([*options, *oidc(tmp_path)]) == 3
     assert "cannot reach amqp://127.0.0.1:1" in capsys.readouterr().err
 

@@ -19,7 +19,7 @@ from mqauth.brokers.queue.subscription import Subscription
 from mqauth.brokers.rabbitmq import DeadLetters
 from mqauth.brokers.rabbitmq import consumer as rabbitmq_queue
 from mqauth.delivery import slot
-from mqauth.delivery.hold import HoldCapacity
+from mqauth.delivery.hold import Hold
 from mqauth.delivery.progress import Progress
 from mqauth.delivery.queue_work import QueueWork
 from mqauth.delivery.slot import DeliveryTags, Slot
@@ -198,9 +198,9 @@ MUTANTS = (
            CONTRACT.test_what_is_stale_is_not_condemned_for_its_time),
     Caught("judged once more after its back-off", Slot, "unproven", returning(None),
            CONTRACT.test_a_channel_that_ends_while_messages_wait),
-    Caught("held ones starve the rest", HoldCapacity, "wants_another", returning(False),
+    Caught("held ones starve the rest", Hold, "wants_another", returning(False),
            CONTRACT.test_what_is_put_off_starves_nobody),
-    Caught("an issuer's cause is everybody's", HoldCapacity, "concerns_everyone", returning(True),
+    Caught("an issuer's cause is everybody's", Hold, "concerns_everyone", returning(True),
            CONTRACT.test_an_issuer_starves_nobody),
     Caught("spends the limit", Slot, "is_last", always(False), CONTRACT.test_restarts_put_nothing_away),
     Caught("slot lost", Processor, "_failed", raising, CONTRACT.test_what_a_handler_must_not_raise),
@@ -215,7 +215,7 @@ MUTANTS = (
            CONTRACT.test_an_outage_requeues_nothing_hotly),
     Caught("requeues hot", Subscription, "suspend", awaited(False),
            CONTRACT.test_an_outage_requeues_nothing_hotly),
-    Caught("overtakes", HoldCapacity, "wants_another", returning(True),
+    Caught("overtakes", Hold, "wants_another", returning(True),
            CONTRACT.test_what_is_put_off_is_not_overtaken),
     Caught("never resumes: connection lost", Subscription, "_on_close", returning(None),
            CONTRACT.test_consumes_again_after_its_connection_was_lost),

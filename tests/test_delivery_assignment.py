@@ -472,6 +472,34 @@ def test_what_is_suspended_keeps_its_seek(assignment: Assignment) -> None:
     assert assignment.client_calls(HELD, frozenset()).seek == {ZERO: 1}
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "goes_on"), [(3, 4, True), (3, 5, False), (3, 3, False), (-1, 0, False), (None, 9, True)]
+)
+def test_what_another_may_have_had_is_begun_anew(
+    assignment: Assignment, before: int | None, after: int, goes_on: bool
+) -> None:
+    """Only what comes back in the very next generation is gone on with; the rest is told of and dropped."""
+    assignment.receive(ZERO, records(0, 1))
+    assignment.early[TWO] = 5
+    assignment.revoked({ZERO, TWO}, HELD, before)
+    assert assignment.assigned(HELD, after) == (frozenset() if goes_on else {ZERO, TWO})
+    assert (assignment.partition(ZERO) is not None, TWO in assignment.early) == (goes_on, goes_on)
+    assert assignment.partition(ONE) is not None
+    assert assignment.assigned(HELD, after + 7) == frozenset()
+
+
+def test_a_client_that_reads_from_its_commits_is_sent_on(assignment: Assignment) -> None:
+    """Records of the committed offset on are dropped until the client was told to read where it stood."""
+    assignment.receive(ZERO, records(0, 1))
+    assignment.revoked(HELD, HELD, 3)
+    assignment.assigned(HELD, 4, at_commits=True)
+    assignment.receive(ZERO, records(0, 1, 2))
+    assert len(part(assignment, ZERO).waiting) == 2
+    assert assignment.client_calls(HELD, frozenset()).seek[ZERO] == 2
+    assignment.receive(ZERO, records(2))
+    assert [offset_of(each.message) for each in part(assignment, ZERO).waiting] == [0, 1, 2]
+
+
 def test_a_range_of_a_lost_partition_is_not_committed(assignment: Assignment) -> None:
     """A range that was put on record while its partition was lost says nothing of it when it is back."""
     partition = part(assignment, ZERO)

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import pytest
 
-from mqauth.delivery.hold import MAX_BYTES, HoldCapacity
+from mqauth.delivery.hold import MAX_BYTES, HeldDelivery, Hold
+from mqauth.delivery.slot import Slot
 from mqauth.delivery.window import RESTORE_AFTER, STEADY, Window
 from mqauth.errors import Cause
 from mqauth.testing import FakeClock
-from tests.delivery_parts import held, hold
+from tests.delivery_parts import Said, deferred, delivery, held, hold
 
 OURS, DEAD = "https://ours", "https://dead"
 
 
 def put(
-    capacity: HoldCapacity, number: int, cause: Cause, party: str | None = None, *, tag: str = "t", size: int = 1
-) -> None:
-    """Hold so many deliveries more."""
-    start = sum(capacity.by_cause().values())
-    for key in range(start, start + number):
-        capacity.put(key, tag=tag, cause=cause, party=party, size=size)
+    holding: Hold, number: int, cause: Cause, party: str | None = None, *, tag: str = "t", size: int = 1
+) -> list[HeldDelivery]:
+    """Hold so many deliveries more, and return them."""
+    slot = Slot(None, Said(tag=tag, length=size), 0)
+    found = [HeldDelivery(slot, delivery(), deferred(cause, party), 0) for _ in range(number)]
+    for each in found:
+        holding.put(each)
+    return found
+
+
+def both() -> Hold:
+    """Return what holds, of a consumer of two issuers."""
+    return hold(FakeClock(), issuers=(OURS, DEAD))
 
 
 @pytest.mark.parametrize(
@@ -39,25 +47,25 @@ def put(
 )
 def test_whose_fault_it_is(cause: Cause, party: str | None, *, everyones: bool) -> None:
     """A cause of one message or of one issuer is not everybody's; one of a dependency of all is."""
-    assert HoldCapacity(issuers=[OURS, DEAD]).concerns_everyone(cause, party) is everyones
+    assert both().concerns_everyone(cause, party) is everyones
 
 
 def test_no_issuer_that_can_serve_is_everybodys() -> None:
     """Where each configured issuer is without keys there is nothing to let pass; a pending key is not that."""
-    capacity = HoldCapacity(issuers=[OURS, DEAD])
+    capacity = both()
     put(capacity, 1, Cause.KEYS_UNAVAILABLE, DEAD)
     put(capacity, 1, Cause.KEY_PENDING, OURS)
     assert not capacity.concerns_everyone(Cause.KEYS_UNAVAILABLE, DEAD)
-    put(capacity, 1, Cause.KEYS_UNAVAILABLE, OURS)
+    (last,) = put(capacity, 1, Cause.KEYS_UNAVAILABLE, OURS)
     assert capacity.concerns_everyone(Cause.KEYS_UNAVAILABLE, DEAD)
     assert not capacity.wants_another("t", 2, 0)
-    capacity.take(2)
+    capacity.take(last)
     assert not capacity.concerns_everyone(Cause.KEYS_UNAVAILABLE, DEAD)
 
 
 def test_room_beside_the_window() -> None:
     """Once half the window is held, and no more than half at work, others may pass; never with a window of 1."""
-    capacity = HoldCapacity(20, issuers=[OURS, DEAD])
+    capacity = both()
     put(capacity, 4, Cause.HANDLER_DEFERRED)
     assert not capacity.wants_another("t", 10, 0)
     put(capacity, 1, Cause.KEYS_UNAVAILABLE, DEAD)
@@ -69,23 +77,23 @@ def test_room_beside_the_window() -> None:
 
 def test_room_is_bounded() -> None:
     """Beyond so many deliveries, or bytes of their bodies, the queue waits, and it is known whose fault it is."""
-    capacity = HoldCapacity(20, issuers=[OURS, DEAD])
+    capacity = both()
     put(capacity, 3, Cause.HANDLER_DEFERRED)
     put(capacity, 17, Cause.KEYS_UNAVAILABLE, DEAD, tag="u")
     assert not capacity.has_room()
     assert capacity.is_full("u", 17)
     assert not capacity.is_full("u", 18)
     assert capacity.by_cause() == {f"keys_unavailable of {DEAD}": 17, "handler_deferred": 3}
-    heavy = HoldCapacity(20)
-    put(heavy, 1, Cause.HANDLER_DEFERRED, size=MAX_BYTES)
+    heavy = both()
+    (large,) = put(heavy, 1, Cause.HANDLER_DEFERRED, size=MAX_BYTES)
     assert not heavy.has_room()
-    heavy.take(0)
+    heavy.take(large)
     assert (heavy.has_room(), heavy.by_cause()) == (True, {})
 
 
 def test_a_cause_of_all_takes_no_room() -> None:
     """It suspends the queue: nothing passes what waits for it, and no more is taken meanwhile."""
-    capacity = HoldCapacity(20, issuers=[OURS])
+    capacity = hold(FakeClock())
     put(capacity, 10, Cause.REPLAY_STORE_UNAVAILABLE)
     assert not capacity.wants_another("t", 10, 0)
 

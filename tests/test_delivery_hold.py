@@ -165,4 +165,4 @@ def test_what_became_of_it() -> None:
     found.end()
     assert (found.goes_back, found.outcome.cause) == (False, ALL)
     holding.take(found)
-    assert (len(holding), holding.longest, holding.capacity.by_cause()) == (0, None, {})
+    assert (len(holding), holding.longest, holding.by_cause()) == (0, None, {})

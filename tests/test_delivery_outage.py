@@ -6,28 +6,34 @@ import logging
 
 import pytest
 
-from mqauth.delivery.window import OUTAGE_AFTER, Outage
+from mqauth.delivery.window import OUTAGE_AFTER, Window
 from mqauth.errors import Cause
 from mqauth.testing import FakeClock
+from tests.delivery_parts import hold
 
 
 def test_long(caplog: pytest.LogCaptureFixture) -> None:
     """Not consuming is a cause after a minute, with the last error, until it consumes again."""
     clock = FakeClock()
-    absence = Outage("billing", clock)
+    window = Window("billing", clock, hold(clock), 10)
+
+    def told() -> tuple[Cause | None, float | None, str | None]:
+        health = window.health(in_flight=0, unsettled=0, blocked=False)
+        return health.cause, health.stalled_since, health.detail
+
     clock.advance(OUTAGE_AFTER)
-    assert absence.long() is None
-    absence.begin()
+    assert told() == (None, None, None)
+    window.begins()
     began = clock.now()
     clock.advance(OUTAGE_AFTER - 1)
-    assert (absence.lasts, absence.long()) == (True, None)
+    assert (window.is_out, told()) == (True, (None, None, None))
     clock.advance(1)
-    assert absence.long() == (Cause.BROKER_UNAVAILABLE, began, "cannot consume: the connection is down")
+    assert told() == (Cause.BROKER_UNAVAILABLE, began, "cannot consume: the connection is down")
     with caplog.at_level(logging.WARNING, "mqauth.delivery"):
-        absence.failed(ConnectionError("no queue 'billing'"))
-    assert absence.long() == (Cause.BROKER_UNAVAILABLE, began, "cannot consume: no queue 'billing'")
+        window.cannot(ConnectionError("no queue 'billing'"))
+    assert told() == (Cause.BROKER_UNAVAILABLE, began, "cannot consume: no queue 'billing'")
     assert "cannot consume billing now, trying again: no queue 'billing'" in caplog.text
-    absence.failed(TimeoutError())
-    assert absence.long() == (Cause.BROKER_UNAVAILABLE, began, "cannot consume: TimeoutError")
-    absence.end()
-    assert (absence.lasts, absence.long()) == (False, None)
+    window.cannot(TimeoutError())
+    assert told() == (Cause.BROKER_UNAVAILABLE, began, "cannot consume: TimeoutError")
+    window.consumes("tag")
+    assert (window.is_out, told()) == (False, (None, None, None))

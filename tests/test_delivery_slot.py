@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mqauth.delivery.queue_work import QueueLeases
-from mqauth.delivery.slot import TIMEOUT_PARTS, AnswerTimeout, RoundTripQueue, Slot
+from mqauth.delivery.slot import RoundTripQueue, Slot
 from mqauth.errors import Reason, Rejection, StaleDelivery
 from mqauth.judging.pipeline import Step
 from tests.delivery_parts import Said, delivery
@@ -82,16 +82,6 @@ def test_one_question_answers_all_who_waited_when_it_was_asked() -> None:
     assert questions.answered() == list(range(3, 1000))
     assert not questions.ask()
     assert questions.add(1000)
-
-
-def test_patience_counts_only_while_an_answer_can_come() -> None:
-    """Ten parts without an answer are too many; a blocked connection starts the count anew."""
-    patience = AnswerTimeout()
-    assert not any(patience.is_over(blocked=False) for _ in range(TIMEOUT_PARTS - 1))
-    assert not patience.is_over(blocked=True)
-    assert [patience.is_over(blocked=False) for _ in range(TIMEOUT_PARTS)] == [False] * (TIMEOUT_PARTS - 1) + [
-        True
-    ]
 
 
 def test_claims_are_renewed_after_a_third() -> None:

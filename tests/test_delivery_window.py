@@ -28,7 +28,7 @@ class Stand:
 
     def consume(self, tag: str = "tag") -> None:
         """Begin to consume."""
-        self.window.outage.begin()
+        self.window.begins()
         self.window.opens()
         self.window.consumes(tag)
 
@@ -191,7 +191,7 @@ def test_what_is_wrong() -> None:
     stand = Stand()
     assert stand.health() == (True, None)
     stand.window.lost("gone", channel_alone=False)
-    stand.window.outage.begin()
+    stand.window.begins()
     stand.clock.advance(OUTAGE_AFTER)
     assert stand.health() == (False, Cause.BROKER_UNAVAILABLE)
     stand.consume()
@@ -230,7 +230,7 @@ def test_facts_in_any_order(seed: int) -> None:
     for _ in range(200):
         chance.choice(acts)()
         assert stand.window.prefetch in (1, 10)
-        assert len(stand.hold) == len(waiting) == sum(stand.hold.capacity.by_cause().values())
+        assert len(stand.hold) == len(waiting) == sum(stand.hold.by_cause().values())
     while waiting:
         ends()
     stand.window.go_on()

@@ -23,7 +23,7 @@ from mqauth.brokers.event_loop import LoopBeat
 from mqauth.cli.app import app, run
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.health import Counts, Health, LogHealth, QueueHealth, State, told_of
-from mqauth.delivery.hold import Hold, HoldCapacity
+from mqauth.delivery.hold import Hold
 from mqauth.delivery.window import Window
 from mqauth.errors import Cause
 from mqauth.judging.delivery import Outcome
@@ -165,7 +165,7 @@ def test_counts() -> None:
 def test_both_brokers_have_one_shape(clock: FakeClock) -> None:
     """What both tell has one name; a queue has its connection beside it, and a log its partitions."""
     log = Assignment(clock).health(True)
-    hold = Hold(clock, HoldCapacity(), seconds=60, consumer_timeout=1800)
+    hold = Hold(clock, seconds=60, consumer_timeout=1800)
     queue = Window("billing", clock, hold, 1).health(in_flight=0, unsettled=0, blocked=False)
     assert isinstance(log, LogHealth)
     assert isinstance(queue, QueueHealth)

@@ -10,7 +10,7 @@ import pytest
 
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import AuditFile
-from mqauth.cli import identity_demo, main
+from mqauth.cli import demo, main
 from mqauth.errors import Unavailable
 from mqauth.keystore.identity.request import Refused
 from mqauth.testing import FakeClock
@@ -38,9 +38,7 @@ def test_the_demo_ends_as_it_must(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Honest messages are handled, each attack meets its reason, and the subject is cut off at the end."""
-    monkeypatch.setattr(
-        identity_demo, "AuditFile", lambda path, **more: AuditFile(path, **more | {"fsync": False})
-    )
+    monkeypatch.setattr(demo, "AuditFile", lambda path, **more: AuditFile(path, **more | {"fsync": False}))
     audit = tmp_path / "audit.jsonl"
     code, found = report(capsys, "--messages", "1", "--audit", str(audit))
     ends = {case["case"]: (case["verdict"], case["reason"]) for case in found["cases"]}

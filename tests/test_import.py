@@ -85,3 +85,35 @@ def test_help_says_what_each_verb_says() -> None:
         name: line.rstrip(".") for name, (_, _, line) in VERBS.items()
     }
     assert context.command.get_command(context, "nonsense") is None
+
+
+LIBRARIES = {
+    "rabbitmq": ("aio_pika", "mqauth.brokers.rabbitmq"),
+    "pika": ("pika", "mqauth.brokers.pika"),
+    "kafka": ("kafka", "mqauth.brokers.kafka"),
+    "confluent": ("confluent_kafka", "mqauth.brokers.confluent"),
+    "aiokafka": ("aiokafka", "mqauth.brokers.aiokafka"),
+    "redis": ("redis", "mqauth.stores.redis"),
+    "otel": ("opentelemetry", "mqauth.telemetry"),
+    "prometheus": ("prometheus_client", "mqauth.telemetry.prometheus"),
+    "faststream": ("faststream", "mqauth.integrations.faststream"),
+}
+
+
+def test_a_missing_extra_is_named() -> None:
+    """Who imports a module whose library is not installed is told what to install."""
+    program = f"""
+import importlib, sys
+for library, module in {list(LIBRARIES.values())}:
+    real = sys.modules.pop(library, None)
+    sys.modules[library] = None
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        print(error)
+    del sys.modules[library]
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        f"no module {library!r}: pip install 'mqauth[{extra}]'" for extra, (library, _) in LIBRARIES.items()
+    ]

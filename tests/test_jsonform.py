@@ -206,7 +206,7 @@ def test_number_properties_are_text() -> None:
         *[KAFKA | {"origin": origin} for origin in (
             [], "x", {"place": 1}, {"topic": 1}, {"topic": "other"}, {"partition": "0"}, {"offset": True},
             {"offset": -1}, {"timestamp_ms": 1.5}, {"timestamp_type": "log"}, {"timestamp_type": ["append"]},
-            {"redelivered": 1}, {"redelivered": None}, {"queue": "q"}, {"exchange": ""}, {"scope": []},
+            {"redelivered": 1}, {"redelivered": True}, {"queue": "q"}, {"exchange": ""}, {"scope": []},
             {"topic_id": 1})],
         *[RABBIT | {"origin": origin} for origin in (
             {"exchange": "other"}, {"routing_key": "other"}, {"topic": "t"}, {"partition": 0}, {"offset": 0},

@@ -310,14 +310,15 @@ def test_settings_refused(wrong: dict[str, Any], forge: Forge) -> None:
 
 def test_stage() -> None:
     """What waits for a batch wakes at its end; a call that comes in between is neither lost nor made twice."""
-    stage = kafka_sealing.BatchHandover()
-    future, sent = kafka_sealing.RecordFuture(stage), kafka_sealing.FailedFuture(OSError("gone"))
+    sealing = Stand().sealing
+    future, sent = kafka_sealing.RecordFuture(sealing), kafka_sealing.FailedFuture(OSError("gone"))
+    record: Any = ("orders", 0, None, None, future)
     calls: list[Any] = []
-    assert (stage.over.is_set(), stage.keep(future, calls.append)) == (False, True)
-    stage.end([(future, sent)])
-    assert (stage.over.is_set(), stage.keep(future, calls.append)) == (True, False)
-    stage.call()
-    stage.call()
+    assert (sealing.is_sent(future, 0), sealing.keep(future, calls.append)) == (False, True)
+    tells = [*sealing.handed([record], [sent]), *sealing.handed([record], [sent])]
+    assert (sealing.is_sent(future, 0), sealing.keep(future, calls.append)) == (True, False)
+    for tell in tells:
+        tell()
     assert calls == [sent]
     chained: Any = Future()  # type: ignore[no-untyped-call]
     future.chain(chained)

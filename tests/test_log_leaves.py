@@ -19,7 +19,6 @@ from mqauth.brokers.aiokafka.client import carries as aio_carries
 from mqauth.brokers.aiokafka.membership import Membership
 from mqauth.brokers.confluent.client import carries as confluent_carries
 from mqauth.brokers.confluent.positions import Place
-from mqauth.brokers.log.transaction import TransactionContent
 from mqauth.delivery.start import Committed
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Reason, RetryLater, Unavailable
 from mqauth.testing import Forge
@@ -467,12 +466,12 @@ def transactional(leaf: LogLeaf, timeout: float = 1, **config: Any) -> tuple[Any
     return confluent.TransactionalDeadLetters(lambda: client, "dead", timeout, config=config), client
 
 
-def content(leaf: LogLeaf, *bodies: bytes) -> TransactionContent:
+def content(leaf: LogLeaf, *bodies: bytes) -> tuple[Any, ...]:
     """Return letters with the offset that they are committed with."""
     where: Any = TopicPartition("orders", 0) if leaf is AIOKAFKA else Place("orders", 0)
     member: Any = Membership("billing", 3, "me") if leaf is AIOKAFKA else "member"
     letters = [letter(body) for body in bodies]
-    return TransactionContent(letters=letters, offsets={where: Committed(4, METADATA)}, group=member)
+    return letters, {where: Committed(4, METADATA)}, member
 
 
 async def test_transactional_letters(sealing: LogLeaf) -> None:
@@ -481,7 +480,7 @@ async def test_transactional_letters(sealing: LogLeaf) -> None:
 
     def once() -> None:
         sink.prepare()
-        sink.write(content(sealing, b"x"))
+        sink.write(*content(sealing, b"x"))
         sink.commit()
         sink.discard()
 
@@ -501,8 +500,8 @@ async def test_transaction_too_large(sealing: LogLeaf) -> None:
     client.outcomes = [sealing.errors["too large"]] * 2
     both = content(sealing, b"x", b"x" * 5000)
     with pytest.raises(sink.too_large):
-        await asyncio.to_thread(sink.write, both)
-    await asyncio.to_thread(sink.write, both)
+        await asyncio.to_thread(sink.write, *both)
+    await asyncio.to_thread(sink.write, *both)
     assert [len(sent["value"]) == 5000 for sent in client.sent] == [False, True, False, False]
     assert client.sent[2]["value"] == b"x"
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from mqauth.brokers.log.records import OffsetsRefusedError
-from mqauth.brokers.log.starting import NAMED, beginning
+from mqauth.brokers.log.starting import NAMED, OffsetCalls, beginning
 from mqauth.delivery.start import Committed, Start
 from mqauth.errors import ConfigurationError
 from mqauth.flow import run
@@ -35,7 +35,7 @@ ALL = [At("orders", number) for number in range(4)]
 ZERO, ONE, TWO, THREE = ALL
 
 
-class Client:
+class Client(OffsetCalls):
     """The calls of a client, which notes them, on logs from offset 10 to 20."""
 
     scope, reset, failed = "billing", "latest", AwayError

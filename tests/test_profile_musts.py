@@ -35,6 +35,9 @@ VECTORS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("Then it MUST still take steps 5, 6 and 8 to 13 anew for every message", (
         "a path altered in its tail after a sibling was proven", "each sibling once, in any order",
         "a sibling after its key was revoked", "a sibling after its end")),
+    ("a verifier MUST check these itself", (
+        "a claim twice", "a lone surrogate", "an integer beyond 2^53", "a padded signature",
+        "bits that no canonical text has")),
     ("so it MUST NOT serve as an id", ("a message signed a second time",)),
     ("A verifier that is configured with no trust domain MUST refuse the form", (
         "single: without trust domain", "batch: without trust domain")),

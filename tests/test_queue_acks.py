@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from integration.queue_acks import ACTS, Act, FakeChannel, carry_out, delivery
-from mqauth.brokers.queue.client import ACK_DELAY, Acks
+from mqauth.brokers.queue.client import ACK_DELAY, Acks, RoundTrip
 from mqauth.brokers.rabbitmq.consumer import sender
-from mqauth.delivery.slot import MAX_UNSENT, DeliveryTags
+from mqauth.delivery.slot import MAX_UNSENT, TIMEOUT_PARTS, DeliveryTags
 from mqauth.judging.pipeline import Delivery
 
 orders = st.integers(1, 40).flatmap(
@@ -216,3 +216,19 @@ def test_memory_is_bounded_by_what_is_unacked() -> None:
         ledger.settled(tag, delivery())
         assert [ack.tag for ack in ledger.take()] == [tag]
     assert ledger.unacked == 1
+
+
+async def test_patience_counts_only_while_an_answer_can_come() -> None:
+    """Ten parts without an answer are too many; a blocked connection starts the count anew."""
+    never, looks = asyncio.Event(), 0
+
+    async def ask() -> bool:
+        return await never.wait()
+
+    def is_blocked() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks == TIMEOUT_PARTS - 1
+
+    assert not await RoundTrip(ask, is_blocked, part=0).lives()
+    assert looks == 2 * TIMEOUT_PARTS - 1

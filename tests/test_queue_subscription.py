@@ -153,7 +153,7 @@ async def test_no_consumer_is_started_in_a_suspended_queue() -> None:
     at.calls.is_ready.set()
     at.calls.answers.set()
     await at.ended()
-    assert (at.calls.started, at.window.outage.lasts) == ([], False)
+    assert (at.calls.started, at.window.is_out) == ([], False)
     await at.give_back()
     assert (at.probed, at.calls.started, at.window.stalled) == (1, ["consumer 0"], None)
     await at.stop()

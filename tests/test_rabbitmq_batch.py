@@ -15,8 +15,8 @@ from pamqp import commands
 
 from mqauth import ConfigurationError, MalformedMessage, Message, Signer
 from mqauth.brokers import rabbitmq
-from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError
-from mqauth.brokers.rabbitmq.producer import DRAIN_EVERY, DirectPath, Encoded, ExchangePath, PublishPaths
+from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, is_untouched
+from mqauth.brokers.rabbitmq.producer import DRAIN_EVERY, DirectPath, Encoded, ExchangePath
 from mqauth.brokers.rabbitmq.translate import to_message
 from mqauth.brokers.sealing import Pace, Sealing
 from mqauth.errors import Cause, Unavailable
@@ -114,6 +114,12 @@ def test_refused_settings(batch: int, linger: float) -> None:
     """A batch is 1 to 1,024, linger 0 to 10 seconds."""
     with pytest.raises(ConfigurationError, match="batch is 1 to 1024"):
         Pace(batch, linger)
+
+
+def test_a_channel_is_no_exchange() -> None:
+    """Who gives a producer the channel is told at once what it takes."""
+    with pytest.raises(ConfigurationError, match=r"takes an exchange, as channel\.default_exchange"):
+        rabbitmq.Producer(aio_pika.Channel.__new__(aio_pika.Channel), Forge().signer())  # type: ignore[arg-type]
 
 
 async def test_one_alone_does_not_wait() -> None:
@@ -355,14 +361,14 @@ def test_instrumented_exchanges_are_not_gone_past(monkeypatch: pytest.MonkeyPatc
         async def publish(self, *args: Any, **kwargs: Any) -> Any:
             """See a message."""
 
-    ways = PublishPaths(real_exchange())
-    assert isinstance(ways.now(), DirectPath)
-    assert isinstance(PublishPaths(real_exchange(Own)).now(), ExchangePath)
+    own = real_exchange()
+    assert is_untouched(own, "publish")
+    assert not is_untouched(real_exchange(Own), "publish")
     traced = real_exchange()
     traced.publish = print
-    assert isinstance(PublishPaths(traced).now(), ExchangePath)
+    assert not is_untouched(traced, "publish")
     monkeypatch.setattr(aio_pika.Exchange, "publish", lambda *_args, **_kwargs: None)
-    assert isinstance(ways.now(), ExchangePath)
+    assert not is_untouched(own, "publish")
 
 
 @pytest.mark.parametrize(("confirms", "waits"), [(True, 3), (False, 3 * DRAIN_EVERY)])

@@ -370,7 +370,7 @@ async def test_a_claim_ages_from_where_it_was_made(audit: AuditFile) -> None:
     ages = list[float]()
 
     async def handler(_: Verified) -> None:
-        ages.extend(clock.monotonic() - since for _, since in spot.processor._leases._leases._since.values())
+        ages.extend(clock.monotonic() - since for _, since in spot.processor._leases._since.values())
 
     spot = Spot(audit, handler)
     clock, delivery = spot.table.clock, spot.delivery()
@@ -880,6 +880,8 @@ def test_refused_without_audit(audit: AuditFile) -> None:
         rabbitmq.Consumer(queue(), bare, print, dead_letters=Letters())
     with pytest.raises(ConfigurationError, match="audit"):
         rabbitmq.guarded(bare, print, dead_letters=Letters(), queue="q")
+    with pytest.raises(ConfigurationError, match="a sink of dead letters has a name"):
+        rabbitmq.Consumer(queue(), Table(audit).guard, print, dead_letters=object())  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="another queue"):
         rabbitmq.Consumer(queue(name="dead"), Table(audit).guard, print, dead_letters=Letters())
 

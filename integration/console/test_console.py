@@ -18,7 +18,7 @@ from integration.review.scene import Scene
 from integration.scale import is_nightly
 from integration.services import Kafka, RabbitMQ
 from mqauth.audit.chain import verify_chain
-from mqauth.audit.record import read_records
+from mqauth.audit.query import read_records
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.wire.message import Message

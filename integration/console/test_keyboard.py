@@ -14,7 +14,7 @@ from integration.console.running import serving
 from integration.console.test_console import pictures_of
 from integration.review.scene import CONFIG, Scene
 from integration.services import Kafka, RabbitMQ
-from mqauth.audit.record import read_records
+from mqauth.audit.query import read_records
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
 

@@ -25,7 +25,7 @@ from integration.review.scene import Scene
 from integration.services import RabbitMQ
 from integration.services.machine import Port
 from mqauth.audit.chain import verify_chain
-from mqauth.audit.record import read_records
+from mqauth.audit.query import read_records
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
 from mqauth.wire.keys import Key
 

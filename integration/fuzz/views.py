@@ -141,7 +141,7 @@ def _lists(row: Any, index: Index) -> str:
         subject=row.subject, kid=row.kid, issuer=row.issuer, destination=row.destination, reason=row.reason
     )
     shown = display.overview(index) if index.size <= 20 else None
-    groups = [] if shown is None else list(shown.groups)
+    groups = [] if shown is None else index.groups()
     listed = _render(
         "letters.html", fields=own.given(), query=pages.query_of(own), rows=[row], total=1, order=QUEUE,
         columns=pages.LETTER_COLUMNS, walk=pages.query_of(own), earlier=None, later=pages.query_of(own, after=1),

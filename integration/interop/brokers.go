@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -39,7 +40,37 @@ func receive(url, place string, n int) {
 	if strings.HasPrefix(url, "amqp") {
 		receiveAMQP(url, place, n, judge)
 	} else {
-		receiveKafka(url, place, n, judge)
+		receiveKafka(url, place, "", n, judge)
+	}
+}
+
+// bury judges so many messages as receive does; of each that is rejected it publishes a letter before it settles it.
+func bury(url, place, scope, dead string, n int) {
+	var form consumerForm
+	if err := json.Unmarshal(lines()[0], &form); err != nil {
+		panic(err)
+	}
+	c := form.consumer()
+	judge := func(m *message) {
+		found := c.judge(m, time.Now().Unix())
+		fmt.Println(strings.TrimSpace(found.verdict.verdict + " " + string(found.reason) + found.cause))
+		if found.verdict.verdict != "rejected" {
+			return
+		}
+		l := &letter{
+			m: m, scope: scope, reason: string(found.reason), detail: "judged in Go", audit: uuid(),
+			millis: time.Now().UnixMilli(),
+		}
+		made := l.whole()
+		if made.destination = rabbitDestination("", dead); m.kafka() {
+			made.destination = kafkaDestination(dead)
+		}
+		send(url, []*message{made})
+	}
+	if strings.HasPrefix(url, "amqp") {
+		receiveAMQP(url, place, n, judge)
+	} else {
+		receiveKafka(url, place, scope, n, judge)
 	}
 }
 
@@ -85,7 +116,10 @@ func (m *message) publishing() amqp.Publishing {
 	found := amqp.Publishing{
 		ContentType: p["content-type"], ContentEncoding: p["content-encoding"], Type: p["type"],
 		MessageId: p["message-id"], CorrelationId: p["correlation-id"], ReplyTo: p["reply-to"], AppId: p["app-id"],
-		Body: m.body, Headers: amqp.Table{},
+		Body: m.body, Headers: amqp.Table{}, DeliveryMode: amqp.Persistent,
+	}
+	if n, err := strconv.ParseUint(p["priority"], 10, 8); err == nil {
+		found.Priority = uint8(n)
 	}
 	for _, header := range m.headers {
 		found.Headers[header.name] = toField(header.value)
@@ -97,7 +131,15 @@ func fromDelivery(d *amqp.Delivery, queue string) *message {
 	properties := map[string]string{
 		"content-type": d.ContentType, "content-encoding": d.ContentEncoding, "type": d.Type,
 		"message-id": d.MessageId, "correlation-id": d.CorrelationId, "reply-to": d.ReplyTo, "app-id": d.AppId,
-		"user-id": d.UserId,
+		"user-id": d.UserId, "expiration": d.Expiration,
+	}
+	for name, n := range map[string]int64{"delivery-mode": int64(d.DeliveryMode), "priority": int64(d.Priority)} {
+		if n > 0 {
+			properties[name] = strconv.FormatInt(n, 10)
+		}
+	}
+	if !d.Timestamp.IsZero() {
+		properties["timestamp"] = strconv.FormatInt(d.Timestamp.Unix(), 10)
 	}
 	for name, text := range properties {
 		if text == "" {
@@ -193,11 +235,16 @@ func sendKafka(servers string, messages []*message) {
 	}
 }
 
-func receiveKafka(servers, topic string, n int, judge func(*message)) {
-	client := must(kgo.NewClient(
+// receiveKafka reads a topic from its start; of a group it commits what was judged.
+func receiveKafka(servers, topic, group string, n int, judge func(*message)) {
+	options := []kgo.Opt{
 		kgo.SeedBrokers(strings.Split(servers, ",")...), kgo.ConsumeTopics(topic),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
-	))
+	}
+	if group != "" {
+		options = append(options, kgo.ConsumerGroup(group), kgo.DisableAutoCommit())
+	}
+	client := must(kgo.NewClient(options...))
 	defer client.Close()
 	limit, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -207,6 +254,11 @@ func receiveKafka(servers, topic string, n int, judge func(*message)) {
 			panic(err)
 		}
 		fetches.EachRecord(func(r *kgo.Record) { judge(fromRecord(r)) })
+		if group != "" {
+			if err := client.CommitRecords(limit, fetches.Records()...); err != nil {
+				panic(err)
+			}
+		}
 		n -= fetches.NumRecords()
 	}
 }

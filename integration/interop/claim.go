@@ -71,6 +71,7 @@ func (c *consumer) claim(m *message, found *claims, release *release, waived []s
 		entry = &claimed{place: place, until: until}
 		c.claims[id] = entry
 	case release != nil && entry.done:
+		delete(c.claims, scope+release.id())
 		return judged{verdict: rejected("replayed")}
 	case release != nil:
 		return judged{verdict: deferred("claim_held")}

@@ -15,7 +15,7 @@ var errForm = errors.New("no message in its JSON form")
 
 var (
 	intText     = regexp.MustCompile(`\A(0|-?[1-9][0-9]*)\z`)
-	decimalText = regexp.MustCompile(`\A-?[0-9]+(\.[0-9]+)?\z`)
+	decimalText = regexp.MustCompile(`\A-?[0-9]{1,300}(\.[0-9]{1,300})?\z`)
 	timeText    = regexp.MustCompile(`\A[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z\z`)
 	amqpNames   = []string{
 		"content_type", "content_encoding", "type", "message_id", "correlation_id", "reply_to", "app_id", "user_id",
@@ -54,7 +54,11 @@ func fromForm(raw []byte) (*message, error) {
 	if m.key, ok = optional(form.members["key"]); !ok || m.key != nil && !m.kafka() {
 		return nil, errForm
 	}
-	if !m.readProperties(form.members["properties"]) || !m.readHeaders(form.members["headers"]) {
+	properties, isThere := form.members["properties"]
+	if isThere && !m.readProperties(properties) {
+		return nil, errForm
+	}
+	if headers, isThere := form.members["headers"]; isThere && !m.readHeaders(headers) {
 		return nil, errForm
 	}
 	if m.origin, ok = readOrigin(form.members["origin"], m.kafka(), names); !ok {
@@ -75,9 +79,6 @@ func optional(value any) ([]byte, bool) {
 }
 
 func (m *message) readProperties(value any) bool {
-	if value == nil {
-		return true
-	}
 	properties, ok := value.(*object)
 	if !ok || !only(properties, amqpNames...) {
 		return false
@@ -108,9 +109,6 @@ func (m *message) readProperties(value any) bool {
 }
 
 func (m *message) readHeaders(value any) bool {
-	if value == nil {
-		return true
-	}
 	list, ok := value.([]any)
 	for _, item := range list {
 		two, is := item.([]any)
@@ -174,7 +172,7 @@ func tagged(value any, deep int) (any, bool) {
 		return floatOf(inner)
 	case "time":
 		found, err := time.Parse(time.RFC3339, text)
-		return timestamp(found.Unix()), isText && err == nil && timeText.MatchString(text)
+		return timestamp(found.Unix()), isText && err == nil && timeText.MatchString(text) && found.Year() > 0
 	case "decimal":
 		return decimal(text), isText && decimalText.MatchString(text)
 	case "list":
@@ -258,12 +256,20 @@ func readOrigin(value any, kafka bool, names []string) (*origin, bool) {
 		return nil, true
 	}
 	form, ok := value.(*object)
-	known := []string{"scope", "timestamp_ms", "timestamp_type", "queue", "exchange", "routing_key", "redelivered"}
+	known := []string{"scope", "timestamp_ms", "timestamp_type"}
+	ofQueue := []string{"queue", "exchange", "routing_key"}
+	ofRecord := []string{"cluster", "topic", "topic_id", "partition", "offset"}
+	others := ofRecord
 	if kafka {
-		known = []string{"scope", "timestamp_ms", "timestamp_type", "cluster", "topic", "topic_id", "partition", "offset"}
+		others = append(ofQueue, "redelivered")
 	}
-	if !ok || !only(form, known...) {
+	if !ok || !only(form, slices.Concat(known, ofQueue, ofRecord, []string{"redelivered"})...) {
 		return nil, false
+	}
+	for _, other := range others {
+		if member := form.members[other]; member != nil && member != any(false) {
+			return nil, false
+		}
 	}
 	o := &origin{partition: -1, offset: -1, timestampMS: -1}
 	texts := map[string]*string{

@@ -22,6 +22,7 @@ type key struct {
 	subjects           []string
 	named              bool
 	expires, revokedAt int64
+	reason             string
 }
 
 var algorithms = []string{"EdDSA", "Ed25519", "ES256", "ES384", "PS256", "RS256"}
@@ -80,7 +81,7 @@ func loadSet(raw []byte, uses ...any) (map[string]*key, error) {
 		if !ok {
 			continue
 		}
-		if other, twice := keys[k.kid]; twice && !reflect.DeepEqual(other, k) {
+		if other, twice := keys[k.kid]; twice && !k.is(other) {
 			none[k.kid] = true
 		}
 		keys[k.kid] = k
@@ -89,6 +90,15 @@ func loadSet(raw []byte, uses ...any) (map[string]*key, error) {
 		delete(keys, kid)
 	}
 	return keys, nil
+}
+
+// is tells whether two keys under one kid are one: both names of Ed25519 are one algorithm.
+func (k *key) is(other *key) bool {
+	one, two := *k, *other
+	if one.allows(two.alg) {
+		one.alg = two.alg
+	}
+	return reflect.DeepEqual(one, two)
 }
 
 func loadKey(jwk map[string]any, uses []any) (*key, bool) {
@@ -130,6 +140,8 @@ func (k *key) loadSubjects(jwk map[string]any) bool {
 		ok = ok && good
 		k.subjects = append(k.subjects, subject)
 	}
+	slices.Sort(k.subjects)
+	k.subjects = slices.Compact(k.subjects)
 	return ok
 }
 
@@ -144,6 +156,7 @@ func (k *key) loadEnds(jwk map[string]any) {
 		at, ok := int64(0), false
 		if members, is := value.(*object); is {
 			at, ok = natural(members.members["revoked_at"])
+			k.reason, _ = members.members["reason"].(string)
 		}
 		if !ok {
 			at = 0
@@ -195,7 +208,11 @@ func (k *key) loadPublic(jwk map[string]any) bool {
 		}
 		k.public = public
 	case any("RSA"):
-		n, e := new(big.Int).SetBytes(numberOf(jwk, "n")), new(big.Int).SetBytes(numberOf(jwk, "e"))
+		modulus, exponent := numberOf(jwk, "n"), numberOf(jwk, "e")
+		if len(modulus) == 0 || len(exponent) == 0 || modulus[0] == 0 || exponent[0] == 0 {
+			return false
+		}
+		n, e := new(big.Int).SetBytes(modulus), new(big.Int).SetBytes(exponent)
 		if n.BitLen() < 2048 || n.BitLen() > 8192 || e.Bit(0) == 0 || e.BitLen() > 64 || e.Cmp(big.NewInt(65537)) < 0 {
 			return false
 		}

@@ -37,6 +37,8 @@ func main() {
 		send(os.Args[2], messages())
 	case "receive":
 		receive(os.Args[2], os.Args[3], must(strconv.Atoi(os.Args[4])))
+	case "bury":
+		bury(os.Args[2], os.Args[3], os.Args[4], os.Args[5], must(strconv.Atoi(os.Args[6])))
 	}
 }
 

@@ -9,7 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
+	"strings"
+
+	"golang.org/x/crypto/blake2b"
 )
 
 type vector struct {
@@ -339,6 +343,10 @@ func vectors(folder string) *report {
 			r.sets(folder)
 		case "forms.json":
 			r.forms(folder)
+		case "stores.json":
+			r.stores(folder)
+		case "letters.json":
+			r.letters(folder)
 		case "destinations.json":
 		default:
 			r.check(false, "%s: a file of vectors that nothing here reads", file)
@@ -346,4 +354,110 @@ func vectors(folder string) *report {
 	}
 	r.trees(folder)
 	return r
+}
+
+// letters makes and reads dead letters. What is JSON in a letter may have its members in any order.
+func (r *report) letters(folder string) {
+	var found struct {
+		Made []struct {
+			Name, Scope, Source, Reason, Detail, Audit, Digest, ID, Form string
+			Error, Rung                                                  *string
+			Message, Letter                                              json.RawMessage
+			Time                                                         int64
+			Past                                                         *struct {
+				Count int64
+				Hops  []hop
+			}
+		}
+		Read []struct {
+			Name   string
+			Letter json.RawMessage
+			Intact bool
+		}
+	}
+	load(folder, "letters.json", &found)
+	for _, v := range found.Made {
+		m := must(fromForm(v.Message))
+		l := &letter{
+			m: m, scope: v.Scope, reason: v.Reason, detail: v.Detail, audit: v.Audit, failure: v.Error, rung: v.Rung,
+			millis: v.Time,
+		}
+		if v.Past != nil {
+			l.earlier, l.hops = v.Past.Count, v.Past.Hops
+		}
+		r.check(m.source() == v.Source, "letters.json: %s: the source is %s", v.Name, m.source())
+		r.check(m.contentDigest() == v.Digest, "letters.json: %s: the digest", v.Name)
+		r.check(m.letterID(v.Scope) == v.ID, "letters.json: %s: the id", v.Name)
+		made := map[string]func() *message{"whole": l.whole, "json": l.inBody, "reference": l.reference}[v.Form]()
+		expected := must(fromForm(v.Letter))
+		r.check(made.plain() == expected.plain(), "letters.json: %s: the letter\n%s\n%s", v.Name,
+			made.plain(), expected.plain())
+	}
+	for _, v := range found.Read {
+		r.check(intact(must(fromForm(v.Letter))) == v.Intact, "letters.json: %s: read", v.Name)
+	}
+}
+
+// plain is what two equal letters have in common, their JSON parsed.
+func (m *message) plain() string {
+	var body any = m.body
+	if json.Unmarshal(m.body, &body) != nil {
+		body = m.body
+	}
+	headers := []any{}
+	for _, header := range m.headers {
+		var value any = header.value
+		if header.name == dead+"metadata" || header.name == dead+"history" {
+			raw, is := header.value.([]byte)
+			if !is {
+				raw = []byte(header.value.(string))
+			}
+			_ = json.Unmarshal(raw, &value)
+		}
+		headers = append(headers, header.name, value)
+	}
+	return fmt.Sprintf("%#v", []any{m.key, m.properties, headers, body})
+}
+
+// stores holds what implementations share beside messages (section 18).
+func (r *report) stores(folder string) {
+	var found struct {
+		Redis []struct {
+			Name, Scope, Owner string
+			Index              *int64
+			Place              []any
+			IDHex              string `json:"id_hex"`
+			LeaseEnds          int64  `json:"lease_ends"`
+			KeyHex             string `json:"key_hex"`
+			HeldHex            string `json:"held_hex"`
+			DoneHex            string `json:"done_hex"`
+		}
+		Audit []string
+	}
+	load(folder, "stores.json", &found)
+	for _, v := range found.Redis {
+		key := "mqauth:{" + v.Scope + "}:" + string(must(hex.DecodeString(v.IDHex)))
+		if v.Index != nil {
+			key = key[:len(key)-2] + "~"
+		}
+		place := ""
+		if v.Place != nil {
+			size := len([]rune(v.Place[0].(string)))
+			text := fmt.Sprintf("%d ", size) + fmt.Sprintf("%s/%s/%.0f/%.0f", v.Place...)
+			hash := must(blake2b.New(12, nil))
+			hash.Write([]byte(text))
+			place = string(hash.Sum(nil))
+		}
+		held := fmt.Sprintf("h%d %d %s", v.LeaseEnds, len(v.Owner), v.Owner) + place
+		holds := hex.EncodeToString([]byte(key)) == v.KeyHex && hex.EncodeToString([]byte(held)) == v.HeldHex
+		r.check(holds && hex.EncodeToString([]byte("d"+place)) == v.DoneHex, "stores.json: %s", v.Name)
+	}
+	form := regexp.MustCompile(`\A(.*,"prev":"([0-9a-f]{64})"),"hash":"([0-9a-f]{64})"\}\z`)
+	previous := strings.Repeat("0", 64)
+	for i, line := range found.Audit {
+		parts := form.FindStringSubmatch(line)
+		holds := parts != nil && parts[2] == previous && hexSum([]byte(previous+parts[1]+"}")) == parts[3]
+		r.check(holds, "stores.json: line %d of an audit file", i)
+		previous = parts[3]
+	}
 }

@@ -18,7 +18,7 @@ from kafka import TopicPartition
 
 from integration.review.scene import WHY, Scene
 from mqauth.audit.chain import verify_chain
-from mqauth.audit.record import read_records
+from mqauth.audit.query import read_records
 from mqauth.review import Ledger
 from mqauth.testing.stage_kafka import KafkaStage
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from mqauth import Pipeline, Verified
 from mqauth.audit.file import AuditFile
-from mqauth.audit.record import read_records
+from mqauth.audit.query import read_records
 from mqauth.cli.broker import LetterAddress, opened
 from mqauth.errors import Reason
 from mqauth.judging.policy import Allow
@@ -22,7 +22,7 @@ from mqauth.judging.verifier import Issuer
 from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import MemoryReplayStore
-from mqauth.review import ALL, Account, Filter, Index, Ledger, Plan, Session, account, survey
+from mqauth.review import ALL, Account, Filter, Index, Ledger, Plan, Session, account
 from mqauth.testing.forge import ISSUER, NEIGHBOUR, SUBJECT, Forge
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
@@ -159,7 +159,8 @@ class Scene:
 
     def look(self, found: Session, read: Callable[[Index], Any]) -> Any:
         """Survey the letters and read something from the index."""
-        with found.run(survey(found.box)) as index:
+        with Index(found.clock.now()) as index:
+            found.survey(index)
             return read(index)
 
     def freeze(self, found: Session, **wanted: Any) -> Any:

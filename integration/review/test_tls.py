@@ -38,12 +38,12 @@ def dlq(scene: Scene, tunnel: Tunnel, tmp_path: Path, capsys: pytest.CaptureFixt
     """Run a command with settings of these lines; return its code, and what it printed."""
 
     def run(act: str, *more: str, lines: dict[str, str]) -> tuple[int, str, str]:
-        settings = tmp_path / "broker.toml"
+        settings = tmp_path / "mqauth.toml"
         settings.write_text("[broker]\n" + "".join(f'{key} = "{value}"\n' for key, value in lines.items()))
         scheme = "kafka" if scene.place.on_kafka else "amqps"
         name = ("--topic", scene.place.topic) if scene.place.on_kafka else ("--queue", scene.place.queue)
         arguments = ["dlq", act, *more, "--broker", f"{scheme}://127.0.0.1:{tunnel.port}", *map(str, name)]
-        code = main([*arguments, "--json", "--broker-settings", str(settings)])
+        code = main([*arguments, "--json", "--config", str(settings)])
         said = capsys.readouterr()
         return code, said.out, said.err
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final, TypeVar
 
-from mqauth.audit.record import Record, claims_of, member
+from mqauth.audit.query import Record, claims_of, member
 from mqauth.wire.memo import Recent
 
 INSTANCES: Final = 64

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mqauth.audit.identity_watch import INSTANCES, IdentityWatch
-from mqauth.audit.record import Record, claims_of, is_verified, member, time_of
+from mqauth.audit.query import Record, claims_of, is_verified, member, time_of
 from mqauth.audit.rollout_watch import RolloutWatch
 from mqauth.errors import Reason, require
 from mqauth.wire.memo import Recent

@@ -1,24 +1,18 @@
-"""Audit records: what is recorded of a verdict, in schema version 1, and how a log of records is queried.
+"""Audit records: what is recorded of a verdict, in schema version 1.
 
 A record never holds a token, a body or a key. Whatever an attacker may have written is cut to a bounded length and
-escaped, and it stands under ``claimed`` until the token's signature has been verified. Queries read the files of a
-log as a stream: which records there are, how many of what, what a key signed.
+escaped, and it stands under ``claimed`` until the token's signature has been verified. ``query`` reads records.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Awaitable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final, Protocol
 
-from mqauth.audit.chain import MAX_LINE, raw_lines
-from mqauth.errors import refusing, require
 from mqauth.logs import harmless
-from mqauth.wire import strict_json
 from mqauth.wire.claims import Claims
 from mqauth.wire.identity import Identity
 from mqauth.wire.message import Message
@@ -26,12 +20,6 @@ from mqauth.wire.message import Message
 SCHEMA_VERSION: Final = 1
 MAX_SOURCE: Final = 512
 """Characters of a ``source``: the name of a topic has up to 249, of a queue up to 255, and more follows it."""
-Record = Mapping[str, Any]
-"""A record as it was read back; an edited log may hold anything."""
-_CLAIMS: Final = {"kid": "kid", "subject": "sub", "issuer": "iss", "jti": "jti"}
-TIMES: Final = {"time": 13, "day": 10, "hour": 13, "minute": 16}
-"""How many characters of a record's time name the span it lies in; ``time`` counts by the hour."""
-DIMENSIONS: Final = ("reason", "verdict", "issuer", "kid", "subject", "destination", "alert", *TIMES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,135 +130,3 @@ def broker_fields(message: Message) -> dict[str, Any]:
         for name, value in found.items()
         if value is not None
     }
-
-
-def member(record: Record, name: str) -> Record:
-    """Return a member of a record that is an object, or an empty one."""
-    found = record.get(name)
-    return found if isinstance(found, dict) else {}
-
-
-def claims_of(record: Record) -> Record:
-    """Return the claims of a record's token, verified or not."""
-    token = member(record, "token")
-    said = token.get("verified") or token.get("claimed")
-    return said if isinstance(said, dict) else {}
-
-
-def is_verified(record: Record) -> bool:
-    """Tell whether the signature of a record's token was verified."""
-    return "verified" in member(record, "token")
-
-
-def time_of(record: Record) -> float:
-    """Return the time of a record, UTC seconds, or 0 if it has none."""
-    return seconds_of(record.get("time"))
-
-
-def seconds_of(time: Any) -> float:
-    """Return the UTC seconds of a time as ``iso_time`` writes it, or 0 for anything else."""
-    try:
-        return datetime.fromisoformat(time).timestamp()
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """Which records to select; ``None`` selects any value.
-
-    Args:
-        kid: id of the key that signed the token, or is said to.
-        subject: the producer.
-        issuer: ``iss``.
-        jti: the token's id.
-        jkt: thumbprint of a workload's key, in records of consumers and of the authority.
-        reason: why it was rejected.
-        verdict: ``accepted``, ``rejected``, ``duplicate`` or ``alert``.
-        destination: canonical.
-        verified: only records whose token's signature was verified.
-        since: UTC seconds, inclusive.
-        until: UTC seconds, exclusive.
-    """
-
-    kid: str | None = None
-    subject: str | None = None
-    issuer: str | None = None
-    jti: str | None = None
-    jkt: str | None = None
-    reason: str | None = None
-    verdict: str | None = None
-    destination: str | None = None
-    verified: bool = False
-    since: float | None = None
-    until: float | None = None
-
-    def holds(self, record: Record) -> bool:
-        """Tell whether a record is among those selected."""
-        wanted = {name: getattr(self, name) for name in (*_CLAIMS, "jkt", "reason", "verdict", "destination")}
-        return (
-            (not self.verified or is_verified(record))
-            and all(value is None or value_of(record, name) == value for name, value in wanted.items())
-            and (self.since is None or time_of(record) >= self.since)
-            and (self.until is None or time_of(record) < self.until)
-        )
-
-
-def read_records(paths: Iterable[Path]) -> Iterator[Record]:
-    """Yield the records of audit files without checking their chain; ``verify_chain`` does that.
-
-    Raises:
-        ConfigurationError: a file cannot be read, or a line is no record; a torn last line is ignored.
-    """
-    for path in paths:
-        for number, raw in enumerate(raw_lines(path), 1):
-            if not raw.endswith(b"\n") and len(raw) < MAX_LINE:
-                continue
-            with refusing(ValueError, f"{path}: line {number} is no audit record"):
-                record = parse_record(raw)
-            yield record
-
-
-def parse_record(raw: bytes) -> Record:
-    """Return the record of one line.
-
-    Raises:
-        ValueError: the line is no JSON object.
-    """
-    members: Record = strict_json.loads(raw, depth=8)
-    require(isinstance(members, dict), "no object", ValueError)
-    return members
-
-
-def count(records: Iterable[Record], dimension: str) -> Counter[str]:
-    """Return how many records have each value of a dimension; beyond 1,000 values they count as ``(others)``.
-
-    Args:
-        records: what to count.
-        dimension: one of ``DIMENSIONS``.
-
-    Raises:
-        ConfigurationError: there is no such dimension.
-    """
-    require(dimension in DIMENSIONS, f"counted by {', '.join(DIMENSIONS)}")
-    found: Counter[str] = Counter()
-    for record in records:
-        value = value_of(record, dimension)
-        if value is not None:
-            found[str(value) if str(value) in found or len(found) < 1000 else "(others)"] += 1
-    return found
-
-
-def value_of(record: Record, name: str) -> Any:
-    """Return a record's value for one of ``DIMENSIONS``, ``jti`` or ``jkt``, ``None`` if it has none."""
-    if name in _CLAIMS:
-        return claims_of(record).get(_CLAIMS[name])
-    if name in TIMES:
-        return str(record.get("time"))[: TIMES[name]]
-    if name == "destination":
-        return member(record, "broker").get("destination")
-    if name == "alert":
-        return member(record, "alert").get("kind")
-    if name == "jkt":
-        return member(claims_of(record), "identity").get("jkt") or member(record, "asked").get("jkt")
-    return record.get(name)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mqauth.audit.file import files_of
-from mqauth.audit.record import Record, member, parse_record, time_of
+from mqauth.audit.query import Record, member, parse_record, time_of
 
 DAY: Final = 86_400.0
 RUNGS: Final = ("off", "observe", "enforce")

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mqauth.audit.misuse import Alert, Detector, Window
-from mqauth.audit.record import AuditRecord, AuditSink, claims_of, member
+from mqauth.audit.query import claims_of, member
+from mqauth.audit.record import AuditRecord, AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import require
 from mqauth.flow import Flow, Waiting, begin, resume, settling
@@ -141,7 +142,11 @@ class FloodGate(_Wrapping):
         """Write one record, whole or without its details."""
         if record.verdict not in ("rejected", "identity_refused"):
             return self.sink.write(record)
-        kinds = _kinds(record)
+        # The floods that it may belong to, the narrowest first. A refusal of an authority has no destination: who
+        # floods it must not hide what others ask for.
+        reason, kid = record.reason or "", str(claims_of({"token": record.token}).get("kid", ""))
+        place = str(record.broker.get("destination") or member(record.extra, "asked").get("address", ""))
+        kinds: Kinds = (reason, kid, place), (reason, place), (reason,)
         with self._lock:
             nth = [window.peek(kind, record.time) + 1 for window, kind in zip(self._windows, kinds, strict=True)]
         first = record.verdict == "identity_refused" and nth[1] <= FIRST_OF_AN_ADDRESS
@@ -255,14 +260,6 @@ def _write_each(
 
 def _alert_lost(_sink: AuditSink, error: Exception) -> None:
     emit("misuse.alert_lost", "an alert could not be written: %s", type(error).__name__)
-
-
-def _kinds(record: AuditRecord) -> Kinds:
-    """Return the floods that a record may belong to, the narrowest first."""
-    reason, kid = record.reason or "", str(claims_of({"token": record.token}).get("kid", ""))
-    # A refusal of an authority has no destination: who floods it must not hide what others ask for.
-    place = record.broker.get("destination") or member(record.extra, "asked").get("address", "")
-    return (reason, kid, str(place)), (reason, str(place)), (reason,)
 
 
 def _fact_alone(record: AuditRecord) -> AuditRecord:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Final
 
-from mqauth.errors import Cause, ConfigurationError, Unavailable, require
+from mqauth.errors import Cause, Unavailable, require
 from mqauth.flow import Flow, call
 from mqauth.judging.verified import Responder
 from mqauth.letters.dead_letter import Carries, DeadLetter, Oversize, undelivered
@@ -150,7 +150,5 @@ def responder_of(replies: Any, kind: type, make: Callable[[Any], Any] | None, re
     if replies is None:
         return None
     if not isinstance(replies, kind):
-        if make is None:
-            raise ConfigurationError("replies= must be a Producer where dead letters go by another sink")
-        replies = make(replies)
+        replies = require(make, "replies= must be a Producer where dead letters go by another sink")(replies)
     return partial(reply, replies)

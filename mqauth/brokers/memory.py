@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 
 from mqauth.delivery.log_work import equipped
-from mqauth.errors import Cause, ConfigurationError, MqauthError, Unavailable
+from mqauth.errors import Cause, ConfigurationError, MqauthError, Unavailable, require
 from mqauth.flow import refuse_async, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Verdict
 from mqauth.judging.selftest import at_start
@@ -166,8 +166,7 @@ class Consumer:
         unverified: Unverifieds | None = None,
     ) -> None:
         self._unverified = guard.handlers(handler, unverified)
-        if guard.audit is None:
-            raise ConfigurationError("a consumer's pipeline needs audit=")
+        require(guard.audit is not None, "a consumer's pipeline needs audit=")
         self._broker = broker
         self._queue = queue
         self._guard = guard

@@ -5,15 +5,15 @@ A name that is none of these is refused: by a type checker, and by ``TypeError``
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Generic, TypedDict
 
 from mqauth.brokers.event_loop import Sleep
 from mqauth.clock import Backoff
 from mqauth.judging.unverified import Unverifieds
-from mqauth.judging.verified import Decode
+from mqauth.judging.verified import Decode, V
 
 
-class HandlingOptions(TypedDict, total=False):
+class HandlingOptions(TypedDict, Generic[V], total=False):
     """Options of every consumer.
 
     Attributes:
@@ -23,11 +23,11 @@ class HandlingOptions(TypedDict, total=False):
             pass; or a table of handlers by kind. It is another function than the handler.
     """
 
-    decode: Decode | None
+    decode: Decode[V] | None
     unverified: Unverifieds | None
 
 
-class DeliveryOptions(HandlingOptions, total=False):
+class DeliveryOptions(HandlingOptions[V], total=False):
     """Options of every consumer of a queue, and of ``guarded``.
 
     Attributes:
@@ -41,7 +41,7 @@ class DeliveryOptions(HandlingOptions, total=False):
     delivery_limit: int | None
 
 
-class QueueOptions(DeliveryOptions, total=False):
+class QueueOptions(DeliveryOptions[V], total=False):
     """Options of a consumer of a queue.
 
     Attributes:
@@ -66,7 +66,7 @@ class QueueOptions(DeliveryOptions, total=False):
     sleep: Sleep
 
 
-class LogOptions(HandlingOptions, total=False):
+class LogOptions(HandlingOptions[V], total=False):
     """Options of a consumer of a log.
 
     Attributes:

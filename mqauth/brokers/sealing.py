@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import TypeAlias, TypeVar
 
 from mqauth.brokers.event_loop import Timer, call_later, signed
 from mqauth.clock import SYSTEM_CLOCK, Clock
@@ -64,11 +64,8 @@ class Pace:
         return min(self.linger, self.latency / 2)
 
 
-class _Waiting(NamedTuple):
-    """A prepared message, and the future of its sealed form."""
-
-    prepared: Prepared
-    sealed: asyncio.Future[Message]
+_Waiting: TypeAlias = tuple[Prepared, asyncio.Future[Message]]
+"""A prepared message, and the future of its sealed form."""
 
 
 class SingleSealing:
@@ -148,7 +145,7 @@ class Sealing:
         """
         prepared = self._signer.prepare(message)
         sealed: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(prepared, sealed))
+        self._waiting.append((prepared, sealed))
         self._consider()
         try:
             return await sealed, self._clock.monotonic()
@@ -173,10 +170,10 @@ class Sealing:
         waiting, self._waiting = self._waiting, []
         self._round += 1
         groups: dict[object, list[_Waiting]] = {}
-        for each in waiting:
+        for prepared, sealed in waiting:
             # The future is done already where its caller was cancelled.
-            if not each.sealed.done():
-                groups.setdefault(each.prepared.group, []).append(each)
+            if not sealed.done():
+                groups.setdefault(prepared.group, []).append((prepared, sealed))
         for group in groups.values():
             self._seal(group)
 
@@ -203,7 +200,7 @@ class Sealing:
     def _seal(self, group: list[_Waiting]) -> None:
         """Have one group sealed, on a thread where the key may block; its messages are unconfirmed from now on."""
         self.pace.unconfirmed += len(group)
-        prepared = [each.prepared for each in group]
+        prepared = [each for each, _ in group]
         try:
             if self._signer.blocking:
                 task = asyncio.create_task(signed(self._signer, self._signer.seal, prepared))
@@ -224,21 +221,21 @@ class Sealing:
 
     def _tell(self, group: list[_Waiting], sealed: list[Message]) -> None:
         """Give each caller its sealed message, but those who were cancelled meanwhile."""
-        for each, message in zip(group, sealed, strict=True):
-            if each.sealed.done():
+        for (_, outcome), message in zip(group, sealed, strict=True):
+            if outcome.done():
                 self.lost()
             else:
-                each.sealed.set_result(message)
+                outcome.set_result(message)
 
     def _refuse(self, group: list[_Waiting], error: BaseException) -> None:
         """Give each caller the error; where the token of all would be too large, seal each by itself."""
         self.pace.unconfirmed -= len(group)
         alone = isinstance(error, MalformedMessage) and len(group) > 1
-        for each in group:
+        for prepared, outcome in group:
             if alone:
-                self._seal([each])
-            elif not each.sealed.done():
-                each.sealed.set_exception(error)
+                self._seal([(prepared, outcome)])
+            elif not outcome.done():
+                outcome.set_exception(error)
         self._consider()
 
 

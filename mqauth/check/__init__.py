@@ -26,14 +26,6 @@ from mqauth.config.toml_file import RefusedSetting, placeholders, read_toml
 from mqauth.errors import ConfigurationError
 
 __all__ = ["CODES", "Code", "Finding", "Report", "Severity", "check"]
-_PITFALLS: Final = (
-    ("lifetime", "must be 1 to", "lifetime_unbounded"),
-    ("max_lifetime", "must be at least", "lifetime_unbounded"),
-    ("audience", "required", "audience_missing"),
-    ("audience", "must name", "audience_missing"),
-    ("audience", "must be a name", "audience_wildcard"),
-)
-"""Refusals that have a code of their own: the key, and how the refusal begins."""
 RULES: Final[tuple[Rule, ...]] = (
     *tokens.RULES,
     *issuers.RULES,
@@ -56,15 +48,8 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
     """
     text, members = read_toml(Path(path))
     target = read(Path(path), members, now=clock.now())
-    findings: list[Finding] = []
     # What the reader refuses.
-    for refusal in target.refusals:
-        codes = (
-            code
-            for key, begins, code in _PITFALLS
-            if refusal.path[-1:] == (key,) and refusal.what.startswith(begins)
-        )
-        findings.append(finding(next(codes, "configuration"), refusal.path, refusal.what))
+    findings = [finding("configuration", refusal.path, refusal.what) for refusal in target.refusals]
     # Settings that say whom to trust, and have a placeholder.
     for at, name in placeholders(tomllib.loads(text)):
         if at[:2] in (("consumer", "issuers"), ("consumer", "allow"), ("release", "authorities")):

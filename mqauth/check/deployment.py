@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path as FilePath
 from pathlib import PurePosixPath
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from mqauth.check.findings import Finding, finding, on, those
@@ -27,6 +27,15 @@ from mqauth.wire import destination
 
 _TEMPORARY: Final = tuple(PurePosixPath(path) for path in ("/dev", "/proc", "/run", "/var/run", "/tmp"))  # noqa: S108
 _NAME: Final = ("dead_letters", "name")
+_TRUSTED: Final = ("replay.file", "consumer.opa.ca", "producer.identity.ca")
+_PASSPHRASES: Final = (
+    "producer.passphrase_file",
+    "audit.heads_passphrase_file",
+    "authority.passphrase_file",
+    "authority.heads_passphrase_file",
+)
+_SECRETS: Final = ("consumer.opa.token_file", "producer.identity.credential.client_secret_file")
+"""Settings that name files which decide whom to trust, hold a passphrase, or hold another secret."""
 _WRITE: Final = 0o022
 _ENCRYPTED: Final = frozenset(("SSL", "SASL_SSL"))
 _AMQP_TLS: Final = frozenset(
@@ -76,13 +85,7 @@ def connections(target: Target) -> Iterator[Finding]:
 
 def writable(target: Target) -> Iterator[Finding]:
     """Find files that decide whom the consumer trusts, and that others may change."""
-    replay, consumer, producer = target.replay, target.settings.consumer, target.settings.producer
-    trusted: list[tuple[FilePath | None, Path]] = [(target.file, ())]
-    trusted += [] if replay is None else [(replay.file, ("replay", "file"))]
-    if consumer is not None and consumer.opa is not None:
-        trusted.append((consumer.opa.ca, ("consumer", "opa", "ca")))
-    if producer is not None and producer.identity is not None:
-        trusted.append((producer.identity.ca, ("producer", "identity", "ca")))
+    trusted: list[tuple[FilePath | None, Path]] = [(target.file, ()), *_named(target, *_TRUSTED)]
     trusted += [(reference.ca, signs.at) for signs, reference in target.references]
     for source in target.sources:
         files = (("file", source.file), ("ca", source.ca), ("snapshot", source.snapshot))
@@ -95,23 +98,8 @@ def writable(target: Target) -> Iterator[Finding]:
 
 def readable(target: Target) -> Iterator[Finding]:
     """Find secrets that others may read."""
-    file, consumer, producer = target.file, target.settings.consumer, target.settings.producer
-    passphrases = [
-        (getattr(table, key), (name, key))
-        for name, table in (
-            ("producer", producer),
-            ("audit", target.settings.audit),
-            ("authority", target.settings.authority),
-        )
-        for key in ("passphrase_file", "heads_passphrase_file")
-        if getattr(table, key, None) is not None
-    ]
-    secrets: list[tuple[FilePath | None, Path]] = [*passphrases]
-    if consumer is not None and consumer.opa is not None:
-        secrets.append((consumer.opa.token_file, ("consumer", "opa", "token_file")))
-    if producer is not None and producer.identity is not None:
-        at = ("producer", "identity", "credential", "client_secret_file")
-        secrets.append((producer.identity.credential.client_secret_file, at))
+    file, passphrases = target.file, _named(target, *_PASSPHRASES)
+    secrets: list[tuple[FilePath | None, Path]] = [*passphrases, *_named(target, *_SECRETS)]
     secrets += [(reference.secret, signs.at) for signs, reference in target.references]
     for secret, named in secrets:
         if secret is not None and strangers(secret):
@@ -124,6 +112,18 @@ def readable(target: Target) -> Iterator[Finding]:
         if strangers(file) & 0o044 and url.has_password:
             what = f"a password for {url} in a file that others may read (mode {mode(file)})"
             yield finding("secret_readable", where, what)
+
+
+def _named(target: Target, *settings: str) -> list[tuple[FilePath | None, Path]]:
+    """Return the files that settings name, each with where it is named; a table may be missing."""
+    named: list[tuple[FilePath | None, Path]] = []
+    for setting in settings:
+        path = tuple(setting.split("."))
+        value: Any = target.settings
+        for part in path:
+            value = getattr(value, part, None)
+        named += [] if value is None else [(value, path)]
+    return named
 
 
 def _urls(target: Target) -> Iterator[tuple[Path, _URL]]:

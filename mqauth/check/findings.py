@@ -87,12 +87,11 @@ def finding(name: str, path: Path, message: str) -> Finding:
     Args:
         name: one of ``CODES``.
         path: where in the file; the key may be absent from it.
-        message: what is wrong, without key material, passphrase or a URL's credentials.
+        message: what is wrong, without key material, passphrase or a URL's credentials. Names and paths in it come
+            from the file: whoever prints it escapes what a terminal might act on.
     """
     code = CODES[name]
-    # Names and paths come from the file, and may hold commands for the terminal.
-    printable = (character if character.isprintable() else ascii(character)[1:-1] for character in message)
-    return Finding(code=code, severity=code.severity, path=path, message="".join(printable))
+    return Finding(code=code, severity=code.severity, path=path, message=message)
 
 
 def those(*rows: tuple[object, str, Path, str]) -> Iterator[Finding]:

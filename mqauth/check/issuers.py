@@ -15,16 +15,14 @@ from mqauth.config.consumer_settings import ConsumerSettings, RuleSettings
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.kinds import is_url
 from mqauth.errors import ConfigurationError, Reason
-from mqauth.http.connection import is_loopback
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer
 from mqauth.keystore.disk import files
-from mqauth.wire import base64url
 from mqauth.wire import strict_json as strictjson
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.identity import trust_domain_of
 from mqauth.wire.jwk import MAX_DOCUMENT, Svid, is_other_svid, load_key, load_key_set
-from mqauth.wire.keys import MIN_RSA_BITS, MIN_RSA_EXPONENT, KeySet
+from mqauth.wire.keys import KeySet
 
 DAY: Final = 86_400
 _DEPTH: Final = 8
@@ -107,7 +105,7 @@ def forms(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
         same = [
             other.subject
             for other in workloads
-            if rule.subject in _names(other.subject) or set(rule.destinations) == set(other.destinations)
+            if other.subject.endswith(f"/{rule.subject}") or set(rule.destinations) == set(other.destinations)
         ]
         if same and issuer is not None and not _is_silent(issuer, rule, target.now):
             yield finding(
@@ -196,9 +194,7 @@ def remote(target: Target) -> Iterator[Finding]:
     """Find remote sets that are fetched without TLS, or trusted for longer than they are published or used."""
     for source in target.sources:
         path, given = source.table.path, source.table.members
-        url = source.issuer if source.discovery else source.jwks or ""
-        host = (urlsplit(url).hostname or "") if is_url(url, ("http",)) else None
-        local = host is not None and is_loopback(host) and source.unsafe_http_loopback
+        host = urlsplit(source.issuer if source.discovery else source.jwks or "").hostname
         # The keystore of an issuer whose producer is in the same file.
         producer = target.settings.producer
         signs = producer is not None and producer.issuer == source.issuer and producer.keys
@@ -208,12 +204,11 @@ def remote(target: Target) -> Iterator[Finding]:
             limits.append((own.retain, "for which the keystore goes on publishing a retired key"))
         (limit, what), delay = min(limits), source.publish_delay if own is None else own.publish_delay
         yield from those(
-            (local, "jwks_loopback", (*path, "unsafe_http_loopback"), f"http to this machine ({host})"),
             (
-                host is not None and not local,
-                "jwks_http",
-                (*path, "discovery" if source.discovery else "jwks"),
-                f"http to {host}",
+                source.unsafe_http_loopback,
+                "jwks_loopback",
+                (*path, "unsafe_http_loopback"),
+                f"http to this machine ({host})",
             ),
             (
                 "max_stale" in given and source.max_stale > limit,
@@ -261,12 +256,6 @@ def _is_silent(issuer: IssuerSettings, rule: RuleSettings, now: float) -> bool:
     return not any(judge.speaks_for(key, rule.subject) for key in alive)
 
 
-def _names(identity: str) -> tuple[str, str]:
-    """Return the path of a workload's identity, and the last part of it."""
-    path = identity.partition("://")[2].partition("/")[2]
-    return path, path.rpartition("/")[2]
-
-
 def _place(source: SourceSettings) -> str:
     """Return where keys come from, the same for two tables that name one place."""
     return source.jwks or source.issuer if source.file is None else os.path.realpath(source.file)
@@ -281,11 +270,6 @@ def _fault(members: Any, svid: Svid | None) -> tuple[str, str] | None:
             return "jwks_symmetric", "a shared secret, or an alg that signs nothing"
         if _PRIVATE & members.keys():
             return "jwks_private", "holds a private key"
-        with suppress(KeyError, ValueError):
-            raw = [base64url.decode(str(members[name]).encode()) for name in ("n", "e")]
-            modulus, exponent = map(int.from_bytes, raw)
-            if members["kty"] == "RSA" and (modulus.bit_length() < MIN_RSA_BITS or exponent < MIN_RSA_EXPONENT):
-                return "key_weak", f"RSA under {MIN_RSA_BITS} bits, or an exponent under {MIN_RSA_EXPONENT}"
     if is_other_svid(members, svid):
         return None
     try:

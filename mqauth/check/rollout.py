@@ -10,13 +10,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from datetime import time as time_of_day
+from functools import partial
 from typing import Any, Final
 
 from mqauth.audit.observed import Group, group_of
-from mqauth.audit.record import Record, iso_time, member, seconds_of, time_of
+from mqauth.audit.query import Record, member, seconds_of, time_of
+from mqauth.audit.record import iso_time
 from mqauth.check.findings import Finding, finding, on, those
 from mqauth.check.target import Target, few
 from mqauth.config.consumer_settings import ConsumerSettings, RolloutSettings
+from mqauth.config.settings import FileSettings
 from mqauth.judging.observing import SOON, days_left
 from mqauth.judging.policy import matches
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung
@@ -125,40 +128,33 @@ class Standing:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutFacts:
-    """What is known beside the records.
-
-    Args:
-        now: UTC seconds.
-        consumers: processes that have to report.
-        broken: what is wrong with the audit files, ``None`` where nothing is.
-        consumer: whose rules and aliases say which producers there are.
-    """
-
-    now: float
-    consumers: int = 1
-    broken: str | None = None
-    consumer: ConsumerSettings | None = None
-
-
 def standings(
-    entries: Sequence[RolloutSettings], records: Iterable[Record], asked: RolloutFacts
+    file: FileSettings, records: Iterable[Record], *, now: float, broken: str | None = None
 ) -> list[Standing]:
     """Return how each entry below ``enforce`` stands.
 
     Args:
-        entries: all of ``[[rollout]]``.
+        file: its ``[[rollout]]``; its consumer's rules and aliases say which producers there are, and ``[check]``
+            how many processes have to report.
         records: of the audit files of all consumers, in any order.
-        asked: what is known beside them.
+        now: UTC seconds.
+        broken: what is wrong with the audit files, ``None`` where nothing is.
     """
     told = sorted((record for record in records if record.get("verdict") in ("observed", "rollout")), key=time_of)
-    rollout = Rollout([entry.build() for entry in entries])
-    return [_standing(entry, rollout, told, asked) for entry in entries if entry.at < Rung.ENFORCE]
+    rollout = Rollout([entry.build() for entry in file.rollout])
+    stand = partial(_standing, rollout=rollout, told=told, file=file, now=now, broken=broken)
+    return [stand(entry) for entry in file.rollout if entry.at < Rung.ENFORCE]
 
 
-def _standing(entry: RolloutSettings, rollout: Rollout, told: Sequence[Record], asked: RolloutFacts) -> Standing:
-    now = asked.now
+def _standing(
+    entry: RolloutSettings,
+    *,
+    rollout: Rollout,
+    told: Sequence[Record],
+    file: FileSettings,
+    now: float,
+    broken: str | None,
+) -> Standing:
     found = Standing(entry, days_left(entry.until, now) if entry.until else 0)
     groups, signed, oldest = dict[str, Seen](), set[tuple[str, str]](), dict[Any, float]()
     rules: Any = None
@@ -201,8 +197,8 @@ def _standing(entry: RolloutSettings, rollout: Rollout, told: Sequence[Record], 
             oldest[process] = min(times)
     found.groups = sorted(groups.values(), key=lambda seen: -seen.count)
     found.oldest = min(oldest.values(), default=None)
-    if asked.consumer is not None:
-        found.never_signed = list(_never_signed(entry, asked.consumer, signed))
+    if file.consumer is not None:
+        found.never_signed = list(_never_signed(entry, file.consumer, signed))
     # The ends that starts have named for its destinations.
     ends = {
         str(each.get("until"))
@@ -211,7 +207,8 @@ def _standing(entry: RolloutSettings, rollout: Rollout, told: Sequence[Record], 
         if set(each.get("destinations") or ()) & set(entry.destinations)
     }
     found.moved = max(0, len(ends) - 1)
-    found.against = list(_against(found, now, changed, asked))
+    consumers = 1 if file.check is None else file.check.consumers
+    found.against = list(_against(found, now, changed, consumers, broken))
     return found
 
 
@@ -245,7 +242,9 @@ def _never_signed(
             yield rule.subject
 
 
-def _against(found: Standing, now: float, changed: float | None, asked: RolloutFacts) -> Iterator[str]:
+def _against(
+    found: Standing, now: float, changed: float | None, consumers: int, broken: str | None
+) -> Iterator[str]:
     """Yield what speaks against going up."""
     entry = found.entry
     ends = datetime.combine(entry.since, time_of_day(), UTC).timestamp() + entry.window
@@ -256,11 +255,11 @@ def _against(found: Standing, now: float, changed: float | None, asked: RolloutF
         if seen.group.code != Verdict.DUPLICATE.value and not is_accepted(entry, seen.group)
     ]
     silent = [place for place in entry.destinations if not found.accepted.get(place)]
-    reported = f"{len(found.reported)} of {asked.consumers} consumers reported within the hour"
+    reported = f"{len(found.reported)} of {consumers} consumers reported within the hour"
     for holds, what in (
         (now < ends, f"the window is over at {iso_time(ends)}"),
-        (asked.broken is not None, asked.broken or ""),
-        (len(found.reported) < asked.consumers, reported),
+        (broken is not None, broken or ""),
+        (len(found.reported) < consumers, reported),
         (open_groups, f"{len(open_groups)} groups"),
         (found.other, f"{found.other} messages in no group"),
         (silent, f"no accepted message of {', '.join(silent)}"),

@@ -7,15 +7,14 @@ statement at a time, to learn on which line each key stands.
 
 from __future__ import annotations
 
-import contextlib
 import grp
 import os
 import pwd
 import stat
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path as FilePath
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -32,14 +31,6 @@ from mqauth.keystore.reference import pkcs11_uri, transit
 Path = tuple[str | int, ...]
 """Keys from the top of the file; an element of an array by its number, from 0."""
 _FEW: Final = 3
-_CLOSINGS: Final = tuple(
-    # A comment may stand behind the last bracket.
-    end + "".join(brackets)
-    for depth in range(5)
-    for brackets in product("]}", repeat=depth)
-    for end in ("", "\n")
-)
-"""What may close the brackets of a statement that goes on in the next line."""
 FRESH: Final = 300
 """Seconds for which a consumer uses a fetched set without asking again, by default."""
 T = TypeVar("T")
@@ -96,6 +87,20 @@ class Reference(NamedTuple):
     ca: FilePath | None = None
     host: str | None = None
 
+    @classmethod
+    def of(cls, uri: str) -> Reference:
+        """Return what a reference names on this machine.
+
+        Raises:
+            ConfigurationError: it cannot be read, or is none.
+        """
+        shown = uri.partition("?")[0]
+        if uri.startswith(transit.SCHEME):
+            key = transit.Place.parse(uri)
+            return cls(shown, key.token_file, key.ca, key.server if key.server.startswith("http:") else None)
+        kind, _, name = (pkcs11_uri.parse(uri).pin_source or "").partition(":")
+        return cls(shown, FilePath(name) if kind == "file" else None)
+
 
 def unless_refused(read: Callable[[], T]) -> T | None:
     """Return what a reader of a file returns, ``None`` where it refuses the file."""
@@ -108,20 +113,6 @@ def unless_refused(read: Callable[[], T]) -> T | None:
 def ring_of(folder: FilePath) -> KeyRing | None:
     """Return the keys of a keystore folder, ``None`` if it is no folder or cannot be read."""
     return unless_refused(Keystore(folder=folder).ring) if os.path.isdir(folder) else None
-
-
-def reference_of(uri: str) -> Reference | None:
-    """Return what a reference names on this machine, ``None`` where it cannot be read."""
-    shown = uri.partition("?")[0]
-    try:
-        if uri.startswith(transit.SCHEME):
-            key = transit.Place.parse(uri)
-            plain = key.server if key.server.startswith("http:") else None
-            return Reference(shown, key.token_file, key.ca, plain)
-        kind, _, name = (pkcs11_uri.parse(uri).pin_source or "").partition(":")
-        return Reference(shown, FilePath(name) if kind == "file" else None)
-    except ConfigurationError:
-        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,10 +173,12 @@ class Target:
         seen = set()
         for signs in self.signers:
             for key in () if signs.ring is None else signs.ring.keys:
-                found = None if key.uri is None else reference_of(key.uri)
-                if found is not None and (signs.at, *found[1:]) not in seen:
-                    seen.add((signs.at, *found[1:]))
-                    yield signs, found
+                # What cannot be read is for the configuration's own reader.
+                with suppress(ConfigurationError):
+                    named = Reference.of(key.uri or "")
+                    if (signs.at, *named[1:]) not in seen:
+                        seen.add((signs.at, *named[1:]))
+                        yield signs, named
 
     @property
     def audit_files(self) -> tuple[tuple[Path, FilePath], ...]:
@@ -258,10 +251,9 @@ def _status(path: FilePath) -> os.stat_result | None:
 
 
 def lines_of(text: str) -> Mapping[Path, int]:
-    """Return the line, from 1, of every table, key and array element of a TOML text.
+    """Return the line, from 1, of every table and key of a TOML text; elements have the line of their key.
 
-    It is read by tomllib statement by statement, and a statement of several lines as far as each line goes, with
-    the brackets that are still open closed. Of a text that is nested too deep the lines that were found stand.
+    It is read by tomllib statement by statement. Of a text that is nested too deep the lines found so far stand.
 
     Args:
         text: any text that ``tomllib.loads`` accepts.
@@ -269,10 +261,14 @@ def lines_of(text: str) -> Mapping[Path, int]:
     lines: dict[Path, int] = {}
     elements: dict[Path, int] = {}
     base: Path = ()
-    statement, start, is_new = "", 1, True
+    statement, start = "", 1
     for number, line in enumerate(text.split("\n"), 1):
         statement += f"\n{line}" if statement else line
-        closing, value = next(_readings(statement), (None, {}))
+        try:
+            value = tomllib.loads(statement)
+        except (RecursionError, ValueError):
+            # It goes on in the next line.
+            continue
         if statement.lstrip().startswith("["):
             # A header: each table on the way, of an array of tables its last element so far.
             base = ()
@@ -287,18 +283,9 @@ def lines_of(text: str) -> Mapping[Path, int]:
                     base = (*base, elements[base] - 1)
                     lines.setdefault(base, number)
         for path in _paths(value, base):
-            lines.setdefault(path, start if is_new else number)
-        is_new = is_new and closing is None
-        if closing == "":
-            statement, start, is_new = "", number + 1, True
+            lines.setdefault(path, start)
+        statement, start = "", number + 1
     return lines
-
-
-def _readings(statement: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield what tomllib reads of a statement, as it is or with its brackets closed, and what closed it."""
-    for closing in _CLOSINGS:
-        with contextlib.suppress(RecursionError, ValueError):
-            yield closing, tomllib.loads(statement + closing)
 
 
 def _paths(value: Any, base: Path) -> Iterator[Path]:

@@ -10,14 +10,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
+from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
-
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from mqauth.authority.desk import REGISTERED
 from mqauth.check.findings import Finding, finding, on, those
@@ -28,7 +23,6 @@ from mqauth.config.issuer_settings import IdentityAuthoritySettings
 from mqauth.config.kinds import is_url
 from mqauth.config.settings import ProducerSettings
 from mqauth.errors import ConfigurationError
-from mqauth.http.connection import is_loopback
 from mqauth.judging.token import BACKLOG, longest_wait
 from mqauth.judging.trust_domain import IDENTITY_LIFETIME
 from mqauth.keystore import State
@@ -36,7 +30,6 @@ from mqauth.keystore.disk import files
 from mqauth.signer import MAX_LIFETIME
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.header_names import HeaderNames
-from mqauth.wire.keys import MIN_RSA_BITS
 
 _LIMITS: Final = (
     ("producer", "lifetime", 900, MAX_LIFETIME, "lifetime_long"),
@@ -107,45 +100,34 @@ def trust(_: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     )
 
 
-def pem_files(target: Target) -> Iterator[Finding]:
-    """Find private keys that are open to others, too short, or without a passphrase."""
+def keys_on_disk(target: Target) -> Iterator[Finding]:
+    """Find private keys that are open to others or have no passphrase, and a passphrase beside them or missing."""
     for signs in target.signers:
-        folder = signs.keys
-        pems = sorted(folder.glob("*.pem")) if os.path.isdir(folder) else [folder] if folder.is_file() else []
-        for path in pems:
-            if others(path):
-                yield finding(
-                    "key_readable", signs.at, f"{target.shown(path)} is open to others (mode {mode(path)})"
-                )
-            # What is no key, or cannot be opened, is for the configuration's own reader.
-            with suppress(ConfigurationError, TypeError, ValueError, UnsupportedAlgorithm):
-                raw = _raw(path)
-                key = serialization.load_pem_private_key(raw, signs.passphrase() if _is_encrypted(raw) else None)
-                if isinstance(key, rsa.RSAPrivateKey) and key.key_size < MIN_RSA_BITS:
-                    yield finding("key_weak", signs.at, f"{target.shown(path)}: RSA of {key.key_size} bits")
-        if os.path.isdir(folder) and others(folder):
+        at, folder, file = signs.at, signs.keys, signs.settings.passphrase_file
+        in_folder = os.path.isdir(folder)
+        pems = sorted(folder.glob("*.pem")) if in_folder else [folder] if folder.is_file() else []
+        for path in filter(others, pems):
+            yield finding("key_readable", at, f"{target.shown(path)} is open to others (mode {mode(path)})")
+        if in_folder and others(folder):
             name = "keystore_writable" if others(folder) & _WRITE else "keystore_readable"
-            yield finding(name, signs.at, f"{target.shown(folder)} is open to others (mode {mode(folder)})")
-        plain = [raw for raw in map(_raw, pems) if b"PRIVATE KEY-----" in raw and not _is_encrypted(raw)]
+            yield finding(name, at, f"{target.shown(folder)} is open to others (mode {mode(folder)})")
+        # What is no key, or cannot be opened, is for the configuration's own reader.
+        texts = [unless_refused(partial(files.read_bounded, path, 64 * 1024)) or b"" for path in pems]
+        plain = [
+            raw for raw in texts if b"PRIVATE KEY-----" in raw and not any(mark in raw for mark in _ENCRYPTED)
+        ]
         if plain:
-            what = f"{len(plain)} of {len(pems)} PEM files under {signs.at[1]} without a passphrase"
-            yield finding("key_plain", signs.at, what)
-
-
-def passphrases(target: Target) -> Iterator[Finding]:
-    """Find a passphrase that cannot be read, or that lies beside the keys."""
-    for signs in target.signers:
-        table, settings, keys, *_ = signs
-        file = settings.passphrase_file
+            what = f"{len(plain)} of {len(pems)} PEM files under {at[1]} without a passphrase"
+            yield finding("key_plain", at, what)
         try:
             signs.passphrase()
         except ConfigurationError as error:
             key = "passphrase_env" if file is None else "passphrase_file"
-            yield finding("passphrase_unavailable", (table, key), str(error))
-        folder = keys if os.path.isdir(keys) else keys.parent
-        if file is not None and file.absolute().parent == folder.absolute():
+            yield finding("passphrase_unavailable", (signs.table, key), str(error))
+        beside = folder if in_folder else folder.parent
+        if file is not None and file.absolute().parent == beside.absolute():
             what = f"{target.shown(file)} lies beside the keys"
-            yield finding("passphrase_beside_keys", (table, "passphrase_file"), what)
+            yield finding("passphrase_beside_keys", (signs.table, "passphrase_file"), what)
 
 
 def rotation(target: Target) -> Iterator[Finding]:
@@ -209,20 +191,11 @@ def references(target: Target) -> Iterator[Finding]:
         )
 
 
-def _raw(path: Path) -> bytes:
-    """Return a PEM file's bytes; none if it cannot be read."""
-    return unless_refused(lambda: files.read_bounded(path, 64 * 1024)) or b""
-
-
-def _is_encrypted(raw: bytes) -> bool:
-    return any(mark in raw for mark in _ENCRYPTED)
-
-
 def _days(seconds: int) -> str:
     return f"{seconds // DAY} d" if seconds >= DAY else f"{seconds} s"
 
 
-RULES: Final = (limits, backlog, trust, pem_files, passphrases, rotation, references)
+RULES: Final = (limits, backlog, trust, keys_on_disk, rotation, references)
 
 
 LONG: Final = 7200
@@ -251,7 +224,7 @@ _MEANT: Final = REGISTERED | frozenset(
 
 @on("authority")
 def signing(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
-    """Find a key that can be copied, a URL in the clear, and identities that live longer than they should."""
+    """Find a key that can be copied, a URL in the clear, long lives, limits that are off, and no heads."""
     found = ring_of(authority.keys)
     keys = () if found is None else found.keys
     local = [key.kid for key in keys if key.uri is None and key.state in (State.PENDING, State.ACTIVE)]
@@ -272,6 +245,19 @@ def signing(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Fi
             ("authority", "lifetime"),
             f"lifetime is {lives} s, over {limit} s",
         ),
+        (
+            not authority.rate,
+            "authority_rate_off",
+            ("authority", "rate"),
+            "any number of identities of one subject",
+        ),
+        (
+            not authority.refusal_rate,
+            "authority_refusals_off",
+            ("authority", "refusal_rate"),
+            "any number of refusals of one address",
+        ),
+        (authority.heads is None, "authority_unanchored", ("authority", "heads"), "no heads"),
     )
 
 
@@ -339,41 +325,18 @@ def overlaps(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Findin
                 break
 
 
-@on("authority")
-def rates(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
-    """Find limits that are off, and an audit file that whoever may write it can shorten unseen."""
-    yield from those(
-        (
-            not authority.rate,
-            "authority_rate_off",
-            ("authority", "rate"),
-            "any number of identities of one subject",
-        ),
-        (
-            not authority.refusal_rate,
-            "authority_refusals_off",
-            ("authority", "refusal_rate"),
-            "any number of refusals of one address",
-        ),
-        (authority.heads is None, "authority_unanchored", ("authority", "heads"), "no heads"),
-    )
-
-
 @on("producer")
 def enrolment(_: Target, producer: ProducerSettings) -> Iterator[Finding]:
-    """Find requests for an identity in plain text."""
+    """Find requests for an identity in plain text, which stay on this machine."""
     identity = producer.identity
     if identity is not None:
-        shown = identity.credential
+        credential = identity.credential
         for table, key, url in (
             (identity.table, "authority", identity.authority),
-            (shown.table, "token_url", shown.token_url),
+            (credential.table, "token_url", credential.token_url),
         ):
             if url is not None and is_url(url, ("http",)):
-                host = urlsplit(url).hostname or ""
-                local = identity.unsafe_http_loopback and is_loopback(host)
-                code = "authority_loopback" if local else "authority_http"
-                yield finding(code, (*table.path, key), f"http to {host}")
+                yield finding("authority_loopback", (*table.path, key), f"http to {urlsplit(url).hostname}")
 
 
-AUTHORITY_RULES: Final = (enrolment, signing, credentials, grants, overlaps, rates)
+AUTHORITY_RULES: Final = (enrolment, signing, credentials, grants, overlaps)

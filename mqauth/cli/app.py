@@ -10,7 +10,6 @@ import inspect
 import io
 import json
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -59,10 +58,6 @@ VERBS: Final = {
 MAX_INPUT: Final = 16 * 1024 * 1024
 """Most bytes of a message in JSON, of a line of it, or of a body."""
 _CHUNK: Final = 64 * 1024
-_UNPRINTABLE = re.compile(
-    r"[\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f"
-    r"\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
-)
 SETTINGS: Final[dict[str, Any]] = {
     "rich_markup_mode": None,
     "pretty_exceptions_enable": False,
@@ -100,10 +95,6 @@ Broker = Annotated[
 ]
 Queue = Annotated[str | None, typer.Option("--queue", help="The dead-letter queue, on RabbitMQ.")]
 Topic = Annotated[str | None, typer.Option("--topic", help="The dead-letter topic, on Kafka.")]
-BrokerFile = Annotated[
-    Path | None,
-    typer.Option("--broker-settings", help="TOML file with [broker]: certificates and credentials."),
-]
 Reviewer = Annotated[str | None, typer.Option("--reviewer", help="Name of the reviewer, in releases and audit.")]
 Authority = Annotated[
     str | None, typer.Option("--authority", help="Issuer of the releases, as the consumers know it.")
@@ -286,7 +277,8 @@ def read_texts(stream: BinaryIO, *, lines: bool) -> Iterator[tuple[int, bytes | 
         lines: whether each line that is not blank is a text; else the whole stream is one.
     """
     if not lines:
-        yield 1, read_body(stream)
+        raw = stream.read(MAX_INPUT + 1)
+        yield 1, raw if len(raw) <= MAX_INPUT else None
         return
     for number, line in enumerate(iter(lambda: stream.readline(MAX_INPUT + 1), b""), 1):
         if len(line) > MAX_INPUT and not line.endswith(b"\n"):
@@ -298,24 +290,13 @@ def read_texts(stream: BinaryIO, *, lines: bool) -> Iterator[tuple[int, bytes | 
             yield number, line
 
 
-def read_body(stream: BinaryIO) -> bytes | None:
-    """Return all bytes of a stream, ``None`` where there are more than ``MAX_INPUT``."""
-    raw = stream.read(MAX_INPUT + 1)
-    return raw if len(raw) <= MAX_INPUT else None
-
-
 def print_json(value: Any) -> None:
     """Print one compact JSON line and flush it, so that a program at the other end of a pipe can go on.
 
-    Characters that a terminal or a viewer might act on are escaped. To a program the text stays the same.
+    It is ASCII: characters that a terminal or a viewer might act on are escaped, and to a program it is the same.
     """
-    raw = strict_json.dumps(value)
-    if not raw.isascii() or b"\x7f" in raw:
-        raw = _UNPRINTABLE.sub(
-            lambda each: json.dumps(each[0])[1:-1].replace("\x7f", "\\u007f"), raw.decode("utf-8")
-        ).encode("utf-8")
-    sys.stdout.buffer.write(raw + b"\n")
-    sys.stdout.buffer.flush()
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False).replace("\x7f", "\\u007f")
+    print(text, flush=True)
 
 
 def answer(as_json: bool, value: Any, *lines: str) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
 from io import BufferedReader
@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.cells import cell_len, set_cell_size
 
-from mqauth import ConfigurationError, Detector, Thresholds, load
+from mqauth import Detector, Thresholds, load
 from mqauth.audit.chain import as_json, verify_chain
 from mqauth.audit.disk import last_lines
 from mqauth.audit.file import parts, read_heads, with_parts
-from mqauth.audit.record import (
+from mqauth.audit.query import (
     DIMENSIONS,
     TIMES,
     Record,
@@ -42,8 +41,8 @@ from mqauth.cli.app import (
     print_json,
     progress_bar,
 )
-from mqauth.cli.forms import SHORT, middle, one_line, pick
-from mqauth.errors import file_errors, require
+from mqauth.cli.forms import Column, one_line, pick, table_lines
+from mqauth.errors import file_errors, refusing, require
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
 
@@ -111,13 +110,11 @@ def tail(
 def print_tail(file: Path, *, lines: int, on: bool, json: bool, wait: Callable[[], None]) -> None:
     """Print the last records of a file; ``wait`` is called where a followed file has nothing new."""
     for raw in last_lines(file, lines):
-        try:
-            _print(parse_record(raw), json)
-        except ValueError as error:
-            raise ConfigurationError(f"{file}: its end is no audit record") from error
+        with refusing(ValueError, f"{file}: its end is no audit record"):
+            _show(parse_record(raw), json)
     if on:
         for record in follow(file, wait):
-            _print(record, json)
+            _show(record, json)
 
 
 @app.command("show")
@@ -160,7 +157,7 @@ def trace(
     found = False
     for record in filter(wanted.holds, read_records(paths)):
         found = True
-        _print(record, json)
+        _show(record, json)
     return 0 if found else 1
 
 
@@ -186,7 +183,15 @@ def stats(
             starts = (times[0] + number * step for number in range(round((times[-1] - times[0]) / step) + 1))
             names = [start.isoformat(timespec="minutes")[: TIMES[by]] for start in starts]
             rows = [(name, counts.get(name, 0)) for name in names]
-    answer(json, {"by": by, "records": counts.total(), "counts": dict(rows)}, *_bars(rows))
+    most = max((number for _, number in rows), default=1)
+    # Bars are for people.
+    drawn = forms.terminal_width() is not None
+    columns = [Column(by), Column("records", cut=False), *([Column("", cut=False)] if drawn else [])]
+    cells = [
+        (name, str(number), *(["#" * math.ceil(number / most * 30)] if drawn else [])) for name, number in rows
+    ]
+    lines = table_lines(f"{counts.total()} records by {by}", columns, cells)
+    answer(json, {"by": by, "records": counts.total(), "counts": dict(rows)}, *lines)
 
 
 @app.command("detect")
@@ -208,36 +213,19 @@ def detect(
     return 1 if found else 0
 
 
-def _bars(rows: Sequence[tuple[str, int]]) -> Iterator[str]:
-    """Yield a line with a bar for each count; piped, both tab-separated without a bar."""
-    columns = forms.terminal_width()
-    if columns is None:
-        yield from (f"{one_line(name)}\t{number}" for name, number in rows)
-        return
-    most = max((number for _, number in rows), default=1)
-    counts, longest = len(str(most)), max((cell_len(one_line(name)) for name, _ in rows), default=0)
-    # A bar has twenty to forty cells; the name before it is cut.
-    width = min(longest, 60, max(SHORT, columns - counts - 4 - 20))
-    bar = max(1, min(40, columns - width - counts - 4))
-    block = "█" if "█".encode(sys.stdout.encoding or "ascii", "replace") != b"?" else "#"
-    for name, number in rows:
-        shown = set_cell_size(middle(one_line(name), width), width)
-        yield f"{shown}  {number:>{counts}}  {block * (max(1, round(number / most * bar)) if number else 0)}"
-
-
-def _print(record: Record, json: bool) -> None:
-    answer(json, dict(record), one_line(_sentence(record)))
+def _show(record: Record, as_json: bool) -> None:
+    """Print a record in one line. What an attacker may have written is marked as claimed."""
+    answer(as_json, dict(record), one_line(_sentence(record)))
 
 
 def _sentence(record: Record) -> str:
-    """Return a record in one line for people. What an attacker may have written is marked as claimed."""
+    """Return a record in one line for people."""
     verdict = record.get("reason") or record.get("verdict")
     if "review" in record:
         verdict = f"{record.get('verdict')}  {verdict}"
-    alert = record.get("alert")
-    if isinstance(alert, dict):
-        about = alert.get("about")
-        named = ", ".join(f"{name} {value}" for name, value in about.items()) if isinstance(about, dict) else ""
+    alert = member(record, "alert")
+    if alert:
+        named = ", ".join(f"{name} {value}" for name, value in member(alert, "about").items())
         claimed = "" if alert.get("verified") is True else "claimed "
         return f"{record.get('time')}  ALERT  {record.get('detail') or ''}  {claimed}{named}".rstrip()
     if "flood" in record:
@@ -248,8 +236,8 @@ def _sentence(record: Record) -> str:
     # Who asked an authority, where a record has it.
     asked = member(record, "asked")
     shown = member(asked, "credential")
-    mark = "" if shown.get("verified") is True else "claimed "
-    by = f"  by {mark}{shown.get('name')}: {shown.get('sub')}" if shown else ""
+    claimed = "" if shown.get("verified") is True else "claimed "
+    by = f"  by {claimed}{shown.get('name')}: {shown.get('sub')}" if shown else ""
     asker = f"from {asked['address']}{by}" if "address" in asked else ""
     place = member(record, "broker").get("destination") or asker
     who = who if claims else "no token"
@@ -269,43 +257,29 @@ def follow(path: Path, wait: Callable[[], None]) -> Iterator[Record]:
     with file_errors(path):
         file = path.open("rb")
     file.seek(0, os.SEEK_END)
+    later: BufferedReader | None = None
     try:
         while True:
-            yield from _whole_lines(file)
-            later = _next_file(file, path)
+            # The records up to the last newline; a file that was cut is read from its beginning.
+            if os.fstat(file.fileno()).st_size < file.tell():
+                file.seek(0)
+            while (raw := file.readline()).endswith(b"\n"):
+                # A line that somebody damaged is for `audit verify` to name.
+                with suppress(ValueError):
+                    yield parse_record(raw)
+            file.seek(-len(raw), os.SEEK_CUR)
+            if later is not None:
+                # Lines that the writer added between the last look and the rename are read by now.
+                file.close()
+                file, later = later, None
+                continue
+            # Between a rename and the creation of the new file there is none: it is looked for again.
+            with suppress(OSError):
+                files, own = parts(path), os.fstat(file.fileno())
+                numbers = [number for number, part in enumerate(files) if os.path.samestat(own, part.stat())]
+                after = (numbers[0] if numbers else len(files) - 2) + 1
+                later = files[after].open("rb") if after < len(files) else None
             if later is None:
                 wait()
-                continue
-            # The writer may have added lines between the read above and the rename.
-            yield from _whole_lines(file)
-            file.close()
-            file = later
     finally:
         file.close()
-
-
-def _whole_lines(file: BufferedReader) -> Iterator[Record]:
-    """Yield the records up to the last newline; a file that was cut is read from its beginning."""
-    if os.fstat(file.fileno()).st_size < file.tell():
-        file.seek(0)
-    while (raw := file.readline()).endswith(b"\n"):
-        # A line that somebody damaged is for `audit verify` to name.
-        with suppress(ValueError):
-            yield parse_record(raw)
-    file.seek(-len(raw), os.SEEK_CUR)
-
-
-def _next_file(file: BufferedReader, path: Path) -> BufferedReader | None:
-    """Return the part that follows this one, ``None`` while this one is the newest."""
-    own = os.fstat(file.fileno())
-    # Between a rename and the creation of the new file there is none: it is looked for again.
-    with suppress(OSError):
-        files = [part.open("rb") for part in parts(path)]
-        same = [os.path.samestat(own, os.fstat(other.fileno())) for other in files]
-        place = same.index(True) if True in same else len(files) - 2
-        later = files[place + 1] if place + 1 < len(files) else None
-        for other in files:
-            if other is not later:
-                other.close()
-        return later
-    return None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from mqauth.audit.file import with_parts
-from mqauth.audit.record import Selection, read_records
+from mqauth.audit.query import Selection, read_records
 from mqauth.authority.credential import ShownCredential
 from mqauth.authority.desk import ISSUED, Grant, Trace
 from mqauth.authority.issuing import PATH
@@ -34,7 +34,7 @@ from mqauth.cli.serve import (
 from mqauth.cli.settings import file_of
 from mqauth.config.keys import ConfiguredAuthority
 from mqauth.config.load import load
-from mqauth.errors import ConfigurationError, Rejection, require
+from mqauth.errors import ConfigurationError, Rejection, refusing, require
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.keystore.remote.keyserver import HEALTH, PATHS
 from mqauth.wire import identity, strict_json
@@ -76,11 +76,9 @@ def serve(
         if metrics_port is None:
             found = _configured(config)
         else:
-            try:
+            with refusing(ImportError, '--metrics-port needs "mqauth[prometheus]"'):
                 from mqauth.telemetry import AuthorityTelemetry
                 from mqauth.telemetry.prometheus import Endpoint
-            except ImportError as error:
-                raise ConfigurationError('--metrics-port needs "mqauth[prometheus]"') from error
             try:
                 # Who names an address means it.
                 endpoint = stack.enter_context(Endpoint(metrics_port, host=metrics_host, expose=True))

@@ -1,8 +1,8 @@
 """Connections to a broker for ``mqauth dlq``, ``console`` and ``demo``, while the command runs.
 
-``[broker]`` in ``mqauth.toml``, or in the file of ``--broker-settings``, says where the dead letters are and how
-their broker is reached. An option counts before the environment, and the environment before the file. Why a broker
-cannot be used is one line: what, where, why, and what to do.
+``[broker]`` in ``mqauth.toml`` says where the dead letters are and how their broker is reached. An option counts
+before the environment, and the environment before the file. Why a broker cannot be used is one line: what, where,
+why, and what to do.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from mqauth import review
-from mqauth.cli.app import UNDECIDED, Broker, BrokerFile, Config, Queue, Topic
+from mqauth.cli.app import UNDECIDED, Broker, Config, Queue, Topic
 from mqauth.cli.forms import CommandFailed
 from mqauth.cli.settings import FILE, settings_of
 from mqauth.config.broker import BrokerSettings
@@ -54,14 +53,20 @@ def told(error: BaseException, urls: list[str], user: str | None, seconds: float
         user: who logs in, where it is not in the URL.
         seconds: for how long it was tried.
     """
-    servers = []
-    for scheme, _, rest in (url.partition("://") for url in urls):
-        servers += [urlsplit(f"{scheme}://{server}") for server in rest.split(",")]
-    hosts = [(each, f"[{each.hostname}]" if ":" in (each.hostname or "") else each.hostname) for each in servers]
-    named = (f"{each.scheme}://{host}:{each.port or _PORTS[each.scheme]}" for each, host in hosts)
+    servers = [
+        urlsplit(f"{scheme}://{server}")
+        for scheme, _, rest in (url.partition("://") for url in urls)
+        for server in rest.split(",")
+    ]
+    addresses = [(each.hostname or "", each.port or _PORTS[each.scheme]) for each in servers]
+    named = (
+        f"{each.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        for each, (host, port) in zip(servers, addresses, strict=True)
+    )
     where = ", ".join(named) or "the broker"
     name = user or next((each.username for each in servers if each.username), None)
     who = f" as user {name}" if name else ""
+    # The broker answered, and something in our settings is wrong: the client's error says so, or one behind it.
     cause: BaseException | None = error
     while cause is not None:
         for pattern, what_to_do in _REFUSED:
@@ -76,21 +81,17 @@ def told(error: BaseException, urls: list[str], user: str | None, seconds: float
         why, what_to_do = _words(error), "is it running?"
     elif isinstance(error, ssl.SSLError):
         why = "no TLS"
-    # Clients keep the reason to themselves, so the servers are tried once more, one by one.
-    for each in servers:
-        try:
-            address = each.hostname or "", each.port or _PORTS[each.scheme]
+    # Clients keep the reason to themselves, so the servers are tried once more; the first that fails tells it.
+    try:
+        for address in addresses:
             socket.create_connection(address, 3.0).close()
-            continue
-        except ConnectionRefusedError:
-            why, what_to_do = "connection refused", "is the broker running, and is this its port?"
-        except socket.gaierror as found:
-            why, what_to_do = words_of(found).lower(), "is the host's name right?"
-        except TimeoutError:
-            why, what_to_do = "no answer", "is a firewall in between?"
-        except OSError as found:
-            why, what_to_do = words_of(found).lower(), "is the network up?"
-        break
+    except OSError as failure:
+        advice = {
+            ConnectionRefusedError: ("connection refused", "is the broker running, and is this its port?"),
+            socket.gaierror: (words_of(failure).lower(), "is the host's name right?"),
+            TimeoutError: ("no answer", "is a firewall in between?"),
+        }
+        why, what_to_do = advice.get(type(failure), (words_of(failure).lower(), "is the network up?"))
     return CommandFailed(f"cannot reach {where}{who}: {why}, {seconds:.0f} s; {what_to_do}", UNDECIDED)
 
 
@@ -176,61 +177,46 @@ class LetterAddress:
         return self.broker.startswith("kafka:")
 
 
-def place_of(
-    broker: str | None, queue: str | None, topic: str | None, settings: Path | None, file: FileSettings
-) -> LetterAddress:
+def place_of(broker: str | None, queue: str | None, topic: str | None, file: FileSettings) -> LetterAddress:
     """Return the dead-letter queue or topic that the options and the configuration name.
 
-    Args:
-        broker: a URL, or a name of ``[brokers.NAME]``.
-        queue: on RabbitMQ.
-        topic: on Kafka.
-        settings: a file of certificates and credentials, in place of those of the configuration.
-        file: the configuration.
-
     Raises:
-        ConfigurationError: as for ``LetterAddress``, no broker is named, or the settings file is refused.
+        ConfigurationError: as for ``LetterAddress``, or no broker is named.
     """
     is_url = broker is not None and "://" in broker
-    table = table_of(None if is_url else broker, file)
-    found = (table if settings is None else BrokerSettings.load(settings)).unlocked()
+    settings = table_of(None if is_url else broker, file).unlocked()
     url = require(
-        broker if is_url else found.url or table.unlocked().url,
+        broker if is_url else settings.url,
         f"no broker: give --broker URL, or [broker] url in {file.table.file or FILE}",
     )
-    letters = file.dead_letters
     own = "topic" if url.startswith("kafka:") else "queue"
-    given = {"queue": queue, "topic": topic}
-    name = getattr(found, own) or getattr(table, own) or (None if letters is None else letters.name)
-    return LetterAddress(broker=url, settings=found, **given | {own: given[own] or name})
+    options = {"queue": queue, "topic": topic}
+    letters = None if file.dead_letters is None else file.dead_letters.name
+    options[own] = options[own] or getattr(settings, own) or letters
+    return LetterAddress(broker=url, settings=settings, **options)
 
 
 def placed(
-    *,
-    broker: Broker = None,
-    config: Config = None,
-    queue: Queue = None,
-    topic: Topic = None,
-    broker_settings: BrokerFile = None,
+    *, broker: Broker = None, config: Config = None, queue: Queue = None, topic: Topic = None
 ) -> LetterAddress:
     """Return the dead-letter queue or topic that the options of a command name; ``options`` calls it."""
-    return place_of(broker, queue, topic, broker_settings, settings_of(config))
+    return place_of(broker, queue, topic, settings_of(config))
 
 
 def places_of(
-    broker: str | None, queue: str | None, topic: str | None, settings: Path | None, file: FileSettings
+    broker: str | None, queue: str | None, topic: str | None, file: FileSettings
 ) -> dict[str, LetterAddress]:
     """Return all dead-letter queues and topics of the configuration by their names, where no option names one.
 
     Arguments and errors are those of ``place_of``.
     """
     names = list(file.brokers or ())
-    if any((broker, queue, topic, settings)) or len(names) + (file.broker is not None) < 2:
+    if any((broker, queue, topic)) or len(names) + (file.broker is not None) < 2:
         # A URL is no name: it may hold a password.
         name = broker if broker in names else None
-        return {name or "": place_of(broker, queue, topic, settings, file)}
-    found = {} if file.broker is None else {"broker": place_of(None, None, None, None, file)}
-    return found | {name: place_of(name, None, None, None, file) for name in names}
+        return {name or "": place_of(broker, queue, topic, file)}
+    own = {} if file.broker is None else {"broker": place_of(None, None, None, file)}
+    return own | {name: place_of(name, None, None, file) for name in names}
 
 
 def table_of(name: str | None, file: FileSettings) -> BrokerSettings:
@@ -253,6 +239,9 @@ def table_of(name: str | None, file: FileSettings) -> BrokerSettings:
 def opened(place: LetterAddress, **settings: Any) -> Iterator[review.Session]:
     """Connect to the broker, and give a review session on the queue or topic.
 
+    On RabbitMQ its letter box finds another connection where one is lost. On Kafka the topic of resolutions is
+    created where it is missing.
+
     Args:
         place: the dead-letter queue or topic.
         settings: of the ``Session``.
@@ -261,54 +250,30 @@ def opened(place: LetterAddress, **settings: Any) -> Iterator[review.Session]:
         ConfigurationError: the broker cannot be reached, its client is not installed, or there is no such
             queue or topic.
     """
-    extra, opener = ("kafka", _on_kafka) if place.on_kafka else ("rabbitmq", _on_rabbitmq)
-    with (
-        refusing(ImportError, f'--broker: needs its client: install "mqauth[{extra}]"'),
-        reached(place.broker, user=place.settings.user),
-        opener(place, settings) as session,
-    ):
-        yield session
+    with needing("--broker", place), contextlib.ExitStack() as stack:
+        if not place.on_kafka:
+            queue, arguments = place.queue or "", place.settings.for_rabbitmq(place.broker)
+            import aio_pika
 
+            from mqauth.review.rabbitmq import RabbitMQLetterBox, is_unlimited
 
-@contextlib.contextmanager
-def _on_rabbitmq(place: LetterAddress, settings: dict[str, Any]) -> Iterator[review.Session]:
-    """Connect to RabbitMQ, and give a session whose letter box finds another connection where one is lost."""
-    queue, arguments = place.queue or "", place.settings.for_rabbitmq(place.broker)
-    import aio_pika
+            connection, call = stack.enter_context(rabbitmq(place.settings, place.broker))
+            unlimited = call(is_unlimited(connection, queue), _PATIENCE)
+            connect = partial(aio_pika.connect, **arguments)
+            letters = RabbitMQLetterBox(connection, queue, connect=connect, unlimited=unlimited)
+            stack.callback(lambda: _close(letters.connection, call))
+            yield review.Session(letters, lambda flow: call(arun(flow)), **settings)
+            return
+        require("?" not in place.broker, "--broker: certificates and credentials for Kafka stand in [broker]")
+        # Milliseconds after which kafka-python tries a lost broker again at the latest; its own default is 30 s.
+        bootstrap = {"reconnect_backoff_max_ms": 5000} | place.settings.for_kafka(place.broker)
+        import kafka
 
-    from mqauth.review.rabbitmq import RabbitMQLetterBox, is_unlimited
+        from mqauth.review.kafka import KafkaLetterBox, KafkaRecords, create_reviewed
 
-    with rabbitmq(place.settings, place.broker) as (connection, call):
-        unlimited = call(is_unlimited(connection, queue), _PATIENCE)
-        connect = partial(aio_pika.connect, **arguments)
-        box = RabbitMQLetterBox(connection, queue, connect=connect, unlimited=unlimited)
-        try:
-            yield review.Session(box, lambda flow: call(arun(flow)), **settings)
-        finally:
-            _close(box.connection, call)
-
-
-def _close(connection: Any, call: Callable[..., Any]) -> None:
-    """Close a connection that is still open."""
-    if not connection.is_closed:
-        with contextlib.suppress(OSError, TimeoutError):
-            call(connection.close(), _PATIENCE)
-
-
-@contextlib.contextmanager
-def _on_kafka(place: LetterAddress, settings: dict[str, Any]) -> Iterator[review.Session]:
-    """Connect to Kafka, and create the topic of resolutions where it is missing."""
-    require("?" not in place.broker, "--broker: certificates and credentials for Kafka stand in --broker-settings")
-    # Milliseconds after which kafka-python tries a lost broker again at the latest; its own default is 30 s.
-    bootstrap = {"reconnect_backoff_max_ms": 5000} | place.settings.for_kafka(place.broker)
-    import kafka
-
-    from mqauth.review.kafka import KafkaLetterBox, KafkaRecords, create_reviewed
-
-    client: Any = kafka  # its classes have no types
-    topic = place.topic or ""
-    reading = bootstrap | {"group_id": None, "enable_auto_commit": False, "allow_auto_create_topics": False}
-    with contextlib.ExitStack() as stack:
+        client: Any = kafka  # its classes have no types
+        topic = place.topic or ""
+        reading = bootstrap | {"group_id": None, "enable_auto_commit": False, "allow_auto_create_topics": False}
         admin = stack.enter_context(contextlib.closing(client.KafkaAdminClient(**bootstrap)))
         require(topic in admin.list_topics(), f"--topic: there is no topic {topic}")
         create_reviewed(admin, topic)
@@ -326,6 +291,43 @@ def _on_kafka(place: LetterAddress, settings: dict[str, Any]) -> Iterator[review
         stack.callback(producer.close)
         box = KafkaLetterBox(consumer, producer, topic)
         yield review.Session(box, run, originals=KafkaRecords(records), **settings)
+
+
+@contextlib.contextmanager
+def needing(option: str, place: LetterAddress) -> Iterator[None]:
+    """Turn what keeps a command from its broker within the block into one line.
+
+    Args:
+        option: that needs the broker's client.
+        place: at the broker.
+
+    Raises:
+        CommandFailed: the broker cannot be reached; exit code 3.
+        ConfigurationError: its client is not installed, or it refused us.
+    """
+    extra = "kafka" if place.on_kafka else "rabbitmq"
+    with (
+        refusing(ImportError, f'{option}: needs its client: install "mqauth[{extra}]"'),
+        reached(place.broker, user=place.settings.user),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def kafka_admin(place: LetterAddress) -> Iterator[Any]:
+    """Give kafka-python's admin client of a broker."""
+    import kafka
+
+    client: Any = kafka  # its classes have no types
+    with contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(place.broker))) as admin:
+        yield admin
+
+
+def _close(connection: Any, call: Callable[..., Any]) -> None:
+    """Close a connection that is still open."""
+    if not connection.is_closed:
+        with contextlib.suppress(OSError, TimeoutError):
+            call(connection.close(), _PATIENCE)
 
 
 def check_stamps(admin: Any, consumer: ConsumerSettings | None) -> None:

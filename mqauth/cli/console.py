@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mqauth import AuditFile, ConfigurationError, Key, load
+from mqauth import AuditFile, Key, load
 from mqauth.cli.app import (
     Authority,
     Broker,
-    BrokerFile,
     Config,
     Json,
     Lifetime,
@@ -43,7 +42,7 @@ from mqauth.cli.serve import (
     origin,
 )
 from mqauth.cli.settings import file_of, key_reader, review_of, reviewer_of, settings_of
-from mqauth.errors import require
+from mqauth.errors import refusing, require
 from mqauth.http.connection import FetchFailed
 from mqauth.keystore import ReferenceKey
 from mqauth.review import MakeReleaser, reviewers_releaser
@@ -88,7 +87,6 @@ def console(
     reviewer: Reviewer = None,
     passphrase_env: PassphraseEnv = None,
     passphrase_file: PassphraseFile = None,
-    broker_settings: BrokerFile = None,
     as_json: Json = False,
     log: Log = "text",
     level: Level = "info",
@@ -105,13 +103,11 @@ def console(
     key, audit, files = key or mine.key, audit or mine.audit, files or list(mine.audit_files)
     authority, reviewer = authority or mine.authority, reviewer or mine.reviewer
     require(key is not None or authority is None, "--authority: only with --key")
-    places = places_of(broker, queue, topic, broker_settings, settings)
-    try:
+    places = places_of(broker, queue, topic, settings)
+    with refusing(ImportError, 'mqauth console needs its packages: install "mqauth[cli,console]"'):
         from mqauth.console import Backend, Provider, Tokens, application, read_settings, redirect_uri
         from mqauth.console.site import fresh_tokens
         from mqauth.console.site import token_file as read_tokens
-    except ImportError as error:
-        raise ConfigurationError('mqauth console needs its packages: install "mqauth[cli,console]"') from error
     read_key = None if key is None else key_reader(key, passphrase_env, passphrase_file)
 
     require(read_key is None or settings.consumer, "--key: needs --config too, the consumer's configuration")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import tempfile
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Final
@@ -17,13 +16,13 @@ import typer
 from mqauth import (
     Attempts,
     AuditFile,
-    ConfigurationError,
     HeadFile,
     Key,
     MemoryReplayStore,
     Message,
     Pipeline,
     Reason,
+    Signer,
     Verified,
     Verifier,
 )
@@ -31,7 +30,7 @@ from mqauth.audit.chain import verify_chain
 from mqauth.cli.app import Json, answer
 from mqauth.cli.broker import check_url, reached
 from mqauth.cli.forms import Column, table_lines
-from mqauth.errors import require
+from mqauth.errors import refusing, require
 from mqauth.judging.policy import Policy
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage, Stage
@@ -48,38 +47,20 @@ _COLUMNS: Final = (
     Column("case"),
     Column("verdict", cut=False),
     Column("reason", cut=False),
-    Column("as expected", cut=False),
-    Column("what it is", goes=1),
+    Column("what it is"),
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Case:
-    """One message of the demo.
+    """One case of a demo, and what became of it, read back from whoever decided on it.
 
     Args:
-        name: stands in a header of the message.
+        case: its name, which stands in a header of the message.
         story: what it is, for the table.
-        expected: ``accepted``, or the reason for which it must be rejected.
-        message: what is published.
-        unsigned: whether the producer signs it when it is published.
-    """
-
-    name: str
-    story: str
-    expected: str
-    message: Message
-    unsigned: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What became of a case, read back from whoever decided on it.
-
-    Args:
-        case: its name.
-        story: what it is.
         expected: ``accepted``, or the reason for which it must be refused.
+        message: what is published; ``None`` of a question to an authority.
+        signer: signs the message when it is published.
         verdict: ``accepted``, ``rejected``, ``lost``, or what became of a question to an authority.
         reason: of its dead letter or its refusal; ``None`` where there is none.
         audit: whether the audit has a record of a rejection.
@@ -88,8 +69,10 @@ class Result:
     case: str
     story: str
     expected: str
-    verdict: str
-    reason: str | None
+    message: Message | None = None
+    signer: Signer | None = None
+    verdict: str = LOST
+    reason: str | None = None
     audit: bool = True
 
     @property
@@ -100,40 +83,25 @@ class Result:
         return self.reason == self.expected and self.verdict != LOST and self.audit
 
 
-def audit_file(kept: Path | None, folder: Path) -> AuditFile:
-    """Return the audit file of a demo: one that is kept has signed heads beside it.
-
-    Args:
-        kept: where to keep it.
-        folder: for one that is not kept.
-
-    Raises:
-        ConfigurationError: there is no folder for it.
-    """
-    if kept is None:
-        return AuditFile(folder / "audit.jsonl", fsync=False)
-    require(kept.parent.is_dir(), f"--audit: {kept.parent} is no folder")
-    key = Path(f"{kept}.pem")
-    # An audit file that an earlier demo left goes on with the key that signed its heads.
-    if not key.exists():
-        key.touch(0o600)
-        key.write_bytes(Key.generate().to_pem())
-    return AuditFile(kept, heads=HeadFile(f"{kept}.heads", Key.load(key)))
-
-
 def consumed(
     stage: Stage, verifier: Verifier, policy: Policy, audit: AuditFile, cases: list[Case], *, keep: bool
-) -> list[Result]:
-    """Run a consumer until every case is handled or dead-lettered, and return the results.
+) -> list[Case]:
+    """Publish cases, consume them, and return them with what became of each.
 
     Args:
-        stage: where the cases were published.
+        stage: where the cases are published.
         verifier: knows whom the consumer trusts.
         policy: says who may publish there.
         audit: its audit file.
-        cases: what was published.
+        cases: what is published.
         keep: whether every verdict is recorded, and not rejections alone.
     """
+    for case in cases:
+        message = require(case.message, "no message")
+        if case.signer is None:
+            stage.inject(message)
+        else:
+            stage.produce(case.signer, message)
     handled: list[Verified] = []
     pipeline = Pipeline(
         verifier=verifier,
@@ -154,57 +122,14 @@ def consumed(
     tokens = {_text(verified.header(_CASE_HEADER)): verified.jti for verified in handled}
     if len(tokens) < len(handled):
         tokens = {}
-    results = []
     for case in cases:
-        jti, found = tokens.get(case.name), letters.get(case.name)
-        trace = jti if found is None else _header(found, "mqauth-dead-audit")
-        is_lost = (jti is None) is (found is None)
-        verdict = LOST if is_lost else ACCEPTED if found is None else "rejected"
-        reason = None if found is None else _header(found, _REASON_HEADER)
-        results.append(
-            Result(
-                case=case.name,
-                story=case.story,
-                expected=case.expected,
-                verdict=verdict,
-                reason=reason,
-                audit=trace in recorded,
-            )
-        )
-    return results
-
-
-def reported(
-    broker: str, results: Sequence[Result], audit: Path, *, as_json: bool, end: str, more: Sequence[str]
-) -> int:
-    """Print what became of every case, and return the exit code.
-
-    Args:
-        broker: where the cases were published.
-        results: of all cases.
-        audit: the audit file, whose chain is verified.
-        as_json: print JSON.
-        end: what becomes of an attack, in a word.
-        more: lines that people read in the end.
-    """
-    chain = "intact" if verify_chain(audit).intact else "broken"
-    lost = sum(result.verdict == LOST for result in results)
-    cells = [
-        (each.case, each.verdict, each.reason or "", "yes" if each.as_expected else "NO", each.story)
-        for each in results
-    ]
-    attacks = [result for result in results if result.expected != ACCEPTED]
-    refused = sum(result.as_expected for result in attacks)
-    answer(
-        as_json,
-        {"broker": broker, "cases": [asdict(each) for each in results], "audit_chain": chain, "lost": lost},
-        *table_lines(f"mqauth demo on {broker}", _COLUMNS, cells),
-        f"{len(results) - len(attacks)} honest messages handled,"
-        f" {refused} of {len(attacks)} attacks {end}, {lost} lost;",
-        f"audit chain {chain}.",
-        *more,
-    )
-    return 0 if chain == "intact" and not lost and all(result.as_expected for result in results) else 1
+        trace, dead = tokens.get(case.case), letters.get(case.case)
+        if (trace is None) is not (dead is None):
+            case.verdict = ACCEPTED if dead is None else "rejected"
+        if dead is not None:
+            trace, case.reason = _header(dead, "mqauth-dead-audit"), _header(dead, _REASON_HEADER)
+        case.audit = trace in recorded
+    return cases
 
 
 def named(message: Message, name: str) -> Message:
@@ -262,47 +187,70 @@ def demo(
     """
     # Each rejection is a line of the table already.
     logging.getLogger("mqauth").addHandler(logging.NullHandler())
-    if identity:
-        require(broker is None, "--identity: in memory only, without --broker")
-        # It needs the authority, which the other demo does not.
-        return int(import_module("mqauth.cli.identity_demo").play(audit, as_json=as_json, messages=messages))
-    if broker is None:
-        return _play(MemoryStage(), audit, as_json=as_json, messages=messages)
-    scheme, mark, rest = broker.partition("://")
-    url = _SCHEMES.get(scheme, scheme) + mark + rest
-    check_url("--broker", url)
-    with reached(url):
-        room, kind = _STAGES.get(scheme, ("rabbitmq", "RabbitMQStage"))
-        try:
-            stage: Stage = getattr(import_module(f"mqauth.testing.stage_{room}"), kind)(broker)
-        except ImportError as error:
-            raise ConfigurationError(f"--broker {scheme}://: install mqauth[{room}]") from error
-        return _play(stage, audit, as_json=as_json, messages=messages)
+    require(broker is None or not identity, "--identity: in memory only, without --broker")
+    with contextlib.ExitStack() as stack:
+        stage: Stage = MemoryStage()
+        if broker is not None:
+            scheme, mark, rest = broker.partition("://")
+            url = _SCHEMES.get(scheme, scheme) + mark + rest
+            check_url("--broker", url)
+            stack.enter_context(reached(url))
+            room, kind = _STAGES.get(scheme, ("rabbitmq", "RabbitMQStage"))
+            with refusing(ImportError, f"--broker {scheme}://: install mqauth[{room}]"):
+                stage = getattr(import_module(f"mqauth.testing.stage_{room}"), kind)(broker)
+        stack.callback(stage.close)
+        # An audit file that is kept has signed heads beside it. One that an earlier demo left goes on with the key
+        # that signed them.
+        folder, heads = Path(stack.enter_context(tempfile.TemporaryDirectory())), None
+        if audit is not None:
+            require(audit.parent.is_dir(), f"--audit: {audit.parent} is no folder")
+            pem = Path(f"{audit}.pem")
+            if not pem.exists():
+                pem.touch(0o600)
+                pem.write_bytes(Key.generate().to_pem())
+            heads = HeadFile(f"{audit}.heads", Key.load(pem))
+        with AuditFile(audit or folder / "audit.jsonl", heads=heads, fsync=audit is not None) as file:
+            if identity:
+                # It needs the authority, which the other demo does not.
+                play = import_module("mqauth.cli.identity_demo").play
+                cases: list[Case] = play(file, folder, messages)
+            else:
+                cases = _direct(stage, file, messages, keep=audit is not None)
+        chain = "intact" if verify_chain(file.path).intact else "broken"
+    lost = sum(case.verdict == LOST for case in cases)
+    attacks = [case for case in cases if case.expected != ACCEPTED]
+    refused = sum(case.as_expected for case in attacks)
+    odd = [case.case for case in cases if not case.as_expected]
+    shown = ("case", "story", "expected", "verdict", "reason", "audit")
+    told = [{name: getattr(case, name) for name in shown} for case in cases]
+    cells = [(case.case, case.verdict, case.reason or "", case.story) for case in cases]
+    answer(
+        as_json,
+        {"broker": stage.name, "cases": told, "audit_chain": chain, "lost": lost},
+        *table_lines(f"mqauth demo on {stage.name}", _COLUMNS, cells),
+        *([f"NOT as expected: {', '.join(odd)}"] if odd else []),
+        f"{len(cases) - len(attacks)} honest messages handled,"
+        f" {refused} of {len(attacks)} attacks {'refused' if identity else 'dead-lettered'}, {lost} lost;",
+        f"audit chain {chain}.",
+        *(() if identity else _NEXT),
+    )
+    return 0 if chain == "intact" and not odd else 1
 
 
-def _play(stage: Stage, kept: Path | None, *, as_json: bool, messages: int) -> int:
-    """Publish the cases, consume them, and print the report."""
+def _direct(stage: Stage, audit: AuditFile, messages: int, *, keep: bool) -> list[Case]:
+    """Return the honest messages, every attack that fits the broker, and a replay of the first message."""
     forge, place = Forge(lifetime=600), stage.destination
-    # The honest messages, every attack that fits the broker, and a replay of the first message.
-    first = forge.signer().sign(named(honest_message(place, 0), "honest-0"))
-    cases = [Case(name="honest-0", story="an honest order", expected=ACCEPTED, message=first)]
-    for name, number in [(f"honest-{number}", number) for number in range(1, messages)]:
-        message = named(honest_message(place, number), name)
-        cases.append(Case(name=name, story="an honest order", expected=ACCEPTED, message=message, unsigned=True))
+    honest = [named(honest_message(place, number), f"honest-{number}") for number in range(messages)]
+    first = forge.signer().sign(honest[0])
+    cases = [Case(case="honest-0", story="an honest order", expected=ACCEPTED, message=first)]
+    for number, message in enumerate(honest[1:], 1):
+        case = Case(case=f"honest-{number}", story="an honest order", expected=ACCEPTED, message=message)
+        cases.append(replace(case, signer=forge.signer()))
     for number, attack in enumerate(ATTACKS, messages):
         if attack.fits(place):
             hostile = attack.mount(forge, named(honest_message(place, number), attack.name))
             expected = attack.reason.value
-            cases.append(Case(name=attack.name, story=attack.story, expected=expected, message=hostile))
+            cases.append(Case(case=attack.name, story=attack.story, expected=expected, message=hostile))
     story = "a copy of honest-0, published again"
-    cases.append(Case(name="replay", story=story, expected=Reason.REPLAYED.value, message=first))
-    with closing(stage), tempfile.TemporaryDirectory() as folder:
-        with audit_file(kept, Path(folder)) as audit:
-            for case in cases:
-                if case.unsigned:
-                    stage.produce(forge.signer(), case.message)
-                else:
-                    stage.inject(case.message)
-            policy = forge.policy(place)
-            results = consumed(stage, forge.verifier(), policy, audit, cases, keep=kept is not None)
-        return reported(stage.name, results, audit.path, as_json=as_json, end="dead-lettered", more=_NEXT)
+    cases.append(Case(case="replay", story=story, expected=Reason.REPLAYED.value, message=first))
+    return consumed(stage, forge.verifier(), forge.policy(place), audit, cases, keep=keep)

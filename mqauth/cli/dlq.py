@@ -43,7 +43,6 @@ from mqauth.cli.forms import (
     TO_CHANGE,
     TO_READ,
     VERDICT,
-    WORD,
     Wide,
     confirmed,
     known_reason,
@@ -58,7 +57,7 @@ from mqauth.letters.release import WAIVABLE
 app: Final = group("List, check, redrive and discard dead letters.", "mqauth dlq groups")
 _DONE: Final = {review.REDRIVE: "redriven", review.DISCARD: "discarded"}
 Audit = Annotated[Path | None, typer.Option("--audit", help="The reviewer's own audit file.")]
-Why = Annotated[str | None, typer.Option("--why", help="Why you act, one line; required.")]
+Why = Annotated[str, typer.Option("--why", help="Why you act, one line.")]
 
 
 def _filtered(
@@ -70,7 +69,7 @@ def _filtered(
             "--reason",
             parser=known_reason,
             metavar="<str>",
-            help="Dead letters rejected for this reason; of an act, in several words: why you act.",
+            help="Dead letters rejected for this reason.",
         ),
     ] = None,
     issuer: Annotated[str | None, typer.Option("--issuer", help="Dead letters that claim this issuer.")] = None,
@@ -183,6 +182,7 @@ def redrive(
     place: LetterAddress,
     wanted: review.Filter,
     acting: dict[str, Any],
+    why: Why,
     config: Config = None,
     audit: Audit = None,
     key: Annotated[Path | None, typer.Option("--key", help="The reviewer's keystore folder or PEM file.")] = None,
@@ -197,13 +197,11 @@ def redrive(
     reviewer: Reviewer = None,
     passphrase_env: PassphraseEnv = None,
     passphrase_file: PassphraseFile = None,
-    why: Why = None,
 ) -> int:
     """Send the original messages back, each with a release.
 
     A release is your signed permission. Exits with 1 where some were refused or left.
     """
-    reason, why = filter_and_why(wanted.reason, why)
     mine, guard = review_of(settings_of(config)), load(file_of(config)).trial
     audit = given(audit, "--audit", mine.audit)
     read_key = key_reader(given(key, "--key", mine.key), passphrase_env, passphrase_file)
@@ -212,7 +210,7 @@ def redrive(
     # A key that does not speak for the reviewer is refused before anything is connected.
     releaser(name)
     terms: dict[str, Any] = {"waive": review.waivable(waive or ()), "scope": scope, "reviewer": name}
-    plan = review.Plan(act=review.REDRIVE, wanted=replace(wanted, reason=reason), reason=why, **terms)
+    plan = review.Plan(act=review.REDRIVE, wanted=wanted, reason=why, **terms)
     return _carry_out(place, plan, audit, **acting, guard=guard, releaser=releaser)
 
 
@@ -223,16 +221,15 @@ def discard(
     place: LetterAddress,
     wanted: review.Filter,
     acting: dict[str, Any],
+    why: Why,
     config: Config = None,
     audit: Audit = None,
     reviewer: Reviewer = None,
-    why: Why = None,
 ) -> int:
     """Remove dead letters for good, each with an audit record. Exits with 1 where some were left."""
-    reason, why = filter_and_why(wanted.reason, why)
     mine = review_of(settings_of(config))
     name = reviewer or mine.reviewer or getpass.getuser()
-    plan = review.Plan(act=review.DISCARD, wanted=replace(wanted, reason=reason), reason=why, reviewer=name)
+    plan = review.Plan(act=review.DISCARD, wanted=wanted, reason=why, reviewer=name)
     return _carry_out(place, plan, given(audit, "--audit", mine.audit), **acting)
 
 
@@ -312,28 +309,13 @@ def _title(session: review.Session, index: review.Index, total: int) -> str:
     return f"{total} {letters} of {session.box.name}, as of {shown_time(index.as_of)} UTC"
 
 
-def filter_and_why(reason: str | None, why: str | None) -> tuple[str | None, str]:
-    """Return the reason to filter by, and the reason of the act, from ``--reason`` and ``--why``.
-
-    ``--reason`` in several words is the reason of the act. A single word is always a filter: a misspelt ``expird``
-    must not become the reason of an act on all letters.
-
-    Raises:
-        ConfigurationError: the act has no reason.
-    """
-    if why is None and reason is not None and not WORD.fullmatch(reason):
-        return None, reason
-    return reason, require(why, "an act needs a reason: --why, or --reason in more than one word")
-
-
 @contextmanager
 def _surveyed(place: LetterAddress, quiet: bool, **settings: Any) -> Iterator[tuple[review.Session, review.Index]]:
     """Connect to a broker and read all letters, with their number on a terminal."""
-    with opened(place, **settings) as session:
+    with opened(place, **settings) as session, review.Index(session.clock.now()) as index:
         with progress_bar("reading letters", None, quiet=quiet) as advance:
-            read = session.survey(progress=advance)
-        with read as index:
-            yield session, index
+            session.survey(index, progress=advance)
+        yield session, index
 
 
 def _resolved(index: review.Index, wanted: review.Filter, least: int = TO_READ) -> review.Filter:

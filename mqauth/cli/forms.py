@@ -7,7 +7,6 @@ another output: a line of names, then tab-separated lines with whole values.
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -15,7 +14,9 @@ from difflib import get_close_matches
 from typing import Annotated, Final, NamedTuple
 
 import typer
-from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import MqauthError, Reason, require
@@ -25,8 +26,6 @@ SHORT: Final = 12
 TO_READ: Final = 4
 """Characters of an id that are enough where nothing is changed."""
 TO_CHANGE: Final = 8
-WORD: Final = re.compile(r"\w*")
-"""One word, or none."""
 _NAMED: Final = 5
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -107,13 +106,13 @@ def moment(text: str) -> float:
 
 
 def known_reason(text: str) -> str:
-    """Return a reason of the library, or a text of several words, as it is.
+    """Return a reason of the library as it is.
 
     Raises:
-        typer.BadParameter: one word that is no reason; letters of it would be none, whatever was meant.
+        typer.BadParameter: it is none; letters of it would be none, whatever was meant.
     """
     known = [reason.value for reason in Reason]
-    if WORD.fullmatch(text) and text not in ("", *known):
+    if text not in ("", *known):
         near = "".join(get_close_matches(text, known, 1))
         raise typer.BadParameter(f"no such reason; {f'did you mean {near}' if near else 'see mqauth dlq groups'}")
     return text
@@ -145,25 +144,25 @@ class Column(NamedTuple):
 
     Args:
         name: its heading.
-        goes: the order in which columns go where there is no room, the lowest first; 0 stays.
         is_id: shown by its first characters, and never cut further.
-        cut: whether its texts may be cut in the middle.
+        more: whether only ``--wide`` and other programs get it.
+        cut: whether its texts may be cut.
     """
 
     name: str
-    goes: int = 0
     is_id: bool = False
+    more: bool = False
     cut: bool = True
 
 
 LETTER: Final = (
     Column("letter", is_id=True, cut=False),
     Column("reason", cut=False),
-    Column("time (UTC)", goes=3, cut=False),
+    Column("time (UTC)", cut=False),
     Column("subject"),
-    Column("issuer", goes=1),
-    Column("destination", goes=4),
-    Column("intact", goes=2, cut=False),
+    Column("issuer", more=True),
+    Column("destination"),
+    Column("intact", more=True),
 )
 """Of dead letters."""
 GROUP: Final = (
@@ -171,10 +170,10 @@ GROUP: Final = (
     Column("reason", cut=False),
     Column("kid", is_id=True, cut=False),
     Column("subject"),
-    Column("issuer", goes=2),
-    Column("destination", goes=4),
-    Column("first (UTC)", goes=1, cut=False),
-    Column("last (UTC)", goes=3, cut=False),
+    Column("issuer", more=True),
+    Column("destination"),
+    Column("first (UTC)", more=True),
+    Column("last (UTC)", more=True),
 )
 """Of groups of dead letters."""
 VERDICT: Final = (Column("letters", cut=False), Column("verdict now"))
@@ -202,51 +201,22 @@ def table_lines(
 
 def terminal_width() -> int | None:
     """Return how many cells the terminal has in a line, ``None`` where standard output is none."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return Console().width if sys.stdout.isatty() else None
 
 
 def fitted(
     title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], *, width: int, whole: bool = False
 ) -> Iterator[str]:
-    """Yield the lines of a table of at most ``width`` cells.
-
-    What is the same in all rows moves to the top. Then columns go, and texts are cut in the middle.
-    """
-    yield middle(title, width)
-    shown = [[column.name, *(row[at] for row in rows)] for at, column in enumerate(columns)]
-    kept = list(range(len(columns)))
-    if not whole:
-        shown = [
-            [text if number == 0 or not columns[at].is_id else text[:SHORT] for number, text in enumerate(texts)]
-            for at, texts in enumerate(shown)
-        ]
-        # Columns whose cells are all the same, unless all columns are.
-        same = [at for at in kept if len(rows) > 1 and not columns[at].is_id and len(set(shown[at][1:])) == 1]
-        if len(same) < len(columns):
-            yield from (middle(f"{columns[at].name}: {shown[at][1] or '-'}", width) for at in same)
-            kept = [at for at in kept if at not in same]
-    full = {at: max(map(cell_len, shown[at])) for at in kept}
-    # Two cells are between columns. A text that may be cut keeps ten; where that is too much, columns go.
-    least = {at: min(size, 10) if columns[at].cut else size for at, size in full.items()}
-    for _, at in sorted((columns[at].goes, at) for at in kept if columns[at].goes):
-        if sum(least.values()) + 2 * len(least) - 2 > width:
-            del least[at]
-    # The widest text is cut first. What still does not fit loses the middle of its lines.
-    widths = {at: full[at] for at in least}
-    while sum(widths.values()) + 2 * len(widths) - 2 > width and widths != least:
-        widths[max((at for at in least if widths[at] > least[at]), key=widths.__getitem__)] -= 1
-    for number in range(len(rows) + 1) if rows else ():
-        cells = (set_cell_size(middle(shown[at][number], size), size) for at, size in widths.items())
-        yield middle("  ".join(cells).rstrip(), width)
-
-
-def middle(text: str, width: int) -> str:
-    """Return a text of at most ``width`` cells, cut in the middle."""
-    if cell_len(text) <= width:
-        return text
-    head = set_cell_size(text, (width - 1) // 2).rstrip(" ")
-    rest = width - 1 - cell_len(head)
-    tail = text[-rest:]
-    while cell_len(tail) > rest:
-        tail = tail[1:]
-    return f"{head}…{tail}"
+    """Yield the lines of a table of at most ``width`` cells; texts that do not fit are cut at their end."""
+    shown = [number for number, column in enumerate(columns) if whole or not column.more]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in (columns[number] for number in shown):
+        table.add_column(column.name, no_wrap=not column.cut, overflow="ellipsis")
+    for row in rows:
+        texts = (row[number][: None if whole or not columns[number].is_id else SHORT] for number in shown)
+        table.add_row(*(Text(text, no_wrap=True, overflow="ellipsis") for text in texts))
+    console = Console(width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(Text(title, no_wrap=True, overflow="ellipsis"))
+        console.print(table if rows else "", end="")
+    yield from (line.rstrip() for line in captured.get().splitlines())

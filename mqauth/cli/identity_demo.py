@@ -6,8 +6,6 @@ what the authority answered. Nothing in the table is written by hand.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from mqauth import AuditFile, Key, Message, Reason, Signer, TrustDomain, Unavailable, Verifier
-from mqauth.cli.demo import ACCEPTED, Case, Result, audit_file, consumed, named, reported
+from mqauth.cli.demo import ACCEPTED, Case, consumed, named
 from mqauth.errors import MqauthError
 from mqauth.judging.policy import Allow, Rule
 from mqauth.keystore.identity.credentials import Credential
@@ -34,167 +32,57 @@ _WATCHED: Final = 61.0
 """Seconds after which a producer has seen what its authority publishes."""
 
 
-class World:
-    """An authority, its producers, and a consumer that trusts its domain.
+def play(audit: AuditFile, folder: Path, messages: int) -> list[Case]:
+    """Run the demo, and return what became of each case.
 
     Args:
-        folder: for the authority's keystore.
         audit: of authority and consumer.
+        folder: for the authority's keystore.
+        messages: how many honest ones there are.
     """
-
-    def __init__(self, folder: Path, audit: AuditFile) -> None:
-        # Only authority and producers go ahead in time, to see the cut-off.
-        self.clock = RunningClock()
-        self.audit = audit
-        self.authority = MemoryAuthority(folder, audit, _PRODUCERS, clock=self.clock)
-        self.keys = {name: self.authority.enrolled(name, subject) for name, subject in _PRODUCERS.items()}
-        self.signers = {
-            name: Signer(key=self.keys[name], issuer=TRUST_DOMAIN, subject=subject, audience=AUDIENCE)
-            for name, subject in _PRODUCERS.items()
-        }
-
-
-def play(kept: Path | None, *, as_json: bool, messages: int) -> int:
-    """Run the demo, print the report, and return the exit code."""
-    with tempfile.TemporaryDirectory() as name:
-        with audit_file(kept, Path(name)) as audit:
-            world = World(Path(name) / "authority-keys", audit)
-            stolen = world.keys["orders-api"].signing_key()
-            results = [*_consumed(world, _before(world, messages)), *_asked(world, _strangers(world))]
-            world.authority.cut_off("orders-api", "its host was stolen")
-            world.clock.advance(_WATCHED)
-            # A thief signs with what was stolen, and asks for more; a producer that is not concerned goes on.
-            copied: Any = SimpleNamespace(is_identity=True, signing_key=lambda: stolen)
-            thief = Signer(key=copied, issuer=TRUST_DOMAIN, subject=WORKLOAD, audience=AUDIENCE)
-            returns = world.signers["returns-api"].sign(_message("returns-after"))
-            results += _consumed(
-                world,
-                [
-                    Case(
-                        name="stolen",
-                        story="a thief signs with the stolen key and its identity",
-                        expected=Reason.KEY_REVOKED.value,
-                        message=thief.sign(_message("stolen")),
-                    ),
-                    Case(
-                        name="returns-after",
-                        story="an honest return, after another was cut off",
-                        expected=ACCEPTED,
-                        message=returns,
-                    ),
-                ],
-            )
-            results += _asked(
-                world,
-                [
-                    (
-                        "ask-again",
-                        "access_denied",
-                        "the thief asks for the next identity with the stolen credential",
-                        WORKLOAD,
-                        world.authority.credential("orders-api"),
-                    ),
-                ],
-            )
-            # What becomes of a message that the cut-off producer itself wants to send.
-            world.keys["orders-api"].start(0)
-            verdict, reason = "sent", ""
-            try:
-                world.signers["orders-api"].sign(_message("cut-off"))
-            except Unavailable as error:
-                verdict, reason = "not sent", error.cause.value
-            story = "the producer that was cut off has seen it, and sends nothing"
-            results.append(
-                Result(case="cut-off", verdict=verdict, reason=reason, expected="keys_unavailable", story=story)
-            )
-        return reported("memory", results, audit.path, as_json=as_json, end="refused", more=())
-
-
-def _consumed(world: World, cases: list[Case]) -> list[Result]:
-    """Publish cases, consume them, and return what became of each."""
-    with closing(MemoryStage()) as stage:
-        for case in cases:
-            stage.inject(case.message)
-        # Two of the three producers may publish there.
-        rules = [
-            Rule(subject=subject, destinations=(stage.destination,), issuer=TRUST_DOMAIN)
-            for subject in (WORKLOAD, RETURNS)
-        ]
-        # The consumer's verifier knows the authority, and none of the producers.
-        verifier = Verifier(keys={TRUST_DOMAIN: TrustDomain(keys=world.authority)}, audience=AUDIENCE)
-        return consumed(stage, verifier, Allow(rules), world.audit, cases, keep=True)
-
-
-def _message(case: str, number: int = 0) -> Message:
-    return named(honest_message("kafka:orders", number), case)
-
-
-def _before(world: World, messages: int) -> list[Case]:
-    """Return honest messages, and those of attackers who can read and write the topic."""
-    orders, returns, stock = world.signers["orders-api"], world.signers["returns-api"], world.signers["stock-api"]
-    cases = [
-        Case(
-            name=name,
-            story="an honest order, by an identity of an hour",
-            expected=ACCEPTED,
-            message=orders.sign(_message(name, number)),
-        )
-        for number, name in enumerate(f"honest-{number}" for number in range(messages))
-    ]
-    cases.append(
-        Case(
-            name="returns", story="an honest return", expected=ACCEPTED, message=returns.sign(_message("returns"))
-        )
+    # Only authority and producers go ahead in time, to see the cut-off.
+    clock = RunningClock()
+    authority = MemoryAuthority(folder / "authority-keys", audit, _PRODUCERS, clock=clock)
+    keys = {name: authority.enrolled(name, subject) for name, subject in _PRODUCERS.items()}
+    orders, returns, stock = (
+        Signer(key=keys[name], issuer=TRUST_DOMAIN, subject=subject, audience=AUDIENCE)
+        for name, subject in _PRODUCERS.items()
     )
-    thief = IdentityForge()
+
+    def published(*cases: tuple[str, str, str, Message]) -> list[Case]:
+        # Two of the three producers may publish there. The consumer knows the authority, and no producer.
+        with closing(MemoryStage()) as stage:
+            place = (stage.destination,)
+            rules = [
+                Rule(subject=subject, destinations=place, issuer=TRUST_DOMAIN) for subject in (WORKLOAD, RETURNS)
+            ]
+            verifier = Verifier(keys={TRUST_DOMAIN: TrustDomain(keys=authority)}, audience=AUDIENCE)
+            made = [
+                Case(case=name, expected=expected, story=story, message=message)
+                for name, expected, story, message in cases
+            ]
+            return consumed(stage, verifier, Allow(rules), audit, made, keep=True)
+
+    def asked(name: str, expected: str, story: str, credential: Credential) -> Case:
+        case = Case(case=name, expected=expected, story=story, verdict="issued")
+        try:
+            authority.request(WORKLOAD, credential)()
+        except Refused as refused:
+            case.verdict, case.reason = "refused", str(refused).rpartition(" ")[2]
+        except MqauthError as error:
+            case.verdict, case.reason = "failed", error.code
+        return case
+
+    # What those have who can read the topic: an identity and a proof of orders-api, an identity of stock-api.
     wit, _, proof = _token(orders.sign(_message("seen"))).partition("~")
     other = _token(stock.sign(_message("seen"))).partition("~")[0]
-    posing = WITSigner(replace(Key.generate(), kid=world.authority.key_set().keys[0].kid))
-    evil = f"{TRUST_DOMAIN.replace('prod', 'evil')}/shop/orders-api"
-    direct = Forge(issuer=TRUST_DOMAIN, subject=WORKLOAD, audience=AUDIENCE).signer()
-    attacks: list[tuple[str, Reason, str, Message]] = [
-        (name, reason, story, replace(_message(name), headers=envelope.attach(_message(name), token)))
-        for name, reason, story, token in (
-            ("identity-alone", Reason.TOKEN_TYPE, "an identity read from the topic, without a proof", wit),
-            (
-                "wrong-pair",
-                Reason.IDENTITY_MISMATCH,
-                "a proof behind another workload's identity",
-                f"{other}~{proof}",
-            ),
-            (
-                "no-key",
-                Reason.SIGNATURE_INVALID,
-                "an identity read from the topic, a proof by another key",
-                _paired(thief, "no-key", wit),
-            ),
-            (
-                "self-made",
-                Reason.SIGNATURE_INVALID,
-                "an identity that the thief signed, under the authority's kid",
-                _paired(thief, "self-made", posing.wit(WORKLOAD, thief.key)),
-            ),
-            (
-                "unknown-authority",
-                Reason.KEY_UNKNOWN,
-                "an identity by an authority that nobody knows",
-                _paired(thief, "unknown-authority", thief.wit()),
-            ),
-            (
-                "other-domain",
-                Reason.ISSUER_UNTRUSTED,
-                "an identity of a domain that the thief has",
-                _paired(thief, "other-domain", thief.authority.wit(evil, thief.key)),
-            ),
-        )
-    ]
-    attacks += [
-        (
-            "direct",
-            Reason.ISSUER_UNTRUSTED,
-            "a token of the direct form, by a key of the thief",
-            direct.sign(_message("direct")),
-        ),
+    first = orders.sign(_message("honest-0"))
+    honest = [first, *(orders.sign(_message(f"honest-{number}", number)) for number in range(1, messages))]
+    order = "an honest order, by an identity of an hour"
+    results = published(
+        *((f"honest-{number}", ACCEPTED, order, message) for number, message in enumerate(honest)),
+        ("returns", ACCEPTED, "an honest return", returns.sign(_message("returns"))),
+        *_forged(wit, f"{other}~{proof}", authority.key_set().keys[0].kid),
         (
             "not-allowed",
             Reason.PRODUCER_FORBIDDEN,
@@ -208,69 +96,106 @@ def _before(world: World, messages: int) -> list[Case]:
             replace(orders.sign(_message("changed")), body=b'{"order": 666}'),
         ),
         ("unsigned", Reason.TOKEN_MISSING, "no token", _message("unsigned")),
-        ("replay", Reason.REPLAYED, "a copy of honest-0, published again", cases[0].message),
-    ]
-    return [
-        *cases,
-        *(
-            Case(name=name, story=story, expected=reason.value, message=message)
-            for name, reason, story, message in attacks
-        ),
-    ]
-
-
-def _paired(thief: IdentityForge, case: str, wit: str) -> str:
-    """Return an identity with the thief's proof for the message of a case."""
-    return f"{wit}~{thief.proof(_message(case), wit=wit)}"
-
-
-def _strangers(world: World) -> list[tuple[str, str, str, str, Credential]]:
-    """Return those who ask the authority: case, error, story, subject and credential."""
-    wit = _token(world.signers["orders-api"].sign(_message("seen"))).partition("~")[0]
-    elsewhere = "https://authority.evil.example"
-    return [
-        (
+        ("replay", Reason.REPLAYED, "a copy of honest-0, published again", first),
+    )
+    # Those who ask the authority for the identity of orders-api.
+    mine, elsewhere = authority.credential("orders-api"), "https://authority.evil.example"
+    by_another_key = authority.credential("orders-api", Key.generate())
+    results += [
+        asked(
             "ask-for-another",
             "access_denied",
             "stock-api asks for the identity of orders-api",
-            WORKLOAD,
-            world.authority.credential("stock-api"),
+            authority.credential("stock-api"),
         ),
-        (
-            "ask-as-another",
-            "invalid_client",
-            "a credential of orders-api, signed by another key",
-            WORKLOAD,
-            world.authority.credential("orders-api", Key.generate()),
+        asked(
+            "ask-as-another", "invalid_client", "a credential of orders-api, signed by another key", by_another_key
         ),
-        (
+        asked(
             "ask-with-wit",
             "invalid_client",
             "an identity from the topic, shown as a credential",
-            WORKLOAD,
             lambda _: ("Bearer", wit),
         ),
-        (
+        asked(
             "ask-elsewhere",
             "invalid_client",
             "a credential that was made for another authority",
-            WORKLOAD,
-            lambda asking: world.authority.credential("orders-api")(asking._replace(authority=elsewhere)),
+            lambda asking: mine(asking._replace(authority=elsewhere)),
         ),
+    ]
+    # One is cut off. A thief signs with what was stolen, and asks for more; who is not concerned goes on.
+    stolen = keys["orders-api"].signing_key()
+    copied: Any = SimpleNamespace(is_identity=True, signing_key=lambda: stolen)
+    thief = Signer(key=copied, issuer=TRUST_DOMAIN, subject=WORKLOAD, audience=AUDIENCE)
+    authority.cut_off("orders-api", "its host was stolen")
+    clock.advance(_WATCHED)
+    signed, by_thief = returns.sign(_message("returns-after")), thief.sign(_message("stolen"))
+    results += published(
+        ("stolen", Reason.KEY_REVOKED, "a thief signs with the stolen key and its identity", by_thief),
+        ("returns-after", ACCEPTED, "an honest return, after another was cut off", signed),
+    )
+    story = "the thief asks for the next identity with the stolen credential"
+    results.append(asked("ask-again", "access_denied", story, mine))
+    # What becomes of a message that the cut-off producer itself wants to send.
+    keys["orders-api"].start(0)
+    story = "the producer that was cut off has seen it, and sends nothing"
+    last = Case(case="cut-off", verdict="sent", expected="keys_unavailable", story=story)
+    try:
+        orders.sign(_message("cut-off"))
+    except Unavailable as error:
+        last.verdict, last.reason = "not sent", error.cause.value
+    return [*results, last]
+
+
+def _forged(wit: str, wrong_pair: str, kid: str) -> list[tuple[str, str, str, Message]]:
+    """Return the messages of a thief who can read and write the topic, each with name, reason and story.
+
+    Args:
+        wit: an identity read from the topic.
+        wrong_pair: a proof read there, behind another identity.
+        kid: of the authority's key.
+    """
+    thief, posing = IdentityForge(), WITSigner(replace(Key.generate(), kid=kid))
+    evil = f"{TRUST_DOMAIN.replace('prod', 'evil')}/shop/orders-api"
+    tokens = [
+        ("identity-alone", Reason.TOKEN_TYPE, "an identity read from the topic, without a proof", wit),
+        ("wrong-pair", Reason.IDENTITY_MISMATCH, "a proof behind another workload's identity", wrong_pair),
+    ]
+    for name, reason, story, identity in (
+        ("no-key", Reason.SIGNATURE_INVALID, "an identity read from the topic, a proof by another key", wit),
+        (
+            "self-made",
+            Reason.SIGNATURE_INVALID,
+            "an identity that the thief signed, under the authority's kid",
+            posing.wit(WORKLOAD, thief.key),
+        ),
+        (
+            "unknown-authority",
+            Reason.KEY_UNKNOWN,
+            "an identity by an authority that nobody knows",
+            thief.wit(),
+        ),
+        (
+            "other-domain",
+            Reason.ISSUER_UNTRUSTED,
+            "an identity of a domain that the thief has",
+            thief.authority.wit(evil, thief.key),
+        ),
+    ):
+        tokens.append((name, reason, story, f"{identity}~{thief.proof(_message(name), wit=identity)}"))
+    direct = Forge(issuer=TRUST_DOMAIN, subject=WORKLOAD, audience=AUDIENCE).signer().sign(_message("direct"))
+    return [
+        *(
+            (name, reason, story, replace(_message(name), headers=envelope.attach(_message(name), token)))
+            for name, reason, story, token in tokens
+        ),
+        ("direct", Reason.ISSUER_UNTRUSTED, "a token of the direct form, by a key of the thief", direct),
     ]
 
 
-def _asked(world: World, askers: list[tuple[str, str, str, str, Credential]]) -> Iterator[Result]:
-    """Ask the authority, and yield what it answered."""
-    for case, expected, story, subject, credential in askers:
-        verdict, reason = "issued", ""
-        try:
-            world.authority.request(subject, credential)()
-        except Refused as refused:
-            verdict, reason = "refused", str(refused).rpartition(" ")[2]
-        except MqauthError as error:
-            verdict, reason = "failed", error.code
-        yield Result(case=case, verdict=verdict, reason=reason, expected=expected, story=story)
+def _message(case: str, number: int = 0) -> Message:
+    return named(honest_message("kafka:orders", number), case)
 
 
 def _token(message: Message) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import getpass
 import json
@@ -11,26 +10,65 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from string import Template
 from typing import Annotated, Any, Final
 
 import typer
 
+from mqauth.brokers.amqp_topology import LETTERS, UNPARSEABLE, source_arguments
 from mqauth.check import Severity, check
 from mqauth.cli.app import answer
-from mqauth.cli.broker import LetterAddress, check_stamps, check_url, place_of, reached
-from mqauth.cli.init_files import Project, read_topology
+from mqauth.cli.broker import (
+    APPEND_TIME,
+    TIMESTAMP_TYPE,
+    check_stamps,
+    check_url,
+    kafka_admin,
+    needing,
+    place_of,
+    rabbitmq,
+)
 from mqauth.cli.settings import settings_of
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import ConfigurationError, file_errors, refusing, require
 from mqauth.keystore import Keystore
+from mqauth.wire import destination
 from mqauth.wire.jwk import dump_key_set
 
 _URLS: Final = {"rabbitmq": "amqp://localhost:5672/", "kafka": "kafka://localhost:9092"}
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _TOPOLOGY: Final = "topology.json"
+OBSERVED: Final = 30
+"""Days after which ``--rung observe`` ends."""
+TEMPLATES: Final = Path(__file__).with_name("templates")
+"""The files by their paths: in ``both``, by broker, and those of a broker of one's own."""
+_APPEND: Final = """\
+at = "append"           # a message is judged by when the broker took it, however long it waits after that
+max_queue_age = "7d"    # how long it may wait while this consumer is stopped
+"""
+_INTERCEPTOR: Final = (
+    'append_evidence = "interceptor"    # rabbitmq.conf makes the broker stamp messages; proved at each start\n'
+)
+_MANAGED: Final = """\
+max_lifetime = "1d"     # this broker does not prove when it took a message, so tokens live as long as one may wait
+"""
+_ROLLOUT: Final = Template("""
+[[rollout]]             # a running system: everything is handled, and mqauth rollout status says who does not sign
+destinations = ["$destination"]
+rung = "observe"
+since = $since
+until = $until
+owner = "$owner"
+""")
+_OLD: Final = Template("""
+
+${kind}def old_handle(message: mqauth.Unverified) -> None:
+    # What handled messages before mqauth. It gets those that nothing proves, until the rung is enforce.
+    print("not proven:", message.would.code if message.would else "", message.body.decode(), flush=True)
+""")
 
 
 def init(
@@ -67,48 +105,44 @@ def init(
 ) -> None:
     """Write a producer and a consumer that run, with keys and settings. Overwrites nothing."""
     if not (apply and (folder / _TOPOLOGY).exists()):
-        _write(folder, _asked(broker, producer, consumer, issuer=issuer, url=url, rung=rung, managed=managed))
+        # What no option says is asked for, where somebody can be asked.
+        broker = _answered("broker", broker, "rabbitmq or kafka")
+        require(broker in _URLS, "--broker: must be rabbitmq or kafka")
+        producer = _answered("producer", producer, "orders-api")
+        consumer = _answered("consumer", consumer, "billing")
+        for option, name in (("--producer", producer), ("--consumer", consumer)):
+            require(_NAME.fullmatch(name), f"{option}: must be 1 to 100 letters, digits, '.', '_' or '-'")
+        require(producer != consumer, "--consumer: must be another name than --producer")
+        printable = re.fullmatch(r"[!#-\[\]-~]{1,256}", issuer)
+        require(printable, "--issuer: must be 1 to 256 printable characters, no quotes")
+        require(rung in ("enforce", "observe"), "--rung: must be enforce or observe")
+        url = url or _URLS[broker]
+        check_url("--url", url)
+        secret = ":" in url.partition("://")[2].rpartition("@")[0]
+        require(not secret, "--url: holds a password; leave it out, and see [broker] in consumer/mqauth.toml")
+        fits = url.startswith("kafka:") == (broker == "kafka")
+        require(fits, f"--url: is no URL of {broker}, like {_URLS[broker]}")
+        names = {"broker": broker, "producer": producer, "consumer": consumer, "issuer": issuer, "url": url}
+        _write(folder, producer, texts(**names, managed=managed, observe=rung == "observe"))
     if apply:
         _declare(folder)
-    answer(False, None, *_next(folder, applied=apply))
-
-
-def _asked(
-    broker: str | None,
-    producer: str | None,
-    consumer: str | None,
-    *,
-    issuer: str,
-    url: str | None,
-    rung: str,
-    managed: bool,
-) -> Project:
-    """Return what is wanted; asks for what no option says where somebody can be asked."""
-    broker = _answered("broker", broker, "rabbitmq or kafka")
-    require(broker in _URLS, "--broker: must be rabbitmq or kafka")
-    producer, consumer = _answered("producer", producer, "orders-api"), _answered("consumer", consumer, "billing")
-    for option, name in (("--producer", producer), ("--consumer", consumer)):
-        require(_NAME.fullmatch(name), f"{option}: must be 1 to 100 letters, digits, '.', '_' or '-'")
-    require(producer != consumer, "--consumer: must be another name than --producer")
-    require(
-        re.fullmatch(r"[!#-\[\]-~]{1,256}", issuer), "--issuer: must be 1 to 256 printable characters, no quotes"
-    )
-    require(rung in ("enforce", "observe"), "--rung: must be enforce or observe")
-    url = url or _URLS[broker]
-    check_url("--url", url)
-    secret = ":" in url.partition("://")[2].rpartition("@")[0]
-    require(not secret, "--url: holds a password; leave it out, and see [broker] in consumer/mqauth.toml")
-    require(url.startswith("kafka:") == (broker == "kafka"), f"--url: is no URL of {broker}, like {_URLS[broker]}")
-    return Project(
-        broker=broker,
-        producer=producer,
-        consumer=consumer,
-        issuer=issuer,
-        url=url,
-        managed=managed,
-        observe=rung == "observe",
-        owner=getpass.getuser(),
-        today=datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).date(),
+    # The commands that come next.
+    ready = f"{folder / _TOPOLOGY} is declared at the broker" if apply else f"{folder} is ready"
+    compose = not apply and (folder / "compose.yml").exists()
+    answer(
+        False,
+        None,
+        f"{ready}. Next:",
+        *([f"  cd {folder}"] if folder != Path() else []),
+        *(["  docker compose up -d --wait      # a broker, unless you have one"] if compose else []),
+        *(
+            []
+            if apply
+            else ["  mqauth init . --apply            # declares the queues or topics of topology.json"]
+        ),
+        "  python consumer/consumer.py      # in a terminal of its own",
+        "  python producer/producer.py      # one signed message, one without a token",
+        "  mqauth dlq groups --config consumer/mqauth.toml",
     )
 
 
@@ -119,7 +153,95 @@ def _answered(name: str, given: str | None, like: str) -> str:
     return str(typer.prompt(f"{name.capitalize()} ({like})", err=True))
 
 
-def _write(folder: Path, project: Project) -> None:
+def texts(
+    *, broker: str, producer: str, consumer: str, issuer: str, url: str, managed: bool, observe: bool
+) -> dict[str, str]:
+    """Return the text of every file but the keys, by its path.
+
+    Args:
+        broker: ``rabbitmq`` or ``kafka``.
+        producer: its name; also the exchange, or the topic.
+        consumer: its name; also the queue, or the group.
+        issuer: of the producer's tokens.
+        url: of the broker.
+        managed: whether the broker's configuration is somebody else's, so that it proves no append time.
+        observe: whether the consumer begins at the rung observe.
+    """
+    on_kafka, today = broker == "kafka", datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).date()
+    values = {
+        "producer": producer,
+        "consumer": consumer,
+        "issuer": issuer,
+        "url": url,
+        "destination": destination.kafka(producer) if on_kafka else destination.rabbitmq(producer, "created"),
+        "exchange": producer,
+        "key": "created",
+        "topic": producer,
+        "owner": getpass.getuser(),
+        "letters": f"{producer}.dead",
+        "servers": url.partition("://")[2].strip("/"),
+        "since": today.isoformat(),
+        "until": (today + timedelta(OBSERVED)).isoformat(),
+    }
+    # By which clock messages are judged, how long they may wait, and which findings that explains.
+    accepted = ["key_plain", *(["lifetime_long"] if managed else [])]
+    hidden = ["unsigned_headers_hidden", *accepted[1:], *(["rollout_observe"] if observe else [])]
+    hidden += [] if on_kafka or not observe else ["rollout_weakest"]
+    values |= {
+        "lifetime": "1d" if managed else "60s",
+        "times": _MANAGED if managed else _APPEND + ("" if on_kafka else _INTERCEPTOR),
+        "why_lifetime": ", and so a message may wait" if managed else "",
+        "accepted": json.dumps(accepted)[1:-1],
+        "consumer_accepted": json.dumps(hidden)[1:-1],
+        "why_accepted": "; a day is long, and outlasts a night" if managed else "",
+        "why_observe": "; observe lets all pass, until its day" if observe else "",
+        "rollout": _ROLLOUT.substitute(values) if observe else "",
+        "old": _OLD.substitute(kind="" if on_kafka else "async ") if observe else "",
+        "unverified": ", unverified=old_handle" if observe else "",
+    }
+    if on_kafka:
+        # Dead letters are kept until somebody reviewed them. They have the broker's stamp too, since Kafka
+        # refuses a record of a client whose clock is an hour ahead, and are larger than the message.
+        stamped = {TIMESTAMP_TYPE: APPEND_TIME}
+        kept = {"max.message.bytes": "2097152", "cleanup.policy": "delete", "retention.ms": "-1"}
+        topics = [
+            {"name": values["topic"], "partitions": 3, "configs": {} if managed else stamped},
+            {"name": values["letters"], "partitions": 1, "configs": stamped | kept},
+        ]
+        topology: dict[str, Any] = {"topics": topics}
+    else:
+        # Definitions that RabbitMQ imports.
+        queues = {
+            values["consumer"]: source_arguments(values["consumer"], 20),
+            values["consumer"] + UNPARSEABLE: dict(LETTERS),
+            values["letters"]: dict(LETTERS),
+        }
+        exchange = {"name": values["exchange"], "type": "topic", "internal": False, "arguments": {}}
+        binding = {
+            "vhost": "/",
+            "source": values["exchange"],
+            "destination": values["consumer"],
+            "destination_type": "queue",
+            "routing_key": values["key"],
+            "arguments": {},
+        }
+        durable = {"vhost": "/", "durable": True, "auto_delete": False}
+        topology = {
+            "exchanges": [durable | exchange],
+            "queues": [durable | {"name": name, "arguments": found} for name, found in queues.items()],
+            "bindings": [binding],
+        }
+    # A broker of Docker Compose and its configuration are there, unless the broker is somebody else's.
+    folders = [TEMPLATES / name for name in ("both", broker, *([] if managed else [f"{broker}-broker"]))]
+    files = {
+        str(path.relative_to(folder).with_suffix("")): Template(path.read_text("utf-8")).substitute(values)
+        for folder in folders
+        for path in folder.rglob("*.txt")
+    }
+    return files | {"topology.json": json.dumps(topology, indent=2) + "\n"}
+
+
+def _write(folder: Path, producer: str, files: Mapping[str, str]) -> None:
     """Write all files or none."""
     made, moved = not folder.exists(), list[Path]()
     with file_errors(folder), contextlib.ExitStack() as stack:
@@ -127,12 +249,12 @@ def _write(folder: Path, project: Project) -> None:
         stack.callback(lambda: folder.rmdir() if made and not any(folder.iterdir()) else None)
         # All is written into a folder beside, and appears once it is whole.
         stage = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".mqauth-init-", dir=folder)))
-        for name, text in project.texts().items():
+        for name, text in files.items():
             path = stage / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, "utf-8")
         keystore = Keystore(folder=stage / "producer" / "keys")
-        keystore.create(subjects=[project.producer])
+        keystore.create(subjects=[producer])
         public = json.dumps(dump_key_set(keystore.public_keys()), indent=2)
         (stage / "consumer" / "jwks.json").write_text(public + "\n", "utf-8")
         for side in ("producer", "consumer"):
@@ -153,25 +275,22 @@ def _write(folder: Path, project: Project) -> None:
 
 def _declare(folder: Path) -> None:
     """Declare exchange and queues, or topics, at the broker of ``consumer/mqauth.toml``; what exists stays."""
-    with file_errors(folder / _TOPOLOGY):
-        topology = read_topology((folder / _TOPOLOGY).read_text("utf-8"))
+    path = folder / _TOPOLOGY
+    with file_errors(path), refusing(ValueError, "topology.json: not the topology that mqauth init writes"):
+        topology: Any = json.loads(path.read_text("utf-8"))
+        require(isinstance(topology, dict), "", ValueError)
     settings = settings_of(folder / "consumer" / "mqauth.toml")
-    place = place_of(None, None, None, None, settings)
-    # what a consumer would ask at its start: it is not to fail there
+    place = place_of(None, None, None, settings)
+    # What a consumer would ask at its start: it is not to fail there.
     proves = settings.consumer is not None and settings.consumer.append_evidence is not None
-    wanted = "topics" if place.on_kafka else "queues"
-    require(wanted in topology, f"{folder / _TOPOLOGY}: is for another broker than [broker] url")
-    extra = "kafka" if place.on_kafka else "rabbitmq"
-    with (
-        refusing(ImportError, f'--apply: needs its client: install "mqauth[{extra}]"'),
-        reached(place.broker, user=place.settings.user),
-    ):
+    require(("topics" in topology) is place.on_kafka, f"{path}: is for another broker than [broker] url")
+    with needing("--apply", place):
         if place.on_kafka:
             import kafka
             from kafka.errors import TopicAlreadyExistsError
 
             client: Any = kafka  # its classes have no types
-            with contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(place.broker))) as admin:
+            with kafka_admin(place) as admin:
                 check_stamps(admin, settings.consumer)
                 for topic in topology["topics"]:
                     # The number of replicas is the broker's own default.
@@ -181,38 +300,22 @@ def _declare(folder: Path) -> None:
                     with contextlib.suppress(TopicAlreadyExistsError):
                         admin.create_topics([new])
         else:
-            asyncio.run(_rabbitmq(place, topology, proves=proves))
+            with rabbitmq(place.settings, place.broker) as (connection, call):
+                call(_declared(connection, topology, proves=proves))
 
 
-async def _rabbitmq(place: LetterAddress, topology: dict[str, Any], *, proves: bool) -> None:
-    import aio_pika
-
+async def _declared(connection: Any, topology: dict[str, Any], *, proves: bool) -> None:
     from mqauth.brokers.queue.interceptor import question
     from mqauth.brokers.rabbitmq.channel import echoed
 
-    async with await aio_pika.connect(timeout=30, **place.settings.for_rabbitmq(place.broker)) as connection:
-        channel = await connection.channel()
-        for found in topology["exchanges"]:
-            await channel.declare_exchange(found["name"], found["type"], durable=True)
-        queues = {
-            found["name"]: await channel.declare_queue(found["name"], durable=True, arguments=found["arguments"])
-            for found in topology["queues"]
-        }
-        for found in topology["bindings"]:
-            await queues[found["destination"]].bind(found["source"], found["routing_key"])
-        if proves:
-            await question(connection.transport.connection, echoed)
-
-
-def _next(folder: Path, *, applied: bool) -> Iterator[str]:
-    """Yield the commands that come next."""
-    yield f"{folder / _TOPOLOGY} is declared at the broker. Next:" if applied else f"{folder} is ready. Next:"
-    if folder != Path():
-        yield f"  cd {folder}"
-    if not applied:
-        if (folder / "compose.yml").exists():
-            yield "  docker compose up -d --wait      # a broker, unless you have one"
-        yield "  mqauth init . --apply            # declares the queues or topics of topology.json"
-    yield "  python consumer/consumer.py      # in a terminal of its own"
-    yield "  python producer/producer.py      # one signed message, one without a token"
-    yield "  mqauth dlq groups --config consumer/mqauth.toml"
+    channel = await connection.channel()
+    for exchange in topology["exchanges"]:
+        await channel.declare_exchange(exchange["name"], exchange["type"], durable=True)
+    queues = {
+        queue["name"]: await channel.declare_queue(queue["name"], durable=True, arguments=queue["arguments"])
+        for queue in topology["queues"]
+    }
+    for binding in topology["bindings"]:
+        await queues[binding["destination"]].bind(binding["source"], binding["routing_key"])
+    if proves:
+        await question(connection.transport.connection, echoed)

@@ -49,10 +49,10 @@ _FOLDER: Final = Path("keys")
 KEY: Final = (
     Column("kid", is_id=True, cut=False),
     Column("state", cut=False),
-    Column("alg", goes=2, cut=False),
+    Column("alg", cut=False),
     Column("subjects"),
-    Column("created (UTC)", goes=1, cut=False),
-    Column("ready (UTC)", goes=3, cut=False),
+    Column("created (UTC)", more=True),
+    Column("ready (UTC)", cut=False),
 )
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Dir = Annotated[Path, typer.Option("--dir", help="The keystore folder.")]

@@ -15,9 +15,10 @@ import typer
 
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import files_of, with_parts
-from mqauth.audit.record import iso_time, read_records
+from mqauth.audit.query import read_records
+from mqauth.audit.record import iso_time
 from mqauth.check import Severity, check
-from mqauth.check.rollout import RolloutFacts, Standing, standings
+from mqauth.check.rollout import HOUR, Standing, standings
 from mqauth.cli import rollout_steps
 from mqauth.cli.app import Json, answer, group
 from mqauth.cli.forms import one_line
@@ -107,7 +108,11 @@ def up(
         # what the reports say, and then what the broker says of what waits
         standing = look()
         if standing.is_safe and not settled:
-            against = rollout_steps.backlog(standing, _now())
+            against = None
+            # With the interceptor the reports say how old what consumers got in the last minute is.
+            if standing.oldest is not None and _now() - standing.oldest > HOUR:
+                oldest = f"the oldest delivery of the last minute was appended at {iso_time(standing.oldest)}"
+                against = f"{oldest}: let the consumers catch up"
             if on_kafka or standing.oldest is None:
                 asked = rollout_steps.broker_for(destination, broker, file)
                 consumer = file.consumer
@@ -193,14 +198,8 @@ def _no_files(file: FileSettings) -> str:
 def _standings(file: FileSettings, files: list[Path]) -> list[Standing]:
     reports = ((path, verify_chain(with_parts([path]))) for path in files)
     broken = (f"an audit file does not hold: {path}: {each.what}" for path, each in reports if not each.intact)
-    consumers = 1 if file.check is None else file.check.consumers
-    asked = RolloutFacts(
-        now=_now(),
-        consumers=consumers,
-        broken=next(broken, None if files else _no_files(file)),
-        consumer=file.consumer,
-    )
-    return standings(file.rollout, read_records(with_parts(files)), asked)
+    problem = next(broken, None if files else _no_files(file))
+    return standings(file, read_records(with_parts(files)), now=_now(), broken=problem)
 
 
 # The file

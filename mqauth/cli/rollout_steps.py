@@ -24,8 +24,7 @@ from typing import Any, Final
 
 import tomlkit
 
-from mqauth.audit.record import iso_time
-from mqauth.check.rollout import HOUR, Standing, is_accepted
+from mqauth.check.rollout import Standing, is_accepted
 from mqauth.cli.broker import rabbitmq, reached, table_of
 from mqauth.config.broker import BrokerSettings
 from mqauth.config.consumer_settings import RolloutSettings
@@ -142,14 +141,6 @@ def unread(topic: str, group: str, entry: RolloutSettings, rollout: Rollout, bro
 
 
 # RabbitMQ
-
-
-def backlog(standing: Standing, now: float) -> str | None:
-    """Return that the messages that consumers got in the last minute are old, ``None`` where they are not."""
-    oldest = standing.oldest
-    if oldest is None or now - oldest <= HOUR:
-        return None
-    return f"the oldest delivery of the last minute was appended at {iso_time(oldest)}: let the consumers catch up"
 
 
 def emptied(

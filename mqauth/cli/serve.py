@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
-from mqauth.errors import ConfigurationError, require
+from mqauth.errors import ConfigurationError, refusing, require
 from mqauth.keystore.disk import files
 from mqauth.logs import JSONFormatter, emit
 
@@ -173,12 +173,10 @@ class Server:
     def __init__(
         self, application: Any, certificate: Certificate | None, *, requests: int, verb: str, extra: str
     ) -> None:
-        try:
+        with refusing(ImportError, f'mqauth {verb} needs uvicorn: install "mqauth[cli,{extra}]"'):
             import uvicorn
 
             from mqauth.cli import connections
-        except ImportError as error:
-            raise ConfigurationError(f'mqauth {verb} needs uvicorn: install "mqauth[cli,{extra}]"') from error
         settings: dict[str, Any] = (
             {}
             if certificate is None

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from mqauth import ConfigurationError, MalformedMessage, Message, Outcome, Reason, Signer, Verdict, load
+from mqauth import MalformedMessage, Outcome, Reason, Verdict, load
 from mqauth.cli.app import (
     MAX_INPUT,
     Config,
@@ -21,7 +21,6 @@ from mqauth.cli.app import (
     group,
     parsed,
     print_json,
-    read_body,
     read_texts,
     standard_input,
 )
@@ -32,18 +31,16 @@ from mqauth.errors import Rejection, require
 from mqauth.flow import run
 from mqauth.logs import harmless
 from mqauth.signer import Prepared
-from mqauth.wire import destination, identity, json_form
+from mqauth.wire import identity, json_form, strict_json
 from mqauth.wire.claims import MAX_BATCH, Batch, Claims
 from mqauth.wire.identity import SEPARATOR
 from mqauth.wire.jws import MAX_TOKEN
-from mqauth.wire.message import NO_ORIGIN, TOKEN_HEADER, Origin
+from mqauth.wire.message import NO_ORIGIN, Origin
 
 Lines = Annotated[bool, typer.Option("--lines", help="One message a line.")]
-Pairs = list[str] | None
 
 
 def sign(
-    *,
     config: Config = None,
     lines: Lines = False,
     batch: Annotated[
@@ -54,59 +51,36 @@ def sign(
         str | None, typer.Option("--to", help="Destination of one message, whose body is standard input.")
     ] = None,
     key: Annotated[str | None, typer.Option("--key", help="Kafka record key, with --to.")] = None,
-    headers: Annotated[Pairs, typer.Option("--header", help="name=value, with --to; may be repeated.")] = None,
-    properties: Annotated[
-        Pairs, typer.Option("--property", help="name=value, with --to; may be repeated.")
-    ] = None,
 ) -> None:
     """Read messages as JSON and print them with a token in their headers.
 
     The first message that cannot be signed ends it; the messages before it are signed and printed.
     """
     require(batch == 1 or lines, "--batch: only with --lines")
-    if to is None:
-        for name, value in (("--key", key), ("--header", headers), ("--property", properties)):
-            require(not value, f"{name}: only with --to")
-        _sign_forms(load(file_of(config)).signer, lines=lines, size=batch)
-        return
-    require(not lines, "--lines: not with --to, where all of standard input is one body")
+    require(to is None or not lines, "--lines: not with --to, where all of standard input is one body")
+    require(key is None or (to or "").startswith("kafka:"), "--key: only with --to kafka:TOPIC")
     signer = load(file_of(config)).signer
-    try:
-        destination.parse(to)
-    except MalformedMessage as error:
-        raise ConfigurationError(f"--to: {error}") from error
-    form: dict[str, Any] = {"destination": to}
-    require(key is None or destination.is_kafka(to), "--key: only Kafka has record keys")
-    if destination.is_kafka(to):
-        form["key"] = None if key is None else base64.b64encode(_utf8("--key", key)).decode("ascii")
-    # A hyphen and an underscore in the name of a property are the same.
-    found: dict[str, str] = {}
-    for name, value in (_pair("--property", text) for text in properties or ()):
-        require(name.replace("_", "-") in json_form.PROPERTIES, f"--property: {name}: no such property")
-        require(name.replace("-", "_") not in found, f"--property: {name}: given twice")
-        found[name.replace("-", "_")] = value
-    given = [[name, {"str": value}] for name, value in (_pair("--header", text) for text in headers or ())]
-    body = read_body(standard_input())
-    require(body is not None, f"the body is over {MAX_INPUT} bytes", MalformedMessage)
-    form |= {"body": base64.b64encode(body or b"").decode("ascii"), "properties": found, "headers": given}
-    print_json(_with_token(form, signer.sign(json_form.from_form(form))))
-
-
-def _sign_forms(signer: Signer, *, lines: bool, size: int) -> None:
-    """Sign messages in batches, and print each with its token, also those before one that cannot be signed."""
-    fault: tuple[str, MalformedMessage] | None = None
+    fault: MalformedMessage | None = None
     texts = read_texts(standard_input(), lines=lines)
-    while fault is None and (batch := list(islice(texts, size))):
-        places = [f"line {number}" if lines else "standard input" for number, _ in batch]
+    if to is not None:
+        _, body = next(texts)
+        require(body is not None, f"the body is over {MAX_INPUT} bytes", MalformedMessage)
+        message_form = {"destination": to, "body": base64.b64encode(body or b"").decode("ascii")}
+        if key is not None:
+            message_form["key"] = base64.b64encode(key.encode("utf-8", "surrogateescape")).decode("ascii")
+        texts = iter([(1, strict_json.dumps(message_form))])
+    while fault is None and (texts_of_batch := list(islice(texts, batch))):
+        places = [f"line {number}" if lines else "standard input" for number, _ in texts_of_batch]
         forms: list[dict[str, Any]] = []
         prepared: list[Prepared] = []
-        for (_, raw), place in zip(batch, places, strict=True):
+        for (_, raw), place in zip(texts_of_batch, places, strict=True):
             try:
                 form = parsed(raw)
                 require(isinstance(form, dict), "a message is an object", MalformedMessage)
                 prepared.append(signer.prepare(json_form.from_form(form)))
             except MalformedMessage as error:
-                fault = place, error
+                # Those before it are signed first.
+                fault = MalformedMessage(f"{place}: {error}")
                 break
             forms.append(form)
         try:
@@ -114,35 +88,12 @@ def _sign_forms(signer: Signer, *, lines: bool, size: int) -> None:
         except MalformedMessage as error:
             raise MalformedMessage(f"{places[0]}: {error}") from error
         for form, message in zip(forms, sealed, strict=True):
-            print_json(_with_token(form, message))
+            # The token header is appended; everything else stays as it was read.
+            name, token = message.headers[-1]
+            text = token.decode("ascii") if isinstance(token, bytes) else token
+            print_json(form | {"headers": [*form.get("headers", []), [name, {"str": text}]]})
     if fault is not None:
-        advice = "" if lines else "; or is it a body? then give --to"
-        raise MalformedMessage(f"{fault[0]}: {fault[1]}{advice}") from fault[1]
-
-
-def _with_token(form: dict[str, Any], signed: Message) -> dict[str, Any]:
-    """Return the form with the signed message's token header appended; everything else stays as it was read."""
-    name, token = signed.headers[-1]
-    if name != TOKEN_HEADER or not isinstance(token, str | bytes):
-        raise MalformedMessage("the signer added no token")
-    text = token if isinstance(token, str) else token.decode("ascii")
-    return form | {"headers": [*form.get("headers", []), [TOKEN_HEADER, {"str": text}]]}
-
-
-def _pair(option: str, text: str) -> tuple[str, str]:
-    """Return name and value of ``name=value``; the value may have more equals signs."""
-    name, equals, value = text.partition("=")
-    require(name and equals, f"{option}: must be name=value")
-    _utf8(option, text)
-    return name, value
-
-
-def _utf8(option: str, text: str) -> bytes:
-    # The system hands over bytes that are not UTF-8 as lone surrogates.
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ConfigurationError(f"{option}: not UTF-8") from error
+        raise fault
 
 
 def verify(

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import parse_qs, quote, urlsplit
 
-from mqauth.config.declaration import Settings, inner, not_with, only_with, read_file
+from mqauth.config.declaration import Settings, not_with, only_with
 from mqauth.config.kinds import BROKER_URL, FLAG, NAME, PATH, URLS, choice, is_broker_url, many
 from mqauth.config.toml_file import RefusedSetting, read_passphrase
-from mqauth.errors import require
+from mqauth.errors import refusing, require
 from mqauth.http.connection import is_loopback
 
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -81,16 +81,6 @@ class BrokerSettings(Settings):
         what = "holds a password; use user with password_env or password_file, or url_env"
         return self.refused((secret, "url", what))
 
-    @classmethod
-    def load(cls, path: Path) -> "BrokerSettings":
-        """Read a settings file and the secrets it refers to.
-
-        Raises:
-            ConfigurationError: no such file, an unknown key, a wrong type or a contradiction, or a secret cannot
-                be read.
-        """
-        return read_file(BrokerFile, path).broker.unlocked()
-
     def unlocked(self) -> "BrokerSettings":
         """Return the settings with the secrets that they refer to, and with the URL of ``url_env``.
 
@@ -102,10 +92,8 @@ class BrokerSettings(Settings):
             url = read_passphrase(env=self.url_env)
             found = self.url if url is None else url.decode("utf-8", "replace")
             require(found is None or is_broker_url(found), f"the variable {self.url_env} holds no {URLS}")
-        try:
+        with self.table.located("password_file"), refusing(UnicodeDecodeError, "the password is not UTF-8"):
             text = None if password is None else password.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise self.table.refuse("password_file", "the password is not UTF-8") from error
         return replace(self, passphrase=passphrase, password=text, url=found)
 
     @property
@@ -201,10 +189,3 @@ class ReviewSettings(Settings):
     audit_files: Annotated[
         tuple[Path, ...], many(PATH), "Audit files of consumers and reviewers, for the balance."
     ] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerFile(Settings):
-    """The file of ``--broker-settings`` as a whole."""
-
-    broker: Annotated[BrokerSettings, inner(BrokerSettings), "How the broker is reached."]

@@ -21,6 +21,7 @@ from mqauth.config.kinds import (
     MOMENT,
     NAME,
     PATH,
+    PATTERN,
     choice,
     entries,
     many,
@@ -48,7 +49,7 @@ class RolloutSettings(Settings):
     blamed = "destinations"
     destinations: Annotated[
         tuple[str, ...],
-        many(NAME, 1),
+        many(PATTERN, 1),
         'Destinations as in `[[consumer.allow]]`; `["*"]` for all, at off and observe.',
     ]
     rung: Annotated[
@@ -108,7 +109,7 @@ class UnsignedSettings(Settings):
     """One of ``[[consumer.unsigned]]``: messages that may lack a token for now, at enforce too."""
 
     blamed = "destination"
-    destination: Annotated[str, NAME, "Where they come from, a pattern as in `[[consumer.allow]]`."]
+    destination: Annotated[str, PATTERN, "Where they come from, a pattern as in `[[consumer.allow]]`."]
     kinds: Annotated[
         frozenset[str],
         many(EXACT_NAME, into=frozenset),
@@ -126,7 +127,7 @@ class UnsignedSettings(Settings):
 class WithoutEvidenceSettings(Settings):
     """One of ``[[consumer.without_evidence]]``: messages that are dead-lettered as ``append_time_missing``."""
 
-    destination: Annotated[str, NAME, "Where they arrive, a pattern as in `[[consumer.allow]]`."]
+    destination: Annotated[str, PATTERN, "Where they arrive, a pattern as in `[[consumer.allow]]`."]
     through: Annotated[
         datetime | Mapping[str, int],
         text_or_table(
@@ -157,7 +158,7 @@ class RuleSettings(Settings):
     ] = None
     destinations: Annotated[
         tuple[str, ...],
-        many(NAME, 1),
+        many(PATTERN, 1),
         "Where it may publish: destinations whose dotted words may be `*` (one word) or `#` (any number).",
     ]
 
@@ -171,9 +172,11 @@ class AcceptAsSettings(Settings):
     """One of ``[[consumer.accept_as]]``: the arguments of ``AcceptAs``."""
 
     blamed = "signed_for"
-    at: Annotated[str, NAME, "Where the messages arrive: a destination, exact."]
+    at: Annotated[str, PATTERN, "Where the messages arrive: a destination, exact."]
     signed_for: Annotated[
-        tuple[str, ...], many(NAME, 1), "Where they were published first: patterns as in `[[consumer.allow]]`."
+        tuple[str, ...],
+        many(PATTERN, 1),
+        "Where they were published first: patterns as in `[[consumer.allow]]`.",
     ]
 
     def build(self) -> AcceptAs:

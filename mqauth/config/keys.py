@@ -15,7 +15,7 @@ from pathlib import Path
 from mqauth.audit.disk import last_lines
 from mqauth.audit.file import AuditFile
 from mqauth.audit.misuse import Alert, Detector
-from mqauth.audit.record import parse_record
+from mqauth.audit.query import parse_record
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.authority.application import MAX_AGE, AuthorityServer
 from mqauth.authority.credential import CredentialIssuer
@@ -28,8 +28,6 @@ from mqauth.config.settings import ProducerSettings
 from mqauth.errors import ConfigurationError, require
 from mqauth.keystore import ActiveKey, JWKSFile, Keystore
 from mqauth.keystore.disk.folder import read_pem
-from mqauth.keystore.identity.credentials import ClientCredentials, Credential, OwnKey, TokenFile
-from mqauth.keystore.identity.identity_key import IdentityKey
 from mqauth.keystore.remote.jwks import JWKS, discover
 from mqauth.keystore.remote.keyserver import KeyServer
 from mqauth.wire.keys import Key, KeySource
@@ -49,33 +47,6 @@ def key_source(source: SourceSettings, clock: Clock) -> KeySource:
         if source.jwks is None:
             return discover(source.issuer, **given)
         return JWKS(source.jwks, svid=source.svid, **given)
-
-
-def enrolled(producer: ProducerSettings, clock: Clock) -> IdentityKey:
-    """Return the key of ``[producer.identity]``; nothing is asked yet.
-
-    Raises:
-        ConfigurationError: there is none, or a setting of it may not be used.
-    """
-    identity = require(producer.identity, "no identity")
-    shown = identity.credential
-    # What the authority is shown; exactly one of three kinds is set.
-    if shown.token_file is not None:
-        credential: Credential = TokenFile(shown.token_file)
-    elif shown.issuer is not None and shown.subject is not None:
-        own = key_on_disk(producer, shown, shown.subject, clock)
-        credential = OwnKey(own, issuer=shown.issuer, subject=shown.subject)
-    else:
-        with shown.table.located("token_url"):
-            credential = ClientCredentials(
-                str(shown.token_url),
-                client_id=str(shown.client_id),
-                client_secret_file=str(shown.client_secret_file),
-                ca=identity.ca,
-                unsafe_http_loopback=identity.unsafe_http_loopback,
-            )
-    with identity.table.located("authority"):
-        return IdentityKey(clock=clock, **identity.arguments(IdentityKey) | {"credential": credential})
 
 
 def key_on_disk(producer: ProducerSettings, naming: Settings, subject: str, clock: Clock) -> Key | ActiveKey:

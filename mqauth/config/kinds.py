@@ -25,6 +25,8 @@ from mqauth.wire.claims import MAX_NAME, is_name
 _URL: Final = re.compile(r"[\x21-\x7e]+")
 _DURATION: Final = re.compile("[1-9][0-9]{0,8}[smhd]")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+MAX_PATTERN: Final = 1600
+"""Characters: exchange and routing key have up to 255 bytes each, and a byte is written with up to three."""
 _NAME_LIMITS: Final = {"minLength": 1, "maxLength": MAX_NAME}
 
 
@@ -241,6 +243,12 @@ def _is_destination(text: str) -> bool:
 
 
 ANY: Final = text("text", lambda _: True, "")
+PATTERN: Final = text(
+    "destination",
+    lambda pattern: is_name(pattern, 1, MAX_PATTERN),
+    f"must be 1 to {MAX_PATTERN} characters, none a control character",
+    {"minLength": 1, "maxLength": MAX_PATTERN},
+)
 NAME: Final = text("name", is_name, f"must be 1 to {MAX_NAME} characters, none a control character", _NAME_LIMITS)
 EXACT_NAME: Final = text(
     "name",

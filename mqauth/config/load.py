@@ -17,7 +17,7 @@ from mqauth.audit.rollout_watch import last_rollout
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.declaration import read
-from mqauth.config.keys import ConfiguredAuthority, enrolled, key_on_disk, key_source
+from mqauth.config.keys import ConfiguredAuthority, key_on_disk, key_source
 from mqauth.config.settings import (
     FileSettings,
     MisuseSettings,
@@ -32,6 +32,7 @@ from mqauth.judging.rollout import Rollout
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey
+from mqauth.keystore.identity.credentials import ClientCredentials, Credential, OwnKey, TokenFile
 from mqauth.keystore.identity.identity_key import IdentityKey
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.policies.opa import OPA
@@ -120,8 +121,25 @@ class Configuration:
             ConfigurationError: there is no ``[producer.identity]``, or its credential may not be used.
         """
         found = self._required(self._settings.producer, "producer")
-        self._required(found.identity, "producer.identity")
-        return enrolled(found, self._clock)
+        identity = self._required(found.identity, "producer.identity")
+        # What the authority is shown; exactly one of three kinds is set.
+        shown = identity.credential
+        if shown.token_file is not None:
+            credential: Credential = TokenFile(shown.token_file)
+        elif shown.issuer is not None and shown.subject is not None:
+            own = key_on_disk(found, shown, shown.subject, self._clock)
+            credential = OwnKey(own, issuer=shown.issuer, subject=shown.subject)
+        else:
+            with shown.table.located("token_url"):
+                credential = ClientCredentials(
+                    str(shown.token_url),
+                    client_id=str(shown.client_id),
+                    client_secret_file=str(shown.client_secret_file),
+                    ca=identity.ca,
+                    unsafe_http_loopback=identity.unsafe_http_loopback,
+                )
+        with identity.table.located("authority"):
+            return IdentityKey(clock=self._clock, **identity.arguments(IdentityKey) | {"credential": credential})
 
     @property
     def batching(self) -> Batching:

@@ -23,7 +23,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from mqauth.console.backend import Backend, BusyError
-from mqauth.console.display import visible
+from mqauth.console.display import overview, visible
 from mqauth.console.oidc import IDTokenError, NoNameError
 from mqauth.console.oidc import person as person_of
 from mqauth.console.oidc_provider import LIFETIME, Attempts, Provider
@@ -42,51 +42,14 @@ def places_of(backends: Mapping[str, Backend]) -> list[ConsoleQueue]:
     """
     if len(backends) == 1:
         return [ConsoleQueue(backend, name=name) for name, backend in backends.items()]
-    bases = {f"/at/{_address(name)}": name for name in backends}
+    # A name as it stands in addresses.
+    bases = {f"/at/{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('-.').lower()}": name for name in backends}
     require(
         backends and len(bases) == len(backends), "[brokers]: each needs a name of its own, of letters or digits"
     )
     for name, backend in backends.items():
         backend.beside = [other for called, other in backends.items() if called != name]
     return [ConsoleQueue(backends[name], base, name) for base, name in bases.items()]
-
-
-def _address(name: str) -> str:
-    """Return a name as it stands in addresses."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.").lower()
-
-
-class Lobby:
-    """The pages before those of one queue or topic.
-
-    Args:
-        site: what all pages share.
-    """
-
-    def __init__(self, site: Site) -> None:
-        self.site = site
-
-    @for_everybody
-    async def show(self, request: Request, session: WebSession) -> Response:
-        """Show the queues and topics with their counts."""
-        found = [(place, await run_in_threadpool(place.backend.letters.overview)) for place in self.site.places]
-        return self.site.page("places.html", session, found=found)
-
-    @posted(viewers=True)
-    async def refresh(self, request: Request, session: WebSession, fields: Fields) -> Response:
-        """Read the letters of all of them again; one that is at work goes on with that."""
-        for place in self.site.places:
-            with contextlib.suppress(BusyError):
-                place.backend.read(session.name)
-        return RedirectResponse("/", SEE_OTHER)
-
-    @posted(viewers=True)
-    async def log_out(self, request: Request, session: WebSession, fields: Fields) -> Response:
-        """End the session."""
-        self.site.sessions.end(self.site.cookie.read(request) or "")
-        response = RedirectResponse("/login", SEE_OTHER)
-        self.site.cookie.delete(response)
-        return response
 
 
 START: Final = "/login/oidc"
@@ -137,7 +100,7 @@ def application(
     # Where there is only one, the pages of errors are about it too.
     only = places[0] if len(places) == 1 else None
     site = Site(places, sessions or Sessions(), Cookie(name="mqauth", tls=tls), only)
-    login = Login(
+    lobby = Lobby(
         site,
         tokens=tokens,
         reviewer=reviewer,
@@ -156,16 +119,16 @@ def application(
         text = "The console failed on this page. Its log says why, under the id below."
         return site.error(500, text, site.session(request), error)
 
-    lobby, many = Lobby(site), len(places) > 1
     routes: list[Route | Mount] = [
-        *([Route("/", lobby.show), Route("/refresh", lobby.refresh, methods=["POST"])] if many else []),
-        Route("/login", login.show, methods=["GET"]),
-        Route("/login", login.with_token, methods=["POST"]),
-        Route(START, login.start, methods=["GET"]),
-        Route(CALLBACK, login.callback, methods=["GET"]),
+        Route("/login", lobby.log_in, methods=["GET"]),
+        Route("/login", lobby.with_token, methods=["POST"]),
+        Route(START, lobby.start, methods=["GET"]),
+        Route(CALLBACK, lobby.callback, methods=["GET"]),
         Route("/logout", lobby.log_out, methods=["POST"]),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
+    if only is None:
+        routes += [Route("/", lobby.queues), Route("/refresh", lobby.refresh, methods=["POST"])]
     # The pages of each queue or topic.
     for pages, base in ((Pages(replace(site, place=place)), place.base) for place in places):
         routes += [
@@ -226,8 +189,8 @@ class _LoginError(MqauthError):
             emit("console.login_failed", "a login failed: %s", why)
 
 
-class Login:
-    """The login pages.
+class Lobby:
+    """The pages before those of one queue or topic: the ways to log in and out, and the list of queues and topics.
 
     Args:
         site: what all pages share.
@@ -248,15 +211,40 @@ class Login:
         origin: str,
         attempts: Attempts,
     ) -> None:
-        self._site, self._tokens, self._reviewer = site, tokens, reviewer
+        self.site, self._tokens, self._reviewer = site, tokens, reviewer
         self._provider, self._origin, self._attempts = provider, origin, attempts
         # A strict cookie would not be sent when the provider leads the browser back.
         self._cookie = Cookie(name="mqauth-login", tls=site.cookie.tls, samesite="lax", max_age=LIFETIME)
         self._waiting = 0
 
-    async def show(self, request: Request) -> Response:
+    @for_everybody
+    async def queues(self, request: Request, session: WebSession) -> Response:
+        """Show the queues and topics with their counts."""
+        found = [
+            (place, await run_in_threadpool(place.backend.letters.ask, overview, None))
+            for place in self.site.places
+        ]
+        return self.site.page("places.html", session, found=found)
+
+    @posted(viewers=True)
+    async def refresh(self, request: Request, session: WebSession, fields: Fields) -> Response:
+        """Read the letters of all of them again; one that is at work goes on with that."""
+        for place in self.site.places:
+            with contextlib.suppress(BusyError):
+                place.backend.read(session.name)
+        return RedirectResponse("/", SEE_OTHER)
+
+    @posted(viewers=True)
+    async def log_out(self, request: Request, session: WebSession, fields: Fields) -> Response:
+        """End the session."""
+        self.site.sessions.end(self.site.cookie.read(request) or "")
+        response = RedirectResponse("/login", SEE_OTHER)
+        self.site.cookie.delete(response)
+        return response
+
+    async def log_in(self, request: Request) -> Response:
         """Show the ways to log in."""
-        if self._site.session(request) is not None:
+        if self.site.session(request) is not None:
             return RedirectResponse("/", SEE_OTHER)
         return self._page()
 
@@ -268,7 +256,7 @@ class Login:
         if role is None:
             return self._page(403, "This token is not one of this console.")
         name = self._reviewer if role == REVIEWER else role
-        return self._site.begin(request, RedirectResponse("/", SEE_OTHER), name, role)
+        return self.site.begin(request, RedirectResponse("/", SEE_OTHER), name, role)
 
     async def start(self, request: Request) -> Response:
         """Send the browser to the provider."""
@@ -320,8 +308,8 @@ class Login:
             if person.role is None:
                 raise _LoginError(403, f"You are {who}, but nothing gives you a role in this console.")
             # A page, not a redirect: the session's strict cookie is not sent on one that another site began.
-            page = self._site.page("welcome.html", None, who=who, role=person.role)
-            response = self._site.begin(request, page, person.name, person.role)
+            page = self.site.page("welcome.html", None, who=who, role=person.role)
+            response = self.site.begin(request, page, person.name, person.role)
         except _LoginError as refused:
             response = self._page(refused.status, str(refused))
         self._cookie.delete(response)
@@ -349,8 +337,8 @@ class Login:
             if known is not None and known.end_session is not None:
                 mark = "&" if "?" in known.end_session else "?"
                 leave = f"{known.end_session}{mark}{urlencode({'client_id': self._provider.settings.client_id})}"
-        names = [place.backend.session.box.name for place in self._site.places]
-        return self._site.page(
+        names = [place.backend.session.box.name for place in self.site.places]
+        return self.site.page(
             "login.html",
             None,
             status=status,

@@ -13,32 +13,18 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
-from mqauth.console.display import MAX_GROUPS, Overview, overview
 from mqauth.console.jobs import ACCOUNT, FOR_ALL, JUDGE, READ, REHEARSE, Job
 from mqauth.errors import Cause, MqauthError, Unavailable, require
 from mqauth.logs import emit
-from mqauth.review import (
-    ALL,
-    QUEUE,
-    Filter,
-    Group,
-    Index,
-    Ledger,
-    Order,
-    Plan,
-    Reading,
-    Row,
-    Session,
-)
+from mqauth.review import Filter, Index, Ledger, Plan, Reading, Session
 from mqauth.review.session import TrailRecord, trail
 
 WAITS: Final = (1.0, 2.0, 5.0)
 """Seconds between attempts to reach a broker that was lost; the last one is repeated."""
-FRESH: Final = 1.0
-"""Seconds for which the overview of an index that grows is not made again."""
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class BusyError(MqauthError):
@@ -71,8 +57,6 @@ class Letters:
         self.lost: Lost | None = None
         self._session, self._waits = session, tuple(waits)
         self._lock = threading.RLock()
-        self._overview: Overview | None = None
-        self._made = 0.0
         self._closed = threading.Event()
 
     def close(self) -> None:
@@ -82,54 +66,24 @@ class Letters:
     def show(self, index: Index | None) -> None:
         """Put an index in the place of the one before, which is deleted."""
         with self._lock:
-            old, self.index, self._overview = self.index, index, None
+            old, self.index = self.index, index
             self.stale = False
         if old is not None and old is not index:
             old.close()
 
-    def count(self, wanted: Filter = ALL) -> int:
-        """Return how many letters are meant."""
-        return self._ask(lambda index: index.count(wanted), 0)
+    def ask(
+        self, question: Callable[Concatenate[Index, P], T], otherwise: T, *args: P.args, **options: P.kwargs
+    ) -> T:
+        """Ask the index, if there is one; it is not replaced before it has answered.
 
-    def page(self, wanted: Filter, *, after: int, limit: int, order: Order = QUEUE) -> list[Row]:
-        """Return a page of letters."""
-        return self._ask(lambda index: index.page(wanted, after=after, limit=limit, order=order), [])
-
-    def groups(self, wanted: Filter, order: Order) -> list[Group]:
-        """Return the first groups in an order."""
-        return self._ask(lambda index: index.groups(wanted, limit=MAX_GROUPS, order=order), [])
-
-    def ids(self) -> tuple[float, list[tuple[str, bool]]] | None:
-        """Return as of when all letters were read, and their ids with whether they are sound; ``None`` before."""
-        return self._ask(lambda index: (index.as_of, list(index.ids())) if index.complete else None, None)
-
-    def letter(self, mark: str) -> tuple[Row, Reading] | None:
-        """Return one letter, by its mark."""
-
-        def find(index: Index) -> tuple[Row, Reading] | None:
-            rows = index.page(Filter(marks=(mark,)), limit=1)
-            return (rows[0], index.reading(rows[0].number)) if rows else None
-
-        return self._ask(find, None)
-
-    def overview(self) -> Overview | None:
-        """Return what the first page shows, at most a second old; ``None`` before anything was read."""
-
-        def newest(index: Index) -> Overview:
-            now, known = self._session.clock.monotonic(), self._overview
-            same = known is not None and known.complete == index.complete and known.total == index.size
-            # An index that grows has more letters every few milliseconds.
-            fresh = not index.complete and now - self._made < FRESH
-            if known is None or not (same or fresh):
-                self._made, self._overview = now, overview(index)
-            return self._overview or overview(index)
-
-        return self._ask(newest, None)
-
-    def _ask(self, question: Callable[[Index], T], otherwise: T) -> T:
-        """Ask the index, if there is one; it is not replaced before it has answered."""
+        Args:
+            question: a method of the index, or a function of it.
+            otherwise: the answer where there is no index yet.
+            args: of the question, after the index.
+            options: of the question.
+        """
         with self._lock:
-            return otherwise if self.index is None else question(self.index)
+            return otherwise if self.index is None else question(self.index, *args, **options)
 
     def read(self, job: Job) -> None:
         """Read all letters. While the broker is out of reach, try again until it is back or the job is cancelled.
@@ -144,9 +98,8 @@ class Letters:
             # Into a new index, which is shown at once where the current one no longer holds.
             fresh = Index(self._session.clock.now())
             try:
-                self._session.survey(
-                    progress=partial(self._progress, job, fresh), cancelled=job.cancelled, into=fresh
-                )
+                advance = partial(self._progress, job, fresh)
+                self._session.survey(fresh, progress=advance, cancelled=job.cancelled)
                 self.lost = None
                 return
             except Unavailable as error:
@@ -164,6 +117,11 @@ class Letters:
         job.seen, job.total, self.lost = seen, max(seen, fresh.expected), None
         if self.stale:
             self.show(fresh)
+
+
+def _read_whole(index: Index) -> tuple[float, list[tuple[str, bool]]] | None:
+    """Return as of when all letters were read, and their ids with whether they are sound; ``None`` before."""
+    return (index.as_of, list(index.ids())) if index.complete else None
 
 
 class Backend:
@@ -289,12 +247,11 @@ class Backend:
             index = self.letters.index
             if index is not None and index.complete:
                 # The audit files may be those of all queues and topics, so a letter of theirs may lie in any.
-                found = [ids for other in self.beside if (ids := other.letters.ids()) is not None]
-                require(
-                    len(found) == len(self.beside), "the other queues and topics are not all read yet", BusyError
-                )
-                beside = chain.from_iterable(ids for _, ids in found)
-                as_of = min([index.as_of, *(at for at, _ in found)])
+                found = [other.letters.ask(_read_whole, None) for other in self.beside]
+                read = [ids for ids in found if ids is not None]
+                require(len(read) == len(found), "the other queues and topics are not all read yet", BusyError)
+                beside = chain.from_iterable(ids for _, ids in read)
+                as_of = min([index.as_of, *(at for at, _ in read)])
                 self.ledger = self.session.ledger(index, self.files, beside=beside, as_of=as_of)
 
         return self._start(Job(kind=ACCOUNT, by=by), work)

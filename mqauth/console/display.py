@@ -12,12 +12,11 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Final, NoReturn
 
-from mqauth.errors import Reason
+from mqauth.errors import Reason, require
 from mqauth.letters.release import RELEASE_HEADER
-from mqauth.review import Group, Index, Reading, time_text
+from mqauth.review import Index, Reading, time_text
 from mqauth.wire import json_form
 from mqauth.wire.message import TOKEN_HEADER, Message
 
@@ -32,8 +31,6 @@ OTHER: Final = "other reasons"
 _FOREVER: Final = 253_370_764_800.0
 """UTC seconds of the year 9999. A forged letter may name a later time, which no calendar has."""
 _ROW: Final = 16
-_NAMES: Final = 5
-_NAME: Final = 64
 _SECRET: Final = frozenset((TOKEN_HEADER, RELEASE_HEADER))
 _HIDDEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 """Unicode categories of characters that cannot be seen."""
@@ -156,62 +153,28 @@ def body(raw: bytes | None, form: str) -> Body:
         return Body("text", visible(text, lines=True), len(raw), note)
     if note:
         return Body("json", "", len(raw), "Too large to be shown as JSON.")
-    reader, text = _JSONReader(), ""
+    text = ""
     try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse)
         # A little more than is shown: the whole could be a thousand times as long as the body, since 900 lists in
         # each other indent to 57 MB.
-        for part in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(reader.read(raw)):
+        for part in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(value):
             text += part
             if len(text) > MAX_BODY:
                 break
     except (ValueError, RecursionError):
-        return Body("json", "", len(raw), "This is not JSON.")
-    notes = reader.notes()
-    notes += [f"The first {MAX_BODY} characters are shown."] if len(text) > MAX_BODY else []
-    return Body("json", visible(text[:MAX_BODY], lines=True), len(raw), " ".join(notes))
-
-
-class _JSONReader:
-    """Reads JSON strictly, and notes what readers understand differently: keys that are there twice, numbers."""
-
-    def __init__(self) -> None:
-        self._twice = dict[str, None]()
-        self._rounded = False
-        self._decoder = json.JSONDecoder(
-            object_pairs_hook=self._object, parse_float=self._float, parse_constant=_refuse
+        return Body(
+            "json", "", len(raw), "This is not JSON, or it has a key twice, of which readers may take either."
         )
+    note = (
+        f"The first {MAX_BODY} characters are shown." if len(text) > MAX_BODY else "The text has numbers as sent."
+    )
+    return Body("json", visible(text[:MAX_BODY], lines=True), len(raw), note)
 
-    def read(self, raw: bytes) -> Any:
-        """Return the value.
 
-        Raises:
-            ValueError: it is not JSON in UTF-8.
-        """
-        return self._decoder.decode(raw.decode("utf-8"))
-
-    def notes(self) -> list[str]:
-        """Return what has to be said of the value."""
-        names = ", ".join(_short(name)[:_NAME] for name in islice(self._twice, _NAMES))
-        more = f" and {len(self._twice) - _NAMES} more" if len(self._twice) > _NAMES else ""
-        twice = [f"Duplicate keys, of which readers may take either: {names}{more}."] if names else []
-        return twice + (["Some numbers are rounded here; the text has them as sent."] if self._rounded else [])
-
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        # Which number was given last, by name: a search from 2 each time would take seconds on a hostile body.
-        last: dict[str, int] = {}
-        for name, value in pairs:
-            key = name
-            while key in found:
-                self._twice[name] = None
-                last[name] = last.get(name, 1) + 1
-                key = f"{name} \u27f5 duplicate {last[name]}"
-            found[key] = value
-        return found
-
-    def _float(self, text: str) -> float:
-        self._rounded = self._rounded or repr(float(text)) != text
-        return float(text)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    require(len(dict(pairs)) == len(pairs), "a key is there twice", ValueError)
+    return dict(pairs)
 
 
 def _refuse(text: str) -> NoReturn:
@@ -230,14 +193,11 @@ def headers(message: Message) -> list[tuple[str, str, str]]:
             size = len(value) if isinstance(value, str | bytes) else 0
             found.append((_short(name), f"not shown, {size} bytes", "token"))
         else:
-            found.append((_short(name), _value(value), type(value).__name__))
+            shown = json.dumps(json_form.value_to_form(value)) if isinstance(value, tuple | Mapping) else value
+            found.append(
+                (_short(name), _short(shown if isinstance(shown, bytes) else str(shown)), type(value).__name__)
+            )
     return found
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, tuple | Mapping):
-        return _short(json.dumps(json_form.value_to_form(value)))
-    return _short(value if isinstance(value, bytes) else str(value))
 
 
 def properties(message: Message) -> list[tuple[str, str]]:
@@ -271,11 +231,16 @@ def moment(seconds: float | None) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timeline:
-    """Rejections over time by reason, which a template draws as stacked columns.
+class Overview:
+    """What the first page shows of an index: how much there is, and rejections over time as stacked columns.
 
     Args:
-        names: the series, the largest first.
+        as_of: UTC seconds.
+        total: open letters.
+        kinds: number of groups.
+        complete: whether all letters were read.
+        expected: about how many letters there are, 0 where the broker did not say.
+        names: the series, by reason, the largest first.
         totals: letters of each series.
         columns: letters by series, of each column that has any.
         untimed: letters that name no time of a calendar.
@@ -283,6 +248,11 @@ class Timeline:
         step: seconds of a column.
     """
 
+    as_of: float
+    total: int
+    kinds: int
+    complete: bool
+    expected: int
     names: Sequence[str]
     totals: Sequence[int]
     columns: Mapping[int, Counter[int]]
@@ -295,29 +265,6 @@ class Timeline:
     def highest(self) -> int:
         """Letters of the highest column."""
         return max((column.total() for column in self.columns.values()), default=0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overview:
-    """What the first page shows of an index.
-
-    Args:
-        as_of: UTC seconds.
-        total: open letters.
-        kinds: number of groups.
-        groups: the largest of them.
-        picture: rejections over time.
-        complete: whether all letters were read.
-        expected: about how many letters there are, 0 where the broker did not say.
-    """
-
-    as_of: float
-    total: int
-    kinds: int
-    groups: Sequence[Group]
-    picture: Timeline
-    complete: bool
-    expected: int
 
 
 def overview(index: Index) -> Overview:
@@ -334,22 +281,17 @@ def overview(index: Index) -> Overview:
     for reason, at, count in index.columns(first, step, COLUMNS, before=_FOREVER) if span else ():
         # Reasons that have no series of their own are in the last.
         columns[at][places.get(reason, len(shown) - 1)] += count
-    untimed = max(0, totals.total() - sum(column.total() for column in columns.values()))
-    picture = Timeline(
-        names=[*shown],
-        totals=[*shown.values()],
-        columns=columns,
-        untimed=untimed,
-        first=first,
-        last=last,
-        step=step,
-    )
     return Overview(
         as_of=index.as_of,
         total=index.count(),
         kinds=index.kinds(),
-        groups=index.groups(limit=MAX_GROUPS),
-        picture=picture,
         complete=index.complete,
         expected=index.expected,
+        names=[*shown],
+        totals=[*shown.values()],
+        columns=columns,
+        untimed=max(0, totals.total() - sum(column.total() for column in columns.values())),
+        first=first,
+        last=last,
+        step=step,
     )

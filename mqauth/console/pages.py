@@ -22,7 +22,7 @@ from mqauth.console.jobs import JUDGE, REHEARSE
 from mqauth.console.site import Site, WebSession
 from mqauth.errors import SIGNED_REASONS, ConfigurationError, MqauthError, Reason, refusing, require
 from mqauth.letters.release import WAIVABLE
-from mqauth.review import ACTS, DIMENSIONS, LARGEST, QUEUE, Filter, Order, Plan, waivable
+from mqauth.review import ACTS, DIMENSIONS, LARGEST, QUEUE, Filter, Index, Order, Plan, Reading, Row, waivable
 from mqauth.review.glossary import LABELS, explain
 
 PAGE: Final = 100
@@ -80,10 +80,8 @@ async def read_form(request: Request) -> Fields:
     async for piece in request.stream():
         raw += piece
         require(len(raw) <= 16 * 1024, "the form is too large", BadRequestError)
-    try:
+    with refusing(ValueError, _NOT_OURS, BadRequestError):
         pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=PAGE + 40, errors="strict")
-    except ValueError as error:
-        raise BadRequestError(_NOT_OURS) from error
     return Fields(pairs)
 
 
@@ -176,6 +174,12 @@ def posted(*, viewers: bool = False) -> Callable[[Posted], Endpoint]:
     return wrap
 
 
+def _letter(index: Index, mark: str) -> tuple[Row, Reading] | None:
+    """Return one letter, by its mark."""
+    rows = index.page(Filter(marks=(mark,)), limit=1)
+    return (rows[0], index.reading(rows[0].number)) if rows else None
+
+
 class Pages:
     """The console's pages.
 
@@ -185,14 +189,17 @@ class Pages:
 
     def __init__(self, site: Site) -> None:
         self.site, self._backend = site, require(site.place, "these pages are of a queue or topic").backend
+        self._ask = self._backend.letters.ask
 
     @for_everybody
     async def groups(self, request: Request, session: WebSession) -> Response:
         """Show the groups of letters, the first page."""
         query = request.query_params
         wanted, order = Filter(search=query.get("search") or None), order_of(query, GROUP_COLUMNS, LARGEST)
-        overview = await run_in_threadpool(self._backend.letters.overview)
-        groups = await run_in_threadpool(self._backend.letters.groups, wanted, order)
+        overview = await run_in_threadpool(self._ask, display.overview, None)
+        groups = await run_in_threadpool(
+            self._ask, Index.groups, [], wanted, limit=display.MAX_GROUPS, order=order
+        )
         return self._filtered(
             "groups.html", session, wanted, overview=overview, groups=groups, order=order, columns=GROUP_COLUMNS
         )
@@ -200,12 +207,13 @@ class Pages:
     @for_everybody
     async def letters(self, request: Request, session: WebSession) -> Response:
         """Show the letters that a filter means, a page at a time."""
-        query, letters = request.query_params, self._backend.letters
+        query = request.query_params
         wanted, order = filter_of(query), order_of(query, LETTER_COLUMNS, QUEUE)
         after, before = row_number(query.get("after")), row_number(query.get("before"))
         way = order.reverse if before else order
-        rows = await run_in_threadpool(letters.page, wanted, after=before or after, limit=PAGE + 1, order=way)
-        total, whole = await run_in_threadpool(letters.count, wanted), len(rows) <= PAGE
+        start, most = before or after, PAGE + 1
+        rows = await run_in_threadpool(self._ask, Index.page, [], wanted, after=start, limit=most, order=way)
+        total, whole = await run_in_threadpool(self._ask, Index.count, 0, wanted), len(rows) <= PAGE
         rows = rows[:PAGE][::-1] if before else rows[:PAGE]
         sort = {"sort": query["sort"]} if "sort" in query else {}
         earlier = bool(rows) and (not whole if before else after > 0)
@@ -226,7 +234,7 @@ class Pages:
     @for_everybody
     async def letter(self, request: Request, session: WebSession) -> Response:
         """Show one letter."""
-        found = await run_in_threadpool(self._backend.letters.letter, request.path_params["mark"])
+        found = await run_in_threadpool(self._ask, _letter, None, request.path_params["mark"])
         if found is None:
             return self.site.error(404, _RESOLVED, session)
         row, reading = found
@@ -240,7 +248,7 @@ class Pages:
         # The letters before and after it, within the filter and in the order of the query.
         among, order = filter_of(query), order_of(query, LETTER_COLUMNS, QUEUE)
         beside = [
-            await run_in_threadpool(self._backend.letters.page, among, after=row.number, limit=1, order=way)
+            await run_in_threadpool(self._ask, Index.page, [], among, after=row.number, limit=1, order=way)
             for way in (order.reverse, order)
         ]
         before, after = (rows[0] if rows else None for rows in beside)
@@ -268,7 +276,7 @@ class Pages:
     @for_everybody
     async def trail(self, request: Request, session: WebSession) -> Response:
         """Show what the audit files say of a letter."""
-        found = await run_in_threadpool(self._backend.letters.letter, request.path_params["mark"])
+        found = await run_in_threadpool(self._ask, _letter, None, request.path_params["mark"])
         if found is None:
             return self.site.error(404, _RESOLVED, session)
         try:
@@ -320,7 +328,7 @@ class Pages:
             return self.site.error(404, "There is no such page.", session)
         if not session.may_act:
             return self.site.error(403, _LOOK_ONLY, session)
-        total = await run_in_threadpool(self._backend.letters.count, wanted)
+        total = await run_in_threadpool(self._ask, Index.count, 0, wanted)
         return self._filtered("act.html", session, wanted, act=act, total=total, waivable=WAIVABLE)
 
     @posted()

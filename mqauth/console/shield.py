@@ -54,23 +54,17 @@ class SecurityMiddleware:
                     answered["strict-transport-security"] = "max-age=31536000"
             await send(message)
 
-        refusal = self._refusal(Headers(scope=scope), str(scope["method"]))
+        headers, refusal = Headers(scope=scope), None
+        host, sender = headers.getlist("host"), headers.get("origin")
+        ours = {None, *(f"{self._scheme}://{name}" for name in self._hosts)}
+        here = headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
+        if len(host) != 1 or host[0].lower() not in self._hosts:
+            refusal = PlainTextResponse("this is not the name of this console\n", 400)
+        elif scope["method"] not in ("GET", "HEAD") and not (here and (sender and sender.lower()) in ours):
+            refusal = PlainTextResponse("the request comes from another site\n", 403)
         if refusal is not None:
-            await PlainTextResponse(refusal[1], refusal[0])(scope, receive, guarded)
+            await refusal(scope, receive, guarded)
             return
         # A fault of one page was told there and logged, and the console goes on.
         with suppress(Exception):
             await self._app(scope, receive, guarded)
-
-    def _refusal(self, headers: Headers, method: str) -> tuple[int, str] | None:
-        """Return status and text for a request that is refused, else ``None``."""
-        host = headers.getlist("host")
-        if len(host) != 1 or host[0].lower() not in self._hosts:
-            return 400, "this is not the name of this console\n"
-        if method in ("GET", "HEAD"):
-            return None
-        ours = {f"{self._scheme}://{name}" for name in self._hosts}
-        sender, site = headers.get("origin"), headers.get("sec-fetch-site", "same-origin")
-        if (sender is None or sender.lower() in ours) and site in ("same-origin", "none"):
-            return None
-        return 403, "the request comes from another site\n"

@@ -10,7 +10,6 @@ import hashlib
 import hmac
 import os
 import secrets
-import stat
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,12 +20,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from mqauth.audit.disk import open_private
+from mqauth.audit.disk import open_private, read_bounded
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.console.backend import Backend
 from mqauth.console.display import COLUMNS, moment, of_producer, of_reason
 from mqauth.console.jobs import TITLES
-from mqauth.errors import ConfigurationError, require
+from mqauth.errors import file_errors, require
 from mqauth.logs import Rate, emit
 from mqauth.review.glossary import LABELS, TERMS, explain
 
@@ -80,31 +79,19 @@ def token_file(path: Path) -> tuple[dict[str, str], bool]:
     Raises:
         ConfigurationError: others may read it, or it is not in its form.
     """
-    try:
-        descriptor = open_private(path, os.O_WRONLY | os.O_EXCL)
-    except FileExistsError:
-        return _read(path), False
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from error
+    with file_errors(path):
+        try:
+            descriptor = open_private(path, os.O_WRONLY | os.O_EXCL)
+        except FileExistsError:
+            raw = read_bounded(path, 4096, private=True)
+            pairs = [line.split() for line in raw.decode("ascii", "replace").splitlines() if line.strip()]
+            one_each = pairs and all(len(pair) == 2 for pair in pairs)
+            require(one_each, f"{path}: one line for each role: its name and its token")
+            return {role: token for role, token in pairs}, False
     tokens = fresh_tokens()
     with os.fdopen(descriptor, "w") as file:
         file.writelines(f"{role} {token}\n" for role, token in tokens.items())
     return tokens, True
-
-
-def _read(path: Path) -> dict[str, str]:
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            text = file.read(4096).decode("ascii")
-    except (OSError, UnicodeError) as error:
-        raise ConfigurationError(f"{path}: {getattr(error, 'strerror', None) or 'not text'}") from error
-    require(stat.S_ISREG(mode) and not stat.S_IMODE(mode) & 0o077, f"{path}: a token file must have mode 0600")
-    pairs = [line.split() for line in text.splitlines() if line.strip()]
-    require(
-        pairs and all(len(pair) == 2 for pair in pairs), f"{path}: one line for each role: its name and its token"
-    )
-    return {role: token for role, token in pairs}
 
 
 @dataclass(slots=True, kw_only=True)

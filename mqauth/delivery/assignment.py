@@ -6,9 +6,9 @@ How it works is told in ``mqauth.delivery.partition``.
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from mqauth.clock import Backoff, Clock
@@ -36,21 +36,25 @@ class Assignment:
         interval: longest time between commits while records are settled, seconds.
         session: seconds of silence after which the broker may have given our partitions to others.
         width: how many partitions can be worked on at once.
-        lock: protects it where several threads use it; the thread that holds it may enter it again.
 
     Attributes:
         counts: what became of the deliveries.
         early: the first offset that was received of each partition before it was begun.
-        epoch: how many facts of rebalances came.
+        epoch: counts facts of rebalances.
 
     Raises:
         ConfigurationError: ``interval`` or a wait is not above 0, or the first wait is above the longest.
     """
 
     def __init__(
-        self, clock: Clock, *, backoff: Backoff = Backoff(), interval: float = 5.0, session: float = math.inf,  # noqa: B008
-        width: int = 1, lock: AbstractContextManager[Any] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        clock: Clock,
+        *,
+        backoff: Backoff = Backoff(),  # noqa: B008 - frozen
+        interval: float = 5.0,
+        session: float = math.inf,
+        width: int = 1,
+    ) -> None:
         require(interval > 0, f"commit_interval must be above 0 seconds, not {interval}")
         require(0 < backoff.first <= backoff.longest, "backoff: 0 < first <= longest, in seconds")
         self._clock = clock
@@ -58,14 +62,17 @@ class Assignment:
         self._interval = interval
         self._session = session
         self._width = width
-        self._lock = nullcontext() if lock is None else lock
+        # In an event loop it is for health(), which other threads may call.
+        self._lock = threading.RLock()
         self._partitions: dict[Any, Partition] = {}
         self.early: dict[Any, int] = {}
         self.epoch = 0
         self.counts = Counts()
         self._running: list[Partition] = []
         self._paused: Set[Any] = frozenset()
-        self._held_back = self._stopping = self._ended = self._revoked = False
+        self._held_back = self._stopping = self._ended = False
+        self._revoked: Set[Any] = frozenset()
+        self._generation: int | None = None
         self._committed_at = self._held_until = self._renewed_at = self._begins_at = clock.monotonic()
         self._beats: tuple[float, float] | None = None
         self._doubted: float | None = None
@@ -79,7 +86,7 @@ class Assignment:
         return len(self._running)
 
     def partition(self, place: TopicPartition) -> Partition | None:
-        """Return a partition by its name; ``None`` where it was not begun."""
+        """Return a partition that was begun."""
         return self._partitions.get(place)
 
     def unbegun(self, held: Set[Any]) -> Set[Any]:
@@ -91,36 +98,46 @@ class Assignment:
             return held - self._partitions.keys() - {each.topic_partition for each in self._running}
 
     def begin(self, starts: Mapping[Any, Start], among: Collection[Any]) -> None:
-        """Begin partitions whose start is committed; where some could not be begun, try again after a second.
-
-        Args:
-            starts: where they begin.
-            among: those that were to be begun.
-        """
+        """Begin partitions whose start is committed; those ``among`` that are missing are tried in a second."""
         with self._lock:
             for place, start in starts.items():
                 self._partitions[place] = Partition.begun(place, start, self.early.pop(place, None))
             if len(starts) < len(among):
                 self._begins_at = self._clock.monotonic() + COMMIT_RETRY
 
-    def revoked(self, places: Collection[Any], held: Collection[Any]) -> None:
-        """Suspend revoked partitions that the client still holds, and drop the others."""
-        with self._lock:
-            self.epoch += 1
-            self._revoked = not set(places).isdisjoint(held)
-            self._forget(set(places) - set(held))
-            for place in self._partitions.keys() & set(places):
-                self._partitions[place].suspended = True
+    def revoked(self, partitions: Collection[Any], held: Collection[Any], generation: int | None = None) -> None:
+        """Suspend revoked partitions that the client still holds, and drop the others.
 
-    def assigned(self, held: Collection[Any]) -> None:
-        """End a rebalance: go on with what the client holds, and drop what did not come back."""
+        ``generation`` is the group's until now, where it is told; negative where we are no member.
+        """
         with self._lock:
             self.epoch += 1
-            suspended = {place for place, each in self._partitions.items() if each.suspended}
-            self._forget((suspended | self.early.keys()) - set(held))
+            self._revoked, self._generation = set(partitions) & set(held), generation
+            self._forget(set(partitions) - set(held))
+            for name in self._partitions.keys() & self._revoked:
+                self._partitions[name].suspended = True
+
+    def assigned(
+        self, held: Collection[Any], generation: int | None = None, *, at_commits: bool = False
+    ) -> Set[Any]:
+        """End a rebalance: go on with what the client holds, and drop what did not come back.
+
+        Another member may have had what was revoked in another generation than the one before this: that is
+        begun anew, and returned. ``at_commits``: the client reads from the committed offsets now.
+        """
+        with self._lock:
+            self.epoch += 1
+            before = self._generation
+            in_a_row = before is None or 0 <= before == (generation or 0) - 1
+            others = frozenset[Any]() if in_a_row else self._revoked
+            suspended = {name for name, each in self._partitions.items() if each.suspended}
+            self._forget(others | ((suspended | self.early.keys()) - set(held)))
             for partition in self._partitions.values():
+                if partition.suspended and at_commits:
+                    partition.seek = partition.expected if partition.seek is None else partition.seek
                 partition.suspended = False
-            self._revoked, self._doubted = False, None
+            self._revoked, self._generation, self._doubted = frozenset(), None, None
+            return others
 
     def lost(self, places: Collection[Any]) -> None:
         """Drop partitions that somebody else has already."""
@@ -137,15 +154,12 @@ class Assignment:
         self._stopping = True
 
     def heartbeat(self) -> None:
-        """Note that this process runs; to be called just before and just after each poll.
-
-        After a pause longer than the session the broker may have given our partitions to others, who may have
-        handled what we are about to receive. Judged now, those records would be condemned as replayed or expired.
-        """
+        """Note that this process runs, just before and just after each poll."""
         now = (self._clock.monotonic(), self._clock.now())
         with self._lock:
             before, self._beats = self._beats or now, now
-            # A machine that slept may have stopped its monotonic clock, but not the time of day.
+            # After a longer pause others may have handled what we are about to receive. A machine that slept may
+            # have stopped its monotonic clock, but not the time of day.
             if max(now[0] - before[0], now[1] - before[1]) > self._session:
                 self._doubted = now[0]
 
@@ -168,15 +182,12 @@ class Assignment:
                 # A user's seek: it is read again from there. Letters of records before that offset are kept.
                 kept = (letter for letter in partition.letters if letter[0] < offset_of(back[0]))
                 self._finished.forget(place)
-                self._drop({place})
+                partition.alive = False
                 partition = Partition(place, letters=deque(kept), metadata=partition.metadata)
                 self._partitions[place], messages = partition, back
 
     def choose(self) -> Partition | None:
-        """Return a partition with records that may be worked on, ``None`` where there is none.
-
-        It is marked as running at once, so that no other worker is given it before this one has begun.
-        """
+        """Return a partition with records to work on, which is marked as running at once; else ``None``."""
         now = self._clock.monotonic()
         with self._lock:
             if self._held_back or self._stopping or self._doubted is not None:
@@ -243,12 +254,7 @@ class Assignment:
                 partition.retry_at = 0.0
 
     def client_calls(self, held: Set[Any], paused: Set[Any]) -> ClientCalls:
-        """Return what to pause, resume and seek before the next poll.
-
-        Args:
-            held: the partitions that the client holds now.
-            paused: those that are paused there, by us or by the user.
-        """
+        """Return what to pause, resume and seek before the next poll, of what is held, and paused there."""
         with self._lock:
             full = 0 < self._width <= len(self._running)
             partitions = self._partitions.values()
@@ -265,10 +271,7 @@ class Assignment:
             return ClientCalls(pause=pause, resume=resume, seek=seek)
 
     def poll_timeout(self, longest: float, *, beside_handlers: bool = False) -> float:
-        """Return for how many seconds a poll may wait: at most ``longest``.
-
-        Beside handlers it waits only where something ends it as soon as one has ended.
-        """
+        """Return the seconds that a poll may wait; ``beside_handlers`` where the end of one ends it."""
         now = self._clock.monotonic()
         with self._lock:
             if self._running and not beside_handlers:
@@ -290,10 +293,9 @@ class Assignment:
             return due
 
     def settled_offsets(self) -> Due:
-        """Return the offsets that may be committed and are not yet.
+        """Return the offsets that may be committed and are not yet; in doubt, and twice a day, all of them.
 
-        In doubt it also returns offsets that are committed already: such a commit shows whether we are a member.
-        So it does twice a day.
+        A commit shows whether we are a member.
         """
         due: dict[Partition, int] = {}
         with self._lock:
@@ -364,8 +366,8 @@ class Assignment:
 
     def health(self, consuming: bool, settings: Settings = NO_SETTINGS) -> LogHealth:
         """Return how the consumer is doing: whether it runs, and what is not enforced, is told."""
+        now = self._clock.monotonic()
         with self._lock:
-            now = self._clock.monotonic()
             since = 0.0 if self._uncommitted is None else now - self._uncommitted
             return LogHealth.of(
                 [each.stall or each.unsent for each in self._partitions.values()],
@@ -392,9 +394,6 @@ class Assignment:
             self.early.pop(place, None)
             if (partition := self._partitions.get(place)) is not None and partition.is_handled:
                 self._finish(partition)
-        self._drop(places)
-        self._paused -= places
-
-    def _drop(self, places: Set[Any]) -> None:
         for place in places & self._partitions.keys():
             self._partitions.pop(place).alive = False
+        self._paused -= places

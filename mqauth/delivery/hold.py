@@ -106,8 +106,8 @@ class HeldDelivery:
         self.goes_back, self.is_over = self.waits and self.slot.is_ours and self.needs_ours, True
 
 
-class HoldCapacity:
-    """How many deliveries are held, for whose cause, and whether more may be held beside the window.
+class Hold:
+    """The deliveries that are held now: for whose cause, and whether more may be held beside the window.
 
     A queue cannot pass over a message: a deferred one takes a place of the prefetch window. But RabbitMQ counts
     unacked deliveries by consumer (``basic.qos`` with ``global`` false; tried on 4.0.5). So a consumer that
@@ -115,53 +115,62 @@ class HoldCapacity:
     stay.
 
     Args:
+        clock: the pipeline's.
+        seconds: of a cause that concerns everyone, after which the queue is suspended; ``None`` where it cannot
+            be.
+        consumer_timeout: seconds, as the broker is set; a tenth before it a delivery goes back.
         max_held: deliveries held beside the window at most.
         issuers: the configured issuers; where none of them has keys, that concerns everyone.
         max_bytes: bytes of the bodies held beside the window at most.
+
+    Attributes:
+        suspended: whether the queue is suspended.
+        stopping: whether the consumer stops.
     """
 
     def __init__(
-        self, max_held: int = MAX_HELD, *, issuers: Collection[str] = (), max_bytes: int = MAX_BYTES
+        self,
+        clock: Clock,
+        *,
+        seconds: float | None,
+        consumer_timeout: float,
+        max_held: int = MAX_HELD,
+        issuers: Collection[str] = (),
+        max_bytes: int = MAX_BYTES,
     ) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._oldest = 0.9 * consumer_timeout
         self._max_held = max_held
         self._max_bytes = max_bytes
         self._issuers = frozenset(issuers)
-        self._entries: dict[int, _Entry] = {}
+        self._held: dict[int, HeldDelivery] = {}
+        self._counted: dict[int, _Entry] = {}
         self._by_tag = Counter[str]()
         self._without_keys = Counter[str]()
         self._beside = 0
         self._bytes = 0
+        self.suspended = self.stopping = False
 
-    def put(self, key: int, *, tag: str, cause: Cause | None, party: str | None, size: int) -> None:
-        """Count a held delivery, or count it anew where its cause has changed.
+    def __len__(self) -> int:
+        return len(self._held)
 
-        Args:
-            key: identifies the delivery.
-            tag: of its consumer.
-            cause: why it waits.
-            party: the issuer or release authority that the cause is of, if it is of one.
-            size: bytes of its body.
-        """
-        self.take(key)
-        self._entries[key] = entry = (tag, cause, party, size)
-        self._count(entry, 1)
-
-    def take(self, key: int) -> None:
-        """Count a delivery no longer."""
-        entry = self._entries.pop(key, None)
+    def _count(self, key: int, entry: _Entry | None) -> None:
+        """Count a held delivery anew; ``None`` no longer."""
+        for each, step in ((self._counted.pop(key, None), -1), (entry, 1)):
+            if each is None:
+                continue
+            tag, cause, party, size = each
+            if cause is Cause.KEYS_UNAVAILABLE and party is not None:
+                self._without_keys[party] += step
+            if _is_beside(cause, party):
+                self._by_tag[tag] += step
+                self._beside += step
+                self._bytes += step * size
+                # Drops the tags that count 0: each consumer that starts anew has a tag of its own.
+                self._by_tag += Counter()
         if entry is not None:
-            self._count(entry, -1)
-
-    def _count(self, entry: _Entry, step: int) -> None:
-        tag, cause, party, size = entry
-        if cause is Cause.KEYS_UNAVAILABLE and party is not None:
-            self._without_keys[party] += step
-        if _is_beside(cause, party):
-            self._by_tag[tag] += step
-            self._beside += step
-            self._bytes += step * size
-            # Drops the tags that count 0: each consumer that starts anew has a tag of its own.
-            self._by_tag += Counter()
+            self._counted[key] = entry
 
     @property
     def nobody_has_keys(self) -> bool:
@@ -194,39 +203,10 @@ class HoldCapacity:
     def by_cause(self) -> dict[str, int]:
         """Return how many are held for each cause and party, the most frequent first."""
         counts = Counter[str]()
-        for _, cause, party, _ in self._entries.values():
+        for _, cause, party, _ in self._counted.values():
             name = "" if cause is None else cause.value
             counts[name if party is None else f"{name} of {party}"] += 1
         return dict(counts.most_common())
-
-
-class Hold:
-    """The deliveries that are held now.
-
-    Args:
-        clock: the pipeline's.
-        capacity: counts them.
-        seconds: of a cause that concerns everyone, after which the queue is suspended; ``None`` where it cannot
-        be.
-        consumer_timeout: seconds, as the broker is set; a tenth before it a delivery goes back.
-
-    Attributes:
-        suspended: whether the queue is suspended.
-        stopping: whether the consumer stops.
-    """
-
-    def __init__(
-        self, clock: Clock, capacity: HoldCapacity, *, seconds: float | None, consumer_timeout: float
-    ) -> None:
-        self._clock = clock
-        self.capacity = capacity
-        self._seconds = seconds
-        self._oldest = 0.9 * consumer_timeout
-        self._held: dict[int, HeldDelivery] = {}
-        self.suspended = self.stopping = False
-
-    def __len__(self) -> int:
-        return len(self._held)
 
     @property
     def longest(self) -> HeldDelivery | None:
@@ -246,7 +226,7 @@ class Hold:
     def take(self, held: HeldDelivery) -> None:
         """Hold a delivery no longer."""
         del self._held[id(held)]
-        self.capacity.take(id(held))
+        self._count(id(held), None)
 
     def attempted(self, held: HeldDelivery, outcome: Outcome) -> None:
         """Note the outcome of an attempt at a held delivery, which may have another cause now."""
@@ -257,8 +237,8 @@ class Hold:
         held.put_off += outcome.cause is Cause.HANDLER_DEFERRED
         slot, cause, party = held.slot, outcome.cause, outcome.party
         tag, size = slot.facts.consumer(slot.native), slot.facts.size(slot.native)
-        self.capacity.put(id(held), tag=tag, cause=cause, party=party, size=size)
-        if not self.capacity.concerns_everyone(cause, party):
+        self._count(id(held), (tag, cause, party, size))
+        if not self.concerns_everyone(cause, party):
             held.everyones_since = None
         elif held.everyones_since is None:
             held.everyones_since = self._clock.monotonic()

@@ -10,7 +10,7 @@ from typing import Any, Final
 from mqauth.audit.record import AuditRecord
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import Partition, TopicPartition
-from mqauth.errors import Cause, ConfigurationError, RejectNow, RetryLater, StaleDelivery, Unavailable, require
+from mqauth.errors import Cause, RejectNow, RetryLater, StaleDelivery, Unavailable, require
 from mqauth.flow import Flow, call, is_async, is_awaitable, refuse_async, requires_two, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
 from mqauth.judging.rollout import is_lenient
@@ -154,8 +154,8 @@ class EarlyClaims:
         waits = is_async(many) or (on_loop and is_async(guard.policy.decide))
         self._many: _ClaimMany | None = None if waits else many
         self._on_loop = on_loop
+        self._guard = guard
         self._verdicts = guard.verdicts
-        self._patient = guard.patient
         self._most = IN_PROCESS_BATCH if getattr(guard.replay, "in_process", False) else None
         self._monotonic = guard.clock.monotonic
         self._longest = longest
@@ -192,7 +192,7 @@ class EarlyClaims:
             # From now on the store may hold the claim, even if its answer is lost.
             delivery.claim = request
         # Below ``enforce`` a store that is slow must not delay every poll.
-        ask = self._patient(many) if any(is_lenient(delivery) for delivery, _ in requests) else many
+        ask = self._guard.patient(many) if any(is_lenient(delivery) for delivery, _ in requests) else many
         try:
             statuses = ask([request for _, request in requests]) if requests else []
         except Exception:
@@ -307,22 +307,20 @@ def check_log(guard: Pipeline) -> None:
 
 
 def check_plugins(guard: Pipeline, **plugins: object) -> None:
-    """Refuse asynchronous plug-ins, and a pipeline without audit.
+    """Refuse asynchronous plug-ins.
 
     Args:
         guard: the pipeline of a consumer without an event loop.
         plugins: what else it calls, by name.
 
     Raises:
-        ConfigurationError: a plug-in is asynchronous, or there is no audit sink.
+        ConfigurationError: a plug-in is asynchronous.
     """
-    if guard.audit is None:
-        raise ConfigurationError("a consumer's pipeline needs audit=")
     refuse_async(
         store_claim=guard.replay.claim,
         store_confirm=guard.replay.confirm,
         store_release=guard.replay.release,
-        audit=guard.audit.write,
+        audit=getattr(guard.audit, "write", None),
         policy=guard.policy.decide,
         **{f"keys of {name}": issuer.keys.refresh for name, issuer in guard.verifier.issuers.items()},
         **plugins,

@@ -30,7 +30,8 @@ remembers topic, partition and offset, so that a consumer that reads the same re
 
 **Revocation.** Before a rebalance nothing new is begun, and what runs may end and is committed. An eager rebalance
 revokes everything and gives most of it back: partitions are *suspended* until it is known which. What was lost is
-dropped: no further step of its deliveries is taken, and nothing of it is committed.
+dropped: no further step of its deliveries is taken, and nothing of it is committed. So is what was revoked in
+another generation than the one before: a member in between may have had it.
 
 **Doubt.** A process that stood still for longer than the group's session may have lost its partitions without
 being told. Nothing is begun until a commit, which the broker refuses to a former member, has succeeded.

@@ -42,7 +42,9 @@ TIME_DEPENDENT: Final = frozenset(
 All others follow from the bytes of the message and our settings: judged again, the message is wrong again.
 """
 TIMEOUT_PARTS: Final = 10
-"""Number of parts of the timeout of a round trip."""
+"""Number of parts of the timeout of a round trip.
+
+A process that stood still uses up one part, however long it stood."""
 W = TypeVar("W")
 # Looking up an enum's member is slow in Python 3.11.
 _RECORD: Final = Step.RECORD
@@ -156,25 +158,6 @@ class RoundTripQueue(Generic[W]):
         """End the round trip, and return the callers that waited for it."""
         asked, self._asked = self._asked, []
         return asked
-
-
-class AnswerTimeout:
-    """The timeout of a round trip, in parts of which each counts only while we run and the broker can answer.
-
-    A process that stood still uses up one part, however long it stood.
-    """
-
-    def __init__(self) -> None:
-        self._left = TIMEOUT_PARTS
-
-    def is_over(self, *, blocked: bool) -> bool:
-        """Return whether the timeout is over, after one more part without an answer.
-
-        Args:
-            blocked: whether the broker has blocked the connection, where it answers nothing.
-        """
-        self._left = TIMEOUT_PARTS if blocked else self._left - 1
-        return self._left <= 0
 
 
 MAX_UNSENT: Final = 256

@@ -69,45 +69,6 @@ PROBES: Final = Backoff(first=0.5, longest=30.0)
 _DOWN: Final = "the connection is down"
 
 
-class Outage:
-    """The time for which a consumer wants to consume, and cannot.
-
-    Args:
-        queue: its queue's name.
-        clock: tells the time.
-    """
-
-    def __init__(self, queue: str, clock: Clock) -> None:
-        self._queue = queue
-        self._clock = clock
-        self._began: tuple[float, float] | None = None
-        self._why = _DOWN
-
-    @property
-    def lasts(self) -> bool:
-        """Whether it does not consume, and wants to."""
-        return self._began is not None
-
-    def begin(self) -> None:
-        """Note that it does not consume, and wants to."""
-        self._began, self._why = (self._clock.monotonic(), self._clock.now()), _DOWN
-
-    def end(self) -> None:
-        """Note that it consumes again."""
-        self._began = None
-
-    def failed(self, error: BaseException) -> None:
-        """Log why it could not consume, and that it is tried again."""
-        self._why = str(error) or type(error).__name__
-        emit("connection.unavailable", "cannot consume %s now, trying again: %s", self._queue, self._why)
-
-    def long(self) -> tuple[Cause, float, str] | None:
-        """Return cause, begin (UTC seconds) and detail of an outage of a minute or more; ``None`` before."""
-        if self._began is None or self._clock.monotonic() - self._began[0] < OUTAGE_AFTER:
-            return None
-        return Cause.BROKER_UNAVAILABLE, self._began[1], f"cannot consume: {self._why}"
-
-
 class Window:
     """The window of one consumer.
 
@@ -122,7 +83,6 @@ class Window:
         consumer: the tag under which the broker sends messages now, ``None`` while it sends none.
         stalled: the delivery for which the queue was suspended.
         counts: what became of the deliveries.
-        outage: the time for which it wants to consume and cannot.
         failure: the error that ended the consumer.
         stopping: whether nothing more is begun.
     """
@@ -140,7 +100,9 @@ class Window:
         self._since: float | None = None
         self._stalls_in_a_row = 0
         self._said_full = False
-        self.outage = Outage(queue, clock)
+        # Since when it wants to consume and cannot, in monotonic and in UTC seconds, and why.
+        self._out_since: tuple[float, float] | None = None
+        self._why_out = _DOWN
         self.counts = Counts()
         self.consumer: str | None = None
         self.stalled: HeldDelivery | None = None
@@ -149,15 +111,28 @@ class Window:
 
     # Facts from the client
 
+    @property
+    def is_out(self) -> bool:
+        """Whether it does not consume, and wants to."""
+        return self._out_since is not None
+
+    def begins(self) -> None:
+        """Note that it does not consume, and wants to."""
+        self._out_since, self._why_out = (self._clock.monotonic(), self._clock.now()), _DOWN
+
+    def cannot(self, error: BaseException) -> None:
+        """Log why it could not consume, and that it is tried again."""
+        self._why_out = str(error) or type(error).__name__
+        emit("connection.unavailable", "cannot consume %s now, trying again: %s", self._queue, self._why_out)
+
     def opens(self) -> None:
         """Note that consuming is being asked for, on an open channel."""
         # Or it goes on under another tag.
         self._since = self._clock.monotonic() if self._since is None else self._since
 
-    def consumes(self, consumer: str) -> None:
-        """Note that the broker sends messages, under a consumer's tag."""
-        self.consumer = consumer
-        self.outage.end()
+    def consumes(self, consumer: str | None) -> None:
+        """Note that the broker sends messages, under a consumer's tag; none where the queue is suspended."""
+        self.consumer, self._out_since = consumer, None
 
     def lost(self, why: str, *, channel_alone: bool) -> None:
         """Note that channel or connection ended; three in a row while consuming narrow the window to 1.
@@ -222,13 +197,13 @@ class Window:
             return False
         was_full, self._said_full = self._said_full, self._is_full(self.consumer)
         if self._said_full and not was_full:
-            causes = ", ".join(f"{number} {what}" for what, number in self._hold.capacity.by_cause().items())
+            causes = ", ".join(f"{number} {what}" for what, number in self._hold.by_cause().items())
             # A warning where the user chose a prefetch of 1, else an error.
             level, why = logging.ERROR, "no more can be held"
             if self.prefetch == 1:
                 level, why = logging.WARNING, "its prefetch is 1"
             emit("consumer.full", "%s waits, since %s: %s", self._queue, why, causes, level=level)
-        return self._hold.capacity.wants_another(self.consumer, self.prefetch, busy - len(self._hold))
+        return self._hold.wants_another(self.consumer, self.prefetch, busy - len(self._hold))
 
     def suspend(self, held: HeldDelivery) -> bool:
         """Suspend the queue before a delivery goes back.
@@ -241,7 +216,7 @@ class Window:
         if self.stalled is None and not self.stopping:
             self.stalled = held
             self._stalls_in_a_row += 1
-            causes = ", ".join(self._hold.capacity.by_cause()) or held.outcome.cause
+            causes = ", ".join(self._hold.by_cause()) or held.outcome.cause
             emit("consumer.stalled", "%s is stalled: %s", self._queue, causes)
         held.stays = held.is_handled or (held is self.stalled and held.needs_ours)
         return held.stays
@@ -317,8 +292,8 @@ class Window:
         elif blocked:
             cause = Cause.BROKER_UNAVAILABLE
             detail = "the broker has blocked this connection by an alarm: it takes no ack and answers nothing"
-        elif (outage := self.outage.long()) is not None:
-            cause, since, detail = outage
+        elif self._out_since is not None and self._clock.monotonic() - self._out_since[0] >= OUTAGE_AFTER:
+            cause, since, detail = Cause.BROKER_UNAVAILABLE, self._out_since[1], f"cannot consume: {self._why_out}"
         return QueueHealth(
             consuming=self.consumer is not None and not self._is_full(self.consumer),
             in_flight=in_flight,
@@ -335,9 +310,9 @@ class Window:
             prefetch=self.prefetch,
             unsettled=unsettled,
             party=None if longest is None else longest.outcome.party,
-            held=self._hold.capacity.by_cause(),
+            held=self._hold.by_cause(),
             at_limit=self._hold.at_limit,
         )
 
     def _is_full(self, consumer: str) -> bool:
-        return self._hold.capacity.is_full(consumer, self.prefetch)
+        return self._hold.is_full(consumer, self.prefetch)

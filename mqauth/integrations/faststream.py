@@ -11,13 +11,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Final, TypeVar
 
-from faststream import AckPolicy, Context
+from mqauth.errors import needs_extra, require
+
+with needs_extra("faststream"):
+    from faststream import AckPolicy, Context
 
 from mqauth.brokers.event_loop import Leaving
-from mqauth.errors import require
 from mqauth.integrations.faststream_middleware import Middleware, NotHandledError, Protection
 from mqauth.integrations.faststream_unverified import kinds_of, require_manual, unverified
-from mqauth.integrations.late_letters import Letters
+from mqauth.integrations.framework import Letters
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.unverified import Unverified
 from mqauth.judging.verified import Verified
@@ -68,9 +70,8 @@ def protect(
     protected: Any = broker
     protection = Protection(protected, guard, dead_letters, signer)
     require(not protected.subscribers, "protect a broker before its subscribers are declared")
-    require(
-        not hasattr(protected, "_mqauth"), "the broker is protected already: give guard= and signer= in one call"
-    )
+    once = "the broker is protected already: give guard= and signer= in one call"
+    require(not hasattr(protected, "_mqauth"), once)
     protected.config.broker_config.ack_policy = AckPolicy.MANUAL
     protected.add_middleware(partial(Middleware, protection=protection))
     protected.__class__ = _protected(type(protected))

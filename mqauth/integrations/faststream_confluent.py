@@ -14,7 +14,6 @@ from faststream.confluent.subscriber.usecase import DefaultSubscriber
 from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, from_native, is_sendable, membership_of
 from mqauth.brokers.confluent.positions import (
     Offsets,
-    OffsetsOnThread,
     bounds,
     left_out,
     native,
@@ -143,7 +142,7 @@ class Building:
         return consumer
 
 
-class SubscriberOffsets(OffsetsOnThread):
+class SubscriberOffsets(Offsets):
     """The calls of a subscriber's client that say and move where its group stands.
 
     They are made on the one thread on which FastStream makes them.
@@ -167,19 +166,15 @@ class SubscriberOffsets(OffsetsOnThread):
     def bounds(self, places: Collection[Any], end: bool, /) -> Any:
         """Return the first offset of each partition, or the end that it had when it was assigned."""
         known = {place: self._ends[place] for place in places if end and place in self._ends}
-        return self.here(lambda: bounds(self._client, places, end=end) | known)
+        return bounds(self._client, places, end=end) | known
 
     def send_commit(self, offsets: Mapping[Any, Committed], /) -> Any:
         """Commit offsets by partition, unless there was a rebalance; return the name of an error that passes."""
+        if membership_of(self._client).generation != self._generation:
+            return "a rebalance"
+        return super().send_commit(offsets)
 
-        def commit() -> Any:
-            if membership_of(self._client).generation != self._generation:
-                return "a rebalance"
-            return Offsets.send_commit(self, offsets)
-
-        return self.here(commit)
-
-    def here(self, work: Callable[..., Any], *args: Any) -> Any:
+    def here(self, work: Callable[..., Any], /, *args: Any) -> Any:
         """Make a call on the thread."""
         return asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
 

@@ -11,7 +11,7 @@ from faststream.kafka.publisher.usecase import BatchPublisher
 from faststream.kafka.subscriber.usecase import DefaultSubscriber
 
 from mqauth.brokers.aiokafka import client as aiokafka_client
-from mqauth.brokers.aiokafka.poller import Offsets
+from mqauth.brokers.aiokafka.consumer import Offsets
 from mqauth.brokers.log.records import record_message
 from mqauth.delivery.start import Committed
 from mqauth.errors import Unavailable

@@ -36,8 +36,7 @@ from mqauth.integrations.faststream_unverified import (
     require_manual,
     take_over,
 )
-from mqauth.integrations.late_letters import LateLetters, Letters
-from mqauth.integrations.turn import Turn, handle, handle_unverified
+from mqauth.integrations.framework import LateLetters, Letters, Turn, handle, handle_unverified
 from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.judging.selftest import starting
 from mqauth.judging.unverified import Unverified
@@ -235,8 +234,7 @@ class Protection:
             send.__name__ in ("publish", "request"), f"{send.__name__} has one set of headers for many messages"
         )
         asks = send.__name__ == "request"
-        if asks and self._guard is None:
-            raise ConfigurationError("request needs guard=: answers are verified")
+        require(not asks or self._guard is not None, "request needs guard=: answers are verified")
         # the test broker makes its answers itself: nobody published them, and so nobody signed them
         answers = asks and type(send.__self__).__module__ not in TESTING
         await leaf.seal(self._broker, command, send, self._signer, answers=answers)

@@ -215,7 +215,8 @@ class Positions:
 
     async def _commit(self, offsets: Mapping[Any, Committed]) -> bool:
         try:
-            failure: str | None = await settled(self._client.offsets().send_commit(offsets))
+            calls = self._client.offsets()
+            failure: str | None = await settled(calls.here(calls.send_commit, offsets))
         except self._client.lost as error:
             failure = type(error).__name__
         if failure is not None:

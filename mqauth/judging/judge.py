@@ -375,7 +375,8 @@ class Judge:
         if ladder is not None:
             ladder.pass_on(delivery, would_be(error))
         elif isinstance(error, Rejection):
-            delivery.reject(error, Step.RECORD)
+            # of a released message that was handled before, the release is claimed already, and is given back
+            delivery.reject(error, Step.RECORD if delivery.claim is None else Step.RELEASE)
 
 
 def _permit(decision: Decision) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
@@ -30,7 +30,7 @@ from mqauth.judging.observing import Observing
 from mqauth.judging.policy import Policy, local_rules
 from mqauth.judging.rollout import Rollout, is_lenient
 from mqauth.judging.unverified import UnverifiedHandler, Unverifieds, Verdict
-from mqauth.judging.verified import Verified
+from mqauth.judging.verified import V, Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 from mqauth.logs import HANDLING, emit
@@ -38,8 +38,8 @@ from mqauth.replay.rules import DEFAULT_LEASE, ClaimStatus, NoReplayStore, Repla
 from mqauth.wire.base64url import encode as base64url_encode
 from mqauth.wire.message import Message
 
-__all__ = ["Delivery", "Handler", "Observer", "Outcome", "Pipeline", "Step", "Verdict"]
-Handler = Callable[[Verified], Any]
+__all__ = ["Delivery", "Handler", "Observer", "Outcome", "Pipeline", "Step", "V", "Verdict"]
+Handler: TypeAlias = Callable[[Verified[V]], Any]
 Observer = Callable[[Outcome, Message, float], None]
 # Python 3.11 takes its time to look a member of an enum up
 _JUDGE, _HANDLE, _CONFIRM, _RELEASE = Step.JUDGE, Step.HANDLE, Step.CONFIRM, Step.RELEASE

@@ -5,16 +5,27 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from copy import deepcopy
 from operator import attrgetter
-from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, TypeAlias
 
-from mqauth.errors import require
+from mqauth.errors import RejectNow, require
 from mqauth.letters.release import Release
 from mqauth.wire.claims import Claims
 from mqauth.wire.identity import Identity
 from mqauth.wire.message import PROTECTED_PROPERTIES, HeaderPair, HeaderValue, Message, Origin
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    # The type of the value; whoever writes ``Verified`` alone leaves it open (PEP 696).
+    V = TypeVar("V", default=Any)
+    V_co = TypeVar("V_co", default=Any, covariant=True)
+else:
+    from typing import TypeVar
+
+    V = TypeVar("V")
+    V_co = TypeVar("V_co", covariant=True)
 Responder = Callable[["Verified", bytes], Awaitable[Any] | Any]
-Decode: TypeAlias = "Callable[[bytes], Any] | Callable[[bytes, Verified], Any]"
+Decode: TypeAlias = Callable[[bytes], V] | Callable[[bytes, "Verified"], V]
 """Makes the value of a body; where it requires a second argument, that is the ``Verified``, with its headers."""
 _MAKER: Final = object()
 
@@ -34,7 +45,7 @@ class _Facts(NamedTuple):
     identity: Identity | None = None
 
 
-class Verified:
+class Verified(Generic[V_co]):
     """A message whose token holds, as a handler sees it: only what is covered; the rest is in ``native``."""
 
     __slots__ = ("_facts",)
@@ -125,9 +136,21 @@ class Verified:
         return self._facts.message.native
 
     @property
-    def value(self) -> Any:
-        """The decoded body, if the consumer was given ``decode=``; else ``None``."""
-        return self._facts.value
+    def value(self) -> V_co:
+        """What ``decode=`` of the consumer made of the body; ``None`` without it, and of a tombstone."""
+        value: V_co = self._facts.value
+        return value
+
+    @property
+    def payload(self) -> bytes:
+        """The raw bytes, where there are some: on RabbitMQ always, on Kafka of every record but a tombstone.
+
+        Raises:
+            RejectNow: it is a tombstone. Raised out of a handler, that dead-letters it as ``handler_failed``.
+        """
+        if (body := self.body) is None:
+            raise RejectNow("a tombstone has no payload")
+        return body
 
     @property
     def release(self) -> Release | None:

@@ -10,7 +10,6 @@ holds for (``Standing``). The signature of a remembered token is not checked aga
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from copy import copy
 from dataclasses import dataclass
 from datetime import date
 from typing import Final, Literal
@@ -157,7 +156,8 @@ class Verifier:
         self._reject_unsigned = unsigned_headers == "reject"
         self._covers = bool(self.required) or self._reject_unsigned
         self.user_id = user_id
-        self._forget()
+        self.tokens = memo.Memo[bytes, Token](capacity=CAPACITY)
+        self.shapes = memo.Memo[Form, Shape](lambda form: Shape(form, self.shapes.charge), capacity=CAPACITY)
         # append times and AMQP users differ between the messages of a batch, and steps (9) and (10) with them
         self._alike = at == "consume" and user_id is None
         self.release = release
@@ -175,18 +175,6 @@ class Verifier:
             sorted(self.audiences), self.times, self.required, self._reject_unsigned, self.user_id,
             sorted(self.allowed.names), sorted(map(repr, self.aliases.values())),
         ))  # fmt: skip
-
-    def under(self, keys: Mapping[str, KeySource | Issuer]) -> Verifier:
-        """Return another verifier with the same settings, which trusts these keys alone, and no reviewer."""
-        found = copy(self)
-        found.issuers, found.identities, found.release = _issuers(keys), None, None
-        found._forget()
-        return found
-
-    def _forget(self) -> None:
-        """Begin with nothing remembered of earlier messages."""
-        self.tokens = memo.Memo[bytes, Token](capacity=CAPACITY)
-        self.shapes = memo.Memo[Form, Shape](lambda form: Shape(form, self.shapes.charge), capacity=CAPACITY)
 
     @property
     def retention(self) -> int:

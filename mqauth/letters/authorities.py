@@ -169,7 +169,8 @@ class Releaser:
             f"lifetime is 1 to {MAX_LIFETIME} whole seconds",
         )
         subjects = getattr(key, "subjects", None)
-        require(subjects is None or reviewer in subjects, "the key does not speak for this reviewer")
+        others = f"the key does not speak for {reviewer}, but for {', '.join(sorted(subjects or ()))}"
+        require(subjects is None or reviewer in subjects, others)
         self._key: SigningKey = jws.LocalSigningKey(key) if isinstance(key, Key) else key
         self.issuer = issuer
         self.reviewer = reviewer

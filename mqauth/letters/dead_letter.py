@@ -30,6 +30,8 @@ LIVE_PROPERTIES: Final = frozenset(
 are in the letter's metadata."""
 WRITTEN_ON_LETTERS: Final = frozenset(("timestamp_in_ms", "x-delivery-count", "x-acquired-count"))
 """Headers that RabbitMQ writes on a letter, so that a reader cannot tell those of the original."""
+LIVE_HEADERS: Final = frozenset(("CC", "BCC", "x-delay", "reply-to", "timestamp_in_ms"))
+"""Headers that route, delay or answer a letter; the broker overwrites the last one."""
 _MAX_KEY: Final = 1024
 MAX_HEADERS: Final = 1000
 """Most headers of a message that a letter keeps."""
@@ -96,7 +98,26 @@ class DeadLetter:
             carries: tells which header names and values the client can send again.
         """
         message = self.message
-        kept, metadata = _split_headers(message, carries)
+        # The headers that stay headers; the others are metadata, with their places among all headers. Places do
+        # not count what RabbitMQ may have written: a reader takes that off the letter first.
+        kept: list[HeaderPair] = []
+        metadata: dict[str, Any] = {"headers": [], "places": [], "stripped": 0}
+        written = frozenset[str]() if is_kafka(message.destination) else WRITTEN_ON_LETTERS
+        moved, place = False, 0
+        for name, value in message.headers:
+            lowered = fold(name)
+            # One token stays a header. A second one is kept as evidence only.
+            token = name == TOKEN_HEADER and not moved
+            if lowered.startswith(PREFIX):
+                metadata["stripped"] += 1
+            elif name in LIVE_HEADERS or not carries(name, value) or (lowered == TOKEN_HEADER and not token):
+                metadata["places"].append(place)
+                metadata["headers"].append([json_form.writable(name), json_form.value_to_form(value)])
+                place += 1
+            else:
+                kept.append((f"{PREFIX}token" if token else name, value))
+                moved = moved or token
+                place += name not in written
         metadata["properties"] = {
             name: json_form.writable(value)
             for name, value in message.properties.items()
@@ -184,6 +205,15 @@ class DeadLetter:
         return tuple((PREFIX + name, value) for name, value in fields.items() if value is not None)
 
 
+def name_of(sink: DeadLetterSink) -> str:
+    """Return the queue or topic of a sink.
+
+    Raises:
+        ConfigurationError: it has no name.
+    """
+    return str(require(getattr(sink, "name", None), "a sink of dead letters has a name, its queue or topic"))
+
+
 def check_oversize(oversize: Oversize) -> None:
     """Check the setting ``oversize_letters``.
 
@@ -237,31 +267,3 @@ def _add_any(parts: list[bytes], name: str, value: HeaderValue) -> None:
         del parts[size:]
         raw = strict_json.dumps([json_form.writable(name), json_form.value_to_form(value)])
         parts.append(b"?" + len(raw).to_bytes(4, "big") + raw)
-
-
-def _split_headers(message: Message, carries: Carries) -> tuple[list[HeaderPair], dict[str, Any]]:
-    """Return the headers that stay headers, and the others as metadata, with their places among all headers.
-
-    Places do not count what RabbitMQ may have written: a reader takes that off the letter first.
-    """
-    kept: list[HeaderPair] = []
-    metadata: dict[str, Any] = {"headers": [], "places": [], "stripped": 0}
-    written = frozenset[str]() if is_kafka(message.destination) else WRITTEN_ON_LETTERS
-    # A broker overwrites ``timestamp_in_ms`` when the letter is sent; the others route, delay or answer it.
-    live = ("CC", "BCC", "x-delay", "reply-to", "timestamp_in_ms")
-    moved, place = False, 0
-    for name, value in message.headers:
-        lowered = fold(name)
-        # One token stays a header. A second one is kept as evidence only.
-        token = name == TOKEN_HEADER and not moved
-        if lowered.startswith(PREFIX):
-            metadata["stripped"] += 1
-        elif name in live or not carries(name, value) or (lowered == TOKEN_HEADER and not token):
-            metadata["places"].append(place)
-            metadata["headers"].append([json_form.writable(name), json_form.value_to_form(value)])
-            place += 1
-        else:
-            kept.append((f"{PREFIX}token" if token else name, value))
-            moved = moved or token
-            place += name not in written
-    return kept, metadata

@@ -1,16 +1,16 @@
 """Review of dead letters: read them, judge them again, send them back or discard them, and account for all.
 
 A ``LetterBox`` is a dead-letter queue or topic (``mqauth.review.letterbox``, ``.rabbitmq``, ``.kafka``).
-``survey`` reads it into an ``Index``, ``Index.freeze`` takes a selection from that, and ``redrive`` and
-``discard`` act on the selection. These functions are flows: ``mqauth.flow.run`` or ``arun`` runs them. A
+``fill`` reads it into an ``Index``, ``Index.freeze`` takes a selection from that, and ``act`` redrives or discards
+the selection. These functions are flows: ``mqauth.flow.run`` or ``arun`` runs them. A
 ``Session`` holds what one reviewer works with and runs the flows; ``mqauth dlq`` and the console both work through
 it.
 """
 
-from mqauth.review.acts import ACTS, DISCARD, REDRIVE, Account, Plan, discard, redrive, rehearse, waivable
+from mqauth.review.acts import ACTS, DISCARD, REDRIVE, Account, Plan, act, rehearse, waivable
 from mqauth.review.index import ALL, DIMENSIONS, LARGEST, QUEUE, Filter, Group, Index, Order, Row, Selection
 from mqauth.review.letter import Letter, Reading, read, time_text
-from mqauth.review.letterbox import Judge, LetterBox, fill, judge, survey, take_in
+from mqauth.review.letterbox import Judge, LetterBox, fill, judge, take_in
 from mqauth.review.session import Ledger, MakeReleaser, Session, account, reviewers_releaser
 
 __all__ = [
@@ -37,14 +37,12 @@ __all__ = [
     "Selection",
     "Session",
     "account",
-    "discard",
+    "act",
     "fill",
     "judge",
     "read",
-    "redrive",
     "rehearse",
     "reviewers_releaser",
-    "survey",
     "take_in",
     "time_text",
     "waivable",

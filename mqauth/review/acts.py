@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 from mqauth.audit import record as audit_records
 from mqauth.audit.record import AuditRecord, AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, uuid7
-from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable, require
+from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable, refusing, require
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.letters.authorities import Releaser
@@ -99,7 +99,6 @@ class Plan:
 
 
 UNSENDABLE: Final = "unsendable"
-Act = Callable[[Letter, Reading], Flow[None]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -159,7 +158,7 @@ def rehearse(
 ) -> Flow[Counter[str]]:
     """Return what a redrive would make of letters of an index: how many are ``accepted``, and why others are not.
 
-    Nothing is sent, claimed or recorded. The arguments are those of ``redrive`` and ``judge``.
+    Nothing is sent, claimed or recorded. The arguments are those of ``act`` and ``judge``.
     """
     today = Judge(guard, originals)
 
@@ -174,149 +173,42 @@ def rehearse(
     return (yield from count_verdicts(index, plan.wanted, verdict_on, progress, cancelled))
 
 
-def redrive(
+def act(
     box: LetterBox,
     selection: Selection,
     plan: Plan,
     *,
-    guard: Pipeline,
-    releaser: Releaser,
     audit: AuditSink,
+    guard: Pipeline | None = None,
+    releaser: Releaser | None = None,
     originals: Originals | None = None,
+    clock: Clock = SYSTEM_CLOCK,
     progress: Callable[[int], None] = lambda seen: None,
     cancelled: threading.Event | None = None,
 ) -> Flow[Account]:
-    """Send the originals of a selection back, each with a release, and remove their letters.
+    """Carry out a plan on the letters of a selection, and return what became of them.
 
-    A letter is refused and left where its original would not be accepted today, even with the release. The letter
-    of a message that was handled without a proof goes back as it was, without a release, and only while such
-    messages still reach a handler.
+    A redrive sends their originals back, each with a release, and removes the letters. A letter is refused and
+    left where its original would not be accepted today, even with the release. The letter of a message that was
+    handled without a proof goes back as it was, without a release, and only while such messages still reach a
+    handler. A discard removes the letters for good.
 
     Args:
         box: where the letters are.
         selection: frozen; letters that came later are not touched.
         plan: why, what may be waived, for which scope, how fast, and who acts.
-        guard: the consumer's pipeline; its verifier, policy and release authorities judge.
-        releaser: signs with the reviewer's key.
         audit: durable; no letter is removed without a record.
+        guard: the consumer's pipeline; its verifier, policy and release authorities judge what is redriven.
+        releaser: signs with the reviewer's key; a redrive needs both.
         originals: where the originals of reference letters are read again; without it they are refused.
-        progress: called with the number of letters looked at so far.
-        cancelled: set from any thread, it stops before the next letter.
-    """
-    today = Judge(guard, originals)
-
-    def act(letter: Letter, reading: Reading) -> Flow[None]:
-        reading = yield from recalled(reading, originals)
-        message, release = yield from _returned(today, reading, plan, releaser)
-        try:
-            yield from call(box.publish, message)
-        except MalformedMessage as error:
-            raise _RefusedError(UNSENDABLE) from error
-        # The record is durable before the letter goes: no letter may vanish without a trace.
-        yield from call(audit.write, _record(plan, reading, today.clock, "redriven", release))
-        yield from call(box.remove, letter)
-
-    stop = cancelled or threading.Event()
-    return (
-        yield from _sweep(
-            box, selection, act, rate=plan.rate, progress=progress, cancelled=stop, clock=today.clock
-        )
-    )
-
-
-def discard(
-    box: LetterBox,
-    selection: Selection,
-    plan: Plan,
-    *,
-    audit: AuditSink,
-    clock: Clock = SYSTEM_CLOCK,
-    progress: Callable[[int], None] = lambda seen: None,
-    cancelled: threading.Event | None = None,
-) -> Flow[Account]:
-    """Remove the letters of a selection for good, each with an audit record.
-
-    Args:
-        box: where the letters are.
-        selection: frozen; letters that came later are not touched.
-        plan: why, how fast, and who acts.
-        audit: durable; no letter is removed without a record.
         clock: tells the time.
         progress: called with the number of letters looked at so far.
         cancelled: set from any thread, it stops before the next letter.
     """
-
-    def act(letter: Letter, reading: Reading) -> Flow[None]:
-        yield from call(audit.write, _record(plan, reading, clock, "discarded", None))
-        yield from call(box.remove, letter)
-
     stop = cancelled or threading.Event()
-    return (yield from _sweep(box, selection, act, rate=plan.rate, progress=progress, cancelled=stop, clock=clock))
-
-
-def _returned(
-    today: Judge, reading: Reading, plan: Plan, releaser: Releaser
-) -> Flow[tuple[Message, Release | None]]:
-    """Return the message to send, and its release; there is none for what was handled without a proof."""
-    if reading.original is None or not reading.sound:
-        raise _RefusedError(why_unsound(reading))
-    if reading.rung is None:
-        return (yield from _released(today, reading, reading.original, plan, releaser))
-    scope = today.scope_for(reading, plan.scope)
-    there = redeliverable(reading.original, scope=scope, now=today.clock.now(), proven=False)
-    plain = without_release(there)
-    # Nothing that a release may waive would prove who sent it.
-    if not today.admits(plain):
-        raise _RefusedError("enforced")
-    return plain, None
-
-
-def _released(
-    today: Judge, reading: Reading, original: Message, plan: Plan, releaser: Releaser
-) -> Flow[tuple[Message, Release]]:
-    """Return the message to send, with the release under which today's verifier accepts it.
-
-    The release waives as little as possible: it begins with nothing, and each verdict that the terms may waive
-    adds one reason. Only of a letter rejected as ``replayed`` that reason is waived at once, since a verdict
-    without claims does not find it.
-    """
-    scope = today.scope_for(reading, plan.scope)
-    # The letter that is released now, as the next dead letter of the message will tell of it.
-    known = None if reading.reason == UNKNOWN else Reason(reading.reason)
-    hop = Hop(letter=reading.id, reason=known, time=int(today.clock.now()))
-    past = today.past(original).and_then(hop)
-    original = redeliverable(original, scope=scope, now=today.clock.now())
-    waived = plan.waive & {Reason.REPLAYED} if reading.reason == Reason.REPLAYED else frozenset[Reason]()
-    while True:
-        try:
-            message, release = releaser.release(
-                original, letter=reading.id, scope=scope, reason=plan.reason, waive=waived, past=past
-            )
-        except (MalformedMessage, ConfigurationError) as error:
-            plain = yield from today.verdict(without_release(original), scope=scope)
-            accepted = plain.verdict is Verdict.ACCEPTED
-            raise _RefusedError(UNSENDABLE if accepted else verdict_word(plain)) from error
-        outcome = yield from today.verdict(message, scope=scope)
-        if outcome.verdict is Verdict.ACCEPTED:
-            return message, release
-        if outcome.reason is None or outcome.reason not in plan.waive or outcome.reason in waived:
-            raise _RefusedError(verdict_word(outcome))
-        waived |= {outcome.reason}
-
-
-def _sweep(
-    box: LetterBox,
-    selection: Selection,
-    act: Act,
-    *,
-    rate: float | None,
-    progress: Callable[[int], None],
-    cancelled: threading.Event,
-    clock: Clock,
-) -> Flow[Account]:
-    """Pass over a letter box and act on the letters of a selection. The pass is ended whatever happens."""
     account, wanted = Account(selected=len(selection)), dict(selection.marks)
-    due, wait = clock.monotonic(), cast(Callable[[float], Any], cancelled.wait)
+    due, wait = clock.monotonic(), cast(Callable[[float], Any], stop.wait)
+    today = None if plan.act == DISCARD else Judge(require(guard, "a redrive needs a pipeline"), originals)
     try:
         while account.left and not account.cancelled:
             letters = yield from call(box.browse, BATCH)
@@ -328,15 +220,15 @@ def _sweep(
                 if not wanted.get(mark):
                     continue
                 # A waiting act looks five times a second whether it was cancelled.
-                while rate is not None and (left := due - clock.monotonic()) > 0 and not cancelled.is_set():
+                while plan.rate is not None and (left := due - clock.monotonic()) > 0 and not stop.is_set():
                     yield from call(wait, min(left, 0.2), twin=asyncio.sleep)
-                due = max(due, clock.monotonic()) + 1 / (rate or math.inf)
-                if cancelled.is_set():
+                due = max(due, clock.monotonic()) + 1 / (plan.rate or math.inf)
+                if stop.is_set():
                     account.cancelled = True
                     break
                 wanted[mark] -= 1
                 try:
-                    yield from act(letter, read(letter))
+                    yield from _act_on(letter, box, plan, audit, clock, today, releaser)
                     account.done += 1
                 except _RefusedError as refusal:
                     account.refused[str(refusal)] += 1
@@ -353,6 +245,71 @@ def _sweep(
     return account
 
 
+def _act_on(  # noqa: PLR0917
+    letter: Letter,
+    box: LetterBox,
+    plan: Plan,
+    audit: AuditSink,
+    clock: Clock,
+    today: Judge | None,
+    releaser: Releaser | None,
+) -> Flow[None]:
+    """Redrive a letter, or without a judge discard it.
+
+    Raises:
+        _RefusedError: it is left.
+        Unavailable: the broker or the audit failed on it.
+    """
+    reading, release = read(letter), None
+    if today is not None:
+        reading = yield from recalled(reading, today.originals)
+        message, release = yield from _returned(today, reading, plan, require(releaser, "a redrive needs a key"))
+        with refusing(MalformedMessage, UNSENDABLE, _RefusedError):
+            yield from call(box.publish, message)
+    # The record is durable before the letter goes: no letter may vanish without a trace.
+    yield from call(audit.write, _record(plan, reading, clock, release))
+    yield from call(box.remove, letter)
+
+
+def _returned(
+    today: Judge, reading: Reading, plan: Plan, releaser: Releaser
+) -> Flow[tuple[Message, Release | None]]:
+    """Return the message to send, with the release under which today's verifier accepts it.
+
+    There is no release for what was handled without a proof. A release waives as little as possible: it begins
+    with nothing, and each verdict that the terms may waive adds one reason. Only of a letter rejected as
+    ``replayed`` that reason is waived at once, since a verdict without claims does not find it.
+    """
+    original, scope, now = reading.original, today.scope_for(reading, plan.scope), today.clock.now()
+    if original is None or not reading.sound:
+        raise _RefusedError(why_unsound(reading))
+    if reading.rung is not None:
+        plain = without_release(redeliverable(original, scope=scope, now=now, proven=False))
+        # Nothing that a release may waive would prove who sent it.
+        require(today.admits(plain), "enforced", _RefusedError)
+        return plain, None
+    # The letter that is released now, as the next dead letter of the message will tell of it.
+    known = None if reading.reason == UNKNOWN else Reason(reading.reason)
+    past = today.past(original).and_then(Hop(letter=reading.id, reason=known, time=int(now)))
+    original = redeliverable(original, scope=scope, now=now)
+    waived = plan.waive & {Reason.REPLAYED} if reading.reason == Reason.REPLAYED else frozenset[Reason]()
+    while True:
+        try:
+            message, release = releaser.release(
+                original, letter=reading.id, scope=scope, reason=plan.reason, waive=waived, past=past
+            )
+        except (MalformedMessage, ConfigurationError) as error:
+            outcome = yield from today.verdict(without_release(original), scope=scope)
+            accepted = outcome.verdict is Verdict.ACCEPTED
+            raise _RefusedError(UNSENDABLE if accepted else verdict_word(outcome)) from error
+        outcome = yield from today.verdict(message, scope=scope)
+        if outcome.verdict is Verdict.ACCEPTED:
+            return message, release
+        if outcome.reason is None or outcome.reason not in plan.waive or outcome.reason in waived:
+            raise _RefusedError(verdict_word(outcome))
+        waived |= {outcome.reason}
+
+
 def _end(box: LetterBox, account: Account) -> Flow[None]:
     """End the pass, which gives back what was not removed."""
     try:
@@ -361,7 +318,7 @@ def _end(box: LetterBox, account: Account) -> Flow[None]:
         account.error = account.error or str(error)
 
 
-def _record(plan: Plan, reading: Reading, clock: Clock, act: str, release: Release | None) -> AuditRecord:
+def _record(plan: Plan, reading: Reading, clock: Clock, release: Release | None) -> AuditRecord:
     """Return the audit record of one act. What the token claims is verified only where a release was signed."""
     original = reading.original
     body = None if original is None else original.body
@@ -378,7 +335,7 @@ def _record(plan: Plan, reading: Reading, clock: Clock, act: str, release: Relea
     return AuditRecord(
         id=uuid7(clock, SYSTEM_RANDOMNESS),
         time=clock.now(),
-        verdict=act,
+        verdict="discarded" if plan.act == DISCARD else "redriven",
         reason=None if reading.reason == UNKNOWN else reading.reason,
         detail=plan.reason,
         scope=reading.scope if release is None else release.scope,

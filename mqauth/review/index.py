@@ -1,7 +1,7 @@
 """An index of a dead-letter queue on disk: 100,000 letters in bounded memory, as of a moment that it names.
 
 It is an SQLite database in a private file that is deleted with the index. Other threads can read it while it is
-filled. Letters are kept in the JSON form of a message, and groups are counted as letters are added.
+filled. Letters are kept in the JSON form of a message. An index of the database covers what groups are counted by.
 """
 
 from __future__ import annotations
@@ -26,34 +26,23 @@ _CONDITIONS: Final = {
     "id": "substr(id, 1, length(?)) = ?",
     "since": "time >= ?",
     "until": "time < ?",
+    "marks": "mark IN (SELECT value FROM json_each(?))",
     "search": f"instr(lower({' || char(10) || '.join(_TEXTS)}), lower(?)) > 0",
 }
 _CHUNK: Final = 200
 _TABLES: Final = """
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE; PRAGMA cache_size = -16384;
-CREATE TABLE kinds (
-  kind INTEGER PRIMARY KEY, reason TEXT NOT NULL, issuer TEXT NOT NULL, kid TEXT NOT NULL, subject TEXT NOT NULL,
-  destination TEXT NOT NULL, count INTEGER NOT NULL, first REAL, last REAL,
-  UNIQUE (reason, issuer, kid, subject, destination)
-);
 CREATE TABLE letters (
-  number INTEGER PRIMARY KEY, kind INTEGER NOT NULL, mark TEXT NOT NULL, id TEXT NOT NULL, detail TEXT NOT NULL,
-  scope TEXT NOT NULL, time REAL, form TEXT NOT NULL, size INTEGER NOT NULL, sound INTEGER NOT NULL, today TEXT
+  number INTEGER PRIMARY KEY, reason TEXT NOT NULL, issuer TEXT NOT NULL, kid TEXT NOT NULL, subject TEXT NOT NULL,
+  destination TEXT NOT NULL, mark TEXT NOT NULL, id TEXT NOT NULL, detail TEXT NOT NULL, scope TEXT NOT NULL,
+  time REAL, form TEXT NOT NULL, size INTEGER NOT NULL, sound INTEGER NOT NULL, today TEXT
 );
 CREATE TABLE originals (number INTEGER PRIMARY KEY, letter BLOB NOT NULL);
-CREATE INDEX by_kind ON letters (kind);
+CREATE INDEX by_group ON letters (reason, issuer, kid, subject, destination, time);
 CREATE INDEX by_mark ON letters (mark);
-CREATE VIEW shown AS
-  SELECT letters.*, reason, issuer, kid, subject, destination FROM letters JOIN kinds USING (kind);
-"""
-_COUNT: Final = """
-INSERT INTO kinds (reason, issuer, kid, subject, destination, count, first, last) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET count = count + excluded.count,
-  first = min(coalesce(first, excluded.first), coalesce(excluded.first, first)),
-  last = max(coalesce(last, excluded.last), coalesce(excluded.last, last))
 """
 _COLUMNS: Final = """
-SELECT reason, min(max(CAST((time - ?) / ? AS INTEGER), 0), ?) AS at, count(*) FROM shown
+SELECT reason, min(max(CAST((time - ?) / ? AS INTEGER), 0), ?) AS at, count(*) FROM letters
 WHERE time >= 0 AND time < ? GROUP BY 1, 2
 """
 
@@ -209,46 +198,35 @@ class Index(AbstractContextManager["Index"]):
         """Read letters one by one and add them."""
         readings = [read(letter) for letter in letters]
         forms = [strict_json.dumps(json_form.to_form(letter.message)) for letter in letters]
-        with self._lock:
-            # Letters are counted into their groups; each has the number of its group.
-            named = [
-                (found.reason, found.issuer, harmless(found.kid or ""), found.subject, found.destination)
-                for found in readings
-            ]
-            times: dict[tuple[str, str, str, str, str], list[float | None]] = {}
-            for kind, found in zip(named, readings, strict=True):
-                times.setdefault(kind, []).append(found.time)
-            for kind, among in times.items():
-                known = [time for time in among if time is not None]
-                self._db.execute(_COUNT, (*kind, len(among), min(known, default=None), max(known, default=None)))
-            query = "SELECT kind FROM kinds WHERE (reason, issuer, kid, subject, destination) = (?, ?, ?, ?, ?)"
-            groups = {kind: self._db.execute(query, kind).fetchone()[0] for kind in times}
-            kinds = [groups[kind] for kind in named]
-            numbers = range(self.size + 1, self.size + len(letters) + 1)
-            rows = (
-                (
-                    number,
-                    kind,
-                    found.mark,
-                    found.id,
-                    found.detail,
-                    found.scope,
-                    found.time,
-                    found.form,
-                    found.size,
-                    found.sound,
-                )
-                for number, kind, found in zip(numbers, kinds, readings, strict=True)
+        rows = [
+            (
+                found.reason,
+                found.issuer,
+                harmless(found.kid or ""),
+                found.subject,
+                found.destination,
+                found.mark,
+                found.id,
+                found.detail,
+                found.scope,
+                found.time,
+                found.form,
+                found.size,
+                found.sound,
             )
-            self._db.executemany("INSERT INTO letters VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)", rows)
+            for found in readings
+        ]
+        with self._lock:
+            numbers = range(self.size + 1, self.size + len(letters) + 1)
+            self._db.executemany(
+                f"INSERT INTO letters VALUES (?, {', '.join('?' * 13)}, NULL)",  # noqa: S608
+                ((number, *row) for number, row in zip(numbers, rows, strict=True)),
+            )
             self._db.executemany("INSERT INTO originals VALUES (?, ?)", zip(numbers, forms, strict=True))
             self.size += len(letters)
 
     def count(self, wanted: Filter = ALL) -> int:
         """Return how many letters are meant."""
-        # Groups are counted as letters come. Counting 100,000 letters for each page would take too long.
-        if _means_groups(wanted):
-            return int(self._ask(*_select("coalesce(sum(count), 0)", wanted, table="kinds"))[0][0])
         return int(self._ask(*_select("count(*)", wanted))[0][0])
 
     def groups(self, wanted: Filter = ALL, *, limit: int | None = None, order: Order = LARGEST) -> list[Group]:
@@ -264,28 +242,22 @@ class Index(AbstractContextManager["Index"]):
         """
         require(order.by in _GROUP, f"groups are sorted by {', '.join(_GROUP)}")
         down = "DESC" if order.down else "ASC"
-        rest, limited = f"ORDER BY {order.by} {down}, {_NAMES} LIMIT ?", [-1 if limit is None else limit]
-        if _means_groups(wanted):
-            sql = _select(f"{_NAMES}, count, first, last", wanted, rest, limited, table="kinds")
-        else:
-            times = "count(*) AS count, min(time) AS first, max(time) AS last"
-            sql = _select(f"{_NAMES}, {times}", wanted, f"GROUP BY kind {rest}", limited)
-        return [Group(**dict(zip(_GROUP, row, strict=True))) for row in self._ask(*sql)]
+        rest = f"GROUP BY {_NAMES} ORDER BY {order.by} {down}, {_NAMES} LIMIT ?"
+        times = "count(*) AS count, min(time) AS first, max(time) AS last"
+        rows = self._ask(*_select(f"{_NAMES}, {times}", wanted, rest, [-1 if limit is None else limit]))
+        return [Group(**dict(zip(_GROUP, row, strict=True))) for row in rows]
 
     def kinds(self) -> int:
         """Return how many groups there are."""
-        return int(self._ask("SELECT count(*) FROM kinds")[0][0])
+        return int(self._ask(f"SELECT count(*) FROM (SELECT 1 FROM letters GROUP BY {_NAMES})")[0][0])  # noqa: S608
 
     def reasons(self) -> list[tuple[str, int]]:
         """Return how many letters name each reason, the most frequent first."""
-        return self._ask("SELECT reason, sum(count) FROM kinds GROUP BY reason ORDER BY 2 DESC, 1")
+        return self._ask("SELECT reason, count(*) FROM letters GROUP BY reason ORDER BY 2 DESC, 1")
 
     def span(self, before: float) -> tuple[float, float] | None:
-        """Return the first and last time of the groups, UTC seconds from 0 to ``before``; ``None`` without any."""
-        span = (
-            "SELECT min(at), max(at) FROM (SELECT first AS at FROM kinds UNION ALL SELECT last FROM kinds)"
-            " WHERE at >= 0 AND at < ?"
-        )
+        """Return the first and last time of letters, UTC seconds from 0 to ``before``; ``None`` without any."""
+        span = "SELECT min(time), max(time) FROM letters WHERE time >= 0 AND time < ?"
         first, last = self._ask(span, [before])[0]
         return None if first is None else (first, last)
 
@@ -316,7 +288,7 @@ class Index(AbstractContextManager["Index"]):
         more, down = ("<", " DESC") if order.down else (">", "")
         # By number alone the index need not be sorted for each page.
         keys = ["number"] if order.by == QUEUE.by else [f"coalesce({order.by}, '')", "number"]
-        here = f"(SELECT {', '.join(keys)} FROM shown WHERE number = ?)"  # noqa: S608
+        here = f"(SELECT {', '.join(keys)} FROM letters WHERE number = ?)"  # noqa: S608
         follows = f"AND ({', '.join(keys)}) {more} {here}" if after else "AND ? = 0"
         rest = f"{follows} ORDER BY {', '.join(key + down for key in keys)} LIMIT ?"
         found = self._ask(*_select(", ".join(_ROW), wanted, rest, [after, limit]))
@@ -339,7 +311,7 @@ class Index(AbstractContextManager["Index"]):
 
     def forms(self, wanted: Filter = ALL) -> Iterator[dict[str, Any]]:
         """Yield letters in the JSON form of a message, in the order of the queue, a few at a time."""
-        sql = _select("letter", wanted, "ORDER BY number", table="shown JOIN originals USING (number)")
+        sql = _select("letter", wanted, "ORDER BY number", table="letters JOIN originals USING (number)")
         yield from (json.loads(raw) for (raw,) in self._each(*sql))
 
     def ids(self) -> Iterator[tuple[str, bool]]:
@@ -371,21 +343,13 @@ class Index(AbstractContextManager["Index"]):
                 rows = cursor.fetchmany(_CHUNK)
 
 
-def _means_groups(wanted: Filter) -> bool:
-    """Tell whether a filter means every group as a whole or not at all."""
-    return wanted.given().keys() <= set(DIMENSIONS)
-
-
 def _select(
-    what: str, wanted: Filter, rest: str = "", more: Sequence[Any] = (), *, table: str = "shown"
+    what: str, wanted: Filter, rest: str = "", more: Sequence[Any] = (), *, table: str = "letters"
 ) -> tuple[str, list[Any]]:
     """Return a query for the letters that are meant, and its parameters. No value stands in the SQL itself."""
     conditions, values = ["1"], list[Any]()
     for name, value in wanted.given().items():
-        several = name == "marks"
-        condition = (
-            "mark IN ({})".format(", ".join("?" * len(value))) if several else _CONDITIONS.get(name, f"{name} = ?")
-        )
+        condition = _CONDITIONS.get(name, f"{name} = ?")
         conditions.append(condition)
-        values += value if several else [value] * condition.count("?")
+        values += [json.dumps(value) if name == "marks" else value] * condition.count("?")
     return f"SELECT {what} FROM {table} WHERE {' AND '.join(conditions)} {rest}", [*values, *more]  # noqa: S608

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import kafka as kafka_python
@@ -26,7 +27,7 @@ from kafka.errors import (
 from mqauth.brokers.kafka.client import Logs, carries, from_native, producer_settings, settings_of
 from mqauth.brokers.log.poison import find_poison
 from mqauth.brokers.log.records import dead_letter_headers
-from mqauth.errors import Cause, MalformedMessage, Unavailable, require
+from mqauth.errors import Cause, MalformedMessage, Unavailable, refusing, require
 from mqauth.review.letter import Letter, letter_headers
 from mqauth.review.letterbox import RecordPlace
 from mqauth.wire import destination, strict_json
@@ -76,14 +77,21 @@ class KafkaLetterBox:
             ConfigurationError: a topic does not exist.
             Unavailable: ``dead_letter_unavailable``.
         """
-        try:
-            found = [] if limit == 0 else self._batch(limit)
-        except (KafkaError, OSError) as error:
+        with self._asking():
+            if limit and self._ends is None:
+                self._begin()
+            while len(self._waiting) < limit and (records := self._poll()) is not None:
+                for record in records:
+                    message = from_native(record, scope=self.name)
+                    # The key of a letter's resolution has its id and its place, so no letter resolves another.
+                    letter = letter_headers(message).get("id", "")[:64]
+                    key = f"{letter}/{message.origin.partition}/{message.origin.offset}".encode("utf-8", "replace")
+                    if key not in self._resolved:
+                        self._waiting.append(Letter(message=message, handle=key))
+        if not limit or not self._waiting:
             self._ends = None
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
-        if not found:
-            self._ends = None
-        return found
+            return []
+        return [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
 
     def depth(self) -> int:
         """Return how many letters are open: as the offsets of the topic say, less those that are resolved.
@@ -95,9 +103,8 @@ class KafkaLetterBox:
             Unavailable: ``dead_letter_unavailable``.
         """
         try:
-            self._begin()
-        except (KafkaError, OSError) as error:
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
+            with self._asking():
+                self._begin()
         finally:
             self._ends = None
         return self.expected
@@ -122,10 +129,9 @@ class KafkaLetterBox:
             MalformedMessage,
         )
         headers = dead_letter_headers(message.headers)
-        try:
+        refusal = "too large for its topic with the release"
+        with refusing(MessageSizeTooLargeError, refusal, MalformedMessage):
             self._send(names[0], value=message.body, key=message.key, headers=headers)
-        except MessageSizeTooLargeError as error:
-            raise MalformedMessage("too large for its topic with the release") from error
 
     def remove(self, letter: Letter, /) -> None:
         """Resolve the very letter, for every reviewer.
@@ -146,18 +152,14 @@ class KafkaLetterBox:
         except (KafkaError, ValueError, TypeError, OSError) as error:
             raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
 
-    def _batch(self, limit: int) -> list[Letter]:
-        if self._ends is None:
-            self._begin()
-        while len(self._waiting) < limit and (records := self._poll()) is not None:
-            for record in records:
-                message = from_native(record, scope=self.name)
-                # The key of a letter's resolution has its id and its place, so that no letter resolves another.
-                letter = letter_headers(message).get("id", "")[:64]
-                key = f"{letter}/{message.origin.partition}/{message.origin.offset}".encode("utf-8", "replace")
-                if key not in self._resolved:
-                    self._waiting.append(Letter(message=message, handle=key))
-        return [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """End the pass where the broker has no answer, and say in our words why."""
+        try:
+            yield
+        except (KafkaError, OSError) as error:
+            self._ends = None
+            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
 
     def _begin(self) -> None:
         """Read what is resolved, then go to the beginning of the letters."""
@@ -230,24 +232,21 @@ class KafkaRecords:
         # Errors that a forged letter can cause by the topic it names. They say nothing about the broker.
         try:
             with self._lock:
-                found = self._record(place)
+                if place.partition not in (self._consumer.partitions_for_topic(place.topic) or ()):
+                    return None
+                partition = _PYTHON.TopicPartition(place.topic, place.partition)
+                first = self._consumer.beginning_offsets([partition])[partition]
+                if not first <= place.offset < self._consumer.end_offsets([partition])[partition]:
+                    return None
+                self._consumer.assign([partition])
+                self._consumer.seek(partition, place.offset)
+                record = self._next(partition)
         except (InvalidTopicError, TopicAuthorizationFailedError, UnknownTopicOrPartitionError):
             return None
         except (KafkaError, OSError) as error:
             raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
-        return None if found is None else from_native(found, scope="", log=self._logs.of(place.topic))
-
-    def _record(self, place: RecordPlace) -> Any:
-        if place.partition not in (self._consumer.partitions_for_topic(place.topic) or ()):
-            return None
-        partition = _PYTHON.TopicPartition(place.topic, place.partition)
-        first = self._consumer.beginning_offsets([partition])[partition]
-        if not first <= place.offset < self._consumer.end_offsets([partition])[partition]:
-            return None
-        self._consumer.assign([partition])
-        self._consumer.seek(partition, place.offset)
-        record = self._next(partition)
-        return record if record is not None and record.offset == place.offset else None
+        there = record is not None and record.offset == place.offset
+        return from_native(record, scope="", log=self._logs.of(place.topic)) if there else None
 
     def _next(self, partition: Any) -> Any:
         """Return the first record from here on; ``None`` where the batch cannot be parsed.
@@ -288,7 +287,5 @@ def create_reviewed(admin: Any, topic: str, *, replicas: int = -1) -> None:
         replicas: -1 for the broker's default.
     """
     wanted = _ADMIN.NewTopic(topic + REVIEWED, 1, replicas, topic_configs={"cleanup.policy": "compact"})
-    try:
+    with suppress(TopicAlreadyExistsError):
         admin.create_topics([wanted])
-    except TopicAlreadyExistsError:
-        return

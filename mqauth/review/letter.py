@@ -21,7 +21,7 @@ from mqauth.letters.release import MAX_HOPS
 from mqauth.logs import harmless
 from mqauth.wire import destination, envelope, identity, json_form, strict_json
 from mqauth.wire.claims import Claims
-from mqauth.wire.message import TOKEN_HEADER, HeaderPair, Message, Origin, fold
+from mqauth.wire.message import TOKEN_HEADER, Message, Origin, fold
 
 UNKNOWN: Final = "unknown"
 _ID: Final = re.compile(r"[0-9a-f]{64}")
@@ -191,7 +191,29 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
         for name, value in message.headers
         if name == f"{PREFIX}token" or (name not in written and not fold(name).startswith(PREFIX))
     ]
-    headers = _merged(kept, metadata)
+    # Those of the metadata go back into their places among them; the order of headers is signed.
+    pairs = metadata.get("headers", [])
+    require(
+        isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs),
+        "the letter's metadata has no list of headers",
+        MalformedMessage,
+    )
+    total = len(kept) + len(pairs)
+    places = metadata.get("places", list(range(len(kept), total)))
+    require(
+        isinstance(places, list) and all(type(at) is int and 0 <= at < total for at in places),
+        "the letter's metadata has a header at a place that does not exist",
+        MalformedMessage,
+    )
+    require(
+        len(set(places)) == len(pairs) and len(places) == len(pairs),
+        "the letter's metadata does not have one place for each header",
+        MalformedMessage,
+    )
+    require(all(isinstance(name, str) for name, _ in pairs), "a header's name is text", MalformedMessage)
+    values = [(name, json_form.value_from_form(tagged)) for name, tagged in pairs]
+    moved, stayed = dict(zip(places, values, strict=True)), iter(kept)
+    headers = tuple(moved[at] if at in moved else next(stayed) for at in range(total))
     own = {name: value for name, value in message.properties.items() if name not in LIVE_PROPERTIES}
     live = metadata.get("properties", {})
     require(
@@ -220,32 +242,6 @@ def _parse(raw: bytes, part: str) -> Any:
         return strict_json.loads(raw, depth=json_form.JSON_DEPTH, wide=True)
     except strict_json.StrictJSONError as error:
         raise MalformedMessage(f"the letter's {part} is {error}") from error
-
-
-def _merged(headers: list[HeaderPair], metadata: Mapping[str, Any]) -> tuple[HeaderPair, ...]:
-    """Return the headers with those of the metadata back in their places; their order is signed."""
-    pairs = metadata.get("headers", [])
-    require(
-        isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs),
-        "the letter's metadata has no list of headers",
-        MalformedMessage,
-    )
-    total = len(headers) + len(pairs)
-    places = metadata.get("places", list(range(len(headers), total)))
-    require(
-        isinstance(places, list) and all(type(at) is int and 0 <= at < total for at in places),
-        "the letter's metadata has a header at a place that does not exist",
-        MalformedMessage,
-    )
-    require(
-        len(set(places)) == len(pairs) and len(places) == len(pairs),
-        "the letter's metadata does not have one place for each header",
-        MalformedMessage,
-    )
-    require(all(isinstance(name, str) for name, _ in pairs), "a header's name is text", MalformedMessage)
-    values = [(name, json_form.value_from_form(tagged)) for name, tagged in pairs]
-    moved, kept = dict(zip(places, values, strict=True)), iter(headers)
-    return tuple(moved[at] if at in moved else next(kept) for at in range(total))
 
 
 def _token_fields(original: Message | None) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
-from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import MalformedMessage, Unavailable, require
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
@@ -79,28 +78,6 @@ class LetterBox(Protocol):
         Raises:
             Unavailable: ``dead_letter_unavailable``; the letter may come again.
         """
-
-
-def survey(
-    box: LetterBox, *, clock: Clock = SYSTEM_CLOCK, progress: Callable[[int], None] = lambda count: None
-) -> Flow[Index]:
-    """Read a letter box into a new index, removing nothing.
-
-    Args:
-        box: the letter box.
-        clock: tells the time at which the pass begins.
-        progress: called with the number of letters read so far.
-
-    Raises:
-        Unavailable: the broker cannot be asked.
-    """
-    index = Index(clock.now())
-    try:
-        yield from fill(index, box, progress=progress)
-    except BaseException:
-        index.close()
-        raise
-    return index
 
 
 def fill(

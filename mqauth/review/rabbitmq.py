@@ -19,8 +19,8 @@ from pamqp import commands
 
 from mqauth.brokers.rabbitmq.channel import LOST, closing_is_an_error
 from mqauth.brokers.rabbitmq.consumer import delivered
-from mqauth.brokers.rabbitmq.translate import Measured, carries, failures_of, frame_limit, from_native, to_native
-from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable, require
+from mqauth.brokers.rabbitmq.translate import carries, failures_of, frame_limit, from_native, to_native
+from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable, refusing, require
 from mqauth.review.letter import Letter
 from mqauth.wire import destination
 from mqauth.wire.message import Message
@@ -72,10 +72,19 @@ class RabbitMQLetterBox:
             Unavailable: ``dead_letter_unavailable``.
         """
         async with self._asking():
-            found = [] if limit == 0 else await self._batch(limit)
-            if not found:
+            arrived = await self._taken(limit) if limit else []
+            self._held += len(arrived)
+            # Deliveries of a letter after which a queue must be known to have no delivery limit; RabbitMQ's
+            # default is 20. The broker would soon drop letters for being browsed.
+            most = 0 if self._unlimited else max(map(failures_of, arrived), default=0)
+            require(
+                most < 15,
+                f"letters of {self.name} were delivered {most} times, and it may have a delivery limit: "
+                "declare dead-letter queues with x-delivery-limit -1",
+            )
+            if not arrived:
                 await self._end()
-            return found
+            return [Letter(message=from_native(item, queue=self.name), handle=item) for item in arrived]
 
     async def depth(self) -> int:
         """Return how many letters are ready in the queue, by a passive declaration; one at a reviewer is not.
@@ -107,12 +116,23 @@ class RabbitMQLetterBox:
         native = to_native(message, message_id="")
         native.message_id = message.properties.get("message-id") or _NoMessageId()
         native.check()
+        exchange_name, routing_key = names
         try:
             async with asyncio.timeout(self._timeout):
                 with closing_is_an_error():
-                    await self._publish(native, *names)
+                    if self._publishing is None or self._publishing.is_closed:
+                        self._publishing = await (await self._connected()).channel(publisher_confirms=True)
+                    channel = self._publishing
+                    exchange = channel.default_exchange
+                    if exchange_name:
+                        exchange = await channel.get_exchange(exchange_name, ensure=False)
+                    native.limit = await frame_limit(channel)
+                    result = await exchange.publish(native, routing_key, mandatory=True)
         except _GONE as error:
             raise self._unavailable(error) from error
+        # Only the broker's ack counts: a message that no queue takes is returned instead.
+        if not isinstance(result, commands.Basic.Ack):
+            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "no queue takes the message")
 
     async def remove(self, letter: Letter, /) -> None:
         """Ack the very letter.
@@ -128,19 +148,6 @@ class RabbitMQLetterBox:
         self._held -= 1
         self._removed = True
 
-    async def _publish(self, native: Measured, exchange_name: str, routing_key: str) -> None:
-        """Publish one message. Only the broker's ack counts: a message that no queue takes is returned instead."""
-        if self._publishing is None or self._publishing.is_closed:
-            self._publishing = await (await self._connected()).channel(publisher_confirms=True)
-        channel = self._publishing
-        exchange = channel.default_exchange
-        if exchange_name:
-            exchange = await channel.get_exchange(exchange_name, ensure=False)
-        native.limit = await frame_limit(channel)
-        result = await exchange.publish(native, routing_key, mandatory=True)
-        if not isinstance(result, commands.Basic.Ack):
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "no queue takes the message")
-
     @contextlib.asynccontextmanager
     async def _asking(self) -> AsyncIterator[None]:
         """Ask the broker with a limit of time, and say in our words why it has no answer."""
@@ -155,46 +162,31 @@ class RabbitMQLetterBox:
             self._pass = None
             raise self._unavailable(error) from error
 
-    async def _batch(self, limit: int) -> list[Letter]:
+    async def _taken(self, limit: int) -> list[IncomingMessage]:
+        """Return the next batch of the pass; none at its end."""
         channel = self._pass or await self._begin()
         queue = await channel.get_queue(self.name, ensure=True)
         waiting = queue.declaration_result.message_count or 0
         self.expected = self.expected or waiting
-        if waiting:
-            found = await self._taken(channel, limit, min(limit, waiting))
-        else:
-            # A quorum queue that has just started counts no messages. Only its leader's answer tells.
-            below = await channel.get_underlay_channel()
-            answer = await below.basic_get(self.name)
-            found = [] if isinstance(answer.delivery, commands.Basic.GetEmpty) else [delivered(answer)]
-        self._held += len(found)
-        # The broker would soon drop letters for being browsed.
-        most = 0 if self._unlimited else max(map(failures_of, found), default=0)
-        # Deliveries of a letter after which a queue must be known to have no delivery limit; RabbitMQ's
-        # default is 20.
-        require(
-            most < 15,
-            f"letters of {self.name} were delivered {most} times, and it may have a delivery limit: "
-            "declare dead-letter queues with x-delivery-limit -1",
-        )
-        return [Letter(message=from_native(item, queue=self.name), handle=item) for item in found]
-
-    async def _taken(self, channel: AbstractChannel, limit: int, expected: int) -> list[IncomingMessage]:
-        """Return a batch from a consumer of its own, whose prefetch bounds what is in flight."""
-        # The consumer is aiormq's. That of aio-pika makes a task of each delivery, which is twice the work.
         below, arrived = await channel.get_underlay_channel(), asyncio.Queue[DeliveredMessage]()
+        if not waiting:
+            # A quorum queue that has just started counts no messages. Only its leader's answer tells.
+            answer = await below.basic_get(self.name)
+            return [] if isinstance(answer.delivery, commands.Basic.GetEmpty) else [delivered(answer)]
+        # The consumer is aiormq's, with a prefetch that bounds what is in flight. That of aio-pika makes a task of
+        # each delivery, which is twice the work.
         await channel.set_qos(prefetch_count=limit)
         consumer = await below.basic_consume(self.name, arrived.put)
-        found: list[IncomingMessage] = []
+        batch: list[IncomingMessage] = []
         # Somebody else may take from the queue too. Then fewer come than were counted.
         with contextlib.suppress(TimeoutError):
-            while len(found) < expected:
+            while len(batch) < min(limit, waiting):
                 async with asyncio.timeout(_SETTLE):
-                    found.append(delivered(await arrived.get()))
+                    batch.append(delivered(await arrived.get()))
         await below.basic_cancel(str(consumer.consumer_tag))
         while not arrived.empty():
-            found.append(delivered(arrived.get_nowait()))
-        return found
+            batch.append(delivered(arrived.get_nowait()))
+        return batch
 
     async def _begin(self) -> AbstractChannel:
         """Open the channel of a pass, once the letters of the pass before are back in the queue."""
@@ -273,10 +265,8 @@ async def is_unlimited(connection: AbstractConnection, queue: str) -> bool:
         ConfigurationError: there is no such queue.
     """
     channel = await connection.channel()
-    try:
+    with refusing(exceptions.ChannelNotFoundEntity, f"there is no queue {queue}"):
         await channel.get_queue(queue, ensure=True)
-    except exceptions.ChannelNotFoundEntity as error:
-        raise ConfigurationError(f"there is no queue {queue}") from error
     wanted: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": -1, "x-overflow": "reject-publish"}
     # Declaring a queue with other arguments is an error that names the first that differs.
     try:

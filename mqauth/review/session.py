@@ -16,16 +16,17 @@ from typing import Any, Final, Protocol, TypeVar
 
 from mqauth.audit.chain import find
 from mqauth.audit.file import parts, with_parts
-from mqauth.audit.record import AuditSink, Record, iso_time, parse_record, read_records
+from mqauth.audit.query import Record, parse_record, read_records
+from mqauth.audit.record import AuditSink, iso_time
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import file_errors, require
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Pipeline
 from mqauth.letters.authorities import Releaser
-from mqauth.review.acts import DISCARD, Account, Plan, discard, redrive, rehearse
+from mqauth.review.acts import DISCARD, Account, Plan, act, rehearse
 from mqauth.review.index import ALL, Filter, Index, Selection
 from mqauth.review.letter import Reading
-from mqauth.review.letterbox import Judge, LetterBox, Originals, fill, judge, survey
+from mqauth.review.letterbox import Judge, LetterBox, Originals, fill, judge
 from mqauth.wire.keys import Key, SigningKey
 
 R = TypeVar("R")
@@ -95,25 +96,22 @@ class Session:
 
     def survey(
         self,
+        index: Index,
         *,
         progress: Callable[[int], None] = lambda seen: None,
         cancelled: threading.Event | None = None,
-        into: Index | None = None,
-    ) -> Index:
-        """Read all letters into an index, removing none.
+    ) -> None:
+        """Read all letters into an empty index, which others may read meanwhile, removing none.
 
         Args:
+            index: keeps what was read where the broker fails.
             progress: called with the number of letters read so far.
-            cancelled: set from any thread, it ends the reading of ``into`` after the letters at hand.
-            into: an empty index that others may read meanwhile; by default a new one, closed where reading fails.
+            cancelled: set from any thread, it ends the reading after the letters at hand.
 
         Raises:
             Unavailable: ``dead_letter_unavailable``, the broker cannot be asked.
         """
-        if into is None:
-            return self.run(survey(self.box, clock=self.clock, progress=progress))
-        self.run(fill(into, self.box, progress=progress, cancelled=cancelled))
-        return into
+        self.run(fill(index, self.box, progress=progress, cancelled=cancelled))
 
     def judge(
         self,
@@ -197,18 +195,19 @@ class Session:
         Raises:
             ConfigurationError: as for ``rehearse``, or no audit.
         """
-        require(self.audit is not None, f"not set up to {plan.act}: it needs an audit file")
-        watched: dict[str, Any] = {"audit": self.audit, "progress": progress, "cancelled": cancelled}
-        if plan.act == DISCARD:
-            return self.run(discard(self.box, selection, plan, clock=self.clock, **watched))
-        wish = redrive(
+        audit = require(self.audit, f"not set up to {plan.act}: it needs an audit file")
+        redrives = plan.act != DISCARD
+        wish = act(
             self.box,
             selection,
             plan,
-            guard=self.pipeline(),
-            releaser=self._releaser_of(plan),
+            audit=audit,
+            guard=self.pipeline() if redrives else None,
+            releaser=self._releaser_of(plan) if redrives else None,
             originals=self.originals,
-            **watched,
+            clock=self.clock,
+            progress=progress,
+            cancelled=cancelled,
         )
         return self.run(wish)
 

@@ -17,14 +17,15 @@ import threading
 from collections.abc import Awaitable, Sequence
 from typing import Any, ClassVar, Final
 
-import redis.asyncio.retry
-
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import Cause, ConfigurationError, Unavailable, require
+from mqauth.errors import Cause, ConfigurationError, Unavailable, needs_extra, require
 from mqauth.flow import Flow, arun, call, run
 from mqauth.logs import emit
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.stores import redis_script
+
+with needs_extra("redis"):
+    import redis.asyncio.retry
 
 DEFAULT_TIMEOUT: Final = 2.0
 BATCH: Final = 1000

@@ -178,7 +178,11 @@ def script_call(
     """
     groups: dict[bytes, list[int]] = {}
     for number, request in enumerate(requests):
-        groups.setdefault(_key(namespace, request), []).append(number)
+        prefix, token = _PREFIXES[namespace, request.scope], request.id
+        # the ids of a batch have one key, that of its token; the tilde keeps it apart from a single token's
+        groups.setdefault(prefix + token if request.index is None else prefix + token[:-2] + b"~", []).append(
+            number
+        )
     found: list[bytes | str | int] = ["" if lease_clock is None else round(lease_clock * 1000)]
     for numbers in groups.values():
         remaining = max(requests[number].expires for number in numbers) - now
@@ -221,13 +225,6 @@ def risks(info: dict[str, Any]) -> list[str]:
             int(info.get("aof_enabled", 1)) == 0,
     }  # fmt: skip
     return [risk for risk, holds in known.items() if holds]
-
-
-def _key(namespace: str, request: ClaimRequest) -> bytes:
-    """Return the key of an id, or of the token of an id in a batch."""
-    prefix = _PREFIXES[namespace, request.scope]
-    # The tilde keeps a batch apart from a single token of the same id.
-    return prefix + request.id if request.index is None else prefix + request.id[:-2] + b"~"
 
 
 def _place(place: message.Place | None) -> bytes:

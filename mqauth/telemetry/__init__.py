@@ -13,14 +13,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, datetime, time, timedelta
 from functools import partial
 from typing import Any, Final
 
-from opentelemetry import metrics, trace
-from opentelemetry.metrics import Meter
-from opentelemetry.propagate import get_global_textmap
-from opentelemetry.trace import Link, SpanKind, Tracer
+from mqauth.errors import needs_extra
+
+with needs_extra("otel"):
+    from opentelemetry import metrics, trace
+    from opentelemetry.metrics import Meter
+    from opentelemetry.propagate import get_global_textmap
+    from opentelemetry.trace import Link, SpanKind, Tracer
 
 from mqauth._version import __version__
 from mqauth.audit.misuse import Alert
@@ -184,7 +187,7 @@ class Telemetry:
         for issuer, until in verifier.ends.items():
             # The day itself still counts, as it does for ``days_left``.
             over = datetime.combine(until + timedelta(days=1), time(), UTC).timestamp()
-            self._gauges[ISSUER_ENDS].append(({"issuer": issuer}, partial(self._left, over)))
+            self._gauges[ISSUER_ENDS].append(({"issuer": issuer}, partial(lambda end: end - self._now(), over)))
 
     def watch_identity(self, health: Callable[[], Any]) -> None:
         """Measure how long a producer's identity still lasts, with the label ``subject``.
@@ -242,13 +245,8 @@ class Telemetry:
             for place in entry.destinations:
                 self._gauges[RUNG].append(({"destination": place}, partial(int, entry.rung)))
         for places, until in ends(rollout):
-            self._gauges[DAYS_LEFT].append(({"destination": places}, partial(self._days, until)))
-
-    def _left(self, over: float) -> float:
-        return over - self._now()
-
-    def _days(self, until: date) -> float:
-        return days_left(until, self._now())
+            left = partial(lambda until: days_left(until, self._now()), until)
+            self._gauges[DAYS_LEFT].append(({"destination": places}, left))
 
     def timed(self, handler: Handler) -> Handler:
         """Return a handler whose time is measured as ``messaging.process.duration``; of the same kind as it is."""

@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Final, cast
 
-from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from opentelemetry.sdk.metrics import MeterProvider
-from prometheus_client import CollectorRegistry, make_wsgi_app, start_http_server
-
 from mqauth._version import __version__
 from mqauth.delivery.health import Health, State
-from mqauth.errors import require
+from mqauth.errors import needs_extra, require
 from mqauth.telemetry import Telemetry
+
+with needs_extra("prometheus"):
+    from opentelemetry.exporter.prometheus import PrometheusMetricReader
+    from opentelemetry.sdk.metrics import MeterProvider
+    from prometheus_client import CollectorRegistry, make_wsgi_app, start_http_server
 
 LIVE, READY, HEALTH = "/live", "/ready", "/health"
 Consumers = Mapping[str, Callable[[], Health]]

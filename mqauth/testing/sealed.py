@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from mqauth.errors import Cause, Reason
 from mqauth.judging.unverified import Unverified, Verdict, Would, make_unverified
-from mqauth.judging.verified import Verified
+from mqauth.judging.verified import V, Verified, equip
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.signer import Signer
 from mqauth.wire.keys import Key, KeySet
@@ -24,7 +24,8 @@ def verified(
     headers: Iterable[HeaderPair] = (),
     properties: Mapping[str, str] | None = None,
     index: int | None = None,
-) -> Verified:
+    value: V | None = None,
+) -> Verified[V]:
     """Return a message that was signed with a fresh key and verified.
 
     Args:
@@ -37,6 +38,7 @@ def verified(
         headers: application headers, all covered.
         properties: AMQP properties by their hyphenated names.
         index: its place in a batch, 0 to 1,022; by default it has a token of its own.
+        value: what ``decode=`` of your consumer makes of the body.
 
     Raises:
         MalformedMessage: such a message cannot be signed.
@@ -48,7 +50,9 @@ def verified(
     sealed = signer.sign(message) if index is None else signer.sign_many([message] * (index + 2))[index]
     verifier = Verifier(keys={issuer: Issuer(keys=KeySet([signing]))}, audience=audience)
     candidate = verifier.open(sealed)
-    return verifier.verify(sealed, candidate, KeySet([signing]), float(candidate.token.claims.iat))
+    return equip(
+        verifier.verify(sealed, candidate, KeySet([signing]), float(candidate.token.claims.iat)), value=value
+    )
 
 
 def unverified(

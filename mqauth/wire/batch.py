@@ -106,10 +106,15 @@ class Tree:
 
     def paths(self) -> list[bytes]:
         """Return, of every leaf in order, the hashes that lead to the root, joined, from below."""
-        found = [b""]
+        paths = [b""]
         for level in reversed(self._levels[:-1]):
-            found = _below(level, found)
-        return found
+            # Of each node the sibling, then the parent's path; an odd last node has the parent's path alone.
+            above, paths = paths, []
+            for at in range(0, len(level) - 1, 2):
+                rest = above[at >> 1]
+                paths += level[at + 1] + rest, level[at] + rest
+            paths += above[len(paths) >> 1 :]
+        return paths
 
 
 class Proven:
@@ -283,12 +288,3 @@ _DESTINATIONS: Final = memo.Memo(_destination)
 
 def _invalid(detail: str) -> Rejection:
     return Rejection(Reason.PROOF_INVALID, detail)
-
-
-def _below(level: list[bytes], above: list[bytes]) -> list[bytes]:
-    """Return the paths of a level's nodes: sibling, then the parent's path; an odd last node has that alone."""
-    found = list[bytes]()
-    for at in range(0, len(level) - 1, 2):
-        rest = above[at >> 1]
-        found += level[at + 1] + rest, level[at] + rest
-    return found + above[len(found) >> 1 :]

@@ -36,6 +36,7 @@ Object, list and pair stand around the value of a header; each table in it adds 
 _require: Final = partial(require, error=MalformedMessage)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER_ORIGIN: Final = ("partition", "offset", "timestamp_ms")
+_PLACE_TEXTS: Final = ("cluster", "topic", "topic_id", "queue", "exchange", "routing_key")
 
 
 def to_form(message: Message) -> dict[str, Any]:
@@ -264,35 +265,28 @@ def _origin(found: Any, parsed: tuple[str, ...]) -> Origin:
         isinstance(found, Mapping) and not found.keys() - set(Origin.__dataclass_fields__),
         "origin is an object without unknown members",
     )
+    # a member that is null is an absent one
+    origin_members = {name: value for name, value in found.items() if value is not None}
+    texts, numbers = ("scope", *_PLACE_TEXTS), [origin_members.get(name, 0) for name in _NUMBER_ORIGIN]
     _require(
-        all(
-            isinstance(found.get(name, ""), str | None)
-            for name in ("scope", "cluster", "topic", "topic_id", "queue", "exchange", "routing_key")
-        )
-        and all(type(found.get(name, 0)) in (int, NoneType) for name in _NUMBER_ORIGIN)
-        and all((found.get(name) or 0) >= 0 for name in _NUMBER_ORIGIN)
-        and type(found.get("redelivered", False)) is bool
-        and found.get("timestamp_type") in (None, "append", "create"),
+        all(isinstance(origin_members.get(name, ""), str) for name in texts)
+        and all(type(number) is int and number >= 0 for number in numbers)
+        and type(origin_members.get("redelivered", False)) is bool
+        and origin_members.get("timestamp_type", "append") in ("append", "create"),
         "origin has a member of a wrong type",
     )
-    origin = Origin(**found)
+    origin = Origin(**origin_members)
     scheme, *names = parsed
     on_kafka = scheme == destination.KAFKA
-    said = (origin.topic,) if on_kafka else (origin.exchange, origin.routing_key)
+    own = ("topic",) if on_kafka else ("exchange", "routing_key")
     _require(
-        all(value in (None, name) for value, name in zip(said, names, strict=True)),
+        all(getattr(origin, member) in (None, name) for member, name in zip(own, names, strict=True)),
         "origin contradicts destination",
     )
+    of_record, of_delivery = (*_PLACE_TEXTS[:3], "partition", "offset"), (*_PLACE_TEXTS[3:], "redelivered")
+    others = [getattr(origin, name) for name in (of_delivery if on_kafka else of_record)]
     _require(
-        all(
-            getattr(origin, name) is None
-            for name in (
-                ("queue", "exchange", "routing_key")
-                if on_kafka
-                else ("cluster", "topic", "topic_id", "partition", "offset")
-            )
-        ),
-        "origin names another broker than destination",
+        all(value is None or value is False for value in others), "origin names another broker than destination"
     )
     return origin
 

@@ -196,7 +196,11 @@ def _point(members: Mapping[str, Any], curve: ec.EllipticCurve, size: int) -> Pu
     """Return a point on its curve, whose coordinates have their full length (RFC 7518, section 6.2.1.2)."""
     x, y = _octets(members, "x"), _octets(members, "y")
     require(len(x) == len(y) == size, "coordinates are of full length", ValueError)
-    return ec.EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), curve).public_key()
+    numbers = ec.EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), curve)
+    point = numbers.public_key()
+    # a coordinate that is not below the prime would be taken for what is left of it
+    require(point.public_numbers() == numbers, "a coordinate is not below the prime", ValueError)
+    return point
 
 
 def _rsa(members: Mapping[str, Any]) -> PublicKey:
@@ -204,6 +208,8 @@ def _rsa(members: Mapping[str, Any]) -> PublicKey:
     modulus, exponent = _octets(members, "n"), _octets(members, "e")
     # numbers without a bound would take their time before ``Key`` could refuse them
     require(len(modulus) * 8 <= MAX_RSA_BITS and len(exponent) <= 8, "too large", ValueError)
+    # one number has one spelling (RFC 7518, section 2, Base64urlUInt)
+    require(modulus[:1] > b"\0" and exponent[:1] > b"\0", "a number that begins with a zero", ValueError)
     return rsa.RSAPublicNumbers(int.from_bytes(exponent, "big"), int.from_bytes(modulus, "big")).public_key()
 
 

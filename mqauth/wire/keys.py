@@ -246,11 +246,18 @@ class KeySet:
         public = tuple(key.public_only for key in keys)
         by_kid = {key.kid: key for key in public}
         require(len(by_kid) == len(public), "a kid stands for two keys")
-        found = {
+        # The version changes with any key, its subjects or its end, and with any cut-off.
+        lines = sorted(
+            repr((key.kid, key.algorithm, thumbprint(key.public), sorted(key.subjects or ()), key.expires,
+                  key.revocation)) for key in public
+        )  # fmt: skip
+        lines += sorted(repr(item) for item in (cutoffs or NO_CUTOFFS).items())
+        members = {
             "keys": public, "skipped": tuple(skipped), "by_kid": by_kid, "cutoffs": cutoffs or NO_CUTOFFS,
-            "misread": cutoffs is None, "version": _version(public, cutoffs or NO_CUTOFFS),
+            "misread": cutoffs is None,
+            "version": hashlib.sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()[:16],
         }  # fmt: skip
-        for name, value in found.items():
+        for name, value in members.items():
             object.__setattr__(self, name, value)
 
     def __iter__(self) -> Iterator[Key]:
@@ -335,16 +342,6 @@ def public_members(public: PublicKey) -> dict[str, str]:
         "x": _unsigned(point.x, size),
         "y": _unsigned(point.y, size),
     }
-
-
-def _version(keys: tuple[Key, ...], cutoffs: Mapping[str, Cutoff]) -> str:
-    """Return a short digest that changes with any key, its subjects, or its end, and with any cut-off."""
-    lines = sorted(
-        repr((key.kid, key.algorithm, thumbprint(key.public), sorted(key.subjects or ()), key.expires,
-              key.revocation)) for key in keys
-    )  # fmt: skip
-    lines += sorted(repr(item) for item in cutoffs.items())
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 def _text(raw: bytes) -> str:

@@ -15,9 +15,9 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias
 
 HeaderValue: TypeAlias = (
-    "None | bool | int | float | str | bytes | datetime | Decimal"
-    " | tuple[HeaderValue, ...] | Mapping[str, HeaderValue]"
-)
+    None | bool | int | float | str | bytes | datetime | Decimal
+    | tuple["HeaderValue", ...] | Mapping[str, "HeaderValue"]
+)  # fmt: skip
 HeaderPair: TypeAlias = tuple[str, HeaderValue]
 TimestampType: TypeAlias = Literal["append", "create"]
 Place: TypeAlias = tuple[str, str, int, int]

@@ -150,6 +150,17 @@ def kept_when_taken(original: Any) -> Any:
     return assigned
 
 
+def still_paused(original: Any) -> Any:
+    """Drop partitions without their pauses."""
+
+    def forget(found: Assignment, places: Any) -> None:
+        paused = found._paused
+        original(found, places)
+        found._paused = paused
+
+    return forget
+
+
 def answered_alone(original: Any) -> Any:
     """Give back no claim whose answer was lost."""
     return lambda found: [each for each in original(found) if each.step is Step.HANDLE]
@@ -262,6 +273,6 @@ LOG: Final = (
     Mutant("ignores a stop", Assignment, "stop", returning(None)),
     Mutant("takes the steps of what is stale", Partition, "refuse_stale", returning(None)),
     Mutant("ignores a pause of the process", Assignment, "heartbeat", returning(None)),
-    Mutant("keeps a pause of a partition it lost", Assignment, "_forget", lambda _: Assignment._drop),
+    Mutant("keeps a pause of a partition it lost", Assignment, "_forget", still_paused),
     Mutant("settles what was judged ahead", EarlyClaims, "judge_ahead", never_too_old),
 )

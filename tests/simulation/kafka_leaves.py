@@ -20,8 +20,8 @@ from mqauth.brokers.kafka import sealing as kafka_sealing
 from mqauth.brokers.log import confirmed as log_confirmed
 from mqauth.brokers.log import consumer as log_consumer
 from mqauth.brokers.log import event_loop as log_event_loop
-from mqauth.brokers.log import poller as log_poller
 from mqauth.brokers.log.records import OffsetsRefusedError
+from mqauth.delivery import assignment
 from mqauth.judging.pipeline import Pipeline
 from tests.simulation import aiokafka_client, confluent_client, kafka_broker
 from tests.simulation.kafka_broker import DEAD, TOPIC, Broker
@@ -120,13 +120,13 @@ LEAVES: Final = {
             name="kafka-python", client=kafka_broker.Client, consumer=_kafka,
             is_final=_is_final,
             modules=(
-                log_consumer, kafka_client, kafka_sealing, log_confirmed, log_poller, daemon_threads, futures,
+                log_consumer, kafka_client, kafka_sealing, log_confirmed, assignment, daemon_threads, futures,
             ),
         ),
         Leaf(
             name="confluent", client=confluent_client.Client, consumer=_confluent, is_final=_is_final,
             modules=(
-                log_consumer, log_confirmed, log_poller, confluent_poller, confluent_confirmed, daemon_threads,
+                log_consumer, log_confirmed, assignment, confluent_poller, confluent_confirmed, daemon_threads,
                 futures,
             ),
         ),
@@ -134,14 +134,14 @@ LEAVES: Final = {
             name="confluent-aio", client=confluent_client.Client, consumer=_confluent_aio, is_final=_is_final,
             on_loop=True,
             modules=(
-                log_event_loop, daemon_threads, futures, log_confirmed, log_poller, confluent_poller,
+                log_event_loop, daemon_threads, futures, log_confirmed, assignment, confluent_poller,
                 confluent_confirmed,
             ),
         ),
         Leaf(
             name="aiokafka", client=aiokafka_client.Client, consumer=_aiokafka, on_loop=True,
             is_final=_is_final,
-            modules=(log_event_loop, log_confirmed, log_poller),
+            modules=(log_event_loop, log_confirmed, assignment),
         ),
     )
 }  # fmt: skip

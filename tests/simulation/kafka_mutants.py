@@ -8,7 +8,7 @@ from typing import Any, Final
 from unittest import mock
 
 from mqauth.brokers.aiokafka import client as aiokafka_client
-from mqauth.brokers.aiokafka import poller as aiokafka_poller
+from mqauth.brokers.aiokafka import consumer as aiokafka_consumer
 from mqauth.brokers.aiokafka.confirmed import DeadLetters
 from mqauth.brokers.confluent import poller as confluent_poller
 from mqauth.brokers.confluent import positions as confluent_offsets
@@ -149,8 +149,8 @@ MUTANTS: Final = {
         *OFTEN,
         Mutant("drops a letter while its sink is down", DeadLetters, "publish", swallowing_on_loop),
         Mutant("lets a rebalance wait for nothing", AsyncLogConsumer, "settle", settling_nothing_on_loop),
-        Mutant("seeks nothing", aiokafka_poller.Poller, "seek", returning(None)),
-        Mutant("dies of a commit that failed", aiokafka_poller.Poller, "send_commit", dying_of_commits),
+        Mutant("seeks nothing", aiokafka_consumer.Poller, "seek", returning(None)),
+        Mutant("dies of a commit that failed", aiokafka_consumer.Poller, "send_commit", dying_of_commits),
         Mutant("goes to the end where it is out of range", aiokafka_client, "no_reset", resetting),
     ),
 }  # fmt: skip

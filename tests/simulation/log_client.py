@@ -21,7 +21,7 @@ class AwayError(Exception):
     """No answer."""
 
 
-class Offsets:
+class Offsets(starting.OffsetCalls):
     """The calls of a client by which its partitions begin (``OffsetCalls``).
 
     Args:

@@ -296,9 +296,9 @@ class QueueInvariants:
         self.store.left_behind |= self.store.unended
         self.require(not runner.running, "every place comes back", runner.running)
         self.require(
-            len(runner.hold) == 0 and not runner.room.by_cause(),
+            len(runner.hold) == 0 and not runner.hold.by_cause(),
             "nothing is held after a stop",
-            runner.room.by_cause(),
+            runner.hold.by_cause(),
         )
         self.require(not runner.tended, "no lease is renewed after a stop", "")
         self.require(not runner.work._progress._in_flight, "nothing is in flight after a stop", "")

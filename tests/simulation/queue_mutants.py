@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from mqauth.delivery import progress, slot
-from mqauth.delivery.hold import HeldDelivery, Hold, HoldCapacity
+from mqauth.delivery.hold import HeldDelivery, Hold
 from mqauth.delivery.progress import Progress
 from mqauth.delivery.queue_work import QueueLeases, QueueWork
 from mqauth.delivery.slot import Ack, DeliveryTags, RoundTripQueue, Slot
@@ -126,7 +126,7 @@ QUEUE: Final = (
     Mutant("holds for ever", Hold, "is_over", returning(False)),
     Mutant("holds at a stop", Hold, "stops", returning(False)),
     Mutant("keeps places of what is held", Hold, "take", kept_in_the_room),
-    Mutant("holds without bounds", HoldCapacity, "has_room", returning(True)),
+    Mutant("holds without bounds", Hold, "has_room", returning(True)),
     Mutant("passes nothing by", Window, "passes_by", returning(False)),
     Mutant("stays cautious", Window, "settled", returning(False)),
     Mutant("ignores a loss", Window, "lost", returning(None)),

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from mqauth.delivery.hold import HeldDelivery, Hold, HoldCapacity, is_deferred
+from mqauth.delivery.hold import HeldDelivery, Hold, is_deferred
 from mqauth.delivery.queue_work import QueueLeases, QueueWork
 from mqauth.delivery.slot import Slot
 from mqauth.delivery.window import Window
@@ -62,8 +62,9 @@ class Runner(Subscription):
     def __init__(self, play: QueuePlay, loop: Loop) -> None:
         super().__init__(play, loop)
         self.calls = Calls()
-        self.room = HoldCapacity(play.max_held)
-        self.hold = Hold(play.clock, self.room, seconds=play.hold_seconds, consumer_timeout=play.consumer_timeout)
+        self.hold = Hold(
+            play.clock, seconds=play.hold_seconds, consumer_timeout=play.consumer_timeout, max_held=play.max_held
+        )
         self.window = Window(QUEUE, play.clock, self.hold, play.prefetch)
         self.work = QueueWork(
             QUEUE, play.guard, play.handler, play.letters,
@@ -315,7 +316,7 @@ class Runner(Subscription):
         """Stop consuming, see what runs to its end, and ack what was settled."""
         yield at_once
         self.interrupted = True
-        if self.window.outage.lasts:
+        if self.window.is_out:
             due = self._after(1.0)
             yield lambda: due() or self.supervisor not in self.loop.tasks
         if self.supervisor in self.loop.tasks:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from mqauth.delivery.hold import HeldDelivery, Hold
 from mqauth.delivery.queue_work import QueueWork
-from mqauth.delivery.slot import AnswerTimeout, RoundTripQueue, Slot
+from mqauth.delivery.slot import TIMEOUT_PARTS, RoundTripQueue, Slot
 from mqauth.delivery.window import Window
 from mqauth.judging.pipeline import Delivery
 from mqauth.testing.clock import FakeClock
@@ -70,7 +70,7 @@ class Subscription:
     def _subscribed(self) -> Steps[None]:
         """Consume until interrupted, deal with the cause, and consume again."""
         while not self.window.stopping:
-            self.window.outage.begin()
+            self.window.begins()
             yield from self._start()
             self.started = True
             if self.window.stalled is None:
@@ -87,7 +87,7 @@ class Subscription:
             except ChannelGone as error:
                 if not self.started:
                     raise
-                self.window.outage.failed(error)
+                self.window.cannot(error)
                 yield self._after(self.window.probe_wait)
 
     def _after(self, seconds: float) -> Until:
@@ -101,7 +101,7 @@ class Subscription:
         channel = self.play.channel
         self.interrupted = False
         if self.window.stalled is not None:
-            return self.window.outage.end()
+            return self.window.consumes(None)
         self.starting = True
         try:
             yield from self._consume_on(channel)
@@ -249,7 +249,7 @@ class Subscription:
 
     def _lives(self, channel: Channel) -> Steps[bool]:
         """Ask once; close the channel where no answer came."""
-        patience = AnswerTimeout()
+        left = TIMEOUT_PARTS
         while not channel.ended:
             part = self.clock.monotonic() + PART
             if channel.alive and self.play.answers_questions:
@@ -258,7 +258,8 @@ class Subscription:
                     return True
             yield lambda part=part: channel.ended or self.clock.monotonic() >= part or self._answers(channel)  # type: ignore[misc]
             late = self.clock.monotonic() >= part
-            if late and not self._answers(channel) and patience.is_over(blocked=False):
+            left -= late and not self._answers(channel)
+            if not left:
                 self.play.close(channel)
                 return False
         return False

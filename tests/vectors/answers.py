@@ -20,6 +20,7 @@ from mqauth.wire.keys import Key, KeySet, Revocation
 from mqauth.wire.message import Message
 from tests.test_ed25519 import BASE, ORDER, SMALL, add, encoded, number, times
 from tests.vectors.edges import edges
+from tests.vectors.readers import PROTOTYPE
 from tests.vectors.world import FORGE, KEYS, NOW, Case, added, edwards, judged, kafka, pss, rabbit, seed, signature
 
 AHEAD: Final = edwards("revoked ahead", revocation=Revocation(revoked_at=NOW + 1))
@@ -85,6 +86,10 @@ def accepted() -> list[Case]:
         ("a key that will be revoked", FORGE.seal(kafka(), key=AHEAD)),
         ("issued a second before its key retired", FORGE.seal(kafka(), key=RETIRED, claims={"iat": NOW - 1})),
         ("user_id is the subject", replace(FORGE.seal(rabbit()), properties=user("orders-api"))),
+        *((f"a covered header by the name {name}", FORGE.seal(rabbit(headers=((name, {name: "admin"}),))))
+          for name in PROTOTYPE),
+        ("claims by names that an object of JavaScript has", FORGE.seal(
+            kafka(), claims={name: {name: "admin"} for name in PROTOTYPE})),
         ("an exponent in a claim of others", FORGE.seal(kafka(), payload=raw(b'}', b',"x":1e3}'))),
     ]  # fmt: skip
     return [(name, message, "accepted", None) for name, message in found]
@@ -99,6 +104,7 @@ def rejected() -> list[Case]:
          "record_key_mismatch"),
         ("a key revoked this second", FORGE.seal(kafka(), key=SINCE), "key_revoked"),
         ("issued the second its key retired", FORGE.seal(kafka(), key=RETIRED), "key_expired"),
+        ("user_id is empty", replace(FORGE.seal(rabbit()), properties=user("")), "subject_mismatch"),
         ("user_id is another subject", replace(FORGE.seal(rabbit()), properties=user("stock-api")),
          "subject_mismatch"),
         ("an Ed25519 signature whose S is not below the order", beyond_the_order(), "signature_invalid"),

@@ -78,7 +78,10 @@ def batch_edges() -> list[Case]:
     five, text = numbered(SIZE), rabbit(headers=(("tenant", "\u00e9"),))
     twin = added(five.seal(0), "Tenant", b"evil")
     behind = five.seal(0, number=str(SIZE), proof=bytes(12 + 2 * HASH_BYTES))
+    others = in_batch(list(five.messages), claims={"aud": "x"})
+    few = others.seal(0, proof=bytes(12 + HASH_BYTES))
     return [
+        ("a hash too few beside a wrong audience", few, "rejected", "proof_invalid"),
         ("the place behind the last, and twelve wrong bytes", behind, "rejected", "proof_invalid"),
         ("a twin in another case in a batch", twin, "rejected", "headers_mismatch"),
         ("a twin in another case before the destination in a batch", replace(twin, destination="kafka:other"),

@@ -9,23 +9,29 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from mqauth.errors import ConfigurationError, MalformedMessage
-from mqauth.replay.rules import batch_id, claim_id, release_id
+from mqauth.audit.chain import GENESIS, chain_hash
+from mqauth.errors import ConfigurationError, MalformedMessage, Reason, Rejection
+from mqauth.letters.dead_letter import DeadLetter
+from mqauth.letters.release import Hop, Past
+from mqauth.replay.rules import ClaimRequest, batch_id, claim_id, release_id
+from mqauth.review import letter as review
+from mqauth.stores.redis_script import Verb, script_call
 from mqauth.testing.batchforge import leaf_hash, leaf_of
 from mqauth.wire import base64url, batch, destination, envelope, jwk, strict_json
 from mqauth.wire.json_form import JSON_DEPTH, from_form, to_form
-from mqauth.wire.message import Message
+from mqauth.wire.message import NO_ORIGIN, Message
 from tests.vectors.consumers import Consumer
 from tests.vectors.identity_consumer import IdentityConsumer
 
 FOLDER: Final = Path(__file__).parent
 JUDGED: Final = ("tokens", "answers", "batch", "settings", "identity")
 """The files of messages that a consumer judges."""
-FILES: Final = (*JUDGED, "hds", "destinations", "claims", "jwks", "forms")
+FILES: Final = (*JUDGED, "hds", "destinations", "claims", "jwks", "forms", "letters", "stores")
 AMONG_MANY: Final = ("tokens", "answers", "batch", "identity")
 """The files whose vectors are judged by one consumer together, too."""
 EVERY: Final = "every vector, "
@@ -48,7 +54,7 @@ def read() -> dict[str, Any]:
 def checks(files: Files) -> list[Check]:
     """Return the checks of all vectors."""
     parts = (_judged(files), _sequences(files), _orders(files), _hds(files), _keys(files), _forms(files),
-             _destinations(files), _ids(files), _batches(files))  # fmt: skip
+             _destinations(files), _ids(files), _batches(files), _letters(files), _stores(files))  # fmt: skip
     return [check for part in parts for check in part]
 
 
@@ -200,6 +206,71 @@ def tree(inputs: list[str], vector: Any) -> None:
         path = bytes.fromhex("".join(found["hashes_hex"]))
         assert paths[found["index"]] == path
         assert proven.proves(leaves[found["index"]], found["index"], path)
+
+
+def make_letter(vector: Any) -> None:
+    """Hold the id, the digest and the form of a dead letter against its vector."""
+    message, past = from_form(_read_again(vector["message"])), vector["past"]
+    letter = DeadLetter(
+        message=message, rejection=Rejection(Reason(vector["reason"]), vector["detail"]), scope=vector["scope"],
+        time=vector["time"] / 1000, audit=vector["audit"], error=vector["error"], rung=vector["rung"],
+        release=None if past is None else _Released(past),  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert message.origin.source == vector["source"]
+    assert (letter.digest, letter.id) == (vector["digest"], vector["id"])
+    made = {"whole": lambda: letter.whole(lambda *_: True), "json": letter.in_body, "reference": letter.reference}
+    said = to_form(replace(made[vector["form"]](), destination=vector["letter"]["destination"], origin=NO_ORIGIN))
+    assert repr(said) == repr(vector["letter"])
+
+
+class _Released:
+    """What a letter takes of a release: the letters before it."""
+
+    def __init__(self, past: Any) -> None:
+        hops = (Hop(**hop | {"reason": hop["reason"] and Reason(hop["reason"])}) for hop in past["hops"])
+        self.lineage = Past(count=past["count"], hops=tuple(hops))
+
+
+def read_letter(vector: Any) -> None:
+    """Hold whether a letter is intact against its vector."""
+    reading = review.read(review.Letter(message=from_form(_read_again(vector["letter"]))))
+    assert reading.sound is vector["intact"], reading.fault
+
+
+def claim_in_redis(vector: Any) -> None:
+    """Hold the key and the place of a claim in Redis against their vector; the store's own test has the rest."""
+    place = None if vector["place"] is None else tuple(vector["place"])
+    request = ClaimRequest(
+        vector["scope"], bytes.fromhex(vector["id_hex"]), vector["owner"], place, False, 60.0, 0.0,
+        index=vector["index"],
+    )  # fmt: skip
+    call = script_call(Verb.CLAIM, [request], namespace="mqauth", now=0.0, margin=60.0, lease_clock=None)
+    assert call.keys[0].hex() == vector["key_hex"]
+    assert str(call.arguments[-1]).endswith(str(bytes.fromhex(vector["done_hex"])[1:])[2:])
+    assert vector["held_hex"].endswith(vector["done_hex"][2:])
+
+
+def follow(lines: list[str]) -> None:
+    """Hold the hash of each line of an audit file against the line before it."""
+    previous = GENESIS
+    for line in lines:
+        members = strict_json.loads(line.encode(), depth=8)
+        own = members.pop("hash")
+        assert members["prev"] == previous
+        assert chain_hash(previous, members) == own
+        previous = own
+
+
+def _stores(files: Files) -> Iterator[Check]:
+    for vector in files["stores"]["redis"]:
+        yield Check(f"stores: {vector['name']}", partial(claim_in_redis, vector))
+    yield Check("stores: the lines of an audit file", partial(follow, files["stores"]["audit"]))
+
+
+def _letters(files: Files) -> Iterator[Check]:
+    for kind, call in (("made", make_letter), ("read", read_letter)):
+        for vector in files["letters"][kind]:
+            yield Check(f"letters: {kind}: {vector['name']}", partial(call, vector))
 
 
 def _judged(files: Files) -> Iterator[Check]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from mqauth.audit.sinks import CallableSink
 from mqauth.errors import Cause, MalformedMessage, Reason, Unavailable
 from mqauth.flow import run
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
@@ -12,6 +13,7 @@ from mqauth.judging.policy import Allow, Rule
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.judging.without_evidence import WithoutEvidence
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
+from mqauth.letters.dead_letter import DeadLetter
 from mqauth.replay.memory import DEFAULT_CAPACITY, MemoryReplayStore
 from mqauth.testing import FakeClock
 from mqauth.wire import jwk
@@ -78,6 +80,15 @@ class Published:
         return self._keys
 
 
+class Buried:
+    """Takes every dead letter."""
+
+    name = "dead"
+
+    def publish(self, letter: DeadLetter, /) -> None:
+        """Take it."""
+
+
 class Consumer:
     """The consumer of a file of vectors, with an empty store.
 
@@ -107,7 +118,7 @@ class Consumer:
             ),
             policy=OutOfReach("policy_unavailable") if "policy_unavailable" in lost else _rules(said),
             replay=OutOfReach("replay_store_unavailable") if "replay_store_unavailable" in lost else store,
-            scope=said.get("scope"), clock=self.clock,
+            scope=said.get("scope"), clock=self.clock, audit=CallableSink(lambda record: None),
         )  # fmt: skip
 
     def judge(self, form: Any, *, held: bool = False) -> Outcome:
@@ -119,6 +130,8 @@ class Consumer:
         outcome = run(self.pipeline.judge(delivery))
         if outcome.verdict is Verdict.ACCEPTED and not held:
             run(self.pipeline.confirm(delivery))
+        elif outcome.verdict is Verdict.REJECTED and delivery.claims:
+            run(self.pipeline.bury(delivery, Buried()))
         return outcome
 
     def check(self, vector: Any) -> None:

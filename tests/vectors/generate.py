@@ -24,8 +24,10 @@ from tests.vectors import releases, settings
 from tests.vectors.answers import answers
 from tests.vectors.batches import batches
 from tests.vectors.identities import identities
+from tests.vectors.letters import letters
 from tests.vectors.readers import forms, key_sets
 from tests.vectors.spire import with_spire
+from tests.vectors.stores import stores
 from tests.vectors.world import (
     BATCH_FORGE,
     EVERY_TYPE,
@@ -435,6 +437,8 @@ def generate() -> dict[str, str]:
         "forms.json": forms(),
         "settings.json": other_consumers(),
         "identity.json": with_spire(identities()),
+        "letters.json": letters(),
+        "stores.json": stores(),
     }
     return {name: json.dumps(content, indent=1, ensure_ascii=True) + "\n" for name, content in made.items()}
 

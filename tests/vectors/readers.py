@@ -13,6 +13,10 @@ from tests.vectors.world import KEYS, NOW, RSA_P, RSA_Q, edwards
 OTHER: Final = edwards("another key under the same kid")
 LARGEST: Final = 262_144
 """Bytes of the largest JWK Set."""
+P_256: Final = 2**256 - 2**224 + 2**192 + 2**96 - 1
+"""The prime of P-256; it has a point with x = 5, and one with y = 1."""
+Y_OF_5: Final = 0x459243B9AA581806FE913BCE99817ADE11CA503C64D9A3C533415C083248FBCC
+X_OF_1: Final = 0x9E78D4EF60D05F750F6636209092BC43CBDD6B47E11A9DE20A9FEB2A50BB96C
 SUBGROUP: Final = bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a")
 """An Ed25519 point of order 8."""
 
@@ -27,6 +31,11 @@ def number(value: int) -> str:
     return base64url.encode(value.to_bytes((value.bit_length() + 7) // 8, "big")).decode()
 
 
+def coordinate(value: int) -> str:
+    """Return a coordinate of P-256 in its full length."""
+    return base64url.encode(value.to_bytes(32, "big")).decode()
+
+
 def used() -> dict[str, Any]:
     """Return JWKs that are used."""
     key = jwk_members(KEYS["EdDSA"])
@@ -37,6 +46,8 @@ def used() -> dict[str, Any]:
         "no alg on Ed25519": without(KEYS["EdDSA"], "alg"),
         "no alg on P-256": without(KEYS["ES256"], "alg"),
         "no alg on P-384": without(KEYS["ES384"], "alg"),
+        "a point whose x is 5": jwk_members(KEYS["ES256"]) | {"x": coordinate(5), "y": number(Y_OF_5)},
+        "a point whose y is 1": jwk_members(KEYS["ES256"]) | {"x": coordinate(X_OF_1), "y": coordinate(1)},
         "no use": without(KEYS["EdDSA"], "use"),
         "key_ops with verify among others": key | {"key_ops": ["sign", "verify"]},
         "no subjects": without(KEYS["EdDSA"], "mqauth_sub"),
@@ -99,6 +110,11 @@ def unused() -> dict[str, Any]:
         | {"x": base64url.encode(base64url.decode(point["x"].encode())[1:]).decode()},
         "a zero before the coordinates": point
         | {name: base64url.encode(b"\0" + base64url.decode(point[name].encode())).decode() for name in "xy"},
+        "a modulus that begins with a zero": rsa
+        | {"n": base64url.encode(b"\0" + base64url.decode(rsa["n"].encode())).decode()},
+        "an exponent that begins with a zero": rsa | {"e": "AAEAAQ"},
+        "an x that is not below the prime": point | {"x": number(P_256 + 5), "y": number(Y_OF_5)},
+        "a y that is not below the prime": point | {"x": coordinate(X_OF_1), "y": number(P_256 + 1)},
         "alg PS256 on a curve": point | {"alg": "PS256"},
         "alg ES256 on RSA": rsa | {"alg": "ES256"},
         "alg RS384": rsa | {"alg": "RS384"},
@@ -123,6 +139,23 @@ def key_sets() -> dict[str, Any]:
         ("one key twice", [good, good], [good]),
         ("two keys under one kid", [good, point, twin], [point]),
         ("one key under one kid with two ends", [good, good | {"exp": NOW}], []),
+        (
+            "one key with its alg in either spelling, without it, and with a use",
+            [good, good | {"alg": "Ed25519"}, without(KEYS["EdDSA"], "alg"), good | {"use": "sig"}],
+            [good],
+        ),
+        (
+            "one key with its subjects in another order, one of them twice",
+            [good | {"mqauth_sub": ["a", "b"]}, good | {"mqauth_sub": ["b", "a", "b"]}],
+            [good],
+        ),
+        ("one key with members that mean nothing", [good, good | {"note": 1}], [good]),
+        ("one key with other subjects", [good, good | {"mqauth_sub": ["a"]}], []),
+        (
+            "one key that is revoked for two reasons",
+            [good | {"revoked": {"revoked_at": NOW, "reason": reason}} for reason in ("stolen", "lost")],
+            [],
+        ),
         ("a kid of two JWKs of which one cannot be used", [good, twin | {"use": "enc"}], [good]),
         ("no keys", [], []),
         ("8 containers within each other", [good | {"note": [[[[[1]]]]]}], [good]),
@@ -160,6 +193,9 @@ EVERY_TAG: Final[tuple[tuple[str, Any, Any], ...]] = (
     ("decimal", "-12.50", "-12.50"), ("list", [{"str": "a"}], [{"str": "a"}]), ("table", {}, []),
 )  # fmt: skip
 """Each tag with two writings of one value."""
+DIGITS: Final = "1" * 300 + "." + "2" * 300
+PROTOTYPE: Final = ("__proto__", "constructor", "prototype", "toString", "hasOwnProperty")
+"""Names that an object of JavaScript has already: a reader that keeps headers in one shows what nobody sent."""
 PLACE: Final = {
     "scope": "billing", "cluster": "c", "topic": "orders", "topic_id": "q1Sh-9_ISia_zwGINzRvyQ", "partition": 0,
     "offset": 12, "timestamp_ms": 1, "timestamp_type": "create",
@@ -201,6 +237,14 @@ def same() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
         ("tables nested 32 deep", GOOD | {"headers": [["a", tables(32)]]},
          GOOD | {"headers": [["a", tables(32, pairs=True)]]}),
         ("lists nested 32 deep", GOOD | {"headers": [["a", nested(32)]]}, GOOD | {"headers": [["a", nested(32)]]}),
+        ("a topic's id in no form", RECORD | {"origin": {"topic_id": "no id"}},
+         RECORD | {"origin": {"topic_id": "no id", "cluster": None}}),
+        ("members of an origin that are null", GOOD | {"origin": QUEUE},
+         GOOD | {"origin": QUEUE | {"cluster": None, "topic_id": None, "offset": None, "redelivered": None}}),
+        *((f"a header and a member by the name {name}",
+           GOOD | {"headers": [[name, {"table": [[name, {"str": "admin"}]]}]]},
+           GOOD | {"headers": [[name, {"table": [[name, {"str": "admin"}]]}]], "origin": None})
+          for name in PROTOTYPE),
         ("a name twice on Kafka", RECORD | {"headers": [["type", {"str": "a"}], ["type", {"null": None}]]},
          RECORD | {"properties": {"type": "a"}, "headers": [["type", {"null": None}]]}),
     ]  # fmt: skip
@@ -234,7 +278,7 @@ ORIGINS: Final[tuple[tuple[dict[str, Any], str, Any], ...]] = (
     (RECORD, "timestamp_ms", "0"), (RECORD, "timestamp_ms", -1), (RECORD, "timestamp_type", 1),
     (RECORD, "queue", "q"), (GOOD, "queue", 1), (GOOD, "exchange", 1), (GOOD, "routing_key", 1),
     (GOOD, "redelivered", 1), (GOOD, "redelivered", "true"), (GOOD, "offset", 1), (GOOD, "cluster", "c"),
-    (GOOD, "partition", 0), (GOOD, "topic_id", "x"),
+    (GOOD, "partition", 0), (GOOD, "topic_id", "x"), (RECORD, "redelivered", True),
 )  # fmt: skip
 """Members of an origin that are of a wrong type, or of another broker."""
 
@@ -251,6 +295,9 @@ def malformed() -> dict[str, Any]:
         "a time with an offset": {"time": "2030-01-01T00:00:00+00:00"},
         "a time with a fraction": {"time": "2030-01-01T00:00:00.0Z"}, "the 30th of February": {
             "time": "2030-02-30T00:00:00Z"}, "a decimal with an exponent": {"decimal": "1e2"},
+        "a decimal of 301 digits": {"decimal": "1" * 301},
+        "a decimal of 301 places": {"decimal": "0." + "1" * 301},
+        "the year 0": {"time": "0000-01-01T00:00:00Z"},
         "a decimal that is a number": {"decimal": 1.5}, "null that is none": {"null": 0},
         "lists nested 33 deep": nested(33),
         "a table with a name twice": {"table": [["a", {"int": 1}], ["a", {"int": 1}]]},
@@ -271,6 +318,8 @@ def malformed() -> dict[str, Any]:
         "no body on Kafka": {"destination": "kafka:orders"},
         "a destination that is null": GOOD | {"destination": None},
         "a destination that is a list": GOOD | {"destination": []},
+        "properties that are null": GOOD | {"properties": None},
+        "headers that are null": GOOD | {"headers": None},
         "properties that are a list": GOOD | {"properties": []},
         "a property that AMQP does not have": GOOD | {"properties": {"subject": "a"}},
         **{f"headers: {name}": GOOD | {"headers": found} for name, found in PAIRS.items()},
@@ -309,6 +358,7 @@ def texts() -> list[dict[str, Any]]:
         (headed('{"float":-9223372036854775808}'), GOOD | {"headers": [["a", {"float": -(2.0**63)}]]}),
         *((headed(f'{{"{tag}":{number}}}'), None)
           for tag in ("int", "float") for number in (str(2**63), str(-(2**63) - 1))),
+        (headed(f'{{"decimal":"{DIGITS}"}}'), GOOD | {"headers": [["a", {"decimal": DIGITS}]]}),
         (placed(str(2**63)), None), (headed('{"float":NaN}'), None), (headed('{"float":1e999}'), None),
         (headed('{"int":1,"int":1}'), None), (headed('{"str":"\\ud800"}'), None),
         (headed('{"int":1}') + "x", None),

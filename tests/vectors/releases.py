@@ -318,8 +318,16 @@ def sequences() -> dict[str, list[Vector]]:
             steps("", "reviewed", let, held=True), steps("", "reviewed", let, "deferred", "claim_held"),
             steps("", "reviewed", moved, "deferred", "claim_held"),
         ],
+        "a release that is held, at its own place": [
+            steps("", "reviewed", moved, held=True), steps("", "reviewed", moved, "deferred", "claim_held"),
+        ],
+        "an expired message that was released is known for as long as its release": [
+            steps("", "reviewed", let),
+            steps("", "reviewed", released(expired, "expired", letter="cd" * 32), "rejected", "replayed"),
+        ],
         "what was handled is no news, whoever releases it": [
             steps("", "reviewed", known), steps("", "reviewed", again, "rejected", "replayed"),
+            steps("", "reviewed", again, "rejected", "replayed"),
         ],
         "what was handled may be released, once": [
             steps("", "reviewed", known), steps("", "reviewed", waived),

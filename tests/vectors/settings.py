@@ -162,6 +162,8 @@ def at_append() -> list[Vector]:
         ("appended when its key had retired, issued before", stamped(FORGE.seal(
             kafka(), key=ENDED, claims={"iat": NOW - 200, "exp": NOW}), (NOW - 100) * 1000), "key_expired"),
         ("a time that its producer wrote", stamped(FORGE.seal(kafka()), kind="create"), "append_time_unavailable"),
+        ("a time of which nobody says whose it is", stamped(FORGE.seal(kafka()), kind=None),
+         "append_time_unavailable"),
         ("no time at all", FORGE.seal(kafka()), "append_time_unavailable"),
         ("append without a time", stamped(FORGE.seal(kafka()), None), "append_time_unavailable"),
         ("the audience before the append time", FORGE.seal(kafka(), claims={"aud": "x"}), "audience_mismatch"),

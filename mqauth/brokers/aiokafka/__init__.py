@@ -5,7 +5,10 @@ takes what is rejected, and ``TransactionalDeadLetters`` commits it together wit
 those who keep their own loop. Install the ``aiokafka`` extra.
 """
 
-from mqauth.brokers.aiokafka.client import Logs, from_native, judge
+from mqauth.errors import needs_extra
+
+with needs_extra("aiokafka"):
+    from mqauth.brokers.aiokafka.client import Logs, from_native, judge
 from mqauth.brokers.aiokafka.confirmed import AuditTopic, DeadLetters, TransactionalDeadLetters
 from mqauth.brokers.aiokafka.consumer import Consumer
 from mqauth.brokers.aiokafka.producer import Producer

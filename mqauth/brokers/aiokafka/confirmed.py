@@ -28,7 +28,8 @@ from mqauth.brokers.aiokafka.client import (
 )
 from mqauth.brokers.aiokafka.membership import fence
 from mqauth.brokers.log.confirmed import MAX_BLOCK, ConfirmingClient, TopicAudit, TopicLetters
-from mqauth.brokers.log.transaction import TransactionalLetters, TransactionContent
+from mqauth.brokers.log.transaction import TransactionalLetters
+from mqauth.delivery.start import Committed
 from mqauth.errors import require
 from mqauth.flow import arun
 from mqauth.letters.dead_letter import DeadLetter, Oversize
@@ -164,12 +165,12 @@ class TransactionalDeadLetters(TransactionalLetters):
         self._loop = asyncio.get_running_loop()
         self._closing: list[Future[None]] = []
         super().__init__(make_client, topic, timeout)
-        self.longest = self.client.native._txn_manager.transaction_timeout_ms / 1000
+        self.longest = self.client._txn_manager.transaction_timeout_ms / 1000
         # The client is made on the loop too.
         self._make = lambda: on_loop(self._loop, _called(make_client), timeout)
 
     def checked(self, client: Any) -> Any:
-        """Return a new client, with the settings that it must have, for the thread of a transaction.
+        """Return a new client, with the settings that it must have.
 
         Raises:
             ConfigurationError: it has no ``transactional_id``, or a serializer.
@@ -180,74 +181,36 @@ class TransactionalDeadLetters(TransactionalLetters):
             "transactional dead letters need an AIOKafkaProducer(transactional_id=...)",
         )
         fence(client)
-        return LoopProducer(client, self._loop, self.timeout)
+        return client
 
-    def send_offsets(self, content: TransactionContent) -> None:
-        """Add the offsets to the transaction."""
-        self.client.send_offsets(dict(content.offsets), content.group)
+    def made(self, work: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
+        """Make a call of the client on its event loop, from the thread of a transaction."""
+        return on_loop(self._loop, work(*args, **named), self.timeout)
+
+    def start(self) -> None:
+        """Start the client; a transaction that its predecessor left open is ended first."""
+        self.made(self.client.start)
+
+    def confirmed(self, sent: Any) -> None:
+        """Return once the broker has a record; raise why not, after ``timeout`` at most."""
+        self.made(_outcome, sent)
+
+    def send_offsets(self, offsets: Mapping[Any, Committed], group: Any) -> None:
+        """Add offsets to the transaction, by partition."""
+        self.made(self.client.send_offsets_to_transaction, dict(offsets), group)
 
     def fenced(self, error: BaseException) -> bool:
         """Return whether another producer has taken over the id, or the broker has ended a long transaction."""
-        first = None if self.client is None else fatal_error(self.client.native)
+        first = None if self.client is None else fatal_error(self.client)
         return isinstance(error, ProducerFenced) or isinstance(first, ProducerFenced)
 
     def close_client(self, client: Any) -> None:
         """Have a client closed within seconds, whatever its state."""
-        self._closing.append(asyncio.run_coroutine_threadsafe(_stop(client.native), self._loop))
+        self._closing.append(asyncio.run_coroutine_threadsafe(_stop(client), self._loop))
 
     async def closed(self) -> None:
         """Return once all clients are closed."""
         await asyncio.gather(*map(asyncio.wrap_future, self._closing))
-
-
-class LoopProducer:
-    """The calls of an ``AIOKafkaProducer`` in a transaction, for a thread without an event loop.
-
-    Args:
-        native: the producer.
-        loop: where it lives.
-        timeout: seconds that each call may take.
-    """
-
-    def __init__(self, native: Any, loop: asyncio.AbstractEventLoop, timeout: float) -> None:
-        self.native = native
-        self._loop = loop
-        self._timeout = timeout
-
-    def init_transactions(self) -> None:
-        """Start the producer; a transaction that its predecessor left open is ended first."""
-        self._call(self.native.start())
-
-    def begin_transaction(self) -> None:
-        """Begin a transaction."""
-        self._call(self.native.begin_transaction())
-
-    def commit_transaction(self) -> None:
-        """Commit it."""
-        self._call(self.native.commit_transaction())
-
-    def send_offsets(self, offsets: Mapping[Any, int], group: Any) -> None:
-        """Add offsets to it."""
-        self._call(self.native.send_offsets_to_transaction(offsets, group))
-
-    def send(self, topic: str, **record: Any) -> Sent:
-        """Send a record."""
-        return Sent(self._call(self.native.send(topic, **record)), self._loop)
-
-    def _call(self, work: Coroutine[Any, Any, R]) -> R:
-        return on_loop(self._loop, work, self._timeout)
-
-
-class Sent:
-    """The outcome of a record, for a thread without an event loop."""
-
-    def __init__(self, outcome: asyncio.Future[Any], loop: asyncio.AbstractEventLoop) -> None:
-        self._outcome = outcome
-        self._loop = loop
-
-    def get(self, timeout: float) -> Any:
-        """Return the record's metadata, after at most so many seconds."""
-        return on_loop(self._loop, _outcome(self._outcome), timeout)
 
 
 def on_loop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, R], timeout: float) -> R:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias
 
@@ -19,7 +19,7 @@ from mqauth.brokers.event_loop import signed
 from mqauth.brokers.log.producer import RecordProducer, TopicReplies, later
 from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, native_headers
 from mqauth.brokers.log.sealing import sealed_headers
-from mqauth.errors import ConfigurationError, MalformedMessage, Unavailable
+from mqauth.errors import MalformedMessage, Unavailable, require
 from mqauth.flow import arun
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit
@@ -181,21 +181,9 @@ class Producer(RecordProducer):
 Outcome: TypeAlias = asyncio.Future[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class WaitingRecord:
-    """A record that waits to be sealed.
-
-    Args:
-        prepared: its message.
-        topic: its topic.
-        rest: the other arguments of the client's ``send``.
-        outcome: the future that its sender has.
-    """
-
-    prepared: Prepared
-    topic: str
-    rest: Mapping[str, Any]
-    outcome: Outcome
+Record: TypeAlias = tuple[Prepared, str, Mapping[str, Any], Outcome]
+"""A record that waits to be sealed: its message, its topic, the other arguments of the client's ``send``, and the
+future that its sender has."""
 
 
 class Sealing:
@@ -216,12 +204,12 @@ class Sealing:
         self._signer = signer
         self._batch = batch
         self._linger = linger
-        self._open: list[WaitingRecord] = []
+        self._open: list[Record] = []
         self._timer: asyncio.TimerHandle | None = None
         # The lock is fair: batches reach the client in the order in which they were closed.
         self._order = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._in_flight = 0
+        self._in_flight: set[Outcome] = set()
         self._ended = False
         self.failure: BaseException | None = None
 
@@ -231,13 +219,12 @@ class Sealing:
         Raises:
             ConfigurationError: closed.
         """
-        if self._ended:
-            raise ConfigurationError("the producer is closed")
+        require(not self._ended, "the producer is closed")
         outcome: Outcome = asyncio.get_running_loop().create_future()
         alone = not self._in_flight
-        self._in_flight += 1
-        outcome.add_done_callback(self._over)
-        self._open.append(WaitingRecord(prepared, topic, rest, outcome))
+        self._in_flight.add(outcome)
+        outcome.add_done_callback(self._in_flight.discard)
+        self._open.append((prepared, topic, rest, outcome))
         if alone or len(self._open) >= self._batch:
             await self.flush()
         elif self._timer is None:
@@ -265,52 +252,41 @@ class Sealing:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _send_all(self, records: list[WaitingRecord]) -> None:
+    async def _send_all(self, records: list[Record]) -> None:
         async with self._order:
             try:
-                prepared = [record.prepared for record in records]
-                tokens = await signed(self._signer, self._signer.tokens, prepared)
+                tokens = await signed(self._signer, self._signer.tokens, [record[0] for record in records])
             except Exception as error:
                 emit("producer.unsent", "%d records not sent: %s", len(records), type(error).__name__)
                 return self._fail(records, error)
             for record, token in zip(records, tokens, strict=True):
-                if isinstance(token, MalformedMessage):
-                    self._fail([record], token)
-                    continue
-                message, headers = record.prepared.message, sealed_headers(record.prepared, token)
+                prepared, topic, rest, outcome = record
                 try:
-                    sent = await self._client.send(
-                        record.topic, message.body, key=message.key, headers=headers, **record.rest
-                    )
+                    if isinstance(token, MalformedMessage):
+                        raise token
+                    message, headers = prepared.message, sealed_headers(prepared, token)
+                    sent = await self._client.send(topic, message.body, key=message.key, headers=headers, **rest)
+                    sent.add_done_callback(partial(_tell, outcome))
                 except Exception as error:
                     self._fail([record], error)
-                else:
-                    sent.add_done_callback(_telling(record.outcome))
 
-    def _fail(self, records: list[WaitingRecord], error: BaseException) -> None:
+    def _fail(self, records: list[Record], error: BaseException) -> None:
         self.failure = self.failure or error
-        for record in records:
-            if not record.outcome.done():
-                record.outcome.set_exception(error)
-
-    def _over(self, _outcome: Outcome) -> None:
-        self._in_flight -= 1
+        for *_, outcome in records:
+            if not outcome.done():
+                outcome.set_exception(error)
 
 
-def _telling(outcome: Outcome) -> Callable[[Outcome], None]:
-    """Return what passes the outcome of the client's future on."""
-
-    def tell(sent: Outcome) -> None:
-        if outcome.done():
-            return
-        if sent.cancelled():
-            outcome.cancel()
-        elif (error := sent.exception()) is not None:
-            outcome.set_exception(error)
-        else:
-            outcome.set_result(sent.result())
-
-    return tell
+def _tell(outcome: Outcome, sent: Outcome) -> None:
+    """Pass the outcome of the client's future on."""
+    if outcome.done():
+        return
+    if sent.cancelled():
+        outcome.cancel()
+    elif (error := sent.exception()) is not None:
+        outcome.set_exception(error)
+    else:
+        outcome.set_result(sent.result())
 
 
 PATIENCE: Final = 10.0

@@ -6,7 +6,10 @@
 ``confluent`` extra.
 """
 
-from mqauth.brokers.confluent.client import Logs, ajudge, from_native, judge
+from mqauth.errors import needs_extra
+
+with needs_extra("confluent"):
+    from mqauth.brokers.confluent.client import Logs, ajudge, from_native, judge
 from mqauth.brokers.confluent.confirmed import AuditTopic, DeadLetters, TransactionalDeadLetters
 from mqauth.brokers.confluent.consumer import AIOConsumer, Consumer
 from mqauth.brokers.confluent.producer import Producer

@@ -19,7 +19,6 @@ from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaExceptio
 from mqauth.brokers.dead_letters import LOOK
 from mqauth.brokers.judge import AsyncJudgement, Judgement, ajudged, judged
 from mqauth.brokers.log.records import NO_LOG, Log, PoisonRecordError, RecordPlace, unreadable
-from mqauth.brokers.log.transaction import TransactionalLetters
 from mqauth.errors import ConfigurationError, require
 from mqauth.judging.pipeline import Pipeline
 from mqauth.logs import emit
@@ -57,12 +56,13 @@ class Membership(NamedTuple):
     generation: int
 
 
-def check_consumer(client: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
+def check_consumer(client: Any, config: Mapping[str, Any], transactional: bool = False) -> Mapping[str, Any]:
     """Refuse a consumer that commits by itself, or deserializes before verification; return its settings.
 
     Args:
         client: the consumer.
         config: the settings it was made with.
+        transactional: whether its letters are committed in one transaction with its offsets.
 
     Raises:
         ConfigurationError: it does, it is of another kind, or the settings are not its own.
@@ -76,32 +76,12 @@ def check_consumer(client: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
         raise ConfigurationError(
             'set "enable.auto.offset.store" to False: offsets are committed when records are settled'
         ) from error
-    settings = _dotted(config)
-    require(
-        settings.get("group.id") == membership_of(client).group,
-        "config must be the mapping that the Consumer was made with: its group.id is another one",
-    )
-    return settings
-
-
-def check_isolation(settings: Mapping[str, Any], dead_letters: Any) -> Mapping[str, Any]:
-    """Refuse transactional letters for a consumer that reads a committed offset of an open transaction (KIP-447).
-
-    Args:
-        settings: of the consumer, with names in dots.
-        dead_letters: the sink it is given.
-
-    Returns:
-        The settings.
-
-    Raises:
-        ConfigurationError: its isolation level is another one than librdkafka's default.
-    """
-    require(
-        not isinstance(dead_letters, TransactionalLetters)
-        or settings.get("isolation.level", "read_committed") == "read_committed",
-        'transactional dead letters need "isolation.level": "read_committed" in the consumer',
-    )
+    settings, group = _dotted(config), membership_of(client).group
+    another = "config must be the mapping that the Consumer was made with: its group.id is another one"
+    require(settings.get("group.id") == group, another)
+    # It would read a committed offset of a transaction that is still open (KIP-447).
+    open_too = 'transactional dead letters need "isolation.level": "read_committed" in the consumer'
+    require(not transactional or settings.get("isolation.level") in (None, "read_committed"), open_too)
     return settings
 
 
@@ -137,7 +117,8 @@ def membership_of(client: Any) -> Membership:
     """
     encoded = bytes(client.consumer_group_metadata())
     begin = len(_METADATA) + 4
-    require(encoded.startswith(_METADATA), f"the group's metadata begins with {encoded[:7]!r}, not {_METADATA!r}")
+    found = encoded[: len(_METADATA)]
+    require(found == _METADATA, f"the group's metadata must begin with {_METADATA!r}, not {found!r}")
     generation = int.from_bytes(encoded[len(_METADATA) : begin], sys.byteorder, signed=True)
     return Membership(encoded[begin:].partition(b"\0")[0].decode("utf-8"), generation)
 
@@ -161,11 +142,9 @@ def _dotted(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _check_kind(client: Any, kind: type, refused: type) -> None:
-    name = f"{type(client).__module__}.{type(client).__name__}"
-    require(
-        isinstance(client, kind) and not isinstance(client, refused),
-        f"a confluent_kafka.{kind.__name__} is needed, not {name}",
-    )
+    if isinstance(client, refused) or not isinstance(client, kind):
+        name = f"{type(client).__module__}.{type(client).__name__}"
+        raise ConfigurationError(f"a confluent_kafka.{kind.__name__} is needed, not {name}")
 
 
 def has_topic(client: Any, topic: str) -> bool:
@@ -195,9 +174,10 @@ def from_native(record: Any, *, scope: str, log: Log = NO_LOG) -> Message:
     Raises:
         ConfigurationError: the record is of another client.
     """
+    kind = type(record)
     require(
         isinstance(record, confluent_kafka.Message),
-        f"a confluent_kafka.Message is needed, not {type(record).__module__}.{type(record).__name__}",
+        f"a confluent_kafka.Message is needed, not {kind.__module__}.{kind.__name__}",
     )
     return translated(record, RecordPlace(record.topic(), record.partition(), scope, log))
 

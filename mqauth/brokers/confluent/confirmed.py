@@ -25,7 +25,8 @@ from mqauth.brokers.confluent.client import (
 )
 from mqauth.brokers.confluent.positions import native
 from mqauth.brokers.log.confirmed import ConfirmingClient, TopicAudit, TopicLetters
-from mqauth.brokers.log.transaction import TransactionalLetters, TransactionContent
+from mqauth.brokers.log.transaction import TransactionalLetters
+from mqauth.delivery.start import Committed
 from mqauth.errors import require
 from mqauth.letters.dead_letter import Oversize
 
@@ -232,10 +233,10 @@ class TransactionalDeadLetters(TransactionalLetters):
         """Return whether the broker has the topic, as far as it tells."""
         return has_topic(self.client, self.name)
 
-    def send_offsets(self, content: TransactionContent) -> None:
-        """Add the offsets to the transaction."""
-        offsets = [native(place, *commit) for place, commit in content.offsets.items()]
-        self.client.send_offsets_to_transaction(offsets, content.group, self.timeout)
+    def send_offsets(self, offsets: Mapping[Any, Committed], group: Any) -> None:
+        """Add offsets to the transaction, by partition."""
+        natives = [native(place, *commit) for place, commit in offsets.items()]
+        self.client.send_offsets_to_transaction(natives, group, self.timeout)
 
     def fenced(self, error: BaseException) -> bool:
         """Return whether another producer has taken over the id, or the broker has ended a long transaction."""

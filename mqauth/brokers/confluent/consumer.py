@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import confluent_kafka
 
-from mqauth.brokers.confluent.client import check_consumer, check_isolation
+from mqauth.brokers.confluent.client import check_consumer
 from mqauth.brokers.confluent.poller import Poller
-from mqauth.brokers.confluent.positions import OffsetsOnThread
 from mqauth.brokers.confluent.producer import Producer, Replies
 from mqauth.brokers.event_loop import in_event_loop, letters_on_thread
 from mqauth.brokers.log.consumer import LogConsumer
@@ -27,7 +26,7 @@ from mqauth.brokers.log.transaction import TransactionalLetters
 from mqauth.brokers.options import LogOptions
 from mqauth.errors import require
 from mqauth.flow import Flow, call
-from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.pipeline import Handler, Pipeline, V
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.threads import DaemonThread
 from mqauth.wire.message import Message
@@ -70,15 +69,15 @@ class Consumer(LogConsumer):
         self,
         client: confluent_kafka.Consumer,
         guard: Pipeline,
-        handler: Handler,
+        handler: Handler[V],
         *,
         config: Mapping[str, Any],
         topics: Sequence[str],
         dead_letters: DeadLetterSink,
         replies: Producer | None = None,
-        **options: Unpack[LogOptions],
+        **options: Unpack[LogOptions[V]],
     ) -> None:
-        settings = check_isolation(check_consumer(client, config), dead_letters)
+        settings = check_consumer(client, config, isinstance(dead_letters, TransactionalLetters))
         answer = None if replies is None else Replies(replies)
         super().__init__(guard, handler, dead_letters, answer=answer, session=SESSION, **options)
         poller = Poller(client, self._assignment, settings, replies=answer)
@@ -120,22 +119,22 @@ class AIOConsumer(AsyncLogConsumer):
         self,
         client: Client,
         guard: Pipeline,
-        handler: Handler,
+        handler: Handler[V],
         *,
         config: Mapping[str, Any],
         topics: Sequence[str],
         dead_letters: DeadLetterSink,
         replies: Producer | None = None,
-        **options: Unpack[LogOptions],
+        **options: Unpack[LogOptions[V]],
     ) -> None:
         # Releases before 2.13 have no such client, and the rest of this package works with them.
         from confluent_kafka.aio import AIOConsumer as Client
 
         require(isinstance(client, Client), f"an AIOConsumer is needed, not {type(client).__name__}")
-        settings = check_isolation(check_consumer(client._consumer, config), dead_letters)
+        transactional = isinstance(dead_letters, TransactionalLetters)
+        settings = check_consumer(client._consumer, config, transactional)
         answer = None if replies is None else AIOReplies(replies)
-        if not isinstance(dead_letters, TransactionalLetters):
-            dead_letters = letters_on_thread(dead_letters)
+        dead_letters = dead_letters if transactional else letters_on_thread(dead_letters)
         super().__init__(guard, handler, dead_letters, answer=answer, session=SESSION, **options)
         self.attach(poller := AIOPoller(client._consumer, self._assignment, settings, replies=answer))
         loop = asyncio.get_running_loop()
@@ -151,7 +150,7 @@ class AIOConsumer(AsyncLogConsumer):
         poller.listen(topics, settle)
 
 
-class AIOPoller(OffsetsOnThread, Poller):
+class AIOPoller(Poller):
     """The calls of the ``Consumer`` in an ``AIOConsumer``, made on one thread; the rest as ``Poller`` has it."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -205,7 +204,7 @@ class AIOPoller(OffsetsOnThread, Poller):
         """Return once all that ``close`` began has ended, to be awaited."""
         return asyncio.wrap_future(self._closing)
 
-    def here(self, work: Callable[..., Any], *args: Any) -> Any:
+    def here(self, work: Callable[..., Any], /, *args: Any) -> Any:
         """Make a call on the thread; at once where this is the thread, inside a callback of the client."""
         return self._on_thread(work, *args) if in_event_loop() else work(*args)
 

@@ -1,31 +1,26 @@
 """The calls of a ``confluent_kafka.Consumer``: consume, pause, seek, commit; and its rebalance callbacks.
 
 librdkafka runs the callbacks inside ``consume``, and goes on with the rebalance when the callback has returned. So
-the callback of a revocation waits for running handlers and commits, before the partitions go to another member.
+the callback of a revocation waits for running handlers and commits, before the partitions go to another member. An
+eager rebalance revokes all partitions of a consumer and assigns most of them again, at their committed offsets.
+
+librdkafka 2.16 throws away what it has fetched of a partition that is paused. After ``pause`` and ``resume`` some
+tenths of a second pass until records come again. So while handlers run for a short time nothing is paused at the
+client: records that are read meanwhile are kept here, until their partition is wanted again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from mqauth.brokers.confluent.client import REBALANCING, Logs, error_of, heed, membership_of, translated
-from mqauth.brokers.confluent.positions import (
-    KEPT,
-    MOST,
-    KeptPositions,
-    PausingCalls,
-    Place,
-    left_out,
-    native,
-    places_of,
-    reset_of,
-)
-from mqauth.brokers.log.poller import IDLE
+from mqauth.brokers.confluent.positions import Offsets, Place, left_out, native, places_of, reset_of
+from mqauth.brokers.log.poller import IDLE, LogPoller
 from mqauth.brokers.log.records import RecordPlace
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import ClientCalls, offset_of
@@ -35,12 +30,16 @@ from mqauth.flow import run
 from mqauth.logs import emit
 from mqauth.wire.message import Message
 
+MOST: Final = 500
+"""Most records of one ``consume``."""
+KEPT: Final = 20
+"""Records of a paused partition that are kept here, after which the client pauses it."""
 LOOK: Final = 1.0
 """Seconds after which partitions that bring nothing are looked at: the client may stand at their end, past records
 that it left out."""
 
 
-class Poller(PausingCalls):
+class Poller(Offsets, LogPoller):
     """The calls of one client, made by the thread that holds the poll lock.
 
     Args:
@@ -57,7 +56,10 @@ class Poller(PausingCalls):
         self._logs = Logs(client)
         self.scope = membership_of(client).group
         self._late: dict[Place, int] = {}  # seeks that the client has refused so far
-        self._kept = KeptPositions()
+        self._held: set[Place] = set()
+        self._paused: set[Place] = set()  # of them, some at the client
+        self._stopped: set[Place] = set()
+        self._read: dict[Place, list[Message]] = {}  # of paused partitions
         self._refused = self._closed = False
 
     def listen(self, topics: Sequence[str], settle: Callable[[], None]) -> None:
@@ -145,7 +147,28 @@ class Poller(PausingCalls):
             self._late[place] = offset
         else:
             self._late.pop(place, None)
-            self._kept.started(place, offset)
+
+    def held(self) -> tuple[Set[Any], Set[Any]]:
+        """Return the partitions that the client holds now, and those of them that are paused."""
+        return self._held, self._paused
+
+    def membership(self) -> Any:
+        """Return the membership to commit by, ``None`` during a rebalance."""
+        # Partitions assigned by hand have no generation either, and no member.
+        if self._client.memberid() and membership_of(self._client).generation < 0:
+            return None
+        return self._client.consumer_group_metadata()
+
+    def pause(self, places: Set[Any]) -> None:
+        """Return no more records of these partitions."""
+        self._paused |= places
+
+    def resume(self, places: Set[Any]) -> None:
+        """Return records of these partitions again."""
+        if stopped := self._stopped & places:
+            self._client.resume([native(place) for place in stopped])
+        self._stopped -= places
+        self._paused -= places
 
     def ask(self, wanted: ClientCalls) -> None:
         """Make the calls that the assignment asks for, and seeks that the client has refused so far."""
@@ -157,7 +180,7 @@ class Poller(PausingCalls):
         # a callback that raises inside the client's close, since it calls a client that is closed, ends that with
         # SystemError.
         self.abandon()
-        self._late |= self._unread()
+        self._late |= {place: offset_of(messages[0]) for place, messages in self._read.items()}
         super().close()
 
     def abandon(self) -> None:
@@ -166,11 +189,9 @@ class Poller(PausingCalls):
 
     def _is_next(self, place: Place, first: Message) -> bool:
         """Return whether records go to the assignment: of a partition that is ours, and not to be read again."""
-        offset = offset_of(first)
-        again = self._kept.read_again(place, offset)
-        if again or place not in self._held or place in self._late:
+        if place not in self._held or place in self._late:
             return False
-        if place not in self._read and self._left_out(place, offset):
+        if place not in self._read and self._left_out(place, offset_of(first)):
             self.outside.add(place)
         return place not in self.outside
 
@@ -223,12 +244,8 @@ class Poller(PausingCalls):
         """Go on with partitions that came back from a rebalance, and drop those that did not."""
         if self._closed:
             return
-        places = places_of(partitions)
-        self._assignment.lost(self._kept.lost(client))
-        self._held |= places
-        self._assignment.assigned(self._held)
-        if self._kept.restore(client, places):
-            self.steer()
+        self._held |= places_of(partitions)
+        self._assignment.assigned(self._held, membership_of(client).generation, at_commits=True)
         # At once: the end of a partition is another one a moment later.
         run(self.beginning())
 
@@ -242,10 +259,8 @@ class Poller(PausingCalls):
         super().commit(last=True)
         places = places_of(partitions)
         # The cooperative protocol (KIP-429) revokes only the partitions that move.
-        eager = places == self._held
-        if eager:
-            self._kept.keep(client, partitions, self._late | self._unread())
-        self._assignment.revoked(places, places if eager else self._held - places)
+        held = places if places == self._held else self._held - places
+        self._assignment.revoked(places, held, membership_of(client).generation)
         self._drop(places)
 
     def _lost(self, _client: Any, partitions: list[TopicPartition]) -> None:
@@ -260,6 +275,20 @@ class Poller(PausingCalls):
         # librdkafka forgets seeks with the assignment but keeps pauses: what comes back would stand still.
         self.resume(places)
         self._forget(places)
-        self._kept.forget(places)
         self._held -= places
         self._late = {place: offset for place, offset in self._late.items() if place not in places}
+
+    def _keep(self, place: Place, messages: list[Message]) -> None:
+        """Keep what was read of a partition until ``fetch`` returns it."""
+        self._read.setdefault(place, []).extend(messages)
+
+    def _forget(self, places: Set[Place]) -> None:
+        """Drop what was read of partitions."""
+        for place in self._read.keys() & places:
+            del self._read[place]
+
+    def _stop(self, places: Set[Place]) -> None:
+        """Pause partitions at the client."""
+        if running := places - self._stopped:
+            self._client.pause([native(place) for place in running])
+            self._stopped |= running

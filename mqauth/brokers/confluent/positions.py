@@ -1,30 +1,16 @@
-"""Positions of partitions over an eager rebalance, which librdkafka 2.16 forgets.
-
-An eager rebalance revokes all partitions of a consumer and assigns most of them again. librdkafka then reads from
-the committed offset: records that are waiting here, and records whose handlers still run, would come a second
-time, with a new time of receipt. So the position of each partition is kept, and given back with the assignment.
-
-``Offsets`` has the calls that say and move where its group stands (``OffsetCalls``). ``PausingCalls`` keeps what
-the client has fetched, which librdkafka 2.16 throws away with a pause. After ``pause`` and ``resume`` some tenths
-of a second pass until records come again. So while handlers run for a short time nothing is paused at the client:
-records that are read meanwhile are kept here, until their partition is wanted again.
-"""
+"""Where a group stands at a client of confluent-kafka, and where partitions begin and end (``OffsetCalls``)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaException, TopicPartition
 
-from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, membership_of, name_of
+from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, name_of
 from mqauth.brokers.dead_letters import Errors
-from mqauth.brokers.log.poller import LogPoller
 from mqauth.brokers.log.starting import OffsetCalls
-from mqauth.delivery.assignment import Assignment
-from mqauth.delivery.partition import offset_of
 from mqauth.delivery.start import Committed
-from mqauth.wire.message import Message
 
 
 class Place(NamedTuple):
@@ -42,74 +28,6 @@ def places_of(partitions: Iterable[Any]) -> set[Place]:
 def native(place: Any, offset: int = OFFSET_INVALID, metadata: str = "") -> TopicPartition:
     """Return the client's ``TopicPartition`` of a place."""
     return TopicPartition(place.topic, place.partition, offset, metadata)
-
-
-class KeptPositions:
-    """The offsets at which the partitions of an eager rebalance are read next."""
-
-    def __init__(self) -> None:
-        self._kept: dict[Place, int] = {}
-        # A client tells no position between a seek, or an assignment, and the first record that is read after it.
-        self._starts: dict[Place, int] = {}
-        self._generation = -1
-
-    def started(self, place: Place, offset: int) -> None:
-        """Note the offset that a partition was told to be read from."""
-        self._starts[place] = offset
-
-    def keep(self, client: Any, partitions: list[TopicPartition], wanted: Mapping[Place, int]) -> None:
-        """Keep the positions of partitions that are being revoked.
-
-        Args:
-            client: the consumer.
-            partitions: the partitions.
-            wanted: offsets of seeks that the client has not made yet.
-        """
-        self._generation = membership_of(client).generation
-        positions = {
-            Place(each.topic, each.partition): each.offset
-            for each in client.position(partitions)
-            if each.offset >= 0
-        }
-        self._kept = self._starts | positions | dict(wanted)
-
-    def forget(self, places: Set[Place]) -> None:
-        """Forget the starts of partitions that are no longer assigned."""
-        self._starts = {place: offset for place, offset in self._starts.items() if place not in places}
-
-    def read_again(self, place: Place, offset: int) -> bool:
-        """Move a kept position back to a record, where there is one; return whether there is.
-
-        A call of ``consume`` may read a record and then have its partition revoked.
-        """
-        if place in self._kept:
-            self._kept[place] = min(self._kept[place], offset)
-        return place in self._kept
-
-    def lost(self, client: Any) -> Set[Place]:
-        """Return and forget all positions, unless this is the generation after the revocation.
-
-        In a generation between them another member may have had the partitions, and committed.
-        """
-        if not self._kept or membership_of(client).generation == self._generation + 1:
-            return frozenset()
-        kept, self._kept = self._kept, {}
-        return kept.keys()
-
-    def restore(self, client: Any, places: Iterable[Place]) -> bool:
-        """Assign partitions at their kept positions; return false, with no call made, where there are none."""
-        kept, self._kept = self._kept, {}
-        starts = {place: kept.get(place, OFFSET_INVALID) for place in places}
-        self._starts |= {place: offset for place, offset in starts.items() if offset >= 0}
-        partitions = [native(place, offset) for place, offset in starts.items()]
-        if all(each.offset < 0 for each in partitions):
-            return False
-        try:
-            client.assign(partitions)
-        except KafkaException:
-            # The protocol is cooperative, which the client does not tell.
-            client.incremental_assign(partitions)
-        return True
 
 
 FETCH_TIMEOUT: Final = 5.0
@@ -206,34 +124,6 @@ class Offsets(OffsetCalls):
         return error_of(error).code() in COMES_AGAIN
 
 
-class OffsetsOnThread(Offsets):
-    """The same on a thread, each to be awaited."""
-
-    def here(self, work: Callable[..., Any], *args: Any) -> Any:
-        """Make a call on the thread."""
-        raise NotImplementedError
-
-    def send_commit(self, offsets: Mapping[Any, Committed], /) -> Any:
-        """Commit offsets by partition; return the name of an error that passes."""
-        return self.here(super().send_commit, offsets)
-
-    def committed(self, places: Collection[Any], /) -> Any:
-        """Return the group's commits by partition."""
-        return self.here(super().committed, places)
-
-    def places(self, topic: str, /) -> Any:
-        """Return all partitions of a topic."""
-        return self.here(super().places, topic)
-
-    def position(self, place: Any, /) -> Any:
-        """Return where its owner has told a partition to begin."""
-        return self.here(super().position, place) if place in self.given else None
-
-    def bounds(self, places: Collection[Any], end: bool, /) -> Any:
-        """Return the first offset of each partition, or the one behind the last record that may be read."""
-        return self.here(super().bounds, places, end)
-
-
 def _checked(partitions: Iterable[Any]) -> list[Any]:
     """Return partitions as the client gave them; raise the error of the first that has one."""
     listed = list(partitions)
@@ -241,67 +131,3 @@ def _checked(partitions: Iterable[Any]) -> list[Any]:
         if each.error is not None:
             raise KafkaException(each.error)
     return listed
-
-
-MOST: Final = 500
-"""Most records of one ``consume``."""
-KEPT: Final = 20
-"""Records of a paused partition that are kept here, after which the client pauses it."""
-
-
-class PausingCalls(Offsets, LogPoller):
-    """The calls of one client that pause partitions.
-
-    Args:
-        client: the ``confluent_kafka.Consumer``.
-        assignment: says which calls to make, and gets the records.
-        settings: as ``LogPoller`` has them.
-    """
-
-    def __init__(self, client: Any, assignment: Assignment, **settings: Any) -> None:
-        super().__init__(client, assignment, **settings)
-        self._held: set[Place] = set()
-        self._paused: set[Place] = set()  # of them, some at the client
-        self._stopped: set[Place] = set()
-        self._read: dict[Place, list[Message]] = {}  # of paused partitions
-
-    def held(self) -> tuple[Set[Any], Set[Any]]:
-        """Return the partitions that the client holds now, and those of them that are paused."""
-        return self._held, self._paused
-
-    def membership(self) -> Any:
-        """Return the membership to commit by, ``None`` during a rebalance."""
-        # Partitions assigned by hand have no generation either, and no member.
-        if self._client.memberid() and membership_of(self._client).generation < 0:
-            return None
-        return self._client.consumer_group_metadata()
-
-    def pause(self, places: Set[Any]) -> None:
-        """Return no more records of these partitions."""
-        self._paused |= places
-
-    def resume(self, places: Set[Any]) -> None:
-        """Return records of these partitions again."""
-        if stopped := self._stopped & places:
-            self._client.resume([native(place) for place in stopped])
-        self._stopped -= places
-        self._paused -= places
-
-    def _keep(self, place: Place, messages: list[Message]) -> None:
-        """Keep what was read of a partition until ``fetch`` returns it."""
-        self._read.setdefault(place, []).extend(messages)
-
-    def _unread(self) -> dict[Place, int]:
-        """Return for each partition of which records are kept the offset of the first."""
-        return {place: offset_of(messages[0]) for place, messages in self._read.items()}
-
-    def _forget(self, places: Set[Place]) -> None:
-        """Drop what was read of partitions."""
-        for place in self._read.keys() & places:
-            del self._read[place]
-
-    def _stop(self, places: Set[Place]) -> None:
-        """Pause partitions at the client."""
-        if running := places - self._stopped:
-            self._client.pause([native(place) for place in running])
-            self._stopped |= running

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Context, copy_context
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import confluent_kafka
@@ -28,7 +29,7 @@ from mqauth.brokers.confluent.confirmed import Report
 from mqauth.brokers.log.producer import DEFAULT_IN_FLIGHT, LogProducer, TopicReplies, later
 from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, native_headers
 from mqauth.brokers.log.sealing import RecordSealing, sealed_headers
-from mqauth.errors import ConfigurationError, MalformedMessage, Unavailable
+from mqauth.errors import MalformedMessage, Unavailable, require
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit
 from mqauth.signer import Prepared, Signer
@@ -234,7 +235,6 @@ class Producer(LogProducer):
 
 Record: TypeAlias = tuple[str, Mapping[str, Any], Context]
 """A record's topic, the other arguments of ``produce``, and the context of its sender, in which it is traced."""
-Failures: TypeAlias = list[tuple[Record, Exception]]
 
 
 class Sealing(RecordSealing):
@@ -261,12 +261,7 @@ class Sealing(RecordSealing):
         Raises:
             ConfigurationError: closed.
         """
-        if self.enqueue(prepared, lambda _: (topic, rest, copy_context())) is None:
-            raise ConfigurationError("the producer is closed")
-
-    def begin(self) -> Failures:
-        """Return the list of a batch's failures."""
-        return []
+        require(self.enqueue(prepared, (topic, rest, copy_context())), "the producer is closed")
 
     def idle(self) -> bool:
         """Return whether nothing is in flight."""
@@ -283,21 +278,23 @@ class Sealing(RecordSealing):
             return self.failed(error)  # type: ignore[no-any-return]
         return None
 
-    def handed(self, common: Failures, records: Sequence[Record], outcomes: Sequence[Any], /) -> None:
-        """Note the records of a batch that were not sent."""
-        common += [(record, error) for record, error in zip(records, outcomes, strict=True) if error is not None]
+    def handed(self, records: Sequence[Record], outcomes: Sequence[Any], /) -> Iterable[Callable[[], object]]:
+        """Return calls to the delivery reports of the records of a batch that were not sent."""
+        failures = [(record, error) for record, error in zip(records, outcomes, strict=True) if error is not None]
+        return [partial(report_unsent, record, error) for record, error in failures]
 
-    def tell(self, common: Failures, /) -> None:
-        """Call the delivery reports of the records that were not sent."""
-        for (topic, rest, context), error in common:
-            emit("producer.unsent", "a record to %s was not sent: %s", topic, type(error).__name__)
-            if rest["on_delivery"] is not None:
-                if isinstance(error, KafkaException):
-                    reported = error_of(error)
-                else:
-                    code = KafkaError._QUEUE_FULL if isinstance(error, BufferError) else KafkaError._FAIL
-                    reported = KafkaError(code, f"{type(error).__name__}: {error}")
-                context.run(rest["on_delivery"], reported, confluent_kafka.Message(topic=topic, error=reported))
+
+def report_unsent(record: Record, error: BaseException) -> None:
+    """Call the delivery report of a record that was not sent."""
+    topic, rest, context = record
+    emit("producer.unsent", "a record to %s was not sent: %s", topic, type(error).__name__)
+    if rest["on_delivery"] is not None:
+        if isinstance(error, KafkaException):
+            reported = error_of(error)
+        else:
+            code = KafkaError._QUEUE_FULL if isinstance(error, BufferError) else KafkaError._FAIL
+            reported = KafkaError(code, f"{type(error).__name__}: {error}")
+        context.run(rest["on_delivery"], reported, confluent_kafka.Message(topic=topic, error=reported))
 
 
 _NO_TOPIC: Final = frozenset(

@@ -5,8 +5,11 @@ rejected, ``TransactionalDeadLetters`` commits it together with the offsets. A p
 takes ``judge``. Install the ``kafka`` extra.
 """
 
+from mqauth.errors import needs_extra
+
+with needs_extra("kafka"):
+    from mqauth.brokers.kafka.client import Logs, from_native, judge
 from mqauth.brokers.judge import Judgement
-from mqauth.brokers.kafka.client import Logs, from_native, judge
 from mqauth.brokers.kafka.confirmed import AuditTopic, DeadLetters, TransactionalDeadLetters
 from mqauth.brokers.kafka.consumer import Consumer
 from mqauth.brokers.kafka.producer import Producer

@@ -6,7 +6,7 @@ waits in a transaction without a time limit, and after a failed one it keeps off
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,8 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError, ProducerFencedErr
 from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.kafka.client import carries, has_topic, producer_settings
 from mqauth.brokers.log.confirmed import MAX_BLOCK, ConfirmingClient, TopicAudit, TopicLetters
-from mqauth.brokers.log.transaction import TransactionalLetters, TransactionContent
+from mqauth.brokers.log.transaction import TransactionalLetters
+from mqauth.delivery.start import Committed
 from mqauth.errors import require
 from mqauth.letters.dead_letter import Oversize
 
@@ -136,10 +137,10 @@ class TransactionalDeadLetters(TransactionalLetters):
         """Return whether the broker has the topic, as far as it tells."""
         return has_topic(self.client, self.name)
 
-    def send_offsets(self, content: TransactionContent) -> None:
-        """Add the offsets to the transaction."""
-        offsets = {place: OffsetAndMetadata(*commit, -1) for place, commit in content.offsets.items()}
-        self.client.send_offsets_to_transaction(offsets, content.group)
+    def send_offsets(self, offsets: Mapping[Any, Committed], group: Any) -> None:
+        """Add offsets to the transaction, by partition."""
+        natives = {place: OffsetAndMetadata(*commit, -1) for place, commit in offsets.items()}
+        self.client.send_offsets_to_transaction(natives, group)
 
     def fenced(self, _error: BaseException) -> bool:
         """Return whether another producer has taken over the id, or the broker has ended a long transaction."""

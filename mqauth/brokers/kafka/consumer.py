@@ -32,7 +32,7 @@ from mqauth.delivery.log_work import LogWork
 from mqauth.delivery.start import Committed
 from mqauth.errors import require
 from mqauth.flow import run
-from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.pipeline import Handler, Pipeline, V
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.wire.message import Message
@@ -65,12 +65,12 @@ class Consumer(LogConsumer):
         self,
         client: KafkaConsumer,
         guard: Pipeline,
-        handler: Handler,
+        handler: Handler[V],
         *,
         dead_letters: DeadLetterSink,
         replies: Producer | None = None,
         on_poison: Literal["stop", "skip"] = "stop",
-        **options: Unpack[LogOptions],
+        **options: Unpack[LogOptions[V]],
     ) -> None:
         kafka_client.check_client(client)
         require(on_poison in ("stop", "skip"), f'on_poison must be "stop" or "skip", not {on_poison!r}')
@@ -216,25 +216,18 @@ class Listener(ConsumerRebalanceListener):
     def __init__(self, client: Any, assignment: Assignment, theirs: Any = None) -> None:
         self._client = client
         self._assignment = assignment
-        self._suspended: set[Any] = set()
-        self._generation: int | None = None
         self.theirs = theirs
 
     def on_partitions_revoked(self, revoked: Any) -> None:
         """Drop what was taken away; suspend what may come back."""
-        held = kafka_repair.held(self._client)
-        self._suspended, self._generation = set(revoked) & held, kafka_repair.generation(self._client)
-        self._assignment.revoked(revoked, held)
+        held, generation = kafka_repair.held(self._client), kafka_repair.generation(self._client)
+        self._assignment.revoked(revoked, held, generation)
         kafka_repair.tell(self.theirs, "on_partitions_revoked", revoked)
 
     def on_partitions_assigned(self, assigned: Any) -> None:
         """Go on with what came back; drop what did not, or what another member may have had in between."""
-        before = self._generation
-        if before is not None and kafka_repair.generation(self._client) != before + 1:
-            self._assignment.lost(self._suspended)
-            kafka_repair.forget_positions(self._client, self._suspended)
-        self._suspended = set()
-        self._assignment.assigned(kafka_repair.held(self._client))
+        held, generation = kafka_repair.held(self._client), kafka_repair.generation(self._client)
+        kafka_repair.forget_positions(self._client, self._assignment.assigned(held, generation))
         kafka_repair.tell(self.theirs, "on_partitions_assigned", assigned)
 
     def on_partitions_lost(self, lost: Any) -> None:

@@ -6,7 +6,7 @@ around, and does nothing for a client without these attributes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -19,9 +19,40 @@ _WOKEN: Final = "_mqauth_woken"
 
 def before_poll(client: Any) -> None:
     """Remove what would keep the next ``poll()`` from returning records, for a while or for ever."""
-    _join(client)
-    _unpark(client)
-    _wake(client)
+    # A join that is due is waited for, up to a second; short polls alone might never finish it. kafka-python 3.0
+    # throws away a join that ends between two calls of ``poll()`` and starts another, with short polls for ever.
+    # And a leader that joins again because it saw new partitions considers that join unneeded once ``poll()`` has
+    # timed out in the middle: it gets no assignment and sends no heartbeat from then on.
+    coordinator: Any = getattr(client, "_coordinator", None)
+    if coordinator is not None:
+        if coordinator.rejoining and not coordinator.rejoin_needed:
+            coordinator.request_rejoin()
+        if coordinator.need_rejoin():
+            coordinator.poll(timeout_ms=1000)
+
+    # Records that were fetched before a pause are delivered after it. kafka-python 3.0 puts them back only where
+    # no other iterator is in line, and takes an exhausted iterator for one in line: a resumed partition would
+    # neither be delivered nor fetched again.
+    fetcher: Any = getattr(client, "_fetcher", None)
+    current = getattr(fetcher, "_next_partition_records", None)
+    if current is not None and not current:
+        fetcher._next_partition_records = None
+
+    # A response that has just arrived is delivered at once. kafka-python 3.0 misses one that arrives between its
+    # two looks, and sleeps for ``retry_backoff_ms`` with records at hand.
+    fetch, attributes = getattr(fetcher, "fetch_records", None), getattr(fetcher, "__dict__", {})
+    if fetch is None or _WOKEN in attributes:
+        return
+
+    def fetch_records(*args: Any, **kwargs: Any) -> Any:
+        fetched = fetch(*args, **kwargs)
+        landed = (
+            isinstance(fetched, tuple) and fetched[1:] == (True,) and getattr(fetcher, "_completed_fetches", None)
+        )
+        return (fetched[0], False) if landed else fetched
+
+    attributes[_WOKEN] = attributes.get("fetch_records")
+    attributes["fetch_records"] = fetch_records
 
 
 def held(client: Any) -> set[Any]:
@@ -43,7 +74,7 @@ def generation(client: Any) -> int | None:
     return None if membership is None else int(membership().generation_id)
 
 
-def forget_positions(client: Any, places: set[Any]) -> None:
+def forget_positions(client: Any, places: Set[Any]) -> None:
     """Have partitions read from their committed offsets next, as if they were new.
 
     kafka-python 3.0 keeps a position through an eager rebalance, also where another member had the partition in a
@@ -124,56 +155,6 @@ def not_joining(client: Any) -> Iterator[None]:
     finally:
         del attributes["need_rejoin"]
         attributes.update({} if theirs is None else {"need_rejoin": theirs})
-
-
-def _join(client: Any) -> None:
-    """Wait up to a second for a join that is due; short polls alone might never finish it.
-
-    kafka-python 3.0 throws away a join that ends between two calls of ``poll()`` and starts another, with short
-    polls for ever. And a leader that joins again because it saw new partitions considers that join unneeded once
-    ``poll()`` has timed out in the middle: it gets no assignment and sends no heartbeat from then on.
-    """
-    coordinator: Any = getattr(client, "_coordinator", None)
-    if coordinator is None:
-        return
-    if coordinator.rejoining and not coordinator.rejoin_needed:
-        coordinator.request_rejoin()
-    if coordinator.need_rejoin():
-        coordinator.poll(timeout_ms=1000)
-
-
-def _unpark(client: Any) -> None:
-    """Let records that were fetched before a pause be delivered after it.
-
-    kafka-python 3.0 puts them back only where no other iterator is in line, and takes an exhausted iterator for
-    one in line: a resumed partition would neither be delivered nor fetched again.
-    """
-    fetcher: Any = getattr(client, "_fetcher", None)
-    current = getattr(fetcher, "_next_partition_records", None)
-    if current is not None and not current:
-        fetcher._next_partition_records = None
-
-
-def _wake(client: Any) -> None:
-    """Deliver a response that has just arrived at once.
-
-    kafka-python 3.0 misses a response that arrives between its two looks, and sleeps for ``retry_backoff_ms``
-    with records at hand.
-    """
-    fetcher: Any = getattr(client, "_fetcher", None)
-    fetch, attributes = getattr(fetcher, "fetch_records", None), getattr(fetcher, "__dict__", {})
-    if fetch is None or _WOKEN in attributes:
-        return
-
-    def fetch_records(*args: Any, **kwargs: Any) -> Any:
-        fetched = fetch(*args, **kwargs)
-        landed = (
-            isinstance(fetched, tuple) and fetched[1:] == (True,) and getattr(fetcher, "_completed_fetches", None)
-        )
-        return (fetched[0], False) if landed else fetched
-
-    attributes[_WOKEN] = attributes.get("fetch_records")
-    attributes["fetch_records"] = fetch_records
 
 
 def hand_back(client: Any) -> None:

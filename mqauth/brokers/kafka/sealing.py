@@ -79,56 +79,21 @@ class InFlightLimit:
         self.leave(places=len(futures))
 
 
-class BatchHandover:
-    """The moment when one batch is given to the client, or fails; its futures wait for it.
-
-    Attributes:
-        over: set at that moment.
-    """
-
-    __slots__ = ("_calls", "_lock", "over")
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.over = threading.Event()
-        self._calls: list[tuple[RecordFuture, Callable[[Any], Any]]] = []
-
-    def keep(self, future: RecordFuture, call: Callable[[Any], Any]) -> bool:
-        """Keep a call to make with the client's future; return false where there is one already."""
-        with self._lock:
-            if future.sent is None:
-                self._calls.append((future, call))
-            return future.sent is None
-
-    def end(self, outcomes: Iterable[tuple[RecordFuture, Any]]) -> None:
-        """Give each future the client's."""
-        with self._lock:
-            for future, sent in outcomes:
-                future.sent = sent
-        self.over.set()
-
-    def call(self) -> None:
-        """Make the calls that were kept, on this thread."""
-        calls, self._calls = self._calls, []
-        for future, call in calls:
-            call(future.sent)
-
-
 class RecordFuture(_FUTURE):  # type: ignore[misc]
     """A ``FutureRecordMetadata`` of a record that waits for its batch; from then on it shows the client's own.
 
     Args:
-        stage: the handover of its batch.
+        sealing: gives its batch to the client.
 
     Attributes:
-        sent: the client's future, ``None`` until the handover.
+        sent: the client's future, ``None`` until then.
     """
 
-    __slots__ = ("sent", "stage")
+    __slots__ = ("sealing", "sent")
 
-    def __init__(self, stage: BatchHandover) -> None:
+    def __init__(self, sealing: Sealing) -> None:
         # The client's __init__ is not called, since its state is never used.
-        self.stage = stage
+        self.sealing = sealing
         self.sent: Any = None
 
     @property
@@ -154,7 +119,7 @@ class RecordFuture(_FUTURE):  # type: ignore[misc]
             Exception: why the record failed.
         """
         until = None if timeout is None else time.monotonic() + timeout
-        if self.sent is None and not self.stage.over.wait(timeout):
+        if self.sent is None and not self.sealing.is_sent(self, timeout):
             raise KafkaTimeoutError(f"Timeout after waiting for {timeout} secs.")
         return self.sent.get(None if until is None else max(0.0, until - time.monotonic()))
 
@@ -172,7 +137,7 @@ class RecordFuture(_FUTURE):  # type: ignore[misc]
 
     def _to_sent(self, call: Callable[[Any], Any]) -> Self:
         """Make a call on the client's future, now or once there is one."""
-        if self.sent is not None or not self.stage.keep(self, call):
+        if self.sent is not None or not self.sealing.keep(self, call):
             call(self.sent)
         return self
 
@@ -215,6 +180,8 @@ class Sealing(RecordSealing):
         self._client = client
         self._room = room
         self._topics: set[str] = set()
+        self._handed = threading.Condition(threading.Lock())
+        self._kept: dict[RecordFuture, list[Callable[[Any], Any]]] = {}
         patience = client.config["max_block_ms"] / 1000
         super().__init__(signer, batch=batch, linger=linger, patience=patience)
 
@@ -233,14 +200,23 @@ class Sealing(RecordSealing):
         Raises:
             kafka.errors.IllegalStateError: the producer was closed.
         """
-        context = copy_context()
-        record = self.enqueue(
-            prepared, lambda stage: (topic, partition, timestamp_ms, context, RecordFuture(stage))
-        )
-        if record is None:
+        future = RecordFuture(self)
+        if not self.enqueue(prepared, (topic, partition, timestamp_ms, copy_context(), future)):
             self._room.leave()
             raise IllegalStateError("Producer already closed!")
-        return record[-1]  # type: ignore[no-any-return]
+        return future
+
+    def keep(self, future: RecordFuture, call: Callable[[Any], Any]) -> bool:
+        """Keep a call to make with the client's future; return false where there is one already."""
+        with self._handed:
+            if future.sent is None:
+                self._kept.setdefault(future, []).append(call)
+            return future.sent is None
+
+    def is_sent(self, future: RecordFuture, timeout: float | None) -> bool:
+        """Wait until there is a client's future, at most so many seconds; return whether there is."""
+        with self._handed:
+            return self._handed.wait_for(lambda: future.sent is not None, timeout)
 
     def flush(self, timeout: float | None) -> bool:
         """Seal and send what waits, and wait for another thread that is sending, at most so many seconds.
@@ -251,10 +227,6 @@ class Sealing(RecordSealing):
         if not super().flush(timeout):
             raise KafkaTimeoutError(f"records are still being sent after {timeout} s")
         return True
-
-    def begin(self) -> BatchHandover:
-        """Return what the futures of one batch wait for."""
-        return BatchHandover()
 
     def idle(self) -> bool:
         """Return whether nothing is in flight but the record that is being added."""
@@ -280,11 +252,14 @@ class Sealing(RecordSealing):
         """Return the future of a record that was not sent."""
         return FailedFuture(super().failed(error))
 
-    def handed(self, common: BatchHandover, records: Sequence[Record], outcomes: Sequence[Any], /) -> None:
-        """Give each future the client's, and its place back once that is done."""
-        common.end(zip([record[-1] for record in records], outcomes, strict=True))
+    def handed(self, records: Sequence[Record], outcomes: Sequence[Any], /) -> Iterable[Callable[[], object]]:
+        """Give each future the client's, and its place back once that is done; return the calls that were kept."""
+        told: list[Callable[[], object]] = []
+        with self._handed:
+            for (*_, future), sent in zip(records, outcomes, strict=True):
+                future.sent = sent
+                if self._kept:
+                    told += [partial(call, sent) for call in self._kept.pop(future, ())]
+            self._handed.notify_all()
         self._room.leave_with(outcomes)
-
-    def tell(self, common: BatchHandover, /) -> None:
-        """Make the calls of those who wait for a batch."""
-        common.call()
+        return told

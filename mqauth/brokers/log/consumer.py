@@ -132,7 +132,15 @@ class WorkerThreads:
     def _serve(self) -> None:
         try:
             while not self._stopped:
-                chosen = self._turn()
+                # Something to work on, polled for where there is nothing yet.
+                with self.poll_lock:
+                    chosen = self._chosen()
+                    if chosen is None and not self._stopped:
+                        if self._threads:
+                            self._polled()
+                        else:
+                            self.aside(self._polled)
+                        chosen = self._chosen()
                 if chosen is not None:
                     try:
                         self._visit(chosen)
@@ -146,18 +154,6 @@ class WorkerThreads:
         except BaseException as error:
             self.first.keep(error)
             self.stop()
-
-    def _turn(self) -> Any:
-        """Return something to work on, polling for it where there is nothing yet."""
-        with self.poll_lock:
-            chosen = self._chosen()
-            if chosen is None and not self._stopped:
-                if self._threads:
-                    self._polled()
-                else:
-                    self.aside(self._polled)
-                chosen = self._chosen()
-            return chosen
 
     def _chosen(self) -> Any:
         # At once, so that whoever waits for the work to end knows of it.

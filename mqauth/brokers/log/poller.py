@@ -12,11 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
 from typing import Any, Final
 
-from mqauth.brokers.log.outbox import Transactions
 from mqauth.brokers.log.producer import TopicReplies
 from mqauth.brokers.log.records import CommitUnansweredError
 from mqauth.brokers.log.starting import OffsetCalls, beginning, tell_out_of_range
-from mqauth.brokers.log.transaction import TransactionalLetters
+from mqauth.brokers.log.transaction import TransactionalLetters, Transactions
 from mqauth.clock import Backoff
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.health import LogHealth, told_of
@@ -28,7 +27,7 @@ from mqauth.flow import Flow, call, run
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.unverified import Unverifieds
 from mqauth.judging.verified import Decode
-from mqauth.letters.dead_letter import DeadLetterSink
+from mqauth.letters.dead_letter import DeadLetterSink, name_of
 from mqauth.logs import emit
 from mqauth.wire.message import Message
 
@@ -153,7 +152,17 @@ class LogPoller(OffsetCalls, ABC):
         # Others are begun first.
         if lost := {place for place in self.outside if self._assignment.partition(place) is not None}:
             require(self.reset != "none", "an offset is out of range, and auto_offset_reset is none")
-            yield from self._going_on(lost)
+            try:
+                first: Mapping[Any, int] = yield from call(self.here, self.bounds, lost, False)
+            except self.failed as error:
+                if not self.passes(error):
+                    raise
+                return
+            for place, offset in first.items():
+                if (partition := self._assignment.partition(place)) is not None:
+                    tell_out_of_range(self.scope, place, partition.expected, offset)
+                    self._assignment.skipped(partition, offset)
+            self.outside.difference_update(first)
 
     def beginning(self) -> Flow[None]:
         """Begin the partitions that were just assigned, once their start is committed."""
@@ -169,20 +178,6 @@ class LogPoller(OffsetCalls, ABC):
             # After a rebalance meanwhile they may be of others, or have been.
             if assignment.epoch == epoch:
                 assignment.begin(starts, places)
-
-    def _going_on(self, lost: Set[Any]) -> Flow[None]:
-        """Go on with partitions at the earliest record that is left."""
-        try:
-            first: Mapping[Any, int] = yield from call(self.bounds, lost, False)
-        except self.failed as error:
-            if not self.passes(error):
-                raise
-            return
-        for place, offset in first.items():
-            if (partition := self._assignment.partition(place)) is not None:
-                tell_out_of_range(self.scope, place, partition.expected, offset)
-                self._assignment.skipped(partition, offset)
-        self.outside.difference_update(first)
 
     def commit(self, *, last: bool = False) -> None:
         """Commit the offsets that are due.
@@ -209,7 +204,7 @@ class LogPoller(OffsetCalls, ABC):
         }
         self._assignment.asking(True)
         try:
-            failure: str | None = yield from call(self.send_commit, offsets)
+            failure: str | None = yield from call(self.here, self.send_commit, offsets)
         finally:
             self._assignment.asking(False)
         if failure is None:
@@ -297,16 +292,11 @@ class LogEngine:
         unverified: Unverifieds | None = None,
     ) -> None:
         require(guard.audit is not None, "a consumer's pipeline needs audit=")
+        name_of(dead_letters)
         require(workers >= on_loop and grace >= 0, f"workers must be at least {on_loop:d}, and grace at least 0")
         self._guard = guard
-        # In an event loop the lock is for health(), which other threads may call.
         self._assignment = Assignment(
-            guard.clock,
-            backoff=backoff,
-            interval=commit_interval,
-            width=workers,
-            session=session,
-            lock=threading.RLock(),
+            guard.clock, backoff=backoff, interval=commit_interval, width=workers, session=session
         )
         self._dead_letters = dead_letters
         self._backoff = backoff

@@ -54,8 +54,12 @@ class RecordPlace:
     __slots__ = ("_cluster", "_destination", "_fault", "_partition", "_scope", "_topic", "_topic_id")
 
     def __init__(self, topic: object, partition: object, scope: str, log: Log) -> None:
-        self._destination, self._fault = _destination(topic)
+        self._destination, self._fault = "kafka:", None if isinstance(topic, str) else "the topic is no text"
         self._topic = topic if isinstance(topic, str) else None
+        try:
+            self._destination = self._destination if self._topic is None else destination.kafka(self._topic)
+        except MalformedMessage as error:
+            self._fault = str(error)
         self._partition, self._scope = _natural(partition), scope
         self._cluster, self._topic_id = log
 
@@ -79,7 +83,10 @@ class RecordPlace:
         fault, pairs = self._fault, tuple(headers or ())
         for pair in pairs:
             if type(pair) is not tuple or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not bytes:
-                pairs, fault = _headers(pairs, fault)
+                # Those that are pairs are kept, in order; a value may be null.
+                shape, values, count = (tuple, list), (bytes, type(None)), len(pairs)
+                pairs = tuple((each[0], each[1]) for each in pairs if _is_pair(each, shape, values))
+                fault = fault or ("a header is not text and bytes" if len(pairs) < count else None)
                 break
         if type(value) is not bytes:
             value, fault = _octets(value, "value", fault)
@@ -199,27 +206,11 @@ def record_size(value: bytes | None, key: bytes | None = None, headers: Iterable
     return len(value or b"") + len(key or b"") + sum(len(name) + len(text) for name, text in headers)
 
 
-def _destination(topic: object) -> tuple[str, str | None]:
-    """Return the destination of a topic, and what is wrong with its name."""
-    try:
-        return (
-            ("kafka:", "the topic is no text") if not isinstance(topic, str) else (destination.kafka(topic), None)
-        )
-    except MalformedMessage as error:
-        return "kafka:", str(error)
-
-
 def _octets(value: object, name: str, fault: str | None) -> tuple[bytes | None, str | None]:
     """Return a subclass of bytes as it is; anything else was made by a deserializer, and is a fault."""
     if value is None or isinstance(value, bytes):
         return value, fault
     return None, fault or f"the record's {name} is no bytes"
-
-
-def _headers(pairs: tuple[Any, ...], fault: str | None) -> tuple[tuple[HeaderPair, ...], str | None]:
-    """Return those headers that are pairs, in order; a value may be null."""
-    kept = tuple((pair[0], pair[1]) for pair in pairs if _is_pair(pair, (tuple, list), (bytes, type(None))))
-    return kept, fault or ("a header is not text and bytes" if len(kept) < len(pairs) else None)
 
 
 def _is_pair(pair: Any, shape: Any, values: Any) -> bool:

@@ -11,9 +11,8 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeAlias
 
 from mqauth.brokers.log.records import NativeHeaders
 from mqauth.errors import MalformedMessage
@@ -52,28 +51,20 @@ class ThreadTimer:
                 self._changed.notify()
 
     def _run(self) -> None:
-        while self._wait():
+        while True:
+            with self._changed:
+                # Where nothing was set for a while the thread ends.
+                if not self._changed.wait_for(lambda: self._due is not None, IDLE):
+                    self._thread = None
+                    return
+                while self._due is not None and (left := self._due - time.monotonic()) > 0:
+                    self._changed.wait(left)
+                self._due = None
             self._ring()
 
-    def _wait(self) -> bool:
-        """Wait until it is due; return false where nothing was set for a while, so that the thread is to end."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._due is not None, IDLE):
-                self._thread = None
-                return False
-            while self._due is not None and (left := self._due - time.monotonic()) > 0:
-                self._changed.wait(left)
-            self._due = None
-            return True
 
-
-@dataclass(slots=True, eq=False)
-class _Batch:
-    """The records of one batch, and what they have in common."""
-
-    common: Any
-    prepared: list[Prepared] = field(default_factory=list)
-    records: list[Any] = field(default_factory=list)
+Batch: TypeAlias = list[tuple[Prepared, Any]]
+"""Records that are sealed together, each prepared and in the leaf's own form."""
 
 
 class RecordSealing(ABC):
@@ -99,16 +90,12 @@ class RecordSealing(ABC):
         # while sealing and sending, so that batches reach the client in the order in which they were closed.
         self._lock = threading.Lock()
         self._order = threading.Lock()
-        self._open: _Batch | None = None
-        self._closed: deque[_Batch] = deque()
+        self._open: Batch = []
+        self._closed: deque[Batch] = deque()
         self._ended = False
         self.failure: BaseException | None = None
 
     # Calls of the leaf
-
-    @abstractmethod
-    def begin(self) -> Any:
-        """Return what the records of one batch have in common."""
 
     @abstractmethod
     def idle(self) -> bool:
@@ -119,12 +106,8 @@ class RecordSealing(ABC):
         """Give a record to the client; return what will hold its outcome, whatever the client says."""
 
     @abstractmethod
-    def handed(self, common: Any, records: Sequence[Any], outcomes: Sequence[Any], /) -> None:
-        """Note what holds the outcomes of a batch; nothing may be called from here that may send again."""
-
-    @abstractmethod
-    def tell(self, common: Any, /) -> None:
-        """Call those who wait for a batch; they may send again."""
+    def handed(self, records: Sequence[Any], outcomes: Sequence[Any], /) -> Iterable[Callable[[], object]]:
+        """Note what holds the outcomes of a batch; return calls to those who wait for it: they may send again."""
 
     # What is the same for all
 
@@ -133,38 +116,36 @@ class RecordSealing(ABC):
         self.failure = self.failure or error
         return error
 
-    def enqueue(self, prepared: Prepared, make: Callable[[Any], Any]) -> Any:
+    def enqueue(self, prepared: Prepared, record: Any) -> bool:
         """Have a record sealed and sent.
 
         Args:
             prepared: the record's message.
-            make: makes our form of the record from what its batch has in common.
+            record: our form of it.
 
         Returns:
-            What was made, ``None`` where no more records are taken.
+            Whether it is; ``False`` where no more records are taken.
         """
         with self._lock:
             if self._ended:
-                return None
-            batch = self._open or _Batch(self.begin())
-            record = make(batch.common)
-            batch.prepared.append(prepared)
-            batch.records.append(record)
-            complete = len(batch.records) >= self._batch or self.idle()
-            self._open = None if complete else batch
+                return False
+            batch = self._open
+            batch.append((prepared, record))
+            first = len(batch) == 1
+            complete = len(batch) >= self._batch or self.idle()
             if complete:
                 self._closed.append(batch)
-            first = len(batch.records) == 1
+                self._open = []
         if (complete and not self._send_all(self._patience)) or (first and not complete):
             self._timer.set(self._linger)
-        return record
+        return True
 
     def flush(self, timeout: float | None) -> bool:
         """Seal and send what waits; return false where another thread still sends after ``timeout`` seconds."""
         with self._lock:
-            if self._open is not None:
+            if self._open:
                 self._closed.append(self._open)
-                self._open = None
+                self._open = []
         return self._send_all(timeout)
 
     def end(self) -> None:
@@ -176,26 +157,24 @@ class RecordSealing(ABC):
         # Where another thread sends for longer than the timeout, it sends these batches too.
         if not self._order.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
             return False
-        sent: list[Any] = []
+        told: list[Callable[[], object]] = []
         try:
             while self._closed:
-                batch = self._closed.popleft()
-                sent.append(batch.common)
-                self._send(batch)
+                self._send(self._closed.popleft(), told)
         finally:
             self._order.release()
             # Only after the release, since what is called may send again.
-            for common in sent:
-                self.tell(common)
+            for tell in told:
+                tell()
         return True
 
-    def _send(self, batch: _Batch) -> None:
-        """Seal a batch and have its records sent; each one gets an outcome."""
-        records = batch.records
+    def _send(self, batch: Batch, told: list[Callable[[], object]]) -> None:
+        """Seal a batch and have its records sent; each one gets an outcome, and ``told`` the calls to make."""
+        records = [record for _, record in batch]
         outcomes, error = list[Any](), None
         try:
-            tokens = self._signer.tokens(batch.prepared)
-            for prepared, record, token in zip(batch.prepared, records, tokens, strict=True):
+            tokens = self._signer.tokens([prepared for prepared, _ in batch])
+            for (prepared, record), token in zip(batch, tokens, strict=True):
                 if isinstance(token, MalformedMessage):
                     outcomes.append(self.failed(token))
                 else:
@@ -215,7 +194,7 @@ class RecordSealing(ABC):
         finally:
             if error is not None:
                 outcomes += [self.failed(error) for _ in records[len(outcomes) :]]
-            self.handed(batch.common, records, outcomes)
+            told += self.handed(records, outcomes)
 
 
 def sealed_headers(prepared: Prepared, token: str) -> NativeHeaders:

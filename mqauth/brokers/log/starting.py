@@ -22,7 +22,7 @@ NAMED: Final = 20
 
 
 class OffsetCalls(Protocol):
-    """The calls of a client; each may be a coroutine, but ``passes``.
+    """The calls of a client, made by ``here``; each may be a coroutine, but ``passes``.
 
     Attributes:
         scope: the consumer group.
@@ -35,6 +35,10 @@ class OffsetCalls(Protocol):
     reset: str = "none"
     unsure: Set[Any] = frozenset()
     failed: Errors = ()
+
+    def here(self, work: Callable[..., Any], /, *args: Any) -> Any:
+        """Make one of these calls: on the client's own thread, where it has one."""
+        return work(*args)
 
     def committed(self, places: Collection[Any], /) -> Any:
         """Return the group's commits by partition, of those that have one."""
@@ -72,7 +76,7 @@ def beginning(
     """
     starts: dict[Any, Start] = {}
     try:
-        own: Mapping[Any, Committed] = yield from call(calls.committed, places)
+        own: Mapping[Any, Committed] = yield from call(calls.here, calls.committed, places)
         for place in places & own.keys():
             if partitions_at_first([own[place]]) is not None:
                 starts[place] = yield from _as_committed(calls, place, own[place], early)
@@ -92,10 +96,10 @@ def beginning(
 def _as_committed(calls: OffsetCalls, place: Any, commit: Committed, early: Mapping[Any, int]) -> Flow[Start]:
     if place in early or place in calls.unsure:
         return Start(early.get(place, commit.offset), commit, seek=True)
-    position: int | None = yield from call(calls.position, place)
+    position: int | None = yield from call(calls.here, calls.position, place)
     if position is not None and position > commit.offset:
         # The user sought there; or the client went to the end before it was ours: its offset was out of range.
-        first: int = (yield from call(calls.bounds, {place}, False))[place]
+        first: int = (yield from call(calls.here, calls.bounds, {place}, False))[place]
         if first > commit.offset:
             tell_out_of_range(calls.scope, place, commit.offset, first)
             return Start(first, commit, seek=True)
@@ -129,20 +133,22 @@ def _committing(
     missing = rest - own.keys()
     topics: dict[str, TopicStart] = {}
     for topic in {place.topic for place in rest}:
-        known = yield from call(calls.places, topic)
+        known = yield from call(calls.here, calls.places, topic)
         partitions = known | {place for place in rest if place.topic == topic}
         others = partitions - rest - own.keys()
-        commits = (yield from call(calls.committed, others)) if others else {}
+        commits = (yield from call(calls.here, calls.committed, others)) if others else {}
         topics[topic] = topic_start(partitions, {**own, **commits})
     added = {place for place in missing if place in topics[place.topic].added}
     unmarked = {place for place in missing if place in topics[place.topic].unmarked}
 
     # Where they begin: an added partition at its beginning, every other one where the client would.
     offsets = {place: own[place].offset for place in rest - missing}
-    first: dict[Any, int] = (yield from call(calls.bounds, added | unmarked, False)) if added | unmarked else {}
+    first: dict[Any, int] = (
+        (yield from call(calls.here, calls.bounds, added | unmarked, False)) if added | unmarked else {}
+    )
     early.update({place: first[place] for place in added})
     for place in missing - early.keys():
-        position: int | None = yield from call(calls.position, place)
+        position: int | None = yield from call(calls.here, calls.position, place)
         if position is not None:
             offsets[place] = position
     unknown = missing - early.keys() - offsets.keys()
@@ -153,12 +159,14 @@ def _committing(
     )
     if unknown:
         # Where it cannot be committed now, the end will be another one next time.
-        early.update((yield from call(calls.bounds, unknown, calls.reset == "latest")))
+        early.update((yield from call(calls.here, calls.bounds, unknown, calls.reset == "latest")))
     offsets |= {place: early[place] for place in missing & early.keys()}
 
     # Committed before anything of them is handled.
     wanted = {place: Committed(offset, topics[place.topic].metadata) for place, offset in offsets.items()}
-    failure: str | None = (yield from call(calls.send_commit, wanted)) if unchanged() else "a rebalance"
+    failure: str | None = (
+        (yield from call(calls.here, calls.send_commit, wanted)) if unchanged() else "a rebalance"
+    )
     if failure is not None:
         emit("client.commit_failed", "where partitions begin could not be committed (%s): they wait", failure)
         return {}

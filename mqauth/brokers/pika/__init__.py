@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pika.adapters.blocking_connection import BlockingChannel
+from mqauth.errors import needs_extra
+
+with needs_extra("pika"):
+    from pika.adapters.blocking_connection import BlockingChannel
 
 from mqauth.brokers.judge import Judgement
 from mqauth.brokers.pika.confirmed import (

@@ -26,8 +26,8 @@ from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.queue.interceptor import UnansweredError, refused
 from mqauth.brokers.queue.subscription import PREFETCH
 from mqauth.delivery.health import QueueHealth
-from mqauth.errors import ConfigurationError
-from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.errors import ConfigurationError, require
+from mqauth.judging.pipeline import Handler, Pipeline, V
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.signer import Signer
@@ -61,11 +61,11 @@ class Consumer(BackgroundRun):
         connection: BlockingConnection,
         queue: str,
         guard: Pipeline,
-        handler: Handler,
+        handler: Handler[V],
         *,
         dead_letters: DeadLetterSink,
         replies: Signer | Producer | None = None,
-        **options: Unpack[QueueOptions],
+        **options: Unpack[QueueOptions[V]],
     ) -> None:
         link = link_of(connection)
         options["unverified"] = on_threads(options.get("unverified"))
@@ -236,9 +236,7 @@ class Queue(Deliveries):
 
     async def open(self, prefetch: int) -> OpenChannel:
         """Set the window of the channel."""
-        line = self._line
-        if line is None:
-            raise ConfigurationError("the channel was not opened")
+        line = require(self._line, "the channel was not opened")
         await line.ask(line.native.basic_qos, prefetch_count=prefetch)
         return OpenChannel(line, partial(self._send, line), self._link, echoed)
 

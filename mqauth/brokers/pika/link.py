@@ -20,7 +20,7 @@ from pika import BlockingConnection, spec
 from pika.exceptions import AMQPConnectionError, AMQPError
 
 from mqauth.brokers.queue.client import RoundTrip
-from mqauth.errors import ConfigurationError
+from mqauth.errors import ConfigurationError, require
 
 R = TypeVar("R")
 LOST: Final = (AMQPError, OSError)
@@ -75,8 +75,9 @@ class Link:
             Exception: pika's, why it ended.
         """
         running = asyncio.get_running_loop()
-        if self.loop is not None and self.loop is not running:
-            raise ConfigurationError("a connection of pika's is used by one thread: give each wrapper its own")
+        require(
+            self.loop in (None, running), "a connection of pika's is used by one thread: give each wrapper its own"
+        )
         if self.error is not None or self._impl.is_closed:
             raise self.error or AMQPConnectionError("the connection is closed")
         if self.loop is None:

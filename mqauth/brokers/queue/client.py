@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from mqauth.brokers.event_loop import Timer, call_later
 from mqauth.brokers.queue.interceptor import Ask
-from mqauth.delivery.slot import TIMEOUT_PARTS, AnswerTimeout, DeliveryFacts, DeliveryTags, RoundTripQueue
+from mqauth.delivery.slot import TIMEOUT_PARTS, DeliveryFacts, DeliveryTags, RoundTripQueue
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Delivery
 from mqauth.logs import emit
@@ -222,24 +222,20 @@ class RoundTrip:
 
     async def _ask(self) -> None:
         while self._waiting.ask():
-            lives = False
+            lives, left, seconds = False, TIMEOUT_PARTS, self._part
+            asked = asyncio.ensure_future(self._ask_broker())
             try:
-                lives = await self._answered()
+                await asyncio.wait((asked,), timeout=seconds)
+                while left and not asked.done():
+                    # Each part counts only while we run and the broker can answer.
+                    left = TIMEOUT_PARTS if self._is_blocked() else left - 1
+                    if not left:
+                        text = "the broker did not answer on a channel within %g s: closing it"
+                        emit("client.no_answer", text, TIMEOUT_PARTS * seconds)
+                        asked.cancel()
+                    await asyncio.wait((asked,), timeout=seconds)
+                lives = left > 0 and await asked
             finally:
                 for answer in self._waiting.answered():
                     if not answer.done():
                         answer.set_result(lives)
-
-    async def _answered(self) -> bool:
-        """Ask once; return ``False`` where the channel ended, or is closed here since no answer came."""
-        asked, timeout, seconds = asyncio.ensure_future(self._ask_broker()), AnswerTimeout(), self._part
-        await asyncio.wait((asked,), timeout=seconds)
-        while not asked.done():
-            if timeout.is_over(blocked=self._is_blocked()):
-                text = "the broker did not answer on a channel within %g s: closing it"
-                emit("client.no_answer", text, TIMEOUT_PARTS * seconds)
-                asked.cancel()
-                await asyncio.wait((asked,), timeout=seconds)
-                return False
-            await asyncio.wait((asked,), timeout=seconds)
-        return await asked

@@ -19,12 +19,12 @@ from mqauth.delivery.hold import (
     MAX_HELD,
     SUSPENDS_AFTER,
 )
-from mqauth.errors import ConfigurationError, require
+from mqauth.errors import require
 from mqauth.flow import arun
 from mqauth.judging.observing import Observing
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.judging.selftest import starting
-from mqauth.letters.dead_letter import DeadLetterSink
+from mqauth.letters.dead_letter import DeadLetterSink, name_of
 
 _MAX_PREFETCH: Final = 65_535
 
@@ -65,7 +65,8 @@ class QueueConsumer:
             f"prefetch must be 1 to {_MAX_PREFETCH}, max_held 0 to {MAX_HELD}, and grace not negative",
         )
         require(guard.audit is not None, "a consumer's pipeline needs audit=")
-        require(dead_letters.name != calls.queue, "dead letters must go to another queue than the one consumed")
+        dead = name_of(dead_letters)
+        require(dead != calls.queue, "dead letters must go to another queue than the one consumed")
         require(
             1.0 <= hold < consumer_timeout, "hold must be at least 1 second, and shorter than consumer_timeout"
         )
@@ -123,8 +124,7 @@ class QueueConsumer:
 
     async def __aenter__(self) -> Self:
         """Start consuming in the background."""
-        if self._supervisor is not None:
-            raise ConfigurationError("a consumer runs once: make another one")
+        require(self._supervisor is None, "a consumer runs once: make another one")
         await arun(starting(self._guard))
         loop = asyncio.get_running_loop()
 
@@ -203,13 +203,21 @@ class QueueConsumer:
     async def _wind_up(self) -> None:
         leaving, subscription = Leaving(), self._subscription
         self._unsubscribe()
-        if self._supervisor is not None:
-            await subscription.end(self._supervisor, leaving)
+        subscription.interrupted.set()
+        if (supervisor := self._supervisor) is not None:
+            # A call that begins to consume has a second: a client may close the channel of a cancelled one.
+            if self._window.is_out:
+                await leaving.wait(asyncio.wait((supervisor,), timeout=1.0))
+            supervisor.cancel()
+            await leaving.wait(asyncio.wait((supervisor,)))
         await leaving.wait(subscription.cancelled())
         subscription.hold.stopping = True
         subscription.wake()
         await subscription.tasks.end(self._grace, leaving, subscription.left.set)
-        await subscription.finish(leaving)
+        # What was settled is acked, while there is time.
+        if subscription.acks is not None:
+            await leaving.wait(subscription.acks.finish())
+        self._calls.unwatch()
         if self._telling is not None:
             self._telling.cancel()
             await asyncio.wait((self._telling,))

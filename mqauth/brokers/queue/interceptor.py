@@ -18,7 +18,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from mqauth.brokers.amqp_messages import APPEND_HEADER, append_time
-from mqauth.errors import ConfigurationError, MqauthError
+from mqauth.errors import ConfigurationError, MqauthError, require
 from mqauth.judging.token import Times
 from mqauth.logs import emit
 
@@ -101,11 +101,11 @@ async def question(connection: Any, ask: Ask) -> None:
         raise UnansweredError(
             "the broker did not say whether it overwrites append times; is it short of memory or disk?"
         ) from error
-    if append_time(headers) in (None, FALSE_STAMP):
-        raise ConfigurationError(
-            f"append_evidence: RabbitMQ leaves the {APPEND_HEADER} of a sender as it is: set {SETTING} on each of"
-            ' its nodes, or at = "consume"'
-        )
+    require(
+        append_time(headers) not in (None, FALSE_STAMP),
+        f"append_evidence: RabbitMQ leaves the {APPEND_HEADER} of a sender as it is: set {SETTING} on each of"
+        ' its nodes, or at = "consume"',
+    )
 
 
 def refused(why: object) -> ConfigurationError:

@@ -13,7 +13,7 @@ import tenacity
 from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT
 from mqauth.brokers.event_loop import Sleep, Timer, call_later, first_of, was_cancelled
 from mqauth.brokers.queue.client import Acks, DeliveryClient
-from mqauth.delivery.hold import CONSUMER_TIMEOUT, HeldDelivery, Hold, HoldCapacity, is_deferred
+from mqauth.delivery.hold import CONSUMER_TIMEOUT, MAX_HELD, HeldDelivery, Hold, is_deferred
 from mqauth.delivery.queue_work import INTERRUPTED, QueueLeases, QueueWork
 from mqauth.delivery.slot import Slot
 from mqauth.errors import StaleDelivery
@@ -55,7 +55,7 @@ class Processor:
         responder: publishes what ``Verified.reply`` is given.
         hold: seconds of a cause that concerns everyone after which the queue is suspended; ``None`` where it
             cannot be, since its consumer is somebody else's.
-        capacity: counts what is held.
+        max_held: deliveries held beside the window at most.
         at_once: how many of the held deliveries are tried at a time; ``None`` for any number.
         gives_back: whether a delivery that meets an error of ours is given back; else it stays unacked.
         sleep: waits so many seconds.
@@ -77,7 +77,7 @@ class Processor:
         hold: float | None = None,
         consumer_timeout: float = CONSUMER_TIMEOUT,
         delivery_limit: int | None = None,
-        capacity: HoldCapacity | None = None,
+        max_held: int = MAX_HELD,
         at_once: int | None = None,
         gives_back: bool = False,
         sleep: Sleep = asyncio.sleep,
@@ -99,7 +99,13 @@ class Processor:
             stops=hold is not None,
             unverified=unverified,
         )
-        self.hold = Hold(guard.clock, capacity or HoldCapacity(), seconds=hold, consumer_timeout=consumer_timeout)
+        self.hold = Hold(
+            guard.clock,
+            seconds=hold,
+            consumer_timeout=consumer_timeout,
+            max_held=max_held,
+            issuers=() if hold is None else guard.verifier.issuers,
+        )
         self._turn: AbstractAsyncContextManager[Any] = (
             nullcontext() if at_once is None else asyncio.Semaphore(at_once)
         )
@@ -307,7 +313,7 @@ class Processor:
             acks.gone(self._calls.tag(native))
 
 
-class LeaseRenewal:
+class LeaseRenewal(QueueLeases):
     """Renews the claims of handlers that run long; its one timer stops while nothing is in flight.
 
     Args:
@@ -316,31 +322,30 @@ class LeaseRenewal:
     """
 
     def __init__(self, guard: Pipeline, *, timer: Timer = call_later) -> None:
+        super().__init__(guard.lease)
         self._guard = guard
         self._timer = timer
-        self._leases = QueueLeases(guard.lease)
         self._ticking = False
         self._renewing: asyncio.Task[None] | None = None
-        self.remove = self._leases.remove
 
     def add(self, delivery: Delivery, since: float) -> None:
         """Renew the claim of a delivery, made at ``since``, monotonic seconds, until ``remove``."""
-        self._leases.add(delivery, since)
+        super().add(delivery, since)
         if not self._ticking:
             self._ticking = True
-            self._timer(self._leases.every, self._tick)
+            self._timer(self.every, self._tick)
 
     async def renew(self) -> None:
         """Renew the claims that are due."""
-        for delivery in self._leases.due(self._guard.clock.monotonic()):
+        for delivery in self.due(self._guard.clock.monotonic()):
             if not await arun(self._guard.renew(delivery)):
-                self._leases.lost(delivery)
+                self.lost(delivery)
 
     def _tick(self) -> None:
-        self._ticking = bool(self._leases)
+        self._ticking = bool(self)
         if not self._ticking:
             return
-        self._timer(self._leases.every, self._tick)
+        self._timer(self.every, self._tick)
         # A renewal that hangs in the store is not joined by a second one.
         if self._renewing is None or self._renewing.done():
             self._renewing = asyncio.create_task(self.renew())

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import tenacity
 
-from mqauth.brokers.event_loop import DeliveryTasks, Leaving, Sleep
+from mqauth.brokers.event_loop import DeliveryTasks, Sleep
 from mqauth.brokers.queue.client import Acks, QueueClient
 from mqauth.brokers.queue.interceptor import UnansweredError, prove
 from mqauth.brokers.queue.processor import Processor, StartedDelivery
-from mqauth.delivery.hold import HELD_PER_PREFETCH, MAX_HELD, SUSPENDS_AFTER, HeldDelivery, HoldCapacity
+from mqauth.delivery.hold import HELD_PER_PREFETCH, MAX_HELD, SUSPENDS_AFTER, HeldDelivery
 from mqauth.delivery.slot import Slot
 from mqauth.delivery.window import PROBES, Window
 from mqauth.judging.pipeline import Handler, Outcome, Pipeline
@@ -43,6 +43,7 @@ class Subscription(Processor):
         tasks: of the deliveries.
         acks: of the channel that is consumed on; ``None`` where each delivery is acked by itself.
         started: set once the queue was consumed.
+        interrupted: set where consuming ended, or is to end.
     """
 
     def __init__(
@@ -60,13 +61,12 @@ class Subscription(Processor):
         **settings: Any,
     ) -> None:
         beside = min(HELD_PER_PREFETCH * prefetch, MAX_HELD) if max_held is None else max_held
-        capacity = HoldCapacity(beside, issuers=guard.verifier.issuers)
         super().__init__(
             calls,
             guard,
             handler,
             hold=hold,
-            capacity=capacity,
+            max_held=beside,
             at_once=prefetch,
             gives_back=True,
             sleep=sleep,
@@ -81,7 +81,7 @@ class Subscription(Processor):
         self.in_callback = 0
         self.acks: Acks | None = None
         self.started = asyncio.Event()
-        self._interrupted = asyncio.Event()
+        self.interrupted = asyncio.Event()
         self._answered = asyncio.Event()
         self._starting = asyncio.Lock()
         self._withdrawn = False
@@ -95,7 +95,7 @@ class Subscription(Processor):
         """
         self._calls.watch(self._on_close, self._on_cancel)
         while not self.window.stopping:
-            self.window.outage.begin()
+            self.window.begins()
             if self._withdrawn:
                 self._withdrawn = False
                 await self._sleep(AFTER_CANCEL)
@@ -104,7 +104,7 @@ class Subscription(Processor):
             # A window of 1 is opened again after a long time without a loss.
             if self.window.stalled is None:
                 try:
-                    await asyncio.wait_for(self._interrupted.wait(), self.window.calm())
+                    await asyncio.wait_for(self.interrupted.wait(), self.window.calm())
                 except TimeoutError:
                     self.window.widen()
             # Where the broker still has our consumer, the queue is suspended or consumed anew with another window.
@@ -122,13 +122,13 @@ class Subscription(Processor):
             self.wake()
         stays = self.window.suspend(held)
         await self.cancelled()
-        self._interrupted.set()
+        self.interrupted.set()
         return stays
 
     def look(self) -> None:
         """Act on what has begun or ceased to be held: consume anew beside it, or see that a suspension ends."""
         if self.window.passes_by(len(self.tasks)):
-            self._interrupted.set()
+            self.interrupted.set()
         if self.window.stalled is not None and self.window.stalled.is_over:
             self._answered.set()
 
@@ -206,7 +206,7 @@ class Subscription(Processor):
     def _settled(self, outcome: Outcome) -> None:
         if self.window.settled(outcome):
             # Consumed anew, with the window as it is now.
-            self._interrupted.set()
+            self.interrupted.set()
 
     # The end
 
@@ -232,23 +232,6 @@ class Subscription(Processor):
             self._cancelling = asyncio.create_task(cancel())
         await asyncio.shield(self._cancelling)
 
-    async def end(self, running: asyncio.Task[None], leaving: Leaving) -> None:
-        """End the task that runs ``run``, while there is time."""
-        self._interrupted.set()
-        # A call that begins to consume has a moment to return.
-        if self.window.outage.lasts:
-            # Seconds that a stop gives a call that begins to consume: a client may close the channel of a
-            # cancelled call.
-            await leaving.wait(asyncio.wait((running,), timeout=1.0))
-        running.cancel()
-        await leaving.wait(asyncio.wait((running,)))
-
-    async def finish(self, leaving: Leaving) -> None:
-        """Ack what was settled, while there is time, and watch the channel no longer."""
-        if self.acks is not None:
-            await leaving.wait(self.acks.finish())
-        self._calls.unwatch()
-
     async def _start(self) -> None:
         """Consume; where the channel comes back by itself, retry what an outage kept it from.
 
@@ -260,7 +243,7 @@ class Subscription(Processor):
         def may_pass(error: BaseException) -> bool:
             known = self.started.is_set() or isinstance(error, UnansweredError)
             if passes := known and self._calls.is_temporary(error):
-                self.window.outage.failed(error)
+                self.window.cannot(error)
             return passes
 
         retrying = tenacity.AsyncRetrying(
@@ -274,11 +257,11 @@ class Subscription(Processor):
     async def _consume(self) -> None:
         # The window is set each time, since a channel that was opened anew has none.
         await self._calls.ready()
-        self._interrupted.clear()
+        self.interrupted.clear()
         async with self._starting:
             # Suspended meanwhile: a consumer would get what is being given back.
             if self.window.stalled is not None:
-                return self.window.outage.end()
+                return self.window.consumes(None)
             opened = await self._calls.open(self.window.prefetch)
             # each connection anew: the broker may have another configuration by now
             await prove(self._times, opened.connection, opened.ask)
@@ -291,7 +274,7 @@ class Subscription(Processor):
             self.window.consumes(await self._calls.consume(opened.channel, self.take))
 
     def _on_close(self, why: str, channel_alone: bool) -> None:
-        self._interrupted.set()
+        self.interrupted.set()
         if self.acks is not None:
             self.acks.close()
         self.window.lost(why, channel_alone=channel_alone)
@@ -301,4 +284,4 @@ class Subscription(Processor):
         # answer that has the tag, before the task that waits for the answer goes on.
         if self.window.consumer is None or self.window.cancelled(consumer):
             self._withdrawn = True
-            self._interrupted.set()
+            self.interrupted.set()

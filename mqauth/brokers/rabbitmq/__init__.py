@@ -13,8 +13,11 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Unpack
 
-from aio_pika.abc import AbstractIncomingMessage
-from aiormq.abc import DeliveredMessage
+from mqauth.errors import StaleDelivery, needs_extra, require
+
+with needs_extra("rabbitmq"):
+    from aio_pika.abc import AbstractIncomingMessage
+    from aiormq.abc import DeliveredMessage
 
 from mqauth.brokers.judge import AsyncJudgement
 from mqauth.brokers.options import DeliveryOptions
@@ -26,9 +29,8 @@ from mqauth.brokers.rabbitmq.producer import Producer, UnroutableError, as_respo
 from mqauth.brokers.rabbitmq.translate import from_native, to_message
 from mqauth.delivery.health import QueueHealth as Health
 from mqauth.delivery.slot import Slot
-from mqauth.errors import ConfigurationError, StaleDelivery
 from mqauth.flow import arun
-from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.pipeline import Handler, Pipeline, V
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
 
@@ -51,12 +53,12 @@ __all__ = [
 
 def guarded(
     guard: Pipeline,
-    handler: Handler,
+    handler: Handler[V],
     *,
     dead_letters: DeadLetterSink,
     queue: str,
     replies: Signer | Producer | None = None,
-    **options: Unpack[DeliveryOptions],
+    **options: Unpack[DeliveryOptions[V]],
 ) -> Callable[[AbstractIncomingMessage | DeliveredMessage], Coroutine[Any, Any, None]]:
     """Return a callback for ``queue.consume`` that does for each message what ``Consumer`` does.
 
@@ -80,8 +82,7 @@ def guarded(
         ConfigurationError: the pipeline has no audit; from the callback: append times are believed, and the broker
             does not prove them, so that its message stays unacked.
     """
-    if guard.audit is None:
-        raise ConfigurationError("a consumer's pipeline needs audit=")
+    require(guard.audit is not None, "a consumer's pipeline needs audit=")
     processor = Processor(
         Deliveries(queue),
         guard,

@@ -36,7 +36,7 @@ from mqauth.brokers.rabbitmq.producer import Producer, as_responder
 from mqauth.brokers.rabbitmq.translate import failures_of, from_native
 from mqauth.delivery.slot import NO_LIMIT
 from mqauth.errors import ConfigurationError
-from mqauth.judging.pipeline import Handler, Pipeline
+from mqauth.judging.pipeline import Handler, Pipeline, V
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.signer import Signer
@@ -64,11 +64,11 @@ class Consumer(QueueConsumer):
         self,
         queue: AbstractQueue,
         guard: Pipeline,
-        handler: Handler,
+        handler: Handler[V],
         *,
         dead_letters: DeadLetterSink,
         replies: Signer | Producer | None = None,
-        **options: Unpack[QueueOptions],
+        **options: Unpack[QueueOptions[V]],
     ) -> None:
         options["delivery_limit"] = limit_of(queue, options.get("delivery_limit"))
         responder = as_responder(replies, dead_letters)

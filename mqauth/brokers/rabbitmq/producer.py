@@ -8,13 +8,12 @@ properties a second time to learn their size. aiormq's own ``basic_publish`` doe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import aio_pika
 import aiormq
@@ -29,7 +28,7 @@ from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, closing_is_an_er
 from mqauth.brokers.rabbitmq.confirmed import DeadLetters
 from mqauth.brokers.rabbitmq.translate import Measured, agreed, frame_limit, headers_out, to_message, unsendable
 from mqauth.brokers.sealing import OpenCalls, Pace, Sealing, SingleSealing
-from mqauth.errors import MalformedMessage, MqauthError, RetryLater, Unavailable
+from mqauth.errors import MalformedMessage, MqauthError, RetryLater, Unavailable, require
 from mqauth.judging.verified import Responder, Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
@@ -70,7 +69,7 @@ class Producer:
         linger: seconds a message may wait for others to be sealed with, 0 to 10.
 
     Raises:
-        ConfigurationError: ``batch`` or ``linger`` is out of its limits.
+        ConfigurationError: ``batch`` or ``linger`` is out of its limits, or a channel in place of an exchange.
     """
 
     def __init__(
@@ -82,19 +81,18 @@ class Producer:
         batch: int = 1,
         linger: float = DEFAULT_LINGER,
     ) -> None:
+        require(hasattr(exchange, "publish"), "a producer takes an exchange, as channel.default_exchange is one")
         pace = Pace(batch, linger)
         self._sealing = SingleSealing(signer) if batch == 1 else Sealing(signer, pace)
         self._exchange = exchange
-        self._paths = PublishPaths(exchange)
+        self._direct, self._through = DirectPath(exchange), ExchangePath(exchange)
         self._signer = signer
         self._serialize = value_serializer
         self._open_calls = OpenCalls(lambda: ClosedByOwnerError("the producer was closed"))
         self._channel = getattr(exchange, "channel", None)
         if not getattr(self._channel, "publisher_confirms", True):
-            emit(
-                "producer.no_confirms",
-                "a producer's channel has no publisher confirms: lost messages go unnoticed",
-            )
+            lossy = "a producer's channel has no publisher confirms: lost messages go unnoticed"
+            emit("producer.no_confirms", lossy)
 
     async def publish(
         self,
@@ -159,7 +157,7 @@ class Producer:
             MalformedMessage: the message cannot be sent, or would arrive as something else.
         """
         message_id = message.message_id or new_message_id()
-        wire, path = self._wire(message, routing_key, message_id), self._paths.through
+        wire, path = self._wire(message, routing_key, message_id), self._through
         native: aio_pika.Message = path.ready(path.take(message, message_id), self._signer.sign(wire))
         return native
 
@@ -170,18 +168,24 @@ class Producer:
     async def _publish(
         self, native: AbstractMessage, routing_key: str, flags: dict[str, bool]
     ) -> PublishResultType | None:
-        """Take the message as it is now, seal it, send it."""
+        """Take the message as it is now, seal it, send it: directly, unless ``publish`` is instrumented."""
         message_id = native.message_id or new_message_id()
-        wire, path = self._wire(native, routing_key, message_id), self._paths.now()
+        wire = self._wire(native, routing_key, message_id)
+        path = self._direct if is_untouched(self._exchange, "publish") else self._through
         send = partial(self._confirmed, path, path.take(native, message_id), routing_key, flags)
         # No other message has an id that was just made.
         if not native.message_id:
             return await self._sealing.publish(wire, send)
-        async with one_at_a_time(self._exchange, message_id):
+        async with turn_of(self._exchange, message_id):
             return await self._sealing.publish(wire, send)
 
     async def _confirmed(
-        self, path: PublishPath, taken: Any, routing_key: str, flags: dict[str, bool], sealed: Message
+        self,
+        path: DirectPath | ExchangePath,
+        taken: Any,
+        routing_key: str,
+        flags: dict[str, bool],
+        sealed: Message,
     ) -> PublishResultType | None:
         """Publish, and raise what aio-pika may return: a message that came back."""
         ready = path.ready(taken, sealed)
@@ -337,48 +341,15 @@ class ExchangePath:
 PublishPath: TypeAlias = DirectPath | ExchangePath
 
 
-class PublishPaths:
-    """Both paths of one exchange.
-
-    Args:
-        exchange: aio-pika's.
-    """
-
-    def __init__(self, exchange: AbstractExchange) -> None:
-        self.through = ExchangePath(exchange)
-        self._direct = DirectPath(exchange)
-        self._exchange = exchange
-
-    def now(self) -> PublishPath:
-        """Return the path for the next message: direct, unless ``publish`` is instrumented."""
-        return self._direct if is_untouched(self._exchange, "publish") else self.through
+_TURNS: Final[WeakKeyDictionary[Any, WeakValueDictionary[str, asyncio.Lock]]] = WeakKeyDictionary()
+"""The locks of message ids by channel, each for as long as somebody holds it or waits for it."""
 
 
-@dataclass(slots=True)
-class _Turn:
-    """The lock of one message id, and how many hold it or wait for it."""
-
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    users: int = 0
-
-
-_TURNS: Final[WeakKeyDictionary[Any, dict[str, _Turn]]] = WeakKeyDictionary()
-
-
-@asynccontextmanager
-async def one_at_a_time(exchange: AbstractExchange, message_id: str) -> AsyncIterator[None]:
-    """Keep two messages with the same id from being in flight on one channel.
+def turn_of(exchange: AbstractExchange, message_id: str) -> asyncio.Lock:
+    """Return a lock that keeps two messages with the same id from being in flight on one channel.
 
     aiormq 7.2 knows a returned message by its id alone: where the broker returns one of the two, aiormq would
     report that to the other's caller too.
     """
-    turns = _TURNS.setdefault(getattr(exchange, "channel", exchange), {})
-    turn = turns.setdefault(message_id, _Turn())
-    turn.users += 1
-    try:
-        async with turn.lock:
-            yield
-    finally:
-        turn.users -= 1
-        if not turn.users:
-            turns.pop(message_id, None)
+    turns = _TURNS.setdefault(getattr(exchange, "channel", exchange), WeakValueDictionary())
+    return turns.setdefault(message_id, asyncio.Lock())

@@ -267,19 +267,17 @@ class JWKS:
                 self._begin(now)
             asked, etag = self._cache.attempt, rules.validator(self._cache)
         self._announcer.counters["attempts"] += 1
-        self._take(self._attempt(etag), asked)
-        return self._cache.due - self._clock.monotonic()
-
-    def _attempt(self, etag: str | None) -> rules.Answer | str:
-        """Return the answer, or the reason why there is none."""
+        answer: rules.Answer | str
         try:
-            return self._fetch(etag)
+            answer = self._fetch(etag)
         except FetchFailed as error:
-            return str(error)
+            answer = str(error)
         # Whatever goes wrong is a failure of this attempt. The thread goes on, and tries again.
         except Exception as error:
             emit("keys.fetch_failed", "%s: the fetch broke", self.source, error=error)
-            return f"the fetch broke: {type(error).__name__}"
+            answer = f"the fetch broke: {type(error).__name__}"
+        self._take(answer, asked)
+        return self._cache.due - self._clock.monotonic()
 
     def _take(self, result: rules.Answer | str, asked: float) -> None:
         """Change to the state after an attempt, wake everybody who waits, and report."""

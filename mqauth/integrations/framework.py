@@ -1,4 +1,4 @@
-"""A delivery that the pipeline judges and settles, and whose handler a framework calls.
+"""What a framework that owns the consumer needs: ``Turn``, and dead letters that are made as its broker starts.
 
 The pipeline calls a handler and waits for it; a framework's middleware is called before and after the handler.
 ``Turn`` turns the one into the other: the pipeline runs in a task of its own, and its handler waits there until
@@ -10,11 +10,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, copy_context
-from typing import Final
+from typing import Any, Final, TypeAlias
 
+from mqauth.brokers.dead_letters import look
+from mqauth.brokers.event_loop import letters_on_thread
+from mqauth.errors import require
+from mqauth.flow import arun, settled
 from mqauth.judging.pipeline import Outcome
 from mqauth.judging.unverified import Unverified
 from mqauth.judging.verified import Verified
+from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
 
 _TURN: Final[ContextVar[Turn]] = ContextVar("mqauth_turn")
 
@@ -99,3 +104,48 @@ class Turn:
             Exception: what ended the pipeline.
         """
         return None if self._task.cancelled() else self._task.result()
+
+
+Letters: TypeAlias = DeadLetterSink | Callable[[], Any]
+"""A sink, or what makes one."""
+
+
+class LateLetters:
+    """A dead-letter sink that is made when the broker starts, and that may block.
+
+    Args:
+        given: the sink, or a function that returns it.
+    """
+
+    def __init__(self, given: Letters | None) -> None:
+        self._given: Any = given
+        self._sink: Any = None
+
+    @property
+    def name(self) -> str:
+        """The queue or topic, once the sink was made."""
+        return getattr(self._sink, "name", "")
+
+    async def start(self) -> None:
+        """Make the sink, anew where the broker starts again: its connection may have ended with the broker's.
+
+        Raises:
+            ConfigurationError: it publishes only together with offsets, which FastStream commits.
+        """
+        sink = await settled(self._given()) if callable(self._given) else self._given
+        transactional = sink is not None and not hasattr(sink, "publish")
+        require(
+            not transactional, "FastStream commits its offsets itself: transactional dead letters cannot be used"
+        )
+        self._sink = None if sink is None else letters_on_thread(sink)
+        await arun(look(self))
+
+    async def publish(self, letter: DeadLetter, /) -> None:
+        """Publish a letter; return once the broker has confirmed it; the sink is made now if need be."""
+        if self._sink is None:
+            await self.start()
+        await self._sink.publish(letter)
+
+    async def exists(self) -> Any:
+        """Return whether the broker has the queue or topic, as far as it tells."""
+        return await self._sink.exists()
