@@ -13,10 +13,11 @@ import socket
 import sys
 
 STREAMS = 3
+CODE = 2
 
 
 def ask(address: str, kind: str, *arguments: str) -> int:
-    """Have a fork run a command with this process's streams, pass signals on to it, and return its exit code."""
+    """Have a fork run a command with this process's streams, pass signals on to it, and end as it does."""
     with socket.socket(socket.AF_UNIX) as asking:
         asking.connect(address)
         wish = {"kind": kind, "arguments": arguments, "cwd": os.getcwd(), "env": dict(os.environ)}
@@ -26,7 +27,11 @@ def ask(address: str, kind: str, *arguments: str) -> int:
         asking.sendall(body)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, _frame: asking.sendall(bytes([number])))
-        return int.from_bytes(asking.recv(1), "big")
+        code = int.from_bytes(asking.recv(CODE), "big", signed=True)
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
 
 
 if __name__ == "__main__":

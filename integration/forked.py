@@ -129,11 +129,12 @@ def _stay_beside(running: int, asking: socket.socket) -> NoReturn:
         if ended in ready:
             code = os.waitstatus_to_exitcode(os.waitpid(running, 0)[1])
             with suppress(OSError):
-                asking.sendall(bytes([code if code >= 0 else 128 - code]))
+                asking.sendall(code.to_bytes(ask_fork.CODE, "big", signed=True))
             os._exit(0)
         number = asking.recv(1)
         os.kill(running, number[0] if number else signal.SIGKILL)
         if not number:
+            os.waitpid(running, 0)
             os._exit(0)
 
 
@@ -148,8 +149,8 @@ def run(kind: str, arguments: list[str], cwd: str, env: dict[str, str]) -> int:
         sys.argv = ["mqauth", *arguments]
         return main()
     if arguments[0] == "-m":
-        sys.path[0], sys.argv = cwd, arguments[1:]
-        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        # pytest, for one, is told of modules that were imported before it.
+        os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 - the command itself
     elif arguments[0] == "-c":
         sys.path[0], sys.argv = cwd, ["-c", *arguments[2:]]
         sys.modules["__main__"] = program = ModuleType("__main__")

@@ -80,7 +80,7 @@ def play_kills(scene: Scene, act: str, kills: int, letters: int, seed: int) -> T
     arguments = command(scene, act, *more, rate=_SLOW)
     worst = 0
     for number in range(kills):
-        code = killed(scene, arguments, rng, letters // (kills + 1))
+        code = killed(scene, arguments, rng, letters // 4)
         worst = max(worst, ledger(scene).difference)
         # On a busy machine an act may reach its end before a late kill does; it must have been killed before.
         assert code == -signal.SIGKILL or (code == 0 and number), f"it ended by itself with {code}"
