@@ -30,7 +30,7 @@ AT_THE_TOP = 9
 FOLDERS = 31
 LINES = 400
 # These numbers only fall: a change that needs less lowers them, one that needs more takes away elsewhere.
-OUTSIDE_TESTING = 23_758
+OUTSIDE_TESTING = 23_757
 """Statements of the library without ``testing``."""
 TESTING = 1_989
 CORE = 11_451

@@ -7,6 +7,7 @@ another output: a line of names, then tab-separated lines with whole values.
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -14,9 +15,6 @@ from difflib import get_close_matches
 from typing import Annotated, Final, NamedTuple
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import MqauthError, Reason, require
@@ -201,13 +199,17 @@ def table_lines(
 
 def terminal_width() -> int | None:
     """Return how many cells the terminal has in a line, ``None`` where standard output is none."""
-    return Console().width if sys.stdout.isatty() else None
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def fitted(
     title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], *, width: int, whole: bool = False
 ) -> Iterator[str]:
     """Yield the lines of a table of at most ``width`` cells; texts that do not fit are cut at their end."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     shown = [number for number, column in enumerate(columns) if whole or not column.more]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in (columns[number] for number in shown):

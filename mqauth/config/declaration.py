@@ -52,17 +52,6 @@ class Setting(NamedTuple):
     rules: tuple[Rule, ...]
     default: Any
 
-    def read(self, table: Table, key: str) -> Any:
-        """Return the value of the setting in a table.
-
-        Raises:
-            RefusedSetting: the value is wrong, or is not allowed beside the other keys.
-        """
-        value = self.kind.read(table, key, table.members[key])
-        for what in filter(None, (rule(table.members) for rule in self.rules)):
-            raise table.refuse(key, what)
-        return value
-
     @property
     def schema(self) -> Mapping[str, Any]:
         """The setting in JSON Schema, with its help and its default."""
@@ -173,7 +162,10 @@ def collect(declared: type[Settings], table: Table) -> tuple[dict[str, Any], lis
     for name, setting in known.items():
         with collecting(refusals):
             if name in table.members:
-                values[name] = setting.read(table, name)
+                value = setting.kind.read(table, name, table.members[name])
+                for what in filter(None, (rule(table.members) for rule in setting.rules)):
+                    raise table.refuse(name, what)
+                values[name] = value
             # A misspelt key is one mistake, and the suggestion names the missing key.
             elif setting.default is MISSING and name not in meant.values():
                 raise table.refuse(name, "required")
