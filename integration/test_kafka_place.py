@@ -78,7 +78,7 @@ def elsewhere(stage: KafkaStage, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ka
 
 
 def test_letter_and_record_name_cluster_and_topic(stage: KafkaStage) -> None:
-    """A letter's source and the audit record have both ids as the broker tells them, and the letter is sound."""
+    """A letter's source and the audit record have both ids as the broker tells them, and the letter is intact."""
     scene = Scene(stage)
     stage.inject(Message(destination=stage.destination, body=b"forged", key=b"k"))
     scene.consume(stage, 1)
@@ -86,7 +86,7 @@ def test_letter_and_record_name_cluster_and_topic(stage: KafkaStage) -> None:
     reading = read(Letter(message=letter))
     cluster, topic_id = ids(stage)
     assert reading.source == f"{stage.topic}/0/0@{cluster}/{topic_id}"
-    assert reading.sound
+    assert reading.intact
     broker = scene.records[0]["broker"]
     assert (broker["cluster"], broker["topic"], broker["topic_id"]) == (cluster, stage.topic, topic_id)
 

@@ -153,23 +153,23 @@ def test_issue_wants_one_key_and_no_key_set(run: Run) -> None:
 
 def test_cutoff_stands_in_every_set_of_the_folder(run: Run) -> None:
     """A subject that is cut off stands in what ``keys jwks`` prints, and whoever may ask again is named."""
-    code, out, error = run("cutoff", "--sub", ORDERS, "--reason", "stolen", "--before", "2026-11-29T10:00:00Z")
+    code, out, error = run("cutoff", "--sub", ORDERS, "--why", "stolen", "--before", "2026-11-29T10:00:00Z")
     assert (code, out.partition(":")[0]) == (0, "wimse")
     assert f"a grant still names {ORDERS}" in error
     assert public_keys(Path("authority-keys")).cutoffs[ORDERS].before == 1_795_946_400
     # An earlier moment takes nothing back.
-    run("cutoff", "--sub", ORDERS, "--reason", "less", "--before", "2026-11-29T09:00:00Z")
+    run("cutoff", "--sub", ORDERS, "--why", "less", "--before", "2026-11-29T09:00:00Z")
     assert public_keys(Path("authority-keys")).cutoffs[ORDERS].reason == "stolen"
 
 
 def test_cutoff_tells_how_many_identities_still_live(run: Run) -> None:
     """The audit file tells how many live. Where it has none, a misspelling is suspected; without it, none."""
-    _, out, error = run("cutoff", "--sub", f"{ORDERS}s", "--reason", "stolen", "--json")
+    _, out, error = run("cutoff", "--sub", f"{ORDERS}s", "--why", "stolen", "--json")
     assert (json.loads(out)["alive"], "spelt" in error) == (None, False)
     Path("key.json").write_text(json.dumps(public_members(Key.generate("ES256").public) | {"alg": "ES256"}))
     run("issue", "--sub", ORDERS, "--jwk", "key.json")
     for subject, alive in ((ORDERS, 1), (f"{ORDERS}s", 0)):
-        code, out, error = run("cutoff", "--sub", subject, "--reason", "stolen", "--json")
+        code, out, error = run("cutoff", "--sub", subject, "--why", "stolen", "--json")
         assert (code, json.loads(out)["alive"]) == (0, alive)
         assert ("is it spelt right?" in error) == (not alive)
 
@@ -177,7 +177,7 @@ def test_cutoff_tells_how_many_identities_still_live(run: Run) -> None:
 @pytest.mark.parametrize("subject", ["orders-api", "wimse://other.example/a", "wimse://prod.example/"])
 def test_cutoff_is_of_our_domain(run: Run, subject: str) -> None:
     """What is no identifier of the trust domain cannot be cut off."""
-    assert run("cutoff", "--sub", subject, "--reason", "x")[0] == 2
+    assert run("cutoff", "--sub", subject, "--why", "x")[0] == 2
 
 
 def test_trace_leads_from_a_key_to_who_asked(run: Run, machine: Key, capsys: pytest.CaptureFixture[str]) -> None:
@@ -269,7 +269,7 @@ def test_key_age_and_cutoffs_of_the_keystore(run: Run, machine: Key) -> None:
     found = load("mqauth.toml", clock=FakeClock(SYSTEM_CLOCK.now() + 1000)).authority
     assert 990 <= (found.key_age() or 0) <= 1100
     assert found.cut_off() == 0
-    run("cutoff", "--sub", ORDERS, "--reason", "stolen")
+    run("cutoff", "--sub", ORDERS, "--why", "stolen")
     assert found.cut_off() == 1
 
 

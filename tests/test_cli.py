@@ -293,7 +293,7 @@ def test_keys_rotate_retire_revoke(shell: Shell) -> None:
         "revoke",
         "--kid",
         second,
-        "--reason",
+        "--why",
         "stolen",
         "--from",
         "2030-01-31T12:00:00Z",
@@ -653,7 +653,7 @@ def test_line_bound_is_exact(monkeypatch: pytest.MonkeyPatch, size: int) -> None
 
 def test_demo_as_json(shell: Shell) -> None:
     """``demo --json`` runs the main job in memory: nothing lost, every case as expected, exit 0."""
-    ran = shell("demo", "--json", "--messages", "1", "--audit", "audit.jsonl")
+    ran = shell("demo", "--json", "--messages", "1", "--audit-file", "audit.jsonl")
     report = loads(ran.out, depth=8)
     assert (ran.code, report["broker"], report["lost"], report["audit_chain"]) == (0, "memory", 0, "intact")
     assert all(case["expected"] in (case["verdict"], case["reason"]) for case in report["cases"])

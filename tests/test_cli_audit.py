@@ -371,10 +371,10 @@ def test_alerts_and_floods_in_a_tail(path: Path, run: Run) -> None:
 
 
 def test_demo_leaves_a_log_to_try_it_on(tmp_path: Path, run: Run) -> None:
-    """``demo --audit`` leaves log and heads that verify, also where it is run again."""
+    """``demo --audit-file`` leaves log and heads that verify, also where it is run again."""
     path = tmp_path / "demo.jsonl"
     for _ in range(2):
-        assert cli.main(["demo", "--audit", str(path), "--messages", "2"]) == 0
+        assert cli.main(["demo", "--audit-file", str(path), "--messages", "2"]) == 0
     code, out, _ = run("verify", path, "--heads", f"{path}.heads")
     assert (code, "intact;" in out.splitlines()[-1]) == (0, True)
     assert Path(f"{path}.pem").stat().st_mode & 0o777 == 0o600

@@ -125,7 +125,7 @@ def test_times_are_shown_to_the_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ["dlq", "list", "--broker", "amqp://a/", "--queue", "q"], ["dlq", "discard", "--why", "w"],
         ["audit", "trace", "f", "--kid", "k"], ["audit", "stats", "f"],
-        ["keys", "revoke", "--kid", "k", "--reason", "r"],
+        ["keys", "revoke", "--kid", "k", "--why", "r"],
     ],
 )  # fmt: skip
 def test_every_command_takes_the_same_times(arguments: list[str], ended: Exit) -> None:
@@ -247,7 +247,7 @@ def test_the_only_active_key_is_not_revoked_unasked(tmp_path: Path, ended: Exit)
     """Where nobody can be asked ``--yes`` is required; the line has the whole id, and until when nothing signs."""
     keystore = Keystore(folder=tmp_path / "keys")
     kid = keystore.create(subjects=["a"]).kid
-    revoke = ("keys", "revoke", "--kid", kid[:8], "--reason", "stolen")
+    revoke = ("keys", "revoke", "--kid", kid[:8], "--why", "stolen")
     code, error = ended(*revoke)
     assert code == 2
     assert f"{kid} is the only active key: nothing can be signed until you make another key; give --yes" in error

@@ -84,15 +84,15 @@ INPUTS = [
     ("keys retire", 2, "Missing option '--kid' (try mqauth keys retire --help)"),
     ("keys retire --kid abc", 2, "--kid abc: give the id, or at least its first 8 characters"),
     ("keys retire --kid abcdefghi", 1, "--kid abcdefghi: there is none that begins so"),
-    ("keys revoke --kid abcdefghi", 2, "Missing option '--reason'"),
+    ("keys revoke --kid abcdefghi", 2, "Missing option '--why'"),
     (
-        "keys revoke --kid abcdefghi --reason x --from yesterday",
+        "keys revoke --kid abcdefghi --why x --from yesterday",
         2,
         "'--from' / '--since': give a time with a zone",
     ),
-    ("keys revoke --kid abcdefghi --reason x --from 2026-11-25T10:00:00", 2, "give a time with a zone"),
+    ("keys revoke --kid abcdefghi --why x --from 2026-11-25T10:00:00", 2, "give a time with a zone"),
     (
-        "keys revoke --kid @kid --reason stolen",
+        "keys revoke --kid @kid --why stolen",
         2,
         "is the only active key: nothing can be signed until",
     ),
@@ -151,7 +151,7 @@ INPUTS = [
     ("authority serve", 2, "mqauth.toml: [authority]: required here, and missing"),
     ("authority grants", 2, "Missing option '--token'"),
     ("authority issue --sub x", 2, "Missing option '--jwk'"),
-    ("authority cutoff --sub x --reason y --before yesterday", 2, "give a time with a zone"),
+    ("authority cutoff --sub x --why y --before yesterday", 2, "give a time with a zone"),
     ("identity show nowhere", 2, "(for a file: mqauth identity show - < FILE): token_malformed:"),
     # audit
     ("audit verify", 2, "Missing argument 'files'"),
@@ -227,7 +227,7 @@ INPUTS = [
         "cannot reach amqp://127.0.0.1:1 as user u: connection refused",
     ),
     ("demo --messages none", 2, "Invalid value for '--messages'"),
-    ("demo --audit missing/audit.jsonl", 2, "--audit: missing is no folder"),
+    ("demo --audit-file missing/audit.jsonl", 2, "--audit-file: missing is no folder"),
 ]
 
 

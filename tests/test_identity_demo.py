@@ -40,7 +40,7 @@ def test_the_demo_ends_as_it_must(
     """Honest messages are handled, each attack meets its reason, and the subject is cut off at the end."""
     monkeypatch.setattr(demo, "AuditFile", lambda path, **more: AuditFile(path, **more | {"fsync": False}))
     audit = tmp_path / "audit.jsonl"
-    code, found = report(capsys, "--messages", "1", "--audit", str(audit))
+    code, found = report(capsys, "--messages", "1", "--audit-file", str(audit))
     ends = {case["case"]: (case["verdict"], case["reason"]) for case in found["cases"]}
     assert code == 0
     assert (ends["honest-0"], ends["returns-after"]) == (("accepted", None), ("accepted", None))

@@ -247,19 +247,19 @@ def test_every_depth_that_is_accepted_can_be_read_back(
 @given(message=KAFKA_MESSAGES | RABBITMQ_MESSAGES)
 @settings(max_examples=nightly(150, otherwise=50), deadline=None)
 def test_what_became_a_letter_is_restored(carries_none: bool, message: Message) -> None:
-    """restore(letter(m)) is m, in the whole and in the JSON form, and the reading is sound."""
+    """restore(letter(m)) is m, in the whole and in the JSON form, and the reading is intact."""
     letter = letter_of(message)
     for form in (letter.whole(lambda name, value: carries_none or value is not None), letter.in_body()):
         assert restore(form) == replace(message, origin=restore(form).origin)
         found = read(Letter(message=form))
-        assert (found.sound, found.id, found.fault) == (True, letter.id, None)
+        assert (found.intact, found.id, found.fault) == (True, letter.id, None)
 
 
 def test_a_reference_restores_nothing_and_says_so() -> None:
     """Where only a reference is left there is no original; the rest can still be read."""
     form = letter_of(kafka_message()).reference()
     found = read(Letter(message=form))
-    assert (found.original, found.sound, found.form, found.reason) == (None, False, "reference", "expired")
+    assert (found.original, found.intact, found.form, found.reason) == (None, False, "reference", "expired")
 
 
 @given(
@@ -277,8 +277,8 @@ def test_a_reference_restores_nothing_and_says_so() -> None:
 )
 @settings(max_examples=nightly(300, otherwise=100), deadline=None)
 def test_reading_never_raises(headers: list[Any], body: bytes | None) -> None:
-    """Whatever is written into a letter, it is read, and is not sound."""
-    assert read(Letter(message=kafka_message(headers=tuple(headers), body=body))).sound is False
+    """Whatever is written into a letter, it is read, and is not intact."""
+    assert read(Letter(message=kafka_message(headers=tuple(headers), body=body))).intact is False
 
 
 @pytest.mark.parametrize(
@@ -293,11 +293,11 @@ def test_reading_never_raises(headers: list[Any], body: bytes | None) -> None:
     ],
 )  # fmt: skip
 def test_bad_metadata_is_a_fault(metadata: str) -> None:
-    """Metadata in no form make a letter unsound, and nothing worse."""
+    """Metadata in no form leave a letter not intact, and nothing worse."""
     form = letter_of(rabbitmq_message()).whole(lambda name, value: True)
     headers = tuple((n, v) for n, v in form.headers if n != PREFIX + "metadata")
     found = read(Letter(message=replace(form, headers=(*headers, (PREFIX + "metadata", metadata)))))
-    assert (found.sound, found.original) == (False, None)
+    assert (found.intact, found.original) == (False, None)
     assert found.fault
 
 
@@ -311,7 +311,7 @@ def test_a_history_that_is_none_is_left_out(history: str, count: int) -> None:
     assert len(read(Letter(message=rabbitmq_message(headers=headers))).history) == count
 
 
-def test_what_brokers_write_on_a_letter_does_not_make_it_unsound() -> None:
+def test_what_brokers_write_on_a_letter_leaves_it_intact() -> None:
     """A delivery count, and an interceptor's header and property on the letter itself, are not the original's."""
     message = rabbitmq_message(headers=(("timestamp_in_ms", 5), ("tenant", "acme")))
     message = replace(message, properties={**message.properties, "timestamp": "5"})
@@ -319,7 +319,7 @@ def test_what_brokers_write_on_a_letter_does_not_make_it_unsound() -> None:
     headers = (*form.headers, ("timestamp_in_ms", 9), ("x-delivery-count", 3), ("x-acquired-count", 4))
     lying = replace(form, headers=headers, properties={**form.properties, "timestamp": "9"})
     found = read(Letter(message=lying))
-    assert found.sound
+    assert found.intact
     assert found.original is not None
     assert content_digest(found.original) == content_digest(message)
 
@@ -330,7 +330,7 @@ def test_what_brokers_wrote_on_the_original_moves_no_other_header(written: str) 
     headers = ((written, 2), ("ratio", 0.5), ("tenant", "acme"), ("CC", ("copy",)))
     message = rabbitmq_message(headers=headers)
     found = read(Letter(message=letter_of(message).whole(lambda name, value: not isinstance(value, float))))
-    assert found.sound, found.fault
+    assert found.intact, found.fault
     assert found.original is not None
     assert [pair for pair in found.original.headers if pair[0] in dict(headers[1:])] == list(headers[1:])
 
@@ -576,13 +576,13 @@ def test_forged_letters_gain_nothing(bureau: Bureau) -> None:
     bureau.plant(lying(stale, id="0" * 64))
     bureau.plant(lying(stale, digest="0" * 64))
     elsewhere = replace(restore(stale), destination=other)
-    sound = DeadLetter(
+    intact = DeadLetter(
         message=elsewhere, rejection=Rejection(Reason.EXPIRED), scope="billing", time=bureau.clock.now(), audit="a"
     )
-    bureau.plant(sound.whole(lambda name, value: True))
+    bureau.plant(intact.whole(lambda name, value: True))
     bureau.plant(lying(forged, reason="expired"))
     found = bureau.redrive(ALL, *WAIVABLE)
-    assert found["refused"] == {"letter_unsound": 4, "destination_mismatch": 1, "signature_invalid": 1}
+    assert found["refused"] == {"letter_not_intact": 4, "destination_mismatch": 1, "signature_invalid": 1}
     assert (found["done"], bureau.broker.waiting(other), bureau.broker.waiting(bureau.place)) == (0, (), ())
     assert len(bureau.letters()) == 6
 
@@ -629,8 +629,8 @@ def test_a_planted_copy_is_told_from_the_letter_it_names(bureau: Bureau) -> None
     bureau.plant(replace(honest, body=b"forged"))
     with bureau.survey() as index:
         assert account(bureau.audit, index.ids()).difference == 0
-        assert [row.sound for row in index.page()] == [True, False]
-    assert bureau.discard(Filter(sound=False))["done"] == 1
+        assert [row.intact for row in index.page()] == [True, False]
+    assert bureau.discard(Filter(intact=False))["done"] == 1
     assert bureau.letters() == (honest,)
     assert bureau.difference() == 0
 
@@ -639,7 +639,7 @@ def test_a_planted_copy_is_told_from_the_letter_it_names(bureau: Bureau) -> None
 
 
 def test_letters_go_out_and_come_in(mixed: Bureau) -> None:
-    """Exported, discarded and imported again, every letter is sound and has its id."""
+    """Exported, discarded and imported again, every letter is intact and has its id."""
     with mixed.survey() as index:
         lines = [json.dumps(form) for form in index.forms()]
         ids = dict(index.ids())
@@ -663,7 +663,7 @@ def test_account_finds_what_is_missing_and_what_nobody_rejected() -> None:
     records = [
         {"verdict": "rejected", "dead_letter": "a"}, {"verdict": "rejected", "dead_letter": "b"},
         {"verdict": "rejected", "dead_letter": "c"}, {"verdict": "accepted", "dead_letter": None},
-        {"verdict": "discarded", "dead_letter": "b", "review": {"sound": False}},
+        {"verdict": "discarded", "dead_letter": "b", "review": {"intact": False}},
     ]  # fmt: skip
     found = account(records, [("c", False), ("d", True)])
     assert (found.missing, found.unknown, found.unproven) == (("a",), ("d",), ("b", "c"))

@@ -76,7 +76,7 @@ def test_a_reference_is_redriven_with_its_original(desk: Bureau, log: Log) -> No
     assert desk.send() == [Verdict.ACCEPTED]
     assert desk.handled[0].body == original.body
     act = next(record for record in desk.audit if record["verdict"] == "redriven")
-    assert (act["review"]["sound"], act["body"]["size"]) == (True, 2000)
+    assert (act["review"]["intact"], act["body"]["size"]) == (True, 2000)
     assert desk.letters() == ()
 
 
@@ -143,7 +143,7 @@ def test_no_broker_is_asked_for_what_is_no_place(source: str, log: Log) -> None:
     ).reference()
     headers = tuple((n, source if n == f"{PREFIX}source" else v) for n, v in letter.headers)
     found = flow.run(recalled(read(Letter(message=replace(letter, headers=headers))), log))
-    assert (found.fault, found.sound, log.asked) == (ONLY_REFERENCE, False, 0)
+    assert (found.fault, found.intact, log.asked) == (ONLY_REFERENCE, False, 0)
 
 
 @pytest.mark.parametrize("form", ["whole", "in_body", "reference"])
@@ -157,7 +157,7 @@ def test_a_consumer_of_any_name_gets_its_letters_back(form: str, desk: Bureau, l
     made = letter.whole(lambda *_: True) if form == "whole" else getattr(letter, form)()
     log["orders", 0, 7] = message
     found = flow.run(recalled(read(Letter(message=made)), log))
-    assert (found.sound, found.fault) == (True, None)
+    assert (found.intact, found.fault) == (True, None)
     assert "\U0001f680" not in found.scope + found.source
     desk.guard.scope = None
     assert Judge(desk.guard).scope_for(found) == name

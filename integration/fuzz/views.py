@@ -66,7 +66,7 @@ def dead_letter(raw: bytes) -> None:
     if which == 2 or not is_carried(message) or (which == 0 and stripped):
         return
     if _is_writable(message, scope, queue) and len(message.headers) <= MAX_HEADERS:
-        assert found.sound, f"our own letter is not sound: {found.fault}"
+        assert found.intact, f"our own letter is not intact: {found.fault}"
         assert found.original is not None
         assert plain(_judged_parts(found.original)) == plain(_judged_parts(message))
 

@@ -55,7 +55,7 @@ class Story:
         groups = scene.look(found, lambda index: {group.reason: group.count for group in index.groups()})
         self.note("groups", groups)
         assert groups == dict.fromkeys(KINDS, each)
-        assert scene.look(found, lambda index: index.count(Filter(sound=True))) == each * len(KINDS)
+        assert scene.look(found, lambda index: index.count(Filter(intact=True))) == each * len(KINDS)
         assert scene.ledger(found).difference == 0
         before = scene.look(found, lambda index: found.run(judge(index, scene.guard())))
         scene.keys.append(scene.forge.stranger)

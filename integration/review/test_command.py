@@ -55,7 +55,7 @@ def test_every_command(scene: Scene, dlq: Run, monkeypatch: pytest.MonkeyPatch) 
     assert [group["count"] for group in groups["groups"]] == [2] * 8
     assert "signature_invalid" in dlq("groups", text=True)[1]
     _, (letter,) = dlq("show", listed["letters"][0]["id"])
-    assert (letter["sound"], letter["message"]["destination"]) == (True, scene.stage.destination)
+    assert (letter["intact"], letter["message"]["destination"]) == (True, scene.stage.destination)
     _, (judged,) = dlq("check", "--config", config)
     assert (judged["pass"], judged["total"], judged["verdicts"]["expired"]) == (0, 16, 2)
     act = ("--why", "skewed clock", "--audit", audit)

@@ -140,19 +140,19 @@ def test_a_forged_letter_goes_nowhere(scene: Scene) -> None:
     stale = next(letter for letter in letters if b"expired" in (letter.body or b""))
     forged = next(letter for letter in letters if b"signature" in (letter.body or b""))
     elsewhere = "kafka:payments" if scene.place.on_kafka else "rabbitmq:payments/paid"
-    sound = DeadLetter(
+    intact = DeadLetter(
         message=replace(restored(stale), destination=elsewhere), rejection=Rejection(Reason.EXPIRED),
         scope=scene.scope, time=1_900_000_000.0, audit="a",
     )  # fmt: skip
     planted = [
         _saying(stale, destination=elsewhere), replace(stale, body=b"edited"), _saying(stale, id="0" * 64),
-        _saying(sound.whole(lambda name, value: True)), _saying(forged, reason="expired"),
+        _saying(intact.whole(lambda name, value: True)), _saying(forged, reason="expired"),
     ]  # fmt: skip
     with scene.session() as found:
         for letter in planted:
             found.run(call(found.box.publish, replace(letter, destination=found.box.destination)))
         done = scene.redrive(found, *ALL)
-    assert done.refused == {"letter_unsound": 3, "destination_mismatch": 1, "signature_invalid": 2}
+    assert done.refused == {"letter_not_intact": 3, "destination_mismatch": 1, "signature_invalid": 2}
     assert (done.selected, done.done) == (7, 1)
     scene.consume(1)
     assert [verified.body for verified in scene.handled] == [b"expired 0"]

@@ -34,7 +34,7 @@ def test_a_letter_tells_of_those_before_it(scene: Scene) -> None:
     ids = []
     for count in (1, 2):
         reading = newest(scene)
-        assert (reading.count, reading.sound) == (count, True)
+        assert (reading.count, reading.intact) == (count, True)
         ids.append(reading.id)
         with scene.session() as found:
             assert scene.redrive(found, Reason.EXPIRED).done == 1

@@ -36,7 +36,7 @@ def review(scene: Scene) -> None:
     """Expect each letter to be intact, and the expired ones to be handled once a reviewer has let them through."""
     with scene.session() as found:
         rows = scene.look(found, lambda index: index.page())
-        assert {row.sound for row in rows} == {True}
+        assert {row.intact for row in rows} == {True}
         reasons = Counter(row.reason for row in rows)
         assert reasons == dict.fromkeys(LETTERS, EACH)
         done = scene.redrive(found, Reason.EXPIRED, reason="expired").as_dict()

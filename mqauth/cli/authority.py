@@ -144,7 +144,7 @@ def issue(
     jwk: Annotated[Path, typer.Option("--jwk", help="File with the public key, as a JWK with its alg.")],
     audit: Annotated[
         Path | None,
-        typer.Option("--audit", help="Audit file in place of [authority] audit, which serve may have."),
+        typer.Option("--audit-file", help="Audit file in place of [authority] audit, which serve may have."),
     ] = None,
     config: Config = None,
     as_json: Json = False,
@@ -177,7 +177,7 @@ def issue(
 def cutoff(
     *,
     subject: Subject,
-    reason: Annotated[str, typer.Option("--reason", help="Why, for the readers of the JWK Set.")],
+    reason: Annotated[str, typer.Option("--why", help="Why, for the readers of the JWK Set.")],
     before: Annotated[
         float | None,
         typer.Option(

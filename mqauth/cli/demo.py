@@ -173,7 +173,8 @@ def demo(
     ] = None,
     as_json: Json = False,
     audit: Annotated[
-        Path | None, typer.Option("--audit", help="Keep the audit file here, with its signed heads beside it.")
+        Path | None,
+        typer.Option("--audit-file", help="Keep the audit file here, with its signed heads beside it."),
     ] = None,
     messages: Annotated[int, typer.Option("--messages", min=1, help="How many honest messages.")] = 3,
     identity: Annotated[
@@ -182,8 +183,8 @@ def demo(
 ) -> int:
     """Run a producer, a consumer and an attacker, and show what became of every message.
 
-    Exits with 1 where a case did not end as it must. With --audit every verdict is recorded, not rejections alone;
-    the signed heads are in FILE.heads and the key that signs them in FILE.pem.
+    Exits with 1 where a case did not end as it must. With --audit-file every verdict is recorded, not rejections
+    alone; the signed heads are in FILE.heads and the key that signs them in FILE.pem.
     """
     # Each rejection is a line of the table already.
     logging.getLogger("mqauth").addHandler(logging.NullHandler())
@@ -203,7 +204,7 @@ def demo(
         # that signed them.
         folder, heads = Path(stack.enter_context(tempfile.TemporaryDirectory())), None
         if audit is not None:
-            require(audit.parent.is_dir(), f"--audit: {audit.parent} is no folder")
+            require(audit.parent.is_dir(), f"--audit-file: {audit.parent} is no folder")
             pem = Path(f"{audit}.pem")
             if not pem.exists():
                 pem.touch(0o600)

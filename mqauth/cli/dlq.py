@@ -82,7 +82,7 @@ def _filtered(
     ] = None,
     since: From = None,
     until: To = None,
-    sound: Annotated[
+    intact: Annotated[
         bool | None, typer.Option("--intact/--not-intact", help="Dead letters that are intact, or not.")
     ] = None,
 ) -> review.Filter:
@@ -117,8 +117,8 @@ def list_letters(
         rows, total = index.page(wanted, limit=limit), index.count(wanted)
         letters = [asdict(row) | {"time": review.time_text(row.time) or None} for row in rows]
         cells = [
-            (each.id, each.reason, shown_time(each.time), each.subject, each.issuer, each.destination, sound)
-            for each, sound in ((row, "yes" if row.sound else "no") for row in rows)
+            (each.id, each.reason, shown_time(each.time), each.subject, each.issuer, each.destination, intact)
+            for each, intact in ((row, "yes" if row.intact else "no") for row in rows)
         ]
         more = [f"{total - len(rows)} more: --limit {total}"] if total > len(rows) else []
         lines = table_lines(_title(session, index, total), LETTER, cells, wide=wide)

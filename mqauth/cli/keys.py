@@ -175,7 +175,7 @@ def retire(kid: Kid, folder: Dir = _FOLDER, yes: Yes = False, as_json: Json = Fa
 def revoke(
     *,
     kid: Kid,
-    reason: Annotated[str, typer.Option("--reason", help="Why, for the readers of the JWK Set.")],
+    reason: Annotated[str, typer.Option("--why", help="Why, for the readers of the JWK Set.")],
     folder: Dir = _FOLDER,
     since: From = None,
     yes: Yes = False,

@@ -36,7 +36,7 @@ app: Final = group("Bring signatures to a running system, step by step.", "mqaut
 Config = Annotated[Path | None, typer.Option("--config", envvar="MQAUTH_CONFIG", help="The configuration file.")]
 Audit = Annotated[
     list[Path] | None,
-    typer.Option("--audit", help="Audit file of a consumer; give those of all of them."),
+    typer.Option("--audit-file", help="Audit file of a consumer; give those of all of them."),
 ]
 Destination = Annotated[str, typer.Argument(help="A destination or pattern, as the file lists it.")]
 Why = Annotated[str, typer.Option("--why", help="The reason, kept in the file.")]
@@ -186,13 +186,13 @@ def accept(
 
 def _own_files(file: FileSettings) -> list[Path]:
     """Return the audit files of ``[audit]``, of all processes."""
-    audit = require(file.audit, "give --audit FILE: the configuration has no [audit]")
+    audit = require(file.audit, "give --audit-file FILE: the configuration has no [audit]")
     return files_of(audit.file, None if file.consumer is None else file.consumer.scope)
 
 
 def _no_files(file: FileSettings) -> str:
     name = "" if file.audit is None else file.audit.file
-    return f"no audit file is there: {name}: start the consumers, or give --audit FILE of each"
+    return f"no audit file is there: {name}: start the consumers, or give --audit-file FILE of each"
 
 
 def _standings(file: FileSettings, files: list[Path]) -> list[Standing]:

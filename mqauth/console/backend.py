@@ -120,7 +120,7 @@ class Letters:
 
 
 def _read_whole(index: Index) -> tuple[float, list[tuple[str, bool]]] | None:
-    """Return as of when all letters were read, and their ids with whether they are sound; ``None`` before."""
+    """Return as of when all letters were read, and their ids with whether they are intact; ``None`` before."""
     return (index.as_of, list(index.ids())) if index.complete else None
 
 

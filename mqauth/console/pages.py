@@ -35,7 +35,7 @@ LETTER_COLUMNS: Final = {
     "detail": "Detail",
     "time": "Time",
     "size": "Bytes",
-    "sound": LABELS["intact"],
+    "intact": LABELS["intact"],
 }
 GROUP_COLUMNS: Final = {
     "count": LABELS["letters"],

@@ -37,7 +37,7 @@ from mqauth.review.letterbox import (
     count_verdicts,
     recalled,
     verdict_word,
-    why_unsound,
+    why_not_intact,
 )
 from mqauth.wire import claims as claim_set
 from mqauth.wire.message import Message
@@ -281,8 +281,8 @@ def _returned(
     ``replayed`` that reason is waived at once, since a verdict without claims does not find it.
     """
     original, scope, now = reading.original, today.scope_for(reading, plan.scope), today.clock.now()
-    if original is None or not reading.sound:
-        raise _RefusedError(why_unsound(reading))
+    if original is None or not reading.intact:
+        raise _RefusedError(why_not_intact(reading))
     if reading.rung is not None:
         plain = without_release(redeliverable(original, scope=scope, now=now, proven=False))
         # Nothing that a release may waive would prove who sent it.
@@ -322,7 +322,7 @@ def _record(plan: Plan, reading: Reading, clock: Clock, release: Release | None)
     """Return the audit record of one act. What the token claims is verified only where a release was signed."""
     original = reading.original
     body = None if original is None else original.body
-    review: dict[str, Any] = {"reviewer": harmless(plan.reviewer), "mark": reading.mark, "sound": reading.sound}
+    review: dict[str, Any] = {"reviewer": harmless(plan.reviewer), "mark": reading.mark, "intact": reading.intact}
     if reading.rung is not None:
         review["rung"] = reading.rung
     if release is not None:

@@ -35,7 +35,7 @@ PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLU
 CREATE TABLE letters (
   number INTEGER PRIMARY KEY, reason TEXT NOT NULL, issuer TEXT NOT NULL, kid TEXT NOT NULL, subject TEXT NOT NULL,
   destination TEXT NOT NULL, mark TEXT NOT NULL, id TEXT NOT NULL, detail TEXT NOT NULL, scope TEXT NOT NULL,
-  time REAL, form TEXT NOT NULL, size INTEGER NOT NULL, sound INTEGER NOT NULL, today TEXT
+  time REAL, form TEXT NOT NULL, size INTEGER NOT NULL, intact INTEGER NOT NULL, today TEXT
 );
 CREATE TABLE originals (number INTEGER PRIMARY KEY, letter BLOB NOT NULL);
 CREATE INDEX by_group ON letters (reason, issuer, kid, subject, destination, time);
@@ -58,7 +58,7 @@ class Filter:
         until: UTC seconds, exclusive.
         today: verdict of the last ``judge``: ``accepted``, a reason, or a cause.
         marks: of the letters that were chosen one by one; letters that are byte for byte the same have one mark.
-        sound: whether the letter proved to be the one that it names.
+        intact: whether the letter proved to be the one that it names.
         search: text that stands in id, reason, producer, key, issuer, destination or detail, in any case of ASCII.
     """
 
@@ -72,7 +72,7 @@ class Filter:
     until: float | None = None
     today: str | None = None
     marks: tuple[str, ...] | None = None
-    sound: bool | None = None
+    intact: bool | None = None
     search: str | None = None
 
     def given(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class Row(LetterKind):
     time: float | None
     form: str
     size: int
-    sound: bool
+    intact: bool
     today: str | None
 
 
@@ -212,7 +212,7 @@ class Index(AbstractContextManager["Index"]):
                 found.time,
                 found.form,
                 found.size,
-                found.sound,
+                found.intact,
             )
             for found in readings
         ]
@@ -293,7 +293,7 @@ class Index(AbstractContextManager["Index"]):
         rest = f"{follows} ORDER BY {', '.join(key + down for key in keys)} LIMIT ?"
         found = self._ask(*_select(", ".join(_ROW), wanted, rest, [after, limit]))
         rows = [dict(zip(_ROW, row, strict=True)) for row in found]
-        return [Row(**row | {"sound": bool(row["sound"])}) for row in rows]
+        return [Row(**row | {"intact": bool(row["intact"])}) for row in rows]
 
     def reading(self, number: int) -> Reading:
         """Return one letter, read again from what is kept of it.
@@ -315,9 +315,9 @@ class Index(AbstractContextManager["Index"]):
         yield from (json.loads(raw) for (raw,) in self._each(*sql))
 
     def ids(self) -> Iterator[tuple[str, bool]]:
-        """Yield each id once, and whether one of its letters is sound."""
-        rows = self._each("SELECT id, max(sound) FROM letters GROUP BY id", [])
-        yield from ((id, bool(sound)) for id, sound in rows)
+        """Yield each id once, and whether one of its letters is intact."""
+        rows = self._each("SELECT id, max(intact) FROM letters GROUP BY id", [])
+        yield from ((id, bool(intact)) for id, intact in rows)
 
     def freeze(self, wanted: Filter = ALL) -> Selection:
         """Return the letters that are meant now, counted."""

@@ -1,6 +1,6 @@
 """Reads a dead letter, whatever bytes it has, believes nothing unchecked, and restores the original message.
 
-Whoever may write to the dead-letter queue can write anything into it. ``sound`` says that the original could be
+Whoever may write to the dead-letter queue can write anything into it. ``intact`` says that the original could be
 restored, and that the letter's id and digest, computed again, are the ones that it names.
 """
 
@@ -47,7 +47,7 @@ class Letter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What a letter says. Its texts are harmless to show, and nothing in it but ``sound`` is proven.
+    """What a letter says. Its texts are harmless to show, and nothing in it but ``intact`` is proven.
 
     Args:
         mark: ``Letter.mark``.
@@ -60,8 +60,8 @@ class Reading:
         form: ``whole``, ``json``, ``reference`` or ``unknown``.
         size: bytes of the letter's body.
         original: the message as it was rejected, ``None`` where it cannot be restored.
-        sound: whether id and digest hold for the original.
-        fault: why it is not sound.
+        intact: whether id and digest hold for the original.
+        fault: why it is not intact.
         claims, kid, alg: what the token claims, as far as it can be parsed.
         rung: of its destination, where a handler got the message without a proof of who sent it.
         consumer: the scope exactly as the letter says, for ids and releases; not harmless to show.
@@ -81,7 +81,7 @@ class Reading:
     form: str
     size: int
     original: Message | None
-    sound: bool
+    intact: bool
     fault: str | None
     claims: Claims | None
     kid: str | None
@@ -106,7 +106,7 @@ class Reading:
             "history": [dict(hop) for hop in self.history],
             "form": self.form,
             "size": self.size,
-            "sound": self.sound,
+            "intact": self.intact,
             "fault": self.fault,
             "rung": self.rung,
             "kid": None if self.kid is None else harmless(self.kid),
@@ -158,7 +158,7 @@ def read(letter: Letter) -> Reading:
         form=form if form in ("whole", "json", "reference") else UNKNOWN,
         size=len(message.body or b""),
         original=original,
-        sound=fault is None,
+        intact=fault is None,
         fault=fault,
         rung=lines["rung"] if lines.get("rung") in RUNGS else None,
         consumer=lines.get("scope", ""),
@@ -286,7 +286,7 @@ def proven(reading: Reading, original: Message) -> Reading:
     return replace(
         reading,
         original=original,
-        sound=True,
+        intact=True,
         fault=None,
         destination=harmless(original.destination),
         **_token_fields(original),

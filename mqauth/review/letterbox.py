@@ -124,14 +124,14 @@ def take_in(box: LetterBox, forms: Iterable[Any]) -> Flow[int]:
         forms: letters in the JSON form of a message.
 
     Raises:
-        MalformedMessage: one is no letter, or is not sound; those before it are published.
+        MalformedMessage: one is no letter, or is not intact; those before it are published.
         Unavailable: the broker refused one, or could not be reached.
     """
     count = 0
     for form in forms:
         message = json_form.from_form(form)
         require(
-            read(Letter(message=message)).sound,
+            read(Letter(message=message)).intact,
             f"letter {count + 1}: no dead letter with a valid id and digest",
             MalformedMessage,
         )
@@ -229,8 +229,8 @@ class Judge:
         Of a letter whose message was handled without a proof it is ``unverified`` where it would be so again.
         """
         reading = yield from recalled(reading, self.originals)
-        if reading.original is None or not reading.sound:
-            return why_unsound(reading)
+        if reading.original is None or not reading.intact:
+            return why_not_intact(reading)
         # A release that the message came with is not one that a redrive would sign.
         bare = without_release(reading.original)
         if reading.rung is not None and self.admits(bare):
@@ -238,9 +238,9 @@ class Judge:
         return verdict_word((yield from self.verdict(bare, scope=self.scope_for(reading) or "default")))
 
 
-def why_unsound(reading: Reading) -> str:
+def why_not_intact(reading: Reading) -> str:
     """Return in one word why a letter has no original that could be sent."""
-    return reading.fault if reading.fault in (ONLY_REFERENCE, GONE, CHANGED) else "letter_unsound"
+    return reading.fault if reading.fault in (ONLY_REFERENCE, GONE, CHANGED) else "letter_not_intact"
 
 
 def verdict_word(outcome: Outcome) -> str:

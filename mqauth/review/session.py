@@ -270,7 +270,7 @@ class Ledger:
         redriven, discarded: of these, no longer in the queue, by the last act on record.
         missing: of these, neither in the queue nor on record as acted on.
         unknown: in the queue without a record of their rejection.
-        unproven: open or discarded ids named only by letters that are not sound: they may be forged.
+        unproven: open or discarded ids named only by letters that are not intact: they may be forged.
         as_of: UTC seconds at which the queue was read; rejections after that do not count.
     """
 
@@ -309,7 +309,7 @@ def account(
 
     Args:
         records: audit records of the consumers and the reviewers.
-        waiting: ids in the queue, and whether one of their letters is sound (``Index.ids``).
+        waiting: ids in the queue, and whether one of their letters is intact (``Index.ids``).
         as_of: UTC seconds at which the queue was read. What was rejected after that cannot have been in it.
     """
     here, end = dict(waiting), None if as_of is None else iso_time(as_of)
@@ -323,14 +323,14 @@ def account(
             (rejected if end is None or str(record.get("time")) <= end else later).add(letter)
         elif verdict in ("redriven", "discarded"):
             review = record.get("review")
-            acts[letter] = (verdict, isinstance(review, Mapping) and review.get("sound") is True)
+            acts[letter] = (verdict, isinstance(review, Mapping) and review.get("intact") is True)
     # Another machine's clock may run ahead: what is here, or was acted on, had been rejected by then all the same.
     rejected |= later & (here.keys() | acts.keys())
     # A letter still in the queue is open whatever the audit says: an act recorded before a crash may not have
     # removed it.
     resolved = {letter: act for letter, act in acts.items() if letter in rejected and letter not in here}
-    unproven = [letter for letter, sound in here.items() if letter in rejected and not sound]
-    unproven += [letter for letter, (_, sound) in resolved.items() if not sound]
+    unproven = [letter for letter, intact in here.items() if letter in rejected and not intact]
+    unproven += [letter for letter, (_, intact) in resolved.items() if not intact]
     return Ledger(
         rejected=len(rejected),
         open=sum(1 for letter in here if letter in rejected),

@@ -234,7 +234,7 @@ class _Released:
 def read_letter(vector: Any) -> None:
     """Hold whether a letter is intact against its vector."""
     reading = review.read(review.Letter(message=from_form(_read_again(vector["letter"]))))
-    assert reading.sound is vector["intact"], reading.fault
+    assert reading.intact is vector["intact"], reading.fault
 
 
 def claim_in_redis(vector: Any) -> None:
