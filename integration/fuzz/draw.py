@@ -148,6 +148,8 @@ def packed(value: Any) -> bytes:
     if isinstance(value, Decimal):
         _, digits, exponent = value.as_tuple()
         number = int("".join(map(str, digits))) * (-1 if value < 0 else 1)
+        # one of more digits than a draw has becomes the largest that there is
+        number = max(-(2**39), min(number, 2**39 - 1))
         return b"\x09" + (number + 2**39).to_bytes(5, "big") + (int(exponent) + 2**15).to_bytes(2, "big") + b"\1"
     return next(write(value) for kind, write in _WRITERS if isinstance(value, kind))
 

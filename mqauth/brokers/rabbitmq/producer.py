@@ -19,7 +19,7 @@ import aio_pika
 import aiormq
 import aiormq.abc
 from aio_pika import exceptions
-from aio_pika.abc import AbstractExchange, AbstractMessage
+from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractMessage
 from pamqp import commands
 
 from mqauth.brokers.amqp_messages import check_frame, mandatory_reply, new_message_id
@@ -81,7 +81,7 @@ class Producer:
         batch: int = 1,
         linger: float = DEFAULT_LINGER,
     ) -> None:
-        require(hasattr(exchange, "publish"), "a producer takes an exchange, as channel.default_exchange is one")
+        require(not isinstance(exchange, AbstractChannel), "a producer takes an exchange, not its channel")
         pace = Pace(batch, linger)
         self._sealing = SingleSealing(signer) if batch == 1 else Sealing(signer, pace)
         self._exchange = exchange
