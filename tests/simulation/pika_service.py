@@ -73,6 +73,10 @@ class PikaConsumerService(ConsumerService):
         running = asyncio.create_task(pika_link.driving(self.consumer._run(signals=False)))
         asked = asyncio.create_task(self._asked.wait())
         await asyncio.wait((running, asked), return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            # A consumer whose connection is lost has ended, and nobody confirms later what its store did not take.
+            now = self._world.agenda.now
+            self._world.ledger.stops.append((process.name, now, now))
         self.consumer.stop()
         asked.cancel()
         await running
