@@ -1,6 +1,7 @@
 """Writes the generated reference, `python -m integration.reference`: pages that repeat what the code says.
 
-`docs/reference/` holds commands, reasons, the glossary, metrics, audit records, attacks and the API.
+`docs/reference/` holds commands, reasons, the glossary, metrics, audit records, attacks and the API. What of the
+API may be called, and how, stands in `tests/signatures.txt`.
 `docs/configuration.md` and its schema come from `integration.settings`, which this command runs as well. A test
 compares all of them with the code.
 """
@@ -14,6 +15,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from enum import Enum
 from typing import Any, Final, is_typeddict
 
 import typer.main
@@ -346,6 +348,42 @@ def api() -> str:
     return "\n".join(lines)
 
 
+def signatures() -> str:
+    """Return every public name with its signature: what a release keeps, or warns of before it goes."""
+    lines = []
+    for door in DOORS:
+        module = importlib.import_module(door)
+        for name in public_names(module):
+            found = getattr(module, name)
+            lines.append(f"{door}.{name}{_signature(found)}")
+            if inspect.isclass(found) and found.__module__.startswith("mqauth"):
+                lines += [f"{door}.{name}.{member}" for member in _public_members(found)]
+    return "\n".join(lines) + "\n"
+
+
+def _signature(found: Any) -> str:
+    """Return the parameters of what can be called, without their types and what is returned."""
+    if inspect.isclass(found) and issubclass(found, Enum):
+        return ""
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):
+        return ""
+    plain = [
+        each.replace(annotation=each.empty, default="..." if each.default is not each.empty else each.empty)
+        for each in parameters
+    ]
+    return str(inspect.Signature(plain)).replace("'...'", "...")
+
+
+def _public_members(kind: type) -> Iterator[str]:
+    """Yield the public attributes of a class that it has from a class of ours, with their parameters."""
+    for name in sorted(dir(kind)):
+        owner = next((each for each in kind.__mro__ if name in vars(each)), object)
+        if not name.startswith("_") and owner.__module__.startswith("mqauth"):
+            yield name + (_signature(getattr(kind, name)) if inspect.isroutine(getattr(kind, name)) else "")
+
+
 def options(found: Any) -> list[str]:
     """Return an item for each option that a type of options adds, as its docstring tells it."""
     if not is_typeddict(found):
@@ -424,6 +462,8 @@ PAGES: Final[dict[str, Callable[[], str]]] = {
 }
 
 
+SIGNATURES: Final = ROOT / "tests" / "signatures.txt"
+"""The public names with their signatures; a change of it is a change for whoever uses them."""
 CAPABILITIES: Final = "## What each client can do\n"
 """The section of the page of clients that is written from the table."""
 
@@ -436,6 +476,7 @@ def write() -> None:
     clients.write_text(f"{before}{start}\n{table.page()}\n## {rest.partition(chr(10) + '## ')[2]}", "utf-8")
     for name, page in PAGES.items():
         (FOLDER / name).write_text(page(), "utf-8")
+    SIGNATURES.write_text(signatures(), "utf-8")
 
 
 if __name__ == "__main__":

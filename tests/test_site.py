@@ -158,6 +158,11 @@ def test_generated_page_is_current(name: str) -> None:
     assert written == reference.PAGES[name](), "python -m integration.reference writes it again"
 
 
+def test_a_change_of_what_is_public_is_seen() -> None:
+    """Every public name has the signature that it had; a removal needs a release that warns of it."""
+    assert reference.SIGNATURES.read_text("utf-8") == reference.signatures(), "see .github/CONTRIBUTING.md"
+
+
 @pytest.mark.parametrize("page", [*pages(), "CHANGELOG.md"])
 def test_anchors_exist_on_a_forge(page: str) -> None:
     """A link to a section leads to a heading that a forge gives this anchor."""
