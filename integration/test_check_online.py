@@ -95,6 +95,9 @@ def test_issuers_and_brokers_are_asked(
     assert found["[brokers.log]"] == (0, "reached; online-kafka.dead is there")
     code, found = asked(file, capsys, FILE.format(**values | {"queue": "nowhere", "topic": "nowhere"}))
     assert (code, found["[brokers.rabbit]"][0], found["[brokers.log]"]) == (1, 1, (1, "there is no topic nowhere"))
+    # What was not found counts as an error among the others.
+    assert main(["check", "--config", str(file), "--online"]) == 1
+    assert f"{file}: 2 errors, " in capsys.readouterr().out
     away = {"jwks": "http://127.0.0.1:1/jwks.json", "rabbit": "amqp://127.0.0.1:1/", "log": "kafka://127.0.0.1:1"}
     code, found = asked(file, capsys, FILE.format(**values | away))
     assert (code, {one[0] for one in found.values()}) == (3, {3})

@@ -163,11 +163,9 @@ def _interceptor(name: str | None, settings: FileSettings) -> str:
 
 def check(
     file: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[FILE]", envvar="MQAUTH_CONFIG", show_default=False, help="By default mqauth.toml."
-        ),
+        Path | None, typer.Argument(metavar="[FILE]", show_default=False, help="By default mqauth.toml.")
     ] = None,
+    config: Config = None,
     as_json: Json = False,
     strict: Annotated[bool, typer.Option("--strict", help="Count warnings as errors.")] = False,
     online: Annotated[
@@ -180,14 +178,16 @@ def check(
     """
     # The library logs some pitfalls when it loads a file. Here each of them is a finding already.
     logging.getLogger("mqauth").addHandler(logging.NullHandler())
-    file = file_of(file)
+    file = file_of(file or config)
     report = check_file(file)
     report = report.strict() if strict else report
     asked = list(ask(settings_of(file))) if online else []
     if as_json:
         print_json(report.as_dict() | ({"online": [each._asdict() for each in asked]} if online else {}))
     else:
-        counted = [(report.count(severity), severity.value) for severity in Severity]
+        # What the network said no to is an error as any other.
+        failed = {Severity.ERROR: sum(each.code == 1 for each in asked)}
+        counted = [(report.count(each) + failed.get(each, 0), each.value) for each in Severity]
         counts = ", ".join(f"{count} {noun}" + ("" if count == 1 else "s") for count, noun in counted)
         accepted = f"; {report.accepted} accepted" if report.accepted else ""
         unseen = [f"Not looked at: {', '.join(report.unseen)}."] if report.unseen else []
