@@ -186,8 +186,10 @@ def check(
         print_json(report.as_dict() | ({"online": [each._asdict() for each in asked]} if online else {}))
     else:
         # What the network said no to is an error as any other.
-        failed = {Severity.ERROR: sum(each.code == 1 for each in asked)}
-        counted = [(report.count(each) + failed.get(each, 0), each.value) for each in Severity]
+        counted = [
+            (report.count(each) + sum(each is Severity.ERROR and one.code == 1 for one in asked), each.value)
+            for each in Severity
+        ]
         counts = ", ".join(f"{count} {noun}" + ("" if count == 1 else "s") for count, noun in counted)
         accepted = f"; {report.accepted} accepted" if report.accepted else ""
         unseen = [f"Not looked at: {', '.join(report.unseen)}."] if report.unseen else []
