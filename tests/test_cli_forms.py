@@ -416,3 +416,22 @@ def test_an_interrupt_leaves_no_traceback(arguments: list[str], delay: float, tm
     assert b"Traceback" not in error
     # While Python itself ends its signals are the system's again; a shell shows 130 for that, too.
     assert process.returncode in (130, 0, -signal.SIGINT)
+
+
+_IN_A_CALLBACK = """
+import signal, sys, weakref
+from mqauth import cli
+
+class Module: "Dies at once, and calls what is registered for that, as a module's lock does after each import."
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli.import_module = lambda _: weakref.ref(Module(), lambda _: signal.raise_signal(signal.SIGINT))
+sys.exit(cli.main())
+"""
+
+
+def test_an_interrupt_in_a_callback_is_not_dropped(tmp_path: Path) -> None:
+    """Ctrl-C ends the command also where it falls into a callback, whose errors Python prints and drops."""
+    command = [sys.executable, "-c", _IN_A_CALLBACK, "keys", "list"]
+    ended = subprocess.run(command, capture_output=True, cwd=tmp_path, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
