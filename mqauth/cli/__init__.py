@@ -12,6 +12,11 @@ _EXTRA = ("typer", "rich", "tomlkit")
 _INTERRUPTED = 130
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """Tell whether Ctrl-C is behind an error: where a class is made, Python 3.11 makes a RuntimeError of it."""
+    return isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code.
 
@@ -26,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.unraisablehook = _dropped
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not is_interrupt(error):
+            raise
         return _INTERRUPTED
     finally:
         if arguments is None:
