@@ -1,40 +1,37 @@
-"""Sockets of kafka-python that close themselves: it leaves those open that a closed client was still connecting.
+"""kafka-python closes the sockets of its connection attempts; tests fail for each that is left open.
 
-Tests fail for sockets left open. Those that a client had sent on still do, since then the fault is ours.
+It leaves two of them open, to be closed when Python forgets them: that of an attempt that its client's close cuts
+off, and that of a TLS handshake that fails or is cut off (``kafka.net.inet.KafkaNetSocket.sock_connect`` and
+``kafka.net.manager.KafkaConnectionManager._build_transport``, 3.0).
 """
 
 from __future__ import annotations
 
-import socket
-import warnings
 from typing import Any
 
-from kafka.net import inet
+from kafka.net import inet, transport
 
-_client: Any = inet.KafkaNetSocket
-
-
-class Connecting(socket.socket):
-    """A socket that is closed silently where it is forgotten before anything was sent on it."""
-
-    connected = False
-
-    def send(self, *found: Any) -> int:
-        """Send, and be one that its client has taken over: a connect may just have gone through at its close."""
-        self.connected = True
-        return super().send(*found)
-
-    def __del__(self) -> None:
-        """Warn of a connected socket that was left open, as every other socket does, and close it."""
-        if self.connected and self.fileno() >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
-        self.close()
+_socket: Any = inet.KafkaNetSocket
+_tls: Any = transport.KafkaSSLTransport
+_connect, _handshake = _socket.sock_connect, _tls.handshake
 
 
 def install() -> None:
-    """Let every client of kafka-python use these sockets from now on."""
-    _client.socket = _new_socket
+    """Let every client of kafka-python close these sockets from now on."""
+    _socket.sock_connect, _tls.handshake = _connecting, _shaking_hands
 
 
-def _new_socket(_: Any, *kind: Any) -> Connecting:
-    return Connecting(*kind)
+async def _connecting(self: Any, net: Any, sock: Any, *place: Any, **settings: Any) -> Any:
+    try:
+        return await _connect(self, net, sock, *place, **settings)
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def _shaking_hands(self: Any) -> None:
+    try:
+        await _handshake(self)
+    except BaseException:
+        self.close()
+        raise

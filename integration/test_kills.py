@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -221,8 +220,7 @@ def test_stands_still_beyond_its_session(scene: Scene, capsys: pytest.CaptureFix
     second = scene.victim(work=0.1, audit="second.jsonl")
     wait_until(lambda: scene.seen().total() > before + 2)
     if scene.is_queue:
-        threading.Event().wait(4 * HEARTBEAT)
-        wait_until(lambda: scene.is_done() and scene.settled())
+        wait_until(lambda: scene.is_done() and scene.settled() and scene.consumers() == 1)
     first.send_signal(signal.SIGCONT)
     if scene.is_queue:
         scene.stage.produce(scene.forge.signer(), Message(destination=scene.stage.destination, body=b"0"))

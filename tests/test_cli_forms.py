@@ -416,3 +416,34 @@ def test_an_interrupt_leaves_no_traceback(arguments: list[str], delay: float, tm
     assert b"Traceback" not in error
     # While Python itself ends its signals are the system's again; a shell shows 130 for that, too.
     assert process.returncode in (130, 0, -signal.SIGINT)
+
+
+_INTERRUPTED = """
+import signal, sys, weakref
+from mqauth import cli
+from mqauth.cli import app
+
+def strike(*_): signal.raise_signal(signal.SIGINT)
+
+def in_a_callback(_):
+    class Module: pass
+    weakref.ref(Module(), strike)
+
+def in_a_class(_):
+    class Name: __set_name__ = strike
+    class Module: name = Name()
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+module, importing = sys.argv.pop(1), sys.argv.pop(1)
+globals()[module].import_module = globals()[importing]
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("module", ["cli", "app"])
+@pytest.mark.parametrize("importing", ["in_a_callback", "in_a_class"])
+def test_an_interrupt_within_an_import_ends_the_command(module: str, importing: str, tmp_path: Path) -> None:
+    """Ctrl-C counts also where Python drops it, in a callback, or makes an error of it, where a class is made."""
+    command = [sys.executable, "-c", _INTERRUPTED, module, importing, "keys", "list"]
+    ended = subprocess.run(command, capture_output=True, cwd=tmp_path, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")

@@ -142,6 +142,11 @@ class Scene(Row):
         declared: Any = await self.publishing.declare_queue(queue or self.name, passive=True, robust=False)
         return int(declared.declaration_result.message_count)
 
+    async def consumed_by(self, number: int) -> bool:
+        """Tell whether the source has so many consumers."""
+        declared: Any = await self.publishing.declare_queue(self.name, passive=True, robust=False)
+        return int(declared.declaration_result.consumer_count) == number
+
     async def done(
         self,
         consumer: rabbitmq.Consumer | None = None,

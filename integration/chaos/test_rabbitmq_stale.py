@@ -42,7 +42,7 @@ async def consumers(row: Scene, redis: Redis, number: int) -> AsyncIterator[list
     )  # fmt: skip
     processes = [await orders.aprocess() for _ in range(number)]
     try:
-        await until(lambda: _consumed_by(row, number))
+        await until(lambda: row.consumed_by(number))
         yield processes
         for process in processes:
             process.terminate()
@@ -51,12 +51,6 @@ async def consumers(row: Scene, redis: Redis, number: int) -> AsyncIterator[list
         for process in processes:
             if process.returncode is None:
                 process.kill()
-
-
-async def _consumed_by(row: Scene, number: int) -> bool:
-    """Tell whether the source has so many consumers."""
-    declared: Any = await row.publishing.declare_queue(row.name, passive=True, robust=False)
-    return int(declared.declaration_result.consumer_count) == number
 
 
 @pytest.mark.slow
@@ -68,7 +62,7 @@ async def test_paused_consumer(row: Scene, own_redis: Redis, report: Report) -> 
 
     async with consumers(row, own_redis, 2) as (first, _):
         for _ in range(2):
-            await until(lambda: _consumed_by(row, 2))
+            await until(lambda: row.consumed_by(2))
             first.send_signal(signal.SIGSTOP)
             await row.send(40)
             await row.done(handled=handled)
@@ -93,7 +87,7 @@ async def slow_and_quick(row: Scene, redis: Redis, **settings: Any) -> AsyncIter
 
 async def _lost_underway(row: Scene, wire: Wire) -> None:
     """Have the broker lose the slow connection while deliveries are underway, and deliver them again."""
-    await until(lambda: _consumed_by(row, 2))
+    await until(lambda: row.consumed_by(2))
     wire.slow()
     await row.send(40)
     await until(lambda: len(row.handled) >= len(row.honest) - 10)
@@ -124,7 +118,7 @@ async def test_expired_underway(row: Scene, own_redis: Redis, report: Report) ->
         await _lost_underway(row, wire)
         clock.offset = 24 * 3600
         wire.arrive()
-        await until(lambda: _consumed_by(row, 2))
+        await until(lambda: row.consumed_by(2))
         clock.offset = 0
         await row.send(20)
         await row.done()

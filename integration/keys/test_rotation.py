@@ -98,6 +98,8 @@ def test_rotation_costs_no_message_and_revocation_is_seen(
         stream.reach(5 * TENTH)
         until(lambda: time.monotonic() > ready)
         scene.rotate()
+        # It looks each half a second, in which it may send all that it may.
+        until(lambda: scene.active.signing_key().kid == second.kid)
         stream.let(7 * TENTH)
         until(lambda: scene.kids.get(second.kid, 0) > CHUNK)
         stream.reach(7 * TENTH)

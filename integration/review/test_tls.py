@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,7 +79,6 @@ def test_letters_are_read_and_acted_on_over_tls(
     assert (code, json.loads(out)["done"]) == (0, 8)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed:ResourceWarning")
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("missing", ["ca", "cert"])
 def test_whom_we_cannot_prove_is_not_talked_to(
@@ -96,4 +94,3 @@ def test_whom_we_cannot_prove_is_not_talked_to(
     # A broker that refuses us has a wrong setting of ours; of Kafka we are only told that it is out of reach.
     assert (code, out, error.count("\n")) == (2 if "refuses us" in error else 3, "", 1)
     assert "127.0.0.1:" in error
-    gc.collect()  # sockets that kafka-python left unclosed, forgiven above

@@ -21,7 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 from mqauth._version import __version__
-from mqauth.cli import forms
+from mqauth.cli import forms, is_interrupt
 from mqauth.cli.forms import one_line
 from mqauth.errors import MalformedMessage, MqauthError, Unavailable, require
 from mqauth.wire import strict_json
@@ -218,6 +218,8 @@ def run(arguments: Sequence[str]) -> int:
         abandon_output()
         return 1
     except Exception as error:
+        if is_interrupt(error):
+            return INTERRUPTED
         if len(given) < len(arguments):
             traceback.print_exc()
         text, code = _told(error)
