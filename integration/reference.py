@@ -159,7 +159,7 @@ def _exit_codes() -> str:
         1: "Found or failed: a rejected message, a finding, a broken chain, or the command could not finish.",
         command_line.USAGE: "Usage or configuration: an option, a file or a setting is wrong.",
         command_line.UNDECIDED: "Undecided: something was out of reach, or a message was deferred or a duplicate.",
-        command_line.INTERRUPTED: "Interrupted by Ctrl-C.",
+        130: "Interrupted by Ctrl-C.",
     }
     table = "".join(f"* `{code}`: {said}\n" for code, said in rows.items())
     return (

@@ -238,8 +238,7 @@ def last_lines(path: Path, count: int) -> list[bytes]:
             complete = start == 0
             if tail.count(b"\n") > count or len(tail) > (count + 1) * _BLOCK:
                 break
-    lines = [line + b"\n" for line in tail.split(b"\n")[:-1]]
-    return lines[0 if complete else 1 :][-count:]
+    return [line + b"\n" for line in tail.split(b"\n")[0 if complete else 1 : -1]][-count:]
 
 
 def sync_folder(path: Path) -> None:

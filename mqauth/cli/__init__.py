@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from importlib import import_module
 
 _EXTRA = ("typer", "rich", "tomlkit")
-_INTERRUPTED = 130
+INTERRUPTED = 130
 
 
-def is_interrupt(error: BaseException) -> bool:
-    """Tell whether Ctrl-C is behind an error: where a class is made, Python 3.11 makes a RuntimeError of it."""
-    return isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
+def leave(*_: object) -> None:
+    """End at once, as a signal handler. A ``KeyboardInterrupt`` is lost in an import that drops or replaces it.
+
+    Python drops what a weak reference's callback raises, and 3.11 makes a ``RuntimeError`` of it within a class.
+    """
+    os._exit(INTERRUPTED)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,28 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 success, 1 something was found or failed, 2 wrong usage or configuration, 3 undecided or out of reach,
         130 interrupted.
     """
-    if arguments is None:
-        sys.unraisablehook = _dropped
+    if arguments is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Until the command's modules are loaded there is nothing to clean up.
+        signal.signal(signal.SIGINT, leave)
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
-    except BaseException as error:
-        if not is_interrupt(error):
-            raise
-        return _INTERRUPTED
+    except KeyboardInterrupt:
+        return INTERRUPTED
     finally:
         if arguments is None:
             # While the interpreter ends, nothing catches a KeyboardInterrupt any more.
-            signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
-
-
-def _dropped(error: sys.UnraisableHookArgs) -> None:
-    """End the command where Python drops its KeyboardInterrupt, as whatever a weak reference's callback raises.
-
-    Each import calls one. Without this, Ctrl-C would print a traceback, and the command would go on.
-    """
-    if issubclass(error.exc_type, KeyboardInterrupt):
-        os._exit(_INTERRUPTED)
-    sys.__unraisablehook__(error)
+            signal.signal(signal.SIGINT, leave)
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ import inspect
 import io
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +22,13 @@ import typer
 from typer.core import TyperGroup
 
 from mqauth._version import __version__
-from mqauth.cli import forms, is_interrupt
+from mqauth.cli import INTERRUPTED, forms, leave
 from mqauth.cli.forms import one_line
 from mqauth.errors import MalformedMessage, MqauthError, Unavailable, require
 from mqauth.wire import strict_json
 
 USAGE: Final = 2
 UNDECIDED: Final = 3
-INTERRUPTED: Final = 130
 VERBS: Final = {
     "demo": (
         "demo",
@@ -174,6 +174,9 @@ class LazyGroup(TyperGroup):
                 function, found = found, typer.Typer(**SETTINGS)
                 found.command(name)(function)
             self.commands[name] = typer.main.get_command(found)
+            if signal.getsignal(signal.SIGINT) is leave:
+                # From here on a command ends what it has begun.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
         return self.commands.get(name)
 
     def format_commands(self, _context: Any, formatter: Any) -> None:
@@ -218,8 +221,6 @@ def run(arguments: Sequence[str]) -> int:
         abandon_output()
         return 1
     except Exception as error:
-        if is_interrupt(error):
-            return INTERRUPTED
         if len(given) < len(arguments):
             traceback.print_exc()
         text, code = _told(error)

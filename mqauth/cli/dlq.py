@@ -16,8 +16,8 @@ import typer
 
 from mqauth import AuditFile, load, review
 from mqauth.audit.record import iso_time
+from mqauth.cli import INTERRUPTED
 from mqauth.cli.app import (
-    INTERRUPTED,
     Authority,
     Config,
     From,

@@ -119,11 +119,6 @@ class Letters:
             self.show(fresh)
 
 
-def _read_whole(index: Index) -> tuple[float, list[tuple[str, bool]]] | None:
-    """Return as of when all letters were read, and their ids with whether they are intact; ``None`` before."""
-    return (index.as_of, list(index.ids())) if index.complete else None
-
-
 class Backend:
     """The letters, and one job on them at a time.
 
@@ -247,7 +242,11 @@ class Backend:
             index = self.letters.index
             if index is not None and index.complete:
                 # The audit files may be those of all queues and topics, so a letter of theirs may lie in any.
-                found = [other.letters.ask(_read_whole, None) for other in self.beside]
+                # As of when all of them were read, and their ids with whether they are intact.
+                found = [
+                    each.letters.ask(lambda one: (one.as_of, list(one.ids())) if one.complete else None, None)
+                    for each in self.beside
+                ]
                 read = [ids for ids in found if ids is not None]
                 require(len(read) == len(found), "the other queues and topics are not all read yet", BusyError)
                 beside = chain.from_iterable(ids for _, ids in read)

@@ -215,8 +215,9 @@ class Partition:
             if offset <= last:
                 return messages[place:]
             self.last = last = offset
-            received = self._received_at(offset, now) if self.receipts else now
-            add(Delivery(message=message, received=received, fence=fence))
+            # The records are many, and the receipts are none but after records were read again.
+            known = next((each for each in self.receipts if offset <= each.upto), None) if self.receipts else None
+            add(Delivery(message=message, received=known.received if known else now, fence=fence))
         return ()
 
     def settle(self) -> None:
@@ -275,9 +276,6 @@ class Partition:
         """
         if not self.alive:
             raise StaleDelivery("the partition of the delivery was taken away")
-
-    def _received_at(self, offset: int, now: float) -> float:
-        return next((known.received for known in self.receipts if offset <= known.upto), now)
 
 
 def offset_of(message: Message) -> int:

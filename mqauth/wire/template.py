@@ -75,7 +75,10 @@ class Reader:
 
     def __init__(self, claims: Claims, binding: Binding, length: int, made: Callable[[Claims], bytes]) -> None:
         before, between, before_jti, before_bod, before_key, before_hds, tail = pieces_of(claims, binding, made)
-        (bod, after_bod), (key, after_key) = map(_around, (binding.bod, binding.key))
+        # What stands in JSON before the text of a digest and behind it.
+        (bod, after_bod), (key, after_key) = (
+            (b"null", b"") if digest is None else (b'"', b'"') for digest in (binding.bod, binding.key)
+        )
         self._claims = claims, binding
         self._fixed = (
             before, between, before_jti, before_bod + bod, after_bod + before_key + key,
@@ -132,11 +135,6 @@ def reader_of(payload: bytes, claims: Claims, made: Callable[[Claims], bytes] = 
         return None
     reader = Reader(claims, binding, len(payload), made)
     return reader if reader.read(payload) == claims else None
-
-
-def _around(digest: str | None) -> tuple[bytes, bytes]:
-    """Return what stands in JSON before the text of a digest and behind it."""
-    return (b"null", b"") if digest is None else (b'"', b'"')
 
 
 def _quoted(digest: str | None) -> bytes:
