@@ -8,6 +8,7 @@ const _PAGES = [
   ["docs/review", 6],
   ["docs/rollout", 6],
   ["docs/logs", 5],
+  ["docs/audit", 5],
   ["docs/tutorials/", 4],
   ["docs/sizing", 4],
   ["docs/reference/api", -6],
