@@ -132,6 +132,7 @@ QUESTIONS = {
     "jwks outage": "docs/how-to/survive-an-issuers-outage",
     "schema registry avro": "docs/how-to/use-a-schema-registry",
     "protobuf": "docs/how-to/use-a-schema-registry",
+    "fastapi": "docs/how-to/use-fastapi",
     "cloudevents": "docs/how-to/use-cloudevents",
     "upgrade": "docs/how-to/upgrade",
     "backup": "docs/how-to/back-up-and-restore",
