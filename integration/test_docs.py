@@ -279,6 +279,40 @@ RUN_BY_NAME = {
 }
 
 
+def test_fastapi_example(rabbitmq_reader: Reader) -> None:
+    """The page's lifespan, in a Starlette application, publishes and handles a signed message."""
+    settle_in(rabbitmq_reader)
+    rabbitmq_reader.run(named("rabbitmq_topology.py"))
+    (shop,) = marked("docs/how-to/use-fastapi.md", "rabbitmq")
+    rabbitmq_reader.write(shop)
+    served = Block(page=shop.page, line=0, language="python", mark="rabbitmq", text=SERVED)
+    with consuming(rabbitmq_reader, served) as next_line:
+        assert next_line() == HANDLED + "acme\n"
+
+
+SERVED = """# served.py
+import asyncio
+import signal
+
+import aio_pika
+from shop import lifespan
+from starlette.applications import Starlette
+
+
+async def main() -> None:
+    app, stopped = Starlette(lifespan=lifespan), asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    async with app.router.lifespan_context(app):
+        message = aio_pika.Message(b'{"order": 1}', headers={"tenant": "acme"})
+        await app.state.producer.publish(message, routing_key="orders.created")
+        await stopped.wait()
+
+
+asyncio.run(main())
+"""
+"""What FastAPI and uvicorn do with a lifespan: they enter it, serve, and leave it on SIGTERM."""
+
+
 def test_start_an_authority(tmp_path: Path) -> None:
     """The page's authority gives an identity, its consumer accepts that, and the cut-off is published."""
     page = "docs/how-to/start-an-authority.md"
