@@ -304,6 +304,15 @@ def test_a_template_that_a_client_never_filled_in_is_not_shown() -> None:
     assert "%" not in said
 
 
+def test_errors_that_came_from_each_other_are_told() -> None:
+    """``raise a from b``, where ``b`` came while ``a`` was handled, has no first cause."""
+    first, second = named("KafkaConnectionError"), named("SSLCertVerificationError", "self-signed")
+    first.__cause__, second.__context__ = second, first
+    assert "self-signed" in str(told(first, ["kafka://mq.example:9093"], None, 0.1))
+    second.__class__.__name__ = "OtherError"
+    assert "cannot reach" in str(told(first, ["kafka://mq.example:9093"], None, 0.1))
+
+
 def test_a_broker_out_of_reach_is_named_with_host_port_and_user() -> None:
     """What, where, as whom, why and what to do; no password, no query."""
     error = told(named("AMQPConnectionError"), ["amqps://reviewer:pw@127.0.0.1:1/v?cafile=x"], None, 3.2)

@@ -67,12 +67,15 @@ def told(error: BaseException, urls: list[str], user: str | None, seconds: float
     name = user or next((each.username for each in servers if each.username), None)
     who = f" as user {name}" if name else ""
     # The broker answered, and something in our settings is wrong: the client's error says so, or one behind it.
-    cause: BaseException | None = error
-    while cause is not None:
+    # Two errors can be the cause and the context of each other.
+    causes = [error]
+    for cause in causes:
         for pattern, what_to_do in _REFUSED:
             if pattern.search(type(cause).__name__):
                 return ConfigurationError(f"{where} refuses us{who}: {_words(cause)}; {what_to_do}")
-        cause = cause.__cause__ or cause.__context__
+        causes += [
+            each for each in (cause.__cause__, cause.__context__) if each is not None and each not in causes
+        ]
     why, what_to_do = (
         f"it answers, but not as this broker does ({type(error).__name__})",
         "is TLS on at one end alone (amqps://, tls = true), or is there no such virtual host?",
