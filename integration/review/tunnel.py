@@ -41,7 +41,7 @@ class Tunnel:
     def __enter__(self) -> Self:
         self._thread.start()
         self._server = asyncio.run_coroutine_threadsafe(
-            asyncio.start_server(self._pass_on, "127.0.0.1", 0, ssl=self._context), self._loop
+            asyncio.start_server(self._accept, "127.0.0.1", 0), self._loop
         ).result(_PATIENCE)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -62,6 +62,15 @@ class Tunnel:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Shake hands, and pass the bytes on; whatever happens, the connection is closed."""
+        with contextlib.suppress(OSError):
+            try:
+                await writer.start_tls(self._context)
+                await self._pass_on(reader, writer)
+            finally:
+                writer.transport.abort()
+
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Pass one connection's bytes on, both ways, until either side ends it."""
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._broker)
@@ -75,8 +84,7 @@ class Tunnel:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            writer.close()
-            inner_writer.close()
+            inner_writer.transport.abort()
 
     @staticmethod
     async def _way(

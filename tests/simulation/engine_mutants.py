@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -16,6 +16,7 @@ from mqauth.delivery.log_work import EarlyClaims, LogLeases, LogWork
 from mqauth.delivery.partition import Partition
 from mqauth.delivery.start import Committed, Start
 from mqauth.judging.pipeline import Step
+from mqauth.wire.message import Message
 
 Mutation = Callable[[Any], Any]
 
@@ -126,6 +127,16 @@ def refused_as_taken(original: Any) -> Any:
 def forgetting_what_is_open(_: Any) -> Any:
     """Forget records that were put back and are yet to be read again."""
     return property(lambda each: partition.offset_of(each.waiting[0].message) if each.waiting else None)
+
+
+def received_just_now(original: Any) -> Any:
+    """Take the time of receipt of a record that is read again for that of its first reading."""
+
+    def receive(partition: Partition, messages: Sequence[Message], now: float) -> Any:
+        partition.receipts = ()
+        return original(partition, messages, now)
+
+    return receive
 
 
 def short_receipts(original: Any) -> Any:
@@ -261,7 +272,7 @@ LOG: Final = (
     Mutant("gives back what was answered alone", Assignment, "unhandled_claims", answered_alone),
     Mutant("forgets which claims it asked for", EarlyClaims, "_judge", unremembered),
     Mutant("renews nothing", LogLeases, "due", returning([])),
-    Mutant("loses the time of receipt", Partition, "_received_at", lambda _: lambda _part, _offset, now: now),
+    Mutant("loses the time of receipt", Partition, "receive", received_just_now),
     Mutant("loses the time of receipt of the rest", Partition, "put_back", short_receipts),
     Mutant("stops behind what was put back", Partition, "first_open", forgetting_what_is_open),
     Mutant("ignores a revoke", Assignment, "revoked", returning(None)),
