@@ -78,8 +78,6 @@ MUTANTS = (
     Caught("revoke does not wait", kafka_repair, "rejoins", returning(False),
            CONTRACT.test_a_revoke_waits_for_what_runs),
     Caught("loss ignored", Assignment, "lost", returning(None), CONTRACT.test_what_is_stale_is_not_condemned),
-    Caught("condemns what is stale for its time", Assignment, "heartbeat", returning(None),
-           CONTRACT.test_what_is_stale_is_not_condemned),
 )  # fmt: skip
 
 

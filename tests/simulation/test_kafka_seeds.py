@@ -48,7 +48,7 @@ FOUND_BY = {
     },
     "aiokafka": {
         "settles all with the first": 1, "forgets what stands behind a deferral": 1, "runs a partition twice": 1,
-        "gives nothing back": 5, "ignores a revoke": 1, "ignores a loss": 18,
+        "gives nothing back": 5, "ignores a revoke": 1,
         "waits for no confirm of a letter": 6, "runs what was handled again": 77,
         "drops a letter while its sink is down": 14, "lets a rebalance wait for nothing": 4, "seeks nothing": 1,
         "dies of a commit that failed": 1, "goes to the end where it is out of range": 16,
