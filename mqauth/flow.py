@@ -7,8 +7,7 @@ awaits what is awaitable. ``begin`` runs a flow on the spot until something has 
 goes on from there.
 
 For example, ``yield from call(store.claim, request)`` is a plain call under ``run``, and under ``arun`` it is
-awaited if ``store.claim`` returned an awaitable. A handler is asked for with the ``attempts`` it may take, and
-tenacity makes the later ones.
+awaited if ``store.claim`` returned an awaitable.
 """
 
 from __future__ import annotations
@@ -18,10 +17,11 @@ from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import GeneratorType
-from typing import Any, Final, Generic, NamedTuple, NoReturn, ParamSpec, TypeGuard, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, NoReturn, TypeGuard, TypeVar, cast
 
 import tenacity
 
+from mqauth.clock import Backoff
 from mqauth.errors import Cause, ConfigurationError, RejectNow, RetryLater, Unavailable, require
 
 
@@ -30,7 +30,6 @@ class ColourError(ConfigurationError):
 
 
 unwrap = inspect.unwrap
-P = ParamSpec("P")
 R = TypeVar("R")
 MAX_ATTEMPTS: Final = 100
 OUR_FAULT: Final = (Unavailable, ColourError)
@@ -44,7 +43,7 @@ class Attempts:
     Args:
         limit: attempts in all, 1 to 100.
         wait: the longest wait before the third attempt, seconds. The second attempt follows at once, later waits
-            double, and each is drawn at random up to its longest.
+            double, and each is drawn at random from the upper half of its longest.
         wait_max: no wait is longer, seconds.
         final: exception types after which there is no other attempt; keep the handler's own signals among them.
     """
@@ -67,19 +66,16 @@ class Call(NamedTuple):
     Args:
         function: what is called.
         arguments: positional ones.
-        attempts: how often it may fail.
         twin: what an event loop calls in its place.
-        retried: called with the error of each attempt that another one follows.
     """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
-    attempts: Attempts | None = None
     twin: Callable[..., Any] | None = None
-    retried: Callable[[Exception], None] | None = None
 
 
 Flow = Generator[Call, Any, R]
+_SLEEP, _SLEEP_ON_LOOP = tenacity.Retrying().sleep, tenacity.AsyncRetrying().sleep
 
 
 @dataclass(slots=True)
@@ -119,7 +115,7 @@ def call(
         Exception: without one, whatever the call raised.
     """
     try:
-        return cast(R, (yield Call(function, args, twin=twin)))
+        return cast(R, (yield Call(function, args, twin)))
     except passing:
         raise
     except Exception as error:
@@ -128,17 +124,15 @@ def call(
         raise Unavailable(cause, type(error).__name__) from error
 
 
-def tried(attempts: Attempts, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Make a plain call here and now, again after a failure, and return its result.
+def is_last(attempts: Attempts, failures: int, error: Exception) -> bool:
+    """Tell whether no attempt follows so many failures in a row, of which ``error`` is the last."""
+    return failures >= attempts.limit or isinstance(error, (ColourError, *attempts.final))
 
-    Raises:
-        Exception: what its last attempt raised.
-    """
 
-    def flow() -> Flow[R]:
-        return cast(R, (yield Call(function, args, attempts)))
-
-    return run(flow())
+def pause(attempts: Attempts, failures: int) -> Flow[None]:
+    """Wait as long as is due before the attempt that follows so many failures in a row."""
+    waits = Backoff(first=attempts.wait, longest=attempts.wait_max)
+    yield Call(_SLEEP, (waits.wait(failures - 1) if failures > 1 else 0.0,), _SLEEP_ON_LOOP)
 
 
 def at_once(cause: Cause, function: Callable[..., Any], *args: Any) -> Any:
@@ -193,10 +187,7 @@ def run(flow: Flow[R]) -> R:
             if result is not None:
                 result = _settled(result)
         except Exception as raised:
-            try:
-                result = _again(wish, raised)
-            except Exception as last:
-                error = last
+            error = raised
 
 
 async def arun(flow: Flow[R], result: Any = None, error: Exception | None = None) -> R:
@@ -236,7 +227,7 @@ def begin(flow: Flow[R], result: Any = None, error: Exception | None = None) -> 
             if result is not None and is_awaitable(result):
                 return Waiting(flow, wish, partial(_itself, result))
         except BaseException as raised:
-            if not isinstance(raised, Exception) or _retrying(wish, raised) is not None:
+            if not isinstance(raised, Exception):
                 return Waiting(flow, wish, partial(_raised, raised))
             error = raised
 
@@ -291,57 +282,20 @@ def refuse_async(**plugins: object) -> None:
         require(not is_async(plugin), f"{name} is asynchronous, and this consumer is not")
 
 
-def _again(wish: Call, error: Exception) -> Any:
-    """Make the attempts that are left after a first failure; raise it if there is none."""
-    retrying = _retrying(wish, error)
-    if retrying is None:
-        raise error
-    _note_retry(wish, error)
-    return tenacity.Retrying(**retrying)(lambda: _settled(wish.function(*wish.arguments)))
-
-
 async def _outcome(wish: Call, made: Callable[[], Awaitable[Any]] | None) -> tuple[Any, Exception | None]:
-    """Return the result of a call, or why its last attempt failed.
+    """Return the result of a call, or why it failed.
 
     Args:
         wish: the call.
-        made: returns or raises what its first attempt came to; ``None`` if that is yet to be made.
+        made: returns an awaitable of it, or raises; ``None`` if it is yet to be made.
     """
     try:
-        return (await _awaited(wish) if made is None else await made()), None
-    except Exception as raised:
-        first = raised
-    # outside of the handler above, so that the first error is no context of the later ones
-    retrying = _retrying(wish, first)
-    if retrying is None:
-        return None, first
-    _note_retry(wish, first)
-    try:
-        return await tenacity.AsyncRetrying(**retrying)(_awaited, wish), None
-    except Exception as last:
-        return None, last
-
-
-def _retrying(wish: Call, error: Exception) -> dict[str, Any] | None:
-    """Return tenacity's settings for the attempts left after a first failure, ``None`` if there are none."""
-    rule = wish.attempts
-    if rule is None or rule.limit == 1 or isinstance(error, (ColourError, *rule.final)):
-        return None
-    waits = tenacity.wait_random_exponential(multiplier=rule.wait, max=rule.wait_max)
-    return {
-        "stop": tenacity.stop_after_attempt(rule.limit - 1),
-        "wait": waits,
-        "retry": tenacity.retry_if_exception(
-            lambda raised: isinstance(raised, Exception) and not isinstance(raised, (ColourError, *rule.final))
-        ),
-        "before_sleep": lambda state: _note_retry(wish, state.outcome.exception()),
-        "reraise": True,
-    }
-
-
-def _note_retry(wish: Call, error: Exception) -> None:
-    if wish.retried is not None:
-        wish.retried(error)
+        if made is not None:
+            return await made(), None
+        result = (wish.twin or wish.function)(*wish.arguments)
+        return (await result if result is not None and is_awaitable(result) else result), None
+    except Exception as error:
+        return None, error
 
 
 def _settled(result: Any) -> Any:
@@ -351,12 +305,6 @@ def _settled(result: Any) -> Any:
             result.close()
         raise ColourError("an asynchronous plug-in or handler was given to a synchronous consumer")
     return result
-
-
-async def _awaited(wish: Call) -> Any:
-    """Make a call, or its twin, and await what is awaitable."""
-    result = (wish.twin or wish.function)(*wish.arguments)
-    return await result if result is not None and is_awaitable(result) else result
 
 
 def _raised(error: BaseException) -> NoReturn:

@@ -103,13 +103,15 @@ def test_a_skipped_range_is_behind_what_came_with_it() -> None:
     assert partition.settled == 6
 
 
-def test_what_was_taken_away_is_stale() -> None:
-    """No step of a delivery is taken once its partition was taken away."""
+@pytest.mark.parametrize("taken", [{"alive": False}, {"suspended": True}], ids=repr)
+def test_what_was_taken_away_is_stale(taken: dict[str, bool]) -> None:
+    """No step of a delivery is taken once its partition was taken away, nor while that is not known yet."""
     partition = received(0)
     (delivery,) = partition.waiting
     assert delivery.fence is not None
     delivery.fence(delivery)
-    partition.alive = False
+    for name, value in taken.items():
+        setattr(partition, name, value)
     with pytest.raises(StaleDelivery):
         delivery.fence(delivery)
 

@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 
-from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, RejectNow, RetryLater, Unavailable
+from mqauth.errors import (
+    Cause,
+    ConfigurationError,
+    Reason,
+    Rejection,
+    RejectNow,
+    RetryLater,
+    StaleDelivery,
+    Unavailable,
+)
 from mqauth.flow import Attempts, ColourError, arun, run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
 from mqauth.judging.policy import Allow, Decision, Rule
@@ -702,6 +711,25 @@ class TestHandler:
         world.handler.function = flaky
         assert world.process(world.sealed()).verdict is Verdict.ACCEPTED
         assert world.handler.calls == 3
+
+    def test_it_is_not_tried_again_for_another_consumers_delivery(self, world: World) -> None:
+        """Where the broker gave the delivery away while an attempt ran, no further one begins."""
+        delivery = world.receive(world.sealed())
+        given_away = False
+
+        def fence(_: Delivery) -> None:
+            if given_away:
+                raise StaleDelivery("the partition was taken away")
+
+        def failing(verified: Any) -> None:
+            nonlocal given_away
+            given_away = True
+            raise ValueError
+
+        delivery.fence, world.handler.function = fence, failing
+        with pytest.raises(StaleDelivery):
+            world.process(delivery)
+        assert (world.handler.calls, counts(world), delivery.rejection) == (1, (0, 0, 0), None)
 
     @pytest.mark.parametrize(
         "failure",

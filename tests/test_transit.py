@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tenacity
 from cryptography.hazmat.primitives import serialization
 
 from mqauth.errors import ConfigurationError, Unavailable
-from mqauth.flow import Attempts
 from mqauth.http.connection import Endpoint
 from mqauth.keystore.reference.key import ReferenceKey
 from mqauth.keystore.reference.transit import Place, TransitKey
@@ -319,7 +319,7 @@ def test_a_file_of_cas_that_holds_none_is_refused(token: Path) -> None:
 @pytest.fixture
 def entry(key: TransitKey, monkeypatch: pytest.MonkeyPatch) -> ReferenceKey:
     """The key as a keystore's entry, whose attempts do not wait."""
-    monkeypatch.setattr("mqauth.keystore.reference.key.ATTEMPTS", Attempts(limit=3, wait=0))
+    monkeypatch.setattr("mqauth.keystore.reference.key.tried.wait", tenacity.wait_none())
     return ReferenceKey(ED, "transit:x", key)
 
 

@@ -269,12 +269,12 @@ class Partition:
         self.stall, self.attempt = None, 0
 
     def refuse_stale(self, _delivery: Delivery) -> None:
-        """Refuse the next step of a delivery after its partition was taken away: somebody else handles it.
+        """Refuse the next step of a delivery whose partition was taken away: somebody else may handle it.
 
         Raises:
-            StaleDelivery: the partition was taken away.
+            StaleDelivery: the partition was taken away, perhaps for good.
         """
-        if not self.alive:
+        if not self.ours:
             raise StaleDelivery("the partition of the delivery was taken away")
 
 

@@ -21,7 +21,7 @@ from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.unverified import Verdict
 from mqauth.judging.verifier import Verifier
 from mqauth.letters.dead_letter import DeadLetterSink, letter_id
-from mqauth.logs import EVENTS, HANDLING, KINDS, Rate, emit, error_fields, error_id, harmless, place_of
+from mqauth.logs import EVENTS, KINDS, Rate, emit, error_fields, error_id, harmless, place_of
 from mqauth.replay.rules import ReplayStore
 from mqauth.wire.message import Message
 
@@ -77,11 +77,8 @@ class Journal:
         self.rate = Rate(clock)
         self._began = clock.monotonic()
 
-    def retried(self, error: Exception) -> None:
-        """Log that an attempt of the handler that runs in this context failed, and that another one follows."""
-        delivery: Delivery | None = HANDLING.get()
-        if delivery is None:
-            return
+    def retried(self, delivery: Delivery, error: Exception) -> None:
+        """Log that an attempt of a delivery's handler failed, and that another one follows."""
         delivery.attempts += 1
         facts = self._facts(delivery)
         kind = error_fields(error, messages=False)["exception_type"]

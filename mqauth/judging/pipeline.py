@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, TypeAlias
 from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import Cause, ConfigurationError, Unavailable, require
-from mqauth.flow import Attempts, Call, Flow, answered, at_once, call, run, settling
+from mqauth.flow import Attempts, Call, Flow, answered, at_once, call, is_last, pause, run, settling
 from mqauth.judging.delivery import Delivery, Outcome, Step, asked_fence, refuse_unjudged, verdict_record
 from mqauth.judging.details import explain
 from mqauth.judging.journal import Journal
@@ -364,15 +364,19 @@ class Pipeline:
             delivery.letter, delivery.step = letter.id, _SETTLE
 
     def _handled(self, delivery: Delivery, handler: Any, message: Any, then: Step) -> Flow[None]:
-        """Call a handler, and go on with step ``then`` once it has returned."""
+        """Call a handler once, and go on with step ``then`` if it returned; ``process`` makes further attempts."""
         HANDLING.set(delivery)
         try:
-            yield _TUPLE(Call, (handler, (message,), self.attempts, None, self.journal.retried))
+            yield _TUPLE(Call, (handler, (message,), None))
             delivery.step = then
+            return
         except Exception as error:
-            self.journal.failed(delivery, error)
+            if is_last(self.attempts, delivery.attempts + 1, error):
+                return self.journal.failed(delivery, error)
+            self.journal.retried(delivery, error)
         finally:
             HANDLING.set(None)
+        yield from pause(self.attempts, delivery.attempts)
 
     def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Have a function called when the keys of an issuer change: deliveries that wait for a key may go on then.

@@ -23,15 +23,15 @@ class Worker:
         flow: the steps of the visit.
     """
 
-    __slots__ = ("assignment", "entry", "flow", "part", "seen", "tries")
+    __slots__ = ("assignment", "entry", "flow", "last", "part", "seen")
 
     def __init__(self, assignment: Assignment, part: Partition, flow: Any) -> None:
         self.assignment = assignment
         self.part = part
         self.flow = flow
         self.entry: Entry | None = None
-        self.tries = 0
         self.seen: float | None = None
+        self.last: Entry | None = None
 
 
 class LogWorkers(LogInvariants):
@@ -86,13 +86,10 @@ class LogWorkers(LogInvariants):
         entry = worker.entry
         assert entry is not None
         error = None if self.healed and entry.kind not in ("fails", "rejects") else self.misbehaviour(entry)
-        worker.tries += 1
         if error is None:
             self.completed(worker, entry)
         elif not isinstance(error, Exception):
             return self.abort(worker)
-        elif worker.tries < TRIES and not isinstance(error, (RetryLater, RejectNow)):
-            return self.begin_handler(worker, entry)
         self.go_on(worker, None, error)
 
     def misbehaviour(self, entry: Entry) -> BaseException | None:
@@ -115,7 +112,6 @@ class LogWorkers(LogInvariants):
                 wish = worker.flow.send(result) if error is None else worker.flow.throw(error)
                 result, error = None, None
                 if wish.function == self.handler:
-                    worker.tries = 0
                     return self.begin_handler(worker, wish.arguments[0])
                 try:
                     result = wish.function(*wish.arguments)
@@ -128,14 +124,13 @@ class LogWorkers(LogInvariants):
 
     def begin_handler(self, worker: Worker, entry: Entry) -> None:
         """Begin a handler."""
-        worker.entry = entry
-        worker.seen = worker.seen if worker.tries else None
+        # A further attempt is the same handler to the leases.
+        worker.seen = worker.seen if worker.last is entry else None
+        worker.entry = worker.last = entry
         part, place = worker.part, entry.place
         if self.tell:
             self.note(f"handles {entry}")
         self.require(entry.kind != "forged", "nothing forged is handled", entry)
-        if worker.tries:
-            return
         self.require(
             worker.assignment is not self.assignment or self.is_ours(part), "nothing begins after a loss", entry
         )

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 from mqauth import flow
 from mqauth.delivery.queue_work import INTERRUPTED
-from mqauth.errors import RejectNow, RetryLater
 from mqauth.flow import Call, Flow
 from mqauth.judging.pipeline import Delivery, Outcome
 from tests.simulation.queue_facilities import Answer, Interrupted
@@ -124,23 +123,14 @@ class Loop:
                 error = raised
 
     def _made(self, wish: Call, delivery: Delivery) -> Steps[Any]:
-        """Make a call, as often as it may fail."""
-        left = 1 if wish.attempts is None else wish.attempts.limit
-        while True:
-            left -= 1
-            try:
-                self._current(delivery)
-                try:
-                    itself = wish.function is flow._itself
-                    result = wish.arguments[0] if itself else wish.function(*wish.arguments)
-                finally:
-                    self._current(None)
-                return (yield from self.awaited(result))
-            except (RetryLater, RejectNow):
-                raise
-            except Exception:
-                if not left:
-                    raise
+        """Make a call."""
+        self._current(delivery)
+        try:
+            itself = wish.function is flow._itself
+            result = wish.arguments[0] if itself else wish.function(*wish.arguments)
+        finally:
+            self._current(None)
+        return (yield from self.awaited(result))
 
     def awaited(self, result: Any) -> Steps[Any]:
         """Return a result, awaited where it is an answer."""

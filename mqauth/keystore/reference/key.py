@@ -10,14 +10,20 @@ import os
 from collections.abc import Callable
 from typing import ClassVar, Final, Protocol
 
+import tenacity
+
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import Cause, ConfigurationError, Rejection, Unavailable, refusing, require
-from mqauth.flow import Attempts, tried
 from mqauth.logs import Rate, emit
 from mqauth.wire import jwk, jws
 from mqauth.wire.keys import Key, PublicKey, natural_algorithm, public_members, thumbprint
 
-ATTEMPTS: Final = Attempts(limit=3, wait=0.1, wait_max=1.0, final=(ConfigurationError,))
+tried: Final = tenacity.Retrying(
+    stop=tenacity.stop_after_attempt(3),
+    wait=tenacity.wait_random_exponential(multiplier=0.1, max=1.0),
+    retry=tenacity.retry_if_not_exception_type(ConfigurationError),
+    reraise=True,
+)
 """What is out of reach is asked three times; what was refused is not, for an HSM counts wrong PINs."""
 
 
@@ -101,7 +107,7 @@ class ReferenceKey:
             ConfigurationError: its holder refuses us, or signs with another key.
         """
         try:
-            return tried(ATTEMPTS, self._signed, data)
+            return tried(self._signed, data)
         except Unavailable as error:
             if self._rate.admits("signer.unavailable", (error.detail,), {}):
                 emit("signer.unavailable", "nothing is signed with key %s: %s", self.kid, error.detail)
@@ -149,10 +155,10 @@ def adopted(uri: str) -> tuple[Key, str]:
     """
     holder = open_holder(uri)
     if hasattr(holder, "pinned"):
-        uri = tried(ATTEMPTS, holder.pinned)
+        uri = tried(holder.pinned)
         holder = open_holder(uri)
     # Read as a consumer reads it: under a point of small order anything verifies.
-    public = jwk.public_key(public_members(tried(ATTEMPTS, holder.public)))
+    public = jwk.public_key(public_members(tried(holder.public)))
     key = Key(kid=thumbprint(public), algorithm=natural_algorithm(public), public=public)
     ReferenceKey(key, uri, holder).sign(b"mqauth: the first signature of an adopted key")
     return key, uri
