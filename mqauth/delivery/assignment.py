@@ -1,7 +1,4 @@
-"""The partitions of a log that are assigned to this consumer, and what is to be done with them.
-
-How it works is told in ``mqauth.delivery.partition``.
-"""
+"""The partitions of a log assigned to this consumer, as ``mqauth.delivery.partition`` tells it."""
 
 from __future__ import annotations
 
@@ -204,8 +201,8 @@ class Assignment:
 
     def next_delivery(self, partition: Partition) -> Delivery | None:
         """Return the next delivery of a chosen partition, ``None`` where its worker is to leave it."""
-        # Without the lock: only this worker takes a delivery away, and what is told a moment later is too late
-        # with the lock as well. Whoever takes the partition away waits for this worker, or its fence refuses.
+        # Without the lock: only this worker takes a delivery away. Whoever takes the partition away waits for this
+        # worker, or its fence refuses.
         if self._beats is not None and self._clock.monotonic() - self._beats[0] > self._session:
             # A handler that blocks an event loop has kept everybody from polling.
             self.heartbeat()
@@ -358,9 +355,11 @@ class Assignment:
             return [x for x in idle if x.step is Step.HANDLE or (x.step is Step.JUDGE and x.claim is not None)]
 
     def final_calls(self, held: Set[Any], paused: Set[Any]) -> ClientCalls:
-        """Return the calls that leave the client as it was: without our pauses, at the first open records."""
+        """Return the calls that leave the client as it was; a handler that runs on gets no further attempt."""
         with self._lock:
             opened = self.early | {each.topic_partition: each.first_open for each in self._partitions.values()}
+            for partition in self._partitions.values():
+                partition.alive = False
             seek = {place: offset for place, offset in opened.items() if offset is not None and place in held}
             return ClientCalls(pause=frozenset(), resume=paused & self._paused, seek=seek)
 

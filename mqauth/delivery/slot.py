@@ -47,7 +47,7 @@ TIMEOUT_PARTS: Final = 10
 A process that stood still uses up one part, however long it stood."""
 W = TypeVar("W")
 # Looking up an enum's member is slow in Python 3.11.
-_RECORD: Final = Step.RECORD
+_HANDLE, _RECORD = Step.HANDLE, Step.RECORD
 
 
 class DeliveryFacts(Protocol):
@@ -102,6 +102,10 @@ class Slot:
         Raises:
             StaleDelivery: the delivery is not ours any more.
         """
+        # A handler that failed gets its further attempts whoever has the message by now: the next delivery of it
+        # waits here for their end, and elsewhere for the claim.
+        if delivery.step is _HANDLE and delivery.attempts:
+            return None
         if self._gone or self.facts.ended(self.native):
             raise StaleDelivery("the channel of the delivery ended")
         rejection = delivery.rejection

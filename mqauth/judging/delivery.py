@@ -90,7 +90,7 @@ class Delivery:
         owner: the random text it claims with. It never changes, so that a claim whose answer was lost can be
             made again.
         step: what is to be done next.
-        attempts: how often its handler failed and was called again.
+        attempts: how often its handler failed and is called again, since the delivery was last deferred.
         error: the error id of its handler's last failure.
         waits: of what it waits for in the log, until it is settled.
         renewed: UTC seconds at which its lease was last extended.
@@ -150,7 +150,7 @@ class Delivery:
 
     def defer(self, error: Unavailable) -> Outcome:
         """Defer the delivery, and return that outcome."""
-        self.deferred = True
+        self.deferred, self.attempts = True, 0
         return Outcome(
             Verdict.DEFERRED, cause=error.cause, detail=error.detail, judge_seconds=self.judge_seconds,
             party=error.party,
