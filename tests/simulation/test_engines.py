@@ -10,7 +10,7 @@ from tests.simulation.engine_mutants import Mutant
 from tests.simulation.engines import ENGINES, LOG, QUEUE, Engine, broken, findings, reduced, schedule, told, traced
 
 SHARD = 1000
-SHARDS = {"log": scale.nightly(100, otherwise=10), "queue": scale.nightly(50, otherwise=10)}
+SHARDS = {"log": scale.nightly(100, otherwise=3), "queue": scale.nightly(50, otherwise=3)}
 WITHIN = 6000
 """Schedules within which each mistake is found."""
 FOUND_BY = {
@@ -32,7 +32,7 @@ def test_some_schedules(engine: Engine) -> None:
     ("name", "shard"), [(name, shard) for name in ENGINES for shard in range(1, SHARDS[name])]
 )
 def test_schedules(name: str, shard: int) -> None:
-    """No schedule of a shard breaks an invariant; all shards together are 20,000, and 150,000 at night."""
+    """No schedule of a shard breaks an invariant; all shards together are 6,000, and 150,000 at night."""
     assert findings(range(shard * SHARD, (shard + 1) * SHARD), ENGINES[name]) == []
 
 
