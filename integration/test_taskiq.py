@@ -102,7 +102,12 @@ class Shop:
         """Run a protected worker."""
         broker = self.broker() if broker is None else broker
         broker.is_worker_process = True
-        protect(broker, guard=self.guard, dead_letters=lambda: self._letters(broker), signer=self.forge.signer())
+        protect(
+            broker,
+            guard=lambda: self.guard,
+            dead_letters=lambda: self._letters(broker),
+            signer=self.forge.signer(),
+        )
         receiver = asyncio.create_task(run_receiver_task(broker, run_startup=True))
         try:
             yield
@@ -280,7 +285,9 @@ async def test_a_task_waits_for_the_store(shop: Shop) -> None:
 async def test_what_was_not_run_comes_again(shop: Shop) -> None:
     """A worker that stops gives back the tasks that it took and has not run; the next one runs them."""
     async with shop.sending() as honest:
-        broker = protect(shop.broker(qos=3), guard=shop.guard, dead_letters=DROPPED, signer=shop.forge.signer())
+        broker = protect(
+            shop.broker(qos=3), guard=lambda: shop.guard, dead_letters=DROPPED, signer=shop.forge.signer()
+        )
         broker.is_worker_process = True
         for number in range(3):
             await honest.find_task("pack").kiq(number)
@@ -316,7 +323,10 @@ async def refused(broker: Any, why: str, **given: Any) -> None:
 async def test_what_cannot_be_protected_is_refused(shop: Shop, tmp_path: Path) -> None:
     """Other brokers, the delay plug-in, a store in memory, pickled results, streams, no pipeline."""
     signer = shop.forge.signer()
-    guarded = {"guard": shop.guard, "dead_letters": DROPPED, "signer": signer}
+
+    def guard(replay: Any) -> Callable[[], Pipeline]:
+        policy = shop.forge.policy("rabbitmq:/x")
+        return lambda: Pipeline(verifier=shop.forge.verifier(), policy=policy, replay=replay, audit=shop.audit)
 
     def worker(**settings: Any) -> Any:
         broker = shop.broker(**settings)
@@ -326,21 +336,14 @@ async def test_what_cannot_be_protected_is_refused(shop: Shop, tmp_path: Path) -
     await refused(InMemoryBroker(), "AioPikaBroker", signer=signer)
     await refused(shop.broker(delayed_message_exchange_plugin=True), "plug-in", signer=signer)
     await refused(protect(shop.broker(), signer=signer), "already", signer=signer)
-    await refused(shop.broker(), "dead_letters", signer=signer, guard=shop.guard)
-    for store in (None, MemoryReplayStore()):
-        guard = Pipeline(
-            verifier=shop.forge.verifier(), policy=shop.forge.policy("rabbitmq:/x"), replay=store, audit=shop.audit
-        )
-        await refused(shop.broker(), "store on Redis", signer=signer, guard=guard, dead_letters=DROPPED)
-    for broker, why in {
-        worker(): "guard=",
-        worker().with_result_backend(Results(PickleSerializer())): "pickled",
-        worker().with_queues(Queue(name=shop.name, type=QueueType.STREAM)): "stream",
-    }.items():
-        try:
-            await refused(broker, why, **({"signer": signer} if why == "guard=" else guarded))
-        finally:
-            await broker.shutdown()
+    await refused(worker(), "guard=", signer=signer)
+    await refused(worker(), "dead_letters=", signer=signer, guard=guard(shop.store))
+    settings: dict[str, Any] = {"signer": signer, "dead_letters": DROPPED}
+    for replay in (None, MemoryReplayStore()):
+        await refused(worker(), "store on Redis", guard=guard(replay), **settings)
+    settings["guard"] = guard(shop.store)
+    await refused(worker().with_result_backend(Results(PickleSerializer())), "pickled", **settings)
+    await refused(worker().with_queues(Queue(name=shop.name, type=QueueType.STREAM)), "stream", **settings)
 
 
 class Results(DummyResultBackend[Any]):
@@ -397,7 +400,7 @@ def worker(target: Any, guard: Pipeline, probe: Probe) -> Iterator[None]:
             await asyncio.to_thread(probe.handler, task.message)
             await task.ack()
 
-    protect(broker, guard=guard, dead_letters=letters, signer=probe.forge.signer())
+    protect(broker, guard=lambda: guard, dead_letters=letters, signer=probe.forge.signer())
     with closing(LoopThread()) as thread:
         thread.call(broker.startup())
         consuming = thread.call(begun(consume()))

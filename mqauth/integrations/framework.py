@@ -110,8 +110,8 @@ class Turn:
 async def ticking(guard: Pipeline) -> None:
     """Have a pipeline tell each minute what its rollout has to tell, until cancelled."""
     while True:
-        await arun(guard.tick())
         await asyncio.sleep(MINUTE)
+        await arun(guard.tick())
 
 
 Letters: TypeAlias = DeadLetterSink | Callable[[], Any]

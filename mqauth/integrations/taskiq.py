@@ -11,7 +11,7 @@ A task that raises has run: taskiq stores its error as its result, and its retry
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from copy import copy
 from functools import partial
@@ -50,7 +50,7 @@ def protect(
     broker: B,
     *,
     signer: Signer,
-    guard: Pipeline | None = None,
+    guard: Callable[[], Pipeline] | None = None,
     dead_letters: Letters | None = None,
 ) -> B:
     """Have a broker's workers run only tasks that were verified, and sign what it sends; call it before it starts.
@@ -61,14 +61,14 @@ def protect(
     Args:
         broker: a ``taskiq_aio_pika.AioPikaBroker``; it is changed, and returned.
         signer: signs tasks, also those that a worker sends.
-        guard: the pipeline of workers; a broker that only sends needs none.
+        guard: makes the pipeline, in each process of a worker; what only sends does not call it.
         dead_letters: where rejected tasks go, or a function that returns that once the broker has started, which
             may be asynchronous. A sink that blocks is called on a thread.
 
     Raises:
         ConfigurationError: the broker is of another kind, is protected or has started already, or delays tasks by
-            RabbitMQ's plug-in; ``guard`` has no dead letters, no audit, or no replay store that outlives it.
-            From ``startup``: a worker has no guard, results are pickled, or a queue is a stream.
+            RabbitMQ's plug-in. From ``startup`` of a worker: there is no guard or no ``dead_letters``, the
+            pipeline has no audit or no replay store that outlives it, results are pickled, or a queue is a stream.
     """
     protected: Any = broker
     require(isinstance(broker, AioPikaBroker), "protect takes a taskiq_aio_pika.AioPikaBroker")
@@ -76,15 +76,8 @@ def protect(
     require(broker.write_conn is None, "protect a broker before it starts")
     plugin = "the delayed-message plug-in changes what was signed: delay tasks by delay_queue="
     require(not protected._delayed_message_exchange_plugin, plugin)
-    if guard is not None:
-        require(guard.audit is not None, "a worker's pipeline needs audit=")
-        require(dead_letters is not None, "guard= needs dead_letters=")
-        shared = (
-            "copies of a task come to several processes: replay= is a store on Redis, or a file of one process"
-        )
-        require(not isinstance(guard.replay, NoReplayStore | MemoryReplayStore), shared)
     protected.__class__ = _protected(type(protected))
-    protected._mqauth = Protection(guard, signer, LateLetters(dead_letters))
+    protected._mqauth = Protection(guard, signer, dead_letters)
     return broker
 
 
@@ -97,10 +90,12 @@ class Task(AckableMessage):
 class Protection:
     """What protects one broker: pipeline, signer, dead letters, and the tasks that are under way in a worker."""
 
-    def __init__(self, guard: Pipeline | None, signer: Signer, letters: LateLetters) -> None:
-        self.guard = guard
+    def __init__(self, make: Callable[[], Pipeline] | None, signer: Signer, dead_letters: Letters | None) -> None:
+        self._make = make
+        self._dead_letters = dead_letters
+        self.guard: Pipeline | None = None
         self.signer = signer
-        self.letters = letters
+        self.letters = LateLetters(dead_letters)
         self.turns = set[Turn]()
 
     async def check(self, broker: Any) -> None:
@@ -109,7 +104,14 @@ class Protection:
         Raises:
             ConfigurationError: as ``protect`` says.
         """
-        guard = require(self.guard, "a worker needs guard=: protect(broker, guard=..., ...)")
+        make = require(self._make, "a worker needs guard=: protect(broker, guard=..., ...)")
+        require(self._dead_letters is not None, "a worker needs dead_letters=")
+        self.guard = guard = make()
+        require(guard.audit is not None, "a worker's pipeline needs audit=")
+        require(
+            not isinstance(guard.replay, NoReplayStore | MemoryReplayStore),
+            "copies of a task come to several processes: replay= is a store on Redis, or the file of one process",
+        )
         require(
             not isinstance(getattr(broker.result_backend, "serializer", None), PickleSerializer),
             "whoever writes to the store of results runs code, for they are pickled: give the result backend"
@@ -124,6 +126,7 @@ class Protection:
         """Yield each task once it is to be run; its ``ack`` settles it."""
         guard = require(self.guard, "a worker needs guard=")
         ready: asyncio.Queue[Task | BaseException] = asyncio.Queue()
+        await arun(guard.tick())
         begun = {asyncio.create_task(ticking(guard))}
 
         def over(task: asyncio.Task[None]) -> None:
