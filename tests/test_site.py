@@ -19,7 +19,8 @@ from integration.documentation import ROOT, pages
 
 EXTRAS = (
     "aio_pika", "aiokafka", "aiormq", "botocore", "confluent_kafka", "faststream", "joserfc", "kafka", "nacl",
-    "opentelemetry", "pamqp", "pika", "pkcs11", "prometheus_client", "redis", "starlette", "taskiq", "taskiq_aio_pika", "uvicorn",
+    "opentelemetry", "pamqp", "pika", "pkcs11", "prometheus_client", "redis", "starlette", "taskiq",
+    "taskiq_aio_pika", "uvicorn",
 )  # fmt: skip
 """The libraries that extras bring."""
 LOADING = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}
