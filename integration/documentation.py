@@ -1,12 +1,12 @@
 """The documentation as data: its pages, their fenced blocks, and a folder in which these can be run in order.
 
 The word after a fence's language says what a block is: `install` is run by CI as a whole, `rabbitmq`, `kafka`,
-`kms`, `openbao`, `softhsm`, `keycloak` and `spire` need that service, `output` is what the block before it prints
-(`...` stands for anything). In a tutorial `consumer` is a command that runs in a second terminal, `handled` the
-next line that it prints. `review` is commands on dead letters, which a test runs on a real queue, with ids of its
-own and `--yes`. `authority` is a command that serves identities, and then what needs that server. In the tutorial
-of agents `again` starts a command anew that runs in a terminal, `attacker` starts one that knows no graceful stop,
-and the name of an agent marks a line that its terminal shows.
+`kms`, `openbao`, `softhsm`, `keycloak`, `spire` and `taskiq` need that service, `output` is what the block before
+it prints (`...` stands for anything). In a tutorial `consumer` is a command that runs in a second terminal,
+`handled` the next line that it prints. `review` is commands on dead letters, which a test runs on a real queue,
+with ids of its own and `--yes`. `authority` is a command that serves identities, and then what needs that server.
+In the tutorial of agents `again` starts a command anew that runs in a terminal, `attacker` starts one that knows
+no graceful stop, and the name of an agent marks a line that its terminal shows.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from integration.forked import words
 
@@ -99,11 +100,12 @@ class Reader:
         assert done.returncode == 0, f"{block.page}:{block.line} exited with {done.returncode}:\n{done.stderr}"
         return done.stdout
 
-    def start(self, block: Block) -> subprocess.Popen[str]:
-        """Start a block that runs until it is stopped."""
+    def start(self, block: Block, **settings: Any) -> subprocess.Popen[str]:
+        """Start a block that runs until it is stopped; the settings are those of ``Popen``."""
+        settings = {"stdout": subprocess.PIPE, **settings}
         return subprocess.Popen(
-            self._words(block), cwd=self._folder, env=self._environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, text=True,
+            self._words(block), cwd=self._folder, env=self._environment, stdin=subprocess.DEVNULL, text=True,
+            **settings,
         )  # fmt: skip
 
     def _words(self, block: Block) -> list[str]:

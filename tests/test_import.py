@@ -97,6 +97,7 @@ LIBRARIES = {
     "otel": ("opentelemetry", "mqauth.telemetry"),
     "prometheus": ("prometheus_client", "mqauth.telemetry.prometheus"),
     "faststream": ("faststream", "mqauth.integrations.faststream"),
+    "taskiq": ("taskiq", "mqauth.integrations.taskiq"),
 }
 
 

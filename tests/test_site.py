@@ -19,7 +19,8 @@ from integration.documentation import ROOT, pages
 
 EXTRAS = (
     "aio_pika", "aiokafka", "aiormq", "botocore", "confluent_kafka", "faststream", "joserfc", "kafka", "nacl",
-    "opentelemetry", "pamqp", "pika", "pkcs11", "prometheus_client", "redis", "starlette", "uvicorn",
+    "opentelemetry", "pamqp", "pika", "pkcs11", "prometheus_client", "redis", "starlette", "taskiq",
+    "taskiq_aio_pika", "uvicorn",
 )  # fmt: skip
 """The libraries that extras bring."""
 LOADING = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}
@@ -122,6 +123,7 @@ QUESTIONS = {
     "log events": "docs/logs",
     "verify audit": "docs/audit",
     "faststream": "docs/faststream",
+    "taskiq": "docs/task-queues",
     "confluent kafka": "docs/confluent",
     "test handler": "docs/how-to/test-a-handler",
     "docker": "docs/how-to/run-in-containers",

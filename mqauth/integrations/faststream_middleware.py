@@ -22,7 +22,6 @@ from faststream.exceptions import (
     SubscriberNotFound,
 )
 
-from mqauth.audit.observed import MINUTE
 from mqauth.brokers.event_loop import was_cancelled
 from mqauth.brokers.queue.processor import Processor
 from mqauth.errors import ConfigurationError, MqauthError, RejectNow, StaleDelivery, require
@@ -36,7 +35,7 @@ from mqauth.integrations.faststream_unverified import (
     require_manual,
     take_over,
 )
-from mqauth.integrations.framework import LateLetters, Letters, Turn, handle, handle_unverified
+from mqauth.integrations.framework import LateLetters, Letters, Turn, handle, handle_unverified, ticking
 from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.judging.selftest import starting
 from mqauth.judging.unverified import Unverified
@@ -162,14 +161,9 @@ class Protection:
         if guard is None:
             return
 
-        async def tell_on() -> None:
-            while True:
-                await asyncio.sleep(MINUTE)
-                await arun(guard.tick())
-
         await arun(guard.tick(last))
         if guard.observing is not None and not last:
-            self._telling = asyncio.create_task(tell_on())
+            self._telling = asyncio.create_task(ticking(guard))
 
     async def start(self, subscriber: Any, start: Callable[[], Any]) -> None:
         """Start a subscriber, which may have been declared after its broker started.

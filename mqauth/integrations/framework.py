@@ -12,11 +12,12 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, copy_context
 from typing import Any, Final, TypeAlias
 
+from mqauth.audit.observed import MINUTE
 from mqauth.brokers.dead_letters import look
 from mqauth.brokers.event_loop import letters_on_thread
 from mqauth.errors import require
 from mqauth.flow import arun, settled
-from mqauth.judging.pipeline import Outcome
+from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.judging.unverified import Unverified
 from mqauth.judging.verified import Verified
 from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
@@ -104,6 +105,13 @@ class Turn:
             Exception: what ended the pipeline.
         """
         return None if self._task.cancelled() else self._task.result()
+
+
+async def ticking(guard: Pipeline) -> None:
+    """Have a pipeline tell each minute what its rollout has to tell, until cancelled."""
+    while True:
+        await asyncio.sleep(MINUTE)
+        await arun(guard.tick())
 
 
 Letters: TypeAlias = DeadLetterSink | Callable[[], Any]
