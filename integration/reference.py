@@ -33,8 +33,9 @@ from mqauth.testing.attacks import ALL_ATTACKS
 FOLDER: Final = ROOT / "docs" / "reference"
 DOORS: Final = (
     "mqauth", "mqauth.brokers.options", "mqauth.brokers.rabbitmq", "mqauth.brokers.pika", "mqauth.brokers.kafka",
-    "mqauth.brokers.aiokafka", "mqauth.brokers.confluent", "mqauth.integrations.faststream", "mqauth.integrations.taskiq",
-    "mqauth.keystore",     "mqauth.stores.redis", "mqauth.telemetry", "mqauth.telemetry.prometheus", "mqauth.testing",
+    "mqauth.brokers.aiokafka", "mqauth.brokers.confluent", "mqauth.integrations.faststream",
+    "mqauth.integrations.taskiq", "mqauth.keystore", "mqauth.stores.redis", "mqauth.telemetry",
+    "mqauth.telemetry.prometheus", "mqauth.testing",
 )  # fmt: skip
 """The modules that programs import from."""
 SHARED: Final = 2
