@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mqauth import AuditFile, Key, load
+from mqauth import Key, load
+from mqauth.audit.file import SharedAuditFile
 from mqauth.cli.app import (
     Authority,
     Broker,
@@ -130,7 +131,7 @@ def console(
         listener = stack.enter_context(listen(host, port, tls=tls))
         hosts = _hosts(listener, names or (), provider)
         back = None if provider is None else redirect_uri(hosts, provider, tls=tls)
-        sink = None if audit is None else stack.enter_context(AuditFile(audit))
+        sink = None if audit is None else SharedAuditFile(audit)
         backends = {}
         for called, place in places.items():
             session = stack.enter_context(opened(place, audit=sink, **powers()))
