@@ -190,7 +190,10 @@ def trusting(bureau: Bureau, *issuers: str) -> Any:
 def test_a_waiver_that_the_consumer_does_not_know_is_refused(bureau: Bureau) -> None:
     """Before a letter is looked at: no release with it would be accepted."""
     found = session(bureau, guard=trusting(bureau, REVIEW))
-    with Index(found.clock.now()) as index, pytest.raises(ConfigurationError, match="lets a release waive nothing"):
+    with (
+        Index(found.clock.now()) as index,
+        pytest.raises(ConfigurationError, match="lets a release waive nothing"),
+    ):
         found.rehearse(index, plan())
 
 

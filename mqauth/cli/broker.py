@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -78,7 +77,7 @@ def told(error: BaseException, urls: list[str], user: str | None, seconds: float
         ]
     why, what_to_do = (
         f"it answers, but not as this broker does ({type(error).__name__})",
-        "is TLS on at one end alone (amqps://, tls = true), or is there no such virtual host?",
+        "is TLS on at one end alone (amqps://, tls = true), or the virtual host, password or token wrong?",
     )
     if not servers:
         why, what_to_do = _words(error), "is it running?"
@@ -255,14 +254,18 @@ def opened(place: LetterAddress, **settings: Any) -> Iterator[review.Session]:
     """
     with needing("--broker", place), contextlib.ExitStack() as stack:
         if not place.on_kafka:
-            queue, arguments = place.queue or "", place.settings.for_rabbitmq(place.broker)
             import aio_pika
 
             from mqauth.review.rabbitmq import RabbitMQLetterBox, is_unlimited
 
             connection, call = stack.enter_context(rabbitmq(place.settings, place.broker))
+            queue = place.queue or ""
             unlimited = call(is_unlimited(connection, queue), _PATIENCE)
-            connect = partial(aio_pika.connect, **arguments)
+
+            def connect() -> Any:
+                # With a fresh token, where there is one.
+                return aio_pika.connect(**place.settings.for_rabbitmq(place.broker))
+
             letters = RabbitMQLetterBox(connection, queue, connect=connect, unlimited=unlimited)
             stack.callback(lambda: _close(letters.connection, call))
             yield review.Session(letters, lambda flow: call(arun(flow)), **settings)
