@@ -37,8 +37,9 @@ def marked(page: str, mark: str) -> list[Block]:
 
 
 def named(name: str) -> Block:
-    """Return the README's block that names itself so."""
-    (found,) = (block for block in blocks("README.md") if block.name == name)
+    """Return the block that names itself so, of the README or the page of kafka-python."""
+    page = "docs/kafka.md" if name.startswith("kafka_") else "README.md"
+    (found,) = (block for block in blocks(page) if block.name == name)
     return found
 
 
@@ -156,7 +157,7 @@ def test_pika_examples(rabbitmq: RabbitMQ, rabbitmq_reader: Reader, tmp_path: Pa
 
 
 def test_kafka_examples(kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> None:
-    """The README's consumer handles what its producer sent, dead-letters a forgery, and stops on SIGTERM."""
+    """The page's consumer handles what its producer sent, dead-letters a forgery, and stops on SIGTERM."""
     settle_in(kafka_reader)
     kafka_reader.run(named("kafka_topology.py"))
     kafka_reader.run(named("kafka_producer.py"))
@@ -267,8 +268,8 @@ def test_every_broker_block_is_run() -> None:
     """No block marked with a broker is left out by the tests of this file."""
     left = [
         block.name
-        for broker in ("rabbitmq", "kafka")
-        for block in marked("README.md", broker)
+        for page, broker in (("README.md", "rabbitmq"), ("docs/kafka.md", "kafka"))
+        for block in marked(page, broker)
         if block.language == "python" and block.name not in RUN_BY_NAME
     ]
     assert left == []

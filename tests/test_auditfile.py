@@ -11,16 +11,7 @@ from pathlib import Path
 import pytest
 
 from mqauth.audit.chain import verify_chain
-from mqauth.audit.file import (
-    MIN_BYTES,
-    AuditFile,
-    HeadFile,
-    SharedAuditFile,
-    parts,
-    read_heads,
-    rotated,
-    with_parts,
-)
+from mqauth.audit.file import MIN_BYTES, AuditFile, HeadFile, parts, read_heads, rotated, with_parts
 from mqauth.audit.record import AuditRecord
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.testing.clock import FakeClock
@@ -36,7 +27,7 @@ def record(number: int = 0, detail: str = "why") -> AuditRecord:
     )  # fmt: skip
 
 
-def fill(file: AuditFile | SharedAuditFile, count: int) -> None:
+def fill(file: AuditFile, count: int) -> None:
     """Write so many records."""
     for number in range(count):
         file.write(record(number))
@@ -78,31 +69,6 @@ def test_one_writer(path: Path) -> None:
     """A second writer of the same file is refused."""
     with AuditFile(path), pytest.raises(ConfigurationError, match="another process writes"):
         AuditFile(path)
-
-
-def test_a_shared_file_has_one_chain(path: Path) -> None:
-    """Two writers of a shared file take turns, and their records stand in one chain."""
-    writers = [SharedAuditFile(path, patience=600) for _ in range(2)]
-    threads = [threading.Thread(target=fill, args=(each, 20)) for each in writers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    found = verify_chain(path)
-    assert (found.intact, found.records) == (True, 40)
-
-
-def test_a_shared_file_waits_for_a_bounded_time(path: Path) -> None:
-    """A file that another process keeps is refused at the start, and is an outage of the audit later."""
-    shared = SharedAuditFile(path, patience=0)
-    with AuditFile(path):
-        with pytest.raises(ConfigurationError, match="another process writes"):
-            SharedAuditFile(path, patience=0)
-        with pytest.raises(Unavailable, match="another process writes") as raised:
-            shared.write(record())
-    assert raised.value.cause is Cause.AUDIT_UNAVAILABLE
-    shared.write(record())
-    assert verify_chain(path).records == 1
 
 
 def test_torn_line_is_cut(path: Path) -> None:

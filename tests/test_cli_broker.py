@@ -126,7 +126,8 @@ def test_each_connection_has_a_fresh_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "said"), [(f"{__name__}:failing", "it raised LookupError"), ("os:getpid", "it returned no text")]
+    ("function", "said"),
+    [(f"{__name__}:failing", "it raised an error, which --debug shows"), ("os:getpid", "it returned no text")],
 )
 def test_a_function_without_a_token_is_named(function: str, said: str, tmp_path: Path) -> None:
     """A function that raises, or returns something else, is one line without the text of its error."""

@@ -10,14 +10,12 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.clock import SYSTEM_CLOCK
-from mqauth.errors import file_errors, require
+from mqauth.errors import file_errors, refusing, require
 from mqauth.logs import emit
 
 _MODE: Final = 0o600
@@ -105,13 +103,12 @@ class LineFile:
     Args:
         path: the file; made with mode 0600 if it is missing.
         fsync: wait for the disk at every line.
-        patience: seconds to wait for another writer.
 
     Raises:
         ConfigurationError: the file cannot be opened, or another process writes it.
     """
 
-    def __init__(self, path: Path, *, fsync: bool = True, patience: float = 0.0) -> None:
+    def __init__(self, path: Path, *, fsync: bool = True) -> None:
         self.path = path
         self._fsync = fsync
         self._torn = False
@@ -119,10 +116,8 @@ class LineFile:
             self._descriptor = open_private(path, _FLAGS)
             busy = f"{path}: another process writes it: stop that, or put {{pid}} into the name"
             with undone_on_error(os.close, self._descriptor):
-                until = SYSTEM_CLOCK.monotonic() + patience
-                while not self._locked():
-                    require(SYSTEM_CLOCK.monotonic() < until, busy)
-                    threading.Event().wait(0.01)
+                with refusing(BlockingIOError, busy):
+                    fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 sync_folder(path)
         self.end = self._size()
 
@@ -171,13 +166,6 @@ class LineFile:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    def _locked(self) -> bool:
-        """Lock the file, and tell whether no other writer has it."""
-        with suppress(BlockingIOError):
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        return False
 
     def _size(self) -> int:
         return os.fstat(self._descriptor).st_size

@@ -16,7 +16,6 @@ import re
 import threading
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -101,7 +100,6 @@ class AuditFile(AbstractContextManager["AuditFile"]):
         max_bytes: size at which the file is rotated, at least 64 KiB; ``None`` means never.
         heads: where the chain's head is signed: at intervals, at rotation, at ``close``, and when the interpreter
             ends in order.
-        patience: seconds to wait for another writer.
 
     Raises:
         ConfigurationError: the file cannot be opened, another process writes it, or its last whole line is no
@@ -115,7 +113,6 @@ class AuditFile(AbstractContextManager["AuditFile"]):
         fsync: bool = True,
         max_bytes: int | None = None,
         heads: HeadFile | None = None,
-        patience: float = 0.0,
     ) -> None:
         require(max_bytes is None or max_bytes >= MIN_BYTES, f"max_bytes is at least {MIN_BYTES}")
         self._process = os.getpid()
@@ -125,7 +122,7 @@ class AuditFile(AbstractContextManager["AuditFile"]):
         self._heads = heads
         self._lock = threading.Lock()
         self._renamed = False
-        self._lines = LineFile(self.path, fsync=fsync, patience=patience)
+        self._lines = LineFile(self.path, fsync=fsync)
         # Otherwise the lock of a file that is refused would outlive the refusal.
         with undone_on_error(self._lines.close):
             # The next record follows the last whole one; a torn line is cut off.
@@ -248,36 +245,6 @@ class AuditFile(AbstractContextManager["AuditFile"]):
 
     def _unavailable(self, what: str) -> Unavailable:
         return Unavailable(Cause.AUDIT_UNAVAILABLE, f"{self.path}: {what}")
-
-
-class SharedAuditFile:
-    """Appends records to one file and one chain from several processes, each of which has it for a record only.
-
-    A console that runs for weeks leaves the reviewer's file to their commands.
-
-    Args:
-        path: as of ``AuditFile``.
-        patience: seconds to wait for another writer at each record.
-
-    Raises:
-        ConfigurationError: as for ``AuditFile``.
-    """
-
-    def __init__(self, path: str | Path, *, patience: float = 5.0) -> None:
-        self._open = partial(AuditFile, path, patience=patience)
-        self._open().close()
-
-    def write(self, record: AuditRecord, /) -> None:
-        """Append one record and make it durable.
-
-        Raises:
-            Unavailable: ``audit_unavailable``: the disk refused, or another process keeps the file.
-        """
-        try:
-            with self._open() as file:
-                file.write(record)
-        except ConfigurationError as error:
-            raise Unavailable(Cause.AUDIT_UNAVAILABLE, str(error)) from error
 
 
 def read_heads(path: str | Path, keys: KeySet | None = None) -> list[Head]:

@@ -165,8 +165,7 @@ def once(make: Callable[[Any], Any], context: Any) -> Any:
     def parsed_once(args: list[str]) -> Any:
         values, rest, order = parse(args)
         for each in order:
-            known = each.multiple or context.resilient_parsing
-            require(known or order.count(each) == 1, f"{each.opts[0]}: given twice")
+            require(each.multiple or order.count(each) == 1, f"{each.opts[0]}: given twice")
         return values, rest, order
 
     parser.parse_args = parsed_once

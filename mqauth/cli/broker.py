@@ -260,13 +260,13 @@ def opened(place: LetterAddress, **settings: Any) -> Iterator[review.Session]:
 
             connection, call = stack.enter_context(rabbitmq(place.settings, place.broker))
             queue = place.queue or ""
-            unlimited = call(is_unlimited(connection, queue), _PATIENCE)
-
-            def connect() -> Any:
+            letters = RabbitMQLetterBox(
+                connection,
+                queue,
                 # With a fresh token, where there is one.
-                return aio_pika.connect(**place.settings.for_rabbitmq(place.broker))
-
-            letters = RabbitMQLetterBox(connection, queue, connect=connect, unlimited=unlimited)
+                connect=lambda: aio_pika.connect(**place.settings.for_rabbitmq(place.broker)),
+                unlimited=call(is_unlimited(connection, queue), _PATIENCE),
+            )
             stack.callback(lambda: _close(letters.connection, call))
             yield review.Session(letters, lambda flow: call(arun(flow)), **settings)
             return

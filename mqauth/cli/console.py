@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mqauth import Key, load
-from mqauth.audit.file import SharedAuditFile
 from mqauth.cli.app import (
     Authority,
     Broker,
@@ -46,7 +45,7 @@ from mqauth.cli.settings import file_of, key_reader, review_of, reviewer_of, set
 from mqauth.errors import refusing, require
 from mqauth.http.connection import FetchFailed
 from mqauth.keystore import ReferenceKey
-from mqauth.review import MakeReleaser, reviewers_releaser
+from mqauth.review import MakeReleaser, SharedAuditFile, reviewers_releaser
 
 if TYPE_CHECKING:
     from mqauth.console import Provider

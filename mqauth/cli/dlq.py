@@ -15,7 +15,6 @@ from typing import Annotated, Any, Final
 import typer
 
 from mqauth import load, review
-from mqauth.audit.file import SharedAuditFile
 from mqauth.audit.record import iso_time
 from mqauth.cli import INTERRUPTED
 from mqauth.cli.app import (
@@ -366,7 +365,7 @@ def _carry_out(
         cancelled = threading.Event()
         kept = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
         try:
-            session.audit = SharedAuditFile(audit)
+            session.audit = review.SharedAuditFile(audit)
             with progress_bar(plan.act, len(selection), quiet=as_json) as advance:
                 done = session.act(plan, selection, cancelled=cancelled, progress=advance)
         finally:

@@ -123,11 +123,9 @@ class BrokerSettings(Settings):
         Raises:
             ConfigurationError: it raises, or returns no text.
         """
-        asked = require(self.ask_token, "no token_callback")
-        try:
-            found = asked()
-        except Exception as error:
-            raise self.table.refuse("token_callback", f"it raised {type(error).__name__}") from error
+        what = "it raised an error, which --debug shows"
+        with self.table.located("token_callback"), refusing(Exception, what):
+            found = require(self.ask_token, "")()
         self.table.require(isinstance(found, str) and found, "token_callback", "it returned no text")
         return found
 

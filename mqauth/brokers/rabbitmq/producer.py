@@ -81,10 +81,8 @@ class Producer:
         batch: int = 1,
         linger: float = DEFAULT_LINGER,
     ) -> None:
-        require(
-            callable(getattr(exchange, "publish", None)),
-            f"a producer takes an exchange of aio-pika, not {type(exchange).__name__}",
-        )
+        what = f"a producer takes an exchange of aio-pika, not {type(exchange).__name__}"
+        require(hasattr(exchange, "name"), what)
         pace = Pace(batch, linger)
         self._sealing = SingleSealing(signer) if batch == 1 else Sealing(signer, pace)
         self._exchange = exchange
