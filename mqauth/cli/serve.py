@@ -176,7 +176,7 @@ class Server:
             interface="asgi3",
             workers=1,
             log_config=None,
-            log_level="warning",
+            log_level="error",
             access_log=False,
             server_header=False,
             proxy_headers=False,
