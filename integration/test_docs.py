@@ -291,6 +291,111 @@ def test_fastapi_example(rabbitmq_reader: Reader) -> None:
         assert next_line() == HANDLED + "acme\n"
 
 
+CONVERTED = "docs/how-to/convert-a-service.md"
+OLD_RABBITMQ = """# old_topology.py
+import asyncio
+
+import aio_pika
+
+
+async def main() -> None:
+    async with await aio_pika.connect_robust("amqp://guest:guest@localhost/") as connection:
+        channel = await connection.channel()
+        exchange = await channel.declare_exchange("shop", aio_pika.ExchangeType.TOPIC, durable=True)
+        queue = await channel.declare_queue("billing", durable=True)
+        await queue.bind(exchange, "orders.*")
+
+
+asyncio.run(main())
+"""
+OLD_KAFKA = """# old_topology.py
+from confluent_kafka.admin import AdminClient, NewTopic
+
+admin = AdminClient({"bootstrap.servers": "localhost:9092"})
+admin.create_topics([NewTopic("orders", 3)])["orders"].result()
+"""
+"""What a service has before it is converted: a classic queue, and a topic with the times of its producers."""
+PUBLISH_RABBITMQ = """# publish.py
+import asyncio
+import sys
+
+import aio_pika
+from signing import on_rabbitmq
+
+
+async def main() -> None:
+    async with await aio_pika.connect_robust("amqp://guest:guest@localhost/") as connection:
+        exchange = await (await connection.channel()).get_exchange("shop")
+        message = aio_pika.Message(b'{"order": %s}' % sys.argv[2].encode())
+        sender = on_rabbitmq(exchange) if sys.argv[1] == "new" else exchange
+        await sender.publish(message, routing_key="orders.created")
+
+
+asyncio.run(main())
+"""
+PUBLISH_KAFKA = """# publish.py
+import sys
+
+import confluent_kafka
+from signing import on_kafka
+
+settings = {"bootstrap.servers": "localhost:9092", "enable.idempotence": True}
+sender = on_kafka(settings) if sys.argv[1] == "new" else confluent_kafka.Producer(settings)
+sender.produce("orders", b'{"order": %s}' % sys.argv[2].encode())
+assert sender.flush(60) == 0
+"""
+"""What the service publishes with, before and after its step 4."""
+
+
+SERVICES = {
+    "rabbitmq": (OLD_RABBITMQ, PUBLISH_RABBITMQ, "rabbitmq:shop/orders.*"),
+    "kafka": (OLD_KAFKA, PUBLISH_KAFKA, "kafka:orders"),
+}
+
+
+@pytest.mark.parametrize("broker", SERVICES)
+def test_convert_a_service(broker: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """The page's steps take a service from nothing to enforce: old messages are handled, later they are not."""
+    reader: Reader = request.getfixturevalue(f"{broker}_reader")
+    old, publish, destination = SERVICES[broker]
+
+    def run(language: str, text: str) -> str:
+        return reader.run(Block(page=CONVERTED, line=0, language=language, mark="", text=text))
+
+    run("python", old)
+    found = list(blocks(CONVERTED))
+    for block in found:
+        if block.language == "sh":
+            reader.run(block)
+        elif block.name.endswith((".toml", ".py")):
+            reader.write(block)
+    settings = tmp_path / "mqauth.toml"
+    if broker == "kafka":
+        text = settings.read_text().replace('append_evidence = "interceptor"\n', "")
+        text = text.replace("amqp://localhost:5672/", request.getfixturevalue("kafka").url)
+        settings.write_text(text.replace("rabbitmq:shop/orders.*", "kafka:orders"))
+    else:
+        url = request.getfixturevalue("rabbitmq").url
+        settings.write_text(
+            settings.read_text().replace("amqp://localhost:5672/", url.replace("guest:guest@", ""))
+        )
+    named_ = {block.name: block for block in found}
+    reader.run(named_[f"{broker}_letters.py"])
+    (tmp_path / "publish.py").write_text(reader.here(publish))
+    assert "is there" in run("sh", "mqauth check --online mqauth.toml")
+    billing = named_[f"{broker}_billing.py"]
+    with consuming(reader, billing) as next_line:
+        for number, kind in enumerate(("old", "new")):
+            run("sh", f"python publish.py {kind} {number}")
+            assert next_line() == f"billed {number}\n"
+    run("sh", f"mqauth rollout up '{destination}' --force --why 'a test' --yes")
+    with consuming(reader, billing) as next_line:
+        for number, kind in enumerate(("old", "new")):
+            run("sh", f"python publish.py {kind} {number}")
+        assert next_line() == "billed 1\n"
+    assert "token_missing" in run("sh", "mqauth dlq groups")
+
+
 SERVED = """# served.py
 import asyncio
 import signal

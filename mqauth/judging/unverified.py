@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Final, NamedTuple, NoReturn
 
-from mqauth.errors import Cause, Reason, require
+from mqauth.errors import Cause, Reason, RejectNow, require
 from mqauth.wire.message import HeaderPair, Message, Origin
 
 _MAKER: Final = object()
@@ -79,6 +79,17 @@ class Unverified:
     @property
     def body(self) -> bytes | None:
         """The raw bytes; ``None`` for a Kafka tombstone."""
+        return self._message.body
+
+    @property
+    def payload(self) -> bytes:
+        """The raw bytes, where there are some, as ``Verified.payload``.
+
+        Raises:
+            RejectNow: it is a tombstone.
+        """
+        if self._message.body is None:
+            raise RejectNow("a tombstone has no payload")
         return self._message.body
 
     @property
