@@ -110,11 +110,9 @@ class BrokerSettings(Settings):
             require(found is None or is_broker_url(found), f"the variable {self.url_env} holds no {URLS}")
         with self.table.located("password_file"), refusing(UnicodeDecodeError, "the password is not UTF-8"):
             text = None if password is None else password.decode("utf-8")
-        ask = None
-        if self.token_callback is not None:
-            what = "there is no such function: is it installed, or is its folder in PYTHONPATH?"
-            with self.table.located("token_callback"), refusing((ImportError, AttributeError), what):
-                ask = resolve_name(self.token_callback)
+        what = "there is no such function: is it installed, or is its folder in PYTHONPATH?"
+        with self.table.located("token_callback"), refusing((ImportError, AttributeError), what):
+            ask: Any = self.token_callback and resolve_name(self.token_callback)
         return replace(self, passphrase=passphrase, password=text, url=found, ask_token=ask)
 
     def token(self) -> str:

@@ -13,27 +13,15 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, cast
 
 from mqauth.audit import record as audit_records
-from mqauth.audit.file import AuditFile
 from mqauth.audit.record import AuditRecord, AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, uuid7
-from mqauth.errors import (
-    Cause,
-    ConfigurationError,
-    MalformedMessage,
-    MqauthError,
-    Reason,
-    Unavailable,
-    refusing,
-    require,
-)
+from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable, refusing, require
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.letters.authorities import Releaser
@@ -108,47 +96,6 @@ class Plan:
         require(
             claim_set.is_name(self.reviewer), f"a reviewer must be text of 1 to {claim_set.MAX_NAME} characters"
         )
-
-
-class SharedAuditFile:
-    """Appends the records of acts to one file and one chain from several processes, which take turns.
-
-    Each has the file for one record only, so a console that runs for weeks leaves it to the reviewer's commands.
-
-    Args:
-        path: as of ``AuditFile``.
-        patience: seconds to wait for another writer.
-
-    Raises:
-        ConfigurationError: as for ``AuditFile``.
-    """
-
-    def __init__(self, path: Path, *, patience: float = 5.0) -> None:
-        self._path, self._patience = path, patience
-        self._opened().close()
-
-    def write(self, record: AuditRecord, /) -> None:
-        """Append one record and make it durable.
-
-        Raises:
-            Unavailable: ``audit_unavailable``: the disk refused, or another process keeps the file.
-        """
-        try:
-            with self._opened() as file:
-                file.write(record)
-        except ConfigurationError as error:
-            raise Unavailable(Cause.AUDIT_UNAVAILABLE, str(error)) from error
-
-    def _opened(self) -> AuditFile:
-        until = time.monotonic() + self._patience
-        while True:
-            try:
-                return AuditFile(self._path)
-            except ConfigurationError as error:
-                # The lock of another writer.
-                if not isinstance(error.__cause__, BlockingIOError) or time.monotonic() >= until:
-                    raise
-            time.sleep(0.01)
 
 
 UNSENDABLE: Final = "unsendable"

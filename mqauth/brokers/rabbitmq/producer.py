@@ -81,8 +81,9 @@ class Producer:
         batch: int = 1,
         linger: float = DEFAULT_LINGER,
     ) -> None:
-        what = f"a producer takes an exchange of aio-pika, not {type(exchange).__name__}"
-        require(hasattr(exchange, "name"), what)
+        require(
+            hasattr(exchange, "name"), f"a producer takes an exchange of aio-pika, not {type(exchange).__name__}"
+        )
         pace = Pace(batch, linger)
         self._sealing = SingleSealing(signer) if batch == 1 else Sealing(signer, pace)
         self._exchange = exchange
