@@ -30,10 +30,10 @@ AT_THE_TOP = 9
 FOLDERS = 31
 LINES = 400
 # These numbers only fall: a change that needs less lowers them, one that needs more takes away elsewhere.
-OUTSIDE_TESTING = 23_757
+OUTSIDE_TESTING = 23_755
 """Statements of the library without ``testing``."""
 TESTING = 1_989
-CORE = 11_446
+CORE = 11_444
 """Statements of what ``CONSUMER`` imports: what stands between the wire and a handler."""
 CONSUMER = """
 import mqauth, mqauth.brokers.kafka, mqauth.brokers.rabbitmq, mqauth.stores.redis
