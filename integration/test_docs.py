@@ -37,8 +37,9 @@ def marked(page: str, mark: str) -> list[Block]:
 
 
 def named(name: str) -> Block:
-    """Return the README's block that names itself so."""
-    (found,) = (block for block in blocks("README.md") if block.name == name)
+    """Return the block that names itself so, of the README or the page of kafka-python."""
+    page = "docs/kafka.md" if name.startswith("kafka_") else "README.md"
+    (found,) = (block for block in blocks(page) if block.name == name)
     return found
 
 
@@ -156,7 +157,7 @@ def test_pika_examples(rabbitmq: RabbitMQ, rabbitmq_reader: Reader, tmp_path: Pa
 
 
 def test_kafka_examples(kafka: Kafka, kafka_reader: Reader, tmp_path: Path) -> None:
-    """The README's consumer handles what its producer sent, dead-letters a forgery, and stops on SIGTERM."""
+    """The page's consumer handles what its producer sent, dead-letters a forgery, and stops on SIGTERM."""
     settle_in(kafka_reader)
     kafka_reader.run(named("kafka_topology.py"))
     kafka_reader.run(named("kafka_producer.py"))
@@ -267,8 +268,8 @@ def test_every_broker_block_is_run() -> None:
     """No block marked with a broker is left out by the tests of this file."""
     left = [
         block.name
-        for broker in ("rabbitmq", "kafka")
-        for block in marked("README.md", broker)
+        for page, broker in (("README.md", "rabbitmq"), ("docs/kafka.md", "kafka"))
+        for block in marked(page, broker)
         if block.language == "python" and block.name not in RUN_BY_NAME
     ]
     assert left == []
@@ -288,6 +289,111 @@ def test_fastapi_example(rabbitmq_reader: Reader) -> None:
     served = Block(page=shop.page, line=0, language="python", mark="rabbitmq", text=SERVED)
     with consuming(rabbitmq_reader, served) as next_line:
         assert next_line() == HANDLED + "acme\n"
+
+
+CONVERTED = "docs/how-to/convert-a-service.md"
+OLD_RABBITMQ = """# old_topology.py
+import asyncio
+
+import aio_pika
+
+
+async def main() -> None:
+    async with await aio_pika.connect_robust("amqp://guest:guest@localhost/") as connection:
+        channel = await connection.channel()
+        exchange = await channel.declare_exchange("shop", aio_pika.ExchangeType.TOPIC, durable=True)
+        queue = await channel.declare_queue("billing", durable=True)
+        await queue.bind(exchange, "orders.*")
+
+
+asyncio.run(main())
+"""
+OLD_KAFKA = """# old_topology.py
+from confluent_kafka.admin import AdminClient, NewTopic
+
+admin = AdminClient({"bootstrap.servers": "localhost:9092"})
+admin.create_topics([NewTopic("orders", 3)])["orders"].result()
+"""
+"""What a service has before it is converted: a classic queue, and a topic with the times of its producers."""
+PUBLISH_RABBITMQ = """# publish.py
+import asyncio
+import sys
+
+import aio_pika
+from signing import on_rabbitmq
+
+
+async def main() -> None:
+    async with await aio_pika.connect_robust("amqp://guest:guest@localhost/") as connection:
+        exchange = await (await connection.channel()).get_exchange("shop")
+        message = aio_pika.Message(b'{"order": %s}' % sys.argv[2].encode())
+        sender = on_rabbitmq(exchange) if sys.argv[1] == "new" else exchange
+        await sender.publish(message, routing_key="orders.created")
+
+
+asyncio.run(main())
+"""
+PUBLISH_KAFKA = """# publish.py
+import sys
+
+import confluent_kafka
+from signing import on_kafka
+
+settings = {"bootstrap.servers": "localhost:9092", "enable.idempotence": True}
+sender = on_kafka(settings) if sys.argv[1] == "new" else confluent_kafka.Producer(settings)
+sender.produce("orders", b'{"order": %s}' % sys.argv[2].encode())
+assert sender.flush(60) == 0
+"""
+"""What the service publishes with, before and after its step 4."""
+
+
+SERVICES = {
+    "rabbitmq": (OLD_RABBITMQ, PUBLISH_RABBITMQ, "rabbitmq:shop/orders.*"),
+    "kafka": (OLD_KAFKA, PUBLISH_KAFKA, "kafka:orders"),
+}
+
+
+@pytest.mark.parametrize("broker", SERVICES)
+def test_convert_a_service(broker: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """The page's steps take a service from nothing to enforce: old messages are handled, later they are not."""
+    reader: Reader = request.getfixturevalue(f"{broker}_reader")
+    old, publish, destination = SERVICES[broker]
+
+    def run(language: str, text: str) -> str:
+        return reader.run(Block(page=CONVERTED, line=0, language=language, mark="", text=text))
+
+    run("python", old)
+    found = list(blocks(CONVERTED))
+    for block in found:
+        if block.language == "sh":
+            reader.run(block)
+        elif block.name.endswith((".toml", ".py")):
+            reader.write(block)
+    settings = tmp_path / "mqauth.toml"
+    if broker == "kafka":
+        text = settings.read_text().replace('append_evidence = "interceptor"\n', "")
+        text = text.replace("amqp://localhost:5672/", request.getfixturevalue("kafka").url)
+        settings.write_text(text.replace("rabbitmq:shop/orders.*", "kafka:orders"))
+    else:
+        url = request.getfixturevalue("rabbitmq").url
+        settings.write_text(
+            settings.read_text().replace("amqp://localhost:5672/", url.replace("guest:guest@", ""))
+        )
+    named_ = {block.name: block for block in found}
+    reader.run(named_[f"{broker}_letters.py"])
+    (tmp_path / "publish.py").write_text(reader.here(publish))
+    assert "is there" in run("sh", "mqauth check --online mqauth.toml")
+    billing = named_[f"{broker}_billing.py"]
+    with consuming(reader, billing) as next_line:
+        for number, kind in enumerate(("old", "new")):
+            run("sh", f"python publish.py {kind} {number}")
+            assert next_line() == f"billed {number}\n"
+    run("sh", f"mqauth rollout up '{destination}' --force --why 'a test' --yes")
+    with consuming(reader, billing) as next_line:
+        for number, kind in enumerate(("old", "new")):
+            run("sh", f"python publish.py {kind} {number}")
+        assert next_line() == "billed 1\n"
+    assert "token_missing" in run("sh", "mqauth dlq groups")
 
 
 SERVED = """# served.py

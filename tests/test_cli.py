@@ -306,14 +306,6 @@ def test_keys_rotate_retire_revoke(shell: Shell) -> None:
     assert "exp" in listed[first]
 
 
-def test_a_short_publish_delay_is_warned_of(shell: Shell) -> None:
-    """A delay in which no consumer asks again is a warning, also at the next key; one of 30 s is none."""
-    first = shell("keys", "new", "--pinned", "--publish-delay", "29")
-    assert "a new key signs after 29 s, and consumers count on 30 s" in first.err
-    assert "warning: " in shell("keys", "new").err
-    assert shell("keys", "new", "--publish-delay", "30").err == ""
-
-
 def test_kid_may_begin_with_a_hyphen(shell: Shell) -> None:
     """A thumbprint that looks like an option is taken as the kid."""
     shell("keys", "new", "--pinned")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ssl
+import warnings
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,11 @@ from mqauth.config.declaration import read_file
 from mqauth.config.settings import FileSettings
 from mqauth.errors import ConfigurationError
 
+with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import kafka  # noqa: F401 - imported before a test imports it
+
+NUMBERS = count()
 SASL = 'mechanism = "SCRAM-SHA-512"\nuser = "rev/iewer"\npassword_env = "BROKER_PASSWORD"\n'
 
 
@@ -95,6 +102,47 @@ def test_what_contradicts_the_url_is_refused(lines: str, url: str, said: str, tm
         load(tmp_path, lines).for_rabbitmq(url)
 
 
+def fresh() -> str:
+    """Return another token at each call."""
+    return f"token/{next(NUMBERS)}"
+
+
+def failing() -> str:
+    """Fail with a text that nobody should read."""
+    raise LookupError("s3cr@t")
+
+
+def test_each_connection_has_a_fresh_token(tmp_path: Path) -> None:
+    """The function is asked at each login: OAUTHBEARER on Kafka, on RabbitMQ the password of whatever user."""
+    settings = load(tmp_path, f'token_callback = "{__name__}:fresh"\ntls = true')
+    for number in (0, 1):
+        url = settings.for_rabbitmq("amqps://ada@mq.example/")["url"]
+        assert url == f"amqps://ada:token%2F{number}@mq.example/"
+    assert settings.for_rabbitmq("amqps://mq.example/")["url"] == "amqps://token:token%2F2@mq.example/"
+    found = settings.for_kafka("kafka://a:9093")
+    assert (found["sasl_mechanism"], found["security_protocol"]) == ("OAUTHBEARER", "SASL_SSL")
+    # One was asked for already, to tell at once what is wrong with the function.
+    assert [found["sasl_oauth_token_provider"].token() for _ in range(2)] == ["token/4", "token/5"]
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [(f"{__name__}:failing", "it raised an error, which --debug shows"), ("os:getpid", "it returned no text")],
+)
+def test_a_function_without_a_token_is_named(function: str, said: str, tmp_path: Path) -> None:
+    """A function that raises, or returns something else, is one line without the text of its error."""
+    settings = load(tmp_path, f'token_callback = "{function}"')
+    for login in (settings.for_rabbitmq, settings.for_kafka):
+        with pytest.raises(ConfigurationError, match=f"token_callback: {said}$"):
+            login("kafka://127.0.0.1:9092")
+
+
+def test_a_token_goes_to_no_other_machine_in_the_clear(tmp_path: Path) -> None:
+    """OAUTHBEARER without TLS off loopback is refused."""
+    with pytest.raises(ConfigurationError, match="token_callback: sent to another machine needs tls = true"):
+        load(tmp_path, f'token_callback = "{__name__}:fresh"').for_kafka("kafka://10.0.0.1:9092")
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
@@ -106,6 +154,10 @@ def test_what_contradicts_the_url_is_refused(lines: str, url: str, said: str, tm
         (SASL.replace("SCRAM-SHA-512", "NONE"), "must be"), ('user = "a"\npassword = "b"', "unknown key"),
         ('user = "a"\npassword_env = "NOT_SET"', "not set"), ("password_file = 3", "string"),
         ('user = "a"\npassword_env = "BROKER_PASSWORD"\npassword_file = "b"', "password_file: contradicts"),
+        ('token_callback = "msk.token"', "must be package.module:function"),
+        (SASL + 'token_callback = "a:b"', "token_callback: contradicts user"),
+        ('token_callback = "nowhere:token"', "token_callback: there is no such function"),
+        (f'token_callback = "{__name__}:nothing"', "token_callback: there is no such function"),
         ("x", "not TOML"),
     ],
 )  # fmt: skip

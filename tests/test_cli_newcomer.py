@@ -75,6 +75,8 @@ INPUTS = [
     ("keys new --passphrase-env NO_SUCH_VARIABLE", 2, "the variable NO_SUCH_VARIABLE is not set"),
     ("keys new --passphrase-file nowhere", 2, "nowhere: No such file"),
     ("keys new --passphrase hunter2", 2, "No such option: --passphrase"),
+    ("keys jwks --dir keys --dir other", 2, "--dir: given twice"),
+    ("dlq discard --why x --reason expired --reason replayed", 2, "--reason: given twice"),
     ("keys list --dir nowhere", 2, "nowhere: no keystore (no keyset.json): mqauth keys new --dir nowhere"),
     ("keys list --dir jwks.json", 2, "jwks.json"),
     ("keys rotate --dir nowhere", 2, "nowhere: no keystore (no keyset.json): mqauth keys new --dir nowhere"),

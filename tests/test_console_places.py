@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock, patch
 
 import pytest
 from starlette.testclient import TestClient
@@ -17,11 +18,13 @@ from mqauth import AuditFile
 from mqauth.console import Backend, Tokens, application
 from mqauth.console.display import GREY, REASONS, body, of_producer, of_reason
 from mqauth.errors import ConfigurationError, Reason
+from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.review import ALL, Filter, Index
 from mqauth.review import session as trails
 from mqauth.testing import FakeClock, Forge
+from mqauth.wire.keys import KeySet
 from tests.conftest import rabbitmq_message
-from tests.test_console import HOST, TOKENS, Room, bodies, csrf, mark_of, post
+from tests.test_console import HOST, REVIEW, TOKENS, Room, bodies, csrf, mark_of, post
 
 
 @pytest.fixture
@@ -71,14 +74,33 @@ def test_the_chosen_rows_are_checked_again(room: Room) -> None:
 
 
 def test_without_a_row_nothing_is_meant(room: Room) -> None:
-    """A form in which no row was chosen is refused. It must not mean all letters."""
+    """A form in which no row was chosen leads back to its list, which says so. It must not mean all letters."""
     room.send(*room.late(2))
     client, job = room.client(), room.backend.job
     for act in ("judge", "redrive", "discard"):
-        answer = post(client, "/chosen", act=act)
-        assert answer.status_code == 400
-        assert "Choose at least one" in answer.text
+        answer = post(client, "/chosen", act=act, reason="expired")
+        assert answer.status_code == 303
+        shown = client.get(answer.headers["location"])
+        assert (shown.status_code, "Choose at least one" in shown.text) == (200, True)
+        assert "<dt>reason</dt><dd>expired</dd>" in shown.text
+    assert "Choose at least one" not in client.get("/letters").text
     assert room.backend.job is job
+
+
+def test_only_what_the_consumer_lets_pass_is_offered(room: Room) -> None:
+    """The form of a redrive offers what the configuration lets releases waive, and ticks what all letters need."""
+    room.send(*room.late(2))
+    authority = Authority(keys=KeySet([room.key]), waive=frozenset((Reason.EXPIRED, Reason.REPLAYED)))
+    guard = Mock(verifier=Mock(release=ReleaseAuthorities({REVIEW: authority})))
+    offered = re.compile(r'name="waive" value="(\w+)"( checked)?')
+    with patch.object(room.backend.session, "guard", guard):
+        for query in ({}, {"reason": "expired"}, {"marks": marks(room)[:1]}):
+            form = room.client().get("/act/redrive", params=query).text
+            assert offered.findall(form) == [("expired", " checked"), ("replayed", "")]
+        nothing = room.client().get("/act/redrive", params={"reason": "replayed"}).text
+        assert offered.findall(nothing) == [("expired", ""), ("replayed", "")]
+        guard.verifier.release = ReleaseAuthorities({REVIEW: Authority(keys=KeySet([room.key]))})
+        assert "lets no release waive anything" in room.client().get("/act/redrive").text
 
 
 @pytest.mark.parametrize("marks_", [["x" * 64], ["00"], ["0" * 64] * 101, [""]])

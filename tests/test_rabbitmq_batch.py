@@ -116,10 +116,11 @@ def test_refused_settings(batch: int, linger: float) -> None:
         Pace(batch, linger)
 
 
-def test_a_channel_is_no_exchange() -> None:
-    """Who gives a producer the channel is told at once what it takes."""
-    with pytest.raises(ConfigurationError, match="takes an exchange, not its channel"):
-        rabbitmq.Producer(aio_pika.Channel.__new__(aio_pika.Channel), Forge().signer())  # type: ignore[arg-type]
+@pytest.mark.parametrize("kind", [aio_pika.Channel, aio_pika.RobustConnection])
+def test_a_channel_is_no_exchange(kind: Any) -> None:
+    """Who gives a producer the channel or the connection is told at once what it takes."""
+    with pytest.raises(ConfigurationError, match=f"takes an exchange of aio-pika, not {kind.__name__}"):
+        rabbitmq.Producer(kind.__new__(kind), Forge().signer())
 
 
 async def test_one_alone_does_not_wait() -> None:

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 
 from mqauth import flow
+from mqauth.audit.chain import verify_chain
+from mqauth.audit.file import AuditFile
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
-from mqauth.review import ALL, Account, Filter, Index, Letter, Plan, Session, reviewers_releaser
+from mqauth.review import ALL, Account, Filter, Index, Letter, Plan, Session, SharedAuditFile, reviewers_releaser
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.keys import Key, KeySet
 from tests.conftest import RABBITMQ, rabbitmq_message
+from tests.test_auditfile import record
 from tests.test_review import REVIEW, WHY, Bureau
 
 PACKAGE = Path(__file__).parent.parent / "mqauth"
@@ -187,6 +190,16 @@ def trusting(bureau: Bureau, *issuers: str) -> Any:
     return bureau.guard
 
 
+def test_a_waiver_that_the_consumer_does_not_know_is_refused(bureau: Bureau) -> None:
+    """Before a letter is looked at: no release with it would be accepted."""
+    found = session(bureau, guard=trusting(bureau, REVIEW))
+    with (
+        Index(found.clock.now()) as index,
+        pytest.raises(ConfigurationError, match="lets a release waive nothing"),
+    ):
+        found.rehearse(index, plan())
+
+
 @pytest.mark.parametrize(
     ("issuers", "authority", "said"),
     [((), None, "accepts no release"), ((REVIEW, "https://other.example"), None, "--authority: required")],
@@ -206,6 +219,36 @@ def test_the_key_is_read_for_each_releaser(bureau: Bureau) -> None:
     assert [make("ada").reviewer, make("bob").reviewer] == ["ada", "bob"]
     with pytest.raises(ConfigurationError, match="does not speak for bob, but for ada"):
         reviewers_releaser(bureau.guard, lambda: keys[0], authority=None, lifetime=60)("bob")
+
+
+def test_a_shared_file_has_one_chain(tmp_path: Path) -> None:
+    """Two writers of a shared file take turns, and their records stand in one chain."""
+    path = tmp_path / "reviewer.jsonl"
+    writers = [SharedAuditFile(path, patience=600) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda each=each: [each.write(record(number)) for number in range(20)])
+        for each in writers
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = verify_chain(path)
+    assert (found.intact, found.records) == (True, 40)
+
+
+def test_a_shared_file_waits_for_a_bounded_time(tmp_path: Path) -> None:
+    """A file that another process keeps is refused at the start, and is an outage of the audit later."""
+    path = tmp_path / "reviewer.jsonl"
+    shared = SharedAuditFile(path, patience=0)
+    with AuditFile(path):
+        with pytest.raises(ConfigurationError, match="another process writes"):
+            SharedAuditFile(path, patience=0)
+        with pytest.raises(Unavailable, match="another process writes") as raised:
+            shared.write(record())
+    assert raised.value.cause is Cause.AUDIT_UNAVAILABLE
+    shared.write(record())
+    assert verify_chain(path).records == 1
 
 
 def test_the_ledger_is_of_this_index(bureau: Bureau, tmp_path: Path) -> None:

@@ -85,6 +85,13 @@ def ladder(request: pytest.FixtureRequest, clock: FakeClock, forge: Forge) -> Ma
     )
 
 
+def test_the_payload_of_what_nothing_proved() -> None:
+    """It is the body, an empty one too; a tombstone has none, and ends a handler that asks for it."""
+    assert testing.unverified(body=b"").payload == b""
+    with pytest.raises(RejectNow, match="a tombstone has no payload"):
+        _ = testing.unverified(body=None, destination="kafka:orders").payload
+
+
 def is_unverified(world: Ladder, outcome: Outcome, why: str | None) -> bool:
     """Tell whether the last message went to the old handler alone, and would have been refused for a reason."""
     unverified = world.old.done[-1]

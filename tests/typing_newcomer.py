@@ -43,6 +43,11 @@ async def handle(verified: mqauth.Verified) -> None:
     print(verified.subject, verified.payload.decode(), verified.header("tenant"))
 
 
+async def old_handle(message: mqauth.Unverified) -> None:
+    """Handle what nothing proves."""
+    print(message.would.code if message.would else "", message.payload.decode())
+
+
 async def handle_order(verified: mqauth.Verified[Order]) -> None:
     """Handle what was decoded."""
     print(verified.value.number)

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from integration.console.running import console
 from integration.review.scene import Scene
 from integration.services import Kafka
 from mqauth import MalformedMessage, Reason, Unavailable
+from mqauth.audit.chain import verify_chain
 from mqauth.cli import main
 from mqauth.cli.broker import opened
 from mqauth.flow import call
@@ -80,6 +82,15 @@ def test_every_command(scene: Scene, dlq: Run, monkeypatch: pytest.MonkeyPatch) 
     code, (ledger,) = dlq("balance", *map(str, scene.audits))
     assert (code, ledger["open"], ledger["discarded"], ledger["difference"]) == (0, 14, 0, 0)
     assert dlq("balance", audit)[0] == 1
+
+
+def test_beside_a_running_console(scene: Scene, dlq: Run) -> None:
+    """A console that runs with the reviewer's audit file leaves it to their commands, in one chain."""
+    scene.fill(1)
+    with console(scene):
+        act = ("--why", "beside the console", "--audit", str(scene.folder / "reviewer.jsonl"), "--yes")
+        assert dlq("discard", *act)[1][0]["done"] == 8
+    assert verify_chain(scene.folder / "reviewer.jsonl").records == 8
 
 
 def test_groups_fit_a_terminal(scene: Scene, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final
@@ -149,6 +150,28 @@ def options(**makers: Callable[..., Any]) -> Callable[[Callable[..., Any]], Call
     return decorated
 
 
+def once(make: Callable[[Any], Any], context: Any) -> Any:
+    """Return the parser of a command, which refuses an option that was given twice and has one value.
+
+    Of two values the last would count: ``--reason a --reason b`` would discard what nobody asked for.
+
+    Args:
+        make: makes the parser.
+        context: of the call.
+    """
+    parser = make(context)
+    parse = parser.parse_args
+
+    def parsed_once(args: list[str]) -> Any:
+        values, rest, order = parse(args)
+        for each in order:
+            require(each.multiple or order.count(each) == 1, f"{each.opts[0]}: given twice")
+        return values, rest, order
+
+    parser.parse_args = parsed_once
+    return parser
+
+
 class LazyGroup(TyperGroup):
     """A group whose verbs are imported when they are called.
 
@@ -173,7 +196,9 @@ class LazyGroup(TyperGroup):
             if not isinstance(found, typer.Typer):
                 function, found = found, typer.Typer(**SETTINGS)
                 found.command(name)(function)
-            self.commands[name] = typer.main.get_command(found)
+            self.commands[name] = each = typer.main.get_command(found)
+            for command in (each, *getattr(each, "commands", {}).values()):
+                command.make_parser = partial(once, command.make_parser)
             if signal.getsignal(signal.SIGINT) is leave:
                 # From here on a command ends what it has begun.
                 signal.signal(signal.SIGINT, signal.default_int_handler)

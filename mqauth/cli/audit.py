@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import datetime, timedelta
 from io import BufferedReader
 from pathlib import Path
 from typing import Annotated, Final
@@ -174,15 +173,6 @@ def stats(
     wanted = Selection(since=since, until=until)
     counts = count(filter(wanted.holds, read_records(with_parts(files))), by)
     rows = sorted(counts.items()) if by in TIMES else counts.most_common()
-    with suppress(ValueError):
-        times = sorted(map(datetime.fromisoformat, counts)) if by in TIMES else []
-        step = {"day": timedelta(days=1), "minute": timedelta(minutes=1)}.get(by, timedelta(hours=1))
-        # Steps in which there was nothing are rows too, up to a month of hours: one forged time in the year 9999
-        # must not print millions of them.
-        if times and (times[-1] - times[0]) / step <= 24 * 31:
-            starts = (times[0] + number * step for number in range(round((times[-1] - times[0]) / step) + 1))
-            names = [start.isoformat(timespec="minutes")[: TIMES[by]] for start in starts]
-            rows = [(name, counts.get(name, 0)) for name in names]
     most = max((number for _, number in rows), default=1)
     # Bars are for people.
     drawn = forms.terminal_width() is not None

@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -78,7 +77,7 @@ def told(error: BaseException, urls: list[str], user: str | None, seconds: float
         ]
     why, what_to_do = (
         f"it answers, but not as this broker does ({type(error).__name__})",
-        "is TLS on at one end alone (amqps://, tls = true), or is there no such virtual host?",
+        "is TLS on at one end alone (amqps://, tls = true), or the virtual host, password or token wrong?",
     )
     if not servers:
         why, what_to_do = _words(error), "is it running?"
@@ -253,17 +252,21 @@ def opened(place: LetterAddress, **settings: Any) -> Iterator[review.Session]:
         ConfigurationError: the broker cannot be reached, its client is not installed, or there is no such
             queue or topic.
     """
+    name = place.queue or place.topic or ""
     with needing("--broker", place), contextlib.ExitStack() as stack:
         if not place.on_kafka:
-            queue, arguments = place.queue or "", place.settings.for_rabbitmq(place.broker)
             import aio_pika
 
             from mqauth.review.rabbitmq import RabbitMQLetterBox, is_unlimited
 
             connection, call = stack.enter_context(rabbitmq(place.settings, place.broker))
-            unlimited = call(is_unlimited(connection, queue), _PATIENCE)
-            connect = partial(aio_pika.connect, **arguments)
-            letters = RabbitMQLetterBox(connection, queue, connect=connect, unlimited=unlimited)
+            letters = RabbitMQLetterBox(
+                connection,
+                name,
+                # With a fresh token, where there is one.
+                connect=lambda: aio_pika.connect(**place.settings.for_rabbitmq(place.broker)),
+                unlimited=call(is_unlimited(connection, name), _PATIENCE),
+            )
             stack.callback(lambda: _close(letters.connection, call))
             yield review.Session(letters, lambda flow: call(arun(flow)), **settings)
             return
@@ -275,11 +278,10 @@ def opened(place: LetterAddress, **settings: Any) -> Iterator[review.Session]:
         from mqauth.review.kafka import KafkaLetterBox, KafkaRecords, create_reviewed
 
         client: Any = kafka  # its classes have no types
-        topic = place.topic or ""
         reading = bootstrap | {"group_id": None, "enable_auto_commit": False, "allow_auto_create_topics": False}
         admin = stack.enter_context(contextlib.closing(client.KafkaAdminClient(**bootstrap)))
-        require(topic in admin.list_topics(), f"--topic: there is no topic {topic}")
-        create_reviewed(admin, topic)
+        require(name in admin.list_topics(), f"--topic: there is no topic {name}")
+        create_reviewed(admin, name)
         consumer = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
         records = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
         # Bytes of a record that is sent back. The broker's own limit decides.
@@ -292,7 +294,7 @@ def opened(place: LetterAddress, **settings: Any) -> Iterator[review.Session]:
             max_request_size=64 * 1024 * 1024,
         )
         stack.callback(producer.close)
-        box = KafkaLetterBox(consumer, producer, topic)
+        box = KafkaLetterBox(consumer, producer, name)
         yield review.Session(box, run, originals=KafkaRecords(records), **settings)
 
 
@@ -305,8 +307,7 @@ def needing(option: str, place: LetterAddress) -> Iterator[None]:
         place: at the broker.
 
     Raises:
-        CommandFailed: the broker cannot be reached; exit code 3.
-        ConfigurationError: its client is not installed, or it refused us.
+        CommandFailed, ConfigurationError: as for ``reached``; or its client is not installed.
     """
     extra = "kafka" if place.on_kafka else "rabbitmq"
     with (

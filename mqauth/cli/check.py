@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
 from functools import partial
@@ -14,9 +15,6 @@ from typing import Annotated, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import typer
-from rich.console import Console
-from rich.padding import Padding
-from rich.text import Text
 
 from mqauth.check import Report, Severity
 from mqauth.check import check as check_file
@@ -202,12 +200,11 @@ def check(
 
 
 _FINDING: Final = tuple(map(Column, ("line", "severity", "code", "key", "message", "why", "instead")))
-_COLOURS: Final = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
 def _print_findings(report: Report) -> None:
     """Print the findings: as paragraphs on a terminal, tab-separated for a program. The file may hold anything."""
-    if terminal_width() is None:
+    if (width := terminal_width()) is None:
         cells = [
             (
                 str(each.line or ""),
@@ -222,14 +219,12 @@ def _print_findings(report: Report) -> None:
         ]
         answer(False, None, *(table_lines("", _FINDING, cells) if cells else ()))
         return
-    console = Console(highlight=False)
     for each in report.findings:
-        line = f"  line {each.line}" if each.line else ""
-        console.print(Text.assemble((each.severity, _COLOURS[each.severity]), f"  {each.code.name}{line}"))
+        print(f"{each.severity}  {each.code.name}{f'  line {each.line}' if each.line else ''}")
         message = f"{each.key}: {each.message}" if each.key else each.message
         for text in (message, f"why: {each.code.why}", f"instead: {each.code.instead}"):
-            console.print(Padding(Text(one_line(text)), (0, 0, 0, 2)))
-        console.print()
+            print(textwrap.fill(one_line(text), width, initial_indent="  ", subsequent_indent="  "))
+        print()
 
 
 def selftest(config: Config = None, as_json: Json = False) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mqauth import AuditFile, Key, load
+from mqauth import Key, load
 from mqauth.cli.app import (
     Authority,
     Broker,
@@ -45,7 +45,7 @@ from mqauth.cli.settings import file_of, key_reader, review_of, reviewer_of, set
 from mqauth.errors import refusing, require
 from mqauth.http.connection import FetchFailed
 from mqauth.keystore import ReferenceKey
-from mqauth.review import MakeReleaser, reviewers_releaser
+from mqauth.review import MakeReleaser, SharedAuditFile, reviewers_releaser
 
 if TYPE_CHECKING:
     from mqauth.console import Provider
@@ -130,7 +130,7 @@ def console(
         listener = stack.enter_context(listen(host, port, tls=tls))
         hosts = _hosts(listener, names or (), provider)
         back = None if provider is None else redirect_uri(hosts, provider, tls=tls)
-        sink = None if audit is None else stack.enter_context(AuditFile(audit))
+        sink = None if audit is None else SharedAuditFile(audit)
         backends = {}
         for called, place in places.items():
             session = stack.enter_context(opened(place, audit=sink, **powers()))

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from mqauth import AuditFile, load, review
+from mqauth import load, review
 from mqauth.audit.record import iso_time
 from mqauth.cli import INTERRUPTED
 from mqauth.cli.app import (
@@ -365,10 +365,8 @@ def _carry_out(
         cancelled = threading.Event()
         kept = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
         try:
-            with (
-                AuditFile(audit) as session.audit,
-                progress_bar(plan.act, len(selection), quiet=as_json) as advance,
-            ):
+            session.audit = review.SharedAuditFile(audit)
+            with progress_bar(plan.act, len(selection), quiet=as_json) as advance:
                 done = session.act(plan, selection, cancelled=cancelled, progress=advance)
         finally:
             signal.signal(signal.SIGINT, kept)

@@ -67,7 +67,7 @@ _OLD: Final = Template("""
 
 ${kind}def old_handle(message: mqauth.Unverified) -> None:
     # What handled messages before mqauth. It gets those that nothing proves, until the rung is enforce.
-    print("not proven:", message.would.code if message.would else "", message.body.decode(), flush=True)
+    print("not proven:", message.would.code if message.would else "", message.payload.decode(), flush=True)
 """)
 
 

@@ -40,7 +40,6 @@ from mqauth.keystore.disk import files, ring
 from mqauth.keystore.disk.folder import KEYSET
 from mqauth.keystore.disk.ring import KeyRing
 from mqauth.keystore.remote.keyserver import HEALTH, PATHS, KeyServer
-from mqauth.keystore.remote.rules import COOLDOWN
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import ALGORITHMS
 
@@ -250,11 +249,6 @@ def _made(
         "--subject: name the producer that the key speaks for; or --pinned, if consumers say whom",
     )
     _print_key(make(subjects=subjects or None, **settings), keystore.folder, as_json=as_json)
-    # Within such a delay a consumer cannot have asked again: it would refuse the next key.
-    delay, least = keystore.ring().publish_delay, int(COOLDOWN)
-    if delay < least:
-        warning = f"warning: {keystore.folder}: a new key signs after {delay} s, and consumers count on {least} s"
-        print_error(f"{warning}: they may reject its first messages as key_unknown; see --publish-delay")
 
 
 def _passphrase(env: str | None, file: Path | None) -> bytes | None:

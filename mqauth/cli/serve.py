@@ -37,14 +37,14 @@ Level = Annotated[
 
 @contextlib.contextmanager
 def log_lines(form: str, level: str) -> Iterator[None]:
-    """Write the lines of mqauth, and warnings of its server, to standard error within the block."""
+    """Write the lines of mqauth, and errors of its server, to standard error within the block."""
     handler = logging.StreamHandler()
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     text.converter = time.gmtime
     handler.setFormatter(JSONFormatter() if form == "json" else text)
-    handler.addFilter(_OnceAMinute())
     least = logging.getLevelNamesMapping()[level.upper()]
-    loggers = {logging.getLogger("mqauth"): least, logging.getLogger("uvicorn"): max(least, logging.WARNING)}
+    # Whoever reaches the port chooses how many warnings uvicorn has.
+    loggers = {logging.getLogger("mqauth"): least, logging.getLogger("uvicorn"): logging.ERROR}
     kept = {logger: (logger.handlers, logger.propagate, logger.level) for logger in loggers}
     try:
         for logger, own in loggers.items():
@@ -55,25 +55,6 @@ def log_lines(form: str, level: str) -> Iterator[None]:
         for logger, (handlers, propagate, before) in kept.items():
             logger.handlers, logger.propagate = handlers, propagate
             logger.setLevel(before)
-
-
-class _OnceAMinute(logging.Filter):
-    """Passes a warning of uvicorn once a minute: whoever reaches the port chooses how many there are."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        # By the text before its values are filled in: uvicorn has a few.
-        self._next: dict[str, float] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether a line is to be written."""
-        now = time.monotonic()
-        if not record.name.startswith("uvicorn") or record.levelno > logging.WARNING:
-            return True
-        if now < self._next.get(str(record.msg), 0.0):
-            return False
-        self._next[str(record.msg)] = now + 60.0
-        return True
 
 
 class Certificate:
@@ -195,7 +176,7 @@ class Server:
             interface="asgi3",
             workers=1,
             log_config=None,
-            log_level="warning",
+            log_level="error",
             access_log=False,
             server_header=False,
             proxy_headers=False,

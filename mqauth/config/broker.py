@@ -6,20 +6,23 @@ nothing in it can turn verification off.
 
 # No ``from __future__ import annotations``, as in ``mqauth.config.settings``.
 
+import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Any, Final
 from urllib.parse import parse_qs, quote, urlsplit
 
 from mqauth.config.declaration import Settings, not_with, only_with
-from mqauth.config.kinds import BROKER_URL, FLAG, NAME, PATH, URLS, choice, is_broker_url, many
+from mqauth.config.kinds import BROKER_URL, FLAG, NAME, PATH, URLS, choice, is_broker_url, many, text
 from mqauth.config.toml_file import RefusedSetting, read_passphrase
 from mqauth.errors import refusing, require
 from mqauth.http.connection import is_loopback
 
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+_FUNCTION: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _BOOTSTRAP_MS: Final = 10_000
 """Milliseconds for which kafka-python tries to reach a first server."""
 
@@ -31,6 +34,7 @@ class BrokerSettings(Settings):
     Args:
         passphrase: of the key of the client's certificate.
         password: of the user.
+        ask_token: the function that ``token_callback`` names.
     """
 
     url: Annotated[
@@ -70,8 +74,20 @@ class BrokerSettings(Settings):
     password_file: Annotated[
         Path | None, PATH, "The file with the user's password.", only_with("user"), not_with("password_env")
     ] = None
+    token_callback: Annotated[
+        str | None,
+        text(
+            "package.module:function",
+            _FUNCTION.fullmatch,
+            "must be package.module:function",
+            {"pattern": f"^{_FUNCTION.pattern}$"},
+        ),
+        "A function that returns an OAuth 2.0 token: OAUTHBEARER on Kafka, the password on RabbitMQ.",
+        not_with("user"),
+    ] = None
     passphrase: bytes | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
+    ask_token: Callable[[], str] | None = field(default=None, repr=False)
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusal of a password, which is for the environment or for a file of its own."""
@@ -94,7 +110,22 @@ class BrokerSettings(Settings):
             require(found is None or is_broker_url(found), f"the variable {self.url_env} holds no {URLS}")
         with self.table.located("password_file"), refusing(UnicodeDecodeError, "the password is not UTF-8"):
             text = None if password is None else password.decode("utf-8")
-        return replace(self, passphrase=passphrase, password=text, url=found)
+        what = "there is no such function: is it installed, or is its folder in PYTHONPATH?"
+        with self.table.located("token_callback"), refusing((ImportError, AttributeError), what):
+            ask: Any = self.token_callback and resolve_name(self.token_callback)
+        return replace(self, passphrase=passphrase, password=text, url=found, ask_token=ask)
+
+    def token(self) -> str:
+        """Return the token of this moment, which the function of ``token_callback`` gives.
+
+        Raises:
+            ConfigurationError: it raises, or returns no text.
+        """
+        what = "it raised an error, which --debug shows"
+        with self.table.located("token_callback"), refusing(Exception, what):
+            found = require(self.ask_token, "")()
+        self.table.require(isinstance(found, str) and found, "token_callback", "it returned no text")
+        return found
 
     @property
     def secure(self) -> bool:
@@ -132,9 +163,11 @@ class BrokerSettings(Settings):
             "--broker: no_verify_ssl would accept any server's certificate; give ca in [broker]",
         )
         self.table.require(self.mechanism is None, "mechanism", "is for Kafka")
-        if self.user is not None:
-            # The user of the settings, in place of the one in the URL.
-            login = f"{quote(self.user, safe='')}:{quote(self.password or '', safe='')}"
+        # The user of the settings, in place of the one in the URL. With a token, RabbitMQ looks at no name.
+        user = self.user or (self.ask_token and (parts.username or "token"))
+        if user is not None:
+            password = self.password if self.ask_token is None else self.token()
+            login = f"{quote(user, safe='')}:{quote(password or '', safe='')}"
             url = parts._replace(netloc=f"{login}@{parts.netloc.rpartition('@')[2]}").geturl()
         if not self.secure:
             return {"url": url}
@@ -152,7 +185,7 @@ class BrokerSettings(Settings):
             url: ``kafka://host:port``, with further servers after commas.
 
         Raises:
-            ConfigurationError: a password would be sent to another machine without TLS.
+            ConfigurationError: a password or token would be sent to another machine without TLS, or there is none.
         """
         servers = url.partition("://")[2].strip("/").split(",")
         found: dict[str, Any] = {
@@ -162,20 +195,24 @@ class BrokerSettings(Settings):
         }
         if self.secure:
             found["ssl_context"] = self.context()
-        if self.user is None:
+        if self.user is None and self.ask_token is None:
             return found
-        self.table.require(self.mechanism is not None, "user", f"needs mechanism, {' or '.join(MECHANISMS)}")
         self.table.require(
             self.secure or all(is_loopback(urlsplit(f"//{server}").hostname or "") for server in servers),
-            "password",
+            "token_callback" if self.user is None else "password",
             "sent to another machine needs tls = true, or ca",
         )
-        return found | {
-            "security_protocol": f"SASL_{found['security_protocol']}",
-            "sasl_mechanism": self.mechanism,
-            "sasl_plain_username": self.user,
-            "sasl_plain_password": self.password,
-        }
+        found["security_protocol"] = f"SASL_{found['security_protocol']}"
+        if self.user is not None:
+            self.table.require(self.mechanism is not None, "user", f"needs mechanism, {' or '.join(MECHANISMS)}")
+            login = {"sasl_plain_username": self.user, "sasl_plain_password": self.password}
+            return found | login | {"sasl_mechanism": self.mechanism}
+        from kafka.net.sasl.oauth import AbstractTokenProvider
+
+        # Told at once: kafka-python would take it for a broker that cannot be reached.
+        self.token()
+        provider = type("Provider", (AbstractTokenProvider,), {"token": lambda _: self.token()})()
+        return found | {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": provider}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

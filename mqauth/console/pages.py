@@ -21,7 +21,6 @@ from mqauth.console.backend import BusyError
 from mqauth.console.jobs import JUDGE, REHEARSE
 from mqauth.console.site import Site, WebSession
 from mqauth.errors import SIGNED_REASONS, ConfigurationError, MqauthError, Reason, refusing, require
-from mqauth.letters.release import WAIVABLE
 from mqauth.review import ACTS, DIMENSIONS, LARGEST, QUEUE, Filter, Index, Order, Plan, Reading, Row, waivable
 from mqauth.review.glossary import LABELS, explain
 
@@ -226,6 +225,7 @@ class Pages:
             total=total,
             order=order,
             columns=LETTER_COLUMNS,
+            unchosen="chosen" in query,
             walk=query_of(wanted, **sort),
             earlier=query_of(wanted, **sort, before=rows[0].number) if earlier else None,
             later=query_of(wanted, **sort, after=rows[-1].number) if later else None,
@@ -311,9 +311,11 @@ class Pages:
     @posted()
     async def chosen(self, request: Request, session: WebSession, fields: Fields) -> Response:
         """Go on with the letters that were chosen one by one, and with nothing else."""
-        wanted, act = Filter(marks=filter_of(fields).marks), fields.get("act", "")
+        among, act = filter_of(fields), fields.get("act", "")
+        wanted = Filter(marks=among.marks)
         # Without any mark the same filter would mean all letters.
-        require(wanted.marks, "Choose at least one dead letter first.")
+        if not wanted.marks:
+            return RedirectResponse(f"{self.site.base}/letters?{query_of(among, chosen='none')}", SEE_OTHER)
         if act == JUDGE:
             self._backend.judge(wanted, session.name)
             return RedirectResponse(f"{self.site.base}/job?{query_of(wanted)}", SEE_OTHER)
@@ -329,7 +331,8 @@ class Pages:
         if not session.may_act:
             return self.site.error(403, _LOOK_ONLY, session)
         total = await run_in_threadpool(self._ask, Index.count, 0, wanted)
-        return self._filtered("act.html", session, wanted, act=act, total=total, waivable=WAIVABLE)
+        reasons = [group.reason for group in await run_in_threadpool(self._ask, Index.groups, [], wanted)]
+        return self._filtered("act.html", session, wanted, act=act, total=total, reasons=reasons)
 
     @posted()
     async def rehearse(self, request: Request, session: WebSession, fields: Fields) -> None:

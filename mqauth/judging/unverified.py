@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import InitVar, dataclass
 from enum import Enum
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 
-from mqauth.errors import Cause, Reason, require
+from mqauth.errors import Cause, Reason, RejectNow, require
 from mqauth.wire.message import HeaderPair, Message, Origin
 
 _MAKER: Final = object()
@@ -43,6 +44,7 @@ class Would(NamedTuple):
         return (self.reason or self.cause or self.verdict).value
 
 
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Unverified:
     """A message below ``enforce``, or exempt: anybody who may write to the broker can have made it.
 
@@ -50,23 +52,13 @@ class Unverified:
     no base in common with one.
     """
 
-    __slots__ = ("_kind", "_message", "_would")
-
+    maker: InitVar[object]
     _message: Message
     _would: Would | None
     _kind: str | None
 
-    def __init__(self, maker: object, message: Message, would: Would | None, kind: str | None, /) -> None:
+    def __post_init__(self, maker: object) -> None:
         require(maker is _MAKER, "only the pipeline makes an Unverified; mqauth.testing.unverified() makes one")
-        object.__setattr__(self, "_message", message)
-        object.__setattr__(self, "_would", would)
-        object.__setattr__(self, "_kind", kind)
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError("an Unverified cannot be changed")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError("an Unverified cannot be changed")
 
     def __repr__(self) -> str:
         return f"Unverified({self.destination!r}, would={None if self.would is None else self.would.code!r})"
@@ -79,6 +71,17 @@ class Unverified:
     @property
     def body(self) -> bytes | None:
         """The raw bytes; ``None`` for a Kafka tombstone."""
+        return self._message.body
+
+    @property
+    def payload(self) -> bytes:
+        """The raw bytes, where there are some, as ``Verified.payload``.
+
+        Raises:
+            RejectNow: it is a tombstone.
+        """
+        if self._message.body is None:
+            raise RejectNow("a tombstone has no payload")
         return self._message.body
 
     @property

@@ -8,6 +8,7 @@ it.
 """
 
 from mqauth.review.acts import ACTS, DISCARD, REDRIVE, Account, Plan, act, rehearse, waivable
+from mqauth.review.audit import SharedAuditFile
 from mqauth.review.index import ALL, DIMENSIONS, LARGEST, QUEUE, Filter, Group, Index, Order, Row, Selection
 from mqauth.review.letter import Letter, Reading, read, time_text
 from mqauth.review.letterbox import Judge, LetterBox, fill, judge, take_in
@@ -36,6 +37,7 @@ __all__ = [
     "Row",
     "Selection",
     "Session",
+    "SharedAuditFile",
     "account",
     "act",
     "fill",

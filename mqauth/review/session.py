@@ -19,10 +19,11 @@ from mqauth.audit.file import parts, with_parts
 from mqauth.audit.query import Record, parse_record, read_records
 from mqauth.audit.record import AuditSink, iso_time
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import file_errors, require
+from mqauth.errors import Reason, file_errors, require
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Pipeline
 from mqauth.letters.authorities import Releaser
+from mqauth.letters.release import WAIVABLE
 from mqauth.review.acts import DISCARD, Account, Plan, act, rehearse
 from mqauth.review.index import ALL, Filter, Index, Selection
 from mqauth.review.letter import Reading
@@ -77,6 +78,13 @@ class Session:
     def can_discard(self) -> bool:
         """Whether there is an audit."""
         return self.audit is not None
+
+    @property
+    def waivable(self) -> list[Reason]:
+        """The reasons that the consumer lets releases waive."""
+        release = None if self.guard is None else self.guard.verifier.release
+        permitted = () if release is None else release.authorities.values()
+        return [reason for reason in WAIVABLE if any(reason in each.waive for each in permitted)]
 
     def pipeline(self) -> Pipeline:
         """Return the pipeline that judges.
@@ -231,6 +239,8 @@ class Session:
         return account(read_records(with_parts(files)), waiting, as_of=index.as_of if as_of is None else as_of)
 
     def _releaser_of(self, plan: Plan) -> Releaser:
+        allowed = ", ".join(self.waivable) or "nothing"
+        require(plan.waive <= {*self.waivable}, f"waive: [[release.authorities]] lets a release waive {allowed}")
         return require(self._releaser, "started without --key: nothing can be redriven")(plan.reviewer)
 
 
@@ -250,9 +260,7 @@ def reviewers_releaser(
     """
     trusted = [] if guard.verifier.release is None else list(guard.verifier.release.authorities)
     require(trusted, "--config: has no [[release.authorities]], so its consumer accepts no release")
-    require(
-        authority is not None or len(trusted) == 1, "--authority: required, since the configuration trusts several"
-    )
+    require(authority or len(trusted) == 1, "--authority: required, since the configuration trusts several")
     return lambda reviewer: Releaser(
         key=read_key(), issuer=authority or trusted[0], reviewer=reviewer, lifetime=lifetime
     )

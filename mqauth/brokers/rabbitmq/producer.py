@@ -19,7 +19,7 @@ import aio_pika
 import aiormq
 import aiormq.abc
 from aio_pika import exceptions
-from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractMessage
+from aio_pika.abc import AbstractExchange, AbstractMessage
 from pamqp import commands
 
 from mqauth.brokers.amqp_messages import check_frame, mandatory_reply, new_message_id
@@ -69,7 +69,7 @@ class Producer:
         linger: seconds a message may wait for others to be sealed with, 0 to 10.
 
     Raises:
-        ConfigurationError: ``batch`` or ``linger`` is out of its limits, or a channel in place of an exchange.
+        ConfigurationError: ``batch`` or ``linger`` is out of its limits, or this is no exchange.
     """
 
     def __init__(
@@ -81,7 +81,9 @@ class Producer:
         batch: int = 1,
         linger: float = DEFAULT_LINGER,
     ) -> None:
-        require(not isinstance(exchange, AbstractChannel), "a producer takes an exchange, not its channel")
+        require(
+            hasattr(exchange, "name"), f"a producer takes an exchange of aio-pika, not {type(exchange).__name__}"
+        )
         pace = Pace(batch, linger)
         self._sealing = SingleSealing(signer) if batch == 1 else Sealing(signer, pace)
         self._exchange = exchange

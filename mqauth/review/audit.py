@@ -1,0 +1,51 @@
+"""The reviewer's audit file, which a console and commands write in turns."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from mqauth.audit.file import AuditFile
+from mqauth.audit.record import AuditRecord
+from mqauth.errors import Cause, ConfigurationError, Unavailable
+
+
+class SharedAuditFile:
+    """Appends the records of acts to one file and one chain from several processes, which take turns.
+
+    Each has the file for one record only, so a console that runs for weeks leaves it to the reviewer's commands.
+
+    Args:
+        path: as of ``AuditFile``.
+        patience: seconds to wait for another writer.
+
+    Raises:
+        ConfigurationError: as for ``AuditFile``.
+    """
+
+    def __init__(self, path: Path, *, patience: float = 5.0) -> None:
+        self._path, self._patience = path, patience
+        self._opened().close()
+
+    def write(self, record: AuditRecord, /) -> None:
+        """Append one record and make it durable.
+
+        Raises:
+            Unavailable: ``audit_unavailable``: the disk refused, or another process keeps the file.
+        """
+        try:
+            with self._opened() as file:
+                file.write(record)
+        except ConfigurationError as error:
+            raise Unavailable(Cause.AUDIT_UNAVAILABLE, str(error)) from error
+
+    def _opened(self) -> AuditFile:
+        until = time.monotonic() + self._patience
+        while True:
+            try:
+                return AuditFile(self._path)
+            except ConfigurationError as error:
+                # The lock of another writer.
+                if not isinstance(error.__cause__, BlockingIOError) or time.monotonic() >= until:
+                    raise
+            time.sleep(0.01)
