@@ -133,7 +133,7 @@ def mutants() -> Iterator[tuple[str, Mutant]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("client", "mutant"), mutants(), ids=lambda each: getattr(each, "name", each))
+@pytest.mark.parametrize(("client", "mutant"), [*mutants()], ids=lambda each: getattr(each, "name", each))
 def test_mutant_is_found(client: str, mutant: Mutant) -> None:
     """A mistake in the engine or the leaf breaks an invariant within so many seeds."""
     first = FOUND_BY[client].get(mutant.name, 0)
