@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+
+import tenacity
 
 from mqauth.audit.file import AuditFile
 from mqauth.audit.record import AuditRecord
@@ -40,12 +41,7 @@ class SharedAuditFile:
             raise Unavailable(Cause.AUDIT_UNAVAILABLE, str(error)) from error
 
     def _opened(self) -> AuditFile:
-        until = time.monotonic() + self._patience
-        while True:
-            try:
-                return AuditFile(self._path)
-            except ConfigurationError as error:
-                # The lock of another writer.
-                if not isinstance(error.__cause__, BlockingIOError) or time.monotonic() >= until:
-                    raise
-            time.sleep(0.01)
+        # Again for as long as another writer has the lock.
+        locked = tenacity.retry_if_exception(lambda error: isinstance(error.__cause__, BlockingIOError))
+        until, often = tenacity.stop_after_delay(self._patience), tenacity.wait_fixed(0.01)
+        return tenacity.Retrying(retry=locked, stop=until, wait=often, reraise=True)(AuditFile, self._path)
