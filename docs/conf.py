@@ -39,7 +39,7 @@ autodoc_mock_imports = [
     name
     for name in (
         "aio_pika", "aiokafka", "aiormq", "confluent_kafka", "faststream", "kafka", "opentelemetry", "pamqp",
-        "pika", "prometheus_client", "redis", "taskiq", "taskiq_aio_pika",
+        "pika", "prometheus_client", "redis", "taskiq", "taskiq_aio_pika", "dramatiq",
     )
     if find_spec(name) is None
 ]  # fmt: skip

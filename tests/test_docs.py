@@ -27,7 +27,18 @@ from mqauth.wire import base64url, envelope
 from mqauth.wire.message import PROTECTED_PROPERTIES, TOKEN_HEADER
 
 RUN = {"python", "sh", "toml", "json"}
-NEEDS_SERVICE = {"rabbitmq", "kafka", "kms", "openbao", "softhsm", "keycloak", "spire", "taskiq"}
+NEEDS_SERVICE = {
+    "rabbitmq",
+    "kafka",
+    "kms",
+    "openbao",
+    "softhsm",
+    "keycloak",
+    "spire",
+    "tasks",
+    "taskiq",
+    "dramatiq",
+}
 ELSEWHERE = {".github/CONTRIBUTING.md"}  # commands of developers' tools
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
 MODULES = {"identity.py", "trust.py"}  # imported by others, and run by them

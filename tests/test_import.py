@@ -98,6 +98,7 @@ LIBRARIES = {
     "prometheus": ("prometheus_client", "mqauth.telemetry.prometheus"),
     "faststream": ("faststream", "mqauth.integrations.faststream"),
     "taskiq": ("taskiq", "mqauth.integrations.taskiq"),
+    "dramatiq": ("dramatiq", "mqauth.integrations.dramatiq"),
 }
 
 

@@ -20,7 +20,7 @@ from integration.documentation import ROOT, pages
 EXTRAS = (
     "aio_pika", "aiokafka", "aiormq", "botocore", "confluent_kafka", "faststream", "joserfc", "kafka", "nacl",
     "opentelemetry", "pamqp", "pika", "pkcs11", "prometheus_client", "redis", "starlette", "taskiq",
-    "taskiq_aio_pika", "uvicorn",
+    "taskiq_aio_pika", "dramatiq", "uvicorn",
 )  # fmt: skip
 """The libraries that extras bring."""
 LOADING = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}
@@ -124,6 +124,7 @@ QUESTIONS = {
     "verify audit": "docs/audit",
     "faststream": "docs/faststream",
     "taskiq": "docs/task-queues",
+    "dramatiq": "docs/task-queues",
     "confluent kafka": "docs/confluent",
     "test handler": "docs/how-to/test-a-handler",
     "docker": "docs/how-to/run-in-containers",

@@ -36,10 +36,9 @@ from mqauth.brokers.rabbitmq.consumer import Deliveries, as_incoming, limit_of
 from mqauth.brokers.rabbitmq.producer import Producer, UnroutableError
 from mqauth.flow import arun
 from mqauth.integrations.framework import LateLetters, Letters, Turn, handle, handle_unverified, ticking
+from mqauth.integrations.task_queues import worker_guard
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.selftest import starting
-from mqauth.replay.memory import MemoryReplayStore
-from mqauth.replay.rules import NoReplayStore
 from mqauth.signer import MAX_LIFETIME, Signer
 
 __all__ = ["Task", "protect"]
@@ -104,14 +103,7 @@ class Protection:
         Raises:
             ConfigurationError: as ``protect`` says.
         """
-        make = require(self._make, "a worker needs guard=: protect(broker, guard=..., ...)")
-        require(self._dead_letters is not None, "a worker needs dead_letters=")
-        self.guard = guard = make()
-        require(guard.audit is not None, "a worker's pipeline needs audit=")
-        require(
-            not isinstance(guard.replay, NoReplayStore | MemoryReplayStore),
-            "copies of a task come to several processes: replay= is a store on Redis, or the file of one process",
-        )
+        self.guard = guard = worker_guard(self._make, self._dead_letters)
         require(
             not isinstance(getattr(broker.result_backend, "serializer", None), PickleSerializer),
             "whoever writes to the store of results runs code, for they are pickled: give the result backend"

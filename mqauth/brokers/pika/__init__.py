@@ -77,6 +77,21 @@ def judge(
         UnansweredError: it did not say whether it overwrites append times; nothing was judged.
         StaleDelivery: its channel ended: the broker delivers it again.
     """
+    delivery = received(guard, channel, method, properties, body, queue=queue, scope=scope)
+    return Judgement(guard, delivery, run(guard.judge(delivery)))
+
+
+def received(
+    guard: Pipeline,
+    channel: BlockingChannel,
+    method: Any,
+    properties: Any,
+    body: bytes,
+    *,
+    queue: str,
+    scope: str | None = None,
+) -> Delivery:
+    """Return a delivery that is yet to be judged, for a framework with a loop of its own; else as ``judge``."""
     times, link = guard.verifier.times, link_of(channel.connection)
     if not is_proved(times, link):
         drive(prove(times, link, echoed))
@@ -97,4 +112,4 @@ def judge(
 
     delivery.fence = fence
     fence(delivery)
-    return Judgement(guard, delivery, run(guard.judge(delivery)))
+    return delivery
