@@ -53,8 +53,20 @@ BELOW: Final = "confluent and not aio and not faststream"
 PROMISED: Final = ("integration/capabilities",)
 CHECKERS: Final = ("tests/test_lint.py", "tests/test_typing_api.py")
 STORE: Final = ("integration/test_redis_store.py",)
-BROKERS: Final = {"lowest": {VERSION_VARIABLE: "4.0.0"}, "highest": {SUITE_VARIABLE: "sid"}}
-"""Variables that choose releases of brokers, where the machine's own are not what is to be tried."""
+BROKERS: Final = {
+    "lowest": {
+        VERSION_VARIABLE: "4.0.0",
+        "MQAUTH_KAFKA_IMAGE": "apache/kafka:4.0.0",
+        "MQAUTH_RABBITMQ_IMAGE": "rabbitmq:4.0",
+    },
+    "highest": {SUITE_VARIABLE: "sid", "MQAUTH_RABBITMQ_IMAGE": "rabbitmq:4"},
+}
+"""Variables that choose releases of brokers: where these run without Docker, and with it."""
+STORES: Final = {
+    "Redis": {"MQAUTH_REDIS_IMAGE": "redis:7.0"},
+    "Valkey": {VALKEY_VARIABLE: "1", "MQAUTH_REDIS_IMAGE": "valkey/valkey:8"},
+}
+"""What the replay store runs on, with the variables that choose it."""
 _VERDICT: Final = {True: "passed", False: "**failed**"}
 _RUNS: Final = {
     "units": "*unit tests*", "promises": "*what every client promises*", "stores": "*replay store*"
@@ -144,8 +156,7 @@ class Environment:
             for line in tests.stdout or ():
                 print(line, end="", flush=True)
                 if told := _BROKER.match(line):
-                    name = "Valkey" if "valkey-server" in line else told[1]
-                    brokers[name] = told[2]
+                    brokers[told[1]] = told[2]
         return tests.returncode == 0, brokers
 
 
@@ -156,14 +167,14 @@ def tried(kind: str, folder: Path, rest: list[str]) -> dict[str, Any]:
     environment.constrain(bounds | DOUBLES if lowest else {})
     seen: dict[str, Any] = {"brokers": {}}
 
-    def test(what: str, *arguments: str, **variables: str) -> None:
-        passed, brokers = environment.test(*arguments, *rest, variables=BROKERS[kind] | variables)
+    def test(what: str, *arguments: str, store: str = "Redis") -> None:
+        passed, brokers = environment.test(*arguments, *rest, variables=BROKERS[kind] | STORES[store])
         seen[what] = passed and seen.get(what, True)
-        seen["brokers"] |= brokers
+        seen["brokers"] |= {store if name == "Redis" else name: release for name, release in brokers.items()}
 
     test("promises", *PROMISED)
-    test("stores", *STORE)
-    test("stores", *STORE, **{VALKEY_VARIABLE: "1"})
+    for store in STORES:
+        test("stores", *STORE, store=store)
     # Type checkers read the clients' own annotations, which their old releases lack.
     left_out = [f"--ignore={file}" for file in CHECKERS if lowest]
     test("units", "tests", "-m", "not slow", *left_out)
@@ -277,4 +288,4 @@ def _table(known: dict[str, Any]) -> list[str]:
         ]
     for what, words in _RUNS.items():
         rows.append([words, *(_VERDICT[each[what]] for each in columns)])
-    return [*(f"| {' | '.join(row)} |" for row in rows), ""]
+    return [*(f"|{'|'.join(row)}|" for row in rows), ""]
