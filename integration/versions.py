@@ -30,7 +30,7 @@ from integration.services.debian import SUITE_VARIABLE
 from integration.services.kafka import VERSION_VARIABLE
 from integration.services.machine import run as output_of
 from integration.services.machine import say
-from integration.services.redis import VALKEY_VARIABLE
+from integration.services.redis import PACKAGE_VARIABLE
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 RESULTS: Final = Path(__file__).with_name("versions.json")
@@ -63,10 +63,16 @@ BROKERS: Final = {
 }
 """Variables that choose releases of brokers: where these run without Docker, and with it."""
 STORES: Final = {
-    "Redis": {"MQAUTH_REDIS_IMAGE": "redis:7.0"},
-    "Valkey": {VALKEY_VARIABLE: "1", "MQAUTH_REDIS_IMAGE": "valkey/valkey:8"},
+    "lowest": {
+        "Redis": {"MQAUTH_REDIS_IMAGE": "redis:7.0"},
+        "Valkey": {PACKAGE_VARIABLE: "valkey-server", "MQAUTH_REDIS_IMAGE": "valkey/valkey:8.1"},
+    },
+    "highest": {
+        "Redis": {PACKAGE_VARIABLE: "redis-server", "MQAUTH_REDIS_IMAGE": "redis:latest"},
+        "Valkey": {PACKAGE_VARIABLE: "valkey-server", "MQAUTH_REDIS_IMAGE": "valkey/valkey:latest"},
+    },
 }
-"""What the replay store runs on, with the variables that choose it."""
+"""What the replay store runs on, likewise."""
 _VERDICT: Final = {True: "passed", False: "**failed**"}
 _RUNS: Final = {
     "units": "*unit tests*", "promises": "*what every client promises*", "stores": "*replay store*"
@@ -167,13 +173,14 @@ def tried(kind: str, folder: Path, rest: list[str]) -> dict[str, Any]:
     environment.constrain(bounds | DOUBLES if lowest else {})
     seen: dict[str, Any] = {"brokers": {}}
 
-    def test(what: str, *arguments: str, store: str = "Redis") -> None:
-        passed, brokers = environment.test(*arguments, *rest, variables=BROKERS[kind] | STORES[store])
+    def test(what: str, *arguments: str, store: str = "") -> None:
+        variables = BROKERS[kind] | STORES[kind].get(store, {})
+        passed, brokers = environment.test(*arguments, *rest, variables=variables)
         seen[what] = passed and seen.get(what, True)
         seen["brokers"] |= {store if name == "Redis" else name: release for name, release in brokers.items()}
 
     test("promises", *PROMISED)
-    for store in STORES:
+    for store in STORES[kind]:
         test("stores", *STORE, store=store)
     # Type checkers read the clients' own annotations, which their old releases lack.
     left_out = [f"--ignore={file}" for file in CHECKERS if lowest]

@@ -16,8 +16,8 @@ from integration.services.local import LocalServer
 from integration.services.machine import LOOPBACK, Port, docker_answers, install
 
 VARIABLE = "MQAUTH_REDIS_URL"
-VALKEY_VARIABLE = "MQAUTH_VALKEY"
-"""Set to have a Valkey from Debian, where otherwise the machine has its Redis."""
+PACKAGE_VARIABLE = "MQAUTH_REDIS_PACKAGE"
+"""Names a package of Debian's suite, `valkey-server` for example, to try another server than the machine's own."""
 STANDARD_PORT = 6379
 
 
@@ -57,11 +57,11 @@ def prepare() -> None:
 
 def _program() -> list[str]:
     """Return the words that start the server."""
-    if os.environ.get(VALKEY_VARIABLE):
+    if package := os.environ.get(PACKAGE_VARIABLE):
         # Run with its own loader and libraries, it needs no chroot, and its data are where ours are.
-        root = debian.root_with("valkey-server")
+        root = debian.root_with(package)
         loader, libraries = next(root.glob("lib*/ld-linux-*")), next(root.glob("usr/lib/*-linux-gnu*"))
-        return [str(loader), "--library-path", str(libraries), str(root / "usr/bin/valkey-server")]
+        return [str(loader), "--library-path", str(libraries), str(root / "usr/bin" / package)]
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
             return [found]
