@@ -132,7 +132,7 @@ class Environment:
         """Install this checkout with what its tests need: these releases, and of other packages the newest."""
         constraints = self.folder / "constraints.txt"
         constraints.write_text("".join(f"{name}=={release}\n" for name, release in releases.items()))
-        self.pip("install", "--editable", f"{ROOT}[dev]", "httpx", "--constraint", str(constraints))
+        self.pip("install", "--editable", f"{ROOT}[dev]", "hatchling", "httpx", "--constraint", str(constraints))
 
     def releases(self, names: Iterable[str]) -> dict[str, str]:
         """Return the installed releases of packages, and of Python."""
@@ -169,9 +169,11 @@ class Environment:
 def tried(kind: str, folder: Path, rest: list[str]) -> dict[str, Any]:
     """Run the tests on the lowest or the highest releases, and return what was seen."""
     bounds, lowest = lower_bounds(), kind == "lowest"
+    parts = [each for each in _RUNS if each in rest] or list(_RUNS)
+    rest = [each for each in rest if each not in _RUNS]
     environment = Environment(folder, PYTHONS[0] if lowest else PYTHONS[-1])
     environment.constrain(bounds | DOUBLES if lowest else {})
-    seen: dict[str, Any] = {"brokers": {}}
+    seen: dict[str, Any] = {"brokers": results().get(kind, {}).get("brokers", {})}
 
     def test(what: str, *arguments: str, store: str = "") -> None:
         variables = BROKERS[kind] | STORES[kind].get(store, {})
@@ -179,16 +181,19 @@ def tried(kind: str, folder: Path, rest: list[str]) -> dict[str, Any]:
         seen[what] = passed and seen.get(what, True)
         seen["brokers"] |= {store if name == "Redis" else name: release for name, release in brokers.items()}
 
-    test("promises", *PROMISED)
-    for store in STORES[kind]:
+    if "promises" in parts:
+        test("promises", *PROMISED)
+    for store in STORES[kind] if "stores" in parts else ():
         test("stores", *STORE, store=store)
     # Type checkers read the clients' own annotations, which their old releases lack.
     left_out = [f"--ignore={file}" for file in CHECKERS if lowest]
-    test("units", "tests", "-m", "not slow", *left_out)
-    if lowest:
+    if "units" in parts:
+        test("units", "tests", "-m", "not slow", *left_out)
+    if lowest and "promises" in parts:
         environment.pip("install", *(f"{each}=={bounds[each]}" for each in DOUBLES))
         test("promises", *PROMISED, "-k", BELOW)
-    return seen | {"releases": environment.releases(bounds)}
+    below = {each: bounds[each] for each in DOUBLES if lowest}
+    return seen | {"releases": environment.releases(bounds) | below}
 
 
 def installed(folder: Path, rest: list[str]) -> dict[str, Any]:
@@ -245,7 +250,8 @@ def run(arguments: list[str]) -> int:
     """Try releases, and write what was seen; return the exit code.
 
     Args:
-        arguments: some of ``KINDS``, all by default; any other is for pytest.
+        arguments: some of ``KINDS``, all by default, and of ``promises``, ``stores`` and ``units``, to try again
+            what failed; any other is for pytest.
     """
     kinds = [each for each in KINDS if each in arguments] or list(KINDS)
     rest = [each for each in arguments if each not in KINDS]
@@ -253,7 +259,7 @@ def run(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="mqauth-versions-") as name:
         for kind in kinds:
             on = {"on": datetime.now(UTC).date().isoformat()}
-            known[kind] = on | KINDS[kind](Path(name, kind), rest)
+            known[kind] = known.get(kind, {}) | on | KINDS[kind](Path(name, kind), rest)
             RESULTS.write_text(json.dumps(known, indent=2) + "\n", "utf-8")
             PAGE.write_text(page(), "utf-8")
     failed = [f"{kind}: {what}" for kind in kinds for what, good in known[kind].items() if good is False]
