@@ -26,6 +26,7 @@ from typing import Any, Final
 
 from packaging.requirements import Requirement
 
+from integration.pace import BESIDE_OTHERS
 from integration.services.debian import SUITE_VARIABLE
 from integration.services.kafka import VERSION_VARIABLE
 from integration.services.machine import run as output_of
@@ -156,7 +157,8 @@ class Environment:
         """
         say(f"{self.python} -m pytest {' '.join(arguments)}")
         command = [self.python, "-m", "pytest", "-o", "filterwarnings=default", "--disable-warnings", *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(cwd), **(variables or {})}
+        # mypy has no cache in a new environment: the pace is that of the full command.
+        environment = {**os.environ, "PYTHONPATH": str(cwd), BESIDE_OTHERS: "1", **(variables or {})}
         brokers = {}
         with subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True) as tests:
             for line in tests.stdout or ():
