@@ -280,12 +280,13 @@ def page() -> str:
     """Return the page as it is to be: its text up to the mark, and what was seen of each kind that was tried."""
     known = results()
     lines = [PAGE.read_text("utf-8").partition(MARK)[0] + MARK, *_table(known)]
-    if "installed" in known:
-        told = ", ".join(f"{what} {_VERDICT[value]}" for what, value in known["installed"].items() if what != "on")
-        lines += [f"Installed into empty environments, {known['installed']['on']}: {told}.", ""]
-    if "beside" in known:
-        told = ", ".join(f"`{each}` {_VERDICT[known['beside'][each]]}" for each in BESIDE)
-        lines += [f"Resolved beside, {known['beside']['on']}: {told}.", ""]
+    for kind, title in (("installed", "Into empty environments"), ("beside", "Beside")):
+        if kind in known:
+            lines.append(f"{title}, {known[kind]['on']}:")
+            for passed, verdict in _VERDICT.items():
+                told = ", ".join(f"`{name}`" for name, value in known[kind].items() if value is passed)
+                lines += [f"{verdict} {told}"] if told else []
+            lines.append("")
     return "\n".join(lines)
 
 
