@@ -32,7 +32,8 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--clusters", action="store_true", help="only what needs three nodes of a broker")
     commands.add_parser(
         "versions", help="try the oldest and the newest releases of what mqauth uses, and write the page",
-        epilog="lowest, highest, beside: one of the three alone. Any other argument is passed on to pytest.",
+        epilog="lowest, highest, installed, beside: one of them; promises, stores, units: a part of the first"
+        " two. Any other argument is passed on to pytest.",
     )  # fmt: skip
     up = commands.add_parser("up", help="start RabbitMQ, Kafka and Redis and keep them till Ctrl-C or `down`")
     up.add_argument("--detach", action="store_true", help="return when they are ready, and keep them running")

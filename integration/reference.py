@@ -389,8 +389,9 @@ def options(found: Any) -> list[str]:
     """Return an item for each option that a type of options adds, as its docstring tells it."""
     if not is_typeddict(found):
         return []
-    listed = found.__doc__.partition("Attributes:\n")[2]
-    items = re.findall(r"^ {8}(\w+): (.+?)(?=^ {8}\w|\Z)", listed, re.DOTALL | re.MULTILINE)
+    # From Python 3.13 on the compiler takes the indentation away.
+    listed = inspect.cleandoc(found.__doc__ or "").partition("Attributes:\n")[2]
+    items = re.findall(r"^ {4}(\w+): (.+?)(?=^ {4}\w|\Z)", listed, re.DOTALL | re.MULTILINE)
     return [f"  * `{name}`: {_plain(text).removesuffix('.').replace('``', '`')}" for name, text in items]
 
 

@@ -33,7 +33,8 @@ class Relay:
         self._flows.set()
         self._sockets: list[socket.socket] = []
         self.swaps: dict[bytes, bytes] = {}
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def stand_still(self) -> None:
         """Pass nothing on, either way."""
@@ -45,6 +46,10 @@ class Relay:
 
     def close(self) -> None:
         """Break every connection, and take no more."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        # Or it might accept for whoever is given the number of our descriptor next.
+        self._accepting.join()
         for each in (self._listener, *self._sockets):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)

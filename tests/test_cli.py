@@ -111,10 +111,14 @@ def lines(*values: Any) -> bytes:
 # --- the frame --------------------------------------------------------------------------------------------
 
 
-def test_version(shell: Shell) -> None:
-    """``--version`` prints name and version."""
+def test_version(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--version`` tells the package's version from those of its three formats."""
+    monkeypatch.setattr("mqauth.wire.claims.PROFILE_VERSION", 2)
+    monkeypatch.setattr("mqauth.audit.record.SCHEMA_VERSION", 3)
+    monkeypatch.setattr("mqauth.keystore.disk.ring.VERSION", 4)
     ran = shell("--version")
-    assert (ran.code, ran.out.decode()) == (0, f"mqauth {__version__}\n")
+    told = f"mqauth {__version__}\nwire profile 2, audit record 3, keystore 4\n"
+    assert (ran.code, ran.out.decode()) == (0, told)
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("keys", "--help"), ("sign", "--help"), ("demo", "-h")])
@@ -136,7 +140,7 @@ def test_module_is_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mqauth"]
     good = subprocess.run([*command, "--version"], cwd=tmp_path, capture_output=True, check=False, timeout=300)
     bad = subprocess.run([*command, "nonsense"], cwd=tmp_path, capture_output=True, check=False, timeout=300)
-    assert (good.returncode, good.stdout.decode()) == (0, f"mqauth {__version__}\n")
+    assert (good.returncode, good.stdout.decode().partition("\n")[0]) == (0, f"mqauth {__version__}")
     assert (bad.returncode, bad.stdout, bad.stderr.count(b"\n")) == (2, b"", 1)
 
 

@@ -19,13 +19,15 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from mqauth import MemoryReplayStore, Pipeline
+from mqauth import MemoryReplayStore, Pipeline, flow
 from mqauth.brokers import confluent
 from mqauth.brokers.confluent import producer as producing
 from mqauth.brokers.confluent.client import COMES_AGAIN, check_consumer, membership_of
 from mqauth.brokers.confluent.poller import KEPT, Poller
 from mqauth.brokers.confluent.positions import Place, left_out, reset_of
 from mqauth.brokers.confluent.producer import Replies
+from mqauth.brokers.log.records import OffsetsRefusedError
+from mqauth.brokers.log.starting import beginning
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.delivery.assignment import COMMIT_RETRY, Assignment
 from mqauth.errors import ConfigurationError, MalformedMessage, RetryLater
@@ -278,6 +280,20 @@ def test_committed_offsets(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     answers.append(SimpleNamespace(offset=-1001, error=KafkaError(KafkaError._TIMED_OUT)))
     with pytest.raises(KafkaException):
         desk.poller.committed([WHERE])
+
+
+def test_assigned_while_it_is_closed(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a client is closed while it is assigned partitions, nobody says that the broker refuses."""
+    codes = [KafkaError._DESTROY, KafkaError._TIMED_OUT, KafkaError.GROUP_AUTHORIZATION_FAILED]
+
+    def committed(*_: Any, **__: Any) -> Any:
+        raise failing(codes.pop(0))
+
+    monkeypatch.setattr(desk.client, "committed", committed)
+    for _ in range(2):
+        assert flow.run(beginning(desk.poller, {WHERE}, {}, lambda: True)) == {}
+    with pytest.raises(OffsetsRefusedError):
+        flow.run(beginning(desk.poller, {WHERE}, {}, lambda: True))
 
 
 def test_answers_without_a_report(client: Client, forge: Forge) -> None:

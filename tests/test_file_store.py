@@ -10,7 +10,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -381,7 +381,7 @@ def test_damage_under_a_running_store_defers(opened: Opener, tmp_path: Path) -> 
 
 def test_another_programs_database_is_refused(opened: Opener, tmp_path: Path) -> None:
     """A database that is sound and not ours is left as it is."""
-    with sqlite3.connect(tmp_path / "replay.sqlite") as connection:
+    with closing(sqlite3.connect(tmp_path / "replay.sqlite")) as connection:
         connection.execute("CREATE TABLE theirs (x)")
     with pytest.raises(ConfigurationError, match="another program's file"):
         opened()

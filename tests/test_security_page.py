@@ -1,10 +1,11 @@
-"""The threat model names tests and vectors that exist."""
+"""The threat model and the classes of attacks name tests and vectors that exist."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
+from mqauth.testing.attack_classes import CLASSES
 from tests import test_vectors
 from tests.test_profile_musts import ROOT, functions, names
 
@@ -20,6 +21,14 @@ def test_what_shows_each_promise_exists() -> None:
         assert shown == "shown by" or vectors or tests or shown.startswith("the rows of"), promised
         assert set(vectors) <= names() | jwks, promised
         assert set(tests) <= functions(), promised
+
+
+def test_what_holds_each_class_of_attacks_exists() -> None:
+    """A class that the attack suite cannot send names a test in a file that has it."""
+    named = [found.elsewhere.partition("::") for found in CLASSES if "::" in found.elsewhere]
+    assert named
+    for path, _, test in named:
+        assert f"def {test}(" in (ROOT / path).read_text("utf-8"), path
 
 
 def test_each_adversary_has_promises_and_what_is_not_promised() -> None:

@@ -21,9 +21,13 @@ from mqauth.testing.stage import wait_until
 
 BODIES = [b"%d" % number for number in range(10)]
 HOUR = 3600
-# What `message_interceptors.incoming.set_header_timestamp.overwrite = true` does, and its absence.
-SET = "persistent_term:put(incoming_message_interceptors, %s)."
-WITH, WITHOUT = SET % "[{set_header_timestamp,true}]", SET % "[]"
+# Where RabbitMQ before 4.2 keeps what `message_interceptors` in its configuration says, and from then on.
+KEYS = "[incoming_message_interceptors, message_interceptors]"
+WITHOUT = f"""[
+    begin persistent_term:put({{mqauth, Key}}, Kept), persistent_term:put(Key, []) end
+    || Key <- {KEYS}, Kept <- [persistent_term:get(Key, [])], Kept =/= []
+]."""
+WITH = f"[persistent_term:put(Key, Kept) || Key <- {KEYS}, Kept <- [persistent_term:get({{mqauth, Key}}, [])]]."
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A Debian 13 root in the user's cache, for the RabbitMQ 4 that Debian 12 does not package."""
+"""A Debian 13 root in the user's cache, for a RabbitMQ 4 or a Valkey that Debian 12 does not package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from integration.services.machine import (
 )
 
 SUITE_VARIABLE = "MQAUTH_DEBIAN_SUITE"
-"""Names another suite, `sid` for example, to try another RabbitMQ than the supported one."""
+"""Names another suite, `sid` for example, to try another RabbitMQ or Valkey than the supported one."""
 SUITE = os.environ.get(SUITE_VARIABLE) or "trixie"
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _BUILD_WITHIN = 1800.0
@@ -31,24 +31,26 @@ _IN_USER_NAMESPACE = (*_PRIVATE, "--user", "--map-root-user", "--map-auto")
 _WITH_PROC = 'mount --rbind /proc "$0/proc" && exec chroot "$0" "$@"'
 
 
-def root_with_rabbitmq() -> Path:
-    """Return the root folder, built on first use; a build that fails leaves nothing behind."""
-    root = cache_folder() / f"debian-{SUITE}-rabbitmq"
+def root_with(package: str) -> Path:
+    """Return a root folder with a package, built on first use; a build that fails leaves nothing behind."""
+    root = cache_folder() / f"debian-{SUITE}-{package.removesuffix('-server')}"
     with locked(root.name):
         if root.is_dir():
             return root
         for left in root.parent.glob(f"{root.name}.*.build"):  # of a run that was killed
             _remove(left)
         if not shutil.which("apt-get"):
-            raise UnavailableError("install RabbitMQ >= 4 or Docker, or set MQAUTH_RABBITMQ_URL")
+            raise UnavailableError(
+                f"install {package} (RabbitMQ from 4 on), or Docker, or name a server by its URL"
+            )
         _namespace()
         if not shutil.which("debootstrap"):
-            install("debootstrap", why=f"RabbitMQ 4 from Debian {SUITE}")
+            install("debootstrap", why=f"{package} from Debian {SUITE}")
         if not _KEYRING.exists():
             install("debian-archive-keyring", why="the keys that Debian's archive is signed with")
         building = Path(tempfile.mkdtemp(prefix=f"{root.name}.", suffix=".build", dir=root.parent))
         try:
-            _build(building)
+            _build(building, package)
             building.rename(root)
         except BaseException:
             _remove(building)
@@ -56,12 +58,12 @@ def root_with_rabbitmq() -> Path:
     return root
 
 
-def _build(folder: Path) -> None:
-    say(f"building a Debian {SUITE} root with RabbitMQ in {folder.parent}: once, about a minute")
+def _build(folder: Path, package: str) -> None:
+    say(f"building a Debian {SUITE} root with {package} in {folder.parent}: once, about a minute")
     folder.chmod(0o755)
     argv = [
         *(_namespace() or ()), "debootstrap", "--variant=minbase", f"--keyring={_KEYRING}",
-        "--include=rabbitmq-server", SUITE, str(folder), _mirror(),
+        f"--include={package}", SUITE, str(folder), _mirror(),
     ]  # fmt: skip
     try:
         try:
@@ -72,7 +74,7 @@ def _build(folder: Path) -> None:
             install("debian-archive-keyring", why=f"the keys of Debian {SUITE}")
             _debootstrap(argv)
     except CommandError as failed:
-        raise UnavailableError(f"RabbitMQ 4: no Debian {SUITE} root could be built\n{failed}") from failed
+        raise UnavailableError(f"{package}: no Debian {SUITE} root could be built\n{failed}") from failed
     (folder / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
     shutil.rmtree(folder / "var/cache/apt", ignore_errors=True)
     shutil.rmtree(folder / "var/lib/apt/lists", ignore_errors=True)
@@ -103,9 +105,9 @@ def _namespace() -> tuple[str, ...] | None:
         if is_root():
             return None
         raise UnavailableError(
-            f"RabbitMQ 4: a Debian {SUITE} root needs root, or user namespaces"
+            f"a Debian {SUITE} root needs root, or user namespaces"
             " (the packages util-linux and uidmap, and ranges for this user in /etc/subuid and /etc/subgid):"
-            f" run as root, or install those, or a RabbitMQ >= 4, or Docker\n{refused}"
+            f" run as root, or install those, or the server itself, or Docker\n{refused}"
         ) from refused
     return wanted
 
@@ -118,8 +120,7 @@ def _mirror() -> str:
         found = _archives()
     if not found:
         raise UnavailableError(
-            f"RabbitMQ 4: apt names no Debian archive to take Debian {SUITE} from:"
-            " install a RabbitMQ >= 4, or Docker, or set MQAUTH_RABBITMQ_URL"
+            f"apt names no Debian archive to take Debian {SUITE} from: install the server itself, or Docker"
         )
     return found[0]
 

@@ -33,6 +33,8 @@ from integration.services.machine import (
 )
 
 VARIABLE = "MQAUTH_KAFKA_URL"
+VERSION_VARIABLE = "MQAUTH_KAFKA_VERSION"
+"""Names another release of the broker than `pom.xml`, `4.0.0` for example."""
 STANDARD_PORT = 9092
 _SETTINGS, LOG4J = "server.properties", "log4j2.properties"
 _POM = Path(__file__).resolve().parents[1] / "pom.xml"
@@ -156,7 +158,9 @@ def _java_version() -> int:
 def jars_of(pom: Path) -> Path:
     """Return the folder with the jars that a pom.xml names, copied there on first use."""
     kind = "kafka" if pom == _POM else pom.stem.removeprefix("pom-")
-    folder = cache_folder() / f"{kind}-{hashlib.sha256(pom.read_bytes()).hexdigest()[:16]}"
+    wanted = [f"-Dkafka.version={version}"] if (version := os.environ.get(VERSION_VARIABLE)) else []
+    digest = hashlib.sha256(pom.read_bytes() + "".join(wanted).encode()).hexdigest()
+    folder = cache_folder() / f"{kind}-{digest[:16]}"
     with locked(folder.name):
         if folder.is_dir():
             return folder
@@ -165,7 +169,7 @@ def jars_of(pom: Path) -> Path:
         say(f"copying Apache Kafka to {folder.parent}: once")
         try:
             run(
-                ["mvn", "-B", "-q", "-f", str(pom), _COPY, "-DincludeScope=runtime",
+                ["mvn", "-B", "-q", "-f", str(pom), *wanted, _COPY, "-DincludeScope=runtime",
                  f"-DoutputDirectory={copying}"],
                 timeout=_COPY_WITHIN,
             )  # fmt: skip

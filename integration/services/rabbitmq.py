@@ -104,13 +104,13 @@ def _installed_root() -> Path:
     """Return the root folder with a RabbitMQ >= 4: this machine's own, or one built for it."""
     host = Path("/")
     if os.environ.get(debian.SUITE_VARIABLE):
-        return debian.root_with_rabbitmq()
+        return debian.root_with("rabbitmq-server")
     if _version_in(host) >= (4,):
         return host
     if debian_candidate("rabbitmq-server") >= (4,):
         install("rabbitmq-server", why="RabbitMQ >= 4")
         return host
-    return debian.root_with_rabbitmq()
+    return debian.root_with("rabbitmq-server")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

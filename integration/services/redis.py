@@ -9,13 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from integration.services import probes
+from integration.services import debian, probes
 from integration.services.compose import ComposeService
 from integration.services.handle import Service, from_environment
 from integration.services.local import LocalServer
 from integration.services.machine import LOOPBACK, Port, docker_answers, install
 
 VARIABLE = "MQAUTH_REDIS_URL"
+PACKAGE_VARIABLE = "MQAUTH_REDIS_PACKAGE"
+"""Names a package of Debian's suite, `valkey-server` for example, to try another server than the machine's own."""
 STANDARD_PORT = 6379
 
 
@@ -53,21 +55,27 @@ def prepare() -> None:
         _program()
 
 
-def _program() -> str:
+def _program() -> list[str]:
+    """Return the words that start the server."""
+    if package := os.environ.get(PACKAGE_VARIABLE):
+        # Run with its own loader and libraries, it needs no chroot, and its data are where ours are.
+        root = debian.root_with(package)
+        loader, libraries = next(root.glob("lib*/ld-linux-*")), next(root.glob("usr/lib/*-linux-gnu*"))
+        return [str(loader), "--library-path", str(libraries), str(root / "usr/bin" / package)]
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
-            return found
+            return [found]
     install("redis-server", why="Redis")
-    return "redis-server"
+    return ["redis-server"]
 
 
 def _local(port: Port) -> LocalServer:
     program = _program()
     folder = Path(tempfile.mkdtemp(prefix="mqauth-redis-"))
     return LocalServer(
-        origin=program,
+        origin=program[-1],
         commands=[
-            [program, "--bind", LOOPBACK, "--port", str(port.number), "--dir", str(folder),
+            [*program, "--bind", LOOPBACK, "--port", str(port.number), "--dir", str(folder),
              "--appendonly", "yes", "--save", ""]
         ],
         env=os.environ,

@@ -100,10 +100,11 @@ def delivered(
 def append_time(headers: Mapping[str, Any]) -> int | None:
     """Return when the broker took a message in by its interceptor's header, UTC milliseconds; ``None`` without.
 
-    The interceptor writes a long, which pika reads as a class of its own below ``int``.
+    The interceptor writes a long, which pika reads as a class of its own below ``int``; before 1.4 it reads a
+    negative one as 2**63 and more.
     """
     stamp = headers.get(APPEND_HEADER)
-    return int(stamp) if isinstance(stamp, int) and not isinstance(stamp, bool) and stamp >= 0 else None
+    return int(stamp) if isinstance(stamp, int) and not isinstance(stamp, bool) and 0 <= stamp < 1 << 63 else None
 
 
 def may_be_too_large(why: str, size: int) -> bool:

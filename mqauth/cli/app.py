@@ -216,12 +216,22 @@ app: Final = typer.Typer(cls=LazyGroup, **SETTINGS | {"add_completion": True})
 @app.callback(invoke_without_command=True)
 def mqauth_command(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the versions of mqauth and of its formats.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error too.")] = False,
 ) -> None:
     """Signed tokens on RabbitMQ and Kafka messages, verified before any handler runs."""
     if version:
-        print(f"mqauth {__version__}")
+        from mqauth.audit.record import SCHEMA_VERSION
+        from mqauth.keystore.disk.ring import VERSION
+        from mqauth.wire.claims import PROFILE_VERSION
+
+        print(
+            f"mqauth {__version__}",
+            f"wire profile {PROFILE_VERSION}, audit record {SCHEMA_VERSION}, keystore {VERSION}",
+            sep="\n",
+        )
         raise typer.Exit(0)
     require(context.invoked_subcommand is not None, "no command given: try mqauth demo, or mqauth --help")
 
@@ -323,8 +333,7 @@ def print_json(value: Any) -> None:
 
     It is ASCII: characters that a terminal or a viewer might act on are escaped, and to a program it is the same.
     """
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False).replace("\x7f", "\\u007f")
-    print(text, flush=True)
+    print(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("\x7f", "\\u007f"), flush=True)
 
 
 def answer(as_json: bool, value: Any, *lines: str) -> None:

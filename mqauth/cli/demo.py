@@ -250,8 +250,11 @@ def _direct(stage: Stage, audit: AuditFile, messages: int, *, keep: bool) -> lis
     for number, attack in enumerate(ATTACKS, messages):
         if attack.fits(place):
             hostile = attack.mount(forge, named(honest_message(place, number), attack.name))
-            expected = attack.reason.value
-            cases.append(Case(case=attack.name, story=attack.story, expected=expected, message=hostile))
-    story = "a copy of honest-0, published again"
-    cases.append(Case(case="replay", story=story, expected=Reason.REPLAYED.value, message=first))
+            cases.append(Case(case=attack.name, story=attack.story, expected=attack.reason.value, message=hostile))
+    cases.append(
+        Case(
+            case="replay", story="a copy of honest-0, published again", expected=Reason.REPLAYED.value,
+            message=first,
+        )
+    )  # fmt: skip
     return consumed(stage, forge.verifier(), forge.policy(place), audit, cases, keep=keep)

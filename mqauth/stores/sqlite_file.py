@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import sqlite3
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Final
 
@@ -54,7 +54,10 @@ class SQLiteFile:
         # First the lock: what a living process has open is not looked at.
         with file_errors(path):
             self._descriptors = _locked(path)
-        with undone_on_error(self._unlock):
+        # The connections are closed first, also of a file that is refused.
+        self._opened = ExitStack()
+        self._opened.callback(self._unlock)
+        with undone_on_error(self._opened.close):
             try:
                 self.connection, self._syncing = self._connect(), self._connect()
                 self._check(schema, application)
@@ -97,9 +100,7 @@ class SQLiteFile:
         """Copy the log to its place, and close the file, while nobody uses it; in a forked child do nothing."""
         if self.is_ours and self in _OPEN:
             _OPEN.remove(self)
-            self.connection.close()
-            self._syncing.close()
-            self._unlock()
+            self._opened.close()
 
     def _unlock(self) -> None:
         for descriptor in self._descriptors:
@@ -107,7 +108,9 @@ class SQLiteFile:
 
     def _connect(self) -> sqlite3.Connection:
         """Return a connection that waits for nobody, and copies the log only when it is told to."""
-        connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
+        connection = self._opened.enter_context(
+            closing(sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False))
+        )
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         require(mode == "wal", f"{self.path}: SQLite cannot keep a log (WAL) here")
         connection.execute("PRAGMA synchronous = NORMAL")

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaException, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    OFFSET_INVALID,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
 
 from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, name_of
 from mqauth.brokers.dead_letters import Errors
@@ -120,8 +127,8 @@ class Offsets(OffsetCalls):
         return bounds(self._client, places, end=end)
 
     def passes(self, error: BaseException, /) -> bool:
-        """Return whether the same call may succeed later."""
-        return error_of(error).code() in COMES_AGAIN
+        """Return whether the same call may succeed later, or the client is being closed."""
+        return error_of(error).code() in COMES_AGAIN | {KafkaError._DESTROY}
 
 
 def _checked(partitions: Iterable[Any]) -> list[Any]:
