@@ -66,7 +66,7 @@ _TABLE: Final = (
     ),
     ("delivery", logging.ERROR, "claim.lost client.no_answer consumer.ended consumer.stalled"),
     ("delivery", logging.CRITICAL, "consumer.failed consumer.narrowed message.left"),
-    ("kafka", logging.INFO, "client.partitions_added client.producer_stopped"),
+    ("kafka", logging.INFO, "client.partitions_added client.producer_stopped producer.small_buffer"),
     (
         "kafka",
         logging.WARNING,

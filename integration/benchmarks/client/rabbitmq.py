@@ -235,7 +235,7 @@ class Signed(QueueContender):
 
     def producer(self) -> Any:
         """Return the producer."""
-        return rabbitmq.Producer(self.exchange, self._forge.signer())
+        return rabbitmq.Producer(self.exchange, self._forge.signer(), batch=1)
 
     def sealed(self, count: int) -> list[aio_pika.Message]:
         """Return sealed messages."""
