@@ -115,10 +115,15 @@ class Producer(LogProducer):
         self._fatal: KafkaError | None = None
         if batch > 1:
             # librdkafka waits for 5 ms by default.
-            wait = float(config.get("linger.ms", config.get("queue.buffering.max.ms", 5)))
-            buffer = ClientBuffer(wait / 1000, linger)
+            wait_ms = float(config.get("linger.ms", config.get("queue.buffering.max.ms", 5)))
             # A batch of more records than may be in flight would never be full.
-            self._sealing = Sealing(client, signer, self._give, batch=min(batch, max_in_flight), buffer=buffer)
+            self._sealing = Sealing(
+                client,
+                signer,
+                self._give,
+                batch=min(batch, max_in_flight),
+                buffer=ClientBuffer(wait_ms / 1000, linger),
+            )
 
     def produce(  # noqa: PLR0917 - the client's own signature
         self,
