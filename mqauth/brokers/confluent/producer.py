@@ -116,11 +116,11 @@ class Producer(LogProducer):
         if batch > 1:
             # librdkafka waits for 5 ms by default.
             wait_ms = float(config.get("linger.ms", config.get("queue.buffering.max.ms", 5)))
-            # A batch of more records than may be in flight would never be full.
             self._sealing = Sealing(
                 client,
                 signer,
                 self._give,
+                # A batch of more records than may be in flight would never be full.
                 batch=min(batch, max_in_flight),
                 buffer=ClientBuffer(wait_ms / 1000, linger),
             )
