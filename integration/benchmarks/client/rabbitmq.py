@@ -223,6 +223,7 @@ class Signed(QueueContender):
 
     name = "message"
     heavy = True
+    at_once = AT_ONCE
 
     def __init__(self, connections: Connections, forge: Forge) -> None:
         super().__init__(connections)
@@ -261,7 +262,6 @@ class Batched(Signed):
 
     name = "batch"
     heavy = False
-    at_once = AT_ONCE
 
     def producer(self) -> Any:
         """Return a producer that seals concurrent publishes together."""
