@@ -147,9 +147,9 @@ class Sealing:
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is None:
             self._tell(group, task.result())
-            self._consider()
         else:
             self._refuse(group, error)
+        self._consider()
 
     def _tell(self, group: list[_Waiting], sealed: list[Message]) -> None:
         """Give each caller its sealed message, but those who were cancelled meanwhile."""
@@ -165,7 +165,6 @@ class Sealing:
         for _, outcome in group:
             if not outcome.done():
                 outcome.set_exception(error)
-        self._consider()
 
 
 class OpenCalls:

@@ -92,8 +92,7 @@ def transactional_id(client: Any) -> str | None:
 
 def buffer_of(client: Any) -> tuple[int, float]:
     """Return the bytes of a producer's buffer for a partition, and how many seconds its first record waits."""
-    accumulator = client._message_accumulator
-    return accumulator._batch_size, accumulator._linger_time
+    return client._message_accumulator._batch_size, client._message_accumulator._linger_time
 
 
 def fatal_error(client: Any) -> BaseException | None:

@@ -228,7 +228,15 @@ class Sealing:
         self._in_flight.add(outcome)
         outcome.add_done_callback(self._in_flight.discard)
         self._open.append((prepared, topic, rest, outcome))
-        if alone or len(self._open) >= self._batch:
+        if alone:
+            # In this very task: another one would cost it turns of the loop.
+            closed, self._open = self._open, []
+            try:
+                await self._send_all(closed)
+            except asyncio.CancelledError:
+                outcome.cancel()
+                raise
+        elif len(self._open) >= self._batch:
             await self.flush()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._buffer.hold(), self._close)

@@ -44,20 +44,20 @@ _SENDABLE: Final = memo.Memo(is_sendable)
 _FATAL: Final = frozenset((KafkaError._FATAL, KafkaError._FENCED))
 
 
-class _Serving:
-    """Marks a thread as one that serves delivery reports; a generator would cost each poll a microsecond."""
+class _Inside(threading.local):
+    """Says what a thread is in: entered while it serves delivery reports, and ``full`` while it makes room.
 
-    def __init__(self, inside: threading.local) -> None:
-        self._inside = inside
+    A generator as a context manager would cost each poll a microsecond.
+    """
+
+    served = 0
+    full = False
 
     def __enter__(self) -> None:
-        inside: Any = self._inside
-        self._outer = getattr(inside, "served", False)
-        inside.served = True
+        self.served += 1
 
     def __exit__(self, *_: object) -> None:
-        inside: Any = self._inside
-        inside.served = self._outer
+        self.served -= 1
 
 
 class Producer(LogProducer):
@@ -110,7 +110,7 @@ class Producer(LogProducer):
             transactional=bool(config.get("transactional.id")),
             idempotent=is_idempotent(config),
         )
-        self._inside = threading.local()
+        self._inside = _Inside()
         self._most = max_in_flight
         self._fatal: KafkaError | None = None
         if batch > 1:
@@ -157,7 +157,7 @@ class Producer(LogProducer):
             BufferError: no free place within 60 s, or at once inside a delivery report.
             KafkaException: the client refuses the record, for its size for example.
         """
-        if getattr(self._inside, "full", False):
+        if self._inside.full:
             raise BufferError("no free place: this delivery report is being served to make one")
         message = self._message(topic, value, key, headers)
         for name, _ in message.headers:
@@ -225,7 +225,7 @@ class Producer(LogProducer):
 
     def serving(self) -> AbstractContextManager[None]:
         """Mark this thread as one that serves delivery reports."""
-        return _Serving(self._inside)
+        return self._inside
 
     def _give(self, topic: str, value: bytes | None, **record: Any) -> None:
         """Give a record to the client, when its queue has room."""
@@ -246,7 +246,7 @@ class Producer(LogProducer):
         Raises:
             BufferError: the time is over, or this is inside a report.
         """
-        if getattr(self._inside, "served", False) or time.monotonic() >= until:
+        if self._inside.served or time.monotonic() >= until:
             raise BufferError(f"no free place: {len(self.client)} records are in flight")
         # A report that produces now would wait for the batch that waits here.
         self._inside.full = True

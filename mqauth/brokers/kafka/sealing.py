@@ -35,8 +35,6 @@ class InFlightLimit:
         taken: records in flight now.
     """
 
-    __slots__ = ("_bound", "_free", "_waiting", "taken")
-
     def __init__(self, bound: int) -> None:
         self.taken = 0
         self._bound = bound
