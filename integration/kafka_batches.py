@@ -73,7 +73,7 @@ class FakeClient:
     def __init__(self, **config: Any) -> None:
         self.config = {
             "enable_idempotence": True, "key_serializer": None, "value_serializer": None, "max_block_ms": 60_000,
-            "max_request_size": 1_048_576, "transactional_id": None,
+            "max_request_size": 1_048_576, "transactional_id": None, "batch_size": 262_144, "linger_ms": 0,
         } | config  # fmt: skip
         self.topics = {"orders": 2}
         self.logs: defaultdict[tuple[str, int], list[Seen]] = defaultdict(list)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from integration import pace, scale
-from integration.services import UnavailableError, keycloak, prepare_all, prometheus, softhsm, spire
+from integration.services import UnavailableError, keycloak, prepare_all, prometheus, softhsm, spire, valgrind
 from integration.services.compose import RUN_VARIABLE
 from integration.services.machine import CommandError, cache_folder, docker_answers, run, say
 
@@ -139,6 +139,7 @@ def run_tests(units: Sequence[Group], integration: Sequence[Group], arguments: S
             prepare_all()
             prometheus.prepare()
             softhsm.prepare()
+            valgrind.prepare()
             if scale.is_nightly():
                 keycloak.prepare()
                 spire.prepare()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -79,22 +79,23 @@ class _Away:
 
     blocking = False
 
-    def __init__(self, sign: Callable[[Any], Any]) -> None:
-        self._sign = sign
+    def __init__(self, signer: Any) -> None:
+        self.prepare = signer.prepare
+        self._seal = signer.seal
         self._left = REQUESTS * 4
 
-    def sign(self, message: Any) -> Any:
+    def seal(self, prepared: Any) -> Any:
         """Sign, at last."""
-        self._left -= 1
+        self._left -= len(prepared)
         if self._left > 0:
             raise Unavailable(Cause.KEYS_UNAVAILABLE, "down")
-        return self._sign(message)
+        return self._seal(prepared)
 
 
 async def test_signer_out_of_reach(bench: Bench) -> None:
     """Nor does a signing key that cannot be had now fail a handler."""
     mailbox = await _asked(bench)
-    replies = wrapper.Producer(bench.channel.default_exchange, _Away(bench.forge.signer().sign))  # type: ignore[arg-type]
+    replies = wrapper.Producer(bench.channel.default_exchange, _Away(bench.forge.signer()))  # type: ignore[arg-type]
 
     async def handler(verified: Verified) -> None:
         await verified.reply(b"42")

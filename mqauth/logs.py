@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import sys
 import threading
@@ -66,7 +67,7 @@ _TABLE: Final = (
     ),
     ("delivery", logging.ERROR, "claim.lost client.no_answer consumer.ended consumer.stalled"),
     ("delivery", logging.CRITICAL, "consumer.failed consumer.narrowed message.left"),
-    ("kafka", logging.INFO, "client.partitions_added client.producer_stopped"),
+    ("kafka", logging.INFO, "client.partitions_added client.producer_stopped producer.small_buffer"),
     (
         "kafka",
         logging.WARNING,
@@ -265,7 +266,7 @@ class Rate:
         self._lock = threading.Lock()
         self._kinds: dict[str, dict[tuple[object, ...], _Kind]] = {}
         self._full_until: dict[str, float] = {}
-        self._due = float("inf")
+        self._due = math.inf
 
     def admits(self, event: str, kind: tuple[object, ...], last: Mapping[str, Any]) -> bool:
         """Return whether a line is to be written now; else it is counted.
@@ -302,7 +303,7 @@ class Rate:
 
     def tick(self, *, all_of_them: bool = False) -> None:
         """Write the lines that stand for those left out, where their minute is over; cheap where none is due."""
-        if self._due == float("inf") or not (all_of_them or self._clock.monotonic() >= self._due):
+        if self._due == math.inf or not (all_of_them or self._clock.monotonic() >= self._due):
             return
         for event, kind, left_out, seconds, last in self._take(self._clock.monotonic(), all_of_them):
             emit(
@@ -315,7 +316,7 @@ class Rate:
     ) -> list[tuple[str, tuple[object, ...], int, float, Mapping[str, Any]]]:
         found = []
         with self._lock:
-            self._due = float("inf")
+            self._due = math.inf
             for event, kinds in self._kinds.items():
                 for kind, lines in kinds.items():
                     if lines.left_out and (all_of_them or now >= lines.ends):

@@ -32,7 +32,8 @@ class Prepared:
 
     Args:
         message: as it will be sent.
-        group: its audience and the names of the headers covered.
+        group: its destination and the names of the headers covered. A proof holds hashes of its siblings: one who
+            reads another destination must not be able to check a guess by them.
         headers: its properties and covered headers, encoded.
     """
 
@@ -175,7 +176,7 @@ class Signer:
         return sealed
 
     def tokens(self, prepared: Sequence[Prepared]) -> list[str | MalformedMessage]:
-        """Return the token header of each prepared message, in order, or why its group can have none.
+        """Return the token header of each prepared message, in order, or why it can have none.
 
         Raises:
             ConfigurationError, Unavailable: as ``seal``; none has a token then.
@@ -188,13 +189,7 @@ class Signer:
         for places in groups.values():
             for at in range(0, len(places), MAX_BATCH):
                 part = places[at : at + MAX_BATCH]
-                group = [prepared[place] for place in part]
-                made = [self._single_token(group[0].message)] if len(group) == 1 else self._batch_tokens(group)
-                tokens: Sequence[str | MalformedMessage] = made
-                if max(map(len, made)) > jws.MAX_TOKEN:
-                    why = f"the token is over {jws.MAX_TOKEN} bytes: cover fewer headers"
-                    tokens = [MalformedMessage(why)] * len(group)
-                found_tokens |= zip(part, tokens, strict=True)
+                found_tokens |= zip(part, self._tokens([prepared[place] for place in part]), strict=True)
         return [found_tokens[place] for place in range(len(prepared))]
 
     def sign_many(self, messages: Iterable[Message]) -> list[Message]:
@@ -215,7 +210,7 @@ class Signer:
     def _group(self, form: Form) -> _Group:
         # sorted, so that messages whose headers come in another order share a signature
         names = tuple(sorted(self._names(form)))
-        return _Group((self._audiences.get(form[0], self._audience), names), envelope.encoder(form, names))
+        return _Group((form[0], names), envelope.encoder(form, names))
 
     def _names(self, form: Form) -> tuple[str, ...]:
         """Return the names that are covered in messages of a form.
@@ -241,9 +236,19 @@ class Signer:
         times = (b"%d" % now, b"%d" % (now + self.lifetime))
         return self._token(template.fill(single.pieces, *times, self._jti(), digests))
 
+    def _tokens(self, group: list[Prepared]) -> Sequence[str | MalformedMessage]:
+        """Return the tokens of one group; where they are too large with their proofs, each has its own."""
+        made = self._batch_tokens(group) if len(group) > 1 else [self._single_token(group[0].message)]
+        if max(map(len, made)) <= jws.MAX_TOKEN:
+            return made
+        if len(group) > 1:
+            return [token for each in group for token in self._tokens([each])]
+        return [MalformedMessage(f"the token is over {jws.MAX_TOKEN} bytes: cover fewer headers")]
+
     def _batch_tokens(self, group: list[Prepared]) -> list[str]:
         """Return the token of a batch, each time with another proof."""
-        audience, names = group[0].group
+        place, names = group[0].group
+        audience = self._audiences.get(place, self._audience)
         tree = batch.Tree([batch.leaf_of(found.message, found.headers) for found in group])
         mqa = Batch(root=base64url.encode(tree.root).decode("ascii"), size=len(group), hdr=names)
         token = self._token(self._build(self._claims(audience, self._jti().decode("ascii"), mqa)))

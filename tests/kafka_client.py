@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 PRODUCER = {
-    "acks": "all", "enable_idempotence": False, "max_block_ms": 60_000, "key_serializer": None,
-    "value_serializer": None,
+    "acks": "all", "enable_idempotence": False, "max_block_ms": 60_000, "batch_size": 262_144, "linger_ms": 0,
+    "key_serializer": None, "value_serializer": None,
 }  # fmt: skip
 """The settings of kafka-python's ``KafkaProducer`` that are looked at."""
 

@@ -75,7 +75,7 @@ class KafkaClient:
     def __init__(self, **config: Any) -> None:
         self.config = {
             "enable_idempotence": True, "acks": -1, "key_serializer": None, "value_serializer": None,
-            "max_block_ms": 60_000, "max_request_size": 1_048_576,
+            "max_block_ms": 60_000, "max_request_size": 1_048_576, "batch_size": 262_144, "linger_ms": 0,
         } | config  # fmt: skip
         self.sent: list[dict[str, Any]] = []
         self.futures: list[Any] = []

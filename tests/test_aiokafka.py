@@ -177,6 +177,29 @@ async def test_batches_in_order(client: Client, forge: Forge, monkeypatch: pytes
     assert [sent["value"] for sent in client.sent] == [b"%d" % number for number in range(5)]
 
 
+async def test_one_alone_that_is_cancelled(client: Client, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record alone that is cancelled on its way to the client is in flight no more: the next is alone again."""
+    producer = aiokafka.Producer(client, forge.signer())
+    send, reached = client.send, asyncio.Event()
+
+    async def hang(*_: Any, **__: Any) -> Any:
+        reached.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(client, "send", hang)
+    task = asyncio.create_task(producer.send("orders", b"0"))
+    await reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0)
+    assert producer._sealing._in_flight == set()
+    monkeypatch.setattr(client, "send", send)
+    await (await producer.send("orders", b"1"))
+    assert [sent["value"] for sent in client.sent] == [b"1"]
+    assert b"~" not in client.sent[0]["headers"][-1][1]
+
+
 async def test_lingers(client: Client, forge: Forge) -> None:
     """A batch that does not fill is sent after ``linger``."""
     producer = aiokafka.Producer(client, forge.signer(), batch=4, linger=0)

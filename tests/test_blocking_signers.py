@@ -11,10 +11,9 @@ import pytest
 
 from mqauth.brokers import aiokafka
 from mqauth.brokers.event_loop import signed
-from mqauth.brokers.sealing import Pace, Sealing, SingleSealing
+from mqauth.brokers.sealing import Sealing
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
 from mqauth.signer import Signer
-from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT, Forge
 from mqauth.testing.signing_contract import accepted
 from mqauth.wire.envelope import token_of
@@ -115,7 +114,7 @@ async def test_single_messages(key: Slow, signer: Signer) -> None:
         sent.append(message)
         return 7
 
-    task = asyncio.create_task(SingleSealing(signer).publish(messages(1)[0], send))
+    task = asyncio.create_task(Sealing(signer, 1, 0).publish(messages(1)[0], send))
     await asyncio.sleep(0)
     assert not sent
     key.may.release()
@@ -127,8 +126,7 @@ class Table:
     """Batches of a signer that may block."""
 
     def __init__(self, signer: Signer, batch: int = 4) -> None:
-        self.pace = Pace(batch, 0.0)
-        self.sealing = Sealing(signer, self.pace, clock=FakeClock())
+        self.sealing = Sealing(signer, batch, 0)
 
     def start(self, *found: Message) -> list[asyncio.Task[Any]]:
         return [asyncio.create_task(self.sealing.seal(message)) for message in found]
@@ -138,24 +136,39 @@ async def test_a_batch_is_one_signature(key: Slow, signer: Signer) -> None:
     """A batch is sealed under one signature on the thread, and counts as unconfirmed from its begin."""
     table = Table(signer)
     tasks = table.start(*messages(4))
-    await until(lambda: table.pace.unconfirmed == 4)
+    await until(lambda: table.sealing.unconfirmed == 4)
     key.may.release()
-    sealed = [message for message, _ in await asyncio.gather(*tasks)]
+    sealed = await asyncio.gather(*tasks)
     assert [message.body for message in sealed] == [b"0", b"1", b"2", b"3"]
-    assert (len(key.threads), table.pace.unconfirmed) == (1, 4)
+    assert (len(key.threads), table.sealing.unconfirmed) == (1, 4)
     assert len({token_of(message).split(b"~")[0] for message in sealed}) == 1
+
+
+async def test_while_a_key_signs_others_gather(key: Slow, signer: Signer) -> None:
+    """What is published while the key is waited for shares its next signature, whenever each of them came."""
+    table = Table(signer)
+    first = table.start(*messages(1))
+    await until(lambda: table.sealing.unconfirmed == 1)
+    tasks = []
+    for message in messages(3):
+        tasks += table.start(message)
+        for _ in range(3):
+            await asyncio.sleep(0)
+    key.may.release(2)
+    await asyncio.gather(*first, *tasks)
+    assert len(key.threads) == 2
 
 
 async def test_a_caller_that_is_cancelled_meanwhile(key: Slow, signer: Signer) -> None:
     """Who is cancelled while the key is waited for costs the others nothing, and counts no more."""
     table = Table(signer)
     tasks = table.start(*messages(4))
-    await until(lambda: table.pace.unconfirmed == 4)
+    await until(lambda: table.sealing.unconfirmed == 4)
     tasks[1].cancel()
     key.may.release()
     found = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [type(one) for one in found] == [tuple, asyncio.CancelledError, tuple, tuple]
-    assert table.pace.unconfirmed == 3
+    assert [type(one) for one in found] == [Message, asyncio.CancelledError, Message, Message]
+    assert table.sealing.unconfirmed == 3
 
 
 @pytest.mark.parametrize(
@@ -168,7 +181,7 @@ async def test_everybody_hears_of_a_failure(key: Slow, signer: Signer, error: Ex
     key.error = error
     key.may.release()
     assert await asyncio.gather(*tasks, return_exceptions=True) == [error] * 4
-    assert table.pace.unconfirmed == 0
+    assert table.sealing.unconfirmed == 0
 
 
 async def test_a_token_that_is_too_large(key: Slow, signer: Signer) -> None:
@@ -179,7 +192,7 @@ async def test_a_token_that_is_too_large(key: Slow, signer: Signer) -> None:
     key.may.release(8)
     found = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(one) for one in found] == [MalformedMessage] * 4
-    assert table.pace.unconfirmed == 0
+    assert table.sealing.unconfirmed == 0
 
 
 async def test_a_source_that_has_no_key(signer: Signer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +206,7 @@ async def test_a_source_that_has_no_key(signer: Signer, monkeypatch: pytest.Monk
     table = Table(signer)
     found = await asyncio.gather(*table.start(*messages(4)), return_exceptions=True)
     assert [str(one) for one in found] == ["keys_unavailable: no key"] * 4
-    assert table.pace.unconfirmed == 0
+    assert table.sealing.unconfirmed == 0
 
 
 def test_each_loop_has_a_thread_of_its_own(key: Slow, signer: Signer) -> None:

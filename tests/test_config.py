@@ -220,7 +220,7 @@ def test_defaults_are_those_of_the_design(place: Path) -> None:
     """Left out: 60 s to live, 5 s leeway, 1 h at most, judged on receipt, memory store, no audit."""
     found = mqauth.load(written(place, SMALL))
     assert found.signer.lifetime == 60
-    assert found.batching == {"batch": 1, "linger": 0.002}
+    assert found.batching == {"batch": 64, "linger": 0}
     assert found.pipeline.verifier.retention == 5
     assert found.pipeline.audit is None
     assert found.pipeline.scope is None

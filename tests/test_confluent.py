@@ -189,7 +189,7 @@ def test_deadly_names(name: str, client: Client, forge: Forge) -> None:
 
 def test_waits_for_room(client: Client, forge: Forge) -> None:
     """Where too many are in flight, or the client's queue is full, reports are served until there is room."""
-    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT, max_in_flight=2)
+    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT, max_in_flight=2, batch=1)
     for _ in range(3):
         producer.produce("orders", b"x")
     assert (len(client.sent), len(client)) == (3, 1)
@@ -214,7 +214,7 @@ def test_no_room(batch: int, client: Client, forge: Forge, monkeypatch: pytest.M
 
 def test_report_that_produces(client: Client, forge: Forge) -> None:
     """A report may produce; where there is no room it is refused at once: to poll inside a report is deadly."""
-    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT, max_in_flight=2)
+    producer = confluent.Producer(client, forge.signer(), config=IDEMPOTENT, max_in_flight=2, batch=1)
     depth, refused = [0], []
     poll = client.poll
 

@@ -41,7 +41,9 @@ class Sink:
         """Take a letter."""
 
 
-PRODUCER = Settings(enable_idempotence=False, acks="all", transactional_id=None, max_block_ms=1)
+PRODUCER = Settings(
+    enable_idempotence=False, acks="all", transactional_id=None, max_block_ms=1, batch_size=262_144, linger_ms=0
+)
 CONSUMERS: dict[str, Callable[[Any, Pipeline], Any]] = {
     "Consumer": lambda client, guard: kafka.Consumer(client, guard, print, dead_letters=Sink()),
     "KafkaLetterBox": lambda client, _guard: KafkaLetterBox(client, PRODUCER, "t"),

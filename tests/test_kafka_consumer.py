@@ -814,8 +814,9 @@ def test_polls_while_handling(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("renewed", [True, False])
-def test_a_long_handler_keeps_its_claim(bench: Bench, renewed: bool) -> None:
+def test_a_long_handler_keeps_its_claim(bench: Bench, renewed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a handler runs its claim is renewed, beyond the token's life; without that its id is forgotten."""
+    monkeypatch.setattr("mqauth.brokers.log.consumer.WATCH", 0.02)
     store = MemoryReplayStore(clock=bench.clock)
     guard = bench.guard(replay=store, lease=60)
     release = threading.Event()

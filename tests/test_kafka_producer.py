@@ -30,8 +30,8 @@ def client() -> Client:
 
 
 def producer(client: Client, forge: Forge, **settings: Any) -> kafka.Producer:
-    """Return a wrapped client."""
-    return kafka.Producer(client, forge.signer(), **settings)  # type: ignore[arg-type]
+    """Return a wrapped client, each of whose records has a token of its own."""
+    return kafka.Producer(client, forge.signer(), batch=1, **settings)  # type: ignore[arg-type]
 
 
 def test_malformed(client: Client, forge: Forge) -> None:

@@ -72,11 +72,21 @@ class FakeAlarm:
 class Stand:
     """A producer, its client, key and alarm; its topic is known and a record is in flight."""
 
-    def __init__(self, *, batch: int = 4, linger: float = 0.005, busy: bool = True, **config: Any) -> None:
+    def __init__(
+        self,
+        *,
+        batch: int = 4,
+        linger: float = 0.005,
+        busy: bool = True,
+        max_in_flight: int = 10_000,
+        **config: Any,
+    ) -> None:
         self.forge = Forge()
         self.vault = Vault(self.forge)
         self.client: Any = FakeClient(**config)
-        self.producer = kafka.Producer(self.client, self.forge.signer(key=self.vault), batch=batch, linger=linger)
+        self.producer = kafka.Producer(
+            self.client, self.forge.signer(key=self.vault), batch=batch, linger=linger, max_in_flight=max_in_flight
+        )
         assert self.producer._sealing is not None
         self.sealing = self.producer._sealing
         self.alarm = FakeAlarm(lambda: self.sealing.flush(None))
@@ -118,6 +128,57 @@ def test_full() -> None:
     assert stand.alarm.times == [0.005] * 3
 
 
+def test_fewer_in_flight() -> None:
+    """A batch is full with as many records as may be in flight."""
+    stand = Stand(batch=64, max_in_flight=3)
+    stand.client.acknowledge()
+    stand.send(b"at once")
+    stand.client.deaf = True
+    for n in range(2):
+        stand.send(b"%d" % n)
+    assert stand.bodies() == [b"first", b"at once"]
+    assert stand.sealing._batch == 3
+
+
+def test_as_it_comes(forge: Forge) -> None:
+    """Without any setting a record alone has the single form, and those sent behind it share a token by topic."""
+    client: Any = FakeClient()
+    client.topics["refunds"] = 1
+    producer = kafka.Producer(client, forge.signer())
+    producer._sealing._timer = alarm = FakeAlarm(print)
+    for topic in ("orders", "refunds"):
+        producer.send(topic, b"first", b"k", None, 0)
+    for n in range(3):
+        for topic in ("orders", "refunds"):
+            producer.send(topic, b"%d" % n, b"k", None, 0)
+    producer.flush()
+    for topic in ("orders", "refunds"):
+        heads = [seen.headers[-1][1].partition(b"~") for seen in client.logs[topic, 0]]
+        assert [bool(proof) for *_, proof in heads] == [False, True, True, True]
+        assert len({token for token, *_ in heads}) == 2
+    shared = {client.logs[topic, 0][1].headers[-1][1].partition(b"~")[0] for topic in ("orders", "refunds")}
+    assert len(shared) == 2
+    assert alarm.times == [0]
+
+
+def test_a_client_that_waits() -> None:
+    """A record is held while its client waits anyway, but not when it is about to send, nor with an empty one."""
+    now = [100.0]
+    buffer = log_sealing.ClientBuffer(4, 0, lambda: now[0])
+    assert buffer.hold() == 0
+    buffer.filled()
+    now[0] += 1
+    assert buffer.hold() == 2
+    # What joins does not make the client wait for longer.
+    buffer.filled()
+    now[0] += 2.5
+    assert buffer.hold() == 0
+    assert log_sealing.ClientBuffer(4, 0.5, lambda: now[0]).hold() == 0.5
+    now[0] += 0.5
+    buffer.filled()
+    assert buffer.hold() == 3
+
+
 def test_at_once_needs_no_alarm() -> None:
     """With nothing in flight no time passes, and no thread is needed."""
     stand = Stand(busy=False)
@@ -149,7 +210,7 @@ def test_refused_topic(monkeypatch: pytest.MonkeyPatch) -> None:
     error = TopicAuthorizationFailedError("secret")
     monkeypatch.setattr(stand.client, "send", lambda *_, **__: kafka_sealing.FailedFuture(error))
     assert stand.send(b"v", topic="secret").exception is error
-    assert not stand.sealing.knows("secret")
+    assert "secret" not in stand.sealing.topics
 
 
 def test_too_many_headers() -> None:
@@ -202,7 +263,7 @@ def test_many_topics(monkeypatch: pytest.MonkeyPatch) -> None:
     stand.producer.flush()
     for topic in ("a", "b"):
         assert stand.bodies(topic=topic) == [b"0", b"1", b"2"]
-    assert [stand.sealing.knows(topic) for topic in ("a", "b")] == [True, False]
+    assert stand.sealing.topics == {"orders", "a"}
 
 
 def test_loud(caplog: pytest.LogCaptureFixture) -> None:
@@ -298,11 +359,11 @@ def test_room() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"batch": 0}, {"batch": 1025}, {"batch": True}, {"batch": 2.0}, {"linger": -1}, {"linger": 10.1},
-     {"batch": 9, "max_in_flight": 8}],
+     {"max_in_flight": 0}],
     ids=str,
 )  # fmt: skip
 def test_settings_refused(wrong: dict[str, Any], forge: Forge) -> None:
-    """A batch or a time out of its limits is refused."""
+    """A batch, a time or a number of records out of its limits is refused."""
     client: Any = FakeClient()
     with pytest.raises(ConfigurationError):
         kafka.Producer(client, forge.signer(), **wrong)

@@ -18,9 +18,9 @@ from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, is_untouched
 from mqauth.brokers.rabbitmq.producer import DRAIN_EVERY, DirectPath, Encoded, ExchangePath
 from mqauth.brokers.rabbitmq.translate import to_message
-from mqauth.brokers.sealing import Pace, Sealing
+from mqauth.brokers.sealing import Sealing
 from mqauth.errors import Cause, Unavailable
-from mqauth.testing import FakeClock, Forge
+from mqauth.testing import Forge
 
 PLACE = "rabbitmq:shop/orders.created"
 
@@ -55,21 +55,19 @@ class Alarm:
 class Table:
     """Sealing on a clock and a timer of the test's."""
 
-    def __init__(self, batch: int = 64, linger: float = 0.002) -> None:
-        self.clock, self.alarm, self.forge = FakeClock(), Alarm(), Forge()
-        self.signer = Counting(self.forge)
-        self.pace = Pace(batch, linger)
-        self.sealing = Sealing(self.signer, self.pace, clock=self.clock, timer=self.alarm)
+    def __init__(self, batch: int = 64, linger: float = 0) -> None:
+        self.alarm, self.signer = Alarm(), Counting(Forge())
+        self.sealing = Sealing(self.signer, batch, linger, timer=self.alarm)
 
     def start(self, *messages: Message) -> list[asyncio.Task[Any]]:
         """Have messages sealed, each in a task of its own."""
         return [asyncio.create_task(self.sealing.seal(message)) for message in messages]
 
-    async def busy(self, count: int, latency: float = 0.1) -> None:
-        """Leave so many messages unconfirmed, with that latency measured."""
+    async def busy(self, count: int) -> None:
+        """Leave so many messages unconfirmed."""
         await asyncio.gather(*self.start(*messages(count)))
-        self.pace.latency = latency
         self.signer.sizes.clear()
+        self.alarm.set.clear()
 
 
 def messages(count: int, **fields: Any) -> list[Message]:
@@ -83,37 +81,11 @@ async def turns(count: int = 10) -> None:
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize(
-    ("waiting", "unconfirmed", "latency", "held"),
-    [
-        (1, 0, 0.1, 0), (1, 1, 0.1, 0), (1, 2, 0.1, 0.002), (1, 2, 0.001, 0.0005), (1, 2, 0, 0),
-        (31, 32, 0.1, 0.002), (32, 32, 0.1, 0), (64, 1000, 0.1, 0), (63, 1000, 0.1, 0.002),
-    ],
-)  # fmt: skip
-def test_when_to_seal(waiting: int, unconfirmed: int, latency: float, held: float) -> None:
-    """At once while few are unconfirmed or a batch is full; else after half a confirm's time, at most linger."""
-    pace = Pace(64, 0.002)
-    pace.unconfirmed, pace.latency = unconfirmed, latency
-    assert pace.hold(waiting) == held
-
-
-def test_the_latency_follows_the_confirms() -> None:
-    """The first confirm is taken as it is, later ones move the latency; a loss moves it not."""
-    pace = Pace(64)
-    pace.unconfirmed = 3
-    pace.confirmed(0.1)
-    assert pace.latency == 0.1
-    pace.confirmed(0.2)
-    pace.lost()
-    assert pace.latency == pytest.approx(0.11)
-    assert pace.unconfirmed == 0
-
-
 @pytest.mark.parametrize(("batch", "linger"), [(0, 0.1), (1025, 0.1), (True, 0.1), (2, -1), (2, 11)])
 def test_refused_settings(batch: int, linger: float) -> None:
     """A batch is 1 to 1,024, linger 0 to 10 seconds."""
     with pytest.raises(ConfigurationError, match="batch is 1 to 1024"):
-        Pace(batch, linger)
+        Sealing(Forge().signer(), batch, linger)
 
 
 @pytest.mark.parametrize("kind", [aio_pika.Channel, aio_pika.RobustConnection])
@@ -123,27 +95,38 @@ def test_a_channel_is_no_exchange(kind: Any) -> None:
         rabbitmq.Producer(kind.__new__(kind), Forge().signer())
 
 
+async def test_as_it_comes() -> None:
+    """Without any setting, what is published before the loop turns shares a token, each destination another."""
+    table = Table()
+    await table.busy(100)
+    elsewhere = [Message(destination="rabbitmq:shop/refunds", body=b"x") for _ in range(2)]
+    tasks = table.start(*messages(3), *elsewhere)
+    heads = [str((await task).occurrences("mqauth-token")[0]).partition("~")[0] for task in tasks]
+    assert [heads.index(head) for head in heads] == [0, 0, 0, 3, 3]
+    assert table.alarm.set == []
+
+
 async def test_one_alone_does_not_wait() -> None:
     """With nothing unconfirmed a message is sealed at once, in the single form, and no timer is set."""
     table = Table()
-    sealed, _ = await table.sealing.seal(messages(1)[0])
+    sealed = await table.sealing.seal(messages(1)[0])
     assert (table.signer.sizes, table.alarm.set) == ([1], [])
     assert "~" not in str(sealed.occurrences("mqauth-token")[0])
 
 
 async def test_concurrent_ones_are_sealed_together() -> None:
     """What comes in one turn of the loop shares a signature, each its own message back, at most a batch."""
-    table = Table(batch=64)
+    table = Table()
     wanted = messages(100)
     found = await asyncio.gather(*table.start(*wanted))
     assert table.signer.sizes == [64, 36]
-    assert [sealed.body for sealed, _ in found] == [message.body for message in wanted]
-    assert len({str(sealed.occurrences("mqauth-token")[0]) for sealed, _ in found}) == 100
+    assert [sealed.body for sealed in found] == [message.body for message in wanted]
+    assert len({str(sealed.occurrences("mqauth-token")[0]) for sealed in found}) == 100
 
 
 async def test_held_while_many_are_unconfirmed() -> None:
     """While many are unconfirmed a message waits for others, for linger and not longer, timed from the first."""
-    table = Table()
+    table = Table(linger=0.002)
     await table.busy(50)
     early = table.start(*messages(2))
     await turns()
@@ -157,8 +140,8 @@ async def test_held_while_many_are_unconfirmed() -> None:
 
 async def test_a_late_timer_is_of_no_batch() -> None:
     """A timer that rings after its batch was sealed does not cut the next one short."""
-    table = Table(batch=4)
-    await table.busy(50)
+    table = Table(batch=4, linger=0.002)
+    await table.busy(52)
     full = table.start(*messages(4))
     await asyncio.gather(*full)
     waiting = table.start(*messages(1))
@@ -172,16 +155,16 @@ async def test_a_late_timer_is_of_no_batch() -> None:
 
 async def test_confirms_clock_the_seals() -> None:
     """Confirms that come back have those sealed that wait, without a timer."""
-    table = Table()
+    table = Table(linger=0.002)
     await table.busy(6)
     waiting = table.start(*messages(3))
     await turns()
     for _ in range(3):
         assert table.signer.sizes == []
-        table.sealing.confirmed(table.clock.monotonic())
+        table.sealing.ended()
         await turns()
     await asyncio.gather(*waiting)
-    assert (table.signer.sizes, table.pace.unconfirmed) == ([3], 6)
+    assert (table.signer.sizes, table.sealing.unconfirmed) == ([3], 6)
 
 
 async def test_what_cannot_be_signed_concerns_its_own_caller() -> None:
@@ -190,7 +173,7 @@ async def test_what_cannot_be_signed_concerns_its_own_caller() -> None:
     good = messages(3)
     bad = [messages(1, headers=(("mqauth-token", "x"),))[0], Message(destination="nowhere", body=b"")]
     found = await asyncio.gather(*table.start(good[0], bad[0], good[1], bad[1], good[2]), return_exceptions=True)
-    assert [type(one) for one in found] == [tuple, MalformedMessage, tuple, MalformedMessage, tuple]
+    assert [type(one) for one in found] == [Message, MalformedMessage, Message, MalformedMessage, Message]
     assert table.signer.sizes == [3]
 
 
@@ -200,8 +183,8 @@ async def test_a_group_too_large_concerns_no_other() -> None:
     many = tuple((f"{number:03}" + "n" * 120, "v") for number in range(60))
     wanted = [*messages(2), *messages(2, headers=many)]
     found = await asyncio.gather(*table.start(*wanted), return_exceptions=True)
-    assert [type(one) for one in found] == [tuple, tuple, MalformedMessage, MalformedMessage]
-    assert table.pace.unconfirmed == 2
+    assert [type(one) for one in found] == [Message, Message, MalformedMessage, MalformedMessage]
+    assert table.sealing.unconfirmed == 2
 
 
 async def test_no_key_raises_to_all_that_wait() -> None:
@@ -212,12 +195,12 @@ async def test_no_key_raises_to_all_that_wait() -> None:
     assert [type(one) for one in found] == [Unavailable] * 3
     table.signer.down = False
     await asyncio.gather(*table.start(*messages(3)))
-    assert table.pace.unconfirmed == 3
+    assert table.sealing.unconfirmed == 3
 
 
 async def test_cancelling_one_disturbs_no_other() -> None:
     """One cancelled while it waits is left out; one cancelled as it was sealed counts no longer."""
-    table = Table()
+    table = Table(linger=0.002)
     await table.busy(50)
     waiting = table.start(*messages(3))
     await turns()
@@ -226,8 +209,8 @@ async def test_cancelling_one_disturbs_no_other() -> None:
     table.sealing.seal_now()
     waiting[2].cancel()
     found = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [type(one) for one in found] == [tuple, asyncio.CancelledError, asyncio.CancelledError]
-    assert (table.signer.sizes, table.pace.unconfirmed) == ([2], 51)
+    assert [type(one) for one in found] == [Message, asyncio.CancelledError, asyncio.CancelledError]
+    assert (table.signer.sizes, table.sealing.unconfirmed) == ([2], 51)
 
 
 class FakeChannel:
@@ -319,8 +302,6 @@ async def test_close_seals_what_waits() -> None:
     sender = producer(exchange, signer, linger=10)
     first = start(*(sender.publish(aio_pika.Message(b"x"), "taken") for _ in range(8)))
     await turns()
-    pace = sender._sealing.pace  # type: ignore[union-attr]
-    pace.latency = 100
     held = start(*(sender.publish(aio_pika.Message(b"x"), "taken") for _ in range(3)))
     await turns()
     assert signer.sizes == [8]

@@ -74,7 +74,7 @@ def _round(tree: Path, kind: str, variant: str, messages: int) -> float:
 def microseconds(kind: str, variant: str, messages: int) -> float:
     """Return CPU microseconds of one message; the first half of the messages only warms up."""
     operations = Operations(Cell(kind=kind), 2 * messages)
-    pipeline, letters, signed = _pipeline(operations, variant), Refusals(), operations._signed
+    pipeline, letters, signed = _pipeline(operations, variant), Refusals(), operations.signed
     judge_all(pipeline, signed[:messages], letters)
     began = time.process_time()
     judge_all(pipeline, signed[messages:], letters)
@@ -101,10 +101,10 @@ def instructions(kind: str, variant: str) -> int:
         count += event == "opcode"
         return note
 
-    judge_all(pipeline, operations._signed[: BATCH + 1], letters)
+    judge_all(pipeline, operations.signed[: BATCH + 1], letters)
     sys.settrace(note)
     try:
-        judge_all(pipeline, operations._signed[BATCH + 1 : BATCH + 2], letters)
+        judge_all(pipeline, operations.signed[BATCH + 1 : BATCH + 2], letters)
     finally:
         sys.settrace(None)
     letters.check()

@@ -43,10 +43,10 @@ def walked(kind: str) -> Walk:
         if event == "call" and file.startswith(_OURS) and not file.startswith(_BENCH):
             entered.append(frame.f_code)
 
-    judge_all(pipeline, operations._signed[:_BEFORE], letters)
+    judge_all(pipeline, operations.signed[:_BEFORE], letters)
     sys.setprofile(note)
     try:
-        judge_all(pipeline, operations._signed[_BEFORE : _BEFORE + 1], letters)
+        judge_all(pipeline, operations.signed[_BEFORE : _BEFORE + 1], letters)
     finally:
         sys.setprofile(None)
     letters.check()

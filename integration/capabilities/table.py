@@ -196,7 +196,7 @@ CAPABILITIES: Final = (
     Capability("identities of an authority", yes(f"{_PROMISES}test_identities")),
     Capability("messages that were signed in batches", yes(f"{_PROMISES}test_batches")),
     Capability(
-        "a producer that signs in batches (`batch=64`)",
+        "a producer that signs in batches",
         yes("test_rabbitmq_wrapper.py::test_a_batch_end_to_end", _AIO_PIKA)
         | yes("test_contract_pika.py::TestPikaInBatches", _PIKA)
         | yes("test_contract_kafka.py::TestKafkaInBatches", _KAFKA)

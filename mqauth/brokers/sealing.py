@@ -1,9 +1,8 @@
 """Messages that concurrent callers publish, sealed together under one signature: for every asyncio client.
 
-How long a message waits for others follows from the broker's confirms, so that no rate has to be configured. A
-publish alone is sealed at once. While many messages are unconfirmed their confirms take time anyway, so new ones
-wait for each other: until they are as many as the unconfirmed ones or a full batch, and never longer than half the
-time a confirm takes, or ``linger``.
+What is published before the event loop turns is sealed together, and nothing waits for more, unless ``linger`` is
+above 0. Then a message that others are unconfirmed beside waits until as many wait as are unconfirmed, or for
+``linger``: their confirms take time anyway, and no rate has to be configured.
 """
 
 from __future__ import annotations
@@ -15,80 +14,15 @@ from types import TracebackType
 from typing import TypeAlias, TypeVar
 
 from mqauth.brokers.event_loop import Timer, call_later, signed
-from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import MalformedMessage
 from mqauth.signer import Prepared, Signer
-from mqauth.wire.batch import DEFAULT_LINGER, check_batching
+from mqauth.wire.batch import check_batching
 from mqauth.wire.message import Message
 
 R = TypeVar("R")
 
 
-class Pace:
-    """Decides when waiting messages are sealed.
-
-    Args:
-        batch: most messages under one signature, 1 to 1,024.
-        linger: most seconds that a message waits for others, 0 to 10.
-
-    Attributes:
-        unconfirmed: messages that were sealed and have no confirm yet.
-        latency: measured seconds from a seal to its confirm.
-
-    Raises:
-        ConfigurationError: a setting is out of its limits.
-    """
-
-    def __init__(self, batch: int, linger: float = DEFAULT_LINGER) -> None:
-        check_batching(batch, linger)
-        self.batch = batch
-        self.linger = linger
-        self.unconfirmed = 0
-        self.latency = 0.0
-
-    def confirmed(self, seconds: float) -> None:
-        """Count a confirm that took so many seconds from its seal."""
-        self.unconfirmed -= 1
-        # Weight of the latest confirm in the measured latency.
-        weight = 0.1 if self.latency else 1.0
-        self.latency += weight * (seconds - self.latency)
-
-    def lost(self) -> None:
-        """Count a message that ended without a confirm; it says nothing about the latency."""
-        self.unconfirmed -= 1
-
-    def hold(self, waiting: int) -> float:
-        """Return for how many seconds ``waiting`` messages may still wait, 0 to seal them now."""
-        if waiting >= min(self.batch, self.unconfirmed):
-            return 0.0
-        return min(self.linger, self.latency / 2)
-
-
 _Waiting: TypeAlias = tuple[Prepared, asyncio.Future[Message]]
 """A prepared message, and the future of its sealed form."""
-
-
-class SingleSealing:
-    """Seals each message by itself.
-
-    Args:
-        signer: signs.
-    """
-
-    def __init__(self, signer: Signer) -> None:
-        self._signer = signer
-
-    async def publish(self, message: Message, send: Callable[[Message], Awaitable[R]]) -> R:
-        """Sign a message, send it, and return what ``send`` returns.
-
-        Raises:
-            MalformedMessage: the message cannot be signed.
-            ConfigurationError, Unavailable: there is no key to sign with.
-        """
-        return await send(await signed(self._signer, self._signer.sign, message))
-
-    def seal_now(self) -> None:
-        """Do nothing: no message waits."""
 
 
 class Sealing:
@@ -96,17 +30,23 @@ class Sealing:
 
     Args:
         signer: signs.
-        pace: decides when.
-        clock: its monotonic seconds measure the latency.
+        batch: most messages under one signature, 1 to 1,024.
+        linger: most seconds that a message waits for others, 0 to 10; with 0 it waits for the event loop's turn.
         timer: calls a function after so many seconds.
+
+    Attributes:
+        unconfirmed: messages that were sealed and have no confirm yet.
+
+    Raises:
+        ConfigurationError: a setting is out of its limits.
     """
 
-    def __init__(
-        self, signer: Signer, pace: Pace, *, clock: Clock = SYSTEM_CLOCK, timer: Timer = call_later
-    ) -> None:
-        self.pace = pace
+    def __init__(self, signer: Signer, batch: int, linger: float, *, timer: Timer = call_later) -> None:
+        check_batching(batch, linger)
+        self.unconfirmed = 0
         self._signer = signer
-        self._clock = clock
+        self._batch = batch
+        self._linger = linger
         self._timer = timer
         self._waiting: list[_Waiting] = []
         self._tasks: set[asyncio.Task[list[Message]]] = set()
@@ -125,19 +65,14 @@ class Sealing:
             MalformedMessage: the message cannot be signed; others are not concerned.
             ConfigurationError, Unavailable: there is no key to sign with.
         """
-        sealed, since = await self.seal(message)
+        sealed = await self.seal(message)
         try:
-            result = await send(sealed)
-        except BaseException:
-            self.lost()
-            raise
-        self.confirmed(since)
-        return result
+            return await send(sealed)
+        finally:
+            self.ended()
 
-    async def seal(self, message: Message) -> tuple[Message, float]:
-        """Return a sealed message, and when it was sealed in monotonic seconds.
-
-        The caller ends it with ``confirmed`` or ``lost``.
+    async def seal(self, message: Message) -> Message:
+        """Return a sealed message, which counts as unconfirmed until its caller calls ``ended``.
 
         Raises:
             MalformedMessage: the message cannot be signed; others are not concerned.
@@ -148,21 +83,16 @@ class Sealing:
         self._waiting.append((prepared, sealed))
         self._consider()
         try:
-            return await sealed, self._clock.monotonic()
+            return await sealed
         except asyncio.CancelledError:
             # The message may have been sealed for a caller that was cancelled before it could send it.
             if sealed.done() and not sealed.cancelled() and sealed.exception() is None:
-                self.lost()
+                self.ended()
             raise
 
-    def confirmed(self, since: float) -> None:
-        """Count the confirm of a message that was sealed at ``since``, monotonic seconds."""
-        self.pace.confirmed(self._clock.monotonic() - since)
-        self._consider()
-
-    def lost(self) -> None:
-        """Count a sealed message that ended without a confirm."""
-        self.pace.lost()
+    def ended(self) -> None:
+        """Count a sealed message that was confirmed, or ended without a confirm."""
+        self.unconfirmed -= 1
         self._consider()
 
     def seal_now(self) -> None:
@@ -180,17 +110,18 @@ class Sealing:
     def _consider(self) -> None:
         """Seal what waits: at once for a full batch, else after what is ready in the event loop, or later."""
         waiting = len(self._waiting)
-        if not waiting:
-            return
-        if waiting >= self.pace.batch:
+        if waiting >= self._batch:
             return self.seal_now()
-        hold = self.pace.hold(waiting)
-        if hold <= 0 and self._called != self._round:
+        # A key that blocks signs one batch after the other: until it has, others join the next.
+        if not waiting or self._tasks:
+            return
+        held = self._linger > 0 and waiting < self.unconfirmed
+        if not held and self._called != self._round:
             self._called = self._round
             asyncio.get_running_loop().call_soon(self._ring, self._round)
-        elif hold > 0 and self._timed != self._round:
+        elif held and self._timed != self._round:
             self._timed = self._round
-            self._timer(hold, partial(self._ring, self._round))
+            self._timer(self._linger, partial(self._ring, self._round))
 
     def _ring(self, number: int) -> None:
         """Seal what waits, unless a later round has begun since the call was asked for."""
@@ -199,7 +130,7 @@ class Sealing:
 
     def _seal(self, group: list[_Waiting]) -> None:
         """Have one group sealed, on a thread where the key may block; its messages are unconfirmed from now on."""
-        self.pace.unconfirmed += len(group)
+        self.unconfirmed += len(group)
         prepared = [each for each, _ in group]
         try:
             if self._signer.blocking:
@@ -218,25 +149,22 @@ class Sealing:
             self._tell(group, task.result())
         else:
             self._refuse(group, error)
+        self._consider()
 
     def _tell(self, group: list[_Waiting], sealed: list[Message]) -> None:
         """Give each caller its sealed message, but those who were cancelled meanwhile."""
         for (_, outcome), message in zip(group, sealed, strict=True):
             if outcome.done():
-                self.lost()
+                self.ended()
             else:
                 outcome.set_result(message)
 
     def _refuse(self, group: list[_Waiting], error: BaseException) -> None:
-        """Give each caller the error; where the token of all would be too large, seal each by itself."""
-        self.pace.unconfirmed -= len(group)
-        alone = isinstance(error, MalformedMessage) and len(group) > 1
-        for prepared, outcome in group:
-            if alone:
-                self._seal([(prepared, outcome)])
-            elif not outcome.done():
+        """Give each caller the error."""
+        self.unconfirmed -= len(group)
+        for _, outcome in group:
+            if not outcome.done():
                 outcome.set_exception(error)
-        self._consider()
 
 
 class OpenCalls:

@@ -47,7 +47,7 @@ from mqauth.keystore.identity.request import MAX_LIFE
 from mqauth.letters.release import WAIVABLE
 from mqauth.replay.memory import DEFAULT_CAPACITY
 from mqauth.signer import MAX_LIFETIME, SPARE
-from mqauth.wire.batch import DEFAULT_LINGER, MAX_LINGER
+from mqauth.wire.batch import DEFAULT_BATCH, MAX_LINGER
 from mqauth.wire.claims import MAX_BATCH
 from mqauth.wire.identity import trust_domain_of
 
@@ -91,12 +91,14 @@ class ProducerSettings(Settings):
         many(NAME),
         "Names, or beginnings and a `*`, of headers that tracing and transport add: not signed.",
     ] = ()
-    batch: Annotated[int, whole(1, MAX_BATCH), "Messages under one signature, at most; 1 is a token each."] = 1
+    batch: Annotated[int, whole(1, MAX_BATCH), "Messages under one signature, at most; 1 is a token each."] = (
+        DEFAULT_BATCH
+    )
     linger: Annotated[
         float,
         seconds(0, MAX_LINGER, fractions=True),
         "How long a message may wait for others to share a signature with.",
-    ] = DEFAULT_LINGER
+    ] = 0
     passphrase_env: Annotated[str | None, NAME, "The environment variable with the passphrase of the keys."] = None
     passphrase_file: Annotated[
         Path | None, PATH, "The file with the passphrase of the keys.", not_with("passphrase_env")

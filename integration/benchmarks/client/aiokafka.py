@@ -41,8 +41,9 @@ class Connections(kafka.Connections):
     async def producing(self) -> Any:
         """Return a started producer with the settings of every contender."""
         client = _CLIENT.AIOKafkaProducer(
-            bootstrap_servers=self.address, enable_idempotence=True, linger_ms=kafka.LINGER
-        )
+            bootstrap_servers=self.address, enable_idempotence=True, linger_ms=kafka.LINGER,
+            max_batch_size=kafka.BUFFER,
+        )  # fmt: skip
         return await self._start(client)
 
     async def consuming(self, topic: str) -> Any:

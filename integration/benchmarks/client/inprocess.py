@@ -71,6 +71,9 @@ class Operations:
         cell: what is measured.
         count: messages in one round; in batches rounded up to whole ones.
         forge: has keys of the cell's algorithm; shared between cells, because RSA keys take long to make.
+
+    Attributes:
+        signed: the messages.
     """
 
     def __init__(self, cell: Cell, count: int, forge: Forge | None = None) -> None:
@@ -81,7 +84,7 @@ class Operations:
         self._keys = self._forge.keys
         self._count = -(-count // BATCH) * BATCH if self._batched else count
         self._plain = Workload(size=cell.size, headers=cell.headers).message(PLACE)
-        self._signed = [delivered(found, offset) for offset, found in enumerate(self._sealed())]
+        self.signed = [delivered(found, offset) for offset, found in enumerate(self._sealed())]
 
     def variants(self, *, signature: bool) -> Iterator[Variant]:
         """Yield the operations, and those of the bare signature if ``signature`` is true."""
@@ -98,7 +101,7 @@ class Operations:
         verifier, keys, now = self._forge.verifier(), self._keys, time.time()
 
         def work() -> None:
-            for message in self._signed:
+            for message in self.signed:
                 candidate = verifier.open(message)
                 verifier.verify(message, candidate, keys, now)
                 if not candidate.learnt:
@@ -109,7 +112,7 @@ class Operations:
     def verdict(self) -> Measured:
         """Process the messages from receipt to the confirmed claim, with an empty handler."""
         pipeline, letters = guard(self._forge, PLACE), Refusals()
-        measured = _timed(lambda: judge_all(pipeline, self._signed, letters), self._count)
+        measured = _timed(lambda: judge_all(pipeline, self.signed, letters), self._count)
         letters.check()
         return measured
 
@@ -136,7 +139,7 @@ class Operations:
         judge_all(pipeline, self._sealed(), letters)
         pipeline.verifier.tokens.clear()
         before, _ = tracemalloc.get_traced_memory()
-        judge_all(pipeline, self._signed, letters)
+        judge_all(pipeline, self.signed, letters)
         pipeline.verifier.tokens.clear()
         after, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -151,7 +154,7 @@ class Operations:
 
     def _signing_input(self) -> bytes:
         """Return the bytes that the first token's signature covers."""
-        token: Any = self._signed[0].headers[-1][1]
+        token: Any = self.signed[0].headers[-1][1]
         return bytes(token.partition(b"~")[0].rpartition(b".")[0])
 
 

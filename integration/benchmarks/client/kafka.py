@@ -34,6 +34,8 @@ from mqauth.wire import destination
 _LONGEST: Final = 900_000
 """Milliseconds that a consumer may go without a poll; it rests while the other contenders have their rounds."""
 LINGER: Final = 5
+BUFFER: Final = 262_144
+"""Bytes of a client's own buffer, the same for every contender; the default holds eight signed records."""
 _FUTURES: Final = 100
 _PYTHON: Any = kafka_python  # its classes have no types
 _ADMIN: Any = kafka_admin
@@ -62,7 +64,7 @@ class Connections:
 
     def client(self) -> Any:
         """Return a producer with the settings of every contender."""
-        return _PYTHON.KafkaProducer(bootstrap_servers=self.address, linger_ms=LINGER)
+        return _PYTHON.KafkaProducer(bootstrap_servers=self.address, linger_ms=LINGER, batch_size=BUFFER)
 
     def __enter__(self) -> Self:
         return self

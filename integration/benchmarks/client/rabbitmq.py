@@ -223,6 +223,7 @@ class Signed(QueueContender):
 
     name = "message"
     heavy = True
+    at_once = AT_ONCE
 
     def __init__(self, connections: Connections, forge: Forge) -> None:
         super().__init__(connections)
@@ -235,7 +236,7 @@ class Signed(QueueContender):
 
     def producer(self) -> Any:
         """Return the producer."""
-        return rabbitmq.Producer(self.exchange, self._forge.signer())
+        return rabbitmq.Producer(self.exchange, self._forge.signer(), batch=1)
 
     def sealed(self, count: int) -> list[aio_pika.Message]:
         """Return sealed messages."""
@@ -261,7 +262,6 @@ class Batched(Signed):
 
     name = "batch"
     heavy = False
-    at_once = AT_ONCE
 
     def producer(self) -> Any:
         """Return a producer that seals concurrent publishes together."""

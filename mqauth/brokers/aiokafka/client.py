@@ -90,6 +90,11 @@ def transactional_id(client: Any) -> str | None:
     return getattr(client._txn_manager, "transactional_id", None)
 
 
+def buffer_of(client: Any) -> tuple[int, float]:
+    """Return the bytes of a producer's buffer for a partition, and how many seconds its first record waits."""
+    return client._message_accumulator._batch_size, client._message_accumulator._linger_time
+
+
 def fatal_error(client: Any) -> BaseException | None:
     """Return the error with which a producer has failed for good: its sending task has ended."""
     return client._message_accumulator._exception  # type: ignore[no-any-return]

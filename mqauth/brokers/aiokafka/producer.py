@@ -18,29 +18,30 @@ from mqauth.brokers.aiokafka import client as aiokafka_client
 from mqauth.brokers.event_loop import signed
 from mqauth.brokers.log.producer import RecordProducer, TopicReplies, later
 from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, native_headers
-from mqauth.brokers.log.sealing import sealed_headers
+from mqauth.brokers.log.sealing import ClientBuffer, sealed_headers
 from mqauth.errors import MalformedMessage, Unavailable, require
 from mqauth.flow import arun
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit
 from mqauth.signer import Prepared, Signer
-from mqauth.wire.batch import DEFAULT_LINGER
+from mqauth.wire.batch import DEFAULT_BATCH
 
 
 class Producer(RecordProducer):
     """Signs records and sends them with a started ``AIOKafkaProducer``.
 
-    With ``batch`` above 1, records share signatures: ``send`` hashes its record and returns, and the record is
-    sealed and sent with others once there are ``batch`` of them, or after ``linger``, or by ``flush``, ``stop``
-    or ``commit_transaction``; at once while nothing else is in flight. Records reach the client in the order of
-    the calls.
+    Records of one topic that are published together share signatures: ``send`` hashes its record and returns.
+    The record is sealed and sent with others once there are ``batch`` of them, before the client would have sent
+    it, or by ``flush``, ``stop`` or ``commit_transaction``; at once while nothing else is in flight. Records
+    reach the client in the order of the calls.
 
     Args:
         client: an ``AIOKafkaProducer`` without serializers.
         signer: signs; each call makes a new token, or takes a place in one.
         value_serializer: makes bytes of values before they are signed; bytes and ``None`` pass as they are.
-        batch: most records under one signature, 1 to 1,024; with 1, each has its own.
-        linger: seconds a record is held at most for others to join, 0 to 10.
+        batch: most records under one signature, 1 to 1,024; with 1, each has its own, and ``send`` raises
+            whatever keeps it from being signed or sent.
+        linger: seconds a record is held for others to join, 0 to 10, also where it arrives later by that.
 
     Raises:
         ConfigurationError: the client has serializers, which would run after signing, or a setting is wrong.
@@ -52,8 +53,8 @@ class Producer(RecordProducer):
         signer: Signer,
         *,
         value_serializer: Callable[[Any], bytes] | None = None,
-        batch: int = 1,
-        linger: float = DEFAULT_LINGER,
+        batch: int = DEFAULT_BATCH,
+        linger: float = 0,
     ) -> None:
         aiokafka_client.check_producer(client)
         super().__init__(
@@ -62,12 +63,14 @@ class Producer(RecordProducer):
             serialize=value_serializer,
             batch=batch,
             linger=linger,
+            buffer=("max_batch_size", aiokafka_client.buffer_of(client)[0]),
             transactional=aiokafka_client.transactional_id(client) is not None,
             idempotent=aiokafka_client.is_idempotent(client),
         )
         self._known: set[str] = set()
         if batch > 1:
-            self._sealing = Sealing(client, signer, batch=batch, linger=linger)
+            buffer = ClientBuffer(aiokafka_client.buffer_of(client)[1], linger)
+            self._sealing = Sealing(client, signer, batch=batch, buffer=buffer)
 
     async def send(  # noqa: PLR0917 - the client's own signature
         self,
@@ -193,17 +196,17 @@ class Sealing:
         client: the ``AIOKafkaProducer``.
         signer: signs each batch.
         batch: how many records are sealed together.
-        linger: seconds a record waits at most for others.
+        buffer: tells how long a record waits for others.
 
     Attributes:
         failure: why the first record failed that could not be sealed or sent, since this was last set to ``None``.
     """
 
-    def __init__(self, client: Any, signer: Signer, *, batch: int, linger: float) -> None:
+    def __init__(self, client: Any, signer: Signer, *, batch: int, buffer: ClientBuffer) -> None:
         self._client = client
         self._signer = signer
         self._batch = batch
-        self._linger = linger
+        self._buffer = buffer
         self._open: list[Record] = []
         self._timer: asyncio.TimerHandle | None = None
         # The lock is fair: batches reach the client in the order in which they were closed.
@@ -225,10 +228,18 @@ class Sealing:
         self._in_flight.add(outcome)
         outcome.add_done_callback(self._in_flight.discard)
         self._open.append((prepared, topic, rest, outcome))
-        if alone or len(self._open) >= self._batch:
+        if alone:
+            # In this very task: another one would cost it turns of the loop.
+            closed, self._open = self._open, []
+            try:
+                await self._send_all(closed)
+            except asyncio.CancelledError:
+                outcome.cancel()
+                raise
+        elif len(self._open) >= self._batch:
             await self.flush()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._linger, self._close)
+            self._timer = asyncio.get_running_loop().call_later(self._buffer.hold(), self._close)
         return outcome
 
     async def flush(self) -> None:
@@ -254,6 +265,7 @@ class Sealing:
 
     async def _send_all(self, records: list[Record]) -> None:
         async with self._order:
+            self._buffer.filled()
             try:
                 tokens = await signed(self._signer, self._signer.tokens, [record[0] for record in records])
             except Exception as error:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, Final, TypeAlias
@@ -28,27 +28,45 @@ from mqauth.brokers.confluent.client import (
 from mqauth.brokers.confluent.confirmed import Report
 from mqauth.brokers.log.producer import DEFAULT_IN_FLIGHT, LogProducer, TopicReplies, later
 from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, native_headers
-from mqauth.brokers.log.sealing import RecordSealing, sealed_headers
+from mqauth.brokers.log.sealing import SMALL, ClientBuffer, RecordSealing, sealed_headers
 from mqauth.errors import MalformedMessage, Unavailable, require
 from mqauth.judging.verified import Verified
 from mqauth.logs import emit
 from mqauth.signer import Prepared, Signer
-from mqauth.wire.batch import DEFAULT_LINGER
+from mqauth.wire import memo
+from mqauth.wire.batch import DEFAULT_BATCH
 
 PATIENCE: Final = 60.0
 """Most seconds that a record waits for a free place; kafka-python's default of ``max_block_ms``."""
 ROUND: Final = 0.1
 """Most seconds of one ``poll`` for a free place: another thread may serve the report that frees it."""
+_SENDABLE: Final = memo.Memo(is_sendable)
 _FATAL: Final = frozenset((KafkaError._FATAL, KafkaError._FENCED))
+
+
+class _Inside(threading.local):
+    """Says what a thread is in: entered while it serves delivery reports, and ``full`` while it makes room.
+
+    A generator as a context manager would cost each poll a microsecond.
+    """
+
+    served = 0
+    full = False
+
+    def __enter__(self) -> None:
+        self.served += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.served -= 1
 
 
 class Producer(LogProducer):
     """Signs records and sends them with a ``confluent_kafka.Producer``.
 
-    With ``batch`` above 1, records share signatures: ``produce`` hashes its record and returns, and the record is
-    sealed and sent with others once there are ``batch`` of them, or after ``linger``, or by ``flush``, ``close``
-    or ``commit_transaction``; at once while nothing else is in flight. Records reach the client in the order of
-    the calls.
+    Records of one topic that are published together share signatures: ``produce`` hashes its record and returns.
+    The record is sealed and sent with others once there are ``batch`` of them, before the client would have sent
+    it, or by ``flush``, ``close`` or ``commit_transaction``; at once while nothing else is in flight. Records
+    reach the client in the order of the calls.
 
     Delivery reports are served inside ``poll`` and ``flush``, as by the client. Call those of this producer, not
     those of its client: confluent-kafka kills the process when ``poll`` is called inside a report, and this
@@ -61,8 +79,9 @@ class Producer(LogProducer):
         value_serializer: makes bytes of values before they are signed; bytes and ``None`` pass as they are.
         max_in_flight: records in the client, with those whose report was not served yet. When there are more, or
             when the client's own queue is full, ``produce`` polls for up to 60 s.
-        batch: most records under one signature, 1 to 1,024; with 1, each has its own.
-        linger: seconds a record is held at most for others to join, 0 to 10.
+        batch: most records under one signature, 1 to 1,024; with 1, each has its own, and ``produce`` raises
+            whatever keeps it from being signed or sent.
+        linger: seconds a record is held for others to join, 0 to 10, also where it arrives later by that.
 
     Raises:
         ConfigurationError: the client serializes by itself, which would run after signing, or a setting is wrong.
@@ -76,8 +95,8 @@ class Producer(LogProducer):
         config: Mapping[str, Any],
         value_serializer: Callable[[Any], bytes] | None = None,
         max_in_flight: int = DEFAULT_IN_FLIGHT,
-        batch: int = 1,
-        linger: float = DEFAULT_LINGER,
+        batch: int = DEFAULT_BATCH,
+        linger: float = 0,
     ) -> None:
         config = check_producer(client, config)
         super().__init__(
@@ -87,14 +106,24 @@ class Producer(LogProducer):
             in_flight=max_in_flight,
             batch=batch,
             linger=linger,
+            buffer=("batch.size", int(config.get("batch.size", SMALL))),
             transactional=bool(config.get("transactional.id")),
             idempotent=is_idempotent(config),
         )
-        self._inside = threading.local()
+        self._inside = _Inside()
         self._most = max_in_flight
         self._fatal: KafkaError | None = None
         if batch > 1:
-            self._sealing = Sealing(client, signer, self._give, batch=batch, linger=linger)
+            # librdkafka waits for 5 ms by default.
+            wait_ms = float(config.get("linger.ms", config.get("queue.buffering.max.ms", 5)))
+            self._sealing = Sealing(
+                client,
+                signer,
+                self._give,
+                # A batch of more records than may be in flight would never be full.
+                batch=min(batch, max_in_flight),
+                buffer=ClientBuffer(wait_ms / 1000, linger),
+            )
 
     def produce(  # noqa: PLR0917 - the client's own signature
         self,
@@ -128,11 +157,11 @@ class Producer(LogProducer):
             BufferError: no free place within 60 s, or at once inside a delivery report.
             KafkaException: the client refuses the record, for its size for example.
         """
-        if getattr(self._inside, "full", False):
+        if self._inside.full:
             raise BufferError("no free place: this delivery report is being served to make one")
         message = self._message(topic, value, key, headers)
         for name, _ in message.headers:
-            if not is_sendable(name):
+            if not _SENDABLE[name]:
                 raise MalformedMessage(
                     "a header's name must be UTF-8 without NUL: confluent-kafka cannot send another"
                 )
@@ -194,15 +223,9 @@ class Producer(LogProducer):
         if error is not None and (error.fatal() or error.code() in _FATAL):
             self._fatal = error
 
-    @contextmanager
-    def serving(self) -> Iterator[None]:
+    def serving(self) -> AbstractContextManager[None]:
         """Mark this thread as one that serves delivery reports."""
-        outer = getattr(self._inside, "served", False)
-        self._inside.served = True
-        try:
-            yield
-        finally:
-            self._inside.served = outer
+        return self._inside
 
     def _give(self, topic: str, value: bytes | None, **record: Any) -> None:
         """Give a record to the client, when its queue has room."""
@@ -223,7 +246,7 @@ class Producer(LogProducer):
         Raises:
             BufferError: the time is over, or this is inside a report.
         """
-        if getattr(self._inside, "served", False) or time.monotonic() >= until:
+        if self._inside.served or time.monotonic() >= until:
             raise BufferError(f"no free place: {len(self.client)} records are in flight")
         # A report that produces now would wait for the batch that waits here.
         self._inside.full = True
@@ -245,15 +268,15 @@ class Sealing(RecordSealing):
         signer: signs each batch.
         give: gives a record to the client.
         batch: how many records are sealed together.
-        linger: seconds a record waits at most for others.
+        buffer: tells how long a record waits for others.
     """
 
     def __init__(
-        self, client: Any, signer: Signer, give: Callable[..., None], *, batch: int, linger: float
+        self, client: Any, signer: Signer, give: Callable[..., None], *, batch: int, buffer: ClientBuffer
     ) -> None:
         self._client = client
         self._give = give
-        super().__init__(signer, batch=batch, linger=linger, patience=PATIENCE)
+        super().__init__(signer, batch=batch, buffer=buffer, patience=PATIENCE)
 
     def add(self, prepared: Prepared, topic: str, rest: Mapping[str, Any]) -> None:
         """Have a record sealed and sent.
@@ -270,8 +293,7 @@ class Sealing(RecordSealing):
     def send(self, prepared: Prepared, record: Record, token: str, /) -> BaseException | None:
         """Give a record to the client; return its error, or ``None``."""
         topic, rest, context = record
-        message = prepared.message
-        headers = sealed_headers(prepared, token)
+        message, headers = prepared.message, sealed_headers(prepared, token)
         try:
             context.run(self._give, topic, message.body, key=message.key, headers=headers, **rest)
         except Exception as error:
@@ -280,8 +302,11 @@ class Sealing(RecordSealing):
 
     def handed(self, records: Sequence[Record], outcomes: Sequence[Any], /) -> Iterable[Callable[[], object]]:
         """Return calls to the delivery reports of the records of a batch that were not sent."""
-        failures = [(record, error) for record, error in zip(records, outcomes, strict=True) if error is not None]
-        return [partial(report_unsent, record, error) for record, error in failures]
+        return [
+            partial(report_unsent, record, error)
+            for record, error in zip(records, outcomes, strict=True)
+            if error is not None
+        ]
 
 
 def report_unsent(record: Record, error: BaseException) -> None:

@@ -17,27 +17,29 @@ from mqauth.brokers.kafka.client import is_no_topic, producer_settings
 from mqauth.brokers.kafka.sealing import InFlightLimit, Sealing
 from mqauth.brokers.log.producer import DEFAULT_IN_FLIGHT, LogProducer, TopicReplies, later
 from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, native_headers
+from mqauth.brokers.log.sealing import ClientBuffer
 from mqauth.errors import Unavailable
 from mqauth.judging.verified import Verified
 from mqauth.signer import Signer
-from mqauth.wire.batch import DEFAULT_LINGER
+from mqauth.wire.batch import DEFAULT_BATCH
 
 
 class Producer(LogProducer):
     """Signs records and sends them with a connected ``KafkaProducer``.
 
-    With ``batch`` above 1, records share signatures: ``send`` hashes its record and returns, and the record is
-    sealed and sent with others once there are ``batch`` of them, or after ``linger``, or by ``flush``, ``close``
-    or ``commit_transaction``; at once while nothing else is in flight. Records reach the client in the order of
-    the calls. The first record to a topic is sent alone.
+    Records of one topic that are published together share signatures: ``send`` hashes its record and returns.
+    The record is sealed and sent with others once there are ``batch`` of them, before the client would have sent
+    it, or by ``flush``, ``close`` or ``commit_transaction``; at once while nothing else is in flight. Records
+    reach the client in the order of the calls. The first record to a topic is sent alone.
 
     Args:
         client: a ``KafkaProducer`` without serializers.
         signer: signs; each call makes a new token, or takes a place in one.
         value_serializer: makes bytes of values before they are signed; bytes and ``None`` pass as they are.
         max_in_flight: records held, or sent and not yet acknowledged; kafka-python has no limit of its own.
-        batch: most records under one signature, 1 to 1,024; with 1, each has its own.
-        linger: seconds a record is held at most for others to join, 0 to 10.
+        batch: most records under one signature, 1 to 1,024; with 1, each has its own, and ``send`` raises
+            whatever keeps it from being signed or sent.
+        linger: seconds a record is held for others to join, 0 to 10, also where it arrives later by that.
 
     Raises:
         ConfigurationError: the client has serializers, which would run after signing, or a setting is wrong.
@@ -50,8 +52,8 @@ class Producer(LogProducer):
         *,
         value_serializer: Callable[[Any], bytes] | None = None,
         max_in_flight: int = DEFAULT_IN_FLIGHT,
-        batch: int = 1,
-        linger: float = DEFAULT_LINGER,
+        batch: int = DEFAULT_BATCH,
+        linger: float = 0,
     ) -> None:
         config = producer_settings(client)
         super().__init__(
@@ -61,13 +63,16 @@ class Producer(LogProducer):
             in_flight=max_in_flight,
             batch=batch,
             linger=linger,
+            buffer=("batch_size", config["batch_size"]),
             transactional=bool(config.get("transactional_id")),
             idempotent=config["enable_idempotence"],
         )
         self._room = InFlightLimit(max_in_flight)
         self._patience: float = config["max_block_ms"] / 1000
         if batch > 1:
-            self._sealing = Sealing(client, signer, self._room, batch=batch, linger=linger)
+            buffer = ClientBuffer(config["linger_ms"] / 1000, linger)
+            # A batch of more records than may be in flight would never be full.
+            self._sealing = Sealing(client, signer, self._room, batch=min(batch, max_in_flight), buffer=buffer)
 
     def send(  # noqa: PLR0917 - the client's own signature
         self,
@@ -106,7 +111,7 @@ class Producer(LogProducer):
         sealing = self._sealing
         if sealing is not None:
             self._refuse_unbegun()
-            if sealing.knows(topic):
+            if topic in sealing.topics:
                 prepared = self._signer.prepare(message)
                 self._room.enter(self._patience)
                 return sealing.add(prepared, topic, partition, timestamp_ms)  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ from typing import Any, Final, Self, TypeAlias
 from kafka.errors import IllegalStateError, KafkaTimeoutError
 from kafka.future import Future
 
-from mqauth.brokers.log.sealing import RecordSealing, sealed_headers
+from mqauth.brokers.log.sealing import ClientBuffer, RecordSealing, sealed_headers
 from mqauth.signer import Prepared, Signer
 
 MAX_TOPICS: Final = 10_000
@@ -34,8 +34,6 @@ class InFlightLimit:
     Attributes:
         taken: records in flight now.
     """
-
-    __slots__ = ("_bound", "_free", "_waiting", "taken")
 
     def __init__(self, bound: int) -> None:
         self.taken = 0
@@ -173,26 +171,26 @@ class Sealing(RecordSealing):
         signer: signs each batch.
         room: counts the records in flight; left by each that was acknowledged or has failed.
         batch: how many records are sealed together.
-        linger: most seconds that a record waits for others.
+        buffer: tells how long a record waits for others.
+
+    Attributes:
+        topics: those to which the client can send without waiting for their metadata.
     """
 
-    def __init__(self, client: Any, signer: Signer, room: InFlightLimit, *, batch: int, linger: float) -> None:
+    def __init__(
+        self, client: Any, signer: Signer, room: InFlightLimit, *, batch: int, buffer: ClientBuffer
+    ) -> None:
         self._client = client
         self._room = room
-        self._topics: set[str] = set()
+        self.topics: set[str] = set()
         self._handed = threading.Condition(threading.Lock())
         self._kept: dict[RecordFuture, list[Callable[[Any], Any]]] = {}
-        patience = client.config["max_block_ms"] / 1000
-        super().__init__(signer, batch=batch, linger=linger, patience=patience)
-
-    def knows(self, topic: str) -> bool:
-        """Return whether the client can send to a topic without waiting for its metadata."""
-        return topic in self._topics
+        super().__init__(signer, batch=batch, buffer=buffer, patience=client.config["max_block_ms"] / 1000)
 
     def learn(self, topic: str) -> None:
         """Note that the client has sent to a topic."""
-        if len(self._topics) < MAX_TOPICS:
-            self._topics.add(topic)
+        if len(self.topics) < MAX_TOPICS:
+            self.topics.add(topic)
 
     def add(self, prepared: Prepared, topic: str, partition: int | None, timestamp_ms: int | None) -> RecordFuture:
         """Have a record sealed and sent; it has its place in ``room``, and gives it back whatever becomes of it.
@@ -236,16 +234,15 @@ class Sealing(RecordSealing):
         """Return the client's future of a record, or a failed one."""
         topic, partition, timestamp_ms, context, _ = record
         # A record before this one found that the topic is lost: do not wait for its metadata once for each.
-        if topic not in self._topics:
+        if topic not in self.topics:
             return self.failed(KafkaTimeoutError("no metadata of the topic"))
-        message = prepared.message
-        headers = sealed_headers(prepared, token)
+        message, headers = prepared.message, sealed_headers(prepared, token)
         send = partial(self._client.send, topic, value=message.body, key=message.key, headers=headers)
         try:
             return context.run(send, partition=partition, timestamp_ms=timestamp_ms)
         except Exception as error:
             if isinstance(error, KafkaTimeoutError):
-                self._topics.discard(topic)
+                self.topics.discard(topic)
             return self.failed(error)
 
     def failed(self, error: BaseException, /) -> FailedFuture:

@@ -28,8 +28,8 @@ from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.threads import DaemonThread
 
-WATCH: Final = 0.1
-"""Seconds after which another thread polls while handlers run."""
+WATCH: Final = 0.5
+"""Seconds after which another thread polls while handlers run; a poll costs as much as ten messages."""
 BUSY: Final = 0.05
 """Seconds for which a thread without work waits for the others to finish theirs."""
 

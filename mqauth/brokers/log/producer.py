@@ -9,10 +9,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from types import TracebackType
 from typing import Any, Final, Self
 
 from mqauth.brokers.log.records import NativeHeaders, ProducerFatalError, to_message
+from mqauth.brokers.log.sealing import SMALL
 from mqauth.errors import RetryLater, require
 from mqauth.flow import Flow, call, run
 from mqauth.judging.verified import Verified
@@ -32,9 +34,11 @@ class RecordProducer(ABC):
         signer: signs.
         serialize: makes bytes of values before they are signed.
         batch: most records under one signature.
-        linger: seconds a record is held at most for others to join.
+        linger: seconds a record is held for others to join.
+        buffer: the client's setting of how many bytes it sends at once for a partition, and their number.
         transactional: whether the client has a transactional id.
         idempotent: whether the client's retries write no second copy.
+        in_flight: most records in flight.
 
     Raises:
         ConfigurationError: a setting is wrong.
@@ -48,10 +52,13 @@ class RecordProducer(ABC):
         serialize: Callable[[Any], bytes] | None,
         batch: int,
         linger: float,
+        buffer: tuple[str, int],
         transactional: bool,
         idempotent: bool,
+        in_flight: int = DEFAULT_IN_FLIGHT,
     ) -> None:
         check_batching(batch, linger)
+        require(in_flight >= 1, f"max_in_flight must be at least 1, not {in_flight}")
         self.client = client
         self._signer = signer
         self._serialize = serialize
@@ -62,6 +69,10 @@ class RecordProducer(ABC):
             emit(
                 "producer.not_idempotent",
                 "a producer without idempotence: its retries will be rejected as replays",
+            )
+        if buffer[1] < SMALL:
+            emit(
+                "producer.small_buffer", "%s is %d bytes: with %d signed records cost half as much", *buffer, SMALL
             )
 
     def _message(self, topic: str, value: Any, key: bytes | None, headers: Any) -> Message:
@@ -78,7 +89,7 @@ class RecordProducer(ABC):
         """Refuse a record of a batch in a transaction of which we would not see the end."""
         require(
             self._began or not self._transactional,
-            "with batches, begin and end transactions by the producer, not its client",
+            "begin and end transactions by the producer, not its client, or set batch=1",
         )
 
     def _beginning(self) -> Flow[None]:
@@ -108,22 +119,7 @@ class RecordProducer(ABC):
 
 
 class LogProducer(RecordProducer):
-    """A producer on a synchronous client; records that wait to be sealed are part of its transactions.
-
-    Args:
-        client: the client.
-        signer: signs.
-        in_flight: most records in flight.
-        batch: most records under one signature.
-        settings: as ``RecordProducer`` has them.
-
-    Raises:
-        ConfigurationError: a setting is wrong.
-    """
-
-    def __init__(self, client: Any, signer: Signer, *, in_flight: int, batch: int, **settings: Any) -> None:
-        super().__init__(client, signer, batch=batch, **settings)
-        require(batch <= in_flight, "max_in_flight must be at least batch: a batch would never be full")
+    """A producer on a synchronous client; records that wait to be sealed are part of its transactions."""
 
     def begin_transaction(self) -> None:
         """Begin a transaction of a client that has a transactional id."""
@@ -181,6 +177,10 @@ class TopicReplies(ABC):
 
     def __init__(self, producer: Any) -> None:
         self._producer = producer
+        if isinstance(producer, LogProducer):
+            # Who answers must be told what keeps the answer from being signed or sent: it waits for no others.
+            self._producer = copy(producer)
+            self._producer._sealing = None
 
     def __call__(self, verified: Verified, body: bytes) -> Any:
         """Send an answer.

@@ -1,12 +1,13 @@
 """Records that are sealed together and given to a client in their order, for every synchronous client.
 
-A batch is closed when it is full, when its first record has waited for ``linger``, on a flush, and at once while
-nothing else is in flight. One thread at a time seals and sends; a record that cannot be sealed fails, and is
-never sent.
+A batch is closed when it is full, on a flush, at once while nothing else is in flight, and else before its client
+would have sent the records: it holds them for a while of its own. Only ``linger`` makes records wait for longer.
+One thread at a time seals and sends; a record that cannot be sealed fails, and is never sent.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -22,6 +23,39 @@ from mqauth.wire.message import TOKEN_HEADER
 
 IDLE: Final = 1.0
 """Seconds after which a thread that has nothing to wait for ends."""
+
+
+SMALL: Final = 262_144
+"""Bytes below which a client's buffer is small: signed records of 1 KiB fill 16,384 bytes eight at a time."""
+
+
+class ClientBuffer:
+    """Tells how long records may be held without a later arrival, since their client waits as well.
+
+    A client sends what it was given once its first record has waited for so long.
+
+    Args:
+        wait: seconds, by the client's own settings.
+        linger: seconds that a record may be held in any case.
+        monotonic: tells seconds that only grow.
+    """
+
+    def __init__(self, wait: float, linger: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._wait = wait
+        self._linger = linger
+        self._monotonic = monotonic
+        self._sends_at = -math.inf
+
+    def filled(self) -> None:
+        """Note that the client is given records."""
+        now = self._monotonic()
+        if now >= self._sends_at:
+            self._sends_at = now + self._wait
+
+    def hold(self) -> float:
+        """Return for how many seconds a record may be held from now on."""
+        # The last quarter is left to seal the records and to give them to the client.
+        return max(self._linger, self._sends_at - self._wait / 4 - self._monotonic())
 
 
 class ThreadTimer:
@@ -73,17 +107,17 @@ class RecordSealing(ABC):
     Args:
         signer: signs each batch.
         batch: how many records are sealed together.
-        linger: most seconds that a record waits for others.
+        buffer: tells how long a record waits for others.
         patience: seconds for which a sender waits while another thread sends.
 
     Attributes:
         failure: why the first record failed that could not be sealed or sent, since this was last set to ``None``.
     """
 
-    def __init__(self, signer: Signer, *, batch: int, linger: float, patience: float) -> None:
+    def __init__(self, signer: Signer, *, batch: int, buffer: ClientBuffer, patience: float) -> None:
         self._signer = signer
         self._batch = batch
-        self._linger = linger
+        self._buffer = buffer
         self._patience = patience
         self._timer = ThreadTimer(lambda: self.flush(None))
         # The first lock is of what waits, and nothing that may block is called under it. The second one is held
@@ -137,7 +171,7 @@ class RecordSealing(ABC):
                 self._closed.append(batch)
                 self._open = []
         if (complete and not self._send_all(self._patience)) or (first and not complete):
-            self._timer.set(self._linger)
+            self._timer.set(self._buffer.hold())
         return True
 
     def flush(self, timeout: float | None) -> bool:
@@ -172,6 +206,7 @@ class RecordSealing(ABC):
         """Seal a batch and have its records sent; each one gets an outcome, and ``told`` the calls to make."""
         records = [record for _, record in batch]
         outcomes, error = list[Any](), None
+        self._buffer.filled()
         try:
             tokens = self._signer.tokens([prepared for prepared, _ in batch])
             for (prepared, record), token in zip(batch, tokens, strict=True):

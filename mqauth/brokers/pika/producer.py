@@ -21,12 +21,12 @@ from mqauth.brokers.dead_letters import responder_of
 from mqauth.brokers.pika.confirmed import DeadLetters, Publisher
 from mqauth.brokers.pika.link import Link, drive, tell
 from mqauth.brokers.pika.translate import to_message
-from mqauth.brokers.sealing import OpenCalls, Pace, Sealing, SingleSealing
+from mqauth.brokers.sealing import OpenCalls, Sealing
 from mqauth.errors import MqauthError, RetryLater, Unavailable
 from mqauth.judging.verified import Responder, Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
-from mqauth.wire.batch import DEFAULT_LINGER
+from mqauth.wire.batch import DEFAULT_BATCH
 from mqauth.wire.message import Message
 
 OUT_OF_REACH: Final = (AMQPConnectionError, ChannelWrongStateError, OSError, Unavailable)
@@ -66,11 +66,10 @@ class Producer:
         signer: Signer,
         *,
         value_serializer: Callable[[Any], bytes] | None = None,
-        batch: int = 1,
-        linger: float = DEFAULT_LINGER,
+        batch: int = DEFAULT_BATCH,
+        linger: float = 0,
     ) -> None:
-        pace = Pace(batch, linger)
-        self._sealing = SingleSealing(signer) if batch == 1 else Sealing(signer, pace)
+        self._sealing = Sealing(signer, batch, linger)
         self._publisher = Publisher(connection)
         self.link = self._publisher.link
         self._exchange = exchange

@@ -27,13 +27,13 @@ from mqauth.brokers.dead_letters import responder_of
 from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, closing_is_an_error, is_untouched, reopen
 from mqauth.brokers.rabbitmq.confirmed import DeadLetters
 from mqauth.brokers.rabbitmq.translate import Measured, agreed, frame_limit, headers_out, to_message, unsendable
-from mqauth.brokers.sealing import OpenCalls, Pace, Sealing, SingleSealing
+from mqauth.brokers.sealing import OpenCalls, Sealing
 from mqauth.errors import MalformedMessage, MqauthError, RetryLater, Unavailable, require
 from mqauth.judging.verified import Responder, Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.signer import Signer
-from mqauth.wire.batch import DEFAULT_LINGER
+from mqauth.wire.batch import DEFAULT_BATCH
 from mqauth.wire.message import Message
 
 if TYPE_CHECKING:
@@ -78,14 +78,13 @@ class Producer:
         signer: Signer,
         *,
         value_serializer: Callable[[Any], bytes | AbstractMessage] | None = None,
-        batch: int = 1,
-        linger: float = DEFAULT_LINGER,
+        batch: int = DEFAULT_BATCH,
+        linger: float = 0,
     ) -> None:
         require(
             hasattr(exchange, "name"), f"a producer takes an exchange of aio-pika, not {type(exchange).__name__}"
         )
-        pace = Pace(batch, linger)
-        self._sealing = SingleSealing(signer) if batch == 1 else Sealing(signer, pace)
+        self._sealing = Sealing(signer, batch, linger)
         self._exchange = exchange
         self._direct, self._through = DirectPath(exchange), ExchangePath(exchange)
         self._signer = signer
