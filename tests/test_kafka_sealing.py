@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import warnings
@@ -140,8 +141,9 @@ def test_fewer_in_flight() -> None:
     assert stand.sealing._batch == 3
 
 
-def test_as_it_comes(forge: Forge) -> None:
+def test_as_it_comes(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without any setting a record alone has the single form, and those sent behind it share a token by topic."""
+    monkeypatch.setattr(log_sealing, "CLOSE", math.inf)
     client: Any = FakeClient()
     client.topics["refunds"] = 1
     producer = kafka.Producer(client, forge.signer())
@@ -159,6 +161,23 @@ def test_as_it_comes(forge: Forge) -> None:
     shared = {client.logs[topic, 0][1].headers[-1][1].partition(b"~")[0] for topic in ("orders", "refunds")}
     assert len(shared) == 2
     assert alarm.times == [0]
+
+
+def test_records_that_come_slowly_are_sealed_at_once(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record that comes long after another waits for none, though that one is in flight: no thread is woken."""
+    monkeypatch.setattr(log_sealing, "CLOSE", 0.0)
+    client: Any = FakeClient()
+    producer = kafka.Producer(client, forge.signer())
+    producer._sealing._timer = alarm = FakeAlarm(print)
+    for _ in range(2):
+        producer.send("orders", b"x", b"k", None, 0)
+    producer.flush()
+    alarm.times.clear()
+    for _ in range(2):
+        producer.send("orders", b"x", b"k", None, 0)
+    heads = [seen.headers[-1][1].partition(b"~") for seen in client.logs["orders", 0]]
+    assert [bool(proof) for *_, proof in heads] == [False] * 4
+    assert alarm.times == []
 
 
 def test_a_client_that_waits() -> None:

@@ -1,7 +1,8 @@
 """Records that are sealed together and given to a client in their order, for every synchronous client.
 
-A batch is closed when it is full, on a flush, at once while nothing else is in flight, and else before its client
-would have sent the records: it holds them for a while of its own. Only ``linger`` makes records wait for longer.
+A batch is closed when it is full, on a flush, at once while nothing else is in flight or the record before came
+long ago, and else before its client would have sent the records: it holds them for a while of its own. Only
+``linger`` makes records wait for longer.
 One thread at a time seals and sends; a record that cannot be sealed fails, and is never sent.
 """
 
@@ -25,6 +26,8 @@ IDLE: Final = 1.0
 """Seconds after which a thread that has nothing to wait for ends."""
 
 
+CLOSE: Final = 0.0002
+"""Seconds between two records that may share a signature, unless ``linger`` says that they wait."""
 SMALL: Final = 262_144
 """Bytes below which a client's buffer is small: signed records of 1 KiB fill 16,384 bytes eight at a time."""
 
@@ -44,7 +47,16 @@ class ClientBuffer:
         self._wait = wait
         self._linger = linger
         self._monotonic = monotonic
-        self._sends_at = -math.inf
+        self._sends_at, self._last = -math.inf, math.inf
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a record may wait for others: it comes close behind another one."""
+        return self._linger > 0 or self._monotonic() - self._last < CLOSE
+
+    def taken(self) -> None:
+        """Note that a record was taken, and perhaps sealed."""
+        self._last = self._monotonic()
 
     def filled(self) -> None:
         """Note that the client is given records."""
@@ -166,12 +178,14 @@ class RecordSealing(ABC):
             batch = self._open
             batch.append((prepared, record))
             first = len(batch) == 1
-            complete = len(batch) >= self._batch or self.idle()
+            # To wake a thread costs more than a signature: where records come slowly, each is sealed here.
+            complete = len(batch) >= self._batch or self.idle() or (first and not self._buffer.is_busy)
             if complete:
                 self._closed.append(batch)
                 self._open = []
         if (complete and not self._send_all(self._patience)) or (first and not complete):
             self._timer.set(self._buffer.hold())
+        self._buffer.taken()
         return True
 
     def flush(self, timeout: float | None) -> bool:
