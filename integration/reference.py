@@ -28,7 +28,6 @@ from mqauth.errors import Cause, Reason
 from mqauth.review.glossary import EXPLANATIONS, TERMS
 from mqauth.telemetry import METRICS, AuthorityTelemetry, Telemetry
 from mqauth.testing.attack_classes import CLASSES
-from mqauth.testing.attacks import ALL_ATTACKS
 
 FOLDER: Final = ROOT / "docs" / "reference"
 DOORS: Final = (
@@ -48,8 +47,6 @@ _TOGETHER: Final = {
     ),
 }  # fmt: skip
 """Options that many commands take together, under one word."""
-_NAMES: Final = 30
-"""So many names of attacks stand in one item of a list, at most."""
 _WRITTEN = "`python -m integration.reference` writes this page.\n"
 _LABELS: Final = {
     "mqauth.messages": "`verdict`, `reason`, `destination`",
@@ -429,22 +426,16 @@ def _paragraphs(text: str | None) -> str:
 
 
 def attacks() -> str:
-    """Return the page of attacks: each class, and what stands for it; then each attack under its reason."""
+    """Return the page of attacks: each class, and what stands for it."""
     head = f"# Attacks\n\nLook up what [the attack suite](../how-to/attack-your-consumer.md) tries. {_WRITTEN}"
     classes = "".join(
         f"{one.number}. {_plain(one.story)} ({_plain(one.source)}): {_stands(one.attacks, one.elsewhere)}\n"
         for one in CLASSES
     )
-    listed = ""
-    for reason in dict.fromkeys(attack.reason for attack in ALL_ATTACKS):
-        names = [f"`{attack.name}`" for attack in ALL_ATTACKS if attack.reason == reason]
-        items = (names[at : at + _NAMES] for at in range(0, len(names), _NAMES))
-        listed += "".join(f"* `{reason}`: {', '.join(item)}\n" for item in items)
     return (
         f"{head}\n## Classes\n\nEach class has where it was seen, and its attacks. What needs an issuer, a disk "
         "or an operator's mistake cannot be sent as a message: the test that is named holds it.\n\n"
-        f"{classes}\n## Attacks of one message\n\nEach attack stands under the reason that it must meet. "
-        f"Its `story` says what it tries.\n\n{listed}"
+        f"{classes}"
     )
 
 

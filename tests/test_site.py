@@ -129,7 +129,7 @@ QUESTIONS = {
     "test handler": "docs/how-to/test-a-handler",
     "docker": "docs/how-to/run-in-containers",
     "retry queue": "docs/how-to/use-retry-queues",
-    "another language": "docs/how-to/write-a-producer-in-another-language",
+    "another language": "docs/how-to/run-a-fleet-in-several-languages",
     "supported versions": "docs/reference/supported-versions",
     "header size": "docs/sizing",
     "jwks outage": "docs/how-to/survive-an-issuers-outage",

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mail import FORGED, OTHER, Mail, Trial, outcome  # isort: skip
 
-NAME = "the usual PyJWT wrapper"
+NAME = "PyJWT"
 PACKAGE = "pyjwt"
 ISSUER, AUDIENCE = "https://auth.example", "billing"
 KEYS = {name: Ed25519PrivateKey.generate() for name in ("orders", "stock")}

@@ -22,7 +22,7 @@ from mqauth.wire.message import Message
 
 PAGES = (
     "docs/review.md", "docs/how-to/survive-an-issuers-outage.md",
-    "docs/how-to/respond-to-a-stolen-key.md", "docs/how-to/write-a-producer-in-another-language.md",
+    "docs/how-to/respond-to-a-stolen-key.md", "docs/how-to/run-a-fleet-in-several-languages.md",
     "docs/troubleshooting.md",
 )  # fmt: skip
 REVIEW = """
