@@ -429,19 +429,20 @@ def attacks() -> str:
     """Return the page of attacks: each class, and what stands for it."""
     head = f"# Attacks\n\nLook up what [the attack suite](../how-to/attack-your-consumer.md) tries. {_WRITTEN}"
     classes = "".join(
-        f"{one.number}. {_plain(one.story)} ({_plain(one.source)}): {_stands(one.attacks, one.elsewhere)}\n"
-        for one in CLASSES
+        f"{one.number}. {_plain(one.story)} ({_plain(one.source)}){_held(one.elsewhere)}\n" for one in CLASSES
     )
     return (
-        f"{head}\n## Classes\n\nEach class has where it was seen, and its attacks. What needs an issuer, a disk "
-        "or an operator's mistake cannot be sent as a message: the test that is named holds it.\n\n"
+        f"{head}\n## Classes\n\nEach class has where it was seen; the suite's report names its attacks. What "
+        "needs an issuer, a disk or an operator's mistake cannot be sent as a message: the test that is named holds "
+        "it.\n\n"
         f"{classes}"
     )
 
 
-def _stands(names: tuple[str, ...], elsewhere: str) -> str:
-    held = f"`{elsewhere.rpartition('::')[2]}`" if "::" in elsewhere else _plain(elsewhere)
-    return ", ".join([*(f"`{name}`" for name in names), *([held] if held else [])])
+def _held(elsewhere: str) -> str:
+    return (
+        f": `{elsewhere.rpartition('::')[2]}`" if "::" in elsewhere else f": {_plain(elsewhere)}" * bool(elsewhere)
+    )
 
 
 PAGES: Final[dict[str, Callable[[], str]]] = {
