@@ -432,9 +432,8 @@ def attacks() -> str:
         f"{one.number}. {_plain(one.story)} ({_plain(one.source)}){_held(one.elsewhere)}\n" for one in CLASSES
     )
     return (
-        f"{head}\n## Classes\n\nEach class has where it was seen; the suite's report names its attacks. What "
-        "needs an issuer, a disk or an operator's mistake cannot be sent as a message: the test that is named holds "
-        "it.\n\n"
+        f"{head}\n## Classes\n\nEach class has where it was seen; the suite's report names its attacks. The test "
+        "that is named holds what needs an issuer, a disk or an operator's mistake, and cannot be a message.\n\n"
         f"{classes}"
     )
 
