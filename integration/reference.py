@@ -281,25 +281,13 @@ def _from(name: str) -> str:
 def audit_schema() -> str:
     """Return the page of the audit record: each member, as its schema has it."""
     schema = json.loads((ROOT / "docs" / "audit-record.schema.json").read_text("utf-8"))
-    rows = _joined(list(_members("", schema, schema["$defs"], {})))
+    rows = "".join(_members("", schema, schema["$defs"], {}))
     return (
         f"# Audit record\n\nLook up a member of an audit record. {_WRITTEN}\n"
-        "A record is one line of JSON. [The schema](../audit-record.schema.json) is exact about types and bounds; "
+        "A record is one line of JSON. [The schema](../audit-record.schema.json) has every member, type and bound; "
         "[the audit page](../audit.md) says when records are written and how their chain is checked. Members with "
         f"a star are always there.\n\n{schema['description']}\n\n{rows}"
     )
-
-
-def _joined(items: list[str]) -> str:
-    """Return items of a list, in which neighbours of one kind, of which nothing more is said, are one."""
-    lines: list[str] = []
-    for item in items:
-        name, kind = item.removeprefix("* ").split(" (", 1)
-        if lines and kind.endswith(")\n") and lines[-1].endswith(f" ({kind}"):
-            lines[-1] = lines[-1].removesuffix(f" ({kind}") + f", {name} ({kind}"
-        else:
-            lines.append(item)
-    return "".join(lines)
 
 
 def _members(prefix: str, schema: dict[str, Any], known: dict[str, Any], shown: dict[str, str]) -> Iterator[str]:
@@ -310,7 +298,8 @@ def _members(prefix: str, schema: dict[str, Any], known: dict[str, Any], shown: 
         text = _plain(said.get("description", ""))
         below = json.dumps(said.get("properties", {}))
         like = f" Members as in `{shown[below]}`." if below in shown else ""
-        yield f"* `{prefix}{name}`{always} ({_kind(said)})" + (f": {text}{like}\n" if text or like else "\n")
+        if text or like:
+            yield f"* `{prefix}{name}`{always} ({_kind(said)}): {text}{like}\n"
         if below != "{}" and not like:
             shown[below] = f"{prefix}{name}"
             yield from _members(f"{prefix}{name}.", said, known, shown)

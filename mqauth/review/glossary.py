@@ -35,11 +35,9 @@ TERMS: Final[dict[str, str]] = {
     "audit record": "One line of an audit file: a verdict, or what a reviewer did.",
     "chain": "Each audit record holds the hash of the one before it, so an edited or removed record is found.",
     "error id": "Names a fault of a handler: the same exception from the same functions has the same id.",
-    "note": "What a reviewer wrote about a group. It is kept in the reviewer's audit file.",
-    "ticket": "The id of the group's ticket in your tracker.",
     "rate limit": "Dead letters an act may take in a second.",
     "viewer": "A person who can look, refresh and recalculate the balance.",
-    "reviewer": "A person who can also check again, redrive, discard and write notes.",
+    "reviewer": "A person who can also check again, redrive and discard.",
 }
 """Each term with its meaning in one or two sentences."""
 
