@@ -284,7 +284,7 @@ def audit_schema() -> str:
     rows = "".join(_members("", schema, schema["$defs"], {}))
     return (
         f"# Audit record\n\nLook up a member of an audit record. {_WRITTEN}\n"
-        "A record is one line of JSON. [The schema](../audit-record.schema.json) has every member, type and bound; "
+        "A record is a line of JSON. [The schema](../audit-record.schema.json) has all members, types and bounds; "
         "[the audit page](../audit.md) says when records are written and how their chain is checked. Members with "
         f"a star are always there.\n\n{schema['description']}\n\n{rows}"
     )
