@@ -92,6 +92,9 @@ def lower_bounds() -> dict[str, str]:
     bounds = {}
     for line in listed:
         wanted = Requirement(line)
+        # An extra may bring another one of ours.
+        if wanted.name == project["name"]:
+            continue
         bounds[wanted.name] = next(each.version for each in wanted.specifier if each.operator == ">=")
     return bounds
 

@@ -248,6 +248,9 @@ class Judging(_CONSUMER):  # type: ignore[misc]
     """
 
     def __init__(self, broker: Any, *arguments: Any) -> None:
+        if broker._mqauth.guard is None:
+            # No worker consumes, but a program of its own.
+            broker._mqauth.start(broker)
         self._guard: Pipeline = broker._mqauth.guard
         self._letters = Letters(broker.parameters, broker._mqauth.dead_letters)
         self._leases = QueueLeases(self._guard.lease)
@@ -329,7 +332,11 @@ class Judging(_CONSUMER):  # type: ignore[misc]
         Raises:
             ConnectionClosed: the store cannot be reached: dramatiq calls again until it can.
         """
-        consumer, held = message._mqauth
+        pair = getattr(message, "_mqauth", None)
+        if not isinstance(pair, tuple):
+            # No message of ours: dramatiq logs that it does not know it.
+            return True
+        consumer, held = pair
         held.go_on()
         if held.again:
             waits = RuntimeError("the claim of a task cannot be confirmed")
