@@ -29,10 +29,11 @@ from mqauth.brokers.amqp_values import headers_out
 from mqauth.brokers.pika import DeadLetters, declare_dead_letters, received
 from mqauth.brokers.pika.translate import to_message
 from mqauth.clock import Backoff
+from mqauth.delivery.hold import is_deferred
 from mqauth.delivery.queue_work import QueueLeases
 from mqauth.flow import Flow, run
 from mqauth.integrations.task_queues import worker_guard
-from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
+from mqauth.judging.pipeline import Outcome, Pipeline
 from mqauth.judging.selftest import starting
 from mqauth.letters.dead_letter import DeadLetter
 from mqauth.logs import HANDLING
@@ -231,7 +232,7 @@ class Held:
             HANDLING.set(None)
             return True
         self._flow, self.again = None, 0.0
-        if outcome.verdict is Verdict.DEFERRED:
+        if is_deferred(outcome):
             self.failures += 1
             self.again = guard.clock.monotonic() + Backoff().wait(self.failures)
         return False
