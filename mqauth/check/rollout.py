@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from datetime import time as time_of_day
-from functools import partial
 from typing import Any, Final
 
 from mqauth.audit.observed import Group, group_of
@@ -142,8 +141,11 @@ def standings(
     """
     told = sorted((record for record in records if record.get("verdict") in ("observed", "rollout")), key=time_of)
     rollout = Rollout([entry.build() for entry in file.rollout])
-    stand = partial(_standing, rollout=rollout, told=told, file=file, now=now, broken=broken)
-    return [stand(entry) for entry in file.rollout if entry.at < Rung.ENFORCE]
+    return [
+        _standing(entry, rollout=rollout, told=told, file=file, now=now, broken=broken)
+        for entry in file.rollout
+        if entry.at < Rung.ENFORCE
+    ]
 
 
 def _standing(

@@ -232,8 +232,9 @@ def act(
                     reading, release = read(letter), None
                     if today is not None:
                         reading = yield from recalled(reading, today.originals)
-                        signs = require(releaser, "a redrive needs a key")
-                        message, release = yield from _returned(today, reading, plan, signs)
+                        message, release = yield from _returned(
+                            today, reading, plan, require(releaser, "a redrive needs a key")
+                        )
                         with refusing(MalformedMessage, UNSENDABLE, _RefusedError):
                             yield from call(box.publish, message)
                     # The record is durable before the letter goes: no letter may vanish without a trace.

@@ -88,8 +88,11 @@ class _RedisClaims:
                 with self._inspecting:
                     first, self._inspected = not self._inspected, True
                 if first and forbidden is not None:
-                    text = "INFO is forbidden (%s): make sure of maxmemory-policy noeviction"
-                    emit("store.unchecked", text, forbidden)
+                    emit(
+                        "store.unchecked",
+                        "INFO is forbidden (%s): make sure of maxmemory-policy noeviction",
+                        forbidden,
+                    )
                 # A cluster answers with a dict for each of its nodes.
                 cluster = info and all(isinstance(node, dict) for node in info.values())
                 nodes = info.values() if cluster else [info]

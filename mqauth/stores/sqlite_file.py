@@ -59,8 +59,10 @@ class SQLiteFile:
                     mount, _, file_system = line.partition(" - ")
                     kind = file_system.partition(" ")[0]
                     if mount.split(" ")[2] == f"{os.major(device)}:{os.minor(device)}":
-                        local = f"{path}: a store needs a local disk, and this is {kind}; {SHARE}"
-                        require(kind not in _NETWORK, local)
+                        require(
+                            kind not in _NETWORK,
+                            f"{path}: a store needs a local disk, and this is {kind}; {SHARE}",
+                        )
             # First the lock: what a living process has open is not looked at. SQLite's own locks (``fcntl``) are
             # lost when the process closes any descriptor of their file. So the lock is one of another kind
             # (``flock``), on another file, and the file's own descriptor is kept until SQLite has closed it.
