@@ -305,26 +305,22 @@ class Rate:
         """Write the lines that stand for those left out, where their minute is over; cheap where none is due."""
         if self._due == math.inf or not (all_of_them or self._clock.monotonic() >= self._due):
             return
-        for event, kind, left_out, seconds, last in self._take(self._clock.monotonic(), all_of_them):
-            emit(
-                event, "%s: and %s more in %d s", ", ".join(map(str, kind)), f"{left_out:,}", seconds,
-                left_out=left_out, **last,
-            )  # fmt: skip
-
-    def _take(
-        self, now: float, all_of_them: bool
-    ) -> list[tuple[str, tuple[object, ...], int, float, Mapping[str, Any]]]:
-        found = []
+        now, over = self._clock.monotonic(), list[tuple[str, tuple[object, ...], int, float, Mapping[str, Any]]]()
         with self._lock:
             self._due = math.inf
             for event, kinds in self._kinds.items():
                 for kind, lines in kinds.items():
                     if lines.left_out and (all_of_them or now >= lines.ends):
-                        found.append((event, kind, lines.left_out, EVERY + now - lines.ends, lines.last))
+                        over.append((event, kind, lines.left_out, EVERY + now - lines.ends, lines.last))
                         lines.ends, lines.left_out, lines.last = now + EVERY, 0, {}
                     elif lines.left_out:
                         self._due = min(self._due, lines.ends)
-        return found
+        # Written without the lock.
+        for event, kind, left_out, seconds, last in over:
+            emit(
+                event, "%s: and %s more in %d s", ", ".join(map(str, kind)), f"{left_out:,}", seconds,
+                left_out=left_out, **last,
+            )  # fmt: skip
 
 
 class AddMessage(logging.Filter):

@@ -175,13 +175,23 @@ class Detector:
 
         Records with the verdict ``alert`` are ignored, so that a log can be read again.
         """
-        fact = _fact(members)
-        if fact is None:
+        reason, verdict = members.get("reason"), members.get("verdict")
+        judged = verdict in ("accepted", "rejected", "would_reject") and isinstance(reason, str | None)
+        # What is unsigned has a report of its own, and an outage is no misuse.
+        if not judged or (verdict == "would_reject" and reason in (None, Reason.TOKEN_MISSING)):
             now = time_of(members)
             found = (*self._rollout.observe(members, now), *self._identities.observe(members, now))
             told = [Alert(kind=kind, about=about, count=count, time=now, verified=True)
                     for kind, count, about in found]  # fmt: skip
             return [alert for alert in told if self._is_new(alert)]
+        # The fact of an acceptance or a rejection.
+        said = claims_of(members)
+        named = {name: said.get(name) for name in ("iss", "kid", "sub", "jti")}
+        named["destination"] = member(members, "broker").get("destination")
+        values = {name: value[:_TEXT] for name, value in named.items() if isinstance(value, str) and value}
+        if type(index := said.get("index")) is int:
+            values["index"] = str(index)[:_TEXT]
+        fact = Fact(time_of(members), reason, values, is_verified(members))
         if self._started is None:
             self._started = fact.time
         alerts = self._habits(fact) if fact.reason is None else self._faults(fact)
@@ -250,20 +260,3 @@ class Detector:
             return False
         self._silent.keep(key, alert.time + self.thresholds.quiet)
         return True
-
-
-def _fact(members: Record) -> Fact | None:
-    """Return the fact of a record, or ``None`` if the record is not an acceptance or a rejection."""
-    reason, verdict = members.get("reason"), members.get("verdict")
-    if verdict not in ("accepted", "rejected", "would_reject") or not isinstance(reason, str | None):
-        return None
-    # What is unsigned has a report of its own, and an outage is no misuse.
-    if verdict == "would_reject" and reason in (None, Reason.TOKEN_MISSING):
-        return None
-    said = claims_of(members)
-    found = {name: said.get(name) for name in ("iss", "kid", "sub", "jti")}
-    found["destination"] = member(members, "broker").get("destination")
-    values = {name: value[:_TEXT] for name, value in found.items() if isinstance(value, str) and value}
-    if type(index := said.get("index")) is int:
-        values["index"] = str(index)[:_TEXT]
-    return Fact(time_of(members), reason, values, is_verified(members))

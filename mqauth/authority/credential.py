@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 from mqauth.authority.refusals import Refusal, Refused, grant_only
 from mqauth.errors import Rejection, Unavailable, require
@@ -220,7 +220,20 @@ def verify(
     else:
         known = typ is None or (type(typ) is str and typ.lower() in _TYPES)
     grant_only(known, Refusal.CREDENTIAL_MALFORMED, "its typ is of no credential of this issuer")
-    key = _key(issuer.keys, said.kid, now)
+    key: Any = None
+    # A source that was never asked has no set, and its first answer is worth a wait.
+    with suppress(Unavailable):
+        key = issuer.keys.key_set().get(said.kid)
+    if key is None:
+        try:
+            keys: Any = issuer.keys.refresh(said.kid, now)
+        except Rejection as error:
+            raise Refused(Refusal.CREDENTIAL_KEY, "its kid is unknown, and the issuer out of reach") from error
+        key = keys.get(said.kid)
+    # One that ended signs no credential, whenever that was signed.
+    grant_only(isinstance(key, Key), Refusal.CREDENTIAL_KEY, "its kid is unknown")
+    grant_only(key.revocation is None, Refusal.CREDENTIAL_KEY, "its key is revoked")
+    grant_only(key.expires is None or now < key.expires, Refusal.CREDENTIAL_KEY, "its key is retired")
     try:
         jws.verify(jwt.opened, key)
     except Rejection as error:
@@ -249,21 +262,3 @@ def verify(
     bound = type(jkt) is str and len(jkt) < 256
     grant_only(bound, Refusal.CREDENTIAL_BINDING, "its cnf is not a jkt alone")
     return said._replace(verified=True)
-
-
-def _key(source: KeySource, kid: str, now: float) -> Key:
-    """Return the issuer's key of a kid; one that ended signs no credential, whenever that was signed."""
-    key: Any = None
-    # A source that was never asked has no set, and its first answer is worth a wait.
-    with suppress(Unavailable):
-        key = source.key_set().get(kid)
-    if key is None:
-        try:
-            keys: Any = source.refresh(kid, now)
-        except Rejection as error:
-            raise Refused(Refusal.CREDENTIAL_KEY, "its kid is unknown, and the issuer out of reach") from error
-        key = keys.get(kid)
-    grant_only(isinstance(key, Key), Refusal.CREDENTIAL_KEY, "its kid is unknown")
-    grant_only(key.revocation is None, Refusal.CREDENTIAL_KEY, "its key is revoked")
-    grant_only(key.expires is None or now < key.expires, Refusal.CREDENTIAL_KEY, "its key is retired")
-    return cast(Key, key)

@@ -156,7 +156,19 @@ class IdentityAuthority:
             "jti": base64url.encode(self._randomness(16)).decode("ascii"),
             "cnf": {"jwk": dict(jwk)},
         }
-        wit = self._signed(strict_json.dumps(claims | dict(grant.claims)))
+        payload = strict_json.dumps(claims | dict(grant.claims))
+        try:
+            key = self._keys.signing_key()
+            limited = getattr(key, "subjects", None)
+            require(limited is None, "the authority's key has mqauth_sub: make it with mqauth keys new --pinned")
+            text = jws.compact(payload, key, typ=identity.WIT_TYPE)
+        except (ConfigurationError, KeyChanged) as error:
+            raise Unavailable(Cause.KEYS_UNAVAILABLE, str(error)) from error
+        # It is read as a consumer does: nobody gets one that every consumer would refuse.
+        try:
+            wit = identity.parse_wit(text.encode("ascii"))
+        except Rejection as error:
+            raise Unavailable(Cause.KEYS_UNAVAILABLE, f"consumers would not take it: {error}") from error
         who = wit.identity
         token = token_fields(None, who.kid, wit.opened.algorithm, None, verified=True, identity=who)
         times = {"iat": who.issued, "exp": who.expires}
@@ -175,20 +187,6 @@ class IdentityAuthority:
         subject = {} if trace.subject is None else {"sub": harmless(trace.subject)}
         token = {"claimed": {"iss": self.trust_domain, **subject}, "thumbprint": None}
         self._write(REFUSED, refused.refusal.value, refused.detail, token, trace)
-
-    def _signed(self, payload: bytes) -> identity.Wit:
-        """Return a signed WIT, read as a consumer does: nobody gets one that every consumer would refuse."""
-        try:
-            key = self._keys.signing_key()
-            limited = getattr(key, "subjects", None)
-            require(limited is None, "the authority's key has mqauth_sub: make it with mqauth keys new --pinned")
-            text = jws.compact(payload, key, typ=identity.WIT_TYPE)
-        except (ConfigurationError, KeyChanged) as error:
-            raise Unavailable(Cause.KEYS_UNAVAILABLE, str(error)) from error
-        try:
-            return identity.parse_wit(text.encode("ascii"))
-        except Rejection as error:
-            raise Unavailable(Cause.KEYS_UNAVAILABLE, f"consumers would not take it: {error}") from error
 
     def _write(self, verdict: str, reason: str | None, detail: str, token: dict[str, Any], trace: Trace) -> None:
         record = AuditRecord(

@@ -105,7 +105,18 @@ class Sealing:
             if not sealed.done():
                 groups.setdefault(prepared.group, []).append((prepared, sealed))
         for group in groups.values():
-            self._seal(group)
+            # On a thread where the key may block; the messages of the group are unconfirmed from now on.
+            self.unconfirmed += len(group)
+            together = [each for each, _ in group]
+            try:
+                if self._signer.blocking:
+                    task = asyncio.create_task(signed(self._signer, self._signer.seal, together))
+                    self._tasks.add(task)
+                    task.add_done_callback(partial(self._ended, group))
+                else:
+                    self._tell(group, self._signer.seal(together))
+            except Exception as error:
+                self._refuse(group, error)
 
     def _consider(self) -> None:
         """Seal what waits: at once for a full batch, else after what is ready in the event loop, or later."""
@@ -127,20 +138,6 @@ class Sealing:
         """Seal what waits, unless a later round has begun since the call was asked for."""
         if number == self._round:
             self.seal_now()
-
-    def _seal(self, group: list[_Waiting]) -> None:
-        """Have one group sealed, on a thread where the key may block; its messages are unconfirmed from now on."""
-        self.unconfirmed += len(group)
-        prepared = [each for each, _ in group]
-        try:
-            if self._signer.blocking:
-                task = asyncio.create_task(signed(self._signer, self._signer.seal, prepared))
-                self._tasks.add(task)
-                task.add_done_callback(partial(self._ended, group))
-            else:
-                self._tell(group, self._signer.seal(prepared))
-        except Exception as error:
-            self._refuse(group, error)
 
     def _ended(self, group: list[_Waiting], task: asyncio.Task[list[Message]]) -> None:
         self._tasks.discard(task)

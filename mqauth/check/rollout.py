@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from datetime import time as time_of_day
-from functools import partial
 from typing import Any, Final
 
 from mqauth.audit.observed import Group, group_of
@@ -142,8 +141,11 @@ def standings(
     """
     told = sorted((record for record in records if record.get("verdict") in ("observed", "rollout")), key=time_of)
     rollout = Rollout([entry.build() for entry in file.rollout])
-    stand = partial(_standing, rollout=rollout, told=told, file=file, now=now, broken=broken)
-    return [stand(entry) for entry in file.rollout if entry.at < Rung.ENFORCE]
+    return [
+        _standing(entry, rollout=rollout, told=told, file=file, now=now, broken=broken)
+        for entry in file.rollout
+        if entry.at < Rung.ENFORCE
+    ]
 
 
 def _standing(
@@ -198,17 +200,37 @@ def _standing(
     found.groups = sorted(groups.values(), key=lambda seen: -seen.count)
     found.oldest = min(oldest.values(), default=None)
     if file.consumer is not None:
-        found.never_signed = list(_never_signed(entry, file.consumer, signed))
+        found.never_signed = list(dict.fromkeys(_never_signed(entry, file.consumer, signed)))
     # The ends that starts have named for its destinations.
-    ends = {
+    named = {
         str(each.get("until"))
         for record in told
         for each in _tables(member(record, "rollout").get("rungs"))
         if set(each.get("destinations") or ()) & set(entry.destinations)
     }
-    found.moved = max(0, len(ends) - 1)
+    found.moved = max(0, len(named) - 1)
     consumers = 1 if file.check is None else file.check.consumers
-    found.against = list(_against(found, now, changed, consumers, broken))
+    # What speaks against going up. What was delivered again and would be settled condemns nothing.
+    ends = datetime.combine(entry.since, time_of_day(), UTC).timestamp() + entry.window
+    open_groups = [
+        seen
+        for seen in found.groups
+        if seen.group.code != Verdict.DUPLICATE.value and not is_accepted(entry, seen.group)
+    ]
+    silent = [place for place in entry.destinations if not found.accepted.get(place)]
+    reported = f"{len(found.reported)} of {consumers} consumers reported within the hour"
+    reasons = (
+        (now < ends, f"the window is over at {iso_time(ends)}"),
+        (broken is not None, broken or ""),
+        (len(found.reported) < consumers, reported),
+        (open_groups, f"{len(open_groups)} groups"),
+        (found.other, f"{found.other} messages in no group"),
+        (silent, f"no accepted message of {', '.join(silent)}"),
+        (changed is not None, f"rules, issuers or settings changed at {iso_time(changed or 0)}"),
+        (len(found.rungs) > 1, f"mixed: {' and '.join(sorted(found.rungs))} within the hour"),
+        (entry.at is Rung.OFF, "nothing is judged at off"),
+    )
+    found.against = [reason for holds, reason in reasons if holds]
     return found
 
 
@@ -225,7 +247,6 @@ def _never_signed(
     for alias in consumer.accept_as:
         # What arrives there has the rules of where it was published.
         places |= set(alias.signed_for) if entry.build().holds(alias.at) else set()
-    known = set[str]()
     for rule in consumer.allow:
         # Two patterns may have a destination in common; the words of each stand for themselves.
         allowed = any(
@@ -237,38 +258,8 @@ def _never_signed(
             for pattern in rule.destinations
         )
         silent = not any(rule.issuer in (None, issuer) and rule.subject == who for issuer, who in signed)
-        if allowed and silent and rule.subject not in known:
-            known.add(rule.subject)
+        if allowed and silent:
             yield rule.subject
-
-
-def _against(
-    found: Standing, now: float, changed: float | None, consumers: int, broken: str | None
-) -> Iterator[str]:
-    """Yield what speaks against going up."""
-    entry = found.entry
-    ends = datetime.combine(entry.since, time_of_day(), UTC).timestamp() + entry.window
-    # what was delivered again and would be settled condemns nothing
-    open_groups = [
-        seen
-        for seen in found.groups
-        if seen.group.code != Verdict.DUPLICATE.value and not is_accepted(entry, seen.group)
-    ]
-    silent = [place for place in entry.destinations if not found.accepted.get(place)]
-    reported = f"{len(found.reported)} of {consumers} consumers reported within the hour"
-    for holds, what in (
-        (now < ends, f"the window is over at {iso_time(ends)}"),
-        (broken is not None, broken or ""),
-        (len(found.reported) < consumers, reported),
-        (open_groups, f"{len(open_groups)} groups"),
-        (found.other, f"{found.other} messages in no group"),
-        (silent, f"no accepted message of {', '.join(silent)}"),
-        (changed is not None, f"rules, issuers or settings changed at {iso_time(changed or 0)}"),
-        (len(found.rungs) > 1, f"mixed: {' and '.join(sorted(found.rungs))} within the hour"),
-        (entry.at is Rung.OFF, "nothing is judged at off"),
-    ):
-        if holds:
-            yield what
 
 
 def is_accepted(entry: RolloutSettings, group: Group) -> bool:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from mqauth.check import Report, Severity
+from mqauth.check import Severity
 from mqauth.check import check as check_file
 from mqauth.check.target import lines_of, nearest
 from mqauth.cli.app import Broker, Config, Json, answer, group, print_json
@@ -193,38 +193,34 @@ def check(
         unseen = [f"Not looked at: {', '.join(report.unseen)}."] if report.unseen else []
         online_lines = (one_line(f"{each.what}: {each.said}") for each in asked)
         summary = f"{one_line(str(file))}: {counts}{accepted}."
-        _print_findings(report)
+        # The findings: as paragraphs on a terminal, tab-separated for a program. The file may hold anything.
+        if (width := terminal_width()) is None:
+            cells = [
+                (
+                    str(each.line or ""),
+                    each.severity,
+                    each.code.name,
+                    each.key,
+                    each.message,
+                    each.code.why,
+                    each.code.instead,
+                )
+                for each in report.findings
+            ]
+            answer(False, None, *(table_lines("", _FINDING, cells) if cells else ()))
+        else:
+            for each in report.findings:
+                print(f"{each.severity}  {each.code.name}{f'  line {each.line}' if each.line else ''}")
+                message = f"{each.key}: {each.message}" if each.key else each.message
+                for text in (message, f"why: {each.code.why}", f"instead: {each.code.instead}"):
+                    print(textwrap.fill(one_line(text), width, initial_indent="  ", subsequent_indent="  "))
+                print()
         answer(False, None, summary, *unseen, *online_lines)
     codes = {each.code for each in asked} | ({1} if report.count(Severity.ERROR) else set())
     return 1 if 1 in codes else max(codes, default=0)
 
 
 _FINDING: Final = tuple(map(Column, ("line", "severity", "code", "key", "message", "why", "instead")))
-
-
-def _print_findings(report: Report) -> None:
-    """Print the findings: as paragraphs on a terminal, tab-separated for a program. The file may hold anything."""
-    if (width := terminal_width()) is None:
-        cells = [
-            (
-                str(each.line or ""),
-                each.severity,
-                each.code.name,
-                each.key,
-                each.message,
-                each.code.why,
-                each.code.instead,
-            )
-            for each in report.findings
-        ]
-        answer(False, None, *(table_lines("", _FINDING, cells) if cells else ()))
-        return
-    for each in report.findings:
-        print(f"{each.severity}  {each.code.name}{f'  line {each.line}' if each.line else ''}")
-        message = f"{each.key}: {each.message}" if each.key else each.message
-        for text in (message, f"why: {each.code.why}", f"instead: {each.code.instead}"):
-            print(textwrap.fill(one_line(text), width, initial_indent="  ", subsequent_indent="  "))
-        print()
 
 
 def selftest(config: Config = None, as_json: Json = False) -> int:

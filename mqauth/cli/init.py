@@ -125,7 +125,34 @@ def init(
         names = {"broker": broker, "producer": producer, "consumer": consumer, "issuer": issuer, "url": url}
         _write(folder, producer, texts(**names, managed=managed, observe=rung == "observe"))
     if apply:
-        _declare(folder)
+        # Exchange and queues, or topics, at the broker of ``consumer/mqauth.toml``; what exists stays.
+        path = folder / _TOPOLOGY
+        with file_errors(path), refusing(ValueError, "topology.json: not the topology that mqauth init writes"):
+            topology: Any = json.loads(path.read_text("utf-8"))
+            require(isinstance(topology, dict), "", ValueError)
+        settings = settings_of(folder / "consumer" / "mqauth.toml")
+        place = place_of(None, None, None, settings)
+        # What a consumer would ask at its start: it is not to fail there.
+        proves = settings.consumer is not None and settings.consumer.append_evidence is not None
+        require(("topics" in topology) is place.on_kafka, f"{path}: is for another broker than [broker] url")
+        with needing("--apply", place):
+            if place.on_kafka:
+                import kafka
+                from kafka.errors import TopicAlreadyExistsError
+
+                client: Any = kafka  # its classes have no types
+                with kafka_admin(place) as admin:
+                    check_stamps(admin, settings.consumer)
+                    for topic in topology["topics"]:
+                        # The number of replicas is the broker's own default.
+                        new = client.admin.NewTopic(
+                            topic["name"], topic["partitions"], -1, topic_configs=topic["configs"]
+                        )
+                        with contextlib.suppress(TopicAlreadyExistsError):
+                            admin.create_topics([new])
+            else:
+                with rabbitmq(place.settings, place.broker) as (connection, call):
+                    call(_declared(connection, topology, proves=proves))
     # The commands that come next.
     ready = f"{folder / _TOPOLOGY} is declared at the broker" if apply else f"{folder} is ready"
     compose = not apply and (folder / "compose.yml").exists()
@@ -271,37 +298,6 @@ def _write(folder: Path, producer: str, files: Mapping[str, str]) -> None:
             for path in moved:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             raise
-
-
-def _declare(folder: Path) -> None:
-    """Declare exchange and queues, or topics, at the broker of ``consumer/mqauth.toml``; what exists stays."""
-    path = folder / _TOPOLOGY
-    with file_errors(path), refusing(ValueError, "topology.json: not the topology that mqauth init writes"):
-        topology: Any = json.loads(path.read_text("utf-8"))
-        require(isinstance(topology, dict), "", ValueError)
-    settings = settings_of(folder / "consumer" / "mqauth.toml")
-    place = place_of(None, None, None, settings)
-    # What a consumer would ask at its start: it is not to fail there.
-    proves = settings.consumer is not None and settings.consumer.append_evidence is not None
-    require(("topics" in topology) is place.on_kafka, f"{path}: is for another broker than [broker] url")
-    with needing("--apply", place):
-        if place.on_kafka:
-            import kafka
-            from kafka.errors import TopicAlreadyExistsError
-
-            client: Any = kafka  # its classes have no types
-            with kafka_admin(place) as admin:
-                check_stamps(admin, settings.consumer)
-                for topic in topology["topics"]:
-                    # The number of replicas is the broker's own default.
-                    new = client.admin.NewTopic(
-                        topic["name"], topic["partitions"], -1, topic_configs=topic["configs"]
-                    )
-                    with contextlib.suppress(TopicAlreadyExistsError):
-                        admin.create_topics([new])
-        else:
-            with rabbitmq(place.settings, place.broker) as (connection, call):
-                call(_declared(connection, topology, proves=proves))
 
 
 async def _declared(connection: Any, topology: dict[str, Any], *, proves: bool) -> None:

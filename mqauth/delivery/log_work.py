@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
 from types import GeneratorType
 from typing import Any, Final
@@ -187,7 +188,21 @@ class EarlyClaims:
         """Judge deliveries up to their claims, make the claims together, and go on to the verdicts."""
         unjudged = [each for each in deliveries if each.step is _JUDGE]
         began = self._monotonic()
-        requests = self._requests(unjudged)
+        # The claims to make, up to the first delivery for which something is out of reach.
+        requests = []
+        self._verdicts.draw_owners(unjudged)
+        for delivery in unjudged:
+            try:
+                prepared = self._verdicts.prepare(delivery)
+                if type(prepared) is GeneratorType:
+                    if self._on_loop:
+                        break
+                    prepared = run(prepared)
+            except Unavailable:
+                break
+            # A claim without a place could not be made again if its answer were lost.
+            if type(prepared) is ClaimRequest and prepared.place is not None:
+                requests.append((delivery, prepared))
         for delivery, request in requests:
             # From now on the store may hold the claim, even if its answer is lost.
             delivery.claim = request
@@ -203,33 +218,13 @@ class EarlyClaims:
             statuses = []
         if len(statuses) == len(requests):
             for (delivery, request), status in zip(requests, statuses, strict=True):
-                try:
+                # What is out of reach comes up again when the delivery is processed.
+                with suppress(Unavailable):
                     self._verdicts.conclude(delivery, request, status)
-                # It comes up again when the delivery is processed.
-                except Unavailable:
-                    continue
         judged = [each for each in unjudged if each.step is not _JUDGE]
         seconds = (self._monotonic() - began) / max(1, len(judged))
         for delivery in judged:
             delivery.judge_seconds = seconds
-
-    def _requests(self, deliveries: list[Delivery]) -> list[tuple[Delivery, ClaimRequest]]:
-        """Return the claims to make, up to the first delivery for which something is out of reach."""
-        requests = []
-        self._verdicts.draw_owners(deliveries)
-        for delivery in deliveries:
-            try:
-                prepared = self._verdicts.prepare(delivery)
-                if type(prepared) is GeneratorType:
-                    if self._on_loop:
-                        break
-                    prepared = run(prepared)
-            except Unavailable:
-                break
-            # A claim without a place could not be made again if its answer were lost.
-            if type(prepared) is ClaimRequest and prepared.place is not None:
-                requests.append((delivery, prepared))
-        return requests
 
 
 class LogLeases:

@@ -75,7 +75,15 @@ class Progress:
                 return self._guard.receive(message)
             self._drop(key, kept)
             return Delivery(message=message, received=kept.received, owner=kept.owner)
-        lost = self._lost(key)
+        # One of this content that outlived its channel; one whose handler runs comes first.
+        lost: Delivery | None = None
+        for number, begun in self._in_flight.items():
+            if not self._ended(begun.message.native):
+                continue
+            if number not in self._keys:
+                self._keys[number] = self._key(begun.message)
+            if self._keys[number] == key and (lost is None or lost.step is Step.JUDGE):
+                lost = begun
         was_handled = kept is not None and _order(kept) != _UNHANDLED
         if lost is not None and not (was_handled and lost.step is Step.JUDGE):
             # Judged after the one that is still in flight.
@@ -166,18 +174,6 @@ class Progress:
             self._kept[key] = left
         else:
             self._kept.pop(key, None)
-
-    def _lost(self, key: str) -> Delivery | None:
-        """Return the delivery of this content that outlived its channel; one whose handler runs comes first."""
-        lost: Delivery | None = None
-        for number, delivery in self._in_flight.items():
-            if not self._ended(delivery.message.native):
-                continue
-            if number not in self._keys:
-                self._keys[number] = self._key(delivery.message)
-            if self._keys[number] == key and (lost is None or lost.step is Step.JUDGE):
-                lost = delivery
-        return lost
 
     def _key(self, message: Message) -> str:
         return letter_id(message, self._guard.scope_of(message))

@@ -211,35 +211,15 @@ def verdict_record(
         extra["signed_for"] = verified.destination
     if rung is not None:
         extra["rung"] = rung
-    return audit_records.AuditRecord(
-        id=delivery.record_id or "",
-        time=time,
-        verdict=delivery.verdict.value,
-        reason=None if rejection is None else rejection.reason.value,
-        detail=None if rejection is None else rejection.detail,
-        scope=scope,
-        broker=audit_records.broker_fields(message),
-        token=_token_fields(delivery),
-        body_sha256=None if body is None else audit_records.sha256(body),
-        body_size=None if body is None else len(body),
-        key_set=delivery.key_set,
-        policy=policy,
-        dead_letter=None if rejection is None else letter_id(message, scope, digest=delivery.content_digest()),
-        instance=instance,
-        extra=extra,
-    )
-
-
-def _token_fields(delivery: Delivery) -> dict[str, Any]:
-    """Return what the record says of a token, and whether its claims were verified."""
-    candidate, rejection, verified = delivery.candidate, delivery.rejection, delivery.verified
+    # What is said of the token, and whether its claims were verified.
+    candidate = delivery.candidate
     opened = None if candidate is None else candidate.token.opened
     proof = None if candidate is None else candidate.proof
     try:
-        text: bytes | None = token_of(delivery.message)
+        text: bytes | None = token_of(message)
     except Rejection:
         text = None
-    return audit_records.token_fields(
+    token = audit_records.token_fields(
         text,
         None if opened is None else opened.kid,
         None if opened is None else opened.algorithm,
@@ -248,4 +228,21 @@ def _token_fields(delivery: Delivery) -> dict[str, Any]:
         identity=None if candidate is None or candidate.token.wit is None else candidate.token.wit.identity,
         verified=verified is not None
         or (rejection is not None and delivery.unverified is None and rejection.reason in SIGNED_REASONS),
+    )
+    return audit_records.AuditRecord(
+        id=delivery.record_id or "",
+        time=time,
+        verdict=delivery.verdict.value,
+        reason=None if rejection is None else rejection.reason.value,
+        detail=None if rejection is None else rejection.detail,
+        scope=scope,
+        broker=audit_records.broker_fields(message),
+        token=token,
+        body_sha256=None if body is None else audit_records.sha256(body),
+        body_size=None if body is None else len(body),
+        key_set=delivery.key_set,
+        policy=policy,
+        dead_letter=None if rejection is None else letter_id(message, scope, digest=delivery.content_digest()),
+        instance=instance,
+        extra=extra,
     )

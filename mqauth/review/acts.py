@@ -28,7 +28,7 @@ from mqauth.letters.authorities import Releaser
 from mqauth.letters.release import WAIVABLE, Hop, Release, without_release
 from mqauth.logs import harmless
 from mqauth.review.index import ALL, Filter, Index, Row, Selection
-from mqauth.review.letter import UNKNOWN, Letter, Reading, read, redeliverable
+from mqauth.review.letter import UNKNOWN, Reading, read, redeliverable
 from mqauth.review.letterbox import (
     BATCH,
     Judge,
@@ -228,7 +228,18 @@ def act(
                     break
                 wanted[mark] -= 1
                 try:
-                    yield from _act_on(letter, box, plan, audit, clock, today, releaser)
+                    # Redriven, or without a judge discarded.
+                    reading, release = read(letter), None
+                    if today is not None:
+                        reading = yield from recalled(reading, today.originals)
+                        message, release = yield from _returned(
+                            today, reading, plan, require(releaser, "a redrive needs a key")
+                        )
+                        with refusing(MalformedMessage, UNSENDABLE, _RefusedError):
+                            yield from call(box.publish, message)
+                    # The record is durable before the letter goes: no letter may vanish without a trace.
+                    yield from call(audit.write, _record(plan, reading, clock, release))
+                    yield from call(box.remove, letter)
                     account.done += 1
                 except _RefusedError as refusal:
                     account.refused[str(refusal)] += 1
@@ -243,32 +254,6 @@ def act(
         raise
     yield from _end(box, account)
     return account
-
-
-def _act_on(  # noqa: PLR0917
-    letter: Letter,
-    box: LetterBox,
-    plan: Plan,
-    audit: AuditSink,
-    clock: Clock,
-    today: Judge | None,
-    releaser: Releaser | None,
-) -> Flow[None]:
-    """Redrive a letter, or without a judge discard it.
-
-    Raises:
-        _RefusedError: it is left.
-        Unavailable: the broker or the audit failed on it.
-    """
-    reading, release = read(letter), None
-    if today is not None:
-        reading = yield from recalled(reading, today.originals)
-        message, release = yield from _returned(today, reading, plan, require(releaser, "a redrive needs a key"))
-        with refusing(MalformedMessage, UNSENDABLE, _RefusedError):
-            yield from call(box.publish, message)
-    # The record is durable before the letter goes: no letter may vanish without a trace.
-    yield from call(audit.write, _record(plan, reading, clock, release))
-    yield from call(box.remove, letter)
 
 
 def _returned(

@@ -142,6 +142,11 @@ def read(letter: Letter) -> Reading:
             fault = "the digest belongs to another message"
         elif letter_id(original, lines.get("scope", ""), digest=digest) != named:
             fault = "the id belongs to another letter"
+    # The earlier letters; none where what the letter says of them is not in its form.
+    hops: Any = None
+    with suppress(strict_json.StrictJSONError):
+        hops = strict_json.loads(lines.get("history", "").encode("utf-8", "backslashreplace"), depth=2)
+    good = type(hops) is list and len(hops) <= MAX_HOPS and all(type(hop) is dict for hop in hops)
     mark = letter.mark
     return Reading(
         mark=mark,
@@ -154,7 +159,10 @@ def read(letter: Letter) -> Reading:
         audit=harmless(lines.get("audit", "")),
         time=_seconds(lines.get("time", "")),
         count=int(lines["count"]) if re.fullmatch(r"[1-9][0-9]{0,6}", lines.get("count", "")) else 1,
-        history=_history(lines.get("history", "")),
+        history=tuple(
+            {name: harmless(str(hop.get(name) or "")) for name in ("id", "reason", "released")}
+            for hop in (hops if good else ())
+        ),
         form=form if form in ("whole", "json", "reference") else UNKNOWN,
         size=len(message.body or b""),
         original=original,
@@ -251,18 +259,6 @@ def _token_fields(original: Message | None) -> dict[str, Any]:
             opened, claims = identity.opened_token(envelope.token_of(original))
             return {"kid": opened.kid, "alg": opened.algorithm, "claims": claims}
     return {"kid": None, "alg": None, "claims": None}
-
-
-def _history(text: str) -> tuple[Mapping[str, str], ...]:
-    """Return the earlier letters, none where what the letter says of them is not in its form."""
-    hops: Any = None
-    with suppress(strict_json.StrictJSONError):
-        hops = strict_json.loads(text.encode("utf-8", "backslashreplace"), depth=2)
-    good = type(hops) is list and len(hops) <= MAX_HOPS and all(type(hop) is dict for hop in hops)
-    return tuple(
-        {name: harmless(str(hop.get(name) or "")) for name in ("id", "reason", "released")}
-        for hop in (hops if good else ())
-    )
 
 
 def _seconds(text: str) -> float | None:

@@ -79,7 +79,26 @@ class _RedisClaims:
         answers: list[str] = []
         try:
             if not self._inspected:
-                yield from self._inspect()
+                info, forbidden = dict[str, Any](), None
+                try:
+                    info = yield from call(self._client.info)
+                except redis.exceptions.ResponseError as error:
+                    forbidden = type(error).__name__
+                # Several first claims at once all ask the server; only one of them logs what it may forget.
+                with self._inspecting:
+                    first, self._inspected = not self._inspected, True
+                if first and forbidden is not None:
+                    emit(
+                        "store.unchecked",
+                        "INFO is forbidden (%s): make sure of maxmemory-policy noeviction",
+                        forbidden,
+                    )
+                # A cluster answers with a dict for each of its nodes.
+                cluster = info and all(isinstance(node, dict) for node in info.values())
+                nodes = info.values() if cluster else [info]
+                risks = {risk for node in nodes for risk in redis_script.risks(node)} if first else set[str]()
+                for risk in sorted(risks):
+                    emit("store.unsafe", "the replay store is not safe: %s", risk)
             for start in range(0, len(requests), BATCH):
                 asked = redis_script.script_call(
                     verb,
@@ -105,25 +124,6 @@ class _RedisClaims:
         except Exception as error:
             raise self._unavailable(error) from error
         return answers
-
-    def _inspect(self) -> Flow[None]:
-        """Log as an error, once, that the server may forget ids that still count."""
-        info, forbidden = dict[str, Any](), None
-        try:
-            info = yield from call(self._client.info)
-        except redis.exceptions.ResponseError as error:
-            forbidden = type(error).__name__
-        # Several first claims at once all ask the server; only one of them logs.
-        with self._inspecting:
-            first, self._inspected = not self._inspected, True
-        if not first:
-            return
-        if forbidden is not None:
-            emit("store.unchecked", "INFO is forbidden (%s): make sure of maxmemory-policy noeviction", forbidden)
-        # A cluster answers with a dict for each of its nodes.
-        nodes = info.values() if info and all(isinstance(node, dict) for node in info.values()) else [info]
-        for risk in sorted({risk for node in nodes for risk in redis_script.risks(node)}):
-            emit("store.unsafe", "the replay store is not safe: %s", risk)
 
     def _unavailable(self, error: Exception) -> Unavailable:
         """Return the deferral for a failure of the client or the server."""

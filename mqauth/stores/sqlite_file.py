@@ -51,16 +51,45 @@ class SQLiteFile:
     def __init__(self, path: Path, schema: str, application: int) -> None:
         self.path = path
         self._process = os.getpid()
-        # First the lock: what a living process has open is not looked at.
         with file_errors(path):
-            self._descriptors = _locked(path)
+            # Whether a process on another machine is dead no lock can prove.
+            device = path.parent.stat().st_dev
+            with suppress(FileNotFoundError):
+                for line in MOUNTS.read_text("utf-8", "surrogateescape").splitlines():
+                    mount, _, file_system = line.partition(" - ")
+                    kind = file_system.partition(" ")[0]
+                    if mount.split(" ")[2] == f"{os.major(device)}:{os.minor(device)}":
+                        require(
+                            kind not in _NETWORK,
+                            f"{path}: a store needs a local disk, and this is {kind}; {SHARE}",
+                        )
+            # First the lock: what a living process has open is not looked at. SQLite's own locks (``fcntl``) are
+            # lost when the process closes any descriptor of their file. So the lock is one of another kind
+            # (``flock``), on another file, and the file's own descriptor is kept until SQLite has closed it.
+            lock = open_private(path.with_name(f"{path.name}.lock"), os.O_RDWR)
+            with undone_on_error(os.close, lock):
+                with refusing(BlockingIOError, f"{path}: already open, here or in another process; {SHARE}"):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file = open_private(path, os.O_RDWR)
+                with undone_on_error(os.close, file):
+                    sync_folder(path)
+            self._descriptors = lock, file
         # The connections are closed first, also of a file that is refused.
         self._opened = ExitStack()
-        self._opened.callback(self._unlock)
+        for descriptor in self._descriptors:
+            self._opened.callback(os.close, descriptor)
         with undone_on_error(self._opened.close):
             try:
                 self.connection, self._syncing = self._connect(), self._connect()
-                self._check(schema, application)
+                execute = self.connection.execute
+                if execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+                    self.connection.executescript(
+                        f"BEGIN; {schema}; PRAGMA application_id = {application}; COMMIT"
+                    )
+                (found,) = execute("PRAGMA application_id").fetchone()
+                require(found == application, f"{path}: another program's file")
+                # A page that is damaged is to be met here, and not while messages are handled.
+                require(execute("PRAGMA quick_check(1)").fetchone() == ("ok",), f"{path}: {_DAMAGE}")
             except sqlite3.Error as error:
                 raise ConfigurationError(self.words(error)[1]) from error
         _OPEN.append(self)
@@ -102,10 +131,6 @@ class SQLiteFile:
             _OPEN.remove(self)
             self._opened.close()
 
-    def _unlock(self) -> None:
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-
     def _connect(self) -> sqlite3.Connection:
         """Return a connection that waits for nobody, and copies the log only when it is told to."""
         connection = self._opened.enter_context(
@@ -117,41 +142,8 @@ class SQLiteFile:
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         return connection
 
-    def _check(self, schema: str, application: int) -> None:
-        execute = self.connection.execute
-        if execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
-            self.connection.executescript(f"BEGIN; {schema}; PRAGMA application_id = {application}; COMMIT")
-        (found,) = execute("PRAGMA application_id").fetchone()
-        require(found == application, f"{self.path}: another program's file")
-        # A page that is damaged is to be met here, and not while messages are handled.
-        require(execute("PRAGMA quick_check(1)").fetchone() == ("ok",), f"{self.path}: {_DAMAGE}")
-
 
 _OPEN: Final[list[SQLiteFile]] = []
-
-
-def _locked(path: Path) -> tuple[int, int]:
-    """Return descriptors of a locked file beside a path, and of the file itself; both are made where missing.
-
-    SQLite's own locks (``fcntl``) are lost when the process closes any descriptor of their file. So the second one
-    is kept until SQLite has closed the file, and the lock is one of another kind (``flock``), on another file.
-    """
-    # Whether a process on another machine is dead no lock can prove.
-    device = path.parent.stat().st_dev
-    with suppress(FileNotFoundError):
-        for line in MOUNTS.read_text("utf-8", "surrogateescape").splitlines():
-            mount, _, file_system = line.partition(" - ")
-            kind = file_system.partition(" ")[0]
-            if mount.split(" ")[2] == f"{os.major(device)}:{os.minor(device)}":
-                require(kind not in _NETWORK, f"{path}: a store needs a local disk, and this is {kind}; {SHARE}")
-    lock = open_private(path.with_name(f"{path.name}.lock"), os.O_RDWR)
-    with undone_on_error(os.close, lock):
-        with refusing(BlockingIOError, f"{path}: already open, here or in another process; {SHARE}"):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file = open_private(path, os.O_RDWR)
-        with undone_on_error(os.close, file):
-            sync_folder(path)
-    return lock, file
 
 
 def _forked() -> None:

@@ -105,21 +105,22 @@ def load_key_set(
 
 def _cutoffs(listed: Any) -> Mapping[str, Cutoff] | None:
     """Return the cut-offs of a set, ``None`` if they cannot be read."""
-    if type(listed) is not list or len(listed) > MAX_CUTOFFS or not all(map(_is_cutoff, listed)):
+    if (
+        type(listed) is not list
+        or len(listed) > MAX_CUTOFFS
+        or not all(
+            isinstance(entry, Mapping)
+            and claims.is_name(entry.get("sub"))
+            and _is_time(entry.get("before"))
+            and claims.is_name(entry.get("reason", ""), 0)
+            for entry in listed
+        )
+    ):
         return None
     found: dict[str, Cutoff] = {}
     for entry in sorted(listed, key=itemgetter("before")):
         found[entry["sub"]] = Cutoff(before=entry["before"], reason=entry.get("reason", ""))
     return found
-
-
-def _is_cutoff(entry: Any) -> bool:
-    return (
-        isinstance(entry, Mapping)
-        and claims.is_name(entry.get("sub"))
-        and _is_time(entry.get("before"))
-        and claims.is_name(entry.get("reason", ""), 0)
-    )
 
 
 def is_other_svid(members: Any, svid: Svid | None) -> bool:

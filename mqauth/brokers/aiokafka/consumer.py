@@ -274,7 +274,12 @@ class Poller(Offsets, LogPoller):
         self.wake()
 
     async def _records(self, seconds: float) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]:
-        """Return records of the partitions that are not paused."""
+        """Return records of the partitions that are not paused.
+
+        Raises:
+            PoisonRecordError: a record cannot be parsed, and the policy is to stop.
+            Exception: an error that does not pass.
+        """
         # aiokafka drops what it has fetched of a paused partition when it is asked for that partition's records.
         wanted = self._client.assignment() - self._client.paused()
         try:
@@ -287,34 +292,28 @@ class Poller(Offsets, LogPoller):
         except TimeoutError:
             return {}
         except Exception as error:
-            return await self._rescued(error)
+            # What was read before it is returned; where there is nothing, the error is acted on.
+            poison = find_poison(error, "_tp", "next_batch")
+            if poison is not None:
+                batches = aiokafka_client.read_before(error, poison.partition)
+                if not batches:
+                    await arun(self._poison(poison, error, self._logs.known or NO_LOG))
+                elif poison.partition in batches:
+                    # The batch comes again, at the head of its partition.
+                    self._client.seek(poison.partition, batches[poison.partition][-1].offset + 1)
+                return batches
+            if isinstance(error, OffsetOutOfRangeError | NoOffsetForPartitionError) and self.reset != "none":
+                # A dictionary of offsets, or one partition.
+                self.outside |= (
+                    {error.args[0]} if isinstance(error.args[0], TopicPartition) else set(error.args[0])
+                )
+                return {}
+            if not isinstance(error, KafkaError) or not error.retriable:
+                raise
+            emit("client.poll_failed", "poll failed with %s and is tried again", type(error).__name__)
+            return {}
         finally:
             self._waiting = None
-
-    async def _rescued(self, error: Exception) -> dict[TopicPartition, list[ConsumerRecord[Any, Any]]]:
-        """Return what was read before an error; where there is nothing, act on the error.
-
-        Raises:
-            PoisonRecordError: a record cannot be parsed, and the policy is to stop.
-            Exception: the error, where it does not pass.
-        """
-        poison = find_poison(error, "_tp", "next_batch")
-        if poison is not None:
-            batches = aiokafka_client.read_before(error, poison.partition)
-            if not batches:
-                await arun(self._poison(poison, error, self._logs.known or NO_LOG))
-            elif poison.partition in batches:
-                # The batch comes again, at the head of its partition.
-                self._client.seek(poison.partition, batches[poison.partition][-1].offset + 1)
-            return batches
-        if isinstance(error, OffsetOutOfRangeError | NoOffsetForPartitionError) and self.reset != "none":
-            # A dictionary of offsets, or one partition.
-            self.outside |= {error.args[0]} if isinstance(error.args[0], TopicPartition) else set(error.args[0])
-            return {}
-        if not isinstance(error, KafkaError) or not error.retriable:
-            raise error
-        emit("client.poll_failed", "poll failed with %s and is tried again", type(error).__name__)
-        return {}
 
 
 class Listener(ConsumerRebalanceListener):

@@ -84,10 +84,25 @@ class WorkerThreads:
         """
         for thread in self._threads:
             thread.start()
-        if self._threads:
-            self._watch()
-        else:
+        if not self._threads:
             self._serve()
+
+        def poll() -> None:
+            try:
+                self._polled()
+            finally:
+                self.poll_lock.release()
+
+        # It polls in place of the workers while none of them has polled for a while.
+        seen = -1
+        while self._threads and not self._stopped:
+            try:
+                self._woken.get(timeout=WATCH)
+            except queue.Empty:
+                self._check()
+                if self._polls == seen and self.poll_lock.acquire(blocking=False):
+                    self.aside(poll)
+                seen = self._polls
         self.first.check()
 
     def stop(self) -> None:
@@ -165,25 +180,6 @@ class WorkerThreads:
     def _polled(self) -> None:
         self._polls += 1
         self._poll()
-
-    def _watch(self) -> None:
-        """Poll in place of the workers while none of them has polled for a while."""
-
-        def poll() -> None:
-            try:
-                self._polled()
-            finally:
-                self.poll_lock.release()
-
-        seen = -1
-        while not self._stopped:
-            try:
-                self._woken.get(timeout=WATCH)
-            except queue.Empty:
-                self._check()
-                if self._polls == seen and self.poll_lock.acquire(blocking=False):
-                    self.aside(poll)
-                seen = self._polls
 
 
 class LogConsumer(BackgroundRun, LogEngine):

@@ -170,17 +170,8 @@ def _committing(
     if failure is not None:
         emit("client.commit_failed", "where partitions begin could not be committed (%s): they wait", failure)
         return {}
-    _tell(calls, offsets, missing, added, {place for place in unmarked if offsets[place] > first[place]})
-    starts = {}
-    for place in rest:
-        starts[place] = yield from _as_committed(calls, place, wanted[place], early)
-    return starts
 
-
-def _tell(
-    calls: OffsetCalls, offsets: Mapping[Any, int], missing: Set[Any], added: Set[Any], skipping: Set[Any]
-) -> None:
-    """Log which partitions begin without an offset of the group, and where."""
+    # Which partitions begin without an offset of the group, and where.
     if added:
         emit(
             "client.partitions_added",
@@ -189,6 +180,7 @@ def _tell(
             _named(added, offsets),
             scope=calls.scope,
         )
+    skipping = {place for place in unmarked if offsets[place] > first[place]}
     if skipping:
         emit(
             "client.partitions_unmarked",
@@ -208,6 +200,10 @@ def _tell(
             _named(latest, offsets),
             scope=calls.scope,
         )
+    starts = {}
+    for place in rest:
+        starts[place] = yield from _as_committed(calls, place, wanted[place], early)
+    return starts
 
 
 def _named(places: Iterable[Any], offsets: Mapping[Any, int] | None = None) -> str:

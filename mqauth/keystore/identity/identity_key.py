@@ -215,51 +215,46 @@ class IdentityKey:
         asked = Moment.of(self._clock)
         if renewal.wait(self._state, asked) <= 0:
             self._counters["attempts"] += 1
-            self._take(self._attempt(), asked)
-        return renewal.wait(self._state, Moment.of(self._clock))
-
-    def _attempt(self) -> Grant | Exception:
-        """Return the answer, or why there is none."""
-        try:
-            return self._ask()
-        except (FetchFailed, ConfigurationError, Unavailable) as error:
-            return error
-        # Whatever goes wrong is a failure of this request. The thread goes on, and asks again.
-        except Exception as error:
-            emit("keys.fetch_failed", "%s: the request for an identity broke", self.host, error=error)
-            return FetchFailed(f"the request broke: {type(error).__name__}")
-
-    def _take(self, result: Grant | Exception, asked: Moment) -> None:
-        """Change to the state after a request, wake everybody who waits, and report."""
-        if isinstance(result, Grant):
-            # An authority that goes on to vouch with a revoked key would be asked without end.
-            why = self._refusal(result.key)
-            result = result if why is None else FetchFailed(why)
-        with self._condition:
-            before = self._state
+            result: Grant | Exception
+            try:
+                result = self._ask()
+            except (FetchFailed, ConfigurationError, Unavailable) as error:
+                result = error
+            # Whatever goes wrong is a failure of this request. The thread goes on, and asks again.
+            except Exception as error:
+                emit("keys.fetch_failed", "%s: the request for an identity broke", self.host, error=error)
+                result = FetchFailed(f"the request broke: {type(error).__name__}")
+            # The state after the request; everybody who waits is woken.
             if isinstance(result, Grant):
-                self._state = renewal.granted(result, asked=asked, jitter=self._jitter())
+                # An authority that goes on to vouch with a revoked key would be asked without end.
+                why = self._refusal(result.key)
+                result = result if why is None else FetchFailed(why)
+            with self._condition:
+                before = self._state
+                if isinstance(result, Grant):
+                    self._state = renewal.granted(result, asked=asked, jitter=self._jitter())
+                else:
+                    self._state = renewal.failed(
+                        before, str(result), now=Moment.of(self._clock), jitter=self._jitter(),
+                        retry_after=result.retry_after if isinstance(result, Refused) else 0,
+                    )  # fmt: skip
+                self._condition.notify_all()
+            state = self._state
+            if not state.failures:
+                self._counters["renewed"] += 1
+                emit("identity.renewed", "%s: %s has an identity for %.0f s", self.host, self.subject, state.life)
             else:
-                self._state = renewal.failed(
-                    before, str(result), now=Moment.of(self._clock), jitter=self._jitter(),
-                    retry_after=result.retry_after if isinstance(result, Refused) else 0,
+                self._counters["failed"] += 1
+                usable = renewal.usable(state, Moment.of(self._clock)) is not None
+                text = "the last one is in use" if usable else "nothing can be signed"
+                emit(
+                    "identity.failed", "%s: no identity for %s: %s; %s", self.host, self.subject, state.why, text,
+                    level=None if usable else logging.ERROR,
                 )  # fmt: skip
-            self._condition.notify_all()
-        state = self._state
-        if not state.failures:
-            self._counters["renewed"] += 1
-            emit("identity.renewed", "%s: %s has an identity for %.0f s", self.host, self.subject, state.life)
-        else:
-            self._counters["failed"] += 1
-            usable = renewal.usable(state, Moment.of(self._clock)) is not None
-            text = "the last one is in use" if usable else "nothing can be signed"
-            emit(
-                "identity.failed", "%s: no identity for %s: %s; %s", self.host, self.subject, state.why, text,
-                level=None if usable else logging.ERROR,
-            )  # fmt: skip
-        # A set that came since the look above was heard of while another identity was held, or none.
-        with suppress(Unavailable):
-            self._heard(self._keys.key_set())
+            # A set that came since the look above was heard of while another identity was held, or none.
+            with suppress(Unavailable):
+                self._heard(self._keys.key_set())
+        return renewal.wait(self._state, Moment.of(self._clock))
 
     def _heard(self, keys: KeySet) -> None:
         """Give an identity up that consumers refuse by a new set of the authority."""

@@ -218,7 +218,13 @@ class TokenKey:
         """Return the private key object, looked up once in each session, and its algorithm."""
         if self._found is None or self._found[0] != SESSIONS.generation:
             key = self._one(session, ObjectClass.PRIVATE_KEY, "private")
-            self._found = (SESSIONS.generation, key, self._algorithm(key))
+            # The algorithm of a private key that may sign.
+            here, kind = f"{self._uri.where}: private key {self._uri.what}", key.key_type
+            curve = bytes(key[Attribute.EC_PARAMS]) if kind in (KeyType.EC, KeyType.EC_EDWARDS) else b""
+            said = getattr(kind, "name", str(kind)) + (f" of curve {curve.hex()}" if curve else "")
+            algorithm = require(_CURVES.get((kind, curve)), f"{here} is {said}; wanted is {_WANTED}")
+            require(key[Attribute.SIGN], f"{here} may not sign (CKA_SIGN is false)")
+            self._found = (SESSIONS.generation, key, algorithm)
         return self._found[1:]
 
     def _one(self, session: pkcs11.Session, kind: ObjectClass, name: str) -> Any:
@@ -235,15 +241,6 @@ class TokenKey:
             f"{self._uri.where}: has {len(found)} {name} keys {self._uri.what}: name one by its id ({ids})",
         )
         return found[0]
-
-    def _algorithm(self, key: Any) -> str:
-        """Return the algorithm of a private key that may sign."""
-        here, kind = f"{self._uri.where}: private key {self._uri.what}", key.key_type
-        curve = bytes(key[Attribute.EC_PARAMS]) if kind in (KeyType.EC, KeyType.EC_EDWARDS) else b""
-        said = getattr(kind, "name", str(kind)) + (f" of curve {curve.hex()}" if curve else "")
-        found = require(_CURVES.get((kind, curve)), f"{here} is {said}; wanted is {_WANTED}")
-        require(key[Attribute.SIGN], f"{here} may not sign (CKA_SIGN is false)")
-        return found
 
 
 def _all(session: pkcs11.Session, wanted: dict[Any, Any]) -> list[Any]:

@@ -276,19 +276,14 @@ class JWKS:
         except Exception as error:
             emit("keys.fetch_failed", "%s: the fetch broke", self.source, error=error)
             answer = f"the fetch broke: {type(error).__name__}"
-        self._take(answer, asked)
-        return self._cache.due - self._clock.monotonic()
-
-    def _take(self, result: rules.Answer | str, asked: float) -> None:
-        """Change to the state after an attempt, wake everybody who waits, and report."""
         # Nobody else changes the state while an attempt is in flight, so it needs no lock until the change.
         jitter, before = self._randomness(1)[0] / 256, self._cache
-        if isinstance(result, str):
+        if isinstance(answer, str):
             after, events = rules.failed(
-                before, result, asked=asked, now=self._clock.monotonic(), limits=self._limits, jitter=jitter
+                before, answer, asked=asked, now=self._clock.monotonic(), limits=self._limits, jitter=jitter
             )
         else:
-            after, events = rules.answered(before, result, asked=asked, limits=self._limits, jitter=jitter)
+            after, events = rules.answered(before, answer, asked=asked, limits=self._limits, jitter=jitter)
         changed = after.keys is not before.keys
         with self._condition:
             self._cache = after
@@ -307,6 +302,7 @@ class JWKS:
                 self._report(EventKind.SNAPSHOT_FAILED, f"not written: {words_of(error)}")
         if changed and after.keys is not None:
             self._announcer.announce(after.keys)
+        return self._cache.due - self._clock.monotonic()
 
     def _report(self, kind: EventKind, detail: str) -> None:
         self._announcer.publish((Event(kind=kind, detail=detail),), self._cache.keys)
