@@ -299,8 +299,10 @@ def depth(
     """
     with opened(place) as session:
         found, name = session.depth(), session.box.name
-    text = f"{found} dead letters of {name}" + ("" if most is None else f"; at most {most}")
-    answer(as_json, {"open": found, "max": most}, text)
+    answer(
+        as_json, {"open": found, "max": most},
+        f"{found} dead letters of {name}" + ("" if most is None else f"; at most {most}"),
+    )  # fmt: skip
     return 1 if most is not None and found > most else 0
 
 

@@ -140,7 +140,7 @@ MUTANTS: Final = {
         *OFTEN, *THREADS,
         Mutant("lets a rebalance wait for nothing", LogConsumer, "settle", settling_nothing),
         Mutant("seeks nothing", confluent_poller.Poller, "seek", returning(None)),
-        Mutant("dies of a commit that failed", confluent_offsets, "COMES_AGAIN", lambda _: frozenset()),
+        Mutant("dies of a commit that failed", confluent_offsets, "PASSES", lambda _: frozenset()),
         Mutant("goes to the end where it is out of range", confluent_poller, "left_out", returning(None)),
         Mutant("takes records of a position that it left", confluent_poller.Poller, "_is_next", returning(True)),
         Mutant("leaves what is revoked paused", confluent_poller.Poller, "_drop", left_paused),

@@ -40,6 +40,8 @@ _NAMES: Final = """
 # A client of before 2.15 has no code for some of them, and never gives those.
 COMES_AGAIN: Final = frozenset(getattr(KafkaError, name) for name in _NAMES.split() if hasattr(KafkaError, name))
 """Codes of errors after which the same call may succeed; ``KafkaError.retriable`` knows transactions only."""
+PASSES: Final = COMES_AGAIN | {KafkaError._DESTROY}
+"""Those, and that of a client that is being closed: nobody was refused."""
 REBALANCING: Final = frozenset(("ILLEGAL_GENERATION", "REBALANCE_IN_PROGRESS"))
 """Names of errors of a commit that is refused while a rebalance goes on, or after one that we were not told of."""
 

@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import (
-    OFFSET_BEGINNING,
-    OFFSET_END,
-    OFFSET_INVALID,
-    KafkaError,
-    KafkaException,
-    TopicPartition,
-)
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaException, TopicPartition
 
-from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, name_of
+from mqauth.brokers.confluent.client import PASSES, error_of, name_of
 from mqauth.brokers.dead_letters import Errors
 from mqauth.brokers.log.starting import OffsetCalls
 from mqauth.delivery.start import Committed
@@ -128,7 +121,7 @@ class Offsets(OffsetCalls):
 
     def passes(self, error: BaseException, /) -> bool:
         """Return whether the same call may succeed later, or the client is being closed."""
-        return error_of(error).code() in COMES_AGAIN | {KafkaError._DESTROY}
+        return error_of(error).code() in PASSES
 
 
 def _checked(partitions: Iterable[Any]) -> list[Any]:
