@@ -285,7 +285,8 @@ def worker(target: Any, guard: Pipeline, probe: Probe) -> Iterator[None]:
     broker: Any = RabbitmqBroker(url=target.url)
     broker.queues.add(target.queue)
     protect(broker, guard=lambda: guard, dead_letters=target.dead, signer=probe.forge.signer())
-    broker._mqauth.start(broker)
+    # A worker declares its dead-letter queue as it starts; here that may be away.
+    broker._mqauth.guard = guard
     over = threading.Event()
 
     def consume() -> None:
