@@ -239,6 +239,13 @@ class Protection:
                 # A prefork pool drops it, unless a child begins it at this moment: its claim runs out by itself.
                 self._leases.remove(held.delivery)
 
+    def close(self) -> None:
+        """Try once more to settle what has run, and close the connection of dead letters."""
+        self._arrived.extend(self._waiting)
+        self._waiting = []
+        self._work()
+        self.letters.close()
+
     def _work(self) -> None:
         """Take each delivery as far as possible now.
 
@@ -319,8 +326,8 @@ class Judging(Consumer):  # type: ignore[misc]
         super().revive(channel)
 
     def close(self) -> None:
-        """Close the consumer, and the connection of dead letters: the worker has ended."""
-        self.protection.letters.close()
+        """Close the consumer: the worker has ended."""
+        self.protection.close()
         super().close()
 
     def _receive_callback(self, frame: Any) -> None:
@@ -385,6 +392,10 @@ class Task(pyamqp.Message):  # type: ignore[misc]
 
     def __init__(self, held: Judged, consumer: Judging) -> None:
         super().__init__(held.native, channel=held.native.channel, accept=consumer.accept)
+        # What Celery sends after a task, a retry for example, has the headers of that task, and a token of its own.
+        self.headers = {
+            name: value for name, value in self.headers.items() if not str(name).lower().startswith("mqauth-")
+        }
         self.held = held
         self._protection = consumer.protection
 
