@@ -228,8 +228,8 @@ def test_canvas(shop: Shop) -> None:
     """The worker signs what follows a task: of a chain, a chord, a link and a link_error."""
     results = shop.folder / "results"
     results.mkdir()
-    settings = {"result_backend": f"file://{results}", "result_chord_retry_interval": 0.1}
-    with shop.working(task_ignore_result=False, **settings), shop.sending(**settings) as honest:
+    settings: dict[str, Any] = {"result_backend": f"file://{results}", "task_ignore_result": False}
+    with shop.working(**settings), shop.sending(**settings) as honest:
         chain(honest.si("first"), honest.si("second")).apply_async()
         assert shop.run(2) == ["first", "second"]
         honest.apply_async(("parent",), link=honest.si("child"))
@@ -274,7 +274,7 @@ def test_a_task_that_is_acked_late_and_not_done_runs_again(shop: Shop) -> None:
     assert shop.take() == (None, None, None)
 
 
-@pytest.mark.filterwarnings("ignore:.*In Celery 5.1")
+@pytest.mark.filterwarnings("ignore::celery.exceptions.CPendingDeprecationWarning")
 def test_a_task_outlives_its_connection(shop: Shop) -> None:
     """A task that runs while the connection is lost runs once: what the broker delivers again is a duplicate."""
     shop.going.clear()

@@ -225,7 +225,8 @@ def read(frame: Any, queue: str) -> Message:
         return amqp_messages.delivered(
             SimpleNamespace(headers=properties.get("application_headers"), **properties),
             _NUMBERS,
-            frame.body,
+            # An empty one is text.
+            frame.body or b"",
             exchange=info["exchange"],
             routing_key=info["routing_key"],
             redelivered=bool(info["redelivered"]),
