@@ -1,7 +1,7 @@
 """The documentation as data: its pages, their fenced blocks, and a folder in which these can be run in order.
 
 The word after a fence's language says what a block is: `install` is run by CI as a whole, `rabbitmq`, `kafka`,
-`kms`, `openbao`, `softhsm`, `keycloak`, `spire`, `taskiq` and `dramatiq` need that service, `output` is what the
+`kms`, `openbao`, `softhsm`, `keycloak`, `spire`, `taskiq`, `dramatiq` and `celery` need that service, `output` is what the
 block before it prints (`...` stands for anything). In a tutorial `consumer` is a command that runs in a second
 terminal, `handled` the next line that it prints. `review` is commands on dead letters, which a test runs on a
 real queue, with ids of its own and `--yes`. `authority` is a command that serves identities, and then what needs

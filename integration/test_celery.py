@@ -56,9 +56,7 @@ class Shop:
     def pipeline(self, replay: Any, **settings: Any) -> Pipeline:
         """Return a pipeline for the queue."""
         policy = Allow({SUBJECT: [f"rabbitmq:/{self.name}"]})
-        return Pipeline(
-            verifier=self.forge.verifier(), policy=policy, replay=replay, audit=self.audit, **settings
-        )
+        return Pipeline(verifier=self.forge.verifier(), policy=policy, replay=replay, audit=self.audit, **settings)
 
     def app(self, **settings: Any) -> Any:
         """Return an application of the shop that is not protected yet."""
@@ -346,7 +344,11 @@ class Listening(celery.bootsteps.ConsumerStep):
 
 @pytest.mark.parametrize(
     ("backend", "why"),
-    [("rpc://", "result_backend"), ("cache+memory://", "result_backend"), ("file:///tmp", "result_accept_content")],
+    [
+        ("rpc://", "result_backend"),
+        ("cache+memory://", "result_backend"),
+        ("file:///tmp", "result_accept_content"),
+    ],
 )
 def test_results_that_others_may_have_decoded_are_refused(shop: Shop, backend: str, why: str) -> None:
     """A worker does not start, and a program sends nothing, with results that are messages, or pickled."""
@@ -361,7 +363,9 @@ def judging(target: Any, guard: Pipeline, probe: Probe) -> Iterator[None]:
     """Take deliveries as a worker does, and give each to a probe, in place of Celery's handler."""
     app = celery.Celery("target", broker=target.url, set_as_current=False)
     queue = kombu.Queue(target.queue, no_declare=True)
-    app.conf.update({"worker_enable_remote_control": False, "task_queues": [queue], "worker_prefetch_multiplier": 50})
+    app.conf.update(
+        {"worker_enable_remote_control": False, "task_queues": [queue], "worker_prefetch_multiplier": 50}
+    )
     protect(app, guard=lambda: guard, dead_letters=target.dead, signer=probe.forge.signer())
     with pytest.MonkeyPatch.context() as patch:
 
@@ -373,6 +377,8 @@ def judging(target: Any, guard: Pipeline, probe: Probe) -> Iterator[None]:
             return handle
 
         patch.setattr("celery.worker.consumer.consumer.Consumer.create_task_handler", handler)
+        # The stage has declared the queue, or has taken it away.
+        patch.setattr("mqauth.integrations.celery.Letters.declare", lambda _letters: None)
         with working(app):
             yield
     app.close()

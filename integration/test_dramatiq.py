@@ -243,7 +243,10 @@ def worker(target: Any, guard: Pipeline, probe: Probe) -> Iterator[None]:
     broker: Any = RabbitmqBroker(url=target.url)
     broker.queues.add(target.queue)
     protect(broker, guard=lambda: guard, dead_letters=target.dead, signer=probe.forge.signer())
-    broker._mqauth.start(broker)
+    with pytest.MonkeyPatch.context() as patch:
+        # The stage has declared the queue, or has taken it away.
+        patch.setattr("mqauth.integrations.dramatiq.declare_dead_letters", lambda *_: None)
+        broker._mqauth.start(broker)
     over = threading.Event()
 
     def consume() -> None:

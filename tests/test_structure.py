@@ -17,6 +17,7 @@ DOORS = frozenset(
         "mqauth",
         "mqauth.brokers",
         "mqauth.integrations.faststream",
+        "mqauth.integrations.celery",
         "mqauth.integrations.dramatiq",
         "mqauth.integrations.taskiq",
         "mqauth.keystore",
