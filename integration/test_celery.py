@@ -213,6 +213,23 @@ def test_a_task_changed_on_its_way_is_a_letter(shop: Shop) -> None:
     assert shop.ran.empty()
 
 
+class Never(datetime):
+    """A time that no year has, which py-amqp cannot read."""
+
+    def utctimetuple(self) -> Any:
+        """Return it."""
+        return (1970, 1, 10**9, 0, 0, 0)
+
+
+def test_a_header_that_cannot_be_read_is_a_letter(shop: Shop) -> None:
+    """A worker outlives what py-amqp cannot read, which would end each connection that it comes to."""
+    shop.publish(b"", properties=pika.BasicProperties(headers={"when": Never(2026, 1, 1)}))
+    with shop.working(), shop.sending() as honest:
+        honest.delay("after")
+        assert shop.run(1) == ["after"]
+        assert shop.buried(1) == ["message_malformed"]
+
+
 def test_a_retry_and_a_countdown_run(shop: Shop) -> None:
     """What waits for its time in the worker was verified before; a retry is signed anew by the worker."""
     shop.failures = 1
@@ -307,12 +324,14 @@ def test_unsigned_tasks_run_at_observe(shop: Shop) -> None:
 def refused(app: Any, why: str, **given: Any) -> None:
     """Assert that an application is refused, where it is protected or as its worker starts."""
     options = {"pool": given.pop("pool", "threads"), "concurrency": 1, "hostname": "shop@here"}
-    with pytest.raises(ConfigurationError, match=why):
+
+    def start() -> None:
         worker = WorkController(app=protect(app, **given), **options)
-        try:
-            app._mqauth.start(worker)
-        finally:
-            kombu.asynchronous.set_event_loop(None)
+        app._mqauth.start(worker)
+
+    with pytest.raises(ConfigurationError, match=why):
+        start()
+    kombu.asynchronous.set_event_loop(None)
 
 
 def test_what_cannot_be_protected_is_refused(shop: Shop) -> None:

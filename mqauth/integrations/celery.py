@@ -33,7 +33,18 @@ from mqauth.brokers.queue.interceptor import is_proved, prove
 from mqauth.delivery.queue_work import QueueLeases
 from mqauth.delivery.slot import Slot
 from mqauth.flow import run
-from mqauth.integrations.celery_kombu import LOST, Letters, Signing, answers, echoed, ended, read, refuse_results
+from mqauth.integrations.celery_kombu import (
+    LOST,
+    Letters,
+    Signing,
+    Task,
+    answers,
+    echoed,
+    ended,
+    read,
+    read_all_headers,
+    refuse_results,
+)
 from mqauth.integrations.task_queues import Held, worker_guard
 from mqauth.judging.pipeline import Delivery, Pipeline
 from mqauth.judging.selftest import starting
@@ -186,6 +197,7 @@ class Protection:
             self._dead_letters or "",
         )
         self.letters.declare()
+        read_all_headers()
         run(starting(self.guard))
         self._leases = QueueLeases(self.guard.lease)
         worker.hub.timer.call_repeatedly(_LOOK, self._tick)
@@ -380,37 +392,3 @@ class Judged(Held):
     def give_to_celery(self) -> None:
         """Have Celery run its task."""
         self._consumer.on_message(Task(self, self._consumer))
-
-
-class Task(pyamqp.Message):  # type: ignore[misc]
-    """A message that was accepted; Celery settles it in the worker's main thread.
-
-    Args:
-        held: its delivery.
-        consumer: took it.
-    """
-
-    def __init__(self, held: Judged, consumer: Judging) -> None:
-        super().__init__(held.native, channel=held.native.channel, accept=consumer.accept)
-        # What Celery sends after a task, a retry for example, has the headers of that task, and a token of its own.
-        self.headers = {
-            name: value for name, value in self.headers.items() if not str(name).lower().startswith("mqauth-")
-        }
-        self.held = held
-        self._protection = consumer.protection
-
-    def ack(self, multiple: bool = False) -> None:
-        """Confirm the claim, and ack."""
-        self._protection.settle(self.held, super().ack)
-
-    def reject(self, requeue: bool = False) -> None:
-        """Confirm the claim, and reject; or release it, and have the broker deliver the message again."""
-        if requeue:
-            self.requeue()
-        else:
-            self._protection.settle(self.held, super().reject)
-
-    def requeue(self) -> None:
-        """Release the claim, and have the broker deliver the message again."""
-        self._protection.give_back(self.held)
-        super().requeue()

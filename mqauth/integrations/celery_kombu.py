@@ -11,7 +11,7 @@ from typing import Any, Final
 from mqauth.errors import Cause, MalformedMessage, Unavailable, needs_extra, require
 
 with needs_extra("celery"):
-    from amqp import spec
+    from amqp import serialization, spec
     from amqp.basic_message import Message as Frame
     from amqp.exceptions import (
         AMQPError,
@@ -22,6 +22,7 @@ with needs_extra("celery"):
     )
     from celery.backends.base import DisabledBackend
     from kombu.exceptions import OperationalError
+    from kombu.transport import pyamqp
 
 from mqauth.brokers import amqp_messages, amqp_values
 from mqauth.brokers.amqp_messages import SHORT_STRINGS, Number, new_message_id
@@ -41,6 +42,8 @@ _CONFIRM: Final = 30.0
 """Seconds for the broker's confirm of a dead letter."""
 _RESULTS: Final = {"celery.backends.redis", "celery.backends.filesystem"}
 _PICKLE: Final = "application/x-python-serialize"
+_UNREADABLE: Final = "unreadable"
+"""The one property of a message that py-amqp cannot read; AMQP has none of that name."""
 _TOO_LARGE: Final = (ValueError, OverflowError)
 
 
@@ -212,6 +215,58 @@ class Letters:
             raise ValueError("the broker closed the channel for the letter") from error
 
 
+class Task(pyamqp.Message):  # type: ignore[misc]
+    """A message that was accepted; Celery settles it in the worker's main thread.
+
+    Args:
+        held: its delivery.
+        consumer: took it.
+    """
+
+    headers: Any
+
+    def __init__(self, held: Any, consumer: Any) -> None:
+        super().__init__(held.native, channel=held.native.channel, accept=consumer.accept)
+        # What Celery sends after a task, a retry for example, has its headers, and a token of its own.
+        self.headers = {
+            name: value for name, value in self.headers.items() if not str(name).lower().startswith("mqauth-")
+        }
+        self.held = held
+        self._protection = consumer.protection
+
+    def ack(self, multiple: bool = False) -> None:
+        """Confirm the claim, and ack."""
+        self._protection.settle(self.held, super().ack)
+
+    def reject(self, requeue: bool = False) -> None:
+        """Confirm the claim, and reject; or release it, and have the broker deliver the message again."""
+        if requeue:
+            self.requeue()
+        else:
+            self._protection.settle(self.held, super().reject)
+
+    def requeue(self) -> None:
+        """Release the claim, and have the broker deliver the message again."""
+        self._protection.give_back(self.held)
+        super().requeue()
+
+
+def read_all_headers() -> None:
+    """Have py-amqp give a message whose properties it cannot read, which would end its connection, with none.
+
+    Such a message is rejected: ``message_malformed``.
+    """
+    serialization.PROPERTY_CLASSES[spec.Basic.CLASS_ID] = _properties
+
+
+def _properties(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
+    try:
+        properties, end = serialization.decode_properties_basic(buffer, offset)
+        return properties, end
+    except Exception as error:
+        return {_UNREADABLE: type(error).__name__}, len(buffer)
+
+
 def read(frame: Any, queue: str) -> Message:
     """Return a delivery as a ``Message``; never raises.
 
@@ -222,6 +277,9 @@ def read(frame: Any, queue: str) -> Message:
     try:
         properties, info = frame.properties, frame.delivery_info
         expires = properties.get("expiration")
+        faults = ["the expiration is no number"] if expires and _number(expires) is None else []
+        if _UNREADABLE in properties:
+            faults.append("py-amqp cannot read its properties")
         return amqp_messages.delivered(
             SimpleNamespace(headers=properties.get("application_headers"), **properties),
             _NUMBERS,
@@ -233,7 +291,7 @@ def read(frame: Any, queue: str) -> Message:
             queue=queue,
             scope=queue,
             native=frame,
-            faults=["the expiration is no number"] if expires and _number(expires) is None else [],
+            faults=faults,
         )
     except Exception as error:
         return amqp_messages.unreadable(error, frame, queue=queue, scope=queue)
