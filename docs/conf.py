@@ -39,7 +39,7 @@ autodoc_mock_imports = [
     name
     for name in (
         "aio_pika", "aiokafka", "aiormq", "confluent_kafka", "faststream", "kafka", "opentelemetry", "pamqp",
-        "pika", "prometheus_client", "redis", "taskiq", "taskiq_aio_pika", "dramatiq",
+        "pika", "prometheus_client", "redis", "taskiq", "taskiq_aio_pika", "dramatiq", "celery", "kombu", "amqp",
     )
     if find_spec(name) is None
 ]  # fmt: skip

@@ -1,12 +1,12 @@
 """The documentation as data: its pages, their fenced blocks, and a folder in which these can be run in order.
 
 The word after a fence's language says what a block is: `install` is run by CI as a whole, `rabbitmq`, `kafka`,
-`kms`, `openbao`, `softhsm`, `keycloak`, `spire`, `taskiq` and `dramatiq` need that service, `output` is what the
-block before it prints (`...` stands for anything). In a tutorial `consumer` is a command that runs in a second
-terminal, `handled` the next line that it prints. `review` is commands on dead letters, which a test runs on a
-real queue, with ids of its own and `--yes`. `authority` is a command that serves identities, and then what needs
-that server. In the tutorial of agents `again` starts a command anew that runs in a terminal, `attacker` starts
-one that knows no graceful stop, and the name of an agent marks a line that its terminal shows.
+`kms`, `openbao`, `softhsm`, `keycloak`, `spire`, `taskiq`, `dramatiq` and `celery` need that service, `output` is
+what the block before it prints (`...` stands for anything). In a tutorial `consumer` is a command that runs in a
+second terminal, `handled` the next line that it prints. `review` is commands on dead letters, which a test runs on
+a real queue, with ids of its own and `--yes`. `authority` is a command that serves identities, and then what needs
+that server. In the tutorial of agents `again` starts a command anew that runs in a terminal, `attacker` starts one
+that knows no graceful stop, and the name of an agent marks a line that its terminal shows.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ FOLDER: Final = ROOT / "docs" / "reference"
 DOORS: Final = (
     "mqauth", "mqauth.brokers.options", "mqauth.brokers.rabbitmq", "mqauth.brokers.pika", "mqauth.brokers.kafka",
     "mqauth.brokers.aiokafka", "mqauth.brokers.confluent", "mqauth.integrations.faststream",
-    "mqauth.integrations.taskiq", "mqauth.integrations.dramatiq", "mqauth.keystore", "mqauth.stores.redis",
+    "mqauth.integrations.taskiq", "mqauth.integrations.dramatiq", "mqauth.integrations.celery",
+    "mqauth.keystore", "mqauth.stores.redis",
     "mqauth.telemetry", "mqauth.telemetry.prometheus", "mqauth.testing",
 )  # fmt: skip
 """The modules that programs import from."""

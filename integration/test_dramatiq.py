@@ -20,6 +20,7 @@ from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
 
 from integration.services import RabbitMQ
+from integration.task_parts import PATIENCE, Hijack, Store, buried
 from mqauth import Allow, AuditFile, FileReplayStore, MemoryReplayStore, Pipeline, Verifier
 from mqauth.brokers import pika as wrapper
 from mqauth.errors import ConfigurationError
@@ -28,30 +29,6 @@ from mqauth.testing.attack_probe import Probe
 from mqauth.testing.attacks import AttackSuite
 from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
 from mqauth.testing.stage_rabbitmq import RabbitMQStage
-
-PATIENCE = 60.0
-
-
-class Store(FileReplayStore):
-    """A replay store that may be away."""
-
-    away: str = ""
-    asked: threading.Event
-
-    def claim(self, request: Any, /) -> Any:
-        """Claim, or fail."""
-        self._fail("claim")
-        return super().claim(request)
-
-    def confirm(self, request: Any, /) -> Any:
-        """Confirm, or fail."""
-        self._fail("confirm")
-        return super().confirm(request)
-
-    def _fail(self, what: str) -> None:
-        if self.away == what:
-            self.asked.set()
-            raise ConnectionError
 
 
 class Shop:
@@ -124,17 +101,8 @@ class Shop:
             connection.channel().basic_publish("", queue or self.name, body, properties)
 
     def buried(self, count: int) -> list[str]:
-        """Return the reasons of the next dead letters, sorted."""
-        reasons = []
-        with pika.BlockingConnection(pika.URLParameters(self.url)) as connection:
-            channel = connection.channel()
-            for method, properties, _ in channel.consume(self.dead, inactivity_timeout=PATIENCE):
-                assert method is not None
-                reasons.append(str(properties.headers["mqauth-dead-reason"]))
-                channel.basic_ack(method.delivery_tag)
-                if len(reasons) == count:
-                    return sorted(reasons)
-        raise AssertionError
+        """Return the reasons of so many dead letters, sorted, and take them."""
+        return buried(self.url, self.dead, count)
 
     def end(self) -> None:
         """Leave nothing at the broker."""
@@ -151,16 +119,6 @@ def shop(rabbitmq: RabbitMQ, tmp_path: Path) -> Iterator[Shop]:
     shop = Shop(rabbitmq.url, tmp_path)
     yield shop
     shop.end()
-
-
-class Hijack:
-    """A pickle that writes a file where it is decoded."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __reduce__(self) -> Any:
-        return (Path.write_text, (self._path, "decoded"))
 
 
 @pytest.fixture
@@ -285,8 +243,10 @@ def worker(target: Any, guard: Pipeline, probe: Probe) -> Iterator[None]:
     broker: Any = RabbitmqBroker(url=target.url)
     broker.queues.add(target.queue)
     protect(broker, guard=lambda: guard, dead_letters=target.dead, signer=probe.forge.signer())
-    # A worker declares its dead-letter queue as it starts; here that may be away.
-    broker._mqauth.guard = guard
+    with pytest.MonkeyPatch.context() as patch:
+        # The stage has declared the queue, or has taken it away.
+        patch.setattr("mqauth.integrations.dramatiq.declare_dead_letters", lambda *_: None)
+        broker._mqauth.start(broker)
     over = threading.Event()
 
     def consume() -> None:

@@ -49,10 +49,17 @@ from dramatiq_app import bill
 for order in range({tasks}):
     bill.send(order)
 """,
+    "celery": """
+from celery_app import bill
+
+for order in range({tasks}):
+    bill.delay(order)
+""",
 }
 STRANGERS = {
     "taskiq": ("taskiq", "taskiq", b'{"task_name": "taskiq_app:bill"}'),
     "dramatiq": ("", "default", b'{"actor_name": "bill", "queue_name": "default", "args": [2]}'),
+    "celery": ("", "celery", b"[[2], {}, {}]"),
 }
 """Exchange, routing key and body of a task that nobody signed."""
 RECORDED = 'with open("billed.txt", "a") as file: file.write(f"billed {order}\\n")'
@@ -83,7 +90,10 @@ def reader(rabbitmq: RabbitMQ, redis: Redis, tmp_path: Path) -> Iterator[Reader]
 
 
 async def _forget(url: str) -> None:
-    names = ("taskiq", "taskiq.dead", "taskiq.dead_letter", "default", "default.DQ", "default.XQ", "default.dead")
+    names = (
+        "taskiq", "taskiq.dead", "taskiq.dead_letter", "default", "default.DQ", "default.XQ", "default.dead",
+        "celery", "celery.dead",
+    )  # fmt: skip
     async with await aio_pika.connect(url) as connection:
         for name in names:
             with suppress(AMQPChannelError):

@@ -38,6 +38,7 @@ NEEDS_SERVICE = {
     "tasks",
     "taskiq",
     "dramatiq",
+    "celery",
 }
 ELSEWHERE = {".github/CONTRIBUTING.md"}  # commands of developers' tools
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))

@@ -99,6 +99,7 @@ LIBRARIES = {
     "faststream": ("faststream", "mqauth.integrations.faststream"),
     "taskiq": ("taskiq", "mqauth.integrations.taskiq"),
     "dramatiq": ("dramatiq", "mqauth.integrations.dramatiq"),
+    "celery": ("celery", "mqauth.integrations.celery"),
 }
 
 

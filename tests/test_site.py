@@ -20,7 +20,7 @@ from integration.documentation import ROOT, pages
 EXTRAS = (
     "aio_pika", "aiokafka", "aiormq", "botocore", "confluent_kafka", "faststream", "joserfc", "kafka", "nacl",
     "opentelemetry", "pamqp", "pika", "pkcs11", "prometheus_client", "redis", "starlette", "taskiq",
-    "taskiq_aio_pika", "dramatiq", "uvicorn",
+    "taskiq_aio_pika", "dramatiq", "celery", "kombu", "amqp", "uvicorn",
 )  # fmt: skip
 """The libraries that extras bring."""
 LOADING = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "object": "data"}
@@ -125,6 +125,7 @@ QUESTIONS = {
     "faststream": "docs/faststream",
     "taskiq": "docs/task-queues",
     "dramatiq": "docs/task-queues",
+    "celery worker": "docs/task-queues",
     "confluent kafka": "docs/confluent",
     "test handler": "docs/how-to/test-a-handler",
     "docker": "docs/how-to/run-in-containers",

@@ -17,6 +17,7 @@ DOORS = frozenset(
         "mqauth",
         "mqauth.brokers",
         "mqauth.integrations.faststream",
+        "mqauth.integrations.celery",
         "mqauth.integrations.dramatiq",
         "mqauth.integrations.taskiq",
         "mqauth.keystore",
@@ -35,7 +36,8 @@ LINES = 400
 OUTSIDE_TESTING = 23_718
 """Statements of the library without ``testing`` and ``ADAPTERS``."""
 ADAPTERS = frozenset(
-    PACKAGE / "integrations" / f"{name}.py" for name in ("task_queues", "taskiq", "dramatiq", "celery")
+    PACKAGE / "integrations" / f"{name}.py"
+    for name in ("task_queues", "taskiq", "dramatiq", "celery", "celery_kombu")
 )
 """Modules of task queues, each by itself; who uses none reads none."""
 ADAPTER = 400

@@ -28,15 +28,12 @@ from mqauth.brokers.amqp_messages import new_message_id
 from mqauth.brokers.amqp_values import headers_out
 from mqauth.brokers.pika import DeadLetters, declare_dead_letters, received
 from mqauth.brokers.pika.translate import to_message
-from mqauth.clock import Backoff
-from mqauth.delivery.hold import is_deferred
 from mqauth.delivery.queue_work import QueueLeases
-from mqauth.flow import Flow, run
-from mqauth.integrations.task_queues import worker_guard
-from mqauth.judging.pipeline import Outcome, Pipeline
+from mqauth.flow import run
+from mqauth.integrations.task_queues import Held, worker_guard
+from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.selftest import starting
 from mqauth.letters.dead_letter import DeadLetter
-from mqauth.logs import HANDLING
 from mqauth.signer import Signer
 
 __all__ = ["protect"]
@@ -191,57 +188,6 @@ def _protected(kind: Any) -> type:
     return Protected
 
 
-class HandedOver(BaseException):
-    """Leaves a pipeline where it wants its handler called; it goes on from there once the task has run."""
-
-
-def hand_over(_message: object) -> None:
-    """Leave the pipeline: the handler that it is given."""
-    raise HandedOver
-
-
-class Held:
-    """A delivery on its way through the pipeline, which stops while its task is run.
-
-    Args:
-        guard: the pipeline.
-        letters: where it goes if it is rejected.
-        method, properties, body: as pika yields them.
-    """
-
-    def __init__(self, guard: Pipeline, letters: Letters, method: Any, properties: Any, body: bytes) -> None:
-        self.yielded = method, properties, body
-        self.delivery: Any = None
-        self.failures, self.again = 0, 0.0
-        self._guard = guard
-        self._letters = letters
-        self._flow: Flow[Outcome] | None = None
-
-    def go_on(self) -> bool:
-        """Take the delivery as far as possible now; return whether its task is to be run.
-
-        Where it is not, and ``again`` is not 0, it has to wait until then, monotonic seconds.
-        """
-        guard = self._guard
-        if self._flow is None:
-            unverified = hand_over if guard.rollout else None
-            self._flow = guard.process(self.delivery, hand_over, self._letters, unverified)
-        try:
-            outcome = run(self._flow)
-        except HandedOver:
-            HANDLING.set(None)
-            return True
-        self._flow, self.again = None, 0.0
-        if is_deferred(outcome):
-            self.failures += 1
-            self.again = guard.clock.monotonic() + Backoff().wait(self.failures)
-        return False
-
-    def release(self) -> None:
-        """Give the claim back: the task was not begun."""
-        run(self._guard.release(self.delivery))
-
-
 class Judging(_CONSUMER):  # type: ignore[misc]
     """A consumer that yields what was accepted; deliveries that have to wait stay unacked.
 
@@ -281,11 +227,11 @@ class Judging(_CONSUMER):  # type: ignore[misc]
             due = [each for each in self._waiting if each.again <= now]
             self._waiting = [each for each in self._waiting if each.again > now]
             if yielded[0] is not None:
-                due.append(Held(self._guard, self._letters, *yielded))
+                due.append(Held(self._guard, self._letters, yielded))
             for held in due:
                 if self._is_accepted(held):
                     self._accepted = held
-                    yield held.yielded
+                    yield held.native
             self._renew(now)
             if yielded[0] is None:
                 yield _NOTHING
@@ -294,7 +240,7 @@ class Judging(_CONSUMER):  # type: ignore[misc]
         """Judge a delivery; settle it or have it wait, unless its task is to be run."""
         try:
             if held.delivery is None:
-                held.delivery = received(self._guard, self.channel, *held.yielded, queue=self.queue_name)
+                held.delivery = received(self._guard, self.channel, *held.native, queue=self.queue_name)
             accepted = held.go_on()
         except StaleDelivery:
             # The broker delivers it again.
@@ -304,7 +250,7 @@ class Judging(_CONSUMER):  # type: ignore[misc]
         elif held.again:
             self._waiting.append(held)
         else:
-            self.channel.basic_ack(held.yielded[0].delivery_tag)
+            self.channel.basic_ack(held.native[0].delivery_tag)
         return accepted
 
     def _renew(self, now: float) -> None:
