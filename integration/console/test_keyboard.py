@@ -163,7 +163,7 @@ def redrive_two(keys: Keyboard) -> None:
     keys.press("Redrive", "Redrive 2 dead letters", back=True)
     keys.type("the clock was skewed")
     keys.reach("expired")
-    keys.type(Keys.SPACE)
+    assert keys.seen.find("input[name=waive][value=expired]").is_selected()
     keys.seen.look("act-waived")
     keys.press("Preview", "2 of 2 dead letters would be redriven")
     keys.press("Redrive 2 dead letters", "See what is left")

@@ -18,6 +18,9 @@ _PATIENCE: Final = 30.0
 _CHUNK: Final = 65_536
 
 
+_TURNS = 10
+
+
 class Tunnel:
     """A TLS listener of 127.0.0.1; a context manager.
 
@@ -61,6 +64,9 @@ class Tunnel:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # An aborted connection closes its socket some turns of the loop later, one that has TLS after one without.
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Shake hands, and pass the bytes on; whatever happens, the connection is closed."""
