@@ -16,9 +16,7 @@ from typing import Final, Self
 
 _PATIENCE: Final = 30.0
 _CHUNK: Final = 65_536
-
-
-_TURNS = 10
+_TURNS: Final = 10
 
 
 class Tunnel:
