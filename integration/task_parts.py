@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pika
@@ -18,10 +19,13 @@ class Store(FileReplayStore):
 
     away: str = ""
     asked: threading.Event
+    renewals: Queue[Any] | None = None
 
     def claim(self, request: Any, /) -> Any:
-        """Claim, or fail."""
+        """Claim, or fail; note what is renewed."""
         self._fail("claim")
+        if request.renew and self.renewals is not None:
+            self.renewals.put(request)
         return super().claim(request)
 
     def confirm(self, request: Any, /) -> Any:

@@ -46,6 +46,7 @@ class Shop:
         self.dead = f"{self.name}.dead"
         self.store = Store(folder / "claims.db")
         self.store.asked = threading.Event()
+        self.store.renewals = Queue()
         self.audit = AuditFile(folder / "audit.jsonl")
         self.ran: Queue[Any] = Queue()
         self.failures = 0
@@ -293,14 +294,19 @@ def test_a_task_that_is_acked_late_and_not_done_runs_again(shop: Shop) -> None:
 def test_a_task_outlives_its_connection(shop: Shop) -> None:
     """A task that runs while the connection is lost runs once: what the broker delivers again is a duplicate."""
     shop.going.clear()
+    shop.guard = shop.pipeline(shop.store, lease=2)
     with shop.working(task_acks_late=True) as worker, shop.sending() as honest:
         honest.delay("long")
         honest.apply_async(("scheduled",), countdown=2)
         assert shop.run(1) == ["long"]
         with suppress(OSError):
             worker.consumer.connection.connection.sock.shutdown(socket.SHUT_RDWR)
-        shop.going.set()
+        # Without these its lease would be over.
+        for _ in range(4):
+            shop.store.renewals.get(timeout=PATIENCE)
         assert shop.run(1) == ["scheduled"]
+        assert shop.ran.empty()
+        shop.going.set()
     assert shop.take() == (None, None, None)
     assert shop.ran.empty()
 
