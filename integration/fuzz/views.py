@@ -144,7 +144,8 @@ def _lists(row: Any, index: Index) -> str:
     groups = [] if shown is None else index.groups()
     listed = _render(
         "letters.html", fields=own.given(), query=pages.query_of(own), rows=[row], total=1, order=QUEUE,
-        columns=pages.LETTER_COLUMNS, walk=pages.query_of(own), earlier=None, later=pages.query_of(own, after=1),
+        columns=pages.LETTER_COLUMNS, unchosen=False, walk=pages.query_of(own), earlier=None,
+        later=pages.query_of(own, after=1),
     )  # fmt: skip
     grouped = _render(
         "groups.html", fields={}, query="", overview=shown, groups=groups, order=LARGEST,

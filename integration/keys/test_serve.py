@@ -189,16 +189,16 @@ def test_what_cannot_be_served_is_one_line(store: Keystore, options: list[str], 
 
 
 def serve(
-    store: Keystore, *options: str, program: tuple[str, ...] = ("-m", "mqauth")
+    store: Keystore, *options: str, port: str = "0", program: tuple[str, ...] = ("-m", "mqauth")
 ) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
-    command = [sys.executable, *program, "keys", "serve", "--dir", str(store.folder), "--port", "0", *options]
+    command = [sys.executable, *program, "keys", "serve", "--dir", str(store.folder), "--port", port, *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def test_address_in_use_is_one_line(store: Keystore, issuer: IssuerProcess) -> None:
     """A second server at the same port says so."""
-    done = serve(store, "--port", issuer.url.rpartition(":")[2].partition("/")[0])
+    done = serve(store, port=issuer.url.rpartition(":")[2].partition("/")[0])
     assert done.returncode == 2
     assert "Address already in use" in done.stderr
 
