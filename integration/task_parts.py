@@ -11,7 +11,7 @@ import pika
 
 from mqauth import FileReplayStore
 
-PATIENCE = 8.0
+PATIENCE = 60.0
 
 
 class Store(FileReplayStore):
