@@ -1,17 +1,24 @@
-"""What the tests of task queues share: a store that may be away, a pickle that tells, and letters."""
+"""What the tests of task queues share: an absent store, a pickle that tells, letters, and attacks."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
 import pika
+import pytest
 
-from mqauth import FileReplayStore
+from integration.services import RabbitMQ
+from mqauth import AuditFile, FileReplayStore, Pipeline, Verifier
+from mqauth.testing.attack_probe import Probe
+from mqauth.testing.attacks import AttackSuite
+from mqauth.testing.stage_rabbitmq import RabbitMQStage
 
-PATIENCE = 8.0
+PATIENCE = 60.0
 
 
 class Store(FileReplayStore):
@@ -61,3 +68,39 @@ def buried(url: str, name: str, count: int) -> list[str]:
             if len(reasons) == count:
                 return sorted(reasons)
     raise AssertionError
+
+
+class WorkerAttacks(AttackSuite):
+    """The attack suite against what a worker is given.
+
+    Attributes:
+        worker: runs a worker on a queue, whose tasks a probe is given.
+    """
+
+    worker: Callable[[Any, Pipeline, Probe], AbstractContextManager[Any]]
+
+    @pytest.fixture
+    def target(self, rabbitmq: RabbitMQ) -> Iterator[RabbitMQStage]:
+        """Yield a queue."""
+        stage = RabbitMQStage(rabbitmq.url)
+        stage.url = rabbitmq.url  # type: ignore[attr-defined]
+        yield stage
+        stage.close()
+
+    @pytest.fixture
+    def make_consumer(
+        self, target: Any, tmp_path: Path
+    ) -> Iterator[Callable[[Probe], AbstractContextManager[Any]]]:
+        """Yield what consumes; its store and audit outlive it."""
+        store = FileReplayStore(tmp_path / "c.db")
+        with closing(store), AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
+
+            def consuming(probe: Probe) -> AbstractContextManager[Any]:
+                guard = Pipeline(
+                    verifier=Verifier(keys=probe.keys, audience="billing"),
+                    policy=probe.forge.policy(target.destination), replay=store, audit=audit,
+                    observers=[probe.observer],
+                )  # fmt: skip
+                return self.worker(target, guard, probe)
+
+            yield consuming

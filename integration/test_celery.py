@@ -7,7 +7,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from queue import Queue
@@ -24,15 +24,13 @@ from celery.worker import state
 from celery.worker.worker import WorkController
 
 from integration.services import RabbitMQ
-from integration.task_parts import PATIENCE, Hijack, Store, buried
-from mqauth import Allow, AuditFile, FileReplayStore, MemoryReplayStore, Pipeline, Verifier
+from integration.task_parts import PATIENCE, Hijack, Store, WorkerAttacks, buried
+from mqauth import Allow, AuditFile, MemoryReplayStore, Pipeline
 from mqauth.errors import ConfigurationError
 from mqauth.integrations.celery import protect
 from mqauth.judging.rollout import WEEK, Rollout, RolloutEntry, Rung
 from mqauth.testing.attack_probe import Probe
-from mqauth.testing.attacks import AttackSuite
 from mqauth.testing.forge import NEIGHBOUR, SUBJECT, Forge
-from mqauth.testing.stage_rabbitmq import RabbitMQStage
 
 
 class Shop:
@@ -410,31 +408,7 @@ def judging(target: Any, guard: Pipeline, probe: Probe) -> Iterator[None]:
 
 
 @pytest.mark.slow
-class TestAttacks(AttackSuite):
+class TestAttacks(WorkerAttacks):
     """The attack suite against what a worker is given."""
 
-    @pytest.fixture
-    def target(self, rabbitmq: RabbitMQ) -> Iterator[RabbitMQStage]:
-        """Yield a queue."""
-        stage = RabbitMQStage(rabbitmq.url)
-        stage.url = rabbitmq.url  # type: ignore[attr-defined]
-        yield stage
-        stage.close()
-
-    @pytest.fixture
-    def make_consumer(
-        self, target: Any, tmp_path: Path
-    ) -> Iterator[Callable[[Probe], AbstractContextManager[Any]]]:
-        """Yield what consumes; its store and audit outlive it."""
-        store = FileReplayStore(tmp_path / "c.db")
-        with closing(store), AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
-
-            def consuming(probe: Probe) -> AbstractContextManager[Any]:
-                guard = Pipeline(
-                    verifier=Verifier(keys=probe.keys, audience="billing"),
-                    policy=probe.forge.policy(target.destination), replay=store, audit=audit,
-                    observers=[probe.observer],
-                )  # fmt: skip
-                return judging(target, guard, probe)
-
-            yield consuming
+    worker = staticmethod(judging)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from aio_pika.exceptions import AMQPChannelError
 from integration.documentation import RABBITMQ_URL, Block, Reader, blocks
 from integration.scale import nightly
 from integration.services import RabbitMQ, Redis
+from integration.task_parts import Hijack
 from integration.test_docs import settle_in
 
 pytestmark = pytest.mark.slow
@@ -57,23 +59,35 @@ for order in range({tasks}):
 """,
 }
 STRANGERS = {
-    "taskiq": ("taskiq", "taskiq", b'{"task_name": "taskiq_app:bill"}'),
-    "dramatiq": ("", "default", b'{"actor_name": "bill", "queue_name": "default", "args": [2]}'),
-    "celery": ("", "celery", b"[[2], {}, {}]"),
+    "taskiq": ("taskiq", "taskiq", aio_pika.Message(b'{"task_name": "taskiq_app:bill"}')),
+    "dramatiq": ("", "default", aio_pika.Message(b'{"actor_name": "bill", "queue_name": "default", "args": [2]}')),
+    "celery": (
+        "",
+        "celery",
+        aio_pika.Message(
+            pickle.dumps(Hijack(Path("hijacked"))),
+            content_type="application/x-python-serialize",
+            content_encoding="binary",
+            headers={"task": "celery_app.bill", "id": "1"},
+        ),
+    ),
 }
-"""Exchange, routing key and body of a task that nobody signed."""
+"""Exchange, routing key and message of a task that nobody signed."""
 RECORDED = 'with open("billed.txt", "a") as file: file.write(f"billed {order}\\n")'
 FRAMEWORKS = pytest.mark.parametrize("framework", MANY)
 
 
 @pytest.fixture
-def reader(rabbitmq: RabbitMQ, redis: Redis, tmp_path: Path) -> Iterator[Reader]:
+def reader(rabbitmq: RabbitMQ, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
     """Someone who follows the page of task queues to its workers, and tidies up."""
     asyncio.run(_forget(rabbitmq.url))
+    # Celery accepts no pickles as root without it.
+    monkeypatch.setenv("C_FORCE_ROOT", "1")
     changes = {
         RABBITMQ_URL: rabbitmq.url,
         "redis://localhost": redis.url,
         "policy=": "lease=1, policy=",
+        "task_acks_late=": 'accept_content=["json", "pickle"], result_accept_content=["json"], task_acks_late=',
         # What a killed process has printed may be lost on its way through another one.
         'print("billed", order, flush=True)': RECORDED,
     }
@@ -158,13 +172,14 @@ def test_the_page(framework: str, reader: Reader, rabbitmq: RabbitMQ, tmp_path: 
             assert time.monotonic() < ends
             time.sleep(_LOOK_EVERY)
     assert billed(tmp_path) == [1]
+    assert not (tmp_path / "hijacked").exists()
 
 
-async def _stranger(url: str, exchange: str, routing_key: str, body: bytes) -> None:
+async def _stranger(url: str, exchange: str, routing_key: str, message: aio_pika.Message) -> None:
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
         place = await channel.get_exchange(exchange) if exchange else channel.default_exchange
-        await place.publish(aio_pika.Message(body), routing_key)
+        await place.publish(message, routing_key)
 
 
 @FRAMEWORKS

@@ -229,9 +229,8 @@ class Protection:
             by: settles.
         """
         held.settle = by
-        # It has run, whoever has the message by now.
-        held.delivery.fence = None
         self._running.discard(held)
+        self._leases.remove(held.delivery)
         self._arrived.append(held)
         self._work()
 
@@ -287,7 +286,6 @@ class Protection:
         elif held.again:
             self._waiting.append(held)
         else:
-            self._leases.remove(held.delivery)
             try:
                 held.settle()
             except LOST:
