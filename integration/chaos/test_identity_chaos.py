@@ -96,10 +96,18 @@ def _send(row: kafka_scene.Scene, work: Workload) -> None:
     client: Any = kafka_scene._PYTHON.KafkaProducer(bootstrap_servers=row.stage.servers, linger_ms=5)
     producer = kafka.Producer(row.keep(client), work.signer)
     while not work.ended.is_set():
-        # Records that share a signature learn by their futures that there is no identity to sign with.
+        sent: list[tuple[bytes, Any]] = []
         bodies: list[bytes] = []
         refusals: list[Unavailable] = []
-        for body, future in [(body, producer.send(row.name, body, b"k")) for body in work.burst()]:
+        # The first record to a topic is signed at once; those that share a signature learn by their futures that
+        # there is no identity to sign with.
+        for body in work.burst():
+            try:
+                sent.append((body, producer.send(row.name, body, b"k")))
+            except Unavailable as refusal:
+                refusals.append(refusal)
+                break
+        for body, future in sent:
             try:
                 future.get(timeout=kafka_scene.PATIENCE)
                 bodies.append(body)

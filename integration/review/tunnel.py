@@ -58,11 +58,17 @@ class Tunnel:
     async def _end(self) -> None:
         """Listen no more, and let go of what is still being passed on."""
         self._server.close()
+        # asyncio's task of a connection that was just accepted must have begun: else nobody closes its socket.
+        await self._turns()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        # An aborted connection closes its socket some turns of the loop later, one that has TLS after one without.
+        # An aborted connection closes its socket some turns of the loop later.
+        await self._turns()
+
+    @staticmethod
+    async def _turns() -> None:
         for _ in range(_TURNS):
             await asyncio.sleep(0)
 
