@@ -57,9 +57,12 @@ class Tunnel:
 
     async def _end(self) -> None:
         """Listen no more, and let go of what is still being passed on."""
-        self._server.close()
-        # asyncio's task of a connection that was just accepted must have begun: else nobody closes its socket.
+        # A closed server takes no transport any more (Python 3.11 asserts it), and nobody would close the socket of a
+        # connection that was just accepted: so it accepts no more first, and is closed after that.
+        for listening in self._server.sockets:
+            self._loop.remove_reader(listening.fileno())
         await self._turns()
+        self._server.close()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
