@@ -57,8 +57,8 @@ class Tunnel:
 
     async def _end(self) -> None:
         """Listen no more, and let go of what is still being passed on."""
-        # A closed server takes no transport any more (Python 3.11 asserts it), and nobody would close the socket of
-        # a connection that was just accepted: so it accepts no more first, and is closed after that.
+        # A closed server takes no transport any more (Python 3.11 asserts it), and nobody would close the socket
+        # of a connection that was just accepted: so it accepts no more first, and is closed after that.
         for listening in self._server.sockets:
             self._loop.remove_reader(listening.fileno())
         await self._turns()
