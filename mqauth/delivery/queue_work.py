@@ -175,7 +175,10 @@ class QueueLeases:
     def due(self, now: float) -> list[Delivery]:
         """Return those whose handlers have run for a third of the lease, at ``now``, monotonic seconds."""
         before = now - self.every
-        return [each for each, since in self._since.values() if since <= before and each.step is Step.HANDLE]
+        # A copy, made at once: threads of a task queue's workers end deliveries meanwhile.
+        return [
+            each for each, since in tuple(self._since.values()) if since <= before and each.step is Step.HANDLE
+        ]
 
     def lost(self, delivery: Delivery) -> None:
         """Log that a claim belongs to somebody else now, unless its handler has ended meanwhile."""
