@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import re
 import signal
 import socket
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +372,10 @@ def test_convert_a_service(broker: str, request: pytest.FixtureRequest, tmp_path
         elif block.name.endswith((".toml", ".py")):
             reader.write(block)
     settings = tmp_path / "mqauth.toml"
+    today = datetime.now(UTC).date()
+    dates = {"since": today, "until": today + timedelta(days=90)}
+    for name, day in dates.items():
+        settings.write_text(re.sub(rf"^{name} = .+$", f"{name} = {day}", settings.read_text(), flags=re.MULTILINE))
     if broker == "kafka":
         text = settings.read_text().replace('append_evidence = "interceptor"\n', "")
         text = text.replace("amqp://localhost:5672/", request.getfixturevalue("kafka").url)
