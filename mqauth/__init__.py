@@ -140,9 +140,9 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562)."""
     if name not in _MODULES:
         raise AttributeError(f"module 'mqauth' has no attribute {name!r}")
-    found = getattr(import_module(_MODULES[name]), name)
-    globals()[name] = found
-    return found
+    exported = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = exported
+    return exported
 
 
 def __dir__() -> list[str]:

@@ -144,7 +144,7 @@ def harmless(text: str, limit: int = MAX_TEXT) -> str:
     """Return text of at most ``limit`` characters, with those escaped that a terminal or viewer might act on."""
     # Cut before it is escaped too, so that a huge text costs no more than its beginning.
     escaped = _UNPRINTABLE.sub(
-        lambda found: found.group().encode("unicode_escape", "backslashreplace").decode("ascii"), text[: limit + 1]
+        lambda match: match.group().encode("unicode_escape", "backslashreplace").decode("ascii"), text[: limit + 1]
     )
     return escaped if len(escaped) <= limit else escaped[: limit - 1] + "\u2026"
 
@@ -196,8 +196,8 @@ def error_fields(error: BaseException, *, messages: bool = True) -> dict[str, st
         chain.append(f"Traceback (most recent call last):\n{lines}{_type_of(link)}{said}")
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
     trace = "\n\nIt was raised while this was handled:\n\n".join(reversed(chain))
-    found = {"exception_type": kind, "exception_stacktrace": trace}
-    return found | ({"exception_message": _message(error)} if messages else {})
+    fields = {"exception_type": kind, "exception_stacktrace": trace}
+    return fields | ({"exception_message": _message(error)} if messages else {})
 
 
 def error_id(error: BaseException) -> str:
@@ -279,8 +279,8 @@ class Rate:
         now = self._clock.monotonic()
         with self._lock:
             kinds = self._kinds.setdefault(event, {})
-            found = kinds.get(kind)
-            if found is None and len(kinds) >= KINDS:
+            counted = kinds.get(kind)
+            if counted is None and len(kinds) >= KINDS:
                 full = now < self._full_until.get(event, 0.0)
                 if not full:
                     # The kinds that were silent for a minute are forgotten.
@@ -291,13 +291,13 @@ class Rate:
                     self._full_until[event] = min((lines.ends for lines in kinds.values()), default=0.0)
                     full = len(kinds) >= KINDS
                 if full:
-                    kind, found = _OTHER, kinds.get(_OTHER)
-            if found is None or (now >= found.ends and not found.left_out):
+                    kind, counted = _OTHER, kinds.get(_OTHER)
+            if counted is None or (now >= counted.ends and not counted.left_out):
                 kinds[kind] = _Kind(now + EVERY)
                 return True
-            found.left_out += 1
-            found.last = last
-            self._due = min(self._due, found.ends)
+            counted.left_out += 1
+            counted.last = last
+            self._due = min(self._due, counted.ends)
         self.tick()
         return False
 
@@ -348,7 +348,7 @@ class JSONFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record."""
         ours = getattr(record, "mqauth_fields", ())
-        found: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
@@ -356,9 +356,9 @@ class JSONFormatter(logging.Formatter):
         }
         for name, value in vars(record).items():
             if name in FIELDS:
-                found[FIELDS[name]] = value
+                fields[FIELDS[name]] = value
             elif name not in _STANDARD and name != "mqauth_fields":
-                found[f"mqauth.{name}" if name in ours else name] = value
+                fields[f"mqauth.{name}" if name in ours else name] = value
         if record.exc_info:
-            found["exception.stacktrace"] = self.formatException(record.exc_info)
-        return json.dumps({name: value for name, value in found.items() if value is not None}, default=str)
+            fields["exception.stacktrace"] = self.formatException(record.exc_info)
+        return json.dumps({name: value for name, value in fields.items() if value is not None}, default=str)

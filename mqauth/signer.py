@@ -154,8 +154,8 @@ class Signer:
         Raises:
             MalformedMessage: the message has a token already, or cannot exist on its broker.
         """
-        found = self._groups[_form_of(message)]
-        return Prepared(message, found.group, found.encode(message))
+        group = self._groups[_form_of(message)]
+        return Prepared(message, group.group, group.encode(message))
 
     def seal(self, prepared: Sequence[Prepared]) -> list[Message]:
         """Return prepared messages, in order, each with its token: one signature for each group.
@@ -169,10 +169,10 @@ class Signer:
             Unavailable: ``keys_unavailable``, whoever holds the key cannot be reached.
         """
         sealed = []
-        for found, token in zip(prepared, self.tokens(prepared), strict=True):
+        for each, token in zip(prepared, self.tokens(prepared), strict=True):
             if isinstance(token, MalformedMessage):
                 raise token
-            sealed.append(_with_token(found.message, token))
+            sealed.append(_with_token(each.message, token))
         return sealed
 
     def tokens(self, prepared: Sequence[Prepared]) -> list[str | MalformedMessage]:
@@ -182,9 +182,9 @@ class Signer:
             ConfigurationError, Unavailable: as ``seal``; none has a token then.
         """
         groups: dict[object, list[int]] = {}
-        for place, found in enumerate(prepared):
-            large = len(found.message.body or b"") > LARGE_BODY
-            groups.setdefault(place if large else found.group, []).append(place)
+        for place, each in enumerate(prepared):
+            large = len(each.message.body or b"") > LARGE_BODY
+            groups.setdefault(place if large else each.group, []).append(place)
         found_tokens: dict[int, str | MalformedMessage] = {}
         for places in groups.values():
             for at in range(0, len(places), MAX_BATCH):
@@ -249,12 +249,12 @@ class Signer:
         """Return the token of a batch, each time with another proof."""
         place, names = group[0].group
         audience = self._audiences.get(place, self._audience)
-        tree = batch.Tree([batch.leaf_of(found.message, found.headers) for found in group])
+        tree = batch.Tree([batch.leaf_of(member.message, member.headers) for member in group])
         mqa = Batch(root=base64url.encode(tree.root).decode("ascii"), size=len(group), hdr=names)
         token = self._token(self._build(self._claims(audience, self._jti().decode("ascii"), mqa)))
         return [
-            token + batch.proof_text(index, batch.leaf_shorts(found.message, found.headers), path)
-            for index, (found, path) in enumerate(zip(group, tree.paths(), strict=True))
+            token + batch.proof_text(index, batch.leaf_shorts(member.message, member.headers), path)
+            for index, (member, path) in enumerate(zip(group, tree.paths(), strict=True))
         ]
 
     def _token(self, payload: bytes) -> str:
@@ -339,9 +339,9 @@ def _with_token(message: Message, token: str) -> Message:
     )  # fmt: skip
 
 
-def _spare(found: Identity) -> int:
+def _spare(identity: Identity) -> int:
     """Return the seconds by which an identity outlives each token; a sixth of its life, if that is less."""
-    return SPARE if found.issued is None else min(SPARE, (found.expires - found.issued) // 6)
+    return SPARE if identity.issued is None else min(SPARE, (identity.expires - identity.issued) // 6)
 
 
 def _check_names(**names: object) -> None:

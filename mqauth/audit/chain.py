@@ -255,10 +255,10 @@ def as_json(report: ChainReport) -> Mapping[str, object]:
 def _line(raw: bytes, number: int, file: str) -> Line:
     if not raw.endswith(b"\n"):
         return Line(number, file, torn=True)
-    found = _FORM.fullmatch(raw)
-    if found is None:
+    match = _FORM.fullmatch(raw)
+    if match is None:
         return Line(number, file)
-    body, prev, own = found.groups()
+    body, prev, own = match.groups()
     digest = hashlib.sha256(prev + body + b"}").hexdigest()
     return Line(number, file, digest == own.decode("ascii"), prev.decode("ascii"), own.decode("ascii"))
 

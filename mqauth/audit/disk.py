@@ -51,9 +51,9 @@ def give_to_folder(descriptor: int, folder: Path) -> None:
         OSError: the system refused.
     """
     if os.geteuid() == 0:
-        found, owner = os.fstat(descriptor), folder.stat()
+        current, owner = os.fstat(descriptor), folder.stat()
         # With a second name it may be another user's file, which the folder's owner has linked there.
-        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+        if stat.S_ISREG(current.st_mode) and current.st_nlink == 1:
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
@@ -203,9 +203,9 @@ def _append(descriptor: int, line: bytes, end: int, *, fsync: bool = True) -> No
 def last_whole(descriptor: int) -> int:
     """Return the position at which the last whole line of a file ends."""
     for start, block in _backwards(descriptor, os.fstat(descriptor).st_size):
-        found = block.rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
+        newline = block.rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
     return 0
 
 

@@ -81,12 +81,12 @@ class HeadFile:
 
     def recent(self) -> list[Head]:
         """Return those of the file's last hundred heads that this key signed; none if the file cannot be read."""
-        found = []
+        heads = []
         with suppress(ConfigurationError):
             for raw in last_lines(self.path, 100):
                 with suppress(*_UNREADABLE):
-                    found.append(_head(raw, self._keys))
-        return found
+                    heads.append(_head(raw, self._keys))
+        return heads
 
 
 class AuditFile(AbstractContextManager["AuditFile"]):
@@ -257,14 +257,14 @@ def read_heads(path: str | Path, keys: KeySet | None = None) -> list[Head]:
     Raises:
         ConfigurationError: the file cannot be read, or a head is not signed by one of these keys.
     """
-    found: list[Head] = []
+    heads: list[Head] = []
     for number, raw in enumerate(raw_lines(Path(path)), 1):
         if not raw.endswith(b"\n") and len(raw) < MAX_LINE:
             break
         with refusing(_UNREADABLE, f"{path}: line {number} is no head signed by a known key"):
             keys = KeySet([jwk.load_key(strict_json.loads(raw, depth=_DEPTH)["jwk"])]) if keys is None else keys
-            found.append(_head(raw, keys))
-    return found
+            heads.append(_head(raw, keys))
+    return heads
 
 
 def rotated(path: Path) -> list[Path]:
@@ -299,15 +299,15 @@ def files_of(path: Path, scope: str | None = None) -> list[Path]:
     pattern = "".join(
         known.get(piece, "*") if number % 2 else glob.escape(piece) for number, piece in enumerate(pieces)
     )
-    found = {Path(name) for name in glob.glob(pattern)}
-    return sorted(path for path in found if not (path.suffix[1:].isdecimal() and path.with_suffix("") in found))
+    paths = {Path(name) for name in glob.glob(pattern)}
+    return sorted(path for path in paths if not (path.suffix[1:].isdecimal() and path.with_suffix("") in paths))
 
 
 def _own(path: str | Path) -> Path:
     """Return a path with what is this process's own in place of ``{pid}``, ``{host}`` and ``{instance}``."""
     host = os.uname().nodename
     own = {"{pid}": str(os.getpid()), "{host}": host, "{instance}": os.environ.get("MQAUTH_INSTANCE") or host}
-    return Path(re.sub("|".join(map(re.escape, own)), lambda found: own[found[0]], str(path)))
+    return Path(re.sub("|".join(map(re.escape, own)), lambda match: own[match[0]], str(path)))
 
 
 def _head(raw: bytes, keys: KeySet) -> Head:
@@ -321,8 +321,8 @@ def _head(raw: bytes, keys: KeySet) -> Head:
 def _hash_of(line: bytes | None, path: Path) -> str:
     """Return the hash in a record's line."""
     try:
-        found = strict_json.loads(line or b"", depth=_DEPTH)["hash"]
+        digest = strict_json.loads(line or b"", depth=_DEPTH)["hash"]
     except (ValueError, KeyError, TypeError):
-        found = None
-    require(isinstance(found, str) and _DIGEST.fullmatch(found), f"{path}: its last line is no audit record")
-    return str(found)
+        digest = None
+    require(isinstance(digest, str) and _DIGEST.fullmatch(digest), f"{path}: its last line is no audit record")
+    return str(digest)

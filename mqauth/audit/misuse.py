@@ -180,9 +180,9 @@ class Detector:
         # What is unsigned has a report of its own, and an outage is no misuse.
         if not judged or (verdict == "would_reject" and reason in (None, Reason.TOKEN_MISSING)):
             now = time_of(members)
-            found = (*self._rollout.observe(members, now), *self._identities.observe(members, now))
+            signs = (*self._rollout.observe(members, now), *self._identities.observe(members, now))
             told = [Alert(kind=kind, about=about, count=count, time=now, verified=True)
-                    for kind, count, about in found]  # fmt: skip
+                    for kind, count, about in signs]  # fmt: skip
             return [alert for alert in told if self._is_new(alert)]
         # The fact of an acceptance or a rejection.
         said = claims_of(members)

@@ -98,9 +98,9 @@ class Observed:
         """
         with self._lock:
             self.unsigned[pattern] += group.code == Reason.TOKEN_MISSING
-            found = self.groups.get(group)
-            if found is not None:
-                found.number, found.last = found.number + 1, now
+            counted = self.groups.get(group)
+            if counted is not None:
+                counted.number, counted.last = counted.number + 1, now
             elif len(self.groups) < CAPACITY:
                 self.groups[group] = _Count(1, now, now)
             else:
@@ -141,12 +141,12 @@ class Observed:
         """Return what was counted as JSON values of at most 64 KiB, and begin anew."""
         with self._lock:
             groups, other = self.groups, self.other
-            found = {name: dict(getattr(self, name)) for name in _NAMES}
+            counts = {name: dict(getattr(self, name)) for name in _NAMES}
             self.groups, self.other = {}, 0
             for name in _NAMES:
                 setattr(self, name, Counter())
             # As many producers as have room in a record; the others come in the next one.
-            found["signed"] = signed = dict[str, dict[str, dict[str, int]]]()
+            counts["signed"] = signed = dict[str, dict[str, dict[str, int]]]()
             room = SIGNED_BYTES
             for producer, number in list(self.signed.items()):
                 room -= sum(len(strict_json.dumps(text)) for text in producer) + 16
@@ -155,7 +155,7 @@ class Observed:
                 pattern, issuer, subject = producer
                 signed.setdefault(pattern, {}).setdefault(issuer, {})[subject] = number
                 del self.signed[producer]
-            found["oldest"] = {pattern: iso_time(at) for pattern, at in self.oldest.items()}
+            counts["oldest"] = {pattern: iso_time(at) for pattern, at in self.oldest.items()}
             self.oldest = {}
         shown, room = [], MAX_BYTES
         for group, counted in sorted(groups.items(), key=lambda item: -item[1].number):
@@ -171,7 +171,7 @@ class Observed:
                 shown.append(facts)
             else:
                 other += counted.number
-        return {**found, "groups": shown, "other": other}
+        return {**counts, "groups": shown, "other": other}
 
 
 def group_of(facts: Mapping[str, Any]) -> Group:

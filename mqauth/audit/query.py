@@ -23,8 +23,8 @@ DIMENSIONS: Final = ("reason", "verdict", "issuer", "kid", "subject", "destinati
 
 def member(record: Record, name: str) -> Record:
     """Return a member of a record that is an object, or an empty one."""
-    found = record.get(name)
-    return found if isinstance(found, dict) else {}
+    value = record.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def claims_of(record: Record) -> Record:
@@ -130,12 +130,12 @@ def count(records: Iterable[Record], dimension: str) -> Counter[str]:
         ConfigurationError: there is no such dimension.
     """
     require(dimension in DIMENSIONS, f"counted by {', '.join(DIMENSIONS)}")
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for record in records:
         value = value_of(record, dimension)
         if value is not None:
-            found[str(value) if str(value) in found or len(found) < 1000 else "(others)"] += 1
-    return found
+            counts[str(value) if str(value) in counts or len(counts) < 1000 else "(others)"] += 1
+    return counts
 
 
 def value_of(record: Record, name: str) -> Any:

@@ -114,7 +114,7 @@ def token_fields(
 def broker_fields(message: Message) -> dict[str, Any]:
     """Return where the broker had the message; a publisher may choose some of the names, so they are escaped."""
     origin = message.origin
-    found = {
+    members = {
         "destination": message.destination,
         "queue": origin.queue,
         "exchange": origin.exchange,
@@ -127,6 +127,6 @@ def broker_fields(message: Message) -> dict[str, Any]:
     }
     return {
         name: harmless(value) if isinstance(value, str) else value
-        for name, value in found.items()
+        for name, value in members.items()
         if value is not None
     }

@@ -58,13 +58,13 @@ class RolloutWatch:
 
 def rungs_of(facts: Record) -> dict[str, int]:
     """Return the number of each destination's rung in the facts of a record ``rollout``."""
-    found: dict[str, int] = {}
+    rungs: dict[str, int] = {}
     entries: Any = facts.get("rungs")
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, dict) and entry.get("rung") in RUNGS:
             for place in entry.get("destinations") or ():
-                found.setdefault(str(place)[:256], RUNGS.index(str(entry["rung"])))
-    return found
+                rungs.setdefault(str(place)[:256], RUNGS.index(str(entry["rung"])))
+    return rungs
 
 
 def last_rollout(path: Path, scope: str | None = None) -> Record | None:
@@ -74,11 +74,11 @@ def last_rollout(path: Path, scope: str | None = None) -> Record | None:
         path: of the files of all processes, as ``files_of`` takes it.
         scope: likewise.
     """
-    found: list[Record] = []
+    latest: list[Record] = []
     for file in sorted(files_of(path, scope), key=lambda each: each.stat().st_mtime)[-16:]:
         with file.open("rb") as stream:
             stream.seek(max(0, file.stat().st_size - (16 * 1024 * 1024)))
-            found += [
+            latest += [
                 parse_record(raw) for raw in stream if b'"verdict":"rollout"' in raw and raw.endswith(b"\n")
             ][-1:]
-    return max(found, key=time_of, default=None)
+    return max(latest, key=time_of, default=None)

@@ -207,11 +207,11 @@ class MisuseWatch(_Wrapping):
         # The record is durable by now. If an error were raised here, it would be written a second time.
         try:
             with self._lock:
-                found = self.detector.observe(record.as_dict())
+                alerts = self.detector.observe(record.as_dict())
         except Exception as error:
             emit("misuse.detector_failed", "the misuse detector failed: %s", type(error).__name__)
             return []
-        for alert in found:
+        for alert in alerts:
             about = ", ".join(f"{name} {value}" for name, value in alert.about.items())
             emit(
                 "misuse.alert", "misuse, %s: %d times, %s", alert.kind, alert.count, about,
@@ -230,7 +230,7 @@ class MisuseWatch(_Wrapping):
                 bare, id=uuid7(self._clock, self._randomness), detail=f"{alert.kind}, {alert.count} times",
                 extra=kept | {"alert": alert.as_dict(), "completed_by": record.id},
             )
-            for alert in found
+            for alert in alerts
         ]  # fmt: skip
 
 

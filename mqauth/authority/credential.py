@@ -62,13 +62,15 @@ def open_jwt(text: str) -> Jwt:
     segments = raw.split(b".", _SEGMENTS)
     require(len(segments) == _SEGMENTS, "not three segments", ValueError)
     header, payload, signature = (base64url.decode(segment) for segment in segments)
-    found, claims = (strict_json.loads(part, depth=_DEPTH) for part in (header, payload))
-    require(type(found) is dict and type(claims) is dict, "its header or its claims are no object", ValueError)
-    algorithm, kid = found.get("alg"), found.get("kid", "")
+    parameters, claims = (strict_json.loads(part, depth=_DEPTH) for part in (header, payload))
+    require(
+        type(parameters) is dict and type(claims) is dict, "its header or its claims are no object", ValueError
+    )
+    algorithm, kid = parameters.get("alg"), parameters.get("kid", "")
     require(type(algorithm) is str and algorithm in ALLOWED, "its alg is not on the list", ValueError)
     require(type(kid) is str, "its kid is no text", ValueError)
-    require("crit" not in found, "it has a crit", ValueError)
-    return Jwt(found, claims, Opened(algorithm, kid, raw[: raw.rindex(b".")], payload, signature))
+    require("crit" not in parameters, "it has a crit", ValueError)
+    return Jwt(parameters, claims, Opened(algorithm, kid, raw[: raw.rindex(b".")], payload, signature))
 
 
 _require: Final = partial(require, error=ValueError)
@@ -164,15 +166,15 @@ class ShownCredential(NamedTuple):
 
     def text(self, name: str) -> str | None:
         """Return a claim that is a text, else ``None``."""
-        found = self.claims.get(name)
-        return found if isinstance(found, str) else None
+        value = self.claims.get(name)
+        return value if isinstance(value, str) else None
 
     @property
     def jkt(self) -> str | None:
         """The thumbprint of the key that it is bound to, if it is bound (RFC 9449, section 6.1)."""
         confirmed = self.claims.get("cnf")
-        found = confirmed.get("jkt") if isinstance(confirmed, dict) else None
-        return found if isinstance(found, str) else None
+        thumbprint = confirmed.get("jkt") if isinstance(confirmed, dict) else None
+        return thumbprint if isinstance(thumbprint, str) else None
 
 
 def read(text: str, issuers: Mapping[str, CredentialIssuer]) -> tuple[ShownCredential, Jwt, CredentialIssuer]:
@@ -191,10 +193,10 @@ def read(text: str, issuers: Mapping[str, CredentialIssuer]) -> tuple[ShownCrede
     except ValueError as error:
         raise Refused(Refusal.CREDENTIAL_MALFORMED, str(error)) from error
     name = jwt.claims.get("iss")
-    found = issuers.get(name) if type(name) is str else None
-    if found is None:
+    issuer = issuers.get(name) if type(name) is str else None
+    if issuer is None:
         raise Refused(Refusal.CREDENTIAL_ISSUER, "its iss is not configured")
-    return ShownCredential(found.name, found.issuer, jwt.opened.kid, jwt.claims), jwt, found
+    return ShownCredential(issuer.name, issuer.issuer, jwt.opened.kid, jwt.claims), jwt, issuer
 
 
 def verify(

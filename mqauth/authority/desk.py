@@ -162,17 +162,17 @@ class CredentialDesk:
         trace.credential = credential.verify(*parts, audience=self.audience, now=self._clock.now())
         return trace.credential
 
-    def grant(self, found: ShownCredential, subject: str | None) -> Grant:
+    def grant(self, credential: ShownCredential, subject: str | None) -> Grant:
         """Return the grant that a credential gets; of several for one subject the first decides.
 
         Args:
-            found: the credential, verified.
+            credential: the credential, verified.
             subject: that was asked for, ``None`` where none was named.
 
         Raises:
             Refused: ``grant_missing``, or ``subject_ambiguous`` where none was named and several subjects match.
         """
-        matching = [grant for grant in self.grants if grant.difference(found) is None]
+        matching = [grant for grant in self.grants if grant.difference(credential) is None]
         ambiguous = subject is None and len({grant.subject for grant in matching}) > 1
         grant_only(not ambiguous, Refusal.SUBJECT_AMBIGUOUS, "several grants match, and no sub was asked for")
         wanted = [grant for grant in matching if subject in (None, grant.subject)]

@@ -123,12 +123,12 @@ class IdentityAuthority:
             asked.proof, url=self.desk.audience + PATH, credential=asked.credential, now=self._clock.now()
         )
         trace.jkt = identity.jkt_of(jwk)
-        found = self.desk.read(asked.credential, trace)
-        binding, is_bound = Refusal.CREDENTIAL_BINDING, found.jkt is not None
-        grant_only(found.jkt in (None, trace.jkt), binding, "it is bound to another key")
+        credential = self.desk.read(asked.credential, trace)
+        binding, is_bound = Refusal.CREDENTIAL_BINDING, credential.jkt is not None
+        grant_only(credential.jkt in (None, trace.jkt), binding, "it is bound to another key")
         # RFC 9449, sections 7.1 and 7.2
         grant_only(asked.bound is is_bound, binding, "it is shown as Bearer where it is bound, or else as DPoP")
-        grant = self.desk.grant(found, asked.subject)
+        grant = self.desk.grant(credential, asked.subject)
         trace.subject = grant.subject
         return self.vouch(grant, jwk, trace)
 

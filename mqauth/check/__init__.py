@@ -56,8 +56,8 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
             findings.append(finding("trust_from_environment", at, f"takes {name} from the environment"))
     # What the rules find; what is refused when the objects are built, where nothing was found wrong before; and
     # names in [check] accept that cannot be accepted.
-    findings += [found for rule in RULES for found in rule(target)]
-    wrong = {found.path for found in findings if found.severity is Severity.ERROR}
+    findings += [each for rule in RULES for each in rule(target)]
+    wrong = {each.path for each in findings if each.severity is Severity.ERROR}
     for at, what in _refused(path, members, clock, target):
         if at not in wrong:
             wrong.add(at)
@@ -71,7 +71,7 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
             what = f"{name} is an error, and cannot be accepted"
             findings.append(finding("configuration", ("check", "accept", number), what))
     lines = lines_of(text)
-    every = ordered(replace(found, line=nearest(lines, found.path)) for found in findings)
+    every = ordered(replace(each, line=nearest(lines, each.path)) for each in findings)
     accepted = target.options.accept
     kept = tuple(each for each in every if each.severity is Severity.ERROR or each.code.name not in accepted)
     # What could not be looked at, and the setting that makes it visible.

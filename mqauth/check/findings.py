@@ -78,7 +78,7 @@ class Report:
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Return findings by severity, then by line."""
     ranks = list(Severity)
-    return tuple(sorted(findings, key=lambda found: (ranks.index(found.severity), found.line or 0)))
+    return tuple(sorted(findings, key=lambda finding: (ranks.index(finding.severity), finding.line or 0)))
 
 
 def finding(name: str, path: Path, message: str) -> Finding:

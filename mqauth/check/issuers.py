@@ -95,9 +95,11 @@ def bindings(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
 def forms(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find workloads that have a rule in each form, where nothing says when the direct one ends."""
     direct = {
-        found.issuer: found for found in consumer.issuers if found.trust_domain is None and found.until is None
+        source.issuer: source
+        for source in consumer.issuers
+        if source.trust_domain is None and source.until is None
     }
-    domains = {found.issuer for found in consumer.issuers if found.trust_domain is not None}
+    domains = {source.issuer for source in consumer.issuers if source.trust_domain is not None}
     workloads = [rule for rule in consumer.allow if rule.issuer in domains]
     for number, rule in enumerate(consumer.allow):
         issuer = direct.get(rule.issuer or "")
@@ -142,12 +144,12 @@ def rules(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
                 # With the default exchange, a routing key is the name of a queue.
                 name = "rule_matches_all" if is_kafka(place) or place.startswith("rabbitmq:/") else "rule_broad"
                 yield finding(name, (*path, "destinations", at), f"{rule.subject} may publish to {place}")
-        issuers = [found for found in consumer.issuers if rule.issuer in (None, found.issuer)]
-        if all(_is_silent(found, rule, target.now) for found in issuers):
+        issuers = [source for source in consumer.issuers if rule.issuer in (None, source.issuer)]
+        if all(_is_silent(source, rule, target.now) for source in issuers):
             yield finding(
                 "subject_without_key",
                 (*path, "subject"),
-                f"no key of {' or '.join(found.issuer for found in issuers)} speaks for {rule.subject}",
+                f"no key of {' or '.join(source.issuer for source in issuers)} speaks for {rule.subject}",
             )
 
 
@@ -157,15 +159,15 @@ def authorities(target: Target) -> Iterator[Finding]:
     places = {_place(issuer) for issuer in target.issuers}
     if target.settings.producer is not None:
         producers.add(target.settings.producer.issuer)
-    for found in target.authorities:
-        path = found.table.path
-        much = sorted(found.waive & {Reason.PRODUCER_FORBIDDEN, Reason.REPLAYED, Reason.KEY_EXPIRED})
+    for authority in target.authorities:
+        path = authority.table.path
+        much = sorted(authority.waive & {Reason.PRODUCER_FORBIDDEN, Reason.REPLAYED, Reason.KEY_EXPIRED})
         yield from those(
             (
-                found.issuer in producers or _place(found) in places,
+                authority.issuer in producers or _place(authority) in places,
                 "release_self",
                 (*path, "issuer"),
-                f"{found.issuer} signs messages, or its keys do",
+                f"{authority.issuer} signs messages, or its keys do",
             ),
             (much, "release_waives_much", (*path, "waive"), f"waives {', '.join(much)}"),
         )

@@ -157,7 +157,7 @@ def _standing(
     now: float,
     broken: str | None,
 ) -> Standing:
-    found = Standing(entry, days_left(entry.until, now) if entry.until else 0)
+    standing = Standing(entry, days_left(entry.until, now) if entry.until else 0)
     groups, signed, oldest = dict[str, Seen](), set[tuple[str, str]](), dict[Any, float]()
     rules: Any = None
     changed: float | None = None
@@ -174,8 +174,10 @@ def _standing(
         # what came in the window
         for place in entry.destinations:
             if place in member(facts, "accepted"):
-                found.accepted[place] = found.accepted.get(place, 0) + _whole(member(facts, "accepted")[place])
-        found.other += _whole(facts.get("other"))
+                standing.accepted[place] = standing.accepted.get(place, 0) + _whole(
+                    member(facts, "accepted")[place]
+                )
+        standing.other += _whole(facts.get("other"))
         for told_of in _tables(facts.get("groups")):
             group = group_of(told_of)
             held = rollout.entry(group.destination)
@@ -192,15 +194,15 @@ def _standing(
             continue
         # who is there, on which rung, and how old the last deliveries were
         process, rungs, appended = record.get("instance"), member(facts, "rungs"), member(facts, "oldest")
-        found.reported[process] = time
-        found.rungs |= {str(rungs[place]) for place in entry.destinations if place in rungs}
+        standing.reported[process] = time
+        standing.rungs |= {str(rungs[place]) for place in entry.destinations if place in rungs}
         times = [seconds_of(appended[place]) for place in entry.destinations if place in appended]
         if times:
             oldest[process] = min(times)
-    found.groups = sorted(groups.values(), key=lambda seen: -seen.count)
-    found.oldest = min(oldest.values(), default=None)
+    standing.groups = sorted(groups.values(), key=lambda seen: -seen.count)
+    standing.oldest = min(oldest.values(), default=None)
     if file.consumer is not None:
-        found.never_signed = list(dict.fromkeys(_never_signed(entry, file.consumer, signed)))
+        standing.never_signed = list(dict.fromkeys(_never_signed(entry, file.consumer, signed)))
     # The ends that starts have named for its destinations.
     named = {
         str(each.get("until"))
@@ -208,30 +210,30 @@ def _standing(
         for each in _tables(member(record, "rollout").get("rungs"))
         if set(each.get("destinations") or ()) & set(entry.destinations)
     }
-    found.moved = max(0, len(named) - 1)
+    standing.moved = max(0, len(named) - 1)
     consumers = 1 if file.check is None else file.check.consumers
     # What speaks against going up. What was delivered again and would be settled condemns nothing.
     ends = datetime.combine(entry.since, time_of_day(), UTC).timestamp() + entry.window
     open_groups = [
         seen
-        for seen in found.groups
+        for seen in standing.groups
         if seen.group.code != Verdict.DUPLICATE.value and not is_accepted(entry, seen.group)
     ]
-    silent = [place for place in entry.destinations if not found.accepted.get(place)]
-    reported = f"{len(found.reported)} of {consumers} consumers reported within the hour"
+    silent = [place for place in entry.destinations if not standing.accepted.get(place)]
+    reported = f"{len(standing.reported)} of {consumers} consumers reported within the hour"
     reasons = (
         (now < ends, f"the window is over at {iso_time(ends)}"),
         (broken is not None, broken or ""),
-        (len(found.reported) < consumers, reported),
+        (len(standing.reported) < consumers, reported),
         (open_groups, f"{len(open_groups)} groups"),
-        (found.other, f"{found.other} messages in no group"),
+        (standing.other, f"{standing.other} messages in no group"),
         (silent, f"no accepted message of {', '.join(silent)}"),
         (changed is not None, f"rules, issuers or settings changed at {iso_time(changed or 0)}"),
-        (len(found.rungs) > 1, f"mixed: {' and '.join(sorted(found.rungs))} within the hour"),
+        (len(standing.rungs) > 1, f"mixed: {' and '.join(sorted(standing.rungs))} within the hour"),
         (entry.at is Rung.OFF, "nothing is judged at off"),
     )
-    found.against = [reason for holds, reason in reasons if holds]
-    return found
+    standing.against = [reason for holds, reason in reasons if holds]
+    return standing
 
 
 def _tables(listed: Any) -> list[dict[str, Any]]:
@@ -268,8 +270,8 @@ def is_accepted(entry: RolloutSettings, group: Group) -> bool:
     return group.id in accepted or f"{group.code} {group.destination}" in accepted
 
 
-def _whole(found: object) -> int:
-    return found if type(found) is int else 0
+def _whole(value: object) -> int:
+    return value if type(value) is int else 0
 
 
 _YEAR: Final = 366
@@ -301,7 +303,7 @@ def weakest(target: Target, entries: tuple[RolloutSettings, ...]) -> Iterator[Fi
     """Say by which destinations a queue may be reached unsigned."""
     consumer = target.settings.consumer
     places = [place for entry in entries if entry.at < Rung.ENFORCE for place in entry.destinations]
-    places += [] if consumer is None else [found.destination for found in consumer.unsigned]
+    places += [] if consumer is None else [exemption.destination for exemption in consumer.unsigned]
     rabbit = [place for place in places if place.startswith("rabbitmq:")]
     if rabbit:
         yield finding("rollout_weakest", ("rollout",), f"unsigned messages may come by {few(rabbit)}")

@@ -158,14 +158,14 @@ class Target:
     def signers(self) -> tuple[Signs, ...]:
         """The tables that name keys which sign."""
         producer, authority = self.settings.producer, self.settings.authority
-        found = []
+        signers = []
         if producer is not None and producer.keys is not None:
             waits = 0 if self.settings.consumer is None else self.settings.consumer.max_queue_age or 0
-            found.append(Signs("producer", producer, producer.keys, FRESH, producer.lifetime + waits))
+            signers.append(Signs("producer", producer, producer.keys, FRESH, producer.lifetime + waits))
         if authority is not None:
             # What it vouched for lives out by the overlap of its keys, and its set is fresh for a minute.
-            found.append(Signs("authority", authority, authority.keys, MAX_AGE, 0))
-        return tuple(found)
+            signers.append(Signs("authority", authority, authority.keys, MAX_AGE, 0))
+        return tuple(signers)
 
     @property
     def references(self) -> Iterator[tuple[Signs, Reference]]:
@@ -184,8 +184,8 @@ class Target:
     def audit_files(self) -> tuple[tuple[Path, FilePath], ...]:
         """The audit files, each with where it is named."""
         audit, authority = self.settings.audit, self.settings.authority
-        found = [] if audit is None else [(("audit", "file"), audit.file)]
-        return (*found, *([] if authority is None else [(("authority", "audit"), authority.audit)]))
+        files = [] if audit is None else [(("audit", "file"), audit.file)]
+        return (*files, *([] if authority is None else [(("authority", "audit"), authority.audit)]))
 
     @property
     def replay(self) -> ReplaySettings | None:
@@ -224,10 +224,10 @@ def strangers(path: FilePath) -> int:
 def is_own_group(user: int, group: int) -> bool:
     """Tell whether a group has no member but its user, as with ``umask 002``, or the user is root."""
     try:
-        name, found = pwd.getpwuid(user).pw_name, grp.getgrgid(group)
+        name, entry = pwd.getpwuid(user).pw_name, grp.getgrgid(group)
     except KeyError:
         return user == 0
-    return user == 0 or (found.gr_name == name and set(found.gr_mem) <= {name})
+    return user == 0 or (entry.gr_name == name and set(entry.gr_mem) <= {name})
 
 
 def mode(path: FilePath) -> str:

@@ -225,8 +225,8 @@ _MEANT: Final = REGISTERED | frozenset(
 @on("authority")
 def signing(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Finding]:
     """Find a key that can be copied, a URL in the clear, long lives, limits that are off, and no heads."""
-    found = ring_of(authority.keys)
-    keys = () if found is None else found.keys
+    ring = ring_of(authority.keys)
+    keys = () if ring is None else ring.keys
     local = [key.kid for key in keys if key.uri is None and key.state in (State.PENDING, State.ACTIVE)]
     # How long they may live for the consumer of the same file, if it trusts the authority.
     own = [each.max_identity_lifetime for each in target.issuers if each.trust_domain == authority.trust_domain]
@@ -283,7 +283,7 @@ def grants(target: Target, authority: IdentityAuthoritySettings) -> Iterator[Fin
     """Find grants that are missing, that anybody of an issuer gets, or that nobody gets."""
     if not authority.grants:
         yield finding("grants_empty", ("authority", "grants"), "no [[authority.grants]]")
-    sources = {found.name: found for found in authority.credentials}
+    sources = {issuer.name: issuer for issuer in authority.credentials}
     for grant in authority.grants:
         at = (*grant.table.path, "match")
         # Whom the keys of its credential speak for, where a file of producers' own keys tells.

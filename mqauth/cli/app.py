@@ -192,11 +192,11 @@ class LazyGroup(TyperGroup):
         """Return the command of a verb; ``None`` where there is no such verb."""
         if name in VERBS and self.commands[name] is None:
             module, attribute, _ = VERBS[name]
-            found = getattr(import_module(f"mqauth.cli.{module}"), attribute)
-            if not isinstance(found, typer.Typer):
-                function, found = found, typer.Typer(**SETTINGS)
-                found.command(name)(function)
-            self.commands[name] = each = typer.main.get_command(found)
+            verb = getattr(import_module(f"mqauth.cli.{module}"), attribute)
+            if not isinstance(verb, typer.Typer):
+                function, verb = verb, typer.Typer(**SETTINGS)
+                verb.command(name)(function)
+            self.commands[name] = each = typer.main.get_command(verb)
             for command in (each, *getattr(each, "commands", {}).values()):
                 command.make_parser = partial(once, command.make_parser)
             if signal.getsignal(signal.SIGINT) is leave:

@@ -153,11 +153,11 @@ def trace(
         known = (str(value_of(record, name) or "") for record in read_records(paths))
         ids[name] = given and pick(given, known, option=f"--{name}")
     wanted = Selection(subject=subject, verified=verified, since=since, until=until, **ids)
-    found = False
+    any_found = False
     for record in filter(wanted.holds, read_records(paths)):
-        found = True
+        any_found = True
         _show(record, json)
-    return 0 if found else 1
+    return 0 if any_found else 1
 
 
 @app.command("stats")
@@ -192,15 +192,15 @@ def detect(
 ) -> int:
     """Look for misuse in old records. Exits with 1 where the detectors find some."""
     detector = Detector(Thresholds() if config is None else load(config).thresholds)
-    found = False
+    any_found = False
     for record in read_records(with_parts(files)):
         for alert in detector.observe(record):
-            found, time = True, str(record.get("time"))
+            any_found, time = True, str(record.get("time"))
             about = ", ".join(f"{name} {value}" for name, value in alert.about.items())
             claimed = "" if alert.verified else "claimed "
             line = one_line(f"{time}  {alert.kind}  {alert.count} times  {claimed}{about}")
             answer(json, {"time": time, **alert.as_dict()}, line)
-    return 1 if found else 0
+    return 1 if any_found else 0
 
 
 def _show(record: Record, as_json: bool) -> None:

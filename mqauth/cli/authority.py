@@ -74,7 +74,7 @@ def serve(
     certificate, metrics, observers = certificate_of(tls_cert, tls_key), dict[str, str](), list[Any]()
     with ExitStack() as stack:
         if metrics_port is None:
-            found = _configured(config)
+            configured = _configured(config)
         else:
             with refusing(ImportError, '--metrics-port needs "mqauth[prometheus]"'):
                 from mqauth.telemetry import AuthorityTelemetry
@@ -86,12 +86,14 @@ def serve(
                 named = f"--metrics-host {metrics_host} --metrics-port {metrics_port}"
                 raise ConfigurationError(f"{named}: {error.strerror}") from error
             telemetry = AuthorityTelemetry(endpoint.meter)
-            found = load(file_of(config), on_alert=endpoint.telemetry.alert).authority
-            telemetry.watch(found.settings.trust_domain, cutoffs=found.cut_off, key_age=found.key_age)
+            configured = load(file_of(config), on_alert=endpoint.telemetry.alert).authority
+            telemetry.watch(
+                configured.settings.trust_domain, cutoffs=configured.cut_off, key_age=configured.key_age
+            )
             observers.append(telemetry.observe)
             shown = f"[{metrics_host}]" if ":" in metrics_host else metrics_host
             metrics["metrics"] = f"http://{shown}:{endpoint.port}/metrics"
-        application = found.server(found.authority(), observers)
+        application = configured.server(configured.authority(), observers)
         listener = stack.enter_context(listen(host, port, tls=certificate is not None))
         server = Server(application, certificate, requests=512, verb="authority serve", extra="serve")
         address = origin(listener, tls=certificate is not None)
@@ -99,7 +101,7 @@ def serve(
             "url": address + PATH,
             "jwks": address + PATHS[0],
             "health": address + HEALTH,
-            "trust_domain": found.settings.trust_domain,
+            "trust_domain": configured.settings.trust_domain,
             **metrics,
         }
         line = f"identities of {told['trust_domain']} at {told['url']}, keys at {told['jwks']}"
@@ -125,15 +127,15 @@ def grants(
         # One newline at its end is no part of it.
         raw = sys.stdin.buffer.read(_MAX_FILE) if token == Path("-") else read_bounded(token, _MAX_FILE)
         require(raw.isascii(), f"{token}: no JWT")
-        found = desk.read(raw.decode("ascii").strip(), trace)
-        grant = desk.grant(found, subject)
+        credential = desk.read(raw.decode("ascii").strip(), trace)
+        grant = desk.grant(credential, subject)
     except Refused as refused:
         shown, lines = _shown(trace.credential), _reasons(desk.grants, trace.credential)
         told = {"granted": None, "refused": refused.refusal.value, "detail": refused.detail}
         answer(as_json, told | shown, f"nothing: {refused}", *lines)
         return 1
     given: dict[str, Any] = {"granted": grant.subject, "claims": dict(grant.claims), "lifetime": grant.lifetime}
-    answer(as_json, given | _shown(found), grant.subject, *_reasons(desk.grants, found))
+    answer(as_json, given | _shown(credential), grant.subject, *_reasons(desk.grants, credential))
     return 0
 
 
@@ -153,8 +155,8 @@ def issue(
 
     It is for a public key in a file, without any credential. A grant has to name the subject.
     """
-    found = _configured(config)
-    granted = [grant for grant in found.desk.grants if grant.subject == subject]
+    configured = _configured(config)
+    granted = [grant for grant in configured.desk.grants if grant.subject == subject]
     require(granted, "--sub: no grant names this subject")
     try:
         members = identity.read_jwk(strict_json.loads(read_bounded(jwk, _MAX_FILE), depth=2))
@@ -164,7 +166,7 @@ def issue(
         raise CommandFailed(f"{jwk}: not one public key as a JWK: {detail}", USAGE) from error
     trace = Trace("command", subject)
     trace.jkt = identity.jkt_of(members)
-    authority = found.authority(audit)
+    authority = configured.authority(audit)
     try:
         issued = authority.vouch(granted[0], members, trace)
     except Refused as refused:
@@ -194,22 +196,22 @@ def cutoff(
 
     Consumers see it within a minute. Identities that it gets later count again.
     """
-    found = _configured(config)
-    within = identity.trust_domain_of(subject) == found.settings.trust_domain
-    require(within, f"--sub: must be an identifier in {found.settings.trust_domain}")
-    cut = found.keystore.cut_off(subject, reason=reason, before=None if before is None else int(before))
+    configured = _configured(config)
+    within = identity.trust_domain_of(subject) == configured.settings.trust_domain
+    require(within, f"--sub: must be an identifier in {configured.settings.trust_domain}")
+    cut = configured.keystore.cut_off(subject, reason=reason, before=None if before is None else int(before))
     # How many identities still live by the audit file here, if it tells anything.
-    alive, since = None, time.time() - found.settings.lifetime
+    alive, since = None, time.time() - configured.settings.lifetime
     with suppress(ConfigurationError):
         wanted = Selection(subject=subject, verdict=ISSUED, since=since)
-        alive = sum(map(wanted.holds, read_records(with_parts([found.settings.audit]))))
+        alive = sum(map(wanted.holds, read_records(with_parts([configured.settings.audit]))))
     told = {"sub": subject, "before": cut.before, "reason": cut.reason, "alive": alive}
     answer(as_json, told, f"{subject} is cut off: what was issued before {shown_time(cut.before)} UTC is refused")
     if alive == 0:
         print_error(
-            f"note: {found.settings.audit} has no identity of {subject} that still lives: is it spelt right?"
+            f"note: {configured.settings.audit} has no identity of {subject} that still lives: is it spelt right?"
         )
-    if any(grant.subject == subject for grant in found.desk.grants):
+    if any(grant.subject == subject for grant in configured.desk.grants):
         print_error(f"note: a grant still names {subject}: whoever has its credential can ask again")
 
 
@@ -217,14 +219,19 @@ def _configured(config: Path | None) -> ConfiguredAuthority:
     return load(file_of(config)).authority
 
 
-def _shown(found: ShownCredential | None) -> dict[str, Any]:
-    if found is None:
+def _shown(credential: ShownCredential | None) -> dict[str, Any]:
+    if credential is None:
         return {"credential": None}
-    return {"credential": found.name, "iss": found.issuer, "sub": found.text("sub"), "verified": found.verified}
+    return {
+        "credential": credential.name,
+        "iss": credential.issuer,
+        "sub": credential.text("sub"),
+        "verified": credential.verified,
+    }
 
 
-def _reasons(known: tuple[Grant, ...], found: ShownCredential | None) -> list[str]:
+def _reasons(known: tuple[Grant, ...], credential: ShownCredential | None) -> list[str]:
     """Return a line for each grant: whether it matches, and what differs."""
-    if found is None:
+    if credential is None:
         return []
-    return [f"  {grant.subject}: {grant.difference(found) or 'matches'}" for grant in known]
+    return [f"  {grant.subject}: {grant.difference(credential) or 'matches'}" for grant in known]

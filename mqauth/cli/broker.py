@@ -169,9 +169,9 @@ class LetterAddress:
     def __post_init__(self) -> None:
         check_url("--broker", self.broker)
         wanted, other = ("--topic", "--queue") if self.on_kafka else ("--queue", "--topic")
-        found, foreign = (self.topic, self.queue) if self.on_kafka else (self.queue, self.topic)
+        own, foreign = (self.topic, self.queue) if self.on_kafka else (self.queue, self.topic)
         require(foreign is None, f"{other}: this broker needs {wanted}")
-        require(found, f"{wanted}: required with this broker; or [broker] {wanted[2:]} in {FILE}")
+        require(own, f"{wanted}: required with this broker; or [broker] {wanted[2:]} in {FILE}")
 
     @property
     def on_kafka(self) -> bool:
@@ -352,8 +352,8 @@ def check_stamps(admin: Any, consumer: ConsumerSettings | None) -> None:
     places = {place for rule in consumer.allow for place in rule.destinations if is_kafka(place)}
     topics = {parse(place)[1] for place in places if not set(place) & set("*#")} & {*admin.list_topics()}
     asked = [of.ConfigResource(of.ConfigResourceType.TOPIC, each, configs=[TIMESTAMP_TYPE]) for each in topics]
-    found = admin.describe_configs(asked, config_filter="all")["topic"] if asked else {}
-    for topic, settings in found.items():
+    configs = admin.describe_configs(asked, config_filter="all")["topic"] if asked else {}
+    for topic, settings in configs.items():
         kind = settings.get(TIMESTAMP_TYPE, {}).get("value")
         require(
             kind == APPEND_TIME,

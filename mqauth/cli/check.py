@@ -111,12 +111,12 @@ def _authority(url: str, *, ca: Path | None = None, keys: Path | None = None) ->
     context = tls_context(ca)
     health, published = (Endpoint.parse(url + path, unsafe_http_loopback=True) for path in (HEALTH, PATHS[0]))
     told = request(health, deadline=Deadline(SYSTEM_CLOCK, _SECONDS), context=context).document or {}
-    found = URLFetch(published, timeout=_SECONDS, context=context, clock=SYSTEM_CLOCK)(None).keys
+    published_keys = URLFetch(published, timeout=_SECONDS, context=context, clock=SYSTEM_CLOCK)(None).keys
     active = None if keys is None else Keystore(folder=keys).ring().active
     require(told.get("active"), "none of its keys signs")
-    if active is not None and (found is None or found.get(active.kid) is None):
+    if active is not None and (published_keys is None or published_keys.get(active.kid) is None):
         raise ConfigurationError(f"its set lacks the key that signs here, {active.kid}: another authority answers")
-    return f"well; {_counted(len(found.keys) if found is not None else 0)}"
+    return f"well; {_counted(len(published_keys.keys) if published_keys is not None else 0)}"
 
 
 def _issuer(source: SourceSettings) -> str:
@@ -126,8 +126,8 @@ def _issuer(source: SourceSettings) -> str:
     else:
         endpoint = Endpoint.parse(source.jwks, unsafe_http_loopback=source.unsafe_http_loopback)
         fetch = URLFetch(endpoint, svid=source.svid, **given)
-    found = fetch(None).keys
-    keys = require(() if found is None else tuple(found.keys), "its set has no key that can be used")
+    key_set = fetch(None).keys
+    keys = require(() if key_set is None else tuple(key_set.keys), "its set has no key that can be used")
     unbound = sum(key.subjects is None for key in keys)
     return f"{_counted(len(keys))}, {unbound} without a subject" if unbound else _counted(len(keys))
 
@@ -231,15 +231,15 @@ def selftest(config: Config = None, as_json: Json = False) -> int:
     reach.
     """
     guard = load(file_of(config)).trial
-    policy, found = guard.policy, self_test(guard)
+    policy, result = guard.policy, self_test(guard)
     asked = agent(f"agent {policy.source}", lambda: policy) if isinstance(policy, OPA) else None
     if as_json:
-        print_json(asdict(found) | {"agent": None if asked is None else asked._asdict()})
+        print_json(asdict(result) | {"agent": None if asked is None else asked._asdict()})
     else:
-        for line in (*found.lines(), *([] if asked is None else [f"{asked.what}: {asked.said}"])):
+        for line in (*result.lines(), *([] if asked is None else [f"{asked.what}: {asked.said}"])):
             typer.echo(one_line(line))
     code = 0 if asked is None else asked.code
-    return 1 if found.accepted or code == 1 else code
+    return 1 if result.accepted or code == 1 else code
 
 
 app: Final = group("Show the settings that commands take, and where each comes from.", "mqauth config show")
@@ -278,23 +278,29 @@ def _settings(settings: Settings, file: str, lines: Mapping[tuple[str | int, ...
     """Yield the settings of a table and of those within it, in the order in which they are declared."""
     hidden = {each.name for each in fields(settings) if not each.repr}
     for name in settings.settings():
-        found, path = getattr(settings, name), (*settings.table.path, name)
-        inner = found.values() if isinstance(found, Mapping) else found if isinstance(found, tuple) else [found]
+        setting, path = getattr(settings, name), (*settings.table.path, name)
+        inner = (
+            setting.values()
+            if isinstance(setting, Mapping)
+            else setting
+            if isinstance(setting, tuple)
+            else [setting]
+        )
         tables = [each for each in inner if isinstance(each, Settings)]
         for table in tables:
             yield from _settings(table, file, lines)
-        if not tables and (name in settings.table.members or found not in (None, (), frozenset())):
-            value = ", ".join(map(_host, map(str, inner))) if name in hidden else _words(found)
+        if not tables and (name in settings.table.members or setting not in (None, (), frozenset())):
+            value = ", ".join(map(_host, map(str, inner))) if name in hidden else _words(setting)
             line = f"{file}:{nearest(lines, path)}" if name in settings.table.members else "default"
             yield f"{settings.table.name} {spelt(name)}", value, line
 
 
-def _words(found: Any) -> str:
-    if isinstance(found, Mapping):
-        return ", ".join(f"{name} = {_words(value)}" for name, value in found.items())
-    if isinstance(found, tuple | frozenset):
-        return ", ".join(map(str, found if isinstance(found, tuple) else sorted(found)))
-    return str(found).lower() if isinstance(found, bool) else str(found)
+def _words(setting: Any) -> str:
+    if isinstance(setting, Mapping):
+        return ", ".join(f"{name} = {_words(value)}" for name, value in setting.items())
+    if isinstance(setting, tuple | frozenset):
+        return ", ".join(map(str, setting if isinstance(setting, tuple) else sorted(setting)))
+    return str(setting).lower() if isinstance(setting, bool) else str(setting)
 
 
 def _host(url: str) -> str:

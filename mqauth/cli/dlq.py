@@ -298,12 +298,12 @@ def depth(
     Exits with 1 where there are more than --max.
     """
     with opened(place) as session:
-        found, name = session.depth(), session.box.name
+        letters, name = session.depth(), session.box.name
     answer(
-        as_json, {"open": found, "max": most},
-        f"{found} dead letters of {name}" + ("" if most is None else f"; at most {most}"),
+        as_json, {"open": letters, "max": most},
+        f"{letters} dead letters of {name}" + ("" if most is None else f"; at most {most}"),
     )  # fmt: skip
-    return 1 if most is not None and found > most else 0
+    return 1 if most is not None and letters > most else 0
 
 
 def _title(session: review.Session, index: review.Index, total: int) -> str:

@@ -56,15 +56,15 @@ def pick(given: str, known: Iterable[str], *, option: str, least: int = TO_READ)
         CommandFailed: no id begins so; exit code 1.
         ConfigurationError: several do, or the beginning is too short.
     """
-    found = sorted({id for id in known if id.startswith(given)})
-    if given in found:
+    fitting = sorted({id for id in known if id.startswith(given)})
+    if given in fitting:
         return given
     require(len(given) >= least, f"{option} {given}: give the id, or at least its first {least} characters")
-    if not found:
+    if not fitting:
         raise CommandFailed(f"{option} {given}: there is none that begins so")
-    more = ", ..." if len(found) > _NAMED else ""
-    require(len(found) == 1, f"{option} {given}: {len(found)} begin so: {', '.join(found[:_NAMED])}{more}")
-    return found[0]
+    more = ", ..." if len(fitting) > _NAMED else ""
+    require(len(fitting) == 1, f"{option} {given}: {len(fitting)} begin so: {', '.join(fitting[:_NAMED])}{more}")
+    return fitting[0]
 
 
 def confirmed(question: str, refusal: str, *, quiet: bool) -> None:
@@ -94,9 +94,9 @@ def moment(text: str) -> float:
     if ago or text == "now":
         return SYSTEM_CLOCK.now() - (int(ago[1]) * _UNITS[ago[2]] if ago else 0)
     try:
-        found = datetime.fromisoformat(text)
-        if found.tzinfo is not None and found.timestamp() >= 0:
-            return found.timestamp()
+        time = datetime.fromisoformat(text)
+        if time.tzinfo is not None and time.timestamp() >= 0:
+            return time.timestamp()
     except (ValueError, OverflowError):
         pass
     # Without a zone the moment would depend on the machine on which it is typed.
@@ -119,13 +119,13 @@ def known_reason(text: str) -> str:
 def shown_time(seconds: float | None) -> str:
     """Return UTC seconds to the minute, with the year unless it is this one; empty where no calendar has them."""
     try:
-        found = None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+        time = None if seconds is None else datetime.fromtimestamp(seconds, UTC)
     except (OverflowError, ValueError, OSError):
-        found = None
-    if found is None:
+        time = None
+    if time is None:
         return ""
-    this_year = found.year == datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).year
-    return f"{found:%m-%d %H:%M}" if this_year else f"{found:%Y-%m-%d %H:%M}"
+    this_year = time.year == datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).year
+    return f"{time:%m-%d %H:%M}" if this_year else f"{time:%Y-%m-%d %H:%M}"
 
 
 def one_line(text: str) -> str:

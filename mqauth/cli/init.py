@@ -255,7 +255,7 @@ def texts(
         durable = {"vhost": "/", "durable": True, "auto_delete": False}
         topology = {
             "exchanges": [durable | exchange],
-            "queues": [durable | {"name": name, "arguments": found} for name, found in queues.items()],
+            "queues": [durable | {"name": name, "arguments": arguments} for name, arguments in queues.items()],
             "bindings": [binding],
         }
     # A broker of Docker Compose and its configuration are there, unless the broker is somebody else's.

@@ -55,15 +55,15 @@ def status(config: Config = None, audit: Audit = None, json: Json = False) -> in
     """Show who does not sign yet. Exits with 0 where every entry is safe to go up and none is overdue."""
     file = settings_of(file_of(config))
     files = audit or _own_files(file)
-    found = _standings(file, files)
+    entries = _standings(file, files)
     read = f"{len(files)} audit files read: {few(list(map(str, files)))}" if files else _no_files(file)
     answer(
         json,
-        [standing.as_dict() | {"files": list(map(str, files))} for standing in found],
+        [standing.as_dict() | {"files": list(map(str, files))} for standing in entries],
         one_line(read),
-        *(line for standing in found for line in _lines(standing)),
+        *(line for standing in entries for line in _lines(standing)),
     )
-    return 0 if all(standing.is_safe and standing.days_left >= 0 for standing in found) else 1
+    return 0 if all(standing.is_safe and standing.days_left >= 0 for standing in entries) else 1
 
 
 @app.command("up")
@@ -169,7 +169,7 @@ def down(
 @app.command("accept")
 def accept(
     destination: Destination,
-    found: Annotated[str, typer.Argument(metavar="GROUP", help="Id of a group, or a reason and a destination.")],
+    group: Annotated[str, typer.Argument(metavar="GROUP", help="Id of a group, or a reason and a destination.")],
     why: Why,
     *,
     config: Config = None,
@@ -178,7 +178,7 @@ def accept(
     json: Json = False,
 ) -> int:
     """Accept a group that does not sign. It no longer speaks against going up, and the file says so."""
-    return _apply(config, destination, {}, {found: why}, only_print=only_print, yes=yes, as_json=json)
+    return _apply(config, destination, {}, {group: why}, only_print=only_print, yes=yes, as_json=json)
 
 
 # The reports

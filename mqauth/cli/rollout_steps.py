@@ -105,13 +105,15 @@ def unread(topic: str, group: str, entry: RolloutSettings, rollout: Rollout, bro
         wanted = places.kafka(topic)
         names = {name for name in reader.topics() if name == topic or matches(wanted, places.kafka(name))}
         require(names, f"--broker: there is no topic {topic}")
-        found = [TopicPartition(name, each) for name in names for each in reader.partitions_for_topic(name) or ()]
-        committed = {place: reader.committed(place) for place in found}
+        partitions = [
+            TopicPartition(name, each) for name in names for each in reader.partitions_for_topic(name) or ()
+        ]
+        committed = {place: reader.committed(place) for place in partitions}
         known = {place.topic for place, offset in committed.items() if offset is not None} | {topic}
-        first, ends = reader.beginning_offsets(found), reader.end_offsets(found)
+        first, ends = reader.beginning_offsets(partitions), reader.end_offsets(partitions)
         left = {
             place: (max(committed[place] or 0, first[place]), ends[place])
-            for place in found
+            for place in partitions
             if place.topic in known
         }
         left = {place: (start, end) for place, (start, end) in left.items() if start < end}
@@ -182,9 +184,9 @@ def emptied(
 
 async def _counted(connection: Any, queue: str) -> tuple[int, int]:
     channel = await connection.channel()
-    found = (await channel.declare_queue(queue, passive=True)).declaration_result
+    declared = (await channel.declare_queue(queue, passive=True)).declaration_result
     await channel.close()
-    return found.message_count or 0, found.consumer_count or 0
+    return declared.message_count or 0, declared.consumer_count or 0
 
 
 _FORM: Final = "the entry cannot be changed: write it as [[rollout]] with a key a line"

@@ -157,11 +157,15 @@ def show(
     """
     raw = standard_input().read(MAX_TOKEN + 2) if token == _INPUT else token.encode("utf-8", "backslashreplace")
     try:
-        found = described(raw.strip())
+        description = described(raw.strip())
     except Rejection as error:
         where = "standard input" if token == _INPUT else "the argument (for a file: mqauth identity show - < FILE)"
         raise MalformedMessage(f"{where}: {error.reason}: {error.detail}") from error
-    answer(as_json, found, "\n".join(("nothing of this is verified: anybody may have written it", *_lines(found))))
+    answer(
+        as_json,
+        description,
+        "\n".join(("nothing of this is verified: anybody may have written it", *_lines(description))),
+    )
 
 
 def described(token: bytes) -> dict[str, Any]:
@@ -179,9 +183,9 @@ def described(token: bytes) -> dict[str, Any]:
         direct = {"issuer": claims.iss, "subject": claims.sub, "kid": opened.kid, "algorithm": opened.algorithm}
         return {"form": "direct", "verified": False, "token": direct | _proof(claims)}
     wit = identity.parse_wit(first)
-    found: dict[str, Any] = {"form": "identity", "verified": False}
+    description: dict[str, Any] = {"form": "identity", "verified": False}
     who = wit.identity
-    found["identity"] = {
+    description["identity"] = {
         "subject": who.subject,
         "trust_domain": who.trust_domain,
         "authority_kid": who.kid,
@@ -198,9 +202,9 @@ def described(token: bytes) -> dict[str, Any]:
     }
     if rest:
         proof = identity.parse_proof(identity.open_proof(rest.partition(SEPARATOR)[0]))
-        found["proof"] = {"algorithm": proof.opened.algorithm} | _proof(proof.claims)
-        found["proof_belongs_to_identity"] = proof.wth == wit.digest
-    return found
+        description["proof"] = {"algorithm": proof.opened.algorithm} | _proof(proof.claims)
+        description["proof_belongs_to_identity"] = proof.wth == wit.digest
+    return description
 
 
 def _proof(claims: Claims) -> dict[str, Any]:
@@ -219,9 +223,9 @@ def _proof(claims: Claims) -> dict[str, Any]:
     }
 
 
-def _lines(found: dict[str, Any], indent: str = "") -> list[str]:
+def _lines(description: dict[str, Any], indent: str = "") -> list[str]:
     lines = []
-    for name, value in found.items():
+    for name, value in description.items():
         if isinstance(value, dict) and value and name != "claims":
             lines += [f"{indent}{name}:", *_lines(value, indent + "  ")]
         elif value not in (None, [], {}):

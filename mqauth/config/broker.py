@@ -106,14 +106,14 @@ class BrokerSettings(Settings):
         password, passphrase = self.read_secret("password"), self.read_secret("passphrase")
         with self.table.located("url_env"):
             url = read_passphrase(env=self.url_env)
-            found = self.url if url is None else url.decode("utf-8", "replace")
-            require(found is None or is_broker_url(found), f"the variable {self.url_env} holds no {URLS}")
+            address = self.url if url is None else url.decode("utf-8", "replace")
+            require(address is None or is_broker_url(address), f"the variable {self.url_env} holds no {URLS}")
         with self.table.located("password_file"), refusing(UnicodeDecodeError, "the password is not UTF-8"):
             text = None if password is None else password.decode("utf-8")
         what = "there is no such function: is it installed, or is its folder in PYTHONPATH?"
         with self.table.located("token_callback"), refusing((ImportError, AttributeError), what):
             ask: Any = self.token_callback and resolve_name(self.token_callback)
-        return replace(self, passphrase=passphrase, password=text, url=found, ask_token=ask)
+        return replace(self, passphrase=passphrase, password=text, url=address, ask_token=ask)
 
     def token(self) -> str:
         """Return the token of this moment, which the function of ``token_callback`` gives.
@@ -123,9 +123,9 @@ class BrokerSettings(Settings):
         """
         what = "it raised an error, which --debug shows"
         with self.table.located("token_callback"), refusing(Exception, what):
-            found = require(self.ask_token, "")()
-        self.table.require(isinstance(found, str) and found, "token_callback", "it returned no text")
-        return found
+            token = require(self.ask_token, "")()
+        self.table.require(isinstance(token, str) and token, "token_callback", "it returned no text")
+        return token
 
     @property
     def secure(self) -> bool:
@@ -188,31 +188,31 @@ class BrokerSettings(Settings):
             ConfigurationError: a password or token would be sent to another machine without TLS, or there is none.
         """
         servers = url.partition("://")[2].strip("/").split(",")
-        found: dict[str, Any] = {
+        options: dict[str, Any] = {
             "bootstrap_servers": servers,
             "bootstrap_timeout_ms": _BOOTSTRAP_MS,
             "security_protocol": "SSL" if self.secure else "PLAINTEXT",
         }
         if self.secure:
-            found["ssl_context"] = self.context()
+            options["ssl_context"] = self.context()
         if self.user is None and self.ask_token is None:
-            return found
+            return options
         self.table.require(
             self.secure or all(is_loopback(urlsplit(f"//{server}").hostname or "") for server in servers),
             "token_callback" if self.user is None else "password",
             "sent to another machine needs tls = true, or ca",
         )
-        found["security_protocol"] = f"SASL_{found['security_protocol']}"
+        options["security_protocol"] = f"SASL_{options['security_protocol']}"
         if self.user is not None:
             self.table.require(self.mechanism is not None, "user", f"needs mechanism, {' or '.join(MECHANISMS)}")
             login = {"sasl_plain_username": self.user, "sasl_plain_password": self.password}
-            return found | login | {"sasl_mechanism": self.mechanism}
+            return options | login | {"sasl_mechanism": self.mechanism}
         from kafka.net.sasl.oauth import AbstractTokenProvider
 
         # Told at once: kafka-python would take it for a broker that cannot be reached.
         self.token()
         provider = type("Provider", (AbstractTokenProvider,), {"token": lambda _: self.token()})()
-        return found | {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": provider}
+        return options | {"sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_provider": provider}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,18 +124,18 @@ class ConfiguredAuthority:
         Raises:
             ConfigurationError: the key may not be used, or its keystore has too short an overlap.
         """
-        found = self.settings
-        passphrase = found.read_secret("passphrase")
-        with found.table.located("keys"):
-            keys = ActiveKey(found.keys, passphrase=passphrase, clock=self._clock)
+        settings = self.settings
+        passphrase = settings.read_secret("passphrase")
+        with settings.table.located("keys"):
+            keys = ActiveKey(settings.keys, passphrase=passphrase, clock=self._clock)
             limited, overlap = getattr(keys.signing_key(), "subjects", None), self.keystore.ring().overlap
-        found.table.require(
+        settings.table.require(
             limited is None, "keys", "its key speaks for some subjects only: make it with --pinned"
         )
-        if overlap < found.lifetime:
-            advice = f"run mqauth keys new --dir {found.keys} --overlap {found.lifetime}"
+        if overlap < settings.lifetime:
+            advice = f"run mqauth keys new --dir {settings.keys} --overlap {settings.lifetime}"
             why = "is shorter than lifetime: a retired key would end before its identities"
-            raise found.table.refuse("keys", f"its overlap of {overlap} s {why}; {advice}")
+            raise settings.table.refuse("keys", f"its overlap of {overlap} s {why}; {advice}")
         return keys
 
     def authority(self, audit: Path | None = None) -> IdentityAuthority:
@@ -148,10 +148,10 @@ class ConfiguredAuthority:
             ConfigurationError: the key may not be used, its keystore has too short an overlap, or another process
                 writes the audit file.
         """
-        found, keys, heads = self.settings, self.keys, self.settings.head_file(self._clock)
-        with found.table.located("audit"):
-            file = AuditFile(audit or found.audit, heads=heads)
-            detector = Detector(instances=found.instances)
+        settings, keys, heads = self.settings, self.keys, self.settings.head_file(self._clock)
+        with settings.table.located("audit"):
+            file = AuditFile(audit or settings.audit, heads=heads)
+            detector = Detector(instances=settings.instances)
             # What was given before the last start is known: a thief's credential is not the first ever seen.
             with suppress(ConfigurationError, ValueError):
                 # Records of the audit file that the detectors read at the start.
@@ -159,12 +159,12 @@ class ConfiguredAuthority:
                     detector.observe(parse_record(raw))
             sink = MisuseWatch(FloodGate(file), detector, on_alert=self._on_alert, clock=self._clock)
         return IdentityAuthority(
-            trust_domain=found.trust_domain,
+            trust_domain=settings.trust_domain,
             desk=self.desk,
             keys=keys,
             audit=sink,
-            lifetime=found.lifetime,
-            rate=found.rate,
+            lifetime=settings.lifetime,
+            rate=settings.rate,
             cutoffs=self.keystore.cutoffs,
             clock=self._clock,
         )

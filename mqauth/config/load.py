@@ -103,13 +103,13 @@ class Configuration:
         Raises:
             ConfigurationError: there is no ``[producer]``, or its key may not be used.
         """
-        found = self._required(self._settings.producer, "producer")
-        if found.identity is None:
-            key: Key | ActiveKey | IdentityKey = key_on_disk(found, found, found.subject, self._clock)
+        producer = self._required(self._settings.producer, "producer")
+        if producer.identity is None:
+            key: Key | ActiveKey | IdentityKey = key_on_disk(producer, producer, producer.subject, self._clock)
         else:
             key = self.identity
             self.identity.start()
-        return Signer(key=key, clock=self._clock, **found.arguments(Signer))
+        return Signer(key=key, clock=self._clock, **producer.arguments(Signer))
 
     @cached_property
     def identity(self) -> IdentityKey:
@@ -120,14 +120,14 @@ class Configuration:
         Raises:
             ConfigurationError: there is no ``[producer.identity]``, or its credential may not be used.
         """
-        found = self._required(self._settings.producer, "producer")
-        identity = self._required(found.identity, "producer.identity")
+        producer = self._required(self._settings.producer, "producer")
+        identity = self._required(producer.identity, "producer.identity")
         # What the authority is shown; exactly one of three kinds is set.
         shown = identity.credential
         if shown.token_file is not None:
             credential: Credential = TokenFile(shown.token_file)
         elif shown.issuer is not None and shown.subject is not None:
-            own = key_on_disk(found, shown, shown.subject, self._clock)
+            own = key_on_disk(producer, shown, shown.subject, self._clock)
             credential = OwnKey(own, issuer=shown.issuer, subject=shown.subject)
         else:
             with shown.table.located("token_url"):
@@ -148,16 +148,16 @@ class Configuration:
         Raises:
             ConfigurationError: there is no ``[producer]``.
         """
-        found = self._required(self._settings.producer, "producer")
-        return Batching(batch=found.batch, linger=found.linger)
+        producer = self._required(self._settings.producer, "producer")
+        return Batching(batch=producer.batch, linger=producer.linger)
 
     @cached_property
     def thresholds(self) -> Thresholds:
         """The thresholds of ``[misuse]``; the authorities include every issuer with ``vouches``."""
-        found = self._settings.misuse or MisuseSettings()
+        misuse = self._settings.misuse or MisuseSettings()
         issuers = () if self._settings.consumer is None else self._settings.consumer.issuers
         vouching = {each.issuer for each in issuers if each.vouches or each.trust_domain is not None}
-        return Thresholds(**found.arguments(Thresholds) | {"authorities": found.authorities | vouching})
+        return Thresholds(**misuse.arguments(Thresholds) | {"authorities": misuse.authorities | vouching})
 
     @cached_property
     def pipeline(self) -> Pipeline:
@@ -272,22 +272,22 @@ class Configuration:
 
     def _store(self, *, beside: bool) -> ReplayStore | None:
         """Return the replay store; a store on Redis connects with its first claim."""
-        found = self._settings.replay or ReplaySettings()
-        if found.kind == "none":
+        settings = self._settings.replay or ReplaySettings()
+        if settings.kind == "none":
             return None
-        if found.file is not None and not beside:
+        if settings.file is not None and not beside:
             from mqauth.stores.file import FileReplayStore
 
-            with found.table.located("file"):
-                return FileReplayStore(found.file, clock=self._clock)
-        if found.redis is None:
-            return MemoryReplayStore(found.capacity, clock=self._clock)
+            with settings.table.located("file"):
+                return FileReplayStore(settings.file, clock=self._clock)
+        if settings.redis is None:
+            return MemoryReplayStore(settings.capacity, clock=self._clock)
         try:
             from mqauth.stores.redis import EitherRedisReplayStore
         except ImportError as error:
-            raise found.table.refuse("store", 'needs redis-py: install "mqauth[redis]"') from error
-        with found.table.located("store"):
-            return EitherRedisReplayStore(found.redis, clock=self._clock)
+            raise settings.table.refuse("store", 'needs redis-py: install "mqauth[redis]"') from error
+        with settings.table.located("store"):
+            return EitherRedisReplayStore(settings.redis, clock=self._clock)
 
-    def _required(self, found: T | None, name: str) -> T:
-        return require(found, f"{self.file}: [{name}]: required here, and missing")
+    def _required(self, table: T | None, name: str) -> T:
+        return require(table, f"{self.file}: [{name}]: required here, and missing")

@@ -106,12 +106,12 @@ class ProducerSettings(Settings):
 
     def __post_init__(self) -> None:
         if self.identity is not None:
-            found = {
+            derived = {
                 "issuer": trust_domain_of(self.identity.subject),
                 "subject": self.identity.subject,
                 "keys": self.identity.credential.keys,
             }
-            for name, value in found.items():
+            for name, value in derived.items():
                 object.__setattr__(self, name, value)
 
     def refusals(self) -> Iterator[RefusedSetting]:

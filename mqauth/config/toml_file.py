@@ -114,9 +114,9 @@ class Table:
         except ConfigurationError as error:
             raise self.refuse(key, str(error)) from error
 
-    def mistyped(self, key: str, expected: str, found: Any) -> RefusedSetting:
+    def mistyped(self, key: str, expected: str, value: Any) -> RefusedSetting:
         """Return the refusal of a value whose type is not the expected one."""
-        return self.refuse(key, f"must be {expected}, not {_TYPES.get(type(found), 'a date or time')}")
+        return self.refuse(key, f"must be {expected}, not {_TYPES.get(type(value), 'a date or time')}")
 
     def inner(self, key: str) -> Table:
         """Return the table under a key of this table.
@@ -124,10 +124,10 @@ class Table:
         Raises:
             RefusedSetting: the value is not a table.
         """
-        found = self.members[key]
-        if not isinstance(found, dict):
-            raise self.mistyped(key, "a table", found)
-        return Table(file=self.file, name=f"[{self._dotted(key)}]", members=found, path=(*self.path, key))
+        value = self.members[key]
+        if not isinstance(value, dict):
+            raise self.mistyped(key, "a table", value)
+        return Table(file=self.file, name=f"[{self._dotted(key)}]", members=value, path=(*self.path, key))
 
     def elements(self, key: str) -> Iterator[Table]:
         """Yield the tables of the array of tables under a key of this table.
@@ -135,10 +135,10 @@ class Table:
         Raises:
             RefusedSetting: the value is not an array of tables.
         """
-        found, name = self.members[key], f"[[{self._dotted(key)}]]"
-        if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-            raise self.mistyped(key, f"an array of tables {name}", found)
-        for number, item in enumerate(found):
+        value, name = self.members[key], f"[[{self._dotted(key)}]]"
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise self.mistyped(key, f"an array of tables {name}", value)
+        for number, item in enumerate(value):
             path = (*self.path, key, number)
             yield Table(file=self.file, name=f"{name} #{number + 1}", members=item, path=path)
 
@@ -182,25 +182,25 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
     return text, _filled(members, Table(file=str(path), members=members))
 
 
-def placeholders(found: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def placeholders(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Yield the place of each ``${NAME}`` in the texts of a value, and the name."""
-    if isinstance(found, str):
-        yield from (((), match[1]) for match in _PLACEHOLDER.finditer(found) if match[1])
-    elif isinstance(found, dict | list):
-        for key, inner in found.items() if isinstance(found, dict) else enumerate(found):
+    if isinstance(value, str):
+        yield from (((), match[1]) for match in _PLACEHOLDER.finditer(value) if match[1])
+    elif isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from (((key, *at), name) for at, name in placeholders(inner))
 
 
-def _filled(found: Any, table: Table, key: str = "") -> Any:
+def _filled(value: Any, table: Table, key: str = "") -> Any:
     """Return a value with the environment's variables in place of ``${NAME}`` in its texts, never in keys."""
-    if isinstance(found, str):
-        return _PLACEHOLDER.sub(lambda match: _variable(match, table, key), found)
-    if isinstance(found, list):
-        return [_filled(each, table, key) for each in found]
-    if isinstance(found, dict):
-        inner = table.inner(key) if key and key in table.members and table.members[key] is found else table
-        return {name: _filled(each, inner, name) for name, each in found.items()}
-    return found
+    if isinstance(value, str):
+        return _PLACEHOLDER.sub(lambda match: _variable(match, table, key), value)
+    if isinstance(value, list):
+        return [_filled(each, table, key) for each in value]
+    if isinstance(value, dict):
+        inner = table.inner(key) if key and key in table.members and table.members[key] is value else table
+        return {name: _filled(each, inner, name) for name, each in value.items()}
+    return value
 
 
 def _variable(placeholder: re.Match[str], table: Table, key: str) -> str:

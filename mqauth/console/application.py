@@ -220,11 +220,11 @@ class Lobby:
     @for_everybody
     async def queues(self, request: Request, session: WebSession) -> Response:
         """Show the queues and topics with their counts."""
-        found = [
+        queues = [
             (place, await run_in_threadpool(place.backend.letters.ask, overview, None))
             for place in self.site.places
         ]
-        return self.site.page("places.html", session, found=found)
+        return self.site.page("places.html", session, found=queues)
 
     @posted(viewers=True)
     async def refresh(self, request: Request, session: WebSession, fields: Fields) -> Response:

@@ -210,10 +210,10 @@ class Backend:
             BusyError: another job is running, or there was another rehearsal or an act since.
         """
         with self._lock:
-            found = self._rehearsal
-            if found is None or found.id != id or not found.confirmable or found.by != by:
+            rehearsal = self._rehearsal
+            if rehearsal is None or rehearsal.id != id or not rehearsal.confirmable or rehearsal.by != by:
                 raise BusyError("this preview is no longer the newest: make it again")
-            plan, selection = require(found.plan, "no plan"), require(found.selection, "no selection")
+            plan, selection = require(rehearsal.plan, "no plan"), require(rehearsal.selection, "no selection")
 
             def work(job: Job) -> None:
                 # The index no longer holds, even where the act fails halfway.
@@ -243,12 +243,12 @@ class Backend:
             if index is not None and index.complete:
                 # The audit files may be those of all queues and topics, so a letter of theirs may lie in any.
                 # As of when all of them were read, and their ids with whether they are intact.
-                found = [
+                answers = [
                     each.letters.ask(lambda one: (one.as_of, list(one.ids())) if one.complete else None, None)
                     for each in self.beside
                 ]
-                read = [ids for ids in found if ids is not None]
-                require(len(read) == len(found), "the other queues and topics are not all read yet", BusyError)
+                read = [ids for ids in answers if ids is not None]
+                require(len(read) == len(answers), "the other queues and topics are not all read yet", BusyError)
                 beside = chain.from_iterable(ids for _, ids in read)
                 as_of = min([index.as_of, *(at for at, _ in read)])
                 self.ledger = self.session.ledger(index, self.files, beside=beside, as_of=as_of)

@@ -138,8 +138,8 @@ def body(raw: bytes | None, form: str) -> Body:
     if raw is None:
         return Body("text", "", 0, "There is no body at all (a tombstone).")
     if not form:
-        found = body(raw, "json")
-        return found if found.text else body(raw, "text")
+        parsed = body(raw, "json")
+        return parsed if parsed.text else body(raw, "text")
     if form == "hex":
         rows = ((start, raw[start : start + _ROW]) for start in range(0, min(len(raw), MAX_HEX), _ROW))
         shown = (
@@ -187,41 +187,41 @@ def _cut(size: int, limit: int) -> str:
 
 def headers(message: Message) -> list[tuple[str, str, str]]:
     """Return name, value and type of each header; of a token the size alone, since whoever sees it can send it."""
-    found = []
+    rows = []
     for name, value in message.headers[:MAX_HEADERS]:
         if name.lower() in _SECRET:
             size = len(value) if isinstance(value, str | bytes) else 0
-            found.append((_short(name), f"not shown, {size} bytes", "token"))
+            rows.append((_short(name), f"not shown, {size} bytes", "token"))
         else:
             shown = json.dumps(json_form.value_to_form(value)) if isinstance(value, tuple | Mapping) else value
-            found.append(
+            rows.append(
                 (_short(name), _short(shown if isinstance(shown, bytes) else str(shown)), type(value).__name__)
             )
-    return found
+    return rows
 
 
 def properties(message: Message) -> list[tuple[str, str]]:
     """Return the record key and the properties."""
-    found = [(visible(name), _short(str(value))) for name, value in message.properties.items()]
-    return found if message.key is None else [("record key", _short(message.key)), *found]
+    rows = [(visible(name), _short(str(value))) for name, value in message.properties.items()]
+    return rows if message.key is None else [("record key", _short(message.key)), *rows]
 
 
-def record(found: Mapping[str, Any]) -> str:
+def record(members: Mapping[str, Any]) -> str:
     """Return an audit record as indented JSON."""
-    return visible(json.dumps(found, indent=2, ensure_ascii=False), lines=True)
+    return visible(json.dumps(members, indent=2, ensure_ascii=False), lines=True)
 
 
 def claims(reading: Reading) -> list[tuple[str, str]]:
     """Return what the token claims, one line a claim."""
     if reading.claims is None:
         return []
-    found = [("kid", reading.kid or ""), ("alg", reading.alg or "")]
+    rows = [("kid", reading.kid or ""), ("alg", reading.alg or "")]
     for name, value in reading.claims.as_dict().items():
         if name in ("iat", "exp", "nbf") and isinstance(value, int):
-            found.append((name, f"{value} ({moment(float(value))})"))
+            rows.append((name, f"{value} ({moment(float(value))})"))
         else:
-            found.append((name, value if isinstance(value, str) else json.dumps(value)))
-    return [(_short(name), _short(text)) for name, text in found]
+            rows.append((name, value if isinstance(value, str) else json.dumps(value)))
+    return [(_short(name), _short(text)) for name, text in rows]
 
 
 def moment(seconds: float | None) -> str:

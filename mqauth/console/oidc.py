@@ -51,14 +51,14 @@ class RoleSettings(Settings):
 def _roles(table: Table, key: str, _: Any) -> dict[str, str]:
     """Return our role for each value of the role claim."""
     listed = read(RoleSettings, table.inner(key))
-    found: dict[str, str] = {}
+    roles: dict[str, str] = {}
     for role in ROLES:
         for value in getattr(listed, role):
             listed.table.require(
-                found.setdefault(value, role) == role, role, "names a value that stands for another role too"
+                roles.setdefault(value, role) == role, role, "names a value that stands for another role too"
             )
-    listed.table.require(found, "", "must name at least one value")
-    return found
+    listed.table.require(roles, "", "must name at least one value")
+    return roles
 
 
 _ORIGIN: Final = text(
@@ -187,8 +187,8 @@ def check(
     allowed = ALGORITHMS.intersection(algorithms)
     try:
         # The signature, by the one key that the header means. Of two with one name neither is used.
-        found = jws.extract_compact(token.encode("ascii"))
-        header = found.headers()
+        signature = jws.extract_compact(token.encode("ascii"))
+        header = signature.headers()
         require(header.get("alg") in allowed, "the ID token's algorithm is not allowed", IDTokenError)
         listed = jwks.get("keys")
         # Those that are asymmetric, for signatures, and have the name and algorithm of the header.
@@ -205,8 +205,8 @@ def check(
         key = JWKRegistry.import_key(fit[0])
         strong = not isinstance(key, RSAKey) or key.public_key.key_size >= _MIN_RSA_BITS
         require(strong, f"the provider's RSA key has fewer than {_MIN_RSA_BITS} bits", IDTokenError)
-        good = jws.validate_compact(found, key, allowed)
-        claims = strict_json.loads(found.payload or b"", depth=8)
+        good = jws.validate_compact(signature, key, allowed)
+        claims = strict_json.loads(signature.payload or b"", depth=8)
     except IDTokenError:
         raise
     # Hostile text can make the library raise more than its own errors.

@@ -146,31 +146,31 @@ class Provider:
         """
         now = self._clock.monotonic()
         if self.known is None or now - self._asked_at >= REDISCOVER:
-            found = self._get(self._configuration, deadline or Deadline(self._clock, TIMEOUT))
+            document = self._get(self._configuration, deadline or Deadline(self._clock, TIMEOUT))
             require(
-                found.get("issuer") == self.settings.issuer,
+                document.get("issuer") == self.settings.issuer,
                 "the identity provider's configuration is another issuer's",
             )
             require(
-                "S256" in _listed(found, "code_challenge_methods_supported", ("S256",)),
+                "S256" in _listed(document, "code_challenge_methods_supported", ("S256",)),
                 "the identity provider does not support PKCE with S256",
             )
-            algorithms = ALGORITHMS & set(_listed(found, "id_token_signing_alg_values_supported", ("RS256",)))
+            algorithms = ALGORITHMS & set(_listed(document, "id_token_signing_alg_values_supported", ("RS256",)))
             require(algorithms, "the identity provider signs ID tokens with none of the algorithms that we allow")
-            ways = _listed(found, "token_endpoint_auth_methods_supported", (_BASIC,))
+            ways = _listed(document, "token_endpoint_auth_methods_supported", (_BASIC,))
             require(
                 self.settings.secret is None or {_BASIC, "client_secret_post"} & set(ways),
                 "the identity provider accepts no client secret",
             )
-            leave = found.get("end_session_endpoint")
+            leave = document.get("end_session_endpoint")
             self.known = Metadata(
-                authorization=self._url(found.get("authorization_endpoint"), "authorization_endpoint"),
-                token=self._endpoint(found.get("token_endpoint"), "token_endpoint"),
-                jwks=self._endpoint(found.get("jwks_uri"), "jwks_uri"),
+                authorization=self._url(document.get("authorization_endpoint"), "authorization_endpoint"),
+                token=self._endpoint(document.get("token_endpoint"), "token_endpoint"),
+                jwks=self._endpoint(document.get("jwks_uri"), "jwks_uri"),
                 end_session=None if leave is None else self._url(leave, "end_session_endpoint"),
                 algorithms=algorithms,
                 basic=_BASIC in ways,
-                names_itself=found.get("authorization_response_iss_parameter_supported") is True,
+                names_itself=document.get("authorization_response_iss_parameter_supported") is True,
             )
             self._asked_at = now
         return self.known
@@ -260,6 +260,6 @@ class Provider:
         return request(endpoint, deadline=deadline, context=self._context, dial=self._dial).document or {}
 
 
-def _listed(found: Mapping[str, Any], name: str, default: Iterable[str]) -> list[str]:
-    listed = found.get(name, [*default])
+def _listed(document: Mapping[str, Any], name: str, default: Iterable[str]) -> list[str]:
+    listed = document.get(name, [*default])
     return [text for text in listed if isinstance(text, str)] if isinstance(listed, list) else []

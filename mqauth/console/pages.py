@@ -108,9 +108,9 @@ def order_of(query: Mapping[str, str], columns: Collection[str], otherwise: Orde
     text = query.get("sort", "")
     if not text:
         return otherwise
-    found = Order(text.removeprefix("-"), text.startswith("-"))
-    require(found.by in columns, "there is no such column", BadRequestError)
-    return found
+    order = Order(text.removeprefix("-"), text.startswith("-"))
+    require(order.by in columns, "there is no such column", BadRequestError)
+    return order
 
 
 def query_of(wanted: Filter, **more: object) -> str:
@@ -234,10 +234,10 @@ class Pages:
     @for_everybody
     async def letter(self, request: Request, session: WebSession) -> Response:
         """Show one letter."""
-        found = await run_in_threadpool(self._ask, _letter, None, request.path_params["mark"])
-        if found is None:
+        letter = await run_in_threadpool(self._ask, _letter, None, request.path_params["mark"])
+        if letter is None:
             return self.site.error(404, _RESOLVED, session)
-        row, reading = found
+        row, reading = letter
         today, fault = None, None
         try:
             today = await run_in_threadpool(self._backend.verdict, reading)
@@ -276,11 +276,11 @@ class Pages:
     @for_everybody
     async def trail(self, request: Request, session: WebSession) -> Response:
         """Show what the audit files say of a letter."""
-        found = await run_in_threadpool(self._ask, _letter, None, request.path_params["mark"])
-        if found is None:
+        letter = await run_in_threadpool(self._ask, _letter, None, request.path_params["mark"])
+        if letter is None:
             return self.site.error(404, _RESOLVED, session)
         try:
-            steps = await run_in_threadpool(self._backend.trail, found[1].id)
+            steps = await run_in_threadpool(self._backend.trail, letter[1].id)
         except BusyError as error:
             return self.site.error(409, f"{str(error).capitalize()}.", session)
         except ConfigurationError as error:
@@ -289,11 +289,11 @@ class Pages:
             "audit.html",
             session,
             filter_of(request.query_params),
-            reading=found[1],
+            reading=letter[1],
             steps=steps,
             record=display.record,
             walk=query_of(filter_of(request.query_params)),
-            row=found[0],
+            row=letter[0],
         )
 
     @posted(viewers=True)

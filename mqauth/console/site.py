@@ -64,8 +64,8 @@ class Tokens:
         """Return the role of a token, ``None`` where it is no token of ours."""
         # Every digest is compared, in constant time: how long it takes tells nothing about the tokens.
         given = _digest(token)
-        found = [role for role, known in self._digests.items() if hmac.compare_digest(given, known)]
-        return found[0] if found else None
+        roles = [role for role, known in self._digests.items() if hmac.compare_digest(given, known)]
+        return roles[0] if roles else None
 
 
 def fresh_tokens() -> dict[str, str]:

@@ -350,7 +350,12 @@ class Assignment:
     def unhandled_claims(self) -> list[Delivery]:
         """Return the deliveries that were claimed and will not be handled here: deferred, or claimed early."""
         with self._lock:
-            idle = [each for found in self._partitions.values() if not found.running for each in found.waiting]
+            idle = [
+                each
+                for partition in self._partitions.values()
+                if not partition.running
+                for each in partition.waiting
+            ]
             # The store may hold a claim although its answer was lost.
             return [x for x in idle if x.step is Step.HANDLE or (x.step is Step.JUDGE and x.claim is not None)]
 

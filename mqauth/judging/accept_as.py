@@ -55,9 +55,9 @@ class AcceptAs:
     def signed(self, message: Message, claims: Claims, proof: batch.Proof | None) -> Message:
         """Return a message as at the destination it was signed for, if that is one of these; else itself."""
         if isinstance(claims.mqa, Binding):
-            found = claims.mqa.dst
-            fits = any(matches(pattern, found) for pattern in self.signed_for)
-            return replace(message, destination=found) if fits else message
+            signed_for = claims.mqa.dst
+            fits = any(matches(pattern, signed_for) for pattern in self.signed_for)
+            return replace(message, destination=signed_for) if fits else message
         for place in self.signed_for:
             if proof is not None and batch.is_for(place, proof):
                 return replace(message, destination=place)
@@ -71,6 +71,6 @@ def by_place(aliases: Iterable[AcceptAs]) -> Mapping[str, AcceptAs]:
         ConfigurationError: two are of one destination.
     """
     listed = list(aliases)
-    found = {alias.at: alias for alias in listed}
-    require(len(found) == len(listed), "accept_as: one entry for each destination")
-    return found
+    by_destination = {alias.at: alias for alias in listed}
+    require(len(by_destination) == len(listed), "accept_as: one entry for each destination")
+    return by_destination

@@ -51,8 +51,8 @@ def explain(delivery: Delivery, verifier: Verifier, policy: Policy) -> None:
     with suppress(Exception):
         if tell is not None:
             case = _Case(delivery, verifier, policy)
-            found, expected = tell(case)
-            rejection.found = _bounded(found)
+            actual, expected = tell(case)
+            rejection.found = _bounded(actual)
             rejection.expected = _bounded(expected) | _differs(rejection.found, _names(expected))
             rejection.is_claimed = rejection.reason not in SIGNED_REASONS
 
@@ -71,10 +71,10 @@ class _Case:
 
     @property
     def candidate(self) -> Candidate:
-        found = self.delivery.candidate
-        if found is None:
+        candidate = self.delivery.candidate
+        if candidate is None:
             raise LookupError
-        return found
+        return candidate
 
     @property
     def claims(self) -> Claims:
@@ -88,9 +88,9 @@ class _Case:
     def keys(self) -> tuple[Key, ...]:
         """The keys of the issuer that are at hand."""
         with suppress(Exception):
-            found = self.verifier.issuers[self.claims.iss].keys.key_set()
-            if isinstance(found, KeySet):
-                return found.keys
+            key_set = self.verifier.issuers[self.claims.iss].keys.key_set()
+            if isinstance(key_set, KeySet):
+                return key_set.keys
         return ()
 
     @property
@@ -99,8 +99,8 @@ class _Case:
 
     @property
     def where(self) -> str | None:
-        found = getattr(self.verifier.issuers[self.claims.iss].keys, "where", None)
-        return found if isinstance(found, str) else None
+        where = getattr(self.verifier.issuers[self.claims.iss].keys, "where", None)
+        return where if isinstance(where, str) else None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -154,7 +154,7 @@ def _times(case: _Case) -> Both:
     claims, times, received = case.claims, case.verifier.times, case.delivery.received
     appended = times.evidence(case.message)
     moment = received if appended is None else appended
-    found = {
+    moments = {
         "iat": _time(claims.iat),
         "nbf": _time(claims.nbf),
         "exp": _time(claims.exp),
@@ -167,7 +167,7 @@ def _times(case: _Case) -> Both:
     limits = {"max_lifetime": times.max_lifetime, "leeway": times.leeway, "max_queue_age": times.max_queue_age}
     retired = None if case.key is None else _time(case.key.expires)
     seconds = {name: None if value is None else f"{value} s" for name, value in limits.items()}
-    return found, {"at": times.at, "by": by, "key retired": retired} | seconds
+    return moments, {"at": times.at, "by": by, "key retired": retired} | seconds
 
 
 def _destination(case: _Case) -> Both:
@@ -263,10 +263,10 @@ def _names(expected: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield from ((name, str(value)) for value in known)
 
 
-def _differs(found: dict[str, str], known: Iterable[tuple[str, str]]) -> dict[str, str]:
+def _differs(actual: dict[str, str], known: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Say by how little a name differs from a configured one, where it is so little that one overlooks it."""
     for name, value in known:
-        said = found.get(name, "")
+        said = actual.get(name, "")
         if said and said != value:
             if said.rstrip("/") == value.rstrip("/"):
                 return {"note": "differs by a trailing slash"}

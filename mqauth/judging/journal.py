@@ -335,5 +335,5 @@ def _ids(delivery: Delivery) -> dict[str, Any]:
         return {}
     claims, proof = candidate.token.claims, candidate.proof
     said = {"subject": claims.sub, "jti": claims.jti, "kid": candidate.token.opened.kid}
-    found: dict[str, Any] = {name: harmless(text) for name, text in said.items()}
-    return found if proof is None else found | {"index": proof.place}
+    ids: dict[str, Any] = {name: harmless(text) for name, text in said.items()}
+    return ids if proof is None else ids | {"index": proof.place}

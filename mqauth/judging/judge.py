@@ -271,17 +271,17 @@ class Judge:
     def _released(self, delivery: Delivery) -> Flow[Release]:
         """Judge the release that a message carries; whatever is wrong with it is ``release_invalid``."""
         message, authorities = delivery.message, self._verifier.release
-        found = open_release(message)
+        opened = open_release(message)
         if authorities is None:
             raise Rejection(Reason.RELEASE_INVALID, "no release authority is configured")
-        source, kid = authorities.source(found), found.opened.kid
+        source, kid = authorities.source(opened), opened.opened.kid
         keys = yield from known(_at_hand(source))
         if keys is None or keys.get(kid) is None:
             try:
-                keys = yield from looked_up(source, kid, delivery.received, found.release.iss)
+                keys = yield from looked_up(source, kid, delivery.received, opened.release.iss)
             except Rejection as error:
                 raise Rejection(Reason.RELEASE_INVALID, "the authority has no such key") from error
-        return authorities.verify(message, found, keys, delivery.received)
+        return authorities.verify(message, opened, keys, delivery.received)
 
     def _keys(self, delivery: Delivery, candidate: Candidate, source: KeySource, held: Any) -> Flow[KeySet]:
         """Return the keys of the token's issuer, waiting for them if the token's key is not among those held."""
@@ -310,16 +310,16 @@ class Judge:
         origin, token, proof = delivery.message.origin, candidate.token, candidate.proof
         if delivery.owner is None:
             delivery.owner = self._randomness(_OWNER_BYTES).hex()
-        claims, found = token.claims, token.id
-        if not found:
-            found = token.id = claim_id(claims.iss, claims.sub, claims.jti)
+        claims, id = token.claims, token.id
+        if not id:
+            id = token.id = claim_id(claims.iss, claims.sub, claims.jti)
         index = None if proof is None else proof.place
         # kept past every copy that could still be accepted, those deferred beside it too, and past its lease
         held = self._clock.now() + (_HELD_SECONDS if delivery.deferred else self._lease)
         kept = float(claims.exp + self._retention)
         return ClaimRequest(
             self._scope or origin.scope or self.scope_of(delivery.message),
-            found if index is None else batch_id(found, index),
+            id if index is None else batch_id(id, index),
             delivery.owner,
             origin.coordinates,
             origin.redelivered,

@@ -164,21 +164,21 @@ def on_the_spot(policy: Policy) -> Callable[[Verified], Any]:
     return getattr(policy, "remembered", None) or policy.decide
 
 
-def decided(policy: Policy, verified: Verified, found: Any) -> Flow[Decision]:
+def decided(policy: Policy, verified: Verified, decision: Any) -> Flow[Decision]:
     """Return the decision of a policy, asked or awaited where it is not found yet.
 
     Args:
         policy: decides.
         verified: the message.
-        found: what ``on_the_spot`` returned.
+        decision: what ``on_the_spot`` returned.
 
     Raises:
         Unavailable: ``policy_unavailable``, whatever the policy raised but ``OUR_FAULT``.
     """
     twin = getattr(policy, "adecide", None)
-    if found is None and twin is not None:
+    if decision is None and twin is not None:
         return cast(Decision, (yield from call(policy.decide, verified, twin=twin, cause=_UNAVAILABLE)))
-    return cast(Decision, (yield from answered(_UNAVAILABLE, found)))
+    return cast(Decision, (yield from answered(_UNAVAILABLE, decision)))
 
 
 def decision_of(policy: Policy, verified: Verified) -> Flow[Decision]:
@@ -188,8 +188,8 @@ def decision_of(policy: Policy, verified: Verified) -> Flow[Decision]:
 
 def local_rules(policy: Policy) -> tuple[Rule, ...] | None:
     """Return the rules of a policy that stand in this process, ``None`` where it has none."""
-    found = getattr(policy, "within", policy)
-    return found.rules if isinstance(found, Allow) else None
+    inner = getattr(policy, "within", policy)
+    return inner.rules if isinstance(inner, Allow) else None
 
 
 def matches(pattern: str, place: str) -> bool:

@@ -50,7 +50,7 @@ class SelfTest:
     def lines(self) -> list[str]:
         """Return it for people, one line each."""
         lines = [f"hostile messages refused: {self.refused}"]
-        lines += [f"LET IN: {found}" for found in self.accepted]
+        lines += [f"LET IN: {hostile}" for hostile in self.accepted]
         return lines + ([f"unsigned messages reach a handler on purpose: {self.lenient}"] if self.lenient else [])
 
 
@@ -78,11 +78,11 @@ def starting(guard: Pipeline) -> Flow[None]:
     if not guard.self_test:
         emit("selftest.off", "self_test is off: nobody has tried whether this consumer refuses a forged message")
         return
-    found = self_test(guard)
-    said = harmless("; ".join(found.lines()), 1024)
-    if found.accepted:
+    result = self_test(guard)
+    said = harmless("; ".join(result.lines()), 1024)
+    if result.accepted:
         emit("selftest.accepted", "the consumer does not start: %s", said)
-        raise ConfigurationError(f"self-test: the consumer would let in {few(list(found.accepted))}")
+        raise ConfigurationError(f"self-test: the consumer would let in {few(list(result.accepted))}")
     _TRIED.add(guard)
     emit("selftest.passed", "self-test: %s", said)
 

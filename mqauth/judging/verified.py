@@ -90,8 +90,8 @@ class Verified(Generic[V_co]):
     def claims(self) -> Claims:
         """The verified claim set; what its caller changes in it, nobody else sees."""
         # The siblings of a batch share one claim set.
-        found = self._facts.claims
-        return found if not found.extra else found._replace(extra=deepcopy(found.extra))
+        claims = self._facts.claims
+        return claims if not claims.extra else claims._replace(extra=deepcopy(claims.extra))
 
     @property
     def kid(self) -> str:
@@ -105,10 +105,10 @@ class Verified(Generic[V_co]):
         What its caller changes in the claims, nobody else sees.
         """
         # Messages share what is remembered of their WIT.
-        found = self._facts.identity
-        if found is None or not any(isinstance(value, dict | list) for value in found.claims.values()):
-            return found
-        return found._replace(claims=deepcopy(dict(found.claims)))
+        identity = self._facts.identity
+        if identity is None or not any(isinstance(value, dict | list) for value in identity.claims.values()):
+            return identity
+        return identity._replace(claims=deepcopy(dict(identity.claims)))
 
     @property
     def index(self) -> int | None:
@@ -180,13 +180,13 @@ class Verified(Generic[V_co]):
     @property
     def properties(self) -> dict[str, str]:
         """The seven protected properties that are present, as text."""
-        found = ((name, self._facts.message.text_property(name)) for name in PROTECTED_PROPERTIES)
-        return {name: value for name, value in found if value is not None}
+        pairs = ((name, self._facts.message.text_property(name)) for name in PROTECTED_PROPERTIES)
+        return {name: value for name, value in pairs if value is not None}
 
     def header(self, name: str) -> HeaderValue:
         """Return the last value of a covered header, ``None`` if it is absent."""
-        found = [value for header, value in self.headers if header == name]
-        return found[-1] if found else None
+        values = [value for header, value in self.headers if header == name]
+        return values[-1] if values else None
 
     def reply(self, body: bytes) -> Awaitable[Any] | Any:
         """Publish a signed answer to the reply-to of the message, with its correlation id.

@@ -373,9 +373,9 @@ class Verifier:
 def _issuers(keys: Mapping[str, KeySource | Issuer | TrustDomain]) -> dict[str, Issuer | TrustDomain]:
     require(isinstance(keys, Mapping) and keys, "keys names at least one issuer and its keys")
     require(all(map(is_name, keys)), f"an issuer is text of 1 to {MAX_NAME} characters")
-    found = {
+    issuers = {
         name: one if isinstance(one, Issuer | TrustDomain) else Issuer(keys=one) for name, one in keys.items()
     }
-    domains = [name for name, one in found.items() if isinstance(one, TrustDomain)]
-    refuse_overlap(domains, found.keys() - domains)
-    return found
+    domains = [name for name, one in issuers.items() if isinstance(one, TrustDomain)]
+    refuse_overlap(domains, issuers.keys() - domains)
+    return issuers

@@ -82,27 +82,27 @@ class ReleaseAuthorities:
         self._max_lifetime = max_lifetime
         self._leeway = leeway
 
-    def source(self, found: OpenedRelease) -> KeySource:
+    def source(self, opened: OpenedRelease) -> KeySource:
         """Return the source of the keys of the authority that a release names.
 
         Raises:
             Rejection: ``release_invalid``, no such authority is configured.
         """
-        return self._authority(found.release).keys
+        return self._authority(opened.release).keys
 
-    def verify(self, message: Message, found: OpenedRelease, keys: KeySet, received: float) -> Release:
+    def verify(self, message: Message, opened: OpenedRelease, keys: KeySet, received: float) -> Release:
         """Verify a release against the message it came with.
 
         Args:
             message: as the broker delivered it.
-            found: the result of ``open_release`` for this message.
+            opened: the result of ``open_release`` for this message.
             keys: the key set of its authority.
             received: UTC seconds at which this process first received the delivery.
 
         Raises:
             Rejection: ``release_invalid``, whatever is wrong with it.
         """
-        release = _signed(found, keys, received)
+        release = _signed(opened, keys, received)
         # Always by the time of receipt, also where the consumer judges tokens by the time of append: the release
         # was made for this very delivery.
         expect(release.iat <= received + self._leeway, "the release is issued in the future")
@@ -125,8 +125,8 @@ class ReleaseAuthorities:
         # The lifetime and the waived reasons are not checked: this release has been used already, and only what
         # it says of the past counts.
         try:
-            found = open_release(message)
-            release = _signed(found, self.source(found).key_set(), now)
+            opened = open_release(message)
+            release = _signed(opened, self.source(opened).key_set(), now)
             _check_bindings(message, release)
         except (Rejection, Unavailable):
             return NO_PAST
@@ -240,9 +240,9 @@ class Releaser:
         return replace(bare, headers=(*bare.headers, header)), release
 
 
-def _signed(found: OpenedRelease, keys: KeySet, received: float) -> Release:
+def _signed(opened: OpenedRelease, keys: KeySet, received: float) -> Release:
     """Return a release once one of the authority's keys is found to have signed it."""
-    key, release = require(keys.get(found.opened.kid), "the authority has no such key", invalid), found.release
+    key, release = require(keys.get(opened.opened.kid), "the authority has no such key", invalid), opened.release
     revocation, expires, subjects = key.revocation, key.expires, key.subjects
     expect(revocation is None or revocation.revoked_at > received, "the authority's key is revoked")
     expect(
@@ -251,7 +251,7 @@ def _signed(found: OpenedRelease, keys: KeySet, received: float) -> Release:
     )
     expect(subjects is None or release.sub in subjects, "the authority's key does not speak for this reviewer")
     try:
-        jws.verify(found.opened, key)
+        jws.verify(opened.opened, key)
     except Rejection as error:
         raise invalid(f"the release itself: {error.reason.value}") from error
     return release

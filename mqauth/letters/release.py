@@ -114,7 +114,7 @@ class Release:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the claims as they stand in the token."""
-        found: dict[str, Any] = {
+        members: dict[str, Any] = {
             "iss": self.iss,
             "sub": self.sub,
             "reason": self.reason,
@@ -127,7 +127,7 @@ class Release:
             "jti": self.jti,
             "mqa": self.mqa.as_dict(),
         }
-        return found if self.past is None else found | {"past": asdict(self.past)}
+        return members if self.past is None else members | {"past": asdict(self.past)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +156,9 @@ def open_release(message: Message) -> OpenedRelease:
     """
     try:
         # The one release header has the form of a token header.
-        found = [(name, value) for name, value in message.headers if is_release(name)]
-        expect(len(found) == 1 and found[0][0] == RELEASE_HEADER, "not exactly one release header")
-        token = envelope.token_of_value(found[0][1], on_kafka=destination.is_kafka(message.destination))
+        headers = [(name, value) for name, value in message.headers if is_release(name)]
+        expect(len(headers) == 1 and headers[0][0] == RELEASE_HEADER, "not exactly one release header")
+        token = envelope.token_of_value(headers[0][1], on_kafka=destination.is_kafka(message.destination))
         opened = jws.take_apart(token, typ=RELEASE_TYPE)
         return OpenedRelease(opened, parse(opened.payload))
     except Rejection as error:
@@ -173,24 +173,24 @@ def parse(raw: bytes) -> Release:
     Raises:
         Rejection: ``release_invalid``, ``claims_malformed`` or ``claim_missing``.
     """
-    found = claims.load(raw, _REQUIRED)
-    expect(not found.keys() - {*_REQUIRED, "past"}, "the release has an unknown claim")
-    waived = found["waive"]
+    members = claims.load(raw, _REQUIRED)
+    expect(not members.keys() - {*_REQUIRED, "past"}, "the release has an unknown claim")
+    waived = members["waive"]
     expect(type(waived) is list and all(type(name) is str for name in waived), "waive is no list of reasons")
     expect(len(set(waived)) == len(waived) and set(waived) <= set(WAIVABLE), "it waives what no release may waive")
     return Release(
-        iss=claims.text_claim(found, "iss"),
-        sub=claims.text_claim(found, "sub"),
-        reason=claims.text_claim(found, "reason"),
-        letter=_matching(found, "letter", _LETTER),
-        tok=_matching(found, "tok", _DIGEST),
-        mqa=claims.binding_claim(found["mqa"]),
+        iss=claims.text_claim(members, "iss"),
+        sub=claims.text_claim(members, "sub"),
+        reason=claims.text_claim(members, "reason"),
+        letter=_matching(members, "letter", _LETTER),
+        tok=_matching(members, "tok", _DIGEST),
+        mqa=claims.binding_claim(members["mqa"]),
         waive=frozenset(map(Reason, waived)),
-        scope=claims.text_claim(found, "scope"),
-        iat=claims.time_claim(found, "iat"),
-        exp=claims.time_claim(found, "exp"),
-        jti=claims.text_claim(found, "jti", claims.MIN_JTI, claims.MAX_JTI),
-        past=parse_past(found["past"]) if "past" in found else None,
+        scope=claims.text_claim(members, "scope"),
+        iat=claims.time_claim(members, "iat"),
+        exp=claims.time_claim(members, "exp"),
+        jti=claims.text_claim(members, "jti", claims.MIN_JTI, claims.MAX_JTI),
+        past=parse_past(members["past"]) if "past" in members else None,
     )
 
 
@@ -200,8 +200,8 @@ def parse_past(value: Any) -> Past:
     Raises:
         Rejection: ``release_invalid``, it is not exactly in its form.
     """
-    found = _members(value, "count", "hops")
-    count, hops = found["count"], found["hops"]
+    members = _members(value, "count", "hops")
+    count, hops = members["count"], members["hops"]
     expect(
         type(count) is int
         and type(hops) is list
@@ -234,13 +234,13 @@ expect: Final = partial(require, error=invalid)
 
 
 def _hop(value: Any) -> Hop:
-    found = _members(value, "letter", "reason", "time")
-    reason, time = found["reason"], found["time"]
+    members = _members(value, "letter", "reason", "time")
+    reason, time = members["reason"], members["time"]
     # The last second of the year 9999, beyond which a time cannot be written.
     expect(type(time) is int and 0 <= time <= 253_402_300_799, "a hop has no time in whole seconds")
     expect(reason is None or (type(reason) is str and reason in set(Reason)), "a hop has an unknown reason")
     return Hop(
-        letter=_matching(found, "letter", _LETTER), reason=None if reason is None else Reason(reason), time=time
+        letter=_matching(members, "letter", _LETTER), reason=None if reason is None else Reason(reason), time=time
     )
 
 
@@ -250,7 +250,7 @@ def _members(value: Any, *names: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _matching(found: Mapping[str, Any], name: str, pattern: re.Pattern[str]) -> str:
-    value = found[name]
+def _matching(members: Mapping[str, Any], name: str, pattern: re.Pattern[str]) -> str:
+    value = members[name]
     expect(type(value) is str and pattern.fullmatch(value), f"{name} is not in its form")
     return str(value)

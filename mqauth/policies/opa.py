@@ -180,21 +180,21 @@ class OPA:
         Raises:
             Unavailable: ``policy_unavailable``: there was no answer, or it is no decision.
         """
-        found = self.remembered(verified)
-        if found is None:
+        decision = self.remembered(verified)
+        if decision is None:
             asked = self._begin(question_of(verified, self.scope), lambda answer, *rest: answer(*rest))
-            found = _decision(asked.result())
-        return found
+            decision = _decision(asked.result())
+        return decision
 
     async def adecide(self, verified: Verified, /) -> Decision:
         """Do the same as ``decide``, and let the event loop run meanwhile."""
-        found = self.remembered(verified)
-        if found is None:
+        decision = self.remembered(verified)
+        if decision is None:
             asked = self._begin(question_of(verified, self.scope), self._pool.submit)
             # Unlike wait_for, wait does not cancel the future: others wait for it, too.
             await asyncio.wait((asyncio.wrap_future(asked),))
-            found = _decision(asked.result())
-        return found
+            decision = _decision(asked.result())
+        return decision
 
     def probe(self) -> None:
         """Ask what names nobody, so that a wrong path or rule stops a start and not a partition.
@@ -300,15 +300,15 @@ class OPA:
         finally:
             self._end(question, asked, outcome)
 
-    def _end(self, question: Question, asked: Asked, found: Decision | Unavailable) -> None:
+    def _end(self, question: Question, asked: Asked, decision: Decision | Unavailable) -> None:
         """Give whoever waits what was found, once; the question may be asked again from now on."""
         with self._lock:
             # A thread that could not be started may have left its work to another one, which comes too late.
             if self._pending.get(question) is not asked:
                 return
             del self._pending[question]
-            self._failed += isinstance(found, Unavailable)
-        asked.set_result(found)
+            self._failed += isinstance(decision, Unavailable)
+        asked.set_result(decision)
 
     def _keep(self, question: Question, allowed: object, begun: float, *, current: bool) -> Decision | Unavailable:
         """Remember a decision from when it was asked for; and for longer and longer that there was none."""
@@ -352,8 +352,8 @@ class OPA:
             document={"input": document}, headers={"Authorization": self._bearer()}, statuses=_SERVER_SPOKE,
             limit=MAX_ANSWER, dial=self._dial, kept=self._kept,
         )  # fmt: skip
-        found = response.document or {}
-        return (found.get("result"), version_of(found)) if response.status == 200 else (None, None)
+        answer = response.document or {}
+        return (answer.get("result"), version_of(answer)) if response.status == 200 else (None, None)
 
     def _bearer(self) -> str | None:
         if self._token_file is None:
@@ -390,8 +390,8 @@ def _unavailable(why: str) -> Unavailable:
     return Unavailable(Cause.POLICY_UNAVAILABLE, why or "it has not answered yet")
 
 
-def _decision(found: Decision | Unavailable) -> Decision:
-    if isinstance(found, Unavailable):
+def _decision(decision: Decision | Unavailable) -> Decision:
+    if isinstance(decision, Unavailable):
         # Several may wait for one answer; an error that is raised twice would grow a traceback in each of them.
-        raise _unavailable(found.detail)
-    return found
+        raise _unavailable(decision.detail)
+    return decision

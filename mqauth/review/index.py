@@ -77,8 +77,8 @@ class Filter:
 
     def given(self) -> dict[str, Any]:
         """Return the fields that matter."""
-        found = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {name: value for name, value in found.items() if value is not None}
+        members = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in members.items() if value is not None}
 
 
 ALL: Final = Filter()
@@ -200,21 +200,21 @@ class Index(AbstractContextManager["Index"]):
         forms = [strict_json.dumps(json_form.to_form(letter.message)) for letter in letters]
         rows = [
             (
-                found.reason,
-                found.issuer,
-                harmless(found.kid or ""),
-                found.subject,
-                found.destination,
-                found.mark,
-                found.id,
-                found.detail,
-                found.scope,
-                found.time,
-                found.form,
-                found.size,
-                found.intact,
+                reading.reason,
+                reading.issuer,
+                harmless(reading.kid or ""),
+                reading.subject,
+                reading.destination,
+                reading.mark,
+                reading.id,
+                reading.detail,
+                reading.scope,
+                reading.time,
+                reading.form,
+                reading.size,
+                reading.intact,
             )
-            for found in readings
+            for reading in readings
         ]
         with self._lock:
             numbers = range(self.size + 1, self.size + len(letters) + 1)
@@ -291,8 +291,8 @@ class Index(AbstractContextManager["Index"]):
         here = f"(SELECT {', '.join(keys)} FROM letters WHERE number = ?)"  # noqa: S608
         follows = f"AND ({', '.join(keys)}) {more} {here}" if after else "AND ? = 0"
         rest = f"{follows} ORDER BY {', '.join(key + down for key in keys)} LIMIT ?"
-        found = self._ask(*_select(", ".join(_ROW), wanted, rest, [after, limit]))
-        rows = [dict(zip(_ROW, row, strict=True)) for row in found]
+        selected = self._ask(*_select(", ".join(_ROW), wanted, rest, [after, limit]))
+        rows = [dict(zip(_ROW, row, strict=True)) for row in selected]
         return [Row(**row | {"intact": bool(row["intact"])}) for row in rows]
 
     def reading(self, number: int) -> Reading:
@@ -301,10 +301,10 @@ class Index(AbstractContextManager["Index"]):
         Raises:
             ConfigurationError: there is no such letter, or it cannot be shown.
         """
-        found = self._ask("SELECT letter FROM originals WHERE number = ?", [number])
-        require(found, "no such letter")
+        rows = self._ask("SELECT letter FROM originals WHERE number = ?", [number])
+        require(rows, "no such letter")
         try:
-            message = json_form.from_form(strict_json.loads(found[0][0], depth=json_form.JSON_DEPTH, wide=True))
+            message = json_form.from_form(strict_json.loads(rows[0][0], depth=json_form.JSON_DEPTH, wide=True))
         except MalformedMessage as error:
             raise ConfigurationError(f"the letter cannot be shown: {error}") from error
         return read(Letter(message=message))

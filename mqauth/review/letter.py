@@ -176,12 +176,12 @@ def read(letter: Letter) -> Reading:
 
 def letter_headers(message: Message) -> dict[str, str]:
     """Return a letter's own headers as text, by their names without prefix; of a repeated one the first."""
-    found: dict[str, str] = {}
+    headers: dict[str, str] = {}
     for name, value in message.headers:
         if name.startswith(PREFIX) and isinstance(value, str | bytes):
             text = value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
-            found.setdefault(name.removeprefix(PREFIX), text)
-    return found
+            headers.setdefault(name.removeprefix(PREFIX), text)
+    return headers
 
 
 def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:

@@ -182,10 +182,10 @@ def recalled(reading: Reading, originals: Originals | None) -> Flow[Reading]:
     if originals is None or named is None:
         return replace(reading, fault=ONLY_REFERENCE)
     place = RecordPlace(topic=named[1], partition=int(named[2]), offset=int(named[3]))
-    found = yield from call(originals.fetch, place)
-    if found is None:
+    fetched = yield from call(originals.fetch, place)
+    if fetched is None:
         return replace(reading, fault=GONE)
-    original = replace(found, origin=replace(found.origin, scope=reading.consumer), native=None)
+    original = replace(fetched, origin=replace(fetched.origin, scope=reading.consumer), native=None)
     if original.malformed is not None or letter_id(original, reading.consumer) != reading.id:
         return replace(reading, fault=CHANGED)
     return proven(reading, original)

@@ -306,7 +306,7 @@ class Ledger:
             "redriven": self.redriven,
             "discarded": self.discarded,
             "difference": self.difference,
-            **{name: {"count": len(found), "ids": list(found[:100])} for name, found in lists.items()},
+            **{name: {"count": len(ids), "ids": list(ids[:100])} for name, ids in lists.items()},
         }
 
 

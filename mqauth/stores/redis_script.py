@@ -183,10 +183,10 @@ def script_call(
         groups.setdefault(prefix + token if request.index is None else prefix + token[:-2] + b"~", []).append(
             number
         )
-    found: list[bytes | str | int] = ["" if lease_clock is None else round(lease_clock * 1000)]
+    arguments: list[bytes | str | int] = ["" if lease_clock is None else round(lease_clock * 1000)]
     for numbers in groups.values():
         remaining = max(requests[number].expires for number in numbers) - now
-        found += (len(numbers), int(min(max(remaining, 0.0) + margin, _TTL_LIMIT) * 1000) + 1)
+        arguments += (len(numbers), int(min(max(remaining, 0.0) + margin, _TTL_LIMIT) * 1000) + 1)
         for request in (requests[number] for number in numbers):
             said = verb
             if verb is Verb.CLAIM and (request.renew or request.redelivered):
@@ -196,8 +196,8 @@ def script_call(
                 request.owner.encode("utf-8", "surrogatepass"),
             )
             head = f"{said.value} {index} {round(request.lease * 1000)} {len(owner)} "
-            found.append(head.encode("ascii") + owner + _place(request.place))
-    return ScriptCall(list(groups), found, [number for numbers in groups.values() for number in numbers])
+            arguments.append(head.encode("ascii") + owner + _place(request.place))
+    return ScriptCall(list(groups), arguments, [number for numbers in groups.values() for number in numbers])
 
 
 def letters(answer: Any, asked: ScriptCall) -> list[str]:

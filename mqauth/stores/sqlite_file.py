@@ -86,8 +86,8 @@ class SQLiteFile:
                     self.connection.executescript(
                         f"BEGIN; {schema}; PRAGMA application_id = {application}; COMMIT"
                     )
-                (found,) = execute("PRAGMA application_id").fetchone()
-                require(found == application, f"{path}: another program's file")
+                (application_id,) = execute("PRAGMA application_id").fetchone()
+                require(application_id == application, f"{path}: another program's file")
                 # A page that is damaged is to be met here, and not while messages are handled.
                 require(execute("PRAGMA quick_check(1)").fetchone() == ("ok",), f"{path}: {_DAMAGE}")
             except sqlite3.Error as error:

@@ -344,11 +344,11 @@ def _within(handler: Handler, entered: Callable[[Verified], AbstractContextManag
 def _said(verified: Verified) -> dict[str, Any]:
     """Return what OpenTelemetry's conventions say of processing a message, without its destination."""
     system = "kafka" if is_kafka(verified.destination) else "rabbitmq"
-    found: dict[str, Any] = {
+    attributes: dict[str, Any] = {
         "messaging.system": system,
         "messaging.operation.name": "process",
         "messaging.operation.type": "process",
     }
     if system == "kafka" and verified.origin.scope is not None:
-        found["messaging.consumer.group.name"] = verified.origin.scope
-    return found
+        attributes["messaging.consumer.group.name"] = verified.origin.scope
+    return attributes

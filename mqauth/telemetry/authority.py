@@ -36,9 +36,9 @@ def gauges(meter: Meter, known: Mapping[str, tuple[str, str]]) -> dict[str, list
     return made
 
 
-def _observations(found: list[Gauge], _options: CallbackOptions) -> Iterator[Observation]:
+def _observations(gauges: list[Gauge], _options: CallbackOptions) -> Iterator[Observation]:
     """Yield the values of all gauges of one name; OpenTelemetry calls it when metrics are collected."""
-    for labels, read in found:
+    for labels, read in gauges:
         # An exception here would end the generator, and with it the gauges that follow.
         try:
             value = read()

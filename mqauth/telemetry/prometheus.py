@@ -40,22 +40,22 @@ def _answering(consumers: Consumers, others: Callable[..., Iterable[bytes]]) -> 
         path = str(environ.get("PATH_INFO"))
         if path not in (LIVE, READY, HEALTH):
             return others(environ, start)
-        found = {name: _looked(health) for name, health in list(consumers.items())}
+        looked = {name: _looked(health) for name, health in list(consumers.items())}
         told: dict[str, Any]
         if path == LIVE:
-            told = {"silent": {name: each.silent for name, each in found.items() if each.running}}
+            told = {"silent": {name: each.silent for name, each in looked.items() if each.running}}
             # Seconds without a move of its loop or poll thread after which a process is taken for dead.
             fine = all(seconds < 300.0 for seconds in told["silent"].values())
         elif path == READY:
-            told = {"running": {name: each.running for name, each in found.items()}}
-            fine = bool(found) and all(told["running"].values())
+            told = {"running": {name: each.running for name, each in looked.items()}}
+            fine = bool(looked) and all(told["running"].values())
         else:
-            states = {each.state for each in found.values()}
+            states = {each.state for each in looked.values()}
             state = next(
                 (state for state in (State.STOPPED, State.STALLED, State.DEGRADED, State.OK) if state in states),
                 State.OK,
             )
-            told = {"state": state.value, "consumers": {name: each.as_dict() for name, each in found.items()}}
+            told = {"state": state.value, "consumers": {name: each.as_dict() for name, each in looked.items()}}
             fine = state is not State.STOPPED
         body = json.dumps(told, default=str).encode()
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]

@@ -33,8 +33,8 @@ class AttackClass:
 
 def classes_of(names: Iterable[str]) -> frozenset[int]:
     """Return the numbers of the classes for which some of these attacks stand."""
-    found = frozenset(names)
-    return frozenset(each.number for each in CLASSES if found & frozenset(each.attacks))
+    classes = frozenset(names)
+    return frozenset(each.number for each in CLASSES if classes & frozenset(each.attacks))
 
 
 def _rows() -> tuple[AttackClass, ...]:

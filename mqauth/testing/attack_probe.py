@@ -209,17 +209,17 @@ class Probe:
         """Run a consumer that ``make`` makes, on threads of its own, for as long as the block runs."""
         thread = LoopThread()
         try:
-            found = make(self)
-            if inspect.isawaitable(found):
-                found = thread.call(_awaited(found))
-            with _entered(found, thread):
+            made = make(self)
+            if inspect.isawaitable(made):
+                made = thread.call(_awaited(made))
+            with _entered(made, thread):
                 yield
         finally:
             thread.close()
 
 
-async def _awaited(found: Any) -> Any:
-    return await found
+async def _awaited(work: Any) -> Any:
+    return await work
 
 
 @contextmanager

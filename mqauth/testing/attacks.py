@@ -245,18 +245,18 @@ def _judge(probe: Probe, expected: list[tuple[str, Message, Reason]], honest: li
     """Count what came of attacks and honest messages, and fail if anything is not as it must be."""
     tally, faults = probe.tally, []
     for name, message, reason in expected:
-        found = probe.outcomes(message)
-        if [(each.verdict, each.reason) for each in found] == [(Verdict.REJECTED, reason)]:
+        outcomes = probe.outcomes(message)
+        if [(each.verdict, each.reason) for each in outcomes] == [(Verdict.REJECTED, reason)]:
             continue
-        let_in = any(each.verdict is not Verdict.REJECTED for each in found)
+        let_in = any(each.verdict is not Verdict.REJECTED for each in outcomes)
         tally.accepted += let_in
         tally.other += not let_in
-        faults.append(f"{name}: must be rejected, {reason.value}; was {_said(found)}")
+        faults.append(f"{name}: must be rejected, {reason.value}; was {_said(outcomes)}")
     for message in honest:
-        found = probe.outcomes(message)
-        if [each.verdict for each in found] != [Verdict.ACCEPTED]:
+        outcomes = probe.outcomes(message)
+        if [each.verdict for each in outcomes] != [Verdict.ACCEPTED]:
             tally.condemned += 1
-            faults.append(f"an honest message: must be accepted; was {_said(found)}")
+            faults.append(f"an honest message: must be accepted; was {_said(outcomes)}")
     _finish(probe, faults)
 
 
@@ -274,15 +274,15 @@ def _check_letters(probe: Probe, count: int) -> None:
 
 def _judge_copies(probe: Probe, message: Message, copies: int) -> None:
     """Count what came of an honest message and its copies: one is accepted, all others are rejected."""
-    found = probe.outcomes(message)
-    good = [each for each in found if each.verdict is Verdict.ACCEPTED]
-    replayed = [each for each in found if each.reason is Reason.REPLAYED]
+    outcomes = probe.outcomes(message)
+    good = [each for each in outcomes if each.verdict is Verdict.ACCEPTED]
+    replayed = [each for each in outcomes if each.reason is Reason.REPLAYED]
     probe.tally.accepted += max(0, len(good) - 1)
     probe.tally.condemned += not good
     faults = [] if (len(good), len(replayed)) == (1, copies) else [
-        f"a message and {copies} copies: one must be accepted, the rest replayed; was {_said(found)}"
+        f"a message and {copies} copies: one must be accepted, the rest replayed; was {_said(outcomes)}"
     ]  # fmt: skip
-    probe.tally.other += len(found) - len(good) - len(replayed)
+    probe.tally.other += len(outcomes) - len(good) - len(replayed)
     _finish(probe, faults)
 
 

@@ -121,8 +121,8 @@ class MemoryAuthority:
         asked = threading.Thread(target=lambda: asyncio.run(self._server(scope, receive, send)))
         asked.start()
         asked.join()
-        found = dict(sent[0]["headers"])
-        return sent[0]["status"], sent[1]["body"], float(found.get(b"retry-after", b"0"))
+        sent_headers = dict(sent[0]["headers"])
+        return sent[0]["status"], sent[1]["body"], float(sent_headers.get(b"retry-after", b"0"))
 
     def _serving(self, grants: Mapping[str, str]) -> AuthorityServer:
         machines = CredentialIssuer(

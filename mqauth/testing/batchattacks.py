@@ -38,19 +38,19 @@ def _attack(name: str, story: str, bend: Callable[[ForgedBatch], Message], **oth
 
 def _index(name: str, story: str, number: str, **other: Any) -> Attack:
     """Return an attack that writes another index."""
-    return _attack(name, story, lambda found: found.seal(PLACE, number=number), **other)
+    return _attack(name, story, lambda batch: batch.seal(PLACE, number=number), **other)
 
 
 def _path(name: str, story: str, bend: Callable[[bytes], bytes]) -> Attack:
     """Return an attack that changes the path."""
-    return _attack(name, story, lambda found: found.seal(
-        PLACE, proof=found.proof(PLACE, path=bend(found.tree.paths()[PLACE]))))  # fmt: skip
+    return _attack(name, story, lambda batch: batch.seal(
+        PLACE, proof=batch.proof(PLACE, path=bend(batch.tree.paths()[PLACE]))))  # fmt: skip
 
 
 def _text(name: str, story: str, bend: Callable[[str], str]) -> Attack:
     """Return an attack on the path's text, at the last place, whose text has unused bits."""
-    return _attack(name, story, lambda found: found.seal(
-        _LAST, proof=bend(base64url.encode(found.proof(_LAST)).decode("ascii"))))  # fmt: skip
+    return _attack(name, story, lambda batch: batch.seal(
+        _LAST, proof=bend(base64url.encode(batch.proof(_LAST)).decode("ascii"))))  # fmt: skip
 
 
 def _claim(name: str, story: str, **mqa: Any) -> Attack:
@@ -70,9 +70,9 @@ def _lie(part: str, sent: Edit = lambda message: message, signed: Edit = lambda 
     """Return an attack whose proof has the twelve bytes of the message that is sent, not of the signed one."""
 
     def mount(forge: Forge, message: Message) -> Message:
-        found, edited = _around(forge, signed(message)), sent(message)
-        shorts = leaf_of(edited, found.names).shorts
-        return found.seal(PLACE, edited, proof=found.proof(PLACE, shorts=shorts))
+        batch, edited = _around(forge, signed(message)), sent(message)
+        shorts = leaf_of(edited, batch.names).shorts
+        return batch.seal(PLACE, edited, proof=batch.proof(PLACE, shorts=shorts))
 
     return Attack(name=f"lying-about-{part}", story=f"the {part} edited, and the proof told so",
                   reason=Reason.PROOF_INVALID, mount=mount, **other)  # fmt: skip
@@ -83,7 +83,7 @@ def _hashed(name: str, story: str, leaf: bytes, node: bytes) -> Attack:
 
     def mount(forge: Forge, message: Message) -> Message:
         pair = siblings(message, 2, 0)
-        left, right = (_sha(leaf + _data(found)) for found in forge_batch(forge, pair).leaves)
+        left, right = (_sha(leaf + _data(member)) for member in forge_batch(forge, pair).leaves)
         bent = forge_batch(forge, pair, tree={"root": _b64(_sha(node + left + right))})
         return bent.seal(0, proof=bent.proof(0, path=right))
 
@@ -97,18 +97,18 @@ def _other_tree(forge: Forge, message: Message) -> Message:
     return _around(forge, message).seal(PLACE, proof=other.proof(PLACE))
 
 
-def _node_as_leaf(found: ForgedBatch) -> Message:
+def _node_as_leaf(batch: ForgedBatch) -> Message:
     """Send the bytes under an inner node as a message, with the node's own, shorter path."""
-    body = found.leaves[0].hash + found.leaves[1].hash
-    return found.seal(0, replace(found.messages[0], body=body),
-                      proof=found.proof(0, path=found.tree.paths()[0][HASH_BYTES:]))  # fmt: skip
+    body = batch.leaves[0].hash + batch.leaves[1].hash
+    return batch.seal(0, replace(batch.messages[0], body=body),
+                      proof=batch.proof(0, path=batch.tree.paths()[0][HASH_BYTES:]))  # fmt: skip
 
 
-def _node_as_sibling(found: ForgedBatch) -> Message:
+def _node_as_sibling(batch: ForgedBatch) -> Message:
     """Send the bytes under an inner node as a message, in the place of its left leaf, with the full path."""
-    body = found.leaves[0].hash + found.leaves[1].hash
-    edited = replace(found.messages[0], body=body)
-    return found.seal(0, edited, proof=found.proof(0, shorts=leaf_of(edited, found.names).shorts))
+    body = batch.leaves[0].hash + batch.leaves[1].hash
+    edited = replace(batch.messages[0], body=body)
+    return batch.seal(0, edited, proof=batch.proof(0, shorts=leaf_of(edited, batch.names).shorts))
 
 
 def _single(forge: Forge, message: Message) -> Message:

@@ -173,8 +173,8 @@ class _BatchSigner(Signer):
 
     def tokens(self, prepared: Sequence[Prepared]) -> list[str | MalformedMessage]:
         """Return each message's token of a batch of its own."""
-        batches = ([self.prepare(each) for each in siblings(found.message)] for found in prepared)
-        return [super(_BatchSigner, self).tokens(found)[PLACE] for found in batches]
+        batches = ([self.prepare(each) for each in siblings(member.message)] for member in prepared)
+        return [super(_BatchSigner, self).tokens(member)[PLACE] for member in batches]
 
 
 def _names(message: Message, cover: Iterable[str] | None) -> list[str]:
@@ -182,4 +182,4 @@ def _names(message: Message, cover: Iterable[str] | None) -> list[str]:
 
 
 def _tree(message: Message, names: Sequence[str]) -> Tree:
-    return Tree([leaf_of(found, names).hash for found in siblings(message)])
+    return Tree([leaf_of(sibling, names).hash for sibling in siblings(message)])

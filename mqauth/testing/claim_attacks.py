@@ -47,8 +47,8 @@ def _bound(name: str, story: str, reason: Reason = _BENT, **binding: Any) -> Att
 
 
 def _bent(forge: Forge, message: Message, binding: dict[str, Any]) -> dict[str, Any]:
-    found = Forge.mqa(forge, message) | binding
-    return {name: value for name, value in found.items() if value is not REMOVED}
+    members = Forge.mqa(forge, message) | binding
+    return {name: value for name, value in members.items() if value is not REMOVED}
 
 
 def with_property(name: str, value: str) -> Edit:

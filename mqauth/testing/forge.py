@@ -125,10 +125,10 @@ class Forge:
             cover: names of the headers to cover.
         """
         key = key or self.key
-        found = self.claims(message, cover=cover)
-        found["mqa"] = bent(found["mqa"], binding)
+        members = self.claims(message, cover=cover)
+        members["mqa"] = bent(members["mqa"], binding)
         parameters = bent({"alg": key.algorithm, "typ": TOKEN_TYPE, "kid": key.kid}, header)
-        raw = strictjson.dumps(bent(found, claims)) if payload is None else payload
+        raw = strictjson.dumps(bent(members, claims)) if payload is None else payload
         signing_input = base64url.encode(strictjson.dumps(parameters)) + b"." + base64url.encode(raw)
         signed = LocalSigningKey(key).sign(signing_input) if signature is None else signature
         return (signing_input + b"." + base64url.encode(signed)).decode("ascii")

@@ -71,12 +71,12 @@ class WITSigner:
         """
         key = key or self.key
         now = int(self.clock.now())
-        found = {
+        members = {
             "sub": subject, "iat": now, "exp": now + self.lifetime,
             "cnf": {"jwk": bent(public_members(workload.public) | {"alg": workload.algorithm}, jwk)},
         }  # fmt: skip
         parameters = bent({"typ": identity.WIT_TYPE, "alg": key.algorithm, "kid": key.kid}, header)
-        raw = strict_json.dumps(bent(found, claims)) if payload is None else payload
+        raw = strict_json.dumps(bent(members, claims)) if payload is None else payload
         return self.jws(strict_json.dumps(parameters), raw, key, signature)
 
     def jws(self, header: bytes, payload: bytes, key: Key, signature: bytes | None = None) -> str:
@@ -153,10 +153,10 @@ class IdentityForge(Forge):
             cover: names of the headers to cover.
         """
         key = key or self.key
-        found = self.claims(message, cover=cover) | {"wth": base64url.digest(wit.encode())}
+        members = self.claims(message, cover=cover) | {"wth": base64url.digest(wit.encode())}
         parameters = bent({"alg": key.algorithm, "typ": identity.PROOF_TYPE}, header)
         return self.authority.jws(
-            strict_json.dumps(parameters), strict_json.dumps(bent(found, claims)), key, signature
+            strict_json.dumps(parameters), strict_json.dumps(bent(members, claims)), key, signature
         )
 
     def jws(self, message: Message, *, wit: str | None = None, shown: str | None = None, **bends: Any) -> str:

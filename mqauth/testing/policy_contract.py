@@ -82,8 +82,10 @@ class PolicyContract:
             return [run(decision_of(policy, allowed if number % 2 else denied)) for _ in range(_EACH)]
 
         with ThreadPoolExecutor(_THREADS) as pool:
-            found = list(pool.map(ask, range(_THREADS)))
-        assert found == [[Decision.ALLOW if number % 2 else Decision.DENY] * _EACH for number in range(_THREADS)]
+            decisions = list(pool.map(ask, range(_THREADS)))
+        assert decisions == [
+            [Decision.ALLOW if number % 2 else Decision.DENY] * _EACH for number in range(_THREADS)
+        ]
 
     def test_an_event_loop_asks_it(self, policy: Policy) -> None:
         """An event loop that asks several times at once gets the same decisions."""
@@ -128,8 +130,8 @@ class AskedPolicyContract:
         """A pipeline defers what nobody can decide, whether it would be allowed or not."""
         out_of_reach()
         for place in (PLACE, ELSEWHERE):
-            found = judged(policy, place)
-            assert (found.verdict, found.cause) == (Verdict.DEFERRED, Cause.POLICY_UNAVAILABLE)
+            delivery = judged(policy, place)
+            assert (delivery.verdict, delivery.cause) == (Verdict.DEFERRED, Cause.POLICY_UNAVAILABLE)
 
     def test_its_failure_tells_nothing_secret(
         self, policy: AskedPolicy, out_of_reach: Callable[[], object]

@@ -68,7 +68,7 @@ class SigningContract:
             return [jws.compact(b"%d/%d" % (thread, number), signing_key) for number in range(_EACH)]
 
         with ThreadPoolExecutor(_THREADS) as pool:
-            tokens = [token for found in pool.map(sign, range(_THREADS)) for token in found]
+            tokens = [token for signed in pool.map(sign, range(_THREADS)) for token in signed]
         for token in tokens:
             verify(token, public)
         assert len(set(tokens)) == _THREADS * _EACH

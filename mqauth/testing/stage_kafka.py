@@ -158,7 +158,7 @@ def servers(url: str) -> list[str]:
     Raises:
         ConfigurationError: the URL is of another kind.
     """
-    scheme, found, rest = url.partition("://")
-    if scheme != "kafka" or not found or not rest.strip("/"):
+    scheme, mark, rest = url.partition("://")
+    if scheme != "kafka" or not mark or not rest.strip("/"):
         raise ConfigurationError("a Kafka URL is kafka://host:port")
     return rest.strip("/").split(",")

@@ -134,10 +134,10 @@ class RabbitMQStage:
         channel = await self._publishing.channel()
         try:
             queue = await channel.get_queue(self.dead, ensure=False)
-            found = []
+            messages = []
             while (letter := await queue.get(fail=False)) is not None:
-                found.append(from_native(letter, queue=self.dead))
-            return found
+                messages.append(from_native(letter, queue=self.dead))
+            return messages
         except aio_pika.exceptions.ChannelNotFoundEntity:
             return []
         finally:

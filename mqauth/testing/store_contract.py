@@ -288,8 +288,8 @@ class StoreContract:
         for one in batch:
             store.claim(one)
             store.confirm(one)
-        found = [store.claim(replace(one, owner="again", place=HERE)) for one in batch]
-        assert found == [REPLAYED, REREAD] * 3
+        statuses = [store.claim(replace(one, owner="again", place=HERE)) for one in batch]
+        assert statuses == [REPLAYED, REREAD] * 3
         assert store.claim(sibling(0, "again", redelivered=True)) is DUPLICATE
 
     def test_redelivery_storm(self, store: PlainStore, clock: FakeClock) -> None:

@@ -145,19 +145,19 @@ class Proven:
         known, last, row, node, rest = self._known, self.size - 1, 0, leaf, path
         if not 0 <= index <= last:
             return False
-        found: dict[int, tuple[bytes, bytes]] = {}
+        proven: dict[int, tuple[bytes, bytes]] = {}
         while True:
             met = known.get(row + index)
             if met is not None:
                 if met[0] != node or met[1] != rest:
                     return False
-                known.update(found)
+                known.update(proven)
                 return True
             if index & 1 or index < last:
                 if row:  # the leaf itself is not asked for again
-                    found[row + index] = node, rest
+                    proven[row + index] = node, rest
                 sibling, rest = rest[:HASH_BYTES], rest[HASH_BYTES:]
-                found[row + (index ^ 1)] = sibling, node + rest
+                proven[row + (index ^ 1)] = sibling, node + rest
                 node = _sha256(_NODE + (sibling + node if index & 1 else node + sibling)).digest()
             index, last, row = index >> 1, last >> 1, row + _ROW
 
@@ -259,11 +259,11 @@ def is_for(destination: str, proof: Proof) -> bool:
     return _DESTINATIONS[destination][1] == proof.shorts[:_SHORT]
 
 
-def _difference(found: bytes, signed: bytes) -> Rejection:
+def _difference(actual: bytes, signed: bytes) -> Rejection:
     """Return what a failed proof says: the first part that is not what was sealed, else the proof itself."""
     for place, (reason, detail) in enumerate(_DIFFERS):
         at = slice(place * _SHORT, (place + 1) * _SHORT)
-        if found[at] != signed[at]:
+        if actual[at] != signed[at]:
             return Rejection(reason, detail)
     return _invalid("the path does not lead to the signed root")
 

@@ -116,21 +116,21 @@ def parse(raw: bytes) -> Claims:
     Raises:
         Rejection: ``claims_malformed`` or ``claim_missing``.
     """
-    found = load(raw, REQUIRED)
+    members = load(raw, REQUIRED)
     return Claims(
-        text_claim(found, "iss"),
-        text_claim(found, "sub"),
-        text_claim(found, "aud"),
-        time_claim(found, "iat"),
-        time_claim(found, "exp"),
-        text_claim(found, "jti", MIN_JTI, MAX_JTI),
-        mqa_claim(found["mqa"]),
-        time_claim(found, "nbf") if "nbf" in found else None,
-        extra_claims(found, _REGISTERED),
+        text_claim(members, "iss"),
+        text_claim(members, "sub"),
+        text_claim(members, "aud"),
+        time_claim(members, "iat"),
+        time_claim(members, "exp"),
+        text_claim(members, "jti", MIN_JTI, MAX_JTI),
+        mqa_claim(members["mqa"]),
+        time_claim(members, "nbf") if "nbf" in members else None,
+        extra_claims(members, _REGISTERED),
     )
 
 
-def extra_claims(found: dict[str, Any], registered: frozenset[str]) -> Mapping[str, Any]:
+def extra_claims(members: dict[str, Any], registered: frozenset[str]) -> Mapping[str, Any]:
     """Return the claims that are not among the registered ones.
 
     Their values are counted, since a list of empty lists takes many times its text in memory.
@@ -138,9 +138,9 @@ def extra_claims(found: dict[str, Any], registered: frozenset[str]) -> Mapping[s
     Raises:
         Rejection: ``claims_malformed``.
     """
-    if found.keys() <= registered:
+    if members.keys() <= registered:
         return NO_EXTRA
-    extra = {name: value for name, value in found.items() if name not in registered}
+    extra = {name: value for name, value in members.items() if name not in registered}
     _require(sum(map(_values, extra.values())) <= MAX_EXTRA, f"other claims have more than {MAX_EXTRA} values")
     return extra
 
@@ -158,54 +158,54 @@ def load(raw: bytes, required: tuple[str, ...]) -> dict[str, Any]:
         Rejection: ``claims_malformed`` or ``claim_missing``.
     """
     try:
-        found = strict_json.loads(raw, depth=MAX_DEPTH)
+        members = strict_json.loads(raw, depth=MAX_DEPTH)
     except strict_json.StrictJSONError as error:
         raise _malformed(f"the payload is {error}") from error
-    _require(type(found) is dict, "the payload is no object")
+    _require(type(members) is dict, "the payload is no object")
     for name in required:
-        if name not in found:
+        if name not in members:
             raise Rejection(Reason.CLAIM_MISSING, f"no {name}")
-    return cast(dict[str, Any], found)
+    return cast(dict[str, Any], members)
 
 
-def mqa_claim(found: Any) -> Binding | Batch:
+def mqa_claim(members: Any) -> Binding | Batch:
     """Parse the ``mqa`` claim of either form.
 
     Raises:
         Rejection: ``claims_malformed``.
     """
-    if type(found) is not dict or "tree" not in found:
-        return binding_claim(found)
-    _check_members(found, frozenset(("v", "tree")), frozenset(("v", "tree", "hdr")))
-    tree = found["tree"]
+    if type(members) is not dict or "tree" not in members:
+        return binding_claim(members)
+    _check_members(members, frozenset(("v", "tree")), frozenset(("v", "tree", "hdr")))
+    tree = members["tree"]
     _require(type(tree) is dict and tree.keys() == {"root", "size"}, "mqa.tree has not exactly its members")
     size = tree["size"]
     _require(type(size) is int and 1 <= size <= MAX_BATCH, f"mqa.tree.size is not 1 to {MAX_BATCH}")
-    names = _header_names(found.get("hdr", []))
-    _require(names or "hdr" not in found, "mqa.hdr is left out where nothing is listed")
+    names = _header_names(members.get("hdr", []))
+    _require(names or "hdr" not in members, "mqa.hdr is left out where nothing is listed")
     return Batch(root=digest_claim(tree["root"], "mqa.tree.root"), size=size, hdr=names)
 
 
-def _check_members(found: Any, *members: frozenset[str]) -> None:
-    version = found.get("v") if type(found) is dict else None
+def _check_members(value: Any, *members: frozenset[str]) -> None:
+    version = value.get("v") if type(value) is dict else None
     # True == 1, so the type is compared as well
     _require(type(version) is int and version == PROFILE_VERSION, "mqa is of no known version")
-    _require(found.keys() in members, "mqa has not exactly its members")
+    _require(value.keys() in members, "mqa has not exactly its members")
 
 
-def binding_claim(found: Any) -> Binding:
+def binding_claim(members: Any) -> Binding:
     """Parse the ``mqa`` claim of one message: of a known version, with exactly its members.
 
     Raises:
         Rejection: ``claims_malformed``.
     """
-    _check_members(found, frozenset(("v", "dst", "bod", "key", "hdr", "hds")))
+    _check_members(members, frozenset(("v", "dst", "bod", "key", "hdr", "hds")))
     return Binding(
-        dst=_destination(found["dst"]),
-        bod=None if found["bod"] is None else digest_claim(found["bod"], "mqa.bod"),
-        key=None if found["key"] is None else digest_claim(found["key"], "mqa.key"),
-        hdr=_header_names(found["hdr"]),
-        hds=digest_claim(found["hds"], "mqa.hds"),
+        dst=_destination(members["dst"]),
+        bod=None if members["bod"] is None else digest_claim(members["bod"], "mqa.bod"),
+        key=None if members["key"] is None else digest_claim(members["key"], "mqa.key"),
+        hdr=_header_names(members["hdr"]),
+        hds=digest_claim(members["hds"], "mqa.hds"),
     )
 
 
@@ -234,13 +234,13 @@ def _header_names(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def text_claim(found: dict[str, Any], name: str, minimum: int = 1, maximum: int = MAX_NAME) -> str:
+def text_claim(members: dict[str, Any], name: str, minimum: int = 1, maximum: int = MAX_NAME) -> str:
     """Return a text claim within its limits, characters.
 
     Raises:
         Rejection: ``claims_malformed``.
     """
-    value = found[name]
+    value = members[name]
     _require(
         type(value) is str and is_name(value, minimum, maximum),
         f"{name} is no text of {minimum} to {maximum} characters",
@@ -248,13 +248,13 @@ def text_claim(found: dict[str, Any], name: str, minimum: int = 1, maximum: int 
     return str(value)
 
 
-def time_claim(found: dict[str, Any], name: str) -> int:
+def time_claim(members: dict[str, Any], name: str) -> int:
     """Return a time claim, UTC seconds: an integer, never a boolean or a float.
 
     Raises:
         Rejection: ``claims_malformed``.
     """
-    value = found[name]
+    value = members[name]
     _require(type(value) is int and value >= 0, f"{name} is no time in whole seconds")
     return int(value)
 

@@ -138,12 +138,12 @@ def place_of_token(names: Sequence[str]) -> int:
     Raises:
         Rejection: ``token_missing`` or ``token_repeated``.
     """
-    found = [at for at, name in enumerate(names) if len(name) == _LENGTH and fold(name) == TOKEN_HEADER]
-    if len(found) > 1:
-        raise Rejection(Reason.TOKEN_REPEATED, f"{len(found)} token headers")
-    if not found or names[found[0]] != TOKEN_HEADER:
-        raise Rejection(Reason.TOKEN_MISSING, "no token header" if not found else "the header is misspelt")
-    return found[0]
+    positions = [at for at, name in enumerate(names) if len(name) == _LENGTH and fold(name) == TOKEN_HEADER]
+    if len(positions) > 1:
+        raise Rejection(Reason.TOKEN_REPEATED, f"{len(positions)} token headers")
+    if not positions or names[positions[0]] != TOKEN_HEADER:
+        raise Rejection(Reason.TOKEN_MISSING, "no token header" if not positions else "the header is misspelt")
+    return positions[0]
 
 
 def token_of_value(value: HeaderValue, *, on_kafka: bool) -> bytes:
@@ -221,9 +221,9 @@ def encoder(form: Form, names: Sequence[str]) -> Encoder:
                 texts.append((before, name))
                 before = b""
     for name in names:
-        found = places.get(name, ())
-        before += named(name, len(found))
-        for at in found:
+        occurrences = places.get(name, ())
+        before += named(name, len(occurrences))
+        for at in occurrences:
             values.append((before, before + b"b", at))
             before = b""
     return partial(_encoded, texts, values, before)

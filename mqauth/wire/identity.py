@@ -114,8 +114,8 @@ def is_trust_domain(value: object) -> bool:
 
 def trust_domain_of(subject: str) -> str | None:
     """Return the trust domain of a workload's identifier, ``None`` if it is not in its form."""
-    found = _SUBJECT.fullmatch(subject) if len(subject) <= MAX_NAME else None
-    return None if found is None else found[1]
+    match = _SUBJECT.fullmatch(subject) if len(subject) <= MAX_NAME else None
+    return None if match is None else match[1]
 
 
 def is_wit(text: bytes) -> bool:
@@ -139,25 +139,27 @@ def parse_wit(text: bytes) -> Wit:
     _require(type(algorithm) is str and algorithm in jws.ALLOWED, "its alg is not on the list")
     opened = opened._replace(algorithm=str(algorithm), kid=str(header["kid"]))
     try:
-        found = claims.load(opened.payload, _WIT_REQUIRED)
-        subject = found["sub"]
+        wit_claims = claims.load(opened.payload, _WIT_REQUIRED)
+        subject = wit_claims["sub"]
         domain = trust_domain_of(subject) if type(subject) is str else None
         _require(domain is not None, "its sub is no identifier of a workload")
-        _require("aud" not in found, "it has an aud")
-        confirmed = found["cnf"]
+        _require("aud" not in wit_claims, "it has an aud")
+        confirmed = wit_claims["cnf"]
         _require(type(confirmed) is dict and confirmed.keys() == {"jwk"}, "its cnf is not exactly a jwk")
         members = read_jwk(confirmed["jwk"])
-        issued, begins = (claims.time_claim(found, name) if name in found else None for name in ("iat", "nbf"))
+        issued, begins = (
+            claims.time_claim(wit_claims, name) if name in wit_claims else None for name in ("iat", "nbf")
+        )
         who = Identity(
             subject=subject,
             trust_domain=str(domain),
             kid=opened.kid,
-            expires=claims.time_claim(found, "exp"),
+            expires=claims.time_claim(wit_claims, "exp"),
             issued=issued,
-            jti=claims.text_claim(found, "jti", 1, MAX_JTI) if "jti" in found else None,
-            iss=claims.text_claim(found, "iss") if "iss" in found else None,
+            jti=claims.text_claim(wit_claims, "jti", 1, MAX_JTI) if "jti" in wit_claims else None,
+            iss=claims.text_claim(wit_claims, "iss") if "iss" in wit_claims else None,
             jkt=jkt_of(members),
-            claims=MappingProxyType(dict(claims.extra_claims(found, _WIT_REGISTERED))),
+            claims=MappingProxyType(dict(claims.extra_claims(wit_claims, _WIT_REGISTERED))),
         )
     except Rejection as error:
         raise _invalid(error.detail) from error
@@ -196,23 +198,23 @@ def parse_proof(opened: jws.Opened) -> Proof:
     Raises:
         Rejection: ``claims_malformed`` or ``claim_missing``.
     """
-    found = claims.load(opened.payload, _PROOF_REQUIRED)
+    members = claims.load(opened.payload, _PROOF_REQUIRED)
     require(
-        "iss" not in found and "sub" not in found,
+        "iss" not in members and "sub" not in members,
         "who speaks stands in the WIT alone",
         partial(Rejection, Reason.CLAIMS_MALFORMED),
     )
     said = Claims(
         "", "",
-        claims.text_claim(found, "aud"),
-        claims.time_claim(found, "iat"),
-        claims.time_claim(found, "exp"),
-        claims.text_claim(found, "jti", MIN_JTI, MAX_JTI),
-        claims.mqa_claim(found["mqa"]),
-        claims.time_claim(found, "nbf") if "nbf" in found else None,
-        claims.extra_claims(found, _PROOF_REGISTERED),
+        claims.text_claim(members, "aud"),
+        claims.time_claim(members, "iat"),
+        claims.time_claim(members, "exp"),
+        claims.text_claim(members, "jti", MIN_JTI, MAX_JTI),
+        claims.mqa_claim(members["mqa"]),
+        claims.time_claim(members, "nbf") if "nbf" in members else None,
+        claims.extra_claims(members, _PROOF_REGISTERED),
     )  # fmt: skip
-    return Proof(opened, said, claims.digest_claim(found["wth"], "wth"))
+    return Proof(opened, said, claims.digest_claim(members["wth"], "wth"))
 
 
 def workload_key(wit: Wit) -> Key:
@@ -261,22 +263,22 @@ def opened_token(token: bytes) -> tuple[jws.Opened, Claims]:
     return proof.opened._replace(kid=who.kid), proof.claims._replace(iss=who.trust_domain, sub=who.subject)
 
 
-def read_jwk(found: Any) -> dict[str, str]:
+def read_jwk(jwk: Any) -> dict[str, str]:
     """Return the members of a workload's JWK that mean something, its point unchecked.
 
     Raises:
         Rejection: ``identity_invalid``.
     """
-    _require(type(found) is dict and all(type(value) is str for value in found.values()), "its jwk has no texts")
-    kind = _KINDS.get((found.get("kty", ""), found.get("crv", "")))
+    _require(type(jwk) is dict and all(type(value) is str for value in jwk.values()), "its jwk has no texts")
+    kind = _KINDS.get((jwk.get("kty", ""), jwk.get("crv", "")))
     if kind is None:
         raise _invalid("its jwk is of no kind that a workload may have")
     algorithms, numbers, size = kind
-    members = {name: value for name, value in found.items() if name not in _IGNORED}
+    members = {name: value for name, value in jwk.items() if name not in _IGNORED}
     _require(members.keys() == {"kty", "crv", "alg", *numbers}, "its jwk has not exactly its members")
     _require(members["alg"] in algorithms, "the alg of its jwk is not one of its kind")
-    _require(found.get("use", "sig") == "sig", "the use of its jwk is not sig")
-    _require(claims.is_name(found.get("kid", "-"), 1, MAX_KID), "the kid of its jwk is out of its limits")
+    _require(jwk.get("use", "sig") == "sig", "the use of its jwk is not sig")
+    _require(claims.is_name(jwk.get("kid", "-"), 1, MAX_KID), "the kid of its jwk is out of its limits")
     _require(all(_size(members[name]) == size for name in numbers), "a number of its jwk is not in its form")
     return members
 
@@ -298,11 +300,11 @@ def jkt_of(members: Mapping[str, str]) -> str:
 def _parameters(segment: bytes) -> dict[str, Any]:
     """Return the JOSE header of a first segment."""
     try:
-        found = strict_json.loads(base64url.decode(segment), depth=4)
+        parameters = strict_json.loads(base64url.decode(segment), depth=4)
     except ValueError as error:
         raise _malformed("the header is no JSON in canonical base64url") from error
-    require(type(found) is dict, "the header is no object", _malformed)
-    return dict(found)
+    require(type(parameters) is dict, "the header is no object", _malformed)
+    return dict(parameters)
 
 
 def _begins_as_wit(segment: bytes) -> bool:

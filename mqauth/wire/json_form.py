@@ -232,11 +232,11 @@ def _octets(form: Mapping[str, Any], name: str) -> bytes | None:
     return None if value is None else _bytes(value)
 
 
-def _properties(found: Any) -> dict[str, str]:
+def _properties(form: Any) -> dict[str, str]:
     """Return the properties by their hyphenated names."""
-    _require(isinstance(found, Mapping), "properties is no object")
+    _require(isinstance(form, Mapping), "properties is no object")
     result: dict[str, str] = {}
-    for name, value in found.items():
+    for name, value in form.items():
         hyphenated = str(name).replace("_", "-")
         _require(hyphenated in PROPERTIES and "-" not in str(name), "properties has an unknown member")
         if value is not None:
@@ -246,10 +246,10 @@ def _properties(found: Any) -> dict[str, str]:
     return result
 
 
-def _headers(found: Any, on_kafka: bool) -> tuple[HeaderPair, ...]:
+def _headers(form: Any, on_kafka: bool) -> tuple[HeaderPair, ...]:
     """Return the header pairs in order, in the types that their broker carries."""
-    _require(_are_pairs(found), "headers is a list of name and tagged value")
-    pairs = tuple((name, value_from_form(tagged)) for name, tagged in found)
+    _require(_are_pairs(form), "headers is a list of name and tagged value")
+    pairs = tuple((name, value_from_form(tagged)) for name, tagged in form)
     if not on_kafka:
         return pairs
     carried = all(value is None or isinstance(value, str | bytes) for _, value in pairs)
@@ -257,16 +257,16 @@ def _headers(found: Any, on_kafka: bool) -> tuple[HeaderPair, ...]:
     return tuple((name, envelope.utf8(value) if isinstance(value, str) else value) for name, value in pairs)
 
 
-def _origin(found: Any, parsed: tuple[str, ...]) -> Origin:
+def _origin(form: Any, parsed: tuple[str, ...]) -> Origin:
     """Return the origin, which may not contradict the destination."""
-    if found is None:
+    if form is None:
         return NO_ORIGIN
     _require(
-        isinstance(found, Mapping) and not found.keys() - set(Origin.__dataclass_fields__),
+        isinstance(form, Mapping) and not form.keys() - set(Origin.__dataclass_fields__),
         "origin is an object without unknown members",
     )
     # a member that is null is an absent one
-    origin_members = {name: value for name, value in found.items() if value is not None}
+    origin_members = {name: value for name, value in form.items() if value is not None}
     texts, numbers = ("scope", *_PLACE_TEXTS), [origin_members.get(name, 0) for name in _NUMBER_ORIGIN]
     _require(
         all(isinstance(origin_members.get(name, ""), str) for name in texts)

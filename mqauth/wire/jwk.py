@@ -56,7 +56,7 @@ _SMALL_ORDER: Final = frozenset(
 
 def dump_key_set(keys: KeySet) -> dict[str, Any]:
     """Return a JWK Set of public keys, ready to publish, with the subjects that are cut off."""
-    cut = [{"sub": subject, **asdict(found)} for subject, found in sorted(keys.cutoffs.items())]
+    cut = [{"sub": subject, **asdict(cutoff)} for subject, cutoff in sorted(keys.cutoffs.items())]
     return {"keys": [jwk_members(key) for key in keys]} | ({"mqauth_cutoff": cut} if cut else {})
 
 
@@ -117,10 +117,10 @@ def _cutoffs(listed: Any) -> Mapping[str, Cutoff] | None:
         )
     ):
         return None
-    found: dict[str, Cutoff] = {}
+    cutoffs: dict[str, Cutoff] = {}
     for entry in sorted(listed, key=itemgetter("before")):
-        found[entry["sub"]] = Cutoff(before=entry["before"], reason=entry.get("reason", ""))
-    return found
+        cutoffs[entry["sub"]] = Cutoff(before=entry["before"], reason=entry.get("reason", ""))
+    return cutoffs
 
 
 def is_other_svid(members: Any, svid: Svid | None) -> bool:
@@ -140,8 +140,8 @@ def check_source(source: object, *taken: Svid) -> None:
         ConfigurationError: it has no key set, or reads keys of another use.
     """
     require(hasattr(source, "key_set"), "keys come from a source: JWKS, JWKSFile or KeySet, not a text or a path")
-    found = getattr(source, "svid", None)
-    require(found in (None, *taken), f"a source of {found} keys of a SPIFFE bundle: they are for something else")
+    svid = getattr(source, "svid", None)
+    require(svid in (None, *taken), f"a source of {svid} keys of a SPIFFE bundle: they are for something else")
 
 
 def load_key(members: Any, *, svid: Svid | None = None) -> Key:

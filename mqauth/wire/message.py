@@ -97,12 +97,12 @@ class Origin:
             source: text in the form of the property ``source``; it may be anything.
             scope: the consumer group.
         """
-        found = _RECORD.fullmatch(source)
-        if found is None:
+        match = _RECORD.fullmatch(source)
+        if match is None:
             return None
         return cls(
-            scope=scope, topic=found[1], partition=int(found[2]), offset=int(found[3]),
-            cluster=found[4] or None, topic_id=found[5],
+            scope=scope, topic=match[1], partition=int(match[2]), offset=int(match[3]),
+            cluster=match[4] or None, topic_id=match[5],
         )  # fmt: skip
 
 

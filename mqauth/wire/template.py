@@ -37,8 +37,8 @@ def pieces_of(claims: Claims, binding: Binding, made: Callable[[Claims], bytes] 
     values = (str(claims.iat), str(claims.exp), claims.jti, *map(_quoted, (binding.bod, binding.key, binding.hds)))
     pieces, rest = list[bytes](), made(claims)
     for name, value in zip(_NAMES, values, strict=True):
-        before, found, rest = rest.partition(name)
-        pieces.append(before + found)
+        before, mark, rest = rest.partition(name)
+        pieces.append(before + mark)
         rest = rest[len(value) :]
     return (*pieces, rest)
 

@@ -32,21 +32,21 @@ class WorkloadKey:
     def __init__(self, wit: str, key: SigningKey, public: PublicKey, host: str = "") -> None:
         try:
             require(identity.is_wit(wit.encode("ascii")), "it is no wit+jwt")
-            found = identity.parse_wit(wit.encode("ascii"))
+            parsed = identity.parse_wit(wit.encode("ascii"))
         except (Rejection, UnicodeEncodeError) as error:
             raise ConfigurationError(f"no WIT: {getattr(error, 'detail', 'not ASCII')}") from error
         require(
-            {name: found.jwk.get(name) for name in public_members(public)} == public_members(public),
+            {name: parsed.jwk.get(name) for name in public_members(public)} == public_members(public),
             "the identity vouches for another key",
         )
         self._key = key
         self.host = host
-        self.identity = found.identity
-        self.prefix = found.text + identity.SEPARATOR
+        self.identity = parsed.identity
+        self.prefix = parsed.text + identity.SEPARATOR
         self.before = (
-            base64url.encode(strict_json.dumps({"alg": found.jwk["alg"], "typ": identity.PROOF_TYPE})) + b"."
+            base64url.encode(strict_json.dumps({"alg": parsed.jwk["alg"], "typ": identity.PROOF_TYPE})) + b"."
         )
-        self.wth = _with(found.digest)
+        self.wth = _with(parsed.digest)
 
     def __repr__(self) -> str:
         return f"WorkloadKey({self.identity.subject!r})"
@@ -71,20 +71,20 @@ class WorkloadKey:
         return self._key.sign(data)
 
 
-def build(found: Claims) -> bytes:
+def build(claims: Claims) -> bytes:
     """Return the payload of a proof but its ``wth``, which ``compact`` adds."""
-    said = found.as_dict()
+    said = claims.as_dict()
     return strict_json.dumps({name: value for name, value in said.items() if name not in ("iss", "sub")})
 
 
-def payload(found: Claims, wth: str) -> bytes:
+def payload(claims: Claims, wth: str) -> bytes:
     """Return the payload of a proof as ``compact`` signs it.
 
     Args:
-        found: its claims.
+        claims: its claims.
         wth: the digest of its WIT.
     """
-    return build(found)[:-1] + _with(wth)
+    return build(claims)[:-1] + _with(wth)
 
 
 def _with(wth: str) -> bytes:

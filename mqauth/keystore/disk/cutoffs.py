@@ -31,9 +31,9 @@ def read(folder: Path) -> Mapping[str, Cutoff]:
     path = folder / FILE
     if files.is_missing(path):
         return NO_CUTOFFS
-    found = jwk.load_key_set(files.read_bounded(path, jwk.MAX_DOCUMENT), name=str(path))
-    require(not found.misread, f"{path}: mqauth_cutoff cannot be read")
-    return found.cutoffs
+    key_set = jwk.load_key_set(files.read_bounded(path, jwk.MAX_DOCUMENT), name=str(path))
+    require(not key_set.misread, f"{path}: mqauth_cutoff cannot be read")
+    return key_set.cutoffs
 
 
 def add(folder: Path, subject: str, cutoff: Cutoff, *, keep_after: int) -> None:
@@ -50,9 +50,9 @@ def add(folder: Path, subject: str, cutoff: Cutoff, *, keep_after: int) -> None:
     """
     require(trust_domain_of(subject), "a subject is wimse:// or spiffe://, a trust domain, and a path")
     require(is_name(cutoff.reason, 0), "a reason is one line of at most 256 characters")
-    before = {name: found for name, found in read(folder).items() if found.before > keep_after}
+    before = {name: earlier for name, earlier in read(folder).items() if earlier.before > keep_after}
     # An earlier moment would take back part of what was cut off.
-    latest = max(cutoff, before.get(subject, cutoff), key=lambda found: found.before)
+    latest = max(cutoff, before.get(subject, cutoff), key=lambda earlier: earlier.before)
     after = before | {subject: latest}
     raw = strict_json.dumps(jwk.dump_key_set(KeySet((), (), after)))
     require(

@@ -68,11 +68,11 @@ def refuse_writable(path: Path) -> None:
     """
     for place in (path, path.parent):
         with file_errors(place):
-            found = os.stat(place)
-        require(found.st_uid in (0, os.geteuid()), f"{place}: another user owns it (uid {found.st_uid})")
+            status = os.stat(place)
+        require(status.st_uid in (0, os.geteuid()), f"{place}: another user owns it (uid {status.st_uid})")
         # In a folder with the sticky bit nobody can replace the file of another user.
-        sticky = place is not path and found.st_mode & stat.S_ISVTX
-        mode = stat.S_IMODE(found.st_mode)
+        sticky = place is not path and status.st_mode & stat.S_ISVTX
+        mode = stat.S_IMODE(status.st_mode)
         require(sticky or not mode & 0o022, f"{place}: others may write it (mode {mode:04o}); chmod go-w it")
 
 
@@ -82,10 +82,10 @@ def stamp(path: Path) -> Stamp | None:
     Take the stamp before the content: a write in between then shows as a new stamp at the next look.
     """
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def is_missing(path: Path) -> bool:

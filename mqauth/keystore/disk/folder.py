@@ -162,21 +162,21 @@ class Keystore:
         keys = self.ring()
         return self.private_key(require(keys.active, self.no_active_key(keys)))
 
-    def private_key(self, found: RingKey) -> Key | ReferenceKey:
+    def private_key(self, ring_key: RingKey) -> Key | ReferenceKey:
         """Return the private key of an entry of the ring, or what signs with it where that is elsewhere.
 
         Raises:
             ConfigurationError: its PEM file is missing, is open to others, or holds another key; its URI cannot be
                 used, or others may write it.
         """
-        if found.uri is not None:
+        if ring_key.uri is not None:
             # A URI may name a library, which is loaded into this process.
             files.refuse_writable(self.folder / KEYSET)
-            return ReferenceKey(found.key, found.uri)
-        path = self._pem(found.kid)
-        key = read_pem(path, self.passphrase, found.key.algorithm)
-        require(key.kid == found.kid, f"{path}: holds another key than its name says, {key.kid}")
-        return replace(key, subjects=found.key.subjects)
+            return ReferenceKey(ring_key.key, ring_key.uri)
+        path = self._pem(ring_key.kid)
+        key = read_pem(path, self.passphrase, ring_key.key.algorithm)
+        require(key.kid == ring_key.kid, f"{path}: holds another key than its name says, {key.kid}")
+        return replace(key, subjects=ring_key.key.subjects)
 
     def stamp(self) -> files.Stamp | None:
         """Return the stamp of the folder's keys and states, at the cost of one ``stat``."""
@@ -222,10 +222,10 @@ class Keystore:
         """
         now = self._now()
         # A WIT of this very second is cut off too, since nobody can tell on which side of it a thief asked.
-        found = Cutoff(before=now + 1 if before is None else before, reason=reason)
+        cutoff = Cutoff(before=now + 1 if before is None else before, reason=reason)
         with files.locked(self.folder):
-            cutoffs.add(self.folder, subject, found, keep_after=now - cutoffs.kept_for(self.ring()))
-        return found
+            cutoffs.add(self.folder, subject, cutoff, keep_after=now - cutoffs.kept_for(self.ring()))
+        return cutoff
 
     def _pem(self, kid: str) -> Path:
         return self.folder / f"{kid}.pem"

@@ -143,9 +143,9 @@ class KeyRing:
         Raises:
             ConfigurationError: there is none.
         """
-        found = {key.kid: key for key in self.keys}
-        require(kid in found, f"no key has the kid {kid!r}")
-        return found[kid]
+        by_kid = {key.kid: key for key in self.keys}
+        require(kid in by_kid, f"no key has the kid {kid!r}")
+        return by_kid[kid]
 
 
 def add(
@@ -270,19 +270,19 @@ def load(raw: bytes, *, name: str) -> KeyRing:
         ConfigurationError: ``dump`` cannot have written the text.
     """
     try:
-        found = strict_json.loads(raw, depth=_DEPTH)
+        document = strict_json.loads(raw, depth=_DEPTH)
         require(
-            isinstance(found, dict)
-            and found.keys() - {"overlap"} == {"version", "publish_delay", "retain", "keys"}
-            and found["version"] == VERSION,
+            isinstance(document, dict)
+            and document.keys() - {"overlap"} == {"version", "publish_delay", "retain", "keys"}
+            and document["version"] == VERSION,
             f"not a keyset of version {VERSION}",
         )
-        require(isinstance(found["keys"], list), "keys is not a list")
+        require(isinstance(document["keys"], list), "keys is not a list")
         return KeyRing(
-            keys=tuple(_key(members) for members in found["keys"]),
-            publish_delay=_seconds(found, "publish_delay"),
-            retain=_seconds(found, "retain"),
-            overlap=_seconds({"overlap": 0} | found, "overlap"),
+            keys=tuple(_key(members) for members in document["keys"]),
+            publish_delay=_seconds(document, "publish_delay"),
+            retain=_seconds(document, "retain"),
+            overlap=_seconds({"overlap": 0} | document, "overlap"),
         )
     except (strict_json.StrictJSONError, ConfigurationError) as error:
         raise ConfigurationError(f"{name}: {error}") from error

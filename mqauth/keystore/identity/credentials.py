@@ -93,9 +93,9 @@ class TokenFile:
 
     def __call__(self, _asking: Asking, /) -> tuple[str, str]:
         """Read the file."""
-        found = read_bounded(self.path, MAX_CREDENTIAL).strip().decode("ascii", "replace")
-        require(VISIBLE.fullmatch(found), f"{self.path}: not one token of ASCII text")
-        return BEARER, found
+        token = read_bounded(self.path, MAX_CREDENTIAL).strip().decode("ascii", "replace")
+        require(VISIBLE.fullmatch(token), f"{self.path}: not one token of ASCII text")
+        return BEARER, token
 
 
 class OwnKey:
@@ -180,12 +180,12 @@ class ClientCredentials:
             # Whoever reads it would take the authority for the culprit.
             raise FetchFailed(f"the token endpoint {self._endpoint.authority}: {error}") from error
         document = answer.document or {}
-        kind, found = document.get("token_type"), document.get("access_token")
-        expect(isinstance(kind, str) and isinstance(found, str), "the token endpoint gave no token")
+        kind, token = document.get("token_type"), document.get("access_token")
+        expect(isinstance(kind, str) and isinstance(token, str), "the token endpoint gave no token")
         schemes = {scheme.lower(): scheme for scheme in (BEARER, DPOP)}
         expect(str(kind).lower() in schemes, "the token endpoint gave a token of another type")
         expect(
-            len(str(found)) <= MAX_CREDENTIAL and VISIBLE.fullmatch(str(found)),
+            len(str(token)) <= MAX_CREDENTIAL and VISIBLE.fullmatch(str(token)),
             "the token endpoint gave no token of ASCII text",
         )
-        return schemes[str(kind).lower()], str(found)
+        return schemes[str(kind).lower()], str(token)

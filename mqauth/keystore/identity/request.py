@@ -104,17 +104,17 @@ class IdentityRequest:
         )  # fmt: skip
         headers = {"Authorization": f"{scheme} {credential}", "DPoP": proof}
         answer = self.post(headers, {"sub": self._subject}, asking.deadline)
-        found = answer.document or {}
+        document = answer.document or {}
         if answer.status != 200:
-            raise Refused(f"refused, {answer.status} {error_of(found)}", answer.retry_after)
-        expires, renew = (_seconds(found.get(name)) for name in ("expires_in", "renew_in"))
+            raise Refused(f"refused, {answer.status} {error_of(document)}", answer.retry_after)
+        expires, renew = (_seconds(document.get(name)) for name in ("expires_in", "renew_in"))
         expect(renew <= expires, "it answered with a renewal behind the end")
-        wit = found.get("wit")
+        wit = document.get("wit")
         try:
             held = WorkloadKey(wit if isinstance(wit, str) else "", LocalSigningKey(key), key.public, self.host)
         except ConfigurationError as error:
             raise FetchFailed(f"it answered with no identity of ours: {error}") from error
-        expect(self._subject == held.identity.subject == found.get("sub"), "it answered with another subject")
+        expect(self._subject == held.identity.subject == document.get("sub"), "it answered with another subject")
         return Grant(key=held, expires_in=expires, renew_in=renew)
 
     def post(self, headers: Mapping[str, str], document: Mapping[str, str], deadline: Deadline) -> Response:

@@ -48,9 +48,9 @@ class WITKey:
         Raises:
             ConfigurationError: this is no WIT, it vouches for another key, or it is of another subject.
         """
-        found = _workload_key(wit, key)
-        require(found.identity.subject == self.identity.subject, "the identity is of another subject")
-        self._current = found
+        workload = _workload_key(wit, key)
+        require(workload.identity.subject == self.identity.subject, "the identity is of another subject")
+        self._current = workload
 
     def signing_key(self) -> WorkloadKey:
         """Return the key that signs now.
@@ -58,10 +58,10 @@ class WITKey:
         Raises:
             Unavailable: ``keys_unavailable``, the identity has ended.
         """
-        found = self._current
-        if found.identity.expires <= self._clock.now():
+        workload = self._current
+        if workload.identity.expires <= self._clock.now():
             raise Unavailable(Cause.KEYS_UNAVAILABLE, "the identity has ended")
-        return found
+        return workload
 
 
 def _workload_key(wit: str, key: Key) -> WorkloadKey:

@@ -115,14 +115,14 @@ class Place:
         text, _, query = uri.removeprefix(SCHEME).partition("?")
         parts = require(_ARN.fullmatch(text), f"{_NAME} is awskms:arn:aws:kms:REGION:ACCOUNT:key/ID or alias/NAME")
         partition, region = parts.group(1, 2)
-        found = options(query, frozenset(("endpoint", "ca", LOOPBACK)), _NAME)
+        members = options(query, frozenset(("endpoint", "ca", LOOPBACK)), _NAME)
         domain = _DOMAINS.get(partition)
-        require(domain or "endpoint" in found, f"{_NAME} of partition {partition} names its endpoint")
-        ca = Path(found["ca"]) if "ca" in found else None
+        require(domain or "endpoint" in members, f"{_NAME} of partition {partition} names its endpoint")
+        ca = Path(members["ca"]) if "ca" in members else None
         require(ca is None or ca.is_absolute(), "ca is an absolute path")
         place = cls(
-            arn=text, region=region, server=found.get("endpoint", f"https://kms.{region}.{domain}").rstrip("/"),
-            ca=ca, loopback=LOOPBACK in found,
+            arn=text, region=region, server=members.get("endpoint", f"https://kms.{region}.{domain}").rstrip("/"),
+            ca=ca, loopback=LOOPBACK in members,
         )  # fmt: skip
         require(place.endpoint().target == "/", "an endpoint has neither path nor query")
         return place
@@ -193,12 +193,12 @@ class KmsKey:
             ConfigurationError: the key there cannot sign for us.
             Unavailable: ``keys_unavailable``: AWS KMS cannot be reached, or refuses.
         """
-        found, where = self._ask("get_public_key"), self._place.shown
+        answer, where = self._ask("get_public_key"), self._place.shown
         with refusing(_UNREADABLE, f"{where}: no public half of a key that signs"):
-            public: PublicKey = load_der_public_key(found["PublicKey"])  # type: ignore[assignment]
+            public: PublicKey = load_der_public_key(answer["PublicKey"])  # type: ignore[assignment]
             kind = _SIGNS.get(natural_algorithm(public))
-            signs = kind is not None and kind.named in found["SigningAlgorithms"]
-            signs = signs and found["KeyUsage"] == "SIGN_VERIFY"
+            signs = kind is not None and kind.named in answer["SigningAlgorithms"]
+            signs = signs and answer["KeyUsage"] == "SIGN_VERIFY"
         require(signs, f"{where}: its key does not sign {', '.join(_SIGNS)}")
         return public
 
@@ -232,7 +232,7 @@ class KmsKey:
         """Return what AWS KMS answers about the key."""
         try:
             client = client_of(os.getpid(), self._place, self._timeout)
-            found: Mapping[str, Any] = getattr(client, action)(KeyId=self._place.arn, **members)
+            answer: Mapping[str, Any] = getattr(client, action)(KeyId=self._place.arn, **members)
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
             if code in _STRANGERS:
@@ -244,18 +244,18 @@ class KmsKey:
             # An answer of the wrong shape raises what its parser meets. The text of an error may hold what a
             # process of the chain of credentials said.
             raise self._unavailable(type(error).__name__) from None
-        return found
+        return answer
 
     def _unavailable(self, detail: str) -> Unavailable:
         detail = ": ".join(filter(None, (detail, _SAID.get(detail))))
         return Unavailable(Cause.KEYS_UNAVAILABLE, f"{self._place.shown}: {detail}")
 
 
-def _raw(found: bytes, kind: _Kind) -> bytes:
+def _raw(signature: bytes, kind: _Kind) -> bytes:
     """Return a raw JWS signature, of ECDSA ``R || S`` (RFC 7518, section 3.4), or raise ``ValueError``."""
     if kind.digest is None:
-        return found
+        return signature
     # cryptography reads strict DER and nothing else; numbers that are negative or too large do not fit.
-    first, second = decode_dss_signature(found)
+    first, second = decode_dss_signature(signature)
     with refusing(OverflowError, "too large", ValueError):
         return first.to_bytes(kind.half, "big") + second.to_bytes(kind.half, "big")

@@ -230,17 +230,17 @@ class TokenKey:
     def _one(self, session: pkcs11.Session, kind: ObjectClass, name: str) -> Any:
         """Return the one object of a class that the URI names."""
         wanted = {Attribute.CLASS: kind, Attribute.LABEL: self._uri.label, Attribute.ID: self._uri.id}
-        found = _all(session, {name: value for name, value in wanted.items() if value is not None})
-        if not found:
+        objects = _all(session, {name: value for name, value in wanted.items() if value is not None})
+        if not objects:
             there = [repr(one.label) for one in _all(session, {Attribute.CLASS: kind})]
             has = f"{', '.join(there[:_SHOWN])}{' and more' if there[_SHOWN:] else ''}" if there else "none"
             raise ConfigurationError(f"{self._uri.where}: has no {name} key {self._uri.what}, but {has}")
-        ids = ", ".join(one.id.hex() for one in found[:_SHOWN])
+        ids = ", ".join(one.id.hex() for one in objects[:_SHOWN])
         require(
-            len(found) == 1,
-            f"{self._uri.where}: has {len(found)} {name} keys {self._uri.what}: name one by its id ({ids})",
+            len(objects) == 1,
+            f"{self._uri.where}: has {len(objects)} {name} keys {self._uri.what}: name one by its id ({ids})",
         )
-        return found[0]
+        return objects[0]
 
 
 def _all(session: pkcs11.Session, wanted: dict[Any, Any]) -> list[Any]:
@@ -252,11 +252,11 @@ def _token(library: Any, uri: TokenURI) -> pkcs11.Token:
     """Return the one token that a URI names."""
     there = [token for token in library.get_tokens() if token.label]
     serial = None if uri.serial is None else uri.serial.encode()
-    found = [one for one in there if one.label == uri.token and serial in (None, one.serial)]
+    tokens = [one for one in there if one.label == uri.token and serial in (None, one.serial)]
     has = ", ".join(f"{one.label!r} (serial {one.serial.decode('ascii', 'replace')})" for one in there[:_SHOWN])
-    require(found, f"{uri.where}: not there; there is {has or 'none'}", _unavailable)
-    require(len(found) == 1, f"{uri.where}: stands for {len(found)}: name one by its serial; there is {has}")
-    return cast(pkcs11.Token, found[0])
+    require(tokens, f"{uri.where}: not there; there is {has or 'none'}", _unavailable)
+    require(len(tokens) == 1, f"{uri.where}: stands for {len(tokens)}: name one by its serial; there is {has}")
+    return cast(pkcs11.Token, tokens[0])
 
 
 def _public(point: bytes, algorithm: str) -> PublicKey:

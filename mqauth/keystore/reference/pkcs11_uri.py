@@ -48,8 +48,8 @@ class TokenURI:
     @property
     def what(self) -> str:
         """The object, for people."""
-        found = ((self.label, f"{self.label!r}"), (self.id, f"of id {(self.id or b'').hex()}"))
-        return " ".join(text for value, text in found if value is not None)
+        attributes = ((self.label, f"{self.label!r}"), (self.id, f"of id {(self.id or b'').hex()}"))
+        return " ".join(text for value, text in attributes if value is not None)
 
     def library(self) -> str:
         """Return the absolute path of the library.
@@ -90,20 +90,24 @@ def parse(uri: str) -> TokenURI:
     )
     path, _, query = uri.removeprefix(_SCHEME).partition("?")
     require(re.search(r"(^|&)pin-value=", query) is None, "a PIN never stands in a uri: use pin-source=file:/path")
-    found = dict(_attributes(path, ";", frozenset(("token", "object", "id", "serial", "type")))) | dict(
+    attributes = dict(_attributes(path, ";", frozenset(("token", "object", "id", "serial", "type")))) | dict(
         _attributes(query, "&", frozenset(("module-path", "pin-source")))
     )
-    require(found.get("type", b"private") == b"private", "a key's uri is of type=private")
-    require(found.get("token"), "a key's uri names its token: pkcs11:token=NAME;object=NAME")
-    require(found.get("object") or found.get("id"), "a key's uri names its object, or its id")
-    source = _text(found, "pin-source")
+    require(attributes.get("type", b"private") == b"private", "a key's uri is of type=private")
+    require(attributes.get("token"), "a key's uri names its token: pkcs11:token=NAME;object=NAME")
+    require(attributes.get("object") or attributes.get("id"), "a key's uri names its object, or its id")
+    source = _text(attributes, "pin-source")
     require(
         source is None or source.startswith(("file:/", "env:")), "pin-source is file: and a full path, or env:NAME"
     )
     return TokenURI(
-        token=_text(found, "token") or "", serial=_text(found, "serial"), label=_text(found, "object"),
-        id=found.get("id"), module_path=_text(found, "module-path"), pin_source=source,
-    )  # fmt: skip
+        token=_text(attributes, "token") or "",
+        serial=_text(attributes, "serial"),
+        label=_text(attributes, "object"),
+        id=attributes.get("id"),
+        module_path=_text(attributes, "module-path"),
+        pin_source=source,
+    )
 
 
 def _attributes(text: str, between: str, known: frozenset[str]) -> Iterator[tuple[str, bytes]]:
@@ -117,8 +121,8 @@ def _attributes(text: str, between: str, known: frozenset[str]) -> Iterator[tupl
         yield name, unquote_to_bytes(value)
 
 
-def _text(found: dict[str, bytes], name: str) -> str | None:
+def _text(attributes: dict[str, bytes], name: str) -> str | None:
     with refusing(UnicodeDecodeError, f"{name} is no UTF-8"):
-        text = found[name].decode() if name in found else None
+        text = attributes[name].decode() if name in attributes else None
     require("\0" not in (text or ""), f"{name} has a NUL")
     return text

@@ -24,10 +24,10 @@ def options(query: str, known: Collection[str], name: str) -> dict[str, str]:
         ConfigurationError: an option is not known, or stands there twice.
     """
     pairs = [part.partition("=") for part in query.split("&") if part]
-    found = {name: unquote(value) for name, _, value in pairs}
+    members = {name: unquote(value) for name, _, value in pairs}
     require(
-        len(found) == len(pairs) and found.keys() <= set(known) and "#" not in query,
+        len(members) == len(pairs) and members.keys() <= set(known) and "#" not in query,
         f"behind the ? of {name} stand, each at most once, {', '.join(sorted(known))}",
     )
-    require(found.get(LOOPBACK, "true") == "true", f"{LOOPBACK} is true, or left out")
-    return found
+    require(members.get(LOOPBACK, "true") == "true", f"{LOOPBACK} is true, or left out")
+    return members

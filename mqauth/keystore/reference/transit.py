@@ -91,18 +91,18 @@ class Place:
             ConfigurationError: it is none.
         """
         url, _, query = uri.removeprefix(SCHEME).partition("?")
-        found = options(query, frozenset(("token_file", "ca", "key_version", LOOPBACK)), "a transit URI")
-        loopback = LOOPBACK in found
+        members = options(query, frozenset(("token_file", "ca", "key_version", LOOPBACK)), "a transit URI")
+        loopback = LOOPBACK in members
         Endpoint.parse(url, unsafe_http_loopback=loopback, name="a transit URI")
         parts = urlsplit(url)
         path = require(_PATH.fullmatch(parts.path), "a transit URI ends in /MOUNT/NAME of letters, digits, ._-")
         # Without it the server would sign with its newest version, whose public half no consumer has.
-        version = found.get("key_version", "")
+        version = members.get("key_version", "")
         require(
             re.fullmatch(r"[1-9]\d{0,8}", version, re.ASCII),
             "a transit URI names a key_version, a number from 1 on",
         )
-        files = {name: Path(found[name]) for name in ("token_file", "ca") if name in found}
+        files = {name: Path(members[name]) for name in ("token_file", "ca") if name in members}
         require("token_file" in files, "a transit URI names a token_file")
         require(all(file.is_absolute() for file in files.values()), "token_file and ca are absolute paths")
         return cls(
@@ -158,13 +158,13 @@ class TransitKey:
             ConfigurationError: the key there cannot sign for us, or its private half can be copied.
             Unavailable: ``keys_unavailable``: the server cannot be reached, or refuses.
         """
-        found, where = self._ask("keys"), self._place.shown
-        kind = _KINDS.get(str(found.get("type")))
-        require(kind and not found.get("derived"), f"{where}: its key is none of {', '.join(_KINDS)}")
-        copied = found.get("exportable") or found.get("allow_plaintext_backup")
+        answer, where = self._ask("keys"), self._place.shown
+        kind = _KINDS.get(str(answer.get("type")))
+        require(kind and not answer.get("derived"), f"{where}: its key is none of {', '.join(_KINDS)}")
+        copied = answer.get("exportable") or answer.get("allow_plaintext_backup")
         require(not copied, f"{where}: the key is exportable, so its private half can be copied")
         with refusing(_UNREADABLE, f"{where}: no public half of version {self._place.version}"):
-            public = _public(found["keys"][str(self._place.version)]["public_key"])
+            public = _public(answer["keys"][str(self._place.version)]["public_key"])
             natural = natural_algorithm(public)
         require(kind and natural == kind.algorithm, f"{where}: the public half is of another type")
         return public
@@ -209,9 +209,9 @@ class TransitKey:
             )  # fmt: skip
         except FetchFailed as error:
             raise self._unavailable(str(error)) from error
-        found = (answer.document or {}).get("data")
-        require(isinstance(found, dict), "an answer without data", self._unavailable)
-        return found or {}
+        data = (answer.document or {}).get("data")
+        require(isinstance(data, dict), "an answer without data", self._unavailable)
+        return data or {}
 
     def _unavailable(self, detail: str) -> Unavailable:
         detail = ": ".join(filter(None, (detail, _SAID.get(detail))))
@@ -222,5 +222,5 @@ def _public(text: str) -> PublicKey:
     """Return a public key of the answer; of Ed25519 its 32 bytes in base64, of ECDSA a PEM."""
     if not text.startswith("-----"):
         return Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
-    found: PublicKey = load_pem_public_key(text.encode("ascii"))  # type: ignore[assignment]
-    return found
+    key: PublicKey = load_pem_public_key(text.encode("ascii"))  # type: ignore[assignment]
+    return key

@@ -112,7 +112,7 @@ class Announcer:
 
         def unsubscribe() -> None:
             with self._lock:
-                self._listeners = tuple(found for found in self._listeners if found is not listener)
+                self._listeners = tuple(each for each in self._listeners if each is not listener)
 
         return unsubscribe
 

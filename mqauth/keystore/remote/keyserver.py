@@ -170,9 +170,9 @@ class KeyServer:
         cut = sorted(
             (item for each in self._keystores for item in each.cutoffs().items()), key=lambda item: item[1].before
         )
-        found = publish(rings, dict(cut))
+        publication = publish(rings, dict(cut))
         self._rings, self._stamps = rings, stamps
-        return found
+        return publication
 
 
 def _json(status: int, members: dict[str, Any], more: Headers | None = None) -> tuple[int, Headers, bytes]:

@@ -68,8 +68,8 @@ def load(path: Path, *, source: str, now: float, max_age: float) -> tuple[KeySet
         content = strict_json.loads(raw, depth=10)
         require(content.pop("sha256") == _digest(content) and content["v"] == 1, "it is damaged")
         keys, age = jwk.load_key_set(content["document"]), now - float(content["asked"])
-        found, publish_delay = content["source"], float(content["publish_delay"])
-    require(found == source, "it is of another source")
+        stored, publish_delay = content["source"], float(content["publish_delay"])
+    require(stored == source, "it is of another source")
     require(-60.0 <= age <= max_age, "it is too old, or of the future")
     return keys, max(0.0, age), publish_delay
 
