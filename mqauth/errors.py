@@ -134,8 +134,8 @@ class Rejection(MqauthError):
         return "; ".join(part for part in (": ".join(filter(None, halves)), *configured) if part)
 
 
-def _listed(said: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {text}" for name, text in said.items())
+def _listed(details: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {text}" for name, text in details.items())
 
 
 class Unavailable(MqauthError):

@@ -190,10 +190,10 @@ def error_fields(error: BaseException, *, messages: bool = True) -> dict[str, st
     link: BaseException | None = error
     while link is not None and len(chain) < 4:
         frames = traceback.StackSummary.extract(traceback.walk_tb(link.__traceback__), limit=-30)
-        said = f": {_message(link)}" if messages else ""
+        message = f": {_message(link)}" if messages else ""
         # The lines of source are the service's own; a token in one is a mistake all the same.
         lines = TOKEN.sub("<token>", "".join(frames.format()))
-        chain.append(f"Traceback (most recent call last):\n{lines}{_type_of(link)}{said}")
+        chain.append(f"Traceback (most recent call last):\n{lines}{_type_of(link)}{message}")
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
     trace = "\n\nIt was raised while this was handled:\n\n".join(reversed(chain))
     fields = {"exception_type": kind, "exception_stacktrace": trace}
@@ -213,10 +213,10 @@ def error_id(error: BaseException) -> str:
 
 def place_of(error: BaseException) -> str:
     """Return where a handler's own code raised an exception or called what did: ``module.function (file:1)``."""
-    place = ""
+    position = ""
     for module, function, where in _their_frames(error):
-        place = f"{module}.{function} ({where})"
-    return place
+        position = f"{module}.{function} ({where})"
+    return position
 
 
 def _their_frames(error: BaseException) -> Iterator[tuple[str, str, str]]:
@@ -243,7 +243,7 @@ def _message(error: BaseException) -> str:
 
 
 @dataclass(slots=True)
-class _Kind:
+class _Limited:
     """The lines of one kind: until when the next waits, how many were left out, and what the last was about."""
 
     ends: float
@@ -264,7 +264,7 @@ class Rate:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._kinds: dict[str, dict[tuple[object, ...], _Kind]] = {}
+        self._kinds: dict[str, dict[tuple[object, ...], _Limited]] = {}
         self._full_until: dict[str, float] = {}
         self._due = math.inf
 
@@ -293,7 +293,7 @@ class Rate:
                 if full:
                     kind, counted = _OTHER, kinds.get(_OTHER)
             if counted is None or (now >= counted.ends and not counted.left_out):
-                kinds[kind] = _Kind(now + EVERY)
+                kinds[kind] = _Limited(now + EVERY)
                 return True
             counted.left_out += 1
             counted.last = last

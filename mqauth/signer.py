@@ -114,12 +114,12 @@ class Signer:
         self.lifetime = lifetime
         self._audience = audience
         self._audiences = dict(audiences or {})
-        for place, name in self._audiences.items():
+        for at, name in self._audiences.items():
             _check_names(audience=name)
             try:
-                destination.parse(place)
+                destination.parse(at)
             except MalformedMessage as error:
-                raise ConfigurationError(f"audiences: {place!r}: {error}") from error
+                raise ConfigurationError(f"audiences: {at!r}: {error}") from error
         self._left = HeaderNames("leave_unsigned", leave_unsigned)
         self._cover = None if cover is None else tuple(dict.fromkeys(cover))
         self._clock = clock
@@ -182,15 +182,15 @@ class Signer:
             ConfigurationError, Unavailable: as ``seal``; none has a token then.
         """
         groups: dict[object, list[int]] = {}
-        for place, each in enumerate(prepared):
+        for number, each in enumerate(prepared):
             large = len(each.message.body or b"") > LARGE_BODY
-            groups.setdefault(place if large else each.group, []).append(place)
+            groups.setdefault(number if large else each.group, []).append(number)
         found_tokens: dict[int, str | MalformedMessage] = {}
         for places in groups.values():
             for at in range(0, len(places), MAX_BATCH):
                 part = places[at : at + MAX_BATCH]
-                found_tokens |= zip(part, self._tokens([prepared[place] for place in part]), strict=True)
-        return [found_tokens[place] for place in range(len(prepared))]
+                found_tokens |= zip(part, self._tokens([prepared[number] for number in part]), strict=True)
+        return [found_tokens[number] for number in range(len(prepared))]
 
     def sign_many(self, messages: Iterable[Message]) -> list[Message]:
         """Return messages, in order, each with a token, as ``prepare`` and ``seal`` make it.
@@ -247,8 +247,8 @@ class Signer:
 
     def _batch_tokens(self, group: list[Prepared]) -> list[str]:
         """Return the token of a batch, each time with another proof."""
-        place, names = group[0].group
-        audience = self._audiences.get(place, self._audience)
+        destination, names = group[0].group
+        audience = self._audiences.get(destination, self._audience)
         tree = batch.Tree([batch.leaf_of(member.message, member.headers) for member in group])
         mqa = Batch(root=base64url.encode(tree.root).decode("ascii"), size=len(group), hdr=names)
         token = self._token(self._build(self._claims(audience, self._jti().decode("ascii"), mqa)))

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from mqauth.errors import ConfigurationError, Unavailable
 from mqauth.keystore.reference import TIMEOUT
-from mqauth.keystore.reference.awskms import KmsKey, Place, client_of
+from mqauth.keystore.reference.awskms import KmsKey, KmsReference, client_of
 from mqauth.keystore.reference.key import open_holder
 from mqauth.wire import jws
 from mqauth.wire.keys import Key
@@ -57,7 +57,7 @@ class Server:
 
     def attach(self, uri: str) -> None:
         """Put itself in the place of the endpoint of a reference."""
-        client_of(os.getpid(), Place.parse(uri), TIMEOUT).meta.events.register("before-send.kms", self.send)
+        client_of(os.getpid(), KmsReference.parse(uri), TIMEOUT).meta.events.register("before-send.kms", self.send)
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
 )
 def test_references(uri: str, server: str) -> None:
     """The endpoint is that of the ARN's partition and region, unless another one is named."""
-    assert Place.parse(uri).server == server
+    assert KmsReference.parse(uri).server == server
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from mqauth.errors import ConfigurationError, Unavailable
 from mqauth.http.connection import Endpoint
 from mqauth.keystore.reference.key import ReferenceKey
-from mqauth.keystore.reference.transit import Place, TransitKey
+from mqauth.keystore.reference.transit import TransitKey, TransitReference
 from mqauth.testing import FakeClock
 from mqauth.wire import base64url, jws
 from mqauth.wire.keys import Key
@@ -268,13 +268,13 @@ BASE = "transit:https://bao.example/transit/orders?key_version=1&token_file=/t"
 )
 def test_references(uri: str) -> None:
     """A reference names server, mount, key, version and token file, and may name CAs or http on loopback."""
-    found = Place.parse(uri)
+    found = TransitReference.parse(uri)
     assert (found.name, found.version, found.token_file) == ("orders", 1, Path("/t"))
 
 
 def test_paths_may_be_escaped() -> None:
     """A path with a space or an ampersand is written with percent signs."""
-    assert Place.parse(BASE + "%20%26b+c").token_file == Path("/t &b+c")
+    assert TransitReference.parse(BASE + "%20%26b+c").token_file == Path("/t &b+c")
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_paths_may_be_escaped() -> None:
 def test_what_is_no_reference_is_refused(uri: str, why: str) -> None:
     """A reference that leaves anything open, or says more than is known, is a configuration error."""
     with pytest.raises(ConfigurationError, match=why):
-        Place.parse(uri)
+        TransitReference.parse(uri)
 
 
 def test_a_file_of_cas_that_holds_none_is_refused(token: Path) -> None:

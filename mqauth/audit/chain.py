@@ -96,12 +96,12 @@ class _Reading:
     def resume(self, previous: str) -> None:
         """Start behind the signed head that has this hash, and do not ask for the heads before it."""
         for chain, places in self.heads.items():
-            place = next((place for place, said in places.items() if said == {previous}), None)
-            if place is not None:
+            position = next((position for position, hashes in places.items() if hashes == {previous}), None)
+            if position is not None:
                 self.previous = self.before = previous
-                self.chain, self.records = chain, place
-                self.met[chain] = place
-                self.heads[chain] = {later: said for later, said in places.items() if later > place}
+                self.chain, self.records = chain, position
+                self.met[chain] = position
+                self.heads[chain] = {later: hashes for later, hashes in places.items() if later > position}
                 return
 
     def starts(self, line: Line) -> bool:
@@ -123,10 +123,10 @@ class _Reading:
         self.records += 1
         self.seen[line.file] = self.seen.get(line.file, 0) + 1
         self.before, self.previous = self.previous, line.hash
-        said = self.heads.get(self.chain, {}).pop(self.records, None)
-        if said is not None:
+        hashes = self.heads.get(self.chain, {}).pop(self.records, None)
+        if hashes is not None:
             self.met[self.chain] = self.records
-        return said in (None, {line.hash})
+        return hashes in (None, {line.hash})
 
     def end(self, what: str | None) -> ChainReport:
         """Report chains that were read to their end; a head that was not met names records that are gone."""

@@ -75,8 +75,8 @@ class HeadFile:
             OSError: the disk refused.
         """
         self._tried = self._clock.monotonic()
-        said = {"chain": head.chain, "records": head.records, "hash": head.hash, "iat": int(self._clock.now())}
-        token = jws.compact(strict_json.dumps(said), self._key, typ=HEAD_TYPE)
+        claims = {"chain": head.chain, "records": head.records, "hash": head.hash, "iat": int(self._clock.now())}
+        token = jws.compact(strict_json.dumps(claims), self._key, typ=HEAD_TYPE)
         append_shared(self.path, strict_json.dumps({"head": token, "jwk": self._public}) + b"\n")
 
     def recent(self) -> list[Head]:
@@ -314,8 +314,8 @@ def _head(raw: bytes, keys: KeySet) -> Head:
     """Return the head in a line, once its signature is verified."""
     opened = jws.take_apart(str(strict_json.loads(raw, depth=_DEPTH)["head"]).encode("ascii"), typ=HEAD_TYPE)
     jws.verify(opened, require(keys.get(opened.kid), "an unknown key"))
-    said = strict_json.loads(opened.payload, depth=_DEPTH)
-    return Head(chain=str(said["chain"]), records=int(said["records"]), hash=str(said["hash"]))
+    claims = strict_json.loads(opened.payload, depth=_DEPTH)
+    return Head(chain=str(claims["chain"]), records=int(claims["records"]), hash=str(claims["hash"]))
 
 
 def _hash_of(line: bytes | None, path: Path) -> str:

@@ -39,12 +39,12 @@ class IdentityWatch:
         """Yield what a record shows; ``now`` is its time, UTC seconds."""
         if record.get("verdict") != "identity_issued":
             return
-        said = claims_of(record)
-        subject, jkt = str(said.get("sub"))[:_TEXT], str(member(said, "identity").get("jkt"))[:_TEXT]
+        claims = claims_of(record)
+        subject, jkt = str(claims.get("sub"))[:_TEXT], str(member(claims, "identity").get("jkt"))[:_TEXT]
         owner = _remember(self._owners, jkt, subject)
         if owner != subject:
             yield "shared_identity_key", 2, {"sub": subject, "jkt": jkt}
-        ends = said.get("exp")
+        ends = claims.get("exp")
         alive = [end for end in _remember(self._alive, subject, []) if end > now]
         alive = [*alive, ends if type(ends) is int else 0][-self._instances - 1 :]
         self._alive[subject] = alive

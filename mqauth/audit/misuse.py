@@ -185,11 +185,11 @@ class Detector:
                     for kind, count, about in signs]  # fmt: skip
             return [alert for alert in told if self._is_new(alert)]
         # The fact of an acceptance or a rejection.
-        said = claims_of(members)
-        named = {name: said.get(name) for name in ("iss", "kid", "sub", "jti")}
+        claims = claims_of(members)
+        named = {name: claims.get(name) for name in ("iss", "kid", "sub", "jti")}
         named["destination"] = member(members, "broker").get("destination")
         values = {name: value[:_TEXT] for name, value in named.items() if isinstance(value, str) and value}
-        if type(index := said.get("index")) is int:
+        if type(index := claims.get("index")) is int:
             values["index"] = str(index)[:_TEXT]
         fact = Fact(time_of(members), reason, values, is_verified(members))
         if self._started is None:

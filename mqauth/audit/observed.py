@@ -159,13 +159,13 @@ class Observed:
             self.oldest = {}
         shown, room = [], MAX_BYTES
         for group, counted in sorted(groups.items(), key=lambda item: -item[1].number):
-            said = {
+            shown_group = {
                 name: harmless(value) if isinstance(value, str) else value
                 for name, value in group._asdict().items()
                 if value is not None
             }
             times = {"count": counted.number, "first": iso_time(counted.first), "last": iso_time(counted.last)}
-            facts = {"id": group.id, **said, **times}
+            facts = {"id": group.id, **shown_group, **times}
             room -= len(strict_json.dumps(facts))
             if room > 0:
                 shown.append(facts)
@@ -177,7 +177,7 @@ class Observed:
 def group_of(facts: Mapping[str, Any]) -> Group:
     """Return the group of a record's member; what is no text is left out, since a log may hold anything."""
     texts = {name: facts.get(name) for name in Group._fields if name != "partition"}
-    place = facts.get("partition")
+    partition = facts.get("partition")
     known = {name: value for name, value in texts.items() if isinstance(value, str)}
     known = {"code": "", "destination": ""} | known
-    return Group(**known, partition=place if type(place) is int else None)
+    return Group(**known, partition=partition if type(partition) is int else None)

@@ -30,8 +30,8 @@ def member(record: Record, name: str) -> Record:
 def claims_of(record: Record) -> Record:
     """Return the claims of a record's token, verified or not."""
     token = member(record, "token")
-    said = token.get("verified") or token.get("claimed")
-    return said if isinstance(said, dict) else {}
+    claims = token.get("verified") or token.get("claimed")
+    return claims if isinstance(claims, dict) else {}
 
 
 def is_verified(record: Record) -> bool:

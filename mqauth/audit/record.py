@@ -95,18 +95,18 @@ def token_fields(
     identity: Identity | None = None,
 ) -> dict[str, Any]:
     """Return the ``token`` member: the token's claims under ``claimed`` or ``verified``, and its thumbprint."""
-    said: dict[str, Any] = {} if kid is None else {"kid": harmless(kid), "alg": alg}
+    fields: dict[str, Any] = {} if kid is None else {"kid": harmless(kid), "alg": alg}
     if claims is not None:
-        said |= {name: harmless(getattr(claims, name)) for name in ("iss", "sub", "aud", "jti")}
-        said |= {"iat": claims.iat, "exp": claims.exp} | ({} if index is None else {"index": index})
+        fields |= {name: harmless(getattr(claims, name)) for name in ("iss", "sub", "aud", "jti")}
+        fields |= {"iat": claims.iat, "exp": claims.exp} | ({} if index is None else {"index": index})
     if identity is not None:
-        said["identity"] = {
+        fields["identity"] = {
             "kid": harmless(identity.kid), "jkt": identity.jkt, "exp": identity.expires,
             "jti": None if identity.jti is None else harmless(identity.jti),
             "iss": None if identity.iss is None else harmless(identity.iss),
         }  # fmt: skip
     return {
-        "verified" if verified else "claimed": said,
+        "verified" if verified else "claimed": fields,
         "thumbprint": None if token is None else sha256(token),
     }
 

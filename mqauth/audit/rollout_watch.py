@@ -38,14 +38,14 @@ class RolloutWatch:
             rungs, before = rungs_of(member(record, "rollout")), self._rungs.get(scope)
             if before is not None or len(self._rungs) < self._capacity:
                 self._rungs[scope] = rungs
-            for place, rung in rungs.items():
-                if before is not None and rung < before.get(place, RUNGS.index("enforce")):
-                    yield "rung_lowered", 1, {"destination": place, "rung": RUNGS[rung]}
+            for destination, rung in rungs.items():
+                if before is not None and rung < before.get(destination, RUNGS.index("enforce")):
+                    yield "rung_lowered", 1, {"destination": destination, "rung": RUNGS[rung]}
         elif record.get("verdict") == "observed":
             seen = member(record, "observed")
             unsigned = member(seen, "unsigned")
-            for place in {*member(seen, "accepted"), *unsigned}:
-                key, count = (scope, place), unsigned.get(place, 0)
+            for destination in {*member(seen, "accepted"), *unsigned}:
+                key, count = (scope, destination), unsigned.get(destination, 0)
                 since = self._signed_since.get(key)
                 if not count:
                     if since is None and len(self._signed_since) < self._capacity:
@@ -53,7 +53,7 @@ class RolloutWatch:
                     continue
                 self._signed_since.pop(key, None)
                 if since is not None and now - since >= DAY:
-                    yield "unsigned_again", int(count), {"destination": str(place)[:256]}
+                    yield "unsigned_again", int(count), {"destination": str(destination)[:256]}
 
 
 def rungs_of(facts: Record) -> dict[str, int]:
@@ -62,8 +62,8 @@ def rungs_of(facts: Record) -> dict[str, int]:
     entries: Any = facts.get("rungs")
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, dict) and entry.get("rung") in RUNGS:
-            for place in entry.get("destinations") or ():
-                rungs.setdefault(str(place)[:256], RUNGS.index(str(entry["rung"])))
+            for destination in entry.get("destinations") or ():
+                rungs.setdefault(str(destination)[:256], RUNGS.index(str(entry["rung"])))
     return rungs
 
 

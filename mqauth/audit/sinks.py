@@ -145,8 +145,8 @@ class FloodGate(_Wrapping):
         # The floods that it may belong to, the narrowest first. A refusal of an authority has no destination: who
         # floods it must not hide what others ask for.
         reason, kid = record.reason or "", str(claims_of({"token": record.token}).get("kid", ""))
-        place = str(record.broker.get("destination") or member(record.extra, "asked").get("address", ""))
-        kinds: Kinds = (reason, kid, place), (reason, place), (reason,)
+        destination = str(record.broker.get("destination") or member(record.extra, "asked").get("address", ""))
+        kinds: Kinds = (reason, kid, destination), (reason, destination), (reason,)
         with self._lock:
             nth = [window.peek(kind, record.time) + 1 for window, kind in zip(self._windows, kinds, strict=True)]
         first = record.verdict == "identity_refused" and nth[1] <= FIRST_OF_AN_ADDRESS

@@ -91,7 +91,7 @@ def held_key(proof: str, *, url: str, credential: str, now: float) -> Mapping[st
         Refused: ``dpop_invalid``.
     """
     try:
-        header, said, opened = open_jwt(proof)
+        header, members, opened = open_jwt(proof)
         _require(header.keys() == HEADER, "its header has not exactly typ, alg and jwk")
         _require(header["typ"] == PROOF_TYPE, f"its typ is not {PROOF_TYPE}")
         _require(type(header["jwk"]) is dict, "its jwk is no object")
@@ -100,13 +100,13 @@ def held_key(proof: str, *, url: str, credential: str, now: float) -> Mapping[st
         _require(jwk["alg"] == opened.algorithm, "its jwk names another alg")
         jws.verify(opened, identity.key_of(jwk))
         # What it is for: this method, URL, credential and minute.
-        issued = said.get("iat")
-        _require(said.get("htm") == "POST", "its htm is another method")
-        _require(said.get("htu") == url, "its htu is another URL")
+        issued = members.get("iat")
+        _require(members.get("htm") == "POST", "its htm is another method")
+        _require(members.get("htu") == url, "its htu is another URL")
         _require(type(issued) is int and abs(issued - now) <= SKEW, f"its iat is not within {SKEW} s")
-        _require(claims.is_name(said.get("jti")), "it has no jti")
+        _require(claims.is_name(members.get("jti")), "it has no jti")
         ath = base64url.digest(credential.encode("ascii"))
-        _require(said.get("ath") == ath, "its ath is of another credential")
+        _require(members.get("ath") == ath, "its ath is of another credential")
     except Rejection as error:
         raise Refused(Refusal.DPOP_INVALID, error.detail.replace("of the identity", "of the proof")) from error
     except ValueError as error:
@@ -200,12 +200,12 @@ def read(text: str, issuers: Mapping[str, CredentialIssuer]) -> tuple[ShownCrede
 
 
 def verify(
-    said: ShownCredential, jwt: Jwt, issuer: CredentialIssuer, *, audience: str, now: float
+    shown: ShownCredential, jwt: Jwt, issuer: CredentialIssuer, *, audience: str, now: float
 ) -> ShownCredential:
     """Return a credential that may be believed.
 
     Args:
-        said: what it says, of ``read``.
+        shown: what it says, of ``read``.
         jwt: its parts.
         issuer: whose it is.
         audience: that ``aud`` has to say, and nothing else.
@@ -225,13 +225,13 @@ def verify(
     key: Any = None
     # A source that was never asked has no set, and its first answer is worth a wait.
     with suppress(Unavailable):
-        key = issuer.keys.key_set().get(said.kid)
+        key = issuer.keys.key_set().get(shown.kid)
     if key is None:
         try:
-            keys: Any = issuer.keys.refresh(said.kid, now)
+            keys: Any = issuer.keys.refresh(shown.kid, now)
         except Rejection as error:
             raise Refused(Refusal.CREDENTIAL_KEY, "its kid is unknown, and the issuer out of reach") from error
-        key = keys.get(said.kid)
+        key = keys.get(shown.kid)
     # One that ended signs no credential, whenever that was signed.
     grant_only(isinstance(key, Key), Refusal.CREDENTIAL_KEY, "its kid is unknown")
     grant_only(key.revocation is None, Refusal.CREDENTIAL_KEY, "its key is revoked")
@@ -263,4 +263,4 @@ def verify(
     jkt = cnf.get("jkt") if type(cnf) is dict and not unchecked & cnf.keys() else None
     bound = type(jkt) is str and len(jkt) < 256
     grant_only(bound, Refusal.CREDENTIAL_BINDING, "its cnf is not a jkt alone")
-    return said._replace(verified=True)
+    return shown._replace(verified=True)

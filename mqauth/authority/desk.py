@@ -141,10 +141,10 @@ class CredentialDesk:
         It is for counting alone: nothing of the text is believed.
         """
         try:
-            said, _, _ = credential.read(text, self._by_iss)
+            shown, _, _ = credential.read(text, self._by_iss)
         except (Refused, UnicodeError):
             return ""
-        return hashlib.sha256(repr((said.name, said.claims.get("sub"))).encode("utf-8", "replace")).hexdigest()
+        return hashlib.sha256(repr((shown.name, shown.claims.get("sub"))).encode("utf-8", "replace")).hexdigest()
 
     def read(self, text: str, trace: Trace) -> ShownCredential:
         """Return a credential that may be believed.

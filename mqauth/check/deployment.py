@@ -140,8 +140,8 @@ def _parsed(text: str) -> _URL:
     scheme, _, rest = text.partition("://")
     # A scheme in capitals is the same one (RFC 3986, section 3.1).
     scheme = scheme.lower()
-    place = re.compile("[/?#]").split(rest, maxsplit=1)[0]
-    servers = place.split(",") if scheme == "kafka" else [place]
+    authority = re.compile("[/?#]").split(rest, maxsplit=1)[0]
+    servers = authority.split(",") if scheme == "kafka" else [authority]
     options = parse_qs(text.partition("#")[0].partition("?")[2], keep_blank_values=True)
     return _URL(
         scheme=scheme,
@@ -253,11 +253,11 @@ def dead_letters(target: Target, settings: DeadLettersSettings) -> Iterator[Find
     name, consumer = settings.name, target.settings.consumer
     if consumer is None:
         return
-    places = [place for rule in consumer.allow for place in rule.destinations]
+    destinations = [allowed for rule in consumer.allow for allowed in rule.destinations]
     letters = (destination.kafka(name), destination.rabbitmq("", name))
-    if name == consumer.scope or set(letters) & set(places):
+    if name == consumer.scope or set(letters) & set(destinations):
         yield finding("dead_letters_source", _NAME, f"{name} is what the consumer reads from")
-    elif any(matches(place, letter) for place in places for letter in letters):
+    elif any(matches(allowed, letter) for allowed in destinations for letter in letters):
         yield finding("dead_letters_reachable", _NAME, f"a rule lets a producer publish to {name}")
 
 

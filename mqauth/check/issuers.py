@@ -138,12 +138,16 @@ def rules(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     )
     for number, rule in enumerate(consumer.allow):
         path = ("consumer", "allow", number)
-        for at, place in enumerate(rule.destinations):
-            words = place.rpartition(":" if is_kafka(place) else "/")[2].split(".")
+        for at, destination in enumerate(rule.destinations):
+            words = destination.rpartition(":" if is_kafka(destination) else "/")[2].split(".")
             if set(words) <= _WILDCARDS:
                 # With the default exchange, a routing key is the name of a queue.
-                name = "rule_matches_all" if is_kafka(place) or place.startswith("rabbitmq:/") else "rule_broad"
-                yield finding(name, (*path, "destinations", at), f"{rule.subject} may publish to {place}")
+                name = (
+                    "rule_matches_all"
+                    if is_kafka(destination) or destination.startswith("rabbitmq:/")
+                    else "rule_broad"
+                )
+                yield finding(name, (*path, "destinations", at), f"{rule.subject} may publish to {destination}")
         issuers = [source for source in consumer.issuers if rule.issuer in (None, source.issuer)]
         if all(_is_silent(source, rule, target.now) for source in issuers):
             yield finding(

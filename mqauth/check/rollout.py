@@ -40,12 +40,12 @@ class Seen:
 
     def add(self, facts: Record) -> None:
         """Add what one record says of it."""
-        number, place = facts.get("count"), facts.get("partition")
+        number, partition = facts.get("count"), facts.get("partition")
         self.count += number if type(number) is int else 0
         first, last = str(facts.get("first")), str(facts.get("last"))
         self.first, self.last = min(self.first or first, first), max(self.last, last)
-        if type(place) is int:
-            self.partitions.add(place)
+        if type(partition) is int:
+            self.partitions.add(partition)
 
     @property
     def who(self) -> str:
@@ -172,10 +172,10 @@ def _standing(
         if time < now - entry.window:
             continue
         # what came in the window
-        for place in entry.destinations:
-            if place in member(facts, "accepted"):
-                standing.accepted[place] = standing.accepted.get(place, 0) + _whole(
-                    member(facts, "accepted")[place]
+        for destination in entry.destinations:
+            if destination in member(facts, "accepted"):
+                standing.accepted[destination] = standing.accepted.get(destination, 0) + _whole(
+                    member(facts, "accepted")[destination]
                 )
         standing.other += _whole(facts.get("other"))
         for told_of in _tables(facts.get("groups")):
@@ -185,8 +185,8 @@ def _standing(
                 groups.setdefault(group.id, Seen(group)).add(told_of)
         signed |= {
             (issuer, subject)
-            for place, issuers in member(facts, "signed").items()
-            if place in entry.destinations and isinstance(issuers, dict)
+            for destination, issuers in member(facts, "signed").items()
+            if destination in entry.destinations and isinstance(issuers, dict)
             for issuer, subjects in issuers.items()
             for subject in (subjects if isinstance(subjects, dict) else ())
         }
@@ -195,8 +195,10 @@ def _standing(
         # who is there, on which rung, and how old the last deliveries were
         process, rungs, appended = record.get("instance"), member(facts, "rungs"), member(facts, "oldest")
         standing.reported[process] = time
-        standing.rungs |= {str(rungs[place]) for place in entry.destinations if place in rungs}
-        times = [seconds_of(appended[place]) for place in entry.destinations if place in appended]
+        standing.rungs |= {str(rungs[destination]) for destination in entry.destinations if destination in rungs}
+        times = [
+            seconds_of(appended[destination]) for destination in entry.destinations if destination in appended
+        ]
         if times:
             oldest[process] = min(times)
     standing.groups = sorted(groups.values(), key=lambda seen: -seen.count)
@@ -219,7 +221,7 @@ def _standing(
         for seen in standing.groups
         if seen.group.code != Verdict.DUPLICATE.value and not is_accepted(entry, seen.group)
     ]
-    silent = [place for place in entry.destinations if not standing.accepted.get(place)]
+    silent = [destination for destination in entry.destinations if not standing.accepted.get(destination)]
     reported = f"{len(standing.reported)} of {consumers} consumers reported within the hour"
     reasons = (
         (now < ends, f"the window is over at {iso_time(ends)}"),
@@ -252,11 +254,11 @@ def _never_signed(
     for rule in consumer.allow:
         # Two patterns may have a destination in common; the words of each stand for themselves.
         allowed = any(
-            EVERYWHERE in (place, pattern)
-            or place == pattern
-            or matches(place, pattern)
-            or matches(pattern, place)
-            for place in places
+            EVERYWHERE in (destination, pattern)
+            or destination == pattern
+            or matches(destination, pattern)
+            or matches(pattern, destination)
+            for destination in places
             for pattern in rule.destinations
         )
         silent = not any(rule.issuer in (None, issuer) and rule.subject == who for issuer, who in signed)
@@ -302,9 +304,11 @@ def rungs(target: Target, entries: tuple[RolloutSettings, ...]) -> Iterator[Find
 def weakest(target: Target, entries: tuple[RolloutSettings, ...]) -> Iterator[Finding]:
     """Say by which destinations a queue may be reached unsigned."""
     consumer = target.settings.consumer
-    places = [place for entry in entries if entry.at < Rung.ENFORCE for place in entry.destinations]
-    places += [] if consumer is None else [exemption.destination for exemption in consumer.unsigned]
-    rabbit = [place for place in places if place.startswith("rabbitmq:")]
+    destinations = [
+        destination for entry in entries if entry.at < Rung.ENFORCE for destination in entry.destinations
+    ]
+    destinations += [] if consumer is None else [exemption.destination for exemption in consumer.unsigned]
+    rabbit = [destination for destination in destinations if destination.startswith("rabbitmq:")]
     if rabbit:
         yield finding("rollout_weakest", ("rollout",), f"unsigned messages may come by {few(rabbit)}")
 
@@ -313,14 +317,19 @@ def weakest(target: Target, entries: tuple[RolloutSettings, ...]) -> Iterator[Fi
 def exemptions(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     """Find what may lack a token."""
     for number, exempt in enumerate(consumer.unsigned):
-        at, place = ("consumer", "unsigned", number, "destination"), exempt.destination
+        at, destination = ("consumer", "unsigned", number, "destination"), exempt.destination
         until, left = (*at[:-1], "until"), days_left(exempt.until, target.now)
         yield from those(
-            (True, "unsigned_exempt", at, f"{place}: {exempt.why}"),
-            (not exempt.kinds and set("*#") & set(place), "exempt_broad", at, f"{place}, and no kinds"),
-            (left > _YEAR, "exempt_long", until, f"{place}: in {left} days"),
+            (True, "unsigned_exempt", at, f"{destination}: {exempt.why}"),
+            (
+                not exempt.kinds and set("*#") & set(destination),
+                "exempt_broad",
+                at,
+                f"{destination}, and no kinds",
+            ),
+            (left > _YEAR, "exempt_long", until, f"{destination}: in {left} days"),
         )
-        yield from _term(_ROLLOUT, until, place, left)
+        yield from _term(_ROLLOUT, until, destination, left)
 
 
 @on("consumer")

@@ -96,7 +96,7 @@ class Reference(NamedTuple):
         """
         shown = uri.partition("?")[0]
         if uri.startswith(transit.SCHEME):
-            key = transit.Place.parse(uri)
+            key = transit.TransitReference.parse(uri)
             return cls(shown, key.token_file, key.ca, key.server if key.server.startswith("http:") else None)
         kind, _, name = (pkcs11_uri.parse(uri).pin_source or "").partition(":")
         return cls(shown, FilePath(name) if kind == "file" else None)

@@ -80,8 +80,8 @@ def verify(
         report = verify_chain(paths, known, continued=continued, progress=advance)
     note = "" if report.what is None else f"; {report.what}"
     if not report.intact:
-        place = "" if report.file is None else f" of {report.file}"
-        verdict = f"BROKEN: line {report.first_bad}{place}: {report.what}; {report.records} records before it hold"
+        where = "" if report.file is None else f" of {report.file}"
+        verdict = f"BROKEN: line {report.first_bad}{where}: {report.what}; {report.records} records before it hold"
     elif report.anchored:
         behind = f", the last {report.unsigned} of them after the last signed head" if report.unsigned else ""
         trust = "; the key in the heads is trusted: give --keys" if pinned is None else ""
@@ -229,9 +229,9 @@ def _sentence(record: Record) -> str:
     claimed = "" if shown.get("verified") is True else "claimed "
     by = f"  by {claimed}{shown.get('name')}: {shown.get('sub')}" if shown else ""
     asker = f"from {asked['address']}{by}" if "address" in asked else ""
-    place = member(record, "broker").get("destination") or asker
+    where = member(record, "broker").get("destination") or asker
     who = who if claims else "no token"
-    return f"{record.get('time')}  {verdict}  {place}  {proof}{who}  {record.get('detail') or ''}".rstrip()
+    return f"{record.get('time')}  {verdict}  {where}  {proof}{who}  {record.get('detail') or ''}".rstrip()
 
 
 def follow(path: Path, wait: Callable[[], None]) -> Iterator[Record]:

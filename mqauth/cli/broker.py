@@ -238,41 +238,41 @@ def table_of(name: str | None, file: FileSettings) -> BrokerSettings:
 
 
 @contextlib.contextmanager
-def opened(place: LetterAddress, **settings: Any) -> Iterator[review.Session]:
+def opened(address: LetterAddress, **settings: Any) -> Iterator[review.Session]:
     """Connect to the broker, and give a review session on the queue or topic.
 
     On RabbitMQ its letter box finds another connection where one is lost. On Kafka the topic of resolutions is
     created where it is missing.
 
     Args:
-        place: the dead-letter queue or topic.
+        address: the dead-letter queue or topic.
         settings: of the ``Session``.
 
     Raises:
         ConfigurationError: the broker cannot be reached, its client is not installed, or there is no such
             queue or topic.
     """
-    name = place.queue or place.topic or ""
-    with needing("--broker", place), contextlib.ExitStack() as stack:
-        if not place.on_kafka:
+    name = address.queue or address.topic or ""
+    with needing("--broker", address), contextlib.ExitStack() as stack:
+        if not address.on_kafka:
             import aio_pika
 
             from mqauth.review.rabbitmq import RabbitMQLetterBox, is_unlimited
 
-            connection, call = stack.enter_context(rabbitmq(place.settings, place.broker))
+            connection, call = stack.enter_context(rabbitmq(address.settings, address.broker))
             letters = RabbitMQLetterBox(
                 connection,
                 name,
                 # With a fresh token, where there is one.
-                connect=lambda: aio_pika.connect(**place.settings.for_rabbitmq(place.broker)),
+                connect=lambda: aio_pika.connect(**address.settings.for_rabbitmq(address.broker)),
                 unlimited=call(is_unlimited(connection, name), _PATIENCE),
             )
             stack.callback(lambda: _close(letters.connection, call))
             yield review.Session(letters, lambda flow: call(arun(flow)), **settings)
             return
-        require("?" not in place.broker, "--broker: certificates and credentials for Kafka stand in [broker]")
+        require("?" not in address.broker, "--broker: certificates and credentials for Kafka stand in [broker]")
         # Milliseconds after which kafka-python tries a lost broker again at the latest; its own default is 30 s.
-        bootstrap = {"reconnect_backoff_max_ms": 5000} | place.settings.for_kafka(place.broker)
+        bootstrap = {"reconnect_backoff_max_ms": 5000} | address.settings.for_kafka(address.broker)
         import kafka
 
         from mqauth.review.kafka import KafkaLetterBox, KafkaRecords, create_reviewed
@@ -299,31 +299,31 @@ def opened(place: LetterAddress, **settings: Any) -> Iterator[review.Session]:
 
 
 @contextlib.contextmanager
-def needing(option: str, place: LetterAddress) -> Iterator[None]:
+def needing(option: str, address: LetterAddress) -> Iterator[None]:
     """Turn what keeps a command from its broker within the block into one line.
 
     Args:
         option: that needs the broker's client.
-        place: at the broker.
+        address: at the broker.
 
     Raises:
         CommandFailed, ConfigurationError: as for ``reached``; or its client is not installed.
     """
-    extra = "kafka" if place.on_kafka else "rabbitmq"
+    extra = "kafka" if address.on_kafka else "rabbitmq"
     with (
         refusing(ImportError, f'{option}: needs its client: install "mqauth[{extra}]"'),
-        reached(place.broker, user=place.settings.user),
+        reached(address.broker, user=address.settings.user),
     ):
         yield
 
 
 @contextlib.contextmanager
-def kafka_admin(place: LetterAddress) -> Iterator[Any]:
+def kafka_admin(address: LetterAddress) -> Iterator[Any]:
     """Give kafka-python's admin client of a broker."""
     import kafka
 
     client: Any = kafka  # its classes have no types
-    with contextlib.closing(client.KafkaAdminClient(**place.settings.for_kafka(place.broker))) as admin:
+    with contextlib.closing(client.KafkaAdminClient(**address.settings.for_kafka(address.broker))) as admin:
         yield admin
 
 
@@ -349,8 +349,8 @@ def check_stamps(admin: Any, consumer: ConsumerSettings | None) -> None:
     if consumer is None or consumer.at != "append":
         return
     of: Any = kafka.admin  # its classes have no types
-    places = {place for rule in consumer.allow for place in rule.destinations if is_kafka(place)}
-    topics = {parse(place)[1] for place in places if not set(place) & set("*#")} & {*admin.list_topics()}
+    destinations = [each for rule in consumer.allow for each in rule.destinations if is_kafka(each)]
+    topics = {parse(each)[1] for each in destinations if not set(each) & set("*#")} & {*admin.list_topics()}
     asked = [of.ConfigResource(of.ConfigResourceType.TOPIC, each, configs=[TIMESTAMP_TYPE]) for each in topics]
     configs = admin.describe_configs(asked, config_filter="all")["topic"] if asked else {}
     for topic, settings in configs.items():

@@ -138,15 +138,15 @@ def _counted(keys: int) -> str:
 
 def _broker(name: str | None, settings: FileSettings) -> str:
     """Look for the queue, or for the topic and the stamps of those that are consumed; nothing is read yet."""
-    place = place_of(name, None, None, settings)
-    if not place.on_kafka:
-        with opened(place):
-            return f"reached; {place.queue} is there"
+    address = place_of(name, None, None, settings)
+    if not address.on_kafka:
+        with opened(address):
+            return f"reached; {address.queue} is there"
     # A review session would create the topic of resolutions beside it.
-    with needing("[broker]", place), kafka_admin(place) as admin:
-        require(place.topic in admin.list_topics(), f"there is no topic {place.topic}")
+    with needing("[broker]", address), kafka_admin(address) as admin:
+        require(address.topic in admin.list_topics(), f"there is no topic {address.topic}")
         check_stamps(admin, settings.consumer)
-    return f"reached; {place.topic} is there"
+    return f"reached; {address.topic} is there"
 
 
 def _interceptor(name: str | None, settings: FileSettings) -> str:
@@ -185,7 +185,7 @@ def check(
     else:
         # What the network said no to is an error as any other.
         counted = [
-            (report.count(each) + sum(each is Severity.ERROR and one.code == 1 for one in asked), each.value)
+            (report.count(each) + sum(each is Severity.ERROR and reply.code == 1 for reply in asked), each.value)
             for each in Severity
         ]
         counts = ", ".join(f"{count} {noun}" + ("" if count == 1 else "s") for count, noun in counted)

@@ -103,7 +103,7 @@ def console(
     key, audit, files = key or mine.key, audit or mine.audit, files or list(mine.audit_files)
     authority, reviewer = authority or mine.authority, reviewer or mine.reviewer
     require(key is not None or authority is None, "--authority: only with --key")
-    places = places_of(broker, queue, topic, settings)
+    addresses = places_of(broker, queue, topic, settings)
     with refusing(ImportError, 'mqauth console needs its packages: install "mqauth[cli,console]"'):
         from mqauth.console import Backend, Provider, Tokens, application, read_settings, redirect_uri
         from mqauth.console.site import fresh_tokens
@@ -132,8 +132,8 @@ def console(
         back = None if provider is None else redirect_uri(hosts, provider, tls=tls)
         sink = None if audit is None else SharedAuditFile(audit)
         backends = {}
-        for called, place in places.items():
-            session = stack.enter_context(opened(place, audit=sink, **powers()))
+        for called, address in addresses.items():
+            session = stack.enter_context(opened(address, audit=sink, **powers()))
             backends[called] = Backend(session, files=files or ())
             stack.callback(backends[called].close)
         made, fresh = fresh_tokens(), True

@@ -240,16 +240,16 @@ def demo(
 
 def _direct(stage: Stage, audit: AuditFile, messages: int, *, keep: bool) -> list[Case]:
     """Return the honest messages, every attack that fits the broker, and a replay of the first message."""
-    forge, place = Forge(lifetime=600), stage.destination
-    honest = [named(honest_message(place, number), f"honest-{number}") for number in range(messages)]
+    forge, target = Forge(lifetime=600), stage.destination
+    honest = [named(honest_message(target, number), f"honest-{number}") for number in range(messages)]
     first = forge.signer().sign(honest[0])
     cases = [Case(case="honest-0", story="an honest order", expected=ACCEPTED, message=first)]
     for number, message in enumerate(honest[1:], 1):
         case = Case(case=f"honest-{number}", story="an honest order", expected=ACCEPTED, message=message)
         cases.append(replace(case, signer=forge.signer()))
     for number, attack in enumerate(ATTACKS, messages):
-        if attack.fits(place):
-            hostile = attack.mount(forge, named(honest_message(place, number), attack.name))
+        if attack.fits(target):
+            hostile = attack.mount(forge, named(honest_message(target, number), attack.name))
             cases.append(Case(case=attack.name, story=attack.story, expected=attack.reason.value, message=hostile))
     cases.append(
         Case(
@@ -257,4 +257,4 @@ def _direct(stage: Stage, audit: AuditFile, messages: int, *, keep: bool) -> lis
             message=first,
         )
     )  # fmt: skip
-    return consumed(stage, forge.verifier(), forge.policy(place), audit, cases, keep=keep)
+    return consumed(stage, forge.verifier(), forge.policy(target), audit, cases, keep=keep)

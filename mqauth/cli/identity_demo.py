@@ -52,9 +52,10 @@ def play(audit: AuditFile, folder: Path, messages: int) -> list[Case]:
     def published(*cases: tuple[str, str, str, Message]) -> list[Case]:
         # Two of the three producers may publish there. The consumer knows the authority, and no producer.
         with closing(MemoryStage()) as stage:
-            place = (stage.destination,)
+            destinations = (stage.destination,)
             rules = [
-                Rule(subject=subject, destinations=place, issuer=TRUST_DOMAIN) for subject in (WORKLOAD, RETURNS)
+                Rule(subject=subject, destinations=destinations, issuer=TRUST_DOMAIN)
+                for subject in (WORKLOAD, RETURNS)
             ]
             verifier = Verifier(keys={TRUST_DOMAIN: TrustDomain(keys=authority)}, audience=AUDIENCE)
             made = [

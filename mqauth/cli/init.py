@@ -131,17 +131,17 @@ def init(
             topology: Any = json.loads(path.read_text("utf-8"))
             require(isinstance(topology, dict), "", ValueError)
         settings = settings_of(folder / "consumer" / "mqauth.toml")
-        place = place_of(None, None, None, settings)
+        address = place_of(None, None, None, settings)
         # What a consumer would ask at its start: it is not to fail there.
         proves = settings.consumer is not None and settings.consumer.append_evidence is not None
-        require(("topics" in topology) is place.on_kafka, f"{path}: is for another broker than [broker] url")
-        with needing("--apply", place):
-            if place.on_kafka:
+        require(("topics" in topology) is address.on_kafka, f"{path}: is for another broker than [broker] url")
+        with needing("--apply", address):
+            if address.on_kafka:
                 import kafka
                 from kafka.errors import TopicAlreadyExistsError
 
                 client: Any = kafka  # its classes have no types
-                with kafka_admin(place) as admin:
+                with kafka_admin(address) as admin:
                     check_stamps(admin, settings.consumer)
                     for topic in topology["topics"]:
                         # The number of replicas is the broker's own default.
@@ -151,7 +151,7 @@ def init(
                         with contextlib.suppress(TopicAlreadyExistsError):
                             admin.create_topics([new])
             else:
-                with rabbitmq(place.settings, place.broker) as (connection, call):
+                with rabbitmq(address.settings, address.broker) as (connection, call):
                     call(_declared(connection, topology, proves=proves))
     # The commands that come next.
     ready = f"{folder / _TOPOLOGY} is declared at the broker" if apply else f"{folder} is ready"

@@ -108,33 +108,37 @@ def unread(topic: str, group: str, entry: RolloutSettings, rollout: Rollout, bro
         partitions = [
             TopicPartition(name, each) for name in names for each in reader.partitions_for_topic(name) or ()
         ]
-        committed = {place: reader.committed(place) for place in partitions}
-        known = {place.topic for place, offset in committed.items() if offset is not None} | {topic}
+        committed = {topic_partition: reader.committed(topic_partition) for topic_partition in partitions}
+        known = {topic_partition.topic for topic_partition, offset in committed.items() if offset is not None} | {
+            topic
+        }
         first, ends = reader.beginning_offsets(partitions), reader.end_offsets(partitions)
         left = {
-            place: (max(committed[place] or 0, first[place]), ends[place])
-            for place in partitions
-            if place.topic in known
+            topic_partition: (max(committed[topic_partition] or 0, first[topic_partition]), ends[topic_partition])
+            for topic_partition in partitions
+            if topic_partition.topic in known
         }
-        left = {place: (start, end) for place, (start, end) in left.items() if start < end}
+        left = {topic_partition: (start, end) for topic_partition, (start, end) in left.items() if start < end}
         # every record from there on to the end, as it was when it was asked for
         reader.assign(list(left))
-        for place, (start, _) in left.items():
-            reader.seek(place, start)
+        for topic_partition, (start, _) in left.items():
+            reader.seek(topic_partition, start)
         over, unsigned = time.monotonic() + PATIENCE, dict[int, int]()
-        while waiting := [place for place, (_, end) in left.items() if reader.position(place) < end]:
+        while waiting := [
+            topic_partition for topic_partition, (_, end) in left.items() if reader.position(topic_partition) < end
+        ]:
             if time.monotonic() > over:
                 return f"group {group} lags too far behind to be read in {PATIENCE:g} s: let it catch up"
-            for place, records in reader.poll(timeout_ms=1000).items():
+            for topic_partition, records in reader.poll(timeout_ms=1000).items():
                 for message in (
-                    from_native(each, scope=group) for each in records if each.offset < left[place][1]
+                    from_native(each, scope=group) for each in records if each.offset < left[topic_partition][1]
                 ):
                     # What would be dead-lettered for want of a token, and nobody has accepted.
                     unproven = not has_token(message) and rollout.exemption(message) is None
                     missing = group_of_message(message, Reason.TOKEN_MISSING.value)
                     if unproven and not is_accepted(entry, missing):
-                        unsigned[place.partition] = unsigned.get(place.partition, 0) + 1
-            reader.pause(*(place for place in left if place not in waiting))
+                        unsigned[topic_partition.partition] = unsigned.get(topic_partition.partition, 0) + 1
+            reader.pause(*(topic_partition for topic_partition in left if topic_partition not in waiting))
     total = sum(unsigned.values())
     where = ", ".join(str(partition) for partition, number in sorted(unsigned.items()) if number)
     return (

@@ -70,23 +70,23 @@ def sign(
             message_form["key"] = base64.b64encode(key.encode("utf-8", "surrogateescape")).decode("ascii")
         texts = iter([(1, strict_json.dumps(message_form))])
     while fault is None and (texts_of_batch := list(islice(texts, batch))):
-        places = [f"line {number}" if lines else "standard input" for number, _ in texts_of_batch]
+        origins = [f"line {number}" if lines else "standard input" for number, _ in texts_of_batch]
         forms: list[dict[str, Any]] = []
         prepared: list[Prepared] = []
-        for (_, raw), place in zip(texts_of_batch, places, strict=True):
+        for (_, raw), where in zip(texts_of_batch, origins, strict=True):
             try:
                 form = parsed(raw)
                 require(isinstance(form, dict), "a message is an object", MalformedMessage)
                 prepared.append(signer.prepare(json_form.from_form(form)))
             except MalformedMessage as error:
                 # Those before it are signed first.
-                fault = MalformedMessage(f"{place}: {error}")
+                fault = MalformedMessage(f"{where}: {error}")
                 break
             forms.append(form)
         try:
             sealed = signer.seal(prepared)
         except MalformedMessage as error:
-            raise MalformedMessage(f"{places[0]}: {error}") from error
+            raise MalformedMessage(f"{origins[0]}: {error}") from error
         for form, message in zip(forms, sealed, strict=True):
             # The token header is appended; everything else stays as it was read.
             name, token = message.headers[-1]

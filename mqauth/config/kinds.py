@@ -204,7 +204,7 @@ def text_or_table(word: Kind, table: Kind) -> Kind:
     """Return the kind of a text or a table, each of a kind of its own."""
     return Kind(
         {"anyOf": [word.schema, table.schema]},
-        lambda place, key, value: (table if isinstance(value, dict) else word).read(place, key, value),
+        lambda owner, key, value: (table if isinstance(value, dict) else word).read(owner, key, value),
     )
 
 

@@ -93,9 +93,9 @@ class Table:
 
     def refuse(self, key: str, what: str) -> RefusedSetting:
         """Return the refusal of a key of this table, or of the table itself where the key is empty."""
-        place = " ".join(part for part in (self.name, spelt(key) if key else "") if part)
+        where = " ".join(part for part in (self.name, spelt(key) if key else "") if part)
         path = (*self.path, key) if key else self.path
-        return RefusedSetting(file=self.file, path=path, place=place, what=what)
+        return RefusedSetting(file=self.file, path=path, place=where, what=what)
 
     def require(self, condition: object, key: str, what: str) -> None:
         """Refuse a key unless a condition holds.

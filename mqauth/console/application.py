@@ -221,17 +221,17 @@ class Lobby:
     async def queues(self, request: Request, session: WebSession) -> Response:
         """Show the queues and topics with their counts."""
         queues = [
-            (place, await run_in_threadpool(place.backend.letters.ask, overview, None))
-            for place in self.site.places
+            (queue, await run_in_threadpool(queue.backend.letters.ask, overview, None))
+            for queue in self.site.places
         ]
         return self.site.page("places.html", session, found=queues)
 
     @posted(viewers=True)
     async def refresh(self, request: Request, session: WebSession, fields: Fields) -> Response:
         """Read the letters of all of them again; one that is at work goes on with that."""
-        for place in self.site.places:
+        for queue in self.site.places:
             with contextlib.suppress(BusyError):
-                place.backend.read(session.name)
+                queue.backend.read(session.name)
         return RedirectResponse("/", SEE_OTHER)
 
     @posted(viewers=True)
@@ -337,7 +337,7 @@ class Lobby:
             if known is not None and known.end_session is not None:
                 mark = "&" if "?" in known.end_session else "?"
                 leave = f"{known.end_session}{mark}{urlencode({'client_id': self._provider.settings.client_id})}"
-        names = [place.backend.session.box.name for place in self.site.places]
+        names = [queue.backend.session.box.name for queue in self.site.places]
         return self.site.page(
             "login.html",
             None,

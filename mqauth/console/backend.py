@@ -244,7 +244,9 @@ class Backend:
                 # The audit files may be those of all queues and topics, so a letter of theirs may lie in any.
                 # As of when all of them were read, and their ids with whether they are intact.
                 answers = [
-                    each.letters.ask(lambda one: (one.as_of, list(one.ids())) if one.complete else None, None)
+                    each.letters.ask(
+                        lambda other: (other.as_of, list(other.ids())) if other.complete else None, None
+                    )
                     for each in self.beside
                 ]
                 read = [ids for ids in answers if ids is not None]

@@ -82,9 +82,9 @@ class Assignment:
         """How many partitions are being worked on, with those that were taken away meanwhile."""
         return len(self._running)
 
-    def partition(self, place: TopicPartition) -> Partition | None:
+    def partition(self, topic_partition: TopicPartition) -> Partition | None:
         """Return a partition that was begun."""
-        return self._partitions.get(place)
+        return self._partitions.get(topic_partition)
 
     def unbegun(self, held: Set[Any]) -> Set[Any]:
         """Return the partitions that are to be begun now, of those that the client holds."""
@@ -350,12 +350,7 @@ class Assignment:
     def unhandled_claims(self) -> list[Delivery]:
         """Return the deliveries that were claimed and will not be handled here: deferred, or claimed early."""
         with self._lock:
-            idle = [
-                each
-                for partition in self._partitions.values()
-                if not partition.running
-                for each in partition.waiting
-            ]
+            idle = [x for each in self._partitions.values() if not each.running for x in each.waiting]
             # The store may hold a claim although its answer was lost.
             return [x for x in idle if x.step is Step.HANDLE or (x.step is Step.JUDGE and x.claim is not None)]
 

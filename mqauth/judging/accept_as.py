@@ -58,9 +58,9 @@ class AcceptAs:
             signed_for = claims.mqa.dst
             fits = any(matches(pattern, signed_for) for pattern in self.signed_for)
             return replace(message, destination=signed_for) if fits else message
-        for place in self.signed_for:
-            if proof is not None and batch.is_for(place, proof):
-                return replace(message, destination=place)
+        for candidate in self.signed_for:
+            if proof is not None and batch.is_for(candidate, proof):
+                return replace(message, destination=candidate)
         return message
 
 

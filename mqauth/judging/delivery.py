@@ -206,7 +206,7 @@ def verdict_record(
         extra["error"] = delivery.error
     if rejection is not None:
         halves = {"found": rejection.found, "expected": rejection.expected}
-        extra |= {name: dict(said) for name, said in halves.items() if said}
+        extra |= {name: dict(facts) for name, facts in halves.items() if facts}
     if verified is not None and verified.destination != message.destination:
         extra["signed_for"] = verified.destination
     if rung is not None:

@@ -125,8 +125,8 @@ def _token_header(case: _Case) -> Both:
         return {"alg": case.candidate.token.opened.algorithm, "kid": case.kid}, {"alg": key.algorithm}
     segment = envelope.token_of(case.message).split(b".")[0]
     parameters = strict_json.loads(base64url.decode(segment), depth=4)
-    said = {name: parameters.get(name) for name in ("typ", "alg") if name in parameters}
-    return {"parameters": tuple(parameters)} | said, {}
+    shown = {name: parameters.get(name) for name in ("typ", "alg") if name in parameters}
+    return {"parameters": tuple(parameters)} | shown, {}
 
 
 def _key_unknown(case: _Case) -> Both:
@@ -145,9 +145,9 @@ def _key_revoked(case: _Case) -> Both:
 
 def _subject(case: _Case) -> Both:
     user, issuer = case.message.properties.get("user-id"), case.verifier.issuers[case.claims.iss]
-    said = {"subject": case.claims.sub, "kid": case.kid}
+    shown = {"subject": case.claims.sub, "kid": case.kid}
     speaks_for = () if case.key is None else issuer.subjects_of(case.key)
-    return said | ({} if user is None else {"user-id": user}), {"subject": tuple(sorted(speaks_for))}
+    return shown | ({} if user is None else {"user-id": user}), {"subject": tuple(sorted(speaks_for))}
 
 
 def _times(case: _Case) -> Both:
@@ -194,7 +194,9 @@ def _coverage(case: _Case) -> Both:
 
 def _producer(case: _Case) -> Both:
     rules = local_rules(case.policy)
-    its = [place for rule in rules or () if rule.subject == case.claims.sub for place in rule.destinations]
+    its = [
+        destination for rule in rules or () if rule.subject == case.claims.sub for destination in rule.destinations
+    ]
     expected: dict[str, Any] = {} if rules is None else {"its rules": its or ["none"]}
     asked = {} if isinstance(case.policy, Allow) else {"policy": case.policy.version}
     return {"subject": case.claims.sub, "destination": case.message.destination}, expected | asked
@@ -244,9 +246,9 @@ def _time(seconds: float | None) -> str | None:
         return str(seconds)
 
 
-def _bounded(said: dict[str, Any]) -> dict[str, str]:
+def _bounded(details: dict[str, Any]) -> dict[str, str]:
     """Return the members that say something, as short harmless texts."""
-    texts = {name: _text(value, MAX_EXPECTED) for name, value in said.items() if value not in (None, (), [])}
+    texts = {name: _text(value, MAX_EXPECTED) for name, value in details.items() if value not in (None, (), [])}
     return dict(list(texts.items())[:MAX_FOUND])
 
 
@@ -266,10 +268,10 @@ def _names(expected: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _differs(actual: dict[str, str], known: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Say by how little a name differs from a configured one, where it is so little that one overlooks it."""
     for name, value in known:
-        said = actual.get(name, "")
-        if said and said != value:
-            if said.rstrip("/") == value.rstrip("/"):
+        claimed = actual.get(name, "")
+        if claimed and claimed != value:
+            if claimed.rstrip("/") == value.rstrip("/"):
                 return {"note": "differs by a trailing slash"}
-            if said.strip().casefold() == value.strip().casefold():
+            if claimed.strip().casefold() == value.strip().casefold():
                 return {"note": "differs in case or white space"}
     return {}

@@ -75,10 +75,10 @@ class Identities:
         Raises:
             Rejection: the reason of the first step that fails.
         """
-        text, more, place = rest.partition(identity.SEPARATOR)
-        if identity.SEPARATOR in place:
+        text, more, position = rest.partition(identity.SEPARATOR)
+        if identity.SEPARATOR in position:
             raise Rejection(Reason.TOKEN_MALFORMED, "more than an identity, a proof and a place in a batch")
-        whole, behind = first + identity.SEPARATOR + text, place if more else None
+        whole, behind = first + identity.SEPARATOR + text, position if more else None
         known = tokens.get(whole) if more else None
         if known is not None:
             return known, batch.proof_of(behind, known.claims), True
@@ -95,13 +95,13 @@ class Identities:
             read = None if reader is None else reader.read(opened.payload)
             if read is not None:
                 return Token(whole, opened._replace(kid=held.wit.identity.kid), read, held.wit), None, True
-        said = identity.parse_proof(opened)
-        proof, wit = batch.proof_of(behind, said.claims), identity.parse_wit(first) if held is None else held.wit
-        if wit.digest != said.wth:
+        parsed = identity.parse_proof(opened)
+        proof, wit = batch.proof_of(behind, parsed.claims), identity.parse_wit(first) if held is None else held.wit
+        if wit.digest != parsed.wth:
             raise Rejection(Reason.IDENTITY_MISMATCH, "the proof belongs to another identity")
         who = wit.identity
-        claims = said.claims._replace(iss=who.trust_domain, sub=who.subject)
-        return Token(whole, said.opened._replace(kid=who.kid), claims, wit), proof, False
+        claims = parsed.claims._replace(iss=who.trust_domain, sub=who.subject)
+        return Token(whole, parsed.opened._replace(kid=who.kid), claims, wit), proof, False
 
     def authenticate(self, token: Token, wit: Wit, keys: KeySet, key: Key, appended: float | None) -> None:
         """Take what the identity form adds to steps (6) and (7): algorithm, cut-off, and both signatures.

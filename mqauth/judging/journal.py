@@ -107,8 +107,8 @@ class Journal:
             raise Unavailable(Cause.HANDLER_DEFERRED, error.detail) from error
         delivery.record_id = delivery.record_id or uuid7(self._clock, self._randomness)
         delivery.error = error_id(error)
-        place = place_of(error)
-        at = f" in {harmless(place)}" if place else ""
+        where = place_of(error)
+        at = f" in {harmless(where)}" if where else ""
         sentence = f"{type(error).__name__}{at}, attempt {delivery.attempts + 1}, error {delivery.error}"
         facts, ids = self._facts(delivery), _ids(delivery)
         if self.rate.admits("handler.failed", (delivery.error, facts["destination"]), ids):
@@ -334,6 +334,6 @@ def _ids(delivery: Delivery) -> dict[str, Any]:
     if candidate is None:
         return {}
     claims, proof = candidate.token.claims, candidate.proof
-    said = {"subject": claims.sub, "jti": claims.jti, "kid": candidate.token.opened.kid}
-    ids: dict[str, Any] = {name: harmless(text) for name, text in said.items()}
+    claimed = {"subject": claims.sub, "jti": claims.jti, "kid": candidate.token.opened.kid}
+    ids: dict[str, Any] = {name: harmless(text) for name, text in claimed.items()}
     return ids if proof is None else ids | {"index": proof.place}

@@ -160,8 +160,8 @@ class Observing:
                     each,
                 )
         # Each day from two weeks before an end, and each hour after it.
-        for place, until in ends(self.rollout):
-            self._tell_end("rollout", place, until, now)
+        for destination, until in ends(self.rollout):
+            self._tell_end("rollout", destination, until, now)
         for name, until in self._issuers.items():
             self._tell_end("issuer", name, until, now)
         # Some messages that would be refused are recorded; the detectors see others, too.
@@ -172,7 +172,11 @@ class Observing:
             emit("rollout.not_awaited", "below enforce, not waited for: %s", dict(self.counts.lost))
         if self.rollout:
             began, self._began = self._began, self._clock.now()
-            rungs = {place: entry.rung.label for entry in self.rollout.entries for place in entry.destinations}
+            rungs = {
+                destination: entry.rung.label
+                for entry in self.rollout.entries
+                for destination in entry.destinations
+            }
             facts = {"seconds": round(self._began - began, 3), "rules": self._rules, "rungs": rungs}
             yield from self._write("observed", facts | self.counts.take(), last)
 

@@ -76,8 +76,8 @@ class Rule:
     claims: Mapping[str, str] | None = None
 
     def __repr__(self) -> str:
-        said = f"Rule(subject={self.subject!r}, destinations={self.destinations!r}, issuer={self.issuer!r}"
-        return f"{said}, claims={sorted((self.claims or {}).items())})" if self.claims else f"{said})"
+        text = f"Rule(subject={self.subject!r}, destinations={self.destinations!r}, issuer={self.issuer!r}"
+        return f"{text}, claims={sorted((self.claims or {}).items())})" if self.claims else f"{text})"
 
     def __post_init__(self) -> None:
         require(
@@ -93,9 +93,9 @@ class Rule:
 
     def is_met(self, verified: Verified) -> bool:
         """Tell whether the identity behind a message has the claims of this rule, equal as texts."""
-        said = {} if verified.identity is None else verified.identity.claims
+        claims = {} if verified.identity is None else verified.identity.claims
         wanted = self.claims or {}
-        return all(type(said.get(name)) is str and said[name] == value for name, value in wanted.items())
+        return all(type(claims.get(name)) is str and claims[name] == value for name, value in wanted.items())
 
     def allows(self, issuer: str, destination: str) -> bool:
         """Tell whether this rule lets its subject, of an issuer, publish to a destination."""
@@ -138,10 +138,10 @@ class Allow:
         return decision
 
     def _decision(self, asked: tuple[str, str, str]) -> Decision:
-        issuer, subject, place = asked
+        issuer, subject, destination = asked
         return (
             Decision.ALLOW
-            if any(rule.allows(issuer, place) for rule in self._by_subject.get(subject, ()))
+            if any(rule.allows(issuer, destination) for rule in self._by_subject.get(subject, ()))
             else Decision.DENY
         )
 
@@ -192,12 +192,12 @@ def local_rules(policy: Policy) -> tuple[Rule, ...] | None:
     return inner.rules if isinstance(inner, Allow) else None
 
 
-def matches(pattern: str, place: str) -> bool:
+def matches(pattern: str, destination: str) -> bool:
     """Tell whether a destination fits a pattern, by the rules of AMQP topics."""
-    if pattern == place:
+    if pattern == destination:
         return True
     head, words = _split(pattern)
-    place_head, place_words = _split(place)
+    place_head, place_words = _split(destination)
     if head != place_head:
         return False
     # the set of places in ``place_words`` that the pattern so far may end at: no pattern makes this backtrack
@@ -210,10 +210,10 @@ def matches(pattern: str, place: str) -> bool:
     return len(place_words) in reachable
 
 
-def _split(place: str) -> tuple[str, list[str]]:
+def _split(destination: str) -> tuple[str, list[str]]:
     """Return the part of a destination that is compared exactly, and its dotted words."""
-    cut = place.find("/") if place.startswith("rabbitmq:") else place.find(":")
-    return place[: cut + 1], place[cut + 1 :].split(".")
+    cut = destination.find("/") if destination.startswith("rabbitmq:") else destination.find(":")
+    return destination[: cut + 1], destination[cut + 1 :].split(".")
 
 
 def place_of_pattern(pattern: str) -> str:

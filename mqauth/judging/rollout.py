@@ -174,8 +174,8 @@ def is_lenient(delivery: Any) -> bool:
 
 def destinations_of(rollout: Rollout) -> str:
     """Return the destinations whose messages may be unverified, for people."""
-    places = [place for entry in rollout.below for place in entry.destinations]
-    return ", ".join([*places, *(exemption.destination for exemption in rollout.exemptions)])
+    destinations = [destination for entry in rollout.below for destination in entry.destinations]
+    return ", ".join([*destinations, *(exemption.destination for exemption in rollout.exemptions)])
 
 
 def kinds_of(rollout: Rollout) -> frozenset[str]:

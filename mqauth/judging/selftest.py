@@ -79,12 +79,12 @@ def starting(guard: Pipeline) -> Flow[None]:
         emit("selftest.off", "self_test is off: nobody has tried whether this consumer refuses a forged message")
         return
     result = self_test(guard)
-    said = harmless("; ".join(result.lines()), 1024)
+    told = harmless("; ".join(result.lines()), 1024)
     if result.accepted:
-        emit("selftest.accepted", "the consumer does not start: %s", said)
+        emit("selftest.accepted", "the consumer does not start: %s", told)
         raise ConfigurationError(f"self-test: the consumer would let in {few(list(result.accepted))}")
     _TRIED.add(guard)
-    emit("selftest.passed", "self-test: %s", said)
+    emit("selftest.passed", "self-test: %s", told)
 
 
 def self_test(guard: Pipeline) -> SelfTest:
@@ -94,14 +94,14 @@ def self_test(guard: Pipeline) -> SelfTest:
     """
     # Places that the rules admit; of another policy they are made up.
     rules = local_rules(guard.policy) or ()
-    places = dict.fromkeys(place_of_pattern(pattern) for rule in rules for pattern in rule.destinations)
+    destinations = dict.fromkeys(place_of_pattern(pattern) for rule in rules for pattern in rule.destinations)
     stranger = Signer(
         key=Key.generate(), issuer=STRANGER, subject="mqauth-self-test", audience=min(guard.verifier.audiences),
         clock=guard.clock,
     )  # fmt: skip
     refused, accepted = 0, list[str]()
-    for place in list(islice(places, MOST)) or _ANYWHERE:
-        unsigned = Message(destination=place, body=b"mqauth self-test", headers=(), properties={})
+    for destination in list(islice(destinations, MOST)) or _ANYWHERE:
+        unsigned = Message(destination=destination, body=b"mqauth self-test", headers=(), properties={})
         hostile = {
             "an unsigned message": unsigned,
             "a message of an issuer nobody trusts": stranger.sign(unsigned),
@@ -118,7 +118,7 @@ def self_test(guard: Pipeline) -> SelfTest:
             if type(asked) is GeneratorType:
                 asked.close()
             if delivery.rejection is None:
-                accepted.append(f"{what} to {place}")
+                accepted.append(f"{what} to {destination}")
             else:
                 refused += 1
     return SelfTest(

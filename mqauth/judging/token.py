@@ -92,7 +92,7 @@ class Shape:
             self.readers[by, reader.length] = reader
 
 
-class Standing(NamedTuple):
+class Validity(NamedTuple):
     """By which key set, from when and until when (UTC seconds of receipt) steps 6 to 10 hold for a token."""
 
     keys: KeySet
@@ -112,11 +112,11 @@ class Token:
     Attributes:
         key: under which the signature held; under another object it is checked again.
         proven: of a batch, its root and what was proven under it.
-        standing: of a batch, for how long its steps 6 to 10 hold.
+        validity: of a batch, for how long its steps 6 to 10 hold.
         id: the id it is claimed by, empty until it was computed.
     """
 
-    __slots__ = ("claims", "id", "key", "opened", "proven", "standing", "text", "wit")
+    __slots__ = ("claims", "id", "key", "opened", "proven", "text", "validity", "wit")
 
     def __init__(self, text: bytes, opened: jws.Opened, claims: Claims, wit: Wit | None = None) -> None:
         self.wit = wit
@@ -125,7 +125,7 @@ class Token:
         self.claims = claims
         self.id = b""
         self.key: Key | None = None
-        self.standing: Standing | None = None
+        self.validity: Validity | None = None
         self.proven: batch.Proven | None = None
         if isinstance(claims.mqa, Batch):
             self.proven = batch.Proven(base64url.decode(claims.mqa.root.encode("ascii")), claims.mqa.size)

@@ -4,7 +4,7 @@ Everything here is pure; ``mqauth.judging.judge`` has the theory of operation, t
 plug-ins that steps (12) and (13) ask. What is remembered of earlier messages is only how to take a step, never
 its outcome, with one exception: steps (6) and (8) to (10) ask nothing that differs between the messages of one
 batch token. So their outcome stands for its siblings, under the same key set object and within the times it
-holds for (``Standing``). The signature of a remembered token is not checked again under the same key object.
+holds for (``Validity``). The signature of a remembered token is not checked again under the same key object.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mqauth.errors import ConfigurationError, Reason, Rejection, require
 from mqauth.judging.accept_as import AcceptAs, by_place
 from mqauth.judging.identities import CAPACITY as REMEMBERED
 from mqauth.judging.identities import Identities, check_life, ends_of
-from mqauth.judging.token import CAPACITY, NOTHING, At, Candidate, Shape, Standing, Times, Token, is_revoked
+from mqauth.judging.token import CAPACITY, NOTHING, At, Candidate, Shape, Times, Token, Validity, is_revoked
 from mqauth.judging.trust_domain import TrustDomain, refuse_overlap
 from mqauth.judging.verified import Verified, make_verified
 from mqauth.judging.without_evidence import WithoutEvidence
@@ -130,7 +130,7 @@ class Verifier:
         identities: int = REMEMBERED,
     ) -> None:
         self.issuers = _issuers(keys)
-        trusted = any(isinstance(one, TrustDomain) for one in self.issuers.values())
+        trusted = any(isinstance(issuer, TrustDomain) for issuer in self.issuers.values())
         self.identities = Identities(identities) if trusted else None
         # Whoever signs messages must not release them.
         for shared in sorted(set(self.issuers) & set(() if release is None else release.authorities)):
@@ -161,16 +161,16 @@ class Verifier:
         # append times and AMQP users differ between the messages of a batch, and steps (9) and (10) with them
         self._alike = at == "consume" and user_id is None
         self.release = release
-        self.ends = {name: one.until for name, one in self.issuers.items() if one.until is not None}
+        self.ends = {name: issuer.until for name, issuer in self.issuers.items() if issuer.until is not None}
 
     @property
     def settings(self) -> str:
         """A text that changes with what is trusted and how it is judged."""
         return repr((
             sorted(
-                (name, one.vouches, sorted((kid, sorted(who)) for kid, who in (one.subjects or {}).items()),
-                 getattr(one, "max_identity_lifetime", 0))
-                for name, one in self.issuers.items()
+                (name, issuer.vouches, sorted((kid, sorted(who)) for kid, who in (issuer.subjects or {}).items()),
+                 getattr(issuer, "max_identity_lifetime", 0))
+                for name, issuer in self.issuers.items()
             ),
             sorted(self.audiences), self.times, self.required, self._reject_unsigned, self.user_id,
             sorted(self.allowed.names), sorted(map(repr, self.aliases.values())),
@@ -280,7 +280,7 @@ class Verifier:
         """
         token, proof = candidate.token, candidate.proof
         claims, proven = token.claims, token.proven
-        stands = token.standing
+        stands = token.validity
         if (
             stands is None or stands.keys is not keys or not stands.since <= received < stands.until
             or release is not None
@@ -299,9 +299,9 @@ class Verifier:
             raise Rejection(Reason.PROOF_INVALID, "a batch token without its proof")
         if self._covers:
             self._check_coverage(message, claims)
-        place = None if proof is None else proof.place
+        position = None if proof is None else proof.place
         who = None if token.wit is None else token.wit.identity
-        return make_verified(message, claims, token.opened.kid, keys.version, received, release, place, who)
+        return make_verified(message, claims, token.opened.kid, keys.version, received, release, position, who)
 
     def learn(self, candidate: Candidate) -> None:
         """Remember what messages like this one have in common; it was verified and permitted, by no release."""
@@ -337,7 +337,7 @@ class Verifier:
         if token.proven is not None and release is None and self._alike:
             until = self.times.ends(claims, key)
             until = until if wit is None else min(until, ends_of(wit, key, self.times))
-            token.standing = Standing(keys, received, until)
+            token.validity = Validity(keys, received, until)
 
     def _check_user(self, message: Message, claims: Claims) -> None:
         user = message.properties.get("user-id")
@@ -374,8 +374,9 @@ def _issuers(keys: Mapping[str, KeySource | Issuer | TrustDomain]) -> dict[str, 
     require(isinstance(keys, Mapping) and keys, "keys names at least one issuer and its keys")
     require(all(map(is_name, keys)), f"an issuer is text of 1 to {MAX_NAME} characters")
     issuers = {
-        name: one if isinstance(one, Issuer | TrustDomain) else Issuer(keys=one) for name, one in keys.items()
+        name: issuer if isinstance(issuer, Issuer | TrustDomain) else Issuer(keys=issuer)
+        for name, issuer in keys.items()
     }
-    domains = [name for name, one in issuers.items() if isinstance(one, TrustDomain)]
+    domains = [name for name, issuer in issuers.items() if isinstance(issuer, TrustDomain)]
     refuse_overlap(domains, issuers.keys() - domains)
     return issuers

@@ -103,7 +103,7 @@ class DeadLetter:
         kept: list[HeaderPair] = []
         metadata: dict[str, Any] = {"headers": [], "places": [], "stripped": 0}
         written = frozenset[str]() if is_kafka(message.destination) else WRITTEN_ON_LETTERS
-        moved, place = False, 0
+        moved, position = False, 0
         for name, value in message.headers:
             lowered = fold(name)
             # One token stays a header. A second one is kept as evidence only.
@@ -111,13 +111,13 @@ class DeadLetter:
             if lowered.startswith(PREFIX):
                 metadata["stripped"] += 1
             elif name in LIVE_HEADERS or not carries(name, value) or (lowered == TOKEN_HEADER and not token):
-                metadata["places"].append(place)
+                metadata["places"].append(position)
                 metadata["headers"].append([json_form.writable(name), json_form.value_to_form(value)])
-                place += 1
+                position += 1
             else:
                 kept.append((f"{PREFIX}token" if token else name, value))
                 moved = moved or token
-                place += name not in written
+                position += name not in written
         metadata["properties"] = {
             name: json_form.writable(value)
             for name, value in message.properties.items()

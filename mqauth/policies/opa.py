@@ -379,11 +379,11 @@ def version_of(document: Mapping[str, Any]) -> str:
     if not isinstance(bundles, dict) or not bundles:
         return _UNVERSIONED
     named = sorted(
-        f"{name}@{one.get('revision') or '?'}" if isinstance(one, dict) else f"{name}@?"
-        for name, one in bundles.items()
+        f"{name}@{bundle.get('revision') or '?'}" if isinstance(bundle, dict) else f"{name}@?"
+        for name, bundle in bundles.items()
     )
-    said = harmless("opa " + " ".join(named), 4 * MAX_ANSWER)
-    return said if len(said) <= 128 else f"opa {hashlib.sha256(said.encode()).hexdigest()[:16]}"
+    version = harmless("opa " + " ".join(named), 4 * MAX_ANSWER)
+    return version if len(version) <= 128 else f"opa {hashlib.sha256(version.encode()).hexdigest()[:16]}"
 
 
 def _unavailable(why: str) -> Unavailable:

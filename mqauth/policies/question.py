@@ -41,8 +41,8 @@ class Question(NamedTuple):
     @property
     def document(self) -> dict[str, Any]:
         """The question as the member ``input`` that is posted."""
-        said = self._asdict() | {"claims": strict_json.loads(self.claims, depth=8)}
-        return {"v": VERSION, **said}
+        members = self._asdict() | {"claims": strict_json.loads(self.claims, depth=8)}
+        return {"v": VERSION, **members}
 
 
 def question_of(verified: Verified, scope: str | None) -> Question:

@@ -169,8 +169,8 @@ class KafkaLetterBox:
             self._resolved |= {record.key for record in records if record.value is not None and record.key}
         self._assign(self.name)
         ends = self._ends or {}
-        first = {place.partition: self._consumer.position(place) for place in ends}
-        there = sum(end - first[place.partition] for place, end in ends.items())
+        first = {topic_partition.partition: self._consumer.position(topic_partition) for topic_partition in ends}
+        there = sum(end - first[topic_partition.partition] for topic_partition, end in ends.items())
         # What is resolved may have left its topic long ago.
         gone = sum(offset >= first.get(partition, math.inf) for partition, offset in map(_place, self._resolved))
         self.expected = max(0, there - gone)
@@ -187,7 +187,7 @@ class KafkaLetterBox:
     def _poll(self) -> list[Any] | None:
         """Return the next records, ``None`` at the end of the pass."""
         ends = self._ends or {}
-        if all(self._consumer.position(place) >= end for place, end in ends.items()):
+        if all(self._consumer.position(partition) >= end for partition, end in ends.items()):
             return None
         try:
             polled = self._consumer.poll(timeout_ms=_POLL_MS)
@@ -200,7 +200,10 @@ class KafkaLetterBox:
             self._consumer.seek(poison.partition, poison.beyond)
             return []
         return [
-            record for place, records in polled.items() for record in records if record.offset < ends.get(place, 0)
+            record
+            for partition, records in polled.items()
+            for record in records
+            if record.offset < ends.get(partition, 0)
         ]
 
 

@@ -186,8 +186,8 @@ def letter_headers(message: Message) -> dict[str, str]:
 
 def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
     """Return the original of a letter that kept body and headers."""
-    place = lines.get("destination", "")
-    parsed = destination.parse(place)
+    address = lines.get("destination", "")
+    parsed = destination.parse(address)
     text = lines.get("metadata", "{}").encode("utf-8", "backslashreplace")
     metadata: Any = _parse(text, "metadata")
     require(isinstance(metadata, dict), "the letter's metadata is no object", MalformedMessage)
@@ -236,7 +236,7 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
     if parsed[0] == destination.RABBITMQ:
         origin = Origin(scope=scope, queue=source, exchange=parsed[1], routing_key=parsed[2])
     return Message(
-        destination=place,
+        destination=address,
         body=message.body,
         key=message.key,
         properties=own if parsed[0] == destination.RABBITMQ else {},

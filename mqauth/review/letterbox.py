@@ -181,8 +181,8 @@ def recalled(reading: Reading, originals: Originals | None) -> Flow[Reading]:
     named = _PLACE.fullmatch(reading.source)
     if originals is None or named is None:
         return replace(reading, fault=ONLY_REFERENCE)
-    place = RecordPlace(topic=named[1], partition=int(named[2]), offset=int(named[3]))
-    fetched = yield from call(originals.fetch, place)
+    position = RecordPlace(topic=named[1], partition=int(named[2]), offset=int(named[3]))
+    fetched = yield from call(originals.fetch, position)
     if fetched is None:
         return replace(reading, fault=GONE)
     original = replace(fetched, origin=replace(fetched.origin, scope=reading.consumer), native=None)

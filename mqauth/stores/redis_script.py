@@ -188,14 +188,14 @@ def script_call(
         remaining = max(requests[number].expires for number in numbers) - now
         arguments += (len(numbers), int(min(max(remaining, 0.0) + margin, _TTL_LIMIT) * 1000) + 1)
         for request in (requests[number] for number in numbers):
-            said = verb
+            script_verb = verb
             if verb is Verb.CLAIM and (request.renew or request.redelivered):
-                said = Verb.RENEW if request.renew else Verb.REDELIVERED
+                script_verb = Verb.RENEW if request.renew else Verb.REDELIVERED
             index, owner = (
                 "" if request.index is None else request.index,
                 request.owner.encode("utf-8", "surrogatepass"),
             )
-            head = f"{said.value} {index} {round(request.lease * 1000)} {len(owner)} "
+            head = f"{script_verb.value} {index} {round(request.lease * 1000)} {len(owner)} "
             arguments.append(head.encode("ascii") + owner + _place(request.place))
     return ScriptCall(list(groups), arguments, [number for numbers in groups.values() for number in numbers])
 

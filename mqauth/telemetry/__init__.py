@@ -242,8 +242,8 @@ class Telemetry:
         if rollout is None:
             return
         for entry in rollout.entries:
-            for place in entry.destinations:
-                self._gauges[RUNG].append(({"destination": place}, partial(int, entry.rung)))
+            for destination in entry.destinations:
+                self._gauges[RUNG].append(({"destination": destination}, partial(int, entry.rung)))
         for places, until in ends(rollout):
             left = partial(lambda until: days_left(until, self._now()), until)
             self._gauges[DAYS_LEFT].append(({"destination": places}, left))

@@ -218,8 +218,8 @@ class AttackSuite:
 
 
 def _plain(probe: Probe, count: int, *, first: int = 1) -> list[Message]:
-    forge, place = probe.forge, probe.target.destination
-    return [honest_message(place, first + number, subject=forge.subject) for number in range(count)]
+    forge, destination = probe.forge, probe.target.destination
+    return [honest_message(destination, first + number, subject=forge.subject) for number in range(count)]
 
 
 def _sealed(probe: Probe, count: int, *, first: int = 1) -> list[Message]:
@@ -297,5 +297,5 @@ def _finish(probe: Probe, faults: list[str]) -> None:
 
 def _said(outcomes: list[Any]) -> str:
     """Return verdicts and reasons for people."""
-    said = [f"{each.verdict.value} {each.reason or ''}".strip() for each in outcomes]
-    return ", ".join(said) or "not decided"
+    verdicts = [f"{each.verdict.value} {each.reason or ''}".strip() for each in outcomes]
+    return ", ".join(verdicts) or "not decided"

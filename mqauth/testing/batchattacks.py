@@ -26,8 +26,8 @@ Mount = Callable[[Forge, Message], Message]
 Edit = Callable[[Message], Message]
 
 
-def _around(forge: Forge, message: Message, place: int = PLACE, **bends: Any) -> ForgedBatch:
-    return forge_batch(forge, siblings(message, SIZE, place), **bends)
+def _around(forge: Forge, message: Message, number: int = PLACE, **bends: Any) -> ForgedBatch:
+    return forge_batch(forge, siblings(message, SIZE, number), **bends)
 
 
 def _attack(name: str, story: str, bend: Callable[[ForgedBatch], Message], **other: Any) -> Attack:
@@ -136,9 +136,9 @@ def _shorts(message: Message) -> bytes:
     return leaf_of(message, envelope.application_headers(form_of(message))).shorts
 
 
-def _flipped(raw: bytes, place: int) -> bytes:
+def _flipped(raw: bytes, position: int) -> bytes:
     bent = bytearray(raw)
-    bent[place] ^= 1
+    bent[position] ^= 1
     return bytes(bent)
 
 

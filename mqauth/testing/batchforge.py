@@ -80,10 +80,10 @@ class ForgedBatch:
     tree: Tree
     names: tuple[str, ...]
 
-    def proof(self, place: int, *, shorts: bytes | None = None, path: bytes | None = None) -> bytes:
+    def proof(self, index: int, *, shorts: bytes | None = None, path: bytes | None = None) -> bytes:
         """Return the bytes behind the index; parts that are not given are honest."""
-        honest = self.tree.paths()[place] if path is None else path
-        return (self.leaves[place].shorts if shorts is None else shorts) + honest
+        honest = self.tree.paths()[index] if path is None else path
+        return (self.leaves[index].shorts if shorts is None else shorts) + honest
 
     def header(self, place: int, *, number: str | None = None, proof: bytes | str | None = None) -> str:
         """Return the token header of one message.

@@ -127,8 +127,8 @@ class IdentityForge(Forge):
 
     def claims(self, message: Message, *, cover: Iterable[str] | None = None) -> dict[str, Any]:
         """Return the honest claims of a proof but its ``wth``."""
-        said = super().claims(message, cover=cover)
-        return {name: value for name, value in said.items() if name not in ("iss", "sub")}
+        claims = super().claims(message, cover=cover)
+        return {name: value for name, value in claims.items() if name not in ("iss", "sub")}
 
     def proof(
         self,

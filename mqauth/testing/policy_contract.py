@@ -129,8 +129,8 @@ class AskedPolicyContract:
     def test_out_of_reach_defers(self, policy: AskedPolicy, out_of_reach: Callable[[], object]) -> None:
         """A pipeline defers what nobody can decide, whether it would be allowed or not."""
         out_of_reach()
-        for place in (PLACE, ELSEWHERE):
-            delivery = judged(policy, place)
+        for destination in (PLACE, ELSEWHERE):
+            delivery = judged(policy, destination)
             assert (delivery.verdict, delivery.cause) == (Verdict.DEFERRED, Cause.POLICY_UNAVAILABLE)
 
     def test_its_failure_tells_nothing_secret(
@@ -144,8 +144,8 @@ class AskedPolicyContract:
         assert str(failed.value).isprintable()
 
 
-def judged(policy: Policy, place: str) -> Outcome:
+def judged(policy: Policy, destination: str) -> Outcome:
     """Return what a pipeline with a policy makes of an honest message to a place."""
     forge = Forge()
     guard = Pipeline(verifier=forge.verifier(), policy=policy, replay=MemoryReplayStore(8))
-    return run(guard.judge(guard.receive(forge.signer().sign(Message(destination=place, body=b"hello")))))
+    return run(guard.judge(guard.receive(forge.signer().sign(Message(destination=destination, body=b"hello")))))

@@ -100,15 +100,15 @@ class KafkaStage:
 
     def letters(self) -> list[Message]:
         """Return every committed dead letter so far."""
-        place = TopicPartition(self.dead, 0)
+        partition = TopicPartition(self.dead, 0)
         if self._reader is None:
             self._reader = _PYTHON.KafkaConsumer(
                 bootstrap_servers=self.servers, auto_offset_reset="earliest", isolation_level="read_committed"
             )
-            self._reader.assign([place])
+            self._reader.assign([partition])
             self._letters = []
-        end = self._reader.end_offsets([place])[place]
-        while self._reader.position(place) < end:
+        end = self._reader.end_offsets([partition])[partition]
+        while self._reader.position(partition) < end:
             for records in self._reader.poll(timeout_ms=100).values():
                 self._letters += [kafka.from_native(record, scope=self.group) for record in records]
         return list(self._letters)

@@ -261,8 +261,8 @@ def is_for(destination: str, proof: Proof) -> bool:
 
 def _difference(actual: bytes, signed: bytes) -> Rejection:
     """Return what a failed proof says: the first part that is not what was sealed, else the proof itself."""
-    for place, (reason, detail) in enumerate(_DIFFERS):
-        at = slice(place * _SHORT, (place + 1) * _SHORT)
+    for position, (reason, detail) in enumerate(_DIFFERS):
+        at = slice(position * _SHORT, (position + 1) * _SHORT)
         if actual[at] != signed[at]:
             return Rejection(reason, detail)
     return _invalid("the path does not lead to the signed root")

@@ -39,10 +39,10 @@ def proof(
     """
     require(key.private, "a public key proves nothing")
     header = {"typ": PROOF_TYPE, "alg": key.algorithm, "jwk": public_members(key.public)}
-    said = {
+    claims = {
         "htm": method, "htu": url.partition("#")[0].partition("?")[0], "iat": int(clock.now()),
         "jti": base64url.encode(randomness(16)).decode("ascii"),
     } | ({} if credential is None else {"ath": base64url.digest(credential.encode())})  # fmt: skip
-    signing_input = b".".join(base64url.encode(strict_json.dumps(part)) for part in (header, said))
+    signing_input = b".".join(base64url.encode(strict_json.dumps(part)) for part in (header, claims))
     signature = base64url.encode(LocalSigningKey(key).sign(signing_input))
     return (signing_input + b"." + signature).decode("ascii")

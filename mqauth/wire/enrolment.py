@@ -46,8 +46,8 @@ def credential(
     subjects = getattr(key, "subjects", None)
     require(subjects is None or subject in subjects, "the key does not speak for this subject")
     now = int(clock.now())
-    said = {
+    members = {
         "iss": issuer, "sub": subject, "aud": authority, "iat": now, "exp": now + lifetime,
         "jti": base64url.encode(randomness(16)).decode("ascii"), "cnf": {"jkt": jkt},
     }  # fmt: skip
-    return jws.compact(strict_json.dumps(said), key, typ=CREDENTIAL_TYPE)
+    return jws.compact(strict_json.dumps(members), key, typ=CREDENTIAL_TYPE)

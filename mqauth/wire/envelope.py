@@ -128,8 +128,8 @@ def token_of(message: Message) -> bytes:
     Raises:
         Rejection: ``token_missing``, ``token_repeated``, ``token_oversize`` or ``token_malformed``.
     """
-    place = place_of_token([name for name, _ in message.headers])
-    return token_of_value(message.headers[place][1], on_kafka=is_kafka(message.destination))
+    position = place_of_token([name for name, _ in message.headers])
+    return token_of_value(message.headers[position][1], on_kafka=is_kafka(message.destination))
 
 
 def place_of_token(names: Sequence[str]) -> int:
@@ -254,8 +254,8 @@ def _encoded(
         parts.append(before)
         add_value(parts, _DIRECT_REPLY if direct else text)
     headers = message.headers
-    for before, before_bytes, place in values:
-        value = headers[place][1]
+    for before, before_bytes, position in values:
+        value = headers[position][1]
         if type(value) is bytes:
             size = len(value)
             parts += (before_bytes, _SIZES[size] if size < _FEW else size.to_bytes(4, "big"), value)

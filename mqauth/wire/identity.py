@@ -204,7 +204,7 @@ def parse_proof(opened: jws.Opened) -> Proof:
         "who speaks stands in the WIT alone",
         partial(Rejection, Reason.CLAIMS_MALFORMED),
     )
-    said = Claims(
+    proof_claims = Claims(
         "", "",
         claims.text_claim(members, "aud"),
         claims.time_claim(members, "iat"),
@@ -214,7 +214,7 @@ def parse_proof(opened: jws.Opened) -> Proof:
         claims.time_claim(members, "nbf") if "nbf" in members else None,
         claims.extra_claims(members, _PROOF_REGISTERED),
     )  # fmt: skip
-    return Proof(opened, said, claims.digest_claim(members["wth"], "wth"))
+    return Proof(opened, proof_claims, claims.digest_claim(members["wth"], "wth"))
 
 
 def workload_key(wit: Wit) -> Key:

@@ -73,9 +73,9 @@ def from_form(form: Any) -> Message:
         and {"destination", "body"} <= form.keys(),
         "a message has destination, body and no unknown member",
     )
-    place = form["destination"]
-    _require(isinstance(place, str), "destination is no text")
-    parsed = destination.parse(place)
+    target = form["destination"]
+    _require(isinstance(target, str), "destination is no text")
+    parsed = destination.parse(target)
     on_kafka = parsed[0] == destination.KAFKA
     key, body = _octets(form, "key"), _octets(form, "body")
     _require(on_kafka or (key is None and body is not None), "only Kafka has record keys and tombstones")
@@ -86,7 +86,7 @@ def from_form(form: Any) -> Message:
         headers, properties = (*((name, envelope.utf8(text)) for name, text in properties.items()), *headers), {}
     _require(on_kafka or len(dict(headers)) == len(headers), "a header stands twice")
     return Message(
-        destination=place, key=key, body=body, properties=properties, headers=headers,
+        destination=target, key=key, body=body, properties=properties, headers=headers,
         origin=_origin(form.get("origin"), parsed),
     )  # fmt: skip
 

@@ -84,10 +84,10 @@ class Origin:
         """The queue that a delivery came from, or ``topic/partition/offset@cluster/topic_id``."""
         if self.topic is None:
             return self.queue or ""
-        place = f"{self.topic}/{self.partition}/{self.offset}"
+        position = f"{self.topic}/{self.partition}/{self.offset}"
         if self.cluster is None and self.topic_id is None:
-            return place
-        return f"{place}@{self.cluster or ''}" + (f"/{self.topic_id}" if self.topic_id else "")
+            return position
+        return f"{position}@{self.cluster or ''}" + (f"/{self.topic_id}" if self.topic_id else "")
 
     @classmethod
     def of_record(cls, source: str, *, scope: str | None) -> Origin | None:

@@ -73,8 +73,8 @@ class WorkloadKey:
 
 def build(claims: Claims) -> bytes:
     """Return the payload of a proof but its ``wth``, which ``compact`` adds."""
-    said = claims.as_dict()
-    return strict_json.dumps({name: value for name, value in said.items() if name not in ("iss", "sub")})
+    members = claims.as_dict()
+    return strict_json.dumps({name: value for name, value in members.items() if name not in ("iss", "sub")})
 
 
 def payload(claims: Claims, wth: str) -> bytes:

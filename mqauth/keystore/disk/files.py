@@ -66,14 +66,14 @@ def refuse_writable(path: Path) -> None:
     Raises:
         ConfigurationError: they may, or its mode cannot be read.
     """
-    for place in (path, path.parent):
-        with file_errors(place):
-            status = os.stat(place)
-        require(status.st_uid in (0, os.geteuid()), f"{place}: another user owns it (uid {status.st_uid})")
+    for each in (path, path.parent):
+        with file_errors(each):
+            status = os.stat(each)
+        require(status.st_uid in (0, os.geteuid()), f"{each}: another user owns it (uid {status.st_uid})")
         # In a folder with the sticky bit nobody can replace the file of another user.
-        sticky = place is not path and status.st_mode & stat.S_ISVTX
+        sticky = each is not path and status.st_mode & stat.S_ISVTX
         mode = stat.S_IMODE(status.st_mode)
-        require(sticky or not mode & 0o022, f"{place}: others may write it (mode {mode:04o}); chmod go-w it")
+        require(sticky or not mode & 0o022, f"{each}: others may write it (mode {mode:04o}); chmod go-w it")
 
 
 def stamp(path: Path) -> Stamp | None:

@@ -306,15 +306,15 @@ def _key(members: Any) -> RingKey:
         state not in _REACHED or members[_REACHED[state]] is not None,
         f"a key is {state.value} and does not say since when",
     )
-    revocation, said = None, members["revocation"]
-    require((said is not None) == (state is State.REVOKED), "a revoked key, and no other, has a revocation")
-    if said is not None:
+    revocation, revoked = None, members["revocation"]
+    require((revoked is not None) == (state is State.REVOKED), "a revoked key, and no other, has a revocation")
+    if revoked is not None:
         require(
-            isinstance(said, dict) and said.keys() == {"revoked_at", "reason"},
+            isinstance(revoked, dict) and revoked.keys() == {"revoked_at", "reason"},
             "a revocation has revoked_at and reason",
         )
-        require(claims.is_name(said["reason"], 0), "a reason is one line of at most 256 characters")
-        revocation = Revocation(revoked_at=_seconds(said, "revoked_at"), reason=said["reason"])
+        require(claims.is_name(revoked["reason"], 0), "a reason is one line of at most 256 characters")
+        revocation = Revocation(revoked_at=_seconds(revoked, "revoked_at"), reason=revoked["reason"])
     optional = {name: None if members[name] is None else _seconds(members, name) for name in _TIMES[2:]}
     return RingKey(
         key=key, state=state, created=_seconds(members, "created"), ready=_seconds(members, "ready"),

@@ -70,7 +70,7 @@ _SAID: Final[Mapping[str, str]] = {
 """What the codes of AWS mean."""
 
 
-class _Kind(NamedTuple):
+class _Algorithm(NamedTuple):
     """The name of an algorithm there, its digest where that may be sent, and the bytes of ``R`` and of ``S``."""
 
     named: str
@@ -78,17 +78,17 @@ class _Kind(NamedTuple):
     half: int = 0
 
 
-_SIGNS: Final[Mapping[str, _Kind]] = {
-    "ES256": _Kind("ECDSA_SHA_256", "sha256", 32),
-    "ES384": _Kind("ECDSA_SHA_384", "sha384", 48),
-    "EdDSA": _Kind("ED25519_SHA_512"),
+_SIGNS: Final[Mapping[str, _Algorithm]] = {
+    "ES256": _Algorithm("ECDSA_SHA_256", "sha256", 32),
+    "ES384": _Algorithm("ECDSA_SHA_384", "sha384", 48),
+    "EdDSA": _Algorithm("ED25519_SHA_512"),
 }
 """How AWS KMS makes the signatures of an algorithm."""
 _UNREADABLE: Final = (KeyError, TypeError, ValueError, UnsupportedAlgorithm)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class KmsReference:
     """Where a key is, and how it is reached: a reference, parsed.
 
     Args:
@@ -120,12 +120,12 @@ class Place:
         require(domain or "endpoint" in members, f"{_NAME} of partition {partition} names its endpoint")
         ca = Path(members["ca"]) if "ca" in members else None
         require(ca is None or ca.is_absolute(), "ca is an absolute path")
-        place = cls(
+        reference = cls(
             arn=text, region=region, server=members.get("endpoint", f"https://kms.{region}.{domain}").rstrip("/"),
             ca=ca, loopback=LOOPBACK in members,
         )  # fmt: skip
-        require(place.endpoint().target == "/", "an endpoint has neither path nor query")
-        return place
+        require(reference.endpoint().target == "/", "an endpoint has neither path nor query")
+        return reference
 
     @property
     def alias(self) -> bool:
@@ -143,12 +143,12 @@ class Place:
 
 
 @lru_cache(maxsize=64)
-def client_of(_process: int, place: Place, timeout: float) -> Any:
-    """Return botocore's client of a place: threads share it, and a child after a fork has its own."""
+def client_of(_process: int, reference: KmsReference, timeout: float) -> Any:
+    """Return botocore's client of a reference: threads share it, and a child after a fork has its own."""
     once = Config(connect_timeout=timeout, read_timeout=timeout, retries={"total_max_attempts": 1})
     return Session().create_client(
-        "kms", region_name=place.region, endpoint_url=place.server, config=once,
-        verify=True if place.ca is None else str(place.ca),
+        "kms", region_name=reference.region, endpoint_url=reference.server, config=once,
+        verify=True if reference.ca is None else str(reference.ca),
     )  # fmt: skip
 
 
@@ -167,12 +167,12 @@ class KmsKey:
     """No number: others may stand between us and the server, so each signature is checked."""
 
     def __init__(self, uri: str, *, timeout: float = TIMEOUT) -> None:
-        self._place = Place.parse(uri)
+        self._reference = KmsReference.parse(uri)
         self._uri = uri
         self._timeout = timeout
 
     def __repr__(self) -> str:
-        return f"KmsKey({self._place.shown!r})"
+        return f"KmsKey({self._reference.shown!r})"
 
     def pinned(self) -> str:
         """Return the reference with the ARN of the key, where it has that of an alias.
@@ -180,11 +180,11 @@ class KmsKey:
         Raises:
             Unavailable: ``keys_unavailable``: AWS KMS cannot be reached, or refuses.
         """
-        if not self._place.alias:
+        if not self._reference.alias:
             return self._uri
         arn = str(self._ask("get_public_key").get("KeyId"))
         require(_ARN.fullmatch(arn) and ":key/" in arn, "an answer that names no key", self._unavailable)
-        return self._uri.replace(self._place.arn, arn, 1)
+        return self._uri.replace(self._reference.arn, arn, 1)
 
     def public(self) -> PublicKey:
         """Return the public half.
@@ -193,7 +193,7 @@ class KmsKey:
             ConfigurationError: the key there cannot sign for us.
             Unavailable: ``keys_unavailable``: AWS KMS cannot be reached, or refuses.
         """
-        answer, where = self._ask("get_public_key"), self._place.shown
+        answer, where = self._ask("get_public_key"), self._reference.shown
         with refusing(_UNREADABLE, f"{where}: no public half of a key that signs"):
             public: PublicKey = load_der_public_key(answer["PublicKey"])  # type: ignore[assignment]
             kind = _SIGNS.get(natural_algorithm(public))
@@ -214,9 +214,9 @@ class KmsKey:
                 sign more than 4,096 bytes.
             Unavailable: ``keys_unavailable``: AWS KMS cannot be reached, refuses, or answers something else.
         """
-        where = self._place.shown
+        where = self._reference.shown
         kind = require(_SIGNS.get(algorithm), f"{where}: AWS KMS keys sign {', '.join(_SIGNS)}")
-        require(not self._place.alias, f"{where}: an alias may stand for another key tomorrow; adopt it")
+        require(not self._reference.alias, f"{where}: an alias may stand for another key tomorrow; adopt it")
         named = "RAW"
         if len(data) > MAX_RAW:
             require(
@@ -231,8 +231,8 @@ class KmsKey:
     def _ask(self, action: str, **members: Any) -> Mapping[str, Any]:
         """Return what AWS KMS answers about the key."""
         try:
-            client = client_of(os.getpid(), self._place, self._timeout)
-            answer: Mapping[str, Any] = getattr(client, action)(KeyId=self._place.arn, **members)
+            client = client_of(os.getpid(), self._reference, self._timeout)
+            answer: Mapping[str, Any] = getattr(client, action)(KeyId=self._reference.arn, **members)
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
             if code in _STRANGERS:
@@ -248,10 +248,10 @@ class KmsKey:
 
     def _unavailable(self, detail: str) -> Unavailable:
         detail = ": ".join(filter(None, (detail, _SAID.get(detail))))
-        return Unavailable(Cause.KEYS_UNAVAILABLE, f"{self._place.shown}: {detail}")
+        return Unavailable(Cause.KEYS_UNAVAILABLE, f"{self._reference.shown}: {detail}")
 
 
-def _raw(signature: bytes, kind: _Kind) -> bytes:
+def _raw(signature: bytes, kind: _Algorithm) -> bytes:
     """Return a raw JWS signature, of ECDSA ``R || S`` (RFC 7518, section 3.4), or raise ``ValueError``."""
     if kind.digest is None:
         return signature

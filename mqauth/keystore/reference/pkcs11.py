@@ -121,17 +121,17 @@ class Sessions:
 
     def _session(self, uri: TokenURI) -> pkcs11.Session:
         """Return the session with a token, opened and logged in where there is none."""
-        place = (uri.library(), uri.token, uri.serial)
-        if place in self._open:
-            return self._open[place]
+        token = (uri.library(), uri.token, uri.serial)
+        if token in self._open:
+            return self._open[token]
         # Never twice with a PIN that was refused: the HSM counts them.
         pin = uri.pin()
         digest = hashlib.sha256(pin.encode()).digest()
         require(
-            self._refused.get(place) != digest,
+            self._refused.get(token) != digest,
             f"{uri.where}: refused this PIN before, and is not asked again before a new PIN or a new start",
         )
-        path = place[0]
+        path = token[0]
         try:
             library = pkcs11.lib(path)
         except pkcs11.PKCS11Error as error:
@@ -146,12 +146,12 @@ class Sessions:
                 library.finalize()
             library.initialize()
         try:
-            self._open[place] = _token(library, uri).open(user_pin=pin)
+            self._open[token] = _token(library, uri).open(user_pin=pin)
         except _PIN_REFUSED:
-            self._refused[place] = digest
+            self._refused[token] = digest
             raise
         self.generation += 1
-        return self._open[place]
+        return self._open[token]
 
 
 SESSIONS: Final = Sessions()
@@ -221,8 +221,8 @@ class TokenKey:
             # The algorithm of a private key that may sign.
             here, kind = f"{self._uri.where}: private key {self._uri.what}", key.key_type
             curve = bytes(key[Attribute.EC_PARAMS]) if kind in (KeyType.EC, KeyType.EC_EDWARDS) else b""
-            said = getattr(kind, "name", str(kind)) + (f" of curve {curve.hex()}" if curve else "")
-            algorithm = require(_CURVES.get((kind, curve)), f"{here} is {said}; wanted is {_WANTED}")
+            named = getattr(kind, "name", str(kind)) + (f" of curve {curve.hex()}" if curve else "")
+            algorithm = require(_CURVES.get((kind, curve)), f"{here} is {named}; wanted is {_WANTED}")
             require(key[Attribute.SIGN], f"{here} may not sign (CKA_SIGN is false)")
             self._found = (SESSIONS.generation, key, algorithm)
         return self._found[1:]
@@ -232,10 +232,10 @@ class TokenKey:
         wanted = {Attribute.CLASS: kind, Attribute.LABEL: self._uri.label, Attribute.ID: self._uri.id}
         objects = _all(session, {name: value for name, value in wanted.items() if value is not None})
         if not objects:
-            there = [repr(one.label) for one in _all(session, {Attribute.CLASS: kind})]
+            there = [repr(item.label) for item in _all(session, {Attribute.CLASS: kind})]
             has = f"{', '.join(there[:_SHOWN])}{' and more' if there[_SHOWN:] else ''}" if there else "none"
             raise ConfigurationError(f"{self._uri.where}: has no {name} key {self._uri.what}, but {has}")
-        ids = ", ".join(one.id.hex() for one in objects[:_SHOWN])
+        ids = ", ".join(item.id.hex() for item in objects[:_SHOWN])
         require(
             len(objects) == 1,
             f"{self._uri.where}: has {len(objects)} {name} keys {self._uri.what}: name one by its id ({ids})",
@@ -252,8 +252,8 @@ def _token(library: Any, uri: TokenURI) -> pkcs11.Token:
     """Return the one token that a URI names."""
     there = [token for token in library.get_tokens() if token.label]
     serial = None if uri.serial is None else uri.serial.encode()
-    tokens = [one for one in there if one.label == uri.token and serial in (None, one.serial)]
-    has = ", ".join(f"{one.label!r} (serial {one.serial.decode('ascii', 'replace')})" for one in there[:_SHOWN])
+    tokens = [each for each in there if each.label == uri.token and serial in (None, each.serial)]
+    has = ", ".join(f"{each.label!r} (serial {each.serial.decode('ascii', 'replace')})" for each in there[:_SHOWN])
     require(tokens, f"{uri.where}: not there; there is {has or 'none'}", _unavailable)
     require(len(tokens) == 1, f"{uri.where}: stands for {len(tokens)}: name one by its serial; there is {has}")
     return cast(pkcs11.Token, tokens[0])

@@ -45,24 +45,24 @@ _SAID: Final[Mapping[str, str]] = {
 """What the statuses mean that OpenBao and Vault answer with, beside the number."""
 
 
-class _Kind(NamedTuple):
+class _KeyType(NamedTuple):
     """A type of key there: the algorithm here, and what signing asks for beside the input."""
 
     algorithm: str
     asked: Mapping[str, str]
 
 
-_KINDS: Final[Mapping[str, _Kind]] = {
-    "ed25519": _Kind("EdDSA", {}),
-    "ecdsa-p256": _Kind("ES256", {"hash_algorithm": "sha2-256", "marshaling_algorithm": "jws"}),
-    "ecdsa-p384": _Kind("ES384", {"hash_algorithm": "sha2-384", "marshaling_algorithm": "jws"}),
+_KINDS: Final[Mapping[str, _KeyType]] = {
+    "ed25519": _KeyType("EdDSA", {}),
+    "ecdsa-p256": _KeyType("ES256", {"hash_algorithm": "sha2-256", "marshaling_algorithm": "jws"}),
+    "ecdsa-p384": _KeyType("ES384", {"hash_algorithm": "sha2-384", "marshaling_algorithm": "jws"}),
 }
 _UNREADABLE: Final = (AttributeError, KeyError, TypeError, ValueError, UnsupportedAlgorithm)
 _ASKED: Final = {kind.algorithm: kind.asked for kind in _KINDS.values()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class TransitReference:
     """Where a key is, and how it is reached: a reference, parsed.
 
     Args:
@@ -143,13 +143,13 @@ class TransitKey:
     def __init__(
         self, uri: str, *, timeout: float = TIMEOUT, clock: Clock = SYSTEM_CLOCK, dial: Dial | None = None
     ) -> None:
-        self._place = Place.parse(uri)
-        context = tls_context(self._place.ca) if self._place.server.startswith("https:") else None
+        self._reference = TransitReference.parse(uri)
+        context = tls_context(self._reference.ca) if self._reference.server.startswith("https:") else None
         self._timeout, self._clock, self._dial = timeout, clock, dial
         self._context, self._kept = context, Kept()
 
     def __repr__(self) -> str:
-        return f"TransitKey({self._place.shown!r})"
+        return f"TransitKey({self._reference.shown!r})"
 
     def public(self) -> PublicKey:
         """Return the public half of the pinned version.
@@ -158,13 +158,13 @@ class TransitKey:
             ConfigurationError: the key there cannot sign for us, or its private half can be copied.
             Unavailable: ``keys_unavailable``: the server cannot be reached, or refuses.
         """
-        answer, where = self._ask("keys"), self._place.shown
+        answer, where = self._ask("keys"), self._reference.shown
         kind = _KINDS.get(str(answer.get("type")))
         require(kind and not answer.get("derived"), f"{where}: its key is none of {', '.join(_KINDS)}")
         copied = answer.get("exportable") or answer.get("allow_plaintext_backup")
         require(not copied, f"{where}: the key is exportable, so its private half can be copied")
-        with refusing(_UNREADABLE, f"{where}: no public half of version {self._place.version}"):
-            public = _public(answer["keys"][str(self._place.version)]["public_key"])
+        with refusing(_UNREADABLE, f"{where}: no public half of version {self._reference.version}"):
+            public = _public(answer["keys"][str(self._reference.version)]["public_key"])
             natural = natural_algorithm(public)
         require(kind and natural == kind.algorithm, f"{where}: the public half is of another type")
         return public
@@ -180,8 +180,8 @@ class TransitKey:
             ConfigurationError: the algorithm is another one.
             Unavailable: ``keys_unavailable``: the server cannot be reached, refuses, or answers something else.
         """
-        require(algorithm in _ASKED, f"{self._place.shown}: transit keys sign {', '.join(_ASKED)}")
-        version, encoded = self._place.version, base64.b64encode(data).decode("ascii")
+        require(algorithm in _ASKED, f"{self._reference.shown}: transit keys sign {', '.join(_ASKED)}")
+        version, encoded = self._reference.version, base64.b64encode(data).decode("ascii")
         answer = self._ask("sign", {"input": encoded, "key_version": version, **_ASKED[algorithm]})
         with refusing(ValueError, f"an answer without a signature of version {version}", self._unavailable):
             # Of Ed25519 it is standard base64, of ECDSA that of JWS.
@@ -195,7 +195,7 @@ class TransitKey:
     def _ask(self, verb: str, document: Any = None) -> Mapping[str, Any]:
         """Return what the server answers about the key."""
         # A token file is replaced while we run: what is wrong with it now may be right at the next request.
-        path = self._place.token_file
+        path = self._reference.token_file
         try:
             token = read_bounded(path, 16 * 1024, private=True).decode("ascii", "replace").rstrip("\r\n")
             require(VISIBLE.fullmatch(token), f"{path}: no token")
@@ -204,9 +204,14 @@ class TransitKey:
         headers = {"X-Vault-Token": token, "X-Vault-Request": "true"}
         try:
             answer = request(
-                self._place.endpoint(verb), deadline=Deadline(self._clock, self._timeout), context=self._context,
-                document=document, headers=headers, dial=self._dial, kept=self._kept,
-            )  # fmt: skip
+                self._reference.endpoint(verb),
+                deadline=Deadline(self._clock, self._timeout),
+                context=self._context,
+                document=document,
+                headers=headers,
+                dial=self._dial,
+                kept=self._kept,
+            )
         except FetchFailed as error:
             raise self._unavailable(str(error)) from error
         data = (answer.document or {}).get("data")
@@ -215,7 +220,7 @@ class TransitKey:
 
     def _unavailable(self, detail: str) -> Unavailable:
         detail = ": ".join(filter(None, (detail, _SAID.get(detail))))
-        return Unavailable(Cause.KEYS_UNAVAILABLE, f"{self._place.shown}: {detail}")
+        return Unavailable(Cause.KEYS_UNAVAILABLE, f"{self._reference.shown}: {detail}")
 
 
 def _public(text: str) -> PublicKey:

@@ -65,8 +65,8 @@ class Limits:
 
     def freshness(self, max_age: float | None, age: float) -> float:
         """Return the seconds for which an answer is fresh (RFC 9111, section 4.2), within our bounds."""
-        said = self.fresh if max_age is None else max_age - age
-        return min(max(said, self.fresh / 5), 3 * self.fresh, self.max_stale)
+        seconds = self.fresh if max_age is None else max_age - age
+        return min(max(seconds, self.fresh / 5), 3 * self.fresh, self.max_stale)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
