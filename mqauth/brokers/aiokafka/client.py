@@ -92,7 +92,8 @@ def transactional_id(client: Any) -> str | None:
 
 def buffer_of(client: Any) -> tuple[int, float]:
     """Return the bytes of a producer's buffer for a partition, and how many seconds its first record waits."""
-    return client._message_accumulator._batch_size, client._message_accumulator._linger_time
+    # aiokafka 0.13 sends the first record at once, and lingers after that.
+    return client._message_accumulator._batch_size, getattr(client._message_accumulator, "_linger_time", 0.0)
 
 
 def fatal_error(client: Any) -> BaseException | None:
