@@ -79,14 +79,17 @@ class ConfluentRecords(Records):
 
     async def look(self) -> None:
         """See what is assigned to the client."""
-        # On its thread: ``assignment`` never returns while another thread polls (confluent-kafka 2.16).
-        self.held, self.generation = frozenset(), None
+        held: Set[Any] = frozenset()
+        generation: object = None
         if self._subscriber.consumer is not None:
+            # On its thread: ``assignment`` never returns while another thread polls (confluent-kafka 2.16).
             with suppress(*self.lost):
                 client = self._subscriber.consumer.consumer
-                self.held, self.generation = await self.offsets().here(
+                held, generation = await self.offsets().here(
                     lambda: (places_of(client.assignment()), membership_of(client).generation)
                 )
+        # Not before: until it answers, what is being handled is ours as it was.
+        self.held, self.generation = held, generation
 
     def offsets(self) -> SubscriberOffsets:
         """Return the calls that say and move where the group stands."""
