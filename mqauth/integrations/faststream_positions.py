@@ -164,8 +164,7 @@ class Positions:
         if self._client.generation != self._generation:
             self._places, self._early, self._waiting = {}, {}, {}
             self._generation = self._client.generation
-        held = self._client.held
-        self._places = {place: position for place, position in self._places.items() if place in held}
+        self._places = {place: self._places[place] for place in self._places.keys() & self._client.held}
 
     async def _watch(self) -> None:
         while True:
