@@ -307,8 +307,12 @@ async def test_a_queue_over_an_outage(bench: Bench, agent: Agent) -> None:  # no
             await bench.publish(b"during %d" % number)
             if number % 4 == 0:
                 await neighbour.publish(aio_pika.Message(b"forbidden %d" % number), bench.source.name)
-        await until(lambda: consumer.health().cause is Cause.POLICY_UNAVAILABLE)
-        assert agent.url in (consumer.health().detail or "")
+        await until(
+            lambda: (
+                (health := consumer.health()).cause is Cause.POLICY_UNAVAILABLE
+                and agent.url in (health.detail or "")
+            )
+        )
         assert len(bench.handled) == 50
         assert await bench.left(bench.dead) == 0
         await asyncio.to_thread(agent.start)
@@ -345,8 +349,9 @@ def test_a_log_over_an_outage(
             wait_until(lambda: len(log.handled) == 20)
             agent.kill()
             log.send(*(b"during %d" % number for number in range(100)))
-            wait_until(lambda: consumer.health().deferred > 0)
-            assert consumer.health().cause is Cause.POLICY_UNAVAILABLE
+            wait_until(
+                lambda: (health := consumer.health()).deferred > 0 and health.cause is Cause.POLICY_UNAVAILABLE
+            )
             assert len(log.handled) == 20
             assert opa.health().failing_for > 0
             agent.start()

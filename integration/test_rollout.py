@@ -233,12 +233,14 @@ def notice_a_stripped_token(ladder: Ladder) -> None:
             pass
         # The consumer's first minute begins with its first delivery.
         ladder.wait_for()
-        # A minute later the counts are written.
+        # A minute later the counts are written: after a handler's end, which is what is waited for elsewhere.
         ladder.clock.hours += 0.02
-        ladder.wait_for(ladder.publish("orders-api", 1, SIGNS))
+        ladder.publish("orders-api", 1, SIGNS)
+        wait_until(lambda: bool(ladder.status()["accepted"]))
         ladder.clock.hours += 26
         # The record of the day before is written with the first delivery after it.
-        ladder.wait_for(ladder.publish("orders-api", 1, SIGNS))
+        ladder.publish("orders-api", 1, SIGNS)
+        wait_until(lambda: bool(ladder.status()["accepted"]))
         ladder.wait_for(ladder.publish("orders-api", 3, STRIPPED))
     again = [alert for alert in ladder.alerts if alert.kind == "unsigned_again"]
     assert [(dict(alert.about), alert.count) for alert in again] == [({"destination": ladder.place}, 3)]

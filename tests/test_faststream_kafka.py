@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import struct
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -29,11 +30,14 @@ from mqauth import (
     Reason,
     Verified,
 )
+from mqauth.delivery.assignment import COMMIT_RETRY
 from mqauth.delivery.start import Committed
+from mqauth.errors import RetryLater
 from mqauth.integrations import faststream_confluent, faststream_kafka
 from mqauth.integrations.faststream import NotHandledError, VerifiedMessage, protect
 from mqauth.integrations.faststream_positions import Position
 from mqauth.testing import FakeClock, Forge
+from tests.test_blocking_signers import until
 from tests.test_rabbitmq_consumer import Letters, audit
 
 __all__ = ["audit"]
@@ -209,6 +213,7 @@ class Service:
         """Have the partition begun, as after a start that was committed."""
         positions = self.broker._mqauth.processor(subscriber).positions
         place = positions._client.partition(self.client.record(self.honest(), 7))
+        positions._generation = self.client.inner._coordinator.generation
         positions._places[place] = Position(7, Committed(7, "mqauth partitions=1"), sought=False)
 
     @property
@@ -302,13 +307,49 @@ async def test_lost_while_handled(service: Service) -> None:
     assert service.client.inner.calls == []
 
 
+@pytest.mark.parametrize("signal", [None, RetryLater("later")])
+async def test_looked_at_while_handled(audit: AuditFile, signal: Exception | None) -> None:
+    """confluent-kafka answers on its thread what is assigned: until it does, a record is ours as before."""
+    service, answers = Service(Confluent, audit), threading.Event()
+    assignment = service.client.inner.assignment
+
+    async def look() -> None:
+        service.calls.append("call")
+        if len(service.calls) == 1:
+            service.client.inner.assignment = lambda: answers.wait() and assignment()
+            processor: Any = service.broker._mqauth.processor(subscriber)
+            looks.append(asyncio.create_task(processor.positions._client.look()))
+            await asyncio.sleep(0)
+            if signal is not None:
+                raise signal
+
+    looks: list[Any] = []
+    service.subscribe(look)
+    (subscriber,) = service.broker.subscribers
+    try:
+        async with service.running() as deliver:
+            await deliver(service.honest())
+    finally:
+        answers.set()
+        await asyncio.gather(*looks)
+    assert len(service.calls) == (1 if signal is None else 2)
+    assert service.client.inner.calls == [("commit", 8)]
+
+
 async def test_refused_commit(service: Service, caplog: pytest.LogCaptureFixture) -> None:
-    """A commit that the broker refuses is logged; the record comes again, or is committed with the next."""
+    """A commit that the broker refuses is logged, and made again soon, also where no record follows."""
     service.subscribe()
     service.client.inner.lost = service.client.lost
+    (subscriber,) = service.broker.subscribers
+    positions: Any = service.broker._mqauth.processor(subscriber).positions
     async with service.running() as deliver:
         await deliver(service.honest())
-    assert (len(service.calls), "commit failed" in caplog.text) == (1, True)
+        assert (len(service.calls), "commit failed" in caplog.text) == (1, True)
+        service.client.inner.lost = None
+        service.clock.advance(COMMIT_RETRY)
+        await positions.started()
+        await until(lambda: service.client.inner.calls == [("commit", 8)])
+        await positions.stopping()
 
 
 @pytest.mark.parametrize(

@@ -349,8 +349,10 @@ def test_replay_store_down_and_back(row: Scene, own_redis: Redis, report: Report
         own_redis.stop()
         row.send(50)
         row.copy(first)
-        until(lambda: consumer.health().deferred == 2, consumer)
-        assert consumer.health().cause is Cause.REPLAY_STORE_UNAVAILABLE
+        until(
+            lambda: (health := consumer.health()).deferred == 2 and health.cause is Cause.REPLAY_STORE_UNAVAILABLE,
+            consumer,
+        )
         assert len(row.handled) == len(first)
         own_redis.start()
         row.done(consumer)

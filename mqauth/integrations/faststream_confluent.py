@@ -79,14 +79,16 @@ class ConfluentRecords(Records):
 
     async def look(self) -> None:
         """See what is assigned to the client."""
-        # On its thread: ``assignment`` never returns while another thread polls (confluent-kafka 2.16).
-        self.held, self.generation = frozenset(), None
+        assigned: tuple[Set[Any], object] = frozenset(), None
         if self._subscriber.consumer is not None:
+            # On its thread: ``assignment`` never returns while another thread polls (confluent-kafka 2.16).
             with suppress(*self.lost):
                 client = self._subscriber.consumer.consumer
-                self.held, self.generation = await self.offsets().here(
+                assigned = await self.offsets().here(
                     lambda: (places_of(client.assignment()), membership_of(client).generation)
                 )
+        # Not before: until it answers, what is being handled is ours as it was.
+        self.held, self.generation = assigned
 
     def offsets(self) -> SubscriberOffsets:
         """Return the calls that say and move where the group stands."""
@@ -153,8 +155,6 @@ class SubscriberOffsets(Offsets):
         generation: in which they commit.
     """
 
-    unsure: Set[Any] = frozenset()
-
     def __init__(self, consumer: Any, group: str, generation: object) -> None:
         self._client = self.client = consumer.consumer
         self._generation = generation
@@ -211,5 +211,6 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers:
 
 def is_out_of_reach(error: BaseException) -> bool:
     """Return whether a publish failed since the broker, or the signing key, is out of reach."""
-    passes = isinstance(error, KafkaException) and error_of(error).code() in COMES_AGAIN
-    return passes or isinstance(error, Unavailable)
+    return isinstance(error, Unavailable) or (
+        isinstance(error, KafkaException) and error_of(error).code() in COMES_AGAIN
+    )

@@ -111,8 +111,6 @@ class SubscriberOffsets(Offsets):
         group: the consumer group.
     """
 
-    unsure: Set[Any] = frozenset()
-
     def __init__(self, client: Any, group: str) -> None:
         self._client = client
         self._generation = aiokafka_client.generation_of(client)

@@ -57,7 +57,7 @@ class Records:
         self.queue: str = subscriber.group_id
         self._subscriber = subscriber
         self._again: set[Place] = set()
-        self.positions: Positions | None = None
+        self.positions: Positions
 
     @abstractmethod
     def place(self, native: Any, /) -> Place:
@@ -120,7 +120,7 @@ class Records:
 
     async def ack(self, native: Any, /) -> bool:
         """Commit it; return ``False`` where the client cannot."""
-        if self.is_tested or self.positions is None or self.ended(native):
+        if self.is_tested or self.ended(native):
             return self.is_tested
         return await self.positions.commit(self.partition(native), self.place(native).offset + 1)
 
@@ -128,8 +128,7 @@ class Records:
         """Have it read again; return ``False`` where the client cannot."""
         place, partition = self.place(native), self.partition(native)
         self._again.add(place)
-        if self.positions is not None:
-            self.positions.read_again(partition, place.offset)
+        self.positions.read_again(partition, place.offset)
         return self.is_tested or await self.seek(partition, place.offset)
 
     async def lives(self, native: Any, /) -> bool:

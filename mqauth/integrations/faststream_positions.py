@@ -73,15 +73,15 @@ class Positions:
         Raises:
             OffsetsRefusedError: the broker does not let the group commit.
         """
+        await self._see_assignment()
         self._waiting[place] = offset
-        await self._client.look()
         while (position := self._places.get(place)) is None:
             if place not in self._client.held:
                 return False
             await self.begin()
             if place not in self._places:
                 await asyncio.sleep(WATCH)
-        del self._waiting[place]
+        self._waiting.pop(place, None)
         if position.sought:
             # It may have been at hand already when the client was told where to read: then it comes once more.
             position.sought = not await self._client.seek(place, position.expected)
@@ -110,21 +110,16 @@ class Positions:
             ConfigurationError: a partition has no offset, and ``auto_offset_reset`` is ``none``.
         """
         async with self._lock:
-            client = self._client
-            await client.look()
-            held, generation = client.held, client.generation
-            # After a rebalance others may have had any of them.
-            if generation != self._generation:
-                self._places, self._early, self._generation = {}, {}, generation
-            self._places = {place: position for place, position in self._places.items() if place in held}
-            new = held - self._places.keys()
+            await self._see_assignment()
+            client, generation = self._client, self._generation
+            new = client.held - self._places.keys()
             if not new or self._clock.monotonic() < self._begins_at:
                 return
             # A record may come to wait meanwhile.
             early = ChainMap(self._early, self._waiting)
             starts = await arun(beginning(client.offsets(), new, early, lambda: True))
-            await client.look()
-            if client.generation != generation:
+            await self._see_assignment()
+            if self._generation != generation:
                 return
             for place, start in starts.items():
                 self._early.pop(place, None)
@@ -138,9 +133,10 @@ class Positions:
         """Commit what is before an offset; return ``False`` where the client cannot."""
         async with self._lock:
             position = self._places.get(place)
-            return position is not None and await self._commit(
-                {place: Committed(offset, position.commit.metadata)}
-            )
+            if position is None:
+                return False
+            position.commit = position.commit._replace(offset=offset)
+            return await self._commit({place: position.commit})
 
     async def started(self) -> None:
         """Begin what was assigned by now, and watch the assignment from now on; may be called again.
@@ -161,6 +157,14 @@ class Positions:
             await asyncio.wait((task,))
             with suppress(MqauthError, *self._client.lost):
                 await self.begin()
+
+    async def _see_assignment(self) -> None:
+        await self._client.look()
+        # After a rebalance others may have had any of them.
+        if self._client.generation != self._generation:
+            self._places, self._early, self._waiting = {}, {}, {}
+            self._generation = self._client.generation
+        self._places = {place: self._places[place] for place in self._places.keys() & self._client.held}
 
     async def _watch(self) -> None:
         while True:
@@ -221,7 +225,6 @@ class Positions:
             failure = type(error).__name__
         if failure is not None:
             emit("client.commit_failed", "commit failed, what is not committed comes again: %s", failure)
-            return False
-        for place, commit in offsets.items():
-            self._places[place].commit = commit
-        return True
+            # Soon with all the others: no further record may come, whose commit would cover it.
+            self._renewed_at = self._clock.monotonic() - RENEWAL + COMMIT_RETRY
+        return failure is None
