@@ -336,6 +336,19 @@ async def test_looked_at_while_handled(audit: AuditFile, signal: Exception | Non
     assert service.client.inner.calls == [("commit", 8)]
 
 
+async def test_given_back_after_the_stop(service: Service) -> None:
+    """A record that is given back once its subscriber has stopped is left alone: there is no client."""
+    service.subscribe()
+    (subscriber,) = service.broker.subscribers
+    records: Any = service.broker._mqauth.processor(subscriber)._records
+    native = service.client.record(service.honest(), 7)
+    async with service.running() as deliver:
+        await deliver(service.honest())
+    subscriber.running = False
+    assert not await records.requeue(native)
+    assert service.client.inner.calls == [("commit", 8)]
+
+
 async def test_refused_commit(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     """A commit that the broker refuses is logged, and made again soon, also where no record follows."""
     service.subscribe()

@@ -129,7 +129,8 @@ class Records:
         place, partition = self.place(native), self.partition(native)
         self._again.add(place)
         self.positions.read_again(partition, place.offset)
-        return self.is_tested or await self.seek(partition, place.offset)
+        # A subscriber that has stopped has no client: the next one begins at the committed offset.
+        return self.is_tested if self._subscriber.consumer is None else await self.seek(partition, place.offset)
 
     async def lives(self, native: Any, /) -> bool:
         """Return whether its partition is still ours."""
