@@ -35,7 +35,7 @@ from mqauth.delivery.start import Committed
 from mqauth.errors import RetryLater
 from mqauth.integrations import faststream_confluent, faststream_kafka
 from mqauth.integrations.faststream import NotHandledError, VerifiedMessage, protect
-from mqauth.integrations.faststream_positions import Position
+from mqauth.integrations.faststream_positions import Position, Positions
 from mqauth.testing import FakeClock, Forge
 from tests.test_blocking_signers import until
 from tests.test_rabbitmq_consumer import Letters, audit
@@ -543,3 +543,53 @@ async def test_confluent_config_that_settles(audit: AuditFile, config: Any, text
     broker.subscriber("orders", group_id="billing")(service.calls.append)
     with pytest.raises(ConfigurationError, match=text):
         await broker.start()
+
+
+class Group:
+    """A client whose group has committed 50 of a partition that begins at 40, and that remembers seeks."""
+
+    place = TopicPartition("orders", 0)
+    lost = failed = unsure = ()
+
+    def __init__(self) -> None:
+        self.held: set[Any] = set()
+        self.generation = 1
+        self.seeks: list[int] = []
+
+    async def look(self) -> None:
+        """Do nothing."""
+
+    def offsets(self) -> Any:
+        """Return the calls."""
+        return self
+
+    def here(self, work: Any, *args: Any) -> Any:
+        """Make a call."""
+        return work(*args)
+
+    def position(self, _place: Any) -> None:
+        """Tell none before a record."""
+
+    def committed(self, places: Any) -> Any:
+        """Return what is committed."""
+        return dict.fromkeys(places, Committed(50, "mqauth partitions=1"))
+
+    async def left_out(self, _place: Any, expected: int, _offset: int | None) -> int | None:
+        """Return the first offset that is left."""
+        return 40 if expected < 40 else None
+
+    async def seek(self, _place: Any, offset: int) -> bool:
+        """Remember a seek."""
+        self.seeks.append(offset)
+        return True
+
+
+async def test_a_record_that_waited_before_a_rebalance() -> None:
+    """A record of a partition that was lost says nothing of where the partition begins when it is ours again."""
+    group = Group()
+    positions = Positions(group, FakeClock())
+    assert not await positions.ready(group.place, 5)
+    group.held, group.generation = {group.place}, 2
+    await positions.begin()
+    assert await positions.ready(group.place, 50)
+    assert group.seeks == []

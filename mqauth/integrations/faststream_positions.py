@@ -73,15 +73,17 @@ class Positions:
         Raises:
             OffsetsRefusedError: the broker does not let the group commit.
         """
-        await self._see_assignment()
         self._waiting[place] = offset
-        while (position := self._places.get(place)) is None:
-            if place not in self._client.held:
-                return False
-            await self.begin()
-            if place not in self._places:
-                await asyncio.sleep(WATCH)
-        self._waiting.pop(place, None)
+        try:
+            await self._see_assignment()
+            while (position := self._places.get(place)) is None:
+                if place not in self._client.held:
+                    return False
+                await self.begin()
+                if place not in self._places:
+                    await asyncio.sleep(WATCH)
+        finally:
+            del self._waiting[place]
         if position.sought:
             # It may have been at hand already when the client was told where to read: then it comes once more.
             position.sought = not await self._client.seek(place, position.expected)
@@ -124,7 +126,7 @@ class Positions:
             for place, start in starts.items():
                 self._early.pop(place, None)
                 sought = start.seek and start.offset != self._waiting.get(place)
-                if not sought or await client.seek(place, start.offset):
+                if (not sought or await client.seek(place, start.offset)) and self._generation == generation:
                     self._places[place] = Position(start.offset, start.committed, sought)
             if len(starts) < len(new):
                 self._begins_at = self._clock.monotonic() + COMMIT_RETRY
@@ -162,8 +164,7 @@ class Positions:
         await self._client.look()
         # After a rebalance others may have had any of them.
         if self._client.generation != self._generation:
-            self._places, self._early, self._waiting = {}, {}, {}
-            self._generation = self._client.generation
+            self._places, self._early, self._generation = {}, {}, self._client.generation
         self._places = {place: self._places[place] for place in self._places.keys() & self._client.held}
 
     async def _watch(self) -> None:
