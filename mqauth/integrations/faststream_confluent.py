@@ -12,14 +12,7 @@ from faststream.confluent.publisher.usecase import BatchPublisher
 from faststream.confluent.subscriber.usecase import DefaultSubscriber
 
 from mqauth.brokers.confluent.client import COMES_AGAIN, error_of, from_native, is_sendable, membership_of
-from mqauth.brokers.confluent.positions import (
-    Offsets,
-    bounds,
-    left_out,
-    native,
-    places_of,
-    reset_of,
-)
+from mqauth.brokers.confluent.positions import Offsets, bounds, left_out, native, places_of, reset_of
 from mqauth.brokers.confluent.positions import Place as Partition
 from mqauth.delivery.start import Committed
 from mqauth.errors import MalformedMessage, Unavailable, require
