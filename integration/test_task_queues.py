@@ -19,6 +19,7 @@ import pytest
 from aio_pika.exceptions import AMQPChannelError
 
 from integration.documentation import RABBITMQ_URL, Block, Reader, blocks
+from integration.keyserver import KeyServer
 from integration.scale import nightly
 from integration.services import RabbitMQ, Redis
 from integration.task_parts import Hijack
@@ -27,8 +28,9 @@ from integration.test_docs import settle_in
 pytestmark = pytest.mark.slow
 PATIENCE = 120.0
 TASKS = nightly(10_000, otherwise=400)
-KILLS = nightly(12, otherwise=3)
-_LOOK_EVERY = 0.05
+HALF = nightly(500, otherwise=100)
+"""Half of a round's tasks; each half ends with a kill."""
+_LOOK_EVERY = 0.02
 MANY = {
     "taskiq": """
 import asyncio
@@ -38,7 +40,7 @@ from taskiq_app import bill, broker
 
 async def main() -> None:
     await broker.startup()
-    for first in range(0, {tasks}, 50):
+    for first in range({begin}, {end}, 50):
         await asyncio.gather(*(bill.kiq(order) for order in range(first, first + 50)))
     await broker.shutdown()
 
@@ -48,13 +50,13 @@ asyncio.run(main())
     "dramatiq": """
 from dramatiq_app import bill
 
-for order in range({tasks}):
+for order in range({begin}, {end}):
     bill.send(order)
 """,
     "celery": """
 from celery_app import bill
 
-for order in range({tasks}):
+for order in range({begin}, {end}):
     bill.delay(order)
 """,
 }
@@ -78,14 +80,24 @@ FRAMEWORKS = pytest.mark.parametrize("framework", MANY)
 
 
 @pytest.fixture
-def reader(rabbitmq: RabbitMQ, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+def keys() -> Iterator[KeyServer]:
+    """A key server; what the page reads of a file."""
+    with KeyServer() as server:
+        yield server
+
+
+@pytest.fixture
+def reader(
+    rabbitmq: RabbitMQ, own_redis: Redis, keys: KeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Reader]:
     """Someone who follows the page of task queues to its workers, and tidies up."""
     asyncio.run(_forget(rabbitmq.url))
     # Celery accepts no pickles as root without it.
     monkeypatch.setenv("C_FORCE_ROOT", "1")
     changes = {
         RABBITMQ_URL: rabbitmq.url,
-        "redis://localhost": redis.url,
+        "redis://localhost": own_redis.url,
+        'JWKSFile("jwks.json")': f'JWKS("{keys.url}", unsafe_http_loopback=True)',
         "policy=": "lease=1, policy=",
         "task_acks_late=": 'accept_content=["json", "pickle"], result_accept_content=["json"], task_acks_late=',
         # What a killed process has printed may be lost on its way through another one.
@@ -97,6 +109,7 @@ def reader(rabbitmq: RabbitMQ, redis: Redis, tmp_path: Path, monkeypatch: pytest
         command.write_text(f'#!/bin/sh\nexec {sys.executable} -m {name} "$@"\n')
         command.chmod(0o755)
     settle_in(reader)
+    keys.command(document=(tmp_path / "jwks.json").read_text())
     for block in marked("tasks"):
         reader.write(block)
     yield reader
@@ -182,18 +195,46 @@ async def _stranger(url: str, exchange: str, routing_key: str, message: aio_pika
         await place.publish(message, routing_key)
 
 
+def told(folder: Path, what: str, begin: int) -> None:
+    """Wait until the workers' log says something, after so many characters."""
+    ends = time.monotonic() + PATIENCE
+    while what not in (log := (folder / "worker.txt").read_text()[begin:]):
+        assert time.monotonic() < ends, log[-3000:]
+        time.sleep(_LOOK_EVERY)
+
+
 @FRAMEWORKS
-def test_killed_workers(framework: str, reader: Reader, tmp_path: Path) -> None:
-    """Workers that are killed again and again run every task, and condemn none."""
+def test_kills_and_outages(
+    framework: str, reader: Reader, own_redis: Redis, keys: KeyServer, tmp_path: Path
+) -> None:
+    """Workers that are killed again and again, and start without store or keys, run every task and condemn none.
+
+    Of each round, half of the tasks are sent to a worker that is killed at its work. The next one starts in an
+    outage, in which the other half waits; it goes on by itself, and is killed as its last task has run.
+    """
+    outages = (
+        ("replay_store_unavailable", own_redis.stop, own_redis.start),
+        ("keys_unavailable", lambda: keys.behave("status"), lambda: keys.behave("ok")),
+    )
     application, _, command = marked(framework)
     reader.write(application)
-    (tmp_path / "many.py").write_text(MANY[framework].format(tasks=TASKS))
-    sender = Block(page="", line=0, language="sh", mark="", text="python many.py")
-    for kill in range(KILLS):
+    for end in range(HALF, TASKS + 1, HALF):
+        begin, (cause, away, back) = end - HALF, outages[end // HALF // 2 % 2]
+        (tmp_path / "many.py").write_text(MANY[framework].format(begin=begin, end=end))
+        sender = Block(page="", line=0, language="sh", mark="", text="python many.py")
+        if end // HALF % 2:
+            reader.run(sender)
+            with worker(reader, command, tmp_path) as process:
+                until(tmp_path, begin + HALF // 2)
+                os.killpg(process.pid, signal.SIGKILL)
+            continue
+        away()
+        reader.run(sender)
+        logged = len((tmp_path / "worker.txt").read_text())
         with worker(reader, command, tmp_path) as process:
-            if not kill:
-                reader.run(sender)
-            until(tmp_path, (kill + 1) * TASKS // (KILLS + 1))
+            told(tmp_path, cause, logged)
+            back()
+            until(tmp_path, end)
             os.killpg(process.pid, signal.SIGKILL)
     with worker(reader, command, tmp_path):
         until(tmp_path, TASKS)
