@@ -12,16 +12,20 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import aio_pika
+import pika
 import pytest
+import redis
 from aio_pika.exceptions import AMQPChannelError
 
 from integration.documentation import RABBITMQ_URL, Block, Reader, blocks
 from integration.keyserver import KeyServer
 from integration.scale import nightly
 from integration.services import RabbitMQ, Redis
+from integration.services.machine import install
 from integration.task_parts import Hijack
 from integration.test_docs import settle_in
 
@@ -60,6 +64,35 @@ for order in range({begin}, {end}):
     bill.delay(order)
 """,
 }
+DELAYED = {
+    "taskiq": """
+import asyncio
+
+from taskiq_app import bill, broker
+
+
+async def main() -> None:
+    await broker.startup()
+    for order in range(20):
+        await bill.kicker().with_labels(delay=3600).kiq(order)
+    await broker.shutdown()
+
+
+asyncio.run(main())
+""",
+    "dramatiq": """
+from dramatiq_app import bill
+
+for order in range(20):
+    bill.send_with_options(args=(order,), delay=3_600_000)
+""",
+    "celery": """
+from celery_app import bill
+
+for order in range(20):
+    bill.apply_async((order,), countdown=3600)
+""",
+}
 STRANGERS = {
     "taskiq": ("taskiq", "taskiq", aio_pika.Message(b'{"task_name": "taskiq_app:bill"}')),
     "dramatiq": ("", "default", aio_pika.Message(b'{"actor_name": "bill", "queue_name": "default", "args": [2]}')),
@@ -75,6 +108,17 @@ STRANGERS = {
     ),
 }
 """Exchange, routing key and message of a task that nobody signed."""
+DELAYS = "taskiq.delay"
+CLOCK = """
+import os
+from mqauth.clock import SystemClock
+
+
+class BrokersClock(SystemClock):
+    def now(self):
+        return super().now() - 3700 * ("FAKETIME" in os.environ)
+"""
+"""What a worker signs by, whose own clock is ahead: the broker's."""
 RECORDED = 'with open("billed.txt", "a") as file: file.write(f"billed {order}\\n")'
 FRAMEWORKS = pytest.mark.parametrize("framework", MANY)
 
@@ -99,6 +143,8 @@ def reader(
         "redis://localhost": own_redis.url,
         'JWKSFile("jwks.json")': f'JWKS("{keys.url}", unsafe_http_loopback=True)',
         "policy=": "lease=1, policy=",
+        "lifetime=60": "lifetime=60, clock=__import__('clock').BrokersClock()",
+        "AioPikaBroker(": f'AioPikaBroker(delay_queue=__import__("taskiq_aio_pika").Queue(name="{DELAYS}"), url=',
         "task_acks_late=": 'accept_content=["json", "pickle"], result_accept_content=["json"], task_acks_late=',
         # What a killed process has printed may be lost on its way through another one.
         'print("billed", order, flush=True)': RECORDED,
@@ -109,6 +155,7 @@ def reader(
         command.write_text(f'#!/bin/sh\nexec {sys.executable} -m {name} "$@"\n')
         command.chmod(0o755)
     settle_in(reader)
+    (tmp_path / "clock.py").write_text(CLOCK)
     keys.command(document=(tmp_path / "jwks.json").read_text())
     for block in marked("tasks"):
         reader.write(block)
@@ -118,8 +165,8 @@ def reader(
 
 async def _forget(url: str) -> None:
     names = (
-        "taskiq", "taskiq.dead", "taskiq.dead_letter", "default", "default.DQ", "default.XQ", "default.dead",
-        "celery", "celery.dead",
+        "taskiq", "taskiq.dead", "taskiq.dead_letter", DELAYS, "default", "default.DQ", "default.XQ",
+        "default.dead", "celery", "celery.dead",
     )  # fmt: skip
     async with await aio_pika.connect(url) as connection:
         for name in names:
@@ -239,4 +286,51 @@ def test_kills_and_outages(
     with worker(reader, command, tmp_path):
         until(tmp_path, TASKS)
     assert {*billed(tmp_path)} == {*range(TASKS)}
+    assert rejected(tmp_path) == []
+
+
+def an_hour_later(command: Block) -> Block:
+    """Return a command whose programs' clock is an hour ahead, by Debian's libfaketime."""
+    libraries = "*/faketime/libfaketime.so.1"
+    if not [*Path("/usr/lib").glob(libraries)]:
+        install("libfaketime", why="a clock that is ahead")
+    library = next(Path("/usr/lib").glob(libraries))
+    return replace(command, text=f"LD_PRELOAD={library} FAKETIME=+3700s {command.text}")
+
+
+@FRAMEWORKS
+def test_an_hour_ahead(
+    framework: str, reader: Reader, rabbitmq: RabbitMQ, own_redis: Redis, tmp_path: Path
+) -> None:
+    """A task that is due in an hour is held by a worker that is killed; it runs when its time has come.
+
+    The clock of the second worker is an hour ahead. taskiq's tasks wait at the broker, where the test ends their
+    time: RabbitMQ dead-letters a rejected message as an expired one.
+    """
+    application, _, command = marked(framework)
+    reader.write(application)
+    (tmp_path / "many.py").write_text(DELAYED[framework])
+    reader.run(Block(page="", line=0, language="sh", mark="", text="python many.py"))
+    with (
+        pika.BlockingConnection(pika.URLParameters(rabbitmq.url)) as connection,
+        redis.from_url(own_redis.url) as claims,
+    ):
+        if framework == "taskiq":
+            channel = connection.channel()
+            for _ in range(20):
+                method, _, _ = channel.basic_get(DELAYS)
+                channel.basic_reject(method.delivery_tag, requeue=False)
+        else:
+            claims.flushdb()
+            with worker(reader, command, tmp_path) as process:
+                ends = time.monotonic() + PATIENCE
+                # Celery's prefetch.
+                while claims.dbsize() < 8:
+                    assert time.monotonic() < ends
+                    time.sleep(_LOOK_EVERY)
+                os.killpg(process.pid, signal.SIGKILL)
+    assert billed(tmp_path) == []
+    with worker(reader, an_hour_later(command), tmp_path):
+        until(tmp_path, 20)
+    assert sorted(billed(tmp_path)) == [*range(20)]
     assert rejected(tmp_path) == []
