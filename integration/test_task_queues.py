@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 import aio_pika
 import pika
@@ -22,11 +23,12 @@ import redis
 from aio_pika.exceptions import AMQPChannelError
 
 from integration.documentation import RABBITMQ_URL, Block, Reader, blocks
-from integration.keyserver import KeyServer
+from integration.keyserver import Authority, KeyServer
+from integration.review.tunnel import Tunnel
 from integration.scale import nightly
 from integration.services import RabbitMQ, Redis
 from integration.services.machine import install
-from integration.task_parts import Hijack
+from integration.task_parts import Hijack, buried
 from integration.test_docs import settle_in
 
 pytestmark = pytest.mark.slow
@@ -212,6 +214,16 @@ def until(folder: Path, count: int) -> None:
         time.sleep(_LOOK_EVERY)
 
 
+def changed(reader: Reader, framework: str, old: str, new: str) -> tuple[Block, Block]:
+    """Write the page's application with one change; return the program that sends and the worker's command."""
+    application, program, command = marked(framework)
+    path = reader.write(application)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return program, command
+
+
 def rejected(folder: Path) -> list[str]:
     """Return the reasons of the audit files of all processes."""
     lines = [line for path in folder.glob("audit-*.jsonl") for line in path.read_text().splitlines()]
@@ -319,6 +331,7 @@ def test_an_hour_ahead(
             channel = connection.channel()
             for _ in range(20):
                 method, _, _ = channel.basic_get(DELAYS)
+                assert method is not None
                 channel.basic_reject(method.delivery_tag, requeue=False)
         else:
             claims.flushdb()
@@ -334,3 +347,47 @@ def test_an_hour_ahead(
         until(tmp_path, 20)
     assert sorted(billed(tmp_path)) == [*range(20)]
     assert rejected(tmp_path) == []
+
+
+RESULTS = """
+from celery_app import bill
+
+results = [bill.delay(order) for order in range(12)]
+print([result.get(timeout=60) for result in results])
+"""
+
+
+def test_children_are_replaced_and_results_are_kept(reader: Reader, own_redis: Redis, tmp_path: Path) -> None:
+    """A prefork worker of Celery replaces its children while it works; results come by Redis, as JSON."""
+    was = "task_acks_late="
+    _, command = changed(reader, "celery", was, f'result_backend="{own_redis.url}", {was}')
+    application = tmp_path / "celery_app.py"
+    application.write_text(application.read_text().replace(RECORDED, "return __import__('os').getpid()"))
+    (tmp_path / "many.py").write_text(RESULTS)
+    with worker(reader, replace(command, text=f"{command.text.strip()} --max-tasks-per-child 2"), tmp_path):
+        pids = json.loads(reader.run(Block(page="", line=0, language="sh", mark="", text="python many.py")))
+    assert len(pids) == 12
+    assert len({*pids}) >= 6
+    assert rejected(tmp_path) == []
+
+
+@FRAMEWORKS
+def test_tls(framework: str, reader: Reader, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+    """Tasks and dead letters go over TLS, with a client's certificate."""
+    authority = Authority(tmp_path)
+    chain, secret = authority.issue()
+    with Tunnel(urlsplit(rabbitmq.url).port or 0, authority.issue(), authority.path, advertised=False) as tunnel:
+        files = {"ca_certs": str(authority.path), "certfile": str(chain), "keyfile": str(secret)}
+        url = f"amqps://guest:guest@127.0.0.1:{tunnel.port}/"
+        given = {
+            "taskiq": f'"{url}?cafile={authority.path}&certfile={chain}&keyfile={secret}"',
+            "dramatiq": f'"{url}?ssl_options={quote(repr(files))}"',
+            "celery": f'"{url}", broker_use_ssl={files | {"cert_reqs": 2}}',
+        }[framework]
+        program, command = changed(reader, framework, f'"{rabbitmq.url}"', given)
+        with worker(reader, command, tmp_path):
+            reader.run(program)
+            until(tmp_path, 1)
+            asyncio.run(_stranger(rabbitmq.url, *STRANGERS[framework]))
+            letters = "default.dead" if framework == "dramatiq" else f"{framework}.dead"
+            assert buried(rabbitmq.url, letters, 1) == ["token_missing"]
