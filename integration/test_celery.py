@@ -371,6 +371,7 @@ class Listening(celery.bootsteps.ConsumerStep):
         ("rpc://", "result_backend"),
         ("cache+memory://", "result_backend"),
         ("file:///tmp", "result_accept_content"),
+        ("redis://localhost", "result_accept_content"),
     ],
 )
 def test_results_that_others_may_have_decoded_are_refused(shop: Shop, backend: str, why: str) -> None:

@@ -12,23 +12,31 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 import aio_pika
+import pika
 import pytest
+import redis
 from aio_pika.exceptions import AMQPChannelError
 
 from integration.documentation import RABBITMQ_URL, Block, Reader, blocks
+from integration.keyserver import Authority, KeyServer
+from integration.review.tunnel import Tunnel
 from integration.scale import nightly
 from integration.services import RabbitMQ, Redis
-from integration.task_parts import Hijack
+from integration.services.machine import install
+from integration.task_parts import Hijack, buried
 from integration.test_docs import settle_in
 
 pytestmark = pytest.mark.slow
 PATIENCE = 120.0
 TASKS = nightly(10_000, otherwise=400)
-KILLS = nightly(12, otherwise=3)
-_LOOK_EVERY = 0.05
+HALF = nightly(500, otherwise=100)
+"""Half of a round's tasks; each half ends with a kill."""
+_LOOK_EVERY = 0.02
 MANY = {
     "taskiq": """
 import asyncio
@@ -38,7 +46,7 @@ from taskiq_app import bill, broker
 
 async def main() -> None:
     await broker.startup()
-    for first in range(0, {tasks}, 50):
+    for first in range({begin}, {end}, 50):
         await asyncio.gather(*(bill.kiq(order) for order in range(first, first + 50)))
     await broker.shutdown()
 
@@ -48,14 +56,43 @@ asyncio.run(main())
     "dramatiq": """
 from dramatiq_app import bill
 
-for order in range({tasks}):
+for order in range({begin}, {end}):
     bill.send(order)
 """,
     "celery": """
 from celery_app import bill
 
-for order in range({tasks}):
+for order in range({begin}, {end}):
     bill.delay(order)
+""",
+}
+DELAYED = {
+    "taskiq": """
+import asyncio
+
+from taskiq_app import bill, broker
+
+
+async def main() -> None:
+    await broker.startup()
+    for order in range(20):
+        await bill.kicker().with_labels(delay=3600).kiq(order)
+    await broker.shutdown()
+
+
+asyncio.run(main())
+""",
+    "dramatiq": """
+from dramatiq_app import bill
+
+for order in range(20):
+    bill.send_with_options(args=(order,), delay=3_600_000)
+""",
+    "celery": """
+from celery_app import bill
+
+for order in range(20):
+    bill.apply_async((order,), countdown=3600)
 """,
 }
 STRANGERS = {
@@ -73,20 +110,43 @@ STRANGERS = {
     ),
 }
 """Exchange, routing key and message of a task that nobody signed."""
+DELAYS = "taskiq.delay"
+CLOCK = """
+import os
+from mqauth.clock import SystemClock
+
+
+class BrokersClock(SystemClock):
+    def now(self):
+        return super().now() - 3700 * ("FAKETIME" in os.environ)
+"""
+"""What a worker signs by, whose own clock is ahead: the broker's."""
 RECORDED = 'with open("billed.txt", "a") as file: file.write(f"billed {order}\\n")'
 FRAMEWORKS = pytest.mark.parametrize("framework", MANY)
 
 
 @pytest.fixture
-def reader(rabbitmq: RabbitMQ, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+def keys() -> Iterator[KeyServer]:
+    """A key server; what the page reads of a file."""
+    with KeyServer() as server:
+        yield server
+
+
+@pytest.fixture
+def reader(
+    rabbitmq: RabbitMQ, own_redis: Redis, keys: KeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Reader]:
     """Someone who follows the page of task queues to its workers, and tidies up."""
     asyncio.run(_forget(rabbitmq.url))
     # Celery accepts no pickles as root without it.
     monkeypatch.setenv("C_FORCE_ROOT", "1")
     changes = {
         RABBITMQ_URL: rabbitmq.url,
-        "redis://localhost": redis.url,
+        "redis://localhost": own_redis.url,
+        'JWKSFile("jwks.json")': f'JWKS("{keys.url}", unsafe_http_loopback=True)',
         "policy=": "lease=1, policy=",
+        "lifetime=60": "lifetime=60, clock=__import__('clock').BrokersClock()",
+        "AioPikaBroker(": f'AioPikaBroker(delay_queue=__import__("taskiq_aio_pika").Queue(name="{DELAYS}"), url=',
         "task_acks_late=": 'accept_content=["json", "pickle"], result_accept_content=["json"], task_acks_late=',
         # What a killed process has printed may be lost on its way through another one.
         'print("billed", order, flush=True)': RECORDED,
@@ -97,6 +157,8 @@ def reader(rabbitmq: RabbitMQ, redis: Redis, tmp_path: Path, monkeypatch: pytest
         command.write_text(f'#!/bin/sh\nexec {sys.executable} -m {name} "$@"\n')
         command.chmod(0o755)
     settle_in(reader)
+    (tmp_path / "clock.py").write_text(CLOCK)
+    keys.command(document=(tmp_path / "jwks.json").read_text())
     for block in marked("tasks"):
         reader.write(block)
     yield reader
@@ -105,8 +167,8 @@ def reader(rabbitmq: RabbitMQ, redis: Redis, tmp_path: Path, monkeypatch: pytest
 
 async def _forget(url: str) -> None:
     names = (
-        "taskiq", "taskiq.dead", "taskiq.dead_letter", "default", "default.DQ", "default.XQ", "default.dead",
-        "celery", "celery.dead",
+        "taskiq", "taskiq.dead", "taskiq.dead_letter", DELAYS, "default", "default.DQ", "default.XQ",
+        "default.dead", "celery", "celery.dead",
     )  # fmt: skip
     async with await aio_pika.connect(url) as connection:
         for name in names:
@@ -152,6 +214,16 @@ def until(folder: Path, count: int) -> None:
         time.sleep(_LOOK_EVERY)
 
 
+def changed(reader: Reader, framework: str, old: str, new: str) -> tuple[Block, Block]:
+    """Write the page's application with one change; return the program that sends and the worker's command."""
+    application, program, command = marked(framework)
+    path = reader.write(application)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return program, command
+
+
 def rejected(folder: Path) -> list[str]:
     """Return the reasons of the audit files of all processes."""
     lines = [line for path in folder.glob("audit-*.jsonl") for line in path.read_text().splitlines()]
@@ -182,20 +254,140 @@ async def _stranger(url: str, exchange: str, routing_key: str, message: aio_pika
         await place.publish(message, routing_key)
 
 
+def told(folder: Path, what: str, begin: int) -> None:
+    """Wait until the workers' log says something, after so many characters."""
+    ends = time.monotonic() + PATIENCE
+    while what not in (log := (folder / "worker.txt").read_text()[begin:]):
+        assert time.monotonic() < ends, log[-3000:]
+        time.sleep(_LOOK_EVERY)
+
+
 @FRAMEWORKS
-def test_killed_workers(framework: str, reader: Reader, tmp_path: Path) -> None:
-    """Workers that are killed again and again run every task, and condemn none."""
+def test_kills_and_outages(
+    framework: str, reader: Reader, own_redis: Redis, keys: KeyServer, tmp_path: Path
+) -> None:
+    """Workers that are killed again and again, and start without store or keys, run every task and condemn none.
+
+    Of each round, half of the tasks are sent to a worker that is killed at its work. The next one starts in an
+    outage, in which the other half waits; it goes on by itself, and is killed as its last task has run.
+    """
+    outages = (
+        ("replay_store_unavailable", own_redis.stop, own_redis.start),
+        ("keys_unavailable", lambda: keys.behave("status"), lambda: keys.behave("ok")),
+    )
     application, _, command = marked(framework)
     reader.write(application)
-    (tmp_path / "many.py").write_text(MANY[framework].format(tasks=TASKS))
-    sender = Block(page="", line=0, language="sh", mark="", text="python many.py")
-    for kill in range(KILLS):
+    for end in range(HALF, TASKS + 1, HALF):
+        begin, (cause, away, back) = end - HALF, outages[end // HALF // 2 % 2]
+        (tmp_path / "many.py").write_text(MANY[framework].format(begin=begin, end=end))
+        sender = Block(page="", line=0, language="sh", mark="", text="python many.py")
+        if end // HALF % 2:
+            reader.run(sender)
+            with worker(reader, command, tmp_path) as process:
+                until(tmp_path, begin + HALF // 2)
+                os.killpg(process.pid, signal.SIGKILL)
+            continue
+        away()
+        reader.run(sender)
+        logged = len((tmp_path / "worker.txt").read_text())
         with worker(reader, command, tmp_path) as process:
-            if not kill:
-                reader.run(sender)
-            until(tmp_path, (kill + 1) * TASKS // (KILLS + 1))
+            told(tmp_path, cause, logged)
+            back()
+            until(tmp_path, end)
             os.killpg(process.pid, signal.SIGKILL)
     with worker(reader, command, tmp_path):
         until(tmp_path, TASKS)
     assert {*billed(tmp_path)} == {*range(TASKS)}
     assert rejected(tmp_path) == []
+
+
+def an_hour_later(command: Block) -> Block:
+    """Return a command whose programs' clock is an hour ahead, by Debian's libfaketime."""
+    libraries = "*/faketime/libfaketime.so.1"
+    if not [*Path("/usr/lib").glob(libraries)]:
+        install("libfaketime", why="a clock that is ahead")
+    library = next(Path("/usr/lib").glob(libraries))
+    return replace(command, text=f"LD_PRELOAD={library} FAKETIME=+3700s {command.text}")
+
+
+@FRAMEWORKS
+def test_an_hour_ahead(
+    framework: str, reader: Reader, rabbitmq: RabbitMQ, own_redis: Redis, tmp_path: Path
+) -> None:
+    """A task that is due in an hour is held by a worker that is killed; it runs when its time has come.
+
+    The clock of the second worker is an hour ahead. taskiq's tasks wait at the broker, where the test ends their
+    time: RabbitMQ dead-letters a rejected message as an expired one.
+    """
+    application, _, command = marked(framework)
+    reader.write(application)
+    (tmp_path / "many.py").write_text(DELAYED[framework])
+    reader.run(Block(page="", line=0, language="sh", mark="", text="python many.py"))
+    with (
+        pika.BlockingConnection(pika.URLParameters(rabbitmq.url)) as connection,
+        redis.from_url(own_redis.url) as claims,
+    ):
+        if framework == "taskiq":
+            channel = connection.channel()
+            for _ in range(20):
+                method, _, _ = channel.basic_get(DELAYS)
+                assert method is not None
+                channel.basic_reject(method.delivery_tag, requeue=False)
+        else:
+            claims.flushdb()
+            with worker(reader, command, tmp_path) as process:
+                ends = time.monotonic() + PATIENCE
+                # Celery's prefetch.
+                while claims.dbsize() < 8:
+                    assert time.monotonic() < ends
+                    time.sleep(_LOOK_EVERY)
+                os.killpg(process.pid, signal.SIGKILL)
+    assert billed(tmp_path) == []
+    with worker(reader, an_hour_later(command), tmp_path):
+        until(tmp_path, 20)
+    assert sorted(billed(tmp_path)) == [*range(20)]
+    assert rejected(tmp_path) == []
+
+
+RESULTS = """
+from celery_app import bill
+
+results = [bill.delay(order) for order in range(12)]
+print([result.get(timeout=60) for result in results])
+"""
+
+
+def test_children_are_replaced_and_results_are_kept(reader: Reader, own_redis: Redis, tmp_path: Path) -> None:
+    """A prefork worker of Celery replaces its children while it works; results come by Redis, as JSON."""
+    was = "task_acks_late="
+    _, command = changed(reader, "celery", was, f'result_backend="{own_redis.url}", {was}')
+    application = tmp_path / "celery_app.py"
+    application.write_text(application.read_text().replace(RECORDED, "return __import__('os').getpid()"))
+    (tmp_path / "many.py").write_text(RESULTS)
+    with worker(reader, replace(command, text=f"{command.text.strip()} --max-tasks-per-child 2"), tmp_path):
+        pids = json.loads(reader.run(Block(page="", line=0, language="sh", mark="", text="python many.py")))
+    assert len(pids) == 12
+    assert len({*pids}) >= 6
+    assert rejected(tmp_path) == []
+
+
+@FRAMEWORKS
+def test_tls(framework: str, reader: Reader, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+    """Tasks and dead letters go over TLS, with a client's certificate."""
+    authority = Authority(tmp_path)
+    chain, secret = authority.issue()
+    with Tunnel(urlsplit(rabbitmq.url).port or 0, authority.issue(), authority.path, advertised=False) as tunnel:
+        files = {"ca_certs": str(authority.path), "certfile": str(chain), "keyfile": str(secret)}
+        url = f"amqps://guest:guest@127.0.0.1:{tunnel.port}/"
+        given = {
+            "taskiq": f'"{url}?cafile={authority.path}&certfile={chain}&keyfile={secret}"',
+            "dramatiq": f'"{url}?ssl_options={quote(repr(files))}"',
+            "celery": f'"{url}", broker_use_ssl={files | {"cert_reqs": 2}}',
+        }[framework]
+        program, command = changed(reader, framework, f'"{rabbitmq.url}"', given)
+        with worker(reader, command, tmp_path):
+            reader.run(program)
+            until(tmp_path, 1)
+            asyncio.run(_stranger(rabbitmq.url, *STRANGERS[framework]))
+            letters = "default.dead" if framework == "dramatiq" else f"{framework}.dead"
+            assert buried(rabbitmq.url, letters, 1) == ["token_missing"]

@@ -7,46 +7,29 @@ import pickle
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, closing, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import aio_pika
 import pytest
-from taskiq import BrokerMessage, InMemoryBroker, SendTaskError, SimpleRetryMiddleware
+from taskiq import BrokerMessage, InMemoryBroker, SimpleRetryMiddleware
 from taskiq.api import run_receiver_task
 from taskiq.result_backends.dummy import DummyResultBackend
 from taskiq.serializers import PickleSerializer
 from taskiq_aio_pika import AioPikaBroker, Exchange, Queue, QueueType
 
 from integration.services import RabbitMQ
-from mqauth import AuditFile, FileReplayStore, MemoryReplayStore, Pipeline, Verifier
+from integration.task_parts import PATIENCE, Hijack, Store, WorkerAttacks, buried
+from mqauth import AuditFile, MemoryReplayStore, Pipeline
 from mqauth.brokers import rabbitmq as wrapper
-from mqauth.errors import ConfigurationError, MalformedMessage
+from mqauth.errors import ConfigurationError
 from mqauth.integrations.taskiq import protect
 from mqauth.judging.rollout import WEEK, Rollout, RolloutEntry, Rung
 from mqauth.testing.attack_probe import Probe
-from mqauth.testing.attacks import AttackSuite
 from mqauth.testing.forge import NEIGHBOUR, Forge
 from mqauth.testing.loop_thread import LoopThread
-from mqauth.testing.stage_rabbitmq import RabbitMQStage
-
-PATIENCE = 60.0
-
-
-class Store(FileReplayStore):
-    """A replay store that may be away."""
-
-    away = False
-    asked: threading.Event
-
-    def claim(self, request: Any, /) -> Any:
-        """Claim, or fail."""
-        if self.away:
-            self.asked.set()
-            raise ConnectionError
-        return super().claim(request)
 
 
 class Shop:
@@ -68,14 +51,16 @@ class Shop:
         self.audit = AuditFile(folder / "audit.jsonl")
         self.ran: asyncio.Queue[Any] = asyncio.Queue()
         place, day = f"rabbitmq:{self.name}/{self.name}", datetime.now(UTC).date()
-        rollout = rung and Rollout([
+        entries = [
             RolloutEntry(
-                destinations=(place,), rung=rung, since=day, until=day + timedelta(9), owner="team", window=WEEK
+                destinations=(place,), rung=each, since=day, until=day + timedelta(9), owner="team", window=WEEK
             )
-        ])  # fmt: skip
+            for each in (rung,)
+            if each is not None
+        ]
         self.guard = Pipeline(
             verifier=self.forge.verifier(), policy=self.forge.policy(place), replay=self.store, audit=self.audit,
-            rollout=rollout,
+            rollout=Rollout(entries) if entries else None,
         )  # fmt: skip
 
     def broker(self, **settings: Any) -> Any:
@@ -137,18 +122,8 @@ class Shop:
             return [await self.ran.get() for _ in range(count)]
 
     async def buried(self, count: int) -> list[str]:
-        """Return the reasons of the next dead letters, sorted."""
-        async with asyncio.timeout(PATIENCE), await aio_pika.connect(self.url) as connection:
-            channel = await connection.channel()
-            queue = await channel.declare_queue(self.dead, passive=True)
-            reasons = []
-            async with queue.iterator() as letters:
-                async for letter in letters:
-                    reasons.append(str(letter.headers["mqauth-dead-reason"]))
-                    await letter.ack()
-                    if len(reasons) == count:
-                        return sorted(reasons)
-        raise AssertionError
+        """Return the reasons of so many dead letters, sorted, and take them."""
+        return await asyncio.to_thread(buried, self.url, self.dead, count)
 
     async def end(self) -> None:
         """Leave nothing at the broker."""
@@ -167,16 +142,6 @@ async def shop(rabbitmq: RabbitMQ, tmp_path: Path) -> AsyncIterator[Shop]:
     shop = Shop(rabbitmq.url, tmp_path)
     yield shop
     await shop.end()
-
-
-class Hijack:
-    """A pickle that writes a file where it is decoded."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __reduce__(self) -> Any:
-        return (Path.write_text, (self._path, "decoded"))
 
 
 def hijack(path: Path) -> BrokerMessage:
@@ -247,19 +212,11 @@ def _properties(message: Any) -> dict[str, Any]:
 
 
 async def test_a_delayed_task_runs_once(shop: Shop) -> None:
-    """A task that waited in the delay queue is where it was signed for, by a token that lives so long."""
-    async with shop.working(), shop.sending(lifetime=1) as honest:
-        await honest.find_task("pack").kicker().with_labels(delay=2).kiq("late")
+    """A task that waited in the delay queue is where it was signed for."""
+    async with shop.working(), shop.sending() as honest:
+        await honest.find_task("pack").kicker().with_labels(delay=0.1).kiq("late")
         assert await shop.run(1) == ["late"]
     assert shop.ran.empty()
-
-
-async def test_a_task_waits_no_longer_than_a_token_lives(shop: Shop) -> None:
-    """A delay of more than a day less the token's lifetime is refused where the task is sent."""
-    async with shop.sending() as honest:
-        with pytest.raises(SendTaskError) as refused:
-            await honest.find_task("pack").kicker().with_labels(delay=86_400).kiq("late")
-    assert isinstance(refused.value.__cause__, MalformedMessage)
 
 
 async def test_a_retry_is_signed_by_the_worker(shop: Shop) -> None:
@@ -272,13 +229,13 @@ async def test_a_retry_is_signed_by_the_worker(shop: Shop) -> None:
 
 async def test_a_task_waits_for_the_store(shop: Shop) -> None:
     """While the replay store is away a task is neither run nor a letter; it runs once the store is back."""
-    shop.store.away = True
+    shop.store.away = "claim"
     async with shop.working(), shop.sending() as honest:
         await honest.find_task("pack").kiq("waits")
         async with asyncio.timeout(PATIENCE):
             await asyncio.to_thread(shop.store.asked.wait)
         assert shop.ran.empty()
-        shop.store.away = False
+        shop.store.away = ""
         assert await shop.run(1) == ["waits"]
 
 
@@ -410,31 +367,7 @@ def worker(target: Any, guard: Pipeline, probe: Probe) -> Iterator[None]:
 
 
 @pytest.mark.slow
-class TestAttacks(AttackSuite):
+class TestAttacks(WorkerAttacks):
     """The attack suite against what a worker is given."""
 
-    @pytest.fixture
-    def target(self, rabbitmq: RabbitMQ) -> Iterator[RabbitMQStage]:
-        """Yield a queue."""
-        stage = RabbitMQStage(rabbitmq.url)
-        stage.url = rabbitmq.url  # type: ignore[attr-defined]
-        yield stage
-        stage.close()
-
-    @pytest.fixture
-    def make_consumer(
-        self, target: Any, tmp_path: Path
-    ) -> Iterator[Callable[[Probe], AbstractContextManager[Any]]]:
-        """Yield what runs a worker on a thread; its store and audit outlive it."""
-        store = FileReplayStore(tmp_path / "c.db")
-        with closing(store), AuditFile(tmp_path / "audit.jsonl", fsync=False) as audit:
-
-            def consuming(probe: Probe) -> AbstractContextManager[Any]:
-                guard = Pipeline(
-                    verifier=Verifier(keys=probe.keys, audience="billing"),
-                    policy=probe.forge.policy(target.destination), replay=store, audit=audit,
-                    observers=[probe.observer],
-                )  # fmt: skip
-                return worker(target, guard, probe)
-
-            yield consuming
+    worker = staticmethod(worker)

@@ -96,3 +96,20 @@ def test_claims_are_renewed_after_a_third() -> None:
     assert tended.due(60) == []
     tended.remove(judged)
     assert not tended
+
+
+def test_claims_end_while_they_are_looked_at() -> None:
+    """A thread of a worker may end a delivery amid a look."""
+    tended, ends, runs = QueueLeases(60), delivery(Step.HANDLE), delivery(Step.HANDLE)
+
+    class Ending(float):
+        """Seconds at whose comparison a thread does so."""
+
+        def __le__(self, other: float) -> bool:
+            tended.remove(ends)
+            return float(self) <= other
+
+    tended.add(ends, since=Ending(0))
+    tended.add(runs, since=Ending(0))
+    assert tended.due(60) == [ends, runs]
+    assert tended.due(60) == [runs]

@@ -13,13 +13,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
-from copy import copy
 from functools import partial
-from math import ceil
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from mqauth.errors import MalformedMessage, StaleDelivery, needs_extra, require
+from mqauth.errors import StaleDelivery, needs_extra, require
 
 with needs_extra("taskiq"):
     from taskiq import AckableMessage
@@ -39,7 +37,7 @@ from mqauth.integrations.framework import LateLetters, Letters, Turn, handle, ha
 from mqauth.integrations.task_queues import worker_guard
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.selftest import starting
-from mqauth.signer import MAX_LIFETIME, Signer
+from mqauth.signer import Signer
 
 __all__ = ["Task", "protect"]
 B = TypeVar("B", bound=AioPikaBroker)
@@ -239,26 +237,23 @@ class SigningChannel:
         return self._producers[name]
 
     async def _delay(self, message: Any, routing_key: str) -> None:
-        """Publish a task to the delay queue, signed for where that queue sends it, and for as long as it waits.
+        """Publish a task to the delay queue, signed for where that queue sends it.
 
-        RabbitMQ takes the expiration away as it moves the message on (manual, Dead Letter Exchanges).
+        RabbitMQ takes the expiration away as it moves the message on (manual, Dead Letter Exchanges). The time
+        that it was appended at stays, so that it waits as in any queue.
 
         Raises:
-            MalformedMessage: it waits longer than a token may live.
             UnroutableError: there is no delay queue.
         """
-        broker, signer = self._broker, copy(self._signer)
+        broker = self._broker
         first, delay = broker._task_queues[0], broker._delay_queue
         waits, message.expiration = message.expiration, None
-        signer.lifetime += ceil(waits.total_seconds())
-        if signer.lifetime > MAX_LIFETIME:
-            raise MalformedMessage(f"a task waits at most {MAX_LIFETIME} seconds, its token's lifetime included")
         moved = {
             "x-dead-letter-exchange": broker._exchange.name,
             "x-dead-letter-routing-key": delay.routing_key or first.routing_key or first.name,
         } | delay.arguments
         exchange = await self._channel.get_exchange(moved["x-dead-letter-exchange"], ensure=False)
-        sealed = Producer(exchange, signer).seal(message, moved["x-dead-letter-routing-key"])
+        sealed = Producer(exchange, self._signer).seal(message, moved["x-dead-letter-routing-key"])
         sealed.expiration = waits
         returned = await self._channel.default_exchange.publish(sealed, routing_key=routing_key)
         if isinstance(returned, DeliveredMessage):

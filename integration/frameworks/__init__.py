@@ -1,0 +1,1 @@
+"""The tests that task queues bring for RabbitMQ, run with our adapter on."""
