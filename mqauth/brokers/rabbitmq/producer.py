@@ -21,6 +21,8 @@ import aiormq.abc
 from aio_pika import exceptions
 from aio_pika.abc import AbstractExchange, AbstractMessage
 from pamqp import commands
+from pamqp.body import ContentBody
+from pamqp.header import ContentHeader
 
 from mqauth.brokers.amqp_messages import check_frame, mandatory_reply, new_message_id
 from mqauth.brokers.dead_letters import responder_of
@@ -227,10 +229,6 @@ async def _reply(producer: Producer, verified: Verified, body: bytes) -> Publish
         raise RetryLater(f"the answer could not be sent: {type(error).__name__}") from error
 
 
-DRAIN_EVERY: Final = 32
-"""One publish of so many waits for the socket, so that a broker that stops reading soon stops all publishers."""
-
-
 @dataclass(slots=True)
 class Encoded:
     """Properties in the form in which pamqp asks for them, encoded once, and the body."""
@@ -245,9 +243,10 @@ class Encoded:
 
 
 class DirectPath:
-    """Publishes through aiormq's channel and waits for the confirm, but seldom for the socket.
+    """Publishes through aiormq's channel: what is ready goes to the socket in one write, and waits for it once.
 
-    While a broker does not read, under a memory alarm, publishes that time out must not pile up in the transport.
+    aiormq's own ``basic_publish`` takes its lock, a timer and a system call for each message. This does what it
+    does, for all messages at once: it counts them as the broker will, and keeps a future for each confirm.
 
     Args:
         exchange: aio-pika's.
@@ -255,7 +254,8 @@ class DirectPath:
 
     def __init__(self, exchange: AbstractExchange) -> None:
         self._exchange: Any = exchange
-        self._sent = 0
+        self._channel: Any = None
+        self._unsent: list[tuple[bytes, str, asyncio.Future[Any]]] = []
 
     def take(self, native: AbstractMessage, message_id: str, /) -> Any:
         """Return the properties of the caller's message, which the caller may change from now on.
@@ -292,18 +292,54 @@ class DirectPath:
             raise ValueError(f"Can not publish to internal exchange: '{exchange.name}'!")
         if exchange.channel.is_closed:
             raise exceptions.ChannelInvalidStateError("the channel is closed")
-        channel: aiormq.Channel = await exchange.channel.get_underlay_channel()
+        channel: Any = await exchange.channel.get_underlay_channel()
         check_frame(len(ready.raw), agreed(channel))
-        self._sent += 1
-        return await channel.basic_publish(
-            ready.body,
-            exchange=exchange.name,
-            routing_key=routing_key,
-            properties=ready,
-            mandatory=mandatory,
-            immediate=immediate,
-            wait=not channel.publisher_confirms or self._sent % DRAIN_EVERY == 0,
-        )
+        body, size = ready.body, channel.max_content_size
+        frames = [
+            commands.Basic.Publish(0, exchange.name, routing_key, mandatory, immediate),
+            ContentHeader(body_size=len(body), properties=ready),
+            *(ContentBody(body[start : start + size]) for start in range(0, len(body), size)),
+        ]
+        payload = aiormq.abc.ChannelFrame.marshall(channel.number, frames).payload
+        if channel is not self._channel:
+            self._channel, self._unsent = channel, []
+        # The channel fails it, and cancels the task, once it is closed.
+        confirm = channel.create_future()
+        self._unsent.append((payload, ready.message_id, confirm))
+        if len(self._unsent) == 1:
+            channel.create_task(_write(channel, self._unsent))
+        return await confirm
+
+
+async def _write(channel: Any, unsent: list[tuple[bytes, str, asyncio.Future[Any]]]) -> None:
+    """Write all that waits to aiormq's channel, once nobody else does, and wait for the socket."""
+    async with channel.lock:
+        waiting, unsent[:] = unsent[:], []
+        payloads, futures, tags = [], [], channel.message_id_delivery_tag
+        for payload, message_id, confirm in waiting:
+            # Its caller was cancelled.
+            if confirm.done():
+                continue
+            payloads.append(payload)
+            futures.append(confirm)
+            if channel.publisher_confirms:
+                channel.delivery_tag += 1
+                channel.confirmations[channel.delivery_tag] = confirm
+                tags[message_id] = channel.delivery_tag
+                confirm.add_done_callback(partial(_forget, tags, message_id, channel.delivery_tag))
+        drained = channel.create_future()
+        await channel.write_queue.put(aiormq.abc.ChannelFrame(b"".join(payloads), False, drained))
+        await drained
+    if not channel.publisher_confirms:
+        for confirm in futures:
+            if not confirm.done():
+                confirm.set_result(None)
+
+
+def _forget(tags: dict[str, int], message_id: str, tag: int, _: object) -> None:
+    """Forget the id of a message that has its outcome, unless a later one has the same."""
+    if tags.get(message_id) == tag:
+        del tags[message_id]
 
 
 class ExchangePath:
