@@ -16,7 +16,7 @@ from pamqp import commands
 from mqauth import ConfigurationError, MalformedMessage, Message, Signer
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, is_untouched
-from mqauth.brokers.rabbitmq.producer import DRAIN_EVERY, DirectPath, Encoded, ExchangePath
+from mqauth.brokers.rabbitmq.producer import DirectPath, Encoded, ExchangePath
 from mqauth.brokers.rabbitmq.translate import to_message
 from mqauth.brokers.sealing import Sealing
 from mqauth.errors import Cause, Unavailable
@@ -353,26 +353,72 @@ def test_instrumented_exchanges_are_not_gone_past(monkeypatch: pytest.MonkeyPatc
     assert not is_untouched(own, "publish")
 
 
-@pytest.mark.parametrize(("confirms", "waits"), [(True, 3), (False, 3 * DRAIN_EVERY)])
-async def test_the_socket_is_waited_for_now_and_then(*, confirms: bool, waits: int) -> None:
-    """One publish of 32 waits for the socket, without confirms each: a broker that does not read holds them up."""
-    waited: list[bool] = []
+class Underlay:
+    """A channel of aiormq's, as far as ``DirectPath`` uses it, whose socket is written to when told."""
 
-    class Underlay:
-        publisher_confirms = confirms
+    def __init__(self, *, confirms: bool = True) -> None:
+        self.publisher_confirms = confirms
+        self.number, self.delivery_tag, self.max_content_size = 1, 0, 131_064
+        self.lock, self.write_queue = asyncio.Lock(), asyncio.Queue[aiormq.abc.ChannelFrame](1)
+        self.confirmations: dict[int, asyncio.Future[Any]] = {}
+        self.message_id_delivery_tag: dict[str, int] = {}
+        self.create_task = asyncio.create_task
 
-        async def basic_publish(self, _body: bytes, *, wait: bool, **_: Any) -> None:
-            waited.append(wait)
+    def create_future(self) -> asyncio.Future[Any]:
+        """Return a future."""
+        return asyncio.get_running_loop().create_future()
+
+
+def direct(underlay: Underlay) -> Callable[[str], asyncio.Task[Any]]:
+    """Return what publishes a message of an id to a channel."""
 
     async def get_underlay_channel() -> Underlay:
-        return Underlay()
+        return underlay
 
     exchange = real_exchange()
     exchange.channel = SimpleNamespace(is_closed=False, get_underlay_channel=get_underlay_channel)
-    way = DirectPath(exchange)
-    for _ in range(3 * DRAIN_EVERY):
-        await way.send(Encoded("m", b"", b""), "k", mandatory=True, immediate=False)
-    assert sum(waited) == waits
+    path = DirectPath(exchange)
+    return lambda name: asyncio.create_task(
+        path.send(Encoded(name, b"", name.encode()), "k", mandatory=True, immediate=False)
+    )
+
+
+async def test_what_waits_is_written_at_once() -> None:
+    """Messages that are ready together are one write, in their order. The next one has those that came before the
+    socket had taken it, but for a message whose caller was cancelled."""
+    underlay = Underlay()
+    publish = direct(underlay)
+    first = [publish(name) for name in ("aa", "bb")]
+    frame = await underlay.write_queue.get()
+    assert frame.payload.index(b"aa") < frame.payload.index(b"bb")
+    later, cancelled, last = (publish(name) for name in ("cc", "dd", "ee"))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await asyncio.sleep(0)
+    assert underlay.write_queue.empty()
+    frame.drain()
+    frame = await underlay.write_queue.get()
+    frame.drain()
+    assert frame.payload.index(b"cc") < frame.payload.index(b"ee")
+    assert b"dd" not in frame.payload
+    # The tags are those of the broker, which counts what was written.
+    assert underlay.message_id_delivery_tag == {"aa": 1, "bb": 2, "cc": 3, "ee": 4}
+    for tag, confirm in underlay.confirmations.items():
+        confirm.set_result(tag)
+    assert await asyncio.gather(*first, later, last) == [1, 2, 3, 4]
+    assert not underlay.message_id_delivery_tag
+
+
+async def test_without_confirms_a_message_ends_once_it_is_written() -> None:
+    """Without publisher confirms a publish returns ``None`` when the socket has taken it."""
+    underlay = Underlay(confirms=False)
+    publishing = direct(underlay)("aa")
+    frame = await underlay.write_queue.get()
+    await asyncio.sleep(0)
+    assert not publishing.done()
+    frame.drain()
+    assert await publishing is None
+    assert not underlay.confirmations
 
 
 def test_both_ways_send_the_same_bytes() -> None:

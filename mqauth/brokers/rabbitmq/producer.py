@@ -1,8 +1,8 @@
 """The RabbitMQ producer: seals a copy of each message, alone or with others, and publishes it; signed answers.
 
 A sealed message is published past aio-pika's ``Exchange.publish``, unless that is instrumented. It waits for the
-socket while it holds aiormq's publish lock, so that concurrent publishes go one by one, and it encodes the
-properties a second time to learn their size. aiormq's own ``basic_publish`` does neither.
+socket while it holds aiormq's publish lock, so that concurrent publishes go one by one; ``DirectPath`` writes all
+of them at once.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from aio_pika import exceptions
 from aio_pika.abc import AbstractExchange, AbstractMessage
 from pamqp import commands
 from pamqp.body import ContentBody
+from pamqp.frame import FrameTypes, marshal
 from pamqp.header import ContentHeader
 
 from mqauth.brokers.amqp_messages import check_frame, mandatory_reply, new_message_id
@@ -36,6 +37,7 @@ from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.signer import Signer
 from mqauth.wire.batch import DEFAULT_BATCH
+from mqauth.wire.memo import Memo
 from mqauth.wire.message import Message
 
 if TYPE_CHECKING:
@@ -245,8 +247,9 @@ class Encoded:
 class DirectPath:
     """Publishes through aiormq's channel: what is ready goes to the socket in one write, and waits for it once.
 
-    aiormq's own ``basic_publish`` takes its lock, a timer and a system call for each message. This does what it
-    does, for all messages at once: it counts them as the broker will, and keeps a future for each confirm.
+    aiormq's own ``basic_publish`` takes a lock, a timer and a system call for each message, and ten messages at
+    most in each turn of the event loop. This does what it does for all that wait: it counts them as the broker
+    will, and leaves the future of each confirm where aiormq looks for it.
 
     Args:
         exchange: aio-pika's.
@@ -295,12 +298,10 @@ class DirectPath:
         channel: Any = await exchange.channel.get_underlay_channel()
         check_frame(len(ready.raw), agreed(channel))
         body, size = ready.body, channel.max_content_size
-        frames = [
-            commands.Basic.Publish(0, exchange.name, routing_key, mandatory, immediate),
-            ContentHeader(body_size=len(body), properties=ready),
-            *(ContentBody(body[start : start + size]) for start in range(0, len(body), size)),
-        ]
-        payload = aiormq.abc.ChannelFrame.marshall(channel.number, frames).payload
+        frames: list[FrameTypes] = [ContentHeader(body_size=len(body), properties=ready)]
+        frames += [ContentBody(body[start : start + size]) for start in range(0, len(body), size)]
+        method = _METHODS[channel.number, exchange.name, routing_key, mandatory, immediate]
+        payload = method + b"".join([marshal(frame, channel.number) for frame in frames])
         if channel is not self._channel:
             self._channel, self._unsent = channel, []
         # The channel fails it, and cancels the task, once it is closed.
@@ -312,34 +313,40 @@ class DirectPath:
 
 
 async def _write(channel: Any, unsent: list[tuple[bytes, str, asyncio.Future[Any]]]) -> None:
-    """Write all that waits to aiormq's channel, once nobody else does, and wait for the socket."""
+    """Write what waits to aiormq's channel, once nobody else writes to it, and wait for the socket."""
+    tags: dict[str, int] = channel.message_id_delivery_tag
+
+    # Another message may have the same id meanwhile.
+    def forget(message_id: str, tag: int, _confirm: object) -> None:
+        if tags.get(message_id) == tag:
+            del tags[message_id]
+
     async with channel.lock:
-        waiting, unsent[:] = unsent[:], []
-        payloads, futures, tags = [], [], channel.message_id_delivery_tag
-        for payload, message_id, confirm in waiting:
-            # Its caller was cancelled.
-            if confirm.done():
-                continue
-            payloads.append(payload)
-            futures.append(confirm)
-            if channel.publisher_confirms:
-                channel.delivery_tag += 1
-                channel.confirmations[channel.delivery_tag] = confirm
-                tags[message_id] = channel.delivery_tag
-                confirm.add_done_callback(partial(_forget, tags, message_id, channel.delivery_tag))
+        # Without those whose caller was cancelled.
+        waiting = [each for each in unsent if not each[-1].done()]
+        unsent.clear()
+        if channel.publisher_confirms:
+            for tag, (_, message_id, confirm) in enumerate(waiting, channel.delivery_tag + 1):
+                channel.delivery_tag = tags[message_id] = tag
+                channel.confirmations[tag] = confirm
+                confirm.add_done_callback(partial(forget, message_id, tag))
         drained = channel.create_future()
-        await channel.write_queue.put(aiormq.abc.ChannelFrame(b"".join(payloads), False, drained))
+        payload = b"".join([payload for payload, *_ in waiting])
+        await channel.write_queue.put(aiormq.abc.ChannelFrame(payload, should_close=False, drain_future=drained))
+        # While a broker does not read, under a memory alarm, messages pile up here and not in the transport.
         await drained
-    if not channel.publisher_confirms:
-        for confirm in futures:
-            if not confirm.done():
-                confirm.set_result(None)
+    for *_, confirm in waiting if not channel.publisher_confirms else ():
+        if not confirm.done():
+            confirm.set_result(None)
 
 
-def _forget(tags: dict[str, int], message_id: str, tag: int, _: object) -> None:
-    """Forget the id of a message that has its outcome, unless a later one has the same."""
-    if tags.get(message_id) == tag:
-        del tags[message_id]
+def _method(facts: tuple[int, str, str, bool, bool]) -> bytes:
+    """Return an encoded ``basic.publish``: of a channel's number, exchange, routing key, mandatory, immediate."""
+    number, exchange, routing_key, mandatory, immediate = facts
+    return marshal(commands.Basic.Publish(0, exchange, routing_key, mandatory, immediate), number)
+
+
+_METHODS: Final = Memo(_method)
 
 
 class ExchangePath:
