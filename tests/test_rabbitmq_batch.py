@@ -356,8 +356,7 @@ def test_instrumented_exchanges_are_not_gone_past(monkeypatch: pytest.MonkeyPatc
 class Underlay:
     """A channel of aiormq's, as far as ``DirectPath`` uses it, whose socket is written to when told."""
 
-    def __init__(self, *, confirms: bool = True) -> None:
-        self.publisher_confirms = confirms
+    def __init__(self) -> None:
         self.number, self.delivery_tag, self.max_content_size = 1, 0, 131_064
         self.lock, self.write_queue = asyncio.Lock(), asyncio.Queue[aiormq.abc.ChannelFrame](1)
         self.confirmations: dict[int, asyncio.Future[Any]] = {}
@@ -407,18 +406,6 @@ async def test_what_waits_is_written_at_once() -> None:
         confirm.set_result(tag)
     assert await asyncio.gather(*first, later, last) == [1, 2, 3, 4]
     assert not underlay.message_id_delivery_tag
-
-
-async def test_without_confirms_a_message_ends_once_it_is_written() -> None:
-    """Without publisher confirms a publish returns ``None`` when the socket has taken it."""
-    underlay = Underlay(confirms=False)
-    publishing = direct(underlay)("aa")
-    frame = await underlay.write_queue.get()
-    await asyncio.sleep(0)
-    assert not publishing.done()
-    frame.drain()
-    assert await publishing is None
-    assert not underlay.confirmations
 
 
 def test_both_ways_send_the_same_bytes() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -20,6 +20,7 @@ import aiormq
 import aiormq.abc
 from aio_pika import exceptions
 from aio_pika.abc import AbstractExchange, AbstractMessage
+from aiormq.abc import ChannelFrame
 from pamqp import commands
 from pamqp.body import ContentBody
 from pamqp.frame import FrameTypes, marshal
@@ -37,7 +38,6 @@ from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.signer import Signer
 from mqauth.wire.batch import DEFAULT_BATCH
-from mqauth.wire.memo import Memo
 from mqauth.wire.message import Message
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ class Producer:
         self._serialize = value_serializer
         self._open_calls = OpenCalls(lambda: ClosedByOwnerError("the producer was closed"))
         self._channel = getattr(exchange, "channel", None)
-        if not getattr(self._channel, "publisher_confirms", True):
+        self._confirms: bool = getattr(self._channel, "publisher_confirms", True)
+        if not self._confirms:
             lossy = "a producer's channel has no publisher confirms: lost messages go unnoticed"
             emit("producer.no_confirms", lossy)
 
@@ -173,10 +174,11 @@ class Producer:
     async def _publish(
         self, native: AbstractMessage, routing_key: str, flags: dict[str, bool]
     ) -> PublishResultType | None:
-        """Take the message as it is now, seal it, send it: directly, unless ``publish`` is instrumented."""
+        """Take the message as it is now, seal it, send it: directly, unless ``publish`` is to see it."""
         message_id = native.message_id or new_message_id()
         wire = self._wire(native, routing_key, message_id)
-        path = self._direct if is_untouched(self._exchange, "publish") else self._through
+        direct = self._confirms and is_untouched(self._exchange, "publish")
+        path = self._direct if direct else self._through
         send = partial(self._confirmed, path, path.take(native, message_id), routing_key, flags)
         # No other message has an id that was just made.
         if not native.message_id:
@@ -288,7 +290,7 @@ class DirectPath:
         return Encoded(taken.message_id or "", raw, sealed.body or b"")
 
     async def send(self, ready: Any, routing_key: str, *, mandatory: bool, immediate: bool) -> Any:
-        """Publish it and wait for the confirm; without publisher confirms return ``None`` once it is written."""
+        """Publish it, together with others that are ready, and wait for the confirm."""
         exchange = self._exchange
         # The same refusals as those of ``Exchange.publish``.
         if exchange.internal:
@@ -300,7 +302,7 @@ class DirectPath:
         body, size = ready.body, channel.max_content_size
         frames: list[FrameTypes] = [ContentHeader(body_size=len(body), properties=ready)]
         frames += [ContentBody(body[start : start + size]) for start in range(0, len(body), size)]
-        method = _METHODS[channel.number, exchange.name, routing_key, mandatory, immediate]
+        method = _method(channel.number, exchange.name, routing_key, mandatory, immediate)
         payload = method + b"".join([marshal(frame, channel.number) for frame in frames])
         if channel is not self._channel:
             self._channel, self._unsent = channel, []
@@ -308,45 +310,35 @@ class DirectPath:
         confirm = channel.create_future()
         self._unsent.append((payload, ready.message_id, confirm))
         if len(self._unsent) == 1:
-            channel.create_task(_write(channel, self._unsent))
-        return await confirm
+            channel.create_task(self._write(channel, self._unsent))
+        try:
+            return await confirm
+        finally:
+            channel.message_id_delivery_tag.pop(ready.message_id, None)
+
+    async def _write(self, channel: Any, unsent: list[tuple[bytes, str, asyncio.Future[Any]]]) -> None:
+        """Write what waits to aiormq's channel, once nobody else writes to it, and wait for the socket.
+
+        While a broker does not read, under a memory alarm, messages pile up here and not in the transport.
+        """
+        async with channel.lock:
+            # Without those whose caller was cancelled.
+            waiting = [each for each in unsent if not each[-1].done()]
+            unsent.clear()
+            for _, message_id, confirm in waiting:
+                channel.delivery_tag += 1
+                channel.confirmations[channel.delivery_tag] = confirm
+                channel.message_id_delivery_tag[message_id] = channel.delivery_tag
+            written = channel.create_future()
+            payload = b"".join([payload for payload, *_ in waiting])
+            await channel.write_queue.put(ChannelFrame(payload, should_close=False, drain_future=written))
+            await written
 
 
-async def _write(channel: Any, unsent: list[tuple[bytes, str, asyncio.Future[Any]]]) -> None:
-    """Write what waits to aiormq's channel, once nobody else writes to it, and wait for the socket."""
-    tags: dict[str, int] = channel.message_id_delivery_tag
-
-    # Another message may have the same id meanwhile.
-    def forget(message_id: str, tag: int, _confirm: object) -> None:
-        if tags.get(message_id) == tag:
-            del tags[message_id]
-
-    async with channel.lock:
-        # Without those whose caller was cancelled.
-        waiting = [each for each in unsent if not each[-1].done()]
-        unsent.clear()
-        if channel.publisher_confirms:
-            for tag, (_, message_id, confirm) in enumerate(waiting, channel.delivery_tag + 1):
-                channel.delivery_tag = tags[message_id] = tag
-                channel.confirmations[tag] = confirm
-                confirm.add_done_callback(partial(forget, message_id, tag))
-        drained = channel.create_future()
-        payload = b"".join([payload for payload, *_ in waiting])
-        await channel.write_queue.put(aiormq.abc.ChannelFrame(payload, should_close=False, drain_future=drained))
-        # While a broker does not read, under a memory alarm, messages pile up here and not in the transport.
-        await drained
-    for *_, confirm in waiting if not channel.publisher_confirms else ():
-        if not confirm.done():
-            confirm.set_result(None)
-
-
-def _method(facts: tuple[int, str, str, bool, bool]) -> bytes:
-    """Return an encoded ``basic.publish``: of a channel's number, exchange, routing key, mandatory, immediate."""
-    number, exchange, routing_key, mandatory, immediate = facts
+@lru_cache(maxsize=256)
+def _method(number: int, exchange: str, routing_key: str, mandatory: bool, immediate: bool) -> bytes:
+    """Return an encoded ``basic.publish`` on the channel of a number."""
     return marshal(commands.Basic.Publish(0, exchange, routing_key, mandatory, immediate), number)
-
-
-_METHODS: Final = Memo(_method)
 
 
 class ExchangePath:
