@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
-    from kafka.errors import IllegalStateError, KafkaTimeoutError, TopicAuthorizationFailedError
+    from kafka.errors import IllegalStateError, KafkaTimeoutError
     from kafka.future import Future
 
     from integration.kafka_batches import BatchContract, FakeClient, Seen, Vault, tokens
@@ -208,7 +208,7 @@ def test_at_once_needs_no_alarm() -> None:
 
 
 def test_new_topic() -> None:
-    """The first record of a topic waits for its metadata on its sender's thread, and then for others as any does."""
+    """The first record of a topic waits for its metadata on its sender's thread, then for others."""
     stand = Stand()
     stand.send(b"waits")
     with pytest.raises(KafkaTimeoutError):

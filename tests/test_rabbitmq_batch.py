@@ -21,6 +21,7 @@ from mqauth.brokers.rabbitmq.translate import to_message
 from mqauth.brokers.sealing import Sealing
 from mqauth.errors import Cause, Unavailable
 from mqauth.testing import Forge
+from tests.sealing_calls import Calls, closed
 
 PLACE = "rabbitmq:shop/orders.created"
 
@@ -52,16 +53,12 @@ class Alarm:
         self.set.append((seconds, function))
 
 
-class Table:
+class Table(Calls):
     """Sealing on a clock and a timer of the test's."""
 
     def __init__(self, batch: int = 64, linger: float = 0) -> None:
         self.alarm, self.signer = Alarm(), Counting(Forge())
-        self.sealing = Sealing(self.signer, batch, linger, timer=self.alarm)
-
-    def start(self, *messages: Message) -> list[asyncio.Task[Any]]:
-        """Have messages sealed, each in a task of its own."""
-        return [asyncio.create_task(self.sealing.seal(message)) for message in messages]
+        super().__init__(Sealing(self.signer, batch, linger, closed, timer=self.alarm))
 
     async def busy(self, count: int) -> None:
         """Leave so many messages unconfirmed."""
@@ -85,7 +82,7 @@ async def turns(count: int = 10) -> None:
 def test_refused_settings(batch: int, linger: float) -> None:
     """A batch is 1 to 1,024, linger 0 to 10 seconds."""
     with pytest.raises(ConfigurationError, match="batch is 1 to 1024"):
-        Sealing(Forge().signer(), batch, linger)
+        Sealing(Forge().signer(), batch, linger, closed)
 
 
 @pytest.mark.parametrize("kind", [aio_pika.Channel, aio_pika.RobustConnection])
@@ -109,7 +106,7 @@ async def test_as_it_comes() -> None:
 async def test_one_alone_does_not_wait() -> None:
     """With nothing unconfirmed a message is sealed at once, in the single form, and no timer is set."""
     table = Table()
-    sealed = await table.sealing.seal(messages(1)[0])
+    (sealed,) = await asyncio.gather(*table.start(*messages(1)))
     assert (table.signer.sizes, table.alarm.set) == ([1], [])
     assert "~" not in str(sealed.occurrences("mqauth-token")[0])
 
@@ -161,10 +158,10 @@ async def test_confirms_clock_the_seals() -> None:
     await turns()
     for _ in range(3):
         assert table.signer.sizes == []
-        table.sealing.ended()
+        table.confirms.put_nowait(None)
         await turns()
     await asyncio.gather(*waiting)
-    assert (table.signer.sizes, table.sealing.unconfirmed) == ([3], 6)
+    assert (table.signer.sizes, table.sealing.running) == ([3], 6)
 
 
 async def test_what_cannot_be_signed_concerns_its_own_caller() -> None:
@@ -184,7 +181,7 @@ async def test_a_group_too_large_concerns_no_other() -> None:
     wanted = [*messages(2), *messages(2, headers=many)]
     found = await asyncio.gather(*table.start(*wanted), return_exceptions=True)
     assert [type(one) for one in found] == [Message, Message, MalformedMessage, MalformedMessage]
-    assert table.sealing.unconfirmed == 2
+    assert table.sealing.running == 2
 
 
 async def test_no_key_raises_to_all_that_wait() -> None:
@@ -195,7 +192,7 @@ async def test_no_key_raises_to_all_that_wait() -> None:
     assert [type(one) for one in found] == [Unavailable] * 3
     table.signer.down = False
     await asyncio.gather(*table.start(*messages(3)))
-    assert table.sealing.unconfirmed == 3
+    assert table.sealing.running == 3
 
 
 async def test_cancelling_one_disturbs_no_other() -> None:
@@ -210,7 +207,24 @@ async def test_cancelling_one_disturbs_no_other() -> None:
     waiting[2].cancel()
     found = await asyncio.gather(*waiting, return_exceptions=True)
     assert [type(one) for one in found] == [Message, asyncio.CancelledError, asyncio.CancelledError]
-    assert (table.signer.sizes, table.sealing.unconfirmed) == ([2], 51)
+    assert (table.signer.sizes, table.sealing.running) == ([2], 51)
+
+
+async def test_a_closing_waits_for_the_calls_under_way() -> None:
+    """What is under way ends first, what comes later is refused, and whoever asks is told of the one end."""
+    table = Table()
+    await table.busy(2)
+    ends = [asyncio.create_task(table.sealing.close()) for _ in range(2)]
+    await turns()
+    with pytest.raises(OSError, match="closed"):
+        await asyncio.gather(*table.start(*messages(1)))
+    ends[0].cancel()
+    table.confirms.put_nowait(None)
+    await turns()
+    assert not ends[1].done()
+    table.confirms.put_nowait(None)
+    await ends[1]
+    await table.sealing.close()
 
 
 class FakeChannel:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Self
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import aio_pika
@@ -31,7 +31,7 @@ from mqauth.brokers.dead_letters import responder_of
 from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, closing_is_an_error, is_untouched, reopen
 from mqauth.brokers.rabbitmq.confirmed import DeadLetters
 from mqauth.brokers.rabbitmq.translate import Measured, agreed, frame_limit, headers_out, to_message, unsendable
-from mqauth.brokers.sealing import OpenCalls, Sealing
+from mqauth.brokers.sealing import Sealing
 from mqauth.errors import MalformedMessage, MqauthError, RetryLater, Unavailable, require
 from mqauth.judging.verified import Responder, Verified
 from mqauth.letters.dead_letter import DeadLetterSink
@@ -88,12 +88,11 @@ class Producer:
         require(
             hasattr(exchange, "name"), f"a producer takes an exchange of aio-pika, not {type(exchange).__name__}"
         )
-        self._sealing = Sealing(signer, batch, linger)
+        self._sealing = Sealing(signer, batch, linger, lambda: ClosedByOwnerError("the producer was closed"))
         self._exchange = exchange
         self._direct, self._through = DirectPath(exchange), ExchangePath(exchange)
         self._signer = signer
         self._serialize = value_serializer
-        self._open_calls = OpenCalls(lambda: ClosedByOwnerError("the producer was closed"))
         self._channel = getattr(exchange, "channel", None)
         self._confirms: bool = getattr(self._channel, "publisher_confirms", True)
         if not self._confirms:
@@ -129,24 +128,21 @@ class Producer:
                 again here: publish again yourself, which makes a new token, and expect duplicates.
             ClosedByOwnerError: the producer was closed.
         """
-        with self._open_calls:
-            if self._serialize is not None and not isinstance(message, AbstractMessage):
-                message = self._serialize(message)
-                if isinstance(message, bytes):
-                    message = aio_pika.Message(message)
-            if not isinstance(message, AbstractMessage):
-                raise MalformedMessage("publish takes an aio_pika.Message, or a value with value_serializer=")
-            publishing = self._publish(message, routing_key, {"mandatory": mandatory, "immediate": immediate})
-            if timeout is None:
-                return await publishing
-            async with asyncio.timeout(timeout):
-                return await publishing
+        if self._serialize is not None and not isinstance(message, AbstractMessage):
+            message = self._serialize(message)
+            if isinstance(message, bytes):
+                message = aio_pika.Message(message)
+        if not isinstance(message, AbstractMessage):
+            raise MalformedMessage("publish takes an aio_pika.Message, or a value with value_serializer=")
+        publishing = self._publish(message, routing_key, {"mandatory": mandatory, "immediate": immediate})
+        if timeout is None:
+            return await publishing
+        async with asyncio.timeout(timeout):
+            return await publishing
 
     async def close(self) -> None:
         """Seal what waits, and return when every publish has its outcome; the exchange stays as it is."""
-        self._open_calls.close()
-        self._sealing.seal_now()
-        await self._open_calls.over()
+        await self._sealing.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -372,9 +368,6 @@ class ExchangePath:
         """Publish it and wait for the confirm; without publisher confirms return ``None``."""
         ready.limit = await frame_limit(getattr(self._exchange, "channel", None))
         return await self._exchange.publish(ready, routing_key, mandatory=mandatory, immediate=immediate)
-
-
-PublishPath: TypeAlias = DirectPath | ExchangePath
 
 
 _TURNS: Final[WeakKeyDictionary[Any, WeakValueDictionary[str, asyncio.Lock]]] = WeakKeyDictionary()
