@@ -102,6 +102,12 @@ class FakeClient:
         self._pending.append((place, len(log) - 1, result))
         return FutureRecordMetadata(result, 0, timestamp_ms, None, -1, -1, -1)  # type: ignore[no-untyped-call]
 
+    def partitions_for(self, topic: str) -> set[int]:
+        """Return a topic's partitions; wait for none."""
+        if topic not in self.topics:
+            raise KafkaTimeoutError("no metadata")
+        return set(range(self.topics[topic]))
+
     def acknowledge(self) -> None:
         """Resolve the futures of all that was sent."""
         pending, self._pending = self._pending, []

@@ -88,6 +88,9 @@ class KafkaClient:
         self.sent.append({"topic": topic, **record})
         return future
 
+    def partitions_for(self, _topic: str) -> set[int]:
+        return {0}
+
     def flush(self, timeout: Any) -> None:
         self.calls.append(("flush", timeout))
 

@@ -20,6 +20,7 @@ from mqauth.wire.envelope import token_of
 from mqauth.wire.jws import LocalSigningKey
 from mqauth.wire.message import Message
 from tests.log_leaves import AioClient as Client
+from tests.sealing_calls import Calls, closed
 
 PLACE = "rabbitmq:/orders"
 FORGE = Forge()
@@ -114,7 +115,7 @@ async def test_single_messages(key: Slow, signer: Signer) -> None:
         sent.append(message)
         return 7
 
-    task = asyncio.create_task(Sealing(signer, 1, 0).publish(messages(1)[0], send))
+    task = asyncio.create_task(Sealing(signer, 1, 0, closed).publish(messages(1)[0], send))
     await asyncio.sleep(0)
     assert not sent
     key.may.release()
@@ -122,33 +123,28 @@ async def test_single_messages(key: Slow, signer: Signer) -> None:
     assert accepted(sent[0], FORGE.key)
 
 
-class Table:
-    """Batches of a signer that may block."""
-
-    def __init__(self, signer: Signer, batch: int = 4) -> None:
-        self.sealing = Sealing(signer, batch, 0)
-
-    def start(self, *found: Message) -> list[asyncio.Task[Any]]:
-        return [asyncio.create_task(self.sealing.seal(message)) for message in found]
+def table_of(signer: Signer) -> Calls:
+    """Return calls that seal batches of four."""
+    return Calls(Sealing(signer, 4, 0, closed))
 
 
 async def test_a_batch_is_one_signature(key: Slow, signer: Signer) -> None:
-    """A batch is sealed under one signature on the thread, and counts as unconfirmed from its begin."""
-    table = Table(signer)
+    """A batch is sealed under one signature on the thread, and its calls run until they are confirmed."""
+    table = table_of(signer)
     tasks = table.start(*messages(4))
-    await until(lambda: table.sealing.unconfirmed == 4)
+    await until(lambda: table.sealing.running == 4)
     key.may.release()
     sealed = await asyncio.gather(*tasks)
     assert [message.body for message in sealed] == [b"0", b"1", b"2", b"3"]
-    assert (len(key.threads), table.sealing.unconfirmed) == (1, 4)
+    assert (len(key.threads), table.sealing.running) == (1, 4)
     assert len({token_of(message).split(b"~")[0] for message in sealed}) == 1
 
 
 async def test_while_a_key_signs_others_gather(key: Slow, signer: Signer) -> None:
     """What is published while the key is waited for shares its next signature, whenever each of them came."""
-    table = Table(signer)
+    table = table_of(signer)
     first = table.start(*messages(1))
-    await until(lambda: table.sealing.unconfirmed == 1)
+    await until(lambda: table.sealing.running == 1)
     tasks = []
     for message in messages(3):
         tasks += table.start(message)
@@ -160,39 +156,39 @@ async def test_while_a_key_signs_others_gather(key: Slow, signer: Signer) -> Non
 
 
 async def test_a_caller_that_is_cancelled_meanwhile(key: Slow, signer: Signer) -> None:
-    """Who is cancelled while the key is waited for costs the others nothing, and counts no more."""
-    table = Table(signer)
+    """Who is cancelled while the key is waited for costs the others nothing, and runs no more."""
+    table = table_of(signer)
     tasks = table.start(*messages(4))
-    await until(lambda: table.sealing.unconfirmed == 4)
+    await until(lambda: table.sealing.running == 4)
     tasks[1].cancel()
     key.may.release()
     found = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(one) for one in found] == [Message, asyncio.CancelledError, Message, Message]
-    assert table.sealing.unconfirmed == 3
+    assert table.sealing.running == 3
 
 
 @pytest.mark.parametrize(
     "error", [Unavailable(Cause.KEYS_UNAVAILABLE, "token 'prod': gone"), ConfigurationError("wrong PIN")]
 )
 async def test_everybody_hears_of_a_failure(key: Slow, signer: Signer, error: Exception) -> None:
-    """Each caller of a batch is told why the key does not sign; none of them counts as unconfirmed."""
-    table = Table(signer)
+    """Each caller of a batch is told why the key does not sign; none of the calls runs on."""
+    table = table_of(signer)
     tasks = table.start(*messages(4))
     key.error = error
     key.may.release()
     assert await asyncio.gather(*tasks, return_exceptions=True) == [error] * 4
-    assert table.sealing.unconfirmed == 0
+    assert table.sealing.running == 0
 
 
 async def test_a_token_that_is_too_large(key: Slow, signer: Signer) -> None:
     """Where the token of a batch would be too large, each message is sealed by itself."""
     headers = tuple((f"header-{'x' * 200}-{number}", "v") for number in range(60))
-    table = Table(signer)
+    table = table_of(signer)
     tasks = table.start(*messages(4, headers=headers))
     key.may.release(8)
     found = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(one) for one in found] == [MalformedMessage] * 4
-    assert table.sealing.unconfirmed == 0
+    assert table.sealing.running == 0
 
 
 async def test_a_source_that_has_no_key(signer: Signer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,10 +199,10 @@ async def test_a_source_that_has_no_key(signer: Signer, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(signer, "_key_now", none)
     monkeypatch.setattr(signer, "_blocks", False)
-    table = Table(signer)
+    table = table_of(signer)
     found = await asyncio.gather(*table.start(*messages(4)), return_exceptions=True)
     assert [str(one) for one in found] == ["keys_unavailable: no key"] * 4
-    assert table.sealing.unconfirmed == 0
+    assert table.sealing.running == 0
 
 
 def test_each_loop_has_a_thread_of_its_own(key: Slow, signer: Signer) -> None:

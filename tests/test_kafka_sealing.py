@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecated function
     warnings.simplefilter("ignore", DeprecationWarning)
-    from kafka.errors import IllegalStateError, KafkaTimeoutError, TopicAuthorizationFailedError
+    from kafka.errors import IllegalStateError, KafkaTimeoutError
     from kafka.future import Future
 
     from integration.kafka_batches import BatchContract, FakeClient, Seen, Vault, tokens
@@ -154,10 +154,10 @@ def test_as_it_comes(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
         for topic in ("orders", "refunds"):
             producer.send(topic, b"%d" % n, b"k", None, 0)
     producer.flush()
-    for topic in ("orders", "refunds"):
+    for topic, alone in {"orders": 1, "refunds": 0}.items():
         heads = [seen.headers[-1][1].partition(b"~") for seen in client.logs[topic, 0]]
-        assert [bool(proof) for *_, proof in heads] == [False, True, True, True]
-        assert len({token for token, *_ in heads}) == 2
+        assert [bool(proof) for *_, proof in heads] == [number >= alone for number in range(4)]
+        assert len({token for token, *_ in heads}) == 1 + alone
     shared = {client.logs[topic, 0][1].headers[-1][1].partition(b"~")[0] for topic in ("orders", "refunds")}
     assert len(shared) == 2
     assert alarm.times == [0]
@@ -208,28 +208,28 @@ def test_at_once_needs_no_alarm() -> None:
 
 
 def test_new_topic() -> None:
-    """The first record of a topic goes alone, on its sender's thread, behind what waits; failed, it was none."""
+    """The first record of a topic waits for its metadata on its sender's thread, then for others."""
     stand = Stand()
     stand.send(b"waits")
     with pytest.raises(KafkaTimeoutError):
         stand.send(b"1", topic="new")
-    assert stand.bodies() == [b"first", b"waits"]
+    assert (stand.bodies(), stand.producer._room.taken) == ([b"first"], 2)
     stand.client.topics["new"] = 1
     stand.send(b"2", topic="new")
-    assert stand.bodies(topic="new") == [b"2"]
+    assert stand.bodies(topic="new") == []
     stand.send(b"3", topic="new")
-    assert stand.bodies(topic="new") == [b"2"]
     stand.producer.flush()
     assert stand.bodies(topic="new") == [b"2", b"3"]
 
 
-def test_refused_topic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A topic whose first record comes back failed, for want of rights for example, is asked for again."""
+def test_the_first_record_of_a_topic_fails_as_any_does() -> None:
+    """Without a key the first record of a topic fails its future, as each later one does."""
     stand = Stand()
-    error = TopicAuthorizationFailedError("secret")
-    monkeypatch.setattr(stand.client, "send", lambda *_, **__: kafka_sealing.FailedFuture(error))
-    assert stand.send(b"v", topic="secret").exception is error
-    assert "secret" not in stand.sealing.topics
+    stand.client.topics["new"] = 1
+    stand.vault.error = Unavailable(Cause.KEYS_UNAVAILABLE)
+    futures = [stand.send(b"v", topic="new") for _ in range(2)]
+    stand.alarm.ring()
+    assert all(isinstance(future.exception, Unavailable) for future in futures)
 
 
 def test_too_many_headers() -> None:
@@ -258,31 +258,16 @@ def test_lost_topic() -> None:
     """A topic whose metadata is gone is waited for once a batch, not once a record; other topics go on."""
     stand = Stand()
     stand.client.topics["gone"] = 1
-    stand.send(b"first", topic="gone")
     lost = [stand.send(b"v", topic="gone") for _ in range(3)]
     del stand.client.topics["gone"]
     kept = stand.send(b"kept")
-    assert stand.client.sends.count("gone") == 2
+    assert stand.client.sends.count("gone") == 1
     assert all(isinstance(future.exception, KafkaTimeoutError) for future in lost)
     stand.client.topics["gone"] = 1
     again = stand.send(b"again", topic="gone")
     stand.producer.flush()
     assert kept.succeeded()
     assert again.succeeded()
-
-
-def test_many_topics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only so many topics are remembered; records of the others go alone, in their order."""
-    monkeypatch.setattr(kafka_sealing, "MAX_TOPICS", 2)
-    stand = Stand()
-    stand.client.topics |= {"a": 1, "b": 1}
-    for n in range(3):
-        for topic in ("a", "b"):
-            stand.send(b"%d" % n, topic=topic)
-    stand.producer.flush()
-    for topic in ("a", "b"):
-        assert stand.bodies(topic=topic) == [b"0", b"1", b"2"]
-    assert stand.sealing.topics == {"orders", "a"}
 
 
 def test_loud(caplog: pytest.LogCaptureFixture) -> None:

@@ -16,11 +16,12 @@ from pamqp import commands
 from mqauth import ConfigurationError, MalformedMessage, Message, Signer
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, is_untouched
-from mqauth.brokers.rabbitmq.producer import DRAIN_EVERY, DirectPath, Encoded, ExchangePath
+from mqauth.brokers.rabbitmq.producer import DirectPath, Encoded, ExchangePath
 from mqauth.brokers.rabbitmq.translate import to_message
 from mqauth.brokers.sealing import Sealing
 from mqauth.errors import Cause, Unavailable
 from mqauth.testing import Forge
+from tests.sealing_calls import Calls, closed
 
 PLACE = "rabbitmq:shop/orders.created"
 
@@ -52,16 +53,12 @@ class Alarm:
         self.set.append((seconds, function))
 
 
-class Table:
+class Table(Calls):
     """Sealing on a clock and a timer of the test's."""
 
     def __init__(self, batch: int = 64, linger: float = 0) -> None:
         self.alarm, self.signer = Alarm(), Counting(Forge())
-        self.sealing = Sealing(self.signer, batch, linger, timer=self.alarm)
-
-    def start(self, *messages: Message) -> list[asyncio.Task[Any]]:
-        """Have messages sealed, each in a task of its own."""
-        return [asyncio.create_task(self.sealing.seal(message)) for message in messages]
+        super().__init__(Sealing(self.signer, batch, linger, closed, timer=self.alarm))
 
     async def busy(self, count: int) -> None:
         """Leave so many messages unconfirmed."""
@@ -85,7 +82,7 @@ async def turns(count: int = 10) -> None:
 def test_refused_settings(batch: int, linger: float) -> None:
     """A batch is 1 to 1,024, linger 0 to 10 seconds."""
     with pytest.raises(ConfigurationError, match="batch is 1 to 1024"):
-        Sealing(Forge().signer(), batch, linger)
+        Sealing(Forge().signer(), batch, linger, closed)
 
 
 @pytest.mark.parametrize("kind", [aio_pika.Channel, aio_pika.RobustConnection])
@@ -109,7 +106,7 @@ async def test_as_it_comes() -> None:
 async def test_one_alone_does_not_wait() -> None:
     """With nothing unconfirmed a message is sealed at once, in the single form, and no timer is set."""
     table = Table()
-    sealed = await table.sealing.seal(messages(1)[0])
+    (sealed,) = await asyncio.gather(*table.start(*messages(1)))
     assert (table.signer.sizes, table.alarm.set) == ([1], [])
     assert "~" not in str(sealed.occurrences("mqauth-token")[0])
 
@@ -161,10 +158,10 @@ async def test_confirms_clock_the_seals() -> None:
     await turns()
     for _ in range(3):
         assert table.signer.sizes == []
-        table.sealing.ended()
+        table.confirms.put_nowait(None)
         await turns()
     await asyncio.gather(*waiting)
-    assert (table.signer.sizes, table.sealing.unconfirmed) == ([3], 6)
+    assert (table.signer.sizes, table.sealing.running) == ([3], 6)
 
 
 async def test_what_cannot_be_signed_concerns_its_own_caller() -> None:
@@ -184,7 +181,7 @@ async def test_a_group_too_large_concerns_no_other() -> None:
     wanted = [*messages(2), *messages(2, headers=many)]
     found = await asyncio.gather(*table.start(*wanted), return_exceptions=True)
     assert [type(one) for one in found] == [Message, Message, MalformedMessage, MalformedMessage]
-    assert table.sealing.unconfirmed == 2
+    assert table.sealing.running == 2
 
 
 async def test_no_key_raises_to_all_that_wait() -> None:
@@ -195,7 +192,7 @@ async def test_no_key_raises_to_all_that_wait() -> None:
     assert [type(one) for one in found] == [Unavailable] * 3
     table.signer.down = False
     await asyncio.gather(*table.start(*messages(3)))
-    assert table.sealing.unconfirmed == 3
+    assert table.sealing.running == 3
 
 
 async def test_cancelling_one_disturbs_no_other() -> None:
@@ -210,7 +207,24 @@ async def test_cancelling_one_disturbs_no_other() -> None:
     waiting[2].cancel()
     found = await asyncio.gather(*waiting, return_exceptions=True)
     assert [type(one) for one in found] == [Message, asyncio.CancelledError, asyncio.CancelledError]
-    assert (table.signer.sizes, table.sealing.unconfirmed) == ([2], 51)
+    assert (table.signer.sizes, table.sealing.running) == ([2], 51)
+
+
+async def test_a_closing_waits_for_the_calls_under_way() -> None:
+    """What is under way ends first, what comes later is refused, and whoever asks is told of the one end."""
+    table = Table()
+    await table.busy(2)
+    ends = [asyncio.create_task(table.sealing.close()) for _ in range(2)]
+    await turns()
+    with pytest.raises(OSError, match="closed"):
+        await asyncio.gather(*table.start(*messages(1)))
+    ends[0].cancel()
+    table.confirms.put_nowait(None)
+    await turns()
+    assert not ends[1].done()
+    table.confirms.put_nowait(None)
+    await ends[1]
+    await table.sealing.close()
 
 
 class FakeChannel:
@@ -353,26 +367,59 @@ def test_instrumented_exchanges_are_not_gone_past(monkeypatch: pytest.MonkeyPatc
     assert not is_untouched(own, "publish")
 
 
-@pytest.mark.parametrize(("confirms", "waits"), [(True, 3), (False, 3 * DRAIN_EVERY)])
-async def test_the_socket_is_waited_for_now_and_then(*, confirms: bool, waits: int) -> None:
-    """One publish of 32 waits for the socket, without confirms each: a broker that does not read holds them up."""
-    waited: list[bool] = []
+class Underlay:
+    """A channel of aiormq's, as far as ``DirectPath`` uses it, whose socket is written to when told."""
 
-    class Underlay:
-        publisher_confirms = confirms
+    def __init__(self) -> None:
+        self.number, self.delivery_tag, self.max_content_size = 1, 0, 131_064
+        self.lock, self.write_queue = asyncio.Lock(), asyncio.Queue[aiormq.abc.ChannelFrame](1)
+        self.confirmations: dict[int, asyncio.Future[Any]] = {}
+        self.message_id_delivery_tag: dict[str, int] = {}
+        self.create_task = asyncio.create_task
 
-        async def basic_publish(self, _body: bytes, *, wait: bool, **_: Any) -> None:
-            waited.append(wait)
+    def create_future(self) -> asyncio.Future[Any]:
+        """Return a future."""
+        return asyncio.get_running_loop().create_future()
+
+
+def direct(underlay: Underlay) -> Callable[[str], asyncio.Task[Any]]:
+    """Return what publishes a message of an id to a channel."""
 
     async def get_underlay_channel() -> Underlay:
-        return Underlay()
+        return underlay
 
     exchange = real_exchange()
     exchange.channel = SimpleNamespace(is_closed=False, get_underlay_channel=get_underlay_channel)
-    way = DirectPath(exchange)
-    for _ in range(3 * DRAIN_EVERY):
-        await way.send(Encoded("m", b"", b""), "k", mandatory=True, immediate=False)
-    assert sum(waited) == waits
+    path = DirectPath(exchange)
+    return lambda name: asyncio.create_task(
+        path.send(Encoded(name, b"", name.encode()), "k", mandatory=True, immediate=False)
+    )
+
+
+async def test_what_waits_is_written_at_once() -> None:
+    """Messages that are ready together are one write, in their order. The next one has those that came before the
+    socket had taken it, but for a message whose caller was cancelled."""
+    underlay = Underlay()
+    publish = direct(underlay)
+    first = [publish(name) for name in ("aa", "bb")]
+    frame = await underlay.write_queue.get()
+    assert frame.payload.index(b"aa") < frame.payload.index(b"bb")
+    later, cancelled, last = (publish(name) for name in ("cc", "dd", "ee"))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await asyncio.sleep(0)
+    assert underlay.write_queue.empty()
+    frame.drain()
+    frame = await underlay.write_queue.get()
+    frame.drain()
+    assert frame.payload.index(b"cc") < frame.payload.index(b"ee")
+    assert b"dd" not in frame.payload
+    # The tags are those of the broker, which counts what was written.
+    assert underlay.message_id_delivery_tag == {"aa": 1, "bb": 2, "cc": 3, "ee": 4}
+    for tag, confirm in underlay.confirmations.items():
+        confirm.set_result(tag)
+    assert await asyncio.gather(*first, later, last) == [1, 2, 3, 4]
+    assert not underlay.message_id_delivery_tag
 
 
 def test_both_ways_send_the_same_bytes() -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from mqauth.brokers import amqp_messages, amqp_values
 from mqauth.brokers.dead_letters import first_taken, in_time
-from mqauth.brokers.sealing import OpenCalls
 from mqauth.errors import Cause, MalformedMessage, Reason, Rejection, Unavailable
 from mqauth.flow import arun, call, run
 from mqauth.letters.dead_letter import DeadLetter, Oversize
@@ -149,18 +148,3 @@ async def test_what_keeps_a_message_from_the_broker(error: Exception, detail: st
     with pytest.raises(MalformedMessage):
         async with in_time(60, Cause.AUDIT_UNAVAILABLE, TooLargeError):
             raise MalformedMessage("ours")
-
-
-async def test_a_closing_waits_for_the_calls_under_way() -> None:
-    """What is under way ends first, what comes later is refused, and whoever asks is told of the one end."""
-    calls = OpenCalls(lambda: OSError("closed"))
-    calls.__enter__()
-    ends = [asyncio.create_task(calls.over()) for _ in range(2)]
-    await asyncio.sleep(0)
-    with pytest.raises(OSError, match="closed"):
-        calls.__enter__()
-    ends[0].cancel()
-    await asyncio.sleep(0)
-    assert not ends[1].done()
-    calls.__exit__(None, None, None)
-    await ends[1]

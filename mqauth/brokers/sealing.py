@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from types import TracebackType
 from typing import TypeAlias, TypeVar
 
 from mqauth.brokers.event_loop import Timer, call_later, signed
@@ -32,18 +31,29 @@ class Sealing:
         signer: signs.
         batch: most messages under one signature, 1 to 1,024.
         linger: most seconds that a message waits for others, 0 to 10; with 0 it waits for the event loop's turn.
+        refusal: makes the error of a call that comes after ``close``.
         timer: calls a function after so many seconds.
 
     Attributes:
-        unconfirmed: messages that were sealed and have no confirm yet.
+        running: calls of ``publish`` that are running.
 
     Raises:
         ConfigurationError: a setting is out of its limits.
     """
 
-    def __init__(self, signer: Signer, batch: int, linger: float, *, timer: Timer = call_later) -> None:
+    def __init__(
+        self,
+        signer: Signer,
+        batch: int,
+        linger: float,
+        refusal: Callable[[], Exception],
+        *,
+        timer: Timer = call_later,
+    ) -> None:
         check_batching(batch, linger)
-        self.unconfirmed = 0
+        self.running = 0
+        self._refusal = refusal
+        self._closed, self._idle = False, asyncio.Event()
         self._signer = signer
         self._batch = batch
         self._linger = linger
@@ -65,35 +75,28 @@ class Sealing:
             MalformedMessage: the message cannot be signed; others are not concerned.
             ConfigurationError, Unavailable: there is no key to sign with.
         """
-        sealed = await self.seal(message)
-        try:
-            return await send(sealed)
-        finally:
-            self.ended()
-
-    async def seal(self, message: Message) -> Message:
-        """Return a sealed message, which counts as unconfirmed until its caller calls ``ended``.
-
-        Raises:
-            MalformedMessage: the message cannot be signed; others are not concerned.
-            ConfigurationError, Unavailable: there is no key to sign with.
-        """
+        if self._closed:
+            raise self._refusal()
         prepared = self._signer.prepare(message)
         sealed: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._waiting.append((prepared, sealed))
+        self.running += 1
         self._consider()
         try:
-            return await sealed
-        except asyncio.CancelledError:
-            # The message may have been sealed for a caller that was cancelled before it could send it.
-            if sealed.done() and not sealed.cancelled() and sealed.exception() is None:
-                self.ended()
-            raise
+            return await send(await sealed)
+        finally:
+            self.running -= 1
+            self._consider()
+            if not self.running:
+                self._idle.set()
 
-    def ended(self) -> None:
-        """Count a sealed message that was confirmed, or ended without a confirm."""
-        self.unconfirmed -= 1
-        self._consider()
+    async def close(self) -> None:
+        """Refuse calls from now on, seal what waits, and return once no call is running."""
+        self._closed = True
+        self.seal_now()
+        if self.running:
+            self._idle.clear()
+            await self._idle.wait()
 
     def seal_now(self) -> None:
         """Seal everything that waits."""
@@ -105,8 +108,7 @@ class Sealing:
             if not sealed.done():
                 groups.setdefault(prepared.group, []).append((prepared, sealed))
         for group in groups.values():
-            # On a thread where the key may block; the messages of the group are unconfirmed from now on.
-            self.unconfirmed += len(group)
+            # On a thread where the key may block.
             together = [each for each, _ in group]
             try:
                 if self._signer.blocking:
@@ -126,7 +128,8 @@ class Sealing:
         # A key that blocks signs one batch after the other: until it has, others join the next.
         if not waiting or self._tasks:
             return
-        held = self._linger > 0 and waiting < self.unconfirmed
+        # More are sealed, and have no confirm yet, than wait.
+        held = self._linger > 0 and waiting < self.running - waiting
         if not held and self._called != self._round:
             self._called = self._round
             asyncio.get_running_loop().call_soon(self._ring, self._round)
@@ -151,54 +154,11 @@ class Sealing:
     def _tell(self, group: list[_Waiting], sealed: list[Message]) -> None:
         """Give each caller its sealed message, but those who were cancelled meanwhile."""
         for (_, outcome), message in zip(group, sealed, strict=True):
-            if outcome.done():
-                self.ended()
-            else:
+            if not outcome.done():
                 outcome.set_result(message)
 
     def _refuse(self, group: list[_Waiting], error: BaseException) -> None:
         """Give each caller the error."""
-        self.unconfirmed -= len(group)
         for _, outcome in group:
             if not outcome.done():
                 outcome.set_exception(error)
-
-
-class OpenCalls:
-    """Counts the calls of a producer that are running, and lets its ``close`` wait for them.
-
-    Args:
-        refusal: makes the error of a call that comes after ``close``.
-    """
-
-    def __init__(self, refusal: Callable[[], Exception]) -> None:
-        self._refusal = refusal
-        self._count = 0
-        self._over: asyncio.Future[None] | None = None
-
-    def __enter__(self) -> None:
-        if self._over is not None:
-            raise self._refusal()
-        self._count += 1
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._count -= 1
-        self._tell()
-
-    def close(self) -> None:
-        """Refuse calls from now on."""
-        if self._over is None:
-            self._over = asyncio.get_running_loop().create_future()
-            self._tell()
-
-    async def over(self) -> None:
-        """Return once calls are refused and none is running."""
-        self.close()
-        if self._over is not None:
-            await asyncio.shield(self._over)
-
-    def _tell(self) -> None:
-        if self._over is not None and not self._count and not self._over.done():
-            self._over.set_result(None)

@@ -108,17 +108,12 @@ class Producer(LogProducer):
         """
         message = self._message(topic, value, key, headers)
         self.check_alive()
-        sealing = self._sealing
-        if sealing is not None:
+        if self._sealing is not None:
             self._refuse_unbegun()
-            if topic in sealing.topics:
-                prepared = self._signer.prepare(message)
-                self._room.enter(self._patience)
-                return sealing.add(prepared, topic, partition, timestamp_ms)  # type: ignore[no-any-return]
-            # The first record to a topic waits for its metadata alone. The topic may have been known before: what
-            # waits for it goes first, so that the order is kept.
-            sealing.flush(self._patience)
-        # A token of its own.
+            self._sealing.meet(topic)
+            prepared = self._signer.prepare(message)
+            self._room.enter(self._patience)
+            return self._sealing.add(prepared, topic, partition, timestamp_ms)  # type: ignore[no-any-return]
         self._room.enter(self._patience)
         try:
             signed = self._signer.sign(message)
@@ -134,8 +129,6 @@ class Producer(LogProducer):
             self._room.leave()
             raise
         future.add_both(self._room.leave)
-        if sealing is not None and not future.failed():
-            sealing.learn(topic)
         return future  # type: ignore[no-any-return]
 
     def flush(self, timeout: float | None = None) -> None:

@@ -18,7 +18,6 @@ from kafka.future import Future
 from mqauth.brokers.log.sealing import ClientBuffer, RecordSealing, sealed_headers
 from mqauth.signer import Prepared, Signer
 
-MAX_TOPICS: Final = 10_000
 # kafka-python's class has no types.
 _FUTURE: Final[Any] = Future
 
@@ -187,9 +186,14 @@ class Sealing(RecordSealing):
         self._kept: dict[RecordFuture, list[Callable[[Any], Any]]] = {}
         super().__init__(signer, batch=batch, buffer=buffer, patience=client.config["max_block_ms"] / 1000)
 
-    def learn(self, topic: str) -> None:
-        """Note that the client has sent to a topic."""
-        if len(self.topics) < MAX_TOPICS:
+    def meet(self, topic: str) -> None:
+        """Wait for the metadata of a topic that is new; in a batch other topics would wait for them too.
+
+        Raises:
+            kafka.errors.KafkaTimeoutError: there are none within the client's ``max_block_ms``.
+        """
+        if topic not in self.topics and not self._ended:
+            self._client.partitions_for(topic)
             self.topics.add(topic)
 
     def add(self, prepared: Prepared, topic: str, partition: int | None, timestamp_ms: int | None) -> RecordFuture:

@@ -21,7 +21,7 @@ from mqauth.brokers.dead_letters import responder_of
 from mqauth.brokers.pika.confirmed import DeadLetters, Publisher
 from mqauth.brokers.pika.link import Link, drive, tell
 from mqauth.brokers.pika.translate import to_message
-from mqauth.brokers.sealing import OpenCalls, Sealing
+from mqauth.brokers.sealing import Sealing
 from mqauth.errors import MqauthError, RetryLater, Unavailable
 from mqauth.judging.verified import Responder, Verified
 from mqauth.letters.dead_letter import DeadLetterSink
@@ -69,12 +69,11 @@ class Producer:
         batch: int = DEFAULT_BATCH,
         linger: float = 0,
     ) -> None:
-        self._sealing = Sealing(signer, batch, linger)
+        self._sealing = Sealing(signer, batch, linger, lambda: ClosedByOwnerError("the producer was closed"))
         self._publisher = Publisher(connection)
         self.link = self._publisher.link
         self._exchange = exchange
         self._serialize = value_serializer
-        self._open_calls = OpenCalls(lambda: ClosedByOwnerError("the producer was closed"))
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._end: Callable[[], object] = lambda: None
@@ -154,7 +153,7 @@ class Producer:
         if self._serialize is not None and not isinstance(body, bytes):
             body = self._serialize(body)
         message = to_message(taken, body, exchange=self._exchange, routing_key=routing_key)
-        return partial(self._publish, message, partial(self._confirmed, taken, routing_key, mandatory))
+        return partial(self._sealing.publish, message, partial(self._confirmed, taken, routing_key, mandatory))
 
     def close(self) -> None:
         """Seal what waits, and return when every publish has its outcome; the connection is yours again."""
@@ -171,10 +170,6 @@ class Producer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    async def _publish(self, message: Message, send: Callable[[Message], Coroutine[Any, Any, None]]) -> None:
-        with self._open_calls:
-            await self._sealing.publish(message, send)
 
     async def _confirmed(self, taken: BasicProperties, routing_key: str, mandatory: bool, sealed: Message) -> None:
         taken.headers = headers_out(sealed.headers, bytes)
@@ -198,9 +193,7 @@ class Producer:
         self._end = partial(tell, loop, over.set)
         began.set_result(loop)
         await over.wait()
-        self._open_calls.close()
-        self._sealing.seal_now()
-        await self._open_calls.over()
+        await self._sealing.close()
 
 
 def as_responder(replies: Signer | Producer | None, dead_letters: DeadLetterSink) -> Responder | None:

@@ -1,8 +1,8 @@
 """The RabbitMQ producer: seals a copy of each message, alone or with others, and publishes it; signed answers.
 
 A sealed message is published past aio-pika's ``Exchange.publish``, unless that is instrumented. It waits for the
-socket while it holds aiormq's publish lock, so that concurrent publishes go one by one, and it encodes the
-properties a second time to learn their size. aiormq's own ``basic_publish`` does neither.
+socket while it holds aiormq's publish lock, so that concurrent publishes go one by one; ``DirectPath`` writes all
+of them at once.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Self
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import aio_pika
@@ -20,14 +20,18 @@ import aiormq
 import aiormq.abc
 from aio_pika import exceptions
 from aio_pika.abc import AbstractExchange, AbstractMessage
+from aiormq.abc import ChannelFrame
 from pamqp import commands
+from pamqp.body import ContentBody
+from pamqp.frame import FrameTypes, marshal
+from pamqp.header import ContentHeader
 
 from mqauth.brokers.amqp_messages import check_frame, mandatory_reply, new_message_id
 from mqauth.brokers.dead_letters import responder_of
 from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, closing_is_an_error, is_untouched, reopen
 from mqauth.brokers.rabbitmq.confirmed import DeadLetters
 from mqauth.brokers.rabbitmq.translate import Measured, agreed, frame_limit, headers_out, to_message, unsendable
-from mqauth.brokers.sealing import OpenCalls, Sealing
+from mqauth.brokers.sealing import Sealing
 from mqauth.errors import MalformedMessage, MqauthError, RetryLater, Unavailable, require
 from mqauth.judging.verified import Responder, Verified
 from mqauth.letters.dead_letter import DeadLetterSink
@@ -84,14 +88,14 @@ class Producer:
         require(
             hasattr(exchange, "name"), f"a producer takes an exchange of aio-pika, not {type(exchange).__name__}"
         )
-        self._sealing = Sealing(signer, batch, linger)
+        self._sealing = Sealing(signer, batch, linger, lambda: ClosedByOwnerError("the producer was closed"))
         self._exchange = exchange
         self._direct, self._through = DirectPath(exchange), ExchangePath(exchange)
         self._signer = signer
         self._serialize = value_serializer
-        self._open_calls = OpenCalls(lambda: ClosedByOwnerError("the producer was closed"))
         self._channel = getattr(exchange, "channel", None)
-        if not getattr(self._channel, "publisher_confirms", True):
+        self._confirms: bool = getattr(self._channel, "publisher_confirms", True)
+        if not self._confirms:
             lossy = "a producer's channel has no publisher confirms: lost messages go unnoticed"
             emit("producer.no_confirms", lossy)
 
@@ -124,24 +128,21 @@ class Producer:
                 again here: publish again yourself, which makes a new token, and expect duplicates.
             ClosedByOwnerError: the producer was closed.
         """
-        with self._open_calls:
-            if self._serialize is not None and not isinstance(message, AbstractMessage):
-                message = self._serialize(message)
-                if isinstance(message, bytes):
-                    message = aio_pika.Message(message)
-            if not isinstance(message, AbstractMessage):
-                raise MalformedMessage("publish takes an aio_pika.Message, or a value with value_serializer=")
-            publishing = self._publish(message, routing_key, {"mandatory": mandatory, "immediate": immediate})
-            if timeout is None:
-                return await publishing
-            async with asyncio.timeout(timeout):
-                return await publishing
+        if self._serialize is not None and not isinstance(message, AbstractMessage):
+            message = self._serialize(message)
+            if isinstance(message, bytes):
+                message = aio_pika.Message(message)
+        if not isinstance(message, AbstractMessage):
+            raise MalformedMessage("publish takes an aio_pika.Message, or a value with value_serializer=")
+        publishing = self._publish(message, routing_key, {"mandatory": mandatory, "immediate": immediate})
+        if timeout is None:
+            return await publishing
+        async with asyncio.timeout(timeout):
+            return await publishing
 
     async def close(self) -> None:
         """Seal what waits, and return when every publish has its outcome; the exchange stays as it is."""
-        self._open_calls.close()
-        self._sealing.seal_now()
-        await self._open_calls.over()
+        await self._sealing.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -169,10 +170,11 @@ class Producer:
     async def _publish(
         self, native: AbstractMessage, routing_key: str, flags: dict[str, bool]
     ) -> PublishResultType | None:
-        """Take the message as it is now, seal it, send it: directly, unless ``publish`` is instrumented."""
+        """Take the message as it is now, seal it, send it: directly, unless ``publish`` is to see it."""
         message_id = native.message_id or new_message_id()
         wire = self._wire(native, routing_key, message_id)
-        path = self._direct if is_untouched(self._exchange, "publish") else self._through
+        direct = self._confirms and is_untouched(self._exchange, "publish")
+        path = self._direct if direct else self._through
         send = partial(self._confirmed, path, path.take(native, message_id), routing_key, flags)
         # No other message has an id that was just made.
         if not native.message_id:
@@ -227,10 +229,6 @@ async def _reply(producer: Producer, verified: Verified, body: bytes) -> Publish
         raise RetryLater(f"the answer could not be sent: {type(error).__name__}") from error
 
 
-DRAIN_EVERY: Final = 32
-"""One publish of so many waits for the socket, so that a broker that stops reading soon stops all publishers."""
-
-
 @dataclass(slots=True)
 class Encoded:
     """Properties in the form in which pamqp asks for them, encoded once, and the body."""
@@ -245,9 +243,11 @@ class Encoded:
 
 
 class DirectPath:
-    """Publishes through aiormq's channel and waits for the confirm, but seldom for the socket.
+    """Publishes through aiormq's channel: what is ready goes to the socket in one write, and waits for it once.
 
-    While a broker does not read, under a memory alarm, publishes that time out must not pile up in the transport.
+    aiormq's own ``basic_publish`` takes a lock, a timer and a system call for each message, and ten messages at
+    most in each turn of the event loop. This does what it does for all that wait: it counts them as the broker
+    will, and leaves the future of each confirm where aiormq looks for it.
 
     Args:
         exchange: aio-pika's.
@@ -255,7 +255,8 @@ class DirectPath:
 
     def __init__(self, exchange: AbstractExchange) -> None:
         self._exchange: Any = exchange
-        self._sent = 0
+        self._channel: Any = None
+        self._unsent: list[tuple[bytes, str, asyncio.Future[Any]]] = []
 
     def take(self, native: AbstractMessage, message_id: str, /) -> Any:
         """Return the properties of the caller's message, which the caller may change from now on.
@@ -285,25 +286,55 @@ class DirectPath:
         return Encoded(taken.message_id or "", raw, sealed.body or b"")
 
     async def send(self, ready: Any, routing_key: str, *, mandatory: bool, immediate: bool) -> Any:
-        """Publish it and wait for the confirm; without publisher confirms return ``None`` once it is written."""
+        """Publish it, together with others that are ready, and wait for the confirm."""
         exchange = self._exchange
         # The same refusals as those of ``Exchange.publish``.
         if exchange.internal:
             raise ValueError(f"Can not publish to internal exchange: '{exchange.name}'!")
         if exchange.channel.is_closed:
             raise exceptions.ChannelInvalidStateError("the channel is closed")
-        channel: aiormq.Channel = await exchange.channel.get_underlay_channel()
+        channel: Any = await exchange.channel.get_underlay_channel()
         check_frame(len(ready.raw), agreed(channel))
-        self._sent += 1
-        return await channel.basic_publish(
-            ready.body,
-            exchange=exchange.name,
-            routing_key=routing_key,
-            properties=ready,
-            mandatory=mandatory,
-            immediate=immediate,
-            wait=not channel.publisher_confirms or self._sent % DRAIN_EVERY == 0,
-        )
+        body, size = ready.body, channel.max_content_size
+        frames: list[FrameTypes] = [ContentHeader(body_size=len(body), properties=ready)]
+        frames += [ContentBody(body[start : start + size]) for start in range(0, len(body), size)]
+        method = _method(channel.number, exchange.name, routing_key, mandatory, immediate)
+        payload = method + b"".join([marshal(frame, channel.number) for frame in frames])
+        if channel is not self._channel:
+            self._channel, self._unsent = channel, []
+        # The channel fails it, and cancels the task, once it is closed.
+        confirm = channel.create_future()
+        self._unsent.append((payload, ready.message_id, confirm))
+        if len(self._unsent) == 1:
+            channel.create_task(self._write(channel, self._unsent))
+        try:
+            return await confirm
+        finally:
+            channel.message_id_delivery_tag.pop(ready.message_id, None)
+
+    async def _write(self, channel: Any, unsent: list[tuple[bytes, str, asyncio.Future[Any]]]) -> None:
+        """Write what waits to aiormq's channel, once nobody else writes to it, and wait for the socket.
+
+        While a broker does not read, under a memory alarm, messages pile up here and not in the transport.
+        """
+        async with channel.lock:
+            # Without those whose caller was cancelled.
+            waiting = [each for each in unsent if not each[-1].done()]
+            unsent.clear()
+            for _, message_id, confirm in waiting:
+                channel.delivery_tag += 1
+                channel.confirmations[channel.delivery_tag] = confirm
+                channel.message_id_delivery_tag[message_id] = channel.delivery_tag
+            written = channel.create_future()
+            payload = b"".join([payload for payload, *_ in waiting])
+            await channel.write_queue.put(ChannelFrame(payload, should_close=False, drain_future=written))
+            await written
+
+
+@lru_cache(maxsize=256)
+def _method(number: int, exchange: str, routing_key: str, mandatory: bool, immediate: bool) -> bytes:
+    """Return an encoded ``basic.publish`` on the channel of a number."""
+    return marshal(commands.Basic.Publish(0, exchange, routing_key, mandatory, immediate), number)
 
 
 class ExchangePath:
@@ -337,9 +368,6 @@ class ExchangePath:
         """Publish it and wait for the confirm; without publisher confirms return ``None``."""
         ready.limit = await frame_limit(getattr(self._exchange, "channel", None))
         return await self._exchange.publish(ready, routing_key, mandatory=mandatory, immediate=immediate)
-
-
-PublishPath: TypeAlias = DirectPath | ExchangePath
 
 
 _TURNS: Final[WeakKeyDictionary[Any, WeakValueDictionary[str, asyncio.Lock]]] = WeakKeyDictionary()
