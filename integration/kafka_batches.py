@@ -108,6 +108,10 @@ class FakeClient:
             raise KafkaTimeoutError("no metadata")
         return set(range(self.topics[topic]))
 
+    def _partition(self, topic: str, *_: Any) -> int:
+        """Return a partition for a record without a key, each in its turn."""
+        return len(self.sends) % self.topics[topic]
+
     def acknowledge(self) -> None:
         """Resolve the futures of all that was sent."""
         pending, self._pending = self._pending, []

@@ -17,6 +17,7 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
     warnings.simplefilter("ignore", DeprecationWarning)
     from kafka.errors import IllegalStateError, KafkaTimeoutError
     from kafka.future import Future
+    from kafka.partitioner import DefaultPartitioner, StickyPartitioner
 
     from integration.kafka_batches import BatchContract, FakeClient, Seen, Vault, tokens
     from mqauth.brokers import kafka
@@ -230,6 +231,26 @@ def test_the_first_record_of_a_topic_fails_as_any_does() -> None:
     futures = [stand.send(b"v", topic="new") for _ in range(2)]
     stand.alarm.ring()
     assert all(isinstance(future.exception, Unavailable) for future in futures)
+
+
+def test_records_without_a_key_share_a_partition() -> None:
+    """What shares a token goes to one partition, the next token to another; keys and names stay."""
+    stand = Stand(batch=3, partitioner=DefaultPartitioner())
+    for n in range(6):
+        stand.producer.send("orders", b"%d" % n)
+    stand.producer.send("orders", b"keyed", b"k", None)
+    stand.producer.send("orders", b"named", partition=1)
+    stand.producer.flush()
+    assert stand.bodies() == [b"first", b"3", b"4", b"5"]
+    assert stand.bodies(1) == [b"0", b"1", b"2", b"keyed", b"named"]
+
+
+def test_a_partitioner_that_may_look_at_values_is_asked_each_time() -> None:
+    """Where the client has a partitioner of another kind each record is its choice."""
+    stand = Stand(batch=3, partitioner=StickyPartitioner())  # type: ignore[no-untyped-call]
+    for n in range(3):
+        stand.producer.send("orders", b"%d" % n)
+    assert stand.bodies() == [b"first", b"0", b"1", b"2"]
 
 
 def test_too_many_headers() -> None:

@@ -1,6 +1,7 @@
 """All clients in one alternating run: ``python -m integration.benchmarks.clients --kafka ADDRESS --rabbitmq URL``.
 
 Prints the table by client of ``docs/performance.md``: messages a second, and microseconds of CPU for each.
+A second one has the clients of Kafka on threads, with handlers that wait.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ EFFORTS: Final[Mapping[str, Effort]] = {
     "rabbitmq": Effort(rounds=5, publish=512, consume=2048, paced=0),
 }
 
+WAITS: Final[Mapping[float, int]] = {0.001: 2048, 0.005: 512}
+"""Seconds for which a handler waits, with the messages of a round."""
+ON_THREADS: Final = ("kafka-python", "confluent-kafka")
+
 
 def contenders(clients: Mapping[str, str], url: str, undo: ExitStack) -> Iterator[tuple[str, Contender]]:
     """Yield the contenders of all clients of one broker, each with the name of its client."""
@@ -44,12 +49,14 @@ def contenders(clients: Mapping[str, str], url: str, undo: ExitStack) -> Iterato
                 yield client, one
 
 
-def measured(found: Sequence[tuple[str, Contender]], effort: Effort, *, consume: bool) -> Rounds:
-    """Publish or consume in alternating rounds of all contenders."""
+def measured(
+    found: Sequence[tuple[str, Contender]], effort: Effort, *, consume: bool, wait: float = 0.0
+) -> Rounds:
+    """Publish or consume in alternating rounds of all contenders, with handlers that wait so many seconds."""
     variants = []
     for client, one in found:
         count = share(one, effort.consume if consume else effort.publish)
-        work = partial(one.consume, count, 0.0) if consume else partial(one.publish, count)
+        work = partial(one.consume, count, wait) if consume else partial(one.publish, count)
         variants.append(Variant(f"{client} {one.name}", work))
     return alternate(variants, effort.rounds)
 
@@ -72,6 +79,7 @@ def main() -> None:
         parser.add_argument(f"--{broker}")
     parser.add_argument("--rounds", type=int, default=5)
     given = vars(parser.parse_args())
+    tables: list[str] = []
     heads = [f"{what} {who}" for what in ("publish", "consume") for who in TOLD]
     print("| client | " + " | ".join(heads) + " |\n|---" + "|---:" * len(heads) + "|")
     for broker, clients in CLIENTS.items():
@@ -84,6 +92,20 @@ def main() -> None:
             for client in clients:
                 cells = [cell(rounds, f"{client} {who}") for rounds in both for who in TOLD]
                 print(f"| {client} | " + " | ".join(cells) + " |", flush=True)
+            if broker == "kafka":
+                found = [(client, one) for client, one in found if client in ON_THREADS]
+                tables.append(waiting(found, effort))
+    print("\n" + "\n".join(tables))
+
+
+def waiting(found: Sequence[tuple[str, Contender]], effort: Effort) -> str:
+    """Return the table of handlers that wait."""
+    heads = [f"{client} {who}" for client in ON_THREADS for who in TOLD]
+    lines = ["| a handler waits | " + " | ".join(heads) + " |", "|---" + "|---:" * len(heads) + "|"]
+    for wait, count in WAITS.items():
+        rounds = measured(found, replace(effort, consume=count), consume=True, wait=wait)
+        lines.append(f"| {wait * 1000:g} ms | " + " | ".join(cell(rounds, name) for name in heads) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -131,9 +131,20 @@ class Signed(Queued, rabbitmq.Signed):
         self._producer = pika.Producer(self._publishing, self.route, forge.signer(), batch=self.batch)
 
     def sender(self, topic: str) -> Sender:
-        """Return ``publish``, which waits for the confirm."""
-        publish, body_of = self._producer.publish, self.connections.workload.body
-        return lambda number: publish(body_of(number), topic, self.properties()), lambda: None
+        """Return ``submit``, of which so many are under way at once."""
+        submit, body_of = self._producer.submit, self.connections.workload.body
+        sent: deque[Future[None]] = deque()
+
+        def send(number: int) -> None:
+            if len(sent) == AT_ONCE:
+                sent.popleft().result(PATIENCE)
+            sent.append(submit(body_of(number), topic, self.properties()))
+
+        def flush() -> None:
+            for each in sent:
+                each.result(PATIENCE)
+
+        return send, flush
 
     def reading(self, client: BlockingConnection, tally: Tally, ended: RoundEnd) -> None:
         """Consume through mqauth's consumer, with a plain handler on threads."""
@@ -158,22 +169,6 @@ class Batched(Signed, rabbitmq.Batched):
     """mqauth with one token for up to 64 messages."""
 
     batch = BATCH
-
-    def sender(self, topic: str) -> Sender:
-        """Return ``submit``, of which so many are under way at once."""
-        submit, body_of = self._producer.submit, self.connections.workload.body
-        sent: deque[Future[None]] = deque()
-
-        def send(number: int) -> None:
-            if len(sent) == AT_ONCE:
-                sent.popleft().result(PATIENCE)
-            sent.append(submit(body_of(number), topic, self.properties()))
-
-        def flush() -> None:
-            for each in sent:
-                each.result(PATIENCE)
-
-        return send, flush
 
 
 contenders, measure = benchmark_of(Wrapped, Signed, Batched)

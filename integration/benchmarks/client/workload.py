@@ -119,6 +119,10 @@ class Refusals:
             raise RefusedError(f"an honest message was refused as {self.reason}")
 
 
+WAITS: Final = 0.001
+"""Seconds from which a handler is taken to wait for something, a database for example."""
+
+
 @dataclass(slots=True)
 class Tally:
     """A handler that counts messages, works on each, and reports when it has seen all of them.
@@ -126,7 +130,7 @@ class Tally:
     Args:
         wanted: messages to see.
         done: called with the last one.
-        work: seconds of CPU work on each message.
+        work: seconds of CPU work on each message; from ``WAITS`` on it is waited for, not worked.
         arrivals: filled with the time at which each message arrived, if given.
     """
 
@@ -141,7 +145,7 @@ class Tally:
         if self.arrivals is not None:
             self.arrivals[number_of(body)] = time.perf_counter()
         if self.work:
-            spin(self.work)
+            (time.sleep if self.work >= WAITS else spin)(self.work)
         self.seen += 1
         if self.seen == self.wanted:
             self.done()

@@ -14,6 +14,7 @@ from typing import Any, Final, Self, TypeAlias
 
 from kafka.errors import IllegalStateError, KafkaTimeoutError
 from kafka.future import Future
+from kafka.partitioner import DefaultPartitioner
 
 from mqauth.brokers.log.sealing import ClientBuffer, RecordSealing, sealed_headers
 from mqauth.signer import Prepared, Signer
@@ -184,6 +185,7 @@ class Sealing(RecordSealing):
         self.topics: set[str] = set()
         self._handed = threading.Condition(threading.Lock())
         self._kept: dict[RecordFuture, list[Callable[[Any], Any]]] = {}
+        self._chosen: dict[str, int | None] = {}
         super().__init__(signer, batch=batch, buffer=buffer, patience=client.config["max_block_ms"] / 1000)
 
     def meet(self, topic: str) -> None:
@@ -241,6 +243,16 @@ class Sealing(RecordSealing):
         if topic not in self.topics:
             return self.failed(KafkaTimeoutError("no metadata of the topic"))
         message, headers = prepared.message, sealed_headers(prepared, token)
+        # Each partition's consumer pays for a signature, so what shares one goes to one partition where the client
+        # would choose any: none is named, and its partitioner looks at keys alone.
+        if (
+            partition is None
+            and message.key is None
+            and type(self._client.config.get("partitioner")) is DefaultPartitioner
+        ):
+            if (head := token.partition("~")[0]) not in self._chosen:
+                self._chosen = {head: self._client._partition(topic, None, None, None, None, None)}
+            partition = self._chosen[head]
         send = partial(self._client.send, topic, value=message.body, key=message.key, headers=headers)
         try:
             return context.run(send, partition=partition, timestamp_ms=timestamp_ms)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import TracebackType
@@ -134,11 +135,16 @@ class Producer:
                 message = aio_pika.Message(message)
         if not isinstance(message, AbstractMessage):
             raise MalformedMessage("publish takes an aio_pika.Message, or a value with value_serializer=")
-        publishing = self._publish(message, routing_key, {"mandatory": mandatory, "immediate": immediate})
-        if timeout is None:
-            return await publishing
-        async with asyncio.timeout(timeout):
-            return await publishing
+        message_id = message.message_id or new_message_id()
+        wire = self._wire(message, routing_key, message_id)
+        path = self._direct if self._confirms and is_untouched(self._exchange, "publish") else self._through
+        # The message as it is now.
+        taken, flags = path.take(message, message_id), {"mandatory": mandatory, "immediate": immediate}
+        send = partial(self._confirmed, path, taken, routing_key, flags)
+        # No other message has an id that was just made.
+        turn = turn_of(self._exchange, message_id) if message.message_id else nullcontext()
+        async with asyncio.timeout(timeout), turn:
+            return await self._sealing.publish(wire, send)
 
     async def close(self) -> None:
         """Seal what waits, and return when every publish has its outcome; the exchange stays as it is."""
@@ -166,21 +172,6 @@ class Producer:
     def _wire(self, message: AbstractMessage, routing_key: str, message_id: str) -> Message:
         # aiormq would add a message id after signing, so the message has one already.
         return to_message(message, exchange=self._exchange.name, routing_key=routing_key, message_id=message_id)
-
-    async def _publish(
-        self, native: AbstractMessage, routing_key: str, flags: dict[str, bool]
-    ) -> PublishResultType | None:
-        """Take the message as it is now, seal it, send it: directly, unless ``publish`` is to see it."""
-        message_id = native.message_id or new_message_id()
-        wire = self._wire(native, routing_key, message_id)
-        direct = self._confirms and is_untouched(self._exchange, "publish")
-        path = self._direct if direct else self._through
-        send = partial(self._confirmed, path, path.take(native, message_id), routing_key, flags)
-        # No other message has an id that was just made.
-        if not native.message_id:
-            return await self._sealing.publish(wire, send)
-        async with turn_of(self._exchange, message_id):
-            return await self._sealing.publish(wire, send)
 
     async def _confirmed(
         self,
