@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -428,11 +428,24 @@ def outcomes(url: str) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def written(page: str, results: dict[str, dict[str, dict[str, int]]]) -> str:
-    """Return a page with the table of these results."""
-    lines = ["| | " + " | ".join(WAYS) + " |", "| --- |" + " --- |" * len(WAYS)]
+    """Return a page with the table of these results: families that are alike, and against whom they succeeded."""
+    alike = defaultdict[str, list[str]](list)
     for family in FAMILIES:
-        cells = [", ".join(str(results[way][name].get(family, "-")) for name in FRAMEWORKS) for way in WAYS]
-        lines.append(f"| {family} | {' | '.join(cells)} |")
+        against = []
+        for way, names in results.items():
+            counts = {name: found.get(family, 0) for name, found in names.items()}
+            if {*counts.values()} == {TIMES}:
+                against.append(way)
+            elif any(counts.values()):
+                against.append(f"{way}: {', '.join(f'{name} {count}' for name, count in counts.items() if count)}")
+        alike["; ".join(against) or "none"].append(family)
+    tried = sum(TIMES * len(found) for found in results[OURS].values())
+    lines = [f"| of {TIMES} attacks each | all succeeded, or so many |", "|---|---|"]
+    lines += [f"| {', '.join(families)} | {against} |" for against, families in alike.items()]
+    lines += [
+        "",
+        f"Against mqauth {sum(sum(found.values()) for found in results[OURS].values())} of {tried} succeeded.",
+    ]
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     table = "\n".join(lines)
