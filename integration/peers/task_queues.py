@@ -402,7 +402,9 @@ class Trial:
         ago = _DAY if family == "a day old" else 0
         sender = self._kind(ways.get(family, self._way), self._url, self._name, forge, ago=ago, **strange)
         sender.send(f"{'forged' if family in {'unsigned', 'signed by a stranger'} else 'honest'} {name}")
-        method, properties, body = channel.basic_get(self._name, auto_ack=True)
+        # Celery does not wait for the broker.
+        method, properties, body = next(channel.consume(self._name, auto_ack=True, inactivity_timeout=PATIENCE))
+        channel.cancel()
         assert method is not None
         queue = self._app.queues[family == "to another queue"]
         if family == "a pickle, unsigned":
