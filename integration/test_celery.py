@@ -54,8 +54,8 @@ class Shop:
 
     def pipeline(self, replay: Any, **settings: Any) -> Pipeline:
         """Return a pipeline for the queue."""
-        policy = Allow({SUBJECT: [f"rabbitmq:/{self.name}"]})
-        return Pipeline(verifier=self.forge.verifier(), policy=policy, replay=replay, audit=self.audit, **settings)
+        settings = {"policy": Allow({SUBJECT: [f"rabbitmq:/{self.name}"]})} | settings
+        return Pipeline(verifier=self.forge.verifier(), replay=replay, audit=self.audit, **settings)
 
     def app(self, **settings: Any) -> Any:
         """Return an application of the shop that is not protected yet."""
@@ -132,7 +132,7 @@ class Shop:
         self.store.close()
         self.audit.close()
         with pika.BlockingConnection(pika.URLParameters(self.url)) as connection:
-            for name in (self.name, self.dead):
+            for name in (self.name, f"{self.name}.other", self.dead):
                 connection.channel().queue_delete(name)
 
 
@@ -210,6 +210,25 @@ def test_a_task_changed_on_its_way_is_a_letter(shop: Shop) -> None:
         refused = ["body_mismatch", "destination_mismatch", "headers_mismatch", "replayed"]
         assert shop.buried(4) == refused
     assert shop.ran.empty()
+
+
+def test_backlogs_of_two_queues(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """A copy in one queue has the worker give nothing of its next queue back; a quorum queue would drop it."""
+    names = (shop.name, f"{shop.name}.other")
+    queues = [kombu.Queue(name, routing_key=name) for name in names]
+    policy = Allow({SUBJECT: [f"rabbitmq:/{name}" for name in names]})
+    shop.guard = shop.pipeline(shop.store, policy=policy)
+    with shop.sending(task_queues=queues) as honest:
+        honest.delay(0)
+        _, properties, body = shop.take()
+        for _ in range(5):
+            shop.publish(body, properties=properties)
+        for number in range(1, 20):
+            honest.apply_async((number,), queue=names[1])
+    with shop.working(task_queues=queues):
+        assert sorted(shop.run(20)) == [*range(20)]
+        assert shop.buried(4) == ["replayed"] * 4
+    assert "having no callbacks" not in caplog.text
 
 
 class Never(datetime):

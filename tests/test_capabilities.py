@@ -10,10 +10,10 @@ from integration.capabilities import table
 from integration.documentation import ROOT
 
 
-@pytest.mark.parametrize("row", table.CAPABILITIES, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [*table.CAPABILITIES, *table.TASK_QUEUES], ids=lambda row: row.name)
 def test_no_cell_is_empty(row: table.Capability) -> None:
     """Each client has a cell, which names a test that exists."""
-    assert set(row.cells) == set(table.CLIENTS)
+    assert set(row.cells) == set(table.TASKS if row in table.TASK_QUEUES else table.CLIENTS)
     for cell in row.cells.values():
         file, _, name = cell.test.partition("::")
         path = ROOT / file if file.startswith("tests/") else ROOT / "integration" / file

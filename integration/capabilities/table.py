@@ -93,7 +93,7 @@ CAPABILITIES: Final = (
     Capability(
         "the broker proves its times",
         yes("test_append_evidence.py::test_without_the_interceptor_no_consumer_starts", *QUEUES)
-        | other("each record says it", _STAMPS, *LOGS),
+        | other("by record", _STAMPS, *LOGS),
     ),
     Capability("a copy at another place is `replayed`", yes(f"{_PROMISES}test_a_copy_is_not_handled")),
     Capability(
@@ -185,7 +185,7 @@ CAPABILITIES: Final = (
     Capability(
         "`health()`",
         yes(f"{_PROMISES}test_health", *(name for name in CLIENTS if name not in FASTSTREAM))
-        | other("its own; log and metrics tell", f"{_PROMISES}test_observers", *FASTSTREAM),
+        | other("log and metrics", f"{_PROMISES}test_observers", *FASTSTREAM),
     ),
     Capability("metrics of each outcome", yes(f"{_PROMISES}test_observers")),
     Capability(
@@ -207,6 +207,27 @@ CAPABILITIES: Final = (
 )  # fmt: skip
 
 
+TASKS: Final = ("taskiq", "dramatiq", "celery")
+"""Workers of task queues, by the names of their tests."""
+
+
+def tasks(test: str) -> dict[str, Cell]:
+    """Return a cell for each task queue; a test with its name shows it, or one for all."""
+    return {name: Cell("yes", test.format(name)) for name in TASKS}
+
+
+TASK_QUEUES: Final = (
+    Capability(
+        "killed, or without keys or store, they run every task",
+        tasks("test_task_queues.py::test_kills_and_outages"),
+    ),
+    Capability("a task may be due in an hour", tasks("test_task_queues.py::test_an_hour_ahead")),
+    Capability("TLS", tasks("test_task_queues.py::test_tls")),
+    Capability("the attack suite: no forgery accepted", tasks("test_{}.py::TestAttacks")),
+)
+"""What workers of task queues do, each of them. What one does in its own way is on their page."""
+
+
 def page() -> str:
     """Return the section of the page: what every client does, and a table of where they differ."""
     same = "".join(f"* {row.name}\n" for row in CAPABILITIES if row.everywhere)
@@ -216,4 +237,5 @@ def page() -> str:
         for row in CAPABILITIES
         if not row.everywhere
     )
-    return f"Every client, on the real broker in each test run:\n\n{same}\nWhere they differ:\n\n{head}{rows}"
+    told = f"Every client, on the real broker in each test run:\n\n{same}\nWhere they differ:\n\n{head}{rows}"
+    return f"{told}\nWorkers of [task queues](task-queues.md): {'; '.join(row.name for row in TASK_QUEUES)}.\n"

@@ -41,7 +41,7 @@ def installed() -> str:
 def table(peers: dict[str, Any], own: dict[str, str]) -> str:
     """Return the table: who accepted a class that any accepted; then the classes that all refused."""
     columns = {**{name: found["outcomes"] for name, found in peers.items()}, "mqauth": own}
-    lines, refused = ["| class | accepted by |", "| --- | --- |"], []
+    lines, refused = ["| class | accepted by |", "|---|---|"], []
     rows = [(_FORGED, "a stranger's signature"), *((str(each.number), each.story) for each in CLASSES)]
     for number, story in rows:
         accepted = [name for name, found in columns.items() if found.get(number) == "accepted"]
@@ -59,8 +59,8 @@ def counts(peers: dict[str, Any], own: dict[str, str]) -> str:
     lines = []
     for name, found in columns.items():
         tried = [said for number, said in found.items() if number != "0"]
-        lines.append(f"* {name}: {tried.count('accepted')} of {len(tried)} accepted.")
-    return "\n".join(lines)
+        lines.append(f"{name} {tried.count('accepted')} of {len(tried)}")
+    return f"Accepted: {'; '.join(lines)}."
 
 
 def _tried(peers: dict[str, Any], own: dict[str, str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, Final, TypeVar
 
@@ -69,16 +70,14 @@ def protect(
     Args:
         app: a ``celery.Celery`` with its broker at RabbitMQ, by py-amqp; it is changed, and returned.
         signer: signs tasks, also those that a worker sends.
-        guard: makes the pipeline, in the main process of a worker; what only sends does not call it. Its plug-ins
-            must not be asynchronous.
+        guard: makes the pipeline, in a worker's main process. Its plug-ins must not be asynchronous.
         dead_letters: the queue that rejected tasks go to; a worker declares it.
 
     Raises:
-        ConfigurationError: it is no ``Celery``, or is protected already. From the start of a worker, and from the
-            first task that is sent: results are kept where others can have them decoded. From the start of a
-            worker: there is no guard or no ``dead_letters``, the pipeline has no audit or no replay store that
-            outlives it, remote control is on, or a step of the worker, its broker, its pool or a queue cannot be
-            protected.
+        ConfigurationError: it is no ``Celery``, or is protected already. From a worker's start, and the first task
+            that is sent: results are kept where others can have them decoded. From a worker's start: there is no
+            guard or no ``dead_letters``, the pipeline has no audit or no replay store that outlives it, remote
+            control is on, or a step of the worker, its broker, its pool or a queue cannot be protected.
     """
     protected: Any = app
     require(isinstance(app, Celery), "protect takes a celery.Celery")
@@ -163,21 +162,16 @@ class Protection:
             ConfigurationError: as ``protect`` says.
         """
         app, pool = self._app, worker.pool_cls.__module__
-        require(
-            isinstance(app.connection_for_read().transport, pyamqp.Transport),
-            "broker_url: RabbitMQ by py-amqp, amqp:// or pyamqp://",
-        )
+        transport = app.connection_for_read().transport
+        require(isinstance(transport, pyamqp.Transport), "broker_url: RabbitMQ by py-amqp, amqp:// or pyamqp://")
         # Others run tasks in the thread that renews the claims, or leave it no event loop.
         require(pool in _POOLS and worker.use_eventloop, "worker_pool: prefork or threads")
-        require(
-            not app.conf.worker_enable_remote_control,
-            "workers obey whoever may send to the broker's pidbox: set worker_enable_remote_control = False",
-        )
+        pidbox = "workers obey whoever may send to the broker's pidbox: set worker_enable_remote_control = False"
+        require(not app.conf.worker_enable_remote_control, pidbox)
         refuse_results(app)
         for name, queue in app.amqp.queues.consume_from.items():
-            require(
-                not queue.no_ack, f"queue {name!r}: without acks a task that has to wait is lost: no_ack=False"
-            )
+            lost = f"queue {name!r}: without acks a task that has to wait is lost: no_ack=False"
+            require(not queue.no_ack, lost)
         self._forks = pool == _POOLS[0]
 
     def start(self, worker: Any) -> None:
@@ -187,10 +181,8 @@ class Protection:
             ConfigurationError: as ``protect`` says.
         """
         for step in worker.consumer.steps:
-            require(
-                not isinstance(step, _DOORS),
-                f"step {step.alias}: the worker would obey messages that nobody has judged; switch it off",
-            )
+            door = f"step {step.alias}: the worker would obey messages that nobody has judged; switch it off"
+            require(not isinstance(step, _DOORS), door)
         self.guard = worker_guard(self._make, self._dead_letters)
         self.letters = Letters(
             lambda: self._app.connection_for_write(heartbeat=0, transport_options={"confirm_publish": True}),
@@ -219,6 +211,15 @@ class Protection:
     def arrived(self, consumer: Any, frame: Any) -> None:
         """Judge a delivery."""
         self._arrived.append(Judged(self.guard, self.letters, frame, consumer))
+        self._work()
+
+    def after(self, consume: Callable[[], object]) -> None:
+        """Do something, and judge what arrives meanwhile in the end."""
+        self._busy = True
+        try:
+            consume()
+        finally:
+            self._busy = False
         self._work()
 
     def settle(self, held: Judged, by: Callable[[], object]) -> None:
@@ -286,11 +287,9 @@ class Protection:
         elif held.again:
             self._waiting.append(held)
         else:
-            try:
+            # The loop notices that the connection is lost. The next delivery of it is a duplicate.
+            with suppress(*LOST):
                 held.settle()
-            except LOST:
-                # The loop notices that the connection is lost. The next delivery of it is a duplicate.
-                return
 
     def _tick(self) -> None:
         """Take up what waits, renew the claims of tasks that wait or run for long, and tell what a rollout has."""
@@ -334,6 +333,14 @@ class Judging(Consumer):  # type: ignore[misc]
         """Have the channel leave bodies as they are."""
         maybe_channel(channel).auto_decode = False
         super().revive(channel)
+
+    def consume(self, no_ack: bool | None = None) -> None:
+        """Consume all queues; amid that, a round trip would read messages of a queue that has no callback yet.
+
+        py-amqp gives such a message back, as often as it comes; a quorum queue drops it in the end.
+        """
+        consume = super().consume
+        self.protection.after(lambda: consume(no_ack))
 
     def close(self) -> None:
         """Close the consumer: the worker has ended."""
