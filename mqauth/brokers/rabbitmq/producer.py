@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import TracebackType
@@ -308,18 +308,19 @@ class DirectPath:
 
         While a broker does not read, under a memory alarm, messages pile up here and not in the transport.
         """
-        async with channel.lock:
-            # Without those whose caller was cancelled.
-            waiting = [each for each in unsent if not each[-1].done()]
-            unsent.clear()
-            for _, message_id, confirm in waiting:
-                channel.delivery_tag += 1
-                channel.confirmations[channel.delivery_tag] = confirm
-                channel.message_id_delivery_tag[message_id] = channel.delivery_tag
-            written = channel.create_future()
-            payload = b"".join([payload for payload, *_ in waiting])
-            await channel.write_queue.put(ChannelFrame(payload, should_close=False, drain_future=written))
-            await written
+        # A channel that is closed has failed all of it.
+        with suppress(exceptions.ChannelInvalidStateError):
+            async with channel.lock:
+                # Without those whose caller was cancelled.
+                waiting = [each for each in unsent if not each[-1].done()]
+                unsent.clear()
+                for _, message_id, confirm in waiting:
+                    channel.delivery_tag += 1
+                    channel.confirmations[channel.delivery_tag] = confirm
+                    channel.message_id_delivery_tag[message_id] = channel.delivery_tag
+                frames, written = b"".join([payload for payload, *_ in waiting]), channel.create_future()
+                await channel.write_queue.put(ChannelFrame(frames, should_close=False, drain_future=written))
+                await written
 
 
 @lru_cache(maxsize=256)
