@@ -21,6 +21,8 @@ LEFT_OUT: Final[Mapping[str, Mapping[str, str]]] = {
         f"{_CELERY}test_revoke_by_stamped_headers_no_match": _CONTROL,
         f"{_CANVAS}test_chord_header_id_duplicated_on_rabbitmq_msg_duplication": "publishes an unsigned copy",
         "t/integration/test_tasks.py::test_trace_log_arguments": _BARE,
+        # It clears its flag after it has sent, and the worker may have set it by then; alone it passes.
+        "t/integration/test_tasks.py::test_task_replacement::test_replaced_task_nesting_level_0": "a race",
     },
     "kombu": {
         f"t/integration/test_py_amqp.py::test_PyAMQP{name}::test_simple_{kind}_publish_consume": _BARE
