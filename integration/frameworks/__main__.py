@@ -1,4 +1,4 @@
-"""``python -m integration.frameworks dramatiq|celery|taskiq``: its own tests for RabbitMQ, with our adapter on.
+"""``python -m integration.frameworks FRAMEWORK``: its own tests for RabbitMQ, with our adapter on.
 
 The tests come from PyPI, in the version and with the hash of ``requirements.txt``. taskiq-aio-pika has none
 there: name a checkout of its repository by ``--checkout``. ``--bare`` leaves the adapter out: what fails then,
@@ -27,6 +27,7 @@ FOLDER: Final = Path(__file__).parent
 CHOSEN: Final = {
     "dramatiq": ("dramatiq-2.2.1", ["tests/test_rabbitmq.py"]),
     "celery": ("celery-5.7.0", [f"t/integration/test_{name}.py" for name in ("tasks", "canvas", "group_chains")]),
+    "kombu": ("kombu-5.7.0", ["t/integration/test_py_amqp.py"]),
     "taskiq": ("", ["tests"]),
 }
 """The source distribution, and its files that send and run tasks by RabbitMQ."""
@@ -77,6 +78,8 @@ def run(framework: str, tests: Path, files: Iterable[str], words: Iterable[str],
             "TEST_BROKER": f"py{rabbitmq.url}",
             "TEST_BACKEND": redis.url,
             "REDIS_PORT": port,
+            "RABBITMQ_HOST": "127.0.0.1",
+            "RABBITMQ_5672_TCP": str(urlsplit(rabbitmq.url).port),
             "C_FORCE_ROOT": "1",
         }
         plugins = [
@@ -107,7 +110,7 @@ def main() -> int:
         else:
             parser.error("taskiq-aio-pika brings no tests to PyPI: --checkout")
         # Their packages are the installed ones.
-        for package in ("celery", "dramatiq", "taskiq_aio_pika"):
+        for package in ("celery", "dramatiq", "kombu", "taskiq_aio_pika"):
             shutil.rmtree(tests / package, ignore_errors=True)
         if options.framework == "dramatiq":
             (tests / "tests" / "__init__.py").touch()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+_BARE: Final = "fails without the adapter, too"
 _CONTROL: Final = "asks the worker by remote control, which a protected worker refuses"
 _CELERY: Final = "t/integration/test_tasks.py::test_tasks::"
 _CANVAS: Final = "t/integration/test_canvas.py::test_chain::"
@@ -19,7 +20,14 @@ LEFT_OUT: Final[Mapping[str, Mapping[str, str]]] = {
         f"{_CELERY}test_revoked_by_headers_complex_canvas": _CONTROL,
         f"{_CELERY}test_revoke_by_stamped_headers_no_match": _CONTROL,
         f"{_CANVAS}test_chord_header_id_duplicated_on_rabbitmq_msg_duplication": "publishes an unsigned copy",
-        "t/integration/test_tasks.py::test_trace_log_arguments": "fails without the adapter, too",
+        "t/integration/test_tasks.py::test_trace_log_arguments": _BARE,
+        # It clears its flag after it has sent, and the worker may have set it by then; alone it passes.
+        "t/integration/test_tasks.py::test_task_replacement::test_replaced_task_nesting_level_0": "a race",
+    },
+    "kombu": {
+        f"t/integration/test_py_amqp.py::test_PyAMQP{name}::test_simple_{kind}_publish_consume": _BARE
+        for name in ("BasicFunctionality", "Failover")
+        for kind in ("queue", "buffer")
     },
     "taskiq": {
         f"{_ROUTING}test_when_message_has_wrong_format__then_message_still_can_be_received": "nobody signs it",

@@ -99,6 +99,13 @@ def _celery() -> None:
     kind.wait_until_idle, kind.inspect = wait_until_idle, inspect
 
 
+def _kombu() -> None:
+    from mqauth.integrations.celery_kombu import read_all_headers
+
+    # All that the adapter changes for kombu; its producers and consumers are classes of their own.
+    read_all_headers()
+
+
 @pytest.fixture
 def rabbitmq_broker() -> Iterator[Any]:
     """A broker of dramatiq, as its tests make it."""
@@ -133,4 +140,4 @@ if FRAMEWORK == "dramatiq":
     # Its tests name the default port.
     pika.connection.Parameters.DEFAULT_PORT = pika.URLParameters(URL).port
 if not os.environ.get("MQAUTH_FRAMEWORK_BARE"):
-    {"dramatiq": _dramatiq, "taskiq": _taskiq, "celery": _celery}[FRAMEWORK]()
+    {"dramatiq": _dramatiq, "taskiq": _taskiq, "celery": _celery, "kombu": _kombu}[FRAMEWORK]()
