@@ -52,12 +52,13 @@ def running(folder: Path, command: list[str]) -> Iterator[subprocess.Popen[str]]
 
 @contextmanager
 def shop_of(
-    broker: str, rung: str, folder: Path, request: pytest.FixtureRequest
+    broker: str, rung: str, folder: Path, request: pytest.FixtureRequest, framework: str = ""
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Do what the command says comes next; give the folder, what the consumer printed, and the last command."""
-    url = url_of(request.getfixturevalue(broker))
-    names = ("--producer", f"orders-{rung}-{broker}", "--consumer", f"billing-{rung}-{broker}", "--rung", rung)
-    told = mqauth(folder, "init", "shop", "--broker", broker, *names, "--url", url)
+    url, end = url_of(request.getfixturevalue(broker)), f"{rung}-{framework or broker}"
+    names = ("--producer", f"orders-{end}", "--consumer", f"billing-{end}", "--rung", rung)
+    more = ("--framework", framework) if framework else ()
+    told = mqauth(folder, "init", "shop", "--broker", broker, *more, *names, "--url", url)
     enter, compose, apply, consume, produce, last = re.findall(r"^  (\S.*?)(?:  +#.*)?$", told, re.MULTILINE)
     assert (enter, compose) == ("cd shop", "docker compose up -d --wait")
     shop = folder / "shop"
@@ -79,6 +80,17 @@ def test_the_next_commands_lead_to_a_handled_and_a_rejected_message(
         assert lines == [f'handled: from orders-enforce-{broker} {{"order": 1}}\n']
         found = letters(shop, 1, last)
     assert [(one["reason"], one["count"]) for one in found] == [("token_missing", 1)]
+
+
+@pytest.mark.parametrize(("rung", "ran", "rejected"), [("enforce", [1], 1), ("observe", [1, 666], 0)])
+def test_the_next_commands_lead_to_a_task_that_ran(
+    rung: str, ran: list[int], rejected: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A worker of taskiq runs the signed task; the one without a token is a dead letter, or runs at observe."""
+    with shop_of("rabbitmq", rung, tmp_path, request, "taskiq") as (shop, lines, last):
+        assert sorted(lines) == [f"handled: order {order}\n" for order in ran]
+        found = letters(shop, rejected, last)
+    assert [one["reason"] for one in found] == ["token_missing"] * rejected
 
 
 @pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])

@@ -110,6 +110,11 @@ def test_it_writes_all_or_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch)
         (("--broker", "kafka", "--producer", "a", "--consumer", "a"), "--consumer: must be another name"),
         (("--broker", "kafka", *SHOP, "--issuer", 'a"b'), "--issuer: must be 1 to 256"),
         (("--broker", "kafka", *SHOP, "--rung", "off"), "--rung: must be enforce or observe"),
+        (
+            ("--broker", "kafka", *SHOP, "--framework", "taskiq"),
+            "--framework: must be taskiq, with --broker rabbitmq",
+        ),
+        (("--broker", "rabbitmq", *SHOP, "--framework", "celery"), "--framework: must be taskiq, with --broker"),
         (("--broker", "kafka", *SHOP, "--url", "amqp://a/"), "--url: is no URL of kafka"),
         (("--broker", "rabbitmq", *SHOP, "--url", "amqp://u:pw@a/"), "--url: holds a password"),
         (("--broker", "rabbitmq", *SHOP, "--url", "localhost"), "--url: must be amqp://..."),

@@ -75,6 +75,9 @@ def init(
     *,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder, made where it is missing.")],
     broker: Annotated[str | None, typer.Option("--broker", help="rabbitmq or kafka.")] = None,
+    framework: Annotated[
+        str | None, typer.Option("--framework", help="taskiq: the consumer is a worker, on RabbitMQ.")
+    ] = None,
     producer: Annotated[str | None, typer.Option("--producer", help="Its name, like orders-api.")] = None,
     consumer: Annotated[str | None, typer.Option("--consumer", help="Its name, like billing.")] = None,
     issuer: Annotated[
@@ -108,6 +111,10 @@ def init(
         # What no option says is asked for, where somebody can be asked.
         broker = _answered("broker", broker, "rabbitmq or kafka")
         require(broker in _URLS, "--broker: must be rabbitmq or kafka")
+        require(
+            framework is None or (framework, broker) == ("taskiq", "rabbitmq"),
+            "--framework: must be taskiq, with --broker rabbitmq",
+        )
         producer = _answered("producer", producer, "orders-api")
         consumer = _answered("consumer", consumer, "billing")
         for option, name in (("--producer", producer), ("--consumer", consumer)):
@@ -120,10 +127,11 @@ def init(
         check_url("--url", url)
         secret = ":" in url.partition("://")[2].rpartition("@")[0]
         require(not secret, "--url: holds a password; leave it out, and see [broker] in consumer/mqauth.toml")
-        fits = url.startswith("kafka:") == (broker == "kafka")
-        require(fits, f"--url: is no URL of {broker}, like {_URLS[broker]}")
+        require(
+            url.startswith("kafka:") == (broker == "kafka"), f"--url: is no URL of {broker}, like {_URLS[broker]}"
+        )
         names = {"broker": broker, "producer": producer, "consumer": consumer, "issuer": issuer, "url": url}
-        _write(folder, producer, texts(**names, managed=managed, observe=rung == "observe"))
+        _write(folder, producer, texts(**names, managed=managed, observe=rung == "observe", framework=framework))
     if apply:
         # Exchange and queues, or topics, at the broker of ``consumer/mqauth.toml``; what exists stays.
         path = folder / _TOPOLOGY
@@ -181,7 +189,15 @@ def _answered(name: str, given: str | None, like: str) -> str:
 
 
 def texts(
-    *, broker: str, producer: str, consumer: str, issuer: str, url: str, managed: bool, observe: bool
+    *,
+    broker: str,
+    producer: str,
+    consumer: str,
+    issuer: str,
+    url: str,
+    managed: bool,
+    observe: bool,
+    framework: str | None = None,
 ) -> dict[str, str]:
     """Return the text of every file but the keys, by its path.
 
@@ -193,6 +209,7 @@ def texts(
         url: of the broker.
         managed: whether the broker's configuration is somebody else's, so that it proves no append time.
         observe: whether the consumer begins at the rung observe.
+        framework: of tasks, in place of a consumer's own loop.
     """
     on_kafka, today = broker == "kafka", datetime.fromtimestamp(SYSTEM_CLOCK.now(), UTC).date()
     values = {
@@ -259,7 +276,9 @@ def texts(
             "bindings": [binding],
         }
     # A broker of Docker Compose and its configuration are there, unless the broker is somebody else's.
-    folders = [TEMPLATES / name for name in ("both", broker, *([] if managed else [f"{broker}-broker"]))]
+    folders = [
+        TEMPLATES / name for name in ("both", framework or broker, *([] if managed else [f"{broker}-broker"]))
+    ]
     files = {
         str(path.relative_to(folder).with_suffix("")): Template(path.read_text("utf-8")).substitute(values)
         for folder in folders
