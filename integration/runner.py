@@ -61,6 +61,8 @@ _JAVA_OPTIONS = "-XX:TieredStopAtLevel=1"
 _TERMINAL_TELLS_WITHIN = 2.0  # a Ctrl-C reaches the whole process group; a kill only us
 _NO_TESTS = 5  # pytest's exit code
 _ENDS_WITHIN = 60.0
+HANGS_AFTER = 2400.0
+"""Seconds of one test after which its session ends, and writes what each thread does; at night some are long."""
 _LOOK_EVERY = 0.1
 
 
@@ -208,6 +210,10 @@ def _interrupt(running: Sequence[Session]) -> None:
         session.interrupt()
 
 
+def _hanging() -> tuple[str, ...]:
+    return "-o", f"faulthandler_timeout={HANGS_AFTER}", "-o", "faulthandler_exit_on_timeout=true"
+
+
 class Session:
     """One pytest session, whose output is kept until it has ended.
 
@@ -227,7 +233,8 @@ class Session:
         self._output = folder / f"{group.name}.txt"
         self._command = [
             sys.executable, "-m", "pytest", *group.files, f"--junitxml={self._report}",
-            "-o", f"cache_dir=.pytest_cache/{group.name}", *arguments,
+            "-o", f"cache_dir=.pytest_cache/{group.name}",
+            *(() if scale.is_nightly() else _hanging()), *arguments,
         ]  # fmt: skip
         self._child: subprocess.Popen[bytes] | None = None
         self._began = 0.0

@@ -57,6 +57,15 @@ def waits_for_ever():
 def test_leaves_a_thread():
     threading.Thread(target=waits_for_ever).start()
 """
+HANGS = """
+import threading
+
+def waits_for_ever():
+    threading.Event().wait()
+
+def test_hangs():
+    waits_for_ever()
+"""
 BARE = ["-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:hypothesispytest"]
 CONFTEST = """
 import time
@@ -170,6 +179,16 @@ def test_counts_of_a_session(tmp_path: Path, source: str, counts: tuple[int, int
     """A failure counts, a session that broke off counts as one, and one without tests as none."""
     found = runner.run_sessions([session(tmp_path, "one", source)])
     assert (found.passed, found.failed) == counts
+
+
+def test_a_test_that_hangs_ends_its_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A client that never returns from a call fails its session, whose output names the call."""
+    monkeypatch.setattr(runner, "HANGS_AFTER", 0.5)
+    found = runner.run_sessions([session(tmp_path, "one", HANGS)])
+    assert (found.passed, found.failed) == (0, 1)
+    assert "in waits_for_ever" in capfd.readouterr().out
 
 
 def test_unmarked_test_that_is_slow_fails(tmp_path: Path) -> None:
