@@ -25,7 +25,7 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
     from mqauth.brokers.log import sealing as log_sealing
 
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, Unavailable
-from mqauth.testing import Forge
+from mqauth.testing import FakeClock, Forge
 
 
 class FakeWorld:
@@ -142,9 +142,22 @@ def test_fewer_in_flight() -> None:
     assert stand.sealing._batch == 3
 
 
+def test_few_close_records_wait_for_none() -> None:
+    """Records wait for others once some have come close behind each other, and after a pause no more."""
+    clock = FakeClock()
+    buffer = log_sealing.ClientBuffer(0.0, 0.0, clock.monotonic)
+    told = []
+    for pause in (0.0, *[log_sealing.CLOSE / 2] * (log_sealing.BURST + 2), log_sealing.CLOSE * 2, 0.0):
+        clock.advance(pause)
+        told.append(buffer.is_busy)
+        buffer.taken()
+    assert told == [False] * (log_sealing.BURST + 1) + [True] * 2 + [False] * 2
+
+
 def test_as_it_comes(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without any setting a record alone has the single form, and those sent behind it share a token by topic."""
     monkeypatch.setattr(log_sealing, "CLOSE", math.inf)
+    monkeypatch.setattr(log_sealing, "BURST", 0)
     client: Any = FakeClient()
     client.topics["refunds"] = 1
     producer = kafka.Producer(client, forge.signer())
