@@ -143,13 +143,14 @@ def test_fewer_in_flight() -> None:
 
 
 def test_few_close_records_wait_for_none() -> None:
-    """Records wait for others once some have come close behind each other, and after a pause no more."""
+    """Records wait for others once some have come close behind each other, however long each took to be sent."""
     clock = FakeClock()
     buffer = log_sealing.ClientBuffer(0.0, 0.0, clock.monotonic)
     told = []
     for pause in (0.0, *[log_sealing.CLOSE / 2] * (log_sealing.BURST + 2), log_sealing.CLOSE * 2, 0.0):
         clock.advance(pause)
-        told.append(buffer.is_busy)
+        told.append(buffer.came())
+        clock.advance(log_sealing.CLOSE * 2)
         buffer.taken()
     assert told == [False] * (log_sealing.BURST + 1) + [True] * 2 + [False] * 2
 

@@ -51,15 +51,14 @@ class ClientBuffer:
         self._monotonic = monotonic
         self._sends_at, self._last, self._in_a_row = -math.inf, -math.inf, 0
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether a record may wait for others: it comes close behind some that came so, too."""
-        return self._linger > 0 or (self._in_a_row >= BURST and self._monotonic() - self._last < CLOSE)
+    def came(self) -> bool:
+        """Note that a record came; return whether it may wait for others, close behind some that came so, too."""
+        self._in_a_row = self._in_a_row + 1 if self._monotonic() - self._last < CLOSE else 0
+        return self._linger > 0 or self._in_a_row > BURST
 
     def taken(self) -> None:
-        """Note that a record was taken, and perhaps sealed."""
-        before, self._last = self._last, self._monotonic()
-        self._in_a_row = self._in_a_row + 1 if self._last - before < CLOSE else 0
+        """Note that a record was taken, and perhaps sealed and sent."""
+        self._last = self._monotonic()
 
     def filled(self) -> None:
         """Note that the client is given records."""
@@ -179,9 +178,9 @@ class RecordSealing(ABC):
                 return False
             batch = self._open
             batch.append((prepared, record))
-            first = len(batch) == 1
+            first, busy = len(batch) == 1, self._buffer.came()
             # To wake a thread costs more than a signature: where records come slowly, each is sealed here.
-            complete = len(batch) >= self._batch or self.idle() or (first and not self._buffer.is_busy)
+            complete = len(batch) >= self._batch or self.idle() or (first and not busy)
             if complete:
                 self._closed.append(batch)
                 self._open = []
