@@ -92,8 +92,10 @@ def main() -> None:
             for client in clients:
                 cells = [cell(rounds, f"{client} {who}") for rounds in both for who in TOLD]
                 print(f"| {client} | " + " | ".join(cells) + " |", flush=True)
-            if broker == "kafka":
-                found = [(client, one) for client, one in found if client in ON_THREADS]
+        # In clients of their own: those on an event loop would lose their connections meanwhile.
+        if broker == "kafka":
+            with ExitStack() as undo:
+                found = list(contenders({each: clients[each] for each in ON_THREADS}, given[broker], undo))
                 tables.append(waiting(found, effort))
     print("\n" + "\n".join(tables))
 
