@@ -108,9 +108,9 @@ class FakeClient:
             raise KafkaTimeoutError("no metadata")
         return set(range(self.topics[topic]))
 
-    def _partition(self, topic: str, *_: Any) -> int:
-        """Return a partition for a record without a key, each in its turn."""
-        return len(self.sends) % self.topics[topic]
+    def _partition(self, topic: str, *_: Any) -> int | None:
+        """Return a partition for a record without a key, each in its turn; ``None`` without metadata."""
+        return len(self.sends) % self.topics[topic] if topic in self.topics else None
 
     def acknowledge(self) -> None:
         """Resolve the futures of all that was sent."""

@@ -259,6 +259,22 @@ def test_records_without_a_key_share_a_partition() -> None:
     assert stand.bodies(1) == [b"0", b"1", b"2", b"keyed", b"named"]
 
 
+def test_a_partition_that_cannot_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the client fails to choose a partition that record fails, and the others of its batch are sent."""
+    stand = Stand(batch=3, partitioner=DefaultPartitioner())
+    choices = iter([TypeError("no partitions")])
+
+    def choose(*_: Any) -> int:
+        if (error := next(choices, None)) is not None:
+            raise error
+        return 0
+
+    monkeypatch.setattr(stand.client, "_partition", choose)
+    futures = [stand.producer.send("orders", b"%d" % n) for n in range(3)]
+    assert isinstance(futures[0].exception, TypeError)
+    assert stand.bodies() == [b"first", b"1", b"2"]
+
+
 def test_a_partitioner_that_may_look_at_values_is_asked_each_time() -> None:
     """Where the client has a partitioner of another kind each record is its choice."""
     stand = Stand(batch=3, partitioner=StickyPartitioner())  # type: ignore[no-untyped-call]

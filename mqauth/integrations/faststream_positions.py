@@ -83,7 +83,7 @@ class Positions:
                 if place not in self._places:
                     await asyncio.sleep(WATCH)
         finally:
-            del self._waiting[place]
+            self._waiting.pop(place, None)
         if position.sought:
             # It may have been at hand already when the client was told where to read: then it comes once more.
             position.sought = not await self._client.seek(place, position.expected)

@@ -243,19 +243,27 @@ class Sealing(RecordSealing):
         if topic not in self.topics:
             return self.failed(KafkaTimeoutError("no metadata of the topic"))
         message, headers = prepared.message, sealed_headers(prepared, token)
-        # Each partition's consumer pays for a signature, so what shares one goes to one partition where the client
-        # would choose any: none is named, and its partitioner looks at keys alone.
-        if (
-            partition is None
-            and message.key is None
-            and type(self._client.config.get("partitioner")) is DefaultPartitioner
-        ):
-            if (head := token.partition("~")[0]) not in self._chosen:
-                self._chosen = {head: self._client._partition(topic, None, None, None, None, None)}
-            partition = self._chosen[head]
-        send = partial(self._client.send, topic, value=message.body, key=message.key, headers=headers)
         try:
-            return context.run(send, partition=partition, timestamp_ms=timestamp_ms)
+            # Each partition's consumer pays for a signature, so what shares one goes to one partition where the
+            # client would choose any: none is named, and its partitioner looks at keys alone.
+            if (
+                partition is None
+                and message.key is None
+                and type(self._client.config.get("partitioner")) is DefaultPartitioner
+            ):
+                if (head := token.partition("~")[0]) not in self._chosen:
+                    # None where the metadata are gone by now: the client's send waits for them.
+                    self._chosen = {head: self._client._partition(topic, None, None, None, None, None)}
+                partition = self._chosen[head]
+            return context.run(
+                self._client.send,
+                topic,
+                value=message.body,
+                key=message.key,
+                headers=headers,
+                partition=partition,
+                timestamp_ms=timestamp_ms,
+            )
         except Exception as error:
             if isinstance(error, KafkaTimeoutError):
                 self.topics.discard(topic)
