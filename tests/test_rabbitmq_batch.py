@@ -382,8 +382,8 @@ class Underlay:
         return asyncio.get_running_loop().create_future()
 
 
-def direct(underlay: Underlay) -> Callable[[str], asyncio.Task[Any]]:
-    """Return what publishes a message of an id to a channel."""
+def direct(underlay: Underlay) -> tuple[Callable[[str], asyncio.Task[Any]], DirectPath]:
+    """Return what publishes a message of an id to a channel, and the path that it takes."""
 
     async def get_underlay_channel() -> Underlay:
         return underlay
@@ -391,16 +391,37 @@ def direct(underlay: Underlay) -> Callable[[str], asyncio.Task[Any]]:
     exchange = real_exchange()
     exchange.channel = SimpleNamespace(is_closed=False, get_underlay_channel=get_underlay_channel)
     path = DirectPath(exchange)
-    return lambda name: asyncio.create_task(
-        path.send(Encoded(name, b"", name.encode()), "k", mandatory=True, immediate=False)
-    )
+
+    def publish(name: str) -> asyncio.Task[Any]:
+        sent = Encoded(name, b"", name.encode())
+        return asyncio.create_task(path.send(sent, "k", mandatory=True, immediate=False))
+
+    return publish, path
+
+
+async def test_what_was_given_up_is_not_kept() -> None:
+    """While the socket takes nothing, publishes that were given up leave no bytes and no writers behind."""
+    underlay = Underlay()
+    publish, path = direct(underlay)
+    first = publish("aa")
+    frame = await underlay.write_queue.get()
+    before = len(asyncio.all_tasks())
+    for number in range(3):
+        later = publish(f"given up {number}")
+        await turns()
+        later.cancel()
+        await asyncio.gather(later, return_exceptions=True)
+    assert (path._unsent, len(asyncio.all_tasks())) == ({}, before)
+    frame.drain()
+    underlay.confirmations[1].set_result(1)
+    assert await first == 1
 
 
 async def test_what_waits_is_written_at_once() -> None:
     """Messages that are ready together are one write, in their order. The next one has those that came before the
     socket had taken it, but for a message whose caller was cancelled."""
     underlay = Underlay()
-    publish = direct(underlay)
+    publish, _ = direct(underlay)
     first = [publish(name) for name in ("aa", "bb")]
     frame = await underlay.write_queue.get()
     assert frame.payload.index(b"aa") < frame.payload.index(b"bb")

@@ -17,11 +17,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import aio_pika
-import aiormq
-import aiormq.abc
 from aio_pika import exceptions
 from aio_pika.abc import AbstractExchange, AbstractMessage
-from aiormq.abc import ChannelFrame
+from aiormq.abc import ChannelFrame, DeliveredMessage
 from pamqp import commands
 from pamqp.body import ContentBody
 from pamqp.frame import FrameTypes, marshal
@@ -189,7 +187,7 @@ class Producer:
                 result = await path.send(ready, routing_key, **flags)
         except exceptions.PublishError:
             raise UnroutableError(self._exchange.name, routing_key) from None
-        if isinstance(result, aiormq.abc.DeliveredMessage):
+        if isinstance(result, DeliveredMessage):
             raise UnroutableError(self._exchange.name, routing_key)
         return result  # type: ignore[no-any-return]
 
@@ -247,7 +245,8 @@ class DirectPath:
     def __init__(self, exchange: AbstractExchange) -> None:
         self._exchange: Any = exchange
         self._channel: Any = None
-        self._unsent: list[tuple[bytes, str, asyncio.Future[Any]]] = []
+        self._unsent: dict[asyncio.Future[Any], tuple[bytes, str]] = {}
+        self._writer: Any = None
 
     def take(self, native: AbstractMessage, message_id: str, /) -> Any:
         """Return the properties of the caller's message, which the caller may change from now on.
@@ -287,40 +286,42 @@ class DirectPath:
         channel: Any = await exchange.channel.get_underlay_channel()
         check_frame(len(ready.raw), agreed(channel))
         body, size = ready.body, channel.max_content_size
-        frames: list[FrameTypes] = [ContentHeader(body_size=len(body), properties=ready)]
-        frames += [ContentBody(body[start : start + size]) for start in range(0, len(body), size)]
-        method = _method(channel.number, exchange.name, routing_key, mandatory, immediate)
-        payload = method + b"".join([marshal(frame, channel.number) for frame in frames])
+        header: FrameTypes = ContentHeader(body_size=len(body), properties=ready)
+        frames = [header, *(ContentBody(body[start : start + size]) for start in range(0, len(body), size))]
+        payload = _method(channel.number, exchange.name, routing_key, mandatory, immediate)
         if channel is not self._channel:
-            self._channel, self._unsent = channel, []
+            self._channel, self._unsent, self._writer = channel, {}, None
         # The channel fails it, and cancels the task, once it is closed.
-        confirm = channel.create_future()
-        self._unsent.append((payload, ready.message_id, confirm))
-        if len(self._unsent) == 1:
-            channel.create_task(self._write(channel, self._unsent))
+        unsent, confirm = self._unsent, channel.create_future()
+        unsent[confirm] = payload + b"".join(marshal(each, channel.number) for each in frames), ready.message_id
+        if self._writer is None or self._writer.done():
+            self._writer = channel.create_task(self._write(channel, unsent))
         try:
             return await confirm
         finally:
+            # What is given up while the broker does not read is not kept until it does.
+            unsent.pop(confirm, None)
             channel.message_id_delivery_tag.pop(ready.message_id, None)
 
-    async def _write(self, channel: Any, unsent: list[tuple[bytes, str, asyncio.Future[Any]]]) -> None:
+    async def _write(self, channel: Any, unsent: dict[asyncio.Future[Any], tuple[bytes, str]]) -> None:
         """Write what waits to aiormq's channel, once nobody else writes to it, and wait for the socket.
 
         While a broker does not read, under a memory alarm, messages pile up here and not in the transport.
         """
         # A channel that is closed has failed all of it.
         with suppress(exceptions.ChannelInvalidStateError):
-            async with channel.lock:
-                # Without those whose caller was cancelled.
-                waiting = [each for each in unsent if not each[-1].done()]
-                unsent.clear()
-                for _, message_id, confirm in waiting:
-                    channel.delivery_tag += 1
-                    channel.confirmations[channel.delivery_tag] = confirm
-                    channel.message_id_delivery_tag[message_id] = channel.delivery_tag
-                frames, written = b"".join([payload for payload, *_ in waiting]), channel.create_future()
-                await channel.write_queue.put(ChannelFrame(frames, should_close=False, drain_future=written))
-                await written
+            while unsent:
+                async with channel.lock:
+                    # Without those whose caller was cancelled.
+                    waiting = [(*each, confirm) for confirm, each in unsent.items() if not confirm.done()]
+                    unsent.clear()
+                    for _, message_id, confirm in waiting:
+                        channel.delivery_tag += 1
+                        channel.confirmations[channel.delivery_tag] = confirm
+                        channel.message_id_delivery_tag[message_id] = channel.delivery_tag
+                    payload, written = b"".join([each for each, *_ in waiting]), channel.create_future()
+                    await channel.write_queue.put(ChannelFrame(payload, should_close=False, drain_future=written))
+                    await written
 
 
 @lru_cache(maxsize=256)
