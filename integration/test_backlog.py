@@ -23,6 +23,7 @@ from integration.forked import words
 from integration.scale import is_nightly, nightly
 from integration.services import Kafka, RabbitMQ
 from integration.test_init import letters, mqauth, url_of
+from mqauth.testing.stage import wait_until
 from mqauth.wire.json_form import from_form
 from mqauth.wire.message import Message
 
@@ -99,6 +100,13 @@ class Shop:
         client.flush()
         client.close()
 
+    def wait_until_left(self) -> None:
+        """Wait until RabbitMQ misses the consumer: what it sends to one that was killed comes as redelivered."""
+        if self.broker == "rabbitmq":
+            with pika.BlockingConnection(pika.URLParameters(self.url)) as connection:
+                queue, channel = f"billing-{self.producer}", connection.channel()
+                wait_until(lambda: channel.queue_declare(queue, passive=True).method.consumer_count == 0)
+
     def rotate(self) -> None:
         """Give the producer another key, and the consumer the set."""
         mqauth(self.folder, "keys", "new", "--dir", "producer/keys", "--publish-delay", "0")
@@ -132,6 +140,7 @@ def test_a_backlog_is_handled(
         # The last claim is confirmed before the next message is handled.
         shop.publish(shop.sign(1))
         assert handled(process, 1) == {"0"}
+    shop.wait_until_left()
     with consumer(shop.folder, later, killed=killed):
         shop.publish(waiting[:3])
         assert {(group["reason"], group["count"]) for group in letters(shop.folder, 3)} == {("replayed", 3)}
