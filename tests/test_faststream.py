@@ -30,6 +30,7 @@ from pamqp.header import ContentHeader
 
 from integration.documentation import blocks
 from mqauth import AuditFile, ConfigurationError, MemoryReplayStore, Message, Pipeline, Reason, Verified
+from mqauth.brokers.event_loop import letters_on_thread
 from mqauth.brokers.rabbitmq.translate import headers_out
 from mqauth.errors import Cause, RetryLater, Unavailable
 from mqauth.flow import Attempts
@@ -331,6 +332,16 @@ async def test_dead_letter_comes_before_the_ack(audit: AuditFile) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
     assert (channel.settled, service.letters.found, service.calls) == (["requeue"], [], [])
+
+
+async def test_no_call_of_an_asynchronous_sink_is_left_on_a_thread() -> None:
+    """Its coroutine is made where it is awaited, so that a stop at any moment leaves none behind."""
+    down = Down()
+    publishing = asyncio.create_task(letters_on_thread(down).publish(None))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    assert down.asked.is_set()
+    with pytest.raises(Unavailable):
+        await publishing
 
 
 async def test_cancelled_handler(audit: AuditFile) -> None:

@@ -13,12 +13,14 @@ import pytest
 
 from integration.console.running import console
 from integration.review.scene import Scene
+from integration.review.survey import Visitor
 from integration.services import Kafka
 from mqauth import MalformedMessage, Reason, Unavailable
 from mqauth.audit.chain import verify_chain
 from mqauth.cli import main
 from mqauth.cli.broker import opened
 from mqauth.flow import call
+from mqauth.testing.stage import wait_until
 from mqauth.testing.stage_kafka import KafkaStage
 from mqauth.wire import destination
 from mqauth.wire.message import Message
@@ -87,7 +89,10 @@ def test_every_command(scene: Scene, dlq: Run, monkeypatch: pytest.MonkeyPatch) 
 def test_beside_a_running_console(scene: Scene, dlq: Run) -> None:
     """A console that runs with the reviewer's audit file leaves it to their commands, in one chain."""
     scene.fill(1)
-    with console(scene):
+    with console(scene) as told:
+        visitor = Visitor(told)
+        # While the console reads a queue nobody else sees its letters.
+        wait_until(lambda: not visitor.job()["running"])
         act = ("--why", "beside the console", "--audit", str(scene.folder / "reviewer.jsonl"), "--yes")
         assert dlq("discard", *act)[1][0]["done"] == 8
     assert verify_chain(scene.folder / "reviewer.jsonl").records == 8

@@ -112,8 +112,9 @@ class AwaitedLetters:
 
 def letters_on_thread(sink: DeadLetterSink) -> AwaitedLetters:
     """Return a sink that an event loop can wait for: plain calls are made on a thread."""
-    exists = getattr(sink, "exists", lambda: None)
-    return AwaitedLetters(sink.name, partial(_aside, sink.publish), partial(_aside, exists))
+    calls: Any = (sink.publish, getattr(sink, "exists", lambda: None))
+    # A coroutine that is made on a thread would be left there, never awaited, by a caller who is cancelled.
+    return AwaitedLetters(sink.name, *(call if is_async(call) else partial(_aside, call) for call in calls))
 
 
 async def _aside(work: Callable[..., Any], *args: Any) -> Any:
