@@ -80,6 +80,8 @@ class Reader:
         self._python = str(commands / "python")
         self._environment = {
             **os.environ,
+            # What whoever runs the tests asks of pytest is not what a page shows.
+            "PYTEST_ADDOPTS": "",
             "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
         }
