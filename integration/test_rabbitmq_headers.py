@@ -21,6 +21,7 @@ from mqauth.brokers import rabbitmq
 from mqauth.judging.verified import Verified
 from mqauth.testing.forge import Forge
 from mqauth.wire import destination
+from mqauth.wire.envelope import is_transport
 from mqauth.wire.message import PROTECTED_PROPERTIES
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -44,7 +45,8 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 APPLICATION = st.text(st.characters(min_codepoint=97, max_codepoint=122), min_size=1, max_size=40)
-HEADERS = st.dictionaries(APPLICATION.filter(lambda name: name not in PROTECTED_PROPERTIES), VALUES, max_size=4)
+COVERED = APPLICATION.filter(lambda name: name not in PROTECTED_PROPERTIES and not is_transport(name))
+HEADERS = st.dictionaries(COVERED, VALUES, max_size=4)
 PROPERTIES = st.fixed_dictionaries(
     {},
     optional={name.replace("-", "_"): SHORT for name in PROTECTED_PROPERTIES if name != "reply-to"},
