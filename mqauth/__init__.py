@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from mqauth.keystore.identity.credentials import ClientCredentials, OwnKey, TokenFile
     from mqauth.keystore.identity.identity_key import IdentityKey
     from mqauth.keystore.identity.wit_key import WITKey
-    from mqauth.keystore.remote.jwks import JWKS, discover
+    from mqauth.keystore.remote.jwks import JWKS
     from mqauth.policies.opa import OPA
     from mqauth.replay.memory import MemoryReplayStore
     from mqauth.signer import Signer
@@ -99,7 +99,6 @@ __all__ = [
     "Verifier",
     "WITKey",
     "__version__",
-    "discover",
     "load",
     "self_test",
 ]
@@ -124,7 +123,7 @@ _NAMES: Final = {
     "keystore.identity.wit_key": ("WITKey",),
     "keystore.identity.credentials": ("ClientCredentials", "OwnKey", "TokenFile"),
     "keystore.identity.identity_key": ("IdentityKey",),
-    "keystore.remote.jwks": ("JWKS", "discover"),
+    "keystore.remote.jwks": ("JWKS",),
     "policies.opa": ("OPA",),
     "replay.memory": ("MemoryReplayStore",),
     "signer": ("Signer",),

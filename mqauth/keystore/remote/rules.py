@@ -19,7 +19,6 @@ from typing import Final, Literal
 
 from mqauth.clock import Backoff
 from mqauth.errors import require
-from mqauth.keystore.remote.events import Event, EventKind
 from mqauth.wire.keys import KeySet
 
 COOLDOWN: Final = 30.0
@@ -128,10 +127,14 @@ class Cache:
     failing_since: float | None = None
     failures: int = 0
     failure: str | None = None
-    announced: str = "fresh"
 
 
-Step = tuple[Cache, tuple[Event, ...]]
+Note = tuple[str, str]
+"""What is logged and counted, and a detail, which never holds a key.
+
+``refreshed`` is a good answer, with the keys that it added, removed or changed; the others are ``failed``,
+``loss_held``, ``key_skipped`` and ``snapshot_failed``."""
+Step = tuple[Cache, tuple[Note, ...]]
 
 
 def usable(cache: Cache, now: float, limits: Limits) -> KeySet | None:
@@ -163,7 +166,7 @@ def validator(cache: Cache) -> str | None:
 
 
 def answered(cache: Cache, answer: Answer, *, asked: float, limits: Limits, jitter: float) -> Step:
-    """Return the state after a good answer, and the events.
+    """Return the state after a good answer, and the notes.
 
     Args:
         cache: the state before.
@@ -176,7 +179,7 @@ def answered(cache: Cache, answer: Answer, *, asked: float, limits: Limits, jitt
         return cache, ()
     current = cache.keys or KeySet([])
     if answer.keys is None:
-        merged = Merged(current, cache.suspects, (Event(kind=EventKind.REFRESHED, detail="unchanged"),))
+        merged = Merged(current, cache.suspects, (("refreshed", "unchanged"),))
     elif cache.keys is not None or answer.keys.keys or cache.seen_empty:
         outdated = cache.date is not None and answer.date is not None and answer.date < cache.date
         merged = merge(current, answer.keys, cache.suspects, outdated=outdated)
@@ -199,26 +202,24 @@ def answered(cache: Cache, answer: Answer, *, asked: float, limits: Limits, jitt
         date=answer.date if settled and answer.date is not None else cache.date,
         etag=(cache.etag if unchanged else answer.etag) if settled else None,
         suspects=merged.suspects, in_flight=False, due=asked + max(ahead, COOLDOWN),
-        failing_since=None, failures=0, failure=None, seen_empty=False, announced="fresh",
+        failing_since=None, failures=0, failure=None, seen_empty=False,
     )  # fmt: skip
-    return result, merged.events
+    return result, merged.notes
 
 
 def failed(cache: Cache, failure: str, *, asked: float, now: float, limits: Limits, jitter: float) -> Step:
-    """Return the state after a failed attempt, and the events; the set may be used on until ``max_stale``."""
+    """Return the state after a failed attempt, and the notes; the set may be used on until ``max_stale``."""
     if asked != cache.attempt or not cache.in_flight:
         return cache, ()
     # Without any set the first attempts follow each other faster.
     pause = COOLDOWN if cache.keys is not None else RETRIES.step(1 + cache.failures)
-    state = state_of(cache, now, limits)
     result = replace(
         cache,
         in_flight=False, due=asked + pause * (1 + 0.25 * jitter),
         failing_since=asked if cache.failing_since is None else cache.failing_since,
-        failures=cache.failures + 1, failure=failure, announced=state,
+        failures=cache.failures + 1, failure=failure,
     )  # fmt: skip
-    turned = () if state == cache.announced else (Event(kind=EventKind(state)),)
-    return result, (Event(kind=EventKind.FAILED, detail=failure), *turned)
+    return result, (("failed", failure),)
 
 
 class Ruling(Enum):
@@ -291,11 +292,11 @@ def _check(name: str, value: float, low: float, high: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """The set to use from now on, the kids that the next answer has to confirm, and the events."""
+    """The set to use from now on, the kids that the next answer has to confirm, and the notes."""
 
     keys: KeySet
     suspects: Set[str]
-    events: tuple[Event, ...]
+    notes: tuple[Note, ...]
 
 
 def merge(current: KeySet, answer: KeySet, suspects: Set[str], *, outdated: bool) -> Merged:
@@ -337,13 +338,11 @@ def merge(current: KeySet, answer: KeySet, suspects: Set[str], *, outdated: bool
         "changed": changed - revoked,
     }  # fmt: skip
     detail = "; ".join(f"{what} {', '.join(sorted(kids))}" for what, kids in told.items() if kids)
-    events = [Event(kind=EventKind.REFRESHED, detail=detail or "unchanged")]
+    notes = [("refreshed", detail or "unchanged")]
     if held:
-        why = f"{len(held)} keys missing or older, kept until seen twice"
-        events.append(Event(kind=EventKind.LOSS_HELD, detail=why))
-    unusable = [line for line in keys.skipped if line not in current.skipped]
-    events += [Event(kind=EventKind.KEY_SKIPPED, detail=line) for line in unusable]
+        notes.append(("loss_held", f"{len(held)} keys missing or older, kept until seen twice"))
+    notes += [("key_skipped", line) for line in keys.skipped if line not in current.skipped]
     # The very same object tells everybody that nothing has changed.
     if keys.version == current.version and keys.skipped == current.skipped:
         keys = current
-    return Merged(keys, held, tuple(events))
+    return Merged(keys, held, tuple(notes))
