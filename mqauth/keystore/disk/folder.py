@@ -18,7 +18,6 @@ from mqauth.errors import file_errors, require
 from mqauth.keystore.disk import cutoffs, files, ring
 from mqauth.keystore.disk.ring import KeyRing, RingKey
 from mqauth.keystore.reference.key import ReferenceKey, adopted
-from mqauth.logs import emit
 from mqauth.wire.claims import is_name
 from mqauth.wire.keys import Cutoff, Key, KeySet
 
@@ -105,8 +104,7 @@ class Keystore:
         """
         names = None if subjects is None else _subjects(subjects)
         delays = {"publish_delay": publish_delay, "overlap": overlap}
-        key, uri = adopted(uri)
-        return self._add(key, names, delays, pending=True, uri=uri)
+        return self._add(adopted(uri), names, delays, pending=True, uri=uri)
 
     def _add(
         self, key: Key, names: frozenset[str] | None, delays: Mapping[str, int | None], *, pending: bool,
@@ -232,28 +230,6 @@ class Keystore:
 
     def _now(self) -> int:
         return int(self.clock.now())
-
-
-class RepeatedLog:
-    """Logs what keeps a keystore from being used; the same text at most once a minute.
-
-    Args:
-        clock: counts the seconds.
-        level: the level of the log records.
-    """
-
-    def __init__(self, clock: Clock, level: int) -> None:
-        self.text = ""
-        self._at = 0.0
-        self._clock = clock
-        self._level = level
-
-    def log(self, text: str) -> None:
-        """Log a text, unless the last one was the same, less than a minute ago."""
-        now = self._clock.monotonic()
-        if text != self.text or now - self._at >= 60:
-            self.text, self._at = text, now
-            emit("keys.kept", "%s", text, level=self._level)
 
 
 def signing_key(path: Path, *, passphrase: bytes | None = None) -> Key | ReferenceKey:

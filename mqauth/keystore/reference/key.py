@@ -143,25 +143,19 @@ def open_holder(uri: str) -> Holder:
     return SCHEMES[scheme](uri)
 
 
-def adopted(uri: str) -> tuple[Key, str]:
+def adopted(uri: str) -> Key:
     """Return the public half of the key that a URI names, once it has signed something that this half verifies.
-
-    Returns:
-        The key, and the URI to keep: where this one had an alias, it names the key that this stands for now.
 
     Raises:
         Unavailable: ``keys_unavailable``: its holder was out of reach three times.
         ConfigurationError: the URI, its holder or the key is not as it must be.
     """
     holder = open_holder(uri)
-    if hasattr(holder, "pinned"):
-        uri = tried(holder.pinned)
-        holder = open_holder(uri)
     # Read as a consumer reads it: under a point of small order anything verifies.
     public = jwk.public_key(public_members(tried(holder.public)))
     key = Key(kid=thumbprint(public), algorithm=natural_algorithm(public), public=public)
     ReferenceKey(key, uri, holder).sign(b"mqauth: the first signature of an adopted key")
-    return key, uri
+    return key
 
 
 def _awskms(uri: str) -> Holder:
