@@ -25,7 +25,7 @@ from integration.services import RabbitMQ, Redis
 from mqauth import AuditFile, Pipeline
 from mqauth.brokers import rabbitmq as wrapper
 from mqauth.judging.policy import UnsafeAllowAll
-from mqauth.stores.redis import AsyncRedisReplayStore, RedisReplayStore
+from mqauth.stores.redis import RedisReplayStore
 from mqauth.testing.forge import Forge
 
 BARE, PROTECTED = "bare", "protected"
@@ -193,7 +193,7 @@ class Bench:
 
         broker: Any = AioPikaBroker(self.url)
         if self.protects:
-            guard = self.guard(AsyncRedisReplayStore)
+            guard = self.guard(RedisReplayStore)
             protect(broker, guard=guard, dead_letters=letters, signer=self.forge.signer())
 
         async def counted(_number: int) -> None:
