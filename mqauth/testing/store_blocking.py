@@ -61,5 +61,4 @@ class Blocking:
 
     def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
         """Claim each message, in order."""
-        statuses: list[ClaimStatus] = self._runner.run(arun(call(self._store.claim_many, requests)))
-        return statuses
+        return self._runner.run(arun(call(self._store.claim_many, requests)))
