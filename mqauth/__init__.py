@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from mqauth.flow import Attempts
     from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
-    from mqauth.judging.policy import Allow, Decision, Rule, UnsafeAllowAll
+    from mqauth.judging.policy import Allow, Decision, Rule
     from mqauth.judging.selftest import SelfTest, self_test
     from mqauth.judging.trust_domain import TrustDomain
     from mqauth.judging.unverified import Unverified
@@ -92,7 +92,6 @@ __all__ = [
     "TokenFile",
     "TrustDomain",
     "Unavailable",
-    "UnsafeAllowAll",
     "Unverified",
     "Verdict",
     "Verified",
@@ -113,7 +112,7 @@ _NAMES: Final = {
     ),
     "flow": ("Attempts",),
     "judging.pipeline": ("Outcome", "Pipeline", "Verdict"),
-    "judging.policy": ("Allow", "Decision", "Rule", "UnsafeAllowAll"),
+    "judging.policy": ("Allow", "Decision", "Rule"),
     "judging.selftest": ("SelfTest", "self_test"),
     "judging.unverified": ("Unverified",),
     "judging.verified": ("Verified",),

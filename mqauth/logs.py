@@ -95,7 +95,7 @@ _TABLE: Final = (
     ("messages", logging.WARNING, "handler.retried message.deferred message.rejected"),
     ("messages", logging.ERROR, "handler.failed"),
     ("pipeline", logging.WARNING, "claim.not_renewed observer.failed"),
-    ("policy", logging.WARNING, "policy.unreachable policy.unsafe"),
+    ("policy", logging.WARNING, "policy.unreachable"),
     (
         "rollout",
         logging.WARNING,

@@ -11,7 +11,6 @@ from typing import Any, Final, Protocol, cast
 from mqauth.errors import Cause, ConfigurationError, MalformedMessage, require
 from mqauth.flow import Flow, answered, at_once, call
 from mqauth.judging.verified import Verified, producer_and_place
-from mqauth.logs import emit
 from mqauth.wire import destination, memo
 from mqauth.wire.claims import is_name
 
@@ -144,19 +143,6 @@ class Allow:
             if any(rule.allows(issuer, destination) for rule in self._by_subject.get(subject, ()))
             else Decision.DENY
         )
-
-
-class UnsafeAllowAll:
-    """Allows every verified producer to publish anywhere, and warns each time it is built."""
-
-    version = "unsafe-allow-all"
-
-    def __init__(self) -> None:
-        emit("policy.unsafe", "UnsafeAllowAll: any producer of a trusted issuer may publish anywhere")
-
-    def decide(self, verified: Verified, /) -> Decision:
-        """Return ``ALLOW``."""
-        return Decision.ALLOW
 
 
 def on_the_spot(policy: Policy) -> Callable[[Verified], Any]:

@@ -15,7 +15,7 @@ from datetime import date
 from typing import Final, Literal
 
 from mqauth.errors import ConfigurationError, Reason, Rejection, require
-from mqauth.judging.accept_as import AcceptAs, by_place
+from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.identities import CAPACITY as REMEMBERED
 from mqauth.judging.identities import Identities, check_life, ends_of
 from mqauth.judging.token import CAPACITY, NOTHING, At, Candidate, Shape, Times, Token, Validity, is_revoked
@@ -152,7 +152,9 @@ class Verifier:
         require(not isinstance(require_headers, str), "require_headers is a list of names")
         self.required = tuple(require_headers)
         self.allowed = HeaderNames("allow_unsigned_headers", allow_unsigned_headers, self.required)
-        self.aliases = by_place(accept_as)
+        aliases = list(accept_as)
+        self.aliases = {alias.at: alias for alias in aliases}
+        require(len(self.aliases) == len(aliases), "accept_as: one entry for each destination")
         self._reject_unsigned = unsigned_headers == "reject"
         self._covers = bool(self.required) or self._reject_unsigned
         self.user_id = user_id

@@ -17,9 +17,8 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import file_errors, require
 from mqauth.keystore.disk import cutoffs, files, ring
 from mqauth.keystore.disk.ring import KeyRing, RingKey
-from mqauth.keystore.reference.key import ReferenceKey, adopted
 from mqauth.wire.claims import is_name
-from mqauth.wire.keys import Cutoff, Key, KeySet
+from mqauth.wire.keys import Cutoff, Key, KeySet, SigningKey
 
 KEYSET: Final = "keyset.json"
 
@@ -104,6 +103,8 @@ class Keystore:
         """
         names = None if subjects is None else _subjects(subjects)
         delays = {"publish_delay": publish_delay, "overlap": overlap}
+        from mqauth.keystore.reference.key import adopted
+
         return self._add(adopted(uri), names, delays, pending=True, uri=uri)
 
     def _add(
@@ -151,7 +152,7 @@ class Keystore:
                 self._pem(kid).unlink(missing_ok=True)
         return after
 
-    def signing_key(self) -> Key | ReferenceKey:
+    def signing_key(self) -> Key | SigningKey:
         """Return the active key with its private half, or what signs with it where that is elsewhere.
 
         Raises:
@@ -160,7 +161,7 @@ class Keystore:
         keys = self.ring()
         return self.private_key(require(keys.active, self.no_active_key(keys)))
 
-    def private_key(self, ring_key: RingKey) -> Key | ReferenceKey:
+    def private_key(self, ring_key: RingKey) -> Key | SigningKey:
         """Return the private key of an entry of the ring, or what signs with it where that is elsewhere.
 
         Raises:
@@ -170,6 +171,8 @@ class Keystore:
         if ring_key.uri is not None:
             # A URI may name a library, which is loaded into this process.
             files.refuse_writable(self.folder / KEYSET)
+            from mqauth.keystore.reference.key import ReferenceKey
+
             return ReferenceKey(ring_key.key, ring_key.uri)
         path = self._pem(ring_key.kid)
         key = read_pem(path, self.passphrase, ring_key.key.algorithm)
@@ -232,7 +235,7 @@ class Keystore:
         return int(self.clock.now())
 
 
-def signing_key(path: Path, *, passphrase: bytes | None = None) -> Key | ReferenceKey:
+def signing_key(path: Path, *, passphrase: bytes | None = None) -> Key | SigningKey:
     """Return the active key of a keystore folder, as ``Keystore`` does, or the key of a single PEM file.
 
     Raises:
