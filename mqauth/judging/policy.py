@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Protocol, cast
 
-from mqauth.errors import Cause, ConfigurationError, MalformedMessage, require
+from mqauth.errors import Cause, MalformedMessage, refusing, require
 from mqauth.flow import Flow, answered, at_once, call
 from mqauth.judging.verified import Verified, producer_and_place
 from mqauth.wire import destination, memo
@@ -214,7 +214,5 @@ def check_pattern(pattern: str) -> None:
     Raises:
         ConfigurationError: it is not in its form.
     """
-    try:
+    with refusing(MalformedMessage, lambda error: f"destination {pattern!r}: {error}"):
         destination.parse(place_of_pattern(pattern))
-    except MalformedMessage as error:
-        raise ConfigurationError(f"destination {pattern!r}: {error}") from error

@@ -76,10 +76,8 @@ def load_key_set(
     parsed: Any = document
     if isinstance(document, bytes):
         require(len(document) <= MAX_DOCUMENT, f"{name}: over {MAX_DOCUMENT} bytes")
-        try:
+        with refusing(strict_json.StrictJSONError, lambda error: f"{name}: {error}"):
             parsed = strict_json.loads(document, depth=8)
-        except strict_json.StrictJSONError as error:
-            raise ConfigurationError(f"{name}: {error}") from error
     listed = parsed.get("keys") if isinstance(parsed, Mapping) else None
     if not isinstance(listed, list):
         raise ConfigurationError(f"{name}: no JSON object with a list of keys")

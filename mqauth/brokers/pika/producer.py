@@ -22,7 +22,7 @@ from mqauth.brokers.pika.confirmed import DeadLetters, Publisher
 from mqauth.brokers.pika.link import Link, drive, tell
 from mqauth.brokers.pika.translate import to_message
 from mqauth.brokers.sealing import Sealing
-from mqauth.errors import MqauthError, RetryLater, Unavailable
+from mqauth.errors import MqauthError, RetryLater, Unavailable, refusing
 from mqauth.judging.verified import Responder, Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
@@ -230,7 +230,5 @@ def _reply(producer: Producer, verified: Verified, body: bytes) -> Any:
 
 @contextmanager
 def _deferring() -> Iterator[None]:
-    try:
+    with refusing(OUT_OF_REACH, lambda error: f"the answer could not be sent: {type(error).__name__}", RetryLater):
         yield
-    except OUT_OF_REACH as error:
-        raise RetryLater(f"the answer could not be sent: {type(error).__name__}") from error
