@@ -420,6 +420,17 @@ def test_an_owner_who_raises_changes_nothing(clock: FakeClock, caplog: pytest.Lo
     assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1
 
 
+def test_a_set_goes_stale_and_serves_on(bench: Bench) -> None:
+    """Past its freshness the set is stale, past ``max_stale`` there is none."""
+    bench.jwks.start()
+    bench.issuer.fail()
+    states = []
+    for seconds in (299, 1, 3300, 1):
+        bench.clock.advance(seconds)
+        states.append(bench.jwks.health().state)
+    assert states == ["fresh", "stale", "stale", "unavailable"]
+
+
 def test_health_tells_state_ages_and_counters(warm: Bench) -> None:
     """Health of an outage: stale, its ages, how it fails, and what was counted."""
     warm.issuer.fail()

@@ -80,6 +80,7 @@ To = Annotated[
     typer.Option("--to", "--until", parser=forms.moment, metavar="TIME", help="Before this time, likewise."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 PassphraseEnv = Annotated[
     str | None, typer.Option("--passphrase-env", help="Environment variable with the passphrase.")
 ]

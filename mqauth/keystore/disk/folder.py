@@ -225,7 +225,8 @@ class Keystore:
         # A WIT of this very second is cut off too, since nobody can tell on which side of it a thief asked.
         cutoff = Cutoff(before=now + 1 if before is None else before, reason=reason)
         with files.locked(self.folder):
-            cutoffs.add(self.folder, subject, cutoff, keep_after=now - cutoffs.kept_for(self.ring()))
+            keys = self.ring()
+            cutoffs.add(self.folder, subject, cutoff, keep_after=now - keys.grace - keys.retain)
         return cutoff
 
     def _pem(self, kid: str) -> Path:

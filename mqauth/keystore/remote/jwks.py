@@ -117,7 +117,9 @@ class JWKS:
         except ConfigurationError as refused:
             self._report(("snapshot_failed", f"refused: {refused}"))
         else:
-            self._cache = rules.restored(keys, clock.monotonic() - age, delay)
+            # The set may be used, and a refresh is due at once.
+            asked = clock.monotonic() - age
+            self._cache = rules.Cache(keys=keys, asked=asked, origin=asked, fresh_until=asked, publish_delay=delay)
             self._report(("refreshed", f"from the snapshot, {age:.0f} s old"))
 
     def forked(self) -> None:
@@ -213,7 +215,7 @@ class JWKS:
         keys = rules.usable(cache, now, limits)
         return Health(
             source=self.source,
-            state=rules.state_of(cache, now, limits),
+            state="unavailable" if keys is None else "fresh" if now < cache.fresh_until else "stale",
             version=None if keys is None else keys.version,
             keys=0 if keys is None else len(keys.keys),
             age=None if cache.keys is None else now - cache.asked,
@@ -276,7 +278,8 @@ class JWKS:
                 if now < self._cache.due:
                     return self._cache.due - now
                 self._begin(now)
-            asked, etag = self._cache.attempt, rules.validator(self._cache)
+            # A contradiction is confirmed by a full answer, which an entity tag might prevent.
+            asked, etag = self._cache.attempt, None if self._cache.suspects else self._cache.etag
         self._counters["attempts"] += 1
         answer: rules.Answer | str
         try:

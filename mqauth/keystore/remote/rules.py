@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Final, Literal
+from typing import Final
 
 from mqauth.clock import Backoff
 from mqauth.errors import require
@@ -56,11 +56,17 @@ class Limits:
     wait: float = 2
 
     def __post_init__(self) -> None:
-        _check("fresh", self.fresh, COOLDOWN, 86400)
-        _check("max_stale", self.max_stale, COOLDOWN, MAX_STALE)
-        _check("publish_delay", self.publish_delay, 0, MAX_PUBLISH_DELAY)
-        _check("max_hold", self.max_hold, 0, 3600)
-        _check("wait", self.wait, 0, 2)
+        bounds = {
+            "fresh": (COOLDOWN, 86400),
+            "max_stale": (COOLDOWN, MAX_STALE),
+            "publish_delay": (0, MAX_PUBLISH_DELAY),
+            "max_hold": (0, 3600),
+            "wait": (0, 2),
+        }
+        for name, (low, high) in bounds.items():
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            require(number and low <= value <= high, f"{name} is {low:g} to {high:g} seconds, not {value!r}")
 
     def freshness(self, max_age: float | None, age: float) -> float:
         """Return the seconds for which an answer is fresh (RFC 9111, section 4.2), within our bounds."""
@@ -142,27 +148,9 @@ def usable(cache: Cache, now: float, limits: Limits) -> KeySet | None:
     return cache.keys if now - cache.asked <= limits.max_stale else None
 
 
-def state_of(cache: Cache, now: float, limits: Limits) -> Literal["fresh", "stale", "unavailable"]:
-    """Return the state of a cache as ``Health`` names it."""
-    if usable(cache, now, limits) is None:
-        return "unavailable"
-    return "fresh" if now < cache.fresh_until else "stale"
-
-
 def begin(cache: Cache, now: float) -> Cache:
     """Return the state after the beginning of an attempt."""
     return replace(cache, attempt=now, in_flight=True, due=now + COOLDOWN)
-
-
-def restored(keys: KeySet, asked: float, publish_delay: float) -> Cache:
-    """Return the state with the set of a snapshot: it may be used, and a refresh is due at once."""
-    return Cache(keys=keys, asked=asked, origin=asked, fresh_until=asked, publish_delay=publish_delay)
-
-
-def validator(cache: Cache) -> str | None:
-    """Return the entity tag to ask with, if any."""
-    # A contradiction is confirmed by a full answer, which an entity tag might prevent.
-    return cache.etag if cache.keys is not None and not cache.suspects else None
 
 
 def answered(cache: Cache, answer: Answer, *, asked: float, limits: Limits, jitter: float) -> Step:
@@ -283,11 +271,6 @@ def publish_delay_of(document: Mapping[str, object]) -> float | None:
     """Return the publish delay that a JWK Set announces, in seconds; ``None`` if there is no valid one."""
     value = document.get("mqauth_publish_delay")
     return float(value) if type(value) is int and 0 <= value <= MAX_PUBLISH_DELAY else None
-
-
-def _check(name: str, value: float, low: float, high: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    require(number and low <= value <= high, f"{name} is {low:g} to {high:g} seconds, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
