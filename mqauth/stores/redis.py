@@ -11,7 +11,6 @@ The server is Redis 6.0 or newer (``SET ... KEEPTTL``) or Valkey, with ``maxmemo
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 import threading
 from collections.abc import Awaitable, Sequence
@@ -23,6 +22,7 @@ from mqauth.flow import Flow, arun, call, run
 from mqauth.logs import emit
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.stores import redis_script
+from mqauth.threads import in_event_loop
 
 with needs_extra("redis"):
     import redis.asyncio.retry
@@ -114,7 +114,7 @@ class RedisReplayStore:
         """
         client, awaits = self._client()
         kind = f"{type(client).__module__}.{type(client).__name__}"
-        require(not awaits or _in_loop(), f"this consumer has no event loop: give the store no {kind}")
+        require(not awaits or in_event_loop(), f"this consumer has no event loop: give the store no {kind}")
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus | Awaitable[ClaimStatus]:
         """Take the lease where the rules allow it, in one round trip.
@@ -146,7 +146,7 @@ class RedisReplayStore:
 
     def _client(self) -> tuple[Any, bool]:
         """Return the client for this thread, and whether what it gives is to be awaited."""
-        client = self._awaited if _in_loop() else self._plain
+        client = self._awaited if in_event_loop() else self._plain
         return client, isinstance(client, redis.asyncio.Redis | redis.asyncio.RedisCluster)
 
     def _made(self, flow: Flow[R]) -> R | Awaitable[R]:
@@ -223,14 +223,6 @@ class RedisReplayStore:
         cause = Cause.REPLAY_STORE_FULL if full else Cause.REPLAY_STORE_UNAVAILABLE
         # The type alone: the text of a client's error may name users.
         return Unavailable(cause, f"{type(error).__name__} ({self.where})")
-
-
-def _in_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _pool(kind: Any, url: str, timeout: float, retry: Any, /, **limits: float) -> Any:

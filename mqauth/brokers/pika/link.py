@@ -21,6 +21,7 @@ from pika.exceptions import AMQPConnectionError, AMQPError
 
 from mqauth.brokers.queue.client import RoundTrip
 from mqauth.errors import ConfigurationError, require
+from mqauth.threads import in_event_loop
 
 R = TypeVar("R")
 LOST: Final = (AMQPError, OSError)
@@ -287,11 +288,7 @@ async def driving(work: Awaitable[R]) -> R:
 
 def here(work: Coroutine[Any, Any, R]) -> Coroutine[Any, Any, R] | R:
     """Return a coroutine to be awaited where an event loop runs in this thread; else run it to its end."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return drive(work)
-    return work
+    return work if in_event_loop() else drive(work)
 
 
 def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:

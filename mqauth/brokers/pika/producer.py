@@ -26,6 +26,7 @@ from mqauth.errors import MqauthError, RetryLater, Unavailable, refusing
 from mqauth.judging.verified import Responder, Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
+from mqauth.threads import in_event_loop
 from mqauth.wire.batch import DEFAULT_BATCH
 from mqauth.wire.message import Message
 
@@ -215,9 +216,7 @@ def _reply(producer: Producer, verified: Verified, body: bytes) -> Any:
     place = verified.native.properties.reply_to
     properties = BasicProperties(correlation_id=verified.properties.get("correlation-id"))
     publishing = producer.publishing(body, place, properties, mandatory=mandatory_reply(place))
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not in_event_loop():
         with _deferring():
             return asyncio.run_coroutine_threadsafe(publishing(), producer.running()).result()
 

@@ -22,11 +22,11 @@ from mqauth.keystore.disk.files import is_missing
 from mqauth.keystore.remote import rules
 from mqauth.keystore.remote.fetch import DiscoveredFetch, Fetch, URLFetch
 from mqauth.keystore.remote.health import Health
-from mqauth.keystore.remote.refresher import Ended, ThreadRefresher, in_event_loop
+from mqauth.keystore.remote.refresher import Ended, ThreadRefresher
 from mqauth.keystore.remote.snapshot import load as load_snapshot
 from mqauth.keystore.remote.snapshot import save as save_snapshot
 from mqauth.logs import emit
-from mqauth.threads import after_fork
+from mqauth.threads import after_fork, in_event_loop
 from mqauth.wire.jwk import Svid
 from mqauth.wire.keys import KeySet
 from mqauth.wire.memo import Recent
