@@ -20,7 +20,7 @@ from pika import BlockingConnection, spec
 from pika.exceptions import AMQPConnectionError, AMQPError
 
 from mqauth.brokers.queue.client import RoundTrip
-from mqauth.errors import ConfigurationError, require
+from mqauth.errors import require
 from mqauth.threads import in_event_loop
 
 R = TypeVar("R")
@@ -260,8 +260,10 @@ def link_of(connection: BlockingConnection | Link) -> Link:
     """
     if isinstance(connection, Link):
         return connection
-    if not isinstance(connection, BlockingConnection):
-        raise ConfigurationError(f"a pika.BlockingConnection is needed, not {type(connection).__name__}")
+    require(
+        isinstance(connection, BlockingConnection),
+        f"a pika.BlockingConnection is needed, not {type(connection).__name__}",
+    )
     return _LINKS.get(connection) or _LINKS.setdefault(connection, Link(connection))
 
 

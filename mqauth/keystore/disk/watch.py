@@ -96,9 +96,7 @@ class ActiveKey:
             # Another thread may be reading the next key at this moment.
             with self._lock:
                 key, why = self._state
-        if key is None:
-            raise ConfigurationError(why)
-        return key
+        return require(key, why)
 
     def _look(self) -> None:
         """Read the folder again if it has changed; keep the last key for a while if it cannot be read."""
