@@ -70,6 +70,200 @@ def test_a_set_serves_until_max_stale_and_no_longer() -> None:
     assert rules.usable(cache, 3600.001, LIMITS) is None
 
 
+@pytest.mark.parametrize(
+    ("max_age", "age", "expected"),
+    [(None, 0, 300), (600, 0, 600), (600, 100, 500), (0, 0, 60), (59, 0, 60), (86400, 0, 900), (60, 9999, 60)],
+)
+def test_cache_control_is_followed_within_bounds(max_age: float | None, age: float, expected: float) -> None:
+    """``max-age`` less ``Age`` decides freshness, between a fifth and three times ``fresh``."""
+    assert fetched(A, max_age=max_age, age=age).fresh_until == expected
+
+
+def test_freshness_never_outlasts_max_stale() -> None:
+    """A long ``max-age`` does not keep a set fresh past the time it may serve."""
+    assert Limits(max_stale=60).freshness(86400, 0) == 60
+
+
+@pytest.mark.parametrize(("jitter", "due"), [(0.0, 240.0), (1.0, 270.0)])
+def test_a_set_is_refreshed_ahead_of_time_with_jitter(jitter: float, due: float) -> None:
+    """The next attempt begins between 80 and 90 % of the freshness, wherever jitter puts it."""
+    begun = rules.begin(Cache(), 0)
+    cache, _ = rules.answered(begun, Answer(keys=KeySet([A])), asked=0, limits=LIMITS, jitter=jitter)
+    assert cache.due == pytest.approx(due)
+
+
+def test_an_older_answer_never_replaces_a_newer() -> None:
+    """An answer to any attempt but the latest, and a second answer to that one, change nothing."""
+    cache = fetched(A, at=100)
+    late = Answer(keys=KeySet([B]))
+    assert rules.answered(cache, late, asked=50, limits=LIMITS, jitter=0) == (cache, ())
+    assert rules.answered(rules.begin(cache, 200), late, asked=100, limits=LIMITS, jitter=0)[0].keys is cache.keys
+    assert rules.failed(cache, "late", asked=50, now=101, limits=LIMITS, jitter=0) == (cache, ())
+
+
+def test_not_modified_renews_the_set_in_use() -> None:
+    """A 304 keeps set, version, entity tag and announced delay, and makes them fresh again."""
+    cache = fetched(A, etag='"1"', publish_delay=600)
+    after, events = step(cache, Answer(keys=None, etag='"1"'), at=250)
+    assert after.keys is cache.keys
+    assert (after.etag, after.publish_delay, after.fresh_until) == ('"1"', 600, 550)
+    assert events == (("refreshed", "unchanged"),)
+
+
+def test_an_equal_set_is_the_same_object() -> None:
+    """An answer with the same keys leaves the very set in use, so that nobody is told of a change."""
+    cache = fetched(A, B)
+    assert fetched(B, A, at=250, before=cache).keys is cache.keys
+
+
+# Outage
+
+
+def test_an_outage_leaves_the_set_and_is_counted_from_the_first_failure() -> None:
+    """Failures keep the set, remember when the outage began, and are forgotten with the next good answer."""
+    cache = fetched(A)
+    for at in (240, 270, 300):
+        cache, _ = step(cache, "down", at=at)
+    assert (cache.failing_since, cache.failures, cache.failure, kids(cache)) == (240, 3, "down", {A.kid})
+    cache = fetched(A, at=330, before=cache)
+    assert (cache.failing_since, cache.failures, cache.failure) == (None, 0, None)
+
+
+def test_attempts_in_an_outage_are_half_a_minute_apart() -> None:
+    """With a set in hand, the next attempt comes 30 s after the last began, up to a quarter later by jitter."""
+    begun = rules.begin(fetched(A), 240)
+    due = [rules.failed(begun, "x", asked=240, now=245, limits=LIMITS, jitter=j)[0].due for j in (0, 1)]
+    assert due == [270, 277.5]
+
+
+def test_a_cache_that_never_had_a_set_tries_again_sooner_at_first() -> None:
+    """Cold attempts follow each other after 2, 4, 8, 16 and then 30 s."""
+    cache, at, pauses = Cache(), 0.0, []
+    for _ in range(6):
+        cache, _ = step(cache, "down", at=at)
+        pauses.append(cache.due - at)
+        at = cache.due
+    assert pauses == [2, 4, 8, 16, 30, 30]
+
+
+def test_keys_that_are_gone_go_at_the_first_good_answer() -> None:
+    """After an outage a removed key is purged at once, and told of."""
+    cache, _ = step(fetched(A, B, C), "down", at=240)
+    cache, events = step(cache, Answer(keys=KeySet([A, B])), at=270)
+    assert kids(cache) == {A.kid, B.kid}
+    assert events == (("refreshed", f"removed {C.kid}"),)
+
+
+# Unknown kids
+
+
+def test_a_known_kid_is_answered_whatever_happens() -> None:
+    """A kid of the set is answered in an outage, during an attempt, and however old the set is."""
+    cache, _ = step(fetched(A), "down", at=3000)
+    assert ruling(rules.begin(cache, 3031), now=3032, kid=A.kid) is Ruling.ANSWER
+
+
+def test_a_set_asked_for_after_the_message_came_says_all() -> None:
+    """An unknown kid is unknown at once where the set was asked for at or after the message's receipt."""
+    cache = fetched(A, at=100)
+    assert ruling(cache, now=1000, received=100) is Ruling.ANSWER
+    assert ruling(cache, now=1000, received=100.001) is Ruling.ASK
+
+
+def test_an_answer_from_a_cache_on_the_way_is_as_old_as_it_says() -> None:
+    """``Age`` makes an answer older: it does not speak for messages received after its issuer made it."""
+    cache = fetched(A, at=100, age=50)
+    assert ruling(cache, now=1000, received=50) is Ruling.ANSWER
+    assert ruling(cache, now=1000, received=51) is Ruling.ASK
+    assert ruling(cache, now=131, received=131) is Ruling.ASK
+
+
+def test_a_set_younger_than_the_publish_delay_says_all() -> None:
+    """An unknown kid is unknown at once while the set is younger than ``publish_delay``, and asked for after."""
+    cache = fetched(A, at=0)
+    assert ruling(cache, now=29.999) is Ruling.ANSWER
+    assert ruling(cache, now=30) is Ruling.ASK
+
+
+def test_a_longer_announced_publish_delay_counts() -> None:
+    """What the document announces counts where it is longer than the setting, and not where it is shorter."""
+    assert ruling(fetched(A, publish_delay=600), now=200) is Ruling.ANSWER
+    assert ruling(fetched(A, publish_delay=600), now=601) is Ruling.ASK
+    assert ruling(fetched(A, publish_delay=1), now=29) is Ruling.ANSWER
+
+
+def test_one_attempt_in_half_a_minute_counted_from_the_attempt() -> None:
+    """After an attempt that failed, the next on account of unknown kids is 30 s after it *began*."""
+    cache = rules.begin(fetched(A), 100)
+    cache, _ = rules.failed(cache, "timed out", asked=100, now=105, limits=LIMITS, jitter=0)
+    assert ruling(cache, now=129.999) is Ruling.PENDING
+    assert ruling(cache, now=130) is Ruling.ASK
+
+
+def test_a_live_issuer_that_was_just_asked_is_not_asked_again() -> None:
+    """With a short publish delay and a live issuer, the spent budget makes a kid unknown, never pending."""
+    limits = Limits(publish_delay=0)
+    cache = fetched(A, at=100, limits=limits)
+    assert ruling(cache, now=110, limits=limits) is Ruling.ANSWER
+    assert ruling(cache, now=130, limits=limits) is Ruling.ASK
+
+
+def test_waiting_for_an_attempt_ends_two_seconds_after_it_began() -> None:
+    """Whoever comes during an attempt waits until 2 s after its beginning; who comes later does not wait."""
+    cache = rules.begin(fetched(A), 100)
+    assert ruling(cache, now=101.999) is Ruling.WAIT
+    assert ruling(cache, now=102) is Ruling.PENDING
+
+
+def test_an_outage_holds_a_message_for_a_minute_from_its_first_failure() -> None:
+    """Pending while the issuer has been out of reach for less than ``max_hold``; then the kid is unknown."""
+    cache, _ = step(fetched(A), "down", at=100)
+    cache, _ = step(cache, "down", at=135)
+    assert ruling(cache, now=159.999) is Ruling.PENDING
+    assert ruling(cache, now=160) is Ruling.OUTLIVED
+    assert ruling(cache, now=165) is Ruling.ASK
+
+
+def test_without_a_set_nothing_is_unknown() -> None:
+    """A cold cache asks, waits, and is unavailable; it never says that a kid is unknown."""
+    assert ruling(Cache(), now=0) is Ruling.ASK
+    begun = rules.begin(Cache(), 0)
+    assert [ruling(begun, now=now) for now in (1, 2)] == [Ruling.WAIT, Ruling.UNAVAILABLE]
+    down, _ = step(Cache(), "down", at=0)
+    assert [ruling(down, now=now, received=0) for now in (1, 29, 30)] == [
+        Ruling.UNAVAILABLE, Ruling.UNAVAILABLE, Ruling.ASK,
+    ]  # fmt: skip
+
+
+def test_a_set_past_max_stale_does_not_judge() -> None:
+    """Beyond ``max_stale`` an unknown kid, and a known one, make us ask and are otherwise unavailable."""
+    cache = fetched(A)
+    assert ruling(cache, now=3601, kid=A.kid) is Ruling.ASK
+    cache, _ = step(cache, "down", at=3601)
+    assert ruling(cache, now=3602, kid=A.kid) is Ruling.UNAVAILABLE
+
+
+def test_kids_asked_for_in_vain_are_remembered_for_a_minute() -> None:
+    """An unknown kid that an answer lacked is not asked for again within 60 s; another kid is."""
+    cache, absent = fetched(A), Recent[str, float](ABSENT_KIDS)
+    absent.keep(NOBODY, 40)
+    assert ruling(cache, now=99.999, absent=absent) is Ruling.ANSWER
+    assert ruling(cache, now=100, absent=absent) is Ruling.ASK
+    assert ruling(cache, now=50, kid="other", absent=absent) is Ruling.ASK
+
+
+@pytest.mark.parametrize("outage", [False, True])
+def test_a_flood_of_random_kids_costs_the_issuer_one_attempt_in_half_a_minute(outage: bool) -> None:
+    """100 random kids a second for ten minutes cause at most 21 attempts, with the issuer up and down."""
+    cache, attempts, absent = fetched(A), 0, Recent[str, float](ABSENT_KIDS)
+    for tick in range(60_000):
+        now = 30 + tick / 100
+        if ruling(cache, now=now, kid=str(tick), absent=absent) is Ruling.ASK:
+            attempts += 1
+            cache, _ = step(cache, "down" if outage else Answer(keys=KeySet([A])), at=now)
+    assert 18 <= attempts <= 21
+
+
 # Shrink guard
 
 
