@@ -168,18 +168,6 @@ def test_aws_refuses_the_other_way_for_long_messages(
         held.client.sign(KeyId=held.arn, **asked)
 
 
-def test_an_alias_is_followed_once(held: KmsHeld) -> None:
-    """The key that an alias stands for is entered by its ARN, and signs on when the alias stands for another."""
-    alias = held.alias()
-    public = held.adopt(held.uri(arn=alias))
-    assert [entry.uri for entry in held.store.ring().keys] == [held.uri()]
-    held.client.update_alias(AliasName=alias.rpartition(":")[2], TargetKeyId=held.make())
-    assert accepted(held.signer().sign(MESSAGE), public) == public.kid
-    second = held.adopt(held.uri(arn=alias))
-    assert second.kid != public.kid
-    assert accepted(held.signer().sign(MESSAGE), second) == second.kid
-
-
 def test_an_alias_in_a_keystore_signs_nothing(held: KmsHeld) -> None:
     """An alias that somebody wrote into the keyset is refused, for it may stand for another key tomorrow."""
     held.adopt()
@@ -535,9 +523,9 @@ def test_an_authority_whose_key_is_in_aws(held: KmsHeld, tmp_path: Path) -> None
 
 
 def test_the_command(held: KmsHeld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """``mqauth keys adopt`` enters what an alias stands for; a key that is not there is exit code 3."""
+    """``mqauth keys adopt`` enters the key of an ARN; a key that is not there is exit code 3."""
     adopt = ["keys", "adopt", "--dir", str(tmp_path / "keys"), "--subject", "orders-api", "--publish-delay", "0"]
-    assert main([*adopt, "--uri", held.uri(arn=held.alias())]) == 0
+    assert main([*adopt, "--uri", held.uri()]) == 0
     assert [entry.uri for entry in Keystore(folder=tmp_path / "keys").ring().keys] == [held.uri()]
     capsys.readouterr()
     assert main([*adopt, "--uri", held.uri(arn=held.arn.rpartition("/")[0] + "/none")]) == 3

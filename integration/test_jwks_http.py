@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from integration.keyserver import CONFIGURATION, Authority, KeyServer
-from mqauth import JWKS, discover
+from mqauth import JWKS
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import Cause, Unavailable
 from mqauth.http.connection import Deadline, Endpoint, FetchFailed, connect, tls_context
@@ -376,7 +376,7 @@ def test_discovery_finds_a_real_issuers_keys(server: KeyServer, authority: Autho
     """From the issuer's name alone, by its OpenID configuration, its keys are found."""
     configuration = f'{{"issuer": "{server.origin}", "jwks_uri": "{server.origin}/keys"}}'
     server.command(documents={CONFIGURATION: configuration})
-    with discover(server.origin, ca=authority.path, unsafe_http_loopback=True) as jwks:
+    with JWKS(server.origin, discovery=True, ca=authority.path, unsafe_http_loopback=True) as jwks:
         found = jwks.refresh(A.kid, SYSTEM_CLOCK.now())
     assert set(found.by_kid) == {A.kid, B.kid}
 

@@ -30,10 +30,10 @@ from mqauth.brokers.rabbitmq.translate import from_native
 from mqauth.cli import main
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.integrations.faststream import VerifiedMessage
-from mqauth.keystore import ActiveKey, Keystore, ReferenceKey
+from mqauth.keystore import ActiveKey, Keystore
 from mqauth.keystore.disk import ring
 from mqauth.keystore.reference import pkcs11 as holder
-from mqauth.keystore.reference.key import open_holder
+from mqauth.keystore.reference.key import ReferenceKey, open_holder
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.forge import AUDIENCE, ISSUER, SUBJECT, Forge
 from mqauth.testing.signing_contract import RotationContract, SigningContract, accepted, verify

@@ -27,7 +27,7 @@ from integration.services import Redis
 from mqauth.errors import Cause, Unavailable
 from mqauth.flow import arun, call, run
 from mqauth.replay.rules import ClaimRequest
-from mqauth.stores.redis import AsyncRedisReplayStore, EitherRedisReplayStore, RedisReplayStore
+from mqauth.stores.redis import RedisReplayStore
 from mqauth.testing.clock import START, FakeClock
 from mqauth.testing.store_blocking import Blocking
 from mqauth.testing.store_contract import (
@@ -81,7 +81,7 @@ def admin(own: Redis) -> Iterator[Any]:
 def open_store(request: pytest.FixtureRequest) -> Iterator[OpenStore]:
     """Open stores of either colour on a URL, all driven in plain calls, and close them."""
     opened: list[RedisReplayStore] = []
-    awaited: list[AsyncRedisReplayStore] = []
+    awaited: list[RedisReplayStore] = []
     with asyncio.Runner() as runner:
 
         def make(url: str, **wanted: Any) -> Any:
@@ -89,7 +89,7 @@ def open_store(request: pytest.FixtureRequest) -> Iterator[OpenStore]:
             if request.param == "sync":
                 opened.append(RedisReplayStore.from_url(url, **wanted))
                 return opened[-1]
-            awaited.append(AsyncRedisReplayStore.from_url(url, **wanted))
+            awaited.append(RedisReplayStore.from_url(url, **wanted))
             return Blocking(awaited[-1], runner)
 
         yield make
@@ -115,7 +115,7 @@ def test_machine(redis: Redis, open_store: OpenStore) -> None:
 
     def fresh(clock: FakeClock) -> Any:
         wanted = {"namespace": namespace(), "clock": clock, "unsafe_lease_clock": clock}
-        store = type(template)(template._client, **wanted)
+        store = type(template)(template._awaited if template is not first else template._plain, **wanted)
         return Blocking(store, first._runner) if isinstance(first, Blocking) else store
 
     run_state_machine_as_test(machine(fresh), settings=STEPS)
@@ -309,7 +309,7 @@ def test_cancelled_claim(own: Redis) -> None:
     """A claim cancelled while it waits leaves no answer behind for the next one to take as its own."""
 
     async def story() -> list[Any]:
-        store = AsyncRedisReplayStore.from_url(own.url, namespace=namespace(), timeout=30)
+        store = RedisReplayStore.from_url(own.url, namespace=namespace(), timeout=30)
         first = await store.claim(wish())
         own.pause()
         waiting = asyncio.create_task(store.claim(wish("second")))
@@ -330,7 +330,7 @@ def test_connections_are_bounded(own: Redis, admin: Any) -> None:
     """Two hundred claims at once wait for the connections there may be, and each gets its answer."""
 
     async def story() -> tuple[list[Any], int]:
-        store = AsyncRedisReplayStore.from_url(own.url, namespace=namespace(), timeout=30, connections=4)
+        store = RedisReplayStore.from_url(own.url, namespace=namespace(), timeout=30, connections=4)
         before = len(admin.client_list())
         found = await asyncio.gather(*(store.claim(wish(id=bytes([n]) * 16)) for n in range(200)))
         opened = len(admin.client_list()) - before
@@ -423,7 +423,7 @@ def test_concurrent_first_claims_tell_once(
         url = _with(own.url, "mqauth:secret@")
 
     async def awaited() -> None:
-        store = AsyncRedisReplayStore.from_url(url, namespace=namespace())
+        store = RedisReplayStore.from_url(url, namespace=namespace())
         await asyncio.gather(*(store.claim(wish(id=bytes([n]) * 16)) for n in range(20)))
         await store.aclose()
 
@@ -499,7 +499,7 @@ def test_shared_by_both_colours(own: Redis) -> None:
     store.claim(wish())
 
     async def story() -> list[Any]:
-        other = AsyncRedisReplayStore.from_url(own.url, namespace=name)
+        other = RedisReplayStore.from_url(own.url, namespace=name)
         found = [await other.claim(wish("second")), await other.claim(replace(wish(), renew=True))]
         await other.aclose()
         return found
@@ -509,17 +509,17 @@ def test_shared_by_both_colours(own: Redis) -> None:
 
 
 def test_either_colour(own: Redis) -> None:
-    """The store of a configuration file claims in the colour it is called in."""
-    store = EitherRedisReplayStore(own.url, namespace=namespace())
+    """A store of a URL claims in the colour it is called in."""
+    store = RedisReplayStore.from_url(own.url, namespace=namespace())
     assert run(call(store.claim, wish())) is FRESH
 
     async def story() -> Any:
         found = await arun(call(store.claim, wish("second")))
-        await store._awaited.aclose()
+        await store.aclose()
         return found
 
     assert asyncio.run(story()) is REPLAYED
-    store._plain.close()
+    store.close()
 
 
 def _cause(action: Callable[[], object]) -> Cause:

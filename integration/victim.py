@@ -391,8 +391,7 @@ def main(orders: Orders) -> None:
         store: Any = FileReplayStore(Path(orders.audit).with_suffix(".sqlite")) if not orders.redis else None
         if orders.redis:
             stores: Any = importlib.import_module("mqauth.stores.redis")
-            kind = stores.AsyncRedisReplayStore if orders.client == "aio-pika" else stores.RedisReplayStore
-            store = kind.from_url(orders.redis, timeout=1, namespace=orders.source)
+            store = stores.RedisReplayStore.from_url(orders.redis, timeout=1, namespace=orders.source)
         store.confirm = doom.upon(store.confirm, "confirm")
         keys = load_key_set(Path(orders.keys).read_bytes())
         guard = Pipeline(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from mqauth.flow import Attempts
     from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
-    from mqauth.judging.policy import Allow, Decision, Rule, UnsafeAllowAll
+    from mqauth.judging.policy import Allow, Decision, Rule
     from mqauth.judging.selftest import SelfTest, self_test
     from mqauth.judging.trust_domain import TrustDomain
     from mqauth.judging.unverified import Unverified
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from mqauth.keystore.identity.credentials import ClientCredentials, OwnKey, TokenFile
     from mqauth.keystore.identity.identity_key import IdentityKey
     from mqauth.keystore.identity.wit_key import WITKey
-    from mqauth.keystore.remote.jwks import JWKS, discover
+    from mqauth.keystore.remote.jwks import JWKS
     from mqauth.policies.opa import OPA
     from mqauth.replay.memory import MemoryReplayStore
     from mqauth.signer import Signer
@@ -92,14 +92,12 @@ __all__ = [
     "TokenFile",
     "TrustDomain",
     "Unavailable",
-    "UnsafeAllowAll",
     "Unverified",
     "Verdict",
     "Verified",
     "Verifier",
     "WITKey",
     "__version__",
-    "discover",
     "load",
     "self_test",
 ]
@@ -114,7 +112,7 @@ _NAMES: Final = {
     ),
     "flow": ("Attempts",),
     "judging.pipeline": ("Outcome", "Pipeline", "Verdict"),
-    "judging.policy": ("Allow", "Decision", "Rule", "UnsafeAllowAll"),
+    "judging.policy": ("Allow", "Decision", "Rule"),
     "judging.selftest": ("SelfTest", "self_test"),
     "judging.unverified": ("Unverified",),
     "judging.verified": ("Verified",),
@@ -124,7 +122,7 @@ _NAMES: Final = {
     "keystore.identity.wit_key": ("WITKey",),
     "keystore.identity.credentials": ("ClientCredentials", "OwnKey", "TokenFile"),
     "keystore.identity.identity_key": ("IdentityKey",),
-    "keystore.remote.jwks": ("JWKS", "discover"),
+    "keystore.remote.jwks": ("JWKS",),
     "policies.opa": ("OPA",),
     "replay.memory": ("MemoryReplayStore",),
     "signer": ("Signer",),

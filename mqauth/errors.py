@@ -8,10 +8,10 @@ error ever holds a token, a body or a key.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 T = TypeVar("T")
 
@@ -218,20 +218,20 @@ def require(condition: T | None, refusal: str, error: Callable[[str], Exception]
 @contextmanager
 def refusing(
     kinds: type[Exception] | tuple[type[Exception], ...],
-    refusal: str,
+    refusal: str | Callable[[Any], str],
     error: Callable[[str], Exception] = ConfigurationError,
 ) -> Iterator[None]:
     """Turn errors of some kinds that are raised within the block into another one.
 
     Args:
         kinds: the errors that are turned.
-        refusal: says what is wrong.
+        refusal: says what is wrong; or what makes that of the error.
         error: makes the other error, a ``ConfigurationError`` by default.
     """
     try:
         yield
     except kinds as cause:
-        raise error(refusal) from cause
+        raise error(refusal if isinstance(refusal, str) else refusal(cause)) from cause
 
 
 def words_of(error: OSError) -> str:
@@ -239,13 +239,9 @@ def words_of(error: OSError) -> str:
     return error.strerror or str(error) or type(error).__name__
 
 
-@contextmanager
-def file_errors(path: str | Path) -> Iterator[None]:
+def file_errors(path: str | Path) -> AbstractContextManager[None]:
     """Turn an ``OSError`` that is raised within the block into a ``ConfigurationError`` that names the path."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {words_of(error)}") from error
+    return refusing(OSError, lambda error: f"{path}: {words_of(error)}")
 
 
 @contextmanager

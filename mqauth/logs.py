@@ -95,7 +95,7 @@ _TABLE: Final = (
     ("messages", logging.WARNING, "handler.retried message.deferred message.rejected"),
     ("messages", logging.ERROR, "handler.failed"),
     ("pipeline", logging.WARNING, "claim.not_renewed observer.failed"),
-    ("policy", logging.WARNING, "policy.unreachable policy.unsafe"),
+    ("policy", logging.WARNING, "policy.unreachable"),
     (
         "rollout",
         logging.WARNING,
@@ -265,7 +265,6 @@ class Rate:
         self._clock = clock
         self._lock = threading.Lock()
         self._kinds: dict[str, dict[tuple[object, ...], _Limited]] = {}
-        self._full_until: dict[str, float] = {}
         self._due = math.inf
 
     def admits(self, event: str, kind: tuple[object, ...], last: Mapping[str, Any]) -> bool:
@@ -281,16 +280,10 @@ class Rate:
             kinds = self._kinds.setdefault(event, {})
             counted = kinds.get(kind)
             if counted is None and len(kinds) >= KINDS:
-                full = now < self._full_until.get(event, 0.0)
-                if not full:
-                    # The kinds that were silent for a minute are forgotten.
-                    for silent in [
-                        name for name, lines in kinds.items() if now >= lines.ends and not lines.left_out
-                    ]:
-                        del kinds[silent]
-                    self._full_until[event] = min((lines.ends for lines in kinds.values()), default=0.0)
-                    full = len(kinds) >= KINDS
-                if full:
+                # The kinds that were silent for a minute are forgotten.
+                for silent in [name for name, lines in kinds.items() if now >= lines.ends and not lines.left_out]:
+                    del kinds[silent]
+                if len(kinds) >= KINDS:
                     kind, counted = _OTHER, kinds.get(_OTHER)
             if counted is None or (now >= counted.ends and not counted.left_out):
                 kinds[kind] = _Limited(now + EVERY)

@@ -1,8 +1,9 @@
-"""A thread for calls that may never return, and what a child after a fork makes anew."""
+"""A thread for calls that may never return, whether this one has an event loop, and what a forked child lacks."""
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -10,6 +11,15 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final, Protocol
 from weakref import WeakSet
+
+
+def in_event_loop() -> bool:
+    """Tell whether an event loop runs in this thread; a process that has not imported ``asyncio`` has none."""
+    try:
+        sys.modules["asyncio"].get_running_loop()
+    except (KeyError, RuntimeError):
+        return False
+    return True
 
 
 class DaemonThread(Executor):

@@ -233,7 +233,6 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     ("uri", "server"),
     [
         (f"awskms:{ARN}", "https://kms.eu-central-1.amazonaws.com"),
-        (f"awskms:{ALIAS}", "https://kms.eu-central-1.amazonaws.com"),
         (f"awskms:{ARN.replace('key/', 'key/mrk-')}", "https://kms.eu-central-1.amazonaws.com"),
         ("awskms:arn:aws-cn:kms:cn-north-1:111122223333:key/a", "https://kms.cn-north-1.amazonaws.com.cn"),
         ("awskms:arn:aws-us-gov:kms:us-gov-west-1:111122223333:key/a", "https://kms.us-gov-west-1.amazonaws.com"),
@@ -258,6 +257,7 @@ def test_references(uri: str, server: str) -> None:
         (f"awskms:{ARN.replace('111122223333', '1')}", "REGION:ACCOUNT"),
         (f"awskms:{ARN.replace('eu-central-1', 'evil.example/')}", "REGION:ACCOUNT"),
         (f"awskms:{ARN}/x", "REGION:ACCOUNT"),
+        (f"awskms:{ALIAS}", "an alias may stand for another key"),
         (f"awskms:{ARN}#x", "REGION:ACCOUNT"),
         (f"awskms:{ARN}?color=red", "at most once"),
         (f"awskms:{ARN}?ca=/a&ca=/b", "at most once"),
@@ -274,29 +274,6 @@ def test_what_is_no_reference_is_refused(uri: str, why: str) -> None:
     """A reference that leaves anything open, or says more than is known, is a configuration error."""
     with pytest.raises(ConfigurationError, match=why):
         KmsKey(uri)
-
-
-def test_an_alias_is_pinned(server: Server) -> None:
-    """The reference to keep names the key that the alias stands for, options included; one with a key stays."""
-    server.answers = [described(ES.public, "ECDSA_SHA_256")]
-    uri = f"awskms:{ALIAS}?endpoint=https://kms.example"
-    assert key_of(server, uri).pinned() == uri.replace(ALIAS, ARN)
-    assert key_of(server).pinned() == f"awskms:{ARN}"
-
-
-@pytest.mark.parametrize("named", [None, "x", ALIAS, f"{ARN}?ca=/x"])
-def test_an_alias_of_no_key_is_unavailable(server: Server, named: Any) -> None:
-    """An answer that names no key is not kept."""
-    server.answers = [described(ES.public, "ECDSA_SHA_256", KeyId=named)]
-    with pytest.raises(Unavailable, match="an answer that names no key"):
-        key_of(server, f"awskms:{ALIAS}").pinned()
-
-
-def test_an_alias_does_not_sign(server: Server) -> None:
-    """It may stand for another key at any time, so nothing is asked."""
-    with pytest.raises(ConfigurationError, match="an alias may stand for another key"):
-        key_of(server, f"awskms:{ALIAS}").sign(b"x", "ES256")
-    assert server.asked == []
 
 
 def test_an_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

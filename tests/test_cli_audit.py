@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,8 @@ import pytest
 
 from mqauth import cli
 from mqauth.audit.file import MIN_BYTES, AuditFile, HeadFile, parts
-from mqauth.audit.query import Record
 from mqauth.audit.record import AuditRecord
-from mqauth.cli import audit, forms
-from mqauth.cli.audit import follow
-from mqauth.errors import ConfigurationError
+from mqauth.cli import forms
 from mqauth.wire.jwk import dump_key_set
 from mqauth.wire.keys import Key, KeySet
 
@@ -175,72 +172,14 @@ def test_tail_of_long_logs_reads_their_end(tmp_path: Path, run: Run) -> None:
     assert found == [f"id-{number}" for number in range(200, 500)]
 
 
-class Writer:
-    """Does one thing after another each time a follower waits, then stops it."""
-
-    def __init__(self, *deeds: Callable[[], Any]) -> None:
-        self.deeds = list(deeds)
-
-    def __call__(self) -> None:
-        if not self.deeds:
-            raise KeyboardInterrupt
-        self.deeds.pop(0)()
-
-
-def followed(path: Path, *deeds: Callable[[], Any]) -> list[Record]:
-    """Return what a follower sees while these things happen."""
-    found: list[Record] = []
-    with suppress(KeyboardInterrupt):
-        for one in follow(path, Writer(*deeds)):
-            found.append(one)
-    return found
-
-
-def test_follow_through_rotation(path: Path) -> None:
-    """A follower sees each new record once, through two rotations between two looks."""
-    with AuditFile(path, fsync=False, max_bytes=MIN_BYTES) as file:
-        found = followed(
-            path, lambda: [file.write(record(number)) for number in range(20, 40)],
-            lambda: [file.write(record(number)) for number in range(40, 400)],
-            lambda: file.write(record(400)),
-        )  # fmt: skip
-    assert len(parts(path)) > 3
-    assert [one["id"] for one in found] == [f"id-{number}" for number in range(20, 401)]
-
-
-def test_follow_waits_for_whole_lines(path: Path) -> None:
-    """Half a line is not shown until its other half is there; a broken one is passed over."""
-    with path.open("ab", buffering=0) as raw:
-        found = followed(
-            path, lambda: raw.write(b'{"id":'), lambda: raw.write(b'"late"}\n'), lambda: raw.write(b"nonsense\n")
-        )
-    assert found == [{"id": "late"}]
-
-
-def test_follow_a_file_that_is_emptied_or_replaced(path: Path) -> None:
-    """A file that was cut is read from its beginning, one put in its place too, after a gap."""
-
-    def empty() -> None:
-        os.truncate(path, 0)
-
-    found = followed(
-        path, empty, lambda: path.write_bytes(b'{"id":"a"}\n'), path.unlink,
-        lambda: path.write_bytes(b'{"id":"b"}\n'),
-    )  # fmt: skip
-    assert [one["id"] for one in found] == ["a", "b"]
-
-
-def test_tail_follow(path: Path, capfdbinary: Any) -> None:
-    """``tail --follow`` prints the last records, then those that come, until interrupted."""
-    with AuditFile(path, fsync=False) as file, pytest.raises(KeyboardInterrupt):
-        audit.print_tail(path, lines=1, on=True, json=True, wait=Writer(lambda: file.write(record(20))))
-    assert [json.loads(line)["id"] for line in capfdbinary.readouterr().out.splitlines()] == ["id-19", "id-20"]
-
-
-def test_follow_a_missing_file(tmp_path: Path) -> None:
-    """A file that is not there cannot be followed."""
-    with pytest.raises(ConfigurationError, match="No such file"):
-        next(follow(tmp_path / "none", Writer()))
+def test_tail_of_standard_input(path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``tail -F`` gives is shown as it comes; a broken line is passed over."""
+    raw = path.read_bytes().splitlines(keepends=True)
+    piped = io.TextIOWrapper(io.BytesIO(b"".join([raw[0], b"nonsense\n", raw[1], b'{"id":'])))
+    monkeypatch.setattr(sys, "stdin", piped)
+    code, out, err = run("tail", "-", "--json")
+    assert [json.loads(line)["id"] for line in out.splitlines()] == ["id-0", "id-1"]
+    assert (code, err) == (0, "")
 
 
 def test_show(path: Path, run: Run) -> None:

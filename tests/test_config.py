@@ -23,7 +23,7 @@ from mqauth.flow import run
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.keystore import Keystore, public_keys, signing_key
 from mqauth.replay.rules import NoReplayStore
-from mqauth.stores.redis import EitherRedisReplayStore
+from mqauth.stores.redis import RedisReplayStore
 from mqauth.testing.clock import FakeClock
 from mqauth.testing.stage import MemoryStage
 from mqauth.wire.jwk import dump_key_set
@@ -470,7 +470,7 @@ def test_redis_store_is_built_unconnected(place: Path) -> None:
     """A Redis URL gives a store that connects at the first claim, and says nothing of its password."""
     text = SMALL + '[replay]\nstore = "rediss://user:hunter2@redis.example:6379/0"\n'
     store = mqauth.load(written(place, text)).pipeline.replay
-    assert isinstance(store, EitherRedisReplayStore)
+    assert isinstance(store, RedisReplayStore)
     assert "hunter2" not in repr(store)
 
 

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 WHEEL = {"METADATA", "WHEEL", "entry_points.txt", "licenses/LICENSE", "RECORD"}
 TESTING = {
-    "__init__", "attack_classes", "attack_probe", "attacks", "authority", "batchattacks", "batchforge",
+    "__init__", "attack_classes", "attack_probe", "attacks", "batchattacks", "batchforge",
     "claim_attacks", "clock", "contract", "forge", "identity", "loop_thread", "policy_contract", "sealed",
     "signing_contract", "stage", "stage_aiokafka", "stage_confluent", "stage_kafka", "stage_pika",
     "stage_rabbitmq", "store_blocking", "store_contract", "structure_attacks", "token_attacks",

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import mqauth
-from mqauth import JWKS, discover, flow
+from mqauth import JWKS, flow
 from mqauth.audit.record import AuditRecord
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable
 from mqauth.http.connection import Deadline, Endpoint, FetchFailed, tls_context
@@ -25,7 +25,6 @@ from mqauth.http.exchange import Response, request
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.judging.verifier import Issuer
 from mqauth.keystore.remote import snapshot as jwks_snapshot
-from mqauth.keystore.remote.events import Event, EventKind
 from mqauth.keystore.remote.fetch import DiscoveredFetch, URLFetch
 from mqauth.keystore.remote.refresher import Ended, ThreadRefresher
 from mqauth.keystore.remote.rules import Answer
@@ -94,17 +93,15 @@ class Inline(ThreadRefresher):
 
 
 class Bench:
-    """One cache on a fake clock, with its issuer, its events and its sets."""
+    """One cache on a fake clock, with its issuer and its sets."""
 
     def __init__(self, clock: FakeClock, *keys: Key, **settings: Any) -> None:
         self.clock = clock
         self.issuer = Script(*keys)
         self.inline = Inline(clock)
-        self.events: list[Event] = []
         self.sets: list[KeySet] = []
         wanted: dict[str, Any] = {
-            "fetch": self.issuer, "clock": clock, "on_event": self.events.append,
-            "randomness": bytes, "refresher": self._refresher,
+            "fetch": self.issuer, "clock": clock, "randomness": bytes, "refresher": self._refresher,
         }  # fmt: skip
         self.jwks = JWKS(URL, **(wanted | settings))
         self.jwks.subscribe(self.sets.append)
@@ -386,15 +383,17 @@ def test_a_fetch_that_breaks_is_a_failure_and_not_the_end(warm: Bench, caplog: p
 # Telling
 
 
-def test_events_tell_kind_source_version_and_keys(warm: Bench) -> None:
-    """A change of the set is an event that names the keys, the source and the version after it."""
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the lines of the log about what a cache holds."""
+    return [record.getMessage() for record in caplog.records if vars(record).get("event") == "keys.changed"]
+
+
+def test_a_change_is_a_line_with_source_and_keys(warm: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """A change of the set is a line of the log that names the source and the keys."""
     warm.issuer.serve(A, C)
-    warm.events.clear()
-    warm.tick(200)
-    version = KeySet([A, C]).version
-    assert [(e.kind, e.detail, e.source, e.version) for e in warm.events] == [
-        (EventKind.REFRESHED, f"added {C.kid}; removed {B.kid}", URL, version)
-    ]
+    with caplog.at_level(logging.INFO, "mqauth.keys"):
+        warm.tick(200)
+    assert told(caplog) == [f"{URL}: refreshed added {C.kid}; removed {B.kid}"]
 
 
 def test_subscribers_get_each_new_set_once(warm: Bench) -> None:
@@ -410,15 +409,26 @@ def test_subscribers_get_each_new_set_once(warm: Bench) -> None:
 
 
 def test_an_owner_who_raises_changes_nothing(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
-    """What ``on_event`` or a subscriber raises is logged, and the set is in use."""
+    """What a subscriber raises is logged, and the set is in use."""
 
     def broken(_thing: object) -> None:
         raise RuntimeError("broken")
 
-    bench = Bench(clock, A, on_event=broken)
+    bench = Bench(clock, A)
     bench.jwks.subscribe(broken)
     assert bench.jwks.key_set().get(A.kid) is not None
-    assert [record.levelno for record in caplog.records].count(logging.ERROR) == 2
+    assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1
+
+
+def test_a_set_goes_stale_and_serves_on(bench: Bench) -> None:
+    """Past its freshness the set is stale, past ``max_stale`` there is none."""
+    bench.jwks.start()
+    bench.issuer.fail()
+    states = []
+    for seconds in (299, 1, 3300, 1):
+        bench.clock.advance(seconds)
+        states.append(bench.jwks.health().state)
+    assert states == ["fresh", "stale", "stale", "unavailable"]
 
 
 def test_health_tells_state_ages_and_counters(warm: Bench) -> None:
@@ -429,7 +439,7 @@ def test_health_tells_state_ages_and_counters(warm: Bench) -> None:
     found = warm.jwks.health()
     assert (found.state, found.keys, found.age, found.serves_for) == ("stale", 2, 320, 3280)
     assert (found.attempt_age, found.failing_for, found.last_failure) == (0, 60, "out of reach")
-    assert found.counters == {"attempts": 3, "refreshed": 1, "failed": 2, "stale": 1}
+    assert found.counters == {"attempts": 3, "refreshed": 1, "failed": 2}
 
 
 def test_health_before_the_first_attempt(bench: Bench) -> None:
@@ -614,9 +624,13 @@ def _edited(path: Path) -> None:
     ],
 )
 def test_a_bad_snapshot_is_refused_and_told_of(
-    clock: FakeClock, tmp_path: Path, spoil: Callable[[Path], object], why: str
+    clock: FakeClock,
+    tmp_path: Path,
+    spoil: Callable[[Path], object],
+    why: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A snapshot open to others, torn, edited or of another URL serves nothing, with an event that says why."""
+    """A snapshot open to others, torn, edited or of another URL serves nothing, with a line that says why."""
     path = tmp_path / "set.json"
     saved(clock, path, A)
     spoil(path)
@@ -624,8 +638,9 @@ def test_a_bad_snapshot_is_refused_and_told_of(
     after.issuer.fail()
     with pytest.raises(Unavailable):
         after.jwks.key_set()
-    assert after.events[0].kind is EventKind.SNAPSHOT_FAILED
-    assert why in after.events[0].detail.lower()
+    first = told(caplog)[0].lower()
+    assert "snapshot_failed refused" in first
+    assert why in first
 
 
 @pytest.mark.parametrize("age", [3601, -61])
@@ -639,10 +654,10 @@ def test_a_snapshot_is_bounded_in_age(clock: FakeClock, tmp_path: Path, age: flo
 
 
 def test_a_disk_that_refuses_the_snapshot_is_told_of(clock: FakeClock, tmp_path: Path) -> None:
-    """The set is in use although its snapshot could not be written, and an event says so."""
+    """The set is in use although its snapshot could not be written, and a counter says so."""
     bench = Bench(clock, A, snapshot=tmp_path / "missing" / "set.json")
     assert bench.jwks.key_set().get(A.kid) is not None
-    assert bench.events[-1].kind is EventKind.SNAPSHOT_FAILED
+    assert bench.jwks.health().counters["snapshot_failed"] == 1
 
 
 def test_a_failed_write_leaves_the_old_snapshot(
@@ -660,7 +675,7 @@ def test_a_failed_write_leaves_the_old_snapshot(
     clock.advance(1)
     bench = Bench(clock, A, B, snapshot=path)
     bench.jwks.start()
-    assert bench.events[-1].kind is EventKind.SNAPSHOT_FAILED
+    assert bench.jwks.health().counters["snapshot_failed"] == 1
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["set.json"]
 
@@ -1003,11 +1018,11 @@ def test_a_configuration_that_is_not_the_issuers_is_refused(site: Site, configur
 
 
 def test_a_discovered_source_is_a_cache_like_any_other() -> None:
-    """``discover`` gives a ``JWKS`` of the issuer, and refuses what is no https issuer."""
-    assert repr(discover("https://auth.example/tenant")) == "JWKS('https://auth.example/tenant')"
+    """``discovery`` shows the issuer, and refuses what is no https issuer."""
+    assert repr(JWKS("https://auth.example/tenant", discovery=True)) == "JWKS('https://auth.example/tenant')"
     for bad in ("http://auth.example", "https://auth.example?x", "auth.example"):
         with pytest.raises(ConfigurationError):
-            discover(bad)
+            JWKS(bad, discovery=True)
 
 
 # Configuration

@@ -408,7 +408,7 @@ class TestForms:
     def test_switched_off(self, caplog: pytest.LogCaptureFixture) -> None:
         """A line below the level of its logger is not made."""
         caplog.set_level(logging.ERROR, "mqauth")
-        emit("policy.unsafe", "no")
+        emit("policy.unreachable", "no")
         assert caplog.records == []
 
     def test_frames(self) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import pytest
 
 from mqauth.errors import ConfigurationError
-from mqauth.judging.policy import Allow, Decision, Rule, UnsafeAllowAll, matches
+from mqauth.judging.policy import Allow, Decision, Rule, matches
 from mqauth.testing import verified
 
 
@@ -112,10 +111,3 @@ def test_the_version_changes_with_the_rules() -> None:
     """Equal rules have one version, others another."""
     assert Allow({"a": ["kafka:a"]}).version == Allow([Rule(subject="a", destinations=("kafka:a",))]).version
     assert Allow({"a": ["kafka:a"]}).version != Allow({"a": ["kafka:b"]}).version
-
-
-def test_allowing_all_warns_each_time(caplog: pytest.LogCaptureFixture) -> None:
-    """The unsafe policy allows, and says so in the log."""
-    with caplog.at_level(logging.WARNING, "mqauth.policy"):
-        assert UnsafeAllowAll().decide(verified()) is Decision.ALLOW
-    assert "UnsafeAllowAll" in caplog.text

@@ -10,10 +10,10 @@ import redis
 import redis.asyncio
 
 from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.flow import arun, call, is_async, refuse_async, run
+from mqauth.flow import arun, call, refuse_async, run
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.stores import redis_script
-from mqauth.stores.redis import AsyncRedisReplayStore, EitherRedisReplayStore, RedisReplayStore
+from mqauth.stores.redis import RedisReplayStore
 from mqauth.testing.clock import START
 from mqauth.testing.store_contract import sibling, wish
 from mqauth.wire.message import Place
@@ -56,7 +56,7 @@ class Slow(redis.asyncio.Redis):
 
 async def test_first_claims_at_once_tell_once(caplog: pytest.LogCaptureFixture) -> None:
     """Five first claims at once find the server unsafe, and one of them says so."""
-    store = AsyncRedisReplayStore(Slow())
+    store: Any = RedisReplayStore(Slow())
     await asyncio.gather(*(store.claim(wish()) for _ in range(5)))
     assert [record.getMessage() for record in caplog.records] == [
         "the replay store is not safe: it keeps no append-only file and forgets claims when it restarts; set"
@@ -65,29 +65,30 @@ async def test_first_claims_at_once_tell_once(caplog: pytest.LogCaptureFixture) 
     await store.aclose()
 
 
-def test_colours() -> None:
-    """A client of the other colour is a mistake at construction, in both classes."""
-    with pytest.raises(ConfigurationError, match="AsyncRedisReplayStore"):
-        RedisReplayStore(redis.asyncio.Redis())
-    with pytest.raises(ConfigurationError, match="use RedisReplayStore"):
-        AsyncRedisReplayStore(redis.Redis())
+async def _start(store: RedisReplayStore) -> None:
+    store.at_start()
 
 
-def test_async_store_refused_by_sync_consumers() -> None:
-    """The asynchronous store is seen to be one, and the synchronous store not."""
-    assert not is_async(RedisReplayStore.from_url(NOWHERE).claim)
-    with pytest.raises(ConfigurationError, match="store is asynchronous"):
-        refuse_async(store=AsyncRedisReplayStore.from_url(NOWHERE).claim)
+def test_an_asynchronous_client_needs_a_loop() -> None:
+    """A consumer without an event loop refuses it at its start; one with a loop takes every client."""
+    asynchronous = RedisReplayStore(redis.asyncio.Redis(socket_timeout=1))
+    others = [RedisReplayStore.from_url(NOWHERE), RedisReplayStore(redis.Redis(socket_timeout=1))]
+    with pytest.raises(ConfigurationError, match=r"no event loop: give the store no redis\.asyncio"):
+        asynchronous.at_start()
+    for store in others:
+        store.at_start()
+    for store in (asynchronous, *others):
+        asyncio.run(_start(store))
 
 
 @pytest.mark.parametrize(
-    ("store", "client"),
-    [(RedisReplayStore, redis.Redis), (AsyncRedisReplayStore, redis.asyncio.Redis)],
+    "client",
+    [redis.Redis, redis.asyncio.Redis],
 )
-def test_timeout_needed(store: Any, client: Any) -> None:
+def test_timeout_needed(client: Any) -> None:
     """A client that could wait for ever is refused."""
     with pytest.raises(ConfigurationError, match="socket_timeout"):
-        store(client(socket_timeout=None))
+        RedisReplayStore(client(socket_timeout=None))
 
 
 def test_margin() -> None:
@@ -96,9 +97,6 @@ def test_margin() -> None:
         RedisReplayStore.from_url(NOWHERE, margin=-1)
 
 
-@pytest.mark.parametrize(
-    "store", [RedisReplayStore.from_url, AsyncRedisReplayStore.from_url, EitherRedisReplayStore]
-)
 @pytest.mark.parametrize(
     "url",
     [
@@ -111,10 +109,10 @@ def test_margin() -> None:
         "rediss://user:hunter2@host?ssl_check_hostname=no",
     ],
 )
-def test_urls_refused(store: Any, url: str) -> None:
+def test_urls_refused(url: str) -> None:
     """A URL that is none, or that turns verification off, is refused without being repeated."""
     with pytest.raises(ConfigurationError) as caught:
-        store(url)
+        RedisReplayStore.from_url(url)
     assert "hunter2" not in f"{caught.value}{caught.value.__cause__}"
 
 
@@ -150,8 +148,8 @@ def test_answers_understood(letter: Any) -> None:
 
 
 def test_either_colour() -> None:
-    """The store of a configuration file is plain without an event loop and awaited inside one."""
-    store = EitherRedisReplayStore(NOWHERE)
+    """A store of a URL is plain without an event loop and awaited inside one."""
+    store = RedisReplayStore.from_url(NOWHERE)
     refuse_async(store=store.claim)
     with pytest.raises(Unavailable):
         run(call(store.claim, wish()))
@@ -222,4 +220,4 @@ def test_siblings_are_asked_together() -> None:
 def test_connections() -> None:
     """A store without connections is a mistake."""
     with pytest.raises(ConfigurationError, match="connections"):
-        AsyncRedisReplayStore.from_url(NOWHERE, connections=0)
+        RedisReplayStore.from_url(NOWHERE, connections=0)

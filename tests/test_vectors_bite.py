@@ -411,7 +411,7 @@ FAULTS: Final = (
     Fault("small RSA keys", constant("MIN_RSA_BITS", 2047, keys), "RSA of 2047 bits", read_jwk),
     Fault("small RSA exponents", constant("MIN_RSA_EXPONENT", 3, keys), "the RSA exponent 3", read_jwk),
     Fault("small order", constant("_SMALL_ORDER", frozenset(), jwk), "a point of small order", read_jwk),
-    Fault("RSA without alg", edit(jwk._algorithm, "not isinstance(public, rsa.RSAPublicKey)", "True"),
+    Fault("RSA without alg", edit(load, "not isinstance(public, rsa.RSAPublicKey)", "True"),
           "RSA without alg", read_jwk),
     Fault("exp unread", edit(end, "not _is_time(expires)", "False"), "exp null", read_jwk),
     Fault("one bad key loses the set",

@@ -206,7 +206,7 @@ class RabbitMQSource:
 
     def bodies(self, count: int) -> list[bytes]:
         """Take every dead letter out of its queue, and return their bodies."""
-        return asyncio.run_coroutine_threadsafe(self._taken(count), self._stage._loop).result(600)
+        return self._stage._call(self._taken(count), 600)
 
     async def _taken(self, count: int) -> list[bytes]:
         channel = await self._stage._publishing.channel()

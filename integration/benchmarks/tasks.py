@@ -18,14 +18,15 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 from integration.documentation import ROOT
 from integration.services import RabbitMQ, Redis
 from mqauth import AuditFile, Pipeline
 from mqauth.brokers import rabbitmq as wrapper
-from mqauth.judging.policy import UnsafeAllowAll
-from mqauth.stores.redis import AsyncRedisReplayStore, RedisReplayStore
+from mqauth.judging.policy import Decision
+from mqauth.stores.redis import RedisReplayStore
 from mqauth.testing.forge import Forge
 
 BARE, PROTECTED = "bare", "protected"
@@ -89,7 +90,7 @@ class Bench:
         folder = Path(tempfile.mkdtemp())
         return lambda: Pipeline(
             verifier=self.forge.verifier(),
-            policy=UnsafeAllowAll(),
+            policy=SimpleNamespace(version="all", decide=lambda _verified: Decision.ALLOW),
             replay=store.from_url(self._store),
             audit=AuditFile(folder / "audit.jsonl"),
         )
@@ -193,7 +194,7 @@ class Bench:
 
         broker: Any = AioPikaBroker(self.url)
         if self.protects:
-            guard = self.guard(AsyncRedisReplayStore)
+            guard = self.guard(RedisReplayStore)
             protect(broker, guard=guard, dead_letters=letters, signer=self.forge.signer())
 
         async def counted(_number: int) -> None:

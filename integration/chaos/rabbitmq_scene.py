@@ -20,7 +20,7 @@ from mqauth import Pipeline, Verified
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import LOST
 from mqauth.signer import Signer
-from mqauth.stores.redis import AsyncRedisReplayStore
+from mqauth.stores.redis import RedisReplayStore
 
 APPEND: dict[str, Any] = {"at": "append", "max_queue_age": 3600, "append_evidence": "interceptor"}
 """Verifier settings for a broker that stamps what it receives."""
@@ -44,7 +44,7 @@ class Scene(Row):
         name = f"mqauth-chaos-{uuid.uuid4().hex[:12]}"
         super().__init__(url, name, name + ".dead", folder, lifetime=lifetime)
         self._sealed: dict[bytes, aio_pika.Message] = {}
-        self._stores: list[AsyncRedisReplayStore] = []
+        self._stores: list[RedisReplayStore] = []
         self._connections: list[AbstractConnection] = []
 
     async def set(self) -> None:
@@ -119,9 +119,9 @@ class Scene(Row):
             results = await asyncio.gather(*(exchange.publish(message, self.name) for message in several))
             assert all(isinstance(result, commands.Basic.Ack) for result in results)
 
-    def store(self, url: str, timeout: float = 1, **settings: Any) -> AsyncRedisReplayStore:
+    def store(self, url: str, timeout: float = 1, **settings: Any) -> RedisReplayStore:
         """Return a store on a real Redis, of this row's own."""
-        store = AsyncRedisReplayStore.from_url(url, timeout=timeout, namespace=self.name, **settings)
+        store = RedisReplayStore.from_url(url, timeout=timeout, namespace=self.name, **settings)
         self._stores.append(store)
         return store
 

@@ -19,7 +19,7 @@ from mqauth import Pipeline, Verdict
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import LOST
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
-from mqauth.stores.redis import AsyncRedisReplayStore
+from mqauth.stores.redis import RedisReplayStore
 
 Report = Callable[[Count], None]
 HONEST = 1000
@@ -35,7 +35,7 @@ async def row(own_rabbitmq: RabbitMQ, tmp_path: Path) -> AsyncIterator[Scene]:
 class GatedStore:
     """A store that answers no claim before its gate opens, and then not all at once."""
 
-    def __init__(self, store: AsyncRedisReplayStore) -> None:
+    def __init__(self, store: RedisReplayStore) -> None:
         self._store = store
         self._turns = asyncio.Semaphore(50)
         self.gate = asyncio.Event()

@@ -14,7 +14,7 @@ import pytest
 
 from mqauth import AuditFile, FileReplayStore, Pipeline
 from mqauth.brokers import rabbitmq
-from mqauth.judging.policy import UnsafeAllowAll
+from mqauth.judging.policy import Decision
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import wait_until
 
@@ -30,7 +30,7 @@ def guard() -> Pipeline:
     folder = Path(tempfile.mkdtemp())
     return Pipeline(
         verifier=FORGE.verifier(),
-        policy=UnsafeAllowAll(),
+        policy=SimpleNamespace(version="all", decide=lambda _verified: Decision.ALLOW),
         replay=FileReplayStore(folder / "claims.db"),
         audit=AuditFile(folder / "audit.jsonl", fsync=False),
     )

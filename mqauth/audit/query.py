@@ -59,12 +59,9 @@ class Selection:
     Args:
         kid: id of the key that signed the token, or is said to.
         subject: the producer.
-        issuer: ``iss``.
         jti: the token's id.
         jkt: thumbprint of a workload's key, in records of consumers and of the authority.
-        reason: why it was rejected.
         verdict: ``accepted``, ``rejected``, ``duplicate`` or ``alert``.
-        destination: canonical.
         verified: only records whose token's signature was verified.
         since: UTC seconds, inclusive.
         until: UTC seconds, exclusive.
@@ -72,19 +69,16 @@ class Selection:
 
     kid: str | None = None
     subject: str | None = None
-    issuer: str | None = None
     jti: str | None = None
     jkt: str | None = None
-    reason: str | None = None
     verdict: str | None = None
-    destination: str | None = None
     verified: bool = False
     since: float | None = None
     until: float | None = None
 
     def holds(self, record: Record) -> bool:
         """Tell whether a record is among those selected."""
-        wanted = {name: getattr(self, name) for name in (*_CLAIMS, "jkt", "reason", "verdict", "destination")}
+        wanted = {name: getattr(self, name) for name in ("kid", "subject", "jti", "jkt", "verdict")}
         return (
             (not self.verified or is_verified(record))
             and all(value is None or value_of(record, name) == value for name, value in wanted.items())

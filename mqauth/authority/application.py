@@ -12,6 +12,7 @@ import asyncio
 import ipaddress
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from mqauth import logs
@@ -19,7 +20,7 @@ from mqauth.authority.desk import Answered, Trace
 from mqauth.authority.issuing import PATH, IdentityAuthority, IssueRequest
 from mqauth.authority.refusals import ISSUED, SLOW_DOWN, UNAVAILABLE, Answer, Rate, Refusal, Refused, grant_only
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.errors import Unavailable, require
+from mqauth.errors import Unavailable, refusing, require
 from mqauth.keystore.remote.keyserver import KeyServer
 from mqauth.logs import emit
 from mqauth.wire import strict_json
@@ -150,12 +151,10 @@ def _asked(headers: Headers, body: bytes | None) -> IssueRequest:
         raise Refused(Refusal.CREDENTIAL_MALFORMED, "there is not exactly one Authorization, of Bearer or DPoP")
     grant_only(len(proofs) == 1 and proofs[0].isascii(), Refusal.DPOP_INVALID, "there is not exactly one proof")
     # The subject that the body names, if there is one.
-    try:
+    with refusing(ValueError, lambda error: f"the body: {error}", partial(Refused, Refusal.REQUEST_MALFORMED)):
         named: Any = strict_json.loads(body, depth=_DEPTH) if body else {}
         require(type(named) is dict and named.keys() <= {"sub"}, "no object with sub", ValueError)
         require(is_name(named.get("sub", "-")), "its sub is no name", ValueError)
-    except ValueError as error:
-        raise Refused(Refusal.REQUEST_MALFORMED, f"the body: {error}") from error
     return IssueRequest(
         credential.strip(" "), proofs[0].decode("ascii"), named.get("sub"), scheme.lower() == "dpop"
     )

@@ -17,10 +17,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from mqauth.authority.refusals import Refusal, Refused, grant_only
-from mqauth.errors import Rejection, Unavailable, require
+from mqauth.errors import Rejection, Unavailable, refusing, require
 from mqauth.wire import base64url, claims, identity, jws, strict_json
 from mqauth.wire.dpop import HEADER, PROOF_TYPE
 from mqauth.wire.enrolment import CREDENTIAL_TYPE
@@ -187,11 +188,9 @@ def read(text: str, issuers: Mapping[str, CredentialIssuer]) -> tuple[ShownCrede
     Raises:
         Refused: ``credential_malformed`` or ``credential_issuer``.
     """
-    try:
+    with refusing(ValueError, str, partial(Refused, Refusal.CREDENTIAL_MALFORMED)):
         jwt = open_jwt(text)
         require(claims.is_name(jwt.opened.kid), "it has no kid", ValueError)
-    except ValueError as error:
-        raise Refused(Refusal.CREDENTIAL_MALFORMED, str(error)) from error
     name = jwt.claims.get("iss")
     issuer = issuers.get(name) if type(name) is str else None
     if issuer is None:
@@ -227,19 +226,17 @@ def verify(
     with suppress(Unavailable):
         key = issuer.keys.key_set().get(shown.kid)
     if key is None:
-        try:
+        with refusing(
+            Rejection, "its kid is unknown, and the issuer out of reach", partial(Refused, Refusal.CREDENTIAL_KEY)
+        ):
             keys: Any = issuer.keys.refresh(shown.kid, now)
-        except Rejection as error:
-            raise Refused(Refusal.CREDENTIAL_KEY, "its kid is unknown, and the issuer out of reach") from error
         key = keys.get(shown.kid)
     # One that ended signs no credential, whenever that was signed.
     grant_only(isinstance(key, Key), Refusal.CREDENTIAL_KEY, "its kid is unknown")
     grant_only(key.revocation is None, Refusal.CREDENTIAL_KEY, "its key is revoked")
     grant_only(key.expires is None or now < key.expires, Refusal.CREDENTIAL_KEY, "its key is retired")
-    try:
+    with refusing(Rejection, attrgetter("detail"), partial(Refused, Refusal.CREDENTIAL_SIGNATURE)):
         jws.verify(jwt.opened, key)
-    except Rejection as error:
-        raise Refused(Refusal.CREDENTIAL_SIGNATURE, error.detail) from error
     # For whom it is, and when.
     ours = jwt.claims.get("aud") in (audience, [audience])
     grant_only(ours, Refusal.CREDENTIAL_AUDIENCE, "its aud is not ours alone")

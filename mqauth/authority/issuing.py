@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from mqauth.audit.record import AuditRecord, AuditSink, sha256, token_fields
@@ -15,7 +16,7 @@ from mqauth.authority.credential import held_key
 from mqauth.authority.desk import ISSUED, REFUSED, CredentialDesk, Grant, Trace
 from mqauth.authority.refusals import Rate, Refusal, Refused, grant_only
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
-from mqauth.errors import Cause, ConfigurationError, KeyChanged, Rejection, Unavailable, require
+from mqauth.errors import Cause, ConfigurationError, KeyChanged, Rejection, Unavailable, refusing, require
 from mqauth.flow import is_awaitable
 from mqauth.logs import harmless
 from mqauth.wire import base64url, identity, jws, strict_json
@@ -27,6 +28,9 @@ SHORTEST: Final = 300
 LONGEST: Final = 86_400
 RATE: Final = 600
 """WITs of one subject a minute: a rollout starts hundreds of instances."""
+
+
+_UNSIGNED: Final = partial(Unavailable, Cause.KEYS_UNAVAILABLE)
 
 
 class IssueRequest(NamedTuple):
@@ -140,10 +144,8 @@ class IdentityAuthority:
             Unavailable: the signing key or the audit is out of reach.
         """
         now = int(self._clock.now())
-        try:
+        with refusing(ConfigurationError, str, _UNSIGNED):
             cutoff = self._cutoffs().get(grant.subject)
-        except ConfigurationError as error:
-            raise Unavailable(Cause.KEYS_UNAVAILABLE, str(error)) from error
         alive = cutoff is None or now >= cutoff.before
         grant_only(alive, Refusal.SUBJECT_CUT_OFF, "the subject is cut off until later")
         wait = self._rates.take(grant.subject)
@@ -157,18 +159,14 @@ class IdentityAuthority:
             "cnf": {"jwk": dict(jwk)},
         }
         payload = strict_json.dumps(claims | dict(grant.claims))
-        try:
+        with refusing((ConfigurationError, KeyChanged), str, _UNSIGNED):
             key = self._keys.signing_key()
             limited = getattr(key, "subjects", None)
             require(limited is None, "the authority's key has mqauth_sub: make it with mqauth keys new --pinned")
             text = jws.compact(payload, key, typ=identity.WIT_TYPE)
-        except (ConfigurationError, KeyChanged) as error:
-            raise Unavailable(Cause.KEYS_UNAVAILABLE, str(error)) from error
         # It is read as a consumer does: nobody gets one that every consumer would refuse.
-        try:
+        with refusing(Rejection, lambda error: f"consumers would not take it: {error}", _UNSIGNED):
             wit = identity.parse_wit(text.encode("ascii"))
-        except Rejection as error:
-            raise Unavailable(Cause.KEYS_UNAVAILABLE, f"consumers would not take it: {error}") from error
         who = wit.identity
         token = token_fields(None, who.kid, wit.opened.algorithm, None, verified=True, identity=who)
         times = {"iat": who.issued, "exp": who.expires}

@@ -42,15 +42,6 @@ def call_later(seconds: float, function: Callable[[], None]) -> asyncio.TimerHan
     return asyncio.get_running_loop().call_later(seconds, function)
 
 
-def in_event_loop() -> bool:
-    """Return whether the calling thread runs an event loop."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
 def was_cancelled() -> bool:
     """Return whether this task was cancelled, and not only a future that it awaited.
 

@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 
 from mqauth.delivery.log_work import equipped
-from mqauth.errors import Cause, ConfigurationError, MqauthError, Unavailable, require
+from mqauth.errors import Cause, ConfigurationError, MqauthError, Unavailable, refusing, require
 from mqauth.flow import refuse_async, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Verdict
 from mqauth.judging.selftest import at_start
@@ -130,11 +130,9 @@ class DeadLetters:
         Raises:
             Unavailable: ``dead_letter_unavailable``, the queue is not declared.
         """
-        try:
+        with refusing(UnroutableError, str, lambda what: Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, what)):
             # This broker carries every header value.
             self._broker.publish(replace(letter.whole(lambda _name, _value: True), destination=self.name))
-        except UnroutableError as error:
-            raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, str(error)) from error
 
 
 class Consumer:

@@ -25,7 +25,7 @@ from typer.core import TyperGroup
 from mqauth._version import __version__
 from mqauth.cli import INTERRUPTED, forms, leave
 from mqauth.cli.forms import one_line
-from mqauth.errors import MalformedMessage, MqauthError, Unavailable, require
+from mqauth.errors import MalformedMessage, MqauthError, Unavailable, refusing, require
 from mqauth.wire import strict_json
 
 USAGE: Final = 2
@@ -80,6 +80,7 @@ To = Annotated[
     typer.Option("--to", "--until", parser=forms.moment, metavar="TIME", help="Before this time, likewise."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 PassphraseEnv = Annotated[
     str | None, typer.Option("--passphrase-env", help="Environment variable with the passphrase.")
 ]
@@ -291,10 +292,8 @@ def parsed(raw: bytes | None) -> Any:
 
     if raw is None:
         raise MalformedMessage(f"over {MAX_INPUT} bytes")
-    try:
+    with refusing(strict_json.StrictJSONError, str, MalformedMessage):
         return strict_json.loads(raw, depth=JSON_DEPTH, wide=True)
-    except strict_json.StrictJSONError as error:
-        raise MalformedMessage(str(error)) from error
 
 
 def standard_input() -> BinaryIO:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
-import time
-from collections.abc import Callable, Iterator
 from contextlib import suppress
-from io import BufferedReader
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from mqauth import Detector, Thresholds, load
-from mqauth.audit.chain import as_json, verify_chain
+from mqauth.audit.chain import MAX_LINE, as_json, verify_chain
 from mqauth.audit.disk import last_lines
-from mqauth.audit.file import parts, read_heads, with_parts
+from mqauth.audit.file import read_heads, with_parts
 from mqauth.audit.query import (
     DIMENSIONS,
     TIMES,
@@ -39,13 +36,15 @@ from mqauth.cli.app import (
     group,
     print_json,
     progress_bar,
+    standard_input,
 )
 from mqauth.cli.forms import Column, one_line, pick, table_lines
-from mqauth.errors import file_errors, refusing, require
+from mqauth.errors import refusing, require
 from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
 
 app: Final = group("Check, read and search audit files.", "mqauth audit verify FILE")
+_STDIN: Final = Path("-")
 Files = Annotated[list[Path], typer.Argument(help="Audit files, oldest first; their rotated parts are found.")]
 
 
@@ -95,25 +94,20 @@ def verify(
 
 @app.command("tail")
 def tail(
-    file: Annotated[Path, typer.Argument(help="An audit file.")],
+    file: Annotated[Path, typer.Argument(help="An audit file; - for records on standard input.")],
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=100_000, help="How many records.")] = 20,
-    on: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on as the file grows and is rotated, until interrupted.")
-    ] = False,
     json: Json = False,
 ) -> None:
-    """Show the last records of a file. With --follow it goes on with those that come after them."""
-    print_tail(file, lines=lines, on=on, json=json, wait=lambda: time.sleep(0.25))
-
-
-def print_tail(file: Path, *, lines: int, on: bool, json: bool, wait: Callable[[], None]) -> None:
-    """Print the last records of a file; ``wait`` is called where a followed file has nothing new."""
-    for raw in last_lines(file, lines):
-        with refusing(ValueError, f"{file}: its end is no audit record"):
+    """Show the last records of a file. To see those that come: tail -F FILE | mqauth audit tail -."""
+    if file != _STDIN:
+        for raw in last_lines(file, lines):
+            with refusing(ValueError, f"{file}: its end is no audit record"):
+                _show(parse_record(raw), json)
+        return
+    for raw in iter(partial(standard_input().readline, MAX_LINE), b""):
+        # A line that somebody damaged is for `audit verify` to name.
+        with suppress(ValueError):
             _show(parse_record(raw), json)
-    if on:
-        for record in follow(file, wait):
-            _show(record, json)
 
 
 @app.command("show")
@@ -232,44 +226,3 @@ def _sentence(record: Record) -> str:
     where = member(record, "broker").get("destination") or asker
     who = who if claims else "no token"
     return f"{record.get('time')}  {verdict}  {where}  {proof}{who}  {record.get('detail') or ''}".rstrip()
-
-
-def follow(path: Path, wait: Callable[[], None]) -> Iterator[Record]:
-    """Yield every record that is written to a file from now on, through rotation, without end.
-
-    Args:
-        path: the file; where it is rotated, its parts are read to their end first.
-        wait: called where there is nothing new; an exception of it ends the iteration.
-
-    Raises:
-        ConfigurationError: the file cannot be read.
-    """
-    with file_errors(path):
-        file = path.open("rb")
-    file.seek(0, os.SEEK_END)
-    later: BufferedReader | None = None
-    try:
-        while True:
-            # The records up to the last newline; a file that was cut is read from its beginning.
-            if os.fstat(file.fileno()).st_size < file.tell():
-                file.seek(0)
-            while (raw := file.readline()).endswith(b"\n"):
-                # A line that somebody damaged is for `audit verify` to name.
-                with suppress(ValueError):
-                    yield parse_record(raw)
-            file.seek(-len(raw), os.SEEK_CUR)
-            if later is not None:
-                # Lines that the writer added between the last look and the rename are read by now.
-                file.close()
-                file, later = later, None
-                continue
-            # Between a rename and the creation of the new file there is none: it is looked for again.
-            with suppress(OSError):
-                files, own = parts(path), os.fstat(file.fileno())
-                numbers = [number for number, part in enumerate(files) if os.path.samestat(own, part.stat())]
-                after = (numbers[0] if numbers else len(files) - 2) + 1
-                later = files[after].open("rb") if after < len(files) else None
-            if later is None:
-                wait()
-    finally:
-        file.close()

@@ -44,8 +44,8 @@ from mqauth.cli.serve import (
 from mqauth.cli.settings import file_of, key_reader, review_of, reviewer_of, settings_of
 from mqauth.errors import refusing, require
 from mqauth.http.connection import FetchFailed
-from mqauth.keystore import ReferenceKey
 from mqauth.review import MakeReleaser, SharedAuditFile, reviewers_releaser
+from mqauth.wire.keys import SigningKey
 
 if TYPE_CHECKING:
     from mqauth.console import Provider
@@ -117,7 +117,7 @@ def console(
     if read_key is not None:
         # The name of whoever signs in with the local token, for which the key has to speak. Without tokens
         # everybody has a name of their own; any name that the key speaks for shows that it is good.
-        subjects = () if tokens else read_key().subjects or ()
+        subjects = () if tokens else getattr(read_key(), "subjects", None) or ()
         name = reviewer_of(read_key, reviewer or min(subjects, default=None))
         powers()["releaser"](name)
     # Wrong settings of the provider are told now. One that cannot be reached stops no start: it may come back.
@@ -165,7 +165,7 @@ def console(
 
 
 def _powers(
-    config: Path | None, read_key: Callable[[], Key | ReferenceKey] | None, *, authority: str | None, lifetime: int
+    config: Path | None, read_key: Callable[[], Key | SigningKey] | None, *, authority: str | None, lifetime: int
 ) -> dict[str, Any]:
     """Return the pipeline and the releaser of one session; each has its own, since each has its own loop."""
     guard = None if config is None else load(config).trial

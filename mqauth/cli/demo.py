@@ -24,14 +24,12 @@ from mqauth import (
     Reason,
     Signer,
     Verified,
-    Verifier,
 )
 from mqauth.audit.chain import verify_chain
 from mqauth.cli.app import Json, answer
 from mqauth.cli.broker import check_url, reached
 from mqauth.cli.forms import Column, table_lines
 from mqauth.errors import refusing, require
-from mqauth.judging.policy import Policy
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage import MemoryStage, Stage
 from mqauth.testing.token_attacks import ATTACKS, honest_message
@@ -53,23 +51,23 @@ _COLUMNS: Final = (
 
 @dataclass(slots=True, kw_only=True)
 class Case:
-    """One case of a demo, and what became of it, read back from whoever decided on it.
+    """One case of the demo, and what became of it, read back from the consumer.
 
     Args:
         case: its name, which stands in a header of the message.
         story: what it is, for the table.
         expected: ``accepted``, or the reason for which it must be refused.
-        message: what is published; ``None`` of a question to an authority.
+        message: what is published.
         signer: signs the message when it is published.
-        verdict: ``accepted``, ``rejected``, ``lost``, or what became of a question to an authority.
-        reason: of its dead letter or its refusal; ``None`` where there is none.
+        verdict: ``accepted``, ``rejected`` or ``lost``.
+        reason: of its dead letter; ``None`` where there is none.
         audit: whether the audit has a record of a rejection.
     """
 
     case: str
     story: str
     expected: str
-    message: Message | None = None
+    message: Message
     signer: Signer | None = None
     verdict: str = LOST
     reason: str | None = None
@@ -81,55 +79,6 @@ class Case:
         if self.expected == ACCEPTED:
             return self.verdict == ACCEPTED
         return self.reason == self.expected and self.verdict != LOST and self.audit
-
-
-def consumed(
-    stage: Stage, verifier: Verifier, policy: Policy, audit: AuditFile, cases: list[Case], *, keep: bool
-) -> list[Case]:
-    """Publish cases, consume them, and return them with what became of each.
-
-    Args:
-        stage: where the cases are published.
-        verifier: knows whom the consumer trusts.
-        policy: says who may publish there.
-        audit: its audit file.
-        cases: what is published.
-        keep: whether every verdict is recorded, and not rejections alone.
-    """
-    for case in cases:
-        message = require(case.message, "no message")
-        if case.signer is None:
-            stage.inject(message)
-        else:
-            stage.produce(case.signer, message)
-    handled: list[Verified] = []
-    pipeline = Pipeline(
-        verifier=verifier,
-        policy=policy,
-        replay=MemoryReplayStore(),
-        audit=audit,
-        record="all" if keep else "rejections",
-        attempts=Attempts(limit=1),
-    )
-    # Also where an attack is handled: the table has to say so.
-    stage.consume(pipeline, handled.append, until=lambda: len(handled) + len(stage.letters()) >= len(cases))
-    recorded = frozenset(re.findall(r'"(?:id|jti)":"([^"]*)"', audit.path.read_text("utf-8")))
-    letters: dict[str, Message] = {}
-    for letter in stage.letters():
-        # The replay is a copy of honest-0 and has its name, so it is known by its reason.
-        is_copy = _header(letter, _REASON_HEADER) == Reason.REPLAYED.value
-        letters["replay" if is_copy else _header(letter, _CASE_HEADER)] = letter
-    tokens = {_text(verified.header(_CASE_HEADER)): verified.jti for verified in handled}
-    if len(tokens) < len(handled):
-        tokens = {}
-    for case in cases:
-        trace, dead = tokens.get(case.case), letters.get(case.case)
-        if (trace is None) is not (dead is None):
-            case.verdict = ACCEPTED if dead is None else "rejected"
-        if dead is not None:
-            trace, case.reason = _header(dead, "mqauth-dead-audit"), _header(dead, _REASON_HEADER)
-        case.audit = trace in recorded
-    return cases
 
 
 def named(message: Message, name: str) -> Message:
@@ -177,9 +126,6 @@ def demo(
         typer.Option("--audit-file", help="Keep the audit file here, with its signed heads beside it."),
     ] = None,
     messages: Annotated[int, typer.Option("--messages", min=1, help="How many honest messages.")] = 3,
-    identity: Annotated[
-        bool, typer.Option("--identity", help="In memory: an authority gives identities, and cuts one off.")
-    ] = False,
 ) -> int:
     """Run a producer, a consumer and an attacker, and show what became of every message.
 
@@ -188,7 +134,6 @@ def demo(
     """
     # Each rejection is a line of the table already.
     logging.getLogger("mqauth").addHandler(logging.NullHandler())
-    require(broker is None or not identity, "--identity: in memory only, without --broker")
     with contextlib.ExitStack() as stack:
         stage: Stage = MemoryStage()
         if broker is not None:
@@ -211,12 +156,7 @@ def demo(
                 pem.write_bytes(Key.generate().to_pem())
             heads = HeadFile(f"{audit}.heads", Key.load(pem))
         with AuditFile(audit or folder / "audit.jsonl", heads=heads, fsync=audit is not None) as file:
-            if identity:
-                # It needs the authority, which the other demo does not.
-                play = import_module("mqauth.cli.identity_demo").play
-                cases: list[Case] = play(file, folder, messages)
-            else:
-                cases = _direct(stage, file, messages, keep=audit is not None)
+            cases = _cases(stage, file, messages, keep=audit is not None)
         chain = "intact" if verify_chain(file.path).intact else "broken"
     lost = sum(case.verdict == LOST for case in cases)
     attacks = [case for case in cases if case.expected != ACCEPTED]
@@ -231,15 +171,22 @@ def demo(
         *table_lines(f"mqauth demo on {stage.name}", _COLUMNS, cells),
         *([f"NOT as expected: {', '.join(odd)}"] if odd else []),
         f"{len(cases) - len(attacks)} honest messages handled,"
-        f" {refused} of {len(attacks)} attacks {'refused' if identity else 'dead-lettered'}, {lost} lost;",
+        f" {refused} of {len(attacks)} attacks dead-lettered, {lost} lost;",
         f"audit chain {chain}.",
-        *(() if identity else _NEXT),
+        *_NEXT,
     )
     return 0 if chain == "intact" and not odd else 1
 
 
-def _direct(stage: Stage, audit: AuditFile, messages: int, *, keep: bool) -> list[Case]:
-    """Return the honest messages, every attack that fits the broker, and a replay of the first message."""
+def _cases(stage: Stage, audit: AuditFile, messages: int, *, keep: bool) -> list[Case]:
+    """Return what became of honest messages, every attack that fits the broker, and a replay of the first message.
+
+    Args:
+        stage: where they are published.
+        audit: the consumer's audit file.
+        messages: how many are honest.
+        keep: whether every verdict is recorded, and not rejections alone.
+    """
     forge, target = Forge(lifetime=600), stage.destination
     honest = [named(honest_message(target, number), f"honest-{number}") for number in range(messages)]
     first = forge.signer().sign(honest[0])
@@ -257,4 +204,37 @@ def _direct(stage: Stage, audit: AuditFile, messages: int, *, keep: bool) -> lis
             message=first,
         )
     )  # fmt: skip
-    return consumed(stage, forge.verifier(), forge.policy(target), audit, cases, keep=keep)
+    # They are published, and consumed.
+    for case in cases:
+        if case.signer is None:
+            stage.inject(case.message)
+        else:
+            stage.produce(case.signer, case.message)
+    handled: list[Verified] = []
+    pipeline = Pipeline(
+        verifier=forge.verifier(),
+        policy=forge.policy(target),
+        replay=MemoryReplayStore(),
+        audit=audit,
+        record="all" if keep else "rejections",
+        attempts=Attempts(limit=1),
+    )
+    # Also where an attack is handled: the table has to say so.
+    stage.consume(pipeline, handled.append, until=lambda: len(handled) + len(stage.letters()) >= len(cases))
+    recorded = frozenset(re.findall(r'"(?:id|jti)":"([^"]*)"', audit.path.read_text("utf-8")))
+    letters: dict[str, Message] = {}
+    for letter in stage.letters():
+        # The replay is a copy of honest-0 and has its name, so it is known by its reason.
+        is_copy = _header(letter, _REASON_HEADER) == Reason.REPLAYED.value
+        letters["replay" if is_copy else _header(letter, _CASE_HEADER)] = letter
+    tokens = {_text(verified.header(_CASE_HEADER)): verified.jti for verified in handled}
+    if len(tokens) < len(handled):
+        tokens = {}
+    for case in cases:
+        trace, dead = tokens.get(case.case), letters.get(case.case)
+        if (trace is None) is not (dead is None):
+            case.verdict = ACCEPTED if dead is None else "rejected"
+        if dead is not None:
+            trace, case.reason = _header(dead, "mqauth-dead-audit"), _header(dead, _REASON_HEADER)
+        case.audit = trace in recorded
+    return cases

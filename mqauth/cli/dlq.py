@@ -27,6 +27,7 @@ from mqauth.cli.app import (
     PassphraseFile,
     Reviewer,
     To,
+    Yes,
     answer,
     group,
     options,
@@ -94,7 +95,7 @@ def _acting(
     *,
     rate: Annotated[float | None, typer.Option("--rate", help="Rate limit (dead letters per second).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> dict[str, Any]:
     """Return how an act is carried out."""

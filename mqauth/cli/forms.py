@@ -60,8 +60,7 @@ def pick(given: str, known: Iterable[str], *, option: str, least: int = TO_READ)
     if given in fitting:
         return given
     require(len(given) >= least, f"{option} {given}: give the id, or at least its first {least} characters")
-    if not fitting:
-        raise CommandFailed(f"{option} {given}: there is none that begins so")
+    require(fitting, f"{option} {given}: there is none that begins so", CommandFailed)
     more = ", ..." if len(fitting) > _NAMED else ""
     require(len(fitting) == 1, f"{option} {given}: {len(fitting)} begin so: {', '.join(fitting[:_NAMED])}{more}")
     return fitting[0]
@@ -80,8 +79,7 @@ def confirmed(question: str, refusal: str, *, quiet: bool) -> None:
         CommandFailed: the answer is no.
     """
     require(not quiet and sys.stdin.isatty(), refusal)
-    if not typer.confirm(question, err=True):
-        raise CommandFailed("nothing was done")
+    require(typer.confirm(question, err=True), "nothing was done", CommandFailed)
 
 
 def moment(text: str) -> float:

@@ -15,6 +15,7 @@ from mqauth.cli.app import (
     Json,
     PassphraseEnv,
     PassphraseFile,
+    Yes,
     answer,
     group,
     print_error,
@@ -53,7 +54,6 @@ KEY: Final = (
     Column("created (UTC)", more=True),
     Column("ready (UTC)", cut=False),
 )
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Dir = Annotated[Path, typer.Option("--dir", help="The keystore folder.")]
 Subjects = Annotated[
     list[str] | None,

@@ -20,7 +20,7 @@ from mqauth.audit.record import iso_time
 from mqauth.check import Severity, check
 from mqauth.check.rollout import HOUR, Standing, standings
 from mqauth.cli import rollout_steps
-from mqauth.cli.app import Json, answer, group
+from mqauth.cli.app import Config, Json, Yes, answer, group
 from mqauth.cli.forms import one_line
 from mqauth.cli.rollout_steps import Value, changed, number_of, split
 from mqauth.cli.settings import file_of, settings_of
@@ -33,7 +33,6 @@ from mqauth.judging.rollout import Rollout, Rung
 from mqauth.wire import destination as places
 
 app: Final = group("Bring signatures to a running system, step by step.", "mqauth rollout status")
-Config = Annotated[Path | None, typer.Option("--config", envvar="MQAUTH_CONFIG", help="The configuration file.")]
 Audit = Annotated[
     list[Path] | None,
     typer.Option("--audit-file", help="Audit file of a consumer; give those of all of them."),
@@ -41,7 +40,6 @@ Audit = Annotated[
 Destination = Annotated[str, typer.Argument(help="A destination or pattern, as the file lists it.")]
 Why = Annotated[str, typer.Option("--why", help="The reason, kept in the file.")]
 Print = Annotated[bool, typer.Option("--print", help="Print the new file, and change nothing.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 _WHO: Final = 32
 _DAY: Final = 86_400
 

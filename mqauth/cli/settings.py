@@ -13,8 +13,8 @@ from mqauth.config.declaration import read_file
 from mqauth.config.settings import FileSettings
 from mqauth.config.toml_file import read_passphrase
 from mqauth.errors import ConfigurationError, require
-from mqauth.keystore import ReferenceKey, signing_key
-from mqauth.wire.keys import Key
+from mqauth.keystore import signing_key
+from mqauth.wire.keys import Key, SigningKey
 
 FILE: Final = "mqauth.toml"
 
@@ -62,12 +62,12 @@ def given(value: Path | None, option: str, setting: Path | None) -> Path:
 
 def key_reader(
     path: Path, passphrase_env: str | None, passphrase_file: Path | None
-) -> Callable[[], Key | ReferenceKey]:
+) -> Callable[[], Key | SigningKey]:
     """Return a function that reads the reviewer's key from a keystore folder or PEM file."""
     return lambda: signing_key(path, passphrase=read_passphrase(env=passphrase_env, file=passphrase_file))
 
 
-def reviewer_of(read_key: Callable[[], Key | ReferenceKey], named: str | None) -> str:
+def reviewer_of(read_key: Callable[[], Key | SigningKey], named: str | None) -> str:
     """Return the name of the reviewer: as given, the key's only subject, or the user of this machine."""
-    subjects = sorted(read_key().subjects or ())
+    subjects = sorted(getattr(read_key(), "subjects", None) or ())
     return named or (subjects[0] if len(subjects) == 1 else getpass.getuser())

@@ -28,7 +28,7 @@ from mqauth.config.settings import ProducerSettings
 from mqauth.errors import ConfigurationError, require
 from mqauth.keystore import ActiveKey, JWKSFile, Keystore
 from mqauth.keystore.disk.folder import read_pem
-from mqauth.keystore.remote.jwks import JWKS, discover
+from mqauth.keystore.remote.jwks import JWKS
 from mqauth.keystore.remote.keyserver import KeyServer
 from mqauth.wire.keys import Key, KeySource
 
@@ -42,11 +42,10 @@ def key_source(source: SourceSettings, clock: Clock) -> KeySource:
     if source.file is not None:
         with source.table.located("file"):
             return JWKSFile(source.file, clock=clock, svid=source.svid)
-    given = {"clock": clock, **source.arguments(JWKS)}
+    # What is discovered is no SPIFFE bundle.
+    given = source.arguments(JWKS) | {"clock": clock, "svid": None if source.jwks is None else source.svid}
     with source.table.located("discovery" if source.jwks is None else "jwks"):
-        if source.jwks is None:
-            return discover(source.issuer, **given)
-        return JWKS(source.jwks, svid=source.svid, **given)
+        return JWKS(source.jwks or source.issuer, **given)
 
 
 def key_on_disk(producer: ProducerSettings, naming: Settings, subject: str, clock: Clock) -> Key | ActiveKey:

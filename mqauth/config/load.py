@@ -283,11 +283,11 @@ class Configuration:
         if settings.redis is None:
             return MemoryReplayStore(settings.capacity, clock=self._clock)
         try:
-            from mqauth.stores.redis import EitherRedisReplayStore
+            from mqauth.stores.redis import RedisReplayStore
         except ImportError as error:
             raise settings.table.refuse("store", 'needs redis-py: install "mqauth[redis]"') from error
         with settings.table.located("store"):
-            return EitherRedisReplayStore(settings.redis, clock=self._clock)
+            return RedisReplayStore.from_url(settings.redis, clock=self._clock)
 
     def _required(self, table: T | None, name: str) -> T:
         return require(table, f"{self.file}: [{name}]: required here, and missing")

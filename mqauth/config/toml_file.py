@@ -12,12 +12,13 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from mqauth.errors import ConfigurationError, require
+from mqauth.errors import ConfigurationError, refusing, require
 from mqauth.keystore.disk import files
 
 _MAX_FILE: Final = 1024 * 1024
@@ -106,13 +107,9 @@ class Table:
         if not condition:
             raise self.refuse(key, what)
 
-    @contextmanager
-    def located(self, key: str) -> Iterator[None]:
+    def located(self, key: str) -> AbstractContextManager[None]:
         """Turn a configuration error that is raised within the block into a refusal of a key."""
-        try:
-            yield
-        except ConfigurationError as error:
-            raise self.refuse(key, str(error)) from error
+        return refusing(ConfigurationError, str, partial(self.refuse, key))
 
     def mistyped(self, key: str, expected: str, value: Any) -> RefusedSetting:
         """Return the refusal of a value whose type is not the expected one."""

@@ -152,10 +152,8 @@ def _checked(
         kinds = r"application/(json|[a-z0-9.-]+\+json)"
         good = kind is None or re.fullmatch(kinds, kind.partition(";")[0].strip().lower(), re.ASCII)
         expect(good, "its content type is not JSON")
-        try:
+        with refusing(strict_json.StrictJSONError, lambda error: f"not JSON: {error}", FetchFailed):
             document, etag = strict_json.loads(_body(response, limit), depth=8), None
-        except strict_json.StrictJSONError as error:
-            raise FetchFailed(f"not JSON: {error}") from error
         expect(isinstance(document, dict), "not a JSON object")
     expect(document is not None or (status == 304 and etag is not None), f"status {status}")
     tag = headers.get("ETag")

@@ -108,8 +108,7 @@ class Protection:
         """
         if subscriber in self._processors:
             return self._processors[subscriber]
-        if self._guard is None:
-            raise ConfigurationError("subscribers need guard=")
+        require(self._guard is not None, "subscribers need guard=")
         # without a handler, get_one and iteration would give messages to code that settles nothing
         require(
             subscriber is not None and len(subscriber.calls),

@@ -7,7 +7,6 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from mqauth.errors import MalformedMessage, require
@@ -62,15 +61,3 @@ class AcceptAs:
             if proof is not None and batch.is_for(candidate, proof):
                 return replace(message, destination=candidate)
         return message
-
-
-def by_place(aliases: Iterable[AcceptAs]) -> Mapping[str, AcceptAs]:
-    """Return aliases by where messages arrive.
-
-    Raises:
-        ConfigurationError: two are of one destination.
-    """
-    listed = list(aliases)
-    by_destination = {alias.at: alias for alias in listed}
-    require(len(by_destination) == len(listed), "accept_as: one entry for each destination")
-    return by_destination

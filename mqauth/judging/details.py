@@ -7,7 +7,7 @@ it. What a message said (*found*) is escaped and bounded, and claimed until the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -53,7 +53,7 @@ def explain(delivery: Delivery, verifier: Verifier, policy: Policy) -> None:
             case = _Case(delivery, verifier, policy)
             actual, expected = tell(case)
             rejection.found = _bounded(actual)
-            rejection.expected = _bounded(expected) | _differs(rejection.found, _names(expected))
+            rejection.expected = _bounded(expected) | _differs(rejection.found, expected)
             rejection.is_claimed = rejection.reason not in SIGNED_REASONS
 
 
@@ -98,11 +98,6 @@ class _Case:
         return next((key for key in self.keys if key.kid == self.kid), None)
 
     @property
-    def where(self) -> str | None:
-        where = getattr(self.verifier.issuers[self.claims.iss].keys, "where", None)
-        return where if isinstance(where, str) else None
-
-    @property
     def names(self) -> tuple[str, ...]:
         """The names of the message's headers, each once."""
         return tuple(dict.fromkeys(form_of(self.message)[1]))[:_LOOKED_AT]
@@ -131,10 +126,11 @@ def _token_header(case: _Case) -> Both:
 
 def _key_unknown(case: _Case) -> Both:
     kids = tuple(key.kid for key in case.keys)
+    where = getattr(case.verifier.issuers[case.claims.iss].keys, "where", None)
     return {"issuer": case.claims.iss, "kid": case.kid}, {
         "kid": kids,
         "keys": len(kids) or None,
-        "read from": case.where,
+        "read from": where if isinstance(where, str) else None,
     }
 
 
@@ -259,19 +255,14 @@ def _text(value: object, most: int) -> str:
     return harmless(str(value)[: 2 * MAX_VALUE], MAX_VALUE)
 
 
-def _names(expected: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _differs(actual: dict[str, str], expected: dict[str, Any]) -> dict[str, str]:
+    """Return a note on the first value that is nearly one of those expected of its name."""
     for name, values in expected.items():
-        known: Iterable[object] = values if isinstance(values, tuple) else ()
-        yield from ((name, str(value)) for value in known)
-
-
-def _differs(actual: dict[str, str], known: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Say by how little a name differs from a configured one, where it is so little that one overlooks it."""
-    for name, value in known:
-        claimed = actual.get(name, "")
-        if claimed and claimed != value:
-            if claimed.rstrip("/") == value.rstrip("/"):
-                return {"note": "differs by a trailing slash"}
-            if claimed.strip().casefold() == value.strip().casefold():
-                return {"note": "differs in case or white space"}
+        for value in map(str, values if isinstance(values, tuple) else ()):
+            claimed = actual.get(name, "")
+            if claimed and claimed != value:
+                if claimed.rstrip("/") == value.rstrip("/"):
+                    return {"note": "differs by a trailing slash"}
+                if claimed.strip().casefold() == value.strip().casefold():
+                    return {"note": "differs in case or white space"}
     return {}

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Protocol, cast
 
-from mqauth.errors import Cause, ConfigurationError, MalformedMessage, require
+from mqauth.errors import Cause, MalformedMessage, refusing, require
 from mqauth.flow import Flow, answered, at_once, call
 from mqauth.judging.verified import Verified, producer_and_place
-from mqauth.logs import emit
 from mqauth.wire import destination, memo
 from mqauth.wire.claims import is_name
 
@@ -146,19 +145,6 @@ class Allow:
         )
 
 
-class UnsafeAllowAll:
-    """Allows every verified producer to publish anywhere, and warns each time it is built."""
-
-    version = "unsafe-allow-all"
-
-    def __init__(self) -> None:
-        emit("policy.unsafe", "UnsafeAllowAll: any producer of a trusted issuer may publish anywhere")
-
-    def decide(self, verified: Verified, /) -> Decision:
-        """Return ``ALLOW``."""
-        return Decision.ALLOW
-
-
 def on_the_spot(policy: Policy) -> Callable[[Verified], Any]:
     """Return what decides without waiting; of a policy that is kept elsewhere it may return ``None``."""
     return getattr(policy, "remembered", None) or policy.decide
@@ -228,7 +214,5 @@ def check_pattern(pattern: str) -> None:
     Raises:
         ConfigurationError: it is not in its form.
     """
-    try:
+    with refusing(MalformedMessage, lambda error: f"destination {pattern!r}: {error}"):
         destination.parse(place_of_pattern(pattern))
-    except MalformedMessage as error:
-        raise ConfigurationError(f"destination {pattern!r}: {error}") from error

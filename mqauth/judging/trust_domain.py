@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from mqauth.errors import require
-from mqauth.wire.identity import is_trust_domain
 from mqauth.wire.jwk import check_source
 from mqauth.wire.keys import Key, KeySource
 
@@ -59,15 +58,3 @@ class TrustDomain:
     def _pinned(self, key: Key) -> frozenset[str]:
         pinned = self.subjects or {}
         return pinned.get(key.kid, pinned.get("*", frozenset()))
-
-
-def refuse_overlap(domains: Iterable[str], issuers: Iterable[str]) -> None:
-    """Refuse a trust domain in another form, and an issuer that lies in one: it would pass for the authority.
-
-    Raises:
-        ConfigurationError: there is one.
-    """
-    require(all(map(is_trust_domain, domains)), "a trust domain is wimse:// or spiffe:// and a name")
-    for name in issuers:
-        inside = any(f"{name}/".startswith(f"{domain}/") for domain in domains)
-        require(not inside, f"the issuer {name!r} lies in a trust domain that is configured")

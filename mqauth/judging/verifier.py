@@ -15,11 +15,11 @@ from datetime import date
 from typing import Final, Literal
 
 from mqauth.errors import ConfigurationError, Reason, Rejection, require
-from mqauth.judging.accept_as import AcceptAs, by_place
+from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.identities import CAPACITY as REMEMBERED
 from mqauth.judging.identities import Identities, check_life, ends_of
 from mqauth.judging.token import CAPACITY, NOTHING, At, Candidate, Shape, Times, Token, Validity, is_revoked
-from mqauth.judging.trust_domain import TrustDomain, refuse_overlap
+from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verified import Verified, make_verified
 from mqauth.judging.without_evidence import WithoutEvidence
 from mqauth.letters.authorities import ReleaseAuthorities
@@ -27,7 +27,7 @@ from mqauth.letters.release import Release
 from mqauth.wire import batch, envelope, jwk, jws, memo
 from mqauth.wire.claims import MAX_NAME, Binding, Claims, is_name, parse
 from mqauth.wire.header_names import HeaderNames
-from mqauth.wire.identity import is_wit
+from mqauth.wire.identity import is_trust_domain, is_wit
 from mqauth.wire.keys import Key, KeySet, KeySource
 from mqauth.wire.message import PROTECTED_PROPERTIES, Form, Message, form_of
 
@@ -152,7 +152,9 @@ class Verifier:
         require(not isinstance(require_headers, str), "require_headers is a list of names")
         self.required = tuple(require_headers)
         self.allowed = HeaderNames("allow_unsigned_headers", allow_unsigned_headers, self.required)
-        self.aliases = by_place(accept_as)
+        aliases = list(accept_as)
+        self.aliases = {alias.at: alias for alias in aliases}
+        require(len(self.aliases) == len(aliases), "accept_as: one entry for each destination")
         self._reject_unsigned = unsigned_headers == "reject"
         self._covers = bool(self.required) or self._reject_unsigned
         self.user_id = user_id
@@ -378,5 +380,9 @@ def _issuers(keys: Mapping[str, KeySource | Issuer | TrustDomain]) -> dict[str, 
         for name, issuer in keys.items()
     }
     domains = [name for name, issuer in issuers.items() if isinstance(issuer, TrustDomain)]
-    refuse_overlap(domains, issuers.keys() - domains)
+    require(all(map(is_trust_domain, domains)), "a trust domain is wimse:// or spiffe:// and a name")
+    # An issuer that lies in a trust domain would pass for the authority.
+    for name in issuers.keys() - domains:
+        inside = any(f"{name}/".startswith(f"{domain}/") for domain in domains)
+        require(not inside, f"the issuer {name!r} lies in a trust domain that is configured")
     return issuers

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
-from mqauth.errors import MalformedMessage, Reason, Rejection, Unavailable, require
+from mqauth.errors import MalformedMessage, Reason, Rejection, Unavailable, refusing, require
 from mqauth.letters.release import (
     MAX_LIFETIME,
     NO_PAST,
@@ -250,20 +250,16 @@ def _signed(opened: OpenedRelease, keys: KeySet, received: float) -> Release:
         "the authority's key had retired before the release was made",
     )
     expect(subjects is None or release.sub in subjects, "the authority's key does not speak for this reviewer")
-    try:
+    with refusing(Rejection, lambda error: f"the release itself: {error.reason.value}", invalid):
         jws.verify(opened.opened, key)
-    except Rejection as error:
-        raise invalid(f"the release itself: {error.reason.value}") from error
     return release
 
 
 def _check_bindings(message: Message, release: Release) -> None:
     """Check that a release is about this message and about the producer's token on it."""
-    try:
+    with refusing(Rejection, lambda error: f"the release is of another message: {error.reason.value}", invalid):
         token = envelope.token_of(message)
         envelope.check(message, release.mqa, envelope.checked_encoder(form_of(message), release.mqa.hdr))
         covered = covered_names(token)
-    except Rejection as error:
-        raise invalid(f"the release is of another message: {error.reason.value}") from error
     expect(release.tok == base64url.digest(token), "the release is of another token")
     expect(release.mqa.hdr == covered, "the release covers other headers than the producer's token")

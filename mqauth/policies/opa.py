@@ -59,13 +59,11 @@ class Remembered(NamedTuple):
 
     Args:
         until: monotonic seconds; after that it is asked again.
-        decision: ``None`` where the answer was no decision.
-        failures: how often in a row it was none.
+        decision: what it was.
     """
 
     until: float
-    decision: Decision | None
-    failures: int = 0
+    decision: Decision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,12 +262,9 @@ class OPA:
             asked = self._pending.get(question)
             if asked is not None:
                 return asked
-            # Nobody asks while the agent is left alone, or while it has no decision for this question.
-            now, before = self._clock.monotonic(), self._decisions.get(question)
-            if now < self._pause.until:
+            # Nobody asks while the agent is left alone.
+            if self._clock.monotonic() < self._pause.until:
                 raise _unavailable(self._why)
-            if before is not None and before.decision is None and now < before.until:
-                raise _unavailable(_NO_DECISION)
             asked = self._pending[question] = Asked()
         try:
             begin(self._answer, question, asked)
@@ -290,7 +285,12 @@ class OPA:
             allowed, version = self._post(question.document)
             # In one step, so that nothing is remembered that another revision decided.
             with self._lock:
-                outcome = self._keep(question, allowed, begun, current=self._learn(version, begun))
+                current = self._learn(version, begun)
+                outcome = _unavailable(_NO_DECISION)
+                if type(allowed) is bool:
+                    outcome = Decision.ALLOW if allowed else Decision.DENY
+                    if current:
+                        self._decisions.keep(question, Remembered(begun + self._remember, outcome))
         except Exception as error:  # whatever goes wrong is no decision
             why = str(error) if isinstance(error, MqauthError) else f"the request broke: {type(error).__name__}"
             outcome = _unavailable(why)
@@ -309,19 +309,6 @@ class OPA:
             del self._pending[question]
             self._failed += isinstance(decision, Unavailable)
         asked.set_result(decision)
-
-    def _keep(self, question: Question, allowed: object, begun: float, *, current: bool) -> Decision | Unavailable:
-        """Remember a decision from when it was asked for; and for longer and longer that there was none."""
-        if type(allowed) is bool:
-            decision = Decision.ALLOW if allowed else Decision.DENY
-            if current:
-                self._decisions.keep(question, Remembered(begun + self._remember, decision))
-            return decision
-        before = self._decisions.get(question)
-        failures = 1 if before is None else before.failures + 1
-        until = self._clock.monotonic() + RETRIES.step(failures)
-        self._decisions.keep(question, Remembered(until, None, failures))
-        return _unavailable(_NO_DECISION)
 
     def _learn(self, version: str | None, begun: float) -> bool:
         """Note that the agent answered, by these revisions: what was decided by others is forgotten.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import tenacity
 
 from mqauth.audit.file import AuditFile
 from mqauth.audit.record import AuditRecord
-from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.errors import Cause, ConfigurationError, Unavailable, refusing
 
 
 class SharedAuditFile:
@@ -34,11 +35,9 @@ class SharedAuditFile:
         Raises:
             Unavailable: ``audit_unavailable``: the disk refused, or another process keeps the file.
         """
-        try:
-            with self._opened() as file:
-                file.write(record)
-        except ConfigurationError as error:
-            raise Unavailable(Cause.AUDIT_UNAVAILABLE, str(error)) from error
+        unavailable = partial(Unavailable, Cause.AUDIT_UNAVAILABLE)
+        with refusing(ConfigurationError, str, unavailable), self._opened() as file:
+            file.write(record)
 
     def _opened(self) -> AuditFile:
         # Again for as long as another writer has the lock.

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from mqauth.errors import ConfigurationError, MalformedMessage, require
+from mqauth.errors import MalformedMessage, refusing, require
 from mqauth.logs import harmless
 from mqauth.review.letter import Letter, Reading, read
 from mqauth.wire import json_form, strict_json
@@ -303,10 +303,8 @@ class Index(AbstractContextManager["Index"]):
         """
         rows = self._ask("SELECT letter FROM originals WHERE number = ?", [number])
         require(rows, "no such letter")
-        try:
+        with refusing(MalformedMessage, lambda error: f"the letter cannot be shown: {error}"):
             message = json_form.from_form(strict_json.loads(rows[0][0], depth=json_form.JSON_DEPTH, wide=True))
-        except MalformedMessage as error:
-            raise ConfigurationError(f"the letter cannot be shown: {error}") from error
         return read(Letter(message=message))
 
     def forms(self, wanted: Filter = ALL) -> Iterator[dict[str, Any]]:

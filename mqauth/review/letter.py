@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from mqauth.audit.record import MAX_SOURCE, iso_time
 from mqauth.audit.rollout_watch import RUNGS
-from mqauth.errors import MalformedMessage, Reason, Rejection, require
+from mqauth.errors import MalformedMessage, Reason, Rejection, refusing, require
 from mqauth.letters.dead_letter import LIVE_PROPERTIES, PREFIX, WRITTEN_ON_LETTERS, content_digest, letter_id
 from mqauth.letters.release import MAX_HOPS
 from mqauth.logs import harmless
@@ -246,10 +246,8 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
 
 
 def _parse(raw: bytes, part: str) -> Any:
-    try:
+    with refusing(strict_json.StrictJSONError, lambda error: f"the letter's {part} is {error}", MalformedMessage):
         return strict_json.loads(raw, depth=json_form.JSON_DEPTH, wide=True)
-    except strict_json.StrictJSONError as error:
-        raise MalformedMessage(f"the letter's {part} is {error}") from error
 
 
 def _token_fields(original: Message | None) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock
 from mqauth.errors import Cause, Unavailable, require
 from mqauth.replay.rules import ClaimRequest, ClaimStatus, Entry, judge
 from mqauth.stores.sqlite_file import SHARE, SQLiteFile
+from mqauth.threads import in_event_loop
 from mqauth.wire.message import Place
 
 A = TypeVar("A")
@@ -181,8 +182,7 @@ class FileReplayStore:
         if not self._file.is_ours:
             raise Unavailable(Cause.REPLAY_STORE_UNAVAILABLE, f"{self.where}: opened before a fork; {SHARE}")
         if not self._lock.acquire(blocking=waits):
-            with suppress(RuntimeError):
-                asyncio.get_running_loop()
+            if in_event_loop():
                 return asyncio.to_thread(self._alone, action, given, waits=True)  # type: ignore[arg-type]
             self._lock.acquire()
         try:

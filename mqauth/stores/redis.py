@@ -1,4 +1,4 @@
-"""Replay stores on Redis or Valkey, which all consumers of a scope share; one for each kind of client.
+"""A replay store on Redis or Valkey, which all consumers of a scope share, with and without an event loop.
 
 A claim is one Lua script and one round trip; so are up to 1,000 claims together. Redis counts leases by its own
 clock, and forgets an id by itself ``margin`` seconds after its token can last be accepted. Every failure is
@@ -11,11 +11,10 @@ The server is Redis 6.0 or newer (``SET ... KEEPTTL``) or Valkey, with ``maxmemo
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 import threading
 from collections.abc import Awaitable, Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, Final, TypeVar
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, Unavailable, needs_extra, require
@@ -23,6 +22,7 @@ from mqauth.flow import Flow, arun, call, run
 from mqauth.logs import emit
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.stores import redis_script
+from mqauth.threads import in_event_loop
 
 with needs_extra("redis"):
     import redis.asyncio.retry
@@ -30,12 +30,26 @@ with needs_extra("redis"):
 DEFAULT_TIMEOUT: Final = 2.0
 BATCH: Final = 1000
 _RETRIES: Final = 2
+R = TypeVar("R")
 
 
-class _RedisClaims:
-    """What both stores do, as flows, which serve synchronous and asynchronous clients alike."""
+class RedisReplayStore:
+    """Claims in Redis; threads may share it, and an event loop.
 
-    _asynchronous: ClassVar[bool]
+    What it answers is plain, or awaitable where the client of the calling thread is an asynchronous one.
+
+    Args:
+        client: a ``redis.Redis``, a ``redis.RedisCluster`` or a Sentinel's master, or one of ``redis.asyncio``,
+            which consumers without an event loop refuse. The caller closes it.
+        namespace: the first part of every key.
+        margin: seconds for which an id is kept after its token has expired. No copy gets in where clocks differ
+            by less than that, or after an outage that is shorter.
+        clock: tells how long a token still lives.
+        unsafe_lease_clock: counts leases in tests. Processes with clocks of their own may hold one claim at once.
+
+    Raises:
+        ConfigurationError: the client could wait for an answer for ever, or the margin is negative.
+    """
 
     def __init__(
         self,
@@ -46,16 +60,13 @@ class _RedisClaims:
         clock: Clock = SYSTEM_CLOCK,
         unsafe_lease_clock: Clock | None = None,
     ) -> None:
-        asynchronous = isinstance(client, redis.asyncio.Redis | redis.asyncio.RedisCluster)
-        if asynchronous is not self._asynchronous:
-            kind, other = ("asynchronous", "Async") if asynchronous else ("synchronous", "")
-            raise ConfigurationError(f"the Redis client is {kind}: use {other}RedisReplayStore")
         require(
             client.get_connection_kwargs().get("socket_timeout") is not None,
             "the Redis client needs a socket_timeout: a silent server would stop the consumer",
         )
         require(margin >= 0, f"margin is 0 seconds or more, not {margin}")
-        self._client = client
+        # For threads without an event loop, and for one with a loop.
+        self._plain = self._awaited = client
         self._namespace = namespace
         self._margin = margin
         self._clock = clock
@@ -67,6 +78,86 @@ class _RedisClaims:
         self._inspected = False
         self._inspecting = threading.Lock()
 
+    @classmethod
+    def from_url(
+        cls, url: str, *, timeout: float = DEFAULT_TIMEOUT, connections: int = 16, **settings: Any
+    ) -> RedisReplayStore:
+        """Return a store with clients of its own, one for threads and one for a loop; they connect when used.
+
+        Args:
+            url: ``redis://``, ``rediss://`` (TLS, always verified) or ``unix://``, with user and password.
+            timeout: seconds to wait for a connection, for an answer, and in a loop for one that is free.
+            connections: the most connections open at once in a loop, whatever the consumer's prefetch.
+            settings: as for the class. ``ssl_ca_certs`` and other options of the client belong in the URL.
+
+        Raises:
+            ConfigurationError: the URL is not valid or turns off the verification of TLS, or ``connections`` is
+                below 1.
+        """
+        require(connections >= 1, f"connections is at least 1, not {connections}")
+        # Short waits, because the consumer itself waits for the end of a longer outage.
+        backoff = redis.backoff.FullJitterBackoff(cap=0.5, base=0.05)
+        pool = _pool(redis.ConnectionPool, url, timeout, redis.retry.Retry(backoff, _RETRIES))
+        store = cls(redis.Redis.from_pool(pool), **settings)
+        retry = redis.asyncio.retry.Retry(backoff, _RETRIES)
+        pool = _pool(
+            redis.asyncio.BlockingConnectionPool, url, timeout, retry, max_connections=connections, timeout=timeout
+        )
+        store._awaited = redis.asyncio.Redis.from_pool(pool)
+        return store
+
+    def at_start(self) -> None:
+        """Refuse an asynchronous client in a consumer without an event loop.
+
+        Raises:
+            ConfigurationError: it is one.
+        """
+        client, awaits = self._client()
+        kind = f"{type(client).__module__}.{type(client).__name__}"
+        require(not awaits or in_event_loop(), f"this consumer has no event loop: give the store no {kind}")
+
+    def claim(self, request: ClaimRequest, /) -> ClaimStatus | Awaitable[ClaimStatus]:
+        """Take the lease where the rules allow it, in one round trip.
+
+        Raises:
+            Unavailable: ``replay_store_unavailable`` or ``replay_store_full``.
+        """
+        return self._made(self._claim_one(request))
+
+    def confirm(self, request: ClaimRequest, /) -> Awaitable[None] | None:
+        """Mark the claim as done, if this owner still holds it."""
+        return self._made(self._end(redis_script.Verb.CONFIRM, request))
+
+    def release(self, request: ClaimRequest, /) -> Awaitable[None] | None:
+        """Forget the claim, if this owner still holds it."""
+        return self._made(self._end(redis_script.Verb.RELEASE, request))
+
+    def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus] | Awaitable[list[ClaimStatus]]:
+        """Claim each, in order, in one round trip for every 1,000. On a cluster all must be of one scope."""
+        return self._made(self._claim(requests))
+
+    def close(self) -> None:
+        """Close the connections of threads."""
+        self._plain.close()
+
+    async def aclose(self) -> None:
+        """Close the connections of the event loop."""
+        await self._awaited.aclose()
+
+    def _client(self) -> tuple[Any, bool]:
+        """Return the client for this thread, and whether what it gives is to be awaited."""
+        client = self._awaited if in_event_loop() else self._plain
+        return client, isinstance(client, redis.asyncio.Redis | redis.asyncio.RedisCluster)
+
+    def _made(self, flow: Flow[R]) -> R | Awaitable[R]:
+        return arun(flow) if self._client()[1] else run(flow)
+
+    def _claim_one(self, request: ClaimRequest) -> Flow[ClaimStatus]:
+        return (yield from self._claim((request,)))[0]
+
+    def _end(self, verb: redis_script.Verb, request: ClaimRequest) -> Flow[None]:
+        yield from self._send(verb, (request,))
+
     def _claim(self, requests: Sequence[ClaimRequest]) -> Flow[list[ClaimStatus]]:
         letters = yield from self._send(redis_script.Verb.CLAIM, requests)
         try:
@@ -77,11 +168,12 @@ class _RedisClaims:
     def _send(self, verb: redis_script.Verb, requests: Sequence[ClaimRequest]) -> Flow[list[str]]:
         """Return the letter that the script answers to each request; it takes a round trip for every 1,000."""
         answers: list[str] = []
+        client, _ = self._client()
         try:
             if not self._inspected:
                 info, forbidden = dict[str, Any](), None
                 try:
-                    info = yield from call(self._client.info)
+                    info = yield from call(client.info)
                 except redis.exceptions.ResponseError as error:
                     forbidden = type(error).__name__
                 # Several first claims at once all ask the server; only one of them logs what it may forget.
@@ -110,14 +202,14 @@ class _RedisClaims:
                 )
                 given = (len(asked.keys), *asked.keys, *asked.arguments)
                 try:
-                    answer = yield from call(self._client.evalsha, redis_script.SHA, *given)
+                    answer = yield from call(client.evalsha, redis_script.SHA, *given)
                 # A server forgets its scripts when it restarts, or when another one takes over.
                 except redis.exceptions.NoScriptError:
-                    answer = yield from call(self._client.eval, redis_script.SCRIPT, *given)
+                    answer = yield from call(client.eval, redis_script.SCRIPT, *given)
                 answers += redis_script.letters(answer, asked)
         except redis.exceptions.ReadOnlyError as error:
             # The server has become a replica. Its name may lead to the new master by now, on a new connection.
-            pool = getattr(self._client, "connection_pool", None)
+            pool = getattr(client, "connection_pool", None)
             if pool is not None:
                 yield from call(pool.disconnect, False)
             raise self._unavailable(error) from error
@@ -131,181 +223,6 @@ class _RedisClaims:
         cause = Cause.REPLAY_STORE_FULL if full else Cause.REPLAY_STORE_UNAVAILABLE
         # The type alone: the text of a client's error may name users.
         return Unavailable(cause, f"{type(error).__name__} ({self.where})")
-
-
-class RedisReplayStore(_RedisClaims):
-    """Claims in Redis, for consumers without an event loop. Threads may share it.
-
-    Args:
-        client: a ``redis.Redis``, a ``redis.RedisCluster`` or a Sentinel's master. The caller closes it.
-        namespace: the first part of every key.
-        margin: seconds for which an id is kept after its token has expired. No copy gets in where clocks differ
-            by less than that, or after an outage that is shorter.
-        clock: tells how long a token still lives.
-        unsafe_lease_clock: counts leases in tests. Processes with clocks of their own may hold one claim at once.
-
-    Raises:
-        ConfigurationError: the client is asynchronous, it could wait for an answer for ever, or the margin is
-            negative.
-    """
-
-    _asynchronous = False
-
-    @classmethod
-    def from_url(cls, url: str, *, timeout: float = DEFAULT_TIMEOUT, **settings: Any) -> RedisReplayStore:
-        """Return a store with a client of its own, which connects with the first claim.
-
-        Args:
-            url: ``redis://``, ``rediss://`` (TLS, always verified) or ``unix://``, with user and password.
-            timeout: seconds to wait for a connection, and for an answer.
-            settings: as for the class. ``ssl_ca_certs`` and other options of the client belong in the URL.
-
-        Raises:
-            ConfigurationError: the URL is not valid, or turns off the verification of TLS.
-        """
-        return cls(
-            redis.Redis.from_pool(
-                _pool(redis.ConnectionPool, url, timeout, redis.retry.Retry(_backoff(), _RETRIES))
-            ),
-            **settings,
-        )
-
-    def claim(self, request: ClaimRequest, /) -> ClaimStatus:
-        """Take the lease where the rules allow it, in one round trip.
-
-        Raises:
-            Unavailable: ``replay_store_unavailable`` or ``replay_store_full``.
-        """
-        return run(self._claim((request,)))[0]
-
-    def confirm(self, request: ClaimRequest, /) -> None:
-        """Mark the claim as done, if this owner still holds it."""
-        run(self._send(redis_script.Verb.CONFIRM, (request,)))
-
-    def release(self, request: ClaimRequest, /) -> None:
-        """Forget the claim, if this owner still holds it."""
-        run(self._send(redis_script.Verb.RELEASE, (request,)))
-
-    def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
-        """Claim each, in order, in one round trip for every 1,000. On a cluster all must be of one scope."""
-        return run(self._claim(requests))
-
-    def close(self) -> None:
-        """Close the client's connections."""
-        self._client.close()
-
-
-class AsyncRedisReplayStore(_RedisClaims):
-    """Claims in Redis, for consumers in an event loop; synchronous consumers refuse it.
-
-    Args:
-        client: a ``redis.asyncio.Redis``, ``RedisCluster`` or a Sentinel's master. The caller closes it.
-        namespace: as for ``RedisReplayStore``, and so are all others.
-
-    Raises:
-        ConfigurationError: the client is synchronous, it could wait for an answer for ever, or the margin is
-            negative.
-    """
-
-    _asynchronous = True
-
-    @classmethod
-    def from_url(
-        cls, url: str, *, timeout: float = DEFAULT_TIMEOUT, connections: int = 16, **settings: Any
-    ) -> AsyncRedisReplayStore:
-        """Return a store with a client of its own, which connects with the first claim.
-
-        Args:
-            url: as for ``RedisReplayStore.from_url``.
-            timeout: seconds to wait for a connection, for an answer, and for a free one of the connections.
-            connections: the most connections open at once, whatever the consumer's prefetch.
-            settings: as for the class.
-
-        Raises:
-            ConfigurationError: the URL is not valid or turns off the verification of TLS, or ``connections`` is
-                below 1.
-        """
-        require(connections >= 1, f"connections is at least 1, not {connections}")
-        retry = redis.asyncio.retry.Retry(_backoff(), _RETRIES)
-        pool = _pool(
-            redis.asyncio.BlockingConnectionPool, url, timeout, retry, max_connections=connections, timeout=timeout
-        )
-        return cls(redis.asyncio.Redis.from_pool(pool), **settings)
-
-    async def claim(self, request: ClaimRequest, /) -> ClaimStatus:
-        """Take the lease where the rules allow it, in one round trip.
-
-        Raises:
-            Unavailable: ``replay_store_unavailable`` or ``replay_store_full``.
-        """
-        return (await arun(self._claim((request,))))[0]
-
-    async def confirm(self, request: ClaimRequest, /) -> None:
-        """Mark the claim as done, if this owner still holds it."""
-        await arun(self._send(redis_script.Verb.CONFIRM, (request,)))
-
-    async def release(self, request: ClaimRequest, /) -> None:
-        """Forget the claim, if this owner still holds it."""
-        await arun(self._send(redis_script.Verb.RELEASE, (request,)))
-
-    async def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
-        """Claim each, in order, in one round trip for every 1,000. On a cluster all must be of one scope."""
-        return await arun(self._claim(requests))
-
-    async def aclose(self) -> None:
-        """Close the client's connections."""
-        await self._client.aclose()
-
-
-class EitherRedisReplayStore:
-    """Claims in Redis for any consumer: awaitable where an event loop runs in the thread, plain elsewhere.
-
-    A configuration file names a URL, and does not say whether its consumer is asynchronous.
-
-    Args:
-        url: as for ``RedisReplayStore.from_url``.
-        settings: as for ``RedisReplayStore``.
-
-    Raises:
-        ConfigurationError: the URL is not valid, or turns off the verification of TLS.
-    """
-
-    def __init__(self, url: str, **settings: Any) -> None:
-        self._plain = RedisReplayStore.from_url(url, **settings)
-        self._awaited = AsyncRedisReplayStore.from_url(url, **settings)
-        self.where = self._plain.where
-
-    def claim(self, request: ClaimRequest, /) -> ClaimStatus | Awaitable[ClaimStatus]:
-        """Take the lease where the rules allow it, in one round trip.
-
-        Raises:
-            Unavailable: ``replay_store_unavailable`` or ``replay_store_full``.
-        """
-        return self._store().claim(request)
-
-    def confirm(self, request: ClaimRequest, /) -> Awaitable[None] | None:
-        """Mark the claim as done, if this owner still holds it."""
-        return self._store().confirm(request)
-
-    def release(self, request: ClaimRequest, /) -> Awaitable[None] | None:
-        """Forget the claim, if this owner still holds it."""
-        return self._store().release(request)
-
-    def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus] | Awaitable[list[ClaimStatus]]:
-        """Claim each, in order, in one round trip for every 1,000."""
-        return self._store().claim_many(requests)
-
-    def _store(self) -> RedisReplayStore | AsyncRedisReplayStore:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return self._plain
-        return self._awaited
-
-
-def _backoff() -> redis.backoff.AbstractBackoff:
-    # Short waits, because the consumer itself waits for the end of a longer outage.
-    return redis.backoff.FullJitterBackoff(cap=0.5, base=0.05)
 
 
 def _pool(kind: Any, url: str, timeout: float, retry: Any, /, **limits: float) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from mqauth.audit.disk import open_private, sync_folder, undone_on_error
-from mqauth.errors import Cause, ConfigurationError, file_errors, refusing, require
+from mqauth.errors import Cause, file_errors, refusing, require
 
 SHARE: Final = "several processes (prefork, replicas) share a store on Redis or Valkey"
 MOUNTS: Final = Path("/proc/self/mountinfo")
@@ -78,20 +78,15 @@ class SQLiteFile:
         self._opened = ExitStack()
         for descriptor in self._descriptors:
             self._opened.callback(os.close, descriptor)
-        with undone_on_error(self._opened.close):
-            try:
-                self.connection, self._syncing = self._connect(), self._connect()
-                execute = self.connection.execute
-                if execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
-                    self.connection.executescript(
-                        f"BEGIN; {schema}; PRAGMA application_id = {application}; COMMIT"
-                    )
-                (application_id,) = execute("PRAGMA application_id").fetchone()
-                require(application_id == application, f"{path}: another program's file")
-                # A page that is damaged is to be met here, and not while messages are handled.
-                require(execute("PRAGMA quick_check(1)").fetchone() == ("ok",), f"{path}: {_DAMAGE}")
-            except sqlite3.Error as error:
-                raise ConfigurationError(self.words(error)[1]) from error
+        with undone_on_error(self._opened.close), refusing(sqlite3.Error, lambda error: self.words(error)[1]):
+            self.connection, self._syncing = self._connect(), self._connect()
+            execute = self.connection.execute
+            if execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+                self.connection.executescript(f"BEGIN; {schema}; PRAGMA application_id = {application}; COMMIT")
+            (application_id,) = execute("PRAGMA application_id").fetchone()
+            require(application_id == application, f"{path}: another program's file")
+            # A page that is damaged is to be met here, and not while messages are handled.
+            require(execute("PRAGMA quick_check(1)").fetchone() == ("ok",), f"{path}: {_DAMAGE}")
         _OPEN.append(self)
 
     @property

@@ -5,11 +5,8 @@ aio-pika needs a running event loop. The stage keeps one on a thread, and its pl
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import uuid
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractQueue, AbstractRobustConnection
@@ -18,11 +15,10 @@ from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.translate import from_native, to_native
 from mqauth.judging.pipeline import Handler, Pipeline
 from mqauth.signer import Signer
-from mqauth.testing.stage import PATIENCE, wait_until
+from mqauth.testing.loop_thread import LoopThread
+from mqauth.testing.stage import wait_until
 from mqauth.wire import destination
 from mqauth.wire.message import Message
-
-R = TypeVar("R")
 
 
 class RabbitMQStage:
@@ -41,13 +37,12 @@ class RabbitMQStage:
         self.queue = f"{self._exchange}.orders"
         self.dead = f"{self._exchange}.dead"
         self._prefetch = prefetch
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
+        self._thread = LoopThread()
+        self._call = self._thread.call
         try:
             self._call(self._open(url))
         except BaseException:
-            self._end_loop()
+            self._thread.close()
             raise
 
     def produce(self, signer: Signer, message: Message) -> None:
@@ -87,15 +82,7 @@ class RabbitMQStage:
         try:
             self._call(self._close())
         finally:
-            self._end_loop()
-
-    def _call(self, work: Coroutine[Any, Any, R]) -> R:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)
-
-    def _end_loop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(PATIENCE)
-        self._loop.close()
+            self._thread.close()
 
     async def _open(self, url: str) -> None:
         """Connect once to consume and once to publish, and declare everything."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from mqauth.flow import arun, call
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 
 
@@ -34,7 +35,7 @@ class PlainBatchStore(PlainStore, Protocol):
 
 
 class Blocking:
-    """An asynchronous store that can be called without awaiting.
+    """A store that is called in an event loop, and can be called here without awaiting.
 
     Args:
         store: the store, made for the runner's loop.
@@ -47,18 +48,17 @@ class Blocking:
 
     def claim(self, request: ClaimRequest, /) -> ClaimStatus:
         """Claim a message, or renew its claim."""
-        status: ClaimStatus = self._runner.run(self._store.claim(request))
+        status: ClaimStatus = self._runner.run(arun(call(self._store.claim, request)))
         return status
 
     def confirm(self, request: ClaimRequest, /) -> None:
         """Mark a claim as done."""
-        self._runner.run(self._store.confirm(request))
+        self._runner.run(arun(call(self._store.confirm, request)))
 
     def release(self, request: ClaimRequest, /) -> None:
         """Forget a claim."""
-        self._runner.run(self._store.release(request))
+        self._runner.run(arun(call(self._store.release, request)))
 
     def claim_many(self, requests: Sequence[ClaimRequest], /) -> list[ClaimStatus]:
         """Claim each message, in order."""
-        statuses: list[ClaimStatus] = self._runner.run(self._store.claim_many(requests))
-        return statuses
+        return self._runner.run(arun(call(self._store.claim_many, requests)))

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, cast
 
-from mqauth.errors import MalformedMessage, Reason, Rejection
+from mqauth.errors import MalformedMessage, Reason, Rejection, require
 from mqauth.wire import destination, strict_json
 
 PROFILE_VERSION: Final = 1
@@ -259,10 +260,8 @@ def time_claim(members: dict[str, Any], name: str) -> int:
     return int(value)
 
 
-def _require(condition: object, refusal: str) -> None:
-    if not condition:
-        raise _malformed(refusal)
-
-
 def _malformed(detail: str) -> Rejection:
     return Rejection(Reason.CLAIMS_MALFORMED, detail)
+
+
+_require: Final = partial(require, error=_malformed)

@@ -332,13 +332,11 @@ _IS_WIT: Final = memo.Memo(_begins_as_wit)
 _PROOF_HEADERS: Final = memo.Memo(_proof_header)
 
 
-def _require(condition: object, refusal: str) -> None:
-    if not condition:
-        raise _invalid(refusal)
-
-
 def _invalid(detail: str) -> Rejection:
     return Rejection(Reason.IDENTITY_INVALID, f"{detail}, of the identity" if detail else "")
+
+
+_require: Final = partial(require, error=_invalid)
 
 
 def _malformed(detail: str) -> Rejection:

@@ -76,10 +76,8 @@ def load_key_set(
     parsed: Any = document
     if isinstance(document, bytes):
         require(len(document) <= MAX_DOCUMENT, f"{name}: over {MAX_DOCUMENT} bytes")
-        try:
+        with refusing(strict_json.StrictJSONError, lambda error: f"{name}: {error}"):
             parsed = strict_json.loads(document, depth=8)
-        except strict_json.StrictJSONError as error:
-            raise ConfigurationError(f"{name}: {error}") from error
     listed = parsed.get("keys") if isinstance(parsed, Mapping) else None
     if not isinstance(listed, list):
         raise ConfigurationError(f"{name}: no JSON object with a list of keys")
@@ -164,12 +162,21 @@ def load_key(members: Any, *, svid: Svid | None = None) -> Key:
     operations = members.get("key_ops", ["verify"])
     require(isinstance(operations, list) and "verify" in operations, "its key_ops do not allow verify")
     public = public_key(members)
+    # The algorithm belongs to the key: an RSA key says which one, and Ed25519 is EdDSA (RFC 9864).
+    require("alg" in members or not isinstance(public, rsa.RSAPublicKey), "an RSA key without alg")
+    algorithm = members["alg"] if "alg" in members else natural_algorithm(public)
+    require(isinstance(algorithm, str), "its alg is no text")
+    subjects = members.get("mqauth_sub", [])
+    require(
+        isinstance(subjects, list) and all(claims.is_name(subject) for subject in subjects),
+        "its mqauth_sub is no list of subjects",
+    )
     expires, revocation = _end(members)
     return Key(
         kid=str(kid),
-        algorithm=_algorithm(members, public),
+        algorithm="EdDSA" if algorithm == "Ed25519" else algorithm,
         public=public,
-        subjects=_subjects(members),
+        subjects=frozenset(subjects) if "mqauth_sub" in members else None,
         expires=expires,
         revocation=revocation,
     )
@@ -227,28 +234,6 @@ def _octets(members: Mapping[str, Any], name: str) -> bytes:
     value = members.get(name)
     require(isinstance(value, str), f"no {name}", ValueError)
     return base64url.decode(str(value).encode("ascii"))
-
-
-def _algorithm(members: Mapping[str, Any], public: PublicKey) -> str:
-    """Return the algorithm that a JWK names, or that its curve decides."""
-    if "alg" not in members:
-        require(not isinstance(public, rsa.RSAPublicKey), "an RSA key without alg")
-        return natural_algorithm(public)
-    named = members["alg"]
-    require(isinstance(named, str), "its alg is no text")
-    return "EdDSA" if named == "Ed25519" else str(named)
-
-
-def _subjects(members: Mapping[str, Any]) -> frozenset[str] | None:
-    """Return the producers that a key may speak for, if the JWK says."""
-    if "mqauth_sub" not in members:
-        return None
-    listed = members["mqauth_sub"]
-    require(
-        isinstance(listed, list) and all(claims.is_name(subject) for subject in listed),
-        "its mqauth_sub is no list of subjects",
-    )
-    return frozenset(listed)
 
 
 def _end(members: Mapping[str, Any]) -> tuple[int | None, Revocation | None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from mqauth.errors import ConfigurationError, Rejection, require
+from mqauth.errors import Rejection, refusing, require
 from mqauth.wire import base64url, identity, strict_json
 from mqauth.wire.claims import Claims
 from mqauth.wire.keys import PublicKey, SigningKey, public_members
@@ -30,11 +30,11 @@ class WorkloadKey:
     __slots__ = ("_key", "before", "host", "identity", "prefix", "wth")
 
     def __init__(self, wit: str, key: SigningKey, public: PublicKey, host: str = "") -> None:
-        try:
+        with refusing(
+            (Rejection, UnicodeEncodeError), lambda error: f"no WIT: {getattr(error, 'detail', 'not ASCII')}"
+        ):
             require(identity.is_wit(wit.encode("ascii")), "it is no wit+jwt")
             parsed = identity.parse_wit(wit.encode("ascii"))
-        except (Rejection, UnicodeEncodeError) as error:
-            raise ConfigurationError(f"no WIT: {getattr(error, 'detail', 'not ASCII')}") from error
         require(
             {name: parsed.jwk.get(name) for name in public_members(public)} == public_members(public),
             "the identity vouches for another key",

@@ -19,7 +19,7 @@ import confluent_kafka
 from mqauth.brokers.confluent.client import check_consumer
 from mqauth.brokers.confluent.poller import Poller
 from mqauth.brokers.confluent.producer import Producer, Replies
-from mqauth.brokers.event_loop import in_event_loop, letters_on_thread
+from mqauth.brokers.event_loop import letters_on_thread
 from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.brokers.log.event_loop import AsyncLogConsumer
 from mqauth.brokers.log.transaction import TransactionalLetters
@@ -28,7 +28,7 @@ from mqauth.errors import require
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Handler, Pipeline, V
 from mqauth.letters.dead_letter import DeadLetterSink
-from mqauth.threads import DaemonThread
+from mqauth.threads import DaemonThread, in_event_loop
 from mqauth.wire.message import Message
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from mqauth.brokers.dead_letters import (
 )
 from mqauth.brokers.pika.link import LOST, Line, Link, here, link_of
 from mqauth.brokers.pika.translate import PERSISTENT, carries, check_properties, to_properties
-from mqauth.errors import Cause, MqauthError, Unavailable
+from mqauth.errors import Cause, MqauthError, Unavailable, refusing
 from mqauth.flow import arun
 from mqauth.letters.dead_letter import DeadLetter, Oversize, check_oversize
 from mqauth.wire import strict_json as strictjson
@@ -192,10 +192,8 @@ class _Sink:
         return here(ask())
 
     async def _send(self, body: bytes, properties: BasicProperties) -> None:
-        try:
+        with refusing(UnroutableError, "the queue does not exist", partial(Unavailable, self.cause)):
             await self._publisher.publish("", self.name, body, properties, mandatory=True)
-        except UnroutableError as error:
-            raise Unavailable(self.cause, "the queue does not exist") from error
 
 
 class DeadLetters(_Sink):

@@ -20,7 +20,8 @@ from pika import BlockingConnection, spec
 from pika.exceptions import AMQPConnectionError, AMQPError
 
 from mqauth.brokers.queue.client import RoundTrip
-from mqauth.errors import ConfigurationError, require
+from mqauth.errors import require
+from mqauth.threads import in_event_loop
 
 R = TypeVar("R")
 LOST: Final = (AMQPError, OSError)
@@ -259,8 +260,10 @@ def link_of(connection: BlockingConnection | Link) -> Link:
     """
     if isinstance(connection, Link):
         return connection
-    if not isinstance(connection, BlockingConnection):
-        raise ConfigurationError(f"a pika.BlockingConnection is needed, not {type(connection).__name__}")
+    require(
+        isinstance(connection, BlockingConnection),
+        f"a pika.BlockingConnection is needed, not {type(connection).__name__}",
+    )
     return _LINKS.get(connection) or _LINKS.setdefault(connection, Link(connection))
 
 
@@ -287,11 +290,7 @@ async def driving(work: Awaitable[R]) -> R:
 
 def here(work: Coroutine[Any, Any, R]) -> Coroutine[Any, Any, R] | R:
     """Return a coroutine to be awaited where an event loop runs in this thread; else run it to its end."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return drive(work)
-    return work
+    return work if in_event_loop() else drive(work)
 
 
 def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: object) -> None:

@@ -22,10 +22,11 @@ from mqauth.brokers.pika.confirmed import DeadLetters, Publisher
 from mqauth.brokers.pika.link import Link, drive, tell
 from mqauth.brokers.pika.translate import to_message
 from mqauth.brokers.sealing import Sealing
-from mqauth.errors import MqauthError, RetryLater, Unavailable
+from mqauth.errors import MqauthError, RetryLater, Unavailable, refusing
 from mqauth.judging.verified import Responder, Verified
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
+from mqauth.threads import in_event_loop
 from mqauth.wire.batch import DEFAULT_BATCH
 from mqauth.wire.message import Message
 
@@ -215,9 +216,7 @@ def _reply(producer: Producer, verified: Verified, body: bytes) -> Any:
     place = verified.native.properties.reply_to
     properties = BasicProperties(correlation_id=verified.properties.get("correlation-id"))
     publishing = producer.publishing(body, place, properties, mandatory=mandatory_reply(place))
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not in_event_loop():
         with _deferring():
             return asyncio.run_coroutine_threadsafe(publishing(), producer.running()).result()
 
@@ -230,7 +229,5 @@ def _reply(producer: Producer, verified: Verified, body: bytes) -> Any:
 
 @contextmanager
 def _deferring() -> Iterator[None]:
-    try:
+    with refusing(OUT_OF_REACH, lambda error: f"the answer could not be sent: {type(error).__name__}", RetryLater):
         yield
-    except OUT_OF_REACH as error:
-        raise RetryLater(f"the answer could not be sent: {type(error).__name__}") from error

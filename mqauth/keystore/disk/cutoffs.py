@@ -13,7 +13,6 @@ from typing import Final
 
 from mqauth.errors import require
 from mqauth.keystore.disk import files
-from mqauth.keystore.disk.ring import KeyRing
 from mqauth.wire import jwk, strict_json
 from mqauth.wire.claims import is_name
 from mqauth.wire.identity import trust_domain_of
@@ -60,8 +59,3 @@ def add(folder: Path, subject: str, cutoff: Cutoff, *, keep_after: int) -> None:
         f"no room for more than {jwk.MAX_CUTOFFS} subjects that are cut off: revoke the authority's key",
     )
     files.write_whole(folder / FILE, raw + b"\n")
-
-
-def kept_for(ring: KeyRing) -> int:
-    """Return the seconds for which an entry stays after its moment."""
-    return ring.grace + ring.retain

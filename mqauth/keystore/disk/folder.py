@@ -17,10 +17,8 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import file_errors, require
 from mqauth.keystore.disk import cutoffs, files, ring
 from mqauth.keystore.disk.ring import KeyRing, RingKey
-from mqauth.keystore.reference.key import ReferenceKey, adopted
-from mqauth.logs import emit
 from mqauth.wire.claims import is_name
-from mqauth.wire.keys import Cutoff, Key, KeySet
+from mqauth.wire.keys import Cutoff, Key, KeySet, SigningKey
 
 KEYSET: Final = "keyset.json"
 
@@ -105,8 +103,9 @@ class Keystore:
         """
         names = None if subjects is None else _subjects(subjects)
         delays = {"publish_delay": publish_delay, "overlap": overlap}
-        key, uri = adopted(uri)
-        return self._add(key, names, delays, pending=True, uri=uri)
+        from mqauth.keystore.reference.key import adopted
+
+        return self._add(adopted(uri), names, delays, pending=True, uri=uri)
 
     def _add(
         self, key: Key, names: frozenset[str] | None, delays: Mapping[str, int | None], *, pending: bool,
@@ -153,7 +152,7 @@ class Keystore:
                 self._pem(kid).unlink(missing_ok=True)
         return after
 
-    def signing_key(self) -> Key | ReferenceKey:
+    def signing_key(self) -> Key | SigningKey:
         """Return the active key with its private half, or what signs with it where that is elsewhere.
 
         Raises:
@@ -162,7 +161,7 @@ class Keystore:
         keys = self.ring()
         return self.private_key(require(keys.active, self.no_active_key(keys)))
 
-    def private_key(self, ring_key: RingKey) -> Key | ReferenceKey:
+    def private_key(self, ring_key: RingKey) -> Key | SigningKey:
         """Return the private key of an entry of the ring, or what signs with it where that is elsewhere.
 
         Raises:
@@ -172,6 +171,8 @@ class Keystore:
         if ring_key.uri is not None:
             # A URI may name a library, which is loaded into this process.
             files.refuse_writable(self.folder / KEYSET)
+            from mqauth.keystore.reference.key import ReferenceKey
+
             return ReferenceKey(ring_key.key, ring_key.uri)
         path = self._pem(ring_key.kid)
         key = read_pem(path, self.passphrase, ring_key.key.algorithm)
@@ -224,7 +225,8 @@ class Keystore:
         # A WIT of this very second is cut off too, since nobody can tell on which side of it a thief asked.
         cutoff = Cutoff(before=now + 1 if before is None else before, reason=reason)
         with files.locked(self.folder):
-            cutoffs.add(self.folder, subject, cutoff, keep_after=now - cutoffs.kept_for(self.ring()))
+            keys = self.ring()
+            cutoffs.add(self.folder, subject, cutoff, keep_after=now - keys.grace - keys.retain)
         return cutoff
 
     def _pem(self, kid: str) -> Path:
@@ -234,29 +236,7 @@ class Keystore:
         return int(self.clock.now())
 
 
-class RepeatedLog:
-    """Logs what keeps a keystore from being used; the same text at most once a minute.
-
-    Args:
-        clock: counts the seconds.
-        level: the level of the log records.
-    """
-
-    def __init__(self, clock: Clock, level: int) -> None:
-        self.text = ""
-        self._at = 0.0
-        self._clock = clock
-        self._level = level
-
-    def log(self, text: str) -> None:
-        """Log a text, unless the last one was the same, less than a minute ago."""
-        now = self._clock.monotonic()
-        if text != self.text or now - self._at >= 60:
-            self.text, self._at = text, now
-            emit("keys.kept", "%s", text, level=self._level)
-
-
-def signing_key(path: Path, *, passphrase: bytes | None = None) -> Key | ReferenceKey:
+def signing_key(path: Path, *, passphrase: bytes | None = None) -> Key | SigningKey:
     """Return the active key of a keystore folder, as ``Keystore`` does, or the key of a single PEM file.
 
     Raises:

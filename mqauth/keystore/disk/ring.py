@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from mqauth.errors import ConfigurationError, require
+from mqauth.errors import ConfigurationError, refusing, require
 from mqauth.wire import claims, jwk, strict_json
 from mqauth.wire.keys import Key, Revocation, public_members, thumbprint
 
@@ -269,7 +269,7 @@ def load(raw: bytes, *, name: str) -> KeyRing:
     Raises:
         ConfigurationError: ``dump`` cannot have written the text.
     """
-    try:
+    with refusing((strict_json.StrictJSONError, ConfigurationError), lambda error: f"{name}: {error}"):
         document = strict_json.loads(raw, depth=_DEPTH)
         require(
             isinstance(document, dict)
@@ -284,8 +284,6 @@ def load(raw: bytes, *, name: str) -> KeyRing:
             retain=_seconds(document, "retain"),
             overlap=_seconds({"overlap": 0} | document, "overlap"),
         )
-    except (strict_json.StrictJSONError, ConfigurationError) as error:
-        raise ConfigurationError(f"{name}: {error}") from error
 
 
 def _key(members: Any) -> RingKey:

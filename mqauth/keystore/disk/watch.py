@@ -7,7 +7,6 @@ is logged.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Final
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, require
 from mqauth.keystore.disk import files, ring
-from mqauth.keystore.disk.folder import Keystore, RepeatedLog
-from mqauth.logs import emit
+from mqauth.keystore.disk.folder import Keystore
+from mqauth.logs import Rate, emit
 from mqauth.wire import jwk, jws
 from mqauth.wire.keys import Key, KeySet, SigningKey
 
@@ -66,7 +65,7 @@ class ActiveKey:
         self._clock = clock
         self._lock = threading.Lock()
         self._process = os.getpid()
-        self._errors = RepeatedLog(clock, logging.ERROR)
+        self._rate = Rate(clock)
         self._looked = self._read = clock.monotonic()
         # The key, or the reason why there is none. One tuple, so that a thread never sees parts of two states.
         self._state: tuple[SigningKey | None, str] = (None, "")
@@ -97,9 +96,7 @@ class ActiveKey:
             # Another thread may be reading the next key at this moment.
             with self._lock:
                 key, why = self._state
-        if key is None:
-            raise ConfigurationError(why)
-        return key
+        return require(key, why)
 
     def _look(self) -> None:
         """Read the folder again if it has changed; keep the last key for a while if it cannot be read."""
@@ -118,14 +115,14 @@ class ActiveKey:
                 elif key is not None:
                     why = f"{why}, for too long to know whether key {key.kid} may sign"
                     self._state = (None, why)
-                self._errors.log(why)
+                self._warn(why)
                 return
             self._follow(stamp, keys)
         self._read = now
 
     def _follow(self, stamp: files.Stamp | None, keys: ring.KeyRing) -> None:
         """Sign with the active key of a ring, and with none until that key was read."""
-        active, (before, _) = keys.active, self._state
+        active, (before, ended) = keys.active, self._state
         # The stamp counts once the key was read, so that a PEM file that could not be read is tried at each look.
         self._stamp = None
         if active is None:
@@ -142,9 +139,13 @@ class ActiveKey:
             self._stamp = stamp
         after, why = self._state
         if after is None:
-            self._errors.log(f"{why}; nothing can be signed")
-        elif after is not before and (before is not None or self._errors.text):
+            self._warn(f"{why}; nothing can be signed")
+        elif after is not before and (before is not None or ended):
             emit("keys.signing", "%r: key %s signs from now on", self, after.kid)
+
+    def _warn(self, why: str) -> None:
+        if self._rate.admits("keys.kept", (why,), {}):
+            emit("keys.kept", "%s", why)
 
 
 class JWKSFile:
@@ -168,38 +169,33 @@ class JWKSFile:
         self.path = Path(path)
         self.svid = svid
         self._clock = clock
-        self._lock = threading.Lock()
-        self._stamp = files.stamp(self.path)
-        self._looked = clock.monotonic()
         self.where = str(self.path)
-        self._keys = self._read()
-        require(self._keys.keys, f"{self.path}: no key that can be used")
+        self._looked = clock.monotonic()
+        # The stamp comes before the content, so that a write in between shows at the next look. One tuple, so that
+        # of two threads that look at once neither leaves its keys under the other's stamp.
+        self._held = files.stamp(self.path), self._read()
+        require(self._held[1].keys, f"{self.path}: no key that can be used")
 
     def key_set(self) -> KeySet:
         """Return the set in use, after a look at the file where the last one is a second ago."""
-        if self._clock.monotonic() - self._looked >= FILE_LOOK_EVERY and self._lock.acquire(blocking=False):
-            try:
-                self._look()
-            finally:
-                self._lock.release()
-        return self._keys
+        if self._clock.monotonic() - self._looked >= FILE_LOOK_EVERY:
+            self._look()
+        return self._held[1]
 
     def refresh(self, kid: str, received: float, /) -> KeySet:
         """Look at the file again and return the set that is in use then (``KeySource``)."""
-        with self._lock:
-            self._look()
-        return self._keys
+        self._look()
+        return self._held[1]
 
     def _look(self) -> None:
         self._looked = self._clock.monotonic()
-        # The stamp comes before the content, so that a write in between shows at the next look.
-        stamp = files.stamp(self.path)
-        if stamp != self._stamp:
-            self._stamp = stamp
+        stamp, (before, keys) = files.stamp(self.path), self._held
+        if stamp != before:
             try:
-                self._keys = self._read().after(self._keys)
+                keys = self._read().after(keys)
             except ConfigurationError as error:
-                emit("keys.kept", "%s; the last good set of %d keys stays in use", error, len(self._keys.keys))
+                emit("keys.kept", "%s; the last good set of %d keys stays in use", error, len(keys.keys))
+            self._held = stamp, keys
 
     def _read(self) -> KeySet:
         raw = files.read_bounded(self.path, jwk.MAX_DOCUMENT)

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import quote
 
 from mqauth.clock import Clock, Randomness
-from mqauth.errors import require
+from mqauth.errors import refusing, require
 from mqauth.http.connection import VISIBLE, Deadline, Dial, Endpoint, FetchFailed, expect, tls_context
 from mqauth.http.exchange import request
 from mqauth.keystore.disk.files import read_bounded
@@ -168,7 +168,10 @@ class ClientCredentials:
         basic = b64encode(f"{quote(self._client, safe='')}:{quote(secret, safe='')}".encode("ascii")).decode(
             "ascii"
         )
-        try:
+        # Whoever reads it would take the authority for the culprit.
+        with refusing(
+            FetchFailed, lambda error: f"the token endpoint {self._endpoint.authority}: {error}", FetchFailed
+        ):
             answer = request(
                 self._endpoint, deadline=asking.deadline, context=self._context, dial=asking.dial,
                 form={"grant_type": "client_credentials"},
@@ -176,9 +179,6 @@ class ClientCredentials:
                 limit=2 * MAX_CREDENTIAL,
             )  # fmt: skip
             expect(answer.status == 200, f"refused, {answer.status} {error_of(answer.document)}")
-        except FetchFailed as error:
-            # Whoever reads it would take the authority for the culprit.
-            raise FetchFailed(f"the token endpoint {self._endpoint.authority}: {error}") from error
         document = answer.document or {}
         kind, token = document.get("token_type"), document.get("access_token")
         expect(isinstance(kind, str) and isinstance(token, str), "the token endpoint gave no token")

@@ -25,9 +25,9 @@ from mqauth.keystore.identity.credentials import Credential
 from mqauth.keystore.identity.renewal import Grant, Moment, Renewal
 from mqauth.keystore.identity.request import KEYS_PATH, IdentityRequest, Refused
 from mqauth.keystore.remote.jwks import JWKS
-from mqauth.keystore.remote.refresher import ThreadRefresher, in_event_loop
+from mqauth.keystore.remote.refresher import ThreadRefresher
 from mqauth.logs import emit
-from mqauth.threads import after_fork
+from mqauth.threads import after_fork, in_event_loop
 from mqauth.wire.keys import KeySet
 from mqauth.wire.workload import WorkloadKey
 

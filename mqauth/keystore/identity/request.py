@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mqauth.clock import Clock, Randomness
-from mqauth.errors import ConfigurationError, require
+from mqauth.errors import ConfigurationError, refusing, require
 from mqauth.http.connection import MAX_TIMEOUT, Deadline, Dial, Endpoint, FetchFailed, expect, tls_context
 from mqauth.http.exchange import Response, request
 from mqauth.keystore.identity.credentials import Asking, Credential, error_of
@@ -110,10 +110,10 @@ class IdentityRequest:
         expires, renew = (_seconds(document.get(name)) for name in ("expires_in", "renew_in"))
         expect(renew <= expires, "it answered with a renewal behind the end")
         wit = document.get("wit")
-        try:
+        with refusing(
+            ConfigurationError, lambda error: f"it answered with no identity of ours: {error}", FetchFailed
+        ):
             held = WorkloadKey(wit if isinstance(wit, str) else "", LocalSigningKey(key), key.public, self.host)
-        except ConfigurationError as error:
-            raise FetchFailed(f"it answered with no identity of ours: {error}") from error
         expect(self._subject == held.identity.subject == document.get("sub"), "it answered with another subject")
         return Grant(key=held, expires_in=expires, renew_in=renew)
 

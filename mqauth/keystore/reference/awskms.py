@@ -1,8 +1,8 @@
 """A key in AWS KMS: a token costs one request, and no private half comes here.
 
 Its reference is ``awskms:ARN``. Behind a question mark, joined by ``&``, may stand ``endpoint``, the URL of a VPC
-or FIPS endpoint, and ``ca`` and ``unsafe_http_loopback=true`` for it. An alias is followed once, when it is
-adopted: the key that it stands for then is entered. The key material of an ARN never changes.
+or FIPS endpoint, and ``ca`` and ``unsafe_http_loopback=true`` for it. The key material of an ARN never changes. An
+alias is refused: somebody who may move it would change the key.
 
 botocore has the credentials, the requests and the connections. A call is made once: ``ReferenceKey`` tries again,
 and checks each signature. Whatever keeps KMS from signing is ``Unavailable``, with the host named; the code of an
@@ -43,7 +43,7 @@ MAX_RAW: Final = 4096
 """Bytes of a message that KMS digests itself; Ed25519 signs no longer ones."""
 _NAME: Final = "an awskms URI"
 _ARN: Final = re.compile(
-    r"arn:(aws[a-z-]{0,20}):kms:([a-z0-9-]{1,40}):\d{12}:(key/[A-Za-z0-9-]{1,64}|alias/[A-Za-z0-9/_-]{1,250})",
+    r"arn:(aws[a-z-]{0,20}):kms:([a-z0-9-]{1,40}):\d{12}:key/[A-Za-z0-9-]{1,64}",
     re.ASCII,
 )
 _DOMAINS: Final = {
@@ -113,7 +113,8 @@ class KmsReference:
             ConfigurationError: it is none.
         """
         text, _, query = uri.removeprefix(SCHEME).partition("?")
-        parts = require(_ARN.fullmatch(text), f"{_NAME} is awskms:arn:aws:kms:REGION:ACCOUNT:key/ID or alias/NAME")
+        require(":alias/" not in text, "an alias may stand for another key tomorrow: name the key by its own ARN")
+        parts = require(_ARN.fullmatch(text), f"{_NAME} is awskms:arn:aws:kms:REGION:ACCOUNT:key/ID")
         partition, region = parts.group(1, 2)
         members = options(query, frozenset(("endpoint", "ca", LOOPBACK)), _NAME)
         domain = _DOMAINS.get(partition)
@@ -126,11 +127,6 @@ class KmsReference:
         )  # fmt: skip
         require(reference.endpoint().target == "/", "an endpoint has neither path nor query")
         return reference
-
-    @property
-    def alias(self) -> bool:
-        """Whether the ARN is of an alias, which may stand for another key at any time."""
-        return ":alias/" in self.arn
 
     @property
     def shown(self) -> str:
@@ -174,18 +170,6 @@ class KmsKey:
     def __repr__(self) -> str:
         return f"KmsKey({self._reference.shown!r})"
 
-    def pinned(self) -> str:
-        """Return the reference with the ARN of the key, where it has that of an alias.
-
-        Raises:
-            Unavailable: ``keys_unavailable``: AWS KMS cannot be reached, or refuses.
-        """
-        if not self._reference.alias:
-            return self._uri
-        arn = str(self._ask("get_public_key").get("KeyId"))
-        require(_ARN.fullmatch(arn) and ":key/" in arn, "an answer that names no key", self._unavailable)
-        return self._uri.replace(self._reference.arn, arn, 1)
-
     def public(self) -> PublicKey:
         """Return the public half.
 
@@ -216,7 +200,6 @@ class KmsKey:
         """
         where = self._reference.shown
         kind = require(_SIGNS.get(algorithm), f"{where}: AWS KMS keys sign {', '.join(_SIGNS)}")
-        require(not self._reference.alias, f"{where}: an alias may stand for another key tomorrow; adopt it")
         named = "RAW"
         if len(data) > MAX_RAW:
             require(

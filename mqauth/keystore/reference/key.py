@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pkgutil import resolve_name
 from typing import ClassVar, Final, Protocol
 
 import tenacity
@@ -25,6 +26,13 @@ tried: Final = tenacity.Retrying(
     reraise=True,
 )
 """What is out of reach is asked three times; what was refused is not, for an HSM counts wrong PINs."""
+
+SCHEMES: Final = {
+    "pkcs11": ("mqauth.keystore.reference.pkcs11:TokenKey", "pkcs11"),
+    "transit": ("mqauth.keystore.reference.transit:TransitKey", ""),
+    "awskms": ("mqauth.keystore.reference.awskms:KmsKey", "aws"),
+}
+"""The ``Holder`` of a key by the scheme of its URI, and the extra that it needs; imported when it is asked for."""
 
 
 class Holder(Protocol):
@@ -140,49 +148,22 @@ def open_holder(uri: str) -> Holder:
     """
     scheme = uri.partition(":")[0]
     require(scheme in SCHEMES, f"the schemes of a key's uri are {', '.join(SCHEMES)}, not {scheme!r}")
-    return SCHEMES[scheme](uri)
+    named, extra = SCHEMES[scheme]
+    with refusing(ImportError, f"a {scheme} key needs the extra: pip install 'mqauth[{extra}]'"):
+        kind: Callable[[str], Holder] = resolve_name(named)
+    return kind(uri)
 
 
-def adopted(uri: str) -> tuple[Key, str]:
+def adopted(uri: str) -> Key:
     """Return the public half of the key that a URI names, once it has signed something that this half verifies.
-
-    Returns:
-        The key, and the URI to keep: where this one had an alias, it names the key that this stands for now.
 
     Raises:
         Unavailable: ``keys_unavailable``: its holder was out of reach three times.
         ConfigurationError: the URI, its holder or the key is not as it must be.
     """
     holder = open_holder(uri)
-    if hasattr(holder, "pinned"):
-        uri = tried(holder.pinned)
-        holder = open_holder(uri)
     # Read as a consumer reads it: under a point of small order anything verifies.
     public = jwk.public_key(public_members(tried(holder.public)))
     key = Key(kid=thumbprint(public), algorithm=natural_algorithm(public), public=public)
     ReferenceKey(key, uri, holder).sign(b"mqauth: the first signature of an adopted key")
-    return key, uri
-
-
-def _awskms(uri: str) -> Holder:
-    with refusing(ImportError, "an awskms key needs the extra: pip install 'mqauth[aws]'"):
-        from mqauth.keystore.reference.awskms import KmsKey
-    return KmsKey(uri)
-
-
-def _pkcs11(uri: str) -> Holder:
-    with refusing(ImportError, "a pkcs11 key needs the extra: pip install 'mqauth[pkcs11]'"):
-        from mqauth.keystore.reference.pkcs11 import TokenKey
-    return TokenKey(uri)
-
-
-def _transit(uri: str) -> Holder:
-    from mqauth.keystore.reference.transit import TransitKey
-
-    return TransitKey(uri)
-
-
-SCHEMES: Final[dict[str, Callable[[str], Holder]]] = {
-    "pkcs11": _pkcs11, "transit": _transit, "awskms": _awskms,
-}  # fmt: skip
-"""What makes the holder of a key, by the scheme of its URI; each imports what it needs when it is called."""
+    return key

@@ -196,13 +196,11 @@ class TransitKey:
         """Return what the server answers about the key."""
         # A token file is replaced while we run: what is wrong with it now may be right at the next request.
         path = self._reference.token_file
-        try:
+        with refusing(ConfigurationError, str, self._unavailable):
             token = read_bounded(path, 16 * 1024, private=True).decode("ascii", "replace").rstrip("\r\n")
             require(VISIBLE.fullmatch(token), f"{path}: no token")
-        except ConfigurationError as error:
-            raise self._unavailable(str(error)) from error
         headers = {"X-Vault-Token": token, "X-Vault-Request": "true"}
-        try:
+        with refusing(FetchFailed, str, self._unavailable):
             answer = request(
                 self._reference.endpoint(verb),
                 deadline=Deadline(self._clock, self._timeout),
@@ -212,8 +210,6 @@ class TransitKey:
                 dial=self._dial,
                 kept=self._kept,
             )
-        except FetchFailed as error:
-            raise self._unavailable(str(error)) from error
         data = (answer.document or {}).get("data")
         require(isinstance(data, dict), "an answer without data", self._unavailable)
         return data or {}

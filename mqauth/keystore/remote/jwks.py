@@ -6,24 +6,27 @@ background thread, which serves callers with and without an event loop alike.
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable, words_of
 from mqauth.http.connection import Endpoint, FetchFailed, tls_context
 from mqauth.keystore.disk.files import is_missing
 from mqauth.keystore.remote import rules
-from mqauth.keystore.remote.events import Announcer, Event, EventKind, Health, Listener, OnEvent
 from mqauth.keystore.remote.fetch import DiscoveredFetch, Fetch, URLFetch
-from mqauth.keystore.remote.refresher import Ended, ThreadRefresher, in_event_loop
+from mqauth.keystore.remote.health import Health
+from mqauth.keystore.remote.refresher import Ended, ThreadRefresher
 from mqauth.keystore.remote.snapshot import load as load_snapshot
 from mqauth.keystore.remote.snapshot import save as save_snapshot
 from mqauth.logs import emit
-from mqauth.threads import after_fork
+from mqauth.threads import after_fork, in_event_loop
 from mqauth.wire.jwk import Svid
 from mqauth.wire.keys import KeySet
 from mqauth.wire.memo import Recent
@@ -34,6 +37,8 @@ class JWKS:
 
     Args:
         url: https; http only on loopback and with ``unsafe_http_loopback``. Redirects are not followed.
+        discovery: the URL is an issuer's, whose OpenID configuration names that of its keys, and has to repeat the
+            issuer exactly (OpenID Connect Discovery, section 4.3).
         max_stale: seconds for which the last good set is used after it was asked for.
         publish_delay: seconds for which the issuer publishes a key before it signs with it. A longer delay that
             the document announces (``mqauth_publish_delay``) takes precedence.
@@ -44,7 +49,6 @@ class JWKS:
         timeout: seconds for a whole attempt, at most 5.
         ca: a PEM file of the CAs to trust instead of the system's.
         snapshot: a file for the last good set (mode 0600), which is read at the start.
-        on_event: called with each ``Event``, mostly on the background thread. What it raises is logged.
         unsafe_http_loopback: allow http to this machine.
         svid: of a SPIFFE bundle, read the keys of this use, too: ``"wit-svid"`` for a ``TrustDomain``,
             ``"jwt-svid"`` for credentials of an authority, and nowhere else.
@@ -61,6 +65,7 @@ class JWKS:
         self,
         url: str,
         *,
+        discovery: bool = False,
         max_stale: float = 3600,
         publish_delay: float = 30,
         fresh: float = 300,
@@ -69,7 +74,6 @@ class JWKS:
         timeout: float = 5,
         ca: str | Path | None = None,
         snapshot: str | Path | None = None,
-        on_event: OnEvent | None = None,
         unsafe_http_loopback: bool = False,
         svid: Svid | None = None,
         clock: Clock = SYSTEM_CLOCK,
@@ -81,16 +85,21 @@ class JWKS:
             max_stale=max_stale, publish_delay=publish_delay, fresh=fresh, max_hold=max_hold, wait=wait
         )
         endpoint = Endpoint.parse(url, unsafe_http_loopback=unsafe_http_loopback)
-        self._fetch = fetch or URLFetch(
-            endpoint, timeout=timeout, context=tls_context(ca) if endpoint.tls else None, clock=clock,
-            svid=svid,
-        )  # fmt: skip
+        context = tls_context(ca) if endpoint.tls or discovery else None
+        given: dict[str, Any] = {"timeout": timeout, "context": context, "clock": clock}
+        self._fetch = fetch or (
+            DiscoveredFetch(url, unsafe_http_loopback=unsafe_http_loopback, **given)
+            if discovery
+            else URLFetch(endpoint, svid=svid, **given)
+        )
         self.source = self.where = endpoint.shown
         self.svid = svid
         # A snapshot has no uses any more: what a trust domain kept is none for an issuer of the direct form.
         self._kept_of = f"{self.source} {svid}" if svid else self.source
         self._snapshot = None if snapshot is None else Path(snapshot)
-        self._announcer = Announcer(self.source, on_event)
+        # Only the thread that fetches keys counts, so the counters need no lock.
+        self._counters = Counter[str]()
+        self._listeners: dict[object, Callable[[KeySet], None]] = {}
         self._clock = clock
         self._randomness = randomness
         self._cache = rules.Cache()
@@ -106,10 +115,12 @@ class JWKS:
                 self._snapshot, source=self._kept_of, now=clock.now(), max_age=max_stale
             )
         except ConfigurationError as refused:
-            self._report(EventKind.SNAPSHOT_FAILED, f"refused: {refused}")
+            self._report(("snapshot_failed", f"refused: {refused}"))
         else:
-            self._cache = rules.restored(keys, clock.monotonic() - age, delay)
-            self._report(EventKind.REFRESHED, f"from the snapshot, {age:.0f} s old")
+            # The set may be used, and a refresh is due at once.
+            asked = clock.monotonic() - age
+            self._cache = rules.Cache(keys=keys, asked=asked, origin=asked, fresh_until=asked, publish_delay=delay)
+            self._report(("refreshed", f"from the snapshot, {age:.0f} s old"))
 
     def forked(self) -> None:
         """Make what a child after a fork lacks: lock and thread, and the attempt that its parent was making."""
@@ -185,7 +196,7 @@ class JWKS:
                 return self._settle(ruling)
             await self._refresher.pause(ended, seconds)
 
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
+    def subscribe(self, listener: Callable[[KeySet], None]) -> Callable[[], object]:
         """Have a function called with each set that differs from the last one, on the background thread.
 
         A message that was deferred for an unknown kid can be judged again then. In asyncio, pass a function that
@@ -194,7 +205,9 @@ class JWKS:
         Returns:
             A function that ends the subscription.
         """
-        return self._announcer.subscribe(listener)
+        mark = object()
+        self._listeners[mark] = listener
+        return partial(self._listeners.pop, mark, None)
 
     def health(self) -> Health:
         """Return the state of the cache, its ages and its counters."""
@@ -202,7 +215,7 @@ class JWKS:
         keys = rules.usable(cache, now, limits)
         return Health(
             source=self.source,
-            state=rules.state_of(cache, now, limits),
+            state="unavailable" if keys is None else "fresh" if now < cache.fresh_until else "stale",
             version=None if keys is None else keys.version,
             keys=0 if keys is None else len(keys.keys),
             age=None if cache.keys is None else now - cache.asked,
@@ -212,7 +225,7 @@ class JWKS:
             last_failure=cache.failure,
             held=tuple(sorted(cache.suspects)),
             skipped=() if cache.keys is None else cache.keys.skipped,
-            counters=dict(self._announcer.counters),
+            counters=dict(self._counters),
         )
 
     def _since(self, received: float) -> float:
@@ -265,8 +278,9 @@ class JWKS:
                 if now < self._cache.due:
                     return self._cache.due - now
                 self._begin(now)
-            asked, etag = self._cache.attempt, rules.validator(self._cache)
-        self._announcer.counters["attempts"] += 1
+            # A contradiction is confirmed by a full answer, which an entity tag might prevent.
+            asked, etag = self._cache.attempt, None if self._cache.suspects else self._cache.etag
+        self._counters["attempts"] += 1
         answer: rules.Answer | str
         try:
             answer = self._fetch(etag)
@@ -279,18 +293,18 @@ class JWKS:
         # Nobody else changes the state while an attempt is in flight, so it needs no lock until the change.
         jitter, before = self._randomness(1)[0] / 256, self._cache
         if isinstance(answer, str):
-            after, events = rules.failed(
+            after, notes = rules.failed(
                 before, answer, asked=asked, now=self._clock.monotonic(), limits=self._limits, jitter=jitter
             )
         else:
-            after, events = rules.answered(before, answer, asked=asked, limits=self._limits, jitter=jitter)
+            after, notes = rules.answered(before, answer, asked=asked, limits=self._limits, jitter=jitter)
         changed = after.keys is not before.keys
         with self._condition:
             self._cache = after
             if changed:
                 self._absent.clear()
             self._ended.set_result(None)
-        self._announcer.publish(events, after.keys)
+        self._report(*notes)
         if after.asked != before.asked and self._snapshot is not None and after.keys is not None:
             wall = self._clock.now() - (self._clock.monotonic() - after.asked)
             # A full disk is no reason to stop using the keys.
@@ -299,64 +313,22 @@ class JWKS:
                     self._snapshot, after.keys, source=self._kept_of, asked=wall, publish_delay=after.publish_delay
                 )
             except OSError as error:
-                self._report(EventKind.SNAPSHOT_FAILED, f"not written: {words_of(error)}")
+                self._report(("snapshot_failed", f"not written: {words_of(error)}"))
         if changed and after.keys is not None:
-            self._announcer.announce(after.keys)
+            for listener in list(self._listeners.values()):
+                # A mistake in a function of the owner must not end the thread that fetches keys.
+                try:
+                    listener(after.keys)
+                except Exception as error:
+                    emit("keys.callback_failed", "%s: a function of the owner raised", self.source, error=error)
         return self._cache.due - self._clock.monotonic()
 
-    def _report(self, kind: EventKind, detail: str) -> None:
-        self._announcer.publish((Event(kind=kind, detail=detail),), self._cache.keys)
+    def _report(self, *notes: rules.Note) -> None:
+        for kind, detail in notes:
+            self._counters[kind] += 1
+            level = logging.INFO if kind == "refreshed" else None
+            emit("keys.changed", "%s: %s %s", self.source, kind, detail, level=level)
 
 
 def _unavailable(cache: rules.Cache) -> Unavailable:
     return Unavailable(Cause.KEYS_UNAVAILABLE, cache.failure or "no key set was fetched yet")
-
-
-class JWKSSettings(TypedDict, total=False):
-    """The arguments of ``JWKS`` that ``discover`` takes, too."""
-
-    max_stale: float
-    publish_delay: float
-    fresh: float
-    max_hold: float
-    wait: float
-    snapshot: str | Path | None
-    on_event: OnEvent | None
-    randomness: Randomness
-
-
-def discover(
-    issuer: str,
-    *,
-    timeout: float = 5,
-    ca: str | Path | None = None,
-    unsafe_http_loopback: bool = False,
-    clock: Clock = SYSTEM_CLOCK,
-    **settings: Unpack[JWKSSettings],
-) -> JWKS:
-    """Return the keys of an issuer that publishes an OpenID configuration; nothing is fetched yet.
-
-    Args:
-        issuer: its https URL, exactly as tokens name it.
-        timeout: seconds for a whole attempt, both documents together, at most 5.
-        ca: a PEM file of the CAs to trust instead of the system's, for both documents.
-        unsafe_http_loopback: allow http to this machine.
-        clock: tells the time.
-        settings: as for ``JWKS``.
-
-    Raises:
-        ConfigurationError: the issuer is not an https URL, or a bound is not allowed.
-    """
-    return JWKS(
-        issuer,
-        fetch=DiscoveredFetch(
-            issuer,
-            unsafe_http_loopback=unsafe_http_loopback,
-            timeout=timeout,
-            context=tls_context(ca),
-            clock=clock,
-        ),
-        unsafe_http_loopback=unsafe_http_loopback,
-        clock=clock,
-        **settings,
-    )

@@ -17,9 +17,10 @@ from typing import Any, Final
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import ConfigurationError, require
 from mqauth.keystore.disk.files import Stamp
-from mqauth.keystore.disk.folder import Keystore, RepeatedLog
+from mqauth.keystore.disk.folder import Keystore
 from mqauth.keystore.disk.ring import KeyRing, State
 from mqauth.keystore.remote.rules import MAX_PUBLISH_DELAY
+from mqauth.logs import Rate, emit
 from mqauth.wire import jwk, strict_json
 from mqauth.wire.keys import NO_CUTOFFS, Cutoff, KeySet
 
@@ -120,7 +121,7 @@ class KeyServer:
         self._most = most
         self._stamps: list[Stamp | None] = []
         self._rings: Sequence[KeyRing] = ()
-        self._errors = RepeatedLog(clock, logging.CRITICAL)
+        self._rate = Rate(clock)
         self.current = self._publication()
 
     async def __call__(
@@ -145,7 +146,9 @@ class KeyServer:
         try:
             self.current = self._publication()
         except ConfigurationError as error:
-            self._errors.log(f"{error}; no keys are served")
+            why = f"{error}; no keys are served"
+            if self._rate.admits("keys.kept", (why,), {}):
+                emit("keys.kept", "%s", why, level=logging.CRITICAL)
             return _json(503 if scope["path"] == HEALTH else 500, {"error": "the keys cannot be published"})
         if scope["path"] == HEALTH:
             return _json(200, {"status": "ok", "keys": self.current.keys, "active": self.current.active})

@@ -76,12 +76,3 @@ class ThreadRefresher:
                 if not self._closed and not self._woken:
                     self._condition.wait(min(max(seconds, 0), _LONGEST))
                 self._woken = False
-
-
-def in_event_loop() -> bool:
-    """Tell whether the calling thread runs an event loop, which must never be blocked."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

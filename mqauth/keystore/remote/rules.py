@@ -15,11 +15,10 @@ import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Final, Literal
+from typing import Final
 
 from mqauth.clock import Backoff
 from mqauth.errors import require
-from mqauth.keystore.remote.events import Event, EventKind
 from mqauth.wire.keys import KeySet
 
 COOLDOWN: Final = 30.0
@@ -57,11 +56,17 @@ class Limits:
     wait: float = 2
 
     def __post_init__(self) -> None:
-        _check("fresh", self.fresh, COOLDOWN, 86400)
-        _check("max_stale", self.max_stale, COOLDOWN, MAX_STALE)
-        _check("publish_delay", self.publish_delay, 0, MAX_PUBLISH_DELAY)
-        _check("max_hold", self.max_hold, 0, 3600)
-        _check("wait", self.wait, 0, 2)
+        bounds = {
+            "fresh": (COOLDOWN, 86400),
+            "max_stale": (COOLDOWN, MAX_STALE),
+            "publish_delay": (0, MAX_PUBLISH_DELAY),
+            "max_hold": (0, 3600),
+            "wait": (0, 2),
+        }
+        for name, (low, high) in bounds.items():
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            require(number and low <= value <= high, f"{name} is {low:g} to {high:g} seconds, not {value!r}")
 
     def freshness(self, max_age: float | None, age: float) -> float:
         """Return the seconds for which an answer is fresh (RFC 9111, section 4.2), within our bounds."""
@@ -128,10 +133,14 @@ class Cache:
     failing_since: float | None = None
     failures: int = 0
     failure: str | None = None
-    announced: str = "fresh"
 
 
-Step = tuple[Cache, tuple[Event, ...]]
+Note = tuple[str, str]
+"""What is logged and counted, and a detail, which never holds a key.
+
+``refreshed`` is a good answer, with the keys that it added, removed or changed; the others are ``failed``,
+``loss_held``, ``key_skipped`` and ``snapshot_failed``."""
+Step = tuple[Cache, tuple[Note, ...]]
 
 
 def usable(cache: Cache, now: float, limits: Limits) -> KeySet | None:
@@ -139,31 +148,13 @@ def usable(cache: Cache, now: float, limits: Limits) -> KeySet | None:
     return cache.keys if now - cache.asked <= limits.max_stale else None
 
 
-def state_of(cache: Cache, now: float, limits: Limits) -> Literal["fresh", "stale", "unavailable"]:
-    """Return the state of a cache as ``Health`` names it."""
-    if usable(cache, now, limits) is None:
-        return "unavailable"
-    return "fresh" if now < cache.fresh_until else "stale"
-
-
 def begin(cache: Cache, now: float) -> Cache:
     """Return the state after the beginning of an attempt."""
     return replace(cache, attempt=now, in_flight=True, due=now + COOLDOWN)
 
 
-def restored(keys: KeySet, asked: float, publish_delay: float) -> Cache:
-    """Return the state with the set of a snapshot: it may be used, and a refresh is due at once."""
-    return Cache(keys=keys, asked=asked, origin=asked, fresh_until=asked, publish_delay=publish_delay)
-
-
-def validator(cache: Cache) -> str | None:
-    """Return the entity tag to ask with, if any."""
-    # A contradiction is confirmed by a full answer, which an entity tag might prevent.
-    return cache.etag if cache.keys is not None and not cache.suspects else None
-
-
 def answered(cache: Cache, answer: Answer, *, asked: float, limits: Limits, jitter: float) -> Step:
-    """Return the state after a good answer, and the events.
+    """Return the state after a good answer, and the notes.
 
     Args:
         cache: the state before.
@@ -176,7 +167,7 @@ def answered(cache: Cache, answer: Answer, *, asked: float, limits: Limits, jitt
         return cache, ()
     current = cache.keys or KeySet([])
     if answer.keys is None:
-        merged = Merged(current, cache.suspects, (Event(kind=EventKind.REFRESHED, detail="unchanged"),))
+        merged = Merged(current, cache.suspects, (("refreshed", "unchanged"),))
     elif cache.keys is not None or answer.keys.keys or cache.seen_empty:
         outdated = cache.date is not None and answer.date is not None and answer.date < cache.date
         merged = merge(current, answer.keys, cache.suspects, outdated=outdated)
@@ -199,26 +190,24 @@ def answered(cache: Cache, answer: Answer, *, asked: float, limits: Limits, jitt
         date=answer.date if settled and answer.date is not None else cache.date,
         etag=(cache.etag if unchanged else answer.etag) if settled else None,
         suspects=merged.suspects, in_flight=False, due=asked + max(ahead, COOLDOWN),
-        failing_since=None, failures=0, failure=None, seen_empty=False, announced="fresh",
+        failing_since=None, failures=0, failure=None, seen_empty=False,
     )  # fmt: skip
-    return result, merged.events
+    return result, merged.notes
 
 
 def failed(cache: Cache, failure: str, *, asked: float, now: float, limits: Limits, jitter: float) -> Step:
-    """Return the state after a failed attempt, and the events; the set may be used on until ``max_stale``."""
+    """Return the state after a failed attempt, and the notes; the set may be used on until ``max_stale``."""
     if asked != cache.attempt or not cache.in_flight:
         return cache, ()
     # Without any set the first attempts follow each other faster.
     pause = COOLDOWN if cache.keys is not None else RETRIES.step(1 + cache.failures)
-    state = state_of(cache, now, limits)
     result = replace(
         cache,
         in_flight=False, due=asked + pause * (1 + 0.25 * jitter),
         failing_since=asked if cache.failing_since is None else cache.failing_since,
-        failures=cache.failures + 1, failure=failure, announced=state,
+        failures=cache.failures + 1, failure=failure,
     )  # fmt: skip
-    turned = () if state == cache.announced else (Event(kind=EventKind(state)),)
-    return result, (Event(kind=EventKind.FAILED, detail=failure), *turned)
+    return result, (("failed", failure),)
 
 
 class Ruling(Enum):
@@ -284,18 +273,13 @@ def publish_delay_of(document: Mapping[str, object]) -> float | None:
     return float(value) if type(value) is int and 0 <= value <= MAX_PUBLISH_DELAY else None
 
 
-def _check(name: str, value: float, low: float, high: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    require(number and low <= value <= high, f"{name} is {low:g} to {high:g} seconds, not {value!r}")
-
-
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """The set to use from now on, the kids that the next answer has to confirm, and the events."""
+    """The set to use from now on, the kids that the next answer has to confirm, and the notes."""
 
     keys: KeySet
     suspects: Set[str]
-    events: tuple[Event, ...]
+    notes: tuple[Note, ...]
 
 
 def merge(current: KeySet, answer: KeySet, suspects: Set[str], *, outdated: bool) -> Merged:
@@ -337,13 +321,11 @@ def merge(current: KeySet, answer: KeySet, suspects: Set[str], *, outdated: bool
         "changed": changed - revoked,
     }  # fmt: skip
     detail = "; ".join(f"{what} {', '.join(sorted(kids))}" for what, kids in told.items() if kids)
-    events = [Event(kind=EventKind.REFRESHED, detail=detail or "unchanged")]
+    notes = [("refreshed", detail or "unchanged")]
     if held:
-        why = f"{len(held)} keys missing or older, kept until seen twice"
-        events.append(Event(kind=EventKind.LOSS_HELD, detail=why))
-    unusable = [line for line in keys.skipped if line not in current.skipped]
-    events += [Event(kind=EventKind.KEY_SKIPPED, detail=line) for line in unusable]
+        notes.append(("loss_held", f"{len(held)} keys missing or older, kept until seen twice"))
+    notes += [("key_skipped", line) for line in keys.skipped if line not in current.skipped]
     # The very same object tells everybody that nothing has changed.
     if keys.version == current.version and keys.skipped == current.skipped:
         keys = current
-    return Merged(keys, held, tuple(events))
+    return Merged(keys, held, tuple(notes))
