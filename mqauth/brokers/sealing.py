@@ -61,8 +61,7 @@ class Sealing:
         self._waiting: list[_Waiting] = []
         self._tasks: set[asyncio.Task[list[Message]]] = set()
         self._round = 0
-        self._called = -1
-        self._timed = -1
+        self._asked = (-1, False)
 
     async def publish(self, message: Message, send: Callable[[Message], Awaitable[R]]) -> R:
         """Seal a message with others, send it, and return what ``send`` returns.
@@ -83,8 +82,12 @@ class Sealing:
         self.running += 1
         self._consider()
         try:
+            # What came in this turn is sealed in the next, all in its order: a future would wake us a turn later.
+            if self._batch > 1:
+                await asyncio.sleep(0)
             return await send(await sealed)
         finally:
+            sealed.cancel()
             self.running -= 1
             self._consider()
             if not self.running:
@@ -130,12 +133,10 @@ class Sealing:
             return
         # More are sealed, and have no confirm yet, than wait.
         held = self._linger > 0 and waiting < self.running - waiting
-        if not held and self._called != self._round:
-            self._called = self._round
-            asyncio.get_running_loop().call_soon(self._ring, self._round)
-        elif held and self._timed != self._round:
-            self._timed = self._round
-            self._timer(self._linger, partial(self._ring, self._round))
+        if self._asked != (self._round, held):
+            self._asked = self._round, held
+            ask = partial(self._timer, self._linger) if held else asyncio.get_running_loop().call_soon
+            ask(partial(self._ring, self._round))
 
     def _ring(self, number: int) -> None:
         """Seal what waits, unless a later round has begun since the call was asked for."""
@@ -162,3 +163,5 @@ class Sealing:
         for _, outcome in group:
             if not outcome.done():
                 outcome.set_exception(error)
+                # Heard already: a caller that was cancelled meanwhile does not ask.
+                outcome.exception()
