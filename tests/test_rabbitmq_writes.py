@@ -65,7 +65,7 @@ class Direct:
 
     def publish(self, name: str) -> asyncio.Task[Any]:
         """Publish a message of an id."""
-        sent = name, b"", name.encode()
+        sent = SimpleNamespace(id=name, raw=b"", body=name.encode(), marshal=bytes)
         return asyncio.create_task(self.path.send(sent, "k", mandatory=True, immediate=False))
 
     def confirm(self) -> None:
@@ -96,7 +96,7 @@ async def turns_of(direct: Direct, *publishing: Coroutine[Any, Any, Any]) -> lis
     writing = asyncio.create_task(write())
     await turns(1)
     published = asyncio.gather(*publishing)
-    while not published.done():
+    while not published.done() and turn < 100:
         await asyncio.sleep(0)
         turn += 1
     writing.cancel()
@@ -173,10 +173,11 @@ async def test_all_are_counted_in_the_order_of_the_wire(early: int) -> None:
         theirs = direct.channel.basic_publish(b"", properties=properties, wait=number > 0)
         publishing += [asyncio.create_task(theirs), direct.publish(f"[late {number}]")]
     wire = b""
-    while len(tags) < len(publishing) or not direct.connection.write_queue.empty():
+    for _ in range(20):
         await turns(1)
-        wire += await direct.connection.written()
-        direct.connection.frame.drain()
+        if not direct.connection.write_queue.empty():
+            wire += await direct.connection.written()
+            direct.connection.frame.drain()
     assert sorted(tags, key=lambda name: wire.index(name.encode())) == sorted(tags, key=tags.__getitem__)
     assert sorted(tags.values()) == list(range(1, len(publishing) + 1))
     direct.confirm()

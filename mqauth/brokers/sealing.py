@@ -113,15 +113,12 @@ class Sealing:
         for group in groups.values():
             # On a thread where the key may block.
             together = [each for each, _ in group]
-            try:
-                if self._signer.blocking:
-                    task = asyncio.create_task(signed(self._signer, self._signer.seal, together))
-                    self._tasks.add(task)
-                    task.add_done_callback(partial(self._ended, group))
-                else:
-                    self._tell(group, self._signer.seal(together))
-            except Exception as error:
-                self._refuse(group, error)
+            if self._signer.blocking:
+                task = asyncio.create_task(signed(self._signer, self._signer.seal, together))
+                self._tasks.add(task)
+                task.add_done_callback(partial(self._ended, group))
+            else:
+                self._tell(group, partial(self._signer.seal, together))
 
     def _consider(self) -> None:
         """Seal what waits: at once for a full batch, else after what is ready in the event loop, or later."""
@@ -145,23 +142,20 @@ class Sealing:
 
     def _ended(self, group: list[_Waiting], task: asyncio.Task[list[Message]]) -> None:
         self._tasks.discard(task)
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if error is None:
-            self._tell(group, task.result())
-        else:
-            self._refuse(group, error)
+        self._tell(group, task.result)
         self._consider()
 
-    def _tell(self, group: list[_Waiting], sealed: list[Message]) -> None:
-        """Give each caller its sealed message, but those who were cancelled meanwhile."""
-        for (_, outcome), message in zip(group, sealed, strict=True):
-            if not outcome.done():
-                outcome.set_result(message)
-
-    def _refuse(self, group: list[_Waiting], error: BaseException) -> None:
-        """Give each caller the error."""
-        for _, outcome in group:
-            if not outcome.done():
-                outcome.set_exception(error)
-                # Heard already: a caller that was cancelled meanwhile does not ask.
-                outcome.exception()
+    def _tell(self, group: list[_Waiting], seal: Callable[[], list[Message]]) -> None:
+        """Give each caller its sealed message or the error, but those who were cancelled meanwhile."""
+        try:
+            sealed = seal()
+        except (Exception, asyncio.CancelledError) as error:
+            for _, outcome in group:
+                if not outcome.done():
+                    outcome.set_exception(error)
+                    # Heard already: a caller that is being cancelled does not ask.
+                    outcome.exception()
+        else:
+            for (_, outcome), message in zip(group, sealed, strict=True):
+                if not outcome.done():
+                    outcome.set_result(message)

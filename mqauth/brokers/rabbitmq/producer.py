@@ -161,8 +161,7 @@ class Producer:
             MalformedMessage: the message cannot be sent, or would arrive as something else.
         """
         sealed = self._signer.sign(self._wire(message, routing_key))
-        native: aio_pika.Message = self._through.ready(self._through.take(message), sealed)
-        return native
+        return self._through.ready(self._through.take(message), sealed)  # type: ignore[no-any-return]
 
     def _wire(self, message: AbstractMessage, routing_key: str) -> Message:
         # aiormq would add a message id after signing, so the message has one already.
@@ -229,13 +228,12 @@ class JointFrame:
         queued: whether the socket has yet to take what was ready.
     """
 
-    should_close, should_drain, queued = False, True, False
+    should_close, should_drain, queued, _tag = False, True, False, 0
 
     def __init__(self, channel: Any) -> None:
         self.channel = channel
         self.unsent: dict[asyncio.Future[Any], tuple[bytes, str]] = {}
         self._counted: list[bytes] = []
-        self._tag = 0
 
     def drain(self) -> None:
         """Have written what is ready, where the socket has taken what was ready before."""
@@ -309,7 +307,8 @@ class DirectPath:
         except Exception as error:
             raise unsendable(error) from error
         check_frame(len(raw))
-        return taken.message_id, raw, sealed.body or b""
+        # With what pamqp asks properties for: they are encoded once.
+        return SimpleNamespace(id=taken.message_id, raw=raw, body=sealed.body or b"", marshal=lambda: raw)
 
     async def send(self, ready: Any, routing_key: str, *, mandatory: bool, immediate: bool) -> Any:
         """Publish it, together with others that are ready, and wait for the confirm."""
@@ -320,18 +319,16 @@ class DirectPath:
         if exchange.channel.is_closed:
             raise exceptions.ChannelInvalidStateError("the channel is closed")
         channel: Any = await exchange.channel.get_underlay_channel()
-        (message_id, raw, body), size = ready, channel.max_content_size
-        check_frame(len(raw), agreed(channel))
-        # The properties as pamqp asks for them, encoded once.
-        properties: Any = SimpleNamespace(marshal=lambda: raw)
-        frames: list[FrameTypes] = [ContentHeader(body_size=len(body), properties=properties)]
+        check_frame(len(ready.raw), agreed(channel))
+        body, size = ready.body, channel.max_content_size
+        frames: list[FrameTypes] = [ContentHeader(body_size=len(body), properties=ready)]
         frames += [ContentBody(body[start : start + size]) for start in range(0, len(body), size)]
         payload = _method(channel.number, exchange.name, routing_key, mandatory, immediate)
         if channel is not self._frame.channel:
             self._frame = JointFrame(channel)
         # The channel fails it once it is closed.
         frame, confirm = self._frame, channel.create_future()
-        frame.unsent[confirm] = payload + b"".join(marshal(each, channel.number) for each in frames), message_id
+        frame.unsent[confirm] = payload + b"".join(marshal(each, channel.number) for each in frames), ready.id
         if not frame.queued:
             frame.drain()
         try:
@@ -339,7 +336,7 @@ class DirectPath:
         finally:
             # What is given up while the broker does not read is not kept until it does.
             frame.unsent.pop(confirm, None)
-            channel.message_id_delivery_tag.pop(message_id, None)
+            channel.message_id_delivery_tag.pop(ready.id, None)
 
 
 @lru_cache(maxsize=256)
