@@ -36,7 +36,10 @@ class Connection:
 
     async def written(self) -> bytes:
         """Write the next frame as aiormq does; ``frame.drain()`` says that the socket has taken it."""
-        self.frame = await self.write_queue.get()
+        for _ in range(20):
+            if self.write_queue.empty():
+                await asyncio.sleep(0)
+        self.frame = self.write_queue.get_nowait()
         return bytes(self.frame.payload)
 
 
@@ -45,6 +48,12 @@ class Silent(Channel):
 
     async def _reader(self) -> None:
         """Read nothing."""
+
+
+class Outer:
+    """A channel of aio-pika's."""
+
+    is_closed, publisher_confirms = False, True
 
 
 class Direct:
@@ -57,9 +66,8 @@ class Direct:
         self.connection = Connection()
         given: Any = self.connection
         self.channel = Silent(given, 1)
-        outer: Any = SimpleNamespace(
-            is_closed=False, get_underlay_channel=get_underlay_channel, publisher_confirms=True
-        )
+        outer: Any = Outer()
+        outer.get_underlay_channel = get_underlay_channel
         self.exchange = aio_pika.Exchange(outer, "shop")
         self.path = DirectPath(self.exchange)
 
@@ -88,7 +96,8 @@ async def turns_of(direct: Direct, *publishing: Coroutine[Any, Any, Any]) -> lis
 
     async def write() -> None:
         while True:
-            await direct.connection.written()
+            frame = direct.connection.frame = await direct.connection.write_queue.get()
+            assert frame.payload
             writes.append(turn)
             direct.connection.frame.drain()
             direct.confirm()
@@ -111,7 +120,7 @@ async def test_a_message_alone_waits_for_one_turn() -> None:
     def message() -> aio_pika.Message:
         return aio_pika.Message(b"x")
 
-    async def counted(count: int, **settings: int) -> list[int]:
+    async def counted(count: int, **settings: Any) -> list[int]:
         direct = Direct()
         sender = Producer(direct.exchange, Forge().signer(), **settings) if settings else direct.exchange
         return await turns_of(direct, *(sender.publish(message(), "k") for _ in range(count)))
@@ -119,6 +128,21 @@ async def test_a_message_alone_waits_for_one_turn() -> None:
     (own,) = await counted(1)
     assert await counted(1, batch=64) == await counted(5, batch=64) == await counted(64, batch=64) == [own + 1]
     assert await counted(1, batch=1) == await counted(5, batch=1) == [own]
+
+
+async def test_messages_keep_their_order() -> None:
+    """Messages that are published in one turn are written in their order, more than share a signature too."""
+    direct = Direct()
+    sender = Producer(direct.exchange, Forge().signer())
+    names = [f"[{number}]" for number in range(100)]
+    publishing = [
+        asyncio.create_task(sender.publish(aio_pika.Message(b"", message_id=name), "k")) for name in names
+    ]
+    await turns(2)
+    written = await direct.connection.written()
+    assert sorted(names, key=lambda name: written.index(name.encode())) == names
+    direct.confirm()
+    await asyncio.gather(*publishing)
 
 
 async def test_what_was_given_up_is_not_kept() -> None:

@@ -76,7 +76,7 @@ class Sealing:
         """
         if self._closed:
             raise self._refusal()
-        prepared = self._signer.prepare(message)
+        prepared, self._blocking = self._signer.prepare(message), self._signer.blocking
         sealed: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._waiting.append((prepared, sealed))
         self.running += 1
@@ -113,7 +113,7 @@ class Sealing:
         for group in groups.values():
             # On a thread where the key may block.
             together = [each for each, _ in group]
-            if self._signer.blocking:
+            if self._blocking:
                 task = asyncio.create_task(signed(self._signer, self._signer.seal, together))
                 self._tasks.add(task)
                 task.add_done_callback(partial(self._ended, group))
@@ -125,12 +125,10 @@ class Sealing:
         waiting = len(self._waiting)
         if waiting >= self._batch:
             return self.seal_now()
-        # A key that blocks signs one batch after the other: until it has, others join the next.
-        if not waiting or self._tasks:
-            return
         # More are sealed, and have no confirm yet, than wait.
         held = self._linger > 0 and waiting < self.running - waiting
-        if self._asked != (self._round, held):
+        # A key that blocks signs one batch after the other: until it has, others join the next.
+        if waiting and not self._tasks and self._asked != (self._round, held):
             self._asked = self._round, held
             ask = partial(self._timer, self._linger) if held else asyncio.get_running_loop().call_soon
             ask(partial(self._ring, self._round))
