@@ -13,12 +13,11 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import NewTopic
 
 from integration.benchmarks.client.rounds import Measured, Spread, Stopwatch
-from integration.benchmarks.client.workload import BATCH, LIFETIME, Refusals, RoundEnd, Tally, Workload, guard
+from integration.benchmarks.client.workload import LIFETIME, Refusals, RoundEnd, Tally, Workload, guard
 from integration.benchmarks.scale_world import PATIENCE, Say, cpu_us, each_process, verifier_of
 from mqauth import Allow, Key, KeySet
 from mqauth.brokers import kafka
 from mqauth.brokers.kafka import repair as kafka_repair
-from mqauth.brokers.log.records import native_headers
 from mqauth.testing.forge import SUBJECT, Forge
 from mqauth.wire.destination import kafka as destination
 
@@ -46,21 +45,22 @@ def by_group(address: str, counts: Iterable[int], say: Say) -> list[dict[str, An
 
 
 class Topic:
-    """A topic with records in batches, spread over its partitions, to be consumed again and again.
+    """A topic that kafka-python's producer has filled as it comes, to be consumed again and again.
 
     Args:
         address: ``host:port``.
         partitions: of the topic.
         records: how many.
+        keyed: whether they have keys, of which there are 997.
     """
 
-    def __init__(self, address: str, partitions: int, records: int = _RECORDS) -> None:
+    def __init__(self, address: str, partitions: int, records: int = _RECORDS, *, keyed: bool = False) -> None:
         self._admin = KafkaAdminClient(bootstrap_servers=address)
         self._forge = Forge(lifetime=LIFETIME)
         name = f"mqauth.scale.{uuid.uuid4().hex[:12]}"
         self.told = (address, name, partitions, self._forge.key.to_pem(), records)
         self._admin.create_topics([NewTopic(name, partitions, 1)])
-        self._fill(address, name, partitions)
+        self._fill(address, name, keyed=keyed)
 
     def __enter__(self) -> Topic:
         return self
@@ -69,13 +69,12 @@ class Topic:
         self._admin.delete_topics([self.told[1]])
         self._admin.close()
 
-    def _fill(self, address: str, name: str, partitions: int) -> None:
-        producer = KafkaProducer(bootstrap_servers=address, linger_ms=5)
-        signer, plain = self._forge.signer(), Workload().message(destination(name))
-        for start in range(0, self.told[-1], BATCH):
-            for place, signed in enumerate(signer.sign_many([plain] * BATCH)):
-                producer.send(name, value=signed.body, headers=list(native_headers(signed.headers)),
-                              partition=(start + place) % partitions)  # fmt: skip
+    def _fill(self, address: str, name: str, *, keyed: bool) -> None:
+        producer = kafka.Producer(KafkaProducer(bootstrap_servers=address), self._forge.signer())
+        headers = [(header, text.encode()) for header, text in Workload().header_texts().items()]
+        for number in range(self.told[-1]):
+            key = b"%d" % (number % 997) if keyed else None
+            producer.send(name, value=Workload().body(number), key=key, headers=headers)
         producer.flush()
         producer.close()
 
@@ -89,14 +88,14 @@ def consume(told: tuple[str, str, int, bytes, int], members: int, together: Call
         together: waits for the other members; called when this one has its share, before it begins,
             and before it leaves.
     """
-    address, name, partitions, pem, records = told
+    address, name, partitions, pem, _ = told
     group = f"{name}.{members}" if members > 1 else f"{name}.{uuid.uuid4().hex[:8]}"
     client = KafkaConsumer(name, bootstrap_servers=address, group_id=group, enable_auto_commit=False,
                            auto_offset_reset="earliest")  # fmt: skip
     _shared_out(client, partitions // members, together)
     for partition in client.assignment():
         client.seek(partition, 0)
-    watch, share = Stopwatch(), records // members
+    watch, share = Stopwatch(), sum(client.end_offsets(list(client.assignment())).values())
     ended = RoundEnd(lambda: watch.stop(share))
     tally = Tally(share, ended.set)
     refusals = Refusals(lambda reason: ended.fail(f"refused as {reason}"))

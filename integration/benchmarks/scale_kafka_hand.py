@@ -1,7 +1,7 @@
-"""Scale on Kafka with partitions assigned by hand: bare, ``workers=0``, the default; one process, two.
+"""Scale on Kafka with partitions assigned by hand: bare and ours, one process, two, four; without keys and with.
 
 ``python -m integration.benchmarks.scale_kafka_hand kafka://127.0.0.1:9092 5``: rounds alternate, and medians of
-ratios within a round are told, since a shared machine moves the rates.
+ratios within a round are told, since a shared machine moves the rates. A round takes a minute.
 """
 
 from __future__ import annotations
@@ -26,21 +26,23 @@ from mqauth.wire.destination import kafka as destination
 
 PARTITIONS: Final = 4
 RECORDS: Final = 24_576
-PROCESSES: Final = (1, 2)
-WAYS: Final[dict[str, dict[str, int] | None]] = {"bare": None, "workers=0": {"workers": 0}, "default": {}}
+PROCESSES: Final = (1, 2, 4)
+WAYS: Final = ("bare", "ours")
 Told = tuple[str, str, int, bytes, int]
 
 
-def by_hand(address: str, rounds: int, say: Say) -> dict[str, float]:
-    """Return the default's rate to ``workers=0``'s, and of each way two processes' rate to one's.
+def by_hand(address: str, rounds: int, say: Say, *, keyed: bool, records: int = RECORDS) -> dict[str, float]:
+    """Return of each way the rate of several processes to that of one.
 
     Args:
         address: ``host:port``.
-        rounds: how many, each of every way with one process and with two.
+        rounds: how many, each of every way with each number of processes.
         say: is told of each round.
+        keyed: whether the records have keys.
+        records: how many.
     """
     rates: dict[tuple[str, int], list[float]] = defaultdict(list)
-    with Topic(address, PARTITIONS, RECORDS) as topic:
+    with Topic(address, PARTITIONS, records, keyed=keyed) as topic:
         for number in range(rounds):
             for processes in PROCESSES:
                 for way in WAYS:
@@ -53,12 +55,13 @@ def by_hand(address: str, rounds: int, say: Say) -> dict[str, float]:
 
 def _ratios(rates: dict[tuple[str, int], list[float]]) -> dict[str, float]:
     """Return medians of ratios within rounds."""
-
-    def ratio(one: tuple[str, int], other: tuple[str, int]) -> float:
-        return round(median(a / b for a, b in zip(rates[one], rates[other], strict=True)), 2)
-
-    against = {f"default to workers=0, {n} x": ratio(("default", n), ("workers=0", n)) for n in PROCESSES}
-    return against | {f"two to one, {way}": ratio((way, 2), (way, 1)) for way in WAYS}
+    return {
+        f"{count} to 1, {way}": round(
+            median(a / b for a, b in zip(rates[way, count], rates[way, 1], strict=True)), 2
+        )
+        for way in WAYS
+        for count in PROCESSES[1:]
+    }
 
 
 def _consuming(barrier: Any, results: Any, members: int, way: str, told: Told) -> None:
@@ -78,13 +81,12 @@ def _consuming(barrier: Any, results: Any, members: int, way: str, told: Told) -
     watch = Stopwatch()
     ended = RoundEnd(lambda: watch.stop(share))
     tally = Tally(share, ended.set)
-    settings = WAYS[way]
     barrier.wait(PATIENCE)
     watch.start()
-    if settings is None:
+    if way == "bare":
         _bare(client, tally, ended)
     else:
-        _ours(client, tally, ended, (pem, name), settings)
+        _ours(client, tally, ended, (pem, name))
     client.close()
     results.put(ended.measured())
 
@@ -98,12 +100,12 @@ def _bare(client: Any, tally: Tally, ended: RoundEnd) -> None:
         client.commit()
 
 
-def _ours(client: Any, tally: Tally, ended: RoundEnd, told: tuple[bytes, str], settings: Any) -> None:
+def _ours(client: Any, tally: Tally, ended: RoundEnd, told: tuple[bytes, str]) -> None:
     """Consume through the wrapper."""
     pem, name = told
     guard = _pipeline(Key.from_pem(pem), Allow({SUBJECT: [destination(name)]}))
     refusals = Refusals(lambda reason: ended.fail(f"refused as {reason}"))
-    with kafka.Consumer(client, guard, lambda verified: tally(verified.body), dead_letters=refusals, **settings):
+    with kafka.Consumer(client, guard, lambda verified: tally(verified.body), dead_letters=refusals):
         ended.wait()
 
 
@@ -111,8 +113,9 @@ def main() -> None:
     """Measure, and print."""
     url, rounds = sys.argv[1], int(sys.argv[2])
     say: Say = print
-    for what, ratio in by_hand(servers(url)[0], rounds, say).items():
-        say(f"{what}: {ratio}")
+    for keyed in (False, True):
+        for what, ratio in by_hand(servers(url)[0], rounds, say, keyed=keyed).items():
+            say(f"{'keyed' if keyed else 'keyless'}, {what}: {ratio}")
 
 
 if __name__ == "__main__":
