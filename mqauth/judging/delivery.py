@@ -98,6 +98,7 @@ class Delivery:
             delivery to somebody else. It raises ``StaleDelivery`` then, and may be asynchronous.
         rung: the rung it was judged at, of one below ``enforce`` or exempt.
         unverified: the message, if its handler gets it without a proof.
+        content: of a log, a hash that tells a record that is read again from another one at its offset.
     """
 
     message: Message
@@ -124,6 +125,7 @@ class Delivery:
     waits: tuple[str, str] | None = None
     rung: Rung | None = None
     unverified: Unverified | None = None
+    content: int = 0
 
     def content_digest(self) -> str:
         """Return the digest of the message's content, computed once: there may be very many headers."""
