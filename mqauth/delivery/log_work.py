@@ -25,13 +25,15 @@ from mqauth.replay.rules import ClaimRequest
 _JUDGE, _HANDLE = Step.JUDGE, Step.HANDLE
 MAX_VERDICT_AGE: Final = 10.0
 """Seconds for which an early verdict holds; older ones are reached again, since keys may have been revoked."""
-ROW: Final = 256
+ROW: Final = 64
 """Deliveries that are judged in a row where the store is in this process and there is no round trip to save.
 
-The first verdict after a handler of milliseconds costs as much as ten later ones: the processor's caches are cold.
+What so few take stays in the processor's caches, and costs the garbage collector least.
 """
-ROW_ON_LOOP: Final = 64
-"""The same in an event loop, which stands still meanwhile."""
+LONG_ROW: Final = 256
+"""The same on a thread where handlers leave the caches cold: the first verdict then costs as much as 20 others."""
+COLD: Final = 0.001
+"""Seconds of a handler that leave them cold."""
 _LEASE_PARTS: Final = 3
 _ClaimMany = Callable[[list[ClaimRequest]], Any]
 
@@ -160,8 +162,9 @@ class EarlyClaims:
         self._on_loop = on_loop
         self._guard = guard
         self._verdicts = guard.verdicts
-        row = ROW_ON_LOOP if on_loop else ROW
-        self._most = row if getattr(guard.replay, "in_process", False) else sys.maxsize
+        near = getattr(guard.replay, "in_process", False)
+        self._most = ROW if near else sys.maxsize
+        self._most_cold = LONG_ROW if near and not on_loop else self._most
         self._monotonic = guard.clock.monotonic
         self._longest = longest
         self._left = 0
@@ -181,9 +184,12 @@ class EarlyClaims:
         if self._left > 0 and now < self._ends:
             self._left -= 1
             return
-        # Where handlers take long most of a row grows too old: the next one has twice what this one was good for.
-        used = len(self._row) - self._left
-        deliveries = list(islice(waiting, min(self._most, 2 * used or self._most)))
+        # How long each of the last row took; in half of the time that verdicts hold, so many more can be handled.
+        used, most = len(self._row) - self._left, self._most
+        pace = (now - self._ends + self._longest) / max(1, used)
+        if used and pace > COLD:
+            most = min(self._most_cold, max(1, int(self._longest / 2 / pace)))
+        deliveries = list(islice(waiting, most))
         for delivery in deliveries:
             # The verdict is too old. Its owner, the same delivery, may claim again.
             if delivery.step is _HANDLE and not delivery.deferred:

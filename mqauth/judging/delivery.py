@@ -159,24 +159,6 @@ class Delivery:
         )  # fmt: skip
 
 
-# Python 3.11 takes its time to look a member of an enum up
-_CONFIRM, _RELEASE, _RECORD = Step.CONFIRM, Step.RELEASE, Step.RECORD
-
-
-def asked_fence(delivery: Delivery, fence: Callable[[Delivery], Any]) -> Any:
-    """Return what the fence of a delivery says before its next step; it is to be awaited if it is awaitable.
-
-    Raises:
-        StaleDelivery: the step may not be taken, for the broker has given the delivery to somebody else.
-    """
-    step = delivery.step
-    # these steps condemn nothing, so they are right whoever has the delivery by now: a claim of ours is ended, and
-    # a message that we handled is recorded
-    if step is _CONFIRM or step is _RELEASE or (step is _RECORD and delivery.rejection is None):
-        return None
-    return fence(delivery)
-
-
 def refuse_unjudged(delivery: Delivery) -> None:
     """Refuse to end a delivery without a verdict: its outcome would read as accepted."""
     require(delivery.step is not Step.JUDGE, "the delivery was not judged to an end")
