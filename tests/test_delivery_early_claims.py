@@ -162,27 +162,26 @@ def test_one_round_trip(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("in_process", "on_loop", "seconds", "trips"),
+    ("store", "seconds", "trips"),
     [
-        (True, False, 0.0, [ROW] * 5 + [6]),
-        (True, False, 0.002, [ROW, LONG_ROW, 6]),
-        (True, True, 0.002, [ROW] * 5 + [6]),
-        (False, True, 0.002, [5 * ROW + 6]),
+        ("near", 0.0, [ROW] * 5 + [6]),
+        ("near", 0.002, [ROW, LONG_ROW, 6]),
+        ("near a loop", 0.002, [ROW] * 5 + [6]),
+        ("far from a loop", 0.002, [5 * ROW + 6]),
     ],
 )
 def test_a_store_in_this_process_is_asked_for_some_of_a_poll_at_a_time(
     bench: Bench,
     monkeypatch: pytest.MonkeyPatch,
-    in_process: bool,
-    on_loop: bool,
+    store: str,
     seconds: float,
     trips: list[int],
 ) -> None:
     """A far store is asked once for all that waits; a near one for a row; slow handlers make it long."""
-    monkeypatch.setattr(Store, "in_process", in_process)
+    monkeypatch.setattr(Store, "in_process", store.startswith("near"))
     messages = [bench.sealed(offset) for offset in range(5 * ROW + 6)]
     bench.seconds = seconds
-    outcomes = bench.work(bench.batch(messages), EarlyClaims(bench.guard, on_loop=on_loop))
+    outcomes = bench.work(bench.batch(messages), EarlyClaims(bench.guard, on_loop=store.endswith("loop")))
     assert {outcome.verdict for outcome in outcomes} == {Verdict.ACCEPTED}
     assert bench.handled == [b"%d" % offset for offset in range(5 * ROW + 6)]
     assert (bench.store.batches, bench.store.single) == (trips, 0)
