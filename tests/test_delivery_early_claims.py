@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mqauth.audit.record import AuditRecord
-from mqauth.delivery.log_work import IN_PROCESS_BATCH, MAX_VERDICT_AGE, EarlyClaims
+from mqauth.delivery.log_work import LONG_ROW, MAX_VERDICT_AGE, ROW, EarlyClaims
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.flow import arun, run
 from mqauth.judging.pipeline import Delivery, Outcome, Pipeline, Step, Verdict
@@ -90,6 +90,7 @@ class Bench:
     letters: list[DeadLetter] = field(default_factory=list)
     records: list[AuditRecord] = field(default_factory=list)
     name: str = "dead"
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self.forge = Forge(self.clock, lifetime=3600)
@@ -133,7 +134,8 @@ class Bench:
         return outcomes
 
     def handle(self, verified: Verified) -> None:
-        """Remember what was handled."""
+        """Remember what was handled; it takes its time."""
+        self.clock.advance(self.seconds)
         self.handled.append(verified.body)
 
 
@@ -159,17 +161,39 @@ def test_one_round_trip(bench: Bench) -> None:
     assert {outcome.reason for outcome in bench.work(again, EarlyClaims(bench.guard))} == {Reason.REPLAYED}
 
 
-@pytest.mark.parametrize(("in_process", "trips"), [(True, [IN_PROCESS_BATCH, 6]), (False, [IN_PROCESS_BATCH + 6])])
+@pytest.mark.parametrize(
+    ("store", "seconds", "trips"),
+    [
+        ("near", 0.0, [ROW] * 5 + [6]),
+        ("near", 0.002, [ROW, LONG_ROW, 6]),
+        ("near a loop", 0.002, [ROW] * 5 + [6]),
+        ("far from a loop", 0.002, [5 * ROW + 6]),
+    ],
+)
 def test_a_store_in_this_process_is_asked_for_some_of_a_poll_at_a_time(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, in_process: bool, trips: list[int]
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    store: str,
+    seconds: float,
+    trips: list[int],
 ) -> None:
-    """A store with round trips is asked once for all that waits; a near one for as many as live shortly."""
-    monkeypatch.setattr(Store, "in_process", in_process)
-    messages = [bench.sealed(offset) for offset in range(IN_PROCESS_BATCH + 6)]
-    outcomes = bench.work(bench.batch(messages), EarlyClaims(bench.guard))
+    """A far store is asked once for all that waits; a near one for a row; slow handlers make it long."""
+    monkeypatch.setattr(Store, "in_process", store.startswith("near"))
+    messages = [bench.sealed(offset) for offset in range(5 * ROW + 6)]
+    bench.seconds = seconds
+    outcomes = bench.work(bench.batch(messages), EarlyClaims(bench.guard, on_loop=store.endswith("loop")))
     assert {outcome.verdict for outcome in outcomes} == {Verdict.ACCEPTED}
-    assert bench.handled == [b"%d" % offset for offset in range(IN_PROCESS_BATCH + 6)]
+    assert bench.handled == [b"%d" % offset for offset in range(5 * ROW + 6)]
     assert (bench.store.batches, bench.store.single) == (trips, 0)
+
+
+def test_of_a_row_that_grew_too_old_few_are_judged_again(bench: Bench) -> None:
+    """After a row that was too old before its end, the next one is as long as is handled in half of that time."""
+    waiting = bench.batch([bench.sealed(offset) for offset in range(20)])
+    bench.seconds = MAX_VERDICT_AGE * 0.16
+    outcomes = bench.work(waiting, EarlyClaims(bench.guard))
+    assert {outcome.verdict for outcome in outcomes} == {Verdict.ACCEPTED}
+    assert (bench.store.batches, bench.store.single) == ([20, 3, 3, 3, 3], 1)
 
 
 def test_an_answer_that_would_have_to_be_awaited_is_not(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -843,6 +843,19 @@ def test_a_long_handler_keeps_its_claim(bench: Bench, renewed: bool, monkeypatch
     assert seen[-1] == (1 if renewed else 0)
 
 
+def test_a_short_lease_is_looked_after(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a long handler the client is polled in time for the renewal of its lease, however short that is."""
+    monkeypatch.setattr("mqauth.brokers.log.consumer.WATCH", 3600.0)
+    polled = threading.Event()
+    seen: list[bool] = []
+    bench.handler = lambda _: seen.append(polled.wait(30))
+    bench.add(b"0")
+    bench.make(bench.guard(lease=0.06), workers=1)
+    bench.client.events = [lambda: None] * 5 + [polled.set]
+    bench.run(rounds=20)
+    assert seen == [True]
+
+
 WISH = ClaimRequest(
     scope="other", id=b"0" * 16, owner="o", place=None, redelivered=False, lease=1, expires=0
 )  # fmt: skip

@@ -381,11 +381,11 @@ class Assignment:
 
     def _finish(self, partition: Partition) -> None:
         """Remember the first waiting record of a partition, which need not run again here."""
-        place, message = partition.topic_partition, partition.waiting[0].message
+        place, delivery = partition.topic_partition, partition.waiting[0]
         # A letter that waits for its transaction is dropped with its partition; and a user may want it read again.
-        waits = bool(partition.letters) and partition.letters[-1][0] == offset_of(message)
+        waits = bool(partition.letters) and partition.letters[-1][0] == offset_of(delivery.message)
         if not waits and self._partitions.get(place, partition) is partition:
-            self._finished.add(place, message)
+            self._finished.add(place, delivery)
 
     def _forget(self, places: Set[Any]) -> None:
         """Drop partitions that were taken away; the client forgets their pauses too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -24,11 +25,15 @@ from mqauth.replay.rules import ClaimRequest
 _JUDGE, _HANDLE = Step.JUDGE, Step.HANDLE
 MAX_VERDICT_AGE: Final = 10.0
 """Seconds for which an early verdict holds; older ones are reached again, since keys may have been revoked."""
-IN_PROCESS_BATCH: Final = 64
-"""Deliveries that are judged together where the store is in this process and there is no round trip to save.
+ROW: Final = 64
+"""Deliveries that are judged in a row where the store is in this process and there is no round trip to save.
 
-Short-lived objects cost the garbage collector least.
+What so few take stays in the processor's caches, and costs the garbage collector least.
 """
+LONG_ROW: Final = 256
+"""The same on a thread where handlers leave the caches cold: the first verdict then costs as much as 20 others."""
+COLD: Final = 0.001
+"""Seconds of a handler that leave them cold."""
 _LEASE_PARTS: Final = 3
 _ClaimMany = Callable[[list[ClaimRequest]], Any]
 
@@ -157,11 +162,15 @@ class EarlyClaims:
         self._on_loop = on_loop
         self._guard = guard
         self._verdicts = guard.verdicts
-        self._most = IN_PROCESS_BATCH if getattr(guard.replay, "in_process", False) else None
+        near = getattr(guard.replay, "in_process", False)
+        self._most = ROW if near else sys.maxsize
+        self._most_cold = LONG_ROW if near and not on_loop else self._most
         self._monotonic = guard.clock.monotonic
         self._longest = longest
         self._left = 0
         self._ends = 0.0
+        # Kept until the next ones are judged: what a delivery holds is given back for all of them in a row.
+        self._row: list[Delivery] = []
 
     def judge_ahead(self, waiting: Sequence[Delivery]) -> None:
         """Judge the waiting deliveries where their verdicts are missing or too old; to be called before each one.
@@ -175,12 +184,18 @@ class EarlyClaims:
         if self._left > 0 and now < self._ends:
             self._left -= 1
             return
-        deliveries = list(islice(waiting, self._most))
+        # How long each of the last row took; in half of the time that verdicts hold, so many more can be handled.
+        used, most = len(self._row) - self._left, self._most
+        pace = (now - self._ends + self._longest) / max(1, used)
+        if used and pace > COLD:
+            most = min(self._most_cold, max(1, int(self._longest / 2 / pace)))
+        deliveries = list(islice(waiting, most))
         for delivery in deliveries:
             # The verdict is too old. Its owner, the same delivery, may claim again.
             if delivery.step is _HANDLE and not delivery.deferred:
                 delivery.step = _JUDGE
         self._left, self._ends = len(deliveries) - 1, now + self._longest
+        self._row = deliveries
         if self._many is not None and len(deliveries) > 1:
             self._judge(self._many, deliveries)
 

@@ -217,7 +217,9 @@ class Partition:
             self.last = last = offset
             # The records are many, and the receipts are none but after records were read again.
             known = next((each for each in self.receipts if offset <= each.upto), None) if self.receipts else None
-            add(Delivery(message=message, received=known.received if known else now, fence=fence))
+            received = known.received if known else now
+            # Hashed here, where the record is in the processor's caches; after a handler it is not.
+            add(Delivery(message=message, received=received, fence=fence, content=_content(message)))
         return ()
 
     def settle(self) -> None:
@@ -274,7 +276,7 @@ class Partition:
         Raises:
             StaleDelivery: the partition was taken away, perhaps for good.
         """
-        if not self.ours:
+        if not self.alive or self.suspended:
             raise StaleDelivery("the partition of the delivery was taken away")
 
 
@@ -294,14 +296,14 @@ class Finished:
         self._places: dict[Any, dict[int, int]] = {}
         self._size = 0
 
-    def add(self, place: Any, message: Message) -> None:
+    def add(self, place: Any, delivery: Delivery) -> None:
         """Remember a record."""
         if self._size >= MOST and (oldest := next(iter(self._places))) != place:
             self.forget(oldest)
         if self._size < MOST:
             records = self._places.setdefault(place, {})
             self._size -= len(records)
-            records[offset_of(message)] = _content(message)
+            records[delivery.message.origin.offset or 0] = delivery.content
             self._size += len(records)
 
     def settle(self, partition: Partition, messages: Sequence[Message]) -> int:

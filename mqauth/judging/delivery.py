@@ -98,6 +98,7 @@ class Delivery:
             delivery to somebody else. It raises ``StaleDelivery`` then, and may be asynchronous.
         rung: the rung it was judged at, of one below ``enforce`` or exempt.
         unverified: the message, if its handler gets it without a proof.
+        content: of a log, a hash that tells a record that is read again from another one at its offset.
     """
 
     message: Message
@@ -124,6 +125,7 @@ class Delivery:
     waits: tuple[str, str] | None = None
     rung: Rung | None = None
     unverified: Unverified | None = None
+    content: int = 0
 
     def content_digest(self) -> str:
         """Return the digest of the message's content, computed once: there may be very many headers."""
@@ -155,24 +157,6 @@ class Delivery:
             Verdict.DEFERRED, cause=error.cause, detail=error.detail, judge_seconds=self.judge_seconds,
             party=error.party,
         )  # fmt: skip
-
-
-# Python 3.11 takes its time to look a member of an enum up
-_CONFIRM, _RELEASE, _RECORD = Step.CONFIRM, Step.RELEASE, Step.RECORD
-
-
-def asked_fence(delivery: Delivery, fence: Callable[[Delivery], Any]) -> Any:
-    """Return what the fence of a delivery says before its next step; it is to be awaited if it is awaitable.
-
-    Raises:
-        StaleDelivery: the step may not be taken, for the broker has given the delivery to somebody else.
-    """
-    step = delivery.step
-    # these steps condemn nothing, so they are right whoever has the delivery by now: a claim of ours is ended, and
-    # a message that we handled is recorded
-    if step is _CONFIRM or step is _RELEASE or (step is _RECORD and delivery.rejection is None):
-        return None
-    return fence(delivery)
 
 
 def refuse_unjudged(delivery: Delivery) -> None:

@@ -21,7 +21,7 @@ from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import Cause, ConfigurationError, Unavailable, require
 from mqauth.flow import Attempts, Call, Flow, answered, at_once, call, is_last, pause, run, settling
-from mqauth.judging.delivery import Delivery, Outcome, Step, asked_fence, refuse_unjudged, verdict_record
+from mqauth.judging.delivery import Delivery, Outcome, Step, refuse_unjudged, verdict_record
 from mqauth.judging.details import explain
 from mqauth.judging.journal import Journal
 from mqauth.judging.judge import Judge
@@ -174,8 +174,10 @@ class Pipeline:
             if delivery.deferred and delivery.step is _HANDLE and not (yield from self._is_held(delivery)):
                 delivery.claim, delivery.release_claim, delivery.step = None, None, _JUDGE
             while (step := delivery.step) is not _SETTLE:
-                passed = None if delivery.fence is None else asked_fence(delivery, delivery.fence)
-                if passed is not None:
+                # these steps condemn nothing, so they are right whoever has the delivery by now: a claim of ours
+                # is ended, and a message that we handled is recorded
+                ends = step is _CONFIRM or step is _RELEASE or (step is _RECORD and delivery.rejection is None)
+                if not ends and delivery.fence is not None and (passed := delivery.fence(delivery)) is not None:
                     yield from settling(passed)
                 if step is _JUDGE:
                     started = self.clock.monotonic() if self._observers else 0.0

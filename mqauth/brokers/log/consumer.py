@@ -28,8 +28,8 @@ from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.threads import DaemonThread
 
-WATCH: Final = 0.5
-"""Seconds after which another thread polls while handlers run; a poll costs as much as ten messages."""
+WATCH: Final = 1.0
+"""Most seconds after which another thread polls while handlers run; a poll costs as much as ten messages."""
 BUSY: Final = 0.05
 """Seconds for which a thread without work waits for the others to finish theirs."""
 
@@ -45,6 +45,7 @@ class WorkerThreads:
         choose: returns something to work on, ``None`` where there is nothing.
         visit: works on it, without the poll lock.
         check: raises where the client does not answer any more; called on the thread of ``run``.
+        watch: seconds after which somebody polls beside them.
 
     Attributes:
         poll_lock: held by the thread that polls.
@@ -59,7 +60,10 @@ class WorkerThreads:
         choose: Callable[[], Any],
         visit: Callable[[Any], None],
         check: Callable[[], None] = lambda: None,
+        *,
+        watch: float = WATCH,
     ) -> None:
+        self._watch = watch
         self._poll = poll
         self._choose = choose
         self._visit = visit
@@ -97,7 +101,7 @@ class WorkerThreads:
         seen = -1
         while self._threads and not self._stopped:
             try:
-                self._woken.get(timeout=WATCH)
+                self._woken.get(timeout=self._watch)
             except queue.Empty:
                 self._check()
                 if self._polls == seen and self.poll_lock.acquire(blocking=False):
@@ -203,8 +207,10 @@ class LogConsumer(BackgroundRun, LogEngine):
             guard, handler=handler, dead_letters=dead_letters.publish, decode=settings.get("decode"), **others
         )
         super().__init__(guard, handler, dead_letters, workers=workers, on_loop=False, **settings)
+        # It takes up to two looks until somebody polls, and a lease is renewed after a third of it.
+        watch = min(WATCH, guard.lease / 6)
         self._workers = WorkerThreads(
-            workers, self._poll_once, self._assignment.choose, self._work.visit, self._check
+            workers, self._poll_once, self._assignment.choose, self._work.visit, self._check, watch=watch
         )
         self._started = False
 

@@ -129,7 +129,7 @@ def _placed(record: Any, place: RecordPlace) -> Message:
         return place.message(
             record.offset,
             record.timestamp,
-            _natural(kind) == LOG_APPEND_TIME,
+            (kind if type(kind) is int else _natural(kind)) == LOG_APPEND_TIME,
             record.key,
             record.value,
             record.headers,
