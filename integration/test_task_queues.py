@@ -117,7 +117,7 @@ from mqauth.clock import SystemClock
 
 class BrokersClock(SystemClock):
     def now(self):
-        return super().now() - 3700 * ("FAKETIME" in os.environ)
+        return super().now() - int(os.environ.get("AHEAD", 0))
 """
 """What a worker signs by, whose own clock is ahead: the broker's."""
 RECORDED = 'with open("billed.txt", "a") as file: file.write(f"billed {order}\\n")'
@@ -308,7 +308,7 @@ def an_hour_later(command: Block, folder: Path) -> Block:
     ahead = folder / "ahead"
     ahead.mkdir()
     (ahead / "sitecustomize.py").write_text("import time\n\nnow = time.time\ntime.time = lambda: now() + 3700\n")
-    return replace(command, text=f"PYTHONPATH={ahead}:$PYTHONPATH {command.text}")
+    return replace(command, text=f"AHEAD=3700 PYTHONPATH={ahead}:$PYTHONPATH {command.text}")
 
 
 @FRAMEWORKS
