@@ -71,7 +71,12 @@ class ThreadedConsumer:
 
     def stop(self) -> None:
         """Begin to stop it; do not wait."""
-        asyncio.run_coroutine_threadsafe(self._consumer.stop(), self._thread.loop)
+
+        def begin() -> None:
+            self._stopping = asyncio.ensure_future(self._consumer.stop())
+
+        # The coroutine is made there: a loop that ends first would leave it, never awaited.
+        self._thread.loop.call_soon_threadsafe(begin)
 
     def health(self) -> Any:
         """Return its state."""
