@@ -217,10 +217,12 @@ class ConsumerService:
     async def _run_until_asked(self, process: Process) -> None:
         """Run the consumer, and stop it in the way that the settings say."""
         assert self.consumer is not None
-        way = self._deployment.settings.stop
+        way, entered = self._deployment.settings.stop, True
         try:
             if way == "leave":
+                entered = False
                 async with self.consumer:
+                    entered = True
                     await self._until_asked_or_unwell()
                 if not self._asked.is_set():
                     self._world.ledger.problem("all comes to rest", f"{process.name} stands still without a cause")
@@ -237,13 +239,13 @@ class ConsumerService:
                 await asyncio.gather(running, return_exceptions=True)
         except Exception as error:
             self._world.note(process.name, f"the consumer ends: {error!r}")
-            if not self._deployment.finishing and not self._failed_to_start(process, error):
+            # The broker may have begun to deliver to one that never heard so.
+            started = entered and process.name in self._world.consumed
+            # ``run`` fails, as it may, where the broker is out of reach before the first message.
+            may_fail = not started and isinstance(error, (AMQPError, OSError))
+            if not self._deployment.finishing and not may_fail:
                 self._world.ledger.problem("no consumer dies", f"{process.name}: {error!r}")
             raise
-
-    def _failed_to_start(self, process: Process, error: Exception) -> bool:
-        """Tell whether ``run`` failed because the broker was out of reach before the first message, as it may."""
-        return process.name not in self._world.consumed and isinstance(error, (AMQPError, OSError))
 
     async def _until_asked_or_unwell(self) -> None:
         """Wait for a request to stop, or until a liveness probe fails: not consuming, without a cause."""
