@@ -33,6 +33,7 @@ from mqauth.wire.batch import Tree, proof_of, proof_text
 from mqauth.wire.claims import MAX_BATCH, Batch
 from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.message import TOKEN_HEADER, Message, Origin
+from tests.kit.tokens import tokens_in
 
 ReasonOf = Callable[[Callable[[], object]], Reason]
 PLACES = ("kafka:orders", "rabbitmq:shop/orders.created")
@@ -78,11 +79,12 @@ def test_a_rejection_holds_nothing_of_the_message(attack: Any) -> None:
     message = Message(
         destination="kafka:orders", key=b"k", body=b"the-secret", headers=(("tenant", b"the-secret"),)
     )
+    hostile = attack.mount(FORGE, message) if attack.fits("kafka:x") else message
     with pytest.raises(Rejection) as caught:
-        judged(FORGE.verifier(), attack.mount(FORGE, message) if attack.fits("kafka:x") else message)
+        judged(FORGE.verifier(), hostile)
     text = repr(caught.value) + str(caught.value)
     assert "secret" not in text
-    assert "eyJ" not in text
+    assert tokens_in(text, hostile) == []
 
 
 def test_attack_names_are_stable_and_unique() -> None:

@@ -19,6 +19,7 @@ from mqauth.testing.token_attacks import honest_message
 from mqauth.wire import claims as claim_set
 from mqauth.wire.keys import Key, KeySet, Revocation
 from mqauth.wire.message import Message, Origin
+from tests.kit.tokens import tokens_in
 
 ReasonOf = Callable[[Callable[[], object]], Reason]
 Maker = Callable[..., Message]
@@ -426,7 +427,7 @@ def test_a_rejection_holds_nothing_of_the_message(forge: Forge, kafka: Maker, cl
         except Rejection as rejection:
             text = repr(rejection) + str(rejection) + repr(rejection.args)
             assert "secret" not in text
-            assert "eyJ" not in text
+            assert tokens_in(text, hostile) == []
 
 
 def test_claims_are_handed_over_as_parsed(forge: Forge, kafka: Maker, clock: FakeClock) -> None:
