@@ -32,7 +32,7 @@ LIMITS = {
     ("kafka/producer:Producer",): 74,
     ("kafka/confirmed:DeadLetters,AuditTopic,confirming",): 29,
     ("kafka/client:from_native,carries",): 7,
-    ("rabbitmq/producer",): 214,
+    ("rabbitmq/producer",): 216,
     ("pika/consumer",): 194,
     ("pika/producer:Producer",): 89,
     ("pika/confirmed:DeadLetters,_Sink",): 45,
