@@ -169,8 +169,7 @@ class EarlyClaims:
         self._longest = longest
         self._left = 0
         self._ends = 0.0
-        # Kept until the next ones are judged: what a delivery holds is given back for all of them in a row.
-        self._row: list[Delivery] = []
+        self._judged = 0
 
     def judge_ahead(self, waiting: Sequence[Delivery]) -> None:
         """Judge the waiting deliveries where their verdicts are missing or too old; to be called before each one.
@@ -185,7 +184,7 @@ class EarlyClaims:
             self._left -= 1
             return
         # How long each of the last row took; in half of the time that verdicts hold, so many more can be handled.
-        used, most = len(self._row) - self._left, self._most
+        used, most = self._judged - self._left, self._most
         pace = (now - self._ends + self._longest) / max(1, used)
         if used and pace > COLD:
             most = min(self._most_cold, max(1, int(self._longest / 2 / pace)))
@@ -194,8 +193,7 @@ class EarlyClaims:
             # The verdict is too old. Its owner, the same delivery, may claim again.
             if delivery.step is _HANDLE and not delivery.deferred:
                 delivery.step = _JUDGE
-        self._left, self._ends = len(deliveries) - 1, now + self._longest
-        self._row = deliveries
+        self._judged, self._left, self._ends = len(deliveries), len(deliveries) - 1, now + self._longest
         if self._many is not None and len(deliveries) > 1:
             self._judge(self._many, deliveries)
 
