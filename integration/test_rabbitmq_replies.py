@@ -113,7 +113,8 @@ async def test_what_the_broker_refuses(bench: Bench) -> None:
     async def handler(verified: Verified) -> None:
         await verified.reply(b"pong")
 
-    async with bench.consumer(handler, replies=bench.forge.signer()):
+    replies = wrapper.Producer(bench.channel.default_exchange, bench.forge.signer())
+    async with bench.consumer(handler, replies=replies):
         await until(lambda: bool(bench.outcomes))
     (letter,) = await bench.buried()
     assert ("mqauth-dead-reason", "handler_failed") in letter.headers

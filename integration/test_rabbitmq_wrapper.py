@@ -486,7 +486,8 @@ async def test_replies_are_signed(bench: Bench) -> None:
         assert verified.properties["reply-to"].startswith("amq.rabbitmq.reply-to.")
         await verified.reply(b"42")
 
-    async with bench.consumer(handler, replies=bench.forge.signer()):
+    answers = wrapper.Producer(bench.channel.default_exchange, bench.forge.signer())
+    async with bench.consumer(handler, replies=answers):
         answer = await asyncio.wait_for(replies.get(), 10)
     policy = Allow({SUBJECT: ["rabbitmq:/amq.rabbitmq.reply-to.#"]})
     judged = await wrapper.judge(bench.guard(policy=policy), answer, queue="amq.rabbitmq.reply-to")

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, KeyChanged, MalformedMessage, Unavailable, require
 from mqauth.wire import base64url, batch, claims, destination, envelope, jws, template, workload
 from mqauth.wire.claims import MAX_BATCH, Batch, Binding, Claims
 from mqauth.wire.envelope import Encoder
-from mqauth.wire.header_names import HeaderNames
 from mqauth.wire.identity import Identity
 from mqauth.wire.keys import ALGORITHMS, MAX_KID, Key, SigningKey, SigningKeySource
 from mqauth.wire.memo import Memo
-from mqauth.wire.message import Form, Message, form_of, message_of
+from mqauth.wire.message import Form, HeaderNames, Message, form_of, message_of
 from mqauth.wire.workload import WorkloadKey
 
 MAX_LIFETIME: Final = 86_400
@@ -185,12 +184,13 @@ class Signer:
         for number, each in enumerate(prepared):
             large = len(each.message.body or b"") > LARGE_BODY
             groups.setdefault(number if large else each.group, []).append(number)
-        found_tokens: dict[int, str | MalformedMessage] = {}
+        tokens: list[Any] = [None] * len(prepared)
         for places in groups.values():
             for at in range(0, len(places), MAX_BATCH):
                 part = places[at : at + MAX_BATCH]
-                found_tokens |= zip(part, self._tokens([prepared[number] for number in part]), strict=True)
-        return [found_tokens[number] for number in range(len(prepared))]
+                for number, token in zip(part, self._tokens([prepared[number] for number in part]), strict=True):
+                    tokens[number] = token
+        return tokens
 
     def sign_many(self, messages: Iterable[Message]) -> list[Message]:
         """Return messages, in order, each with a token, as ``prepare`` and ``seal`` make it.

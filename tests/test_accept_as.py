@@ -15,8 +15,7 @@ from mqauth.judging.verifier import Issuer
 from mqauth.signer import Signer
 from mqauth.testing import Forge
 from mqauth.testing.batchforge import forge_batch
-from mqauth.wire.header_names import HeaderNames
-from mqauth.wire.message import Message, Origin
+from mqauth.wire.message import HeaderNames, Message, Origin
 
 World = Any
 BUILT_IN = (

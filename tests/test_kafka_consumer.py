@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import pytest
@@ -41,6 +41,7 @@ with warnings.catch_warnings():  # kafka-python reads its schemas by a deprecate
     from mqauth.brokers import kafka
     from mqauth.brokers.kafka import repair as kafka_repair
     from mqauth.brokers.kafka.consumer import Listener
+    from mqauth.brokers.kafka.producer import Replies as KafkaReplies
 
 ZERO, ONE = TopicPartition("orders", 0), TopicPartition("orders", 1)
 
@@ -969,6 +970,10 @@ class Replies:
     def send(self, topic: str, value: bytes, headers: Any) -> Any:
         self.sent.append((topic, value, headers))
         return SimpleNamespace(get=lambda timeout: topic, is_done=True)
+
+    def responder(self) -> KafkaReplies:
+        """Return what sends answers."""
+        return KafkaReplies(cast(Any, self))
 
     def check_alive(self) -> None:
         """Say nothing: it is well."""

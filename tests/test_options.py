@@ -41,8 +41,8 @@ def test_the_engines_take_what_is_told() -> None:
 def test_every_client_takes_the_same_options(consumer: Any) -> None:
     """A consumer takes the options of its broker as they are told, whatever its client."""
     call = consumer.__init__ if inspect.isclass(consumer) else consumer
-    # A client that old releases lack is imported for type checkers alone.
-    options = get_type_hints(call, localns={"Client": Any})["options"].__args__[0]
+    # A client that old releases lack, and producers of answers, are imported for type checkers alone.
+    options = get_type_hints(call, localns={"Client": Any, "Producer": Any})["options"].__args__[0]
     wanted = LogOptions if consumer in LOGS else QueueOptions if consumer in QUEUES else DeliveryOptions
     assert (get_origin(options) or options) is wanted
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 MODULES: Final = (
-    "wire.base64url", "wire.batch", "wire.claims", "wire.destination", "wire.envelope", "wire.header_names",
+    "wire.base64url", "wire.batch", "wire.claims", "wire.destination", "wire.envelope",
     "wire.json_form", "wire.jwk", "wire.jws", "wire.keys", "wire.memo", "wire.message", "wire.strict_json",
     "wire.template", "judging.judge", "judging.key_lookup", "judging.policy", "judging.token", "judging.verifier",
     "replay.rules", "replay.memory", "letters.authorities", "letters.release",

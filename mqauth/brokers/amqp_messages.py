@@ -73,7 +73,7 @@ def delivered(
     headers = headers_in(native_properties.headers, faults)
     exchange, routing_key = _broker_name(exchange), _broker_name(routing_key)
     appended = append_time(native_properties.headers) if headers else None
-    if not isinstance(body, bytes | bytearray):
+    if not isinstance(body, (bytes, bytearray)):
         faults.append("the body is no bytes")
     # Those properties that are present, as text, by AMQP's hyphenated names.
     properties: dict[str, str] = {}
@@ -207,7 +207,7 @@ def published(
             texts[name] = text
     if message_id is not None:
         texts.setdefault("message-id", message_id)
-    if not isinstance(body, bytes | bytearray):
+    if not isinstance(body, (bytes, bytearray)):
         raise MalformedMessage("the body must be bytes")
     if headers is not None and not isinstance(headers, dict):
         raise MalformedMessage("the headers must be a dict")
@@ -284,4 +284,4 @@ def _broker_name(name: object) -> str:
 def _bytes_or_empty(body: object) -> bytes:
     if type(body) is bytes:
         return body
-    return bytes(body) if isinstance(body, bytes | bytearray) else b""
+    return bytes(body) if isinstance(body, (bytes, bytearray)) else b""

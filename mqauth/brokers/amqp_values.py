@@ -86,7 +86,7 @@ def on_wire(value: object, scalar: Scalar, depth: int = MAX_DEPTH) -> HeaderValu
         if utf8_size(value) < 0:
             raise MalformedMessage("a header value has no UTF-8 form")
         return str.__str__(value)
-    if isinstance(value, list | dict):
+    if isinstance(value, (list, dict)):
         if depth == 0:
             raise MalformedMessage(f"a header value is nested deeper than {MAX_DEPTH}")
         if isinstance(value, list):
@@ -180,14 +180,14 @@ def _value_in(value: object, depth: int, faults: list[str]) -> HeaderValue:
     if isinstance(value, datetime) and value.tzinfo is None:
         # pika before 1.4 gives a time without its zone, which is UTC.
         return value.replace(tzinfo=UTC)
-    if value is None or isinstance(value, bool | float | str | bytes | datetime | Decimal):
+    if value is None or isinstance(value, (bool, float, str, bytes, datetime, Decimal)):
         return value
     if isinstance(value, bytearray):
         return bytes(value)
     if depth == 0:
         faults.append(f"a header value is nested deeper than {MAX_DEPTH}")
         return _as_text(value)
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return tuple(_value_in(item, depth - 1, faults) for item in value)
     if isinstance(value, Mapping):
         return {_name_in(name, faults): _value_in(item, depth - 1, faults) for name, item in value.items()}

@@ -1,6 +1,6 @@
 """Dead letters and audit records on their way to a broker, for every client library.
 
-``burying`` and ``responder_of`` are for every client of RabbitMQ.
+``burying`` is for every client of RabbitMQ.
 """
 
 from __future__ import annotations
@@ -8,12 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from typing import Any, Final
 
 from mqauth.errors import Cause, Unavailable, require
 from mqauth.flow import Flow, call
-from mqauth.judging.verified import Responder
 from mqauth.letters.dead_letter import Carries, DeadLetter, Oversize, undelivered
 from mqauth.logs import emit, harmless
 from mqauth.wire.message import Message
@@ -135,20 +133,15 @@ def burying(  # noqa: PLR0917 - a flow has no keywords
     yield from first_taken(letter, lambda form: call(send, form), carries, fits, too_large, oversize)
 
 
-def responder_of(replies: Any, kind: type, make: Callable[[Any], Any] | None, reply: Any) -> Responder | None:
-    """Return what publishes answers, ``None`` where there is no signer for them.
+def responder_of(replies: Any) -> Any:
+    """Return what sends answers by a producer, ``None`` where there is none.
 
-    Args:
-        replies: a producer of answers, or a signer.
-        kind: the class of producers.
-        make: makes a producer of a signer, ``None`` where there is nothing to publish through.
-        reply: publishes an answer by a producer.
+    A consumer asks its producer of answers for it, so that one without loads nothing that signs and sends.
 
     Raises:
-        ConfigurationError: a signer is given, and nothing to publish through.
+        ConfigurationError: it is no producer, or one that cannot answer.
     """
     if replies is None:
         return None
-    if not isinstance(replies, kind):
-        replies = require(make, "replies= must be a Producer where dead letters go by another sink")(replies)
-    return partial(reply, replies)
+    require(hasattr(replies, "responder"), f"replies= takes a Producer, not {type(replies).__name__}")
+    return replies.responder()

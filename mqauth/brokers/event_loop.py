@@ -12,9 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import Context, copy_context
-from dataclasses import dataclass
 from functools import partial, wraps
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, Final, Self, TypeVar
 from weakref import WeakKeyDictionary, finalize
 
@@ -22,7 +21,7 @@ from mqauth.clock import Clock
 from mqauth.errors import require
 from mqauth.flow import is_async, is_awaitable, settled
 from mqauth.judging.unverified import Unverifieds
-from mqauth.letters.dead_letter import DeadLetter, DeadLetterSink
+from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.signer import Signer
 from mqauth.threads import DaemonThread
@@ -92,20 +91,12 @@ async def first_of(*wanted: Awaitable[Any]) -> None:
         await asyncio.gather(*waits, return_exceptions=True)
 
 
-@dataclass(frozen=True, slots=True)
-class AwaitedLetters:
-    """A sink of dead letters, whose calls are awaited."""
-
-    name: str
-    publish: Callable[[DeadLetter], Any]
-    exists: Callable[[], Any]
-
-
-def letters_on_thread(sink: DeadLetterSink) -> AwaitedLetters:
+def letters_on_thread(sink: DeadLetterSink) -> DeadLetterSink:
     """Return a sink that an event loop can wait for: plain calls are made on a thread."""
     calls: Any = (sink.publish, getattr(sink, "exists", lambda: None))
     # A coroutine that is made on a thread would be left there, never awaited, by a caller who is cancelled.
-    return AwaitedLetters(sink.name, *(call if is_async(call) else partial(_aside, call) for call in calls))
+    publish, exists = (call if is_async(call) else partial(_aside, call) for call in calls)
+    return SimpleNamespace(name=sink.name, publish=publish, exists=exists)
 
 
 async def _aside(work: Callable[..., Any], *args: Any) -> Any:
@@ -294,11 +285,10 @@ def stopping_on_signals(stop: Callable[[], object], *, enabled: bool = True) -> 
 
 def loop_stopping_on_signals(stop: Callable[[], object], *, enabled: bool) -> AbstractContextManager[None]:
     """Return ``stopping_on_signals`` for a function that is called in the running event loop."""
-    ask = partial(asyncio.get_running_loop().call_soon_threadsafe, stop)
-    return stopping_on_signals(ask, enabled=enabled)
+    return stopping_on_signals(partial(asyncio.get_running_loop().call_soon_threadsafe, stop), enabled=enabled)
 
 
-class FirstError:
+class FirstError(AbstractContextManager["FirstError"]):
     """A ``with`` block whose error is kept, and raised by ``check``; of several blocks the first error counts.
 
     What ended a consumer is told so, whatever fails later while it leaves its client. Later errors are noted at it
@@ -309,9 +299,6 @@ class FirstError:
     """
 
     error: BaseException | None = None
-
-    def __enter__(self) -> None:
-        """Begin a block."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         """Keep the error of the block."""

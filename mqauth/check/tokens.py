@@ -29,7 +29,7 @@ from mqauth.keystore import State
 from mqauth.keystore.disk import files
 from mqauth.signer import MAX_LIFETIME
 from mqauth.wire.destination import is_kafka
-from mqauth.wire.header_names import HeaderNames
+from mqauth.wire.message import HeaderNames
 
 _LIMITS: Final = (
     ("producer", "lifetime", 900, MAX_LIFETIME, "lifetime_long"),

@@ -199,7 +199,7 @@ class Verified(Generic[V_co]):
                 It is raised on RabbitMQ when the result is awaited, and on Kafka also by its ``get``.
             ConfigurationError: the consumer has no ``replies`` signer.
         """
-        answer = require(self._facts.responder, "give the consumer replies=Signer(...) to answer messages")
+        answer = require(self._facts.responder, "give the consumer a producer as replies= to answer messages")
         return answer(self, body)
 
 

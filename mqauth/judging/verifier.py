@@ -26,10 +26,9 @@ from mqauth.letters.authorities import ReleaseAuthorities
 from mqauth.letters.release import Release
 from mqauth.wire import batch, envelope, jwk, jws, memo
 from mqauth.wire.claims import MAX_NAME, Binding, Claims, is_name, parse
-from mqauth.wire.header_names import HeaderNames
 from mqauth.wire.identity import is_trust_domain, is_wit
 from mqauth.wire.keys import Key, KeySet, KeySource
-from mqauth.wire.message import PROTECTED_PROPERTIES, Form, Message, form_of
+from mqauth.wire.message import PROTECTED_PROPERTIES, Form, HeaderNames, Message, form_of
 
 _TUPLE: Final = tuple.__new__  # a candidate is made for every message
 

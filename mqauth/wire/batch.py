@@ -34,6 +34,7 @@ _LEAF: Final = b"\x00"
 _NODE: Final = b"\x01"
 _DOMAIN: Final = b"mqauth-leaf-1"
 _SHORT: Final = 3
+_ABSENT: Final = {letter: _sha256(letter + b"n").digest()[:_SHORT] for letter in (b"k", b"b")}
 _SHORTS: Final = 4 * _SHORT
 _DIFFERS: Final = (
     (Reason.DESTINATION_MISMATCH, "signed for another destination"),
@@ -75,7 +76,7 @@ def check_batching(batch: int, linger: float) -> None:
 
 def node_hash(left: bytes, right: bytes) -> bytes:
     """Return the hash of two children: SHA-256 over 0x01, left and right."""
-    return hashlib.sha256(_NODE + left + right).digest()
+    return _sha256(_NODE + left + right).digest()
 
 
 class Tree:
@@ -270,8 +271,8 @@ def _difference(actual: bytes, signed: bytes) -> Rejection:
 
 def _short(letter: bytes, value: bytes | None) -> bytes:
     if value is None:
-        return hashlib.sha256(letter + b"n").digest()[:_SHORT]
-    hasher = hashlib.sha256(letter + b"v" + len(value).to_bytes(8, "big"))
+        return _ABSENT[letter]
+    hasher = _sha256(letter + b"v" + len(value).to_bytes(8, "big"))
     hasher.update(value)
     return hasher.digest()[:_SHORT]
 

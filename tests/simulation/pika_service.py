@@ -9,7 +9,7 @@ from typing import Any, Final
 from pika.exceptions import AMQPError
 
 from mqauth import Pipeline
-from mqauth.brokers.pika import Consumer, DeadLetters
+from mqauth.brokers.pika import Consumer, DeadLetters, Producer
 from mqauth.brokers.pika import link as pika_link
 from mqauth.judging.verified import Verified
 from tests.simulation.determinism import OrderedSet
@@ -68,7 +68,7 @@ class PikaConsumerService(ConsumerService):
             connection, SOURCE, guard, handle,
             dead_letters=DeadLetters(letters_connection, DEAD), prefetch=settings.prefetch,
             coalesce_acks=settings.coalesce, grace=settings.grace, hold=settings.hold,
-            replies=self._deployment.forge.signer(clock=process.clock),
+            replies=Producer(letters_connection, "", self._deployment.forge.signer(clock=process.clock)),
         )  # fmt: skip
         running = asyncio.create_task(pika_link.driving(self.consumer._run(signals=False)))
         asked = asyncio.create_task(self._asked.wait())

@@ -206,7 +206,7 @@ class ConsumerService:
         channel = await connection.channel()
         letters = DeadLetters(await letters_connection.channel(), DEAD)
         queue = await (declare_source(channel, SOURCE) if settings.declares else channel.get_queue(SOURCE))
-        replies = self._deployment.forge.signer(clock=process.clock)
+        replies = Producer(letters.channel.default_exchange, self._deployment.forge.signer(clock=process.clock))
         self.consumer = Consumer(
             queue, self._pipeline(process), self._deployment.handlers.of(process), dead_letters=letters,
             prefetch=settings.prefetch, coalesce_acks=settings.coalesce, grace=settings.grace, hold=settings.hold,

@@ -29,8 +29,8 @@ from mqauth.brokers.aiokafka import client as aiokafka_client
 from mqauth.brokers.aiokafka.client import Logs
 from mqauth.brokers.aiokafka.confirmed import TransactionalDeadLetters
 from mqauth.brokers.aiokafka.membership import Membership, require_stable
-from mqauth.brokers.aiokafka.producer import Producer, Replies
-from mqauth.brokers.dead_letters import Errors
+from mqauth.brokers.aiokafka.producer import Producer
+from mqauth.brokers.dead_letters import Errors, responder_of
 from mqauth.brokers.log.event_loop import AsyncLogConsumer
 from mqauth.brokers.log.poison import find_poison, step_over
 from mqauth.brokers.log.poller import LogPoller
@@ -92,7 +92,7 @@ class Consumer(AsyncLogConsumer):
     ) -> None:
         aiokafka_client.check_consumer(client)
         require(on_poison in ("stop", "skip"), f'on_poison must be "stop" or "skip", not {on_poison!r}')
-        answer = None if replies is None else Replies(replies)
+        answer = responder_of(replies)
         super().__init__(
             guard,
             handler,
@@ -302,7 +302,7 @@ class Poller(Offsets, LogPoller):
                     # The batch comes again, at the head of its partition.
                     self._client.seek(poison.partition, batches[poison.partition][-1].offset + 1)
                 return batches
-            if isinstance(error, OffsetOutOfRangeError | NoOffsetForPartitionError) and self.reset != "none":
+            if isinstance(error, (OffsetOutOfRangeError, NoOffsetForPartitionError)) and self.reset != "none":
                 # A dictionary of offsets, or one partition.
                 self.outside |= (
                     {error.args[0]} if isinstance(error.args[0], TopicPartition) else set(error.args[0])

@@ -166,6 +166,10 @@ class Producer(RecordProducer):
     ) -> None:
         await self.stop()
 
+    def responder(self) -> Replies:
+        """Return what sends signed answers: what a consumer takes from its ``replies=``."""
+        return Replies(self)
+
     def check_alive(self) -> None:
         """Raise where the client has failed for good: its sending task has ended, and no send reaches the broker.
 

@@ -19,6 +19,7 @@ import confluent_kafka
 from mqauth.brokers.confluent.client import check_consumer
 from mqauth.brokers.confluent.poller import Poller
 from mqauth.brokers.confluent.producer import Producer, Replies
+from mqauth.brokers.dead_letters import responder_of
 from mqauth.brokers.event_loop import letters_on_thread
 from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.brokers.log.event_loop import AsyncLogConsumer
@@ -78,7 +79,7 @@ class Consumer(LogConsumer):
         **options: Unpack[LogOptions[V]],
     ) -> None:
         settings = check_consumer(client, config, isinstance(dead_letters, TransactionalLetters))
-        answer = None if replies is None else Replies(replies)
+        answer = responder_of(replies)
         super().__init__(guard, handler, dead_letters, answer=answer, session=SESSION, **options)
         poller = Poller(client, self._assignment, settings, replies=answer)
         self.attach(poller)

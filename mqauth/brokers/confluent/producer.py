@@ -166,15 +166,16 @@ class Producer(LogProducer):
                     "a header's name must be UTF-8 without NUL: confluent-kafka cannot send another"
                 )
         self.check_alive()
-        until = time.monotonic() + PATIENCE
+        until = 0.0
         while len(self.client) >= self._most:
-            self._make_room(until)
-        rest = {"partition": partition, "on_delivery": on_delivery or callback, "timestamp": timestamp}
+            until = self._make_room(until)
+        record: dict[str, Any] = {"key": message.key, "partition": partition, "timestamp": timestamp}
+        record["on_delivery"] = on_delivery or callback
         if self._sealing is not None:
             self._refuse_unbegun()
-            return self._sealing.add(self._signer.prepare(message), topic, rest)  # type: ignore[no-any-return]
-        signed = self._signer.sign(message)
-        self._give(topic, signed.body, key=signed.key, headers=native_headers(signed.headers), **rest)
+            return self._sealing.add(self._signer.prepare(message), topic, record)  # type: ignore[no-any-return]
+        record["headers"] = native_headers(self._signer.sign(message).headers)
+        self._give(topic, message.body, record)
 
     def poll(self, timeout: float = -1) -> int:
         """Serve delivery reports, as the client's ``poll`` does; return how many events were served.
@@ -209,6 +210,10 @@ class Producer(LogProducer):
                 # Before 2.13 a client has no close, and ends with its last reference.
                 getattr(self.client, "close", self.client.flush)()
 
+    def responder(self) -> Replies:
+        """Return what sends signed answers: what a consumer takes from its ``replies=``."""
+        return Replies(self)
+
     def check_alive(self) -> None:
         """Raise again what the client has raised once: it never recovers.
 
@@ -227,25 +232,26 @@ class Producer(LogProducer):
         """Mark this thread as one that serves delivery reports."""
         return self._inside
 
-    def _give(self, topic: str, value: bytes | None, **record: Any) -> None:
+    def _give(self, topic: str, value: bytes | None, record: dict[str, Any]) -> None:
         """Give a record to the client, when its queue has room."""
-        until = time.monotonic() + PATIENCE
+        until = 0.0
         while True:
             try:
                 return self.client.produce(topic, value, **record)  # type: ignore[no-any-return]
             except BufferError:
-                self._make_room(until)
+                until = self._make_room(until)
             except KafkaException as error:
                 self.note(error_of(error))
                 self.check_alive()
                 raise
 
-    def _make_room(self, until: float) -> None:
-        """Serve delivery reports for a moment.
+    def _make_room(self, until: float) -> float:
+        """Serve delivery reports for a moment; return the monotonic seconds that the next call is given.
 
         Raises:
             BufferError: the time is over, or this is inside a report.
         """
+        until = until or time.monotonic() + PATIENCE
         if self._inside.served or time.monotonic() >= until:
             raise BufferError(f"no free place: {len(self.client)} records are in flight")
         # A report that produces now would wait for the batch that waits here.
@@ -254,9 +260,10 @@ class Producer(LogProducer):
             self.poll(ROUND)
         finally:
             self._inside.full = False
+        return until
 
 
-Record: TypeAlias = tuple[str, Mapping[str, Any], Context]
+Record: TypeAlias = tuple[str, dict[str, Any], Context]
 """A record's topic, the other arguments of ``produce``, and the context of its sender, in which it is traced."""
 
 
@@ -278,7 +285,7 @@ class Sealing(RecordSealing):
         self._give = give
         super().__init__(signer, batch=batch, buffer=buffer, patience=PATIENCE)
 
-    def add(self, prepared: Prepared, topic: str, rest: Mapping[str, Any]) -> None:
+    def add(self, prepared: Prepared, topic: str, rest: dict[str, Any]) -> None:
         """Have a record sealed and sent.
 
         Raises:
@@ -293,9 +300,9 @@ class Sealing(RecordSealing):
     def send(self, prepared: Prepared, record: Record, token: str, /) -> BaseException | None:
         """Give a record to the client; return its error, or ``None``."""
         topic, rest, context = record
-        message, headers = prepared.message, sealed_headers(prepared, token)
+        rest["headers"] = sealed_headers(prepared, token)
         try:
-            context.run(self._give, topic, message.body, key=message.key, headers=headers, **rest)
+            context.run(self._give, topic, prepared.message.body, rest)
         except Exception as error:
             return self.failed(error)  # type: ignore[no-any-return]
         return None

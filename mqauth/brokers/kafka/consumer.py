@@ -11,17 +11,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Final, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
 
 import kafka.codec as codecs
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.errors import CommitFailedError, KafkaError, RebalanceInProgressError, RetriableError
 
+from mqauth.brokers.dead_letters import responder_of
 from mqauth.brokers.kafka import client as kafka_client
 from mqauth.brokers.kafka import repair as kafka_repair
 from mqauth.brokers.kafka.client import Logs
 from mqauth.brokers.kafka.confirmed import TransactionalDeadLetters
-from mqauth.brokers.kafka.producer import Producer, Replies
 from mqauth.brokers.log.consumer import LogConsumer
 from mqauth.brokers.log.poison import find_poison, step_over
 from mqauth.brokers.log.poller import LogPoller
@@ -36,6 +36,9 @@ from mqauth.judging.pipeline import Handler, Pipeline, V
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.wire.message import Message
+
+if TYPE_CHECKING:
+    from mqauth.brokers.kafka.producer import Producer
 
 
 class Consumer(LogConsumer):
@@ -74,7 +77,7 @@ class Consumer(LogConsumer):
     ) -> None:
         kafka_client.check_client(client)
         require(on_poison in ("stop", "skip"), f'on_poison must be "stop" or "skip", not {on_poison!r}')
-        answer = None if replies is None else Replies(replies)
+        answer = responder_of(replies)
         super().__init__(
             guard,
             handler,

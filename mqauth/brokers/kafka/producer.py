@@ -151,6 +151,10 @@ class Producer(LogProducer):
         finally:
             self.client.close(timeout)
 
+    def responder(self) -> Replies:
+        """Return what sends signed answers: what a consumer takes from its ``replies=``."""
+        return Replies(self)
+
     def check_alive(self) -> None:
         """Raise where the client has failed for good; kafka-python itself does not say that it never recovers.
 

@@ -10,9 +10,8 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from mqauth.brokers.log.producer import TopicReplies
 from mqauth.brokers.log.records import CommitUnansweredError
 from mqauth.brokers.log.starting import OffsetCalls, beginning, tell_out_of_range
 from mqauth.brokers.log.transaction import TransactionalLetters, Transactions
@@ -30,6 +29,9 @@ from mqauth.judging.verified import Decode
 from mqauth.letters.dead_letter import DeadLetterSink, name_of
 from mqauth.logs import emit
 from mqauth.wire.message import Message
+
+if TYPE_CHECKING:
+    from mqauth.brokers.log.producer import TopicReplies
 
 IDLE: Final = 0.2
 """Most seconds of one poll: these clients have no wakeup, so this is how soon ``stop()`` is seen."""

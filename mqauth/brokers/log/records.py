@@ -181,7 +181,7 @@ def native_headers(headers: object) -> NativeHeaders:
     """
     if headers is None:
         return []
-    if not isinstance(headers, list | tuple):
+    if not isinstance(headers, (list, tuple)):
         raise MalformedMessage("the headers must be a list of (text, bytes)")
     for pair in headers:
         # Exact types first: isinstance for each part costs more, and nearly all headers pass here.

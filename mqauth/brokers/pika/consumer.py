@@ -15,11 +15,12 @@ from pika import BasicProperties, BlockingConnection
 from pika.exceptions import AMQPChannelError
 
 from mqauth.brokers.amqp_topology import OFFSET, is_stream, stream_refused, warn_of_shared_connection
+from mqauth.brokers.dead_letters import responder_of
 from mqauth.brokers.event_loop import BackgroundRun, DeliveryTasks, on_thread, on_threads
 from mqauth.brokers.options import QueueOptions
 from mqauth.brokers.pika.confirmed import refusal
 from mqauth.brokers.pika.link import LOST, Line, Link, drive, link_of, tell
-from mqauth.brokers.pika.producer import Producer, as_responder
+from mqauth.brokers.pika.producer import Producer
 from mqauth.brokers.pika.translate import failures_of, read
 from mqauth.brokers.queue.client import OpenChannel, Take
 from mqauth.brokers.queue.consumer import QueueConsumer
@@ -30,7 +31,6 @@ from mqauth.errors import ConfigurationError, require
 from mqauth.judging.pipeline import Handler, Pipeline, V
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
-from mqauth.signer import Signer
 from mqauth.wire.message import Message
 
 
@@ -48,8 +48,8 @@ class Consumer(BackgroundRun):
         handler: takes a ``Verified``. A plain function runs on a thread of its own, and may take its time: a stop
             waits for it, as nothing can interrupt it. An asynchronous one runs in the event loop of ``run``.
         dead_letters: where rejected messages go, best on another connection.
-        replies: signs what ``Verified.reply`` publishes, through the connection of ``dead_letters``; or a
-            ``Producer`` on the default exchange.
+        replies: signs and publishes what ``Verified.reply`` is given, on the default exchange; it may have the
+            connection of ``dead_letters``.
         options: as ``mqauth.brokers.options.QueueOptions`` has them.
 
     Raises:
@@ -64,7 +64,7 @@ class Consumer(BackgroundRun):
         handler: Handler[V],
         *,
         dead_letters: DeadLetterSink,
-        replies: Signer | Producer | None = None,
+        replies: Producer | None = None,
         **options: Unpack[QueueOptions[V]],
     ) -> None:
         link = link_of(connection)
@@ -74,7 +74,7 @@ class Consumer(BackgroundRun):
             guard,
             on_thread(handler),
             dead_letters=dead_letters,
-            responder=as_responder(replies, dead_letters),
+            responder=responder_of(replies),
             **options,
         )
         self._links = [link, *_links(dead_letters, guard.audit)]

@@ -17,14 +17,12 @@ from pika.exceptions import AMQPConnectionError, ChannelWrongStateError
 
 from mqauth.brokers.amqp_messages import mandatory_reply, new_message_id
 from mqauth.brokers.amqp_values import headers_out
-from mqauth.brokers.dead_letters import responder_of
-from mqauth.brokers.pika.confirmed import DeadLetters, Publisher
+from mqauth.brokers.pika.confirmed import Publisher
 from mqauth.brokers.pika.link import Link, drive, tell
 from mqauth.brokers.pika.translate import to_message
 from mqauth.brokers.sealing import Sealing
-from mqauth.errors import MqauthError, RetryLater, Unavailable, refusing
+from mqauth.errors import MqauthError, RetryLater, Unavailable, refusing, require
 from mqauth.judging.verified import Responder, Verified
-from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.signer import Signer
 from mqauth.threads import in_event_loop
 from mqauth.wire.batch import DEFAULT_BATCH
@@ -156,6 +154,15 @@ class Producer:
         message = to_message(taken, body, exchange=self._exchange, routing_key=routing_key)
         return partial(self._sealing.publish, message, partial(self._confirmed, taken, routing_key, mandatory))
 
+    def responder(self) -> Responder:
+        """Return what publishes signed answers: what a consumer takes from its ``replies=``.
+
+        Raises:
+            ConfigurationError: this producer is on no default exchange.
+        """
+        require(not self._exchange, "replies= takes a producer on the default exchange")
+        return partial(_reply, self)
+
     def close(self) -> None:
         """Seal what waits, and return when every publish has its outcome; the connection is yours again."""
         with self._lock:
@@ -195,16 +202,6 @@ class Producer:
         began.set_result(loop)
         await over.wait()
         await self._sealing.close()
-
-
-def as_responder(replies: Signer | Producer | None, dead_letters: DeadLetterSink) -> Responder | None:
-    """Return what publishes answers, ``None`` where there is no signer for them.
-
-    Raises:
-        ConfigurationError: a signer is given, and no connection to publish through.
-    """
-    make = partial(Producer, dead_letters.link, "") if isinstance(dead_letters, DeadLetters) else None
-    return responder_of(replies, Producer, make, _reply)
 
 
 def _reply(producer: Producer, verified: Verified, body: bytes) -> Any:

@@ -11,7 +11,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import Any, Unpack
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Unpack
 
 from mqauth.errors import StaleDelivery, needs_extra, require
 
@@ -19,20 +20,22 @@ with needs_extra("rabbitmq"):
     from aio_pika.abc import AbstractIncomingMessage
     from aiormq.abc import DeliveredMessage
 
+from mqauth.brokers.dead_letters import responder_of
 from mqauth.brokers.judge import AsyncJudgement
 from mqauth.brokers.options import DeliveryOptions
 from mqauth.brokers.queue.processor import Processor, fence
 from mqauth.brokers.rabbitmq.channel import proved
 from mqauth.brokers.rabbitmq.confirmed import AuditQueue, DeadLetters, declare_dead_letters, declare_source
 from mqauth.brokers.rabbitmq.consumer import Consumer, Deliveries, as_incoming
-from mqauth.brokers.rabbitmq.producer import Producer, UnroutableError, as_responder
 from mqauth.brokers.rabbitmq.translate import from_native, to_message
 from mqauth.delivery.health import QueueHealth as Health
 from mqauth.delivery.slot import Slot
 from mqauth.flow import arun
 from mqauth.judging.pipeline import Handler, Pipeline, V
 from mqauth.letters.dead_letter import DeadLetterSink
-from mqauth.signer import Signer
+
+if TYPE_CHECKING:
+    from mqauth.brokers.rabbitmq.producer import Producer, UnroutableError
 
 __all__ = [
     "AsyncJudgement",
@@ -51,13 +54,20 @@ __all__ = [
 ]
 
 
+def __getattr__(name: str) -> Any:
+    """Import what publishes when it is first used (PEP 562): a program that only consumes does not load it."""
+    if name not in ("Producer", "UnroutableError"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.producer"), name)
+
+
 def guarded(
     guard: Pipeline,
     handler: Handler[V],
     *,
     dead_letters: DeadLetterSink,
     queue: str,
-    replies: Signer | Producer | None = None,
+    replies: Producer | None = None,
     **options: Unpack[DeliveryOptions[V]],
 ) -> Callable[[AbstractIncomingMessage | DeliveredMessage], Coroutine[Any, Any, None]]:
     """Return a callback for ``queue.consume`` that does for each message what ``Consumer`` does.
@@ -75,7 +85,7 @@ def guarded(
         handler: takes a ``Verified``.
         dead_letters: where rejected messages go.
         queue: name of the queue that is consumed.
-        replies: signs what ``Verified.reply`` publishes.
+        replies: signs and publishes what ``Verified.reply`` is given, on a default exchange.
         options: as ``mqauth.brokers.options.DeliveryOptions`` has them.
 
     Raises:
@@ -88,7 +98,7 @@ def guarded(
         guard,
         handler,
         dead_letters=dead_letters,
-        responder=as_responder(replies, dead_letters),
+        responder=responder_of(replies),
         **options,
     )
     running: set[asyncio.Task[None]] = set()

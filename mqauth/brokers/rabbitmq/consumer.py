@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, Final, Unpack
 from weakref import WeakKeyDictionary, ref
 
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue, AbstractRobustChannel, AbstractRobustQueue
@@ -26,21 +26,23 @@ from mqauth.brokers.amqp_topology import (
     stream_refused,
     warn_of_shared_connection,
 )
+from mqauth.brokers.dead_letters import responder_of
 from mqauth.brokers.options import QueueOptions
 from mqauth.brokers.queue.client import PART, OpenChannel, RoundTrip, Send, Take
 from mqauth.brokers.queue.consumer import QueueConsumer
 from mqauth.brokers.rabbitmq import channel as channels
 from mqauth.brokers.rabbitmq.channel import echoed, is_untouched
 from mqauth.brokers.rabbitmq.confirmed import refusal
-from mqauth.brokers.rabbitmq.producer import Producer, as_responder
 from mqauth.brokers.rabbitmq.translate import failures_of, from_native
 from mqauth.delivery.slot import NO_LIMIT
 from mqauth.errors import ConfigurationError
 from mqauth.judging.pipeline import Handler, Pipeline, V
 from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
-from mqauth.signer import Signer
 from mqauth.wire.message import Message
+
+if TYPE_CHECKING:
+    from mqauth.brokers.rabbitmq.producer import Producer
 
 
 class Consumer(QueueConsumer):
@@ -52,8 +54,7 @@ class Consumer(QueueConsumer):
         guard: the pipeline.
         handler: takes a ``Verified``; may be asynchronous. A synchronous one blocks the event loop.
         dead_letters: where rejected messages go, best on another connection.
-        replies: signs what ``Verified.reply`` publishes, through the channel of ``dead_letters``; or a
-            ``Producer`` on a default exchange.
+        replies: signs and publishes what ``Verified.reply`` is given, on a default exchange.
         options: as ``mqauth.brokers.options.QueueOptions`` has them.
 
     Raises:
@@ -67,11 +68,11 @@ class Consumer(QueueConsumer):
         handler: Handler[V],
         *,
         dead_letters: DeadLetterSink,
-        replies: Signer | Producer | None = None,
+        replies: Producer | None = None,
         **options: Unpack[QueueOptions[V]],
     ) -> None:
         options["delivery_limit"] = limit_of(queue, options.get("delivery_limit"))
-        responder = as_responder(replies, dead_letters)
+        responder = responder_of(replies)
         super().__init__(Queue(queue), guard, handler, dead_letters=dead_letters, responder=responder, **options)
         if (getattr(queue, "arguments", None) or {}).get("x-queue-type") == "stream":
             raise stream_refused(queue.name)
@@ -370,8 +371,6 @@ async def _answers(channel: Any) -> bool:
 
 def sender(channel: AbstractChannel, queue: str) -> Send:
     """Return what sends the acks of aiormq's channel, and returns ``False`` where the channel is gone."""
-
-    async def send(tag: int, multiple: bool) -> bool:
-        return await channels.try_settle(partial(channel.basic_ack, tag, multiple=multiple), f"ack on {queue}")
-
-    return send
+    return lambda tag, multiple: channels.try_settle(
+        partial(channel.basic_ack, tag, multiple=multiple), f"ack on {queue}"
+    )

@@ -26,14 +26,11 @@ from pamqp.frame import FrameTypes, marshal
 from pamqp.header import ContentHeader
 
 from mqauth.brokers.amqp_messages import check_frame, mandatory_reply, new_message_id
-from mqauth.brokers.dead_letters import responder_of
 from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, closing_is_an_error, is_untouched, reopen
-from mqauth.brokers.rabbitmq.confirmed import DeadLetters
 from mqauth.brokers.rabbitmq.translate import Measured, agreed, frame_limit, headers_out, to_message, unsendable
 from mqauth.brokers.sealing import Sealing
 from mqauth.errors import MalformedMessage, MqauthError, RetryLater, Unavailable, require
 from mqauth.judging.verified import Responder, Verified
-from mqauth.letters.dead_letter import DeadLetterSink
 from mqauth.logs import emit
 from mqauth.signer import Signer
 from mqauth.wire.batch import DEFAULT_BATCH
@@ -144,6 +141,15 @@ class Producer:
         async with asyncio.timeout(timeout), turn:
             return await self._sealing.publish(wire, send)
 
+    def responder(self) -> Responder:
+        """Return what publishes signed answers: what a consumer takes from its ``replies=``.
+
+        Raises:
+            ConfigurationError: this producer is on no default exchange.
+        """
+        require(not self._exchange.name, "replies= takes a producer on a default exchange")
+        return partial(_reply, self)
+
     async def close(self) -> None:
         """Seal what waits, and return when every publish has its outcome; the exchange stays as it is."""
         await self._sealing.close()
@@ -190,17 +196,6 @@ class Producer:
         if isinstance(result, DeliveredMessage):
             raise UnroutableError(self._exchange.name, routing_key)
         return result  # type: ignore[no-any-return]
-
-
-def as_responder(replies: Signer | Producer | None, dead_letters: DeadLetterSink) -> Responder | None:
-    """Return what publishes answers, ``None`` where there is no signer for them.
-
-    Raises:
-        ConfigurationError: a signer is given, and no channel to publish through.
-    """
-    channel = dead_letters.channel if isinstance(dead_letters, DeadLetters) else None
-    make = None if channel is None else partial(Producer, channel.default_exchange)
-    return responder_of(replies, Producer, make, _reply)
 
 
 async def _reply(producer: Producer, verified: Verified, body: bytes) -> PublishResultType | None:

@@ -185,7 +185,7 @@ def scalar_on_wire(value: object) -> HeaderValue:
         return amqp_values.single(value)
     if isinstance(value, time.struct_time):
         value = datetime(*value[:6], tzinfo=UTC)
-    if isinstance(value, bytes | tuple):
+    if isinstance(value, (bytes, tuple)):
         raise MalformedMessage("aio-pika sends no bytes or tuple in a header: use bytearray or list")
     return amqp_values.plain_scalar(value)
 
@@ -198,7 +198,7 @@ def _seconds(moment: object) -> int | None:
 
 def _milliseconds(expiration: object) -> int | None:
     # aio-pika gives an expiration in seconds, AMQP has milliseconds.
-    if isinstance(expiration, int | float) and math.isfinite(expiration):
+    if isinstance(expiration, (int, float)) and math.isfinite(expiration):
         return round(expiration * 1000)
     return None
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
 from mqauth.errors import Cause, ConfigurationError, Reason, Rejection, Unavailable, words_of
@@ -21,7 +21,6 @@ from mqauth.http.connection import Endpoint, FetchFailed, tls_context
 from mqauth.keystore.disk.files import is_missing
 from mqauth.keystore.remote import rules
 from mqauth.keystore.remote.fetch import DiscoveredFetch, Fetch, URLFetch
-from mqauth.keystore.remote.health import Health
 from mqauth.keystore.remote.refresher import Ended, ThreadRefresher
 from mqauth.keystore.remote.snapshot import load as load_snapshot
 from mqauth.keystore.remote.snapshot import save as save_snapshot
@@ -30,6 +29,39 @@ from mqauth.threads import after_fork, in_event_loop
 from mqauth.wire.jwk import Svid
 from mqauth.wire.keys import KeySet
 from mqauth.wire.memo import Recent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """The state of a key cache. Ages are in seconds, ``None`` where the event never happened.
+
+    Args:
+        source: the URL of the key set, without its query.
+        state: ``"fresh"``; ``"stale"``, old but in use; or ``"unavailable"``, no set may be used.
+        version: the version of the set in use.
+        keys: the number of keys in it.
+        age: the time since the last good answer was asked for.
+        serves_for: the time until the set may no longer be used, unless a good answer comes.
+        attempt_age: the time since the last attempt.
+        failing_for: the time since the first failed attempt of the present outage.
+        last_failure: the failure of the last attempt, ``None`` after a good answer.
+        held: kids that are kept only because their loss or change was seen just once.
+        skipped: the keys of the last document that cannot be used, one line each.
+        counters: since the start, the ``attempts`` and what came of them, by the first word of each ``Note``.
+    """
+
+    source: str
+    state: Literal["fresh", "stale", "unavailable"]
+    version: str | None
+    keys: int
+    age: float | None
+    serves_for: float | None
+    attempt_age: float | None
+    failing_for: float | None
+    last_failure: str | None
+    held: tuple[str, ...]
+    skipped: tuple[str, ...]
+    counters: Mapping[str, int]
 
 
 class JWKS:
