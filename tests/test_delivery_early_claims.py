@@ -126,7 +126,8 @@ class Bench:
         """Do what a worker does: each in its turn, up to the first deferred one."""
         outcomes: list[Outcome] = []
         while waiting:
-            ahead.judge_ahead(waiting)
+            if (judging := ahead.judge_ahead(waiting)) is not None:
+                run(judging)
             outcomes.append(run(self.guard.process(waiting[0], self.handle, self)))
             if outcomes[-1].verdict is Verdict.DEFERRED:
                 break
@@ -196,33 +197,31 @@ def test_of_a_row_that_grew_too_old_few_are_judged_again(bench: Bench) -> None:
     assert (bench.store.batches, bench.store.single) == ([20, 3, 3, 3, 3], 1)
 
 
-def test_an_answer_that_would_have_to_be_awaited_is_not(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that answers an event loop by an awaitable is asked again for each delivery, in its turn."""
+def test_an_answer_is_awaited_in_an_event_loop(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an event loop a store may answer by an awaitable: it is asked once for all there, too."""
 
-    class Either(Store):
+    class Awaited(Store):
         """Plain where no event loop runs, like the Redis store of a file; it gives its answers to be awaited."""
 
         def claim_many(self, requests: Sequence[ClaimRequest], /) -> Any:
             """Claim nothing before it is awaited."""
 
             async def answer() -> list[ClaimStatus]:
-                return super(Either, self).claim_many(requests)
+                return super(Awaited, self).claim_many(requests)
 
             return answer()
 
-    monkeypatch.setattr(bench, "store", Either(clock=bench.clock))
-    bench.guard = bench.pipeline()
+    monkeypatch.setattr(bench, "store", Awaited(clock=bench.clock))
     messages = [bench.sealed(offset) for offset in range(5)]
-    outcomes = bench.work(bench.batch(messages), EarlyClaims(bench.guard, on_loop=True))
-    assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 5
-    assert (bench.store.batches, bench.store.single) == ([], 5)
+    assert on_loop(bench.pipeline(), bench.batch(messages), bench) == [Verdict.ACCEPTED] * 5
+    assert (bench.store.batches, bench.store.single) == ([5], 0)
 
 
 def test_claims_without_an_answer_are_remembered(bench: Bench) -> None:
     """Where the answer to a batch's claims is lost each delivery knows what the store may hold for it."""
     waiting = bench.batch([bench.sealed(offset) for offset in range(3)])
     bench.store.fails = True
-    EarlyClaims(bench.guard).judge_ahead(waiting)
+    run(EarlyClaims(bench.guard).judge_ahead(waiting))
     assert [each.step for each in waiting] == [Step.JUDGE] * 3
     assert [None if each.claim is None else each.claim.place for each in waiting] == [
         each.message.origin.coordinates for each in waiting
@@ -234,7 +233,7 @@ def test_copies_in_a_batch(bench: Bench) -> None:
     message = bench.sealed(0)
     waiting = bench.batch([message, bench.sealed(1), at(message, 2)])
     ahead = EarlyClaims(bench.guard)
-    ahead.judge_ahead(waiting)
+    run(ahead.judge_ahead(waiting))
     assert (bench.records, bench.letters, bench.handled) == ([], [], [])
     outcomes = bench.work(waiting, EarlyClaims(bench.guard))
     assert [outcome.reason for outcome in outcomes] == [None, None, Reason.REPLAYED]
@@ -245,7 +244,7 @@ def test_forged_cost_no_claim(bench: Bench) -> None:
     """What is rejected before its claim is not claimed, and is recorded and dead-lettered in its turn alone."""
     forged = bench.sealed(1, key=bench.forge.stranger)
     waiting = bench.batch([bench.sealed(0), forged, bench.sealed(2)])
-    EarlyClaims(bench.guard).judge_ahead(waiting)
+    run(EarlyClaims(bench.guard).judge_ahead(waiting))
     assert (bench.store.batches, bench.records) == ([2], [])
     outcomes = bench.work(waiting, EarlyClaims(bench.guard))
     assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED, Verdict.REJECTED, Verdict.ACCEPTED]
@@ -268,7 +267,8 @@ def on_loop(guard: Pipeline, deliveries: list[Delivery], bench: Bench) -> list[V
     """Judge ahead in an event loop, and carry each to its end."""
 
     async def work() -> list[Verdict]:
-        EarlyClaims(guard, on_loop=True).judge_ahead(deliveries)
+        if (judging := EarlyClaims(guard, on_loop=True).judge_ahead(deliveries)) is not None:
+            await arun(judging)
         return [(await arun(guard.process(each, bench.handle, bench))).verdict for each in deliveries]
 
     return asyncio.run(work())
@@ -285,9 +285,9 @@ def test_key_not_looked_for_ahead(bench: Bench) -> None:
     """In an event loop nobody looks for a key ahead: the look may block, and its turn has one that does not."""
     keys = LookedFor(KeySet([]))
     guard = bench.pipeline(verifier=bench.forge.verifier(keys={ISSUER: Issuer(keys=keys)}))
-    EarlyClaims(guard, on_loop=True).judge_ahead(bench.batch([bench.sealed(0), bench.sealed(1)]))
+    run(EarlyClaims(guard, on_loop=True).judge_ahead(bench.batch([bench.sealed(0), bench.sealed(1)])))
     assert (keys.looks, bench.store.batches) == (0, [])
-    EarlyClaims(guard).judge_ahead(bench.batch([bench.sealed(0), bench.sealed(1)]))
+    run(EarlyClaims(guard).judge_ahead(bench.batch([bench.sealed(0), bench.sealed(1)])))
     assert keys.looks == 1
 
 
@@ -302,7 +302,7 @@ def test_store_down(bench: Bench) -> None:
 def test_dropped_behind_a_deferred_one(bench: Bench) -> None:
     """A record whose claim was left behind is handled when it is read again from the same place."""
     messages = [bench.sealed(offset) for offset in range(3)]
-    EarlyClaims(bench.guard).judge_ahead(bench.batch(messages))
+    run(EarlyClaims(bench.guard).judge_ahead(bench.batch(messages)))
     outcomes = bench.work(bench.batch(messages), EarlyClaims(bench.guard))
     assert [outcome.verdict for outcome in outcomes] == [Verdict.ACCEPTED] * 3
     assert bench.handled == [b"0", b"1", b"2"]
@@ -326,7 +326,7 @@ def test_old_verdicts(bench: Bench) -> None:
     bench.guard = bench.pipeline(verifier=bench.forge.verifier(keys={ISSUER: Issuer(keys=source)}))
     waiting = bench.batch([bench.sealed(0), bench.sealed(1), bench.sealed(2)])
     ahead = EarlyClaims(bench.guard)
-    ahead.judge_ahead(waiting)
+    run(ahead.judge_ahead(waiting))
     source.keys = KeySet([replace(bench.forge.key, revocation=Revocation(reason="stolen"))])
     assert run(bench.guard.process(waiting.pop(0), bench.handle, bench)).verdict is Verdict.ACCEPTED
     bench.clock.advance(MAX_VERDICT_AGE)
@@ -370,7 +370,7 @@ def test_asynchronous_policy(bench: Bench) -> None:
 
     bench.guard = bench.pipeline(policy=Later())
     with pytest.raises(ConfigurationError, match="asynchronous"):
-        EarlyClaims(bench.guard).judge_ahead(bench.batch([bench.sealed(0), bench.sealed(1)]))
+        run(EarlyClaims(bench.guard).judge_ahead(bench.batch([bench.sealed(0), bench.sealed(1)])))
 
 
 def test_time_of_a_verdict(bench: Bench) -> None:

@@ -10,8 +10,10 @@ import pytest
 
 from mqauth.delivery.log_work import EarlyClaims
 from mqauth.errors import Cause, Reason, RetryLater, Unavailable
+from mqauth.flow import run
 from mqauth.judging.pipeline import Outcome, Verdict
 from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
+from mqauth.replay.memory import MemoryReplayStore
 from mqauth.testing import FakeClock, Forge
 from mqauth.testing.forge import ISSUER
 from mqauth.wire.keys import Key, KeySet
@@ -133,9 +135,10 @@ def test_a_handler_that_waits_names_nobody(world: World) -> None:
 
 def test_it_is_named_behind_a_batch_that_was_judged_ahead(clock: FakeClock, forge: Forge) -> None:
     """A message that could not be judged ahead is deferred in its turn, and names its issuer then."""
-    world = World(clock, forge, verifier=forge.verifier(keys={ISSUER: Away(OSError("down"))}))
+    away = forge.verifier(keys={ISSUER: Away(OSError("down"))})
+    world = World(clock, forge, verifier=away, replay=MemoryReplayStore(clock=clock))
     origins = [Origin(topic="orders", partition=0, offset=at) for at in range(3)]
     deliveries = [world.receive(world.sealed(replace(kafka_message(), origin=each))) for each in origins]
-    EarlyClaims(world.pipeline).judge_ahead(deliveries)
+    run(EarlyClaims(world.pipeline).judge_ahead(deliveries))
     outcomes: list[Any] = [deferred(world.process(each)) for each in deliveries]
     assert outcomes == [(Cause.KEYS_UNAVAILABLE, ISSUER)] * 3

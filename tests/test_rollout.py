@@ -383,9 +383,8 @@ def test_verdicts_made_ahead_are_as_lenient(clock: FakeClock, forge: Forge) -> N
     ran: list[int | None] = []
     world.handler.function = world.old.function = lambda found: ran.append(found.origin.offset)
     waiting = [world.receive(message) for message in messages]
-    early = EarlyClaims(world.pipeline)
     for at_once in range(0, len(waiting), 50):
-        early.judge_ahead(waiting[at_once : at_once + 50])
+        run(EarlyClaims(world.pipeline).judge_ahead(waiting[at_once : at_once + 50]))
         for delivery in waiting[at_once : at_once + 50]:
             run(world.pipeline.process(delivery, world.handler, world.letters, world.unverified))
     assert ran == [message.origin.offset for message in messages]
@@ -407,7 +406,7 @@ def test_a_slow_store_delays_no_second_poll(clock: FakeClock, forge: Forge) -> N
     world = Ladder(clock, forge, False, at(Rung.OBSERVE), replay=Slow(clock=clock))
     polls = [[world.receive(message) for message in deliveries(forge, random.Random(n), 20)] for n in range(3)]
     for waiting in polls:
-        EarlyClaims(world.pipeline).judge_ahead(waiting)
+        run(EarlyClaims(world.pipeline).judge_ahead(waiting))
     assert Slow.asked == 1
 
 

@@ -13,7 +13,7 @@ from mqauth.audit.record import AuditRecord
 from mqauth.delivery.assignment import Assignment
 from mqauth.delivery.partition import Partition, TopicPartition
 from mqauth.errors import Cause, RejectNow, RetryLater, StaleDelivery, Unavailable, require
-from mqauth.flow import Flow, call, is_async, is_awaitable, refuse_async, requires_two, run
+from mqauth.flow import Flow, call, is_async, refuse_async, requires_two, run
 from mqauth.judging.pipeline import Delivery, Handler, Outcome, Pipeline, Step, Verdict
 from mqauth.judging.rollout import is_lenient
 from mqauth.judging.unverified import Unverifieds
@@ -94,7 +94,8 @@ class LogWork:
         letters, unverified = self._letters(partition), self._unverified
         try:
             while (delivery := assignment.next_delivery(partition)) is not None:
-                early.judge_ahead(partition.waiting)
+                if (judging := early.judge_ahead(partition.waiting)) is not None:
+                    yield from judging
                 outcome = yield from guard.process(delivery, handler, letters, unverified)
                 if not assignment.attempted(partition, outcome):
                     return
@@ -152,13 +153,13 @@ class EarlyClaims:
     Args:
         guard: the pipeline. Where its store has no ``claim_many``, each delivery is claimed by itself.
         longest: seconds for which an early verdict holds.
-        on_loop: whether this is an event loop: what may have to be waited for is judged when it is processed.
+        on_loop: whether this is an event loop: what waits for keys or a decision is judged when it is processed.
     """
 
     def __init__(self, guard: Pipeline, *, longest: float = MAX_VERDICT_AGE, on_loop: bool = False) -> None:
-        many = getattr(guard.replay, "claim_many", None)
-        waits = is_async(many) or (on_loop and is_async(guard.policy.decide))
-        self._many: _ClaimMany | None = None if waits else many
+        # A policy that is asked elsewhere is asked in a record's turn: none waits for the answers about others.
+        waits = on_loop and is_async(guard.policy.decide)
+        self._many: _ClaimMany | None = None if waits else getattr(guard.replay, "claim_many", None)
         self._on_loop = on_loop
         self._guard = guard
         self._verdicts = guard.verdicts
@@ -171,18 +172,19 @@ class EarlyClaims:
         self._ends = 0.0
         self._judged = 0
 
-    def judge_ahead(self, waiting: Sequence[Delivery]) -> None:
+    def judge_ahead(self, waiting: Sequence[Delivery]) -> Flow[None] | None:
         """Judge the waiting deliveries where their verdicts are missing or too old; to be called before each one.
 
         What cannot be judged now is judged when it is processed.
 
-        Raises:
-            ConfigurationError: a plug-in is asynchronous.
+        Returns:
+            A flow that does so, which raises ``ConfigurationError`` where a plug-in is asynchronous, and there is
+            no event loop; ``None`` where the verdicts are there.
         """
         now = self._monotonic()
         if self._left > 0 and now < self._ends:
             self._left -= 1
-            return
+            return None
         # How long each of the last row took; in half of the time that verdicts hold, so many more can be handled.
         used, most = self._judged - self._left, self._most
         pace = (now - self._ends + self._longest) / max(1, used)
@@ -194,10 +196,9 @@ class EarlyClaims:
             if delivery.step is _HANDLE and not delivery.deferred:
                 delivery.step = _JUDGE
         self._judged, self._left, self._ends = len(deliveries), len(deliveries) - 1, now + self._longest
-        if self._many is not None and len(deliveries) > 1:
-            self._judge(self._many, deliveries)
+        return None if self._many is None or len(deliveries) < 2 else self._judge(self._many, deliveries)
 
-    def _judge(self, many: _ClaimMany, deliveries: list[Delivery]) -> None:
+    def _judge(self, many: _ClaimMany, deliveries: list[Delivery]) -> Flow[None]:
         """Judge deliveries up to their claims, make the claims together, and go on to the verdicts."""
         unjudged = [each for each in deliveries if each.step is _JUDGE]
         began = self._monotonic()
@@ -210,7 +211,7 @@ class EarlyClaims:
                 if type(prepared) is GeneratorType:
                     if self._on_loop:
                         break
-                    prepared = run(prepared)
+                    prepared = yield from prepared
             except Unavailable:
                 break
             # A claim without a place could not be made again if its answer were lost.
@@ -220,14 +221,12 @@ class EarlyClaims:
             # From now on the store may hold the claim, even if its answer is lost.
             delivery.claim = request
         # Below ``enforce`` a store that is slow must not delay every poll.
-        ask = self._guard.patient(many) if any(is_lenient(delivery) for delivery, _ in requests) else many
+        asking = call(many, [request for _, request in requests])
+        if any(is_lenient(delivery) for delivery, _ in requests):
+            asking = self._guard.patient(asking)
         try:
-            statuses = ask([request for _, request in requests]) if requests else []
+            statuses = (yield from asking) if requests else []
         except Exception:
-            statuses = []
-        # In an event loop it may be a coroutine. Nobody can wait for it here: each claims by itself in its turn.
-        if is_awaitable(statuses):
-            getattr(statuses, "close", bool)()
             statuses = []
         if len(statuses) == len(requests):
             for (delivery, request), status in zip(requests, statuses, strict=True):

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, TypeAlias
 from mqauth.audit.record import AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness, uuid7
 from mqauth.errors import Cause, ConfigurationError, Unavailable, require
-from mqauth.flow import Attempts, Call, Flow, answered, at_once, call, is_last, pause, run, settling
+from mqauth.flow import Attempts, Call, Flow, answered, at_once, call, is_last, pause, settling
 from mqauth.judging.delivery import Delivery, Outcome, Step, refuse_unjudged, verdict_record
 from mqauth.judging.details import explain
 from mqauth.judging.journal import Journal
@@ -294,10 +294,9 @@ class Pipeline:
         require(refused, "an accepted or unverified delivery ends with confirm or release")
         return (yield from self.process(delivery, None, dead_letters))
 
-    def patient(self, ask: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a call of the store as it is made below ``enforce``, where a slow store holds nothing up."""
-        ladder = self._ladder
-        return ask if ladder is None else lambda *args: run(ladder.store.watch(call(ask, *args)))
+    def patient(self, asking: Flow[Any]) -> Flow[Any]:
+        """Return a question to the store as it is asked below ``enforce``, where a slow store holds nothing up."""
+        return asking if self._ladder is None else self._ladder.store.watch(asking)
 
     def handlers(self, handler: Any, unverified: Unverifieds | None) -> UnverifiedHandler | None:
         """Return what ``process`` is given as ``unverified``; to be asked once, when a consumer is made.

@@ -180,8 +180,8 @@ def answered_alone(original: Any) -> Any:
 def unremembered(original: Any) -> Any:
     """Forget the claims of a batch whose answer was lost."""
 
-    def judge(found: EarlyClaims, many: Any, deliveries: Any) -> None:
-        original(found, many, deliveries)
+    def judge(found: EarlyClaims, many: Any, deliveries: Any) -> Any:
+        yield from original(found, many, deliveries)
         for each in deliveries:
             if each.step is Step.JUDGE:
                 each.claim = None
@@ -191,7 +191,12 @@ def unremembered(original: Any) -> Any:
 
 def never_too_old(_: Any) -> Any:
     """Judge a batch ahead, and settle it as done."""
-    return lambda _ahead, waiting: [setattr(each, "step", Step.SETTLE) for each in list(waiting)[1:]]
+
+    def judge_ahead(_ahead: EarlyClaims, waiting: Any) -> None:
+        for each in list(waiting)[1:]:
+            each.step = Step.SETTLE
+
+    return judge_ahead
 
 
 def only_the_last(original: Any) -> Any:
