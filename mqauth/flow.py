@@ -190,17 +190,10 @@ def run(flow: Flow[R]) -> R:
             error = raised
 
 
-async def arun(flow: Flow[R], result: Any = None, error: Exception | None = None) -> R:
-    """Run a flow inside an event loop; its plug-ins may be synchronous or asynchronous.
-
-    Args:
-        flow: a new one, or one that waits for a call.
-        result: of that call.
-        error: why that call failed.
-    """
-    while isinstance(begun := begin(flow, result, error), Waiting):
-        result, error = await _outcome(begun.wish, begun.made)
-    return begun
+async def arun(flow: Flow[R]) -> R:
+    """Run a flow inside an event loop; its plug-ins may be synchronous or asynchronous."""
+    begun = begin(flow)
+    return await resume(begun) if isinstance(begun, Waiting) else begun
 
 
 def begin(flow: Flow[R], result: Any = None, error: Exception | None = None) -> R | Waiting[R]:
@@ -234,7 +227,18 @@ def begin(flow: Flow[R], result: Any = None, error: Exception | None = None) -> 
 
 async def resume(waiting: Waiting[R]) -> R:
     """Run a flow that was begun to its end."""
-    return await arun(waiting.flow, *await _outcome(waiting.wish, waiting.made))
+    begun: R | Waiting[R] = waiting
+    while isinstance(begun, Waiting):
+        wish, result, error = begun.wish, None, None
+        try:
+            if begun.made is not None:
+                result = await begun.made()
+            else:
+                result = await settled((wish.twin or wish.function)(*wish.arguments))
+        except Exception as raised:
+            error = raised
+        begun = begin(begun.flow, result, error)
+    return begun
 
 
 def is_async(function: object) -> bool:
@@ -280,22 +284,6 @@ def refuse_async(**plugins: object) -> None:
     """
     for name, plugin in plugins.items():
         require(not is_async(plugin), f"{name} is asynchronous, and this consumer is not")
-
-
-async def _outcome(wish: Call, made: Callable[[], Awaitable[Any]] | None) -> tuple[Any, Exception | None]:
-    """Return the result of a call, or why it failed.
-
-    Args:
-        wish: the call.
-        made: returns an awaitable of it, or raises; ``None`` if it is yet to be made.
-    """
-    try:
-        if made is not None:
-            return await made(), None
-        result = (wish.twin or wish.function)(*wish.arguments)
-        return (await result if result is not None and is_awaitable(result) else result), None
-    except Exception as error:
-        return None, error
 
 
 def _settled(result: Any) -> Any:

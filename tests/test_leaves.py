@@ -32,7 +32,7 @@ LIMITS = {
     ("kafka/producer:Producer",): 76,
     ("kafka/confirmed:DeadLetters,AuditTopic,confirming",): 29,
     ("kafka/client:from_native,carries",): 7,
-    ("rabbitmq/producer",): 216,
+    ("rabbitmq/producer",): 214,
     ("pika/consumer",): 194,
     ("pika/producer:Producer",): 92,
     ("pika/confirmed:DeadLetters,_Sink",): 45,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from pamqp import commands
 from mqauth import ConfigurationError, MalformedMessage, Message, Signer
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.rabbitmq.channel import ClosedByOwnerError, is_untouched
-from mqauth.brokers.rabbitmq.producer import DirectPath, Encoded, ExchangePath
+from mqauth.brokers.rabbitmq.producer import DirectPath, ExchangePath
 from mqauth.brokers.rabbitmq.translate import to_message
 from mqauth.brokers.sealing import Sealing
 from mqauth.errors import Cause, Unavailable
@@ -367,82 +368,6 @@ def test_instrumented_exchanges_are_not_gone_past(monkeypatch: pytest.MonkeyPatc
     assert not is_untouched(own, "publish")
 
 
-class Underlay:
-    """A channel of aiormq's, as far as ``DirectPath`` uses it, whose socket is written to when told."""
-
-    def __init__(self) -> None:
-        self.number, self.delivery_tag, self.max_content_size = 1, 0, 131_064
-        self.lock, self.write_queue = asyncio.Lock(), asyncio.Queue[aiormq.abc.ChannelFrame](1)
-        self.confirmations: dict[int, asyncio.Future[Any]] = {}
-        self.message_id_delivery_tag: dict[str, int] = {}
-        self.create_task = asyncio.create_task
-
-    def create_future(self) -> asyncio.Future[Any]:
-        """Return a future."""
-        return asyncio.get_running_loop().create_future()
-
-
-def direct(underlay: Underlay) -> tuple[Callable[[str], asyncio.Task[Any]], DirectPath]:
-    """Return what publishes a message of an id to a channel, and the path that it takes."""
-
-    async def get_underlay_channel() -> Underlay:
-        return underlay
-
-    exchange = real_exchange()
-    exchange.channel = SimpleNamespace(is_closed=False, get_underlay_channel=get_underlay_channel)
-    path = DirectPath(exchange)
-
-    def publish(name: str) -> asyncio.Task[Any]:
-        sent = Encoded(name, b"", name.encode())
-        return asyncio.create_task(path.send(sent, "k", mandatory=True, immediate=False))
-
-    return publish, path
-
-
-async def test_what_was_given_up_is_not_kept() -> None:
-    """While the socket takes nothing, publishes that were given up leave no bytes and no writers behind."""
-    underlay = Underlay()
-    publish, path = direct(underlay)
-    first = publish("aa")
-    frame = await underlay.write_queue.get()
-    before = len(asyncio.all_tasks())
-    for number in range(3):
-        later = publish(f"given up {number}")
-        await turns()
-        later.cancel()
-        await asyncio.gather(later, return_exceptions=True)
-    assert (path._unsent, len(asyncio.all_tasks())) == ({}, before)
-    frame.drain()
-    underlay.confirmations[1].set_result(1)
-    assert await first == 1
-
-
-async def test_what_waits_is_written_at_once() -> None:
-    """Messages that are ready together are one write, in their order. The next one has those that came before the
-    socket had taken it, but for a message whose caller was cancelled."""
-    underlay = Underlay()
-    publish, _ = direct(underlay)
-    first = [publish(name) for name in ("aa", "bb")]
-    frame = await underlay.write_queue.get()
-    assert frame.payload.index(b"aa") < frame.payload.index(b"bb")
-    later, cancelled, last = (publish(name) for name in ("cc", "dd", "ee"))
-    await asyncio.sleep(0)
-    cancelled.cancel()
-    await asyncio.sleep(0)
-    assert underlay.write_queue.empty()
-    frame.drain()
-    frame = await underlay.write_queue.get()
-    frame.drain()
-    assert frame.payload.index(b"cc") < frame.payload.index(b"ee")
-    assert b"dd" not in frame.payload
-    # The tags are those of the broker, which counts what was written.
-    assert underlay.message_id_delivery_tag == {"aa": 1, "bb": 2, "cc": 3, "ee": 4}
-    for tag, confirm in underlay.confirmations.items():
-        confirm.set_result(tag)
-    assert await asyncio.gather(*first, later, last) == [1, 2, 3, 4]
-    assert not underlay.message_id_delivery_tag
-
-
 def test_both_ways_send_the_same_bytes() -> None:
     """Direct or through the exchange: the properties of a sealed message are the same bytes."""
     native = aio_pika.Message(
@@ -452,8 +377,8 @@ def test_both_ways_send_the_same_bytes() -> None:
     wire = to_message(native, exchange="shop", routing_key="k", message_id="m" * 32)
     sealed = Forge().signer().sign(wire)
     direct, through = DirectPath(real_exchange()), ExchangePath(real_exchange())
-    raw = direct.ready(direct.take(native, "m" * 32), sealed)
-    copied = through.ready(through.take(native, "m" * 32), sealed)
+    raw = direct.ready(direct.take(native), sealed)
+    copied = through.ready(through.take(native), sealed)
     assert (raw.marshal(), raw.body) == (copied.properties.marshal(), copied.body)
 
 
@@ -461,12 +386,11 @@ def test_both_ways_send_the_same_bytes() -> None:
 def test_what_cannot_be_sent_is_refused_either_way(way: Any) -> None:
     """A header frame over its size, or a property pamqp cannot encode, is refused before anything is sent."""
     chosen = way(real_exchange())
+    sealed = Message(destination=PLACE, body=b"", properties={"message-id": "m"})
     large = aio_pika.Message(b"", headers={"x": "a" * 131_000})
     with pytest.raises(MalformedMessage, match="131064"):
-        chosen.ready(
-            chosen.take(large, "m"), Message(destination=PLACE, body=b"", headers=(("x", "a" * 131_064),))
-        )
+        chosen.ready(chosen.take(large), replace(sealed, headers=(("x", "a" * 131_064),)))
     odd = aio_pika.Message(b"", priority=3)
     odd.priority = 300
     with pytest.raises(MalformedMessage, match="cannot send"):
-        chosen.ready(chosen.take(odd, "m"), Message(destination=PLACE, body=b""))
+        chosen.ready(chosen.take(odd), sealed)

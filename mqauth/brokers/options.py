@@ -47,7 +47,7 @@ class QueueOptions(DeliveryOptions[V], total=False):
     Attributes:
         prefetch: deliveries at once, 1 to 65,535, by default 10. Their handlers run concurrently, so that 1
             keeps the order.
-        coalesce_acks: whether to ack many deliveries in one frame, at most 5 ms late, as by default. That needs a
+        coalesce_acks: whether to ack many deliveries in one frame, at most 10 ms late, as by default. That needs a
             channel that is the consumer's alone. Without it each is acked by itself as soon as it is settled.
         grace: seconds that running handlers may take at ``stop``, by default 30.
         hold: seconds of a cause that concerns everyone after which the queue is suspended, at least 1 and by

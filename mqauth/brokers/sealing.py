@@ -61,8 +61,7 @@ class Sealing:
         self._waiting: list[_Waiting] = []
         self._tasks: set[asyncio.Task[list[Message]]] = set()
         self._round = 0
-        self._called = -1
-        self._timed = -1
+        self._asked = (-1, False)
 
     async def publish(self, message: Message, send: Callable[[Message], Awaitable[R]]) -> R:
         """Seal a message with others, send it, and return what ``send`` returns.
@@ -77,14 +76,18 @@ class Sealing:
         """
         if self._closed:
             raise self._refusal()
-        prepared = self._signer.prepare(message)
+        prepared, self._blocking = self._signer.prepare(message), self._signer.blocking
         sealed: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._waiting.append((prepared, sealed))
         self.running += 1
         self._consider()
         try:
+            # What came in this turn is sealed in the next, all in its order: a future would wake us a turn later.
+            if self._batch > 1:
+                await asyncio.sleep(0)
             return await send(await sealed)
         finally:
+            sealed.cancel()
             self.running -= 1
             self._consider()
             if not self.running:
@@ -110,32 +113,25 @@ class Sealing:
         for group in groups.values():
             # On a thread where the key may block.
             together = [each for each, _ in group]
-            try:
-                if self._signer.blocking:
-                    task = asyncio.create_task(signed(self._signer, self._signer.seal, together))
-                    self._tasks.add(task)
-                    task.add_done_callback(partial(self._ended, group))
-                else:
-                    self._tell(group, self._signer.seal(together))
-            except Exception as error:
-                self._refuse(group, error)
+            if self._blocking:
+                task = asyncio.create_task(signed(self._signer, self._signer.seal, together))
+                self._tasks.add(task)
+                task.add_done_callback(partial(self._ended, group))
+            else:
+                self._tell(group, partial(self._signer.seal, together))
 
     def _consider(self) -> None:
         """Seal what waits: at once for a full batch, else after what is ready in the event loop, or later."""
         waiting = len(self._waiting)
         if waiting >= self._batch:
             return self.seal_now()
-        # A key that blocks signs one batch after the other: until it has, others join the next.
-        if not waiting or self._tasks:
-            return
         # More are sealed, and have no confirm yet, than wait.
         held = self._linger > 0 and waiting < self.running - waiting
-        if not held and self._called != self._round:
-            self._called = self._round
-            asyncio.get_running_loop().call_soon(self._ring, self._round)
-        elif held and self._timed != self._round:
-            self._timed = self._round
-            self._timer(self._linger, partial(self._ring, self._round))
+        # A key that blocks signs one batch after the other: until it has, others join the next.
+        if waiting and not self._tasks and self._asked != (self._round, held):
+            self._asked = self._round, held
+            ask = partial(self._timer, self._linger) if held else asyncio.get_running_loop().call_soon
+            ask(partial(self._ring, self._round))
 
     def _ring(self, number: int) -> None:
         """Seal what waits, unless a later round has begun since the call was asked for."""
@@ -144,21 +140,20 @@ class Sealing:
 
     def _ended(self, group: list[_Waiting], task: asyncio.Task[list[Message]]) -> None:
         self._tasks.discard(task)
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if error is None:
-            self._tell(group, task.result())
-        else:
-            self._refuse(group, error)
+        self._tell(group, task.result)
         self._consider()
 
-    def _tell(self, group: list[_Waiting], sealed: list[Message]) -> None:
-        """Give each caller its sealed message, but those who were cancelled meanwhile."""
-        for (_, outcome), message in zip(group, sealed, strict=True):
-            if not outcome.done():
-                outcome.set_result(message)
-
-    def _refuse(self, group: list[_Waiting], error: BaseException) -> None:
-        """Give each caller the error."""
-        for _, outcome in group:
-            if not outcome.done():
-                outcome.set_exception(error)
+    def _tell(self, group: list[_Waiting], seal: Callable[[], list[Message]]) -> None:
+        """Give each caller its sealed message or the error, but those who were cancelled meanwhile."""
+        try:
+            sealed = seal()
+        except (Exception, asyncio.CancelledError) as error:
+            for _, outcome in group:
+                if not outcome.done():
+                    outcome.set_exception(error)
+                    # Heard already: a caller that is being cancelled does not ask.
+                    outcome.exception()
+        else:
+            for (_, outcome), message in zip(group, sealed, strict=True):
+                if not outcome.done():
+                    outcome.set_result(message)

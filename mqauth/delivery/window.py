@@ -11,7 +11,7 @@ delivery has a ``Slot``, which says whether the broker still counts on us to set
 **From arrival to ack.** A delivery arrives on a channel, with a delivery tag. ``DeliveryTags`` notes the tag as
 open, and ``QueueWork`` takes the delivery through the pipeline. Once it is accepted and handled, or rejected
 with its audit record and its dead letter durable, it is settled: its tag is acked, with others in one frame
-where no open tag lies before them, at most 5 ms later. A rejection that depends on the moment, such as
+where no open tag lies before them, at most 10 ms later. A rejection that depends on the moment, such as
 ``replayed`` or ``expired``, is recorded only after a round trip on the channel has shown that the delivery was
 ours when it was judged.
 

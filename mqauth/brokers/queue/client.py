@@ -102,7 +102,7 @@ class QueueClient(DeliveryClient, Protocol):
         """Return why the queue may not be consumed, ``None`` where it may."""
 
 
-ACK_DELAY: Final = 0.005
+ACK_DELAY: Final = 0.01
 """Most seconds after which a settled delivery is acked."""
 PART: Final = 1.0
 """Seconds of each part of the timeout of a round trip."""
@@ -113,8 +113,8 @@ Send = Callable[[int, bool], Awaitable[bool]]
 class Acks:
     """Acks the deliveries of one channel, many in a frame.
 
-    They are sent 5 ms after the first of them was settled, and at once where half the window waits to be acked, or
-    the whole of it is unacked: the broker would send nothing more.
+    They are sent 10 ms after the first of them was settled, and at once where half the window waits to be acked,
+    or the whole of it is unacked: the broker would send nothing more.
 
     Args:
         channel: the client's, which the deliveries are of.

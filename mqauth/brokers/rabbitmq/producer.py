@@ -10,16 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import aio_pika
 from aio_pika import exceptions
 from aio_pika.abc import AbstractExchange, AbstractMessage
-from aiormq.abc import ChannelFrame, DeliveredMessage
+from aiormq.abc import DeliveredMessage
 from pamqp import commands
 from pamqp.body import ContentBody
 from pamqp.frame import FrameTypes, marshal
@@ -130,14 +129,13 @@ class Producer:
                 message = aio_pika.Message(message)
         if not isinstance(message, AbstractMessage):
             raise MalformedMessage("publish takes an aio_pika.Message, or a value with value_serializer=")
-        message_id = message.message_id or new_message_id()
-        wire = self._wire(message, routing_key, message_id)
+        wire = self._wire(message, routing_key)
         path = self._direct if self._confirms and is_untouched(self._exchange, "publish") else self._through
         # The message as it is now.
-        taken, flags = path.take(message, message_id), {"mandatory": mandatory, "immediate": immediate}
-        send = partial(self._confirmed, path, taken, routing_key, flags)
+        taken = path.take(message)
+        send = partial(self._confirmed, path, taken, routing_key, mandatory=mandatory, immediate=immediate)
         # No other message has an id that was just made.
-        turn = turn_of(self._exchange, message_id) if message.message_id else nullcontext()
+        turn = turn_of(self._exchange, message.message_id) if message.message_id else nullcontext()
         async with asyncio.timeout(timeout), turn:
             return await self._sealing.publish(wire, send)
 
@@ -168,22 +166,16 @@ class Producer:
         Raises:
             MalformedMessage: the message cannot be sent, or would arrive as something else.
         """
-        message_id = message.message_id or new_message_id()
-        wire, path = self._wire(message, routing_key, message_id), self._through
-        native: aio_pika.Message = path.ready(path.take(message, message_id), self._signer.sign(wire))
-        return native
+        sealed = self._signer.sign(self._wire(message, routing_key))
+        return self._through.ready(self._through.take(message), sealed)  # type: ignore[no-any-return]
 
-    def _wire(self, message: AbstractMessage, routing_key: str, message_id: str) -> Message:
+    def _wire(self, message: AbstractMessage, routing_key: str) -> Message:
         # aiormq would add a message id after signing, so the message has one already.
+        message_id = message.message_id or new_message_id()
         return to_message(message, exchange=self._exchange.name, routing_key=routing_key, message_id=message_id)
 
     async def _confirmed(
-        self,
-        path: DirectPath | ExchangePath,
-        taken: Any,
-        routing_key: str,
-        flags: dict[str, bool],
-        sealed: Message,
+        self, path: DirectPath | ExchangePath, taken: Any, routing_key: str, sealed: Message, **flags: bool
     ) -> PublishResultType | None:
         """Publish, and raise what aio-pika may return: a message that came back."""
         ready = path.ready(taken, sealed)
@@ -213,25 +205,71 @@ async def _reply(producer: Producer, verified: Verified, body: bytes) -> Publish
         raise RetryLater(f"the answer could not be sent: {type(error).__name__}") from error
 
 
-@dataclass(slots=True)
-class Encoded:
-    """Properties in the form in which pamqp asks for them, encoded once, and the body."""
+class JointFrame:
+    """The next frame of an aiormq channel: the messages that are ready when its connection writes it.
 
-    message_id: str
-    raw: bytes
-    body: bytes
+    aiormq's own ``basic_publish`` takes a lock, a timer and a system call for each message, and ten messages at
+    most in each turn of the event loop. This does what it does for all that are ready: it counts them as the
+    broker will, and leaves the future of each confirm where aiormq looks for it.
 
-    def marshal(self) -> bytes:
-        """Return the encoded properties."""
-        return self.raw
+    A message that is alone is in aiormq's queue at once. While a broker does not read, under a memory alarm,
+    messages pile up here and not in the transport.
+
+    Args:
+        channel: aiormq's.
+
+    Attributes:
+        unsent: the bytes and the id of each message that is not written yet, by the future of its confirm.
+        queued: whether the socket has yet to take what was ready.
+    """
+
+    should_close, should_drain, queued, _tag = False, True, False, 0
+
+    def __init__(self, channel: Any) -> None:
+        self.channel = channel
+        self.unsent: dict[asyncio.Future[Any], tuple[bytes, str]] = {}
+        self._counted: list[bytes] = []
+
+    def drain(self) -> None:
+        """Have written what is ready, where the socket has taken what was ready before."""
+        self.queued = bool(self.unsent)
+        if self.queued:
+            with suppress(StopIteration):
+                (queueing := self._queue()).send(None)
+                # The channel's lock is held, or aiormq's queue full. The channel cancels a task once it is closed.
+                queueing.close()
+                self.channel.create_task(self._queue())
+
+    @property
+    def payload(self) -> bytes:
+        """The bytes of what is ready; aiormq asks for them when it writes them."""
+        # Nobody else has counted a message since, so what came since comes next.
+        if self.channel.delivery_tag == self._tag:
+            self._count()
+        payload, self._counted = b"".join(self._counted), []
+        return payload
+
+    async def _queue(self) -> None:
+        # A channel that is closed has failed all of it.
+        with suppress(exceptions.ChannelInvalidStateError):
+            async with self.channel.lock:
+                await self.channel.write_queue.put(self)
+                self._count()
+
+    def _count(self) -> None:
+        # Without those whose caller was cancelled.
+        ready = [(confirm, *each) for confirm, each in self.unsent.items() if not confirm.done()]
+        self.unsent.clear()
+        for confirm, payload, message_id in ready:
+            self.channel.delivery_tag += 1
+            self.channel.confirmations[self.channel.delivery_tag] = confirm
+            self.channel.message_id_delivery_tag[message_id] = self.channel.delivery_tag
+            self._counted.append(payload)
+        self._tag = self.channel.delivery_tag
 
 
 class DirectPath:
-    """Publishes through aiormq's channel: what is ready goes to the socket in one write, and waits for it once.
-
-    aiormq's own ``basic_publish`` takes a lock, a timer and a system call for each message, and ten messages at
-    most in each turn of the event loop. This does what it does for all that wait: it counts them as the broker
-    will, and leaves the future of each confirm where aiormq looks for it.
+    """Publishes through aiormq's channel, what is ready in one write.
 
     Args:
         exchange: aio-pika's.
@@ -239,36 +277,33 @@ class DirectPath:
 
     def __init__(self, exchange: AbstractExchange) -> None:
         self._exchange: Any = exchange
-        self._channel: Any = None
-        self._unsent: dict[asyncio.Future[Any], tuple[bytes, str]] = {}
-        self._writer: Any = None
+        self._frame = JointFrame(None)
 
-    def take(self, native: AbstractMessage, message_id: str, /) -> Any:
+    def take(self, native: AbstractMessage, /) -> Any:
         """Return the properties of the caller's message, which the caller may change from now on.
 
         Raises:
             MalformedMessage: aio-pika cannot send it.
         """
         try:
-            taken: commands.Basic.Properties = native.properties
+            return native.properties
         except Exception as error:
             raise unsendable(error) from error
-        taken.message_id = message_id
-        return taken
 
     def ready(self, taken: Any, sealed: Message, /) -> Any:
-        """Return what ``take`` returned with the sealed body and headers, encoded.
+        """Return what ``take`` returned with the sealed id, body and headers, encoded.
 
         Raises:
             MalformedMessage: its header frame is over its size, or cannot be encoded.
         """
-        taken.headers = headers_out(sealed.headers)
+        taken.headers, taken.message_id = headers_out(sealed.headers), sealed.properties["message-id"]
         try:
             raw = taken.marshal()
         except Exception as error:
             raise unsendable(error) from error
         check_frame(len(raw))
-        return Encoded(taken.message_id or "", raw, sealed.body or b"")
+        # With what pamqp asks properties for: they are encoded once.
+        return SimpleNamespace(id=taken.message_id, raw=raw, body=sealed.body or b"", marshal=lambda: raw)
 
     async def send(self, ready: Any, routing_key: str, *, mandatory: bool, immediate: bool) -> Any:
         """Publish it, together with others that are ready, and wait for the confirm."""
@@ -281,42 +316,22 @@ class DirectPath:
         channel: Any = await exchange.channel.get_underlay_channel()
         check_frame(len(ready.raw), agreed(channel))
         body, size = ready.body, channel.max_content_size
-        header: FrameTypes = ContentHeader(body_size=len(body), properties=ready)
-        frames = [header, *(ContentBody(body[start : start + size]) for start in range(0, len(body), size))]
+        frames: list[FrameTypes] = [ContentHeader(body_size=len(body), properties=ready)]
+        frames += [ContentBody(body[start : start + size]) for start in range(0, len(body), size)]
         payload = _method(channel.number, exchange.name, routing_key, mandatory, immediate)
-        if channel is not self._channel:
-            self._channel, self._unsent, self._writer = channel, {}, None
-        # The channel fails it, and cancels the task, once it is closed.
-        unsent, confirm = self._unsent, channel.create_future()
-        unsent[confirm] = payload + b"".join(marshal(each, channel.number) for each in frames), ready.message_id
-        if self._writer is None or self._writer.done():
-            self._writer = channel.create_task(self._write(channel, unsent))
+        if channel is not self._frame.channel:
+            self._frame = JointFrame(channel)
+        # The channel fails it once it is closed.
+        frame, confirm = self._frame, channel.create_future()
+        frame.unsent[confirm] = payload + b"".join(marshal(each, channel.number) for each in frames), ready.id
+        if not frame.queued:
+            frame.drain()
         try:
             return await confirm
         finally:
             # What is given up while the broker does not read is not kept until it does.
-            unsent.pop(confirm, None)
-            channel.message_id_delivery_tag.pop(ready.message_id, None)
-
-    async def _write(self, channel: Any, unsent: dict[asyncio.Future[Any], tuple[bytes, str]]) -> None:
-        """Write what waits to aiormq's channel, once nobody else writes to it, and wait for the socket.
-
-        While a broker does not read, under a memory alarm, messages pile up here and not in the transport.
-        """
-        # A channel that is closed has failed all of it.
-        with suppress(exceptions.ChannelInvalidStateError):
-            while unsent:
-                async with channel.lock:
-                    # Without those whose caller was cancelled.
-                    waiting = [(*each, confirm) for confirm, each in unsent.items() if not confirm.done()]
-                    unsent.clear()
-                    for _, message_id, confirm in waiting:
-                        channel.delivery_tag += 1
-                        channel.confirmations[channel.delivery_tag] = confirm
-                        channel.message_id_delivery_tag[message_id] = channel.delivery_tag
-                    payload, written = b"".join([each for each, *_ in waiting]), channel.create_future()
-                    await channel.write_queue.put(ChannelFrame(payload, should_close=False, drain_future=written))
-                    await written
+            frame.unsent.pop(confirm, None)
+            channel.message_id_delivery_tag.pop(ready.id, None)
 
 
 @lru_cache(maxsize=256)
@@ -335,20 +350,16 @@ class ExchangePath:
     def __init__(self, exchange: AbstractExchange) -> None:
         self._exchange = exchange
 
-    def take(self, native: AbstractMessage, message_id: str, /) -> Any:
-        """Return a copy of the caller's message, which the caller may change from now on."""
-        taken = Measured.of(native)
-        taken.message_id = message_id
-        return taken
+    take = staticmethod(Measured.of)
 
     def ready(self, taken: Any, sealed: Message, /) -> Any:
-        """Return the copy with the sealed body and headers.
+        """Return a copy of the caller's message with the sealed id, body and headers.
 
         Raises:
             MalformedMessage: its header frame is over its size, or cannot be encoded.
         """
+        taken.headers, taken.message_id = headers_out(sealed.headers), sealed.properties["message-id"]
         taken.body = sealed.body or b""
-        taken.headers = headers_out(sealed.headers)
         taken.check()
         return taken
 
