@@ -235,3 +235,15 @@ async def test_a_connection_that_writes_nothing() -> None:
         await publishing
     await turns()
     assert (direct.path._frame.unsent, len(asyncio.all_tasks())) == ({}, before - 1)
+
+
+async def test_a_lock_that_others_hold_is_waited_for() -> None:
+    """A message that comes while aiormq publishes another one by itself is written once that has the socket."""
+    direct = Direct()
+    async with direct.channel.lock:
+        publishing = direct.publish("later")
+        await turns()
+        assert direct.connection.write_queue.empty()
+    assert b"later" in await direct.connection.written()
+    direct.confirm()
+    await publishing

@@ -232,13 +232,17 @@ class JointFrame:
 
     def drain(self) -> None:
         """Have written what is ready, where the socket has taken what was ready before."""
-        self.queued = bool(self.unsent)
-        if self.queued:
-            with suppress(StopIteration):
-                (queueing := self._queue()).send(None)
-                # The channel's lock is held, or aiormq's queue full. The channel cancels a task once it is closed.
-                queueing.close()
-                self.channel.create_task(self._queue())
+        channel, self.queued = self.channel, bool(self.unsent)
+        # aiormq tells nobody whether the lock of a channel is free. Whoever waits for it has counted nothing yet.
+        lock: asyncio.Lock | None = getattr(channel, "_Channel__lock", None)
+        if not self.queued or channel.is_closed:
+            return
+        if lock is None or lock.locked() or channel.write_queue.full():
+            # The channel cancels it once it is closed.
+            channel.create_task(self._queue())
+        else:
+            channel.write_queue.put_nowait(self)
+            self._count()
 
     @property
     def payload(self) -> bytes:
