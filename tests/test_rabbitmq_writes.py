@@ -208,12 +208,13 @@ async def test_all_are_counted_in_the_order_of_the_wire(early: int) -> None:
     await asyncio.gather(*publishing)
 
 
-async def test_a_channel_that_somebody_holds() -> None:
-    """While its lock is held a publish waits, and is written after."""
+@pytest.mark.parametrize("held", range(1, 8))
+async def test_a_channel_that_somebody_holds(held: int) -> None:
+    """While its lock is held a publish waits, and is written after, in whatever turn the lock is released."""
     direct = Direct()
     async with direct.channel.lock:
         publishing = direct.publish("aa")
-        await turns()
+        await turns(held)
         assert direct.connection.write_queue.empty()
     assert b"aa" in await direct.connection.written()
     direct.confirm()
@@ -235,15 +236,3 @@ async def test_a_connection_that_writes_nothing() -> None:
         await publishing
     await turns()
     assert (direct.path._frame.unsent, len(asyncio.all_tasks())) == ({}, before - 1)
-
-
-async def test_a_lock_that_others_hold_is_waited_for() -> None:
-    """A message that comes while aiormq publishes another one by itself is written once that has the socket."""
-    direct = Direct()
-    async with direct.channel.lock:
-        publishing = direct.publish("later")
-        await turns()
-        assert direct.connection.write_queue.empty()
-    assert b"later" in await direct.connection.written()
-    direct.confirm()
-    await publishing
