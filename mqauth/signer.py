@@ -19,8 +19,6 @@ from mqauth.wire.message import Form, HeaderNames, Message, form_of, message_of
 from mqauth.wire.workload import WorkloadKey
 
 MAX_LIFETIME: Final = 86_400
-LARGE_BODY: Final = 256 * 1024
-"""Bytes of a body that is signed alone: a leaf hashes it twice, which costs more than a signature."""
 SPARE: Final = 30
 """Seconds by which an identity outlives each token that it proves; less where it lives for under 3 minutes."""
 
@@ -159,8 +157,8 @@ class Signer:
     def seal(self, prepared: Sequence[Prepared]) -> list[Message]:
         """Return prepared messages, in order, each with its token: one signature for each group.
 
-        A group of more than 1,024 takes a signature for each 1,024 of it. A message that is alone in its group,
-        or whose body is over 256 KiB, has a token of the single form.
+        A group of more than 1,024 takes a signature for each 1,024 of it. A message that is alone in its group has
+        a token of the single form.
 
         Raises:
             MalformedMessage: a token would be over its size.
@@ -182,8 +180,7 @@ class Signer:
         """
         groups: dict[object, list[int]] = {}
         for number, each in enumerate(prepared):
-            large = len(each.message.body or b"") > LARGE_BODY
-            groups.setdefault(number if large else each.group, []).append(number)
+            groups.setdefault(each.group, []).append(number)
         tokens: list[Any] = [None] * len(prepared)
         for places in groups.values():
             for at in range(0, len(places), MAX_BATCH):
@@ -249,12 +246,13 @@ class Signer:
         """Return the token of a batch, each time with another proof."""
         destination, names = group[0].group
         audience = self._audiences.get(destination, self._audience)
-        tree = batch.Tree([batch.leaf_of(member.message, member.headers) for member in group])
+        digests = [batch.digests_of(member.message, member.headers) for member in group]
+        tree = batch.Tree([batch.leaf_hash(each) for each in digests])
         mqa = Batch(root=base64url.encode(tree.root).decode("ascii"), size=len(group), hdr=names)
         token = self._token(self._build(self._claims(audience, self._jti().decode("ascii"), mqa)))
         return [
-            token + batch.proof_text(index, batch.leaf_shorts(member.message, member.headers), path)
-            for index, (member, path) in enumerate(zip(group, tree.paths(), strict=True))
+            token + batch.proof_text(index, batch.shorts_of(each), path)
+            for index, (each, path) in enumerate(zip(digests, tree.paths(), strict=True))
         ]
 
     def _token(self, payload: bytes) -> str:

@@ -252,8 +252,9 @@ def test_a_leafs_bytes_are_the_profiles() -> None:
         b"hv" + len(headers).to_bytes(8, "big") + headers,
     )
     assert leaf == parts
-    assert leaf.hash == hashlib.sha256(b"\x00" + b"".join(parts)).digest()
-    assert leaf.shorts == b"".join(hashlib.sha256(part).digest()[:3] for part in parts)
+    digests = [hashlib.sha256(part).digest() for part in parts]
+    assert leaf.hash == hashlib.sha256(b"\x00" + b"".join(digests)).digest()
+    assert leaf.shorts == b"".join(digest[:3] for digest in digests)
     nothing = leaf_of(replace(MESSAGE, key=None, body=None), ())
     assert nothing[1:3] == (b"kn", b"bn")
 

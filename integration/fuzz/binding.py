@@ -124,8 +124,8 @@ def _hold(message: Message, other: Message, bound: Binding) -> None:
     except (MalformedMessage, StopIteration, UnicodeEncodeError, OverflowError):
         same = False
     headers = envelope.headers_input(message, bound.hdr)
-    leaf = batch.leaf_of(message, headers)
-    proof = batch.Proof(0, batch.leaf_shorts(message, headers), b"")
+    digests = batch.digests_of(message, headers)
+    leaf, proof = batch.leaf_hash(digests), batch.Proof(0, batch.shorts_of(digests), b"")
     assert _holds(lambda: envelope.check(other, bound, encode)) is same
     assert _holds(lambda: batch.check(other, proof, batch.Proven(leaf, 1), encode)) is same
 

@@ -25,7 +25,12 @@ func (m *message) leafParts(names []string) ([4][]byte, error) {
 }
 
 func leafHash(parts [4][]byte) []byte {
-	found := sha256.Sum256(bytes.Join([][]byte{{0}, parts[0], parts[1], parts[2], parts[3]}, nil))
+	data := []byte{0}
+	for _, part := range parts {
+		digest := sha256.Sum256(part)
+		data = append(data, digest[:]...)
+	}
+	found := sha256.Sum256(data)
 	return found[:]
 }
 

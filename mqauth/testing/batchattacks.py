@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from mqauth.errors import Reason
-from mqauth.testing.batchforge import PLACE, SIZE, ForgedBatch, Leaf, forge_batch, leaf_of, siblings
+from mqauth.testing.batchforge import PLACE, SIZE, ForgedBatch, forge_batch, leaf_of, siblings
 from mqauth.testing.forge import REMOVED, Forge, with_token
 from mqauth.testing.token_attacks import Attack, changed_header
 from mqauth.wire import base64url, envelope
@@ -83,7 +83,7 @@ def _hashed(name: str, story: str, leaf: bytes, node: bytes) -> Attack:
 
     def mount(forge: Forge, message: Message) -> Message:
         pair = siblings(message, 2, 0)
-        left, right = (_sha(leaf + _data(member)) for member in forge_batch(forge, pair).leaves)
+        left, right = (_sha(leaf + member.data) for member in forge_batch(forge, pair).leaves)
         bent = forge_batch(forge, pair, tree={"root": _b64(_sha(node + left + right))})
         return bent.seal(0, proof=bent.proof(0, path=right))
 
@@ -124,11 +124,6 @@ def _sha(raw: bytes) -> bytes:
 
 def _b64(raw: bytes) -> str:
     return base64url.encode(raw).decode("ascii")
-
-
-def _data(leaf: Leaf) -> bytes:
-    """Return the bytes over which a leaf's hash is taken."""
-    return b"".join(leaf)
 
 
 def _shorts(message: Message) -> bytes:

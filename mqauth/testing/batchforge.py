@@ -28,9 +28,14 @@ class Leaf(NamedTuple):
     headers: bytes
 
     @property
+    def data(self) -> bytes:
+        """The bytes over which the leaf's hash is taken."""
+        return b"".join(hashlib.sha256(part).digest() for part in self)
+
+    @property
     def hash(self) -> bytes:
         """The leaf's hash."""
-        return leaf_hash(b"".join(self))
+        return leaf_hash(self.data)
 
     @property
     def shorts(self) -> bytes:

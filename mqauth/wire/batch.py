@@ -1,9 +1,9 @@
 """Many messages under one signature: the leaf that a message is, the tree over leaves, the proof behind a token.
 
-The leaves of a batch make a Merkle tree, and its root is what is signed. Leaves and nodes are hashed with
-different prefixes, so that neither passes for the other, and a node without a sibling moves up as it is (RFC
-9162, sections 2.1.1 and 2.1.3). Nodes that were proven are remembered with their root, so that the next proof is
-a comparison, or one hash.
+A leaf is the digests of a message's destination, record key, body and headers. The leaves of a batch make a
+Merkle tree, and its root is what is signed. Leaves and nodes are hashed with different prefixes, so that neither
+passes for the other, and a node without a sibling moves up as it is (RFC 9162, sections 2.1.1 and 2.1.3). Nodes
+that were proven are remembered with their root, so that the next proof is a comparison, or one hash.
 
 The header is ``<jws>~<index>.<path>``. ``path`` is base64url of twelve bytes, three for each part of the message
 (destination, record key, body, headers), and of the hashes that lead from its leaf to the signed root. The twelve
@@ -13,10 +13,9 @@ every byte.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from hashlib import sha256 as _sha256
-from typing import Final, NamedTuple, TypedDict
+from typing import Final, NamedTuple, TypeAlias, TypedDict
 
 from mqauth.errors import MalformedMessage, Reason, Rejection, require
 from mqauth.wire import base64url, envelope, memo
@@ -34,7 +33,10 @@ _LEAF: Final = b"\x00"
 _NODE: Final = b"\x01"
 _DOMAIN: Final = b"mqauth-leaf-1"
 _SHORT: Final = 3
-_ABSENT: Final = {letter: _sha256(letter + b"n").digest()[:_SHORT] for letter in (b"k", b"b")}
+_NO_KEY: Final = _sha256(b"kn").digest()
+_NO_BODY: Final = _sha256(b"bn").digest()
+Digests: TypeAlias = tuple[bytes, bytes, bytes, bytes]
+"""SHA-256 of each part of a leaf: destination, record key, body, headers."""
 _SHORTS: Final = 4 * _SHORT
 _DIFFERS: Final = (
     (Reason.DESTINATION_MISMATCH, "signed for another destination"),
@@ -171,29 +173,36 @@ class Proof(NamedTuple):
     path: bytes
 
 
-def leaf_of(message: Message, headers: bytes) -> bytes:
-    """Return the hash of the leaf that a message is.
+def digests_of(message: Message, headers: bytes) -> Digests:
+    """Return the digests of the four parts of the leaf that a message is.
 
     Args:
         message: as it is sent or was delivered.
         headers: its properties and covered headers, encoded.
     """
-    key, body, hasher = message.key, message.body, _DESTINATIONS[message.destination][0].copy()
-    before = b"kn" if key is None else b"kv" + len(key).to_bytes(8, "big") + key
-    if body is None:
-        hasher.update(before + b"bn")
-    else:
-        # a body may be large: it is hashed where it lies, and not joined with the rest
-        hasher.update(before + b"bv" + len(body).to_bytes(8, "big"))
+    key, body, of_body = message.key, message.body, _NO_BODY
+    if body is not None:
+        # a body may be large: it is hashed where it lies, and not joined with its length
+        hasher = _sha256(b"bv" + len(body).to_bytes(8, "big"))
         hasher.update(body)
-    hasher.update(b"hv" + len(headers).to_bytes(8, "big") + headers)
-    return hasher.digest()
+        of_body = hasher.digest()
+    return (
+        _DESTINATIONS[message.destination],
+        _NO_KEY if key is None else _sha256(b"kv" + len(key).to_bytes(8, "big") + key).digest(),
+        of_body,
+        _sha256(b"hv" + len(headers).to_bytes(8, "big") + headers).digest(),
+    )
 
 
-def leaf_shorts(message: Message, headers: bytes) -> bytes:
-    """Return the first three bytes of the digest of each part of a leaf; arguments as of ``leaf_of``."""
-    parts = _short(b"k", message.key), _short(b"b", message.body), _short(b"h", headers)
-    return _DESTINATIONS[message.destination][1] + b"".join(parts)
+def leaf_hash(digests: Digests) -> bytes:
+    """Return the hash of the leaf of these parts."""
+    return _sha256(_LEAF + b"".join(digests)).digest()
+
+
+def shorts_of(digests: Digests) -> bytes:
+    """Return the first three bytes of each digest, by which a failed proof tells which part differs."""
+    destination, key, body, headers = digests
+    return destination[:_SHORT] + key[:_SHORT] + body[:_SHORT] + headers[:_SHORT]
 
 
 def proof_of(text: bytes | None, claims: Claims) -> Proof | None:
@@ -251,13 +260,14 @@ def check(message: Message, proof: Proof, proven: Proven, encode: envelope.Encod
         headers = encode(message)
     except MalformedMessage as error:
         raise Rejection(Reason.HEADERS_MISMATCH, str(error)) from error
-    if not proven.proves(leaf_of(message, headers), proof.place, proof.path):
-        raise _difference(leaf_shorts(message, headers), proof.shorts)
+    digests = digests_of(message, headers)
+    if not proven.proves(leaf_hash(digests), proof.place, proof.path):
+        raise _difference(shorts_of(digests), proof.shorts)
 
 
 def is_for(destination: str, proof: Proof) -> bool:
     """Tell whether a message of a batch was sealed for a destination, as far as its proof says."""
-    return _DESTINATIONS[destination][1] == proof.shorts[:_SHORT]
+    return _DESTINATIONS[destination][:_SHORT] == proof.shorts[:_SHORT]
 
 
 def _difference(actual: bytes, signed: bytes) -> Rejection:
@@ -269,19 +279,10 @@ def _difference(actual: bytes, signed: bytes) -> Rejection:
     return _invalid("the path does not lead to the signed root")
 
 
-def _short(letter: bytes, value: bytes | None) -> bytes:
-    if value is None:
-        return _ABSENT[letter]
-    hasher = _sha256(letter + b"v" + len(value).to_bytes(8, "big"))
-    hasher.update(value)
-    return hasher.digest()[:_SHORT]
-
-
-def _destination(destination: str) -> tuple[hashlib._Hash, bytes]:
-    """Return a hasher that has taken the first part of a leaf, and the first bytes of that part's digest."""
+def _destination(destination: str) -> bytes:
+    """Return the digest of the first part of a leaf."""
     raw = destination.encode("utf-8")
-    part = _DOMAIN + b"dv" + len(raw).to_bytes(8, "big") + raw
-    return hashlib.sha256(_LEAF + part), hashlib.sha256(part).digest()[:_SHORT]
+    return _sha256(_DOMAIN + b"dv" + len(raw).to_bytes(8, "big") + raw).digest()
 
 
 _DESTINATIONS: Final = memo.Memo(_destination)
