@@ -151,8 +151,8 @@ class Signer:
         Raises:
             MalformedMessage: the message has a token already, or cannot exist on its broker.
         """
-        group = self._groups[_form_of(message)]
-        return Prepared(message, group.group, group.encode(message))
+        group, encode = self._groups[_form_of(message)]
+        return Prepared(message, group, encode(message))
 
     def seal(self, prepared: Sequence[Prepared]) -> list[Message]:
         """Return prepared messages, in order, each with its token: one signature for each group.

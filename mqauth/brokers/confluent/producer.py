@@ -183,8 +183,8 @@ class Producer(LogProducer):
         Args:
             timeout: seconds to wait for one at most, -1 without end.
         """
-        with self.serving():
-            return int(self.client.poll(timeout))
+        with self._inside:
+            return self.client.poll(timeout)  # type: ignore[no-any-return]
 
     def flush(self, timeout: float = -1) -> int:
         """Seal and send what waits, and wait until every record is delivered or has failed.

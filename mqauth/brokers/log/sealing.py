@@ -53,11 +53,12 @@ class ClientBuffer:
 
     def came(self) -> bool:
         """Note that a record came; return whether it may wait for others, close behind some that came so, too."""
-        self._in_a_row = self._in_a_row + 1 if self._monotonic() - self._last < CLOSE else 0
+        before, self._last = self._last, self._monotonic()
+        self._in_a_row = self._in_a_row + 1 if self._last - before < CLOSE else 0
         return self._linger > 0 or self._in_a_row > BURST
 
     def taken(self) -> None:
-        """Note that a record was taken, and perhaps sealed and sent."""
+        """Note that a record was sealed and sent: the next one comes close behind it, however long that took."""
         self._last = self._monotonic()
 
     def filled(self) -> None:
@@ -186,7 +187,8 @@ class RecordSealing(ABC):
                 self._open = []
         if (complete and not self._send_all(self._patience)) or (first and not complete):
             self._timer.set(self._buffer.hold())
-        self._buffer.taken()
+        if complete:
+            self._buffer.taken()
         return True
 
     def flush(self, timeout: float | None) -> bool:
