@@ -246,13 +246,13 @@ class Signer:
         """Return the token of a batch, each time with another proof."""
         destination, names = group[0].group
         audience = self._audiences.get(destination, self._audience)
-        digests = [batch.digests_of(member.message, member.headers) for member in group]
-        tree = batch.Tree([batch.leaf_hash(each) for each in digests])
+        leaves = [batch.leaf_of(member.message, member.headers) for member in group]
+        tree = batch.Tree([batch.leaf_hash(leaf) for leaf in leaves])
         mqa = Batch(root=base64url.encode(tree.root).decode("ascii"), size=len(group), hdr=names)
         token = self._token(self._build(self._claims(audience, self._jti().decode("ascii"), mqa)))
         return [
-            token + batch.proof_text(index, batch.shorts_of(each), path)
-            for index, (each, path) in enumerate(zip(digests, tree.paths(), strict=True))
+            token + batch.proof_text(index, batch.shorts_of(leaf), path)
+            for index, (leaf, path) in enumerate(zip(leaves, tree.paths(), strict=True))
         ]
 
     def _token(self, payload: bytes) -> str:

@@ -253,7 +253,7 @@ def test_a_leafs_bytes_are_the_profiles() -> None:
     )
     assert leaf == parts
     digests = [hashlib.sha256(part).digest() for part in parts]
-    assert leaf.hash == hashlib.sha256(b"\x00" + b"".join(digests)).digest()
+    assert leaf.hash == hashlib.sha256(b"\x00" + b"".join(digests[:3]) + parts[3]).digest()
     assert leaf.shorts == b"".join(digest[:3] for digest in digests)
     nothing = leaf_of(replace(MESSAGE, key=None, body=None), ())
     assert nothing[1:3] == (b"kn", b"bn")

@@ -226,9 +226,9 @@ def test_profiles_own_code_judges_proofs() -> None:
         sealed = found.seal(index, found.messages[other], proof=bytes(proof))
         message, header = found.messages[other], sealed.headers[-1][1]
         headers = envelope.headers_input(message, found.names)
-        digests = profile["leaf_digests"](message.destination, message.key, message.body, headers)
-        assert profile["leaf_hash"](digests) == found.leaves[other].hash
-        said = profile["verdict"](header.partition(b"~")[2].decode(), found.tree.root, size, digests)
+        parts = profile["leaf_parts"](message.destination, message.key, message.body, headers)
+        assert profile["leaf_hash"](parts) == found.leaves[other].hash
+        said = profile["verdict"](header.partition(b"~")[2].decode(), found.tree.root, size, parts)
         assert said == said_by(forge.verifier(), sealed, clock.now())
 
     agree()
@@ -255,9 +255,9 @@ def test_profiles_own_code_refuses_every_proof_attack(attack: Any) -> None:
     tree = json.loads(base64url.decode(jws.split(b".")[1]))["mqa"]["tree"]
     profile = profile_code("root_of")
     headers = envelope.headers_input(sealed, ("tenant",))
-    digests = profile["leaf_digests"](sealed.destination, sealed.key, sealed.body, headers)
+    parts = profile["leaf_parts"](sealed.destination, sealed.key, sealed.body, headers)
     root = base64url.decode(tree["root"].encode())
-    assert profile["verdict"](proof.decode(), root, tree["size"], digests) == attack.reason
+    assert profile["verdict"](proof.decode(), root, tree["size"], parts) == attack.reason
 
 
 def profile_code(name: str) -> dict[str, Any]:

@@ -26,11 +26,11 @@ func (m *message) leafParts(names []string) ([4][]byte, error) {
 
 func leafHash(parts [4][]byte) []byte {
 	data := []byte{0}
-	for _, part := range parts {
+	for _, part := range parts[:3] {
 		digest := sha256.Sum256(part)
 		data = append(data, digest[:]...)
 	}
-	found := sha256.Sum256(data)
+	found := sha256.Sum256(append(data, parts[3]...))
 	return found[:]
 }
 

@@ -30,7 +30,7 @@ class Leaf(NamedTuple):
     @property
     def data(self) -> bytes:
         """The bytes over which the leaf's hash is taken."""
-        return b"".join(hashlib.sha256(part).digest() for part in self)
+        return b"".join(hashlib.sha256(part).digest() for part in self[:3]) + self[3]
 
     @property
     def hash(self) -> bytes:

@@ -1,7 +1,7 @@
 """Many messages under one signature: the leaf that a message is, the tree over leaves, the proof behind a token.
 
-A leaf is the digests of a message's destination, record key, body and headers. The leaves of a batch make a
-Merkle tree, and its root is what is signed. Leaves and nodes are hashed with different prefixes, so that neither
+A leaf is the digests of a message's destination, record key and body, and its headers. The leaves of a batch make
+a Merkle tree, and its root is what is signed. Leaves and nodes are hashed with different prefixes, so that neither
 passes for the other, and a node without a sibling moves up as it is (RFC 9162, sections 2.1.1 and 2.1.3). Nodes
 that were proven are remembered with their root, so that the next proof is a comparison, or one hash.
 
@@ -35,8 +35,8 @@ _DOMAIN: Final = b"mqauth-leaf-1"
 _SHORT: Final = 3
 _NO_KEY: Final = _sha256(b"kn").digest()
 _NO_BODY: Final = _sha256(b"bn").digest()
-Digests: TypeAlias = tuple[bytes, bytes, bytes, bytes]
-"""SHA-256 of each part of a leaf: destination, record key, body, headers."""
+Leaf: TypeAlias = tuple[bytes, bytes, bytes, bytes]
+"""SHA-256 of destination, of record key and of body, and the headers as they are."""
 _SHORTS: Final = 4 * _SHORT
 _DIFFERS: Final = (
     (Reason.DESTINATION_MISMATCH, "signed for another destination"),
@@ -173,8 +173,8 @@ class Proof(NamedTuple):
     path: bytes
 
 
-def digests_of(message: Message, headers: bytes) -> Digests:
-    """Return the digests of the four parts of the leaf that a message is.
+def leaf_of(message: Message, headers: bytes) -> Leaf:
+    """Return the leaf that a message is.
 
     Args:
         message: as it is sent or was delivered.
@@ -190,19 +190,19 @@ def digests_of(message: Message, headers: bytes) -> Digests:
         _DESTINATIONS[message.destination],
         _NO_KEY if key is None else _sha256(b"kv" + len(key).to_bytes(8, "big") + key).digest(),
         of_body,
-        _sha256(b"hv" + len(headers).to_bytes(8, "big") + headers).digest(),
+        b"hv" + len(headers).to_bytes(8, "big") + headers,
     )
 
 
-def leaf_hash(digests: Digests) -> bytes:
-    """Return the hash of the leaf of these parts."""
-    return _sha256(_LEAF + b"".join(digests)).digest()
+def leaf_hash(leaf: Leaf) -> bytes:
+    """Return the hash of a leaf."""
+    return _sha256(_LEAF + b"".join(leaf)).digest()
 
 
-def shorts_of(digests: Digests) -> bytes:
-    """Return the first three bytes of each digest, by which a failed proof tells which part differs."""
-    destination, key, body, headers = digests
-    return destination[:_SHORT] + key[:_SHORT] + body[:_SHORT] + headers[:_SHORT]
+def shorts_of(leaf: Leaf) -> bytes:
+    """Return the first three bytes of each part's digest, by which a failed proof tells which part differs."""
+    destination, key, body, headers = leaf
+    return destination[:_SHORT] + key[:_SHORT] + body[:_SHORT] + _sha256(headers).digest()[:_SHORT]
 
 
 def proof_of(text: bytes | None, claims: Claims) -> Proof | None:
@@ -260,9 +260,9 @@ def check(message: Message, proof: Proof, proven: Proven, encode: envelope.Encod
         headers = encode(message)
     except MalformedMessage as error:
         raise Rejection(Reason.HEADERS_MISMATCH, str(error)) from error
-    digests = digests_of(message, headers)
-    if not proven.proves(leaf_hash(digests), proof.place, proof.path):
-        raise _difference(shorts_of(digests), proof.shorts)
+    leaf = leaf_of(message, headers)
+    if not proven.proves(leaf_hash(leaf), proof.place, proof.path):
+        raise _difference(shorts_of(leaf), proof.shorts)
 
 
 def is_for(destination: str, proof: Proof) -> bool:
