@@ -12,8 +12,7 @@ from typing import Any, Final
 from mqauth.audit.file import AuditFile
 from mqauth.authority.application import AuthorityServer
 from mqauth.authority.credential import CredentialIssuer
-from mqauth.authority.desk import CredentialDesk, Grant
-from mqauth.authority.issuing import LIFETIME, RATE, IdentityAuthority
+from mqauth.authority.issuing import LIFETIME, RATE, CredentialDesk, Grant, IdentityAuthority
 from mqauth.clock import SYSTEM_RANDOMNESS, Clock
 from mqauth.http.connection import MAX_TIMEOUT, Deadline
 from mqauth.http.exchange import Response

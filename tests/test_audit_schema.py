@@ -20,7 +20,7 @@ from mqauth.audit.file import AuditFile
 from mqauth.audit.misuse import Detector, Thresholds
 from mqauth.audit.record import SCHEMA_VERSION, AuditRecord
 from mqauth.audit.sinks import FloodGate, MisuseWatch
-from mqauth.authority.refusals import Refusal
+from mqauth.authority.credential import Refusal
 from mqauth.brokers.memory import DeadLetters, MemoryBroker
 from mqauth.errors import Reason
 from mqauth.flow import Attempts, run

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 
-from mqauth.authority.desk import REGISTERED
+from mqauth.authority.issuing import REGISTERED
 from mqauth.check.findings import Finding, finding, on, those
 from mqauth.check.issuers import DAY, key_set
 from mqauth.check.target import Target, few, mode, others, ring_of, unless_refused

@@ -17,8 +17,7 @@ from mqauth.audit.file import HeadFile
 from mqauth.audit.identity_watch import INSTANCES
 from mqauth.authority.application import REFUSALS
 from mqauth.authority.credential import MAX_LIFETIME
-from mqauth.authority.desk import MIN_LIFETIME, Grant
-from mqauth.authority.issuing import LIFETIME, LONGEST, RATE, SHORTEST
+from mqauth.authority.issuing import LIFETIME, LONGEST, MIN_LIFETIME, RATE, SHORTEST, Grant
 from mqauth.clock import Clock
 from mqauth.config.declaration import Settings, inner, inners, not_with, only_with
 from mqauth.config.kinds import (

@@ -19,8 +19,7 @@ from mqauth.audit.query import parse_record
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.authority.application import MAX_AGE, AuthorityServer
 from mqauth.authority.credential import CredentialIssuer
-from mqauth.authority.desk import Answered, CredentialDesk
-from mqauth.authority.issuing import IdentityAuthority
+from mqauth.authority.issuing import CredentialDesk, IdentityAuthority
 from mqauth.clock import Clock
 from mqauth.config.declaration import Settings
 from mqauth.config.issuer_settings import IdentityAuthoritySettings, SourceSettings
@@ -179,7 +178,7 @@ class ConfiguredAuthority:
         return len(self.keystore.cutoffs())
 
     def server(
-        self, authority: IdentityAuthority, observers: Iterable[Callable[[Answered], None]] = ()
+        self, authority: IdentityAuthority, observers: Iterable[Callable[..., None]] = ()
     ) -> AuthorityServer:
         """Return the application that serves an authority and its JWK Set.
 
