@@ -17,9 +17,8 @@ from mqauth.clock import SYSTEM_RANDOMNESS, Clock
 from mqauth.http.connection import MAX_TIMEOUT, Deadline
 from mqauth.http.exchange import Response
 from mqauth.keystore import ActiveKey, Keystore
-from mqauth.keystore.identity.credentials import Credential, OwnKey
 from mqauth.keystore.identity.identity_key import IdentityKey
-from mqauth.keystore.identity.request import IdentityRequest
+from mqauth.keystore.identity.request import Credential, IdentityRequest, OwnKey
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.keystore.remote.keyserver import KeyServer
 from mqauth.keystore.remote.refresher import ThreadRefresher

@@ -16,7 +16,7 @@ from mqauth.audit.sinks import CallableSink, FloodGate
 from mqauth.authority.credential import Refusal, Refused
 from mqauth.authority.issuing import Grant, IdentityAuthority, Rate, Trace
 from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.keystore.identity.wit_key import WITKey
+from mqauth.keystore.identity.identity_key import WITKey
 from mqauth.testing import FakeClock
 from mqauth.wire import base64url, identity, jwk
 from mqauth.wire.keys import Key, KeySet, Revocation, public_members

@@ -23,8 +23,8 @@ from mqauth.authority.credential import CredentialIssuer
 from mqauth.authority.issuing import CredentialDesk, Grant, IdentityAuthority
 from mqauth.cli.serve import Server, listen
 from mqauth.keystore import ActiveKey, Keystore
-from mqauth.keystore.identity.credentials import OwnKey
 from mqauth.keystore.identity.identity_key import IdentityKey
+from mqauth.keystore.identity.request import OwnKey
 from mqauth.keystore.remote.keyserver import KeyServer
 from mqauth.wire.jwk import dump_key_set, load_key_set
 from mqauth.wire.keys import Key, KeySet

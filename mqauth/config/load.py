@@ -32,8 +32,8 @@ from mqauth.judging.rollout import Rollout
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey
-from mqauth.keystore.identity.credentials import ClientCredentials, Credential, OwnKey, TokenFile
 from mqauth.keystore.identity.identity_key import IdentityKey
+from mqauth.keystore.identity.request import ClientCredentials, Credential, OwnKey, TokenFile
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.policies.opa import OPA
 from mqauth.replay.memory import MemoryReplayStore
