@@ -1,8 +1,8 @@
 """A workload's key: ``WITKey``, whose WIT was asked for elsewhere, and ``IdentityKey``, which asks. Experimental.
 
 ``renewal`` decides, as pure functions; ``request`` asks. ``IdentityKey`` joins them with one thread, which alone
-makes requests, so that there is one at a time. A second thread follows the authority's JWK Set, as a consumer does: it
-tells when the key that vouches for us is revoked, or our subject cut off.
+makes requests, so that there is one at a time. A second thread follows the authority's JWK Set, as a consumer
+does: it tells when the key that vouches for us is revoked, or our subject cut off.
 """
 
 from __future__ import annotations
