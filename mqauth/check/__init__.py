@@ -1,6 +1,6 @@
 """``mqauth check``: finds the pitfalls of a configuration file.
 
-``codes`` has the registry of them, ``target`` is what the rules look at, ``tokens``,
+``codes`` has the registry of them, ``rule`` has what a rule looks at and what it yields, ``tokens``,
 ``issuers``, ``deployment`` and ``rollout`` hold the rules. The check as a whole reads the file, asks every rule,
 builds the objects, and puts the findings in order.
 """
@@ -18,11 +18,10 @@ from typing import Any, Final
 
 from mqauth.check import deployment, issuers, rollout, tokens
 from mqauth.check.codes import CODES, Code, Severity
-from mqauth.check.findings import Finding, Report, Rule, finding, ordered
-from mqauth.check.target import Target, lines_of, nearest, read
+from mqauth.check.rule import Finding, Report, Rule, Target, finding, ordered, read
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.load import Configuration
-from mqauth.config.toml_file import RefusedSetting, placeholders, read_toml
+from mqauth.config.toml_file import Place, RefusedSetting, lines_of, nearest, placeholders, read_toml
 from mqauth.errors import ConfigurationError
 
 __all__ = ["CODES", "Code", "Finding", "Report", "Severity", "check"]
@@ -91,7 +90,7 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
 
 def _refused(
     path: str | Path, members: dict[str, Any], clock: Clock, target: Target
-) -> Iterator[tuple[tuple[str | int, ...], str]]:
+) -> Iterator[tuple[Place, str]]:
     """Yield what is refused when the objects are built, as each process builds its own at its start.
 
     No audit file is opened and nothing is connected.

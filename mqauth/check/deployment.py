@@ -11,15 +11,14 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path as FilePath
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from mqauth.check.findings import Finding, finding, on, those
-from mqauth.check.target import Path, Target, mode, strangers
+from mqauth.check.rule import Finding, Target, finding, mode, on, strangers, those
 from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.settings import DeadLettersSettings
+from mqauth.config.toml_file import Place
 from mqauth.http.connection import is_loopback
 from mqauth.judging.policy import matches
 from mqauth.stores.file import BYTES_AN_ID
@@ -85,7 +84,7 @@ def connections(target: Target) -> Iterator[Finding]:
 
 def writable(target: Target) -> Iterator[Finding]:
     """Find files that decide whom the consumer trusts, and that others may change."""
-    trusted: list[tuple[FilePath | None, Path]] = [(target.file, ()), *_named(target, *_TRUSTED)]
+    trusted: list[tuple[Path | None, Place]] = [(target.file, ()), *_named(target, *_TRUSTED)]
     trusted += [(reference.ca, signs.at) for signs, reference in target.references]
     for source in target.sources:
         files = (("file", source.file), ("ca", source.ca), ("snapshot", source.snapshot))
@@ -99,7 +98,7 @@ def writable(target: Target) -> Iterator[Finding]:
 def readable(target: Target) -> Iterator[Finding]:
     """Find secrets that others may read."""
     file, passphrases = target.file, _named(target, *_PASSPHRASES)
-    secrets: list[tuple[FilePath | None, Path]] = [*passphrases, *_named(target, *_SECRETS)]
+    secrets: list[tuple[Path | None, Place]] = [*passphrases, *_named(target, *_SECRETS)]
     secrets += [(reference.secret, signs.at) for signs, reference in target.references]
     for secret, named in secrets:
         if secret is not None and strangers(secret):
@@ -114,9 +113,9 @@ def readable(target: Target) -> Iterator[Finding]:
             yield finding("secret_readable", where, what)
 
 
-def _named(target: Target, *settings: str) -> list[tuple[FilePath | None, Path]]:
+def _named(target: Target, *settings: str) -> list[tuple[Path | None, Place]]:
     """Return the files that settings name, each with where it is named; a table may be missing."""
-    named: list[tuple[FilePath | None, Path]] = []
+    named: list[tuple[Path | None, Place]] = []
     for setting in settings:
         path = tuple(setting.split("."))
         value: Any = target.settings
@@ -126,7 +125,7 @@ def _named(target: Target, *settings: str) -> list[tuple[FilePath | None, Path]]
     return named
 
 
-def _urls(target: Target) -> Iterator[tuple[Path, _URL]]:
+def _urls(target: Target) -> Iterator[tuple[Place, _URL]]:
     """Yield each URL of the file, and where it stands."""
     for number, text in enumerate(target.options.brokers):
         yield ("check", "brokers", number), _parsed(text)
@@ -223,7 +222,7 @@ def audit(target: Target) -> Iterator[Finding]:
         )
 
 
-def _is_temporary(target: Target, path: FilePath) -> bool:
+def _is_temporary(target: Target, path: Path) -> bool:
     """Tell whether a file does not outlast a restart of the machine."""
     # A configuration that lies in a temporary folder itself is only being tried out.
     temporary = [folder for folder in _TEMPORARY if not target.file.absolute().is_relative_to(folder)]

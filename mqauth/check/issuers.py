@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from mqauth.check.findings import Finding, finding, on, those
-from mqauth.check.target import Target, few, ring_of, unless_refused
+from mqauth.check.rule import Finding, Target, finding, on, ring_of, those, unless_refused
 from mqauth.config.consumer_settings import ConsumerSettings, RuleSettings
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.kinds import is_url
 from mqauth.errors import ConfigurationError, Reason
+from mqauth.judging.journal import few
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer
 from mqauth.keystore.disk import files

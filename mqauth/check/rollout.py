@@ -15,10 +15,10 @@ from typing import Any, Final
 from mqauth.audit.observed import Group, group_of
 from mqauth.audit.query import Record, member, seconds_of, time_of
 from mqauth.audit.record import iso_time
-from mqauth.check.findings import Finding, finding, on, those
-from mqauth.check.target import Target, few
+from mqauth.check.rule import Finding, Target, finding, on, those
 from mqauth.config.consumer_settings import ConsumerSettings, RolloutSettings
 from mqauth.config.settings import FileSettings
+from mqauth.judging.journal import few
 from mqauth.judging.observing import SOON, days_left
 from mqauth.judging.policy import matches
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung

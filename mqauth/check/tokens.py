@@ -15,14 +15,14 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from mqauth.authority.issuing import REGISTERED
-from mqauth.check.findings import Finding, finding, on, those
 from mqauth.check.issuers import DAY, key_set
-from mqauth.check.target import Target, few, mode, others, ring_of, unless_refused
+from mqauth.check.rule import Finding, Target, finding, mode, on, others, ring_of, those, unless_refused
 from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.issuer_settings import IdentityAuthoritySettings
 from mqauth.config.kinds import is_url
 from mqauth.config.settings import ProducerSettings
 from mqauth.errors import ConfigurationError
+from mqauth.judging.journal import few
 from mqauth.judging.token import BACKLOG, longest_wait
 from mqauth.judging.trust_domain import IDENTITY_LIFETIME
 from mqauth.keystore import State

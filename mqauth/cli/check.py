@@ -18,7 +18,6 @@ import typer
 
 from mqauth.check import Severity
 from mqauth.check import check as check_file
-from mqauth.check.target import lines_of, nearest
 from mqauth.cli.app import Broker, Config, Json, answer, group, print_json
 from mqauth.cli.broker import check_stamps, kafka_admin, needing, opened, place_of, rabbitmq, table_of
 from mqauth.cli.forms import Column, one_line, table_lines, terminal_width
@@ -28,7 +27,7 @@ from mqauth.config.declaration import Settings, read
 from mqauth.config.issuer_settings import SourceSettings
 from mqauth.config.load import load
 from mqauth.config.settings import FileSettings
-from mqauth.config.toml_file import Table, read_toml, spelt
+from mqauth.config.toml_file import Place, Table, lines_of, nearest, read_toml, spelt
 from mqauth.errors import ConfigurationError, MqauthError, Unavailable, require
 from mqauth.http.connection import Deadline, Endpoint, FetchFailed, tls_context
 from mqauth.http.exchange import request
@@ -274,7 +273,7 @@ def _source(context: typer.Context, name: str, variable: str, otherwise: str) ->
     return otherwise if kind is None else f"{kind} {variable if source == 'ENVIRONMENT' else f'--{name}'}"
 
 
-def _settings(settings: Settings, file: str, lines: Mapping[tuple[str | int, ...], int]) -> Iterator[Shown]:
+def _settings(settings: Settings, file: str, lines: Mapping[Place, int]) -> Iterator[Shown]:
     """Yield the settings of a table and of those within it, in the order in which they are declared."""
     hidden = {each.name for each in fields(settings) if not each.repr}
     for name in settings.settings():
