@@ -138,28 +138,9 @@ def read_settings(path: Path) -> OIDCSettings:
 class IDTokenError(MqauthError):
     """The ID token is not one for this login. The text shows nothing of the token."""
 
-    code = "id_token"
-
 
 class NoNameError(MqauthError):
     """The person cannot be named. The text may be shown to them."""
-
-    code = "nobody"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Person:
-    """A person who logged in.
-
-    Args:
-        subject: the provider's own name for them, which does not change.
-        name: for releases and audit records.
-        role: ``viewer`` or ``reviewer``; whoever has ``None`` may not come in.
-    """
-
-    subject: str
-    name: str
-    role: str | None
 
 
 def check(
@@ -233,17 +214,22 @@ def check(
         raise IDTokenError(f"a claim of the ID token is wrong: {getattr(error, 'claim', None) or 'one'}") from None
     # What binds it to this client and this login.
     client = settings.client_id
-    require(claims["aud"] in (client, [client]), "the ID token is for others too", IDTokenError)
-    require(claims.get("azp", client) == client, "the ID token was issued to another client", IDTokenError)
     given = claims["nonce"].encode("utf-8", "surrogatepass") if isinstance(claims["nonce"], str) else b""
-    require(hmac.compare_digest(given, nonce.encode()), "the ID token belongs to another login", IDTokenError)
-    require(claims["iat"] >= now - MAX_AGE, "the ID token is old", IDTokenError)
-    require(is_name(claims["sub"], 1, 255), "the ID token names nobody", IDTokenError)
+    for holds, what in (
+        (claims["aud"] in (client, [client]), "is for others too"),
+        (claims.get("azp", client) == client, "was issued to another client"),
+        (hmac.compare_digest(given, nonce.encode()), "belongs to another login"),
+        (claims["iat"] >= now - MAX_AGE, "is old"),
+        (is_name(claims["sub"], 1, 255), "names nobody"),
+    ):
+        require(holds, f"the ID token {what}", IDTokenError)
     return claims
 
 
-def person(claims: Mapping[str, Any], settings: OIDCSettings) -> Person:
-    """Return the person that a checked ID token is about.
+def person(claims: Mapping[str, Any], settings: OIDCSettings) -> tuple[str, str | None]:
+    """Return whom a checked ID token is about: the name for releases and audit records, and the role.
+
+    The role is ``viewer`` or ``reviewer``; whoever has ``None`` may not come in.
 
     Raises:
         NoNameError: the claim that names people is missing or no name, or an e-mail address was not verified.
@@ -267,4 +253,4 @@ def person(claims: Mapping[str, Any], settings: OIDCSettings) -> Person:
     values = [values] if isinstance(values, str) else values if isinstance(values, list) else []
     mine = {settings.roles.get(value) for value in values[: MAX_VALUES + 1] if isinstance(value, str)}
     role = next((role for role in ROLES if role in mine and len(values) <= MAX_VALUES), None)
-    return Person(subject=str(claims["sub"]), name=str(name), role=role)
+    return str(name), role
