@@ -369,7 +369,7 @@ def _carry_out(
         kept = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
         try:
             session.audit = review.SharedAuditFile(audit)
-            with progress_bar(plan.act, len(selection), quiet=as_json) as advance:
+            with progress_bar(plan.act, selection.total(), quiet=as_json) as advance:
                 done = session.act(plan, selection, cancelled=cancelled, progress=advance)
         finally:
             signal.signal(signal.SIGINT, kept)

@@ -17,11 +17,13 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
+from mqauth.audit.chain import Line
+from mqauth.audit.query import Record
 from mqauth.errors import Cause, MqauthError, Unavailable, require
 from mqauth.logs import emit
-from mqauth.review import DISCARD, REDRIVE, Filter, Index, Ledger, Plan, Reading, Selection, Session
+from mqauth.review import DISCARD, REDRIVE, Filter, Index, Ledger, Plan, Reading, Session
 from mqauth.review.glossary import LABELS
-from mqauth.review.session import TrailRecord, trail
+from mqauth.review.session import trail
 
 WAITS: Final = (1.0, 2.0, 5.0)
 """Seconds between attempts to reach a broker that was lost; the last one is repeated."""
@@ -72,7 +74,7 @@ class Job:
     total: int = 0
     seen: int = 0
     counts: Counter[str] = field(default_factory=Counter)
-    selection: Selection | None = None
+    selection: Counter[str] | None = None
     account: dict[str, Any] | None = None
     error: str | None = None
     running: bool = True
@@ -296,7 +298,7 @@ class Backend:
                 job.cancelled = threading.Event()
                 self.letters.read(job)
 
-            job = Job(kind=plan.act, by=by, plan=plan, selection=selection, total=len(selection))
+            job = Job(kind=plan.act, by=by, plan=plan, selection=selection, total=selection.total())
             self._start(job, work)
             self._rehearsal = None
             return job
@@ -337,7 +339,7 @@ class Backend:
         """Return today's verdict on a letter; ``None`` without a verifier."""
         return None if self.session.guard is None else self.session.verdict(reading)
 
-    def trail(self, letter: str) -> list[TrailRecord]:
+    def trail(self, letter: str) -> list[tuple[Record, Line, bool]]:
         """Return what the audit files say of a dead letter, by its id.
 
         Raises:

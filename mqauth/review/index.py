@@ -11,6 +11,7 @@ import os
 import sqlite3
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
@@ -82,24 +83,6 @@ class Filter:
 
 
 ALL: Final = Filter()
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """A frozen, counted choice of letters. What arrives later is not in it.
-
-    Args:
-        marks: how many letters of each mark.
-    """
-
-    marks: dict[str, int]
-
-    def __len__(self) -> int:
-        return sum(self.marks.values())
-
-    def __bool__(self) -> bool:
-        # Else a selection of no letters would be false, and `selection or ...` would take another one.
-        return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,9 +300,9 @@ class Index(AbstractContextManager["Index"]):
         rows = self._each("SELECT id, max(intact) FROM letters GROUP BY id", [])
         yield from ((id, bool(intact)) for id, intact in rows)
 
-    def freeze(self, wanted: Filter = ALL) -> Selection:
+    def freeze(self, wanted: Filter = ALL) -> Counter[str]:
         """Return the letters that are meant now, counted."""
-        return Selection(dict(self._each(*_select("mark, count(*)", wanted, "GROUP BY mark"))))
+        return Counter(dict(self._each(*_select("mark, count(*)", wanted, "GROUP BY mark"))))
 
     def note(self, number: int, today: str) -> None:
         """Keep the verdict that a letter would get today."""
