@@ -25,7 +25,7 @@ from mqauth.config.toml_file import Place, RefusedSetting, Table, read_passphras
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import Keystore
 from mqauth.keystore.disk.ring import KeyRing
-from mqauth.keystore.reference import pkcs11_uri, transit
+from mqauth.keystore.reference.uri import TokenURI, TransitReference
 
 FRESH: Final = 300
 """Seconds for which a consumer uses a fetched set without asking again, by default."""
@@ -91,10 +91,10 @@ class Reference(NamedTuple):
             ConfigurationError: it cannot be read, or is none.
         """
         shown = uri.partition("?")[0]
-        if uri.startswith(transit.SCHEME):
-            key = transit.TransitReference.parse(uri)
+        if uri.startswith("transit:"):
+            key = TransitReference.parse(uri)
             return cls(shown, key.token_file, key.ca, key.server if key.server.startswith("http:") else None)
-        kind, _, name = (pkcs11_uri.parse(uri).pin_source or "").partition(":")
+        kind, _, name = (TokenURI.parse(uri).pin_source or "").partition(":")
         return cls(shown, Path(name) if kind == "file" else None)
 
 
