@@ -9,12 +9,11 @@ Misra-Gries summary. It never holds more than its capacity, and never misses a k
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
-from mqauth.audit.identity_watch import INSTANCES, IdentityWatch
 from mqauth.audit.query import Record, claims_of, is_verified, member, time_of
-from mqauth.audit.rollout_watch import RolloutWatch
+from mqauth.audit.watches import INSTANCES, IdentityWatch, RolloutWatch
 from mqauth.errors import Reason, require
 from mqauth.wire.memo import Recent
 
@@ -67,14 +66,15 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         for name in NUMBERS:
-            least = 0 if name == "learn" else 1e-3 if name in SECONDS else 1
+            least = {"learn": 0.0, "window": 1e-3, "quiet": 1e-3}.get(name, 1)
             # NaN, which is neither smaller nor larger, is refused too.
-            require(getattr(self, name) >= least, f"misuse threshold {name} is too small: it is at least {least}")
+            require(
+                getattr(self, name) >= least, f"misuse threshold {name} is too small: it is at least {least:g}"
+            )
 
 
-SECONDS: Final = ("window", "quiet", "learn")
-NUMBERS: Final = (*SECONDS, "burst", "replays", "expired", "skewed_producers", "unknown_kids", "capacity")
-"""The thresholds that are numbers; those of ``SECONDS`` may be fractions."""
+NUMBERS: Final = tuple(each.name for each in fields(Thresholds) if each.name != "authorities")
+"""The thresholds that are numbers; ``window``, ``quiet`` and ``learn`` may be fractions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,6 @@ from mqauth.wire import strict_json
 
 Record = Mapping[str, Any]
 """A record as it was read back; an edited log may hold anything."""
-_CLAIMS: Final = {"kid": "kid", "subject": "sub", "issuer": "iss", "jti": "jti"}
 TIMES: Final = {"time": 13, "day": 10, "hour": 13, "minute": 16}
 """How many characters of a record's time name the span it lies in; ``time`` counts by the hour."""
 DIMENSIONS: Final = ("reason", "verdict", "issuer", "kid", "subject", "destination", "alert", *TIMES)
@@ -134,14 +133,16 @@ def count(records: Iterable[Record], dimension: str) -> Counter[str]:
 
 def value_of(record: Record, name: str) -> Any:
     """Return a record's value for one of ``DIMENSIONS``, ``jti`` or ``jkt``, ``None`` if it has none."""
-    if name in _CLAIMS:
-        return claims_of(record).get(_CLAIMS[name])
     if name in TIMES:
         return str(record.get("time"))[: TIMES[name]]
-    if name == "destination":
-        return member(record, "broker").get("destination")
-    if name == "alert":
-        return member(record, "alert").get("kind")
-    if name == "jkt":
-        return member(claims_of(record), "identity").get("jkt") or member(record, "asked").get("jkt")
-    return record.get(name)
+    claims = claims_of(record)
+    values = {
+        "kid": claims.get("kid"),
+        "subject": claims.get("sub"),
+        "issuer": claims.get("iss"),
+        "jti": claims.get("jti"),
+        "jkt": member(claims, "identity").get("jkt") or member(record, "asked").get("jkt"),
+        "destination": member(record, "broker").get("destination"),
+        "alert": member(record, "alert").get("kind"),
+    }
+    return values.get(name, record.get(name))

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import typer
 
 from mqauth import Detector, Thresholds, load
-from mqauth.audit.chain import MAX_LINE, as_json, verify_chain
+from mqauth.audit.chain import MAX_LINE, verify_chain
 from mqauth.audit.disk import last_lines
 from mqauth.audit.file import read_heads, with_parts
 from mqauth.audit.query import (
@@ -88,7 +88,8 @@ def verify(
     else:
         why = "no signed heads to compare it with" if heads is None else "the heads do not cover all of it"
         verdict = f"unanchored: unbroken, but {why}; {report.records} records{note}"
-    answer(json, as_json(report), one_line(verdict))
+    told = ("intact", "anchored", "records", "first_bad", "what")
+    answer(json, {name: getattr(report, name) for name in told}, one_line(verdict))
     return 0 if report.intact else 1
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Final, cast
 from urllib.parse import urlsplit
 
 from mqauth.audit.file import HeadFile
-from mqauth.audit.identity_watch import INSTANCES
+from mqauth.audit.watches import INSTANCES
 from mqauth.authority.application import REFUSALS
 from mqauth.authority.credential import MAX_LIFETIME
 from mqauth.authority.issuing import LIFETIME, LONGEST, MIN_LIFETIME, RATE, SHORTEST, Grant

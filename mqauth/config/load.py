@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from mqauth.audit.file import AuditFile
 from mqauth.audit.misuse import Alert, Detector, Thresholds
-from mqauth.audit.rollout_watch import last_rollout
 from mqauth.audit.sinks import FloodGate, MisuseWatch
+from mqauth.audit.watches import last_rollout
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.declaration import read
 from mqauth.config.keys import ConfiguredAuthority, key_on_disk, key_source

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from mqauth.audit.record import MAX_SOURCE, iso_time
-from mqauth.audit.rollout_watch import RUNGS
+from mqauth.audit.watches import RUNGS
 from mqauth.errors import MalformedMessage, Reason, Rejection, refusing, require
 from mqauth.letters.dead_letter import LIVE_PROPERTIES, PREFIX, WRITTEN_ON_LETTERS, content_digest, letter_id
 from mqauth.letters.release import MAX_HOPS
