@@ -36,8 +36,6 @@ class CommandFailed(MqauthError):
         code: the exit code: 1 failed or nothing found, 3 out of reach.
     """
 
-    code = "command_failed"
-
     def __init__(self, text: str, code: int = 1) -> None:
         super().__init__(text)
         self.exit_code = code

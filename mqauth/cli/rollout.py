@@ -22,7 +22,7 @@ from mqauth.check.rollout import HOUR, Standing, standings
 from mqauth.cli import rollout_steps
 from mqauth.cli.app import Config, Json, Yes, answer, group
 from mqauth.cli.forms import one_line
-from mqauth.cli.rollout_steps import Value, changed, number_of, split
+from mqauth.cli.rollout_steps import Value, changed, number_of
 from mqauth.cli.settings import file_of, settings_of
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.settings import FileSettings
@@ -231,9 +231,9 @@ def _apply(
     """
     path = file_of(config)
     text, members = read_toml(path)
-    new = text if number is None else split(text, number, destination)
+    alone = None if number is None else destination
     number = number_of(members.get("rollout", []), destination) if number is None else number
-    new = changed(new, number, values, accepted)
+    new = changed(text, number, alone, values, accepted)
     with file_errors(path), tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".toml") as trial:
         trial.write(new)
         trial.flush()
