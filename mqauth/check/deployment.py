@@ -26,20 +26,7 @@ from mqauth.wire import destination
 
 _TEMPORARY: Final = tuple(PurePosixPath(path) for path in ("/dev", "/proc", "/run", "/var/run", "/tmp"))  # noqa: S108
 _NAME: Final = ("dead_letters", "name")
-_TRUSTED: Final = ("replay.file", "consumer.opa.ca", "producer.identity.ca")
-_PASSPHRASES: Final = (
-    "producer.passphrase_file",
-    "audit.heads_passphrase_file",
-    "authority.passphrase_file",
-    "authority.heads_passphrase_file",
-)
-_SECRETS: Final = ("consumer.opa.token_file", "producer.identity.credential.client_secret_file")
-"""Settings that name files which decide whom to trust, hold a passphrase, or hold another secret."""
 _WRITE: Final = 0o022
-_ENCRYPTED: Final = frozenset(("SSL", "SASL_SSL"))
-_AMQP_TLS: Final = frozenset(
-    ("ssl", "ssl_options", "ssl_context", "cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl")
-)
 
 
 class _URL(NamedTuple):
@@ -68,11 +55,14 @@ class _URL(NamedTuple):
 def connections(target: Target) -> Iterator[Finding]:
     """Find connections to brokers or Redis that are in the clear, or encrypted with anyone who answers."""
     for path, url in _urls(target):
-        ignored = sorted(_AMQP_TLS & url.options.keys())
+        options = "ssl ssl_options ssl_context cafile capath cadata certfile keyfile no_verify_ssl"
+        ignored = sorted({*options.split()} & url.options.keys())
         replay = url.scheme in ("redis", "rediss")
         # kafka-python's default is not encrypted.
         protocols = url.options.get("security_protocol", ["PLAINTEXT"])
-        encrypted = set(protocols) <= _ENCRYPTED if url.scheme == "kafka" else url.scheme in ("amqps", "rediss")
+        encrypted = (
+            set(protocols) <= {"SSL", "SASL_SSL"} if url.scheme == "kafka" else url.scheme in ("amqps", "rediss")
+        )
         if url.scheme == "amqp" and ignored:
             yield finding("broker_tls_ignored", path, f"{url} with {', '.join(ignored)}")
         elif not encrypted and not all(map(is_loopback, url.hosts)):
@@ -84,7 +74,10 @@ def connections(target: Target) -> Iterator[Finding]:
 
 def writable(target: Target) -> Iterator[Finding]:
     """Find files that decide whom the consumer trusts, and that others may change."""
-    trusted: list[tuple[Path | None, Place]] = [(target.file, ()), *_named(target, *_TRUSTED)]
+    trusted: list[tuple[Path | None, Place]] = [
+        (target.file, ()),
+        *_named(target, "replay.file", "consumer.opa.ca", "producer.identity.ca"),
+    ]
     trusted += [(reference.ca, signs.at) for signs, reference in target.references]
     for source in target.sources:
         files = (("file", source.file), ("ca", source.ca), ("snapshot", source.snapshot))
@@ -97,19 +90,28 @@ def writable(target: Target) -> Iterator[Finding]:
 
 def readable(target: Target) -> Iterator[Finding]:
     """Find secrets that others may read."""
-    file, passphrases = target.file, _named(target, *_PASSPHRASES)
-    secrets: list[tuple[Path | None, Place]] = [*passphrases, *_named(target, *_SECRETS)]
+    passphrases = _named(
+        target,
+        "producer.passphrase_file",
+        "audit.heads_passphrase_file",
+        "authority.passphrase_file",
+        "authority.heads_passphrase_file",
+    )
+    secrets: list[tuple[Path | None, Place]] = [
+        *passphrases,
+        *_named(target, "consumer.opa.token_file", "producer.identity.credential.client_secret_file"),
+    ]
     secrets += [(reference.secret, signs.at) for signs, reference in target.references]
     for secret, named in secrets:
         if secret is not None and strangers(secret):
             what = f"{target.shown(secret)} is open to others (mode {mode(secret)})"
             yield finding("secret_readable", named, what)
-    if passphrases and strangers(file) & 0o004:
-        what = f"{file.name} may be read by everybody and names a passphrase_file"
+    if passphrases and strangers(target.file) & 0o004:
+        what = f"{target.file.name} may be read by everybody and names a passphrase_file"
         yield finding("config_readable", passphrases[0][1], what)
     for where, url in _urls(target):
-        if strangers(file) & 0o044 and url.has_password:
-            what = f"a password for {url} in a file that others may read (mode {mode(file)})"
+        if strangers(target.file) & 0o044 and url.has_password:
+            what = f"a password for {url} in a file that others may read (mode {mode(target.file)})"
             yield finding("secret_readable", where, what)
 
 

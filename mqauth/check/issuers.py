@@ -25,10 +25,7 @@ from mqauth.wire.jwk import MAX_DOCUMENT, Svid, is_other_svid, load_key, load_ke
 from mqauth.wire.keys import KeySet
 
 DAY: Final = 86_400
-_DEPTH: Final = 8
 _ANY: Final = "*"
-_WILDCARDS: Final = frozenset(("*", "#"))
-_PRIVATE: Final = frozenset(("d", "p", "q", "dp", "dq", "qi", "oth"))
 
 
 @on("consumer")
@@ -140,7 +137,7 @@ def rules(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
         path = ("consumer", "allow", number)
         for at, destination in enumerate(rule.destinations):
             words = destination.rpartition(":" if is_kafka(destination) else "/")[2].split(".")
-            if set(words) <= _WILDCARDS:
+            if set(words) <= {"*", "#"}:
                 # With the default exchange, a routing key is the name of a queue.
                 name = (
                     "rule_matches_all"
@@ -243,7 +240,7 @@ def _listed(path: Path | None) -> list[Any]:
     """Return the keys of a JWK Set file as they stand; none if it cannot be read."""
     keys: Any = None
     with suppress(ConfigurationError, strictjson.StrictJSONError):
-        document = None if path is None else strictjson.loads(files.read_bounded(path, MAX_DOCUMENT), depth=_DEPTH)
+        document = None if path is None else strictjson.loads(files.read_bounded(path, MAX_DOCUMENT), depth=8)
         keys = document.get("keys") if isinstance(document, dict) else None
     return keys if isinstance(keys, list) else []
 
@@ -274,7 +271,7 @@ def _fault(members: Any, svid: Svid | None) -> tuple[str, str] | None:
         algorithm = str(members.get("alg", "")).lower()
         if members.get("kty") == "oct" or "k" in members or algorithm == "none" or algorithm.startswith("hs"):
             return "jwks_symmetric", "a shared secret, or an alg that signs nothing"
-        if _PRIVATE & members.keys():
+        if {"d", "p", "q", "dp", "dq", "qi", "oth"} & members.keys():
             return "jwks_private", "holds a private key"
     if is_other_svid(members, svid):
         return None

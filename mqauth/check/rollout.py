@@ -276,7 +276,6 @@ def _whole(value: object) -> int:
     return value if type(value) is int else 0
 
 
-_YEAR: Final = 366
 _ROLLOUT: Final = ("rollout_overdue", "rollout_ending")
 
 
@@ -327,7 +326,7 @@ def exemptions(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
                 at,
                 f"{destination}, and no kinds",
             ),
-            (left > _YEAR, "exempt_long", until, f"{destination}: in {left} days"),
+            (left > 366, "exempt_long", until, f"{destination}: in {left} days"),
         )
         yield from _term(_ROLLOUT, until, destination, left)
 

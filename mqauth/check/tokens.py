@@ -31,20 +31,15 @@ from mqauth.signer import MAX_LIFETIME
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.header_names import HeaderNames
 
-_LIMITS: Final = (
-    ("producer", "lifetime", 900, MAX_LIFETIME, "lifetime_long"),
-    ("consumer", "max_lifetime", 3600, MAX_LIFETIME, "lifetime_long"),
-    ("consumer", "max_lifetime", MAX_LIFETIME, math.inf, "lifetime_unbounded"),
-    ("consumer", "leeway", 15, math.inf, "leeway_large"),
-)
-"""Table, setting, and of how many seconds on, up to how many, it has which code."""
-_ENCRYPTED: Final = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
-_WRITE: Final = 0o022
-
 
 def limits(target: Target) -> Iterator[Finding]:
     """Find tokens that live longer than they need to, and a leeway that is larger than clocks differ."""
-    for table, key, limit, most, name in _LIMITS:
+    for table, key, limit, most, name in (
+        ("producer", "lifetime", 900, MAX_LIFETIME, "lifetime_long"),
+        ("consumer", "max_lifetime", 3600, MAX_LIFETIME, "lifetime_long"),
+        ("consumer", "max_lifetime", MAX_LIFETIME, math.inf, "lifetime_unbounded"),
+        ("consumer", "leeway", 15, math.inf, "leeway_large"),
+    ):
         settings = getattr(target.settings, table)
         if settings is not None and limit < getattr(settings, key) <= most:
             yield finding(name, (table, key), f"{key} is {getattr(settings, key)} s, over {limit} s")
@@ -109,12 +104,17 @@ def keys_on_disk(target: Target) -> Iterator[Finding]:
         for path in filter(others, pems):
             yield finding("key_readable", at, f"{target.shown(path)} is open to others (mode {mode(path)})")
         if in_folder and others(folder):
-            name = "keystore_writable" if others(folder) & _WRITE else "keystore_readable"
+            name = "keystore_writable" if others(folder) & 0o022 else "keystore_readable"
             yield finding(name, at, f"{target.shown(folder)} is open to others (mode {mode(folder)})")
         # What is no key, or cannot be opened, is for the configuration's own reader.
         texts = [unless_refused(partial(files.read_bounded, path, 64 * 1024)) or b"" for path in pems]
         plain = [
-            raw for raw in texts if b"PRIVATE KEY-----" in raw and not any(mark in raw for mark in _ENCRYPTED)
+            raw
+            for raw in texts
+            if b"PRIVATE KEY-----" in raw
+            and not any(
+                mark in raw for mark in (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
+            )
         ]
         if plain:
             what = f"{len(plain)} of {len(pems)} PEM files under {at[1]} without a passphrase"

@@ -44,7 +44,6 @@ from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
 
 app: Final = group("Check, read and search audit files.", "mqauth audit verify FILE")
-_STDIN: Final = Path("-")
 Files = Annotated[list[Path], typer.Argument(help="Audit files, oldest first; their rotated parts are found.")]
 
 
@@ -100,7 +99,7 @@ def tail(
     json: Json = False,
 ) -> None:
     """Show the last records of a file. To see those that come: tail -F FILE | mqauth audit tail -."""
-    if file != _STDIN:
+    if file != Path("-"):
         for raw in last_lines(file, lines):
             with refusing(ValueError, f"{file}: its end is no audit record"):
                 _show(parse_record(raw), json)

@@ -140,12 +140,12 @@ def _broker(name: str | None, settings: FileSettings) -> str:
     address = place_of(name, None, None, settings)
     if not address.on_kafka:
         with opened(address):
-            return f"reached; {address.queue} is there"
+            return f"reached; {address.name} is there"
     # A review session would create the topic of resolutions beside it.
     with needing("[broker]", address), kafka_admin(address) as admin:
-        require(address.topic in admin.list_topics(), f"there is no topic {address.topic}")
+        require(address.name in admin.list_topics(), f"there is no topic {address.name}")
         check_stamps(admin, settings.consumer)
-    return f"reached; {address.topic} is there"
+    return f"reached; {address.name} is there"
 
 
 def _interceptor(name: str | None, settings: FileSettings) -> str:
@@ -206,7 +206,19 @@ def check(
                 )
                 for each in report.findings
             ]
-            answer(False, None, *(table_lines("", _FINDING, cells) if cells else ()))
+            answer(
+                False,
+                None,
+                *(
+                    table_lines(
+                        "",
+                        tuple(map(Column, ("line", "severity", "code", "key", "message", "why", "instead"))),
+                        cells,
+                    )
+                    if cells
+                    else ()
+                ),
+            )
         else:
             for each in report.findings:
                 print(f"{each.severity}  {each.code.name}{f'  line {each.line}' if each.line else ''}")
@@ -217,9 +229,6 @@ def check(
         answer(False, None, summary, *unseen, *online_lines)
     codes = {each.code for each in asked} | ({1} if report.count(Severity.ERROR) else set())
     return 1 if 1 in codes else max(codes, default=0)
-
-
-_FINDING: Final = tuple(map(Column, ("line", "severity", "code", "key", "message", "why", "instead")))
 
 
 def selftest(config: Config = None, as_json: Json = False) -> int:

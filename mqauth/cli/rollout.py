@@ -44,8 +44,7 @@ _WHO: Final = 32
 _DAY: Final = 86_400
 
 
-def _now() -> float:
-    return SYSTEM_CLOCK.now()
+_now: Final = SYSTEM_CLOCK.now
 
 
 @app.command("status")

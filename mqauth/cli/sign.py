@@ -142,7 +142,6 @@ def verify(
 
 app = group("Print what an identity or a token says.", "mqauth identity show -")
 _INPUT: Final = "-"
-_TIMES: Final = ("issued", "begins", "expires")
 
 
 @app.command("show")
@@ -229,6 +228,6 @@ def _lines(description: dict[str, Any], indent: str = "") -> list[str]:
         if isinstance(value, dict) and value and name != "claims":
             lines += [f"{indent}{name}:", *_lines(value, indent + "  ")]
         elif value not in (None, [], {}):
-            shown = shown_time(value) if name in _TIMES else value
+            shown = shown_time(value) if name in ("issued", "begins", "expires") else value
             lines.append(indent + one_line(f"{name.replace('_', ' ')}: {shown}"))
     return lines

@@ -23,8 +23,6 @@ from mqauth.http.connection import is_loopback
 
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _FUNCTION: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_BOOTSTRAP_MS: Final = 10_000
-"""Milliseconds for which kafka-python tries to reach a first server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +188,7 @@ class BrokerSettings(Settings):
         servers = url.partition("://")[2].strip("/").split(",")
         options: dict[str, Any] = {
             "bootstrap_servers": servers,
-            "bootstrap_timeout_ms": _BOOTSTRAP_MS,
+            "bootstrap_timeout_ms": 10_000,
             "security_protocol": "SSL" if self.secure else "PLAINTEXT",
         }
         if self.secure:

@@ -23,9 +23,7 @@ from mqauth.keystore.disk import files
 
 Place = tuple[str | int, ...]
 """Keys from the top of a file; an element of an array by its number, from 0."""
-_MAX_FILE: Final = 1024 * 1024
 _MAX_PASSPHRASE: Final = 1023
-_BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _PLACEHOLDER: Final = re.compile(r"\$\$(?=\{)|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})?")
 _TYPES: Final = {
     bool: "a boolean",
@@ -148,7 +146,7 @@ class Table:
 
 def spelt(key: str) -> str:
     """Return a key as TOML spells it: in quotation marks unless it is a bare key."""
-    return key if _BARE.fullmatch(key) else json.dumps(key)
+    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else json.dumps(key)
 
 
 def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
@@ -163,7 +161,7 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
         ConfigurationError: the file cannot be read, is too large, or is not TOML. A syntax error names its line; a
             variable that is not set is named.
     """
-    raw = files.read_bounded(path, _MAX_FILE)
+    raw = files.read_bounded(path, 1024 * 1024)
     try:
         text = raw.decode("utf-8")
         members = tomllib.loads(text)

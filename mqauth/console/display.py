@@ -32,7 +32,6 @@ OTHER: Final = "other reasons"
 _FOREVER: Final = 253_370_764_800.0
 """UTC seconds of the year 9999. A forged letter may name a later time, which no calendar has."""
 _ROW: Final = 16
-_SECRET: Final = frozenset((TOKEN_HEADER, RELEASE_HEADER))
 _HIDDEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 """Unicode categories of characters that cannot be seen."""
 _BLANK: Final = re.compile(
@@ -190,7 +189,7 @@ def headers(message: Message) -> list[tuple[str, str, str]]:
     """Return name, value and type of each header; of a token the size alone, since whoever sees it can send it."""
     rows = []
     for name, value in message.headers[:MAX_HEADERS]:
-        if name.lower() in _SECRET:
+        if name.lower() in (TOKEN_HEADER, RELEASE_HEADER):
             size = len(value) if isinstance(value, str | bytes) else 0
             rows.append((_short(name), f"not shown, {size} bytes", "token"))
         else:

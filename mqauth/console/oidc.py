@@ -37,7 +37,6 @@ MAX_AGE: Final = 600
 """Seconds since the token was issued; it comes straight from the token endpoint."""
 MAX_VALUES: Final = 1000
 _MIN_RSA_BITS: Final = 2048
-_SECRET: Final = re.compile(rb"[ -~]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +130,7 @@ def read_settings(path: Path) -> OIDCSettings:
         key, raw = "client_secret_env", os.environb.get(os.fsencode(settings.client_secret_env), b"")
     else:
         return settings
-    settings.table.require(_SECRET.fullmatch(raw.strip()), key, "must hold printable ASCII characters")
+    settings.table.require(re.fullmatch(rb"[ -~]+", raw.strip()), key, "must hold printable ASCII characters")
     return replace(settings, secret=raw.strip().decode("ascii"))
 
 

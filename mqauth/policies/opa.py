@@ -43,8 +43,6 @@ MAX_ANSWER: Final = 16 * 1024
 """Bytes of an answer."""
 MAX_MEMORY: Final = 8 * 1024 * 1024
 """Bytes of all remembered decisions together."""
-_SERVER_SPOKE: Final = (200, 400, 500)
-"""What OPA says of one question: a decision, or that its input or its rule is broken."""
 _UNASKED: Final = "opa, not asked yet"
 _UNVERSIONED: Final = "opa, no bundle"
 _NO_DECISION: Final = "the answer is neither true nor false"
@@ -354,7 +352,7 @@ class OPA:
             self._asked += 1
         response = request(
             self._endpoint, deadline=Deadline(self._clock, self._timeout), context=self._context,
-            document={"input": document}, headers={"Authorization": self._bearer()}, statuses=_SERVER_SPOKE,
+            document={"input": document}, headers={"Authorization": self._bearer()}, statuses=(200, 400, 500),
             limit=MAX_ANSWER, dial=self._dial, kept=self._kept,
         )  # fmt: skip
         answer = response.document or {}

@@ -24,7 +24,6 @@ from mqauth.wire.claims import Claims
 from mqauth.wire.message import TOKEN_HEADER, Message, Origin, fold
 
 UNKNOWN: Final = "unknown"
-_ID: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +149,7 @@ def read(letter: Letter) -> Reading:
     mark = letter.mark
     return Reading(
         mark=mark,
-        id=named if _ID.fullmatch(named) else mark,
+        id=named if re.fullmatch("[0-9a-f]{64}", named) else mark,
         reason=lines.get("reason", "") if lines.get("reason") in set(Reason) else UNKNOWN,
         detail=harmless(lines.get("detail", "")),
         scope=harmless(lines.get("scope", "")),

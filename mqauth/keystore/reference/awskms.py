@@ -36,7 +36,6 @@ from mqauth.wire.keys import PublicKey, natural_algorithm
 redact_logging()
 MAX_RAW: Final = 4096
 """Bytes of a message that KMS digests itself; Ed25519 signs no longer ones."""
-_UNKNOWN: Final = "the credentials are wrong or have ended, or the clock here is wrong"
 _STRANGERS: Final = (
     "UnrecognizedClientException", "InvalidSignatureException", "ExpiredTokenException", "IncompleteSignature",
     "InvalidClientTokenId", "MissingAuthenticationTokenException", "SignatureDoesNotMatch",
@@ -51,7 +50,7 @@ _SAID: Final[Mapping[str, str]] = {
     "ThrottlingException": "over the quota of requests: send batches, or ask AWS for more",
     "ValidationException": "the key does not sign so",
     "KMSInternalException": "AWS KMS failed",
-    **dict.fromkeys(_STRANGERS, _UNKNOWN),
+    **dict.fromkeys(_STRANGERS, "the credentials are wrong or have ended, or the clock here is wrong"),
 }
 """What the codes of AWS mean."""
 _SIGNS: Final[Mapping[str, tuple[str, str | None, int]]] = {

@@ -54,7 +54,6 @@ _CURVES: Final = {
     (KeyType.EC_EDWARDS, bytes.fromhex("06092b06010401da470f01")): "EdDSA",
 }
 """The algorithm of a key, by its type and its ``CKA_EC_PARAMS``."""
-_WANTED: Final = "a P-256 or an Ed25519 key"
 
 
 class Sessions:
@@ -223,7 +222,9 @@ class TokenKey:
             here, kind = f"{self._uri.where}: private key {self._uri.what}", key.key_type
             curve = bytes(key[Attribute.EC_PARAMS]) if kind in (KeyType.EC, KeyType.EC_EDWARDS) else b""
             named = getattr(kind, "name", str(kind)) + (f" of curve {curve.hex()}" if curve else "")
-            algorithm = require(_CURVES.get((kind, curve)), f"{here} is {named}; wanted is {_WANTED}")
+            algorithm = require(
+                _CURVES.get((kind, curve)), f"{here} is {named}; wanted is a P-256 or an Ed25519 key"
+            )
             require(key[Attribute.SIGN], f"{here} may not sign (CKA_SIGN is false)")
             self._found = (SESSIONS.generation, key, algorithm)
         return self._found[1:]
