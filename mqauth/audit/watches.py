@@ -114,8 +114,7 @@ class IdentityWatch:
             return
         claims = claims_of(record)
         subject, jkt = str(claims.get("sub"))[:_TEXT], str(member(claims, "identity").get("jkt"))[:_TEXT]
-        owner = _remember(self._owners, jkt, subject)
-        if owner != subject:
+        if _remember(self._owners, jkt, subject) != subject:
             yield "shared_identity_key", 2, {"sub": subject, "jkt": jkt}
         ends = claims.get("exp")
         alive = [end for end in _remember(self._alive, subject, []) if end > now]
@@ -127,8 +126,7 @@ class IdentityWatch:
         credential = member(member(record, "asked"), "credential")
         names = (str(credential.get(name))[:_TEXT] for name in ("name", "sub"))
         came_by = " ".join(names) if credential else "command"
-        known = _remember(self._credentials, subject, came_by)
-        if came_by != known:
+        if _remember(self._credentials, subject, came_by) != came_by:
             self._credentials[subject] = came_by
             yield "new_credential", 1, {"sub": subject}
 

@@ -164,8 +164,7 @@ def stats(
 ) -> None:
     """Count records by what --by names, and draw bars."""
     require(by in DIMENSIONS, f"--by: must be {', '.join(DIMENSIONS)}")
-    wanted = Selection(since=since, until=until)
-    counts = count(filter(wanted.holds, read_records(with_parts(files))), by)
+    counts = count(filter(Selection(since=since, until=until).holds, read_records(with_parts(files))), by)
     rows = sorted(counts.items()) if by in TIMES else counts.most_common()
     most = max((number for _, number in rows), default=1)
     # Bars are for people.

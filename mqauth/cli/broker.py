@@ -288,7 +288,7 @@ def opened(address: LetterAddress, **settings: Any) -> Iterator[review.Session]:
         )
         stack.callback(producer.close)
         box = KafkaLetterBox(consumer, producer, address.name)
-        yield review.Session(box, run, originals=KafkaRecords(records), **settings)
+        yield review.Session(box, run, originals=KafkaRecords(records).fetch, **settings)
 
 
 @contextlib.contextmanager

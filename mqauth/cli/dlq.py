@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -116,7 +116,7 @@ def list_letters(
     with _surveyed(place, as_json) as (session, index):
         wanted = _resolved(index, wanted)
         rows, total = index.page(wanted, limit=limit), index.count(wanted)
-        letters = [asdict(row) | {"time": review.time_text(row.time) or None} for row in rows]
+        letters = [vars(row) | {"time": review.time_text(row.time) or None} for row in rows]
         cells = [
             (each.id, each.reason, shown_time(each.time), each.subject, each.issuer, each.destination, intact)
             for each, intact in ((row, "yes" if row.intact else "no") for row in rows)
@@ -139,10 +139,10 @@ def groups(*, place: LetterAddress, wanted: review.Filter, as_json: Json = False
             for each in kinds
         ]
         lines = table_lines(_title(session, index, index.count(wanted)), GROUP, cells, wide=wide)
-        times = [
-            {name: review.time_text(getattr(each, name)) or None for name in ("first", "last")} for each in kinds
+        told = [
+            vars(each) | {name: review.time_text(getattr(each, name)) or None for name in ("first", "last")}
+            for each in kinds
         ]
-        told = [asdict(each) | span for each, span in zip(kinds, times, strict=True)]
         answer(as_json, {"as_of": iso_time(index.as_of), "groups": told}, *lines)
 
 

@@ -89,8 +89,7 @@ def up(
     file = settings_of(file_of(config))
     # The entry that decides on the destination.
     held = [number for number, each in enumerate(file.rollout) if each.build().holds(destination)]
-    below = held and file.rollout[held[0]].at < Rung.ENFORCE
-    require(below, f"{destination} is in no entry below enforce")
+    require(held and file.rollout[held[0]].at < Rung.ENFORCE, f"{destination} is in no entry below enforce")
     number, entry = held[0], file.rollout[held[0]]
     rung, on_kafka = Rung(entry.at + 1), places.is_kafka(destination)
     if rung is Rung.ENFORCE and not force:

@@ -22,7 +22,7 @@ from mqauth.console import display
 from mqauth.console.backend import JUDGE, REHEARSE
 from mqauth.console.site import Site, WebSession
 from mqauth.errors import SIGNED_REASONS, MqauthError, Reason, refusing, require
-from mqauth.review import ACTS, DIMENSIONS, LARGEST, QUEUE, Filter, Index, Order, Plan, Reading, Row, waivable
+from mqauth.review import ACTS, DIMENSIONS, LARGEST, QUEUE, Filter, Index, Order, Plan, Reading, waivable
 from mqauth.review.glossary import LABELS, explain
 
 PAGE: Final = 100
@@ -339,8 +339,7 @@ class Pages:
     @for_everybody
     async def job(self, request: Request, session: WebSession) -> Response:
         """Show the newest job."""
-        wanted = filter_of(request.query_params)
-        return self._filtered("job.html", session, wanted, rehearsing=REHEARSE)
+        return self._filtered("job.html", session, filter_of(request.query_params), rehearsing=REHEARSE)
 
     @for_everybody
     async def progress(self, request: Request, session: WebSession) -> Response:
@@ -360,11 +359,11 @@ class Pages:
         """Compare the audit files with the letters."""
         self._backend.account(session.name)
 
-    async def _letter(self, request: Request) -> tuple[Row, Reading]:
+    async def _letter(self, request: Request) -> tuple[Any, Reading]:
         """Return the letter of an address, by its mark."""
         mark = Filter(marks=(request.path_params["mark"],))
         resolved = "No such dead letter is open. It may have been resolved since."
-        letters: list[tuple[Row, Reading]] = await run_in_threadpool(
+        letters: list[tuple[Any, Reading]] = await run_in_threadpool(
             self._ask, lambda index: [(row, index.reading(row.number)) for row in index.page(mark, limit=1)], []
         )
         return require(letters, resolved, partial(HTTPException, 404))[0]

@@ -104,18 +104,6 @@ def question_of(verified: Verified, scope: str | None) -> Question:
     )
 
 
-class Remembered(NamedTuple):
-    """What became of a question.
-
-    Args:
-        until: monotonic seconds; after that it is asked again.
-        decision: what it was.
-    """
-
-    until: float
-    decision: Decision
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyHealth:
     """The state of a policy from outside.
@@ -195,8 +183,9 @@ class OPA:
         self._version = _UNASKED
         # Monotonic seconds at which these revisions answered first.
         self._learnt = float("-inf")
-        # A producer varies its routing keys, and names may be long: it pushes out decisions of its own alone.
-        self._decisions = Recent[Question, Remembered](
+        # Each with the monotonic seconds until which it counts. A producer varies its routing keys, and names may be
+        # long: it pushes out decisions of its own alone.
+        self._decisions = Recent[Question, tuple[float, Decision]](
             MAX_MEMORY, lambda question, _: size_of(question), lambda question: (question.issuer, question.subject)
         )
         self._pause, self._why = Pause(RETRIES), ""
@@ -217,7 +206,7 @@ class OPA:
         if self.within is not None and self.within.decide(verified) is not Decision.ALLOW:
             return Decision.DENY
         known = self._decisions.get(question_of(verified, self.scope))
-        return known.decision if known is not None and self._clock.monotonic() < known.until else None
+        return known[1] if known is not None and self._clock.monotonic() < known[0] else None
 
     def decide(self, verified: Verified, /) -> Decision:
         """Return the decision for one message; it blocks for ``timeout`` seconds at most.
@@ -303,8 +292,8 @@ class OPA:
         begun = self._clock.monotonic()
         with self._lock:
             known = self._decisions.get(question)
-            if known is not None and begun < known.until:
-                return known.decision
+            if known is not None and begun < known[0]:
+                return known[1]
             if not self._pause.begin(begun, self._timeout):
                 raise _unavailable(self._why)
         try:
@@ -323,7 +312,7 @@ class OPA:
                 raise _unavailable(_NO_DECISION)
             decision = Decision.ALLOW if allowed else Decision.DENY
             if current:
-                self._decisions.keep(question, Remembered(begun + self._remember, decision))
+                self._decisions.keep(question, (begun + self._remember, decision))
             return decision
 
     def _learn(self, version: str | None, begun: float) -> bool:

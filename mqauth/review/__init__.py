@@ -8,7 +8,7 @@ it.
 """
 
 from mqauth.review.acts import ACTS, DISCARD, REDRIVE, Account, Plan, SharedAuditFile, act, rehearse, waivable
-from mqauth.review.index import ALL, DIMENSIONS, LARGEST, QUEUE, Filter, Group, Index, Order, Row
+from mqauth.review.index import ALL, DIMENSIONS, LARGEST, QUEUE, Filter, Index, Order
 from mqauth.review.letter import Letter, Reading, read, time_text
 from mqauth.review.letterbox import Judge, LetterBox, fill, judge, take_in
 from mqauth.review.session import Ledger, MakeReleaser, Session, account, reviewers_releaser
@@ -23,7 +23,6 @@ __all__ = [
     "REDRIVE",
     "Account",
     "Filter",
-    "Group",
     "Index",
     "Judge",
     "Ledger",
@@ -33,7 +32,6 @@ __all__ = [
     "Order",
     "Plan",
     "Reading",
-    "Row",
     "Session",
     "SharedAuditFile",
     "account",

@@ -41,7 +41,7 @@ from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.letters.authorities import Releaser
 from mqauth.letters.release import WAIVABLE, Hop, Release, without_release
 from mqauth.logs import harmless
-from mqauth.review.index import ALL, Filter, Index, Row
+from mqauth.review.index import ALL, Filter, Index
 from mqauth.review.letter import UNKNOWN, Reading, read, redeliverable
 from mqauth.review.letterbox import (
     BATCH,
@@ -176,9 +176,9 @@ def rehearse(
     """
     today = Judge(guard, originals)
 
-    def verdict_on(row: Row) -> Flow[str]:
+    def verdict_on(number: int) -> Flow[str]:
         try:
-            reading = yield from recalled(index.reading(row.number), originals)
+            reading = yield from recalled(index.reading(number), originals)
             yield from _returned(today, reading, plan, releaser)
         except _RefusedError as refusal:
             return str(refusal)

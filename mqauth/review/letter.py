@@ -187,8 +187,7 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
     """Return the original of a letter that kept body and headers."""
     address = lines.get("destination", "")
     parsed = destination.parse(address)
-    text = lines.get("metadata", "{}").encode("utf-8", "backslashreplace")
-    metadata: Any = _parse(text, "metadata")
+    metadata: Any = _parse(lines.get("metadata", "{}").encode("utf-8", "backslashreplace"), "metadata")
     require(isinstance(metadata, dict), "the letter's metadata is no object", MalformedMessage)
     require(not metadata.get("stripped"), "headers in mqauth's own names were stripped from it", MalformedMessage)
     # The headers that stayed headers of the letter, the token under its own name.
