@@ -136,7 +136,7 @@ def value_of(record: Record, name: str) -> Any:
     if name in TIMES:
         return str(record.get("time"))[: TIMES[name]]
     claims = claims_of(record)
-    values = {
+    return {
         "kid": claims.get("kid"),
         "subject": claims.get("sub"),
         "issuer": claims.get("iss"),
@@ -144,5 +144,4 @@ def value_of(record: Record, name: str) -> Any:
         "jkt": member(claims, "identity").get("jkt") or member(record, "asked").get("jkt"),
         "destination": member(record, "broker").get("destination"),
         "alert": member(record, "alert").get("kind"),
-    }
-    return values.get(name, record.get(name))
+    }.get(name, record.get(name))

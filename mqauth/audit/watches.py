@@ -124,8 +124,9 @@ class IdentityWatch:
             yield "many_identities", len(alive), {"sub": subject}
         # A credential of another issuer or another name than the one before.
         credential = member(member(record, "asked"), "credential")
-        names = (str(credential.get(name))[:_TEXT] for name in ("name", "sub"))
-        came_by = " ".join(names) if credential else "command"
+        came_by = (
+            " ".join(str(credential.get(name))[:_TEXT] for name in ("name", "sub")) if credential else "command"
+        )
         if _remember(self._credentials, subject, came_by) != came_by:
             self._credentials[subject] = came_by
             yield "new_credential", 1, {"sub": subject}

@@ -278,8 +278,9 @@ def verify(shown: ShownCredential, *, audience: str, now: float) -> ShownCredent
     with suppress(Unavailable):
         key = issuer.keys.key_set().get(kid)
     if key is None:
-        out_of_reach = "its kid is unknown, and the issuer out of reach"
-        with refusing(Rejection, out_of_reach, partial(Refused, Refusal.CREDENTIAL_KEY)):
+        with refusing(
+            Rejection, "its kid is unknown, and the issuer out of reach", partial(Refused, Refusal.CREDENTIAL_KEY)
+        ):
             keys: Any = issuer.keys.refresh(kid, now)
         key = keys.get(kid)
     # One that ended signs no credential, whenever that was signed.

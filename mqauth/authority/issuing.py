@@ -186,10 +186,9 @@ class CredentialDesk:
         matching = [grant for grant in self.grants if grant.difference(credential) is None]
         ambiguous = subject is None and len({grant.subject for grant in matching}) > 1
         wanted = [grant for grant in matching if subject in (None, grant.subject)]
-        missing = "no grant for the sub asked for" if matching else "no grant matches"
         grant_only(
             (not ambiguous, Refusal.SUBJECT_AMBIGUOUS, "several grants match, and no sub was asked for"),
-            (wanted, Refusal.GRANT_MISSING, missing),
+            (wanted, Refusal.GRANT_MISSING, "no grant for the sub asked for" if matching else "no grant matches"),
         )
         return wanted[0]
 
@@ -345,22 +344,23 @@ class IdentityAuthority:
         self._write(REFUSED, refused.refusal.value, refused.detail, token, trace)
 
     def _write(self, verdict: str, reason: str | None, detail: str, token: dict[str, Any], trace: Trace) -> None:
-        record = AuditRecord(
-            id=uuid7(self._clock, self._randomness),
-            time=self._clock.now(),
-            verdict=verdict,
-            reason=reason,
-            detail=detail,
-            scope=self.trust_domain,
-            broker={},
-            token=token,
-            body_sha256=None,
-            body_size=None,
-            key_set=None,
-            policy=None,
-            dead_letter=None,
-            instance=os.uname().nodename,
-            extra={"asked": trace.as_dict()},
+        written = self._audit.write(
+            AuditRecord(
+                id=uuid7(self._clock, self._randomness),
+                time=self._clock.now(),
+                verdict=verdict,
+                reason=reason,
+                detail=detail,
+                scope=self.trust_domain,
+                broker={},
+                token=token,
+                body_sha256=None,
+                body_size=None,
+                key_set=None,
+                policy=None,
+                dead_letter=None,
+                instance=os.uname().nodename,
+                extra={"asked": trace.as_dict()},
+            )
         )
-        written = self._audit.write(record)
         require(not is_awaitable(written), "the audit sink of an authority is asynchronous", RuntimeError)

@@ -84,8 +84,9 @@ def writable(target: Target) -> Iterator[Finding]:
         trusted += [(path, (*source.table.path, key)) for key, path in files]
     for path, at in trusted:
         if path is not None and strangers(path) & _WRITE:
-            what = f"{target.shown(path)} may be written by others (mode {mode(path)})"
-            yield finding("trust_writable", at, what)
+            yield finding(
+                "trust_writable", at, f"{target.shown(path)} may be written by others (mode {mode(path)})"
+            )
 
 
 def readable(target: Target) -> Iterator[Finding]:

@@ -49,8 +49,11 @@ def bindings(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
         if issuer.trust_domain is not None:
             lives = issuer.max_identity_lifetime
             if issuer.file is None and issuer.max_stale < lives:
-                what = f"{issuer.issuer}: max_stale is {issuer.max_stale} s, identities last {lives} s"
-                yield finding("identity_outlives_keys", (*path, "max_stale"), what)
+                yield finding(
+                    "identity_outlives_keys",
+                    (*path, "max_stale"),
+                    f"{issuer.issuer}: max_stale is {issuer.max_stale} s, identities last {lives} s",
+                )
             continue
         names, path = subjects.get(_ANY, frozenset()), (*path, "subjects")
         silent = keys is None or any(key.subjects is None and key.kid not in subjects for key in keys)

@@ -320,8 +320,11 @@ def overlaps(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Findin
             differs = (other.claims or {}, other.lifetime) != (grant.claims or {}, grant.lifetime)
             # It takes from this one what only this one gives, or all of it.
             if same and both and (differs or first.items() <= second.items()):
-                what = f"where both match, authority.grants[{earlier}] gives {grant.subject}"
-                yield finding("grants_overlap", (*grant.table.path, "match"), what)
+                yield finding(
+                    "grants_overlap",
+                    (*grant.table.path, "match"),
+                    f"where both match, authority.grants[{earlier}] gives {grant.subject}",
+                )
                 break
 
 

@@ -144,8 +144,9 @@ def trace(
     # Of a key or a token the beginning of its id may be given.
     ids = {"kid": kid, "jti": jti, "jkt": jkt}
     for name, given in ids.items():
-        known = (str(value_of(record, name) or "") for record in read_records(paths))
-        ids[name] = given and pick(given, known, option=f"--{name}")
+        ids[name] = given and pick(
+            given, (str(value_of(record, name) or "") for record in read_records(paths)), option=f"--{name}"
+        )
     wanted = Selection(subject=subject, verified=verified, since=since, until=until, **ids)
     any_found = False
     for record in filter(wanted.holds, read_records(paths)):
@@ -191,8 +192,11 @@ def detect(
             any_found, time = True, str(record.get("time"))
             about = ", ".join(f"{name} {value}" for name, value in alert.about.items())
             claimed = "" if alert.verified else "claimed "
-            line = one_line(f"{time}  {alert.kind}  {alert.count} times  {claimed}{about}")
-            answer(json, {"time": time, **alert.as_dict()}, line)
+            answer(
+                json,
+                {"time": time, **alert.as_dict()},
+                one_line(f"{time}  {alert.kind}  {alert.count} times  {claimed}{about}"),
+            )
     return 1 if any_found else 0
 
 

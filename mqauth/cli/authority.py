@@ -102,8 +102,12 @@ def serve(
             "trust_domain": configured.settings.trust_domain,
             **metrics,
         }
-        line = f"identities of {told['trust_domain']} at {told['url']}, keys at {told['jwks']}"
-        answer(as_json, told, line, *(f"metrics at {url}" for url in metrics.values()))
+        answer(
+            as_json,
+            told,
+            f"identities of {told['trust_domain']} at {told['url']}, keys at {told['jwks']}",
+            *(f"metrics at {url}" for url in metrics.values()),
+        )
         with log_lines(log, level):
             server.run(listener)
 
@@ -207,8 +211,11 @@ def cutoff(
     with suppress(ConfigurationError):
         wanted = Selection(subject=subject, verdict=ISSUED, since=since)
         alive = sum(map(wanted.holds, read_records(with_parts([configured.settings.audit]))))
-    told = {"sub": subject, "before": cut.before, "reason": cut.reason, "alive": alive}
-    answer(as_json, told, f"{subject} is cut off: what was issued before {shown_time(cut.before)} UTC is refused")
+    answer(
+        as_json,
+        {"sub": subject, "before": cut.before, "reason": cut.reason, "alive": alive},
+        f"{subject} is cut off: what was issued before {shown_time(cut.before)} UTC is refused",
+    )
     if alive == 0:
         print_error(
             f"note: {configured.settings.audit} has no identity of {subject} that still lives: is it spelt right?"

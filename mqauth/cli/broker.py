@@ -188,8 +188,11 @@ def place_of(broker: str | None, queue: str | None, topic: str | None, file: Fil
     require(options[other] is None, f"--{other}: this broker needs --{wanted}")
     letters = None if file.dead_letters is None else file.dead_letters.name
     name = options[wanted] or getattr(settings, wanted) or letters
-    required = f"--{wanted}: required with this broker; or [broker] {wanted} in {FILE}"
-    return LetterAddress(broker=url, name=require(name, required), settings=settings)
+    return LetterAddress(
+        broker=url,
+        name=require(name, f"--{wanted}: required with this broker; or [broker] {wanted} in {FILE}"),
+        settings=settings,
+    )
 
 
 def placed(
@@ -287,8 +290,12 @@ def opened(address: LetterAddress, **settings: Any) -> Iterator[review.Session]:
             max_request_size=64 * 1024 * 1024,
         )
         stack.callback(producer.close)
-        box = KafkaLetterBox(consumer, producer, address.name)
-        yield review.Session(box, run, originals=KafkaRecords(records).fetch, **settings)
+        yield review.Session(
+            KafkaLetterBox(consumer, producer, address.name),
+            run,
+            originals=KafkaRecords(records).fetch,
+            **settings,
+        )
 
 
 @contextlib.contextmanager

@@ -272,8 +272,11 @@ def show(context: typer.Context, config: Config = None, broker: Broker = None, a
         rows.append(("broker", value, _source(context, "broker", "MQAUTH_BROKER", "")))
     rows += _settings(settings, str(path), lines_of(text))
     width = max(len(key) for key, _, _ in rows)
-    told = [{"key": key, "value": value, "source": source} for key, value, source in rows]
-    answer(as_json, {"settings": told}, *(f"{key:<{width}}  {value}  ({source})" for key, value, source in rows))
+    answer(
+        as_json,
+        {"settings": [{"key": key, "value": value, "source": source} for key, value, source in rows]},
+        *(f"{key:<{width}}  {value}  ({source})" for key, value, source in rows),
+    )
 
 
 def _source(context: typer.Context, name: str, variable: str, otherwise: str) -> str:
@@ -299,8 +302,11 @@ def _settings(settings: Settings, file: str, lines: Mapping[Place, int]) -> Iter
             yield from _settings(table, file, lines)
         if not tables and (name in settings.table.members or setting not in (None, (), frozenset())):
             value = ", ".join(map(_host, map(str, inner))) if name in hidden else _words(setting)
-            line = f"{file}:{nearest(lines, path)}" if name in settings.table.members else "default"
-            yield f"{settings.table.name} {spelt(name)}", value, line
+            yield (
+                f"{settings.table.name} {spelt(name)}",
+                value,
+                f"{file}:{nearest(lines, path)}" if name in settings.table.members else "default",
+            )
 
 
 def _words(setting: Any) -> str:

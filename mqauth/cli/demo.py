@@ -154,7 +154,6 @@ def demo(
     odd = [case.case for case in cases if not case.as_expected]
     shown = ("case", "story", "expected", "verdict", "reason", "audit")
     told = [{name: getattr(case, name) for name in shown} for case in cases]
-    cells = [(case.case, case.verdict, case.reason or "", case.story) for case in cases]
     answer(
         as_json,
         {"broker": stage.name, "cases": told, "audit_chain": chain, "lost": lost},
@@ -166,7 +165,7 @@ def demo(
                 Column("reason", cut=False),
                 Column("what it is"),
             ),
-            cells,
+            [(case.case, case.verdict, case.reason or "", case.story) for case in cases],
         ),
         *([f"NOT as expected: {', '.join(odd)}"] if odd else []),
         f"{len(cases) - len(attacks)} honest messages handled,"

@@ -172,8 +172,12 @@ def check(*, place: LetterAddress, wanted: review.Filter, config: Config = None,
         counts = session.judge(index, _resolved(index, wanted))
         cells = ((str(count), verdict) for verdict, count in counts.most_common())
         lines = table_lines(f"{counts['accepted']} of {counts.total()} would pass now", VERDICT, cells)
-        told = {"as_of": iso_time(index.as_of), "total": counts.total(), "pass": counts["accepted"]}
-        answer(as_json, told | {"verdicts": dict(counts)}, *lines)
+        answer(
+            as_json,
+            {"as_of": iso_time(index.as_of), "total": counts.total(), "pass": counts["accepted"]}
+            | {"verdicts": dict(counts)},
+            *lines,
+        )
 
 
 @app.command("redrive")
@@ -327,8 +331,9 @@ def _resolved(index: review.Index, wanted: review.Filter, least: int = TO_READ) 
     if wanted.id:
         wanted = replace(wanted, id=pick(wanted.id, (id for id, _ in index.ids()), option="--id", least=least))
     if wanted.kid:
-        kids = (group.kid for group in index.groups())
-        wanted = replace(wanted, kid=pick(wanted.kid, kids, option="--kid", least=least))
+        wanted = replace(
+            wanted, kid=pick(wanted.kid, (group.kid for group in index.groups()), option="--kid", least=least)
+        )
     return wanted
 
 
@@ -350,8 +355,12 @@ def _carry_out(
         if dry_run:
             refused = Counter({reason: count for reason, count in counts.items() if reason != "accepted"})
             lines = [f"{count} will not be redriven: {reason}" for reason, count in refused.most_common()]
-            told = {"dry_run": plan.act, "would": counts["accepted"], "refused": dict(refused)}
-            answer(as_json, told, f"would {plan.act} {counts['accepted']} of {counts.total()} letters", *lines)
+            answer(
+                as_json,
+                {"dry_run": plan.act, "would": counts["accepted"], "refused": dict(refused)},
+                f"would {plan.act} {counts['accepted']} of {counts.total()} letters",
+                *lines,
+            )
             return 0
         if not yes:
             end = " for good" if plan.act == review.DISCARD else ""

@@ -244,15 +244,15 @@ def _apply(
         answer(as_json, {"text": new}, new.removesuffix("\n"))
         return 0
     diff = list(difflib.unified_diff(text.splitlines(), new.splitlines(), str(path), str(path), lineterm=""))
-    shown = sys.stderr if as_json else sys.stdout
-    print(*diff, *([] if note is None else [f"note: {note}"]), sep="\n", file=shown)
+    print(
+        *diff, *([] if note is None else [f"note: {note}"]), sep="\n", file=sys.stderr if as_json else sys.stdout
+    )
     written = yes or typer.confirm("Write it? It counts from the next start of each consumer.", err=as_json)
     if written:
         with file_errors(path):
             path.write_text(new, "utf-8")
     rung = str(values.get("rung") or members["rollout"][number]["rung"])
-    facts = {"destination": destination, "rung": rung, "written": written}
-    answer(as_json, facts | {"lines": diff, "note": note})
+    answer(as_json, {"destination": destination, "rung": rung, "written": written} | {"lines": diff, "note": note})
     return 0 if written else 1
 
 

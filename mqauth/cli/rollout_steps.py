@@ -58,12 +58,12 @@ def broker_for(destination: str, named: str | None, config: FileSettings) -> Bro
         tables = [BrokerSettings(url=named) if is_broker_url(named) else table_of(named, config)]
     known = [table.unlocked() for table in tables]
     fits = [each for each in known if each.url and each.url.startswith("kafka:") is places.is_kafka(destination)]
-    refusal = (
+    return require(
+        fits[0] if fits else None,
         "what is not settled yet is to be asked for: give --broker, or say --settled once you know"
         if named is None
-        else f"--broker: must be {URLS}, and of the destination's kind"
+        else f"--broker: must be {URLS}, and of the destination's kind",
     )
-    return require(fits[0] if fits else None, refusal)
 
 
 # Kafka
@@ -134,8 +134,7 @@ def unread(topic: str, group: str, entry: RolloutSettings, rollout: Rollout, bro
                 ):
                     # What would be dead-lettered for want of a token, and nobody has accepted.
                     unproven = not has_token(message) and rollout.exemption(message) is None
-                    missing = group_of_message(message, Reason.TOKEN_MISSING.value)
-                    if unproven and not is_accepted(entry, missing):
+                    if unproven and not is_accepted(entry, group_of_message(message, Reason.TOKEN_MISSING.value)):
                         unsigned[topic_partition.partition] = unsigned.get(topic_partition.partition, 0) + 1
             reader.pause(*(topic_partition for topic_partition in left if topic_partition not in waiting))
     total = sum(unsigned.values())

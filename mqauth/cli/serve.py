@@ -162,25 +162,26 @@ class Server:
                 "timeout_notify": 60,
             }
         )
-        config = uvicorn.Config(
-            application,
-            http=connections.Connection,
-            loop=connections.LOOP,
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            workers=1,
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=requests,
-            backlog=_BACKLOG,
-            timeout_graceful_shutdown=5,
-            **settings,
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                application,
+                http=connections.Connection,
+                loop=connections.LOOP,
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                workers=1,
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=requests,
+                backlog=_BACKLOG,
+                timeout_graceful_shutdown=5,
+                **settings,
+            )
         )
-        self._server = uvicorn.Server(config)
 
     def run(self, listener: socket.socket) -> None:
         """Serve until SIGTERM or SIGINT."""

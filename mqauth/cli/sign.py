@@ -90,8 +90,15 @@ def sign(
         for form, message in zip(forms, sealed, strict=True):
             # The token header is appended; everything else stays as it was read.
             name, token = message.headers[-1]
-            text = token.decode("ascii") if isinstance(token, bytes) else token
-            print_json(form | {"headers": [*form.get("headers", []), [name, {"str": text}]]})
+            print_json(
+                form
+                | {
+                    "headers": [
+                        *form.get("headers", []),
+                        [name, {"str": (token.decode("ascii") if isinstance(token, bytes) else token)}],
+                    ]
+                }
+            )
     if fault is not None:
         raise fault
 

@@ -92,8 +92,9 @@ class BrokerSettings(Settings):
         # Of several servers any may have one; so may the query, for kafka-python.
         servers = (self.url or "").partition("://")[2].split(",")
         secret = any(urlsplit(f"//{server}").password is not None for server in servers)
-        what = "holds a password; use user with password_env or password_file, or url_env"
-        return self.refused((secret, "url", what))
+        return self.refused(
+            (secret, "url", "holds a password; use user with password_env or password_file, or url_env")
+        )
 
     def unlocked(self) -> "BrokerSettings":
         """Return the settings with the secrets that they refer to, and with the URL of ``url_env``.
@@ -144,8 +145,9 @@ class BrokerSettings(Settings):
                 context.load_cert_chain(self.cert, self.key, self.passphrase or (lambda: b""))
         except (OSError, ValueError) as error:
             what = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
-            named = "cert" if self.ca is None else "ca"
-            raise self.table.refuse(named, f"a PEM file cannot be used ({what})") from error
+            raise self.table.refuse(
+                "cert" if self.ca is None else "ca", f"a PEM file cannot be used ({what})"
+            ) from error
         return context
 
     def for_rabbitmq(self, url: str) -> dict[str, Any]:

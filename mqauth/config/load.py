@@ -183,9 +183,12 @@ class Configuration:
             if before is not None:
                 detector.observe(before)
             # The watch stands before the flood gate: a detector has to count the records that the gate sums up.
-            gate = FloodGate(file, given.flood_after)
-            watch = MisuseWatch(gate, detector, on_alert=self._on_alert, clock=self._clock)
-            sink = {"audit": watch, "record": given.record}
+            sink = {
+                "audit": MisuseWatch(
+                    FloodGate(file, given.flood_after), detector, on_alert=self._on_alert, clock=self._clock
+                ),
+                "record": given.record,
+            }
         return self._pipeline(observers=self._observers, rollout=self.rollout, beside=False, **sink)
 
     @cached_property

@@ -95,8 +95,7 @@ class Table:
     def refuse(self, key: str, what: str) -> RefusedSetting:
         """Return the refusal of a key of this table, or of the table itself where the key is empty."""
         where = " ".join(part for part in (self.name, spelt(key) if key else "") if part)
-        path = (*self.path, key) if key else self.path
-        return RefusedSetting(file=self.file, path=path, place=where, what=what)
+        return RefusedSetting(file=self.file, path=(*self.path, key) if key else self.path, place=where, what=what)
 
     def require(self, condition: object, key: str, what: str) -> None:
         """Refuse a key unless a condition holds.
@@ -136,8 +135,7 @@ class Table:
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             raise self.mistyped(key, f"an array of tables {name}", value)
         for number, item in enumerate(value):
-            path = (*self.path, key, number)
-            yield Table(file=self.file, name=f"{name} #{number + 1}", members=item, path=path)
+            yield Table(file=self.file, name=f"{name} #{number + 1}", members=item, path=(*self.path, key, number))
 
     def _dotted(self, key: str) -> str:
         prefix = self.name.partition("]")[0].lstrip("[")

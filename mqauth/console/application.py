@@ -124,8 +124,12 @@ def application(
         return known.error(status, _NO_PAGE if text == "Not Found" else text, site.session(request))
 
     async def faulty(request: Request, error: Exception) -> Response:
-        text = "The console failed on this page. Its log says why, under the id below."
-        return site.error(500, text, site.session(request), error)
+        return site.error(
+            500,
+            "The console failed on this page. Its log says why, under the id below.",
+            site.session(request),
+            error,
+        )
 
     routes: list[Route | Mount] = [
         Route("/login", lobby.log_in, methods=["GET"]),
@@ -281,8 +285,11 @@ class Lobby:
             )
             # The answer of another provider (RFC 9207), and an answer that is an error.
             names_itself = provider.known.get("authorization_response_iss_parameter_supported") is True
-            ours = answer.get("iss", None if names_itself else issuer) == issuer
-            require(ours, "The answer is not of our identity provider. Begin again.", forbidden)
+            require(
+                answer.get("iss", None if names_itself else issuer) == issuer,
+                "The answer is not of our identity provider. Begin again.",
+                forbidden,
+            )
             if "error" in answer:
                 error = answer["error"]
                 emit("console.login_failed", "the identity provider answered a login with %s", visible(error)[:80])
@@ -298,8 +305,9 @@ class Lobby:
             emit("console.login", "login of %s (sub %s): %s", who, visible(str(claims["sub"])), role or "no role")
             role = require(role, f"You are {who}, but nothing gives you a role in this console.", forbidden)
             # A page, not a redirect: the session's strict cookie is not sent on one that another site began.
-            page = self.site.page("welcome.html", None, who=who, role=role)
-            response = self.site.begin(request, page, name, role)
+            response = self.site.begin(
+                request, self.site.page("welcome.html", None, who=who, role=role), name, role
+            )
         except HTTPException as refused:
             response = self._page(refused.status_code, refused.detail)
         self._cookie.delete(response)
@@ -307,8 +315,11 @@ class Lobby:
 
     async def _ask(self, question: Any, *arguments: Any) -> Any:
         """Ask the provider on a thread, with a bound on how many do so at once."""
-        refusal = "Too many people sign in at this moment. Try again."
-        require(self._waiting < MAX_AT_ONCE, refusal, partial(HTTPException, 503))
+        require(
+            self._waiting < MAX_AT_ONCE,
+            "Too many people sign in at this moment. Try again.",
+            partial(HTTPException, 503),
+        )
         self._waiting += 1
         try:
             return await run_in_threadpool(question, *arguments)
@@ -328,12 +339,11 @@ class Lobby:
             if leave is not None:
                 query = urlencode({"client_id": self._provider.settings.client_id})
                 leave = f"{leave}{'&' if '?' in leave else '?'}{query}"
-        names = [queue.backend.session.box.name for queue in self.site.places]
         return self.site.page(
             "login.html",
             None,
             status=status,
-            names=names,
+            names=[queue.backend.session.box.name for queue in self.site.places],
             trouble=trouble,
             tokens=self._tokens is not None,
             provider=label,

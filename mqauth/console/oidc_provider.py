@@ -69,8 +69,9 @@ class Attempts:
     def begin(self) -> tuple[Attempt, str]:
         """Return a new login, and the same sealed, for the cookie."""
         attempt = Attempt()
-        raw = json.dumps(asdict(attempt)).encode("ascii")
-        return attempt, self._seal.encrypt_at_time(raw, int(self._clock.now())).decode("ascii")
+        return attempt, self._seal.encrypt_at_time(
+            json.dumps(asdict(attempt)).encode("ascii"), int(self._clock.now())
+        ).decode("ascii")
 
     def redeem(self, sealed: str | None, state: str) -> Attempt | None:
         """Return the login that comes back; ``None`` if it is not this browser's, too old, or was used before."""

@@ -149,11 +149,16 @@ def posted(*, viewers: bool = False) -> Callable[[Callable[..., Awaitable[Respon
             session = require(self.site.session(request), "You are not signed in any more.", forbidden)
             require(session.may_act or viewers, _LOOK_ONLY, forbidden)
             fields = await read_form(request)
-            given = fields.get("csrf", "").encode("utf-8", "surrogatepass")
-            ours = hmac.compare_digest(session.csrf.encode(), given)
-            require(ours, "The form is not of this session. Load the page again.", forbidden)
-            answer = await page(self, request, session, fields)
-            return answer or RedirectResponse(f"{self.site.base}/job", SEE_OTHER)
+            require(
+                hmac.compare_digest(
+                    session.csrf.encode(), fields.get("csrf", "").encode("utf-8", "surrogatepass")
+                ),
+                "The form is not of this session. Load the page again.",
+                forbidden,
+            )
+            return (await page(self, request, session, fields)) or RedirectResponse(
+                f"{self.site.base}/job", SEE_OTHER
+            )
 
         return answered
 
@@ -300,8 +305,14 @@ class Pages:
         require(act in ACTS, "", partial(HTTPException, 404))
         require(session.may_act, _LOOK_ONLY, partial(HTTPException, 403))
         total = await run_in_threadpool(self._ask, Index.count, 0, wanted)
-        reasons = [group.reason for group in await run_in_threadpool(self._ask, Index.groups, [], wanted)]
-        return self._filtered("act.html", session, wanted, act=act, total=total, reasons=reasons)
+        return self._filtered(
+            "act.html",
+            session,
+            wanted,
+            act=act,
+            total=total,
+            reasons=[group.reason for group in await run_in_threadpool(self._ask, Index.groups, [], wanted)],
+        )
 
     @posted()
     async def rehearse(self, request: Request, session: WebSession, fields: Fields) -> None:

@@ -183,8 +183,8 @@ class OPA:
         self._version = _UNASKED
         # Monotonic seconds at which these revisions answered first.
         self._learnt = float("-inf")
-        # Each with the monotonic seconds until which it counts. A producer varies its routing keys, and names may be
-        # long: it pushes out decisions of its own alone.
+        # Each with the monotonic seconds until which it counts. A producer varies its routing keys, and names may
+        # be long: it pushes out decisions of its own alone.
         self._decisions = Recent[Question, tuple[float, Decision]](
             MAX_MEMORY, lambda question, _: size_of(question), lambda question: (question.issuer, question.subject)
         )

@@ -288,8 +288,9 @@ def _returned(
         require(today.admits(plain), "enforced", _RefusedError)
         return plain, None
     # The letter that is released now, as the next dead letter of the message will tell of it.
-    known = None if reading.reason == UNKNOWN else Reason(reading.reason)
-    past = today.past(original).and_then(Hop(letter=reading.id, reason=known, time=int(now)))
+    past = today.past(original).and_then(
+        Hop(letter=reading.id, reason=None if reading.reason == UNKNOWN else Reason(reading.reason), time=int(now))
+    )
     original = redeliverable(original, scope=scope, now=now)
     waived = plan.waive & {Reason.REPLAYED} if reading.reason == Reason.REPLAYED else frozenset[Reason]()
     while True:

@@ -128,8 +128,7 @@ class KafkaLetterBox:
             MalformedMessage,
         )
         headers = dead_letter_headers(message.headers)
-        refusal = "too large for its topic with the release"
-        with refusing(MessageSizeTooLargeError, refusal, MalformedMessage):
+        with refusing(MessageSizeTooLargeError, "too large for its topic with the release", MalformedMessage):
             self._send(names[0], value=message.body, key=message.key, headers=headers)
 
     def remove(self, letter: Letter, /) -> None:

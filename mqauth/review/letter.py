@@ -178,8 +178,10 @@ def letter_headers(message: Message) -> dict[str, str]:
     headers: dict[str, str] = {}
     for name, value in message.headers:
         if name.startswith(PREFIX) and isinstance(value, str | bytes):
-            text = value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
-            headers.setdefault(name.removeprefix(PREFIX), text)
+            headers.setdefault(
+                name.removeprefix(PREFIX),
+                value if isinstance(value, str) else value.decode("utf-8", "backslashreplace"),
+            )
     return headers
 
 

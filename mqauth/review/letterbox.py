@@ -197,8 +197,8 @@ class Judge:
 
     def verdict(self, message: Message, *, scope: str) -> Flow[Outcome]:
         """Judge a message as if it were delivered now, without asking whether it was handled before."""
-        there = redeliverable(message, scope=scope, now=self.clock.now())
-        return (yield from self._guard.judge(self._guard.receive(there)))
+        now = redeliverable(message, scope=scope, now=self.clock.now())
+        return (yield from self._guard.judge(self._guard.receive(now)))
 
     def admits(self, original: Message) -> bool:
         """Return whether an original may go back without a proof: below ``enforce``, or exempt."""

@@ -173,16 +173,17 @@ class Session:
         selection = index.freeze(plan.wanted)
         if plan.act == DISCARD:
             return selection, Counter(accepted=selection.total())
-        counts = rehearse(
-            index,
-            plan,
-            guard=self.pipeline(),
-            releaser=self._releaser_of(plan),
-            originals=self.originals,
-            progress=progress,
-            cancelled=cancelled,
+        return selection, self.run(
+            rehearse(
+                index,
+                plan,
+                guard=self.pipeline(),
+                releaser=self._releaser_of(plan),
+                originals=self.originals,
+                progress=progress,
+                cancelled=cancelled,
+            )
         )
-        return selection, self.run(counts)
 
     def act(
         self,
@@ -205,19 +206,20 @@ class Session:
         """
         audit = require(self.audit, f"not set up to {plan.act}: it needs an audit file")
         redrives = plan.act != DISCARD
-        wish = act(
-            self.box,
-            selection,
-            plan,
-            audit=audit,
-            guard=self.pipeline() if redrives else None,
-            releaser=self._releaser_of(plan) if redrives else None,
-            originals=self.originals,
-            clock=self.clock,
-            progress=progress,
-            cancelled=cancelled,
+        return self.run(
+            act(
+                self.box,
+                selection,
+                plan,
+                audit=audit,
+                guard=self.pipeline() if redrives else None,
+                releaser=self._releaser_of(plan) if redrives else None,
+                originals=self.originals,
+                clock=self.clock,
+                progress=progress,
+                cancelled=cancelled,
+            )
         )
-        return self.run(wish)
 
     def ledger(
         self,

@@ -316,8 +316,9 @@ class FileReplayStore:
         after, wall, age = self._looked_at, self._clock.now(), self._clock.monotonic() - self._opened
         upto = self._execute("SELECT key FROM ids WHERE key > ? ORDER BY key LIMIT 1 OFFSET ?", (after, _LOOK - 1))
         (last,) = upto.fetchone() or (_LAST,)
-        over = "DELETE FROM ids WHERE key > ? AND key <= ? AND expires < ? AND kept < ?"
-        self._execute(over, (after, last, wall, age))
+        self._execute(
+            "DELETE FROM ids WHERE key > ? AND key <= ? AND expires < ? AND kept < ?", (after, last, wall, age)
+        )
         self._looked_at = last
         if last == _LAST:
             self._looked_at = b""

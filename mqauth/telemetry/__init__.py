@@ -120,12 +120,14 @@ class Telemetry:
         """Count one outcome of ``Pipeline.process``."""
         cause = outcome.cause if outcome.verdict is Verdict.DEFERRED else outcome.reason
         would = None if outcome.unverified is None or cause is not None else outcome.unverified.would
-        labels = {
-            "verdict": outcome.verdict.value,
-            "reason": cause.value if cause is not None else "" if would is None else would.code,
-            "destination": self._bounded(message.destination, verified=outcome.verified is not None),
-        }
-        self._messages.add(1, labels)
+        self._messages.add(
+            1,
+            {
+                "verdict": outcome.verdict.value,
+                "reason": cause.value if cause is not None else "" if would is None else would.code,
+                "destination": self._bounded(message.destination, verified=outcome.verified is not None),
+            },
+        )
         if outcome.judge_seconds is not None:
             self._duration.record(outcome.judge_seconds, {"verdict": outcome.verdict.value})
 

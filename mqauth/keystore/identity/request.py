@@ -259,8 +259,9 @@ class IdentityRequest:
             key, method="POST", url=f"{self._authority}{PATH}", credential=credential, clock=self._clock,
             randomness=self._randomness,
         )  # fmt: skip
-        headers = {"Authorization": f"{scheme} {credential}", "DPoP": proof}
-        answer = self.post(headers, {"sub": self._subject}, asking.deadline)
+        answer = self.post(
+            {"Authorization": f"{scheme} {credential}", "DPoP": proof}, {"sub": self._subject}, asking.deadline
+        )
         document = answer.document or {}
         if answer.status != 200:
             raise Refused(f"refused, {answer.status} {error_of(document)}", answer.retry_after)

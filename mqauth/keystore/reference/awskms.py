@@ -65,11 +65,13 @@ _UNREADABLE: Final = (KeyError, TypeError, ValueError, OverflowError, Unsupporte
 @lru_cache(maxsize=64)
 def client_of(_process: int, reference: KmsReference, timeout: float) -> Any:
     """Return botocore's client of a reference: threads share it, and a child after a fork has its own."""
-    once = Config(connect_timeout=timeout, read_timeout=timeout, retries={"total_max_attempts": 1})
     return Session().create_client(
-        "kms", region_name=reference.region, endpoint_url=reference.server, config=once,
+        "kms",
+        region_name=reference.region,
+        endpoint_url=reference.server,
+        config=Config(connect_timeout=timeout, read_timeout=timeout, retries={"total_max_attempts": 1}),
         verify=True if reference.ca is None else str(reference.ca),
-    )  # fmt: skip
+    )
 
 
 class KmsKey:

@@ -211,8 +211,9 @@ class TransitReference:
 
     def endpoint(self, verb: str) -> Endpoint:
         """Return where something is asked of the key, ``keys`` or ``sign``."""
-        url = f"{self.server}/v1{self.mount}/{verb}/{self.name}"
-        return Endpoint.parse(url, unsafe_http_loopback=self.loopback)
+        return Endpoint.parse(
+            f"{self.server}/v1{self.mount}/{verb}/{self.name}", unsafe_http_loopback=self.loopback
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,8 +241,9 @@ class KmsReference:
         """
         text, _, query = uri.removeprefix("awskms:").partition("?")
         require(":alias/" not in text, "an alias may stand for another key tomorrow: name the key by its own ARN")
-        parts = require(_ARN.fullmatch(text), f"{_NAME} is awskms:arn:aws:kms:REGION:ACCOUNT:key/ID")
-        partition, region = parts.group(1, 2)
+        partition, region = require(
+            _ARN.fullmatch(text), f"{_NAME} is awskms:arn:aws:kms:REGION:ACCOUNT:key/ID"
+        ).group(1, 2)
         members = _options(query, ("endpoint", "ca", LOOPBACK), _NAME)
         domain = _DOMAINS.get(partition)
         require(domain or "endpoint" in members, f"{_NAME} of partition {partition} names its endpoint")
