@@ -326,8 +326,13 @@ class IdentityAuthority:
             wit = identity.parse_wit(text.encode("ascii"))
         who = wit.identity
         token = token_fields(None, who.kid, wit.opened.algorithm, None, verified=True, identity=who)
-        times = {"iat": who.issued, "exp": who.expires}
-        token["verified"] |= {"iss": self.trust_domain, "sub": who.subject, "jti": who.jti} | times
+        token["verified"] |= {
+            "iss": self.trust_domain,
+            "sub": who.subject,
+            "jti": who.jti,
+            "iat": who.issued,
+            "exp": who.expires,
+        }
         token["thumbprint"] = sha256(wit.text)
         self._write(ISSUED, None, f"for {lifetime} s", token, trace)
         return wit.text.decode("ascii"), lifetime

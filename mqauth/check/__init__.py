@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from mqauth.check import deployment, issuers, rollout, tokens
 from mqauth.check.codes import CODES, Code, Severity
-from mqauth.check.rule import Finding, Report, Rule, Target, finding, ordered, read
+from mqauth.check.rule import Finding, Report, Rule, Target, finding, ordered, read, those
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.load import Configuration
 from mqauth.config.toml_file import Place, RefusedSetting, lines_of, nearest, placeholders, read_toml
@@ -28,7 +28,6 @@ __all__ = ["CODES", "Code", "Finding", "Report", "Severity", "check"]
 RULES: Final[tuple[Rule, ...]] = (
     *tokens.RULES,
     *issuers.RULES,
-    *tokens.AUTHORITY_RULES,
     *deployment.RULES,
     *rollout.RULES,
 )
@@ -62,13 +61,18 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
             wrong.add(at)
             findings.append(finding("configuration", at, what))
     for number, name in enumerate(target.options.accept):
-        if name not in CODES:
-            near = difflib.get_close_matches(name, CODES, 1)
-            what = "no such code" + (f"; did you mean {near[0]}?" if near else "")
-            findings.append(finding("configuration", ("check", "accept", number), what))
-        elif CODES[name].severity is Severity.ERROR:
-            what = f"{name} is an error, and cannot be accepted"
-            findings.append(finding("configuration", ("check", "accept", number), what))
+        near = "".join(difflib.get_close_matches(name, CODES, 1))
+        unknown = "no such code" + (f"; did you mean {near}?" if near else "")
+        error = f"{name} is an error, and cannot be accepted"
+        findings += those(
+            (name not in CODES, "configuration", ("check", "accept", number), unknown),
+            (
+                name in CODES and CODES[name].severity is Severity.ERROR,
+                "configuration",
+                ("check", "accept", number),
+                error,
+            ),
+        )
     lines = lines_of(text)
     every = ordered(replace(each, line=nearest(lines, each.path)) for each in findings)
     accepted = target.options.accept

@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
@@ -24,8 +24,6 @@ from mqauth.judging.policy import matches
 from mqauth.stores.file import BYTES_AN_ID
 from mqauth.wire import destination
 
-_TEMPORARY: Final = tuple(PurePosixPath(path) for path in ("/dev", "/proc", "/run", "/var/run", "/tmp"))  # noqa: S108
-_NAME: Final = ("dead_letters", "name")
 _WRITE: Final = 0o022
 
 
@@ -68,8 +66,9 @@ def connections(target: Target) -> Iterator[Finding]:
         elif not encrypted and not all(map(is_loopback, url.hosts)):
             yield finding("replay_plaintext" if replay else "broker_plaintext", path, f"{url} is plaintext")
         elif url.is_unverified:
-            name = "replay_unverified" if replay else "broker_unverified"
-            yield finding(name, path, f"{url} turns verification off")
+            yield finding(
+                "replay_unverified" if replay else "broker_unverified", path, f"{url} turns verification off"
+            )
 
 
 def writable(target: Target) -> Iterator[Finding]:
@@ -105,15 +104,22 @@ def readable(target: Target) -> Iterator[Finding]:
     secrets += [(reference.secret, signs.at) for signs, reference in target.references]
     for secret, named in secrets:
         if secret is not None and strangers(secret):
-            what = f"{target.shown(secret)} is open to others (mode {mode(secret)})"
-            yield finding("secret_readable", named, what)
+            yield finding(
+                "secret_readable", named, f"{target.shown(secret)} is open to others (mode {mode(secret)})"
+            )
     if passphrases and strangers(target.file) & 0o004:
-        what = f"{target.file.name} may be read by everybody and names a passphrase_file"
-        yield finding("config_readable", passphrases[0][1], what)
+        yield finding(
+            "config_readable",
+            passphrases[0][1],
+            f"{target.file.name} may be read by everybody and names a passphrase_file",
+        )
     for where, url in _urls(target):
         if strangers(target.file) & 0o044 and url.has_password:
-            what = f"a password for {url} in a file that others may read (mode {mode(target.file)})"
-            yield finding("secret_readable", where, what)
+            yield finding(
+                "secret_readable",
+                where,
+                f"a password for {url} in a file that others may read (mode {mode(target.file)})",
+            )
 
 
 def _named(target: Target, *settings: str) -> list[tuple[Path | None, Place]]:
@@ -228,8 +234,11 @@ def audit(target: Target) -> Iterator[Finding]:
 def _is_temporary(target: Target, path: Path) -> bool:
     """Tell whether a file does not outlast a restart of the machine."""
     # A configuration that lies in a temporary folder itself is only being tried out.
-    temporary = [folder for folder in _TEMPORARY if not target.file.absolute().is_relative_to(folder)]
-    return any(PurePosixPath(os.path.abspath(path)).is_relative_to(folder) for folder in temporary)
+    tried, kept = target.file.absolute(), Path(os.path.abspath(path))
+    return any(
+        kept.is_relative_to(folder) and not tried.is_relative_to(folder)
+        for folder in ("/dev", "/proc", "/run", "/var/run", "/tmp")  # noqa: S108
+    )
 
 
 def shared(target: Target) -> Iterator[Finding]:
@@ -252,15 +261,15 @@ def shared(target: Target) -> Iterator[Finding]:
 @on("dead_letters")
 def dead_letters(target: Target, settings: DeadLettersSettings) -> Iterator[Finding]:
     """Find dead letters that the consumer would receive again."""
-    name, consumer = settings.name, target.settings.consumer
+    at, name, consumer = ("dead_letters", "name"), settings.name, target.settings.consumer
     if consumer is None:
         return
     destinations = [allowed for rule in consumer.allow for allowed in rule.destinations]
     letters = (destination.kafka(name), destination.rabbitmq("", name))
     if name == consumer.scope or set(letters) & set(destinations):
-        yield finding("dead_letters_source", _NAME, f"{name} is what the consumer reads from")
+        yield finding("dead_letters_source", at, f"{name} is what the consumer reads from")
     elif any(matches(allowed, letter) for allowed in destinations for letter in letters):
-        yield finding("dead_letters_reachable", _NAME, f"a rule lets a producer publish to {name}")
+        yield finding("dead_letters_reachable", at, f"a rule lets a producer publish to {name}")
 
 
 RULES: Final = (writable, readable, connections, store, tables, audit, shared, dead_letters)

@@ -336,9 +336,11 @@ def direct_issuers(target: Target, consumer: ConsumerSettings) -> Iterator[Findi
     """Find issuers of the direct form that are to be taken out."""
     for issuer in consumer.issuers:
         if issuer.until is not None:
-            left = days_left(issuer.until, target.now)
             yield from _term(
-                ("issuer_overdue", "issuer_ending"), (*issuer.table.path, "until"), issuer.issuer, left
+                ("issuer_overdue", "issuer_ending"),
+                (*issuer.table.path, "until"),
+                issuer.issuer,
+                days_left(issuer.until, target.now),
             )
 
 

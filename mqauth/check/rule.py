@@ -287,11 +287,13 @@ class Report:
 
     def strict(self) -> Report:
         """Return the report with every warning as an error."""
-        findings = (
-            replace(finding, severity=Severity.ERROR) if finding.severity is Severity.WARNING else finding
-            for finding in self.findings
+        return replace(
+            self,
+            findings=ordered(
+                replace(finding, severity=Severity.ERROR) if finding.severity is Severity.WARNING else finding
+                for finding in self.findings
+            ),
         )
-        return replace(self, findings=ordered(findings))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""

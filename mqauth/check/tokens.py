@@ -54,9 +54,10 @@ def backlog(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     domains = [issuer.max_identity_lifetime for issuer in consumer.issuers if issuer.trust_domain is not None]
     waits = longest_wait(consumer.max_queue_age, lifetimes, domains)
     if waits < BACKLOG and consumer.backlog is None:
-        key = "at" if consumer.at == "consume" else "max_queue_age"
         yield finding(
-            "backlog_expires", ("consumer", key), f"a message that waits for more than {waits} s is rejected"
+            "backlog_expires",
+            ("consumer", "at" if consumer.at == "consume" else "max_queue_age"),
+            f"a message that waits for more than {waits} s is rejected",
         )
 
 
@@ -103,9 +104,6 @@ def keys_on_disk(target: Target) -> Iterator[Finding]:
         pems = sorted(folder.glob("*.pem")) if in_folder else [folder] if folder.is_file() else []
         for path in filter(others, pems):
             yield finding("key_readable", at, f"{target.shown(path)} is open to others (mode {mode(path)})")
-        if in_folder and others(folder):
-            name = "keystore_writable" if others(folder) & 0o022 else "keystore_readable"
-            yield finding(name, at, f"{target.shown(folder)} is open to others (mode {mode(folder)})")
         # What is no key, or cannot be opened, is for the configuration's own reader.
         texts = [unless_refused(partial(files.read_bounded, path, 64 * 1024)) or b"" for path in pems]
         plain = [
@@ -116,18 +114,31 @@ def keys_on_disk(target: Target) -> Iterator[Finding]:
                 mark in raw for mark in (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
             )
         ]
-        if plain:
-            what = f"{len(plain)} of {len(pems)} PEM files under {at[1]} without a passphrase"
-            yield finding("key_plain", at, what)
         try:
             signs.passphrase()
         except ConfigurationError as error:
-            key = "passphrase_env" if file is None else "passphrase_file"
-            yield finding("passphrase_unavailable", (signs.table, key), str(error))
-        beside = folder if in_folder else folder.parent
-        if file is not None and file.absolute().parent == beside.absolute():
-            what = f"{target.shown(file)} lies beside the keys"
-            yield finding("passphrase_beside_keys", (signs.table, "passphrase_file"), what)
+            yield finding(
+                "passphrase_unavailable",
+                (signs.table, "passphrase_env" if file is None else "passphrase_file"),
+                str(error),
+            )
+        beside = (folder if in_folder else folder.parent).absolute()
+        is_writable = others(folder) & 0o022
+        yield from those(
+            (
+                in_folder and others(folder),
+                "keystore_writable" if is_writable else "keystore_readable",
+                at,
+                f"{target.shown(folder)} is open to others (mode {mode(folder)})",
+            ),
+            (plain, "key_plain", at, f"{len(plain)} of {len(pems)} PEM files under {at[1]} without a passphrase"),
+            (
+                file is not None and file.absolute().parent == beside,
+                "passphrase_beside_keys",
+                (signs.table, "passphrase_file"),
+                f"{target.shown(file or folder)} lies beside the keys",
+            ),
+        )
 
 
 def rotation(target: Target) -> Iterator[Finding]:
@@ -193,9 +204,6 @@ def references(target: Target) -> Iterator[Finding]:
 
 def _days(seconds: int) -> str:
     return f"{seconds // DAY} d" if seconds >= DAY else f"{seconds} s"
-
-
-RULES: Final = (limits, backlog, trust, keys_on_disk, rotation, references)
 
 
 LONG: Final = 7200
@@ -342,4 +350,16 @@ def enrolment(_: Target, producer: ProducerSettings) -> Iterator[Finding]:
                 yield finding("authority_loopback", (*table.path, key), f"http to {urlsplit(url).hostname}")
 
 
-AUTHORITY_RULES: Final = (enrolment, signing, credentials, grants, overlaps)
+RULES: Final = (
+    limits,
+    backlog,
+    trust,
+    keys_on_disk,
+    rotation,
+    references,
+    enrolment,
+    signing,
+    credentials,
+    grants,
+    overlaps,
+)

@@ -203,8 +203,10 @@ def cutoff(
     Consumers see it within a minute. Identities that it gets later count again.
     """
     configured = _configured(config)
-    within = identity.trust_domain_of(subject) == configured.settings.trust_domain
-    require(within, f"--sub: must be an identifier in {configured.settings.trust_domain}")
+    require(
+        identity.trust_domain_of(subject) == configured.settings.trust_domain,
+        f"--sub: must be an identifier in {configured.settings.trust_domain}",
+    )
     cut = configured.keystore.cut_off(subject, reason=reason, before=None if before is None else int(before))
     # How many identities still live by the audit file here, if it tells anything.
     alive, since = None, time.time() - configured.settings.lifetime

@@ -205,8 +205,11 @@ class BrokerSettings(Settings):
         options["security_protocol"] = f"SASL_{options['security_protocol']}"
         if self.user is not None:
             self.table.require(self.mechanism is not None, "user", f"needs mechanism, {' or '.join(MECHANISMS)}")
-            login = {"sasl_plain_username": self.user, "sasl_plain_password": self.password}
-            return options | login | {"sasl_mechanism": self.mechanism}
+            return options | {
+                "sasl_plain_username": self.user,
+                "sasl_plain_password": self.password,
+                "sasl_mechanism": self.mechanism,
+            }
         from kafka.net.sasl.oauth import AbstractTokenProvider
 
         # Told at once: kafka-python would take it for a broker that cannot be reached.

@@ -112,8 +112,12 @@ class ConfiguredAuthority:
             )
             for each in self.settings.credentials
         ]
-        grants = [each.build() for each in self.settings.grants]
-        return CredentialDesk(issuers=issuers, grants=grants, audience=self.settings.url, clock=self._clock)
+        return CredentialDesk(
+            issuers=issuers,
+            grants=[each.build() for each in self.settings.grants],
+            audience=self.settings.url,
+            clock=self._clock,
+        )
 
     @cached_property
     def keys(self) -> ActiveKey:
@@ -189,7 +193,10 @@ class ConfiguredAuthority:
         Raises:
             ConfigurationError: the JWK Set cannot be published.
         """
-        keys = KeyServer([self.settings.keys], most=MAX_AGE, clock=self._clock)
         return AuthorityServer(
-            authority, keys, refusals=self.settings.refusal_rate, observers=observers, clock=self._clock
+            authority,
+            KeyServer([self.settings.keys], most=MAX_AGE, clock=self._clock),
+            refusals=self.settings.refusal_rate,
+            observers=observers,
+            clock=self._clock,
         )

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from mqauth.audit.file import AuditFile
 from mqauth.audit.misuse import Alert, Detector, Thresholds
+from mqauth.audit.query import last_rollout
 from mqauth.audit.sinks import FloodGate, MisuseWatch
-from mqauth.audit.watches import last_rollout
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.declaration import read
 from mqauth.config.keys import ConfiguredAuthority, key_on_disk, key_source
@@ -127,8 +127,11 @@ class Configuration:
         if shown.token_file is not None:
             credential: Credential = TokenFile(shown.token_file)
         elif shown.issuer is not None and shown.subject is not None:
-            own = key_on_disk(producer, shown, shown.subject, self._clock)
-            credential = OwnKey(own, issuer=shown.issuer, subject=shown.subject)
+            credential = OwnKey(
+                key_on_disk(producer, shown, shown.subject, self._clock),
+                issuer=shown.issuer,
+                subject=shown.subject,
+            )
         else:
             with shown.table.located("token_url"):
                 credential = ClientCredentials(
@@ -262,8 +265,12 @@ class Configuration:
         policy: Policy = rules
         if consumer.opa is not None:
             with consumer.opa.table.located("url"):
-                within = rules if consumer.allow else None
-                policy = OPA(**consumer.opa.arguments(OPA), within=within, scope=consumer.scope, clock=clock)
+                policy = OPA(
+                    **consumer.opa.arguments(OPA),
+                    within=rules if consumer.allow else None,
+                    scope=consumer.scope,
+                    clock=clock,
+                )
         return Pipeline(
             verifier=Verifier(keys=issuers, release=releases, **settings),
             policy=policy,

@@ -216,11 +216,14 @@ class Lobby:
     @for_everybody
     async def queues(self, request: Request, session: WebSession) -> Response:
         """Show the queues and topics with their counts."""
-        queues = [
-            (queue, await run_in_threadpool(queue.backend.letters.ask, overview, None))
-            for queue in self.site.places
-        ]
-        return self.site.page("places.html", session, found=queues)
+        return self.site.page(
+            "places.html",
+            session,
+            found=[
+                (queue, await run_in_threadpool(queue.backend.letters.ask, overview, None))
+                for queue in self.site.places
+            ],
+        )
 
     @posted(viewers=True)
     async def refresh(self, request: Request, session: WebSession, fields: Fields) -> Response:
@@ -251,8 +254,9 @@ class Lobby:
         role = self._tokens.role((await read_form(request)).get("token", "").strip())
         if role is None:
             return self._page(403, "This token is not one of this console.")
-        name = self._reviewer if role == REVIEWER else role
-        return self.site.begin(request, RedirectResponse("/", SEE_OTHER), name, role)
+        return self.site.begin(
+            request, RedirectResponse("/", SEE_OTHER), self._reviewer if role == REVIEWER else role, role
+        )
 
     async def start(self, request: Request) -> Response:
         """Send the browser to the provider."""

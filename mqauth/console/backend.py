@@ -171,8 +171,7 @@ class Letters:
             # Into a new index, which is shown at once where the current one no longer holds.
             fresh = Index(self._session.clock.now())
             try:
-                advance = partial(self._progress, job, fresh)
-                self._session.survey(fresh, progress=advance, cancelled=job.cancelled)
+                self._session.survey(fresh, progress=partial(self._progress, job, fresh), cancelled=job.cancelled)
                 self.lost = None
                 return
             except Unavailable as error:
@@ -291,8 +290,9 @@ class Backend:
             def work(job: Job) -> None:
                 # The index no longer holds, even where the act fails halfway.
                 self.letters.stale = True
-                done = self.session.act(plan, selection, progress=job.saw, cancelled=job.cancelled)
-                job.account = done.as_dict()
+                job.account = self.session.act(
+                    plan, selection, progress=job.saw, cancelled=job.cancelled
+                ).as_dict()
                 # Whoever cancelled the act did not cancel the reading after it.
                 job.seen = job.total = 0
                 job.cancelled = threading.Event()

@@ -112,8 +112,13 @@ class OIDCSettings(Settings):
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield what is wrong with the scopes: ``openid`` is missing, or two are in one text."""
-        wrong = "openid" not in self.scopes or any(" " in scope for scope in self.scopes)
-        return self.refused((wrong, "scopes", 'must name "openid", and each scope by itself'))
+        return self.refused(
+            (
+                "openid" not in self.scopes or any(" " in scope for scope in self.scopes),
+                "scopes",
+                'must name "openid", and each scope by itself',
+            )
+        )
 
 
 def read_settings(path: Path) -> OIDCSettings:
@@ -183,8 +188,11 @@ def check(
         ]
         require(len(fit) == 1, "the provider has no key, or several, for the ID token", IDTokenError)
         key = JWKRegistry.import_key(fit[0])
-        strong = not isinstance(key, RSAKey) or key.public_key.key_size >= _MIN_RSA_BITS
-        require(strong, f"the provider's RSA key has fewer than {_MIN_RSA_BITS} bits", IDTokenError)
+        require(
+            not isinstance(key, RSAKey) or key.public_key.key_size >= _MIN_RSA_BITS,
+            f"the provider's RSA key has fewer than {_MIN_RSA_BITS} bits",
+            IDTokenError,
+        )
         good = jws.validate_compact(signature, key, allowed)
         claims = strict_json.loads(signature.payload or b"", depth=8)
     except IDTokenError:

@@ -182,11 +182,16 @@ class Pages:
         query = request.query_params
         wanted, order = Filter(search=query.get("search") or None), order_of(query, GROUP_COLUMNS, LARGEST)
         overview = await run_in_threadpool(self._ask, display.overview, None)
-        groups = await run_in_threadpool(
-            self._ask, Index.groups, [], wanted, limit=display.MAX_GROUPS, order=order
-        )
         return self._filtered(
-            "groups.html", session, wanted, overview=overview, groups=groups, order=order, columns=GROUP_COLUMNS
+            "groups.html",
+            session,
+            wanted,
+            overview=overview,
+            groups=await run_in_threadpool(
+                self._ask, Index.groups, [], wanted, limit=display.MAX_GROUPS, order=order
+            ),
+            order=order,
+            columns=GROUP_COLUMNS,
         )
 
     @for_everybody
@@ -260,13 +265,12 @@ class Pages:
     async def trail(self, request: Request, session: WebSession) -> Response:
         """Show what the audit files say of a letter."""
         row, reading = await self._letter(request)
-        steps = await run_in_threadpool(self._backend.trail, reading.id)
         return self._filtered(
             "audit.html",
             session,
             filter_of(request.query_params),
             reading=reading,
-            steps=steps,
+            steps=await run_in_threadpool(self._backend.trail, reading.id),
             record=display.record,
             walk=query_of(filter_of(request.query_params)),
             row=row,
@@ -304,13 +308,12 @@ class Pages:
         act, wanted = request.path_params["act"], filter_of(request.query_params)
         require(act in ACTS, "", partial(HTTPException, 404))
         require(session.may_act, _LOOK_ONLY, partial(HTTPException, 403))
-        total = await run_in_threadpool(self._ask, Index.count, 0, wanted)
         return self._filtered(
             "act.html",
             session,
             wanted,
             act=act,
-            total=total,
+            total=await run_in_threadpool(self._ask, Index.count, 0, wanted),
             reasons=[group.reason for group in await run_in_threadpool(self._ask, Index.groups, [], wanted)],
         )
 

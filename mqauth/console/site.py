@@ -87,8 +87,10 @@ def token_file(path: Path) -> tuple[dict[str, str], bool]:
         except FileExistsError:
             raw = read_bounded(path, 4096, private=True)
             pairs = [line.split() for line in raw.decode("ascii", "replace").splitlines() if line.strip()]
-            one_each = pairs and all(len(pair) == 2 for pair in pairs)
-            require(one_each, f"{path}: one line for each role: its name and its token")
+            require(
+                pairs and all(len(pair) == 2 for pair in pairs),
+                f"{path}: one line for each role: its name and its token",
+            )
             return {role: token for role, token in pairs}, False
     tokens = fresh_tokens()
     with os.fdopen(descriptor, "w") as file:

@@ -81,8 +81,7 @@ class Question(NamedTuple):
     @property
     def document(self) -> dict[str, Any]:
         """The question as the member ``input`` that is posted."""
-        members = self._asdict() | {"claims": strict_json.loads(self.claims, depth=8)}
-        return {"v": VERSION, **members}
+        return {"v": VERSION, **self._asdict(), "claims": strict_json.loads(self.claims, depth=8)}
 
 
 def question_of(verified: Verified, scope: str | None) -> Question:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
+from mqauth.audit.query import RUNGS
 from mqauth.audit.record import MAX_SOURCE, iso_time
-from mqauth.audit.watches import RUNGS
 from mqauth.errors import MalformedMessage, Reason, Rejection, refusing, require
 from mqauth.letters.dead_letter import LIVE_PROPERTIES, PREFIX, WRITTEN_ON_LETTERS, content_digest, letter_id
 from mqauth.letters.release import MAX_HOPS

@@ -80,10 +80,11 @@ class TransitKey:
         """
         answer, where = self._ask("keys"), self._reference.shown
         algorithm, _ = _KINDS.get(str(answer.get("type")), ("", {}))
-        signs = algorithm and not answer.get("derived")
-        require(signs, f"{where}: its key is none of {', '.join(_KINDS)}")
-        copied = answer.get("exportable") or answer.get("allow_plaintext_backup")
-        require(not copied, f"{where}: the key is exportable, so its private half can be copied")
+        require(algorithm and not answer.get("derived"), f"{where}: its key is none of {', '.join(_KINDS)}")
+        require(
+            not (answer.get("exportable") or answer.get("allow_plaintext_backup")),
+            f"{where}: the key is exportable, so its private half can be copied",
+        )
         unreadable = (AttributeError, KeyError, TypeError, ValueError, UnsupportedAlgorithm)
         with refusing(unreadable, f"{where}: no public half of version {self._reference.version}"):
             text = answer["keys"][str(self._reference.version)]["public_key"]

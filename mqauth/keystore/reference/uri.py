@@ -122,11 +122,14 @@ class TokenURI:
         Raises:
             ConfigurationError: it is no such URI, names no token or no object, or has a PIN in it.
         """
-        escaped = uri.startswith("pkcs11:") and re.fullmatch(r"(?:[^%]|%[0-9A-Fa-f]{2})*", uri)
-        require(escaped, "not a pkcs11 URI, or a % that escapes nothing")
+        require(
+            uri.startswith("pkcs11:") and re.fullmatch(r"(?:[^%]|%[0-9A-Fa-f]{2})*", uri),
+            "not a pkcs11 URI, or a % that escapes nothing",
+        )
         path, _, query = uri.removeprefix("pkcs11:").partition("?")
-        pin = re.search(r"(^|&)pin-value=", query)
-        require(pin is None, "a PIN never stands in a uri: use pin-source=file:/path")
+        require(
+            re.search(r"(^|&)pin-value=", query) is None, "a PIN never stands in a uri: use pin-source=file:/path"
+        )
         attributes = _attributes(path, ";", ("token", "object", "id", "serial", "type"), "a key's uri")
         attributes |= _attributes(query, "&", ("module-path", "pin-source"), "a key's uri")
         texts: dict[str, str] = {}
