@@ -15,8 +15,7 @@ from typing import Any, Final
 from integration.services.opa import Agent
 from mqauth import OPA, Allow
 from mqauth.judging.policy import Decision
-from mqauth.policies.opa import MAX_MEMORY, Remembered
-from mqauth.policies.question import Question
+from mqauth.policies.opa import MAX_MEMORY, Question, Remembered
 from mqauth.testing.policy_contract import PLACE, honest
 from mqauth.wire.memo import Recent, size_of
 

@@ -21,8 +21,8 @@ from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verified import Verified
 from mqauth.judging.verifier import Verifier
 from mqauth.keystore.disk import ring
-from mqauth.keystore.identity.credentials import OwnKey
 from mqauth.keystore.identity.identity_key import IdentityKey
+from mqauth.keystore.identity.request import OwnKey
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.signer import Signer
 from mqauth.testing.token_attacks import honest_message

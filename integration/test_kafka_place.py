@@ -18,7 +18,6 @@ from mqauth.brokers import kafka as wrapper
 from mqauth.flow import Attempts
 from mqauth.review.kafka import KafkaRecords
 from mqauth.review.letter import Letter, read
-from mqauth.review.letterbox import RecordPlace
 from mqauth.testing.forge import Forge
 from mqauth.testing.stage_kafka import KafkaStage, wait_until
 from mqauth.wire.message import Message
@@ -115,7 +114,7 @@ def test_record_read_again_has_the_ids_of_its_topic(stage: KafkaStage, client: A
     """What is read for a reference letter names cluster and topic: a letter of an old topic does not fit it."""
     stage.inject(Message(destination=stage.destination, body=b"x", key=b"k"))
     client.unsubscribe()
-    found = KafkaRecords(client).fetch(RecordPlace(topic=stage.topic, partition=0, offset=0))
+    found = KafkaRecords(client).fetch(stage.topic, 0, 0)
     assert found is not None
     assert (found.origin.cluster, found.origin.topic_id) == ids(stage)
 

@@ -21,7 +21,7 @@ from integration.services.keycloak import Keycloak
 from integration.services.machine import Port
 from mqauth import ClientCredentials, Message, Signer, Unavailable
 from mqauth.errors import Cause
-from mqauth.keystore.identity.credentials import Asking
+from mqauth.keystore.identity.request import Asking
 from mqauth.wire.keys import Key, thumbprint
 
 pytestmark = pytest.mark.slow

@@ -99,7 +99,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         begun.set()
         end.wait(60)
 
-    uri = holder.parse("pkcs11:token=prod;object=ES256")
+    uri = holder.TokenURI.parse("pkcs11:token=prod;object=ES256")
     with ThreadPoolExecutor(1) as pool:
         holding = pool.submit(holder.SESSIONS.call, uri, hold)
         assert begun.wait(30)
@@ -398,7 +398,7 @@ def test_a_library_that_hangs(
 
 def test_who_waits_for_others_is_told(hsm: SoftHSM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many that ask at once wait for each other, and no longer than allowed; none of their calls is made then."""
-    uri = holder.parse("pkcs11:token=prod;object=ES256")
+    uri = holder.TokenURI.parse("pkcs11:token=prod;object=ES256")
     made: list[str] = []
     with held(monkeypatch):
         monkeypatch.setattr(holder, "TIMEOUT", 0.01)

@@ -37,9 +37,8 @@ if TYPE_CHECKING:
     from mqauth.judging.verified import Verified
     from mqauth.judging.verifier import Issuer, Verifier
     from mqauth.keystore import ActiveKey, JWKSFile
-    from mqauth.keystore.identity.credentials import ClientCredentials, OwnKey, TokenFile
-    from mqauth.keystore.identity.identity_key import IdentityKey
-    from mqauth.keystore.identity.wit_key import WITKey
+    from mqauth.keystore.identity.identity_key import IdentityKey, WITKey
+    from mqauth.keystore.identity.request import ClientCredentials, OwnKey, TokenFile
     from mqauth.keystore.remote.jwks import JWKS
     from mqauth.policies.opa import OPA
     from mqauth.replay.memory import MemoryReplayStore
@@ -119,9 +118,8 @@ _NAMES: Final = {
     "judging.trust_domain": ("TrustDomain",),
     "judging.verifier": ("Issuer", "Verifier"),
     "keystore.disk.watch": ("ActiveKey", "JWKSFile"),
-    "keystore.identity.wit_key": ("WITKey",),
-    "keystore.identity.credentials": ("ClientCredentials", "OwnKey", "TokenFile"),
-    "keystore.identity.identity_key": ("IdentityKey",),
+    "keystore.identity.identity_key": ("IdentityKey", "WITKey"),
+    "keystore.identity.request": ("ClientCredentials", "OwnKey", "TokenFile"),
     "keystore.remote.jwks": ("JWKS",),
     "policies.opa": ("OPA",),
     "replay.memory": ("MemoryReplayStore",),

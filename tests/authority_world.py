@@ -13,8 +13,7 @@ from mqauth.audit.misuse import Detector
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.authority.application import AuthorityServer
 from mqauth.authority.credential import CredentialIssuer
-from mqauth.authority.desk import CredentialDesk, Grant
-from mqauth.authority.issuing import IdentityAuthority
+from mqauth.authority.issuing import CredentialDesk, Grant, IdentityAuthority
 from mqauth.keystore import ActiveKey, Keystore
 from mqauth.keystore.remote.keyserver import KeyServer
 from mqauth.testing.clock import FakeClock

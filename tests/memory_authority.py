@@ -12,15 +12,13 @@ from typing import Any, Final
 from mqauth.audit.file import AuditFile
 from mqauth.authority.application import AuthorityServer
 from mqauth.authority.credential import CredentialIssuer
-from mqauth.authority.desk import CredentialDesk, Grant
-from mqauth.authority.issuing import LIFETIME, RATE, IdentityAuthority
+from mqauth.authority.issuing import LIFETIME, RATE, CredentialDesk, Grant, IdentityAuthority
 from mqauth.clock import SYSTEM_RANDOMNESS, Clock
 from mqauth.http.connection import MAX_TIMEOUT, Deadline
 from mqauth.http.exchange import Response
 from mqauth.keystore import ActiveKey, Keystore
-from mqauth.keystore.identity.credentials import Credential, OwnKey
 from mqauth.keystore.identity.identity_key import IdentityKey
-from mqauth.keystore.identity.request import IdentityRequest
+from mqauth.keystore.identity.request import Credential, IdentityRequest, OwnKey
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.keystore.remote.keyserver import KeyServer
 from mqauth.keystore.remote.refresher import ThreadRefresher

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from mqauth.audit import identity_watch, misuse
+from mqauth.audit import misuse
 from mqauth.audit.file import AuditFile
 from mqauth.audit.misuse import Detector, Thresholds
 from mqauth.audit.record import SCHEMA_VERSION, AuditRecord
 from mqauth.audit.sinks import FloodGate, MisuseWatch
-from mqauth.authority.refusals import Refusal
+from mqauth.authority.credential import Refusal
 from mqauth.brokers.memory import DeadLetters, MemoryBroker
 from mqauth.errors import Reason
 from mqauth.flow import Attempts, run
@@ -93,7 +93,7 @@ def test_enumerations_are_the_codes() -> None:
     """Reasons, algorithms and kinds of alert are those of the code, no fewer and no more."""
     kinds = set(re.findall(r'fact\.alert\(\s*"(\w+)"', Path(misuse.__file__).read_text()))
     kinds |= {kind for kind, *_ in misuse.AT_ONCE.values()} | {"rung_lowered", "unsigned_again"}
-    kinds |= set(re.findall(r'yield "(\w+)", ', Path(identity_watch.__file__).read_text()))
+    kinds |= set(re.findall(r'yield "(\w+)", ', Path(misuse.__file__).read_text()))
     assert SCHEMA["$defs"]["refusal"]["enum"] == [refusal.value for refusal in Refusal]
     assert SCHEMA["$defs"]["reason"]["enum"] == [reason.value for reason in Reason]
     assert set(SCHEMA["$defs"]["claims"]["properties"]["alg"]["enum"]) == {*ALGORITHMS, "Ed25519"}

@@ -13,11 +13,10 @@ import pytest
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.record import AuditRecord
 from mqauth.audit.sinks import CallableSink, FloodGate
-from mqauth.authority.desk import Grant, Trace
-from mqauth.authority.issuing import IdentityAuthority
-from mqauth.authority.refusals import Rate, Refusal, Refused
+from mqauth.authority.credential import Refusal, Refused
+from mqauth.authority.issuing import Grant, IdentityAuthority, Rate, Trace
 from mqauth.errors import Cause, ConfigurationError, Unavailable
-from mqauth.keystore.identity.wit_key import WITKey
+from mqauth.keystore.identity.identity_key import WITKey
 from mqauth.testing import FakeClock
 from mqauth.wire import base64url, identity, jwk
 from mqauth.wire.keys import Key, KeySet, Revocation, public_members
@@ -373,13 +372,11 @@ def test_one_site_of_ipv6_is_one_address(tmp_path: Path) -> None:
     assert world.ask("bad", address="2001:db8:0:1::1").status == 401
 
 
-def test_a_rate_is_bounded_and_looking_counts_nothing(clock: FakeClock) -> None:
-    """Beyond the capacity the key that was used least goes; who only looks takes no room."""
-    rate = Rate(2, clock, capacity=2)
-    assert [rate.take(key, 0) for key in ("a", "b", "c")] == [0, 0, 0]
-    assert len(rate) == 0
-    assert [rate.take(key) for key in ("a", "a", "b", "c", "a")] == [0, 0, 0, 0, 60]
-    assert len(rate) == 2
+def test_who_only_looks_counts_for_nothing(clock: FakeClock) -> None:
+    """A rate counts what is taken; who only looks takes no room."""
+    rate = Rate(2, clock)
+    assert [rate.take("a", counts=False) for _ in range(5)] == [0] * 5
+    assert [rate.take("a") for _ in range(3)] == [0, 0, 60]
 
 
 def test_behind_a_proxy_addresses_do_not_count(tmp_path: Path) -> None:

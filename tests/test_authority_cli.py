@@ -18,7 +18,7 @@ import pytest
 from mqauth import load
 from mqauth.audit.chain import verify_chain
 from mqauth.audit.file import read_heads
-from mqauth.authority.desk import Trace
+from mqauth.authority.issuing import Trace
 from mqauth.cli import app
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS
 from mqauth.errors import ConfigurationError

@@ -18,9 +18,8 @@ from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import Unavailable
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Verifier
-from mqauth.keystore.identity.credentials import OwnKey
-from mqauth.keystore.identity.identity_key import IdentityKey
-from mqauth.keystore.identity.wit_key import WITKey
+from mqauth.keystore.identity.identity_key import IdentityKey, WITKey
+from mqauth.keystore.identity.request import OwnKey
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.signer import Signer
 from mqauth.wire import jwk

@@ -13,7 +13,7 @@ from mqauth.judging.verifier import Verifier
 from mqauth.keystore import Keystore, public_keys
 from mqauth.keystore.disk import cutoffs, ring
 from mqauth.keystore.disk.ring import MAX_OVERLAP, RETIREMENT_GRACE, KeyRing
-from mqauth.keystore.identity.wit_key import WITKey
+from mqauth.keystore.identity.identity_key import WITKey
 from mqauth.keystore.remote.keyserver import KeyServer, max_age, publish
 from mqauth.signer import Signer
 from mqauth.testing.clock import FakeClock

@@ -12,8 +12,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from mqauth.authority.application import AuthorityServer
-from mqauth.authority.desk import Answered
-from mqauth.authority.refusals import Refusal
+from mqauth.authority.credential import Refusal
 from mqauth.errors import Cause, Unavailable
 from mqauth.keystore.remote.keyserver import KeyServer
 from mqauth.telemetry.authority import MAX_SUBJECTS, AuthorityTelemetry
@@ -102,9 +101,9 @@ def test_labels_are_closed(world: World, meter: Meter) -> None:
 def test_subjects_are_bounded(meter: Meter) -> None:
     """A hundred identities have a label of their own, all others count together."""
     for number in range(MAX_SUBJECTS + 5):
-        told: Any = Answered("issued", "", "cluster", f"wimse://prod.example/{number}", 0.01)
+        subject = f"wimse://prod.example/{number}"
         observe: Any = meter.telemetry.observe
-        observe(told)
+        observe(answer="issued", refusal="", credential="cluster", subject=subject, seconds=0.01)
     found = counted(meter, "mqauth.authority.identities")
     assert len(found) == MAX_SUBJECTS + 1
     assert found[("cluster", "other")] == 5
@@ -113,7 +112,7 @@ def test_subjects_are_bounded(meter: Meter) -> None:
 def test_an_observer_that_fails_keeps_no_identity_back(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """What an observer raises is logged, and the identity is given."""
 
-    def broken(_told: Answered) -> None:
+    def broken(**_told: object) -> None:
         raise ValueError("x")
 
     world.server._observers = (broken,)

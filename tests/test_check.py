@@ -23,7 +23,7 @@ import mqauth
 import mqauth.check
 from mqauth.check import CODES, Report, Severity, check
 from mqauth.check.deployment import is_loopback
-from mqauth.check.target import is_own_group
+from mqauth.check.rule import is_own_group
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import Keystore, public_keys
@@ -1073,7 +1073,7 @@ def test_many_bad_keys_are_one_finding(world: World) -> None:
     """A set full of bad keys is told in one line, not in thousands."""
     world.jwks("jwks.json", [*own(world), *({} for _ in range(5000))])
     (finding,) = world.check().findings
-    assert finding.message == "jwks.json: key 1, 2, 3 and 4997 more: no kid of 1 to 128 characters"
+    assert finding.message == "jwks.json: key 1, 2, 3, 4, 5 and 4995 more: no kid of 1 to 128 characters"
 
 
 @pytest.mark.parametrize("half", ["producer", "consumer"])

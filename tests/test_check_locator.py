@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mqauth.check.target import lines_of, nearest
+from mqauth.config.toml_file import lines_of, nearest
 
 TRICKY = '''\
 # [not.a.table]

@@ -197,7 +197,7 @@ def test_pem_files_that_cannot_be_used_are_one_error(tmp_path: Path) -> None:
 
 def test_no_secret_is_shown(tmp_path: Path) -> None:
     """A place can be logged."""
-    place = LetterAddress(broker="kafka://127.0.0.1:1", topic="t", settings=load(tmp_path, SASL))
+    place = LetterAddress(broker="kafka://127.0.0.1:1", name="t", settings=load(tmp_path, SASL))
     assert "s3cr" not in repr(place) + repr(place.settings)
 
 

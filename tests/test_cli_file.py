@@ -46,27 +46,27 @@ def place(
 def test_the_file_alone_names_broker_and_queue() -> None:
     """In a folder with ``mqauth.toml`` no option is needed."""
     found = place(FILE)
-    assert (found.broker, found.queue, found.topic) == ("amqp://mq.example/", "orders.dead", None)
+    assert (found.broker, found.name) == ("amqp://mq.example/", "orders.dead")
 
 
 def test_a_name_takes_its_table() -> None:
     """``--broker NAME`` takes ``[brokers.NAME]``, with the topic there."""
     found = place(FILE, "log")
-    assert (found.broker, found.queue, found.topic) == ("kafka://log-1:9092,log-2:9092", None, "orders.gone")
+    assert (found.broker, found.name) == ("kafka://log-1:9092,log-2:9092", "orders.gone")
 
 
 def test_the_name_of_dead_letters_is_the_default() -> None:
     """Without queue or topic in the table it is the ``[dead_letters] name``, on either broker."""
     named = '[broker]\nurl = "{}"\n[dead_letters]\nname = "shop.dead"'
-    assert place(named.format("amqp://a/")).queue == "shop.dead"
-    assert place(named.format("kafka://a:1")).topic == "shop.dead"
+    assert place(named.format("amqp://a/")).name == "shop.dead"
+    assert place(named.format("kafka://a:1")).name == "shop.dead"
 
 
 def test_an_option_counts_before_the_file() -> None:
     """URL and queue of options replace those of the file; a queue of the file is not asked of a Kafka."""
-    assert place(FILE, queue="other").queue == "other"
+    assert place(FILE, queue="other").name == "other"
     found = place(FILE, "kafka://a:1")
-    assert (found.broker, found.queue, found.topic) == ("kafka://a:1", None, "shop.dead")
+    assert (found.broker, found.name) == ("kafka://a:1", "shop.dead")
 
 
 def test_the_only_one_of_several_tables_needs_no_name() -> None:

@@ -72,8 +72,8 @@ from mqauth.judging.policy import Rule
 from mqauth.judging.rollout import Exemption, RolloutEntry
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer, Verifier
-from mqauth.keystore.identity.credentials import ClientCredentials, OwnKey
 from mqauth.keystore.identity.identity_key import IdentityKey
+from mqauth.keystore.identity.request import ClientCredentials, OwnKey
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.letters.authorities import Authority
 from mqauth.policies.opa import OPA

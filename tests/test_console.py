@@ -22,8 +22,7 @@ from mqauth.console import Backend, Sessions, Tokens, application, display
 from mqauth.console.backend import BusyError
 from mqauth.console.display import MAX_BODY, MAX_GROUPS, body, visible
 from mqauth.console.pages import GROUP_COLUMNS, LETTER_COLUMNS
-from mqauth.console.shield import HEADERS
-from mqauth.console.site import IDLE, LONGEST, MAX_SESSIONS, token_file
+from mqauth.console.site import HEADERS, IDLE, LONGEST, MAX_SESSIONS, token_file
 from mqauth.errors import Cause, ConfigurationError, Reason, Unavailable
 from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow

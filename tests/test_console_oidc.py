@@ -43,7 +43,7 @@ from mqauth.console.oidc import (
     person,
 )
 from mqauth.console.oidc_provider import LIFETIME, MAX_USED, REDISCOVER, Attempts
-from mqauth.console.shield import HEADERS
+from mqauth.console.site import HEADERS
 from mqauth.errors import ConfigurationError
 from mqauth.http.connection import FetchFailed
 from mqauth.review import ALL, Index, Session
@@ -935,7 +935,7 @@ DEEP = OIDCSettings(
 )
 def test_roles(settings: OIDCSettings, claims: dict[str, Any], role: str | None) -> None:
     """Only a value that is mapped, letter for letter, in the one claim gives a role; of several the highest."""
-    assert person({"sub": "ada", **claims}, settings).role == role
+    assert person({"sub": "ada", **claims}, settings) == ("ada", role)
 
 
 @pytest.mark.parametrize(

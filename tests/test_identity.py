@@ -20,7 +20,7 @@ from mqauth.judging.policy import Allow, Rule
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.unverified import Verdict
 from mqauth.judging.verifier import Issuer
-from mqauth.keystore.identity.wit_key import WITKey
+from mqauth.keystore.identity.identity_key import WITKey
 from mqauth.keystore.remote.rules import merge
 from mqauth.letters.authorities import Authority, ReleaseAuthorities, Releaser
 from mqauth.letters.dead_letter import letter_id

@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 from mqauth.errors import Cause, ConfigurationError, Unavailable
 from mqauth.http.connection import FetchFailed
 from mqauth.keystore.identity import renewal
-from mqauth.keystore.identity.credentials import TokenFile
 from mqauth.keystore.identity.identity_key import IdentityKey
 from mqauth.keystore.identity.renewal import Grant, Moment, Renewal
-from mqauth.keystore.identity.request import Refused
+from mqauth.keystore.identity.request import Refused, TokenFile
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.keystore.remote.refresher import ThreadRefresher
 from mqauth.keystore.remote.rules import Answer

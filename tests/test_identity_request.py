@@ -22,8 +22,14 @@ from mqauth.http.connection import FetchFailed
 from mqauth.http.exchange import Response
 from mqauth.keystore import Keystore
 from mqauth.keystore.disk.watch import ActiveKey
-from mqauth.keystore.identity.credentials import ClientCredentials, Credential, OwnKey, TokenFile
-from mqauth.keystore.identity.request import IdentityRequest, Refused
+from mqauth.keystore.identity.request import (
+    ClientCredentials,
+    Credential,
+    IdentityRequest,
+    OwnKey,
+    Refused,
+    TokenFile,
+)
 from mqauth.testing.identity import OTHER_WORKLOAD, TRUST_DOMAIN, WORKLOAD, WITSigner
 from mqauth.testing.token_attacks import honest_message
 from mqauth.wire.jwk import dump_key_set, public_key

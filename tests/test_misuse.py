@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mqauth.audit import identity_watch, misuse
+from mqauth.audit import misuse
 from mqauth.audit.misuse import AT_ONCE, NUMBERS, Alert, Detector, Thresholds, Window
 from mqauth.audit.record import iso_time
 from mqauth.errors import ConfigurationError
@@ -242,6 +242,6 @@ def test_documented_alerts_are_the_detectors() -> None:
     """The page's table has every kind of alert, and no other."""
     kinds = set(re.findall(r'fact\.alert\(\s*"(\w+)"', Path(misuse.__file__).read_text("utf-8")))
     kinds |= {kind for kind, *_ in AT_ONCE.values()} | {"rung_lowered", "unsigned_again"}
-    kinds |= set(re.findall(r'yield "(\w+)", ', Path(identity_watch.__file__).read_text("utf-8")))
+    kinds |= set(re.findall(r'yield "(\w+)", ', Path(misuse.__file__).read_text("utf-8")))
     table = DOCS.partition("| alert |")[2].partition("The detectors learn habits")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == kinds

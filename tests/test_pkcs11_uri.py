@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqauth.errors import ConfigurationError
-from mqauth.keystore.reference.pkcs11_uri import TokenURI, parse
+from mqauth.keystore.reference.uri import TokenURI
 
 
 def test_all_parts() -> None:
     """Each part is read, with its escapes, in any order."""
-    found = parse(
+    found = TokenURI.parse(
         "pkcs11:id=%00%ff;serial=12;object=a%3Bb;token=my%20token;type=private"
         "?pin-source=file:/run/pin&module-path=/usr/lib/hsm.so"
     )
@@ -52,14 +52,14 @@ def test_all_parts() -> None:
 def test_refused(uri: str, refusal: str) -> None:
     """What is missing, repeated, unknown or malformed is refused by its name."""
     with pytest.raises(ConfigurationError, match=refusal.replace("|", r"\|")):
-        parse(uri)
+        TokenURI.parse(uri)
 
 
 @pytest.mark.parametrize("uri", ["pkcs11:token=a;object=b?pin-value=4711", "pkcs11:token=a?x=y&pin-value=4711"])
 def test_a_pin_is_refused_and_not_repeated(uri: str) -> None:
     """A PIN in a URI is refused, and the error does not have it."""
     with pytest.raises(ConfigurationError, match="a PIN never stands in a uri") as caught:
-        parse(uri)
+        TokenURI.parse(uri)
     assert "4711" not in str(caught.value)
 
 
@@ -67,7 +67,7 @@ def test_a_pin_is_refused_and_not_repeated(uri: str) -> None:
 def test_total(text: str) -> None:
     """Whatever stands behind the scheme is read or refused, and nothing else is raised."""
     try:
-        found = parse("pkcs11:" + text)
+        found = TokenURI.parse("pkcs11:" + text)
     except ConfigurationError:
         return
     assert found.token
@@ -76,7 +76,7 @@ def test_total(text: str) -> None:
 def test_pin_of_a_file(tmp_path: Path) -> None:
     """One newline at the end of the file is not part of the PIN; an empty file has none."""
     file = tmp_path / "pin"
-    found = parse(f"pkcs11:token=a;object=b?pin-source=file:{file}")
+    found = TokenURI.parse(f"pkcs11:token=a;object=b?pin-source=file:{file}")
     file.touch(0o600)
     with pytest.raises(ConfigurationError, match="token 'a': no PIN in file"):
         found.pin()
@@ -90,9 +90,9 @@ def test_pin_of_a_file(tmp_path: Path) -> None:
 def test_pin_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The variable that the URI names comes before the common one, which is not asked then."""
     monkeypatch.setenv("MQAUTH_PKCS11_PIN", "1")
-    assert parse("pkcs11:token=a;object=b").pin() == "1"
+    assert TokenURI.parse("pkcs11:token=a;object=b").pin() == "1"
     with pytest.raises(ConfigurationError, match="token 'a': no PIN in env OTHER"):
-        parse("pkcs11:token=a;object=b?pin-source=env:OTHER").pin()
+        TokenURI.parse("pkcs11:token=a;object=b?pin-source=env:OTHER").pin()
 
 
 def test_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +100,6 @@ def test_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PKCS11_MODULE", "/nowhere")
     library = tmp_path / "hsm.so"
     library.touch()
-    assert parse(f"pkcs11:token=a;object=b?module-path={library}").library() == str(library)
+    assert TokenURI.parse(f"pkcs11:token=a;object=b?module-path={library}").library() == str(library)
     with pytest.raises(ConfigurationError, match="token 'a': there is no library /nowhere"):
-        parse("pkcs11:token=a;object=b").library()
+        TokenURI.parse("pkcs11:token=a;object=b").library()

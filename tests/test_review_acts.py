@@ -12,7 +12,7 @@ from mqauth.errors import Cause, Reason, Rejection, Unavailable
 from mqauth.judging.pipeline import Verdict
 from mqauth.letters.dead_letter import PREFIX, DeadLetter
 from mqauth.review import Letter, act, judge, read, rehearse
-from mqauth.review.letterbox import CHANGED, GONE, ONLY_REFERENCE, Judge, RecordPlace, recalled
+from mqauth.review.letterbox import CHANGED, GONE, ONLY_REFERENCE, Judge, recalled
 from mqauth.testing import FakeClock, Forge
 from mqauth.wire.message import Message, Origin
 from tests.conftest import KAFKA, kafka_message, rabbitmq_message
@@ -25,12 +25,12 @@ class Log(dict[tuple[str, int, int], Message]):
     asked = 0
     down = False
 
-    def fetch(self, place: RecordPlace, /) -> Message | None:
+    def __call__(self, topic: str, partition: int, offset: int, /) -> Message | None:
         """Return one."""
         self.asked += 1
         if self.down:
             raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, "down")
-        return self.get((place.topic, place.partition, place.offset))
+        return self.get((topic, partition, offset))
 
 
 @pytest.fixture

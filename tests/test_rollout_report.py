@@ -17,8 +17,8 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from mqauth.audit.misuse import Detector
 from mqauth.audit.observed import CAPACITY, Group, Observed, group_of
+from mqauth.audit.query import last_rollout
 from mqauth.audit.record import iso_time
-from mqauth.audit.rollout_watch import last_rollout
 from mqauth.audit.sinks import MisuseWatch
 from mqauth.check import check
 from mqauth.delivery.health import QueueHealth, State, told_of

@@ -15,7 +15,7 @@ from mqauth.judging.pipeline import Pipeline
 from mqauth.judging.policy import Allow, Rule
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Verifier
-from mqauth.keystore.identity.wit_key import WITKey
+from mqauth.keystore.identity.identity_key import WITKey
 from mqauth.replay.memory import MemoryReplayStore
 from mqauth.signer import Signer
 from mqauth.testing import FakeClock

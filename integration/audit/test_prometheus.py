@@ -21,7 +21,6 @@ from integration.services.prometheus import Prometheus
 from mqauth.audit.file import AuditFile
 from mqauth.audit.misuse import Alert
 from mqauth.audit.sinks import FloodGate, MisuseWatch
-from mqauth.authority.desk import Answered
 from mqauth.errors import Reason, RejectNow
 from mqauth.judging.accept_as import AcceptAs
 from mqauth.judging.pipeline import Pipeline
@@ -91,7 +90,9 @@ class Demo:
     def asks(self, answer: str, refusal: str = "", subject: str = "", times: int = 1) -> None:
         """Have an authority tell of an answer, so many times."""
         for _ in range(times):
-            self.authority.observe(Answered(answer, refusal, "cluster", subject, 0.01))
+            self.authority.observe(
+                answer=answer, refusal=refusal, credential="cluster", subject=subject, seconds=0.01
+            )
 
     def roll_out(self, destination: str, days: int) -> None:
         """Have a destination at ``observe`` for so many days from now."""

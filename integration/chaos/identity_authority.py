@@ -18,15 +18,13 @@ from pathlib import Path
 
 from integration.scale import nightly
 from mqauth import AuditFile
-from mqauth.authority import desk
 from mqauth.authority.application import AuthorityServer
 from mqauth.authority.credential import CredentialIssuer
-from mqauth.authority.desk import CredentialDesk, Grant
-from mqauth.authority.issuing import IdentityAuthority
+from mqauth.authority.issuing import CredentialDesk, Grant, IdentityAuthority
 from mqauth.cli.serve import Server, listen
 from mqauth.keystore import ActiveKey, Keystore
-from mqauth.keystore.identity.credentials import OwnKey
 from mqauth.keystore.identity.identity_key import IdentityKey
+from mqauth.keystore.identity.request import OwnKey
 from mqauth.keystore.remote.keyserver import KeyServer
 from mqauth.wire.jwk import dump_key_set, load_key_set
 from mqauth.wire.keys import Key, KeySet
@@ -119,8 +117,6 @@ def _free_port() -> int:
 
 def main(orders: Orders) -> None:
     """Serve until killed."""
-    # The bound is for people's settings; nothing in an authority depends on it.
-    desk.MIN_LIFETIME = LIFETIME  # type: ignore[misc]
     folder = Path(orders.folder)
     machines = CredentialIssuer(
         name="machines", issuer=MACHINES, keys=load_key_set((folder / "machines.json").read_bytes()),

@@ -18,7 +18,7 @@ from integration.review.scene import Scene
 @contextlib.contextmanager
 def console(scene: Scene) -> Iterator[dict[str, Any]]:
     """Run ``mqauth console`` on the scene's letters, and give what it printed, and its ``pid``."""
-    where = ["--topic", scene.place.topic] if scene.place.topic else ["--queue", str(scene.place.queue)]
+    where = ["--topic", scene.place.name] if scene.place.on_kafka else ["--queue", str(scene.place.name)]
     files = ["--audit-file", str(scene.folder / "consumer.jsonl")]
     with serving(scene, scene.write_config(), "--broker", scene.place.broker, *where, *files) as told:
         yield told

@@ -99,7 +99,7 @@ def config_of(shop: Scene, stream: Scene) -> Path:
     """Write one configuration for both brokers."""
     path = shop.write_config()
     own = CONFIG.format(destination=f'{shop.stage.destination}", "{stream.stage.destination}', scope=shop.scope)
-    tables = BROKERS.format(queue=shop.place.queue, stream=stream.place.broker, topic=stream.place.topic)
+    tables = BROKERS.format(queue=shop.place.name, stream=stream.place.broker, topic=stream.place.name)
     path.write_text(own + tables)
     return path
 

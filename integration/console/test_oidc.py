@@ -93,7 +93,7 @@ def console(scene: Scene, provider: OpenIDProvider, url: str, tls: tuple[Path, P
         (folder / name).chmod(0o600)
     (folder / "oidc.toml").write_text(SETTINGS.format(provider=provider, url=url))
     arguments = [
-        "console", "--broker", scene.place.broker, "--queue", str(scene.place.queue), "--json",
+        "console", "--broker", scene.place.broker, "--queue", str(scene.place.name), "--json",
         "--port", url.rpartition(":")[2], "--tls-cert", str(tls[0]), "--tls-key", str(tls[1]),
         "--oidc", str(folder / "oidc.toml"), "--no-tokens", "--config", str(scene.write_config()),
         "--key", str(folder / "review.pem"), "--audit", str(folder / "reviewer.jsonl"),

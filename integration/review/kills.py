@@ -118,7 +118,7 @@ def _counted(scene: Scene, act: str, kills: int, letters: int, worst: int) -> Ta
 
 def command(scene: Scene, act: str, *more: str, rate: int = _FAST) -> list[str]:
     """Return the command line of an act on everything."""
-    name = ("--topic", scene.place.topic) if scene.place.on_kafka else ("--queue", scene.place.queue)
+    name = ("--topic", scene.place.name) if scene.place.on_kafka else ("--queue", scene.place.name)
     return ["dlq", act, "--broker", scene.place.broker, *map(str, name), "--why", WHY, "--yes", "--json",
             "--rate", str(rate), "--audit", str(scene.folder / "reviewer.jsonl"), *more]  # fmt: skip
 

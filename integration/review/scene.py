@@ -16,6 +16,7 @@ from mqauth import Pipeline, Verified
 from mqauth.audit.file import AuditFile
 from mqauth.audit.query import read_records
 from mqauth.cli.broker import LetterAddress, opened
+from mqauth.config.broker import BrokerSettings
 from mqauth.errors import Reason
 from mqauth.judging.policy import Allow
 from mqauth.judging.verifier import Issuer
@@ -56,10 +57,10 @@ class Scene:
         self.handled: list[Verified] = []
         self.replay = MemoryReplayStore()
         if isinstance(stage, KafkaStage):
-            self.place = LetterAddress(broker=url, topic=stage.dead)
+            self.place = LetterAddress(broker=url, name=stage.dead, settings=BrokerSettings())
             self.scope = stage.group
         else:
-            self.place = LetterAddress(broker=url, queue=stage.dead)
+            self.place = LetterAddress(broker=url, name=stage.dead, settings=BrokerSettings())
             self.scope = stage.queue
         self.outcomes = Counter[str]()
 

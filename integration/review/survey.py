@@ -124,7 +124,7 @@ async def fill_rabbitmq(scene: Scene, letters: Iterator[Message]) -> None:
         while some := list(islice(numbered, _CONFIRMED_TOGETHER)):
             sent = (
                 channel.default_exchange.publish(
-                    rabbitmq_translate.to_native(letter, message_id=str(number)), scene.place.queue or ""
+                    rabbitmq_translate.to_native(letter, message_id=str(number)), scene.place.name
                 )
                 for number, letter in some
             )
@@ -137,7 +137,7 @@ def fill_kafka(scene: Scene, letters: Iterator[Message]) -> None:
     producer = _KAFKA.KafkaProducer(bootstrap_servers=servers, acks="all", linger_ms=20)
     for letter in letters:
         headers = log_records.dead_letter_headers(letter.headers)
-        producer.send(scene.place.topic, value=letter.body, key=letter.key, headers=headers)
+        producer.send(scene.place.name, value=letter.body, key=letter.key, headers=headers)
     producer.flush()
     producer.close()
 

@@ -34,7 +34,7 @@ def dlq(scene: Scene, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command on the scene's letters and return its exit code and the JSON it printed."""
 
     def run(act: str, *more: str, text: bool = False) -> tuple[int, Any]:
-        name = ("--topic", scene.place.topic) if scene.place.on_kafka else ("--queue", scene.place.queue)
+        name = ("--topic", scene.place.name) if scene.place.on_kafka else ("--queue", scene.place.name)
         capsys.readouterr()
         json_ = () if text else ("--json",)
         code = main(["dlq", act, *more, "--broker", scene.place.broker, *map(str, name), *json_])
@@ -101,7 +101,7 @@ def test_beside_a_running_console(scene: Scene, dlq: Run) -> None:
 def test_groups_fit_a_terminal(scene: Scene, tmp_path: Path) -> None:
     """At 80 columns ``dlq groups`` breaks no word, and the id it shows finds the group's letters again."""
     scene.fill(1)
-    where = ("--topic", scene.place.topic) if scene.place.on_kafka else ("--queue", scene.place.queue)
+    where = ("--topic", scene.place.name) if scene.place.on_kafka else ("--queue", scene.place.name)
     place = ["--broker", scene.place.broker, *map(str, where)]
     lines = in_terminal(["dlq", "groups", *place], tmp_path).splitlines()
     assert max(map(len, lines)) <= 80

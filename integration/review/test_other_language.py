@@ -48,7 +48,7 @@ def review(scene: Scene) -> None:
 def test_a_letter_of_go_is_redriven(scene: Scene) -> None:
     """Id and digest of a letter that Go published are those of the message, and it can be let through."""
     stage: Any = scene.stage
-    on_kafka = scene.place.topic is not None
+    on_kafka = scene.place.on_kafka
     url = ",".join(stage.servers) if on_kafka else scene.place.broker
     said = bury(scene, url, stage.topic if on_kafka else stage.queue)
     assert Counter(said) == dict.fromkeys((f"rejected {kind}" for kind in LETTERS), EACH)

@@ -40,7 +40,7 @@ def dlq(scene: Scene, tunnel: Tunnel, tmp_path: Path, capsys: pytest.CaptureFixt
         settings = tmp_path / "mqauth.toml"
         settings.write_text("[broker]\n" + "".join(f'{key} = "{value}"\n' for key, value in lines.items()))
         scheme = "kafka" if scene.place.on_kafka else "amqps"
-        name = ("--topic", scene.place.topic) if scene.place.on_kafka else ("--queue", scene.place.queue)
+        name = ("--topic", scene.place.name) if scene.place.on_kafka else ("--queue", scene.place.name)
         arguments = ["dlq", act, *more, "--broker", f"{scheme}://127.0.0.1:{tunnel.port}", *map(str, name)]
         code = main([*arguments, "--json", "--config", str(settings)])
         said = capsys.readouterr()

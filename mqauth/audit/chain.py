@@ -241,17 +241,6 @@ def chain_hash(previous: str, members: Mapping[str, Any]) -> str:
     return hashlib.sha256(previous.encode("ascii") + strict_json.dumps(members)).hexdigest()
 
 
-def as_json(report: ChainReport) -> Mapping[str, object]:
-    """Return the report as ``mqauth audit verify --json`` prints it."""
-    return {
-        "intact": report.intact,
-        "anchored": report.anchored,
-        "records": report.records,
-        "first_bad": report.first_bad,
-        "what": report.what,
-    }
-
-
 def _line(raw: bytes, number: int, file: str) -> Line:
     if not raw.endswith(b"\n"):
         return Line(number, file, torn=True)

@@ -31,7 +31,6 @@ from mqauth.wire.keys import Key, KeySet, SigningKey, jwk_members
 HEAD_TYPE: Final = "mqauth-head+jwt"
 MIN_BYTES: Final = 64 * 1024
 _DEPTH: Final = 8
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _BEGINS: Final = b'{"v":'
 _UNREADABLE: Final = (ValueError, KeyError, TypeError, Rejection, ConfigurationError)
 
@@ -324,5 +323,8 @@ def _hash_of(line: bytes | None, path: Path) -> str:
         digest = strict_json.loads(line or b"", depth=_DEPTH)["hash"]
     except (ValueError, KeyError, TypeError):
         digest = None
-    require(isinstance(digest, str) and _DIGEST.fullmatch(digest), f"{path}: its last line is no audit record")
+    require(
+        isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest),
+        f"{path}: its last line is no audit record",
+    )
     return str(digest)

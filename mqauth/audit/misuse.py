@@ -4,20 +4,29 @@ Time comes from the records, so the same log gives the same alerts, live or year
 although an attacker can vary kids, jtis and subjects without end: events are counted in windows of time by the
 Misra-Gries summary. It never holds more than its capacity, and never misses a key that makes up more than
 1/capacity of a window.
+
+Of a rollout: a rung that was lowered, and unsigned messages that are back after a day without. A message without
+a token after a day in which each had one is a token that was stripped, or an old producer that came back. Whoever
+can forge a token can strip it, so nothing but such a change shows it below ``enforce``.
+
+Of an authority: a key that two subjects have, since somebody enrolled another's key, or one process has two names.
+A subject with more identities alive than it has instances, since somebody else asks for them, too. A subject that
+comes by another credential than ever: a thief has found another way in, or somebody has moved a service.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, TypeVar
 
-from mqauth.audit.identity_watch import INSTANCES, IdentityWatch
-from mqauth.audit.query import Record, claims_of, is_verified, member, time_of
-from mqauth.audit.rollout_watch import RolloutWatch
+from mqauth.audit.query import RUNGS, Record, claims_of, is_verified, member, rungs_of, time_of
 from mqauth.errors import Reason, require
 from mqauth.wire.memo import Recent
 
+DAY: Final = 86_400.0
+INSTANCES: Final = 64
+"""Identities of a subject that are alive at once, beyond which an alert is given; a process has two at a time."""
 _TEXT: Final = 256
 # These are no misuse, or have a detector of their own: a backlog is no burst.
 _BURST_EXEMPT: Final = frozenset(
@@ -32,6 +41,9 @@ AT_ONCE: Final = {
 """Reasons of which a single rejection is an alert: the alert's kind, and the values it is about."""
 _WINDOWS: Final = ("bursts", "replays", "expired", "expired by producer", "unknown kids", "kids by issuer")
 Key = tuple[str, ...]
+Found = tuple[str, int, Mapping[str, str]]
+"""The kind of an alert, a count, and what it is about."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +79,15 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         for name in NUMBERS:
-            least = 0 if name == "learn" else 1e-3 if name in SECONDS else 1
+            least = {"learn": 0.0, "window": 1e-3, "quiet": 1e-3}.get(name, 1)
             # NaN, which is neither smaller nor larger, is refused too.
-            require(getattr(self, name) >= least, f"misuse threshold {name} is too small: it is at least {least}")
+            require(
+                getattr(self, name) >= least, f"misuse threshold {name} is too small: it is at least {least:g}"
+            )
 
 
-SECONDS: Final = ("window", "quiet", "learn")
-NUMBERS: Final = (*SECONDS, "burst", "replays", "expired", "skewed_producers", "unknown_kids", "capacity")
-"""The thresholds that are numbers; those of ``SECONDS`` may be fractions."""
+NUMBERS: Final = tuple(each.name for each in fields(Thresholds) if each.name != "authorities")
+"""The thresholds that are numbers; ``window``, ``quiet`` and ``learn`` may be fractions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,3 +273,85 @@ class Detector:
             return False
         self._silent.keep(key, alert.time + self.thresholds.quiet)
         return True
+
+
+class RolloutWatch:
+    """Reads the records ``rollout`` and ``observed`` in order.
+
+    Args:
+        capacity: destinations that are remembered.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._rungs: dict[str, dict[str, int]] = {}
+        self._signed_since: dict[tuple[str, str], float] = {}
+
+    def observe(self, record: Record, now: float) -> Iterator[Found]:
+        """Yield what a record shows; ``now`` is its time, UTC seconds."""
+        scope = str(record.get("scope"))[:_TEXT]
+        if record.get("verdict") == "rollout":
+            rungs, before = rungs_of(member(record, "rollout")), self._rungs.get(scope)
+            if before is not None or len(self._rungs) < self._capacity:
+                self._rungs[scope] = rungs
+            for destination, rung in rungs.items():
+                if before is not None and rung < before.get(destination, RUNGS.index("enforce")):
+                    yield "rung_lowered", 1, {"destination": destination, "rung": RUNGS[rung]}
+        elif record.get("verdict") == "observed":
+            seen = member(record, "observed")
+            unsigned = member(seen, "unsigned")
+            for destination in {*member(seen, "accepted"), *unsigned}:
+                key, count = (scope, destination), unsigned.get(destination, 0)
+                since = self._signed_since.get(key)
+                if not count:
+                    if since is None and len(self._signed_since) < self._capacity:
+                        self._signed_since[key] = now
+                    continue
+                self._signed_since.pop(key, None)
+                if since is not None and now - since >= DAY:
+                    yield "unsigned_again", int(count), {"destination": str(destination)[:_TEXT]}
+
+
+class IdentityWatch:
+    """Reads records in order.
+
+    Args:
+        capacity: subjects that are remembered, and a fourth of the keys.
+        instances: identities of one subject that may be alive at once.
+    """
+
+    def __init__(self, capacity: int, instances: int = INSTANCES) -> None:
+        self._instances = min(instances, 1024)
+        self._owners = Recent[str, str](4 * capacity)
+        self._alive = Recent[str, list[int]](capacity)
+        self._credentials = Recent[str, str](capacity)
+
+    def observe(self, record: Record, now: float) -> Iterator[Found]:
+        """Yield what a record shows; ``now`` is its time, UTC seconds."""
+        if record.get("verdict") != "identity_issued":
+            return
+        claims = claims_of(record)
+        subject, jkt = str(claims.get("sub"))[:_TEXT], str(member(claims, "identity").get("jkt"))[:_TEXT]
+        if _remember(self._owners, jkt, subject) != subject:
+            yield "shared_identity_key", 2, {"sub": subject, "jkt": jkt}
+        ends = claims.get("exp")
+        alive = [end for end in _remember(self._alive, subject, []) if end > now]
+        alive = [*alive, ends if type(ends) is int else 0][-self._instances - 1 :]
+        self._alive[subject] = alive
+        if len(alive) > self._instances:
+            yield "many_identities", len(alive), {"sub": subject}
+        # A credential of another issuer or another name than the one before.
+        credential = member(member(record, "asked"), "credential")
+        came_by = (
+            " ".join(str(credential.get(name))[:_TEXT] for name in ("name", "sub")) if credential else "command"
+        )
+        if _remember(self._credentials, subject, came_by) != came_by:
+            self._credentials[subject] = came_by
+            yield "new_credential", 1, {"sub": subject}
+
+
+def _remember(held: Recent[str, T], key: str, value: T) -> T:
+    """Return what is held under a key, the given value where there is nothing; it is the newest now."""
+    known = held.get(key, value)
+    held.keep(key, known)
+    return known

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from mqauth.audit.chain import MAX_LINE, raw_lines
+from mqauth.audit.file import files_of
 from mqauth.errors import refusing, require
 from mqauth.wire import strict_json
 
 Record = Mapping[str, Any]
 """A record as it was read back; an edited log may hold anything."""
-_CLAIMS: Final = {"kid": "kid", "subject": "sub", "issuer": "iss", "jti": "jti"}
 TIMES: Final = {"time": 13, "day": 10, "hour": 13, "minute": 16}
 """How many characters of a record's time name the span it lies in; ``time`` counts by the hour."""
+RUNGS: Final = ("off", "observe", "enforce")
 DIMENSIONS: Final = ("reason", "verdict", "issuer", "kid", "subject", "destination", "alert", *TIMES)
 
 
@@ -134,14 +135,43 @@ def count(records: Iterable[Record], dimension: str) -> Counter[str]:
 
 def value_of(record: Record, name: str) -> Any:
     """Return a record's value for one of ``DIMENSIONS``, ``jti`` or ``jkt``, ``None`` if it has none."""
-    if name in _CLAIMS:
-        return claims_of(record).get(_CLAIMS[name])
     if name in TIMES:
         return str(record.get("time"))[: TIMES[name]]
-    if name == "destination":
-        return member(record, "broker").get("destination")
-    if name == "alert":
-        return member(record, "alert").get("kind")
-    if name == "jkt":
-        return member(claims_of(record), "identity").get("jkt") or member(record, "asked").get("jkt")
-    return record.get(name)
+    claims = claims_of(record)
+    return {
+        "kid": claims.get("kid"),
+        "subject": claims.get("sub"),
+        "issuer": claims.get("iss"),
+        "jti": claims.get("jti"),
+        "jkt": member(claims, "identity").get("jkt") or member(record, "asked").get("jkt"),
+        "destination": member(record, "broker").get("destination"),
+        "alert": member(record, "alert").get("kind"),
+    }.get(name, record.get(name))
+
+
+def rungs_of(facts: Record) -> dict[str, int]:
+    """Return the number of each destination's rung in the facts of a record ``rollout``."""
+    rungs: dict[str, int] = {}
+    entries: Any = facts.get("rungs")
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and entry.get("rung") in RUNGS:
+            for destination in entry.get("destinations") or ():
+                rungs.setdefault(str(destination)[:256], RUNGS.index(str(entry["rung"])))
+    return rungs
+
+
+def last_rollout(path: Path, scope: str | None = None) -> Record | None:
+    """Return the latest record ``rollout`` in the ends of audit files, ``None`` where there is none.
+
+    Args:
+        path: of the files of all processes, as ``files_of`` takes it.
+        scope: likewise.
+    """
+    latest: list[Record] = []
+    for file in sorted(files_of(path, scope), key=lambda each: each.stat().st_mtime)[-16:]:
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - (16 * 1024 * 1024)))
+            latest += [
+                parse_record(raw) for raw in stream if b'"verdict":"rollout"' in raw and raw.endswith(b"\n")
+            ][-1:]
+    return max(latest, key=time_of, default=None)

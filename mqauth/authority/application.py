@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
 from mqauth import logs
-from mqauth.authority.desk import Answered, Trace
-from mqauth.authority.issuing import PATH, IdentityAuthority, IssueRequest
-from mqauth.authority.refusals import ISSUED, SLOW_DOWN, UNAVAILABLE, Answer, Rate, Refusal, Refused, grant_only
+from mqauth.authority.credential import ISSUED, SLOW_DOWN, UNAVAILABLE, Answer, Refusal, Refused, grant_only
+from mqauth.authority.issuing import PATH, IdentityAuthority, Rate, Trace
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Unavailable, refusing, require
-from mqauth.keystore.remote.keyserver import KeyServer
+from mqauth.keystore.remote.keyserver import KeyServer, Message
 from mqauth.logs import emit
 from mqauth.wire import strict_json
 from mqauth.wire.claims import is_name
@@ -32,9 +31,6 @@ MAX_AGE: Final = 60
 """Seconds for which a copy of the JWK Set is fresh: after them a cut-off is seen."""
 REFUSALS: Final = 60
 """Refusals a minute of one address and one holder of a credential; whoever asks on is not read."""
-_SCHEMES: Final = ("bearer", "dpop")
-_DEPTH: Final = 2
-Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
@@ -50,7 +46,11 @@ class AuthorityServer:
         keys: serves the authority's JWK Set.
         refusals: a minute of one address and one holder of a credential, 0 for any number, where a proxy stands
             in front.
-        observers: called with each answer; for metrics. What they raise is logged and changes nothing.
+        observers: called with each answer; for metrics. What they raise is logged and changes nothing. They get
+            ``answer``, which is ``issued`` or the code of RFC 6749 in the answer, ``refusal``, which is a
+            ``Refusal``, a ``Cause``, ``unread``, or empty where an identity was given, ``credential``, the name of
+            what was shown, ``subject``, whose identity was given, and ``seconds``. Every text is of a closed list,
+            or configured.
         clock: tells the time.
     """
 
@@ -60,7 +60,7 @@ class AuthorityServer:
         keys: KeyServer,
         *,
         refusals: int = REFUSALS,
-        observers: Iterable[Callable[[Answered], None]] = (),
+        observers: Iterable[Callable[..., None]] = (),
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._authority = authority
@@ -84,7 +84,7 @@ class AuthorityServer:
         shown = [value for name, value in headers if name == b"authorization"]
         credential = shown[0].decode("latin-1").partition(" ")[2].strip(" ") if len(shown) == 1 else ""
         asks = f"{trace.address} {self._authority.desk.holder(credential)}"
-        wait = self._refusals.take(asks, 0)
+        wait = self._refusals.take(asks, counts=False)
         reply: tuple[Reply, str] = (SLOW_DOWN, {}, wait), "unread"
         if not wait:
             raw = None
@@ -98,12 +98,16 @@ class AuthorityServer:
             reply = await asyncio.to_thread(self._judged, headers, raw, trace, asks)
         (answer, body, wait), why = reply
         # Observers are told; metrics must not keep an identity back.
-        named = "" if trace.credential is None else trace.credential.name
-        given = trace.subject or "" if answer is ISSUED else ""
-        told = Answered(answer.error, why, named, given, self._clock.monotonic() - began)
+        told = {
+            "answer": answer.error,
+            "refusal": why,
+            "credential": "" if trace.credential is None else trace.credential.issuer.name,
+            "subject": trace.subject or "" if answer is ISSUED else "",
+            "seconds": self._clock.monotonic() - began,
+        }
         for observer in self._observers:
             try:
-                observer(told)
+                observer(**told)
             except Exception as error:
                 emit("observer.failed", "an observer failed: %s", type(error).__name__)
         more = [(b"retry-after", str(wait).encode())] if wait else []
@@ -115,7 +119,7 @@ class AuthorityServer:
         """Return the answer to a request, and why it is none with an identity."""
         try:
             try:
-                issued = self._authority.issue(_asked(headers, body), trace)
+                wit, lifetime = self._authority.issue(**_asked(headers, body), trace=trace)
             except Refused as refused:
                 # What is refused for its rate is honest, and must not shut out others of its address.
                 if refused.refusal is not Refusal.RATE_EXCEEDED:
@@ -127,17 +131,12 @@ class AuthorityServer:
                 emit("authority.unavailable", "no identity can be given: %s", error)
             return (UNAVAILABLE, {}, 5), error.cause.value
         # Seconds from now, so that the clock of whoever asked does not matter.
-        told = {
-            "wit": issued.wit,
-            "sub": issued.subject,
-            "expires_in": issued.lifetime,
-            "renew_in": issued.lifetime // 2,
-        }
+        told = {"wit": wit, "sub": trace.subject, "expires_in": lifetime, "renew_in": lifetime // 2}
         return (ISSUED, told, 0), ""
 
 
-def _asked(headers: Headers, body: bytes | None) -> IssueRequest:
-    """Return what a request asks for.
+def _asked(headers: Headers, body: bytes | None) -> dict[str, Any]:
+    """Return what a request asks for, as ``IdentityAuthority.issue`` takes it.
 
     Raises:
         Refused: ``request_malformed``, or ``dpop_invalid`` where there is not exactly one proof.
@@ -147,17 +146,23 @@ def _asked(headers: Headers, body: bytes | None) -> IssueRequest:
     given = [value for name, value in headers if name == b"authorization"]
     proofs = [value for name, value in headers if name == b"dpop"]
     scheme, _, credential = (given[0] if len(given) == 1 else b"").decode("latin-1").partition(" ")
-    if scheme.lower() not in _SCHEMES or not credential.isascii():
-        raise Refused(Refusal.CREDENTIAL_MALFORMED, "there is not exactly one Authorization, of Bearer or DPoP")
-    grant_only(len(proofs) == 1 and proofs[0].isascii(), Refusal.DPOP_INVALID, "there is not exactly one proof")
+    is_ours = scheme.lower() in ("bearer", "dpop") and credential.isascii()
+    one_proof = len(proofs) == 1 and proofs[0].isascii()
+    grant_only(
+        (is_ours, Refusal.CREDENTIAL_MALFORMED, "there is not exactly one Authorization, of Bearer or DPoP"),
+        (one_proof, Refusal.DPOP_INVALID, "there is not exactly one proof"),
+    )
     # The subject that the body names, if there is one.
     with refusing(ValueError, lambda error: f"the body: {error}", partial(Refused, Refusal.REQUEST_MALFORMED)):
-        named: Any = strict_json.loads(body, depth=_DEPTH) if body else {}
+        named: Any = strict_json.loads(body, depth=2) if body else {}
         require(type(named) is dict and named.keys() <= {"sub"}, "no object with sub", ValueError)
         require(is_name(named.get("sub", "-")), "its sub is no name", ValueError)
-    return IssueRequest(
-        credential.strip(" "), proofs[0].decode("ascii"), named.get("sub"), scheme.lower() == "dpop"
-    )
+    return {
+        "shown": credential.strip(" "),
+        "proof": proofs[0].decode("ascii"),
+        "subject": named.get("sub"),
+        "bound": scheme.lower() == "dpop",
+    }
 
 
 async def _body(receive: Receive) -> bytes | None:

@@ -8,19 +8,20 @@ Beside a credential stands a DPoP proof. JWTs of others have other headers than 
 ``mqauth.wire.jws.take_apart`` does not read them. What is read here is as strict otherwise: one form of
 base64url, one reading of JSON, and no ``crit``. A proof is for one method, one URL, one credential and one
 minute. Its ``jti`` is not remembered: whoever repeats a request gets a WIT that only the holder of the key can
-use. Sources: RFC 7515, 7519, 8725 and 9449.
+use. Why none is believed is a closed list for the audit, and few codes for whoever asked.
+Sources: RFC 7515, 7519, 8725 and 9449.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import partial
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-from mqauth.authority.refusals import Refusal, Refused, grant_only
 from mqauth.errors import Rejection, Unavailable, refusing, require
 from mqauth.wire import base64url, claims, identity, jws, strict_json
 from mqauth.wire.dpop import HEADER, PROOF_TYPE
@@ -29,52 +30,108 @@ from mqauth.wire.jwk import check_source
 from mqauth.wire.jws import ALLOWED, Opened
 from mqauth.wire.keys import Key, KeySource
 
-MAX_JWT: Final = 8192
-"""Bytes of a credential or of a proof."""
-_DEPTH: Final = 8
-_SEGMENTS: Final = 3
+
+class Refusal(StrEnum):
+    """Why a request was refused; the strings stand in audit records."""
+
+    REQUEST_MALFORMED = "request_malformed"
+    SUBJECT_AMBIGUOUS = "subject_ambiguous"
+    DPOP_INVALID = "dpop_invalid"
+    CREDENTIAL_MALFORMED = "credential_malformed"
+    CREDENTIAL_ISSUER = "credential_issuer"
+    CREDENTIAL_KEY = "credential_key"
+    CREDENTIAL_SIGNATURE = "credential_signature"
+    CREDENTIAL_AUDIENCE = "credential_audience"
+    CREDENTIAL_TIME = "credential_time"
+    CREDENTIAL_SUBJECT = "credential_subject"
+    CREDENTIAL_BINDING = "credential_binding"
+    GRANT_MISSING = "grant_missing"
+    SUBJECT_CUT_OFF = "subject_cut_off"
+    RATE_EXCEEDED = "rate_exceeded"
 
 
-class Jwt(NamedTuple):
-    """A JWT taken apart; nothing in it is believed.
+class Answer(NamedTuple):
+    """What is answered: a status of HTTP and, unless that is 200, ``error`` (RFC 6749, section 5.2)."""
+
+    status: int
+    error: str
+
+
+ISSUED: Final = Answer(200, "issued")
+UNAVAILABLE: Final = Answer(503, "temporarily_unavailable")
+SLOW_DOWN: Final = Answer(429, "slow_down")
+_ANSWERS: Final[Mapping[Refusal, Answer]] = {
+    Refusal.REQUEST_MALFORMED: Answer(400, "invalid_request"),
+    Refusal.SUBJECT_AMBIGUOUS: Answer(400, "invalid_request"),
+    Refusal.DPOP_INVALID: Answer(400, "invalid_dpop_proof"),
+    Refusal.GRANT_MISSING: Answer(403, "access_denied"),
+    Refusal.SUBJECT_CUT_OFF: Answer(403, "access_denied"),
+    Refusal.RATE_EXCEEDED: SLOW_DOWN,
+}
+
+
+class Refused(Exception):
+    """A request is refused.
 
     Args:
-        header: its JOSE header.
-        claims: its claims.
-        opened: the same for ``jws.verify``.
+        refusal: why.
+        detail: one line for the audit, without a token or key; whoever asked does not get it.
+        wait: seconds after which to ask again, 0 where that helps nothing.
     """
 
-    header: dict[str, Any]
-    claims: dict[str, Any]
-    opened: Opened
+    def __init__(self, refusal: Refusal, detail: str, wait: int = 0) -> None:
+        super().__init__(f"{refusal.value}: {detail}")
+        self.refusal = refusal
+        self.detail = detail
+        self.wait = wait
 
-    def __repr__(self) -> str:
-        return f"Jwt({self.header.get('typ')!r})"
+    @property
+    def answer(self) -> Answer:
+        """What whoever asked gets: the same for every fault of a credential."""
+        return _ANSWERS.get(self.refusal, Answer(401, "invalid_client"))
 
 
-def open_jwt(text: str) -> Jwt:
-    """Take a JWT apart.
+def grant_only(*rules: tuple[object, Refusal, str]) -> None:
+    """Refuse a request by the first rule that does not hold.
+
+    Args:
+        rules: a condition each, and the arguments of ``Refused``.
+
+    Raises:
+        Refused: one of them does not hold.
+    """
+    for holds, refusal, detail in rules:
+        if not holds:
+            raise Refused(refusal, detail)
+
+
+MAX_JWT: Final = 8192
+"""Bytes of a credential or of a proof."""
+
+
+_require: Final = partial(require, error=ValueError)
+
+
+def open_jwt(text: str) -> tuple[dict[str, Any], dict[str, Any], Opened]:
+    """Take a JWT apart: its JOSE header, its claims, and both for ``jws.verify``; nothing in it is believed.
 
     Raises:
         ValueError: it is too large, in another form, or has an algorithm that is not on the list.
     """
-    require(len(text) <= MAX_JWT, f"over {MAX_JWT} bytes", ValueError)
+    _require(len(text) <= MAX_JWT, f"over {MAX_JWT} bytes")
     raw = text.encode("ascii")
-    segments = raw.split(b".", _SEGMENTS)
-    require(len(segments) == _SEGMENTS, "not three segments", ValueError)
-    header, payload, signature = (base64url.decode(segment) for segment in segments)
-    parameters, claims = (strict_json.loads(part, depth=_DEPTH) for part in (header, payload))
-    require(
-        type(parameters) is dict and type(claims) is dict, "its header or its claims are no object", ValueError
-    )
-    algorithm, kid = parameters.get("alg"), parameters.get("kid", "")
-    require(type(algorithm) is str and algorithm in ALLOWED, "its alg is not on the list", ValueError)
-    require(type(kid) is str, "its kid is no text", ValueError)
-    require("crit" not in parameters, "it has a crit", ValueError)
-    return Jwt(parameters, claims, Opened(algorithm, kid, raw[: raw.rindex(b".")], payload, signature))
+    segments = raw.split(b".", 3)
+    _require(len(segments) == 3, "not three segments")
+    first, payload, signature = (base64url.decode(segment) for segment in segments)
+    header, members = (strict_json.loads(part, depth=8) for part in (first, payload))
+    _require(type(header) is dict and type(members) is dict, "its header or its claims are no object")
+    algorithm, kid = header.get("alg"), header.get("kid", "")
+    _require(type(algorithm) is str and algorithm in ALLOWED, "its alg is not on the list")
+    _require(type(kid) is str, "its kid is no text")
+    _require("crit" not in header, "it has a crit")
+    return header, members, Opened(algorithm, kid, raw[: raw.rindex(b".")], payload, signature)
 
 
-_require: Final = partial(require, error=ValueError)
 SKEW: Final = 60
 """Seconds by which the clock of whoever asks may differ, either way."""
 
@@ -101,13 +158,15 @@ def held_key(proof: str, *, url: str, credential: str, now: float) -> Mapping[st
         _require(jwk["alg"] == opened.algorithm, "its jwk names another alg")
         jws.verify(opened, identity.key_of(jwk))
         # What it is for: this method, URL, credential and minute.
-        issued = members.get("iat")
-        _require(members.get("htm") == "POST", "its htm is another method")
-        _require(members.get("htu") == url, "its htu is another URL")
-        _require(type(issued) is int and abs(issued - now) <= SKEW, f"its iat is not within {SKEW} s")
-        _require(claims.is_name(members.get("jti")), "it has no jti")
-        ath = base64url.digest(credential.encode("ascii"))
-        _require(members.get("ath") == ath, "its ath is of another credential")
+        issued, ath = members.get("iat"), base64url.digest(credential.encode("ascii"))
+        for holds, what in (
+            (members.get("htm") == "POST", "its htm is another method"),
+            (members.get("htu") == url, "its htu is another URL"),
+            (type(issued) is int and abs(issued - now) <= SKEW, f"its iat is not within {SKEW} s"),
+            (claims.is_name(members.get("jti")), "it has no jti"),
+            (members.get("ath") == ath, "its ath is of another credential"),
+        ):
+            _require(holds, what)
     except Rejection as error:
         raise Refused(Refusal.DPOP_INVALID, error.detail.replace("of the identity", "of the proof")) from error
     except ValueError as error:
@@ -145,25 +204,23 @@ class CredentialIssuer:
         check_source(self.keys, *(() if self.enrolment else ("jwt-svid",)))
 
 
-class ShownCredential(NamedTuple):
-    """What a credential says.
+@dataclass(frozen=True, slots=True, repr=False)
+class ShownCredential:
+    """What a credential says, taken apart by ``open_jwt``.
 
     Args:
-        name: of its issuer here.
-        issuer: ``iss``.
-        kid: of the key that signed it.
+        issuer: whose it is, as ``iss`` says.
+        header: its JOSE header.
         claims: all of them.
+        opened: both for ``jws.verify``.
         verified: whether its signature held, and all else is right.
     """
 
-    name: str
-    issuer: str
-    kid: str
+    issuer: CredentialIssuer
+    header: Mapping[str, Any]
     claims: Mapping[str, Any]
+    opened: Opened
     verified: bool = False
-
-    def __repr__(self) -> str:
-        return f"ShownCredential({self.name!r})"
 
     def text(self, name: str) -> str | None:
         """Return a claim that is a text, else ``None``."""
@@ -178,8 +235,8 @@ class ShownCredential(NamedTuple):
         return thumbprint if isinstance(thumbprint, str) else None
 
 
-def read(text: str, issuers: Mapping[str, CredentialIssuer]) -> tuple[ShownCredential, Jwt, CredentialIssuer]:
-    """Return what a credential says before it is believed, its parts, and whose it is.
+def read(text: str, issuers: Mapping[str, CredentialIssuer]) -> ShownCredential:
+    """Return what a credential says before it is believed.
 
     Args:
         text: as it stands in ``Authorization``.
@@ -189,24 +246,20 @@ def read(text: str, issuers: Mapping[str, CredentialIssuer]) -> tuple[ShownCrede
         Refused: ``credential_malformed`` or ``credential_issuer``.
     """
     with refusing(ValueError, str, partial(Refused, Refusal.CREDENTIAL_MALFORMED)):
-        jwt = open_jwt(text)
-        require(claims.is_name(jwt.opened.kid), "it has no kid", ValueError)
-    name = jwt.claims.get("iss")
+        header, members, opened = open_jwt(text)
+        _require(claims.is_name(opened.kid), "it has no kid")
+    name = members.get("iss")
     issuer = issuers.get(name) if type(name) is str else None
     if issuer is None:
         raise Refused(Refusal.CREDENTIAL_ISSUER, "its iss is not configured")
-    return ShownCredential(issuer.name, issuer.issuer, jwt.opened.kid, jwt.claims), jwt, issuer
+    return ShownCredential(issuer, header, members, opened)
 
 
-def verify(
-    shown: ShownCredential, jwt: Jwt, issuer: CredentialIssuer, *, audience: str, now: float
-) -> ShownCredential:
+def verify(shown: ShownCredential, *, audience: str, now: float) -> ShownCredential:
     """Return a credential that may be believed.
 
     Args:
         shown: what it says, of ``read``.
-        jwt: its parts.
-        issuer: whose it is.
         audience: that ``aud`` has to say, and nothing else.
         now: UTC seconds.
 
@@ -215,49 +268,53 @@ def verify(
         Unavailable: the issuer's keys are out of reach.
     """
     # Its type, and its signature.
-    typ: Any = jwt.header.get("typ")
-    if issuer.enrolment:
-        known = typ == CREDENTIAL_TYPE
-    else:
-        known = typ is None or (type(typ) is str and typ.lower() in _TYPES)
-    grant_only(known, Refusal.CREDENTIAL_MALFORMED, "its typ is of no credential of this issuer")
+    claimed, issuer, kid = shown.claims, shown.issuer, shown.opened.kid
+    typ = shown.header.get("typ")
+    others = typ is None or (type(typ) is str and typ.lower() in _TYPES)
+    known = typ == CREDENTIAL_TYPE if issuer.enrolment else others
+    grant_only((known, Refusal.CREDENTIAL_MALFORMED, "its typ is of no credential of this issuer"))
     key: Any = None
     # A source that was never asked has no set, and its first answer is worth a wait.
     with suppress(Unavailable):
-        key = issuer.keys.key_set().get(shown.kid)
+        key = issuer.keys.key_set().get(kid)
     if key is None:
         with refusing(
             Rejection, "its kid is unknown, and the issuer out of reach", partial(Refused, Refusal.CREDENTIAL_KEY)
         ):
-            keys: Any = issuer.keys.refresh(shown.kid, now)
-        key = keys.get(shown.kid)
+            keys: Any = issuer.keys.refresh(kid, now)
+        key = keys.get(kid)
     # One that ended signs no credential, whenever that was signed.
-    grant_only(isinstance(key, Key), Refusal.CREDENTIAL_KEY, "its kid is unknown")
-    grant_only(key.revocation is None, Refusal.CREDENTIAL_KEY, "its key is revoked")
-    grant_only(key.expires is None or now < key.expires, Refusal.CREDENTIAL_KEY, "its key is retired")
+    grant_only((isinstance(key, Key), Refusal.CREDENTIAL_KEY, "its kid is unknown"))
+    grant_only(
+        (key.revocation is None, Refusal.CREDENTIAL_KEY, "its key is revoked"),
+        (key.expires is None or now < key.expires, Refusal.CREDENTIAL_KEY, "its key is retired"),
+    )
     with refusing(Rejection, attrgetter("detail"), partial(Refused, Refusal.CREDENTIAL_SIGNATURE)):
-        jws.verify(jwt.opened, key)
-    # For whom it is, and when.
-    ours = jwt.claims.get("aud") in (audience, [audience])
-    grant_only(ours, Refusal.CREDENTIAL_AUDIENCE, "its aud is not ours alone")
-    times = {"iat": jwt.claims.get("iat"), "exp": jwt.claims.get("exp"), "nbf": jwt.claims.get("nbf", 0)}
+        jws.verify(shown.opened, key)
+    # For whom it is.
+    grant_only(
+        (claimed.get("aud") in (audience, [audience]), Refusal.CREDENTIAL_AUDIENCE, "its aud is not ours alone")
+    )
+    times = {"iat": claimed.get("iat"), "exp": claimed.get("exp"), "nbf": claimed.get("nbf", 0)}
     for name, moment in times.items():
-        grant_only(type(moment) is int and moment >= 0, Refusal.CREDENTIAL_MALFORMED, f"its {name} is no time")
+        is_time = type(moment) is int and moment >= 0
+        grant_only((is_time, Refusal.CREDENTIAL_MALFORMED, f"its {name} is no time"))
     issued, ends, begins = (int(moment or 0) for moment in times.values())
-    grant_only(now < ends, Refusal.CREDENTIAL_TIME, "it has expired")
-    grant_only(max(issued, begins) <= now + SKEW, Refusal.CREDENTIAL_TIME, "it is of the future")
-    grant_only(0 < ends - issued <= issuer.max_lifetime, Refusal.CREDENTIAL_TIME, "it lives longer than the limit")
-    # Whose it is: its key has to speak for its sub.
-    subject = jwt.claims.get("sub")
-    grant_only(claims.is_name(subject), Refusal.CREDENTIAL_MALFORMED, "it has no sub")
-    speaks = not issuer.enrolment if key.subjects is None else subject in key.subjects
-    grant_only(speaks, Refusal.CREDENTIAL_SUBJECT, "its key does not speak for its sub")
     # A binding that cannot be read must not make it a bearer credential. What is no binding is ignored (RFC 7800,
     # section 3.1): Keycloak says ``kc-jkt-type`` beside it.
-    cnf = jwt.claims.get("cnf", {"jkt": ""})
+    cnf = claimed.get("cnf", {"jkt": ""})
     # The other members bind to something that is not checked here (IANA, JWT confirmation methods).
     unchecked = {"jwk", "jwe", "kid", "jku", "x5t#S256", "osc"}
     jkt = cnf.get("jkt") if type(cnf) is dict and not unchecked & cnf.keys() else None
     bound = type(jkt) is str and len(jkt) < 256
-    grant_only(bound, Refusal.CREDENTIAL_BINDING, "its cnf is not a jkt alone")
-    return shown._replace(verified=True)
+    subject = shown.text("sub")
+    speaks = not issuer.enrolment if key.subjects is None else subject in key.subjects
+    grant_only(
+        (now < ends, Refusal.CREDENTIAL_TIME, "it has expired"),
+        (max(issued, begins) <= now + SKEW, Refusal.CREDENTIAL_TIME, "it is of the future"),
+        (0 < ends - issued <= issuer.max_lifetime, Refusal.CREDENTIAL_TIME, "it lives longer than the limit"),
+        (claims.is_name(subject), Refusal.CREDENTIAL_MALFORMED, "it has no sub"),
+        (speaks, Refusal.CREDENTIAL_SUBJECT, "its key does not speak for its sub"),
+        (bound, Refusal.CREDENTIAL_BINDING, "its cnf is not a jkt alone"),
+    )
+    return replace(shown, verified=True)

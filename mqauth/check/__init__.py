@@ -1,6 +1,6 @@
 """``mqauth check``: finds the pitfalls of a configuration file.
 
-``codes`` has the registry of them, ``target`` is what the rules look at, ``tokens``,
+``codes`` has the registry of them, ``rule`` has what a rule looks at and what it yields, ``tokens``,
 ``issuers``, ``deployment`` and ``rollout`` hold the rules. The check as a whole reads the file, asks every rule,
 builds the objects, and puts the findings in order.
 """
@@ -18,18 +18,16 @@ from typing import Any, Final
 
 from mqauth.check import deployment, issuers, rollout, tokens
 from mqauth.check.codes import CODES, Code, Severity
-from mqauth.check.findings import Finding, Report, Rule, finding, ordered
-from mqauth.check.target import Target, lines_of, nearest, read
+from mqauth.check.rule import Finding, Report, Rule, Target, finding, ordered, read, those
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.load import Configuration
-from mqauth.config.toml_file import RefusedSetting, placeholders, read_toml
+from mqauth.config.toml_file import Place, RefusedSetting, lines_of, nearest, placeholders, read_toml
 from mqauth.errors import ConfigurationError
 
 __all__ = ["CODES", "Code", "Finding", "Report", "Severity", "check"]
 RULES: Final[tuple[Rule, ...]] = (
     *tokens.RULES,
     *issuers.RULES,
-    *tokens.AUTHORITY_RULES,
     *deployment.RULES,
     *rollout.RULES,
 )
@@ -63,13 +61,18 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
             wrong.add(at)
             findings.append(finding("configuration", at, what))
     for number, name in enumerate(target.options.accept):
-        if name not in CODES:
-            near = difflib.get_close_matches(name, CODES, 1)
-            what = "no such code" + (f"; did you mean {near[0]}?" if near else "")
-            findings.append(finding("configuration", ("check", "accept", number), what))
-        elif CODES[name].severity is Severity.ERROR:
-            what = f"{name} is an error, and cannot be accepted"
-            findings.append(finding("configuration", ("check", "accept", number), what))
+        near = "".join(difflib.get_close_matches(name, CODES, 1))
+        unknown = "no such code" + (f"; did you mean {near}?" if near else "")
+        error = f"{name} is an error, and cannot be accepted"
+        findings += those(
+            (name not in CODES, "configuration", ("check", "accept", number), unknown),
+            (
+                name in CODES and CODES[name].severity is Severity.ERROR,
+                "configuration",
+                ("check", "accept", number),
+                error,
+            ),
+        )
     lines = lines_of(text)
     every = ordered(replace(each, line=nearest(lines, each.path)) for each in findings)
     accepted = target.options.accept
@@ -91,7 +94,7 @@ def check(path: str | Path, *, clock: Clock = SYSTEM_CLOCK) -> Report:
 
 def _refused(
     path: str | Path, members: dict[str, Any], clock: Clock, target: Target
-) -> Iterator[tuple[tuple[str | int, ...], str]]:
+) -> Iterator[tuple[Place, str]]:
     """Yield what is refused when the objects are built, as each process builds its own at its start.
 
     No audit file is opened and nothing is connected.

@@ -11,36 +11,20 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path as FilePath
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from mqauth.check.findings import Finding, finding, on, those
-from mqauth.check.target import Path, Target, mode, strangers
+from mqauth.check.rule import Finding, Target, finding, mode, on, strangers, those
 from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.settings import DeadLettersSettings
+from mqauth.config.toml_file import Place
 from mqauth.http.connection import is_loopback
 from mqauth.judging.policy import matches
 from mqauth.stores.file import BYTES_AN_ID
 from mqauth.wire import destination
 
-_TEMPORARY: Final = tuple(PurePosixPath(path) for path in ("/dev", "/proc", "/run", "/var/run", "/tmp"))  # noqa: S108
-_NAME: Final = ("dead_letters", "name")
-_TRUSTED: Final = ("replay.file", "consumer.opa.ca", "producer.identity.ca")
-_PASSPHRASES: Final = (
-    "producer.passphrase_file",
-    "audit.heads_passphrase_file",
-    "authority.passphrase_file",
-    "authority.heads_passphrase_file",
-)
-_SECRETS: Final = ("consumer.opa.token_file", "producer.identity.credential.client_secret_file")
-"""Settings that name files which decide whom to trust, hold a passphrase, or hold another secret."""
 _WRITE: Final = 0o022
-_ENCRYPTED: Final = frozenset(("SSL", "SASL_SSL"))
-_AMQP_TLS: Final = frozenset(
-    ("ssl", "ssl_options", "ssl_context", "cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl")
-)
 
 
 class _URL(NamedTuple):
@@ -69,54 +53,78 @@ class _URL(NamedTuple):
 def connections(target: Target) -> Iterator[Finding]:
     """Find connections to brokers or Redis that are in the clear, or encrypted with anyone who answers."""
     for path, url in _urls(target):
-        ignored = sorted(_AMQP_TLS & url.options.keys())
+        options = "ssl ssl_options ssl_context cafile capath cadata certfile keyfile no_verify_ssl"
+        ignored = sorted({*options.split()} & url.options.keys())
         replay = url.scheme in ("redis", "rediss")
         # kafka-python's default is not encrypted.
         protocols = url.options.get("security_protocol", ["PLAINTEXT"])
-        encrypted = set(protocols) <= _ENCRYPTED if url.scheme == "kafka" else url.scheme in ("amqps", "rediss")
+        encrypted = (
+            set(protocols) <= {"SSL", "SASL_SSL"} if url.scheme == "kafka" else url.scheme in ("amqps", "rediss")
+        )
         if url.scheme == "amqp" and ignored:
             yield finding("broker_tls_ignored", path, f"{url} with {', '.join(ignored)}")
         elif not encrypted and not all(map(is_loopback, url.hosts)):
             yield finding("replay_plaintext" if replay else "broker_plaintext", path, f"{url} is plaintext")
         elif url.is_unverified:
-            name = "replay_unverified" if replay else "broker_unverified"
-            yield finding(name, path, f"{url} turns verification off")
+            yield finding(
+                "replay_unverified" if replay else "broker_unverified", path, f"{url} turns verification off"
+            )
 
 
 def writable(target: Target) -> Iterator[Finding]:
     """Find files that decide whom the consumer trusts, and that others may change."""
-    trusted: list[tuple[FilePath | None, Path]] = [(target.file, ()), *_named(target, *_TRUSTED)]
+    trusted: list[tuple[Path | None, Place]] = [
+        (target.file, ()),
+        *_named(target, "replay.file", "consumer.opa.ca", "producer.identity.ca"),
+    ]
     trusted += [(reference.ca, signs.at) for signs, reference in target.references]
     for source in target.sources:
         files = (("file", source.file), ("ca", source.ca), ("snapshot", source.snapshot))
         trusted += [(path, (*source.table.path, key)) for key, path in files]
     for path, at in trusted:
         if path is not None and strangers(path) & _WRITE:
-            what = f"{target.shown(path)} may be written by others (mode {mode(path)})"
-            yield finding("trust_writable", at, what)
+            yield finding(
+                "trust_writable", at, f"{target.shown(path)} may be written by others (mode {mode(path)})"
+            )
 
 
 def readable(target: Target) -> Iterator[Finding]:
     """Find secrets that others may read."""
-    file, passphrases = target.file, _named(target, *_PASSPHRASES)
-    secrets: list[tuple[FilePath | None, Path]] = [*passphrases, *_named(target, *_SECRETS)]
+    passphrases = _named(
+        target,
+        "producer.passphrase_file",
+        "audit.heads_passphrase_file",
+        "authority.passphrase_file",
+        "authority.heads_passphrase_file",
+    )
+    secrets: list[tuple[Path | None, Place]] = [
+        *passphrases,
+        *_named(target, "consumer.opa.token_file", "producer.identity.credential.client_secret_file"),
+    ]
     secrets += [(reference.secret, signs.at) for signs, reference in target.references]
     for secret, named in secrets:
         if secret is not None and strangers(secret):
-            what = f"{target.shown(secret)} is open to others (mode {mode(secret)})"
-            yield finding("secret_readable", named, what)
-    if passphrases and strangers(file) & 0o004:
-        what = f"{file.name} may be read by everybody and names a passphrase_file"
-        yield finding("config_readable", passphrases[0][1], what)
+            yield finding(
+                "secret_readable", named, f"{target.shown(secret)} is open to others (mode {mode(secret)})"
+            )
+    if passphrases and strangers(target.file) & 0o004:
+        yield finding(
+            "config_readable",
+            passphrases[0][1],
+            f"{target.file.name} may be read by everybody and names a passphrase_file",
+        )
     for where, url in _urls(target):
-        if strangers(file) & 0o044 and url.has_password:
-            what = f"a password for {url} in a file that others may read (mode {mode(file)})"
-            yield finding("secret_readable", where, what)
+        if strangers(target.file) & 0o044 and url.has_password:
+            yield finding(
+                "secret_readable",
+                where,
+                f"a password for {url} in a file that others may read (mode {mode(target.file)})",
+            )
 
 
-def _named(target: Target, *settings: str) -> list[tuple[FilePath | None, Path]]:
+def _named(target: Target, *settings: str) -> list[tuple[Path | None, Place]]:
     """Return the files that settings name, each with where it is named; a table may be missing."""
-    named: list[tuple[FilePath | None, Path]] = []
+    named: list[tuple[Path | None, Place]] = []
     for setting in settings:
         path = tuple(setting.split("."))
         value: Any = target.settings
@@ -126,7 +134,7 @@ def _named(target: Target, *settings: str) -> list[tuple[FilePath | None, Path]]
     return named
 
 
-def _urls(target: Target) -> Iterator[tuple[Path, _URL]]:
+def _urls(target: Target) -> Iterator[tuple[Place, _URL]]:
     """Yield each URL of the file, and where it stands."""
     for number, text in enumerate(target.options.brokers):
         yield ("check", "brokers", number), _parsed(text)
@@ -223,11 +231,14 @@ def audit(target: Target) -> Iterator[Finding]:
         )
 
 
-def _is_temporary(target: Target, path: FilePath) -> bool:
+def _is_temporary(target: Target, path: Path) -> bool:
     """Tell whether a file does not outlast a restart of the machine."""
     # A configuration that lies in a temporary folder itself is only being tried out.
-    temporary = [folder for folder in _TEMPORARY if not target.file.absolute().is_relative_to(folder)]
-    return any(PurePosixPath(os.path.abspath(path)).is_relative_to(folder) for folder in temporary)
+    tried, kept = target.file.absolute(), Path(os.path.abspath(path))
+    return any(
+        kept.is_relative_to(folder) and not tried.is_relative_to(folder)
+        for folder in ("/dev", "/proc", "/run", "/var/run", "/tmp")  # noqa: S108
+    )
 
 
 def shared(target: Target) -> Iterator[Finding]:
@@ -250,15 +261,15 @@ def shared(target: Target) -> Iterator[Finding]:
 @on("dead_letters")
 def dead_letters(target: Target, settings: DeadLettersSettings) -> Iterator[Finding]:
     """Find dead letters that the consumer would receive again."""
-    name, consumer = settings.name, target.settings.consumer
+    at, name, consumer = ("dead_letters", "name"), settings.name, target.settings.consumer
     if consumer is None:
         return
     destinations = [allowed for rule in consumer.allow for allowed in rule.destinations]
     letters = (destination.kafka(name), destination.rabbitmq("", name))
     if name == consumer.scope or set(letters) & set(destinations):
-        yield finding("dead_letters_source", _NAME, f"{name} is what the consumer reads from")
+        yield finding("dead_letters_source", at, f"{name} is what the consumer reads from")
     elif any(matches(allowed, letter) for allowed in destinations for letter in letters):
-        yield finding("dead_letters_reachable", _NAME, f"a rule lets a producer publish to {name}")
+        yield finding("dead_letters_reachable", at, f"a rule lets a producer publish to {name}")
 
 
 RULES: Final = (writable, readable, connections, store, tables, audit, shared, dead_letters)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from mqauth.check.findings import Finding, finding, on, those
-from mqauth.check.target import Target, few, ring_of, unless_refused
+from mqauth.check.rule import Finding, Target, finding, on, ring_of, those, unless_refused
 from mqauth.config.consumer_settings import ConsumerSettings, RuleSettings
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.kinds import is_url
 from mqauth.errors import ConfigurationError, Reason
+from mqauth.judging.journal import few
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer
 from mqauth.keystore.disk import files
@@ -25,10 +25,7 @@ from mqauth.wire.jwk import MAX_DOCUMENT, Svid, is_other_svid, load_key, load_ke
 from mqauth.wire.keys import KeySet
 
 DAY: Final = 86_400
-_DEPTH: Final = 8
 _ANY: Final = "*"
-_WILDCARDS: Final = frozenset(("*", "#"))
-_PRIVATE: Final = frozenset(("d", "p", "q", "dp", "dq", "qi", "oth"))
 
 
 @on("consumer")
@@ -52,8 +49,11 @@ def bindings(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
         if issuer.trust_domain is not None:
             lives = issuer.max_identity_lifetime
             if issuer.file is None and issuer.max_stale < lives:
-                what = f"{issuer.issuer}: max_stale is {issuer.max_stale} s, identities last {lives} s"
-                yield finding("identity_outlives_keys", (*path, "max_stale"), what)
+                yield finding(
+                    "identity_outlives_keys",
+                    (*path, "max_stale"),
+                    f"{issuer.issuer}: max_stale is {issuer.max_stale} s, identities last {lives} s",
+                )
             continue
         names, path = subjects.get(_ANY, frozenset()), (*path, "subjects")
         silent = keys is None or any(key.subjects is None and key.kid not in subjects for key in keys)
@@ -140,7 +140,7 @@ def rules(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
         path = ("consumer", "allow", number)
         for at, destination in enumerate(rule.destinations):
             words = destination.rpartition(":" if is_kafka(destination) else "/")[2].split(".")
-            if set(words) <= _WILDCARDS:
+            if set(words) <= {"*", "#"}:
                 # With the default exchange, a routing key is the name of a queue.
                 name = (
                     "rule_matches_all"
@@ -243,7 +243,7 @@ def _listed(path: Path | None) -> list[Any]:
     """Return the keys of a JWK Set file as they stand; none if it cannot be read."""
     keys: Any = None
     with suppress(ConfigurationError, strictjson.StrictJSONError):
-        document = None if path is None else strictjson.loads(files.read_bounded(path, MAX_DOCUMENT), depth=_DEPTH)
+        document = None if path is None else strictjson.loads(files.read_bounded(path, MAX_DOCUMENT), depth=8)
         keys = document.get("keys") if isinstance(document, dict) else None
     return keys if isinstance(keys, list) else []
 
@@ -274,7 +274,7 @@ def _fault(members: Any, svid: Svid | None) -> tuple[str, str] | None:
         algorithm = str(members.get("alg", "")).lower()
         if members.get("kty") == "oct" or "k" in members or algorithm == "none" or algorithm.startswith("hs"):
             return "jwks_symmetric", "a shared secret, or an alg that signs nothing"
-        if _PRIVATE & members.keys():
+        if {"d", "p", "q", "dp", "dq", "qi", "oth"} & members.keys():
             return "jwks_private", "holds a private key"
     if is_other_svid(members, svid):
         return None

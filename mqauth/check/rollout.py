@@ -15,10 +15,10 @@ from typing import Any, Final
 from mqauth.audit.observed import Group, group_of
 from mqauth.audit.query import Record, member, seconds_of, time_of
 from mqauth.audit.record import iso_time
-from mqauth.check.findings import Finding, finding, on, those
-from mqauth.check.target import Target, few
+from mqauth.check.rule import Finding, Target, finding, on, those
 from mqauth.config.consumer_settings import ConsumerSettings, RolloutSettings
 from mqauth.config.settings import FileSettings
+from mqauth.judging.journal import few
 from mqauth.judging.observing import SOON, days_left
 from mqauth.judging.policy import matches
 from mqauth.judging.rollout import EVERYWHERE, Rollout, Rung
@@ -276,7 +276,6 @@ def _whole(value: object) -> int:
     return value if type(value) is int else 0
 
 
-_YEAR: Final = 366
 _ROLLOUT: Final = ("rollout_overdue", "rollout_ending")
 
 
@@ -327,7 +326,7 @@ def exemptions(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
                 at,
                 f"{destination}, and no kinds",
             ),
-            (left > _YEAR, "exempt_long", until, f"{destination}: in {left} days"),
+            (left > 366, "exempt_long", until, f"{destination}: in {left} days"),
         )
         yield from _term(_ROLLOUT, until, destination, left)
 
@@ -337,9 +336,11 @@ def direct_issuers(target: Target, consumer: ConsumerSettings) -> Iterator[Findi
     """Find issuers of the direct form that are to be taken out."""
     for issuer in consumer.issuers:
         if issuer.until is not None:
-            left = days_left(issuer.until, target.now)
             yield from _term(
-                ("issuer_overdue", "issuer_ending"), (*issuer.table.path, "until"), issuer.issuer, left
+                ("issuer_overdue", "issuer_ending"),
+                (*issuer.table.path, "until"),
+                issuer.issuer,
+                days_left(issuer.until, target.now),
             )
 
 

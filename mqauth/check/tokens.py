@@ -14,15 +14,15 @@ from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 
-from mqauth.authority.desk import REGISTERED
-from mqauth.check.findings import Finding, finding, on, those
+from mqauth.authority.issuing import REGISTERED
 from mqauth.check.issuers import DAY, key_set
-from mqauth.check.target import Target, few, mode, others, ring_of, unless_refused
+from mqauth.check.rule import Finding, Target, finding, mode, on, others, ring_of, those, unless_refused
 from mqauth.config.consumer_settings import ConsumerSettings
 from mqauth.config.issuer_settings import IdentityAuthoritySettings
 from mqauth.config.kinds import is_url
 from mqauth.config.settings import ProducerSettings
 from mqauth.errors import ConfigurationError
+from mqauth.judging.journal import few
 from mqauth.judging.token import BACKLOG, longest_wait
 from mqauth.judging.trust_domain import IDENTITY_LIFETIME
 from mqauth.keystore import State
@@ -31,20 +31,15 @@ from mqauth.signer import MAX_LIFETIME
 from mqauth.wire.destination import is_kafka
 from mqauth.wire.message import HeaderNames
 
-_LIMITS: Final = (
-    ("producer", "lifetime", 900, MAX_LIFETIME, "lifetime_long"),
-    ("consumer", "max_lifetime", 3600, MAX_LIFETIME, "lifetime_long"),
-    ("consumer", "max_lifetime", MAX_LIFETIME, math.inf, "lifetime_unbounded"),
-    ("consumer", "leeway", 15, math.inf, "leeway_large"),
-)
-"""Table, setting, and of how many seconds on, up to how many, it has which code."""
-_ENCRYPTED: Final = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
-_WRITE: Final = 0o022
-
 
 def limits(target: Target) -> Iterator[Finding]:
     """Find tokens that live longer than they need to, and a leeway that is larger than clocks differ."""
-    for table, key, limit, most, name in _LIMITS:
+    for table, key, limit, most, name in (
+        ("producer", "lifetime", 900, MAX_LIFETIME, "lifetime_long"),
+        ("consumer", "max_lifetime", 3600, MAX_LIFETIME, "lifetime_long"),
+        ("consumer", "max_lifetime", MAX_LIFETIME, math.inf, "lifetime_unbounded"),
+        ("consumer", "leeway", 15, math.inf, "leeway_large"),
+    ):
         settings = getattr(target.settings, table)
         if settings is not None and limit < getattr(settings, key) <= most:
             yield finding(name, (table, key), f"{key} is {getattr(settings, key)} s, over {limit} s")
@@ -59,9 +54,10 @@ def backlog(target: Target, consumer: ConsumerSettings) -> Iterator[Finding]:
     domains = [issuer.max_identity_lifetime for issuer in consumer.issuers if issuer.trust_domain is not None]
     waits = longest_wait(consumer.max_queue_age, lifetimes, domains)
     if waits < BACKLOG and consumer.backlog is None:
-        key = "at" if consumer.at == "consume" else "max_queue_age"
         yield finding(
-            "backlog_expires", ("consumer", key), f"a message that waits for more than {waits} s is rejected"
+            "backlog_expires",
+            ("consumer", "at" if consumer.at == "consume" else "max_queue_age"),
+            f"a message that waits for more than {waits} s is rejected",
         )
 
 
@@ -108,26 +104,41 @@ def keys_on_disk(target: Target) -> Iterator[Finding]:
         pems = sorted(folder.glob("*.pem")) if in_folder else [folder] if folder.is_file() else []
         for path in filter(others, pems):
             yield finding("key_readable", at, f"{target.shown(path)} is open to others (mode {mode(path)})")
-        if in_folder and others(folder):
-            name = "keystore_writable" if others(folder) & _WRITE else "keystore_readable"
-            yield finding(name, at, f"{target.shown(folder)} is open to others (mode {mode(folder)})")
         # What is no key, or cannot be opened, is for the configuration's own reader.
         texts = [unless_refused(partial(files.read_bounded, path, 64 * 1024)) or b"" for path in pems]
         plain = [
-            raw for raw in texts if b"PRIVATE KEY-----" in raw and not any(mark in raw for mark in _ENCRYPTED)
+            raw
+            for raw in texts
+            if b"PRIVATE KEY-----" in raw
+            and not any(
+                mark in raw for mark in (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
+            )
         ]
-        if plain:
-            what = f"{len(plain)} of {len(pems)} PEM files under {at[1]} without a passphrase"
-            yield finding("key_plain", at, what)
         try:
             signs.passphrase()
         except ConfigurationError as error:
-            key = "passphrase_env" if file is None else "passphrase_file"
-            yield finding("passphrase_unavailable", (signs.table, key), str(error))
-        beside = folder if in_folder else folder.parent
-        if file is not None and file.absolute().parent == beside.absolute():
-            what = f"{target.shown(file)} lies beside the keys"
-            yield finding("passphrase_beside_keys", (signs.table, "passphrase_file"), what)
+            yield finding(
+                "passphrase_unavailable",
+                (signs.table, "passphrase_env" if file is None else "passphrase_file"),
+                str(error),
+            )
+        beside = (folder if in_folder else folder.parent).absolute()
+        is_writable = others(folder) & 0o022
+        yield from those(
+            (
+                in_folder and others(folder),
+                "keystore_writable" if is_writable else "keystore_readable",
+                at,
+                f"{target.shown(folder)} is open to others (mode {mode(folder)})",
+            ),
+            (plain, "key_plain", at, f"{len(plain)} of {len(pems)} PEM files under {at[1]} without a passphrase"),
+            (
+                file is not None and file.absolute().parent == beside,
+                "passphrase_beside_keys",
+                (signs.table, "passphrase_file"),
+                f"{target.shown(file or folder)} lies beside the keys",
+            ),
+        )
 
 
 def rotation(target: Target) -> Iterator[Finding]:
@@ -193,9 +204,6 @@ def references(target: Target) -> Iterator[Finding]:
 
 def _days(seconds: int) -> str:
     return f"{seconds // DAY} d" if seconds >= DAY else f"{seconds} s"
-
-
-RULES: Final = (limits, backlog, trust, keys_on_disk, rotation, references)
 
 
 LONG: Final = 7200
@@ -320,8 +328,11 @@ def overlaps(_: Target, authority: IdentityAuthoritySettings) -> Iterator[Findin
             differs = (other.claims or {}, other.lifetime) != (grant.claims or {}, grant.lifetime)
             # It takes from this one what only this one gives, or all of it.
             if same and both and (differs or first.items() <= second.items()):
-                what = f"where both match, authority.grants[{earlier}] gives {grant.subject}"
-                yield finding("grants_overlap", (*grant.table.path, "match"), what)
+                yield finding(
+                    "grants_overlap",
+                    (*grant.table.path, "match"),
+                    f"where both match, authority.grants[{earlier}] gives {grant.subject}",
+                )
                 break
 
 
@@ -339,4 +350,16 @@ def enrolment(_: Target, producer: ProducerSettings) -> Iterator[Finding]:
                 yield finding("authority_loopback", (*table.path, key), f"http to {urlsplit(url).hostname}")
 
 
-AUTHORITY_RULES: Final = (enrolment, signing, credentials, grants, overlaps)
+RULES: Final = (
+    limits,
+    backlog,
+    trust,
+    keys_on_disk,
+    rotation,
+    references,
+    enrolment,
+    signing,
+    credentials,
+    grants,
+    overlaps,
+)

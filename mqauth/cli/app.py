@@ -58,7 +58,6 @@ VERBS: Final = {
 """Each verb with its module in ``mqauth.cli``, the function or application in it, and its line in the help."""
 MAX_INPUT: Final = 16 * 1024 * 1024
 """Most bytes of a message in JSON, of a line of it, or of a body."""
-_CHUNK: Final = 64 * 1024
 SETTINGS: Final[dict[str, Any]] = {
     "rich_markup_mode": None,
     "pretty_exceptions_enable": False,
@@ -320,7 +319,7 @@ def read_texts(stream: BinaryIO, *, lines: bool) -> Iterator[tuple[int, bytes | 
     for number, line in enumerate(iter(lambda: stream.readline(MAX_INPUT + 1), b""), 1):
         if len(line) > MAX_INPUT and not line.endswith(b"\n"):
             # In pieces: a line without an end must not fill the memory.
-            while (chunk := stream.readline(_CHUNK)) and not chunk.endswith(b"\n"):
+            while (chunk := stream.readline(64 * 1024)) and not chunk.endswith(b"\n"):
                 pass
             yield number, None
         elif line.strip(b" \t\r\n"):

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import typer
 
 from mqauth import Detector, Thresholds, load
-from mqauth.audit.chain import MAX_LINE, as_json, verify_chain
+from mqauth.audit.chain import MAX_LINE, verify_chain
 from mqauth.audit.disk import last_lines
 from mqauth.audit.file import read_heads, with_parts
 from mqauth.audit.query import (
@@ -44,7 +44,6 @@ from mqauth.keystore.disk.files import read_bounded
 from mqauth.wire.jwk import MAX_DOCUMENT, load_key_set
 
 app: Final = group("Check, read and search audit files.", "mqauth audit verify FILE")
-_STDIN: Final = Path("-")
 Files = Annotated[list[Path], typer.Argument(help="Audit files, oldest first; their rotated parts are found.")]
 
 
@@ -88,7 +87,8 @@ def verify(
     else:
         why = "no signed heads to compare it with" if heads is None else "the heads do not cover all of it"
         verdict = f"unanchored: unbroken, but {why}; {report.records} records{note}"
-    answer(json, as_json(report), one_line(verdict))
+    told = ("intact", "anchored", "records", "first_bad", "what")
+    answer(json, {name: getattr(report, name) for name in told}, one_line(verdict))
     return 0 if report.intact else 1
 
 
@@ -99,7 +99,7 @@ def tail(
     json: Json = False,
 ) -> None:
     """Show the last records of a file. To see those that come: tail -F FILE | mqauth audit tail -."""
-    if file != _STDIN:
+    if file != Path("-"):
         for raw in last_lines(file, lines):
             with refusing(ValueError, f"{file}: its end is no audit record"):
                 _show(parse_record(raw), json)
@@ -144,8 +144,9 @@ def trace(
     # Of a key or a token the beginning of its id may be given.
     ids = {"kid": kid, "jti": jti, "jkt": jkt}
     for name, given in ids.items():
-        known = (str(value_of(record, name) or "") for record in read_records(paths))
-        ids[name] = given and pick(given, known, option=f"--{name}")
+        ids[name] = given and pick(
+            given, (str(value_of(record, name) or "") for record in read_records(paths)), option=f"--{name}"
+        )
     wanted = Selection(subject=subject, verified=verified, since=since, until=until, **ids)
     any_found = False
     for record in filter(wanted.holds, read_records(paths)):
@@ -164,8 +165,7 @@ def stats(
 ) -> None:
     """Count records by what --by names, and draw bars."""
     require(by in DIMENSIONS, f"--by: must be {', '.join(DIMENSIONS)}")
-    wanted = Selection(since=since, until=until)
-    counts = count(filter(wanted.holds, read_records(with_parts(files))), by)
+    counts = count(filter(Selection(since=since, until=until).holds, read_records(with_parts(files))), by)
     rows = sorted(counts.items()) if by in TIMES else counts.most_common()
     most = max((number for _, number in rows), default=1)
     # Bars are for people.
@@ -192,8 +192,11 @@ def detect(
             any_found, time = True, str(record.get("time"))
             about = ", ".join(f"{name} {value}" for name, value in alert.about.items())
             claimed = "" if alert.verified else "claimed "
-            line = one_line(f"{time}  {alert.kind}  {alert.count} times  {claimed}{about}")
-            answer(json, {"time": time, **alert.as_dict()}, line)
+            answer(
+                json,
+                {"time": time, **alert.as_dict()},
+                one_line(f"{time}  {alert.kind}  {alert.count} times  {claimed}{about}"),
+            )
     return 1 if any_found else 0
 
 

@@ -12,10 +12,8 @@ import typer
 
 from mqauth.audit.file import with_parts
 from mqauth.audit.query import Selection, read_records
-from mqauth.authority.credential import ShownCredential
-from mqauth.authority.desk import ISSUED, Grant, Trace
-from mqauth.authority.issuing import PATH
-from mqauth.authority.refusals import Refused
+from mqauth.authority.credential import Refused
+from mqauth.authority.issuing import ISSUED, PATH, Trace
 from mqauth.cli import forms
 from mqauth.cli.app import USAGE, Config, Json, answer, group, print_error
 from mqauth.cli.forms import CommandFailed, shown_time
@@ -104,8 +102,12 @@ def serve(
             "trust_domain": configured.settings.trust_domain,
             **metrics,
         }
-        line = f"identities of {told['trust_domain']} at {told['url']}, keys at {told['jwks']}"
-        answer(as_json, told, line, *(f"metrics at {url}" for url in metrics.values()))
+        answer(
+            as_json,
+            told,
+            f"identities of {told['trust_domain']} at {told['url']}, keys at {told['jwks']}",
+            *(f"metrics at {url}" for url in metrics.values()),
+        )
         with log_lines(log, level):
             server.run(listener)
 
@@ -122,21 +124,25 @@ def grants(
 
     Exits with 1 where it would get nothing.
     """
-    desk, trace = _configured(config).desk, Trace("command")
+    desk, trace, told = _configured(config).desk, Trace("command"), dict[str, Any]()
     try:
         # One newline at its end is no part of it.
         raw = sys.stdin.buffer.read(_MAX_FILE) if token == Path("-") else read_bounded(token, _MAX_FILE)
         require(raw.isascii(), f"{token}: no JWT")
-        credential = desk.read(raw.decode("ascii").strip(), trace)
-        grant = desk.grant(credential, subject)
+        grant = desk.grant(desk.read(raw.decode("ascii").strip(), trace), subject)
+        told |= {"granted": grant.subject, "claims": dict(grant.claims), "lifetime": grant.lifetime}
+        line = grant.subject
     except Refused as refused:
-        shown, lines = _shown(trace.credential), _reasons(desk.grants, trace.credential)
-        told = {"granted": None, "refused": refused.refusal.value, "detail": refused.detail}
-        answer(as_json, told | shown, f"nothing: {refused}", *lines)
-        return 1
-    given: dict[str, Any] = {"granted": grant.subject, "claims": dict(grant.claims), "lifetime": grant.lifetime}
-    answer(as_json, given | _shown(credential), grant.subject, *_reasons(desk.grants, credential))
-    return 0
+        told |= {"granted": None, "refused": refused.refusal.value, "detail": refused.detail}
+        line = f"nothing: {refused}"
+    # What was shown, and of each grant whether it matches, and what differs.
+    shown, lines = trace.credential, list[str]()
+    told["credential"] = None if shown is None else shown.issuer.name
+    if shown is not None:
+        told |= {"iss": shown.issuer.issuer, "sub": shown.text("sub"), "verified": shown.verified}
+        lines = [f"  {grant.subject}: {grant.difference(shown) or 'matches'}" for grant in desk.grants]
+    answer(as_json, told, line, *lines)
+    return 0 if told["granted"] else 1
 
 
 @app.command("issue")
@@ -168,11 +174,11 @@ def issue(
     trace.jkt = identity.jkt_of(members)
     authority = configured.authority(audit)
     try:
-        issued = authority.vouch(granted[0], members, trace)
+        wit, lifetime = authority.vouch(granted[0], members, trace)
     except Refused as refused:
         authority.refuse(refused, trace)
         raise CommandFailed(str(refused)) from refused
-    answer(as_json, {"wit": issued.wit, "sub": subject, "expires_in": issued.lifetime}, issued.wit)
+    answer(as_json, {"wit": wit, "sub": subject, "expires_in": lifetime}, wit)
 
 
 @app.command("cutoff")
@@ -197,16 +203,21 @@ def cutoff(
     Consumers see it within a minute. Identities that it gets later count again.
     """
     configured = _configured(config)
-    within = identity.trust_domain_of(subject) == configured.settings.trust_domain
-    require(within, f"--sub: must be an identifier in {configured.settings.trust_domain}")
+    require(
+        identity.trust_domain_of(subject) == configured.settings.trust_domain,
+        f"--sub: must be an identifier in {configured.settings.trust_domain}",
+    )
     cut = configured.keystore.cut_off(subject, reason=reason, before=None if before is None else int(before))
     # How many identities still live by the audit file here, if it tells anything.
     alive, since = None, time.time() - configured.settings.lifetime
     with suppress(ConfigurationError):
         wanted = Selection(subject=subject, verdict=ISSUED, since=since)
         alive = sum(map(wanted.holds, read_records(with_parts([configured.settings.audit]))))
-    told = {"sub": subject, "before": cut.before, "reason": cut.reason, "alive": alive}
-    answer(as_json, told, f"{subject} is cut off: what was issued before {shown_time(cut.before)} UTC is refused")
+    answer(
+        as_json,
+        {"sub": subject, "before": cut.before, "reason": cut.reason, "alive": alive},
+        f"{subject} is cut off: what was issued before {shown_time(cut.before)} UTC is refused",
+    )
     if alive == 0:
         print_error(
             f"note: {configured.settings.audit} has no identity of {subject} that still lives: is it spelt right?"
@@ -217,21 +228,3 @@ def cutoff(
 
 def _configured(config: Path | None) -> ConfiguredAuthority:
     return load(file_of(config)).authority
-
-
-def _shown(credential: ShownCredential | None) -> dict[str, Any]:
-    if credential is None:
-        return {"credential": None}
-    return {
-        "credential": credential.name,
-        "iss": credential.issuer,
-        "sub": credential.text("sub"),
-        "verified": credential.verified,
-    }
-
-
-def _reasons(known: tuple[Grant, ...], credential: ShownCredential | None) -> list[str]:
-    """Return a line for each grant: whether it matches, and what differs."""
-    if credential is None:
-        return []
-    return [f"  {grant.subject}: {grant.difference(credential) or 'matches'}" for grant in known]

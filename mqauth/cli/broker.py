@@ -16,7 +16,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -32,7 +32,6 @@ from mqauth.errors import ConfigurationError, MqauthError, refusing, require, wo
 from mqauth.flow import arun, run
 from mqauth.wire.destination import is_kafka, parse
 
-_PORTS: Final = {"amqp": 5672, "amqps": 5671, "kafka": 9092}
 _REFUSED: Final = (
     (re.compile("Authentication|AuthorizationFailed|AccessRefused"), "are user, password and permissions right?"),
     (re.compile("NotFoundEntity|UnknownTopic"), "is it declared, in this virtual host?"),
@@ -57,7 +56,10 @@ def told(error: BaseException, urls: list[str], user: str | None, seconds: float
         for scheme, _, rest in (url.partition("://") for url in urls)
         for server in rest.split(",")
     ]
-    addresses = [(each.hostname or "", each.port or _PORTS[each.scheme]) for each in servers]
+    addresses = [
+        (each.hostname or "", each.port or {"amqp": 5672, "amqps": 5671, "kafka": 9092}[each.scheme])
+        for each in servers
+    ]
     named = (
         f"{each.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
         for each, (host, port) in zip(servers, addresses, strict=True)
@@ -153,25 +155,13 @@ class LetterAddress:
 
     Args:
         broker: URL of the broker.
-        queue: on RabbitMQ.
-        topic: on Kafka.
+        name: of the queue on RabbitMQ, of the topic on Kafka.
         settings: certificates and credentials.
-
-    Raises:
-        ConfigurationError: no URL of a broker, or a queue on Kafka or a topic on RabbitMQ.
     """
 
     broker: str
-    queue: str | None = None
-    topic: str | None = None
-    settings: BrokerSettings = field(default_factory=BrokerSettings)
-
-    def __post_init__(self) -> None:
-        check_url("--broker", self.broker)
-        wanted, other = ("--topic", "--queue") if self.on_kafka else ("--queue", "--topic")
-        own, foreign = (self.topic, self.queue) if self.on_kafka else (self.queue, self.topic)
-        require(foreign is None, f"{other}: this broker needs {wanted}")
-        require(own, f"{wanted}: required with this broker; or [broker] {wanted[2:]} in {FILE}")
+    name: str
+    settings: BrokerSettings
 
     @property
     def on_kafka(self) -> bool:
@@ -183,7 +173,8 @@ def place_of(broker: str | None, queue: str | None, topic: str | None, file: Fil
     """Return the dead-letter queue or topic that the options and the configuration name.
 
     Raises:
-        ConfigurationError: as for ``LetterAddress``, or no broker is named.
+        ConfigurationError: no broker is named, or by something else than its URL or the name of its table; or no
+            queue or topic is named, or a queue on Kafka or a topic on RabbitMQ.
     """
     is_url = broker is not None and "://" in broker
     settings = table_of(None if is_url else broker, file).unlocked()
@@ -191,11 +182,17 @@ def place_of(broker: str | None, queue: str | None, topic: str | None, file: Fil
         broker if is_url else settings.url,
         f"no broker: give --broker URL, or [broker] url in {file.table.file or FILE}",
     )
-    own = "topic" if url.startswith("kafka:") else "queue"
+    check_url("--broker", url)
     options = {"queue": queue, "topic": topic}
+    wanted, other = ("topic", "queue") if url.startswith("kafka:") else ("queue", "topic")
+    require(options[other] is None, f"--{other}: this broker needs --{wanted}")
     letters = None if file.dead_letters is None else file.dead_letters.name
-    options[own] = options[own] or getattr(settings, own) or letters
-    return LetterAddress(broker=url, settings=settings, **options)
+    name = options[wanted] or getattr(settings, wanted) or letters
+    return LetterAddress(
+        broker=url,
+        name=require(name, f"--{wanted}: required with this broker; or [broker] {wanted} in {FILE}"),
+        settings=settings,
+    )
 
 
 def placed(
@@ -252,7 +249,6 @@ def opened(address: LetterAddress, **settings: Any) -> Iterator[review.Session]:
         ConfigurationError: the broker cannot be reached, its client is not installed, or there is no such
             queue or topic.
     """
-    name = address.queue or address.topic or ""
     with needing("--broker", address), contextlib.ExitStack() as stack:
         if not address.on_kafka:
             import aio_pika
@@ -262,10 +258,10 @@ def opened(address: LetterAddress, **settings: Any) -> Iterator[review.Session]:
             connection, call = stack.enter_context(rabbitmq(address.settings, address.broker))
             letters = RabbitMQLetterBox(
                 connection,
-                name,
+                address.name,
                 # With a fresh token, where there is one.
                 connect=lambda: aio_pika.connect(**address.settings.for_rabbitmq(address.broker)),
-                unlimited=call(is_unlimited(connection, name), _PATIENCE),
+                unlimited=call(is_unlimited(connection, address.name), _PATIENCE),
             )
             stack.callback(lambda: _close(letters.connection, call))
             yield review.Session(letters, lambda flow: call(arun(flow)), **settings)
@@ -280,8 +276,8 @@ def opened(address: LetterAddress, **settings: Any) -> Iterator[review.Session]:
         client: Any = kafka  # its classes have no types
         reading = bootstrap | {"group_id": None, "enable_auto_commit": False, "allow_auto_create_topics": False}
         admin = stack.enter_context(contextlib.closing(client.KafkaAdminClient(**bootstrap)))
-        require(name in admin.list_topics(), f"--topic: there is no topic {name}")
-        create_reviewed(admin, name)
+        require(address.name in admin.list_topics(), f"--topic: there is no topic {address.name}")
+        create_reviewed(admin, address.name)
         consumer = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
         records = stack.enter_context(contextlib.closing(client.KafkaConsumer(**reading)))
         # Bytes of a record that is sent back. The broker's own limit decides.
@@ -294,8 +290,12 @@ def opened(address: LetterAddress, **settings: Any) -> Iterator[review.Session]:
             max_request_size=64 * 1024 * 1024,
         )
         stack.callback(producer.close)
-        box = KafkaLetterBox(consumer, producer, name)
-        yield review.Session(box, run, originals=KafkaRecords(records), **settings)
+        yield review.Session(
+            KafkaLetterBox(consumer, producer, address.name),
+            run,
+            originals=KafkaRecords(records).fetch,
+            **settings,
+        )
 
 
 @contextlib.contextmanager

@@ -18,7 +18,6 @@ import typer
 
 from mqauth.check import Severity
 from mqauth.check import check as check_file
-from mqauth.check.target import lines_of, nearest
 from mqauth.cli.app import Broker, Config, Json, answer, group, print_json
 from mqauth.cli.broker import check_stamps, kafka_admin, needing, opened, place_of, rabbitmq, table_of
 from mqauth.cli.forms import Column, one_line, table_lines, terminal_width
@@ -28,7 +27,7 @@ from mqauth.config.declaration import Settings, read
 from mqauth.config.issuer_settings import SourceSettings
 from mqauth.config.load import load
 from mqauth.config.settings import FileSettings
-from mqauth.config.toml_file import Table, read_toml, spelt
+from mqauth.config.toml_file import Place, Table, lines_of, nearest, read_toml, spelt
 from mqauth.errors import ConfigurationError, MqauthError, Unavailable, require
 from mqauth.http.connection import Deadline, Endpoint, FetchFailed, tls_context
 from mqauth.http.exchange import request
@@ -141,12 +140,12 @@ def _broker(name: str | None, settings: FileSettings) -> str:
     address = place_of(name, None, None, settings)
     if not address.on_kafka:
         with opened(address):
-            return f"reached; {address.queue} is there"
+            return f"reached; {address.name} is there"
     # A review session would create the topic of resolutions beside it.
     with needing("[broker]", address), kafka_admin(address) as admin:
-        require(address.topic in admin.list_topics(), f"there is no topic {address.topic}")
+        require(address.name in admin.list_topics(), f"there is no topic {address.name}")
         check_stamps(admin, settings.consumer)
-    return f"reached; {address.topic} is there"
+    return f"reached; {address.name} is there"
 
 
 def _interceptor(name: str | None, settings: FileSettings) -> str:
@@ -207,7 +206,19 @@ def check(
                 )
                 for each in report.findings
             ]
-            answer(False, None, *(table_lines("", _FINDING, cells) if cells else ()))
+            answer(
+                False,
+                None,
+                *(
+                    table_lines(
+                        "",
+                        tuple(map(Column, ("line", "severity", "code", "key", "message", "why", "instead"))),
+                        cells,
+                    )
+                    if cells
+                    else ()
+                ),
+            )
         else:
             for each in report.findings:
                 print(f"{each.severity}  {each.code.name}{f'  line {each.line}' if each.line else ''}")
@@ -218,9 +229,6 @@ def check(
         answer(False, None, summary, *unseen, *online_lines)
     codes = {each.code for each in asked} | ({1} if report.count(Severity.ERROR) else set())
     return 1 if 1 in codes else max(codes, default=0)
-
-
-_FINDING: Final = tuple(map(Column, ("line", "severity", "code", "key", "message", "why", "instead")))
 
 
 def selftest(config: Config = None, as_json: Json = False) -> int:
@@ -264,8 +272,11 @@ def show(context: typer.Context, config: Config = None, broker: Broker = None, a
         rows.append(("broker", value, _source(context, "broker", "MQAUTH_BROKER", "")))
     rows += _settings(settings, str(path), lines_of(text))
     width = max(len(key) for key, _, _ in rows)
-    told = [{"key": key, "value": value, "source": source} for key, value, source in rows]
-    answer(as_json, {"settings": told}, *(f"{key:<{width}}  {value}  ({source})" for key, value, source in rows))
+    answer(
+        as_json,
+        {"settings": [{"key": key, "value": value, "source": source} for key, value, source in rows]},
+        *(f"{key:<{width}}  {value}  ({source})" for key, value, source in rows),
+    )
 
 
 def _source(context: typer.Context, name: str, variable: str, otherwise: str) -> str:
@@ -274,7 +285,7 @@ def _source(context: typer.Context, name: str, variable: str, otherwise: str) ->
     return otherwise if kind is None else f"{kind} {variable if source == 'ENVIRONMENT' else f'--{name}'}"
 
 
-def _settings(settings: Settings, file: str, lines: Mapping[tuple[str | int, ...], int]) -> Iterator[Shown]:
+def _settings(settings: Settings, file: str, lines: Mapping[Place, int]) -> Iterator[Shown]:
     """Yield the settings of a table and of those within it, in the order in which they are declared."""
     hidden = {each.name for each in fields(settings) if not each.repr}
     for name in settings.settings():
@@ -291,8 +302,11 @@ def _settings(settings: Settings, file: str, lines: Mapping[tuple[str | int, ...
             yield from _settings(table, file, lines)
         if not tables and (name in settings.table.members or setting not in (None, (), frozenset())):
             value = ", ".join(map(_host, map(str, inner))) if name in hidden else _words(setting)
-            line = f"{file}:{nearest(lines, path)}" if name in settings.table.members else "default"
-            yield f"{settings.table.name} {spelt(name)}", value, line
+            yield (
+                f"{settings.table.name} {spelt(name)}",
+                value,
+                f"{file}:{nearest(lines, path)}" if name in settings.table.members else "default",
+            )
 
 
 def _words(setting: Any) -> str:

@@ -41,12 +41,6 @@ ACCEPTED: Final = "accepted"
 """What is expected of an honest case."""
 LOST: Final = "lost"
 """The verdict where neither handler nor dead letter has a message, or both have it."""
-_COLUMNS: Final = (
-    Column("case"),
-    Column("verdict", cut=False),
-    Column("reason", cut=False),
-    Column("what it is"),
-)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -105,10 +99,6 @@ _STAGES: Final = {
 }
 _SCHEMES: Final = {"confluent": "kafka", "confluent+aio": "kafka", "aiokafka": "kafka", "pika": "amqp"}
 """Schemes that name a client, and the scheme of their URL otherwise."""
-_NEXT: Final = (
-    "Next: mqauth init --help writes a producer and a consumer of your own,",
-    "and mqauth demo --broker amqp://guest:guest@localhost/ shows this on a broker.",
-)
 
 
 def demo(
@@ -164,16 +154,27 @@ def demo(
     odd = [case.case for case in cases if not case.as_expected]
     shown = ("case", "story", "expected", "verdict", "reason", "audit")
     told = [{name: getattr(case, name) for name in shown} for case in cases]
-    cells = [(case.case, case.verdict, case.reason or "", case.story) for case in cases]
     answer(
         as_json,
         {"broker": stage.name, "cases": told, "audit_chain": chain, "lost": lost},
-        *table_lines(f"mqauth demo on {stage.name}", _COLUMNS, cells),
+        *table_lines(
+            f"mqauth demo on {stage.name}",
+            (
+                Column("case"),
+                Column("verdict", cut=False),
+                Column("reason", cut=False),
+                Column("what it is"),
+            ),
+            [(case.case, case.verdict, case.reason or "", case.story) for case in cases],
+        ),
         *([f"NOT as expected: {', '.join(odd)}"] if odd else []),
         f"{len(cases) - len(attacks)} honest messages handled,"
         f" {refused} of {len(attacks)} attacks dead-lettered, {lost} lost;",
         f"audit chain {chain}.",
-        *_NEXT,
+        *(
+            "Next: mqauth init --help writes a producer and a consumer of your own,",
+            "and mqauth demo --broker amqp://guest:guest@localhost/ shows this on a broker.",
+        ),
     )
     return 0 if chain == "intact" and not odd else 1
 

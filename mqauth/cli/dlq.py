@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -116,7 +116,7 @@ def list_letters(
     with _surveyed(place, as_json) as (session, index):
         wanted = _resolved(index, wanted)
         rows, total = index.page(wanted, limit=limit), index.count(wanted)
-        letters = [asdict(row) | {"time": review.time_text(row.time) or None} for row in rows]
+        letters = [vars(row) | {"time": review.time_text(row.time) or None} for row in rows]
         cells = [
             (each.id, each.reason, shown_time(each.time), each.subject, each.issuer, each.destination, intact)
             for each, intact in ((row, "yes" if row.intact else "no") for row in rows)
@@ -139,10 +139,10 @@ def groups(*, place: LetterAddress, wanted: review.Filter, as_json: Json = False
             for each in kinds
         ]
         lines = table_lines(_title(session, index, index.count(wanted)), GROUP, cells, wide=wide)
-        times = [
-            {name: review.time_text(getattr(each, name)) or None for name in ("first", "last")} for each in kinds
+        told = [
+            vars(each) | {name: review.time_text(getattr(each, name)) or None for name in ("first", "last")}
+            for each in kinds
         ]
-        told = [asdict(each) | span for each, span in zip(kinds, times, strict=True)]
         answer(as_json, {"as_of": iso_time(index.as_of), "groups": told}, *lines)
 
 
@@ -172,8 +172,12 @@ def check(*, place: LetterAddress, wanted: review.Filter, config: Config = None,
         counts = session.judge(index, _resolved(index, wanted))
         cells = ((str(count), verdict) for verdict, count in counts.most_common())
         lines = table_lines(f"{counts['accepted']} of {counts.total()} would pass now", VERDICT, cells)
-        told = {"as_of": iso_time(index.as_of), "total": counts.total(), "pass": counts["accepted"]}
-        answer(as_json, told | {"verdicts": dict(counts)}, *lines)
+        answer(
+            as_json,
+            {"as_of": iso_time(index.as_of), "total": counts.total(), "pass": counts["accepted"]}
+            | {"verdicts": dict(counts)},
+            *lines,
+        )
 
 
 @app.command("redrive")
@@ -327,8 +331,9 @@ def _resolved(index: review.Index, wanted: review.Filter, least: int = TO_READ) 
     if wanted.id:
         wanted = replace(wanted, id=pick(wanted.id, (id for id, _ in index.ids()), option="--id", least=least))
     if wanted.kid:
-        kids = (group.kid for group in index.groups())
-        wanted = replace(wanted, kid=pick(wanted.kid, kids, option="--kid", least=least))
+        wanted = replace(
+            wanted, kid=pick(wanted.kid, (group.kid for group in index.groups()), option="--kid", least=least)
+        )
     return wanted
 
 
@@ -350,8 +355,12 @@ def _carry_out(
         if dry_run:
             refused = Counter({reason: count for reason, count in counts.items() if reason != "accepted"})
             lines = [f"{count} will not be redriven: {reason}" for reason, count in refused.most_common()]
-            told = {"dry_run": plan.act, "would": counts["accepted"], "refused": dict(refused)}
-            answer(as_json, told, f"would {plan.act} {counts['accepted']} of {counts.total()} letters", *lines)
+            answer(
+                as_json,
+                {"dry_run": plan.act, "would": counts["accepted"], "refused": dict(refused)},
+                f"would {plan.act} {counts['accepted']} of {counts.total()} letters",
+                *lines,
+            )
             return 0
         if not yes:
             end = " for good" if plan.act == review.DISCARD else ""
@@ -369,7 +378,7 @@ def _carry_out(
         kept = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
         try:
             session.audit = review.SharedAuditFile(audit)
-            with progress_bar(plan.act, len(selection), quiet=as_json) as advance:
+            with progress_bar(plan.act, selection.total(), quiet=as_json) as advance:
                 done = session.act(plan, selection, cancelled=cancelled, progress=advance)
         finally:
             signal.signal(signal.SIGINT, kept)

@@ -25,7 +25,6 @@ TO_READ: Final = 4
 """Characters of an id that are enough where nothing is changed."""
 TO_CHANGE: Final = 8
 _NAMED: Final = 5
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 class CommandFailed(MqauthError):
@@ -35,8 +34,6 @@ class CommandFailed(MqauthError):
         text: one line: what, where, why, and what to do.
         code: the exit code: 1 failed or nothing found, 3 out of reach.
     """
-
-    code = "command_failed"
 
     def __init__(self, text: str, code: int = 1) -> None:
         super().__init__(text)
@@ -90,7 +87,7 @@ def moment(text: str) -> float:
     """
     ago = re.compile(r"(\d{1,6})([smhd])").fullmatch(text)
     if ago or text == "now":
-        return SYSTEM_CLOCK.now() - (int(ago[1]) * _UNITS[ago[2]] if ago else 0)
+        return SYSTEM_CLOCK.now() - (int(ago[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[ago[2]] if ago else 0)
     try:
         time = datetime.fromisoformat(text)
         if time.tzinfo is not None and time.timestamp() >= 0:

@@ -120,8 +120,10 @@ def init(
         for option, name in (("--producer", producer), ("--consumer", consumer)):
             require(_NAME.fullmatch(name), f"{option}: must be 1 to 100 letters, digits, '.', '_' or '-'")
         require(producer != consumer, "--consumer: must be another name than --producer")
-        printable = re.fullmatch(r"[!#-\[\]-~]{1,256}", issuer)
-        require(printable, "--issuer: must be 1 to 256 printable characters, no quotes")
+        require(
+            re.fullmatch(r"[!#-\[\]-~]{1,256}", issuer),
+            "--issuer: must be 1 to 256 printable characters, no quotes",
+        )
         require(rung in ("enforce", "observe"), "--rung: must be enforce or observe")
         url = url or _URLS[broker]
         check_url("--url", url)

@@ -148,8 +148,11 @@ def list_keys(folder: Dir = _FOLDER, as_json: Json = False, wide: Wide = False) 
         )
         for key in keys
     ]
-    title = f"{len(keys)} {'key' if len(keys) == 1 else 'keys'} in {folder}"
-    answer(as_json, {"keys": [ring.describe(key) for key in keys]}, *table_lines(title, KEY, cells, wide=wide))
+    answer(
+        as_json,
+        {"keys": [ring.describe(key) for key in keys]},
+        *table_lines(f"{len(keys)} {'key' if len(keys) == 1 else 'keys'} in {folder}", KEY, cells, wide=wide),
+    )
 
 
 @app.command("rotate")
@@ -259,5 +262,8 @@ def _passphrase(env: str | None, file: Path | None) -> bytes | None:
 def _print_key(key: RingKey, folder: Path, *, as_json: bool) -> None:
     algorithm, state = key.key.algorithm, key.state.value
     until = f" until {shown_time(key.ready)} UTC" if key.state is ring.State.PENDING else ""
-    told = {"kid": key.kid, "algorithm": algorithm, "state": state}
-    answer(as_json, told, f"{key.kid} ({algorithm}) is {state}{until} in {folder}")
+    answer(
+        as_json,
+        {"kid": key.kid, "algorithm": algorithm, "state": state},
+        f"{key.kid} ({algorithm}) is {state}{until} in {folder}",
+    )

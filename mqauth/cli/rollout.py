@@ -22,7 +22,7 @@ from mqauth.check.rollout import HOUR, Standing, standings
 from mqauth.cli import rollout_steps
 from mqauth.cli.app import Config, Json, Yes, answer, group
 from mqauth.cli.forms import one_line
-from mqauth.cli.rollout_steps import Value, changed, number_of, split
+from mqauth.cli.rollout_steps import Value, changed, number_of
 from mqauth.cli.settings import file_of, settings_of
 from mqauth.clock import SYSTEM_CLOCK
 from mqauth.config.settings import FileSettings
@@ -44,8 +44,7 @@ _WHO: Final = 32
 _DAY: Final = 86_400
 
 
-def _now() -> float:
-    return SYSTEM_CLOCK.now()
+_now: Final = SYSTEM_CLOCK.now
 
 
 @app.command("status")
@@ -90,8 +89,7 @@ def up(
     file = settings_of(file_of(config))
     # The entry that decides on the destination.
     held = [number for number, each in enumerate(file.rollout) if each.build().holds(destination)]
-    below = held and file.rollout[held[0]].at < Rung.ENFORCE
-    require(below, f"{destination} is in no entry below enforce")
+    require(held and file.rollout[held[0]].at < Rung.ENFORCE, f"{destination} is in no entry below enforce")
     number, entry = held[0], file.rollout[held[0]]
     rung, on_kafka = Rung(entry.at + 1), places.is_kafka(destination)
     if rung is Rung.ENFORCE and not force:
@@ -231,9 +229,9 @@ def _apply(
     """
     path = file_of(config)
     text, members = read_toml(path)
-    new = text if number is None else split(text, number, destination)
+    alone = None if number is None else destination
     number = number_of(members.get("rollout", []), destination) if number is None else number
-    new = changed(new, number, values, accepted)
+    new = changed(text, number, alone, values, accepted)
     with file_errors(path), tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".toml") as trial:
         trial.write(new)
         trial.flush()
@@ -246,15 +244,15 @@ def _apply(
         answer(as_json, {"text": new}, new.removesuffix("\n"))
         return 0
     diff = list(difflib.unified_diff(text.splitlines(), new.splitlines(), str(path), str(path), lineterm=""))
-    shown = sys.stderr if as_json else sys.stdout
-    print(*diff, *([] if note is None else [f"note: {note}"]), sep="\n", file=shown)
+    print(
+        *diff, *([] if note is None else [f"note: {note}"]), sep="\n", file=sys.stderr if as_json else sys.stdout
+    )
     written = yes or typer.confirm("Write it? It counts from the next start of each consumer.", err=as_json)
     if written:
         with file_errors(path):
             path.write_text(new, "utf-8")
     rung = str(values.get("rung") or members["rollout"][number]["rung"])
-    facts = {"destination": destination, "rung": rung, "written": written}
-    answer(as_json, facts | {"lines": diff, "note": note})
+    answer(as_json, {"destination": destination, "rung": rung, "written": written} | {"lines": diff, "note": note})
     return 0 if written else 1
 
 

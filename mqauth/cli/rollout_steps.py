@@ -16,8 +16,7 @@ from __future__ import annotations
 import contextlib
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from datetime import date
 from typing import Any, Final
@@ -59,12 +58,12 @@ def broker_for(destination: str, named: str | None, config: FileSettings) -> Bro
         tables = [BrokerSettings(url=named) if is_broker_url(named) else table_of(named, config)]
     known = [table.unlocked() for table in tables]
     fits = [each for each in known if each.url and each.url.startswith("kafka:") is places.is_kafka(destination)]
-    refusal = (
+    return require(
+        fits[0] if fits else None,
         "what is not settled yet is to be asked for: give --broker, or say --settled once you know"
         if named is None
-        else f"--broker: must be {URLS}, and of the destination's kind"
+        else f"--broker: must be {URLS}, and of the destination's kind",
     )
-    return require(fits[0] if fits else None, refusal)
 
 
 # Kafka
@@ -135,8 +134,7 @@ def unread(topic: str, group: str, entry: RolloutSettings, rollout: Rollout, bro
                 ):
                     # What would be dead-lettered for want of a token, and nobody has accepted.
                     unproven = not has_token(message) and rollout.exemption(message) is None
-                    missing = group_of_message(message, Reason.TOKEN_MISSING.value)
-                    if unproven and not is_accepted(entry, missing):
+                    if unproven and not is_accepted(entry, group_of_message(message, Reason.TOKEN_MISSING.value)):
                         unsigned[topic_partition.partition] = unsigned.get(topic_partition.partition, 0) + 1
             reader.pause(*(topic_partition for topic_partition in left if topic_partition not in waiting))
     total = sum(unsigned.values())
@@ -193,7 +191,6 @@ async def _counted(connection: Any, queue: str) -> tuple[int, int]:
     return declared.message_count or 0, declared.consumer_count or 0
 
 
-_FORM: Final = "the entry cannot be changed: write it as [[rollout]] with a key a line"
 Value = str | date | None
 
 
@@ -207,66 +204,47 @@ def number_of(entries: list[Mapping[str, Any]], destination: str) -> int:
     return require(next(numbers, -1) + 1, f"{destination} is in no [[rollout]] of the file") - 1
 
 
-def changed(text: str, number: int, values: Mapping[str, Value], accepted: Mapping[str, str]) -> str:
+def changed(
+    text: str, number: int, destination: str | None, values: Mapping[str, Value], accepted: Mapping[str, str]
+) -> str:
     """Return a text with some keys of an entry set, and others removed.
 
     Args:
         text: of the file.
         number: of the entry, from 0.
+        destination: gets an entry of its own with this number, and what it stood in comes after that; a pattern
+            that holds it stays there. ``None`` changes the entry itself.
         values: by key; ``None`` removes the key.
         accepted: what is added to the entry's table ``accepted``.
     """
     document: Any = tomlkit.parse(text)
-    entry = document["rollout"][number]
-    with _without_its_end(entry):
-        for key, value in values.items():
-            if value is None:
-                entry.pop(key, None)
-            else:
-                entry[key] = value
-        for key, why in accepted.items():
-            if "accepted" in entry:
-                entry["accepted"][key] = why
-            else:
-                entry.append(tomlkit.key(["accepted", key]), why)
-    return _written(document)
-
-
-def split(text: str, number: int, destination: str) -> str:
-    """Return a text in which a destination has the entry ``number``, and what it stood in comes after it.
-
-    Args:
-        text: of the file.
-        number: of the entry that holds it, from 0.
-        destination: listed there, or held by a pattern, which stays.
-    """
-    document: Any = tomlkit.parse(text)
-    entry = document["rollout"][number]
-    if list(entry["destinations"]) == [destination]:
-        return text
-    with _without_its_end(entry):
-        own = deepcopy(entry)
-    own["destinations"] = [destination]
-    if destination in entry["destinations"]:
-        entry["destinations"].remove(destination)
-    own.add(tomlkit.nl())
-    document["rollout"].insert(number, own)
-    return _written(document)
-
-
-@contextmanager
-def _without_its_end(entry: Any) -> Iterator[None]:
-    """Take the blank lines and comments behind an entry's last key away: they belong to what comes after it."""
+    before = entry = document["rollout"][number]
+    # Blank lines and comments behind an entry's last key belong to what comes after it.
     body, end = getattr(entry.value, "body", []), []
     while body and body[-1][0] is None:
         end.append(body.pop())
-    yield
+    if destination is not None and list(before["destinations"]) != [destination]:
+        entry = deepcopy(before)
+        entry["destinations"] = [destination]
+        if destination in before["destinations"]:
+            before["destinations"].remove(destination)
+    for key, value in values.items():
+        if value is None:
+            entry.pop(key, None)
+        else:
+            entry[key] = value
+    for key, why in accepted.items():
+        if "accepted" in entry:
+            entry["accepted"][key] = why
+        else:
+            entry.append(tomlkit.key(["accepted", key]), why)
+    if entry is not before:
+        entry.add(tomlkit.nl())
+        document["rollout"].insert(number, entry)
     body.extend(reversed(end))
-
-
-def _written(document: Any) -> str:
-    """Return a document as text, which says what the document holds."""
-    text = str(tomlkit.dumps(document))
-    with refusing(ValueError, _FORM):
-        require(tomllib.loads(text) == document.unwrap(), _FORM)
-    return text
+    # The text says what the document holds.
+    form = "the entry cannot be changed: write it as [[rollout]] with a key a line"
+    changed_text = str(tomlkit.dumps(document))
+    with refusing(ValueError, form):
+        require(tomllib.loads(changed_text) == document.unwrap(), form)
+    return changed_text

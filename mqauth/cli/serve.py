@@ -10,6 +10,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -89,8 +90,10 @@ class Certificate:
 
     def _load(self, context: ssl.SSLContext) -> None:
         chain, key = self._files
+        # OpenSSL would ask for a passphrase at the terminal, and a server may have none.
+        refuse: Any = partial(require, False, "the key has a passphrase", ValueError)
         try:
-            context.load_cert_chain(chain, key, password=_refuse_passphrase)
+            context.load_cert_chain(chain, key, password=refuse)
         except (OSError, ValueError) as error:
             why = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
             raise ConfigurationError(f"--tls-cert {chain}, --tls-key {key}: {why}") from error
@@ -102,16 +105,8 @@ def certificate_of(chain: Path | None, key: Path | None) -> Certificate | None:
     Raises:
         ConfigurationError: only one of them was given, or as for ``Certificate``.
     """
-    if chain is None and key is None:
-        return None
-    if chain is None or key is None:
-        raise ConfigurationError("--tls-cert and --tls-key go together")
-    return Certificate(chain, key)
-
-
-def _refuse_passphrase() -> str:
-    # OpenSSL would ask for it at the terminal, and a server may have none.
-    raise ValueError("the key has a passphrase")
+    require((chain is None) is (key is None), "--tls-cert and --tls-key go together")
+    return None if chain is None or key is None else Certificate(chain, key)
 
 
 def listen(host: str, port: int, *, tls: bool) -> socket.socket:
@@ -167,25 +162,26 @@ class Server:
                 "timeout_notify": 60,
             }
         )
-        config = uvicorn.Config(
-            application,
-            http=connections.Connection,
-            loop=connections.LOOP,
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            workers=1,
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=requests,
-            backlog=_BACKLOG,
-            timeout_graceful_shutdown=5,
-            **settings,
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                application,
+                http=connections.Connection,
+                loop=connections.LOOP,
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                workers=1,
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=requests,
+                backlog=_BACKLOG,
+                timeout_graceful_shutdown=5,
+                **settings,
+            )
         )
-        self._server = uvicorn.Server(config)
 
     def run(self, listener: socket.socket) -> None:
         """Serve until SIGTERM or SIGINT."""

@@ -90,8 +90,15 @@ def sign(
         for form, message in zip(forms, sealed, strict=True):
             # The token header is appended; everything else stays as it was read.
             name, token = message.headers[-1]
-            text = token.decode("ascii") if isinstance(token, bytes) else token
-            print_json(form | {"headers": [*form.get("headers", []), [name, {"str": text}]]})
+            print_json(
+                form
+                | {
+                    "headers": [
+                        *form.get("headers", []),
+                        [name, {"str": (token.decode("ascii") if isinstance(token, bytes) else token)}],
+                    ]
+                }
+            )
     if fault is not None:
         raise fault
 
@@ -142,7 +149,6 @@ def verify(
 
 app = group("Print what an identity or a token says.", "mqauth identity show -")
 _INPUT: Final = "-"
-_TIMES: Final = ("issued", "begins", "expires")
 
 
 @app.command("show")
@@ -229,6 +235,6 @@ def _lines(description: dict[str, Any], indent: str = "") -> list[str]:
         if isinstance(value, dict) and value and name != "claims":
             lines += [f"{indent}{name}:", *_lines(value, indent + "  ")]
         elif value not in (None, [], {}):
-            shown = shown_time(value) if name in _TIMES else value
+            shown = shown_time(value) if name in ("issued", "begins", "expires") else value
             lines.append(indent + one_line(f"{name.replace('_', ' ')}: {shown}"))
     return lines

@@ -23,8 +23,6 @@ from mqauth.http.connection import is_loopback
 
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _FUNCTION: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_BOOTSTRAP_MS: Final = 10_000
-"""Milliseconds for which kafka-python tries to reach a first server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +92,9 @@ class BrokerSettings(Settings):
         # Of several servers any may have one; so may the query, for kafka-python.
         servers = (self.url or "").partition("://")[2].split(",")
         secret = any(urlsplit(f"//{server}").password is not None for server in servers)
-        what = "holds a password; use user with password_env or password_file, or url_env"
-        return self.refused((secret, "url", what))
+        return self.refused(
+            (secret, "url", "holds a password; use user with password_env or password_file, or url_env")
+        )
 
     def unlocked(self) -> "BrokerSettings":
         """Return the settings with the secrets that they refer to, and with the URL of ``url_env``.
@@ -146,8 +145,9 @@ class BrokerSettings(Settings):
                 context.load_cert_chain(self.cert, self.key, self.passphrase or (lambda: b""))
         except (OSError, ValueError) as error:
             what = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
-            named = "cert" if self.ca is None else "ca"
-            raise self.table.refuse(named, f"a PEM file cannot be used ({what})") from error
+            raise self.table.refuse(
+                "cert" if self.ca is None else "ca", f"a PEM file cannot be used ({what})"
+            ) from error
         return context
 
     def for_rabbitmq(self, url: str) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class BrokerSettings(Settings):
         servers = url.partition("://")[2].strip("/").split(",")
         options: dict[str, Any] = {
             "bootstrap_servers": servers,
-            "bootstrap_timeout_ms": _BOOTSTRAP_MS,
+            "bootstrap_timeout_ms": 10_000,
             "security_protocol": "SSL" if self.secure else "PLAINTEXT",
         }
         if self.secure:
@@ -205,8 +205,11 @@ class BrokerSettings(Settings):
         options["security_protocol"] = f"SASL_{options['security_protocol']}"
         if self.user is not None:
             self.table.require(self.mechanism is not None, "user", f"needs mechanism, {' or '.join(MECHANISMS)}")
-            login = {"sasl_plain_username": self.user, "sasl_plain_password": self.password}
-            return options | login | {"sasl_mechanism": self.mechanism}
+            return options | {
+                "sasl_plain_username": self.user,
+                "sasl_plain_password": self.password,
+                "sasl_mechanism": self.mechanism,
+            }
         from kafka.net.sasl.oauth import AbstractTokenProvider
 
         # Told at once: kafka-python would take it for a broker that cannot be reached.

@@ -320,8 +320,9 @@ class ConsumerSettings(Settings):
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of a missing ``max_queue_age``, and of rules whose issuer is not configured."""
-        missing = self.at == "append" and self.max_queue_age is None
-        yield from self.refused((missing, "max_queue_age", 'required with at = "append"'))
+        yield from self.refused(
+            (self.at == "append" and self.max_queue_age is None, "max_queue_age", 'required with at = "append"')
+        )
         issuers = {each.issuer for each in self.issuers}
         domains = {each.trust_domain for each in self.issuers if each.trust_domain is not None}
         for each in self.issuers:

@@ -14,11 +14,10 @@ from typing import Annotated, Final, cast
 from urllib.parse import urlsplit
 
 from mqauth.audit.file import HeadFile
-from mqauth.audit.identity_watch import INSTANCES
+from mqauth.audit.misuse import INSTANCES
 from mqauth.authority.application import REFUSALS
 from mqauth.authority.credential import MAX_LIFETIME
-from mqauth.authority.desk import MIN_LIFETIME, Grant
-from mqauth.authority.issuing import LIFETIME, LONGEST, RATE, SHORTEST
+from mqauth.authority.issuing import LIFETIME, LONGEST, MIN_LIFETIME, RATE, SHORTEST, Grant
 from mqauth.clock import Clock
 from mqauth.config.declaration import Settings, inner, inners, not_with, only_with
 from mqauth.config.kinds import (
@@ -297,8 +296,13 @@ class CredentialSettings(SourceSettings):
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield the refusals of a missing or second source, and of a keystore's credential that lives too long."""
         yield from SourceSettings.refusals(self)
-        long = self.is_enrolment and self.longest > MAX_ENROLMENT
-        yield from self.refused((long, "max_lifetime", f"at most {MAX_ENROLMENT} for a producer's own keystore"))
+        yield from self.refused(
+            (
+                self.is_enrolment and self.longest > MAX_ENROLMENT,
+                "max_lifetime",
+                f"at most {MAX_ENROLMENT} for a producer's own keystore",
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,7 @@ from mqauth.audit.query import parse_record
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.authority.application import MAX_AGE, AuthorityServer
 from mqauth.authority.credential import CredentialIssuer
-from mqauth.authority.desk import Answered, CredentialDesk
-from mqauth.authority.issuing import IdentityAuthority
+from mqauth.authority.issuing import CredentialDesk, IdentityAuthority
 from mqauth.clock import Clock
 from mqauth.config.declaration import Settings
 from mqauth.config.issuer_settings import IdentityAuthoritySettings, SourceSettings
@@ -113,8 +112,12 @@ class ConfiguredAuthority:
             )
             for each in self.settings.credentials
         ]
-        grants = [each.build() for each in self.settings.grants]
-        return CredentialDesk(issuers=issuers, grants=grants, audience=self.settings.url, clock=self._clock)
+        return CredentialDesk(
+            issuers=issuers,
+            grants=[each.build() for each in self.settings.grants],
+            audience=self.settings.url,
+            clock=self._clock,
+        )
 
     @cached_property
     def keys(self) -> ActiveKey:
@@ -179,7 +182,7 @@ class ConfiguredAuthority:
         return len(self.keystore.cutoffs())
 
     def server(
-        self, authority: IdentityAuthority, observers: Iterable[Callable[[Answered], None]] = ()
+        self, authority: IdentityAuthority, observers: Iterable[Callable[..., None]] = ()
     ) -> AuthorityServer:
         """Return the application that serves an authority and its JWK Set.
 
@@ -190,7 +193,10 @@ class ConfiguredAuthority:
         Raises:
             ConfigurationError: the JWK Set cannot be published.
         """
-        keys = KeyServer([self.settings.keys], most=MAX_AGE, clock=self._clock)
         return AuthorityServer(
-            authority, keys, refusals=self.settings.refusal_rate, observers=observers, clock=self._clock
+            authority,
+            KeyServer([self.settings.keys], most=MAX_AGE, clock=self._clock),
+            refusals=self.settings.refusal_rate,
+            observers=observers,
+            clock=self._clock,
         )

@@ -22,9 +22,7 @@ from mqauth.errors import MalformedMessage
 from mqauth.wire import destination
 from mqauth.wire.claims import MAX_NAME, is_name
 
-_URL: Final = re.compile(r"[\x21-\x7e]+")
 _DURATION: Final = re.compile("[1-9][0-9]{0,8}[smhd]")
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 MAX_PATTERN: Final = 1600
 """Characters: exchange and routing key have up to 255 bytes each, and a byte is written with up to three."""
 _NAME_LIMITS: Final = {"minLength": 1, "maxLength": MAX_NAME}
@@ -139,7 +137,7 @@ def seconds(least: float, most: float = math.inf, *, fractions: bool = False) ->
                 key,
                 'must be seconds, or a duration like "90s", "15m", "12h" or "7d"',
             )
-            value = int(value[:-1]) * _UNITS[value[-1]]
+            value = int(value[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[value[-1]]
         return number.read(table, key, value)
 
     text_form = {"type": "string", "pattern": f"^{_DURATION.pattern}$"}
@@ -224,7 +222,12 @@ def is_url(text: str, schemes: tuple[str, ...]) -> bool:
     """Tell whether a text is a URL of one of the schemes, with a host and, where it names a port, a valid one."""
     try:
         parts = urlsplit(text)
-        return bool(_URL.fullmatch(text)) and parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+        return (
+            bool(re.fullmatch(r"[\x21-\x7e]+", text))
+            and parts.scheme in schemes
+            and bool(parts.hostname)
+            and parts.port != 0
+        )
     except ValueError:
         return False
 

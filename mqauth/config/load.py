@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from mqauth.audit.file import AuditFile
 from mqauth.audit.misuse import Alert, Detector, Thresholds
-from mqauth.audit.rollout_watch import last_rollout
+from mqauth.audit.query import last_rollout
 from mqauth.audit.sinks import FloodGate, MisuseWatch
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.config.declaration import read
@@ -32,8 +32,8 @@ from mqauth.judging.rollout import Rollout
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Issuer, Verifier
 from mqauth.keystore import ActiveKey
-from mqauth.keystore.identity.credentials import ClientCredentials, Credential, OwnKey, TokenFile
 from mqauth.keystore.identity.identity_key import IdentityKey
+from mqauth.keystore.identity.request import ClientCredentials, Credential, OwnKey, TokenFile
 from mqauth.letters.authorities import Authority, ReleaseAuthorities
 from mqauth.policies.opa import OPA
 from mqauth.replay.memory import MemoryReplayStore
@@ -127,8 +127,11 @@ class Configuration:
         if shown.token_file is not None:
             credential: Credential = TokenFile(shown.token_file)
         elif shown.issuer is not None and shown.subject is not None:
-            own = key_on_disk(producer, shown, shown.subject, self._clock)
-            credential = OwnKey(own, issuer=shown.issuer, subject=shown.subject)
+            credential = OwnKey(
+                key_on_disk(producer, shown, shown.subject, self._clock),
+                issuer=shown.issuer,
+                subject=shown.subject,
+            )
         else:
             with shown.table.located("token_url"):
                 credential = ClientCredentials(
@@ -183,9 +186,12 @@ class Configuration:
             if before is not None:
                 detector.observe(before)
             # The watch stands before the flood gate: a detector has to count the records that the gate sums up.
-            gate = FloodGate(file, given.flood_after)
-            watch = MisuseWatch(gate, detector, on_alert=self._on_alert, clock=self._clock)
-            sink = {"audit": watch, "record": given.record}
+            sink = {
+                "audit": MisuseWatch(
+                    FloodGate(file, given.flood_after), detector, on_alert=self._on_alert, clock=self._clock
+                ),
+                "record": given.record,
+            }
         return self._pipeline(observers=self._observers, rollout=self.rollout, beside=False, **sink)
 
     @cached_property
@@ -259,8 +265,12 @@ class Configuration:
         policy: Policy = rules
         if consumer.opa is not None:
             with consumer.opa.table.located("url"):
-                within = rules if consumer.allow else None
-                policy = OPA(**consumer.opa.arguments(OPA), within=within, scope=consumer.scope, clock=clock)
+                policy = OPA(
+                    **consumer.opa.arguments(OPA),
+                    within=rules if consumer.allow else None,
+                    scope=consumer.scope,
+                    clock=clock,
+                )
         return Pipeline(
             verifier=Verifier(keys=issuers, release=releases, **settings),
             policy=policy,

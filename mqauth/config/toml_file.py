@@ -21,9 +21,9 @@ from typing import Any, Final
 from mqauth.errors import ConfigurationError, refusing, require
 from mqauth.keystore.disk import files
 
-_MAX_FILE: Final = 1024 * 1024
+Place = tuple[str | int, ...]
+"""Keys from the top of a file; an element of an array by its number, from 0."""
 _MAX_PASSPHRASE: Final = 1023
-_BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 _PLACEHOLDER: Final = re.compile(r"\$\$(?=\{)|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})?")
 _TYPES: Final = {
     bool: "a boolean",
@@ -49,7 +49,7 @@ class RefusedSetting(ConfigurationError):
     others: tuple[RefusedSetting, ...] = ()
     """What else the reader found in the same pass; the text of the error does not name it."""
 
-    def __init__(self, *, file: str, path: tuple[str | int, ...], place: str, what: str) -> None:
+    def __init__(self, *, file: str, path: Place, place: str, what: str) -> None:
         super().__init__(f"{file}: {place}: {what}" if place else f"{file}: {what}")
         self.path = path
         self.what = what
@@ -90,13 +90,12 @@ class Table:
     file: str
     name: str = ""
     members: Mapping[str, Any]
-    path: tuple[str | int, ...] = ()
+    path: Place = ()
 
     def refuse(self, key: str, what: str) -> RefusedSetting:
         """Return the refusal of a key of this table, or of the table itself where the key is empty."""
         where = " ".join(part for part in (self.name, spelt(key) if key else "") if part)
-        path = (*self.path, key) if key else self.path
-        return RefusedSetting(file=self.file, path=path, place=where, what=what)
+        return RefusedSetting(file=self.file, path=(*self.path, key) if key else self.path, place=where, what=what)
 
     def require(self, condition: object, key: str, what: str) -> None:
         """Refuse a key unless a condition holds.
@@ -136,8 +135,7 @@ class Table:
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             raise self.mistyped(key, f"an array of tables {name}", value)
         for number, item in enumerate(value):
-            path = (*self.path, key, number)
-            yield Table(file=self.file, name=f"{name} #{number + 1}", members=item, path=path)
+            yield Table(file=self.file, name=f"{name} #{number + 1}", members=item, path=(*self.path, key, number))
 
     def _dotted(self, key: str) -> str:
         prefix = self.name.partition("]")[0].lstrip("[")
@@ -146,7 +144,7 @@ class Table:
 
 def spelt(key: str) -> str:
     """Return a key as TOML spells it: in quotation marks unless it is a bare key."""
-    return key if _BARE.fullmatch(key) else json.dumps(key)
+    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else json.dumps(key)
 
 
 def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
@@ -161,7 +159,7 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
         ConfigurationError: the file cannot be read, is too large, or is not TOML. A syntax error names its line; a
             variable that is not set is named.
     """
-    raw = files.read_bounded(path, _MAX_FILE)
+    raw = files.read_bounded(path, 1024 * 1024)
     try:
         text = raw.decode("utf-8")
         members = tomllib.loads(text)
@@ -179,13 +177,18 @@ def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
     return text, _filled(members, Table(file=str(path), members=members))
 
 
-def placeholders(value: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Yield the place of each ``${NAME}`` in the texts of a value, and the name."""
-    if isinstance(value, str):
-        yield from (((), match[1]) for match in _PLACEHOLDER.finditer(value) if match[1])
-    elif isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from (((key, *at), name) for at, name in placeholders(inner))
+def walk(value: Any, base: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """Yield all keys and elements within a value, each with where it stands."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in inside:
+        yield (*base, key), inner
+        yield from walk(inner, (*base, key))
+
+
+def placeholders(members: Mapping[str, Any]) -> list[tuple[Place, str]]:
+    """Return where each ``${NAME}`` stands in the texts of a file, and the name."""
+    texts = [(at, text) for at, text in walk(members) if isinstance(text, str)]
+    return [(at, match[1]) for at, text in texts for match in _PLACEHOLDER.finditer(text) if match[1]]
 
 
 def _filled(value: Any, table: Table, key: str = "") -> Any:
@@ -234,3 +237,47 @@ def read_passphrase(*, env: str | None = None, file: Path | None = None) -> byte
         return None
     require(1 <= len(raw) <= _MAX_PASSPHRASE, f"{name}: a passphrase has 1 to {_MAX_PASSPHRASE} bytes")
     return raw
+
+
+def lines_of(text: str) -> Mapping[Place, int]:
+    """Return the line, from 1, of every table and key of a TOML text; elements have the line of their key.
+
+    It is read by tomllib statement by statement. Of a text that is nested too deep the lines found so far stand.
+
+    Args:
+        text: any text that ``tomllib.loads`` accepts.
+    """
+    lines: dict[Place, int] = {}
+    elements: dict[Place, int] = {}
+    base: Place = ()
+    statement, start = "", 1
+    for number, line in enumerate(text.split("\n"), 1):
+        statement += f"\n{line}" if statement else line
+        try:
+            value = tomllib.loads(statement)
+        except (RecursionError, ValueError):
+            # It goes on in the next line.
+            continue
+        if statement.lstrip().startswith("["):
+            # A header: each table on the way, of an array of tables its last element so far.
+            base = ()
+            while value:
+                ((key, value),) = value.items()
+                base = (*base, key)
+                # A table may have been noted with one within it before; its own header tells more.
+                lines[base] = lines.get(base, number) if value else number
+                if isinstance(value, list):
+                    value, elements[base] = {}, elements.get(base, 0) + 1
+                if base in elements:
+                    base = (*base, elements[base] - 1)
+                    lines.setdefault(base, number)
+        for at, _ in walk(value, base):
+            lines.setdefault(at, start)
+        statement, start = "", number + 1
+    return lines
+
+
+def nearest(lines: Mapping[Place, int], place: Place) -> int | None:
+    """Return the line of a key or, if it is not in the file, of the innermost table around it."""
+    around = (place[:length] for length in range(len(place), 0, -1))
+    return next((lines[each] for each in around if each in lines), None)

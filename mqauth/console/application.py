@@ -24,13 +24,21 @@ from starlette.types import ASGIApp
 
 from mqauth.console.backend import Backend, BusyError
 from mqauth.console.display import overview, visible
-from mqauth.console.oidc import IDTokenError, NoNameError
-from mqauth.console.oidc import person as person_of
+from mqauth.console.oidc import IDTokenError, NoNameError, person
 from mqauth.console.oidc_provider import LIFETIME, Attempts, Provider
-from mqauth.console.pages import SEE_OTHER, BadRequestError, Fields, Pages, for_everybody, posted, read_form
-from mqauth.console.shield import SecurityMiddleware
-from mqauth.console.site import REVIEWER, STATIC, ConsoleQueue, Cookie, Sessions, Site, Tokens, WebSession
-from mqauth.errors import MqauthError, require
+from mqauth.console.pages import SEE_OTHER, Fields, Pages, bad_request, for_everybody, posted, read_form
+from mqauth.console.site import (
+    REVIEWER,
+    STATIC,
+    ConsoleQueue,
+    Cookie,
+    SecurityMiddleware,
+    Sessions,
+    Site,
+    Tokens,
+    WebSession,
+)
+from mqauth.errors import ConfigurationError, MqauthError, require
 from mqauth.logs import emit
 
 
@@ -62,7 +70,6 @@ _ERRORS: Final = {
     "temporarily_unavailable": "The identity provider is not available just now.",
 }
 _NO_PAGE: Final = "There is no such page."
-_MALFORMED: Final = "The identity provider's answer is not in its form."
 
 
 def application(
@@ -110,14 +117,19 @@ def application(
     )
 
     async def failed(request: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 400
-        text = error.detail if isinstance(error, HTTPException) else f"{str(error).capitalize()}."
-        text = "There is no such page." if status == 404 else text
-        return site.error(status, text, site.session(request))
+        status, text = (409 if isinstance(error, BusyError) else 400), str(error)
+        if isinstance(error, HTTPException):
+            status, text = error.status_code, error.detail
+        known: Site = getattr(request.state, "site", site)
+        return known.error(status, _NO_PAGE if text == "Not Found" else text, site.session(request))
 
     async def faulty(request: Request, error: Exception) -> Response:
-        text = "The console failed on this page. Its log says why, under the id below."
-        return site.error(500, text, site.session(request), error)
+        return site.error(
+            500,
+            "The console failed on this page. Its log says why, under the id below.",
+            site.session(request),
+            error,
+        )
 
     routes: list[Route | Mount] = [
         Route("/login", lobby.log_in, methods=["GET"]),
@@ -149,7 +161,7 @@ def application(
             Route(f"{base}/account", pages.start_account, methods=["POST"]),
         ]
     # Starlette raises a fault again once it has answered with our page; the shield keeps it from the server.
-    handlers: Any = {HTTPException: failed, BadRequestError: failed, Exception: faulty}
+    handlers: Any = dict.fromkeys((HTTPException, BusyError, ConfigurationError), failed) | {Exception: faulty}
     return SecurityMiddleware(Starlette(routes=routes, exception_handlers=handlers), hosts, tls=tls)
 
 
@@ -171,22 +183,6 @@ def origin(hosts: Sequence[str], provider: Provider | None, *, tls: bool) -> str
 def redirect_uri(hosts: Sequence[str], provider: Provider, *, tls: bool) -> str:
     """Return where the provider sends people back to; it has to be registered there."""
     return origin(hosts, provider, tls=tls) + CALLBACK
-
-
-class _LoginError(MqauthError):
-    """A login that failed.
-
-    Args:
-        status: of the answer.
-        text: shown to the person.
-        why: the error behind it, for the log only.
-    """
-
-    def __init__(self, status: int, text: str, why: MqauthError | None = None) -> None:
-        super().__init__(text)
-        self.status = status
-        if why is not None:
-            emit("console.login_failed", "a login failed: %s", why)
 
 
 class Lobby:
@@ -220,11 +216,14 @@ class Lobby:
     @for_everybody
     async def queues(self, request: Request, session: WebSession) -> Response:
         """Show the queues and topics with their counts."""
-        queues = [
-            (queue, await run_in_threadpool(queue.backend.letters.ask, overview, None))
-            for queue in self.site.places
-        ]
-        return self.site.page("places.html", session, found=queues)
+        return self.site.page(
+            "places.html",
+            session,
+            found=[
+                (queue, await run_in_threadpool(queue.backend.letters.ask, overview, None))
+                for queue in self.site.places
+            ],
+        )
 
     @posted(viewers=True)
     async def refresh(self, request: Request, session: WebSession, fields: Fields) -> Response:
@@ -255,21 +254,21 @@ class Lobby:
         role = self._tokens.role((await read_form(request)).get("token", "").strip())
         if role is None:
             return self._page(403, "This token is not one of this console.")
-        name = self._reviewer if role == REVIEWER else role
-        return self.site.begin(request, RedirectResponse("/", SEE_OTHER), name, role)
+        return self.site.begin(
+            request, RedirectResponse("/", SEE_OTHER), self._reviewer if role == REVIEWER else role, role
+        )
 
     async def start(self, request: Request) -> Response:
         """Send the browser to the provider."""
-        if self._provider is None:
-            return self._page(404, _NO_PAGE)
+        provider = require(self._provider, _NO_PAGE, partial(HTTPException, 404))
         # The cookie is of one host, so the login begins on the one that the provider sends people back to.
         if request.headers["host"].lower() != self._origin.partition("://")[2]:
             return RedirectResponse(self._origin + START, SEE_OTHER)
         attempt, sealed = self._attempts.begin()
         try:
-            where = await self._ask(self._provider.authorization_url, attempt, self._origin + CALLBACK)
-        except _LoginError as error:
-            return self._page(error.status, str(error))
+            where = await self._ask(provider.authorization_url, attempt, self._origin + CALLBACK)
+        except HTTPException as error:
+            return self._page(error.status_code, error.detail)
         response = RedirectResponse(where, SEE_OTHER)
         self._cookie.put(response, sealed)
         return response
@@ -277,72 +276,78 @@ class Lobby:
     async def callback(self, request: Request) -> Response:
         """Begin a session for a person whom the provider sends back. Whatever happens, this login is over."""
         try:
-            provider = require(self._provider, _NO_PAGE, partial(_LoginError, 404))
-            pairs, forbidden = request.query_params.multi_items(), partial(_LoginError, 403)
+            provider = require(self._provider, _NO_PAGE, partial(HTTPException, 404))
+            pairs, forbidden = request.query_params.multi_items(), partial(HTTPException, 403)
             answer, issuer = dict(pairs), provider.settings.issuer
             # A parameter that is repeated makes the answer invalid (RFC 6749, section 3.1).
-            require(len(answer) == len(pairs), _MALFORMED, partial(_LoginError, 400))
+            malformed = "The identity provider's answer is not in its form."
+            require(len(answer) == len(pairs), malformed, bad_request)
             attempt = require(
                 self._attempts.redeem(self._cookie.read(request), answer.get("state", "")),
                 "This login was not begun here, is too old, or was used before. Begin again.",
                 forbidden,
             )
             # The answer of another provider (RFC 9207), and an answer that is an error.
-            names_itself = provider.known is not None and provider.known.names_itself
-            ours = answer.get("iss", None if names_itself else issuer) == issuer
-            require(ours, "The answer is not of our identity provider. Begin again.", forbidden)
+            names_itself = provider.known.get("authorization_response_iss_parameter_supported") is True
+            require(
+                answer.get("iss", None if names_itself else issuer) == issuer,
+                "The answer is not of our identity provider. Begin again.",
+                forbidden,
+            )
             if "error" in answer:
                 error = answer["error"]
                 emit("console.login_failed", "the identity provider answered a login with %s", visible(error)[:80])
-                raise _LoginError(403, _ERRORS.get(error, "The identity provider refused the login."))
-            require("code" in answer, _MALFORMED, partial(_LoginError, 400))
+                raise HTTPException(403, _ERRORS.get(error, "The identity provider refused the login."))
+            require("code" in answer, malformed, bad_request)
             claims = await self._ask(provider.claims, answer["code"], attempt, self._origin + CALLBACK)
             try:
-                person = person_of(claims, provider.settings)
+                name, role = person(claims, provider.settings)
             except NoNameError as unnamed:
-                raise _LoginError(403, f"{visible(str(unnamed))}.", unnamed) from unnamed
-            who = visible(person.name)
-            emit(
-                "console.login", "login of %s (sub %s): %s", who, visible(person.subject), person.role or "no role"
-            )
-            if person.role is None:
-                raise _LoginError(403, f"You are {who}, but nothing gives you a role in this console.")
+                emit("console.login_failed", "a login failed: %s", unnamed)
+                raise HTTPException(403, f"{visible(str(unnamed))}.") from unnamed
+            who = visible(name)
+            emit("console.login", "login of %s (sub %s): %s", who, visible(str(claims["sub"])), role or "no role")
+            role = require(role, f"You are {who}, but nothing gives you a role in this console.", forbidden)
             # A page, not a redirect: the session's strict cookie is not sent on one that another site began.
-            page = self.site.page("welcome.html", None, who=who, role=person.role)
-            response = self.site.begin(request, page, person.name, person.role)
-        except _LoginError as refused:
-            response = self._page(refused.status, str(refused))
+            response = self.site.begin(
+                request, self.site.page("welcome.html", None, who=who, role=role), name, role
+            )
+        except HTTPException as refused:
+            response = self._page(refused.status_code, refused.detail)
         self._cookie.delete(response)
         return response
 
     async def _ask(self, question: Any, *arguments: Any) -> Any:
         """Ask the provider on a thread, with a bound on how many do so at once."""
-        refusal = "Too many people sign in at this moment. Try again."
-        require(self._waiting < MAX_AT_ONCE, refusal, partial(_LoginError, 503))
+        require(
+            self._waiting < MAX_AT_ONCE,
+            "Too many people sign in at this moment. Try again.",
+            partial(HTTPException, 503),
+        )
         self._waiting += 1
         try:
             return await run_in_threadpool(question, *arguments)
-        except IDTokenError as error:
-            raise _LoginError(403, "The identity provider's answer could not be trusted.", error) from error
         except MqauthError as error:
-            raise _LoginError(502, "The identity provider gave no good answer. Try again.", error) from error
+            emit("console.login_failed", "a login failed: %s", error)
+            if isinstance(error, IDTokenError):
+                raise HTTPException(403, "The identity provider's answer could not be trusted.") from error
+            raise HTTPException(502, "The identity provider gave no good answer. Try again.") from error
         finally:
             self._waiting -= 1
 
     def _page(self, status: int = 200, trouble: str | None = None) -> Response:
         label, leave = None, None
         if self._provider is not None:
-            label, known = self._provider.settings.label, self._provider.known
+            label, leave = self._provider.settings.label, self._provider.known.get("end_session_endpoint")
             # Where people log out at the provider (OpenID Connect RP-Initiated Logout 1.0).
-            if known is not None and known.end_session is not None:
-                mark = "&" if "?" in known.end_session else "?"
-                leave = f"{known.end_session}{mark}{urlencode({'client_id': self._provider.settings.client_id})}"
-        names = [queue.backend.session.box.name for queue in self.site.places]
+            if leave is not None:
+                query = urlencode({"client_id": self._provider.settings.client_id})
+                leave = f"{leave}{'&' if '?' in leave else '?'}{query}"
         return self.site.page(
             "login.html",
             None,
             status=status,
-            names=names,
+            names=[queue.backend.session.box.name for queue in self.site.places],
             trouble=trouble,
             tokens=self._tokens is not None,
             provider=label,

@@ -1,4 +1,4 @@
-"""The backend of the console: a review session, the newest index of its letters, and one background job at a time.
+"""The backend of the console: a review session, the newest index of its letters, and one job in the background.
 
 Memory is bounded: letters are in the index on disk, of the groups the largest 200 are kept, of the jobs the
 newest. Where the broker is lost every page says so, and reading goes on when it is back.
@@ -6,23 +6,42 @@ newest. Where the broker is lost every page says so, and reading goes on when it
 
 from __future__ import annotations
 
+import secrets
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-from mqauth.console.jobs import ACCOUNT, FOR_ALL, JUDGE, READ, REHEARSE, Job
+from mqauth.audit.chain import Line
+from mqauth.audit.query import Record
 from mqauth.errors import Cause, MqauthError, Unavailable, require
 from mqauth.logs import emit
-from mqauth.review import Filter, Index, Ledger, Plan, Reading, Session
-from mqauth.review.session import TrailRecord, trail
+from mqauth.review import DISCARD, REDRIVE, Filter, Index, Ledger, Plan, Reading, Session
+from mqauth.review.glossary import LABELS
+from mqauth.review.session import trail
 
 WAITS: Final = (1.0, 2.0, 5.0)
 """Seconds between attempts to reach a broker that was lost; the last one is repeated."""
+READ: Final = "read"
+JUDGE: Final = "judge"
+REHEARSE: Final = "rehearse"
+ACCOUNT: Final = "account"
+FOR_ALL: Final = frozenset((READ, ACCOUNT))
+"""The kinds that viewers may start."""
+TITLES: Final = {
+    READ: "Reading dead letters",
+    JUDGE: LABELS["check"],
+    REHEARSE: LABELS["preview"],
+    ACCOUNT: LABELS["balance"],
+    REDRIVE: LABELS["redrive"],
+    DISCARD: LABELS["discard"],
+}
+"""The kinds of jobs, as pages name them."""
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -30,15 +49,68 @@ P = ParamSpec("P")
 class BusyError(MqauthError):
     """Another job is running."""
 
-    code = "busy"
 
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """A long piece of work on the letters: how far it is, and how it ended.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lost:
-    """The broker is out of reach, since so many UTC seconds and for this reason."""
+    Args:
+        kind: what is done, one of ``TITLES``.
+        by: who started it.
+        plan: of a rehearsal or an act.
+        total: letters to be looked at, 0 while that is unknown.
+        seen: letters looked at so far.
+        counts: verdicts, of judging and rehearsing.
+        selection: letters that a rehearsal froze for the act.
+        account: of an act, as JSON values.
+        error: what failed, one line.
+        running: until it has ended.
+    """
 
-    since: float
-    why: str
+    kind: str
+    by: str
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    plan: Plan | None = None
+    total: int = 0
+    seen: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    selection: Counter[str] | None = None
+    account: dict[str, Any] | None = None
+    error: str | None = None
+    running: bool = True
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def cancellable(self) -> bool:
+        """Whether it can still be stopped."""
+        return self.running and not self.cancelled.is_set()
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether it was stopped before it had seen all letters."""
+        return self.cancelled.is_set() and self.seen < self.total
+
+    @property
+    def confirmable(self) -> bool:
+        """Whether it is a rehearsal that found something to do."""
+        done = not self.running and self.error is None and not self.cancelled.is_set()
+        return done and self.kind == REHEARSE and self.counts["accepted"] > 0
+
+    def saw(self, count: int) -> None:
+        """Note how many letters were looked at."""
+        self.seen = count
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the progress as JSON values."""
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "running": self.running,
+            "seen": self.seen,
+            "total": self.total,
+            "acted": self.account is not None,
+            "cancelling": self.running and self.cancelled.is_set(),
+        }
 
 
 class Letters:
@@ -54,7 +126,8 @@ class Letters:
     def __init__(self, session: Session, waits: Sequence[float]) -> None:
         self.stale = True
         self.index: Index | None = None
-        self.lost: Lost | None = None
+        self.lost: dict[str, Any] | None = None
+        """The broker is out of reach, ``since`` so many UTC seconds, and ``why``."""
         self._session, self._waits = session, tuple(waits)
         self._lock = threading.RLock()
         self._closed = threading.Event()
@@ -98,12 +171,11 @@ class Letters:
             # Into a new index, which is shown at once where the current one no longer holds.
             fresh = Index(self._session.clock.now())
             try:
-                advance = partial(self._progress, job, fresh)
-                self._session.survey(fresh, progress=advance, cancelled=job.cancelled)
+                self._session.survey(fresh, progress=partial(self._progress, job, fresh), cancelled=job.cancelled)
                 self.lost = None
                 return
             except Unavailable as error:
-                self.lost = self.lost or Lost(since=self._session.clock.now(), why=str(error))
+                self.lost = self.lost or {"since": self._session.clock.now(), "why": str(error)}
             finally:
                 if fresh.complete or self.index is fresh:
                     self.show(fresh)
@@ -212,20 +284,21 @@ class Backend:
         with self._lock:
             rehearsal = self._rehearsal
             if rehearsal is None or rehearsal.id != id or not rehearsal.confirmable or rehearsal.by != by:
-                raise BusyError("this preview is no longer the newest: make it again")
+                raise BusyError("This preview is no longer the newest: make it again.")
             plan, selection = require(rehearsal.plan, "no plan"), require(rehearsal.selection, "no selection")
 
             def work(job: Job) -> None:
                 # The index no longer holds, even where the act fails halfway.
                 self.letters.stale = True
-                done = self.session.act(plan, selection, progress=job.saw, cancelled=job.cancelled)
-                job.account = done.as_dict()
+                job.account = self.session.act(
+                    plan, selection, progress=job.saw, cancelled=job.cancelled
+                ).as_dict()
                 # Whoever cancelled the act did not cancel the reading after it.
                 job.seen = job.total = 0
                 job.cancelled = threading.Event()
                 self.letters.read(job)
 
-            job = Job(kind=plan.act, by=by, plan=plan, selection=selection, total=len(selection))
+            job = Job(kind=plan.act, by=by, plan=plan, selection=selection, total=selection.total())
             self._start(job, work)
             self._rehearsal = None
             return job
@@ -250,7 +323,7 @@ class Backend:
                     for each in self.beside
                 ]
                 read = [ids for ids in answers if ids is not None]
-                require(len(read) == len(answers), "the other queues and topics are not all read yet", BusyError)
+                require(len(read) == len(answers), "The other queues and topics are not all read yet.", BusyError)
                 beside = chain.from_iterable(ids for _, ids in read)
                 as_of = min([index.as_of, *(at for at, _ in read)])
                 self.ledger = self.session.ledger(index, self.files, beside=beside, as_of=as_of)
@@ -266,14 +339,16 @@ class Backend:
         """Return today's verdict on a letter; ``None`` without a verifier."""
         return None if self.session.guard is None else self.session.verdict(reading)
 
-    def trail(self, letter: str) -> list[TrailRecord]:
+    def trail(self, letter: str) -> list[tuple[Record, Line, bool]]:
         """Return what the audit files say of a dead letter, by its id.
 
         Raises:
             BusyError: somebody else is looking for another one.
             ConfigurationError: a file cannot be read, or they are too large for that.
         """
-        require(self._looking.acquire(blocking=False), "somebody is reading the audit files: try again", BusyError)
+        require(
+            self._looking.acquire(blocking=False), "Somebody is reading the audit files: try again.", BusyError
+        )
         try:
             return trail(self.files, letter)
         finally:
@@ -284,7 +359,7 @@ class Backend:
             if self.job is not None and self.job.running:
                 # Whoever may only look can start nothing that keeps a reviewer from working on what is shown.
                 gives_way = self.job.kind in FOR_ALL and job.kind not in FOR_ALL and not self.letters.stale
-                require(gives_way, "another job is running", BusyError)
+                require(gives_way, "Another job is running.", BusyError)
                 self.job.cancelled.set()
             self.job = job
             self._worker.submit(self._work, job, work)

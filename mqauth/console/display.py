@@ -10,8 +10,9 @@ import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Final, NoReturn
 
 from mqauth.errors import Reason, require
@@ -31,7 +32,6 @@ OTHER: Final = "other reasons"
 _FOREVER: Final = 253_370_764_800.0
 """UTC seconds of the year 9999. A forged letter may name a later time, which no calendar has."""
 _ROW: Final = 16
-_SECRET: Final = frozenset((TOKEN_HEADER, RELEASE_HEADER))
 _HIDDEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 """Unicode categories of characters that cannot be seen."""
 _BLANK: Final = re.compile(
@@ -189,7 +189,7 @@ def headers(message: Message) -> list[tuple[str, str, str]]:
     """Return name, value and type of each header; of a token the size alone, since whoever sees it can send it."""
     rows = []
     for name, value in message.headers[:MAX_HEADERS]:
-        if name.lower() in _SECRET:
+        if name.lower() in (TOKEN_HEADER, RELEASE_HEADER):
             size = len(value) if isinstance(value, str | bytes) else 0
             rows.append((_short(name), f"not shown, {size} bytes", "token"))
         else:
@@ -230,45 +230,15 @@ def moment(seconds: float | None) -> str:
     return f"{text[:19].replace('T', ' ')} UTC" if text else ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overview:
-    """What the first page shows of an index: how much there is, and rejections over time as stacked columns.
+def overview(index: Index) -> Any:
+    """Return what the first page shows of an index, which itself counts rejections over time by reason.
 
-    Args:
-        as_of: UTC seconds.
-        total: open letters.
-        kinds: number of groups.
-        complete: whether all letters were read.
-        expected: about how many letters there are, 0 where the broker did not say.
-        names: the series, by reason, the largest first.
-        totals: letters of each series.
-        columns: letters by series, of each column that has any.
-        untimed: letters that name no time of a calendar.
-        first, last: UTC seconds, 0 where no letter names a time.
-        step: seconds of a column.
+    Returns:
+        ``as_of``, ``total``, ``kinds``, ``complete`` and ``expected`` of the index; the series by reason, the
+        largest first (``names``, ``totals``); ``columns``, letters by series of each column that has any, and the
+        ``highest`` of them; ``untimed``, letters that name no time of a calendar; ``first``, ``last`` and the
+        ``step`` of a column in seconds.
     """
-
-    as_of: float
-    total: int
-    kinds: int
-    complete: bool
-    expected: int
-    names: Sequence[str]
-    totals: Sequence[int]
-    columns: Mapping[int, Counter[int]]
-    untimed: int
-    first: float
-    last: float
-    step: float
-
-    @property
-    def highest(self) -> int:
-        """Letters of the highest column."""
-        return max((column.total() for column in self.columns.values()), default=0)
-
-
-def overview(index: Index) -> Overview:
-    """Return what the first page shows of an index; the index itself counts rejections over time by reason."""
     totals = Counter(dict(index.reasons()))
     shown = dict(totals.most_common(SERIES))
     if len(totals) > SERIES:
@@ -281,7 +251,8 @@ def overview(index: Index) -> Overview:
     for reason, at, count in index.columns(first, step, COLUMNS, before=_FOREVER) if span else ():
         # Reasons that have no series of their own are in the last.
         columns[at][places.get(reason, len(shown) - 1)] += count
-    return Overview(
+    heights = [column.total() for column in columns.values()]
+    return SimpleNamespace(
         as_of=index.as_of,
         total=index.count(),
         kinds=index.kinds(),
@@ -290,7 +261,8 @@ def overview(index: Index) -> Overview:
         names=[*shown],
         totals=[*shown.values()],
         columns=columns,
-        untimed=max(0, totals.total() - sum(column.total() for column in columns.values())),
+        highest=max(heights, default=0),
+        untimed=max(0, totals.total() - sum(heights)),
         first=first,
         last=last,
         step=step,

@@ -37,7 +37,6 @@ MAX_AGE: Final = 600
 """Seconds since the token was issued; it comes straight from the token endpoint."""
 MAX_VALUES: Final = 1000
 _MIN_RSA_BITS: Final = 2048
-_SECRET: Final = re.compile(rb"[ -~]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +112,13 @@ class OIDCSettings(Settings):
 
     def refusals(self) -> Iterator[RefusedSetting]:
         """Yield what is wrong with the scopes: ``openid`` is missing, or two are in one text."""
-        wrong = "openid" not in self.scopes or any(" " in scope for scope in self.scopes)
-        return self.refused((wrong, "scopes", 'must name "openid", and each scope by itself'))
+        return self.refused(
+            (
+                "openid" not in self.scopes or any(" " in scope for scope in self.scopes),
+                "scopes",
+                'must name "openid", and each scope by itself',
+            )
+        )
 
 
 def read_settings(path: Path) -> OIDCSettings:
@@ -131,35 +135,16 @@ def read_settings(path: Path) -> OIDCSettings:
         key, raw = "client_secret_env", os.environb.get(os.fsencode(settings.client_secret_env), b"")
     else:
         return settings
-    settings.table.require(_SECRET.fullmatch(raw.strip()), key, "must hold printable ASCII characters")
+    settings.table.require(re.fullmatch(rb"[ -~]+", raw.strip()), key, "must hold printable ASCII characters")
     return replace(settings, secret=raw.strip().decode("ascii"))
 
 
 class IDTokenError(MqauthError):
     """The ID token is not one for this login. The text shows nothing of the token."""
 
-    code = "id_token"
-
 
 class NoNameError(MqauthError):
     """The person cannot be named. The text may be shown to them."""
-
-    code = "nobody"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Person:
-    """A person who logged in.
-
-    Args:
-        subject: the provider's own name for them, which does not change.
-        name: for releases and audit records.
-        role: ``viewer`` or ``reviewer``; whoever has ``None`` may not come in.
-    """
-
-    subject: str
-    name: str
-    role: str | None
 
 
 def check(
@@ -203,8 +188,11 @@ def check(
         ]
         require(len(fit) == 1, "the provider has no key, or several, for the ID token", IDTokenError)
         key = JWKRegistry.import_key(fit[0])
-        strong = not isinstance(key, RSAKey) or key.public_key.key_size >= _MIN_RSA_BITS
-        require(strong, f"the provider's RSA key has fewer than {_MIN_RSA_BITS} bits", IDTokenError)
+        require(
+            not isinstance(key, RSAKey) or key.public_key.key_size >= _MIN_RSA_BITS,
+            f"the provider's RSA key has fewer than {_MIN_RSA_BITS} bits",
+            IDTokenError,
+        )
         good = jws.validate_compact(signature, key, allowed)
         claims = strict_json.loads(signature.payload or b"", depth=8)
     except IDTokenError:
@@ -233,17 +221,22 @@ def check(
         raise IDTokenError(f"a claim of the ID token is wrong: {getattr(error, 'claim', None) or 'one'}") from None
     # What binds it to this client and this login.
     client = settings.client_id
-    require(claims["aud"] in (client, [client]), "the ID token is for others too", IDTokenError)
-    require(claims.get("azp", client) == client, "the ID token was issued to another client", IDTokenError)
     given = claims["nonce"].encode("utf-8", "surrogatepass") if isinstance(claims["nonce"], str) else b""
-    require(hmac.compare_digest(given, nonce.encode()), "the ID token belongs to another login", IDTokenError)
-    require(claims["iat"] >= now - MAX_AGE, "the ID token is old", IDTokenError)
-    require(is_name(claims["sub"], 1, 255), "the ID token names nobody", IDTokenError)
+    for holds, what in (
+        (claims["aud"] in (client, [client]), "is for others too"),
+        (claims.get("azp", client) == client, "was issued to another client"),
+        (hmac.compare_digest(given, nonce.encode()), "belongs to another login"),
+        (claims["iat"] >= now - MAX_AGE, "is old"),
+        (is_name(claims["sub"], 1, 255), "names nobody"),
+    ):
+        require(holds, f"the ID token {what}", IDTokenError)
     return claims
 
 
-def person(claims: Mapping[str, Any], settings: OIDCSettings) -> Person:
-    """Return the person that a checked ID token is about.
+def person(claims: Mapping[str, Any], settings: OIDCSettings) -> tuple[str, str | None]:
+    """Return whom a checked ID token is about: the name for releases and audit records, and the role.
+
+    The role is ``viewer`` or ``reviewer``; whoever has ``None`` may not come in.
 
     Raises:
         NoNameError: the claim that names people is missing or no name, or an e-mail address was not verified.
@@ -267,4 +260,4 @@ def person(claims: Mapping[str, Any], settings: OIDCSettings) -> Person:
     values = [values] if isinstance(values, str) else values if isinstance(values, list) else []
     mine = {settings.roles.get(value) for value in values[: MAX_VALUES + 1] if isinstance(value, str)}
     role = next((role for role in ROLES if role in mine and len(values) <= MAX_VALUES), None)
-    return Person(subject=str(claims["sub"]), name=str(name), role=role)
+    return str(name), role

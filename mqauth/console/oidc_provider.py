@@ -7,12 +7,11 @@ many logins are begun and never ended.
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import json
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -26,6 +25,7 @@ from mqauth.errors import ConfigurationError, require
 from mqauth.http.connection import Deadline, Dial, Endpoint, FetchFailed, tls_context
 from mqauth.http.exchange import request
 from mqauth.keystore.remote.fetch import WELL_KNOWN
+from mqauth.wire import base64url
 
 LIFETIME: Final = 600
 """Seconds within which people must come back from the provider."""
@@ -34,6 +34,8 @@ TIMEOUT: Final = 10.0
 """Seconds for all questions to the provider that one page asks."""
 REDISCOVER: Final = 3600.0
 _BASIC: Final = "client_secret_basic"
+_WAYS: Final = "token_endpoint_auth_methods_supported"
+_SIGNS: Final = "id_token_signing_alg_values_supported"
 _secret: Final = partial(secrets.token_urlsafe, 32)
 
 
@@ -51,12 +53,6 @@ class Attempt:
     nonce: str = field(default_factory=_secret, repr=False)
     verifier: str = field(default_factory=_secret, repr=False)
 
-    @property
-    def challenge(self) -> str:
-        """The S256 challenge of PKCE."""
-        digest = hashlib.sha256(self.verifier.encode("ascii")).digest()
-        return base64.urlsafe_b64encode(digest).rstrip(b"=").decode("ascii")
-
 
 class Attempts:
     """The logins that this process began. Each can be ended once, by the browser that began it.
@@ -73,8 +69,9 @@ class Attempts:
     def begin(self) -> tuple[Attempt, str]:
         """Return a new login, and the same sealed, for the cookie."""
         attempt = Attempt()
-        raw = json.dumps(asdict(attempt)).encode("ascii")
-        return attempt, self._seal.encrypt_at_time(raw, int(self._clock.now())).decode("ascii")
+        return attempt, self._seal.encrypt_at_time(
+            json.dumps(asdict(attempt)).encode("ascii"), int(self._clock.now())
+        ).decode("ascii")
 
     def redeem(self, sealed: str | None, state: str) -> Attempt | None:
         """Return the login that comes back; ``None`` if it is not this browser's, too old, or was used before."""
@@ -91,29 +88,6 @@ class Attempts:
         # Twice as long as the cookie is valid by the wall clock, which may be set back.
         self._used[attempt.state] = now + 2 * LIFETIME
         return attempt
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metadata:
-    """What the provider publishes of itself (OpenID Connect Discovery 1.0, section 3).
-
-    Args:
-        authorization: URL where people log in.
-        token: where codes are exchanged.
-        jwks: where its keys are.
-        end_session: URL where people log out there.
-        algorithms: with which it signs ID tokens, of those we allow.
-        names_itself: whether its answers have ``iss`` (RFC 9207).
-        basic: whether the secret is sent in the header rather than in the form.
-    """
-
-    authorization: str
-    token: Endpoint
-    jwks: Endpoint
-    end_session: str | None
-    algorithms: frozenset[str]
-    names_itself: bool
-    basic: bool
 
 
 class Provider:
@@ -133,46 +107,38 @@ class Provider:
         self.settings = settings
         self._configuration = self._endpoint(settings.issuer.removesuffix("/") + WELL_KNOWN, "issuer")
         self._context, self._clock, self._dial = tls_context(settings.ca), clock, dial
-        self.known: Metadata | None = None
-        """What it published of itself when it was asked last."""
+        self.known: Mapping[str, Any] = {}
+        """What it published of itself when it was asked last (OpenID Connect Discovery 1.0, section 3)."""
         self._asked_at = 0.0
 
-    def metadata(self, deadline: Deadline | None = None) -> Metadata:
-        """Return what the provider publishes of itself, asked again every hour.
+    def metadata(self, deadline: Deadline | None = None) -> Mapping[str, Any]:
+        """Return what the provider publishes of itself, asked again every hour; its URLs may be used.
 
         Raises:
             FetchFailed: it gave no good answer.
             ConfigurationError: what it publishes cannot be used.
         """
         now = self._clock.monotonic()
-        if self.known is None or now - self._asked_at >= REDISCOVER:
+        if not self.known or now - self._asked_at >= REDISCOVER:
             document = self._get(self._configuration, deadline or Deadline(self._clock, TIMEOUT))
-            require(
-                document.get("issuer") == self.settings.issuer,
-                "the identity provider's configuration is another issuer's",
-            )
-            require(
-                "S256" in _listed(document, "code_challenge_methods_supported", ("S256",)),
-                "the identity provider does not support PKCE with S256",
-            )
-            algorithms = ALGORITHMS & set(_listed(document, "id_token_signing_alg_values_supported", ("RS256",)))
-            require(algorithms, "the identity provider signs ID tokens with none of the algorithms that we allow")
-            ways = _listed(document, "token_endpoint_auth_methods_supported", (_BASIC,))
-            require(
-                self.settings.secret is None or {_BASIC, "client_secret_post"} & set(ways),
-                "the identity provider accepts no client secret",
-            )
-            leave = document.get("end_session_endpoint")
-            self.known = Metadata(
-                authorization=self._url(document.get("authorization_endpoint"), "authorization_endpoint"),
-                token=self._endpoint(document.get("token_endpoint"), "token_endpoint"),
-                jwks=self._endpoint(document.get("jwks_uri"), "jwks_uri"),
-                end_session=None if leave is None else self._url(leave, "end_session_endpoint"),
-                algorithms=algorithms,
-                basic=_BASIC in ways,
-                names_itself=document.get("authorization_response_iss_parameter_supported") is True,
-            )
-            self._asked_at = now
+            secret_ways = {_BASIC, "client_secret_post"} & _listed(document, _WAYS, _BASIC)
+            for holds, what in (
+                (document.get("issuer") == self.settings.issuer, "'s configuration is another issuer's"),
+                (
+                    "S256" in _listed(document, "code_challenge_methods_supported", "S256"),
+                    " does not support PKCE with S256",
+                ),
+                (
+                    ALGORITHMS & _listed(document, _SIGNS, "RS256"),
+                    " signs ID tokens with none of the algorithms that we allow",
+                ),
+                (self.settings.secret is None or secret_ways, " accepts no client secret"),
+            ):
+                require(holds, f"the identity provider{what}")
+            for name in ("authorization_endpoint", "token_endpoint", "jwks_uri", "end_session_endpoint"):
+                if name != "end_session_endpoint" or document.get(name) is not None:
+                    self._endpoint(document.get(name), name)
+            self.known, self._asked_at = document, now
         return self.known
 
     def authorization_url(self, attempt: Attempt, redirect_uri: str) -> str:
@@ -181,7 +147,7 @@ class Provider:
         Raises:
             FetchFailed, ConfigurationError: as for ``metadata``.
         """
-        where = self.metadata().authorization
+        where = self.metadata()["authorization_endpoint"]
         query = urlencode(
             {
                 "response_type": "code",
@@ -190,7 +156,7 @@ class Provider:
                 "scope": " ".join(self.settings.scopes),
                 "state": attempt.state,
                 "nonce": attempt.nonce,
-                "code_challenge": attempt.challenge,
+                "code_challenge": base64url.digest(attempt.verifier.encode("ascii")),
                 "code_challenge_method": "S256",
             }
         )
@@ -215,13 +181,13 @@ class Provider:
             "redirect_uri": redirect_uri,
             "code_verifier": attempt.verifier,
         }
-        if secret is not None and metadata.basic:
+        if secret is not None and _BASIC in _listed(metadata, _WAYS, _BASIC):
             pair = f"{quote_plus(id)}:{quote_plus(secret)}".encode("ascii")
             authorization = f"Basic {base64.b64encode(pair).decode('ascii')}"
         else:
             form |= {"client_id": id} | ({} if secret is None else {"client_secret": secret})
         answer = request(
-            metadata.token,
+            self._endpoint(metadata["token_endpoint"], "token_endpoint"),
             deadline=deadline,
             context=self._context,
             form=form,
@@ -234,17 +200,12 @@ class Provider:
         # The keys are read for each login: a rotation is seen at once, and a withdrawn key is no key any more.
         return check(
             token,
-            self._get(metadata.jwks, deadline),
+            self._get(self._endpoint(metadata["jwks_uri"], "jwks_uri"), deadline),
             self.settings,
             nonce=attempt.nonce,
             now=self._clock.now(),
-            algorithms=metadata.algorithms,
+            algorithms=_listed(metadata, _SIGNS, "RS256"),
         )
-
-    def _url(self, url: Any, name: str) -> str:
-        """Return a URL that people may be sent to."""
-        self._endpoint(url, name)
-        return str(url)
 
     def _endpoint(self, url: Any, name: str) -> Endpoint:
         """Return where to ask: https, or http to this machine where the settings allow that by name."""
@@ -260,6 +221,6 @@ class Provider:
         return request(endpoint, deadline=deadline, context=self._context, dial=self._dial).document or {}
 
 
-def _listed(document: Mapping[str, Any], name: str, default: Iterable[str]) -> list[str]:
-    listed = document.get(name, [*default])
-    return [text for text in listed if isinstance(text, str)] if isinstance(listed, list) else []
+def _listed(document: Mapping[str, Any], name: str, default: str) -> set[str]:
+    listed = document.get(name, [default])
+    return {text for text in listed if isinstance(text, str)} if isinstance(listed, list) else set()

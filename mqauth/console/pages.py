@@ -8,20 +8,21 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import ImmutableMultiDict
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from mqauth.console import display
-from mqauth.console.backend import BusyError
-from mqauth.console.jobs import JUDGE, REHEARSE
+from mqauth.console.backend import JUDGE, REHEARSE
 from mqauth.console.site import Site, WebSession
-from mqauth.errors import SIGNED_REASONS, ConfigurationError, MqauthError, Reason, refusing, require
-from mqauth.review import ACTS, DIMENSIONS, LARGEST, QUEUE, Filter, Index, Order, Plan, Reading, Row, waivable
+from mqauth.errors import SIGNED_REASONS, MqauthError, Reason, refusing, require
+from mqauth.review import ACTS, DIMENSIONS, LARGEST, QUEUE, Filter, Index, Order, Plan, Reading, waivable
 from mqauth.review.glossary import LABELS, explain
 
 PAGE: Final = 100
@@ -48,38 +49,31 @@ GROUP_COLUMNS: Final = {
 """Columns of the tables, each by the field that sorts it."""
 SEE_OTHER: Final = 303
 _LOOK_ONLY: Final = "Your role can look, but not act."
-_RESOLVED: Final = "No such dead letter is open. It may have been resolved since."
-_NOT_OURS: Final = "this is no form of this console"
+_NOT_OURS: Final = "This is no form of this console."
 Fields = ImmutableMultiDict[str, str]
 # The first argument has what all pages share: its attribute ``site``.
-Shown = Callable[[Any, Request, WebSession], Awaitable[Response]]
-Posted = Callable[[Any, Request, WebSession, Fields], Awaitable[Response | None]]
 Endpoint = Callable[[Any, Request], Awaitable[Response]]
-
-
-class BadRequestError(MqauthError):
-    """The request is not one that a page of ours makes."""
-
-    code = "bad_request"
+bad_request: Final = partial(HTTPException, 400)
+"""The request is not one that a page of ours makes."""
 
 
 async def read_form(request: Request) -> Fields:
     """Return the fields of a urlencoded form of at most 16 KiB.
 
     Raises:
-        BadRequestError: another type, too large, or not urlencoded.
+        HTTPException: another type, too large, or not urlencoded.
     """
     require(
         request.headers.get("content-type", "").partition(";")[0].strip() == "application/x-www-form-urlencoded",
         _NOT_OURS,
-        BadRequestError,
+        bad_request,
     )
     # In pieces and with a bound: whoever reaches the login page can send any body.
     raw = bytearray()
     async for piece in request.stream():
         raw += piece
-        require(len(raw) <= 16 * 1024, "the form is too large", BadRequestError)
-    with refusing(ValueError, _NOT_OURS, BadRequestError):
+        require(len(raw) <= 16 * 1024, "The form is too large.", bad_request)
+    with refusing(ValueError, _NOT_OURS, bad_request):
         pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=PAGE + 40, errors="strict")
     return Fields(pairs)
 
@@ -88,14 +82,14 @@ def filter_of(fields: Fields) -> Filter:
     """Return the filter that a query or form names. A field that is there but empty means *none*.
 
     Raises:
-        BadRequestError: a text is too long, or a mark is none.
+        HTTPException: a text is too long, or a mark is none.
     """
     texts: dict[str, Any] = {
         name: fields[name] for name in (*DIMENSIONS, "today", "id", "search") if name in fields
     }
-    require(all(len(text) <= 300 for text in texts.values()), "a filter is too long", BadRequestError)
+    require(all(len(text) <= 300 for text in texts.values()), "A filter is too long.", bad_request)
     marks = fields.getlist("marks")
-    require(len(marks) <= PAGE and all(map(_MARK.fullmatch, marks)), _NOT_OURS, BadRequestError)
+    require(len(marks) <= PAGE and all(map(_MARK.fullmatch, marks)), _NOT_OURS, bad_request)
     return Filter(**texts, marks=tuple(marks) or None)
 
 
@@ -103,13 +97,13 @@ def order_of(query: Mapping[str, str], columns: Collection[str], otherwise: Orde
     """Return the order that a query names: ``time``, or ``-time`` with the largest first.
 
     Raises:
-        BadRequestError: there is no such column.
+        HTTPException: there is no such column.
     """
     text = query.get("sort", "")
     if not text:
         return otherwise
     order = Order(text.removeprefix("-"), text.startswith("-"))
-    require(order.by in columns, "there is no such column", BadRequestError)
+    require(order.by in columns, "There is no such column.", bad_request)
     return order
 
 
@@ -122,18 +116,19 @@ def row_number(text: str | None) -> int:
     """Return the number of a row in a query, 0 where there is none.
 
     Raises:
-        BadRequestError: it is no number.
+        HTTPException: it is no number.
     """
     if text is None:
         return 0
-    require(text.isascii() and text.isdecimal() and len(text) <= 12, "a number is expected", BadRequestError)
+    require(text.isascii() and text.isdecimal() and len(text) <= 12, "A number is expected.", bad_request)
     return int(text)
 
 
-def for_everybody(page: Shown) -> Endpoint:
+def for_everybody(page: Callable[[Any, Request, WebSession], Awaitable[Response]]) -> Endpoint:
     """Let a page be seen by whoever is logged in."""
 
     async def seen(self: Any, request: Request) -> Response:
+        request.state.site = self.site
         session = self.site.session(request)
         if session is None:
             return RedirectResponse("/login", SEE_OTHER)
@@ -142,41 +137,32 @@ def for_everybody(page: Shown) -> Endpoint:
     return seen
 
 
-def posted(*, viewers: bool = False) -> Callable[[Posted], Endpoint]:
+def posted(*, viewers: bool = False) -> Callable[[Callable[..., Awaitable[Response | None]]], Endpoint]:
     """Let a form be posted by a reviewer, or by anybody logged in, with the CSRF token of the session.
 
     A form that answers nothing leads on to the job that it began.
     """
 
-    def wrap(page: Posted) -> Endpoint:
+    def wrap(page: Callable[..., Awaitable[Response | None]]) -> Endpoint:
         async def answered(self: Any, request: Request) -> Response:
-            site: Site = self.site
-            session = site.session(request)
-            if session is None:
-                return site.error(403, "You are not signed in any more.")
-            if not session.may_act and not viewers:
-                return site.error(403, _LOOK_ONLY, session)
+            forbidden, request.state.site = partial(HTTPException, 403), self.site
+            session = require(self.site.session(request), "You are not signed in any more.", forbidden)
+            require(session.may_act or viewers, _LOOK_ONLY, forbidden)
             fields = await read_form(request)
-            given = fields.get("csrf", "").encode("utf-8", "surrogatepass")
-            if not hmac.compare_digest(session.csrf.encode(), given):
-                return site.error(403, "The form is not of this session. Load the page again.", session)
-            try:
-                answer = await page(self, request, session, fields)
-                return answer or RedirectResponse(f"{site.base}/job", SEE_OTHER)
-            except BusyError as error:
-                return site.error(409, f"{str(error).capitalize()}.", session)
-            except ConfigurationError as error:
-                return site.error(400, str(error), session)
+            require(
+                hmac.compare_digest(
+                    session.csrf.encode(), fields.get("csrf", "").encode("utf-8", "surrogatepass")
+                ),
+                "The form is not of this session. Load the page again.",
+                forbidden,
+            )
+            return (await page(self, request, session, fields)) or RedirectResponse(
+                f"{self.site.base}/job", SEE_OTHER
+            )
 
         return answered
 
     return wrap
-
-
-def _letter(index: Index, mark: str) -> tuple[Row, Reading] | None:
-    """Return one letter, by its mark."""
-    rows = index.page(Filter(marks=(mark,)), limit=1)
-    return (rows[0], index.reading(rows[0].number)) if rows else None
 
 
 class Pages:
@@ -196,11 +182,16 @@ class Pages:
         query = request.query_params
         wanted, order = Filter(search=query.get("search") or None), order_of(query, GROUP_COLUMNS, LARGEST)
         overview = await run_in_threadpool(self._ask, display.overview, None)
-        groups = await run_in_threadpool(
-            self._ask, Index.groups, [], wanted, limit=display.MAX_GROUPS, order=order
-        )
         return self._filtered(
-            "groups.html", session, wanted, overview=overview, groups=groups, order=order, columns=GROUP_COLUMNS
+            "groups.html",
+            session,
+            wanted,
+            overview=overview,
+            groups=await run_in_threadpool(
+                self._ask, Index.groups, [], wanted, limit=display.MAX_GROUPS, order=order
+            ),
+            order=order,
+            columns=GROUP_COLUMNS,
         )
 
     @for_everybody
@@ -234,10 +225,7 @@ class Pages:
     @for_everybody
     async def letter(self, request: Request, session: WebSession) -> Response:
         """Show one letter."""
-        letter = await run_in_threadpool(self._ask, _letter, None, request.path_params["mark"])
-        if letter is None:
-            return self.site.error(404, _RESOLVED, session)
-        row, reading = letter
+        row, reading = await self._letter(request)
         today, fault = None, None
         try:
             today = await run_in_threadpool(self._backend.verdict, reading)
@@ -276,24 +264,16 @@ class Pages:
     @for_everybody
     async def trail(self, request: Request, session: WebSession) -> Response:
         """Show what the audit files say of a letter."""
-        letter = await run_in_threadpool(self._ask, _letter, None, request.path_params["mark"])
-        if letter is None:
-            return self.site.error(404, _RESOLVED, session)
-        try:
-            steps = await run_in_threadpool(self._backend.trail, letter[1].id)
-        except BusyError as error:
-            return self.site.error(409, f"{str(error).capitalize()}.", session)
-        except ConfigurationError as error:
-            return self.site.error(400, f"{str(error).capitalize()}.", session)
+        row, reading = await self._letter(request)
         return self._filtered(
             "audit.html",
             session,
             filter_of(request.query_params),
-            reading=letter[1],
-            steps=steps,
+            reading=reading,
+            steps=await run_in_threadpool(self._backend.trail, reading.id),
             record=display.record,
             walk=query_of(filter_of(request.query_params)),
-            row=letter[0],
+            row=row,
         )
 
     @posted(viewers=True)
@@ -319,20 +299,23 @@ class Pages:
         if act == JUDGE:
             self._backend.judge(wanted, session.name)
             return RedirectResponse(f"{self.site.base}/job?{query_of(wanted)}", SEE_OTHER)
-        require(act in ACTS, _NOT_OURS, BadRequestError)
+        require(act in ACTS, _NOT_OURS, bad_request)
         return RedirectResponse(f"{self.site.base}/act/{act}?{query_of(wanted)}", SEE_OTHER)
 
     @for_everybody
     async def act_form(self, request: Request, session: WebSession) -> Response:
         """Show the form of an act."""
         act, wanted = request.path_params["act"], filter_of(request.query_params)
-        if act not in ACTS:
-            return self.site.error(404, "There is no such page.", session)
-        if not session.may_act:
-            return self.site.error(403, _LOOK_ONLY, session)
-        total = await run_in_threadpool(self._ask, Index.count, 0, wanted)
-        reasons = [group.reason for group in await run_in_threadpool(self._ask, Index.groups, [], wanted)]
-        return self._filtered("act.html", session, wanted, act=act, total=total, reasons=reasons)
+        require(act in ACTS, "", partial(HTTPException, 404))
+        require(session.may_act, _LOOK_ONLY, partial(HTTPException, 403))
+        return self._filtered(
+            "act.html",
+            session,
+            wanted,
+            act=act,
+            total=await run_in_threadpool(self._ask, Index.count, 0, wanted),
+            reasons=[group.reason for group in await run_in_threadpool(self._ask, Index.groups, [], wanted)],
+        )
 
     @posted()
     async def rehearse(self, request: Request, session: WebSession, fields: Fields) -> None:
@@ -340,13 +323,13 @@ class Pages:
         act, rate, limits = (
             request.path_params["act"],
             None,
-            "the rate limit is 0.01 to 1000000 dead letters per second",
+            "The rate limit is 0.01 to 1000000 dead letters per second.",
         )
-        require(act in ACTS, _NOT_OURS, BadRequestError)
+        require(act in ACTS, _NOT_OURS, bad_request)
         if fields.get("rate", "").strip():
-            with refusing(ValueError, limits, BadRequestError):
+            with refusing(ValueError, limits, bad_request):
                 rate = float(fields["rate"])
-                require(0.01 <= rate <= 1_000_000, limits, BadRequestError)
+                require(0.01 <= rate <= 1_000_000, limits, bad_request)
         plan = Plan(
             act=act,
             wanted=filter_of(fields),
@@ -370,8 +353,7 @@ class Pages:
     @for_everybody
     async def job(self, request: Request, session: WebSession) -> Response:
         """Show the newest job."""
-        wanted = filter_of(request.query_params)
-        return self._filtered("job.html", session, wanted, rehearsing=REHEARSE)
+        return self._filtered("job.html", session, filter_of(request.query_params), rehearsing=REHEARSE)
 
     @for_everybody
     async def progress(self, request: Request, session: WebSession) -> Response:
@@ -390,6 +372,15 @@ class Pages:
     async def start_account(self, request: Request, session: WebSession, fields: Fields) -> None:
         """Compare the audit files with the letters."""
         self._backend.account(session.name)
+
+    async def _letter(self, request: Request) -> tuple[Any, Reading]:
+        """Return the letter of an address, by its mark."""
+        mark = Filter(marks=(request.path_params["mark"],))
+        resolved = "No such dead letter is open. It may have been resolved since."
+        letters: list[tuple[Any, Reading]] = await run_in_threadpool(
+            self._ask, lambda index: [(row, index.reading(row.number)) for row in index.page(mark, limit=1)], []
+        )
+        return require(letters, resolved, partial(HTTPException, 404))[0]
 
     def _filtered(self, name: str, session: WebSession, wanted: Filter, **values: Any) -> Response:
         """Return a page that shows the filter by which it was made."""

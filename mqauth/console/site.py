@@ -1,7 +1,7 @@
-"""What all pages share: who is logged in and may act, cookies, and the templates on Jinja2.
+"""What all pages share: who is logged in and may act, cookies, the templates on Jinja2, and security headers.
 
 Local tokens are in a file of mode 0600, sessions in memory. In the templates every value is escaped, and a missing
-value is an error.
+value is an error. ``Host`` and ``Origin`` of every request are checked before a page sees it.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ import hmac
 import os
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mqauth.audit.disk import open_private, read_bounded
 from mqauth.clock import SYSTEM_CLOCK, Clock
-from mqauth.console.backend import Backend
+from mqauth.console.backend import TITLES, Backend
 from mqauth.console.display import COLUMNS, moment, of_producer, of_reason
-from mqauth.console.jobs import TITLES
 from mqauth.errors import file_errors, require
 from mqauth.logs import Rate, emit
 from mqauth.review.glossary import LABELS, TERMS, explain
@@ -85,8 +87,10 @@ def token_file(path: Path) -> tuple[dict[str, str], bool]:
         except FileExistsError:
             raw = read_bounded(path, 4096, private=True)
             pairs = [line.split() for line in raw.decode("ascii", "replace").splitlines() if line.strip()]
-            one_each = pairs and all(len(pair) == 2 for pair in pairs)
-            require(one_each, f"{path}: one line for each role: its name and its token")
+            require(
+                pairs and all(len(pair) == 2 for pair in pairs),
+                f"{path}: one line for each role: its name and its token",
+            )
             return {role: token for role, token in pairs}, False
     tokens = fresh_tokens()
     with os.fdopen(descriptor, "w") as file:
@@ -305,3 +309,63 @@ class Site:
         elif self.refusals.admits("console.refused", (status, text[:_TOLD]), {"error_id": id}):
             emit("console.refused", "console answered %d: error %s: %s", status, id, text[:_TOLD], error_id=id)
         return self.page("error.html", session, status=status, text=text, id=id)
+
+
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS: Final = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    # Not no-referrer: with that browsers send `Origin: null` with our own forms, and it could not be checked.
+    "referrer-policy": "same-origin",
+    "cache-control": "no-store",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+}
+
+
+class SecurityMiddleware:
+    """Checks ``Host`` and ``Origin`` of every request, and puts the security headers on every answer.
+
+    Args:
+        app: the application it protects.
+        hosts: ``Host`` headers that are ours; another one is DNS rebinding or a mistake.
+        tls: whether people reach the console by https.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str], *, tls: bool) -> None:
+        self._app = app
+        self._hosts = frozenset(host.lower() for host in hosts)
+        self._scheme = "https" if tls else "http"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answered = MutableHeaders(scope=message)
+                answered.update(HEADERS)
+                if self._scheme == "https":
+                    answered["strict-transport-security"] = "max-age=31536000"
+            await send(message)
+
+        headers, refusal = Headers(scope=scope), None
+        host, sender = headers.getlist("host"), headers.get("origin")
+        ours = {None, *(f"{self._scheme}://{name}" for name in self._hosts)}
+        here = headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
+        if len(host) != 1 or host[0].lower() not in self._hosts:
+            refusal = PlainTextResponse("this is not the name of this console\n", 400)
+        elif scope["method"] not in ("GET", "HEAD") and not (here and (sender and sender.lower()) in ours):
+            refusal = PlainTextResponse("the request comes from another site\n", 403)
+        if refusal is not None:
+            await refusal(scope, receive, guarded)
+            return
+        # A fault of one page was told there and logged, and the console goes on.
+        with suppress(Exception):
+            await self._app(scope, receive, guarded)

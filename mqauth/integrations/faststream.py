@@ -70,8 +70,9 @@ def protect(
     protected: Any = broker
     protection = Protection(protected, guard, dead_letters, signer)
     require(not protected.subscribers, "protect a broker before its subscribers are declared")
-    once = "the broker is protected already: give guard= and signer= in one call"
-    require(not hasattr(protected, "_mqauth"), once)
+    require(
+        not hasattr(protected, "_mqauth"), "the broker is protected already: give guard= and signer= in one call"
+    )
     protected.config.broker_config.ack_policy = AckPolicy.MANUAL
     protected.add_middleware(partial(Middleware, protection=protection))
     protected.__class__ = _protected(type(protected))

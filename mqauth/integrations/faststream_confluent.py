@@ -158,8 +158,9 @@ class SubscriberOffsets(Offsets):
 
     def bounds(self, places: Collection[Any], end: bool, /) -> Any:
         """Return the first offset of each partition, or the end that it had when it was assigned."""
-        known = {place: self._ends[place] for place in places if end and place in self._ends}
-        return bounds(self._client, places, end=end) | known
+        return bounds(self._client, places, end=end) | {
+            place: self._ends[place] for place in places if end and place in self._ends
+        }
 
     def send_commit(self, offsets: Mapping[Any, Committed], /) -> Any:
         """Commit offsets by partition, unless there was a rebalance; return the name of an error that passes."""

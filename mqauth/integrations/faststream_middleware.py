@@ -149,8 +149,10 @@ class Protection:
         Raises:
             ConfigurationError: it is one.
         """
-        single = not isinstance(publisher, self.leaf.BATCHES)
-        require(single, "a batch has one set of headers for many messages: leave the publisher's batch= out")
+        require(
+            not isinstance(publisher, self.leaf.BATCHES),
+            "a batch has one set of headers for many messages: leave the publisher's batch= out",
+        )
 
     async def tell(self, *, last: bool = False) -> None:
         """Tell what a rollout has to tell: as a broker starts, each minute after it, and ``last`` as it stops."""

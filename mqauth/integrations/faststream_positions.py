@@ -118,8 +118,9 @@ class Positions:
             if not new or self._clock.monotonic() < self._begins_at:
                 return
             # A record may come to wait meanwhile.
-            early = ChainMap(self._early, self._waiting)
-            starts = await arun(beginning(client.offsets(), new, early, lambda: True))
+            starts = await arun(
+                beginning(client.offsets(), new, ChainMap(self._early, self._waiting), lambda: True)
+            )
             await self._see_assignment()
             if self._generation != generation:
                 return

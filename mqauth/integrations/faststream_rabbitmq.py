@@ -81,8 +81,7 @@ async def seal(broker: Any, command: Any, send: Any, signer: Signer, *, answers:
         correlation_id=command.correlation_id,
         **command.message_options,
     )
-    producer = Producer(command.exchange, signer)
-    sealed = await signed(signer, producer.seal, native, command.destination)
+    sealed = await signed(signer, Producer(command.exchange, signer).seal, native, command.destination)
     # one dict for both: middlewares that come after ours add trace headers to the command's
     command.body, command.headers = sealed, sealed.headers
 

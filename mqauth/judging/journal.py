@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -317,7 +317,7 @@ def rules_of(policy: Policy) -> str:
     return (few(lines, "; ") or "none, so that every message is rejected") + asked
 
 
-def few(names: list[str], separator: str = ", ") -> str:
+def few(names: Sequence[str], separator: str = ", ") -> str:
     """Return the first five names, and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return separator.join(names[:_NAMED]) + more

@@ -82,7 +82,7 @@ def starting(guard: Pipeline) -> Flow[None]:
     told = harmless("; ".join(result.lines()), 1024)
     if result.accepted:
         emit("selftest.accepted", "the consumer does not start: %s", told)
-        raise ConfigurationError(f"self-test: the consumer would let in {few(list(result.accepted))}")
+        raise ConfigurationError(f"self-test: the consumer would let in {few(result.accepted)}")
     _TRIED.add(guard)
     emit("selftest.passed", "self-test: %s", told)
 

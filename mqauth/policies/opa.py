@@ -5,17 +5,19 @@ result, a text, too many bytes. Then the verdict is deferred (``policy_unavailab
 rejected nor accepted, and tried again. A service out of reach concerns every message; an answer that is no
 decision concerns that question alone, so that one producer's messages cannot keep those of others waiting.
 
+What is asked is what the answer is remembered by. So nothing that differs from message to message is in it: no id,
+no time, no body, no header. A producer can vary its routing keys alone, within the local rules if there are any.
+
 Source: https://www.openpolicyagent.org/docs/rest-api, "Get a Document (with Input)" and "Provenance".
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import hashlib
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +25,14 @@ from typing import Any, Final, Literal, NamedTuple
 
 from mqauth.audit.disk import read_bounded
 from mqauth.clock import SYSTEM_CLOCK, Backoff, Clock, Pause
-from mqauth.errors import Cause, MqauthError, Unavailable, require
+from mqauth.errors import Cause, MqauthError, Unavailable, refusing, require
 from mqauth.http.connection import MAX_TIMEOUT, VISIBLE, Deadline, Dial, Endpoint, FetchFailed, Kept, tls_context
 from mqauth.http.exchange import request
 from mqauth.judging.policy import Allow, Decision
-from mqauth.judging.verified import Verified
+from mqauth.judging.verified import Verified, scope_of
 from mqauth.logs import emit, harmless
-from mqauth.policies.question import PROBE, Question, question_of
 from mqauth.threads import after_fork
+from mqauth.wire import strict_json
 from mqauth.wire.memo import Recent, size_of
 
 REMEMBER: Final = 10.0
@@ -41,29 +43,64 @@ MAX_ANSWER: Final = 16 * 1024
 """Bytes of an answer."""
 MAX_MEMORY: Final = 8 * 1024 * 1024
 """Bytes of all remembered decisions together."""
-_SERVER_SPOKE: Final = (200, 400, 500)
-"""What OPA says of one question: a decision, or that its input or its rule is broken."""
 _UNASKED: Final = "opa, not asked yet"
 _UNVERSIONED: Final = "opa, no bundle"
 _NO_DECISION: Final = "the answer is neither true nor false"
 """Said of an undefined result, too: a path that is misspelt, or a rule without a default."""
 State = Literal["ok", "failing", "unasked"]
-Asked = concurrent.futures.Future[Decision | Unavailable]
-Begin = Callable[[Callable[..., None], Question, Asked], object]
 RETRIES: Final = Backoff(first=1.0, longest=30.0)
 """For how long nobody asks after failures in a row."""
 
 
-class Remembered(NamedTuple):
-    """What became of a question.
+VERSION: Final = 1
+PROBE: Final[Mapping[str, Any]] = {"v": VERSION, "probe": True}
+"""What is asked at a start: it names nobody, so that a policy has to refuse it."""
+
+
+class Question(NamedTuple):
+    """One question.
 
     Args:
-        until: monotonic seconds; after that it is asked again.
-        decision: what it was.
+        form: ``direct`` or ``identity``.
+        issuer: the verified issuer; of the identity form its trust domain.
+        subject: the verified producer.
+        audience: whom the message is meant for.
+        destination: where it was published, in its canonical form.
+        scope: the group or queue on whose behalf it is handled.
+        claims: what the authority of the identity form says of the producer, as JSON; ``{}`` in the direct form.
     """
 
-    until: float
-    decision: Decision
+    form: str
+    issuer: str
+    subject: str
+    audience: str
+    destination: str
+    scope: str
+    claims: bytes
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The question as the member ``input`` that is posted."""
+        return {"v": VERSION, **self._asdict(), "claims": strict_json.loads(self.claims, depth=8)}
+
+
+def question_of(verified: Verified, scope: str | None) -> Question:
+    """Return what is asked of a message.
+
+    Args:
+        verified: the message.
+        scope: the configured one, ``None`` where the broker wrapper says it.
+    """
+    claims, identity = verified.claims, verified.identity
+    return Question(
+        "direct" if identity is None else "identity",
+        claims.iss,
+        claims.sub,
+        claims.aud,
+        verified.destination,
+        scope_of(verified.origin, scope),
+        b"{}" if identity is None else strict_json.dumps(dict(identity.claims)),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,17 +182,15 @@ class OPA:
         self._version = _UNASKED
         # Monotonic seconds at which these revisions answered first.
         self._learnt = float("-inf")
-        # A producer varies its routing keys, and names may be long: it pushes out decisions of its own alone.
-        self._decisions = Recent[Question, Remembered](
+        # Each with the monotonic seconds until which it counts. A producer varies its routing keys, and names may
+        # be long: it pushes out decisions of its own alone.
+        self._decisions = Recent[Question, tuple[float, Decision]](
             MAX_MEMORY, lambda question, _: size_of(question), lambda question: (question.issuer, question.subject)
         )
         self._pause, self._why = Pause(RETRIES), ""
         self._asked = self._failed = 0
         self.forked()
         after_fork(self)
-
-    def __repr__(self) -> str:
-        return f"OPA({self.source!r})"
 
     @property
     def version(self) -> str:
@@ -170,7 +205,7 @@ class OPA:
         if self.within is not None and self.within.decide(verified) is not Decision.ALLOW:
             return Decision.DENY
         known = self._decisions.get(question_of(verified, self.scope))
-        return known.decision if known is not None and self._clock.monotonic() < known.until else None
+        return known[1] if known is not None and self._clock.monotonic() < known[0] else None
 
     def decide(self, verified: Verified, /) -> Decision:
         """Return the decision for one message; it blocks for ``timeout`` seconds at most.
@@ -179,19 +214,19 @@ class OPA:
             Unavailable: ``policy_unavailable``: there was no answer, or it is no decision.
         """
         decision = self.remembered(verified)
-        if decision is None:
-            asked = self._begin(question_of(verified, self.scope), lambda answer, *rest: answer(*rest))
-            decision = _decision(asked.result())
-        return decision
+        return self._ask(question_of(verified, self.scope)) if decision is None else decision
 
     async def adecide(self, verified: Verified, /) -> Decision:
         """Do the same as ``decide``, and let the event loop run meanwhile."""
         decision = self.remembered(verified)
         if decision is None:
-            asked = self._begin(question_of(verified, self.scope), self._pool.submit)
-            # Unlike wait_for, wait does not cancel the future: others wait for it, too.
-            await asyncio.wait((asyncio.wrap_future(asked),))
-            decision = _decision(asked.result())
+            # While the agent is left alone nobody waits for a thread, which others may have.
+            if self._clock.monotonic() < self._pause.until:
+                raise _unavailable(self._why)
+            # Where no thread can be started, or the interpreter ends, nobody asks.
+            with refusing(RuntimeError, lambda error: f"nobody can ask: {error}", _unavailable):
+                asked = self._pool.submit(self._ask, question_of(verified, self.scope))
+            decision = await asyncio.wrap_future(asked)
         return decision
 
     def probe(self) -> None:
@@ -243,72 +278,41 @@ class OPA:
             )  # fmt: skip
 
     def forked(self) -> None:
-        """Make what a child after a fork lacks: the lock, the threads, and whoever answers what was asked."""
-        self._pending: dict[Question, Asked] = {}
+        """Make what a child after a fork lacks: the lock and the threads."""
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(4, "mqauth-opa")
 
-    def _begin(self, question: Question, begin: Begin) -> Asked:
-        """Return what the answer to a question will be; whoever asks the same meanwhile waits for the same one.
-
-        Args:
-            question: what is asked.
-            begin: calls a function, here or on another thread.
+    def _ask(self, question: Question) -> Decision:
+        """Ask one question, unless another thread has asked it meanwhile, and remember the answer.
 
         Raises:
-            Unavailable: nobody asks now.
+            Unavailable: there was no answer, it is no decision, or the agent is left alone.
         """
-        with self._lock:
-            asked = self._pending.get(question)
-            if asked is not None:
-                return asked
-            # Nobody asks while the agent is left alone.
-            if self._clock.monotonic() < self._pause.until:
-                raise _unavailable(self._why)
-            asked = self._pending[question] = Asked()
-        try:
-            begin(self._answer, question, asked)
-        # Where no thread can be started, or the interpreter ends, nobody asks.
-        except RuntimeError as error:
-            self._end(question, asked, _unavailable(f"nobody can ask: {error}"))
-        return asked
-
-    def _answer(self, question: Question, asked: Asked) -> None:
-        """Ask one question, remember what becomes of it, and give it to whoever waits."""
-        outcome: Decision | Unavailable = _unavailable("the request broke off")
         begun = self._clock.monotonic()
+        with self._lock:
+            known = self._decisions.get(question)
+            if known is not None and begun < known[0]:
+                return known[1]
+            if not self._pause.begin(begun, self._timeout):
+                raise _unavailable(self._why)
         try:
-            with self._lock:
-                if not self._pause.begin(begun, self._timeout):
-                    outcome = _unavailable(self._why)
-                    return
             allowed, version = self._post(question.document)
-            # In one step, so that nothing is remembered that another revision decided.
-            with self._lock:
-                current = self._learn(version, begun)
-                outcome = _unavailable(_NO_DECISION)
-                if type(allowed) is bool:
-                    outcome = Decision.ALLOW if allowed else Decision.DENY
-                    if current:
-                        self._decisions.keep(question, Remembered(begun + self._remember, outcome))
         except Exception as error:  # whatever goes wrong is no decision
             why = str(error) if isinstance(error, MqauthError) else f"the request broke: {type(error).__name__}"
-            outcome = _unavailable(why)
             with self._lock:
-                self._why = why
+                self._why, self._failed = why, self._failed + 1
                 self._pause.failed(begun, self._clock.monotonic())
-        finally:
-            self._end(question, asked, outcome)
-
-    def _end(self, question: Question, asked: Asked, decision: Decision | Unavailable) -> None:
-        """Give whoever waits what was found, once; the question may be asked again from now on."""
+            raise _unavailable(why) from error
+        # In one step, so that nothing is remembered that another revision decided.
         with self._lock:
-            # A thread that could not be started may have left its work to another one, which comes too late.
-            if self._pending.get(question) is not asked:
-                return
-            del self._pending[question]
-            self._failed += isinstance(decision, Unavailable)
-        asked.set_result(decision)
+            current = self._learn(version, begun)
+            if type(allowed) is not bool:
+                self._failed += 1
+                raise _unavailable(_NO_DECISION)
+            decision = Decision.ALLOW if allowed else Decision.DENY
+            if current:
+                self._decisions.keep(question, (begun + self._remember, decision))
+            return decision
 
     def _learn(self, version: str | None, begun: float) -> bool:
         """Note that the agent answered, by these revisions: what was decided by others is forgotten.
@@ -336,7 +340,7 @@ class OPA:
             self._asked += 1
         response = request(
             self._endpoint, deadline=Deadline(self._clock, self._timeout), context=self._context,
-            document={"input": document}, headers={"Authorization": self._bearer()}, statuses=_SERVER_SPOKE,
+            document={"input": document}, headers={"Authorization": self._bearer()}, statuses=(200, 400, 500),
             limit=MAX_ANSWER, dial=self._dial, kept=self._kept,
         )  # fmt: skip
         answer = response.document or {}
@@ -375,10 +379,3 @@ def version_of(document: Mapping[str, Any]) -> str:
 
 def _unavailable(why: str) -> Unavailable:
     return Unavailable(Cause.POLICY_UNAVAILABLE, why or "it has not answered yet")
-
-
-def _decision(decision: Decision | Unavailable) -> Decision:
-    if isinstance(decision, Unavailable):
-        # Several may wait for one answer; an error that is raised twice would grow a traceback in each of them.
-        raise _unavailable(decision.detail)
-    return decision

@@ -7,9 +7,8 @@ the selection. These functions are flows: ``mqauth.flow.run`` or ``arun`` runs t
 it.
 """
 
-from mqauth.review.acts import ACTS, DISCARD, REDRIVE, Account, Plan, act, rehearse, waivable
-from mqauth.review.audit import SharedAuditFile
-from mqauth.review.index import ALL, DIMENSIONS, LARGEST, QUEUE, Filter, Group, Index, Order, Row, Selection
+from mqauth.review.acts import ACTS, DISCARD, REDRIVE, Account, Plan, SharedAuditFile, act, rehearse, waivable
+from mqauth.review.index import ALL, DIMENSIONS, LARGEST, QUEUE, Filter, Index, Order
 from mqauth.review.letter import Letter, Reading, read, time_text
 from mqauth.review.letterbox import Judge, LetterBox, fill, judge, take_in
 from mqauth.review.session import Ledger, MakeReleaser, Session, account, reviewers_releaser
@@ -24,7 +23,6 @@ __all__ = [
     "REDRIVE",
     "Account",
     "Filter",
-    "Group",
     "Index",
     "Judge",
     "Ledger",
@@ -34,8 +32,6 @@ __all__ = [
     "Order",
     "Plan",
     "Reading",
-    "Row",
-    "Selection",
     "Session",
     "SharedAuditFile",
     "account",

@@ -16,18 +16,32 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, Final, cast
 
+import tenacity
+
 from mqauth.audit import record as audit_records
+from mqauth.audit.file import AuditFile
 from mqauth.audit.record import AuditRecord, AuditSink
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, uuid7
-from mqauth.errors import ConfigurationError, MalformedMessage, MqauthError, Reason, Unavailable, refusing, require
+from mqauth.errors import (
+    Cause,
+    ConfigurationError,
+    MalformedMessage,
+    MqauthError,
+    Reason,
+    Unavailable,
+    refusing,
+    require,
+)
 from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Pipeline, Verdict
 from mqauth.letters.authorities import Releaser
 from mqauth.letters.release import WAIVABLE, Hop, Release, without_release
 from mqauth.logs import harmless
-from mqauth.review.index import ALL, Filter, Index, Row, Selection
+from mqauth.review.index import ALL, Filter, Index
 from mqauth.review.letter import UNKNOWN, Reading, read, redeliverable
 from mqauth.review.letterbox import (
     BATCH,
@@ -162,9 +176,9 @@ def rehearse(
     """
     today = Judge(guard, originals)
 
-    def verdict_on(row: Row) -> Flow[str]:
+    def verdict_on(number: int) -> Flow[str]:
         try:
-            reading = yield from recalled(index.reading(row.number), originals)
+            reading = yield from recalled(index.reading(number), originals)
             yield from _returned(today, reading, plan, releaser)
         except _RefusedError as refusal:
             return str(refusal)
@@ -175,7 +189,7 @@ def rehearse(
 
 def act(
     box: LetterBox,
-    selection: Selection,
+    selection: Counter[str],
     plan: Plan,
     *,
     audit: AuditSink,
@@ -206,7 +220,7 @@ def act(
         cancelled: set from any thread, it stops before the next letter.
     """
     stop = cancelled or threading.Event()
-    account, wanted = Account(selected=len(selection)), dict(selection.marks)
+    account, wanted = Account(selected=selection.total()), selection.copy()
     due, wait = clock.monotonic(), cast(Callable[[float], Any], stop.wait)
     today = None if plan.act == DISCARD else Judge(require(guard, "a redrive needs a pipeline"), originals)
     try:
@@ -274,8 +288,9 @@ def _returned(
         require(today.admits(plain), "enforced", _RefusedError)
         return plain, None
     # The letter that is released now, as the next dead letter of the message will tell of it.
-    known = None if reading.reason == UNKNOWN else Reason(reading.reason)
-    past = today.past(original).and_then(Hop(letter=reading.id, reason=known, time=int(now)))
+    past = today.past(original).and_then(
+        Hop(letter=reading.id, reason=None if reading.reason == UNKNOWN else Reason(reading.reason), time=int(now))
+    )
     original = redeliverable(original, scope=scope, now=now)
     waived = plan.waive & {Reason.REPLAYED} if reading.reason == Reason.REPLAYED else frozenset[Reason]()
     while True:
@@ -336,3 +351,37 @@ def _record(plan: Plan, reading: Reading, clock: Clock, release: Release | None)
         instance=plan.reviewer,
         extra={"review": review},
     )
+
+
+class SharedAuditFile:
+    """Appends the records of acts to one file and one chain from several processes, which take turns.
+
+    Each has the file for one record only, so a console that runs for weeks leaves it to the reviewer's commands.
+
+    Args:
+        path: as of ``AuditFile``.
+        patience: seconds to wait for another writer.
+
+    Raises:
+        ConfigurationError: as for ``AuditFile``.
+    """
+
+    def __init__(self, path: Path, *, patience: float = 5.0) -> None:
+        self._path, self._patience = path, patience
+        self._opened().close()
+
+    def write(self, record: AuditRecord, /) -> None:
+        """Append one record and make it durable.
+
+        Raises:
+            Unavailable: ``audit_unavailable``: the disk refused, or another process keeps the file.
+        """
+        unavailable = partial(Unavailable, Cause.AUDIT_UNAVAILABLE)
+        with refusing(ConfigurationError, str, unavailable), self._opened() as file:
+            file.write(record)
+
+    def _opened(self) -> AuditFile:
+        # Again for as long as another writer has the lock.
+        locked = tenacity.retry_if_exception(lambda error: isinstance(error.__cause__, BlockingIOError))
+        until, often = tenacity.stop_after_delay(self._patience), tenacity.wait_fixed(0.01)
+        return tenacity.Retrying(retry=locked, stop=until, wait=often, reraise=True)(AuditFile, self._path)

@@ -11,9 +11,11 @@ import os
 import sqlite3
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
+from types import SimpleNamespace
 from typing import Any, Final
 
 from mqauth.errors import MalformedMessage, refusing, require
@@ -84,58 +86,14 @@ class Filter:
 ALL: Final = Filter()
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """A frozen, counted choice of letters. What arrives later is not in it.
-
-    Args:
-        marks: how many letters of each mark.
-    """
-
-    marks: dict[str, int]
-
-    def __len__(self) -> int:
-        return sum(self.marks.values())
-
-    def __bool__(self) -> bool:
-        # Else a selection of no letters would be false, and `selection or ...` would take another one.
-        return True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LetterKind:
-    """What makes letters one group. The texts are harmless to show; issuer, kid and subject are only claimed."""
-
-    reason: str
-    issuer: str
-    kid: str
-    subject: str
-    destination: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group(LetterKind):
-    """Letters of one kind; ``first`` and ``last`` are UTC seconds."""
-
-    count: int
-    first: float | None
-    last: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row(LetterKind):
-    """One letter in a list. Its texts are harmless to show."""
-
-    number: int
-    id: str
-    mark: str
-    detail: str
-    scope: str
-    time: float | None
-    form: str
-    size: int
-    intact: bool
-    today: str | None
+DIMENSIONS: Final = ("reason", "issuer", "kid", "subject", "destination")
+"""What makes letters one group. The texts are harmless to show; issuer, kid and subject are only claimed."""
+GROUP: Final = (*DIMENSIONS, "count", "first", "last")
+"""What is told of a group: how many letters, and the time of the first and the last, UTC seconds or ``None``."""
+ROW: Final = (
+    *DIMENSIONS, "number", "id", "mark", "detail", "scope", "time", "form", "size", "intact", "today",
+)  # fmt: skip
+"""What is told of a letter in a list; its texts are harmless to show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +101,7 @@ class Order:
     """An order by one column; what is the same there is in the order of the queue.
 
     Args:
-        by: one of ``Row``'s fields for letters, of ``Group``'s for groups.
+        by: one of ``ROW`` for letters, of ``GROUP`` for groups.
         down: whether the largest comes first.
     """
 
@@ -158,10 +116,7 @@ class Order:
 
 QUEUE: Final = Order()
 LARGEST: Final = Order("count", down=True)
-DIMENSIONS: Final = tuple(each.name for each in fields(LetterKind))
 _NAMES: Final = ", ".join(DIMENSIONS)
-_GROUP: Final = tuple(each.name for each in fields(Group))
-_ROW: Final = tuple(each.name for each in fields(Row))
 
 
 class Index(AbstractContextManager["Index"]):
@@ -229,23 +184,23 @@ class Index(AbstractContextManager["Index"]):
         """Return how many letters are meant."""
         return int(self._ask(*_select("count(*)", wanted))[0][0])
 
-    def groups(self, wanted: Filter = ALL, *, limit: int | None = None, order: Order = LARGEST) -> list[Group]:
-        """Return the groups, by default the largest first.
+    def groups(self, wanted: Filter = ALL, *, limit: int | None = None, order: Order = LARGEST) -> list[Any]:
+        """Return the groups, each with the attributes ``GROUP``, by default the largest first.
 
         Args:
             wanted: letters that count.
             limit: at most so many; by default all of them.
-            order: by a field of ``Group``.
+            order: by one of ``GROUP``.
 
         Raises:
             ConfigurationError: there is no such column.
         """
-        require(order.by in _GROUP, f"groups are sorted by {', '.join(_GROUP)}")
+        require(order.by in GROUP, f"groups are sorted by {', '.join(GROUP)}")
         down = "DESC" if order.down else "ASC"
         rest = f"GROUP BY {_NAMES} ORDER BY {order.by} {down}, {_NAMES} LIMIT ?"
         times = "count(*) AS count, min(time) AS first, max(time) AS last"
         rows = self._ask(*_select(f"{_NAMES}, {times}", wanted, rest, [-1 if limit is None else limit]))
-        return [Group(**dict(zip(_GROUP, row, strict=True))) for row in rows]
+        return [SimpleNamespace(**dict(zip(GROUP, row, strict=True))) for row in rows]
 
     def kinds(self) -> int:
         """Return how many groups there are."""
@@ -272,28 +227,28 @@ class Index(AbstractContextManager["Index"]):
         """
         return self._ask(_COLUMNS, [first, step, count - 1, before])
 
-    def page(self, wanted: Filter = ALL, *, after: int = 0, limit: int = 100, order: Order = QUEUE) -> list[Row]:
-        """Return a page of letters, by default in the order of the queue.
+    def page(self, wanted: Filter = ALL, *, after: int = 0, limit: int = 100, order: Order = QUEUE) -> list[Any]:
+        """Return a page of letters, each with the attributes ``ROW``, by default in the order of the queue.
 
         Args:
             wanted: which letters.
             after: ``number`` of the last row of the page before, 0 for the first page.
             limit: at most so many.
-            order: by a field of ``Row``. Letters without a value come last in the times, else first.
+            order: by one of ``ROW``. Letters without a value come last in the times, else first.
 
         Raises:
             ConfigurationError: there is no such column.
         """
-        require(order.by in _ROW, f"letters are sorted by {', '.join(_ROW)}")
+        require(order.by in ROW, f"letters are sorted by {', '.join(ROW)}")
         more, down = ("<", " DESC") if order.down else (">", "")
         # By number alone the index need not be sorted for each page.
         keys = ["number"] if order.by == QUEUE.by else [f"coalesce({order.by}, '')", "number"]
         here = f"(SELECT {', '.join(keys)} FROM letters WHERE number = ?)"  # noqa: S608
         follows = f"AND ({', '.join(keys)}) {more} {here}" if after else "AND ? = 0"
         rest = f"{follows} ORDER BY {', '.join(key + down for key in keys)} LIMIT ?"
-        selected = self._ask(*_select(", ".join(_ROW), wanted, rest, [after, limit]))
-        rows = [dict(zip(_ROW, row, strict=True)) for row in selected]
-        return [Row(**row | {"intact": bool(row["intact"])}) for row in rows]
+        selected = self._ask(*_select(", ".join(ROW), wanted, rest, [after, limit]))
+        rows = [dict(zip(ROW, row, strict=True)) for row in selected]
+        return [SimpleNamespace(**row | {"intact": bool(row["intact"])}) for row in rows]
 
     def reading(self, number: int) -> Reading:
         """Return one letter, read again from what is kept of it.
@@ -317,9 +272,9 @@ class Index(AbstractContextManager["Index"]):
         rows = self._each("SELECT id, max(intact) FROM letters GROUP BY id", [])
         yield from ((id, bool(intact)) for id, intact in rows)
 
-    def freeze(self, wanted: Filter = ALL) -> Selection:
+    def freeze(self, wanted: Filter = ALL) -> Counter[str]:
         """Return the letters that are meant now, counted."""
-        return Selection(dict(self._each(*_select("mark, count(*)", wanted, "GROUP BY mark"))))
+        return Counter(dict(self._each(*_select("mark, count(*)", wanted, "GROUP BY mark"))))
 
     def note(self, number: int, today: str) -> None:
         """Keep the verdict that a letter would get today."""

@@ -29,7 +29,6 @@ from mqauth.brokers.log.poison import find_poison
 from mqauth.brokers.log.records import dead_letter_headers
 from mqauth.errors import Cause, MalformedMessage, Unavailable, refusing, require
 from mqauth.review.letter import Letter, letter_headers
-from mqauth.review.letterbox import RecordPlace
 from mqauth.wire import destination, strict_json
 from mqauth.wire.message import Message
 
@@ -129,8 +128,7 @@ class KafkaLetterBox:
             MalformedMessage,
         )
         headers = dead_letter_headers(message.headers)
-        refusal = "too large for its topic with the release"
-        with refusing(MessageSizeTooLargeError, refusal, MalformedMessage):
+        with refusing(MessageSizeTooLargeError, "too large for its topic with the release", MalformedMessage):
             self._send(names[0], value=message.body, key=message.key, headers=headers)
 
     def remove(self, letter: Letter, /) -> None:
@@ -226,7 +224,7 @@ class KafkaRecords:
         self._timeout = timeout
         self._lock = threading.Lock()  # a KafkaConsumer refuses a second thread
 
-    def fetch(self, place: RecordPlace, /) -> Message | None:
+    def fetch(self, topic: str, number: int, offset: int, /) -> Message | None:
         """Return the record at a place, ``None`` where it is deleted, not readable for us, or never was.
 
         Raises:
@@ -235,21 +233,21 @@ class KafkaRecords:
         # Errors that a forged letter can cause by the topic it names. They say nothing about the broker.
         try:
             with self._lock:
-                if place.partition not in (self._consumer.partitions_for_topic(place.topic) or ()):
+                if number not in (self._consumer.partitions_for_topic(topic) or ()):
                     return None
-                partition = _PYTHON.TopicPartition(place.topic, place.partition)
+                partition = _PYTHON.TopicPartition(topic, number)
                 first = self._consumer.beginning_offsets([partition])[partition]
-                if not first <= place.offset < self._consumer.end_offsets([partition])[partition]:
+                if not first <= offset < self._consumer.end_offsets([partition])[partition]:
                     return None
                 self._consumer.assign([partition])
-                self._consumer.seek(partition, place.offset)
+                self._consumer.seek(partition, offset)
                 record = self._next(partition)
         except (InvalidTopicError, TopicAuthorizationFailedError, UnknownTopicOrPartitionError):
             return None
         except (KafkaError, OSError) as error:
             raise Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, type(error).__name__) from error
-        there = record is not None and record.offset == place.offset
-        return from_native(record, scope="", log=self._logs.of(place.topic)) if there else None
+        there = record is not None and record.offset == offset
+        return from_native(record, scope="", log=self._logs.of(topic)) if there else None
 
     def _next(self, partition: Any) -> Any:
         """Return the first record from here on; ``None`` where the batch cannot be parsed.

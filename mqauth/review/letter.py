@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
+from mqauth.audit.query import RUNGS
 from mqauth.audit.record import MAX_SOURCE, iso_time
-from mqauth.audit.rollout_watch import RUNGS
 from mqauth.errors import MalformedMessage, Reason, Rejection, refusing, require
 from mqauth.letters.dead_letter import LIVE_PROPERTIES, PREFIX, WRITTEN_ON_LETTERS, content_digest, letter_id
 from mqauth.letters.release import MAX_HOPS
@@ -24,7 +24,6 @@ from mqauth.wire.claims import Claims
 from mqauth.wire.message import TOKEN_HEADER, Message, Origin, fold
 
 UNKNOWN: Final = "unknown"
-_ID: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +149,7 @@ def read(letter: Letter) -> Reading:
     mark = letter.mark
     return Reading(
         mark=mark,
-        id=named if _ID.fullmatch(named) else mark,
+        id=named if re.fullmatch("[0-9a-f]{64}", named) else mark,
         reason=lines.get("reason", "") if lines.get("reason") in set(Reason) else UNKNOWN,
         detail=harmless(lines.get("detail", "")),
         scope=harmless(lines.get("scope", "")),
@@ -179,8 +178,10 @@ def letter_headers(message: Message) -> dict[str, str]:
     headers: dict[str, str] = {}
     for name, value in message.headers:
         if name.startswith(PREFIX) and isinstance(value, str | bytes):
-            text = value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
-            headers.setdefault(name.removeprefix(PREFIX), text)
+            headers.setdefault(
+                name.removeprefix(PREFIX),
+                value if isinstance(value, str) else value.decode("utf-8", "backslashreplace"),
+            )
     return headers
 
 
@@ -188,8 +189,7 @@ def _from_whole(message: Message, lines: Mapping[str, str]) -> Message:
     """Return the original of a letter that kept body and headers."""
     address = lines.get("destination", "")
     parsed = destination.parse(address)
-    text = lines.get("metadata", "{}").encode("utf-8", "backslashreplace")
-    metadata: Any = _parse(text, "metadata")
+    metadata: Any = _parse(lines.get("metadata", "{}").encode("utf-8", "backslashreplace"), "metadata")
     require(isinstance(metadata, dict), "the letter's metadata is no object", MalformedMessage)
     require(not metadata.get("stripped"), "headers in mqauth's own names were stripped from it", MalformedMessage)
     # The headers that stayed headers of the letter, the token under its own name.

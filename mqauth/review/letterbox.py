@@ -12,7 +12,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from mqauth.errors import MalformedMessage, Unavailable, require
@@ -20,7 +20,7 @@ from mqauth.flow import Flow, call
 from mqauth.judging.pipeline import Outcome, Pipeline, Verdict
 from mqauth.letters.dead_letter import letter_id
 from mqauth.letters.release import NO_PAST, Past, without_release
-from mqauth.review.index import ALL, Filter, Index, Row
+from mqauth.review.index import ALL, Filter, Index
 from mqauth.review.letter import Letter, Reading, proven, read, redeliverable
 from mqauth.wire import json_form
 from mqauth.wire.message import NO_ORIGIN, Message
@@ -146,24 +146,11 @@ CHANGED: Final = "original_changed"
 _PLACE: Final = re.compile(r"((?!\.{1,2}/)[A-Za-z0-9._-]{1,249})/([0-9]{1,9})/([0-9]{1,18})(?:@.{0,90})?")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordPlace:
-    """Where Kafka has a record."""
+Originals = Callable[[str, int, int], Any]
+"""Returns the record of a topic, a partition and an offset, ``None`` where there is none any more.
 
-    topic: str
-    partition: int
-    offset: int
-
-
-class Originals(Protocol):
-    """Where originals can be read again. Synchronous or asynchronous."""
-
-    def fetch(self, place: RecordPlace, /) -> Message | None | Awaitable[Message | None]:
-        """Return the record at a place, ``None`` where there is none any more.
-
-        Raises:
-            Unavailable: ``dead_letter_unavailable``, the broker cannot be asked.
-        """
+Synchronous or asynchronous. It raises ``Unavailable`` where the broker cannot be asked.
+"""
 
 
 def recalled(reading: Reading, originals: Originals | None) -> Flow[Reading]:
@@ -181,8 +168,7 @@ def recalled(reading: Reading, originals: Originals | None) -> Flow[Reading]:
     named = _PLACE.fullmatch(reading.source)
     if originals is None or named is None:
         return replace(reading, fault=ONLY_REFERENCE)
-    position = RecordPlace(topic=named[1], partition=int(named[2]), offset=int(named[3]))
-    fetched = yield from call(originals.fetch, position)
+    fetched = yield from call(originals, named[1], int(named[2]), int(named[3]))
     if fetched is None:
         return replace(reading, fault=GONE)
     original = replace(fetched, origin=replace(fetched.origin, scope=reading.consumer), native=None)
@@ -211,8 +197,8 @@ class Judge:
 
     def verdict(self, message: Message, *, scope: str) -> Flow[Outcome]:
         """Judge a message as if it were delivered now, without asking whether it was handled before."""
-        there = redeliverable(message, scope=scope, now=self.clock.now())
-        return (yield from self._guard.judge(self._guard.receive(there)))
+        now = redeliverable(message, scope=scope, now=self.clock.now())
+        return (yield from self._guard.judge(self._guard.receive(now)))
 
     def admits(self, original: Message) -> bool:
         """Return whether an original may go back without a proof: below ``enforce``, or exempt."""
@@ -271,9 +257,9 @@ def judge(
     """
     today = Judge(guard, originals)
 
-    def verdict_on(row: Row) -> Flow[str]:
-        verdict = yield from today.today(index.reading(row.number))
-        index.note(row.number, verdict)
+    def verdict_on(number: int) -> Flow[str]:
+        verdict = yield from today.today(index.reading(number))
+        index.note(number, verdict)
         return verdict
 
     return (yield from count_verdicts(index, wanted, verdict_on, progress, cancelled))
@@ -282,7 +268,7 @@ def judge(
 def count_verdicts(
     index: Index,
     wanted: Filter,
-    verdict_on: Callable[[Row], Flow[str]],
+    verdict_on: Callable[[int], Flow[str]],
     progress: Callable[[int], None],
     cancelled: threading.Event | None,
 ) -> Flow[Counter[str]]:
@@ -303,6 +289,6 @@ def count_verdicts(
         for row in page:
             if cancelled is not None and cancelled.is_set():
                 return counts
-            counts[(yield from verdict_on(row))] += 1
+            counts[(yield from verdict_on(row.number))] += 1
             progress(counts.total())
     return counts

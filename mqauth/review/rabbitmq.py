@@ -234,8 +234,10 @@ class RabbitMQLetterBox:
         """Note that channel or connection may be gone, and return the error to raise."""
         self._lost = True
         # aio-pika says by RuntimeError that a connection is closed.
-        why = "the connection is closed" if type(error) is RuntimeError else type(error).__name__
-        return Unavailable(Cause.DEAD_LETTER_UNAVAILABLE, why)
+        return Unavailable(
+            Cause.DEAD_LETTER_UNAVAILABLE,
+            "the connection is closed" if type(error) is RuntimeError else type(error).__name__,
+        )
 
 
 class _NoMessageId(str):

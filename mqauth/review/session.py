@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
-from mqauth.audit.chain import find
+from mqauth.audit.chain import Line, find
 from mqauth.audit.file import parts, with_parts
 from mqauth.audit.query import Record, parse_record, read_records
 from mqauth.audit.record import AuditSink, iso_time
@@ -25,7 +25,7 @@ from mqauth.judging.pipeline import Pipeline
 from mqauth.letters.authorities import Releaser
 from mqauth.letters.release import WAIVABLE
 from mqauth.review.acts import DISCARD, Account, Plan, act, rehearse
-from mqauth.review.index import ALL, Filter, Index, Selection
+from mqauth.review.index import ALL, Filter, Index
 from mqauth.review.letter import Reading
 from mqauth.review.letterbox import Judge, LetterBox, Originals, fill, judge
 from mqauth.wire.keys import Key, SigningKey
@@ -164,7 +164,7 @@ class Session:
         *,
         progress: Callable[[int], None] = lambda seen: None,
         cancelled: threading.Event | None = None,
-    ) -> tuple[Selection, Counter[str]]:
+    ) -> tuple[Counter[str], Counter[str]]:
         """Freeze the letters of a plan, and count what would become of them: ``accepted``, or why not.
 
         Raises:
@@ -172,22 +172,23 @@ class Session:
         """
         selection = index.freeze(plan.wanted)
         if plan.act == DISCARD:
-            return selection, Counter(accepted=len(selection))
-        counts = rehearse(
-            index,
-            plan,
-            guard=self.pipeline(),
-            releaser=self._releaser_of(plan),
-            originals=self.originals,
-            progress=progress,
-            cancelled=cancelled,
+            return selection, Counter(accepted=selection.total())
+        return selection, self.run(
+            rehearse(
+                index,
+                plan,
+                guard=self.pipeline(),
+                releaser=self._releaser_of(plan),
+                originals=self.originals,
+                progress=progress,
+                cancelled=cancelled,
+            )
         )
-        return selection, self.run(counts)
 
     def act(
         self,
         plan: Plan,
-        selection: Selection,
+        selection: Counter[str],
         *,
         progress: Callable[[int], None] = lambda seen: None,
         cancelled: threading.Event | None = None,
@@ -205,19 +206,20 @@ class Session:
         """
         audit = require(self.audit, f"not set up to {plan.act}: it needs an audit file")
         redrives = plan.act != DISCARD
-        wish = act(
-            self.box,
-            selection,
-            plan,
-            audit=audit,
-            guard=self.pipeline() if redrives else None,
-            releaser=self._releaser_of(plan) if redrives else None,
-            originals=self.originals,
-            clock=self.clock,
-            progress=progress,
-            cancelled=cancelled,
+        return self.run(
+            act(
+                self.box,
+                selection,
+                plan,
+                audit=audit,
+                guard=self.pipeline() if redrives else None,
+                releaser=self._releaser_of(plan) if redrives else None,
+                originals=self.originals,
+                clock=self.clock,
+                progress=progress,
+                cancelled=cancelled,
+            )
         )
-        return self.run(wish)
 
     def ledger(
         self,
@@ -357,26 +359,11 @@ LARGEST_FILES: Final = 1024**3
 """Bytes of audit files that are read for one dead letter."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrailRecord:
-    """An audit record of a dead letter.
-
-    Args:
-        record: as the file has it.
-        file: its path.
-        line: counted from 1.
-        unbroken: whether each record of the chain up to this one follows the one before it. Signed heads were not
-            compared.
-    """
-
-    record: Record
-    file: str
-    line: int
-    unbroken: bool
-
-
-def trail(files: Iterable[Path], letter: str) -> list[TrailRecord]:
+def trail(files: Iterable[Path], letter: str) -> list[tuple[Record, Line, bool]]:
     """Return the first records of a dead letter, by its id, from audit files and their rotated parts.
+
+    Each has its line, and whether the records of the chain up to it follow one another. Signed heads are not
+    compared.
 
     Raises:
         ConfigurationError: a file cannot be read, or they have more than 1 GiB: too much while somebody waits.
@@ -387,14 +374,14 @@ def trail(files: Iterable[Path], letter: str) -> list[TrailRecord]:
         with file_errors(part):
             size += part.stat().st_size
     require(size <= LARGEST_FILES, f"the audit files have {size:,} bytes: ask mqauth audit show {letter} FILES")
-    steps: list[TrailRecord] = []
+    steps: list[tuple[Record, Line, bool]] = []
     name = letter.encode("utf-8", "backslashreplace")
     for line, raw, unbroken in chain.from_iterable(find(log, lambda raw: name in raw) for log in logs):
         # A line that somebody damaged breaks the chain, and is no record.
         with suppress(ValueError):
             record = parse_record(raw)
             if record.get("dead_letter") == letter:
-                steps.append(TrailRecord(record=record, file=line.file, line=line.number, unbroken=unbroken))
+                steps.append((record, line, unbroken))
         if len(steps) == MOST:
             break
     return steps

@@ -54,8 +54,6 @@ _WRITE: Final = "REPLACE INTO ids VALUES (?, ?, ?, ?, ?, ?)"
 _GROW_OLD: Final = "UPDATE age SET seconds = ?"
 _BITS: Final = 5  # a row has at most 2 ** 5 messages, so that it is always far smaller than a page
 _PLACE: Final = struct.Struct(">Iq")  # the number of a log, from 1, and an offset; zeros for no place
-_NUMBER: Final = struct.Struct(">I")
-_SECONDS: Final = 1.0  # between two syncs
 _LOOK: Final = 1000  # rows that are looked at while claims wait: a millisecond or two
 _LAST: Final = b"\xff" * 32  # after every key
 _NOBODY: Final = "a process that is dead"  # the owner of what that held; owners that live are random
@@ -263,7 +261,7 @@ class FileReplayStore:
         if index is not None:
             key, bit = key[:-2] + (index >> _BITS).to_bytes(2, "big"), index & ((1 << _BITS) - 1)
         # The number keeps scopes apart, and a single token from a batch of the same id.
-        key += _NUMBER.pack(self._number((request.scope, index is None)))
+        key += self._number((request.scope, index is None)).to_bytes(4, "big")
         row = self._rows.get(key)
         if row is None:
             columns = self._execute("SELECT * FROM ids WHERE key = ?", (key,)).fetchone()
@@ -292,7 +290,7 @@ class FileReplayStore:
         return number
 
     def _tending(self) -> None:
-        while not self._closed.wait(_SECONDS):
+        while not self._closed.wait(1.0):
             self._tend()
 
     def _tend(self) -> None:
@@ -318,8 +316,9 @@ class FileReplayStore:
         after, wall, age = self._looked_at, self._clock.now(), self._clock.monotonic() - self._opened
         upto = self._execute("SELECT key FROM ids WHERE key > ? ORDER BY key LIMIT 1 OFFSET ?", (after, _LOOK - 1))
         (last,) = upto.fetchone() or (_LAST,)
-        over = "DELETE FROM ids WHERE key > ? AND key <= ? AND expires < ? AND kept < ?"
-        self._execute(over, (after, last, wall, age))
+        self._execute(
+            "DELETE FROM ids WHERE key > ? AND key <= ? AND expires < ? AND kept < ?", (after, last, wall, age)
+        )
         self._looked_at = last
         if last == _LAST:
             self._looked_at = b""

@@ -40,57 +40,33 @@ from mqauth.wire.destination import is_kafka
 from mqauth.wire.message import Message, fold
 
 __all__ = ["METRICS", "AuthorityTelemetry", "Telemetry", "traced"]
-MESSAGES: Final = "mqauth.messages"
-JUDGE_DURATION: Final = "mqauth.judge.duration"
-ALERTS: Final = "mqauth.alerts"
-DEFERRED: Final = "mqauth.deferred"
-STALLED: Final = "mqauth.stalled"
-KEY_SET_AGE: Final = "mqauth.key_set.age"
-ISSUER_ENDS: Final = "mqauth.issuer.ends"
-IDENTITY_EXPIRES: Final = "mqauth.identity.expires"
-POLICY_FAILING: Final = "mqauth.policy.failing"
-REPLAY_SIZE: Final = "mqauth.replay.size"
-LETTERS_OPEN: Final = "mqauth.dead_letters.open"
-LETTERS_OLDEST: Final = "mqauth.dead_letters.oldest"
-PROCESS_DURATION: Final = "messaging.process.duration"
-RUNG: Final = "mqauth.rollout.rung"
-DAYS_LEFT: Final = "mqauth.rollout.days_left"
-ALIASES: Final = "mqauth.rollout.aliases"
+MAX_DESTINATIONS: Final = 100
+_GAUGES: Final = {
+    "mqauth.deferred": ("{message}", "Messages that wait because something is out of reach"),
+    "mqauth.stalled": ("s", "How long the oldest of them waits"),
+    "mqauth.key_set.age": ("s", "Age of the key set in use"),
+    "mqauth.issuer.ends": ("s", "Time until the day of a direct issuer is over; negative once it is overdue"),
+    "mqauth.identity.expires": ("s", "Time until the identity of a producer ends; 0 where it signs nothing"),
+    "mqauth.policy.failing": ("s", "How long a policy from outside has not answered; 0 while it does"),
+    "mqauth.replay.size": ("{id}", "Ids in the replay store"),
+    "mqauth.dead_letters.open": ("{message}", "Dead letters that nobody has reviewed"),
+    "mqauth.dead_letters.oldest": ("s", "How long the oldest of them lies there"),
+    "mqauth.rollout.rung": ("{rung}", "Rung of destinations: 0 off, 1 observe, 2 enforce"),
+    "mqauth.rollout.days_left": ("{day}", "Days until a rung or an exemption ends; negative once it is overdue"),
+    "mqauth.rollout.aliases": (
+        "{destination}",
+        "Destinations whose messages are accepted where they were not signed for",
+    ),
+}
 METRICS: Final = (
-    MESSAGES,
-    JUDGE_DURATION,
-    ALERTS,
-    DEFERRED,
-    STALLED,
-    KEY_SET_AGE,
-    ISSUER_ENDS,
-    IDENTITY_EXPIRES,
-    POLICY_FAILING,
-    REPLAY_SIZE,
-    LETTERS_OPEN,
-    LETTERS_OLDEST,
-    RUNG,
-    DAYS_LEFT,
-    ALIASES,
-    PROCESS_DURATION,
+    "mqauth.messages",
+    "mqauth.judge.duration",
+    "mqauth.alerts",
+    *_GAUGES,
+    "messaging.process.duration",
     *AUTHORITY_METRICS,
 )
 """All metrics of this module; the dashboard and the alert rules name these and no others."""
-MAX_DESTINATIONS: Final = 100
-_GAUGES: Final = {
-    DEFERRED: ("{message}", "Messages that wait because something is out of reach"),
-    STALLED: ("s", "How long the oldest of them waits"),
-    KEY_SET_AGE: ("s", "Age of the key set in use"),
-    ISSUER_ENDS: ("s", "Time until the day of a direct issuer is over; negative once it is overdue"),
-    IDENTITY_EXPIRES: ("s", "Time until the identity of a producer ends; 0 where it signs nothing"),
-    POLICY_FAILING: ("s", "How long a policy from outside has not answered; 0 while it does"),
-    REPLAY_SIZE: ("{id}", "Ids in the replay store"),
-    LETTERS_OPEN: ("{message}", "Dead letters that nobody has reviewed"),
-    LETTERS_OLDEST: ("s", "How long the oldest of them lies there"),
-    RUNG: ("{rung}", "Rung of destinations: 0 off, 1 observe, 2 enforce"),
-    DAYS_LEFT: ("{day}", "Days until a rung or an exemption ends; negative once it is overdue"),
-    ALIASES: ("{destination}", "Destinations whose messages are accepted where they were not signed for"),
-}
 # Those of OpenTelemetry's conventions for messaging.
 _HANDLER_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _BUCKETS: Final = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0)
@@ -120,34 +96,38 @@ class Telemetry:
         self._destinations = set(destinations)
         self._room = MAX_DESTINATIONS
         self._lock = threading.Lock()
-        self._messages = meter.create_counter(MESSAGES, unit="{message}", description="Verdicts on deliveries")
-        self._alerts = meter.create_counter(ALERTS, unit="{alert}", description="Misuse alerts by kind")
+        self._messages = meter.create_counter(
+            "mqauth.messages", unit="{message}", description="Verdicts on deliveries"
+        )
+        self._alerts = meter.create_counter("mqauth.alerts", unit="{alert}", description="Misuse alerts by kind")
         self._duration = meter.create_histogram(
-            JUDGE_DURATION,
+            "mqauth.judge.duration",
             unit="s",
             description="Time of a verdict, without handler and dead letter",
             explicit_bucket_boundaries_advisory=_BUCKETS,
         )
         self._handling = meter.create_histogram(
-            PROCESS_DURATION,
+            "messaging.process.duration",
             unit="s",
             description="Time of a handler",
             explicit_bucket_boundaries_advisory=_HANDLER_BUCKETS,
         )
         self.consumers: dict[str, Callable[[], Any]] = {}
         """``health`` of each consumer that is watched, for probes."""
-        self._gauges = gauges(meter, _GAUGES)
+        self._watch = gauges(meter, _GAUGES)
 
     def observe(self, outcome: Outcome, message: Message, _seconds: float) -> None:
         """Count one outcome of ``Pipeline.process``."""
         cause = outcome.cause if outcome.verdict is Verdict.DEFERRED else outcome.reason
         would = None if outcome.unverified is None or cause is not None else outcome.unverified.would
-        labels = {
-            "verdict": outcome.verdict.value,
-            "reason": cause.value if cause is not None else "" if would is None else would.code,
-            "destination": self._bounded(message.destination, verified=outcome.verified is not None),
-        }
-        self._messages.add(1, labels)
+        self._messages.add(
+            1,
+            {
+                "verdict": outcome.verdict.value,
+                "reason": cause.value if cause is not None else "" if would is None else would.code,
+                "destination": self._bounded(message.destination, verified=outcome.verified is not None),
+            },
+        )
         if outcome.judge_seconds is not None:
             self._duration.record(outcome.judge_seconds, {"verdict": outcome.verdict.value})
 
@@ -163,14 +143,13 @@ class Telemetry:
             health: the consumer's method of that name.
         """
         self.consumers[name] = health
-        labels = {"consumer": name}
-        self._gauges[DEFERRED].append((labels, lambda: health().deferred))
+        self._watch("mqauth.deferred", lambda: health().deferred, consumer=name)
 
         def stalled() -> float:
             since = health().stalled_since
             return 0.0 if since is None else max(0.0, self._now() - since)
 
-        self._gauges[STALLED].append((labels, stalled))
+        self._watch("mqauth.stalled", stalled, consumer=name)
 
     def watch_keys(self, issuer: str, age: Callable[[], float | None]) -> None:
         """Measure the age of an issuer's key set.
@@ -180,14 +159,14 @@ class Telemetry:
             age: returns the age of the set in use in seconds, ``None`` where there is no set; for a ``JWKS`` it
                 is ``lambda: jwks.health().age``.
         """
-        self._gauges[KEY_SET_AGE].append(({"issuer": issuer}, age))
+        self._watch("mqauth.key_set.age", age, issuer=issuer)
 
     def watch_issuers(self, verifier: Verifier) -> None:
         """Measure how long the direct issuers that have an ``until`` still count, with the label ``issuer``."""
         for issuer, until in verifier.ends.items():
             # The day itself still counts, as it does for ``days_left``.
             over = datetime.combine(until + timedelta(days=1), time(), UTC).timestamp()
-            self._gauges[ISSUER_ENDS].append(({"issuer": issuer}, partial(lambda end: end - self._now(), over)))
+            self._watch("mqauth.issuer.ends", partial(lambda end: end - self._now(), over), issuer=issuer)
 
     def watch_identity(self, health: Callable[[], Any]) -> None:
         """Measure how long a producer's identity still lasts, with the label ``subject``.
@@ -195,7 +174,7 @@ class Telemetry:
         Args:
             health: of the ``IdentityKey``; in a configuration it is ``config.identity.health``.
         """
-        self._gauges[IDENTITY_EXPIRES].append(({"subject": health().subject}, lambda: health().expires_in or 0.0))
+        self._watch("mqauth.identity.expires", lambda: health().expires_in or 0.0, subject=health().subject)
 
     def watch_policy(self, name: str, health: Callable[[], Any]) -> None:
         """Measure for how long a policy from outside has not answered.
@@ -204,7 +183,7 @@ class Telemetry:
             name: the label ``policy``.
             health: the method of that name, of ``OPA`` for example.
         """
-        self._gauges[POLICY_FAILING].append(({"policy": name}, lambda: health().failing_for))
+        self._watch("mqauth.policy.failing", lambda: health().failing_for, policy=name)
 
     def watch_store(self, name: str, size: Callable[[], int]) -> None:
         """Measure the size of a replay store.
@@ -213,7 +192,7 @@ class Telemetry:
             name: the label ``store``.
             size: returns the number of ids in the store, as ``MemoryReplayStore.__len__`` does.
         """
-        self._gauges[REPLAY_SIZE].append(({"store": name}, size))
+        self._watch("mqauth.replay.size", size, store=name)
 
     def watch_dead_letters(
         self, name: str, open_: Callable[[], float | None], oldest: Callable[[], float | None] | None = None
@@ -225,10 +204,9 @@ class Telemetry:
             open_: returns their number; of a queue of RabbitMQ a passive declaration tells it.
             oldest: returns the age of the oldest in seconds, where that is known.
         """
-        labels = {"queue": name}
-        self._gauges[LETTERS_OPEN].append((labels, open_))
+        self._watch("mqauth.dead_letters.open", open_, queue=name)
         if oldest is not None:
-            self._gauges[LETTERS_OLDEST].append((labels, oldest))
+            self._watch("mqauth.dead_letters.oldest", oldest, queue=name)
 
     def watch_rollout(self, rollout: Rollout | None, verifier: Verifier | None = None) -> None:
         """Measure the rungs of a pipeline's ``rollout`` and the days left, with the label ``destination``.
@@ -238,15 +216,15 @@ class Telemetry:
             verifier: of the pipeline; with it, how many destinations each alias accepts, too.
         """
         for alias in () if verifier is None else verifier.aliases.values():
-            self._gauges[ALIASES].append(({"destination": alias.at}, partial(float, len(alias.signed_for))))
+            self._watch("mqauth.rollout.aliases", partial(float, len(alias.signed_for)), destination=alias.at)
         if rollout is None:
             return
         for entry in rollout.entries:
             for destination in entry.destinations:
-                self._gauges[RUNG].append(({"destination": destination}, partial(int, entry.rung)))
+                self._watch("mqauth.rollout.rung", partial(int, entry.rung), destination=destination)
         for places, until in ends(rollout):
             left = partial(lambda until: days_left(until, self._now()), until)
-            self._gauges[DAYS_LEFT].append(({"destination": places}, left))
+            self._watch("mqauth.rollout.days_left", left, destination=places)
 
     def timed(self, handler: Handler) -> Handler:
         """Return a handler whose time is measured as ``messaging.process.duration``; of the same kind as it is."""

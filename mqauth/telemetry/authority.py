@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
@@ -22,8 +22,8 @@ Gauge = tuple[dict[str, str], Callable[[], float | None]]
 """The labels of a gauge, and the function that reads it."""
 
 
-def gauges(meter: Meter, known: Mapping[str, tuple[str, str]]) -> dict[str, list[Gauge]]:
-    """Make observable gauges, and return the list of each, which is empty at first.
+def gauges(meter: Meter, known: Mapping[str, tuple[str, str]]) -> Callable[..., None]:
+    """Make observable gauges; return a function that takes the name of one, what reads its value, and its labels.
 
     Args:
         meter: makes them.
@@ -33,7 +33,11 @@ def gauges(meter: Meter, known: Mapping[str, tuple[str, str]]) -> dict[str, list
     for name, (unit, text) in known.items():
         reader = partial(_observations, made[name])
         meter.create_observable_gauge(name, callbacks=[reader], unit=unit, description=text)
-    return made
+
+    def watch(name: str, read: Callable[[], float | None], **labels: str) -> None:
+        made[name].append((labels, read))
+
+    return watch
 
 
 def _observations(gauges: list[Gauge], _options: CallbackOptions) -> Iterator[Observation]:
@@ -49,18 +53,18 @@ def _observations(gauges: list[Gauge], _options: CallbackOptions) -> Iterator[Ob
             yield Observation(value, labels)
 
 
-REQUESTS: Final = "mqauth.authority.requests"
-IDENTITIES: Final = "mqauth.authority.identities"
-DURATION: Final = "mqauth.authority.duration"
-CUTOFFS: Final = "mqauth.authority.cutoffs"
-KEY_AGE: Final = "mqauth.authority.key.age"
-AUTHORITY_METRICS: Final = (REQUESTS, IDENTITIES, DURATION, CUTOFFS, KEY_AGE)
 MAX_SUBJECTS: Final = 100
 """Identities that have a label of their own; a grant more costs a series at the server that collects them."""
 _GAUGES: Final = {
-    CUTOFFS: ("{subject}", "Subjects that are cut off"),
-    KEY_AGE: ("s", "How long the key of an authority has signed"),
+    "mqauth.authority.cutoffs": ("{subject}", "Subjects that are cut off"),
+    "mqauth.authority.key.age": ("s", "How long the key of an authority has signed"),
 }
+AUTHORITY_METRICS: Final = (
+    "mqauth.authority.requests",
+    "mqauth.authority.identities",
+    "mqauth.authority.duration",
+    *_GAUGES,
+)
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -77,29 +81,30 @@ class AuthorityTelemetry:
         meter = meter or metrics.get_meter("mqauth", __version__)
         self._lock = threading.Lock()
         self._subjects: set[str] = set()
-        self._requests = meter.create_counter(REQUESTS, unit="{request}", description="Answers of an authority")
+        self._requests = meter.create_counter(
+            "mqauth.authority.requests", unit="{request}", description="Answers of an authority"
+        )
         self._identities = meter.create_counter(
-            IDENTITIES, unit="{identity}", description="Identities that were given"
+            "mqauth.authority.identities", unit="{identity}", description="Identities that were given"
         )
         self._duration = meter.create_histogram(
-            DURATION,
+            "mqauth.authority.duration",
             unit="s",
             description="Time of an authority's answer",
             explicit_bucket_boundaries_advisory=_BUCKETS,
         )
-        self._gauges = gauges(meter, _GAUGES)
+        self._watch = gauges(meter, _GAUGES)
 
-    def observe(self, told: Any) -> None:
-        """Count one answer, an ``Answered`` of the authority."""
-        labels = {"answer": told.answer, "refusal": told.refusal, "credential": told.credential}
-        self._requests.add(1, labels)
-        self._duration.record(told.seconds, {"answer": told.answer})
-        if told.subject:
+    def observe(self, *, answer: str, refusal: str, credential: str, subject: str, seconds: float) -> None:
+        """Count one answer of an authority; it says what these are."""
+        self._requests.add(1, {"answer": answer, "refusal": refusal, "credential": credential})
+        self._duration.record(seconds, {"answer": answer})
+        if subject:
             with self._lock:
                 if len(self._subjects) < MAX_SUBJECTS:
-                    self._subjects.add(told.subject)
-                subject = told.subject if told.subject in self._subjects else "other"
-            self._identities.add(1, {"subject": subject, "credential": told.credential})
+                    self._subjects.add(subject)
+                label = subject if subject in self._subjects else "other"
+            self._identities.add(1, {"subject": label, "credential": credential})
 
     def watch(
         self, trust_domain: str, *, cutoffs: Callable[[], float | None], key_age: Callable[[], float | None]
@@ -111,6 +116,5 @@ class AuthorityTelemetry:
             cutoffs: returns the number of subjects.
             key_age: returns seconds, ``None`` where no key signs.
         """
-        labels = {"trust_domain": trust_domain}
-        self._gauges[CUTOFFS].append((labels, cutoffs))
-        self._gauges[KEY_AGE].append((labels, key_age))
+        self._watch("mqauth.authority.cutoffs", cutoffs, trust_domain=trust_domain)
+        self._watch("mqauth.authority.key.age", key_age, trust_domain=trust_domain)

@@ -58,8 +58,14 @@ def _answering(consumers: Consumers, others: Callable[..., Iterable[bytes]]) -> 
             told = {"state": state.value, "consumers": {name: each.as_dict() for name, each in looked.items()}}
             fine = state is not State.STOPPED
         body = json.dumps(told, default=str).encode()
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        start("200 OK" if fine else "503 Service Unavailable", [*headers, ("Cache-Control", "no-store")])
+        start(
+            "200 OK" if fine else "503 Service Unavailable",
+            [
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(body))),
+                ("Cache-Control", "no-store"),
+            ],
+        )
         return [body]
 
     return application

@@ -9,7 +9,7 @@ from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.judging.policy import Allow, Rule
 from mqauth.judging.trust_domain import TrustDomain
 from mqauth.judging.verifier import Verifier
-from mqauth.keystore.identity.wit_key import WITKey
+from mqauth.keystore.identity.identity_key import WITKey
 from mqauth.testing.batchforge import PLACE, BatchForge
 from mqauth.testing.forge import AUDIENCE, Forge, bent
 from mqauth.wire import base64url, identity, strict_json

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from integration.benchmarks.client.contenders import Contender, Make
 from integration.benchmarks.client.workload import BATCH, PADDING, Workload
-from mqauth.keystore.identity.wit_key import WITKey
+from mqauth.keystore.identity.identity_key import WITKey
 from mqauth.signer import Signer
 from mqauth.testing.forge import Forge
 from mqauth.testing.identity import IdentityForge

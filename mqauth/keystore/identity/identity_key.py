@@ -1,8 +1,8 @@
-"""A workload's key that is enrolled at an authority, and renewed in the background. Experimental.
+"""A workload's key: ``WITKey``, whose WIT was asked for elsewhere, and ``IdentityKey``, which asks. Experimental.
 
-``renewal`` decides, as pure functions; ``request`` asks. This module joins them with one thread, which alone makes
-requests, so that there is one at a time. A second thread follows the authority's JWK Set, as a consumer does: it
-tells when the key that vouches for us is revoked, or our subject cut off.
+``renewal`` decides, as pure functions; ``request`` asks. ``IdentityKey`` joins them with one thread, which alone
+makes requests, so that there is one at a time. A second thread follows the authority's JWK Set, as a consumer
+does: it tells when the key that vouches for us is revoked, or our subject cut off.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from pathlib import Path
 from typing import ClassVar, Final, Literal
 
 from mqauth.clock import SYSTEM_CLOCK, SYSTEM_RANDOMNESS, Clock, Randomness
-from mqauth.errors import Cause, ConfigurationError, Unavailable
+from mqauth.errors import Cause, ConfigurationError, Unavailable, require
 from mqauth.http.connection import MAX_TIMEOUT, FetchFailed
 from mqauth.keystore.identity import renewal
-from mqauth.keystore.identity.credentials import Credential
 from mqauth.keystore.identity.renewal import Grant, Moment, Renewal
-from mqauth.keystore.identity.request import KEYS_PATH, IdentityRequest, Refused
+from mqauth.keystore.identity.request import KEYS_PATH, Credential, IdentityRequest, Refused
 from mqauth.keystore.remote.jwks import JWKS
 from mqauth.keystore.remote.refresher import ThreadRefresher
 from mqauth.logs import emit
 from mqauth.threads import after_fork, in_event_loop
-from mqauth.wire.keys import KeySet
+from mqauth.wire.identity import Identity
+from mqauth.wire.jws import LocalSigningKey
+from mqauth.wire.keys import Key, KeySet
 from mqauth.wire.workload import WorkloadKey
 
 WAIT: Final = 2.0
@@ -60,6 +61,52 @@ class Health:
     failing_for: float | None
     last_failure: str | None
     counters: Mapping[str, int]
+
+
+class WITKey:
+    """A ``SigningKeySource`` whose tokens have the identity form: WIT and proof in one header.
+
+    Args:
+        wit: the WIT that an authority issued.
+        key: the private key it vouches for: Ed25519, P-256 or P-384.
+        clock: tells the time.
+
+    Raises:
+        ConfigurationError: this is no WIT, it vouches for another key, or it has ended.
+    """
+
+    is_identity: ClassVar[bool] = True
+
+    def __init__(self, wit: str, key: Key, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
+        self._current = WorkloadKey(wit, LocalSigningKey(key), key.public)
+        require(self.identity.expires > clock.now(), "the identity has ended")
+
+    @property
+    def identity(self) -> Identity:
+        """What the WIT in use says; it was not verified here."""
+        return self._current.identity
+
+    def renew(self, wit: str, key: Key) -> None:
+        """Sign with another WIT and its key from now on.
+
+        Raises:
+            ConfigurationError: this is no WIT, it vouches for another key, or it is of another subject.
+        """
+        workload = WorkloadKey(wit, LocalSigningKey(key), key.public)
+        require(workload.identity.subject == self.identity.subject, "the identity is of another subject")
+        self._current = workload
+
+    def signing_key(self) -> WorkloadKey:
+        """Return the key that signs now.
+
+        Raises:
+            Unavailable: ``keys_unavailable``, the identity has ended.
+        """
+        workload = self._current
+        if workload.identity.expires <= self._clock.now():
+            raise Unavailable(Cause.KEYS_UNAVAILABLE, "the identity has ended")
+        return workload
 
 
 class IdentityKey:
@@ -130,9 +177,6 @@ class IdentityKey:
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
-
-    def __repr__(self) -> str:
-        return f"IdentityKey({self.subject!r})"
 
     def start(self, wait: float = MAX_TIMEOUT) -> None:
         """Ask now, and from now on in the background; the first use does the same.

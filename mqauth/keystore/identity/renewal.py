@@ -105,8 +105,12 @@ def granted(grant: Grant, *, asked: Moment, jitter: float) -> Renewal:
         asked: the moment before the request, so that its way counts.
         jitter: 0 to 1.
     """
-    half = min(grant.renew_in, grant.expires_in / 2)
-    return Renewal(key=grant.key, asked=asked, life=grant.expires_in, renew_after=half * (1 - JITTER * jitter))
+    return Renewal(
+        key=grant.key,
+        asked=asked,
+        life=grant.expires_in,
+        renew_after=min(grant.renew_in, grant.expires_in / 2) * (1 - JITTER * jitter),
+    )
 
 
 def failed(state: Renewal, why: str, *, now: Moment, jitter: float, retry_after: float = 0) -> Renewal:

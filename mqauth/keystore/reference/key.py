@@ -85,27 +85,10 @@ class ReferenceKey:
     def __init__(self, key: Key, uri: str, holder: Holder | None = None) -> None:
         self.uri = uri
         self._key = key.public_only
+        self.kid, self.algorithm, self.subjects = key.kid, key.algorithm, key.subjects
         self._holder = holder or open_holder(uri)
         self._checked: tuple[int, int | None] | None = None
         self._rate = Rate(SYSTEM_CLOCK)
-
-    def __repr__(self) -> str:
-        return f"ReferenceKey({self.kid!r}, {self.algorithm})"
-
-    @property
-    def kid(self) -> str:
-        """The key id."""
-        return self._key.kid
-
-    @property
-    def algorithm(self) -> str:
-        """One of ``ALGORITHMS``."""
-        return self._key.algorithm
-
-    @property
-    def subjects(self) -> frozenset[str] | None:
-        """The producers it may speak for; ``None`` if the key does not say."""
-        return self._key.subjects
 
     def sign(self, data: bytes, /) -> bytes:
         """Return the raw JWS signature over ``data``.

@@ -28,12 +28,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
 
 from mqauth.errors import Cause, ConfigurationError, Unavailable, refusing, require
-from mqauth.keystore.reference import TIMEOUT
-from mqauth.keystore.reference.pkcs11_uri import TokenURI, parse
+from mqauth.keystore.reference.uri import TIMEOUT, TokenURI
 from mqauth.threads import DaemonThread
 from mqauth.wire.keys import PublicKey
 
 R = TypeVar("R")
+_unavailable: Final = partial(Unavailable, Cause.KEYS_UNAVAILABLE)
 OPENING: Final = 10.0
 """Seconds that a library may take to begin."""
 _SHOWN: Final = 10
@@ -54,7 +54,6 @@ _CURVES: Final = {
     (KeyType.EC_EDWARDS, bytes.fromhex("06092b06010401da470f01")): "EdDSA",
 }
 """The algorithm of a key, by its type and its ``CKA_EC_PARAMS``."""
-_WANTED: Final = "a P-256 or an Ed25519 key"
 
 
 class Sessions:
@@ -169,7 +168,7 @@ class TokenKey:
     """
 
     def __init__(self, uri: str) -> None:
-        self._uri = parse(uri)
+        self._uri = TokenURI.parse(uri)
         self._uri.library()
         self._found: tuple[int, Any, str] | None = None
 
@@ -186,8 +185,9 @@ class TokenKey:
             Unavailable: the token is out of reach.
         """
         point, algorithm = SESSIONS.call(self._uri, self._point)
+        size, load = _POINTS[algorithm]
         with refusing(ValueError, f"{self._uri.where}: public key {self._uri.what} is no point of its curve"):
-            return _public(point, algorithm)
+            return load(point[2:] if len(point) == size + 2 and point[:2] == bytes((4, size)) else point)
 
     def sign(self, data: bytes, algorithm: str, /) -> bytes:
         """Return the raw JWS signature over ``data``.
@@ -222,7 +222,9 @@ class TokenKey:
             here, kind = f"{self._uri.where}: private key {self._uri.what}", key.key_type
             curve = bytes(key[Attribute.EC_PARAMS]) if kind in (KeyType.EC, KeyType.EC_EDWARDS) else b""
             named = getattr(kind, "name", str(kind)) + (f" of curve {curve.hex()}" if curve else "")
-            algorithm = require(_CURVES.get((kind, curve)), f"{here} is {named}; wanted is {_WANTED}")
+            algorithm = require(
+                _CURVES.get((kind, curve)), f"{here} is {named}; wanted is a P-256 or an Ed25519 key"
+            )
             require(key[Attribute.SIGN], f"{here} may not sign (CKA_SIGN is false)")
             self._found = (SESSIONS.generation, key, algorithm)
         return self._found[1:]
@@ -259,16 +261,6 @@ def _token(library: Any, uri: TokenURI) -> pkcs11.Token:
     return cast(pkcs11.Token, tokens[0])
 
 
-def _public(point: bytes, algorithm: str) -> PublicKey:
-    """Return a public key of its ``CKA_EC_POINT``: in an OCTET STRING (PKCS#11 2.40), or bare.
-
-    Raises:
-        ValueError: it is no point of the curve.
-    """
-    size, load = _POINTS[algorithm]
-    return load(point[2:] if len(point) == size + 2 and point[:2] == bytes((4, size)) else point)
-
-
 _POINTS: Final[dict[str, tuple[int, Callable[[bytes], PublicKey]]]] = {
     "ES256": (65, partial(ec.EllipticCurvePublicKey.from_encoded_point, ec.SECP256R1())),
     "EdDSA": (32, ed25519.Ed25519PublicKey.from_public_bytes),
@@ -279,7 +271,3 @@ _POINTS: Final[dict[str, tuple[int, Callable[[bytes], PublicKey]]]] = {
 def _name(error: pkcs11.PKCS11Error) -> str:
     """Return what a library says went wrong: the name of its code, and words where there are some."""
     return ": ".join(filter(None, (type(error).__name__, str(error))))
-
-
-def _unavailable(detail: str) -> Unavailable:
-    return Unavailable(Cause.KEYS_UNAVAILABLE, detail)

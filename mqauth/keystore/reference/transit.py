@@ -12,12 +12,8 @@ Source: HTTP API of the transit secrets engine, "Sign data" and "Read key", of O
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
-from urllib.parse import urlsplit
+from typing import Any, Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -25,17 +21,13 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from mqauth.clock import SYSTEM_CLOCK, Clock
 from mqauth.errors import Cause, ConfigurationError, Unavailable, refusing, require
-from mqauth.http.connection import VISIBLE, Deadline, Dial, Endpoint, FetchFailed, Kept, tls_context
+from mqauth.http.connection import VISIBLE, Deadline, Dial, FetchFailed, Kept, tls_context
 from mqauth.http.exchange import request
 from mqauth.keystore.disk.files import read_bounded
-from mqauth.keystore.reference import TIMEOUT
-from mqauth.keystore.reference.served import LOOPBACK, options
+from mqauth.keystore.reference.uri import TIMEOUT, TransitReference
 from mqauth.wire import base64url
 from mqauth.wire.keys import PublicKey, natural_algorithm
 
-SCHEME: Final = "transit:"
-# Mount and name; the mount may stand below a namespace. No segment is "." or "..".
-_PATH: Final = re.compile(r"((?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+)/([A-Za-z0-9_-][A-Za-z0-9._-]*)", re.ASCII)
 _SAID: Final[Mapping[str, str]] = {
     "status 400": "the key is gone, or does not sign so",
     "status 403": "the token has ended or was revoked, or its policy does not allow it",
@@ -43,82 +35,13 @@ _SAID: Final[Mapping[str, str]] = {
     "status 503": "sealed, or without a leader",
 }
 """What the statuses mean that OpenBao and Vault answer with, beside the number."""
-
-
-class _KeyType(NamedTuple):
-    """A type of key there: the algorithm here, and what signing asks for beside the input."""
-
-    algorithm: str
-    asked: Mapping[str, str]
-
-
-_KINDS: Final[Mapping[str, _KeyType]] = {
-    "ed25519": _KeyType("EdDSA", {}),
-    "ecdsa-p256": _KeyType("ES256", {"hash_algorithm": "sha2-256", "marshaling_algorithm": "jws"}),
-    "ecdsa-p384": _KeyType("ES384", {"hash_algorithm": "sha2-384", "marshaling_algorithm": "jws"}),
+_KINDS: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = {
+    "ed25519": ("EdDSA", {}),
+    "ecdsa-p256": ("ES256", {"hash_algorithm": "sha2-256", "marshaling_algorithm": "jws"}),
+    "ecdsa-p384": ("ES384", {"hash_algorithm": "sha2-384", "marshaling_algorithm": "jws"}),
 }
-_UNREADABLE: Final = (AttributeError, KeyError, TypeError, ValueError, UnsupportedAlgorithm)
-_ASKED: Final = {kind.algorithm: kind.asked for kind in _KINDS.values()}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransitReference:
-    """Where a key is, and how it is reached: a reference, parsed.
-
-    Args:
-        server: the URL of the server, without a path.
-        mount: the path of the engine, with a slash at the start.
-        name: of the key.
-        version: of the key.
-        token_file: the file that holds the token, private.
-        ca: PEM file of the CAs to trust in place of the system's.
-        loopback: whether http on loopback is allowed.
-    """
-
-    server: str
-    mount: str
-    name: str
-    version: int
-    token_file: Path
-    ca: Path | None = None
-    loopback: bool = False
-
-    @classmethod
-    def parse(cls, uri: str) -> Self:
-        """Parse a reference.
-
-        Raises:
-            ConfigurationError: it is none.
-        """
-        url, _, query = uri.removeprefix(SCHEME).partition("?")
-        members = options(query, frozenset(("token_file", "ca", "key_version", LOOPBACK)), "a transit URI")
-        loopback = LOOPBACK in members
-        Endpoint.parse(url, unsafe_http_loopback=loopback, name="a transit URI")
-        parts = urlsplit(url)
-        path = require(_PATH.fullmatch(parts.path), "a transit URI ends in /MOUNT/NAME of letters, digits, ._-")
-        # Without it the server would sign with its newest version, whose public half no consumer has.
-        version = members.get("key_version", "")
-        require(
-            re.fullmatch(r"[1-9]\d{0,8}", version, re.ASCII),
-            "a transit URI names a key_version, a number from 1 on",
-        )
-        files = {name: Path(members[name]) for name in ("token_file", "ca") if name in members}
-        require("token_file" in files, "a transit URI names a token_file")
-        require(all(file.is_absolute() for file in files.values()), "token_file and ca are absolute paths")
-        return cls(
-            server=f"{parts.scheme}://{parts.netloc}", mount=path[1], name=path[2], version=int(version),
-            token_file=files["token_file"], ca=files.get("ca"), loopback=loopback,
-        )  # fmt: skip
-
-    @property
-    def shown(self) -> str:
-        """The key, for people."""
-        return f"{self.server}{self.mount}/{self.name} version {self.version}"
-
-    def endpoint(self, verb: str) -> Endpoint:
-        """Return where something is asked of the key, ``keys`` or ``sign``."""
-        url = f"{self.server}/v1{self.mount}/{verb}/{self.name}"
-        return Endpoint.parse(url, unsafe_http_loopback=self.loopback)
+"""The types of key there: the algorithm here, and what signing asks for beside the input."""
+_ASKED: Final = dict(_KINDS.values())
 
 
 class TransitKey:
@@ -148,9 +71,6 @@ class TransitKey:
         self._timeout, self._clock, self._dial = timeout, clock, dial
         self._context, self._kept = context, Kept()
 
-    def __repr__(self) -> str:
-        return f"TransitKey({self._reference.shown!r})"
-
     def public(self) -> PublicKey:
         """Return the public half of the pinned version.
 
@@ -159,14 +79,23 @@ class TransitKey:
             Unavailable: ``keys_unavailable``: the server cannot be reached, or refuses.
         """
         answer, where = self._ask("keys"), self._reference.shown
-        kind = _KINDS.get(str(answer.get("type")))
-        require(kind and not answer.get("derived"), f"{where}: its key is none of {', '.join(_KINDS)}")
-        copied = answer.get("exportable") or answer.get("allow_plaintext_backup")
-        require(not copied, f"{where}: the key is exportable, so its private half can be copied")
-        with refusing(_UNREADABLE, f"{where}: no public half of version {self._reference.version}"):
-            public = _public(answer["keys"][str(self._reference.version)]["public_key"])
+        algorithm, _ = _KINDS.get(str(answer.get("type")), ("", {}))
+        require(algorithm and not answer.get("derived"), f"{where}: its key is none of {', '.join(_KINDS)}")
+        require(
+            not (answer.get("exportable") or answer.get("allow_plaintext_backup")),
+            f"{where}: the key is exportable, so its private half can be copied",
+        )
+        unreadable = (AttributeError, KeyError, TypeError, ValueError, UnsupportedAlgorithm)
+        with refusing(unreadable, f"{where}: no public half of version {self._reference.version}"):
+            text = answer["keys"][str(self._reference.version)]["public_key"]
+            # Of Ed25519 its 32 bytes in base64, of ECDSA a PEM.
+            public: PublicKey = (
+                load_pem_public_key(text.encode("ascii"))  # type: ignore[assignment]
+                if text.startswith("-----")
+                else Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
+            )
             natural = natural_algorithm(public)
-        require(kind and natural == kind.algorithm, f"{where}: the public half is of another type")
+        require(natural == algorithm, f"{where}: the public half is of another type")
         return public
 
     def sign(self, data: bytes, algorithm: str, /) -> bytes:
@@ -217,11 +146,3 @@ class TransitKey:
     def _unavailable(self, detail: str) -> Unavailable:
         detail = ": ".join(filter(None, (detail, _SAID.get(detail))))
         return Unavailable(Cause.KEYS_UNAVAILABLE, f"{self._reference.shown}: {detail}")
-
-
-def _public(text: str) -> PublicKey:
-    """Return a public key of the answer; of Ed25519 its 32 bytes in base64, of ECDSA a PEM."""
-    if not text.startswith("-----"):
-        return Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
-    key: PublicKey = load_pem_public_key(text.encode("ascii"))  # type: ignore[assignment]
-    return key

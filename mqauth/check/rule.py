@@ -1,8 +1,7 @@
-"""A configuration file as the rules see it: its settings as far as they can be read, and where each key stands.
+"""What a rule looks at, and what it yields: a configuration file as far as it can be read, and findings.
 
 One table that is refused does not hide the others. Keystores are seen too: which tables name them, whose keys they
-hold, and what references rest on. ``tomllib`` gives values without their places, so the file is read once more, a
-statement at a time, to learn on which line each key stands.
+hold, and what references rest on.
 """
 
 from __future__ import annotations
@@ -11,26 +10,23 @@ import grp
 import os
 import pwd
 import stat
-import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path as FilePath
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from mqauth.authority.application import MAX_AGE
+from mqauth.check.codes import CODES, Code, Severity
 from mqauth.config.declaration import collect
 from mqauth.config.issuer_settings import IssuerSettings, SourceSettings
 from mqauth.config.settings import AuthoritySettings, CheckSettings, FileSettings, ReplaySettings
-from mqauth.config.toml_file import RefusedSetting, Table, read_passphrase
+from mqauth.config.toml_file import Place, RefusedSetting, Table, read_passphrase, spelt
 from mqauth.errors import ConfigurationError
 from mqauth.keystore import Keystore
 from mqauth.keystore.disk.ring import KeyRing
-from mqauth.keystore.reference import pkcs11_uri, transit
+from mqauth.keystore.reference.uri import TokenURI, TransitReference
 
-Path = tuple[str | int, ...]
-"""Keys from the top of the file; an element of an array by its number, from 0."""
-_FEW: Final = 3
 FRESH: Final = 300
 """Seconds for which a consumer uses a fetched set without asking again, by default."""
 T = TypeVar("T")
@@ -49,7 +45,7 @@ class Signs(NamedTuple):
 
     table: str
     settings: Any
-    keys: FilePath
+    keys: Path
     fresh: int
     retain: int
 
@@ -83,8 +79,8 @@ class Reference(NamedTuple):
     """
 
     uri: str
-    secret: FilePath | None
-    ca: FilePath | None = None
+    secret: Path | None
+    ca: Path | None = None
     host: str | None = None
 
     @classmethod
@@ -95,11 +91,11 @@ class Reference(NamedTuple):
             ConfigurationError: it cannot be read, or is none.
         """
         shown = uri.partition("?")[0]
-        if uri.startswith(transit.SCHEME):
-            key = transit.TransitReference.parse(uri)
+        if uri.startswith("transit:"):
+            key = TransitReference.parse(uri)
             return cls(shown, key.token_file, key.ca, key.server if key.server.startswith("http:") else None)
-        kind, _, name = (pkcs11_uri.parse(uri).pin_source or "").partition(":")
-        return cls(shown, FilePath(name) if kind == "file" else None)
+        kind, _, name = (TokenURI.parse(uri).pin_source or "").partition(":")
+        return cls(shown, Path(name) if kind == "file" else None)
 
 
 def unless_refused(read: Callable[[], T]) -> T | None:
@@ -110,7 +106,7 @@ def unless_refused(read: Callable[[], T]) -> T | None:
         return None
 
 
-def ring_of(folder: FilePath) -> KeyRing | None:
+def ring_of(folder: Path) -> KeyRing | None:
     """Return the keys of a keystore folder, ``None`` if it is no folder or cannot be read."""
     return unless_refused(Keystore(folder=folder).ring) if os.path.isdir(folder) else None
 
@@ -127,7 +123,7 @@ class Target:
         present: the names of the tables that stand in the file, refused or not.
     """
 
-    file: FilePath
+    file: Path
     now: float
     settings: FileSettings
     refusals: tuple[RefusedSetting, ...]
@@ -181,7 +177,7 @@ class Target:
                         yield signs, named
 
     @property
-    def audit_files(self) -> tuple[tuple[Path, FilePath], ...]:
+    def audit_files(self) -> tuple[tuple[Place, Path], ...]:
         """The audit files, each with where it is named."""
         audit, authority = self.settings.audit, self.settings.authority
         files = [] if audit is None else [(("audit", "file"), audit.file)]
@@ -192,12 +188,12 @@ class Target:
         """The consumer's replay store; ``None`` if its table is refused."""
         return ReplaySettings() if "replay" not in self.present else self.settings.replay
 
-    def shown(self, path: FilePath) -> str:
+    def shown(self, path: Path) -> str:
         """Return a path relative to the folder of the configuration file, if it lies within."""
         return str(path.relative_to(self.file.parent) if path.is_relative_to(self.file.parent) else path)
 
 
-def read(file: FilePath, members: Mapping[str, Any], *, now: float) -> Target:
+def read(file: Path, members: Mapping[str, Any], *, now: float) -> Target:
     """Return the settings of every table that is not refused, and the refusals."""
     values, refusals = collect(FileSettings, Table(file=str(file), members=members))
     return Target(
@@ -209,16 +205,15 @@ def read(file: FilePath, members: Mapping[str, Any], *, now: float) -> Target:
     )
 
 
-def others(path: FilePath) -> int:
+def others(path: Path) -> int:
     """Return what group and others may do with a file or folder, as bits of its mode; 0 if it is missing."""
-    status = _status(path)
-    return 0 if status is None else stat.S_IMODE(status.st_mode) & 0o077
+    return _status(path).st_mode & 0o077
 
 
-def strangers(path: FilePath) -> int:
+def strangers(path: Path) -> int:
     """Return the bits of ``others``, without those of a group that is only the owner's or that root has chosen."""
     status = _status(path)
-    return 0 if status is None else others(path) & (0o007 if is_own_group(status.st_uid, status.st_gid) else 0o077)
+    return status.st_mode & (0o007 if is_own_group(status.st_uid, status.st_gid) else 0o077)
 
 
 def is_own_group(user: int, group: int) -> bool:
@@ -230,75 +225,124 @@ def is_own_group(user: int, group: int) -> bool:
     return user == 0 or (entry.gr_name == name and set(entry.gr_mem) <= {name})
 
 
-def mode(path: FilePath) -> str:
+def mode(path: Path) -> str:
     """Return a file's mode as people write it."""
-    status = _status(path)
-    return "" if status is None else f"{stat.S_IMODE(status.st_mode):04o}"
+    return f"{stat.S_IMODE(_status(path).st_mode):04o}"
 
 
-def few(names: Sequence[str]) -> str:
-    """Return the first names of a list, and how many more there are."""
-    more = len(names) - _FEW
-    return ", ".join(names[:_FEW]) + (f" and {more} more" if more > 0 else "")
-
-
-def _status(path: FilePath) -> os.stat_result | None:
+def _status(path: Path) -> os.stat_result:
     # A missing file is no finding here: the configuration's own reader reports it.
     try:
         return path.stat()
     except OSError:
-        return None
+        return os.stat_result([0] * 10)
 
 
-def lines_of(text: str) -> Mapping[Path, int]:
-    """Return the line, from 1, of every table and key of a TOML text; elements have the line of their key.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A pitfall at a place; ``line`` counts from 1, and is ``None`` if not even the table stands in the file."""
 
-    It is read by tomllib statement by statement. Of a text that is nested too deep the lines found so far stand.
+    code: Code
+    severity: Severity
+    path: Place
+    message: str
+    line: int | None = None
+
+    @property
+    def key(self) -> str:
+        """The place as people read it, like ``consumer.issuers[0].jwks``."""
+        parts = (f"[{part}]" if isinstance(part, int) else f".{spelt(part)}" for part in self.path)
+        return "".join(parts).removeprefix(".")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the finding as JSON values."""
+        return {
+            "code": self.code.name,
+            "severity": self.severity.value,
+            "line": self.line,
+            "key": self.key,
+            "message": self.message,
+            "why": self.code.why,
+            "instead": self.code.instead,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All findings of one file, by severity, and within a severity by line.
 
     Args:
-        text: any text that ``tomllib.loads`` accepts.
+        findings: what was found.
+        unseen: what could not be looked at, and the setting that makes it visible.
+        accepted: how many findings ``[check] accept`` left out.
     """
-    lines: dict[Path, int] = {}
-    elements: dict[Path, int] = {}
-    base: Path = ()
-    statement, start = "", 1
-    for number, line in enumerate(text.split("\n"), 1):
-        statement += f"\n{line}" if statement else line
-        try:
-            value = tomllib.loads(statement)
-        except (RecursionError, ValueError):
-            # It goes on in the next line.
-            continue
-        if statement.lstrip().startswith("["):
-            # A header: each table on the way, of an array of tables its last element so far.
-            base = ()
-            while value:
-                ((key, value),) = value.items()
-                base = (*base, key)
-                # A table may have been noted with one within it before; its own header tells more.
-                lines[base] = lines.get(base, number) if value else number
-                if isinstance(value, list):
-                    value, elements[base] = {}, elements.get(base, 0) + 1
-                if base in elements:
-                    base = (*base, elements[base] - 1)
-                    lines.setdefault(base, number)
-        for path in _paths(value, base):
-            lines.setdefault(path, start)
-        statement, start = "", number + 1
-    return lines
+
+    findings: tuple[Finding, ...]
+    unseen: tuple[str, ...] = ()
+    accepted: int = 0
+
+    def count(self, severity: Severity) -> int:
+        """Return how many findings have a severity."""
+        return sum(finding.severity is severity for finding in self.findings)
+
+    def strict(self) -> Report:
+        """Return the report with every warning as an error."""
+        return replace(
+            self,
+            findings=ordered(
+                replace(finding, severity=Severity.ERROR) if finding.severity is Severity.WARNING else finding
+                for finding in self.findings
+            ),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {
+            "findings": [finding.as_dict() for finding in self.findings],
+            "errors": self.count(Severity.ERROR),
+            "warnings": self.count(Severity.WARNING),
+        }
 
 
-def _paths(value: Any, base: Path) -> Iterator[Path]:
-    """Yield the paths of all keys and elements within a value."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in inside:
-        yield (*base, key)
-        yield from _paths(inner, (*base, key))
+def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return findings by severity, then by line."""
+    ranks = list(Severity)
+    return tuple(sorted(findings, key=lambda finding: (ranks.index(finding.severity), finding.line or 0)))
 
 
-def nearest(lines: Mapping[Path, int], path: Path) -> int | None:
-    """Return the line of a path or, if it is not in the file, of the innermost table around it."""
-    for length in range(len(path), 0, -1):
-        if path[:length] in lines:
-            return lines[path[:length]]
-    return None
+def finding(name: str, path: Place, message: str) -> Finding:
+    """Return a finding.
+
+    Args:
+        name: one of ``CODES``.
+        path: where in the file; the key may be absent from it.
+        message: what is wrong, without key material, passphrase or a URL's credentials. Names and paths in it come
+            from the file: whoever prints it escapes what a terminal might act on.
+    """
+    code = CODES[name]
+    return Finding(code=code, severity=code.severity, path=path, message=message)
+
+
+def those(*rows: tuple[object, str, Place, str]) -> Iterator[Finding]:
+    """Yield the findings of a table of pitfalls.
+
+    Args:
+        rows: what has to hold for it, and the arguments of ``finding``.
+    """
+    return (finding(name, path, message) for holds, name, path, message in rows if holds)
+
+
+Rule = Callable[[Target], Iterable[Finding]]
+
+
+def on(table: str) -> Callable[[Callable[[Target, Any], Iterable[Finding]]], Rule]:
+    """Return the decorator of a rule on one table of the file: without the table there is nothing to find."""
+
+    def decorated(rule: Callable[[Target, Any], Iterable[Finding]]) -> Rule:
+        def asked(target: Target) -> Iterable[Finding]:
+            settings = getattr(target.settings, table)
+            return () if settings is None else rule(target, settings)
+
+        return asked
+
+    return decorated
