@@ -121,7 +121,7 @@ CAPABILITIES: Final = (
     ),
     Capability(
         "a message that the client cannot read",
-        other("stays unacked", "test_rabbitmq_unreadable.py::test_own_consumers", _AIO_PIKA)
+        other("stays unacked", "test_rabbitmq_queues.py::test_own_consumers", _AIO_PIKA)
         | other("ends the connection", "test_pika_consumer.py::test_poison", _PIKA)
         | other('`on_poison="skip"` passes it', "test_kafka_wrapper.py::test_poison_skipped", _KAFKA)
         | other('`on_poison="skip"` passes it', "test_aiokafka.py::test_batch_that_cannot_be_parsed", _AIOKAFKA)
@@ -163,7 +163,7 @@ CAPABILITIES: Final = (
     ),
     Capability(
         "your own loop: `judge`",
-        other("yes, and `guarded`", "test_rabbitmq_wrapper.py::test_existing_consumers_are_guarded", _AIO_PIKA)
+        other("yes, and `guarded`", "test_rabbitmq_queues.py::test_own_consumers", _AIO_PIKA)
         | yes("test_pika_judge.py::test_judged_in_a_loop_of_ones_own", _PIKA)
         | yes("test_kafka_place.py::test_own_loop_is_told_the_log", _KAFKA, _CONFLUENT, _AIOKAFKA)
         | other("`ajudge`", "test_confluent_aio.py::test_own_loop", _AIO)
