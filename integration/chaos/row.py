@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 
 from integration.chaos.count import Count, Letter, Sent, count
 from integration.victim import Orders
-from mqauth import Allow, AuditFile, Pipeline, Verifier
+from mqauth import Allow, AuditFile, Pipeline, Verified, Verifier
 from mqauth.flow import Attempts
 from mqauth.judging.pipeline import Outcome
 from mqauth.replay.memory import MemoryReplayStore
@@ -37,6 +38,14 @@ class Row:
     """Verifier settings for a source whose broker stamps what it receives."""
     place: ClassVar[str]
     """What stands before the source's name in a destination."""
+    impatient: ClassVar[dict[str, Any]] = {}
+    """Settings of a consumer that does not hold for long what waits."""
+    few_at_once: ClassVar[dict[str, Any]] = {}
+    many_at_once: ClassVar[dict[str, Any]] = {}
+    one_partition: ClassVar[dict[str, Any]] = {}
+    other_partition: ClassVar[dict[str, Any]] = {}
+    process: ClassVar[dict[str, Any]] = {"at_once": 10}
+    """Orders of a consumer process."""
     group = ""
 
     def __init__(self, url: str, source: str, dead: str, folder: Path, *, lifetime: int) -> None:
@@ -73,7 +82,20 @@ class Row:
             "dead": self.dead, "group": self.group, "keys": str(keys), "handled": str(self.handled_file),
             "audit": str(self.folder / "audit.jsonl"), "verifier": self.append, "session": 2.0,
         }  # fmt: skip
-        return Orders(**(wanted | settings))
+        return Orders(**(wanted | self.process | settings))
+
+    def end(self, processes: Iterable[subprocess.Popen[bytes]]) -> None:
+        """Let consumer processes end in order."""
+        for process in processes:
+            process.terminate()
+        assert {process.wait(60) for process in processes} == {0}
+
+    def settle_in(self, how: str) -> None:
+        """Do what a broker needs before it is stopped, or killed."""
+
+    def handle(self, verified: Verified) -> None:
+        """Remember what was handled, at its end."""
+        self.handled.append(verified.body or b"")
 
     def named(self, number: int, *, failing: bool = False) -> list[bytes]:
         """Return the bodies of so many further honest messages."""
