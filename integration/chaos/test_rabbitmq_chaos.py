@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,19 +19,22 @@ from aio_pika.abc import AbstractChannel
 from pamqp import commands
 
 from integration.chaos.count import Count, Letter
+from integration.chaos.faults import FastClock, fast_refresher, unreachable
 from integration.chaos.rabbitmq_scene import PATIENCE, BlockingScene, Scene, scene, until
 from integration.chaos.rows import Rows
+from integration.keyserver import KeyServer
 from integration.services import RabbitMQ, Redis
 from integration.wire import Wire
-from mqauth import Pipeline, Verdict, Verified
+from mqauth import JWKS, Allow, Pipeline, Verdict, Verified
 from mqauth.audit.chain import verify_chain
 from mqauth.brokers import rabbitmq
 from mqauth.brokers.amqp_topology import DEFAULT_DELIVERY_LIMIT, UNPARSEABLE
 from mqauth.brokers.rabbitmq.channel import LOST, is_blocked
 from mqauth.errors import Cause, Unavailable
+from mqauth.judging.policy import Rule
 from mqauth.replay.rules import ClaimRequest, ClaimStatus
 from mqauth.stores.redis import RedisReplayStore
-from mqauth.testing.forge import Forge
+from mqauth.testing.forge import ISSUER, SUBJECT, Forge
 
 Report = Callable[[Count], None]
 
@@ -437,3 +441,40 @@ async def test_lost_while_blocked(own_rabbitmq: RabbitMQ, wire: Wire) -> None:
                     await producer.publish(aio_pika.Message(b"after"), QUEUE)
                     break
                 await asyncio.sleep(0.1)
+
+
+DEAD = "https://dead.example"
+PREFETCH = 10
+
+
+@contextmanager
+def issuer_out_of_reach(row: Scene) -> Iterator[tuple[KeyServer, Pipeline]]:
+    """Trust a second issuer too, whose server is down and has never been up."""
+    rule = Rule(subject=SUBJECT, destinations=("rabbitmq:/" + row.name,), issuer=ISSUER)
+    with (
+        unreachable([row.forge.neighbour]) as server,
+        JWKS(
+            server.url, timeout=1, unsafe_http_loopback=True, clock=FastClock(), refresher=fast_refresher
+        ) as keys,
+        row.audit_file() as audit,
+    ):
+        verifier = row.verifier(keys={ISSUER: row.forge.keys, DEAD: keys})
+        yield server, row.guard(audit, verifier=verifier, policy=Allow([rule]))
+
+
+async def test_beyond_the_bound_the_queue_waits(row: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """Where more is held than may be, the consumer says whose fault it is, how many, and that nothing comes."""
+    await row.forge_some(4 * PREFETCH, signer=row.forge.signer(key=row.forge.stranger, issuer=DEAD))
+    with issuer_out_of_reach(row) as (server, guard):
+        async with await row.consumer(guard, prefetch=PREFETCH, max_held=PREFETCH) as consumer:
+            await until(lambda: "no more can be held" in caplog.text, WITHIN)  # it consumes anew beside it first
+            health = consumer.health()
+            assert (health.consuming, health.party) == (False, DEAD)
+            assert health.held == {f"keys_unavailable of {DEAD}": health.deferred}
+            assert PREFETCH <= health.deferred <= 2 * PREFETCH
+            full = re.compile(rf"no more can be held: (\d+) keys_unavailable of {DEAD}\n")
+            await until(lambda: full.search(caplog.text) is not None, WITHIN)  # it is logged a moment later
+            assert {PREFETCH <= int(number) <= 2 * PREFETCH for number in full.findall(caplog.text)} == {True}
+            server.up()
+            await row.done(consumer, seconds=WITHIN)
+            assert consumer.health().consuming
