@@ -93,10 +93,6 @@ class Orders:
         """Start the process; its settings are those of ``Popen``."""
         return subprocess.Popen(self.command, **settings)
 
-    async def aprocess(self, **settings: Any) -> asyncio.subprocess.Process:
-        """Start the process from an event loop."""
-        return await asyncio.create_subprocess_exec(*self.command, **settings)
-
 
 class Doom:
     """Kills this process at the n-th time its moment comes."""

@@ -126,17 +126,17 @@ CAPABILITIES: Final = (
         | other("ends the connection", "test_pika.py::test_poison", _PIKA)
         | other('`on_poison="skip"` passes it', f"{_LEAVES}test_a_header_that_cannot_be_parsed", _KAFKA, _AIOKAFKA)
         | other("ends the consumer", f"{_LEAVES}test_a_batch_that_cannot_be_parsed", _CONFLUENT, _AIO)
-        | other("never reaches a verdict", "test_faststream_shop.py::test_shop", *FASTSTREAM),
+        | other("never reaches a verdict", "test_faststream.py::test_shop", *FASTSTREAM),
     ),
     Capability("dead letters with audit records", yes(f"{_PROMISES}test_dead_letters_and_records")),
     Capability(
         "a missing dead-letter queue or topic is told at the start",
-        yes("capabilities/test_missing_letters.py::test_missing"),
+        yes("capabilities/test_starts.py::test_missing"),
     ),
     Capability(
         "transactional dead letters",
         yes(f"{_LEAVES}test_a_transaction", _KAFKA, _CONFLUENT, _AIO, _AIOKAFKA)
-        | other("refused", "capabilities/test_refusals.py::test_transactional_letters_in_faststream", *FASTSTREAM)
+        | other("refused", "capabilities/test_starts.py::test_transactional_letters_in_faststream", *FASTSTREAM)
         | other("RabbitMQ has none", f"{_PROMISES}test_dead_letters_and_records", _AIO_PIKA, _PIKA),
     ),
     Capability(
@@ -146,7 +146,7 @@ CAPABILITIES: Final = (
         | other("`AuditTopic`", "audit/test_sinks.py::test_topic", _KAFKA)
         | other("`AuditTopic`", "test_confluent.py::test_audit_topic", _CONFLUENT, _AIO)
         | other("`AuditTopic`", "test_aiokafka.py::test_audit_topic", _AIOKAFKA)
-        | other("any of these", "capabilities/test_audit_at_the_broker.py::test_audit_at_the_broker", *FASTSTREAM),
+        | other("any of these", "capabilities/test_starts.py::test_audit_at_the_broker", *FASTSTREAM),
     ),
     Capability(
         "signed answers (`Verified.reply`)",
@@ -168,8 +168,8 @@ CAPABILITIES: Final = (
     Capability("moved and mirrored messages (`accept_as`)", yes(f"{_PROMISES}test_a_moved_message")),
     Capability(
         "RabbitMQ's user compared with the subject (`user_id`)",
-        yes("capabilities/test_refusals.py::test_user_id", *QUEUES)
-        | other("refused", "capabilities/test_refusals.py::test_user_id", *LOGS),
+        yes("capabilities/test_starts.py::test_user_id", *QUEUES)
+        | other("refused", "capabilities/test_starts.py::test_user_id", *LOGS),
     ),
     Capability(
         "`decode=`",
@@ -184,7 +184,7 @@ CAPABILITIES: Final = (
     Capability("metrics of each outcome", yes(f"{_PROMISES}test_observers")),
     Capability(
         "the self-test: a consumer with a hole does not start",
-        yes("capabilities/test_selftest.py::test_a_consumer_with_a_hole_does_not_start"),
+        yes("capabilities/test_starts.py::test_a_consumer_with_a_hole_does_not_start"),
     ),
     Capability("the attack suite: no forgery accepted", yes("capabilities/test_attacks.py::TestEveryClient")),
     Capability("identities of an authority", yes(f"{_PROMISES}test_identities")),
